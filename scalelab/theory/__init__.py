@@ -1,0 +1,1 @@
+"""Shapes, counts, schedules, hardware and law forms: arithmetic without state."""

@@ -1,0 +1,181 @@
+"""Peak speed, power, memory and price of named devices, each with its source.
+
+Peaks are dense bf16 (fp16 where a device has no bf16) without sparsity, from the maker's data
+sheet. Prices are on-demand list prices of a public cloud, an order of magnitude that every command
+lets the user replace; they are not looked up at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scalelab.errors import UnknownHardwareError
+
+STATED_UTILISATION = 0.40
+UTILISATION_SOURCE = "40 % of peak, what well-kept dense training reaches (stated, not measured)"
+CPU_CORE_USD_PER_HOUR = 0.04
+CPU_PRICE_SOURCE = "about the on-demand price of one cloud CPU core"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """One kind of device.
+
+    Attributes
+    ----------
+    name : str
+        Short name that options take.
+    peak_flops_per_s : float
+        Dense bf16 FLOP/s.
+    watts : float
+        Board power limit.
+    memory_bytes : float
+        Device memory.
+    usd_per_hour : float
+        On-demand list price of one device.
+    source : str
+        Where peak, power and memory come from.
+    price_source : str
+        Where the price comes from.
+    matches : tuple of str
+        Lower-case fragments of the name that a driver reports.
+    """
+
+    name: str
+    peak_flops_per_s: float
+    watts: float
+    memory_bytes: float
+    usd_per_hour: float
+    source: str
+    price_source: str
+    matches: tuple[str, ...]
+
+
+_LIST_2025 = "on-demand list prices of public clouds in 2025, recalled and rounded"
+
+HARDWARE = {
+    item.name: item
+    for item in (
+        Hardware(
+            name="h100",
+            peak_flops_per_s=989e12,
+            watts=700,
+            memory_bytes=80e9,
+            usd_per_hour=3.0,
+            source="NVIDIA H100 SXM data sheet",
+            price_source=_LIST_2025,
+            matches=("h100",),
+        ),
+        Hardware(
+            name="h200",
+            peak_flops_per_s=989e12,
+            watts=700,
+            memory_bytes=141e9,
+            usd_per_hour=3.8,
+            source="NVIDIA H200 SXM data sheet",
+            price_source=_LIST_2025,
+            matches=("h200",),
+        ),
+        Hardware(
+            name="b200",
+            peak_flops_per_s=2250e12,
+            watts=1000,
+            memory_bytes=180e9,
+            usd_per_hour=5.0,
+            source="NVIDIA DGX B200 data sheet",
+            price_source=_LIST_2025,
+            matches=("b200",),
+        ),
+        Hardware(
+            name="a100",
+            peak_flops_per_s=312e12,
+            watts=400,
+            memory_bytes=80e9,
+            usd_per_hour=1.8,
+            source="NVIDIA A100 SXM 80 GB data sheet",
+            price_source=_LIST_2025,
+            matches=("a100",),
+        ),
+        Hardware(
+            name="l4",
+            peak_flops_per_s=121e12,
+            watts=72,
+            memory_bytes=24e9,
+            usd_per_hour=0.7,
+            source="NVIDIA L4 data sheet (242 TFLOP/s with sparsity)",
+            price_source=_LIST_2025,
+            matches=("nvidia l4",),
+        ),
+        Hardware(
+            name="rtx4090",
+            peak_flops_per_s=165e12,
+            watts=450,
+            memory_bytes=24e9,
+            usd_per_hour=0.5,
+            source="NVIDIA Ada GPU architecture white paper, bf16 with fp32 accumulation",
+            price_source=_LIST_2025,
+            matches=("rtx 4090",),
+        ),
+        Hardware(
+            name="v100",
+            peak_flops_per_s=125e12,
+            watts=300,
+            memory_bytes=32e9,
+            usd_per_hour=0.8,
+            source="NVIDIA V100 SXM2 data sheet, fp16",
+            price_source=_LIST_2025,
+            matches=("v100",),
+        ),
+        Hardware(
+            name="t4",
+            peak_flops_per_s=65e12,
+            watts=70,
+            memory_bytes=16e9,
+            usd_per_hour=0.35,
+            source="NVIDIA T4 data sheet, fp16",
+            price_source=_LIST_2025,
+            matches=("tesla t4", "nvidia t4"),
+        ),
+        Hardware(
+            name="mi300x",
+            peak_flops_per_s=1307e12,
+            watts=750,
+            memory_bytes=192e9,
+            usd_per_hour=3.0,
+            source="AMD Instinct MI300X data sheet",
+            price_source=_LIST_2025,
+            matches=("mi300x",),
+        ),
+    )
+}
+
+
+def find_hardware(name: str) -> Hardware:
+    """Return the device of this short name.
+
+    Raises
+    ------
+    UnknownHardwareError
+        When it is not in the table.
+    """
+    if name.lower() not in HARDWARE:
+        raise UnknownHardwareError(
+            f"device {name!r}",
+            f"one of {', '.join(sorted(HARDWARE))}",
+            "Name one of them, or add yours to scalelab/theory/hardware.py with its source.",
+        )
+    return HARDWARE[name.lower()]
+
+
+def match_hardware(reported: str) -> Hardware | None:
+    """Return the device whose name a driver reports as ``reported``; None when it is not known."""
+    lowered = reported.lower()
+    for item in HARDWARE.values():
+        if any(fragment in lowered for fragment in item.matches):
+            return item
+    return None
+
+
+def seconds_on(flops: float, hardware: Hardware, utilisation: float = STATED_UTILISATION) -> float:
+    """Return the device-seconds that ``flops`` take at this share of the device's peak."""
+    return flops / (hardware.peak_flops_per_s * utilisation)

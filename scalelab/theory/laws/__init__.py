@@ -1,0 +1,92 @@
+"""THE law forms, one family a file; `LAWS` lists them and `law_named` finds one."""
+
+from __future__ import annotations
+
+from scalelab.errors import UsageError
+from scalelab.theory.laws.accuracy import Accuracy
+from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.theory.laws.broken import Broken
+from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
+from scalelab.theory.laws.data_constrained import DataConstrained
+from scalelab.theory.laws.farseer import Farseer
+from scalelab.theory.laws.gamma import Gamma
+from scalelab.theory.laws.kaplan import (
+    ComputeFrontier,
+    Kaplan,
+    KaplanCompute,
+    KaplanParams,
+    KaplanTokens,
+)
+from scalelab.theory.laws.overtraining import Overtraining
+from scalelab.theory.laws.precision import Precision
+from scalelab.theory.laws.rates import (
+    BatchByCompute,
+    BatchSize,
+    CriticalBatch,
+    LearningRate,
+    LearningRateByCompute,
+)
+from scalelab.theory.laws.routed import Granularity, Routed
+
+LAWS: tuple[type[Law], ...] = (
+    Chinchilla,
+    TiedExponents,
+    Gamma,
+    DataConstrained,
+    Overtraining,
+    Kaplan,
+    KaplanParams,
+    KaplanTokens,
+    KaplanCompute,
+    ComputeFrontier,
+    Farseer,
+    Routed,
+    Granularity,
+    Precision,
+    Broken,
+    LearningRate,
+    BatchSize,
+    LearningRateByCompute,
+    BatchByCompute,
+    CriticalBatch,
+    Accuracy,
+)
+
+
+def law_named(name: str) -> type[Law]:
+    """Return the form of this name; UsageError lists the names when there is none."""
+    for law in LAWS:
+        if law.name == name:
+            return law
+    raise UsageError(
+        f"form {name!r}", f"one of {', '.join(law.name for law in LAWS)}", "Choose a form."
+    )
+
+
+__all__ = [
+    "LAWS",
+    "Accuracy",
+    "BatchByCompute",
+    "BatchSize",
+    "Broken",
+    "Chinchilla",
+    "ComputeFrontier",
+    "Coordinate",
+    "CriticalBatch",
+    "DataConstrained",
+    "Farseer",
+    "Gamma",
+    "Granularity",
+    "Kaplan",
+    "KaplanCompute",
+    "KaplanParams",
+    "KaplanTokens",
+    "Law",
+    "LearningRate",
+    "LearningRateByCompute",
+    "Overtraining",
+    "Precision",
+    "Routed",
+    "TiedExponents",
+    "law_named",
+]

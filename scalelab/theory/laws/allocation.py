@@ -1,0 +1,56 @@
+"""Compute-optimal allocation of a surface without a closed form: golden section along C = 6 N D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalelab.theory.accounting import FLOPS_PER_PARAM_TRAIN
+
+FloatArray = NDArray[np.float64]
+
+GOLDEN = (5**0.5 - 1) / 2
+N_COARSE = 241
+
+
+def best_split(
+    loss: Callable[[FloatArray, FloatArray], FloatArray], flops: ArrayLike
+) -> tuple[FloatArray, FloatArray]:
+    """Return the (N, D) of least loss at each budget.
+
+    A coarse scan in log N brackets the valley and golden section narrows it to rounding. Fitted
+    forms may turn down again far outside their data (endless N on no tokens), so the valley is the
+    local minimum nearest to N = D, and the lowest point only where there is none.
+
+    Parameters
+    ----------
+    loss : callable
+        (N, D) to loss, for arrays of one shape.
+    flops : array_like
+        Budgets C.
+    """
+    product = np.asarray(flops, dtype=np.float64) / FLOPS_PER_PARAM_TRAIN
+    flat = np.atleast_1d(product).ravel()
+
+    def at(log_n: FloatArray) -> FloatArray:
+        N = np.exp(log_n)
+        return loss(N, flat / N)
+
+    share = np.linspace(0.05, 0.95, N_COARSE)[:, None] * np.log(flat)
+    values = np.array([at(row) for row in share])
+    inner = values[1:-1]
+    is_valley = (inner <= values[:-2]) & (inner <= values[2:])
+    distance = np.abs(np.arange(1, N_COARSE - 1) - N_COARSE // 2)[:, None]
+    nearest = np.where(is_valley, distance, N_COARSE).argmin(axis=0) + 1
+    lowest = np.where(is_valley.any(axis=0), nearest, np.nanargmin(values, axis=0))
+    lowest = np.clip(lowest, 1, N_COARSE - 2)
+    low = np.take_along_axis(share, lowest[None] - 1, axis=0)[0]
+    high = np.take_along_axis(share, lowest[None] + 1, axis=0)[0]
+    for _ in range(60):
+        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        falls = at(left) > at(right)
+        low, high = np.where(falls, left, low), np.where(falls, high, right)
+    N = np.exp(0.5 * (low + high)).reshape(product.shape)
+    return N, product / N

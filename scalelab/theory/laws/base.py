@@ -1,0 +1,201 @@
+"""What every law is: frozen parameters, one formula, its exact derivatives and inverses.
+
+A form is one class in one file: a frozen dataclass whose fields are the parameters, with
+`coordinates` (how an optimizer sees them), `columns` (what a row must have), `source`, and
+`surface`, the formula written once in NumPy. Values, gradients and Hessians all come from that one
+line: `scalelab.theory.laws.jet` carries exact first and second derivatives through it. A form that
+is a sum of exponentials of linear functions says so in `terms`, which lets the solver skip the
+general path. `seeds` says where to start.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalelab.errors import UsageError
+from scalelab.theory.laws.jet import Jet
+
+FloatArray = NDArray[np.float64]
+Columns = Mapping[str, ArrayLike]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coordinate:
+    """One parameter as an optimizer sees it.
+
+    Attributes
+    ----------
+    name : str
+        The parameter, a field of the law.
+    is_log : bool
+        Whether the optimizer moves its logarithm (positive parameters) or the value itself.
+    low, high : float
+        Bounds on the parameter itself. A positive parameter with ``low`` 0 may vanish: a fit whose
+        best value runs to 0 is reported, never returned as an ordinary optimum.
+    """
+
+    name: str
+    is_log: bool = True
+    low: float = 0.0
+    high: float = math.inf
+
+    def encode(self, value: ArrayLike) -> Any:
+        """Return the coordinate of a parameter value (its logarithm where ``is_log``)."""
+        return np.log(np.asarray(value, float)) if self.is_log else np.asarray(value, float)
+
+    def decode(self, coordinate: ArrayLike) -> Any:
+        """Return the parameter value of a coordinate."""
+        with np.errstate(over="ignore"):  # a replicate that runs away is infinite, and says so
+            return np.exp(np.asarray(coordinate, float)) if self.is_log else np.asarray(coordinate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law(ABC):
+    """Base of the forms; a subclass is a frozen dataclass whose fields are its parameters."""
+
+    name: ClassVar[str]
+    """Name on the command line and in files."""
+    columns: ClassVar[tuple[str, ...]]
+    """Columns a row must have, besides the target."""
+    target: ClassVar[str] = "loss_nats"
+    """What the law predicts: a column of the observations."""
+    coordinates: ClassVar[tuple[Coordinate, ...]]
+    """Parameters in optimizer order."""
+    source: ClassVar[str]
+    """Where the form is stated: paper, section."""
+    offset: ClassVar[str | None] = None
+    """Parameter that is added as it is (the irreducible loss E), not as a logarithm."""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the parameter names in optimizer order."""
+        return tuple(c.name for c in cls.coordinates)
+
+    @classmethod
+    @abstractmethod
+    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+        """Return the predicted target from coordinates: the formula, stated once.
+
+        Parameters
+        ----------
+        theta : sequence of length p
+            Coordinates (logarithms where the coordinate says so), each an array that broadcasts
+            against a column, or a `Jet`.
+        columns : Mapping[str, ndarray of shape (n,)]
+            The columns named in ``columns``.
+        """
+
+    @classmethod
+    def terms(cls, columns: Mapping[str, FloatArray]) -> FloatArray | None:
+        """Return features F, (k, n, p), when the target is ``offset`` + sum_k exp(F[k] @ theta).
+
+        None for a form that is not such a sum.
+        """
+        return None
+
+    @classmethod
+    @abstractmethod
+    def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
+        """Return starting points, shape (s, p) in coordinates, best first."""
+
+    @classmethod
+    def decode(cls, theta: FloatArray) -> FloatArray:
+        """Return parameters of coordinates, both of shape (s, p)."""
+        columns = [c.decode(theta[:, j]) for j, c in enumerate(cls.coordinates)]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+    @classmethod
+    def encode(cls, values: FloatArray) -> FloatArray:
+        """Return coordinates of parameters, both of shape (s, p)."""
+        columns = [c.encode(values[:, j]) for j, c in enumerate(cls.coordinates)]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+    @classmethod
+    def from_coordinates(cls, theta: FloatArray) -> Self:
+        """Return the law at one point of the optimizer's space, shape (p,)."""
+        values = cls.decode(theta[None])[0]
+        return cls(**{name: float(v) for name, v in zip(cls.names(), values, strict=True)})
+
+    def to_coordinates(self) -> FloatArray:
+        """Return the optimizer's coordinates of this law, shape (p,)."""
+        values = np.array([[getattr(self, name) for name in self.names()]], dtype=np.float64)
+        return np.asarray(self.encode(values)[0])
+
+    @property
+    def params(self) -> dict[str, float]:
+        """Parameters by name, in the order of the fields."""
+        return {f.name: float(getattr(self, f.name)) for f in fields(self)}
+
+    def loss(self, columns: Columns) -> FloatArray:
+        """Return the predicted target at these columns.
+
+        Parameters
+        ----------
+        columns : Mapping[str, array_like]
+            One entry for each of ``self.columns``; scalars and arrays broadcast.
+
+        Raises
+        ------
+        UsageError
+            When a column is missing.
+        """
+        theta = tuple(np.float64(t) for t in self.to_coordinates())
+        value = self.surface(theta, self.columns_of(columns))
+        return np.asarray(value, dtype=np.float64)
+
+    @classmethod
+    def columns_of(cls, columns: Columns) -> dict[str, FloatArray]:
+        """Return the columns that the law needs as float arrays; UsageError names a missing one."""
+        missing = [name for name in cls.columns if name not in columns]
+        if missing:
+            raise UsageError(
+                f"no column {', '.join(missing)} for the form {cls.name}",
+                f"the columns {', '.join(cls.columns)}",
+                "Map the missing column, or choose a form that does not need it.",
+            )
+        return {name: np.asarray(columns[name], dtype=np.float64) for name in cls.columns}
+
+    @classmethod
+    def derivatives(
+        cls, theta: FloatArray, columns: Mapping[str, FloatArray]
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return value, gradient and Hessian of the target by coordinate.
+
+        Parameters
+        ----------
+        theta : ndarray of shape (s, p)
+            A batch of points.
+        columns : Mapping[str, ndarray of shape (n,)]
+            The rows.
+
+        Returns
+        -------
+        value : ndarray of shape (s, n)
+        gradient : ndarray of shape (p, s, n)
+        hessian : ndarray of shape (p, p, s, n)
+        """
+        s, p = theta.shape
+        n = len(next(iter(columns.values())))
+        out: Jet = cls.surface(Jet.variables(theta), columns)
+        return out.full((s, n), p)
+
+    def optimal(self, flops: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Return the compute-optimal (N, D) at a budget of ``flops`` under C = 6 N D.
+
+        Raises
+        ------
+        UsageError
+            When the form has no trade-off between N and D.
+        """
+        raise UsageError(
+            f"the compute-optimal allocation of the form {self.name}",
+            "a form with a model term and a data term",
+            "Choose a form such as chinchilla.",
+        )

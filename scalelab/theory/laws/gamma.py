@@ -1,0 +1,104 @@
+"""The Chinchilla form with its two terms inside a power."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.theory.laws.chinchilla import Chinchilla
+from scalelab.theory.laws.projection import project
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gamma(Law):
+    r"""Loss surface :math:`L = E + (A N^{-\alpha} + B D^{-\beta})^\gamma`.
+
+    Attributes
+    ----------
+    A, B : float
+        Scale of the model and data terms inside the power, positive.
+    E : float
+        Irreducible loss, nats per token.
+    alpha, beta : float
+        Exponents inside the power.
+    gamma : float
+        Power, positive; 1 is Chinchilla.
+
+    References
+    ----------
+    Busbridge et al. 2025, arXiv:2502.08606; Beck et al. 2025, arXiv:2510.02228.
+    """
+
+    name: ClassVar[str] = "gamma"
+    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
+    coordinates: ClassVar[tuple[Coordinate, ...]] = (
+        *Chinchilla.coordinates,
+        Coordinate(name="gamma"),
+    )
+    offset: ClassVar[str] = "E"
+    source: ClassVar[str] = "Busbridge et al. 2025, arXiv:2502.08606, equation 8"
+
+    A: float
+    B: float
+    E: float
+    alpha: float
+    beta: float
+    gamma: float
+
+    @classmethod
+    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+        """Return the loss from (log A, log B, E, alpha, beta, log gamma)."""
+        log_A, log_B, E, alpha, beta, log_gamma = theta
+        inside = np.logaddexp(
+            log_A - alpha * np.log(columns["n_params"]), log_B - beta * np.log(columns["n_tokens"])
+        )
+        return E + np.exp(np.exp(log_gamma) * inside)
+
+    @classmethod
+    def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
+        """Return projections of (L - E)^(1/gamma) on a grid of E, gamma and the exponents."""
+        x, y = np.log(columns["n_params"]), np.log(columns["n_tokens"])
+        mx, my = x.mean(), y.mean()
+        out = []
+        for share, gamma in product((0.0, 0.4, 0.7, 0.9, 0.97), (0.25, 0.4, 0.6, 0.8, 1.0, 1.4)):
+            E = share * float(target.min())
+            grid = np.array(list(product(np.geomspace(0.1, 0.8, 5) / gamma, repeat=2)))
+            basis = np.stack(
+                [
+                    np.exp(-grid[:, :1] * (x - mx)),
+                    np.exp(-grid[:, 1:] * (y - my)),
+                ],
+                axis=1,
+            )
+            c, _ = project(basis, (target - E) ** (1.0 / gamma))
+            ones = np.ones(len(grid))
+            out.append(
+                np.stack(
+                    [
+                        np.log(c[:, 0]) + grid[:, 0] * mx,
+                        np.log(c[:, 1]) + grid[:, 1] * my,
+                        E * ones,
+                        grid[:, 0],
+                        grid[:, 1],
+                        np.log(gamma) * ones,
+                    ],
+                    axis=1,
+                )
+            )
+        return np.concatenate(out)
+
+    def optimal(self, flops: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Return the compute-optimal (N, D) at C = 6 N D: the power does not move it."""
+        return self.inside().optimal(flops)
+
+    def inside(self) -> Chinchilla:
+        """Return the law inside the power."""
+        return Chinchilla(A=self.A, B=self.B, E=0.0, alpha=self.alpha, beta=self.beta)

@@ -1,0 +1,165 @@
+"""Routed and mixture-of-experts models: by number of experts, and by granularity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.theory.laws.chinchilla import Chinchilla
+
+FloatArray = NDArray[np.float64]
+
+LN10 = float(np.log(10.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed(Law):
+    r"""Loss of routed models by dense-equivalent size and number of experts.
+
+    .. math:: \log_{10} L = a \log_{10} N + b \log_{10} \hat E
+        + c \log_{10} N \log_{10} \hat E + d
+
+    with the saturated number of experts
+    :math:`1/\hat E = 1/(E - 1 + (1/E_{start} - 1/E_{max})^{-1}) + 1/E_{max}`.
+
+    Attributes
+    ----------
+    a, b, c, d : float
+        Coefficients in base-10 logarithms; a and b negative, c positive in the paper.
+    E_start, E_max : float
+        Experts below which routing gains nothing, and above which it gains no more.
+
+    References
+    ----------
+    Clark et al. 2022, arXiv:2202.01169, equations 1 and 2.
+    """
+
+    name: ClassVar[str] = "routed"
+    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_experts")
+    coordinates: ClassVar[tuple[Coordinate, ...]] = (
+        *(
+            Coordinate(name=name, is_log=False, low=-np.inf, high=np.inf)
+            for name in ("a", "b", "c", "d")
+        ),
+        Coordinate(name="E_start"),
+        Coordinate(name="E_max"),
+    )
+    source: ClassVar[str] = "Clark et al. 2022, arXiv:2202.01169, equations 1 and 2"
+
+    a: float
+    b: float
+    c: float
+    d: float
+    E_start: float
+    E_max: float
+
+    @classmethod
+    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+        """Return the loss from (a, b, c, d, log E_start, log E_max)."""
+        a, b, c, d, log_start, log_max = theta
+        log_N = np.log(columns["n_params"]) / LN10
+        top = np.exp(-log_max)
+        shift = 1.0 / (np.exp(-log_start) - top)
+        log_E = np.log(1.0 / (columns["n_experts"] - 1.0 + shift) + top) * (-1.0 / LN10)
+        return np.exp(LN10 * (a * log_N + b * log_E + c * log_N * log_E + d))
+
+    @classmethod
+    def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
+        """Return least squares of log L on a grid of E_start and E_max."""
+        log_N, log_L = np.log10(columns["n_params"]), np.log10(target)
+        out = []
+        for start, top in product((1.05, 1.5, 2.5, 4.0), (60.0, 150.0, 300.0, 600.0, 3000.0)):
+            shift = 1.0 / (1.0 / start - 1.0 / top)
+            log_E = -np.log10(1.0 / (columns["n_experts"] - 1.0 + shift) + 1.0 / top)
+            design = np.stack([log_N, log_E, log_N * log_E, np.ones_like(log_N)], axis=1)
+            best = np.linalg.lstsq(design, log_L, rcond=None)[0]
+            out.append([*best, np.log(start), np.log(top)])
+        return np.array(out)
+
+    @property
+    def n_cut(self) -> float:
+        """Dense size above which routing no longer helps."""
+        return float(10.0 ** (-self.b / self.c))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Granularity(Law):
+    r"""Fine-grained experts: :math:`L = E + (g G^{-\gamma} + A) N^{-\alpha} + B D^{-\beta}`.
+
+    Attributes
+    ----------
+    A, g : float
+        Scale of the model term, and what coarse experts add to it, positive.
+    B : float
+        Scale of the data term, positive.
+    E : float
+        Irreducible loss, nats per token.
+    alpha, beta, gamma : float
+        Exponents of parameters, tokens and granularity, positive.
+
+    References
+    ----------
+    Krajewski et al. 2024, arXiv:2402.07871, equation 9.
+    """
+
+    name: ClassVar[str] = "granularity"
+    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens", "granularity")
+    coordinates: ClassVar[tuple[Coordinate, ...]] = (
+        *Chinchilla.coordinates,
+        Coordinate(name="g"),
+        Coordinate(name="gamma", is_log=False),
+    )
+    offset: ClassVar[str] = "E"
+    source: ClassVar[str] = "Krajewski et al. 2024, arXiv:2402.07871, equation 9"
+
+    A: float
+    B: float
+    E: float
+    alpha: float
+    beta: float
+    g: float
+    gamma: float
+
+    @classmethod
+    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+        """Return the loss from (log A, log B, E, alpha, beta, log g, gamma)."""
+        log_A, log_B, E, alpha, beta, log_g, gamma = theta
+        coarse = log_g - gamma * np.log(columns["granularity"])
+        extra = np.exp(coarse - alpha * np.log(columns["n_params"]))
+        return Chinchilla.surface((log_A, log_B, E, alpha, beta), columns) + extra
+
+    @classmethod
+    def terms(cls, columns: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the features of the model, data and coarseness terms."""
+        x = np.log(columns["n_params"])
+        features = np.zeros((3, len(x), 7))
+        features[:2, :, :5] = Chinchilla.terms(columns)
+        features[2, :, 5] = 1.0
+        features[2, :, 3] = -x
+        features[2, :, 6] = -np.log(columns["granularity"])
+        return features
+
+    @classmethod
+    def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
+        """Return Chinchilla's seeds, the model term split in several ways."""
+        base = Chinchilla.seeds(columns, target)[:12]
+        return np.array(
+            [
+                [start[0] + np.log(1 - share), *start[1:], start[0] + np.log(share), gamma]
+                for start, share, gamma in product(base, (0.05, 0.3, 0.7), (0.2, 0.6, 1.5))
+            ]
+        )
+
+    def optimal(
+        self, flops: ArrayLike, *, granularity: float = 1.0
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the compute-optimal (N, D) at C = 6 N D, N active, at one granularity."""
+        scale = self.A + self.g * granularity**-self.gamma
+        at = Chinchilla(A=scale, B=self.B, E=self.E, alpha=self.alpha, beta=self.beta)
+        return at.optimal(flops)

@@ -1,0 +1,201 @@
+"""Learning-rate schedules, and the named rules for peak learning rate, batch and warm-up.
+
+A schedule (`learning_rate_ratio`) says the rate at a step of one run, as a share of its peak. A
+rule (`LR_RULES`, `BATCH_RULES`) says the peak, or the batch, of a run that has not been tuned; each
+states its source and the convention of N that it was fitted with.
+
+References
+----------
+Loshchilov and Hutter 2016, arXiv:1608.03983 (cosine).
+Hu et al. 2024, arXiv:2404.06395, section 4 (warm-up, stable, decay).
+Haegele et al. 2024, arXiv:2405.18392, section 3 (the 1-sqrt cooldown).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from scalelab.errors import UsageError
+
+WSD_WARMUP_SHARE = 0.1
+WSD_DECAY_SHARE = 0.1
+WARMUP_SHARE = 0.05
+WIDTH_RULE_BATCH_TOKENS = 2048
+WARMUP_STEPS_MIN = 10
+WARMUP_STEPS_MAX = 2_000
+
+
+def learning_rate_ratio(
+    step: int,
+    *,
+    schedule: str,
+    n_steps: int,
+    warmup_steps: int,
+    decay_steps: int = 0,
+    end_ratio: float = 0.1,
+) -> float:
+    """Return the learning rate at ``step`` as a share of the peak.
+
+    Parameters
+    ----------
+    step : int
+        Optimizer step, counted from 0; the last is ``n_steps - 1``.
+    schedule : str
+        ``cosine``: from the peak to ``end_ratio`` at the last step. ``wsd``: constant, then
+        ``1 - sqrt`` over the last ``decay_steps`` steps, to zero just after the last step.
+    n_steps, warmup_steps, decay_steps : int
+        Length of the run, of its linear warm-up and of its closing decay.
+    end_ratio : float
+        Share of the peak at the last step of the cosine.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(n_steps - 1 - warmup_steps, 1)
+        return end_ratio + (1 - end_ratio) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    decayed = step - (n_steps - decay_steps)
+    return 1.0 if decayed < 0 else 1 - math.sqrt((decayed + 1) / (decay_steps + 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuleInputs:
+    """What a rule may look at.
+
+    Attributes
+    ----------
+    n_params : Mapping[str, int]
+        Parameters by convention.
+    n_tokens : float
+        Training tokens D.
+    flops_kaplan : float
+        Training FLOPs from matrix products without embedding and head.
+    d_model : int
+        Width of the residual stream.
+    batch_tokens : int
+        Tokens in a step; 0 while the batch itself is being decided.
+    """
+
+    n_params: Mapping[str, int]
+    n_tokens: float
+    flops_kaplan: float
+    d_model: int
+    batch_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """A published or house rule for one hyperparameter.
+
+    Attributes
+    ----------
+    name : str
+        What the option takes.
+    formula : str
+        The rule in words, for the plan.
+    source : str
+        Where it comes from.
+    value : Callable
+        `RuleInputs` to the learning rate, or to the batch in tokens.
+    """
+
+    name: str
+    formula: str
+    source: str
+    value: Callable[[RuleInputs], float]
+
+
+def _kaplan_lr(run: RuleInputs) -> float:
+    # The formula turns negative near 1e10 parameters, far beyond the sizes that it was fitted on.
+    return max(0.003239 - 0.0001395 * math.log(run.n_params["kaplan"]), 1e-5)
+
+
+def _width_lr(run: RuleInputs) -> float:
+    # Smaller batches than the one measured with: the square-root rule for Adam.
+    batch_factor = min(1.0, math.sqrt(run.batch_tokens / WIDTH_RULE_BATCH_TOKENS))
+    return float(0.02 * (32 / run.d_model) ** 0.75 * batch_factor)
+
+
+LR_RULES = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            name="width",
+            formula="0.02 (32 / d_model)^0.75 min(1, batch / 2,048 tokens)^0.5",
+            source="measured on byte models of 26k to 179k parameters with batches of 2,048 "
+            "tokens; smaller batches by Malladi et al. 2022, arXiv:2205.10287",
+            value=_width_lr,
+        ),
+        Rule(
+            name="kaplan",
+            formula="0.003239 - 0.0001395 ln N, N without embeddings",
+            source="Kaplan et al. 2020, arXiv:2001.08361, appendix D.6",
+            value=_kaplan_lr,
+        ),
+        Rule(
+            name="deepseek",
+            formula="0.3118 C^-0.1250, C without embeddings",
+            source="DeepSeek-AI 2024, arXiv:2401.02954, section 3.1",
+            value=lambda run: 0.3118 * run.flops_kaplan**-0.1250,
+        ),
+        Rule(
+            name="steplaw",
+            formula="1.79 N^-0.713 D^0.307, N without embeddings",
+            source="Li et al. 2025, arXiv:2503.04715",
+            value=lambda run: 1.79 * run.n_params["kaplan"] ** -0.713 * run.n_tokens**0.307,
+        ),
+        Rule(
+            name="olmo",
+            formula="0.0047 (N / 108e6)^(-1/3), N without embeddings",
+            source="Bhagia et al. 2024, arXiv:2412.04403, after Porian et al. 2024",
+            value=lambda run: 0.0047 * (run.n_params["kaplan"] / 108e6) ** (-1 / 3),
+        ),
+    )
+}
+BATCH_RULES = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            name="steplaw",
+            formula="0.58 D^0.571 tokens",
+            source="Li et al. 2025, arXiv:2503.04715",
+            value=lambda run: 0.58 * run.n_tokens**0.571,
+        ),
+        Rule(
+            name="deepseek",
+            formula="0.2920 C^0.3271 tokens, C without embeddings",
+            source="DeepSeek-AI 2024, arXiv:2401.02954, section 3.1",
+            value=lambda run: 0.2920 * run.flops_kaplan**0.3271,
+        ),
+    )
+}
+DEFAULT_LR_RULE = "width"
+DEFAULT_BATCH_RULE = "steplaw"
+
+
+def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
+    """Return the rule of this name.
+
+    Raises
+    ------
+    UsageError
+        When there is none.
+    """
+    if name not in rules:
+        raise UsageError(
+            f"{option} {name!r}", f"one of {', '.join(sorted(rules))}", f"Choose another {option}."
+        )
+    return rules[name]
+
+
+def default_warmup_steps(n_steps: int, schedule: str) -> int:
+    """Return the steps of linear warm-up: 5 % of a cosine run, 10 % of a WSD run, within bounds."""
+    share = WSD_WARMUP_SHARE if schedule == "wsd" else WARMUP_SHARE
+    wanted = round(share * n_steps)
+    return min(max(wanted, WARMUP_STEPS_MIN), WARMUP_STEPS_MAX, n_steps)
+
+
+def default_decay_steps(n_steps: int, schedule: str) -> int:
+    """Return the steps of the closing decay: 10 % of a WSD run, none under a cosine."""
+    return round(WSD_DECAY_SHARE * n_steps) if schedule == "wsd" else 0

@@ -1,0 +1,106 @@
+"""The shape of a decoder-only transformer: what the counts, the plan and the trainer agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scalelab.errors import SpecError
+
+VOCAB_MULTIPLE = 64
+FF_MULTIPLE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """Shape of a pre-norm decoder with RMSNorm, RoPE and SwiGLU.
+
+    Attributes
+    ----------
+    n_layers : int
+        Blocks.
+    d_model : int
+        Width of the residual stream.
+    n_heads : int
+        Query heads.
+    d_head : int
+        Size of a head, even (RoPE turns pairs).
+    d_ff : int
+        Width of the SwiGLU hidden layer (each of its two input matrices).
+    vocab_size : int
+        Tokens that occur. The head is padded to a multiple of 64 in memory; counts use this number.
+    n_kv_heads : int
+        Key and value heads; divides ``n_heads``. 0 means as many as ``n_heads``.
+    is_tied : bool
+        Whether the output head is the embedding matrix.
+    has_qk_norm : bool
+        Whether queries and keys are RMS-normalised per head.
+    n_experts : int
+        Routed SwiGLU experts in each block; 0 is a dense model.
+    n_active_experts : int
+        Experts that each token passes through; 0 in a dense model.
+
+    Raises
+    ------
+    SpecError
+        When the numbers cannot be a model.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_ff: int
+    vocab_size: int
+    n_kv_heads: int = 0
+    is_tied: bool = False
+    has_qk_norm: bool = True
+    n_experts: int = 0
+    n_active_experts: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "d_head", "d_ff", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise SpecError(
+                    f"{name} = {getattr(self, name)}", "a whole number from 1", f"Raise {name}."
+                )
+        if self.d_head % 2:
+            raise SpecError(f"d_head = {self.d_head}", "an even number", "RoPE turns pairs.")
+        if self.n_heads % self.kv_heads:
+            raise SpecError(
+                f"n_kv_heads = {self.n_kv_heads} beside n_heads = {self.n_heads}",
+                "a divisor of n_heads",
+                "Choose another number of key and value heads.",
+            )
+        if not 0 <= self.n_active_experts <= self.n_experts or (
+            self.n_experts > 0 and self.n_active_experts == 0
+        ):
+            raise SpecError(
+                f"{self.n_active_experts} active of {self.n_experts} experts",
+                "1 to n_experts active experts, or none of either",
+                "Set n_active_experts between 1 and n_experts.",
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, with the default resolved."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def d_attention(self) -> int:
+        """Width of all query heads together, ``n_heads * d_head``."""
+        return self.n_heads * self.d_head
+
+    @property
+    def d_kv(self) -> int:
+        """Width of all key heads together."""
+        return self.kv_heads * self.d_head
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding and head in memory: ``vocab_size`` up to a multiple of 64."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def label(self) -> str:
+        """Return a short name such as ``4L-64d-2h``."""
+        experts = f"-{self.n_active_experts}of{self.n_experts}e" if self.n_experts else ""
+        return f"{self.n_layers}L-{self.d_model}d-{self.n_heads}h{experts}"

@@ -1,0 +1,172 @@
+"""Read and print quantities, ranges, durations and money: the one spelling used everywhere.
+
+`parse_quantity` reads ``1e18``, ``7B``, ``1.2T``, ``7_000``; `parse_range` reads ``1e18..1e20``
+(two per decade, both ends), ``1e18..1e20:5`` (five in total) and ``1e18,3e18``. What
+`format_quantity` prints, `parse_quantity` reads back to the digits shown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+
+from scalelab.errors import UsageError
+
+SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+POINTS_PER_DECADE = 2
+RANGE_DIGITS = 2
+
+_NUMBER = re.compile(
+    r"(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(?P<suffix>[kKmMbBtT])?"
+)
+_QUANTITY_HELP = "a number above zero such as 1e18, 7B, 1.2T or 7_000"
+_RANGE_HELP = "LOW..HIGH, LOW..HIGH:COUNT or a list such as 1e18,3e18"
+
+
+def parse_quantity(text: str | float, *, what: str = "quantity") -> float:
+    """Return the number that ``text`` names.
+
+    Parameters
+    ----------
+    text : str or float
+        ``1e18``, ``7B``, ``1.2T``, ``7_000``; suffixes K, M, B, T are powers of a thousand.
+    what : str
+        What the number is, for the error message.
+
+    Raises
+    ------
+    UsageError
+        When the text is not a finite number above zero.
+    """
+    match = _NUMBER.fullmatch(str(text).strip())
+    value = (
+        float(match["number"].replace("_", "")) * SUFFIXES.get((match["suffix"] or "").upper(), 1.0)
+        if match
+        else math.nan
+    )
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"{what} {str(text)!r}", _QUANTITY_HELP, f"Write the {what} as one.")
+    return value
+
+
+def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
+    """Return the increasing quantities that ``text`` names, geometric between the ends.
+
+    Inner points are rounded to two significant digits; the ends are kept as written.
+
+    Raises
+    ------
+    UsageError
+        When an end is missing or not a quantity, the range runs downwards, or the count does not
+        allow both ends.
+    """
+    text = str(text).strip()
+    if ".." not in text:
+        values = tuple(parse_quantity(part, what=what) for part in text.split(","))
+        if len({round_significant(value, 6) for value in values}) < len(values):
+            raise UsageError(f"{what} {text!r} with a value twice", _RANGE_HELP, "Name each once.")
+        return tuple(sorted(values))
+    low_text, _, rest = text.partition("..")
+    high_text, colon, count_text = rest.partition(":")
+    if not low_text.strip() or not high_text.strip():
+        raise UsageError(f"{what} {text!r} with an open end", _RANGE_HELP, "Name both ends.")
+    low, high = parse_quantity(low_text, what=what), parse_quantity(high_text, what=what)
+    if low >= high:
+        raise UsageError(
+            f"{what} {text!r}, which runs downwards",
+            "LOW..HIGH with LOW below HIGH",
+            f"Write {high_text.strip()}..{low_text.strip()}{colon}{count_text}."
+            if low > high
+            else f"Write {low_text.strip()} alone for a single value.",
+        )
+    decades = math.log10(high / low)
+    if not colon:
+        count = max(2, round(decades * POINTS_PER_DECADE) + 1)
+    elif count_text.strip().isdigit() and int(count_text) >= 2:
+        count = int(count_text)
+    else:
+        raise UsageError(
+            f"{what} {text!r} with {count_text.strip()!r} points",
+            "a whole number of points, 2 or more",
+            f"Write {low_text}..{high_text}:3, for example.",
+        )
+    inner = (
+        round_significant(low * 10 ** (decades * i / (count - 1)), RANGE_DIGITS)
+        for i in range(1, count - 1)
+    )
+    values = (low, *inner, high)
+    if any(b <= a for a, b in itertools.pairwise(values)):
+        raise UsageError(
+            f"{what} {text!r}: {count} points that coincide at {RANGE_DIGITS} digits",
+            "points that differ",
+            "Ask for fewer points or a wider range.",
+        )
+    return values
+
+
+def round_significant(value: float, digits: int) -> float:
+    """Return ``value`` rounded to this many significant digits (0 stays 0)."""
+    return float(f"{value:.{digits - 1}e}")
+
+
+def format_quantity(value: float, digits: int = 3) -> str:
+    """Return ``7B``, ``1.25T`` or ``3.2e+18``: short, and `parse_quantity` reads it back.
+
+    Values from a thousand up to 10,000T carry a suffix; larger and smaller ones the power of ten.
+    """
+    if not math.isfinite(value) or value == 0:
+        return str(value)
+    rounded = round_significant(value, digits)
+    size = abs(rounded)
+    if size < 1e-3 or size >= 1e16:
+        mantissa, exponent = f"{rounded:.{digits - 1}e}".split("e")
+        if "." in mantissa:
+            mantissa = mantissa.rstrip("0").rstrip(".")
+        return f"{mantissa}e{int(exponent)}"
+    for suffix, scale in reversed(SUFFIXES.items()):
+        if size >= scale:
+            return f"{_plain(rounded / scale, digits)}{suffix}"
+    return _plain(rounded, digits)
+
+
+def _plain(value: float, digits: int) -> str:
+    text = f"{round_significant(value, digits):.{digits + 4}f}"
+    return text.rstrip("0").rstrip(".")
+
+
+def format_flops(value: float) -> str:
+    """Return a number of FLOPs as a power of ten, ``3.2e18``, never with a suffix."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``4.2 s``, ``12 min``, ``3.4 h``, ``2.1 days`` or ``35 years``."""
+    for limit, unit, scale in (
+        (90.0, "s", 1.0),
+        (90 * 60.0, "min", 60.0),
+        (48 * 3600.0, "h", 3600.0),
+        (700 * 86400.0, "days", 86400.0),
+    ):
+        if seconds < limit:
+            return f"{_count(seconds / scale)} {unit}"
+    return f"{_count(seconds / (365.25 * 86400))} years"
+
+
+def format_money(usd: float) -> str:
+    """Return ``$0.04``, ``$12.50``, ``$1,250`` or ``$3.1 million``; never a rounded nothing."""
+    if 0 < usd < 0.005:
+        return "< $0.01"
+    if usd >= 1e6:
+        return f"${_count(usd / 1e6)} million"
+    return f"${usd:,.2f}" if usd < 100 else f"${usd:,.0f}"
+
+
+def format_count(value: float) -> str:
+    """Return a whole number with separators: ``12,345``."""
+    return f"{round(value):,}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else _plain(value, 2)
