@@ -1,0 +1,304 @@
+"""Make a dataset: read documents, split them, tokenize them, publish the folder by one rename.
+
+Two processes may prepare the same text at once: each works in a folder of its own, the first to
+finish publishes, the other throws its equal copy away. One that is killed leaves only a hidden
+folder, which a later preparation removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.corpus.shards import (
+    FINGERPRINT_LENGTH,
+    FORMAT,
+    MANIFEST_NAME,
+    Manifest,
+    Shard,
+    ShardWriter,
+    check_hashes,
+    fingerprints,
+    read_manifest,
+)
+from scalelab.corpus.source import DataSource, SourceFile, find_files, unreadable
+from scalelab.corpus.split import SHARES, is_enough, smallest_window, window
+from scalelab.corpus.spool import Progress, Spool, spool_documents
+from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, cached_bpe
+from scalelab.errors import DataError
+
+TOKENIZER_TRAIN_BYTES = 64 << 20
+LEFTOVER_AGE_S = 24 * 3600.0
+UNSETTLED_S = 2.0
+ENOUGH_DOCUMENTS = 16
+
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR),
+)
+
+
+def build_dataset(
+    source: DataSource, results: Path, progress: Progress, *, checks_hashes: bool = False
+) -> Path:
+    """Return the folder of a source's dataset, making it unless it is there.
+
+    Parameters
+    ----------
+    source : DataSource
+        Text and tokenizer.
+    results : Path
+        The results folder; nothing in it is taken for text.
+    progress : callable
+        Called with the stage in words, the bytes done and the bytes in all.
+    checks_hashes : bool
+        Whether a dataset that is there is read whole and compared with its hashes; otherwise only
+        its sizes are looked at.
+
+    Raises
+    ------
+    DataError
+        When the text or the results folder cannot be used.
+    """
+    data = results / "data"
+    started_s = time.time()
+    files = find_files(source, results)
+    listing, newest_s = _listing(source, files)
+    known = data / "sources" / f"{listing}.json"
+    folder = _known_folder(known, data, checks_hashes=checks_hashes)
+    if folder is not None:
+        return folder
+    with _scratch_folder(data) as scratch:
+        whole = scratch / "whole"
+        whole.mkdir()
+        spool = spool_documents(source, files, scratch / "text", progress)
+        manifest = _write_dataset(source, spool, whole, data / "tokenizers", progress)
+        folder = _publish(whole, manifest, data)
+        # A file changed in the clock's last tick could change again without a newer time.
+        if newest_s < started_s - UNSETTLED_S:
+            known.parent.mkdir(exist_ok=True)
+            note = scratch / "note.json"
+            note.write_text(json.dumps({"fingerprint": manifest.fingerprint}))
+            note.replace(known)
+    return folder
+
+
+def find_built(source: DataSource, results: Path) -> Path | None:
+    """Return the folder of the dataset that was made of these very files, or None."""
+    listing, _ = _listing(source, find_files(source, results))
+    data = results / "data"
+    return _known_folder(data / "sources" / f"{listing}.json", data, checks_hashes=False)
+
+
+def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, float]:
+    """Return a hash of the source and its files (place, size, times), and the newest time."""
+    hashed = hashlib.sha256(json.dumps([FORMAT, asdict(source)]).encode())
+    newest_ns = 0
+    for file in files:
+        try:
+            stat = file.path.stat()
+        except OSError as error:
+            raise unreadable(file.path, error) from error
+        newest_ns = max(newest_ns, stat.st_mtime_ns, stat.st_ctime_ns)
+        entry = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        hashed.update(json.dumps([os.path.abspath(file.path), file.is_named, *entry]).encode())
+    return hashed.hexdigest()[:FINGERPRINT_LENGTH], newest_ns / 1e9
+
+
+def _known_folder(known: Path, data: Path, *, checks_hashes: bool) -> Path | None:
+    """Return the folder made from this listing before, or None where it is not there and whole."""
+    try:
+        folder = data / str(json.loads(known.read_text())["fingerprint"])
+        manifest = read_manifest(folder)
+        if checks_hashes:
+            check_hashes(folder, manifest)
+    except (OSError, ValueError, KeyError, DataError):
+        return None
+    return folder
+
+
+@contextlib.contextmanager
+def _scratch_folder(data: Path) -> Iterator[Path]:
+    """Give an empty folder beside the datasets; whatever is left in it goes when the block ends."""
+    scratch = data / f".preparing-{secrets.token_hex(8)}"
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(data)
+        scratch.mkdir()
+        yield scratch
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise DataError(
+            f"{data}, where data cannot be written ({error.strerror})",
+            "a results folder on a disk with room, which this user may write to",
+            "Make room, or name another folder with --results.",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(data: Path) -> None:
+    """Remove the scratch folders of preparations that were killed long ago."""
+    for folder in data.glob(".preparing-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > LEFTOVER_AGE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_dataset(
+    source: DataSource, spool: Spool, folder: Path, cache: Path, progress: Progress
+) -> Manifest:
+    """Fill the folder with the shards and the tokenizer; return the manifest that describes it."""
+    tokenizer = _tokenizer(source, spool, cache, progress)
+    share, held_out = _hold_out(source, spool, tokenizer)
+    window_tokens = smallest_window([len(tokens) for tokens in held_out], source.eval_tokens)
+
+    writer = ShardWriter(folder, "eval", tokenizer.dtype)
+    windows = [
+        window(tokens, window_tokens, int(low))
+        for tokens, low in zip(held_out, spool.low, strict=False)
+    ]
+    eval_tokens: NDArray[Any] = np.concatenate(windows)[: source.eval_tokens]
+    writer.append(eval_tokens)
+    evaluation = writer.finish()
+    train = _write_train(spool, len(held_out), tokenizer, folder, progress)
+    n_train_tokens = sum(shard.n_tokens for shard in train)
+    if n_train_tokens < source.eval_tokens:
+        raise _too_small(source, spool, f"only {n_train_tokens} tokens would be left for training")
+
+    tokenizer_sha256 = None
+    if tokenizer.file is not None:
+        content = tokenizer.file.read_bytes()
+        tokenizer_sha256 = hashlib.sha256(content).hexdigest()
+        (folder / "tokenizer.json").write_bytes(content)
+    fingerprint, eval_fingerprint = fingerprints(
+        source.tokenizer, tokenizer_sha256, train, evaluation
+    )
+    return Manifest(
+        fingerprint=fingerprint,
+        eval_fingerprint=eval_fingerprint,
+        tokenizer=source.tokenizer,
+        tokenizer_sha256=tokenizer_sha256,
+        vocab_size=tokenizer.vocab_size,
+        dtype=tokenizer.dtype.name,
+        n_documents=len(spool),
+        n_train_documents=len(spool) - len(held_out),
+        n_held_out_documents=len(held_out),
+        n_duplicates=spool.n_duplicates,
+        n_skipped_files=spool.n_skipped_files,
+        held_out_share=share,
+        eval_window_tokens=window_tokens,
+        bytes_per_token=float(tokenizer.token_bytes()[eval_tokens].mean()),
+        source=source.describe(),
+        train=train,
+        evaluation=evaluation,
+    )
+
+
+def _tokenizer(source: DataSource, spool: Spool, cache: Path, progress: Progress) -> Tokenizer:
+    if source.bpe_size is None:
+        return ByteTokenizer()
+    # Only from the half that no share holds out, so that the vocabulary has not seen the
+    # evaluation set; by hash order that is a fair sample of the documents.
+    first = int(np.searchsorted(spool.high, np.uint64(1 << 63)))
+    sizes = np.cumsum(spool.lengths[first:])
+    end = first + max(1, int(np.searchsorted(sizes, TOKENIZER_TRAIN_BYTES, side="right")))
+    end = min(end, len(spool))
+    if first == end:
+        raise _too_small(source, spool, "no document would be left to train the tokenizer on")
+    n_bytes = int(spool.lengths[first:end].sum())
+    halves = np.stack([spool.high[first:end], spool.low[first:end]])
+    progress("training the tokenizer", 0, n_bytes)
+    file = cached_bpe(
+        spool.documents(first, end),
+        hashlib.sha256(halves.astype(">u8").tobytes()).hexdigest(),
+        source.bpe_size,
+        cache,
+    )
+    progress("training the tokenizer", n_bytes, n_bytes)
+    return BpeTokenizer(file)
+
+
+def _hold_out(
+    source: DataSource, spool: Spool, tokenizer: Tokenizer
+) -> tuple[float, list[NDArray[Any]]]:
+    """Return the held-out share and the tokens of each held-out document, in hash order."""
+    held_out: list[NDArray[Any]] = []
+    for share in SHARES:
+        end = int(np.searchsorted(spool.high, np.uint64(int(share * 2**64))))
+        held_out.extend(tokenizer.encode(spool.documents(len(held_out), end)))
+        if is_enough([len(tokens) for tokens in held_out], share, source.eval_tokens):
+            return share, held_out
+    found = sum(len(tokens) for tokens in held_out)
+    raise _too_small(source, spool, f"half of them hold {found} tokens")
+
+
+def _write_train(
+    spool: Spool, first: int, tokenizer: Tokenizer, folder: Path, progress: Progress
+) -> tuple[Shard, ...]:
+    writer = ShardWriter(folder, "train", tokenizer.dtype)
+    done, said = 0, 0
+    tokens_of: Iterable[NDArray[Any]] = tokenizer.encode(spool.documents(first, len(spool)))
+    for tokens, length in zip(tokens_of, spool.lengths[first:], strict=True):
+        writer.append(tokens)
+        done += int(length)
+        if done - said >= 1 << 20:
+            progress("tokenizing", done, spool.n_bytes)
+            said = done
+    progress("tokenizing", spool.n_bytes, spool.n_bytes)
+    return writer.finish()
+
+
+def _publish(whole: Path, manifest: Manifest, data: Path) -> Path:
+    """Move the finished folder to its name; an equal, whole one that is there already stays."""
+    with (whole / MANIFEST_NAME).open("w", encoding="utf-8") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    folder = data / manifest.fingerprint
+    while True:
+        try:
+            whole.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return folder
+        try:
+            check_hashes(folder, read_manifest(folder))
+        except DataError:
+            # Damaged: put it aside (readers keep what they have open) and publish ours instead.
+            aside = data / f".preparing-{secrets.token_hex(8)}"
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            return folder
+
+
+def _too_small(source: DataSource, spool: Spool, problem: str) -> DataError:
+    # A sixteenth of the tokens where a token is four bytes.
+    fewer = max(1, spool.n_bytes // 64)
+    do = "Give more text, in more documents (a file is one, or a row of JSONL or Parquet)"
+    if len(spool) >= ENOUGH_DOCUMENTS:
+        do += f", or ask for a smaller evaluation set, such as --eval-tokens {fewer}"
+    return DataError(
+        f"{len(spool)} distinct documents of {spool.n_bytes} bytes in all for an evaluation set "
+        f"of {source.eval_tokens} tokens: {problem}",
+        "enough documents to hold some out whole and to train on the rest",
+        f"{do}.",
+    )

@@ -1,0 +1,267 @@
+"""A prepared corpus: open it, and get the batch of a step or the evaluation set.
+
+`prepare` turns text into a `Dataset` (or finds the one made before), `open_dataset` opens a folder
+with nothing but NumPy, `find_dataset` opens the one that a run's spec names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.corpus.order import permuted
+from scalelab.corpus.shards import Manifest, TokenStream, read_manifest
+from scalelab.corpus.source import DataSource
+from scalelab.corpus.spool import Progress
+from scalelab.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Tokens of a corpus, memory-mapped, split into a training and an evaluation part.
+
+    It pickles as its folder's path, so it can be handed to a worker process.
+
+    Attributes
+    ----------
+    folder : Path
+        ``<results>/data/<fingerprint>``.
+    manifest : Manifest
+        What the folder holds.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    def __reduce__(self) -> tuple[Callable[[Path], Dataset], tuple[Path]]:
+        return open_dataset, (self.folder,)
+
+    @property
+    def fingerprint(self) -> str:
+        """Content hash of tokenizer, training and evaluation tokens."""
+        return self.manifest.fingerprint
+
+    @property
+    def eval_fingerprint(self) -> str:
+        """Content hash of tokenizer and evaluation tokens."""
+        return self.manifest.eval_fingerprint
+
+    @property
+    def tokenizer(self) -> str:
+        """Name of the tokenizer: ``bytes`` or ``bpe:SIZE``."""
+        return self.manifest.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that can occur, unpadded."""
+        return self.manifest.vocab_size
+
+    @property
+    def n_train_tokens(self) -> int:
+        """Tokens of the training part."""
+        return sum(shard.n_tokens for shard in self.manifest.train)
+
+    @property
+    def n_eval_tokens(self) -> int:
+        """Tokens of the evaluation set."""
+        return sum(shard.n_tokens for shard in self.manifest.evaluation)
+
+    @property
+    def n_documents(self) -> int:
+        """Distinct documents, held-out ones included."""
+        return self.manifest.n_documents
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text in the mean evaluation token (`scalelab.corpus.shards.Manifest`)."""
+        return self.manifest.bytes_per_token
+
+    def n_sequences(self, seq_len: int) -> int:
+        """Return the training sequences of one epoch: the corpus cut into chunks of ``seq_len``.
+
+        Raises
+        ------
+        DataError
+            When the training part is shorter than one sequence.
+        """
+        n = (self.n_train_tokens - 1) // seq_len
+        if n < 1:
+            raise DataError(
+                f"sequences of {seq_len} tokens from {self.n_train_tokens} training tokens",
+                f"sequences of at most {self.n_train_tokens - 1} tokens",
+                "Shorten the sequences, or give more text.",
+            )
+        return n
+
+    def batch(self, seed: int, step: int, batch_seqs: int, seq_len: int) -> NDArray[np.int64]:
+        """Return the training batch of a step: a pure function of the arguments.
+
+        Every epoch goes through all chunks of ``seq_len`` tokens once, in an order given by the
+        seed and the epoch; runs that differ in ``batch_seqs`` alone see the same order. Below one
+        epoch no token is predicted twice.
+
+        Parameters
+        ----------
+        seed : int
+            Of the order.
+        step : int
+            From 0.
+        batch_seqs, seq_len : int
+            Sequences in the batch, and predicted tokens in each.
+
+        Returns
+        -------
+        ndarray of int64, shape (batch_seqs, seq_len + 1)
+            Inputs are ``[:, :-1]``, targets ``[:, 1:]``.
+
+        Raises
+        ------
+        DataError
+            When the training part is shorter than one sequence.
+        """
+        n = self.n_sequences(seq_len)
+        first = step * batch_seqs
+        epochs, places = np.divmod(np.arange(first, first + batch_seqs, dtype=np.int64), n)
+        chunks = np.empty_like(places)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            is_in = epochs == epoch
+            chunks[is_in] = permuted(places[is_in], n, seed=seed, epoch=epoch)
+        return self._train.rows(chunks * seq_len, seq_len + 1)
+
+    def eval_sequences(self, seq_len: int) -> NDArray[np.int64]:
+        """Return the evaluation set as sequences, in one fixed order.
+
+        Returns
+        -------
+        ndarray of int64, shape (n, seq_len + 1)
+            Each evaluation token but the first is a target once; less than one sequence at the
+            end is left out.
+
+        Raises
+        ------
+        DataError
+            When the evaluation set is shorter than one sequence.
+        """
+        n = (self.n_eval_tokens - 1) // seq_len
+        if n < 1:
+            raise DataError(
+                f"sequences of {seq_len} tokens from {self.n_eval_tokens} evaluation tokens",
+                f"sequences of at most {self.n_eval_tokens - 1} tokens",
+                "Shorten the sequences, or prepare a larger evaluation set.",
+            )
+        return self._eval.rows(np.arange(n, dtype=np.int64) * seq_len, seq_len + 1)
+
+    def unique_tokens(self, n_tokens: int, seq_len: int = 1) -> int:
+        """Return how many distinct training tokens a run over ``n_tokens`` predicts."""
+        return min(n_tokens, self.n_sequences(seq_len) * seq_len)
+
+    def epochs(self, n_tokens: int, seq_len: int = 1) -> float:
+        """Return how often a run over ``n_tokens`` goes through the training part; may be < 1."""
+        return n_tokens / (self.n_sequences(seq_len) * seq_len)
+
+    @functools.cached_property
+    def _train(self) -> TokenStream:
+        return TokenStream(self.folder, self.manifest.train, self.manifest.dtype)
+
+    @functools.cached_property
+    def _eval(self) -> TokenStream:
+        return TokenStream(self.folder, self.manifest.evaluation, self.manifest.dtype)
+
+
+def prepare(
+    source: DataSource,
+    results: Path,
+    *,
+    progress: Progress | None = None,
+    checks_hashes: bool = False,
+) -> Dataset:
+    """Return the dataset of a source, made now unless it was made before.
+
+    A source whose files have the same sizes and times as last time is not read again.
+
+    Parameters
+    ----------
+    source : DataSource
+        Text and tokenizer.
+    results : Path
+        The results folder; the dataset lies at ``data/<fingerprint>`` in it.
+    progress : callable, optional
+        Called with the stage in words, the bytes done and the bytes in all.
+    checks_hashes : bool
+        Whether a dataset made before is read whole and compared with its hashes, and made anew
+        when it is damaged; otherwise its sizes must be right.
+
+    Raises
+    ------
+    DataError
+        When the text cannot be used; the results folder is then as it was.
+    """
+    from scalelab.corpus.build import build_dataset
+
+    folder = build_dataset(source, results, progress or _say_nothing, checks_hashes=checks_hashes)
+    return open_dataset(folder)
+
+
+def find_prepared(source: DataSource, results: Path) -> Dataset | None:
+    """Return the dataset made of a source before, None when its files changed or it never was.
+
+    Reads sizes and times of the files, not their text, and writes nothing.
+
+    Raises
+    ------
+    DataError
+        When a path of the source is missing or unreadable.
+    """
+    from scalelab.corpus.build import find_built
+
+    folder = find_built(source, results)
+    return None if folder is None else open_dataset(folder)
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Open a prepared dataset; its shards are checked for size.
+
+    Raises
+    ------
+    DataError
+        When the folder is missing or damaged.
+    """
+    return Dataset(folder=folder, manifest=read_manifest(folder))
+
+
+def find_dataset(results: Path, fingerprint: str) -> Dataset:
+    """Open the dataset that a run's spec names by its fingerprint.
+
+    Raises
+    ------
+    DataError
+        When the results folder does not have it, or it is damaged.
+    """
+    folder = results / "data" / fingerprint
+    if not folder.is_dir():
+        raise DataError(
+            f"data {fingerprint}, which is not at {folder}",
+            "the fingerprint of prepared data",
+            "Prepare it there with `scalelab data prepare` and the sweep's data options.",
+        )
+    return open_dataset(folder)
+
+
+def _say_nothing(stage: str, done: int, total: int) -> None:
+    """Take no notice of progress."""
+
+
+__all__ = [
+    "DataSource",
+    "Dataset",
+    "Progress",
+    "find_dataset",
+    "find_prepared",
+    "open_dataset",
+    "prepare",
+]

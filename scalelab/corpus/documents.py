@@ -1,0 +1,118 @@
+"""Read documents out of files: text files whole, JSONL lines and Parquet rows one each.
+
+A document is UTF-8 text as bytes. Empty ones are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalelab.corpus.source import DataSource, SourceFile, unreadable
+from scalelab.errors import DataError
+
+PARQUET_ROWS = 1024
+
+
+class NotTextError(Exception):
+    """A file is not UTF-8 text (or holds NUL, as binary files do)."""
+
+
+def read_documents(file: SourceFile, source: DataSource) -> Iterator[bytes]:
+    """Yield the documents of a file in their order.
+
+    Raises
+    ------
+    NotTextError
+        When a text file is not UTF-8 text.
+    DataError
+        When the file cannot be read, a row is malformed, or the field or column is missing.
+    """
+    readers = {
+        "text": lambda: _read_text(file.path),
+        "jsonl": lambda: _read_jsonl(file.path, source.field),
+        "parquet": lambda: _read_parquet(file.path, source.column),
+    }
+    try:
+        yield from filter(None, readers[file.kind]())
+    except OSError as error:
+        raise unreadable(file.path, error) from error
+
+
+def _read_text(path: Path) -> Iterator[bytes]:
+    text = path.read_bytes()
+    if b"\0" in text:
+        raise NotTextError
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotTextError from error
+    yield text
+
+
+def _read_jsonl(path: Path, field: str) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8" if number > 1 else "utf-8-sig"))
+            except ValueError as error:
+                raise _bad_line(path, number, f"is not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise _bad_line(path, number, f"is a {type(row).__name__}, not an object")
+            if field not in row:
+                raise DataError(
+                    f"no field {field!r} in line {number} of {path}, which has {sorted(row)}",
+                    "the name of the field that holds the text, in every line",
+                    "Name it with --field.",
+                )
+            text = row[field]
+            if not isinstance(text, str):
+                raise _bad_line(path, number, f"has a {type(text).__name__} as {field!r}")
+            try:
+                yield text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise _bad_line(path, number, "has half of a surrogate pair") from error
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            schema = table.schema_arrow
+            if column not in schema.names:
+                raise DataError(
+                    f"no column {column!r} in {path}, which has {sorted(schema.names)}",
+                    "the name of the column that holds the text",
+                    "Name it with --column.",
+                )
+            kind = schema.field(column).type
+            value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(value_kind) or pa.types.is_large_string(value_kind)):
+                raise DataError(
+                    f"column {column!r} of {path}, which holds {kind}",
+                    "a column of strings",
+                    "Name another with --column.",
+                )
+            for rows in table.iter_batches(PARQUET_ROWS, columns=[column]):
+                yield from (
+                    text.encode("utf-8") for text in rows.column(0).to_pylist() if text is not None
+                )
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{path}, which is not Parquet ({str(error).splitlines()[0]})",
+            "a whole Parquet file",
+            "Write the file again, or give it the ending of what it is.",
+        ) from error
+
+
+def _bad_line(path: Path, number: int, problem: str) -> DataError:
+    return DataError(
+        f"line {number} of {path}, which {problem}",
+        "one JSON object a line, its text a string",
+        "Mend or remove the line.",
+    )

@@ -1,0 +1,277 @@
+"""Token shards on disk: the manifest, writing, checking and reading them.
+
+A dataset's folder holds ``train-00000.bin``, .. and ``eval-00000.bin``: nothing but tokens, little
+endian, one, two or four bytes each. ``manifest.json`` says what they are. The folder appears by
+one rename, whole, and is never changed afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import DataError
+
+FORMAT = 1
+SHARD_BYTES = 1 << 30
+MANIFEST_NAME = "manifest.json"
+FINGERPRINT_LENGTH = 16
+
+_HASH_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One file of tokens: its name, how many tokens, and the SHA-256 of its bytes."""
+
+    name: str
+    n_tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a dataset's folder holds.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Hash of the tokenizer and of every token, in order: equal text and tokenizer give the same
+        on every machine, wherever the files lay. Also the folder's name.
+    eval_fingerprint : str
+        The same of the evaluation tokens alone.
+    tokenizer : str
+        Name of the tokenizer.
+    tokenizer_sha256 : str or None
+        Hash of ``tokenizer.json`` beside the shards, None for bytes.
+    vocab_size : int
+        Tokens that can occur, unpadded.
+    dtype : str
+        ``uint8``, ``uint16`` or ``uint32``.
+    n_documents, n_train_documents, n_held_out_documents : int
+        Distinct documents, and on either side of the split.
+    n_duplicates : int
+        Further documents with the text of another; not used.
+    n_skipped_files : int
+        Files of folders that were skipped because they are not UTF-8 text.
+    held_out_share : float
+        Share of all possible document hashes that is held out.
+    eval_window_tokens : int
+        Longest run of tokens that one held-out document gives to the evaluation set.
+    bytes_per_token : float
+        Bytes of UTF-8 text in the mean token of the evaluation set (a document's end counts as
+        one), so that bits per byte = nats per token / ln 2 / bytes_per_token.
+    source : str
+        Where the text came from, in words; no part of the identity.
+    train, evaluation : tuple of Shard
+        The files.
+    format : int
+        Version of this layout.
+    """
+
+    fingerprint: str
+    eval_fingerprint: str
+    tokenizer: str
+    tokenizer_sha256: str | None
+    vocab_size: int
+    dtype: str
+    n_documents: int
+    n_train_documents: int
+    n_held_out_documents: int
+    n_duplicates: int
+    n_skipped_files: int
+    held_out_share: float
+    eval_window_tokens: int
+    bytes_per_token: float
+    source: str
+    train: tuple[Shard, ...]
+    evaluation: tuple[Shard, ...]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Return the content of ``manifest.json``."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+class ShardWriter:
+    """Writes a stream of tokens into numbered shards of limited size.
+
+    Parameters
+    ----------
+    folder : Path
+        Where.
+    prefix : str
+        ``train`` or ``eval``.
+    dtype : dtype
+        Of a token on disk.
+    shard_bytes : int
+        A shard is closed once it holds this many bytes.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, dtype: np.dtype[Any], *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self._folder = folder
+        self._prefix = prefix
+        self._dtype = dtype.newbyteorder("<")
+        self._shard_tokens = max(1, shard_bytes // dtype.itemsize)
+        self._shards: list[Shard] = []
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._n_tokens = 0
+
+    def append(self, tokens: NDArray[Any]) -> None:
+        """Append tokens, shape (n,), to the stream."""
+        while len(tokens):
+            if self._file is None:
+                name = f"{self._prefix}-{len(self._shards):05d}.bin"
+                self._file = (self._folder / name).open("wb", buffering=_HASH_BLOCK)
+            part = tokens[: self._shard_tokens - self._n_tokens]
+            content = np.ascontiguousarray(part, dtype=self._dtype).data
+            self._file.write(content)
+            self._hash.update(content)
+            self._n_tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._n_tokens == self._shard_tokens:
+                self._close_shard()
+
+    def finish(self) -> tuple[Shard, ...]:
+        """Close and sync the last shard and return all of them."""
+        self._close_shard()
+        return tuple(self._shards)
+
+    def _close_shard(self) -> None:
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._shards.append(
+            Shard(
+                name=Path(self._file.name).name,
+                n_tokens=self._n_tokens,
+                sha256=self._hash.hexdigest(),
+            )
+        )
+        self._file = None
+        self._hash = hashlib.sha256()
+        self._n_tokens = 0
+
+
+class TokenStream:
+    """Reads runs of tokens out of memory-mapped shards as if they were one array.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the shards lie.
+    shards : tuple of Shard
+        In order.
+    dtype : str
+        Of a token on disk.
+    """
+
+    def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
+        kind = np.dtype(dtype).newbyteorder("<")
+        # As plain arrays: a slice of NumPy's memmap class costs several times as much.
+        self._maps = [
+            np.asarray(np.memmap(folder / shard.name, dtype=kind, mode="r")) for shard in shards
+        ]
+        self._starts = list(accumulate((shard.n_tokens for shard in shards), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def rows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """Return the runs of ``length`` tokens that begin at ``starts``, shape (k, length)."""
+        rows = np.empty((len(starts), length), dtype=np.int64)
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            self._read_into(row, start)
+        return rows
+
+    def _read_into(self, row: NDArray[np.int64], start: int) -> None:
+        shard = bisect_right(self._starts, start) - 1
+        filled = 0
+        while filled < len(row):
+            offset = start + filled - self._starts[shard]
+            part = self._maps[shard][offset : offset + len(row) - filled]
+            row[filled : filled + len(part)] = part
+            filled += len(part)
+            shard += 1
+
+
+def fingerprints(
+    tokenizer: str,
+    tokenizer_sha256: str | None,
+    train: tuple[Shard, ...],
+    evaluation: tuple[Shard, ...],
+) -> tuple[str, str]:
+    """Return the fingerprints of the whole dataset and of its evaluation set."""
+    kind = [FORMAT, tokenizer, tokenizer_sha256]
+    held_out = [shard.sha256 for shard in evaluation]
+    seen = [shard.sha256 for shard in train]
+    return _short_hash([*kind, seen, held_out]), _short_hash([*kind, held_out])
+
+
+def _short_hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a dataset's folder, its shards being there in full size.
+
+    Raises
+    ------
+    DataError
+        When the folder or a shard is missing, torn, or of another format.
+    """
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT or set(content) != {f.name for f in fields(Manifest)}:
+            raise damaged(folder, f"a manifest of format {content.get('format')!r}")
+        shards = {key: tuple(Shard(**s) for s in content[key]) for key in ("train", "evaluation")}
+        manifest = Manifest(**{**content, **shards})
+    except FileNotFoundError as error:
+        raise damaged(folder, "no manifest") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise damaged(folder, f"a manifest that cannot be read ({error})") from error
+    itemsize = np.dtype(manifest.dtype).itemsize
+    for shard in (*manifest.train, *manifest.evaluation):
+        path = folder / shard.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.n_tokens * itemsize:
+            found = "missing" if size is None else f"{size} bytes"
+            raise damaged(folder, f"{shard.name} {found} of {shard.n_tokens * itemsize} bytes")
+    return manifest
+
+
+def check_hashes(folder: Path, manifest: Manifest) -> None:
+    """Read every shard and compare it with its hash in the manifest.
+
+    Raises
+    ------
+    DataError
+        When one differs.
+    """
+    for shard in (*manifest.train, *manifest.evaluation):
+        with (folder / shard.name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise damaged(folder, f"{shard.name} with other content than was written")
+
+
+def damaged(folder: Path, what: str) -> DataError:
+    """Return the error for a dataset's folder that does not hold what it should."""
+    return DataError(
+        f"prepared data at {folder}: {what}",
+        "the shards and the manifest as they were prepared",
+        "Run `scalelab data prepare` with the same options again: it mends the folder.",
+    )

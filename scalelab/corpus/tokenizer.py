@@ -1,0 +1,167 @@
+"""Text to tokens: raw bytes, or a byte-level BPE trained on the corpus itself.
+
+Both end every document with a token that text cannot hold: byte 0 (files with NUL are not text),
+or token 0 of the BPE. Both give every UTF-8 text back exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import DataError
+
+END_OF_DOCUMENT = "<|end|>"
+BATCH_BYTES = 4 << 20
+
+
+class Tokenizer(Protocol):
+    """Turns documents into tokens.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Tokens that can occur.
+    dtype : dtype
+        Smallest unsigned integers that hold them.
+    file : Path or None
+        Where its vocabulary is kept, None when it needs none.
+    """
+
+    vocab_size: int
+    dtype: np.dtype[Any]
+    file: Path | None
+
+    def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of each document, its end included, shape (n,)."""
+        ...
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return the bytes of text in each token, shape (vocab_size,); a document's end is one."""
+        ...
+
+
+class ByteTokenizer:
+    """Every byte is a token; byte 0 ends a document."""
+
+    vocab_size = 256
+    dtype = np.dtype(np.uint8)
+    file: Path | None = None
+
+    def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
+        """Yield the bytes of each document and its end, shape (n,)."""
+        for document in documents:
+            yield np.frombuffer(document + b"\0", dtype=np.uint8)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return ones, shape (256,)."""
+        return np.ones(self.vocab_size, dtype=np.int64)
+
+
+class BpeTokenizer:
+    """Byte-level BPE read from a file that `train_bpe` wrote.
+
+    Parameters
+    ----------
+    file : Path
+        ``tokenizer.json``.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import tokenizers
+
+        self.file: Path | None = file
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            self._end = self._tokenizer.get_vocab()[END_OF_DOCUMENT]
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(
+                f"{file}, which is no tokenizer of ours ({error})",
+                "the file as it was trained",
+                "Remove it; it is trained again.",
+            ) from error
+        # Text that spells the end marker is text, not a marker.
+        self._tokenizer.encode_special_tokens = True
+        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        self.dtype: np.dtype[Any] = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of each document and its end, shape (n,)."""
+        for batch in _batches(documents):
+            texts = [document.decode("utf-8") for document in batch]
+            for encoding in self._tokenizer.encode_batch_fast(texts):
+                yield np.asarray([*encoding.ids, self._end], dtype=self.dtype)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return the bytes in each token, shape (vocab_size,).
+
+        The byte-level alphabet spells each byte as one character, so a token's length is its bytes.
+        """
+        lengths = np.ones(self.vocab_size, dtype=np.int64)
+        for token, index in self._tokenizer.get_vocab().items():
+            if index != self._end:
+                lengths[index] = len(token)
+        return lengths
+
+
+def cached_bpe(documents: Iterable[bytes], digest: str, vocab_size: int, cache: Path) -> Path:
+    """Return the file of the BPE of these documents, trained unless it was before.
+
+    Parameters
+    ----------
+    documents : iterable of bytes
+        Text to train on; read only when there is no cached tokenizer.
+    digest : str
+        Hash of that text.
+    vocab_size : int
+        Size asked for; the vocabulary is smaller when the text has too few distinct pairs.
+    cache : Path
+        Folder of cached tokenizers.
+    """
+    key = hashlib.sha256(f"{vocab_size} {digest}".encode()).hexdigest()[:16]
+    file = cache / f"bpe-{vocab_size}-{key}.json"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = cache / f".{file.name}.{secrets.token_hex(4)}"
+        try:
+            partial.write_text(_train_bpe(documents, vocab_size), encoding="utf-8")
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+    return file
+
+
+def _train_bpe(documents: Iterable[bytes], vocab_size: int) -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text.decode("utf-8") for text in documents), trainer)
+    return str(tokenizer.to_str(pretty=True))
+
+
+def _batches(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalelab.corpus.build import build_dataset
+from scalelab.corpus.dataset import Dataset, open_dataset, prepare
+from scalelab.corpus.source import DataSource
+from scalelab.errors import DataError
+
+WriteFiles = Callable[[Path, list[str]], Path]
+MakeDocuments = Callable[..., list[str]]
+
+NAME = re.compile(rb"doc\d+x\d+ ")
+
+
+def train_text(dataset: Dataset) -> bytes:
+    return b"".join((dataset.folder / shard.name).read_bytes() for shard in dataset.manifest.train)
+
+
+def eval_text(dataset: Dataset) -> bytes:
+    return b"".join(
+        (dataset.folder / shard.name).read_bytes() for shard in dataset.manifest.evaluation
+    )
+
+
+def train_documents(dataset: Dataset) -> list[bytes]:
+    content = train_text(dataset)
+    assert content.endswith(b"\0")
+    return content[:-1].split(b"\0")
+
+
+def source_of(folder: Path, eval_tokens: int = 600, tokenizer: str = "bytes") -> DataSource:
+    return DataSource(paths=(str(folder),), eval_tokens=eval_tokens, tokenizer=tokenizer)
+
+
+def leftovers(results: Path) -> list[str]:
+    data = results / "data"
+    return [p.name for p in data.iterdir() if p.name.startswith(".")] if data.exists() else []
+
+
+@pytest.fixture
+def text(tmp_path: Path, make_documents: MakeDocuments, write_files: WriteFiles) -> Path:
+    return write_files(tmp_path / "text", make_documents(80))
+
+
+def test_every_document_is_in_training_whole_or_held_out(text: Path, tmp_path: Path) -> None:
+    dataset = prepare(source_of(text), tmp_path / "results")
+    given = {path.read_bytes() for path in text.iterdir()}
+    train = train_documents(dataset)
+    assert len(set(train)) == len(train) == dataset.manifest.n_train_documents
+    assert set(train) < given
+    held_out = given - set(train)
+    assert len(held_out) == dataset.manifest.n_held_out_documents
+    assert dataset.n_documents == len(given)
+    # The evaluation set is made of runs of held-out documents and of nothing else.
+    evaluation = eval_text(dataset)
+    assert len(evaluation) == dataset.n_eval_tokens == 600
+    for part in evaluation.split(b"\0"):
+        assert any(part in document for document in held_out), part
+        # Beyond the first word of a window cut in two, its words name documents held out.
+        assert not any(name in document for name in NAME.findall(part) for document in train)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), data=st.data())
+def test_names_order_and_copies_of_files_do_not_matter(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_documents: MakeDocuments,
+    write_files: WriteFiles,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    folder = tmp_path_factory.mktemp("order")
+    texts = make_documents(30, seed=seed)
+    shuffled = data.draw(st.permutations(texts))
+    copies = shuffled[: data.draw(st.integers(0, 10))]
+    first = prepare(source_of(write_files(folder / "a", texts), 300), folder / "r1")
+    other = write_files(folder / "b" / "deeper", [*shuffled, *copies]).parent
+    second = prepare(source_of(other, 300), folder / "r2")
+    assert second.fingerprint == first.fingerprint
+    assert second.eval_fingerprint == first.eval_fingerprint
+    assert second.manifest.n_duplicates == len(copies)
+    assert train_text(second) == train_text(first)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), n_more=st.integers(1, 60))
+def test_where_documents_are_added_none_passes_from_training_to_the_held_out_side(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_documents: MakeDocuments,
+    write_files: WriteFiles,
+    seed: int,
+    n_more: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("added")
+    texts = make_documents(40, seed=seed)
+    more = make_documents(n_more, seed=seed + 1)
+    before = prepare(source_of(write_files(folder / "a", texts), 300), folder / "r")
+    after = prepare(source_of(write_files(folder / "b", [*texts, *more]), 300), folder / "r")
+    trained, later = set(train_documents(before)), set(train_documents(after))
+    assert trained <= later
+    assert after.manifest.held_out_share <= before.manifest.held_out_share
+    if after.manifest.held_out_share == before.manifest.held_out_share:
+        assert {text.encode() for text in texts} & later == trained
+
+
+def test_rows_and_files_of_equal_text_are_the_same_corpus(text: Path, tmp_path: Path) -> None:
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [path.read_text() for path in sorted(text.iterdir())]
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps({"body": t}) + "\n" for t in texts))
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"content": texts}), table)
+    found = {
+        prepare(
+            DataSource(paths=(str(path),), field="body", column="content", eval_tokens=600),
+            tmp_path / "results",
+        ).fingerprint
+        for path in (text, lines, table)
+    }
+    assert len(found) == 1
+
+
+def test_another_tokenizer_text_or_evaluation_size_is_another_dataset(
+    text: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    first = prepare(source_of(text), results)
+    bpe = prepare(source_of(text, tokenizer="bpe:350"), results)
+    smaller = prepare(source_of(text, 500), results)
+    (text / "0000.txt").write_text("something else than before")
+    changed = prepare(source_of(text), results)
+    assert len({d.fingerprint for d in (first, bpe, smaller, changed)}) == 4
+    assert first.eval_fingerprint != bpe.eval_fingerprint
+    assert bpe.vocab_size == 350
+    assert bpe.tokenizer == "bpe:350"
+    assert bpe.bytes_per_token > 1.5
+    assert bpe.n_eval_tokens == 600
+    assert first.bytes_per_token == 1.0
+
+
+def test_bpe_is_prepared_from_the_same_split_and_can_be_read_back(
+    text: Path, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+
+    dataset = prepare(source_of(text, 200, "bpe:350"), tmp_path / "results")
+    tokens = np.concatenate(
+        [np.fromfile(dataset.folder / shard.name, dtype="<u2") for shard in dataset.manifest.train]
+    )
+    reader = Tokenizer.from_file(str(dataset.folder / "tokenizer.json"))
+    ends = np.flatnonzero(tokens == 0)
+    documents = [reader.decode(part.tolist()) for part in np.split(tokens, ends + 1)[:-1]]
+    given = {path.read_text() for path in text.iterdir()}
+    assert len(documents) == dataset.manifest.n_train_documents
+    assert set(documents) < given
+
+
+def test_the_vocabulary_is_trained_on_text_that_can_never_be_held_out(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scalelab.corpus import tokenizer
+
+    seen: list[bytes] = []
+    train = tokenizer._train_bpe
+
+    def watching(documents: Iterator[bytes], vocab_size: int) -> str:
+        seen.extend(documents)
+        return train(seen, vocab_size)
+
+    monkeypatch.setattr(tokenizer, "_train_bpe", watching)
+    prepare(source_of(text, 100, "bpe:350"), tmp_path / "a")
+    # Bytes of the same text, with as much held out as there can be, agree on the split.
+    total = sum(path.stat().st_size for path in text.iterdir())
+    largest = prepare(source_of(text, int(0.4 * total)), tmp_path / "b")
+    assert largest.manifest.held_out_share == 0.5
+    assert seen
+    assert set(seen) <= set(train_documents(largest))
+
+
+def test_files_that_are_not_text_are_skipped_and_counted(text: Path, tmp_path: Path) -> None:
+    before = prepare(source_of(text), tmp_path / "results")
+    (text / "image.png").write_bytes(b"\x89PNG\0\0")
+    (text / "latin.txt").write_bytes(b"caf\xe9")
+    after = prepare(source_of(text), tmp_path / "other")
+    assert after.manifest.n_skipped_files == 2
+    assert after.fingerprint == before.fingerprint
+    named = DataSource(paths=(str(text), str(text / "latin.txt")), eval_tokens=600)
+    with pytest.raises(DataError, match=r"latin\.txt; expected UTF-8 text"):
+        prepare(named, tmp_path / "other")
+
+
+def refused(folder: Path, results: Path, problem: str, **options: int) -> None:
+    with pytest.raises(DataError, match=problem) as caught:
+        prepare(source_of(folder, **options), results)
+    assert caught.value.do
+    assert leftovers(results) == []
+
+
+def test_text_that_cannot_be_used_is_refused_and_nothing_is_left(
+    tmp_path: Path, make_documents: MakeDocuments, write_files: WriteFiles
+) -> None:
+    results = tmp_path / "results"
+    binary = tmp_path / "binary"
+    binary.mkdir()
+    (binary / "a.bin").write_bytes(b"\0\1\2")
+    refused(binary, results, "only 1 files that are not text")
+    refused(write_files(tmp_path / "empty", ["", ""]), results, "no text in .*2 empty files")
+    refused(write_files(tmp_path / "one", ["a word " * 10_000]), results, "1 distinct documents")
+    refused(write_files(tmp_path / "same", ["a word " * 99] * 50), results, "1 distinct documents")
+    few = write_files(tmp_path / "few", make_documents(20))
+    refused(few, results, "half of them hold", eval_tokens=10**6)
+    total = sum(path.stat().st_size for path in few.iterdir())
+    refused(few, results, "for training|half of them", eval_tokens=int(0.55 * total))
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(16, 60), seed=st.integers(0, 10**6))
+def test_the_evaluation_set_that_a_refusal_proposes_is_accepted(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_documents: MakeDocuments,
+    write_files: WriteFiles,
+    n: int,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("advice")
+    text = write_files(folder / "text", make_documents(n, seed=seed))
+    with pytest.raises(DataError) as caught:
+        prepare(source_of(text, 10**7), folder / "results")
+    proposed = re.search(r"--eval-tokens (\d+)\.", caught.value.do)
+    assert proposed is not None
+    assert prepare(source_of(text, int(proposed[1])), folder / "results").n_documents == n
+
+
+def test_a_source_whose_files_did_not_change_is_not_read_again(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    first = prepare(source_of(text), results)
+    said: list[str] = []
+
+    def again() -> Dataset:
+        said.clear()
+        return prepare(source_of(text), results, progress=lambda stage, *_: said.append(stage))
+
+    # Times of a moment ago may hide another change within the clock's tick: they are not trusted.
+    assert again() == first
+    assert said
+    monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 0.0)
+    assert again() == first
+    assert again() == first
+    assert not said
+    path = next(text.iterdir())
+    content, times = path.read_text(), path.stat()
+    path.write_text(content.replace("doc", "DOC", 1))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert again().fingerprint != first.fingerprint
+    assert said
+
+
+@pytest.mark.usefixtures("_settled")
+@pytest.mark.parametrize("kind", ["short", "gone", "manifest", "bit"])
+def test_preparing_again_mends_a_damaged_folder(text: Path, tmp_path: Path, kind: str) -> None:
+    results = tmp_path / "results"
+    dataset = prepare(source_of(text), results)
+    whole = train_text(dataset)
+    path = dataset.folder / "train-00000.bin"
+    if kind == "short":
+        path.write_bytes(whole[:-1])
+    elif kind == "gone":
+        path.unlink()
+    elif kind == "manifest":
+        (dataset.folder / "manifest.json").write_text("{")
+    else:
+        path.write_bytes(b"X" + whole[1:])
+    mended = prepare(source_of(text), results, checks_hashes=True)
+    assert mended.fingerprint == dataset.fingerprint
+    assert train_text(mended) == whole
+    assert leftovers(results) == []
+
+
+def test_two_that_prepare_at_once_end_with_one_whole_dataset(text: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    processes = [start_preparing(text, results) for _ in range(4)]
+    outputs = {process.communicate(timeout=60)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(outputs) == 1
+    dataset = open_dataset(results / "data" / outputs.pop().strip())
+    assert dataset.n_documents == 80
+    assert leftovers(results) == []
+
+
+def start_preparing(text: Path, results: Path, extra: str = "") -> subprocess.Popen[str]:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from scalelab.corpus.dataset import prepare\n"
+        "from scalelab.corpus.source import DataSource\n"
+        f"{extra}\n"
+        f"source = DataSource(paths=({str(text)!r},), eval_tokens=600)\n"
+        f"print(prepare(source, Path({str(results)!r})).fingerprint)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("stage", ["_write_train", "fingerprints", "_publish"])
+def test_one_that_is_killed_leaves_nothing_half_made(
+    text: Path, tmp_path: Path, stage: str
+) -> None:
+    results = tmp_path / "results"
+    # It stops dead on entering the stage, its files as they are then, and says that it did.
+    stop = (
+        "from scalelab.corpus import build\n"
+        f"build.{stage} = lambda *a, **k: (print('there', flush=True), time.sleep(60))"
+    )
+    process = start_preparing(text, results, stop)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    (left,) = leftovers(results)
+    assert [p.name for p in (results / "data").iterdir()] == [left]
+    dataset = prepare(source_of(text), results)
+    assert dataset.n_documents == 80
+    # What was left goes once nobody can be at work on it any more.
+    assert leftovers(results) == [left]
+    old = time.time() - 2 * 24 * 3600
+    os.utime(results / "data" / left, (old, old))
+    (text / "more.txt").write_text("one more document")
+    prepare(source_of(text), results)
+    assert leftovers(results) == []
+
+
+@contextmanager
+def largest_file(n_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond this, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("n_bytes", [100, 700, 15_000])
+def test_a_full_disk_is_said_and_leaves_nothing(text: Path, tmp_path: Path, n_bytes: int) -> None:
+    results = tmp_path / "results"
+    with largest_file(n_bytes), pytest.raises(DataError, match="cannot be written") as caught:
+        prepare(source_of(text), results)
+    assert "Make room" in caught.value.do
+    assert leftovers(results) == []
+    assert prepare(source_of(text), results).n_documents == 80
+
+
+def test_a_results_folder_that_may_not_be_written_is_said(
+    public_folder: Path,
+    write_files: WriteFiles,
+    make_documents: MakeDocuments,
+    ordinary_user: Callable[[], AbstractContextManager[None]],
+) -> None:
+    text = write_files(public_folder / "text", make_documents(40))
+    results = public_folder / "results"
+    results.mkdir(mode=0o555)
+    with ordinary_user(), pytest.raises(DataError, match=r"results/data, where data cannot be"):
+        prepare(source_of(text, 300), results)
+
+
+def test_a_results_folder_that_is_a_file_is_said(text: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.write_text("not a folder")
+    with pytest.raises(DataError, match="where data cannot be written"):
+        prepare(source_of(text), results)
+
+
+def test_progress_runs_to_its_end_in_every_stage(text: Path, tmp_path: Path) -> None:
+    last: dict[str, tuple[int, int]] = {}
+
+    def note(stage: str, done: int, total: int) -> None:
+        assert last.get(stage, (0, total))[0] <= done <= total
+        last[stage] = (done, total)
+
+    prepare(source_of(text, tokenizer="bpe:300"), tmp_path / "results", progress=note)
+    assert set(last) == {"reading", "training the tokenizer", "tokenizing"}
+    assert all(done == total for done, total in last.values())
+
+
+def test_the_standard_library_is_prepared_in_seconds(tmp_path: Path) -> None:
+    started_s = time.process_time()
+    folder = build_dataset(DataSource(), tmp_path, lambda *_: None)
+    dataset = open_dataset(folder)
+    # 0.5 s of processor time where measured; ten times that is not a matter of the machine.
+    assert time.process_time() - started_s < 5
+    assert dataset.n_eval_tokens == 262_144
+    assert dataset.n_train_tokens > 5_000_000
+    assert dataset.manifest.n_held_out_documents >= 50
+    assert dataset.manifest.held_out_share <= 1 / 8
+    shutil.rmtree(tmp_path / "data")
