@@ -1,0 +1,290 @@
+"""What a plan costs before it runs: time from a measured speed, money, energy, other hardware.
+
+A `Speed` is what a calibration measured on this machine, or a stated utilisation of a named device.
+Time is reckoned run by run and packed onto the workers longest first, as the launcher does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scalelab.errors import DataError
+from scalelab.sweep.plan import Plan, PlannedRun, longest_first
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, TRAIN_TO_FORWARD, train_flops
+from scalelab.theory.hardware import (
+    CPU_CORE_USD_PER_HOUR,
+    CPU_PRICE_SOURCE,
+    STATED_UTILISATION,
+    Hardware,
+    find_hardware,
+    seconds_on,
+)
+
+UNMEASURED_CORE_FLOPS_PER_S = 20e9
+RUN_OVERHEAD_S = 0.5
+COMPARED_HARDWARE = ("rtx4090", "a100", "h100")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedPoint:
+    """Measured speed of one worker at one shape and batch.
+
+    Attributes
+    ----------
+    d_model, n_layers, seq_len, batch_seqs : int
+        What was timed.
+    flops_per_s : float
+        Training FLOP/s, exact convention.
+    eval_flops_per_s : float
+        Forward FLOP/s of an evaluation.
+    """
+
+    d_model: int
+    n_layers: int
+    seq_len: int
+    batch_seqs: int
+    flops_per_s: float
+    eval_flops_per_s: float
+
+    def matches(self, spec: RunSpec) -> bool:
+        """Say whether this is a measurement of the very step of a run."""
+        return (self.d_model, self.n_layers, self.seq_len, self.batch_seqs) == (
+            spec.shape.d_model,
+            spec.shape.n_layers,
+            spec.seq_len,
+            spec.batch_seqs,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """How fast one worker trains, and how many workers there are.
+
+    Attributes
+    ----------
+    device : str
+        In words.
+    n_workers : int
+        Runs trained at once.
+    points : tuple of SpeedPoint
+        General measurements, one a width, by rising width.
+    exact : tuple of SpeedPoint
+        Measurements of the plan's own steps.
+    usd_per_worker_hour : float
+        Price of one worker.
+    watts_per_worker : float or None
+        Power of one worker where known.
+    is_measured : bool
+        Whether the points were timed here, with this trainer.
+    note : str
+        Where the figures come from.
+    """
+
+    device: str
+    n_workers: int
+    points: tuple[SpeedPoint, ...]
+    exact: tuple[SpeedPoint, ...] = ()
+    usd_per_worker_hour: float
+    watts_per_worker: float | None
+    is_measured: bool
+    note: str
+
+    def at(self, spec: RunSpec) -> tuple[float, float]:
+        """Return training and evaluation FLOP/s for a run's step.
+
+        Its own measurement where there is one; else by width, linear in logs between the general
+        points and flat beyond them.
+        """
+        for point in self.exact:
+            if point.matches(spec):
+                return point.flops_per_s, point.eval_flops_per_s
+        d_model = min(max(spec.shape.d_model, self.points[0].d_model), self.points[-1].d_model)
+        for left, right in itertools.pairwise(self.points):
+            if left.d_model <= d_model <= right.d_model:
+                share = math.log(d_model / left.d_model) / math.log(right.d_model / left.d_model)
+                return (
+                    left.flops_per_s ** (1 - share) * right.flops_per_s**share,
+                    left.eval_flops_per_s ** (1 - share) * right.eval_flops_per_s**share,
+                )
+        return self.points[0].flops_per_s, self.points[0].eval_flops_per_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanCost:
+    """What a plan takes on one kind of worker.
+
+    Attributes
+    ----------
+    speed : Speed
+        What it was reckoned from.
+    run_seconds : tuple of float
+        Training and evaluation of each row, in the plan's order.
+    wall_s : float
+        From the first start to the last end, longest runs first.
+    worker_hours : float
+        Sum over runs.
+    usd : float
+        Worker-hours at the worker's price.
+    kwh : float or None
+        Energy where the power is known.
+    """
+
+    speed: Speed
+    run_seconds: tuple[float, ...]
+    wall_s: float
+    worker_hours: float
+    usd: float
+    kwh: float | None
+
+
+def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -> PlanCost:
+    """Return what a plan takes at a speed.
+
+    Parameters
+    ----------
+    plan : Plan
+    speed : Speed
+    skip : frozenset of str
+        run_ids that are finished already and cost nothing.
+    """
+    seconds = {
+        row.spec.run_id: 0.0 if row.spec.run_id in skip else run_seconds(row, plan, speed)
+        for row in plan.rows
+    }
+    in_order = tuple(seconds[row.spec.run_id] for row in plan.rows)
+    hours = sum(seconds.values()) / 3600
+    return PlanCost(
+        speed=speed,
+        run_seconds=in_order,
+        wall_s=makespan(
+            [seconds[r.spec.run_id] for r in longest_first(plan.rows)], speed.n_workers
+        ),
+        worker_hours=hours,
+        usd=hours * speed.usd_per_worker_hour,
+        kwh=None if speed.watts_per_worker is None else hours * speed.watts_per_worker / 1000,
+    )
+
+
+def run_seconds(row: PlannedRun, plan: Plan, speed: Speed) -> float:
+    """Return the seconds of one run: training, the final evaluation, and starting up."""
+    return spec_seconds(row.spec, plan.data.n_eval_tokens, speed)
+
+
+def spec_seconds(spec: RunSpec, n_eval_tokens: int, speed: Speed) -> float:
+    """Return the seconds of a run by its specification alone; as `run_seconds`."""
+    flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
+    evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
+    train_rate, eval_rate = speed.at(spec)
+    return flops / train_rate + evaluation / eval_rate + RUN_OVERHEAD_S
+
+
+def makespan(seconds: Sequence[float], n_workers: int) -> float:
+    """Return when the last job ends if each, in this order, goes to the first free worker."""
+    free_at = [0.0] * max(n_workers, 1)
+    for duration in seconds:
+        heapq.heapreplace(free_at, free_at[0] + duration)
+    return max(free_at)
+
+
+def named_speed(hardware: Hardware, n_devices: int = 1) -> Speed:
+    """Return the speed of a named device at the stated utilisation."""
+    return Speed(
+        device=hardware.name,
+        n_workers=n_devices,
+        points=(_flat_point(1 / seconds_on(1.0, hardware)),),
+        usd_per_worker_hour=hardware.usd_per_hour,
+        watts_per_worker=hardware.watts,
+        is_measured=False,
+        note=f"{STATED_UTILISATION:.0%} of peak, stated and not measured",
+    )
+
+
+def compared_speeds() -> list[Speed]:
+    """Return the named devices that a plan is compared with, at the stated utilisation."""
+    return [named_speed(find_hardware(name)) for name in COMPARED_HARDWARE]
+
+
+def unmeasured_cpu_speed(n_workers: int) -> Speed:
+    """Return a rough speed for a CPU that was never calibrated; it says so."""
+    return Speed(
+        device="cpu",
+        n_workers=n_workers,
+        points=(_flat_point(UNMEASURED_CORE_FLOPS_PER_S),),
+        usd_per_worker_hour=CPU_CORE_USD_PER_HOUR,
+        watts_per_worker=None,
+        is_measured=False,
+        note="not measured here; `scalelab bench device` measures it in a few seconds",
+    )
+
+
+def speed_from_calibration(
+    content: Mapping[str, Any], n_workers: int, *, hardware: Hardware | None = None
+) -> Speed:
+    """Return the speed that a calibration wrote.
+
+    Parameters
+    ----------
+    content : Mapping
+        ``device`` in words, ``points`` and ``exact``: lists of what was timed, each with
+        ``d_model``, ``n_layers``, ``seq_len``, ``batch_seqs``, ``flops_per_s``, ``tokens_per_s``
+        and ``eval_tokens_per_s``.
+    n_workers : int
+        Runs trained at once.
+    hardware : Hardware, optional
+        The device where it is known: its price and power; default one CPU core.
+
+    Raises
+    ------
+    DataError
+        When the content is not a calibration.
+    """
+    try:
+        points = [_read_point(point) for point in content["points"]]
+        exact = tuple(_read_point(point) for point in content["exact"])
+        device = str(content["device"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DataError(
+            f"a calibration without {error}", "what `scalelab bench device` writes", "Run it again."
+        ) from None
+    if not points or any(point.flops_per_s <= 0 for point in points):
+        raise DataError("a calibration without speeds", "speeds above zero", "Run it again.")
+    price = CPU_PRICE_SOURCE if hardware is None else hardware.price_source
+    return Speed(
+        device=device,
+        n_workers=n_workers,
+        points=tuple(sorted(points, key=lambda point: point.d_model)),
+        exact=exact,
+        usd_per_worker_hour=CPU_CORE_USD_PER_HOUR if hardware is None else hardware.usd_per_hour,
+        watts_per_worker=None if hardware is None else hardware.watts,
+        is_measured=True,
+        note=f"measured on this machine; money at {price}",
+    )
+
+
+def _flat_point(flops_per_s: float) -> SpeedPoint:
+    return SpeedPoint(
+        d_model=1,
+        n_layers=1,
+        seq_len=1,
+        batch_seqs=1,
+        flops_per_s=flops_per_s,
+        eval_flops_per_s=flops_per_s,
+    )
+
+
+def _read_point(point: Mapping[str, Any]) -> SpeedPoint:
+    flops_per_token = float(point["flops_per_s"]) / float(point["tokens_per_s"])
+    return SpeedPoint(
+        d_model=int(point["d_model"]),
+        n_layers=int(point["n_layers"]),
+        seq_len=int(point["seq_len"]),
+        batch_seqs=int(point["batch_seqs"]),
+        flops_per_s=float(point["flops_per_s"]),
+        eval_flops_per_s=float(point["eval_tokens_per_s"]) * flops_per_token / TRAIN_TO_FORWARD,
+    )

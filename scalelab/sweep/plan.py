@@ -1,0 +1,351 @@
+"""From a sweep specification to a plan: every run decided before the first one starts.
+
+`make_plan` is a pure function of the specification and of what is known about the text. What to use
+when: ``isoflop`` to find the best size at each budget (several sizes at equal FLOPs), ``grid`` to
+cover N and D apart, for a parametric fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scalelab.errors import UsageError
+from scalelab.sweep.ladder import distinct_shapes, nearest_shape, size_limits
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec, TrainTable
+from scalelab.theory.accounting import (
+    DEFAULT_FLOP_CONVENTION,
+    DEFAULT_PARAM_CONVENTION,
+    count_params,
+    tokens_at_6nd,
+    train_flops,
+    train_flops_per_token,
+)
+from scalelab.theory.schedule import (
+    BATCH_RULES,
+    LR_RULES,
+    RuleInputs,
+    default_decay_steps,
+    default_warmup_steps,
+    find_rule,
+)
+from scalelab.theory.shape import ModelShape
+from scalelab.units import format_flops, format_quantity
+
+TOKENS_PER_PARAM = 20.0
+BYTES_PER_PARAM = 40.0
+MAX_EPOCHS = 4.0
+FEW_STEPS = 300
+MIN_BATCH_SEQS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """What planning needs to know about the text.
+
+    Attributes
+    ----------
+    fingerprint, eval_fingerprint : str
+        Content hashes of the training and held-out tokens; ``unprepared`` in a dry run.
+    tokenizer : str
+        Name of the tokenizer.
+    vocab_size : int
+        Tokens that occur.
+    n_train_tokens : int
+        Unique training tokens.
+    n_eval_tokens : int
+        Held-out tokens.
+    is_estimated : bool
+        Whether the token counts were estimated from file sizes.
+    """
+
+    fingerprint: str
+    eval_fingerprint: str
+    tokenizer: str
+    vocab_size: int
+    n_train_tokens: int
+    n_eval_tokens: int
+    is_estimated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRun:
+    """One row of a plan.
+
+    Attributes
+    ----------
+    spec : RunSpec
+        The run.
+    budget_flops : float or None
+        The iso-FLOP budget that it belongs to.
+    n_params : int
+        All parameters (the ``chinchilla`` convention).
+    flops : float
+        Training FLOPs, exact convention.
+    """
+
+    spec: RunSpec
+    budget_flops: float | None
+    n_params: int
+    flops: float
+
+    @property
+    def tokens_per_param(self) -> float:
+        """D/N, all parameters counted."""
+        return self.spec.n_tokens / self.n_params
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Every run of a sweep.
+
+    Attributes
+    ----------
+    name, kind : str
+        As in the specification.
+    rows : tuple of PlannedRun
+        Budget by budget, smallest model first.
+    data : DataFacts
+        The text that they share.
+    rules : Mapping[str, str]
+        Which rule set the learning rate and the batch, in words.
+    """
+
+    name: str
+    kind: str
+    rows: tuple[PlannedRun, ...]
+    data: DataFacts
+    rules: Mapping[str, str]
+
+    @property
+    def total_flops(self) -> float:
+        """Training FLOPs of all rows, exact convention."""
+        return sum(row.flops for row in self.rows)
+
+    def epochs(self, row: PlannedRun) -> float:
+        """Return how often a run passes over the text."""
+        return row.spec.n_tokens / self.data.n_train_tokens
+
+    def warnings(self) -> list[str]:
+        """Return what a person should know before launching, one sentence each."""
+        found = []
+        repeating = [row for row in self.rows if self.epochs(row) > 1]
+        if repeating:
+            worst = max(self.epochs(row) for row in repeating)
+            found.append(
+                f"{len(repeating)} of {len(self.rows)} runs repeat text, up to {worst:.1f} epochs: "
+                f"there are {format_quantity(self.data.n_train_tokens)} unique tokens."
+            )
+        short = [row for row in self.rows if row.spec.n_steps < FEW_STEPS]
+        if short:
+            fewest = min(row.spec.n_steps for row in short)
+            found.append(
+                f"{len(short)} runs have fewer than {FEW_STEPS} steps (fewest {fewest}): their "
+                "losses say more about warm-up than about size. Use a smaller batch."
+            )
+        return found
+
+    def refuse_repeats(self, *, allow_repeats: bool) -> None:
+        """Raise when a run passes over the text more than 4 times and that was not allowed.
+
+        Raises
+        ------
+        UsageError
+        """
+        worst = max((self.epochs(row) for row in self.rows), default=0.0)
+        if worst > MAX_EPOCHS and not allow_repeats:
+            raise UsageError(
+                f"a run of {worst:.1f} epochs over {format_quantity(self.data.n_train_tokens)} "
+                "unique tokens",
+                f"at most {MAX_EPOCHS:g} epochs (beyond, repeated text is worth less and less)",
+                "Give more text with --data, smaller budgets, or --allow-repeats.",
+            )
+
+
+def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
+    """Return the plan of a sweep.
+
+    Parameters
+    ----------
+    sweep : SweepSpec
+        What was asked for.
+    data : DataFacts
+        The text.
+    precision : str
+        Dtype of matrix products where the sweep does not say.
+
+    Raises
+    ------
+    UsageError
+        When the axes cannot be a plan: no shape of a size, more sizes than shapes, no step.
+    """
+    n_seeds = len(set(sweep.train.seeds))
+    count = n_seeds * max(
+        len(sweep.budgets) * sweep.sizes, len(sweep.n_params) * len(sweep.n_tokens)
+    )
+    if count > MAX_PLANNED_RUNS:
+        raise UsageError(
+            f"{count:,} runs", f"at most {MAX_PLANNED_RUNS:,}", "Ask for fewer points on the axes."
+        )
+    make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows}[sweep.kind]
+    rows = tuple(
+        dataclasses.replace(row, spec=dataclasses.replace(row.spec, seed=seed))
+        for row in make_rows(sweep, data, sweep.train.precision or precision)
+        for seed in dict.fromkeys(sweep.train.seeds)
+    )
+    return Plan(
+        name=sweep.default_name(),
+        kind=sweep.kind,
+        rows=rows,
+        data=data,
+        rules=_rules_in_words(sweep.train),
+    )
+
+
+def isoflop_targets(
+    flops: float,
+    *,
+    sizes: int,
+    span: float,
+    tokens_per_param: float,
+    vocab_size: int,
+    seq_len: int,
+) -> list[float]:
+    """Return target sizes spread geometrically about the expected optimum of a budget.
+
+    The centre is the N at which ``D = tokens_per_param * N`` tokens cost the budget, by the exact
+    FLOPs of the ladder's shapes there. Where the ladder ends inside the span, the sizes are spread
+    over what is left of it.
+    """
+    smallest, largest = size_limits(vocab_size)
+
+    def within(n_params: float) -> float:
+        return min(max(n_params, smallest), largest)
+
+    centre = within(math.sqrt(tokens_at_6nd(flops, tokens_per_param)))
+    for _ in range(4):
+        shape = nearest_shape(centre, vocab_size)
+        per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / _size(shape)
+        centre = within(math.sqrt(flops / (per_param * tokens_per_param)))
+    if sizes == 1:
+        return [centre]
+    low, high = within(centre / math.sqrt(span)), within(centre * math.sqrt(span))
+    return [low * (high / low) ** (i / (sizes - 1)) for i in range(sizes)]
+
+
+def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
+    ratio = sweep.tokens_per_param or (
+        BYTES_PER_PARAM if data.tokenizer == "bytes" else TOKENS_PER_PARAM
+    )
+    rows = []
+    for budget in sweep.budgets:
+        targets = isoflop_targets(
+            budget,
+            sizes=sweep.sizes,
+            span=sweep.span,
+            tokens_per_param=ratio,
+            vocab_size=data.vocab_size,
+            seq_len=sweep.train.seq_len,
+        )
+        for shape in distinct_shapes(targets, data.vocab_size):
+            per_token = train_flops_per_token(shape, sweep.train.seq_len)
+            n_tokens = budget / per_token[DEFAULT_FLOP_CONVENTION]
+            rows.append(_row(shape, n_tokens, budget, sweep.train, data, precision))
+    return rows
+
+
+def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
+    shapes = distinct_shapes(sweep.n_params, data.vocab_size)
+    return [
+        _row(shape, n_tokens, None, sweep.train, data, precision)
+        for shape in shapes
+        for n_tokens in sweep.n_tokens
+    ]
+
+
+def _row(
+    shape: ModelShape,
+    n_tokens: float,
+    budget: float | None,
+    train: TrainTable,
+    data: DataFacts,
+    precision: str,
+) -> PlannedRun:
+    counts = count_params(shape).by_convention()
+    inputs = RuleInputs(
+        n_params=counts,
+        n_tokens=n_tokens,
+        flops_kaplan=train_flops_per_token(shape, train.seq_len)["6nd_kaplan"] * n_tokens,
+        d_model=shape.d_model,
+    )
+    batch_seqs = train.batch_seqs or _batch_seqs(inputs, train)
+    n_steps = round(n_tokens / (batch_seqs * train.seq_len))
+    if n_steps < 1:
+        budget_words = f" at {format_flops(budget)} FLOPs" if budget else ""
+        raise UsageError(
+            f"{format_quantity(n_tokens)} tokens for {format_quantity(counts['chinchilla'])} "
+            f"parameters{budget_words}, less than a step of {batch_seqs * train.seq_len:,} tokens",
+            f"at least one step, better {FEW_STEPS}",
+            "Give a larger budget, or smaller --batch-seqs or --seq-len.",
+        )
+    inputs = dataclasses.replace(inputs, batch_tokens=batch_seqs * train.seq_len)
+    lr = train.lr or find_rule(LR_RULES, train.lr_rule, option="lr_rule").value(inputs)
+    spec = RunSpec(
+        shape=shape,
+        seq_len=train.seq_len,
+        batch_seqs=batch_seqs,
+        n_steps=n_steps,
+        lr=float(f"{lr:.4g}"),
+        warmup_steps=default_warmup_steps(n_steps, train.schedule),
+        data_fingerprint=data.fingerprint,
+        eval_fingerprint=data.eval_fingerprint,
+        tokenizer=data.tokenizer,
+        seed=0,
+        schedule=train.schedule,
+        decay_steps=default_decay_steps(n_steps, train.schedule),
+        optimizer=train.optimizer,
+        beta2=train.beta2,
+        weight_decay=train.weight_decay,
+        grad_clip=train.grad_clip,
+        precision=precision,
+    )
+    flops = train_flops(shape, train.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
+    return PlannedRun(
+        spec=spec,
+        budget_flops=budget,
+        n_params=counts[DEFAULT_PARAM_CONVENTION],
+        flops=flops,
+    )
+
+
+def _batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
+    """Return the rule's batch as a power of two, small enough for `FEW_STEPS` steps."""
+    rule = find_rule(BATCH_RULES, train.batch_rule, option="batch_rule")
+    wanted = rule.value(inputs) / train.seq_len
+    allowed = inputs.n_tokens / train.seq_len / FEW_STEPS
+    exponent = min(round(math.log2(max(wanted, 1))), math.floor(math.log2(max(allowed, 1))))
+    return int(max(2**exponent, min(MIN_BATCH_SEQS, max(allowed, 1))))
+
+
+def _rules_in_words(train: TrainTable) -> dict[str, str]:
+    lr_rule = find_rule(LR_RULES, train.lr_rule, option="lr_rule")
+    batch_rule = find_rule(BATCH_RULES, train.batch_rule, option="batch_rule")
+    return {
+        "lr": f"{train.lr:g}, as given" if train.lr else f"{lr_rule.name}: {lr_rule.formula}",
+        "batch": f"{train.batch_seqs} sequences, as given"
+        if train.batch_seqs
+        else f"{batch_rule.name}: {batch_rule.formula}, to a power of two",
+        "schedule": train.schedule,
+    }
+
+
+def _size(shape: ModelShape) -> int:
+    return count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]
+
+
+def longest_first(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the rows by falling FLOPs, so that no long run is left for the end."""
+    return sorted(rows, key=lambda row: -row.flops)

@@ -1,0 +1,280 @@
+"""One training run: what it is (`RunSpec`, hashed) and how it is executed (`ExecutionSpec`, not).
+
+Plain dataclasses: a worker reads them from the run folder without pydantic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from scalelab.errors import SpecError
+from scalelab.theory.shape import ModelShape
+from scalelab.units import round_significant
+
+NUMERICS_REVISION = 1
+RUN_ID_LENGTH = 12
+HASHED_DIGITS = 6
+MAX_KEPT_IDS = 1 << 17
+SCHEDULES = ("cosine", "wsd")
+PRECISIONS = ("fp32", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "muon")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One training run: every field changes the science, none says how it is executed.
+
+    Attributes
+    ----------
+    shape : ModelShape
+        The model.
+    seq_len : int
+        Tokens in a sequence.
+    batch_seqs : int
+        Sequences in an optimizer step, over all devices.
+    n_steps : int
+        Optimizer steps; the schedule ends at the last one.
+    lr : float
+        Peak learning rate.
+    warmup_steps : int
+        Steps of linear warm-up.
+    data_fingerprint, eval_fingerprint, tokenizer : str
+        Content hashes of the training tokens and of the held-out tokens, and the tokenizer's name.
+    seed : int
+        Seeds the initialisation and the order of the data.
+    schedule : str
+        ``cosine`` or ``wsd`` (`scalelab.theory.schedule`).
+    decay_steps : int
+        Steps of the closing decay under ``wsd``; 0 under ``cosine``.
+    lr_end_ratio : float
+        Learning rate at the last step over the peak.
+    optimizer : str
+        One of `OPTIMIZERS`.
+    beta1, beta2, epsilon, weight_decay : float
+        AdamW's constants; weight decay is decoupled and spares norms and embeddings.
+    grad_clip : float
+        Largest global gradient norm.
+    z_loss : float
+        Weight of the squared log-normaliser in the training loss.
+    init_std : float
+        Standard deviation of the embedding's initial weights; matrices use 1/sqrt(fan_in).
+    parametrization : str
+        ``standard`` or ``mup``.
+    precision : str
+        One of `PRECISIONS`: the dtype of matrix products; master weights are fp32.
+    numerics_revision : int
+        Raised by hand when the trainer's mathematics changes.
+    """
+
+    shape: ModelShape
+    seq_len: int
+    batch_seqs: int
+    n_steps: int
+    lr: float
+    warmup_steps: int
+    data_fingerprint: str
+    eval_fingerprint: str
+    tokenizer: str
+    seed: int
+    schedule: str = "cosine"
+    decay_steps: int = 0
+    lr_end_ratio: float = 0.1
+    optimizer: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    z_loss: float = 0.0
+    init_std: float = 0.02
+    parametrization: str = "standard"
+    precision: str = "fp32"
+    numerics_revision: int = NUMERICS_REVISION
+
+    def __post_init__(self) -> None:
+        for name in _float_fields():
+            # A whole number given for a real one is the same run, under the same id.
+            if type(getattr(self, name)) is int:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("seq_len", "batch_seqs", "n_steps"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1")
+        _require(self.lr > 0, "lr", self.lr, "a number above zero")
+        _require(
+            0 <= self.warmup_steps <= self.n_steps,
+            "warmup_steps",
+            self.warmup_steps,
+            f"0 to the run's {self.n_steps} steps",
+        )
+        _require(
+            0 <= self.decay_steps <= self.n_steps - self.warmup_steps,
+            "decay_steps",
+            self.decay_steps,
+            f"0 to the {self.n_steps - self.warmup_steps} steps after warm-up",
+        )
+        for name, allowed in (
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("optimizer", OPTIMIZERS),
+            ("parametrization", ("standard", "mup")),
+        ):
+            value = getattr(self, name)
+            _require(value in allowed, name, value, " or ".join(allowed))
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in an optimizer step."""
+        return self.batch_seqs * self.seq_len
+
+    @property
+    def n_tokens(self) -> int:
+        """Training tokens D, repeats included."""
+        return self.n_steps * self.tokens_per_step
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the content: equal specs are one run, on every machine.
+
+        Floats count to 6 significant digits, and fields at their default are left out, so that a
+        field added later leaves the identity of older runs alone.
+        """
+        return _content_hash(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutionSpec:
+    """How a run is executed; stored with each attempt, never hashed.
+
+    Attributes
+    ----------
+    device : str
+        ``cpu`` or ``cuda``.
+    step : str
+        ``eager``, ``compiled`` or ``graph`` (one CUDA graph).
+    kernels : str
+        ``reference`` (plain torch) or ``triton``.
+    attention : str
+        ``explicit`` (baddbmm and softmax), ``sdpa`` or ``triton``.
+    n_threads : int
+        CPU threads of a worker.
+    micro_batch_seqs : int
+        Sequences in a forward pass; 0 means the whole batch.
+    pack_size : int
+        Runs in the same step.
+    checkpoint_interval_s : float
+        Seconds between checkpoints.
+    metrics_interval_steps : int
+        Steps between rows of the training curve.
+    keeps_weights : bool
+        Whether the last checkpoint stays after acceptance.
+    """
+
+    device: str = "cpu"
+    step: str = "eager"
+    kernels: str = "reference"
+    attention: str = "explicit"
+    n_threads: int = 1
+    micro_batch_seqs: int = 0
+    pack_size: int = 1
+    checkpoint_interval_s: float = 30.0
+    metrics_interval_steps: int = 10
+    keeps_weights: bool = False
+
+
+def canonical(value: Any) -> Any:
+    """Return a dataclass as nested dicts, defaults left out and floats rounded for hashing."""
+    content: dict[str, Any] = {}
+    for item in fields(value):
+        entry = getattr(value, item.name)
+        if dataclasses.is_dataclass(entry):
+            content[item.name] = canonical(entry)
+            continue
+        if isinstance(entry, float):
+            entry = round_significant(entry, HASHED_DIGITS)
+        if item.default is dataclasses.MISSING or entry != item.default:
+            content[item.name] = entry
+    return content
+
+
+def to_json(spec: RunSpec | ExecutionSpec) -> str:
+    """Return every field as indented JSON, full precision."""
+    return json.dumps(asdict(spec), indent=1, sort_keys=True) + "\n"
+
+
+def run_spec_from_mapping(content: Mapping[str, Any]) -> RunSpec:
+    """Return the `RunSpec` that `to_json` wrote.
+
+    Raises
+    ------
+    SpecError
+        When a field is unknown, missing or of the wrong type.
+    """
+    content = dict(content)
+    shape = content.pop("shape", None)
+    if not isinstance(shape, Mapping):
+        raise SpecError(f"shape = {shape!r}", "a table of shape fields", "Restore spec.json.")
+    return build(RunSpec, {**content, "shape": build(ModelShape, shape)})
+
+
+def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
+    """Return ``cls(**content)`` after checking names and types of the fields.
+
+    Raises
+    ------
+    SpecError
+        When a field is unknown, missing or of the wrong type.
+    """
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    hints = _type_hints(cls)  # type: ignore[arg-type]
+    unknown = sorted(set(content) - set(known))
+    missing = sorted(
+        name
+        for name, item in known.items()
+        if name not in content and item.default is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise SpecError(
+            f"{cls.__name__} with unknown {unknown} and missing {missing}",
+            f"the fields {sorted(known)}",
+            "Write it with this version of scalelab, or mend the names.",
+        )
+    values: dict[str, Any] = {}
+    for name, entry in content.items():
+        kind = hints[name]
+        if kind is float and isinstance(entry, int) and not isinstance(entry, bool):
+            entry = float(entry)
+        if not isinstance(entry, kind) or (kind is int and isinstance(entry, bool)):
+            raise SpecError(
+                f"{name} = {entry!r} in {cls.__name__}", f"a {kind.__name__}", "Mend the value."
+            )
+        values[name] = entry
+    return cls(**values)
+
+
+@functools.lru_cache(maxsize=MAX_KEPT_IDS)
+def _content_hash(spec: RunSpec) -> str:
+    """Return the hash of a spec's content; planning asks for each a dozen times."""
+    content = json.dumps(canonical(spec), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:RUN_ID_LENGTH]
+
+
+@functools.cache
+def _float_fields() -> tuple[str, ...]:
+    return tuple(name for name, kind in _type_hints(RunSpec).items() if kind is float)
+
+
+@functools.cache
+def _type_hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise SpecError(f"{name} = {value!r}", allowed, f"Choose another {name}.")

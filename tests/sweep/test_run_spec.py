@@ -1,0 +1,117 @@
+"""A run is named by what defines it, and by nothing else."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalelab.errors import SpecError
+from scalelab.sweep.run_spec import (
+    ExecutionSpec,
+    RunSpec,
+    canonical,
+    run_spec_from_mapping,
+    to_json,
+)
+from scalelab.theory.shape import ModelShape
+
+SHAPE = ModelShape(n_layers=3, d_model=48, n_heads=3, d_head=16, d_ff=128, vocab_size=256)
+SPEC = RunSpec(
+    shape=SHAPE,
+    seq_len=128,
+    batch_seqs=8,
+    n_steps=777,
+    lr=0.0123,
+    warmup_steps=39,
+    data_fingerprint="d1",
+    eval_fingerprint="e1",
+    tokenizer="bytes",
+    seed=5,
+)
+OTHER = {
+    "seq_len": 64,
+    "batch_seqs": 9,
+    "n_steps": 778,
+    "lr": 0.0124,
+    "warmup_steps": 40,
+    "data_fingerprint": "d2",
+    "eval_fingerprint": "e2",
+    "tokenizer": "bpe:4096",
+    "seed": 6,
+    "schedule": "wsd",
+    "decay_steps": 7,
+    "lr_end_ratio": 0.2,
+    "optimizer": "muon",
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "epsilon": 1e-7,
+    "weight_decay": 0.0,
+    "grad_clip": 2.0,
+    "z_loss": 1e-4,
+    "init_std": 0.03,
+    "parametrization": "mup",
+    "precision": "bf16",
+    "numerics_revision": 2,
+    "shape": dataclasses.replace(SHAPE, n_layers=4),
+}
+
+
+def test_every_field_changes_the_identity():
+    ids = {dataclasses.replace(SPEC, **{name: value}).run_id for name, value in OTHER.items()}
+    assert set(OTHER) == {field.name for field in dataclasses.fields(RunSpec)}
+    assert len(ids | {SPEC.run_id}) == len(OTHER) + 1
+
+
+def test_the_identity_is_the_same_on_every_machine_and_day():
+    # Fixed: a change here orphans every result that was ever trained.
+    assert SPEC.run_id == "ef160c9c05be"
+
+
+@given(st.floats(1e-6, 1.0))
+def test_the_seventh_digit_is_the_same_run(lr):
+    lr = float(f"{lr:.5e}")
+    nudged = dataclasses.replace(SPEC, lr=lr * (1 + 1e-8))
+    assert nudged.run_id == dataclasses.replace(SPEC, lr=lr).run_id
+
+
+def test_a_field_at_its_default_is_left_out_of_the_hash():
+    assert "schedule" not in canonical(SPEC)
+    assert "is_tied" not in canonical(SPEC)["shape"]
+    assert canonical(dataclasses.replace(SPEC, schedule="wsd"))["schedule"] == "wsd"
+
+
+def test_a_spec_survives_its_file():
+    assert run_spec_from_mapping(json.loads(to_json(SPEC))) == SPEC
+    other = dataclasses.replace(SPEC, **OTHER)
+    assert run_spec_from_mapping(json.loads(to_json(other))).run_id == other.run_id
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lrr": 1}, "lrr"),
+        ({"lr": "fast"}, "lr"),
+        ({"n_steps": 1.5}, "n_steps"),
+        ({"n_steps": True}, "n_steps"),
+        ({"shape": 3}, "shape"),
+        ({"n_steps": 0}, "n_steps"),
+        ({"schedule": "step"}, "schedule"),
+        ({"warmup_steps": 778}, "warmup_steps"),
+    ],
+)
+def test_a_file_that_was_edited_wrongly_is_refused(change, words):
+    content = {**json.loads(to_json(SPEC)), **change}
+    with pytest.raises(SpecError, match=words):
+        run_spec_from_mapping(content)
+
+
+def test_how_it_is_executed_is_not_part_of_the_run():
+    assert not {f.name for f in dataclasses.fields(ExecutionSpec)} & {
+        f.name for f in dataclasses.fields(RunSpec)
+    }
+
+
+def test_tokens_are_steps_times_batch():
+    assert SPEC.n_tokens == 777 * 8 * 128

@@ -1,0 +1,71 @@
+"""Text enters here: what is allowed is read, what is not is refused with the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from scalelab.errors import DataError, UsageError
+from scalelab.sweep.spec import read_sweep_file, sweep_from_mapping
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_committed_sweep_file_is_valid(path):
+    assert read_sweep_file(path).default_name() == path.stem
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"kind": "isoflop", "budgets": "1e20..1e18"}, "runs downwards"),
+        ({"kind": "isoflop", "budgets": "abc"}, "abc"),
+        ({"kind": "isoflop", "budgets": "-1"}, "-1"),
+        ({"kind": "isoflop", "budgets": "0"}, "0"),
+        ({"kind": "isoflop", "budgets": "1e18.."}, "open end"),
+        ({"kind": "isoflop"}, "without budgets"),
+        ({"kind": "grid", "n_params": "1M"}, "without n_tokens"),
+        ({"kind": "grid", "n_params": "1M", "n_tokens": "1M", "budgets": "1e18"}, "with budgets"),
+        ({"kind": "isoflop", "budgets": "1e18", "sizes": 0}, "sizes = 0"),
+        ({"kind": "isoflop", "budgets": "1e18", "span": 0.5}, "span = 0.5"),
+        ({"kind": "sideways", "budgets": "1e18"}, "kind = 'sideways'"),
+        ({"kind": "isoflop", "budgets": "1e18", "bugdets": 1}, "bugdets"),
+        ({"kind": "isoflop", "budgets": "1e18", "train": {"lr_rule": "best"}}, "best"),
+        ({"kind": "isoflop", "budgets": "1e18", "train": {"lr": -1}}, "train.lr"),
+        ({"kind": "isoflop", "budgets": "1e18", "launcher": {"name": "k8s"}}, "k8s"),
+    ],
+)
+def test_nonsense_is_refused_with_what_was_given(content, words):
+    with pytest.raises(UsageError) as caught:
+        sweep_from_mapping(content, source="the options")
+    assert words in caught.value.given
+    assert caught.value.allowed
+    assert caught.value.do
+
+
+def test_an_unknown_key_lists_the_known_ones_of_its_table():
+    with pytest.raises(UsageError, match="seq_len"):
+        sweep_from_mapping(
+            {"kind": "isoflop", "budgets": "1e18", "train": {"seqlen": 1}}, source="x.toml"
+        )
+
+
+def test_a_file_that_is_missing_or_no_toml_is_bad_data(tmp_path):
+    with pytest.raises(DataError, match="missing"):
+        read_sweep_file(tmp_path / "missing.toml")
+    (tmp_path / "bad.toml").write_text("kind = isoflop")
+    with pytest.raises(DataError, match="bad"):
+        read_sweep_file(tmp_path / "bad.toml")
+
+
+def test_the_science_leaves_out_name_and_launcher():
+    base = {"kind": "isoflop", "budgets": "1e18"}
+    one = sweep_from_mapping({**base, "name": "a", "launcher": {"name": "slurm"}}, source="")
+    two = sweep_from_mapping(base, source="")
+    assert one.science() == two.science()
+    assert one.science() != sweep_from_mapping({**base, "sizes": 3}, source="").science()
+
+
+def test_a_sweep_names_itself_by_its_axes():
+    sweep = sweep_from_mapping({"kind": "isoflop", "budgets": "2e11..2e12:4"}, source="")
+    assert sweep.default_name() == "isoflop-2e11-2e12-4x7"
