@@ -1,0 +1,1 @@
+"""What a run leaves behind: its files, and the rows that a fit reads."""

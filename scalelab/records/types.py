@@ -1,0 +1,222 @@
+"""What a run leaves behind, and what a fit reads: frozen values between train, store and fit.
+
+`MetricRow` is one line of ``metrics.jsonl``; `RunRecord` is ``record.json``; `Observations` is the
+table of finished runs that every fit takes, wherever the runs were made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import DataError
+
+FloatArray = NDArray[np.float64]
+
+RUN_STATUSES = (
+    "planned",
+    "queued",
+    "running",
+    "done",
+    "diverged",
+    "failed",
+    "preempted",
+    "cancelled",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricRow:
+    """One line of the training curve of one attempt.
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps taken so far (1 after the first).
+    tokens : int
+        Tokens seen so far.
+    loss_nats : float
+        Training loss of this step's batch, nats per token (not finite when the run diverges).
+    lr : float
+        Learning rate used in this step.
+    grad_norm : float
+        Global gradient norm before clipping.
+    tokens_per_s : float
+        Throughput since the previous row, evaluation and checkpoints left out.
+    tflops_per_s : float or None
+        Exact-convention FLOPs per second since the previous row, in units of 1e12.
+    mfu : float or None
+        Share of the device's known peak; None on a device whose peak is not known.
+    loss_scale : float or None
+        Scale of the loss under fp16, else None.
+    eval_loss_nats : float or None
+        Loss on the held-out set when it was evaluated at this step.
+    noise_trace, noise_grad_sq : float or None
+        The two terms of the gradient noise scale, when measured at this step.
+    time_s : float
+        Unix time at which the row was written.
+    """
+
+    step: int
+    tokens: int
+    loss_nats: float
+    lr: float
+    grad_norm: float
+    tokens_per_s: float
+    tflops_per_s: float | None = None
+    mfu: float | None = None
+    loss_scale: float | None = None
+    eval_loss_nats: float | None = None
+    noise_trace: float | None = None
+    noise_grad_sq: float | None = None
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """The result of one attempt at one run: ``record.json``.
+
+    Attributes
+    ----------
+    run_id : str
+        Identity of the run, `scalelab.sweep.run_spec.RunSpec.run_id`.
+    attempt : int
+        Number of the attempt that wrote this record.
+    token : str
+        The attempt's claim token.
+    status : str
+        ``done`` or ``diverged`` (only whole results are recorded).
+    loss_nats : float or None
+        Final held-out loss in nats per token; None when diverged.
+    loss_se_nats : float or None
+        Standard error of that mean over held-out sequences; common to all runs of a sweep, so it
+        is reported and never used as a weight.
+    n_params : Mapping[str, int]
+        Parameter count by convention (`scalelab.theory.accounting.PARAM_CONVENTIONS`).
+    flops : Mapping[str, float]
+        Training FLOPs by convention (`scalelab.theory.accounting.FLOP_CONVENTIONS`).
+    n_tokens : int
+        Tokens seen in training.
+    unique_tokens : int
+        Distinct training tokens among them; ``n_tokens / unique_tokens`` is the epochs.
+    n_steps : int
+        Optimizer steps taken.
+    wall_s : float
+        Seconds from the first step to the last, over all attempts that this one resumed.
+    energy_j : float or None
+        Joules over the same time where a counter was readable, else None.
+    diverged_at_step : int or None
+        Step at which divergence was established.
+    reason : str or None
+        Why the run ended when it did not end as done.
+    """
+
+    run_id: str
+    attempt: int
+    token: str
+    status: str
+    loss_nats: float | None
+    loss_se_nats: float | None
+    n_params: Mapping[str, int]
+    flops: Mapping[str, float]
+    n_tokens: int
+    unique_tokens: int
+    n_steps: int
+    wall_s: float
+    energy_j: float | None = None
+    diverged_at_step: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observations:
+    """Finished runs as columns, one entry a run (or a checkpoint, see ``cluster``).
+
+    Attributes
+    ----------
+    n_params : ndarray of float, shape (n,)
+        Parameters N, counted by ``param_convention``.
+    n_tokens : ndarray of float, shape (n,)
+        Training tokens D, repeats included.
+    loss_nats : ndarray of float, shape (n,)
+        Final loss. Named nats because our runs are; a table made elsewhere may be in another unit,
+        in which case every loss that comes out of a fit is in that unit too.
+    flops : ndarray of float, shape (n,)
+        Training compute C, counted by ``flop_convention``.
+    budget : ndarray of float, shape (n,), or None
+        Nominal iso-FLOP budget of each row, NaN where a row belongs to none.
+    cluster : ndarray of str, shape (n,), or None
+        Rows that share noise share a label: checkpoints of one run, branches of one trunk.
+    extra : Mapping[str, ndarray]
+        Further columns that a law or objective may name: ``unique_tokens``, ``lr``, ``weight``, ..
+    param_convention, flop_convention : str
+        How N and C were counted; ``unstated`` for a table that does not say.
+    source : str
+        Where the rows come from, in words.
+    """
+
+    n_params: FloatArray
+    n_tokens: FloatArray
+    loss_nats: FloatArray
+    flops: FloatArray
+    budget: FloatArray | None = None
+    cluster: NDArray[np.str_] | None = None
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    param_convention: str = "unstated"
+    flop_convention: str = "unstated"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        n = len(self.loss_nats)
+        columns: dict[str, NDArray[Any] | None] = {
+            "n_params": self.n_params,
+            "n_tokens": self.n_tokens,
+            "flops": self.flops,
+            "budget": self.budget,
+            "cluster": self.cluster,
+            **self.extra,
+        }
+        for name, column in columns.items():
+            if column is not None and len(column) != n:
+                raise DataError(
+                    f"column {name} with {len(column)} entries beside {n} losses",
+                    "columns of one length",
+                    "Build every column from the same rows.",
+                )
+        for name in ("n_params", "n_tokens", "loss_nats", "flops"):
+            column = getattr(self, name)
+            bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+            if len(bad):
+                raise DataError(
+                    f"{name} = {column[bad[0]]} in row {bad[0] + 1} ({len(bad)} such rows)",
+                    "finite numbers above zero",
+                    "Remove those rows, or import the file, which sets them aside with the reason.",
+                )
+
+    def __len__(self) -> int:
+        return len(self.loss_nats)
+
+    def take(self, rows: NDArray[Any]) -> Observations:
+        """Return the rows at these positions (or where a mask is true), every column along."""
+        return Observations(
+            n_params=self.n_params[rows],
+            n_tokens=self.n_tokens[rows],
+            loss_nats=self.loss_nats[rows],
+            flops=self.flops[rows],
+            budget=None if self.budget is None else self.budget[rows],
+            cluster=None if self.cluster is None else self.cluster[rows],
+            extra={name: column[rows] for name, column in self.extra.items()},
+            param_convention=self.param_convention,
+            flop_convention=self.flop_convention,
+            source=self.source,
+        )
+
+
+def is_finite(value: float | None) -> bool:
+    """Say whether a loss is there and finite."""
+    return value is not None and math.isfinite(value)
