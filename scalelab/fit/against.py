@@ -1,0 +1,140 @@
+"""Approach 2 against approach 3, in the same bootstrap replicates.
+
+Both are refitted to the same resampled rows, so that the interval of their ratio is that of the
+difference and not of two independent errors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import UsageError
+from scalelab.fit.bootstrap import BootstrapSpec, plan
+from scalelab.fit.isoflop import Axis, IsoflopFit, expected_bias, replicate_laws, tokens_at
+from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
+from scalelab.fit.result import Disagreement
+from scalelab.fit.rows import design
+from scalelab.records.types import Observations
+from scalelab.units import format_flops
+
+FloatArray = NDArray[np.float64]
+
+AXES: tuple[Axis, Axis] = ("n", "d")
+DISAGREE = 0.05
+DISAGREE_LEVEL = 0.9
+PAIRED_ENTRIES = 20_000_000
+"""Most entries (replicates x rows) of weights for which approach 2 is resampled as well."""
+
+
+def paired_weights(
+    observations: Observations, spec: BootstrapSpec, fit: ParametricFit
+) -> FloatArray | None:
+    """Return the replicates of approach 3 as row weights in the order of the rows, shape (k, n).
+
+    None where there are none; the first of them where all would be too many to hold.
+    """
+    if not len(fit.samples) or fit.bootstrap.method == "residual":
+        return None
+    data = design(observations, type(fit.law), fit.objective, spec.cluster)
+    replicates = plan(spec, len(observations), data.labels, data.labels_from, data.order)
+    batch = min(replicates.k, PAIRED_ENTRIES // len(observations))
+    if not batch:
+        return None
+    drawn = next(replicates.weights(batch))
+    weights = np.empty_like(drawn)
+    weights[:, data.order] = drawn
+    return weights
+
+
+def disagreement(
+    observations: Observations,
+    isoflop: IsoflopFit,
+    fit: ParametricFit,
+    *,
+    flops: float,
+    weights: FloatArray | None = None,
+    level: float = 0.9,
+) -> Disagreement | None:
+    """Return D_opt of approach 2 over that of approach 3, with the interval of the ratio.
+
+    Parameters
+    ----------
+    observations : Observations
+    isoflop, fit : IsoflopFit, ParametricFit
+        Approaches 2 and 3 on these rows.
+    flops : float
+        Compute at which they are compared, as 6ND.
+    weights : ndarray of shape (k, n), optional
+        The first k replicates of ``fit`` as row weights.
+    level : float
+        Level of the ratio's interval.
+
+    Returns
+    -------
+    Disagreement or None
+        None when either approach has no answer.
+    """
+    if isoflop.n_law is None or isoflop.d_law is None or fit.status == "not_identified":
+        return None
+    try:
+        optimal_tokens = float(fit.law.optimal(flops)[1])
+    except UsageError:
+        return None
+    ratio = float(tokens_at(isoflop.n_law.line, isoflop.d_law.line, flops)) / optimal_tokens
+    bounds = (math.nan, math.nan)
+    is_said = abs(ratio - 1) > DISAGREE
+    if weights is not None and fit.kept is not None:
+        # Replicates that failed are missing from the samples: their weights go too.
+        weights = weights[fit.kept[: len(weights)]]
+        laws = fit.replicate_laws()[: len(weights)]
+        with np.errstate(all="ignore"):
+            tokens = np.array([law.optimal(flops)[1] for law in laws])
+        lines = [replicate_laws(observations, isoflop, weights, axis) for axis in AXES]
+        draws = tokens_at(lines[0], lines[1], flops) / tokens
+        draws = draws[np.isfinite(draws)]
+        bounds = percentile_limits(draws, level)
+        test = percentile_limits(draws, DISAGREE_LEVEL)
+        is_said = is_said and not test[0] <= 1 <= test[1]
+
+    def predict(n_params: FloatArray, n_tokens: FloatArray) -> FloatArray:
+        return fit.law.loss({"n_params": n_params, "n_tokens": n_tokens})
+
+    return Disagreement(
+        flops=flops,
+        ratio=Interval(value=ratio, low=bounds[0], high=bounds[1]),
+        expected_bias=expected_bias(observations, isoflop, predict, optimal_tokens, flops),
+        is_said=is_said,
+    )
+
+
+def disagreement_warnings(found: Disagreement | None) -> tuple[FitWarning, ...]:
+    """Return the warning that approaches 2 and 3 disagree, where they do."""
+    if found is None or not found.is_said:
+        return ()
+    ratio, bias = found.ratio, found.expected_bias
+    limits = (
+        f" (interval {_percent(ratio.low - 1)} to {_percent(ratio.high - 1)})"
+        if math.isfinite(ratio.low)
+        else ""
+    )
+    known = (
+        f" On this grid approach 2 alone would be off by {_percent(bias)} without any noise."
+        if bias is not None
+        else ""
+    )
+    warning = FitWarning(
+        code="approaches_disagree",
+        message=(
+            f"At {format_flops(found.flops)} FLOPs approach 2 puts D_opt "
+            f"{_percent(ratio.value - 1)} from approach 3{limits}.{known} "
+            "Trust approach 3, or centre and narrow the grid."
+        ),
+    )
+    return (warning,)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %"

@@ -1,0 +1,195 @@
+"""Resampling plans: which rows a replicate holds, as weights, so that no data is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import UsageError
+
+FloatArray = NDArray[np.float64]
+Method = Literal["auto", "row", "cluster", "residual", "none"]
+
+Weighting = Literal["smooth", "counts"]
+
+METHODS: tuple[Method, ...] = ("auto", "row", "cluster", "residual", "none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BootstrapSpec:
+    """How the spread of a fit is estimated.
+
+    Attributes
+    ----------
+    k : int
+        Number of replicates.
+    method : {"auto", "row", "cluster", "residual", "none"}
+        ``row`` resamples rows; ``cluster`` resamples whole clusters (runs, not their checkpoints;
+        trunks, not their branches); ``residual`` keeps the design and resamples leverage-corrected
+        residuals; ``auto`` takes ``cluster`` when a cluster label repeats, else ``row``.
+    weighting : {"smooth", "counts"}
+        How rows or clusters are resampled: ``smooth`` gives each an exponential weight (the
+        Bayesian bootstrap, Rubin 1981), ``counts`` draws with replacement. Under Huber's loss with
+        a small delta the counts make replicates jump between rows: 90 % percentile intervals
+        then cover 96 % and are 10 % wider than smooth ones, which cover 88 to 95 %
+        (tests/science/test_coverage.py).
+    cluster : str or None
+        Column of cluster labels; None takes ``Observations.cluster``.
+    seed : int
+        Seed of the resampling; the same rows and seed give the same replicates in any row order.
+    weights : ndarray of shape (k, n), or None
+        Replicate weights (how often each row, in the caller's order, is in each replicate), in
+        place of drawing them. ``k``, ``method`` and ``seed`` are then not used.
+
+    Raises
+    ------
+    UsageError
+        For an unknown method or a negative ``k``.
+    """
+
+    k: int = 1000
+    method: Method = "auto"
+    weighting: Weighting = "smooth"
+    cluster: str | None = None
+    seed: int = 0
+    weights: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(
+                f"bootstrap method {self.method!r}",
+                f"one of {', '.join(METHODS)}",
+                "Choose a method.",
+            )
+        if self.weighting not in ("smooth", "counts"):
+            raise UsageError(
+                f"weighting {self.weighting!r}", "smooth or counts", "Choose a weighting."
+            )
+        if self.k < 0:
+            raise UsageError(f"{self.k} replicates", "a number from 0 up", "Give another number.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
+    """Replicates, drawn batch by batch so that a million rows need no large memory.
+
+    Attributes
+    ----------
+    method : str
+        What is resampled: ``row``, ``cluster``, ``residual``, ``weights`` (given) or ``none``.
+    k, n : int
+        Numbers of replicates and rows.
+    seed : int
+        Seed of the draws.
+    weighting : {"smooth", "counts"}
+        See `BootstrapSpec`.
+    given : ndarray of shape (k, n), or None
+        Weights given by the caller, in canonical row order.
+    member : ndarray of int, shape (n,), or None
+        For ``cluster``: which cluster each row belongs to.
+    cluster : str or None
+        Where the labels came from.
+    n_clusters : int or None
+        How many clusters there are.
+    """
+
+    method: str
+    k: int
+    n: int
+    seed: int = 0
+    weighting: Weighting = "smooth"
+    given: FloatArray | None = None
+    member: NDArray[np.intp] | None = None
+    cluster: str | None = None
+    n_clusters: int | None = None
+
+    def weights(self, batch: int) -> Iterator[FloatArray]:
+        """Yield weights of shape (up to batch, n); the draws do not depend on the batch."""
+        rng = np.random.default_rng(self.seed)
+        for start in range(0, self.k, batch):
+            size = min(batch, self.k - start)
+            if self.given is not None:
+                yield self.given[start : start + size]
+            elif self.member is None:
+                yield self._draw(rng, size, self.n)
+            else:
+                yield self._draw(rng, size, self.n_clusters or 0)[:, self.member]
+
+    def draws(self, batch: int) -> Iterator[NDArray[np.intp]]:
+        """Yield, for ``residual``, whose residual each row receives, shape (up to batch, n)."""
+        rng = np.random.default_rng(self.seed)
+        for start in range(0, self.k, batch):
+            yield rng.integers(0, self.n, size=(min(batch, self.k - start), self.n))
+
+    def _draw(self, rng: np.random.Generator, size: int, n: int) -> FloatArray:
+        if self.weighting == "smooth":
+            return rng.exponential(size=(size, n))
+        drawn = rng.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n)
+        return counts.reshape(size, n).astype(np.float64)
+
+
+def plan(
+    spec: BootstrapSpec, n: int, labels: NDArray[Any] | None, source: str, order: NDArray[np.intp]
+) -> Plan:
+    """Return the replicates of n rows.
+
+    Parameters
+    ----------
+    spec : BootstrapSpec
+        What was asked for.
+    n : int
+        Number of rows.
+    labels : ndarray of shape (n,), or None
+        Cluster labels in canonical row order.
+    source : str
+        Where the labels came from, in a word.
+    order : ndarray of int, shape (n,)
+        Canonical order of the caller's rows, applied to given weights.
+
+    Raises
+    ------
+    UsageError
+        For weights of another shape, or ``cluster`` without labels.
+    """
+    if spec.weights is not None:
+        weights = np.asarray(spec.weights, dtype=np.float64)
+        if weights.ndim != 2 or weights.shape[1] != n or not (weights >= 0).all():
+            raise UsageError(
+                f"replicate weights of shape {weights.shape}",
+                f"(k, {n}), one column a row, none negative",
+                "Build them from the same rows.",
+            )
+        return Plan(method="weights", k=len(weights), n=n, given=weights[:, order])
+    method = spec.method
+    repeats = labels is not None and len(np.unique(labels)) < n
+    if method == "auto":
+        method = "cluster" if repeats else "row"
+    if method == "cluster" and labels is None:
+        raise UsageError(
+            "a cluster bootstrap without labels",
+            "a column of cluster labels",
+            "Name the column that says which rows belong to one run.",
+        )
+    if method == "none" or spec.k == 0:
+        return Plan(method="none", k=0, n=n, seed=spec.seed)
+    if method != "cluster" or labels is None:
+        return Plan(method=method, k=spec.k, n=n, seed=spec.seed, weighting=spec.weighting)
+    _, first, member = np.unique(labels, return_index=True, return_inverse=True)
+    # clusters are numbered by where they first appear, so that renaming them changes nothing
+    rank = np.empty(len(first), dtype=np.intp)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return Plan(
+        method="cluster",
+        k=spec.k,
+        n=n,
+        seed=spec.seed,
+        weighting=spec.weighting,
+        member=rank[member],
+        cluster=source,
+        n_clusters=len(first),
+    )

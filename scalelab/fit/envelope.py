@@ -1,0 +1,178 @@
+r"""Approach 1: the lower envelope of training curves.
+
+At each compute C the run with the lowest loss so far names the best size; a power law through those
+sizes gives :math:`N_{opt}(C)`. It needs several checkpoints of each run. Where the best run is the
+smallest or the largest there is, the envelope only says that the grid ends: such points are left
+out. Checkpoints of an unfinished cosine schedule are biased high, so the curves should come from
+schedules that end there (or from constant rates, all alike).
+
+References
+----------
+Hoffmann et al. 2022, arXiv:2203.15556, section 3.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.fit.isoflop import PowerLaw
+from scalelab.records.types import Observations
+
+FloatArray = NDArray[np.float64]
+
+GRID_POINTS = 300
+MIN_CHECKPOINTS = 3
+MIN_CURVES = 3
+REPLICATES = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EnvelopeFit:
+    """Approach 1 on one table.
+
+    Attributes
+    ----------
+    flops : ndarray of shape (m,)
+        Where the envelope has an interior best run.
+    n_params, n_tokens, loss_nats : ndarray of shape (m,)
+        Size, tokens and loss of the best run there.
+    n_law, d_law : PowerLaw or None
+        The power laws through them, the exponents with intervals from resampled runs.
+    reason : str or None
+        Why there is none.
+    """
+
+    flops: FloatArray
+    n_params: FloatArray
+    n_tokens: FloatArray
+    loss_nats: FloatArray
+    n_law: PowerLaw | None = None
+    d_law: PowerLaw | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Curves:
+    """Training curves on one grid of compute; NaN outside a curve's own range."""
+
+    log_c: FloatArray
+    loss: FloatArray
+    log_d: FloatArray
+    log_n: FloatArray
+
+
+def fit_envelope(observations: Observations, *, level: float = 0.9, seed: int = 0) -> EnvelopeFit:
+    """Return approach 1, or the reason why the rows do not allow it.
+
+    Parameters
+    ----------
+    observations : Observations
+        Rows whose ``cluster`` names the run, several checkpoints each.
+    level : float
+        Level of the exponents' intervals.
+    seed : int
+        Seed of the resampling of runs.
+    """
+    none = np.zeros(0)
+    empty = EnvelopeFit(flops=none, n_params=none, n_tokens=none, loss_nats=none)
+    curves = _curves(observations)
+    if isinstance(curves, str):
+        return replace(empty, reason=curves)
+    best = _best(curves.loss, curves.log_n)
+    there = best >= 0
+    if len(np.unique(curves.log_n[best[there]])) < 2:
+        return replace(
+            empty, reason="fewer than two sizes are ever best with a smaller and a larger beside"
+        )
+    points = (np.flatnonzero(there), best[there])
+    n_slope, n_intercept = np.polyfit(curves.log_c[there], curves.log_n[best[there]], 1)
+    log_d = curves.log_d[points[1], points[0]]
+    d_slope, d_intercept = np.polyfit(curves.log_c[there], log_d, 1)
+    draws = _replicates(curves, np.random.default_rng(seed))
+    n_low, n_high = _limits(draws[:, 0], level)
+    d_low, d_high = _limits(draws[:, 1], level)
+    return EnvelopeFit(
+        flops=np.exp(curves.log_c[there]),
+        n_params=np.exp(curves.log_n[best[there]]),
+        n_tokens=np.exp(log_d),
+        loss_nats=curves.loss[points[1], points[0]],
+        n_law=PowerLaw(
+            exponent=float(n_slope), log_coefficient=float(n_intercept), low=n_low, high=n_high
+        ),
+        d_law=PowerLaw(
+            exponent=float(d_slope), log_coefficient=float(d_intercept), low=d_low, high=d_high
+        ),
+    )
+
+
+def _curves(observations: Observations) -> _Curves | str:
+    """Return the curves, or why there are none."""
+    if observations.cluster is None:
+        return "the rows do not say which run they belong to, so there are no training curves"
+    runs = []
+    _, owner = np.unique(observations.cluster, return_inverse=True)
+    for run in range(owner.max() + 1):
+        rows = np.flatnonzero(owner == run)
+        rows = rows[np.argsort(observations.flops[rows], kind="stable")]
+        sizes = observations.n_params[rows]
+        if len(rows) >= MIN_CHECKPOINTS and np.ptp(sizes) <= 1e-9 * sizes[0]:
+            runs.append(rows)
+    if len(runs) < MIN_CURVES:
+        return (
+            f"{len(runs)} runs have {MIN_CHECKPOINTS} checkpoints or more; "
+            f"the envelope needs {MIN_CURVES} training curves"
+        )
+    log_c = np.log(observations.flops)
+    grid = np.linspace(
+        min(log_c[rows].min() for rows in runs),
+        max(log_c[rows].max() for rows in runs),
+        GRID_POINTS,
+    )
+
+    def on_grid(values: FloatArray, rows: NDArray[np.intp]) -> FloatArray:
+        return np.interp(grid, log_c[rows], values[rows], left=np.nan, right=np.nan)
+
+    return _Curves(
+        log_c=grid,
+        loss=np.array([on_grid(observations.loss_nats, rows) for rows in runs]),
+        log_d=np.array([on_grid(np.log(observations.n_tokens), rows) for rows in runs]),
+        log_n=np.log([observations.n_params[rows[0]] for rows in runs]),
+    )
+
+
+def _best(loss: FloatArray, log_n: FloatArray) -> NDArray[np.intp]:
+    """Return the best curve at each grid point, -1 where its size is an end of the grid."""
+    there = np.isfinite(loss)
+    best: NDArray[np.intp] = np.where(there, loss, np.inf).argmin(axis=0)
+    size = log_n[best]
+    smallest = np.where(there, log_n[:, None], np.inf).min(axis=0)
+    largest = np.where(there, log_n[:, None], -np.inf).max(axis=0)
+    best[~((size > smallest) & (size < largest))] = -1
+    return best
+
+
+def _replicates(curves: _Curves, generator: np.random.Generator) -> FloatArray:
+    """Return both exponents over resampled runs, shape (k, 2), where they exist."""
+    count = len(curves.log_n)
+    draws = []
+    for _ in range(REPLICATES):
+        chosen = np.unique(generator.integers(count, size=count))
+        best = _best(curves.loss[chosen], curves.log_n[chosen])
+        at = np.flatnonzero(best >= 0)
+        who = chosen[best[at]]
+        if len(np.unique(curves.log_n[who])) < 2:
+            continue
+        log_c = curves.log_c[at] - curves.log_c[at].mean()
+        both = np.column_stack([curves.log_n[who], curves.log_d[who, at]])
+        draws.append(log_c @ both / (log_c @ log_c))
+    return np.array(draws).reshape(-1, 2)
+
+
+def _limits(draws: FloatArray, level: float) -> tuple[float | None, float | None]:
+    if len(draws) < REPLICATES / 2:
+        return None, None
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,120 @@
+"""How wrong the fit would have been about its own larger runs, had they been held out.
+
+An interval from replicates and residuals assumes that the form is right. Beyond the largest run
+that cannot be seen from the residuals, but it can be tried: fit the smaller runs, predict the
+larger ones, and compare the errors with the prediction interval that was claimed for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.fit.bootstrap import Plan
+from scalelab.fit.newton import Box, minimise
+from scalelab.fit.outcome import compute_of, local_noise
+from scalelab.fit.penalty import Penalty
+from scalelab.fit.replicates import refit
+from scalelab.fit.surfaces import Rows, surface_of
+from scalelab.theory.laws.base import Law
+
+FloatArray = NDArray[np.float64]
+
+CUTS = (0.5, 0.6, 0.7, 0.8)
+"""Shares of the runs, by compute, that are fitted in turn."""
+LEVEL = 0.9
+MOST_ROWS = 1000
+N_REPLICATES = 64
+FEWEST_AHEAD = 3
+
+
+def drift(
+    law: type[Law],
+    columns: Mapping[str, FloatArray],
+    rows: Rows,
+    theta: FloatArray,
+    penalty: Penalty,
+    box: Box,
+) -> float:
+    """Return the factor, at least 1, by which errors ahead exceeded the claimed intervals.
+
+    Parameters
+    ----------
+    law : type[Law]
+        The form.
+    columns : Mapping[str, ndarray of shape (n,)]
+        The design.
+    rows : Rows
+        Targets and weights.
+    theta : ndarray of shape (p,)
+        Optimum of all rows, where the smaller fits start.
+    penalty, box
+        As in the full fit.
+
+    Returns
+    -------
+    float
+        Median over the cuts of the 90 % quantile of error over half-width; 1 where too few rows
+        are left to try.
+    """
+    compute = compute_of(columns)
+    if compute is None:
+        return 1.0
+    if rows.n > MOST_ROWS:
+        keep = np.linspace(0, rows.n - 1, MOST_ROWS).astype(int)
+        columns = {name: values[keep] for name, values in columns.items()}
+        rows, compute = _part(rows, keep), compute[keep]
+    factors = []
+    for cut in np.quantile(compute, CUTS):
+        behind = compute <= cut
+        if behind.sum() <= box.free.sum() + 1 or (~behind).sum() < FEWEST_AHEAD:
+            continue
+        factor = _ratio(law, columns, rows, theta, penalty, box, compute, behind)
+        if np.isfinite(factor):
+            factors.append(factor)
+    return max(1.0, float(np.median(factors))) if factors else 1.0
+
+
+def _ratio(
+    law: type[Law],
+    columns: Mapping[str, FloatArray],
+    rows: Rows,
+    theta: FloatArray,
+    penalty: Penalty,
+    box: Box,
+    compute: FloatArray,
+    behind: NDArray[np.bool_],
+) -> float:
+    """Return the quantile of error over half-width for one cut."""
+    is_centred = bool(box.free.all())
+    near = surface_of(law, _pick(columns, behind), is_centred=is_centred)
+    far = surface_of(law, _pick(columns, ~behind), is_centred=is_centred)
+    known, ahead = _part(rows, behind), _part(rows, ~behind)
+    end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
+    best = end.eta[0]
+    replicates = Plan(method="row", k=N_REPLICATES, n=known.n)
+    spread = refit(near, best, known, penalty, box, replicates, use_numba="no").eta
+    if not len(spread):
+        return float("nan")
+    n, p = known.n, int(box.free.sum())
+    errors = -near.residuals(best[None], known)[0] * (n / max(n - p, 1)) ** 0.5
+    noise = local_noise(errors, compute[behind], compute[~behind])
+    error = far.residuals(far.eta(near.theta(best[None])), ahead)[0]
+    with np.errstate(all="ignore"):
+        draws = far.predicted(far.eta(near.theta(spread)))
+        draws = np.log(draws) if rows.is_log else draws
+    at_best = error + ahead.compared
+    new = (draws - at_best)[:, None, :] + noise.T[None]
+    low, high = np.nanquantile(new.reshape(-1, ahead.n), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    half = np.maximum(np.where(error > 0, -low, high), 1e-300)
+    return float(np.quantile(np.abs(error) / half, LEVEL))
+
+
+def _pick(columns: Mapping[str, FloatArray], mask: NDArray[np.bool_]) -> dict[str, FloatArray]:
+    return {name: values[mask] for name, values in columns.items()}
+
+
+def _part(rows: Rows, which: NDArray[np.bool_] | NDArray[np.intp]) -> Rows:
+    return Rows(rows.target[which], rows.weight[which], rows.residual)

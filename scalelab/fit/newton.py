@@ -1,0 +1,289 @@
+"""Damped Newton with the exact Hessian, for many points at once.
+
+Each point has its own damping. The step solves ``(H + damping M) d = -g`` with H the exact Hessian
+and M the Gauss-Newton majorant, so it does not depend on how parameters are scaled or mixed; where
+``H + damping M`` is not positive definite, M alone takes its place, which is a descent step of
+iteratively re-weighted least squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.fit.penalty import Penalty
+from scalelab.fit.surfaces import Expansion, Rows, Surface
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+TOLERANCE = 1e-13
+"""A point has converged when a whole step would lower the objective by this share of itself."""
+
+ABSOLUTE = 1e-28
+"""Same in absolute terms, per row: squared rounding, for rows that the law fits exactly."""
+
+HARDEST_DAMPING = 1e8
+CURVED = 1e-2
+"""Damping from which a refused step is brought back to the valley's floor."""
+RETURNS = 2
+"""Steps back to the valley's floor before a trial point is given up."""
+FEW = 64
+"""Batch up to which LAPACK, which stops at the first indefinite matrix, is the faster way."""
+LONGEST = 5.0
+"""Longest such step in a logarithm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Box:
+    """Which solver coordinates may move, and how far.
+
+    Attributes
+    ----------
+    free : ndarray of bool, shape (p,)
+        False where a coordinate is held.
+    scales : ndarray of bool, shape (p,)
+        Coordinates that are logarithms of scales (A, B, E), not exponents.
+    low, high : ndarray of shape (p,)
+        Bounds.
+    """
+
+    free: BoolArray
+    scales: BoolArray
+    low: FloatArray
+    high: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NewtonResult:
+    """Where each of s points ended.
+
+    Attributes
+    ----------
+    eta : ndarray of shape (s, p)
+    value : ndarray of shape (s,)
+    converged : ndarray of bool, shape (s,)
+    n_iterations : int
+        Of the slowest point.
+    """
+
+    eta: FloatArray
+    value: FloatArray
+    converged: BoolArray
+    n_iterations: int
+
+
+@np.errstate(all="ignore")
+def minimise(
+    surface: Surface,
+    eta: FloatArray,
+    rows: Rows,
+    penalty: Penalty,
+    box: Box,
+    *,
+    max_iterations: int = 100,
+    tolerance: float = TOLERANCE,
+) -> NewtonResult:
+    """Return a local minimum from each starting point.
+
+    Parameters
+    ----------
+    surface : Surface
+        The law on its rows.
+    eta : ndarray of shape (s, p)
+        Starting points in solver coordinates.
+    rows : Rows
+        What was observed, with weights: one set for all points, or each point's own.
+    penalty : Penalty
+        What a residual costs.
+    box : Box
+        Bounds and held coordinates.
+    max_iterations : int
+        Points still moving after that many count as not converged.
+    tolerance : float
+        See `TOLERANCE`.
+    """
+    best = np.array(eta, dtype=np.float64)
+    value = np.full(len(best), np.inf)
+    converged = np.zeros(len(best), dtype=bool)
+    index = np.arange(len(best))
+    at = best
+    here = surface.expand(at, rows, penalty)
+    damping = np.full(len(best), 1e-3)
+    value[:] = here.value
+    index, at, here, damping, rows = _keep(np.isfinite(here.value), index, at, here, damping, rows)
+    iteration = 0
+    while len(index) and iteration < max_iterations:
+        iteration += 1
+        step, gain = _step(here, damping, at, box)
+        small = gain <= tolerance * here.value + ABSOLUTE * surface.n_rows
+        # a last step is taken all the same: Newton doubles the digits
+        trial = np.clip(at + step, box.low, box.high)
+        there = surface.expand(trial, rows, penalty)
+        better = there.value <= here.value
+        # a first refusal is only a step too long; a second one means that the valley is curved
+        astray = ~better & ~small & (damping >= CURVED)
+        if astray.any():
+            trial, there = _return(surface, trial, there, rows, penalty, box, astray)
+            better = there.value <= here.value
+        at = np.where(better[:, None], trial, at)
+        here = _merge(better, there, here)
+        ratio = damping > 0
+        damping = np.where(better, damping * 0.1, np.maximum(damping * 10.0, 1e-3))
+        damping[better & (damping < 1e-7)] = 0.0
+        stuck = ~better & ratio & (damping > HARDEST_DAMPING)
+        done = small | stuck
+        best[index] = at
+        value[index] = here.value
+        converged[index[small | (stuck & (gain <= 1e-8 * here.value))]] = True
+        if done.any():
+            index, at, here, damping, rows = _keep(~done, index, at, here, damping, rows)
+    return NewtonResult(eta=best, value=value, converged=converged, n_iterations=iteration)
+
+
+def _return(
+    surface: Surface,
+    trial: FloatArray,
+    there: Expansion,
+    rows: Rows,
+    penalty: Penalty,
+    box: Box,
+    astray: BoolArray,
+) -> tuple[FloatArray, Expansion]:
+    """Bring points back to the valley's floor with a step in the scales alone.
+
+    Valleys of these objectives are curved where a scale trades against its exponent: a long step
+    along one ends on its wall. Without the way back only short steps are accepted.
+    """
+    floor = Box(free=box.free & box.scales, scales=box.scales, low=box.low, high=box.high)
+    own = rows.take(astray)
+    point = trial[astray]
+    here = _pick(there, astray)
+    for _ in range(RETURNS):
+        undamped = np.full(len(point), 1e-6)
+        step, _ = _step(here, undamped, point, floor)
+        point = np.clip(point + np.clip(step, -LONGEST, LONGEST), box.low, box.high)
+        here = surface.expand(point, own, penalty)
+    out = trial.copy()
+    out[astray] = point
+    index = np.flatnonzero(astray)
+    merged = Expansion(
+        value=there.value.copy(),
+        gradient=there.gradient.copy(),
+        hessian=there.hessian.copy(),
+        majorant=there.majorant.copy(),
+    )
+    merged.value[index] = here.value
+    merged.gradient[index] = here.gradient
+    merged.hessian[index] = here.hessian
+    merged.majorant[index] = here.majorant
+    return out, merged
+
+
+def _pick(here: Expansion, mask: BoolArray) -> Expansion:
+    return Expansion(
+        value=here.value[mask],
+        gradient=here.gradient[mask],
+        hessian=here.hessian[mask],
+        majorant=here.majorant[mask],
+    )
+
+
+def _step(
+    here: Expansion, damping: FloatArray, at: FloatArray, box: Box
+) -> tuple[FloatArray, FloatArray]:
+    """Return the damped step and the decrease that its quadratic model promises."""
+    g = here.gradient
+    held = ~box.free | ((at <= box.low) & (g > 0)) | ((at >= box.high) & (g < 0))
+    g = np.where(held, 0.0, g)
+    size = np.einsum("spp->sp", here.majorant)
+    trace = size.max(axis=1, initial=0.0, where=~held)
+    ridge = 1e-15 * trace + 1e-300
+    soft = here.majorant * (1.0 + damping)[:, None, None]
+    hard = here.hessian + damping[:, None, None] * here.majorant
+    step, fine = solve_positive(_hold(hard, held, ridge), -g)
+    if not fine.all():
+        bad = ~fine
+        step[bad], fine[bad] = solve_positive(
+            _hold(soft[bad], held[bad], 1e3 * ridge[bad]), -g[bad]
+        )
+    if not fine.all():
+        bad = ~fine
+        step[bad] = -g[bad] / np.maximum(trace[bad], 1e-300)[:, None]
+    return step, -0.5 * np.einsum("sp,sp->s", g, step)
+
+
+def _hold(matrix: FloatArray, held: BoolArray, ridge: FloatArray) -> FloatArray:
+    out = np.where(held[:, :, None] | held[:, None, :], 0.0, matrix)
+    diagonal = np.einsum("spp->sp", out)
+    diagonal += np.where(held, 1.0, ridge[:, None])
+    return out
+
+
+def solve_positive(matrix: FloatArray, rhs: FloatArray) -> tuple[FloatArray, BoolArray]:
+    """Solve small symmetric systems by Cholesky, over a batch.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (s, p, p)
+    rhs : ndarray of shape (s, p)
+
+    Returns
+    -------
+    solution : ndarray of shape (s, p)
+        Zero where the matrix is not positive definite.
+    is_positive : ndarray of bool, shape (s,)
+    """
+    s, p = rhs.shape
+    if s <= FEW:
+        try:
+            np.linalg.cholesky(matrix)
+            x = np.asarray(np.linalg.solve(matrix, rhs[:, :, None])[:, :, 0], dtype=np.float64)
+            return x, np.ones(s, dtype=np.bool_)
+        except np.linalg.LinAlgError:
+            pass
+    a = np.ascontiguousarray(matrix.transpose(1, 2, 0))
+    diagonal = np.einsum("pps->ps", a).copy()
+    fine = np.isfinite(a).all(axis=(0, 1)) & np.isfinite(rhs).all(axis=1)
+    a[:, :, ~fine] = np.eye(p)[:, :, None]
+    low = np.zeros_like(a)
+    for j in range(p):
+        pivot = a[j, j] - (low[j, :j] ** 2).sum(axis=0)
+        fine &= pivot > 1e-13 * np.abs(diagonal[j])
+        root = np.sqrt(np.where(pivot > 0, pivot, 1.0))
+        low[j, j] = root
+        for i in range(j + 1, p):
+            low[i, j] = (a[i, j] - (low[i, :j] * low[j, :j]).sum(axis=0)) / root
+    x = np.where(fine, rhs.T, 0.0)
+    for j in range(p):
+        x[j] = (x[j] - (low[j, :j] * x[:j]).sum(axis=0)) / low[j, j]
+    for j in reversed(range(p)):
+        x[j] = (x[j] - (low[j + 1 :, j] * x[j + 1 :]).sum(axis=0)) / low[j, j]
+    return np.ascontiguousarray(x.T), np.asarray(fine, dtype=np.bool_)
+
+
+def _merge(better: BoolArray, there: Expansion, here: Expansion) -> Expansion:
+    if better.all():
+        return there
+    return Expansion(
+        value=np.where(better, there.value, here.value),
+        gradient=np.where(better[:, None], there.gradient, here.gradient),
+        hessian=np.where(better[:, None, None], there.hessian, here.hessian),
+        majorant=np.where(better[:, None, None], there.majorant, here.majorant),
+    )
+
+
+def _keep(
+    mask: BoolArray,
+    index: NDArray[np.intp],
+    at: FloatArray,
+    here: Expansion,
+    damping: FloatArray,
+    rows: Rows,
+) -> tuple[NDArray[np.intp], FloatArray, Expansion, FloatArray, Rows]:
+    """Return the points under the mask, so that work goes only to those still moving."""
+    if mask.all():
+        return index, at, here, damping, rows
+    return index[mask], at[mask], _pick(here, mask), damping[mask], rows.take(mask)

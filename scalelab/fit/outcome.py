@@ -1,0 +1,366 @@
+"""What a parametric fit hands on: the law, whether to trust it, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalelab.errors import UsageError
+from scalelab.fit.objective import Objective
+from scalelab.theory.laws.base import Law
+
+FloatArray = NDArray[np.float64]
+Status = Literal["ok", "not_identified", "at_bound"]
+DEFAULT_LEVEL = 0.9
+NOISE_LEVELS = (np.arange(201) + 0.5) / 201
+"""Quantiles of the residuals that stand for a new run's noise."""
+NEAREST = 20
+"""Fewest rows whose residuals stand for the noise at a point; otherwise a third of all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitWarning:
+    """One thing to know about a fit.
+
+    Attributes
+    ----------
+    code : str
+        Stable name, for scripts.
+    message : str
+        What was seen, with its figures, in a sentence.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Minimum:
+    """One local minimum of the objective.
+
+    Attributes
+    ----------
+    value : float
+        Objective there.
+    params : Mapping[str, float]
+        Parameters there.
+    """
+
+    value: float
+    params: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BootstrapReport:
+    """Which replicates stand behind the intervals.
+
+    Attributes
+    ----------
+    method : str
+        ``row``, ``cluster``, ``residual``, ``weights`` (given by the caller) or ``none``.
+    k : int
+        Replicates asked for.
+    failed : int
+        Replicates that did not converge or ran to a bound, and are not in the intervals.
+    seed : int
+        Seed of the resampling.
+    cluster : str or None
+        Where the cluster labels came from, for ``cluster``.
+    n_clusters : int or None
+        How many clusters were resampled.
+    """
+
+    method: str
+    k: int
+    failed: int
+    seed: int
+    cluster: str | None = None
+    n_clusters: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A value with its lower and upper limit, in the value's unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prediction:
+    """Predicted target at m points.
+
+    Attributes
+    ----------
+    value : ndarray of shape (m,)
+        The law at its best parameters.
+    low, high : ndarray of shape (m,)
+        Confidence interval of the law's value.
+    pred_low, pred_high : ndarray of shape (m,)
+        Prediction interval of one new run: confidence and residual noise together.
+    level : float
+        Level of both intervals.
+    """
+
+    value: FloatArray
+    low: FloatArray
+    high: FloatArray
+    pred_low: FloatArray
+    pred_high: FloatArray
+    level: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ParametricFit:
+    """A law fitted to observations.
+
+    Attributes
+    ----------
+    form : str
+        Name of the law's form.
+    law : Law
+        The law at the best minimum found, also when it is not identified.
+    status : {"ok", "not_identified", "at_bound"}
+        ``not_identified``: the rows do not determine the parameters (a term that vanishes, a
+        rank-deficient design, a flat valley, too few rows). ``at_bound``: the best value lies on
+        a finite bound of a parameter. The reasons are in ``warnings``, under the same code.
+    objective : Objective
+        What was minimised.
+    value : float
+        Objective at ``law``: the plain sum over rows.
+    scale : float or None
+        Fitted noise scale of the ``likelihood`` loss.
+    minima : tuple of Minimum
+        Distinct minima within 0.2 % of the best, best first.
+    names : tuple of str
+        Parameter names, the order of ``samples``' columns.
+    samples : ndarray of shape (k_ok, p)
+        Parameters of the replicates that succeeded.
+    bootstrap : BootstrapReport
+        How the replicates were made, and how many failed.
+    kept : ndarray of bool, shape (k,), or None
+        Which replicates, in the order of the plan, are the rows of ``samples``; None when unknown.
+    residuals : ndarray of shape (n,)
+        ``log(predicted / observed)`` or ``predicted - observed``, in the caller's row order.
+    fixed : Mapping[str, float]
+        Parameters that were held.
+    n_rows : int
+        Rows fitted.
+    max_flops : float
+        Compute of the largest run fitted.
+    warnings : tuple of FitWarning
+        What to know before using it.
+    drift : float
+        How many times their prediction interval the errors were when larger runs were predicted
+        from smaller ones among these rows (at least 1, see `scalelab.fit.hindsight`). Prediction
+        intervals beyond the largest run are wider by it.
+    compute : ndarray of shape (n,), or None
+        Compute of every row, as far as the form's columns tell (N D, or FLOPs), in the caller's
+        row order. A prediction takes its noise from the rows nearest in compute, since small runs
+        are often the noisier ones.
+    """
+
+    form: str
+    law: Law
+    status: Status
+    objective: Objective
+    value: float
+    scale: float | None = None
+    minima: tuple[Minimum, ...]
+    names: tuple[str, ...]
+    samples: FloatArray
+    bootstrap: BootstrapReport
+    residuals: FloatArray
+    fixed: Mapping[str, float]
+    n_rows: int
+    max_flops: float
+    warnings: tuple[FitWarning, ...]
+    kept: NDArray[np.bool_] | None = None
+    drift: float = 1.0
+    compute: FloatArray | None = None
+
+    @property
+    def params(self) -> dict[str, float]:
+        """Parameters by name, at full precision."""
+        return self.law.params
+
+    @property
+    def failed(self) -> int:
+        """Replicates that are not in the intervals."""
+        return self.bootstrap.failed
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether the parameters, and so predictions, mean something."""
+        return self.status == "ok"
+
+    def replicate_laws(self) -> tuple[Law, ...]:
+        """Return the law of each successful replicate."""
+        kind = type(self.law)
+        return tuple(
+            kind(**dict(zip(self.names, (float(v) for v in row), strict=True)))
+            for row in self.samples
+        )
+
+    def interval(self, fn: Callable[[Law], float], level: float = DEFAULT_LEVEL) -> Interval:
+        """Return any scalar function of the law with its confidence interval.
+
+        Parameters
+        ----------
+        fn : callable
+            Law to number; called once for each replicate. Replicates where it is not finite are
+            left out.
+        level : float
+            Between 0 and 1.
+
+        Raises
+        ------
+        UsageError
+            For a level outside (0, 1).
+        """
+        check_level(level)
+        draws = np.array([fn(law) for law in self.replicate_laws()], dtype=np.float64)
+        low, high = percentile_limits(draws[np.isfinite(draws)], level)
+        return Interval(value=float(fn(self.law)), low=low, high=high)
+
+    def param_intervals(self, level: float = DEFAULT_LEVEL) -> dict[str, Interval]:
+        """Return every parameter with its confidence interval, by name."""
+        check_level(level)
+        params = self.params
+        out = {}
+        for j, name in enumerate(self.names):
+            low, high = percentile_limits(self.samples[:, j], level)
+            out[name] = Interval(value=params[name], low=low, high=high)
+        return out
+
+    def predict(self, columns: Mapping[str, ArrayLike], level: float = DEFAULT_LEVEL) -> Prediction:
+        """Return the predicted target with confidence and prediction intervals.
+
+        Parameters
+        ----------
+        columns : Mapping[str, array_like of shape (m,)]
+            What the law needs (``law.columns``); scalars broadcast.
+        level : float
+            Between 0 and 1.
+
+        Raises
+        ------
+        UsageError
+            For a missing column or a level outside (0, 1).
+        """
+        check_level(level)
+        kind = type(self.law)
+        needed = np.broadcast_arrays(*(np.atleast_1d(v) for v in kind.columns_of(columns).values()))
+        at = dict(zip(kind.columns, needed, strict=True))
+        value = np.broadcast_to(self.law.loss(at), needed[0].shape)
+        draws = self._surfaces(at)
+        is_log = self.objective.residual == "log"
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        noise = self._noise(at, len(value))
+        limits = np.full((4, len(value)), np.nan)
+        for i in range(len(value)):
+            here = draws[:, i][np.isfinite(draws[:, i])]
+            if len(here):
+                limits[:2, i] = np.quantile(here, tails)
+            else:
+                here = value[i : i + 1]
+            new = here[:, None] * np.exp(noise[i]) if is_log else here[:, None] + noise[i]
+            limits[2:, i] = np.quantile(new, tails)
+        self._widen(limits, value, at)
+        return Prediction(
+            value=np.asarray(value, dtype=np.float64),
+            low=limits[0],
+            high=limits[1],
+            pred_low=limits[2],
+            pred_high=limits[3],
+            level=level,
+        )
+
+    def _widen(
+        self, limits: FloatArray, value: FloatArray, columns: Mapping[str, FloatArray]
+    ) -> None:
+        """Widen prediction intervals beyond the largest run by what hindsight asks for."""
+        compute = compute_of(columns)
+        if compute is None or self.compute is None:
+            return
+        beyond = np.broadcast_to(compute > self.compute.max(), value.shape)
+        for side in (2, 3):
+            if self.objective.residual == "log":
+                wide = value * (limits[side] / value) ** self.drift
+            else:
+                wide = value + (limits[side] - value) * self.drift
+            limits[side] = np.where(beyond, wide, limits[side])
+
+    def _surfaces(self, columns: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the predicted target of every replicate, shape (k_ok, m)."""
+        kind = type(self.law)
+        encoded = kind.encode(self.samples)
+        theta = tuple(encoded[:, j : j + 1] for j in range(encoded.shape[1]))
+        m = len(next(iter(columns.values())))
+        with np.errstate(all="ignore"):
+            values = np.asarray(kind.surface(theta, columns), dtype=np.float64)
+        return np.broadcast_to(values, (len(self.samples), m))
+
+    def _noise(self, columns: Mapping[str, FloatArray], m: int) -> FloatArray:
+        """Return what a new run may add at each of m points, as quantiles, shape (m, levels)."""
+        n, p = self.n_rows, len(self.names) - len(self.fixed)
+        errors = -self.residuals * (n / max(n - p, 1)) ** 0.5
+        wanted = compute_of(columns)
+        if wanted is None or self.compute is None:
+            return np.tile(np.quantile(errors, NOISE_LEVELS), (m, 1))
+        return local_noise(errors, self.compute, np.broadcast_to(wanted, (m,)))
+
+
+def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> FloatArray:
+    """Return quantiles of the errors of the rows nearest in compute, shape (m, levels).
+
+    Never inside the quantiles of all rows: a valley's bottom, where predictions are asked for, is
+    thinly sampled at any one budget, and few rows make narrow quantiles.
+
+    Parameters
+    ----------
+    errors, compute : ndarray of shape (n,)
+        Of the fitted rows.
+    wanted : ndarray of shape (m,)
+        Compute of the points asked for.
+    """
+    order = np.argsort(compute, kind="stable")
+    place = np.log(compute[order])
+    errors = errors[order]
+    size = min(len(errors), max(NEAREST, len(errors) // 3))
+    windows = np.lib.stride_tricks.sliding_window_view(place, size)
+    low, high = windows[:, 0], windows[:, -1]
+    out = np.empty((len(wanted), len(NOISE_LEVELS)))
+    for i, at in enumerate(np.log(wanted)):
+        # the window of nearest rows is the one whose further end is nearest
+        first = int(np.argmin(np.maximum(high - at, at - low)))
+        out[i] = np.quantile(errors[first : first + size], NOISE_LEVELS)
+    overall = np.quantile(errors, NOISE_LEVELS)
+    return np.where(NOISE_LEVELS < 0.5, np.minimum(out, overall), np.maximum(out, overall))
+
+
+def compute_of(columns: Mapping[str, FloatArray]) -> FloatArray | None:
+    """Return what orders rows by compute: N D or the FLOPs; None for a form that has neither."""
+    if "n_params" in columns and "n_tokens" in columns:
+        return np.asarray(columns["n_params"] * columns["n_tokens"], dtype=np.float64)
+    return columns.get("flops")
+
+
+def check_level(level: float) -> None:
+    """Raise UsageError unless a level lies between 0 and 1."""
+    if not 0 < level < 1:
+        raise UsageError(f"level {level}", "a number between 0 and 1", "Give for example 0.9.")
+
+
+def percentile_limits(draws: FloatArray, level: float) -> tuple[float, float]:
+    """Return the central interval of replicate values; NaN where there are none."""
+    if not len(draws):
+        return float("nan"), float("nan")
+    with np.errstate(invalid="ignore"):  # between two infinite replicates there is no number
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,125 @@
+"""The least-squares parabola through one budget's losses, its minimum, and how sure that is.
+
+References
+----------
+Fieller 1954, Journal of the Royal Statistical Society B 16 (the interval of a ratio).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+FloatArray = NDArray[np.float64]
+
+MIN_ROWS = 3
+"""Fewest different sizes in a budget for a parabola."""
+
+Edge = Literal["below", "above", "not_convex"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bottom:
+    """Where a parabola in log x has its minimum.
+
+    Attributes
+    ----------
+    value : float
+        x at the minimum; NaN when the parabola opens downwards.
+    low, high : float or None
+        Fieller interval; None where it is unbounded or there is no residual degree of freedom.
+    loss : float
+        Fitted loss there.
+    edge : {"below", "above", "not_convex"} or None
+        Why it is no interior minimum: outside the grid on that side, or no minimum at all.
+    coefficients : tuple of float
+        c0, c1, c2 of the parabola in u = (log x - centre) / half_width.
+    centre, half_width : float
+        Middle and half the width of the grid in log x.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    loss: float
+    edge: Edge | None
+    coefficients: tuple[float, float, float]
+    centre: float
+    half_width: float
+
+    @property
+    def offset(self) -> float:
+        """Distance from the middle of the grid to the minimum, in log x."""
+        return math.log(self.value) - self.centre
+
+    def curve(self, x: FloatArray) -> FloatArray:
+        """Return the parabola at x."""
+        u = (np.log(x) - self.centre) / self.half_width
+        c0, c1, c2 = self.coefficients
+        return c0 + u * (c1 + u * c2)
+
+
+def bottom_of(x: FloatArray, y: FloatArray, level: float) -> Bottom | None:
+    """Return the minimum of the least-squares parabola through (log x, y)."""
+    log_x = np.log(x)
+    centre, half_width = (log_x.max() + log_x.min()) / 2, np.ptp(log_x) / 2
+    if len(np.unique(np.round(log_x, 9))) < MIN_ROWS:
+        return None
+    u = (log_x - centre) / half_width
+    design = np.column_stack([np.ones_like(u), u, u * u])
+    c, _, _, _ = np.linalg.lstsq(design, y, rcond=None)
+    freedom = len(u) - 3
+    low = high = None
+    if c[2] > 0:
+        at = -c[1] / (2 * c[2])
+        edge: Edge | None = "below" if at < -1 else "above" if at > 1 else None
+        value, loss = math.exp(centre + half_width * at), c[0] + at * (c[1] + at * c[2])
+        if freedom > 0:
+            variance = np.sum((y - design @ c) ** 2) / freedom
+            covariance = variance * np.linalg.inv(design.T @ design)
+            bounds = fieller(c, covariance, float(special.stdtrit(freedom, (1 + level) / 2)))
+            if bounds is not None:
+                low, high = (math.exp(centre + half_width * bound) for bound in bounds)
+    else:
+        edge, value, loss = "not_convex", math.nan, float(y.min())
+    return Bottom(
+        value=value,
+        low=low,
+        high=high,
+        loss=float(loss),
+        edge=edge,
+        coefficients=(float(c[0]), float(c[1]), float(c[2])),
+        centre=float(centre),
+        half_width=float(half_width),
+    )
+
+
+def fieller(c: FloatArray, covariance: FloatArray, t: float) -> tuple[float, float] | None:
+    """Return the u whose slope c1 + 2 c2 u may be zero; None where they have no end."""
+    tt = t * t
+    square = 4 * (c[2] ** 2 - tt * covariance[2, 2])
+    linear = 4 * (c[1] * c[2] - tt * covariance[1, 2])
+    constant = c[1] ** 2 - tt * covariance[1, 1]
+    root = linear**2 - 4 * square * constant
+    if square <= 0 or root < 0:
+        return None
+    spread = math.sqrt(root)
+    return (-linear - spread) / (2 * square), (-linear + spread) / (2 * square)
+
+
+def parabolas(u: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return c0, c1, c2 by weighted least squares for each replicate, shape (k, 3)."""
+    powers = u[:, None] ** np.arange(5)
+    moments = weights @ powers
+    matrix = moments[:, np.add.outer(np.arange(3), np.arange(3))]
+    right = weights @ (powers[:, :3] * y[:, None])
+    drawn = (weights > 0) @ np.ones(len(u))
+    is_solvable = (drawn >= MIN_ROWS) & (np.linalg.cond(matrix) < 1e12)
+    c = np.full((len(weights), 3), np.nan)
+    c[is_solvable] = np.linalg.solve(matrix[is_solvable], right[is_solvable][:, :, None])[:, :, 0]
+    return c

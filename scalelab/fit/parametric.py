@@ -1,0 +1,309 @@
+"""Approach 3: fit a law to runs, with its minima, its replicates and what to distrust.
+
+Use `fit_parametric`; the pieces below it are `scalelab.fit.solver` (one minimisation),
+`scalelab.fit.replicates` (the bootstrap's refits), `scalelab.fit.identify` (whether the answer
+means something) and `scalelab.fit.profile` (profile likelihood).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import UsageError
+from scalelab.fit.bootstrap import BootstrapSpec, Plan, plan
+from scalelab.fit.hindsight import drift
+from scalelab.fit.identify import judge
+from scalelab.fit.likelihood import best_scale, reported_value
+from scalelab.fit.newton import Box
+from scalelab.fit.objective import Objective
+from scalelab.fit.outcome import (
+    BootstrapReport,
+    FitWarning,
+    Minimum,
+    ParametricFit,
+    compute_of,
+)
+from scalelab.fit.penalty import Penalty
+from scalelab.fit.replicates import Replicates, UseNumba, refit
+from scalelab.fit.rows import Design, design
+from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
+from scalelab.fit.surfaces import Rows, Surface, surface_of
+from scalelab.records.types import Observations
+from scalelab.theory.laws import law_named
+from scalelab.theory.laws.base import Law
+
+FloatArray = NDArray[np.float64]
+
+FURTHEST = 700.0
+"""Bound on logarithms: exp of it is still a float."""
+COARSE = 4096
+"""Rows that the global search sees; all rows decide between what it finds."""
+FEW_CLUSTERS = 10
+
+
+def fit_parametric(
+    observations: Observations,
+    *,
+    form: str = "chinchilla",
+    objective: Objective | None = None,
+    bootstrap: BootstrapSpec | None = None,
+    fixed: Mapping[str, float] | None = None,
+    n_starts: int = 32,
+    use_numba: UseNumba = "auto",
+    uses_hindsight: bool = True,
+) -> ParametricFit:
+    """Return the law that minimises the objective, with replicates.
+
+    Parameters
+    ----------
+    observations : Observations
+        The runs. Row order does not matter: rows are put in a canonical order first.
+    form : str
+        Name of a law, see `scalelab.theory.laws.LAWS`.
+    objective : Objective, optional
+        Default: log residual, Huber, delta 1e-3, plain sum.
+    bootstrap : BootstrapSpec, optional
+        Default: 1000 replicates, cluster or row as the labels say.
+    fixed : Mapping[str, float], optional
+        Parameters to hold at a value while the others are fitted.
+    n_starts : int
+        Starting points of the global search.
+    use_numba : {"auto", "yes", "no"}
+        Whether replicates run in compiled code; ``auto`` when Numba is there and the work is
+        worth its start-up. The results are the same.
+    uses_hindsight : bool
+        Whether prediction intervals beyond the largest run are widened by
+        `scalelab.fit.hindsight`; not worth its refits where that is measured anyway.
+
+    Returns
+    -------
+    ParametricFit
+        With ``status`` ``not_identified`` where the rows do not determine the law: that is an
+        answer, not an error.
+
+    Raises
+    ------
+    UsageError
+        For an unknown form or parameter, or a column that the rows lack.
+    DataError
+        For rows that no law can be fitted to: none at all, or a column with values that are not
+        finite and positive.
+    """
+    objective = objective or Objective()
+    bootstrap = bootstrap or BootstrapSpec()
+    law = law_named(form)
+    held = dict(fixed or {})
+    box = box_of(law, held)
+    data = design(observations, law, objective, bootstrap.cluster)
+    replicates = plan(bootstrap, data.rows.n, data.labels, data.labels_from, data.order)
+    seeds = _seeds(law, _thinned(data), box, held)
+    surface = surface_of(law, data.columns, is_centred=not held)
+    found, scale = solve(law, data, surface, objective, box, held, seeds, n_starts)
+    refits = refit(
+        surface, found.eta, data.rows, found.penalty, box, replicates, use_numba=use_numba
+    )
+    theta = surface.theta(found.eta[None])[0]
+    r = surface.residuals(found.eta[None], data.rows)[0]
+    status, reasons = judge(
+        law, theta, data.columns, r, data.rows.weight, box, is_log=data.rows.is_log
+    )
+    compute = compute_of(data.columns)
+    if compute is not None:
+        compute = compute[np.argsort(data.order)]
+    hindsight = 1.0
+    if uses_hindsight and len(refits.eta):
+        hindsight = drift(law, data.columns, data.rows, theta, found.penalty, box)
+    residuals = np.empty_like(r)
+    residuals[data.order] = r
+    return ParametricFit(
+        form=form,
+        law=law.from_coordinates(theta),
+        status=status,
+        objective=objective,
+        value=reported_value(r, data.rows.weight, objective, scale),
+        scale=scale,
+        minima=_minima(law, surface, found, data, objective, scale),
+        names=law.names(),
+        samples=law.decode(surface.theta(refits.eta)),
+        bootstrap=BootstrapReport(
+            method=replicates.method,
+            k=len(refits.eta) + refits.failed,
+            failed=refits.failed,
+            seed=bootstrap.seed,
+            cluster=replicates.cluster,
+            n_clusters=replicates.n_clusters,
+        ),
+        residuals=residuals,
+        fixed=held,
+        n_rows=data.rows.n,
+        max_flops=data.max_flops,
+        warnings=(*reasons, *_warnings(found, refits, replicates)),
+        kept=refits.kept,
+        drift=hindsight,
+        compute=compute,
+    )
+
+
+def box_of(law: type[Law], held: Mapping[str, float]) -> Box:
+    """Return bounds and held coordinates; UsageError for a name that the law does not have."""
+    unknown = sorted(set(held) - set(law.names()))
+    if unknown:
+        raise UsageError(
+            f"parameter {', '.join(unknown)}",
+            f"one of {', '.join(law.names())}",
+            f"Hold parameters of the form {law.name}.",
+        )
+    low = [
+        -FURTHEST if c.is_log and c.low <= 0 else float(c.encode(c.low)) for c in law.coordinates
+    ]
+    high = [FURTHEST if c.high == np.inf else float(c.encode(c.high)) for c in law.coordinates]
+    return Box(
+        free=np.array([c.name not in held for c in law.coordinates]),
+        scales=np.array([c.is_log or c.name == law.offset for c in law.coordinates]),
+        low=np.maximum(low, -FURTHEST),
+        high=np.minimum(high, FURTHEST),
+    )
+
+
+def solve(
+    law: type[Law],
+    data: Design,
+    surface: Surface,
+    objective: Objective,
+    box: Box,
+    held: Mapping[str, float],
+    seeds: FloatArray,
+    n_starts: int,
+) -> tuple[Search, float | None]:
+    """Return the global minimum, and the noise scale for the likelihood."""
+    coarse = _thinned(data)
+    penalty = Penalty(delta=objective.threshold, overprediction=objective.overprediction)
+    if objective.loss != "likelihood":
+        return _staged(law, data, coarse, surface, seeds, penalty, box, held, n_starts), None
+    square = Penalty(delta=np.inf, overprediction=objective.overprediction)
+    found = _staged(law, data, coarse, surface, seeds, square, box, held, n_starts)
+    scale = 0.0
+    for _ in range(50):
+        r = surface.residuals(found.eta[None], data.rows)[0]
+        new = best_scale(r, data.rows.weight, objective)
+        if abs(new - scale) <= 1e-12 * new:
+            break
+        scale = new
+        penalty = Penalty(
+            delta=objective.threshold * scale, overprediction=objective.overprediction
+        )
+        starts = np.concatenate([surface.theta(found.eta[None]), seeds])
+        found = _staged(law, data, coarse, surface, starts, penalty, box, held, n_starts)
+    return found, scale
+
+
+def _staged(
+    law: type[Law],
+    data: Design,
+    coarse: Design,
+    surface: Surface,
+    seeds: FloatArray,
+    penalty: Penalty,
+    box: Box,
+    held: Mapping[str, float],
+    n_starts: int,
+) -> Search:
+    """Search; with very many rows, search a part of them and let all rows decide."""
+    if coarse is not data:
+        part = surface_of(law, coarse.columns, is_centred=not held)
+        first = search(part, part.eta(seeds), coarse.rows, penalty, box, n_starts=n_starts)
+        near = part.theta(np.array([eta for _, eta in first.minima[:4]]))
+        return refine(surface, surface.eta(near), data.rows, first.penalty, box)
+    return search(surface, surface.eta(seeds), data.rows, penalty, box, n_starts=n_starts)
+
+
+def _seeds(law: type[Law], data: Design, box: Box, held: Mapping[str, float]) -> FloatArray:
+    """Return the law's starting points that give finite values, closest to the data first."""
+    seeds = law.seeds(data.columns, data.rows.target)
+    if held:
+        values = law.decode(seeds)
+        for j, name in enumerate(law.names()):
+            if name in held:
+                values[:, j] = held[name]
+        seeds = law.encode(values)
+    seeds = np.clip(seeds, box.low, box.high)
+    surface = surface_of(law, data.columns, is_centred=False)
+    rows = Rows(data.rows.target, data.rows.weight, "log")
+    misfit = surface.value(seeds, rows, Penalty(delta=np.inf))
+    order = np.argsort(misfit, kind="stable")
+    return np.asarray(seeds[order[np.isfinite(misfit[order])]])
+
+
+def _thinned(data: Design) -> Design:
+    if data.rows.n <= COARSE:
+        return data
+    keep = np.linspace(0, data.rows.n - 1, COARSE).astype(int)
+    keep = keep[data.rows.weight[keep] > 0]
+    return Design(
+        columns={name: values[keep] for name, values in data.columns.items()},
+        rows=Rows(data.rows.target[keep], data.rows.weight[keep], data.rows.residual),
+        labels=None,
+        labels_from=data.labels_from,
+        order=data.order[keep],
+        max_flops=data.max_flops,
+    )
+
+
+def _minima(
+    law: type[Law],
+    surface: Surface,
+    found: Search,
+    data: Design,
+    objective: Objective,
+    scale: float | None,
+) -> tuple[Minimum, ...]:
+    etas = np.array([eta for _, eta in found.minima])
+    residuals = surface.residuals(etas, data.rows)
+    return tuple(
+        Minimum(
+            value=reported_value(r, data.rows.weight, objective, scale),
+            params=law.from_coordinates(theta).params,
+        )
+        for r, theta in zip(residuals, surface.theta(etas), strict=True)
+    )
+
+
+def _warnings(found: Search, refits: Replicates, replicates: Plan) -> tuple[FitWarning, ...]:
+    out = []
+    if not found.converged:
+        out.append(
+            FitWarning(code="not_converged", message="the best point found is not yet a minimum")
+        )
+    if found.improved > DISAGREEMENT:
+        out.append(
+            FitWarning(
+                code="solvers_disagree",
+                message=f"scipy.optimize lowered the objective by {found.improved:.1e} of itself",
+            )
+        )
+    if len(found.minima) > 1:
+        out.append(
+            FitWarning(
+                code="several_minima",
+                message=f"{len(found.minima)} minima lie within 0.2 % of the best",
+            )
+        )
+    tried = len(refits.eta) + refits.failed
+    if refits.failed > 0.05 * tried:
+        out.append(
+            FitWarning(
+                code="replicates_failed",
+                message=f"{refits.failed} of {tried} replicates did not converge",
+            )
+        )
+    if replicates.n_clusters is not None and replicates.n_clusters < FEW_CLUSTERS:
+        out.append(
+            FitWarning(
+                code="few_clusters",
+                message=f"{replicates.n_clusters} clusters are too few for reliable intervals",
+            )
+        )
+    return tuple(out)

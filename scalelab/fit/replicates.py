@@ -1,0 +1,220 @@
+"""Refits of replicates, all at once, starting at the full fit's optimum.
+
+Three ways, the same answer: Newton in NumPy for whole batches; the same compiled, when Numba is
+there and the work is worth its start-up; and, with very many rows, one Newton step from sums that
+are linear in the weights, whose error is a fraction 1/sqrt(n) of an interval.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import UsageError
+from scalelab.fit.bootstrap import Plan
+from scalelab.fit.newton import Box, NewtonResult, minimise, solve_positive
+from scalelab.fit.penalty import Penalty
+from scalelab.fit.solver import descend
+from scalelab.fit.surfaces import ExponentialSum, Rows, Surface
+
+FloatArray = NDArray[np.float64]
+UseNumba = Literal["auto", "yes", "no"]
+
+BATCH = 512
+"""Replicates in flight together, with few rows; bounds the memory of a batch."""
+ENTRIES = 5_000_000
+"""Most weights held at a time."""
+TOLERANCE = 1e-10
+SOFT = 25.0
+"""Where the path of thresholds starts, in units of the threshold in force."""
+PATIENCE = 60
+WORTH_COMPILING = 4_000_000
+"""Weights from which loading compiled code pays."""
+MANY_ROWS = 20_000
+"""Rows from which one step is enough."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Replicates:
+    """Optima of the replicates.
+
+    Attributes
+    ----------
+    eta : ndarray of shape (k_ok, p)
+        Those that converged, in solver coordinates.
+    failed : int
+        How many did not.
+    kept : ndarray of bool, shape (k,)
+        Which replicates, in the order of the plan, converged.
+    """
+
+    eta: FloatArray
+    failed: int
+    kept: NDArray[np.bool_]
+
+
+def refit(
+    surface: Surface,
+    best: FloatArray,
+    rows: Rows,
+    penalty: Penalty,
+    box: Box,
+    replicates: Plan,
+    *,
+    use_numba: UseNumba = "auto",
+) -> Replicates:
+    """Return the optimum of every replicate.
+
+    Parameters
+    ----------
+    surface : Surface
+        The law on the rows.
+    best : ndarray of shape (p,)
+        Optimum of the whole data, where every replicate starts.
+    rows : Rows
+        The data, with its own weights.
+    penalty : Penalty
+        As in the full fit.
+    box : Box
+        As in the full fit.
+    replicates : Plan
+        What to resample.
+    use_numba : {"auto", "yes", "no"}
+        Whether to compile; ``auto`` when it pays.
+
+    Raises
+    ------
+    UsageError
+        When Numba is asked for and not installed.
+    """
+    if replicates.method == "none":
+        return Replicates(eta=np.empty((0, len(best))), failed=0, kept=np.zeros(0, dtype=bool))
+    compiled = _wants_numba(surface, replicates, use_numba)
+    batch = max(1, min(BATCH, ENTRIES // rows.n))
+    ends = []
+    for one in _samples(surface, best, rows, box, replicates, batch):
+        if rows.n >= MANY_ROWS and one.target.ndim == 1:
+            ends.append(_one_step(surface, best, one, penalty, box))
+        else:
+            ends.append(_with_patience(surface, best, one, penalty, box, compiled))
+    converged = np.concatenate([end.converged for end in ends])
+    eta = np.concatenate([end.eta for end in ends])
+    return Replicates(eta=eta[converged], failed=int((~converged).sum()), kept=converged)
+
+
+def leverages(surface: Surface, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
+    """Return how far each row pulls its own prediction (0 to 1), shape (n,)."""
+    value, gradient, _ = surface.derivatives(best)
+    slopes = gradient / value if rows.is_log else gradient
+    q, _ = np.linalg.qr((slopes[box.free] * np.sqrt(rows.weight)).T)
+    return np.asarray(np.clip((q * q).sum(axis=1), 0.0, 0.95))
+
+
+def _wants_numba(surface: Surface, replicates: Plan, use_numba: UseNumba) -> bool:
+    if use_numba == "no" or not isinstance(surface, ExponentialSum):
+        return False
+    is_there = importlib.util.find_spec("numba") is not None
+    if use_numba == "yes":
+        if not is_there:
+            raise UsageError(
+                "use_numba='yes' without Numba",
+                "an environment with the extra scalelab[fast]",
+                "Install it, or leave the choice to auto.",
+            )
+        return True
+    is_worth = replicates.k * replicates.n >= WORTH_COMPILING or "numba" in sys.modules
+    return is_there and is_worth
+
+
+def _samples(
+    surface: Surface, best: FloatArray, rows: Rows, box: Box, replicates: Plan, batch: int
+) -> Iterator[Rows]:
+    """Yield batches of replicates as rows with their own weights, or their own targets."""
+    if replicates.method != "residual":
+        for weights in replicates.weights(batch):
+            yield rows.reweighted(weights * rows.weight)
+        return
+    r = surface.residuals(best[None], rows)[0]
+    corrected = r / np.sqrt(1.0 - leverages(surface, best, rows, box))
+    for draws in replicates.draws(batch):
+        compared = rows.compared + r - corrected[draws]
+        target = np.exp(compared) if rows.is_log else compared
+        yield Rows(target, rows.weight, rows.residual, compared)
+
+
+def _with_patience(
+    surface: Surface, best: FloatArray, rows: Rows, penalty: Penalty, box: Box, compiled: bool
+) -> NewtonResult:
+    """Fit directly, and those that do not converge again down a path of thresholds."""
+    if compiled and rows.target.ndim == 1 and isinstance(surface, ExponentialSum):
+        from scalelab.fit.kernels_numba import refit_batch
+
+        eta, value, converged = refit_batch(
+            surface, best, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
+        )
+        end = NewtonResult(eta=eta, value=value, converged=converged, n_iterations=PATIENCE)
+    else:
+        starts = np.tile(best, (max(rows.target.size, rows.weight.size) // rows.n, 1))
+        end = minimise(
+            surface, starts, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
+        )
+    late = ~end.converged
+    if not late.any():
+        return end
+    again = descend(
+        surface,
+        end.eta[late],
+        rows.take(late),
+        penalty,
+        box,
+        start=SOFT * penalty.delta,
+        tolerance=TOLERANCE,
+        max_iterations=400,
+    )
+    eta, value, converged = end.eta.copy(), end.value.copy(), end.converged.copy()
+    eta[late], value[late], converged[late] = again.eta, again.value, again.converged
+    return NewtonResult(eta=eta, value=value, converged=converged, n_iterations=end.n_iterations)
+
+
+def _one_step(
+    surface: Surface, best: FloatArray, rows: Rows, penalty: Penalty, box: Box
+) -> NewtonResult:
+    """Take one Newton step a replicate from gradients and Hessians that are sums over rows.
+
+    Where Huber's threshold is narrower than what n rows resolve, its second derivative is spread
+    over a window that shrinks with n (Powell's estimate of a density at 0).
+    """
+    p = len(best)
+    value, gradient, hessian = surface.derivatives(best)
+    r = surface.residuals(best[None], rows)[0]
+    slopes, bends = gradient, hessian
+    if rows.is_log:
+        slopes = gradient / value
+        bends = hessian / value - slopes[:, None] * slopes[None]
+    _, first, second, _ = penalty.parts(r, np.ones(rows.n))
+    window = 1.5 * float(np.median(np.abs(r))) * rows.n**-0.2
+    if window > penalty.delta:
+        side = np.where(r > 0, penalty.overprediction, 1.0)
+        second = side * (penalty.delta / window) * (np.abs(r) <= window)
+    rows_hessian = second * slopes[:, None] * slopes[None] + first * bends
+    lower = np.tril_indices(p)
+    sums = rows.weight @ np.concatenate([first * slopes, rows_hessian[lower]]).T
+    matrix = np.empty((len(sums), p, p))
+    matrix[:, lower[0], lower[1]] = sums[:, p:]
+    matrix[:, lower[1], lower[0]] = sums[:, p:]
+    held = ~box.free | (best <= box.low) | (best >= box.high)
+    g = np.where(held, 0.0, sums[:, :p])
+    matrix[:, held, :] = 0.0
+    matrix[:, :, held] = 0.0
+    matrix[:, held, held] = 1.0
+    step, fine = solve_positive(matrix, -g)
+    eta = np.clip(best + step, box.low, box.high)
+    fine = fine & np.isfinite(eta).all(axis=1)
+    return NewtonResult(eta=eta, value=np.full(len(eta), math.nan), converged=fine, n_iterations=1)

@@ -1,0 +1,386 @@
+"""Everything that one `fit` says, as one frozen value: what JSON, terminal, TeX and CSV print.
+
+The parametric fit is the answer; approaches 1 and 2, the held-out score, the forecasts and the
+warnings stand beside it. Nothing is computed here: the parts are made by their own modules.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scalelab.errors import EXIT_OK, NotIdentifiedError
+from scalelab.fit.envelope import EnvelopeFit
+from scalelab.fit.isoflop import IsoflopFit, PowerLaw
+from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
+from scalelab.fit.parabola import Bottom
+from scalelab.fit.select import Comparison
+from scalelab.fit.speedup import Speedup
+from scalelab.records.types import Observations
+
+SCHEMA = 1
+FAR = 100.0
+"""Beyond this many times the largest run's FLOPs a forecast says so in its first line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """One predicted run.
+
+    Attributes
+    ----------
+    asked : str
+        The request as it was written.
+    allocation : str
+        In words: which of N, D, C were given and which were chosen compute-optimally.
+    n_params, n_tokens : Interval or None
+        Size and tokens; the limits are those of the compute-optimal choice, equal to the value
+        where it was given. None where the form does not use it.
+    flops : float or None
+        Training compute, C = 6 N D.
+    loss_nats : float
+        Predicted loss at the planned N and D (for a law of something else: its ``target``).
+    low, high : float
+        Confidence interval of the law's value there.
+    pred_low, pred_high : float
+        Prediction interval of a new run there.
+    level : float
+        Level of all intervals.
+    extrapolation : float or None
+        ``flops`` over those of the largest run fitted, both as 6 N D.
+    """
+
+    asked: str
+    allocation: str
+    n_params: Interval | None
+    n_tokens: Interval | None
+    flops: float | None
+    loss_nats: float
+    low: float
+    high: float
+    pred_low: float
+    pred_high: float
+    level: float
+    extrapolation: float | None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the forecast lies more than `FAR` times beyond the largest run."""
+        return self.extrapolation is not None and self.extrapolation > FAR
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holdout:
+    """How rows that were not fitted were predicted.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows held out.
+    mean_relative_error, max_relative_error : float
+        Mean and largest of abs(predicted / observed - 1).
+    covered : int
+        Rows inside their own prediction interval.
+    mean_width : float
+        Mean width of those intervals, in the unit of the loss.
+    level : float
+        Level of the intervals.
+    """
+
+    n_rows: int
+    mean_relative_error: float
+    max_relative_error: float
+    covered: int
+    mean_width: float
+    level: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disagreement:
+    """Approach 2 against approach 3 in D_opt.
+
+    Attributes
+    ----------
+    flops : float
+        Where they are compared, as 6ND.
+    ratio : Interval
+        D_opt(approach 2) / D_opt(approach 3), with the bootstrap interval of the ratio (NaN
+        limits without replicates).
+    expected_bias : float or None
+        What approach 2 would over-state D_opt by on this very grid if approach 3 were the truth
+        and there were no noise.
+    is_said : bool
+        Whether it exceeds 5 % and its 90 % interval excludes agreement.
+    """
+
+    flops: float
+    ratio: Interval
+    expected_bias: float | None
+    is_said: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FitReport:
+    """What a fit found and how far to trust it.
+
+    Attributes
+    ----------
+    observations : Observations
+        The rows fitted.
+    fit : ParametricFit
+        Approach 3.
+    level : float
+        Level of every interval.
+    params, derived : Mapping[str, Interval]
+        Parameters, and a, b, G of the compute-optimal frontier (empty where the form has none).
+    envelope, isoflop : EnvelopeFit or None, IsoflopFit
+        Approaches 1 and 2.
+    disagreement : Disagreement or None
+        Approach 2 against approach 3; None where one of them has no answer.
+    warnings : tuple of FitWarning
+        Everything to know, most serious first.
+    forecasts : tuple of Forecast
+        Empty when the fit is not identified.
+    holdout : Holdout or None
+    comparison : Comparison or None
+    speedup : Speedup or None
+        Each where it was asked for.
+    """
+
+    observations: Observations
+    fit: ParametricFit
+    level: float
+    params: Mapping[str, Interval]
+    derived: Mapping[str, Interval]
+    envelope: EnvelopeFit
+    isoflop: IsoflopFit
+    disagreement: Disagreement | None = None
+    warnings: tuple[FitWarning, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
+    holdout: Holdout | None = None
+    comparison: Comparison | None = None
+    speedup: Speedup | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 4 when the rows do not determine the law."""
+        return NotIdentifiedError.exit_code if self.fit.status == "not_identified" else EXIT_OK
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of ``scalelab fit --json``; numbers at full precision."""
+        fit, objective = self.fit, self.fit.objective
+        return {
+            "schema": SCHEMA,
+            "command": "fit",
+            "status": fit.status,
+            "form": fit.form,
+            "target": fit.law.target,
+            "n_rows": fit.n_rows,
+            "source": self.observations.source,
+            "param_convention": self.observations.param_convention,
+            "flop_convention": self.observations.flop_convention,
+            "objective": {
+                "residual": objective.residual,
+                "loss": objective.loss,
+                "delta": objective.threshold if objective.loss in ("huber", "likelihood") else None,
+                "overprediction": objective.overprediction,
+                "weight": objective.weight,
+                "value": fit.value,
+            },
+            "level": self.level,
+            "params": {name: _limits(interval) for name, interval in self.params.items()},
+            "derived": {name: _limits(self.derived.get(name)) for name in ("a", "b", "G")},
+            "bootstrap": {
+                "method": fit.bootstrap.method,
+                "k": fit.bootstrap.k,
+                "failed": fit.bootstrap.failed,
+                "seed": fit.bootstrap.seed,
+                "cluster": fit.bootstrap.cluster,
+            },
+            "minima": [{"value": m.value, "params": dict(m.params)} for m in fit.minima],
+            "approaches": {"1": self._envelope_dict(), "2": self._isoflop_dict()},
+            "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
+            "predictions": [forecast_dict(forecast) for forecast in self.forecasts],
+            "holdout": self.holdout
+            and {name: getattr(self.holdout, name) for name in Holdout.__dataclass_fields__},
+            "compare": self.comparison and self.comparison.to_dict(),
+            "speedup": self.speedup and self.speedup.to_dict(),
+        }
+
+    def _envelope_dict(self) -> dict[str, Any] | None:
+        envelope = self.envelope
+        if envelope.n_law is None or envelope.d_law is None:
+            return None
+        return {
+            "a": _exponent(envelope.n_law),
+            "b": _exponent(envelope.d_law),
+            "n_points": len(envelope.flops),
+        }
+
+    def _isoflop_dict(self) -> dict[str, Any] | None:
+        isoflop = self.isoflop
+        if isoflop.n_law is None or isoflop.d_law is None:
+            return None
+        against = self.disagreement
+        return {
+            "a": _exponent(isoflop.n_law),
+            "b": _exponent(isoflop.d_law),
+            "is_grouped": isoflop.is_grouped,
+            "n_budgets": len(isoflop.valleys),
+            "n_interior": len(isoflop.interior),
+            "valleys": [
+                {
+                    "budget": valley.budget,
+                    "n_rows": len(valley.rows),
+                    "is_interior": valley.is_interior,
+                    "n_params": _bottom(valley.n_params),
+                    "n_tokens": _bottom(valley.n_tokens),
+                    "loss_nats": valley.n_params.loss,
+                }
+                for valley in isoflop.valleys
+            ],
+            "against_3": against
+            and {
+                "flops": against.flops,
+                "n_tokens_ratio": _limits(against.ratio),
+                "expected_bias": against.expected_bias,
+            },
+        }
+
+    def to_csv(self) -> str:
+        """Return parameters, derived exponents and forecasts as CSV, one a line."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("kind", "name", "value", "low", "high", "pred_low", "pred_high"))
+        for kind, group in (("param", self.params), ("derived", self.derived)):
+            for name, i in group.items():
+                writer.writerow((kind, name, *map(_digits, (i.value, i.low, i.high)), "", ""))
+        for f in self.forecasts:
+            for name, size in (("n_params", f.n_params), ("n_tokens", f.n_tokens)):
+                if size is not None:
+                    limits = map(_digits, (size.value, size.low, size.high))
+                    writer.writerow(("prediction", f"{name} at {f.asked}", *limits, "", ""))
+            limits = map(_digits, (f.loss_nats, f.low, f.high, f.pred_low, f.pred_high))
+            writer.writerow(("prediction", f"loss_nats at {f.asked}", *limits))
+        return out.getvalue()
+
+    def to_tex(self) -> str:
+        """Return the parameters as a LaTeX table with a caption that names the objective."""
+        objective = self.fit.objective
+        rows = [
+            f"{_TEX_NAMES.get(name, _tex_text(name))} & {_tex(i.value)} & "
+            f"[{_tex(i.low)}, {_tex(i.high)}] \\\\"
+            for name, i in (*self.params.items(), *self.derived.items())
+        ]
+        delta = f", $\\delta = {_tex(objective.threshold).strip('$')}$"
+        caption = (
+            f"{_tex_text(self.fit.form)} form, {self.fit.n_rows} runs, {objective.loss} of the "
+            f"{objective.residual} residual{delta if objective.loss == 'huber' else ''}; "
+            f"{self.level:.0%} intervals from {self.fit.bootstrap.k} {self.fit.bootstrap.method} "
+            f"bootstrap replicates; status {_tex_text(self.fit.status)}."
+        ).replace("%", "\\%")
+        return "\n".join(
+            [
+                "\\begin{table}",
+                f"\\caption{{{caption}}}",
+                "\\begin{tabular}{lrr}",
+                "\\hline",
+                f"parameter & value & {self.level:.0%} interval \\\\".replace("%", "\\%"),
+                "\\hline",
+                *rows,
+                "\\hline",
+                "\\end{tabular}",
+                "\\end{table}",
+                "",
+            ]
+        )
+
+
+_TEX_NAMES = {
+    "alpha": r"$\alpha$",
+    "beta": r"$\beta$",
+    "gamma": r"$\gamma$",
+    "a": r"$a$ ($N_\mathrm{opt} \propto C^a$)",
+    "b": r"$b$ ($D_\mathrm{opt} \propto C^b$)",
+    **{name: f"${name}$" for name in "ABEG"},
+}
+
+
+def _limits(interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {"value": None, "low": None, "high": None}
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _exponent(law: PowerLaw) -> dict[str, float | None]:
+    return {
+        "value": law.exponent,
+        "low": law.low,
+        "high": law.high,
+        "log_coefficient": law.log_coefficient,
+    }
+
+
+def _bottom(bottom: Bottom) -> dict[str, Any]:
+    return {"value": bottom.value, "low": bottom.low, "high": bottom.high, "edge": bottom.edge}
+
+
+def forecast_dict(forecast: Forecast) -> dict[str, Any]:
+    """Return a forecast under the names of the JSON contract."""
+    sizes: dict[str, Any] = {}
+    for name, size in (("n_params", forecast.n_params), ("n_tokens", forecast.n_tokens)):
+        sizes[name] = size and size.value
+        sizes[f"{name}_low"] = size and size.low
+        sizes[f"{name}_high"] = size and size.high
+    rest = ("flops", "loss_nats", "low", "high", "pred_low", "pred_high", "level", "extrapolation")
+    return {
+        "asked": forecast.asked,
+        "allocation": forecast.allocation,
+        **sizes,
+        **{name: getattr(forecast, name) for name in rest},
+    }
+
+
+def _digits(value: float) -> str:
+    return repr(float(value)) if math.isfinite(value) else ""
+
+
+def _tex(value: float) -> str:
+    """Return five significant digits as LaTeX mathematics."""
+    if not math.isfinite(value):
+        return "--"
+    text = f"{value:.5g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        return f"${mantissa} \\times 10^{{{int(exponent)}}}$"
+    return f"${text}$"
+
+
+def _tex_text(text: str) -> str:
+    return text.replace("_", r"\_")
+
+
+def ordered(warnings: Sequence[FitWarning]) -> tuple[FitWarning, ...]:
+    """Return each warning once, those that forbid or bend an answer before those that inform."""
+    rank = {code: i for i, code in enumerate(SERIOUS)}
+    unique = list(dict.fromkeys(warnings))
+    return tuple(sorted(unique, key=lambda warning: rank.get(warning.code, len(rank))))
+
+
+SERIOUS = (
+    "not_identified",
+    "at_bound",
+    "extrapolation",
+    "approaches_disagree",
+    "mid_schedule",
+    "mixed_conventions",
+    "edge_minimum",
+    "misfit",
+    "off_centre_grid",
+    "drifting_grid",
+    "outliers",
+)

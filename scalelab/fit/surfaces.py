@@ -1,0 +1,319 @@
+"""A law on given rows: residuals and the objective's exact derivatives for a batch of points.
+
+`ExponentialSum` serves every law that is a sum of exponentials of linear functions (the law says so
+in ``terms``): it works in centred coordinates, where the ridge between a scale and its exponent is
+gone, and needs no per-row Hessian. `GeneralSurface` serves any other law through its jets.
+`surface_of` chooses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.fit.objective import Residual
+from scalelab.fit.penalty import Penalty
+from scalelab.theory.laws.base import Law
+from scalelab.theory.laws.jet import Jet
+
+FloatArray = NDArray[np.float64]
+
+BLOCK = 20_000
+"""Entries (points x rows) worked on at a time: what stays in a core's cache."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Expansion:
+    """The objective to second order at a batch of s points.
+
+    Attributes
+    ----------
+    value : ndarray of shape (s,)
+    gradient : ndarray of shape (s, p)
+    hessian : ndarray of shape (s, p, p)
+        Exact.
+    majorant : ndarray of shape (s, p, p)
+        Gauss-Newton with the penalty's majorant: positive semi-definite.
+    """
+
+    value: FloatArray
+    gradient: FloatArray
+    hessian: FloatArray
+    majorant: FloatArray
+
+
+class Rows:
+    """Observed values and weights of n rows: one set for all points, or each of s points its own.
+
+    Attributes
+    ----------
+    target : ndarray of shape (n,) or (s, n)
+        What was observed; positive for the ``log`` residual.
+    weight : ndarray of shape (n,) or (s, n)
+        Row weights; a replicate is a row of integers here.
+    compared : ndarray, shape of ``target``
+        What the prediction is compared with: ``target`` or its logarithm.
+    """
+
+    __slots__ = ("compared", "residual", "target", "weight")
+
+    def __init__(
+        self,
+        target: FloatArray,
+        weight: FloatArray,
+        residual: Residual,
+        compared: FloatArray | None = None,
+    ) -> None:
+        self.target = target
+        self.weight = weight
+        self.residual = residual
+        if compared is None:
+            compared = np.log(target) if residual == "log" else target
+        self.compared = compared
+
+    @property
+    def is_log(self) -> bool:
+        """Whether logarithms are compared."""
+        return self.residual == "log"
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return int(self.target.shape[-1])
+
+    def take(self, points: Any) -> Rows:
+        """Return the rows of some of the points (a slice, mask or positions)."""
+        if self.target.ndim == 1 and self.weight.ndim == 1:
+            return self
+        own = self.target.ndim == 2
+        return Rows(
+            self.target[points] if own else self.target,
+            self.weight[points] if self.weight.ndim == 2 else self.weight,
+            self.residual,
+            self.compared[points] if own else self.compared,
+        )
+
+    def reweighted(self, weight: FloatArray) -> Rows:
+        """Return the same rows under other weights."""
+        return Rows(self.target, weight, self.residual, self.compared)
+
+
+class Surface(ABC):
+    """A law on n rows as a function of solver coordinates eta, where theta = eta @ mix."""
+
+    def __init__(self, n_rows: int, mix: FloatArray) -> None:
+        self.n_rows = n_rows
+        self.mix = mix
+        self.unmix = np.linalg.inv(mix)
+
+    def theta(self, eta: FloatArray) -> FloatArray:
+        """Return law coordinates of solver coordinates, shapes (s, p)."""
+        return eta @ self.mix
+
+    def eta(self, theta: FloatArray) -> FloatArray:
+        """Return solver coordinates of law coordinates, shapes (s, p)."""
+        return theta @ self.unmix
+
+    @abstractmethod
+    def predicted(self, eta: FloatArray) -> FloatArray:
+        """Return the law's values, shape (s, n)."""
+
+    @abstractmethod
+    def _expand(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> Expansion:
+        """Return the expansion for a block of points."""
+
+    @abstractmethod
+    def derivatives(self, eta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return value (n,), gradient (p, n) and Hessian (p, p, n) of every row at one point."""
+
+    def residuals(self, eta: FloatArray, rows: Rows) -> FloatArray:
+        """Return predicted minus observed (logarithms where the residual is ``log``), (s, n)."""
+        f = self.predicted(eta)
+        return (np.log(f) if rows.is_log else f) - rows.compared
+
+    def value(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> FloatArray:
+        """Return the objective, shape (s,); infinite where the law is not finite."""
+        with np.errstate(all="ignore"):
+            out = penalty.value(self.residuals(eta, rows), rows.weight).sum(axis=1)
+        return np.where(np.isfinite(out), out, np.inf)
+
+    def expand(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> Expansion:
+        """Return value, gradient, Hessian and majorant at each point, block by block."""
+        step = max(1, BLOCK // self.n_rows)
+        blocks = []
+        with np.errstate(all="ignore"):
+            for start in range(0, len(eta), step):
+                part = slice(start, start + step)
+                blocks.append(self._expand(eta[part], rows.take(part), penalty))
+        if len(blocks) == 1:
+            return blocks[0]
+        return Expansion(
+            value=np.concatenate([b.value for b in blocks]),
+            gradient=np.concatenate([b.gradient for b in blocks]),
+            hessian=np.concatenate([b.hessian for b in blocks]),
+            majorant=np.concatenate([b.majorant for b in blocks]),
+        )
+
+
+class ExponentialSum(Surface):
+    """theta[offset] + sum_k exp(F[k] @ theta), features F of shape (k, n, p), centred per term."""
+
+    def __init__(
+        self, features: FloatArray, *, offset: int | None = None, is_centred: bool = True
+    ) -> None:
+        mix = _centring(features) if is_centred else np.eye(features.shape[2])
+        super().__init__(features.shape[1], mix)
+        self.offset = offset
+        self.features = features @ mix.T
+        # zero up to rounding means absent: keeps the sums below sparse
+        scale = np.abs(features).max(axis=(0, 1)) + 1e-300
+        self.features[np.abs(self.features) < 1e-12 * scale] = 0.0
+        self._transposed = np.ascontiguousarray(self.features.transpose(0, 2, 1))
+        self._active = [np.flatnonzero(f.any(axis=0)) for f in self.features]
+        self._squares = [
+            np.ascontiguousarray((f[:, cols, None] * f[:, None, cols]).reshape(len(f), -1))
+            for f, cols in zip(self.features, self._active, strict=True)
+        ]
+
+    def predicted(self, eta: FloatArray) -> FloatArray:
+        """Return the law's values, shape (s, n)."""
+        total = np.exp(eta @ self._transposed[0])
+        for f in self._transposed[1:]:
+            total += np.exp(eta @ f)
+        if self.offset is not None:
+            total += eta[:, self.offset, None]
+        return np.asarray(total)
+
+    def derivatives(self, eta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return value (n,), gradient (p, n) and Hessian (p, p, n) of every row at one point."""
+        parts = np.exp(self.features @ eta)
+        gradient = np.einsum("kn,knp->pn", parts, self.features)
+        hessian = np.einsum("kn,knp,knq->pqn", parts, self.features, self.features)
+        value = parts.sum(axis=0)
+        if self.offset is not None:
+            value = value + eta[self.offset]
+            gradient[self.offset] += 1.0
+        return value, gradient, hessian
+
+    def _expand(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> Expansion:
+        s, p = eta.shape
+        parts = [np.exp(eta @ f) for f in self._transposed]
+        total = parts[0].copy()
+        for part in parts[1:]:
+            total += part
+        if self.offset is not None:
+            total += eta[:, self.offset, None]
+        inverse = 1.0 / total if rows.is_log else np.ones((1, 1))
+        if rows.is_log:
+            r = np.log(total) - rows.compared
+            for part in parts:
+                part *= inverse
+        else:
+            r = total - rows.compared
+        value, first, second, majorant = penalty.parts(r, rows.weight)
+        jacobian = np.zeros((s, p, self.n_rows))
+        curvature = np.zeros((s, p, p))
+        if self.offset is not None:
+            jacobian[:, self.offset] = inverse
+        for part, f, cols, squares in zip(
+            parts, self._transposed, self._active, self._squares, strict=True
+        ):
+            for j in cols:
+                jacobian[:, j] += part * f[j]
+            bent = ((first * part) @ squares).reshape(s, len(cols), len(cols))
+            curvature[:, cols[:, None], cols] += bent
+        if rows.is_log:
+            second = second - first
+        across = jacobian.transpose(0, 2, 1)
+        return Expansion(
+            value=value.sum(axis=1),
+            gradient=np.matmul(jacobian, first[:, :, None])[:, :, 0],
+            hessian=np.matmul(jacobian * second[:, None, :], across) + curvature,
+            majorant=np.matmul(jacobian * majorant[:, None, :], across),
+        )
+
+
+class GeneralSurface(Surface):
+    """Any law, through the jets of its formula."""
+
+    def __init__(self, law: type[Law], columns: Mapping[str, FloatArray]) -> None:
+        n_rows = max(np.size(column) for column in columns.values())
+        super().__init__(n_rows, np.eye(len(law.coordinates)))
+        self.law = law
+        self.columns = columns
+
+    def predicted(self, eta: FloatArray) -> FloatArray:
+        """Return the law's values, shape (s, n)."""
+        theta = tuple(eta[:, j : j + 1] for j in range(eta.shape[1]))
+        value = np.asarray(self.law.surface(theta, self.columns), dtype=np.float64)
+        return np.broadcast_to(value, (len(eta), self.n_rows))
+
+    def derivatives(self, eta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return value (n,), gradient (p, n) and Hessian (p, p, n) of every row at one point."""
+        value, gradient, hessian = self.law.derivatives(eta[None], self.columns)
+        return value[0], gradient[:, 0], hessian[:, :, 0]
+
+    def _expand(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> Expansion:
+        s, p = eta.shape
+        out = self.law.surface(Jet.variables(eta), self.columns)
+        if rows.is_log:
+            out = np.log(out)
+        r = np.broadcast_to(out.value, (s, self.n_rows)) - rows.compared
+        value, first, second, majorant = penalty.parts(r, rows.weight)
+        jacobian = np.zeros((s, p, self.n_rows))
+        for j, part in out.grad.items():
+            jacobian[:, j] = part
+        curvature = np.zeros((s, p, p))
+        for (i, j), part in out.hess.items():
+            total = (first * part).sum(axis=1)
+            curvature[:, i, j] = total
+            curvature[:, j, i] = total
+        across = jacobian.transpose(0, 2, 1)
+        return Expansion(
+            value=value.sum(axis=1),
+            gradient=np.matmul(jacobian, first[:, :, None])[:, :, 0],
+            hessian=np.matmul(jacobian * second[:, None, :], across) + curvature,
+            majorant=np.matmul(jacobian * majorant[:, None, :], across),
+        )
+
+
+def surface_of(
+    law: type[Law],
+    columns: Mapping[str, FloatArray],
+    *,
+    is_centred: bool = True,
+) -> Surface:
+    """Return the fastest surface that the law allows.
+
+    Centring mixes a scale with its exponent, so it must be off when a parameter is held.
+    """
+    features = law.terms(columns)
+    if features is None:
+        return GeneralSurface(law, columns)
+    offset = None if law.offset is None else law.names().index(law.offset)
+    return ExponentialSum(features, offset=offset, is_centred=is_centred)
+
+
+def _centring(features: FloatArray) -> FloatArray:
+    """Return mix, theta = eta @ mix, which centres each term's slopes on its intercept.
+
+    A term's intercept is a coordinate whose feature is 1 in that term and 0 in every other one.
+    """
+    k, _, p = features.shape
+    mix = np.eye(p)
+    for term in range(k):
+        others = np.delete(features, term, axis=0)
+        own = [
+            j for j in range(p) if (features[term, :, j] == 1.0).all() and not others[..., j].any()
+        ]
+        if not own:
+            continue
+        for j in range(p):
+            if j != own[0] and features[term, :, j].any():
+                mix[j, own[0]] = -features[term, :, j].mean()
+    return mix

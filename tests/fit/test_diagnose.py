@@ -1,0 +1,147 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.diagnose import design_warnings, notes_as_warnings, row_warnings
+from scalelab.fit.envelope import fit_envelope
+from scalelab.fit.isoflop import fit_isoflop
+from scalelab.fit.parametric import fit_parametric
+from scalelab.store.tables import ReadOptions, read_table
+
+NONE = BootstrapSpec(k=0)
+
+
+def row_codes(rows, lines=None, form="chinchilla"):
+    fit = fit_parametric(rows, form=form, bootstrap=NONE)
+    return {warning.code: warning.message for warning in row_warnings(rows, lines, fit)}
+
+
+def design_codes(rows):
+    found = design_warnings(fit_isoflop(rows), fit_envelope(rows))
+    return {warning.code: warning.message for warning in found}
+
+
+def shifted(rows, factors):
+    """Move each budget's grid by a factor in N, keeping its FLOPs."""
+    n_params = rows.n_params * np.repeat(factors, len(rows) // len(factors))
+    n_tokens = rows.flops / (6 * n_params)
+    loss = 1.82 + 482.0 * n_params**-0.348 + 2085.0 * n_tokens**-0.366
+    return replace(rows, n_params=n_params, n_tokens=n_tokens, loss_nats=loss)
+
+
+def test_a_clean_centred_grid_says_nothing_but_that_there_are_no_curves(isoflop_runs):
+    rows = isoflop_runs()
+    assert row_codes(rows) == {}
+    assert set(design_codes(rows)) == {"approach_1_unavailable"}
+
+
+@pytest.mark.parametrize(("factor", "side"), [(3.0, "smaller"), (1 / 3, "larger")])
+def test_an_off_centre_grid_names_the_side(isoflop_runs, factor, side):
+    rows = shifted(isoflop_runs(noise=0.0), np.full(5, factor))
+    found = design_codes(rows)
+    assert "drifting_grid" not in found
+    assert side in found["off_centre_grid"]
+    # A parabola over a wide grid puts its minimum near, not at, the offset of 3.
+    assert "2." in found["off_centre_grid"] or "3." in found["off_centre_grid"]
+
+
+def test_a_drifting_grid_is_told_from_an_off_centre_one(isoflop_runs):
+    rows = shifted(isoflop_runs(noise=0.0), np.geomspace(1 / 2.5, 2.5, 5))
+    found = design_codes(rows)
+    assert "drifting_grid" in found
+    assert "off_centre_grid" not in found
+
+
+def test_an_edge_minimum_names_its_budget_and_side(isoflop_runs):
+    rows = shifted(isoflop_runs(noise=0.0, half_width=2.0), np.array([1, 1, 5.0, 1, 1]))
+    assert "1e19 (below the smallest N)" in design_codes(rows)["edge_minimum"]
+
+
+def test_checkpoints_of_a_run_that_went_on_are_mid_schedule(isoflop_runs):
+    rows = isoflop_runs()
+    labels = np.array([f"r{i}" for i in range(len(rows))])
+    assert "mid_schedule" not in row_codes(replace(rows, cluster=labels))
+    early = rows.take(np.arange(len(rows)))
+    early = replace(
+        early,
+        n_tokens=early.n_tokens / 2,
+        flops=early.flops / 2,
+        cluster=labels,
+        loss_nats=early.loss_nats * 1.05,
+    )
+    both = replace(
+        rows,
+        n_params=np.concatenate([rows.n_params, early.n_params]),
+        n_tokens=np.concatenate([rows.n_tokens, early.n_tokens]),
+        loss_nats=np.concatenate([rows.loss_nats, early.loss_nats]),
+        flops=np.concatenate([rows.flops, early.flops]),
+        budget=None,
+        cluster=np.concatenate([labels, labels]),
+    )
+    assert row_codes(both)["mid_schedule"].startswith("45 of 90 rows")
+
+
+def test_unfinished_rows_are_known_by_their_fraction(isoflop_runs):
+    rows = isoflop_runs()
+    fraction = np.where(np.arange(len(rows)) < 4, 0.5, 1.0)
+    told = row_codes(replace(rows, extra={"fraction_elapsed": fraction}))
+    assert told["mid_schedule"].startswith("4 of 45 rows")
+    assert "mid_schedule" not in row_codes(
+        replace(rows, extra={"fraction_elapsed": fraction * 0 + 1})
+    )
+
+
+def test_two_ways_of_counting_in_one_table_are_told(isoflop_runs):
+    rows = isoflop_runs()
+    half = np.arange(len(rows)) % 2 == 0
+    mixed = replace(rows, flops=np.where(half, rows.flops, 1.5 * rows.flops))
+    assert "mixed_conventions" in row_codes(mixed)
+    smooth = replace(rows, flops=rows.flops * (rows.n_params / 1e8) ** -0.2)
+    assert "mixed_conventions" not in row_codes(smooth)
+
+
+def test_budgets_counted_otherwise_than_the_flops_are_told(isoflop_runs, shared_data):
+    rows = isoflop_runs()
+    assert "budget_mismatch" not in row_codes(replace(rows, flops=1.05 * rows.flops))
+    assert "3 times" in row_codes(replace(rows, flops=3 * rows.flops))["budget_mismatch"]
+    path = shared_data / "marin_isoflop" / "data.csv"
+    real = read_table(path, ReadOptions(where="dataset = 'comma' AND role = 'sweep'")).observations
+    assert "3 times" in row_codes(real)["budget_mismatch"]
+
+
+@pytest.mark.parametrize(
+    ("where", "is_mixed"),
+    [
+        ("series = 'isoflop_llama_ctx2048'", False),
+        ("series = 'isoflop_llama_ctx16384'", False),
+        ("arch = 'llama'", True),
+        ("context_length = 8192 AND arch = 'llama'", True),
+    ],
+)
+def test_the_pooled_attention_counts_of_a_real_table_are_told(shared_data, where, is_mixed):
+    path = shared_data / "xlstm_isoflop" / "data.csv"
+    rows = read_table(path, ReadOptions(where=where)).observations
+    assert ("mixed_conventions" in row_codes(rows)) is is_mixed
+
+
+def test_outliers_are_named_by_their_lines(isoflop_runs):
+    rows = isoflop_runs()
+    loss = rows.loss_nats.copy()
+    loss[[4, 31]] *= 1.3
+    told = row_codes(replace(rows, loss_nats=loss), lines=np.arange(len(rows)) + 2)
+    assert "lines 6, 33" in told["outliers"]
+
+
+@pytest.mark.parametrize(("form", "is_misfit"), [("chinchilla", True), ("gamma", False)])
+def test_a_form_that_bends_away_from_real_runs_is_told(shared_data, form, is_misfit):
+    where = "dataset = 'nemotron' AND role = 'sweep'"
+    path = shared_data / "marin_isoflop" / "data.csv"
+    rows = read_table(path, ReadOptions(where=where)).observations
+    assert ("misfit" in row_codes(rows, form=form)) is is_misfit
+
+
+def test_notes_keep_their_codes():
+    (warning,) = notes_as_warnings({"derived_flops": "C = 6 N D was taken."})
+    assert (warning.code, warning.message) == ("derived_flops", "C = 6 N D was taken.")

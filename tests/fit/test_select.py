@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scalelab.errors import DataError
+from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.objective import Objective
+from scalelab.fit.parametric import fit_parametric
+from scalelab.fit.select import aicc, columns_of, compare, folds_of
+from scalelab.records.types import Observations
+
+
+def test_the_form_that_made_the_runs_extrapolates_best(isoflop_runs):
+    # Exponents this far apart cannot be told by the tied form, nor an asymptote by Kaplan's.
+    rows = isoflop_runs(alpha=0.5, beta=0.25, A=1000.0, B=400.0, noise=2e-4, half_width=8.0)
+    found = compare(rows, forms=("tied", "chinchilla", "kaplan"), k=30)
+    assert found.best.form == "chinchilla"
+    assert [c.is_tied for c in found.candidates] == [True, False, False]
+    assert found.best.aicc == min(c.aicc for c in found.candidates)
+    assert "cannot tell" not in found.verdict
+
+
+def test_forms_that_describe_the_runs_alike_are_called_indistinguishable(isoflop_runs):
+    rows = isoflop_runs(alpha=0.33, beta=0.33, noise=0.004)
+    found = compare(rows, forms=("chinchilla", "tied"), k=30)
+    assert all(candidate.is_tied for candidate in found.candidates)
+    assert "the data cannot tell it from" in found.verdict
+    gap = found.candidates[1].gap
+    assert gap[0] <= 1e-4
+
+
+def test_only_lower_budgets_are_used_to_predict_a_budget(isoflop_runs):
+    rows = isoflop_runs(noise=1e-4)
+    spoiled = rows.loss_nats.copy()
+    spoiled[rows.budget == 1e20] *= 3
+    clean = compare(rows, forms=("chinchilla",), k=10)
+    worse = compare(replace(rows, loss_nats=spoiled), forms=("chinchilla",), k=10)
+    # The last budget is predicted from the others alone: 1/3 of the observed, an error of 2/3.
+    share = 9 / clean.n_predicted
+    expected = clean.best.mean_relative_error * (1 - share) + share * 2 / 3
+    assert worse.best.mean_relative_error == pytest.approx(expected, rel=0.01)
+
+
+def test_every_objective_is_tried_with_every_form(isoflop_runs):
+    objectives = (Objective(), Objective(loss="ls"))
+    found = compare(isoflop_runs(), forms=("chinchilla", "tied"), objectives=objectives, k=5)
+    pairs = {(c.form, c.objective.loss) for c in found.candidates}
+    assert pairs == {(f, o) for f in ("chinchilla", "tied") for o in ("huber", "ls")}
+    assert sorted(c.mean_relative_error for c in found.candidates) == [
+        c.mean_relative_error for c in found.candidates
+    ]
+
+
+def test_the_same_seed_gives_the_same_ranking_in_any_row_order(isoflop_runs):
+    rows = isoflop_runs()
+    order = np.random.default_rng(1).permutation(len(rows))
+    first = compare(rows, forms=("chinchilla", "tied"), k=20, seed=4)
+    second = compare(rows.take(order), forms=("chinchilla", "tied"), k=20, seed=4)
+    for one, two in zip(first.candidates, second.candidates, strict=True):
+        assert one.form == two.form
+        assert two.mean_relative_error == pytest.approx(one.mean_relative_error, rel=1e-6)
+        assert two.covered == one.covered
+
+
+def test_too_few_budgets_are_an_error_with_the_number_needed(isoflop_runs):
+    with pytest.raises(DataError, match="2 levels of compute"):
+        compare(isoflop_runs(budgets=(1e18, 1e19)))
+
+
+def test_rows_between_budgets_go_to_the_nearer_and_a_grid_to_equal_parts(isoflop_runs):
+    rows = isoflop_runs()
+    fold, centres = folds_of(rows)
+    np.testing.assert_allclose(centres, [1e18, 3e18, 1e19, 3e19, 1e20], rtol=1e-12)
+    np.testing.assert_array_equal(centres[fold], rows.flops)
+    counted_otherwise = replace(rows, flops=rows.flops * 2.5)
+    np.testing.assert_array_equal(folds_of(counted_otherwise)[0], fold)
+    budget = np.where(np.arange(len(rows)) % 4 == 0, np.nan, rows.flops)
+    np.testing.assert_array_equal(folds_of(replace(rows, budget=budget))[0], fold)
+    rng = np.random.default_rng(2)
+    n = 60
+    grid = Observations(
+        n_params=10 ** rng.uniform(7, 9, n),
+        n_tokens=10 ** rng.uniform(9, 11, n),
+        loss_nats=rng.uniform(2, 3, n),
+        flops=10 ** np.sort(rng.uniform(15, 25, n)),
+    )
+    fold, centres = folds_of(grid)
+    assert len(centres) == 6
+    np.testing.assert_array_equal(np.bincount(fold), 10)
+    assert (np.diff(fold) >= 0).all()
+
+
+def test_aicc_is_the_gaussian_one_for_least_squares(isoflop_runs):
+    rows = isoflop_runs()
+    fit = fit_parametric(rows, objective=Objective(loss="ls"), bootstrap=BootstrapSpec(k=0))
+    n, k = len(rows), 6
+    sigma = np.sqrt(np.mean(fit.residuals**2))
+    log_likelihood = np.sum(
+        -0.5 * (fit.residuals / sigma) ** 2 - np.log(sigma * np.sqrt(2 * np.pi))
+    )
+    expected = 2 * k - 2 * log_likelihood + 2 * k * (k + 1) / (n - k - 1)
+    assert aicc(fit) == pytest.approx(expected, rel=1e-12)
+
+
+def test_aicc_is_the_laplace_one_for_a_small_delta(isoflop_runs):
+    rows = isoflop_runs(noise=0.01)
+    fit = fit_parametric(rows, objective=Objective(delta=1e-4), bootstrap=BootstrapSpec(k=0))
+    n, k = len(rows), 6
+    b = np.mean(np.abs(fit.residuals))
+    log_likelihood = np.sum(-np.abs(fit.residuals) / b - np.log(2 * b))
+    expected = 2 * k - 2 * log_likelihood + 2 * k * (k + 1) / (n - k - 1)
+    assert aicc(fit) == pytest.approx(expected, rel=1e-12)
+
+
+def test_columns_are_under_the_names_that_laws_use(isoflop_runs):
+    rows = isoflop_runs()
+    found = columns_of(rows)
+    assert {"n_params", "n_tokens", "flops"} <= set(found)
+    np.testing.assert_array_equal(found["n_params"], rows.n_params)
