@@ -1,0 +1,1 @@
+"""Run folders into DuckDB: schema, collector, snapshot, import and export."""

@@ -1,0 +1,196 @@
+"""The rows of ``runs`` and ``attempts`` from what the files of a run say: pure functions."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from scalelab.store.scan import RUN_DEFAULTS, SHAPE_DEFAULTS, AttemptFiles, RunFiles
+from scalelab.store.schema import CLAIM, REAL, WHOLE, Table
+from scalelab.theory.accounting import (
+    DEFAULT_FLOP_CONVENTION,
+    DEFAULT_PARAM_CONVENTION,
+    count_params,
+    train_flops_per_token,
+)
+from scalelab.theory.shape import ModelShape
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+
+
+def run_row(run: RunFiles) -> Row:
+    """Return the run's row of ``runs``."""
+    shape = {**SHAPE_DEFAULTS, **run.spec["shape"]}
+    spec = {**RUN_DEFAULTS, **run.spec}
+    tokens_per_step = spec["batch_seqs"] * spec["seq_len"]
+    newest = run.accepted or (run.attempts[-1] if run.attempts else None)
+    row: Row = {
+        **spec,
+        **shape,
+        "run_id": run.run_id,
+        "status": run.status,
+        "n_tokens": tokens_per_step * spec["n_steps"],
+        "tokens_per_step": tokens_per_step,
+        "attempts": len(run.attempts),
+        **(execution_columns(newest.note) if newest else {}),
+    }
+    if run.accepted is not None and run.accepted.record is not None:
+        record = run.accepted.record
+        n_params, flops = record.n_params, record.flops
+        row |= {
+            "n_tokens": record.n_tokens,
+            "loss_nats": record.loss_nats if record.status == "done" else None,
+            "loss_se_nats": record.loss_se_nats,
+            "unique_tokens": record.unique_tokens,
+            "epochs": record.n_tokens / record.unique_tokens if record.unique_tokens else None,
+            "accepted_attempt": run.accepted.number,
+            "steps_taken": record.n_steps,
+            "wall_s": record.wall_s,
+            "energy_j": record.energy_j,
+            "diverged_at_step": record.diverged_at_step,
+            "reason": record.reason,
+        }
+    else:
+        n_params, per_token = _planned_counts(tuple(shape.items()), spec["seq_len"])
+        flops = {name: value * row["n_tokens"] for name, value in per_token.items()}
+        row["reason"] = newest.end.get("reason") if newest else None
+    row |= {f"n_params_{name}": count for name, count in n_params.items()}
+    row |= {f"flops_{name}": count for name, count in flops.items()}
+    row["n_params"] = n_params.get(DEFAULT_PARAM_CONVENTION)
+    row["flops"] = flops.get(DEFAULT_FLOP_CONVENTION)
+    return row
+
+
+def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:
+    """Return the run's rows of ``attempts``.
+
+    Parameters
+    ----------
+    run : RunFiles
+    torn : Mapping[int, int]
+        Torn lines by number of the attempt.
+    """
+    segments = curve_segments(run)
+    rows = []
+    for attempt in run.attempts:
+        resumed_attempt, resumed_step = resumed_from(attempt)
+        after, to = segments.get(attempt.number, (None, None))
+        note, record = attempt.note, attempt.record
+        versions = note.get("versions")
+        rows.append(
+            {
+                "run_id": run.run_id,
+                "attempt": attempt.number,
+                "status": record.status if record else attempt.end.get("status") or "running",
+                "is_accepted": attempt is run.accepted,
+                "loss_nats": record.loss_nats if record else None,
+                "reason": attempt.end.get("reason"),
+                "resumed_from_attempt": resumed_attempt,
+                "resumed_from_step": resumed_step,
+                "curve_after_step": after,
+                "curve_to_step": to,
+                "torn_lines": torn.get(attempt.number, 0),
+                "started_s": note.get("started_s"),
+                "ended_s": attempt.end.get("time_s"),
+                "host": note.get("host"),
+                "job_id": note.get("job_id"),
+                "restart_count": note.get("restart_count"),
+                **execution_columns(note),
+                "git_commit": note.get("git_commit"),
+                "is_dirty": note.get("is_dirty"),
+                "versions": json.dumps(versions, sort_keys=True) if versions else None,
+            }
+        )
+    return rows
+
+
+def curve_segments(run: RunFiles) -> dict[int, tuple[int, int | None]]:
+    """Return which steps of each attempt make up the run's curve, ``{attempt: (after, up to)}``.
+
+    The accepted attempt counts from the step at which it resumed; up to that step counts the one
+    that it resumed from, and so on. Empty while no attempt is accepted.
+    """
+    by_number = {attempt.number: attempt for attempt in run.attempts}
+    segments: dict[int, tuple[int, int | None]] = {}
+    attempt, up_to = run.accepted, None
+    while attempt is not None and attempt.number not in segments:
+        source, step = resumed_from(attempt)
+        segments[attempt.number] = (step or 0, up_to)
+        attempt = by_number.get(source) if source is not None else None
+        up_to = step if up_to is None or step is None else min(up_to, step)
+    return segments
+
+
+def resumed_from(attempt: AttemptFiles) -> tuple[int | None, int | None]:
+    """Return whose checkpoint an attempt started from, and its step; two None when afresh."""
+    source = attempt.note.get("resumed_from")
+    if not isinstance(source, Mapping):
+        return None, None
+    number, step = source.get("attempt"), source.get("step")
+    is_whole = type(number) is int and type(step) is int
+    return (number, step) if is_whole else (None, None)
+
+
+def execution_columns(note: Mapping[str, Any]) -> Row:
+    """Return how an attempt was executed, by column name."""
+    spec = note.get("execution")
+    execution = dict(spec) if isinstance(spec, Mapping) else {}
+    execution["step_mode"] = execution.pop("step", None)
+    return {**execution, "device_name": note.get("device_name")}
+
+
+@functools.lru_cache(maxsize=4096)
+def _planned_counts(
+    shape: tuple[tuple[str, Any], ...], seq_len: int
+) -> tuple[dict[str, int], dict[str, float]]:
+    model = ModelShape(**dict(shape))
+    return count_params(model).by_convention(), train_flops_per_token(model, seq_len)
+
+
+def as_arrow(table: Table, rows: Iterable[Row]) -> pa.Table:
+    """Return rows as an Arrow table with exactly the table's columns; what a row lacks is null.
+
+    A value of the wrong type (a note written by hand) becomes null rather than a lost row.
+    """
+    rows = list(rows)
+    return arrow_columns(table, {n: [row.get(n) for row in rows] for n in table.column_names()})
+
+
+def arrow_columns(table: Table, columns: Mapping[str, list[Any]]) -> pa.Table:
+    """Return lists of values, one for each column of the table, as an Arrow table."""
+    import pyarrow as pa
+
+    types = {WHOLE: pa.int64(), REAL: pa.float64(), CLAIM: pa.bool_()}
+    arrays = {}
+    for column in table.columns:
+        values, kind = columns[column.name], types.get(column.type, pa.string())
+        try:
+            arrays[column.name] = pa.array(values, kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            arrays[column.name] = pa.array([_coerced(v, column.type) for v in values], kind)
+    return pa.table(arrays)
+
+
+def _coerced(value: Any, kind: str) -> Any:
+    """Return ``value`` as the column's type where it can be read as one, else None."""
+    if value is None:
+        return None
+    if kind == CLAIM:
+        return value if isinstance(value, bool) else None
+    if kind not in (WHOLE, REAL):
+        return str(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf if kind == REAL else None
+    except (TypeError, ValueError):
+        return None
+    if kind == REAL:
+        return number
+    return int(value) if math.isfinite(number) and abs(number) < 2**63 else None

@@ -1,0 +1,132 @@
+"""The rows of ``sweeps`` and ``imports``: what is neither a run nor grows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.store.rows import as_arrow
+from scalelab.store.scan import read_json, run_names
+from scalelab.store.schema import IMPORTS, SWEEPS, Table
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+PLAN_FILE = "plan.json"
+IMPORT_FILE = "data.parquet"
+
+_IMPORT_CORE = ("n_params", "n_tokens", "loss_nats", "flops", "budget_flops", "cluster", "line")
+
+
+def refresh_sweeps(
+    connection: duckdb.DuckDBPyConnection, results: Path, problems: list[str]
+) -> bool:
+    """Bring ``sweeps`` up to date; return whether anything changed."""
+    return _refresh(
+        connection, SWEEPS, "sweep", results / "sweeps", PLAN_FILE, _sweep_rows, problems
+    )
+
+
+def refresh_imports(
+    connection: duckdb.DuckDBPyConnection, results: Path, problems: list[str]
+) -> bool:
+    """Bring ``imports`` up to date; return whether anything changed."""
+    return _refresh(
+        connection, IMPORTS, "import", results / "imports", IMPORT_FILE, _import_rows, problems
+    )
+
+
+def _refresh(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    kind: str,
+    folder: Path,
+    file: str,
+    read: Callable[[Path, str], pa.Table],
+    problems: list[str],
+) -> bool:
+    known = dict(
+        connection.execute(
+            "SELECT name, signature FROM collector.sources WHERE kind = ?", [kind]
+        ).fetchall()
+    )
+    found = {
+        name: f"{stat.st_ino}.{stat.st_mtime_ns}.{stat.st_size}"
+        for name in run_names(str(folder))
+        if (stat := _stat(folder / name / file)) is not None
+    }
+    stale = sorted(
+        name for name in known.keys() | found.keys() if known.get(name) != found.get(name)
+    )
+    for name in stale:
+        connection.execute(f'DELETE FROM {table.name} WHERE "{kind}" = ?', [name])
+        connection.execute(
+            "DELETE FROM collector.sources WHERE kind = ? AND name = ?", [kind, name]
+        )
+        if name not in found:
+            continue
+        try:
+            rows = read(folder / name, name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{kind} {name} left out: {folder / name / file}: {error!r}")
+            continue
+        connection.register("incoming", rows)
+        connection.execute(f"INSERT INTO {table.name} BY NAME SELECT * FROM incoming")
+        connection.unregister("incoming")
+        connection.execute(
+            "INSERT INTO collector.sources VALUES (?, ?, ?)", [kind, name, found[name]]
+        )
+    return bool(stale)
+
+
+def _sweep_rows(folder: Path, name: str) -> pa.Table:
+    plan = read_json(str(folder / PLAN_FILE))
+    if plan is None:
+        raise ValueError("no JSON object")
+    # A run that a plan names twice is a member once.
+    members = {row["run_id"]: row.get("budget_flops") for row in plan["rows"]}
+    rows: list[dict[str, Any]] = [
+        {
+            "sweep": name,
+            "run_id": run_id,
+            "position": position,
+            "budget_flops": budget,
+            "kind": plan.get("kind"),
+            "created_s": plan.get("created_s"),
+        }
+        for position, (run_id, budget) in enumerate(members.items(), start=1)
+    ]
+    return as_arrow(SWEEPS, rows)
+
+
+def _import_rows(folder: Path, name: str) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / IMPORT_FILE)
+    about: Mapping[str, Any] = read_json(str(folder / "mapping.json")) or {}
+    rows = []
+    for row in table.to_pylist():
+        extra = {key: value for key, value in row.items() if key not in _IMPORT_CORE}
+        rows.append(
+            {
+                "import": name,
+                **{key: row.get(key) for key in _IMPORT_CORE},
+                "cluster": row.get("cluster") or f"{name}:{row['line']}",
+                "param_convention": about.get("param_convention", "unstated"),
+                "flop_convention": about.get("flop_convention", "unstated"),
+                "imported_s": about.get("imported_s"),
+                "extra": json.dumps(extra, sort_keys=True, default=str) if extra else None,
+            }
+        )
+    return as_arrow(IMPORTS, rows)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

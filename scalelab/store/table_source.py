@@ -1,0 +1,320 @@
+"""The rows of one table inside a private DuckDB: numbers made numbers, cells and lines findable.
+
+`TableSource` is what `scalelab.store.tables` reads from; nothing else needs it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
+
+class TableSource:
+    """One loaded table.
+
+    Attributes
+    ----------
+    name : str
+        What to call it in messages.
+    types : dict of str to str
+        DuckDB type by column, in the table's order.
+    malformed : list of (line, text, reason)
+        Lines that are no rows of this table.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        name: str,
+        first_line: int,
+        text_file: Path | None = None,
+    ) -> None:
+        self._connection = connection
+        self._first_line = first_line
+        self._text_file = text_file
+        self.name = name
+        described = connection.execute("DESCRIBE source").fetchall()
+        self.types = {column: kind for column, kind, *_ in described}
+        self.malformed: list[tuple[int, str, str]] = []
+        self._ends: NDArray[np.int64] | None = None
+        if text_file is not None:
+            self._find_malformed()
+        # The conditions are the user's SQL over these rows: they have no business with files.
+        connection.execute("SET enable_external_access = false")
+        connection.execute("CREATE TEMP VIEW rows AS SELECT *, rowid AS source_row FROM source")
+
+    def make_numeric(self, columns: Sequence[str]) -> None:
+        """Make numbers of columns that are text for the sake of a few cells (those become NULL).
+
+        Raises
+        ------
+        DataError
+            When a column holds no number at all.
+        """
+        dirty = [c for c in dict.fromkeys(columns) if self.types.get(c) == "VARCHAR"]
+        if not dirty:
+            return
+        casts = ", ".join(f"TRY_CAST({quote(c)} AS DOUBLE) AS {quote(c)}" for c in dirty)
+        self._connection.execute(
+            "CREATE OR REPLACE TEMP VIEW rows AS "
+            f"SELECT * REPLACE ({casts}), rowid AS source_row FROM source"
+        )
+        for column in dirty:
+            if not self.fetch(f"SELECT count({quote(column)}) AS n FROM rows")["n"][0]:
+                raise DataError(
+                    f"column {column} of {self.name}, which holds text",
+                    "a column of numbers",
+                    "Map another column with --map, or convert this one.",
+                )
+            self.types[column] = "DOUBLE"
+
+    def check(self, query: str, shown: str) -> None:
+        """Raise UsageError unless ``query`` is one valid statement over these columns."""
+        import duckdb
+
+        try:
+            is_single = len(self._connection.extract_statements(query)) == 1
+            if is_single:
+                self._connection.execute(f"EXPLAIN {query}")
+        except duckdb.Error as error:
+            raise self._bad_sql(shown, error) from None
+        if not is_single:
+            raise UsageError(f"{shown!r}, several statements", "one SQL condition", "Drop the ';'.")
+
+    def fetch(self, query: str, shown: str = "") -> dict[str, NDArray[Any]]:
+        """Return the columns of a query as plain arrays: NaN and empty text where NULL.
+
+        Raises
+        ------
+        UsageError
+            When the user's part of the query, ``shown``, fails on the rows.
+        """
+        import duckdb
+
+        try:
+            fetched = self._connection.execute(query).fetchnumpy()
+        except duckdb.Error as error:
+            raise self._bad_sql(shown, error) from None
+        return {name: _plain(column) for name, column in fetched.items()}
+
+    def texts(self, query: str) -> list[str]:
+        """Return the first column of a query as text."""
+        return [str(row[0]) for row in self._connection.execute(query).fetchall()]
+
+    def cells(self, expression: str, rows: NDArray[np.int64]) -> list[str | None]:
+        """Return the text of an expression in these rows of the table as it was given."""
+        listed = ",".join(map(str, rows))
+        found = dict(
+            self._connection.execute(
+                f"SELECT rowid, CAST({expression} AS VARCHAR) FROM source WHERE rowid IN ({listed})"
+            ).fetchall()
+        )
+        return [found[row] for row in rows]
+
+    def lines(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the line of the file (or the number) of these rows."""
+        if self._ends is not None:
+            return self._ends[rows]
+        return rows + self._first_line
+
+    def count_lines(self) -> None:
+        """Find the line at which each row really ends: rows may span lines, and lines be blank."""
+        if self._text_file is None or self._ends is not None:
+            return
+        ends, odd = _row_ends(self._text_file, len(self.types))
+        count = int(self.fetch("SELECT count(*) AS n FROM source")["n"][0])
+        if len(ends) == count:
+            self._ends = np.asarray(ends, dtype=np.int64)
+        if len(odd) == len(self.malformed):
+            self.malformed = [
+                (line, text, reason)
+                for line, (_, text, reason) in zip(odd, self.malformed, strict=True)
+            ]
+
+    def _find_malformed(self) -> None:
+        self.malformed = [
+            (int(line), str(text).strip(), first_line(message))
+            for line, text, message in self._connection.execute(
+                "SELECT line, any_value(csv_line), any_value(error_message) FROM reject_errors "
+                "GROUP BY line ORDER BY line"
+            ).fetchall()
+        ]
+        if self.malformed:
+            self.count_lines()
+
+    def _bad_sql(self, shown: str, error: Exception) -> UsageError:
+        return UsageError(
+            f"{shown!r} ({first_line(error)})",
+            f"DuckDB SQL over the columns {', '.join(self.types)}",
+            "Quote text with single quotes and odd column names with double quotes.",
+        )
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[TableSource]:
+    """Load a CSV, TSV or Parquet file.
+
+    Raises
+    ------
+    DataError
+        When there is no such file or it does not read as a table.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}, which is not a file", "a CSV or Parquet file", "Check the path.")
+    name = path.name.lower()
+    is_text = name.endswith(TEXT_SUFFIXES)
+    if not is_text and not name.endswith(PARQUET_SUFFIXES):
+        raise DataError(
+            path.name,
+            f"a file ending in {', '.join(TEXT_SUFFIXES + PARQUET_SUFFIXES)}",
+            "Export the table as CSV or Parquet.",
+        )
+    source = (
+        "read_csv($path, header = true, sample_size = -1, store_rejects = true)"
+        if is_text
+        else "read_parquet($path)"
+    )
+
+    def load(connection: duckdb.DuckDBPyConnection) -> TableSource:
+        connection.execute(
+            f"CREATE TEMP TABLE source AS SELECT * FROM {source}", {"path": str(path)}
+        )
+        if is_text:
+            return TableSource(connection, path.name, 2, path)
+        return TableSource(connection, path.name, 1)
+
+    with _opened(load, str(path)) as table:
+        yield table
+
+
+@contextmanager
+def open_frame(frame: pd.DataFrame) -> Iterator[TableSource]:
+    """Load a pandas frame; its rows are numbered from 1."""
+
+    def load(connection: duckdb.DuckDBPyConnection) -> TableSource:
+        connection.register("given", frame)
+        connection.execute("CREATE TEMP TABLE source AS SELECT * FROM given")
+        return TableSource(connection, "the frame", 1)
+
+    with _opened(load, "the frame") as table:
+        yield table
+
+
+class Snapshot:
+    """The published tables, read-only, under the schema ``store``."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def first(self, query: str, name: str | None = None) -> str | int | None:
+        """Return the first value of a query, None when it has no row."""
+        row = self._connection.execute(query, {} if name is None else {"name": name}).fetchone()
+        return None if row is None else row[0]
+
+    def column(self, query: str) -> list[str]:
+        """Return the first column of a query."""
+        return [str(row[0]) for row in self._connection.execute(query).fetchall()]
+
+    def load(self, query: str, name: str, title: str) -> TableSource:
+        """Copy the rows of a query out of the snapshot, so that it can be let go of."""
+        self._connection.execute(f"CREATE TEMP TABLE source AS {query}", {"name": name})
+        return TableSource(self._connection, title, 1)
+
+    def rows(self, source: TableSource) -> int:
+        """Return how many rows a source has."""
+        return int(source.fetch("SELECT count(*) AS n FROM source")["n"][0])
+
+
+@contextmanager
+def open_snapshot(path: Path) -> Iterator[Snapshot]:
+    """Open the published snapshot; raises DataError when it is not one."""
+
+    def attach(connection: duckdb.DuckDBPyConnection) -> Snapshot:
+        connection.execute(
+            f"ATTACH '{str(path).replace(chr(39), chr(39) * 2)}' AS store (READ_ONLY)"
+        )
+        return Snapshot(connection)
+
+    with _opened(attach, str(path)) as snapshot:
+        yield snapshot
+
+
+Opened = TypeVar("Opened")
+
+
+@contextmanager
+def _opened(load: Callable[[duckdb.DuckDBPyConnection], Opened], name: str) -> Iterator[Opened]:
+    import duckdb
+
+    connection = duckdb.connect()
+    try:
+        try:
+            table = load(connection)
+        except duckdb.Error as error:
+            raise DataError(
+                f"{name}, which does not read as a table ({first_line(error)})",
+                "a CSV file with a header line, or Parquet",
+                "Open the file and check its first lines.",
+            ) from None
+        yield table
+    finally:
+        connection.close()
+
+
+def quote(name: str) -> str:
+    """Return an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def first_line(error: object) -> str:
+    """Return the first line of a message."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def is_numeric(kind: str) -> bool:
+    """Say whether a DuckDB type holds numbers."""
+    return (
+        kind in ("DOUBLE", "FLOAT", "INTEGER", "UINTEGER")
+        or kind.endswith("INT")
+        or (kind.startswith("DECIMAL"))
+    )
+
+
+def _row_ends(path: Path, width: int) -> tuple[list[int], list[int]]:
+    """Return the last line of each row of this width, and of each row of another."""
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    ends: list[int] = []
+    odd: list[int] = []
+    with opener(path, "rt", newline="", errors="replace") as stream:
+        header = stream.readline()
+        reader = csv.reader(stream, delimiter=max(",;\t|", key=header.count))
+        for cells in reader:
+            if cells:
+                (ends if len(cells) == width else odd).append(reader.line_num + 1)
+    return ends, odd
+
+
+def _plain(column: Any) -> NDArray[Any]:
+    """Return a fetched column without a mask."""
+    if not isinstance(column, np.ma.MaskedArray):
+        values = np.asarray(column)
+        return values.astype(np.str_) if values.dtype == object else values
+    if column.dtype == object:
+        return np.asarray(column.filled("")).astype(np.str_)
+    return np.asarray(column.filled(False if column.dtype == bool else np.nan))

@@ -1,0 +1,89 @@
+"""What is taken out is what is in the tables, to the last digit."""
+
+import io
+
+import duckdb
+import pytest
+
+from scalelab.errors import DataError, UsageError
+from scalelab.store.collect import collect
+from scalelab.store.db import open_snapshot
+from scalelab.store.export import export_table
+from scalelab.store.schema import TABLES
+
+
+@pytest.fixture
+def results(make):
+    runs = [make.done(seed, loss=1.0 + 1 / (seed + 3)) for seed in range(4)]
+    make.sweep("s", runs[2::-1], [3e12, 1e12, 2e12])
+    make.attempt(make.run(seed=9))
+    collect(make.path)
+    return make.path
+
+
+@pytest.mark.parametrize("table", [t.name for t in TABLES])
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_every_table_comes_back_as_it_was(results, tmp_path, table, format):
+    path = tmp_path / f"out.{format}"
+    n_rows = export_table(results, table, format, path)
+    with open_snapshot(results) as connection:
+        expected = connection.execute(f"FROM {table}").fetchall()
+        types = connection.execute(f"SELECT * FROM {table} LIMIT 0").description
+    with duckdb.connect() as connection:
+        if format == "csv":
+            connection.execute(
+                "CREATE TABLE back AS FROM read_csv($1, header = true, all_varchar = true)",
+                [str(path)],
+            )
+            columns = ", ".join(f'CAST("{name}" AS {kind})' for name, kind, *_ in types)
+            found = connection.execute(f"SELECT {columns} FROM back").fetchall()
+        else:
+            found = connection.execute("FROM read_parquet($1)", [str(path)]).fetchall()
+    assert n_rows == len(expected)
+    assert sorted(map(repr, found)) == sorted(map(repr, expected))
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [path.name]
+
+
+def test_a_sweeps_runs_come_in_its_order_with_their_budgets(results):
+    stream = io.BytesIO()
+    assert export_table(results, "runs", "csv", stream, sweep="s") == 3
+    header, *lines = stream.getvalue().decode().splitlines()
+    columns = header.split(",")
+    assert columns[:3] == ["sweep", "position", "budget_flops"]
+    found = [dict(zip(columns, line.split(","), strict=True)) for line in lines]
+    assert [(row["position"], float(row["budget_flops"]), row["seed"]) for row in found] == [
+        ("1", 3e12, "2"),
+        ("2", 1e12, "1"),
+        ("3", 2e12, "0"),
+    ]
+
+
+def test_only_the_sweeps_rows_of_the_other_tables(results):
+    assert export_table(results, "metrics", "csv", io.BytesIO(), sweep="s") == 12
+    assert export_table(results, "sweeps", "csv", io.BytesIO(), sweep="s") == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        (UsageError, {"table": "nope"}),
+        (UsageError, {"format": "xlsx"}),
+        (UsageError, {"table": "imports", "sweep": "s"}),
+        (DataError, {"sweep": "t"}),
+        (DataError, {"sweep": "' OR 1=1 --"}),
+    ],
+)
+def test_what_there_is_not_is_a_clear_error(results, error, arguments):
+    arguments = {"table": "runs", "format": "csv", **arguments}
+    with pytest.raises(error):
+        export_table(results, target=io.BytesIO(), **arguments)
+
+
+def test_a_file_is_whole_or_absent(results, tmp_path):
+    with pytest.raises(UsageError, match="folder does not exist"):
+        export_table(results, "runs", "csv", tmp_path / "none" / "x.csv")
+    path = tmp_path / "x.csv"
+    path.write_text("old")
+    with pytest.raises(UsageError):
+        export_table(results, "nope", "csv", path)
+    assert path.read_text() == "old"

@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from scalelab.errors import DataError, UsageError
+from scalelab.store.live import SNAPSHOT_FILE
+from scalelab.store.results import read_results
+from scalelab.store.schema import create_statements
+from scalelab.store.tables import ReadOptions
+
+RUN = (
+    "INSERT INTO runs (run_id, status, n_params, n_params_kaplan, n_tokens, flops, loss_nats, "
+    "n_layers, d_model, d_ff, lr, batch_seqs, seed, device, precision) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 2, ?, 64, 0.01, 16, 0, ?, 'fp32')"
+)
+SWEEP = "INSERT INTO sweeps VALUES (?, ?, ?, ?, ?, ?)"
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """Return a results folder whose snapshot holds two sweeps and an import."""
+    with duckdb.connect(str(tmp_path / SNAPSHOT_FILE)) as store:
+        store.execute(create_statements())
+        for i in range(6):
+            status = "diverged" if i == 5 else "done"
+            loss = None if i == 5 else 3.0 - 0.1 * i
+            device = "cuda" if i == 3 else "cpu"
+            n = 1_000_000 * (i + 1)
+            store.execute(RUN, [f"r{i}", status, n, n - 999, 7 * n, 50.0 * n * n, loss, 32, device])
+        for place, i in enumerate([2, 0, 1, 5], start=1):
+            store.execute(SWEEP, ["old", f"r{i}", place, 1e14, "isoflop", 100.0])
+        for place, i in enumerate([3, 4], start=1):
+            store.execute(SWEEP, ["new", f"r{i}", place, None, "ladder", 200.0])
+        store.execute(SWEEP, ["empty", "r5", 1, None, "grid", 300.0])
+        store.execute(
+            'INSERT INTO imports ("import", line, n_params, n_tokens, loss_nats, flops, '
+            "budget_flops, cluster, param_convention, flop_convention, extra) VALUES "
+            "('theirs', 2, 1e8, 2e9, 3.1, 1.3e18, NULL, 'a', 'kaplan', '6nd', '{}'), "
+            "('theirs', 3, 2e8, 2e9, 3.0, 2.6e18, NULL, 'a', 'kaplan', '6nd', '{}')"
+        )
+    return tmp_path
+
+
+def test_a_sweeps_finished_runs_come_in_the_order_of_its_plan(results):
+    read = read_results(results, "old", ReadOptions())
+    rows = read.observations
+    np.testing.assert_array_equal(rows.n_params, [3e6, 1e6, 2e6])
+    np.testing.assert_array_equal(rows.n_tokens, 7 * rows.n_params)
+    np.testing.assert_allclose(rows.loss_nats, [2.8, 3.0, 2.9])
+    np.testing.assert_array_equal(rows.budget, 1e14)
+    assert (rows.param_convention, rows.flop_convention) == ("chinchilla", "exact")
+    assert rows.source == "sweep old"
+    assert read.notes["unfinished_runs"].startswith("1 of 4 runs")
+    assert "mixed_execution" not in read.notes
+
+
+def test_without_a_name_the_latest_sweep_with_results_is_taken(results):
+    read = read_results(results, None, ReadOptions())
+    assert read.observations.source == "sweep new"
+    assert "device (cpu, cuda)" in read.notes["mixed_execution"]
+
+
+def test_without_a_finished_sweep_the_latest_import_is_taken(results):
+    with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
+        store.execute("UPDATE runs SET status = 'failed'")
+    assert read_results(results, None, ReadOptions()).observations.source == "import theirs"
+
+
+def test_branches_of_one_trunk_are_one_cluster(results):
+    ladder = read_results(results, "new", ReadOptions()).observations.cluster
+    assert ladder is not None
+    assert ladder[0] == ladder[1]
+    separate = read_results(results, "old", ReadOptions()).observations.cluster
+    assert separate is not None
+    assert len(set(separate.tolist())) == 3
+
+
+def test_another_count_of_parameters_names_its_convention(results):
+    read = read_results(results, "old", ReadOptions(mapping={"n_params": "n_params_kaplan"}))
+    np.testing.assert_array_equal(read.observations.n_params, [3e6 - 999, 1e6 - 999, 2e6 - 999])
+    assert read.observations.param_convention == "kaplan"
+
+
+def test_conditions_are_over_the_columns_of_the_runs_table(results):
+    rows = read_results(results, "old", ReadOptions(where="run_id <> 'r0'")).observations
+    assert len(rows) == 2
+
+
+def test_an_import_is_found_by_its_name(results):
+    rows = read_results(results, "theirs", ReadOptions()).observations
+    np.testing.assert_array_equal(rows.n_params, [1e8, 2e8])
+    assert (rows.param_convention, rows.flop_convention) == ("kaplan", "6nd")
+    assert rows.cluster is not None
+    assert rows.cluster.tolist() == ["a", "a"]
+
+
+def test_an_unknown_sweep_lists_what_there_is(results):
+    with pytest.raises(UsageError, match="empty, new, old"):
+        read_results(results, "nosuch", ReadOptions())
+
+
+def test_a_sweep_none_of_whose_runs_is_done_says_so(results):
+    with pytest.raises(DataError, match="none of whose 1 runs is done"):
+        read_results(results, "empty", ReadOptions())
+
+
+def test_a_folder_without_a_snapshot_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="scalelab collect"):
+        read_results(tmp_path, None, ReadOptions())
+
+
+def test_the_snapshot_is_only_read(results):
+    path = results / SNAPSHOT_FILE
+    before = path.read_bytes()
+    read_results(results, None, ReadOptions())
+    assert path.read_bytes() == before
+    assert {p.name for p in results.iterdir()} == {SNAPSHOT_FILE}
