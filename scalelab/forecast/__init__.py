@@ -1,0 +1,1 @@
+"""What a fitted law says to train, and how sure that is."""

@@ -1,0 +1,270 @@
+"""What to train: compute-optimal sizes, and predicted losses with intervals and their distance.
+
+A request names some of N, D and C. Two of them fix the third by C = 6 N D; one alone leaves the
+others compute-optimal, and the forecast says so. Limits on N and D are those of the optimum over
+bootstrap replicates; limits on the loss are at the planned N and D, since that is what would run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import UsageError
+from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
+from scalelab.fit.result import FAR, Forecast
+from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
+from scalelab.theory.laws.base import Law
+from scalelab.units import format_flops, format_quantity, parse_quantity
+
+FloatArray = NDArray[np.float64]
+
+LETTERS = {"N": "n_params", "D": "n_tokens", "C": "flops"}
+SIZES = tuple(LETTERS.values())
+MAX_STEPS = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What was asked: ``text`` as written, and the values by column name."""
+
+    text: str
+    values: dict[str, float] = field(default_factory=dict)
+
+
+def parse_request(text: str) -> Request:
+    """Return the request that ``N=7e9``, ``N=7B,D=2T``, ``C=1e24`` or ``D=1T,lr=3e-4`` names.
+
+    Raises
+    ------
+    UsageError
+        When an item is not NAME=QUANTITY, a name comes twice, or N, D and C are all given and
+        do not agree.
+    """
+    values: dict[str, float] = {}
+    for item in text.split(","):
+        name, equals, quantity = (part.strip() for part in item.partition("="))
+        column = LETTERS.get(name, name)
+        if not equals or not column.isidentifier() or column in values:
+            raise UsageError(
+                f"--predict {text!r}",
+                "N=.., D=.., C=.. (and other columns of the form) joined by commas, each once",
+                "Write --predict N=7e9, --predict N=7B,D=2T or --predict C=1e24.",
+            )
+        values[column] = parse_quantity(quantity, what=f"--predict {name}")
+    if all(name in values for name in SIZES):
+        flops = train_flops_6nd(values["n_params"], values["n_tokens"])
+        if abs(flops / values["flops"] - 1) > 1e-3:
+            raise UsageError(
+                f"--predict {text!r}, in which C is not 6 N D = {format_flops(flops)}",
+                "two of N, D and C",
+                "Leave one of the three out.",
+            )
+    return Request(text=text, values=values)
+
+
+def forecast(
+    fit: ParametricFit, requests: Sequence[Request], *, reference_flops: float, level: float = 0.9
+) -> tuple[Forecast, ...]:
+    """Return one forecast for each request.
+
+    Parameters
+    ----------
+    fit : ParametricFit
+        An identified fit; whoever calls gives no forecast for another.
+    requests : sequence of Request
+    reference_flops : float
+        Compute of the largest run fitted, as 6 N D.
+    level : float
+        Level of the intervals.
+
+    Raises
+    ------
+    UsageError
+        When a request lacks a column of the form that cannot be chosen optimally.
+    """
+    return tuple(_forecast(fit, request, reference_flops, level) for request in requests)
+
+
+def far_warnings(forecasts: Sequence[Forecast]) -> tuple[FitWarning, ...]:
+    """Return the warning of each forecast more than 100 times beyond the largest run."""
+    return tuple(
+        FitWarning(
+            code="extrapolation",
+            message=(
+                f"{f.asked} lies {format_quantity(f.extrapolation)} times beyond the largest run "
+                f"in FLOPs (the limit for a plain answer is {FAR:g}): the interval covers noise in "
+                "the fitted runs, not a change of the law on the way. Add a larger run."
+            ),
+        )
+        for f in forecasts
+        if f.is_far and f.extrapolation is not None
+    )
+
+
+def frontier(law: Law, reference_flops: float) -> dict[str, float]:
+    """Return a, b and G of ``N_opt = G (C/6)^a``, ``D_opt = (C/6)^b / G`` around a compute.
+
+    Exact at any compute for forms whose frontier is a power law; else the local slopes.
+
+    Raises
+    ------
+    UsageError
+        When the form has no trade-off between N and D.
+    """
+    ends = np.array([reference_flops, reference_flops * 10.0])
+    # Where a term has vanished the frontier runs off to 0 or infinity: NaN says so.
+    with np.errstate(all="ignore"):
+        n_params, _ = law.optimal(ends)
+    if not np.all(np.isfinite(n_params) & (n_params > 0)):
+        return {"a": math.nan, "b": math.nan, "G": math.nan}
+    a = float(np.log(n_params[1] / n_params[0]) / math.log(10))
+    log_unit = math.log(reference_flops / train_flops_6nd(1.0, 1.0))
+    with np.errstate(over="ignore", under="ignore"):
+        g = float(np.exp(math.log(n_params[0]) - a * log_unit))
+    return {"a": a, "b": 1 - a, "G": g}
+
+
+def derived(fit: ParametricFit, level: float = 0.9) -> dict[str, Interval]:
+    """Return a, b and G with intervals; empty where the form has no compute-optimal allocation."""
+    try:
+        point = frontier(fit.law, fit.max_flops)
+    except UsageError:
+        return {}
+    draws = [frontier(law, fit.max_flops) for law in fit.replicate_laws()]
+    out = {}
+    for name, value in point.items():
+        column = np.array([draw[name] for draw in draws], dtype=np.float64)
+        low, high = percentile_limits(column[np.isfinite(column)], level)
+        out[name] = Interval(value=value, low=low, high=high)
+    return out
+
+
+def flops_where(law: Law, column: str, value: float, start: float) -> float:
+    """Return the compute at which the law's optimal N (or D) is ``value``.
+
+    The frontier is a power law or close to one in logs, where the secant method ends in a few
+    steps; NaN when it does not.
+
+    Parameters
+    ----------
+    law : Law
+    column : {"n_params", "n_tokens"}
+    value : float
+        The size to be optimal.
+    start : float
+        A compute to start from.
+    """
+    index = SIZES.index(column)
+    target = math.log(value)
+
+    def gap(log_c: float) -> float:
+        # Far outside any real compute the frontier under- or overflows; NaN then ends the search.
+        with np.errstate(all="ignore"):
+            return float(np.log(law.optimal(np.exp(log_c))[index])) - target
+
+    left = math.log(start)
+    right = left + 1.0
+    at_left, at_right = gap(left), gap(right)
+    for _ in range(MAX_STEPS):
+        if at_right == at_left or not math.isfinite(at_right):
+            break
+        left, right, at_left = (
+            right,
+            right - at_right * (right - left) / (at_right - at_left),
+            at_right,
+        )
+        if not abs(right) < 700:
+            break
+        at_right = gap(right)
+        if abs(at_right) < 1e-12:
+            break
+    return math.exp(right) if abs(at_right) < 1e-9 else math.nan
+
+
+def _forecast(
+    fit: ParametricFit, request: Request, reference_flops: float, level: float
+) -> Forecast:
+    law, values = fit.law, dict(request.values)
+    known = [name for name in SIZES if name in values]
+    needs_both = {"n_params", "n_tokens"} <= set(law.columns)
+    sizes: dict[str, Interval] = {}
+    if len(known) == 1 and needs_both:
+        chosen = _optimum(law, known[0], values[known[0]], reference_flops)
+        draws = np.array(
+            [
+                _optimum(each, known[0], values[known[0]], reference_flops)
+                for each in fit.replicate_laws()
+            ]
+        ).reshape(-1, len(SIZES))
+        for name, value, column in zip(SIZES, chosen, draws.T, strict=True):
+            low, high = percentile_limits(column[np.isfinite(column)], level)
+            is_given = name == known[0]
+            sizes[name] = Interval(
+                value=value, low=value if is_given else low, high=value if is_given else high
+            )
+            values[name] = value
+        others = " and ".join(name for name in ("n_params", "n_tokens") if name != known[0])
+        allocation = f"{known[0]} given; compute-optimal {others}, C = 6 N D"
+    else:
+        allocation = f"{' and '.join(known) or 'columns'} given" + _complete(values)
+    missing = [name for name in law.columns if name not in values]
+    if missing:
+        raise UsageError(
+            f"--predict {request.text!r} without {', '.join(missing)}",
+            f"every column of the form {fit.form}: {', '.join(law.columns)}",
+            f"Add {','.join(f'{name}=VALUE' for name in missing)}.",
+        )
+    predicted = fit.predict({name: np.array([values[name]]) for name in law.columns}, level=level)
+    flops = values.get("flops")
+    return Forecast(
+        asked=request.text,
+        allocation=allocation,
+        n_params=sizes.get("n_params") or _exact(values.get("n_params")),
+        n_tokens=sizes.get("n_tokens") or _exact(values.get("n_tokens")),
+        flops=flops,
+        loss_nats=float(predicted.value[0]),
+        low=float(predicted.low[0]),
+        high=float(predicted.high[0]),
+        pred_low=float(predicted.pred_low[0]),
+        pred_high=float(predicted.pred_high[0]),
+        level=level,
+        extrapolation=None if flops is None else flops / reference_flops,
+    )
+
+
+def _optimum(law: Law, given: str, value: float, start: float) -> tuple[float, float, float]:
+    """Return (N, D, C) on the frontier where one of them is given."""
+    flops = value if given == "flops" else flops_where(law, given, value, start)
+    if not math.isfinite(flops):
+        return math.nan, math.nan, math.nan
+    with np.errstate(all="ignore"):
+        n_params, n_tokens = (float(size) for size in law.optimal(flops))
+    # What was given is kept to the last digit, not as the inversion returns it.
+    if given == "n_params":
+        return value, tokens_at_6nd(flops, value), flops
+    if given == "n_tokens":
+        return tokens_at_6nd(flops, value), value, flops
+    return n_params, n_tokens, flops
+
+
+def _complete(values: dict[str, float]) -> str:
+    """Fill in the third of N, D, C in place; return the words for it."""
+    rules: tuple[tuple[str, str, str, Callable[[float, float], float]], ...] = (
+        ("flops", "n_params", "n_tokens", train_flops_6nd),
+        ("n_tokens", "flops", "n_params", tokens_at_6nd),
+        ("n_params", "flops", "n_tokens", tokens_at_6nd),
+    )
+    for name, first, second, rule in rules:
+        if name not in values and first in values and second in values:
+            values[name] = rule(values[first], values[second])
+            return f"; {name} from C = 6 N D"
+    return ""
+
+
+def _exact(value: float | None) -> Interval | None:
+    return None if value is None else Interval(value=value, low=value, high=value)

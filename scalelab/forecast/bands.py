@@ -1,0 +1,94 @@
+"""The compute-optimal frontier over a range of compute, with its bootstrap bands.
+
+A figure and a table over many computes need all at once; one request is `forecast.allocate`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import UsageError
+from scalelab.fit.outcome import ParametricFit
+
+FloatArray = NDArray[np.float64]
+
+REPLICATES = 400
+"""Most replicates behind a band: its edges move by less than a pixel with more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Bands:
+    """N_opt, D_opt and the loss there, at m computes, C = 6 N D.
+
+    Attributes
+    ----------
+    flops : ndarray of shape (m,)
+        Compute, FLOP.
+    n_params, n_params_low, n_params_high : ndarray of shape (m,)
+        Optimal size and its interval over bootstrap replicates.
+    n_tokens, n_tokens_low, n_tokens_high : ndarray of shape (m,)
+        Optimal tokens likewise.
+    loss, low, high, pred_low, pred_high : ndarray of shape (m,)
+        Loss at the planned N and D, with confidence and prediction interval.
+    level : float
+        Level of every interval.
+    """
+
+    flops: FloatArray
+    n_params: FloatArray
+    n_params_low: FloatArray
+    n_params_high: FloatArray
+    n_tokens: FloatArray
+    n_tokens_low: FloatArray
+    n_tokens_high: FloatArray
+    loss: FloatArray
+    low: FloatArray
+    high: FloatArray
+    pred_low: FloatArray
+    pred_high: FloatArray
+    level: float
+
+
+def frontier_bands(fit: ParametricFit, flops: FloatArray, level: float = 0.9) -> Bands | None:
+    """Return the frontier of a fit at these computes.
+
+    Returns
+    -------
+    Bands or None
+        None when the fit is not identified or its form has no trade-off between N and D.
+    """
+    if fit.status == "not_identified" or set(fit.law.columns) != {"n_params", "n_tokens"}:
+        return None
+    try:
+        n_params, n_tokens = fit.law.optimal(flops)
+    except UsageError:
+        return None
+    if not np.all(np.isfinite(n_params) & (n_params > 0)):
+        return None
+    laws = fit.replicate_laws()[:REPLICATES]
+    with np.errstate(all="ignore"):
+        draws = np.array([law.optimal(flops) for law in laws]).reshape(-1, 2, len(flops))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    limits = np.full((2, 2, len(flops)), np.nan)
+    if len(draws):
+        draws[~np.isfinite(draws)] = np.nan
+        limits = np.nanquantile(draws, tails, axis=0)
+    at = fit.predict({"n_params": n_params, "n_tokens": n_tokens}, level=level)
+    return Bands(
+        flops=flops,
+        n_params=n_params,
+        n_params_low=limits[0, 0],
+        n_params_high=limits[1, 0],
+        n_tokens=n_tokens,
+        n_tokens_low=limits[0, 1],
+        n_tokens_high=limits[1, 1],
+        loss=at.value,
+        low=at.low,
+        high=at.high,
+        pred_low=at.pred_low,
+        pred_high=at.pred_high,
+        level=level,
+    )

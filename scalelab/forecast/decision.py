@@ -1,0 +1,193 @@
+"""The values of a decision: limits, the setting they hold in, candidates, and the answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from scalelab.errors import UsageError
+from scalelab.theory.hardware import STATED_UTILISATION, Hardware
+from scalelab.units import format_quantity
+
+SECONDS_PER_HOUR, HOURS_PER_DAY, WATTS_PER_KW, GRAMS_PER_KG = 3600.0, 24.0, 1000.0, 1000.0
+WORLD_GRAMS_PER_KWH = 473.0
+GRID_SOURCE = "world mean of 2024, Ember, Global Electricity Review 2025"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """The most that may be used; None is no limit.
+
+    Attributes
+    ----------
+    flops, gpu_hours, days : float or None
+        Training alone: compute, device-hours, calendar days on all devices.
+    usd, kwh, kg_co2 : float or None
+        Training and serving together.
+    unique_tokens : float or None
+        Distinct tokens there are; more passes are worth less.
+    serving_bytes : float or None
+        Memory that the weights may take.
+    """
+
+    flops: float | None = None
+    gpu_hours: float | None = None
+    days: float | None = None
+    usd: float | None = None
+    kwh: float | None = None
+    kg_co2: float | None = None
+    unique_tokens: float | None = None
+    serving_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} {value:g}", "a number above zero", f"Mend {name}.")
+
+    def given(self) -> dict[str, float]:
+        """Return the limits that there are, by name."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """On what it is trained and served, and how much.
+
+    Attributes
+    ----------
+    hardware : Hardware
+    n_devices : float
+    utilisation : float
+        Share of the device's peak, training and serving alike.
+    usd_per_hour : float
+        Of one device.
+    grams_per_kwh : float
+        Carbon intensity of the grid.
+    inference_tokens : float
+        Tokens served over the model's life.
+    bytes_per_param : float
+        Of the served weights.
+    """
+
+    hardware: Hardware
+    n_devices: float = 1.0
+    utilisation: float = STATED_UTILISATION
+    usd_per_hour: float
+    grams_per_kwh: float = WORLD_GRAMS_PER_KWH
+    inference_tokens: float = 0.0
+    bytes_per_param: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.inference_tokens < 0 or not math.isfinite(self.inference_tokens):
+            raise UsageError(
+                f"a demand of {self.inference_tokens:g} tokens", "zero or more", "Mend the demand."
+            )
+        if not 0 < self.utilisation <= 1:
+            raise UsageError(
+                f"utilisation {self.utilisation:g}", "a share above 0 and up to 1", "Mend it."
+            )
+
+    @property
+    def flops_per_hour(self) -> float:
+        """FLOPs of one device-hour."""
+        return self.hardware.peak_flops_per_s * self.utilisation * SECONDS_PER_HOUR
+
+    @property
+    def kwh_per_hour(self) -> float:
+        """Energy of one device-hour, the device alone."""
+        return self.hardware.watts / WATTS_PER_KW
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One model, what it costs and what loss it is predicted to have.
+
+    Attributes
+    ----------
+    n_params, n_tokens : float
+    flops : float
+        Of training, 6 N D.
+    loss_nats : float
+    low, high : float or None
+        Interval of the law's value; None for a law known by its constants alone.
+    miss : float or None
+        Probability that a new run misses the target loss; None without replicates or target.
+    costs : dict
+        ``gpu_hours`` and ``days`` of training; ``usd``, ``kwh``, ``kg_co2``, ``total_flops`` of
+        training and serving; ``epochs`` (None without a limit on tokens); ``serving_bytes``.
+    broken : tuple of str
+        The limits that it exceeds.
+    """
+
+    n_params: float
+    n_tokens: float
+    flops: float
+    loss_nats: float
+    low: float | None
+    high: float | None
+    miss: float | None
+    costs: dict[str, float | None]
+    broken: tuple[str, ...]
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it keeps every limit."""
+        return not self.broken
+
+    @property
+    def label(self) -> str:
+        """N and D in words."""
+        return f"{format_quantity(self.n_params)} on {format_quantity(self.n_tokens)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON prints it."""
+        return {
+            "n_params": self.n_params,
+            "n_tokens": self.n_tokens,
+            "flops": self.flops,
+            "loss_nats": self.loss_nats,
+            "low": self.low,
+            "high": self.high,
+            "miss_probability": self.miss,
+            **self.costs,
+            "is_feasible": self.is_feasible,
+            "broken": list(self.broken),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """The answer.
+
+    Attributes
+    ----------
+    best : Candidate or None
+        The feasible candidate of least loss; None when none keeps the limits.
+    candidates : tuple of Candidate
+        Those that were named, or the best and its neighbours in size.
+    front : tuple of int
+        Positions of the candidates that no other beats in loss and total FLOPs.
+    binding : tuple of str
+        The limits that the best uses up.
+    relaxed : dict of str to float
+        Nats that 10 % more of each limit would save.
+    """
+
+    best: Candidate | None
+    candidates: tuple[Candidate, ...]
+    front: tuple[int, ...]
+    binding: tuple[str, ...]
+    relaxed: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of ``scalelab decide --json``."""
+        return {
+            "schema": 1,
+            "command": "decide",
+            "best": None if self.best is None else self.best.to_dict(),
+            "binding": list(self.binding),
+            "relaxing_by_10_percent_saves_nats": self.relaxed,
+            "pareto": list(self.front),
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+        }

@@ -1,0 +1,54 @@
+"""Laws that are known by their constants alone, each with its source; they have no intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scalelab.errors import UsageError
+from scalelab.theory.laws.chinchilla import Chinchilla
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedLaw:
+    """A law and where its constants are printed."""
+
+    law: Chinchilla
+    source: str
+
+
+PUBLISHED_LAWS = {
+    "hoffmann": PublishedLaw(
+        law=Chinchilla(A=406.4, B=410.7, E=1.69, alpha=0.34, beta=0.28),
+        source="Hoffmann et al. 2022, arXiv:2203.15556, equation 10 (rounded)",
+    ),
+    "hoffmann-tex": PublishedLaw(
+        law=Chinchilla(
+            A=math.exp(6.0073404),
+            B=math.exp(6.0179186),
+            E=math.exp(0.5267228),
+            alpha=0.33917084,
+            beta=0.2849083,
+        ),
+        source="Hoffmann et al. 2022, digits left in the TeX source, by Besiroglu et al. 2024",
+    ),
+    "besiroglu": PublishedLaw(
+        law=Chinchilla(A=482.006, B=2085.436, E=1.816864, alpha=0.3478131, beta=0.3658542),
+        source="Besiroglu et al. 2024, arXiv:2404.10102, headline, at full precision",
+    ),
+    "besiroglu-huber": PublishedLaw(
+        law=Chinchilla(A=477.826, B=2143.417, E=1.817218, alpha=0.3473105, beta=0.3671724),
+        source="Besiroglu et al. 2024, notebook, plain sum of Huber 1e-3, true minimum",
+    ),
+}
+
+
+def law_by_name(name: str) -> PublishedLaw:
+    """Return the published law of this name; UsageError lists them when there is none."""
+    if name not in PUBLISHED_LAWS:
+        raise UsageError(
+            f"law {name!r}",
+            f"one of {', '.join(PUBLISHED_LAWS)}",
+            "Name one of them, or fit your own runs.",
+        )
+    return PUBLISHED_LAWS[name]
