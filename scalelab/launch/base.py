@@ -1,0 +1,88 @@
+"""What every launcher takes and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.run_spec import ExecutionSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchRequest:
+    """Runs to bring to an accepted record.
+
+    Attributes
+    ----------
+    results : Results
+        Where the run folders lie.
+    sweep : str
+        Name of the sweep, for its launcher lock.
+    run_ids : tuple of str
+        In the order in which to start them.
+    execution : ExecutionSpec
+        How to execute each run.
+    n_workers : int
+        Runs at once.
+    retry_failed : bool
+        Whether runs that failed before are started again.
+    """
+
+    results: Results
+    sweep: str
+    run_ids: tuple[str, ...]
+    execution: ExecutionSpec
+    n_workers: int
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchView:
+    """The state of a launch at one moment, for whoever watches.
+
+    Attributes
+    ----------
+    statuses : Mapping[str, str]
+        Status of every run of the request.
+    running : tuple of str
+        run_ids that are being trained now, oldest first.
+    started_s : float
+        Unix time at which the launch began.
+    note : str
+        What just happened, in words; empty when nothing did.
+    """
+
+    statuses: Mapping[str, str]
+    running: tuple[str, ...]
+    started_s: float
+    note: str = ""
+
+
+Watcher = Callable[[LaunchView], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchReport:
+    """How a launch ended.
+
+    Attributes
+    ----------
+    statuses : Mapping[str, str]
+        Final status of every run of the request.
+    n_started : int
+        Attempts that this launch started.
+    wall_s : float
+        Seconds that it took.
+    is_interrupted : bool
+        Whether a person stopped it.
+    """
+
+    statuses: Mapping[str, str]
+    n_started: int
+    wall_s: float
+    is_interrupted: bool = False
+
+    def count(self, status: str) -> int:
+        """Return how many runs ended in a status."""
+        return sum(found == status for found in self.statuses.values())

@@ -1,0 +1,223 @@
+"""Launch a sweep, or go on with one, and leave its results collected.
+
+The run folders are the truth: launching the same sweep again does what is missing and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from scalelab.corpus.dataset import open_dataset
+from scalelab.errors import DataError, SpecError, UsageError
+from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
+from scalelab.launch.local import launch_local
+from scalelab.launch.proposal import Proposal
+from scalelab.launch.speed import slurm_speed
+from scalelab.launch.trackers import following
+from scalelab.records.files import write_atomically
+from scalelab.records.sweep_dir import Results, SavedPlan
+from scalelab.store.collect import collect
+from scalelab.sweep.cost import Speed, spec_seconds
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.spec import LauncherTable
+from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+LAUNCHER_FILE = "launcher.json"
+
+
+def launch(
+    proposal: Proposal,
+    results: Results,
+    watch: Watcher,
+    *,
+    extend: bool = False,
+    is_detached: bool = False,
+) -> LaunchReport:
+    """Save a proposal's plan, bring its runs to their end, and collect.
+
+    Parameters
+    ----------
+    proposal : Proposal
+        Made with ``is_dry_run=False``.
+    results : Results
+    watch : callable
+        Told what happens.
+    extend : bool
+        Whether the runs may be added to a sweep of that name with another specification.
+    is_detached : bool
+        Whether to leave once everything is submitted, on SLURM.
+
+    Raises
+    ------
+    UsageError
+        When a run would pass over the text too often, a sweep of that name holds another
+        specification, or another process launches it.
+    """
+    proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
+    with _saying_what_the_disk_did(results.path):
+        saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
+        save_launcher(results, saved.name, proposal.sweep.launcher)
+    return resume(
+        saved,
+        results,
+        watch,
+        execution=proposal.execution,
+        n_workers=proposal.cost.speed.n_workers,
+        is_detached=is_detached,
+    )
+
+
+def resume(
+    saved: SavedPlan,
+    results: Results,
+    watch: Watcher,
+    *,
+    execution: ExecutionSpec,
+    n_workers: int,
+    retry_failed: bool = False,
+    is_detached: bool = False,
+) -> LaunchReport:
+    """Bring the runs of a saved plan that are not finished to their end, and collect.
+
+    They are executed where the sweep was last launched: here, or on SLURM.
+
+    Raises
+    ------
+    SpecError
+        When the spec of a run is missing or was edited; nothing was started then.
+    UsageError
+        When another process launches this sweep.
+    """
+    with _saying_what_the_disk_did(results.path):
+        specs = {run_id: results.run(run_id).read_spec() for run_id in saved.run_ids}
+        flops = {
+            run_id: train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
+            for run_id, spec in specs.items()
+        }
+        request = LaunchRequest(
+            results=results,
+            sweep=saved.name,
+            run_ids=tuple(sorted(flops, key=lambda run_id: -flops[run_id])),
+            execution=execution,
+            n_workers=n_workers,
+            retry_failed=retry_failed,
+        )
+        launcher = saved_launcher(results, saved.name)
+        try:
+            with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:
+                report = _launch(request, launcher, specs, _also(watch, follow), is_detached)
+        except BaseException:
+            # What ended the launch is what must be read, whatever else this disk refuses.
+            with contextlib.suppress(Exception):
+                collect(results.path)
+            raise
+        collect(results.path)
+        return report
+
+
+def _launch(
+    request: LaunchRequest,
+    launcher: LauncherTable,
+    specs: Mapping[str, RunSpec],
+    watch: Watcher,
+    is_detached: bool,
+) -> LaunchReport:
+    if launcher.name == "local":
+        return launch_local(request, watch)
+    from scalelab.launch.slurm import SlurmOptions, launch_slurm
+
+    speed = slurm_speed(launcher.slurm, request.execution)
+    options = SlurmOptions(
+        table=launcher.slurm,
+        seconds=_seconds(specs, request.results, speed),
+        usd_per_gpu_hour=speed.usd_per_worker_hour if launcher.slurm.gpus_per_run else 0.0,
+        is_detached=is_detached,
+    )
+    return launch_slurm(request, options, watch)
+
+
+@contextlib.contextmanager
+def _saying_what_the_disk_did(results: Path) -> Iterator[None]:
+    """Put a full disk or a folder that cannot be written into words; nothing is lost by either."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise DataError(
+            f"results folder {results}: {error.strerror}",
+            "a folder that can be written, on a disk with room",
+            "Make room or mend the rights, then `scalelab resume`; what is done is kept.",
+        ) from None
+
+
+def _also(watch: Watcher, follow: Callable[[], None]) -> Watcher:
+    def both(view: LaunchView) -> None:
+        watch(view)
+        follow()
+
+    return both
+
+
+def _seconds(specs: Mapping[str, RunSpec], results: Results, speed: Speed) -> dict[str, float]:
+    n_eval = {
+        fingerprint: open_dataset(results.dataset(fingerprint)).n_eval_tokens
+        for fingerprint in {spec.data_fingerprint for spec in specs.values()}
+    }
+    return {
+        run_id: spec_seconds(spec, n_eval[spec.data_fingerprint], speed)
+        for run_id, spec in specs.items()
+    }
+
+
+def save_launcher(results: Results, name: str, launcher: LauncherTable) -> None:
+    """Write down where a sweep is launched, for whoever goes on with it."""
+    path = results.sweep(name) / LAUNCHER_FILE
+    write_atomically(path, launcher.model_dump_json(indent=1))
+
+
+def changed_launcher(launcher: LauncherTable, changes: Mapping[str, Any]) -> LauncherTable:
+    """Return a launcher with other options.
+
+    Raises
+    ------
+    UsageError
+        When an option is out of its range.
+    """
+    try:
+        slurm = {**launcher.slurm.model_dump(), **changes.get("slurm", {})}
+        return LauncherTable.model_validate({**launcher.model_dump(), **changes, "slurm": slurm})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{where} = {first['input']!r}", first["msg"], f"Mend {where}.") from None
+
+
+def saved_launcher(results: Results, name: str) -> LauncherTable:
+    """Return where a sweep was last launched: here where nothing is written down.
+
+    Raises
+    ------
+    SpecError
+        When what is written down cannot be read.
+    """
+    path: Path = results.sweep(name) / LAUNCHER_FILE
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        return LauncherTable.model_validate(content)
+    except FileNotFoundError:
+        return LauncherTable()
+    except ValueError as error:
+        raise SpecError(
+            f"launcher {path}: {error}",
+            "what `scalelab sweep` wrote",
+            "Run the sweep's command again: it writes it anew.",
+        ) from None

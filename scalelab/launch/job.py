@@ -1,0 +1,235 @@
+"""The callable that a job runs: the only place of the launch room that reaches the trainer.
+
+It is thin on purpose: everything that it needs it reads from the run folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from scalelab.errors import ScalelabError
+from scalelab.launch.intents import read_pack, settle
+from scalelab.launch.retries import CANCELLED_REASON, TIME_LIMIT_REASON
+from scalelab.launch.source import source_note
+from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.run_spec import ExecutionSpec, build, run_spec_from_mapping
+
+EXIT_BY_STATUS = {"done": 0, "diverged": 0, "preempted": 75}
+EXIT_FAILED = 1
+EXIT_STOPPED = 75
+END_MARGIN_S = 60.0
+END_MARGIN_SHARE = 0.1
+TIMED_STEPS_MAX = 1_000_000
+CANCELLED_FILE = "cancelled"
+
+
+def work_locally(
+    run_path: Path,
+    dataset: Path,
+    execution: ExecutionSpec,
+    slot: int | str,
+    lifeline: multiprocessing.connection.Connection,
+    host_note: Mapping[str, Any],
+) -> None:
+    """Train one run in a worker process of the local pool, then leave with its exit code.
+
+    Parameters
+    ----------
+    run_path, dataset : Path
+        Folders of the run and of its tokens.
+    execution : ExecutionSpec
+        How to execute it.
+    slot : int or str
+        The CPU core to stay on, or the GPU to see.
+    lifeline : Connection
+        Closed when the launcher is gone: the worker then saves a checkpoint and ends, so that no
+        orphan trains on.
+    host_note : Mapping
+        Facts that ``attempt.json`` should hold too.
+    """
+    # Ctrl-C reaches the whole terminal group; only the launcher answers it, with a SIGTERM to us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _log_to(run_path / "log.txt")
+    if isinstance(slot, int):
+        os.sched_setaffinity(0, {slot})
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot
+
+    from scalelab.train.worker import run_attempt
+
+    status = run_attempt(
+        run_path,
+        dataset,
+        execution,
+        host_note=host_note,
+        should_stop=_stop_when_orphaned(lifeline, run_path / CANCELLED_FILE),
+    )
+    sys.exit(EXIT_BY_STATUS.get(status, EXIT_FAILED))
+
+
+def _log_to(path: Path) -> None:
+    """Append what this process and its libraries print to a file."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+
+
+def _stop_when_orphaned(
+    lifeline: multiprocessing.connection.Connection, cancelled: Path
+) -> Callable[[], str | None]:
+    def should_stop() -> str | None:
+        if cancelled.exists():
+            return CANCELLED_REASON
+        # Nothing is ever sent: readable means that the other end was closed.
+        return "the launcher is gone" if lifeline.poll() else None
+
+    return should_stop
+
+
+def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
+    """Train the runs of one array element, one after the other.
+
+    The verdict comes first: a job whose submission the launcher gave up for lost leaves at once.
+    USR2 brings a checkpoint forward and the run goes on (SLURM may send it a minute early); SIGTERM
+    and the end of the time limit stop it after a checkpoint. The queue is never asked: who is
+    submitted again is the launcher's to say.
+
+    Parameters
+    ----------
+    sweep_path : str
+        Folder of the sweep.
+    intent_id : str
+        Which array this is; the element is in ``SLURM_ARRAY_TASK_ID``.
+    time_min : int
+        Time limit of the job, minutes.
+    """
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export()
+    stop_s = time.monotonic() + 60 * time_min - min(END_MARGIN_S, END_MARGIN_SHARE * 60 * time_min)
+    sweep = Path(sweep_path)
+    job, index = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
+    with _noting_signals() as heard:
+        verdict = settle(sweep / "intents" / intent_id, f"started {job}")
+        if verdict != f"started {job}":
+            print(f"scalelab: job {job} is not the one that counts: {verdict}", file=sys.stderr)
+            return
+        pack = read_pack(sweep, intent_id, index)
+        results = Results(sweep.parent.parent)
+        note = {"intent": intent_id, "pack_index": index, **source_note(results.path)}
+        streams = os.dup(1), os.dup(2)
+        has_stopped = False
+        for run_id in pack.run_ids:
+            run = results.run(run_id)
+            status = "failed"
+            try:
+                _log_to(run.path / "log.txt")
+                status = _work_on_run(run, results, pack.execution, note, heard, stop_s)
+            except (OSError, ScalelabError) as error:
+                # A folder removed or edited by hand; its companions in the job go on.
+                print(f"scalelab: {error}", file=sys.stderr, flush=True)
+            finally:
+                for stream, saved in zip((1, 2), streams, strict=True):
+                    os.dup2(saved, stream)
+            print(f"scalelab: run {run_id} {status}", flush=True)
+            has_stopped = has_stopped or status == "preempted"
+            if "SIGTERM" in heard or time.monotonic() >= stop_s:
+                break
+    if has_stopped:
+        sys.exit(EXIT_STOPPED)
+
+
+def _work_on_run(
+    run: RunDir,
+    results: Results,
+    execution: ExecutionSpec,
+    note: Mapping[str, Any],
+    heard: list[str],
+    stop_s: float,
+) -> str:
+    cancelled = run.path / CANCELLED_FILE
+
+    def should_stop() -> str | None:
+        if "SIGTERM" in heard:
+            return "received SIGTERM"
+        if time.monotonic() >= stop_s:
+            return TIME_LIMIT_REASON
+        return CANCELLED_REASON if cancelled.exists() else None
+
+    if should_stop() is not None:
+        return "preempted"
+
+    from scalelab.train.worker import run_attempt
+
+    dataset = results.dataset(run.read_spec().data_fingerprint)
+    while True:
+        status = run_attempt(run.path, dataset, execution, host_note=note, should_stop=should_stop)
+        own = run.attempts()[-1].read_note() if status == "preempted" else {}
+        reason = str((own.get("ended") or {}).get("reason"))
+        if "SIGTERM" in reason:
+            heard.append("SIGTERM")
+        if "SIGUSR2" not in reason or not _is_own(own, note):
+            return status
+
+
+def _is_own(attempt_note: Mapping[str, Any], note: Mapping[str, Any]) -> bool:
+    keys = ("intent", "pack_index")
+    return all(attempt_note.get(key) == note[key] for key in keys) and (
+        attempt_note.get("pid") == os.getpid()
+    )
+
+
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[list[str]]:
+    """Give the list of stop signals heard; while a run is trained, the trainer hears them."""
+    heard: list[str] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(signal.Signals(number).name)
+
+    numbers = (signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, hear) for number in numbers}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def calibrate() -> None:
+    """Measure this process's training speed: a JSON request on stdin, the answer on stdout.
+
+    The request holds ``slot`` (a core, or None), ``execution``, ``specs`` (runs whose own steps are
+    timed) and ``seconds`` for each measurement.
+    """
+    request = json.load(sys.stdin)
+    if request["slot"] is not None:
+        os.sched_setaffinity(0, {request["slot"]})
+
+    from scalelab.train.calibrate import measure_run, measure_speed
+
+    execution = build(ExecutionSpec, request["execution"])
+    answer = measure_speed(execution, seconds_per_point=request["seconds"])
+    answer["exact"] = [
+        measure_run(
+            dataclasses.replace(run_spec_from_mapping(spec), n_steps=TIMED_STEPS_MAX),
+            execution,
+            request["seconds"],
+        )
+        for spec in request["specs"]
+    ]
+    json.dump(answer, sys.stdout)

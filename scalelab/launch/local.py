@@ -1,0 +1,281 @@
+"""The local launcher: a pool of processes, one run each, forked from one preloaded server.
+
+A worker that is killed costs its run one attempt and nothing else; a launcher that is killed takes
+its workers with it, each leaving a checkpoint; Ctrl-C asks them to leave one and waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TextIO
+
+from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
+from scalelab.launch.devices import cpu_slots, gpu_slots
+from scalelab.launch.job import CANCELLED_FILE, work_locally
+from scalelab.launch.lock import launcher_lock
+from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
+from scalelab.launch.source import source_note
+from scalelab.records.process import is_process_alive
+from scalelab.records.run_dir import FINAL_STATUSES, RunDir
+
+TICK_S = 0.25
+STOP_GRACE_S = 30.0
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(slots=True)
+class _Worker:
+    run_id: str
+    slot: int | str
+    process: BaseProcess
+    lifeline: Connection
+    lock: TextIO
+
+
+class LocalPool:
+    """Workers of this machine for one launch; see `launch_local`."""
+
+    def __init__(self, request: LaunchRequest, watch: Watcher) -> None:
+        self.request = request
+        self.watch = watch
+        self.started_s = time.time()
+        self.n_started = 0
+        slots: tuple[int | str, ...] = (
+            gpu_slots() if request.execution.device == "cuda" else cpu_slots()
+        )
+        self.free = [slots[i % len(slots)] for i in range(request.n_workers)]
+        self.workers: list[_Worker] = []
+        for run_id in request.run_ids:
+            (self._folder(run_id).path / CANCELLED_FILE).unlink(missing_ok=True)
+        self.states = {run_id: self._state_on_disk(run_id) for run_id in request.run_ids}
+        actions = reconcile(request.run_ids, self.states, retry_failed=request.retry_failed)
+        self.queue = list(actions.start)
+        self.elsewhere = list(actions.wait)
+        self.host_note = source_note(request.results.path)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["__main__", "scalelab.train.worker"])
+
+    def run(self) -> LaunchReport:
+        """Bring every run of the request to its end."""
+        is_interrupted = False
+        try:
+            self._notify()
+            while self.queue or self.workers or self.elsewhere:
+                self._look_elsewhere()
+                while self.queue and self.free:
+                    self._start(self.queue.pop(0))
+                sentinels = [worker.process.sentinel for worker in self.workers]
+                if not wait(sentinels, timeout=TICK_S) and not sentinels:
+                    time.sleep(TICK_S)
+                ended = [w for w in self.workers if w.process.exitcode is not None]
+                for worker in ended:
+                    self._end(worker)
+                if not ended:
+                    self._notify()
+        except KeyboardInterrupt:
+            is_interrupted = True
+        finally:
+            self._stop_workers()
+        statuses = {run_id: self._final_status(run_id) for run_id in self.request.run_ids}
+        return LaunchReport(
+            statuses=statuses,
+            n_started=self.n_started,
+            wall_s=time.time() - self.started_s,
+            is_interrupted=is_interrupted,
+        )
+
+    def _start(self, run_id: str) -> None:
+        if (self._folder(run_id).path / CANCELLED_FILE).exists():
+            self._set_status(run_id, "cancelled")
+            self._notify(f"{run_id} cancelled")
+            return
+        lock = hold_run(self._folder(run_id).path)
+        if lock is None:
+            self.elsewhere.append(run_id)
+            return
+        if self._was_taken(run_id):
+            lock.close()
+            return
+        slot = self.free.pop(0)
+        folder = self._folder(run_id)
+        receiver, sender = self.context.Pipe(duplex=False)
+        process = self.context.Process(
+            target=work_locally,
+            args=(
+                folder.path,
+                self.request.results.dataset(folder.read_spec().data_fingerprint),
+                self.request.execution,
+                slot,
+                receiver,
+                self.host_note,
+            ),
+            name=f"scalelab-{run_id}",
+        )
+        with _single_threaded_environment():
+            process.start()
+        receiver.close()
+        self.workers.append(_Worker(run_id, slot, process, sender, lock))
+        self.n_started += 1
+        self._set_status(run_id, "running")
+        self._notify(f"{run_id} started")
+
+    def _was_taken(self, run_id: str) -> bool:
+        """Say whether another sweep that shares the run has finished or claimed it meanwhile."""
+        state = self._state_on_disk(run_id)
+        if state.status in FINAL_STATUSES:
+            self._set_status(run_id, state.status)
+            self._notify(f"{run_id} {state.status}")
+            return True
+        if state.is_alive:
+            self.states[run_id] = state
+            self.elsewhere.append(run_id)
+        return state.is_alive
+
+    def _look_elsewhere(self) -> None:
+        """Take over the runs that another sweep's launcher was training and has let go of."""
+        for run_id in list(self.elsewhere):
+            self.states[run_id] = self._state_on_disk(run_id)
+            actions = reconcile([run_id], self.states)
+            if not actions.wait:
+                self.elsewhere.remove(run_id)
+                self.queue.extend(actions.start)
+
+    def _end(self, worker: _Worker) -> None:
+        worker.process.join()
+        code = worker.process.exitcode
+        worker.process.close()
+        worker.lifeline.close()
+        worker.lock.close()
+        self.workers.remove(worker)
+        self.free.append(worker.slot)
+        run_id = worker.run_id
+        folder = self._folder(run_id)
+        folder.accept_finished()
+        status = folder.status()
+        if status in FINAL_STATUSES or status == "failed":
+            self._set_status(run_id, status)
+            self._notify(f"{run_id} {status}")
+            return
+        if (folder.path / CANCELLED_FILE).exists():
+            self._set_status(run_id, "cancelled")
+            self._notify(f"{run_id} cancelled")
+            return
+        if self._was_taken(run_id):
+            return
+        n_lost = self.states[run_id].n_lost + 1
+        self.states[run_id] = RunState(status="planned", n_lost=n_lost)
+        how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        if n_lost < MAX_LOST_ATTEMPTS:
+            self.queue.insert(0, run_id)
+            self._notify(f"{run_id} lost its worker ({how}); it goes on from its checkpoint")
+            return
+        self._note_failure(folder, f"its worker was lost {n_lost} times, the last by {how}")
+        self._set_status(run_id, "failed")
+        self._notify(f"{run_id} failed: its worker was lost {n_lost} times ({how})")
+
+    def _stop_workers(self) -> None:
+        """Ask every worker to leave a checkpoint and wait; whoever does not end is killed."""
+        for worker in self.workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + STOP_GRACE_S
+        for worker in self.workers:
+            with contextlib.suppress(KeyboardInterrupt):
+                worker.process.join(max(deadline - time.monotonic(), 0))
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join()
+            worker.process.close()
+            worker.lifeline.close()
+            worker.lock.close()
+            self._folder(worker.run_id).accept_finished()
+        self.workers.clear()
+
+    def _note_failure(self, folder: RunDir, reason: str) -> None:
+        attempts = folder.attempts()
+        if attempts:
+            ended = {"status": "failed", "reason": reason, "time_s": time.time()}
+            attempts[-1].write_note({**attempts[-1].read_note(), "ended": ended})
+
+    def _state_on_disk(self, run_id: str) -> RunState:
+        folder = self._folder(run_id)
+        folder.accept_finished()
+        status = folder.status()
+        attempts = folder.attempts()
+        alive = status == "running" and is_process_alive(attempts[-1].read_note())
+        return RunState(status=status, is_alive=alive)
+
+    def _folder(self, run_id: str) -> RunDir:
+        return self.request.results.run(run_id)
+
+    def _final_status(self, run_id: str) -> str:
+        is_cancelled = self.states[run_id].status == "cancelled"
+        return "cancelled" if is_cancelled else self._folder(run_id).status()
+
+    def _set_status(self, run_id: str, status: str) -> None:
+        self.states[run_id] = RunState(status=status, n_lost=self.states[run_id].n_lost)
+
+    def _notify(self, note: str = "") -> None:
+        self.watch(
+            LaunchView(
+                statuses={run_id: state.status for run_id, state in self.states.items()},
+                running=tuple(worker.run_id for worker in self.workers),
+                started_s=self.started_s,
+                note=note,
+            )
+        )
+
+
+def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
+    """Bring the runs of a request to their end on this machine.
+
+    Parameters
+    ----------
+    request : LaunchRequest
+    watch : callable
+        Called with a `LaunchView` at every change and a few times a second.
+
+    Raises
+    ------
+    UsageError
+        When another process is launching this sweep.
+    """
+    with launcher_lock(request.results.sweep(request.sweep)):
+        return LocalPool(request, watch).run()
+
+
+def hold_run(run_path: Path) -> TextIO | None:
+    """Return a lock on a run, or None while another launcher of this machine works on it.
+
+    The system lets go of it when the launcher dies.
+    """
+    file = (run_path / "launcher.lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+@contextlib.contextmanager
+def _single_threaded_environment() -> Iterator[None]:
+    """Let the server, started by the first worker, see one thread per process."""
+    earlier = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in earlier.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

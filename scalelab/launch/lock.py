@@ -1,0 +1,49 @@
+"""Locks between launchers; the system lets go of them when the process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalelab.errors import UsageError
+
+
+@contextlib.contextmanager
+def launcher_lock(sweep_folder: Path) -> Iterator[None]:
+    """Hold a sweep's launcher lock.
+
+    Raises
+    ------
+    UsageError
+        When another process holds it.
+    """
+    sweep_folder.mkdir(parents=True, exist_ok=True)
+    path = sweep_folder / "launcher.lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UsageError(
+                f"sweep {sweep_folder.name!r}, which process {file.read().strip()} is launching",
+                "one launcher of a sweep at a time",
+                f"Watch it with `scalelab status {sweep_folder.name} --watch`, or stop it first.",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def submission_lock(results: Path) -> Iterator[None]:
+    """Hold the results folder's submission lock for the moment in which intents are written.
+
+    Sweeps share runs: two launchers must not decide at the same time that one of them is missing.
+    """
+    with (results / "sweeps" / ".submission.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,102 @@
+"""Small runs packed many to a job, and the caps that a submission must stay under. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from scalelab.errors import UsageError
+from scalelab.launch.intents import Intent, Pack
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.units import format_money
+
+MAX_PACK = 1000
+
+
+def make_packs(
+    run_ids: Sequence[str],
+    seconds: Mapping[str, float],
+    execution: ExecutionSpec,
+    *,
+    target_s: float,
+    micro_batches: Mapping[str, int] | None = None,
+) -> list[Pack]:
+    """Return packs that last about ``target_s`` each, in the order given.
+
+    Parameters
+    ----------
+    run_ids : sequence of str
+        In the order in which they should start.
+    seconds : Mapping[str, float]
+        What each is expected to take.
+    execution : ExecutionSpec
+        How to execute each.
+    target_s : float
+        A job is closed before it would pass this; a longer run has a job of its own.
+    micro_batches : Mapping[str, int], optional
+        Micro-batch of the runs that ran out of memory; each gets a job of its own.
+    """
+    micro_batches = micro_batches or {}
+    packs: list[Pack] = []
+    current: list[str] = []
+    total = 0.0
+
+    def close() -> None:
+        nonlocal current, total
+        if current:
+            packs.append(Pack(run_ids=tuple(current), execution=execution, seconds=total))
+        current, total = [], 0.0
+
+    for run_id in run_ids:
+        if run_id in micro_batches:
+            smaller = replace(execution, micro_batch_seqs=micro_batches[run_id])
+            packs.append(Pack(run_ids=(run_id,), execution=smaller, seconds=seconds[run_id]))
+            continue
+        if total + seconds[run_id] > target_s or len(current) == MAX_PACK:
+            close()
+        current.append(run_id)
+        total += seconds[run_id]
+    close()
+    return packs
+
+
+def gpu_hours(intents: Sequence[Intent]) -> float:
+    """Return the GPU-hours of what was submitted: used by ended jobs, expected of the others."""
+    total = 0.0
+    for intent in intents:
+        outcomes = intent.outcomes()
+        for index, pack in enumerate(intent.packs):
+            outcome = outcomes.get(index)
+            total += intent.gpus * (pack.seconds if outcome is None else outcome.elapsed_s)
+    return total / 3600
+
+
+def refuse_over_cap(
+    spent_hours: float,
+    asked_hours: float,
+    *,
+    max_gpu_hours: float | None,
+    max_usd: float | None,
+    usd_per_gpu_hour: float,
+) -> None:
+    """Raise when what was spent and what is asked for pass a cap together.
+
+    Raises
+    ------
+    UsageError
+    """
+    total = spent_hours + asked_hours
+    words = f"{asked_hours:.3g} GPU-hours on top of {spent_hours:.3g} spent or submitted"
+    if max_gpu_hours is not None and total > max_gpu_hours:
+        raise UsageError(
+            words,
+            f"at most {max_gpu_hours:g} GPU-hours in all (--max-gpu-hours)",
+            "Raise the cap, or plan less. Nothing of this was submitted.",
+        )
+    if max_usd is not None and total * usd_per_gpu_hour > max_usd:
+        raise UsageError(
+            f"{words}, {format_money(total * usd_per_gpu_hour)} at "
+            f"{format_money(usd_per_gpu_hour)} each",
+            f"at most {format_money(max_usd)} in all (--max-usd)",
+            "Raise the cap, or plan less. Nothing of this was submitted.",
+        )

@@ -1,0 +1,160 @@
+"""From a sweep specification to a proposal: plan, cost, and what is finished already.
+
+A dry run prepares no text and needs no trainer: the size of the text is then estimated from its
+files, and the speed is the one measured earlier, if any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scalelab.corpus.dataset import Dataset, find_prepared, prepare
+from scalelab.corpus.source import DataSource, find_files
+from scalelab.launch.speed import default_device, machine_speed, speed_for
+from scalelab.records.run_dir import FINAL_STATUSES
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
+from scalelab.sweep.plan import DataFacts, Plan, make_plan
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.spec import SweepSpec
+
+ASK_ABOVE_S = 3600.0
+BYTES_PER_BPE_TOKEN = 4.0
+UNPREPARED = "unprepared"
+BYTE_VOCABULARY = 256
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposal:
+    """What would be run, and what it takes.
+
+    Attributes
+    ----------
+    sweep : SweepSpec
+        What was asked for.
+    plan : Plan
+        The runs.
+    cost : PlanCost
+        On this machine, finished runs left out.
+    elsewhere : tuple of PlanCost
+        On one of each of a few named devices, at the stated utilisation.
+    execution : ExecutionSpec
+        How the runs are executed here.
+    finished : frozenset of str
+        run_ids that have an accepted record already.
+    """
+
+    sweep: SweepSpec
+    plan: Plan
+    cost: PlanCost
+    elsewhere: tuple[PlanCost, ...]
+    execution: ExecutionSpec
+    finished: frozenset[str]
+
+    @property
+    def needs_asking(self) -> bool:
+        """Whether the plan takes so long that a person must agree first."""
+        return self.cost.wall_s > ASK_ABOVE_S
+
+
+def default_execution(*, device: str | None = None, keeps_weights: bool = False) -> ExecutionSpec:
+    """Return how runs are executed on this machine unless something else is asked for."""
+    device = device or default_device()
+    return ExecutionSpec(
+        device=device,
+        attention="sdpa" if device == "cuda" else "explicit",
+        keeps_weights=keeps_weights,
+    )
+
+
+def propose(
+    sweep: SweepSpec,
+    results: Results,
+    *,
+    execution: ExecutionSpec,
+    n_workers: int,
+    is_dry_run: bool,
+    progress: Progress | None = None,
+    speed: Speed | None = None,
+) -> Proposal:
+    """Return the proposal of a sweep.
+
+    Parameters
+    ----------
+    sweep : SweepSpec
+    results : Results
+    execution : ExecutionSpec
+        How runs would be executed; its device decides the precision where the sweep does not.
+    n_workers : int
+        Runs at once.
+    is_dry_run : bool
+        Whether to leave the text as it is, estimated if need be, and the speed unmeasured.
+    progress : callable, optional
+        Told how the preparation of the text goes on.
+    speed : Speed, optional
+        What the cost is reckoned with where the runs are not executed here.
+
+    Raises
+    ------
+    UsageError
+        When the axes cannot be a plan.
+    DataError
+        When the text cannot be used.
+    """
+    source = DataSource(**sweep.data.model_dump())
+    dataset = (
+        find_prepared(source, results.path)
+        if is_dry_run
+        else prepare(source, results.path, progress=progress)
+    )
+    facts = _estimated_facts(source, results) if dataset is None else _facts(dataset)
+    plan = make_plan(sweep, facts, precision="bf16" if execution.device == "cuda" else "fp32")
+    if speed is None:
+        speed = (
+            machine_speed(execution.device, n_workers)
+            if is_dry_run
+            else speed_for(plan, execution, n_workers)
+        )
+    finished = frozenset(
+        row.spec.run_id
+        for row in plan.rows
+        if not facts.is_estimated and results.run(row.spec.run_id).status() in FINAL_STATUSES
+    )
+    return Proposal(
+        sweep=sweep,
+        plan=plan,
+        cost=plan_cost(plan, speed, skip=finished),
+        elsewhere=tuple(plan_cost(plan, other, skip=finished) for other in compared_speeds()),
+        execution=execution,
+        finished=finished,
+    )
+
+
+def _facts(dataset: Dataset) -> DataFacts:
+    return DataFacts(
+        fingerprint=dataset.fingerprint,
+        eval_fingerprint=dataset.eval_fingerprint,
+        tokenizer=dataset.tokenizer,
+        vocab_size=dataset.vocab_size,
+        n_train_tokens=dataset.n_train_tokens,
+        n_eval_tokens=dataset.n_eval_tokens,
+    )
+
+
+def _estimated_facts(source: DataSource, results: Results) -> DataFacts:
+    n_bytes = sum(file.path.stat().st_size for file in find_files(source, results.path))
+    per_token = 1.0 if source.bpe_size is None else BYTES_PER_BPE_TOKEN
+    n_tokens = round(n_bytes / per_token)
+    n_eval = min(source.eval_tokens, n_tokens // 2)
+    return DataFacts(
+        fingerprint=UNPREPARED,
+        eval_fingerprint=UNPREPARED,
+        tokenizer=source.tokenizer,
+        vocab_size=source.bpe_size or BYTE_VOCABULARY,
+        n_train_tokens=max(n_tokens - n_eval, 1),
+        n_eval_tokens=n_eval,
+        is_estimated=True,
+    )

@@ -1,0 +1,145 @@
+"""SLURM's queue: one ``squeue`` for a whole sweep, however large, and never twice within 2 seconds.
+
+Nothing here asks ``sacct``: clusters without accounting are watched as well as those with it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+QUEUE_INTERVAL_S = 2.0
+COMMAND_TIMEOUT_S = 30.0
+DEFAULT_MAX_ARRAY_SIZE = 1001
+ENDED_STATES = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+"""States of a job that has ended; every other word, known or not, means that it may live."""
+
+_FORMAT = "%F|%K|%T|%M|%j"
+_LINE = re.compile(
+    r"(?P<job>\d+)\|(?P<index>\d+)\|(?P<state>[A-Z_]+)\+?\|(?P<elapsed>[\d:.-]+|INVALID)\|(?P<name>.+)"
+)
+_DURATION = re.compile(r"(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueuedJob:
+    """One element of a job array as the queue shows it.
+
+    Attributes
+    ----------
+    job_id : int
+        Of the array.
+    index : int
+        Of the element.
+    state : str
+        SLURM's word, such as ``PENDING`` or ``NODE_FAIL``.
+    elapsed_s : float
+        Seconds that it has run since its last start.
+    name : str
+        The job's name.
+    """
+
+    job_id: int
+    index: int
+    state: str
+    elapsed_s: float
+    name: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the state is one that a job ends in."""
+        return self.state in ENDED_STATES
+
+
+Queue = Mapping[tuple[int, int], QueuedJob]
+"""Elements by array and index."""
+
+
+def parse_queue(text: str) -> dict[tuple[int, int], QueuedJob]:
+    """Return the array elements in the answer of ``squeue``; lines of another form are passed over.
+
+    A job's name comes last because a stranger's may hold any character.
+    """
+    found = {}
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            continue
+        job = QueuedJob(
+            job_id=int(match["job"]),
+            index=int(match["index"]),
+            state=match["state"],
+            elapsed_s=_seconds(match["elapsed"]),
+            name=match["name"],
+        )
+        found[job.job_id, job.index] = job
+    return found
+
+
+def _seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        return 0.0
+    days, hours, minutes, seconds = (int(match[part] or 0) for part in "dhms")
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+class Slurm:
+    """The commands of the cluster that ``PATH`` and ``SLURM_CONF`` name."""
+
+    def __init__(self) -> None:
+        self._asked_s = -QUEUE_INTERVAL_S
+
+    def read_queue(self) -> dict[tuple[int, int], QueuedJob] | None:
+        """Return this user's array elements, ended ones too while SLURM remembers them.
+
+        Waits until 2 seconds have passed since the last call. None when the controller does not
+        answer: then nothing is known, which is not the same as an empty queue.
+        """
+        time.sleep(max(self._asked_s + QUEUE_INTERVAL_S - time.monotonic(), 0))
+        self._asked_s = time.monotonic()
+        user = f"--user={getpass.getuser()}"
+        answer = _run(["squeue", user, "--states=all", "--array", "--noheader", "-o", _FORMAT])
+        return None if answer is None else parse_queue(answer)
+
+    def cancel(self, elements: Sequence[tuple[int, int]]) -> bool:
+        """Cancel array elements; say whether the controller took it."""
+        if not elements:
+            return True
+        return _run(["scancel", *(f"{job}_{index}" for job, index in elements)]) is not None
+
+    def set_throttle(self, job_id: int, n_running: int) -> bool:
+        """Let an array run that many elements at once; say whether the controller took it."""
+        words = ["scontrol", "update", f"jobid={job_id}", f"arraytaskthrottle={n_running}"]
+        return _run(words) is not None
+
+    def max_array_size(self) -> int:
+        """Return the site's bound on an array's indices (they stay below it)."""
+        answer = _run(["scontrol", "show", "config"]) or ""
+        match = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
+        return int(match[1]) if match else DEFAULT_MAX_ARRAY_SIZE
+
+
+def _run(words: Sequence[str]) -> str | None:
+    try:
+        answer = subprocess.run(
+            words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout

@@ -1,0 +1,102 @@
+"""Which source a run was trained with: the uncommitted changes, and frozen copies to run from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import scalelab
+from scalelab.records.files import write_atomically
+from scalelab.records.names import check_name
+
+SOURCE_NOTE = "SOURCE.json"
+SNAPSHOT_FILE = "snapshot"
+GIT_TIMEOUT_S = 10
+_PACKAGES = (("scalelab", "scalelab"), ("kernels/scalelab_kernels", "scalelab_kernels"))
+
+
+def source_note(results: Path) -> dict[str, Any]:
+    """Return git commit, dirty flag and where the diff lies; the diff is kept once, by its hash.
+
+    Parameters
+    ----------
+    results : Path
+        The results folder; a diff goes to ``source/<hash>.diff``.
+
+    Returns
+    -------
+    dict
+        ``git_commit``, ``is_dirty`` and ``source_diff`` (a path in the results folder, or None);
+        empty for an installed package.
+    """
+    root = Path(scalelab.__file__).resolve().parent.parent
+    frozen = root / SOURCE_NOTE
+    if frozen.exists():
+        note: dict[str, Any] = json.loads(frozen.read_text(encoding="utf-8"))
+        return note
+    commit, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD", "--binary")
+    if not (root / ".git").exists() or commit is None or diff is None:
+        return {}
+    note = {"git_commit": commit.decode().strip(), "is_dirty": bool(diff), "source_diff": None}
+    if diff:
+        name = f"{hashlib.sha256(diff).hexdigest()[:16]}.diff"
+        folder = results / "source"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            write_atomically(folder / name, diff.decode(errors="replace"))
+        note["source_diff"] = f"source/{name}"
+    return note
+
+
+def frozen_source(results: Path, sweep_folder: Path) -> Path:
+    """Return the frozen copy that a sweep runs from: made for its first submission, then kept."""
+    pointer = sweep_folder / SNAPSHOT_FILE
+    try:
+        return results / "source" / check_name(pointer.read_text().strip(), what="snapshot")
+    except FileNotFoundError:
+        copy = freeze_source(results)
+        write_atomically(pointer, copy.name, durable=True)
+        return copy
+
+
+def freeze_source(results: Path) -> Path:
+    """Return a frozen copy of the running source, made when this content was not copied before.
+
+    The folder, ``source/<hash>``, holds the packages that a job imports and ``SOURCE.json``.
+    """
+    root = Path(scalelab.__file__).resolve().parent.parent
+    note = source_note(results)
+    folders = [(root / path, name) for path, name in _PACKAGES if (root / path).is_dir()]
+    digest = hashlib.sha256()
+    for folder, name in folders:
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{name}/{file.relative_to(folder)}".encode() + b"\0")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    target = results / "source" / digest.hexdigest()[:16]
+    if target.is_dir():
+        return target
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    for folder, name in folders:
+        shutil.copytree(folder, partial / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (partial / SOURCE_NOTE).write_text(json.dumps({**note, "snapshot": target.name}))
+    try:
+        partial.rename(target)
+    except OSError:
+        # Another launcher was first with the same content.
+        shutil.rmtree(partial)
+    return target
+
+
+def _git(root: Path, *words: str) -> bytes | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, timeout=GIT_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout

@@ -1,0 +1,121 @@
+"""A tiny real sweep, and what an undisturbed launch of it gives."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from scalelab.records.sweep_dir import Results
+
+N_RUNS = 6
+SWEEP = f"""
+kind = "isoflop"
+budgets = "3e9,8e9"
+sizes = {N_RUNS // 2}
+span = 4
+
+[data]
+paths = ["TEXT"]
+eval_tokens = 4096
+
+[train]
+seq_len = 32
+batch_seqs = 4
+"""
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """Return a folder of real text: a part of the standard library, 1 MB."""
+    folder = tmp_path_factory.mktemp("text")
+    for name in ("asyncio", "email", "json", "logging"):
+        source = Path(sysconfig.get_path("stdlib")) / name
+        for file in source.glob("*.py"):
+            shutil.copy(file, folder / f"{name}-{file.name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory) -> Path:
+    """Return a cache folder that all launches share, so that the speed is measured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def sweep_file(tmp_path, text) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(SWEEP.replace("TEXT", str(text)))
+    return path
+
+
+@pytest.fixture
+def start(sweep_file, tmp_path, cache_home):
+    """Return a starter of ``scalelab`` processes on results in ``tmp_path``."""
+    started = []
+
+    def run(*words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scalelab", *words, "--results", str(tmp_path / "results")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XDG_CACHE_HOME": str(cache_home)},
+            start_new_session=True,
+            # Where the tests themselves run in the background, Ctrl-C would be ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def results(tmp_path) -> Results:
+    return Results(tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(text, cache_home, tmp_path_factory) -> dict[str, float]:
+    """Return the final losses of a launch that nothing disturbed, by run_id."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.toml").write_text(SWEEP.replace("TEXT", str(text)))
+    words = ["sweep", "run", str(folder / "tiny.toml"), "--yes", "--json"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "scalelab", *words, "--results", str(folder / "results")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache_home)},
+    )
+    assert json.loads(answer.stdout)["counts"] == {"done": N_RUNS}
+    return losses(Results(folder / "results"))
+
+
+def losses(results: Results) -> dict[str, float]:
+    """Return the loss of each accepted record; one for every planned run or the test fails."""
+    found = {}
+    for run_id in results.load_plan("tiny").run_ids:
+        folder = results.run(run_id)
+        accepted = folder.accepted()
+        assert accepted is not None, f"{run_id} has no accepted record"
+        record = accepted.read_record()
+        assert record is not None
+        found[run_id] = record.loss_nats
+    return found
+
+
+@pytest.fixture
+def losses_of():
+    return losses

@@ -1,0 +1,211 @@
+"""The local launcher under faults: one accepted record a run, the same bits, whatever is killed."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+N_RUNS = 6
+TIMEOUT_S = 250
+
+
+def wait_for(condition, what: str, timeout_s: float = 120.0):
+    """Return the first true answer of ``condition``, asked often."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        answer = condition()
+        if answer:
+            return answer
+        time.sleep(0.01)
+    raise AssertionError(f"waited {timeout_s} s for {what}")
+
+
+def working_pids(results) -> list[int]:
+    """Return the processes that train now, from the notes of attempts that have not ended."""
+    found = []
+    for run in (results.path / "runs").glob("*"):
+        attempts = results.run(run.name).attempts()
+        if attempts and not (run / "accepted").exists():
+            note = attempts[-1].read_note()
+            is_training = attempts[-1].last_metrics() is not None
+            if note.get("pid") and "ended" not in note and is_training:
+                found.append(note["pid"])
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def n_done(results) -> int:
+    return len(list((results.path / "runs").glob("*/accepted")))
+
+
+def finish(process) -> dict:
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def test_a_killed_worker_costs_its_run_one_attempt_and_nothing_else(
+    start, sweep_file, results, undisturbed, losses_of
+):
+    process = start("sweep", "run", str(sweep_file), "--yes", "--json")
+    pid = wait_for(lambda: working_pids(results), "a worker that trains")[0]
+    os.kill(pid, signal.SIGKILL)
+    answer = finish(process)
+    assert answer["counts"] == {"done": N_RUNS}
+    assert answer["n_started"] == N_RUNS + 1
+    assert losses_of(results) == undisturbed
+
+
+def test_a_killed_launcher_takes_its_workers_along_and_the_same_command_finishes(
+    start, sweep_file, results, undisturbed, losses_of
+):
+    process = start("sweep", "run", str(sweep_file), "--yes", "--json")
+    wait_for(lambda: n_done(results) >= 1 and working_pids(results), "work under way")
+    pids = working_pids(results)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(alive(pid) for pid in pids), "the workers to end", 20)
+    done_before = n_done(results)
+    assert done_before < N_RUNS
+    answer = finish(start("sweep", "run", str(sweep_file), "--yes", "--json"))
+    assert answer["n_started"] == N_RUNS - done_before
+    assert losses_of(results) == undisturbed
+
+
+def test_ctrl_c_leaves_a_state_that_resume_finishes(
+    start, sweep_file, results, undisturbed, losses_of
+):
+    process = start("sweep", "run", str(sweep_file), "--yes")
+    pids = wait_for(lambda: working_pids(results), "a worker that trains")
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "scalelab resume tiny" in out
+    assert not any(alive(pid) for pid in pids)
+    notes = [results.run(run.name).attempts() for run in (results.path / "runs").glob("*")]
+    assert "preempted" in [a[-1].read_note()["ended"]["status"] for a in notes if a]
+    assert finish(start("resume", "tiny", "--json"))["counts"] == {"done": N_RUNS}
+    assert losses_of(results) == undisturbed
+
+
+def test_a_run_whose_workers_always_die_is_given_up_and_the_rest_is_kept(
+    start, sweep_file, results, undisturbed, losses_of
+):
+    process = start("sweep", "run", str(sweep_file), "--yes", "--json")
+    victim = wait_for(
+        lambda: next(
+            (
+                run.name
+                for run in (results.path / "runs").glob("*")
+                if results.run(run.name).attempts()
+            ),
+            None,
+        ),
+        "a first attempt",
+    )
+    folder = results.run(victim)
+    killed: set[int] = set()
+    while process.poll() is None:
+        attempts = folder.attempts()
+        pid = attempts[-1].read_note().get("pid") if attempts else None
+        if pid and pid not in killed and alive(pid):
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        time.sleep(0.005)
+    out, _ = process.communicate()
+    assert process.returncode == 5
+    answer = json.loads(out)
+    assert answer["counts"] == {"done": N_RUNS - 1, "failed": 1}
+    assert "lost 3 times" in folder.attempts()[-1].read_note()["ended"]["reason"]
+    assert len(killed) == 3
+    # Starting it again is a person's decision.
+    assert finish_with(start("resume", "tiny", "--json"), 5)["n_started"] == 0
+    assert finish(start("retry", "tiny", "--json"))["counts"] == {"done": N_RUNS}
+    assert losses_of(results) == undisturbed
+
+
+def finish_with(process, code: int) -> dict:
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code, err
+    return json.loads(out)
+
+
+def test_a_finished_sweep_is_not_trained_again_and_an_extended_one_only_where_new(
+    start, sweep_file, results, undisturbed
+):
+    finish(start("sweep", "run", str(sweep_file), "--yes", "--json"))
+    again = finish(start("sweep", "run", str(sweep_file), "--yes", "--json"))
+    assert again["n_started"] == 0
+    sweep_file.write_text(sweep_file.read_text().replace("3e9,8e9", "3e9,8e9,1.2e10"))
+    refused = start("sweep", "run", str(sweep_file), "--yes")
+    _, err = refused.communicate(timeout=60)
+    assert refused.returncode == 2
+    assert "--extend" in err
+    extended = finish(start("sweep", "run", str(sweep_file), "--yes", "--json", "--extend"))
+    assert extended["n_started"] == 3
+    assert len(results.load_plan("tiny").run_ids) == N_RUNS + 3
+
+
+def test_a_second_launcher_of_a_sweep_is_turned_away(start, sweep_file, results):
+    first = start("sweep", "run", str(sweep_file), "--yes", "--json")
+    wait_for(lambda: working_pids(results), "a worker that trains")
+    second = start("sweep", "run", str(sweep_file), "--yes")
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"process {first.pid}" in err
+    assert finish(first)["counts"] == {"done": N_RUNS}
+
+
+def test_a_second_sweep_that_shares_runs_waits_for_them_instead_of_doubling_them(
+    start, sweep_file, results, undisturbed, losses_of
+):
+    first = start("sweep", "run", str(sweep_file), "--yes", "--json")
+    wait_for(lambda: working_pids(results), "a worker that trains")
+    second = start("sweep", "run", str(sweep_file), "--yes", "--json", "--name", "twin")
+    one, two = finish(first), finish(second)
+    assert one["counts"] == two["counts"] == {"done": N_RUNS}
+    assert one["n_started"] + two["n_started"] == N_RUNS
+    assert all(len(results.run(run_id).attempts()) == 1 for run_id in undisturbed)
+    assert losses_of(results) == undisturbed
+
+
+def test_a_spec_edited_by_hand_stops_the_launch_before_anything_starts(
+    start, sweep_file, results, undisturbed
+):
+    finish(start("sweep", "run", str(sweep_file), "--yes", "--json"))
+    run_id = next(iter(undisturbed))
+    path = results.run(run_id).path / "spec.json"
+    path.write_text(path.read_text().replace('"batch_seqs": 4', '"batch_seqs": 8'))
+    process = start("resume", "tiny")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert run_id in err
+    assert "Undo the edit" in err
+
+
+@pytest.mark.parametrize("missing", ["runs", "database"])
+def test_what_was_deleted_by_hand_comes_back(
+    start, sweep_file, results, undisturbed, losses_of, missing
+):
+    import shutil
+
+    finish(start("sweep", "run", str(sweep_file), "--yes", "--json"))
+    if missing == "runs":
+        shutil.rmtree(results.run(next(iter(undisturbed))).path)
+    else:
+        for file in results.path.glob("*.duckdb*"):
+            file.unlink()
+    answer = finish(start("sweep", "run", str(sweep_file), "--yes", "--json"))
+    assert answer["n_started"] == (1 if missing == "runs" else 0)
+    assert losses_of(results) == undisturbed
+    assert (results.path / "scalelab.duckdb").exists()

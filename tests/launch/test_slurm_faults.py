@@ -1,0 +1,400 @@
+"""Disks, clocks, hands and hostile words: each a clear message, nothing lost, nothing outside."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalelab.errors import DataError, SpecError, UsageError
+from scalelab.launch.base import LaunchRequest
+from scalelab.launch.batch_script import make_executor
+from scalelab.launch.cancel import cancel_runs
+from scalelab.launch.execute import _saying_what_the_disk_did, resume, save_launcher
+from scalelab.launch.intents import Pack, read_intents, read_pack, settle, write_intent
+from scalelab.launch.lock import launcher_lock
+from scalelab.launch.packing import make_packs
+from scalelab.launch.replace_diverged import replace_diverged
+from scalelab.launch.slurm import SlurmOptions, check_path, launch_slurm
+from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results, SavedPlan
+from scalelab.records.types import RunRecord
+from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.spec import LauncherTable, SlurmTable, sweep_from_mapping
+
+CPU_TABLE = SlurmTable(gpus_per_run=0, target_job_minutes=0)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> SavedPlan:
+    sweep = sweep_from_mapping(
+        {
+            "kind": "grid",
+            "name": "faults",
+            "n_params": "20K",
+            "n_tokens": 1e5,
+            "train": {"seq_len": 32, "batch_seqs": 4, "lr": 0.01, "seeds": (0, 1, 2)},
+        },
+        source="the test",
+    )
+    facts = DataFacts(
+        fingerprint="f" * 12,
+        eval_fingerprint="e" * 12,
+        tokenizer="bytes",
+        vocab_size=256,
+        n_train_tokens=10**6,
+        n_eval_tokens=4096,
+    )
+    plan = make_plan(sweep, facts, precision="fp32")
+    return Results(tmp_path / "results").save_plan(plan, sweep.science(), extend=False)
+
+
+@pytest.fixture
+def results(tmp_path: Path, saved: SavedPlan) -> Results:
+    return Results(tmp_path / "results")
+
+
+class FakeSlurm:
+    """A queue in memory; every job of it ends well at the second look."""
+
+    def __init__(self, results: Results, sweep: str) -> None:
+        self.results = results
+        self.folder = results.sweep(sweep)
+        self.looks = 0
+        self.before_look: Callable[[int], None] = lambda look: None
+        self.cancelled: list[tuple[int, int]] = []
+
+    def read_queue(self) -> dict[Any, Any]:
+        self.looks += 1
+        assert self.looks < 50
+        self.before_look(self.looks)
+        return {}
+
+    def max_array_size(self) -> int:
+        return 1001
+
+    def set_throttle(self, job_id: int, n_running: int) -> bool:
+        return True
+
+    def cancel(self, elements: list[tuple[int, int]]) -> bool:
+        self.cancelled += elements
+        return True
+
+
+def record(run: RunDir, status: str = "done") -> None:
+    attempt = run.claim()
+    attempt.write_record(
+        RunRecord(
+            run_id=run.run_id,
+            attempt=attempt.number,
+            token=attempt.token,
+            status=status,
+            loss_nats=1.5 if status == "done" else None,
+            loss_se_nats=None,
+            n_params={"chinchilla": 1000},
+            flops={"exact": 1e9},
+            n_tokens=1,
+            unique_tokens=1,
+            n_steps=1,
+            wall_s=1.0,
+        )
+    )
+    attempt.accept()
+
+
+def launch(results: Results, saved: SavedPlan, slurm: Any) -> Any:
+    request = LaunchRequest(
+        results=results,
+        sweep=saved.name,
+        run_ids=saved.run_ids,
+        execution=ExecutionSpec(),
+        n_workers=1,
+    )
+    options = SlurmOptions(
+        table=CPU_TABLE, seconds=dict.fromkeys(saved.run_ids, 1.0), usd_per_gpu_hour=0.0
+    )
+    notes: list[str] = []
+    report = launch_slurm(request, options, lambda view: notes.append(view.note), slurm=slurm)
+    return report, notes
+
+
+@pytest.fixture
+def sbatch(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Replace sbatch: it takes every script and numbers it."""
+    scripts: list[Path] = []
+
+    def submit(executor: Any, script: Path) -> int:
+        scripts.append(script)
+        return len(scripts)
+
+    monkeypatch.setattr("scalelab.launch.slurm.submit", submit)
+    return scripts
+
+
+def test_a_clock_going_backwards(
+    results: Results, saved: SavedPlan, sbatch: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.time()]
+
+    def backwards() -> float:
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr(time, "time", backwards)
+    slurm = FakeSlurm(results, saved.name)
+
+    def work(look: int) -> None:
+        if look == 3:
+            for run_id in saved.run_ids:
+                record(results.run(run_id))
+
+    slurm.before_look = work
+    report, _ = launch(results, saved, slurm)
+    assert set(report.statuses.values()) == {"done"}
+    assert len(sbatch) == 1
+
+
+def test_a_run_folder_deleted_by_hand_is_said_and_the_others_go_on(
+    results: Results, saved: SavedPlan, sbatch: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalelab.launch.retries.GONE_GRACE_S", 0.0)
+    gone, *others = saved.run_ids
+    slurm = FakeSlurm(results, saved.name)
+
+    def work(look: int) -> None:
+        if look == 2:
+            shutil.rmtree(results.run(gone).path)
+            for run_id in others:
+                record(results.run(run_id))
+
+    slurm.before_look = work
+    report, notes = launch(results, saved, slurm)
+    assert report.statuses == {gone: "failed", **dict.fromkeys(others, "done")}
+    assert len(sbatch) == 1
+    assert any("no readable spec.json" in note for note in notes)
+
+
+def test_a_spec_edited_by_hand_is_refused(results: Results, saved: SavedPlan) -> None:
+    path = results.run(saved.run_ids[1]).path / "spec.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "lr": content["lr"] * 2}))
+    save_launcher(results, saved.name, LauncherTable(name="slurm", slurm=CPU_TABLE))
+    with pytest.raises(SpecError, match="Undo the edit"):
+        resume(saved, results, lambda view: None, execution=ExecutionSpec(), n_workers=1)
+    assert not read_intents(results.sweep(saved.name))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
+def test_what_the_disk_did_is_put_into_words(tmp_path: Path, code: int) -> None:
+    with (
+        pytest.raises(DataError, match="what is done is kept"),
+        _saying_what_the_disk_did(tmp_path),
+    ):
+        raise OSError(code, os.strerror(code))
+
+
+def test_a_folder_that_cannot_be_written(results: Results, saved: SavedPlan) -> None:
+    # pytest's own folders admit nobody else.
+    with tempfile.TemporaryDirectory() as name:
+        there = Results(Path(name) / "results")
+        shutil.copytree(results.path, there.path)
+        folders = (Path(name), there.path, there.sweep(saved.name))
+        for folder in folders:
+            folder.chmod(0o555)
+        try:
+            said = said_to_nobody(lambda: launch_in_words(there, saved))
+        finally:
+            for folder in folders:
+                folder.chmod(0o755)
+        assert said.startswith("DataError")
+        assert "Permission denied" in said
+        assert "mend the rights" in said
+        assert not read_intents(there.sweep(saved.name))
+
+
+def launch_in_words(results: Results, saved: SavedPlan) -> None:
+    with _saying_what_the_disk_did(results.path):
+        launch(results, saved, FakeSlurm(results, saved.name))
+
+
+def said_to_nobody(work: Callable[[], object]) -> str:
+    """Do something as a user whom rights bind; return the error that it raised."""
+    receiver, sender = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            work()
+        except BaseException as error:
+            os.write(sender, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+def test_a_second_launcher_is_refused_and_says_who_is_first(
+    results: Results, saved: SavedPlan
+) -> None:
+    with (
+        launcher_lock(results.sweep(saved.name)),
+        pytest.raises(UsageError, match=f"which process {os.getpid()} is launching"),
+    ):
+        launch(results, saved, FakeSlurm(results, saved.name))
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "..", "a'b", 'a"b', "a\nb", "$(id)", "a;b", "-x", ".x", ""]
+)
+def test_hostile_words_reach_neither_folder_nor_shell(
+    results: Results, saved: SavedPlan, name: str
+) -> None:
+    with pytest.raises(UsageError):
+        results.sweep(name)
+    sweep = {"kind": "grid", "n_params": "20K", "n_tokens": 1e5}
+    for option in ("partition", "account", "qos"):
+        with pytest.raises(UsageError, match=option):
+            sweep_from_mapping({**sweep, "launcher": {"slurm": {option: name}}}, source="a test")
+
+
+@pytest.mark.parametrize("path", ["per%cent", "back\\slash", "new\nline", "tab\t"])
+def test_paths_that_sbatch_would_change_are_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UsageError, match="--results"):
+        check_path(tmp_path / path)
+
+
+def test_a_path_with_shell_characters_stays_one_word(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s $(touch owned) `touch owned` & "more"; #'
+    folder.mkdir()
+    executor = make_executor(CPU_TABLE, folder, "scalelab.x.0", n_elements=1, throttle=1)
+    (folder / "submitted.pkl").touch()
+    script = executor.script().replace("srun ", "true ")
+    program = tmp_path / "script.sh"
+    program.write_text(script)
+    environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}
+    subprocess.run(["bash", str(program)], cwd=tmp_path, env=environment, check=True)
+    assert not (tmp_path / "owned").exists()
+    assert (folder / "5_0_submitted.pkl").resolve() == folder / "submitted.pkl"
+
+
+def test_a_callable_that_is_a_link_or_missing_is_not_run(tmp_path: Path) -> None:
+    executor = make_executor(CPU_TABLE, tmp_path, "scalelab.x.0", n_elements=1, throttle=1)
+    program = tmp_path / "script.sh"
+    program.write_text(executor.script().replace("srun ", "echo reached "))
+    environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}
+    for make in (lambda: None, lambda: (tmp_path / "submitted.pkl").symlink_to("/dev/null")):
+        make()
+        answer = subprocess.run(
+            ["bash", str(program)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 77
+        assert "reached" not in answer.stdout
+
+
+def test_the_verdict_is_decided_once(tmp_path: Path) -> None:
+    assert settle(tmp_path, "started 7") == "started 7"
+    assert settle(tmp_path, "abandoned") == "started 7"
+
+
+def test_an_edited_intent_is_refused(results: Results, saved: SavedPlan) -> None:
+    pack = Pack(run_ids=saved.run_ids, execution=ExecutionSpec(), seconds=1.0)
+    folder = results.sweep(saved.name)
+    intent = write_intent(folder, [pack], throttle=1, gpus=0, time_min=5)
+    assert read_intents(folder) == [intent]
+    assert read_pack(folder, intent.id, 0) == pack
+    (intent.path / "intent.json").write_text('{"packs": 3}')
+    with pytest.raises(SpecError, match="intent"):
+        read_intents(folder)
+    (folder / "packs" / f"{intent.id}-0.json").write_text("[]")
+    with pytest.raises(SpecError, match="pack"):
+        read_pack(folder, intent.id, 0)
+
+
+def test_cancelled_runs_are_marked_and_leave_the_queue(
+    results: Results, saved: SavedPlan, sbatch: list[Path]
+) -> None:
+    record(results.run(saved.run_ids[0]))
+    slurm = FakeSlurm(results, saved.name)
+    report = cancel_runs(results, saved.name, saved.run_ids, slurm=slurm)  # type: ignore[arg-type]
+    assert report.run_ids == saved.run_ids[1:]
+    assert not slurm.cancelled
+
+
+def test_diverged_runs_are_replaced_at_a_lower_rate_and_linked(
+    results: Results, saved: SavedPlan
+) -> None:
+    with pytest.raises(UsageError, match="no run diverged"):
+        replace_diverged(results, saved, 0.5)
+    old = results.run(saved.run_ids[2])
+    record(old, "diverged")
+    extended = replace_diverged(results, saved, 0.5)
+    (added,) = set(extended.run_ids) - set(saved.run_ids)
+    new = results.run(added)
+    assert new.read_spec().lr == old.read_spec().lr * 0.5
+    assert json.loads((new.path / "origin.json").read_text())["replaces"] == old.run_id
+    assert extended.budgets[added] == saved.budgets[old.run_id]
+    assert replace_diverged(results, extended, 0.5).run_ids == extended.run_ids
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        replace_diverged(results, extended, 1.5)
+
+
+def test_packs_hold_every_run_once_and_fill_the_target() -> None:
+    seconds = {f"r{i}": 7.0 + 3 * (i % 5) for i in range(40)} | {"long": 1000.0}
+    packs = make_packs(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
+    assert [run_id for pack in packs for run_id in pack.run_ids] == list(seconds)
+    for pack in packs:
+        assert pack.seconds == sum(seconds[run_id] for run_id in pack.run_ids)
+        assert pack.seconds <= 60 or pack.run_ids == ("long",)
+    full = [pack.seconds for pack in packs if pack.run_ids != ("long",)]
+    assert min(full[:-1]) > 60 - max(7.0 + 3 * 4, 0)
+    (small,) = make_packs(["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2})
+    assert small.execution.micro_batch_seqs == 2
+
+
+def test_a_full_disk_is_said_and_what_was_left_out_is_done_later(
+    results: Results, saved: SavedPlan, sbatch: list[Path], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        there = Results(disk / "results")
+        shutil.copytree(results.path, there.path)
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        with pytest.raises(DataError, match="No space left on device"):
+            launch_in_words(there, saved)
+        assert not sbatch
+        filler.unlink()
+        slurm = FakeSlurm(there, saved.name)
+
+        def work(look: int) -> None:
+            if look == 3:
+                for run_id in saved.run_ids:
+                    record(there.run(run_id))
+
+        slurm.before_look = work
+        report, _ = launch(there, saved, slurm)
+        assert set(report.statuses.values()) == {"done"}
+        assert len(sbatch) == 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
