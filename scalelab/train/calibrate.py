@@ -1,0 +1,141 @@
+"""How fast this machine trains, from a few seconds of real steps: what the plan's cost rests on."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.theory.accounting import count_params, train_flops_per_token
+from scalelab.theory.shape import ModelShape
+from scalelab.train.engine import Engine
+from scalelab.train.host import device_name
+from scalelab.train.worker import prepare_torch
+
+WIDTHS = (16, 32, 64, 128, 256)
+WARMUP_STEPS = 2
+STEPS_MIN = 3
+
+
+def measure_speed(
+    execution: ExecutionSpec | None = None,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    n_layers: int = 4,
+    seq_len: int = 128,
+    batch_seqs: int = 16,
+    vocab_size: int = 256,
+    seconds_per_point: float = 0.5,
+) -> dict[str, Any]:
+    """Train each width for a moment and return its speed.
+
+    Parameters
+    ----------
+    execution : ExecutionSpec
+        How the runs would be executed; None is one eager CPU thread.
+    widths : sequence of int
+        Values of d_model; heads have 16 to 64 values.
+    n_layers, seq_len, batch_seqs, vocab_size : int
+        Of every point.
+    seconds_per_point : float
+        Of timed steps, after the first ones.
+
+    Returns
+    -------
+    dict
+        ``device``: its name. ``execution``: device, step and threads. ``points``: one dict a width
+        with ``d_model``, ``n_layers``, ``n_params``, ``seq_len``, ``batch_seqs``, ``step_s`` (the
+        median), ``tokens_per_s``, ``flops_per_s`` (exact convention), ``eval_tokens_per_s`` and
+        ``start_s`` (building and initialising the run).
+    """
+    execution = execution or ExecutionSpec()
+    prepare_torch(execution)
+    points = []
+    for width in widths:
+        shape = shape_of_width(width, n_layers=n_layers, vocab_size=vocab_size)
+        spec = synthetic_run(shape, seq_len=seq_len, batch_seqs=batch_seqs)
+        points.append(measure_run(spec, execution, seconds_per_point))
+    return {
+        "device": device_name(execution.device),
+        "execution": {
+            "device": execution.device,
+            "step": execution.step,
+            "n_threads": execution.n_threads,
+        },
+        "points": points,
+    }
+
+
+def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
+    """Return the speed of one run's steps and of its evaluation, on random tokens."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, spec.shape.vocab_size, (spec.batch_seqs, spec.seq_len + 1))
+    started = time.perf_counter()
+    engine = Engine([spec], execution)
+    engine.initialize(0)
+    start_s = time.perf_counter() - started
+    for _ in range(WARMUP_STEPS):
+        timed_step(engine, tokens)
+    times: list[float] = []
+    while len(times) < STEPS_MIN or sum(times) < seconds:
+        times.append(timed_step(engine, tokens))
+    engine.evaluate(0, tokens)
+    started = time.perf_counter()
+    engine.evaluate(0, tokens)
+    eval_s = time.perf_counter() - started
+    step_s = statistics.median(times)
+    tokens_per_s = spec.tokens_per_step / step_s
+    flops = train_flops_per_token(spec.shape, spec.seq_len)["exact"]
+    return {
+        "d_model": spec.shape.d_model,
+        "n_layers": spec.shape.n_layers,
+        "n_params": count_params(spec.shape).total,
+        "seq_len": spec.seq_len,
+        "batch_seqs": spec.batch_seqs,
+        "step_s": step_s,
+        "tokens_per_s": tokens_per_s,
+        "flops_per_s": tokens_per_s * flops,
+        "eval_tokens_per_s": spec.tokens_per_step / eval_s,
+        "start_s": start_s,
+    }
+
+
+def timed_step(engine: Engine, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    """Take a step, wait for it, and return the seconds."""
+    started = time.perf_counter()
+    engine.step(tokens)
+    engine.read()
+    return time.perf_counter() - started
+
+
+def shape_of_width(d_model: int, *, n_layers: int, vocab_size: int) -> ModelShape:
+    """Return a shape of this width with heads of 16 to 64 values and a SwiGLU of 8/3 the width."""
+    d_head = max(8, min(64, d_model // 4)) // 2 * 2
+    return ModelShape(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=max(1, d_model // d_head),
+        d_head=d_head,
+        d_ff=-(-d_model * 8 // 3 // 8) * 8,
+        vocab_size=vocab_size,
+    )
+
+
+def synthetic_run(shape: ModelShape, *, seq_len: int, batch_seqs: int) -> RunSpec:
+    """Return a run over no dataset, for timing alone; `dataclasses.replace` changes the rest."""
+    return RunSpec(
+        shape=shape,
+        seq_len=seq_len,
+        batch_seqs=batch_seqs,
+        n_steps=10_000,
+        lr=1e-3,
+        warmup_steps=10,
+        data_fingerprint="random",
+        eval_fingerprint="random",
+        tokenizer="random",
+        seed=0,
+    )

@@ -1,0 +1,325 @@
+"""The arithmetic of training: K runs of one shape, their buffers, and one optimizer step.
+
+No files, no clocks. Losses and gradient norms stay on the device until they are read, so a step
+never waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scalelab_kernels.errors import KernelUnavailableError
+from scalelab_kernels.operations import get_attention, get_operations
+from torch import Tensor
+
+from scalelab.errors import UsageError
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.theory.schedule import learning_rate_ratio
+from scalelab.train.model import Decoder
+from scalelab.train.optimizer import Optimizer
+from scalelab.train.parameters import Layout, initialize_, lay_out
+from scalelab.train.scales import scales_of
+
+EVAL_TOKENS_PER_BATCH = 8192
+"""Tokens in a forward pass of an evaluation: a constant, so that every run adds up alike."""
+
+GRAPH_WARMUP_STEPS = 2
+_COPY_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readings:
+    """What some steps measured.
+
+    Attributes
+    ----------
+    losses : ndarray of fp32, shape (steps, K)
+        Training losses, nats per token.
+    norms : ndarray of fp32, shape (steps, K)
+        Gradient norms before clipping.
+    micro_squares : ndarray of fp32, shape (steps, K), or None
+        Mean squared norm of the micro-batches' mean gradients; None without micro-batches.
+    """
+
+    losses: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    micro_squares: NDArray[np.float32] | None
+
+
+def learning_rates(spec: RunSpec) -> list[float]:
+    """Return the learning rate of every step of a run."""
+    return [
+        spec.lr
+        * learning_rate_ratio(
+            step,
+            schedule=spec.schedule,
+            n_steps=spec.n_steps,
+            warmup_steps=spec.warmup_steps,
+            decay_steps=spec.decay_steps,
+            end_ratio=spec.lr_end_ratio,
+        )
+        for step in range(spec.n_steps)
+    ]
+
+
+class Engine:
+    """K runs of one shape, sequence length and batch, trained in the same steps.
+
+    Parameters
+    ----------
+    specs : sequence of RunSpec
+        The runs. One run has no pack dimension; several have a leading one.
+    execution : ExecutionSpec
+        How the steps are executed.
+
+    Raises
+    ------
+    UsageError
+        When the runs cannot share a step, or the execution is not possible here.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
+        _require_equal(specs)
+        _require_possible(specs, execution)
+        first = specs[0]
+        self.specs = tuple(specs)
+        self.execution = execution
+        self.device = torch.device(execution.device)
+        try:
+            self.ops = get_operations(execution.kernels, self.device)  # type: ignore[arg-type]
+            self._attend = get_attention(execution.attention, self.device)  # type: ignore[arg-type]
+        except KernelUnavailableError as error:
+            raise UsageError(error.given, error.allowed, error.do) from error
+        self.layout: Layout = lay_out(first.shape)
+        n_runs = len(specs)
+        lead = () if n_runs == 1 else (n_runs,)
+        flat_shape = (*lead, self.layout.n_values)
+        # Four allocations: parts of one would share autograd's count of in-place changes.
+        self.master, self.grad, self.exp_avg, self.exp_avg_sq = (
+            torch.zeros(flat_shape, device=self.device) for _ in range(4)
+        )
+        self.steps = torch.zeros(n_runs, dtype=torch.int64, device=self.device)
+        rates = torch.zeros(n_runs, max(spec.n_steps for spec in specs), dtype=torch.float64)
+        for run, spec in enumerate(specs):
+            rates[run, : spec.n_steps] = torch.tensor(learning_rates(spec), dtype=torch.float64)
+        self.rates = rates.to(self.device)
+        # Half precision keeps rounded copies of the weights for the products; norms stay fp32.
+        dtype = _COPY_DTYPES[first.precision]
+        self.copy = None if dtype is None else torch.zeros_like(self.master, dtype=dtype)
+        self.leaves = self._make_leaves()
+        self._grad_views = [self.layout.views(self.grad)[name] for name in self.leaves]
+        self.model = self._decoder(self.leaves, first.seq_len)
+        self.optimizer = Optimizer(
+            specs, self.layout, self.master, self.exp_avg, self.exp_avg_sq, self.copy, self.ops
+        )
+        self._loss_sums = self.model.loss_sums
+        if execution.step == "compiled":
+            self._loss_sums = torch.compile(self.model.loss_sums, dynamic=False)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._tokens = torch.zeros(
+            (*lead, first.batch_seqs, first.seq_len + 1), dtype=torch.int64, device=self.device
+        )
+        self.n_pending = 0
+        # Loss, gradient norm and mean square of the micro-batches' gradients of the latest steps.
+        self._ring = torch.zeros(execution.metrics_interval_steps, 3, n_runs, device=self.device)
+        self._slot = torch.zeros(1, dtype=torch.int64, device=self.device)
+
+    @property
+    def n_runs(self) -> int:
+        """Number of packed runs K."""
+        return len(self.specs)
+
+    def initialize(self, run: int) -> None:
+        """Give a run its initial weights."""
+        initialize_(self._row(self.master, run), self.layout, self.specs[run])
+        self._refresh_copy(run)
+
+    def state(self, run: int) -> dict[str, Any]:
+        """Return what determines the rest of a run: copies on the CPU."""
+        return {
+            "step": int(self.steps[run]),
+            **{
+                name: self._row(getattr(self, name), run).to("cpu", copy=True)
+                for name in ("master", "exp_avg", "exp_avg_sq")
+            },
+        }
+
+    def load_state(self, run: int, state: dict[str, Any]) -> None:
+        """Put a run where `state` found it."""
+        self.steps[run] = state["step"]
+        for name in ("master", "exp_avg", "exp_avg_sq"):
+            self._row(getattr(self, name), run).copy_(state[name])
+        self._refresh_copy(run)
+
+    def step(self, tokens: NDArray[np.int64]) -> None:
+        """Take one optimizer step of every run.
+
+        Parameters
+        ----------
+        tokens : ndarray of int, shape (B, T + 1), or (K, B, T + 1) when packed
+        """
+        self._tokens.copy_(torch.from_numpy(tokens))
+        if self.execution.step == "graph":
+            if self._graph is None:
+                self._capture()
+            assert self._graph is not None
+            self._graph.replay()
+        else:
+            self._take_step()
+        self.n_pending += 1
+
+    def read(self) -> Readings:
+        """Return what the steps since the last call measured, and forget it.
+
+        At most ``metrics_interval_steps`` steps fit between calls.
+        """
+        n, self.n_pending = self.n_pending, 0
+        values = self._ring[:n].to("cpu", copy=True).numpy()
+        self._slot.zero_()
+        return Readings(
+            losses=values[:, 0],
+            norms=values[:, 1],
+            micro_squares=values[:, 2] if self.n_micro > 1 else None,
+        )
+
+    @property
+    def n_micro(self) -> int:
+        """Forward passes of a step; the last may be smaller."""
+        batch_seqs = self.specs[0].batch_seqs
+        return -(-batch_seqs // (self.execution.micro_batch_seqs or batch_seqs))
+
+    def _take_step(self) -> None:
+        """Take a step with the tokens in place; host and device exchange nothing."""
+        spec = self.specs[0]
+        loss = torch.zeros(self.n_runs, device=self.device)
+        squares = torch.zeros_like(loss)
+        leaves = list(self.leaves.values())
+        micro = self.execution.micro_batch_seqs or spec.batch_seqs
+        for index, part in enumerate(torch.split(self._tokens, micro, dim=-2)):
+            reported, objective = self._loss_sums(part, spec.z_loss)
+            grads = torch.autograd.grad((objective / spec.tokens_per_step).sum(), leaves)
+            if index == 0:
+                torch._foreach_copy_(self._grad_views, grads)
+            else:
+                torch._foreach_add_(self._grad_views, grads)
+            loss += reported.detach() / spec.tokens_per_step
+            if self.n_micro > 1:
+                # A micro-batch's own mean gradient: the sum was divided by the whole batch.
+                squares += self._squared_norms(grads) * (spec.batch_seqs / part.shape[-2]) ** 2
+        rates = self.rates.gather(1, self.steps.unsqueeze(1)).squeeze(1)
+        self.steps += 1
+        norm = self.optimizer.step(self.grad, self.steps, rates)
+        row = torch.stack((loss, norm, squares / self.n_micro))
+        self._ring.index_copy_(0, self._slot, row.unsqueeze(0))
+        self._slot += 1
+
+    def _capture(self) -> None:
+        """Record the step as one CUDA graph; its first runs, which warm up, leave no trace."""
+        saved = [self.state(run) for run in range(self.n_runs)]
+        slot = self._slot.clone()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(GRAPH_WARMUP_STEPS):
+                self._slot.zero_()
+                self._take_step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._take_step()
+        for run, state in enumerate(saved):
+            self.load_state(run, state)
+        self._slot.copy_(slot)
+
+    def _squared_norms(self, grads: Sequence[Tensor]) -> Tensor:
+        if self.n_runs == 1:
+            return torch.stack(torch._foreach_norm(list(grads))).square().sum().unsqueeze(0)
+        return torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)
+
+    def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the mean loss of every sequence, nats per token, summed in fp64.
+
+        Parameters
+        ----------
+        run : int
+            Which of the packed runs.
+        sequences : ndarray of int, shape (n, T + 1)
+
+        Returns
+        -------
+        ndarray, shape (n,)
+        """
+        weights = {name: self._row(leaf, run).detach() for name, leaf in self.leaves.items()}
+        model = self._decoder(weights, sequences.shape[1] - 1)
+        n_rows = max(1, EVAL_TOKENS_PER_BATCH // (sequences.shape[1] - 1))
+        means = []
+        with torch.no_grad():
+            for start in range(0, len(sequences), n_rows):
+                part = torch.from_numpy(sequences[start : start + n_rows]).to(self.device)
+                means.append(model.token_losses(part).double().mean(-1).cpu())
+        return torch.cat(means).numpy()
+
+    def _decoder(self, weights: Mapping[str, Tensor], seq_len: int) -> Decoder:
+        first = self.specs[0]
+        return Decoder(first.shape, weights, seq_len, self.ops, self._attend, scales_of(first))
+
+    def _row(self, tensor: Tensor, run: int) -> Tensor:
+        return tensor if self.n_runs == 1 else tensor[run]
+
+    def _refresh_copy(self, run: int) -> None:
+        if self.copy is not None:
+            self._row(self.copy, run).copy_(self._row(self.master, run))
+
+    def _make_leaves(self) -> dict[str, Tensor]:
+        leaves = {}
+        for entry in self.layout.entries:
+            is_half = self.copy is not None and entry.kind != "norm"
+            source = self.copy if is_half and self.copy is not None else self.master
+            leaves[entry.name] = entry.view(source).detach().requires_grad_()
+        return leaves
+
+
+def _require_equal(specs: Sequence[RunSpec]) -> None:
+    names = (
+        "shape",
+        "seq_len",
+        "batch_seqs",
+        "z_loss",
+        "optimizer",
+        "parametrization",
+        "precision",
+    )
+    for name in names:
+        found = {getattr(spec, name) for spec in specs}
+        if len(found) > 1:
+            raise UsageError(
+                f"a pack of runs with different {name}",
+                f"runs with equal {', '.join(names)}",
+                "Pack only runs that can share a step.",
+            )
+
+
+def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "device = 'cuda' where torch sees no GPU",
+            "a device that this machine has",
+            "Use device = cpu, or run `scalelab doctor` to see what is missing.",
+        )
+    if execution.step == "graph" and (execution.device != "cuda" or specs[0].shape.n_experts):
+        raise UsageError(
+            f"step = 'graph' on {execution.device} with {specs[0].shape.n_experts} experts",
+            "a dense model on a CUDA device",
+            "Choose step = eager or compiled.",
+        )
+    if specs[0].precision not in _COPY_DTYPES:
+        raise UsageError(
+            f"precision = {specs[0].precision!r}",
+            " or ".join(_COPY_DTYPES),
+            "Choose bf16: it needs no loss scaling and every device with fp16 products has it.",
+        )

@@ -1,0 +1,81 @@
+"""What is written about where and with what an attempt ran."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import scalelab
+from scalelab.records.process import own_process
+
+_JOB_VARIABLES = {
+    "job_id": "SLURM_JOB_ID",
+    "array_job_id": "SLURM_ARRAY_JOB_ID",
+    "array_task_id": "SLURM_ARRAY_TASK_ID",
+    "restart_count": "SLURM_RESTART_COUNT",
+}
+
+
+def describe_host(device: str) -> dict[str, Any]:
+    """Return host, process, job, device and versions, as plain values."""
+    job: Mapping[str, str | None] = {
+        name: os.environ.get(variable) for name, variable in _JOB_VARIABLES.items()
+    }
+    return {
+        **own_process(),
+        **job,
+        "device_name": device_name(device),
+        "versions": {
+            "scalelab": scalelab.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    }
+
+
+@functools.cache
+def device_name(device: str) -> str:
+    """Return the name of the device: the driver's for a GPU, the model's for a CPU."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def source_state() -> dict[str, Any]:
+    """Return the git commit of the source and whether it was edited; None for an installed one."""
+    folder = Path(scalelab.__file__).parent
+    if not (folder.parent / ".git").exists():
+        return {"git_commit": None, "is_dirty": None}
+    git = ["git", "-C", str(folder.parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"scalelab: git did not answer: {error}", file=sys.stderr)
+        return {"git_commit": None, "is_dirty": None}
+    return {"git_commit": commit, "is_dirty": bool(changes.strip())}

@@ -1,0 +1,94 @@
+"""The training loop: feed the engine, look at the losses, keep checkpoints, stop when told."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from scalelab.train.engine import Engine, learning_rates
+from scalelab.train.session import FencedError, Session
+
+POLL_INTERVAL_S = 0.25
+"""Seconds between looks at stop requests, the fence and the checkpoint's time."""
+
+
+def train(
+    engine: Engine, sessions: Sequence[Session], stop_reason: Callable[[], str | None]
+) -> None:
+    """Train until at least one session has ended; its status says how.
+
+    The sessions that have not ended can go on in a smaller engine with their states.
+
+    Parameters
+    ----------
+    engine : Engine
+        Holds the runs' states, in the order of ``sessions``.
+    sessions : sequence of Session
+        None has ended; one a run of the engine.
+    stop_reason : Callable
+        Asked now and then; a text means: checkpoint and end as preempted.
+    """
+    rates = [learning_rates(session.spec) for session in sessions]
+    saved = polled = time.perf_counter()
+    while all(session.status is None for session in sessions):
+        started = time.perf_counter()
+        n_steps = min(session.steps_to_pause() for session in sessions)
+        for ahead in range(n_steps):
+            batches = [session.batch(ahead) for session in sessions]
+            engine.step(batches[0] if len(batches) == 1 else np.stack(batches))
+            if time.perf_counter() - polled >= POLL_INTERVAL_S:
+                break
+        readings = engine.read()
+        elapsed_s = time.perf_counter() - started
+        for run, session in enumerate(sessions):
+            with keeping_to_itself(session):
+                reason = session.observe(readings, run, rates[run], elapsed_s)
+                if reason is not None:
+                    session.diverge(reason)
+                    continue
+                if session.is_at_branch():
+                    session.save_branch(engine.state(run))
+                if session.step == session.spec.n_steps:
+                    _finish(engine, run, session)
+        now = time.perf_counter()
+        if now - polled < POLL_INTERVAL_S:
+            continue
+        polled = now
+        active = [(k, session) for k, session in enumerate(sessions) if session.status is None]
+        stop = stop_reason()
+        is_due = now - saved >= engine.execution.checkpoint_interval_s
+        for run, session in active:
+            with keeping_to_itself(session):
+                _look_after(engine, run, session, is_due, stop)
+        if is_due:
+            saved = time.perf_counter()
+
+
+def _finish(engine: Engine, run: int, session: Session) -> None:
+    """Evaluate and record a run that took its last step."""
+    session.require_claim()
+    losses = engine.evaluate(run, session.eval_sequences())
+    session.finish(losses, engine.state(run) if engine.execution.keeps_weights else None)
+
+
+def _look_after(engine: Engine, run: int, session: Session, is_due: bool, stop: str | None) -> None:
+    """Write out what there is; end the session when asked to stop."""
+    session.flush()
+    if is_due or stop is not None:
+        session.save(engine.state(run))
+    if stop is not None:
+        session.end("preempted", stop)
+
+
+@contextlib.contextmanager
+def keeping_to_itself(session: Session) -> Iterator[None]:
+    """End the session when its files or a newer attempt say so; companions of a pack go on."""
+    try:
+        yield
+    except FencedError:
+        session.end("preempted", "a newer attempt has claimed the run")
+    except OSError as error:
+        session.fail(error)

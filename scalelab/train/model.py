@@ -1,0 +1,160 @@
+"""The decoder's forward pass over weights that lie in a flat buffer, for one run or K packed ones.
+
+Pre-norm blocks of RMSNorm, causal attention with RoPE and optional QK-norm and grouped key/value
+heads, and SwiGLU (dense or a mixture of experts). K packed runs of one shape are a leading
+dimension of weights and tokens; no operation mixes runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from scalelab_kernels.operations import Operations
+from scalelab_kernels.reference import rope_tables
+from torch import Tensor
+from torch.nn import functional
+
+from scalelab.theory.shape import ModelShape
+from scalelab.train.moe import BALANCE_WEIGHT, feed_forward
+from scalelab.train.scales import Scales
+
+NORM_EPSILON = 1e-6
+
+
+class Decoder:
+    """A decoder-only transformer as a function of its weights.
+
+    Parameters
+    ----------
+    shape : ModelShape
+        What the weights describe.
+    weights : Mapping[str, Tensor]
+        By the names of `scalelab.train.parameters.lay_out`; each with a leading K when packed.
+    seq_len : int
+        Positions T of the RoPE tables.
+    ops : Operations
+        Reference or kernels.
+    attend : Callable
+        Attention by one path, from `scalelab_kernels.operations.get_attention`.
+    scales : Scales
+        Factors of the parametrisation.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        weights: Mapping[str, Tensor],
+        seq_len: int,
+        ops: Operations,
+        attend: Callable[..., Tensor],
+        scales: Scales,
+    ) -> None:
+        self.shape = shape
+        self.weights = weights
+        self.ops = ops
+        self.attend = attend
+        self.scales = scales
+        device = weights["final_norm"].device
+        self.cos, self.sin = rope_tables(seq_len, shape.d_head, device=device)
+
+    def hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the head's input and the load-balance loss, of tokens (..., T).
+
+        The activations have shape (..., T, d); the loss, () or (K,), is the mean over the blocks of
+        a mixture of experts and None for a dense model.
+        """
+        stream = embed(tokens, self.weights["embedding"])
+        balances = []
+        for layer in range(self.shape.n_layers):
+            stream, balance = self.run_block(stream, layer)
+            if balance is not None:
+                balances.append(balance)
+        normed = self.ops.rms_norm(stream, self.weights["final_norm"], NORM_EPSILON)
+        if self.scales.logits != 1.0:
+            normed = normed * self.scales.logits
+        return normed, torch.stack(balances).mean(0) if balances else None
+
+    def run_block(self, stream: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+        """Pass through one block; a sharded model gathers its weights here."""
+        return self.block(stream, f"layers.{layer}.")
+
+    def block(self, stream: Tensor, prefix: str) -> tuple[Tensor, Tensor | None]:
+        """Return the residual stream after a block, and the block's load-balance loss."""
+        w = self.weights
+        normed = self.ops.rms_norm(stream, w[prefix + "attention_norm"], NORM_EPSILON)
+        stream = stream + self._attend(normed, prefix)
+        normed = self.ops.rms_norm(stream, w[prefix + "ff_norm"], NORM_EPSILON)
+        gate_up, down = w[prefix + "gate_up"], w[prefix + "down"]
+        if self.shape.n_experts:
+            mixed, balance = feed_forward(
+                normed,
+                w[prefix + "router"],
+                gate_up,
+                down,
+                self.shape.n_active_experts,
+                self.ops,
+            )
+            return stream + mixed, balance
+        return stream + linear(self.ops.swiglu(linear(normed, gate_up)), down), None
+
+    def token_losses(self, tokens: Tensor) -> Tensor:
+        """Return each token's loss in nats, shape (..., T), of tokens (..., T + 1)."""
+        hidden, _ = self.hidden(tokens[..., :-1])
+        return self.ops.linear_cross_entropy(hidden, self._head(), tokens[..., 1:])
+
+    def loss_sums(self, tokens: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+        """Return sums over the tokens (..., T + 1), each of shape () or (K,).
+
+        Returns
+        -------
+        loss : Tensor
+            Cross-entropy (with the z-loss when there is one), nats: what is reported.
+        objective : Tensor
+            The same with the load-balance loss: what is differentiated.
+        """
+        hidden, balance = self.hidden(tokens[..., :-1])
+        targets = tokens[..., 1:]
+        loss = self.ops.linear_cross_entropy_sum(hidden, self._head(), targets, z_loss=z_loss)
+        if balance is None:
+            return loss, loss
+        n_targets = targets.numel() // max(balance.numel(), 1)
+        return loss, loss + BALANCE_WEIGHT * n_targets * balance
+
+    def _head(self) -> Tensor:
+        """Return the head without the rows that pad the vocabulary."""
+        head = self.weights["embedding" if self.shape.is_tied else "head"]
+        return head.narrow(-2, 0, self.shape.vocab_size)
+
+    def _attend(self, normed: Tensor, prefix: str) -> Tensor:
+        w, shape = self.weights, self.shape
+        q, k, v = self.ops.qk_norm_rope(
+            linear(normed, w[prefix + "qkv"]),
+            w.get(prefix + "q_norm"),
+            w.get(prefix + "k_norm"),
+            self.cos,
+            self.sin,
+            shape.n_heads,
+            shape.kv_heads,
+            NORM_EPSILON,
+        )
+        mixed = self.attend(q, k, v, scale=self.scales.attention)
+        return linear(mixed.transpose(-2, -3).flatten(-2), w[prefix + "out"])
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x @ weight.T``, for weight (out, in), or (K, out, in) with x (K, ..., in)."""
+    if weight.ndim == 2:
+        return functional.linear(x, weight)
+    rows = x.reshape(weight.shape[0], -1, x.shape[-1])
+    return torch.bmm(rows, weight.transpose(1, 2)).view(*x.shape[:-1], weight.shape[1])
+
+
+def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Return the rows of weight (V, d), or (K, V, d) with tokens (K, ...), that tokens name."""
+    if weight.ndim == 2:
+        return functional.embedding(tokens, weight)
+    n_runs, n_rows, width = weight.shape
+    first = torch.arange(n_runs, device=tokens.device).mul_(n_rows)
+    rows = tokens + first.view(-1, *[1] * (tokens.ndim - 1))
+    return functional.embedding(rows, weight.reshape(-1, width))

@@ -1,0 +1,97 @@
+"""Mixture of experts: top-k routing without dropped tokens, and the load-balance loss.
+
+Every token goes to its k most probable experts, weighted by their probabilities renormalised to sum
+to one; `scalelab_kernels.reference_moe` carries the tokens there and back. Packed runs are further
+groups of experts.
+
+References
+----------
+Shazeer et al. 2017, arXiv:1701.06538 (top-k gating). Fedus et al. 2021, arXiv:2101.03961, section
+2.2 (load balance). Gale et al. 2022, arXiv:2211.15841 (dropless).
+"""
+
+from __future__ import annotations
+
+import torch
+from scalelab_kernels.operations import Operations
+from scalelab_kernels.reference_moe import route
+from torch import Tensor
+
+BALANCE_WEIGHT = 0.01
+"""alpha of the load-balance loss, as in arXiv:2101.03961."""
+
+
+def choose(logits: Tensor, n_active: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose each token's experts.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (..., T, E)
+        Of the router; computed upon in fp32.
+    n_active : int
+        Experts a token, k.
+
+    Returns
+    -------
+    weights : Tensor of fp32, shape (..., T, k)
+        Positive, summing to 1.
+    experts : Tensor of int64, shape (..., T, k)
+    probabilities : Tensor of fp32, shape (..., T, E)
+    """
+    probabilities = torch.softmax(logits.float(), -1)
+    chosen, experts = probabilities.topk(n_active, dim=-1)
+    return chosen / chosen.sum(-1, keepdim=True), experts, probabilities
+
+
+def balance_loss(counts: Tensor, probabilities: Tensor) -> Tensor:
+    """Return ``sum_i f_i P_i``, 1 for perfect balance, shape () or (K,).
+
+    Parameters
+    ----------
+    counts : Tensor of int64, shape (E,) or (K, E)
+        Tokens sent to each expert; f is their share times E.
+    probabilities : Tensor, shape (..., T, E), leading K when packed
+        P is the router's mean probability of each expert.
+    """
+    shares = counts * (counts.shape[-1] / counts.sum(-1, keepdim=True))
+    means = probabilities.flatten(counts.ndim - 1, -2).mean(-2)
+    return (shares * means).sum(-1)
+
+
+def feed_forward(
+    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, n_active: int, ops: Operations
+) -> tuple[Tensor, Tensor]:
+    """Return the experts' output for activations x, and the load-balance loss.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., T, d), leading K when packed
+    router : Tensor, shape (E, d) or (K, E, d)
+    gate_up : Tensor, shape (E, 2 f, d) or (K, E, 2 f, d)
+    down : Tensor, shape (E, d, f) or (K, E, d, f)
+    n_active : int
+        Experts a token.
+    ops : Operations
+        Reference or kernels.
+
+    Returns
+    -------
+    out : Tensor, shape of ``x``
+    balance : Tensor, shape () or (K,)
+        From `balance_loss`.
+    """
+    n_experts = router.shape[-2]
+    n_runs = router.shape[0] if router.ndim == 3 else 1
+    rows = x.reshape(n_runs, -1, x.shape[-1])
+    logits = torch.bmm(rows, router.view(n_runs, n_experts, -1).transpose(1, 2))
+    weights, experts, probabilities = choose(logits, n_active)
+    first = torch.arange(n_runs, device=x.device).mul_(n_experts).view(-1, 1, 1)
+    way = route((experts + first).flatten(0, 1), n_runs * n_experts)
+    hidden = ops.swiglu(
+        ops.grouped_linear(ops.permute(rows.flatten(0, 1), way), gate_up.flatten(0, -3), way)
+    )
+    out = ops.grouped_linear(hidden, down.flatten(0, -3), way)
+    mixed = ops.unpermute(out, weights.flatten(0, 1), way).view(x.shape)
+    counts = way.ends.diff(prepend=way.ends.new_zeros(1)).view(n_runs, n_experts)
+    balance = balance_loss(counts, probabilities)
+    return mixed, balance if router.ndim == 3 else balance[0]

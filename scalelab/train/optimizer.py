@@ -1,0 +1,209 @@
+"""The optimizer over flat buffers of K runs: AdamW, or Muon for the blocks' matrices.
+
+One call of `adamw_step_` does clipping and update of all weights where
+one learning rate serves all; muP and Muon treat the blocks' matrices apart, after one common clip.
+
+References
+----------
+Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW).
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/ (Muon).
+Liu et al. 2025, arXiv:2502.16982, section 2.2 (Muon's update scaled to AdamW's root mean square, so
+that learning rate and weight decay carry over).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scalelab_kernels.operations import Operations
+from scalelab_kernels.reference_adamw import HYPER, hyper_table
+from torch import Tensor
+
+from scalelab.errors import UsageError
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.train.parameters import BUFFER_MULTIPLE, Entry, Layout
+from scalelab.train.scales import scales_of
+
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+_EPSILON = 1e-7
+_LR = HYPER.index("lr")
+_MAX_NORM = HYPER.index("max_norm")
+_GRAD_SCALE = HYPER.index("grad_scale")
+
+
+class Optimizer:
+    """Updates the buffers of K runs in place; reads nothing back to the host.
+
+    Parameters
+    ----------
+    specs : sequence of RunSpec
+        One a run, of one shape, optimizer and parametrisation.
+    layout : Layout
+        Of a run's buffer.
+    master, exp_avg, exp_avg_sq : Tensor, shape (P,) or (K, P)
+        Weights and moments; Muon's momentum lies in ``exp_avg``.
+    copy : Tensor or None
+        Receives the rounded weights.
+    ops : Operations
+        Reference or kernels.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        layout: Layout,
+        master: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        copy: Tensor | None,
+        ops: Operations,
+    ) -> None:
+        first = specs[0]
+        if first.optimizer == "muon" and first.parametrization == "mup":
+            raise UsageError(
+                "optimizer muon with parametrization mup",
+                "muon with standard, or adamw with either",
+                "Muon's update has the same size at every width: use parametrization standard.",
+            )
+        self.layout = layout
+        self.ops = ops
+        self.master, self.exp_avg, self.exp_avg_sq, self.copy = master, exp_avg, exp_avg_sq, copy
+        self.is_muon = first.optimizer == "muon"
+        self.hidden_rate = scales_of(first).hidden_rate
+        self.hyper = hyper_table(
+            lr=0.0,
+            beta1=[spec.beta1 for spec in specs],
+            beta2=[spec.beta2 for spec in specs],
+            eps=[spec.epsilon for spec in specs],
+            weight_decay=[spec.weight_decay for spec in specs],
+            max_norm=[spec.grad_clip for spec in specs],
+            n_runs=len(specs),
+            device=master.device,
+        )
+        self._matrices = _by_shape(layout) if self.is_muon else {}
+
+    def step(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
+        """Take a step with gradients of the buffers' shape; return their norms, shape (K,).
+
+        Parameters
+        ----------
+        grad : Tensor, shape (P,) or (K, P)
+        steps : Tensor of int64, shape (K,)
+            Number of this step, 1 for the first.
+        rates : Tensor of float64, shape (K,)
+            Learning rates of this step.
+        """
+        if not self.is_muon and self.hidden_rate == 1.0:
+            self.hyper[:, _LR] = rates
+            return self._adamw(grad, steps, self.hyper, 0, self.layout.n_values)
+        norm = row_norms(grad)
+        clip = torch.clamp(self.hyper[:, _MAX_NORM] / (norm.double() + 1e-6), max=1.0)
+        hyper = self.hyper.clone()
+        hyper[:, _MAX_NORM] = torch.inf
+        # The factor of a run whose norm is not finite is made nan, so that every part skips it.
+        hyper[:, _GRAD_SCALE] = torch.where(norm.isfinite(), clip, torch.nan)
+        end = self.layout.n_muon if self.is_muon else self.layout.n_hidden
+        hyper[:, _LR] = rates * self.hidden_rate
+        if self.is_muon:
+            self._muon(grad, hyper)
+        else:
+            self._adamw(grad, steps, hyper, 0, end)
+        hyper[:, _LR] = rates
+        self._adamw(grad, steps, hyper, end, self.layout.n_values)
+        return norm
+
+    def _adamw(self, grad: Tensor, steps: Tensor, hyper: Tensor, start: int, end: int) -> Tensor:
+        def part(flat: Tensor) -> Tensor:
+            return flat.narrow(-1, start, end - start)
+
+        return self.ops.adamw_step_(
+            part(self.master),
+            part(grad),
+            part(self.exp_avg),
+            part(self.exp_avg_sq),
+            steps,
+            hyper,
+            n_decay=min(max(self.layout.n_decay - start, 0), end - start),
+            copy=None if self.copy is None else part(self.copy),
+        )
+
+    def _muon(self, grad: Tensor, hyper: Tensor) -> None:
+        n_runs = hyper.shape[0]
+        scale = hyper[:, _GRAD_SCALE]
+        is_finite = scale.isfinite()
+        rate = torch.where(is_finite, hyper[:, _LR], 0.0)
+        decay = 1 - rate * hyper[:, HYPER.index("weight_decay")]
+        n = self.layout.n_muon
+        flat = grad.view(n_runs, -1)[:, :n] * scale.float().unsqueeze(1)
+        flat = torch.where(is_finite.unsqueeze(1), flat, 0.0)
+        momentum = self.exp_avg.view(n_runs, -1)[:, :n]
+        share = torch.where(is_finite, 1 - MUON_MOMENTUM, 0.0).float().unsqueeze(1)
+        momentum.lerp_(flat, share)
+        update = flat.lerp_(momentum, MUON_MOMENTUM)
+        weights = self.master.view(n_runs, -1)
+        weights[:, :n].mul_(decay.float().unsqueeze(1))
+        for (n_rows, n_columns), starts in self._matrices.items():
+            size = n_rows * n_columns
+            stacked = torch.stack([update[:, at : at + size] for at in starts])
+            turned = orthogonalize(stacked.view(-1, n_rows, n_columns))
+            change = turned.reshape(len(starts), n_runs, size) * (
+                MUON_RMS * max(n_rows, n_columns) ** 0.5 * rate.float().view(1, -1, 1)
+            )
+            for at, part in zip(starts, change, strict=True):
+                weights[:, at : at + size].sub_(part)
+        if self.copy is not None:
+            self.copy.view(n_runs, -1)[:, :n].copy_(weights[:, :n])
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return matrices with the singular vectors of the given ones and singular values near 1.
+
+    Five quintic Newton-Schulz steps; the values end between about 0.7 and 1.2.
+
+    Parameters
+    ----------
+    matrices : Tensor, shape (n, rows, columns)
+    """
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.transpose(-2, -1) if is_tall else matrices
+    x = x / x.flatten(1).norm(dim=1).clamp(min=_EPSILON).view(-1, 1, 1)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = torch.bmm(x, x.transpose(-2, -1))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.transpose(-2, -1) if is_tall else x
+
+
+def row_norms(flat: Tensor) -> Tensor:
+    """Return the norm of a buffer (P,) or of each row of (K, P), shape (1,) or (K,).
+
+    Summed in chunks of fixed size, so that the number of threads changes nothing.
+    """
+    rows = flat.view(
+        -1 if flat.ndim == 2 else 1, flat.shape[-1] // BUFFER_MULTIPLE, BUFFER_MULTIPLE
+    )
+    norms: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=2), dim=1)
+    return norms
+
+
+def _by_shape(layout: Layout) -> dict[tuple[int, int], list[int]]:
+    """Return where the matrices of each shape start; fused ones and experts count apart."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for entry in layout.entries:
+        if entry.start >= layout.n_muon:
+            break
+        for start, n_rows in _parts(entry):
+            found.setdefault((n_rows, entry.shape[-1]), []).append(start)
+    return found
+
+
+def _parts(entry: Entry) -> list[tuple[int, int]]:
+    rows = [n for _ in range(entry.n_stacked) for n in entry.split_rows]
+    starts = [entry.start]
+    for n in rows[:-1]:
+        starts.append(starts[-1] + n * entry.shape[-1])
+    return list(zip(starts, rows, strict=True))

@@ -1,0 +1,209 @@
+"""Where each weight of a model lies in one flat buffer, and how it starts.
+
+All weights of a run share one buffer: the optimizer, the gradient norm, a checkpoint and a packed
+run are then single operations. Matrices that are decayed come first, embeddings and norms after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.shape import ModelShape
+from scalelab.train.scales import scales_of
+
+ALIGNMENT = 16
+"""Entries start at multiples of this many values: 64 bytes in fp32, a cache line."""
+BUFFER_MULTIPLE = 1024
+"""A run's buffer is padded to this many values, so that sums over it split evenly."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One weight.
+
+    Attributes
+    ----------
+    name : str
+        Such as ``layers.0.qkv``.
+    shape : tuple of int
+        As it lies in memory, ``(.., out, in)`` for a matrix.
+    kind : str
+        ``matrix``, ``residual`` (a matrix that writes to the residual stream), ``router``,
+        ``head``, ``embedding`` or ``norm``.
+    start : int
+        Offset in the run's flat buffer.
+    n_counted : int
+        Values that are parameters; the rest is padding of the vocabulary.
+    split_rows : tuple of int
+        Rows of the matrices that lie in one: query, key and value, or gate and up.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    start: int
+    n_counted: int
+    split_rows: tuple[int, ...]
+
+    @property
+    def n_stacked(self) -> int:
+        """Experts that lie one after the other, 1 for a plain weight."""
+        return math.prod(self.shape[:-2])
+
+    @property
+    def n_values(self) -> int:
+        """Values in memory, padding included."""
+        return math.prod(self.shape)
+
+    @property
+    def is_decayed(self) -> bool:
+        """Whether weight decay applies."""
+        return self.kind not in ("embedding", "norm")
+
+    def view(self, flat: Tensor) -> Tensor:
+        """Return this weight's part of ``flat``, shape (P,) or (K, P), leading K kept."""
+        part = flat.narrow(-1, self.start, self.n_values)
+        return part.view(*flat.shape[:-1], *self.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """All weights of a shape and the size of their buffer.
+
+    Attributes
+    ----------
+    entries : tuple of Entry
+        Decayed ones first.
+    n_values : int
+        Length P of a run's flat buffer.
+    n_decay : int
+        The first this many values are decayed.
+    n_hidden : int
+        The first this many are the matrices of the blocks, routers included.
+    n_muon : int
+        The first this many are the matrices of the blocks without routers.
+    """
+
+    entries: tuple[Entry, ...]
+    n_values: int
+    n_decay: int
+    n_hidden: int
+    n_muon: int
+
+    @property
+    def n_params(self) -> int:
+        """Parameters by the ``chinchilla`` convention: no padding counted."""
+        return sum(entry.n_counted for entry in self.entries)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return every weight by name as a view of ``flat``."""
+        return {entry.name: entry.view(flat) for entry in self.entries}
+
+
+def lay_out(shape: ModelShape) -> Layout:
+    """Return the layout of a shape's weights.
+
+    A block has ``qkv`` (query, key and value heads in one matrix), ``out``, ``gate_up``, ``down``,
+    and under mixture of experts a leading expert dimension on the last two and a ``router``.
+    """
+    d, d_head = shape.d_model, shape.d_head
+    experts = (shape.n_experts,) if shape.n_experts else ()
+    fused = {
+        "qkv": (shape.d_attention, shape.d_kv, shape.d_kv),
+        "gate_up": (shape.d_ff, shape.d_ff),
+    }
+    layers = [f"layers.{layer}." for layer in range(shape.n_layers)]
+    weights: list[tuple[str, tuple[int, ...], str]] = []
+    for prefix in layers:
+        weights += [
+            (prefix + "qkv", (sum(fused["qkv"]), d), "matrix"),
+            (prefix + "out", (d, shape.d_attention), "residual"),
+            (prefix + "gate_up", (*experts, sum(fused["gate_up"]), d), "matrix"),
+            (prefix + "down", (*experts, d, shape.d_ff), "residual"),
+        ]
+    if experts:
+        weights += [(prefix + "router", (shape.n_experts, d), "router") for prefix in layers]
+    if not shape.is_tied:
+        weights.append(("head", (shape.padded_vocab, d), "head"))
+    weights.append(("embedding", (shape.padded_vocab, d), "embedding"))
+    for prefix in layers:
+        weights += [(prefix + "attention_norm", (d,), "norm"), (prefix + "ff_norm", (d,), "norm")]
+        if shape.has_qk_norm:
+            weights += [(prefix + name, (d_head,), "norm") for name in ("q_norm", "k_norm")]
+    weights.append(("final_norm", (d,), "norm"))
+
+    entries: list[Entry] = []
+    start = 0
+    for name, dims, kind in weights:
+        is_vocab = kind in ("embedding", "head")
+        entry = Entry(
+            name=name,
+            shape=dims,
+            kind=kind,
+            start=start,
+            n_counted=shape.vocab_size * d if is_vocab else math.prod(dims),
+            split_rows=fused.get(name.rpartition(".")[2], dims[-2:-1]),
+        )
+        entries.append(entry)
+        start = _round_up(start + entry.n_values, ALIGNMENT)
+
+    def first_of(*kinds: str) -> int:
+        return next(entry.start for entry in entries if entry.kind in kinds)
+
+    return Layout(
+        entries=tuple(entries),
+        n_values=_round_up(start, BUFFER_MULTIPLE),
+        n_decay=first_of("embedding", "norm"),
+        n_hidden=first_of("head", "embedding"),
+        n_muon=first_of("router", "head", "embedding"),
+    )
+
+
+def initialize_(flat: Tensor, layout: Layout, spec: RunSpec) -> None:
+    """Fill one run's flat buffer, shape (P,), with its initial weights.
+
+    Norm gains are 1, the embedding normal with ``spec.init_std``, matrices normal with standard
+    deviation 1/sqrt(fan_in); those that write to the residual stream are divided by
+    sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2, section 2.3).
+    Every weight has a generator of its own, seeded by (seed, name), always on the CPU: the start
+    depends neither on the device nor on the other weights.
+    """
+    flat.zero_()
+    for entry in layout.entries:
+        entry.view(flat).copy_(initial_values(entry, spec))
+
+
+def initial_values(entry: Entry, spec: RunSpec) -> Tensor:
+    """Return a weight's initial values, fp32 on the CPU, shape ``entry.shape``; padding is 0."""
+    if entry.kind == "norm":
+        return torch.ones(entry.shape)
+    values = torch.zeros(entry.shape)
+    n_rows = entry.n_counted // entry.shape[-1]
+    generator = torch.Generator().manual_seed(_seed_of(spec.seed, entry.name))
+    counted = values.view(-1, entry.shape[-1])[:n_rows]
+    counted.normal_(generator=generator).mul_(initial_std(entry, spec))
+    return values
+
+
+def initial_std(entry: Entry, spec: RunSpec) -> float:
+    """Return the standard deviation of a weight's initial values."""
+    if entry.kind == "embedding":
+        return spec.init_std
+    fan_in = scales_of(spec).head_fan_in if entry.kind == "head" else entry.shape[-1]
+    std = 1 / math.sqrt(fan_in)
+    return std / math.sqrt(2 * spec.shape.n_layers) if entry.kind == "residual" else std
+
+
+def _seed_of(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,356 @@
+"""One attempt at one run as the training loop sees it: its files, its curve, its end.
+
+The engine does the arithmetic of one or many runs; a `Session` does the bookkeeping of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.corpus.dataset import Dataset
+from scalelab.errors import DataError, ScalelabError
+from scalelab.records.run_dir import Attempt, RunDir
+from scalelab.records.types import MetricRow, RunRecord
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.theory.accounting import (
+    count_params,
+    executed_flops_per_token,
+    train_flops,
+    train_flops_per_token,
+)
+from scalelab.theory.hardware import match_hardware
+from scalelab.train import checkpoint, trunk
+from scalelab.train.divergence import DivergenceDetector
+from scalelab.train.engine import Readings
+from scalelab.train.host import describe_host, device_name, source_state
+from scalelab.train.noise_scale import NoiseScale
+
+EVAL_LOSSES_FILE = "eval_losses.npy"
+TERA = 1e12
+
+
+class FencedError(Exception):
+    """A newer attempt has claimed the run."""
+
+
+class Session:
+    """An attempt under way.
+
+    Parameters
+    ----------
+    run : RunDir
+        Claimed on construction.
+    execution : ExecutionSpec
+        Stored with the attempt.
+    host_note : Mapping
+        Added to ``attempt.json``.
+    trunks : Path or None
+        Cache of the trunks that runs branch from (`scalelab.train.trunk`).
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        execution: ExecutionSpec,
+        host_note: Mapping[str, Any],
+        trunks: Path | None,
+    ) -> None:
+        self.spec: RunSpec = run.read_spec()
+        self.run = run
+        self.attempt: Attempt = run.claim()
+        self.execution = execution
+        self.step = 0
+        self.train_s = 0.0
+        self.detector = DivergenceDetector()
+        self.noise = NoiseScale()
+        self.status: str | None = None
+        self._dataset: Dataset | None = None
+        self._trunks = trunks
+        self._rows: list[MetricRow] = []
+        self._since_row = (0, 0.0)
+        self._flops_per_token = train_flops_per_token(self.spec.shape, self.spec.seq_len)
+        hardware = match_hardware(device_name(execution.device))
+        self._peak = None if hardware is None else hardware.peak_flops_per_s
+        self._note: dict[str, Any] = {
+            "run_id": run.run_id,
+            "attempt": self.attempt.number,
+            "execution": asdict(execution),
+            "data_fingerprint": self.spec.data_fingerprint,
+            "eval_fingerprint": self.spec.eval_fingerprint,
+            "started_s": time.time(),
+            "resumed_from": None,
+            "warnings": [],
+            **describe_host(execution.device),
+            # A launcher asks git once for all its runs.
+            **({} if "git_commit" in host_note else source_state()),
+            **host_note,
+        }
+        self.attempt.write_note(self._note)
+
+    def use(self, dataset: Dataset) -> None:
+        """Take the data to train on.
+
+        Raises
+        ------
+        DataError
+            When it is not the data that the run was planned with.
+        """
+        planned = (self.spec.data_fingerprint, self.spec.eval_fingerprint)
+        found = (dataset.fingerprint, dataset.eval_fingerprint)
+        if planned != found:
+            raise DataError(
+                f"a dataset with fingerprints {found} for run {self.run.run_id}",
+                f"the one that it was planned with, {planned}",
+                "Point to the dataset of the plan, or plan the sweep again with this data.",
+            )
+        self._dataset = dataset
+
+    def restore(self) -> dict[str, Any] | None:
+        """Return the engine state to resume from, own fields set; None to start afresh.
+
+        Takes the furthest whole checkpoint of any attempt; a corrupt one is noted and passed over.
+        """
+        for found, state in checkpoint.load_newest(self.run):
+            if state is None or state["run_id"] != self.run.run_id:
+                self.warn(f"checkpoint {found.path.name} of attempt {found.attempt} is corrupt")
+                continue
+            self._note["resumed_from"] = {"attempt": found.attempt, "step": found.step}
+            return self._take(state)
+        if self._trunks is not None and (state := trunk.load(self._trunks, self.spec)) is not None:
+            self._note["trunk"] = {"trunk_id": trunk.trunk_id(self.spec), "step": state["step"]}
+            return self._take(state)
+        return None
+
+    def steps_to_pause(self) -> int:
+        """Return after how many more steps, at most, the loop should look at this session."""
+        interval = self.execution.metrics_interval_steps
+        n = min(self.spec.n_steps - self.step, interval - self.step % interval)
+        branch = self._branch_step()
+        return n if branch is None or self.step >= branch else min(n, branch - self.step)
+
+    def is_at_branch(self) -> bool:
+        """Say whether the state after this step is worth keeping for longer runs."""
+        return self.step == self._branch_step()
+
+    def save_branch(self, engine_state: dict[str, Any]) -> None:
+        """Keep the state for longer runs of the same trunk; a full disk is noted, not fatal."""
+        assert self._trunks is not None
+        try:
+            trunk.save(self._trunks, self.spec, self._state(engine_state))
+        except OSError as error:
+            self.warn(f"no branch kept at step {self.step}: {error}")
+
+    def batch(self, ahead: int) -> NDArray[np.int64]:
+        """Return the tokens, shape (B, T + 1), of the step that many after the next."""
+        spec = self.spec
+        return self._data().batch(spec.seed, self.step + ahead, spec.batch_seqs, spec.seq_len)
+
+    def eval_sequences(self) -> NDArray[np.int64]:
+        """Return the held-out sequences, shape (n, T + 1)."""
+        return self._data().eval_sequences(self.spec.seq_len)
+
+    def observe(
+        self, readings: Readings, run: int, rates: list[float], elapsed_s: float
+    ) -> str | None:
+        """Take what the steps since the last call measured; return why the run diverged, or None.
+
+        Parameters
+        ----------
+        readings : Readings
+            Of steps ``self.step + 1 ..``; the session moves on by as many, or up to divergence.
+        run : int
+            This run's place in the pack.
+        rates : list of float
+            Learning rate of every step of the run.
+        elapsed_s : float
+            Training seconds that these steps took.
+        """
+        losses = readings.losses[:, run].tolist()
+        norms = readings.norms[:, run].tolist()
+        squares = readings.micro_squares
+        self.train_s += elapsed_s
+        self._since_row = (self._since_row[0] + len(losses), self._since_row[1] + elapsed_s)
+        tokens_per_s = self._since_row[0] * self.spec.tokens_per_step / self._since_row[1]
+        for index, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            self.step += 1
+            if squares is not None:
+                self._measure_noise(float(squares[index, run]), norm)
+            reason = self.detector.observe(loss, norm)
+            is_row = self.step % self.execution.metrics_interval_steps == 0
+            if is_row or self.step in (1, self.spec.n_steps) or reason:
+                trace, grad_sq = self.noise.means or (None, None)
+                self._rows.append(
+                    MetricRow(
+                        step=self.step,
+                        tokens=self.step * self.spec.tokens_per_step,
+                        loss_nats=loss,
+                        lr=rates[self.step - 1],
+                        grad_norm=norm,
+                        tokens_per_s=tokens_per_s,
+                        tflops_per_s=tokens_per_s * self._flops_per_token["exact"] / TERA,
+                        mfu=None
+                        if self._peak is None
+                        else tokens_per_s * self._flops_per_token["palm"] / self._peak,
+                        noise_trace=trace,
+                        noise_grad_sq=grad_sq,
+                        time_s=time.time(),
+                    )
+                )
+                self._since_row = (0, 0.0)
+            if reason:
+                return reason
+        return None
+
+    def _measure_noise(self, micro_square: float, norm: float) -> None:
+        spec = self.spec
+        micro_seqs = self.execution.micro_batch_seqs
+        # Micro-batches of different sizes have no one size to reckon with.
+        if spec.batch_seqs % micro_seqs == 0:
+            small = micro_seqs * spec.seq_len
+            self.noise.observe(micro_square, norm**2, small, spec.tokens_per_step)
+
+    def require_claim(self) -> None:
+        """Raise `FencedError` when a newer attempt has claimed the run."""
+        if self.attempt.is_fenced():
+            raise FencedError
+
+    def flush(self) -> None:
+        """Append the rows gathered so far, unless a newer attempt has claimed the run."""
+        self.require_claim()
+        rows, self._rows = self._rows, []
+        if rows:
+            self.attempt.append_metrics(rows)
+
+    def save(self, engine_state: dict[str, Any]) -> bool:
+        """Write a checkpoint; say whether it was written. A full disk is noted, not fatal."""
+        self.flush()
+        try:
+            checkpoint.save(self.attempt, self._state(engine_state))
+        except OSError as error:
+            self.warn(f"no checkpoint at step {self.step}: {error}")
+            return False
+        return True
+
+    def finish(self, eval_losses: NDArray[np.float64], engine_state: dict[str, Any] | None) -> str:
+        """Record the result from the per-sequence held-out losses; return the status.
+
+        The engine's state is given when the final weights are to be kept.
+
+        A held-out loss that is not finite, or itself a spike, is a divergence: the training losses
+        of the last steps may not have shown it.
+        """
+        loss = float(eval_losses.mean())
+        if not math.isfinite(loss):
+            return self.diverge(f"the held-out loss is {loss}")
+        if self.detector.is_spike(loss):
+            return self.diverge(f"the run ended in a spike: held-out loss {loss:.3f}")
+        if self._rows:
+            self._rows[-1] = replace(self._rows[-1], eval_loss_nats=loss)
+        if engine_state is not None:
+            self.save(engine_state)
+        with (self.attempt.path / EVAL_LOSSES_FILE).open("wb") as file:
+            np.save(file, eval_losses)
+        n = len(eval_losses)
+        error = float(eval_losses.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+        return self._record("done", loss=loss, loss_se=error)
+
+    def diverge(self, reason: str) -> str:
+        """Record that the run diverged at the present step."""
+        return self._record("diverged", reason=reason)
+
+    def end(self, status: str, reason: str | None, **extra: Any) -> str:
+        """Write why the attempt ended."""
+        self.status = status
+        self._note["ended"] = {"status": status, "reason": reason, "time_s": time.time(), **extra}
+        self.attempt.write_note(self._note)
+        return status
+
+    def fail(self, error: Exception) -> str:
+        """Write down why the attempt failed; the run's checkpoints stay for the next one."""
+        detail = None if isinstance(error, ScalelabError) else traceback.format_exc()
+        with contextlib.suppress(OSError):  # on a full disk there may be no room to say so
+            self.end("failed", f"{type(error).__name__}: {error}", traceback=detail)
+        return "failed"
+
+    def warn(self, message: str) -> None:
+        """Note something that went wrong and was survived."""
+        self._note["warnings"].append({"time_s": time.time(), "message": message})
+        self.attempt.write_note(self._note)
+
+    def _state(self, engine_state: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "run_id": self.run.run_id,
+            "step": self.step,
+            "train_s": self.train_s,
+            "detector": self.detector.state(),
+            "noise": self.noise.state(),
+            "engine": engine_state,
+        }
+
+    def _take(self, state: dict[str, Any]) -> dict[str, Any]:
+        self.step = state["step"]
+        self.train_s = state["train_s"]
+        self.detector = DivergenceDetector.from_state(state["detector"])
+        self.noise = NoiseScale(**state["noise"])
+        self.attempt.write_note(self._note)
+        engine_state: dict[str, Any] = state["engine"]
+        return engine_state
+
+    def _branch_step(self) -> int | None:
+        return None if self._trunks is None else trunk.branch_step(self.spec)
+
+    def _data(self) -> Dataset:
+        assert self._dataset is not None
+        return self._dataset
+
+    def _record(
+        self,
+        status: str,
+        *,
+        loss: float | None = None,
+        loss_se: float | None = None,
+        reason: str | None = None,
+    ) -> str:
+        spec = self.spec
+        self.flush()
+        n_tokens = self.step * spec.tokens_per_step
+        flops = train_flops(spec.shape, spec.seq_len, n_tokens)
+        flops["executed"] = n_tokens * executed_flops_per_token(
+            spec.shape,
+            spec.seq_len,
+            skips_masked=self.execution.attention != "explicit",
+            recomputes_blocks=False,
+        )
+        self.attempt.write_record(
+            RunRecord(
+                run_id=self.run.run_id,
+                attempt=self.attempt.number,
+                token=self.attempt.token,
+                status=status,
+                loss_nats=loss,
+                loss_se_nats=loss_se,
+                n_params=count_params(spec.shape).by_convention(),
+                flops=flops,
+                n_tokens=n_tokens,
+                unique_tokens=self._data().unique_tokens(n_tokens, spec.seq_len),
+                n_steps=self.step,
+                wall_s=self.train_s,
+                diverged_at_step=self.step if status == "diverged" else None,
+                reason=reason,
+            )
+        )
+        is_accepted = self.attempt.accept()
+        if is_accepted and not self.execution.keeps_weights:
+            for attempt in self.run.attempts():
+                attempt.remove_checkpoints()
+        return self.end(status, reason, is_accepted=is_accepted)

@@ -1,0 +1,77 @@
+"""One constant-rate trunk for many branches: the cache behind a ladder of training lengths.
+
+Under ``wsd`` two runs that differ only in their length and their decay take the same steps until
+the shorter one begins to decay. A run saves its state there, and a longer one goes on from it. The
+cache is keyed by the run's identity without length and decay; deleting it costs time and nothing
+else, because a branch is an ordinary run.
+
+::
+
+    <trunks>/<trunk id>/checkpoint-<step>/   as a run's checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scalelab.sweep.run_spec import RUN_ID_LENGTH, RunSpec, canonical
+from scalelab.train import checkpoint
+
+_BRANCH_FIELDS = ("n_steps", "decay_steps")
+
+
+def trunk_id(spec: RunSpec) -> str:
+    """Return the identity that all branches of one trunk share: the run's without its length."""
+    content = {k: v for k, v in canonical(spec).items() if k not in _BRANCH_FIELDS}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_LENGTH]
+
+
+def branch_step(spec: RunSpec) -> int | None:
+    """Return after how many steps a run leaves its trunk; None when it has none."""
+    return spec.n_steps - spec.decay_steps if spec.schedule == "wsd" and spec.decay_steps else None
+
+
+def save(trunks: Path, spec: RunSpec, state: dict[str, Any]) -> None:
+    """Keep the state at the branch, unless it is there already.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written; nothing half-written stays.
+    """
+    folder = trunks / trunk_id(spec)
+    final = folder / f"checkpoint-{state['step']}"
+    if final.exists():
+        return
+    partial = folder / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
+    partial.mkdir(parents=True)
+    try:
+        checkpoint.write(partial, {**state, "run_id": trunk_id(spec)})
+        if not final.exists():
+            partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(trunks: Path, spec: RunSpec) -> dict[str, Any] | None:
+    """Return the furthest state of the trunk that a run may start from, or None."""
+    last = branch_step(spec)
+    if last is None:
+        return None
+    found = []
+    for entry in (trunks / trunk_id(spec)).glob("checkpoint-*"):
+        number = entry.name.removeprefix("checkpoint-")
+        if number.isdigit() and int(number) <= last:
+            found.append((int(number), entry))
+    for step, entry in sorted(found, reverse=True):
+        state = checkpoint.read(entry)
+        if state is not None and state["step"] == step and state["run_id"] == trunk_id(spec):
+            return state
+    return None

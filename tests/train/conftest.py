@@ -1,0 +1,103 @@
+"""A tiny corpus and tiny runs for the tests of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scalelab.corpus.dataset import Dataset, open_dataset
+from scalelab.corpus.shards import Manifest, ShardWriter, fingerprints
+from scalelab.records.run_dir import RunDir
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.theory.shape import ModelShape
+
+VOCAB = 61
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Text of a random first-order process over 61 tokens: learnable within a few steps."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(7)
+    follows = rng.integers(0, VOCAB, (VOCAB, 4))
+    tokens = np.zeros(60_000, dtype=np.int64)
+    choices = rng.integers(0, 4, len(tokens))
+    for i in range(1, len(tokens)):
+        tokens[i] = follows[tokens[i - 1], choices[i]]
+    shards = []
+    for name, part in (("train", tokens[:56_000]), ("eval", tokens[56_000:])):
+        writer = ShardWriter(folder, name, np.dtype(np.uint8))
+        writer.append(part)
+        shards.append(writer.finish())
+    whole, held_out = fingerprints("bytes", None, *shards)
+    manifest = Manifest(
+        fingerprint=whole,
+        eval_fingerprint=held_out,
+        tokenizer="bytes",
+        tokenizer_sha256=None,
+        vocab_size=VOCAB,
+        dtype="uint8",
+        n_documents=2,
+        n_train_documents=1,
+        n_held_out_documents=1,
+        n_duplicates=0,
+        n_skipped_files=0,
+        held_out_share=0.5,
+        eval_window_tokens=4_000,
+        bytes_per_token=1.0,
+        source="a random process",
+        train=shards[0],
+        evaluation=shards[1],
+    )
+    (folder / "manifest.json").write_text(manifest.to_json())
+    return open_dataset(folder)
+
+
+@pytest.fixture
+def spec(dataset: Dataset) -> RunSpec:
+    return RunSpec(
+        shape=ModelShape(
+            n_layers=2, d_model=16, n_heads=2, d_head=8, d_ff=40, vocab_size=VOCAB, n_kv_heads=1
+        ),
+        seq_len=24,
+        batch_seqs=6,
+        n_steps=30,
+        lr=0.01,
+        warmup_steps=3,
+        data_fingerprint=dataset.fingerprint,
+        eval_fingerprint=dataset.eval_fingerprint,
+        tokenizer="bytes",
+        seed=3,
+    )
+
+
+@pytest.fixture
+def execution() -> ExecutionSpec:
+    return ExecutionSpec(metrics_interval_steps=4)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, spec: RunSpec) -> Callable[..., RunDir]:
+    """Return a function that writes the spec of a run, with changes, and gives its folder."""
+
+    def make(group: str = "runs", **changes: Any) -> RunDir:
+        changed = replace(spec, **changes)
+        run = RunDir(tmp_path / group / changed.run_id)
+        run.write_spec(changed)
+        return run
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

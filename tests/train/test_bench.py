@@ -1,0 +1,61 @@
+"""Benchmarks and calibration: they run, and what they print hangs together."""
+
+from __future__ import annotations
+
+import pytest
+
+from scalelab.errors import UnknownHardwareError
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.theory.accounting import count_params, train_flops_per_token
+from scalelab.train import bench
+from scalelab.train.calibrate import measure_run, measure_speed
+
+
+def test_the_figures_of_a_benchmark_hang_together(spec: RunSpec, execution: ExecutionSpec) -> None:
+    found = bench.bench_train(spec, execution, n_runs=2, seconds=0.05)
+    flops = train_flops_per_token(spec.shape, spec.seq_len)["exact"]
+    assert found["tokens_per_s"] == pytest.approx(2 * spec.tokens_per_step / found["step_s"])
+    assert found["tflops_per_s"] == pytest.approx(found["tokens_per_s"] * flops / 1e12)
+    assert found["share_of_matmul"] == pytest.approx(
+        found["tflops_per_s"] / found["matmul_tflops_per_s"]
+    )
+    assert found["mfu"] is None
+    assert found["n_steps"] >= 3
+
+
+def test_an_unknown_gpu_has_no_utilisation(
+    spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setattr(bench, "device_name", lambda device: "a GPU of tomorrow")
+    with pytest.raises(UnknownHardwareError, match="tomorrow"):
+        bench.bench_train(spec, replace(execution, device="cuda"))
+
+
+def test_the_pack_size_stops_growing_where_it_no_longer_pays(
+    spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {1: 10.0, 2: 15.0, 4: 14.0, 8: 99.0}
+    monkeypatch.setattr(
+        bench, "bench_train", lambda *args, n_runs, **kw: {"tokens_per_s": speeds[n_runs]}
+    )
+    assert bench.best_pack_size(spec, execution, (1, 2, 4, 8)) == (2, {1: 10.0, 2: 15.0, 4: 14.0})
+
+
+def test_calibration_gives_the_speed_of_every_width(execution: ExecutionSpec) -> None:
+    found = measure_speed(
+        execution, widths=(16, 24), n_layers=1, seq_len=16, batch_seqs=2, seconds_per_point=0.01
+    )
+    assert found["device"]
+    assert [point["d_model"] for point in found["points"]] == [16, 24]
+    for point in found["points"]:
+        assert point["tokens_per_s"] == pytest.approx(32 / point["step_s"])
+        assert point["flops_per_s"] > 0
+        assert point["eval_tokens_per_s"] > 0
+
+
+def test_a_run_of_the_plan_can_be_timed_itself(spec: RunSpec, execution: ExecutionSpec) -> None:
+    found = measure_run(spec, execution, 0.01)
+    assert found["n_params"] == count_params(spec.shape).total
+    assert (found["seq_len"], found["batch_seqs"]) == (24, 6)

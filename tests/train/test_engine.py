@@ -1,0 +1,154 @@
+"""One step, several ways: the same numbers."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scalelab.corpus.dataset import Dataset
+from scalelab.errors import UsageError
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.train.engine import Engine, Readings, learning_rates
+
+
+def train(engine: Engine, dataset: Dataset, steps: range) -> Readings:
+    spec = engine.specs[0]
+    for step in steps:
+        engine.step(dataset.batch(spec.seed, step, spec.batch_seqs, spec.seq_len))
+    return engine.read()
+
+
+def fresh(spec: RunSpec, execution: ExecutionSpec) -> Engine:
+    engine = Engine([spec], execution)
+    engine.initialize(0)
+    return engine
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 4])
+def test_accumulated_micro_batches_give_the_whole_batchs_step(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset, micro: int
+) -> None:
+    whole = train(fresh(spec, execution), dataset, range(4))
+    parts = train(fresh(spec, replace(execution, micro_batch_seqs=micro)), dataset, range(4))
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-5)
+    np.testing.assert_allclose(parts.norms, whole.norms, rtol=1e-4)
+    assert whole.micro_squares is None
+    assert parts.micro_squares is not None
+    assert (parts.micro_squares > whole.norms**2).all()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"is_tied": True},
+        {"has_qk_norm": False},
+        {"n_kv_heads": 2},
+        {"n_experts": 3, "n_active_experts": 1},
+    ],
+)
+def test_every_kind_of_model_learns(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset, fields: dict[str, Any]
+) -> None:
+    run = replace(spec, shape=replace(spec.shape, **fields), lr=0.02)
+    engine = fresh(run, replace(execution, metrics_interval_steps=30))
+    losses = train(engine, dataset, range(30)).losses[:, 0]
+    assert losses[0] == pytest.approx(np.log(61), abs=0.8)
+    assert losses[-1] < np.log(61) - 0.2
+
+
+def test_both_ways_of_attention_agree(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
+) -> None:
+    found = [
+        train(fresh(spec, replace(execution, attention=path)), dataset, range(4)).losses
+        for path in ("explicit", "sdpa")
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_half_precision_products_stay_near_full_ones(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
+) -> None:
+    """Products of 8 bits; later steps differ more, because Adam's first ones follow signs."""
+    found = [
+        train(fresh(replace(spec, precision=kind), execution), dataset, range(2)).losses
+        for kind in ("fp32", "bf16")
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=2**-8)
+    assert (found[0] != found[1]).any()
+
+
+def test_the_padding_of_the_vocabulary_is_never_a_target_nor_trained(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
+) -> None:
+    engine = fresh(spec, execution)
+    train(engine, dataset, range(4))
+    for name in ("head", "embedding"):
+        assert engine.leaves[name].shape == (64, 16)
+        assert not engine.leaves[name][61:].any()
+
+
+def test_the_evaluation_is_the_mean_over_each_sequence(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = fresh(spec, execution)
+    sequences = dataset.eval_sequences(spec.seq_len)[:20]
+    found = engine.evaluate(0, sequences)
+    with torch.no_grad():
+        each = engine.model.token_losses(torch.from_numpy(sequences)).double()
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, each.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(found.mean(), np.log(61), atol=0.8)
+
+
+def test_the_rates_end_where_the_spec_says(spec: RunSpec) -> None:
+    rates = learning_rates(spec)
+    assert len(rates) == spec.n_steps
+    assert max(rates) == pytest.approx(spec.lr)
+    assert rates[-1] == pytest.approx(spec.lr * spec.lr_end_ratio)
+    assert rates[0] == pytest.approx(spec.lr / spec.warmup_steps)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "graph"},
+        {"kernels": "nonsense"},
+        {"attention": "nonsense"},
+        *([] if torch.cuda.is_available() else [{"device": "cuda"}]),
+    ],
+)
+def test_what_cannot_be_executed_here_is_refused(
+    spec: RunSpec, execution: ExecutionSpec, change: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError):
+        Engine([spec], replace(execution, **change))  # type: ignore[arg-type]
+
+
+def test_half_floats_are_refused(spec: RunSpec, execution: ExecutionSpec) -> None:
+    with pytest.raises(UsageError, match="fp16"):
+        Engine([replace(spec, precision="fp16")], execution)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")
+def test_compiled_steps_agree_with_eager_ones_and_resume_to_the_same_bits(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
+) -> None:
+    spec = replace(spec, shape=replace(spec.shape, n_layers=1))
+    eager = train(fresh(spec, execution), dataset, range(4))
+    compiled = replace(execution, step="compiled")
+    straight = fresh(spec, compiled)
+    found = train(straight, dataset, range(4))
+    np.testing.assert_allclose(found.losses, eager.losses, rtol=1e-5)
+    state = straight.state(0)
+    end = train(straight, dataset, range(4, 8))
+    resumed = Engine([spec], compiled)
+    resumed.load_state(0, state)
+    np.testing.assert_array_equal(train(resumed, dataset, range(4, 8)).losses, end.losses)

@@ -1,0 +1,74 @@
+"""The trainer with kernels, interpreted on the CPU: the losses of the references."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scalelab.corpus.dataset import Dataset
+from scalelab.errors import UsageError
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, to_json
+from scalelab.theory.shape import ModelShape
+from scalelab.train.engine import Engine
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from scalelab.corpus.dataset import open_dataset
+from scalelab.sweep.run_spec import ExecutionSpec, run_spec_from_mapping
+from scalelab.train.engine import Engine
+
+request = json.load(sys.stdin)
+spec = run_spec_from_mapping(request["spec"])
+dataset = open_dataset(Path(request["dataset"]))
+found = {}
+for kind in ("reference", "triton"):
+    execution = ExecutionSpec(kernels=kind, metrics_interval_steps=spec.n_steps)
+    engine = Engine([spec], execution)
+    engine.initialize(0)
+    for step in range(spec.n_steps):
+        engine.step(dataset.batch(spec.seed, step, spec.batch_seqs, spec.seq_len))
+    found[kind] = engine.read().losses[:, 0].tolist()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux only")
+def test_fifty_steps_with_interpreted_kernels_have_the_references_losses(
+    spec: RunSpec, dataset: Dataset
+) -> None:
+    shape = ModelShape(n_layers=1, d_model=16, n_heads=1, d_head=16, d_ff=24, vocab_size=61)
+    run = replace(spec, shape=shape, seq_len=8, batch_seqs=2, n_steps=50)
+    request = {"spec": json.loads(to_json(run)), "dataset": str(dataset.folder)}
+    answer = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert len(found["triton"]) == 50
+    assert np.mean(found["reference"][-10:]) < np.mean(found["reference"][:10]) - 0.1
+    np.testing.assert_allclose(found["triton"], found["reference"], rtol=1e-4)
+    assert found["triton"] != found["reference"]
+
+
+def test_kernels_where_they_cannot_run_are_an_error(
+    spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UsageError, match="triton"):
+        Engine([spec], replace(execution, kernels="triton"))
+    with pytest.raises(UsageError, match="triton"):
+        Engine([spec], replace(execution, attention="triton"))

@@ -1,0 +1,91 @@
+"""The flat layout: every weight once, counted as the accounting counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.accounting import count_params
+from scalelab.theory.shape import ModelShape
+from scalelab.train.parameters import initial_std, initialize_, lay_out
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> ModelShape:
+    kv_heads = draw(st.integers(1, 3))
+    n_experts = draw(st.sampled_from([0, 0, 2, 5]))
+    return ModelShape(
+        n_layers=draw(st.integers(1, 5)),
+        d_model=draw(st.integers(1, 70)),
+        n_heads=kv_heads * draw(st.integers(1, 3)),
+        d_head=2 * draw(st.integers(1, 9)),
+        d_ff=draw(st.integers(1, 90)),
+        vocab_size=draw(st.integers(1, 400)),
+        n_kv_heads=kv_heads,
+        is_tied=draw(st.booleans()),
+        has_qk_norm=draw(st.booleans()),
+        n_experts=n_experts,
+        n_active_experts=draw(st.integers(1, n_experts)) if n_experts else 0,
+    )
+
+
+@given(shape=shapes())
+@settings(max_examples=60, deadline=None)
+def test_the_layout_counts_the_parameters_of_the_accounting(shape: ModelShape) -> None:
+    assert lay_out(shape).n_params == count_params(shape).total
+
+
+@given(shape=shapes())
+@settings(max_examples=30, deadline=None)
+def test_no_two_weights_overlap_and_decayed_ones_come_first(shape: ModelShape) -> None:
+    layout = lay_out(shape)
+    flat = torch.zeros(2, layout.n_values)
+    for view in layout.views(flat).values():
+        view += 1
+    assert flat.max() == 1
+    for entry in layout.entries:
+        assert (entry.start + entry.n_values <= layout.n_decay) == entry.is_decayed
+        assert entry.is_decayed == (entry.kind not in ("embedding", "norm"))
+
+
+def test_the_billion_parameter_shape_builds_on_the_meta_device() -> None:
+    # 40 layers of 4 d^2 (attention) + 3 d d_ff (SwiGLU), an untied head, and the gains.
+    d, d_ff, vocab = 2048, 5504, 32_000
+    shape = ModelShape(n_layers=40, d_model=d, n_heads=16, d_head=128, d_ff=d_ff, vocab_size=vocab)
+    expected = 40 * (4 * d * d + 3 * d * d_ff + 2 * d + 2 * 128) + 2 * vocab * d + d
+    layout = lay_out(shape)
+    views = layout.views(torch.empty(layout.n_values, device="meta"))
+    assert sum(view.numel() for view in views.values()) == expected == layout.n_params
+
+
+def test_the_start_depends_on_the_seed_and_the_name_alone(spec: RunSpec) -> None:
+    deeper = replace(spec, shape=replace(spec.shape, n_layers=3))
+    filled = []
+    for run in (spec, deeper, replace(spec, seed=4)):
+        layout = lay_out(run.shape)
+        flat = torch.full((layout.n_values,), torch.nan)
+        initialize_(flat, layout, run)
+        filled.append(layout.views(flat))
+    torch.testing.assert_close(filled[0]["layers.1.qkv"], filled[1]["layers.1.qkv"])
+    assert not torch.equal(filled[0]["layers.1.qkv"], filled[0]["layers.0.qkv"])
+    assert not torch.equal(filled[0]["layers.1.qkv"], filled[2]["layers.1.qkv"])
+
+
+def test_initial_values_have_the_stated_spread(spec: RunSpec) -> None:
+    wide = replace(spec, shape=replace(spec.shape, d_model=128, d_ff=320, vocab_size=300))
+    layout = lay_out(wide.shape)
+    flat = torch.empty(layout.n_values)
+    initialize_(flat, layout, wide)
+    for entry in layout.entries:
+        view = entry.view(flat)
+        if entry.kind == "norm":
+            assert (view == 1).all()
+            continue
+        counted = view.reshape(-1)[: entry.n_counted]
+        assert float(counted.std()) == pytest.approx(initial_std(entry, wide), rel=0.1)
+        assert not view.reshape(-1)[entry.n_counted :].any()

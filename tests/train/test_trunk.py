@@ -1,0 +1,109 @@
+"""A ladder of branches from one trunk: the bits of separate runs, for a fraction of the steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scalelab.corpus.dataset import Dataset
+from scalelab.records.run_dir import RunDir
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.train import worker
+from scalelab.train.engine import Engine
+from scalelab.train.trunk import branch_step, trunk_id
+
+MakeRun = Callable[..., RunDir]
+UNIT = 10
+LENGTHS = [UNIT * d for d in (1, 2, 4, 8, 16)]
+
+
+def branch(n_steps: int) -> dict[str, object]:
+    return {"schedule": "wsd", "n_steps": n_steps, "decay_steps": n_steps // 5, "lr": 0.005}
+
+
+def final(run: RunDir) -> tuple[float | None, dict[int, float]]:
+    accepted = run.accepted()
+    assert accepted is not None
+    record = accepted.read_record()
+    assert record is not None
+    rows = [json.loads(line) for line in accepted.metrics_path.read_text().splitlines()]
+    return record.loss_nats, {row["step"]: row["loss_nats"] for row in rows}
+
+
+def test_branches_equal_straight_runs_and_cost_at_most_two_thirds(
+    make_run: MakeRun,
+    dataset: Dataset,
+    execution: ExecutionSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = {"ladder": 0, "straight": 0}
+    kind = "ladder"
+    original = Engine.step
+
+    def counted(self: Engine, tokens: object) -> None:
+        taken[kind] += 1
+        original(self, tokens)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "step", counted)
+    ladder = [make_run("ladder", **branch(n)) for n in LENGTHS]
+    order = [ladder[i].path for i in (3, 0, 4, 2, 1)]
+    statuses = worker.run_ladder(order, dataset.folder, execution, trunks=tmp_path / "trunks")
+    assert statuses == ("done",) * 5
+    kind = "straight"
+    for run, n_steps in zip(ladder, LENGTHS, strict=True):
+        straight = make_run("straight", **branch(n_steps))
+        worker.run_attempt(straight.path, dataset.folder, execution)
+        loss, rows = final(run)
+        expected_loss, expected_rows = final(straight)
+        assert loss == expected_loss
+        assert rows == {step: expected_rows[step] for step in rows}
+    assert taken["straight"] == sum(LENGTHS)
+    assert taken["ladder"] <= 0.65 * taken["straight"]
+    note = ladder[2].attempts()[0].read_note()
+    assert note["trunk"] == {"trunk_id": trunk_id(ladder[2].read_spec()), "step": 16}
+    assert note["resumed_from"] is None
+
+
+def test_a_corrupt_or_foreign_trunk_is_not_used(
+    make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec, tmp_path: Path
+) -> None:
+    trunks = tmp_path / "trunks"
+    short, long = make_run("ladder", **branch(20)), make_run("ladder", **branch(40))
+    other = make_run("ladder", **{**branch(40), "seed": 9})
+    worker.run_attempt(short.path, dataset.folder, execution, trunks=trunks)
+    worker.run_attempt(other.path, dataset.folder, execution, trunks=trunks)
+    assert "trunk" not in other.attempts()[0].read_note()
+    (state,) = (trunks / trunk_id(short.read_spec())).glob("checkpoint-16/state.pt")
+    content = bytearray(state.read_bytes())
+    content[1000] ^= 4
+    state.write_bytes(content)
+    worker.run_attempt(long.path, dataset.folder, execution, trunks=trunks)
+    assert "trunk" not in long.attempts()[0].read_note()
+    assert long.status() == "done"
+
+
+def test_a_trunk_that_went_further_is_no_start_for_a_shorter_run(
+    make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec, tmp_path: Path
+) -> None:
+    trunks = tmp_path / "trunks"
+    long, short = make_run("ladder", **branch(40)), make_run("ladder", **branch(20))
+    straight = make_run("straight", **branch(20))
+    for run in (long, short):
+        worker.run_attempt(run.path, dataset.folder, execution, trunks=trunks)
+    worker.run_attempt(straight.path, dataset.folder, execution)
+    assert "trunk" not in short.attempts()[0].read_note()
+    assert final(short) == final(straight)
+
+
+def test_only_length_and_decay_are_left_out_of_a_trunks_identity(spec: RunSpec) -> None:
+    base = replace(spec, schedule="wsd", decay_steps=5)
+    assert trunk_id(base) == trunk_id(replace(base, n_steps=90, decay_steps=9))
+    for change in ({"lr": 0.02}, {"seed": 8}, {"warmup_steps": 2}, {"weight_decay": 0.2}):
+        assert trunk_id(base) != trunk_id(replace(base, **change))  # type: ignore[arg-type]
+    assert branch_step(base) == 25
+    assert branch_step(spec) is None
