@@ -1,0 +1,301 @@
+"""Figures that judge a fit: the methods side by side, bootstrap, residuals, one budget left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from scalelab.report.figures import FLOPS, PARAMS, TOKENS
+from scalelab.report.look import LIGHT, Look, empty, finish, log_axis, plain, short, thinned
+
+if TYPE_CHECKING:
+    from scalelab.fit.outcome import Interval
+    from scalelab.fit.result import FitReport
+
+FloatArray = NDArray[np.float64]
+
+PAIR_POINTS = 300
+BINS = 30
+CLOUD = 4000
+
+
+def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any:
+    """Return the exponent a of each method with its interval, one row a method.
+
+    Parameters
+    ----------
+    exponents : sequence of (str, Interval)
+        Method and exponent, from top to bottom; limits that are NaN are not drawn.
+    look : Look
+    """
+    import plotly.graph_objects as go
+
+    if not exponents:
+        return empty(look, "No method has an exponent yet.", height=200)
+    names = [plain(name) for name, _ in exponents]
+    value = np.array([interval.value for _, interval in exponents])
+    low = np.array([interval.low for _, interval in exponents])
+    high = np.array([interval.high for _, interval in exponents])
+    figure = go.Figure(
+        go.Scatter(
+            x=value,
+            y=names,
+            mode="markers+text",
+            text=[f"{v:.3f}" for v in value],
+            textposition="top center",
+            textfont={"color": look.ink},
+            marker={"size": 10, "color": look.accent},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": np.nan_to_num(high - value),
+                "arrayminus": np.nan_to_num(value - low),
+                "color": look.accent,
+                "thickness": 1.6,
+                "width": 5,
+            },
+            customdata=np.stack([low, high], axis=1),
+            hovertemplate="%{y}<br>a = %{x:.4f} (%{customdata[0]:.4f} to %{customdata[1]:.4f})"
+            "<extra></extra>",
+        )
+    )
+    figure.add_vline(x=0.5, line={"color": look.faint, "dash": "dot", "width": 1})
+    said = "; ".join(f"{name} {interval.value:.3f}" for name, interval in exponents)
+    finish(
+        figure,
+        look,
+        alt=f"Exponent a of N_opt by method with intervals: {said}.",
+        x="exponent a of N_opt ∝ C^a (dotted: one half)",
+        height=110 + 62 * len(names),
+    )
+    figure.update_yaxes(range=[len(names) - 0.5, -0.7], showgrid=False)
+    return figure
+
+
+def residuals(report: FitReport, look: Look = LIGHT) -> Any:
+    """Return residuals against N, D and C, with their middle 90 %, and the normal QQ plot."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    shown, unit = _shown(report)
+    rows = report.observations
+    some = thinned(len(shown), CLOUD)
+    figure = make_subplots(rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.1)
+    places = (
+        (1, 1, rows.n_params, PARAMS),
+        (1, 2, rows.n_tokens, TOKENS),
+        (2, 1, rows.flops, FLOPS),
+    )
+    reach = 1.5 * max(float(np.quantile(np.abs(shown), 0.98)), 1e-9)
+    low, high = np.quantile(shown, [0.05, 0.95])
+    for row, col, values, name in places:
+        figure.add_trace(
+            go.Scatter(
+                x=short(values[some]),
+                y=short(np.clip(shown[some], -reach, reach)),
+                mode="markers",
+                marker={"color": look.second, "size": 4, "opacity": 0.6},
+                hovertemplate="%{x:.3s}<br>%{y:.3f}<extra></extra>",
+            ),
+            row=row,
+            col=col,
+        )
+        figure.add_hline(y=0, line={"color": look.ink, "width": 1}, row=row, col=col)
+        figure.add_hrect(
+            y0=low, y1=high, fillcolor=look.accent, opacity=0.1, line_width=0, row=row, col=col
+        )
+        figure.update_xaxes(
+            **log_axis(values, sizes=name != FLOPS), title_text=name, row=row, col=col
+        )
+        figure.update_yaxes(range=[-1.05 * reach, 1.05 * reach], row=row, col=col)
+    _quantiles(figure, shown, look)
+    beyond = int((np.abs(shown) > reach).sum())
+    finish(
+        figure,
+        look,
+        alt=(
+            f"Residuals of {len(shown)} runs against parameters, tokens and compute, and against "
+            f"normal quantiles; 90 % lie between {low:.3g} and {high:.3g} {unit}; {beyond} beyond "
+            "the frame are drawn at its edge."
+        ),
+        height=640,
+    )
+    for row, col in ((1, 1), (1, 2), (2, 1)):
+        figure.update_yaxes(title_text=f"residual, {unit}", row=row, col=col)
+    figure.update_xaxes(title_text="normal quantile", row=2, col=2)
+    figure.update_yaxes(title_text=f"residual, {unit}", row=2, col=2)
+    return figure
+
+
+def pairs(report: FitReport, look: Look = LIGHT) -> Any:
+    """Return bootstrap marginals on the diagonal and pairs of parameters below it."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    fit = report.fit
+    if len(fit.samples) < 2:
+        return empty(look, "No bootstrap replicates: fit with --bootstrap above 0.")
+    moving = [
+        j
+        for j, name in enumerate(fit.names)
+        if name not in fit.fixed and np.ptp(fit.samples[:, j]) > 0
+    ]
+    columns = [_in_logs(fit.samples[:, j]) for j in moving]
+    names = [
+        f"log10 {fit.names[j]}" if is_log else fit.names[j]
+        for j, (_, is_log) in zip(moving, columns, strict=True)
+    ]
+    p = len(moving)
+    figure = make_subplots(
+        rows=p, cols=p, shared_xaxes=True, horizontal_spacing=0.03, vertical_spacing=0.03
+    )
+    some = thinned(len(fit.samples), PAIR_POINTS)
+    for i in range(p):
+        draws, is_log = columns[i]
+        counts, edges = np.histogram(draws[np.isfinite(draws)], bins=BINS)
+        figure.add_trace(
+            go.Bar(
+                x=short((edges[1:] + edges[:-1]) / 2),
+                y=counts,
+                marker={"color": look.veil(look.second, 0.75), "line": {"width": 0}},
+                hovertemplate="%{x:.4g}: %{y}<extra></extra>",
+            ),
+            row=i + 1,
+            col=i + 1,
+        )
+        best = fit.params[fit.names[moving[i]]]
+        figure.add_vline(
+            x=math.log10(best) if is_log else best,
+            line={"color": look.accent, "width": 1.6},
+            row=i + 1,
+            col=i + 1,
+        )
+        figure.update_yaxes(showticklabels=False, row=i + 1, col=i + 1)
+        for j in range(i):
+            figure.add_trace(
+                go.Scatter(
+                    x=short(columns[j][0][some]),
+                    y=short(draws[some]),
+                    mode="markers",
+                    marker={"size": 3, "color": look.second, "opacity": 0.45},
+                    hoverinfo="skip",
+                ),
+                row=i + 1,
+                col=j + 1,
+            )
+            if j:
+                figure.update_yaxes(showticklabels=False, row=i + 1, col=j + 1)
+    finish(
+        figure,
+        look,
+        alt=(
+            f"Bootstrap distributions of {', '.join(names)} over {len(fit.samples)} replicates, "
+            "and each pair of them; vertical lines mark the fitted values."
+        ),
+        height=120 * p + 60,
+    )
+    for i, name in enumerate(names):
+        figure.update_xaxes(title_text=name, row=p, col=i + 1)
+        if i:
+            figure.update_yaxes(title_text=name, row=i + 1, col=1)
+    figure.update_layout(bargap=0)
+    return figure
+
+
+def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
+    """Return, for each budget left out, the exponent of the rest and how its runs were predicted.
+
+    Parameters
+    ----------
+    table : sequence of dict
+        ``budget`` (FLOP), ``a``, ``mean_relative_error``, as `scalelab.api.page.leave_one_out`.
+    look : Look
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    if not table:
+        return empty(look, "Fewer than three budgets: leaving one out says nothing.", height=240)
+    budgets = np.array([row["budget"] for row in table])
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    for col, key, scale, name in (
+        (1, "a", 1.0, "exponent a without that budget"),
+        (2, "mean_relative_error", 100.0, "mean error on that budget, %"),
+    ):
+        figure.add_trace(
+            go.Scatter(
+                x=budgets,
+                y=[scale * row[key] for row in table],
+                mode="lines+markers",
+                line={"color": look.faint, "width": 1},
+                marker={"color": look.accent, "size": 9},
+                hovertemplate="without %{x:.2e} FLOP<br>%{y:.4f}<extra></extra>",
+            ),
+            row=1,
+            col=col,
+        )
+        figure.update_yaxes(title_text=name, row=1, col=col)
+    finish(
+        figure,
+        look,
+        alt=(
+            f"Leaving out each of {len(table)} budgets in turn: a runs from "
+            f"{min(row['a'] for row in table):.3f} to {max(row['a'] for row in table):.3f}."
+        ),
+        height=340,
+    )
+    figure.update_xaxes(**log_axis(budgets), title_text="budget left out, FLOP")
+    figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    return figure
+
+
+def _quantiles(figure: Any, shown: FloatArray, look: Look) -> None:
+    import plotly.graph_objects as go
+
+    ordered = np.sort(shown)
+    normal = special.ndtri((np.arange(len(ordered)) + 0.5) / len(ordered))
+    some = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), 600)).round().astype(int))
+    # The middle half sets the line: tails must not bend what they are judged by.
+    low, high = np.quantile(ordered, [0.25, 0.75])
+    slope = (high - low) / (2 * special.ndtri(0.75))
+    ends = np.array([normal[0], normal[-1]])
+    figure.add_trace(
+        go.Scatter(
+            x=ends,
+            y=(low + high) / 2 + slope * ends,
+            mode="lines",
+            line={"color": look.accent, "width": 1.4},
+            hoverinfo="skip",
+        ),
+        row=2,
+        col=2,
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=short(normal[some]),
+            y=short(ordered[some]),
+            mode="markers",
+            marker={"color": look.second, "size": 4},
+            hovertemplate="normal %{x:.2f}<br>residual %{y:.3f}<extra></extra>",
+        ),
+        row=2,
+        col=2,
+    )
+
+
+def _shown(report: FitReport) -> tuple[FloatArray, str]:
+    if report.fit.objective.residual == "log":
+        return 100 * report.fit.residuals, "%"
+    return report.fit.residuals, "nats"
+
+
+def _in_logs(draws: FloatArray) -> tuple[FloatArray, bool]:
+    """Return replicates in powers of ten where they span a factor of three or more."""
+    if draws.min() > 0 and draws.max() / draws.min() > 3:
+        return np.log10(draws), True
+    return draws, False

@@ -1,0 +1,378 @@
+"""Figures beyond the runs: the extrapolated loss, published models beside the law, the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.report.figures import FLOPS, LOSS, PARAMS, TOKENS
+from scalelab.report.look import (
+    LIGHT,
+    Look,
+    add_band,
+    empty,
+    finish,
+    label_end,
+    log_axis,
+    plain,
+    short,
+    thinned,
+)
+from scalelab.units import format_flops, format_quantity
+
+if TYPE_CHECKING:
+    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.bands import Bands
+    from scalelab.forecast.published import PublishedModel
+    from scalelab.records.types import Observations
+
+FloatArray = NDArray[np.float64]
+
+
+def extrapolation(
+    report: FitReport,
+    bands: Bands | None,
+    asked: Sequence[Forecast] = (),
+    held: Observations | None = None,
+    look: Look = LIGHT,
+) -> Any:
+    """Return the loss along the frontier with both intervals, the fitted range shaded.
+
+    Parameters
+    ----------
+    report : FitReport
+    bands : Bands or None
+        The frontier from the smallest run to the target.
+    asked : sequence of Forecast
+        Targets to mark.
+    held : Observations, optional
+        Runs that were not fitted, to be drawn over it.
+    look : Look
+    """
+    import plotly.graph_objects as go
+
+    from scalelab.theory.accounting import train_flops_6nd
+
+    if bands is None:
+        return empty(look, "No forecast: the runs do not determine the law. See the Fit page.")
+    figure = go.Figure()
+    rows = report.observations
+    reached = train_flops_6nd(rows.n_params, rows.n_tokens)
+    figure.add_vrect(
+        x0=float(reached.min()),
+        x1=float(reached.max()),
+        fillcolor=look.faint,
+        opacity=0.13,
+        line_width=0,
+    )
+    add_band(figure, bands.flops, bands.pred_low, bands.pred_high, look.veil(look.second, 0.16))
+    add_band(figure, bands.flops, bands.low, bands.high, look.veil(look.accent, 0.3))
+    figure.add_trace(
+        go.Scatter(
+            x=short(bands.flops),
+            y=short(bands.loss),
+            mode="lines",
+            line={"color": look.accent, "width": 2.4},
+            name="compute-optimal",
+            hovertemplate="C %{x:.2e} FLOP<br>loss %{y:.4f}<extra>compute-optimal</extra>",
+        )
+    )
+    some = thinned(len(rows), 3000)
+    _runs(figure, reached[some], rows.loss_nats[some], "fitted runs", look.faint, 4)
+    if held is not None and len(held):
+        at = train_flops_6nd(held.n_params, held.n_tokens)
+        _runs(figure, at, held.loss_nats, "held-out runs", look.third, 7)
+    for each in asked:
+        if each.flops is None:
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=[each.flops],
+                y=[each.loss_nats],
+                mode="markers",
+                marker={"symbol": "star", "size": 15, "color": look.accent},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [np.nan_to_num(each.pred_high - each.loss_nats)],
+                    "arrayminus": [np.nan_to_num(each.loss_nats - each.pred_low)],
+                    "color": look.ink,
+                    "width": 6,
+                },
+                name="target",
+                hovertemplate="target<br>C %{x:.2e} FLOP<br>loss %{y:.4f}<extra></extra>",
+            )
+        )
+        label_end(figure, each.flops, each.loss_nats, plain(each.asked), look.ink, gap=14)
+    share = f"{100 * bands.level:g} %"
+    finish(
+        figure,
+        look,
+        alt=(
+            f"Loss on the compute-optimal frontier from {format_flops(float(bands.flops[0]))} to "
+            f"{format_flops(float(bands.flops[-1]))} FLOP with {share} confidence (inner) and "
+            "prediction (outer) bands; the range of the fitted runs is shaded."
+        ),
+        x=FLOPS,
+        y=LOSS,
+        height=470,
+    )
+    top = float(np.quantile(rows.loss_nats, 0.97))
+    low = float(np.nanmin([np.nanmin(bands.pred_low), bands.loss.min()]))
+    figure.update_xaxes(
+        **log_axis(bands.flops),
+        range=[float(np.log10(bands.flops[0])) - 0.1, float(np.log10(bands.flops[-1])) + 0.4],
+    )
+    figure.update_yaxes(range=[low - 0.05 * (top - low), top + 0.05 * (top - low)])
+    return figure
+
+
+def published_planes(
+    models: Sequence[PublishedModel],
+    bands: Bands | None,
+    named: Sequence[str] = (),
+    look: Look = LIGHT,
+) -> Any:
+    """Return published models on the N-D and the N-C plane, with this sweep's frontier.
+
+    Parameters
+    ----------
+    models : sequence of PublishedModel
+    bands : Bands or None
+        This sweep's frontier over the models' compute.
+    named : sequence of str
+        Models whose names stand beside their points.
+    look : Look
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1)
+    n_params = np.array([model.n_params for model in models])
+    names = [model.name for model in models]
+    for col, axis, title in ((1, "n_tokens", TOKENS), (2, "flops", FLOPS)):
+        values = np.array([getattr(model, axis) for model in models])
+        places = _places(values, n_params, [name in named for name in names], names)
+        if bands is not None:
+            _law_line(figure, bands, axis, look, col)
+        figure.add_trace(
+            go.Scatter(
+                x=values,
+                y=n_params,
+                mode="markers+text",
+                marker={"color": look.second, "size": 6, "opacity": 0.8},
+                text=[
+                    plain(name) if place else "" for name, place in zip(names, places, strict=True)
+                ],
+                textposition=[place or "top center" for place in places],
+                textfont={"size": 10, "color": look.ink},
+                customdata=[[plain(m.name), m.year, plain(m.source)] for m in models],
+                hovertemplate="%{customdata[0]} (%{customdata[1]})<br>N %{y:.3s}, %{x:.3s}"
+                "<br>%{customdata[2]}<extra></extra>",
+            ),
+            row=1,
+            col=col,
+        )
+        figure.update_xaxes(
+            **log_axis(values, sizes=axis == "n_tokens"), title_text=title, row=1, col=col
+        )
+        figure.update_yaxes(
+            **log_axis(n_params, sizes=True), title_text=PARAMS, row=1, col=col, range=[7.3, 12.3]
+        )
+        low, high = np.log10(values.min()), np.log10(values.max())
+        figure.update_xaxes(range=[low - 0.25, high + 0.25], row=1, col=col)
+    return finish(
+        figure,
+        look,
+        alt=(
+            f"{len(models)} published models by parameters against tokens and against compute"
+            + (", with the frontier of this fit and its band." if bands is not None else ".")
+        ),
+        height=520,
+    )
+
+
+def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = LIGHT) -> Any:
+    """Return loss against cost: feasible and infeasible candidates, the Pareto front, the winner.
+
+    Parameters
+    ----------
+    points : sequence of dict
+        ``label``, ``loss_nats``, ``low``, ``high``, ``is_feasible``, ``is_front``, ``is_best`` and
+        the cost.
+    cost : str
+        Key of the cost.
+    unit : str
+        Its name with unit, for the axis.
+    look : Look
+    """
+    import plotly.graph_objects as go
+
+    points = [point for point in points if point.get(cost)]
+    if not points:
+        return empty(look, "No candidate to draw.")
+    figure = go.Figure()
+    groups = (
+        ("outside the limits", look.faint, "x", [p for p in points if not p["is_feasible"]]),
+        (
+            "within the limits",
+            look.second,
+            "circle",
+            [p for p in points if p["is_feasible"] and not p["is_best"]],
+        ),
+        ("best", look.accent, "star", [p for p in points if p["is_best"]]),
+    )
+    front = sorted((p for p in points if p["is_front"]), key=lambda p: p[cost])
+    if len(front) > 1:
+        figure.add_trace(
+            go.Scatter(
+                x=[p[cost] for p in front],
+                y=[p["loss_nats"] for p in front],
+                mode="lines",
+                line={"color": look.third, "width": 2},
+                name="Pareto front",
+                hoverinfo="skip",
+            )
+        )
+    for name, colour, symbol, chosen in groups:
+        if not chosen:
+            continue
+        middle = np.array([p["loss_nats"] for p in chosen])
+        low = np.array([_or(p["low"], p["loss_nats"]) for p in chosen])
+        high = np.array([_or(p["high"], p["loss_nats"]) for p in chosen])
+        figure.add_trace(
+            go.Scatter(
+                x=[p[cost] for p in chosen],
+                y=middle,
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 16 if name == "best" else 8},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": high - middle,
+                    "arrayminus": middle - low,
+                    "color": colour,
+                    "thickness": 1,
+                    "width": 3,
+                },
+                name=name,
+                customdata=[plain(p["label"]) for p in chosen],
+                hovertemplate="%{customdata}<br>%{x:.3s}<br>loss %{y:.4f}<extra></extra>",
+            )
+        )
+    best = next((p for p in points if p["is_best"]), None)
+    if best is not None:
+        label_end(figure, best[cost], best["loss_nats"], plain(best["label"]), look.ink, gap=14)
+    finish(
+        figure,
+        look,
+        alt=(
+            f"Predicted loss against {unit} for {len(points)} candidates"
+            + (f"; the best within the limits is {best['label']}." if best is not None else ".")
+        ),
+        x=unit,
+        y=LOSS,
+        legend=True,
+        height=480,
+    )
+    values = np.array([p[cost] for p in points])
+    left, right = float(np.log10(values.min())), float(np.log10(values.max()))
+    margin = 0.15 * (right - left) + 0.1
+    figure.update_xaxes(**log_axis(values), range=[left - margin, right + 2 * margin])
+    return figure
+
+
+def _runs(figure: Any, x: FloatArray, y: FloatArray, name: str, colour: str, size: int) -> None:
+    import plotly.graph_objects as go
+
+    figure.add_trace(
+        go.Scatter(
+            x=short(x),
+            y=short(y),
+            mode="markers",
+            marker={"color": colour, "size": size, "opacity": 0.6},
+            name=name,
+            hovertemplate=f"{name}<br>C %{{x:.2e}} FLOP<br>loss %{{y:.4f}}<extra></extra>",
+        )
+    )
+
+
+def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> None:
+    import plotly.graph_objects as go
+
+    x = bands.n_tokens if axis == "n_tokens" else bands.flops
+    add_band(
+        figure,
+        x,
+        bands.n_params_low,
+        bands.n_params_high,
+        look.veil(look.accent, 0.18),
+        row=1,
+        col=col,
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=short(x),
+            y=short(bands.n_params),
+            mode="lines",
+            line={"color": look.accent, "width": 2.2},
+            name="this fit's optimum",
+            hovertemplate="optimum<br>N %{y:.3s}, %{x:.3s}<extra></extra>",
+        ),
+        row=1,
+        col=col,
+    )
+
+
+def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:
+    """Return where each wanted name stands so that none lies over another; empty where it cannot.
+
+    Boxes are reckoned in parts of the panel: a letter about 1.4 % wide, a line about 3.4 % high.
+    """
+    across = (np.log10(x) - np.log10(x.min())) / max(float(np.ptp(np.log10(x))) + 0.5, 1e-9)
+    up = (np.log10(y) - 7.3) / 5.0
+    taken: list[tuple[float, float, float, float]] = []
+    out = [""] * len(names)
+    for i in np.argsort(-y):
+        if not wanted[i]:
+            continue
+        width = 0.014 * len(names[i])
+        for place, left, low in (
+            ("top center", -width / 2, 0.012),
+            ("middle right", 0.015, -0.017),
+            ("middle left", -width - 0.015, -0.017),
+            ("bottom center", -width / 2, -0.046),
+        ):
+            box = (across[i] + left, up[i] + low, across[i] + left + width, up[i] + low + 0.034)
+            if box[2] < 1.02 and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                out[i] = place
+                break
+    return out
+
+
+def _overlap(
+    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
+) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None or not np.isfinite(value) else float(value)
+
+
+def said(forecast: Forecast) -> str:
+    """Return one forecast as a line of plain text with its interval."""
+    size, tokens = forecast.n_params, forecast.n_tokens
+    parts = []
+    if size is not None:
+        parts.append(f"N {format_quantity(size.value)}")
+    if tokens is not None:
+        parts.append(f"D {format_quantity(tokens.value)}")
+    return (
+        f"{', '.join(parts)}: loss {forecast.loss_nats:.4f} "
+        f"({forecast.low:.4f} to {forecast.high:.4f})"
+    )

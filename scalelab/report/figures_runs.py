@@ -1,0 +1,160 @@
+"""Figures of the runs themselves: training curves of chosen runs, and what the runs cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalelab.report.figures import FLOPS
+from scalelab.report.look import LIGHT, Look, empty, finish, log_axis, plain, short
+from scalelab.units import format_flops
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PANELS = (
+    ("loss_nats", "training loss, nats per token"),
+    ("lr", "learning rate"),
+    ("grad_norm", "gradient norm"),
+    ("tflops_per_s", "TFLOP/s"),
+    ("mfu", "share of peak (MFU)"),
+)
+
+
+def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
+    """Return loss, learning rate, gradient norm and speed of runs, labelled at their ends.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``run_id``, ``label``, ``tokens``, ``flops`` and the columns of `PANELS`, as
+        `scalelab.api.page.curves`.
+    by : {"tokens", "flops"}
+        What runs along the x axis.
+    look : Look
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    panels = [(key, name) for key, name in PANELS if len(table) and table[key].notna().any()]
+    if not panels:
+        return empty(look, "These runs have no training curve yet.", height=220)
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.045)
+    groups = list(table.groupby("run_id", sort=False))
+    colours = look.shades(len(groups))
+    for row, (key, name) in enumerate(panels, start=1):
+        for (_, curve), colour in zip(groups, colours, strict=True):
+            good = curve[curve[key].notna() & (curve[by] > 0)]
+            if not len(good):
+                continue
+            label = plain(good["label"].iloc[0])
+            figure.add_trace(
+                go.Scatter(
+                    x=short(good[by].to_numpy()),
+                    y=short(good[key].to_numpy()),
+                    mode="lines",
+                    line={"color": colour, "width": 1.6},
+                    name=label,
+                    hovertemplate=f"{label}<br>%{{x:.3s}}<br>%{{y:.4g}}<extra></extra>",
+                ),
+                row=row,
+                col=1,
+            )
+        values = table[key].dropna().to_numpy(float)
+        if np.ptp(values) <= 1e-6 * np.abs(values).max():
+            # A constant would be magnified into its rounding errors.
+            figure.update_yaxes(range=[0, 1.25 * float(values.max()) or 1.0], row=row, col=1)
+        figure.update_yaxes(title_text=name, row=row, col=1)
+    _label_ends(figure, groups, colours, panels[0][0], by)
+    finish(
+        figure,
+        look,
+        alt=f"Training curves of {len(groups)} runs: {', '.join(name for _, name in panels)}.",
+        height=120 + 210 * len(panels),
+    )
+    figure.update_xaxes(**log_axis(table[by].to_numpy(), sizes=by == "tokens"))
+    figure.update_xaxes(
+        title_text="training tokens" if by == "tokens" else FLOPS, row=len(panels), col=1
+    )
+    figure.update_layout(margin={"r": 120})
+    return figure
+
+
+def _label_ends(figure: Any, groups: list[Any], colours: list[str], key: str, by: str) -> None:
+    """Name each curve at its end in the first panel, names that would touch moved apart."""
+    ends = []
+    for (_, curve), colour in zip(groups, colours, strict=True):
+        good = curve[curve[key].notna() & (curve[by] > 0)]
+        if len(good):
+            ends.append((float(good[key].iloc[-1]), float(good[by].iloc[-1]), good, colour))
+    ends.sort(key=lambda end: end[0])
+    for rank, (y, x, good, colour) in enumerate(ends):
+        figure.add_annotation(
+            x=float(np.log10(x)),
+            y=y,
+            text=plain(good["label"].iloc[0]),
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
+            yshift=13 * (rank - (len(ends) - 1) / 2),
+            font={"color": colour, "size": 11},
+            row=1,
+            col=1,
+        )
+
+
+def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> Any:
+    """Return spent, wasted and still planned cost by budget, stacked.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``budget`` and ``spent_X``, ``wasted_X``, ``planned_X`` for X = ``column``, as
+        `scalelab.api.page.costs`.
+    column : str
+        Which cost.
+    unit : str
+        Its name with unit.
+    look : Look
+    """
+    import plotly.graph_objects as go
+
+    if not len(table):
+        return empty(look, "No run has cost anything yet.", height=240)
+    names = [
+        "no budget" if not np.isfinite(budget) else f"{format_flops(budget)} FLOP"
+        for budget in table["budget"]
+    ]
+    figure = go.Figure()
+    parts = (
+        ("spent", "spent on results", look.third, ""),
+        ("wasted", "wasted on lost attempts", look.accent, "x"),
+        ("planned", "still planned", look.faint, "/"),
+    )
+    for key, name, colour, pattern in parts:
+        values = table[f"{key}_{column}"].to_numpy(float)
+        figure.add_trace(
+            go.Bar(
+                x=names,
+                y=values,
+                name=name,
+                marker={"color": colour, "pattern": {"shape": pattern}},
+                hovertemplate=f"%{{x}}<br>{name}: %{{y:.4g}} {unit}<extra></extra>",
+            )
+        )
+    total = {key: float(np.nansum(table[f"{key}_{column}"])) for key, *_ in parts}
+    finish(
+        figure,
+        look,
+        alt=(
+            f"Cost by budget in {unit}: {total['spent']:.3g} spent on results, "
+            f"{total['wasted']:.3g} wasted, {total['planned']:.3g} still planned."
+        ),
+        y=unit,
+        legend=True,
+        height=360,
+    )
+    figure.update_layout(barmode="stack")
+    figure.update_yaxes(exponentformat="power", rangemode="tozero")
+    return figure

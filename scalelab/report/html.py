@@ -1,0 +1,243 @@
+"""One HTML file of a fit that opens anywhere: figures, numbers and warnings, nothing fetched.
+
+The figures are those of the page; plotly.js lies inside the file. Text that came from files is
+escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scalelab.report import figures, figures_fit, figures_forecast
+from scalelab.units import format_flops, format_quantity
+
+if TYPE_CHECKING:
+    from scalelab.fit.outcome import Interval
+    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.bands import Bands
+    from scalelab.forecast.published import PublishedModel
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 Helvetica, Arial, sans-serif; color: #1f2430; background: #fff;
+  max-width: 1120px; margin: 0 auto; padding: 24px; }
+h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 8px; }
+.faint { color: #5b6270; font-size: 14px; }
+.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
+.card { border: 1px solid #d5d9e0; border-radius: 8px; padding: 12px 16px; min-width: 190px; }
+.card b { display: block; font-size: 26px; margin: 4px 0; }
+table { border-collapse: collapse; margin: 8px 0; }
+th, td { text-align: right; padding: 4px 14px 4px 0; border-bottom: 1px solid #e6e8ec; }
+th:first-child, td:first-child { text-align: left; }
+.warning { border-left: 4px solid #c4460a; padding: 4px 12px; margin: 8px 0; }
+code { background: #f3f4f6; padding: 10px 14px; display: block; border-radius: 6px;
+  overflow-x: auto; }
+.pair { display: grid; grid-template-columns: 3fr 2fr; gap: 16px; }
+@media (max-width: 900px) { .pair { grid-template-columns: 1fr; } }
+"""
+_CONFIG = {"displaylogo": False, "responsive": True}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """What a report shows.
+
+    Attributes
+    ----------
+    title : str
+    command : str
+        The command that made it.
+    fit : FitReport
+    bands : Bands or None
+        The frontier over the runs.
+    reach : Bands or None
+        The frontier from the runs to the farthest forecast.
+    planes : Bands or None
+        The frontier over the published models' compute.
+    models : sequence of PublishedModel
+        Published models to show beside it.
+    named : sequence of str
+        Those whose names are written.
+    """
+
+    title: str
+    command: str
+    fit: FitReport
+    bands: Bands | None
+    reach: Bands | None
+    planes: Bands | None
+    models: Sequence[PublishedModel] = ()
+    named: Sequence[str] = ()
+
+
+def render(content: Content) -> str:
+    """Return the whole file as text."""
+    from plotly.offline import get_plotlyjs
+
+    fit = content.fit
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        # An empty icon, so that no browser asks for one.
+        '<link rel="icon" href="data:,">',
+        f"<title>{html.escape(content.title)}</title><style>{_STYLE}</style>",
+        f"<script>{get_plotlyjs()}</script></head><body><main>",
+        f"<h1>{html.escape(content.title)}</h1>",
+        f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
+        *_cards(fit),
+        *_warnings(fit),
+        *_figures(content),
+        "<h2>Parameters</h2>",
+        *_parameters(fit),
+        "<h2>Made by</h2>",
+        f"<code>{html.escape(content.command)}</code>",
+        "</main></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _figures(content: Content) -> Iterator[str]:
+    fit, is_known = content.fit, content.fit.fit.status != "not_identified"
+    yield '<div class="pair"><section><h2>Valleys</h2>'
+    yield _figure(figures.valleys(fit.observations, fit.isoflop, content.bands), "valleys")
+    yield "</section><section><h2>Compute-optimal N and D</h2>"
+    yield _figure(figures.optima(fit.isoflop, content.bands, fit.observations), "optima")
+    yield "</section></div>"
+    if is_known:
+        yield "<h2>Loss over N and D</h2>"
+        yield _figure(figures.contours(fit, content.bands), "contours")
+        yield "<h2>Extrapolation</h2>"
+        yield from _forecasts(fit.forecasts)
+        yield _figure(
+            figures_forecast.extrapolation(fit, content.reach, fit.forecasts), "extrapolation"
+        )
+        if content.models:
+            yield "<h2>Published models beside this optimum</h2>"
+            yield _figure(
+                figures_forecast.published_planes(content.models, content.planes, content.named),
+                "published",
+            )
+    yield "<h2>Methods side by side</h2>"
+    yield _figure(figures_fit.forest(exponents(fit)), "forest")
+    yield "<h2>Residuals</h2>"
+    yield _figure(figures_fit.residuals(fit), "residuals")
+    if len(fit.fit.samples) > 1:
+        yield "<h2>Bootstrap</h2>"
+        yield _figure(figures_fit.pairs(fit), "pairs")
+
+
+def exponents(report: FitReport) -> list[tuple[str, Interval]]:
+    """Return the exponent a of each approach that has one, approach 3 first."""
+    from scalelab.fit.outcome import Interval
+
+    found = []
+    a = report.derived.get("a")
+    if a is not None and report.fit.status != "not_identified":
+        found.append((f"approach 3, {report.fit.form}", a))
+    for name, law in (
+        ("approach 2, parabolas", report.isoflop.n_law),
+        ("approach 1, envelope", report.envelope.n_law),
+    ):
+        if law is not None:
+            low = math.nan if law.low is None else law.low
+            high = math.nan if law.high is None else law.high
+            found.append((name, Interval(value=law.exponent, low=low, high=high)))
+    return found
+
+
+def _figure(figure: Any, name: str) -> str:
+    """Return a figure as a labelled division and the script that draws it."""
+    alt = html.escape(str(figure.layout.meta["alt"]), quote=True)
+    data = json.loads(figure.to_json())
+    # "</" would end the script; JSON reads "<\/" as the same.
+    body = json.dumps({"data": data["data"], "layout": data["layout"]}).replace("</", "<\\/")
+    return (
+        f'<div id="{name}" role="img" aria-label="{alt}"></div>'
+        f"<script>(f => Plotly.newPlot('{name}', f.data, f.layout, {json.dumps(_CONFIG)}))"
+        f"({body})</script>"
+    )
+
+
+def _cards(report: FitReport) -> Iterator[str]:
+    yield '<div class="cards">'
+    if report.fit.status == "not_identified":
+        yield (
+            '<div class="card">status<b>not identified</b><span class="faint">these runs do not '
+            "determine the law; no number is a forecast</span></div></div>"
+        )
+        return
+    names = {"a": "exponent a of N_opt", "b": "exponent b of D_opt", "E": "irreducible loss E"}
+    both = {**report.params, **report.derived}
+    for name, words in names.items():
+        interval = both.get(name)
+        if interval is not None and math.isfinite(interval.value):
+            yield (
+                f'<div class="card">{words}<b>{interval.value:.3f}</b><span class="faint">'
+                f"{_limits(interval, '{:.3f}', report.level)}</span></div>"
+            )
+    for forecast in report.forecasts:
+        for words, size in (("N", forecast.n_params), ("D", forecast.n_tokens)):
+            if size is not None:
+                span = f"{format_quantity(size.low)} to {format_quantity(size.high)}"
+                yield (
+                    f'<div class="card">{words} at {html.escape(forecast.asked)}'
+                    f'<b>{format_quantity(size.value)}</b><span class="faint">{span} '
+                    f"({100 * report.level:g} %)</span></div>"
+                )
+    yield "</div>"
+
+
+def _warnings(report: FitReport) -> Iterator[str]:
+    for warning in report.warnings:
+        yield (
+            f'<p class="warning"><b>{html.escape(warning.code.replace("_", " "))}</b>: '
+            f"{html.escape(warning.message)}</p>"
+        )
+
+
+def _parameters(report: FitReport) -> Iterator[str]:
+    yield (
+        f"<table><tr><th>name</th><th>value</th><th>low</th><th>high</th></tr>"
+        f"<caption class='faint'>{100 * report.level:g} % intervals from {report.fit.bootstrap.k} "
+        f"{html.escape(report.fit.bootstrap.method)} bootstrap replicates, "
+        f"{report.fit.bootstrap.failed} failed</caption>"
+    )
+    for name, interval in {**report.params, **report.derived}.items():
+        cells = "".join(
+            f"<td>{value:.6g}</td>" for value in (interval.value, interval.low, interval.high)
+        )
+        yield f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
+    yield "</table>"
+
+
+def _forecasts(forecasts: Sequence[Forecast]) -> Iterator[str]:
+    if not forecasts:
+        return
+    yield (
+        "<table><tr><th>asked</th><th>C, FLOP</th><th>N</th><th>D</th><th>loss, nats</th>"
+        "<th>law</th><th>a new run</th></tr>"
+    )
+    for each in forecasts:
+        cells = (
+            html.escape(each.asked),
+            "" if each.flops is None else format_flops(each.flops),
+            "" if each.n_params is None else format_quantity(each.n_params.value),
+            "" if each.n_tokens is None else format_quantity(each.n_tokens.value),
+            f"{each.loss_nats:.4f}",
+            f"{each.low:.4f} to {each.high:.4f}",
+            f"{each.pred_low:.4f} to {each.pred_high:.4f}",
+        )
+        yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    yield "</table>"
+
+
+def _limits(interval: Interval, form: str, level: float) -> str:
+    if not math.isfinite(interval.low + interval.high):
+        return "no interval (no replicates)"
+    return f"{form.format(interval.low)} to {form.format(interval.high)} ({100 * level:g} %)"

@@ -1,0 +1,293 @@
+"""How every Plotly figure looks: colours that colour-blind people tell apart, on light and dark.
+
+`finish` gives a figure its axes, fonts and the sentence that stands in for it where it cannot be
+seen. Text that came from a file passes through `plain`, since Plotly reads some HTML.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.units import format_flops, format_quantity
+
+FloatArray = NDArray[np.float64]
+
+HEIGHT = 430
+MAX_POINTS = 6000
+"""Most points of one cloud that are drawn; a figure with more says how many it left out."""
+_VIRIDIS = (
+    (0.0, (68, 1, 84)),
+    (0.125, (71, 44, 122)),
+    (0.25, (59, 81, 139)),
+    (0.375, (44, 113, 142)),
+    (0.5, (33, 144, 141)),
+    (0.625, (39, 173, 129)),
+    (0.75, (92, 200, 99)),
+    (0.875, (170, 220, 50)),
+    (1.0, (253, 231, 37)),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """The colours of one background.
+
+    Attributes
+    ----------
+    name : {"light", "dark"}
+    ink, faint, grid, paper : str
+        Text and main lines, secondary lines, grid lines, the page itself.
+    accent, second, third : str
+        Vermilion, blue and green of Okabe and Ito 2008: the answer, what it is compared with,
+        and what was observed.
+    ramp : tuple of float
+        Which part of viridis is legible on this background.
+    """
+
+    name: Literal["light", "dark"]
+    ink: str
+    faint: str
+    grid: str
+    paper: str
+    accent: str
+    second: str
+    third: str
+    ramp: tuple[float, float]
+
+    def shades(self, count: int) -> list[str]:
+        """Return ``count`` colours in order, dark to bright or the reverse."""
+        at = np.linspace(*self.ramp, max(count, 2))[:count]
+        return [_between(_VIRIDIS, float(x)) for x in at]
+
+    def scale(self) -> list[list[Any]]:
+        """Return the same ramp as a Plotly colour scale."""
+        at = np.linspace(*self.ramp, 9)
+        return [[i / 8, _between(_VIRIDIS, float(x))] for i, x in enumerate(at)]
+
+    def veil(self, colour: str, alpha: float) -> str:
+        """Return a hex colour made transparent, for bands."""
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        return f"rgba({red},{green},{blue},{alpha})"
+
+
+LIGHT = Look(
+    name="light",
+    ink="#1f2430",
+    faint="#6b7280",
+    grid="#e6e8ec",
+    paper="#ffffff",
+    accent="#c4460a",
+    second="#0060a0",
+    third="#007a5a",
+    ramp=(0.02, 0.78),
+)
+DARK = Look(
+    name="dark",
+    ink="#e8eaf0",
+    faint="#9aa3b2",
+    grid="#2c3340",
+    paper="#0e1117",
+    accent="#f08a4b",
+    second="#56b4e9",
+    third="#35c79a",
+    ramp=(0.34, 1.0),
+)
+
+
+def finish(
+    figure: Any,
+    look: Look,
+    *,
+    alt: str,
+    x: str | None = None,
+    y: str | None = None,
+    height: int = HEIGHT,
+    legend: bool = False,
+) -> Any:
+    """Return the figure with the house's fonts, margins, axis names and alternative text.
+
+    Parameters
+    ----------
+    figure : plotly.graph_objects.Figure
+    look : Look
+    alt : str
+        What the figure shows, in a sentence, for those who cannot see it.
+    x, y : str, optional
+        Axis names with units, where there is one pair of axes.
+    height : int
+        Pixels.
+    legend : bool
+        Whether names stand in a legend; where they can, they stand at the curves' ends.
+    """
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 16, "t": 30, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": look.ink, "size": 13, "family": "Source Sans, Helvetica, Arial, sans-serif"},
+        showlegend=legend,
+        legend={
+            "orientation": "h",
+            "y": -0.22,
+            "yanchor": "top",
+            "x": 0,
+            "font": {"color": look.ink, "size": 12},
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        hoverlabel={"font": {"size": 12}},
+        meta={"alt": alt},
+    )
+    common = {
+        "gridcolor": look.grid,
+        "linecolor": look.faint,
+        "tickcolor": look.faint,
+        "tickfont": {"color": look.ink},
+        "title": {"font": {"color": look.ink}, "standoff": 8},
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "outside",
+        "ticklen": 4,
+    }
+    figure.update_xaxes(**common)
+    figure.update_yaxes(**common)
+    if x is not None:
+        figure.update_xaxes(title_text=x)
+    if y is not None:
+        figure.update_yaxes(title_text=y)
+    return figure
+
+
+def log_axis(values: Sequence[FloatArray] | FloatArray, *, sizes: bool = False) -> dict[str, Any]:
+    """Return the settings of a logarithmic axis over these values.
+
+    Parameters
+    ----------
+    values : ndarray or sequence of ndarray
+        What is drawn, to tell how many decades there are.
+    sizes : bool
+        Parameters and tokens read as 10M, 1B, 1T; FLOPs as powers of ten.
+    """
+    parts = [np.asarray(part, float).ravel() for part in _parts(values)]
+    flat = np.concatenate(parts) if parts else np.ones(1)
+    flat = flat[np.isfinite(flat) & (flat > 0)]
+    low, high = (float(flat.min()), float(flat.max())) if len(flat) else (1.0, 10.0)
+    first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
+    decades = math.log10(high / low)
+    steps = (
+        (1.0,) if decades > 1.4 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, 2, 3, 5, 7)
+    )
+    stride = 3 if decades > 9 else 1
+    ticks = [step * 10.0**power for power in range(first, last + 1, stride) for step in steps]
+    is_power = steps == (1.0,) and not sizes
+    return {
+        "type": "log",
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": [
+            f"10<sup>{math.log10(tick):.0f}</sup>"
+            if is_power
+            else format_quantity(tick)
+            if sizes
+            else format_flops(tick)
+            for tick in ticks
+        ],
+        "minor": {"ticks": "outside", "ticklen": 2, "dtick": "D1"},
+    }
+
+
+def label_end(
+    figure: Any,
+    x: float,
+    y: float,
+    text: str,
+    colour: str,
+    *,
+    log_y: bool = False,
+    gap: int = 4,
+    **more: Any,
+) -> None:
+    """Write a curve's name ``gap`` pixels beyond its end; x on a logarithmic axis."""
+    figure.add_annotation(
+        x=float(np.log10(x)),
+        y=float(np.log10(y)) if log_y else float(y),
+        text=text,
+        showarrow=False,
+        xanchor="left",
+        yanchor="middle",
+        xshift=gap,
+        font={"color": colour, "size": 12},
+        **more,
+    )
+
+
+def add_band(
+    figure: Any, x: FloatArray, low: FloatArray, high: FloatArray, fill: str, **more: Any
+) -> None:
+    """Draw the area between two curves."""
+    import plotly.graph_objects as go
+
+    ok = np.isfinite(low) & np.isfinite(high)
+    if ok.sum() < 2:
+        return
+    figure.add_trace(
+        go.Scatter(
+            x=np.concatenate([x[ok], x[ok][::-1]]),
+            y=np.concatenate([low[ok], high[ok][::-1]]),
+            fill="toself",
+            fillcolor=fill,
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        ),
+        **more,
+    )
+
+
+def thinned(count: int, limit: int = MAX_POINTS) -> NDArray[np.intp]:
+    """Return which of ``count`` points to draw: all, or a fixed sample, in their order."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, limit, replace=False))
+
+
+def short(values: FloatArray) -> NDArray[np.float32]:
+    """Return values as 32-bit floats: half the payload, and finer than any pixel."""
+    return np.asarray(values, dtype=np.float32)
+
+
+def plain(text: object) -> str:
+    """Return text that Plotly shows as it is: its HTML disarmed, its length kept in bounds."""
+    words = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return words if len(words) <= 80 else words[:79] + "…"
+
+
+def empty(look: Look, message: str, *, height: int = HEIGHT) -> Any:
+    """Return a figure that says why there is nothing to draw and what to do."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_annotation(
+        text=message, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14}
+    )
+    finish(figure, look, alt=message, height=height)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
+def _parts(values: Sequence[FloatArray] | FloatArray) -> list[FloatArray]:
+    if isinstance(values, np.ndarray):
+        return [values]
+    return [np.asarray(part) for part in values]
+
+
+def _between(ramp: tuple[tuple[float, tuple[int, int, int]], ...], at: float) -> str:
+    stops = [stop for stop, _ in ramp]
+    channels = [np.interp(at, stops, [colour[i] for _, colour in ramp]) for i in range(3)]
+    return "#" + "".join(f"{round(float(channel)):02x}" for channel in channels)

@@ -1,0 +1,260 @@
+"""The picture of a fit as PNG, SVG or PDF: valleys, contours, residuals, by matplotlib.
+
+One figure of up to three panels, each left out when there is nothing to draw in it: the isoFLOP
+valleys with their minima and the compute-optimal frontier; the law's contours over the runs; the
+residuals against compute. The HTML report and the dashboard have their own figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import DataError, UsageError
+from scalelab.fit.outcome import ParametricFit
+from scalelab.theory.accounting import train_flops_6nd
+from scalelab.units import format_flops, format_quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scalelab.fit.result import FitReport
+
+FloatArray = NDArray[np.float64]
+Panel = Callable[["Axes", "FitReport"], None]
+
+SUFFIXES = (".png", ".svg", ".pdf")
+PANEL_INCHES = (6.2, 4.8)
+DPI = 150
+INK, FAINT, FRONTIER = "#222222", "#9a9a9a", "#c0392b"
+CURVE_POINTS = 200
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "scalelab",
+    "svg.fonttype": "none",
+}
+
+
+def draw_fit(report: FitReport, path: Path) -> None:
+    """Write the picture of a fit.
+
+    Parameters
+    ----------
+    report : FitReport
+    path : Path
+        Where to; the suffix decides the format.
+
+    Raises
+    ------
+    UsageError
+        For a suffix other than .png, .svg and .pdf.
+    DataError
+        When the file cannot be written.
+    """
+    check_path(path)
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        figure = figure_of(report)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without a date the same fit writes the same bytes.
+            metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+            figure.savefig(path, dpi=DPI, metadata=metadata)
+        except OSError as error:
+            raise DataError(
+                f"{path}, which cannot be written ({error.strerror})",
+                "a path in a folder that one may write to",
+                "Choose another path for --plot.",
+            ) from None
+
+
+def check_path(path: Path) -> None:
+    """Raise UsageError unless the suffix is one that can be drawn."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot {path}", f"a file ending in {', '.join(SUFFIXES)}", "Rename it.")
+
+
+def figure_of(report: FitReport) -> Figure:
+    """Return the figure with the panels for which the report has something to show."""
+    from matplotlib.figure import Figure
+
+    panels: list[tuple[str, Panel]] = []
+    if report.isoflop.valleys:
+        panels.append(("isoFLOP valleys", draw_valleys))
+    if {"n_params", "n_tokens"} <= set(report.fit.law.columns) and set(report.fit.law.columns) <= {
+        "n_params",
+        "n_tokens",
+        "flops",
+    }:
+        panels.append((f"{report.fit.form} law", draw_contours))
+    panels.append(("residuals", draw_residuals))
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * len(panels), height), layout="constrained")
+    for axes, (title, draw) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        draw(axes, report)
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+    status = "" if report.fit.status == "ok" else f" ({report.fit.status.replace('_', ' ')})"
+    figure.suptitle(
+        f"{report.observations.source}: {report.fit.n_rows} runs{status}",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color=FAINT,
+    )
+    return figure
+
+
+def draw_valleys(axes: Axes, report: FitReport) -> None:
+    """Draw each budget's losses, its parabola and minimum, and the frontier of approach 3."""
+    rows, valleys = report.observations, report.isoflop.valleys
+    for valley, colour in zip(valleys, _colours(len(valleys)), strict=True):
+        bottom = valley.n_params
+        sizes = rows.n_params[valley.rows]
+        axes.plot(sizes, rows.loss_nats[valley.rows], "o", ms=3.5, color=colour, alpha=0.75)
+        span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
+        axes.plot(
+            span, bottom.curve(span), "-", lw=1, color=colour, label=format_flops(valley.budget)
+        )
+        if valley.is_interior:
+            axes.plot(bottom.value, bottom.loss, "D", ms=6, color=colour, mec=INK, mew=0.8)
+    if _has_frontier(report.fit):
+        budgets = np.array([valley.budget for valley in valleys])
+        flops = np.geomspace(budgets.min() / 2, budgets.max() * 2, CURVE_POINTS)
+        n_params, n_tokens = report.fit.law.optimal(flops)
+        best = report.fit.law.loss({"n_params": n_params, "n_tokens": n_tokens, "flops": flops})
+        axes.plot(n_params, best, "--", lw=1.6, color=FRONTIER, label="frontier (approach 3)")
+    axes.set_xscale("log")
+    losses = np.concatenate([rows.loss_nats[valley.rows] for valley in valleys])
+    low, high = losses.min(), np.quantile(losses, 0.98)
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    _name(axes, "parameters N", "loss (nats per token)")
+    _sizes_on(axes.xaxis)
+    axes.legend(
+        title="FLOPs",
+        fontsize=7,
+        title_fontsize=7,
+        ncols=2,
+        loc="upper right",
+        framealpha=0.85,
+        edgecolor="none",
+    )
+
+
+def draw_contours(axes: Axes, report: FitReport) -> None:
+    """Draw the law's loss over N and D, the runs, and the frontier through the forecasts."""
+    rows, law = report.observations, report.fit.law
+    span_n = _widened(rows.n_params)
+    span_d = _widened(rows.n_tokens)
+    n_params, n_tokens = np.meshgrid(np.geomspace(*span_n, 120), np.geomspace(*span_d, 120))
+    loss = law.loss(
+        {
+            "n_params": n_params.ravel(),
+            "n_tokens": n_tokens.ravel(),
+            "flops": train_flops_6nd(n_params.ravel(), n_tokens.ravel()),
+        }
+    ).reshape(n_params.shape)
+    levels = np.quantile(loss, np.linspace(0.02, 0.9, 9))
+    if np.all(np.diff(levels) > 0):
+        lines = axes.contour(
+            n_params, n_tokens, loss, levels=levels, cmap="viridis_r", linewidths=0.9
+        )
+        axes.clabel(lines, fmt="%.2f", fontsize=7)
+    axes.scatter(rows.n_params, rows.n_tokens, s=9, c=INK, alpha=0.5, linewidths=0, label="runs")
+    if _has_frontier(report.fit):
+        corners = train_flops_6nd(
+            np.array([span_n[0], span_n[1]]), np.array([span_d[0], span_d[1]])
+        )
+        flops = np.geomspace(corners[0], corners[1], CURVE_POINTS)
+        axes.plot(*law.optimal(flops), "--", lw=1.6, color=FRONTIER, label="compute-optimal")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(*span_n)
+    axes.set_ylim(*span_d)
+    _name(axes, "parameters N", "tokens D")
+    _sizes_on(axes.xaxis)
+    _sizes_on(axes.yaxis)
+    axes.legend(fontsize=7, loc="lower right", framealpha=0.85, edgecolor="none")
+
+
+def draw_residuals(axes: Axes, report: FitReport) -> None:
+    """Draw residuals against compute, with their middle 90 %."""
+    residuals = report.fit.residuals
+    is_log = report.fit.objective.residual == "log"
+    shown = 100 * residuals if is_log else residuals
+    axes.axhline(0, color=INK, lw=0.8)
+    low, high = np.quantile(shown, [0.05, 0.95])
+    axes.axhspan(low, high, color=FRONTIER, alpha=0.07, lw=0, label="middle 90 %")
+    colours = np.log(report.observations.n_params)
+    axes.scatter(
+        report.observations.flops, shown, s=12, c=colours, cmap="viridis", alpha=0.8, linewidths=0
+    )
+    axes.set_xscale("log")
+    reach = 2.5 * max(float(np.quantile(np.abs(shown), 0.9)), 1e-12)
+    beyond = np.abs(shown) > reach
+    if beyond.any():
+        at = np.sign(shown[beyond]) * reach * 0.97
+        axes.scatter(
+            report.observations.flops[beyond],
+            at,
+            s=24,
+            marker="^",
+            c=FRONTIER,
+            linewidths=0,
+            label=f"{int(beyond.sum())} further out",
+        )
+    axes.set_ylim(-reach, reach)
+    _name(
+        axes, "training FLOPs", "predicted / observed - 1 (%)" if is_log else "predicted - observed"
+    )
+    axes.legend(fontsize=7, loc="lower right", framealpha=0.85, edgecolor="none")
+
+
+def _has_frontier(fit: ParametricFit) -> bool:
+    if fit.status == "not_identified":
+        return False
+    try:
+        sizes = fit.law.optimal(np.array([fit.max_flops]))
+    except UsageError:
+        return False
+    return bool(np.isfinite(sizes).all())
+
+
+def _widened(values: FloatArray) -> tuple[float, float]:
+    """Return the range of positive values, a tenth wider in logs at both ends."""
+    low, high = math.log(values.min()), math.log(values.max())
+    margin = max(0.1 * (high - low), 0.2)
+    return math.exp(low - margin), math.exp(high + margin)
+
+
+def _colours(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0.05, 0.92, max(count, 1))))
+
+
+def _name(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def _sizes_on(axis: Any) -> None:
+    """Write 300M and 7B on a logarithmic axis, not powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(value)))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,161 @@
+"""Figures: what they draw is what the fit says, whatever it was asked of, in few bytes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalelab.api import fit
+from scalelab.api import judge as api_judge
+from scalelab.api.frames import frame_of
+from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.isoflop import fit_isoflop
+from scalelab.fit.result import FitReport
+from scalelab.forecast.bands import frontier_bands
+from scalelab.forecast.published import PUBLISHED, WELL_KNOWN, verdicts
+from scalelab.records.types import Observations
+from scalelab.report import figures, figures_fit, figures_forecast, figures_runs
+from scalelab.report.html import Content, exponents, render
+from scalelab.report.look import DARK, LIGHT, log_axis, plain
+from scalelab.store.tables import TableRead
+from scalelab.theory.laws import Chinchilla
+
+MAX_BYTES = 500_000
+
+
+@pytest.fixture(scope="module")
+def report(isoflop_runs: Callable[..., Observations]) -> FitReport:
+    """Return a fit of simulated runs with 200 replicates and one forecast."""
+    rows = isoflop_runs(noise=0.003)
+    table = TableRead(observations=rows, lines=np.arange(len(rows)))
+    return fit(frame_of(table), bootstrap=BootstrapSpec(k=200), predict=["C=1e23"])
+
+
+def values(encoded: Any) -> np.ndarray:
+    """Return the numbers of a trace, whether listed or packed."""
+    if isinstance(encoded, dict):
+        return np.frombuffer(base64.b64decode(encoded["bdata"]), dtype=encoded["dtype"])
+    return np.asarray(encoded, dtype=float)
+
+
+def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
+    rows = report.observations
+    bands = api_judge.bands(report, 1e17, 1e24)
+    models = [model for model in PUBLISHED if model.is_decoder]
+    return {
+        "valleys": figures.valleys(rows, report.isoflop, bands, look),
+        "optima": figures.optima(report.isoflop, bands, rows, look),
+        "contours": figures.contours(report, bands, look),
+        "forest": figures_fit.forest(exponents(report), look),
+        "residuals": figures_fit.residuals(report, look),
+        "pairs": figures_fit.pairs(report, look),
+        "extrapolation": figures_forecast.extrapolation(
+            report, bands, report.forecasts, None, look
+        ),
+        "published": figures_forecast.published_planes(models, bands, WELL_KNOWN, look),
+    }
+
+
+@pytest.mark.parametrize("look", [LIGHT, DARK], ids=["light", "dark"])
+def test_every_figure_has_alternative_text_and_a_bounded_payload(
+    report: FitReport, look: Any
+) -> None:
+    for name, figure in every_figure(report, look).items():
+        assert len(figure.layout.meta["alt"]) > 40, name
+        assert len(figure.to_json()) < MAX_BYTES, name
+
+
+def test_valleys_mark_the_minima_that_the_fit_found(report: FitReport) -> None:
+    figure = figures.valleys(report.observations, report.isoflop)
+    marked = next(trace for trace in figure.data if str(trace.name).startswith("minimum"))
+    expected = [valley.n_params.value for valley in report.isoflop.interior]
+    np.testing.assert_allclose(np.asarray(marked.x, float), expected, rtol=1e-12)
+    high = np.asarray(marked.x, float) + np.asarray(marked.error_x["array"], float)
+    known = [valley.n_params.high or valley.n_params.value for valley in report.isoflop.interior]
+    np.testing.assert_allclose(high, known, rtol=1e-9)
+
+
+def test_bands_agree_with_the_forecast(report: FitReport) -> None:
+    told = report.forecasts[0]
+    bands = frontier_bands(report.fit, np.array([1e23, 2e23]), report.level)
+    assert bands is not None
+    assert told.n_params is not None
+    assert bands.n_params[0] == pytest.approx(told.n_params.value, rel=1e-12)
+    assert bands.n_params_low[0] == pytest.approx(told.n_params.low, rel=1e-9)
+    assert bands.loss[0] == pytest.approx(told.loss_nats, rel=1e-12)
+    assert bands.pred_high[0] == pytest.approx(told.pred_high, rel=1e-9)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_many_runs_are_thinned_and_stay_small(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 20_000
+    budget = np.geomspace(1e18, 1e21, 60)[rng.integers(0, 60, n)]
+    n_params = 2e7 * (budget / 1e18) ** 0.5 * np.exp(rng.uniform(-2, 2, n))
+    n_tokens = budget / (6 * n_params)
+    rows = Observations(
+        n_params=n_params,
+        n_tokens=n_tokens,
+        loss_nats=1.8 + 482 / n_params**0.35 + 2085 / n_tokens**0.37 + rng.normal(0, 0.01, n),
+        flops=budget,
+        budget=budget,
+    )
+    found = fit_isoflop(rows)
+    figure = figures.valleys(rows, found)
+    assert len(figure.to_json()) < MAX_BYTES
+    assert (
+        f"{len(found.valleys) - figures.MAX_VALLEYS} of {len(found.valleys)} budgets"
+        in (figure.layout.meta["alt"])
+    )
+
+
+def test_text_from_files_is_disarmed() -> None:
+    import pandas as pd
+
+    assert plain("<img src=x> & co") == "&lt;img src=x&gt; &amp; co"
+    table = pd.DataFrame(
+        {
+            "run_id": ["a"] * 3,
+            "label": ["<b>bold</b>"] * 3,
+            "tokens": [1e3, 2e3, 3e3],
+            "flops": [1e9, 2e9, 3e9],
+            **{key: [1.0, 0.9, 0.8] for key, _ in figures_runs.PANELS},
+        }
+    )
+    figure = figures_runs.curves(table)
+    assert "<b>bold" not in figure.to_json()
+    assert "&lt;b&gt;bold" in figure.to_json().replace("\\u003c", "<").replace("\\u0026", "&")
+
+
+def test_axes_read_b_and_powers_of_ten() -> None:
+    sizes = log_axis(np.array([1e7, 1e12]), sizes=True)["ticktext"]
+    assert {"10M", "1B", "1T"} <= set(sizes)
+    assert not any(text.endswith("G") for text in sizes)
+    assert "10<sup>21</sup>" in log_axis(np.array([1e18, 1e22]))["ticktext"]
+    assert "5M" in log_axis(np.array([3e6, 9e6]), sizes=True)["ticktext"]
+
+
+def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> None:
+    vague = replace(report, fit=replace(report.fit, status="not_identified"))
+    assert api_judge.bands(vague, 1e18, 1e24) is None
+    assert "does not determine" in figures.contours(vague, None).layout.meta["alt"]
+    text = render(Content(title="t", command="c", fit=vague, bands=None, reach=None, planes=None))
+    assert "not identified" in text
+
+
+def test_chinchilla_is_near_its_own_law_and_gpt3_is_under_trained() -> None:
+    law = Chinchilla(A=482.006, B=2085.436, E=1.816864, alpha=0.3478131, beta=0.3658542)
+    found = {row["model"]: row for row in verdicts(law)}
+    assert found["Chinchilla 70B"]["verdict"] == "near the optimum"
+    assert found["GPT-3 175B"]["verdict"].startswith("under-trained")
+    assert found["Llama 3 8B"]["verdict"].startswith("over-trained")
+    for row in found.values():
+        assert -1e-6 <= row["saved"] < 1
