@@ -1,0 +1,177 @@
+"""Deterministic causal attention with grouped heads and documents of any length.
+
+A program owns a block of queries of one head and walks over the keys that they see with an online
+softmax in base 2; blocks below the diagonal need no mask. Documents are given by the start of each
+position's own (`scalelab_kernels.reference.document_starts`): the walk begins there, and blocks
+that nobody sees cost nothing. Tensors are read by their strides: q, k and v may lie token by token,
+as `scalelab_kernels.qk_norm_rope` leaves them, and so does the result, ready for the next matmul.
+
+Scores, softmax and sums are fp32; weights are rounded to the input's dtype for the second matmul.
+FLOPs a head: forward 2 T^2 D (the causal half of 4 T^2 D); bytes: q, k, v and the result once each.
+The backward pass is in `scalelab_kernels.attention_backward`.
+"""
+
+# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from scalelab_kernels.attention_backward import (
+    LOG2_E,
+    attention_backward,
+    last_dense,
+    load_block,
+)
+from scalelab_kernels.configs import attention_config
+from scalelab_kernels.runtime import architecture, check_runs_here, dot, round_to
+
+
+@triton.jit
+def _walk(
+    acc, total, top, queries, k, v, row, starts_of_row, begin, end, n_positions,
+    k_token, v_token, scale,
+    MASKED: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Carry the online softmax of a block of queries over the keys ``begin .. end``."""
+    for first in range(begin, end, KEYS):
+        col = first + tl.arange(0, KEYS)
+        keys = load_block(k, col, n_positions, k_token, D, COLS)
+        scores = dot(queries, tl.trans(keys), tl.zeros((QUERIES, KEYS), tl.float32))
+        if MASKED:
+            is_seen = (col[None, :] <= row[:, None]) & (col[None, :] >= starts_of_row[:, None])
+            scores = tl.where(is_seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores * scale - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weights, 1)
+        values = load_block(v, col, n_positions, v_token, D, COLS)
+        acc = dot(round_to(weights, values.dtype), values, acc * shrink[:, None])
+        top = new_top
+    return acc, total, top
+
+
+@triton.jit
+def _forward_kernel(
+    q, k, v, starts, out, lse, scale, n_positions,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    H: tl.constexpr, GROUP: tl.constexpr, HAS_STARTS: tl.constexpr,
+    D: tl.constexpr, COLS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    tl.static_assert(QUERIES % KEYS == 0)
+    # The last queries see the most keys: begin with them, so that no long block is left over.
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
+    batch = (tl.program_id(1) // H).to(tl.int64)
+    head = (tl.program_id(1) % H).to(tl.int64)
+    row = first + tl.arange(0, QUERIES)
+    in_rows = row < n_positions
+    k += batch * k_batch + head // GROUP * k_head
+    v += batch * v_batch + head // GROUP * v_head
+    queries = load_block(q + batch * q_batch + head * q_head, row, n_positions, q_token, D, COLS)
+    begin = 0
+    starts_of_row = tl.zeros((QUERIES,), tl.int32)
+    if HAS_STARTS:
+        starts_of_row = tl.load(starts + batch * n_positions + row, in_rows, other=n_positions)
+        begin = tl.min(starts_of_row, 0) // KEYS * KEYS
+    acc = tl.zeros((QUERIES, COLS), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)
+    acc, total, top = _walk(
+        acc, total, top, queries, k, v, row, starts_of_row, begin, first, n_positions,
+        k_token, v_token, scale, HAS_STARTS, D, COLS, QUERIES, KEYS,
+    )  # fmt: skip
+    acc, total, top = _walk(
+        acc, total, top, queries, k, v, row, starts_of_row, first,
+        tl.minimum(first + QUERIES, n_positions), n_positions,
+        k_token, v_token, scale, True, D, COLS, QUERIES, KEYS,
+    )  # fmt: skip
+    # Rows beyond the end have seen nothing.
+    total = tl.where(in_rows, total, 1.0)
+    col = tl.arange(0, COLS)
+    to_out = ((batch * n_positions + row) * H + head)[:, None] * D + col[None, :]
+    mask = in_rows[:, None] & (col < D)[None, :]
+    tl.store(out + to_out, round_to(acc / total[:, None], out.dtype.element_ty), mask)
+    tl.store(lse + (batch * H + head) * n_positions + row, top + tl.log2(total), in_rows)
+
+
+@torch.library.custom_op("scalelab::attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the result, (B, T, H, D), and the log-partitions in base 2, (B, H, T)."""
+    q, k, v = last_dense(q), last_dense(k), last_dense(v)
+    starts = None if starts is None else starts.contiguous()
+    n_batch, n_heads, n_positions, head_dim = q.shape
+    out = q.new_empty(n_batch, n_positions, n_heads, head_dim)
+    lse = q.new_empty(n_batch, n_heads, n_positions, dtype=torch.float32)
+    config = attention_config(architecture(q), head_dim, q.element_size()).forward
+    _forward_kernel[(triton.cdiv(n_positions, config.rows), n_batch * n_heads)](
+        q, k, v, q if starts is None else starts, out, lse, scale * LOG2_E, n_positions,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        H=n_heads, GROUP=n_heads // k.shape[1], HAS_STARTS=starts is not None,
+        D=head_dim, COLS=config.width, QUERIES=config.rows, KEYS=config.cols,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return out, lse
+
+
+@_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    n_batch, n_heads, n_positions, head_dim = q.shape
+    out = q.new_empty(n_batch, n_positions, n_heads, head_dim)
+    return out, q.new_empty(n_batch, n_heads, n_positions, dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, starts, scale = inputs
+    ctx.save_for_backward(q, k, v, starts, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.scale = scale
+
+
+def _backward(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
+    return *(g.transpose(1, 2) for g in grads), None, None
+
+
+_attention.register_autograd(_backward, setup_context=_save)
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    starts: Tensor | None = None,
+) -> Tensor:
+    """Return `scalelab_kernels.reference.causal_attention` of the same arguments.
+
+    Raises
+    ------
+    KernelUnavailableError
+        Where Triton cannot run.
+    ValueError
+        A scale that is not positive.
+    """
+    check_runs_here(q)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if scale <= 0:
+        raise ValueError(
+            f"got a scale of {scale}; expected a positive number. Negate the queries instead."
+        )
+    lead = q.shape[:-3]
+    q4, k4, v4 = (t.flatten(0, -4) if t.ndim > 4 else t.view(-1, *t.shape[-3:]) for t in (q, k, v))
+    starts = None if starts is None else starts.reshape(-1, starts.shape[-1])
+    out: Tensor = _attention(q4, k4, v4, starts, scale)[0]
+    return out.view(*lead, *out.shape[1:]).transpose(-2, -3)

@@ -1,0 +1,299 @@
+"""Linear + cross-entropy: hidden x head -> loss, with no more than a chunk of logits in memory.
+
+Two routes, by width. Up to d = 256 (`NARROW`) every tile of logits is computed again where it is
+needed (`scalelab_kernels.cross_entropy_tiles`). Wider heads are bound by their matmuls, so those
+are cuBLAS's: a fixed chunk of tokens is projected into one reused buffer of logits, a kernel turns
+each row into its loss and, in place, its gradient, and two matmuls carry that on, the weight's into
+an fp32 accumulator.
+
+`linear_cross_entropy_sum` computes its gradients in the forward pass, unscaled (6 N V d FLOPs); the
+gradient of the sum that arrives later multiplies them in one pass, on the device, so a loss scale
+or a mean costs no synchronisation. Per-token losses (`linear_cross_entropy`), whose gradients are
+not known ahead, project each chunk again in backward (8 N V d).
+
+Bytes a token in bf16: 10 V (matmul writes 2, rows are read 2, again from L2, and written 2, two
+matmuls read 4), unfused 38 V. A label outside the vocabulary that is not ``ignore_index`` makes its
+loss NaN, since raising would need the host.
+"""
+
+# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from scalelab_kernels.configs import chunk_tokens, logits_config
+from scalelab_kernels.cross_entropy_tiles import tiled_cross_entropy
+from scalelab_kernels.reference import IGNORE_INDEX
+from scalelab_kernels.runtime import architecture, check_runs_here, round_to
+
+NARROW = 256
+"""Widest head whose tiles are computed again rather than stored."""
+
+
+@triton.jit
+def _rows_kernel(
+    logits, targets, upstream, losses, n_rows, n_tokens, first, n_vocab, z_loss, ignore_index,
+    HAS_GRAD: tl.constexpr, HAS_UPSTREAM: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Turn one row of logits into its loss, and in place into its gradient."""
+    run = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0)
+    token = run * n_tokens + first + row
+    start_of_row = logits + (run * n_rows + row) * n_vocab
+    target = tl.load(targets + token)
+    is_label = (target >= 0) & (target < n_vocab)
+    picked = tl.load(start_of_row + target, is_label, other=float("nan")).to(tl.float32)
+    # Each lane keeps a maximum and a sum of its own: one reduction a row instead of one a block.
+    top = tl.full((COLS,), float("-inf"), tl.float32)
+    total = tl.zeros((COLS,), tl.float32)
+    for start in range(0, n_vocab, COLS):
+        col = start + tl.arange(0, COLS)
+        x = tl.load(start_of_row + col, col < n_vocab, other=float("-inf")).to(tl.float32)
+        new_top = tl.maximum(top, x)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp(top - base) + tl.exp(x - base)
+        top = new_top
+    row_top = tl.max(top, 0)
+    base = tl.where(row_top == float("-inf"), 0.0, row_top)
+    lse = row_top + tl.log(tl.sum(total * tl.exp(top - base), 0))
+    is_counted = target != ignore_index
+    tl.store(losses + token, tl.where(is_counted, lse - picked + z_loss * lse * lse, 0.0))
+    if HAS_GRAD:
+        pull = 2.0 * z_loss * lse
+        scale = tl.load(upstream + token) if HAS_UPSTREAM else 1.0
+        for start in range(0, n_vocab, COLS):
+            col = start + tl.arange(0, COLS)
+            x = tl.load(start_of_row + col, col < n_vocab, other=float("-inf")).to(tl.float32)
+            p = tl.exp(x - lse)
+            grad = p - tl.where(col == target, 1.0, 0.0) + p * pull
+            grad = tl.where(is_counted, grad * scale, 0.0)
+            grad = round_to(grad, logits.dtype.element_ty)
+            tl.store(start_of_row + col, grad, col < n_vocab)
+
+
+@triton.jit
+def _scale_kernel(x, factor, out, n_elements, BLOCK: tl.constexpr):
+    """Write ``x * factor[run]`` in the dtype of ``out``."""
+    run = tl.program_id(1).to(tl.int64)
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < n_elements
+    index += run * n_elements
+    value = tl.load(x + index, mask, other=0.0).to(tl.float32) * tl.load(factor + run)
+    tl.store(out + index, round_to(value, out.dtype.element_ty), mask)
+
+
+def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` (K, ...) times ``factor`` (K,), rounded once."""
+    out = torch.empty_like(x, dtype=dtype)
+    n_elements = x[0].numel()
+    grid = (triton.cdiv(n_elements, 2048), x.shape[0])
+    _scale_kernel[grid](x, factor.contiguous(), out, n_elements, BLOCK=2048)
+    return out
+
+
+def _accumulate(acc: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+    """Add ``grad_logits^T @ hidden`` of each run to the fp32 ``acc`` (K, V, d)."""
+    columns = grad_logits.transpose(1, 2)
+    if hidden.dtype == torch.float32:
+        acc.baddbmm_(columns, hidden)
+    elif hidden.is_cuda:
+        torch.ops.aten.baddbmm.dtype_out(acc, columns, hidden, torch.float32, out=acc)
+    else:
+        acc.baddbmm_(columns.float(), hidden.float())
+
+
+def _run_chunks(
+    hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None,
+    z_loss: float, ignore_index: int, *, has_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Return losses (K, N) and, when asked, both gradients, the weight's in fp32."""
+    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
+    n_runs, n_tokens, _ = hidden.shape
+    n_vocab = weight.shape[1]
+    kind = architecture(hidden)
+    chunk = max(1, min(chunk_tokens(kind) // n_runs, n_tokens))
+    config = logits_config(kind)
+    buffer = hidden.new_empty(n_runs * chunk * n_vocab)
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if has_grad else None
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if has_grad else None
+    for first in range(0, n_tokens, chunk):
+        rows = hidden[:, first : first + chunk]
+        n_rows = rows.shape[1]
+        logits = buffer[: n_runs * n_rows * n_vocab].view(n_runs, n_rows, n_vocab)
+        torch.bmm(rows, weight.transpose(1, 2), out=logits)
+        _rows_kernel[(n_rows, n_runs)](
+            logits, targets, losses if upstream is None else upstream, losses,
+            n_rows, n_tokens, first, n_vocab, z_loss, ignore_index,
+            HAS_GRAD=has_grad, HAS_UPSTREAM=upstream is not None,
+            COLS=config.cols, num_warps=config.num_warps,
+        )  # fmt: skip
+        if grad_hidden is not None and grad_weight is not None:
+            grad_hidden[:, first : first + chunk] = torch.bmm(logits, weight)
+            _accumulate(grad_weight, logits, rows)
+    return losses, grad_hidden, grad_weight
+
+
+@torch.library.custom_op("scalelab::chunked_cross_entropy", mutates_args=())
+def _chunked(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, ignore_index: int
+) -> Tensor:
+    return _run_chunks(hidden, weight, targets, None, z_loss, ignore_index, has_grad=False)[0]
+
+
+@_chunked.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, ignore_index: int) -> Tensor:
+    return hidden.new_empty(targets.shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("scalelab::chunked_cross_entropy_backward", mutates_args=())
+def _chunked_backward(
+    grad_losses: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor,
+    z_loss: float, ignore_index: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    upstream = grad_losses.contiguous()
+    _, grad_hidden, grad_weight = _run_chunks(
+        hidden, weight, targets, upstream, z_loss, ignore_index, has_grad=True
+    )
+    assert grad_hidden is not None
+    assert grad_weight is not None
+    return grad_hidden, grad_weight.to(weight.dtype)
+
+
+@_chunked_backward.register_fake
+def _(
+    grad_losses: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor,
+    z_loss: float, ignore_index: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+
+
+@torch.library.custom_op("scalelab::chunked_cross_entropy_sum", mutates_args=())
+def _chunked_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    losses, grad_hidden, grad_weight = _run_chunks(
+        hidden, weight, targets, None, z_loss, ignore_index, has_grad=True
+    )
+    assert grad_hidden is not None
+    assert grad_weight is not None
+    return losses.sum(1), grad_hidden, grad_weight
+
+
+@_chunked_sum.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        hidden.new_empty(hidden.shape[0], dtype=torch.float32),
+        hidden.new_empty(hidden.shape),
+        weight.new_empty(weight.shape, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("scalelab::scale_gradients", mutates_args=())
+def _scale_gradients(
+    factor: Tensor, grad_hidden: Tensor, grad_weight: Tensor, weight_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return (
+        _scaled(grad_hidden, factor, grad_hidden.dtype),
+        _scaled(grad_weight, factor, weight_dtype),
+    )
+
+
+@_scale_gradients.register_fake
+def _(
+    factor: Tensor, grad_hidden: Tensor, grad_weight: Tensor, weight_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad_hidden), torch.empty_like(grad_weight, dtype=weight_dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings = inputs[3:]
+
+
+def _backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _chunked_backward(grad_losses, *ctx.saved_tensors, *ctx.settings)
+    return *grads, None, None, None
+
+
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.weight_dtype = inputs[1].dtype
+
+
+def _backward_sum(ctx: Any, factor: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return *_scale_gradients(factor, *ctx.saved_tensors, ctx.weight_dtype), None, None, None
+
+
+_chunked.register_autograd(_backward, setup_context=_save)
+_chunked_sum.register_autograd(_backward_sum, setup_context=_save_sum)
+
+
+def _by_run(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shape the arguments as (K, N, d), (K, V, d) and (K, N)."""
+    weight = weight if weight.ndim == 3 else weight.unsqueeze(0)
+    n_runs = weight.shape[0]
+    return hidden.reshape(n_runs, -1, hidden.shape[-1]), weight, targets.reshape(n_runs, -1)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Return `scalelab_kernels.reference.linear_cross_entropy` of the same arguments.
+
+    Raises
+    ------
+    KernelUnavailableError
+        Where Triton cannot run.
+    """
+    check_runs_here(hidden)
+    arguments = (*_by_run(hidden, weight, targets), z_loss, ignore_index)
+    if hidden.shape[-1] <= NARROW:
+        losses: Tensor = tiled_cross_entropy(*arguments)[0]
+    else:
+        losses = _chunked(*arguments)
+    return losses.view(targets.shape)
+
+
+def linear_cross_entropy_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Return `scalelab_kernels.reference.linear_cross_entropy_sum` of the same arguments.
+
+    Without gradients (an evaluation) no gradient is computed on either route.
+
+    Raises
+    ------
+    KernelUnavailableError
+        Where Triton cannot run.
+    """
+    check_runs_here(hidden)
+    arguments = (*_by_run(hidden, weight, targets), z_loss, ignore_index)
+    is_training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if hidden.shape[-1] <= NARROW:
+        total: Tensor = tiled_cross_entropy(*arguments)[0].sum(1)
+    elif is_training:
+        total = _chunked_sum(*arguments)[0]
+    else:
+        total = _chunked(*arguments).sum(1)
+    return total if weight.ndim == 3 else total.squeeze(0)

@@ -1,0 +1,226 @@
+"""Choose between kernels and references, by a word that a run's record keeps.
+
+`get_operations` gives the operations of a training step under one set of names, `get_attention` the
+attention, which is chosen apart because torch has several good ones. Both refuse what cannot run
+where it is asked for; neither tries something else instead. `measure_attention` times the ways that
+a GPU offers, for a caller that chooses by measurement and records the choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scalelab_kernels import reference, reference_moe
+from scalelab_kernels.errors import KernelUnavailableError
+
+Implementation = Literal["reference", "triton"]
+AttentionPath = Literal["explicit", "sdpa", "cudnn", "flash", "triton"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "triton")
+ATTENTION_PATHS: tuple[AttentionPath, ...] = ("explicit", "sdpa", "cudnn", "flash", "triton")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operations:
+    """The operations of a training step; each field has the signature of its reference.
+
+    Attributes
+    ----------
+    implementation : {"reference", "triton"}
+        Where they come from: what the record of an attempt keeps.
+    rms_norm, add_rms_norm, swiglu, qk_norm_rope : callable
+        As in `scalelab_kernels.reference`.
+    linear_cross_entropy, linear_cross_entropy_sum, adamw_step_ : callable
+        As in `scalelab_kernels.reference`.
+    permute, grouped_linear, unpermute : callable
+        As in `scalelab_kernels.reference_moe`.
+    """
+
+    implementation: Implementation
+    rms_norm: Callable[..., Tensor]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    swiglu: Callable[..., Tensor]
+    qk_norm_rope: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    linear_cross_entropy: Callable[..., Tensor]
+    linear_cross_entropy_sum: Callable[..., Tensor]
+    adamw_step_: Callable[..., Tensor]
+    permute: Callable[..., Tensor]
+    grouped_linear: Callable[..., Tensor]
+    unpermute: Callable[..., Tensor]
+
+
+# Where each Triton operation lives: its file has the operation's name.
+_FILES = {
+    "rms_norm": "rms_norm",
+    "add_rms_norm": "rms_norm",
+    "swiglu": "swiglu",
+    "qk_norm_rope": "qk_norm_rope",
+    "linear_cross_entropy": "linear_cross_entropy",
+    "linear_cross_entropy_sum": "linear_cross_entropy",
+    "adamw_step_": "adamw",
+    "permute": "moe",
+    "grouped_linear": "moe",
+    "unpermute": "moe",
+}
+
+
+def _check_triton(device: torch.device) -> None:
+    """Refuse Triton where it is missing, or where its kernels cannot run."""
+    if importlib.util.find_spec("triton") is None:
+        raise KernelUnavailableError(
+            "the implementation 'triton' without the package triton",
+            "Triton 3.6 or newer, which is there for Linux",
+            "Install scalelab[train] on Linux, or choose the implementation 'reference'.",
+        )
+    is_interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+    if device.type != "cuda" and not is_interpreted:
+        raise KernelUnavailableError(
+            f"the implementation 'triton' on the device {device}",
+            "a CUDA device, or TRITON_INTERPRET=1 in the environment before Triton is imported",
+            "Choose the implementation 'reference' on this device.",
+        )
+
+
+def _check_word(word: str, allowed: tuple[str, ...], what: str) -> None:
+    if word not in allowed:
+        raise KernelUnavailableError(
+            f"the {what} {word!r}", " or ".join(map(repr, allowed)), "Name one of these."
+        )
+
+
+def get_operations(implementation: Implementation, device: torch.device | str) -> Operations:
+    """Return the operations of one implementation for tensors of this device.
+
+    Parameters
+    ----------
+    implementation : {"reference", "triton"}
+        Plain torch, or the fused kernels.
+    device : torch.device or str
+        Where the tensors lie.
+
+    Raises
+    ------
+    KernelUnavailableError
+        An unknown word, or kernels where they cannot run.
+    """
+    _check_word(implementation, IMPLEMENTATIONS, "implementation")
+    if implementation == "triton":
+        _check_triton(torch.device(device))
+        found = {
+            name: getattr(importlib.import_module(f"scalelab_kernels.{file}"), name)
+            for name, file in _FILES.items()
+        }
+    else:
+        found = {
+            name: getattr(reference_moe if file == "moe" else reference, name)
+            for name, file in _FILES.items()
+        }
+    return Operations(implementation=implementation, **found)
+
+
+def _sdpa_only(backend: Any, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
+    with torch.nn.attention.sdpa_kernel(backend):
+        return reference.causal_attention(q, k, v, path="sdpa", **settings)
+
+
+def get_attention(path: AttentionPath, device: torch.device | str) -> Callable[..., Tensor]:
+    """Return causal attention by one path: ``(q, k, v, *, scale, starts) -> out``.
+
+    Parameters
+    ----------
+    path : {"explicit", "sdpa", "cudnn", "flash", "triton"}
+        Two matmuls around a softmax; what torch's SDPA takes by itself; its cuDNN or its
+        FlashAttention and nothing else; or the deterministic kernel of this package.
+    device : torch.device or str
+        Where the tensors lie.
+
+    Raises
+    ------
+    KernelUnavailableError
+        An unknown word, or a path that cannot run on the device.
+    """
+    _check_word(path, ATTENTION_PATHS, "attention path")
+    device = torch.device(device)
+    if path == "triton":
+        _check_triton(device)
+        found: Callable[..., Tensor] = importlib.import_module(
+            "scalelab_kernels.attention"
+        ).causal_attention
+        return found
+    if path in ("cudnn", "flash"):
+        if device.type != "cuda":
+            raise KernelUnavailableError(
+                f"the attention path {path!r} on the device {device}",
+                "a CUDA device",
+                "Choose 'explicit' or 'sdpa' on this device.",
+            )
+        backends = torch.nn.attention.SDPBackend
+        backend = backends.CUDNN_ATTENTION if path == "cudnn" else backends.FLASH_ATTENTION
+        return functools.partial(_sdpa_only, backend)
+    return functools.partial(
+        reference.causal_attention, path="explicit" if path == "explicit" else "sdpa"
+    )
+
+
+def measure_attention(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, *, repeats: int = 20
+) -> dict[AttentionPath, float]:
+    """Return the median milliseconds of forward and backward by each path of the current GPU.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(B, H, G, T, D)``: sequences, query heads, key heads, positions, head size.
+    dtype : torch.dtype
+        Of q, k and v.
+    repeats : int
+        Timed repetitions, after three to warm up.
+
+    Raises
+    ------
+    KernelUnavailableError
+        Without a CUDA device.
+    """
+    if not torch.cuda.is_available():
+        raise KernelUnavailableError(
+            "a measurement of attention without a GPU", "a CUDA device", "Use 'explicit' or 'sdpa'."
+        )
+    n_batch, n_heads, n_kv_heads, n_positions, head_dim = shape
+    q, k, v = (
+        torch.randn(
+            n_batch, n_positions, heads, head_dim, dtype=dtype, device="cuda", requires_grad=True
+        )
+        for heads in (n_heads, n_kv_heads, n_kv_heads)
+    )
+    upstream = torch.randn_like(q).transpose(1, 2)
+    times: dict[AttentionPath, float] = {}
+    for path in ATTENTION_PATHS[1:]:
+        attend = get_attention(path, "cuda")
+        laps = []
+        try:
+            for _ in range(3 + repeats):
+                begin, end = (
+                    torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                    for _ in range(2)
+                )
+                begin.record()
+                out = attend(*(t.transpose(1, 2) for t in (q, k, v)))
+                torch.autograd.grad(out, (q, k, v), upstream)
+                end.record()
+                end.synchronize()
+                laps.append(begin.elapsed_time(end))
+        except RuntimeError:
+            # SDPA raises when the one backend it was left does not take this shape or dtype.
+            if path not in ("cudnn", "flash"):
+                raise
+            continue
+        times[path] = sorted(laps[3:])[repeats // 2]
+    return times

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from scalelab_kernels import operations, reference, reference_moe
+from scalelab_kernels.errors import KernelUnavailableError
+
+
+def names():
+    return [f.name for f in fields(operations.Operations) if f.name != "implementation"]
+
+
+@pytest.mark.parametrize("implementation", operations.IMPLEMENTATIONS)
+def test_every_operation_has_the_signature_of_its_reference(implementation):
+    found = operations.get_operations(implementation, "cpu")
+    assert found.implementation == implementation
+    for name in names():
+        plain = getattr(reference, name, None) or getattr(reference_moe, name)
+        wanted = list(inspect.signature(plain).parameters.values())
+        given = list(inspect.signature(getattr(found, name)).parameters.values())
+        assert [(p.name, p.kind, p.default) for p in given] == [
+            (p.name, p.kind, p.default) for p in wanted
+        ], name
+
+
+@pytest.mark.parametrize("path", ["explicit", "sdpa", "triton"])
+def test_attention_paths_agree_on_a_cpu(path):
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    starts = reference.document_starts(torch.tensor([[0] * 5 + [1] * 4] * 2))
+    wanted = reference.causal_attention(q, k, v, starts=starts)
+    found = operations.get_attention(path, "cpu")(q, k, v, starts=starts)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("path", ["cudnn", "flash", "tpu"])
+def test_attention_that_cannot_run_here_is_an_error(path):
+    with pytest.raises(KernelUnavailableError, match=path):
+        operations.get_attention(path, "cpu")
+
+
+def test_an_unknown_implementation_is_an_error_that_names_those_there_are():
+    with pytest.raises(KernelUnavailableError, match=r"'cuda'.*'reference' or 'triton'"):
+        operations.get_operations("cuda", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures where there is a GPU")
+def test_measuring_attention_without_a_gpu_is_an_error():
+    with pytest.raises(KernelUnavailableError, match="without a GPU"):
+        operations.measure_attention((1, 1, 1, 8, 8), torch.float32)
+
+
+WITHOUT_INTERPRETER = """
+import sys
+import torch
+from scalelab_kernels import operations
+from scalelab_kernels.errors import KernelUnavailableError
+operations.get_operations("reference", "cpu").rms_norm(torch.ones(2, 3), torch.ones(3))
+operations.get_attention("explicit", "cpu")
+assert not any(m == "triton" or m.startswith("triton.") for m in sys.modules), "imported triton"
+for ask in (operations.get_operations, operations.get_attention):
+    try:
+        ask("triton", "cpu")
+    except KernelUnavailableError as error:
+        assert "reference" in error.do and "cpu" in error.given
+    else:
+        raise AssertionError("fell back in silence")
+assert not any(m == "triton" or m.startswith("triton.") for m in sys.modules), "imported triton"
+from scalelab_kernels import rms_norm
+try:
+    rms_norm.rms_norm(torch.ones(2, 3), torch.ones(3))
+except KernelUnavailableError as error:
+    print(error)
+"""
+
+
+def test_without_the_interpreter_a_cpu_gets_references_without_triton_and_errors_for_kernels():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_INTERPRETER],
+        env=environment | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "expected a CUDA device" in done.stdout
