@@ -1,0 +1,1 @@
+"""The Streamlit page: look at a sweep, then decide."""

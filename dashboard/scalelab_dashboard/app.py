@@ -1,0 +1,52 @@
+"""The page that ``scalelab dashboard`` opens: a sidebar, seven views, one choice for all.
+
+The view is a query parameter and no path of its own: a link to ``/fit`` would make the browser ask
+for Streamlit's own files under that path first, and report each as missing.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from scalelab_dashboard import state
+from scalelab_dashboard.views import cost, data, decide, extrapolate, fit, overview, runs
+
+VIEWS = {
+    "Overview": overview.show,
+    "Fit": fit.show,
+    "Extrapolate": extrapolate.show,
+    "Decide": decide.show,
+    "Runs": runs.show,
+    "Cost and energy": cost.show,
+    "Data": data.show,
+}
+STYLE = """
+<style>
+.block-container {padding-top: 2.4rem; padding-bottom: 3rem;}
+[data-testid="stSidebarHeader"] {height: 1.5rem;}
+h2 {padding-top: 0.2rem;}
+[data-testid="stSidebar"] [role="radiogroup"] > label {padding: 0.1rem 0; width: 100%;}
+[data-testid="stSidebar"] [role="radiogroup"] p {font-size: 1rem;}
+</style>
+"""
+
+
+def main() -> None:
+    """Run the script once, as Streamlit does for every change."""
+    st.set_page_config(page_title="scalelab", page_icon="📉", layout="wide")
+    st.html(STYLE)
+    with st.sidebar:
+        st.markdown("#### scalelab")
+        title = st.radio(
+            "View", list(VIEWS), key="page", bind="query-params", label_visibility="collapsed"
+        )
+        st.divider()
+    choice = state.choose()
+    state.follow(choice)
+    st.header(title)
+    VIEWS[title](choice)
+
+
+# The worker for fits imports this file under another name, and must not draw it.
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What the page asks of `scalelab.api`, each answer kept once for all who look.
+
+Answers are kept by the state of the file they came from, so a new snapshot is read at once and an
+unchanged one never twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from scalelab.api import judge as api_judge
+from scalelab.api import page as api_page
+from scalelab_dashboard.fits import Failure, FitKey, Fits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalelab.api.page import Rates, Source
+    from scalelab.fit.isoflop import IsoflopFit
+    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.bands import Bands
+    from scalelab.records.types import Observations
+
+
+@st.cache_resource(show_spinner=False)
+def fits() -> Fits:
+    """Return the one worker for fits."""
+    return Fits()
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def sources(results: str, stamp: str) -> list[Source]:
+    """Return the sweeps of a snapshot."""
+    return api_page.sources(results) if stamp else []
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def runs(results: str, sweep: str, stamp: str) -> pd.DataFrame:
+    """Return all runs of a sweep; whoever changes the frame copies it first."""
+    return api_page.runs(results, sweep)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def curves(results: str, run_ids: tuple[str, ...], stamp: str) -> pd.DataFrame:
+    """Return training curves."""
+    return api_page.curves(results, run_ids)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def costs(results: str, sweep: str, stamp: str, rates: Rates) -> pd.DataFrame:
+    """Return costs by budget."""
+    return api_page.costs(runs(results, sweep, stamp), rates)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def observed(key: FitKey) -> tuple[Observations, IsoflopFit] | Failure:
+    """Return the rows and their valleys, which need no fit."""
+    from scalelab.errors import ScalelabError
+
+    arguments = key.arguments()
+    try:
+        return api_judge.observed(arguments.pop("data"), **arguments)
+    except ScalelabError as error:
+        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def bands(key: FitKey, low: float, high: float, _report: FitReport) -> Bands | None:
+    """Return the frontier between two computes."""
+    return api_judge.bands(_report, low, high)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def against_published(key: FitKey, _report: FitReport) -> pd.DataFrame:
+    """Return published models beside a fit."""
+    return api_judge.against_published(_report)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def forecast(key: FitKey, asked: str, _report: FitReport) -> Forecast | Failure:
+    """Return one forecast: the answer that ``scalelab fit --predict`` prints."""
+    from scalelab.errors import ScalelabError
+
+    try:
+        return api_judge.forecast_one(_report, asked)
+    except ScalelabError as error:
+        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+
+
+def held_out(key: FitKey, report: FitReport) -> Observations | None:
+    """Return the rows that a fit with a condition has left out."""
+    if key.holdout is None:
+        return None
+    every = observed(replace(key, holdout=None))
+    return None if isinstance(every, Failure) else api_judge.held_out(report, every[0])
+
+
+def stamp_of(results: str, file: str | None) -> str:
+    """Return the state of what is looked at."""
+    return api_page.file_stamp(file) if file else api_page.stamp(results)
+
+
+def read_file(path: str, stamp: str, mapping: dict[str, str]) -> Any:
+    """Return what a table holds under a mapping, or why it cannot be read."""
+    from scalelab.api import Selection
+    from scalelab.errors import ScalelabError
+
+    try:
+        return api_page.read(path, Selection(mapping=mapping))
+    except ScalelabError as error:
+        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def head(path: str, stamp: str) -> Any:
+    """Return the first rows of a table, or why it cannot be read."""
+    from scalelab.errors import ScalelabError
+
+    try:
+        return api_page.head(path)
+    except ScalelabError as error:
+        return Failure(given=error.given, allowed=error.allowed, do=error.do)

@@ -1,0 +1,231 @@
+"""What the person has chosen: which runs, how they are counted, which form. It lives in the URL.
+
+Every widget that a link should carry is bound to a query parameter under its own short key; tables
+that were opened by hand live in this session only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from scalelab_dashboard import queries
+from scalelab_dashboard.fits import FitKey
+
+if TYPE_CHECKING:
+    from scalelab.api.page import Source
+
+RESULTS_VARIABLE = "SCALELAB_RESULTS"
+FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
+MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
+TABLES = "opened_tables"
+FORMS = ("chinchilla", "tied", "gamma", "kaplan")
+LEVELS = (0.8, 0.9, 0.95)
+LIVE_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A file that is looked at: its path, what to call it, its columns' names."""
+
+    path: str
+    label: str
+    mapping: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What every page is about.
+
+    Attributes
+    ----------
+    results : str
+        The results folder.
+    stamp : str
+        State of the snapshot or of the table; empty where there is none.
+    source : Source or None
+        The sweep or import, where one was chosen.
+    table : Table or None
+        The table, where one was chosen.
+    param_convention, flop_convention : str or None
+        How N and C are counted, None: as the store or table has them.
+    form : str
+    level : float
+    key : FitKey or None
+        The fit of all that; None where there is nothing to fit.
+    """
+
+    results: str
+    stamp: str
+    source: Source | None = None
+    table: Table | None = None
+    param_convention: str | None = None
+    flop_convention: str | None = None
+    form: str = "chinchilla"
+    level: float = 0.9
+    key: FitKey | None = None
+    labels: tuple[str, ...] = field(default=())
+
+    def words(self, *more: str) -> list[str]:
+        """Return the ``scalelab fit`` command that has the same answer."""
+        words = ["scalelab", "fit"]
+        if self.table is not None:
+            words += ["--from", self.table.path]
+        elif self.source is not None:
+            words += ["--results", self.results, "--sweep", self.source.name]
+        mapping = dict(self.key.mapping) if self.key is not None else {}
+        if mapping:
+            words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
+        if self.form != FORMS[0]:
+            words += ["--form", self.form]
+        if self.level != 0.9:
+            words += ["--level", f"{self.level:g}"]
+        if self.key is not None and self.key.holdout:
+            words += ["--holdout", self.key.holdout]
+        return [*words, *more]
+
+
+def choose() -> Choice:
+    """Draw the sidebar and return what it says."""
+    results = os.environ.get(RESULTS_VARIABLE, "results")
+    tables = {table.label: table for table in _tables()}
+    stamp = queries.stamp_of(results, None)
+    found = {source.name: source for source in queries.sources(results, stamp)}
+    labels = (*tables, *found)
+    with st.sidebar:
+        if not labels:
+            return Choice(results=results, stamp=stamp)
+        ready = [i for i, name in enumerate(labels) if _has_results(name, tables, found)]
+        name = st.selectbox(
+            "Sweep or table",
+            labels,
+            index=ready[0] if ready else 0,
+            key="sweep",
+            bind="query-params",
+            help="Sweeps and imports of the results folder, the latest first.",
+        )
+        table, source = tables.get(name), found.get(name)
+        params, flops = _conventions(source)
+        form = st.selectbox(
+            "Law",
+            FORMS,
+            key="form",
+            bind="query-params",
+            help="Approach 3: the form whose loss surface is fitted.",
+        )
+        level = st.selectbox(
+            "Level of the intervals",
+            LEVELS,
+            index=1,
+            key="level",
+            bind="query-params",
+            format_func=lambda value: f"{100 * value:g} %",
+        )
+        holdout = st.text_input(
+            "Hold out runs (SQL condition)",
+            key="holdout",
+            bind="query-params",
+            placeholder="n_params > 1e9",
+            help="Rows for which it is true are not fitted; the Extrapolate page scores them.",
+        )
+    mapping = dict(table.mapping) if table is not None else {}
+    if params is not None:
+        mapping["n_params"] = f"n_params_{params}"
+    if flops is not None:
+        mapping["flops"] = f"flops_{flops}"
+    if table is not None:
+        stamp = queries.stamp_of(results, table.path)
+    key = FitKey(
+        stamp=stamp,
+        results=results,
+        file=table.path if table is not None else None,
+        sweep=source.name if source is not None else None,
+        mapping=tuple(sorted(mapping.items())),
+        holdout=holdout.strip() or None if holdout else None,
+        form=form,
+        level=level,
+    )
+    return Choice(
+        results=results,
+        stamp=stamp,
+        source=source,
+        table=table,
+        param_convention=params,
+        flop_convention=flops,
+        form=form,
+        level=level,
+        key=key,
+        labels=labels,
+    )
+
+
+@st.fragment(run_every=LIVE_S)
+def follow(choice: Choice) -> None:
+    """Look every few seconds whether another snapshot was published; then show it in place."""
+    file = choice.table.path if choice.table is not None else None
+    if queries.stamp_of(choice.results, file) != choice.stamp:
+        st.rerun()
+
+
+def open_table(table: Table) -> None:
+    """Keep a table in this session, and choose it."""
+    kept = [each for each in st.session_state.get(TABLES, []) if each.label != table.label]
+    st.session_state[TABLES] = [table, *kept]
+
+
+def _tables() -> list[Table]:
+    opened: list[Table] = list(st.session_state.get(TABLES, []))
+    given = os.environ.get(FILE_VARIABLE)
+    if given and all(table.path != given for table in opened):
+        from scalelab.store.tables import parse_map
+
+        mapping = parse_map([os.environ.get(MAP_VARIABLE, "")]) if _has_map() else {}
+        opened.append(
+            Table(path=given, label=Path(given).name, mapping=tuple(sorted(mapping.items())))
+        )
+    return opened
+
+
+def _has_map() -> bool:
+    return bool(os.environ.get(MAP_VARIABLE))
+
+
+def _has_results(name: str, tables: dict[str, Table], found: dict[str, Source]) -> bool:
+    return name in tables or found[name].counts.get("done", 0) > 0
+
+
+def _conventions(source: Source | None) -> tuple[str | None, str | None]:
+    """Offer the counting conventions that the store has of a sweep of ours."""
+    from scalelab.theory.accounting import (
+        DEFAULT_FLOP_CONVENTION,
+        DEFAULT_PARAM_CONVENTION,
+        FLOP_CONVENTIONS,
+        PARAM_CONVENTIONS,
+    )
+
+    if source is None or source.kind == "import":
+        return None, None
+    params = st.selectbox(
+        "Count N as",
+        list(PARAM_CONVENTIONS),
+        key="count_n",
+        bind="query-params",
+        help="; ".join(f"{name}: {what}" for name, what in PARAM_CONVENTIONS.items()),
+    )
+    names = list(FLOP_CONVENTIONS)
+    flops = st.selectbox(
+        "Count C as",
+        names,
+        index=names.index(DEFAULT_FLOP_CONVENTION),
+        key="count_c",
+        bind="query-params",
+        help="; ".join(f"{name}: {what}" for name, what in FLOP_CONVENTIONS.items()),
+    )
+    return (
+        params if params != DEFAULT_PARAM_CONVENTION else None,
+        flops if flops != DEFAULT_FLOP_CONVENTION else None,
+    )

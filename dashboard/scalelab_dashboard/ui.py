@@ -1,0 +1,92 @@
+"""How things are said on the page: text as text, numbers with intervals, states with advice."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from scalelab.report.look import DARK, LIGHT, Look
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalelab.fit.outcome import Interval
+    from scalelab_dashboard.fits import Failure
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$:~&@/=^\"'])")
+CONFIG = {
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
+    "toImageButtonOptions": {"format": "svg"},
+}
+
+
+def as_text(text: object) -> str:
+    """Return text whose Markdown, HTML and directives are shown and not obeyed."""
+    return _MARKDOWN.sub(r"\\\1", str(text)).replace("\n", " ")
+
+
+def look() -> Look:
+    """Return the colours of the theme that the person has chosen."""
+    return DARK if st.context.theme.type == "dark" else LIGHT
+
+
+def draw(figure: Any, key: str) -> None:
+    """Show a figure with its alternative text."""
+    st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=str(figure.layout.meta["alt"]))
+
+
+def number(label: str, value: str, limits: str, help_text: str | None = None) -> None:
+    """Show one headline number with its interval under it; nothing is cut off."""
+    with st.container(border=True):
+        st.caption(label, help=help_text)
+        st.markdown(f"### {as_text(value)}")
+        st.caption(as_text(limits))
+
+
+def exponent(interval: Interval | None, level: float) -> tuple[str, str]:
+    """Return an exponent and its interval as texts."""
+    if interval is None or not math.isfinite(interval.value):
+        return "–", "not determined"
+    return f"{interval.value:.3f}", limits(interval, level, "{:.3f}")
+
+
+def limits(interval: Interval, level: float, form: str) -> str:
+    """Return the interval of a value in words."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return "no interval (no replicates)"
+    return f"{form.format(interval.low)} to {form.format(interval.high)} ({100 * level:g} %)"
+
+
+def failure(found: Failure) -> None:
+    """Say what went wrong and what to do next."""
+    st.warning(f"**Got** {as_text(found.given)}.")
+    st.markdown(f"Expected {as_text(found.allowed)}. **{as_text(found.do)}**")
+
+
+def warnings(found: Any) -> None:
+    """Show the warnings of a fit in words, the most serious first."""
+    for warning in found:
+        title = as_text(warning.code.replace("_", " "))
+        st.markdown(f"**{title}**: {as_text(warning.message)}")
+
+
+def command(words: list[str], note: str = "The same on the command line") -> None:
+    """Show the command that says the same as the page."""
+    st.caption(note)
+    st.code(" ".join(shlex.quote(word) for word in words), language="bash", wrap_lines=True)
+
+
+def scaled(table: pd.DataFrame, column: str) -> tuple[pd.Series, str]:
+    """Return a column of FLOPs in units that the browser's tables can show, and its new name.
+
+    Their numbers break from 1e18 on, so the power of ten moves into the header.
+    """
+    values = table[column].astype(float)
+    largest = values[values > 0].max()
+    power = 3 * int(math.log10(largest) // 3) if largest and math.isfinite(largest) else 0
+    return values / 10**power, f"C, 1e{power} FLOP" if power else "C, FLOP"

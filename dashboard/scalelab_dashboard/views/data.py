@@ -1,0 +1,151 @@
+"""Data: look at a table made elsewhere, name its columns, see what cannot be used.
+
+The table stays in this page's memory; ``scalelab import`` keeps it, and the line for that is shown.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from scalelab_dashboard import queries, state, ui
+from scalelab_dashboard.fits import Failure
+
+if TYPE_CHECKING:
+    from scalelab_dashboard.state import Choice
+
+OURS = {
+    "n_params": "parameters N",
+    "n_tokens": "tokens D",
+    "loss_nats": "loss",
+    "flops": "compute C",
+    "budget": "isoFLOP budget",
+    "cluster": "run (rows that share noise)",
+}
+NONE = "(none)"
+GUESSES = {
+    "n_params": ("n_params", "params", "parameters", "n", "model_size"),
+    "n_tokens": ("n_tokens", "tokens", "training_tokens", "d"),
+    "loss_nats": ("loss_nats", "loss", "val_loss", "eval_loss"),
+    "flops": ("flops", "compute", "c", "training_flop"),
+    "budget": ("budget", "isoflop_budget", "flops_budget", "isoflop"),
+    "cluster": ("cluster", "run_id", "run"),
+}
+
+
+def show(choice: Choice) -> None:
+    """Draw the page."""
+    st.markdown(
+        "Open a CSV or Parquet file of finished runs. It is looked at, not kept: it lives in this "
+        "page's memory until the tab is closed."
+    )
+    uploaded = st.file_uploader("CSV or Parquet file", type=["csv", "tsv", "parquet"], key="upload")
+    table = choice.table
+    if uploaded is not None:
+        path = _spooled(uploaded.name, uploaded.getvalue())
+        table = state.Table(path=str(path), label=f"{uploaded.name} (opened here)")
+    if table is None:
+        st.info("No table is open. Drop a file above, or start with `scalelab dashboard --from`.")
+        return
+    stamp = queries.stamp_of(choice.results, table.path)
+    head = queries.head(table.path, stamp)
+    if isinstance(head, Failure):
+        ui.failure(head)
+        return
+    frame, count = head
+    st.subheader("Rows")
+    st.dataframe(frame, hide_index=True, height=240, alt=f"First rows of {count} in the table")
+    st.caption(f"{count:,} rows; the first {len(frame):,} are shown as they are in the file.")
+    st.subheader("Columns")
+    mapping = _mapping(list(frame.columns), dict(table.mapping))
+    read = queries.read_file(table.path, stamp, mapping)
+    if isinstance(read, Failure):
+        ui.failure(read)
+        return
+    _told(read)
+    chosen = state.Table(path=table.path, label=table.label, mapping=tuple(sorted(mapping.items())))
+    st.button(
+        "Look at it on every page",
+        type="primary",
+        on_click=_choose,
+        args=(chosen,),
+        help="Chooses this table in the sidebar, with these columns.",
+    )
+    words = ["scalelab", "import", Path(table.label.removesuffix(" (opened here)")).name]
+    if mapping:
+        words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
+    ui.command([*words, "--results", choice.results], "To keep it in the results folder:")
+
+
+def guess(ours: str, columns: list[str]) -> str:
+    """Return the column of a table that is most likely ours, or `NONE`."""
+    lower = {column.lower(): column for column in columns}
+    return next((lower[name] for name in GUESSES[ours] if name in lower), NONE)
+
+
+def _mapping(columns: list[str], given: dict[str, str]) -> dict[str, str]:
+    mapping = {}
+    places = st.columns(3)
+    for i, (ours, words) in enumerate(OURS.items()):
+        options = [NONE, *columns]
+        expected = given.get(ours) if given.get(ours) in columns else guess(ours, columns)
+        with places[i % 3]:
+            theirs = st.selectbox(
+                f"{words} = {ours}",
+                options,
+                index=options.index(expected or NONE),
+                key=f"map_{ours}",
+                bind="query-params",
+            )
+        if theirs != NONE and theirs.lower() != ours:
+            mapping[ours] = theirs
+    return mapping
+
+
+def _told(read: dict[str, Any]) -> None:
+    rows, rejects = read["rows"], read["rejects"]
+    st.markdown(
+        f"**{len(rows):,} rows can be used, {len(rejects):,} cannot.** N counted "
+        f"{ui.as_text(read['param_convention'])}, C counted {ui.as_text(read['flop_convention'])}."
+    )
+    if "unstated" in (read["param_convention"], read["flop_convention"]):
+        st.caption(
+            "The table does not say how it counts; the convention alone can move the exponent a "
+            "from 0.37 to 0.70. Name it when you import it."
+        )
+    for note in read["notes"].values():
+        st.caption(ui.as_text(note))
+    if len(rejects):
+        st.dataframe(
+            rejects.astype(str),
+            hide_index=True,
+            height=200,
+            alt="Rows that cannot be used, and why",
+        )
+
+
+def _choose(table: state.Table) -> None:
+    state.open_table(table)
+    st.session_state["sweep"] = table.label
+
+
+@st.cache_resource(show_spinner=False)
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="scalelab-dashboard-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _spooled(name: str, content: bytes) -> Path:
+    """Write what was uploaded where the readers find it; the same content is written once."""
+    suffix = Path(name).suffix if Path(name).suffix in (".csv", ".tsv", ".parquet") else ".csv"
+    path = _folder() / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    if not path.exists():
+        path.write_bytes(content)
+    return path
