@@ -1,0 +1,31 @@
+"""The verbs, for the command line, the dashboard and notebooks: what they say can never differ.
+
+pandas in and out::
+
+    from scalelab import api
+
+    runs = api.load("runs.csv", mapping={"loss_nats": "val_loss"})
+    report = api.fit(runs, form="chinchilla")
+    api.predict(report, "N=7e9", "C=1e24")
+
+Nothing heavy is imported before a verb is called.
+"""
+
+from scalelab.api.decisions import decide
+from scalelab.api.fits import AUTO_FORM, Selection, compare, fit, load, predict, score
+from scalelab.api.sweeps import launch, plan, propose, resume
+
+__all__ = [
+    "AUTO_FORM",
+    "Selection",
+    "compare",
+    "decide",
+    "fit",
+    "launch",
+    "load",
+    "plan",
+    "predict",
+    "propose",
+    "resume",
+    "score",
+]

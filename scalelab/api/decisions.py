@@ -1,0 +1,115 @@
+"""The verb `decide`: what to train under limits, from a fit or from a published law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scalelab.fit.result import FitReport
+    from scalelab.forecast.decision import Candidate, Decision, Limits, Setting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """On what a model is trained and served.
+
+    Attributes
+    ----------
+    gpu : str
+        Name in the hardware table.
+    n_devices : float
+    utilisation : float or None
+        Share of the peak; None is the stated one.
+    usd_per_hour, grams_per_kwh : float or None
+        None takes the table's.
+    inference_tokens : float
+        Tokens served over the model's life.
+    bytes_per_param : float
+        Of the served weights.
+    """
+
+    gpu: str = "h100"
+    n_devices: float = 1.0
+    utilisation: float | None = None
+    usd_per_hour: float | None = None
+    grams_per_kwh: float | None = None
+    inference_tokens: float = 0.0
+    bytes_per_param: float = 2.0
+
+
+def decide(
+    source: FitReport | str,
+    limits: Limits,
+    demand: Demand | None = None,
+    *,
+    candidates: Sequence[str] = (),
+    target_loss: float | None = None,
+) -> Decision:
+    """Return what to train under limits.
+
+    Parameters
+    ----------
+    source : FitReport or str
+        A fit, or the name of a published law.
+    limits : Limits
+    demand : Demand, optional
+    candidates : sequence of str
+        Such as ``7B:2T``; none searches.
+    target_loss : float, optional
+        Loss to reach, nats.
+
+    Raises
+    ------
+    UsageError
+        For limits that no model keeps, unknown names, or no limit at all.
+    NotIdentifiedError
+        When the fit does not determine its law.
+    """
+    from scalelab.forecast.decide import decide as best
+    from scalelab.forecast.decide import forecaster, parse_candidate
+    from scalelab.forecast.published_laws import law_by_name
+
+    found = (
+        forecaster(law_by_name(source).law)
+        if isinstance(source, str)
+        else forecaster(source.fit, source.level)
+    )
+    return best(
+        found,
+        limits,
+        setting_of(demand or Demand()),
+        named=[parse_candidate(text) for text in candidates],
+        target_loss=target_loss,
+    )
+
+
+def setting_of(demand: Demand) -> Setting:
+    """Return a demand with the table's figures filled in."""
+    from scalelab.forecast.decision import WORLD_GRAMS_PER_KWH, Setting
+    from scalelab.theory.hardware import STATED_UTILISATION, find_hardware
+
+    device = find_hardware(demand.gpu)
+    return Setting(
+        hardware=device,
+        n_devices=demand.n_devices,
+        utilisation=STATED_UTILISATION if demand.utilisation is None else demand.utilisation,
+        usd_per_hour=device.usd_per_hour if demand.usd_per_hour is None else demand.usd_per_hour,
+        grams_per_kwh=WORLD_GRAMS_PER_KWH if demand.grams_per_kwh is None else demand.grams_per_kwh,
+        inference_tokens=demand.inference_tokens,
+        bytes_per_param=demand.bytes_per_param,
+    )
+
+
+def as_sweep(best: Candidate, made_by: str) -> str:
+    """Return a candidate as a sweep file that ``scalelab sweep run`` takes: a grid of one."""
+    words = "".join(letter for letter in made_by if letter.isprintable())
+    limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
+    return (
+        f"# {words}\n"
+        f"# Predicted loss {best.loss_nats:.4f} nats{limits}.\n"
+        'kind = "grid"\n'
+        f'n_params = "{best.n_params:.6g}"\n'
+        f'n_tokens = "{best.n_tokens:.6g}"\n'
+    )

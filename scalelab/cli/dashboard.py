@@ -1,0 +1,126 @@
+"""The ``dashboard`` command: Streamlit on the loopback, closed to everyone else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalelab.cli.options import ResultsOption
+from scalelab.errors import DataError, UsageError
+
+DEFAULT_PORT = 8501
+LOOPBACK = "127.0.0.1"
+PORTS_TRIED = 20
+
+
+def dashboard(
+    results: ResultsOption = Path("results"),
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", help="CSV or Parquet file of finished runs to look at."),
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="OURS=THEIRS,..: columns of that file, as in fit."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port; default 8501, or the next free one."),
+    ] = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the browser.")
+    ] = False,
+) -> None:
+    """Look at sweeps, fits and forecasts in the browser; read-only, on this machine alone.
+
+    Example: scalelab dashboard --from runs.csv
+    """
+    from scalelab.store.tables import parse_map
+
+    parse_map(mapping or [])
+    if from_file is not None and not from_file.is_file():
+        raise DataError(
+            f"{from_file}, which is no file", "a CSV or Parquet file", "Check the path."
+        )
+    app = app_path()
+    environment = {**os.environ, "SCALELAB_RESULTS": str(results)}
+    if from_file is not None:
+        environment["SCALELAB_DASHBOARD_FILE"] = str(from_file)
+        environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])
+    words = server_words(app, free_port(port), is_headless=not open_browser)
+    # Our process becomes the server, so that Ctrl-C and a supervisor's signals reach it.
+    os.execve(sys.executable, words, environment)
+
+
+def app_path() -> Path:
+    """Return the script that Streamlit runs.
+
+    Raises
+    ------
+    UsageError
+        When Streamlit or the page is not installed.
+    """
+    found = importlib.util.find_spec("scalelab_dashboard")
+    if importlib.util.find_spec("streamlit") is None or found is None or found.origin is None:
+        raise UsageError(
+            "an installation without the dashboard",
+            "the extra [dashboard]",
+            "Install it: pip install 'scalelab[dashboard]'.",
+        )
+    return Path(found.origin).with_name("app.py")
+
+
+def free_port(asked: int | None) -> int:
+    """Return the port that was asked for, or the first free one from 8501 on.
+
+    Raises
+    ------
+    UsageError
+        When it is taken.
+    """
+    for port in [asked] if asked else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return port
+    raise UsageError(
+        f"port {asked}, which is taken" if asked else f"ports from {DEFAULT_PORT} on, all taken",
+        "a free port",
+        "Name another with --port.",
+    )
+
+
+def server_words(app: Path, port: int, *, is_headless: bool = True) -> list[str]:
+    """Return the command line of the server: loopback only, known hosts only, no telemetry."""
+    settings = {
+        "server.address": LOOPBACK,
+        "server.port": str(port),
+        "server.headless": str(is_headless).lower(),
+        "server.fileWatcherType": "none",
+        "server.disconnectedSessionTTL": "5",
+        "server.maxUploadSize": "200",
+        "browser.gatherUsageStats": "false",
+        "browser.serverAddress": LOOPBACK,
+        "client.toolbarMode": "viewer",
+        "client.showErrorDetails": "stacktrace",
+        "client.showErrorLinks": "false",
+        "theme.light.primaryColor": "#0060a0",
+        "theme.dark.primaryColor": "#56b4e9",
+        "global.developmentMode": "false",
+    }
+    words = [sys.executable, "-m", "streamlit", "run", str(app)]
+    for name, value in settings.items():
+        words.append(f"--{name}={value}")
+    # The names of the loopback, and what a proxy with login passes on.
+    hosts = [LOOPBACK, "localhost", *os.environ.get("SCALELAB_DASHBOARD_HOSTS", "").split()]
+    words += [f"--server.allowedHosts={host}" for host in hosts]
+    return words

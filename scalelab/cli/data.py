@@ -1,0 +1,142 @@
+"""``scalelab data prepare``: text to tokens, ahead of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalelab.cli.output import console, emit_json
+
+if TYPE_CHECKING:
+    from scalelab.corpus.dataset import Dataset
+
+
+def prepare(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATHS]...", help="Files, folders and globs of text."),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="PATH", help="The same as PATHS.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", help="bytes, or bpe:SIZE trained on the text.")
+    ] = "bytes",
+    field: Annotated[
+        str, typer.Option("--field", help="Key of the text in a line of JSONL.")
+    ] = "text",
+    column: Annotated[
+        str, typer.Option("--column", help="Column of the text in a Parquet file.")
+    ] = "text",
+    eval_tokens: Annotated[
+        str | None,
+        typer.Option("--eval-tokens", help="Tokens of the held-out evaluation set [262,144]."),
+    ] = None,
+    results: Annotated[
+        Path, typer.Option("--results", metavar="DIR", help="The results folder.")
+    ] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Turn text into tokens, ahead of a sweep.
+
+    Without PATHS, the text is the source code of this Python's own standard library. Folders are
+    taken whole; *.jsonl and *.parquet hold one document a row, any other file is one document of
+    UTF-8 text. Done again with the same text, it finds what is there, checks it against its
+    hashes, and mends it.
+
+    Example: scalelab data prepare corpus/ 'more/**/*.jsonl' --field body --tokenizer bpe:4096
+    """
+    from scalelab.corpus.dataset import prepare as prepare_dataset
+    from scalelab.corpus.source import DEFAULT_EVAL_TOKENS, DataSource
+    from scalelab.units import parse_quantity
+
+    source = DataSource(
+        paths=(*(data or ()), *(paths or ())),
+        tokenizer=tokenizer,
+        field=field,
+        column=column,
+        eval_tokens=DEFAULT_EVAL_TOKENS
+        if eval_tokens is None
+        else int(parse_quantity(eval_tokens, what="--eval-tokens")),
+    )
+    with _showing_progress() as progress:
+        dataset = prepare_dataset(source, results, progress=progress, checks_hashes=True)
+    if as_json:
+        emit_json(_summary(dataset))
+    else:
+        _print_table(dataset)
+
+
+def _summary(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "command": "data prepare",
+        "folder": dataset.folder,
+        "n_train_tokens": dataset.n_train_tokens,
+        "n_eval_tokens": dataset.n_eval_tokens,
+        **asdict(dataset.manifest),
+    }
+
+
+def _print_table(dataset: Dataset) -> None:
+    from rich.table import Table
+
+    from scalelab.units import format_count
+
+    manifest = dataset.manifest
+    left_out = [
+        f"{format_count(count)} {what}"
+        for count, what in (
+            (manifest.n_duplicates, "with the text of another"),
+            (manifest.n_skipped_files, "not UTF-8 text"),
+        )
+        if count
+    ]
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("text", manifest.source),
+        ("documents", f"{format_count(manifest.n_documents)} distinct"),
+        ("left out", ", ".join(left_out) or "nothing"),
+        (
+            "tokenizer",
+            f"{manifest.tokenizer}, vocabulary {format_count(manifest.vocab_size)}, "
+            f"{manifest.bytes_per_token:.2f} bytes a token",
+        ),
+        (
+            "training",
+            f"{format_count(dataset.n_train_tokens)} tokens of "
+            f"{format_count(manifest.n_train_documents)} documents",
+        ),
+        (
+            "evaluation",
+            f"{format_count(dataset.n_eval_tokens)} tokens of "
+            f"{format_count(manifest.n_held_out_documents)} documents that training never sees",
+        ),
+        ("fingerprint", manifest.fingerprint),
+        ("folder", str(dataset.folder)),
+    ):
+        table.add_row(name, value)
+    console().print(table)
+
+
+@contextlib.contextmanager
+def _showing_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a progress callback that draws bars on a terminal and is silent elsewhere."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    out = console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,249 @@
+"""The ``decide`` command: what to train under limits of money, data, energy and serving."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scalelab.cli.options import ResultsOption
+from scalelab.cli.output import console, emit_json
+from scalelab.errors import DataError, UsageError
+from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
+
+if TYPE_CHECKING:
+    from scalelab.fit.result import FitReport
+    from scalelab.forecast.decision import Candidate, Decision
+
+LIMIT, SETTING, SOURCE, OUT = "Limits", "On what", "By which law", "Output"
+
+
+def decide(
+    law: Annotated[
+        str | None,
+        typer.Option(
+            help="hoffmann, hoffmann-tex, besiroglu or besiroglu-huber: constants alone, so no "
+            "intervals. Default: fit the runs.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help="Table of runs to fit.", rich_help_panel=SOURCE)
+    ] = None,
+    sweep: Annotated[str | None, typer.Option(help="Sweep to fit.", rich_help_panel=SOURCE)] = None,
+    results: ResultsOption = Path("results"),
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="OURS=THEIRS,..: columns, as in fit.", rich_help_panel=SOURCE),
+    ] = None,
+    holdout: Annotated[
+        str | None,
+        typer.Option(help="SQL condition: rows not to fit.", rich_help_panel=SOURCE),
+    ] = None,
+    form: Annotated[
+        str, typer.Option(help="chinchilla or tied.", rich_help_panel=SOURCE)
+    ] = "chinchilla",
+    candidate: Annotated[
+        list[str] | None, typer.Option(help="N:D such as 7B:2T; repeatable. None searches.")
+    ] = None,
+    flops: Annotated[
+        str | None, typer.Option(help="Training compute, FLOP.", rich_help_panel=LIMIT)
+    ] = None,
+    gpu_hours: Annotated[
+        str | None, typer.Option(help="Device-hours of training.", rich_help_panel=LIMIT)
+    ] = None,
+    max_days: Annotated[
+        str | None, typer.Option(help="Calendar days of training.", rich_help_panel=LIMIT)
+    ] = None,
+    max_usd: Annotated[
+        str | None, typer.Option(help="US dollars, serving included.", rich_help_panel=LIMIT)
+    ] = None,
+    max_kwh: Annotated[
+        str | None, typer.Option(help="Energy, serving included.", rich_help_panel=LIMIT)
+    ] = None,
+    max_co2_kg: Annotated[
+        str | None, typer.Option(help="kg CO2, serving included.", rich_help_panel=LIMIT)
+    ] = None,
+    unique_tokens: Annotated[
+        str | None,
+        typer.Option(help="Distinct tokens; repeats are worth less.", rich_help_panel=LIMIT),
+    ] = None,
+    serving_gb: Annotated[
+        str | None, typer.Option(help="Memory for the served weights, GB.", rich_help_panel=LIMIT)
+    ] = None,
+    inference_tokens: Annotated[
+        str | None, typer.Option(help="Tokens served over its life.", rich_help_panel=SETTING)
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="Device by name.", rich_help_panel=SETTING)] = "h100",
+    gpus: Annotated[float, typer.Option(help="How many.", rich_help_panel=SETTING)] = 1.0,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of peak; default 0.4.", rich_help_panel=SETTING)
+    ] = None,
+    usd_per_hour: Annotated[
+        float | None, typer.Option(help="Price of a device-hour.", rich_help_panel=SETTING)
+    ] = None,
+    grid: Annotated[
+        float | None, typer.Option(help="g CO2 a kWh; default 473.", rich_help_panel=SETTING)
+    ] = None,
+    bytes_per_param: Annotated[
+        float, typer.Option(help="Of served weights.", rich_help_panel=SETTING)
+    ] = 2.0,
+    target_loss: Annotated[
+        float | None, typer.Option(help="Loss to reach, nats: probability of missing it.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Level of every interval.")] = 0.9,
+    published: Annotated[
+        bool, typer.Option("--published", help="Judge every published model by the law instead.")
+    ] = False,
+    emit: Annotated[
+        Path | None, typer.Option(help="Sweep file to write.", rich_help_panel=OUT)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=OUT)
+    ] = False,
+) -> int:
+    """Say what to train under limits, what each costs, and which limit binds.
+
+    Example: scalelab decide --law besiroglu --flops 5.76e23
+    """
+    from scalelab import api
+    from scalelab.api import decisions as api_decide
+    from scalelab.forecast.decision import Limits
+    from scalelab.store.tables import parse_map
+
+    if law is not None and (from_file is not None or sweep is not None):
+        raise UsageError("both --law and runs to fit", "one of them", "Leave one out.")
+    source: FitReport | str = law or api.fit(
+        from_file,
+        sweep=sweep,
+        results=results,
+        selection=api.Selection(mapping=parse_map(mapping or []), holdout=holdout),
+        form=form,
+        level=level,
+    )
+    if published:
+        return _print_published(source, as_json=as_json)
+    given = {
+        "flops": flops,
+        "gpu_hours": gpu_hours,
+        "days": max_days,
+        "usd": max_usd,
+        "kwh": max_kwh,
+        "kg_co2": max_co2_kg,
+        "unique_tokens": unique_tokens,
+        "serving_bytes": serving_gb,
+    }
+    scale = {"serving_bytes": 1e9}
+    read = {
+        name: parse_quantity(text, what=name) * scale.get(name, 1.0)
+        for name, text in given.items()
+        if text is not None
+    }
+    answer = api_decide.decide(
+        source,
+        Limits(**read),
+        api_decide.Demand(
+            gpu=gpu,
+            n_devices=gpus,
+            utilisation=utilisation,
+            usd_per_hour=usd_per_hour,
+            grams_per_kwh=grid,
+            inference_tokens=0.0
+            if inference_tokens is None
+            else parse_quantity(inference_tokens, what="inference tokens"),
+            bytes_per_param=bytes_per_param,
+        ),
+        candidates=candidate or (),
+        target_loss=target_loss,
+    )
+    if emit is not None:
+        _emit(emit, answer)
+    if as_json:
+        emit_json(answer.to_dict())
+    else:
+        _print(answer, is_constant=isinstance(source, str))
+    return 0
+
+
+def _emit(path: Path, answer: Decision) -> None:
+    from scalelab.api.decisions import as_sweep
+
+    if answer.best is None:
+        raise UsageError("--emit without a feasible candidate", "one", "Loosen the limits.")
+    command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    try:
+        path.write_text(as_sweep(answer.best, command), encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}, which cannot be written ({error.strerror})", "a path", "Choose another."
+        ) from None
+
+
+def _print(answer: Decision, *, is_constant: bool) -> None:
+    from rich.table import Table
+
+    out = console()
+    if answer.best is None:
+        out.print("No candidate keeps the limits.", style="bold")
+    else:
+        out.print(f"Best: {_said(answer.best)}", style="bold", soft_wrap=True)
+        for name in answer.binding:
+            gain = answer.relaxed.get(name)
+            more = f": 10 % more saves {gain:.4f} nats" if gain is not None else ""
+            out.print(f"binding: {name.replace('_', ' ')}{more}", soft_wrap=True)
+    if is_constant:
+        out.print("A law known by its constants alone has no intervals.", style="dim")
+    table = Table(box=None, pad_edge=False)
+    for name in ("candidate", "loss", "interval", "C", "GPU-hours", "cost", "kWh", "kg CO2", ""):
+        table.add_column(name, justify="left" if name in ("candidate", "") else "right")
+    for each in answer.candidates:
+        table.add_row(
+            each.label,
+            f"{each.loss_nats:.4f}",
+            "" if each.low is None else f"{each.low:.4f} to {each.high:.4f}",
+            format_flops(each.flops),
+            format_quantity(each.costs["gpu_hours"] or 0.0),
+            format_money(each.costs["usd"] or 0.0),
+            format_quantity(each.costs["kwh"] or 0.0),
+            format_quantity(each.costs["kg_co2"] or 0.0),
+            "" if each.is_feasible else "exceeds " + ", ".join(each.broken).replace("_", " "),
+        )
+    out.print(table)
+
+
+def _said(best: Candidate) -> str:
+    interval = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
+    return (
+        f"N {format_quantity(best.n_params)} on D {format_quantity(best.n_tokens)} tokens, "
+        f"C {format_flops(best.flops)} FLOP: loss {best.loss_nats:.4f}{interval}"
+    )
+
+
+def _print_published(source: FitReport | str, *, as_json: bool) -> int:
+    from rich.table import Table
+
+    from scalelab.forecast.published import verdicts
+    from scalelab.forecast.published_laws import law_by_name
+
+    found = verdicts(law_by_name(source).law if isinstance(source, str) else source.fit.law)
+    if as_json:
+        emit_json({"schema": 1, "command": "decide", "published": found})
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "year", "N", "D", "N / optimal N", "the optimum saves", "verdict"):
+        table.add_column(name, justify="left" if name in ("model", "verdict") else "right")
+    for row in found:
+        table.add_row(
+            row["model"],
+            str(row["year"]),
+            format_quantity(row["n_params"]),
+            format_quantity(row["n_tokens"]),
+            f"{row['ratio']:.2f}",
+            f"{100 * row['saved']:.0f} %",
+            row["verdict"],
+        )
+    console().print(table)
+    return 0

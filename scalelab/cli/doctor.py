@@ -1,0 +1,200 @@
+"""``scalelab doctor``: is everything here that scalelab needs, and how to mend what is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalelab.cli.devices import look_at_accelerator, look_at_slurm
+from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, look_at_memory, look_at_results
+from scalelab.cli.output import console, emit_json
+from scalelab.errors import DataError
+
+BASE_USE = "every command"
+EXTRA_USES = {
+    "train": "training",
+    "fast": "faster fits",
+    "tune": "scalelab tune",
+    "dashboard": "scalelab dashboard",
+    "trackers": "TensorBoard",
+}
+
+_REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)\s*(?:>=\s*(?P<least>[\d.]+))?[^;]*(?:;(?P<marker>.*))?"
+)
+_EXTRA = re.compile(r"extra == [\"'](?P<extra>\w+)[\"']")
+_SYSTEM = re.compile(r"sys_platform == [\"'](?P<system>\w+)[\"']")
+_STYLES = {OK: "green", MISSING: "yellow", PROBLEM: "bold red"}
+
+
+def doctor(
+    results: Annotated[Path, typer.Option(metavar="DIR", help="The results folder.")] = Path(
+        "results"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Check this machine: versions, GPU, SLURM, disk, results folder; say how to mend it.
+
+    Ends with 0 when planning, importing and fitting work; what only some uses need may be missing.
+
+    Example: scalelab doctor --results runs/
+    """
+    checks = examine(results)
+    bad = [check for check in checks if check.is_base and check.status != OK]
+    if as_json:
+        emit_json({"schema": 1, "command": "doctor", "ok": not bad, "checks": checks})
+    else:
+        _print_table(checks, bad)
+    return DataError.exit_code if bad else 0
+
+
+def examine(results: Path) -> list[Check]:
+    """Return every check, those that all commands need first."""
+    packages = look_at_packages(
+        importlib.metadata.requires("scalelab") or [], importlib.metadata.version
+    )
+    usable = {check.name for check in packages if check.status == OK}
+    return [
+        look_at_python(),
+        *packages,
+        look_at_text(results),
+        *look_at_results(results),
+        *look_at_memory(),
+        *look_at_accelerator(has_torch="torch" in usable, has_triton="triton" in usable),
+        look_at_slurm(),
+    ]
+
+
+def look_at_python() -> Check:
+    """Say whether this Python is new enough."""
+    least = importlib.metadata.metadata("scalelab")["Requires-Python"].removeprefix(">=")
+    found = platform.python_version()
+    is_new = _release(found) >= _release(least)
+    return Check(
+        name="python",
+        status=OK if is_new else PROBLEM,
+        found=f"{platform.python_implementation()} {found} on {platform.system()} "
+        f"{platform.machine()}",
+        needed_for=BASE_USE,
+        do="" if is_new else f"Install Python {least} or newer.",
+        is_base=True,
+    )
+
+
+def look_at_packages(
+    requirements: Iterable[str], version_of: Callable[[str], str], system: str = sys.platform
+) -> list[Check]:
+    """Return a check for scalelab and for every package it needs, by use.
+
+    Parameters
+    ----------
+    requirements : iterable of str
+        As the installed package's metadata states them, ``torch>=2.11; extra == "train"``.
+    version_of : callable
+        Gives a package's installed version or raises ``PackageNotFoundError``; the packages
+        themselves are not imported.
+    system : str
+        ``sys.platform``, which markers may ask for.
+    """
+    checks = [
+        Check(
+            name="scalelab",
+            status=OK,
+            found=version_of("scalelab"),
+            needed_for=BASE_USE,
+            is_base=True,
+        )
+    ]
+    for requirement in requirements:
+        match = _REQUIREMENT.fullmatch(requirement)
+        if match is None or match["name"] == "scalelab":
+            continue
+        marker = match["marker"] or ""
+        extra = found["extra"] if (found := _EXTRA.search(marker)) else None
+        wanted = found["system"] if (found := _SYSTEM.search(marker)) else system
+        if wanted == system and (extra is None or extra in EXTRA_USES):
+            checks.append(_package_check(match["name"], match["least"], extra, version_of))
+    return checks
+
+
+def _package_check(
+    name: str, least: str | None, extra: str | None, version_of: Callable[[str], str]
+) -> Check:
+    install = f"pip install 'scalelab[{extra}]'" if extra else "pip install scalelab"
+    try:
+        version = version_of(name)
+    except importlib.metadata.PackageNotFoundError:
+        status, found, do = MISSING, "not installed", install
+    else:
+        is_new = least is None or _release(version) >= _release(least)
+        status = OK if is_new else PROBLEM
+        found = version if is_new else f"{version}, older than {least}"
+        do = "" if is_new else install.replace("install", "install --upgrade", 1)
+    return Check(
+        name=name,
+        status=status,
+        found=found,
+        needed_for=EXTRA_USES[extra] if extra else BASE_USE,
+        do=do,
+        is_base=extra is None,
+    )
+
+
+def look_at_text(results: Path) -> Check:
+    """Say how much of the default text, the standard library's source code, is here."""
+    from scalelab.corpus.source import DataSource, find_files
+
+    use = "sweeps without --data"
+    try:
+        files = find_files(DataSource(), results)
+        size = sum(file.path.stat().st_size for file in files)
+    except (DataError, OSError) as error:
+        do = "Name text of your own with --data."
+        return Check(name="text", status=MISSING, found=str(error), needed_for=use, do=do)
+    has_tests = any("test" in file.path.parts for file in files)
+    return Check(
+        name="text",
+        status=OK,
+        found=f"{len(files)} standard library files, {size / 1e6:.1f} MB",
+        needed_for=use,
+        do=""
+        if has_tests
+        else "This Python comes without its tests, half of the text: runs repeat it sooner.",
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _print_table(checks: Sequence[Check], bad: Sequence[Check]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "status", "found", "needed for", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for check in checks:
+        status = Text(check.status, style=_STYLES[check.status])
+        table.add_row(check.name, status, check.found, check.needed_for, check.do)
+    out = console()
+    out.print(table)
+    missing = sum(check.status == MISSING for check in checks)
+    problems = sum(check.status == PROBLEM for check in checks)
+    if bad:
+        out.print(f"\nscalelab does not work here: mend {', '.join(c.name for c in bad)}.")
+    elif missing or problems:
+        out.print(
+            f"\nPlanning, importing and fitting work; {missing} missing and {problems} with a "
+            "problem, needed only for what their lines say."
+        )
+    else:
+        out.print("\nEverything is here.")

@@ -1,0 +1,201 @@
+"""``scalelab fit``: intervals, forecasts, which form; a thin shell over `scalelab.api`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scalelab.cli.output import console, emit_json
+from scalelab.errors import UsageError
+
+RUNS, OBJECTIVE, SPREAD, ASK, OUT = (
+    "Which runs",
+    "What is fitted",
+    "How sure",
+    "What is asked",
+    "Output",
+)
+
+
+def fit(
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", help="CSV or Parquet file of finished runs.", rich_help_panel=RUNS),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Sweep to fit; default: the latest with results.", rich_help_panel=RUNS),
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Results folder.", rich_help_panel=RUNS)] = Path(
+        "results"
+    ),
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="OURS=THEIRS,..: our column (n_params, n_tokens, loss_nats, flops, budget, "
+            "cluster) from a column or SQL expression of the file.",
+            rich_help_panel=RUNS,
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="SQL condition on the file's columns.", rich_help_panel=RUNS),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            help="Law to fit; auto: the one that extrapolates best (see --compare).",
+            rich_help_panel=OBJECTIVE,
+        ),
+    ] = "chinchilla",
+    residual: Annotated[
+        str, typer.Option(help="log or linear.", rich_help_panel=OBJECTIVE)
+    ] = "log",
+    loss: Annotated[
+        str, typer.Option(help="huber, ls, lad or likelihood.", rich_help_panel=OBJECTIVE)
+    ] = "huber",
+    delta: Annotated[
+        float | None,
+        typer.Option(help="Huber's delta; default 1e-3.", rich_help_panel=OBJECTIVE),
+    ] = None,
+    overprediction: Annotated[
+        float,
+        typer.Option(
+            help="Factor on the penalty where the law predicts too much; above 1 leans to the "
+            "lower envelope.",
+            rich_help_panel=OBJECTIVE,
+        ),
+    ] = 1.0,
+    weight: Annotated[
+        str | None, typer.Option(help="Column of row weights.", rich_help_panel=OBJECTIVE)
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(help="Bootstrap replicates; 0: none.", rich_help_panel=SPREAD)
+    ] = 1000,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--bootstrap-method", help="auto, row, cluster or residual.", rich_help_panel=SPREAD
+        ),
+    ] = "auto",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of labels: rows that share noise are resampled together.",
+            rich_help_panel=SPREAD,
+        ),
+    ] = None,
+    level: Annotated[
+        float, typer.Option(help="Level of every interval.", rich_help_panel=SPREAD)
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(help="Seed of resampling.", rich_help_panel=SPREAD)] = 0,
+    predict: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="N=7e9 (D compute-optimal), N=7B,D=2T, C=1e24 or D=1T; repeatable.",
+            rich_help_panel=ASK,
+        ),
+    ] = None,
+    holdout: Annotated[
+        str | None,
+        typer.Option(
+            help="SQL condition: fit without these rows, then score on them.", rich_help_panel=ASK
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Rank forms by predicting each budget from those below.",
+            rich_help_panel=ASK,
+        ),
+    ] = False,
+    speedup: Annotated[
+        str | None,
+        typer.Option(
+            help="SQL condition for recipe B: how much compute it saves against the other rows.",
+            rich_help_panel=ASK,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture to write: .png, .svg or .pdf.", rich_help_panel=OUT),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=OUT)
+    ] = False,
+    as_tex: Annotated[
+        bool, typer.Option("--tex", help="A LaTeX table on stdout.", rich_help_panel=OUT)
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="CSV on stdout.", rich_help_panel=OUT)
+    ] = False,
+) -> int:
+    """Fit a scaling law with intervals, and predict.
+
+    Example: scalelab fit --from runs.csv --map loss_nats=val_loss --predict N=7e9
+    """
+    from scalelab import api
+    from scalelab.fit.bootstrap import BootstrapSpec
+    from scalelab.fit.objective import Objective
+    from scalelab.store.tables import parse_map
+
+    if as_json + as_tex + as_csv > 1:
+        raise UsageError("several of --json, --tex and --csv", "one of them", "Choose one.")
+    columns = parse_map(mapping or [])
+    if cluster is not None:
+        columns["cluster"] = cluster
+    chosen = delta is not None or (residual, loss, overprediction, weight) != (
+        "log",
+        "huber",
+        1.0,
+        None,
+    )
+    objective = _checked(
+        Objective,
+        residual=residual,
+        loss=loss,
+        delta=delta,
+        overprediction=overprediction,
+        weight=weight,
+    )
+    spec = _checked(
+        BootstrapSpec,
+        k=bootstrap,
+        method="cluster" if cluster is not None and method == "auto" else method,
+        seed=seed,
+    )
+    report = api.fit(
+        from_file,
+        sweep=sweep,
+        results=results,
+        selection=api.Selection(mapping=columns, where=where, holdout=holdout, recipe_b=speedup),
+        form=form,
+        objective=objective if chosen or form != api.AUTO_FORM else None,
+        bootstrap=spec,
+        level=level,
+        predict=predict or (),
+        is_compared=compare,
+    )
+    if plot is not None:
+        from scalelab.report.plots import draw_fit
+
+        draw_fit(report, plot)
+    if as_json:
+        emit_json(report.to_dict())
+    elif as_tex or as_csv:
+        sys.stdout.write(report.to_tex() if as_tex else report.to_csv())
+    else:
+        from scalelab.cli.fit_page import print_page
+
+        print_page(report, console(), plot)
+    return report.exit_code
+
+
+def _checked(kind: Any, **values: Any) -> Any:
+    """Return a value whose own constructor checks the words that came from the command line."""
+    return kind(**values)

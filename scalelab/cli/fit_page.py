@@ -1,0 +1,313 @@
+"""The page that ``scalelab fit`` prints for people: the answer first, then why, then what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalelab.units import format_flops, format_quantity
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from scalelab.fit.outcome import Interval
+    from scalelab.fit.result import FitReport, Forecast
+
+CALM = "dim"
+ANSWER = "bold"
+CARE = "yellow"
+
+
+def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
+    """Print the whole page.
+
+    Parameters
+    ----------
+    report : FitReport
+    out : Console
+        Where to; plain and wide when it is not a terminal.
+    plot : Path or None
+        The picture that was written, to be named.
+    """
+    # A terminal wraps at words; a pipe gets each sentence on one line.
+    is_piped = not out.is_terminal
+    for line in _headline(report):
+        out.print(line, style=ANSWER, soft_wrap=is_piped)
+    out.print()
+    out.print(_ground(report), style=CALM, soft_wrap=is_piped)
+    out.print()
+    out.print(_parameters(report))
+    out.print(_approaches(report))
+    if len(report.forecasts) > 1 or any(f.n_params and f.n_tokens for f in report.forecasts):
+        out.print(_forecasts(report))
+    for line in _scores(report):
+        out.print(line, soft_wrap=is_piped)
+    if report.comparison is not None:
+        out.print(_candidates(report))
+        out.print(report.comparison.verdict, soft_wrap=is_piped)
+    for warning in report.warnings:
+        if warning.code.startswith("approach_"):
+            continue  # the table of approaches has said it
+        out.print()
+        out.print(f"{warning.code.replace('_', ' ')}: ", style=CARE, end="", soft_wrap=is_piped)
+        out.print(warning.message, soft_wrap=is_piped)
+    if plot is not None:
+        out.print()
+        out.print(f"picture: {plot}", style=CALM, soft_wrap=is_piped)
+
+
+def answer(forecast: Forecast, target: str = "loss_nats") -> str:
+    """Return one forecast as a sentence, its distance first when it is far."""
+    distance = ""
+    if forecast.extrapolation is not None:
+        times = format_quantity(forecast.extrapolation)
+        if forecast.is_far:
+            distance = f"FAR: {times} times the FLOPs of the largest run. "
+        elif forecast.extrapolation > 1:
+            distance = f" It is {times} times the FLOPs of the largest run."
+        else:
+            distance = " It lies within the FLOPs of the runs."
+    share = f"{100 * forecast.level:g} %"
+    loss = (
+        f"{_target(target)} {_loss(forecast.loss_nats)}"
+        f"{_limits(forecast.low, forecast.high, share)}"
+        f"{_limits(forecast.pred_low, forecast.pred_high, 'a new run')}"
+    )
+    sentence = f"{_what(forecast)}: {loss}."
+    return distance + sentence if forecast.is_far else sentence + distance
+
+
+def _headline(report: FitReport) -> Iterator[str]:
+    if report.fit.status == "not_identified":
+        reason = next((w.message for w in report.warnings if w.code == "not_identified"), "")
+        yield f"Not identified: these rows do not determine the law. {reason}".rstrip()
+        return
+    yield from _saving(report)
+    for forecast in report.forecasts:
+        yield answer(forecast, report.fit.law.target)
+    if report.forecasts or report.speedup is not None:
+        return
+    a, b = report.derived.get("a"), report.derived.get("b")
+    if a is None or b is None:
+        yield f"The form {report.fit.form} fits {report.fit.n_rows} runs."
+        return
+    yield (
+        f"Compute-optimal N grows as C^{a.value:.3f}{_span(a, 3)}, D as C^{b.value:.3f}"
+        f"{_span(b, 3)}."
+    )
+
+
+def _ground(report: FitReport) -> str:
+    fit, rows = report.fit, report.observations
+    objective = fit.objective
+    delta = f" {objective.threshold:g}" if objective.loss in ("huber", "likelihood") else ""
+    spread = (
+        f"{fit.bootstrap.k} {fit.bootstrap.method} bootstrap replicates, "
+        f"{fit.bootstrap.failed} failed"
+        if fit.bootstrap.k
+        else "no bootstrap, so no intervals"
+    )
+    clusters = (
+        f" of {fit.bootstrap.n_clusters} clusters" if fit.bootstrap.n_clusters is not None else ""
+    )
+    return (
+        f"{fit.n_rows} runs from {rows.source}; {fit.form} form, {objective.residual} residual, "
+        f"{objective.loss}{delta} = {fit.value:.8g}; {spread}{clusters}, seed "
+        f"{fit.bootstrap.seed}; status {fit.status}. N counted {_said(rows.param_convention)}, "
+        f"FLOPs {_said(rows.flop_convention)}; forecasts use C = 6 N D."
+    )
+
+
+def _parameters(report: FitReport) -> Table:
+    table = _table("", "value", f"{100 * report.level:g} % interval")
+    for name, interval in report.params.items():
+        table.add_row(name, f"{interval.value:.7g}", _span(interval, 5))
+    notes = {
+        "a": "N_opt = G (C/6)^a",
+        "b": "D_opt = (C/6)^b / G",
+        "G": "",
+    }
+    for name, interval in report.derived.items():
+        note = f"  {notes[name]}" if notes.get(name) else ""
+        table.add_row(name, f"{interval.value:.6g}", _span(interval, 5) + note)
+    return table
+
+
+def _approaches(report: FitReport) -> Table:
+    table = _table("approach", "a (N_opt)", "b (D_opt)", "rests on")
+    parts = {
+        "3, the law (answer)": (
+            report.derived.get("a"),
+            report.derived.get("b"),
+            f"{report.fit.n_rows} runs",
+        )
+    }
+    isoflop, envelope = report.isoflop, report.envelope
+    rests = f"{len(isoflop.interior)} of {len(isoflop.valleys)} valleys"
+    for name, n_law, d_law, words in (
+        ("2, valleys", isoflop.n_law, isoflop.d_law, isoflop.reason or rests),
+        (
+            "1, envelope of curves",
+            envelope.n_law,
+            envelope.d_law,
+            envelope.reason or f"{len(envelope.flops)} points of the envelope",
+        ),
+    ):
+        parts[name] = (_law(n_law), _law(d_law), words)
+    for name, (a, b, words) in parts.items():
+        table.add_row(name, _number(a), _number(b), words)
+    against = report.disagreement
+    if against is not None:
+        table.add_row(
+            "2 against 3",
+            "",
+            f"D {100 * (against.ratio.value - 1):+.1f} %",
+            f"at {format_flops(against.flops)} FLOPs{_ratio_span(against.ratio)}",
+        )
+    return table
+
+
+def _forecasts(report: FitReport) -> Table:
+    name = _target(report.fit.law.target)
+    table = _table("asked", "N", "D", "D/N", "FLOPs", name, "x largest run")
+    for f in report.forecasts:
+        ratio = f"{f.n_tokens.value / f.n_params.value:.3g}" if f.n_params and f.n_tokens else ""
+        table.add_row(
+            f.asked,
+            _size(f.n_params),
+            _size(f.n_tokens),
+            ratio,
+            format_flops(f.flops) if f.flops is not None else "",
+            f"{_loss(f.loss_nats)} {_bounds(f.pred_low, f.pred_high)}",
+            format_quantity(f.extrapolation) if f.extrapolation is not None else "",
+        )
+    return table
+
+
+def _scores(report: FitReport) -> Iterator[str]:
+    held = report.holdout
+    if held is not None:
+        yield (
+            f"Held out: {held.n_rows} rows predicted with {100 * held.mean_relative_error:.2f} % "
+            f"mean and {100 * held.max_relative_error:.2f} % largest error; {held.covered} of "
+            f"{held.n_rows} inside their {100 * held.level:g} % prediction interval, "
+            f"{held.mean_width:.3g} wide on average."
+        )
+
+
+def _saving(report: FitReport) -> Iterator[str]:
+    speed = report.speedup
+    if speed is None:
+        return
+    factor = speed.factor
+    if factor.value >= 1:
+        words = f"reaches recipe A's loss with {factor.value:.3g} times less compute"
+    else:
+        words = f"needs {1 / factor.value:.3g} times the compute of recipe A for the same loss"
+    yield (
+        f"Recipe B {words} (speed-up {factor.value:.3g}{_span(factor, 3)}): its reducible loss is "
+        f"{speed.reducible_ratio.value:.4g} times A's; {speed.n_rows_a} runs of A, "
+        f"{speed.n_rows_b} of B."
+    )
+
+
+def _candidates(report: FitReport) -> Table:
+    table = _table("form and objective", "next budget", "worst", "inside", "width", "AICc", "")
+    comparison = report.comparison
+    assert comparison is not None
+    for candidate in comparison.candidates:
+        lost = candidate.unidentified_folds
+        table.add_row(
+            candidate.label,
+            f"{100 * candidate.mean_relative_error:.2f} %",
+            f"{100 * candidate.max_relative_error:.2f} %",
+            f"{100 * candidate.covered:.0f} %",
+            f"{100 * candidate.mean_width:.2f} %",
+            f"{candidate.aicc:.1f}",
+            f"not identified in {lost} of {len(comparison.folds)}" if lost else "",
+        )
+    return table
+
+
+def _table(*names: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style=CALM)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _what(forecast: Forecast) -> str:
+    n, d = forecast.n_params, forecast.n_tokens
+    if n is None or d is None:
+        return forecast.asked
+    sizes = f"N {format_quantity(n.value)} on D {format_quantity(d.value)}"
+    return f"{sizes} ({forecast.allocation})"
+
+
+def _law(law: object) -> Interval | None:
+    from scalelab.fit.isoflop import PowerLaw
+    from scalelab.fit.outcome import Interval
+
+    if not isinstance(law, PowerLaw):
+        return None
+    low = math.nan if law.low is None else law.low
+    high = math.nan if law.high is None else law.high
+    return Interval(value=law.exponent, low=low, high=high)
+
+
+def _number(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return f"{interval.value:.4f}"
+    return f"{interval.value:.4f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _span(interval: Interval, digits: int) -> str:
+    return _bounds(interval.low, interval.high, digits)
+
+
+def _bounds(low: float, high: float, digits: int = 4) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f" [{low:.{digits}g}, {high:.{digits}g}]"
+
+
+def _ratio_span(ratio: Interval) -> str:
+    if not math.isfinite(ratio.low):
+        return ""
+    return f", interval {100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} %"
+
+
+def _limits(low: float, high: float, words: str) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f", {words} {_loss(low)} to {_loss(high)}"
+
+
+def _size(size: Interval | None) -> str:
+    if size is None:
+        return ""
+    if not math.isfinite(size.low) or size.low == size.high:
+        return format_quantity(size.value)
+    return (
+        f"{format_quantity(size.value)} [{format_quantity(size.low)}, {format_quantity(size.high)}]"
+    )
+
+
+def _target(name: str) -> str:
+    return "loss" if name == "loss_nats" else name
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"
+
+
+def _said(convention: str) -> str:
+    return "by an unstated convention" if convention == "unstated" else f"as {convention}"

@@ -1,0 +1,134 @@
+"""What one run wrote: its attempts, the end of its curve, the output of its worker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalelab.cli.output import console
+from scalelab.errors import UsageError
+from scalelab.records.run_dir import Attempt, RunDir
+from scalelab.units import format_quantity
+
+LOG_FILE = "log.txt"
+FOLLOW_INTERVAL_S = 0.5
+TAIL_BYTES = 1 << 16
+SHOWN_NAMES = 8
+
+
+def find_run(results: Path, prefix: str) -> RunDir:
+    """Return the run whose run_id begins with ``prefix``.
+
+    Raises
+    ------
+    UsageError
+        When none does, or several do.
+    """
+    folder = results / "runs"
+    names = sorted(e.name for e in folder.iterdir() if e.is_dir()) if folder.is_dir() else []
+    found = [name for name in names if prefix and name.startswith(prefix)]
+    if prefix in found:
+        found = [prefix]
+    if len(found) != 1:
+        shown = ", ".join((found or names)[:SHOWN_NAMES])
+        more = ", .." if len(found or names) > SHOWN_NAMES else ""
+        raise UsageError(
+            f"run {prefix!r}, with which {len(found) or 'no'} run_id of {folder} begins",
+            f"the beginning of one of {shown}{more}" if names else "a run of a launched sweep",
+            "`scalelab status --json` lists the runs of a sweep.",
+        )
+    return RunDir(folder / found[0])
+
+
+def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
+    """Print a run's attempts, the last rows of its curve, and the last lines of its worker.
+
+    Parameters
+    ----------
+    run : RunDir
+    n_lines : int
+        How many of each.
+    follows : bool
+        Whether to go on printing what is added, until the newest attempt has ended.
+    """
+    out = console()
+    out.print(f"run {run.run_id}: {run.status()}", soft_wrap=True)
+    for attempt in run.attempts():
+        out.print(_describe(attempt), soft_wrap=True)
+    tails = [_Tail(run.path / LOG_FILE, is_curve=False)]
+    if run.attempts():
+        tails.append(_Tail(run.attempts()[-1].metrics_path, is_curve=True))
+    for tail in tails:
+        for line in tail.read(last=n_lines):
+            out.print(line, soft_wrap=True)
+    is_going_on = follows
+    while is_going_on:
+        # Asked before the files are read, so that what was written last is read too.
+        is_going_on = run.status() in ("running", "planned", "queued")
+        newest = run.attempts()[-1].metrics_path if run.attempts() else None
+        if newest is not None and newest not in [tail.path for tail in tails]:
+            out.print(_describe(run.attempts()[-1]), soft_wrap=True)
+            tails.append(_Tail(newest, is_curve=True))
+        for tail in tails:
+            for line in tail.read():
+                out.print(line, soft_wrap=True)
+        if is_going_on:
+            time.sleep(FOLLOW_INTERVAL_S)
+    if follows:
+        out.print(f"run {run.run_id}: {run.status()}", soft_wrap=True)
+
+
+def _describe(attempt: Attempt) -> str:
+    note = attempt.read_note()
+    parts = [f"attempt {attempt.number}"]
+    if note.get("host"):
+        job = f", job {note['job_id']}" if note.get("job_id") else ""
+        parts.append(f"on {note['host']}{job}")
+    source = note.get("resumed_from")
+    if source:
+        parts.append(f"resumed from step {source.get('step')} of attempt {source.get('attempt')}")
+    ended = note.get("ended") or {}
+    if ended:
+        reason = f" ({ended['reason']})" if ended.get("reason") else ""
+        parts.append(f"ended {ended.get('status')}{reason}")
+    parts += [f"warning: {w.get('message')}" for w in note.get("warnings") or ()]
+    return "; ".join(parts)
+
+
+class _Tail:
+    """The end of a growing file, line by line."""
+
+    def __init__(self, path: Path, *, is_curve: bool) -> None:
+        self.path = path
+        self.is_curve = is_curve
+        self.offset: int | None = None
+
+    def read(self, last: int | None = None) -> Iterator[str]:
+        """Give the lines added since the last call, at first those at the end of the file."""
+        try:
+            with self.path.open("rb") as file:
+                if self.offset is None:
+                    self.offset = max(file.seek(0, 2) - TAIL_BYTES, 0)
+                file.seek(self.offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        end = data.rfind(b"\n") + 1
+        self.offset += end
+        lines = data[:end].decode("utf-8", "replace").splitlines()
+        for line in lines if last is None else lines[len(lines) - min(last, len(lines)) :]:
+            yield _curve_line(line) if self.is_curve else line
+
+
+def _curve_line(line: str) -> str:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        row = json.loads(line)
+        extra = f"  held-out {row['eval_loss_nats']:.4f}" if row.get("eval_loss_nats") else ""
+        return (
+            f"step {row['step']:>8,}  loss {row['loss_nats']:.4f}  lr {row['lr']:.3g}  "
+            f"grad {row['grad_norm']:.3g}  {format_quantity(row['tokens_per_s'])} tokens/s{extra}"
+        )
+    return line

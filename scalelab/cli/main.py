@@ -1,0 +1,114 @@
+"""The ``scalelab`` command: one app, its commands in files beside this one.
+
+Nothing heavy is imported here: each command imports what it needs when it runs, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from scalelab import __version__
+from scalelab.cli import bench as bench_commands
+from scalelab.cli import dashboard as dashboard_commands
+from scalelab.cli import data as data_commands
+from scalelab.cli import decide as decide_commands
+from scalelab.cli import doctor as doctor_commands
+from scalelab.cli import fit as fit_commands
+from scalelab.cli import report as report_commands
+from scalelab.cli import results as results_commands
+from scalelab.cli import resume as resume_commands
+from scalelab.cli import sweep as sweep_commands
+from scalelab.cli.output import console, report_error
+from scalelab.cli.settings import default_map
+from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, ScalelabError, UsageError
+
+app = typer.Typer(
+    name="scalelab",
+    help="Plan, train, record and fit scaling laws, and decide what to train.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing what draws boxes takes half as long as all else
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Text to tokens, ahead of a sweep.", no_args_is_help=True)
+data_app.command("prepare")(data_commands.prepare)
+app.add_typer(sweep_commands.app, name="sweep")
+app.command("resume")(resume_commands.resume)
+app.command("retry")(resume_commands.retry)
+app.command("cancel")(resume_commands.cancel)
+app.command("status")(results_commands.status)
+app.command("logs")(results_commands.logs)
+app.command("collect")(results_commands.collect)
+app.command("import")(results_commands.import_)
+app.command("export")(results_commands.export)
+app.command("fit")(fit_commands.fit)
+app.command("decide")(decide_commands.decide)
+app.command("dashboard")(dashboard_commands.dashboard)
+app.command("report")(report_commands.report)
+app.add_typer(data_app, name="data")
+app.add_typer(bench_commands.app, name="bench")
+app.command("doctor")(doctor_commands.doctor)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Plan, train, record and fit scaling laws, and decide what to train."""
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code.
+
+    Exit codes: 0 ok, 1 bug, 2 usage, 3 bad data, 4 fit not identified, 5 runs failed, 130
+    interrupted. ``SCALELAB_DEBUG=1`` shows the traceback of an error.
+    """
+    sys.exit(main(argv))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
+    command = typer.main.get_group(app)
+    try:
+        code = command.main(
+            args=words,
+            prog_name="scalelab",
+            standalone_mode=False,
+            default_map=default_map(command),
+        )
+    except ScalelabError as error:
+        if os.environ.get("SCALELAB_DEBUG"):
+            raise
+        return report_error(error, as_json=as_json)
+    except TyperException as error:
+        return report_error(_as_usage_error(error), as_json=as_json)
+    except (typer.Abort, KeyboardInterrupt):
+        console(stderr=True).print("interrupted")
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _as_usage_error(error: TyperException) -> UsageError:
+    """Return a complaint of the option parser in our three parts."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "scalelab"
+    return UsageError(
+        error.format_message().rstrip("."),
+        f"the options and arguments of {where}",
+        f"See {where} --help.",
+    )

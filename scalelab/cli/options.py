@@ -1,0 +1,96 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalelab.errors import UsageError
+
+DEFAULT_RESULTS = Path("results")
+
+ResultsOption = Annotated[
+    Path,
+    typer.Option("--results", envvar="SCALELAB_RESULTS", help="Results folder."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, whatever it costs.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and its cost; prepare and start nothing.")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the sweep; the same name continues it.")
+]
+LauncherOption = Annotated[
+    str,
+    typer.Option("--launcher", envvar="SCALELAB_LAUNCHER", help="local or slurm."),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Runs at once; default one a core, or one a GPU."),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", envvar="SCALELAB_DEVICE", help="cpu or cuda; default cuda where there is one."
+    ),
+]
+KeepWeightsOption = Annotated[
+    bool, typer.Option("--keep-weights", help="Keep each run's last checkpoint.")
+]
+ExtendOption = Annotated[
+    bool, typer.Option("--extend", help="Add these runs to the sweep that has this name.")
+]
+AllowRepeatsOption = Annotated[
+    bool, typer.Option("--allow-repeats", help="Allow more than 4 passes over the text.")
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="File, folder or glob of text, JSONL or Parquet; repeatable. Default: the source "
+        "text of the running Python's standard library.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None, typer.Option("--tokenizer", help="bytes, or bpe:SIZE trained on the text.")
+]
+FieldOption = Annotated[
+    str | None, typer.Option("--field", help="Field that holds the text in JSONL.")
+]
+ColumnOption = Annotated[
+    str | None, typer.Option("--column", help="Column that holds the text in Parquet.")
+]
+EvalTokensOption = Annotated[
+    str | None, typer.Option("--eval-tokens", help="Held-out tokens; default 262,144.")
+]
+SeqLenOption = Annotated[int | None, typer.Option("--seq-len", help="Tokens in a sequence.")]
+BatchSeqsOption = Annotated[
+    int | None, typer.Option("--batch-seqs", help="Sequences in a step; default by rule.")
+]
+LrOption = Annotated[
+    float | None, typer.Option("--lr", help="Peak learning rate of every run; default by rule.")
+]
+LrRuleOption = Annotated[
+    str | None,
+    typer.Option("--lr-rule", help="width, kaplan, deepseek, steplaw or olmo."),
+]
+ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="cosine or wsd.")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", help="fp32, bf16 or fp16; default fp32 on CPU, bf16 on CUDA."),
+]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2: one run of each size for each.")
+]
+
+
+def checked_device(device: str | None) -> str | None:
+    """Return the device when it is one."""
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"device {device!r}", "cpu or cuda", "Choose one of the two.")
+    return device

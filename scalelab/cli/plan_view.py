@@ -1,0 +1,143 @@
+"""A proposal as a person reads it, and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from scalelab.cli.output import console
+from scalelab.launch.proposal import Proposal
+from scalelab.sweep.cost import PlanCost
+from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
+from scalelab.units import (
+    format_count,
+    format_duration,
+    format_flops,
+    format_money,
+    format_quantity,
+)
+
+SHOWN_ROWS = 60
+JSON_SCHEMA = 1
+
+
+def print_plan(proposal: Proposal) -> None:
+    """Print the plan, its totals, what it takes here and elsewhere, and its warnings."""
+    plan, cost = proposal.plan, proposal.cost
+    out = console()
+    table = Table(title=f"{plan.name}: {len(plan.rows)} runs", title_justify="left", box=None)
+    for column in ("budget", "N", "D", "D/N"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
+    for column in ("steps", "batch", "lr", "FLOPs", "time", "money"):
+        table.add_column(column, justify="right", no_wrap=True)
+    shown = list(zip(plan.rows, cost.run_seconds, strict=True))[:SHOWN_ROWS]
+    for row, seconds in shown:
+        is_done = row.spec.run_id in proposal.finished
+        table.add_row(
+            format_flops(row.budget_flops) if row.budget_flops else "",
+            format_quantity(row.n_params),
+            format_quantity(row.spec.n_tokens),
+            f"{row.tokens_per_param:.3g}",
+            row.spec.shape.label(),
+            format_count(row.spec.n_steps),
+            f"{row.spec.batch_seqs}x{row.spec.seq_len}",
+            f"{row.spec.lr:.3g}",
+            format_flops(row.flops),
+            "done" if is_done else format_duration(seconds),
+            "" if is_done else format_money(seconds / 3600 * cost.speed.usd_per_worker_hour),
+        )
+    out.print(table)
+    if len(plan.rows) > len(shown):
+        out.print(f".. and {len(plan.rows) - len(shown):,} more; --json has them all.")
+    for line in summary_lines(proposal):
+        out.print(line, soft_wrap=True)
+    for warning in plan.warnings():
+        out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+
+
+def summary_lines(proposal: Proposal) -> list[str]:
+    """Return the totals of a plan and what they take, one sentence each."""
+    plan, cost = proposal.plan, proposal.cost
+    facts = plan.data
+    about = "about " if facts.is_estimated else ""
+    done = f", {len(proposal.finished)} done already" if proposal.finished else ""
+    speed = cost.speed
+    lines = [
+        f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
+        f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
+        f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; {plan.rules['schedule']}",
+        f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
+        f"{DEFAULT_FLOP_CONVENTION} (causal attention and head included)",
+        f"total: {format_flops(plan.total_flops)} FLOPs{done}",
+        f"here: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
+    ]
+    lines += [
+        f"on one {other.speed.device}: {_cost_words(other)} ({other.speed.note})"
+        for other in proposal.elsewhere
+    ]
+    return lines
+
+
+def plan_as_json(proposal: Proposal) -> dict[str, Any]:
+    """Return the plan as the JSON of ``scalelab sweep`` holds it, numbers unrounded."""
+    plan, cost = proposal.plan, proposal.cost
+    return {
+        "schema": JSON_SCHEMA,
+        "command": "sweep",
+        "name": plan.name,
+        "kind": plan.kind,
+        "param_convention": DEFAULT_PARAM_CONVENTION,
+        "flop_convention": DEFAULT_FLOP_CONVENTION,
+        "rows": [
+            {
+                "run_id": None if plan.data.is_estimated else row.spec.run_id,
+                "budget_flops": row.budget_flops,
+                "n_params": row.n_params,
+                "n_tokens": row.spec.n_tokens,
+                "shape": row.spec.shape.label(),
+                "n_steps": row.spec.n_steps,
+                "batch_seqs": row.spec.batch_seqs,
+                "seq_len": row.spec.seq_len,
+                "lr": row.spec.lr,
+                "warmup_steps": row.spec.warmup_steps,
+                "flops": row.flops,
+                "epochs": plan.epochs(row),
+                "seconds": seconds,
+                "is_finished": row.spec.run_id in proposal.finished,
+            }
+            for row, seconds in zip(plan.rows, cost.run_seconds, strict=True)
+        ],
+        "rules": dict(plan.rules),
+        "data": {
+            "tokenizer": plan.data.tokenizer,
+            "n_train_tokens": plan.data.n_train_tokens,
+            "n_eval_tokens": plan.data.n_eval_tokens,
+            "is_estimated": plan.data.is_estimated,
+        },
+        "totals": {"flops": plan.total_flops, **_cost_json(cost)},
+        "elsewhere": [_cost_json(other) for other in proposal.elsewhere],
+        "warnings": plan.warnings(),
+    }
+
+
+def _cost_words(cost: PlanCost) -> str:
+    energy = f", {cost.kwh:,.3g} kWh" if cost.kwh is not None else ""
+    hours = format_duration(cost.worker_hours * 3600)
+    return (
+        f"{format_duration(cost.wall_s)} ({hours} of one worker), {format_money(cost.usd)}{energy}"
+    )
+
+
+def _cost_json(cost: PlanCost) -> dict[str, Any]:
+    return {
+        "device": cost.speed.device,
+        "n_workers": cost.speed.n_workers,
+        "wall_s": cost.wall_s,
+        "worker_hours": cost.worker_hours,
+        "usd": cost.usd,
+        "kwh": cost.kwh,
+        "is_measured": cost.speed.is_measured,
+        "note": cost.speed.note,
+    }

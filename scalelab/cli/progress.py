@@ -1,0 +1,168 @@
+"""Watching a launch: a live view in a terminal, a line for each event elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalelab.cli.output import console
+from scalelab.units import format_duration, format_quantity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from scalelab.launch.base import LaunchView, Watcher
+
+REFRESH_S = 0.5
+ENDED = ("done", "diverged", "failed")
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows how the preparation of the text goes on."""
+    out = console(stderr=True)
+    if not out.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    with out.status("preparing") as status:
+
+        def show(stage: str, done: int, total: int) -> None:
+            share = f" {done / total:.0%}" if total else ""
+            status.update(f"{stage}{share}")
+
+        yield show
+
+
+@contextlib.contextmanager
+def watching(results: Path, *, as_json: bool) -> Iterator[Watcher]:
+    """Give the function that a launcher tells what happens."""
+    out = console(stderr=True)
+    if not out.is_terminal or as_json:
+        yield _LinePrinter(results)
+        return
+    from rich.live import Live
+
+    with Live(console=out, auto_refresh=False, transient=True) as live:
+        screen = _Screen(results, lambda content: live.update(content, refresh=True))
+        yield screen
+
+
+@dataclass(slots=True)
+class RunProgress:
+    """How far a running attempt is, read from the end of its training curve."""
+
+    label: str
+    step: int
+    n_steps: int
+    loss_nats: float | None
+    tokens_per_s: float | None
+
+
+class Reader:
+    """Reads the progress of runs; remembers what does not change."""
+
+    def __init__(self, results: Path) -> None:
+        from scalelab.records.sweep_dir import Results
+
+        self.results = Results(results)
+        self.known: dict[str, tuple[str, int, int]] = {}
+
+    def read(self, run_id: str) -> RunProgress:
+        """Return the progress of a run."""
+        folder = self.results.run(run_id)
+        if run_id not in self.known:
+            spec = folder.read_spec()
+            self.known[run_id] = (spec.shape.label(), spec.n_steps, spec.tokens_per_step)
+        label, n_steps, _ = self.known[run_id]
+        attempts = folder.attempts()
+        row = attempts[-1].last_metrics() if attempts else None
+        if row is None:
+            return RunProgress(label, 0, n_steps, None, None)
+        return RunProgress(label, row.step, n_steps, row.loss_nats, row.tokens_per_s)
+
+    def remaining_s(self, progress: RunProgress, run_id: str) -> float | None:
+        """Return the seconds that a run still needs at its present speed."""
+        if not progress.tokens_per_s:
+            return None
+        tokens = (progress.n_steps - progress.step) * self.known[run_id][2]
+        return tokens / progress.tokens_per_s
+
+
+class _LinePrinter:
+    """One line for each event; nothing while nothing happens."""
+
+    def __init__(self, results: Path) -> None:
+        self.out = console(stderr=True)
+        self.reader = Reader(results)
+
+    def __call__(self, view: LaunchView) -> None:
+        if not view.note:
+            return
+        counted = sum(status in ENDED for status in view.statuses.values())
+        run_id, _, event = view.note.partition(" ")
+        extra = ""
+        if event == "done":
+            record = self.reader.results.run(run_id).accepted()
+            found = record.read_record() if record else None
+            if found is not None and found.loss_nats is not None:
+                size = format_quantity(found.n_params["chinchilla"])
+                extra = f": N {size}, loss {found.loss_nats:.4f} nats"
+        if event == "started":
+            return
+        elapsed = format_duration(time.time() - view.started_s)
+        self.out.print(
+            f"[{counted}/{len(view.statuses)}, {elapsed}] {view.note}{extra}", soft_wrap=True
+        )
+
+
+class _Screen:
+    """A table of what is running, redrawn twice a second."""
+
+    def __init__(self, results: Path, show: Callable[[RenderableType], None]) -> None:
+        self.reader = Reader(results)
+        self.show = show
+        self.last_drawn = 0.0
+        self.notes: list[str] = []
+
+    def __call__(self, view: LaunchView) -> None:
+        if view.note and not view.note.endswith((" started", " done")):
+            self.notes.append(view.note)
+        now = time.monotonic()
+        if now - self.last_drawn >= REFRESH_S:
+            self.last_drawn = now
+            self.show(self._draw(view))
+
+    def _draw(self, view: LaunchView) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        n_ended = sum(status in ENDED for status in view.statuses.values())
+        elapsed = time.time() - view.started_s
+        head = Text(
+            f"{n_ended} of {len(view.statuses)} runs ended, {len(view.running)} running, "
+            f"{format_duration(elapsed)} so far"
+        )
+        table = Table(box=None)
+        for title in ("run", "shape", "steps", "", "loss", "tokens/s", "left"):
+            table.add_column(title, no_wrap=True)
+        for run_id in view.running:
+            progress = self.reader.read(run_id)
+            left = self.reader.remaining_s(progress, run_id)
+            table.add_row(
+                run_id,
+                progress.label,
+                f"{progress.step:,}/{progress.n_steps:,}",
+                ProgressBar(total=progress.n_steps, completed=progress.step, width=20),
+                "" if progress.loss_nats is None else f"{progress.loss_nats:.4f}",
+                "" if not progress.tokens_per_s else format_quantity(progress.tokens_per_s),
+                "" if left is None else format_duration(left),
+            )
+        notes = [Text(note, style="yellow") for note in self.notes[-3:]]
+        bar = ProgressBar(total=len(view.statuses), completed=n_ended, width=60)
+        return Group(head, bar, table, *notes)

@@ -1,0 +1,126 @@
+"""The ``report`` command: one HTML file that opens offline, and pictures for a paper."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scalelab.cli.options import ResultsOption
+from scalelab.cli.output import console, emit_json
+from scalelab.errors import DataError
+
+if TYPE_CHECKING:
+    from scalelab.fit.result import FitReport
+
+DEFAULT_TARGET = 100.0
+"""Forecast this many times beyond the largest run when no target is asked for."""
+PUBLISHED_SPAN = (1e19, 1e26)
+
+
+def report(
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help="CSV or Parquet file of finished runs.")
+    ] = None,
+    sweep: Annotated[str | None, typer.Option(help="Sweep; default: the latest.")] = None,
+    results: ResultsOption = Path("results"),
+    mapping: Annotated[
+        list[str] | None, typer.Option("--map", help="OURS=THEIRS,..: columns of the file.")
+    ] = None,
+    form: Annotated[str, typer.Option(help="Law to fit.")] = "chinchilla",
+    level: Annotated[float, typer.Option(help="Level of every interval.")] = 0.9,
+    predict: Annotated[
+        list[str] | None, typer.Option(help="C=1e24, N=7e9, ..; repeatable.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Folder for SVG pictures.")] = None,
+    pdf: Annotated[Path | None, typer.Option(help="Folder for PDF pictures.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Folder for PNG pictures.")] = None,
+    tex: Annotated[
+        bool, typer.Option("--tex", help="Also the parameters as LaTeX, beside --out.")
+    ] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Also all numbers as CSV, beside --out.")] = (
+        False
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Write what a fit says as one HTML file that opens offline, with pictures beside it.
+
+    Example: scalelab report --from runs.csv --out report.html --svg figures
+    """
+    from scalelab import api
+    from scalelab.store.tables import parse_map
+
+    found = api.fit(
+        from_file,
+        sweep=sweep,
+        results=results,
+        selection=api.Selection(mapping=parse_map(mapping or [])),
+        form=form,
+        level=level,
+        predict=predict or (),
+    )
+    command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    written = [_write(out, as_html(found, command))]
+    if tex:
+        written.append(_write(out.with_suffix(".tex"), found.to_tex()))
+    if csv:
+        written.append(_write(out.with_suffix(".csv"), found.to_csv()))
+    written += _pictures(found, {".svg": svg, ".pdf": pdf, ".png": png})
+    if as_json:
+        emit_json({"written": written, "status": found.fit.status})
+    else:
+        for path in written:
+            console().print(f"written: {path}", soft_wrap=True)
+    return found.exit_code
+
+
+def as_html(found: FitReport, command: str) -> str:
+    """Return the HTML file of a fit, from the figures that the page draws."""
+    from scalelab.api import judge as api_judge
+    from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
+    from scalelab.report.html import Content, render
+
+    low, high = float(found.observations.flops.min()), float(found.observations.flops.max())
+    asked = [forecast.flops for forecast in found.forecasts if forecast.flops is not None]
+    far = max([*asked, high * DEFAULT_TARGET if not asked else high])
+    return render(
+        Content(
+            title=f"Scaling law of {found.observations.source}",
+            command=command,
+            fit=found,
+            bands=api_judge.bands(found, low / 1.5, high * 1.5),
+            reach=api_judge.bands(found, low / 2, far * 3),
+            planes=api_judge.bands(found, *PUBLISHED_SPAN),
+            models=[model for model in PUBLISHED if model.is_decoder],
+            named=WELL_KNOWN,
+        )
+    )
+
+
+def _pictures(found: FitReport, folders: dict[str, Path | None]) -> list[str]:
+    from scalelab.report.plots import draw_fit
+
+    written = []
+    for suffix, folder in folders.items():
+        if folder is not None:
+            path = folder / f"fit{suffix}"
+            draw_fit(found, path)
+            written.append(str(path))
+    return written
+
+
+def _write(path: Path, text: str) -> str:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}, which cannot be written ({error.strerror})",
+            "a path in a folder that one may write to",
+            "Choose another path for --out.",
+        ) from None
+    return str(path)

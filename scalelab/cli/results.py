@@ -1,0 +1,225 @@
+"""``scalelab collect``, ``import``, ``export``, ``status``, ``logs``: results in, out, in view."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
+from scalelab.cli.output import console, emit_json
+from scalelab.errors import EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from scalelab.store.collect import CollectReport
+
+WATCH_INTERVAL_S = 2.0
+
+
+def collect(
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Collect again and again, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, help="Seconds between two collections.")
+    ] = 10.0,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Load what runs have written into DuckDB, and publish it for readers.
+
+    Example: scalelab collect --watch
+    """
+    from scalelab.store.collect import collect as collect_once
+    from scalelab.store.collect import watch as collect_again
+
+    if not watch:
+        _show_collected(collect_once(results), results, as_json=as_json)
+        return EXIT_OK
+    for report in collect_again(results, interval_s=interval):
+        if report.is_published:
+            _show_collected(report, results, as_json=as_json)
+    return EXIT_OK
+
+
+def _show_collected(report: CollectReport, results: Path, *, as_json: bool) -> None:
+    for problem in report.problems:
+        console(stderr=True).print(f"warning: {problem}", style="yellow", soft_wrap=True)
+    if as_json:
+        emit_json({"schema": 1, "command": "collect", **asdict(report)})
+        return
+    parts = [
+        f"{report.runs_new:,} new runs",
+        f"{report.runs_changed:,} changed",
+        f"{report.metric_rows_new:,} new metric rows",
+    ]
+    if report.runs_removed:
+        parts.append(f"{report.runs_removed:,} removed")
+    if report.torn_lines:
+        parts.append(f"{report.torn_lines:,} torn lines dropped")
+    console().print(
+        f"{', '.join(parts)}; {report.runs:,} runs in {results / 'scalelab.duckdb'} "
+        f"({report.wall_s:.2f} s)",
+        soft_wrap=True,
+    )
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet file of finished runs.")],
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="OURS=THEIRS,..: our column (n_params, n_tokens, loss_nats, flops, budget, "
+            "cluster) from a column or SQL expression of the file; repeatable.",
+        ),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL condition on the file's columns.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the import; default from the file's.")
+    ] = None,
+    param_convention: Annotated[
+        str, typer.Option(help="How the file counts parameters: chinchilla, kaplan, ..")
+    ] = "unstated",
+    flop_convention: Annotated[
+        str, typer.Option(help="How the file counts FLOPs: 6nd, exact, ..")
+    ] = "unstated",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of an import of that name.")
+    ] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Keep results made elsewhere; rows that cannot be used are set aside with line and reason.
+
+    Example: scalelab import runs.csv --map n_params=params,n_tokens=tokens,loss_nats=val_loss
+    """
+    from scalelab.store.collect import collect as collect_once
+    from scalelab.store.importers import REJECTS_FILE, import_table
+    from scalelab.store.tables import ReadOptions, parse_map
+
+    report = import_table(
+        results,
+        file,
+        ReadOptions(
+            mapping=parse_map(mapping or ()),
+            where=where,
+            param_convention=param_convention,
+            flop_convention=flop_convention,
+        ),
+        name=name,
+        replaces=replace,
+    )
+    collected = collect_once(results)
+    warnings = [*report.notes.values(), *collected.problems]
+    if report.n_rejects:
+        warnings.insert(
+            0, f"{report.n_rejects:,} rows set aside: {report.folder / REJECTS_FILE} says why"
+        )
+    for warning in warnings:
+        console(stderr=True).print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    if as_json:
+        emit_json({"schema": 1, "command": "import", **asdict(report)})
+        return EXIT_OK
+    out = console()
+    word = "imported" if report.is_new else "already imported"
+    out.print(f"{report.n_rows:,} rows {word} as {report.name} ({report.folder})", soft_wrap=True)
+    out.print(f"fit them with: scalelab fit --sweep {report.name}", soft_wrap=True)
+    return EXIT_OK
+
+
+def export(
+    format: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "csv",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; without it, standard output.")
+    ] = None,
+    table: Annotated[
+        str,
+        typer.Option("--table", help="runs, metrics, sweeps, imports, attempts, attempt_metrics."),
+    ] = "runs",
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Only the runs of a sweep.")] = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Write a table of the results as CSV or Parquet.
+
+    Example: scalelab export --format csv --sweep demo --out demo.csv
+    """
+    from scalelab.store.export import export_table
+
+    if out is None and (as_json or (format == "parquet" and sys.stdout.isatty())):
+        raise UsageError(
+            "--json without --out" if as_json else "parquet on a terminal",
+            "--out FILE, so that the table does not go there",
+            "Name a file with --out.",
+        )
+    n_rows = export_table(results, table, format, out or sys.stdout.buffer, sweep=sweep)
+    if as_json:
+        emit_json({"schema": 1, "command": "export", "table": table, "rows": n_rows, "out": out})
+    elif out is not None:
+        console(stderr=True).print(f"{n_rows:,} rows of {table} in {out}", soft_wrap=True)
+    return EXIT_OK
+
+
+def status(
+    sweep: Annotated[str | None, typer.Argument(help="Name; default the latest sweep.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Redraw until every run has ended, or Ctrl-C.")
+    ] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Show how a sweep stands: runs by state, valleys, what is left, what to do next.
+
+    Example: scalelab status demo --watch
+    """
+    from scalelab.cli.status_view import render_status
+    from scalelab.store.status import ACTIVE, read_status, sweep_names
+
+    if watch and as_json:
+        raise UsageError("--watch with --json", "one of them", "Ask for --json again and again.")
+    if watch:
+        from rich.live import Live
+
+        with Live(console=console(), auto_refresh=False) as live:
+            while True:
+                found = read_status(results, sweep)
+                live.update(render_status(found), refresh=True)
+                if not any(found.counts.get(state) for state in ACTIVE):
+                    return EXIT_OK
+                time.sleep(WATCH_INTERVAL_S)
+    found = read_status(results, sweep)
+    if as_json:
+        emit_json({"schema": 1, "command": "status", **asdict(found)})
+        return EXIT_OK
+    console().print(render_status(found))
+    others = [name for name in sweep_names(results) if name != found.sweep]
+    if sweep is None and others:
+        console().print(f"other sweeps: {', '.join(others)}", soft_wrap=True)
+    return EXIT_OK
+
+
+def logs(
+    run: Annotated[str, typer.Argument(help="run_id, or the first characters of one.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run ends, or Ctrl-C.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="Lines of curve and log to begin with.")
+    ] = 20,
+    results: ResultsOption = DEFAULT_RESULTS,
+) -> int:
+    """Show a run's attempts, the end of its curve and what its worker printed.
+
+    Example: scalelab logs 3f9a -f
+    """
+    from scalelab.cli.log_view import find_run, show_logs
+
+    show_logs(find_run(results, run), n_lines=lines, follows=follow)
+    return EXIT_OK

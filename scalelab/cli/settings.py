@@ -1,0 +1,112 @@
+"""Settings: flag > environment ``SCALELAB_*`` > ``./scalelab.toml`` > the user's config folder.
+
+A settings file holds defaults of options, by command; what stands at the top is for every command
+that has such an option::
+
+    results = "/data/results"
+
+    [sweep.isoflop]
+    sizes = 9
+    launcher = "slurm"
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from scalelab.errors import DataError, UsageError
+
+FILE_NAME = "scalelab.toml"
+
+
+def settings_paths() -> tuple[Path, Path]:
+    """Return where settings are read from: the user's file, then the present folder's."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return config / "scalelab" / FILE_NAME, Path(FILE_NAME)
+
+
+def default_map(command: typer.core.TyperGroup) -> dict[str, Any]:
+    """Return the defaults of options that the settings files hold, by command.
+
+    Raises
+    ------
+    DataError
+        When a file is not TOML.
+    UsageError
+        When a file names a command or an option that there is not.
+    """
+    merged: dict[str, Any] = {}
+    for path in settings_paths():
+        if path.is_file():
+            _merge(merged, _for_group(command, _read(path), {}, str(path)))
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(
+            f"settings file {path}: {error}", "a TOML file of option defaults", "Mend that line."
+        ) from None
+
+
+def _for_group(
+    group: Any, content: Mapping[str, Any], inherited: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """Return one group's part of the map; values at its top go to every command below."""
+    tables = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+    values = {**inherited, **{key: value for key, value in content.items() if key not in tables}}
+    unknown = sorted(set(tables) - set(group.commands))
+    if unknown:
+        raise UsageError(
+            f"[{unknown[0]}] in {source}",
+            f"a command: {', '.join(sorted(group.commands))}",
+            "Mend the name of the table.",
+        )
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        table = tables.get(name, {})
+        if hasattr(command, "commands"):
+            found[name] = _for_group(command, table, values, source)
+        else:
+            found[name] = _for_command(name, command, table, values, source)
+    return found
+
+
+def _for_command(
+    name: str,
+    command: Any,
+    table: Mapping[str, Any],
+    inherited: Mapping[str, Any],
+    source: str,
+) -> dict[str, Any]:
+    # Options by their spelling on the command line, with ``_`` for ``-``.
+    spelled = {
+        option.lstrip("-").replace("-", "_"): parameter.name
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    unknown = sorted(set(table) - set(spelled))
+    if unknown:
+        raise UsageError(
+            f"{unknown[0]} in [{name}] of {source}",
+            f"an option of `scalelab {name}`: {', '.join(sorted(spelled))}",
+            "Mend the key.",
+        )
+    values = {key: value for key, value in inherited.items() if key in spelled}
+    return {spelled[key]: value for key, value in {**values, **table}.items()}
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value

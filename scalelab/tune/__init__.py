@@ -1,0 +1,1 @@
+"""Learning-rate and batch tuning, and the power laws of its results."""
