@@ -1,0 +1,154 @@
+"""Compile every kernel for a GPU that need not be there, and print what the compiler says of it.
+
+Registers, spills, shared memory, matrix instructions and 16-byte loads answer most questions about
+a kernel before it is run::
+
+    python tests/benchmarks/kernels_compile.py --capability 90 [--dtype bf16|fp32] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from scalelab_kernels import reference
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+ARCHITECTURES = {80: "ampere", 86: "generic", 89: "generic", 90: "hopper"}
+FILES = ("rms_norm", "swiglu", "qk_norm_rope", "cross_entropy_tiles", "linear_cross_entropy",
+         "adamw", "attention", "attention_backward", "moe")  # fmt: skip
+
+
+class AbsentGpu:
+    """Answers what the compiler asks of a driver, for a device that is not there."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def compile_instead_of_run(capability: int) -> list[tuple[str, Any]]:
+    """Make every launch compile its kernel and stop there; return the list that they fill."""
+    driver.set_active(AbsentGpu(capability))
+    compiled: list[tuple[str, Any]] = []
+    original = JITFunction.run
+
+    def run(self, *arguments, grid, warmup, **settings):
+        kernel = original(self, *arguments, grid=grid, warmup=True, **settings)
+        compiled.append((self.fn.__name__, kernel))
+        return kernel
+
+    JITFunction.run = run
+    for name in FILES:
+        module = importlib.import_module(f"scalelab_kernels.{name}")
+        module.check_runs_here = lambda tensor: None
+        module.architecture = lambda tensor: ARCHITECTURES[capability]
+    return compiled
+
+
+def describe(name: str, kernel: Any, capability: int) -> dict[str, Any]:
+    """Return what ptxas says of one compiled kernel."""
+    ptx = kernel.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        arch = f"sm_{capability}{'a' if capability >= 90 else ''}"
+        report = subprocess.run(
+            [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={arch}", source, "-o", f"{folder}/out"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+    return {
+        "kernel": name,
+        "warps": kernel.metadata.num_warps,
+        "stages": kernel.metadata.num_stages,
+        "shared_bytes": kernel.metadata.shared,
+        "registers": max(map(int, re.findall(r"Used (\d+) registers", report))),
+        "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "mma": ptx.count("mma.sync"),
+        "wide_loads": ptx.count("ld.global.v4"),
+        "wide_copies": len(re.findall(r"cp\.async\.c[ag]", ptx)),
+    }
+
+
+def launch_everything(dtype: torch.dtype) -> None:
+    """Call each operation forward and backward with divisible sizes, as a sweep has them."""
+
+    def get(name: str) -> Any:
+        return importlib.import_module(f"scalelab_kernels.{name}")
+
+    def leaf(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(*shape, dtype=of, requires_grad=True)
+
+    for d in (256, 768, 2048):
+        out, stream = get("rms_norm").add_rms_norm(leaf(64, d), leaf(64, d), leaf(d))
+        (out.sum() + stream.sum()).backward()
+    get("swiglu").swiglu(leaf(64, 4096)).sum().backward()
+    for head_dim in (64, 128):
+        cos, sin = reference.rope_tables(64, head_dim)
+        qkv, gains = leaf(2, 64, 8 * head_dim), (leaf(head_dim), leaf(head_dim))
+        parts = get("qk_norm_rope").qk_norm_rope(qkv, *gains, cos, sin, 4, 2)
+        sum(p.sum() for p in parts).backward()
+    for d in (64, 128, 256, 512):
+        targets = torch.randint(0, 1024, (256,))
+        entropy = get("linear_cross_entropy").linear_cross_entropy_sum
+        entropy(leaf(256, d), leaf(1024, d), targets).backward()
+    for head_dim in (32, 64, 128):
+        for starts in (None, torch.zeros(1, 256, dtype=torch.int32)):
+            q, k = leaf(1, 2, 256, head_dim), leaf(1, 1, 256, head_dim)
+            get("attention").causal_attention(q, k, k, starts=starts).sum().backward()
+    way = get("moe").route(torch.randint(0, 4, (32, 2)), 4)
+    rows = get("moe").permute(leaf(32, 256), way)
+    get("moe").unpermute(rows, leaf(32, 2, of=torch.float32), way).sum().backward()
+    state = [torch.randn(2, 4096) for _ in range(4)]
+    copy, ema = torch.zeros(2, 4096, dtype=torch.bfloat16), torch.zeros(2, 4096)
+    hyper = reference.hyper_table(lr=0.1, n_runs=2)
+    get("adamw").adamw_step_(*state, torch.tensor(3), hyper, n_decay=128, copy=copy, ema=ema)
+
+
+def main() -> None:
+    """Compile, print one line a kernel, and write the JSON when asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capability", type=int, choices=ARCHITECTURES, default=90)
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    compiled = compile_instead_of_run(options.capability)
+    launch_everything(torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    distinct = {id(kernel): (name, kernel) for name, kernel in compiled}
+    rows = [describe(name, kernel, options.capability) for name, kernel in distinct.values()]
+    for row in rows:
+        sys.stdout.write("  ".join(f"{key} {value}" for key, value in row.items()) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The fitting engine beside SciPy's published grid and the PyPI package `chinchilla`, in one run.
+
+Run with ``pytest -m bench tests/benchmarks/test_fit_speed.py`` on a quiet machine with 2 cores.
+"""
+
+import importlib.util
+import time
+
+import duckdb
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.parametric import fit_parametric
+from scalelab.records.types import Observations
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(0)]
+
+N_PUBLISHED_STARTS = 4500
+N_TIMED_STARTS = 45
+SPEED_UP = 500
+
+
+@pytest.fixture(scope="session")
+def chinchilla_240(shared_data):
+    table = duckdb.sql(
+        f"select n_params, n_tokens, flops, loss from '{shared_data}/chinchilla_svg/data.csv' "
+        "where excluded_besiroglu = 0"
+    ).fetchnumpy()
+    N, D, C, loss = (
+        np.asarray(table[name], dtype=float) for name in ("n_params", "n_tokens", "flops", "loss")
+    )
+    return Observations(n_params=N, n_tokens=D, flops=C, loss_nats=loss)
+
+
+def best_of(call, times):
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def full_fit(rows):
+    return fit_parametric(rows, bootstrap=BootstrapSpec(k=0))
+
+
+def test_full_fit(chinchilla_240):
+    full_fit(chinchilla_240)
+    seconds = best_of(lambda: full_fit(chinchilla_240), 5)
+    print(f"full fit of 240 rows: {seconds:.3f} s")
+    assert seconds <= 0.1
+
+
+@pytest.mark.parametrize(("use_numba", "limit"), [("no", 1.5), ("yes", 0.3)])
+def test_4000_replicates(chinchilla_240, use_numba, limit):
+    if use_numba == "yes":
+        pytest.importorskip("numba")
+
+    def refit():
+        fit_parametric(chinchilla_240, bootstrap=BootstrapSpec(k=4000), use_numba=use_numba)
+
+    refit()
+    seconds = best_of(refit, 3) - best_of(lambda: full_fit(chinchilla_240), 3)
+    print(f"4000 replicates, numba {use_numba}: {seconds:.2f} s")
+    assert seconds <= limit
+
+
+def test_against_the_published_grid(chinchilla_240):
+    """SciPy's L-BFGS-B from the 4,500 starts of Besiroglu et al. 2024; every 100th is timed."""
+    x, y = np.log(chinchilla_240.n_params), np.log(chinchilla_240.n_tokens)
+    log_loss = np.log(chinchilla_240.loss_nats)
+
+    def objective(theta):
+        a, b, e, alpha, beta = theta
+        terms = np.stack([a - alpha * x, b - beta * y, np.full_like(x, e)])
+        r = log_loss - np.logaddexp.reduce(terms)
+        size = np.abs(r)
+        return np.sum(np.where(size <= 1e-3, 0.5 * r * r, 1e-3 * (size - 5e-4)))
+
+    grid = np.stack(
+        np.meshgrid(
+            np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, 0.5),
+            np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5),
+        ),
+        axis=-1,
+    ).reshape(-1, 5)  # fmt: skip
+    assert len(grid) == N_PUBLISHED_STARTS
+    timed = grid[:: N_PUBLISHED_STARTS // N_TIMED_STARTS]
+    start = time.perf_counter()
+    best = min(minimize(objective, one, method="L-BFGS-B").fun for one in timed)
+    theirs = (time.perf_counter() - start) * N_PUBLISHED_STARTS / len(timed)
+    ours = best_of(lambda: full_fit(chinchilla_240), 5)
+    value = full_fit(chinchilla_240).value
+    print(
+        f"grid {theirs:.0f} s, ours {ours:.3f} s: {theirs / ours:.0f} times; {best / value - 1:.1e}"
+    )
+    assert value <= best * (1 + 1e-9)
+    assert theirs >= SPEED_UP * ours
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("chinchilla") is None, reason="the package chinchilla is not installed"
+)
+def test_against_the_package_chinchilla(chinchilla_240, tmp_path):
+    """The PyPI package with the grid of its documentation."""
+    import pandas as pd
+    from chinchilla import Chinchilla as Peer
+
+    frame = pd.DataFrame(
+        {
+            "C": chinchilla_240.flops,
+            "N": chinchilla_240.n_params,
+            "D": chinchilla_240.n_tokens,
+            "loss": chinchilla_240.loss_nats,
+        }
+    )
+    peer = Peer(
+        str(tmp_path),
+        param_grid={
+            "E": np.linspace(1, 2, 5),
+            "a": np.linspace(1, 10, 5),
+            "b": np.linspace(1, 10, 5),
+            "alpha": np.linspace(0.1, 0.7, 5),
+            "beta": np.linspace(0.1, 0.7, 5),
+        },
+        seed_ranges={"C": (1e15, 1e16), "N_to_D": (10, 100)},
+    )
+    peer.database.df = frame
+    start = time.perf_counter()
+    peer.fit()
+    theirs = time.perf_counter() - start
+    ours = best_of(lambda: full_fit(chinchilla_240), 5)
+    print(f"chinchilla {theirs:.1f} s, ours {ours:.3f} s: {theirs / ours:.0f} times")
+    assert theirs >= SPEED_UP * ours

@@ -1,0 +1,295 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalelab.cli.main import main
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+REFERENCE = SHARED / "reference_optima.csv"
+
+
+def reference_rows():
+    if not REFERENCE.is_file():
+        return []
+    with REFERENCE.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def name_of(row):
+    return "-".join(
+        str(part)
+        for part in (row["dataset"], row["n"], row["n_column"], row["residual"], row["loss"])
+        + ((row["delta"],) if row["delta"] else ())
+    )
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a runner of the command line: exit code, stdout, stderr."""
+
+    def call(*words, code=0):
+        capsys.readouterr()
+        found = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert found == code, f"exit {found}: {out[-800:]} {err[-800:]}"
+        return out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def file(isoflop_runs, tmp_path_factory):
+    rows = isoflop_runs(noise=0.004)
+    path = tmp_path_factory.mktemp("cli") / "runs.csv"
+    columns = (rows.n_params, rows.n_tokens, rows.loss_nats, rows.flops, rows.budget)
+    lines = ["n_params,n_tokens,loss,flops,isoflop_budget"]
+    lines += [",".join(repr(float(value)) for value in row) for row in zip(*columns, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_reference_has_its_42_rows(shared_data):
+    assert len(reference_rows()) == 42
+
+
+@pytest.mark.parametrize("row", reference_rows(), ids=name_of)
+def test_the_reference_optima_are_reached_from_the_command_line(run, shared_data, row):
+    words = ["fit", "--from", shared_data / row["file"], "--bootstrap", 0, "--json"]
+    words += ["--residual", row["residual"], "--loss", row["loss"]]
+    if row["where_sql"]:
+        words += ["--where", row["where_sql"]]
+    if row["delta"]:
+        words += ["--delta", row["delta"]]
+    if row["n_column"] != "n_params":
+        words += ["--map", f"n_params={row['n_column']}"]
+    runs_to_zero = "E runs to 0" in row["note"]
+    out, _ = run(*words, code=4 if runs_to_zero else 0)
+    found = json.loads(out)
+    assert found["n_rows"] == int(row["n"])
+    assert found["objective"]["value"] <= float(row["objective_sum"]) * (1 + 1e-6)
+    # A lower value than the reference's own digits would be another objective.
+    assert found["objective"]["value"] >= float(row["objective_sum"]) * (1 - 1e-9)
+    if runs_to_zero:
+        assert found["status"] == "not_identified"
+        assert found["predictions"] == []
+    else:
+        assert not row["note"]
+        for name in ("A", "B", "E", "alpha", "beta"):
+            assert found["params"][name]["value"] == pytest.approx(float(row[name]), rel=1e-4)
+        assert found["derived"]["a"]["value"] == pytest.approx(float(row["a"]), rel=1e-4)
+
+
+def test_the_optimum_at_chinchillas_compute(run, shared_data):
+    """N_opt and D_opt of the published table's row 4, at 5.76e23 FLOP."""
+    words = ["--from", shared_data / "chinchilla_svg" / "data.csv"]
+    words += ["--where", "excluded_besiroglu=0", "--predict", "C=5.76e23", "--bootstrap", 0]
+    out, _ = run("fit", *words, "--json")
+    (found,) = json.loads(out)["predictions"]
+    assert found["n_params"] == pytest.approx(73.19e9, rel=1e-4)
+    assert found["n_tokens"] == pytest.approx(1.3116e12, rel=1e-4)
+    assert found["n_tokens"] / found["n_params"] == pytest.approx(17.9, abs=0.05)
+
+
+def test_the_first_line_is_the_answer(run, file):
+    out, err = run("fit", "--from", file, "--predict", "N=1e9", "--bootstrap", 50)
+    first = out.splitlines()[0]
+    assert first.startswith("N 1B on D ")
+    assert "compute-optimal" in first
+    assert "90 % " in first
+    assert "times the FLOPs of the largest run" in first
+    assert err == ""
+
+
+def test_a_far_forecast_carries_its_warning_in_its_first_line(run, file):
+    out, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50)
+    assert out.splitlines()[0].startswith("FAR: ")
+    assert "extrapolation: N=7e12 lies" in out
+    found, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50, "--json")
+    assert json.loads(found)["warnings"][0]["code"] == "extrapolation"
+
+
+def test_piped_output_is_plain_and_whole(run, file):
+    long = " AND ".join(["flops > 0"] * 40)
+    out, _ = run("fit", "--from", file, "--where", long, "--bootstrap", 20)
+    assert "\x1b" not in out
+    assert "…" not in out
+    assert long in out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_no_number_is_cut_off_on_a_narrow_terminal(run, file, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out, _ = run("fit", "--from", file, "--predict", "C=1e21", "--bootstrap", 50)
+    assert "…" not in out
+    wide = run("fit", "--from", file, "--predict", "C=1e21", "--bootstrap", 50, "--csv")[0]
+    beta = next(line for line in wide.splitlines() if line.startswith("param,beta"))
+    assert f"{float(beta.split(',')[2]):.7g}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--predict", "N=abc"], 2),
+        (["--predict", "M=1e9"], 2),
+        (["--form", "nosuch"], 2),
+        (["--residual", "cubic"], 2),
+        (["--loss", "l7"], 2),
+        (["--delta", "-1"], 2),
+        (["--level", "1.5"], 2),
+        (["--bootstrap", "-3"], 2),
+        (["--where", "nosuch = 1"], 2),
+        (["--map", "n_params"], 2),
+        (["--plot", "picture.jpg"], 2),
+        (["--nosuch"], 2),
+        (["--bootstrap", "many"], 2),
+        (["--json", "--csv"], 2),
+        (["--where", "flops < 0"], 3),
+        (["--holdout", "flops > 0"], 3),
+        (["--map", "loss_nats=n_tokens*0"], 3),
+    ],
+)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_cannot_be_meant_is_an_error_in_three_parts(run, file, words, code, as_json):
+    extra = [] if as_json is False or "--json" in words else ["--json"]
+    out, err = run("fit", "--from", file, *words, *extra, code=code)
+    if "--json" in [*words, *extra]:
+        assert set(json.loads(out)["error"]) == {"given", "allowed", "do"}
+    else:
+        assert out == ""
+        assert err.startswith("error: got ")
+        assert len(err.strip().splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("", 3),
+        ("n_params,n_tokens,loss\n", 3),
+        ("n_params,n_tokens\n1e6,1e7\n", 3),
+        ("n_params,n_tokens,loss\nnan,1e7,3\n", 3),
+        ("n_params,n_tokens,loss\n1e6,1e7,-3\n", 3),
+        ("n_params,n_tokens,loss\nx,y,z\n", 3),
+        ("n_params,n_tokens,loss\n1e6,1e7,3\n", 4),
+        ("n_params,n_tokens,loss\n" + "1e6,1e7,3\n" * 9, 4),
+        ("n_params,n_tokens,loss\n" + "".join(f"{i}e6,1e7,{4 - i / 9}\n" for i in range(1, 9)), 4),
+        ("n_params,n_tokens,loss\n" + "".join(f"1e6,{i}e7,{4 - i / 9}\n" for i in range(1, 9)), 4),
+    ],
+    ids=["empty", "header", "column", "nan", "negative", "words", "one", "same", "one-D", "one-N"],
+)
+def test_garbage_gets_the_right_answer(run, tmp_path, content, code):
+    path = tmp_path / "runs.csv"
+    path.write_text(content)
+    out, _ = run(
+        "fit", "--from", path, "--json", "--bootstrap", 20, "--predict", "N=1e9", code=code
+    )
+    found = json.loads(out)
+    if code == 3:
+        assert set(found) == {"error"}
+    else:
+        assert found["status"] == "not_identified"
+        assert found["predictions"] == []
+        assert found["warnings"][0]["code"] == "not_identified"
+
+
+def test_json_is_one_object_on_stdout_with_nothing_beside_it(run, file, tmp_path):
+    plot = tmp_path / "fit.svg"
+    out, err = run("fit", "--from", file, "--json", "--bootstrap", 20, "--plot", plot, "--compare")
+    found = json.loads(out)
+    assert out.count("\n") == 1
+    assert err == ""
+    assert plot.stat().st_size > 10_000
+    assert found["compare"]["candidates"][0]["form"] in found["compare"]["verdict"]
+
+
+def test_tex_and_csv_go_to_stdout(run, file):
+    assert run("fit", "--from", file, "--tex", "--bootstrap", 20)[0].startswith("\\begin{table}")
+    rows = list(
+        csv.DictReader(run("fit", "--from", file, "--csv", "--bootstrap", 20)[0].splitlines())
+    )
+    assert {row["name"] for row in rows} >= {"A", "B", "E", "alpha", "beta", "a"}
+
+
+def test_the_seed_decides_the_intervals_and_nothing_else(run, file):
+    def fitted(seed):
+        words = ["fit", "--from", file, "--json", "--bootstrap", 50, "--seed", seed]
+        return json.loads(run(*words)[0])["params"]["alpha"]
+
+    assert fitted(1) == fitted(1)
+    assert fitted(1)["value"] == fitted(2)["value"]
+    assert fitted(1)["low"] != fitted(2)["low"]
+
+
+def test_a_named_cluster_is_resampled_whole(run, tmp_path, isoflop_runs):
+    rows = isoflop_runs()
+    lines = ["n_params,n_tokens,loss,trunk"]
+    for i in range(len(rows)):
+        row = (rows.n_params[i], rows.n_tokens[i], rows.loss_nats[i])
+        lines.append(",".join(repr(float(value)) for value in row) + f",t{i // 3}")
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines) + "\n")
+    words = ["fit", "--from", path, "--json", "--bootstrap", 50]
+    assert json.loads(run(*words)[0])["bootstrap"]["method"] == "row"
+    found = json.loads(run(*words, "--cluster", "trunk")[0])["bootstrap"]
+    assert found["method"] == "cluster"
+    assert found["cluster"] == "trunk"
+
+
+def test_a_speedup_is_printed_as_compute_saved(run, file):
+    words = ["fit", "--from", file, "--bootstrap", 50, "--speedup", "n_params % 2 < 1"]
+    out, _ = run(*words)
+    assert out.startswith("Recipe B ")
+    assert "(speed-up " in out.splitlines()[0]
+    found = json.loads(run(*words, "--json")[0])["speedup"]
+    assert found["factor"]["low"] < 1 < found["factor"]["high"]
+
+
+def test_a_holdout_is_scored(run, file):
+    words = ["fit", "--from", file, "--bootstrap", 50, "--holdout", "flops > 5e19"]
+    assert "Held out: 9 rows" in run(*words)[0]
+    found = json.loads(run(*words, "--json")[0])["holdout"]
+    assert found["n_rows"] == 9
+    assert 0 < found["mean_relative_error"] < 0.02
+
+
+def test_the_help_has_an_example(run):
+    out, _ = run("fit", "--help")
+    assert "Example: scalelab fit --from runs.csv" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("no_color", ["1", None])
+def test_the_installed_command_runs_as_a_process(shared_data, no_color):
+    command = Path(sys.executable).with_name("scalelab")
+    words = ["fit", "--from", shared_data / "llama3_isoflop" / "data.csv", "--predict", "C=3.8e25"]
+    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    if no_color:
+        environment["NO_COLOR"] = no_color
+    done = subprocess.run(
+        [command, *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("FAR: ")
+    assert "approaches disagree" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_process_that_is_not_identified_ends_with_four(shared_data):
+    command = Path(sys.executable).with_name("scalelab")
+    words = ["--from", shared_data / "misfitting" / "best_lr.csv", "--bootstrap", "0", "--json"]
+    done = subprocess.run(
+        [command, "fit", *words, "--map", "n_params=n_params_nonembed"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    found = json.loads(done.stdout)
+    assert found["status"] == "not_identified"
+    assert np.isfinite(found["objective"]["value"])
+    assert found["param_convention"] == "kaplan"

@@ -1,0 +1,119 @@
+"""The options of SLURM: a dry run without a cluster, words as SLURM's users write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scalelab.cli.main import main
+from scalelab.cli.slurm_options import parse_gigabytes, parse_minutes, with_launcher
+from scalelab.errors import UsageError
+from scalelab.sweep.spec import read_sweep_file
+
+FILE = """
+kind = "isoflop"
+budgets = "1e18,1e19"
+sizes = 3
+
+[train]
+batch_seqs = 64
+
+[launcher]
+name = "slurm"
+
+[launcher.slurm]
+partition = "gpu"
+gpu = "a100"
+time_min = 600
+setup = ["module load cuda"]
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "big.toml"
+    path.write_text(FILE)
+    # No cluster: none of SLURM's programs can be found.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_a_dry_run_needs_no_cluster_and_shows_the_batch_script(
+    sweep_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--partition", "a100,h100", "--time", "1-00:00:00", "--mem", "80G"]
+    assert (
+        main(["sweep", "run", str(sweep_file), "--dry-run", *words, "--setup", "ulimit -c 0"]) == 0
+    )
+    shown = capsys.readouterr().out
+    for line in (
+        "#SBATCH --partition=a100,h100",
+        "#SBATCH --time=1440",
+        "#SBATCH --mem=81920MB",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --signal=USR2@90",
+        "#SBATCH --requeue",
+        "ulimit -c 0",
+        "srun --unbuffered",
+    ):
+        assert line in shown, line
+    assert "GPU-hours" in shown
+    assert "module load cuda" not in shown
+    assert not (sweep_file.parent / "results").exists()
+
+
+def test_a_dry_run_as_json(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "run", str(sweep_file), "--dry-run", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    jobs = content["slurm"]
+    assert jobs["n_arrays"] == 1
+    assert jobs["script"].startswith("#!/bin/bash")
+    hours = sum(row["seconds"] for row in content["rows"]) / 3600
+    assert jobs["gpu_hours"] == pytest.approx(hours)
+    assert "a100" in content["totals"]["device"]
+
+
+def test_a_cap_refuses_in_the_dry_run_already(
+    sweep_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--max-usd", "--max-gpu-hours"):
+        assert main(["sweep", "run", str(sweep_file), "--dry-run", option, "0.001"]) == 2
+        assert option in capsys.readouterr().err
+
+
+def test_options_go_over_the_file_and_zero_is_a_number(sweep_file: Path) -> None:
+    sweep = read_sweep_file(sweep_file)
+    changed = with_launcher(sweep, None, {"slurm": {"gpus_per_run": 0}})
+    assert changed.launcher.slurm.gpus_per_run == 0
+    assert changed.launcher.slurm.partition == "gpu"
+    assert changed.science() == sweep.science()
+    assert with_launcher(sweep, None, {}) is sweep
+    assert with_launcher(sweep, "local", {}).launcher.name == "local"
+    with pytest.raises(UsageError, match="gpus_per_run"):
+        with_launcher(sweep, None, {"slurm": {"gpus_per_run": -1}})
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("4:00:00", 240), ("1-12:00:00", 2160), ("0:00:30", 1), ("0:59:01", 60)],
+)
+def test_time_limits(text: str, minutes: int) -> None:
+    assert parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "gigabytes"), [("16", 16), ("16G", 16), ("500M", 500 / 1024), ("1.5TB", 1536)]
+)
+def test_memory(text: str, gigabytes: float) -> None:
+    assert parse_gigabytes(text) == gigabytes
+
+
+@pytest.mark.parametrize("text", ["", "4h", "1:00", "-5", "90;id"])
+def test_words_that_are_no_amount_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_minutes(text)
+    with pytest.raises(UsageError):
+        parse_gigabytes(text + "x")

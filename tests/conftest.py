@@ -1,0 +1,72 @@
+"""Fixtures for every room: the shared tables, and simulated runs on a known law."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalelab.records.types import Observations
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+SYSTEM_FOLDERS = ("slurm", "browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a SLURM or a browser on this machine: `make system-test` runs it."""
+    for item in items:
+        if item.path.parent.name in SYSTEM_FOLDERS:
+            item.add_marker(pytest.mark.system)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of published tables; absent, skip outside CI and fail within."""
+    if not SHARED.is_dir():
+        message = f"no shared tables beside the repository ({SHARED.name})"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def isoflop_runs() -> Callable[..., Observations]:
+    """Return a maker of isoFLOP runs on L = E + A N^-alpha + B D^-beta with log-normal noise."""
+
+    def make(
+        *,
+        A: float = 482.0,
+        B: float = 2085.0,
+        E: float = 1.82,
+        alpha: float = 0.348,
+        beta: float = 0.366,
+        budgets: tuple[float, ...] = (1e18, 3e18, 1e19, 3e19, 1e20),
+        sizes: int = 9,
+        half_width: float = 6.0,
+        noise: float = 0.003,
+        seed: int = 7,
+    ) -> Observations:
+        rng = np.random.default_rng(seed)
+        flops = np.repeat(budgets, sizes)
+        G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+        best = G * (flops / 6) ** (beta / (alpha + beta))
+        spread = np.tile(np.linspace(-1, 1, sizes), len(budgets))
+        n_params = best * np.exp(np.log(half_width) * spread)
+        n_tokens = flops / (6 * n_params)
+        loss = E + A * n_params**-alpha + B * n_tokens**-beta
+        return Observations(
+            n_params=n_params,
+            n_tokens=n_tokens,
+            loss_nats=loss * np.exp(noise * rng.standard_normal(len(loss))),
+            flops=flops,
+            budget=flops,
+            flop_convention="6nd",
+        )
+
+    return make

@@ -1,0 +1,191 @@
+"""A cluster for the session, with accounting and without, and a sweep of tiny runs to put on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from scalelab.launch.execute import save_launcher
+from scalelab.launch.proposal import propose
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.cost import unmeasured_cpu_speed
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.spec import sweep_from_mapping
+
+HERE = Path(__file__).parent
+CHECKPOINT_INTERVAL_S = 2.0
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"slurm_tests_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["no-sacct", "sacct"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Return a running cluster; not installable, skip outside CI and fail within."""
+    module = _load("cluster")
+    missing = module.missing_programs(accounting=request.param)
+    if missing:
+        message = f"no SLURM: {', '.join(missing)} not installed (`make system`, as root)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    # A socket's path may have 100 characters or so, which pytest's own folders can pass.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    made = module.Cluster(folder, accounting=request.param)
+    before = {name: os.environ.get(name) for name in ("PATH", "SLURM_CONF", "OMP_NUM_THREADS")}
+    try:
+        made.start()
+        os.environ.update({name: made.environment[name] for name in ("PATH", "SLURM_CONF")})
+        os.environ["OMP_NUM_THREADS"] = "1"
+        yield made
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class TinySweep:
+    """A saved sweep and the ways to launch it."""
+
+    results: Results
+    name: str
+    run_ids: tuple[str, ...]
+
+    def start_launcher(self, *, kill_at: str = "", **changes: Any) -> subprocess.Popen[str]:
+        """Launch in a process of its own; ``kill_at`` says at which step it kills itself."""
+        words = {"checkpoint_interval_s": CHECKPOINT_INTERVAL_S, "kill_at": kill_at, **changes}
+        return subprocess.Popen(
+            [
+                sys.executable,
+                str(HERE / "launcher.py"),
+                str(self.results.path),
+                self.name,
+                json.dumps(words),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def statuses(self) -> dict[str, str]:
+        return {run_id: self.results.run(run_id).status() for run_id in self.run_ids}
+
+    def losses(self) -> dict[str, float | None]:
+        """Return the loss of each run's accepted record, bit for bit."""
+        found = {}
+        for run_id in self.run_ids:
+            accepted = self.results.run(run_id).accepted()
+            record = accepted.read_record() if accepted else None
+            found[run_id] = record.loss_nats if record else None
+        return found
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text of words that follow each other at random."""
+    rng = random.Random(5)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(200)]
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(120):
+        (folder / f"{number}.txt").write_text(" ".join(rng.choices(words, k=600)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_sweep(text: Path) -> Callable[..., TinySweep]:
+    """Return a maker of sweeps; ``steps`` sets how long a run is, ``slurm`` what jobs ask for."""
+
+    def make(
+        folder: Path,
+        *,
+        name: str = "tiny",
+        seeds: int = 12,
+        n_tokens: float = 1e6,
+        slurm: dict[str, Any] | None = None,
+    ) -> TinySweep:
+        options = {
+            "gpus_per_run": 0,
+            "cpus": 1,
+            "mem_gb": 0.5,
+            "time_min": 20,
+            "target_job_minutes": 0,
+            "array_parallelism": 8,
+            **(slurm or {}),
+        }
+        sweep = sweep_from_mapping(
+            {
+                "kind": "grid",
+                "name": name,
+                "n_params": "12K",
+                "n_tokens": n_tokens,
+                "allow_repeats": True,
+                "data": {"paths": (str(text),), "eval_tokens": 4096},
+                "train": {"seq_len": 32, "batch_seqs": 4, "lr": 0.01, "seeds": tuple(range(seeds))},
+                "launcher": {"name": "slurm", "slurm": options},
+            },
+            source="the test",
+        )
+        results = Results(folder)
+        proposal = propose(
+            sweep,
+            results,
+            execution=ExecutionSpec(),
+            n_workers=1,
+            is_dry_run=False,
+            speed=unmeasured_cpu_speed(1),
+        )
+        saved = results.save_plan(proposal.plan, sweep.science(), extend=False)
+        save_launcher(results, name, sweep.launcher)
+        return TinySweep(results, name, saved.run_ids)
+
+    return make
+
+
+@pytest.fixture
+def stopping(cluster: Any) -> Iterator[list[subprocess.Popen[str]]]:
+    """Launchers put in this list are ended with the test, and so is every job."""
+    launchers: list[subprocess.Popen[str]] = []
+    yield launchers
+    cluster.cancel_all()
+    for launcher in launchers:
+        if launcher.poll() is None:
+            launcher.send_signal(signal.SIGKILL)
+        launcher.communicate()
+
+
+@pytest.fixture
+def wait_for() -> Callable[[Callable[[], bool], str, float], None]:
+    def wait(holds: Callable[[], bool], what: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
+            time.sleep(0.2)
+
+    return wait
