@@ -6,7 +6,7 @@ run() {
     printf '\n$ scalelab %s\n' "$*"
     scalelab "$@"
 }
-run sweep isoflop --budgets 6e10..6e11:4 --sizes 6 --span 8 --seq-len 128 --batch-seqs 6 --name demo --launcher local --yes
+run sweep isoflop --budgets 8e10..8e11:4 --sizes 6 --span 8 --seq-len 64 --batch-seqs 9 --name demo --launcher local --yes
 # A fit that the runs do not determine says so and leaves with 4: an answer, not a failure.
 run fit --sweep demo --predict N=7e9 || [ $? -eq 4 ]
 run fit --sweep demo --predict C=1e14 --plot results/demo/isoflop.png || [ $? -eq 4 ]

@@ -75,7 +75,7 @@ def run(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("line", SCALELAB)
 def test_the_command_runs(folder, line):
-    if "--budgets 6e10..6e11" in line:
+    if "--budgets 8e10..8e11" in line:
         line = SMOKE
     if "RUN_ID" in line:
         listed = next((folder / "results" / "runs").iterdir()).name

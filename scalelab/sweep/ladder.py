@@ -20,13 +20,13 @@ from scalelab.theory.accounting import count_params
 from scalelab.theory.shape import FF_MULTIPLE, ModelShape
 from scalelab.units import format_quantity
 
-HEAD_SIZES = ((0, 8), (32, 16), (64, 32), (256, 64), (2048, 128))
+HEAD_SIZES = ((0, 8), (64, 32), (256, 64), (2048, 128))
 MIN_WIDTH = 16
 MAX_WIDTH = 32_768
 DEPTH_AT_32 = 2.0
 DEPTH_EXPONENT = 0.55
 DEPTH_TOLERANCE = 2.0
-DEPTH_PENALTY = 0.15
+DEPTH_PENALTY = 0.5
 LARGEST_MISS = 0.35
 
 
@@ -45,7 +45,7 @@ def ladder_shape(d_model: int, n_layers: int, vocab_size: int) -> ModelShape:
 
 
 def head_size(d_model: int) -> int:
-    """Return the head size of a width, from 8 below 32 to 128 from 2,048 on."""
+    """Return the head size of a width, from 8 below 64 to 128 from 2,048 on."""
     return next(size for start, size in reversed(HEAD_SIZES) if d_model >= start)
 
 
