@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 
@@ -15,7 +14,9 @@ from scalelab.errors import UsageError
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 POINTS_PER_DECADE = 2
-RANGE_DIGITS = 2
+RANGE_DIGITS = (2, 3, 4, 5, 6)
+MOST_ROUNDED = 0.15
+"""How far rounding may move a point of a range, as a share of the step between points."""
 
 _NUMBER = re.compile(
     r"(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(?P<suffix>[kKmMbBtT])?"
@@ -53,7 +54,8 @@ def parse_quantity(text: str | float, *, what: str = "quantity") -> float:
 def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
     """Return the increasing quantities that ``text`` names, geometric between the ends.
 
-    Inner points are rounded to two significant digits; the ends are kept as written.
+    Inner points are rounded to two significant digits, or to as many as keep them evenly
+    spaced; the ends are kept as written.
 
     Raises
     ------
@@ -91,18 +93,18 @@ def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
             "a whole number of points, 2 or more",
             f"Write {low_text}..{high_text}:3, for example.",
         )
-    inner = (
-        round_significant(low * 10 ** (decades * i / (count - 1)), RANGE_DIGITS)
-        for i in range(1, count - 1)
+    step = math.log(high / low) / (count - 1)
+    exact = [low * math.exp(step * i) for i in range(1, count - 1)]
+    for digits in RANGE_DIGITS:
+        inner = [round_significant(value, digits) for value in exact]
+        moved = (abs(math.log(a / b)) for a, b in zip(inner, exact, strict=True))
+        if max(moved, default=0.0) <= MOST_ROUNDED * step:
+            return (low, *inner, high)
+    raise UsageError(
+        f"{what} {text!r}: {count} points that coincide at {RANGE_DIGITS[-1]} digits",
+        "points that differ",
+        "Ask for fewer points or a wider range.",
     )
-    values = (low, *inner, high)
-    if any(b <= a for a, b in itertools.pairwise(values)):
-        raise UsageError(
-            f"{what} {text!r}: {count} points that coincide at {RANGE_DIGITS} digits",
-            "points that differ",
-            "Ask for fewer points or a wider range.",
-        )
-    return values
 
 
 def round_significant(value: float, digits: int) -> float:

@@ -55,6 +55,13 @@ def test_a_counted_range_is_geometric_at_two_digits():
     assert parse_range("1e18..1e20:3") == (1e18, 1e19, 1e20)
 
 
+def test_a_fine_range_gets_the_digits_that_keep_it_even():
+    points = parse_range("1M..1B:100")
+    assert len(points) == 100
+    steps = [math.log(b / a) for a, b in itertools.pairwise(points)]
+    assert max(steps) < 1.3 * min(steps)
+
+
 def test_a_list_is_sorted_and_a_single_value_is_one_point():
     assert parse_range("3e18,1e18") == (1e18, 3e18)
     assert parse_range("7B") == (7e9,)
@@ -69,7 +76,7 @@ def test_a_list_is_sorted_and_a_single_value_is_one_point():
         ("1e18..1e18", "runs downwards"),
         ("1e18..1e20:1", "points"),
         ("1e18..1e20:x", "points"),
-        ("1e18..1.1e18:40", "coincide"),
+        ("1e18..1.000001e18:40", "coincide"),
         ("1e18,1e18", "twice"),
         ("abc", "abc"),
         ("-1..5", "-1"),
