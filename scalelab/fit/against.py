@@ -7,6 +7,7 @@ difference and not of two independent errors.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ def paired_weights(
         return None
     data = design(observations, type(fit.law), fit.objective, spec.cluster)
     replicates = plan(spec, len(observations), data.labels, data.labels_from, data.order)
+    if fit.shape is not None:
+        replicates = replace(replicates, shape=fit.shape[data.order])
     batch = min(replicates.k, PAIRED_ENTRIES // len(observations))
     if not batch:
         return None

@@ -30,7 +30,8 @@ class BootstrapSpec:
     method : {"auto", "row", "cluster", "residual", "none"}
         ``row`` resamples rows; ``cluster`` resamples whole clusters (runs, not their checkpoints;
         trunks, not their branches); ``residual`` keeps the design and resamples leverage-corrected
-        residuals; ``auto`` takes ``cluster`` when a cluster label repeats, else ``row``.
+        residuals; ``auto`` takes ``cluster`` when a cluster label repeats, else ``row``, and then
+        refits efficiently where it may (see `scalelab.fit.efficient`).
     weighting : {"smooth", "counts"}
         How rows or clusters are resampled: ``smooth`` gives each an exponential weight (the
         Bayesian bootstrap, Rubin 1981), ``counts`` draws with replacement. Under Huber's loss with
@@ -89,6 +90,9 @@ class Plan:
         See `BootstrapSpec`.
     given : ndarray of shape (k, n), or None
         Weights given by the caller, in canonical row order.
+    shape : ndarray of shape (n,), or None
+        For ``smooth`` rows: gamma shapes of the weights, whose mean stays 1 while their variance
+        is one over the shape; None gives exponential weights, shape 1.
     member : ndarray of int, shape (n,), or None
         For ``cluster``: which cluster each row belongs to.
     cluster : str or None
@@ -103,6 +107,7 @@ class Plan:
     seed: int = 0
     weighting: Weighting = "smooth"
     given: FloatArray | None = None
+    shape: FloatArray | None = None
     member: NDArray[np.intp] | None = None
     cluster: str | None = None
     n_clusters: int | None = None
@@ -126,6 +131,8 @@ class Plan:
             yield rng.integers(0, self.n, size=(min(batch, self.k - start), self.n))
 
     def _draw(self, rng: np.random.Generator, size: int, n: int) -> FloatArray:
+        if self.shape is not None:
+            return rng.gamma(self.shape, 1.0 / self.shape, size=(size, n))
         if self.weighting == "smooth":
             return rng.exponential(size=(size, n))
         drawn = rng.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]

@@ -8,11 +8,13 @@ larger ones, and compare the errors with the prediction interval that was claime
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.bootstrap import Plan
+from scalelab.fit.efficient import efficient
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.outcome import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
@@ -25,7 +27,8 @@ FloatArray = NDArray[np.float64]
 CUTS = (0.5, 0.6, 0.7, 0.8)
 """Shares of the runs, by compute, that are fitted in turn."""
 LEVEL = 0.9
-MOST_ROWS = 1000
+MOST_ROWS = 300
+"""Rows that are tried; a quantile over cuts needs no more."""
 N_REPLICATES = 64
 FEWEST_AHEAD = 3
 
@@ -37,6 +40,8 @@ def drift(
     theta: FloatArray,
     penalty: Penalty,
     box: Box,
+    *,
+    is_efficient: bool,
 ) -> float:
     """Return the factor, at least 1, by which errors ahead exceeded the claimed intervals.
 
@@ -52,6 +57,8 @@ def drift(
         Optimum of all rows, where the smaller fits start.
     penalty, box
         As in the full fit.
+    is_efficient : bool
+        Whether the full fit's replicates are those of `scalelab.fit.efficient`.
 
     Returns
     -------
@@ -71,7 +78,7 @@ def drift(
         behind = compute <= cut
         if behind.sum() <= box.free.sum() + 1 or (~behind).sum() < FEWEST_AHEAD:
             continue
-        factor = _ratio(law, columns, rows, theta, penalty, box, compute, behind)
+        factor = _ratio(law, columns, rows, theta, penalty, box, compute, behind, is_efficient)
         if np.isfinite(factor):
             factors.append(factor)
     return max(1.0, float(np.median(factors))) if factors else 1.0
@@ -86,6 +93,7 @@ def _ratio(
     box: Box,
     compute: FloatArray,
     behind: NDArray[np.bool_],
+    is_efficient: bool,
 ) -> float:
     """Return the quantile of error over half-width for one cut."""
     is_centred = bool(box.free.all())
@@ -95,7 +103,14 @@ def _ratio(
     end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
     best = end.eta[0]
     replicates = Plan(method="row", k=N_REPLICATES, n=known.n)
-    spread = refit(near, best, known, penalty, box, replicates, use_numba="no").eta
+    narrow = efficient(near, best, known, box, compute[behind]) if is_efficient else None
+    if narrow is None:
+        spread = refit(near, best, known, penalty, box, replicates, use_numba="no").eta
+    else:
+        shaped = replace(replicates, shape=narrow.shape)
+        spread = refit(
+            near, narrow.eta, narrow.rows, narrow.penalty, box, shaped, use_numba="no"
+        ).eta
     if not len(spread):
         return float("nan")
     n, p = known.n, int(box.free.sum())
@@ -105,9 +120,13 @@ def _ratio(
     with np.errstate(all="ignore"):
         draws = far.predicted(far.eta(near.theta(spread)))
         draws = np.log(draws) if rows.is_log else draws
-    at_best = error + ahead.compared
-    new = (draws - at_best)[:, None, :] + noise.T[None]
-    low, high = np.nanquantile(new.reshape(-1, ahead.n), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    draws = draws[np.isfinite(draws).all(axis=1)]
+    if not len(draws):
+        return float("nan")
+    # rows first, so that each quantile is taken over what lies side by side in memory
+    shift = (draws - (error + ahead.compared)).T
+    new = (shift[:, :, None] + noise[:, None, :]).reshape(ahead.n, -1)
+    low, high = np.quantile(new, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, overwrite_input=True)
     half = np.maximum(np.where(error > 0, -low, high), 1e-300)
     return float(np.quantile(np.abs(error) / half, LEVEL))
 

@@ -282,6 +282,9 @@ def expected_bias(
 def _valley(
     observations: Observations, budget: float, rows: NDArray[np.intp], level: float
 ) -> Valley | None:
+    # canonical order: sums round alike, whatever the order of the table
+    keys = observations.loss_nats[rows], observations.n_tokens[rows], observations.n_params[rows]
+    rows = rows[np.lexsort(keys)]
     n_params = bottom_of(observations.n_params[rows], observations.loss_nats[rows], level)
     n_tokens = bottom_of(observations.n_tokens[rows], observations.loss_nats[rows], level)
     if n_params is None or n_tokens is None:

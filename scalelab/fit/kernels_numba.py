@@ -58,12 +58,13 @@ def refit_batch(
     converged = np.zeros(k, dtype=np.bool_)
     offset = -1 if surface.offset is None else surface.offset
     features = np.ascontiguousarray(surface.features.transpose(1, 0, 2))
+    thresholds = np.broadcast_to(penalty.threshold, rows.n).astype(np.float64)
 
     def run(start: int) -> None:
         part = slice(start, start + CHUNK)
         _newton(
             features, rows.compared, rows.weight[part], rows.is_log, offset,
-            penalty.delta, penalty.overprediction, box.free, box.low, box.high,
+            thresholds, penalty.overprediction, box.free, box.low, box.high,
             max_iterations, tolerance, eta[part], value[part], converged[part],
         )  # fmt: skip
 
@@ -74,7 +75,7 @@ def refit_batch(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _expand(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, compared, weight, is_log, offset, delta, over, at, g, H, M
+    features, compared, weight, is_log, offset, deltas, over, at, g, H, M
 ):  # fmt: skip
     """Fill gradient, Hessian and majorant (lower triangles) at one point; return the value."""
     n, n_terms, p = features.shape
@@ -99,7 +100,7 @@ def _expand(  # type: ignore[no-untyped-def]  # pragma: no cover
         r = (math.log(total) if is_log else total) - compared[i]
         if r > 0.0:
             w *= over
-        inside = min(max(r, -delta), delta)
+        inside = min(max(r, -deltas[i]), deltas[i])
         first = w * inside
         value += first * (r - 0.5 * inside)
         bend = w if inside == r else 0.0
@@ -162,7 +163,7 @@ def _solve(A, g, held, ridge, L, d):  # type: ignore[no-untyped-def]  # pragma: 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, compared, weights, is_log, offset, delta, over, free, low, high,
+    features, compared, weights, is_log, offset, deltas, over, free, low, high,
     max_iterations, tolerance, eta, values, converged,
 ):  # fmt: skip
     """Minimise for each row of ``weights``, writing into the last three arguments."""
@@ -175,7 +176,7 @@ def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
     for b in range(k):
         at = eta[b]
         value = _expand(
-            features, compared, weights[b], is_log, offset, delta, over, at, g, H, M
+            features, compared, weights[b], is_log, offset, deltas, over, at, g, H, M
         )  # fmt: skip
         damping = 1e-3
         for _ in range(max_iterations):
@@ -201,7 +202,7 @@ def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
                 trial[j] = min(max(at[j] + d[j], low[j]), high[j])
             small = gain <= tolerance * value + 1e-28 * n
             new = _expand(
-                features, compared, weights[b], is_log, offset, delta, over, trial,
+                features, compared, weights[b], is_log, offset, deltas, over, trial,
                 g_new, H_new, M_new,
             )  # fmt: skip
             if new <= value:

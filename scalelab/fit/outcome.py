@@ -72,6 +72,9 @@ class BootstrapReport:
         Where the cluster labels came from, for ``cluster``.
     n_clusters : int or None
         How many clusters were resampled.
+    refits : {"objective", "efficient"}
+        What the replicates minimise: the fit's own objective, or the one that
+        `scalelab.fit.efficient` derives from the residuals.
     """
 
     method: str
@@ -80,6 +83,7 @@ class BootstrapReport:
     seed: int
     cluster: str | None = None
     n_clusters: int | None = None
+    refits: Literal["objective", "efficient"] = "objective"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +163,8 @@ class ParametricFit:
         How many times their prediction interval the errors were when larger runs were predicted
         from smaller ones among these rows (at least 1, see `scalelab.fit.hindsight`). Prediction
         intervals beyond the largest run are wider by it.
+    shape : ndarray of shape (n,), or None
+        Gamma shapes of the replicates' weights in the caller's row order; None: exponential ones.
     compute : ndarray of shape (n,), or None
         Compute of every row, as far as the form's columns tell (N D, or FLOPs), in the caller's
         row order. A prediction takes its noise from the rows nearest in compute, since small runs
@@ -182,6 +188,7 @@ class ParametricFit:
     warnings: tuple[FitWarning, ...]
     kept: NDArray[np.bool_] | None = None
     drift: float = 1.0
+    shape: FloatArray | None = None
     compute: FloatArray | None = None
 
     @property
@@ -333,13 +340,19 @@ def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> 
     place = np.log(compute[order])
     errors = errors[order]
     size = min(len(errors), max(NEAREST, len(errors) // 3))
-    windows = np.lib.stride_tricks.sliding_window_view(place, size)
+    windows: FloatArray = np.lib.stride_tricks.sliding_window_view(place, size)
     low, high = windows[:, 0], windows[:, -1]
-    out = np.empty((len(wanted), len(NOISE_LEVELS)))
-    for i, at in enumerate(np.log(wanted)):
-        # the window of nearest rows is the one whose further end is nearest
-        first = int(np.argmin(np.maximum(high - at, at - low)))
-        out[i] = np.quantile(errors[first : first + size], NOISE_LEVELS)
+    at = np.log(wanted)
+    # The window of nearest rows is the one whose further end is nearest. That end is the upper one
+    # from the first window with its middle beyond the point on, the lower one before it.
+    above = np.minimum(np.searchsorted(low + high, 2 * at), len(low) - 1)
+    below = np.searchsorted(low, low[np.maximum(above - 1, 0)])
+    is_below = np.maximum(high[below] - at, at - low[below]) <= np.maximum(
+        high[above] - at, at - low[above]
+    )
+    first, which = np.unique(np.where(is_below, below, above), return_inverse=True)
+    own = np.lib.stride_tricks.sliding_window_view(errors, size)[first]
+    out: FloatArray = np.quantile(own, NOISE_LEVELS, axis=1).T[which]
     overall = np.quantile(errors, NOISE_LEVELS)
     return np.where(NOISE_LEVELS < 0.5, np.minimum(out, overall), np.maximum(out, overall))
 

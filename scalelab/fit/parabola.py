@@ -19,6 +19,8 @@ FloatArray = NDArray[np.float64]
 
 MIN_ROWS = 3
 """Fewest different sizes in a budget for a parabola."""
+MAX_CONDITION = 1e12
+"""Condition number from which a replicate's parabola is not determined."""
 
 Edge = Literal["below", "above", "not_convex"]
 
@@ -119,7 +121,17 @@ def parabolas(u: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
     matrix = moments[:, np.add.outer(np.arange(3), np.arange(3))]
     right = weights @ (powers[:, :3] * y[:, None])
     drawn = (weights > 0) @ np.ones(len(u))
-    is_solvable = (drawn >= MIN_ROWS) & (np.linalg.cond(matrix) < 1e12)
-    c = np.full((len(weights), 3), np.nan)
-    c[is_solvable] = np.linalg.solve(matrix[is_solvable], right[is_solvable][:, :, None])[:, :, 0]
-    return c
+    adjugate, determinant = _adjugate(matrix)
+    # Frobenius norms bound the condition number from above, without a decomposition a replicate.
+    size = np.linalg.norm(matrix, axis=(1, 2)) * np.linalg.norm(adjugate, axis=(1, 2))
+    is_solvable = (drawn >= MIN_ROWS) & (size < MAX_CONDITION * np.abs(determinant))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c = np.einsum("kij,kj->ki", adjugate, right) / determinant[:, None]
+    return np.where(is_solvable[:, None], c, np.nan)
+
+
+def _adjugate(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return adjugate and determinant of symmetric 3 x 3 matrices, shapes (k, 3, 3) and (k,)."""
+    rows = matrix[:, [1, 2, 0]], matrix[:, [2, 0, 1]]
+    adjugate = np.cross(rows[0], rows[1])
+    return adjugate, np.einsum("ki,ki->k", matrix[:, 0], adjugate[:, 0])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, Plan, plan
+from scalelab.fit.efficient import replicate
 from scalelab.fit.hindsight import drift
 from scalelab.fit.identify import judge
 from scalelab.fit.likelihood import best_scale, reported_value
@@ -102,20 +103,28 @@ def fit_parametric(
     seeds = _seeds(law, _thinned(data), box, held)
     surface = surface_of(law, data.columns, is_centred=not held)
     found, scale = solve(law, data, surface, objective, box, held, seeds, n_starts)
-    refits = refit(
-        surface, found.eta, data.rows, found.penalty, box, replicates, use_numba=use_numba
-    )
     theta = surface.theta(found.eta[None])[0]
     r = surface.residuals(found.eta[None], data.rows)[0]
     status, reasons = judge(
         law, theta, data.columns, r, data.rows.weight, box, is_log=data.rows.is_log
     )
     compute = compute_of(data.columns)
-    if compute is not None:
-        compute = compute[np.argsort(data.order)]
+    narrow = None
+    if status == "ok" and _may_be_efficient(bootstrap, replicates, objective):
+        narrow = replicate(
+            surface, found.eta, data.rows, found.penalty, box, replicates, data.columns,
+            use_numba=use_numba,
+        )  # fmt: skip
+    refits, replicates = narrow or (
+        refit(surface, found.eta, data.rows, found.penalty, box, replicates, use_numba=use_numba),
+        replicates,
+    )
     hindsight = 1.0
     if uses_hindsight and len(refits.eta):
-        hindsight = drift(law, data.columns, data.rows, theta, found.penalty, box)
+        hindsight = drift(
+            law, data.columns, data.rows, theta, found.penalty, box, is_efficient=bool(narrow)
+        )
+    position = np.argsort(data.order)
     residuals = np.empty_like(r)
     residuals[data.order] = r
     return ParametricFit(
@@ -135,6 +144,7 @@ def fit_parametric(
             seed=bootstrap.seed,
             cluster=replicates.cluster,
             n_clusters=replicates.n_clusters,
+            refits="efficient" if narrow else "objective",
         ),
         residuals=residuals,
         fixed=held,
@@ -143,7 +153,24 @@ def fit_parametric(
         warnings=(*reasons, *_warnings(found, refits, replicates)),
         kept=refits.kept,
         drift=hindsight,
-        compute=compute,
+        shape=None if replicates.shape is None else replicates.shape[position],
+        compute=None if compute is None else compute[position],
+    )
+
+
+def _may_be_efficient(spec: BootstrapSpec, replicates: Plan, objective: Objective) -> bool:
+    """Return whether replicates may minimise another objective than the one asked for.
+
+    Not where the user chose how to resample, how to weigh rows, or an objective whose estimate
+    depends on more than the middle of the noise.
+    """
+    return (
+        spec.method == "auto"
+        and replicates.method == "row"
+        and spec.weighting == "smooth"
+        and objective.loss in ("huber", "lad")
+        and objective.overprediction == 1.0
+        and objective.weight is None
     )
 
 

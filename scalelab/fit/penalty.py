@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Penalty:
     """Huber's penalty with threshold ``delta``, weighed up where the law over-predicts.
 
@@ -21,17 +21,25 @@ class Penalty:
         Threshold; infinity is least squares.
     overprediction : float
         Factor where the residual is positive.
+    unit : ndarray of shape (n,), or None
+        Unit of ``delta`` in each row, for rows that are not equally noisy; None: 1 in all.
     """
 
     delta: float
     overprediction: float = 1.0
+    unit: FloatArray | None = None
+
+    @property
+    def threshold(self) -> float | FloatArray:
+        """Threshold in the unit of the residuals: one number, or one a row."""
+        return self.delta if self.unit is None else self.delta * self.unit
 
     def value(self, r: FloatArray, w: FloatArray) -> FloatArray:
         """Return w rho(r), in the shape of ``r``."""
         if math.isinf(self.delta):
             rho = 0.5 * r * r
         else:
-            inside = np.clip(r, -self.delta, self.delta)
+            inside = np.clip(r, -self.threshold, self.threshold)
             rho = inside * (r - 0.5 * inside)
         return rho * self._weights(r, w)
 
@@ -47,7 +55,7 @@ class Penalty:
         if math.isinf(self.delta):
             first = weight * r
             return 0.5 * first * r, first, weight, weight
-        inside = np.clip(r, -self.delta, self.delta)
+        inside = np.clip(r, -self.threshold, self.threshold)
         first = weight * inside
         value = first * (r - 0.5 * inside)
         is_inside = inside == r

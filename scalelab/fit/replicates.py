@@ -59,6 +59,12 @@ class Replicates:
     failed: int
     kept: NDArray[np.bool_]
 
+    def first(self, k: int) -> Replicates:
+        """Return the first k of the plan."""
+        kept = self.kept[:k]
+        n_ok = int(kept.sum())
+        return Replicates(eta=self.eta[:n_ok], failed=len(kept) - n_ok, kept=kept)
+
 
 def refit(
     surface: Surface,
@@ -200,7 +206,7 @@ def _one_step(
         bends = hessian / value - slopes[:, None] * slopes[None]
     _, first, second, _ = penalty.parts(r, np.ones(rows.n))
     window = 1.5 * float(np.median(np.abs(r))) * rows.n**-0.2
-    if window > penalty.delta:
+    if penalty.unit is None and window > penalty.delta:
         side = np.where(r > 0, penalty.overprediction, 1.0)
         second = side * (penalty.delta / window) * (np.abs(r) <= window)
     rows_hessian = second * slopes[:, None] * slopes[None] + first * bends

@@ -200,6 +200,7 @@ class FitReport:
                 "failed": fit.bootstrap.failed,
                 "seed": fit.bootstrap.seed,
                 "cluster": fit.bootstrap.cluster,
+                "refits": fit.bootstrap.refits,
             },
             "minima": [{"value": m.value, "params": dict(m.params)} for m in fit.minima],
             "approaches": {"1": self._envelope_dict(), "2": self._isoflop_dict()},

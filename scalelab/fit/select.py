@@ -198,9 +198,12 @@ def compare(
             "Add budgets, or compare forms with fewer parameters.",
         )
     scored = []
+    labels = observations.cluster
+    repeats = labels is not None and len(np.unique(labels)) < len(labels)
+    # each candidate is judged by its own objective's replicates
+    spec = BootstrapSpec(k=k, seed=seed, method="cluster" if repeats else "row")
     for form in forms:
         for objective in objectives or (Objective(),):
-            spec = BootstrapSpec(k=k, seed=seed)
             scored.append(_score(observations, fold, origins, form, objective, spec, level))
     scored.sort(key=lambda pair: pair[0].mean_relative_error)
     best = scored[0][1]

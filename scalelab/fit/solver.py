@@ -10,7 +10,7 @@ beyond a barrier that the plain starts do not cross. The winner is polished and 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,7 +164,7 @@ def descend(
     delta = start if math.isfinite(target.delta) else 0.0
     while delta * SHRINK > target.delta:
         delta *= SHRINK
-        step = Penalty(delta=delta, overprediction=target.overprediction)
+        step = replace(target, delta=delta)
         eta = minimise(surface, eta, rows, step, box, max_iterations=between, tolerance=1e-8).eta
     return minimise(
         surface, eta, rows, target, box, max_iterations=max_iterations, tolerance=tolerance

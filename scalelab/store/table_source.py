@@ -76,7 +76,8 @@ class TableSource:
             f"SELECT * REPLACE ({casts}), rowid AS source_row FROM source"
         )
         for column in dirty:
-            if not self.fetch(f"SELECT count({quote(column)}) AS n FROM rows")["n"][0]:
+            counted = self.fetch(f"SELECT count({quote(column)}) AS n, count(*) AS m FROM rows")
+            if counted["m"][0] and not counted["n"][0]:
                 raise DataError(
                     f"column {column} of {self.name}, which holds text",
                     "a column of numbers",

@@ -64,7 +64,7 @@ def test_llama_3_at_its_own_compute(shared_data):
 
 def test_failed_replicates_are_left_out_of_the_pairs(isoflop_runs):
     rows = isoflop_runs()
-    spec = BootstrapSpec(k=40)
+    spec = BootstrapSpec(k=40, method="row")
     fit = fit_parametric(rows, bootstrap=spec)
     weights = paired_weights(rows, spec, fit)
     isoflop = fit_isoflop(rows, weights=weights)
@@ -94,7 +94,7 @@ def test_how_the_budgets_are_counted_does_not_matter(isoflop_runs):
 def test_weights_are_the_replicates_of_the_fit(isoflop_runs):
     rows = isoflop_runs()
     order = np.random.default_rng(0).permutation(len(rows))
-    spec = BootstrapSpec(k=20, seed=5)
+    spec = BootstrapSpec(k=20, seed=5, method="row")
     fit = fit_parametric(rows, bootstrap=spec)
     weights = paired_weights(rows, spec, fit)
     assert weights is not None

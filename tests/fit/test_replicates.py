@@ -11,20 +11,22 @@ pytest.importorskip("numba")
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("objective", "method"),
     [
-        Objective(),
-        Objective(loss="ls", residual="linear"),
-        Objective(overprediction=4.0),
+        (Objective(), "row"),
+        (Objective(), "auto"),
+        (Objective(loss="ls", residual="linear"), "row"),
+        (Objective(overprediction=4.0), "row"),
     ],
-    ids=["huber", "ls-linear", "asymmetric"],
+    ids=["huber", "efficient", "ls-linear", "asymmetric"],
 )
-def test_numba_and_numpy_agree(isoflop_runs, objective):
-    spec = BootstrapSpec(k=40)
+def test_numba_and_numpy_agree(isoflop_runs, objective, method):
+    spec = BootstrapSpec(k=40, method=method)
     runs = isoflop_runs()
     plain = fit_parametric(runs, objective=objective, bootstrap=spec, use_numba="no")
     compiled = fit_parametric(runs, objective=objective, bootstrap=spec, use_numba="yes")
     assert plain.failed == compiled.failed == 0
+    assert plain.bootstrap.refits == ("efficient" if method == "auto" else "objective")
     # both stop when a whole step gains less than 1e-10 of the objective
     np.testing.assert_allclose(plain.samples, compiled.samples, rtol=1e-4)
 

@@ -6,6 +6,10 @@ the largest compute, and on a predicted log-loss there. Widths are compared with
 under the true noise, which to first order are 2 x 1.645 standard errors of its Fisher information.
 """
 
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -19,6 +23,9 @@ TRUTH = Chinchilla(A=482.0, B=2085.4, E=1.817, alpha=0.3478, beta=0.3659)
 SIGMA = 0.004
 LEVEL = 0.9
 AHEAD = 100.0
+DESIGNS = ("isoflop45", "grid36", "cloud200")
+KINDS = ("gaussian", "heavy", "by_size")
+TABLE = Path(__file__).resolve().parents[2] / "results" / "coverage.csv"
 
 
 def design(name):
@@ -48,10 +55,22 @@ def noise(kind, rng, N, D):
     return sigma * rng.standard_normal(n), sigma**-2
 
 
-def quantities(law, flops):
-    ahead = TRUTH.optimal(AHEAD * flops)
-    at = {"n_params": ahead[0], "n_tokens": ahead[1]}
-    return np.array([law.a, np.log(law.optimal(AHEAD * flops)[0]), float(np.log(law.loss(at)))])
+def quantities(params, flops):
+    """Return a, log N_opt and log loss ahead, shape (k, 3), of parameters by name."""
+    p = {name: np.asarray(value, dtype=float) for name, value in params.items()}
+    a = p["beta"] / (p["alpha"] + p["beta"])
+    log_G = np.log(p["alpha"] * p["A"] / (p["beta"] * p["B"])) / (p["alpha"] + p["beta"])
+    N, D = TRUTH.optimal(AHEAD * flops)
+    loss = p["E"] + p["A"] * N ** -p["alpha"] + p["B"] * D ** -p["beta"]
+    return np.stack([a, log_G + a * np.log(AHEAD * flops / 6), np.log(loss)], axis=-1)
+
+
+def test_the_vectorised_quantities_are_those_of_the_law():
+    a, log_N, log_loss = quantities(TRUTH.params, 1e21)
+    N, D = TRUTH.optimal(AHEAD * 1e21)
+    assert a == pytest.approx(TRUTH.a, rel=1e-14)
+    assert log_N == pytest.approx(np.log(N), rel=1e-14)
+    assert log_loss == pytest.approx(np.log(TRUTH.loss({"n_params": N, "n_tokens": D})), rel=1e-14)
 
 
 def profile_width(N, D, information, flops):
@@ -63,61 +82,91 @@ def profile_width(N, D, information, flops):
     steps = 1e-5 * np.maximum(1.0, np.abs(theta))
     jacobian = np.array(
         [
-            quantities(TRUTH.from_coordinates(theta + s * e), flops)
-            - quantities(TRUTH.from_coordinates(theta - s * e), flops)
+            quantities(TRUTH.from_coordinates(theta + s * e).params, flops)
+            - quantities(TRUTH.from_coordinates(theta - s * e).params, flops)
             for s, e in zip(steps, np.eye(5), strict=True)
         ]
     ).T / (2 * steps)
     return 2 * 1.645 * np.sqrt(np.einsum("qp,pr,qr->q", jacobian, covariance, jacobian))
 
 
-def simulate(name, kind, count, replicates, seed=1):
-    """Return coverage and median width over the profile's, of three quantities."""
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Scores of the default interval over simulated data sets, each of three quantities."""
+
+    covered: np.ndarray
+    below: np.ndarray  # the truth lies below the interval
+    width: np.ndarray  # median, over the profile's under the true noise
+    spread: np.ndarray  # relative standard deviation of that width
+    efficient: float  # share of fits whose replicates are efficient refits
+
+
+def simulate(name, kind, count, replicates, seed=2):
     N, D = design(name)
     flops = float(6 * (N * D).max())
     rng = np.random.default_rng(seed)
-    covered, widths = np.zeros(3), []
-    truth = quantities(TRUTH, flops)
+    truth = quantities(TRUTH.params, flops)
     information = noise(kind, rng, N, D)[1]
     clean = TRUTH.loss({"n_params": N, "n_tokens": D})
+    limits, efficient = np.empty((count, 2, 3)), 0
     for i in range(count):
         loss = clean * np.exp(noise(kind, rng, N, D)[0])
         fit = fit_parametric(
             Observations(n_params=N, n_tokens=D, loss_nats=loss, flops=6 * N * D),
             bootstrap=BootstrapSpec(k=replicates, seed=i),
             n_starts=4,
+            uses_hindsight=False,
         )
-        draws = np.array([quantities(law, flops) for law in fit.replicate_laws()])
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        covered += (low <= truth) & (truth <= high)
-        widths.append(high - low)
-    width = np.median(widths, axis=0) / profile_width(N, D, information, flops)
-    return covered / count, width
+        draws = quantities(dict(zip(fit.names, fit.samples.T, strict=True)), flops)
+        limits[i] = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        efficient += fit.bootstrap.refits == "efficient"
+    low, high = limits[:, 0], limits[:, 1]
+    width = (high - low) / profile_width(N, D, information, flops)
+    return Coverage(
+        covered=((low <= truth) & (truth <= high)).mean(axis=0),
+        below=(truth < low).mean(axis=0),
+        width=np.median(width, axis=0),
+        spread=width.std(axis=0) / width.mean(axis=0),
+        efficient=efficient / count,
+    )
 
 
-def check(covered, width, count, *, widest):
-    # binomial slack of three standard errors at 90 % for the small version; none at 1000
-    slack = 0.0 if count >= 1000 else 3 * (0.09 / count) ** 0.5
-    assert (covered >= 0.87 - slack).all(), covered
-    assert (covered <= 0.96 + slack).all(), covered
-    assert (width <= widest).all(), width
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "heavy"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_small_version(kind):
-    covered, width = simulate("isoflop45", kind, count=40, replicates=150)
-    check(covered, width, 40, widest=1.45)
+    """The goals, as far as 40 data sets can tell.
+
+    A share of 0.87 measured on 40 sets has a standard error of 0.053, a median width one of 1.25
+    times its spread over 40 sets, divided by sqrt(40); three of either are allowed. Coverage above
+    0.96 cannot be told from 40 sets at all, so nothing is asked there.
+    """
+    count = 40
+    scores = simulate("isoflop45", kind, count=count, replicates=150)
+    assert (scores.covered >= 0.87 - 3 * (0.87 * 0.13 / count) ** 0.5).all(), scores
+    assert (scores.spread <= 0.35).all(), scores
+    allowed = 1.2 * (1 + 3 * 1.25 * scores.spread / count**0.5)
+    assert (scores.width <= allowed).all(), scores
 
 
 @pytest.mark.science
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("kind", ["gaussian", "heavy", "by_size"])
-@pytest.mark.parametrize("name", ["isoflop45", "grid36", "cloud200"])
-def test_default_interval(name, kind):
-    count = 1000
-    covered, width = simulate(name, kind, count, replicates=400)
-    print(f"{name} {kind}: covered {covered}, width {width}")
-    check(covered, width, count, widest=1.2)
+def test_default_interval():
+    """1,000 data sets a cell, three designs and three kinds of noise, without any slack."""
+    pytest.importorskip("numba")  # compiled refits: the same results in a third of the time
+    lines = ["design,noise,quantity,covered,truth_below,relative_width,spread,efficient"]
+    missed = []
+    for name, kind in itertools.product(DESIGNS, KINDS):
+        scores = simulate(name, kind, 1000, replicates=1000)
+        for q, quantity in enumerate(("a", "log_N_opt", "log_loss")):
+            line = (
+                f"{name},{kind},{quantity},{scores.covered[q]:.3f},{scores.below[q]:.3f},"
+                f"{scores.width[q]:.3f},{scores.spread[q]:.3f},{scores.efficient:.3f}"
+            )
+            print(line, flush=True)
+            lines.append(line)
+            if not (0.87 <= scores.covered[q] <= 0.96 and scores.width[q] <= 1.2):
+                missed.append(line)
+    TABLE.write_text("\n".join(lines) + "\n")
+    assert not missed, missed
 
 
 def checkpoints(rng, runs=30, each=8, shared=0.006, own=0.001):

@@ -1,0 +1,128 @@
+"""Efficient refits: how noise follows size, leverage, and when the objective's own are kept."""
+
+import numpy as np
+import pytest
+
+from scalelab.fit.against import paired_weights
+from scalelab.fit.bootstrap import BootstrapSpec, Plan
+from scalelab.fit.efficient import noise_scale
+from scalelab.fit.objective import Objective
+from scalelab.fit.parametric import fit_parametric
+from scalelab.records.types import Observations
+
+K = 300
+
+
+def noisy(runs, noise):
+    return Observations(
+        n_params=runs.n_params,
+        n_tokens=runs.n_tokens,
+        loss_nats=runs.loss_nats * np.exp(noise),
+        flops=runs.flops,
+        budget=runs.budget,
+    )
+
+
+def by_size(runs, rng, scale=0.01):
+    return scale * (runs.flops / runs.flops.min()) ** -0.4 * rng.standard_normal(len(runs))
+
+
+def width(fit):
+    interval = fit.interval(lambda law: law.a)
+    return interval.high - interval.low
+
+
+def test_noise_scale_follows_compute():
+    rng = np.random.default_rng(0)
+    compute = np.exp(rng.uniform(40, 50, 20_000))
+    sigma = 0.01 * (compute / np.exp(45)) ** -0.3
+    found = noise_scale(sigma * rng.standard_normal(20_000), compute)
+    # 20,000 rows give the level to 0.5 % and the exponent to 0.002, over 5 in log compute
+    assert np.abs(np.log(found / sigma)).max() < 0.03
+
+
+def test_noise_scale_of_one_compute_is_the_mean_deviation():
+    r = np.array([0.01, -0.03, 0.02])
+    expected = 0.02 * np.sqrt(np.pi / 2)
+    assert noise_scale(r, np.full(3, 1e20)) == pytest.approx(expected)
+    assert noise_scale(r, None) == pytest.approx(expected)
+
+
+def test_no_noise_has_no_scale():
+    assert noise_scale(np.zeros(8), np.geomspace(1, 10, 8)) is None
+
+
+def test_shaped_weights_have_mean_one_and_the_variance_asked_for():
+    shape = np.array([0.5, 0.8, 1.0])
+    (weights,) = Plan(method="row", k=200_000, n=3, shape=shape).weights(200_000)
+    assert weights.mean(axis=0) == pytest.approx(np.ones(3), abs=0.02)
+    assert weights.var(axis=0) == pytest.approx(1 / shape, rel=0.03)
+
+
+def test_intervals_are_narrower_where_small_runs_are_noisier(isoflop_runs):
+    clean = isoflop_runs(noise=0.0, sizes=20)
+    ratios = []
+    for seed in range(4):
+        runs = noisy(clean, by_size(clean, np.random.default_rng(seed)))
+        efficient = fit_parametric(runs, bootstrap=BootstrapSpec(k=K))
+        own = fit_parametric(runs, bootstrap=BootstrapSpec(k=K, method="row"))
+        assert efficient.bootstrap.refits == "efficient"
+        assert own.bootstrap.refits == "objective"
+        assert efficient.params == own.params
+        ratios.append(width(efficient) / width(own))
+    # noise that falls by 6 from the smallest budget to the largest
+    assert np.mean(ratios) < 0.85
+
+
+def test_lopsided_noise_keeps_the_objectives_own_replicates(isoflop_runs):
+    """Where small models are under-tuned the median and the middle of the noise part."""
+    clean = isoflop_runs(sizes=40, noise=0.001)
+    rng = np.random.default_rng(1)
+    small = (clean.n_params / clean.n_params.min()) ** -0.5
+    lopsided = noisy(
+        clean, 0.2 * small * rng.exponential(size=len(clean)) * (rng.random(len(clean)) < 0.3)
+    )
+    fit = fit_parametric(lopsided, bootstrap=BootstrapSpec(k=K))
+    own = fit_parametric(lopsided, bootstrap=BootstrapSpec(k=K, method="row"))
+    assert fit.bootstrap.refits == "objective"
+    np.testing.assert_array_equal(fit.samples, own.samples)
+
+
+@pytest.mark.parametrize(
+    ("objective", "spec"),
+    [
+        (Objective(loss="ls"), BootstrapSpec(k=50)),
+        (Objective(overprediction=3.0), BootstrapSpec(k=50)),
+        (Objective(weight="n_tokens"), BootstrapSpec(k=50)),
+        (Objective(), BootstrapSpec(k=50, method="row")),
+        (Objective(), BootstrapSpec(k=50, weighting="counts")),
+        (Objective(), BootstrapSpec(weights=np.ones((3, 45)))),
+    ],
+)
+def test_what_the_user_chose_is_what_is_resampled(isoflop_runs, objective, spec):
+    fit = fit_parametric(isoflop_runs(), objective=objective, bootstrap=spec)
+    assert fit.bootstrap.refits == "objective"
+    assert fit.shape is None
+
+
+def test_approach_2_is_resampled_under_the_same_weights(isoflop_runs):
+    runs = isoflop_runs()
+    spec = BootstrapSpec(k=2000)
+    fit = fit_parametric(runs, bootstrap=spec)
+    weights = paired_weights(runs, spec, fit)
+    assert fit.bootstrap.refits == "efficient"
+    assert weights.mean(axis=0) == pytest.approx(np.ones(len(runs)), abs=0.15)
+    # a variance over 2,000 draws of a skewed weight is known to some 8 %
+    assert weights.var(axis=0) == pytest.approx(1 / fit.shape, rel=0.4)
+    order = np.random.default_rng(2).permutation(len(runs))
+    shuffled = runs.take(order)
+    again = paired_weights(shuffled, spec, fit_parametric(shuffled, bootstrap=spec))
+    np.testing.assert_allclose(again, weights[:, order], rtol=1e-9)
+
+
+def test_few_replicates_are_the_first_of_many(isoflop_runs):
+    runs = isoflop_runs()
+    few = fit_parametric(runs, bootstrap=BootstrapSpec(k=20))
+    many = fit_parametric(runs, bootstrap=BootstrapSpec(k=400))
+    assert few.bootstrap.k == 20
+    np.testing.assert_array_equal(few.samples, many.samples[: len(few.samples)])
