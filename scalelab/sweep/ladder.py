@@ -155,7 +155,7 @@ def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShap
             f"{len(ordered)} sizes between {format_quantity(ordered[0])} and "
             f"{format_quantity(ordered[-1])} parameters",
             f"at most the {len(chosen)} different shapes that lie there",
-            "Ask for fewer --sizes or a wider --span.",
+            "Ask for fewer sizes, or for a wider range of them (--span of a valley).",
         )
     return sorted(chosen, key=lambda shape: count_params(shape).total)
 
