@@ -18,6 +18,7 @@ RANGE_DIGITS = (2, 3, 4, 5, 6)
 MOST_ROUNDED = 0.15
 """How far rounding may move a point of a range, as a share of the step between points."""
 
+ENERGY_UNITS = {1e6: "GWh", 1e3: "MWh", 1.0: "kWh", 1e-3: "Wh"}
 _NUMBER = re.compile(
     r"(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(?P<suffix>[kKmMbBtT])?"
 )
@@ -163,6 +164,12 @@ def format_money(usd: float) -> str:
     if usd >= 1e6:
         return f"${_count(usd / 1e6)} million"
     return f"${usd:,.2f}" if usd < 100 else f"${usd:,.0f}"
+
+
+def format_energy(kwh: float) -> str:
+    """Return ``1.5 Wh``, ``12 kWh``, ``73 MWh`` or ``1.2 GWh``."""
+    scale = next((scale for scale in ENERGY_UNITS if kwh >= scale), min(ENERGY_UNITS))
+    return f"{_count(kwh / scale)} {ENERGY_UNITS[scale]}"
 
 
 def format_count(value: float) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scalelab.errors import UsageError
 from scalelab.units import (
     format_duration,
+    format_energy,
     format_flops,
     format_money,
     format_quantity,
@@ -139,3 +140,11 @@ def test_durations_are_in_the_unit_that_a_person_would_use(seconds, text):
 )
 def test_money_never_rounds_to_nothing(usd, text):
     assert format_money(usd) == text
+
+
+@pytest.mark.parametrize(
+    ("kwh", "text"),
+    [(0, "0 Wh"), (0.00151, "1.5 Wh"), (12.4, "12 kWh"), (155_000, "155 MWh"), (1.2e6, "1.2 GWh")],
+)
+def test_energy_is_written_in_the_unit_that_fits(kwh, text):
+    assert format_energy(kwh) == text

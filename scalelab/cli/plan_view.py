@@ -13,12 +13,15 @@ from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CO
 from scalelab.units import (
     format_count,
     format_duration,
+    format_energy,
     format_flops,
     format_money,
     format_quantity,
 )
 
 SHOWN_ROWS = 60
+LONG_S = 3600.0
+"""From here on a plan says what it would take on other devices, seconds."""
 JSON_SCHEMA = 1
 
 
@@ -73,6 +76,8 @@ def summary_lines(proposal: Proposal) -> list[str]:
         f"total: {format_flops(plan.total_flops)} FLOPs{done}",
         f"here: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
     ]
+    if cost.wall_s < LONG_S:
+        return lines
     lines += [
         f"on one {other.speed.device}: {_cost_words(other)} ({other.speed.note})"
         for other in proposal.elsewhere
@@ -123,11 +128,10 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
 
 
 def _cost_words(cost: PlanCost) -> str:
-    energy = f", {cost.kwh:,.3g} kWh" if cost.kwh is not None else ""
+    energy = f", {format_energy(cost.kwh)}" if cost.kwh is not None else ""
     hours = format_duration(cost.worker_hours * 3600)
-    return (
-        f"{format_duration(cost.wall_s)} ({hours} of one worker), {format_money(cost.usd)}{energy}"
-    )
+    each = f" ({hours} of one worker)" if cost.speed.n_workers > 1 else ""
+    return f"{format_duration(cost.wall_s)}{each}, {format_money(cost.usd)}{energy}"
 
 
 def _cost_json(cost: PlanCost) -> dict[str, Any]:

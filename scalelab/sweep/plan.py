@@ -136,7 +136,7 @@ class Plan:
         if repeating:
             worst = max(self.epochs(row) for row in repeating)
             found.append(
-                f"{len(repeating)} of {len(self.rows)} runs repeat text, up to {worst:.1f} epochs: "
+                f"{len(repeating)} of {len(self.rows)} runs repeat text, up to {worst:,.1f} epochs: "
                 f"there are {format_quantity(self.data.n_train_tokens)} unique tokens."
             )
         short = [row for row in self.rows if row.spec.n_steps < FEW_STEPS]

@@ -48,7 +48,7 @@ def test_more_sizes_than_shapes_is_an_error_that_says_how_many_there_are():
     with pytest.raises(UsageError) as caught:
         distinct_shapes(targets, 256)
     assert "12 sizes" in caught.value.given
-    assert "--sizes" in caught.value.do
+    assert "fewer sizes" in caught.value.do
 
 
 def test_a_size_beyond_the_ladder_says_where_it_ends():
