@@ -1,7 +1,6 @@
 """The launcher SIGKILLed at every step of a submission, SLURM's commands replayed.
 
-The replayed commands answer in the words of SLURM 22.05 and keep a queue in a folder. "The cluster"
-then runs every job that sbatch took, and a run that two jobs work on has two attempts.
+"The cluster" runs every job that sbatch took, and a run that two jobs work on has two attempts.
 """
 
 from __future__ import annotations
@@ -9,77 +8,43 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from scalelab.launch import intents as intents_module
 from scalelab.launch import queue as queue_module
 from scalelab.launch import submissions as submissions_module
-from scalelab.launch.base import LaunchReport, LaunchRequest
-from scalelab.launch.intents import read_pack, settle
-from scalelab.launch.slurm import SlurmOptions, launch_slurm
-from scalelab.records.run_dir import RunDir
+from scalelab.launch.base import LaunchView
 from scalelab.records.sweep_dir import Results
-from scalelab.records.types import RunRecord
-from scalelab.sweep.plan import DataFacts, make_plan
-from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.sweep.spec import SlurmTable, sweep_from_mapping
+from tests.launch.replayed_slurm import (
+    SBATCH_STEPS,
+    SBATCH_THEN,
+    Crash,
+    counting_steps,
+    crashing,
+    empty,
+    finish,
+    in_child,
+    install,
+    launch,
+    let_cluster_run,
+    make_runs,
+    wait_for_orphans,
+)
 
-SBATCH = """#!/bin/sh
-cd "$REPLAY" || exit 1
-echo "sbatch $*" >> calls
-n=1; while ! mkdir "jobs/$n" 2>/dev/null; do n=$((n + 1)); done
-sed -n 's/^#SBATCH --job-name=//p' "$1" > "jobs/$n/name"
-sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1" > "jobs/$n/last"
-if [ -e lose_answer ]; then
-  rm lose_answer
-  echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2
-  exit 1
-fi
-echo "Submitted batch job $n"
-"""
-SQUEUE = """#!/bin/sh
-cd "$REPLAY" || exit 1
-echo "squeue $*" >> calls
-[ -e controller_is_down ] && { echo 'squeue: error: Unable to contact controller' >&2; exit 1; }
-for job in jobs/*; do
-  [ -s "$job/last" ] || continue
-  state=PENDING; [ -e "$job/state" ] && state=$(cat "$job/state")
-  i=0; while [ $i -le "$(cat "$job/last")" ]; do
-    echo "${job#jobs/}|$i|$state|0:01|$(cat "$job/name")"; i=$((i + 1))
-  done
-done
-"""
-SCONTROL = """#!/bin/sh
-cd "$REPLAY" || exit 1
-echo "scontrol $*" >> calls
-echo 'MaxArraySize            = 1001'
-"""
 PLAN_AND_SUBMIT_S = 20.0
 LAUNCH_AGAIN_S = 2.0
 """Processor seconds for a thousand runs: what the machine does besides is not ours."""
-OTHER = "#!/bin/sh\nexit 0\n"
-CHANGES = ("os.rename", "os.link", "os.mkdir", "os.remove", "subprocess.Popen")
+PAIR_STRIDE = 8
 
 
 @pytest.fixture
 def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of a replayed cluster whose commands are on the path; no time is waited."""
     folder = tmp_path / "replay"
-    (folder / "jobs").mkdir(parents=True)
-    (folder / "bin").mkdir()
-    scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL}
-    for name in ("sbatch", "squeue", "scontrol", "scancel", "srun"):
-        program = folder / "bin" / name
-        program.write_text(scripts.get(name, OTHER))
-        program.chmod(0o755)
+    install(folder)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("REPLAY", str(folder))
     # A killed process loses nothing that it wrote; only a power cut would.
@@ -89,135 +54,11 @@ def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def make_runs(folder: Path, n_runs: int, *, name: str = "crash") -> tuple[Results, tuple[str, ...]]:
-    sweep = sweep_from_mapping(
-        {
-            "kind": "grid",
-            "name": name,
-            "n_params": "20K",
-            "n_tokens": 1e5,
-            "train": {"seq_len": 32, "batch_seqs": 4, "lr": 0.01, "seeds": tuple(range(n_runs))},
-        },
-        source="the test",
-    )
-    facts = DataFacts(
-        fingerprint="f" * 12,
-        eval_fingerprint="e" * 12,
-        tokenizer="bytes",
-        vocab_size=256,
-        n_train_tokens=10**6,
-        n_eval_tokens=4096,
-    )
-    results = Results(folder)
-    saved = results.save_plan(
-        make_plan(sweep, facts, precision="fp32"), sweep.science(), extend=False
-    )
-    return results, saved.run_ids
-
-
-def launch(
-    results: Results,
-    run_ids: tuple[str, ...],
-    *,
-    name: str = "crash",
-    detach: bool = True,
-    **table: Any,
-) -> LaunchReport:
-    request = LaunchRequest(
-        results=results, sweep=name, run_ids=run_ids, execution=ExecutionSpec(), n_workers=1
-    )
-    options = SlurmOptions(
-        table=SlurmTable(**{"gpus_per_run": 0, "target_job_minutes": 0, **table}),
-        seconds=dict.fromkeys(run_ids, 30.0),
-        usd_per_gpu_hour=2.0,
-        is_detached=detach,
-    )
-    return launch_slurm(request, options, lambda view: None)
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Do something in a forked process; return how it ended (negative: the signal)."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def dying_at(step: int | str, results: Path, work: Callable[[], object]) -> Callable[[], object]:
-    """Return work whose process kills itself at a step: its n-th change to the results folder or
-    command started, or so many seconds into sbatch.
-    """
-
-    def run() -> object:
-        count = 0
-
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal count
-            is_write = (
-                event == "open"
-                and str(results) in str(arguments[0])
-                and arguments[1] not in ("r", "rb", None)
-            )
-            if not is_write and event not in CHANGES:
-                return
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            is_sbatch = event == "subprocess.Popen" and "sbatch" in str(arguments[1])
-            if isinstance(step, str) and is_sbatch:
-                delay = float(step.partition("+")[2])
-                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-        sys.addaudithook(hook)
-        return work()
-
-    return run
-
-
-def let_cluster_run(replay: Path, results: Results, *, name: str = "crash") -> None:
-    """Do what the replayed cluster's jobs would do: each of them, all of its elements."""
-    sweep = results.sweep(name)
-    for job in sorted((replay / "jobs").iterdir(), key=lambda path: int(path.name)):
-        intent = (job / "name").read_text().strip().removeprefix("scalelab.")
-        started = f"started {job.name}"
-        if settle(sweep / "intents" / intent, started) == started:
-            for index in range(int((job / "last").read_text()) + 1):
-                for run_id in read_pack(sweep, intent, index).run_ids:
-                    finish(results.run(run_id))
-        (job / "state").write_text("COMPLETED")
-
-
-def finish(run: RunDir) -> None:
-    attempt = run.claim()
-    attempt.write_record(
-        RunRecord(
-            run_id=run.run_id,
-            attempt=attempt.number,
-            token=attempt.token,
-            status="done",
-            loss_nats=1.0 + int(run.run_id, 16) % 997 / 1000,
-            loss_se_nats=None,
-            n_params={"chinchilla": 1000},
-            flops={"exact": 1e9},
-            n_tokens=1,
-            unique_tokens=1,
-            n_steps=1,
-            wall_s=1.0,
-        )
-    )
-    attempt.accept()
-
-
-def assert_each_done_once(results: Results, run_ids: tuple[str, ...]) -> None:
+def assert_each_done_once(results: Results, run_ids: tuple[str, ...], what: object = "") -> None:
     for run_id in run_ids:
         run = results.run(run_id)
-        assert run.status() == "done", run_id
-        assert len(run.attempts()) == 1, f"{run_id} was worked on twice"
+        assert run.status() == "done", (run_id, what)
+        assert len(run.attempts()) == 1, f"{run_id} was worked on twice: {what}"
 
 
 def count_steps(replay: Path, tmp_path: Path) -> int:
@@ -226,25 +67,26 @@ def count_steps(replay: Path, tmp_path: Path) -> int:
     counter = tmp_path / "count"
 
     def work() -> None:
-        n = 0
-
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal n
-            is_write = (
-                event == "open"
-                and str(results.path) in str(arguments[0])
-                and arguments[1] not in ("r", "rb", None)
-            )
-            n += is_write or event in CHANGES
-
-        sys.addaudithook(hook)
-        launch(results, run_ids)
-        counter.write_text(str(n))
+        n_steps = counting_steps(results.path, lambda: launch(results, run_ids), lambda count: None)
+        counter.write_text(str(n_steps))
 
     assert in_child(work) == 0
-    for job in (replay / "jobs").iterdir():
-        subprocess.run(["rm", "-r", str(job)], check=True)
     return int(counter.read_text())
+
+
+def crashes(n_steps: int) -> list[tuple[Crash, ...]]:
+    """Return what happens to the launchers of each trial, the first of them and then its successor.
+
+    Every step alone, every step of sbatch with all that sbatch may do then, and pairs of them.
+    """
+    steps = [Crash(step) for step in range(1, n_steps + 1)]
+    around = [Crash(step, then) for step in SBATCH_STEPS for then in SBATCH_THEN]
+    pairs = [
+        (first, second)
+        for i, first in enumerate([*steps, *around])
+        for second in steps[i % PAIR_STRIDE :: PAIR_STRIDE]
+    ]
+    return [*((crash,) for crash in steps + around), *pairs]
 
 
 def test_a_launcher_killed_at_any_step_loses_and_doubles_nothing(
@@ -252,27 +94,25 @@ def test_a_launcher_killed_at_any_step_loses_and_doubles_nothing(
 ) -> None:
     n_steps = count_steps(replay, tmp_path)
     assert n_steps >= 15
-    steps: list[int | str] = [*range(1, n_steps + 1)]
-    delays = [f"sbatch+{0.00015 * i:.5f}" for i in range(100)]
-    trials = [*steps, *delays][: max(100, n_steps + 60)]
-    n_killed = 0
-    for number, step in enumerate(trials):
-        for job in (replay / "jobs").iterdir():
-            subprocess.run(["rm", "-r", str(job)], check=True)
+    trials = crashes(n_steps)
+    assert len(trials) >= 100
+    for number, (first, *then) in enumerate(trials):
+        what = " then ".join(map(str, (first, *then)))
+        empty(replay)
         results, run_ids = make_runs(tmp_path / f"trial{number}", 3)
         launch_once = lambda r=results, ids=run_ids: launch(r, ids)  # noqa: E731
-        code = in_child(dying_at(step, results.path, launch_once))
-        n_killed += code == -signal.SIGKILL
-        assert code in (0, -signal.SIGKILL)
-        assert in_child(launch_once) == 0
+        assert crashing(first, replay, results.path, launch_once) == -signal.SIGKILL, what
+        for second in then:
+            # It may find less to do than the step at which it would have died.
+            assert crashing(second, replay, results.path, launch_once) in (0, -signal.SIGKILL)
+        assert in_child(launch_once) == 0, what
+        wait_for_orphans(replay)
         let_cluster_run(replay, results)
         # Attached, it waits for what is under way and finds everything done.
         report = launch(results, run_ids, detach=False)
-        assert report.n_started == 0, step
-        assert set(report.statuses.values()) == {"done"}
-        assert_each_done_once(results, run_ids)
-    assert len(trials) >= 100
-    assert n_killed >= 100 - 20
+        assert report.n_started == 0, what
+        assert set(report.statuses.values()) == {"done"}, what
+        assert_each_done_once(results, run_ids, what)
 
 
 def test_a_lost_answer_of_sbatch_is_found_by_name(replay: Path, tmp_path: Path) -> None:
@@ -303,10 +143,11 @@ def test_a_job_that_turns_up_after_its_submission_was_given_up_does_nothing(
 
 def _dies_before_sbatch(step: int, results: Results, run_ids: tuple[str, ...]) -> bool:
     """Kill a launch at a step; say whether an intent without a job is what it leaves."""
-    code = in_child(dying_at(step, results.path, lambda: launch(results, run_ids)))
+    replay = Path(os.environ["REPLAY"])
+    code = crashing(Crash(step), replay, results.path, lambda: launch(results, run_ids))
     assert code == -signal.SIGKILL
     found = intents_module.read_intents(results.sweep("crash"))
-    return bool(found) and not any(Path(os.environ["REPLAY"], "jobs").iterdir())
+    return bool(found) and not any((replay / "jobs").iterdir())
 
 
 def test_a_silent_controller_changes_nothing(
@@ -316,9 +157,19 @@ def test_a_silent_controller_changes_nothing(
     results, run_ids = make_runs(tmp_path / "results", 3)
     launch(results, run_ids)
     (replay / "controller_is_down").touch()
-    threading.Timer(0.7, (replay / "controller_is_down").unlink).start()
-    threading.Timer(1.0, let_cluster_run, (replay, results)).start()
-    report = launch(results, run_ids, detach=False)
+    looks = 0
+
+    def watch(view: LaunchView) -> None:
+        nonlocal looks
+        looks += 1
+        time.sleep(0.01)
+        if looks == 30:
+            (replay / "controller_is_down").unlink()
+        if looks == 40:
+            let_cluster_run(replay, results)
+
+    report = launch(results, run_ids, detach=False, watch=watch)
+    assert looks >= 40
     assert report.n_started == 0
     assert_each_done_once(results, run_ids)
 

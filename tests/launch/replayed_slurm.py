@@ -1,0 +1,252 @@
+"""SLURM's commands replayed: a queue in a folder, and launchers that die where they are told to.
+
+The replayed commands answer in the words of SLURM 22.05. "The cluster" then runs every job that
+sbatch took. Nothing here waits for a time that a slow machine could miss.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalelab.launch.base import LaunchReport, LaunchRequest, Watcher
+from scalelab.launch.intents import read_pack, settle
+from scalelab.launch.slurm import SlurmOptions, launch_slurm
+from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results
+from scalelab.records.types import RunRecord
+from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.spec import SlurmTable, sweep_from_mapping
+
+# `reach` is a step of sbatch at which the launcher, its parent, may be killed. sbatch itself then
+# dies with it, goes on by itself, or goes on late: once every later launcher has given it up.
+SBATCH = """#!/bin/sh
+cd "$REPLAY" || exit 1
+: > "at_work/$$"
+trap 'rm -f "at_work/$$"' EXIT; trap '' PIPE
+echo "sbatch $*" >> calls
+kill_at=none; if mv crash "crash.$$" 2>/dev/null; then read -r kill_at then < "crash.$$"; fi
+reach() {
+  [ "$1" = "$kill_at" ] || return 0
+  kill -9 $PPID
+  [ "$then" = dies ] && exit 1
+  [ "$then" = late ] && until [ -e go_on ]; do sleep 0.01; done
+  return 0
+}
+reach started
+n=1; while ! mkdir "jobs/$n" 2>/dev/null; do n=$((n + 1)); done
+sed -n 's/^#SBATCH --job-name=//p' "$1" > "jobs/$n/name"
+sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1" > "jobs/$n/.last"
+reach half
+mv "jobs/$n/.last" "jobs/$n/last"
+reach taken
+if [ -e lose_answer ]; then
+  rm lose_answer
+  echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2
+  exit 1
+fi
+echo "Submitted batch job $n"
+reach answered
+"""
+SBATCH_STEPS = ("started", "half", "taken", "answered")
+SBATCH_THEN = ("dies", "goes_on", "late")
+SQUEUE = """#!/bin/sh
+cd "$REPLAY" || exit 1
+echo "squeue $*" >> calls
+[ -e controller_is_down ] && { echo 'squeue: error: Unable to contact controller' >&2; exit 1; }
+for job in jobs/*; do
+  [ -s "$job/last" ] || continue
+  state=PENDING; [ -e "$job/state" ] && state=$(cat "$job/state")
+  i=0; while [ $i -le "$(cat "$job/last")" ]; do
+    echo "${job#jobs/}|$i|$state|0:01|$(cat "$job/name")"; i=$((i + 1))
+  done
+done
+"""
+SCONTROL = """#!/bin/sh
+cd "$REPLAY" || exit 1
+echo "scontrol $*" >> calls
+echo 'MaxArraySize            = 1001'
+"""
+OTHER = "#!/bin/sh\nexit 0\n"
+CHANGES = ("os.rename", "os.link", "os.mkdir", "os.remove")
+ORPHAN_S = 60.0
+
+
+def install(folder: Path) -> None:
+    """Put the replayed commands and an empty queue into a folder."""
+    for name in ("jobs", "at_work", "bin"):
+        (folder / name).mkdir(parents=True)
+    scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL}
+    for name in ("sbatch", "squeue", "scontrol", "scancel", "srun"):
+        program = folder / "bin" / name
+        program.write_text(scripts.get(name, OTHER))
+        program.chmod(0o755)
+
+
+def empty(replay: Path) -> None:
+    """Forget every job, as before the first submission."""
+    shutil.rmtree(replay / "jobs")
+    (replay / "jobs").mkdir()
+    for file in (replay / "crash", replay / "go_on"):
+        file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """Where a launcher dies: at its n-th change of the results folder or command that it starts,
+    or at a step of sbatch, which then does what ``then`` says.
+    """
+
+    step: int | str
+    then: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.step}, sbatch {self.then}" if self.then else str(self.step)
+
+
+def crashing(crash: Crash, replay: Path, results: Path, work: Callable[[], object]) -> int:
+    """Do something in a process that dies at a step of it; return how it ended."""
+    if isinstance(crash.step, str):
+        (replay / "crash").write_text(f"{crash.step} {crash.then}\n")
+        code = in_child(work)
+        (replay / "crash").unlink(missing_ok=True)
+        return code
+
+    def die_at(count: int) -> None:
+        if count == crash.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return in_child(lambda: counting_steps(results, work, die_at))
+
+
+def counting_steps(results: Path, work: Callable[[], object], tell: Callable[[int], None]) -> int:
+    """Do something, tell the number of each step before it is taken, and return how many it took.
+
+    Only in a process of its own: Python never forgets an audit hook.
+    """
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        is_there = str(results) in str(arguments[0]) if arguments else False
+        is_write = event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        is_change = is_there and (is_write or event in CHANGES)
+        if is_change or event == "subprocess.Popen":
+            count += 1
+            tell(count)
+
+    sys.addaudithook(hook)
+    work()
+    return count
+
+
+def wait_for_orphans(replay: Path) -> None:
+    """Let every sbatch whose launcher died come to its end."""
+    (replay / "go_on").touch()
+    deadline = time.monotonic() + ORPHAN_S
+    while any((replay / "at_work").iterdir()):
+        assert time.monotonic() < deadline, "an sbatch does not end"
+        time.sleep(0.005)
+
+
+def let_cluster_run(replay: Path, results: Results, *, name: str = "crash") -> None:
+    """Do what the replayed cluster's jobs would do: each of them, all of its elements."""
+    sweep = results.sweep(name)
+    taken = [job for job in (replay / "jobs").iterdir() if (job / "last").exists()]
+    for job in sorted(taken, key=lambda path: int(path.name)):
+        intent = (job / "name").read_text().strip().removeprefix("scalelab.")
+        started = f"started {job.name}"
+        if settle(sweep / "intents" / intent, started) == started:
+            for index in range(int((job / "last").read_text()) + 1):
+                for run_id in read_pack(sweep, intent, index).run_ids:
+                    finish(results.run(run_id))
+        (job / "state").write_text("COMPLETED")
+
+
+def launch(
+    results: Results,
+    run_ids: tuple[str, ...],
+    *,
+    name: str = "crash",
+    detach: bool = True,
+    watch: Watcher = lambda view: None,
+    **table: Any,
+) -> LaunchReport:
+    request = LaunchRequest(
+        results=results, sweep=name, run_ids=run_ids, execution=ExecutionSpec(), n_workers=1
+    )
+    options = SlurmOptions(
+        table=SlurmTable(**{"gpus_per_run": 0, "target_job_minutes": 0, **table}),
+        seconds=dict.fromkeys(run_ids, 30.0),
+        usd_per_gpu_hour=2.0,
+        is_detached=detach,
+    )
+    return launch_slurm(request, options, watch)
+
+
+def make_runs(folder: Path, n_runs: int, *, name: str = "crash") -> tuple[Results, tuple[str, ...]]:
+    sweep = sweep_from_mapping(
+        {
+            "kind": "grid",
+            "name": name,
+            "n_params": "20K",
+            "n_tokens": 1e5,
+            "train": {"seq_len": 32, "batch_seqs": 4, "lr": 0.01, "seeds": tuple(range(n_runs))},
+        },
+        source="the test",
+    )
+    facts = DataFacts(
+        fingerprint="f" * 12,
+        eval_fingerprint="e" * 12,
+        tokenizer="bytes",
+        vocab_size=256,
+        n_train_tokens=10**6,
+        n_eval_tokens=4096,
+    )
+    results = Results(folder)
+    saved = results.save_plan(
+        make_plan(sweep, facts, precision="fp32"), sweep.science(), extend=False
+    )
+    return results, saved.run_ids
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do something in a forked process; return how it ended (negative: the signal)."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def finish(run: RunDir) -> None:
+    attempt = run.claim()
+    attempt.write_record(
+        RunRecord(
+            run_id=run.run_id,
+            attempt=attempt.number,
+            token=attempt.token,
+            status="done",
+            loss_nats=1.0 + int(run.run_id, 16) % 997 / 1000,
+            loss_se_nats=None,
+            n_params={"chinchilla": 1000},
+            flops={"exact": 1e9},
+            n_tokens=1,
+            unique_tokens=1,
+            n_steps=1,
+            wall_s=1.0,
+        )
+    )
+    attempt.accept()
