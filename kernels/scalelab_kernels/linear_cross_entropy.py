@@ -36,46 +36,83 @@ from scalelab_kernels.runtime import architecture, check_runs_here, round_to
 NARROW = 256
 """Widest head whose tiles are computed again rather than stored."""
 
+ROW_MULTIPLE = 64
+"""Rows of logits begin at multiples of 128 bytes, as cuBLAS's fast products want of their rows."""
+
 
 @triton.jit
-def _rows_kernel(
-    logits, targets, upstream, losses, n_rows, n_tokens, first, n_vocab, z_loss, ignore_index,
-    HAS_GRAD: tl.constexpr, HAS_UPSTREAM: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """Turn one row of logits into its loss, and in place into its gradient."""
-    run = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0)
-    token = run * n_tokens + first + row
-    start_of_row = logits + (run * n_rows + row) * n_vocab
-    target = tl.load(targets + token)
-    is_label = (target >= 0) & (target < n_vocab)
-    picked = tl.load(start_of_row + target, is_label, other=float("nan")).to(tl.float32)
-    # Each lane keeps a maximum and a sum of its own: one reduction a row instead of one a block.
-    top = tl.full((COLS,), float("-inf"), tl.float32)
-    total = tl.zeros((COLS,), tl.float32)
-    for start in range(0, n_vocab, COLS):
-        col = start + tl.arange(0, COLS)
-        x = tl.load(start_of_row + col, col < n_vocab, other=float("-inf")).to(tl.float32)
+def _load_logits(row, col, n_vocab, MASKED: tl.constexpr):
+    """Return a block of a row in fp32, -inf beyond its end."""
+    # Without a mask, loads are 16 bytes wide whatever the vocabulary.
+    mask = col < n_vocab if MASKED else None
+    return tl.load(row + col, mask, other=float("-inf") if MASKED else None).to(tl.float32)
+
+
+@triton.jit
+def _add_blocks(top, total, row, begin, end, MASKED: tl.constexpr, COLS: tl.constexpr):
+    """Carry the maximum and the sum of each lane over the columns ``begin .. end`` of a row."""
+    for start in range(begin, end, COLS):
+        x = _load_logits(row, start + tl.arange(0, COLS), end, MASKED)
         new_top = tl.maximum(top, x)
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
         total = total * tl.exp(top - base) + tl.exp(x - base)
         top = new_top
-    row_top = tl.max(top, 0)
-    base = tl.where(row_top == float("-inf"), 0.0, row_top)
-    lse = row_top + tl.log(tl.sum(total * tl.exp(top - base), 0))
+    return top, total
+
+
+@triton.jit
+def _write_gradients(
+    row, begin, end, target, top, rest, pull, scale, is_counted,
+    MASKED: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Replace the columns ``begin .. end`` of a row of logits by their gradients."""
+    for start in range(begin, end, COLS):
+        col = start + tl.arange(0, COLS)
+        p = tl.exp((_load_logits(row, col, end, MASKED) - top) - rest)
+        grad = p - tl.where(col == target, 1.0, 0.0) + p * pull
+        grad = round_to(tl.where(is_counted, grad * scale, 0.0), row.dtype.element_ty)
+        if MASKED:
+            tl.store(row + col, grad, col < end)
+        else:
+            tl.store(row + col, grad)
+
+
+@triton.jit
+def _rows_kernel(
+    logits, targets, upstream, losses, n_rows, row_stride, n_tokens, first, n_vocab, z_loss,
+    ignore_index,
+    HAS_GRAD: tl.constexpr, HAS_UPSTREAM: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Turn one row of logits into its loss, and in place into its gradient."""
+    run = tl.program_id(1).to(tl.int64)
+    token = run * n_tokens + first + tl.program_id(0)
+    row = logits + (run * n_rows + tl.program_id(0)) * row_stride
+    target = tl.load(targets + token)
+    is_label = (target >= 0) & (target < n_vocab)
+    picked = tl.load(row + target, is_label, other=float("nan")).to(tl.float32)
+    # Each lane keeps a maximum and a sum of its own: one reduction a row instead of one a block.
+    lanes = tl.full((COLS,), float("-inf"), tl.float32)
+    total = tl.zeros((COLS,), tl.float32)
+    n_whole = n_vocab // COLS * COLS
+    lanes, total = _add_blocks(lanes, total, row, 0, n_whole, False, COLS)
+    lanes, total = _add_blocks(lanes, total, row, n_whole, n_vocab, True, COLS)
+    top = tl.max(lanes, 0)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    # As in `cross_entropy_tiles`, the log-partition stays two numbers wherever it is subtracted.
+    rest = tl.log(tl.sum(total * tl.exp(lanes - base), 0))
+    lse = top + rest
     is_counted = target != ignore_index
-    tl.store(losses + token, tl.where(is_counted, lse - picked + z_loss * lse * lse, 0.0))
+    loss = rest - (picked - top) + z_loss * lse * lse
+    tl.store(losses + token, tl.where(is_counted, loss, 0.0))
     if HAS_GRAD:
         pull = 2.0 * z_loss * lse
         scale = tl.load(upstream + token) if HAS_UPSTREAM else 1.0
-        for start in range(0, n_vocab, COLS):
-            col = start + tl.arange(0, COLS)
-            x = tl.load(start_of_row + col, col < n_vocab, other=float("-inf")).to(tl.float32)
-            p = tl.exp(x - lse)
-            grad = p - tl.where(col == target, 1.0, 0.0) + p * pull
-            grad = tl.where(is_counted, grad * scale, 0.0)
-            grad = round_to(grad, logits.dtype.element_ty)
-            tl.store(start_of_row + col, grad, col < n_vocab)
+        _write_gradients(
+            row, 0, n_whole, target, top, rest, pull, scale, is_counted, False, COLS
+        )  # fmt: skip
+        _write_gradients(
+            row, n_whole, n_vocab, target, top, rest, pull, scale, is_counted, True, COLS
+        )  # fmt: skip
 
 
 @triton.jit
@@ -120,18 +157,20 @@ def _run_chunks(
     kind = architecture(hidden)
     chunk = max(1, min(chunk_tokens(kind) // n_runs, n_tokens))
     config = logits_config(kind)
-    buffer = hidden.new_empty(n_runs * chunk * n_vocab)
+    row_stride = triton.cdiv(n_vocab, ROW_MULTIPLE) * ROW_MULTIPLE
+    buffer = hidden.new_empty(n_runs * chunk * row_stride)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden) if has_grad else None
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if has_grad else None
     for first in range(0, n_tokens, chunk):
         rows = hidden[:, first : first + chunk]
         n_rows = rows.shape[1]
-        logits = buffer[: n_runs * n_rows * n_vocab].view(n_runs, n_rows, n_vocab)
+        logits = buffer[: n_runs * n_rows * row_stride].view(n_runs, n_rows, row_stride)
+        logits = logits[..., :n_vocab]
         torch.bmm(rows, weight.transpose(1, 2), out=logits)
         _rows_kernel[(n_rows, n_runs)](
             logits, targets, losses if upstream is None else upstream, losses,
-            n_rows, n_tokens, first, n_vocab, z_loss, ignore_index,
+            n_rows, row_stride, n_tokens, first, n_vocab, z_loss, ignore_index,
             HAS_GRAD=has_grad, HAS_UPSTREAM=upstream is not None,
             COLS=config.cols, num_warps=config.num_warps,
         )  # fmt: skip

@@ -60,8 +60,10 @@ def test_one_step(check_value, n_runs, n, n_decay, extras, grad_dtype):
     beta1=st.sampled_from([0.0, 0.9, 0.99]),
     beta2=st.sampled_from([0.0, 0.95, 0.9999]),
     max_norm=st.sampled_from([1e-3, 1.0, float("inf")]),
+    seed=st.integers(0, 2**32 - 1),
 )
-def test_any_size_step_and_betas(check_value, n, step, beta1, beta2, max_norm):
+def test_any_size_step_and_betas(check_value, n, step, beta1, beta2, max_norm, seed):
+    torch.manual_seed(seed)
     state = make_state(1, n, torch.float32, torch.float32, has_copy=True, has_ema=True)
     hyper = reference.hyper_table(
         lr=0.03, beta1=beta1, beta2=beta2, max_norm=max_norm, ema_decay=0.999

@@ -105,8 +105,10 @@ def test_a_label_outside_the_vocabulary_makes_its_loss_nan_and_no_other(d, label
     d=st.sampled_from([1, 16, 33, 257]),
     z_loss=st.sampled_from([0.0, 1e-4]),
     name=st.sampled_from(FUNCTIONS),
+    seed=st.integers(0, 2**32 - 1),
 )
-def test_any_shape(check_op, n_tokens, n_vocab, d, z_loss, name):
+def test_any_shape(check_op, n_tokens, n_vocab, d, z_loss, name, seed):
+    torch.manual_seed(seed)
     compare(check_op, name, make((n_tokens,), d, n_vocab), torch.float32, z_loss=z_loss)
 
 
@@ -158,8 +160,9 @@ def test_chunked_memory_is_bounded_by_the_chunk_and_not_by_the_tokens(name):
         sizes = allocated(getattr(op, name), *first, hidden, weight[None], targets, 0.0, -100)
         gradients_and_losses = (hidden.numel(), weight.numel(), n_tokens)
         besides = [s for s in sizes if s not in gradients_and_losses]
-        assert max(besides) == chunk * n_vocab
-        assert besides.count(chunk * n_vocab) == 1
+        buffer = chunk * 128  # rows of 97 logits, padded
+        assert max(besides) == buffer
+        assert besides.count(buffer) == 1
 
 
 def test_tiled_memory_is_a_few_gradients_and_no_logits():
@@ -170,7 +173,7 @@ def test_tiled_memory_is_a_few_gradients_and_no_logits():
     assert max(forward) <= 3 * shares * n_tokens
     backward = allocated(
         cross_entropy_tiles.tiled_cross_entropy_backward,
-        torch.rand(1, n_tokens), *settings, torch.rand(1, n_tokens), 0.0, -100,
+        torch.rand(1, n_tokens), *settings, torch.rand(2, 1, n_tokens), 0.0, -100,
     )  # fmt: skip
     assert max(backward) <= shares * d * n_vocab < n_tokens * n_vocab / 8
 
@@ -205,7 +208,7 @@ def test_registered_as_torch_expects(n_runs):
         torch.library.opcheck(getattr(ops, name).default, (*leaves, *settings))
     fixed = [t.detach() for t in leaves]
     per_token = torch.rand(lead)
-    ones = (targets, torch.rand(lead), 1e-4, -100)
+    ones = (targets, torch.rand(2, *lead), 1e-4, -100)
     torch.library.opcheck(ops.tiled_cross_entropy_backward.default, (per_token, *fixed, *ones))
     arguments = (per_token, *fixed, *settings)
     torch.library.opcheck(ops.chunked_cross_entropy_backward.default, arguments)

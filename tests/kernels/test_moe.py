@@ -27,8 +27,14 @@ def test_permute_and_unpermute(check_op, n_tokens, n_choices, n_experts, d, dtyp
 
 
 @settings(max_examples=10, deadline=None)
-@given(n_tokens=st.integers(1, 20), n_experts=st.integers(1, 8), d=st.integers(1, 40))
-def test_any_shape(check_op, n_tokens, n_experts, d):
+@given(
+    n_tokens=st.integers(1, 20),
+    n_experts=st.integers(1, 8),
+    d=st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_shape(check_op, n_tokens, n_experts, d, seed):
+    torch.manual_seed(seed)
     n_choices = min(n_experts, 2)
     way = make_route(n_tokens, n_choices, n_experts)
     inputs = [torch.randn(n_tokens * n_choices, d), torch.rand(n_tokens, n_choices), way]

@@ -72,8 +72,10 @@ def test_without_the_norm(check_op, dtype):
     n_kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     half=st.integers(1, 9),
+    seed=st.integers(0, 2**32 - 1),
 )
-def test_any_shape(check_op, n_positions, n_kv_heads, group, half):
+def test_any_shape(check_op, n_positions, n_kv_heads, group, half, seed):
+    torch.manual_seed(seed)
     arguments = make((2,), n_positions, n_kv_heads * group, n_kv_heads, 2 * half)
     compare(check_op, arguments, torch.float32)
 
