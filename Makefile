@@ -51,6 +51,7 @@ science: $(INSTALLED)
 
 # Ratios against other programs, side by side in one run; wants a quiet machine.
 bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m pytest -m bench -s
 
 # Needs a CUDA device; fails without one.

@@ -18,8 +18,9 @@ from scalelab.fit.efficient import efficient
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.outcome import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
+from scalelab.fit.powered import surface_of
 from scalelab.fit.replicates import refit
-from scalelab.fit.surfaces import Rows, surface_of
+from scalelab.fit.surfaces import Rows
 from scalelab.theory.laws.base import Law
 
 FloatArray = NDArray[np.float64]

@@ -28,10 +28,11 @@ from scalelab.fit.outcome import (
     compute_of,
 )
 from scalelab.fit.penalty import Penalty
+from scalelab.fit.powered import surface_of
 from scalelab.fit.replicates import Replicates, UseNumba, refit
 from scalelab.fit.rows import Design, design
 from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
-from scalelab.fit.surfaces import Rows, Surface, surface_of
+from scalelab.fit.surfaces import Rows, Surface
 from scalelab.records.types import Observations
 from scalelab.theory.laws import law_named
 from scalelab.theory.laws.base import Law

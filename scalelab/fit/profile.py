@@ -21,8 +21,8 @@ from scalelab.fit.newton import TOLERANCE, Box, minimise
 from scalelab.fit.outcome import DEFAULT_LEVEL, Interval, ParametricFit, check_level
 from scalelab.fit.parametric import box_of
 from scalelab.fit.penalty import Penalty
+from scalelab.fit.powered import surface_of
 from scalelab.fit.rows import design
-from scalelab.fit.surfaces import surface_of
 from scalelab.records.types import Observations
 
 FloatArray = NDArray[np.float64]

@@ -3,7 +3,7 @@
 `ExponentialSum` serves every law that is a sum of exponentials of linear functions (the law says so
 in ``terms``): it works in centred coordinates, where the ridge between a scale and its exponent is
 gone, and needs no per-row Hessian. `GeneralSurface` serves any other law through its jets.
-`surface_of` chooses.
+`scalelab.fit.powered.surface_of` chooses.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class ExponentialSum(Surface):
     def __init__(
         self, features: FloatArray, *, offset: int | None = None, is_centred: bool = True
     ) -> None:
-        mix = _centring(features) if is_centred else np.eye(features.shape[2])
+        mix = centring(features) if is_centred else np.eye(features.shape[2])
         super().__init__(features.shape[1], mix)
         self.offset = offset
         self.features = features @ mix.T
@@ -282,24 +282,7 @@ class GeneralSurface(Surface):
         )
 
 
-def surface_of(
-    law: type[Law],
-    columns: Mapping[str, FloatArray],
-    *,
-    is_centred: bool = True,
-) -> Surface:
-    """Return the fastest surface that the law allows.
-
-    Centring mixes a scale with its exponent, so it must be off when a parameter is held.
-    """
-    features = law.terms(columns)
-    if features is None:
-        return GeneralSurface(law, columns)
-    offset = None if law.offset is None else law.names().index(law.offset)
-    return ExponentialSum(features, offset=offset, is_centred=is_centred)
-
-
-def _centring(features: FloatArray) -> FloatArray:
+def centring(features: FloatArray) -> FloatArray:
     """Return mix, theta = eta @ mix, which centres each term's slopes on its intercept.
 
     A term's intercept is a coordinate whose feature is 1 in that term and 0 in every other one.

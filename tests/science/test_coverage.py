@@ -199,6 +199,7 @@ def clustered_coverage(count, replicates):
                     k=replicates, seed=i, method="auto" if method == "cluster" else "row"
                 ),
                 n_starts=4,
+                uses_hindsight=False,
             )
             assert fit.bootstrap.method == method
             interval = fit.interval(lambda law: law.alpha, level=LEVEL)

@@ -72,6 +72,8 @@ class Law(ABC):
     """Where the form is stated: paper, section."""
     offset: ClassVar[str | None] = None
     """Parameter that is added as it is (the irreducible loss E), not as a logarithm."""
+    power: ClassVar[str | None] = None
+    """Parameter, with a logarithmic coordinate, to whose power the sum of ``terms`` is raised."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -94,9 +96,10 @@ class Law(ABC):
 
     @classmethod
     def terms(cls, columns: Mapping[str, FloatArray]) -> FloatArray | None:
-        """Return features F, (k, n, p), when the target is ``offset`` + sum_k exp(F[k] @ theta).
+        """Return features F, (k, n, p): the target is offset + (sum_k exp(F[k] @ theta))^power.
 
-        None for a form that is not such a sum.
+        ``offset`` and ``power`` are those of the form, where it has them. None for a form that is
+        not such a sum.
         """
         return None
 

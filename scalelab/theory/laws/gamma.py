@@ -44,6 +44,7 @@ class Gamma(Law):
         Coordinate(name="gamma"),
     )
     offset: ClassVar[str] = "E"
+    power: ClassVar[str] = "gamma"
     source: ClassVar[str] = "Busbridge et al. 2025, arXiv:2502.08606, equation 8"
 
     A: float
@@ -61,6 +62,12 @@ class Gamma(Law):
             log_A - alpha * np.log(columns["n_params"]), log_B - beta * np.log(columns["n_tokens"])
         )
         return E + np.exp(np.exp(log_gamma) * inside)
+
+    @classmethod
+    def terms(cls, columns: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the features of the two terms inside the power."""
+        inside = Chinchilla.terms(columns)
+        return np.concatenate([inside, np.zeros((*inside.shape[:2], 1))], axis=2)
 
     @classmethod
     def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:

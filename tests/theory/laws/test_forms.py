@@ -7,7 +7,9 @@ from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import fit_parametric
-from scalelab.fit.surfaces import ExponentialSum, GeneralSurface, surface_of
+from scalelab.fit.penalty import Penalty
+from scalelab.fit.powered import PoweredSum, surface_of
+from scalelab.fit.surfaces import ExponentialSum, GeneralSurface, Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws import (
     LAWS,
@@ -130,7 +132,36 @@ def test_fast_and_general_surfaces_agree(name):
     fast, general = surface_of(law, columns), GeneralSurface(law, columns)
     theta = BY_NAME[name].to_coordinates()[None]
     np.testing.assert_allclose(fast.predicted(fast.eta(theta)), general.predicted(theta), rtol=1e-9)
-    assert isinstance(fast, ExponentialSum) == (law.terms(columns) is not None)
+    assert isinstance(fast, (ExponentialSum, PoweredSum)) == (law.terms(columns) is not None)
+    at = fast.derivatives(fast.eta(theta)[0])
+    value, gradient, hessian = general.derivatives(theta[0])
+    mix = fast.mix
+    np.testing.assert_allclose(at[0], value, rtol=1e-9)
+    gradient, hessian = mix @ gradient, np.einsum("ip,pqn,jq->ijn", mix, hessian, mix)
+    np.testing.assert_allclose(at[1], gradient, rtol=1e-7, atol=1e-9 * np.abs(gradient).max())
+    np.testing.assert_allclose(at[2], hessian, rtol=1e-7, atol=1e-9 * np.abs(hessian).max())
+
+
+@pytest.mark.parametrize("residual", ["log", "linear"])
+@pytest.mark.parametrize("name", NAMES)
+def test_fast_and_general_surfaces_expand_the_objective_alike(name, residual):
+    law = type(BY_NAME[name])
+    columns = rows_for(law)
+    rng = np.random.default_rng(3)
+    theta = BY_NAME[name].to_coordinates() + 1e-3 * rng.standard_normal((2, len(law.names())))
+    fast, general = surface_of(law, columns), GeneralSurface(law, columns)
+    n = general.n_rows
+    target = general.predicted(theta)[0] * np.exp(0.01 * rng.standard_normal(n))
+    rows, penalty = Rows(target, rng.exponential(size=n), residual), Penalty(delta=0.01)
+    one, two = fast.expand(fast.eta(theta), rows, penalty), general.expand(theta, rows, penalty)
+    np.testing.assert_allclose(one.value, two.value, rtol=1e-9)
+    mix = fast.mix
+    for got, expected in (
+        (one.gradient, two.gradient @ mix.T),
+        (one.hessian, mix @ two.hessian @ mix.T),
+        (one.majorant, mix @ two.majorant @ mix.T),
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", NAMES)
