@@ -14,6 +14,7 @@ Nothing heavy is imported before a verb is called.
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, Selection, compare, fit, load, predict, score
 from scalelab.api.sweeps import launch, plan, propose, resume
+from scalelab.api.tuning import tune_law
 
 __all__ = [
     "AUTO_FORM",
@@ -28,4 +29,5 @@ __all__ = [
     "propose",
     "resume",
     "score",
+    "tune_law",
 ]

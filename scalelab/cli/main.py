@@ -23,6 +23,7 @@ from scalelab.cli import report as report_commands
 from scalelab.cli import results as results_commands
 from scalelab.cli import resume as resume_commands
 from scalelab.cli import sweep as sweep_commands
+from scalelab.cli import tune as tune_commands
 from scalelab.cli.output import console, report_error
 from scalelab.cli.settings import default_map
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, ScalelabError, UsageError
@@ -48,6 +49,7 @@ app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
 app.command("fit")(fit_commands.fit)
 app.command("decide")(decide_commands.decide)
+app.command("tune")(tune_commands.tune)
 app.command("dashboard")(dashboard_commands.dashboard)
 app.command("report")(report_commands.report)
 app.add_typer(data_app, name="data")

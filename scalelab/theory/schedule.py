@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from scalelab.errors import UsageError
+from scalelab.theory.accounting import train_flops_6nd
 
 WSD_WARMUP_SHARE = 0.1
 WSD_DECAY_SHARE = 0.1
@@ -96,6 +97,8 @@ class Rule:
         The rule in words, for the plan.
     source : str
         Where it comes from.
+    param_convention : str
+        How the N (or the C) of the rule is counted; empty where there is none in it.
     value : Callable
         `RuleInputs` to the learning rate, or to the batch in tokens.
     """
@@ -103,7 +106,19 @@ class Rule:
     name: str
     formula: str
     source: str
+    param_convention: str
     value: Callable[[RuleInputs], float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedValue:
+    """What a published rule says for one model; the batch in tokens, None where it has no rule."""
+
+    name: str
+    lr: float
+    batch_tokens: float | None
+    param_convention: str
+    source: str
 
 
 def _kaplan_lr(run: RuleInputs) -> float:
@@ -125,30 +140,35 @@ LR_RULES = {
             formula="0.02 (32 / d_model)^0.75 min(1, batch / 2,048 tokens)^0.5",
             source="measured on byte models of 26k to 179k parameters with batches of 2,048 "
             "tokens; smaller batches by Malladi et al. 2022, arXiv:2205.10287",
+            param_convention="",
             value=_width_lr,
         ),
         Rule(
             name="kaplan",
             formula="0.003239 - 0.0001395 ln N, N without embeddings",
             source="Kaplan et al. 2020, arXiv:2001.08361, appendix D.6",
+            param_convention="kaplan",
             value=_kaplan_lr,
         ),
         Rule(
             name="deepseek",
             formula="0.3118 C^-0.1250, C without embeddings",
             source="DeepSeek-AI 2024, arXiv:2401.02954, section 3.1",
+            param_convention="kaplan",
             value=lambda run: 0.3118 * run.flops_kaplan**-0.1250,
         ),
         Rule(
             name="steplaw",
             formula="1.79 N^-0.713 D^0.307, N without embeddings",
             source="Li et al. 2025, arXiv:2503.04715",
+            param_convention="kaplan",
             value=lambda run: 1.79 * run.n_params["kaplan"] ** -0.713 * run.n_tokens**0.307,
         ),
         Rule(
             name="olmo",
             formula="0.0047 (N / 108e6)^(-1/3), N without embeddings",
             source="Bhagia et al. 2024, arXiv:2412.04403, after Porian et al. 2024",
+            param_convention="kaplan",
             value=lambda run: 0.0047 * (run.n_params["kaplan"] / 108e6) ** (-1 / 3),
         ),
     )
@@ -160,13 +180,22 @@ BATCH_RULES = {
             name="steplaw",
             formula="0.58 D^0.571 tokens",
             source="Li et al. 2025, arXiv:2503.04715",
+            param_convention="",
             value=lambda run: 0.58 * run.n_tokens**0.571,
         ),
         Rule(
             name="deepseek",
             formula="0.2920 C^0.3271 tokens, C without embeddings",
             source="DeepSeek-AI 2024, arXiv:2401.02954, section 3.1",
+            param_convention="kaplan",
             value=lambda run: 0.2920 * run.flops_kaplan**0.3271,
+        ),
+        Rule(
+            name="olmo",
+            formula="327,680 (N / 108e6)^(2/3) tokens, N without embeddings",
+            source="Bhagia et al. 2024, arXiv:2412.04403, after Porian et al. 2024",
+            param_convention="kaplan",
+            value=lambda run: 327_680 * (run.n_params["kaplan"] / 108e6) ** (2 / 3),
         ),
     )
 }
@@ -187,6 +216,27 @@ def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
             f"{option} {name!r}", f"one of {', '.join(sorted(rules))}", f"Choose another {option}."
         )
     return rules[name]
+
+
+def published_values(n_params: float, n_tokens: float) -> list[PublishedValue]:
+    """Return what every published rule says for a model of N parameters without embeddings."""
+    run = RuleInputs(
+        n_params={"kaplan": round(n_params)},
+        n_tokens=n_tokens,
+        flops_kaplan=train_flops_6nd(n_params, n_tokens),
+        d_model=1,
+    )
+    return [
+        PublishedValue(
+            name=rule.name,
+            lr=rule.value(run),
+            batch_tokens=BATCH_RULES[rule.name].value(run) if rule.name in BATCH_RULES else None,
+            param_convention=rule.param_convention,
+            source=rule.source,
+        )
+        for rule in LR_RULES.values()
+        if rule.param_convention
+    ]
 
 
 def default_warmup_steps(n_steps: int, schedule: str) -> int:

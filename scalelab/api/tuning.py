@@ -1,0 +1,197 @@
+"""The verb `tune_law`: power laws of the best learning rate and batch from finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.errors import EXIT_OK, NotIdentifiedError, UsageError
+
+if TYPE_CHECKING:
+    from scalelab.fit.outcome import FitWarning
+    from scalelab.tune.law import Interval, PowerLaw, TuningLaw
+    from scalelab.tune.runs_table import TunedRuns
+
+UNKNOWN = {"value": None, "low": None, "high": None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuningAnswer:
+    """What `tune_law` says.
+
+    Attributes
+    ----------
+    n_params, n_tokens : float or None
+        What was asked for.
+    lr, batch_tokens : Interval or None
+        The answer; None when nothing was asked, or it is not identified.
+    law : TuningLaw or None
+        None when it is not identified.
+    warnings : tuple of FitWarning
+    """
+
+    n_params: float | None
+    n_tokens: float | None
+    lr: Interval | None
+    batch_tokens: Interval | None
+    law: TuningLaw | None
+    warnings: tuple[FitWarning, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 4 when the law or the prediction is not identified."""
+        is_lost = any(warning.code == "not_identified" for warning in self.warnings)
+        return NotIdentifiedError.exit_code if is_lost else EXIT_OK
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer of ``scalelab tune --json``."""
+        return {
+            "lr": _interval(self.lr),
+            "batch_tokens": _interval(self.batch_tokens),
+            "law": None if self.law is None else law_as_dict(self.law),
+            "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
+        }
+
+
+def tune_law(
+    source: str | Path,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    where: str | None = None,
+    seq_len: int | None = None,
+    predict: str | None = None,
+    level: float | None = None,
+    n_replicates: int | None = None,
+    seed: int = 0,
+) -> TuningAnswer:
+    """Fit the laws of the best learning rate and batch to a table of runs.
+
+    Parameters
+    ----------
+    source : str or Path
+        CSV or Parquet file with a run a row.
+    mapping, where, seq_len
+        As `scalelab.tune.read.read_tuned_runs` takes them.
+    predict : str, optional
+        ``N=1e9,D=1e11``, N in the table's own convention.
+    level : float, optional
+        Level of every interval; default 0.9.
+    n_replicates : int, optional
+        Bootstrap replicates; default 300.
+    seed : int
+        Of the bootstrap.
+
+    Raises
+    ------
+    DataError, UsageError
+        For a table or option that cannot be used. A law that is not identified is an answer.
+    """
+    from scalelab.tune.read import read_tuned_runs
+
+    asked = _asked(predict)
+    table = read_tuned_runs(source, mapping=mapping, where=where, seq_len=seq_len)
+    return answer(
+        table.runs,
+        asked,
+        level=level,
+        n_replicates=n_replicates,
+        seed=seed,
+        warnings=table.warnings,
+    )
+
+
+def answer(
+    runs: TunedRuns,
+    asked: tuple[float, float] | None,
+    *,
+    level: float | None = None,
+    n_replicates: int | None = None,
+    seed: int = 0,
+    warnings: tuple[FitWarning, ...] = (),
+) -> TuningAnswer:
+    """Return the laws of these runs and their value at ``asked`` (N, D)."""
+    from scalelab.fit.outcome import FitWarning
+    from scalelab.tune.law import DEFAULT_LEVEL, DEFAULT_REPLICATES, fit_law
+
+    level = DEFAULT_LEVEL if level is None else level
+    n_replicates = DEFAULT_REPLICATES if n_replicates is None else n_replicates
+    if not 0 < level < 1:
+        raise UsageError(f"level {level}", "a number between 0 and 1", "Write --level 0.9.")
+    if n_replicates < 0:
+        raise UsageError(f"{n_replicates} replicates", "0 or more", "Mend --bootstrap.")
+    law = lr = batch = None
+    found = list(warnings)
+    try:
+        law = fit_law(runs, level=level, n_replicates=n_replicates, seed=seed)
+        found += law.warnings
+        if asked is not None:
+            lr, batch = law.best(*asked)
+            found += law.reach(*asked)
+    except NotIdentifiedError as error:
+        message = f"Got {error.given}; needed: {error.allowed}. {error.do}"
+        found.append(FitWarning(code="not_identified", message=message))
+    return TuningAnswer(
+        n_params=None if asked is None else asked[0],
+        n_tokens=None if asked is None else asked[1],
+        lr=lr,
+        batch_tokens=batch,
+        law=law,
+        warnings=tuple(found),
+    )
+
+
+def law_as_dict(law: TuningLaw) -> dict[str, Any]:
+    """Return a law as ``--json`` and ``law.json`` hold it."""
+    from scalelab.tune.valley import SHAPE
+
+    batch = law.batch_tokens()
+    shape = dict.fromkeys(SHAPE) | dict(
+        zip(law.axes.shape_names, law.theta[-len(law.axes.shape_names) :].tolist(), strict=True)
+    )
+    return {
+        "form": "k N^p D^q",
+        "param_convention": law.param_convention,
+        "lr": _power_law(law.lr()),
+        "batch_tokens": None if batch is None else _power_law(batch),
+        "valley": shape,
+        "noise": law.scale.noise,
+        "misfit": law.scale.misfit,
+        "n_rows": law.n_rows,
+        "n_cells": law.n_cells,
+        "level": law.level,
+        "bootstrap": {"of": law.bootstrap, "k": len(law.replicates)},
+    }
+
+
+def _power_law(law: PowerLaw) -> dict[str, Any]:
+    return {"k": _interval(law.k), "p": _interval(law.p), "q": _interval(law.q)}
+
+
+def _interval(found: Interval | None) -> dict[str, float | None]:
+    if found is None:
+        return dict(UNKNOWN)
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _asked(predict: str | None) -> tuple[float, float] | None:
+    """Return N and D of ``N=..,D=..``.
+
+    Raises
+    ------
+    UsageError
+        When one of the two is missing, or more is asked.
+    """
+    from scalelab.forecast.allocate import parse_request
+
+    if predict is None:
+        return None
+    values = parse_request(predict).values
+    if set(values) != {"n_params", "n_tokens"} or min(values.values()) <= 0:
+        raise UsageError(
+            f"--predict {predict!r}",
+            "N and D, both above zero: the best rate depends on both",
+            "Write --predict N=1e9,D=1e11.",
+        )
+    return values["n_params"], values["n_tokens"]

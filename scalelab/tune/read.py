@@ -1,0 +1,181 @@
+"""A table of runs made elsewhere becomes `TunedRuns`: which column is the rate, which the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import DataError, UsageError
+from scalelab.fit.outcome import FitWarning
+from scalelab.store.table_source import TableSource, open_file
+from scalelab.store.tables import ReadOptions, TableRead, read_source
+from scalelab.tune.runs_table import TunedRuns
+
+FloatArray = NDArray[np.float64]
+
+SIZE_NAMES = ("params", "num_params")
+LR_NAMES = ("lr", "learning_rate", "peak_lr", "max_lr")
+TOKEN_NAMES = ("batch_tokens", "batch_size_tokens", "tokens_per_step")
+SEQUENCE_NAMES = ("batch_seqs", "batch_sequences")
+EITHER_NAMES = ("batch", "batch_size", "global_batch_size")
+"""Sequences when their length is given, else tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TunedTable:
+    """What a file held: the runs, and what was decided without being asked."""
+
+    runs: TunedRuns
+    warnings: tuple[FitWarning, ...]
+
+
+def read_tuned_runs(
+    path: str | Path,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    where: str | None = None,
+    seq_len: int | None = None,
+) -> TunedTable:
+    """Return the runs of a CSV or Parquet file.
+
+    Parameters
+    ----------
+    path : str or Path
+    mapping : Mapping[str, str], optional
+        ``n_params``, ``n_tokens``, ``loss_nats``, ``lr``, ``batch_tokens`` or ``batch_seqs``, and
+        ``cluster`` (what tells cells of one N and D apart) to the file's column or a DuckDB
+        expression; columns of these names need none.
+    where : str, optional
+        DuckDB condition on the file's columns.
+    seq_len : int, optional
+        Tokens in a sequence: the batch is then counted in sequences.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read, or a column is missing.
+    UsageError
+        When a condition is not SQL, or sequences are given without their length.
+    """
+    with open_file(Path(path)) as source:
+        wanted = {name: theirs for name, theirs in (mapping or {}).items() if name != "loss"}
+        if "loss" in (mapping or {}):
+            wanted.setdefault("loss_nats", (mapping or {})["loss"])
+        wanted = _with_found_columns(source, wanted, has_length=seq_len is not None)
+        table = read_source(source, ReadOptions(mapping=wanted, where=where))
+    return _as_runs(table, seq_len, is_labelled="cluster" in wanted)
+
+
+def _with_found_columns(
+    source: TableSource, mapping: Mapping[str, str], *, has_length: bool
+) -> dict[str, str]:
+    """Return the mapping with lr, batch and N found by their usual names where not given."""
+    found = dict(mapping)
+    lower = {name.lower(): name for name in source.types}
+
+    def first(names: tuple[str, ...]) -> str | None:
+        return next((lower[name] for name in names if name in lower), None)
+
+    for ours, names in (("lr", LR_NAMES), ("n_params", ("n_params", *SIZE_NAMES))):
+        given = next((found.pop(name) for name in names if name in found), None) or first(names)
+        if given is not None:
+            found[ours] = given
+    sizes = [name for name in source.types if name.lower().startswith("n_params")]
+    if "n_params" not in found and len(sizes) == 1:
+        found["n_params"] = sizes[0]
+    batch = _batch_column(found, first, has_length=has_length)
+    missing = [name for name, ok in (("lr", "lr" in found), ("batch_tokens", batch)) if not ok]
+    if missing:
+        raise DataError(
+            f"{source.name} with the columns {', '.join(source.types)}",
+            f"{' and '.join(missing)} among them",
+            "Map them: --map lr=THEIRS,batch_tokens=THEIRS (or batch_seqs=THEIRS with --seq-len).",
+        )
+    return found
+
+
+def _batch_column(found: dict[str, str], first: object, *, has_length: bool) -> bool:
+    """Settle on ``batch_tokens`` or ``batch_seqs`` in the mapping; say whether there is one."""
+    assert callable(first)
+    either = "batch_seqs" if has_length else "batch_tokens"
+    kinds = (
+        ("batch_tokens", TOKEN_NAMES),
+        ("batch_seqs", SEQUENCE_NAMES),
+        (either, EITHER_NAMES),
+    )
+    for ours, names in kinds:
+        given = next((found.pop(name) for name in names if name in found), None)
+        if given is not None:
+            found[ours] = given
+            return True
+    for ours, names in kinds:
+        theirs = first(names)
+        if theirs is not None:
+            found[ours] = theirs
+            return True
+    return False
+
+
+def _as_runs(table: TableRead, seq_len: int | None, *, is_labelled: bool) -> TunedTable:
+    rows, extra = table.observations, table.observations.extra
+    warnings = [FitWarning(code=code, message=text) for code, text in table.notes.items()]
+    batch, note = _batch_in_tokens(extra, seq_len)
+    if note:
+        warnings.append(FitWarning(code="batch_in_sequences", message=note))
+    keep = np.isfinite(extra["lr"]) & (extra["lr"] > 0) & np.isfinite(batch) & (batch > 0)
+    n_diverged = sum(reject.column == "loss_nats" for reject in table.rejects)
+    n_other = len(table.rejects) - n_diverged + int(np.sum(~keep))
+    if n_other:
+        warnings.append(
+            FitWarning(
+                code="rejected_rows",
+                message=f"{n_other} rows without a usable size, tokens, rate or batch were left "
+                "out.",
+            )
+        )
+    if not keep.any():
+        raise DataError(
+            f"{rows.source} with no row that has a learning rate and a batch above zero",
+            "finite rates and batches",
+            "Map other columns: --map lr=THEIRS,batch_tokens=THEIRS.",
+        )
+    runs = TunedRuns(
+        n_params=rows.n_params[keep],
+        n_tokens=rows.n_tokens[keep],
+        lr=extra["lr"][keep],
+        batch_tokens=batch[keep],
+        loss=rows.loss_nats[keep],
+        label=rows.cluster[keep] if is_labelled and rows.cluster is not None else None,
+        param_convention=rows.param_convention,
+        n_diverged=n_diverged,
+    )
+    return TunedTable(runs=runs, warnings=tuple(w for w in warnings if w.code != "derived_flops"))
+
+
+def _batch_in_tokens(
+    extra: Mapping[str, FloatArray], seq_len: int | None
+) -> tuple[FloatArray, str]:
+    """Return the batch in tokens, and what was decided about its unit, empty when nothing was."""
+    length: FloatArray | float | None = seq_len
+    if length is None and "seq_len" in extra:
+        length = extra["seq_len"]
+    if "batch_tokens" in extra:
+        tokens = extra["batch_tokens"]
+        # A step holds at least one sequence, so smaller numbers cannot be tokens.
+        if seq_len is None or not np.any(tokens < seq_len):
+            return tokens, ""
+        return tokens * seq_len, (
+            f"batch_tokens has values below one sequence of {seq_len} tokens: the column was "
+            "taken as sequences."
+        )
+    if length is None:
+        raise UsageError(
+            "a batch in sequences without their length",
+            "the tokens in a sequence",
+            "Add --seq-len, or map the batch in tokens: --map batch_tokens='COLUMN * 2048'.",
+        )
+    return np.asarray(extra["batch_seqs"] * length), ""

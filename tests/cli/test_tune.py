@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from scalelab.cli.main import main
+
+POOL = Path(__file__).parents[3] / "shared/data/scalebench/lr_batch_train.csv"
+
+
+def run(capsys, *words):
+    code = main(["tune", *map(str, words)])
+    return code, capsys.readouterr()
+
+
+def answer(capsys, *words):
+    code, out = run(capsys, *words, "--json")
+    return code, json.loads(out.out)
+
+
+def test_a_table_answers_with_intervals(capsys):
+    code, said = answer(
+        capsys,
+        "--from",
+        POOL,
+        "--map",
+        "n_params=n_params_non_embedding,loss_nats=loss,batch_seqs=batch_sequences",
+        "--seq-len",
+        2048,
+        "--predict",
+        "N=1e9,D=1e11",
+        "--bootstrap",
+        50,
+    )
+    assert code == 0
+    assert set(said) == {"lr", "batch_tokens", "law", "warnings"}
+    for name, low, high in (("lr", 1e-3, 2.5e-3), ("batch_tokens", 6e5, 1.3e6)):
+        assert set(said[name]) == {"value", "low", "high"}
+        assert low < said[name]["low"] < said[name]["value"] < said[name]["high"] < high
+    assert said["law"]["n_cells"] == 41
+    assert said["law"]["param_convention"] == "kaplan"
+    law = said["law"]["lr"]
+    assert law["k"]["value"] * 1e9 ** law["p"]["value"] * 1e11 ** law["q"][
+        "value"
+    ] == pytest.approx(said["lr"]["value"])
+
+
+def test_the_page_shows_published_rules_beside_the_law(capsys):
+    words = ("--from", POOL, "--seq-len", 2048, "--predict", "N=1e9,D=1e11", "--bootstrap", 0)
+    code, out = run(capsys, *words)
+    assert code == 0
+    for name in ("kaplan", "deepseek", "steplaw", "olmo", "arXiv:2503.04715"):
+        assert name in out.out
+
+
+def test_one_cell_is_not_identified(capsys):
+    where = "n_params_non_embedding = 214663680 AND n_tokens = 4e9"
+    words = ("--from", POOL, "--where", where, "--seq-len", 2048, "--predict", "N=1e9,D=1e11")
+    code, said = answer(capsys, *words)
+    assert code == 4
+    assert said["law"] is None
+    assert said["lr"] == {"value": None, "low": None, "high": None}
+    assert said["warnings"][-1]["code"] == "not_identified"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("--from", POOL, "--seq-len", 2048, "--predict", "C=1e20"), 2, "N and D"),
+        (("--from", POOL, "--predict", "N=1e9,D=1e11"), 2, "sequences"),
+        (("--from", POOL, "--seq-len", 2048, "--level", 1.5), 2, "level"),
+        (("--from", "nowhere.csv"), 3, "nowhere.csv"),
+        ((), 2, "--from"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(capsys, words, code, part):
+    found, said = answer(capsys, *words)
+    assert found == code
+    assert part in json.dumps(said["error"])
