@@ -13,6 +13,8 @@ from scalelab.train.session import FencedError, Session
 
 POLL_INTERVAL_S = 0.25
 """Seconds between looks at stop requests, the fence and the checkpoint's time."""
+CHECKPOINT_SHARE = 0.02
+"""Most of a run's time that checkpoints may take: where they are slow they are rarer."""
 
 
 def train(
@@ -33,6 +35,7 @@ def train(
     """
     rates = [learning_rates(session.spec) for session in sessions]
     saved = polled = time.perf_counter()
+    interval_s = engine.execution.checkpoint_interval_s
     while all(session.status is None for session in sessions):
         started = time.perf_counter()
         n_steps = min(session.steps_to_pause() for session in sessions)
@@ -59,12 +62,21 @@ def train(
         polled = now
         active = [(k, session) for k, session in enumerate(sessions) if session.status is None]
         stop = stop_reason()
-        is_due = now - saved >= engine.execution.checkpoint_interval_s
+        is_due = now - saved >= interval_s
         for run, session in active:
             with keeping_to_itself(session):
                 _look_after(engine, run, session, is_due, stop)
-        if is_due:
+        if is_due and stop is None:
             saved = time.perf_counter()
+            interval_s = stretched_interval_s(engine.execution.checkpoint_interval_s, saved - now)
+            for _, session in active:
+                with keeping_to_itself(session):
+                    session.note_checkpoint(saved - now, interval_s)
+
+
+def stretched_interval_s(interval_s: float, took_s: float) -> float:
+    """Return the seconds to the next checkpoint, so that one as slow keeps to its share."""
+    return max(interval_s, took_s * (1 / CHECKPOINT_SHARE - 1))
 
 
 def _finish(engine: Engine, run: int, session: Session) -> None:

@@ -74,6 +74,7 @@ class Session:
         self.detector = DivergenceDetector()
         self.noise = NoiseScale()
         self.status: str | None = None
+        self._saved_step: int | None = None
         self._dataset: Dataset | None = None
         self._trunks = trunks
         self._rows: list[MetricRow] = []
@@ -239,7 +240,19 @@ class Session:
         except OSError as error:
             self.warn(f"no checkpoint at step {self.step}: {error}")
             return False
+        self._saved_step = self.step
         return True
+
+    def note_checkpoint(self, took_s: float, interval_s: float) -> None:
+        """Note what the checkpoint just made took, and in how many seconds the next is due."""
+        if self.status is None and self._saved_step == self.step:
+            self._note["checkpoint"] = {
+                "step": self.step,
+                "time_s": time.time(),
+                "took_s": took_s,
+                "interval_s": interval_s,
+            }
+            self.attempt.write_note(self._note)
 
     def finish(self, eval_losses: NDArray[np.float64], engine_state: dict[str, Any] | None) -> str:
         """Record the result from the per-sequence held-out losses; return the status.

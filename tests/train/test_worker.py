@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -397,13 +398,42 @@ def test_a_signal_makes_a_checkpoint_and_ends_as_preempted(
     assert curve(run)
 
 
+def test_slow_checkpoints_are_rarer_and_say_so(
+    make_run: MakeRun, attempt_at: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    saved_at: list[float] = []
+    save = checkpoint.save
+
+    def slow_save(*arguments: Any) -> None:
+        save(*arguments)
+        saved_at.append(clock[0])
+        clock[0] += 3.0
+
+    def tick() -> float:
+        clock[0] += 0.5
+        return clock[0]
+
+    monkeypatch.setattr(checkpoint, "save", slow_save)
+    monkeypatch.setattr(loop.time, "perf_counter", tick)
+    run = make_run(n_steps=800)
+    assert attempt_at(run, checkpoint_interval_s=10.0) == "done"
+    gaps = [after - before for before, after in itertools.pairwise(saved_at)]
+    assert saved_at[0] < 20.0
+    assert gaps
+    assert all(3.0 / gap <= loop.CHECKPOINT_SHARE for gap in gaps)
+    note = last_note(run)["checkpoint"]
+    assert note["took_s"] >= 3.0
+    assert note["interval_s"] == pytest.approx(note["took_s"] * 49)
+
+
 def test_killed_anywhere_the_run_ends_with_the_bits_of_an_undisturbed_one(
     make_run: MakeRun,
     attempt_at: Callable[..., str],
     dataset: Dataset,
     execution: ExecutionSpec,
 ) -> None:
-    fields = {"n_steps": 400, "lr": 0.003}
+    fields = {"n_steps": 800, "lr": 0.003}
     straight, run = make_run("straight", **fields), make_run("killed", **fields)
     assert attempt_at(straight) == "done"
     for delay in (0.0, 0.013, 0.037):
