@@ -16,10 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport
+from typing import Any
 
 KEPT = 12
 
@@ -106,6 +103,10 @@ class Fits:
         """Return the job that leaves out each budget in turn."""
         return self._ask("left_out", key, _left_out)
 
+    def comparison(self, key: FitKey) -> Job:
+        """Return the job that ranks other forms beside this one."""
+        return self._ask("comparison", key, _comparison)
+
     def _ask(self, kind: str, key: FitKey, work: Callable[[FitKey], Any]) -> Job:
         with self._lock:
             job = self._jobs.get((kind, key))
@@ -129,7 +130,7 @@ class Fits:
         raise RuntimeError("the worker for fits does not start")
 
 
-def answer(job: Job, wait_s: float = 0.0) -> FitReport | list[dict[str, float]] | Failure | None:
+def answer(job: Job, wait_s: float = 0.0) -> Any:
     """Return a job's answer, a failure in words, or None while it goes on."""
     try:
         return job.future.result(timeout=wait_s)
@@ -170,8 +171,15 @@ def _fit(key: FitKey) -> Any:
     return _told(lambda: api.fit(**key.arguments(), form=key.form))
 
 
+def _comparison(key: FitKey) -> Any:
+    from scalelab import api
+
+    return _told(lambda: api.fit(**key.arguments(), form=key.form, is_compared=True).comparison)
+
+
 def _left_out(key: FitKey) -> Any:
-    from scalelab import api, api_judge
+    from scalelab import api
+    from scalelab.api import judge as api_judge
     from scalelab.fit.bootstrap import BootstrapSpec
 
     return _told(

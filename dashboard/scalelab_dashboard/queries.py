@@ -6,6 +6,7 @@ unchanged one never twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,24 @@ def forecast(key: FitKey, asked: str, _report: FitReport) -> Forecast | Failure:
         return api_judge.forecast_one(_report, asked)
     except ScalelabError as error:
         return Failure(given=error.given, allowed=error.allowed, do=error.do)
+
+
+@st.cache_resource(max_entries=48, show_spinner=False)
+def figure(name: str, key: object, look: str, more: object, _draw: Callable[[], Any]) -> Any:
+    """Return a figure, drawn once for all who look at the same thing on the same background.
+
+    Parameters
+    ----------
+    name : str
+        Which figure.
+    key : FitKey or hashable
+        What it is of.
+    look : str
+        Name of the `scalelab.report.look.Look`.
+    more : hashable
+        Whatever else it depends on.
+    """
+    return _draw()
 
 
 def held_out(key: FitKey, report: FitReport) -> Observations | None:

@@ -24,7 +24,8 @@ FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
 MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
 TABLES = "opened_tables"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
-LEVELS = (0.8, 0.9, 0.95)
+LEVELS = (80, 90, 95)
+"""Per cent, as they stand in the address."""
 LIVE_S = 3.0
 
 
@@ -117,13 +118,8 @@ def choose() -> Choice:
             bind="query-params",
             help="Approach 3: the form whose loss surface is fitted.",
         )
-        level = st.selectbox(
-            "Level of the intervals",
-            LEVELS,
-            index=1,
-            key="level",
-            bind="query-params",
-            format_func=lambda value: f"{100 * value:g} %",
+        percent = st.selectbox(
+            "Level of the intervals, %", LEVELS, index=1, key="level", bind="query-params"
         )
         holdout = st.text_input(
             "Hold out runs (SQL condition)",
@@ -132,6 +128,7 @@ def choose() -> Choice:
             placeholder="n_params > 1e9",
             help="Rows for which it is true are not fitted; the Extrapolate page scores them.",
         )
+    level = percent / 100
     mapping = dict(table.mapping) if table is not None else {}
     if params is not None:
         mapping["n_params"] = f"n_params_{params}"

@@ -30,6 +30,16 @@ def as_text(text: object) -> str:
     return _MARKDOWN.sub(r"\\\1", str(text)).replace("\n", " ")
 
 
+def prose(text: object) -> str:
+    """Return a sentence of ours as text, with what stands in backticks as code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:
+        return as_text(text)
+    return "".join(
+        f"`{part}`" if i % 2 and part.strip() else as_text(part) for i, part in enumerate(parts)
+    )
+
+
 def look() -> Look:
     """Return the colours of the theme that the person has chosen."""
     return DARK if st.context.theme.type == "dark" else LIGHT
@@ -42,7 +52,7 @@ def draw(figure: Any, key: str) -> None:
 
 def number(label: str, value: str, limits: str, help_text: str | None = None) -> None:
     """Show one headline number with its interval under it; nothing is cut off."""
-    with st.container(border=True):
+    with st.container(border=True, height="stretch"):
         st.caption(label, help=help_text)
         st.markdown(f"### {as_text(value)}")
         st.caption(as_text(limits))
@@ -65,14 +75,14 @@ def limits(interval: Interval, level: float, form: str) -> str:
 def failure(found: Failure) -> None:
     """Say what went wrong and what to do next."""
     st.warning(f"**Got** {as_text(found.given)}.")
-    st.markdown(f"Expected {as_text(found.allowed)}. **{as_text(found.do)}**")
+    st.markdown(f"Expected {as_text(found.allowed)}. **{prose(found.do)}**")
 
 
 def warnings(found: Any) -> None:
     """Show the warnings of a fit in words, the most serious first."""
     for warning in found:
         title = as_text(warning.code.replace("_", " "))
-        st.markdown(f"**{title}**: {as_text(warning.message)}")
+        st.markdown(f"**{title}**: {prose(warning.message)}")
 
 
 def command(words: list[str], note: str = "The same on the command line") -> None:
@@ -84,9 +94,9 @@ def command(words: list[str], note: str = "The same on the command line") -> Non
 def scaled(table: pd.DataFrame, column: str) -> tuple[pd.Series, str]:
     """Return a column of FLOPs in units that the browser's tables can show, and its new name.
 
-    Their numbers break from 1e18 on, so the power of ten moves into the header.
+    Their numbers break from 1e18 on, so the power of ten of the middle moves into the header.
     """
     values = table[column].astype(float)
-    largest = values[values > 0].max()
-    power = 3 * int(math.log10(largest) // 3) if largest and math.isfinite(largest) else 0
+    middle = values[values > 0].median()
+    power = 3 * int(math.log10(middle) // 3) if middle > 0 else 0
     return values / 10**power, f"C, 1e{power} FLOP" if power else "C, FLOP"

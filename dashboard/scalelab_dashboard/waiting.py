@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import streamlit as st
 
@@ -12,11 +12,13 @@ from scalelab_dashboard.fits import Failure, Job, answer
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.fit.result import FitReport
+    from scalelab.fit.select import Comparison
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 
 FIRST_WAIT_S = 0.4
 """How long a page waits for a fit before it shows what needs none."""
+SHORT_WAIT_S = 0.05
 POLL_S = 0.7
 
 
@@ -47,24 +49,36 @@ def report(choice: Choice) -> FitReport | None:
     if isinstance(found, Failure):
         ui.failure(found)
         return None
-    assert not isinstance(found, list)
-    return found
+    return cast("FitReport", found)
 
 
 def budgets_left_out(choice: Choice) -> list[dict[str, float]] | None:
     """Return the table of budgets left out, or None while it is made."""
     if choice.key is None:
         return None
-    job = queries.fits().budgets_left_out(choice.key)
-    found = answer(job, 0.05)
-    if isinstance(found, Failure):
+    found = _told(
+        queries.fits().budgets_left_out(choice.key), "Leaving out one budget after another"
+    )
+    return cast("list[dict[str, float]] | None", found)
+
+
+def comparison(choice: Choice) -> Comparison | None:
+    """Return other forms ranked beside the fitted one, or None while they are fitted."""
+    if choice.key is None:
+        return None
+    found = _told(queries.fits().comparison(choice.key), "Fitting every form to every fold")
+    return cast("Comparison | None", found)
+
+
+def _told(job: Job, doing: str) -> object | None:
+    """Return a job's answer; while it runs or where it failed, say so and return None."""
+    found = answer(job, SHORT_WAIT_S)
+    if found is None:
+        _poll(job, doing)
+    elif isinstance(found, Failure):
         ui.failure(found)
         return None
-    if found is None:
-        _poll(job, "Leaving out one budget after another")
-        return None
-    assert isinstance(found, list)
-    return found
+    return cast("object | None", found)
 
 
 def nothing(choice: Choice) -> None:

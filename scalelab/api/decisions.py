@@ -87,8 +87,8 @@ def decide(
 
 def setting_of(demand: Demand) -> Setting:
     """Return a demand with the table's figures filled in."""
-    from scalelab.forecast.decision import WORLD_GRAMS_PER_KWH, Setting
-    from scalelab.theory.hardware import STATED_UTILISATION, find_hardware
+    from scalelab.forecast.decision import Setting
+    from scalelab.theory.hardware import STATED_UTILISATION, WORLD_GRAMS_PER_KWH, find_hardware
 
     device = find_hardware(demand.gpu)
     return Setting(

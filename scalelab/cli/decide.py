@@ -12,6 +12,7 @@ import typer
 from scalelab.cli.options import ResultsOption
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError, UsageError
+from scalelab.theory.hardware import GRID_SOURCE, WORLD_GRAMS_PER_KWH
 from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def decide(
         float | None, typer.Option(help="Price of a device-hour.", rich_help_panel=SETTING)
     ] = None,
     grid: Annotated[
-        float | None, typer.Option(help="g CO2 a kWh; default 473.", rich_help_panel=SETTING)
+        float | None,
+        typer.Option(
+            help=f"g CO2 a kWh; default {WORLD_GRAMS_PER_KWH:g}, {GRID_SOURCE}.",
+            rich_help_panel=SETTING,
+        ),
     ] = None,
     bytes_per_param: Annotated[
         float, typer.Option(help="Of served weights.", rich_help_panel=SETTING)

@@ -7,12 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from scalelab.errors import UsageError
-from scalelab.theory.hardware import STATED_UTILISATION, Hardware
+from scalelab.theory.hardware import STATED_UTILISATION, WORLD_GRAMS_PER_KWH, Hardware
 from scalelab.units import format_quantity
 
 SECONDS_PER_HOUR, HOURS_PER_DAY, WATTS_PER_KW, GRAMS_PER_KG = 3600.0, 24.0, 1000.0, 1000.0
-WORLD_GRAMS_PER_KWH = 473.0
-GRID_SOURCE = "world mean of 2024, Ember, Global Electricity Review 2025"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

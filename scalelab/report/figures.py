@@ -1,7 +1,8 @@
-"""The figures of a fit: data in, Plotly figure out, for the page and for the HTML report.
+"""The answer of a fit: data in, Plotly figure out, for the page and for the HTML report.
 
-What to use when: `valleys`, `optima` and `contours` are the overview; `figures_fit` has the checks,
-`figures_forecast` what lies beyond the runs, `figures_runs` the runs themselves.
+What to use when: `figures_valleys` and the `optima` and `contours` of this module are the overview;
+`figures_fit` has the checks, `figures_forecast` what lies beyond the runs, `figures_runs` the runs
+themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.report.look import (
+    FLOPS,
     LIGHT,
+    PARAMS,
+    TOKENS,
     Look,
     add_band,
     empty,
@@ -25,100 +29,14 @@ from scalelab.report.look import (
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
-    from scalelab.fit.isoflop import IsoflopFit, Valley
+    from scalelab.fit.isoflop import IsoflopFit
     from scalelab.fit.result import FitReport
     from scalelab.forecast.bands import Bands
     from scalelab.records.types import Observations
 
 FloatArray = NDArray[np.float64]
 
-CURVE_POINTS = 60
 GRID = 60
-MAX_VALLEYS = 24
-"""Most parabolas drawn one by one; of more, evenly spaced ones are drawn and the figure says so."""
-MAX_LABELS = 10
-PARAMS, TOKENS, FLOPS, LOSS = (
-    "parameters N",
-    "training tokens D",
-    "training compute C, FLOP",
-    "loss, nats per token",
-)
-
-
-def valleys(
-    rows: Observations, isoflop: IsoflopFit, bands: Bands | None = None, look: Look = LIGHT
-) -> Any:
-    """Return the isoFLOP valleys: runs, parabolas, minima with intervals, and the frontier.
-
-    Parameters
-    ----------
-    rows : Observations
-        The runs.
-    isoflop : IsoflopFit
-        Approach 2 on them.
-    bands : Bands, optional
-        The compute-optimal frontier of approach 3, where it is known already.
-    look : Look
-    """
-    import plotly.graph_objects as go
-
-    if not isoflop.valleys:
-        return empty(look, "No budget has three sizes yet: no valley to draw.")
-    figure = go.Figure()
-    drawn = _some(isoflop.valleys, MAX_VALLEYS)
-    colours = look.shades(len(drawn))
-    named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
-    share = max(60, 6000 // len(drawn))
-    losses = np.concatenate([rows.loss_nats[valley.rows] for valley in drawn])
-    low, high = float(losses.min()), float(np.quantile(losses, 0.97))
-    top = high + 0.08 * (high - low)
-    for i, (valley, colour) in enumerate(zip(drawn, colours, strict=True)):
-        _valley(figure, rows, valley, colour, share, top if i in named else None)
-    _minima(figure, drawn, look)
-    if bands is not None:
-        inside = (bands.loss >= low - 0.1 * (high - low)) & (bands.loss <= high)
-        if inside.sum() > 1:
-            figure.add_trace(
-                go.Scatter(
-                    x=short(bands.n_params[inside]),
-                    y=short(bands.loss[inside]),
-                    mode="lines",
-                    line={"color": look.accent, "width": 2, "dash": "dash"},
-                    name="frontier, approach 3",
-                    hovertemplate="frontier<br>N %{x:.3s}<br>loss %{y:.4f}<extra></extra>",
-                )
-            )
-    sizes = np.concatenate([rows.n_params[valley.rows] for valley in drawn])
-    left_out = len(isoflop.valleys) - len(drawn)
-    note = f" {left_out} of {len(isoflop.valleys)} budgets are not drawn." if left_out else ""
-    found = sum(valley.is_interior for valley in isoflop.valleys)
-    finish(
-        figure,
-        look,
-        alt=(
-            f"Loss against parameters in {len(isoflop.valleys)} isoFLOP valleys from "
-            f"{format_flops(isoflop.valleys[0].budget)} to "
-            f"{format_flops(isoflop.valleys[-1].budget)} FLOP; {found} have their minimum "
-            f"inside the grid.{note}"
-        ),
-        x=PARAMS,
-        y=LOSS,
-        height=620,
-    )
-    figure.update_xaxes(**log_axis(sizes, sizes=True))
-    figure.update_yaxes(range=[low - 0.08 * (high - low), top])
-    if note:
-        figure.add_annotation(
-            text=note.strip(),
-            x=1,
-            y=1,
-            xref="paper",
-            yref="paper",
-            showarrow=False,
-            font={"size": 11, "color": look.faint},
-        )
-    figure.update_layout(margin={"r": 76})
-    return figure
 
 
 def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: Look = LIGHT) -> Any:
@@ -187,7 +105,7 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
             reversescale=True,
             line={"width": 1.4},
             showscale=False,
-            hovertemplate="N %{x:.3s}, D %{y:.3s}<br>loss %{z:.4f}<extra></extra>",
+            hovertemplate="N %{x}, D %{y}<br>loss %{z:.4f}<extra></extra>",
         )
     )
     some = thinned(len(rows), 3000)
@@ -198,7 +116,7 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
             mode="markers",
             marker={"color": look.ink, "size": 4, "opacity": 0.45},
             name="runs",
-            hovertemplate="run<br>N %{x:.3s}, D %{y:.3s}<extra></extra>",
+            hovertemplate="run<br>N %{x}, D %{y}<extra></extra>",
         )
     )
     if bands is not None:
@@ -209,7 +127,7 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
                 mode="lines",
                 line={"color": look.accent, "width": 2.4},
                 name="efficient frontier",
-                hovertemplate="frontier<br>N %{x:.3s}, D %{y:.3s}<extra></extra>",
+                hovertemplate="frontier<br>N %{x}, D %{y}<extra></extra>",
             )
         )
     finish(
@@ -226,80 +144,6 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
     figure.update_xaxes(**log_axis(x, sizes=True), range=_log_range(x, 0))
     figure.update_yaxes(**log_axis(y, sizes=True), range=_log_range(y, 0))
     return figure
-
-
-def _valley(
-    figure: Any, rows: Observations, valley: Valley, colour: str, share: int, top: float | None
-) -> None:
-    """Draw runs and parabola of one budget, named where the curve ends or leaves the frame."""
-    import plotly.graph_objects as go
-
-    name = f"{format_flops(valley.budget)} FLOP"
-    some = valley.rows[thinned(len(valley.rows), share)]
-    figure.add_trace(
-        go.Scatter(
-            x=short(rows.n_params[some]),
-            y=short(rows.loss_nats[some]),
-            mode="markers",
-            marker={"color": colour, "size": 6 if len(some) < 200 else 3.5, "opacity": 0.75},
-            name=name,
-            hovertemplate=f"{name}<br>N %{{x:.3s}}<br>loss %{{y:.4f}}<extra></extra>",
-        )
-    )
-    sizes = rows.n_params[valley.rows]
-    span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
-    curve = valley.n_params.curve(span)
-    figure.add_trace(
-        go.Scatter(
-            x=short(span),
-            y=short(curve),
-            mode="lines",
-            line={"color": colour, "width": 1.6},
-            hoverinfo="skip",
-            name=name,
-        )
-    )
-    if top is not None:
-        end = int(np.flatnonzero(curve <= top)[-1]) if (curve <= top).any() else -1
-        label_end(figure, float(span[end]), float(curve[end]), format_flops(valley.budget), colour)
-
-
-def _minima(figure: Any, drawn: tuple[Valley, ...], look: Look) -> None:
-    """Mark every interior minimum with its interval, where it has one."""
-    import plotly.graph_objects as go
-
-    found = [valley.n_params for valley in drawn if valley.is_interior]
-    if not found:
-        return
-    value = np.array([bottom.value for bottom in found])
-    low = np.array([bottom.low or bottom.value for bottom in found])
-    high = np.array([bottom.high or bottom.value for bottom in found])
-    figure.add_trace(
-        go.Scatter(
-            x=value,
-            y=[bottom.loss for bottom in found],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": high - value,
-                "arrayminus": value - low,
-                "color": look.ink,
-                "thickness": 1.3,
-                "width": 4,
-            },
-            mode="markers",
-            marker={
-                "symbol": "diamond",
-                "size": 9,
-                "color": look.paper,
-                "line": {"color": look.ink, "width": 1.6},
-            },
-            name="minimum with 90 % interval",
-            customdata=np.stack([low, high], axis=1),
-            hovertemplate="minimum<br>N %{x:.3s} (%{customdata[0]:.3s} to %{customdata[1]:.3s})"
-            "<br>loss %{y:.4f}<extra></extra>",
-        )
-    )
 
 
 def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> None:
@@ -322,7 +166,7 @@ def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> Non
             mode="lines",
             line={"color": look.accent, "width": 2.2},
             name="approach 3",
-            hovertemplate="approach 3<br>C %{x:.2e}<br>%{y:.3s}<extra></extra>",
+            hovertemplate="approach 3<br>C %{x:.2e}<br>%{y}<extra></extra>",
         ),
         row=row,
         col=1,
@@ -362,19 +206,10 @@ def _points(figure: Any, isoflop: IsoflopFit, axis: str, look: Look, row: int) -
                 "width": 3,
             },
             name="approach 2",
-            hovertemplate="approach 2<br>C %{x:.2e}<br>%{y:.3s}<extra></extra>",
+            hovertemplate="approach 2<br>C %{x:.2e}<br>%{y}<extra></extra>",
         ),
         row=row,
         col=1,
-    )
-
-
-def _some(found: tuple[Valley, ...], limit: int) -> tuple[Valley, ...]:
-    """Return at most ``limit`` of the valleys, evenly spaced, both ends kept."""
-    if len(found) <= limit:
-        return found
-    return tuple(
-        found[i] for i in np.unique(np.linspace(0, len(found) - 1, limit).round()).astype(int)
     )
 
 

@@ -10,12 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from scalelab.report.figures import FLOPS, PARAMS, TOKENS
-from scalelab.report.look import LIGHT, Look, empty, finish, log_axis, plain, short, thinned
+from scalelab.report.look import (
+    FLOPS,
+    LIGHT,
+    PARAMS,
+    TOKENS,
+    Look,
+    empty,
+    finish,
+    log_axis,
+    plain,
+    short,
+    thinned,
+)
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.fit.result import FitReport
+    from scalelab.fit.select import Comparison
 
 FloatArray = NDArray[np.float64]
 
@@ -70,7 +82,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
         figure,
         look,
         alt=f"Exponent a of N_opt by method with intervals: {said}.",
-        x="exponent a of N_opt ∝ C^a (dotted: one half)",
+        x="exponent a of N<sub>opt</sub> ∝ C<sup>a</sup> (dotted: one half)",
         height=110 + 62 * len(names),
     )
     figure.update_yaxes(range=[len(names) - 0.5, -0.7], showgrid=False)
@@ -100,7 +112,7 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
                 y=short(np.clip(shown[some], -reach, reach)),
                 mode="markers",
                 marker={"color": look.second, "size": 4, "opacity": 0.6},
-                hovertemplate="%{x:.3s}<br>%{y:.3f}<extra></extra>",
+                hovertemplate="%{x}<br>%{y:.3f}<extra></extra>",
             ),
             row=row,
             col=col,
@@ -251,6 +263,60 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
     )
     figure.update_xaxes(**log_axis(budgets), title_text="budget left out, FLOP")
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    return figure
+
+
+def forms(comparison: Comparison, look: Look = LIGHT) -> Any:
+    """Return each form's mean error on the next budget, and how far it lies above the best one's.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        Candidates, best first.
+    look : Look
+    """
+    import plotly.graph_objects as go
+
+    names = [plain(each.label) for each in comparison.candidates]
+    error = 100 * np.array([each.mean_relative_error for each in comparison.candidates])
+    gap = 100 * np.array([each.gap for each in comparison.candidates])
+    best = float(error[0])
+    figure = go.Figure(
+        go.Scatter(
+            x=error,
+            y=names,
+            mode="markers",
+            marker={
+                "size": 9,
+                "color": [
+                    look.accent if i == 0 else look.second if each.is_tied else look.faint
+                    for i, each in enumerate(comparison.candidates)
+                ],
+            },
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": np.maximum(best + gap[:, 1] - error, 0),
+                "arrayminus": np.maximum(error - best - gap[:, 0], 0),
+                "color": look.faint,
+                "thickness": 1.4,
+                "width": 4,
+            },
+            hovertemplate="%{y}<br>mean error %{x:.3f} %<extra></extra>",
+        )
+    )
+    figure.add_vline(x=best, line={"color": look.faint, "dash": "dot", "width": 1})
+    finish(
+        figure,
+        look,
+        alt=(
+            f"Mean error on the next budget of {len(names)} forms and objectives, from "
+            f"{error[0]:.2f} % ({names[0]}) to {error[-1]:.2f} % ({names[-1]})."
+        ),
+        x="mean error on the next budget, %",
+        height=90 + 26 * len(names),
+    )
+    figure.update_yaxes(range=[len(names) - 0.5, -0.5], showgrid=False)
     return figure
 
 

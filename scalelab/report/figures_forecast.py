@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.report.figures import FLOPS, LOSS, PARAMS, TOKENS
 from scalelab.report.look import (
+    FLOPS,
     LIGHT,
+    LOSS,
+    PARAMS,
+    TOKENS,
     Look,
     add_band,
     empty,
@@ -21,7 +24,7 @@ from scalelab.report.look import (
     short,
     thinned,
 )
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops
 
 if TYPE_CHECKING:
     from scalelab.fit.result import FitReport, Forecast
@@ -106,7 +109,15 @@ def extrapolation(
                 hovertemplate="target<br>C %{x:.2e} FLOP<br>loss %{y:.4f}<extra></extra>",
             )
         )
-        label_end(figure, each.flops, each.loss_nats, plain(each.asked), look.ink, gap=14)
+        figure.add_annotation(
+            x=float(np.log10(each.flops)),
+            y=max(each.loss_nats, _or(each.pred_high, each.loss_nats)),
+            text=plain(each.asked),
+            showarrow=False,
+            yanchor="bottom",
+            yshift=10,
+            font={"color": look.ink, "size": 12},
+        )
     share = f"{100 * bands.level:g} %"
     finish(
         figure,
@@ -163,14 +174,18 @@ def published_planes(
                 x=values,
                 y=n_params,
                 mode="markers+text",
-                marker={"color": look.second, "size": 6, "opacity": 0.8},
+                marker={
+                    "color": [look.ink if name in named else look.second for name in names],
+                    "size": [8 if name in named else 5 for name in names],
+                    "opacity": [1.0 if name in named else 0.55 for name in names],
+                },
                 text=[
                     plain(name) if place else "" for name, place in zip(names, places, strict=True)
                 ],
                 textposition=[place or "top center" for place in places],
-                textfont={"size": 10, "color": look.ink},
+                textfont={"size": 11, "color": look.ink},
                 customdata=[[plain(m.name), m.year, plain(m.source)] for m in models],
-                hovertemplate="%{customdata[0]} (%{customdata[1]})<br>N %{y:.3s}, %{x:.3s}"
+                hovertemplate="%{customdata[0]} (%{customdata[1]})<br>N %{y}, %{x}"
                 "<br>%{customdata[2]}<extra></extra>",
             ),
             row=1,
@@ -260,7 +275,7 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
                 },
                 name=name,
                 customdata=[plain(p["label"]) for p in chosen],
-                hovertemplate="%{customdata}<br>%{x:.3s}<br>loss %{y:.4f}<extra></extra>",
+                hovertemplate="%{customdata}<br>%{x}<br>loss %{y:.4f}<extra></extra>",
             )
         )
     best = next((p for p in points if p["is_best"]), None)
@@ -320,7 +335,7 @@ def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> Non
             mode="lines",
             line={"color": look.accent, "width": 2.2},
             name="this fit's optimum",
-            hovertemplate="optimum<br>N %{y:.3s}, %{x:.3s}<extra></extra>",
+            hovertemplate="optimum<br>N %{y}, %{x}<extra></extra>",
         ),
         row=1,
         col=col,
@@ -330,7 +345,7 @@ def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> Non
 def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:
     """Return where each wanted name stands so that none lies over another; empty where it cannot.
 
-    Boxes are reckoned in parts of the panel: a letter about 1.4 % wide, a line about 3.4 % high.
+    Boxes are reckoned in parts of the panel: a letter about 1.5 % wide, a line about 3.6 % high.
     """
     across = (np.log10(x) - np.log10(x.min())) / max(float(np.ptp(np.log10(x))) + 0.5, 1e-9)
     up = (np.log10(y) - 7.3) / 5.0
@@ -339,14 +354,14 @@ def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) 
     for i in np.argsort(-y):
         if not wanted[i]:
             continue
-        width = 0.014 * len(names[i])
+        width = 0.015 * len(names[i])
         for place, left, low in (
             ("top center", -width / 2, 0.012),
             ("middle right", 0.015, -0.017),
             ("middle left", -width - 0.015, -0.017),
             ("bottom center", -width / 2, -0.046),
         ):
-            box = (across[i] + left, up[i] + low, across[i] + left + width, up[i] + low + 0.034)
+            box = (across[i] + left, up[i] + low, across[i] + left + width, up[i] + low + 0.036)
             if box[2] < 1.02 and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 out[i] = place
@@ -362,17 +377,3 @@ def _overlap(
 
 def _or(value: float | None, other: float) -> float:
     return other if value is None or not np.isfinite(value) else float(value)
-
-
-def said(forecast: Forecast) -> str:
-    """Return one forecast as a line of plain text with its interval."""
-    size, tokens = forecast.n_params, forecast.n_tokens
-    parts = []
-    if size is not None:
-        parts.append(f"N {format_quantity(size.value)}")
-    if tokens is not None:
-        parts.append(f"D {format_quantity(tokens.value)}")
-    return (
-        f"{', '.join(parts)}: loss {forecast.loss_nats:.4f} "
-        f"({forecast.low:.4f} to {forecast.high:.4f})"
-    )

@@ -6,20 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalelab.report.figures import FLOPS
-from scalelab.report.look import LIGHT, Look, empty, finish, log_axis, plain, short
+from scalelab.report.look import FLOPS, LIGHT, Look, empty, finish, log_axis, plain, short
 from scalelab.units import format_flops
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PANELS = (
-    ("loss_nats", "training loss, nats per token"),
+    ("loss_nats", "training loss, nats a token"),
     ("lr", "learning rate"),
     ("grad_norm", "gradient norm"),
     ("tflops_per_s", "TFLOP/s"),
     ("mfu", "share of peak (MFU)"),
 )
+FIRST_PANEL = 1.7
+"""Height of the loss over that of the panels below it."""
+PANEL_HEIGHT = 185
 
 
 def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
@@ -40,10 +42,19 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
     panels = [(key, name) for key, name in PANELS if len(table) and table[key].notna().any()]
     if not panels:
         return empty(look, "These runs have no training curve yet.", height=220)
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.045)
+    places = _places(len(panels))
+    n_rows = places[-1][0]
+    figure = make_subplots(
+        rows=n_rows,
+        cols=2,
+        specs=[[{"colspan": 2}, None], *([[{}, {}]] * (n_rows - 1))],
+        row_heights=[FIRST_PANEL, *([1.0] * (n_rows - 1))],
+        vertical_spacing=0.22 / n_rows,
+        horizontal_spacing=0.09,
+    )
     groups = list(table.groupby("run_id", sort=False))
     colours = look.shades(len(groups))
-    for row, (key, name) in enumerate(panels, start=1):
+    for (row, col), (key, name) in zip(places, panels, strict=True):
         for (_, curve), colour in zip(groups, colours, strict=True):
             good = curve[curve[key].notna() & (curve[by] > 0)]
             if not len(good):
@@ -56,32 +67,44 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
                     mode="lines",
                     line={"color": colour, "width": 1.6},
                     name=label,
-                    hovertemplate=f"{label}<br>%{{x:.3s}}<br>%{{y:.4g}}<extra></extra>",
+                    hovertemplate=f"{label}<br>%{{x}}<br>%{{y:.4g}}<extra></extra>",
                 ),
                 row=row,
-                col=1,
+                col=col,
             )
         values = table[key].dropna().to_numpy(float)
         if np.ptp(values) <= 1e-6 * np.abs(values).max():
             # A constant would be magnified into its rounding errors.
-            figure.update_yaxes(range=[0, 1.25 * float(values.max()) or 1.0], row=row, col=1)
-        figure.update_yaxes(title_text=name, row=row, col=1)
-    _label_ends(figure, groups, colours, panels[0][0], by)
+            figure.update_yaxes(range=[0, 1.25 * float(values.max()) or 1.0], row=row, col=col)
+        figure.update_yaxes(title_text=name, row=row, col=col)
     finish(
         figure,
         look,
         alt=f"Training curves of {len(groups)} runs: {', '.join(name for _, name in panels)}.",
-        height=120 + 210 * len(panels),
+        height=PANEL_HEIGHT * (n_rows + 1),
     )
-    figure.update_xaxes(**log_axis(table[by].to_numpy(), sizes=by == "tokens"))
-    figure.update_xaxes(
-        title_text="training tokens" if by == "tokens" else FLOPS, row=len(panels), col=1
-    )
-    figure.update_layout(margin={"r": 120})
+    values = table[by].to_numpy(float)
+    values = values[values > 0]
+    low, high = np.log10(values.min()), np.log10(values.max())
+    figure.update_xaxes(**log_axis(values, sizes=by == "tokens"), matches="x")
+    # Room on the right for the names at the curves' ends.
+    figure.update_xaxes(range=[low - 0.03, high + 0.09 * (high - low) + 0.03], row=1, col=1)
+    title = "training tokens" if by == "tokens" else FLOPS
+    for row, col in places:
+        if row == n_rows or n_rows == 1:
+            figure.update_xaxes(title_text=title, row=row, col=col)
+    _label_ends(figure, groups, colours, panels[0][0], by, look)
     return figure
 
 
-def _label_ends(figure: Any, groups: list[Any], colours: list[str], key: str, by: str) -> None:
+def _places(count: int) -> list[tuple[int, int]]:
+    """Return row and column of each panel: the first across, the others in pairs below it."""
+    return [(1, 1), *((2 + i // 2, 1 + i % 2) for i in range(count - 1))]
+
+
+def _label_ends(
+    figure: Any, groups: list[Any], colours: list[str], key: str, by: str, look: Look
+) -> None:
     """Name each curve at its end in the first panel, names that would touch moved apart."""
     ends = []
     for (_, curve), colour in zip(groups, colours, strict=True):
@@ -97,8 +120,10 @@ def _label_ends(figure: Any, groups: list[Any], colours: list[str], key: str, by
             showarrow=False,
             xanchor="left",
             xshift=4,
-            yshift=13 * (rank - (len(ends) - 1) / 2),
+            yshift=15 * (rank - (len(ends) - 1) / 2) + 12,
             font={"color": colour, "size": 11},
+            bgcolor=look.veil(look.paper, 0.75),
+            borderpad=0,
             row=1,
             col=1,
         )
@@ -123,7 +148,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
     if not len(table):
         return empty(look, "No run has cost anything yet.", height=240)
     names = [
-        "no budget" if not np.isfinite(budget) else f"{format_flops(budget)} FLOP"
+        "none" if not np.isfinite(budget) else f"{format_flops(budget)} FLOP"
         for budget in table["budget"]
     ]
     figure = go.Figure()
@@ -151,6 +176,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
             f"Cost by budget in {unit}: {total['spent']:.3g} spent on results, "
             f"{total['wasted']:.3g} wasted, {total['planned']:.3g} still planned."
         ),
+        x="isoFLOP budget",
         y=unit,
         legend=True,
         height=360,

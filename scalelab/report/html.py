@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalelab.report import figures, figures_fit, figures_forecast
+from scalelab.report import figures, figures_fit, figures_forecast, figures_valleys
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def render(content: Content) -> str:
 def _figures(content: Content) -> Iterator[str]:
     fit, is_known = content.fit, content.fit.fit.status != "not_identified"
     yield '<div class="pair"><section><h2>Valleys</h2>'
-    yield _figure(figures.valleys(fit.observations, fit.isoflop, content.bands), "valleys")
+    yield _figure(figures_valleys.valleys(fit.observations, fit.isoflop, content.bands), "valleys")
     yield "</section><section><h2>Compute-optimal N and D</h2>"
     yield _figure(figures.optima(fit.isoflop, content.bands, fit.observations), "optima")
     yield "</section></div>"

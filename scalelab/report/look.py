@@ -14,11 +14,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_quantity
 
 FloatArray = NDArray[np.float64]
 
 HEIGHT = 430
+PARAMS, TOKENS, FLOPS, LOSS = (
+    "parameters N",
+    "training tokens D",
+    "training compute C, FLOP",
+    "loss, nats per token",
+)
 MAX_POINTS = 6000
 """Most points of one cloud that are drawn; a figure with more says how many it left out."""
 _VIRIDIS = (
@@ -92,11 +98,11 @@ DARK = Look(
     ink="#e8eaf0",
     faint="#9aa3b2",
     grid="#2c3340",
-    paper="#0e1117",
+    paper="#171614",
     accent="#f08a4b",
     second="#56b4e9",
     third="#35c79a",
-    ramp=(0.34, 1.0),
+    ramp=(0.45, 1.0),
 )
 
 
@@ -127,7 +133,7 @@ def finish(
     """
     figure.update_layout(
         height=height,
-        margin={"l": 8, "r": 16, "t": 30, "b": 8},
+        margin={"l": 8, "r": 16, "t": 12, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": look.ink, "size": 13, "family": "Source Sans, Helvetica, Arial, sans-serif"},
@@ -183,21 +189,20 @@ def log_axis(values: Sequence[FloatArray] | FloatArray, *, sizes: bool = False) 
         (1.0,) if decades > 1.4 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, 2, 3, 5, 7)
     )
     stride = 3 if decades > 9 else 1
-    ticks = [step * 10.0**power for power in range(first, last + 1, stride) for step in steps]
-    is_power = steps == (1.0,) and not sizes
+    powers = range(first, last + 1, stride)
+    ticks = [step * 10.0**power for power in powers for step in steps]
     return {
         "type": "log",
         "tickmode": "array",
         "tickvals": ticks,
         "ticktext": [
-            f"10<sup>{math.log10(tick):.0f}</sup>"
-            if is_power
-            else format_quantity(tick)
-            if sizes
-            else format_flops(tick)
-            for tick in ticks
+            format_quantity(step * 10.0**power) if sizes else _power(step, power)
+            for power in powers
+            for step in steps
         ],
         "minor": {"ticks": "outside", "ticklen": 2, "dtick": "D1"},
+        # What a pointer reads off: 7.1B, and never 7.1G.
+        "exponentformat": "B" if sizes else "power",
     }
 
 
@@ -224,6 +229,12 @@ def label_end(
         font={"color": colour, "size": 12},
         **more,
     )
+
+
+def _power(step: float, power: int) -> str:
+    """Return a tick of a logarithmic axis as a power of ten."""
+    ten = f"10<sup>{power}</sup>"
+    return ten if step == 1.0 else f"{step:g}·{ten}"
 
 
 def add_band(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.outcome import ParametricFit
+from scalelab.forecast.bands import frontier_bands
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_flops, format_quantity
 
@@ -34,6 +35,7 @@ PANEL_INCHES = (6.2, 4.8)
 DPI = 150
 INK, FAINT, FRONTIER = "#222222", "#9a9a9a", "#c0392b"
 CURVE_POINTS = 200
+BAND_STEP = 10
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -130,6 +132,8 @@ def draw_valleys(axes: Axes, report: FitReport) -> None:
             span, bottom.curve(span), "-", lw=1, color=colour, label=format_flops(valley.budget)
         )
         if valley.is_interior:
+            if bottom.low is not None and bottom.high is not None:
+                axes.hlines(bottom.loss, bottom.low, bottom.high, color=INK, lw=1.1, zorder=3)
             axes.plot(bottom.value, bottom.loss, "D", ms=6, color=colour, mec=INK, mew=0.8)
     if _has_frontier(report.fit):
         budgets = np.array([valley.budget for valley in valleys])
@@ -180,6 +184,16 @@ def draw_contours(axes: Axes, report: FitReport) -> None:
         )
         flops = np.geomspace(corners[0], corners[1], CURVE_POINTS)
         axes.plot(*law.optimal(flops), "--", lw=1.6, color=FRONTIER, label="compute-optimal")
+        bands = frontier_bands(report.fit, flops[::BAND_STEP], report.level)
+        if bands is not None and np.isfinite(bands.n_params_low).all():
+            axes.fill_betweenx(
+                bands.n_tokens,
+                bands.n_params_low,
+                bands.n_params_high,
+                color=FRONTIER,
+                alpha=0.15,
+                lw=0,
+            )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(*span_n)

@@ -1,4 +1,4 @@
-"""Peak speed, power, memory and price of named devices, each with its source.
+"""Peak speed, power, memory and price of named devices, and of electricity, each with its source.
 
 Peaks are dense bf16 (fp16 where a device has no bf16) without sparsity, from the maker's data
 sheet. Prices are on-demand list prices of a public cloud, an order of magnitude that every command
@@ -15,6 +15,14 @@ STATED_UTILISATION = 0.40
 UTILISATION_SOURCE = "40 % of peak, what well-kept dense training reaches (stated, not measured)"
 CPU_CORE_USD_PER_HOUR = 0.04
 CPU_PRICE_SOURCE = "about the on-demand price of one cloud CPU core"
+CPU_CORE_WATTS = 12.0
+CPU_POWER_SOURCE = (
+    "12 W a core, what Green Algorithms takes for a CPU it does not know "
+    "(Lannelongue et al. 2021, doi.org/10.1002/advs.202100707, data/latest/TDP_cpu.csv)"
+)
+WORLD_GRAMS_PER_KWH = 458.0
+"""Carbon intensity of electricity, g CO2-equivalent per kWh generated, over its life cycle."""
+GRID_SOURCE = "world mean of 2025, Ember, Global Electricity Review 2026"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,8 @@ from scalelab_dashboard import app
 from streamlit.testing.v1 import AppTest
 
 HERE = Path(__file__).parent
+FIT_S = 240.0
+POLL_S = 0.3
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +39,7 @@ def small_store(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
-    """Return an opener of the app on a results folder, with query parameters."""
+    """Return an opener of the app on a results folder, its fit awaited as the browser does."""
 
     def open_page(results: Path, file: Path | None = None, **query: str) -> AppTest:
         monkeypatch.setenv("SCALELAB_RESULTS", str(results))
@@ -46,6 +50,24 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
         test = AppTest.from_file(str(Path(app.__file__)), default_timeout=60)
         for name, value in query.items():
             test.query_params[name] = value
-        return test.run()
+        test.run()
+        deadline = time.monotonic() + FIT_S
+        while any("fills in by itself" in caption.value for caption in test.caption):
+            assert time.monotonic() < deadline, f"the fit did not end in {FIT_S} s"
+            time.sleep(POLL_S)
+            test.run()
+        return test
 
     return open_page
+
+
+@pytest.fixture(scope="session")
+def said() -> Callable[[AppTest], str]:
+    """Return a reader of all text of the page, escapes undone."""
+
+    def read(test: AppTest) -> str:
+        kinds = ("markdown", "caption", "info", "warning")
+        parts = [element.value for kind in kinds for element in test.get(kind)]
+        return re.sub(r"\\(.)", r"\1", "\n".join(parts))
+
+    return read

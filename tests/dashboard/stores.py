@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -12,9 +14,12 @@ from scalelab.store.live import snapshot_path
 from scalelab.store.schema import create_statements
 
 HOSTILE = "<img src=x onerror=alert(1)> **bold** '; DROP TABLE runs; --"
+HOSTILE_NAME = "<img src=x onerror=alert(1)> `a` **b** $x^2$ [x](javascript:alert(1)) '; DROP --"
 
 
-def generated(results: Path, n_runs: int, *, name: str = "generated", seed: int = 0) -> None:
+def generated(
+    results: Path, n_runs: int, *, name: str = "generated", seed: int = 0, is_added: bool = False
+) -> None:
     """Publish a finished isoFLOP sweep of so many runs of the Chinchilla law, with curves of 60."""
     rng = np.random.default_rng(seed)
     n_budgets = int(np.clip(n_runs // 20, 4, 50))
@@ -38,14 +43,18 @@ def generated(results: Path, n_runs: int, *, name: str = "generated", seed: int 
                 "reason": None,
             }
         ),
+        is_added=is_added,
     )
 
 
-def running(results: Path) -> None:
-    """Publish a sweep under way: most runs done, one running, the rest waiting, two lost."""
-    generated(results, 80, name="under-way")
+def running(results: Path, *, n_runs: int = 80, is_added: bool = False) -> None:
+    """Publish a sweep under way: most runs done, two running, the rest waiting, two lost."""
+    generated(results, n_runs, name="under-way", is_added=is_added)
     with duckdb.connect(str(snapshot_path(results))) as connection:
-        connection.execute("CREATE TEMP TABLE o AS SELECT run_id FROM runs ORDER BY run_id")
+        connection.execute(
+            "CREATE TEMP TABLE o AS SELECT run_id FROM sweeps WHERE sweep = 'under-way' "
+            "ORDER BY position"
+        )
         for status, low, high in (("running", 0, 2), ("planned", 2, 12), ("failed", 12, 14)):
             connection.execute(
                 "UPDATE runs SET status = ?, loss_nats = NULL, reason = ? WHERE run_id IN "
@@ -54,16 +63,23 @@ def running(results: Path) -> None:
             )
 
 
-def publish(results: Path, name: str, frame: pd.DataFrame) -> None:
-    """Publish a snapshot that holds this one sweep."""
+def withdraw(results: Path) -> None:
+    """Take the snapshot away."""
+    snapshot_path(results).unlink(missing_ok=True)
+
+
+def publish(results: Path, name: str, frame: pd.DataFrame, *, is_added: bool = False) -> None:
+    """Publish a snapshot that holds this sweep, alone or added to those before."""
     results.mkdir(parents=True, exist_ok=True)
     path = snapshot_path(results)
     building = path.with_suffix(".building")
     building.unlink(missing_ok=True)
+    if is_added:
+        shutil.copyfile(path, building)
     n = len(frame)
     flops = 6 * frame.n_params * frame.n_tokens
     runs = frame.drop(columns="budget").assign(
-        run_id=[f"{i:012x}" for i in range(n)],
+        run_id=[hashlib.sha256(f"{name} {i}".encode()).hexdigest()[:12] for i in range(n)],
         flops=flops * 1.02,
         **{f"n_params_{c}": frame.n_params for c in ("chinchilla", "matmul", "active")},
         n_params_kaplan=np.round(frame.n_params * 0.9 - 2e5).clip(lower=1e4),
@@ -95,25 +111,26 @@ def publish(results: Path, name: str, frame: pd.DataFrame) -> None:
             "position": np.arange(1, n + 1),
             "budget_flops": frame.budget,
             "kind": "isoflop",
-            "created_s": 1.7e9,
+            "created_s": 1.7e9 + is_added,
         }
     )
     with duckdb.connect(str(building)) as connection:
-        connection.execute(create_statements())
+        if not is_added:
+            connection.execute(create_statements())
         connection.register("new_runs", runs)
         connection.register("new_sweeps", sweeps)
         connection.execute("INSERT INTO runs BY NAME SELECT * FROM new_runs")
         connection.execute("INSERT INTO sweeps BY NAME SELECT * FROM new_sweeps")
         connection.execute(
             "INSERT INTO attempts BY NAME SELECT run_id, 1 AS attempt, 'done' AS status, "
-            "0 AS curve_after_step FROM runs"
+            "0 AS curve_after_step FROM new_runs"
         )
         connection.execute(
             "INSERT INTO attempt_metrics BY NAME SELECT run_id, 1 AS attempt, "
             "CAST(i * 1000 / 60 AS BIGINT) AS step, CAST(n_tokens * i / 60 AS BIGINT) AS tokens, "
             "loss_nats + 6 * exp(-i / 6) AS loss_nats, 1e-3 * cos(i / 40) AS lr, "
             "0.3 + 1 / i AS grad_norm, 4e5 AS tokens_per_s, 380.0 AS tflops_per_s, 0.38 AS mfu "
-            "FROM runs, range(1, 61) AS t(i) WHERE runs.run_id < '0000000003e8'"
+            "FROM (SELECT * FROM new_runs LIMIT 1000), range(1, 61) AS t(i)"
         )
         connection.execute("CHECKPOINT")
     building.replace(path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,30 +13,14 @@ from streamlit.testing.v1 import AppTest
 
 from scalelab import api
 from scalelab.sweep.spec import sweep_from_mapping
-from scalelab.units import format_quantity
 
 Opener = Callable[..., AppTest]
-
-
-def settled(test: AppTest) -> AppTest:
-    """Run the app again until its fit is there, as the browser does by itself."""
-    for _ in range(60):
-        if not any("fills in by itself" in caption.value for caption in test.caption):
-            return test
-        time.sleep(0.5)
-        test.run()
-    raise AssertionError("the fit did not end in 30 s")
-
-
-def said(test: AppTest) -> str:
-    """Return all text of the page, escapes undone."""
-    parts = [e.value for kind in ("markdown", "caption", "info", "warning") for e in test.get(kind)]
-    return re.sub(r"\\(.)", r"\1", "\n".join(parts))
+Said = Callable[[AppTest], str]
 
 
 @pytest.mark.parametrize("view", list(VIEWS))
 def test_every_view_renders_on_an_empty_store_and_says_what_to_do(
-    page: Opener, tmp_path: Path, view: str
+    page: Opener, said: Said, tmp_path: Path, view: str
 ) -> None:
     test = page(tmp_path, page=view)
     assert not test.exception
@@ -50,17 +31,17 @@ def test_every_view_renders_on_an_empty_store_and_says_what_to_do(
 
 @pytest.mark.parametrize("view", list(VIEWS))
 def test_every_view_renders_on_a_finished_sweep(page: Opener, small_store: Path, view: str) -> None:
-    test = settled(page(small_store, page=view))
+    test = page(small_store, page=view)
     assert not test.exception
     assert test.header[0].value == view
 
 
 @pytest.mark.parametrize("view", list(VIEWS))
 def test_every_view_renders_on_a_sweep_under_way(
-    page: Opener, stores: ModuleType, tmp_path: Path, view: str
+    page: Opener, said: Said, stores: ModuleType, tmp_path: Path, view: str
 ) -> None:
     stores.running(tmp_path)
-    test = settled(page(tmp_path, page=view))
+    test = page(tmp_path, page=view)
     assert not test.exception
     if view == "Overview":
         assert "66 of 80 runs are done" in str(test.get("progress")[0].proto)
@@ -71,12 +52,12 @@ def test_every_view_renders_on_a_sweep_under_way(
 def test_every_view_renders_on_a_table(
     page: Opener, shared_data: Path, tmp_path: Path, view: str
 ) -> None:
-    test = settled(page(tmp_path, shared_data / "chinchilla_svg" / "data.csv", page=view))
+    test = page(tmp_path, shared_data / "chinchilla_svg" / "data.csv", page=view)
     assert not test.exception
 
 
 def test_a_sweep_without_a_finished_run_says_how_to_go_on(
-    page: Opener, stores: ModuleType, tmp_path: Path
+    page: Opener, said: Said, stores: ModuleType, tmp_path: Path
 ) -> None:
     import duckdb
 
@@ -89,49 +70,12 @@ def test_a_sweep_without_a_finished_run_says_how_to_go_on(
     assert "scalelab resume generated" in test.code[0].value
 
 
-def test_the_page_and_the_command_line_say_the_same(
-    page: Opener, small_store: Path, capsys: pytest.CaptureFixture[str]
+def test_the_convention_changes_the_fit_and_the_command(
+    page: Opener, said: Said, small_store: Path
 ) -> None:
-    from scalelab.cli.main import main
-
-    test = settled(page(small_store, page="Extrapolate", target="3e24"))
-    words = test.code[0].value.split()
-    assert words[:2] == ["scalelab", "fit"]
-    assert main([*words[1:], "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["predictions"][0]
-    text = said(test)
-    for key in ("n_params", "n_tokens"):
-        assert f"### {format_quantity(told[key])}" in text
-        limits = f"{format_quantity(told[key + '_low'])} to {format_quantity(told[key + '_high'])}"
-        assert limits in text
-    assert f"### {told['loss_nats']:.4f}" in text
-    assert f"{told['pred_low']:.4f} to {told['pred_high']:.4f}" in text
-
-
-def test_a_decision_is_the_command_lines(
-    page: Opener, small_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from scalelab.cli.main import main
-
-    query = {"page": "Decide", "max_flops": "1e22", "max_usd": "9K", "serve": "1T"}
-    test = settled(page(small_store, count_n="kaplan", **query))
-    words = test.code[0].value.replace("\n", " ").split()
-    assert words[:2] == ["scalelab", "decide"]
-    assert main([*words[1:], "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    text = said(test)
-    assert f"### {format_quantity(told['best']['n_params'])}" in text
-    assert f"### {format_quantity(told['best']['n_tokens'])}" in text
-    assert f"### {told['best']['loss_nats']:.4f}" in text
-    assert f"{told['best']['low']:.4f} to {told['best']['high']:.4f}" in text
-    assert told["binding"] == ["usd"]
-    assert "Money, US dollars" in text
-
-
-def test_the_convention_changes_the_fit_and_the_command(page: Opener, small_store: Path) -> None:
-    test = settled(page(small_store, count_n="kaplan", count_c="6nd"))
+    test = page(small_store, count_n="kaplan", count_c="6nd")
     assert "--map flops=flops_6nd,n_params=n_params_kaplan" in test.code[-1].value
-    by_default = settled(page(small_store))
+    by_default = page(small_store)
     assert said(test) != said(by_default)
     assert "N counted kaplan" in said(test)
 
@@ -147,15 +91,17 @@ def test_the_saved_run_is_a_sweep_file(small_store: Path) -> None:
     assert spec.n_params == pytest.approx((forecast.n_params.value,), rel=1e-5)
 
 
-def test_a_wrong_target_is_told_and_not_raised(page: Opener, small_store: Path) -> None:
-    test = settled(page(small_store, page="Extrapolate", target="many"))
+def test_a_wrong_target_is_told_and_not_raised(page: Opener, said: Said, small_store: Path) -> None:
+    test = page(small_store, page="Extrapolate", target="many")
     assert not test.exception
     assert "many" in said(test)
 
 
-def test_hostile_text_is_shown_as_it_is(page: Opener, stores: ModuleType, tmp_path: Path) -> None:
+def test_hostile_text_is_shown_as_it_is(
+    page: Opener, said: Said, stores: ModuleType, tmp_path: Path
+) -> None:
     stores.running(tmp_path)
-    test = settled(page(tmp_path, page="Runs"))
+    test = page(tmp_path, page="Runs")
     assert not test.exception
     shown = test.dataframe[0].value
     assert stores.HOSTILE in set(shown["reason"].dropna())

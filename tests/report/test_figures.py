@@ -21,7 +21,7 @@ from scalelab.fit.result import FitReport
 from scalelab.forecast.bands import frontier_bands
 from scalelab.forecast.published import PUBLISHED, WELL_KNOWN, verdicts
 from scalelab.records.types import Observations
-from scalelab.report import figures, figures_fit, figures_forecast, figures_runs
+from scalelab.report import figures, figures_fit, figures_forecast, figures_runs, figures_valleys
 from scalelab.report.html import Content, exponents, render
 from scalelab.report.look import DARK, LIGHT, log_axis, plain
 from scalelab.store.tables import TableRead
@@ -50,7 +50,7 @@ def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
     bands = api_judge.bands(report, 1e17, 1e24)
     models = [model for model in PUBLISHED if model.is_decoder]
     return {
-        "valleys": figures.valleys(rows, report.isoflop, bands, look),
+        "valleys": figures_valleys.valleys(rows, report.isoflop, bands, look),
         "optima": figures.optima(report.isoflop, bands, rows, look),
         "contours": figures.contours(report, bands, look),
         "forest": figures_fit.forest(exponents(report), look),
@@ -73,7 +73,7 @@ def test_every_figure_has_alternative_text_and_a_bounded_payload(
 
 
 def test_valleys_mark_the_minima_that_the_fit_found(report: FitReport) -> None:
-    figure = figures.valleys(report.observations, report.isoflop)
+    figure = figures_valleys.valleys(report.observations, report.isoflop)
     marked = next(trace for trace in figure.data if str(trace.name).startswith("minimum"))
     expected = [valley.n_params.value for valley in report.isoflop.interior]
     np.testing.assert_allclose(np.asarray(marked.x, float), expected, rtol=1e-12)
@@ -109,10 +109,10 @@ def test_many_runs_are_thinned_and_stay_small(seed: int) -> None:
         budget=budget,
     )
     found = fit_isoflop(rows)
-    figure = figures.valleys(rows, found)
+    figure = figures_valleys.valleys(rows, found)
     assert len(figure.to_json()) < MAX_BYTES
     assert (
-        f"{len(found.valleys) - figures.MAX_VALLEYS} of {len(found.valleys)} budgets"
+        f"{len(found.valleys) - figures_valleys.MAX_VALLEYS} of {len(found.valleys)} budgets"
         in (figure.layout.meta["alt"])
     )
 

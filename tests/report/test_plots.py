@@ -69,6 +69,11 @@ def test_valleys_show_every_row_and_every_interior_minimum(report, axes):
     for line, valley in zip(diamonds, report.isoflop.interior, strict=True):
         assert line.get_xdata()[0] == pytest.approx(valley.n_params.value)
         assert line.get_ydata()[0] == pytest.approx(valley.n_params.loss)
+    ends = [c.get_segments()[0] for c in axes.collections if hasattr(c, "get_segments")]
+    assert [(low[0], high[0]) for low, high in ends] == [
+        pytest.approx((valley.n_params.low, valley.n_params.high))
+        for valley in report.isoflop.interior
+    ]
     (frontier,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     expected = report.fit.law.optimal(np.array([1e19]))[0][0]
     n_params = np.asarray(frontier.get_xdata())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,21 +11,31 @@ import streamlit as st
 
 from scalelab.api.page import Rates
 from scalelab.report import figures_runs
-from scalelab.theory.hardware import CPU_CORE_USD_PER_HOUR, CPU_PRICE_SOURCE, match_hardware
+from scalelab.theory.hardware import (
+    CPU_CORE_USD_PER_HOUR,
+    CPU_CORE_WATTS,
+    CPU_POWER_SOURCE,
+    CPU_PRICE_SOURCE,
+    GRID_SOURCE,
+    WORLD_GRAMS_PER_KWH,
+    match_hardware,
+)
+from scalelab.units import format_flops, format_money, format_quantity
 from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
-CPU_CORE_WATTS = 10.0
-WORLD_GRAMS_PER_KWH = 473.0
-GRID_SOURCE = "world mean of 2024, Ember, Global Electricity Review 2025"
 UNITS = {
     "Money": ("usd", "US dollars"),
-    "Device-hours": ("hours", "device-hours"),
+    "Time": ("hours", "device-hours"),
     "Energy": ("kwh", "kWh"),
     "CO2": ("kg_co2", "kg CO2-equivalent"),
-    "FLOPs": ("flops", "FLOP"),
+    "Compute": ("flops", "FLOP"),
+}
+SAID: dict[str, Callable[[float], str]] = {
+    "usd": format_money,
+    "flops": format_flops,
 }
 PARTS = {"spent": "spent on results", "wasted": "wasted", "planned": "still planned"}
 
@@ -38,7 +49,7 @@ def show(choice: Choice) -> None:
             st.info("What runs made elsewhere have cost is not in their table.")
         return
     runs = queries.runs(choice.results, choice.source.name, choice.stamp)
-    price, watts, source = _device(runs)
+    price, watts, price_source, power_source = _device(runs)
     columns = st.columns(4)
     with columns[0]:
         usd = st.number_input(
@@ -49,7 +60,7 @@ def show(choice: Choice) -> None:
             0.01,
             key="usd",
             bind="query-params",
-            help=source,
+            help=price_source,
         )
     with columns[1]:
         power = st.number_input(
@@ -60,7 +71,7 @@ def show(choice: Choice) -> None:
             10.0,
             key="watts",
             bind="query-params",
-            help="Used where no counter measured the energy.",
+            help=f"Used where no counter measured the energy: {power_source}.",
         )
     with columns[2]:
         grams = st.number_input(
@@ -83,12 +94,19 @@ def show(choice: Choice) -> None:
     measured = int(runs["energy_j"].notna().sum()) if "energy_j" in runs else 0
     st.caption(
         ui.as_text(
-            f"Energy was measured in {measured:,} of {len(runs):,} runs, else device-hours "
-            f"times watts. Grid: {grams:g} g CO2 a kWh ({GRID_SOURCE}). Price: {source}. Wasted is "
+            f"Energy was measured in {measured:,} of {len(runs):,} runs, else it is device-hours "
+            f"times {power:g} W ({_given(power, watts, power_source)}). Grid: {grams:g} g "
+            f"CO2-equivalent a kWh ({_given(grams, WORLD_GRAMS_PER_KWH, GRID_SOURCE)}). Price: "
+            f"{format_money(usd)} a device-hour ({_given(usd, price, price_source)}). Wasted is "
             "what went into runs that ended without a result; planned is reckoned at the speed of "
             "the finished runs."
         )
     )
+
+
+def _given(value: float, default: float, source: str) -> str:
+    """Return where a number comes from: our source, or the person at the page."""
+    return source if value == default else "given on this page"
 
 
 def _totals(table: pd.DataFrame) -> None:
@@ -98,30 +116,32 @@ def _totals(table: pd.DataFrame) -> None:
         for unit, (column, _) in UNITS.items():
             values = table[f"{part}_{column}"].to_numpy(float)
             known = np.isfinite(values)
-            row[unit] = f"{values[known].sum():.4g}" if known.any() else "unknown yet"
+            said = SAID.get(column, format_quantity)
+            total = float(values[known].sum())
+            row[unit] = (said(total) if total else "0") if known.any() else "unknown yet"
         rows.append(row)
-    headers = {
-        unit: f"{unit}, {name}" if unit != name else unit for unit, (_, name) in UNITS.items()
-    }
+    headers = {unit: f"{unit}, {name}" for unit, (_, name) in UNITS.items()}
     st.dataframe(
         pd.DataFrame(rows).rename(columns=headers), hide_index=True, alt="Totals of every cost"
     )
 
 
-def _device(runs: pd.DataFrame) -> tuple[float, float, str]:
-    """Return price, watts and where they come from, for the device that most runs had."""
+def _device(runs: pd.DataFrame) -> tuple[float, float, str, str]:
+    """Return price and watts of the device that most runs had, and where each comes from."""
     names = runs["device_name"].dropna() if "device_name" in runs else pd.Series(dtype=str)
     known = match_hardware(str(names.mode().iloc[0])) if len(names) else None
     if known is not None:
         return (
             float(known.usd_per_hour),
             float(known.watts),
-            f"{known.price_source}; {known.source}",
+            known.price_source,
+            f"board power, {known.source}",
         )
     threads = runs["n_threads"].dropna().astype(float) if "n_threads" in runs else pd.Series([1.0])
     cores = float(threads.median()) if len(threads) else 1.0
     return (
         CPU_CORE_USD_PER_HOUR * cores,
         CPU_CORE_WATTS * cores,
-        f"{CPU_PRICE_SOURCE}; about {CPU_CORE_WATTS:g} W a core",
+        CPU_PRICE_SOURCE,
+        CPU_POWER_SOURCE,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,10 +10,16 @@ import streamlit as st
 
 from scalelab.api import decisions as api_decide
 from scalelab.errors import ScalelabError
-from scalelab.forecast.decision import GRID_SOURCE, WORLD_GRAMS_PER_KWH, Limits
+from scalelab.forecast.decision import Limits
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_forecast
-from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, UTILISATION_SOURCE
+from scalelab.theory.hardware import (
+    GRID_SOURCE,
+    HARDWARE,
+    STATED_UTILISATION,
+    UTILISATION_SOURCE,
+    WORLD_GRAMS_PER_KWH,
+)
 from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
 from scalelab_dashboard import ui, waiting
 from scalelab_dashboard.fits import Failure
@@ -42,42 +49,100 @@ COSTS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What was typed, as the command line takes it.
+
+    Attributes
+    ----------
+    limits : dict of str to str
+        By our name; only those that were given.
+    gpu : str
+    count, share : float
+        Devices, and the share of their peak.
+    served, price, grid : str
+        Tokens served, US dollars a device-hour, g CO2 a kWh; empty takes the default.
+    named : tuple of str
+        Candidates, such as ``7B:2T``.
+    """
+
+    limits: dict[str, str]
+    gpu: str
+    count: float
+    share: float
+    served: str
+    price: str
+    grid: str
+    named: tuple[str, ...]
+
+    def options(self) -> list[str]:
+        """Return the options of the command that has the same answer."""
+        pairs = [
+            (option, self.limits[name]) for name, _, option, *_ in LIMITS if name in self.limits
+        ]
+        pairs += [("--candidate", text) for text in self.named]
+        if self.served:
+            pairs.append(("--inference-tokens", self.served))
+        pairs += [("--gpu", self.gpu), ("--gpus", f"{self.count:g}")]
+        if self.share != STATED_UTILISATION:
+            pairs.append(("--utilisation", f"{self.share:g}"))
+        if self.price:
+            pairs.append(("--usd-per-hour", f"{self.usd_per_hour:g}"))
+        if self.grid:
+            pairs.append(("--grid", f"{self.grams_per_kwh:g}"))
+        return [word for pair in pairs for word in pair]
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Price of a device-hour: what was typed, else the list price."""
+        if not self.price:
+            return HARDWARE[self.gpu].usd_per_hour
+        return parse_quantity(self.price.lstrip("$"), what="price of a device-hour")
+
+    @property
+    def grams_per_kwh(self) -> float:
+        """Carbon intensity: what was typed, else the world's mean."""
+        if not self.grid:
+            return WORLD_GRAMS_PER_KWH
+        return parse_quantity(self.grid, what="g CO2 a kWh")
+
+    def decide(self, source: FitReport | str) -> Decision:
+        """Return the answer of ``scalelab decide``.
+
+        Raises
+        ------
+        ScalelabError
+            For texts that are no quantities, and limits that no model keeps.
+        """
+        scale = {name: factor for name, _, _, factor, _ in LIMITS}
+        limits = {
+            name: parse_quantity(text.lstrip("$"), what=name.replace("_", " ")) * scale[name]
+            for name, text in self.limits.items()
+        }
+        demand = api_decide.Demand(
+            gpu=self.gpu,
+            n_devices=self.count,
+            utilisation=self.share,
+            usd_per_hour=self.usd_per_hour,
+            grams_per_kwh=self.grams_per_kwh,
+            inference_tokens=parse_quantity(self.served, what="served tokens")
+            if self.served
+            else 0.0,
+        )
+        return api_decide.decide(source, Limits(**limits), demand, candidates=self.named)
+
+
 def show(choice: Choice) -> None:
     """Draw the page."""
     laws = [*([OWN] if choice.key is not None else []), *PUBLISHED_LAWS]
-    top = st.columns([2, 2, 1, 1, 1])
-    with top[0]:
-        law = st.selectbox("Law", laws, key="law", bind="query-params")
-    with top[1]:
-        demand = st.text_input(
-            "Tokens served over its life",
-            key="serve",
-            bind="query-params",
-            placeholder="none",
-            help="Serving costs 2 N FLOPs a token; it counts into money, energy and CO2.",
-        )
-    with top[2]:
-        gpu = st.selectbox("GPU", sorted(HARDWARE), index=2, key="device", bind="query-params")
-    with top[3]:
-        count = st.number_input("How many", 1, 10**6, 1024, 1, key="gpus", bind="query-params")
-    with top[4]:
-        share = st.number_input(
-            "Utilisation",
-            0.01,
-            1.0,
-            STATED_UTILISATION,
-            0.05,
-            key="use",
-            bind="query-params",
-            help=UTILISATION_SOURCE,
-        )
-    given = _limits()
-    named = st.text_input(
-        "Candidates, N:D (empty: search)",
-        key="named",
+    law = st.selectbox(
+        "Decide by",
+        laws,
+        key="law",
         bind="query-params",
-        placeholder="7B:2T, 13B:1T",
+        help="Your own fit has intervals; published constants have none.",
     )
+    asked = _ask()
     words = ["scalelab", "decide"]
     source: FitReport | str = law
     if law == OWN:
@@ -93,14 +158,13 @@ def show(choice: Choice) -> None:
         words += choice.words()[2:]
     else:
         words += ["--law", law]
-    candidates = [part.strip() for part in (named or "").split(",") if part.strip()]
-    for option, text in _options(given, gpu, count, share, demand or "", candidates):
-        words += [option, text]
-    answer = _answer(source, given, gpu, count, share, demand or "", candidates)
-    if isinstance(answer, Failure):
-        ui.failure(answer)
+    try:
+        words += asked.options()
+        answer = asked.decide(source)
+    except ScalelabError as error:
+        ui.failure(Failure(given=error.given, allowed=error.allowed, do=error.do))
         return
-    _show(answer, is_constant=isinstance(source, str))
+    _show(answer, asked, "" if isinstance(source, str) else f"{100 * choice.level:g} %")
     if answer.best is not None:
         st.download_button(
             "Save the winner as a sweep file",
@@ -110,6 +174,73 @@ def show(choice: Choice) -> None:
             on_click="ignore",
         )
     ui.command(words)
+
+
+def _ask() -> Asked:
+    """Draw the inputs: limits first, then on what it is trained and served."""
+    st.markdown("**Limits**")
+    limits = _limits()
+    st.markdown("**On what, and how it is served**")
+    first, second, third, fourth = st.columns(4)
+    with first:
+        gpu = st.selectbox(
+            "GPU",
+            sorted(HARDWARE),
+            index=sorted(HARDWARE).index("h100"),
+            key="device",
+            bind="query-params",
+        )
+        price = st.text_input(
+            "US dollars a GPU-hour",
+            key="price",
+            bind="query-params",
+            placeholder=f"{HARDWARE[gpu].usd_per_hour:g}, list price",
+            help=HARDWARE[gpu].price_source,
+        )
+    with second:
+        count = st.number_input("GPUs", 1, 10**6, 1024, 1, key="gpus", bind="query-params")
+        grid = st.text_input(
+            "g CO2 a kWh",
+            key="grid_co2",
+            bind="query-params",
+            placeholder=f"{WORLD_GRAMS_PER_KWH:g}, world mean",
+            help=GRID_SOURCE,
+        )
+    with third:
+        share = st.number_input(
+            "Utilisation",
+            0.01,
+            1.0,
+            STATED_UTILISATION,
+            0.05,
+            key="use",
+            bind="query-params",
+            help=UTILISATION_SOURCE,
+        )
+        served = st.text_input(
+            "Tokens served over its life",
+            key="serve",
+            bind="query-params",
+            placeholder="none, or 10T",
+            help="Serving costs 2 N FLOPs a token; it counts into money, energy and CO2.",
+        )
+    with fourth:
+        named = st.text_input(
+            "Candidates, N:D",
+            key="named",
+            bind="query-params",
+            placeholder="search, or 7B:2T, 13B:1T",
+        )
+    return Asked(
+        limits=limits,
+        gpu=gpu,
+        count=count,
+        share=share,
+        served=(served or "").strip(),
+        price=(price or "").strip(),
+        grid=(grid or "").strip(),
+        named=tuple(part.strip() for part in (named or "").split(",") if part.strip()),
+    )
 
 
 def _limits() -> dict[str, str]:
@@ -130,59 +261,13 @@ def _limits() -> dict[str, str]:
     return given
 
 
-def _options(
-    given: dict[str, str], gpu: str, count: float, share: float, demand: str, named: list[str]
-) -> list[tuple[str, str]]:
-    """Return the options of the command that has the same answer."""
-    options = [(option, given[name]) for name, _, option, _, _ in LIMITS if name in given]
-    options += [("--candidate", text) for text in named]
-    if demand.strip():
-        options.append(("--inference-tokens", demand.strip()))
-    options += [("--gpu", gpu), ("--gpus", f"{count:g}")]
-    if share != STATED_UTILISATION:
-        options.append(("--utilisation", f"{share:g}"))
-    return options
-
-
-def _answer(
-    source: FitReport | str,
-    given: dict[str, str],
-    gpu: str,
-    count: float,
-    share: float,
-    demand: str,
-    named: list[str],
-) -> Decision | Failure:
-    try:
-        scale = {name: factor for name, _, _, factor, _ in LIMITS}
-        read = {
-            name: parse_quantity(text.lstrip("$"), what=name.replace("_", " ")) * scale[name]
-            for name, text in given.items()
-        }
-        return api_decide.decide(
-            source,
-            Limits(**read),
-            api_decide.Demand(
-                gpu=gpu,
-                n_devices=count,
-                utilisation=share,
-                inference_tokens=parse_quantity(demand, what="served tokens")
-                if demand.strip()
-                else 0.0,
-            ),
-            candidates=named,
-        )
-    except ScalelabError as error:
-        return Failure(given=error.given, allowed=error.allowed, do=error.do)
-
-
-def _show(answer: Decision, *, is_constant: bool) -> None:
+def _show(answer: Decision, asked: Asked, share: str) -> None:
+    """Draw the answer; ``share`` is the level of its intervals, empty where it has none."""
     best = answer.best
     if best is None:
         st.warning("No candidate keeps the limits. Loosen one, or name smaller candidates.")
     else:
-        _headline(best, is_constant=is_constant)
-        _binding(answer)
+        _headline(best, share)
     left, right = st.columns([3, 2], gap="medium")
     with left:
         cost = st.selectbox("Against", list(COSTS), key="against_cost", bind="query-params")
@@ -202,20 +287,27 @@ def _show(answer: Decision, *, is_constant: bool) -> None:
         ]
         ui.draw(figures_forecast.pareto(points, column, unit, ui.look()), "pareto")
     with right:
-        st.dataframe(
-            pd.DataFrame([_row(each) for each in answer.candidates]),
-            hide_index=True,
-            alt="Candidates with predicted loss and costs",
-        )
+        st.subheader("What binds")
+        if best is not None:
+            _binding(answer)
         st.caption(
             ui.as_text(
-                "Hours and days are of training; money, energy and CO2 include serving. Board "
-                f"power, list price, {WORLD_GRAMS_PER_KWH:g} g CO2 a kWh ({GRID_SOURCE})."
+                "Hours and days are of training; money, energy and CO2 include serving. Reckoned "
+                f"with board power ({HARDWARE[asked.gpu].watts:g} W), "
+                f"{format_money(asked.usd_per_hour)} a GPU-hour "
+                f"({'given' if asked.price else HARDWARE[asked.gpu].price_source}) and "
+                f"{asked.grams_per_kwh:g} g CO2-equivalent a kWh "
+                f"({'given' if asked.grid else GRID_SOURCE})."
             )
         )
+    st.dataframe(
+        pd.DataFrame([_row(each) for each in answer.candidates]),
+        hide_index=True,
+        alt="Candidates with predicted loss and costs",
+    )
 
 
-def _headline(best: Candidate, *, is_constant: bool) -> None:
+def _headline(best: Candidate, share: str) -> None:
     columns = st.columns(4)
     with columns[0]:
         ui.number("train parameters N", format_quantity(best.n_params), "the best size")
@@ -230,10 +322,10 @@ def _headline(best: Candidate, *, is_constant: bool) -> None:
     with columns[2]:
         interval = (
             "no interval: constants alone"
-            if is_constant or best.low is None
-            else f"{best.low:.4f} to {best.high:.4f}"
+            if not share or best.low is None
+            else f"{best.low:.4f} to {best.high:.4f} ({share})"
         )
-        ui.number("predicted loss, nats", f"{best.loss_nats:.4f}", interval)
+        ui.number("predicted loss, nats per token", f"{best.loss_nats:.4f}", interval)
     with columns[3]:
         ui.number(
             "for",
@@ -257,8 +349,11 @@ def _binding(answer: Decision) -> None:
 def _row(each: Candidate) -> dict[str, str]:
     return {
         "candidate": each.label,
-        "loss": f"{each.loss_nats:.4f}",
+        "loss, nats": f"{each.loss_nats:.4f}",
+        "interval": "" if each.low is None else f"{each.low:.4f} to {each.high:.4f}",
         "C, FLOP": format_flops(each.flops),
+        "GPU-hours": format_quantity(each.costs["gpu_hours"] or 0.0),
+        "days": f"{each.costs['days'] or 0.0:.3g}",
         "money": format_money(each.costs["usd"] or 0.0),
         "kWh": format_quantity(each.costs["kwh"] or 0.0),
         "kg CO2": format_quantity(each.costs["kg_co2"] or 0.0),

@@ -169,8 +169,16 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
     low = float(report.observations.flops.min()) / 2
     bands = queries.bands(choice.key, low, max(flops, report.fit.max_flops) * 3, report)
     held = queries.held_out(choice.key, report)
+    look = ui.look()
     ui.draw(
-        figures_forecast.extrapolation(report, bands, [forecast], held, ui.look()), "extrapolation"
+        queries.figure(
+            "extrapolation",
+            choice.key,
+            look.name,
+            forecast.asked,
+            lambda: figures_forecast.extrapolation(report, bands, [forecast], held, look),
+        ),
+        "extrapolation",
     )
     st.caption(
         "Inner band: the law's own uncertainty. Outer band: where a new run would land. Grey: the "
@@ -201,7 +209,17 @@ def _published(choice: Choice, report: FitReport) -> None:
         return
     bands = queries.bands(choice.key, *PUBLISHED_SPAN, report)
     models = [model for model in PUBLISHED if model.is_decoder]
-    ui.draw(figures_forecast.published_planes(models, bands, WELL_KNOWN, ui.look()), "published")
+    look = ui.look()
+    ui.draw(
+        queries.figure(
+            "published",
+            choice.key,
+            look.name,
+            None,
+            lambda: figures_forecast.published_planes(models, bands, WELL_KNOWN, look),
+        ),
+        "published",
+    )
     shown = table[["model", "year", "n_params", "n_tokens", "ratio", "saved", "verdict", "source"]]
     flops, name = ui.scaled(table, "flops")
     shown = shown.assign(
@@ -210,16 +228,25 @@ def _published(choice: Choice, report: FitReport) -> None:
         saved=100 * table["saved"],
     )
     shown.insert(4, name, flops)
+    shown = shown.sort_values("year", ascending=False, kind="stable")
     st.dataframe(
         shown,
         hide_index=True,
         alt="Published models with their distance from this sweep's optimum",
         column_config={
-            "n_params": st.column_config.NumberColumn("N, B", format="%.3g"),
-            "n_tokens": st.column_config.NumberColumn("D, B tokens", format="%.0f"),
-            name: st.column_config.NumberColumn(format="%.3g"),
-            "ratio": st.column_config.NumberColumn("N / optimal N", format="%.2f"),
-            "saved": st.column_config.NumberColumn("compute the optimum saves, %", format="%.1f"),
+            "year": st.column_config.NumberColumn(format="%d", width=56),
+            "n_params": st.column_config.NumberColumn("N, B", format="%.3g", width=64),
+            "n_tokens": st.column_config.NumberColumn("D, B tokens", format="%.0f", width=90),
+            name: st.column_config.NumberColumn(format="%.3g", width=100),
+            "ratio": st.column_config.NumberColumn("N / optimal N", format="%.2f", width=100),
+            "saved": st.column_config.NumberColumn(
+                "saved, %",
+                format="%.1f",
+                width=80,
+                help="Share of its compute with which the optimum reaches the same loss.",
+            ),
+            "verdict": st.column_config.TextColumn(width=330),
+            "source": st.column_config.TextColumn(width="large"),
         },
     )
     st.caption(

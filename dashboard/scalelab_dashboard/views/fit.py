@@ -9,13 +9,13 @@ import streamlit as st
 
 from scalelab.report import figures_fit
 from scalelab.report.html import exponents
-from scalelab_dashboard import ui, waiting
+from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.fit.result import FitReport
     from scalelab_dashboard.state import Choice
 
-VIEWS = ("Methods", "Bootstrap", "Residuals", "Leave one budget out")
+VIEWS = ("Methods", "Other forms", "Bootstrap", "Residuals", "Leave one budget out")
 
 
 def show(choice: Choice) -> None:
@@ -35,15 +35,32 @@ def show(choice: Choice) -> None:
     look = ui.look()
     if view == "Methods":
         _methods(report, choice)
+    elif view == "Other forms":
+        _forms(choice)
+        return
     elif view == "Bootstrap":
-        ui.draw(figures_fit.pairs(report, look), "pairs")
+        ui.draw(
+            queries.figure(
+                "pairs", choice.key, look.name, None, lambda: figures_fit.pairs(report, look)
+            ),
+            "pairs",
+        )
         spread = report.fit.bootstrap
         st.caption(
             f"{spread.k:,} {spread.method} replicates, {spread.failed:,} failed. "
             "Orange: the fitted value."
         )
     elif view == "Residuals":
-        ui.draw(figures_fit.residuals(report, look), "residuals")
+        ui.draw(
+            queries.figure(
+                "residuals",
+                choice.key,
+                look.name,
+                None,
+                lambda: figures_fit.residuals(report, look),
+            ),
+            "residuals",
+        )
         st.caption(
             "Predicted over observed; band: the middle 90 %. A trend against N, D or C says "
             "that the form is wrong there."
@@ -56,6 +73,48 @@ def show(choice: Choice) -> None:
     ui.command(choice.words())
 
 
+def _forms(choice: Choice) -> None:
+    """Show how forms and objectives compare at predicting the next budget."""
+    found = waiting.comparison(choice)
+    if found is not None:
+        st.markdown(ui.as_text(found.verdict))
+        ui.draw(figures_fit.forms(found, ui.look()), "forms")
+        st.caption(
+            f"Each form is fitted on the lower budgets and predicts the next one, "
+            f"{found.n_predicted:,} runs in all. Bars: how far a form's error lies above the best "
+            "one's (90 % of paired resamples of the predicted runs); where they reach the dotted "
+            "line, the data cannot tell the two apart."
+        )
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "form and objective": [each.label for each in found.candidates],
+                    "mean error, %": [100 * each.mean_relative_error for each in found.candidates],
+                    "largest error, %": [
+                        100 * each.max_relative_error for each in found.candidates
+                    ],
+                    f"inside its {100 * found.level:g} % interval, %": [
+                        100 * each.covered for each in found.candidates
+                    ],
+                    "AICc": [each.aicc for each in found.candidates],
+                }
+            ),
+            hide_index=True,
+            alt="Forms and objectives with their errors on the next budget",
+            column_config={
+                name: st.column_config.NumberColumn(format="%.3f")
+                for name in ("mean error, %", "largest error, %")
+            }
+            | {
+                f"inside its {100 * found.level:g} % interval, %": st.column_config.NumberColumn(
+                    format="%.0f"
+                ),
+                "AICc": st.column_config.NumberColumn(format="%.1f"),
+            },
+        )
+    ui.command(choice.words("--compare"))
+
+
 def _methods(report: FitReport, choice: Choice) -> None:
     rows = exponents(report)
     left, right = st.columns([3, 2], gap="medium")
@@ -65,8 +124,10 @@ def _methods(report: FitReport, choice: Choice) -> None:
         if report.disagreement is not None:
             ratio = report.disagreement.ratio
             st.markdown(
-                f"Approach 2 puts D_opt at {100 * ratio.value:.1f} % of approach 3 "
-                f"({ui.as_text(ui.limits(ratio, choice.level, '{:.3f}'))} as a ratio)."
+                ui.as_text(
+                    f"D_opt of approach 2 over that of approach 3: {ratio.value:.3f}, "
+                    f"{ui.limits(ratio, choice.level, '{:.3f}')}."
+                )
             )
         for number, reason in (("1", report.envelope.reason), ("2", report.isoflop.reason)):
             if reason is not None:
@@ -79,7 +140,7 @@ def _methods(report: FitReport, choice: Choice) -> None:
                 {
                     "parameter": list(both),
                     "value": [f"{i.value:.6g}" for i in both.values()],
-                    "low": [f"{i.low:.6g}" for i in both.values()],
+                    f"low, {100 * choice.level:g} %": [f"{i.low:.6g}" for i in both.values()],
                     "high": [f"{i.high:.6g}" for i in both.values()],
                 }
             ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from scalelab.report import figures
+from scalelab.report import figures, figures_valleys
 from scalelab.units import format_flops
 from scalelab_dashboard import queries, ui, waiting
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 
+KINDS = {"isoflop": "isoFLOP"}
 STATES = ("done", "running", "queued", "planned", "failed", "diverged", "preempted", "cancelled")
 
 
@@ -41,14 +42,33 @@ def show(choice: Choice) -> None:
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.subheader("Valleys")
-        ui.draw(figures.valleys(rows, isoflop, bands, look), "valleys")
+        more = bands is not None
+        ui.draw(
+            queries.figure(
+                "valleys",
+                choice.key,
+                look.name,
+                more,
+                lambda: figures_valleys.valleys(rows, isoflop, bands, look),
+            ),
+            "valleys",
+        )
         st.caption(
-            "Diamonds: minimum of each parabola with its interval. Dashed: compute-optimal loss of "
-            "approach 3."
+            "Numbers at the curves: budget in FLOP. Diamonds: minimum of each parabola with its "
+            "interval. Dashed: compute-optimal loss of approach 3."
         )
     with right:
         st.subheader("Compute-optimal N and D")
-        ui.draw(figures.optima(isoflop, bands, rows, look), "optima")
+        ui.draw(
+            queries.figure(
+                "optima",
+                choice.key,
+                look.name,
+                more,
+                lambda: figures.optima(isoflop, bands, rows, look),
+            ),
+            "optima",
+        )
         st.caption("Line and band: approach 3. Diamonds with bars: minima of approach 2.")
     if report is None:
         return
@@ -56,7 +76,16 @@ def show(choice: Choice) -> None:
         left, right = st.columns([3, 2], gap="medium")
         with left:
             st.subheader("Loss over N and D")
-            ui.draw(figures.contours(report, bands, look), "contours")
+            ui.draw(
+                queries.figure(
+                    "contours",
+                    choice.key,
+                    look.name,
+                    None,
+                    lambda: figures.contours(report, bands, look),
+                ),
+                "contours",
+            )
         with right:
             st.subheader("What to know")
             ui.warnings(report.warnings)
@@ -74,7 +103,7 @@ def _state(choice: Choice) -> None:
     parts = [
         f"{source.counts[status]:,} {status}" for status in STATES if source.counts.get(status)
     ]
-    kind = "import" if source.kind == "import" else f"{source.kind} sweep"
+    kind = "import" if source.kind == "import" else f"{KINDS.get(source.kind, source.kind)} sweep"
     st.markdown(f"**{ui.as_text(source.name)}**, {ui.as_text(kind)}: " + ", ".join(parts))
     if source.is_running and source.total:
         done = source.counts.get("done", 0)
@@ -82,8 +111,9 @@ def _state(choice: Choice) -> None:
     failed = sum(source.counts.get(status, 0) for status in ("failed", "diverged"))
     if failed:
         st.markdown(
-            f"{failed:,} runs have no result. `scalelab retry {source.name}` starts them again; "
-            "the **Runs** page says why they ended."
+            f"{failed:,} runs have no result. "
+            + ui.prose(f"`scalelab retry {source.name}` starts them again; ")
+            + "the **Runs** page says why they ended."
         )
 
 
@@ -91,9 +121,9 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
     columns = st.columns(4)
     a, b = report.derived.get("a"), report.derived.get("b")
     with columns[0]:
-        ui.number("N_opt ∝ C^a, exponent a", *ui.exponent(a, choice.level))
+        ui.number("exponent $a$ of $N_\\mathrm{opt} \\propto C^a$", *ui.exponent(a, choice.level))
     with columns[1]:
-        ui.number("D_opt ∝ C^b, exponent b", *ui.exponent(b, choice.level))
+        ui.number("exponent $b$ of $D_\\mathrm{opt} \\propto C^b$", *ui.exponent(b, choice.level))
     with columns[2]:
         value, limits = _tokens_per_param(report, flops)
         ui.number(f"D/N at {format_flops(flops)} FLOP", value, limits)
@@ -101,7 +131,7 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
         irreducible = report.params.get("E")
         if irreducible is not None:
             ui.number(
-                "irreducible loss E, nats",
+                "irreducible loss E, nats per token",
                 f"{irreducible.value:.3f}",
                 ui.limits(irreducible, choice.level, "{:.3f}"),
             )
@@ -116,7 +146,7 @@ def _tokens_per_param(report: FitReport, flops: float) -> tuple[str, str]:
     high = found.n_tokens_high[0] / found.n_params_low[0]
     if not np.isfinite(low + high):
         return f"{value:.1f}", "no interval (no replicates)"
-    return f"{value:.1f}", f"{low:.1f} to {high:.1f} ({100 * report.level:g} %)"
+    return f"{value:.1f}", f"{low:.1f} to {high:.1f} tokens a parameter ({100 * report.level:g} %)"
 
 
 def _span(rows: Observations) -> tuple[float, float]:

@@ -17,6 +17,7 @@ MAX_SELECTED = 12
 COLUMNS = (
     "run_id",
     "status",
+    "reason",
     "n_params",
     "n_tokens",
     "flops",
@@ -30,7 +31,6 @@ COLUMNS = (
     "wall_s",
     "attempts",
     "device",
-    "reason",
 )
 AXES = ("tokens", "flops")
 STATES = ("done", "running", "queued", "planned", "failed", "diverged", "preempted", "cancelled")
@@ -52,23 +52,14 @@ def show(choice: Choice) -> None:
 def browser(choice: Choice, table: pd.DataFrame) -> None:
     """Filter, table and curves: a fragment, so that choosing runs redraws nothing else."""
     assert choice.source is not None
-    columns = st.columns([3, 3, 2])
-    with columns[0]:
+    left, right = st.columns(2)
+    with left:
         states = st.multiselect(
             "Status", STATES, key="status", bind="query-params", placeholder="all"
         )
-    with columns[1]:
+    with right:
         text = st.text_input(
             "Find", key="find", bind="query-params", placeholder="part of a run's name or fault"
-        )
-    with columns[2]:
-        by = st.segmented_control(
-            "Curves against",
-            AXES,
-            default="tokens",
-            key="against",
-            bind="query-params",
-            required=True,
         )
     shown = filtered(table, states, text or "")
     seen, flops = view(shown)
@@ -87,15 +78,42 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         f"{len(shown):,} of {len(table):,} runs. Click a header to sort, the left edge of a row to "
         f"select it (up to {MAX_SELECTED})."
     )
-    ids = tuple(shown["run_id"].iloc[chosen]) or _best(shown)
     _faults(choice, shown, chosen)
-    if not ids or choice.source.kind == "import":
-        return
-    if not chosen:
-        st.caption("Curves of the best finished runs; select others above.")
+    ids = tuple(shown["run_id"].iloc[chosen]) or _best(shown)
+    if ids and choice.source.kind != "import":
+        curves(choice, ids, is_chosen=bool(chosen))
+
+
+@st.fragment
+def curves(choice: Choice, run_ids: tuple[str, ...], *, is_chosen: bool) -> None:
+    """Curves of some runs: a fragment of its own, which leaves the table alone."""
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    with left:
+        st.subheader("Curves")
+        st.caption(
+            "Of the selected runs."
+            if is_chosen
+            else "Of the best finished runs; select others above."
+        )
+    with right:
+        by = st.segmented_control(
+            "Against",
+            AXES,
+            default=AXES[0],
+            key="against",
+            bind="query-params",
+            required=True,
+        )
+    look = ui.look()
     ui.draw(
-        figures_runs.curves(
-            queries.curves(choice.results, ids, choice.stamp), by or "tokens", ui.look()
+        queries.figure(
+            "curves",
+            (choice.results, choice.stamp, run_ids),
+            look.name,
+            by,
+            lambda: figures_runs.curves(
+                queries.curves(choice.results, run_ids, choice.stamp), by or AXES[0], look
+            ),
         ),
         "curves",
     )
@@ -115,7 +133,10 @@ def filtered(table: pd.DataFrame, states: list[str], text: str) -> pd.DataFrame:
 
 def view(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Return the columns that are shown, and the name of FLOPs in a unit the browser can show."""
-    shown = table[[name for name in COLUMNS if name in table]].copy()
+    names = [name for name in COLUMNS if name in table]
+    if "reason" in names and not table["reason"].notna().any():
+        names.remove("reason")
+    shown = table[names].copy()
     name = "flops"
     if len(shown):
         flops, name = ui.scaled(shown, "flops")
@@ -134,9 +155,13 @@ def _config(flops: str) -> dict[str, object]:
         "loss_nats": number("loss, nats", format="%.4f"),
         "lr": number("lr", format="%.2e"),
         flops: number(format="%.3g"),
-        "wall_s": number("time, s", format="%.1f"),
+        "batch_seqs": number("batch, sequences"),
+        "n_layers": number("layers"),
+        "d_model": number("width"),
+        "wall_s": number("time, s", format="localized"),
         "epochs": number("epochs", format="%.2f"),
-        "reason": st.column_config.TextColumn("fault", width="large"),
+        "run_id": "run",
+        "reason": st.column_config.TextColumn("fault", width="medium"),
     }
 
 

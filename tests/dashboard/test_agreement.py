@@ -1,0 +1,169 @@
+"""What the page says is what the command says that stands under it, to the last digit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from scalelab.cli.main import main
+from scalelab.fit.select import FORMS
+from scalelab.units import format_quantity
+
+Opener = Callable[..., AppTest]
+Said = Callable[[AppTest], str]
+Teller = Callable[[AppTest], dict[str, Any]]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Teller:
+    """Return a runner of the last command that a page shows, with its JSON."""
+
+    def run(test: AppTest) -> dict[str, Any]:
+        words = shlex.split(test.code[-1].value)
+        assert words[0] == "scalelab"
+        capsys.readouterr()
+        assert main([*words[1:], "--json"]) == 0
+        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return answer
+
+    return run
+
+
+CHOICES: tuple[dict[str, str], ...] = (
+    {},
+    {"count_n": "kaplan", "count_c": "6nd", "level": "80"},
+    {"form": "tied", "holdout": "n_params > 1e9", "level": "95"},
+)
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=["default", "conventions", "form-and-holdout"])
+def test_fit_and_overview_say_what_fit_prints(
+    page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]
+) -> None:
+    test = page(small_store, page="Fit", **choices)
+    answer = told(test)
+    shown = test.dataframe[0].value.set_index("parameter")
+    every = {**answer["params"], **answer["derived"]}
+    assert list(shown.index) == list(every)
+    for name, interval in every.items():
+        expected = [f"{interval[key]:.6g}" for key in ("value", "low", "high")]
+        assert shown.loc[name].tolist() == expected, name
+    for warning in answer["warnings"]:
+        assert warning["message"].replace("`", "") in said(test).replace("`", "")
+    overview = said(page(small_store, page="Overview", **choices))
+    for name in ("a", "b"):
+        interval = answer["derived"][name]
+        assert f"### {interval['value']:.3f}" in overview
+        assert f"{interval['low']:.3f} to {interval['high']:.3f}" in overview
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"target": "3e24"},
+        {"target": "7B", "by": "Parameters N", "level": "80"},
+        {"target": "2T", "by": "Tokens D"},
+        {"target": "100K", "by": "GPU-hours", "gpu": "a100"},
+        {"target": "2M", "by": "Money", "mfu": "0.5"},
+    ],
+    ids=lambda choices: choices.get("by", "compute"),
+)
+def test_extrapolate_says_what_predict_prints(
+    page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]
+) -> None:
+    test = page(small_store, page="Extrapolate", **choices)
+    forecast = told(test)["predictions"][0]
+    text = said(test)
+    for key in ("n_params", "n_tokens"):
+        value, low, high = (forecast[key + end] for end in ("", "_low", "_high"))
+        assert f"### {format_quantity(value)}" in text
+        if low != high:
+            assert f"{format_quantity(low)} to {format_quantity(high)}" in text
+    assert f"### {forecast['loss_nats']:.4f}" in text
+    assert f"law {forecast['low']:.4f} to {forecast['high']:.4f}" in text
+    assert f"{forecast['pred_low']:.4f} to {forecast['pred_high']:.4f}" in text
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"max_flops": "1e22", "max_usd": "9K", "serve": "1T", "count_n": "kaplan"},
+        {"max_kg_co2": "2K", "grid_co2": "50", "price": "$2.50", "device": "b200"},
+        {"law": "besiroglu", "max_flops": "5.76e23", "named": "7B:2T, 70B:1.4T"},
+    ],
+    ids=["money", "carbon", "constants"],
+)
+def test_decide_says_what_decide_prints(
+    page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]
+) -> None:
+    test = page(small_store, page="Decide", **choices)
+    answer = told(test)
+    text, best = said(test), answer["best"]
+    assert f"### {format_quantity(best['n_params'])}" in text
+    assert f"### {format_quantity(best['n_tokens'])}" in text
+    assert f"### {best['loss_nats']:.4f}" in text
+    if best["low"] is not None:
+        assert f"{best['low']:.4f} to {best['high']:.4f}" in text
+    for name in answer["binding"]:
+        assert f"{answer['relaxing_by_10_percent_saves_nats'][name]:.4f} nats" in text
+    shown = test.dataframe[0].value
+    assert shown["loss, nats"].tolist() == [f"{c['loss_nats']:.4f}" for c in answer["candidates"]]
+    assert shown["kg CO2"].tolist() == [
+        format_quantity(c["kg_co2"] or 0.0) for c in answer["candidates"]
+    ]
+
+
+def test_other_forms_are_ranked_as_compare_ranks_them(page: Opener, said: Said, few: Path) -> None:
+    # The worker calls the verb behind `--compare`; to call it once more would take as long again.
+    test = page(few, page="Fit", view="Other forms")
+    assert test.code[-1].value.endswith("--compare")
+    shown = test.dataframe[0].value
+    errors = shown["mean error, %"].tolist()
+    assert errors == sorted(errors)
+    assert {label.split(",")[0] for label in shown["form and objective"]} == set(FORMS)
+    best = shown["form and objective"].iloc[0]
+    assert f"{best} predicts the next budget best ({errors[0]:.2f} % mean error)" in said(test)
+
+
+def test_leaving_out_each_budget_ends_in_a_figure(page: Opener, few: Path) -> None:
+    test = page(few, page="Fit", view="Leave one budget out")
+    assert not test.warning
+    alt = json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["meta"]["alt"]
+    assert alt.startswith("Leaving out each of 4 budgets in turn")
+
+
+def test_the_grid_and_every_rate_are_stated_and_can_be_given(
+    page: Opener, said: Said, small_store: Path
+) -> None:
+    from scalelab.theory.hardware import GRID_SOURCE, WORLD_GRAMS_PER_KWH
+
+    by_default = said(page(small_store, page="Cost and energy"))
+    assert f"{WORLD_GRAMS_PER_KWH:g} g CO2-equivalent a kWh ({GRID_SOURCE})" in by_default
+    given = page(small_store, page="Cost and energy", grid="50.0", watts="300.0", usd="1.5")
+    assert "50 g CO2-equivalent a kWh (given on this page)" in said(given)
+    runs = given.dataframe[0].value.set_index("")
+    hours = float(sum(stored_hours(small_store)))
+    assert runs.loc["spent on results", "Energy, kWh"] == format_quantity(hours * 0.3)
+    assert runs.loc["spent on results", "CO2, kg CO2-equivalent"] == format_quantity(hours * 0.015)
+
+
+def stored_hours(results: Path) -> list[float]:
+    import duckdb
+
+    with duckdb.connect(str(results / "scalelab.duckdb"), read_only=True) as connection:
+        return [row[0] for row in connection.execute("SELECT wall_s / 3600 FROM runs").fetchall()]
+
+
+@pytest.fixture(scope="module")
+def few(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a results folder with four budgets of six runs, on which forms are quick to fit."""
+    results: Path = tmp_path_factory.mktemp("few")
+    stores.generated(results, 24, name="few")
+    return results
