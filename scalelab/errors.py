@@ -18,6 +18,7 @@ from typing import ClassVar
 
 EXIT_OK = 0
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 
 
 class ScalelabError(Exception):

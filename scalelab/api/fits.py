@@ -370,9 +370,13 @@ def _rejected(table: TableRead) -> list[FitWarning]:
         return []
     shown = "; ".join(f"line {reject.line}: {reject.reason}" for reject in table.rejects[:3])
     more = f"; and {len(table.rejects) - 3} more" if len(table.rejects) > 3 else ""
+    count = len(table.rejects)
+    left_out = (
+        "1 row cannot be used and was" if count == 1 else f"{count} rows cannot be used and were"
+    )
     return [
         FitWarning(
             code="rejected_rows",
-            message=f"{len(table.rejects)} rows cannot be used and were left out ({shown}{more}).",
+            message=f"{left_out} left out ({shown}{more}).",
         )
     ]

@@ -131,6 +131,8 @@ def _parameters(report: FitReport) -> Table:
         "G": "",
     }
     for name, interval in report.derived.items():
+        if not math.isfinite(interval.value):
+            continue
         note = f"  {notes[name]}" if notes.get(name) else ""
         table.add_row(name, f"{interval.value:.6g}", _span(interval, 5) + note)
     return table
@@ -262,7 +264,7 @@ def _law(law: object) -> Interval | None:
 
 
 def _number(interval: Interval | None) -> str:
-    if interval is None:
+    if interval is None or not math.isfinite(interval.value):
         return "-"
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return f"{interval.value:.4f}"

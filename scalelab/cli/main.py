@@ -26,7 +26,7 @@ from scalelab.cli import sweep as sweep_commands
 from scalelab.cli import tune as tune_commands
 from scalelab.cli.output import console, report_error
 from scalelab.cli.settings import default_map
-from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, ScalelabError, UsageError
+from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PIPE, ScalelabError, UsageError
 
 app = typer.Typer(
     name="scalelab",
@@ -76,9 +76,22 @@ def run(argv: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code.
 
     Exit codes: 0 ok, 1 bug, 2 usage, 3 bad data, 4 fit not identified, 5 runs failed, 130
-    interrupted. ``SCALELAB_DEBUG=1`` shows the traceback of an error.
+    interrupted, 141 when whoever read the output has stopped (``| head``; 128 + SIGPIPE, as other
+    commands have it). ``SCALELAB_DEBUG=1`` shows the traceback of an error.
     """
-    sys.exit(main(argv))
+    try:
+        code = main(argv)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as stop:
+        # The libraries that print turn a closed pipe into an exit of their own, with code 1.
+        if not isinstance(
+            stop.__context__ if isinstance(stop, SystemExit) else stop, BrokenPipeError
+        ):
+            raise
+        # What is left in the buffer would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_PIPE
+    sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,9 +58,10 @@ def judge(
     if points.shape[1] < free.sum():
         points = np.unique(np.stack([c[used] for c in columns.values()]), axis=1)
     if points.shape[1] < free.sum():
-        reasons.append(
-            f"{points.shape[1]} distinct designs cannot determine {int(free.sum())} parameters"
+        designs = (
+            "1 distinct design" if points.shape[1] == 1 else f"{points.shape[1]} distinct designs"
         )
+        reasons.append(f"{designs} cannot determine {int(free.sum())} parameters")
     value, gradient, _ = law.derivatives(theta[None], columns)
     sensitivity = gradient[:, 0, :] / value[0]
     reach = np.abs(sensitivity[:, used]).max(axis=1)

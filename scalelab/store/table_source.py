@@ -178,6 +178,8 @@ def open_file(path: Path) -> Iterator[TableSource]:
     """
     if not path.is_file():
         raise DataError(f"{path}, which is not a file", "a CSV or Parquet file", "Check the path.")
+    if not path.stat().st_size:
+        raise DataError(f"{path}, which is empty", "a CSV or Parquet file", "Export it again.")
     name = path.name.lower()
     is_text = name.endswith(TEXT_SUFFIXES)
     if not is_text and not name.endswith(PARQUET_SUFFIXES):

@@ -293,3 +293,20 @@ def test_a_process_that_is_not_identified_ends_with_four(shared_data):
     assert found["status"] == "not_identified"
     assert np.isfinite(found["objective"]["value"])
     assert found["param_convention"] == "kaplan"
+
+
+@pytest.mark.parametrize("output", [[], ["--json"], ["--csv"], ["--help"]])
+def test_a_reader_that_stops_ends_the_command_quietly(tmp_path, file, output):
+    """As in ``scalelab fit .. | head -1``: 128 + SIGPIPE, and nothing on stderr."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "scalelab", "fit", "--from", file, "--bootstrap", "20", *output],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        check=False,
+    )
+    os.close(write_end)
+    assert done.returncode == 141
+    assert done.stderr == b""

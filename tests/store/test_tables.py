@@ -112,9 +112,9 @@ def test_no_usable_row_is_an_error_that_names_the_first_reason(tmp_path):
         read_table(path)
 
 
-@pytest.mark.parametrize("text", [HEADER + "\n", ""])
-def test_an_empty_table_is_an_error(tmp_path, text):
-    with pytest.raises(DataError):
+@pytest.mark.parametrize(("text", "said"), [(HEADER + "\n", "with no row"), ("", "is empty")])
+def test_an_empty_table_is_an_error(tmp_path, text, said):
+    with pytest.raises(DataError, match=said):
         read_table(written(tmp_path, text))
 
 
