@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.corpus.order import permuted
+from scalelab.corpus.order import permuted_run
 from scalelab.corpus.shards import Manifest, TokenStream, read_manifest
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.spool import Progress
@@ -125,12 +125,14 @@ class Dataset:
             When the training part is shorter than one sequence.
         """
         n = self.n_sequences(seq_len)
-        first = step * batch_seqs
-        epochs, places = np.divmod(np.arange(first, first + batch_seqs, dtype=np.int64), n)
-        chunks = np.empty_like(places)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            is_in = epochs == epoch
-            chunks[is_in] = permuted(places[is_in], n, seed=seed, epoch=epoch)
+        first, last = step * batch_seqs, (step + 1) * batch_seqs
+        parts = [
+            permuted_run(
+                max(first - epoch * n, 0), min(last - epoch * n, n), n, seed=seed, epoch=epoch
+            )
+            for epoch in range(first // n, (last - 1) // n + 1)
+        ]
+        chunks = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self._train.rows(chunks * seq_len, seq_len + 1)
 
     def eval_sequences(self, seq_len: int) -> NDArray[np.int64]:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 8
+BLOCK = 1024
+"""Places whose entries are computed together."""
 
 _UintArray = NDArray[np.uint64]
 
@@ -54,6 +56,34 @@ def permuted(places: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDA
         entries[outside] = _encrypt(entries[outside], bits, keys)
         outside = outside[entries[outside] >= n]
     return entries.astype(np.int64)
+
+
+def permuted_run(start: int, stop: int, n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the entries at consecutive places, ``permuted`` of ``range(start, stop)``.
+
+    Entries are computed by the block, so that steps which follow one another share the work.
+
+    Parameters
+    ----------
+    start, stop : int
+        Places, from 0 to n.
+    n : int
+        Length of the permutation.
+    seed, epoch : int
+        Of the permutation.
+    """
+    blocks = range(start // BLOCK, -(-stop // BLOCK))
+    entries = np.concatenate([_block(block, n, seed, epoch) for block in blocks])
+    first = blocks.start * BLOCK
+    return entries[start - first : stop - first]
+
+
+@functools.lru_cache(maxsize=64)
+def _block(block: int, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    places = np.arange(block * BLOCK, min((block + 1) * BLOCK, n), dtype=np.int64)
+    entries = permuted(places, n, seed=seed, epoch=epoch)
+    entries.flags.writeable = False
+    return entries
 
 
 @functools.lru_cache(maxsize=64)

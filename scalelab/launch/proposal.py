@@ -65,6 +65,7 @@ def default_execution(*, device: str | None = None, keeps_weights: bool = False)
     device = device or default_device()
     return ExecutionSpec(
         device=device,
+        step="eager" if device == "cuda" else "direct",
         attention="sdpa" if device == "cuda" else "explicit",
         keeps_weights=keeps_weights,
     )

@@ -30,6 +30,8 @@ from scalelab.sweep.spec import SlurmTable
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 
 CALIBRATION_TIMEOUT_S = 300
+TRAINER_REVISION = 2
+"""Raised when the trainer's speed changes: what was measured before is then measured again."""
 MEASURED_SPECS = 12
 MEASURED_STEP_FLOPS = 3e9
 SECONDS_PER_POINT = 0.25
@@ -179,7 +181,8 @@ def cache_path(device: str, n_workers: int) -> Path:
     except metadata.PackageNotFoundError:
         torch_version = "none"
     processors = "|".join(gpu_names()) if device == "cuda" else _cpu_name()
-    key = "|".join((platform.node(), processors, device, str(n_workers), torch_version))
+    words = (platform.node(), processors, device, n_workers, torch_version, TRAINER_REVISION)
+    key = "|".join(map(str, words))
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return base / "scalelab" / f"speed-{digest}.json"

@@ -157,7 +157,8 @@ class ExecutionSpec:
     device : str
         ``cpu`` or ``cuda``.
     step : str
-        ``eager``, ``compiled`` or ``graph`` (one CUDA graph).
+        ``eager``, ``compiled``, ``graph`` (one CUDA graph) or ``direct`` (gradients written out,
+        for dense fp32 models on a CPU; the trainer takes ``eager`` for others, and notes it).
     kernels : str
         ``reference`` (plain torch) or ``triton``.
     attention : str

@@ -6,27 +6,27 @@ never waits for the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scalelab_kernels.errors import KernelUnavailableError
-from scalelab_kernels.operations import get_attention, get_operations
+from scalelab_kernels.operations import get_operations
 from torch import Tensor
 
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.schedule import learning_rate_ratio
-from scalelab.train.model import Decoder
+from scalelab.train import direct
+from scalelab.train.gradients import Autograd, Direct
 from scalelab.train.optimizer import Optimizer
 from scalelab.train.parameters import Layout, initialize_, lay_out
-from scalelab.train.scales import scales_of
 
-EVAL_TOKENS_PER_BATCH = 8192
-"""Tokens in a forward pass of an evaluation: a constant, so that every run adds up alike."""
+EVAL_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192}
+"""Tokens in a forward pass of an evaluation: constants, so that every run adds up alike. The fewer
+on a CPU stay in its cache."""
 
 GRAPH_WARMUP_STEPS = 2
 _COPY_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -90,11 +90,6 @@ class Engine:
         self.specs = tuple(specs)
         self.execution = execution
         self.device = torch.device(execution.device)
-        try:
-            self.ops = get_operations(execution.kernels, self.device)  # type: ignore[arg-type]
-            self._attend = get_attention(execution.attention, self.device)  # type: ignore[arg-type]
-        except KernelUnavailableError as error:
-            raise UsageError(error.given, error.allowed, error.do) from error
         self.layout: Layout = lay_out(first.shape)
         n_runs = len(specs)
         lead = () if n_runs == 1 else (n_runs,)
@@ -111,15 +106,21 @@ class Engine:
         # Half precision keeps rounded copies of the weights for the products; norms stay fp32.
         dtype = _COPY_DTYPES[first.precision]
         self.copy = None if dtype is None else torch.zeros_like(self.master, dtype=dtype)
-        self.leaves = self._make_leaves()
-        self._grad_views = [self.layout.views(self.grad)[name] for name in self.leaves]
-        self.model = self._decoder(self.leaves, first.seq_len)
+        buffers = (self.layout, self.master, self.grad)
+        self.gradients: Autograd | Direct
+        if execution.step == "direct":
+            self.gradients = Direct(specs, execution, *buffers)
+        else:
+            self.gradients = Autograd(specs, execution, *buffers, self.copy)
         self.optimizer = Optimizer(
-            specs, self.layout, self.master, self.exp_avg, self.exp_avg_sq, self.copy, self.ops
+            specs,
+            self.layout,
+            self.master,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.copy,
+            get_operations(execution.kernels, self.device),  # type: ignore[arg-type]
         )
-        self._loss_sums = self.model.loss_sums
-        if execution.step == "compiled":
-            self._loss_sums = torch.compile(self.model.loss_sums, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._tokens = torch.zeros(
             (*lead, first.batch_seqs, first.seq_len + 1), dtype=torch.int64, device=self.device
@@ -195,26 +196,11 @@ class Engine:
 
     def _take_step(self) -> None:
         """Take a step with the tokens in place; host and device exchange nothing."""
-        spec = self.specs[0]
-        loss = torch.zeros(self.n_runs, device=self.device)
-        squares = torch.zeros_like(loss)
-        leaves = list(self.leaves.values())
-        micro = self.execution.micro_batch_seqs or spec.batch_seqs
-        for index, part in enumerate(torch.split(self._tokens, micro, dim=-2)):
-            reported, objective = self._loss_sums(part, spec.z_loss)
-            grads = torch.autograd.grad((objective / spec.tokens_per_step).sum(), leaves)
-            if index == 0:
-                torch._foreach_copy_(self._grad_views, grads)
-            else:
-                torch._foreach_add_(self._grad_views, grads)
-            loss += reported.detach() / spec.tokens_per_step
-            if self.n_micro > 1:
-                # A micro-batch's own mean gradient: the sum was divided by the whole batch.
-                squares += self._squared_norms(grads) * (spec.batch_seqs / part.shape[-2]) ** 2
+        loss, square = self.gradients.take(self._tokens)
         rates = self.rates.gather(1, self.steps.unsqueeze(1)).squeeze(1)
         self.steps += 1
         norm = self.optimizer.step(self.grad, self.steps, rates)
-        row = torch.stack((loss, norm, squares / self.n_micro))
+        row = torch.stack((loss, norm, square))
         self._ring.index_copy_(0, self._slot, row.unsqueeze(0))
         self._slot += 1
 
@@ -236,11 +222,6 @@ class Engine:
             self.load_state(run, state)
         self._slot.copy_(slot)
 
-    def _squared_norms(self, grads: Sequence[Tensor]) -> Tensor:
-        if self.n_runs == 1:
-            return torch.stack(torch._foreach_norm(list(grads))).square().sum().unsqueeze(0)
-        return torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)
-
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the mean loss of every sequence, nats per token, summed in fp64.
 
@@ -254,19 +235,12 @@ class Engine:
         -------
         ndarray, shape (n,)
         """
-        weights = {name: self._row(leaf, run).detach() for name, leaf in self.leaves.items()}
-        model = self._decoder(weights, sequences.shape[1] - 1)
-        n_rows = max(1, EVAL_TOKENS_PER_BATCH // (sequences.shape[1] - 1))
+        n_rows = max(1, EVAL_TOKENS_PER_BATCH[self.device.type] // (sequences.shape[1] - 1))
         means = []
-        with torch.no_grad():
-            for start in range(0, len(sequences), n_rows):
-                part = torch.from_numpy(sequences[start : start + n_rows]).to(self.device)
-                means.append(model.token_losses(part).double().mean(-1).cpu())
+        for start in range(0, len(sequences), n_rows):
+            part = torch.from_numpy(sequences[start : start + n_rows]).to(self.device)
+            means.append(self.gradients.token_losses(run, part).double().mean(-1).cpu())
         return torch.cat(means).numpy()
-
-    def _decoder(self, weights: Mapping[str, Tensor], seq_len: int) -> Decoder:
-        first = self.specs[0]
-        return Decoder(first.shape, weights, seq_len, self.ops, self._attend, scales_of(first))
 
     def _row(self, tensor: Tensor, run: int) -> Tensor:
         return tensor if self.n_runs == 1 else tensor[run]
@@ -274,14 +248,6 @@ class Engine:
     def _refresh_copy(self, run: int) -> None:
         if self.copy is not None:
             self._row(self.copy, run).copy_(self._row(self.master, run))
-
-    def _make_leaves(self) -> dict[str, Tensor]:
-        leaves = {}
-        for entry in self.layout.entries:
-            is_half = self.copy is not None and entry.kind != "norm"
-            source = self.copy if is_half and self.copy is not None else self.master
-            leaves[entry.name] = entry.view(source).detach().requires_grad_()
-        return leaves
 
 
 def _require_equal(specs: Sequence[RunSpec]) -> None:
@@ -316,6 +282,12 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             f"step = 'graph' on {execution.device} with {specs[0].shape.n_experts} experts",
             "a dense model on a CUDA device",
             "Choose step = eager or compiled.",
+        )
+    if execution.step == "direct" and not direct.is_possible(specs[0], execution):
+        raise UsageError(
+            "step = 'direct' for such a run",
+            "a dense fp32 model without z-loss, on a CPU, with the reference operations",
+            "Choose step = eager.",
         )
     if specs[0].precision not in _COPY_DTYPES:
         raise UsageError(

@@ -1,7 +1,8 @@
 """The optimizer over flat buffers of K runs: AdamW, or Muon for the blocks' matrices.
 
-One call of `adamw_step_` does clipping and update of all weights where
-one learning rate serves all; muP and Muon treat the blocks' matrices apart, after one common clip.
+One call of `adamw_step_` does clipping and update of all weights where one learning rate serves
+all (on a CPU, torch's fused AdamW does); muP and Muon treat the blocks' matrices apart, after one
+common clip.
 
 References
 ----------
@@ -13,6 +14,7 @@ that learning rate and weight decay carry over).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +32,7 @@ MUON_RMS = 0.2
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 _EPSILON = 1e-7
+_CLIP_EPSILON = 1e-6
 _LR = HYPER.index("lr")
 _MAX_NORM = HYPER.index("max_norm")
 _GRAD_SCALE = HYPER.index("grad_scale")
@@ -85,6 +88,11 @@ class Optimizer:
             device=master.device,
         )
         self._matrices = _by_shape(layout) if self.is_muon else {}
+        is_plain = not self.is_muon and self.hidden_rate == 1.0 and copy is None
+        self._is_on_host = (
+            is_plain and master.device.type == "cpu" and ops.implementation == "reference"
+        )
+        self._specs = tuple(specs)
 
     def step(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
         """Take a step with gradients of the buffers' shape; return their norms, shape (K,).
@@ -97,11 +105,13 @@ class Optimizer:
         rates : Tensor of float64, shape (K,)
             Learning rates of this step.
         """
+        if self._is_on_host:
+            return self._host_adamw(grad, steps, rates)
         if not self.is_muon and self.hidden_rate == 1.0:
             self.hyper[:, _LR] = rates
             return self._adamw(grad, steps, self.hyper, 0, self.layout.n_values)
         norm = row_norms(grad)
-        clip = torch.clamp(self.hyper[:, _MAX_NORM] / (norm.double() + 1e-6), max=1.0)
+        clip = torch.clamp(self.hyper[:, _MAX_NORM] / (norm.double() + _CLIP_EPSILON), max=1.0)
         hyper = self.hyper.clone()
         hyper[:, _MAX_NORM] = torch.inf
         # The factor of a run whose norm is not finite is made nan, so that every part skips it.
@@ -130,6 +140,40 @@ class Optimizer:
             n_decay=min(max(self.layout.n_decay - start, 0), end - start),
             copy=None if self.copy is None else part(self.copy),
         )
+
+    def _host_adamw(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
+        """Take a step of torch's fused AdamW on a CPU, where reading a number costs nothing."""
+        norms = row_norms(grad)
+        flats = (self.master, grad, self.exp_avg, self.exp_avg_sq)
+        rows = zip(*(flat.view(len(self._specs), -1) for flat in flats), strict=True)
+        numbers = zip(norms.tolist(), rates.tolist(), steps.float(), strict=True)
+        for spec, row, (norm, rate, step) in zip(self._specs, rows, numbers, strict=True):
+            if not math.isfinite(norm):
+                continue
+            if norm > spec.grad_clip:
+                row[1].mul_(spec.grad_clip / (norm + _CLIP_EPSILON))
+            n_decay = self.layout.n_decay
+            for part, weight_decay in (
+                (slice(n_decay), spec.weight_decay),
+                (slice(n_decay, None), 0.0),
+            ):
+                param, gradient, exp_avg, exp_avg_sq = ([flat[part]] for flat in row)
+                torch._fused_adamw_(
+                    param,
+                    gradient,
+                    exp_avg,
+                    exp_avg_sq,
+                    [],
+                    [step],
+                    lr=rate,
+                    beta1=spec.beta1,
+                    beta2=spec.beta2,
+                    weight_decay=weight_decay,
+                    eps=spec.epsilon,
+                    amsgrad=False,
+                    maximize=False,
+                )
+        return norms
 
     def _muon(self, grad: Tensor, hyper: Tensor) -> None:
         n_runs = hyper.shape[0]

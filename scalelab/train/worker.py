@@ -10,6 +10,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.train import direct
 from scalelab.train.engine import Engine
 from scalelab.train.loop import train
 from scalelab.train.session import Session
@@ -126,6 +128,10 @@ def run_pack(
         if accepted is not None and (record := accepted.read_record()) is not None:
             statuses[run] = record.status
     todo = [run for run in runs if run not in statuses]
+    if execution.step == "direct" and not all(
+        direct.is_possible(run.read_spec(), execution) for run in todo
+    ):
+        execution = replace(execution, step="eager")
     prepare_torch(execution)
     note = {**(host_note or {}), "companions": [run.run_id for run in todo]}
     sessions = [Session(run, execution, note, trunks) for run in todo]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalelab.corpus.order import permuted
+from scalelab.corpus.order import BLOCK, permuted, permuted_run
 
 
 def whole(n: int, seed: int = 3, epoch: int = 0) -> np.ndarray:
@@ -73,3 +73,15 @@ def test_the_order_is_what_it_was() -> None:
 
 GOLDEN_SMALL = [2, 7, 6, 3, 9, 5, 8, 4, 1, 0]
 GOLDEN_LARGE = [525111083, 958007827, 244601460]
+
+
+@given(
+    n=st.integers(1, 3 * BLOCK),
+    ends=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    seed=st.integers(0, 5),
+)
+def test_a_run_of_places_has_the_entries_of_its_places(n, ends, seed) -> None:
+    start = int(min(ends) * (n - 1))
+    stop = max(start + 1, int(max(ends) * n))
+    found = permuted_run(start, stop, n, seed=seed, epoch=2)
+    np.testing.assert_array_equal(found, whole(n, seed=seed, epoch=2)[start:stop])

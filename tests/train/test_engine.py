@@ -89,8 +89,8 @@ def test_the_padding_of_the_vocabulary_is_never_a_target_nor_trained(
     engine = fresh(spec, execution)
     train(engine, dataset, range(4))
     for name in ("head", "embedding"):
-        assert engine.leaves[name].shape == (64, 16)
-        assert not engine.leaves[name][61:].any()
+        assert engine.gradients.leaves[name].shape == (64, 16)
+        assert not engine.gradients.leaves[name][61:].any()
 
 
 def test_the_evaluation_is_the_mean_over_each_sequence(
@@ -100,7 +100,7 @@ def test_the_evaluation_is_the_mean_over_each_sequence(
     sequences = dataset.eval_sequences(spec.seq_len)[:20]
     found = engine.evaluate(0, sequences)
     with torch.no_grad():
-        each = engine.model.token_losses(torch.from_numpy(sequences)).double()
+        each = engine.gradients.model.token_losses(torch.from_numpy(sequences)).double()
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, each.mean(1), rtol=1e-6)
     np.testing.assert_allclose(found.mean(), np.log(61), atol=0.8)

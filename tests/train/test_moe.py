@@ -80,7 +80,7 @@ def test_a_mixture_learns_and_all_experts_are_used(
 ) -> None:
     engine = Engine([moe_spec], execution)
     engine.initialize(0)
-    before = {name: leaf.detach().clone() for name, leaf in engine.leaves.items()}
+    before = {name: leaf.detach().clone() for name, leaf in engine.gradients.leaves.items()}
     losses = []
     for step in range(moe_spec.n_steps):
         engine.step(dataset.batch(1, step, moe_spec.batch_seqs, moe_spec.seq_len))
@@ -88,7 +88,7 @@ def test_a_mixture_learns_and_all_experts_are_used(
     assert losses[-1] < losses[0] - 0.5
     for layer in range(moe_spec.shape.n_layers):
         name = f"layers.{layer}.down"
-        moved = (engine.leaves[name].detach() - before[name]).flatten(1).abs().amax(1)
+        moved = (engine.gradients.leaves[name].detach() - before[name]).flatten(1).abs().amax(1)
         assert (moved > 1e-3).all()
 
 

@@ -17,7 +17,7 @@ from scalelab.train.optimizer import orthogonalize, row_norms
 
 def reference_losses(spec: RunSpec, engine: Engine, dataset: Dataset, n: int) -> list[float]:
     """Train the engine's model with `torch.optim` and separate weights, split as Muon wants."""
-    plain = {name: leaf.detach().clone() for name, leaf in engine.leaves.items()}
+    plain = {name: leaf.detach().clone() for name, leaf in engine.gradients.leaves.items()}
     entries = {entry.name: entry for entry in engine.layout.entries}
     hidden, decayed, spared = [], [], []
     for name, weight in plain.items():
@@ -48,12 +48,12 @@ def reference_losses(spec: RunSpec, engine: Engine, dataset: Dataset, n: int) ->
         )
     losses = []
     for step, rate in enumerate(learning_rates(spec)[:n]):
-        engine.model.weights = {
+        engine.gradients.model.weights = {
             name: torch.cat(weight) if isinstance(weight, list) else weight
             for name, weight in plain.items()
         }
         tokens = dataset.batch(spec.seed, step, spec.batch_seqs, spec.seq_len)
-        _, objective = engine.model.loss_sums(torch.from_numpy(tokens), spec.z_loss)
+        _, objective = engine.gradients.model.loss_sums(torch.from_numpy(tokens), spec.z_loss)
         loss = objective / spec.tokens_per_step
         for optimizer in optimizers:
             optimizer.zero_grad()

@@ -39,7 +39,7 @@ def logit_changes(spec: RunSpec, dataset: Dataset, execution: ExecutionSpec) -> 
 
     def logits() -> torch.Tensor:
         with torch.no_grad():
-            return engine.model.hidden(inputs)[0] @ engine.leaves["head"][:61].T
+            return engine.gradients.model.hidden(inputs)[0] @ engine.gradients.leaves["head"][:61].T
 
     first = logits()
     changes = []

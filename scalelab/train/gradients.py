@@ -1,0 +1,188 @@
+"""Losses and gradients of K runs, two ways with the same numbers to rounding.
+
+`Autograd` lets torch record and differentiate `scalelab.train.model`: every model, device,
+precision and kernel. `Direct` is `scalelab.train.direct`: dense fp32 models on a CPU, faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from scalelab_kernels.errors import KernelUnavailableError
+from scalelab_kernels.operations import get_attention, get_operations
+from torch import Tensor
+
+from scalelab.errors import UsageError
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.train.direct import DirectStep
+from scalelab.train.model import Decoder
+from scalelab.train.optimizer import row_norms
+from scalelab.train.parameters import Layout
+from scalelab.train.scales import scales_of
+
+
+class Autograd:
+    """Gradients by torch's own differentiation.
+
+    Parameters
+    ----------
+    specs : sequence of RunSpec
+        The runs.
+    execution : ExecutionSpec
+        How the steps are executed.
+    layout : Layout
+        Of a run's buffer.
+    master, grad : Tensor of fp32, shape (P,) or (K, P)
+        Weights, and where the gradients go.
+    copy : Tensor or None
+        Rounded weights for the products.
+
+    Raises
+    ------
+    UsageError
+        When the kernels cannot run here.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        execution: ExecutionSpec,
+        layout: Layout,
+        master: Tensor,
+        grad: Tensor,
+        copy: Tensor | None,
+    ) -> None:
+        self.specs, self.execution = specs, execution
+        device = master.device
+        try:
+            self.ops = get_operations(execution.kernels, device)  # type: ignore[arg-type]
+            self._attend = get_attention(execution.attention, device)  # type: ignore[arg-type]
+        except KernelUnavailableError as error:
+            raise UsageError(error.given, error.allowed, error.do) from error
+        self.leaves: dict[str, Tensor] = {}
+        for entry in layout.entries:
+            source = master if copy is None or entry.kind == "norm" else copy
+            self.leaves[entry.name] = entry.view(source).detach().requires_grad_()
+        views = layout.views(grad)
+        self._grad_views = [views[name] for name in self.leaves]
+        self.model = self._decoder(self.leaves, specs[0].seq_len)
+        self._loss_sums = self.model.loss_sums
+        if execution.step == "compiled":
+            self._loss_sums = torch.compile(self.model.loss_sums, dynamic=False)
+
+    def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of the mean losses; return those and the micro-batches' squares.
+
+        Parameters
+        ----------
+        tokens : Tensor of int64, shape (B, T + 1) or (K, B, T + 1)
+
+        Returns
+        -------
+        loss : Tensor, shape (K,)
+            Nats per token.
+        square : Tensor, shape (K,)
+            Mean squared norm of the micro-batches' mean gradients; 0 without micro-batches.
+        """
+        spec = self.specs[0]
+        loss = torch.zeros(len(self.specs), device=tokens.device)
+        square = torch.zeros_like(loss)
+        leaves = list(self.leaves.values())
+        parts = torch.split(tokens, self.execution.micro_batch_seqs or spec.batch_seqs, dim=-2)
+        for index, part in enumerate(parts):
+            reported, objective = self._loss_sums(part, spec.z_loss)
+            grads = torch.autograd.grad((objective / spec.tokens_per_step).sum(), leaves)
+            if index == 0:
+                torch._foreach_copy_(self._grad_views, grads)
+            else:
+                torch._foreach_add_(self._grad_views, grads)
+            loss += reported.detach() / spec.tokens_per_step
+            if len(parts) > 1:
+                # A micro-batch's own mean gradient: the sum was divided by the whole batch.
+                square += self._squares(grads) * (spec.batch_seqs / part.shape[-2]) ** 2
+        return loss, square / len(parts)
+
+    @torch.no_grad()
+    def token_losses(self, run: int, tokens: Tensor) -> Tensor:
+        """Return each token's loss in nats, shape (B, T), of a run on tokens (B, T + 1)."""
+        leaves = self.leaves.items()
+        weights = {n: leaf if len(self.specs) == 1 else leaf[run] for n, leaf in leaves}
+        return self._decoder(weights, tokens.shape[1] - 1).token_losses(tokens)
+
+    def _decoder(self, weights: Mapping[str, Tensor], seq_len: int) -> Decoder:
+        first = self.specs[0]
+        return Decoder(first.shape, weights, seq_len, self.ops, self._attend, scales_of(first))
+
+    def _squares(self, grads: Sequence[Tensor]) -> Tensor:
+        if len(self.specs) == 1:
+            return torch.stack(torch._foreach_norm(list(grads))).square().sum().unsqueeze(0)
+        return torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)
+
+
+class Direct:
+    """Gradients written out, over fixed buffers; parameters and results as of `Autograd`."""
+
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        execution: ExecutionSpec,
+        layout: Layout,
+        master: Tensor,
+        grad: Tensor,
+    ) -> None:
+        self.specs = specs
+        first = specs[0]
+        self._layout = layout
+        self._master, self._grad = (flat.view(len(specs), -1) for flat in (master, grad))
+        micro = execution.micro_batch_seqs or first.batch_seqs
+        self._sizes = [
+            min(micro, first.batch_seqs - start) for start in range(0, first.batch_seqs, micro)
+        ]
+        # One pass writes where the optimizer reads; several are added up there.
+        self._part = self._grad if len(self._sizes) == 1 else torch.zeros_like(self._grad)
+        self._steps = {size: self._new_step(self._master, self._part, size) for size in self._sizes}
+        self._evaluations: dict[tuple[int, int, int], DirectStep] = {}
+
+    def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of the mean losses; as `Autograd.take`."""
+        spec = self.specs[0]
+        loss = torch.zeros(len(self.specs))
+        square = torch.zeros_like(loss)
+        tokens = tokens.view(len(self.specs), *tokens.shape[-2:])
+        for index, part in enumerate(torch.split(tokens, self._sizes, dim=1)):
+            size = part.shape[1]
+            loss += self._steps[size].loss_sums(part) / spec.tokens_per_step
+            if len(self._sizes) > 1:
+                # A micro-batch's own mean gradient: the sum was divided by the whole batch.
+                square += row_norms(self._part).square_() * (spec.batch_seqs / size) ** 2
+                if index == 0:
+                    self._grad.copy_(self._part)
+                else:
+                    self._grad.add_(self._part)
+        return loss, square / len(self._sizes)
+
+    def token_losses(self, run: int, tokens: Tensor) -> Tensor:
+        """Return each token's loss in nats, shape (B, T); as `Autograd.token_losses`."""
+        n_seqs, seq_len = tokens.shape[0], tokens.shape[1] - 1
+        key = (run, n_seqs, seq_len)
+        if key not in self._evaluations:
+            weights = self._master[run : run + 1]
+            # The buffers of the last size alone are kept: the rest of a set is one other size.
+            self._evaluations = {key: self._new_step(weights, None, n_seqs, seq_len)}
+        return self._evaluations[key].token_losses(tokens.unsqueeze(0))[0]
+
+    def _new_step(
+        self, weights: Tensor, grads: Tensor | None, n_seqs: int, seq_len: int | None = None
+    ) -> DirectStep:
+        first = self.specs[0]
+        return DirectStep(
+            first.shape,
+            self._layout,
+            weights,
+            grads,
+            n_seqs=n_seqs,
+            seq_len=seq_len or first.seq_len,
+            scales=scales_of(first),
+            grad_scale=1 / first.tokens_per_step,
+        )

@@ -1,0 +1,134 @@
+"""Stopped and resumed at twenty steps, each way of a step that runs on a CPU: no bit changes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scalelab.corpus.dataset import Dataset
+from scalelab.records.run_dir import RunDir
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.train import loop, worker
+from scalelab.train.engine import Engine
+
+MakeRun = Callable[..., RunDir]
+N_STEPS = 30
+STOPS = sorted(random.Random(11).sample(range(1, N_STEPS), 20))
+PACK: list[dict[str, Any]] = [{"seed": 3}, {"seed": 4, "lr": 0.003}, {"seed": 5, "n_steps": 23}]
+
+
+def curve(run: RunDir) -> dict[int, float]:
+    """Return loss by step, later attempts replacing earlier ones."""
+    found = {}
+    for attempt in run.attempts():
+        if attempt.metrics_path.exists():
+            for line in attempt.metrics_path.read_text().splitlines():
+                row = json.loads(line)
+                found[row["step"]] = row["loss_nats"]
+    return found
+
+
+def final(run: RunDir) -> float:
+    accepted = run.accepted()
+    assert accepted is not None
+    record = accepted.read_record()
+    assert record is not None
+    assert record.loss_nats is not None
+    return record.loss_nats
+
+
+@pytest.fixture
+def attempt(
+    make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[list[RunDir], tuple[str, ...]]]:
+    """Return a function that makes an attempt at each member, stopped after a step if asked."""
+    monkeypatch.setattr(loop, "POLL_INTERVAL_S", 0.0)
+
+    def train(
+        group: str, members: list[dict[str, Any]], step: str, stop_at: int | None = None, **way: Any
+    ) -> tuple[list[RunDir], tuple[str, ...]]:
+        runs = [make_run(group, **member) for member in members]
+        taken = [0]
+        original = Engine.step
+
+        def counted(self: Engine, tokens: Any) -> None:
+            original(self, tokens)
+            taken[0] += 1
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "step", counted)
+            statuses = worker.run_pack(
+                [run.path for run in runs],
+                dataset.folder,
+                replace(execution, step=step, pack_size=len(runs), **way),
+                should_stop=lambda: "enough" if taken[0] == stop_at else None,
+            )
+        return runs, statuses
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("step", "members", "way"),
+    [
+        ("direct", PACK[:1], {}),
+        ("direct", PACK[:1], {"micro_batch_seqs": 4}),
+        ("direct", PACK, {}),
+        ("eager", PACK, {}),
+    ],
+    ids=["direct", "direct accumulated", "direct packed", "eager packed"],
+)
+def test_a_stop_at_any_step_changes_no_bit(
+    attempt: Any, step: str, members: list[dict[str, Any]], way: dict[str, Any]
+) -> None:
+    straight, _ = attempt("straight", members, step, **way)
+    for stop_at in STOPS:
+        runs, statuses = attempt(f"at-{stop_at}", members, step, stop_at, **way)
+        assert "preempted" in statuses
+        runs, statuses = attempt(f"at-{stop_at}", members, step, **way)
+        assert statuses == ("done",) * len(members)
+        for run, expected in zip(runs, straight, strict=True):
+            assert curve(run) == {**curve(run), **curve(expected)}
+            assert final(run) == final(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_run_is_the_same_from_any_step(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
+) -> None:
+    """One engine, so one compilation: the state is all that a resumed run has of the earlier."""
+    spec = replace(spec, shape=replace(spec.shape, n_layers=1))
+    compiled = replace(execution, step="compiled", metrics_interval_steps=N_STEPS)
+    engine = Engine([spec], compiled)
+    engine.initialize(0)
+
+    def train(first: int) -> np.ndarray[Any, Any]:
+        for step in range(first, N_STEPS):
+            if first == 0:
+                states[step] = engine.state(0)
+            engine.step(dataset.batch(spec.seed, step, spec.batch_seqs, spec.seq_len))
+        return engine.read().losses
+
+    states: dict[int, dict[str, Any]] = {}
+    straight = train(0)
+    for stop_at in STOPS:
+        engine.load_state(0, states[stop_at])
+        np.testing.assert_array_equal(train(stop_at), straight[stop_at:])
+
+
+def test_two_threads_give_the_bits_of_one(attempt: Any, spec: RunSpec) -> None:
+    shape = replace(spec.shape, d_model=64, d_ff=176, n_heads=4, d_head=16)
+    member = {"shape": shape, "batch_seqs": 16, "seq_len": 80, "n_steps": 8, "warmup_steps": 2}
+    (one,), _ = attempt("one", [member], "direct")
+    (two,), _ = attempt("two", [member], "direct", n_threads=2)
+    assert curve(one) == curve(two)
+    assert final(one) == final(two)
