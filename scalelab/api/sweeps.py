@@ -77,9 +77,11 @@ def propose(
     from scalelab.launch.speed import default_workers, slurm_speed
     from scalelab.records.sweep_dir import Results
     from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
+    from scalelab.tune.rule import with_tuned_rule
 
     if not isinstance(sweep, SweepSpec):
         sweep = sweep_from_mapping(sweep, source="the mapping")
+    sweep = with_tuned_rule(sweep, Results(Path(results)))
     table = sweep.launcher.slurm
     is_local = sweep.launcher.name == "local"
     if not is_local:

@@ -1,4 +1,4 @@
-"""The verb `tune_law`: power laws of the best learning rate and batch from finished runs."""
+"""The verbs `tune` and `tune_law`: search, and the laws of the best learning rate and batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from scalelab.errors import EXIT_OK, NotIdentifiedError, UsageError
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning
+    from scalelab.launch.base import Watcher
+    from scalelab.launch.proposal import Proposal
     from scalelab.tune.law import Interval, PowerLaw, TuningLaw
     from scalelab.tune.runs_table import TunedRuns
+    from scalelab.tune.search import SearchReport
+    from scalelab.tune.spec import TuneSpec
 
 UNKNOWN = {"value": None, "low": None, "high": None}
 
@@ -53,6 +57,98 @@ class TuningAnswer:
             "law": None if self.law is None else law_as_dict(self.law),
             "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """What `tune` says: how the search ended, and the law of its runs.
+
+    Attributes
+    ----------
+    name : str
+        Of the tuning; ``tuned:NAME`` is its rule.
+    search : SearchReport
+    answer : TuningAnswer or None
+        None when the search was interrupted.
+    others : Mapping[str, tuple of float]
+        Median, lowest and highest of each other hyperparameter over the best quarter of the runs
+        of each cell.
+    """
+
+    name: str
+    search: SearchReport
+    answer: TuningAnswer | None
+    others: Mapping[str, tuple[float, float, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer of ``scalelab tune --json``, and what ``tuned.json`` holds."""
+        search = self.search
+        said = TuningAnswer.to_dict(self.answer) if self.answer is not None else {}
+        return {
+            **said,
+            "name": self.name,
+            "status": "interrupted" if search.is_interrupted else "ok",
+            "trials": search.counts,
+            "wall_s": search.wall_s,
+            "others": {
+                name: dict(zip(("value", "low", "high"), values, strict=True))
+                for name, values in self.others.items()
+            },
+        }
+
+
+def tune(
+    spec: TuneSpec,
+    proposal: Proposal,
+    *,
+    results: str | Path,
+    watch: Watcher,
+    predict: str | None = None,
+    level: float | None = None,
+    n_replicates: int | None = None,
+) -> Tuning:
+    """Search the best learning rate and batch of each cell, and fit their laws to the runs.
+
+    The same specification again goes on where it stopped. The law is kept beside the runs and is
+    the rule ``tuned:NAME`` of later sweeps.
+
+    Parameters
+    ----------
+    spec : TuneSpec
+    proposal : Proposal
+        Of ``spec.sweep``, from `scalelab.api.sweeps.propose`.
+    results : str or Path
+        The results folder.
+    watch : callable
+        Told what happens.
+    predict, level, n_replicates
+        As `tune_law` takes them; N counted with all parameters.
+
+    Raises
+    ------
+    UsageError
+        When a sweep of that name exists with another specification.
+    RunsFailedError
+        When runs fail throughout.
+    """
+    from scalelab.records.sweep_dir import Results
+    from scalelab.tune.rule import save_law
+    from scalelab.tune.search import Search, best_of_others, runs_of
+
+    asked = _asked(predict)
+    folder = Results(Path(results))
+    search = Search(spec, proposal, folder, watch).run()
+    if search.is_interrupted:
+        return Tuning(name=spec.name, search=search, answer=None, others={})
+    runs, specs = runs_of(folder, spec.name)
+    tuning = Tuning(
+        name=spec.name,
+        search=search,
+        answer=answer(runs, asked, level=level, n_replicates=n_replicates, seed=spec.seed),
+        others=best_of_others(runs, specs),
+    )
+    save_law(folder, spec.name, tuning.to_dict())
+    return tuning
 
 
 def tune_law(

@@ -77,7 +77,10 @@ LrOption = Annotated[
 ]
 LrRuleOption = Annotated[
     str | None,
-    typer.Option("--lr-rule", help="width, kaplan, deepseek, steplaw or olmo."),
+    typer.Option(
+        "--lr-rule",
+        help="width, kaplan, deepseek, steplaw, olmo, or tuned:NAME (of `scalelab tune`).",
+    ),
 ]
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="cosine or wsd.")]
 PrecisionOption = Annotated[

@@ -41,11 +41,11 @@ from scalelab.cli.slurm_options import (
     with_launcher,
     with_slurm_options,
 )
-from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError, UsageError
+from scalelab.cli.sweep_spec import ask, data_table, sweep_from_options, train_table
+from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
 
 if TYPE_CHECKING:
     from scalelab.launch.base import LaunchReport
-    from scalelab.launch.proposal import Proposal
     from scalelab.sweep.spec import SweepSpec
 
 app = typer.Typer(
@@ -108,12 +108,12 @@ def isoflop(
         "span": span,
         "tokens_per_param": tokens_per_param,
         "allow_repeats": allow_repeats,
-        "data": _data(data, tokenizer, field, column, eval_tokens),
-        "train": _train(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
+        "data": data_table(data, tokenizer, field, column, eval_tokens),
+        "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
         "launcher": {"name": launcher, **launch},
     }
     return _sweep(
-        _from_options(content),
+        sweep_from_options(content),
         results=results,
         device=device,
         workers=workers,
@@ -168,12 +168,12 @@ def grid(
         "n_params": n_params,
         "n_tokens": n_tokens,
         "allow_repeats": allow_repeats,
-        "data": _data(data, tokenizer, field, column, eval_tokens),
-        "train": _train(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
+        "data": data_table(data, tokenizer, field, column, eval_tokens),
+        "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
         "launcher": {"name": launcher, **launch},
     }
     return _sweep(
-        _from_options(content),
+        sweep_from_options(content),
         results=results,
         device=device,
         workers=workers,
@@ -271,30 +271,10 @@ def _sweep(
             emit_json({**plan_as_json(proposal), **jobs, "dry_run": True})
         return EXIT_OK
     if not yes:
-        _ask(proposal, as_json=as_json)
+        ask(proposal, as_json=as_json)
     with watching(results, as_json=as_json) as watch:
         report = api.launch(proposal, results=results, extend=extend, detach=detach, watch=watch)
     return show_end(proposal.plan.name, report, as_json=as_json, plan=plan_as_json(proposal))
-
-
-def _ask(proposal: Proposal, *, as_json: bool) -> None:
-    """Let a person agree to a plan that takes long; refuse it where nobody can be asked."""
-    import sys
-
-    from scalelab.units import format_duration
-
-    if not proposal.needs_asking:
-        return
-    duration = format_duration(proposal.cost.wall_s)
-    if not as_json and sys.stdin.isatty() and sys.stderr.isatty():
-        if not typer.confirm(f"This takes about {duration} here. Start?", err=True):
-            raise typer.Abort
-        return
-    raise UsageError(
-        f"a plan of about {duration} on this machine, without --yes",
-        "--yes for a plan of more than an hour",
-        "Look at it with --dry-run, use --launcher slurm, or choose budgets that fit.",
-    )
 
 
 def show_end(
@@ -340,62 +320,3 @@ def show_end(
             )
         return RunsFailedError.exit_code
     return EXIT_OK
-
-
-def _from_options(content: dict[str, Any]) -> SweepSpec:
-    from scalelab.sweep.spec import sweep_from_mapping
-
-    given = {key: value for key, value in content.items() if value is not None}
-    return sweep_from_mapping(given, source="the options")
-
-
-def _data(
-    paths: list[str] | None,
-    tokenizer: str | None,
-    field: str | None,
-    column: str | None,
-    eval_tokens: str | None,
-) -> dict[str, Any]:
-    from scalelab.units import parse_quantity
-
-    table = {
-        "paths": tuple(paths) if paths else None,
-        "tokenizer": tokenizer,
-        "field": field,
-        "column": column,
-        "eval_tokens": eval_tokens
-        and round(parse_quantity(eval_tokens, what="number of held-out tokens")),
-    }
-    return {key: value for key, value in table.items() if value is not None}
-
-
-def _train(
-    seq_len: int | None,
-    batch_seqs: int | None,
-    lr: float | None,
-    lr_rule: str | None,
-    schedule: str | None,
-    precision: str | None,
-    seeds: str | None,
-) -> dict[str, Any]:
-    table = {
-        "seq_len": seq_len,
-        "batch_seqs": batch_seqs,
-        "lr": lr,
-        "lr_rule": lr_rule,
-        "schedule": schedule,
-        "precision": precision,
-        "seeds": _seeds(seeds),
-    }
-    return {key: value for key, value in table.items() if value is not None}
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"seeds {text!r}", "whole numbers such as 0,1,2", "Write them so."
-        ) from None

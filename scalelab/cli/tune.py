@@ -1,20 +1,40 @@
-"""``scalelab tune``: the laws of the best learning rate and batch."""
+"""``scalelab tune``: the laws of the best learning rate and batch, searched or from a table."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from scalelab.cli.options import JsonOption
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    AllowRepeatsOption,
+    ColumnOption,
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    EvalTokensOption,
+    FieldOption,
+    JsonOption,
+    LauncherOption,
+    NameOption,
+    PrecisionOption,
+    ResultsOption,
+    ScheduleOption,
+    TokenizerOption,
+    WorkersOption,
+    YesOption,
+)
+from scalelab.cli.slurm_options import with_slurm_options
+from scalelab.cli.sweep_spec import data_table, sweep_from_options, train_table
+from scalelab.cli.tune_view import search, show_table_answer
+from scalelab.errors import UsageError
 
-if TYPE_CHECKING:
-    from scalelab.api.tuning import TuningAnswer
-
-TABLE, ASK = "From runs made elsewhere", "What is asked"
+TABLE, SEARCH, ASK = "From runs made elsewhere", "Search", "What is asked"
 
 
+@with_slurm_options
 def tune(
     from_file: Annotated[
         Path | None,
@@ -33,10 +53,71 @@ def tune(
         str | None,
         typer.Option(help="SQL condition on the file's columns.", rich_help_panel=TABLE),
     ] = None,
+    n_params: Annotated[
+        str | None,
+        typer.Option("--n-params", help="Sizes N, such as 20K..80K:3.", rich_help_panel=SEARCH),
+    ] = None,
+    n_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--n-tokens", help="Tokens D at each, such as 500K,1M.", rich_help_panel=SEARCH
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Runs at each N and D.", rich_help_panel=SEARCH)] = 16,
+    wave: Annotated[
+        int,
+        typer.Option(help="Of them, how many are chosen at a time.", rich_help_panel=SEARCH),
+    ] = 4,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            "--lr",
+            help="Learning rates LOW..HIGH; default 8 times about the rule.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    batch_seqs: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-seqs",
+            help="Batches LOW..HIGH in sequences, powers of two, or one; default 4 times about "
+            "the rule.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        str | None,
+        typer.Option(
+            "--weight-decay", help="Weight decays LOW..HIGH; default 0.1.", rich_help_panel=SEARCH
+        ),
+    ] = None,
+    beta2: Annotated[
+        str | None,
+        typer.Option("--beta2", help="LOW..HIGH; default 0.95.", rich_help_panel=SEARCH),
+    ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune/--no-prune", help="Stop hopeless runs.", rich_help_panel=SEARCH),
+    ] = True,
+    name: NameOption = None,
+    launcher: LauncherOption = "local",
+    data: DataOption = None,
+    tokenizer: TokenizerOption = None,
+    field: FieldOption = None,
+    column: ColumnOption = None,
+    eval_tokens: EvalTokensOption = None,
     seq_len: Annotated[
         int | None,
-        typer.Option("--seq-len", min=1, help="Tokens in a sequence; a batch counts sequences."),
+        typer.Option("--seq-len", min=1, help="Tokens in a sequence; of a table: its batches."),
     ] = None,
+    schedule: ScheduleOption = None,
+    precision: PrecisionOption = None,
+    allow_repeats: AllowRepeatsOption = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    results: ResultsOption = DEFAULT_RESULTS,
     predict: Annotated[
         str | None,
         typer.Option(help="N=1e9,D=1e11: the model to answer for.", rich_help_panel=ASK),
@@ -47,85 +128,71 @@ def tune(
     bootstrap: Annotated[
         int, typer.Option(help="Bootstrap replicates; 0: none.", rich_help_panel=ASK)
     ] = 300,
-    seed: Annotated[int, typer.Option(help="Seed of resampling.", rich_help_panel=ASK)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of search and resampling.", rich_help_panel=ASK)
+    ] = 0,
     as_json: JsonOption = False,
+    *,
+    launch: dict[str, Any],
 ) -> int:
-    """Fit power laws of the best learning rate and batch in N and D.
+    """Find the best learning rate and batch in N and D: by a search here, or from a table.
 
     Example: scalelab tune --from runs.csv --map lr=peak_lr --predict N=1e9,D=1e11 --seq-len 2048
+    Example: scalelab tune --n-params 20K..80K:3 --n-tokens 500K,1M --name small
     """
-    from scalelab.api.tuning import tune_law
-    from scalelab.cli.output import emit_json
-    from scalelab.errors import UsageError
     from scalelab.store.tables import parse_map
 
-    if from_file is None:
-        raise UsageError("no runs", "a table of runs", "Give --from FILE.csv.")
-    answer = tune_law(
-        from_file,
-        mapping=parse_map(mapping or []),
-        where=where,
-        seq_len=seq_len,
-        predict=predict,
-        level=level,
-        n_replicates=bootstrap,
+    has_cells = n_params is not None and n_tokens is not None
+    if (from_file is None) != has_cells or (from_file is not None and (n_params or n_tokens)):
+        raise UsageError(
+            "neither a table nor cells" if from_file is None else "a table and cells to run",
+            "--from FILE, or --n-params and --n-tokens",
+            "Give one of the two.",
+        )
+    if from_file is not None:
+        return show_table_answer(
+            from_file,
+            mapping=parse_map(mapping or []),
+            where=where,
+            seq_len=seq_len,
+            predict=predict,
+            level=level,
+            n_replicates=bootstrap,
+            seed=seed,
+            as_json=as_json,
+        )
+    one_batch = int(batch_seqs) if batch_seqs is not None and batch_seqs.isdecimal() else None
+    content = {
+        "kind": "grid",
+        "name": name,
+        "n_params": n_params,
+        "n_tokens": n_tokens,
+        "allow_repeats": allow_repeats,
+        "data": data_table(data, tokenizer, field, column, eval_tokens),
+        "train": train_table(seq_len, one_batch, None, None, schedule, precision, None),
+        "launcher": {"name": launcher, **launch},
+    }
+    from scalelab.tune.spec import TuneSpec, parse_ends
+
+    spec = TuneSpec(
+        sweep=sweep_from_options(content),
+        trials=trials,
+        wave=wave,
+        lr=parse_ends(lr, what="--lr"),
+        batch_seqs=None if one_batch else parse_ends(batch_seqs, what="--batch-seqs"),
+        weight_decay=parse_ends(weight_decay, what="--weight-decay"),
+        beta2=parse_ends(beta2, what="--beta2"),
+        is_pruned=prune,
         seed=seed,
     )
-    if as_json:
-        emit_json(answer.to_dict())
-    else:
-        print_answer(answer)
-    return answer.exit_code
-
-
-def print_answer(answer: TuningAnswer) -> None:
-    """Print the laws, what they say for the model asked for, and what published rules say."""
-    from rich.table import Table
-
-    from scalelab.cli.output import console
-
-    out = console()
-    law = answer.law
-    if law is not None:
-        share = f"{law.level:.0%}"
-        table = Table(box=None, title=f"{law.n_rows} runs, {law.n_cells} cells; {share} intervals")
-        for column in ("k N^p D^q", "k", "p", "q"):
-            table.add_column(column)
-        for name, one in (("lr", law.lr()), ("batch, tokens", law.batch_tokens())):
-            if one is not None:
-                table.add_row(name, *(_in_words(item) for item in (one.k, one.p, one.q)))
-        out.print(table)
-    if answer.lr is not None and answer.n_params is not None and answer.n_tokens is not None:
-        _print_prediction(answer, answer.n_params, answer.n_tokens)
-    for warning in answer.warnings:
-        out.print(f"{warning.code}: {warning.message}", style="yellow", soft_wrap=True)
-
-
-def _print_prediction(answer: TuningAnswer, n_params: float, n_tokens: float) -> None:
-    from rich.table import Table
-
-    from scalelab.cli.output import console
-    from scalelab.theory.schedule import published_values
-    from scalelab.units import format_quantity
-
-    size = f"N {format_quantity(n_params)}, D {format_quantity(n_tokens)}"
-    table = Table(box=None, title=size)
-    for column in ("rule", "lr", "batch, tokens", "N counts", "source"):
-        table.add_column(column)
-    lr, batch = (_in_words(item) for item in (answer.lr, answer.batch_tokens))
-    convention = "" if answer.law is None else answer.law.param_convention
-    table.add_row("this law", lr, batch, convention, "these runs")
-    for row in published_values(n_params, n_tokens):
-        batch = "" if row.batch_tokens is None else f"{row.batch_tokens:,.0f}"
-        table.add_row(row.name, f"{row.lr:.4g}", batch, row.param_convention, row.source)
-    console().print(table)
-
-
-def _in_words(found: object) -> str:
-    from scalelab.tune.law import Interval
-
-    if not isinstance(found, Interval):
-        return "-"
-    if found.low is None or found.high is None:
-        return f"{found.value:.4g}"
-    return f"{found.value:.4g} ({found.low:.4g}, {found.high:.4g})"
+    asked = {"predict": predict, "level": level, "n_replicates": bootstrap}
+    return search(
+        spec,
+        asked,
+        results=results,
+        device=device,
+        workers=workers,
+        dry_run=dry_run,
+        yes=yes,
+        as_json=as_json,
+    )

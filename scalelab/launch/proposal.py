@@ -54,11 +54,6 @@ class Proposal:
     execution: ExecutionSpec
     finished: frozenset[str]
 
-    @property
-    def needs_asking(self) -> bool:
-        """Whether the plan takes so long that a person must agree first."""
-        return self.cost.wall_s > ASK_ABOVE_S
-
 
 def default_execution(*, device: str | None = None, keeps_weights: bool = False) -> ExecutionSpec:
     """Return how runs are executed on this machine unless something else is asked for."""

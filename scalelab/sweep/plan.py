@@ -25,12 +25,9 @@ from scalelab.theory.accounting import (
     train_flops_per_token,
 )
 from scalelab.theory.schedule import (
-    BATCH_RULES,
-    LR_RULES,
     RuleInputs,
     default_decay_steps,
     default_warmup_steps,
-    find_rule,
 )
 from scalelab.theory.shape import ModelShape
 from scalelab.units import format_flops, format_quantity
@@ -136,8 +133,8 @@ class Plan:
         if repeating:
             worst = max(self.epochs(row) for row in repeating)
             found.append(
-                f"{len(repeating)} of {len(self.rows)} runs repeat text, up to {worst:,.1f} epochs: "
-                f"there are {format_quantity(self.data.n_train_tokens)} unique tokens."
+                f"{len(repeating)} of {len(self.rows)} runs repeat text, up to {worst:,.1f} "
+                f"epochs: there are {format_quantity(self.data.n_train_tokens)} unique tokens."
             )
         short = [row for row in self.rows if row.spec.n_steps < FEW_STEPS]
         if short:
@@ -253,20 +250,20 @@ def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Pla
         for shape in distinct_shapes(targets, data.vocab_size):
             per_token = train_flops_per_token(shape, sweep.train.seq_len)
             n_tokens = budget / per_token[DEFAULT_FLOP_CONVENTION]
-            rows.append(_row(shape, n_tokens, budget, sweep.train, data, precision))
+            rows.append(planned_run(shape, n_tokens, budget, sweep.train, data, precision))
     return rows
 
 
 def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
     shapes = distinct_shapes(sweep.n_params, data.vocab_size)
     return [
-        _row(shape, n_tokens, None, sweep.train, data, precision)
+        planned_run(shape, n_tokens, None, sweep.train, data, precision)
         for shape in shapes
         for n_tokens in sweep.n_tokens
     ]
 
 
-def _row(
+def planned_run(
     shape: ModelShape,
     n_tokens: float,
     budget: float | None,
@@ -274,6 +271,13 @@ def _row(
     data: DataFacts,
     precision: str,
 ) -> PlannedRun:
+    """Return the run of a shape on this many tokens, in whole steps, its rules applied.
+
+    Raises
+    ------
+    UsageError
+        When the tokens are less than a step.
+    """
     counts = count_params(shape).by_convention()
     inputs = RuleInputs(
         n_params=counts,
@@ -292,7 +296,7 @@ def _row(
             "Give a larger budget, or smaller --batch-seqs or --seq-len.",
         )
     inputs = dataclasses.replace(inputs, batch_tokens=batch_seqs * train.seq_len)
-    lr = train.lr or find_rule(LR_RULES, train.lr_rule, option="lr_rule").value(inputs)
+    lr = train.lr or train.find_lr_rule().value(inputs)
     spec = RunSpec(
         shape=shape,
         seq_len=train.seq_len,
@@ -323,16 +327,14 @@ def _row(
 
 def _batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
     """Return the rule's batch as a power of two, small enough for `FEW_STEPS` steps."""
-    rule = find_rule(BATCH_RULES, train.batch_rule, option="batch_rule")
-    wanted = rule.value(inputs) / train.seq_len
+    wanted = train.find_batch_rule().value(inputs) / train.seq_len
     allowed = inputs.n_tokens / train.seq_len / FEW_STEPS
     exponent = min(round(math.log2(max(wanted, 1))), math.floor(math.log2(max(allowed, 1))))
     return int(max(2**exponent, min(MIN_BATCH_SEQS, max(allowed, 1))))
 
 
 def _rules_in_words(train: TrainTable) -> dict[str, str]:
-    lr_rule = find_rule(LR_RULES, train.lr_rule, option="lr_rule")
-    batch_rule = find_rule(BATCH_RULES, train.batch_rule, option="batch_rule")
+    lr_rule, batch_rule = train.find_lr_rule(), train.find_batch_rule()
     return {
         "lr": f"{train.lr:g}, as given" if train.lr else f"{lr_rule.name}: {lr_rule.formula}",
         "batch": f"{train.batch_seqs} sequences, as given"

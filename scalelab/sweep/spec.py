@@ -23,8 +23,10 @@ from scalelab.theory.schedule import (
     DEFAULT_BATCH_RULE,
     DEFAULT_LR_RULE,
     LR_RULES,
+    Rule,
     find_rule,
 )
+from scalelab.theory.tuned import PREFIX, TunedConstants
 from scalelab.units import parse_quantity, parse_range
 
 DEFAULT_SIZES = 7
@@ -80,7 +82,9 @@ class TrainTable(_Table):
     lr: float | None = Field(default=None, gt=0, le=10)
     """Peak learning rate of every run; none means the rule."""
     lr_rule: str = DEFAULT_LR_RULE
-    """Named rule for the peak learning rate."""
+    """Named rule for the peak learning rate; ``tuned:NAME`` is the law of a tuning."""
+    tuned: TunedConstants | None = None
+    """Constants of the ``tuned:NAME`` rule; filled in from the results folder where absent."""
     schedule: Literal[SCHEDULES] = "cosine"  # type: ignore[valid-type]
     """``cosine`` or ``wsd``."""
     optimizer: Literal[OPTIMIZERS] = "adamw"  # type: ignore[valid-type]
@@ -98,9 +102,52 @@ class TrainTable(_Table):
 
     @model_validator(mode="after")
     def _rules_exist(self) -> TrainTable:
-        find_rule(LR_RULES, self.lr_rule, option="lr_rule")
-        find_rule(BATCH_RULES, self.batch_rule, option="batch_rule")
+        if self.tuned_name() is None or self.tuned is not None:
+            self.find_lr_rule()
+            self.find_batch_rule()
         return self
+
+    def tuned_name(self) -> str | None:
+        """Return the tuning that a rule names, None when neither does."""
+        names = {
+            rule.removeprefix(PREFIX)
+            for rule in (self.lr_rule, self.batch_rule)
+            if rule.startswith(PREFIX)
+        }
+        if len(names) > 1:
+            raise UsageError(
+                f"rules of the tunings {' and '.join(sorted(names))}",
+                "one tuning for both",
+                "Name the same tuning in lr_rule and batch_rule.",
+            )
+        return names.pop() if names else None
+
+    def find_lr_rule(self) -> Rule:
+        """Return the rule of the learning rate.
+
+        Raises
+        ------
+        UsageError
+            When there is none of that name.
+        """
+        own = self._tuned_rules(self.lr_rule)[0]
+        return own or find_rule(LR_RULES, self.lr_rule, option="lr_rule")
+
+    def find_batch_rule(self) -> Rule:
+        """Return the rule of the batch.
+
+        Raises
+        ------
+        UsageError
+            When there is none of that name, or the tuning did not vary the batch.
+        """
+        own = self._tuned_rules(self.batch_rule)[1]
+        return own or find_rule(BATCH_RULES, self.batch_rule, option="batch_rule")
+
+    def _tuned_rules(self, name: str) -> tuple[Rule | None, Rule | None]:
+        if self.tuned is None or name != PREFIX + self.tuned.name:
+            return None, None
+        return self.tuned.lr_rule(), self.tuned.batch_rule()
 
 
 class SlurmTable(_Table):
@@ -211,6 +258,9 @@ class SweepSpec(_Table):
     def science(self) -> dict[str, Any]:
         """Return what decides the runs: every field but the name and where it is launched."""
         content: dict[str, Any] = json.loads(self.model_dump_json(exclude={"name", "launcher"}))
+        if content["train"]["tuned"] is None:
+            # As it was before sweeps could be tuned: an older sweep goes on under its own name.
+            del content["train"]["tuned"]
         return content
 
 

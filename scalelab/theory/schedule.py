@@ -213,7 +213,9 @@ def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
     """
     if name not in rules:
         raise UsageError(
-            f"{option} {name!r}", f"one of {', '.join(sorted(rules))}", f"Choose another {option}."
+            f"{option} {name!r}",
+            f"one of {', '.join(sorted(rules))}, or tuned:NAME after `scalelab tune`",
+            f"Choose another {option}.",
         )
     return rules[name]
 

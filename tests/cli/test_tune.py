@@ -1,11 +1,15 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from scalelab.cli.main import main
 
-POOL = Path(__file__).parents[3] / "shared/data/scalebench/lr_batch_train.csv"
+CELLS = ("--n-params", "20K,40K", "--n-tokens", "1M,2M", "--dry-run")
+
+
+@pytest.fixture
+def pool(shared_data):
+    return shared_data / "scalebench/lr_batch_train.csv"
 
 
 def run(capsys, *words):
@@ -18,11 +22,11 @@ def answer(capsys, *words):
     return code, json.loads(out.out)
 
 
-def test_a_table_answers_with_intervals(capsys):
+def test_a_table_answers_with_intervals(capsys, pool):
     code, said = answer(
         capsys,
         "--from",
-        POOL,
+        pool,
         "--map",
         "n_params=n_params_non_embedding,loss_nats=loss,batch_seqs=batch_sequences",
         "--seq-len",
@@ -45,17 +49,17 @@ def test_a_table_answers_with_intervals(capsys):
     ] == pytest.approx(said["lr"]["value"])
 
 
-def test_the_page_shows_published_rules_beside_the_law(capsys):
-    words = ("--from", POOL, "--seq-len", 2048, "--predict", "N=1e9,D=1e11", "--bootstrap", 0)
+def test_the_page_shows_published_rules_beside_the_law(capsys, pool):
+    words = ("--from", pool, "--seq-len", 2048, "--predict", "N=1e9,D=1e11", "--bootstrap", 0)
     code, out = run(capsys, *words)
     assert code == 0
     for name in ("kaplan", "deepseek", "steplaw", "olmo", "arXiv:2503.04715"):
         assert name in out.out
 
 
-def test_one_cell_is_not_identified(capsys):
+def test_one_cell_is_not_identified(capsys, pool):
     where = "n_params_non_embedding = 214663680 AND n_tokens = 4e9"
-    words = ("--from", POOL, "--where", where, "--seq-len", 2048, "--predict", "N=1e9,D=1e11")
+    words = ("--from", pool, "--where", where, "--seq-len", 2048, "--predict", "N=1e9,D=1e11")
     code, said = answer(capsys, *words)
     assert code == 4
     assert said["law"] is None
@@ -66,14 +70,22 @@ def test_one_cell_is_not_identified(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (("--from", POOL, "--seq-len", 2048, "--predict", "C=1e20"), 2, "N and D"),
-        (("--from", POOL, "--predict", "N=1e9,D=1e11"), 2, "sequences"),
-        (("--from", POOL, "--seq-len", 2048, "--level", 1.5), 2, "level"),
+        (("--from", "POOL", "--seq-len", 2048, "--predict", "C=1e20"), 2, "N and D"),
+        (("--from", "POOL", "--predict", "N=1e9,D=1e11"), 2, "sequences"),
+        (("--from", "POOL", "--seq-len", 2048, "--level", 1.5), 2, "level"),
         (("--from", "nowhere.csv"), 3, "nowhere.csv"),
         ((), 2, "--from"),
+        (("--n-params", "20K"), 2, "--n-tokens"),
+        (("--from", "POOL", "--n-params", "20K"), 2, "one of the two"),
+        ((*CELLS, "--lr", "1e-3"), 2, "LOW..HIGH"),
+        ((*CELLS, "--lr", "3e-2..1e-3"), 2, "downwards"),
+        ((*CELLS, "--beta2", "0.9..1.5"), 2, "beta2"),
+        ((*CELLS, "--trials", 0), 2, "trials"),
+        ((*CELLS, "--n-params", "1"), 2, "parameters"),
     ],
 )
-def test_what_cannot_be_meant_is_said(capsys, words, code, part):
+def test_what_cannot_be_meant_is_said(capsys, pool, words, code, part):
+    words = [pool if word == "POOL" else word for word in words]
     found, said = answer(capsys, *words)
     assert found == code
     assert part in json.dumps(said["error"])

@@ -2,19 +2,17 @@
 
 import csv
 import math
-from pathlib import Path
 
 import numpy as np
 
 from scalelab.tune.runs_table import TunedRuns
 
-LR_BATCH = Path(__file__).parents[3] / "shared/data/scalebench/lr_batch_train.csv"
 SEQ_LEN = 2048
 
 
-def real_pool():
+def real_pool(shared_data):
     """Return the 2,702 runs of arXiv:2503.04715, batches in tokens."""
-    with LR_BATCH.open() as file:
+    with (shared_data / "scalebench/lr_batch_train.csv").open() as file:
         rows = list(csv.DictReader(file))
     columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
     return TunedRuns(

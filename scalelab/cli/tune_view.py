@@ -1,0 +1,172 @@
+"""What ``scalelab tune`` does with its answer: the search itself, the page, the JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.cli.output import console, emit_json
+from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
+
+if TYPE_CHECKING:
+    from scalelab.api.tuning import Tuning, TuningAnswer
+    from scalelab.launch.proposal import Proposal
+    from scalelab.tune.spec import TuneSpec
+
+
+def show_table_answer(from_file: Path, *, as_json: bool, **asked: Any) -> int:
+    """Fit the laws to a table, print the answer and return the exit code."""
+    from scalelab.api.tuning import tune_law
+
+    answer = tune_law(from_file, **asked)
+    if as_json:
+        emit_json(answer.to_dict())
+    else:
+        print_answer(answer)
+    return answer.exit_code
+
+
+def search(
+    spec: TuneSpec,
+    asked: dict[str, Any],
+    *,
+    results: Path,
+    device: str | None,
+    workers: int | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Search, fit the laws, print them and return the exit code."""
+    from scalelab.api import sweeps, tuning
+    from scalelab.cli.options import checked_device
+    from scalelab.cli.plan_view import plan_as_json
+    from scalelab.cli.progress import preparing, watching
+    from scalelab.cli.sweep_spec import ask
+    from scalelab.records.names import check_name
+
+    check_name(spec.name, what="tuning")
+    with preparing() as progress:
+        proposal = sweeps.propose(
+            spec.sweep,
+            results=results,
+            device=checked_device(device),
+            workers=workers,
+            is_dry_run=dry_run,
+            progress=progress,
+        )
+    bounds = [spec.bounds(row) for row in proposal.plan.rows]
+    if not as_json:
+        _print_cells(spec, proposal, bounds)
+    if dry_run:
+        if as_json:
+            cells = {"name": spec.name, "trials": spec.trials, "bounds": bounds}
+            emit_json({**plan_as_json(proposal), **cells, "command": "tune", "dry_run": True})
+        return EXIT_OK
+    if not yes:
+        ask(proposal, as_json=as_json, n_times=spec.trials)
+    with watching(results, as_json=as_json) as watch:
+        found = tuning.tune(spec, proposal, results=results, watch=watch, **asked)
+    if as_json:
+        emit_json(found.to_dict())
+    else:
+        _print_end(found)
+    return EXIT_INTERRUPTED if found.answer is None else found.answer.exit_code
+
+
+def _print_cells(
+    spec: TuneSpec, proposal: Proposal, bounds: list[dict[str, tuple[float, float]]]
+) -> None:
+    from rich.table import Table
+
+    from scalelab.units import format_duration, format_quantity
+
+    names = list(dict.fromkeys(name for cell in bounds for name in cell))
+    out = console()
+    title = f"{spec.name}: {len(bounds)} cells, {spec.trials} runs each"
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("N", "D", "shape", *names):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row, cell in zip(proposal.plan.rows, bounds, strict=True):
+        table.add_row(
+            format_quantity(row.n_params),
+            format_quantity(row.spec.n_tokens),
+            row.spec.shape.label(),
+            *(
+                f"{cell[name][0]:.3g} to {cell[name][1]:.3g}" if name in cell else ""
+                for name in names
+            ),
+        )
+    out.print(table)
+    wall = format_duration(spec.trials * proposal.cost.wall_s)
+    early = ", hopeless ones stopped early" if spec.is_pruned else ""
+    speed = proposal.cost.speed
+    out.print(f"at most about {wall} on {speed.n_workers} x {speed.device}{early}", soft_wrap=True)
+    for warning in proposal.plan.warnings():
+        out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+
+
+def _print_end(found: Tuning) -> None:
+    from scalelab.units import format_duration
+
+    out = console()
+    words = ", ".join(f"{count} {state}" for state, count in sorted(found.search.counts.items()))
+    out.print(f"{found.name}: {words}, in {format_duration(found.search.wall_s)}.")
+    if found.answer is None:
+        out.print("Stopped. The same command goes on where it stopped.")
+        return
+    print_answer(found.answer)
+    for name, (middle, low, high) in found.others.items():
+        out.print(f"{name} of each cell's best quarter: {middle:.4g} ({low:.4g} to {high:.4g})")
+    if found.answer.law is not None:
+        out.print(f"Next: scalelab sweep isoflop --lr-rule tuned:{found.name} ..")
+
+
+def print_answer(answer: TuningAnswer) -> None:
+    """Print the laws, what they say for the model asked for, and what published rules say."""
+    from rich.table import Table
+
+    out = console()
+    law = answer.law
+    if law is not None:
+        share = f"{law.level:.0%}"
+        table = Table(box=None, title=f"{law.n_rows} runs, {law.n_cells} cells; {share} intervals")
+        for column in ("k N^p D^q", "k", "p", "q"):
+            table.add_column(column)
+        for name, one in (("lr", law.lr()), ("batch, tokens", law.batch_tokens())):
+            if one is not None:
+                table.add_row(name, *(_in_words(item) for item in (one.k, one.p, one.q)))
+        out.print(table)
+    if answer.lr is not None and answer.n_params is not None and answer.n_tokens is not None:
+        _print_prediction(answer, answer.n_params, answer.n_tokens)
+    for warning in answer.warnings:
+        out.print(f"{warning.code}: {warning.message}", style="yellow", soft_wrap=True)
+
+
+def _print_prediction(answer: TuningAnswer, n_params: float, n_tokens: float) -> None:
+    from rich.table import Table
+
+    from scalelab.theory.schedule import published_values
+    from scalelab.units import format_quantity
+
+    size = f"N {format_quantity(n_params)}, D {format_quantity(n_tokens)}"
+    table = Table(box=None, title=size)
+    for column in ("rule", "lr", "batch, tokens", "N counts", "source"):
+        table.add_column(column)
+    lr, batch = (_in_words(item) for item in (answer.lr, answer.batch_tokens))
+    convention = "" if answer.law is None else answer.law.param_convention
+    table.add_row("this law", lr, batch, convention, "these runs")
+    for row in published_values(n_params, n_tokens):
+        batch = "" if row.batch_tokens is None else f"{row.batch_tokens:,.0f}"
+        table.add_row(row.name, f"{row.lr:.4g}", batch, row.param_convention, row.source)
+    console().print(table)
+
+
+def _in_words(found: object) -> str:
+    from scalelab.tune.law import Interval
+
+    if not isinstance(found, Interval):
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.value:.4g}"
+    return f"{found.value:.4g} ({found.low:.4g}, {found.high:.4g})"

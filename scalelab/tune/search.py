@@ -1,0 +1,282 @@
+"""A tuning from the first wave to the law: ask, launch, prune, tell, until the trials are spent.
+
+Each trial is an ordinary run in the store, launched by whatever launcher the tuning names, and
+finished runs are never trained again: the same command goes on where an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scalelab.errors import RunsFailedError
+from scalelab.launch.base import LaunchReport, LaunchView, Watcher
+from scalelab.launch.cancel import cancel_runs
+from scalelab.launch.execute import resume, save_launcher
+from scalelab.launch.proposal import Proposal
+from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.plan import Plan, PlannedRun, planned_run
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
+from scalelab.tune.runs_table import TunedRuns
+from scalelab.tune.spec import TuneSpec
+from scalelab.tune.study import DIVERGED, REPORT_EVERY, RUN_ID, OpenTrial, Studies
+
+LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchReport:
+    """How the search of a tuning ended.
+
+    Attributes
+    ----------
+    counts : dict of str to int
+        Trials by how they ended: ``complete``, ``diverged``, ``pruned``, ``fail``, ``running``.
+    wall_s : float
+    is_interrupted : bool
+        Whether a person stopped it; the same command goes on.
+    """
+
+    counts: dict[str, int]
+    wall_s: float
+    is_interrupted: bool
+
+
+class Search:
+    """The loop of one tuning.
+
+    Parameters
+    ----------
+    spec : TuneSpec
+    proposal : Proposal
+        Of ``spec.sweep``: its rows are the cells, as the sweep's own rules would run them.
+    results : Results
+    watch : callable
+        Told what the launcher does.
+    """
+
+    def __init__(
+        self, spec: TuneSpec, proposal: Proposal, results: Results, watch: Watcher
+    ) -> None:
+        proposal.plan.refuse_repeats(allow_repeats=spec.sweep.allow_repeats)
+        self.spec, self.proposal, self.results, self.watch = spec, proposal, results, watch
+        self.cells = cells_of(proposal.plan)
+        # No rows yet: this only refuses a name that another tuning or sweep has.
+        results.save_plan(self._plan(()), spec.science(), extend=False)
+        save_launcher(results, spec.name, spec.sweep.launcher)
+        self.studies = Studies(results.sweep(spec.name), spec, self.cells)
+        self.pruned: set[str] = set()
+        self.looked_s = 0.0
+
+    def run(self) -> SearchReport:
+        """Run waves until every cell has its trials.
+
+        Raises
+        ------
+        RunsFailedError
+            When all runs of a wave failed.
+        """
+        started_s = time.time()
+        while wave := self._next_wave():
+            report = self._launch(wave)
+            n_failed = self._tell(wave, report)
+            if report.is_interrupted:
+                return self._report(started_s, is_interrupted=True)
+            if n_failed == len(wave):
+                raise RunsFailedError(
+                    f"{n_failed} of {n_failed} runs of a wave that failed",
+                    "runs that end",
+                    f"See `scalelab status {self.spec.name}` and `scalelab logs RUN`; then run "
+                    "the same command again.",
+                )
+        return self._report(started_s, is_interrupted=False)
+
+    def _next_wave(self) -> list[OpenTrial]:
+        """Return the trials that an earlier launch left open, else new ones for every cell."""
+        if left := self.studies.open_trials():
+            return left
+        wave, rows = [], []
+        for cell, row in enumerate(self.cells):
+            for _ in range(self.studies.n_wanted(cell)):
+                trial, values = self.studies.ask(cell)
+                planned = self._planned(row, values)
+                trial.set_user_attr(RUN_ID, planned.spec.run_id)
+                wave.append(OpenTrial(cell=cell, trial=trial, run_id=planned.spec.run_id))
+                rows.append(planned)
+        if rows:
+            self.results.save_plan(self._plan(rows), self.spec.science(), extend=True)
+        return wave
+
+    def _planned(self, row: PlannedRun, values: dict[str, float]) -> PlannedRun:
+        """Return the run of these hyperparameters at a cell."""
+        changed = {
+            "lr": values["lr"],
+            "batch_seqs": int(values.get("batch_seqs", row.spec.batch_seqs)),
+            "weight_decay": values.get("weight_decay", row.spec.weight_decay),
+            "beta2": values.get("beta2", row.spec.beta2),
+        }
+        planned = planned_run(
+            row.spec.shape,
+            row.spec.n_tokens,
+            None,
+            self.spec.sweep.train.model_copy(update=changed),
+            self.proposal.plan.data,
+            row.spec.precision,
+        )
+        spec = dataclasses.replace(planned.spec, seed=row.spec.seed)
+        return dataclasses.replace(planned, spec=spec)
+
+    def _launch(self, wave: Sequence[OpenTrial]) -> LaunchReport:
+        saved = self.results.load_plan(self.spec.name)
+        ids = tuple(dict.fromkeys(opened.run_id for opened in wave))
+        by_id = {opened.run_id: opened for opened in wave}
+        return resume(
+            dataclasses.replace(saved, run_ids=ids),
+            self.results,
+            self._pruning(by_id.__getitem__),
+            execution=self.proposal.execution,
+            n_workers=self.proposal.cost.speed.n_workers,
+        )
+
+    def _pruning(self, opened_of: Callable[[str], OpenTrial]) -> Watcher:
+        """Return a watcher that stops hopeless runs, then tells the one it was given."""
+
+        def watch(view: LaunchView) -> None:
+            if self.spec.is_pruned and time.monotonic() - self.looked_s >= LOOK_EVERY_S:
+                for run_id in view.running:
+                    curve = curve_by_percent(self.results.run(run_id))
+                    if run_id not in self.pruned and self.studies.is_hopeless(
+                        opened_of(run_id), curve
+                    ):
+                        self.pruned.add(run_id)
+                        cancel_runs(self.results, self.spec.name, [run_id])
+                self.looked_s = time.monotonic()
+            self.watch(view)
+
+        return watch
+
+    def _tell(self, wave: Sequence[OpenTrial], report: LaunchReport) -> int:
+        """Tell how the runs ended; return how many failed. Those interrupted stay open."""
+        n_failed = 0
+        for opened in wave:
+            run = self.results.run(opened.run_id)
+            status, loss = run.status(), final_loss(run)
+            if loss is None and report.is_interrupted and opened.run_id not in self.pruned:
+                continue
+            if loss is not None and self.spec.is_pruned:
+                self.studies.is_hopeless(opened, curve_by_percent(run))
+            is_pruned = opened.run_id in self.pruned
+            n_failed += loss is None and not is_pruned and status != "cancelled"
+            self.studies.tell(opened, loss, is_pruned=is_pruned)
+        return n_failed
+
+    def _report(self, started_s: float, *, is_interrupted: bool) -> SearchReport:
+        counts: dict[str, int] = {}
+        for _, trial in self.studies.trials():
+            word = "diverged" if trial.value == DIVERGED else trial.state.name.lower()
+            counts[word] = counts.get(word, 0) + 1
+        return SearchReport(
+            counts=counts, wall_s=time.time() - started_s, is_interrupted=is_interrupted
+        )
+
+    def _plan(self, rows: Sequence[PlannedRun]) -> Plan:
+        plan = self.proposal.plan
+        rules = {**plan.rules, "lr": "searched", "batch": "searched"}
+        return dataclasses.replace(
+            plan, name=self.spec.name, kind="tune", rows=tuple(rows), rules=rules
+        )
+
+
+def cells_of(plan: Plan) -> list[PlannedRun]:
+    """Return a plan's rows of different size or tokens, the first seed of each."""
+    cells: dict[tuple[int, int], PlannedRun] = {}
+    for row in plan.rows:
+        cells.setdefault((row.n_params, row.spec.n_tokens), row)
+    return list(cells.values())
+
+
+def final_loss(run: RunDir) -> float | None:
+    """Return a run's loss, infinite when it diverged, None when it did not end."""
+    accepted = run.accepted()
+    record = accepted.read_record() if accepted else None
+    if record is None:
+        return None
+    return DIVERGED if record.loss_nats is None else record.loss_nats
+
+
+def curve_by_percent(run: RunDir) -> dict[int, float]:
+    """Return the mean training loss over each tenth of a run that is over, by percent."""
+    n_steps = run.read_spec().n_steps
+    tenths: dict[int, list[float]] = {}
+    last = 0
+    for attempt in run.attempts():
+        try:
+            text = attempt.metrics_path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        for line in text.split("\n")[:-1]:
+            row = json.loads(line)
+            last = max(last, row["step"])
+            share = min(9, (row["step"] - 1) * 10 // n_steps)
+            tenths.setdefault(share, []).append(row["loss_nats"])
+    return {
+        REPORT_EVERY * (share + 1): float(np.mean(losses))
+        for share, losses in tenths.items()
+        if last * 10 >= (share + 1) * n_steps and np.all(np.isfinite(losses))
+    }
+
+
+def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
+    """Return the finished runs of a tuning, N counted by the default convention, and their specs.
+
+    Diverged runs are counted; pruned and failed ones are not there.
+    """
+    rows: list[tuple[float, ...]] = []
+    specs = []
+    n_diverged = 0
+    for run_id in results.load_plan(name).run_ids:
+        run = results.run(run_id)
+        loss = final_loss(run)
+        if loss is None or loss == DIVERGED:
+            n_diverged += loss == DIVERGED
+            continue
+        spec = run.read_spec()
+        size = count_params(spec.shape).by_convention()[DEFAULT_PARAM_CONVENTION]
+        rows.append((size, spec.n_tokens, spec.lr, spec.tokens_per_step, loss))
+        specs.append(spec)
+    columns: Any = np.array(rows, dtype=float).reshape(-1, 5).T
+    names = ("n_params", "n_tokens", "lr", "batch_tokens", "loss")
+    runs = TunedRuns(
+        **dict(zip(names, columns, strict=True)),
+        param_convention=DEFAULT_PARAM_CONVENTION,
+        n_diverged=n_diverged,
+    )
+    return runs, specs
+
+
+def best_of_others(
+    runs: TunedRuns, specs: Sequence[RunSpec]
+) -> dict[str, tuple[float, float, float]]:
+    """Return median, lowest and highest weight decay and beta2 of the best quarter of each cell.
+
+    Only of what differs between the runs.
+    """
+    cell = runs.cells() if len(runs) else np.zeros(0, dtype=np.int64)
+    best: list[int] = []
+    for one in np.unique(cell):
+        own = np.flatnonzero(cell == one)
+        best.extend(own[np.argsort(runs.loss[own])[: max(1, len(own) // 4)]])
+    found = {}
+    for name in ("weight_decay", "beta2"):
+        if len({getattr(spec, name) for spec in specs}) > 1:
+            values = [getattr(specs[i], name) for i in best]
+            found[name] = (float(np.median(values)), min(values), max(values))
+    return found
