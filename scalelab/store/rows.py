@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalelab.store.scan import RUN_DEFAULTS, SHAPE_DEFAULTS, AttemptFiles, RunFiles
@@ -104,7 +105,7 @@ def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:
                 **execution_columns(note),
                 "git_commit": note.get("git_commit"),
                 "is_dirty": note.get("is_dirty"),
-                "versions": json.dumps(versions, sort_keys=True) if versions else None,
+                "versions": _versions_text(versions) if versions else None,
             }
         )
     return rows
@@ -153,16 +154,34 @@ def _planned_counts(
     return count_params(model).by_convention(), train_flops_per_token(model, seq_len)
 
 
+def _versions_text(versions: Any) -> str:
+    """Return versions as JSON; runs of a sweep share them, so the text is made once."""
+    is_plain = isinstance(versions, dict) and all(type(v) is str for v in versions.values())
+    return _sorted_json(tuple(versions.items())) if is_plain else _json(versions)
+
+
+@functools.lru_cache(maxsize=256)
+def _sorted_json(items: tuple[tuple[str, str], ...]) -> str:
+    return _json(dict(items))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
 def as_arrow(table: Table, rows: Iterable[Row]) -> pa.Table:
     """Return rows as an Arrow table with exactly the table's columns; what a row lacks is null.
 
     A value of the wrong type (a note written by hand) becomes null rather than a lost row.
     """
-    rows = list(rows)
-    return arrow_columns(table, {n: [row.get(n) for row in rows] for n in table.column_names()})
+    names = table.column_names()
+    blank, values_of = dict.fromkeys(names), operator.itemgetter(*names)
+    tuples = [values_of({**blank, **row}) for row in rows]
+    columns = zip(*tuples, strict=True) if tuples else ([] for _ in names)
+    return arrow_columns(table, dict(zip(names, columns, strict=True)))
 
 
-def arrow_columns(table: Table, columns: Mapping[str, list[Any]]) -> pa.Table:
+def arrow_columns(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Return lists of values, one for each column of the table, as an Arrow table."""
     import pyarrow as pa
 

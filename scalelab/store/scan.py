@@ -1,7 +1,8 @@
 """Read run folders fast: what their files say, and a signature that tells when that changes.
 
 A finished run in which nothing happened costs three calls to the file system, another one about
-six, so that ten thousand are passed over in a fraction of a second. Files are read with plain calls
+six, so that ten thousand are passed over in a fraction of a second; one that is new and finished
+costs four files, without a look at the folders between. Files are read with plain calls
 and parsed by the JSON parser that comes with pydantic, in a third of the standard one's time.
 """
 
@@ -27,7 +28,7 @@ from scalelab.units import round_significant
 
 SETTLED = "settled "
 ABSENT = "-"
-READ_BYTES = 1 << 16
+READ_BYTES = 1 << 13
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -136,7 +137,19 @@ def read_run(folder: str) -> RunFiles:
     if spec is None or quick_run_id(spec) != run_id:
         # The slow way round accepts every spelling, and says exactly what is wrong.
         spec = asdict(RunDir(Path(folder)).read_spec())
-    attempts_stamp = _stamp(f"{folder}/attempts")
+    name, accepted_stamp = _read(f"{folder}/accepted")
+    attempts_stamp, n_folders = _stamp_and_folders(f"{folder}/attempts")
+    if name is not None and n_folders == 1:
+        only = _read_finished(folder, run_id, name)
+        if only is not None:
+            head = f"{spec_stamp} {accepted_stamp} {attempts_stamp}"
+            return RunFiles(
+                run_id=run_id,
+                spec=spec,
+                attempts=(only,),
+                accepted=only,
+                signature=SETTLED + head,
+            )
     attempts = tuple(_read_attempt(folder, run_id, name) for name in _attempt_names(folder))
     name, accepted_stamp = _read(f"{folder}/accepted")
     if name is None and any(attempt.record for attempt in attempts):
@@ -159,7 +172,14 @@ def read_run(folder: str) -> RunFiles:
 
 def read_json(path: str) -> dict[str, Any] | None:
     """Return the JSON object in a file, None when it is missing, torn or no object."""
-    return _parse(_read(path)[0])
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return _parse(_read_all(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def quick_run_id(spec: Mapping[str, Any]) -> str | None:
@@ -219,6 +239,35 @@ def _read_attempt(folder: str, run_id: str, name: str) -> AttemptFiles:
     )
 
 
+def _read_finished(folder: str, run_id: str, name: bytes) -> AttemptFiles | None:
+    """Return the only attempt of a run when it is accepted and has ended, else None.
+
+    Its files will not be looked at again, so they need no stamps: three calls for each are saved.
+    """
+    key = parse_attempt_name(name.decode("utf-8", "replace").strip())
+    if key is None:
+        return None
+    path = f"{folder}/attempts/{key[0]}-{key[1]}"
+    note = read_json(f"{path}/attempt.json")
+    content = read_json(f"{path}/record.json")
+    record = None if content is None else parse_record(content, run_id, *key)
+    if note is None or record is None or not isinstance(note.get("ended"), Mapping):
+        return None
+    try:
+        metrics_bytes = os.stat(f"{path}/metrics.jsonl").st_size
+    except FileNotFoundError:
+        metrics_bytes = 0
+    return AttemptFiles(
+        number=key[0],
+        token=key[1],
+        folder=path,
+        note=note,
+        record=record,
+        metrics_bytes=metrics_bytes,
+        stamps=(),
+    )
+
+
 def _attempt_names(folder: str) -> list[str]:
     try:
         names = os.listdir(f"{folder}/attempts")
@@ -247,18 +296,34 @@ def _read(path: str) -> tuple[bytes | None, str]:
     except (FileNotFoundError, NotADirectoryError):
         return None, ABSENT
     try:
-        stamp = _stamp(descriptor)
-        parts = [os.read(descriptor, READ_BYTES)]
-        while len(parts[-1]) == READ_BYTES:
-            parts.append(os.read(descriptor, READ_BYTES))
+        stamp = _as_stamp(os.fstat(descriptor))
+        return _read_all(descriptor), stamp
     finally:
         os.close(descriptor)
-    return b"".join(parts), stamp
 
 
-def _stamp(path: str | int) -> str:
+def _read_all(descriptor: int) -> bytes:
+    data = os.read(descriptor, READ_BYTES)
+    if len(data) < READ_BYTES:
+        return data
+    parts = [data]
+    while len(parts[-1]) == READ_BYTES:
+        parts.append(os.read(descriptor, READ_BYTES))
+    return b"".join(parts)
+
+
+def _stamp(path: str) -> str:
+    return _stamp_and_folders(path)[0]
+
+
+def _stamp_and_folders(path: str) -> tuple[str, int | None]:
+    """Return a path's stamp and how many folders are in it, None where that is not counted."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return ABSENT
+        return ABSENT, None
+    return _as_stamp(found), found.st_nlink - 2 if found.st_nlink > 2 else None
+
+
+def _as_stamp(found: os.stat_result) -> str:
     return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
