@@ -4,44 +4,30 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
+
+from tests.launch.frozen import (
+    frozen_worker,
+    has_pending,
+    process_state,
+    wait_for,
+    working_pids,
+)
 
 N_RUNS = 6
 TIMEOUT_S = 250
 
 
-def wait_for(condition, what: str, timeout_s: float = 120.0):
-    """Return the first true answer of ``condition``, asked often."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        answer = condition()
-        if answer:
-            return answer
-        time.sleep(0.01)
-    raise AssertionError(f"waited {timeout_s} s for {what}")
-
-
-def working_pids(results) -> list[int]:
-    """Return the processes that train now, from the notes of attempts that have not ended."""
-    found = []
-    for run in (results.path / "runs").glob("*"):
-        attempts = results.run(run.name).attempts()
-        if attempts and not (run / "accepted").exists():
-            note = attempts[-1].read_note()
-            is_training = attempts[-1].last_metrics() is not None
-            if note.get("pid") and "ended" not in note and is_training:
-                found.append(note["pid"])
-    return found
-
-
 def alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+    return process_state(pid) not in "ZX"
+
+
+def end_reasons(results) -> list[str]:
+    """Return why attempts ended that say so."""
+    runs = [results.run(path.name) for path in (results.path / "runs").glob("*")]
+    notes = [run.attempts()[-1].read_note() for run in runs if run.attempts()]
+    return [note["ended"].get("reason", "") for note in notes if "ended" in note]
 
 
 def n_done(results) -> int:
@@ -58,8 +44,8 @@ def test_a_killed_worker_costs_its_run_one_attempt_and_nothing_else(
     start, sweep_file, results, undisturbed, losses_of
 ):
     process = start("sweep", "run", str(sweep_file), "--yes", "--json")
-    pid = wait_for(lambda: working_pids(results), "a worker that trains")[0]
-    os.kill(pid, signal.SIGKILL)
+    with frozen_worker(results) as pid:
+        os.kill(pid, signal.SIGKILL)
     answer = finish(process)
     assert answer["counts"] == {"done": N_RUNS}
     assert answer["n_started"] == N_RUNS + 1
@@ -70,11 +56,13 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_same_command_finishes
     start, sweep_file, results, undisturbed, losses_of
 ):
     process = start("sweep", "run", str(sweep_file), "--yes", "--json")
-    wait_for(lambda: n_done(results) >= 1 and working_pids(results), "work under way")
-    pids = working_pids(results)
-    process.kill()
-    process.wait()
+    with frozen_worker(results) as frozen:
+        wait_for(lambda: n_done(results) >= 1, "a run done beside the frozen one")
+        pids = {frozen, *working_pids(results)}
+        process.kill()
+        process.wait()
     wait_for(lambda: not any(alive(pid) for pid in pids), "the workers to end", 20)
+    assert "the launcher is gone" in end_reasons(results)
     done_before = n_done(results)
     assert done_before < N_RUNS
     answer = finish(start("sweep", "run", str(sweep_file), "--yes", "--json"))
@@ -86,8 +74,10 @@ def test_ctrl_c_leaves_a_state_that_resume_finishes(
     start, sweep_file, results, undisturbed, losses_of
 ):
     process = start("sweep", "run", str(sweep_file), "--yes")
-    pids = wait_for(lambda: working_pids(results), "a worker that trains")
-    os.killpg(process.pid, signal.SIGINT)
+    with frozen_worker(results) as frozen:
+        pids = {frozen, *working_pids(results)}
+        os.killpg(process.pid, signal.SIGINT)
+        wait_for(lambda: has_pending(frozen, signal.SIGTERM), "the launcher's word to its worker")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "scalelab resume tiny" in out
@@ -158,9 +148,9 @@ def test_a_finished_sweep_is_not_trained_again_and_an_extended_one_only_where_ne
 
 def test_a_second_launcher_of_a_sweep_is_turned_away(start, sweep_file, results):
     first = start("sweep", "run", str(sweep_file), "--yes", "--json")
-    wait_for(lambda: working_pids(results), "a worker that trains")
-    second = start("sweep", "run", str(sweep_file), "--yes")
-    _, err = second.communicate(timeout=60)
+    with frozen_worker(results):
+        second = start("sweep", "run", str(sweep_file), "--yes")
+        _, err = second.communicate(timeout=60)
     assert second.returncode == 2
     assert f"process {first.pid}" in err
     assert finish(first)["counts"] == {"done": N_RUNS}
@@ -170,8 +160,9 @@ def test_a_second_sweep_that_shares_runs_waits_for_them_instead_of_doubling_them
     start, sweep_file, results, undisturbed, losses_of
 ):
     first = start("sweep", "run", str(sweep_file), "--yes", "--json")
-    wait_for(lambda: working_pids(results), "a worker that trains")
-    second = start("sweep", "run", str(sweep_file), "--yes", "--json", "--name", "twin")
+    with frozen_worker(results):
+        second = start("sweep", "run", str(sweep_file), "--yes", "--json", "--name", "twin")
+        wait_for((results.sweep("twin") / "launcher.lock").exists, "the second launcher")
     one, two = finish(first), finish(second)
     assert one["counts"] == two["counts"] == {"done": N_RUNS}
     assert one["n_started"] + two["n_started"] == N_RUNS
