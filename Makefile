@@ -54,8 +54,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m pytest -m bench -s
 
-# Needs a CUDA device; fails without one.
+# Needs a CUDA device; fails without one. Figures go to results/published/gpu.
 gpu: $(INSTALLED)
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu: torch \
+	sees no CUDA device: nothing is measured and nothing is claimed')"
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu -s
 
 clean:

@@ -181,8 +181,13 @@ def rope_tables(
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     """Rotate the pairs ``(x_i, x_{i + D/2})`` by the tables' angles, or back for ``sign`` -1."""
+    x1, x2 = x.to(cos.dtype).chunk(2, -1)
+    if torch.compiler.is_compiling():
+        # The compiler fuses this by itself, and would break its graph over results in halves.
+        turned = torch.cat((x1 * cos - sign * x2 * sin, x2 * cos + sign * x1 * sin), -1)
+        return turned.to(x.dtype)
     out = torch.empty_like(x, dtype=cos.dtype)
-    (x1, x2), (out1, out2) = x.to(cos.dtype).chunk(2, -1), out.chunk(2, -1)
+    out1, out2 = out.chunk(2, -1)
     torch.mul(x1, cos, out=out1).addcmul_(x2, sin, value=-sign)
     torch.mul(x2, cos, out=out2).addcmul_(x1, sin, value=sign)
     return out.to(x.dtype)

@@ -1,18 +1,39 @@
-"""The kernels at real sizes on a GPU: exact by the rule of tests/kernels, bitwise repeatable."""
+"""The kernels at real sizes on a GPU: as exact as torch in the 2-norm, bitwise repeatable.
+
+At these sizes the error in the 2-norm is a mean over millions of roundings, so the plain rule
+``err(kernel) <= 2 err(torch) + eps`` needs no draws (tests/kernels has them, for small sizes).
+"""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from scalelab_kernels import operations, reference
+from scalelab_kernels import operations, reference, reference_moe
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+IS_TINY = bool(os.environ.get("SCALELAB_GPU_TINY"))
+DEVICE = "cpu" if IS_TINY else "cuda"
+only_on_a_gpu = pytest.mark.skipif(IS_TINY, reason="needs a CUDA device")
+
+
+def size(real, tiny):
+    """Return the size to test at: the real one on a GPU, the other at toy sizes."""
+    return tiny if IS_TINY else real
+
+
+DTYPES = size([torch.bfloat16, torch.float16, torch.float32], [torch.bfloat16])
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
 
 
 def randn(*shape, scale=1.0):
-    return torch.randn(*shape, device="cuda") * scale
+    return torch.randn(*shape, device=DEVICE) * scale
 
 
 def values(function, inputs, dtype):
@@ -22,9 +43,9 @@ def values(function, inputs, dtype):
     ]
     outputs = function(*cast)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    generator = torch.Generator(device="cuda").manual_seed(1)
+    generator = torch.Generator(device=DEVICE).manual_seed(1)
     upstream = [
-        torch.randn(y.shape, generator=generator, device="cuda").bfloat16().to(y.dtype)
+        torch.randn(y.shape, generator=generator, device=DEVICE).bfloat16().to(y.dtype)
         for y in outputs
     ]
     leaves = [t for t in cast if torch.is_tensor(t) and t.requires_grad]
@@ -50,54 +71,67 @@ def check(kernel, plain, inputs, dtype, torch_s_own=None):
 
 @pytest.fixture(scope="module")
 def ops():
-    return operations.get_operations("triton", "cuda")
+    return operations.get_operations("triton", DEVICE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("d", [257, 768, 2048])
+@pytest.mark.parametrize("d", size([257, 768, 2048], [17]))
 def test_add_rms_norm(ops, d, dtype):
-    inputs = [randn(16_384, d), randn(16_384, d), randn(d)]
+    n = size(16_384, 9)
+    inputs = [randn(n, d), randn(n, d), randn(d)]
     check(ops.add_rms_norm, reference.add_rms_norm, inputs, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("d_ff", [1376, 2048, 5504])
+@pytest.mark.parametrize("d_ff", size([1376, 2048, 5504], [24]))
 def test_swiglu(ops, d_ff, dtype):
-    check(ops.swiglu, reference.swiglu, [randn(8192, 2 * d_ff)], dtype)
+    check(ops.swiglu, reference.swiglu, [randn(size(8192, 5), 2 * d_ff)], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(12, 12, 64), (16, 4, 128)])
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "head_dim"), size([(12, 12, 64), (16, 4, 128)], [(4, 2, 8)])
+)
 def test_qk_norm_rope(ops, n_heads, n_kv_heads, head_dim, dtype):
+    batch, length = size((8, 1024), (2, 3))
+
     def bound(function):
         def call(qkv, q_weight, k_weight):
             wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-            cos, sin = reference.rope_tables(1024, head_dim, device="cuda")
+            cos, sin = reference.rope_tables(length, head_dim, device=DEVICE)
             tables = cos.to(wide), sin.to(wide)
             return function(qkv, q_weight, k_weight, *tables, n_heads, n_kv_heads)
 
         return call
 
-    qkv = randn(8, 1024, (n_heads + 2 * n_kv_heads) * head_dim)
+    qkv = randn(batch, length, (n_heads + 2 * n_kv_heads) * head_dim)
     inputs = [qkv, randn(head_dim), randn(head_dim)]
     check(bound(ops.qk_norm_rope), bound(reference.qk_norm_rope), inputs, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("d", "n_vocab"), [(64, 50_257), (128, 256), (256, 32_768), (768, 50_304)])
+@pytest.mark.parametrize(
+    ("d", "n_vocab"),
+    size(
+        [(64, 50_257), (128, 256), (256, 32_768), (768, 50_304), (768, 50_257)],
+        [(8, 33), (264, 33)],
+    ),
+)
 def test_linear_cross_entropy(ops, d, n_vocab, dtype):
-    targets = torch.randint(0, n_vocab, (3000,), device="cuda")
+    n = size(3000, 9)
+    targets = torch.randint(0, n_vocab, (n,), device=DEVICE)
     targets[::7] = reference.IGNORE_INDEX
-    inputs = [randn(3000, d), randn(n_vocab, d, scale=3 / d**0.5), targets]
+    inputs = [randn(n, d), randn(n_vocab, d, scale=3 / d**0.5), targets]
     for name in ("linear_cross_entropy", "linear_cross_entropy_sum"):
         check(getattr(ops, name), getattr(reference, name), inputs, dtype)
 
 
+@only_on_a_gpu
 def test_linear_cross_entropy_memory_is_an_eighth_of_the_logits(ops):
     n_tokens, n_vocab, d = 65_536, 50_304, 768
     hidden = randn(n_tokens, d).bfloat16().requires_grad_()
     weight = randn(n_vocab, d, scale=0.02).bfloat16().requires_grad_()
-    targets = torch.randint(0, n_vocab, (n_tokens,), device="cuda")
+    targets = torch.randint(0, n_vocab, (n_tokens,), device=DEVICE)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -111,17 +145,17 @@ def test_linear_cross_entropy_memory_is_an_eighth_of_the_logits(ops):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("head_dim", size([32, 64, 128], [16]))
 @pytest.mark.parametrize("has_documents", [False, True])
 def test_attention(head_dim, has_documents, dtype):
-    n_positions = 1000
+    n_positions = size(1000, 19)
     starts = None
     if has_documents:
-        ids = torch.rand(2, n_positions, device="cuda").lt(0.01).cumsum(1)
+        ids = torch.rand(2, n_positions, device=DEVICE).lt(size(0.01, 0.2)).cumsum(1)
         starts = reference.document_starts(ids)
     q = randn(2, 8, n_positions, head_dim)
     k, v = randn(2, 4, n_positions, head_dim), randn(2, 4, n_positions, head_dim)
-    kernel = operations.get_attention("triton", "cuda")
+    kernel = operations.get_attention("triton", DEVICE)
 
     def plain(path):
         return lambda *qkv: reference.causal_attention(*qkv, starts=starts, path=path)
@@ -131,11 +165,44 @@ def test_attention(head_dim, has_documents, dtype):
     )
 
 
+@only_on_a_gpu
+def test_more_heads_than_a_grid_is_high():
+    q = randn(4100, 16, 16, 32).bfloat16()
+    out = operations.get_attention("triton", DEVICE)(q, q, q)
+    wanted = reference.causal_attention(*(q[-2:].double() for _ in range(3)))
+    assert relative_error(out[-2:], wanted) < 1e-2
+
+
+@only_on_a_gpu
+def test_rows_beyond_the_reach_of_32_bits(ops):
+    n, d = 2**31 // 1024 + 3, 1024
+    x = randn(n, d).bfloat16()
+    out = ops.rms_norm(x, torch.ones(d, device=DEVICE, dtype=torch.bfloat16))
+    wanted = reference.rms_norm(x[-5:].double(), torch.ones(d, device=DEVICE).double())
+    assert relative_error(out[-5:], wanted) < 1e-2
+    half = d // 2
+    gated = ops.swiglu(x.view(n, 2 * half))
+    assert relative_error(gated[-5:], reference.swiglu(x[-5:].double())) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moe(ops, dtype):
+    n, d, n_choices, n_experts = *size((8192, 768), (7, 8)), 2, 5
+    experts = torch.rand(n, n_experts, device=DEVICE).topk(n_choices, 1).indices
+    way = reference_moe.route(experts, n_experts)
+
+    def dispatch(module):
+        return lambda x, w: module.unpermute(module.permute(x, way), w, way)
+
+    inputs = [randn(n, d), torch.rand(n, n_choices, device=DEVICE)]
+    check(dispatch(ops), dispatch(reference_moe), inputs, dtype)
+
+
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16])
 def test_adamw(ops, grad_dtype):
-    n_runs, n = 3, 1_000_016
+    n_runs, n = 3, size(1_000_016, 96)
     hyper = reference.hyper_table(
-        lr=[1e-3, 1e-2, 3e-3], max_norm=1.0, ema_decay=0.99, n_runs=n_runs, device="cuda"
+        lr=[1e-3, 1e-2, 3e-3], max_norm=1.0, ema_decay=0.99, n_runs=n_runs, device=DEVICE
     )
     state = {
         "param": randn(n_runs, n),
@@ -144,7 +211,7 @@ def test_adamw(ops, grad_dtype):
         "exp_avg_sq": randn(n_runs, n).square() * 0.1,
         "ema": randn(n_runs, n),
     }
-    step = torch.tensor(7, device="cuda")
+    step = torch.tensor(7, device=DEVICE)
 
     def take(function, wide=None):
         own = {k: v.to(wide or v.dtype, copy=True) for k, v in state.items()}
@@ -158,10 +225,11 @@ def test_adamw(ops, grad_dtype):
         assert relative_error(got[name], exact[name]) <= allowed + 2e-7, name
 
 
+@only_on_a_gpu
 def test_a_whole_step_is_captured_in_one_graph(ops):
     hidden, weight = randn(512, 768).bfloat16(), randn(1024, 768).bfloat16()
-    gain = torch.ones(768, device="cuda")
-    targets = torch.randint(0, 1024, (512,), device="cuda")
+    gain = torch.ones(768, device=DEVICE)
+    targets = torch.randint(0, 1024, (512,), device=DEVICE)
     leaves = [hidden.requires_grad_(), weight.requires_grad_(), gain.requires_grad_()]
 
     def step():
@@ -182,10 +250,10 @@ def test_a_whole_step_is_captured_in_one_graph(ops):
 
 
 def test_torch_compile_sees_no_break(ops):
-    x, gain = randn(64, 256).bfloat16(), torch.ones(256, device="cuda", requires_grad=True)
+    x, gain = randn(64, 256).bfloat16(), torch.ones(256, device=DEVICE, requires_grad=True)
 
     def function(x):
         return ops.swiglu(ops.rms_norm(x, gain)).sum()
 
-    compiled = torch.compile(function, fullgraph=True)
+    compiled = torch.compile(function, fullgraph=True, backend=size("inductor", "eager"))
     torch.testing.assert_close(compiled(x), function(x))
