@@ -11,17 +11,19 @@ replicates): where the two optima differ by more than chance, intervals fall bac
 objective itself. They also do where the residuals still are a smooth function of the columns (an F
 test of a quadratic): a form that bends away from the rows has no one right answer to be sure of.
 
-A bootstrap of n rows and p parameters is too narrow by about p/n, as residuals are smaller than
-errors where a row pulls the law to itself. The weights of row i therefore have the variance
-(1 - h_i)^-1.4, with h_i its leverage: between the corrections HC2 (power 1, right for equal normal
-noise) and HC3 (power 2, a jackknife, safe for any). With 36 to 45 rows HC2 covers 86 to 90 % at a
-nominal 90 %, HC3 is up to 8 % wider than needed (tests/science/test_coverage.py).
+A bootstrap of n rows and p parameters is too narrow by about p/n, since residuals are smaller than
+errors where a row pulls the law to itself, and too narrow again since their scale is estimated.
+The weights of row i therefore have the variance (1 - h_i)^-2, with h_i its leverage (the
+covariance HC3), and the deviations are stretched to Student's t with n - p degrees of freedom. A
+replicate is one Newton step from the efficient optimum with the Hessian of all rows: full refits
+of few rows under weights add spread of their own, a tenth under heavy tails. Where the objective is
+far from its parabola within the interval, the objective's own refits are kept too.
 
 References
 ----------
 Huber 1964 (the threshold). Carroll and Ruppert 1982, Annals of Statistics 10 (robust estimates
 with an estimated scale function). Hausman 1978, Econometrica 46. MacKinnon and White 1985, Journal
-of Econometrics 29 (HC2 and HC3).
+of Econometrics 29 (HC3).
 """
 
 from __future__ import annotations
@@ -37,14 +39,21 @@ from scalelab.fit.bootstrap import Plan
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.outcome import compute_of
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.replicates import MANY_ROWS, Replicates, UseNumba, leverages, refit
+from scalelab.fit.replicates import (
+    ENTRIES,
+    MANY_ROWS,
+    Replicates,
+    UseNumba,
+    leverages,
+    refit,
+)
 from scalelab.fit.surfaces import Rows, Surface
 
 FloatArray = NDArray[np.float64]
 
 THRESHOLD = 1.345
 """Huber's threshold in standard deviations: 95 % efficient for normal noise."""
-LEVERAGE_POWER = 1.4
+LEVERAGE_POWER = 2.0
 ROUNDS = 3
 """How often scale and optimum are estimated in turn."""
 ROWS_PER_PARAMETER = 4
@@ -54,6 +63,11 @@ CHECKS = 200
 CHANCE = 0.01
 """Share of sound data sets in which either test may find something."""
 NEWTON_STEPS = 50
+REACH = 1.645
+"""Standard errors at which the objective is compared with its parabola."""
+BENT = (0.5, 8.0)
+"""How far the objective may rise there, in units of the parabola: less would make the interval too
+short; much more, on the side of a wall, only makes it longer than need be."""
 OUTLYING = 2.0
 """Thresholds at which a residual is cut off before it is tested for a bend."""
 SQRT_HALF_PI = math.sqrt(math.pi / 2)
@@ -225,10 +239,67 @@ def replicate(
         return None
     shaped = replace(replicates, shape=found.shape)
     tried = replace(shaped, k=max(replicates.k, CHECKS))
-    refits = refit(surface, found.eta, found.rows, found.penalty, box, tried, use_numba=use_numba)
-    if not agrees(surface, best, rows, penalty, box, found, refits, tried, use_numba):
+    steps = newton_steps(surface, found, box, tried)
+    if steps is None:
         return None
-    return refits.first(replicates.k), shaped
+    if not agrees(surface, best, rows, penalty, box, found, steps, tried, use_numba):
+        return None
+    eta = spread(found, box, steps, tried)[: replicates.k]
+    return Replicates(eta=eta, failed=0, kept=np.ones(len(eta), dtype=bool)), shaped
+
+
+def newton_steps(
+    surface: Surface, found: Efficient, box: Box, replicates: Plan
+) -> FloatArray | None:
+    """Return each replicate's Newton step from the efficient optimum, shape (k, p).
+
+    None where the objective there is no minimum, or far from its parabola.
+
+    Parameters
+    ----------
+    surface : Surface
+        The law on the rows.
+    found : Efficient
+        The efficient refit.
+    box : Box
+        Bounds and held coordinates.
+    replicates : Plan
+        With the shape of ``found``.
+    """
+    value, gradient, hessian = surface.derivatives(found.eta)
+    slopes, bends = gradient, hessian
+    if found.rows.is_log:
+        slopes = gradient / value
+        bends = hessian / value - slopes[:, None] * slopes[None]
+    r = surface.residuals(found.eta[None], found.rows)[0]
+    _, first, second, _ = found.penalty.parts(r, found.rows.weight)
+    free = np.flatnonzero(box.free)
+    matrix = ((slopes * second) @ slopes.T + bends @ first)[np.ix_(free, free)]
+    if not np.isfinite(matrix).all() or np.linalg.eigvalsh(matrix)[0] <= 0:
+        return None
+    pull = (slopes * first)[free].T
+    batch = max(1, ENTRIES // found.rows.n)
+    sums = np.concatenate([weights @ pull for weights in replicates.weights(batch)])
+    steps = np.zeros((len(sums), len(found.eta)))
+    steps[:, free] = -np.linalg.solve(matrix, sums.T).T
+    # along the axes of their spread, the parabola must be fair as far as the interval reaches
+    size, axes = np.linalg.eigh(steps[:, free].T @ steps[:, free] / len(steps))
+    ends = REACH * np.sqrt(np.maximum(size, 0.0))[:, None] * axes.T
+    points = np.tile(found.eta, (2 * len(free), 1))
+    points[:, free] += np.concatenate([ends, -ends])
+    points = np.clip(points, box.low, box.high)
+    base = surface.value(found.eta[None], found.rows, found.penalty)[0]
+    rise = surface.value(points, found.rows, found.penalty) - base
+    parabola = 0.5 * np.einsum("jp,pq,jq->j", ends, matrix, ends)
+    ratio = rise / np.concatenate([parabola, parabola])
+    return steps if ((ratio > BENT[0]) & (ratio < BENT[1])).all() else None
+
+
+def spread(found: Efficient, box: Box, steps: FloatArray, replicates: Plan) -> FloatArray:
+    """Return replicates whose deviations follow Student's t, shape (k, p)."""
+    freedom = found.rows.n - int(box.free.sum())
+    scale = np.random.default_rng((replicates.seed, 1)).chisquare(freedom, len(steps)) / freedom
+    return np.clip(found.eta + steps / np.sqrt(scale)[:, None], box.low, box.high)
 
 
 def agrees(
@@ -238,7 +309,7 @@ def agrees(
     penalty: Penalty,
     box: Box,
     found: Efficient,
-    refits: Replicates,
+    steps: FloatArray,
     replicates: Plan,
     use_numba: UseNumba,
 ) -> bool:
@@ -252,8 +323,8 @@ def agrees(
         The objective and its optimum.
     found : Efficient
         The efficient refit.
-    refits, replicates : Replicates, Plan
-        Its replicates, `CHECKS` or more.
+    steps, replicates : ndarray of shape (k, p), Plan
+        Its replicates as deviations, `CHECKS` or more.
     use_numba : {"auto", "yes", "no"}
         See `scalelab.fit.replicates.refit`.
     """
@@ -261,9 +332,7 @@ def agrees(
 
     few = replace(replicates, k=CHECKS)
     own = refit(surface, best, rows, penalty, box, few, use_numba=use_numba)
-    theirs = refits.first(CHECKS)
-    both = own.kept & theirs.kept
-    gap = own.eta[both[own.kept]] - theirs.eta[both[theirs.kept]]
+    gap = own.eta - found.eta - steps[:CHECKS][own.kept]
     if len(gap) < CHECKS // 2:
         return False
     size = gap[:, box.free].std(axis=0)

@@ -8,19 +8,18 @@ larger ones, and compare the errors with the prediction interval that was claime
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.bootstrap import Plan
-from scalelab.fit.efficient import efficient
+from scalelab.fit.efficient import efficient, newton_steps, spread
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.outcome import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered import surface_of
 from scalelab.fit.replicates import refit
-from scalelab.fit.surfaces import Rows
+from scalelab.fit.surfaces import Rows, Surface
 from scalelab.theory.laws.base import Law
 
 FloatArray = NDArray[np.float64]
@@ -104,22 +103,15 @@ def _ratio(
     end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
     best = end.eta[0]
     replicates = Plan(method="row", k=N_REPLICATES, n=known.n)
-    narrow = efficient(near, best, known, box, compute[behind]) if is_efficient else None
-    if narrow is None:
-        spread = refit(near, best, known, penalty, box, replicates, use_numba="no").eta
-    else:
-        shaped = replace(replicates, shape=narrow.shape)
-        spread = refit(
-            near, narrow.eta, narrow.rows, narrow.penalty, box, shaped, use_numba="no"
-        ).eta
-    if not len(spread):
-        return float("nan")
+    draws = _narrow(near, best, known, box, compute[behind]) if is_efficient else None
+    if draws is None:
+        draws = refit(near, best, known, penalty, box, replicates, use_numba="no").eta
     n, p = known.n, int(box.free.sum())
     errors = -near.residuals(best[None], known)[0] * (n / max(n - p, 1)) ** 0.5
     noise = local_noise(errors, compute[behind], compute[~behind])
     error = far.residuals(far.eta(near.theta(best[None])), ahead)[0]
     with np.errstate(all="ignore"):
-        draws = far.predicted(far.eta(near.theta(spread)))
+        draws = far.predicted(far.eta(near.theta(draws)))
         draws = np.log(draws) if rows.is_log else draws
     draws = draws[np.isfinite(draws).all(axis=1)]
     if not len(draws):
@@ -130,6 +122,18 @@ def _ratio(
     low, high = np.quantile(new, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, overwrite_input=True)
     half = np.maximum(np.where(error > 0, -low, high), 1e-300)
     return float(np.quantile(np.abs(error) / half, LEVEL))
+
+
+def _narrow(
+    surface: Surface, best: FloatArray, rows: Rows, box: Box, compute: FloatArray
+) -> FloatArray | None:
+    """Return efficient replicates, shape (k, p); None where there are none."""
+    found = efficient(surface, best, rows, box, compute)
+    if found is None:
+        return None
+    replicates = Plan(method="row", k=N_REPLICATES, n=rows.n, shape=found.shape)
+    steps = newton_steps(surface, found, box, replicates)
+    return None if steps is None else spread(found, box, steps, replicates)
 
 
 def _pick(columns: Mapping[str, FloatArray], mask: NDArray[np.bool_]) -> dict[str, FloatArray]:

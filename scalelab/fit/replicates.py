@@ -59,12 +59,6 @@ class Replicates:
     failed: int
     kept: NDArray[np.bool_]
 
-    def first(self, k: int) -> Replicates:
-        """Return the first k of the plan."""
-        kept = self.kept[:k]
-        n_ok = int(kept.sum())
-        return Replicates(eta=self.eta[:n_ok], failed=len(kept) - n_ok, kept=kept)
-
 
 def refit(
     surface: Surface,

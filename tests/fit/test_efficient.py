@@ -5,10 +5,23 @@ import pytest
 
 from scalelab.fit.against import paired_weights
 from scalelab.fit.bootstrap import BootstrapSpec, Plan
-from scalelab.fit.efficient import noise_scale
+from scalelab.fit.efficient import (
+    Efficient,
+    efficient,
+    is_bent,
+    newton_steps,
+    noise_scale,
+    spread,
+)
+from scalelab.fit.newton import Box
 from scalelab.fit.objective import Objective
-from scalelab.fit.parametric import fit_parametric
+from scalelab.fit.parametric import box_of, fit_parametric
+from scalelab.fit.penalty import Penalty
+from scalelab.fit.powered import surface_of
+from scalelab.fit.replicates import refit
+from scalelab.fit.surfaces import Rows
 from scalelab.records.types import Observations
+from scalelab.theory.laws import Chinchilla
 
 K = 300
 
@@ -125,4 +138,55 @@ def test_few_replicates_are_the_first_of_many(isoflop_runs):
     few = fit_parametric(runs, bootstrap=BootstrapSpec(k=20))
     many = fit_parametric(runs, bootstrap=BootstrapSpec(k=400))
     assert few.bootstrap.k == 20
-    np.testing.assert_array_equal(few.samples, many.samples[: len(few.samples)])
+    np.testing.assert_allclose(few.samples, many.samples[:20], rtol=1e-12)
+
+
+def test_steps_are_the_first_order_of_refits(isoflop_runs):
+    """Under weights within a few 1e-4 of one, a Newton step and a refit are the same."""
+    runs = isoflop_runs()
+    columns = {"n_params": runs.n_params, "n_tokens": runs.n_tokens}
+    rows = Rows(runs.loss_nats, np.ones(len(runs)), "log")
+    box, surface = box_of(Chinchilla, {}), surface_of(Chinchilla, columns)
+    law = fit_parametric(runs, bootstrap=BootstrapSpec(k=0)).law
+    best = surface.eta(law.to_coordinates()[None])[0]
+    found = efficient(surface, best, rows, box, runs.n_params * runs.n_tokens)
+    weights = 1 + 1e-4 * np.random.default_rng(0).standard_normal((20, len(runs)))
+    near = Plan(method="weights", k=20, n=len(runs), given=weights)
+    steps = newton_steps(surface, found, box, near)
+    refits = refit(surface, found.eta, found.rows, found.penalty, box, near, use_numba="no")
+    exact = refits.eta - found.eta
+    assert np.abs(exact).max() > 1e-6
+    np.testing.assert_allclose(steps, exact, rtol=0.02, atol=1e-3 * np.abs(exact).max())
+
+
+def test_deviations_have_students_tails():
+    found = Efficient(
+        eta=np.zeros(2),
+        rows=Rows(np.ones(8), np.ones(8), "log"),
+        penalty=Penalty(delta=1.0),
+        shape=None,
+    )
+    far = np.full(2, 1e9)
+    box = Box(free=np.ones(2, bool), scales=np.ones(2, bool), low=-far, high=far)
+    normal = np.random.default_rng(5).standard_normal((200_000, 2))
+    draws = spread(found, box, normal, Plan(method="row", k=200_000, n=8))
+    # Student's t with 8 - 2 degrees of freedom, from its table
+    assert np.quantile(draws, 0.95) == pytest.approx(1.943, rel=0.01)
+    assert np.quantile(draws, 0.995) == pytest.approx(3.707, rel=0.02)
+
+
+def test_a_bend_is_seen_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    columns = {"n_params": np.geomspace(1e7, 1e9, 60), "n_tokens": rng.uniform(1e9, 1e11, 60)}
+    noise = rng.standard_normal((200, 60))
+    assert np.mean([is_bent(z, columns) for z in noise]) < 0.04
+    u = np.linspace(-1, 1, 60)
+    assert np.mean([is_bent(z + 5 * u * u, columns) for z in noise]) > 0.95
+
+
+def test_a_form_that_bends_away_keeps_the_objectives_own_replicates(isoflop_runs):
+    runs = isoflop_runs(sizes=12)
+    ahead = np.log10(runs.flops / runs.flops.min())
+    bent = noisy(runs, 0.02 * np.cos(np.pi * ahead))
+    assert fit_parametric(runs, bootstrap=BootstrapSpec(k=20)).bootstrap.refits == "efficient"
+    assert fit_parametric(bent, bootstrap=BootstrapSpec(k=20)).bootstrap.refits == "objective"
