@@ -79,7 +79,10 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
-            "--bootstrap-method", help="auto, row, cluster or residual.", rich_help_panel=SPREAD
+            "--bootstrap-method",
+            help="auto (cluster where labels repeat, else rows by efficient refits where they "
+            "agree), row (refits of the objective itself), cluster or residual.",
+            rich_help_panel=SPREAD,
         ),
     ] = "auto",
     cluster: Annotated[

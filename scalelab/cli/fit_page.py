@@ -105,7 +105,8 @@ def _ground(report: FitReport) -> str:
     objective = fit.objective
     delta = f" {objective.threshold:g}" if objective.loss in ("huber", "likelihood") else ""
     spread = (
-        f"{fit.bootstrap.k} {fit.bootstrap.method} bootstrap replicates, "
+        f"{fit.bootstrap.k} {fit.bootstrap.method} bootstrap replicates"
+        f"{' by efficient refits' if fit.bootstrap.refits == 'efficient' else ''}, "
         f"{fit.bootstrap.failed} failed"
         if fit.bootstrap.k
         else "no bootstrap, so no intervals"

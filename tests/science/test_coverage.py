@@ -101,7 +101,7 @@ class Coverage:
     efficient: float  # share of fits whose replicates are efficient refits
 
 
-def simulate(name, kind, count, replicates, seed=2):
+def simulate(name, kind, count, replicates, seed=3):  # 1 and 2 chose the method
     N, D = design(name)
     flops = float(6 * (N * D).max())
     rng = np.random.default_rng(seed)
