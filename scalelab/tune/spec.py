@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from scalelab.errors import UsageError
@@ -87,9 +88,13 @@ class TuneSpec:
 
     def science(self) -> dict[str, Any]:
         """Return what decides the search; more trials go on with it."""
-        content = asdict(self)
-        for key in ("sweep", "trials", "wave"):
-            del content[key]
+        content = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("sweep", "trials", "wave")
+        }
+        # As JSON has it, so that it equals what was saved.
+        content = json.loads(json.dumps(content))
         return {"kind": "tune", "tune": content, "sweep": self.sweep.science()}
 
     def bounds(self, row: PlannedRun) -> dict[str, Range]:
