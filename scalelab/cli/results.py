@@ -180,21 +180,24 @@ def status(
     Example: scalelab status demo --watch
     """
     from scalelab.cli.status_view import render_status
-    from scalelab.store.status import ACTIVE, read_status, sweep_names
+    from scalelab.launch.standing import Standing
+    from scalelab.store.run_states import ACTIVE
+    from scalelab.store.status import sweep_names
 
     if watch and as_json:
         raise UsageError("--watch with --json", "one of them", "Ask for --json again and again.")
+    standing = Standing(results, sweep)
     if watch:
         from rich.live import Live
 
         with Live(console=console(), auto_refresh=False) as live:
             while True:
-                found = read_status(results, sweep)
+                found = standing.read()
                 live.update(render_status(found), refresh=True)
                 if not any(found.counts.get(state) for state in ACTIVE):
                     return EXIT_OK
                 time.sleep(WATCH_INTERVAL_S)
-    found = read_status(results, sweep)
+    found = standing.read()
     if as_json:
         emit_json({"schema": 1, "command": "status", **asdict(found)})
         return EXIT_OK

@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from scalelab.store.status import RunState, SweepStatus, Valley
+from scalelab.store.run_states import RunState, Valley
+from scalelab.store.status import SweepStatus
 from scalelab.units import format_duration, format_flops, format_quantity
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ SILENT_AFTER_S = 120.0
 STYLES = {
     "done": "green",
     "running": "cyan",
+    "cancelled": "yellow",
     "diverged": "yellow",
     "interrupted": "yellow",
     "failed": "red",
@@ -35,6 +37,8 @@ def render_status(status: SweepStatus) -> RenderableType:
         head.append(f"{count:,} {state}", style=STYLES.get(state, ""))
     if status.eta_s is not None:
         head.append(f"; about {format_duration(status.eta_s)} left", style="")
+    if status.worker_hours:
+        head.append(f"; {_hours(status)}", style="")
     parts: list[RenderableType] = [head]
     if status.valleys:
         parts += [Text(), _valleys(status.valleys)]
@@ -47,6 +51,12 @@ def render_status(status: SweepStatus) -> RenderableType:
     if status.advice:
         parts += [Text(), *(Text(f"-> {line}") for line in status.advice)]
     return Group(*parts)
+
+
+def _hours(status: SweepStatus) -> str:
+    per_worker, word = (status.gpus, "GPU-hours") if status.gpus else (1, "worker-hours")
+    spent, wasted = per_worker * status.worker_hours, per_worker * status.wasted_hours
+    return f"{spent:.3g} {word} spent, {wasted:.2g} of them in vain"
 
 
 def _valleys(valleys: Sequence[Valley]) -> Table:

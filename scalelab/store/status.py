@@ -9,8 +9,8 @@ import math
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,103 +21,20 @@ from scalelab.records.run_dir import RunDir
 from scalelab.records.types import MetricRow
 from scalelab.store import scan
 from scalelab.store.rows import Row, run_row
+from scalelab.store.run_states import (
+    ACTIVE,
+    BROKEN,
+    FALLS_TO_LARGE,
+    FALLS_TO_SMALL,
+    INTERRUPTED,
+    STATES,
+    RunState,
+    Valley,
+    find_valleys,
+)
 from scalelab.store.sources import PLAN_FILE
+from scalelab.store.spent import spent_and_wasted_s
 from scalelab.units import format_flops
-
-INTERRUPTED = "interrupted"
-BROKEN = "broken"
-STATES = (
-    "done", "running", "queued", "planned", INTERRUPTED, "preempted", "cancelled", "diverged",
-    "failed", BROKEN,
-)  # fmt: skip
-"""The states of a run, in the order in which they are shown."""
-
-ACTIVE = ("running", "queued")
-"""States in which something is being done for the run."""
-
-MIN_VALLEY_SIZES = 3
-BRACKETED = "bracketed"
-FALLS_TO_SMALL = "falls to the small end"
-FALLS_TO_LARGE = "falls to the large end"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunState:
-    """How one run of a sweep stands.
-
-    Attributes
-    ----------
-    run_id : str
-        The run.
-    state : str
-        One of `STATES`: the status that its files tell, or ``interrupted`` when they say running
-        and the process is gone, or ``broken`` when they do not hold together.
-    budget_flops : float or None
-        Budget of its isoFLOP curve.
-    n_params, n_tokens, n_steps : int or None
-        As planned, N by the default convention; None without a readable spec.
-    flops : float or None
-        Planned training compute by the default convention.
-    step : int
-        Steps taken so far by the newest attempt, or of the result.
-    loss_nats : float or None
-        Held-out loss of a finished run, newest training loss of a running one.
-    tokens_per_s : float or None
-        Newest throughput of a running one.
-    eta_s : float or None
-        Seconds that a running one still needs at that speed.
-    silent_s : float or None
-        Seconds since a running one wrote its newest row.
-    attempts : int
-        Attempts made.
-    reason : str or None
-        Why it ended when not as done.
-    """
-
-    run_id: str
-    state: str
-    budget_flops: float | None = None
-    n_params: int | None = None
-    n_tokens: int | None = None
-    n_steps: int | None = None
-    flops: float | None = None
-    step: int = 0
-    loss_nats: float | None = None
-    tokens_per_s: float | None = None
-    eta_s: float | None = None
-    silent_s: float | None = None
-    attempts: int = 0
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Valley:
-    """One isoFLOP curve so far.
-
-    Attributes
-    ----------
-    budget_flops : float
-        Its budget.
-    n_done, n_runs : int
-        Runs with a loss, and planned runs.
-    best_n_params, best_loss_nats : float or None
-        The size with the smallest mean loss, and that loss.
-    shape : str
-        ``bracketed`` (sizes on both sides of the best have larger losses), ``falls to the small
-        end``, ``falls to the large end``, or ``too few sizes``.
-    """
-
-    budget_flops: float
-    n_done: int
-    n_runs: int
-    best_n_params: float | None
-    best_loss_nats: float | None
-    shape: str
-
-    @property
-    def is_bracketed(self) -> bool:
-        """Whether the smallest loss is not at an end."""
-        return self.shape == BRACKETED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,8 +53,12 @@ class SweepStatus:
         By budget, smallest first; empty for a sweep without budgets.
     eta_s : float or None
         Seconds until the last run ends at the present speed; None when nothing runs.
+    worker_hours, wasted_hours : float
+        Hours that workers spent, and those that no result came of.
     advice : tuple of str
         What to do next.
+    gpus : int
+        GPUs of a worker; 0 where that is not known or it has none.
     """
 
     sweep: str
@@ -146,11 +67,21 @@ class SweepStatus:
     counts: Mapping[str, int]
     valleys: tuple[Valley, ...]
     eta_s: float | None
+    worker_hours: float
+    wasted_hours: float
     advice: tuple[str, ...]
+    gpus: int = 0
+
+
+Judge = Callable[[str, Sequence[RunState]], tuple[RunState, ...]]
 
 
 def read_status(
-    results: Path, sweep: str | None = None, *, now_s: float | None = None
+    results: Path,
+    sweep: str | None = None,
+    *,
+    now_s: float | None = None,
+    judge: Judge | None = None,
 ) -> SweepStatus:
     """Return how a sweep stands, read from its run folders.
 
@@ -162,6 +93,9 @@ def read_status(
         Its name; the one launched last by default.
     now_s : float, optional
         Unix time to reckon silence from; the clock's by default.
+    judge : callable, optional
+        Takes the sweep's name and its runs as their files tell them; returns them as somebody who
+        also knows the queue does.
 
     Raises
     ------
@@ -182,6 +116,7 @@ def read_status(
     runs = tuple(
         read_run_state(results / "runs" / run_id, budget, now) for run_id, budget in budgets.items()
     )
+    runs = runs if judge is None else judge(name, runs)
     found = Counter(run.state for run in runs)
     counts = {state: found[state] for state in STATES if found[state]}
     valleys = find_valleys(runs)
@@ -192,6 +127,8 @@ def read_status(
         counts=counts,
         valleys=valleys,
         eta_s=sweep_eta(runs),
+        worker_hours=math.fsum(run.spent_s for run in runs) / 3600,
+        wasted_hours=math.fsum(run.wasted_s for run in runs) / 3600,
         advice=advise(name, counts, valleys, runs),
     )
 
@@ -214,7 +151,9 @@ def read_run_state(folder: Path, budget_flops: float | None, now_s: float) -> Ru
     is_running = files.status == "running"
     last = RunDir(folder).attempts()[-1].last_metrics() if is_running else None
     is_gone = is_running and _is_gone(files.attempts[-1].note)
-    return run_state(run_row(files), last, budget_flops, now_s, is_gone=is_gone)
+    state = run_state(run_row(files), last, budget_flops, now_s, is_gone=is_gone)
+    spent_s, wasted_s = spent_and_wasted_s(files, now_s)
+    return replace(state, spent_s=spent_s, wasted_s=wasted_s)
 
 
 def run_state(
@@ -253,44 +192,6 @@ def run_state(
         silent_s=max(now_s - last.time_s, 0.0) if last and is_running and last.time_s else None,
         attempts=row["attempts"],
         reason=row.get("reason"),
-    )
-
-
-def find_valleys(runs: Sequence[RunState]) -> tuple[Valley, ...]:
-    """Return the isoFLOP curves of the runs, smallest budget first.
-
-    Replicates of a size count by their mean loss.
-    """
-    by_budget: dict[float, list[RunState]] = {}
-    for run in runs:
-        if run.budget_flops is not None:
-            by_budget.setdefault(run.budget_flops, []).append(run)
-    return tuple(_valley(budget, by_budget[budget]) for budget in sorted(by_budget))
-
-
-def _valley(budget: float, runs: list[RunState]) -> Valley:
-    losses: dict[int, list[float]] = {}
-    for run in runs:
-        if run.state == "done" and run.loss_nats is not None and run.n_params is not None:
-            losses.setdefault(run.n_params, []).append(run.loss_nats)
-    sizes = sorted(losses)
-    means = [math.fsum(losses[size]) / len(losses[size]) for size in sizes]
-    best = means.index(min(means)) if means else None
-    if best is None or len(sizes) < MIN_VALLEY_SIZES:
-        shape = "too few sizes"
-    elif best == 0:
-        shape = FALLS_TO_SMALL
-    elif best == len(sizes) - 1:
-        shape = FALLS_TO_LARGE
-    else:
-        shape = BRACKETED
-    return Valley(
-        budget_flops=budget,
-        n_done=sum(map(len, losses.values())),
-        n_runs=len(runs),
-        best_n_params=None if best is None else sizes[best],
-        best_loss_nats=None if best is None else means[best],
-        shape=shape,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from scalelab.errors import DataError, UsageError
 from scalelab.records.process import own_process
-from scalelab.store.status import (
+from scalelab.store.run_states import (
     BRACKETED,
     BROKEN,
     FALLS_TO_LARGE,
@@ -15,10 +15,8 @@ from scalelab.store.status import (
     INTERRUPTED,
     RunState,
     find_valleys,
-    read_status,
-    sweep_eta,
-    sweep_names,
 )
+from scalelab.store.status import read_status, sweep_eta, sweep_names
 
 
 def done(n_params, loss, budget=1e12, state="done"):
