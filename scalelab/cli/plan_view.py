@@ -9,6 +9,7 @@ from rich.table import Table
 from scalelab.cli.output import console
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.cost import PlanCost
+from scalelab.sweep.plan import Plan
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
     format_count,
@@ -73,7 +74,7 @@ def summary_lines(proposal: Proposal) -> list[str]:
         f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; {plan.rules['schedule']}",
         f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
         f"{DEFAULT_FLOP_CONVENTION} (causal attention and head included)",
-        f"total: {format_flops(plan.total_flops)} FLOPs{done}",
+        f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
         f"here: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
     ]
     if cost.wall_s < LONG_S:
@@ -83,6 +84,13 @@ def summary_lines(proposal: Proposal) -> list[str]:
         for other in proposal.elsewhere
     ]
     return lines
+
+
+def _shared_words(plan: Plan) -> str:
+    share = plan.executed_flops / plan.total_flops if plan.rows else 1.0
+    if share == 1.0:
+        return ""
+    return f", {format_flops(plan.executed_flops)} ({share:.2f}) as branches of shared trunks"
 
 
 def plan_as_json(proposal: Proposal) -> dict[str, Any]:

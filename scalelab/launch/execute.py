@@ -27,6 +27,7 @@ from scalelab.store.collect import collect
 from scalelab.sweep.cost import Speed, spec_seconds
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.spec import LauncherTable
+from scalelab.sweep.trunk import predecessors, trunk_id
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -105,7 +106,7 @@ def resume(
         request = LaunchRequest(
             results=results,
             sweep=saved.name,
-            run_ids=tuple(sorted(flops, key=lambda run_id: -flops[run_id])),
+            run_ids=launch_order(specs, flops),
             execution=execution,
             n_workers=n_workers,
             retry_failed=retry_failed,
@@ -121,6 +122,24 @@ def resume(
             raise
         collect(results.path)
         return report
+
+
+def launch_order(specs: Mapping[str, RunSpec], flops: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the longest runs first; branches of a trunk together, the shortest of them first."""
+    before = predecessors(specs.values())
+    trunks = {run_id: trunk_id(specs[run_id]) for run_id in before}
+    trunks.update({spec.run_id: trunk_id(spec) for spec in before.values()})
+    longest: dict[str, float] = {}
+    for run_id, trunk in trunks.items():
+        longest[trunk] = max(longest.get(trunk, 0.0), flops[run_id])
+
+    def key(run_id: str) -> tuple[float, str, float]:
+        trunk = trunks.get(run_id)
+        return (
+            (-flops[run_id], "", 0.0) if trunk is None else (-longest[trunk], trunk, flops[run_id])
+        )
+
+    return tuple(sorted(specs, key=key))
 
 
 def _launch(

@@ -42,6 +42,7 @@ def work_locally(
     slot: int | str,
     lifeline: multiprocessing.connection.Connection,
     host_note: Mapping[str, Any],
+    trunks: Path | None,
 ) -> None:
     """Train one run in a worker process of the local pool, then leave with its exit code.
 
@@ -58,6 +59,8 @@ def work_locally(
         orphan trains on.
     host_note : Mapping
         Facts that ``attempt.json`` should hold too.
+    trunks : Path or None
+        Where runs of one trunk leave and find their states.
     """
     # Ctrl-C reaches the whole terminal group; only the launcher answers it, with a SIGTERM to us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,6 +78,7 @@ def work_locally(
         execution,
         host_note=host_note,
         should_stop=_stop_when_orphaned(lifeline, run_path / CANCELLED_FILE),
+        trunks=trunks,
     )
     sys.exit(EXIT_BY_STATUS.get(status, EXIT_FAILED))
 
@@ -131,6 +135,7 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         pack = read_pack(sweep, intent_id, index)
         results = Results(sweep.parent.parent)
         note = {"intent": intent_id, "pack_index": index, **source_note(results.path)}
+        trunks = results.trunks if len(pack.run_ids) > 1 else None
         streams = os.dup(1), os.dup(2)
         has_stopped = False
         for run_id in pack.run_ids:
@@ -138,7 +143,7 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
             status = "failed"
             try:
                 _log_to(run.path / "log.txt")
-                status = _work_on_run(run, results, pack.execution, note, heard, stop_s)
+                status = _work_on_run(run, results, pack.execution, note, heard, stop_s, trunks)
             except (OSError, ScalelabError) as error:
                 # A folder removed or edited by hand; its companions in the job go on.
                 print(f"scalelab: {error}", file=sys.stderr, flush=True)
@@ -160,6 +165,7 @@ def _work_on_run(
     note: Mapping[str, Any],
     heard: list[str],
     stop_s: float,
+    trunks: Path | None,
 ) -> str:
     cancelled = run.path / CANCELLED_FILE
 
@@ -177,7 +183,14 @@ def _work_on_run(
 
     dataset = results.dataset(run.read_spec().data_fingerprint)
     while True:
-        status = run_attempt(run.path, dataset, execution, host_note=note, should_stop=should_stop)
+        status = run_attempt(
+            run.path,
+            dataset,
+            execution,
+            host_note=note,
+            should_stop=should_stop,
+            trunks=trunks,
+        )
         own = run.attempts()[-1].read_note() if status == "preempted" else {}
         reason = str((own.get("ended") or {}).get("reason"))
         if "SIGTERM" in reason:

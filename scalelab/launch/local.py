@@ -26,6 +26,8 @@ from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
 from scalelab.records.process import is_process_alive
 from scalelab.records.run_dir import FINAL_STATUSES, RunDir
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.trunk import branch_step, predecessors, trunk_id
 
 TICK_S = 0.25
 STOP_GRACE_S = 30.0
@@ -59,6 +61,10 @@ class LocalPool:
         self.states = {run_id: self._state_on_disk(run_id) for run_id in request.run_ids}
         actions = reconcile(request.run_ids, self.states, retry_failed=request.retry_failed)
         self.queue = list(actions.start)
+        specs = [self._folder(run_id).read_spec() for run_id in request.run_ids]
+        self.before = predecessors(specs)
+        first = {spec.run_id for spec in self.before.values()}
+        self.on_trunks = first.union(self.before)
         self.elsewhere = list(actions.wait)
         self.host_note = source_note(request.results.path)
         self.context = multiprocessing.get_context("forkserver")
@@ -71,8 +77,9 @@ class LocalPool:
             self._notify()
             while self.queue or self.workers or self.elsewhere:
                 self._look_elsewhere()
-                while self.queue and self.free:
-                    self._start(self.queue.pop(0))
+                while self.free and (run_id := self._next_run()) is not None:
+                    self.queue.remove(run_id)
+                    self._start(run_id)
                 sentinels = [worker.process.sentinel for worker in self.workers]
                 if not wait(sentinels, timeout=TICK_S) and not sentinels:
                     time.sleep(TICK_S)
@@ -92,6 +99,20 @@ class LocalPool:
             wall_s=time.time() - self.started_s,
             is_interrupted=is_interrupted,
         )
+
+    def _next_run(self) -> str | None:
+        """Return the next run to start; a branch waits until the one before has left the trunk."""
+        working = {worker.run_id for worker in self.workers}
+        pending = working.union(self.queue, self.elsewhere)
+        for run_id in self.queue:
+            before = self.before.get(run_id)
+            if before is None or before.run_id not in pending or self._has_left(before):
+                return run_id
+        return None
+
+    def _has_left(self, branch: RunSpec) -> bool:
+        folder = self.request.results.trunks / trunk_id(branch)
+        return (folder / f"checkpoint-{branch_step(branch)}").exists()
 
     def _start(self, run_id: str) -> None:
         if (self._folder(run_id).path / CANCELLED_FILE).exists():
@@ -117,6 +138,7 @@ class LocalPool:
                 slot,
                 receiver,
                 self.host_note,
+                self.request.results.trunks if run_id in self.on_trunks else None,
             ),
             name=f"scalelab-{run_id}",
         )

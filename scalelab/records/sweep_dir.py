@@ -58,6 +58,11 @@ class Results:
         """Return the folder of a run."""
         return RunDir(self.path / "runs" / run_id)
 
+    @property
+    def trunks(self) -> Path:
+        """Where branches leave the states of their trunks: a cache, which costs time to delete."""
+        return self.path / "trunks"
+
     def dataset(self, fingerprint: str) -> Path:
         """Return where the tokens with this fingerprint lie."""
         return self.path / "data" / fingerprint

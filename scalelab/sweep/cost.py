@@ -16,6 +16,7 @@ from typing import Any
 from scalelab.errors import DataError
 from scalelab.sweep.plan import Plan, PlannedRun, longest_first
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.trunk import shared_steps
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, TRAIN_TO_FORWARD, train_flops
 from scalelab.theory.hardware import (
     CPU_CORE_USD_PER_HOUR,
@@ -153,17 +154,25 @@ def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -
     skip : frozenset of str
         run_ids that are finished already and cost nothing.
     """
+    shared = shared_steps([row.spec for row in plan.rows])
+    rows = {row.spec.run_id: row for row in plan.rows}
     seconds = {
-        row.spec.run_id: 0.0 if row.spec.run_id in skip else run_seconds(row, plan, speed)
-        for row in plan.rows
+        run_id: 0.0 if run_id in skip else run_seconds(row, plan, speed, n_shared=shared[run_id])
+        for run_id, row in rows.items()
     }
+    # However many workers there are, the longest branch of a trunk waits for all of it.
+    longest = max(
+        (run_seconds(row, plan, speed) for run_id, row in rows.items() if seconds[run_id]),
+        default=0.0,
+    )
     in_order = tuple(seconds[row.spec.run_id] for row in plan.rows)
     hours = sum(seconds.values()) / 3600
     return PlanCost(
         speed=speed,
         run_seconds=in_order,
-        wall_s=makespan(
-            [seconds[r.spec.run_id] for r in longest_first(plan.rows)], speed.n_workers
+        wall_s=max(
+            longest,
+            makespan([seconds[r.spec.run_id] for r in longest_first(plan.rows)], speed.n_workers),
         ),
         worker_hours=hours,
         usd=hours * speed.usd_per_worker_hour,
@@ -171,17 +180,21 @@ def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -
     )
 
 
-def run_seconds(row: PlannedRun, plan: Plan, speed: Speed) -> float:
-    """Return the seconds of one run: training, the final evaluation, and starting up."""
-    return spec_seconds(row.spec, plan.data.n_eval_tokens, speed)
+def run_seconds(row: PlannedRun, plan: Plan, speed: Speed, *, n_shared: int = 0) -> float:
+    """Return the seconds of one run: training, the final evaluation, and starting up.
+
+    The first ``n_shared`` steps are another branch's of the same trunk and cost nothing.
+    """
+    return spec_seconds(row.spec, plan.data.n_eval_tokens, speed, n_shared=n_shared)
 
 
-def spec_seconds(spec: RunSpec, n_eval_tokens: int, speed: Speed) -> float:
+def spec_seconds(spec: RunSpec, n_eval_tokens: int, speed: Speed, *, n_shared: int = 0) -> float:
     """Return the seconds of a run by its specification alone; as `run_seconds`."""
     flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
     evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
     train_rate, eval_rate = speed.at(spec)
-    return flops / train_rate + evaluation / eval_rate + RUN_OVERHEAD_S
+    own = flops * (1 - n_shared / spec.n_steps)
+    return own / train_rate + evaluation / eval_rate + RUN_OVERHEAD_S
 
 
 def makespan(seconds: Sequence[float], n_workers: int) -> float:

@@ -2,13 +2,15 @@
 
 `make_plan` is a pure function of the specification and of what is known about the text. What to use
 when: ``isoflop`` to find the best size at each budget (several sizes at equal FLOPs), ``grid`` to
-cover N and D apart, for a parametric fit.
+cover N and D apart, for a parametric fit, ``ladder`` to do so by one constant-rate trunk a size,
+for about half the steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from scalelab.errors import UsageError
 from scalelab.sweep.ladder import distinct_shapes, nearest_shape, size_limits
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec, TrainTable
+from scalelab.sweep.trunk import shared_steps
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
@@ -122,6 +125,14 @@ class Plan:
         """Training FLOPs of all rows, exact convention."""
         return sum(row.flops for row in self.rows)
 
+    @property
+    def executed_flops(self) -> float:
+        """Training FLOPs of all rows where branches of one trunk share its steps."""
+        shared = shared_steps([row.spec for row in self.rows])
+        return sum(
+            row.flops * (1 - shared[row.spec.run_id] / row.spec.n_steps) for row in self.rows
+        )
+
     def epochs(self, row: PlannedRun) -> float:
         """Return how often a run passes over the text."""
         return row.spec.n_tokens / self.data.n_train_tokens
@@ -187,7 +198,7 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         raise UsageError(
             f"{count:,} runs", f"at most {MAX_PLANNED_RUNS:,}", "Ask for fewer points on the axes."
         )
-    make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows}[sweep.kind]
+    make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows, "ladder": _ladder_rows}[sweep.kind]
     rows = tuple(
         dataclasses.replace(row, spec=dataclasses.replace(row.spec, seed=seed))
         for row in make_rows(sweep, data, sweep.train.precision or precision)
@@ -198,7 +209,7 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         kind=sweep.kind,
         rows=rows,
         data=data,
-        rules=_rules_in_words(sweep.train),
+        rules=_rules_in_words(sweep),
     )
 
 
@@ -261,6 +272,25 @@ def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Planne
         for shape in shapes
         for n_tokens in sweep.n_tokens
     ]
+
+
+def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
+    """Return the branches of a trunk for each size: rates and batch of the mean length for all.
+
+    The warm-up is that of the shortest branch, so that every branch leaves the trunk after it.
+    """
+    shortest = min(sweep.n_tokens)
+    mean = math.exp(statistics.fmean(math.log(n_tokens) for n_tokens in sweep.n_tokens))
+    rows = []
+    for shape in distinct_shapes(sweep.n_params, data.vocab_size):
+        middle = planned_run(shape, mean, None, sweep.train, data, precision).spec
+        train = sweep.train.model_copy(update={"batch_seqs": middle.batch_seqs, "lr": middle.lr})
+        first = planned_run(shape, shortest, None, train, data, precision).spec
+        for n_tokens in sweep.n_tokens:
+            row = planned_run(shape, n_tokens, None, train, data, precision)
+            spec = dataclasses.replace(row.spec, warmup_steps=first.warmup_steps)
+            rows.append(dataclasses.replace(row, spec=spec))
+    return rows
 
 
 def planned_run(
@@ -333,13 +363,15 @@ def _batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
     return int(max(2**exponent, min(MIN_BATCH_SEQS, max(allowed, 1))))
 
 
-def _rules_in_words(train: TrainTable) -> dict[str, str]:
+def _rules_in_words(sweep: SweepSpec) -> dict[str, str]:
+    train = sweep.train
     lr_rule, batch_rule = train.find_lr_rule(), train.find_batch_rule()
+    at = ", at the geometric mean of D" if sweep.kind == "ladder" else ""
     return {
-        "lr": f"{train.lr:g}, as given" if train.lr else f"{lr_rule.name}: {lr_rule.formula}",
+        "lr": f"{train.lr:g}, as given" if train.lr else f"{lr_rule.name}: {lr_rule.formula}{at}",
         "batch": f"{train.batch_seqs} sequences, as given"
         if train.batch_seqs
-        else f"{batch_rule.name}: {batch_rule.formula}, to a power of two",
+        else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
         "schedule": train.schedule,
     }
 

@@ -204,8 +204,9 @@ class LauncherTable(_Table):
 class SweepSpec(_Table):
     """One sweep: which runs, on which text, launched where."""
 
-    kind: Literal["isoflop", "grid"]
-    """``isoflop`` (several sizes at each budget) or ``grid`` (every size with every D)."""
+    kind: Literal["isoflop", "grid", "ladder"]
+    """``isoflop`` (several sizes at each budget), ``grid`` (every size with every D) or ``ladder``
+    (the same by one constant-rate trunk a size and a cooldown for each D)."""
     name: str | None = None
     """Name of the sweep; none means one made from the kind and the axes."""
     budgets: Quantities = ()
@@ -217,9 +218,9 @@ class SweepSpec(_Table):
     tokens_per_param: Quantity | None = None
     """isoflop: D/N about which the sizes are spread; none means 20 tokens, and 40 bytes."""
     n_params: Quantities = ()
-    """grid: parameters N, all of them counted."""
+    """grid, ladder: parameters N, all of them counted."""
     n_tokens: Quantities = ()
-    """grid: training tokens D."""
+    """grid, ladder: training tokens D."""
     data: DataTable = DataTable()
     """Which text."""
     train: TrainTable = TrainTable()
@@ -231,16 +232,26 @@ class SweepSpec(_Table):
 
     @model_validator(mode="after")
     def _axes_fit_kind(self) -> SweepSpec:
-        needed = {"isoflop": ("budgets",), "grid": ("n_params", "n_tokens")}
-        for kind, axes in needed.items():
-            for axis in axes:
-                if (kind == self.kind) != bool(getattr(self, axis)):
-                    missing = kind == self.kind
-                    raise UsageError(
-                        f"a {self.kind} sweep {'without' if missing else 'with'} {axis}",
-                        f"{' and '.join(needed[self.kind])} for {self.kind}",
-                        f"{'Give' if missing else 'Leave out'} {axis}.",
-                    )
+        sizes_and_lengths = ("n_params", "n_tokens")
+        needed = {
+            "isoflop": ("budgets",),
+            "grid": sizes_and_lengths,
+            "ladder": sizes_and_lengths,
+        }[self.kind]
+        for axis in ("budgets", *sizes_and_lengths):
+            missing = axis in needed
+            if missing != bool(getattr(self, axis)):
+                raise UsageError(
+                    f"a {self.kind} sweep {'without' if missing else 'with'} {axis}",
+                    f"{' and '.join(needed)} for {self.kind}",
+                    f"{'Give' if missing else 'Leave out'} {axis}.",
+                )
+        if self.kind == "ladder" and self.train.schedule != "wsd":
+            raise UsageError(
+                f"a ladder with schedule = {self.train.schedule!r}",
+                "wsd: only a constant rate can be left at any length",
+                "Set schedule to wsd.",
+            )
         return self
 
     def default_name(self) -> str:

@@ -22,6 +22,7 @@ from scalelab.errors import DataError, ScalelabError
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.types import MetricRow, RunRecord
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.trunk import branch_step, trunk_id
 from scalelab.theory.accounting import (
     count_params,
     executed_flops_per_token,
@@ -128,7 +129,7 @@ class Session:
             self._note["resumed_from"] = {"attempt": found.attempt, "step": found.step}
             return self._take(state)
         if self._trunks is not None and (state := trunk.load(self._trunks, self.spec)) is not None:
-            self._note["trunk"] = {"trunk_id": trunk.trunk_id(self.spec), "step": state["step"]}
+            self._note["trunk"] = {"trunk_id": trunk_id(self.spec), "step": state["step"]}
             return self._take(state)
         return None
 
@@ -320,7 +321,7 @@ class Session:
         return engine_state
 
     def _branch_step(self) -> int | None:
-        return None if self._trunks is None else trunk.branch_step(self.spec)
+        return None if self._trunks is None else branch_step(self.spec)
 
     def _data(self) -> Dataset:
         assert self._dataset is not None

@@ -12,30 +12,15 @@ else, because a branch is an ordinary run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import secrets
 import shutil
 from pathlib import Path
 from typing import Any
 
-from scalelab.sweep.run_spec import RUN_ID_LENGTH, RunSpec, canonical
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.trunk import branch_step, trunk_id
 from scalelab.train import checkpoint
-
-_BRANCH_FIELDS = ("n_steps", "decay_steps")
-
-
-def trunk_id(spec: RunSpec) -> str:
-    """Return the identity that all branches of one trunk share: the run's without its length."""
-    content = {k: v for k, v in canonical(spec).items() if k not in _BRANCH_FIELDS}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_LENGTH]
-
-
-def branch_step(spec: RunSpec) -> int | None:
-    """Return after how many steps a run leaves its trunk; None when it has none."""
-    return spec.n_steps - spec.decay_steps if spec.schedule == "wsd" and spec.decay_steps else None
 
 
 def save(trunks: Path, spec: RunSpec, state: dict[str, Any]) -> None:

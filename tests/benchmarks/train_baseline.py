@@ -1,10 +1,11 @@
-"""The trainer beside a plain nanoGPT-style one: ``python tests/benchmarks/train_baseline.py``.
+"""The trainer beside two plain ones: ``python tests/benchmarks/train_baseline.py``.
 
-The baseline is what a careful person writes in an afternoon: `torch.nn` modules, SDPA, RMSNorm
-from torch, fused query-key-value, torch's AdamW, one process with all cores. Ours is the pool: one
-pinned single-thread process a core. Both train the same shapes at the same precision on random
-bytes; each takes the machine for itself, in turns, and medians are compared. It needs a quiet
-machine.
+``baseline`` is what a careful person writes in an afternoon: `torch.nn` modules, SDPA, RMSNorm
+from torch, fused query-key-value, torch's AdamW, one process with all cores. ``transformers`` is
+the same shape as ours in Hugging Face's LlamaForCausalLM (the ``bench`` extra; left out where it is
+missing). Ours is the pool: one pinned single-thread process a core. All train the same shapes at
+the same precision on random bytes; each takes the machine for itself, in turns, and medians are
+compared. It needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
 SEQ_LEN = 256
 VOCAB = 256
@@ -24,6 +28,7 @@ SHAPES = {
     "0.9M": {"d_model": 128, "n_layers": 4, "batch_seqs": 8},
     "4.8M": {"d_model": 256, "n_layers": 6, "batch_seqs": 8},
 }
+SMALL_NAME = "8 runs of 0.04M"
 SMALL = {"d_model": 24, "n_layers": 4, "batch_seqs": 8}
 
 
@@ -71,12 +76,19 @@ def baseline(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> fl
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
     model = Model()
+    return trained_tokens_per_s(model, model, batch_seqs, seconds)
+
+
+def trained_tokens_per_s(loss_of: Any, model: Any, batch_seqs: int, seconds: float) -> float:
+    """Return tokens/s of plain steps: AdamW, clipping to norm 1, the loss read every time."""
+    import torch
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     tokens = torch.randint(VOCAB, (batch_seqs, SEQ_LEN + 1))
-    times = []
+    times: list[float] = []
     while len(times) < 5 or sum(times[2:]) < seconds:
         started = time.perf_counter()
-        loss = model(tokens)
+        loss = loss_of(tokens)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -84,6 +96,31 @@ def baseline(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> fl
         loss.item()
         times.append(time.perf_counter() - started)
     return batch_seqs * SEQ_LEN / statistics.median(times[2:])
+
+
+def transformers(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> float:
+    """Return tokens/s of LlamaForCausalLM with AdamW, all cores in one process."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_flush_denormal(True)
+    n_heads = max(1, d_model // 32)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=d_model,
+        intermediate_size=-(-8 * d_model // 24) * 8,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_heads,
+        max_position_embeddings=SEQ_LEN,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config)
+    return trained_tokens_per_s(
+        lambda x: model(input_ids=x, labels=x).loss, model, batch_seqs, seconds
+    )
 
 
 def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: int = 1) -> float:
@@ -103,14 +140,16 @@ def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: i
         vocab_size=VOCAB,
     )
     spec = synthetic_run(shape, seq_len=SEQ_LEN, batch_seqs=batch_seqs)
-    found = bench_train(spec, ExecutionSpec(pack_size=n_runs), n_runs=n_runs, seconds=seconds)
+    found = bench_train(
+        spec, ExecutionSpec(step="direct", pack_size=n_runs), n_runs=n_runs, seconds=seconds
+    )
     return float(found["tokens_per_s"])
 
 
 def measure(kind: str, shape: dict[str, int], seconds: float, **options: int) -> float:
     """Run one side in fresh processes and return its tokens/s together."""
     cores = sorted(os.sched_getaffinity(0))
-    groups = [cores] if kind == "baseline" else [[core] for core in cores]
+    groups = [[core] for core in cores] if kind == "ours" else [cores]
     request = json.dumps({**shape, **options, "seconds": seconds})
     processes = [
         subprocess.Popen(
@@ -124,46 +163,48 @@ def measure(kind: str, shape: dict[str, int], seconds: float, **options: int) ->
 
 
 def main() -> None:
-    """Print one JSON object: tokens/s of both sides and their ratio, shape by shape."""
+    """Print one JSON object: tokens/s of all sides and ratios, shape by shape."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", nargs="?", choices=("baseline", "ours"))
+    parser.add_argument("side", nargs="?", choices=tuple(SIDES))
     parser.add_argument("request", nargs="?")
+    parser.add_argument("--shapes", default=",".join([*SHAPES, SMALL_NAME]))
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.side:
-        side = baseline if arguments.side == "baseline" else ours
-        print(side(**json.loads(arguments.request)))
+        print(SIDES[arguments.side](**json.loads(arguments.request)))
         return
+    sides = [side for side in SIDES if side != "transformers" or find_spec("transformers")]
     table = {}
-    for name, shape in SHAPES.items():
-        turns = [
-            (
-                measure("baseline", shape, arguments.seconds),
-                measure("ours", shape, arguments.seconds),
-            )
-            for _ in range(arguments.turns)
-        ]
+    for name in arguments.shapes.split(","):
+        is_small = name == SMALL_NAME
+        shape = SMALL if is_small else SHAPES[name]
+        turns = []
+        for _ in range(arguments.turns):
+            turn = {side: measure(side, shape, arguments.seconds) for side in sides}
+            if is_small:
+                turn["ours, packed by 4"] = measure("ours", shape, arguments.seconds, n_runs=4)
+            turns.append(turn)
         table[name] = summarise(turns)
-    turns = [
-        (
-            measure("baseline", SMALL, arguments.seconds),
-            measure("ours", SMALL, arguments.seconds, n_runs=4),
-        )
-        for _ in range(arguments.turns)
-    ]
-    table["8 runs of 0.04M"] = summarise(turns)
     print(json.dumps({"cores": len(os.sched_getaffinity(0)), "table": table}, indent=1))
 
 
-def summarise(turns: list[tuple[float, float]]) -> dict[str, float]:
-    """Return the medians of both sides and of their ratio."""
+def summarise(turns: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return each side's median tokens/s, and the median of ours over it."""
     return {
-        "baseline_tokens_per_s": statistics.median(plain for plain, _ in turns),
-        "ours_tokens_per_s": statistics.median(pool for _, pool in turns),
-        "ratio": statistics.median(pool / plain for plain, pool in turns),
+        side: {
+            "tokens_per_s": statistics.median(turn[side] for turn in turns),
+            "ours_over_it": statistics.median(turn["ours"] / turn[side] for turn in turns),
+        }
+        for side in turns[0]
     }
 
+
+SIDES: dict[str, Callable[..., float]] = {
+    "baseline": baseline,
+    "transformers": transformers,
+    "ours": ours,
+}
 
 if __name__ == "__main__":
     main()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.trunk import trunk_id
 from scalelab.train import worker
 from scalelab.train.engine import Engine
-from scalelab.train.trunk import branch_step, trunk_id
 
 MakeRun = Callable[..., RunDir]
 UNIT = 10
@@ -98,12 +97,3 @@ def test_a_trunk_that_went_further_is_no_start_for_a_shorter_run(
     worker.run_attempt(straight.path, dataset.folder, execution)
     assert "trunk" not in short.attempts()[0].read_note()
     assert final(short) == final(straight)
-
-
-def test_only_length_and_decay_are_left_out_of_a_trunks_identity(spec: RunSpec) -> None:
-    base = replace(spec, schedule="wsd", decay_steps=5)
-    assert trunk_id(base) == trunk_id(replace(base, n_steps=90, decay_steps=9))
-    for change in ({"lr": 0.02}, {"seed": 8}, {"warmup_steps": 2}, {"weight_decay": 0.2}):
-        assert trunk_id(base) != trunk_id(replace(base, **change))  # type: ignore[arg-type]
-    assert branch_step(base) == 25
-    assert branch_step(spec) is None
