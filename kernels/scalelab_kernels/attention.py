@@ -28,9 +28,13 @@ from scalelab_kernels.attention_backward import (
     attention_backward,
     last_dense,
     load_block,
+    place,
 )
 from scalelab_kernels.configs import attention_config
+from scalelab_kernels.errors import KernelUnavailableError
 from scalelab_kernels.runtime import architecture, check_runs_here, dot, round_to
+
+HEAD_DIM_MAX = 128
 
 
 @triton.jit
@@ -68,9 +72,8 @@ def _forward_kernel(
 ):  # fmt: skip
     tl.static_assert(QUERIES % KEYS == 0)
     # The last queries see the most keys: begin with them, so that no long block is left over.
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
+    block, batch, head = place(n_positions, QUERIES, H)
+    first = (tl.cdiv(n_positions, QUERIES) - 1 - block) * QUERIES
     row = first + tl.arange(0, QUERIES)
     in_rows = row < n_positions
     k += batch * k_batch + head // GROUP * k_head
@@ -113,7 +116,7 @@ def _attention(
     out = q.new_empty(n_batch, n_positions, n_heads, head_dim)
     lse = q.new_empty(n_batch, n_heads, n_positions, dtype=torch.float32)
     config = attention_config(architecture(q), head_dim, q.element_size()).forward
-    _forward_kernel[(triton.cdiv(n_positions, config.rows), n_batch * n_heads)](
+    _forward_kernel[(triton.cdiv(n_positions, config.rows) * n_batch * n_heads,)](
         q, k, v, q if starts is None else starts, out, lse, scale * LOG2_E, n_positions,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         H=n_heads, GROUP=n_heads // k.shape[1], HAS_STARTS=starts is not None,
@@ -160,11 +163,17 @@ def causal_attention(
     Raises
     ------
     KernelUnavailableError
-        Where Triton cannot run.
+        Where Triton cannot run, or for heads wider than `HEAD_DIM_MAX`.
     ValueError
         A scale that is not positive.
     """
     check_runs_here(q)
+    if q.shape[-1] > HEAD_DIM_MAX:
+        raise KernelUnavailableError(
+            f"the Triton attention for heads of {q.shape[-1]}",
+            f"heads of at most {HEAD_DIM_MAX}, whose blocks fit shared memory",
+            "Choose the attention 'sdpa', or narrower heads.",
+        )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if scale <= 0:
         raise ValueError(

@@ -35,13 +35,24 @@ def load_block(pointer, row, n_rows, stride, D: tl.constexpr, COLS: tl.constexpr
 
 
 @triton.jit
+def place(n_positions, ROWS: tl.constexpr, H: tl.constexpr):
+    """Return this program's block of positions, its sequence and its head.
+
+    One axis of programs: a grid is 65,535 high and deep at most, and packed runs have more heads.
+    """
+    n_blocks = tl.cdiv(n_positions, ROWS)
+    row_of_heads = tl.program_id(0) // n_blocks
+    batch = (row_of_heads // H).to(tl.int64)
+    return tl.program_id(0) % n_blocks, batch, (row_of_heads % H).to(tl.int64)
+
+
+@triton.jit
 def _delta_kernel(
     out, grad_out, delta, n_positions,
     H: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    block, batch, head = place(n_positions, ROWS, H)
+    row = block * ROWS + tl.arange(0, ROWS)
     own = (batch * n_positions * H + head) * D
     a = load_block(out + own, row, n_positions, H * D, D, COLS).to(tl.float32)
     b = load_block(grad_out + own, row, n_positions, H * D, D, COLS).to(tl.float32)
@@ -89,9 +100,8 @@ def _key_kernel(
 ):  # fmt: skip
     tl.static_assert(KEYS % QUERIES == 0)
     G: tl.constexpr = H // GROUP
-    first = tl.program_id(0) * KEYS
-    batch = (tl.program_id(1) // G).to(tl.int64)
-    kv_head = (tl.program_id(1) % G).to(tl.int64)
+    block, batch, kv_head = place(n_positions, KEYS, G)
+    first = block * KEYS
     col = first + tl.arange(0, KEYS)
     keys = load_block(k + batch * k_batch + kv_head * k_head, col, n_positions, k_token, D, COLS)
     values = load_block(v + batch * v_batch + kv_head * v_head, col, n_positions, v_token, D, COLS)
@@ -156,9 +166,8 @@ def _query_kernel(
     D: tl.constexpr, COLS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(QUERIES % KEYS == 0)
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
+    block, batch, head = place(n_positions, QUERIES, H)
+    first = (tl.cdiv(n_positions, QUERIES) - 1 - block) * QUERIES
     row = first + tl.arange(0, QUERIES)
     in_rows = row < n_positions
     k += batch * k_batch + head // GROUP * k_head
@@ -221,17 +230,17 @@ def attention_backward(
         "H": n_heads, "GROUP": n_heads // n_kv_heads, "HAS_STARTS": starts is not None,
         "D": head_dim,
     }  # fmt: skip
-    _delta_kernel[(triton.cdiv(n_positions, config.query.rows), n_batch * n_heads)](
+    _delta_kernel[(triton.cdiv(n_positions, config.query.rows) * n_batch * n_heads,)](
         out, grad_out, delta, n_positions,
         H=n_heads, D=head_dim, COLS=config.query.width, ROWS=config.query.rows,
     )  # fmt: skip
-    _key_kernel[(triton.cdiv(n_positions, config.key.rows), n_batch * n_kv_heads)](
+    _key_kernel[(triton.cdiv(n_positions, config.key.rows) * n_batch * n_kv_heads,)](
         q, k, v, q if starts is None else starts, q if ends is None else ends,
         grad_out, lse, delta, grad_k, grad_v, scale * LOG2_E, n_positions, *strides, **shape,
         COLS=config.key.width, QUERIES=config.key.cols, KEYS=config.key.rows,
         num_warps=config.key.num_warps, num_stages=config.key.num_stages,
     )  # fmt: skip
-    _query_kernel[(triton.cdiv(n_positions, config.query.rows), n_batch * n_heads)](
+    _query_kernel[(triton.cdiv(n_positions, config.query.rows) * n_batch * n_heads,)](
         q, k, v, q if starts is None else starts, grad_out, lse, delta, grad_q,
         scale * LOG2_E, n_positions, *strides, **shape,
         COLS=config.query.width, QUERIES=config.query.rows, KEYS=config.query.cols,

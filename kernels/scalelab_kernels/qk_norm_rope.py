@@ -30,11 +30,13 @@ from scalelab_kernels.runtime import architecture, check_runs_here, n_packed, ro
 @triton.jit
 def _rows(block, run, n_rows, n_positions, H: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr):
     """Return token, head and validity of this block's rows, and their positions."""
+    # 32 bits hold every row that fits a device, and divide in a fraction of the time of 64.
     row = block * ROWS + tl.arange(0, ROWS)
-    token = (row // (H + 2 * G)).to(tl.int64)
+    token = row // (H + 2 * G)
     head = row % (H + 2 * G)
-    position = (token % n_positions).to(tl.int32)
-    return token + run * (n_rows // (H + 2 * G)), head, row < n_rows, position
+    position = token % n_positions
+    token = token.to(tl.int64) + run * (n_rows // (H + 2 * G))
+    return token, head, row < n_rows, position
 
 
 @triton.jit

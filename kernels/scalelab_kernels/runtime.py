@@ -22,6 +22,10 @@ IS_INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 """Fixed when Triton decorates the kernels, hence when this module is imported."""
 
 
+ARCHITECTURES = {(8, 0): "ampere", (9, 0): "hopper"}
+"""By compute capability; 8.6 and 8.9 are of Ampere's kin with 99 KiB of shared memory, not 163."""
+
+
 def check_runs_here(tensor: Tensor) -> None:
     """Refuse tensors on which a kernel cannot run.
 
@@ -40,8 +44,7 @@ def check_runs_here(tensor: Tensor) -> None:
 
 @functools.cache
 def _architecture_of_cuda(index: int) -> str:
-    major, _ = torch.cuda.get_device_capability(index)
-    return {8: "ampere", 9: "hopper"}.get(major, "generic")
+    return ARCHITECTURES.get(torch.cuda.get_device_capability(index), "generic")
 
 
 def architecture(tensor: Tensor) -> str:

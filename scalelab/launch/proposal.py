@@ -6,11 +6,13 @@ files, and the speed is the one measured earlier, if any.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
+from scalelab.errors import UsageError
 from scalelab.launch.speed import default_device, machine_speed, speed_for
 from scalelab.records.run_dir import FINAL_STATUSES
 from scalelab.records.sweep_dir import Results
@@ -23,6 +25,10 @@ ASK_ABOVE_S = 3600.0
 BYTES_PER_BPE_TOKEN = 4.0
 UNPREPARED = "unprepared"
 BYTE_VOCABULARY = 256
+
+KERNELS = ("reference", "triton")
+ATTENTIONS = ("explicit", "sdpa", "cudnn", "flash", "triton", "measured")
+"""What `scalelab_kernels.operations` has; ``measured`` takes the fastest that a GPU offers."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,14 +62,35 @@ class Proposal:
 
 
 def default_execution(*, device: str | None = None, keeps_weights: bool = False) -> ExecutionSpec:
-    """Return how runs are executed on this machine unless something else is asked for."""
+    """Return how runs are executed on this machine unless something else is asked for.
+
+    ``SCALELAB_KERNELS`` and ``SCALELAB_ATTENTION`` in the environment name other operations than
+    torch's own; where these cannot run the runs fail, and nothing is put in their place.
+
+    Raises
+    ------
+    UsageError
+        When one of them is an unknown word.
+    """
     device = device or default_device()
     return ExecutionSpec(
         device=device,
         step="eager" if device == "cuda" else "direct",
-        attention="sdpa" if device == "cuda" else "explicit",
+        kernels=_word_from_environment("SCALELAB_KERNELS", KERNELS, "reference"),
+        attention=_word_from_environment(
+            "SCALELAB_ATTENTION", ATTENTIONS, "sdpa" if device == "cuda" else "explicit"
+        ),
         keeps_weights=keeps_weights,
     )
+
+
+def _word_from_environment(name: str, allowed: tuple[str, ...], default: str) -> str:
+    word = os.environ.get(name) or default
+    if word not in allowed:
+        raise UsageError(
+            f"{name}={word!r}", " or ".join(allowed), "Choose one, or unset the variable."
+        )
+    return word
 
 
 def propose(

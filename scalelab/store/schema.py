@@ -125,7 +125,7 @@ _EXECUTION = (
     Column("device_name", TEXT, "", "Name of the processor, as the driver or system gives it."),
     Column("step_mode", TEXT, "", "How a step runs: eager, compiled or graph."),
     Column("kernels", TEXT, "", "reference or triton."),
-    Column("attention", TEXT, "", "explicit, sdpa or triton."),
+    Column("attention", TEXT, "", "explicit, sdpa, cudnn, flash or triton."),
     Column("n_threads", WHOLE, "threads", "CPU threads of the worker."),
     Column("micro_batch_seqs", WHOLE, "sequences", "Sequences in a forward pass; 0 is all."),
     Column("pack_size", WHOLE, "runs", "Runs trained in the same step."),

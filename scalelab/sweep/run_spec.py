@@ -162,7 +162,8 @@ class ExecutionSpec:
     kernels : str
         ``reference`` (plain torch) or ``triton``.
     attention : str
-        ``explicit`` (baddbmm and softmax), ``sdpa`` or ``triton``.
+        ``explicit`` (baddbmm and softmax), ``sdpa``, its ``cudnn`` or ``flash`` alone, ``triton``,
+        or ``measured``: an attempt takes the fastest of its GPU, and its note has that one's name.
     n_threads : int
         CPU threads of a worker.
     micro_batch_seqs : int

@@ -83,8 +83,9 @@ class Decoder:
         """Return the residual stream after a block, and the block's load-balance loss."""
         w = self.weights
         normed = self.ops.rms_norm(stream, w[prefix + "attention_norm"], NORM_EPSILON)
-        stream = stream + self._attend(normed, prefix)
-        normed = self.ops.rms_norm(stream, w[prefix + "ff_norm"], NORM_EPSILON)
+        normed, stream = self.ops.add_rms_norm(
+            self._attend(normed, prefix), stream, w[prefix + "ff_norm"], NORM_EPSILON
+        )
         gate_up, down = w[prefix + "gate_up"], w[prefix + "down"]
         if self.shape.n_experts:
             mixed, balance = feed_forward(

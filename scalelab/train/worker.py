@@ -22,10 +22,13 @@ from scalelab.errors import DataError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.train import direct
+from scalelab.train.attention import MEASURED, fastest_attention
 from scalelab.train.engine import Engine
 from scalelab.train.loop import train
 from scalelab.train.session import Session
 
+BEGUN_FIELDS = ("step", "kernels", "attention")
+"""Of the execution, what a run keeps to the end because its bits depend on it."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """SLURM and submitit announce the end of an allocation by these."""
 
@@ -128,12 +131,13 @@ def run_pack(
         if accepted is not None and (record := accepted.read_record()) is not None:
             statuses[run] = record.status
     todo = [run for run in runs if run not in statuses]
-    if execution.step == "direct" and not all(
-        direct.is_possible(run.read_spec(), execution) for run in todo
-    ):
-        execution = replace(execution, step="eager")
+    execution = possible_execution(todo, execution)
     prepare_torch(execution)
     note = {**(host_note or {}), "companions": [run.run_id for run in todo]}
+    if todo and execution.attention == MEASURED:
+        path, times = fastest_attention(todo[0].read_spec(), execution, len(todo))
+        execution = replace(execution, attention=path)
+        note["attention_ms"] = times
     sessions = [Session(run, execution, note, trunks) for run in todo]
     try:
         _train_all(sessions, dataset_path, should_stop)
@@ -144,6 +148,26 @@ def run_pack(
     for session in sessions:
         statuses[session.run] = session.status or "failed"
     return tuple(statuses[run] for run in runs)
+
+
+def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> ExecutionSpec:
+    """Return how the runs are executed: as asked, but as they were begun where they go on.
+
+    A run that goes on from a checkpoint keeps the step, the operations and the attention of the
+    attempt that wrote it, so that a change of the defaults changes no bit of it. ``direct`` becomes
+    ``eager`` for models whose gradients are not written out.
+    """
+    for run in runs:
+        for found in run.checkpoints()[:1]:
+            begun = run.attempt(found.attempt).read_note().get("execution") or {}
+            if begun.get("device") == execution.device:
+                kept = {name: begun[name] for name in BEGUN_FIELDS if name in begun}
+                execution = replace(execution, **kept)
+    if execution.step == "direct" and not all(
+        direct.is_possible(run.read_spec(), execution) for run in runs
+    ):
+        return replace(execution, step="eager")
+    return execution
 
 
 def _train_all(

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-ARCHITECTURES = {80: "ampere", 86: "generic", 89: "generic", 90: "hopper"}
+ARCHITECTURES = {80: "ampere", 86: "generic", 89: "generic", 90: "hopper", 120: "generic"}
 FILES = ("rms_norm", "swiglu", "qk_norm_rope", "cross_entropy_tiles", "linear_cross_entropy",
          "adamw", "attention", "attention_backward", "moe")  # fmt: skip
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scalelab_kernels import attention, reference
+from scalelab_kernels.errors import KernelUnavailableError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -149,6 +150,11 @@ def test_two_runs_are_bitwise_equal():
 def test_a_scale_that_is_not_positive_is_refused(scale):
     with pytest.raises(ValueError, match="positive"):
         attention.causal_attention(*make((1,), 1, 1, 2, 2), scale=scale)
+
+
+def test_heads_too_wide_for_shared_memory_are_refused():
+    with pytest.raises(KernelUnavailableError, match="at most 128"):
+        attention.causal_attention(*make((1,), 1, 1, 2, 160))
 
 
 @pytest.mark.parametrize("has_documents", [True, False])
