@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from scalelab.cli.options import DeviceOption, JsonOption, WorkersOption
-from scalelab.errors import EXIT_OK
+from scalelab.cli.options import (
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    WorkersOption,
+    checked_device,
+)
+from scalelab.errors import EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from scalelab.theory.shape import ModelShape
+
+_LABEL = re.compile(r"(\d+)L-(\d+)d-(\d+)h")
 
 app = typer.Typer(help="Measure this machine. Example: scalelab bench device", no_args_is_help=True)
 
@@ -44,3 +58,98 @@ def device(
         )
     console().print(table)
     return EXIT_OK
+
+
+@app.command("train")
+def train(
+    shape: Annotated[
+        str, typer.Option("--shape", help="Layers, width and heads as 4L-64d-2h, or a size as 1M.")
+    ] = "4L-64d-2h",
+    device: DeviceOption = None,
+    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Tokens in a sequence.")] = 256,
+    batch_seqs: Annotated[int, typer.Option("--batch-seqs", min=1, help="Sequences a step.")] = 8,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", min=2, help="Tokens there are.")] = 256,
+    precision: PrecisionOption = None,
+    step: Annotated[
+        str | None,
+        typer.Option("--step", help="direct, eager, compiled or graph; default the device's."),
+    ] = None,
+    pack: Annotated[int, typer.Option("--pack", min=1, help="Runs in one step.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of timed steps.")] = 5.0,
+    as_json: JsonOption = False,
+) -> int:
+    """Train one shape on random tokens: tokens/s, TFLOP/s, MFU, share of a matmul; medians.
+
+    Example: scalelab bench train --shape 4L-64d-2h --device cpu
+    """
+    from dataclasses import replace
+
+    from scalelab.cli.output import console, emit_json
+    from scalelab.launch.proposal import default_execution
+    from scalelab.train.bench import bench_train
+    from scalelab.train.calibrate import synthetic_run
+    from scalelab.train.engine import require_device
+    from scalelab.units import format_quantity
+
+    execution = replace(default_execution(device=checked_device(device)), pack_size=pack)
+    execution = replace(execution, step=step or execution.step)
+    require_device(execution)
+    spec = replace(
+        synthetic_run(shape_named(shape, vocab_size), seq_len=seq_len, batch_seqs=batch_seqs),
+        precision=precision or ("bf16" if execution.device == "cuda" else "fp32"),
+    )
+    if step is None and precision == "bf16" and execution.device == "cpu":
+        execution = replace(execution, step="eager")
+    found = bench_train(spec, execution, n_runs=pack, seconds=seconds)
+    if as_json:
+        emit_json({"schema": 1, "command": "bench train", "shape": spec.shape.label(), **found})
+        return EXIT_OK
+    out = console()
+    out.print(
+        f"{spec.shape.label()}, {format_quantity(found['n_params'])} parameters, "
+        f"{batch_seqs}x{seq_len} tokens a step, {spec.precision}, {execution.step}"
+        + (f", {pack} runs packed" if pack > 1 else "")
+        + f", on {found['device']}"
+    )
+    mfu = "not known for this device" if found["mfu"] is None else f"{found['mfu']:.1%}"
+    out.print(
+        f"{found['tokens_per_s']:,.0f} tokens/s, {found['tflops_per_s']:.4g} TFLOP/s, "
+        f"{found['share_of_matmul']:.1%} of a matmul here, MFU {mfu} "
+        f"(medians of {found['n_steps']} steps of {1e3 * found['step_s']:.3g} ms)",
+        soft_wrap=True,
+    )
+    return EXIT_OK
+
+
+def shape_named(text: str, vocab_size: int) -> ModelShape:
+    """Return the shape that a label such as ``4L-64d-2h`` or a size such as ``1M`` names.
+
+    Raises
+    ------
+    UsageError
+        When it names none.
+    """
+    from scalelab.sweep.ladder import nearest_shape
+    from scalelab.theory.shape import FF_MULTIPLE, ModelShape
+    from scalelab.units import parse_quantity
+
+    label = _LABEL.fullmatch(text)
+    if label is None:
+        if "L" in text:
+            raise UsageError(
+                f"shape {text!r}", "a label such as 4L-64d-2h, or a size such as 1M", "Write it so."
+            )
+        return nearest_shape(parse_quantity(text, what="model size"), vocab_size)
+    n_layers, d_model, n_heads = (int(part) for part in label.groups())
+    if n_heads == 0 or d_model % (2 * n_heads):
+        raise UsageError(
+            f"shape {text!r}", "a width that is an even multiple of the heads", "Mend one of them."
+        )
+    return ModelShape(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        d_head=d_model // n_heads,
+        d_ff=-(-d_model * 8 // (3 * FF_MULTIPLE)) * FF_MULTIPLE,
+        vocab_size=vocab_size,
+    )

@@ -270,13 +270,23 @@ def _require_equal(specs: Sequence[RunSpec]) -> None:
             )
 
 
-def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
+def require_device(execution: ExecutionSpec) -> None:
+    """Raise when torch does not see the device.
+
+    Raises
+    ------
+    UsageError
+    """
     if execution.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "device = 'cuda' where torch sees no GPU",
             "a device that this machine has",
             "Use device = cpu, or run `scalelab doctor` to see what is missing.",
         )
+
+
+def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
+    require_device(execution)
     if execution.step == "graph" and (execution.device != "cuda" or specs[0].shape.n_experts):
         raise UsageError(
             f"step = 'graph' on {execution.device} with {specs[0].shape.n_experts} experts",

@@ -159,7 +159,8 @@ def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> Exec
     """
     for run in runs:
         for found in run.checkpoints()[:1]:
-            begun = run.attempt(found.attempt).read_note().get("execution") or {}
+            (writer,) = (a for a in run.attempts() if a.number == found.attempt)
+            begun = writer.read_note().get("execution") or {}
             if begun.get("device") == execution.device:
                 kept = {name: begun[name] for name in BEGUN_FIELDS if name in begun}
                 execution = replace(execution, **kept)

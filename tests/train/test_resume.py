@@ -132,3 +132,14 @@ def test_two_threads_give_the_bits_of_one(attempt: Any, spec: RunSpec) -> None:
     (two,), _ = attempt("two", [member], "direct", n_threads=2)
     assert curve(one) == curve(two)
     assert final(one) == final(two)
+
+
+def test_a_run_goes_on_as_it_was_begun(attempt: Any) -> None:
+    """Begun before gradients were written out, a run keeps its bits under the new default."""
+    (straight,), _ = attempt("straight", PACK[:1], "eager")
+    (run,), _ = attempt("changed", PACK[:1], "eager", 13)
+    attempt("changed", PACK[:1], "direct")
+    assert run.attempts()[-1].read_note()["execution"]["step"] == "eager"
+    assert final(run) == final(straight)
+    (other,), _ = attempt("other", PACK[:1], "direct")
+    assert final(other) != final(straight)

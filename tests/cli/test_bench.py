@@ -1,0 +1,42 @@
+"""``bench train``: the figures of one shape; shapes by label and by size."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from scalelab.cli import main
+from scalelab.cli.bench import shape_named
+from scalelab.errors import UsageError
+from scalelab.theory.accounting import count_params
+
+
+def test_a_shape_is_named_by_its_label_or_its_size() -> None:
+    shape = shape_named("4L-64d-2h", 256)
+    assert (shape.label(), shape.d_head, shape.d_ff) == ("4L-64d-2h", 32, 176)
+    assert count_params(shape_named("1M", 256)).total == pytest.approx(1e6, rel=0.35)
+    for wrong in ("4L-64d", "4L-66d-4h", "4L-64d-0h", "many"):
+        with pytest.raises(UsageError):
+            shape_named(wrong, 256)
+
+
+@pytest.mark.parametrize("words", [(), ("--pack", "2"), ("--precision", "bf16")])
+def test_the_figures_are_printed_and_given_as_json(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    options = ("--shape", "1L-16d-2h", "--seq-len", "16", "--batch-seqs", "2", "--seconds", "0.1")
+    code = main.main(["bench", "train", "--device", "cpu", *options, *words, "--json"])
+    out = capsys.readouterr().out
+    assert code == 0
+    found = json.loads(out)
+    assert found["tokens_per_s"] == pytest.approx(found["n_runs"] * 32 / found["step_s"])
+    assert 0 < found["share_of_matmul"] < 1
+    assert found["mfu"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["bench", "train", "--device", "cuda"]) == 2
+    assert "scalelab doctor" in capsys.readouterr().err
