@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from scalelab.errors import EXIT_OK, NotIdentifiedError, UsageError
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning
-    from scalelab.launch.base import Watcher
+    from scalelab.launch.base import LaunchReport, Watcher
     from scalelab.launch.proposal import Proposal
     from scalelab.tune.law import Interval, PowerLaw, TuningLaw
+    from scalelab.tune.lr_check import Verdict
     from scalelab.tune.runs_table import TunedRuns
     from scalelab.tune.search import SearchReport
     from scalelab.tune.spec import TuneSpec
@@ -133,6 +135,11 @@ def tune(
     """
     from scalelab.records.sweep_dir import Results
     from scalelab.tune.rule import save_law
+
+    if importlib.util.find_spec("optuna") is None:
+        raise UsageError(
+            "a search without Optuna", "the extra `tune`", "Run pip install 'scalelab[tune]'."
+        )
     from scalelab.tune.search import Search, best_of_others, runs_of
 
     asked = _asked(predict)
@@ -291,3 +298,16 @@ def _asked(predict: str | None) -> tuple[float, float] | None:
             "Write --predict N=1e9,D=1e11.",
         )
     return values["n_params"], values["n_tokens"]
+
+
+def check_lr(
+    proposal: Proposal, *, results: str | Path, watch: Watcher
+) -> tuple[LaunchReport, list[Verdict]]:
+    """Train the two neighbouring learning rates at each budget's best run, and judge the rule.
+
+    Raises and returns as `scalelab.tune.lr_check.check_lr`.
+    """
+    from scalelab.records.sweep_dir import Results
+    from scalelab.tune.lr_check import check_lr as check
+
+    return check(proposal, Results(Path(results)), watch)

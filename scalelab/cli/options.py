@@ -82,6 +82,14 @@ LrRuleOption = Annotated[
         help="width, kaplan, deepseek, steplaw, olmo, or tuned:NAME (of `scalelab tune`).",
     ),
 ]
+LrCheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--lr-check",
+        help="Afterwards train each budget's best run at half and twice its learning rate, and "
+        "say whether the rule held.",
+    ),
+]
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="cosine or wsd.")]
 PrecisionOption = Annotated[
     str | None,

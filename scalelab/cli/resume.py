@@ -17,7 +17,7 @@ from scalelab.cli.options import (
     checked_device,
 )
 from scalelab.cli.slurm_options import DetachOption, with_slurm_options
-from scalelab.cli.sweep import show_end
+from scalelab.cli.sweep_launch import show_end
 from scalelab.errors import EXIT_OK, UsageError
 
 SweepArgument = Annotated[

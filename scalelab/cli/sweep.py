@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
     AllowRepeatsOption,
@@ -22,6 +20,7 @@ from scalelab.cli.options import (
     JsonOption,
     KeepWeightsOption,
     LauncherOption,
+    LrCheckOption,
     LrOption,
     LrRuleOption,
     NameOption,
@@ -33,20 +32,17 @@ from scalelab.cli.options import (
     TokenizerOption,
     WorkersOption,
     YesOption,
-    checked_device,
 )
 from scalelab.cli.slurm_options import (
     DetachOption,
-    print_preview,
     with_launcher,
     with_slurm_options,
 )
-from scalelab.cli.sweep_spec import ask, data_table, sweep_from_options, train_table
-from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
+from scalelab.cli.sweep_launch import launch_sweep
+from scalelab.cli.sweep_spec import data_table, sweep_from_options, train_table
 
 if TYPE_CHECKING:
-    from scalelab.launch.base import LaunchReport
-    from scalelab.sweep.spec import SweepSpec
+    pass
 
 app = typer.Typer(
     help="Plan runs, show what they cost, ask, launch. "
@@ -83,6 +79,7 @@ def isoflop(
     schedule: ScheduleOption = None,
     precision: PrecisionOption = None,
     seeds: SeedsOption = None,
+    lr_check: LrCheckOption = False,
     allow_repeats: AllowRepeatsOption = False,
     extend: ExtendOption = False,
     keep_weights: KeepWeightsOption = False,
@@ -112,12 +109,13 @@ def isoflop(
         "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
         "launcher": {"name": launcher, **launch},
     }
-    return _sweep(
+    return launch_sweep(
         sweep_from_options(content),
         results=results,
         device=device,
         workers=workers,
         keep_weights=keep_weights,
+        lr_check=lr_check,
         extend=extend,
         dry_run=dry_run,
         yes=yes,
@@ -172,7 +170,7 @@ def grid(
         "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
         "launcher": {"name": launcher, **launch},
     }
-    return _sweep(
+    return launch_sweep(
         sweep_from_options(content),
         results=results,
         device=device,
@@ -194,6 +192,7 @@ def run_file(
     launcher: Annotated[
         str | None, typer.Option("--launcher", help="local or slurm; default as in the file.")
     ] = None,
+    lr_check: LrCheckOption = False,
     extend: ExtendOption = False,
     keep_weights: KeepWeightsOption = False,
     device: DeviceOption = None,
@@ -215,108 +214,16 @@ def run_file(
     sweep = read_sweep_file(file)
     if name is not None:
         sweep = sweep.model_copy(update={"name": name})
-    return _sweep(
+    return launch_sweep(
         with_launcher(sweep, launcher, launch),
         results=results,
         device=device,
         workers=workers,
         keep_weights=keep_weights,
+        lr_check=lr_check,
         extend=extend,
         dry_run=dry_run,
         yes=yes,
         detach=detach,
         as_json=as_json,
     )
-
-
-def _sweep(
-    sweep: SweepSpec,
-    *,
-    results: Path,
-    device: str | None,
-    workers: int | None,
-    keep_weights: bool,
-    extend: bool,
-    dry_run: bool,
-    yes: bool,
-    detach: bool,
-    as_json: bool,
-) -> int:
-    from scalelab.api import sweeps as api
-    from scalelab.cli.plan_view import plan_as_json, print_plan
-    from scalelab.cli.progress import preparing, watching
-    from scalelab.records.names import check_name
-
-    check_name(sweep.default_name(), what="sweep")
-    with preparing() as progress:
-        proposal = api.propose(
-            sweep,
-            results=results,
-            device=checked_device(device),
-            workers=workers,
-            keep_weights=keep_weights,
-            is_dry_run=dry_run,
-            progress=progress,
-        )
-    preview = api.preview(proposal, results=results)
-    if not as_json:
-        print_plan(proposal)
-        if preview is not None:
-            print_preview(preview, with_script=dry_run)
-    if dry_run:
-        if as_json:
-            from scalelab.cli.output import emit_json
-
-            jobs = {} if preview is None else {"slurm": dataclasses.asdict(preview)}
-            emit_json({**plan_as_json(proposal), **jobs, "dry_run": True})
-        return EXIT_OK
-    if not yes:
-        ask(proposal, as_json=as_json)
-    with watching(results, as_json=as_json) as watch:
-        report = api.launch(proposal, results=results, extend=extend, detach=detach, watch=watch)
-    return show_end(proposal.plan.name, report, as_json=as_json, plan=plan_as_json(proposal))
-
-
-def show_end(
-    name: str, report: LaunchReport, *, as_json: bool, plan: dict[str, Any] | None = None
-) -> int:
-    """Say how the launch ended, and return the exit code."""
-    from scalelab.cli.output import console, emit_json
-    from scalelab.units import format_duration
-
-    counts = {status: report.count(status) for status in dict.fromkeys(report.statuses.values())}
-    n_failed = counts.get("failed", 0)
-    if as_json:
-        status = "interrupted" if report.is_interrupted else "failed" if n_failed else "ok"
-        emit_json(
-            {
-                **(plan or {"schema": 1, "command": "resume", "name": name}),
-                "status": status,
-                "counts": counts,
-                "n_started": report.n_started,
-                "wall_s": report.wall_s,
-            }
-        )
-    else:
-        words = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        out = console()
-        out.print(f"{name}: {words}, in {format_duration(report.wall_s)}.")
-        if report.is_interrupted or counts.get("cancelled"):
-            out.print(f"Stopped. `scalelab resume {name}` goes on where it stopped.")
-        elif counts.get("diverged"):
-            out.print(
-                "Diverged runs keep their record and are left out of fits; a lower --lr helps."
-            )
-        if not report.is_interrupted and counts.get("done"):
-            out.print(f"Next: scalelab fit --sweep {name}")
-    if report.is_interrupted:
-        return EXIT_INTERRUPTED
-    if n_failed:
-        if not as_json:
-            console(stderr=True).print(
-                f"{n_failed} runs failed. Read why with `scalelab status {name}` and "
-                f"`scalelab logs RUN`, mend it, then `scalelab retry {name}`.",
-                style="bold red",
-            )
-        return RunsFailedError.exit_code
-    return EXIT_OK

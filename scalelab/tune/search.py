@@ -7,7 +7,6 @@ finished runs are never trained again: the same command goes on where an earlier
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ from scalelab.launch.base import LaunchReport, LaunchView, Watcher
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import resume, save_launcher
 from scalelab.launch.proposal import Proposal
-from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.plan import Plan, PlannedRun, planned_run
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
+from scalelab.tune.run_end import DIVERGED, curve_by_percent, final_loss
 from scalelab.tune.runs_table import TunedRuns
 from scalelab.tune.spec import TuneSpec
-from scalelab.tune.study import DIVERGED, REPORT_EVERY, RUN_ID, OpenTrial, Studies
+from scalelab.tune.study import RUN_ID, OpenTrial, Studies
 
 LOOK_EVERY_S = 1.0
 
@@ -201,37 +200,6 @@ def cells_of(plan: Plan) -> list[PlannedRun]:
     for row in plan.rows:
         cells.setdefault((row.n_params, row.spec.n_tokens), row)
     return list(cells.values())
-
-
-def final_loss(run: RunDir) -> float | None:
-    """Return a run's loss, infinite when it diverged, None when it did not end."""
-    accepted = run.accepted()
-    record = accepted.read_record() if accepted else None
-    if record is None:
-        return None
-    return DIVERGED if record.loss_nats is None else record.loss_nats
-
-
-def curve_by_percent(run: RunDir) -> dict[int, float]:
-    """Return the mean training loss over each tenth of a run that is over, by percent."""
-    n_steps = run.read_spec().n_steps
-    tenths: dict[int, list[float]] = {}
-    last = 0
-    for attempt in run.attempts():
-        try:
-            text = attempt.metrics_path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            continue
-        for line in text.split("\n")[:-1]:
-            row = json.loads(line)
-            last = max(last, row["step"])
-            share = min(9, (row["step"] - 1) * 10 // n_steps)
-            tenths.setdefault(share, []).append(row["loss_nats"])
-    return {
-        REPORT_EVERY * (share + 1): float(np.mean(losses))
-        for share, losses in tenths.items()
-        if last * 10 >= (share + 1) * n_steps and np.all(np.isfinite(losses))
-    }
 
 
 def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:

@@ -11,7 +11,6 @@ Akiba et al. 2019, arXiv:1907.10902 (Optuna). Bergstra et al. 2011 (TPE).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
 from scalelab.sweep.plan import PlannedRun
+from scalelab.tune.run_end import REPORT_EVERY
 from scalelab.tune.spec import Range, TuneSpec, powers_of_two
 
 JOURNAL_FILE = "study.log"
@@ -32,8 +32,6 @@ KEEP_PERCENT = 75.0
 """A run is hopeless when its loss is beyond this percentile of the cell's runs at equal tokens."""
 
 FIRST_REPORT = 50
-REPORT_EVERY = 10
-DIVERGED = math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

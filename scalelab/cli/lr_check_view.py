@@ -1,0 +1,73 @@
+"""``--lr-check`` of a sweep: train the neighbours of its best runs, and show the verdicts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.cli.output import console
+
+if TYPE_CHECKING:
+    from scalelab.launch.proposal import Proposal
+    from scalelab.tune.lr_check import Verdict
+
+
+def run_check(proposal: Proposal, *, results: Path, as_json: bool) -> list[Verdict]:
+    """Train what the check needs, shown as any launch is, and return the verdicts."""
+    from scalelab.api.tuning import check_lr
+    from scalelab.cli.progress import watching
+
+    with watching(results, as_json=as_json) as watch:
+        return check_lr(proposal, results=results, watch=watch)[1]
+
+
+def verdicts_as_json(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+    """Return the verdicts as the ``lr_check`` of the sweep's JSON."""
+    return [
+        {
+            "budget_flops": found.budget_flops,
+            "n_params": found.n_params,
+            "lrs": list(found.lrs),
+            "losses": list(found.losses),
+            "best_lr": found.best_lr,
+            "held": found.has_held,
+        }
+        for found in verdicts
+    ]
+
+
+def print_verdicts(verdicts: list[Verdict]) -> None:
+    """Print a line for each budget, and what they amount to."""
+    from rich.table import Table
+
+    from scalelab.tune.lr_check import HELD_WITHIN
+    from scalelab.units import format_flops, format_quantity
+
+    out = console()
+    table = Table(title="learning-rate check", title_justify="left", box=None)
+    for column in ("budget", "N", "lr", "lower", "rule", "upper", "best lr", "rule held"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for found in verdicts:
+        table.add_row(
+            format_flops(found.budget_flops),
+            format_quantity(found.n_params),
+            f"{found.lrs[1]:.3g}",
+            *(_loss(loss) for loss in found.losses),
+            "" if found.best_lr is None else f"{found.best_lr:.3g}",
+            {True: "yes", False: "no", None: "?"}[found.has_held],
+        )
+    out.print(table)
+    n_lost = sum(found.has_held is False for found in verdicts)
+    n_open = sum(found.has_held is None for found in verdicts)
+    words = f"The rule held at {len(verdicts) - n_lost - n_open} of {len(verdicts)} budgets"
+    words += f" (no neighbour better by {HELD_WITHIN:.2%} of the loss)."
+    if n_lost:
+        words += " Tune it: scalelab tune, then --lr-rule tuned:NAME."
+    out.print(words, soft_wrap=True)
+
+
+def _loss(loss: float | None) -> str:
+    if loss is None:
+        return "-"
+    return f"{loss:.4f}" if math.isfinite(loss) else "diverged"

@@ -1,0 +1,123 @@
+"""From a specification to the end of its launch, for every kind of sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.cli.options import checked_device
+from scalelab.cli.slurm_options import print_preview
+from scalelab.cli.sweep_spec import ask
+from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
+
+if TYPE_CHECKING:
+    from scalelab.launch.base import LaunchReport
+    from scalelab.sweep.spec import SweepSpec
+
+
+def launch_sweep(
+    sweep: SweepSpec,
+    *,
+    results: Path,
+    device: str | None,
+    workers: int | None,
+    keep_weights: bool,
+    extend: bool,
+    dry_run: bool,
+    yes: bool,
+    detach: bool,
+    as_json: bool,
+    lr_check: bool = False,
+) -> int:
+    """Show a sweep's plan, ask, launch it, check its learning rates, and return the exit code."""
+    from scalelab.api import sweeps as api
+    from scalelab.cli.lr_check_view import print_verdicts, run_check, verdicts_as_json
+    from scalelab.cli.plan_view import plan_as_json, print_plan
+    from scalelab.cli.progress import preparing, watching
+    from scalelab.records.names import check_name
+    from scalelab.tune.lr_check import refuse_without_budgets
+
+    check_name(sweep.default_name(), what="sweep")
+    if lr_check:
+        refuse_without_budgets(sweep)
+    with preparing() as progress:
+        proposal = api.propose(
+            sweep,
+            results=results,
+            device=checked_device(device),
+            workers=workers,
+            keep_weights=keep_weights,
+            is_dry_run=dry_run,
+            progress=progress,
+        )
+    preview = api.preview(proposal, results=results)
+    if not as_json:
+        print_plan(proposal)
+        if preview is not None:
+            print_preview(preview, with_script=dry_run)
+    if dry_run:
+        if as_json:
+            from scalelab.cli.output import emit_json
+
+            jobs = {} if preview is None else {"slurm": dataclasses.asdict(preview)}
+            emit_json({**plan_as_json(proposal), **jobs, "dry_run": True})
+        return EXIT_OK
+    if not yes:
+        ask(proposal, as_json=as_json)
+    with watching(results, as_json=as_json) as watch:
+        report = api.launch(proposal, results=results, extend=extend, detach=detach, watch=watch)
+    plan = plan_as_json(proposal)
+    if not lr_check or detach or report.is_interrupted or not report.count("done"):
+        return show_end(proposal.plan.name, report, as_json=as_json, plan=plan)
+    verdicts = run_check(proposal, results=results, as_json=as_json)
+    plan["lr_check"] = verdicts_as_json(verdicts)
+    code = show_end(proposal.plan.name, report, as_json=as_json, plan=plan)
+    if not as_json:
+        print_verdicts(verdicts)
+    return code
+
+
+def show_end(
+    name: str, report: LaunchReport, *, as_json: bool, plan: dict[str, Any] | None = None
+) -> int:
+    """Say how the launch ended, and return the exit code."""
+    from scalelab.cli.output import console, emit_json
+    from scalelab.units import format_duration
+
+    counts = {status: report.count(status) for status in dict.fromkeys(report.statuses.values())}
+    n_failed = counts.get("failed", 0)
+    if as_json:
+        status = "interrupted" if report.is_interrupted else "failed" if n_failed else "ok"
+        emit_json(
+            {
+                **(plan or {"schema": 1, "command": "resume", "name": name}),
+                "status": status,
+                "counts": counts,
+                "n_started": report.n_started,
+                "wall_s": report.wall_s,
+            }
+        )
+    else:
+        words = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        out = console()
+        out.print(f"{name}: {words}, in {format_duration(report.wall_s)}.")
+        if report.is_interrupted or counts.get("cancelled"):
+            out.print(f"Stopped. `scalelab resume {name}` goes on where it stopped.")
+        elif counts.get("diverged"):
+            out.print(
+                "Diverged runs keep their record and are left out of fits; a lower --lr helps."
+            )
+        if not report.is_interrupted and counts.get("done"):
+            out.print(f"Next: scalelab fit --sweep {name}")
+    if report.is_interrupted:
+        return EXIT_INTERRUPTED
+    if n_failed:
+        if not as_json:
+            console(stderr=True).print(
+                f"{n_failed} runs failed. Read why with `scalelab status {name}` and "
+                f"`scalelab logs RUN`, mend it, then `scalelab retry {name}`.",
+                style="bold red",
+            )
+        return RunsFailedError.exit_code
+    return EXIT_OK

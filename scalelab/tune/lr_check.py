@@ -1,0 +1,171 @@
+"""Whether a sweep's learning-rate rule held: the two neighbours at each budget's best run.
+
+The neighbours are a sweep of their own, ``NAME-lr-check``, so that runs off the rule never enter a
+fit of the sweep that they check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalelab.errors import DataError, UsageError
+from scalelab.launch.base import LaunchReport, Watcher
+from scalelab.launch.execute import resume, save_launcher
+from scalelab.launch.proposal import Proposal
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.plan import PlannedRun
+from scalelab.sweep.spec import SweepSpec
+from scalelab.tune.run_end import DIVERGED, final_loss
+
+NEIGHBOUR = 2.0
+"""Factor between a learning rate and its neighbours."""
+
+HELD_WITHIN = 0.0025
+"""Share of the loss by which a neighbour may be better: the flat floor of the valley, as in
+arXiv:2503.04715, which counts every run within 0.25 % of the best."""
+
+SUFFIX = "-lr-check"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What the neighbours of one budget's best run say.
+
+    Attributes
+    ----------
+    budget_flops : float
+    n_params : int
+        Of the best run.
+    lrs : tuple of float
+        Lower neighbour, the rule's, upper neighbour.
+    losses : tuple of float or None
+        Their losses; infinite for a diverged run, None for one that did not end.
+    best_lr : float or None
+        Bottom of the parabola through the three, in log lr; None when it has none between them.
+    has_held : bool or None
+        Whether no neighbour is better by more than `HELD_WITHIN`; None when one is missing.
+    """
+
+    budget_flops: float
+    n_params: int
+    lrs: tuple[float, float, float]
+    losses: tuple[float | None, float | None, float | None]
+    best_lr: float | None
+    has_held: bool | None
+
+
+def refuse_without_budgets(sweep: SweepSpec) -> None:
+    """Raise when a sweep has no budgets whose best runs could be checked.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not sweep.budgets:
+        raise UsageError(
+            f"--lr-check with a sweep of kind {sweep.kind}",
+            "a sweep with compute budgets, such as isoflop",
+            "Leave --lr-check out, or sweep budgets.",
+        )
+
+
+def check_lr(
+    proposal: Proposal, results: Results, watch: Watcher
+) -> tuple[LaunchReport, list[Verdict]]:
+    """Train the neighbours of each budget's best run, and say whether the rule held there.
+
+    Parameters
+    ----------
+    proposal : Proposal
+        Of the sweep, whose runs have ended.
+    results : Results
+    watch : callable
+        Told what the launcher does.
+
+    Raises
+    ------
+    UsageError
+        When the sweep has no budgets.
+    DataError
+        When no run of it is done.
+    """
+    refuse_without_budgets(proposal.sweep)
+    best = _best_rows(proposal, results)
+    if not best:
+        raise DataError(
+            f"sweep {proposal.plan.name!r}, of which no run is done",
+            "finished runs to check the learning rate of",
+            f"See `scalelab status {proposal.plan.name}`.",
+        )
+    trios = {
+        budget: tuple(_at_lr(row, row.spec.lr * NEIGHBOUR**step) for step in (-1, 0, 1))
+        for budget, row in best.items()
+    }
+    name = proposal.plan.name + SUFFIX
+    rows = tuple(trio[side] for trio in trios.values() for side in (0, 2))
+    plan = dataclasses.replace(proposal.plan, name=name, kind="lr-check", rows=rows)
+    science = {**proposal.sweep.science(), "kind": "lr-check", "neighbour": NEIGHBOUR}
+    results.save_plan(plan, science, extend=True)
+    save_launcher(results, name, proposal.sweep.launcher)
+    saved = dataclasses.replace(
+        results.load_plan(name), run_ids=tuple(row.spec.run_id for row in rows)
+    )
+    report = resume(
+        saved,
+        results,
+        watch,
+        execution=proposal.execution,
+        n_workers=proposal.cost.speed.n_workers,
+    )
+    return report, [_verdict(budget, trio, results) for budget, trio in trios.items()]
+
+
+def _best_rows(proposal: Proposal, results: Results) -> Mapping[float, PlannedRun]:
+    found: dict[float, tuple[float, PlannedRun]] = {}
+    for row in proposal.plan.rows:
+        loss = final_loss(results.run(row.spec.run_id))
+        if row.budget_flops is None or loss is None or loss == DIVERGED:
+            continue
+        if loss < found.get(row.budget_flops, (DIVERGED, row))[0]:
+            found[row.budget_flops] = loss, row
+    return {budget: row for budget, (_, row) in found.items()}
+
+
+def _at_lr(row: PlannedRun, lr: float) -> PlannedRun:
+    lr = row.spec.lr if lr == row.spec.lr else float(f"{lr:.4g}")
+    return dataclasses.replace(row, spec=dataclasses.replace(row.spec, lr=lr))
+
+
+def _verdict(budget: float, trio: tuple[PlannedRun, ...], results: Results) -> Verdict:
+    low, own, high = (final_loss(results.run(row.spec.run_id)) for row in trio)
+    lr_low, lr_own, lr_high = (row.spec.lr for row in trio)
+    lrs = (lr_low, lr_own, lr_high)
+    has_held = best_lr = None
+    if low is not None and own is not None and high is not None:
+        has_held = min(low, high) >= own * (1 - HELD_WITHIN)
+        best_lr = bottom_of_parabola(lrs, (low, own, high))
+    return Verdict(
+        budget_flops=budget,
+        n_params=trio[1].n_params,
+        lrs=lrs,
+        losses=(low, own, high),
+        best_lr=best_lr,
+        has_held=has_held,
+    )
+
+
+def bottom_of_parabola(
+    lrs: tuple[float, float, float], losses: tuple[float, float, float]
+) -> float | None:
+    """Return the rate at the bottom of the parabola in log lr, None when it is not between them."""
+    if not np.all(np.isfinite(losses)):
+        return None
+    second, first, _ = np.polyfit(np.log(lrs) - np.log(lrs[1]), losses, 2)
+    if second <= 0:
+        return None
+    best = float(lrs[1] * np.exp(-first / (2 * second)))
+    return best if lrs[0] <= best <= lrs[2] else None

@@ -1,0 +1,47 @@
+"""How a run went: its final loss, and its curve by the share of its tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+
+from scalelab.records.run_dir import RunDir
+
+DIVERGED = math.inf
+"""Loss of a run that diverged: a bad answer, not a missing one."""
+
+REPORT_EVERY = 10
+"""Percent of a run's tokens between the points of its curve."""
+
+
+def final_loss(run: RunDir) -> float | None:
+    """Return a run's loss, infinite when it diverged, None when it did not end."""
+    accepted = run.accepted()
+    record = accepted.read_record() if accepted else None
+    if record is None:
+        return None
+    return DIVERGED if record.loss_nats is None else record.loss_nats
+
+
+def curve_by_percent(run: RunDir) -> dict[int, float]:
+    """Return the mean training loss over each tenth of a run that is over, by percent."""
+    n_steps = run.read_spec().n_steps
+    tenths: dict[int, list[float]] = {}
+    last = 0
+    for attempt in run.attempts():
+        try:
+            text = attempt.metrics_path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        for line in text.split("\n")[:-1]:
+            row = json.loads(line)
+            last = max(last, row["step"])
+            share = min(9, (row["step"] - 1) * 10 // n_steps)
+            tenths.setdefault(share, []).append(row["loss_nats"])
+    return {
+        REPORT_EVERY * (share + 1): float(np.mean(losses))
+        for share, losses in tenths.items()
+        if last * 10 >= (share + 1) * n_steps and np.all(np.isfinite(losses))
+    }

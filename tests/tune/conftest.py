@@ -1,0 +1,28 @@
+"""A little real text to tune on."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory):
+    """Return a cache folder that all launches share, so that the speed is measured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def own_cache(cache_home, monkeypatch):
+    """Keep what is measured here out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    source = Path(sysconfig.get_path("stdlib")) / "asyncio"
+    for file in source.glob("*.py"):
+        shutil.copy(file, folder)
+    return folder

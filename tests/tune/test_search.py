@@ -1,0 +1,181 @@
+"""A tiny real tuning, and its parts without one."""
+
+import dataclasses
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+
+from scalelab.cli.main import main
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.tune.run_end import curve_by_percent
+from scalelab.tune.search import runs_of
+from scalelab.tune.spec import TuneSpec, parse_ends, powers_of_two
+from scalelab.tune.study import RUN_ID, OpenTrial, Studies
+
+FACTS = DataFacts(
+    fingerprint="f",
+    eval_fingerprint="e",
+    tokenizer="bytes",
+    vocab_size=256,
+    n_train_tokens=10**9,
+    n_eval_tokens=10**5,
+)
+
+
+def spec_of(**changes):
+    content = {"kind": "grid", "name": "t", "n_params": "20K,40K", "n_tokens": "1M"}
+    return TuneSpec(sweep=sweep_from_mapping(content, source="the test"), **changes)
+
+
+def cells_of(spec):
+    return list(make_plan(spec.sweep, FACTS, precision="fp32").rows)
+
+
+def studies_of(folder, spec):
+    return Studies(folder, spec, cells_of(spec))
+
+
+def opened(studies, cell, number):
+    trial, values = studies.ask(cell)
+    trial.set_user_attr(RUN_ID, f"run{number}")
+    return OpenTrial(cell=cell, trial=trial, run_id=f"run{number}"), values
+
+
+def test_the_search_finds_the_valley(tmp_path):
+    spec = spec_of(trials=24, lr=(1e-4, 1e-1), batch_seqs=(2, 64), is_pruned=False)
+    studies = studies_of(tmp_path, spec)
+    tried = []
+    for number in range(24):
+        trial, values = opened(studies, 0, number)
+        loss = (
+            1
+            + 0.1 * math.log(values["lr"] / 6e-3) ** 2
+            + 0.05 * math.log2(values["batch_seqs"] / 16) ** 2
+        )
+        studies.tell(trial, loss, is_pruned=False)
+        tried.append(values)
+    first = np.log([v["lr"] for v in tried[:4]])
+    assert first.max() - first.min() > 0.5 * math.log(1e3)
+    late = np.log([v["lr"] for v in tried[-8:]])
+    assert abs(np.median(late) - math.log(6e-3)) < 1.0
+    assert studies.n_wanted(0) == 0
+    assert studies.n_wanted(1) == 4
+
+
+def test_a_study_goes_on_from_its_journal(tmp_path):
+    spec = spec_of(trials=6)
+    studies = studies_of(tmp_path, spec)
+    done, _ = opened(studies, 0, 1)
+    studies.tell(done, 2.0, is_pruned=False)
+    opened(studies, 1, 2)
+    studies.ask(1)
+    again = studies_of(tmp_path, spec)
+    (left,) = again.open_trials()
+    assert (left.cell, left.run_id) == (1, "run2")
+    again.tell(left, 1.5, is_pruned=False)
+    assert again.open_trials() == []
+    assert sorted(trial.value for _, trial in again.trials()) == [1.5, 2.0]
+    assert again.n_wanted(0) == 4
+
+
+def test_a_hopeless_run_is_known_at_equal_tokens_and_a_good_one_is_kept(tmp_path):
+    studies = studies_of(tmp_path, spec_of(trials=12))
+    for number, final in enumerate((1.0, 1.1, 1.2, 1.3)):
+        trial, _ = opened(studies, 0, number)
+        assert not studies.is_hopeless(trial, {p: final + 1 - p / 100 for p in range(10, 101, 10)})
+        studies.tell(trial, final, is_pruned=False)
+    bad, _ = opened(studies, 0, 10)
+    assert not studies.is_hopeless(bad, {10: 5.0, 20: 5.0})
+    assert studies.is_hopeless(bad, {10: 5.0, 20: 5.0, 30: 5.0, 40: 5.0, 50: 5.0})
+    good, _ = opened(studies, 0, 11)
+    assert not studies.is_hopeless(good, {50: 1.4, 60: 1.3})
+
+
+def test_a_diverged_run_is_a_bad_answer_not_a_failure(tmp_path):
+    studies = studies_of(tmp_path, spec_of(trials=12, is_pruned=False))
+    for number in range(8):
+        trial, values = opened(studies, 0, number)
+        studies.tell(
+            trial, math.inf if values["lr"] > 0.02 else 2.0 - values["lr"], is_pruned=False
+        )
+    assert all(trial.state.name == "COMPLETE" for _, trial in studies.trials())
+
+
+def test_bounds_are_about_the_rule_unless_given():
+    spec = spec_of()
+    row = cells_of(spec)[0]
+    bounds = spec.bounds(row)
+    low, high = bounds["lr"]
+    assert math.sqrt(low * high) == pytest.approx(row.spec.lr)
+    assert bounds["batch_seqs"][0] < row.spec.batch_seqs < bounds["batch_seqs"][1]
+    assert set(bounds) == {"lr", "batch_seqs"}
+    given = dataclasses.replace(spec, lr=(1e-3, 1e-2), weight_decay=(0.01, 0.3)).bounds(row)
+    assert given["lr"] == (1e-3, 1e-2)
+    assert given["weight_decay"] == (0.01, 0.3)
+
+
+def test_ends_and_powers_of_two():
+    assert parse_ends("1e-3..3e-2", what="--lr") == (1e-3, 3e-2)
+    assert parse_ends(None, what="--lr") is None
+    assert powers_of_two((3, 40)) == (2, 5)
+    assert powers_of_two((4, 32)) == (2, 5)
+
+
+# One size fewer would leave N unknown; 16 runs of a second or two each.
+TUNE = (
+    *("tune", "--n-params", "12K,20K", "--n-tokens", "20K,40K", "--name", "tiny"),
+    *("--seq-len", "32", "--batch-seqs", "4..16", "--eval-tokens", "4096", "--trials", "4"),
+    *("--wave", "2", "--bootstrap", "20", "--yes", "--json", "--predict", "N=20K,D=50K"),
+)
+
+
+def tune(capsys, text, results, *more):
+    code = main([*TUNE, "--data", str(text), "--results", str(results), *more])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, own_cache):
+    results = tmp_path / "results"
+    code, said = tune(capsys, text, results)
+    assert code == 0, said
+    assert sum(said["trials"].values()) == 16
+    assert {"lr", "batch_tokens", "law", "warnings"} <= set(said)
+    assert said["law"]["n_cells"] == 4
+    assert said["lr"]["value"] > 0
+
+    # Each trial is a run of the store like any other.
+    runs, specs = runs_of(Results(results), "tiny")
+    assert len(runs) >= 12
+    assert len({spec.lr for spec in specs}) == len(specs)
+    main(["status", "tiny", "--results", str(results), "--json"])
+    assert json.loads(capsys.readouterr().out)["counts"]["done"] == len(runs)
+    curve = curve_by_percent(Results(results).run(specs[0].run_id))
+    assert list(curve)[-1] == 100
+
+    # The same command has nothing left to do; more trials go on with it.
+    started_s = time.time()
+    assert tune(capsys, text, results)[1]["trials"] == said["trials"]
+    assert time.time() - started_s < 10
+    _, more = tune(capsys, text, results, "--trials", "5")
+    assert sum(more["trials"].values()) == 20
+    code = main([*TUNE, "--data", str(text), "--results", str(results), "--lr", "1e-3..1e-2"])
+    assert code == 2
+    assert "another tune" in capsys.readouterr().out
+
+    words = ("--n-params", "16K", "--n-tokens", "50K", "--seq-len", "32", "--eval-tokens", "4096")
+    sweep = ("sweep", "grid", *words, "--data", str(text), "--results", str(results), "--dry-run")
+    code = main([*sweep, "--lr-rule", "tuned:tiny", "--json"])
+    assert code == 0, said
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    law = {p: more["law"]["lr"][p]["value"] for p in "kpq"}
+    batch = {p: more["law"]["batch_tokens"][p]["value"] for p in "kpq"}
+    n_params, n_tokens = row["n_params"], 50_000
+    best = batch["k"] * n_params ** batch["p"] * n_tokens ** batch["q"]
+    lr = law["k"] * n_params ** law["p"] * n_tokens ** law["q"]
+    lr *= (row["batch_seqs"] * 32 / best) ** more["law"]["valley"]["ridge"]
+    assert row["lr"] == pytest.approx(lr, rel=1e-3)
