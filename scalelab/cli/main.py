@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from scalelab import __version__
+from scalelab.cli import adaptive as adaptive_commands
 from scalelab.cli import bench as bench_commands
 from scalelab.cli import dashboard as dashboard_commands
 from scalelab.cli import data as data_commands
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Text to tokens, ahead of a sweep.", no_args_is_help=True)
 data_app.command("prepare")(data_commands.prepare)
+sweep_commands.app.command("adaptive")(adaptive_commands.adaptive)
 app.add_typer(sweep_commands.app, name="sweep")
 app.command("resume")(resume_commands.resume)
 app.command("retry")(resume_commands.retry)

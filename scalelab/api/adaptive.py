@@ -1,0 +1,183 @@
+"""The verb `play_adaptive`: what choosing runs batch by batch comes to on a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalelab.forecast.adaptive import Columns, Played
+    from scalelab.store.tables import TableRead
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlayReport:
+    """What the choice among the runs of a table came to.
+
+    Attributes
+    ----------
+    played : Played
+    pool, target : TableRead
+    r2 : float
+        On the target, clipped to [-1, 1]; NaN when it has one row.
+    relative_errors : tuple of float
+        |predicted / observed - 1| of each target row.
+    total_flops : float
+        Cost of the whole pool.
+    """
+
+    played: Played
+    pool: TableRead
+    target: TableRead
+    r2: float
+    relative_errors: tuple[float, ...]
+    total_flops: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of ``scalelab sweep adaptive --pool``."""
+        last, rows = self.played.last, list(self.played.rows)
+        wanted = self.target.observations
+        return {
+            "schema": 1,
+            "command": "sweep adaptive",
+            "rows": rows,
+            "lines": [int(line) for line in self.pool.lines[rows]],
+            "n_rows": len(rows),
+            "spend": {
+                "flops": self.played.spent,
+                "budget_flops": self.played.budget,
+                "share": self.played.spent / self.total_flops,
+            },
+            "r2": self.r2,
+            "relative_error": {
+                "mean": sum(self.relative_errors) / len(self.relative_errors),
+                "max": max(self.relative_errors),
+            },
+            "width": last.width,
+            "forms": last.described(),
+            "history": [
+                {"n_rows": n, "spend_flops": spent, "width": width}
+                for n, spent, width in self.played.history
+            ],
+            "predictions": [
+                {
+                    "n_params": float(wanted.n_params[i]),
+                    "n_tokens": float(wanted.n_tokens[i]),
+                    "loss": float(wanted.loss_nats[i]),
+                    "predicted": float(last.loss[i]),
+                    "low": float(last.low[i]),
+                    "high": float(last.high[i]),
+                }
+                for i in range(len(wanted))
+            ],
+        }
+
+
+def play_adaptive(
+    pool: str | Path | pd.DataFrame,
+    target: str | Path | pd.DataFrame,
+    *,
+    budget_share: float | None = None,
+    budget: float | None = None,
+    until_width: float | None = None,
+    seed: int = 0,
+    mapping: Mapping[str, str] | None = None,
+) -> PlayReport:
+    """Return what choosing runs adaptively among those of a table comes to on target rows.
+
+    Parameters
+    ----------
+    pool : path or DataFrame
+        Runs with their losses; a loss is looked at only once its run is chosen. A run costs its
+        ``flops``, 6 N D where the table has none. ``unique_tokens`` is used where both tables have
+        it.
+    target : path or DataFrame
+        Rows to predict; their losses are used for the score alone.
+    budget_share : float, optional
+        Share of the cost of the whole pool that may be spent, in (0, 1].
+    budget : float, optional
+        The same in FLOPs; one of the two.
+    until_width : float, optional
+        Stop once the 90 % interval of the target, over its loss, is this narrow.
+    seed : int
+        Of the random starts of the fits.
+    mapping : Mapping[str, str], optional
+        Our column names to the tables'.
+
+    Raises
+    ------
+    UsageError
+        For a budget that is not one, or buys nothing.
+    DataError
+        For tables that cannot be read, or that differ in their columns.
+    """
+    import numpy as np
+
+    from scalelab.forecast.adaptive import Target, play, r_squared
+
+    tables = [_read(source, mapping or {}) for source in (pool, target)]
+    runs, wanted = (table.observations for table in tables)
+    if (budget_share is None) == (budget is None):
+        raise UsageError(
+            "no budget" if budget is None else "two budgets",
+            "a share of the pool's cost, or FLOPs",
+            "Give --budget-share 0.05 or --budget 1e20.",
+        )
+    total = float(runs.flops.sum())
+    if budget_share is not None:
+        if not 0 < budget_share <= 1:
+            raise UsageError(
+                f"a budget share of {budget_share:g}", "a share in (0, 1]", "Write 0.05 for 5 %."
+            )
+        budget = budget_share * total
+    assert budget is not None
+    names = ["n_params", "n_tokens"]
+    has_unique = ["unique_tokens" in each.extra for each in (runs, wanted)]
+    if has_unique[0] != has_unique[1]:
+        raise DataError(
+            f"unique_tokens in the {'pool' if has_unique[0] else 'target rows'} alone",
+            "tables with the same columns",
+            "Add the column to the other table, or leave it out of both.",
+        )
+    if all(has_unique):
+        names.append("unique_tokens")
+    losses = runs.loss_nats
+    played = play(
+        _columns(runs, names),
+        lambda chosen: losses[chosen],
+        runs.flops,
+        Target(columns=_columns(wanted, names)),
+        budget=budget,
+        seed=seed,
+        until_width=until_width,
+    )
+    predicted = played.last.loss
+    return PlayReport(
+        played=played,
+        pool=tables[0],
+        target=tables[1],
+        r2=r_squared(predicted, wanted.loss_nats),
+        relative_errors=tuple(np.abs(predicted / wanted.loss_nats - 1).tolist()),
+        total_flops=total,
+    )
+
+
+def _read(source: str | Path | pd.DataFrame, mapping: Mapping[str, str]) -> TableRead:
+    from scalelab.store.tables import ReadOptions, read_frame, read_table
+
+    options = ReadOptions(mapping=mapping)
+    if isinstance(source, (str, Path)):
+        return read_table(source, options)
+    return read_frame(source, options)
+
+
+def _columns(rows: Any, names: list[str]) -> Columns:
+    from scalelab.fit.rows import positive
+
+    return {name: positive(rows, name) for name in names}

@@ -1,0 +1,160 @@
+r"""What is believed of a law before any run: weak Gaussian priors, the same for every pool.
+
+A form enters the choice of runs with a prior on its coordinates, so that a design exists before the
+first loss is seen and a few cheap runs do not send the exponents anywhere. The priors say what
+published fits have in common and no more: the model term and the data term each make up about a
+quarter of the loss at the middle of the pool (within a factor of 2.2), the exponents lie at
+0.35 +- 0.12, the irreducible part at 0.6 +- 0.25 of the loss. Losses
+are in units of a typical one, so that nats per token, bits per character and any other are alike.
+
+References
+----------
+Exponents 0.28 to 0.37: Hoffmann et al. 2022, arXiv:2203.15556; Besiroglu et al. 2024,
+arXiv:2404.10102; Muennighoff et al. 2023, arXiv:2305.16264 (0.35, and half-lives 15.4 and 5.3);
+0.31: Grattafiori et al. 2024, arXiv:2407.21783; 0.46: Czech 2026, arXiv:2603.22339.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.theory.laws import Chinchilla, DataConstrained, Farseer, Gamma
+from scalelab.theory.laws.base import Law
+from scalelab.theory.laws.farseer import REFERENCE
+
+FloatArray = NDArray[np.float64]
+
+TERM_SHARE, TERM_SPREAD = 0.25, 0.8
+"""Share of the loss of a term at the middle of the pool, and the spread of its logarithm."""
+FLOOR_SHARE, FLOOR_SPREAD = 0.6, 0.25
+"""The irreducible part as a share of the loss."""
+EXPONENT, EXPONENT_SPREAD = 0.35, 0.12
+POWER_SPREAD = 0.4
+"""Spread of log gamma about the Chinchilla form, gamma = 1."""
+DATA_HALF_LIFE, PARAMS_HALF_LIFE, HALF_LIFE_SPREAD = 12.0, 6.0, 1.0
+"""Repetitions after which data and excess parameters have lost their worth; spread of the logs."""
+ASYMPTOTE_SHARE, ASYMPTOTE_SLOPE, ASYMPTOTE_STRETCH = 0.75, -0.06, -0.2
+ASYMPTOTE_SPREADS = (0.06, 0.25, 0.3)
+"""Farseer's asymptote at infinite data: level, slope in log N, stretch, and their spreads."""
+SCALE_SPREADS = (0.3, 0.25, TERM_SPREAD)
+EXPONENT_SPREADS = (0.06, 0.25, 0.3)
+"""Spreads of slope, stretch and log level of Farseer's data term: its scale, its exponent."""
+COEFFICIENT_STRETCH = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prior:
+    """A form with independent Gaussians on standardised coordinates z, theta = mean + mix z.
+
+    Attributes
+    ----------
+    law : type of Law
+    mean : ndarray of shape (p,)
+        Centre, in the law's coordinates.
+    mix : ndarray of shape (p, p)
+        Square root of the prior covariance.
+    """
+
+    law: type[Law]
+    mean: FloatArray
+    mix: FloatArray
+
+    def theta(self, z: FloatArray) -> FloatArray:
+        """Return the law's coordinates of standardised ones, both of shape (p,)."""
+        return self.mean + self.mix @ z
+
+    def log_loss(
+        self, z: FloatArray, columns: Mapping[str, FloatArray]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return log loss, shape (n,), and its derivative by z, shape (n, p).
+
+        Where the law has no positive finite value the loss is `IMPOSSIBLE`, with slope 0.
+        """
+        with np.errstate(all="ignore"):
+            value, gradient, _ = self.law.derivatives(self.theta(z)[None], columns)
+            slope = gradient[:, 0] / value[0]
+            is_possible = np.isfinite(value[0]) & (value[0] > 0) & np.isfinite(slope).all(axis=0)
+        slope = np.where(is_possible, slope, 0.0)
+        return np.log(np.where(is_possible, value[0], IMPOSSIBLE)), slope.T @ self.mix
+
+
+IMPOSSIBLE = 1e6
+
+
+def priors_of(columns: Mapping[str, FloatArray]) -> tuple[Prior, ...]:
+    """Return the forms that the columns allow, each with its prior.
+
+    Parameters
+    ----------
+    columns : Mapping[str, ndarray of shape (n,)]
+        ``n_params``, ``n_tokens`` and, where data repeat, ``unique_tokens`` of pool and target.
+    """
+    x = float(np.log(columns["n_params"]).mean())
+    y = float(np.log(columns["n_tokens"]).mean())
+    found = [_chinchilla(x, y), _gamma(x, y), _farseer(x, y)]
+    if "unique_tokens" in columns:
+        found.append(_data_constrained(x, y))
+    return tuple(found)
+
+
+def _chinchilla(x: float, y: float) -> Prior:
+    """Terms are named by their size at the middle: log A = log(term) + alpha x."""
+    term = np.log(TERM_SHARE)
+    mean = np.array([term, term, FLOOR_SHARE, EXPONENT, EXPONENT])
+    spread = np.array([TERM_SPREAD, TERM_SPREAD, FLOOR_SPREAD, EXPONENT_SPREAD, EXPONENT_SPREAD])
+    shear = np.eye(5)
+    shear[0, 3], shear[1, 4] = x, y
+    return Prior(law=Chinchilla, mean=shear @ mean, mix=shear * spread)
+
+
+def _gamma(x: float, y: float) -> Prior:
+    base = _chinchilla(x, y)
+    return Prior(
+        law=Gamma, mean=np.append(base.mean, 0.0), mix=_block(base.mix, np.diag([POWER_SPREAD]))
+    )
+
+
+def _data_constrained(x: float, y: float) -> Prior:
+    base = _chinchilla(x, y)
+    return Prior(
+        law=DataConstrained,
+        mean=np.append(base.mean, np.log([DATA_HALF_LIFE, PARAMS_HALF_LIFE])),
+        mix=_block(base.mix, HALF_LIFE_SPREAD * np.eye(2)),
+    )
+
+
+def _farseer(x: float, y: float) -> Prior:
+    """Slope, stretch and level at N_0 of asymptote, scale and exponent of the data term.
+
+    The scale is named by the term's size at the middle of the pool, so it moves with the exponent,
+    to first order: log B = log(term) + beta y.
+    """
+    shear = np.eye(9)
+    shear[3, 6] = shear[5, 8] = EXPONENT * y
+    spread = np.concatenate([ASYMPTOTE_SPREADS, SCALE_SPREADS, EXPONENT_SPREADS])
+    to_reference = float(np.log(REFERENCE)) - x
+    mean = np.array(
+        [
+            ASYMPTOTE_SLOPE,
+            ASYMPTOTE_STRETCH,
+            np.log(ASYMPTOTE_SHARE) + ASYMPTOTE_SLOPE * to_reference,
+            0.0,
+            COEFFICIENT_STRETCH,
+            np.log(TERM_SHARE) + EXPONENT * y,
+            0.0,
+            COEFFICIENT_STRETCH,
+            np.log(EXPONENT),
+        ]
+    )
+    return Prior(law=Farseer, mean=mean, mix=shear * spread)
+
+
+def _block(a: FloatArray, b: FloatArray) -> FloatArray:
+    out = np.zeros((len(a) + len(b), len(a) + len(b)))
+    out[: len(a), : len(a)] = a
+    out[len(a) :, len(a) :] = b
+    return out
