@@ -116,6 +116,8 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         for row in plan.rows:
             self.run(row.spec.run_id).write_spec(row.spec)
+        if saved == earlier and _text_of(folder / "spec.json") == spec_text:
+            return saved
         write_atomically(folder / "spec.json", spec_text, durable=True)
         content = {
             "schema": PLAN_SCHEMA,
@@ -162,6 +164,13 @@ class Results:
                 "the plan that `scalelab sweep` wrote",
                 "Run the sweep's command again: it writes the plan anew.",
             ) from None
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _differing_keys(path: Path, science: Mapping[str, Any]) -> list[str]:
