@@ -31,12 +31,20 @@ def signal_delay_s(time_min: int) -> int:
     return min(SIGNAL_BEFORE_END_S, round(SIGNAL_SHARE * 60 * time_min))
 
 
+def nodes_and_tasks(gpus_per_run: int, gpus_per_node: int) -> tuple[int, int]:
+    """Return the fewest nodes that share a run's GPUs evenly, and the tasks on each, one a GPU."""
+    if gpus_per_run == 0:
+        return 1, 1
+    fewest = math.ceil(gpus_per_run / gpus_per_node)
+    n_nodes = next(n for n in range(fewest, gpus_per_run + 1) if gpus_per_run % n == 0)
+    return n_nodes, gpus_per_run // n_nodes
+
+
 def sbatch_parameters(
     table: SlurmTable, folder: Path, job_name: str, n_elements: int, throttle: int
 ) -> dict[str, Any]:
     """Return submitit's parameters for an array."""
-    n_nodes = max(math.ceil(table.gpus_per_run / table.gpus_per_node), 1)
-    tasks = max(math.ceil(table.gpus_per_run / n_nodes), 1)
+    n_nodes, tasks = nodes_and_tasks(table.gpus_per_run, table.gpus_per_node)
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "comment": job_name,
