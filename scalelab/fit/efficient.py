@@ -1,4 +1,4 @@
-r"""Narrower intervals from the same rows: refits that know how noisy a run of each size is.
+"""Narrower intervals from the same rows: refits that know how noisy a run of each size is.
 
 Huber's loss with a small delta is all but least absolute deviations: it withstands anything, and
 pays with intervals a fifth to a half wider than the noise would need, most where small runs are
@@ -53,7 +53,6 @@ FloatArray = NDArray[np.float64]
 
 THRESHOLD = 1.345
 """Huber's threshold in standard deviations: 95 % efficient for normal noise."""
-LEVERAGE_POWER = 2.0
 ROUNDS = 3
 """How often scale and optimum are estimated in turn."""
 ROWS_PER_PARAMETER = 4
@@ -136,7 +135,7 @@ def efficient(
         eta=at,
         rows=weighted,
         penalty=penalty,
-        shape=None if rows.n >= MANY_ROWS else (1.0 - lever) ** LEVERAGE_POWER,
+        shape=None if rows.n >= MANY_ROWS else (1.0 - lever) ** 2,
     )
 
 

@@ -18,7 +18,7 @@ from scalelab.fit.newton import Box, minimise
 from scalelab.fit.outcome import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered import surface_of
-from scalelab.fit.replicates import refit
+from scalelab.fit.replicates import UseNumba, refit
 from scalelab.fit.surfaces import Rows, Surface
 from scalelab.theory.laws.base import Law
 
@@ -42,6 +42,7 @@ def drift(
     box: Box,
     *,
     is_efficient: bool,
+    use_numba: UseNumba = "auto",
 ) -> float:
     """Return the factor, at least 1, by which errors ahead exceeded the claimed intervals.
 
@@ -59,6 +60,8 @@ def drift(
         As in the full fit.
     is_efficient : bool
         Whether the full fit's replicates are those of `scalelab.fit.efficient`.
+    use_numba : {"auto", "yes", "no"}
+        See `scalelab.fit.replicates.refit`.
 
     Returns
     -------
@@ -78,7 +81,9 @@ def drift(
         behind = compute <= cut
         if behind.sum() <= box.free.sum() + 1 or (~behind).sum() < FEWEST_AHEAD:
             continue
-        factor = _ratio(law, columns, rows, theta, penalty, box, compute, behind, is_efficient)
+        factor = _ratio(
+            law, columns, rows, theta, penalty, box, compute, behind, is_efficient, use_numba
+        )
         if np.isfinite(factor):
             factors.append(factor)
     return max(1.0, float(np.median(factors))) if factors else 1.0
@@ -94,6 +99,7 @@ def _ratio(
     compute: FloatArray,
     behind: NDArray[np.bool_],
     is_efficient: bool,
+    use_numba: UseNumba,
 ) -> float:
     """Return the quantile of error over half-width for one cut."""
     is_centred = bool(box.free.all())
@@ -105,7 +111,7 @@ def _ratio(
     replicates = Plan(method="row", k=N_REPLICATES, n=known.n)
     draws = _narrow(near, best, known, box, compute[behind]) if is_efficient else None
     if draws is None:
-        draws = refit(near, best, known, penalty, box, replicates, use_numba="no").eta
+        draws = refit(near, best, known, penalty, box, replicates, use_numba=use_numba).eta
     n, p = known.n, int(box.free.sum())
     errors = -near.residuals(best[None], known)[0] * (n / max(n - p, 1)) ** 0.5
     noise = local_noise(errors, compute[behind], compute[~behind])

@@ -58,12 +58,16 @@ def refit_batch(
     converged = np.zeros(k, dtype=np.bool_)
     offset = -1 if surface.offset is None else surface.offset
     features = np.ascontiguousarray(surface.features.transpose(1, 0, 2))
+    # most features are zero: each term has its own scale and exponent
+    is_active = features.any(axis=0)
+    counts = is_active.sum(axis=1)
+    active = np.argsort(~is_active, axis=1, kind="stable")
     thresholds = np.broadcast_to(penalty.threshold, rows.n).astype(np.float64)
 
     def run(start: int) -> None:
         part = slice(start, start + CHUNK)
         _newton(
-            features, rows.compared, rows.weight[part], rows.is_log, offset,
+            features, active, counts, rows.compared, rows.weight[part], rows.is_log, offset,
             thresholds, penalty.overprediction, box.free, box.low, box.high,
             max_iterations, tolerance, eta[part], value[part], converged[part],
         )  # fmt: skip
@@ -75,7 +79,7 @@ def refit_batch(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _expand(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, compared, weight, is_log, offset, deltas, over, at, g, H, M
+    features, active, counts, compared, weight, is_log, offset, deltas, over, at, g, H, M
 ):  # fmt: skip
     """Fill gradient, Hessian and majorant (lower triangles) at one point; return the value."""
     n, n_terms, p = features.shape
@@ -92,7 +96,8 @@ def _expand(  # type: ignore[no-untyped-def]  # pragma: no cover
         total = 0.0 if offset < 0 else at[offset]
         for t in range(n_terms):
             z = 0.0
-            for j in range(p):
+            for a in range(counts[t]):
+                j = active[t, a]
                 z += features[i, t, j] * at[j]
             part[t] = math.exp(z)
             total += part[t]
@@ -113,13 +118,14 @@ def _expand(  # type: ignore[no-untyped-def]  # pragma: no cover
             J[offset] = inverse
         for t in range(n_terms):
             share = part[t] * inverse
-            for j in range(p):
+            for a in range(counts[t]):
+                j = active[t, a]
                 f = share * features[i, t, j]
-                if f != 0.0:
-                    J[j] += f
-                    scaled = first * f
-                    for m in range(j + 1):
-                        H[j, m] += scaled * features[i, t, m]
+                J[j] += f
+                scaled = first * f
+                for b in range(a + 1):
+                    m = active[t, b]
+                    H[j, m] += scaled * features[i, t, m]
         for j in range(p):
             g[j] += first * J[j]
             for m in range(j + 1):
@@ -163,7 +169,7 @@ def _solve(A, g, held, ridge, L, d):  # type: ignore[no-untyped-def]  # pragma: 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, compared, weights, is_log, offset, deltas, over, free, low, high,
+    features, active, counts, compared, weights, is_log, offset, deltas, over, free, low, high,
     max_iterations, tolerance, eta, values, converged,
 ):  # fmt: skip
     """Minimise for each row of ``weights``, writing into the last three arguments."""
@@ -176,7 +182,8 @@ def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
     for b in range(k):
         at = eta[b]
         value = _expand(
-            features, compared, weights[b], is_log, offset, deltas, over, at, g, H, M
+            features, active, counts, compared, weights[b], is_log, offset, deltas, over, at,
+            g, H, M,
         )  # fmt: skip
         damping = 1e-3
         for _ in range(max_iterations):
@@ -202,7 +209,7 @@ def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
                 trial[j] = min(max(at[j] + d[j], low[j]), high[j])
             small = gain <= tolerance * value + 1e-28 * n
             new = _expand(
-                features, compared, weights[b], is_log, offset, deltas, over, trial,
+                features, active, counts, compared, weights[b], is_log, offset, deltas, over, trial,
                 g_new, H_new, M_new,
             )  # fmt: skip
             if new <= value:

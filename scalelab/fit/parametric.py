@@ -123,8 +123,9 @@ def fit_parametric(
     hindsight = 1.0
     if uses_hindsight and len(refits.eta):
         hindsight = drift(
-            law, data.columns, data.rows, theta, found.penalty, box, is_efficient=bool(narrow)
-        )
+            law, data.columns, data.rows, theta, found.penalty, box,
+            is_efficient=bool(narrow), use_numba=use_numba,
+        )  # fmt: skip
     position = np.argsort(data.order)
     residuals = np.empty_like(r)
     residuals[data.order] = r

@@ -4,6 +4,8 @@ Registers, spills, shared memory, matrix instructions and 16-byte loads answer m
 a kernel before it is run::
 
     python tests/benchmarks/kernels_compile.py --capability 90 [--dtype bf16|fp32] [--json FILE]
+
+``--largest`` compiles the widest shape of each operation alone: most shared memory and registers.
 """
 
 from __future__ import annotations
@@ -98,8 +100,17 @@ def describe(name: str, kernel: Any, capability: int) -> dict[str, Any]:
     }
 
 
-def launch_everything(dtype: torch.dtype) -> None:
-    """Call each operation forward and backward with divisible sizes, as a sweep has them."""
+def pick_documents(*, only_largest: bool) -> list[torch.Tensor | None]:
+    """Return where documents start: with them, and unless only the largest counts without."""
+    starts = torch.zeros(1, 256, dtype=torch.int32)
+    return [starts] if only_largest else [None, starts]
+
+
+def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
+    """Call each operation forward and backward at the sizes of a sweep."""
+
+    def pick(*shapes: int) -> tuple[int, ...]:
+        return shapes[-1:] if only_largest else shapes
 
     def get(name: str) -> Any:
         return importlib.import_module(f"scalelab_kernels.{name}")
@@ -107,21 +118,22 @@ def launch_everything(dtype: torch.dtype) -> None:
     def leaf(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.randn(*shape, dtype=of, requires_grad=True)
 
-    for d in (256, 768, 2048):
+    for d in pick(256, 768, 2048):
         out, stream = get("rms_norm").add_rms_norm(leaf(64, d), leaf(64, d), leaf(d))
         (out.sum() + stream.sum()).backward()
     get("swiglu").swiglu(leaf(64, 4096)).sum().backward()
-    for head_dim in (64, 128):
+    for head_dim in pick(64, 128):
         cos, sin = reference.rope_tables(64, head_dim)
         qkv, gains = leaf(2, 64, 8 * head_dim), (leaf(head_dim), leaf(head_dim))
         parts = get("qk_norm_rope").qk_norm_rope(qkv, *gains, cos, sin, 4, 2)
         sum(p.sum() for p in parts).backward()
-    for d in (64, 128, 256, 512):
-        targets = torch.randint(0, 1024, (256,))
+    # A vocabulary that is no multiple of anything: rows of logits keep their wide loads.
+    for d, n_vocab in ((512, 5001), *((d, 1024) for d in pick(64, 128, 256))):
+        targets = torch.randint(0, n_vocab, (256,))
         entropy = get("linear_cross_entropy").linear_cross_entropy_sum
-        entropy(leaf(256, d), leaf(1024, d), targets).backward()
-    for head_dim in (32, 64, 128):
-        for starts in (None, torch.zeros(1, 256, dtype=torch.int32)):
+        entropy(leaf(256, d), leaf(n_vocab, d), targets).backward()
+    for head_dim in pick(32, 64, 128):
+        for starts in pick_documents(only_largest=only_largest):
             q, k = leaf(1, 2, 256, head_dim), leaf(1, 1, 256, head_dim)
             get("attention").causal_attention(q, k, k, starts=starts).sum().backward()
     way = get("moe").route(torch.randint(0, 4, (32, 2)), 4)
@@ -138,10 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--capability", type=int, choices=ARCHITECTURES, default=90)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--largest", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     compiled = compile_instead_of_run(options.capability)
-    launch_everything(torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    launch_everything(dtype, only_largest=options.largest)
     distinct = {id(kernel): (name, kernel) for name, kernel in compiled}
     rows = [describe(name, kernel, options.capability) for name, kernel in distinct.values()]
     for row in rows:
