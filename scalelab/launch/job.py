@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +36,7 @@ CANCELLED_FILE = "cancelled"
 
 
 def work_locally(
-    run_path: Path,
+    run_paths: Sequence[Path],
     dataset: Path,
     execution: ExecutionSpec,
     slot: int | str,
@@ -44,12 +44,14 @@ def work_locally(
     host_note: Mapping[str, Any],
     trunks: Path | None,
 ) -> None:
-    """Train one run in a worker process of the local pool, then leave with its exit code.
+    """Train one run, or a pack, in a worker process of the local pool; leave with an exit code.
 
     Parameters
     ----------
-    run_path, dataset : Path
-        Folders of the run and of its tokens.
+    run_paths : sequence of Path
+        Folders of the runs; several share every step. What is printed goes to the first one's log.
+    dataset : Path
+        Folder of their tokens.
     execution : ExecutionSpec
         How to execute it.
     slot : int or str
@@ -64,23 +66,26 @@ def work_locally(
     """
     # Ctrl-C reaches the whole terminal group; only the launcher answers it, with a SIGTERM to us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _log_to(run_path / "log.txt")
+    for path in run_paths[1:]:
+        _log_to(path / "log.txt")
+        print(f"scalelab: packed with {run_paths[0].name}; see its log", flush=True)
+    _log_to(run_paths[0] / "log.txt")
     if isinstance(slot, int):
         os.sched_setaffinity(0, {slot})
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot
 
-    from scalelab.train.worker import run_attempt
+    from scalelab.train.worker import run_pack
 
-    status = run_attempt(
-        run_path,
+    statuses = run_pack(
+        run_paths,
         dataset,
         execution,
         host_note=host_note,
-        should_stop=_stop_when_orphaned(lifeline, run_path / CANCELLED_FILE),
+        should_stop=_stop_when_orphaned(lifeline, run_paths),
         trunks=trunks,
     )
-    sys.exit(EXIT_BY_STATUS.get(status, EXIT_FAILED))
+    sys.exit(max(EXIT_BY_STATUS.get(status, EXIT_FAILED) for status in statuses))
 
 
 def _log_to(path: Path) -> None:
@@ -92,11 +97,13 @@ def _log_to(path: Path) -> None:
 
 
 def _stop_when_orphaned(
-    lifeline: multiprocessing.connection.Connection, cancelled: Path
+    lifeline: multiprocessing.connection.Connection, run_paths: Sequence[Path]
 ) -> Callable[[], str | None]:
     def should_stop() -> str | None:
-        if cancelled.exists():
-            return CANCELLED_REASON
+        cancelled = [path.name for path in run_paths if (path / CANCELLED_FILE).exists()]
+        if cancelled:
+            alone = len(run_paths) == 1
+            return CANCELLED_REASON if alone else f"{', '.join(cancelled)} of the pack cancelled"
         # Nothing is ever sent: readable means that the other end was closed.
         return "the launcher is gone" if lifeline.poll() else None
 

@@ -1,6 +1,6 @@
-"""The local launcher: a pool of processes, one run each, forked from one preloaded server.
+"""The local launcher: a pool of processes, a run or a pack each, forked from one preloaded server.
 
-A worker that is killed costs its run one attempt and nothing else; a launcher that is killed takes
+A worker that is killed costs its runs one attempt and nothing else; a launcher that is killed takes
 its workers with it, each leaving a checkpoint; Ctrl-C asks them to leave one and waits.
 """
 
@@ -22,6 +22,7 @@ from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watche
 from scalelab.launch.devices import cpu_slots, gpu_slots
 from scalelab.launch.job import CANCELLED_FILE, work_locally
 from scalelab.launch.lock import launcher_lock
+from scalelab.launch.packing import pack_key
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
 from scalelab.records.process import is_process_alive
@@ -36,11 +37,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(slots=True)
 class _Worker:
-    run_id: str
+    locks: dict[str, TextIO]
     slot: int | str
     process: BaseProcess
     lifeline: Connection
-    lock: TextIO
 
 
 class LocalPool:
@@ -65,6 +65,7 @@ class LocalPool:
         self.before = predecessors(specs)
         first = {spec.run_id for spec in self.before.values()}
         self.on_trunks = first.union(self.before)
+        self.pack_keys = {spec.run_id: pack_key(spec) for spec in specs}
         self.elsewhere = list(actions.wait)
         self.host_note = source_note(request.results.path)
         self.context = multiprocessing.get_context("forkserver")
@@ -102,8 +103,8 @@ class LocalPool:
 
     def _next_run(self) -> str | None:
         """Return the next run to start; a branch waits until the one before has left the trunk."""
-        working = {worker.run_id for worker in self.workers}
-        pending = working.union(self.queue, self.elsewhere)
+        working = (worker.locks for worker in self.workers)
+        pending = set[str]().union(*working, self.queue, self.elsewhere)
         for run_id in self.queue:
             before = self.before.get(run_id)
             if before is None or before.run_id not in pending or self._has_left(before):
@@ -115,24 +116,27 @@ class LocalPool:
         return (folder / f"checkpoint-{branch_step(branch)}").exists()
 
     def _start(self, run_id: str) -> None:
-        if (self._folder(run_id).path / CANCELLED_FILE).exists():
-            self._set_status(run_id, "cancelled")
-            self._notify(f"{run_id} cancelled")
-            return
-        lock = hold_run(self._folder(run_id).path)
+        """Start a run, with as many others from the queue as share its step and are asked for."""
+        lock = self._hold(run_id)
         if lock is None:
-            self.elsewhere.append(run_id)
             return
-        if self._was_taken(run_id):
-            lock.close()
-            return
+        locks = {run_id: lock}
+        for other in list(self.queue):
+            if len(locks) >= self.request.execution.pack_size or run_id in self.on_trunks:
+                break
+            if other in self.on_trunks or self.pack_keys[other] != self.pack_keys[run_id]:
+                continue
+            self.queue.remove(other)
+            held = self._hold(other)
+            if held is not None:
+                locks[other] = held
         slot = self.free.pop(0)
         folder = self._folder(run_id)
         receiver, sender = self.context.Pipe(duplex=False)
         process = self.context.Process(
             target=work_locally,
             args=(
-                folder.path,
+                [self._folder(member).path for member in locks],
                 self.request.results.dataset(folder.read_spec().data_fingerprint),
                 self.request.execution,
                 slot,
@@ -145,10 +149,26 @@ class LocalPool:
         with _single_threaded_environment():
             process.start()
         receiver.close()
-        self.workers.append(_Worker(run_id, slot, process, sender, lock))
-        self.n_started += 1
-        self._set_status(run_id, "running")
-        self._notify(f"{run_id} started")
+        self.workers.append(_Worker(locks, slot, process, sender))
+        self.n_started += len(locks)
+        for member in locks:
+            self._set_status(member, "running")
+            self._notify(f"{member} started")
+
+    def _hold(self, run_id: str) -> TextIO | None:
+        """Return the lock of a run that is to be started now, or None where it is not."""
+        if (self._folder(run_id).path / CANCELLED_FILE).exists():
+            self._set_status(run_id, "cancelled")
+            self._notify(f"{run_id} cancelled")
+            return None
+        lock = hold_run(self._folder(run_id).path)
+        if lock is None:
+            self.elsewhere.append(run_id)
+            return None
+        if self._was_taken(run_id):
+            lock.close()
+            return None
+        return lock
 
     def _was_taken(self, run_id: str) -> bool:
         """Say whether another sweep that shares the run has finished or claimed it meanwhile."""
@@ -176,10 +196,17 @@ class LocalPool:
         code = worker.process.exitcode
         worker.process.close()
         worker.lifeline.close()
-        worker.lock.close()
         self.workers.remove(worker)
         self.free.append(worker.slot)
-        run_id = worker.run_id
+        folders = [self._folder(run_id).path for run_id in worker.locks]
+        # A cancelled run stops its pack, which costs the others nothing.
+        is_split = len(folders) > 1 and any((path / CANCELLED_FILE).exists() for path in folders)
+        for run_id, lock in worker.locks.items():
+            lock.close()
+            self._settle(run_id, code, counts_lost=not is_split)
+
+    def _settle(self, run_id: str, code: int | None, *, counts_lost: bool) -> None:
+        """Say how a run stands whose worker has ended; put it back where it has not."""
         folder = self._folder(run_id)
         folder.accept_finished()
         status = folder.status()
@@ -193,7 +220,7 @@ class LocalPool:
             return
         if self._was_taken(run_id):
             return
-        n_lost = self.states[run_id].n_lost + 1
+        n_lost = self.states[run_id].n_lost + counts_lost
         self.states[run_id] = RunState(status="planned", n_lost=n_lost)
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         if n_lost < MAX_LOST_ATTEMPTS:
@@ -217,8 +244,9 @@ class LocalPool:
                 worker.process.join()
             worker.process.close()
             worker.lifeline.close()
-            worker.lock.close()
-            self._folder(worker.run_id).accept_finished()
+            for run_id, lock in worker.locks.items():
+                lock.close()
+                self._folder(run_id).accept_finished()
         self.workers.clear()
 
     def _note_failure(self, folder: RunDir, reason: str) -> None:
@@ -249,7 +277,7 @@ class LocalPool:
         self.watch(
             LaunchView(
                 statuses={run_id: state.status for run_id, state in self.states.items()},
-                running=tuple(worker.run_id for worker in self.workers),
+                running=tuple(run_id for worker in self.workers for run_id in worker.locks),
                 started_s=self.started_s,
                 note=note,
             )

@@ -131,7 +131,7 @@ def run_pack(
         if accepted is not None and (record := accepted.read_record()) is not None:
             statuses[run] = record.status
     todo = [run for run in runs if run not in statuses]
-    execution = possible_execution(todo, execution)
+    execution = replace(possible_execution(todo, execution), pack_size=max(len(todo), 1))
     prepare_torch(execution)
     note = {**(host_note or {}), "companions": [run.run_id for run in todo]}
     if todo and execution.attention == MEASURED:

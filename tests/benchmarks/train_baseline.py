@@ -184,6 +184,7 @@ def main() -> None:
             turn = {side: measure(side, shape, arguments.seconds) for side in sides}
             if is_small:
                 turn["ours, packed by 4"] = measure("ours", shape, arguments.seconds, n_runs=4)
+            print(name, json.dumps(turn), file=sys.stderr, flush=True)
             turns.append(turn)
         table[name] = summarise(turns)
     print(json.dumps({"cores": len(os.sched_getaffinity(0)), "table": table}, indent=1))
