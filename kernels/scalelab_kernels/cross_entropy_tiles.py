@@ -116,7 +116,7 @@ def _grad_hidden_kernel(
     token = first + tl.arange(0, TOKENS)
     in_tokens = token < n_tokens
     h = _load_rows(hidden + run * n_tokens * d, first, n_tokens, d, TOKENS, COLS)
-    target = tl.load(targets + run * n_tokens + token, in_tokens, other=ignore_index)
+    target = tl.load(targets + run * n_tokens + token, in_tokens, other=ignore_index).to(tl.int32)
     top = tl.load(tops + run * n_tokens + token, in_tokens, other=0.0)
     rest = tl.load(rests + run * n_tokens + token, in_tokens, other=0.0)
     pull = 2.0 * z_loss * (top + rest)
@@ -158,7 +158,9 @@ def _grad_weight_kernel(
         token = start + tl.arange(0, TOKENS)
         in_tokens = token < n_tokens
         h = _load_rows(hidden + run * n_tokens * d, start, n_tokens, d, TOKENS, COLS)
-        target = tl.load(targets + run * n_tokens + token, in_tokens, other=ignore_index)
+        target = tl.load(targets + run * n_tokens + token, in_tokens, other=ignore_index).to(
+            tl.int32
+        )
         top = tl.load(tops + run * n_tokens + token, in_tokens, other=0.0)
         rest = tl.load(rests + run * n_tokens + token, in_tokens, other=0.0)
         upstream = tl.load(grad_losses + run * n_tokens + token, in_tokens, other=0.0)
