@@ -37,7 +37,7 @@ def missed(found: dict) -> list[str]:
 
 @pytest.mark.gpu
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", ["kernels_gpu", "step_gpu"])
+@pytest.mark.parametrize("name", ["kernels_gpu", "step_gpu", "train_gpu"])
 def test_measured_figures_are_kept_and_reach_the_goals(name: str) -> None:
     found = run(name, PUBLISHED / f"{name.removesuffix('_gpu')}.json")
     assert all(row["ms"]["kernel"] > 0 for row in found["cases"])
@@ -56,6 +56,11 @@ def test_measured_figures_are_kept_and_reach_the_goals(name: str) -> None:
             | {"linear_cross_entropy", "attention", "adamw"},
         ),
         ("step_gpu", {"step of 0M parameters"}),
+        (
+            "train_gpu",
+            {f"step of {size} parameters" for size in ("10M", "50M", "124M", "350M", "1.3B")}
+            | {f"2 packed runs of {size} parameters" for size in ("0.1M", "0.3M", "1M")},
+        ),
     ],
 )
 def test_toy_sizes_run_to_their_end_without_a_gpu(tmp_path, name: str, ops: set[str]) -> None:
