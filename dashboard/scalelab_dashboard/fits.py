@@ -15,8 +15,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalelab.fit.outcome import ParametricFit
+    from scalelab.fit.result import FitReport
 
 KEPT = 12
 
@@ -165,25 +169,36 @@ def _told(work: Callable[[], Any]) -> Any:
         return Failure(given=error.given, allowed=error.allowed, do=error.do)
 
 
+_FITTED: OrderedDict[FitKey, ParametricFit] = OrderedDict()
+"""In the worker: what was fitted, whatever the level, which moves the intervals alone."""
+
+
 def _fit(key: FitKey) -> Any:
+    return _told(lambda: _report(key))
+
+
+def _report(key: FitKey, *, is_compared: bool = False) -> FitReport:
+    """Return the answer of ``scalelab fit``, its law fitted once for every level."""
     from scalelab import api
 
-    return _told(lambda: api.fit(**key.arguments(), form=key.form))
+    whatever = replace(key, level=0.0)
+    report = api.fit(
+        **key.arguments(),
+        form=key.form,
+        is_compared=is_compared,
+        fitted=_FITTED.get(whatever),
+    )
+    _FITTED[whatever] = report.fit
+    while len(_FITTED) > KEPT:
+        _FITTED.popitem(last=False)
+    return report
 
 
 def _comparison(key: FitKey) -> Any:
-    from scalelab import api
-
-    return _told(lambda: api.fit(**key.arguments(), form=key.form, is_compared=True).comparison)
+    return _told(lambda: _report(key, is_compared=True).comparison)
 
 
 def _left_out(key: FitKey) -> Any:
-    from scalelab import api
     from scalelab.api import judge as api_judge
-    from scalelab.fit.bootstrap import BootstrapSpec
 
-    return _told(
-        lambda: api_judge.leave_one_out(
-            api.fit(**key.arguments(), form=key.form, bootstrap=BootstrapSpec(k=0))
-        )
-    )
+    return _told(lambda: api_judge.leave_one_out(_report(key)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from scalelab_dashboard import queries
+from scalelab_dashboard import queries, ui
 from scalelab_dashboard.fits import FitKey
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ RESULTS_VARIABLE = "SCALELAB_RESULTS"
 FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
 MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
 TABLES = "opened_tables"
+GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
 LEVELS = (80, 90, 95)
 """Per cent, as they stand in the address."""
@@ -100,15 +101,31 @@ def choose() -> Choice:
     with st.sidebar:
         if not labels:
             return Choice(results=results, stamp=stamp)
-        ready = [i for i, name in enumerate(labels) if _has_results(name, tables, found)]
-        name = st.selectbox(
-            "Sweep or table",
-            labels,
-            index=ready[0] if ready else 0,
-            key="sweep",
-            bind="query-params",
-            help="Sweeps and imports of the results folder, the latest first.",
+        ready = [name for name in labels if _has_results(name, tables, found)]
+        latest = ready[0] if ready else labels[0]
+        if "sweep" not in st.session_state and st.query_params.get("sweep") not in labels:
+            # Chosen rather than a default, so that it stands in the address: a link goes on to
+            # show this sweep when a later one has been launched.
+            if (asked := st.query_params.get("sweep")) is not None:
+                st.session_state[GONE] = asked
+            st.query_params["sweep"] = st.session_state["sweep"] = latest
+        name = (
+            st.selectbox(
+                "Sweep or table",
+                labels,
+                index=None,
+                key="sweep",
+                bind="query-params",
+                help="Sweeps and imports of the results folder, the latest first.",
+                on_change=lambda: st.session_state.pop(GONE, None),
+            )
+            or latest
         )
+        if GONE in st.session_state:
+            st.warning(
+                f"The link is about **{ui.as_text(st.session_state[GONE])}**, which is not here; "
+                f"this is **{ui.as_text(name)}**."
+            )
         table, source = tables.get(name), found.get(name)
         params, flops = _conventions(source)
         form = st.selectbox(

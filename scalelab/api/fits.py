@@ -96,6 +96,7 @@ def fit(
     level: float = DEFAULT_LEVEL,
     predict: Sequence[str] = (),
     is_compared: bool = False,
+    fitted: ParametricFit | None = None,
 ) -> FitReport:
     """Return everything a fit says: approach 3 with intervals, 1 and 2 beside it, forecasts.
 
@@ -121,6 +122,9 @@ def fit(
         Requests such as ``N=7e9``, ``N=7e9,D=2e12`` or ``C=1e24``.
     is_compared : bool
         Whether to rank forms by rolling-origin extrapolation as well.
+    fitted : ParametricFit, optional
+        ``report.fit`` of an earlier call with the same rows, form, objective and bootstrap: it is
+        taken instead of being fitted again, for another level or other forecasts.
 
     Raises
     ------
@@ -151,7 +155,7 @@ def fit(
     if form == AUTO_FORM and comparison is not None:
         form, objective = comparison.best.form, comparison.best.objective
     objective = objective or Objective()
-    found = fit_parametric(rows, form=form, objective=objective, bootstrap=spec)
+    found = fitted or fit_parametric(rows, form=form, objective=objective, bootstrap=spec)
     if found.bootstrap.cluster == "cluster":
         # The user's own name of the column says more than ours.
         theirs = table.mapping.get("cluster", "cluster")

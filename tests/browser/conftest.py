@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import socket
 import subprocess
@@ -18,7 +17,7 @@ from types import ModuleType
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "results" / "screenshots"
@@ -33,7 +32,19 @@ FLAGS = (
     "--disable-sync",
 )
 START_S = 180
-SETTLE_MS = 120_000
+PATIENCE_MS = 300_000
+"""How long to wait for anything: what is asserted must not depend on the machine's speed."""
+WIDTH, HEIGHT = 1440, 2600
+WHOLE = """view => {
+  const app = document.querySelector('[data-testid=stApp]');
+  const charts = [...document.querySelectorAll('[data-testid=stPlotlyChart]')];
+  return app !== null
+    && app.getAttribute('data-test-script-state') === 'notRunning'
+    && [...document.querySelectorAll('h2')].some(e => e.textContent.trim() === view)
+    && !document.querySelector('[data-testid=stSkeleton], [data-stale=true]')
+    && charts.every(e => e.querySelector('.main-svg'))
+    && !document.body.innerText.includes('fills in by itself');
+}"""
 
 
 @dataclass
@@ -49,6 +60,7 @@ class Server:
     """A running ``scalelab dashboard``."""
 
     url: str
+    results: Path
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -70,14 +82,12 @@ def stores() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Return the system's Chromium; without one, skip outside CI and fail within."""
+def browser(give_up: Callable[[str], None]) -> Iterator[Browser]:
+    """Return the system's Chromium; without one, skip with the reason (see `give_up`)."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        message = f"no browser: none of {', '.join(NAMES)} is installed (`make system` does it)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        give_up(f"no browser: none of {', '.join(NAMES)} is installed (`make system` does it)")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield chromium
@@ -87,76 +97,159 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """Return a starter of the real command; every server ends with the session."""
-    servers: dict[tuple[str, ...], Server] = {}
+    servers: list[Server] = []
 
-    def start(*words: str) -> Server:
-        if words in servers:
-            return servers[words]
+    def start(results: Path, *words: str) -> Server:
         port = _free_port()
         log = tmp_path_factory.mktemp("server") / "log.txt"
         command = [sys.executable, "-c", "from scalelab.cli.main import run; run()", "dashboard"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*command, "--port", str(port), *words], stdout=out, stderr=subprocess.STDOUT
+                [*command, "--results", str(results), "--port", str(port), *words],
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
-        server = Server(url=f"http://127.0.0.1:{port}", process=process, log=log)
-        servers[words] = server
+        server = Server(url=f"http://127.0.0.1:{port}", results=results, process=process, log=log)
+        servers.append(server)
         _wait_for(server)
         return server
 
     yield start
-    for server in servers.values():
+    for server in servers:
         server.process.terminate()
+    for server in servers:
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.process.wait(10)
         server.process.kill()
 
 
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., tuple[Page, Seen]]]:
-    """Return an opener of a page in a fresh context that records foreign requests and errors."""
-    contexts = []
+@pytest.fixture(scope="session")
+def address(
+    serve: Callable[..., Server],
+    stores: ModuleType,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Callable[[str], Server]:
+    """Return a finder of the server for each kind of store; the sweeps share one folder."""
+    made: dict[str, Server] = {}
 
-    def open_page(url: str, *, theme: str = "light") -> tuple[Page, Seen]:
-        context = browser.new_context(
-            viewport={"width": 1440, "height": 1000},
-            color_scheme=theme,  # type: ignore[arg-type]
-            accept_downloads=True,
-        )
-        contexts.append(context)
-        page, seen = context.new_page(), Seen()
-        own = url.split("/?")[0]
-        page.on(
-            "request",
-            lambda r: (
-                None
-                if r.url.startswith((own, "data:", "blob:", own.replace("http", "ws")))
-                else seen.foreign.append(r.url)
-            ),
-        )
-        page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: seen.errors.append(str(error)))
-        page.goto(url)
-        return page, seen
+    def find(kind: str) -> Server:
+        name = kind if kind in ("empty", "table") else "sweeps"
+        if name not in made:
+            results = tmp_path_factory.mktemp(name)
+            words: tuple[str, ...] = ()
+            if name == "table":
+                shared = request.getfixturevalue("shared_data")
+                words = ("--from", str(shared / "chinchilla_svg" / "data.csv"))
+            elif name == "sweeps":
+                stores.generated(results, 10_000)
+                stores.generated(results, 40, name=stores.HOSTILE_NAME, is_added=True)
+                stores.running(results, is_added=True)
+                stores.generated(results, 120, name="demo", is_added=True)
+            made[name] = serve(results, *words)
+        return made[name]
 
-    yield open_page
-    for context in contexts:
+    return find
+
+
+@pytest.fixture(scope="session")
+def contexts(browser: Browser) -> Iterator[Callable[[str], BrowserContext]]:
+    """Return a maker of one browser profile a theme: its cache serves every test."""
+    made: dict[str, BrowserContext] = {}
+
+    def get(theme: str) -> BrowserContext:
+        if theme not in made:
+            made[theme] = new_context(browser, theme)
+        return made[theme]
+
+    yield get
+    for context in made.values():
         context.close()
 
 
 @pytest.fixture(scope="session")
+def profile(browser: Browser) -> Callable[[], BrowserContext]:
+    """Return a maker of fresh browser profiles, which whoever asks closes."""
+    return lambda: new_context(browser, "light")
+
+
+@pytest.fixture
+def visit(contexts: Callable[[str], BrowserContext]) -> Iterator[Callable[..., tuple[Page, Seen]]]:
+    """Return an opener of a page that records foreign requests, errors and dialogs."""
+    pages: list[Page] = []
+
+    def open_page(url: str, *, theme: str = "light") -> tuple[Page, Seen]:
+        page, seen = contexts(theme).new_page(), Seen()
+        pages.append(page)
+        watch(page, seen, url.split("/?")[0])
+        page.goto(url)
+        return page, seen
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture
+def open_offline(browser: Browser) -> Iterator[Callable[[Path], tuple[Page, list[str], list[str]]]]:
+    """Return an opener of a file with the network off; it keeps a picture, requests and errors."""
+    context = new_context(browser, "light")
+    context.set_offline(True)
+
+    def open_file(path: Path) -> tuple[Page, list[str], list[str]]:
+        asked: list[str] = []
+        errors: list[str] = []
+        page = context.new_page()
+        page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: errors.append(dialog.message) or dialog.dismiss())
+        page.goto(path.as_uri())
+        return page, asked, errors
+
+    yield open_file
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for page in context.pages:
+        page.screenshot(path=SCREENSHOTS / "report.png", full_page=True)
+    context.close()
+
+
+def new_context(browser: Browser, theme: str) -> BrowserContext:
+    """Return a fresh browser profile, tall enough for a whole view."""
+    context = browser.new_context(
+        viewport={"width": WIDTH, "height": HEIGHT},
+        color_scheme=theme,  # type: ignore[arg-type]
+        accept_downloads=True,
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    return context
+
+
+def watch(page: Page, seen: Seen, own: str) -> None:
+    """Record what a page asks of any other host, its errors, and dialogs that it opens."""
+    allowed = (f"{own}/", "data:", "blob:", f"{own}/".replace("http", "ws", 1))
+
+    def ask(url: str) -> None:
+        if not url.startswith(allowed):
+            seen.foreign.append(url)
+
+    def warn(dialog: Dialog) -> None:
+        seen.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("request", lambda request: ask(request.url))
+    page.on("websocket", lambda socket: ask(socket.url))
+    page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("dialog", warn)
+
+
+@pytest.fixture(scope="session")
 def settle() -> Callable[[Page, str], None]:
-    """Return a waiter for a view to be whole: its heading there, its fit ended, nothing running."""
+    """Return a waiter for a view to be whole: heading, fit and every figure there, none stale."""
 
     def wait(page: Page, view: str) -> None:
-        page.get_by_role("heading", name=view, exact=True, level=2).wait_for(timeout=SETTLE_MS)
-        page.wait_for_function(
-            "() => document.querySelector('[data-testid=stApp]')"
-            ".getAttribute('data-test-script-state') === 'notRunning'"
-            " && !document.body.innerText.includes('fills in by itself')",
-            timeout=SETTLE_MS,
-        )
-        page.wait_for_timeout(400)
+        page.wait_for_function(WHOLE, arg=view, timeout=PATIENCE_MS)
 
     return wait
 
@@ -167,12 +260,10 @@ def picture() -> Callable[[Page, str], Path]:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
     def take(page: Page, name: str) -> Path:
-        height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-        page.set_viewport_size({"width": 1440, "height": min(3600, max(900, height + 40))})
-        page.wait_for_timeout(500)
+        height = page.get_by_test_id("stMainBlockContainer").evaluate("e => e.offsetHeight")
         path = SCREENSHOTS / f"{name}.png"
-        page.screenshot(path=path)
-        page.set_viewport_size({"width": 1440, "height": 1000})
+        clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(HEIGHT, max(600, height))}
+        page.screenshot(path=path, clip=clip)  # type: ignore[arg-type]
         return path
 
     return take

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from playwright.sync_api import Browser
+import pytest
 
 from scalelab.cli.main import main
+from scalelab.units import format_quantity
+
+FIGURES = (
+    "valleys",
+    "optima",
+    "contours",
+    "extrapolation",
+    "published",
+    "forest",
+    "residuals",
+    "pairs",
+)
 
 
-def test_the_report_opens_offline(browser: Browser, stores: ModuleType, tmp_path: Path) -> None:
-    stores.generated(tmp_path, 120, name="demo")
+def test_the_report_opens_offline_and_says_what_fit_prints(
+    open_offline: Callable[[Path], tuple[Any, list[str], list[str]]],
+    stores: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stores.generated(tmp_path, 120, name=stores.HOSTILE_NAME)
     out = tmp_path / "report.html"
-    words = ["report", "--results", str(tmp_path), "--out", str(out), "--predict", "C=1e24"]
-    assert main(words) == 0
-    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 1000})
-    page = context.new_page()
-    asked: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(out.as_uri())
-    page.wait_for_function("() => document.querySelectorAll('.main-svg').length >= 8")
-    drawn = page.locator("[role=img]")
-    assert drawn.count() == 8
-    assert all(drawn.nth(i).locator(".main-svg").count() for i in range(drawn.count()))
+    words = ["--results", str(tmp_path), "--predict", "C=1e24"]
+    assert main(["report", "--out", str(out), *words]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--json", *words]) == 0
+    told = json.loads(capsys.readouterr().out)
+    page, asked, errors = open_offline(out)
+    page.wait_for_function(
+        "n => document.querySelectorAll('[role=img]:has(.main-svg)').length === n", arg=len(FIGURES)
+    )
+    for name in FIGURES:
+        assert page.locator(f"#{name}[role=img]").get_attribute("aria-label")
+    text = page.locator("main").inner_text()
+    forecast = told["predictions"][0]
+    for name in ("n_params", "n_tokens"):
+        value, low, high = (format_quantity(forecast[name + end]) for end in ("", "_low", "_high"))
+        assert value in text
+        assert f"{low} to {high}" in text
+    assert f"{forecast['loss_nats']:.4f}" in text
+    assert stores.HOSTILE_NAME in text
+    assert page.locator("img[src='x'], a").count() == 0
     assert asked == [out.as_uri()]
     assert errors == []
-    folder = Path(__file__).resolve().parents[2] / "results" / "screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / "report.png", full_page=True)
-    context.close()

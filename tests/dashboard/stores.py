@@ -74,8 +74,12 @@ def publish(results: Path, name: str, frame: pd.DataFrame, *, is_added: bool = F
     path = snapshot_path(results)
     building = path.with_suffix(".building")
     building.unlink(missing_ok=True)
+    n_before = 0
     if is_added:
         shutil.copyfile(path, building)
+        with duckdb.connect(str(building)) as connection:
+            counted = connection.execute("SELECT count(DISTINCT sweep) FROM sweeps").fetchone()
+        n_before = counted[0] if counted else 0
     n = len(frame)
     flops = 6 * frame.n_params * frame.n_tokens
     runs = frame.drop(columns="budget").assign(
@@ -111,7 +115,7 @@ def publish(results: Path, name: str, frame: pd.DataFrame, *, is_added: bool = F
             "position": np.arange(1, n + 1),
             "budget_flops": frame.budget,
             "kind": "isoflop",
-            "created_s": 1.7e9 + is_added,
+            "created_s": 1.7e9 + n_before,
         }
     )
     with duckdb.connect(str(building)) as connection:

@@ -22,7 +22,7 @@ from scalelab.theory.hardware import (
 )
 from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
 from scalelab_dashboard import ui, waiting
-from scalelab_dashboard.fits import Failure
+from scalelab_dashboard.fits import Failure, FitKey
 
 if TYPE_CHECKING:
     from scalelab.fit.result import FitReport
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 OWN = "this fit"
+RECOMMENDED = "besiroglu"
+"""Refit of the Chinchilla runs: the constants first printed do not fit them, arXiv:2404.10102."""
 # Our name of the limit, its label, its option, its unit's factor, an example.
 LIMITS = (
     ("flops", "Training compute, FLOP", "--flops", 1.0, "5.76e23"),
@@ -55,8 +57,8 @@ class Asked:
 
     Attributes
     ----------
-    limits : dict of str to str
-        By our name; only those that were given.
+    limits : tuple of (str, str)
+        Our name and what was given; only those that were.
     gpu : str
     count, share : float
         Devices, and the share of their peak.
@@ -66,7 +68,7 @@ class Asked:
         Candidates, such as ``7B:2T``.
     """
 
-    limits: dict[str, str]
+    limits: tuple[tuple[str, str], ...]
     gpu: str
     count: float
     share: float
@@ -77,9 +79,8 @@ class Asked:
 
     def options(self) -> list[str]:
         """Return the options of the command that has the same answer."""
-        pairs = [
-            (option, self.limits[name]) for name, _, option, *_ in LIMITS if name in self.limits
-        ]
+        given = dict(self.limits)
+        pairs = [(option, given[name]) for name, _, option, *_ in LIMITS if name in given]
         pairs += [("--candidate", text) for text in self.named]
         if self.served:
             pairs.append(("--inference-tokens", self.served))
@@ -117,7 +118,7 @@ class Asked:
         scale = {name: factor for name, _, _, factor, _ in LIMITS}
         limits = {
             name: parse_quantity(text.lstrip("$"), what=name.replace("_", " ")) * scale[name]
-            for name, text in self.limits.items()
+            for name, text in self.limits
         }
         demand = api_decide.Demand(
             gpu=self.gpu,
@@ -134,7 +135,8 @@ class Asked:
 
 def show(choice: Choice) -> None:
     """Draw the page."""
-    laws = [*([OWN] if choice.key is not None else []), *PUBLISHED_LAWS]
+    others = sorted(PUBLISHED_LAWS, key=lambda name: name != RECOMMENDED)
+    laws = [*([OWN] if choice.key is not None else []), *others]
     law = st.selectbox(
         "Decide by",
         laws,
@@ -160,7 +162,7 @@ def show(choice: Choice) -> None:
         words += ["--law", law]
     try:
         words += asked.options()
-        answer = asked.decide(source)
+        answer = _answer(choice.key if law == OWN else None, law, asked, source)
     except ScalelabError as error:
         ui.failure(Failure(given=error.given, allowed=error.allowed, do=error.do))
         return
@@ -174,6 +176,12 @@ def show(choice: Choice) -> None:
             on_click="ignore",
         )
     ui.command(words)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _answer(key: FitKey | None, law: str, asked: Asked, _source: FitReport | str) -> Decision:
+    """Return an answer, reckoned once for all who ask the same of the same fit."""
+    return asked.decide(_source)
 
 
 def _ask() -> Asked:
@@ -243,9 +251,9 @@ def _ask() -> Asked:
     )
 
 
-def _limits() -> dict[str, str]:
+def _limits() -> tuple[tuple[str, str], ...]:
     """Draw the limits; return those that were given, as text."""
-    given = {}
+    given = []
     places = st.columns(4)
     for i, (name, label, _, _, example) in enumerate(LIMITS):
         with places[i % 4]:
@@ -257,8 +265,8 @@ def _limits() -> dict[str, str]:
                 placeholder=f"no limit, or {example}",
             )
         if text and text.strip():
-            given[name] = text.strip()
-    return given
+            given.append((name, text.strip()))
+    return tuple(given)
 
 
 def _show(answer: Decision, asked: Asked, share: str) -> None:
@@ -347,10 +355,11 @@ def _binding(answer: Decision) -> None:
 
 
 def _row(each: Candidate) -> dict[str, str]:
+    interval = {} if each.low is None else {"interval": f"{each.low:.4f} to {each.high:.4f}"}
     return {
         "candidate": each.label,
         "loss, nats": f"{each.loss_nats:.4f}",
-        "interval": "" if each.low is None else f"{each.low:.4f} to {each.high:.4f}",
+        **interval,
         "C, FLOP": format_flops(each.flops),
         "GPU-hours": format_quantity(each.costs["gpu_hours"] or 0.0),
         "days": f"{each.costs['days'] or 0.0:.3g}",

@@ -137,6 +137,8 @@ def view(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if "reason" in names and not table["reason"].notna().any():
         names.remove("reason")
     shown = table[names].copy()
+    if "reason" in names:
+        shown["reason"] = shown["reason"].fillna("")
     name = "flops"
     if len(shown):
         flops, name = ui.scaled(shown, "flops")
