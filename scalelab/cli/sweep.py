@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
     AllowRepeatsOption,
@@ -168,6 +169,67 @@ def grid(
         "allow_repeats": allow_repeats,
         "data": data_table(data, tokenizer, field, column, eval_tokens),
         "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
+        "launcher": {"name": launcher, **launch},
+    }
+    return launch_sweep(
+        sweep_from_options(content),
+        results=results,
+        device=device,
+        workers=workers,
+        keep_weights=keep_weights,
+        extend=extend,
+        dry_run=dry_run,
+        yes=yes,
+        detach=detach,
+        as_json=as_json,
+    )
+
+
+@app.command("ladder")
+@with_slurm_options
+def ladder(
+    n_params: Annotated[str, typer.Option("--n-params", help="Sizes N, such as 1M..10M:4.")],
+    n_tokens: Annotated[
+        str, typer.Option("--n-tokens", help="Tokens D of the branches, such as 1M,2M,4M,8M.")
+    ],
+    name: NameOption = None,
+    launcher: LauncherOption = "local",
+    data: DataOption = None,
+    tokenizer: TokenizerOption = None,
+    field: FieldOption = None,
+    column: ColumnOption = None,
+    eval_tokens: EvalTokensOption = None,
+    seq_len: SeqLenOption = None,
+    batch_seqs: BatchSeqsOption = None,
+    lr: LrOption = None,
+    lr_rule: LrRuleOption = None,
+    precision: PrecisionOption = None,
+    seeds: SeedsOption = None,
+    allow_repeats: AllowRepeatsOption = False,
+    extend: ExtendOption = False,
+    keep_weights: KeepWeightsOption = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    detach: DetachOption = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+    *,
+    launch: dict[str, Any],
+) -> int:
+    """Train a constant-rate trunk of every size, and from it a cooldown for every number of tokens.
+
+    Example: scalelab sweep ladder --n-params 50K..400K:4 --n-tokens 1M,2M,4M,8M,16M --dry-run
+    """
+    content = {
+        "kind": "ladder",
+        "name": name,
+        "n_params": n_params,
+        "n_tokens": n_tokens,
+        "allow_repeats": allow_repeats,
+        "data": data_table(data, tokenizer, field, column, eval_tokens),
+        "train": train_table(seq_len, batch_seqs, lr, lr_rule, "wsd", precision, seeds),
         "launcher": {"name": launcher, **launch},
     }
     return launch_sweep(
