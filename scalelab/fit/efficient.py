@@ -281,7 +281,14 @@ def newton_steps(
     sums = np.concatenate([weights @ pull for weights in replicates.weights(batch)])
     steps = np.zeros((len(sums), len(found.eta)))
     steps[:, free] = -np.linalg.solve(matrix, sums.T).T
-    # along the axes of their spread, the parabola must be fair as far as the interval reaches
+    return steps if _is_fair(surface, found, box, matrix, steps) else None
+
+
+def _is_fair(
+    surface: Surface, found: Efficient, box: Box, matrix: FloatArray, steps: FloatArray
+) -> bool:
+    """Return whether the parabola holds, within `BENT`, along the axes of the steps' spread."""
+    free = np.flatnonzero(box.free)
     size, axes = np.linalg.eigh(steps[:, free].T @ steps[:, free] / len(steps))
     ends = REACH * np.sqrt(np.maximum(size, 0.0))[:, None] * axes.T
     points = np.tile(found.eta, (2 * len(free), 1))
@@ -291,7 +298,7 @@ def newton_steps(
     rise = surface.value(points, found.rows, found.penalty) - base
     parabola = 0.5 * np.einsum("jp,pq,jq->j", ends, matrix, ends)
     ratio = rise / np.concatenate([parabola, parabola])
-    return steps if ((ratio > BENT[0]) & (ratio < BENT[1])).all() else None
+    return bool(((ratio > BENT[0]) & (ratio < BENT[1])).all())
 
 
 def spread(found: Efficient, box: Box, steps: FloatArray, replicates: Plan) -> FloatArray:
@@ -338,8 +345,8 @@ def agrees(
     if not (np.isfinite(size).all() and (size > 0).all()):
         return False
     gap, difference = gap[:, box.free] / size, (best - found.eta)[box.free] / size
-    spread, basis = np.linalg.eigh(np.cov(gap.T).reshape(len(size), len(size)))
-    if spread[0] <= 0:
+    sizes, basis = np.linalg.eigh(np.cov(gap.T).reshape(len(size), len(size)))
+    if sizes[0] <= 0:
         return False
-    distance = float(np.sum((difference @ basis) ** 2 / spread))
+    distance = float(np.sum((difference @ basis) ** 2 / sizes))
     return distance <= float(special.chdtri(len(size), CHANCE))

@@ -100,16 +100,11 @@ def describe(name: str, kernel: Any, capability: int) -> dict[str, Any]:
     }
 
 
-def pick_documents(*, only_largest: bool) -> list[torch.Tensor | None]:
-    """Return where documents start: with them, and unless only the largest counts without."""
-    starts = torch.zeros(1, 256, dtype=torch.int32)
-    return [starts] if only_largest else [None, starts]
-
-
 def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
     """Call each operation forward and backward at the sizes of a sweep."""
 
-    def pick(*shapes: int) -> tuple[int, ...]:
+    def pick(*shapes: Any) -> tuple[Any, ...]:
+        """Return the shapes to compile; the widest is the last."""
         return shapes[-1:] if only_largest else shapes
 
     def get(name: str) -> Any:
@@ -118,7 +113,7 @@ def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
     def leaf(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.randn(*shape, dtype=of, requires_grad=True)
 
-    for d in pick(256, 768, 2048):
+    for d in pick(256, 2048):
         out, stream = get("rms_norm").add_rms_norm(leaf(64, d), leaf(64, d), leaf(d))
         (out.sum() + stream.sum()).backward()
     get("swiglu").swiglu(leaf(64, 4096)).sum().backward()
@@ -132,10 +127,11 @@ def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
         targets = torch.randint(0, n_vocab, (256,))
         entropy = get("linear_cross_entropy").linear_cross_entropy_sum
         entropy(leaf(256, d), leaf(n_vocab, d), targets).backward()
-    for head_dim in pick(32, 64, 128):
-        for starts in pick_documents(only_largest=only_largest):
-            q, k = leaf(1, 2, 256, head_dim), leaf(1, 1, 256, head_dim)
-            get("attention").causal_attention(q, k, k, starts=starts).sum().backward()
+    starts = torch.zeros(1, 256, dtype=torch.int32)
+    for head_dim, has_documents in pick((32, 0), (64, 0), (128, 0), (128, 1)):
+        q, k = leaf(1, 2, 256, head_dim), leaf(1, 1, 256, head_dim)
+        attend = get("attention").causal_attention
+        attend(q, k, k, starts=starts if has_documents else None).sum().backward()
     way = get("moe").route(torch.randint(0, 4, (32, 2)), 4)
     rows = get("moe").permute(leaf(32, 256), way)
     get("moe").unpermute(rows, leaf(32, 2, of=torch.float32), way).sum().backward()

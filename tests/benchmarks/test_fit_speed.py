@@ -108,7 +108,8 @@ def test_against_the_published_grid(chinchilla_240):
 def test_against_the_package_chinchilla(chinchilla_240, tmp_path, monkeypatch):
     """The PyPI package from the 5^5 starts of its documentation, same objective, all cores.
 
-    Of the five values a parameter, the first, third and fifth are timed: 3^5 starts. Needs the extra ``bench``, as `make bench` installs it.
+    Of the five values a parameter, the first, third and fifth are timed: 3^5 starts. Needs the
+    extra ``bench``, as `make bench` installs it.
     """
     monkeypatch.setenv("MPLBACKEND", "Agg")
     import pandas as pd
