@@ -1,7 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from scalelab.errors import SpecError
-from scalelab.theory.schedule import RuleInputs
+from scalelab.theory.schedule import LR_RULES, RuleInputs, published_values
 from scalelab.theory.tuned import TunedConstants, constants_from_law
 
 CONSTANTS = TunedConstants("small", (3.0, -0.5, 0.2), (0.4, 0.1, 0.5), 0.3, "chinchilla")
@@ -52,3 +55,23 @@ def test_the_answer_of_tune_becomes_the_rule():
     assert constants.lr_rule().value(RUN) == pytest.approx(3 * 30_000**-0.5 * 2e6**0.2)
     with pytest.raises(SpecError, match="tuning 'x'"):
         constants_from_law("x", {"lr": {}})
+
+
+def test_the_page_lists_every_published_rule_with_its_source():
+    page = (Path(__file__).parents[2] / "docs/tune.md").read_text()
+    for rule in LR_RULES.values():
+        if rule.param_convention:
+            formula = rule.formula.partition(", ")[0]
+            source = re.search(r"arXiv:[\d.]+", rule.source)[0]
+            assert f"| `{rule.name}` | {formula} |" in page
+            assert source in page
+
+
+def test_published_values_are_the_rules():
+    by_name = {value.name: value for value in published_values(1e9, 1e11)}
+    assert set(by_name) == {"kaplan", "deepseek", "steplaw", "olmo"}
+    # 1.79 N^-0.713 D^0.307 and 0.58 D^0.571: arXiv:2503.04715, abstract.
+    assert by_name["steplaw"].lr == pytest.approx(1.6323e-3, rel=1e-3)
+    assert by_name["steplaw"].batch_tokens == pytest.approx(1.1077e6, rel=1e-3)
+    assert by_name["olmo"].batch_tokens == pytest.approx(160 * 2048 * (1e9 / 108e6) ** (2 / 3))
+    assert by_name["kaplan"].batch_tokens is None

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -126,10 +129,10 @@ def test_ends_and_powers_of_two():
     assert powers_of_two((4, 32)) == (2, 5)
 
 
-# One size fewer would leave N unknown; 16 runs of a second or two each.
+# Two sizes by two lengths: the least that tells N and D apart. 12 runs, each under a second.
 TUNE = (
     *("tune", "--n-params", "12K,20K", "--n-tokens", "20K,40K", "--name", "tiny"),
-    *("--seq-len", "32", "--batch-seqs", "4..16", "--eval-tokens", "4096", "--trials", "4"),
+    *("--seq-len", "32", "--batch-seqs", "4..16", "--eval-tokens", "4096", "--trials", "3"),
     *("--wave", "2", "--bootstrap", "20", "--yes", "--json", "--predict", "N=20K,D=50K"),
 )
 
@@ -143,14 +146,14 @@ def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, o
     results = tmp_path / "results"
     code, said = tune(capsys, text, results)
     assert code == 0, said
-    assert sum(said["trials"].values()) == 16
+    assert sum(said["trials"].values()) == 12
     assert {"lr", "batch_tokens", "law", "warnings"} <= set(said)
     assert said["law"]["n_cells"] == 4
     assert said["lr"]["value"] > 0
 
     # Each trial is a run of the store like any other.
     runs, specs = runs_of(Results(results), "tiny")
-    assert len(runs) >= 12
+    assert len(runs) >= 10
     assert len({spec.lr for spec in specs}) == len(specs)
     main(["status", "tiny", "--results", str(results), "--json"])
     assert json.loads(capsys.readouterr().out)["counts"]["done"] == len(runs)
@@ -161,8 +164,8 @@ def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, o
     started_s = time.time()
     assert tune(capsys, text, results)[1]["trials"] == said["trials"]
     assert time.time() - started_s < 10
-    _, more = tune(capsys, text, results, "--trials", "5")
-    assert sum(more["trials"].values()) == 20
+    _, more = tune(capsys, text, results, "--trials", "4")
+    assert sum(more["trials"].values()) == 16
     code = main([*TUNE, "--data", str(text), "--results", str(results), "--lr", "1e-3..1e-2"])
     assert code == 2
     assert "another tune" in capsys.readouterr().out
@@ -179,3 +182,27 @@ def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, o
     lr = law["k"] * n_params ** law["p"] * n_tokens ** law["q"]
     lr *= (row["batch_seqs"] * 32 / best) ** more["law"]["valley"]["ridge"]
     assert row["lr"] == pytest.approx(lr, rel=1e-3)
+
+
+def test_an_interrupted_tuning_goes_on_with_the_runs_it_left(capsys, text, tmp_path, own_cache):
+    results = tmp_path / "results"
+    words = [*TUNE, "--data", str(text), "--results", str(results), "--no-prune"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scalelab", *words], stdout=subprocess.PIPE, text=True
+    )
+    deadline_s = time.time() + 200
+    while not list(results.glob("runs/*/accepted")):
+        assert process.poll() is None
+        assert time.time() < deadline_s
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = json.loads(process.communicate(timeout=90)[0])
+    assert process.returncode == 130
+    assert said["status"] == "interrupted"
+    assert said["trials"].get("running", 0) >= 1
+    left = {path.name for path in (results / "runs").iterdir()}
+    code, whole = tune(capsys, text, results, "--no-prune")
+    assert code == 0
+    assert whole["trials"] == {"complete": 12}
+    assert left <= set(Results(results).load_plan("tiny").run_ids)
+    assert len(list((results / "runs").iterdir())) == 12
