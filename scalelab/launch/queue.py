@@ -29,9 +29,13 @@ ENDED_STATES = (
 )
 """States of a job that has ended; every other word, known or not, means that it may live."""
 
-_FORMAT = "%F|%K|%T|%M|%j"
+HELD_BY_SLURM = ("launch failed requeued held", "JobHoldMaxRequeue")
+"""Reasons for which SLURM itself holds a job for ever: failed launches."""
+
+_FORMAT = "%F|%K|%T|%M|%r|%j"
 _LINE = re.compile(
-    r"(?P<job>\d+)\|(?P<index>\d+)\|(?P<state>[A-Z_]+)\+?\|(?P<elapsed>[\d:.-]+|INVALID)\|(?P<name>.+)"
+    r"(?P<job>\d+)\|(?P<index>\d+)\|(?P<state>[A-Z_]+)\+?\|(?P<elapsed>[\d:.-]+|INVALID)\|"
+    r"(?P<reason>[^|]*)\|(?P<name>.+)"
 )
 _DURATION = re.compile(r"(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
 
@@ -52,6 +56,8 @@ class QueuedJob:
         Seconds that it has run since its last start.
     name : str
         The job's name.
+    reason : str
+        Why it waits, in SLURM's words.
     """
 
     job_id: int
@@ -59,6 +65,12 @@ class QueuedJob:
     state: str
     elapsed_s: float
     name: str
+    reason: str = ""
+
+    @property
+    def is_held_by_slurm(self) -> bool:
+        """Whether it will never start, though nobody asked for that."""
+        return self.state == "PENDING" and self.reason in HELD_BY_SLURM
 
     @property
     def has_ended(self) -> bool:
@@ -86,6 +98,7 @@ def parse_queue(text: str) -> dict[tuple[int, int], QueuedJob]:
             state=match["state"],
             elapsed_s=_seconds(match["elapsed"]),
             name=match["name"],
+            reason=match["reason"],
         )
         found[job.job_id, job.index] = job
     return found

@@ -22,7 +22,7 @@ from scalelab.launch.intents import Intent, Pack, write_intent
 from scalelab.launch.job import CANCELLED_FILE
 from scalelab.launch.lock import launcher_lock, submission_lock
 from scalelab.launch.packing import gpu_hours, make_packs, refuse_over_cap
-from scalelab.launch.queue import Slurm
+from scalelab.launch.queue import Queue, Slurm
 from scalelab.launch.reconcile import RunState, reconcile
 from scalelab.launch.retries import Retry, decide_retry, share_out
 from scalelab.launch.source import frozen_source
@@ -94,6 +94,7 @@ class SlurmLaunch:
                     other.update(queue)
                 self._look()
                 if queue is not None:
+                    self._take_out_held(queue)
                     self._submit_missing()
                     self._balance()
                     self._end_cancelled()
@@ -284,6 +285,23 @@ class SlurmLaunch:
             if wanted > now and self.slurm.set_throttle(job_id, wanted):
                 intent.note_job(job_id, wanted)
                 throttles[intent.id] = wanted
+
+    def _take_out_held(self, queue: Queue) -> None:
+        """Cancel what SLURM holds for ever after a launch that failed.
+
+        It is then submitted again, and given up like any job that is lost too often.
+        """
+        held = [
+            (job_id, index)
+            for intent, index in self.own.open_elements()
+            if (job_id := self.own.job_of(intent)) is not None
+            and (job := queue.get((job_id, index))) is not None
+            and job.is_held_by_slurm
+        ]
+        if held and self.slurm.cancel(held):
+            self.own.notes += [
+                f"job {job}_{index}, which SLURM held, taken out" for job, index in held
+            ]
 
     def _end_cancelled(self) -> None:
         """Take the jobs out of the queue of which no run is wanted any more."""

@@ -66,7 +66,8 @@ for job in jobs/*; do
   [ -s "$job/last" ] || continue
   state=PENDING; [ -e "$job/state" ] && state=$(cat "$job/state")
   i=0; while [ $i -le "$(cat "$job/last")" ]; do
-    echo "${job#jobs/}|$i|$state|0:01|$(cat "$job/name")"; i=$((i + 1))
+    reason=None; [ -e "$job/reason" ] && reason=$(cat "$job/reason")
+    echo "${job#jobs/}|$i|$state|0:01|$reason|$(cat "$job/name")"; i=$((i + 1))
   done
 done
 """
@@ -74,6 +75,11 @@ SCONTROL = """#!/bin/sh
 cd "$REPLAY" || exit 1
 echo "scontrol $*" >> calls
 echo 'MaxArraySize            = 1001'
+"""
+SCANCEL = """#!/bin/sh
+cd "$REPLAY" || exit 1
+echo "scancel $*" >> calls
+for element; do rm -r "jobs/${element%%_*}"; done
 """
 OTHER = "#!/bin/sh\nexit 0\n"
 CHANGES = ("os.rename", "os.link", "os.mkdir", "os.remove")
@@ -84,7 +90,7 @@ def install(folder: Path) -> None:
     """Put the replayed commands and an empty queue into a folder."""
     for name in ("jobs", "at_work", "bin"):
         (folder / name).mkdir(parents=True)
-    scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL}
+    scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL}
     for name in ("sbatch", "squeue", "scontrol", "scancel", "srun"):
         program = folder / "bin" / name
         program.write_text(scripts.get(name, OTHER))

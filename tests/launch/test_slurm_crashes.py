@@ -174,6 +174,29 @@ def test_a_silent_controller_changes_nothing(
     assert_each_done_once(results, run_ids)
 
 
+def test_a_job_that_slurm_holds_for_ever_is_taken_out_and_submitted_again(
+    replay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalelab.launch.retries.GONE_GRACE_S", 0.05)
+    results, run_ids = make_runs(tmp_path / "results", 1)
+    launch(results, run_ids)
+    (replay / "jobs" / "1" / "reason").write_text("launch failed requeued held\n")
+    notes = []
+
+    def watch(view: LaunchView) -> None:
+        notes.append(view.note)
+        if "submitted" in view.note:
+            let_cluster_run(replay, results)
+
+    report = launch(results, run_ids, detach=False, watch=watch)
+    assert report.statuses == dict.fromkeys(run_ids, "done")
+    assert any("which SLURM held" in note for note in notes)
+    calls = (replay / "calls").read_text()
+    assert calls.count("sbatch ") == 2
+    assert "scancel 1_0" in calls
+    assert_each_done_once(results, run_ids)
+
+
 def test_two_sweeps_share_runs(replay: Path, tmp_path: Path) -> None:
     results, few = make_runs(tmp_path / "results", 4)
     _, many = make_runs(tmp_path / "results", 7, name="more")

@@ -128,16 +128,18 @@ def test_shares_fill_the_cap_and_never_pass_it(cap: int, remaining: list[int]) -
 
 def test_the_queues_lines() -> None:
     text = (
-        "12|3|PENDING|0:00|scalelab.demo.0a1b2c3d\n"
-        "12|4|CANCELLED+|1-02:03:04|scalelab.demo.0a1b2c3d\n"
-        "13|N/A|RUNNING|5:01|somebody's; `job`|x\n"
+        "12|3|PENDING|0:00|Resources|scalelab.demo.0a1b2c3d\n"
+        "12|4|CANCELLED+|1-02:03:04|None|scalelab.demo.0a1b2c3d\n"
+        "12|5|PENDING|0:00|launch failed requeued held|scalelab.demo.0a1b2c3d\n"
+        "13|N/A|RUNNING|5:01|None|somebody's; `job`|x\n"
         "slurm_load_jobs error: nonsense\n"
-        "14|0|NODE_FAIL|INVALID|a|b\n"
+        "14|0|NODE_FAIL|INVALID||a|b\n"
     )
     found = parse_queue(text)
-    assert sorted(found) == [(12, 3), (12, 4), (14, 0)]
+    assert sorted(found) == [(12, 3), (12, 4), (12, 5), (14, 0)]
     assert found[12, 4].state == "CANCELLED"
     assert found[12, 4].elapsed_s == ((24 + 2) * 60 + 3) * 60 + 4
+    assert [job.is_held_by_slurm for job in found.values()] == [False, False, True, False]
     assert found[14, 0].name == "a|b"
 
 
