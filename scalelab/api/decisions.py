@@ -46,6 +46,7 @@ def decide(
     *,
     candidates: Sequence[str] = (),
     target_loss: float | None = None,
+    real_shapes: tuple[int, int] | None = None,
 ) -> Decision:
     """Return what to train under limits.
 
@@ -59,6 +60,9 @@ def decide(
         Such as ``7B:2T``; none searches.
     target_loss : float, optional
         Loss to reach, nats.
+    real_shapes : (int, int), optional
+        Vocabulary and sequence length: choose among shapes that exist, by their exact FLOPs;
+        default any size with C = 6 N D.
 
     Raises
     ------
@@ -69,6 +73,7 @@ def decide(
     """
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import forecaster, parse_candidate
+    from scalelab.forecast.menu import real_shapes as existing
     from scalelab.forecast.published_laws import law_by_name
 
     found = (
@@ -82,6 +87,7 @@ def decide(
         setting_of(demand or Demand()),
         named=[parse_candidate(text) for text in candidates],
         target_loss=target_loss,
+        shapes=None if real_shapes is None else existing(*real_shapes),
     )
 
 

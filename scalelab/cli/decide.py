@@ -45,7 +45,8 @@ def decide(
         typer.Option(help="SQL condition: rows not to fit.", rich_help_panel=SOURCE),
     ] = None,
     form: Annotated[
-        str, typer.Option(help="chinchilla or tied.", rich_help_panel=SOURCE)
+        str,
+        typer.Option(help="A form that weighs N against D.", rich_help_panel=SOURCE),
     ] = "chinchilla",
     candidate: Annotated[
         list[str] | None, typer.Option(help="N:D such as 7B:2T; repeatable. None searches.")
@@ -96,6 +97,20 @@ def decide(
     bytes_per_param: Annotated[
         float, typer.Option(help="Of served weights.", rich_help_panel=SETTING)
     ] = 2.0,
+    real_shapes: Annotated[
+        bool,
+        typer.Option(
+            "--real-shapes",
+            help="Search shapes that exist, by their exact FLOPs; default any N with C = 6 N D.",
+            rich_help_panel=SETTING,
+        ),
+    ] = False,
+    vocab_size: Annotated[
+        int, typer.Option(min=1, help="Of real shapes.", rich_help_panel=SETTING)
+    ] = 32_768,
+    seq_len: Annotated[
+        int, typer.Option(min=1, help="Of real shapes.", rich_help_panel=SETTING)
+    ] = 4096,
     target_loss: Annotated[
         float | None, typer.Option(help="Loss to reach, nats: probability of missing it.")
     ] = None,
@@ -156,13 +171,12 @@ def decide(
             utilisation=utilisation,
             usd_per_hour=usd_per_hour,
             grams_per_kwh=grid,
-            inference_tokens=0.0
-            if inference_tokens is None
-            else parse_quantity(inference_tokens, what="inference tokens"),
+            inference_tokens=0.0 if inference_tokens is None else _demand(inference_tokens),
             bytes_per_param=bytes_per_param,
         ),
         candidates=candidate or (),
         target_loss=target_loss,
+        real_shapes=(vocab_size, seq_len) if real_shapes else None,
     )
     if emit is not None:
         _emit(emit, answer)
@@ -171,6 +185,17 @@ def decide(
     else:
         _print(answer, is_constant=isinstance(source, str))
     return 0
+
+
+def _demand(text: str) -> float:
+    tokens = parse_quantity(text, what="inference tokens")
+    if tokens <= 0:
+        raise UsageError(
+            f"a demand of {text} tokens",
+            "a number above zero",
+            "Leave out --inference-tokens when nothing is served.",
+        )
+    return tokens
 
 
 def _emit(path: Path, answer: Decision) -> None:
@@ -206,7 +231,7 @@ def _print(answer: Decision, *, is_constant: bool) -> None:
         table.add_column(name, justify="left" if name in ("candidate", "") else "right")
     for each in answer.candidates:
         table.add_row(
-            each.label,
+            each.label if each.shape is None else f"{each.label}, {each.shape}",
             f"{each.loss_nats:.4f}",
             "" if each.low is None else f"{each.low:.4f} to {each.high:.4f}",
             format_flops(each.flops),

@@ -1,9 +1,10 @@
 r"""What to train under limits: the best model that data, money, energy, time and serving allow.
 
 A model is N parameters trained on D tokens. Training takes 6 N D FLOPs; serving T tokens takes
-2 N T more (Sardana et al. 2023). At a given N every limit bounds D from above, so the search runs
-over N alone. Repeated tokens are worth less, by Muennighoff et al. 2023. A limit binds when the
-best model uses all of it; what it costs is the loss that 10 % more of it would save.
+2 N T more (Sardana et al. 2023); of a shape that exists, the exact FLOPs are taken instead. At a
+given N every limit bounds D from above, so the search runs over N alone. Repeated tokens are worth
+less, by Muennighoff et al. 2023. A limit binds when the best model uses all of it; what it costs is
+the loss that 10 % more of it would save.
 
 References
 ----------
@@ -16,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,16 @@ from scalelab.forecast.decision import (
     Limits,
     Setting,
 )
-from scalelab.theory.accounting import FLOPS_PER_PARAM_FORWARD, train_flops_6nd
+from scalelab.forecast.menu import SERVING_SHARE, Menu, continuum, most_tokens
+from scalelab.theory.accounting import train_flops_6nd
+from scalelab.theory.laws import Farseer, Gamma, Kaplan, Law, Overtraining
 from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
 from scalelab.theory.laws.data_constrained import DataConstrained
 from scalelab.units import format_quantity, parse_quantity
 
 FloatArray = NDArray[np.float64]
+Point = tuple[Menu, float]
+"""One model and the tokens that it is trained on."""
 
 R_D, R_N = 15.387756, 5.309743
 """Worth of repeats, Muennighoff et al. 2023, section 5."""
@@ -47,6 +51,10 @@ ACTIVE = 0.999
 NEIGHBOURS = (0.25, 0.5, 2.0, 4.0)
 CHEAPER = (0.5, 0.2, 0.1)
 NOISE_POINTS = 101
+USABLE = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Kaplan)
+"""Forms that weigh N against D."""
+REPEATING = (Chinchilla, TiedExponents, DataConstrained)
+"""Forms for which repeats have a published or fitted worth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,20 +63,21 @@ class Forecaster:
 
     Attributes
     ----------
-    law : Chinchilla
-    replicates : tuple of Chinchilla
+    law : Law
+        With N and D as columns.
+    replicates : tuple of Law
     residuals : ndarray of shape (n,)
         log(predicted / observed) of the fitted runs: what a new run may differ by.
     level : float
     """
 
-    law: Chinchilla
-    replicates: tuple[Chinchilla, ...] = ()
+    law: Law
+    replicates: tuple[Law, ...] = ()
     residuals: FloatArray
     level: float = 0.9
 
 
-def forecaster(found: ParametricFit | Chinchilla, level: float = 0.9) -> Forecaster:
+def forecaster(found: ParametricFit | Law, level: float = 0.9) -> Forecaster:
     """Return what a decision rests on.
 
     Raises
@@ -76,17 +85,17 @@ def forecaster(found: ParametricFit | Chinchilla, level: float = 0.9) -> Forecas
     NotIdentifiedError
         When the fit does not determine its law.
     UsageError
-        When its form is not that of Chinchilla.
+        When its form has no trade-off between N and D.
     """
-    if isinstance(found, Chinchilla):
-        return Forecaster(law=found, residuals=np.zeros(0), level=level)
+    if isinstance(found, Law):
+        return Forecaster(law=_usable(found), residuals=np.zeros(0), level=level)
     if found.status == "not_identified":
         raise NotIdentifiedError(
             "a fit that is not identified",
             "rows that determine the law",
             "See `scalelab fit`: its warnings say what is missing.",
         )
-    laws = [_untied(law) for law in (found.law, *found.replicate_laws())]
+    laws = [_usable(law) for law in (found.law, *found.replicate_laws())]
     return Forecaster(
         law=laws[0], replicates=tuple(laws[1:]), residuals=found.residuals, level=level
     )
@@ -99,6 +108,7 @@ def decide(
     *,
     named: Sequence[tuple[float, float]] = (),
     target_loss: float | None = None,
+    shapes: Menu | None = None,
 ) -> Decision:
     """Return what to train.
 
@@ -111,25 +121,28 @@ def decide(
         Candidates to compare; none searches.
     target_loss : float, optional
         Loss to reach, nats, for the probability of missing it.
+    shapes : Menu, optional
+        Shapes that exist, to choose among; default any size with C = 6 N D.
 
     Raises
     ------
     UsageError
         When nothing bounds the tokens, or the limits leave nothing to train.
     """
+    search = _Search(law=source.law, setting=setting, shapes=shapes)
     if named:
-        points = list(named)
+        points = [(search.sized(n), d) for n, d in named]
     else:
-        best_point = _search(source.law, limits, setting)
+        best_point = search.best(limits)
         points = [
             best_point,
-            *_neighbours(best_point, limits, setting),
-            *_cheaper(source.law, best_point, limits, setting),
+            *search.neighbours(best_point, limits),
+            *search.cheaper(best_point, limits),
         ]
     candidates = tuple(_candidate(source, limits, setting, *p, target_loss) for p in points)
     feasible = [candidate for candidate in candidates if candidate.is_feasible]
     best = min(feasible, key=lambda c: (c.loss_nats, c.flops)) if feasible else None
-    relaxed = {} if named or best is None else _relaxed(source.law, limits, setting, best)
+    relaxed = {} if named or best is None else search.relaxed(limits, best)
     return Decision(
         best=best,
         candidates=candidates,
@@ -157,130 +170,147 @@ def overhead(law: Chinchilla, n_params: float, flops: float) -> float:
     return float(train_flops_6nd(n_params, float(law.tokens_for(n_params, loss))) / flops - 1)
 
 
-def _untied(law: Any) -> Chinchilla:
+def _usable(law: Law) -> Law:
     if isinstance(law, TiedExponents):
         return law.untied()
-    if isinstance(law, Chinchilla):
+    if isinstance(law, USABLE):
         return law
+    names = ", ".join(form.name for form in (TiedExponents, *USABLE))
     raise UsageError(
-        f"a decision by the form {law.name}", "chinchilla or tied", "Fit one of these forms."
+        f"a decision by the form {law.name}",
+        f"a form that weighs N against D: {names}",
+        "Fit one of these forms.",
     )
 
 
-def _surface(law: Chinchilla, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
+def _surface(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
+    columns = {"n_params": n, "n_tokens": d}
+    if isinstance(law, DataConstrained):
+        return law.loss(
+            {**columns, "unique_tokens": d if unique is None else np.minimum(unique, d)}
+        )
     if unique is None:
-        return law.loss({"n_params": n, "n_tokens": d})
+        return law.loss(columns)
+    if not isinstance(law, Chinchilla):
+        raise UsageError(
+            f"a limit on unique tokens by the form {law.name}",
+            f"a form whose worth of repeats is known: {', '.join(f.name for f in REPEATING)}",
+            "Fit one of these forms, or leave out the limit.",
+        )
     repeated = DataConstrained(**law.params, R_D=R_D, R_N=R_N)
-    columns = {"n_params": n, "n_tokens": d, "unique_tokens": np.minimum(unique, d)}
-    return repeated.loss(columns)
+    return repeated.loss({**columns, "unique_tokens": np.minimum(unique, d)})
 
 
-def _most_tokens(n: FloatArray, limits: Limits, setting: Setting) -> FloatArray:
-    """Return the most tokens that every limit allows at each size; NaN where none does."""
-    per_hour = setting.flops_per_hour
-    training = {
-        "flops": limits.flops,
-        "gpu_hours": limits.gpu_hours and limits.gpu_hours * per_hour,
-        "days": limits.days and limits.days * HOURS_PER_DAY * setting.n_devices * per_hour,
-    }
-    kwh_flops = per_hour / setting.kwh_per_hour
-    total = {
-        "usd": limits.usd and limits.usd / setting.usd_per_hour * per_hour,
-        "kwh": limits.kwh and limits.kwh * kwh_flops,
-        "kg_co2": limits.kg_co2
-        and limits.kg_co2 * GRAMS_PER_KG / setting.grams_per_kwh * kwh_flops,
-    }
-    serving = FLOPS_PER_PARAM_FORWARD * n * setting.inference_tokens
-    most = np.full(len(n), np.inf)
-    for flops in training.values():
-        if flops is not None:
-            most = np.minimum(most, flops / train_flops_6nd(n, np.ones(1)))
-    for flops in total.values():
-        if flops is not None:
-            most = np.minimum(most, (flops - serving) / train_flops_6nd(n, np.ones(1)))
-    if limits.serving_bytes is not None:
-        most = np.where(
-            n * setting.bytes_per_param > limits.serving_bytes * (1 + 1e-12), np.nan, most
-        )
-    return np.where(most >= 1, most, np.nan)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Search:
+    """The search for the best model under limits: over any size, or over shapes that exist."""
+
+    law: Law
+    setting: Setting
+    shapes: Menu | None
+
+    def sized(self, n_params: float) -> Menu:
+        """Return the model of a size, or the shape nearest to it."""
+        if self.shapes is None:
+            return continuum(np.array([n_params]))
+        return self.shapes.nearest(n_params)
+
+    def best(self, limits: Limits) -> Point:
+        """Return the best model and its tokens."""
+        menu = self.shapes or continuum(_sizes(limits, self.setting))
+        most = most_tokens(menu, limits, self.setting)
+        if np.isinf(most).any():
+            raise UsageError(
+                "no limit on compute, hours, days, money or energy",
+                "one of them: without it more is always better",
+                "Give --flops, --gpu-hours, --max-days, --max-usd, --max-kwh or --max-co2-kg.",
+            )
+        if not np.isfinite(most).any():
+            served = self.setting.inference_tokens
+            demand = f" with {format_quantity(served)} tokens to serve" if served else ""
+            raise UsageError(
+                "limits that no model keeps" + demand,
+                "limits under which something can be trained",
+                "Loosen the tightest of them, or lower the demand.",
+            )
+        is_possible = np.isfinite(most)
+        allowed = menu.at(np.flatnonzero(is_possible))
+        losses = _surface(self.law, allowed.n_params, most[is_possible], limits.unique_tokens)
+        i = int(losses.argmin())
+        if self.shapes is not None:
+            return allowed.at([i]), float(most[is_possible][i])
+        return self._refined(allowed.n_params, i, float(losses[i]), limits)
+
+    def _refined(self, sizes: FloatArray, i: int, loss: float, limits: Limits) -> Point:
+        """Return the best of the continuum between the neighbours of size i."""
+
+        def loss_at(log_n: float) -> float:
+            menu = continuum(np.array([math.exp(log_n)]))
+            d = most_tokens(menu, limits, self.setting)
+            value = _surface(self.law, menu.n_params, np.nan_to_num(d, nan=1.0), unique)[0]
+            return float(value) if np.isfinite(d[0]) else math.inf
+
+        unique = limits.unique_tokens
+        low, high = np.log(sizes[max(i - 1, 0)]), np.log(sizes[min(i + 1, len(sizes) - 1)])
+        best = math.log(sizes[i])
+        if high > low:
+            found = optimize.minimize_scalar(
+                loss_at, bounds=(low, high), method="bounded", options={"xatol": 1e-10}
+            )
+            best = float(found.x) if found.fun < loss else best
+        menu = continuum(np.array([math.exp(best)]))
+        return menu, float(most_tokens(menu, limits, self.setting)[0])
+
+    def neighbours(self, best: Point, limits: Limits) -> list[Point]:
+        """Return models of some multiples of the best one's size, with all tokens they may have."""
+        out = []
+        for factor in NEIGHBOURS:
+            menu = self.sized(float(best[0].n_params[0]) * factor)
+            most = most_tokens(menu, limits, self.setting)[0]
+            if np.isfinite(most):
+                out.append((menu, float(most)))
+        return out
+
+    def cheaper(self, best: Point, limits: Limits) -> list[Point]:
+        """Return the best models of some shares of the best one's training compute."""
+        flops = float(best[0].flops_per_token[0]) * best[1]
+        out = []
+        for share in CHEAPER:
+            try:
+                out.append(self.best(replace(limits, flops=share * flops)))
+            except UsageError:
+                break
+        return out
+
+    def relaxed(self, limits: Limits, best: Candidate) -> dict[str, float]:
+        """Return the nats that 10 % more of each limit saves."""
+        out = {}
+        for name, value in limits.given().items():
+            wider = replace(limits, **{name: value * RELAXED})
+            menu, tokens = self.best(wider)
+            loss = _surface(self.law, menu.n_params, np.array([tokens]), wider.unique_tokens)[0]
+            out[name] = max(best.loss_nats - float(loss), 0.0)
+        return out
 
 
-def _search(law: Chinchilla, limits: Limits, setting: Setting) -> tuple[float, float]:
-    sizes = SIZES
-    if limits.serving_bytes is not None:
-        edge = limits.serving_bytes / setting.bytes_per_param
-        sizes = np.append(SIZES[edge > SIZES], edge)
-    most = _most_tokens(sizes, limits, setting)
-    if np.isinf(most[np.isfinite(most) | np.isinf(most)]).any():
-        raise UsageError(
-            "no limit on compute, hours, days, money or energy",
-            "one of them: without it more is always better",
-            "Give --flops, --gpu-hours, --max-days, --max-usd, --max-kwh or --max-co2-kg.",
-        )
-    if not np.isfinite(most).any():
-        raise UsageError(
-            "limits that no model keeps"
-            + (
-                f" with {format_quantity(setting.inference_tokens)} tokens to serve"
-                if setting.inference_tokens
-                else ""
-            ),
-            "limits under which something can be trained",
-            "Loosen the tightest of them, or lower the demand.",
-        )
-
-    def loss(log_n: float) -> float:
-        n = np.array([math.exp(log_n)])
-        d = _most_tokens(n, limits, setting)
-        value = _surface(law, n, np.nan_to_num(d, nan=1.0), limits.unique_tokens)[0]
-        return float(value) if np.isfinite(d[0]) else math.inf
-
-    is_possible = np.isfinite(most)
-    allowed = sizes[is_possible]
-    losses = _surface(law, allowed, most[is_possible], limits.unique_tokens)
-    i = int(losses.argmin())
-    low, high = np.log(allowed[max(i - 1, 0)]), np.log(allowed[min(i + 1, len(allowed) - 1)])
-    best = math.log(allowed[i])
-    if high > low:
-        found = optimize.minimize_scalar(
-            loss, bounds=(low, high), method="bounded", options={"xatol": 1e-10}
-        )
-        best = float(found.x) if found.fun < losses[i] else best
-    n = math.exp(best)
-    return n, float(_most_tokens(np.array([n]), limits, setting)[0])
-
-
-def _neighbours(
-    best: tuple[float, float], limits: Limits, setting: Setting
-) -> list[tuple[float, float]]:
-    sizes = np.array([best[0] * factor for factor in NEIGHBOURS])
-    most = _most_tokens(sizes, limits, setting)
-    return [(float(n), float(d)) for n, d in zip(sizes, most, strict=True) if np.isfinite(d)]
-
-
-def _cheaper(
-    law: Chinchilla, best: tuple[float, float], limits: Limits, setting: Setting
-) -> list[tuple[float, float]]:
-    """Return the best models of some shares of the best one's training compute."""
-    flops = train_flops_6nd(*best)
-    out = []
-    for share in CHEAPER:
-        try:
-            out.append(_search(law, replace(limits, flops=share * flops), setting))
-        except UsageError:
-            break
-    return out
+def _sizes(limits: Limits, setting: Setting) -> FloatArray:
+    """Return the sizes that are tried, the largest that memory allows among them."""
+    if limits.serving_bytes is None:
+        return SIZES
+    edge = limits.serving_bytes / setting.bytes_per_param
+    return np.append(SIZES[edge > SIZES], edge)
 
 
 def _candidate(
     source: Forecaster,
     limits: Limits,
     setting: Setting,
-    n_params: float,
+    model: Menu,
     n_tokens: float,
     target: float | None,
 ) -> Candidate:
-    n, d = np.array([n_params]), np.array([n_tokens])
+    n, d = model.n_params, np.array([n_tokens])
+    n_params = float(n[0])
     value = float(_surface(source.law, n, d, limits.unique_tokens)[0])
     low = high = miss = None
     if source.replicates:
@@ -292,8 +322,9 @@ def _candidate(
         if target is not None:
             noise = -np.quantile(source.residuals, (np.arange(NOISE_POINTS) + 0.5) / NOISE_POINTS)
             miss = float((draws[:, None] * np.exp(noise) > target).mean())
-    flops = train_flops_6nd(n_params, n_tokens)
-    total = flops + FLOPS_PER_PARAM_FORWARD * n_params * setting.inference_tokens
+    per_token = float(model.flops_per_token[0])
+    flops = per_token * n_tokens
+    total = flops + SERVING_SHARE * per_token * setting.inference_tokens
     hours, life_hours = flops / setting.flops_per_hour, total / setting.flops_per_hour
     kwh = life_hours * setting.kwh_per_hour
     costs: dict[str, float | None] = {
@@ -322,20 +353,8 @@ def _candidate(
         miss=miss,
         costs=costs,
         broken=broken,
+        shape=None if model.shapes is None else model.shapes[0].label(),
     )
-
-
-def _relaxed(
-    law: Chinchilla, limits: Limits, setting: Setting, best: Candidate
-) -> dict[str, float]:
-    """Return the nats that 10 % more of each limit saves."""
-    out = {}
-    for name, value in limits.given().items():
-        wider = replace(limits, **{name: value * RELAXED})
-        n, d = (np.array([x]) for x in _search(law, wider, setting))
-        gain = best.loss_nats - float(_surface(law, n, d, wider.unique_tokens)[0])
-        out[name] = max(gain, 0.0)
-    return out
 
 
 def _binding(limits: Limits, best: Candidate | None, relaxed: dict[str, float]) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class Candidate:
     ----------
     n_params, n_tokens : float
     flops : float
-        Of training, 6 N D.
+        Of training: 6 N D, or exact for a shape that exists.
     loss_nats : float
     low, high : float or None
         Interval of the law's value; None for a law known by its constants alone.
@@ -116,6 +116,8 @@ class Candidate:
         training and serving; ``epochs`` (None without a limit on tokens); ``serving_bytes``.
     broken : tuple of str
         The limits that it exceeds.
+    shape : str or None
+        Layers, width and heads where shapes that exist were asked for.
     """
 
     n_params: float
@@ -127,6 +129,7 @@ class Candidate:
     miss: float | None
     costs: dict[str, float | None]
     broken: tuple[str, ...]
+    shape: str | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -143,6 +146,7 @@ class Candidate:
         return {
             "n_params": self.n_params,
             "n_tokens": self.n_tokens,
+            "shape": self.shape,
             "flops": self.flops,
             "loss_nats": self.loss_nats,
             "low": self.low,

@@ -114,6 +114,67 @@ def test_no_neighbour_beats_the_best(law: Chinchilla, log10_flops: float, nudge:
     assert float(beside) >= best.loss_nats - 1e-12
 
 
+@pytest.mark.parametrize("flops", [1e20, 1e23])
+def test_real_shapes_keep_the_budget_by_their_exact_flops(flops: float) -> None:
+    from scalelab.sweep.ladder import nearest_shape
+    from scalelab.theory.accounting import train_flops
+
+    free = decide("besiroglu", Limits(flops=flops)).best
+    answer = decide("besiroglu", Limits(flops=flops), real_shapes=(50_257, 2048))
+    real = answer.best
+    assert free is not None
+    assert real is not None
+    shape = nearest_shape(real.n_params, 50_257)
+    assert real.shape == shape.label()
+    exact = train_flops(shape, 2048, round(real.n_tokens))["exact"]
+    assert exact == pytest.approx(real.flops, rel=1e-6)
+    assert real.flops <= flops * (1 + 1e-9)
+    assert real.flops != pytest.approx(6 * real.n_params * real.n_tokens, rel=1e-3)
+    assert real.n_params == pytest.approx(free.n_params, rel=0.35)
+    assert answer.binding == ("flops",)
+    assert all(each.shape is not None for each in answer.candidates)
+    assert answer.relaxed["flops"] > 0
+    assert free.shape is None
+
+
+@pytest.mark.parametrize("name", [*LIMITS, "serving_bytes"])
+def test_each_limit_holds_for_real_shapes(name: str) -> None:
+    value = {**LIMITS, "serving_bytes": 4e9}[name]
+    limits = {"flops": 1e23, name: value}
+    best = decide("besiroglu", Limits(**limits), real_shapes=(32_768, 4096)).best
+    assert best is not None
+    used = {**best.costs, "flops": best.flops}[name]
+    assert used is not None
+    assert used <= value * (1 + 1e-9)
+
+
+def test_other_forms_decide_too() -> None:
+    from scalelab.theory.laws import BatchSize, DataConstrained, Gamma
+
+    base = {"A": 482.0, "B": 2085.4, "E": 1.817, "alpha": 0.3478, "beta": 0.3659}
+    setting = setting_of(Demand())
+    plain = best_of(forecaster(Chinchilla(**base)), Limits(flops=BUDGET), setting).best
+    same = best_of(forecaster(Gamma(**base, gamma=1.0)), Limits(flops=BUDGET), setting).best
+    assert plain is not None
+    assert same is not None
+    assert same.n_params == pytest.approx(plain.n_params, rel=1e-4)
+    bent = best_of(forecaster(Gamma(**base, gamma=0.6)), Limits(flops=BUDGET), setting).best
+    assert bent is not None
+    assert bent.loss_nats != pytest.approx(plain.loss_nats, rel=1e-3)
+    repeated = forecaster(DataConstrained(**base, R_D=5.0, R_N=5.0))
+    fresh = best_of(repeated, Limits(flops=BUDGET), setting).best
+    assert fresh is not None
+    assert fresh.loss_nats == pytest.approx(plain.loss_nats, rel=1e-6)
+    scarce = best_of(repeated, Limits(flops=BUDGET, unique_tokens=1e10), setting)
+    assert "unique_tokens" in scarce.binding
+    with pytest.raises(UsageError, match="worth of repeats"):
+        best_of(
+            forecaster(Gamma(**base, gamma=0.6)), Limits(flops=1e20, unique_tokens=1e9), setting
+        )
+    with pytest.raises(UsageError, match="weighs N against D"):
+        forecaster(BatchSize(k=1.0, q=0.5))
+
+
 def test_named_candidates_are_judged_and_ranked() -> None:
     answer = decide("besiroglu", Limits(flops=1e23), candidates=["7B:2T", "70B:1.4T", "1B:1T"])
     assert [candidate.is_feasible for candidate in answer.candidates] == [True, False, True]
@@ -153,6 +214,30 @@ def test_unknown_names_are_told() -> None:
         decide("besiroglu", Limits(flops=1e20), Demand(gpu="abacus"))
     with pytest.raises(UsageError, match="hoffmann"):
         decide("nobody", Limits(flops=1e20))
+
+
+@pytest.mark.parametrize("demand", ["0", "-1e9"])
+def test_a_demand_of_nothing_is_told(demand: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["decide", "--law", "hoffmann", "--flops", "1e20", f"--inference-tokens={demand}"]
+    assert main([*words, "--json"]) == 2
+    assert set(json.loads(capsys.readouterr().out)["error"]) == {"given", "allowed", "do"}
+
+
+def test_contradictory_limits_are_told() -> None:
+    # even the smallest model cannot be served that often for that money
+    with pytest.raises(UsageError, match="no model keeps"):
+        decide("besiroglu", Limits(usd=10.0, serving_bytes=1e5), Demand(inference_tokens=1e19))
+    with pytest.raises(UsageError, match="no model keeps"):
+        decide("besiroglu", Limits(flops=1e20, serving_bytes=10.0), real_shapes=(32_768, 4096))
+
+
+def test_a_fit_that_is_not_identified_decides_nothing() -> None:
+    from types import SimpleNamespace
+
+    from scalelab.errors import NotIdentifiedError
+
+    with pytest.raises(NotIdentifiedError, match="not identified"):
+        forecaster(SimpleNamespace(status="not_identified"))  # type: ignore[arg-type]
 
 
 def test_the_command_prints_the_contract(
