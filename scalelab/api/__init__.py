@@ -14,11 +14,12 @@ Nothing heavy is imported before a verb is called.
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, Selection, compare, fit, load, predict, score
 from scalelab.api.sweeps import launch, plan, propose, resume
-from scalelab.api.tuning import tune_law
+from scalelab.api.tuning import check_lr, tune, tune_law
 
 __all__ = [
     "AUTO_FORM",
     "Selection",
+    "check_lr",
     "compare",
     "decide",
     "fit",
@@ -29,5 +30,6 @@ __all__ = [
     "propose",
     "resume",
     "score",
+    "tune",
     "tune_law",
 ]

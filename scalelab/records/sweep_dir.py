@@ -23,6 +23,10 @@ from scalelab.records.run_dir import RunDir
 from scalelab.sweep.plan import Plan
 
 PLAN_SCHEMA = 1
+TUNE_KIND, LR_CHECK_KIND = "tune", "lr-check"
+OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND)
+"""Kinds whose runs leave the learning-rate rule on purpose: no law of the loss is fitted to them
+unless they are named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

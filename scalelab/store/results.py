@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scalelab.errors import DataError, UsageError
+from scalelab.records.sweep_dir import OFF_RULE_KINDS
 from scalelab.store.live import snapshot_path
 from scalelab.store.table_source import TableSource, open_snapshot
 from scalelab.store.tables import ReadOptions, TableRead, read_source
@@ -14,9 +15,10 @@ from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CO
 EXECUTION = ("device", "device_name", "step_mode", "kernels", "attention", "precision")
 """How a run was executed: what could matter to its loss and should not be mixed unsaid."""
 
-_LATEST = """
+_LATEST = f"""
 SELECT s.sweep FROM store.sweeps AS s JOIN store.runs AS r USING (run_id)
-WHERE r.status = 'done' GROUP BY s.sweep ORDER BY max(s.created_s) DESC, s.sweep LIMIT 1
+WHERE r.status = 'done' AND s.kind NOT IN {OFF_RULE_KINDS}
+GROUP BY s.sweep ORDER BY max(s.created_s) DESC, s.sweep LIMIT 1
 """
 _LATEST_IMPORT = 'SELECT "import" FROM store.imports ORDER BY imported_s DESC, 1 LIMIT 1'
 # Branches of one trunk share everything but their tokens: one label for the cluster bootstrap.

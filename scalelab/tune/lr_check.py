@@ -16,7 +16,7 @@ from scalelab.errors import DataError, UsageError
 from scalelab.launch.base import LaunchReport, Watcher
 from scalelab.launch.execute import resume, save_launcher
 from scalelab.launch.proposal import Proposal
-from scalelab.records.sweep_dir import Results
+from scalelab.records.sweep_dir import LR_CHECK_KIND, Results
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
 from scalelab.tune.run_end import DIVERGED, final_loss
@@ -107,8 +107,8 @@ def check_lr(
     }
     name = proposal.plan.name + SUFFIX
     rows = tuple(trio[side] for trio in trios.values() for side in (0, 2))
-    plan = dataclasses.replace(proposal.plan, name=name, kind="lr-check", rows=rows)
-    science = {**proposal.sweep.science(), "kind": "lr-check", "neighbour": NEIGHBOUR}
+    plan = dataclasses.replace(proposal.plan, name=name, kind=LR_CHECK_KIND, rows=rows)
+    science = {**proposal.sweep.science(), "kind": LR_CHECK_KIND, "neighbour": NEIGHBOUR}
     results.save_plan(plan, science, extend=True)
     save_launcher(results, name, proposal.sweep.launcher)
     saved = dataclasses.replace(

@@ -19,7 +19,7 @@ from scalelab.launch.base import LaunchReport, LaunchView, Watcher
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import resume, save_launcher
 from scalelab.launch.proposal import Proposal
-from scalelab.records.sweep_dir import Results
+from scalelab.records.sweep_dir import TUNE_KIND, Results
 from scalelab.sweep.plan import Plan, PlannedRun, planned_run
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
@@ -190,7 +190,7 @@ class Search:
         plan = self.proposal.plan
         rules = {**plan.rules, "lr": "searched", "batch": "searched"}
         return dataclasses.replace(
-            plan, name=self.spec.name, kind="tune", rows=tuple(rows), rules=rules
+            plan, name=self.spec.name, kind=TUNE_KIND, rows=tuple(rows), rules=rules
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from scalelab.errors import UsageError
+from scalelab.records.sweep_dir import TUNE_KIND
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
 from scalelab.units import parse_range
@@ -95,7 +96,7 @@ class TuneSpec:
         }
         # As JSON has it, so that it equals what was saved.
         content = json.loads(json.dumps(content))
-        return {"kind": "tune", "tune": content, "sweep": self.sweep.science()}
+        return {"kind": TUNE_KIND, "tune": content, "sweep": self.sweep.science()}
 
     def bounds(self, row: PlannedRun) -> dict[str, Range]:
         """Return the ends of the search at a cell, by hyperparameter.

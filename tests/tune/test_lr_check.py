@@ -1,8 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
 from scalelab.cli.main import main
+from scalelab.store.results import read_results
+from scalelab.store.tables import ReadOptions
 from scalelab.tune.lr_check import bottom_of_parabola
 
 
@@ -36,7 +39,9 @@ def test_a_rate_far_below_the_best_is_found_out_and_the_check_is_not_repeated(
         assert found["best_lr"] is None
     code, again = sweep(capsys, text, tmp_path, *low)
     assert again["lr_check"] == said["lr_check"]
-    # The neighbours are no part of the sweep that they check.
+    # The neighbours are no part of the sweep that they check, nor of a fit that names no sweep.
+    found = read_results(tmp_path, None, ReadOptions()).observations
+    np.testing.assert_array_equal(found.extra["lr"], [1e-4] * 4)
     main(["status", "low", "--results", str(tmp_path), "--json"])
     assert json.loads(capsys.readouterr().out)["counts"] == {"done": 4}
     main(["status", "low-lr-check", "--results", str(tmp_path), "--json"])
