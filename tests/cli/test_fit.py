@@ -310,3 +310,42 @@ def test_a_reader_that_stops_ends_the_command_quietly(tmp_path, file, output):
     os.close(write_end)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+def largest_difference(one, two, path=""):
+    """Return the largest relative difference between numbers of two JSON objects of one shape."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        return max((largest_difference(one[k], two[k], f"{path}/{k}") for k in one), default=0.0)
+    if isinstance(one, list):
+        assert len(one) == len(two), path
+        pairs = zip(one, two, strict=True)
+        return max((largest_difference(a, b, path) for a, b in pairs), default=0.0)
+    if isinstance(one, float) and isinstance(two, float):
+        return abs(one - two) / max(abs(one), 1e-300)
+    assert one == two, path
+    return 0.0
+
+
+def test_order_of_rows_and_columns_changes_nothing(run, tmp_path):
+    """Runs at random sizes, so that some valleys end in an edge and amplify any rounding."""
+    rng = np.random.default_rng(1)
+    C = np.exp(rng.uniform(np.log(6e18), np.log(3e21), 60))
+    N = np.sqrt(C / 120) * np.exp(rng.normal(0, 0.8, 60))
+    loss = (1.817 + 482 * N**-0.3478 + 2085.4 * (C / 6 / N) ** -0.3659) * np.exp(
+        0.004 * rng.standard_normal(60)
+    )
+    names = ["n_params", "n_tokens", "loss_nats", "flops"]
+    table = np.stack([N, C / 6 / N, loss, C], axis=1)
+
+    def said(rows, columns):
+        lines = [",".join(names[j] for j in columns)]
+        lines += [",".join(repr(float(v)) for v in row) for row in table[rows][:, columns]]
+        (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n")
+        words = ["--predict", "C=1e24", "--predict", "N=7e9", "--bootstrap", "200", "--json"]
+        return json.loads(run("fit", "--from", tmp_path / "runs.csv", *words)[0])
+
+    plain = said(np.arange(60), [0, 1, 2, 3])
+    assert any(v["n_params"]["edge"] for v in plain["approaches"]["2"]["valleys"])
+    assert largest_difference(plain, said(np.arange(60), [3, 1, 0, 2])) == 0.0
+    assert largest_difference(plain, said(rng.permutation(60), [0, 1, 2, 3])) <= 1e-12

@@ -117,7 +117,9 @@ def simulate(name, kind, count, replicates, seed=3):  # 1 and 2 chose the method
             n_starts=4,
             uses_hindsight=False,
         )
-        draws = quantities(dict(zip(fit.names, fit.samples.T, strict=True)), flops)
+        with np.errstate(all="ignore"):  # an exponent at its bound of 0 has no N_opt
+            draws = quantities(dict(zip(fit.names, fit.samples.T, strict=True)), flops)
+        draws = draws[np.isfinite(draws).all(axis=1)]
         limits[i] = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         efficient += fit.bootstrap.refits == "efficient"
     low, high = limits[:, 0], limits[:, 1]
