@@ -1,19 +1,30 @@
-"""The verb `play_adaptive`: what choosing runs batch by batch comes to on a table."""
+"""The verbs `adapt`, to choose and train runs batch by batch, and `play_adaptive`, on a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scalelab.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab.forecast.adaptive import Columns, Played
+    from scalelab.forecast.adaptive import Columns, Played, Target
+    from scalelab.launch.adaptive import NextBatch
+    from scalelab.launch.base import LaunchReport, LaunchView
     from scalelab.store.tables import TableRead
+    from scalelab.sweep.spec import SweepSpec
+
+LARGEST_SHARE = 0.25
+"""Of the budget that the largest compute-optimal run of a default pool costs."""
+POOL_SIZES, POOL_LENGTHS, POOL_SPAN = 10, 12, 100.0
+LEAST_SPAN = 2.0
+"""Largest over smallest size of a default pool, below which there is nothing to learn about N."""
+SMALLEST_VOCABULARY = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -181,3 +192,147 @@ def _columns(rows: Any, names: list[str]) -> Columns:
     from scalelab.fit.rows import positive
 
     return {name: positive(rows, name) for name in names}
+
+
+class Shows(Protocol):
+    """Who is told what `adapt` does."""
+
+    def round(self, batch: NextBatch, *, is_dry_run: bool) -> None:
+        """Take note of a round before it is launched."""
+
+    def launch(self, start: Callable[[Callable[[LaunchView], None]], Any]) -> Any:
+        """Call ``start`` with what is to be told how the runs go on, and return what it returns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AdaptReport:
+    """How an adaptive sweep ended.
+
+    Attributes
+    ----------
+    name : str
+        Of the sweep.
+    status : str
+        ``narrow`` or ``spent`` when it is at its end, ``planned`` for a dry run, ``interrupted``,
+        ``failed``.
+    last : NextBatch
+        What is believed at the end.
+    launches : tuple of LaunchReport
+    """
+
+    name: str
+    status: str
+    last: NextBatch
+    launches: tuple[LaunchReport, ...]
+
+
+def default_axes(budget: float, *, tokenizer: str) -> tuple[str, str]:
+    """Return ranges of N and D for a pool, reckoned from the budget.
+
+    Raises
+    ------
+    UsageError
+        When it is too small for a range of sizes.
+    """
+    from scalelab.sweep.ladder import size_limits
+    from scalelab.sweep.plan import BYTES_PER_PARAM, TOKENS_PER_PARAM
+    from scalelab.theory.accounting import tokens_at_6nd
+    from scalelab.units import format_flops
+
+    ratio = BYTES_PER_PARAM if tokenizer == "bytes" else TOKENS_PER_PARAM
+    largest = math.sqrt(tokens_at_6nd(LARGEST_SHARE * budget, ratio))
+    smallest, top = 1.05 * size_limits(SMALLEST_VOCABULARY)[0], 2 * largest
+    low = max(top / POOL_SPAN, smallest)
+    if top < LEAST_SPAN * low:
+        raise UsageError(
+            f"a budget of {format_flops(budget)} FLOP, too little for a range of sizes",
+            "a budget for which several sizes can be trained",
+            "Raise --budget, or give --n-params and --n-tokens.",
+        )
+    n_sizes = max(round(POOL_SIZES * math.log(top / low) / math.log(POOL_SPAN)), 3)
+    longest = 2 * ratio * largest
+    return (
+        f"{low:.2g}..{top:.2g}:{n_sizes}",
+        f"{longest / POOL_SPAN:.2g}..{longest:.2g}:{POOL_LENGTHS}",
+    )
+
+
+def adapt(
+    sweep: SweepSpec,
+    target: Target,
+    *,
+    budget: float,
+    showing: Shows,
+    until_width: float | None = None,
+    seed: int = 0,
+    results: str | Path = Path("results"),
+    device: str | None = None,
+    workers: int | None = None,
+    is_dry_run: bool = False,
+) -> AdaptReport:
+    """Choose runs of a grid batch by batch, train them, and go on until the target is known.
+
+    Parameters
+    ----------
+    sweep : SweepSpec
+        Of kind ``grid``: the runs that could be. The sweep that is launched has its name and the
+        runs that were chosen; finished runs of other sweeps on the same text are known for free.
+    target : Target
+        What is to be predicted.
+    budget : float
+        FLOPs that this sweep may cost in all, exact convention.
+    showing : Shows
+        Told what happens.
+    until_width : float, optional
+        Stop once the 90 % interval of the target, over its loss, is this narrow.
+    seed : int
+        Of the random starts of the fits.
+    results, device, workers, is_dry_run
+        As in `scalelab.api.sweeps.propose`.
+
+    Raises
+    ------
+    UsageError
+        When the budget buys no run of the grid.
+    """
+    from scalelab.api import sweeps
+    from scalelab.launch.adaptive import next_batch
+    from scalelab.records.sweep_dir import Results
+
+    folder = Results(Path(results))
+    pool = sweeps.propose(
+        sweep, results=results, device=device, workers=workers, is_dry_run=is_dry_run
+    )
+    launches: list[LaunchReport] = []
+    found = None
+    while True:
+        found = next_batch(
+            pool,
+            folder,
+            target,
+            budget=budget,
+            until_width=until_width,
+            seed=seed,
+            before=() if found is None else found.found.belief.forms,
+        )
+        showing.round(found, is_dry_run=is_dry_run)
+        status = "planned" if is_dry_run else found.stop
+        if status is None:
+            launches.append(_launched(found, results, showing))
+            if launches[-1].is_interrupted:
+                status = "interrupted"
+            elif launches[-1].count("failed"):
+                status = "failed"
+        if status is not None:
+            return AdaptReport(
+                name=pool.plan.name, status=status, last=found, launches=tuple(launches)
+            )
+
+
+def _launched(batch: NextBatch, results: str | Path, showing: Shows) -> LaunchReport:
+    from scalelab.api import sweeps
+
+    report: LaunchReport = showing.launch(
+        lambda watch: sweeps.launch(batch.proposal, results=results, watch=watch)
+    )
+    return report

@@ -3,20 +3,92 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalelab.cli.options import JsonOption
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    AllowRepeatsOption,
+    BatchSeqsOption,
+    ColumnOption,
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    EvalTokensOption,
+    FieldOption,
+    JsonOption,
+    LauncherOption,
+    LrOption,
+    LrRuleOption,
+    NameOption,
+    PrecisionOption,
+    ResultsOption,
+    ScheduleOption,
+    SeqLenOption,
+    TokenizerOption,
+    WorkersOption,
+    YesOption,
+    checked_device,
+)
+from scalelab.cli.slurm_options import with_slurm_options
 from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
-    from scalelab.api.adaptive import PlayReport
+    from scalelab.forecast.adaptive import Target
 
-PLAY = "On runs that exist"
+PLAY, POOL = "On runs that exist", "Runs that could be"
 
 
+@with_slurm_options
 def adaptive(
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="What to predict: C=1e24 (at its best N and D), N=7B,D=2T."),
+    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="FLOPs to spend.")] = None,
+    until_width: Annotated[
+        str | None,
+        typer.Option(
+            "--until-width", help="Stop when the target's 90 % interval is this narrow, as 1%."
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why each run was chosen.")
+    ] = False,
+    n_params: Annotated[
+        str | None,
+        typer.Option(
+            "--n-params",
+            help="Sizes that could be, as 1M..1B:12; default by budget.",
+            rich_help_panel=POOL,
+        ),
+    ] = None,
+    n_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--n-tokens", help="Tokens that could be; default by budget.", rich_help_panel=POOL
+        ),
+    ] = None,
+    name: NameOption = None,
+    launcher: LauncherOption = "local",
+    data: DataOption = None,
+    tokenizer: TokenizerOption = None,
+    field: FieldOption = None,
+    column: ColumnOption = None,
+    eval_tokens: EvalTokensOption = None,
+    seq_len: SeqLenOption = None,
+    batch_seqs: BatchSeqsOption = None,
+    lr: LrOption = None,
+    lr_rule: LrRuleOption = None,
+    schedule: ScheduleOption = None,
+    precision: PrecisionOption = None,
+    allow_repeats: AllowRepeatsOption = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    results: ResultsOption = DEFAULT_RESULTS,
     pool: Annotated[
         Path | None,
         typer.Option(
@@ -31,48 +103,87 @@ def adaptive(
         float | None,
         typer.Option("--budget-share", help="Of the cost of the whole pool.", rich_help_panel=PLAY),
     ] = None,
-    budget: Annotated[str | None, typer.Option("--budget", help="FLOPs to spend.")] = None,
-    until_width: Annotated[
-        str | None,
-        typer.Option(
-            "--until-width", help="Stop when the target's 90 % interval is this narrow, as 1%."
-        ),
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="OURS=THEIRS,..: columns, as in fit.", rich_help_panel=PLAY),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random starts of the fits.")] = 0,
-    mapping: Annotated[
-        list[str] | None, typer.Option("--map", help="OURS=THEIRS,..: columns, as in fit.")
-    ] = None,
     as_json: JsonOption = False,
+    *,
+    launch: dict[str, Any],
 ) -> int:
-    """Choose the runs that shrink a target's prediction interval most per FLOP.
+    """Choose the runs that shrink a target's prediction interval most per FLOP, and run them.
 
-    Example: scalelab sweep adaptive --pool runs.csv --target-rows large.csv --budget-share 0.05
+    Example: scalelab sweep adaptive --target C=1e24 --budget 1e20 --until-width 1% --dry-run
     """
-    from scalelab.api.adaptive import play_adaptive
-    from scalelab.cli.output import emit_json
-    from scalelab.store.tables import parse_map
+    from scalelab.cli.sweep_spec import data_table, sweep_from_options, train_table
     from scalelab.units import parse_quantity
 
-    if pool is None or target_rows is None:
-        raise UsageError(
-            "no --pool with --target-rows",
-            "a table of runs and one of rows to predict",
-            "Give both.",
+    flops = None if budget is None else parse_quantity(budget, what="budget")
+    width = None if until_width is None else parse_width(until_width)
+    if pool is not None or target_rows is not None:
+        if pool is None or target_rows is None or target is not None:
+            raise UsageError(
+                "one of --pool and --target-rows" if target is None else "--pool with --target",
+                "--pool with --target-rows, or --target",
+                "Give a table of runs with one of rows to predict, or a target to run for.",
+            )
+        return _play(
+            (pool, target_rows), budget_share, flops, width, seed, mapping, as_json=as_json
         )
-    report = play_adaptive(
-        pool,
-        target_rows,
-        budget_share=budget_share,
-        budget=None if budget is None else parse_quantity(budget, what="budget"),
-        until_width=None if until_width is None else parse_width(until_width),
-        seed=seed,
-        mapping=parse_map(mapping or []),
+    if target is None or flops is None or budget_share is not None:
+        raise UsageError(
+            "no --target" if target is None else "no --budget in FLOPs",
+            "--target C=1e24 --budget 1e20, or --pool with --target-rows",
+            "Say what to predict and what may be spent.",
+        )
+    wanted = parse_target(target)
+    from scalelab.api.adaptive import adapt, default_axes
+
+    axes = default_axes(flops, tokenizer=tokenizer or "bytes")
+    sweep = sweep_from_options(
+        {
+            "kind": "grid",
+            "name": name or f"adaptive-{target.replace(',', '-').replace('=', '')}",
+            "n_params": n_params or axes[0],
+            "n_tokens": n_tokens or axes[1],
+            "allow_repeats": allow_repeats,
+            "data": data_table(data, tokenizer, field, column, eval_tokens),
+            "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, None),
+            "launcher": {"name": launcher, **launch},
+        }
     )
-    if as_json:
-        emit_json(report.to_dict())
-    else:
-        _print_play(report)
-    return 0
+    from scalelab.cli.adaptive_view import Showing
+
+    showing = Showing(results=results, as_json=as_json, explains=explain or dry_run, yes=yes)
+    report = adapt(
+        sweep,
+        wanted,
+        budget=flops,
+        until_width=width,
+        seed=seed,
+        results=results,
+        device=checked_device(device),
+        workers=workers,
+        is_dry_run=dry_run,
+        showing=showing,
+    )
+    return showing.end(report)
+
+
+def parse_target(text: str) -> Target:
+    """Return the target that ``C=1e24`` or ``N=7B,D=2T`` names; UsageError when it names none."""
+    import numpy as np
+
+    from scalelab.forecast.adaptive import Target
+    from scalelab.forecast.allocate import parse_request
+
+    values = parse_request(text, option="--target").values
+    if set(values) == {"flops"}:
+        return Target(flops=values["flops"])
+    if {"n_params", "n_tokens"} <= set(values) <= {"n_params", "n_tokens", "flops"}:
+        return Target(columns={key: np.array([values[key]]) for key in ("n_params", "n_tokens")})
+    raise UsageError(f"--target {text!r}", "C=1e24, or N and D as N=7B,D=2T", "Write it so.")
 
 
 def parse_width(text: str) -> float:
@@ -87,23 +198,31 @@ def parse_width(text: str) -> float:
     return width
 
 
-def _print_play(report: PlayReport) -> None:
-    from scalelab.cli.output import console
-    from scalelab.units import format_flops
+def _play(
+    tables: tuple[Path, Path],
+    share: float | None,
+    flops: float | None,
+    width: float | None,
+    seed: int,
+    mapping: list[str] | None,
+    *,
+    as_json: bool,
+) -> int:
+    from scalelab.api.adaptive import play_adaptive
+    from scalelab.cli.adaptive_view import print_play
+    from scalelab.cli.output import emit_json
+    from scalelab.store.tables import parse_map
 
-    answer, out = report.to_dict(), console()
-    spend = answer["spend"]
-    out.print(
-        f"{answer['n_rows']} of {len(report.pool.observations)} runs for "
-        f"{format_flops(spend['flops'])} FLOP, {100 * spend['share']:.2f} % of the pool.",
-        style="bold",
+    report = play_adaptive(
+        *tables,
+        budget_share=share,
+        budget=flops,
+        until_width=width,
+        seed=seed,
+        mapping=parse_map(mapping or []),
     )
-    errors = answer["relative_error"]
-    out.print(
-        f"On {len(report.target.observations)} target rows: R^2 {answer['r2']:.3f}, relative error "
-        f"{100 * errors['mean']:.2f} % in the mean, {100 * errors['max']:.2f} % at most; "
-        f"90 % interval {100 * answer['width']:.2f} % wide."
-    )
-    forms = ", ".join(f"{form['form']} {form['weight']:.2f}" for form in answer["forms"])
-    out.print(f"Forms by weight: {forms}.")
-    out.print("Rows (from 0), in order: " + " ".join(str(row) for row in answer["rows"]))
+    if as_json:
+        emit_json(report.to_dict())
+    else:
+        print_play(report)
+    return 0

@@ -36,7 +36,7 @@ class Request:
     values: dict[str, float] = field(default_factory=dict)
 
 
-def parse_request(text: str) -> Request:
+def parse_request(text: str, *, option: str = "--predict") -> Request:
     """Return the request that ``N=7e9``, ``N=7B,D=2T``, ``C=1e24`` or ``D=1T,lr=3e-4`` names.
 
     Raises
@@ -51,16 +51,16 @@ def parse_request(text: str) -> Request:
         column = LETTERS.get(name, name)
         if not equals or not column.isidentifier() or column in values:
             raise UsageError(
-                f"--predict {text!r}",
+                f"{option} {text!r}",
                 "N=.., D=.., C=.. (and other columns of the form) joined by commas, each once",
-                "Write --predict N=7e9, --predict N=7B,D=2T or --predict C=1e24.",
+                f"Write {option} N=7e9, {option} N=7B,D=2T or {option} C=1e24.",
             )
-        values[column] = parse_quantity(quantity, what=f"--predict {name}")
+        values[column] = parse_quantity(quantity, what=f"{option} {name}")
     if all(name in values for name in SIZES):
         flops = train_flops_6nd(values["n_params"], values["n_tokens"])
         if abs(flops / values["flops"] - 1) > 1e-3:
             raise UsageError(
-                f"--predict {text!r}, in which C is not 6 N D = {format_flops(flops)}",
+                f"{option} {text!r}, in which C is not 6 N D = {format_flops(flops)}",
                 "two of N, D and C",
                 "Leave one of the three out.",
             )

@@ -30,8 +30,8 @@ COST_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Tried exponents w of the cost."""
 MOST_RUNS = 64
 """Runs that one plan holds at most; the next refit goes on."""
-LEAST_GAIN = 1e-4
-"""Share of the target's variance below which a further run is not worth starting."""
+LEAST_GAIN = 2e-3
+"""Share of the variance still left below which a further run is not worth starting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +175,7 @@ def _greedy(
     """Return the chosen positions with what each gains, and the variance that is left."""
     variance, to_targets, is_free = variance.copy(), to_targets.copy(), is_free.copy()
     price = (flops / flops[is_free].max()) ** power if is_free.any() else flops
-    before = left = float(variance[targets].mean())
+    left = float(variance[targets].mean())
     taken: list[FloatArray] = []
     chosen: list[tuple[int, float]] = []
     while len(chosen) < MOST_RUNS:
@@ -185,7 +185,7 @@ def _greedy(
         gain = (to_targets**2).mean(axis=0) / (np.maximum(variance, 0.0) + belief.noise)
         j = int(np.argmax(np.where(can, gain / price, -1.0)))
         is_free[j] = False
-        if gain[j] < LEAST_GAIN * before:
+        if gain[j] < LEAST_GAIN * left:
             if power == 0.0:
                 break
             continue

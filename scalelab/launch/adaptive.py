@@ -1,0 +1,239 @@
+"""The next batch of an adaptive sweep: what has been run, what could be, and what to run next.
+
+The pool is a grid sweep that is never launched whole: its plan names every run that could be, with
+its exact FLOPs. Whatever finished run of the results folder saw the same text counts as known, so
+an adaptive sweep continues any other. Batches are added to the sweep as they are chosen; the same
+command again goes on from what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import UsageError
+from scalelab.forecast.adaptive import STAGES, Round, Target, ask
+from scalelab.forecast.belief import FormBelief
+from scalelab.launch.proposal import Proposal
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.cost import plan_cost
+from scalelab.sweep.plan import MAX_EPOCHS, PlannedRun
+from scalelab.theory.accounting import (
+    DEFAULT_FLOP_CONVENTION,
+    DEFAULT_PARAM_CONVENTION,
+    train_flops,
+)
+from scalelab.units import format_flops
+
+FloatArray = NDArray[np.float64]
+
+KIND = "adaptive"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """The finished runs on one text, and which runs this sweep has started.
+
+    Attributes
+    ----------
+    n_params, n_tokens, losses : tuple of float
+        Of the finished runs, over all sweeps of the results folder.
+    run_ids : frozenset of str
+        Runs that are finished (diverged ones too) or belong to this sweep: not to be chosen again.
+    spent : float
+        FLOPs of the runs of this sweep, finished or not.
+    """
+
+    n_params: tuple[float, ...]
+    n_tokens: tuple[float, ...]
+    losses: tuple[float, ...]
+    run_ids: frozenset[str]
+    spent: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NextBatch:
+    """One round of an adaptive sweep.
+
+    Attributes
+    ----------
+    found : Round
+        What is believed, and the plan.
+    proposal : Proposal
+        The batch to launch now; its plan is empty when the sweep ends.
+    n_known : int
+        Finished runs that the belief rests on.
+    n_candidates : int
+        Runs that could be.
+    spent, budget : float
+        FLOPs of this sweep.
+    stop : str or None
+        Why the sweep ends: ``narrow``, ``spent``; None while it goes on.
+    """
+
+    found: Round
+    proposal: Proposal
+    n_known: int
+    n_candidates: int
+    spent: float
+    budget: float
+    stop: str | None
+
+
+def next_batch(
+    pool: Proposal,
+    results: Results,
+    target: Target,
+    *,
+    budget: float,
+    until_width: float | None = None,
+    seed: int = 0,
+    before: Sequence[FormBelief] = (),
+) -> NextBatch:
+    """Return what to run next.
+
+    Parameters
+    ----------
+    pool : Proposal
+        Of the grid of all runs that could be.
+    results : Results
+    target : Target
+    budget : float
+        FLOPs that this sweep may spend in all.
+    until_width : float, optional
+        Stop once the 90 % interval of the target, over its loss, is this narrow.
+    seed : int
+        Of the random starts of the fits.
+    before : sequence of FormBelief
+        Of the round before.
+
+    Raises
+    ------
+    UsageError
+        When the budget buys no run of the pool.
+    """
+    known = known_runs(results, pool)
+    most_epochs = np.inf if pool.sweep.allow_repeats else MAX_EPOCHS
+    free = [
+        row
+        for row in {row.spec.run_id: row for row in pool.plan.rows}.values()
+        if row.spec.run_id not in known.run_ids and pool.plan.epochs(row) <= most_epochs
+    ]
+    flops = np.array([row.flops for row in free])
+    cheapest = float(flops.min()) if len(flops) else np.inf
+    if not known.spent and cheapest > budget:
+        if not free:
+            pool.plan.refuse_repeats(allow_repeats=pool.sweep.allow_repeats)
+        raise UsageError(
+            f"a budget of {format_flops(budget)} FLOP, less than the cheapest run "
+            f"({format_flops(cheapest) if free else 'none is left'})",
+            "a budget that buys a run of the pool",
+            "Raise --budget, or give smaller --n-params and --n-tokens.",
+        )
+    left = budget - known.spent
+    ceiling = next((s * budget for s in STAGES if s * budget > known.spent * (1 + 1e-9)), budget)
+    made, could = _columns(known, free, pool.plan.data.n_train_tokens)
+    found = ask(
+        made,
+        np.array(known.losses),
+        could,
+        flops,
+        target,
+        left=left,
+        now=ceiling - known.spent,
+        rng=np.random.default_rng(seed),
+        before=before,
+    )
+    stop = None
+    if until_width is not None and known.losses and found.width <= until_width:
+        stop = "narrow"
+    elif not found.batch:
+        stop = "spent"
+    rows = () if stop else tuple(free[choice.position] for choice in found.batch)
+    return NextBatch(
+        found=found,
+        proposal=of_rows(pool, rows),
+        n_known=len(known.losses),
+        n_candidates=len(free),
+        spent=known.spent,
+        budget=budget,
+        stop=stop,
+    )
+
+
+def of_rows(pool: Proposal, rows: Sequence[PlannedRun]) -> Proposal:
+    """Return the proposal of some rows of a pool."""
+    plan = dataclasses.replace(pool.plan, kind=KIND, rows=tuple(rows))
+    return dataclasses.replace(
+        pool,
+        plan=plan,
+        cost=plan_cost(plan, pool.cost.speed, skip=pool.finished),
+        elsewhere=tuple(plan_cost(plan, cost.speed, skip=pool.finished) for cost in pool.elsewhere),
+    )
+
+
+def known_runs(results: Results, pool: Proposal) -> Known:
+    """Return the finished runs of the results folder that saw the pool's text."""
+    sizes: list[float] = []
+    lengths: list[float] = []
+    losses: list[float] = []
+    finished: set[str] = set()
+    spent = 0.0
+    text = (pool.plan.data.fingerprint, pool.plan.data.eval_fingerprint)
+    for name in results.sweep_names():
+        for run_id in results.load_plan(name).run_ids:
+            is_ours = name == pool.plan.name
+            if run_id in finished and not is_ours:
+                continue
+            run = results.run(run_id)
+            spec = run.read_spec()
+            if (spec.data_fingerprint, spec.eval_fingerprint) != text:
+                continue
+            attempt = run.accepted()
+            record = None if attempt is None else attempt.read_record()
+            if record is not None and run_id not in finished and record.loss_nats is not None:
+                sizes.append(float(record.n_params[DEFAULT_PARAM_CONVENTION]))
+                lengths.append(float(record.n_tokens))
+                losses.append(record.loss_nats)
+            if record is not None or is_ours:
+                finished.add(run_id)
+            if is_ours:
+                flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)
+                spent += flops[DEFAULT_FLOP_CONVENTION]
+    return Known(
+        n_params=tuple(sizes),
+        n_tokens=tuple(lengths),
+        losses=tuple(losses),
+        run_ids=frozenset(finished),
+        spent=spent,
+    )
+
+
+def _columns(
+    known: Known, free: Sequence[PlannedRun], unique: float
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Return the columns of the runs made and of those that could be.
+
+    Repeats are a column of their own only where some run repeats text.
+    """
+    out = []
+    for n_params, n_tokens in (
+        (known.n_params, known.n_tokens),
+        ([row.n_params for row in free], [row.spec.n_tokens for row in free]),
+    ):
+        D = np.array(n_tokens, dtype=np.float64)
+        out.append(
+            {
+                "n_params": np.array(n_params, dtype=np.float64),
+                "n_tokens": D,
+                "unique_tokens": np.minimum(D, unique),
+            }
+        )
+    if not any((columns["n_tokens"] > columns["unique_tokens"]).any() for columns in out):
+        for columns in out:
+            del columns["unique_tokens"]
+    return out[0], out[1]

@@ -1,0 +1,212 @@
+"""An adaptive sweep from its first batch to its end, with a launcher that answers from a law."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scalelab.api.adaptive import adapt, default_axes
+from scalelab.cli.adaptive import parse_target
+from scalelab.cli.main import main
+from scalelab.errors import UsageError
+from scalelab.forecast.adaptive import STAGES
+from scalelab.launch.adaptive import NextBatch
+from scalelab.launch.base import LaunchReport, LaunchRequest
+from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results
+from scalelab.records.types import RunRecord
+from scalelab.sweep.cost import Speed, unmeasured_cpu_speed
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
+from scalelab.theory.accounting import count_params, train_flops
+from scalelab.theory.laws import Chinchilla
+from scalelab.units import parse_range
+
+TRUTH = Chinchilla(A=20.0, B=60.0, E=0.9, alpha=0.3, beta=0.35)
+
+
+def test_default_axes_follow_the_budget() -> None:
+    sizes, lengths = (parse_range(text) for text in default_axes(1e20, tokenizer="bpe:32000"))
+    assert len(sizes) == 10
+    assert 6 * sizes[-1] * lengths[-1] == pytest.approx(1e20, rel=0.1)
+    assert sizes[-1] / sizes[0] == pytest.approx(100, rel=0.1)
+    with pytest.raises(UsageError, match="too little"):
+        default_axes(1e9, tokenizer="bytes")
+
+
+def test_targets_are_read() -> None:
+    assert parse_target("C=1e24").flops == 1e24
+    columns = parse_target("N=7B,D=2T").columns
+    assert columns is not None
+    assert float(columns["n_tokens"][0]) == 2e12
+    for text in ("N=7B", "lr=1", "C=1e24,N=7B", "x"):
+        with pytest.raises(UsageError, match="--target"):
+            parse_target(text)
+
+
+def test_a_dry_run_shows_the_next_batch_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some text for a dry run. " * 400_000)
+    words = [
+        *("sweep", "adaptive", "--target", "C=1e14", "--budget", "2e12", "--dry-run"),
+        *("--data", str(text), "--results", str(tmp_path / "results")),
+    ]
+    assert main([*words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["dry_run"]
+    assert answer["spend"] == {"flops": 0.0, "budget_flops": 2e12}
+    assert answer["next"]
+    assert sum(run["flops"] for run in answer["next"]) <= STAGES[0] * 2e12
+    assert answer["plan_flops"] <= 2e12
+    assert answer["width_after_plan"] < answer["width"]
+    assert answer["target"][0]["loss_nats"] is None
+    assert main(words) == 0
+    assert "correlation" in capsys.readouterr().out
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--budget", "1e20"], "no --target"),
+        (["--target", "C=1e24"], "no --budget"),
+        (["--target", "C=1e24", "--pool", "x.csv"], "--pool"),
+        (["--pool", "x.csv"], "--target-rows"),
+        (["--target", "C=1e24", "--budget", "1e20", "--until-width", "0"], "until-width"),
+    ],
+)
+def test_what_is_missing_is_said(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "adaptive", *words, "--json"]) == 2
+    assert says in json.loads(capsys.readouterr().out)["error"]["given"]
+
+
+class Answering:
+    """Notes the rounds and shows nothing."""
+
+    def __init__(self) -> None:
+        self.rounds: list[NextBatch] = []
+
+    def round(self, batch: NextBatch, *, is_dry_run: bool) -> None:
+        self.rounds.append(batch)
+
+    def launch(self, start: Callable[[Callable[..., None]], Any]) -> Any:
+        return start(lambda view: None)
+
+
+def sweep_of(text: Path) -> SweepSpec:
+    return sweep_from_mapping(
+        {
+            "kind": "grid",
+            "name": "asked",
+            "n_params": "12K..60K:5",
+            "n_tokens": "20K..400K:6",
+            "data": {"paths": (str(text),), "eval_tokens": 4096},
+        },
+        source="the test",
+    )
+
+
+def finish(run: RunDir, noise: float) -> None:
+    """Write what a trainer would, its loss from the law."""
+    spec = run.read_spec()
+    attempt = run.claim()
+    counts = count_params(spec.shape).by_convention()
+    columns = {"n_params": counts["chinchilla"], "n_tokens": spec.n_tokens}
+    attempt.write_note({"execution": asdict(ExecutionSpec()), "resumed_from": None})
+    attempt.write_record(
+        RunRecord(
+            run_id=spec.run_id,
+            attempt=attempt.number,
+            token=attempt.token,
+            status="done",
+            loss_nats=float(TRUTH.loss(columns)) * (1 + noise),
+            loss_se_nats=0.01,
+            n_params=counts,
+            flops=train_flops(spec.shape, spec.seq_len, spec.n_tokens),
+            n_tokens=spec.n_tokens,
+            unique_tokens=spec.n_tokens,
+            n_steps=spec.n_steps,
+            wall_s=1.0,
+        )
+    )
+    attempt.accept()
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a results folder whose launches take no time."""
+    rng = np.random.default_rng(0)
+    folder = Results(tmp_path / "results")
+
+    def launch_at_once(request: LaunchRequest, watch: object) -> LaunchReport:
+        missing = [run_id for run_id in request.run_ids if folder.run(run_id).accepted() is None]
+        for run_id in missing:
+            finish(folder.run(run_id), 0.002 * float(rng.standard_normal()))
+        done = dict.fromkeys(request.run_ids, "done")
+        return LaunchReport(statuses=done, n_started=len(missing), wall_s=0.0)
+
+    def speed(plan: object, execution: object, n_workers: int) -> Speed:
+        return unmeasured_cpu_speed(n_workers)
+
+    monkeypatch.setattr("scalelab.launch.execute.launch_local", launch_at_once)
+    monkeypatch.setattr("scalelab.launch.proposal.speed_for", speed)
+    (tmp_path / "text").mkdir()
+    for i in range(60):
+        letters = rng.integers(97, 122, 10_000).astype(np.uint8)
+        (tmp_path / "text" / f"{i}.txt").write_bytes(letters.tobytes())
+    return folder.path
+
+
+def test_batches_are_run_and_known_until_the_money_is_spent(launched: Path) -> None:
+    sweep, budget = sweep_of(launched.parent / "text"), 3e11
+    showing = Answering()
+    target = parse_target("C=1e13")
+    report = adapt(sweep, target, budget=budget, showing=showing, results=launched)
+    assert report.status == "spent"
+    ids = [r.spec.run_id for b in showing.rounds for r in b.proposal.plan.rows]
+    assert len(ids) == len(set(ids)) == report.last.n_known
+    assert set(Results(launched).load_plan("asked").run_ids) == set(ids)
+    assert Results(launched).load_plan("asked").kind == "adaptive"
+    spent = sum(r.flops for b in showing.rounds for r in b.proposal.plan.rows)
+    assert report.last.spent == pytest.approx(spent)
+    assert spent <= budget
+    for batch in showing.rounds[:-1]:
+        allowed = next(s for s in STAGES if s * budget > batch.spent * (1 + 1e-9))
+        cost = sum(row.flops for row in batch.proposal.plan.rows)
+        assert len(batch.proposal.plan.rows) == 1 or batch.spent + cost <= allowed * budget * 1.001
+    n_params, n_tokens = (float(report.last.found.target[k][0]) for k in ("n_params", "n_tokens"))
+    exact = float(TRUTH.loss({"n_params": n_params, "n_tokens": n_tokens}))
+    assert report.last.found.low[0] < exact < report.last.found.high[0]
+    # the same again: nothing is left to do
+    again = Answering()
+    adapt(sweep, target, budget=budget, showing=again, results=launched)
+    assert len(again.rounds) == 1
+    assert again.rounds[0].stop == "spent"
+    # another sweep on the same text knows these runs, and pays for none of them
+    other = sweep.model_copy(update={"name": "other"})
+    third = Answering()
+    adapt(other, target, budget=budget, until_width=0.9, showing=third, results=launched)
+    assert third.rounds[0].n_known == len(ids)
+    assert third.rounds[0].spent == 0.0
+    assert third.rounds[0].stop == "narrow"
+
+
+def test_a_budget_below_every_run_is_said(launched: Path) -> None:
+    with pytest.raises(UsageError, match="cheapest"):
+        adapt(
+            sweep_of(launched.parent / "text"),
+            parse_target("C=1e13"),
+            budget=1e6,
+            showing=Answering(),
+            results=launched,
+        )
