@@ -11,6 +11,7 @@ from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from scalelab.api.tuning import Tuning, TuningAnswer
     from scalelab.launch.proposal import Proposal
+    from scalelab.tune.law import Interval
     from scalelab.tune.spec import TuneSpec
 
 
@@ -162,10 +163,8 @@ def _print_prediction(answer: TuningAnswer, n_params: float, n_tokens: float) ->
     console().print(table)
 
 
-def _in_words(found: object) -> str:
-    from scalelab.tune.law import Interval
-
-    if not isinstance(found, Interval):
+def _in_words(found: Interval | None) -> str:
+    if found is None:
         return "-"
     if found.low is None or found.high is None:
         return f"{found.value:.4g}"

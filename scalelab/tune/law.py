@@ -9,6 +9,7 @@ over the runs within cells, which holds the noise alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,8 +153,10 @@ class TuningLaw:
             ("p", np.concatenate([[0.0], self.axes.basis[0]])),
             ("q", np.concatenate([[0.0], self.axes.basis[1]])),
         ):
-            mean, change = (log_mean, np.exp) if name == "k" else (0.0, lambda value: value)
-            names[name] = self._interval(self._linear(which, row), mean, change)
+            is_log = name == "k"
+            names[name] = self._interval(
+                self._linear(which, row), log_mean if is_log else 0.0, np.exp if is_log else float
+            )
             if not are_apart:
                 names[name] = Interval(value=names[name].value, low=None, high=None)
         return PowerLaw(**names)
@@ -163,9 +166,11 @@ class TuningLaw:
         part = slice(which * m, (which + 1) * m)
         return float(self.theta[part] @ row), self.replicates[:, part] @ row
 
-    def _interval(self, found: tuple[float, FloatArray], mean: float, change: object) -> Interval:
+    def _interval(
+        self, found: tuple[float, FloatArray], mean: float, change: Callable[[float], float]
+    ) -> Interval:
+        """Return value and limits, moved by ``mean`` and then ``change``d."""
         value, replicates = found
-        assert callable(change)
         if not len(replicates):
             return Interval(value=float(change(value + mean)), low=None, high=None)
         tail = (1 - self.level) / 2

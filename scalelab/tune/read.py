@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,9 +98,10 @@ def _with_found_columns(
     return found
 
 
-def _batch_column(found: dict[str, str], first: object, *, has_length: bool) -> bool:
+def _batch_column(
+    found: dict[str, str], first: Callable[[tuple[str, ...]], str | None], *, has_length: bool
+) -> bool:
     """Settle on ``batch_tokens`` or ``batch_seqs`` in the mapping; say whether there is one."""
-    assert callable(first)
     either = "batch_seqs" if has_length else "batch_tokens"
     kinds = (
         ("batch_tokens", TOKEN_NAMES),
