@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUNS_IN_A_TRANSACTION = 20_000
+RUNS_READ_TOGETHER = 100
+READERS = 4
+READ_AHEAD = 20
 ROWS_IN_A_TRANSACTION = 250_000
 LOCK_WAIT_S = 10.0
 
@@ -184,8 +189,8 @@ class _Collection:
         ]
         progress = self._load_progress(changed)
         batch = _Batch()
-        for name in changed:
-            self._read_run(name, progress, batch)
+        for name, read in self._read_ahead(changed):
+            self._take_run(name, read, progress, batch)
             if batch.is_full():
                 self._commit(batch)
         self._commit(batch)
@@ -197,16 +202,44 @@ class _Collection:
             if any(refreshed):
                 self._raise_generation()
 
-    def _read_run(self, name: str, progress: dict[str, dict[int, Progress]], batch: _Batch) -> None:
-        folder = f"{self.runs_folder}/{name}"
-        try:
-            run = scan.read_run(folder)
-        except ScalelabError as error:
-            self.problems.append(f"run {name} left out: {error}")
+    def _read_ahead(self, names: list[str]) -> Iterator[tuple[str, scan.RunFiles | Exception]]:
+        """Yield each run, or why it could not be read, in order.
+
+        A few threads read ahead: while one waits for the file system another parses.
+        """
+        size = RUNS_READ_TOGETHER
+        groups = [names[i : i + size] for i in range(0, len(names), size)]
+        with ThreadPoolExecutor(READERS) as pool:
+            ahead: deque[Future[list[tuple[str, scan.RunFiles | Exception]]]] = deque()
+            for group in groups:
+                ahead.append(pool.submit(self._read_runs, group))
+                if len(ahead) > READ_AHEAD:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+
+    def _read_runs(self, names: Sequence[str]) -> list[tuple[str, scan.RunFiles | Exception]]:
+        found: list[tuple[str, scan.RunFiles | Exception]] = []
+        for name in names:
+            try:
+                found.append((name, scan.read_run(f"{self.runs_folder}/{name}")))
+            except (ScalelabError, OSError) as error:
+                found.append((name, error))
+        return found
+
+    def _take_run(
+        self,
+        name: str,
+        run: scan.RunFiles | Exception,
+        progress: dict[str, dict[int, Progress]],
+        batch: _Batch,
+    ) -> None:
+        if isinstance(run, ScalelabError):
+            self.problems.append(f"run {name} left out: {run}")
             self._remove([name] if name in self.known else [])
             return
-        except OSError as error:
-            self.problems.append(f"run {name} not read, as it was before: {error}")
+        if isinstance(run, Exception):
+            self.problems.append(f"run {name} not read, as it was before: {run}")
             return
         torn = self._read_curves(run, progress.get(name, {}), batch)
         batch.run_rows.append(run_row(run))
