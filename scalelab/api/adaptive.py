@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scalelab.forecast.adaptive import Columns, Played, Target
     from scalelab.launch.adaptive import NextBatch
     from scalelab.launch.base import LaunchReport, LaunchView
+    from scalelab.launch.grid_design import DesignGain
+    from scalelab.launch.proposal import Proposal
     from scalelab.store.tables import TableRead
     from scalelab.sweep.spec import SweepSpec
 
@@ -25,6 +27,7 @@ POOL_SIZES, POOL_LENGTHS, POOL_SPAN = 10, 12, 100.0
 LEAST_SPAN = 2.0
 """Largest over smallest size of a default pool, below which there is nothing to learn about N."""
 SMALLEST_VOCABULARY = 256
+DESIGNS = ("plain", "optimal")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -336,3 +339,33 @@ def _launched(batch: NextBatch, results: str | Path, showing: Shows) -> LaunchRe
         lambda watch: sweeps.launch(batch.proposal, results=results, watch=watch)
     )
     return report
+
+
+def check_design(design: str) -> None:
+    """Raise UsageError unless it is the name of a design."""
+    if design not in DESIGNS:
+        raise UsageError(f"--design {design}", " or ".join(DESIGNS), "Choose one of the two.")
+
+
+def propose_design(
+    sweep: SweepSpec, design: str, **options: Any
+) -> tuple[Proposal, DesignGain | None]:
+    """Return the proposal of a sweep, its grid made optimal where that was asked for.
+
+    Parameters
+    ----------
+    sweep : SweepSpec
+        Of kind ``isoflop`` for the design ``optimal``.
+    design : str
+        ``plain`` or ``optimal``.
+    options
+        As in `scalelab.api.sweeps.propose`.
+    """
+    from scalelab.api import sweeps
+
+    plain = sweeps.propose(sweep, **options)
+    if design == "plain":
+        return plain, None
+    from scalelab.launch.grid_design import optimal_grid, pool_of
+
+    return optimal_grid(plain, sweeps.propose(pool_of(sweep), **options))

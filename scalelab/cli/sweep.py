@@ -66,6 +66,13 @@ def isoflop(
         str | None,
         typer.Option("--tokens-per-param", help="D/N about which the sizes are spread."),
     ] = None,
+    design: Annotated[
+        str,
+        typer.Option(
+            "--design",
+            help="plain, or optimal: the runs that predict 100 times the largest budget best.",
+        ),
+    ] = "plain",
     name: NameOption = None,
     launcher: LauncherOption = "local",
     data: DataOption = None,
@@ -117,6 +124,7 @@ def isoflop(
         workers=workers,
         keep_weights=keep_weights,
         lr_check=lr_check,
+        design=design,
         extend=extend,
         dry_run=dry_run,
         yes=yes,

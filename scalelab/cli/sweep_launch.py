@@ -29,9 +29,12 @@ def launch_sweep(
     detach: bool,
     as_json: bool,
     lr_check: bool = False,
+    design: str = "plain",
 ) -> int:
     """Show a sweep's plan, ask, launch it, check its learning rates, and return the exit code."""
     from scalelab.api import sweeps as api
+    from scalelab.api.adaptive import check_design, propose_design
+    from scalelab.cli.adaptive_view import print_gain
     from scalelab.cli.lr_check_view import print_verdicts, run_check, verdicts_as_json
     from scalelab.cli.plan_view import plan_as_json, print_plan
     from scalelab.cli.progress import preparing, watching
@@ -39,11 +42,13 @@ def launch_sweep(
     from scalelab.tune.lr_check import refuse_without_budgets
 
     check_name(sweep.default_name(), what="sweep")
+    check_design(design)
     if lr_check:
         refuse_without_budgets(sweep)
     with preparing() as progress:
-        proposal = api.propose(
+        proposal, gain = propose_design(
             sweep,
+            design,
             results=results,
             device=checked_device(device),
             workers=workers,
@@ -52,8 +57,11 @@ def launch_sweep(
             progress=progress,
         )
     preview = api.preview(proposal, results=results)
+    extra = {} if gain is None else {"design": dataclasses.asdict(gain)}
     if not as_json:
         print_plan(proposal)
+        if gain is not None:
+            print_gain(gain)
         if preview is not None:
             print_preview(preview, with_script=dry_run)
     if dry_run:
@@ -61,13 +69,13 @@ def launch_sweep(
             from scalelab.cli.output import emit_json
 
             jobs = {} if preview is None else {"slurm": dataclasses.asdict(preview)}
-            emit_json({**plan_as_json(proposal), **jobs, "dry_run": True})
+            emit_json({**plan_as_json(proposal), **extra, **jobs, "dry_run": True})
         return EXIT_OK
     if not yes:
         ask(proposal, as_json=as_json)
     with watching(results, as_json=as_json) as watch:
         report = api.launch(proposal, results=results, extend=extend, detach=detach, watch=watch)
-    plan = plan_as_json(proposal)
+    plan = {**plan_as_json(proposal), **extra}
     if not lr_check or detach or report.is_interrupted or not report.count("done"):
         return show_end(proposal.plan.name, report, as_json=as_json, plan=plan)
     verdicts = run_check(proposal, results=results, as_json=as_json)
