@@ -20,13 +20,27 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 SYSTEM_FOLDERS = ("slurm", "browser")
+REQUIRE_SYSTEM = "SCALELAB_REQUIRE_SYSTEM"
+"""Set where `make system` succeeded: a SLURM or browser that is missing then is a failure."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a SLURM or a browser on this machine: `make system-test` runs it."""
+    """Mark what needs a SLURM or a browser on this machine: `-m "not system"` leaves it out."""
     for item in items:
         if item.path.parent.name in SYSTEM_FOLDERS:
             item.add_marker(pytest.mark.system)
+
+
+@pytest.fixture(scope="session")
+def give_up() -> Callable[[str], None]:
+    """Return what ends a test for want of a SLURM or browser: a skip, or a failure (see above)."""
+
+    def end(reason: str) -> None:
+        if os.environ.get(REQUIRE_SYSTEM):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return end
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,6 +136,14 @@ class Cluster:
             with contextlib.suppress(subprocess.SubprocessError):
                 self.command("scancel", user, timeout=15)
                 self.command("scancel", "--signal=KILL", user, timeout=15)
+
+    def logs(self, n_lines: int = 5) -> str:
+        """Return the last lines of every daemon's log."""
+        tails = {
+            path.name: path.read_text(errors="replace").splitlines()[-n_lines:]
+            for path in sorted((self.folder / "log").glob("*"))
+        }
+        return "\n".join(f"{name}: {line}" for name, lines in tails.items() for line in lines)
 
     def command(self, *words: str, timeout: float = 30) -> str:
         """Run one of SLURM's commands and return what it prints."""
@@ -360,3 +369,24 @@ def _free_ports(count: int) -> int:
         if not any(_is_listening(port) for port in range(first, first + count)):
             return first
     raise OSError("no free block of ports")
+
+
+def main() -> None:
+    """Start a cluster, run a job on it and stop it: whether the tests can have one here."""
+    missing = missing_programs(accounting=True)
+    if missing:
+        sys.exit(f"no SLURM: {', '.join(missing)} not installed")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        cluster = Cluster(Path(folder), accounting=True)
+        try:
+            cluster.start()
+            words = ("srun", "-N2", "--export=ALL", "true")
+            cluster.command(*words, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            sys.exit(f"no SLURM, though it is installed: {error}\n{cluster.logs()}")
+        finally:
+            cluster.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,36 +24,27 @@ from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import unmeasured_cpu_speed
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
+from tests.slurm.cluster import Cluster, missing_programs
 
 HERE = Path(__file__).parent
 CHECKPOINT_INTERVAL_S = 2.0
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"slurm_tests_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session", params=[False, True], ids=["no-sacct", "sacct"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Return a running cluster; not installable, skip outside CI and fail within."""
-    module = _load("cluster")
-    missing = module.missing_programs(accounting=request.param)
+def cluster(request: pytest.FixtureRequest, give_up: Callable[[str], None]) -> Iterator[Any]:
+    """Return a running cluster; without one, skip with the reason (see `give_up`)."""
+    missing = missing_programs(accounting=request.param)
     if missing:
-        message = f"no SLURM: {', '.join(missing)} not installed (`make system`, as root)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        give_up(f"no SLURM: {', '.join(missing)} not installed (`make system`, as root)")
     # A socket's path may have 100 characters or so, which pytest's own folders can pass.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    made = module.Cluster(folder, accounting=request.param)
+    made = Cluster(folder, accounting=request.param)
     before = {name: os.environ.get(name) for name in ("PATH", "SLURM_CONF", "OMP_NUM_THREADS")}
     try:
-        made.start()
+        try:
+            made.start()
+        except (OSError, subprocess.SubprocessError) as error:
+            give_up(f"no SLURM, though it is installed: {error}\n{made.logs()}")
         os.environ.update({name: made.environment[name] for name in ("PATH", "SLURM_CONF")})
         os.environ["OMP_NUM_THREADS"] = "1"
         yield made
