@@ -16,6 +16,7 @@ from scalelab.corpus.shards import Manifest, ShardWriter, fingerprints
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.shape import ModelShape
+from scalelab.train import loop, session, worker
 
 VOCAB = 61
 
@@ -101,3 +102,36 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def attempt_at(
+    dataset: Dataset, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Return a function that makes an attempt, stopping it after a number of steps if asked."""
+    monkeypatch.setattr(loop, "POLL_INTERVAL_S", 0.0)
+
+    def make(run: RunDir, stop_at: int | None = None, **changes: Any) -> str:
+        def stop() -> str | None:
+            steps = [c.observed for c in watched]
+            return "enough" if stop_at is not None and steps and steps[-1] >= stop_at else None
+
+        watched: list[Any] = []
+        original = session.Session.observe
+
+        class Watched:
+            observed = 0
+
+        def observe(self: session.Session, *args: Any) -> str | None:
+            reason = original(self, *args)
+            Watched.observed = self.step
+            watched.append(Watched)
+            return reason
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session.Session, "observe", observe)
+            return worker.run_attempt(
+                run.path, dataset.folder, replace(execution, **changes), should_stop=stop
+            )
+
+    return make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.train import loop, worker
 from scalelab.train.engine import Engine
+from tests.train.outcome import curve, result
 
 MakeRun = Callable[..., RunDir]
 N_STEPS = 30
@@ -24,24 +24,10 @@ STOPS = sorted(random.Random(11).sample(range(1, N_STEPS), 20))
 PACK: list[dict[str, Any]] = [{"seed": 3}, {"seed": 4, "lr": 0.003}, {"seed": 5, "n_steps": 23}]
 
 
-def curve(run: RunDir) -> dict[int, float]:
-    """Return loss by step, later attempts replacing earlier ones."""
-    found = {}
-    for attempt in run.attempts():
-        if attempt.metrics_path.exists():
-            for line in attempt.metrics_path.read_text().splitlines():
-                row = json.loads(line)
-                found[row["step"]] = row["loss_nats"]
-    return found
-
-
 def final(run: RunDir) -> float:
-    accepted = run.accepted()
-    assert accepted is not None
-    record = accepted.read_record()
-    assert record is not None
-    assert record.loss_nats is not None
-    return record.loss_nats
+    loss = result(run).loss_nats
+    assert loss is not None
+    return loss
 
 
 @pytest.fixture
