@@ -7,7 +7,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.parametrize("cluster", [False], indirect=True, ids=["no-sacct"])
 def test_a_tuning_runs_as_jobs_and_goes_on(cluster, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
