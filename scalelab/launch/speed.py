@@ -30,7 +30,7 @@ from scalelab.sweep.spec import SlurmTable
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 
 CALIBRATION_TIMEOUT_S = 300
-TRAINER_REVISION = 2
+TRAINER_REVISION = 3
 """Raised when the trainer's speed changes: what was measured before is then measured again."""
 MEASURED_SPECS = 12
 MEASURED_STEP_FLOPS = 3e9

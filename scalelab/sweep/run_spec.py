@@ -171,7 +171,7 @@ class ExecutionSpec:
     pack_size : int
         Runs in the same step.
     checkpoint_interval_s : float
-        Seconds between checkpoints.
+        Seconds between checkpoints, more where they would pass 2 % of the run's time.
     metrics_interval_steps : int
         Steps between rows of the training curve.
     keeps_weights : bool

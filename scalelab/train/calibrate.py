@@ -12,7 +12,7 @@ import numpy as np
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
-from scalelab.train.engine import Engine
+from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine
 from scalelab.train.host import device_name
 from scalelab.train.worker import prepare_torch
 
@@ -83,9 +83,12 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
     times: list[float] = []
     while len(times) < STEPS_MIN or sum(times) < seconds:
         times.append(timed_step(engine, tokens))
-    engine.evaluate(0, tokens)
+    # As many sequences at a time as an evaluation takes, whatever the batch of a step is.
+    n_seqs = max(1, EVAL_TOKENS_PER_BATCH[engine.device.type] // spec.seq_len)
+    held_out = rng.integers(0, spec.shape.vocab_size, (n_seqs, spec.seq_len + 1))
+    engine.evaluate(0, held_out)
     started = time.perf_counter()
-    engine.evaluate(0, tokens)
+    engine.evaluate(0, held_out)
     eval_s = time.perf_counter() - started
     step_s = statistics.median(times)
     tokens_per_s = spec.tokens_per_step / step_s
@@ -99,7 +102,7 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
         "step_s": step_s,
         "tokens_per_s": tokens_per_s,
         "flops_per_s": tokens_per_s * flops,
-        "eval_tokens_per_s": spec.tokens_per_step / eval_s,
+        "eval_tokens_per_s": n_seqs * spec.seq_len / eval_s,
         "start_s": start_s,
     }
 
