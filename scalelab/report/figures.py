@@ -114,7 +114,7 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
             x=short(rows.n_params[some]),
             y=short(rows.n_tokens[some]),
             mode="markers",
-            marker={"color": look.ink, "size": 4, "opacity": 0.45},
+            marker={"color": look.ink, "size": 4 if len(some) < 500 else 2, "opacity": 0.45},
             name="runs",
             hovertemplate="run<br>N %{x}, D %{y}<extra></extra>",
         )
@@ -195,7 +195,11 @@ def _points(figure: Any, isoflop: IsoflopFit, axis: str, look: Look, row: int) -
             x=[valley.budget for valley in isoflop.interior],
             y=value,
             mode="markers",
-            marker={"color": look.second, "size": 7, "symbol": "diamond"},
+            marker={
+                "color": look.second,
+                "size": 7 if len(bottoms) < 20 else 4,
+                "symbol": "diamond",
+            },
             error_y={
                 "type": "data",
                 "symmetric": False,
@@ -231,7 +235,7 @@ def caption(report: FitReport) -> str:
     """Return one line on what the figures rest on: rows, source and conventions."""
     rows = report.observations
     return (
-        f"{report.fit.n_rows} runs from {rows.source}; N counted {rows.param_convention}, FLOPs "
+        f"{report.fit.n_rows:,} runs from {rows.source}; N counted {rows.param_convention}, FLOPs "
         f"counted {rows.flop_convention}; largest run {format_flops(report.fit.max_flops)} FLOP, "
         f"N {format_quantity(float(rows.n_params.max()))}; forecasts use C = 6 N D."
     )

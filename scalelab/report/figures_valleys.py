@@ -99,8 +99,10 @@ def valleys(
     if note:
         figure.add_annotation(
             text=note.strip(),
-            x=1,
-            y=1,
+            x=0.01,
+            y=0.01,
+            xanchor="left",
+            yanchor="bottom",
             xref="paper",
             yref="paper",
             showarrow=False,
