@@ -11,6 +11,7 @@ pandas in and out::
 Nothing heavy is imported before a verb is called.
 """
 
+from scalelab.api.adaptive import adapt, play_adaptive
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, Selection, compare, fit, load, predict, score
 from scalelab.api.sweeps import launch, plan, propose, resume
