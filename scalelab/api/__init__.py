@@ -20,6 +20,7 @@ from scalelab.api.tuning import check_lr, tune, tune_law
 __all__ = [
     "AUTO_FORM",
     "Selection",
+    "adapt",
     "check_lr",
     "compare",
     "decide",
@@ -27,6 +28,7 @@ __all__ = [
     "launch",
     "load",
     "plan",
+    "play_adaptive",
     "predict",
     "propose",
     "resume",
