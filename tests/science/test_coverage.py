@@ -135,18 +135,19 @@ def simulate(name, kind, count, replicates, seed=3):  # 1 and 2 chose the method
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_version(kind):
-    """The goals, as far as 40 data sets can tell.
+    """The goals, as far as 100 data sets can tell.
 
-    A share of 0.87 measured on 40 sets has a standard error of 0.053, a median width one of 1.25
-    times its spread over 40 sets, divided by sqrt(40); three of either are allowed. Coverage above
-    0.96 cannot be told from 40 sets at all, so nothing is asked there.
+    A share of 0.87 measured on 100 sets has a standard error of 0.034, and a median width one of
+    1.25 times the spread of the widths over sqrt(100), with a spread of 0.3 to 0.35; three of
+    either are allowed, a width of 1.36. Coverage above 0.96 cannot be told from 100 sets, so
+    nothing is asked there.
     """
-    count = 40
+    count = 100
     scores = simulate("isoflop45", kind, count=count, replicates=150)
     assert (scores.covered >= 0.87 - 3 * (0.87 * 0.13 / count) ** 0.5).all(), scores
-    assert (scores.spread <= 0.35).all(), scores
-    allowed = 1.2 * (1 + 3 * 1.25 * scores.spread / count**0.5)
+    allowed = 1.2 * (1 + 3 * 1.25 * np.minimum(scores.spread, 0.35) / count**0.5)
     assert (scores.width <= allowed).all(), scores
+    assert scores.efficient >= 0.95, scores
 
 
 @pytest.mark.science
