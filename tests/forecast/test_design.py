@@ -45,6 +45,21 @@ def test_the_covariance_is_one(m: int) -> None:
     assert np.linalg.eigvalsh(dense).min() > -1e-9 * np.diag(dense).max()
 
 
+def test_disagreement_between_forms_is_variance() -> None:
+    points = pool(20)
+    belief = belief_of(points, 0)
+    parts = [form.prior.log_loss(form.z, points.columns) for form in belief.forms]
+    shares = np.array([form.weight for form in belief.forms])
+    means = np.stack([mean for mean, _ in parts])
+    inside = np.stack([(slope**2).sum(axis=1) for _, slope in parts])
+    inside += np.array([[form.scales.misfit**2] for form in belief.forms])
+    mean = shares @ means
+    between = shares @ (means - mean) ** 2
+    np.testing.assert_allclose(belief.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(belief.variance(), shares @ inside + between, rtol=1e-9)
+    assert between.max() > 1e-4
+
+
 def test_a_plan_leaves_what_conditioning_on_its_runs_leaves() -> None:
     belief, targets = belief_of(pool(40), 6), np.array([37, 38, 39])
     flops = 6 * belief.points.columns["n_params"] * belief.points.columns["n_tokens"]
