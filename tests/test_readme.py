@@ -54,7 +54,24 @@ def folder(tmp_path_factory) -> Path:
             loss = 1.8 + 480 / params**0.348 + 2080 / tokens**0.366
             lines.append(f"{params:.0f},{tokens:.0f},{loss * np.exp(rng.normal(0, 2e-3)):.5f}")
     (folder / "runs.csv").write_text("\n".join(lines) + "\n")
+    (folder / "tuned_runs.csv").write_text(tuned_runs(rng))
     return folder
+
+
+def tuned_runs(rng: np.random.Generator) -> str:
+    """Return runs of 9 cells (N, D) at 5 learning rates and 3 batches, on a known valley."""
+    lines = ["n_params,n_tokens,lr,batch_seqs,loss"]
+    for n_params in (1e8, 3e8, 1e9):
+        for n_tokens in (2e9, 1e10, 5e10):
+            best = (1.8 * n_params**-0.7 * n_tokens**0.3, 0.6 * n_tokens**0.57)
+            for far in (-1.6, -0.8, 0.0, 0.8, 1.6):
+                for batch_seqs in (32, 128, 512):
+                    wide = np.log(batch_seqs * 2048 / best[1])
+                    loss = 1.8 + 480 / n_params**0.348 + 2080 / n_tokens**0.366
+                    loss *= np.exp(0.01 * far**2 + 0.003 * wide**2 + rng.normal(0, 1e-3))
+                    lr = best[0] * np.exp(far)
+                    lines.append(f"{n_params:g},{n_tokens:g},{lr:.5g},{batch_seqs},{loss:.5f}")
+    return "\n".join(lines) + "\n"
 
 
 def run(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
