@@ -135,7 +135,7 @@ def fit(
     from scalelab.fit.against import disagreement, disagreement_warnings, paired_weights
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.diagnose import design_warnings, notes_as_warnings, row_warnings
-    from scalelab.fit.envelope import fit_envelope
+    from scalelab.fit.envelope import along_curves, fit_envelope
     from scalelab.fit.isoflop import fit_isoflop
     from scalelab.fit.objective import Objective
     from scalelab.fit.outcome import check_level
@@ -167,7 +167,7 @@ def fit(
     )
     weights = paired_weights(rows, spec, found)
     isoflop = fit_isoflop(rows, level=level, weights=weights)
-    envelope = fit_envelope(rows, level=level, seed=spec.seed)
+    envelope = fit_envelope(along_curves(rows, table.curves), level=level, seed=spec.seed)
     asked = [f.flops for f in forecasts if f.flops is not None]
     # Where it matters: at the largest forecast, else at the largest run.
     against = disagreement(

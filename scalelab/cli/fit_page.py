@@ -156,7 +156,7 @@ def _approaches(report: FitReport) -> Table:
             "1, envelope of curves",
             envelope.n_law,
             envelope.d_law,
-            envelope.reason or f"{len(envelope.flops)} points of the envelope",
+            envelope.reason or f"{envelope.n_curves} curves; unfinished schedules read high",
         ),
     ):
         parts[name] = (_law(n_law), _law(d_law), words)

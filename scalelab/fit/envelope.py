@@ -19,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.isoflop import PowerLaw
-from scalelab.records.types import Observations
+from scalelab.records.types import Curves, Observations
 
 FloatArray = NDArray[np.float64]
 
 GRID_POINTS = 300
+FEWEST_POINTS = 50
+MOST_ENTRIES = 300_000
+"""Curves times points of the grid; very many curves are looked at on a coarser grid."""
 MIN_CHECKPOINTS = 3
 MIN_CURVES = 3
 REPLICATES = 200
@@ -39,6 +42,8 @@ class EnvelopeFit:
         Where the envelope has an interior best run.
     n_params, n_tokens, loss_nats : ndarray of shape (m,)
         Size, tokens and loss of the best run there.
+    n_curves : int
+        Training curves that it is the envelope of.
     n_law, d_law : PowerLaw or None
         The power laws through them, the exponents with intervals from resampled runs.
     reason : str or None
@@ -49,6 +54,7 @@ class EnvelopeFit:
     n_params: FloatArray
     n_tokens: FloatArray
     loss_nats: FloatArray
+    n_curves: int = 0
     n_law: PowerLaw | None = None
     d_law: PowerLaw | None = None
     reason: str | None = None
@@ -99,6 +105,7 @@ def fit_envelope(observations: Observations, *, level: float = 0.9, seed: int = 
         n_params=np.exp(curves.log_n[best[there]]),
         n_tokens=np.exp(log_d),
         loss_nats=curves.loss[points[1], points[0]],
+        n_curves=len(curves.log_n),
         n_law=PowerLaw(
             exponent=float(n_slope), log_coefficient=float(n_intercept), low=n_low, high=n_high
         ),
@@ -108,15 +115,46 @@ def fit_envelope(observations: Observations, *, level: float = 0.9, seed: int = 
     )
 
 
+def along_curves(rows: Observations, curves: Curves | None) -> Observations:
+    """Return the rows as the points of their own training curves.
+
+    Parameters
+    ----------
+    rows : Observations
+        Runs whose ``cluster`` is the run's own name.
+    curves : Curves or None
+        Of these runs, and maybe of others, which are left out.
+
+    Returns
+    -------
+    Observations
+        N as of the run, C in proportion to the tokens; without a curve the rows themselves.
+    """
+    if curves is None or rows.cluster is None:
+        return rows
+    names, first = np.unique(rows.cluster, return_index=True)
+    place = np.searchsorted(names, curves.run_id).clip(max=len(names) - 1)
+    own = names[place] == curves.run_id
+    if not own.any():
+        return rows
+    run = first[place[own]]
+    n_tokens = curves.n_tokens[own]
+    return replace(
+        rows.take(run),
+        n_tokens=n_tokens,
+        loss_nats=curves.loss_nats[own],
+        flops=rows.flops[run] * n_tokens / rows.n_tokens[run],
+    )
+
+
 def _curves(observations: Observations) -> _Curves | str:
     """Return the curves, or why there are none."""
     if observations.cluster is None:
         return "the rows do not say which run they belong to, so there are no training curves"
     runs = []
     _, owner = np.unique(observations.cluster, return_inverse=True)
-    for run in range(owner.max() + 1):
-        rows = np.flatnonzero(owner == run)
-        rows = rows[np.argsort(observations.flops[rows], kind="stable")]
+    order = np.lexsort((observations.flops, owner))
+    for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
         sizes = observations.n_params[rows]
         if len(rows) >= MIN_CHECKPOINTS and np.ptp(sizes) <= 1e-9 * sizes[0]:
             runs.append(rows)
@@ -129,7 +167,7 @@ def _curves(observations: Observations) -> _Curves | str:
     grid = np.linspace(
         min(log_c[rows].min() for rows in runs),
         max(log_c[rows].max() for rows in runs),
-        GRID_POINTS,
+        int(np.clip(MOST_ENTRIES // len(runs), FEWEST_POINTS, GRID_POINTS)),
     )
 
     def on_grid(values: FloatArray, rows: NDArray[np.intp]) -> FloatArray:

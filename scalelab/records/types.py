@@ -220,3 +220,22 @@ class Observations:
 def is_finite(value: float | None) -> bool:
     """Say whether a loss is there and finite."""
     return value is not None and math.isfinite(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Curves:
+    """Training curves of finished runs, smoothed, one entry a point.
+
+    Attributes
+    ----------
+    run_id : ndarray of str, shape (m,)
+        The run of each point.
+    n_tokens : ndarray of float, shape (m,)
+        Tokens seen by then.
+    loss_nats : ndarray of float, shape (m,)
+        Mean training loss about then, nats per token.
+    """
+
+    run_id: NDArray[np.str_]
+    n_tokens: FloatArray
+    loss_nats: FloatArray

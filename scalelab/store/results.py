@@ -7,8 +7,9 @@ from pathlib import Path
 
 from scalelab.errors import DataError, UsageError
 from scalelab.records.sweep_dir import OFF_RULE_KINDS
+from scalelab.records.types import Curves
 from scalelab.store.live import snapshot_path
-from scalelab.store.table_source import TableSource, open_snapshot
+from scalelab.store.table_source import Snapshot, TableSource, open_snapshot
 from scalelab.store.tables import ReadOptions, TableRead, read_source
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 
@@ -29,6 +30,16 @@ SELECT r.*, s.budget_flops AS budget, s.position,
        ELSE r.run_id END AS cluster
 FROM store.sweeps AS s JOIN store.runs AS r USING (run_id)
 WHERE s.sweep = $name AND r.status = 'done' ORDER BY s.position
+"""
+# A quarter of an e-fold of tokens holds enough steps to see a curve through the noise of batches;
+# the first twentieth of a run is warm-up.
+_CURVES = """
+SELECT m.run_id, exp(avg(ln(m.tokens))) AS n_tokens, avg(m.loss_nats) AS loss_nats
+FROM store.metrics AS m
+JOIN store.runs AS r USING (run_id) JOIN store.sweeps AS s USING (run_id)
+WHERE s.sweep = $name AND r.status = 'done' AND m.tokens > 0.05 * r.n_tokens
+  AND isfinite(m.loss_nats) AND m.loss_nats > 0
+GROUP BY m.run_id, floor(4 * ln(m.tokens)) ORDER BY m.run_id, n_tokens
 """
 _IMPORT = """
 SELECT * RENAME (budget_flops AS budget) FROM store.imports WHERE "import" = $name ORDER BY line
@@ -86,10 +97,20 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
                 f"a sweep with finished runs; there are: {', '.join(known) or 'none'}",
                 "See `scalelab status`, or resume the sweep.",
             )
+        curves = _curves(snapshot, name) if planned else None
         notes = dict(rows.notes)
         if planned:
             notes |= _unfinished(int(planned), snapshot.rows(source)) | _execution(source)
-        return replace(rows, notes=notes)
+        return replace(rows, notes=notes, curves=curves)
+
+
+def _curves(snapshot: Snapshot, name: str) -> Curves:
+    columns = snapshot.arrays(_CURVES, name)
+    return Curves(
+        run_id=columns["run_id"].astype(str),
+        n_tokens=columns["n_tokens"],
+        loss_nats=columns["loss_nats"],
+    )
 
 
 def _imported(source: TableSource, options: ReadOptions) -> TableRead:

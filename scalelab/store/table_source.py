@@ -234,6 +234,11 @@ class Snapshot:
         """Return the first column of a query."""
         return [str(row[0]) for row in self._connection.execute(query).fetchall()]
 
+    def arrays(self, query: str, name: str) -> dict[str, NDArray[Any]]:
+        """Return the columns of a query as plain arrays."""
+        fetched = self._connection.execute(query, {"name": name}).fetchnumpy()
+        return {column: np.asarray(values) for column, values in fetched.items()}
+
     def load(self, query: str, name: str, title: str) -> TableSource:
         """Copy the rows of a query out of the snapshot, so that it can be let go of."""
         self._connection.execute(f"CREATE TEMP TABLE source AS {query}", {"name": name})

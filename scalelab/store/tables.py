@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
-from scalelab.records.types import Observations
+from scalelab.records.types import Curves, Observations
 from scalelab.store.table_source import TableSource, is_numeric, open_file, open_frame, quote
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS, train_flops_6nd
 
@@ -83,6 +83,8 @@ class TableRead:
         Our column name to the file's column or SQL expression that was read for it.
     notes : Mapping[str, str]
         What was decided without being asked, by code: ``derived_flops``, ``duplicate_rows``, ..
+    curves : Curves or None
+        The runs' training curves, where the rows are those of a sweep.
     """
 
     observations: Observations
@@ -91,6 +93,7 @@ class TableRead:
     marks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     mapping: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    curves: Curves | None = None
 
 
 def parse_map(texts: Sequence[str]) -> dict[str, str]:

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalelab.fit.envelope import fit_envelope
-from scalelab.records.types import Observations
+from scalelab.fit.envelope import along_curves, fit_envelope
+from scalelab.records.types import Curves, Observations
 
 ALPHA, BETA, A, B, E = 0.348, 0.366, 482.0, 2085.0, 1.82
 
@@ -70,3 +70,24 @@ def test_the_same_seed_gives_the_same_interval_in_any_row_order():
     assert second.n_law is not None
     assert first.n_law.exponent == pytest.approx(second.n_law.exponent, abs=1e-12)
     assert first.n_law.low == pytest.approx(second.n_law.low, abs=1e-12)
+
+
+def test_finished_runs_with_their_curves_give_the_envelope_of_the_curves():
+    points = curves()
+    last = np.flatnonzero(np.append(points.cluster[1:] != points.cluster[:-1], True))
+    runs = points.take(last)
+    found = Curves(
+        run_id=np.append(points.cluster, "a run of another selection"),
+        n_tokens=np.append(points.n_tokens, 1e9),
+        loss_nats=np.append(points.loss_nats, 0.1),
+    )
+    fit = fit_envelope(along_curves(runs, found))
+    assert fit.n_curves == len(runs)
+    assert fit.n_law.exponent == pytest.approx(fit_envelope(points).n_law.exponent, rel=1e-9)
+    assert along_curves(runs, None) is runs
+
+
+def test_very_many_curves_are_looked_at_on_a_coarser_grid():
+    fine, coarse = fit_envelope(curves(sizes=14)), fit_envelope(curves(sizes=2000))
+    assert len(coarse.flops) < len(fine.flops)
+    assert coarse.n_law.exponent == pytest.approx(BETA / (ALPHA + BETA), abs=0.02)

@@ -88,6 +88,24 @@ def test_conditions_are_over_the_columns_of_the_runs_table(results):
     assert len(rows) == 2
 
 
+def test_a_sweeps_training_curves_come_smoothed_and_without_warm_up(results):
+    with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
+        store.execute(
+            "INSERT INTO attempts (run_id, attempt, curve_after_step) VALUES ('r0', 1, 0)"
+        )
+        for step in range(1, 1001):
+            store.execute(
+                "INSERT INTO attempt_metrics (run_id, attempt, step, tokens, loss_nats) "
+                "VALUES ('r0', 1, ?, ?, ?)",
+                [step, 7000 * step, 3.0 + 0.5 * (-1) ** step],
+            )
+    curves = read_results(results, "old", ReadOptions()).curves
+    assert set(curves.run_id) == {"r0"}
+    assert curves.n_tokens.min() > 0.05 * 7e6
+    assert len(curves.n_tokens) == pytest.approx(4 * np.log(20), abs=2)
+    np.testing.assert_allclose(curves.loss_nats, 3.0, atol=0.5 / 12)
+
+
 def test_an_import_is_found_by_its_name(results):
     rows = read_results(results, "theirs", ReadOptions()).observations
     np.testing.assert_array_equal(rows.n_params, [1e8, 2e8])
