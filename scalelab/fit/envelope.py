@@ -24,8 +24,8 @@ from scalelab.records.types import Curves, Observations
 FloatArray = NDArray[np.float64]
 
 GRID_POINTS = 300
-FEWEST_POINTS = 50
-MOST_ENTRIES = 300_000
+FEWEST_POINTS = 30
+MOST_ENTRIES = 200_000
 """Curves times points of the grid; very many curves are looked at on a coarser grid."""
 MIN_CHECKPOINTS = 3
 MIN_CURVES = 3
