@@ -69,9 +69,9 @@ def test_versions_are_compared_as_numbers(version: str, status: str) -> None:
     assert statuses(checks)["torch"] == status
 
 
-def test_every_extra_of_the_package_has_a_use_or_is_a_bundle() -> None:
+def test_every_extra_that_a_user_may_want_has_a_use() -> None:
     extras = set(importlib.metadata.metadata("scalelab").get_all("Provides-Extra") or [])
-    assert extras - {"all", "dev"} == set(EXTRA_USES)
+    assert extras - {"all", "dev", "bench"} == set(EXTRA_USES)
 
 
 def test_this_python_and_its_text_are_ok(tmp_path: Path) -> None:

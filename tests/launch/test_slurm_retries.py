@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.launch.queue import ENDED_STATES, QueuedJob, parse_queue
@@ -19,8 +19,6 @@ from scalelab.launch.retries import (
     share_out,
 )
 
-settings.register_profile("quick", deadline=None, max_examples=80)
-settings.load_profile("quick")
 losses = st.lists(
     st.builds(Loss, kind=st.sampled_from(KINDS[1:]), step=st.integers(0, 40)), max_size=9
 )
