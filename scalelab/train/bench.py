@@ -18,7 +18,7 @@ from scalelab.theory.hardware import HARDWARE, match_hardware
 from scalelab.train.calibrate import STEPS_MIN, WARMUP_STEPS, timed_step
 from scalelab.train.engine import Engine
 from scalelab.train.host import device_name
-from scalelab.train.worker import prepare_torch
+from scalelab.train.worker import torch_switches
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,7 +58,6 @@ def bench_train(
     UnknownHardwareError
         On a GPU whose peak is not known: utilisation is never a guess.
     """
-    prepare_torch(execution)
     name = device_name(execution.device)
     hardware = match_hardware(name)
     if hardware is None and execution.device != "cpu":
@@ -67,22 +66,23 @@ def bench_train(
             ", ".join(sorted(HARDWARE)),
             "Add its peak, with the source, to scalelab/theory/hardware.py.",
         )
-    engine = Engine([replace(spec, seed=seed) for seed in range(n_runs)], execution)
-    for run in range(n_runs):
-        engine.initialize(run)
-    lead = () if n_runs == 1 else (n_runs,)
-    tokens = np.random.default_rng(0).integers(
-        0, spec.shape.vocab_size, (*lead, spec.batch_seqs, spec.seq_len + 1)
-    )
-    for _ in range(WARMUP_STEPS):
-        timed_step(engine, tokens)
-    times: list[float] = []
-    while len(times) < STEPS_MIN or sum(times) < seconds:
-        times.append(timed_step(engine, tokens))
+    with torch_switches(execution):
+        engine = Engine([replace(spec, seed=seed) for seed in range(n_runs)], execution)
+        for run in range(n_runs):
+            engine.initialize(run)
+        lead = () if n_runs == 1 else (n_runs,)
+        tokens = np.random.default_rng(0).integers(
+            0, spec.shape.vocab_size, (*lead, spec.batch_seqs, spec.seq_len + 1)
+        )
+        for _ in range(WARMUP_STEPS):
+            timed_step(engine, tokens)
+        times: list[float] = []
+        while len(times) < STEPS_MIN or sum(times) < seconds:
+            times.append(timed_step(engine, tokens))
+        matmul = matmul_flops_per_s(execution.device, spec.precision)
     step_s = statistics.median(times)
     tokens_per_s = n_runs * spec.tokens_per_step / step_s
     per_token = train_flops_per_token(spec.shape, spec.seq_len)
-    matmul = matmul_flops_per_s(execution.device, spec.precision)
     achieved = tokens_per_s * per_token["exact"]
     peak = None if hardware is None else hardware.peak_flops_per_s
     return {

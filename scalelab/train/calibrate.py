@@ -14,7 +14,7 @@ from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine
 from scalelab.train.host import device_name
-from scalelab.train.worker import prepare_torch
+from scalelab.train.worker import torch_switches
 
 WIDTHS = (16, 32, 64, 128, 256)
 WARMUP_STEPS = 2
@@ -53,7 +53,6 @@ def measure_speed(
         ``start_s`` (building and initialising the run).
     """
     execution = execution or ExecutionSpec()
-    prepare_torch(execution)
     points = []
     for width in widths:
         shape = shape_of_width(width, n_layers=n_layers, vocab_size=vocab_size)
@@ -72,6 +71,11 @@ def measure_speed(
 
 def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
     """Return the speed of one run's steps and of its evaluation, on random tokens."""
+    with torch_switches(execution):
+        return _measured_run(spec, execution, seconds)
+
+
+def _measured_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, spec.shape.vocab_size, (spec.batch_seqs, spec.seq_len + 1))
     started = time.perf_counter()

@@ -132,19 +132,19 @@ def run_pack(
             statuses[run] = record.status
     todo = [run for run in runs if run not in statuses]
     execution = replace(possible_execution(todo, execution), pack_size=max(len(todo), 1))
-    prepare_torch(execution)
-    note = {**(host_note or {}), "companions": [run.run_id for run in todo]}
-    if todo and execution.attention == MEASURED:
-        path, times = fastest_attention(todo[0].read_spec(), execution, len(todo))
-        execution = replace(execution, attention=path)
-        note["attention_ms"] = times
-    sessions = [Session(run, execution, note, trunks) for run in todo]
-    try:
-        _train_all(sessions, dataset_path, should_stop)
-    except Exception as error:
-        for session in sessions:
-            if session.status is None:
-                session.fail(error)
+    with torch_switches(execution):
+        note = {**(host_note or {}), "companions": [run.run_id for run in todo]}
+        if todo and execution.attention == MEASURED:
+            path, times = fastest_attention(todo[0].read_spec(), execution, len(todo))
+            execution = replace(execution, attention=path)
+            note["attention_ms"] = times
+        sessions = [Session(run, execution, note, trunks) for run in todo]
+        try:
+            _train_all(sessions, dataset_path, should_stop)
+        except Exception as error:
+            for session in sessions:
+                if session.status is None:
+                    session.fail(error)
     for session in sessions:
         statuses[session.run] = session.status or "failed"
     return tuple(statuses[run] for run in runs)
@@ -202,11 +202,18 @@ def _train_all(
             }
 
 
-def prepare_torch(execution: ExecutionSpec) -> None:
-    """Set the process-wide switches that the numbers depend on."""
+@contextlib.contextmanager
+def torch_switches(execution: ExecutionSpec) -> Iterator[None]:
+    """Set the process-wide switches that the numbers depend on, and set them back."""
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(execution.n_threads)
     # Moments of rarely used weights decay into denormals, which are 100 times slower on a CPU.
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(n_threads)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import Attempt, RunDir
@@ -188,3 +189,13 @@ def test_a_folder_of_another_run_is_refused(
     (other.path / "spec.json").write_text((run.path / "spec.json").read_text())
     with pytest.raises(Exception, match=r"spec\.json of run"):
         attempt_at(other)
+
+
+def test_training_leaves_the_process_as_it_was(
+    make_run: MakeRun, attempt_at: Callable[..., str]
+) -> None:
+    before = torch.get_num_threads()
+    assert attempt_at(make_run()) == "done"
+    assert torch.get_num_threads() == before
+    smallest = np.float64(5e-324)
+    assert smallest * 1.0 > 0, "denormals are flushed to zero for everybody in this process"
