@@ -122,7 +122,7 @@ def test_the_name_of_a_sweep_is_taken(make, table):
         ("params,tokens\n1,2\n", "val_loss"),
         ("params,tokens,val_loss\n", "column|row"),
         ("params,tokens,val_loss\n0,1,2\n-1,2,3\n", "no usable row"),
-        ("", "params"),
+        ("", "which is empty"),
     ],
     ids=["missing column", "no rows", "only bad rows", "empty"],
 )

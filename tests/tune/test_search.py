@@ -19,6 +19,7 @@ from scalelab.tune.run_end import curve_by_percent
 from scalelab.tune.search import runs_of
 from scalelab.tune.spec import TuneSpec, parse_ends, powers_of_two
 from scalelab.tune.study import RUN_ID, OpenTrial, Studies
+from tests.launch.frozen import frozen_worker, has_pending, wait_for
 
 FACTS = DataFacts(
     fingerprint="f",
@@ -188,14 +189,15 @@ def test_an_interrupted_tuning_goes_on_with_the_runs_it_left(capsys, text, tmp_p
     results = tmp_path / "results"
     words = [*TUNE, "--data", str(text), "--results", str(results), "--no-prune"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "scalelab", *words], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "scalelab", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests themselves run in the background, Ctrl-C would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline_s = time.time() + 200
-    while not list(results.glob("runs/*/accepted")):
-        assert process.poll() is None
-        assert time.time() < deadline_s
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    with frozen_worker(Results(results)) as frozen:
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: has_pending(frozen, signal.SIGTERM), "the launcher to stop its workers")
     said = json.loads(process.communicate(timeout=90)[0])
     assert process.returncode == 130
     assert said["status"] == "interrupted"
