@@ -34,16 +34,15 @@ def launch_sweep(
     """Show a sweep's plan, ask, launch it, check its learning rates, and return the exit code."""
     from scalelab.api import sweeps as api
     from scalelab.api.adaptive import check_design, propose_design
-    from scalelab.cli.adaptive_view import print_gain
-    from scalelab.cli.lr_check_view import print_verdicts, run_check, verdicts_as_json
     from scalelab.cli.plan_view import plan_as_json, print_plan
     from scalelab.cli.progress import preparing, watching
     from scalelab.records.names import check_name
-    from scalelab.tune.lr_check import refuse_without_budgets
 
     check_name(sweep.default_name(), what="sweep")
     check_design(design)
     if lr_check:
+        from scalelab.tune.lr_check import refuse_without_budgets
+
         refuse_without_budgets(sweep)
     with preparing() as progress:
         proposal, gain = propose_design(
@@ -61,6 +60,8 @@ def launch_sweep(
     if not as_json:
         print_plan(proposal)
         if gain is not None:
+            from scalelab.cli.adaptive_view import print_gain
+
             print_gain(gain)
         if preview is not None:
             print_preview(preview, with_script=dry_run)
@@ -78,6 +79,8 @@ def launch_sweep(
     plan = {**plan_as_json(proposal), **extra}
     if not lr_check or detach or report.is_interrupted or not report.count("done"):
         return show_end(proposal.plan.name, report, as_json=as_json, plan=plan)
+    from scalelab.cli.lr_check_view import print_verdicts, run_check, verdicts_as_json
+
     verdicts = run_check(proposal, results=results, as_json=as_json)
     plan["lr_check"] = verdicts_as_json(verdicts)
     code = show_end(proposal.plan.name, report, as_json=as_json, plan=plan)
