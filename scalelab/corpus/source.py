@@ -8,6 +8,7 @@ with one document a row, any other file is one document of UTF-8 text.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import glob
 import os
 import re
@@ -149,6 +150,7 @@ def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
     )
 
 
+@functools.lru_cache(maxsize=8)
 def _standard_library(results: Path) -> tuple[SourceFile, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     files = tuple(
