@@ -73,3 +73,9 @@ def ordinary_user() -> Callable[[], object]:
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust the times of files that were written just now."""
     monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 0.0)
+
+
+@pytest.fixture
+def text(tmp_path: Path, write_files: Callable[[Path, list[str]], Path]) -> Path:
+    """Return a folder of 80 documents."""
+    return write_files(tmp_path / "text", make_documents(80))

@@ -243,17 +243,18 @@ def test_a_fit_that_is_not_identified_decides_nothing() -> None:
 def test_the_command_prints_the_contract(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    started = time.perf_counter()
     out = tmp_path / "winner.toml"
     words = ["decide", "--law", "hoffmann", "--flops", "5.76e23", "--json", "--emit", str(out)]
+    # Processor time: what the answer costs, whatever else the machine is doing.
+    started = time.process_time()
     assert main(words) == 0
+    assert time.process_time() - started < 1
     told = json.loads(capsys.readouterr().out)
     assert told["binding"] == ["flops"]
     assert told["best"]["n_params"] == pytest.approx(32.19e9, rel=1e-3)
     assert told["best"]["low"] is None
     assert {"best", "binding", "candidates"} <= told.keys()
     assert 'kind = "grid"' in out.read_text()
-    assert time.perf_counter() - started < 20
     assert main(["decide", "--law", "hoffmann", "--published", "--json"]) == 0
     verdicts = json.loads(capsys.readouterr().out)["published"]
     assert len(verdicts) > 90
