@@ -23,6 +23,8 @@ BoolArray = NDArray[np.bool_]
 
 CHUNK = 64
 """Replicates handed to a thread at a time."""
+SUMS_IN_ANY_ORDER = {"reassoc", "contract"}
+"""What the compiler may do to arithmetic: sums in vector units differ by rounding alone."""
 
 
 def refit_batch(
@@ -57,17 +59,16 @@ def refit_batch(
     value = np.empty(k)
     converged = np.zeros(k, dtype=np.bool_)
     offset = -1 if surface.offset is None else surface.offset
-    features = np.ascontiguousarray(surface.features.transpose(1, 0, 2))
     # most features are zero: each term has its own scale and exponent
-    is_active = features.any(axis=0)
-    counts = is_active.sum(axis=1)
-    active = np.argsort(~is_active, axis=1, kind="stable")
+    term, coordinate = np.nonzero(surface.features.any(axis=1))
+    features = np.ascontiguousarray(surface.features[term, :, coordinate])
+    ends = np.searchsorted(term, np.arange(len(surface.features)), side="right")
     thresholds = np.broadcast_to(penalty.threshold, rows.n).astype(np.float64)
 
     def run(start: int) -> None:
         part = slice(start, start + CHUNK)
         _newton(
-            features, active, counts, rows.compared, rows.weight[part], rows.is_log, offset,
+            features, coordinate, ends, rows.compared, rows.weight[part], rows.is_log, offset,
             thresholds, penalty.overprediction, box.free, box.low, box.high,
             max_iterations, tolerance, eta[part], value[part], converged[part],
         )  # fmt: skip
@@ -77,62 +78,85 @@ def refit_batch(
     return eta, value, converged
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS_IN_ANY_ORDER)
 def _expand(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, active, counts, compared, weight, is_log, offset, deltas, over, at, g, H, M
+    f, coordinate, ends, compared, weight, is_log, offset, deltas, over, at, g, H, M,
+    slopes, J, scratch,
 ):  # fmt: skip
-    """Fill gradient, Hessian and majorant (lower triangles) at one point; return the value."""
-    n, n_terms, p = features.shape
-    g[:] = 0.0
-    H[:] = 0.0
-    M[:] = 0.0
-    J = np.zeros(p)
-    part = np.empty(n_terms)
+    """Fill gradient, Hessian and majorant (lower triangles) at one point; return the value.
+
+    Loops run over rows inside and over coordinates outside, which is what a processor's vector
+    units want. The last three, shapes (len(f), n), (p, n) and (5, n), hold nothing from call to call.
+    """
+    n = f.shape[1]
+    n_active = len(f)
+    p = len(at)
+    total, part, first, bend, top = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
+    total[:] = 0.0 if offset < 0 else at[offset]
+    start = 0
+    for t in range(len(ends)):
+        part[:] = 0.0
+        for q in range(start, ends[t]):
+            x = at[coordinate[q]]
+            for i in range(n):
+                part[i] += x * f[q, i]
+        for i in range(n):
+            part[i] = math.exp(part[i])
+            total[i] += part[i]
+        for q in range(start, ends[t]):
+            for i in range(n):
+                slopes[q, i] = part[i] * f[q, i]
+        start = ends[t]
     value = 0.0
     for i in range(n):
-        w = weight[i]
-        if w == 0.0:
-            continue
-        total = 0.0 if offset < 0 else at[offset]
-        for t in range(n_terms):
-            z = 0.0
-            for a in range(counts[t]):
-                j = active[t, a]
-                z += features[i, t, j] * at[j]
-            part[t] = math.exp(z)
-            total += part[t]
-        inverse = 1.0 / total if is_log else 1.0
-        r = (math.log(total) if is_log else total) - compared[i]
-        if r > 0.0:
-            w *= over
+        r = (math.log(total[i]) if is_log else total[i]) - compared[i]
+        w = weight[i] * over if r > 0.0 else weight[i]
         inside = min(max(r, -deltas[i]), deltas[i])
-        first = w * inside
-        value += first * (r - 0.5 * inside)
-        bend = w if inside == r else 0.0
-        top = w if inside == r else first / r
-        if is_log:
-            bend -= first
-        for j in range(p):
-            J[j] = 0.0
-        if offset >= 0:
-            J[offset] = inverse
-        for t in range(n_terms):
-            share = part[t] * inverse
-            for a in range(counts[t]):
-                j = active[t, a]
-                f = share * features[i, t, j]
-                J[j] += f
-                scaled = first * f
-                for b in range(a + 1):
-                    m = active[t, b]
-                    H[j, m] += scaled * features[i, t, m]
-        for j in range(p):
-            g[j] += first * J[j]
-            for m in range(j + 1):
-                both = J[j] * J[m]
-                H[j, m] += bend * both
-                M[j, m] += top * both
+        pull = w * inside
+        value += pull * (r - 0.5 * inside)
+        first[i] = pull
+        bend[i] = w if inside == r else 0.0
+        top[i] = w if inside == r else pull / r
+    if is_log:
+        for i in range(n):
+            bend[i] -= first[i]
+            total[i] = 1.0 / total[i]
+        for q in range(n_active):
+            for i in range(n):
+                slopes[q, i] *= total[i]
+    J[:] = 0.0
+    if offset >= 0:
+        for i in range(n):
+            J[offset, i] = total[i] if is_log else 1.0
+    for q in range(n_active):
+        j = coordinate[q]
+        for i in range(n):
+            J[j, i] += slopes[q, i]
+    for j in range(p):
+        g[j] = _dot(first, J[j])
+        for i in range(n):
+            total[i] = bend[i] * J[j, i]
+            part[i] = top[i] * J[j, i]
+        for m in range(j + 1):
+            H[j, m] = _dot(total, J[m])
+            M[j, m] = _dot(part, J[m])
+    start = 0
+    for t in range(len(ends)):
+        for q in range(start, ends[t]):
+            for i in range(n):
+                total[i] = first[i] * slopes[q, i]
+            for s in range(start, q + 1):
+                H[coordinate[q], coordinate[s]] += _dot(total, f[s])
+        start = ends[t]
     return value
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=SUMS_IN_ANY_ORDER)
+def _dot(x, y):  # type: ignore[no-untyped-def]  # pragma: no cover
+    out = 0.0
+    for i in range(len(x)):
+        out += x[i] * y[i]
+    return out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -169,21 +193,27 @@ def _solve(A, g, held, ridge, L, d):  # type: ignore[no-untyped-def]  # pragma: 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, active, counts, compared, weights, is_log, offset, deltas, over, free, low, high,
+    features, coordinate, ends, compared, weights, is_log, offset, deltas, over, free, low, high,
     max_iterations, tolerance, eta, values, converged,
 ):  # fmt: skip
     """Minimise for each row of ``weights``, writing into the last three arguments."""
-    k = len(weights)
-    n, _, p = features.shape
+    k, n = weights.shape
+    p = len(free)
     g, g_new, d, trial = np.empty(p), np.empty(p), np.empty(p), np.empty(p)
     H, H_new, M, M_new = np.empty((p, p)), np.empty((p, p)), np.empty((p, p)), np.empty((p, p))
     A, L = np.empty((p, p)), np.zeros((p, p))
     held = np.empty(p, dtype=np.bool_)
     for b in range(k):
         at = eta[b]
+        # a bootstrap leaves out a third of the rows
+        drawn = np.flatnonzero(weights[b])
+        f, w = features[:, drawn], weights[b][drawn]
+        observed, delta = compared[drawn], deltas[drawn]
+        m = len(drawn)
+        slopes, J, scratch = np.empty((len(f), m)), np.empty((p, m)), np.empty((5, m))
         value = _expand(
-            features, active, counts, compared, weights[b], is_log, offset, deltas, over, at,
-            g, H, M,
+            f, coordinate, ends, observed, w, is_log, offset, delta, over, at, g, H, M,
+            slopes, J, scratch,
         )  # fmt: skip
         damping = 1e-3
         for _ in range(max_iterations):
@@ -209,8 +239,8 @@ def _newton(  # type: ignore[no-untyped-def]  # pragma: no cover
                 trial[j] = min(max(at[j] + d[j], low[j]), high[j])
             small = gain <= tolerance * value + 1e-28 * n
             new = _expand(
-                features, active, counts, compared, weights[b], is_log, offset, deltas, over, trial,
-                g_new, H_new, M_new,
+                f, coordinate, ends, observed, w, is_log, offset, delta, over, trial,
+                g_new, H_new, M_new, slopes, J, scratch,
             )  # fmt: skip
             if new <= value:
                 value = new

@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 UseNumba = Literal["auto", "yes", "no"]
 
 BATCH = 512
-"""Replicates in flight together, with few rows; bounds the memory of a batch."""
+"""Replicates in flight together in NumPy, with few rows: what its temporaries fit in a cache."""
 ENTRIES = 5_000_000
 """Most weights held at a time."""
 TOLERANCE = 1e-10
@@ -97,7 +97,7 @@ def refit(
     if replicates.method == "none":
         return Replicates(eta=np.empty((0, len(best))), failed=0, kept=np.zeros(0, dtype=bool))
     compiled = _wants_numba(surface, replicates, use_numba)
-    batch = max(1, min(BATCH, ENTRIES // rows.n))
+    batch = max(1, min(replicates.k if compiled else BATCH, ENTRIES // rows.n))
     ends = []
     for one in _samples(surface, best, rows, box, replicates, batch):
         if rows.n >= MANY_ROWS and one.target.ndim == 1:

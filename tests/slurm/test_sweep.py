@@ -232,6 +232,8 @@ def assert_little_lost(run: Any) -> None:
     saved: dict[str, Any] = {}
     for attempt in run.attempts():
         note = attempt.read_note()
+        if not note.get("resumed_from") and not attempt.metrics_path.exists():
+            continue  # killed before it took up anything: its node died as the job began
         start = (note.get("resumed_from") or {"step": 0})["step"]
         lost = [row["time_s"] for row in earlier if row["step"] > start]
         if lost:
