@@ -86,8 +86,7 @@ def _expand(  # type: ignore[no-untyped-def]  # pragma: no cover
     """Fill gradient, Hessian and majorant (lower triangles) at one point; return the value.
 
     Loops run over rows inside and over coordinates outside, which is what a processor's vector
-    units want. The last three, shapes (len(f), n), (p, n) and (5, n), are only
-    room to work in.
+    units want. The last three, shapes (len(f), n), (p, n) and (5, n), are only room to work in.
     """
     n = f.shape[1]
     n_active = len(f)

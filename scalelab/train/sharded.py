@@ -3,8 +3,10 @@
 `torch.distributed.fsdp.fully_shard` gathers a block's weights when it is needed, so that a model
 larger than one device fits; every rank takes its share of the batch. The numbers are those of
 `scalelab.train.engine.Engine` to rounding: same initial weights, batches, clipping and schedule.
-Checkpoints are `torch.distributed.checkpoint` folders, which another number of ranks can read. Only
-this module imports anything distributed.
+
+A state is gathered on rank 0, weight by weight, into the buffers that one device would have: a run
+may go on with any number of ranks, one included. torch.distributed.checkpoint was tried before: its
+folders hold a pickle that its reader loads unchecked, which no file of a results folder may be.
 
 References
 ----------
@@ -14,17 +16,12 @@ Chen et al. 2016, arXiv:1604.06174 (recomputation).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from scalelab_kernels.operations import get_attention, get_operations
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -32,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.train.engine import learning_rates
+from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, learning_rates
 from scalelab.train.model import Decoder
 from scalelab.train.parameters import Entry, initial_values, lay_out
 from scalelab.train.scales import scales_of
@@ -96,8 +93,12 @@ class _Model(_Weights):
             self.blocks.append(_Block(own, layer, inner))
         self.decoder.blocks = self.blocks
 
-    def forward(self, tokens: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, z_loss: float | None) -> tuple[Tensor, Tensor]:
+        """Return the sums that a step needs; without a z_loss each token's loss, twice."""
         self.decoder.weights = self.by_name()
+        if z_loss is None:
+            losses = self.decoder.token_losses(tokens)
+            return losses, losses
         return self.decoder.loss_sums(tokens, z_loss)
 
 
@@ -107,7 +108,7 @@ class ShardedEngine:
     Parameters
     ----------
     spec : RunSpec
-        The run; AdamW in the standard parametrisation.
+        The run; its optimizer is AdamW.
     execution : ExecutionSpec
         ``micro_batch_seqs`` is a rank's share of a forward pass; 0 means all of its sequences.
     recomputes_blocks : bool
@@ -123,8 +124,10 @@ class ShardedEngine:
         self, spec: RunSpec, execution: ExecutionSpec, *, recomputes_blocks: bool = False
     ) -> None:
         self.rank, self.n_ranks = dist.get_rank(), dist.get_world_size()
-        _require_shardable(spec, self.n_ranks)
+        require_shardable(spec, self.n_ranks)
         self.spec, self.execution = spec, execution
+        self.device = torch.device(execution.device)
+        self.layout = lay_out(spec.shape)
         self.model = _Model(spec, execution, recomputes_blocks)
         mesh = init_device_mesh(execution.device, (self.n_ranks,))
         policy = MixedPrecisionPolicy()
@@ -134,16 +137,11 @@ class ShardedEngine:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self.model, mesh=mesh, mp_policy=policy)
         self.model.to_empty(device=execution.device)
-        kinds = {entry.name: entry for entry in lay_out(spec.shape).entries}
+        names = {entry.name for entry in self.layout.entries}
         named = [(n.removeprefix("blocks."), p) for n, p in self.model.named_parameters()]
-        self._weights = {n if n in kinds else f"layers.{n}": p for n, p in named}
-        decayed = [p for n, p in self._weights.items() if kinds[n].is_decayed]
-        spared = [p for n, p in self._weights.items() if not kinds[n].is_decayed]
+        self._weights = {n if n in names else f"layers.{n}": p for n, p in named}
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": spec.weight_decay},
-                {"params": spared, "weight_decay": 0.0},
-            ],
+            self._groups(),
             lr=spec.lr,
             betas=(spec.beta1, spec.beta2),
             eps=spec.epsilon,
@@ -151,22 +149,40 @@ class ShardedEngine:
         self.n_steps = 0
         self._rates = learning_rates(spec)
 
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the weights by decay and by the factor of their learning rate."""
+        hidden_rate = scales_of(self.spec).hidden_rate
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for entry in self.layout.entries:
+            decay = self.spec.weight_decay if entry.is_decayed else 0.0
+            rate = hidden_rate if entry.start < self.layout.n_hidden else 1.0
+            groups.setdefault((decay, rate), []).append(self._weights[entry.name])
+        return [
+            {"params": weights, "weight_decay": decay, "rate": rate}
+            for (decay, rate), weights in groups.items()
+        ]
+
     def initialize(self) -> None:
         """Give the run the initial weights that a single device would give it."""
-        for entry in lay_out(self.spec.shape).entries:
+        for entry in self.layout.entries:
             weight = self._weights[entry.name]
-            assert isinstance(weight, DTensor)
-            whole = initial_values(entry, self.spec)
-            part = distribute_tensor(
-                whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
-            )
+            whole = initial_values(entry, self.spec).to(weight.device)
             with torch.no_grad():
-                weight.copy_(part)
+                weight.copy_(_shard_like(weight, whole, src_data_rank=None))
 
-    def step(self, tokens: NDArray[np.int64]) -> tuple[float, float]:
-        """Take a step with the whole batch, shape (B, T + 1); return loss and gradient norm."""
+    def step(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a step with this rank's sequences of the batch; return loss and gradient norm.
+
+        Parameters
+        ----------
+        own : Tensor of int64, shape (B / ranks, T + 1)
+
+        Returns
+        -------
+        loss, norm : Tensor, shape ()
+            Of the whole batch: the same on every rank.
+        """
         spec = self.spec
-        own = torch.from_numpy(tokens).to(self.execution.device).chunk(self.n_ranks)[self.rank]
         parts = torch.split(own, self.execution.micro_batch_seqs or len(own))
         total = torch.zeros((), device=own.device)
         for index, part in enumerate(parts):
@@ -178,44 +194,83 @@ class ShardedEngine:
         dist.all_reduce(total)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), spec.grad_clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rates[self.n_steps]
+            group["lr"] = self._rates[self.n_steps] * group["rate"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.n_steps += 1
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return float(total), float(whole)
+        return total, norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint that any number of ranks can read."""
-        state_dict_saver.save(self._state(), checkpoint_id=folder)
+    @torch.no_grad()
+    def evaluate(self, own: Tensor) -> Tensor:
+        """Return the mean loss of each of this rank's sequences, fp64 on the CPU.
 
-    def load(self, folder: Path) -> None:
-        """Go on from a checkpoint that any number of ranks wrote."""
-        state = self._state()
-        state_dict_loader.load(state, checkpoint_id=folder)
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-        )
-        self.n_steps = state["n_steps"]
+        Every rank calls it with as many sequences, shape (n, T + 1).
+        """
+        n_rows = max(1, EVAL_TOKENS_PER_BATCH[self.device.type] // (own.shape[1] - 1))
+        means = [
+            self.model(part, None)[0].double().mean(-1).cpu() for part in torch.split(own, n_rows)
+        ]
+        return torch.cat(means)
 
-    def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer, "n_steps": self.n_steps}
+    def state(self) -> dict[str, Any]:
+        """Return the state that a single device would have: whole on rank 0, empty on others."""
+        flats = {
+            name: torch.zeros(self.layout.n_values if self.rank == 0 else 0)
+            for name in ("master", "exp_avg", "exp_avg_sq")
+        }
+        for entry in self.layout.entries:
+            weight = self._weights[entry.name]
+            moments = self.optimizer.state.get(weight, {})
+            for name, flat in flats.items():
+                part = weight.detach() if name == "master" else moments.get(name)
+                if part is None:  # before the first step
+                    continue
+                assert isinstance(part, DTensor)
+                whole = part.full_tensor()
+                if self.rank == 0:
+                    entry.view(flat).copy_(whole)
+        return {"step": self.n_steps, **flats}
+
+    def load_state(self, step: int, state: dict[str, Any] | None) -> None:
+        """Put the run where `state` found it; only rank 0 has the state."""
+        self.n_steps = step
+        for entry in self.layout.entries:
+            weight = self._weights[entry.name]
+            parts = {}
+            for name in ("master", "exp_avg", "exp_avg_sq"):
+                whole = torch.empty(entry.shape, device=weight.device)
+                if state is not None:
+                    whole.copy_(entry.view(state[name]))
+                parts[name] = _shard_like(weight, whole, src_data_rank=0)
+            with torch.no_grad():
+                weight.copy_(parts.pop("master"))
+            self.optimizer.state[weight] = {"step": torch.tensor(float(step)), **parts}
 
 
-def _require_shardable(spec: RunSpec, n_ranks: int) -> None:
+def _shard_like(weight: Tensor, whole: Tensor, *, src_data_rank: int | None) -> DTensor:
+    """Return a whole tensor in shards like a weight's, from one rank's copy or from each's own."""
+    assert isinstance(weight, DTensor)
+    return distribute_tensor(
+        whole, weight.device_mesh, weight.placements, src_data_rank=src_data_rank
+    )
+
+
+def require_shardable(spec: RunSpec, n_ranks: int) -> None:
+    """Raise when a run cannot be spread over so many devices.
+
+    Raises
+    ------
+    UsageError
+    """
     if spec.batch_seqs % n_ranks:
         raise UsageError(
-            f"{spec.batch_seqs} sequences a batch over {n_ranks} ranks",
-            "a multiple of the ranks",
+            f"{spec.batch_seqs} sequences a batch over {n_ranks} devices",
+            "a multiple of the devices",
             "Choose another batch or number of devices.",
         )
-    if spec.optimizer != "adamw" or spec.parametrization != "standard":
+    if spec.optimizer != "adamw":
         raise UsageError(
-            f"{spec.optimizer} with {spec.parametrization} over several devices",
-            "adamw with standard",
+            f"optimizer {spec.optimizer} over several devices",
+            "adamw",
             "Train such a run on one device.",
         )
