@@ -45,6 +45,7 @@ def main() -> None:
     state.follow(choice)
     st.header(title)
     VIEWS[title](choice)
+    state.keep_address()
 
 
 # The worker for fits imports this file under another name, and must not draw it.

@@ -69,9 +69,11 @@ def observed(key: FitKey) -> tuple[Observations, IsoflopFit] | Failure:
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def bands(key: FitKey, low: float, high: float, _report: FitReport) -> Bands | None:
+def bands(
+    key: FitKey, low: float, high: float, _report: FitReport, points: int = 60
+) -> Bands | None:
     """Return the frontier between two computes."""
-    return api_judge.bands(_report, low, high)
+    return api_judge.bands(_report, low, high, points)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

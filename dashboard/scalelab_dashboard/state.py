@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.state import get_session_state
 
 from scalelab_dashboard import queries, ui
 from scalelab_dashboard.fits import FitKey
@@ -183,6 +185,24 @@ def follow(choice: Choice) -> None:
     file = choice.table.path if choice.table is not None else None
     if queries.stamp_of(choice.results, file) != choice.stamp:
         st.rerun()
+
+
+def keep_address() -> None:
+    """Leave the choices of views that are not shown in the address; last of a whole run.
+
+    Streamlit takes the parameter of a widget that was not drawn out of the address, and puts it
+    back once the widget is drawn again: a reload in between would lose it. A parameter whose widget
+    is unbound stays as it is, and its widget starts from it.
+    """
+    context = get_script_run_ctx()
+    if context is None:
+        return
+    drawn = context.shared.widget_ids_this_run.snapshot()
+    with get_session_state().query_params() as address:
+        for name in address:
+            binding = address.get_binding_for_param(name)
+            if binding is not None and binding.widget_id not in drawn:
+                address.unbind_widget(binding.widget_id)
 
 
 def open_table(table: Table) -> None:

@@ -125,7 +125,7 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
     with columns[1]:
         ui.number("exponent $b$ of $D_\\mathrm{opt} \\propto C^b$", *ui.exponent(b, choice.level))
     with columns[2]:
-        value, limits = _tokens_per_param(report, flops)
+        value, limits = _tokens_per_param(report, choice, flops)
         ui.number(f"D/N at {format_flops(flops)} FLOP", value, limits)
     with columns[3]:
         irreducible = report.params.get("E")
@@ -137,8 +137,9 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
             )
 
 
-def _tokens_per_param(report: FitReport, flops: float) -> tuple[str, str]:
-    found = queries.api_judge.bands(report, flops, flops * 1.0001, points=2)
+def _tokens_per_param(report: FitReport, choice: Choice, flops: float) -> tuple[str, str]:
+    assert choice.key is not None
+    found = queries.bands(choice.key, flops, flops * 1.0001, report, points=2)
     if found is None:
         return "–", "not determined"
     value = found.n_tokens[0] / found.n_params[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
@@ -149,7 +149,7 @@ def view(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return shown, name
 
 
-def _config(flops: str) -> dict[str, object]:
+def _config(flops: str) -> dict[str, Any]:
     number = st.column_config.NumberColumn
     return {
         "n_params": number("N, parameters", format="compact"),
