@@ -95,8 +95,8 @@ def _headline(report: FitReport) -> Iterator[str]:
         yield f"The form {report.fit.form} fits {report.fit.n_rows} runs."
         return
     yield (
-        f"Compute-optimal N grows as C^{a.value:.3f}{_span(a, 3)}, D as C^{b.value:.3f}"
-        f"{_span(b, 3)}."
+        f"Compute-optimal N grows as C^{_figure(a.value, _digits(a.low, a.high))}{_span(a, 3)}, "
+        f"D as C^{_figure(b.value, _digits(b.low, b.high))}{_span(b, 3)}."
     )
 
 
@@ -269,7 +269,10 @@ def _number(interval: Interval | None) -> str:
         return "-"
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return f"{interval.value:.4f}"
-    return f"{interval.value:.4f} [{interval.low:.3f}, {interval.high:.3f}]"
+    digits = _digits(interval.low, interval.high)
+    return (
+        f"{_figure(interval.value, max(4, digits))}{_bounds(interval.low, interval.high, digits)}"
+    )
 
 
 def _span(interval: Interval, digits: int) -> str:
@@ -279,7 +282,21 @@ def _span(interval: Interval, digits: int) -> str:
 def _bounds(low: float, high: float, digits: int = 4) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
-    return f" [{low:.{digits}g}, {high:.{digits}g}]"
+    digits = _digits(low, high, digits)
+    return f" [{_figure(low, digits)}, {_figure(high, digits)}]"
+
+
+def _figure(value: float, digits: int) -> str:
+    """Return a number with all of its significant digits, zeros at the end too."""
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def _digits(low: float, high: float, least: int = 3) -> int:
+    """Return the significant digits that show two of an interval's width, at least ``least``."""
+    width = high - low
+    if not (math.isfinite(width) and width > 0):
+        return least
+    return min(9, max(least, 2 + math.floor(math.log10(max(abs(low), abs(high)) / width))))
 
 
 def _ratio_span(ratio: Interval) -> str:

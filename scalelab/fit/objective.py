@@ -55,6 +55,9 @@ class Objective:
     weight: str | None = None
 
     def __post_init__(self) -> None:
+        if self.delta is None:
+            # said or not, one objective: two that are the same compare equal
+            object.__setattr__(self, "delta", DEFAULT_DELTA)
         for what, given, allowed in (
             ("residual", self.residual, RESIDUALS),
             ("loss", self.loss, LOSSES),
@@ -76,4 +79,5 @@ class Objective:
             return math.inf
         if self.loss == "lad":
             return 0.0
-        return DEFAULT_DELTA if self.delta is None else self.delta
+        assert self.delta is not None
+        return self.delta

@@ -204,7 +204,10 @@ def test_json_is_one_object_on_stdout_with_nothing_beside_it(run, file, tmp_path
     assert out.count("\n") == 1
     assert err == ""
     assert plot.stat().st_size > 10_000
-    assert found["compare"]["candidates"][0]["form"] in found["compare"]["verdict"]
+    candidates = found["compare"]["candidates"]
+    assert candidates[0]["form"] in found["compare"]["verdict"]
+    tried = [(c["form"], c["residual"], c["loss"], c["delta"]) for c in candidates]
+    assert len(set(tried)) == len(tried)
 
 
 def test_tex_and_csv_go_to_stdout(run, file):

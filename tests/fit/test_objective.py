@@ -75,5 +75,6 @@ def test_objectives_that_cannot_be_meant(bad, message):
 def test_thresholds():
     assert Objective().threshold == 1e-3
     assert Objective(delta=None).threshold == 1e-3
+    assert Objective(delta=None) == Objective()
     assert Objective(loss="ls").threshold == math.inf
     assert Objective(loss="lad").threshold == 0.0
