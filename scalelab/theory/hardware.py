@@ -1,8 +1,9 @@
 """Peak speed, power, memory and price of named devices, and of electricity, each with its source.
 
 Peaks are dense bf16 (fp16 where a device has no bf16) without sparsity, from the maker's data
-sheet. Prices are on-demand list prices of a public cloud, an order of magnitude that every command
-lets the user replace; they are not looked up at run time.
+sheet. Prices are what one named cloud asked on demand on one day: others ask a third or three times
+as much, so every command lets the user replace them. Where no price list was found, the price is an
+assumption and its source says so. Nothing is looked up at run time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from scalelab.errors import UnknownHardwareError
 STATED_UTILISATION = 0.40
 UTILISATION_SOURCE = "40 % of peak, what well-kept dense training reaches (stated, not measured)"
 CPU_CORE_USD_PER_HOUR = 0.04
-CPU_PRICE_SOURCE = "about the on-demand price of one cloud CPU core"
+CPU_PRICE_SOURCE = "an assumption, near what clouds ask for a CPU core: give your own price"
 CPU_CORE_WATTS = 12.0
 CPU_POWER_SOURCE = (
     "12 W a core, what Green Algorithms takes for a CPU it does not know "
@@ -40,7 +41,7 @@ class Hardware:
     memory_bytes : float
         Device memory.
     usd_per_hour : float
-        On-demand list price of one device.
+        On-demand price of one device.
     source : str
         Where peak, power and memory come from.
     price_source : str
@@ -59,7 +60,10 @@ class Hardware:
     matches: tuple[str, ...]
 
 
-_LIST_2025 = "on-demand list prices of public clouds in 2025, recalled and rounded"
+_LAMBDA = "Lambda on demand, 8 GPUs, lambda.ai/instances, read 2026-09-20"
+_RUNPOD = "RunPod on demand, runpod.io/pricing, read 2026-10-07"
+_EC2_T4 = "Amazon EC2 g4dn.xlarge on demand, us-east-1, vantage.sh, read 2026-08-26"
+_ASSUMED = "an assumption, from no price list: give your own price"
 
 HARDWARE = {
     item.name: item
@@ -69,9 +73,9 @@ HARDWARE = {
             peak_flops_per_s=989e12,
             watts=700,
             memory_bytes=80e9,
-            usd_per_hour=3.0,
+            usd_per_hour=3.99,
             source="NVIDIA H100 SXM data sheet",
-            price_source=_LIST_2025,
+            price_source=_LAMBDA,
             matches=("h100",),
         ),
         Hardware(
@@ -79,9 +83,9 @@ HARDWARE = {
             peak_flops_per_s=989e12,
             watts=700,
             memory_bytes=141e9,
-            usd_per_hour=3.8,
+            usd_per_hour=4.59,
             source="NVIDIA H200 SXM data sheet",
-            price_source=_LIST_2025,
+            price_source=_RUNPOD,
             matches=("h200",),
         ),
         Hardware(
@@ -89,9 +93,9 @@ HARDWARE = {
             peak_flops_per_s=2250e12,
             watts=1000,
             memory_bytes=180e9,
-            usd_per_hour=5.0,
+            usd_per_hour=6.69,
             source="NVIDIA DGX B200 data sheet",
-            price_source=_LIST_2025,
+            price_source=_LAMBDA,
             matches=("b200",),
         ),
         Hardware(
@@ -99,9 +103,9 @@ HARDWARE = {
             peak_flops_per_s=312e12,
             watts=400,
             memory_bytes=80e9,
-            usd_per_hour=1.8,
+            usd_per_hour=2.79,
             source="NVIDIA A100 SXM 80 GB data sheet",
-            price_source=_LIST_2025,
+            price_source=_LAMBDA,
             matches=("a100",),
         ),
         Hardware(
@@ -111,7 +115,7 @@ HARDWARE = {
             memory_bytes=24e9,
             usd_per_hour=0.7,
             source="NVIDIA L4 data sheet (242 TFLOP/s with sparsity)",
-            price_source=_LIST_2025,
+            price_source=_ASSUMED,
             matches=("nvidia l4",),
         ),
         Hardware(
@@ -121,7 +125,7 @@ HARDWARE = {
             memory_bytes=24e9,
             usd_per_hour=0.5,
             source="NVIDIA Ada GPU architecture white paper, bf16 with fp32 accumulation",
-            price_source=_LIST_2025,
+            price_source=_ASSUMED,
             matches=("rtx 4090",),
         ),
         Hardware(
@@ -129,9 +133,9 @@ HARDWARE = {
             peak_flops_per_s=125e12,
             watts=300,
             memory_bytes=32e9,
-            usd_per_hour=0.8,
+            usd_per_hour=0.79,
             source="NVIDIA V100 SXM2 data sheet, fp16",
-            price_source=_LIST_2025,
+            price_source=f"{_LAMBDA} (16 GB)",
             matches=("v100",),
         ),
         Hardware(
@@ -139,9 +143,9 @@ HARDWARE = {
             peak_flops_per_s=65e12,
             watts=70,
             memory_bytes=16e9,
-            usd_per_hour=0.35,
+            usd_per_hour=0.526,
             source="NVIDIA T4 data sheet, fp16",
-            price_source=_LIST_2025,
+            price_source=_EC2_T4,
             matches=("tesla t4", "nvidia t4"),
         ),
         Hardware(
@@ -151,7 +155,7 @@ HARDWARE = {
             memory_bytes=192e9,
             usd_per_hour=3.0,
             source="AMD Instinct MI300X data sheet",
-            price_source=_LIST_2025,
+            price_source=_ASSUMED,
             matches=("mi300x",),
         ),
     )

@@ -95,7 +95,7 @@ class Asked:
 
     @property
     def usd_per_hour(self) -> float:
-        """Price of a device-hour: what was typed, else the list price."""
+        """Price of a device-hour: what was typed, else that of the table."""
         if not self.price:
             return HARDWARE[self.gpu].usd_per_hour
         return parse_quantity(self.price.lstrip("$"), what="price of a device-hour")
@@ -202,7 +202,7 @@ def _ask() -> Asked:
             "US dollars a GPU-hour",
             key="price",
             bind="query-params",
-            placeholder=f"{HARDWARE[gpu].usd_per_hour:g}, list price",
+            placeholder=f"{HARDWARE[gpu].usd_per_hour:g} if left empty",
             help=HARDWARE[gpu].price_source,
         )
     with second:
@@ -211,7 +211,7 @@ def _ask() -> Asked:
             "g CO2 a kWh",
             key="grid_co2",
             bind="query-params",
-            placeholder=f"{WORLD_GRAMS_PER_KWH:g}, world mean",
+            placeholder=f"{WORLD_GRAMS_PER_KWH:g}, the world mean",
             help=GRID_SOURCE,
         )
     with third:
