@@ -33,6 +33,7 @@ from scalelab.theory.schedule import (
     default_warmup_steps,
 )
 from scalelab.theory.shape import ModelShape
+from scalelab.theory.tuned import PREFIX
 from scalelab.units import format_flops, format_quantity
 
 TOKENS_PER_PARAM = 20.0
@@ -40,6 +41,7 @@ BYTES_PER_PARAM = 40.0
 MAX_EPOCHS = 4.0
 FEW_STEPS = 300
 MIN_BATCH_SEQS = 8
+"""Floor under published batch rules, which at a laptop's sizes ask for less than a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -360,7 +362,9 @@ def _batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
     wanted = train.find_batch_rule().value(inputs) / train.seq_len
     allowed = inputs.n_tokens / train.seq_len / FEW_STEPS
     exponent = min(round(math.log2(max(wanted, 1))), math.floor(math.log2(max(allowed, 1))))
-    return int(max(2**exponent, min(MIN_BATCH_SEQS, max(allowed, 1))))
+    # a tuning has measured small batches; a published rule is far outside its range there
+    floor = 1 if train.batch_rule.startswith(PREFIX) else MIN_BATCH_SEQS
+    return int(max(2**exponent, min(floor, max(allowed, 1))))
 
 
 def _rules_in_words(sweep: SweepSpec) -> dict[str, str]:

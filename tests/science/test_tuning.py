@@ -19,7 +19,7 @@ def scalelab(*words):
 
 def test_a_tuned_rule_beats_the_default_rule(tmp_path):
     common = ("--seq-len", "128", "--workers", "2", "--results", str(tmp_path))
-    cells = ("--n-params", SIZES, "--n-tokens", "150K,400K", "--batch-seqs", "4..32")
+    cells = ("--n-params", SIZES, "--n-tokens", "150K,400K", "--batch-seqs", "1..16")
     started_s = time.time()
     said = scalelab("tune", *cells, "--trials", "8", "--name", "small", *common)
     wall_s = time.time() - started_s

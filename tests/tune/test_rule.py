@@ -57,6 +57,16 @@ def test_a_tuned_rule_sets_rate_and_batch_of_a_plan(results):
     assert plan.rules["batch"].startswith("tuned:small")
 
 
+def test_a_tuned_batch_may_be_smaller_than_any_published_rule_is_trusted_with(results):
+    law = {**LAW, "batch_tokens": power_law(2e-3, 0.0, 0.8)}
+    save_law(results, "small", {"law": law, "warnings": []})
+    tuned = with_tuned_rule(sweep(lr_rule="tuned:small"), results)
+    (row,) = make_plan(tuned, FACTS, precision="fp32").rows
+    best = 2e-3 * 2e6**0.8
+    assert row.spec.batch_seqs < 8
+    assert 0.7 < row.spec.tokens_per_step / best < 1.42
+
+
 def test_a_batch_of_ones_own_stays_and_the_rate_follows_it(results):
     tuned = with_tuned_rule(sweep(lr_rule="tuned:small", batch_seqs=64), results)
     (row,) = make_plan(tuned, FACTS, precision="fp32").rows
