@@ -132,7 +132,6 @@ def decide(
     from scalelab import api
     from scalelab.api import decisions as api_decide
     from scalelab.forecast.decision import Limits
-    from scalelab.store.tables import parse_map
 
     if law is not None and (from_file is not None or sweep is not None):
         raise UsageError("both --law and runs to fit", "one of them", "Leave one out.")
@@ -140,7 +139,7 @@ def decide(
         from_file,
         sweep=sweep,
         results=results,
-        selection=api.Selection(mapping=parse_map(mapping or []), holdout=holdout),
+        selection=api.Selection(mapping=_parsed(mapping), holdout=holdout),
         form=form,
         level=level,
     )
@@ -250,6 +249,12 @@ def _said(best: Candidate) -> str:
         f"N {format_quantity(best.n_params)} on D {format_quantity(best.n_tokens)} tokens, "
         f"C {format_flops(best.flops)} FLOP: loss {best.loss_nats:.4f}{interval}"
     )
+
+
+def _parsed(mapping: list[str] | None) -> dict[str, str]:
+    from scalelab.store.tables import parse_map
+
+    return parse_map(mapping or [])
 
 
 def _print_published(source: FitReport | str, *, as_json: bool) -> int:
