@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec
@@ -27,6 +27,8 @@ class LaunchRequest:
         Runs at once.
     retry_failed : bool
         Whether runs that failed before are started again.
+    pack_sizes : Mapping[str, int]
+        Most runs in a step of each run's, by run_id; 1 where it is not said.
     """
 
     results: Results
@@ -35,6 +37,7 @@ class LaunchRequest:
     execution: ExecutionSpec
     n_workers: int
     retry_failed: bool = False
+    pack_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

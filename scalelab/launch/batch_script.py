@@ -63,6 +63,9 @@ def sbatch_parameters(
     }
     if table.gpus_per_run:
         parameters["gpus_per_node"] = tasks
+    if n_nodes * tasks > 1:
+        # Ranks wait for each other: those that one leaves behind would hold the job to its limit.
+        parameters["srun_args"] = ["--kill-on-bad-exit=1"]
     for name in ("partition", "account", "qos"):
         if getattr(table, name) is not None:
             parameters[name] = getattr(table, name)

@@ -19,12 +19,13 @@ from scalelab.errors import DataError, SpecError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.local import launch_local
 from scalelab.launch.proposal import Proposal
-from scalelab.launch.speed import slurm_speed
+from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
 from scalelab.launch.trackers import following
 from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.cost import Speed, spec_seconds
+from scalelab.sweep.packs import choose_packs
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.spec import LauncherTable
 from scalelab.sweep.trunk import predecessors, trunk_id
@@ -103,6 +104,7 @@ def resume(
             run_id: train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
             for run_id, spec in specs.items()
         }
+        launcher = saved_launcher(results, saved.name)
         request = LaunchRequest(
             results=results,
             sweep=saved.name,
@@ -110,8 +112,8 @@ def resume(
             execution=execution,
             n_workers=n_workers,
             retry_failed=retry_failed,
+            pack_sizes=_pack_sizes(specs, results, execution, n_workers),
         )
-        launcher = saved_launcher(results, saved.name)
         try:
             with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:
                 report = _launch(request, launcher, specs, _also(watch, follow), is_detached)
@@ -122,6 +124,16 @@ def resume(
             raise
         collect(results.path)
         return report
+
+
+def _pack_sizes(
+    specs: Mapping[str, RunSpec], results: Results, execution: ExecutionSpec, n_workers: int
+) -> dict[str, int]:
+    """Return the most runs in each run's step where the workers of this machine train them."""
+    todo = [s for run_id, s in specs.items() if results.run(run_id).accepted() is None]
+    speed = machine_speed(execution.device, n_workers)
+    packs = choose_packs(todo, speed.pack_gains, n_workers)
+    return {run_id: packing.size for run_id, packing in packs.items()}
 
 
 def launch_order(specs: Mapping[str, RunSpec], flops: Mapping[str, float]) -> tuple[str, ...]:
@@ -157,7 +169,7 @@ def _launch(
     options = SlurmOptions(
         table=launcher.slurm,
         seconds=_seconds(specs, request.results, speed),
-        usd_per_gpu_hour=speed.usd_per_worker_hour if launcher.slurm.gpus_per_run else 0.0,
+        usd_per_gpu_hour=usd_per_gpu_hour(launcher.slurm),
         is_detached=is_detached,
     )
     return launch_slurm(request, options, watch)

@@ -22,6 +22,7 @@ from scalelab.errors import ScalelabError
 from scalelab.launch.intents import read_pack, settle
 from scalelab.launch.retries import CANCELLED_REASON, TIME_LIMIT_REASON
 from scalelab.launch.source import source_note
+from scalelab.launch.tasks import dismiss_others, export_ranks, follow_the_first
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec, build, run_spec_from_mapping
@@ -116,7 +117,8 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
     The verdict comes first: a job whose submission the launcher gave up for lost leaves at once.
     USR2 brings a checkpoint forward and the run goes on (SLURM may send it a minute early); SIGTERM
     and the end of the time limit stop it after a checkpoint. The queue is never asked: who is
-    submitted again is the launcher's to say.
+    submitted again is the launcher's to say. Of the tasks of a run on several GPUs the first does
+    all this, and the others follow it.
 
     Parameters
     ----------
@@ -127,10 +129,13 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
     time_min : int
         Time limit of the job, minutes.
     """
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        from submitit.helpers import TorchDistributedEnvironment
+    n_tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if n_tasks > 1 and export_ranks() > 0:
+        follow_the_first(Path(sweep_path), intent_id)
+        return
 
-        TorchDistributedEnvironment().export()
+    from scalelab.train.ranks import BrokenGroupError
+
     stop_s = time.monotonic() + 60 * time_min - min(END_MARGIN_S, END_MARGIN_SHARE * 60 * time_min)
     sweep = Path(sweep_path)
     job, index = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
@@ -138,13 +143,13 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         verdict = settle(sweep / "intents" / intent_id, f"started {job}")
         if verdict != f"started {job}":
             print(f"scalelab: job {job} is not the one that counts: {verdict}", file=sys.stderr)
-            return
+            sys.exit(EXIT_STOPPED if n_tasks > 1 else 0)
         pack = read_pack(sweep, intent_id, index)
         results = Results(sweep.parent.parent)
         note = {"intent": intent_id, "pack_index": index, **source_note(results.path)}
         trunks = results.trunks if len(pack.run_ids) > 1 else None
         streams = os.dup(1), os.dup(2)
-        has_stopped = False
+        has_stopped = is_broken = False
         for run_id in pack.run_ids:
             run = results.run(run_id)
             status = "failed"
@@ -154,13 +159,20 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
             except (OSError, ScalelabError) as error:
                 # A folder removed or edited by hand; its companions in the job go on.
                 print(f"scalelab: {error}", file=sys.stderr, flush=True)
+            except BrokenGroupError as error:
+                is_broken = True
+                print(f"scalelab: {error.__cause__}", file=sys.stderr, flush=True)
             finally:
                 for stream, saved in zip((1, 2), streams, strict=True):
                     os.dup2(saved, stream)
             print(f"scalelab: run {run_id} {status}", flush=True)
             has_stopped = has_stopped or status == "preempted"
-            if "SIGTERM" in heard or time.monotonic() >= stop_s:
+            if is_broken or "SIGTERM" in heard or time.monotonic() >= stop_s:
                 break
+        if n_tasks > 1 and not is_broken:
+            dismiss_others(pack.execution)
+    if is_broken:
+        sys.exit(EXIT_FAILED)
     if has_stopped:
         sys.exit(EXIT_STOPPED)
 
@@ -234,22 +246,21 @@ def calibrate() -> None:
     """Measure this process's training speed: a JSON request on stdin, the answer on stdout.
 
     The request holds ``slot`` (a core, or None), ``execution``, ``specs`` (runs whose own steps are
-    timed) and ``seconds`` for each measurement.
+    timed), ``is_packed`` (of each, whether packs of it are timed too) and ``seconds`` for each
+    measurement.
     """
     request = json.load(sys.stdin)
     if request["slot"] is not None:
         os.sched_setaffinity(0, {request["slot"]})
 
-    from scalelab.train.calibrate import measure_run, measure_speed
+    from scalelab.train.calibrate import measure_packs, measure_run, measure_speed
 
     execution = build(ExecutionSpec, request["execution"])
     answer = measure_speed(execution, seconds_per_point=request["seconds"])
-    answer["exact"] = [
-        measure_run(
-            dataclasses.replace(run_spec_from_mapping(spec), n_steps=TIMED_STEPS_MAX),
-            execution,
-            request["seconds"],
-        )
-        for spec in request["specs"]
-    ]
+    answer["exact"] = []
+    for content, is_packed in zip(request["specs"], request["is_packed"], strict=True):
+        spec = dataclasses.replace(run_spec_from_mapping(content), n_steps=TIMED_STEPS_MAX)
+        point = measure_run(spec, execution, request["seconds"])
+        gains = measure_packs(spec, execution, request["seconds"]) if is_packed else {}
+        answer["exact"].append({**point, "pack_gains": gains})
     json.dump(answer, sys.stdout)

@@ -11,22 +11,23 @@ import fcntl
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
 
+from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.devices import cpu_slots, gpu_slots
-from scalelab.launch.job import CANCELLED_FILE, work_locally
+from scalelab.launch.job import CANCELLED_FILE, LOG_FILE, work_locally
 from scalelab.launch.lock import launcher_lock
-from scalelab.launch.packing import pack_key
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
 from scalelab.records.process import is_process_alive
 from scalelab.records.run_dir import FINAL_STATUSES, RunDir
+from scalelab.sweep.packs import pack_key
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, predecessors, trunk_id
 
@@ -38,6 +39,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 @dataclass(slots=True)
 class _Worker:
     locks: dict[str, TextIO]
+    n_attempts: int
     slot: int | str
     process: BaseProcess
     lifeline: Connection
@@ -51,6 +53,7 @@ class LocalPool:
         self.watch = watch
         self.started_s = time.time()
         self.n_started = 0
+        self.n_stillborn = 0
         slots: tuple[int | str, ...] = (
             gpu_slots() if request.execution.device == "cuda" else cpu_slots()
         )
@@ -116,13 +119,13 @@ class LocalPool:
         return (folder / f"checkpoint-{branch_step(branch)}").exists()
 
     def _start(self, run_id: str) -> None:
-        """Start a run, with as many others from the queue as share its step and are asked for."""
+        """Start a run, with as many others from the queue as share its step by the request."""
         lock = self._hold(run_id)
         if lock is None:
             return
         locks = {run_id: lock}
         for other in list(self.queue):
-            if len(locks) >= self.request.execution.pack_size or run_id in self.on_trunks:
+            if len(locks) >= self.request.pack_sizes.get(run_id, 1) or run_id in self.on_trunks:
                 break
             if other in self.on_trunks or self.pack_keys[other] != self.pack_keys[run_id]:
                 continue
@@ -149,7 +152,7 @@ class LocalPool:
         with _single_threaded_environment():
             process.start()
         receiver.close()
-        self.workers.append(_Worker(locks, slot, process, sender))
+        self.workers.append(_Worker(locks, self._n_attempts(locks), slot, process, sender))
         self.n_started += len(locks)
         for member in locks:
             self._set_status(member, "running")
@@ -198,12 +201,31 @@ class LocalPool:
         worker.lifeline.close()
         self.workers.remove(worker)
         self.free.append(worker.slot)
+        has_begun = self._n_attempts(worker.locks) > worker.n_attempts
+        self.n_stillborn = 0 if has_begun else self.n_stillborn + 1
         folders = [self._folder(run_id).path for run_id in worker.locks]
         # A cancelled run stops its pack, which costs the others nothing.
         is_split = len(folders) > 1 and any((path / CANCELLED_FILE).exists() for path in folders)
         for run_id, lock in worker.locks.items():
             lock.close()
             self._settle(run_id, code, counts_lost=not is_split)
+        if self.n_stillborn >= MAX_LOST_ATTEMPTS * self.request.n_workers:
+            raise self._no_worker_begins(worker, code)
+
+    def _n_attempts(self, run_ids: Iterable[str]) -> int:
+        return sum(len(self._folder(run_id).attempts()) for run_id in run_ids)
+
+    def _no_worker_begins(self, worker: _Worker, code: int | None) -> RunsFailedError:
+        """Return what to say when one worker after the other ends before it begins an attempt."""
+        log = self._folder(next(iter(worker.locks))).path / LOG_FILE
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        last = next((f", {line.strip()}" for line in reversed(lines) if line.strip()), "")
+        return RunsFailedError(
+            f"{self.n_stillborn} workers that ended before they began a run ({_how(code)}{last})",
+            "workers that train",
+            f"Read {log}, check this machine with `scalelab doctor`, then `scalelab resume "
+            f"{self.request.sweep}`: nothing is lost.",
+        )
 
     def _settle(self, run_id: str, code: int | None, *, counts_lost: bool) -> None:
         """Say how a run stands whose worker has ended; put it back where it has not."""
@@ -222,7 +244,7 @@ class LocalPool:
             return
         n_lost = self.states[run_id].n_lost + counts_lost
         self.states[run_id] = RunState(status="planned", n_lost=n_lost)
-        how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        how = _how(code)
         if n_lost < MAX_LOST_ATTEMPTS:
             self.queue.insert(0, run_id)
             self._notify(f"{run_id} lost its worker ({how}); it goes on from its checkpoint")
@@ -267,8 +289,9 @@ class LocalPool:
         return self.request.results.run(run_id)
 
     def _final_status(self, run_id: str) -> str:
-        is_cancelled = self.states[run_id].status == "cancelled"
-        return "cancelled" if is_cancelled else self._folder(run_id).status()
+        known = self.states[run_id].status
+        # Neither leaves a word in the folder of a run that never began.
+        return known if known in ("cancelled", "failed") else self._folder(run_id).status()
 
     def _set_status(self, run_id: str, status: str) -> None:
         self.states[run_id] = RunState(status=status, n_lost=self.states[run_id].n_lost)
@@ -297,6 +320,8 @@ def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
     ------
     UsageError
         When another process is launching this sweep.
+    RunsFailedError
+        When one worker after the other ends before it begins a run.
     """
     with launcher_lock(request.results.sweep(request.sweep)):
         return LocalPool(request, watch).run()
@@ -314,6 +339,10 @@ def hold_run(run_path: Path) -> TextIO | None:
         file.close()
         return None
     return file
+
+
+def _how(code: int | None) -> str:
+    return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from scalelab.errors import UsageError
 from scalelab.launch.intents import Intent, Pack
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.units import format_money
 
 MAX_PACK = 1000
@@ -58,20 +58,6 @@ def make_packs(
         total += seconds[run_id]
     close()
     return packs
-
-
-def pack_key(spec: RunSpec) -> tuple[Hashable, ...]:
-    """Return what runs have in common that can share a step: shape, batch, optimizer and text."""
-    return (
-        spec.shape,
-        spec.seq_len,
-        spec.batch_seqs,
-        spec.z_loss,
-        spec.optimizer,
-        spec.parametrization,
-        spec.precision,
-        spec.data_fingerprint,
-    )
 
 
 def gpu_hours(intents: Sequence[Intent]) -> float:

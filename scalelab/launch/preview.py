@@ -12,6 +12,7 @@ from scalelab.launch.packing import make_packs, refuse_over_cap
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.queue import DEFAULT_MAX_ARRAY_SIZE
 from scalelab.launch.slurm import check_path
+from scalelab.launch.speed import usd_per_gpu_hour
 from scalelab.records.sweep_dir import Results
 
 INTENT_PLACEHOLDER = "00000000"
@@ -53,7 +54,7 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
     todo = [run_id for run_id in seconds if run_id not in proposal.finished]
     packs = make_packs(todo, seconds, proposal.execution, target_s=60 * table.target_job_minutes)
     hours = table.gpus_per_run * sum(pack.seconds for pack in packs) / 3600
-    price = proposal.cost.speed.usd_per_worker_hour if table.gpus_per_run else 0.0
+    price = usd_per_gpu_hour(table)
     refuse_over_cap(
         0.0,
         hours,

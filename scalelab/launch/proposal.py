@@ -21,7 +21,6 @@ from scalelab.sweep.plan import DataFacts, Plan, make_plan
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import SweepSpec
 
-MAX_LOCAL_PACK = 64
 ASK_ABOVE_S = 3600.0
 BYTES_PER_BPE_TOKEN = 4.0
 UNPREPARED = "unprepared"
@@ -67,12 +66,11 @@ def default_execution(*, device: str | None = None, keeps_weights: bool = False)
 
     ``SCALELAB_KERNELS`` and ``SCALELAB_ATTENTION`` in the environment name other operations than
     torch's own; where these cannot run the runs fail, and nothing is put in their place.
-    ``SCALELAB_PACK`` is the most runs of equal shape that a local worker trains in one step.
 
     Raises
     ------
     UsageError
-        When one of them is an unknown word, or no whole number.
+        When one of them is an unknown word.
     """
     device = device or default_device()
     return ExecutionSpec(
@@ -82,20 +80,8 @@ def default_execution(*, device: str | None = None, keeps_weights: bool = False)
         attention=_word_from_environment(
             "SCALELAB_ATTENTION", ATTENTIONS, "sdpa" if device == "cuda" else "explicit"
         ),
-        pack_size=_pack_from_environment(),
         keeps_weights=keeps_weights,
     )
-
-
-def _pack_from_environment() -> int:
-    text = os.environ.get("SCALELAB_PACK") or "1"
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_LOCAL_PACK:
-        raise UsageError(
-            f"SCALELAB_PACK={text!r}",
-            f"a whole number from 1 to {MAX_LOCAL_PACK}",
-            "Mend it, or unset the variable.",
-        )
-    return int(text)
 
 
 def _word_from_environment(name: str, allowed: tuple[str, ...], default: str) -> str:

@@ -79,7 +79,7 @@ def decide_retry(losses: Sequence[Loss], batch_seqs: int, *, micro_batch_seqs: i
     losses : sequence of Loss
         Since the run was last forgiven (``scalelab retry``).
     batch_seqs : int
-        Sequences in its step.
+        Sequences of each device in its step.
     micro_batch_seqs : int
         Sequences in a forward pass at first; 0 means the whole batch.
     """
@@ -132,7 +132,10 @@ def classify(
     ended = note.get("ended") or {}
     reason = str(ended.get("reason") or "")
     if ended.get("status") == "failed":
-        return "oom" if any(word in reason for word in _OOM_WORDS) else "exception"
+        is_oom = any(word in reason for word in _OOM_WORDS)
+        # The trainer itself goes down to one sequence where it can: then nothing is left to try.
+        is_smallest = (note.get("execution") or {}).get("micro_batch_seqs") == 1
+        return "oom" if is_oom and not is_smallest else "exception"
     if state == "OUT_OF_MEMORY" and not ended:
         return "oom"
     if state == "TIMEOUT" or any(word in reason for word in _TIMEOUT_WORDS):

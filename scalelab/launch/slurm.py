@@ -157,9 +157,9 @@ class SlurmLaunch:
         return RunState(status="planned" if run_id in self.forgiven else status)
 
     def _batch_seqs(self, run: RunDir) -> int:
-        """Return the sequences in a run's step; a spec that is not whole is found out later."""
+        """Return a device's sequences in a run's step; a broken spec is found out later."""
         try:
-            return run.read_spec().batch_seqs
+            return max(1, run.read_spec().batch_seqs // max(1, self.options.table.gpus_per_run))
         except SpecError:
             return 1
 
@@ -362,12 +362,6 @@ def launch_slurm(
         a name that a batch script cannot hold, or sbatch refuses the options.
     """
     check_path(request.results.path.resolve())
-    if options.table.gpus_per_run > 1:
-        raise UsageError(
-            f"gpus_per_run = {options.table.gpus_per_run}",
-            "0 or 1: the trainer does not spread one run over several GPUs yet",
-            "Use --gpus-per-run 1; --dry-run shows the nodes that a larger run would ask for.",
-        )
     with launcher_lock(request.results.sweep(request.sweep)):
         return SlurmLaunch(request, options, watch, slurm or Slurm()).run()
 

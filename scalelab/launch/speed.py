@@ -24,9 +24,11 @@ from scalelab.errors import DataError, ScalelabError
 from scalelab.launch.devices import cpu_slots, gpu_names, gpu_slots
 from scalelab.records.files import write_atomically
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
+from scalelab.sweep.packs import equal_runs
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.spec import SlurmTable
+from scalelab.theory.accounting import count_params
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 
 CALIBRATION_TIMEOUT_S = 300
@@ -35,6 +37,8 @@ TRAINER_REVISION = 3
 MEASURED_SPECS = 12
 MEASURED_STEP_FLOPS = 3e9
 SECONDS_PER_POINT = 0.25
+PACKED_PARAMS_MAX = {"cpu": 100_000, "cuda": 3_000_000}
+"""Largest models of which packs are timed: above, packing was never faster."""
 _PROGRAM = "from scalelab.launch.job import calibrate; calibrate()"
 
 
@@ -66,7 +70,16 @@ def slurm_speed(table: SlurmTable, execution: ExecutionSpec) -> Speed:
     """
     if execution.device != "cuda":
         return machine_speed("cpu", table.array_parallelism)
-    return named_speed(find_hardware(table.gpu), table.array_parallelism)
+    return named_speed(
+        find_hardware(table.gpu),
+        table.array_parallelism,
+        devices_each=max(1, table.gpus_per_run),
+    )
+
+
+def usd_per_gpu_hour(table: SlurmTable) -> float:
+    """Return the price of one of a job's GPUs, nothing where it asks for none."""
+    return find_hardware(table.gpu).usd_per_hour if table.gpus_per_run else 0.0
 
 
 def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
@@ -75,20 +88,26 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
     Steps so large that timing them would take long are reckoned from the general points.
     """
     speed = machine_speed(execution.device, n_workers)
-    wanted: dict[tuple[int, ...], RunSpec] = {}
+    n_equal = equal_runs(row.spec for row in plan.rows)
+    wanted: dict[tuple[int, ...], tuple[RunSpec, bool]] = {}
     for row in plan.rows:
         spec = row.spec
         is_small = row.flops / spec.n_steps <= MEASURED_STEP_FLOPS
-        if is_small and not any(point.matches(spec) for point in speed.exact):
+        is_known = any(point.matches(spec) for point in speed.exact)
+        is_packed = (
+            n_equal[spec.run_id] > n_workers
+            and count_params(spec.shape).total <= PACKED_PARAMS_MAX[execution.device]
+        )
+        if (is_small and not is_known) or (is_packed and not speed.pack_gains(spec)):
             key = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
-            wanted.setdefault(key, spec)
+            wanted.setdefault(key, (spec, is_packed))
     if speed.is_measured and not wanted:
         return speed
     return measure_machine_speed(execution, n_workers, tuple(wanted.values())[:MEASURED_SPECS])
 
 
 def measure_machine_speed(
-    execution: ExecutionSpec, n_workers: int, specs: Sequence[RunSpec] = ()
+    execution: ExecutionSpec, n_workers: int, specs: Sequence[tuple[RunSpec, bool]] = ()
 ) -> Speed:
     """Measure this machine's speed with all workers busy, cache it and return it.
 
@@ -98,8 +117,8 @@ def measure_machine_speed(
         How runs are executed.
     n_workers : int
         Runs at once.
-    specs : sequence of RunSpec
-        Runs whose own steps are timed besides the general points.
+    specs : sequence of (RunSpec, bool)
+        Runs whose own steps are timed besides the general points, and whether in packs too.
 
     Raises
     ------
@@ -114,7 +133,8 @@ def measure_machine_speed(
         request = {
             "slot": slot if isinstance(slot, int) else None,
             "execution": asdict(execution),
-            "specs": [asdict(spec) for spec in specs],
+            "specs": [asdict(spec) for spec, _ in specs],
+            "is_packed": [is_packed for _, is_packed in specs],
             "seconds": SECONDS_PER_POINT,
         }
         environment = {"OMP_NUM_THREADS": "1"}
@@ -210,9 +230,16 @@ def _median_points(answers: list[dict[str, Any]], part: str) -> list[dict[str, A
                 name: statistics.median(point[name] for point in same)
                 for name in ("flops_per_s", "tokens_per_s", "eval_tokens_per_s")
             },
+            "pack_gains": _median_gains([point.get("pack_gains", {}) for point in same]),
         }
         for same in zip(*(answer[part] for answer in answers), strict=True)
     ]
+
+
+def _median_gains(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the gains of the sizes that all workers tried."""
+    sizes = [size for size in found[0] if all(size in gains for gains in found)]
+    return {size: statistics.median(gains[size] for gains in found) for size in sizes}
 
 
 def _cpu_name() -> str:

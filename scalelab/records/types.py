@@ -109,7 +109,8 @@ class RunRecord:
     wall_s : float
         Seconds from the first step to the last, over all attempts that this one resumed.
     energy_j : float or None
-        Joules over the same time where a counter was readable, else None.
+        Joules of the device over those attempts, its share of a pack's, where a counter was
+        readable (`scalelab.train.energy`), else None.
     diverged_at_step : int or None
         Step at which divergence was established.
     reason : str or None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalelab.errors import DataError
+from scalelab.sweep.packs import choose_packs
 from scalelab.sweep.plan import Plan, PlannedRun, longest_first
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import shared_steps
@@ -44,6 +45,9 @@ class SpeedPoint:
         Training FLOP/s, exact convention.
     eval_flops_per_s : float
         Forward FLOP/s of an evaluation.
+    pack_gains : tuple of (int, float)
+        Speed of several runs in one step over that of one, by their number; empty where it was not
+        measured.
     """
 
     d_model: int
@@ -52,6 +56,7 @@ class SpeedPoint:
     batch_seqs: int
     flops_per_s: float
     eval_flops_per_s: float
+    pack_gains: tuple[tuple[int, float], ...] = ()
 
     def matches(self, spec: RunSpec) -> bool:
         """Say whether this is a measurement of the very step of a run."""
@@ -102,9 +107,9 @@ class Speed:
         Its own measurement where there is one; else by width, linear in logs between the general
         points and flat beyond them.
         """
-        for point in self.exact:
-            if point.matches(spec):
-                return point.flops_per_s, point.eval_flops_per_s
+        own = self._own_point(spec)
+        if own is not None:
+            return own.flops_per_s, own.eval_flops_per_s
         d_model = min(max(spec.shape.d_model, self.points[0].d_model), self.points[-1].d_model)
         for left, right in itertools.pairwise(self.points):
             if left.d_model <= d_model <= right.d_model:
@@ -114,6 +119,14 @@ class Speed:
                     left.eval_flops_per_s ** (1 - share) * right.eval_flops_per_s**share,
                 )
         return self.points[0].flops_per_s, self.points[0].eval_flops_per_s
+
+    def pack_gains(self, spec: RunSpec) -> dict[int, float]:
+        """Return what packing gains at a run's step, by size; empty where it was not measured."""
+        own = self._own_point(spec)
+        return {} if own is None else dict(own.pack_gains)
+
+    def _own_point(self, spec: RunSpec) -> SpeedPoint | None:
+        return next((point for point in self.exact if point.matches(spec)), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,9 +168,13 @@ def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -
         run_ids that are finished already and cost nothing.
     """
     shared = shared_steps([row.spec for row in plan.rows])
+    todo = [row.spec for row in plan.rows if row.spec.run_id not in skip]
+    packs = choose_packs(todo, speed.pack_gains, speed.n_workers)
     rows = {row.spec.run_id: row for row in plan.rows}
     seconds = {
-        run_id: 0.0 if run_id in skip else run_seconds(row, plan, speed, n_shared=shared[run_id])
+        run_id: 0.0
+        if run_id in skip
+        else run_seconds(row, plan, speed, n_shared=shared[run_id], gain=packs[run_id].gain)
         for run_id, row in rows.items()
     }
     # However many workers there are, the longest branch of a trunk waits for all of it.
@@ -180,21 +197,27 @@ def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -
     )
 
 
-def run_seconds(row: PlannedRun, plan: Plan, speed: Speed, *, n_shared: int = 0) -> float:
-    """Return the seconds of one run: training, the final evaluation, and starting up.
+def run_seconds(
+    row: PlannedRun, plan: Plan, speed: Speed, *, n_shared: int = 0, gain: float = 1.0
+) -> float:
+    """Return a worker's seconds for one run: training, the final evaluation, and starting up.
 
-    The first ``n_shared`` steps are another branch's of the same trunk and cost nothing.
+    The first ``n_shared`` steps are another branch's of the same trunk and cost nothing; packing
+    with others makes the rest cheaper by ``gain``.
     """
-    return spec_seconds(row.spec, plan.data.n_eval_tokens, speed, n_shared=n_shared)
+    n_eval = plan.data.n_eval_tokens
+    return spec_seconds(row.spec, n_eval, speed, n_shared=n_shared, gain=gain)
 
 
-def spec_seconds(spec: RunSpec, n_eval_tokens: int, speed: Speed, *, n_shared: int = 0) -> float:
+def spec_seconds(
+    spec: RunSpec, n_eval_tokens: int, speed: Speed, *, n_shared: int = 0, gain: float = 1.0
+) -> float:
     """Return the seconds of a run by its specification alone; as `run_seconds`."""
     flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
     evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
     train_rate, eval_rate = speed.at(spec)
     own = flops * (1 - n_shared / spec.n_steps)
-    return own / train_rate + evaluation / eval_rate + RUN_OVERHEAD_S
+    return own / (train_rate * gain) + evaluation / eval_rate + RUN_OVERHEAD_S
 
 
 def makespan(seconds: Sequence[float], n_workers: int) -> float:
@@ -205,14 +228,14 @@ def makespan(seconds: Sequence[float], n_workers: int) -> float:
     return max(free_at)
 
 
-def named_speed(hardware: Hardware, n_devices: int = 1) -> Speed:
-    """Return the speed of a named device at the stated utilisation."""
+def named_speed(hardware: Hardware, n_workers: int = 1, *, devices_each: int = 1) -> Speed:
+    """Return the speed of workers of a named device, or of several, at the stated utilisation."""
     return Speed(
-        device=hardware.name,
-        n_workers=n_devices,
-        points=(_flat_point(1 / seconds_on(1.0, hardware)),),
-        usd_per_worker_hour=hardware.usd_per_hour,
-        watts_per_worker=hardware.watts,
+        device=hardware.name if devices_each == 1 else f"{devices_each} x {hardware.name}",
+        n_workers=n_workers,
+        points=(_flat_point(devices_each / seconds_on(1.0, hardware)),),
+        usd_per_worker_hour=devices_each * hardware.usd_per_hour,
+        watts_per_worker=devices_each * hardware.watts,
         is_measured=False,
         note=f"{STATED_UTILISATION:.0%} of peak, stated and not measured",
     )
@@ -245,8 +268,8 @@ def speed_from_calibration(
     ----------
     content : Mapping
         ``device`` in words, ``points`` and ``exact``: lists of what was timed, each with
-        ``d_model``, ``n_layers``, ``seq_len``, ``batch_seqs``, ``flops_per_s``, ``tokens_per_s``
-        and ``eval_tokens_per_s``.
+        ``d_model``, ``n_layers``, ``seq_len``, ``batch_seqs``, ``flops_per_s``, ``tokens_per_s``,
+        ``eval_tokens_per_s`` and, where it was measured, ``pack_gains``.
     n_workers : int
         Runs trained at once.
     hardware : Hardware, optional
@@ -300,4 +323,5 @@ def _read_point(point: Mapping[str, Any]) -> SpeedPoint:
         batch_seqs=int(point["batch_seqs"]),
         flops_per_s=float(point["flops_per_s"]),
         eval_flops_per_s=float(point["eval_tokens_per_s"]) * flops_per_token / TRAIN_TO_FORWARD,
+        pack_gains=tuple((int(k), float(gain)) for k, gain in point.get("pack_gains", {}).items()),
     )

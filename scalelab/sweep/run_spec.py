@@ -167,9 +167,12 @@ class ExecutionSpec:
     n_threads : int
         CPU threads of a worker.
     micro_batch_seqs : int
-        Sequences in a forward pass; 0 means the whole batch.
+        Sequences in a device's forward pass; 0 means its whole batch. An attempt takes a smaller
+        one where memory runs out, and its note has that.
     pack_size : int
         Runs in the same step.
+    n_devices : int
+        Devices that share the run, its batch and its weights (``fully_shard``).
     checkpoint_interval_s : float
         Seconds between checkpoints, more where they would pass 2 % of the run's time.
     metrics_interval_steps : int
@@ -185,6 +188,7 @@ class ExecutionSpec:
     n_threads: int = 1
     micro_batch_seqs: int = 0
     pack_size: int = 1
+    n_devices: int = 1
     checkpoint_interval_s: float = 30.0
     metrics_interval_steps: int = 10
     keeps_weights: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +14,10 @@ from scalelab.errors import UnknownHardwareError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE, match_hardware
-from scalelab.train.calibrate import STEPS_MIN, WARMUP_STEPS, timed_step
+from scalelab.train.calibrate import step_times
 from scalelab.train.engine import Engine
 from scalelab.train.host import device_name
-from scalelab.train.worker import torch_switches
+from scalelab.train.switches import torch_switches
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -74,11 +73,7 @@ def bench_train(
         tokens = np.random.default_rng(0).integers(
             0, spec.shape.vocab_size, (*lead, spec.batch_seqs, spec.seq_len + 1)
         )
-        for _ in range(WARMUP_STEPS):
-            timed_step(engine, tokens)
-        times: list[float] = []
-        while len(times) < STEPS_MIN or sum(times) < seconds:
-            times.append(timed_step(engine, tokens))
+        times = step_times(engine, tokens, seconds)
         matmul = matmul_flops_per_s(execution.device, spec.precision)
     step_s = statistics.median(times)
     tokens_per_s = n_runs * spec.tokens_per_step / step_s
@@ -97,24 +92,6 @@ def bench_train(
         "share_of_matmul": achieved / matmul,
         "mfu": None if peak is None else tokens_per_s * per_token["palm"] / peak,
     }
-
-
-def best_pack_size(
-    spec: RunSpec, execution: ExecutionSpec, sizes: Sequence[int] = (1, 2, 4, 8, 16)
-) -> tuple[int, dict[int, float]]:
-    """Return the pack size with the most tokens/s together, and tokens/s by size.
-
-    Larger packs are tried as long as they are faster.
-    """
-    speeds: dict[int, float] = {}
-    best = sizes[0]
-    for size in sizes:
-        found = bench_train(spec, replace(execution, pack_size=size), n_runs=size, seconds=0.5)
-        speeds[size] = found["tokens_per_s"]
-        if speeds[size] < speeds[best]:
-            break
-        best = size
-    return best, speeds
 
 
 def matmul_flops_per_s(device: str, precision: str, repeats: int = 10) -> float:

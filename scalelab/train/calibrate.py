@@ -5,16 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from scalelab.sweep.packs import PACK_SIZES
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine
 from scalelab.train.host import device_name
-from scalelab.train.worker import torch_switches
+from scalelab.train.switches import torch_switches
 
 WIDTHS = (16, 32, 64, 128, 256)
 WARMUP_STEPS = 2
@@ -82,11 +84,7 @@ def _measured_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> di
     engine = Engine([spec], execution)
     engine.initialize(0)
     start_s = time.perf_counter() - started
-    for _ in range(WARMUP_STEPS):
-        timed_step(engine, tokens)
-    times: list[float] = []
-    while len(times) < STEPS_MIN or sum(times) < seconds:
-        times.append(timed_step(engine, tokens))
+    times = step_times(engine, tokens, seconds)
     # As many sequences at a time as an evaluation takes, whatever the batch of a step is.
     n_seqs = max(1, EVAL_TOKENS_PER_BATCH[engine.device.type] // spec.seq_len)
     held_out = rng.integers(0, spec.shape.vocab_size, (n_seqs, spec.seq_len + 1))
@@ -109,6 +107,53 @@ def _measured_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> di
         "eval_tokens_per_s": n_seqs * spec.seq_len / eval_s,
         "start_s": start_s,
     }
+
+
+def measure_packs(
+    spec: RunSpec,
+    execution: ExecutionSpec,
+    seconds: float,
+    sizes: Sequence[int] = PACK_SIZES,
+) -> dict[int, float]:
+    """Return how many times faster packs of a run are than the run alone, by their size.
+
+    Larger packs are tried as long as they are faster.
+    """
+    alone = best = pack_speed(spec, replace(execution, pack_size=1), seconds)
+    gains = {}
+    for size in sizes:
+        speed = pack_speed(spec, replace(execution, pack_size=size), seconds)
+        gains[size] = speed / alone
+        if speed <= best:
+            break
+        best = speed
+    return gains
+
+
+def pack_speed(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> float:
+    """Return tokens/s of all runs of a pack together, on random tokens."""
+    n_runs = execution.pack_size
+    with torch_switches(execution):
+        engine = Engine([replace(spec, seed=seed) for seed in range(n_runs)], execution)
+        for run in range(n_runs):
+            engine.initialize(run)
+        lead = () if n_runs == 1 else (n_runs,)
+        size = (*lead, spec.batch_seqs, spec.seq_len + 1)
+        tokens = np.random.default_rng(0).integers(0, spec.shape.vocab_size, size)
+        times = step_times(engine, tokens, seconds)
+    return n_runs * spec.tokens_per_step / statistics.median(times)
+
+
+def step_times(
+    engine: Engine, tokens: np.ndarray[Any, np.dtype[np.int64]], seconds: float
+) -> list[float]:
+    """Return what steps take, after a few that are not counted: at least three of them."""
+    for _ in range(WARMUP_STEPS):
+        timed_step(engine, tokens)
+    times: list[float] = []
+    while len(times) < STEPS_MIN or sum(times) < seconds:
+        times.append(timed_step(engine, tokens))
+    return times
 
 
 def timed_step(engine: Engine, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> float:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from scalelab.train.engine import Engine, learning_rates
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.train.engine import Readings, learning_rates
 from scalelab.train.session import FencedError, Session
 
 POLL_INTERVAL_S = 0.25
@@ -17,8 +20,32 @@ CHECKPOINT_SHARE = 0.02
 """Most of a run's time that checkpoints may take: where they are slow they are rarer."""
 
 
+class RunsEngine(Protocol):
+    """What takes the steps of K runs: `scalelab.train.engine.Engine` has the shapes."""
+
+    execution: ExecutionSpec
+
+    def initialize(self, run: int) -> None:
+        """Give a run its initial weights."""
+
+    def load_state(self, run: int, state: dict[str, Any]) -> None:
+        """Put a run where `state` found it."""
+
+    def state(self, run: int) -> dict[str, Any]:
+        """Return what determines the rest of a run."""
+
+    def step(self, tokens: NDArray[np.int64]) -> None:
+        """Take one optimizer step of every run."""
+
+    def read(self) -> Readings:
+        """Return what the steps since the last call measured."""
+
+    def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the mean loss of every sequence."""
+
+
 def train(
-    engine: Engine, sessions: Sequence[Session], stop_reason: Callable[[], str | None]
+    engine: RunsEngine, sessions: Sequence[Session], stop_reason: Callable[[], str | None]
 ) -> None:
     """Train until at least one session has ended; its status says how.
 
@@ -26,7 +53,7 @@ def train(
 
     Parameters
     ----------
-    engine : Engine
+    engine : RunsEngine
         Holds the runs' states, in the order of ``sessions``.
     sessions : sequence of Session
         None has ended; one a run of the engine.
@@ -79,14 +106,16 @@ def stretched_interval_s(interval_s: float, took_s: float) -> float:
     return max(interval_s, took_s * (1 / CHECKPOINT_SHARE - 1))
 
 
-def _finish(engine: Engine, run: int, session: Session) -> None:
+def _finish(engine: RunsEngine, run: int, session: Session) -> None:
     """Evaluate and record a run that took its last step."""
     session.require_claim()
     losses = engine.evaluate(run, session.eval_sequences())
     session.finish(losses, engine.state(run) if engine.execution.keeps_weights else None)
 
 
-def _look_after(engine: Engine, run: int, session: Session, is_due: bool, stop: str | None) -> None:
+def _look_after(
+    engine: RunsEngine, run: int, session: Session, is_due: bool, stop: str | None
+) -> None:
     """Write out what there is; end the session when asked to stop."""
     session.flush()
     if is_due or stop is not None:

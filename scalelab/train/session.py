@@ -32,6 +32,7 @@ from scalelab.theory.accounting import (
 from scalelab.theory.hardware import match_hardware
 from scalelab.train import checkpoint, trunk
 from scalelab.train.divergence import DivergenceDetector
+from scalelab.train.energy import EnergyMeter
 from scalelab.train.engine import Readings
 from scalelab.train.host import describe_host, device_name, source_state
 from scalelab.train.noise_scale import NoiseScale
@@ -72,6 +73,9 @@ class Session:
         self.execution = execution
         self.step = 0
         self.train_s = 0.0
+        # Of several devices only this process's could be read.
+        self._meter = EnergyMeter(execution.device) if execution.n_devices == 1 else None
+        self._earlier_j: float | None = 0.0
         self.detector = DivergenceDetector()
         self.noise = NoiseScale()
         self.status: str | None = None
@@ -181,8 +185,11 @@ class Session:
         norms = readings.norms[:, run].tolist()
         squares = readings.micro_squares
         self.train_s += elapsed_s
+        if self._meter is not None:
+            self._meter.read(n_runs=readings.losses.shape[1])
         self._since_row = (self._since_row[0] + len(losses), self._since_row[1] + elapsed_s)
         tokens_per_s = self._since_row[0] * self.spec.tokens_per_step / self._since_row[1]
+        each_per_s = tokens_per_s / self.execution.n_devices
         for index, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             self.step += 1
             if squares is not None:
@@ -199,10 +206,10 @@ class Session:
                         lr=rates[self.step - 1],
                         grad_norm=norm,
                         tokens_per_s=tokens_per_s,
-                        tflops_per_s=tokens_per_s * self._flops_per_token["exact"] / TERA,
+                        tflops_per_s=each_per_s * self._flops_per_token["exact"] / TERA,
                         mfu=None
                         if self._peak is None
-                        else tokens_per_s * self._flops_per_token["palm"] / self._peak,
+                        else each_per_s * self._flops_per_token["palm"] / self._peak,
                         noise_trace=trace,
                         noise_grad_sq=grad_sq,
                         time_s=time.time(),
@@ -285,7 +292,13 @@ class Session:
     def end(self, status: str, reason: str | None, **extra: Any) -> str:
         """Write why the attempt ended."""
         self.status = status
-        self._note["ended"] = {"status": status, "reason": reason, "time_s": time.time(), **extra}
+        self._note["ended"] = {
+            "status": status,
+            "reason": reason,
+            "time_s": time.time(),
+            "energy_j": self._own_j(),
+            **extra,
+        }
         self.attempt.write_note(self._note)
         return status
 
@@ -301,11 +314,21 @@ class Session:
         self._note["warnings"].append({"time_s": time.time(), "message": message})
         self.attempt.write_note(self._note)
 
+    def _own_j(self) -> float | None:
+        """Return the joules of this attempt, None where no counter tells."""
+        return None if self._meter is None else self._meter.joules
+
+    def _total_j(self) -> float | None:
+        """Return the joules of this attempt and those that it resumed."""
+        own = None if self._meter is None else self._meter.read(is_last=True)
+        return None if own is None or self._earlier_j is None else self._earlier_j + own
+
     def _state(self, engine_state: dict[str, Any]) -> dict[str, Any]:
         return {
             "run_id": self.run.run_id,
             "step": self.step,
             "train_s": self.train_s,
+            "energy_j": self._total_j(),
             "detector": self.detector.state(),
             "noise": self.noise.state(),
             "engine": engine_state,
@@ -314,6 +337,7 @@ class Session:
     def _take(self, state: dict[str, Any]) -> dict[str, Any]:
         self.step = state["step"]
         self.train_s = state["train_s"]
+        self._earlier_j = state.get("energy_j")
         self.detector = DivergenceDetector.from_state(state["detector"])
         self.noise = NoiseScale(**state["noise"])
         self.attempt.write_note(self._note)
@@ -359,6 +383,7 @@ class Session:
                 unique_tokens=self._data().unique_tokens(n_tokens, spec.seq_len),
                 n_steps=self.step,
                 wall_s=self.train_s,
+                energy_j=self._total_j(),
                 diverged_at_step=self.step if status == "diverged" else None,
                 reason=reason,
             )

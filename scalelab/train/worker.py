@@ -15,17 +15,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from scalelab.corpus.dataset import open_dataset
-from scalelab.errors import DataError
+from scalelab.errors import DataError, ScalelabError
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.train import direct
 from scalelab.train.attention import MEASURED, fastest_attention
 from scalelab.train.engine import Engine
-from scalelab.train.loop import train
+from scalelab.train.loop import RunsEngine, train
+from scalelab.train.micro_batch import fitting_execution, is_out_of_memory, smaller_micro_batch
+from scalelab.train.ranks import BrokenGroupError, RanksLostError, own_ranks
 from scalelab.train.session import Session
+from scalelab.train.switches import torch_switches
 
 BEGUN_FIELDS = ("step", "kernels", "attention")
 """Of the execution, what a run keeps to the end because its bits depend on it."""
@@ -124,6 +125,11 @@ def run_pack(
     checkpoints and record, and none depends on its companions: a run that ends or diverges leaves
     the pack, and the others go on in a smaller one. Arguments as in `run_attempt`.
     """
+    ranks = own_ranks()
+    if ranks.rank:
+        from scalelab.train.distributed import follow
+
+        return follow(execution) or ("preempted",) * len(run_paths)
     runs = [RunDir(path.resolve()) for path in run_paths]
     statuses: dict[RunDir, str] = {}
     for run in runs:
@@ -131,41 +137,86 @@ def run_pack(
         if accepted is not None and (record := accepted.read_record()) is not None:
             statuses[run] = record.status
     todo = [run for run in runs if run not in statuses]
-    execution = replace(possible_execution(todo, execution), pack_size=max(len(todo), 1))
+    while todo:
+        sessions, smaller = _attempt(todo, dataset_path, execution, host_note, should_stop, trunks)
+        statuses |= {session.run: session.status or "failed" for session in sessions}
+        todo = [run for run in todo if smaller is not None and statuses[run] == "failed"]
+        execution = smaller or execution
+    found = tuple(statuses[run] for run in runs)
+    if ranks.n_ranks > 1:
+        from scalelab.train.distributed import end_run
+
+        end_run(found, execution)
+    return found
+
+
+def _attempt(
+    runs: Sequence[RunDir],
+    dataset_path: Path,
+    execution: ExecutionSpec,
+    host_note: Mapping[str, Any] | None,
+    should_stop: Callable[[], str | None] | None,
+    trunks: Path | None,
+) -> tuple[list[Session], ExecutionSpec | None]:
+    """Attempt runs in one step; return their sessions, and how to try what ran out of memory.
+
+    Raises
+    ------
+    BrokenGroupError
+        When the run was spread over several processes and it, or one of them, failed.
+    """
+    execution = possible_execution(runs, execution)
+    specs = [run.read_spec() for run in runs]
+    is_spread = execution.n_devices > 1
+    smaller: ExecutionSpec | None = None
     with torch_switches(execution):
-        note = {**(host_note or {}), "companions": [run.run_id for run in todo]}
-        if todo and execution.attention == MEASURED:
-            path, times = fastest_attention(todo[0].read_spec(), execution, len(todo))
+        note = {**(host_note or {}), "companions": [run.run_id for run in runs]}
+        if execution.attention == MEASURED:
+            path, times = fastest_attention(specs[0], execution, len(runs))
             execution = replace(execution, attention=path)
             note["attention_ms"] = times
-        sessions = [Session(run, execution, note, trunks) for run in todo]
+        if execution.device == "cuda" and not is_spread:
+            execution = fitting_execution(specs, execution)
+        sessions = [Session(run, execution, note, trunks) for run in runs]
         try:
             _train_all(sessions, dataset_path, should_stop)
         except Exception as error:
+            if is_out_of_memory(error):
+                smaller = smaller_micro_batch(execution, specs[0].batch_seqs)
             for session in sessions:
-                if session.status is None:
+                if session.status is not None:
+                    continue
+                if isinstance(error, RanksLostError):
+                    session.end("preempted", f"{type(error).__name__}: {error}")
+                else:
                     session.fail(error)
-    for session in sessions:
-        statuses[session.run] = session.status or "failed"
-    return tuple(statuses[run] for run in runs)
+            if is_spread and not isinstance(error, ScalelabError):
+                raise BrokenGroupError from error
+    return sessions, smaller
 
 
 def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> ExecutionSpec:
     """Return how the runs are executed: as asked, but as they were begun where they go on.
 
     A run that goes on from a checkpoint keeps the step, the operations and the attention of the
-    attempt that wrote it, so that a change of the defaults changes no bit of it. ``direct`` becomes
-    ``eager`` for models whose gradients are not written out.
+    attempt that wrote it, so that a change of the defaults changes no bit of it; its micro-batch
+    may become smaller, where memory ran out, and never larger. ``direct`` becomes ``eager`` for
+    models whose gradients are not written out and over several devices.
     """
+    n_ranks = own_ranks().n_ranks
+    execution = replace(execution, pack_size=len(runs), n_devices=n_ranks)
     for run in runs:
         for found in run.checkpoints()[:1]:
             (writer,) = (a for a in run.attempts() if a.number == found.attempt)
             begun = writer.read_note().get("execution") or {}
             if begun.get("device") == execution.device:
                 kept = {name: begun[name] for name in BEGUN_FIELDS if name in begun}
-                execution = replace(execution, **kept)
-    if execution.step == "direct" and not all(
-        direct.is_possible(run.read_spec(), execution) for run in runs
+                sizes = (execution.micro_batch_seqs, begun.get("micro_batch_seqs", 0))
+                micro = min((size for size in sizes if size), default=0)
+                execution = replace(execution, **kept, micro_batch_seqs=micro)
+    if n_ranks > 1 or (
+        execution.step == "direct"
+        and not all(direct.is_possible(run.read_spec(), execution) for run in runs)
     ):
         return replace(execution, step="eager")
     return execution
@@ -187,7 +238,7 @@ def _train_all(
         states[session.run.run_id] = session.restore()
     with listening_for_signals() as signalled:
         while active := [session for session in sessions if session.status is None]:
-            engine = Engine([session.spec for session in active], active[0].execution)
+            engine = _engine([session.spec for session in active], active[0].execution)
             for index, session in enumerate(active):
                 state = states[session.run.run_id]
                 if state is None:
@@ -202,18 +253,14 @@ def _train_all(
             }
 
 
-@contextlib.contextmanager
-def torch_switches(execution: ExecutionSpec) -> Iterator[None]:
-    """Set the process-wide switches that the numbers depend on, and set them back."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(execution.n_threads)
-    # Moments of rarely used weights decay into denormals, which are 100 times slower on a CPU.
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(n_threads)
+def _engine(specs: Sequence[RunSpec], execution: ExecutionSpec) -> RunsEngine:
+    """Return what takes the steps: this process's device, or all ranks together."""
+    if execution.n_devices == 1:
+        return Engine(specs, execution)
+    from scalelab.train.distributed import GroupEngine
+
+    (spec,) = specs
+    return GroupEngine(spec, execution)
 
 
 @contextlib.contextmanager

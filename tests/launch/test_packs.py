@@ -1,67 +1,144 @@
 """Runs of equal shape in one step of a local worker: folders of their own, and the same bits."""
 
+import dataclasses
 import json
 import os
 import signal
 
 import pytest
 
+from scalelab.launch import execute
+from scalelab.launch.base import LaunchRequest
+from scalelab.launch.local import launch_local
+from scalelab.launch.proposal import propose
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.spec import sweep_from_mapping
+
+EXECUTION = ExecutionSpec(step="direct")
+
 
 @pytest.fixture
-def sweep(start, text, monkeypatch):
-    """Return a starter of a sweep of 4 seeds and 2 lengths of one shape, 4 to a pack."""
+def save(text):
+    """Return a saver of a sweep of 4 seeds and 2 lengths of one shape."""
 
-    def run(name: str, pack: int):
-        monkeypatch.setenv("SCALELAB_PACK", str(pack))
-        axes = ("--n-params", "15K", "--n-tokens", "60K,90K", "--seeds", "0,1,2,3")
-        options = ("--data", str(text), "--eval-tokens", "4096", "--workers", "2")
-        tiny = ("--seq-len", "32", "--batch-seqs", "4", "--name", name, "--yes", "--json")
-        return start("sweep", "grid", *axes, *options, *tiny)
+    def make(folder):
+        sweep = sweep_from_mapping(
+            {
+                "kind": "grid",
+                "name": "packed",
+                "n_params": "15K",
+                "n_tokens": "60K,90K",
+                "data": {"paths": (str(text),), "eval_tokens": 4096},
+                "train": {"seq_len": 32, "batch_seqs": 4, "seeds": (0, 1, 2, 3)},
+            },
+            source="the test",
+        )
+        results = Results(folder)
+        proposal = propose(
+            sweep,
+            results,
+            execution=EXECUTION,
+            n_workers=2,
+            is_dry_run=False,
+            speed=unmeasured_cpu_speed(2),
+        )
+        return results, results.save_plan(proposal.plan, sweep.science(), extend=False)
 
-    return run
+    return make
+
+
+def losses(results, run_ids):
+    return [results.run(run_id).accepted().read_record().loss_nats for run_id in run_ids]
 
 
 def test_a_killed_pack_loses_nothing_and_its_runs_have_the_bits_of_separate_ones(
-    sweep, start, results, tmp_path
+    save, tmp_path
 ) -> None:
-    process = sweep("packed", 4)
-    while process.poll() is None:
-        notes = [
-            attempt.read_note()
-            for run in (results.path / "runs").glob("*")
-            for attempt in results.run(run.name).attempts()
-            if attempt.last_metrics() is not None and "ended" not in attempt.read_note()
-        ]
-        if notes:
-            os.kill(notes[0]["pid"], signal.SIGKILL)
-            break
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert json.loads(out)["counts"] == {"done": 8}
-    run_ids = results.load_plan("packed").run_ids
-    packed = {}
-    attempts = 0
-    for run_id in run_ids:
-        run = results.run(run_id)
-        attempts += len(run.attempts())
+    results, saved = save(tmp_path / "packed")
+    killed: list[int] = []
+
+    def kill_once(view) -> None:
+        for run_id in view.running:
+            (*_, attempt) = results.run(run_id).attempts() or [None]
+            if not killed and attempt is not None and attempt.last_metrics() is not None:
+                killed.append(attempt.read_note()["pid"])
+                os.kill(killed[0], signal.SIGKILL)
+
+    request = LaunchRequest(
+        results=results,
+        sweep=saved.name,
+        run_ids=saved.run_ids,
+        execution=EXECUTION,
+        n_workers=2,
+        pack_sizes=dict.fromkeys(saved.run_ids, 4),
+    )
+    report = launch_local(request, kill_once)
+    assert report.count("done") == 8
+    assert killed
+    runs = [results.run(run_id) for run_id in saved.run_ids]
+    assert sum(len(run.attempts()) for run in runs) > 8
+    first = runs[0].attempts()[0].read_note()
+    assert len(first["companions"]) == 4
+    for run in runs:
         note = run.attempts()[-1].read_note()
         assert note["execution"]["pack_size"] == len(note["companions"]) <= 4
-        packed[run_id] = run.accepted().read_record().loss_nats
         assert (run.path / "log.txt").exists()
-    assert attempts > 8
-    first = results.run(run_ids[0]).attempts()[0].read_note()
-    assert len(first["companions"]) == 4
-    (results.path / "runs").rename(tmp_path / "packed runs")
-    again = sweep("packed", 1)
-    out, err = again.communicate(timeout=200)
-    assert again.returncode == 0, err
-    for run_id in run_ids:
-        record = results.run(run_id).accepted().read_record()
-        assert record.loss_nats == packed[run_id]
+
+    alone, again = save(tmp_path / "alone")
+    plain = LaunchRequest(
+        results=alone, sweep=again.name, run_ids=again.run_ids, execution=EXECUTION, n_workers=2
+    )
+    assert launch_local(plain, lambda view: None).count("done") == 8
+    assert losses(alone, again.run_ids) == losses(results, saved.run_ids)
 
 
-def test_a_pack_size_that_is_none_is_refused(sweep) -> None:
-    process = sweep("wrong", 0)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "SCALELAB_PACK" in json.loads(out)["error"]["given"]
+@pytest.mark.parametrize(("gains", "size"), [(((2, 1.3), (4, 2.0)), 4), (((2, 1.05),), 1), ((), 1)])
+def test_a_launch_packs_where_the_calibration_of_this_machine_says_so(
+    save, tmp_path, monkeypatch, gains, size
+) -> None:
+    results, saved = save(tmp_path / "results")
+    spec = results.run(saved.run_ids[0]).read_spec()
+    own = SpeedPoint(
+        d_model=spec.shape.d_model,
+        n_layers=spec.shape.n_layers,
+        seq_len=spec.seq_len,
+        batch_seqs=spec.batch_seqs,
+        flops_per_s=1e9,
+        eval_flops_per_s=1e9,
+        pack_gains=gains,
+    )
+    speed = unmeasured_cpu_speed(2)
+    monkeypatch.setattr(
+        execute, "machine_speed", lambda *_: dataclasses.replace(speed, exact=(own,))
+    )
+    asked: list[LaunchRequest] = []
+    monkeypatch.setattr(execute, "launch_local", lambda request, watch: asked.append(request))
+    execute.resume(saved, results, lambda view: None, execution=EXECUTION, n_workers=2)
+    assert set(asked[0].pack_sizes.values()) == {size}
+
+
+def test_a_calibration_times_packs_of_a_plans_small_equal_runs(
+    start, text, cache_home, results
+) -> None:
+    axes = ("--n-params", "15K", "--n-tokens", "60K", "--seeds", "0,1,2,3")
+    options = ("--data", str(text), "--eval-tokens", "4096", "--workers", "2")
+    tiny = ("--seq-len", "32", "--batch-seqs", "4", "--name", "timed", "--yes", "--json")
+    process = start("sweep", "grid", *axes, *options, *tiny)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert json.loads(out)["counts"] == {"done": 4}
+    points = [
+        point
+        for path in (cache_home / "scalelab").glob("speed-*.json")
+        for point in json.loads(path.read_text())["exact"]
+        if point["seq_len"] == 32 and point["pack_gains"]
+    ]
+    (point,) = points
+    assert {"2"} <= set(point["pack_gains"]) <= {"2", "4", "8", "16"}
+    packed = {
+        results.run(run_id).attempts()[-1].read_note()["execution"]["pack_size"]
+        for run_id in results.load_plan("timed").run_ids
+    }
+    assert packed == ({2} if point["pack_gains"]["2"] >= 1.1 else {1})

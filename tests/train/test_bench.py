@@ -7,7 +7,7 @@ import pytest
 from scalelab.errors import UnknownHardwareError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
-from scalelab.train import bench
+from scalelab.train import bench, calibrate
 from scalelab.train.calibrate import measure_run, measure_speed
 
 
@@ -33,14 +33,20 @@ def test_an_unknown_gpu_has_no_utilisation(
         bench.bench_train(spec, replace(execution, device="cuda"))
 
 
-def test_the_pack_size_stops_growing_where_it_no_longer_pays(
+def test_packs_are_timed_as_long_as_they_become_faster(
     spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speeds = {1: 10.0, 2: 15.0, 4: 14.0, 8: 99.0}
     monkeypatch.setattr(
-        bench, "bench_train", lambda *args, n_runs, **kw: {"tokens_per_s": speeds[n_runs]}
+        calibrate, "pack_speed", lambda spec, execution, seconds: speeds[execution.pack_size]
     )
-    assert bench.best_pack_size(spec, execution, (1, 2, 4, 8)) == (2, {1: 10.0, 2: 15.0, 4: 14.0})
+    assert calibrate.measure_packs(spec, execution, 1.0) == {2: 1.5, 4: 1.4}
+
+
+def test_a_pack_is_timed_by_its_real_steps(spec: RunSpec, execution: ExecutionSpec) -> None:
+    gains = calibrate.measure_packs(spec, execution, 0.01, (2,))
+    assert list(gains) == [2]
+    assert 0.2 < gains[2] < 5
 
 
 def test_calibration_gives_the_speed_of_every_width(execution: ExecutionSpec) -> None:

@@ -1,118 +1,197 @@
-"""A run over several processes has the losses of one process, and resumes on another number."""
+"""A run over several processes: the losses of one process, folders and resume as ever."""
 
 from __future__ import annotations
 
-import json
-import os
+import multiprocessing
+import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from scalelab.corpus.dataset import Dataset
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, to_json
-from scalelab.train.engine import Engine
+from scalelab.launch.retries import classify
+from scalelab.records.run_dir import RunDir
+from scalelab.sweep.run_spec import ExecutionSpec
+from tests.train.outcome import curve, last_note, result
+from tests.train.rank import OPTIONS, work
 
-PROGRAM = """
-import json, os, sys, warnings
-from pathlib import Path
-import torch.distributed as dist
-from scalelab.corpus.dataset import open_dataset
-from scalelab.sweep.run_spec import ExecutionSpec, run_spec_from_mapping
-from scalelab.train.sharded import ShardedEngine
+MakeRun = Callable[..., RunDir]
 
-request = json.loads(sys.argv[1])
-dist.init_process_group("gloo")
-spec = run_spec_from_mapping(request["spec"])
-dataset = open_dataset(Path(request["dataset"]))
-engine = ShardedEngine(
-    spec,
-    ExecutionSpec(micro_batch_seqs=request["micro"]),
-    recomputes_blocks=request["recomputes"],
-)
-if request["load"]:
-    engine.load(Path(request["load"]))
-else:
-    engine.initialize()
-found = []
-while engine.n_steps < request["until"]:
-    tokens = dataset.batch(spec.seed, engine.n_steps, spec.batch_seqs, spec.seq_len)
-    found.append(engine.step(tokens))
-if request["save"]:
-    engine.save(Path(request["save"]))
-if dist.get_rank() == 0:
-    print(json.dumps(found))
-dist.destroy_process_group()
-"""
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.train.rank"])
 
 
-def train_sharded(spec: RunSpec, dataset: Dataset, n_ranks: int, **options: Any) -> Any:
-    request = {
-        "spec": json.loads(to_json(spec)),
-        "dataset": str(dataset.folder),
-        "micro": 0,
-        "recomputes": False,
-        "load": None,
-        "save": None,
-        "until": 6,
-    }
-    text = json.dumps({**request, **options})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, text],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
+@dataclass
+class Job:
+    """Ranks at work on runs, one after the other."""
+
+    ranks: list[Any]
+    answers: list[Any]
+
+    def finish(self) -> list[str]:
+        """Return how the runs ended, on which all ranks must agree."""
+        assert self.exit_codes() == [0] * len(self.ranks)
+        found = [answer.recv() for answer in self.answers]
+        assert all(statuses == found[0] for statuses in found)
+        statuses: list[str] = found[0]
+        return statuses
+
+    def exit_codes(self) -> list[int]:
+        for process in self.ranks:
+            process.join(120)
+        return [process.exitcode for process in self.ranks]
+
+
+@pytest.fixture
+def start(dataset: Dataset) -> Iterator[Callable[..., Job]]:
+    """Return a starter of jobs: options of the rank program, and the rest of the execution."""
+    started: list[Any] = []
+
+    def begin(runs: list[RunDir], n_ranks: int, **options: Any) -> Job:
+        own = {name: options.pop(name) for name in list(options) if name in OPTIONS}
+        execution = ExecutionSpec(metrics_interval_steps=4, step="direct", **options)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        job = Job([], [])
+        for rank in range(n_ranks):
+            receiver, sender = CONTEXT.Pipe(duplex=False)
+            environment = {
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(n_ranks),
-            },
-        )
-        for rank in range(n_ranks)
-    ]
-    answers = [rank.communicate(timeout=240) for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), answers[0][1] + answers[-1][1]
-    return np.array(json.loads(answers[0][0].strip().splitlines()[-1]))
+            }
+            paths = [run.path for run in runs]
+            words = (environment, paths, dataset.folder, execution, sender)
+            job.ranks.append(CONTEXT.Process(target=work, args=words, kwargs=own))
+            job.answers.append(receiver)
+            job.ranks[-1].start()
+            sender.close()
+        started.extend(job.ranks)
+        return job
+
+    yield begin
+    for process in started:
+        if process.exitcode is None:
+            process.kill()
+            process.join()
 
 
-def single(spec: RunSpec, dataset: Dataset) -> Any:
-    engine = Engine([spec], ExecutionSpec())
-    engine.initialize(0)
-    for step in range(6):
-        engine.step(dataset.batch(spec.seed, step, spec.batch_seqs, spec.seq_len))
-    readings = engine.read()
-    return np.column_stack([readings.losses[:, 0], readings.norms[:, 0]])
+@pytest.fixture
+def together(start: Callable[..., Job]) -> Callable[..., str]:
+    """Return a function that makes an attempt with several ranks."""
+
+    def make(run: RunDir, n_ranks: int, **options: Any) -> str:
+        (status,) = start([run], n_ranks, **options).finish()
+        return status
+
+    return make
 
 
-@pytest.mark.slow
-def test_two_ranks_with_micro_batches_equal_one_process_and_resume_on_three(
-    spec: RunSpec, dataset: Dataset, tmp_path: Path
+def losses(run: RunDir) -> Any:
+    found = curve(run)
+    assert list(found) == [1, *range(4, 30, 4), 30]
+    return np.array(list(found.values()))
+
+
+def test_two_ranks_have_the_losses_of_one_and_resume_with_the_same_bits(
+    make_run: MakeRun, attempt_at: Callable[..., str], together: Callable[..., str]
 ) -> None:
-    spec = replace(spec, batch_seqs=12)
-    expected = single(spec, dataset)
-    folder = str(tmp_path / "saved")
-    first = train_sharded(spec, dataset, 2, micro=2, until=3, save=folder)
-    np.testing.assert_allclose(first, expected[:3], rtol=2e-5)
-    rest = train_sharded(spec, dataset, 3, load=folder, recomputes=True)
-    np.testing.assert_allclose(rest, expected[3:], rtol=5e-5)
+    alone, straight, stopped = (make_run(group) for group in ("alone", "straight", "stopped"))
+    assert attempt_at(alone) == "done"
+    assert together(straight, 2, micro_batch_seqs=2) == "done"
+    np.testing.assert_allclose(losses(straight), losses(alone), rtol=2e-5)
+    one, two = result(alone), result(straight)
+    assert two.loss_nats == pytest.approx(one.loss_nats, rel=2e-5)
+    paths = [run.attempts()[-1].path / "eval_losses.npy" for run in (alone, straight)]
+    first, second = (np.load(path) for path in paths)
+    np.testing.assert_allclose(second, first, rtol=1e-4)
+    assert (two.n_params, two.n_tokens, two.n_steps) == (one.n_params, one.n_tokens, one.n_steps)
+    execution = last_note(straight)["execution"]
+    assert (execution["n_devices"], execution["step"]) == (2, "eager")
+
+    assert together(stopped, 2, stop_at=11, micro_batch_seqs=2) == "preempted"
+    assert last_note(stopped)["ended"]["reason"] == "enough"
+    assert together(stopped, 2) == "done"
+    note = last_note(stopped)
+    assert note["resumed_from"]["step"] >= 11
+    # The micro-batch was the first attempt's: other parts would add up to other bits.
+    assert note["execution"]["micro_batch_seqs"] == 2
+    assert losses(stopped).tolist() == losses(straight).tolist()
+    assert result(stopped).loss_nats == two.loss_nats
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(
+    make_run: MakeRun, attempt_at: Callable[..., str], together: Callable[..., str]
+) -> None:
+    changes = {"batch_seqs": 6, "parametrization": "mup"}
+    alone, run = make_run("alone", **changes), make_run("moved", **changes)
+    assert attempt_at(alone) == "done"
+    assert attempt_at(run, stop_at=7) == "preempted"
+    assert together(run, 3, stop_at=14) == "preempted"
+    assert together(run, 2, stop_at=21) == "preempted"
+    assert attempt_at(run) == "done"
+    steps = [(a.read_note()["resumed_from"] or {"step": 0})["step"] for a in run.attempts()]
+    assert steps == sorted(steps)
+    assert [step // 7 for step in steps] == [0, 1, 2, 3]
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=5e-5)
+    assert result(run).loss_nats == pytest.approx(result(alone).loss_nats, rel=5e-5)
+
+
+def test_a_rank_that_runs_out_of_memory_says_so_in_the_runs_note(
+    make_run: MakeRun, start: Callable[..., Job]
+) -> None:
+    run = make_run()
+    codes = start([run], 2, faulty_rank=1).exit_codes()
+    assert codes == [1, 1]
+    ended = last_note(run)["ended"]
+    assert ended["status"] == "failed"
+    assert "rank 1: OutOfMemoryError: CUDA out of memory" in ended["reason"]
+    kind = classify("FAILED", last_note(run), is_accepted=False, is_first=True)
+    assert kind == "oom"
+
+
+def test_a_killed_rank_ends_the_job_and_costs_no_result(
+    make_run: MakeRun, start: Callable[..., Job], together: Callable[..., str]
+) -> None:
+    run = make_run()
+    job = start([run], 2, pause_s=0.2, checkpoint_interval_s=0.0)
+    deadline = time.monotonic() + 120
+    while not run.checkpoints():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.ranks[1].kill()
+    assert job.exit_codes() == [1, -signal.SIGKILL]
+    ended = last_note(run)["ended"]
+    assert (ended["status"], ended["reason"][:15]) == ("preempted", "RanksLostError:")
+    kind = classify("FAILED", last_note(run), is_accepted=False, is_first=True)
+    assert kind == "infrastructure"
+    assert together(run, 2) == "done"
+    assert last_note(run)["resumed_from"]["step"] > 0
+
+
+def test_a_batch_that_cannot_be_shared_fails_alone_and_the_next_run_is_trained(
+    make_run: MakeRun, start: Callable[..., Job]
+) -> None:
+    odd, even = make_run(batch_seqs=5), make_run(n_steps=8)
+    assert start([odd, even], 2).finish() == ["failed", "done"]
+    assert "5 sequences a batch over 2 devices" in last_note(odd)["ended"]["reason"]
 
 
 def test_a_single_device_imports_nothing_distributed() -> None:
     code = (
         "import sys, scalelab.train.worker\n"
         "assert 'scalelab.train.sharded' not in sys.modules\n"
+        "assert 'scalelab.train.distributed' not in sys.modules\n"
         "assert 'torch.distributed.fsdp' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

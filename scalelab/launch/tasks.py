@@ -1,0 +1,42 @@
+"""The tasks of a job whose runs take several GPUs each: one leads, the others follow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from scalelab.launch.intents import read_pack
+from scalelab.sweep.run_spec import ExecutionSpec
+
+LOOPBACK = "127.0.0.1"
+
+
+def export_ranks() -> int:
+    """Put torchrun's variables into the environment of a SLURM task; return the task's rank.
+
+    Tasks of one machine meet on its loopback. Which GPU is a task's own is the trainer's to say:
+    all those of its machine stay visible, so that they can reach each other.
+    """
+    from submitit.helpers import TorchDistributedEnvironment
+
+    environment = TorchDistributedEnvironment()
+    if environment.local_world_size == environment.world_size:
+        environment.master_addr = LOOPBACK
+    environment.export(set_cuda_visible_devices=False)
+    return int(environment.rank)
+
+
+def follow_the_first(sweep: Path, intent_id: str) -> None:
+    """Do what the first task says until it has no more runs."""
+    from scalelab.train.distributed import follow
+
+    execution = read_pack(sweep, intent_id, int(os.environ["SLURM_ARRAY_TASK_ID"])).execution
+    while follow(execution) is not None:
+        pass
+
+
+def dismiss_others(execution: ExecutionSpec) -> None:
+    """Let the other tasks go: there are no more runs."""
+    from scalelab.train.distributed import dismiss
+
+    dismiss(execution)

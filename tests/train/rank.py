@@ -1,0 +1,59 @@
+"""What each process of a job of several ranks does in the tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.train import distributed, loop, session, sharded, worker
+
+OPTIONS = ("stop_at", "pause_s", "faulty_rank")
+
+
+def work(
+    environment: Mapping[str, str],
+    runs: Sequence[Path],
+    dataset: Path,
+    execution: ExecutionSpec,
+    answer: Any,
+    *,
+    stop_at: int | None = None,
+    pause_s: float = 0.0,
+    faulty_rank: int | None = None,
+) -> None:
+    """Attempt the runs; one rank may fail, or all pause before each look at the losses."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    loop.POLL_INTERVAL_S = 0.0
+    steps = [0]
+    original = session.Session.observe
+
+    def observe(self: session.Session, *arguments: Any) -> str | None:
+        time.sleep(pause_s)
+        reason = original(self, *arguments)
+        steps[0] = self.step
+        return reason
+
+    def should_stop() -> str | None:
+        return "enough" if stop_at is not None and steps[0] >= stop_at else None
+
+    def fail(self: sharded.ShardedEngine, own: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    session.Session.observe = observe  # type: ignore[method-assign]
+    rank = int(environment["RANK"])
+    if rank == faulty_rank:
+        sharded.ShardedEngine.step = fail  # type: ignore[assignment,method-assign]
+    answer.send(
+        [worker.run_attempt(run, dataset, execution, should_stop=should_stop) for run in runs]
+    )
+    if rank == 0:
+        distributed.dismiss(execution)
+    else:
+        assert distributed.follow(execution) is None
