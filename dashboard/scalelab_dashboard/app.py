@@ -27,6 +27,12 @@ STYLE = """
 h2 {padding-top: 0.2rem;}
 [data-testid="stSidebar"] [role="radiogroup"] > label {padding: 0.1rem 0; width: 100%;}
 [data-testid="stSidebar"] [role="radiogroup"] p {font-size: 1rem;}
+@media (max-width: 1100px) {
+  [data-testid="stMain"] [data-testid="stHorizontalBlock"] {flex-wrap: wrap;}
+  [data-testid="stMain"] [data-testid="stColumn"] {min-width: 11rem;}
+  [data-testid="stHorizontalBlock"]:has([data-testid="stPlotlyChart"], [data-testid="stDataFrame"])
+    > [data-testid="stColumn"] {min-width: 100%;}
+}
 </style>
 """
 

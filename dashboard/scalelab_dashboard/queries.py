@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scalelab.forecast.bands import Bands
     from scalelab.records.types import Observations
 
+FIRST = ("failed", "diverged", "running", "queued", "preempted", "cancelled", "planned")
+
 
 @st.cache_resource(show_spinner=False)
 def fits() -> Fits:
@@ -40,8 +42,10 @@ def sources(results: str, stamp: str) -> list[Source]:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def runs(results: str, sweep: str, stamp: str) -> pd.DataFrame:
-    """Return all runs of a sweep; whoever changes the frame copies it first."""
-    return api_page.runs(results, sweep)
+    """Return all runs of a sweep, those that need somebody first; nobody changes the frame."""
+    table = api_page.runs(results, sweep)
+    order = table["status"].map({status: i for i, status in enumerate(FIRST)}).fillna(len(FIRST))
+    return table.iloc[order.to_numpy().argsort(kind="stable")]
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

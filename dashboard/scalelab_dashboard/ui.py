@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from scalelab.report.look import DARK, LIGHT, Look
+from scalelab.units import format_flops
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from scalelab.fit.outcome import Interval
+    from scalelab.records.types import Observations
     from scalelab_dashboard.fits import Failure
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$:~&@/=^\"'])")
@@ -58,6 +60,11 @@ def number(label: str, value: str, limits: str, help_text: str | None = None) ->
         st.caption(as_text(limits))
 
 
+def next_compute(rows: Observations) -> str:
+    """Return ten times the compute of the largest run: where to look where nothing was asked."""
+    return format_flops(float(f"{10 * rows.flops.max():.0e}"))
+
+
 def exponent(interval: Interval | None, level: float) -> tuple[str, str]:
     """Return an exponent and its interval as texts."""
     if interval is None or not math.isfinite(interval.value):
@@ -81,7 +88,7 @@ def failure(found: Failure) -> None:
 def warnings(found: Any) -> None:
     """Show the warnings of a fit in words, the most serious first."""
     for warning in found:
-        title = as_text(warning.code.replace("_", " "))
+        title = as_text(warning.code.replace("_", " ").capitalize())
         st.markdown(f"**{title}**: {prose(warning.message)}")
 
 

@@ -57,10 +57,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
         go.Scatter(
             x=value,
             y=names,
-            mode="markers+text",
-            text=[f"{v:.3f}" for v in value],
-            textposition="top center",
-            textfont={"color": look.ink},
+            mode="markers",
             marker={"size": 10, "color": look.accent},
             error_x={
                 "type": "data",
@@ -77,6 +74,11 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
         )
     )
     figure.add_vline(x=0.5, line={"color": look.faint, "dash": "dot", "width": 1})
+    for name, at, end in zip(names, value, np.fmax(high, value), strict=True):
+        # Beyond the interval, where neither the line at one half nor a bar runs through it.
+        figure.add_annotation(
+            x=end, y=name, text=f"{at:.3f}", showarrow=False, xanchor="left", xshift=10
+        )
     said = "; ".join(f"{name} {interval.value:.3f}" for name, interval in exponents)
     finish(
         figure,

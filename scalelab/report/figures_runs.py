@@ -42,12 +42,15 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
     panels = [(key, name) for key, name in PANELS if len(table) and table[key].notna().any()]
     if not panels:
         return empty(look, "These runs have no training curve yet.", height=220)
-    places = _places(len(panels))
+    n_cols, places = _places(len(panels))
     n_rows = places[-1][0]
     figure = make_subplots(
         rows=n_rows,
-        cols=2,
-        specs=[[{"colspan": 2}, None], *([[{}, {}]] * (n_rows - 1))],
+        cols=n_cols,
+        specs=[
+            [{"colspan": n_cols}, *([None] * (n_cols - 1))],
+            *([[{} for _ in range(n_cols)]] * (n_rows - 1)),
+        ],
         row_heights=[FIRST_PANEL, *([1.0] * (n_rows - 1))],
         vertical_spacing=0.22 / n_rows,
         horizontal_spacing=0.09,
@@ -97,9 +100,10 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
     return figure
 
 
-def _places(count: int) -> list[tuple[int, int]]:
-    """Return row and column of each panel: the first across, the others in pairs below it."""
-    return [(1, 1), *((2 + i // 2, 1 + i % 2) for i in range(count - 1))]
+def _places(count: int) -> tuple[int, list[tuple[int, int]]]:
+    """Return the columns, and row and column of each panel: the first across, the others below."""
+    n_cols = 3 if count == 4 else 2
+    return n_cols, [(1, 1), *((2 + i // n_cols, 1 + i % n_cols) for i in range(count - 1))]
 
 
 def _label_ends(

@@ -79,7 +79,7 @@ def valleys(
     above = int((losses > top).sum())
     note = f" {left_out} of {len(isoflop.valleys)} budgets are not drawn." if left_out else ""
     if above:
-        note += f" {above} runs lie above the frame."
+        note += f" {above} run{'s lie' if above > 1 else ' lies'} above the frame."
     found = sum(valley.is_interior for valley in isoflop.valleys)
     finish(
         figure,

@@ -185,9 +185,9 @@ def log_axis(values: Sequence[FloatArray] | FloatArray, *, sizes: bool = False) 
     low, high = (float(flat.min()), float(flat.max())) if len(flat) else (1.0, 10.0)
     first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
     decades = math.log10(high / low)
-    steps = (
-        (1.0,) if decades > 1.4 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, 2, 3, 5, 7)
-    )
+    steps: tuple[float, ...] = (1.0,)
+    for most, finer in ((2.6, (1.0, 3.0)), (1.4, (1.0, 2.0, 5.0)), (0.5, (1.0, 1.5, 2, 3, 5, 7))):
+        steps = finer if decades <= most else steps
     stride = 3 if decades > 9 else 1
     powers = range(first, last + 1, stride)
     ticks = [step * 10.0**power for power in powers for step in steps]

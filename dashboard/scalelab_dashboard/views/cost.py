@@ -69,6 +69,7 @@ def show(choice: Choice) -> None:
             5000.0,
             watts,
             10.0,
+            "%g",
             key="watts",
             bind="query-params",
             help=f"Used where no counter measured the energy: {power_source}.",
@@ -80,6 +81,7 @@ def show(choice: Choice) -> None:
             2000.0,
             WORLD_GRAMS_PER_KWH,
             10.0,
+            "%g",
             key="grid",
             bind="query-params",
             help=GRID_SOURCE,
@@ -95,9 +97,9 @@ def show(choice: Choice) -> None:
     st.caption(
         ui.as_text(
             f"Energy was measured in {measured:,} of {len(runs):,} runs, else it is device-hours "
-            f"times {power:g} W ({_given(power, watts, power_source)}). Grid: {grams:g} g "
-            f"CO2-equivalent a kWh ({_given(grams, WORLD_GRAMS_PER_KWH, GRID_SOURCE)}). Price: "
-            f"{format_money(usd)} a device-hour ({_given(usd, price, price_source)}). Wasted is "
+            f"times {power:g} W: {_given(power, watts, power_source)}. Grid, {grams:g} g "
+            f"CO2-equivalent a kWh: {_given(grams, WORLD_GRAMS_PER_KWH, GRID_SOURCE)}. Price, "
+            f"{format_money(usd)} a device-hour: {_given(usd, price, price_source)}. Wasted is "
             "what went into runs that ended without a result; planned is reckoned at the speed of "
             "the finished runs."
         )

@@ -51,7 +51,9 @@ def show(choice: Choice) -> None:
         path = _spooled(uploaded.name, uploaded.getvalue())
         table = state.Table(path=str(path), label=f"{uploaded.name} (opened here)")
     if table is None:
-        st.info("No table is open. Drop a file above, or start with `scalelab dashboard --from`.")
+        st.info(
+            "No table is open. Drop a file above, or start `scalelab dashboard --from FILE.csv`."
+        )
         return
     stamp = queries.stamp_of(choice.results, table.path)
     head = queries.head(table.path, stamp)

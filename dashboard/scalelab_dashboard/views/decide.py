@@ -21,7 +21,7 @@ from scalelab.theory.hardware import (
     WORLD_GRAMS_PER_KWH,
 )
 from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
-from scalelab_dashboard import ui, waiting
+from scalelab_dashboard import queries, ui, waiting
 from scalelab_dashboard.fits import Failure, FitKey
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 OWN = "this fit"
+CHINCHILLA_FLOPS = "5.76e23"
+"""The budget of Chinchilla and Gopher, arXiv:2203.15556."""
 RECOMMENDED = "besiroglu"
 """Refit of the Chinchilla runs: the constants first printed do not fit them, arXiv:2404.10102."""
 # Our name of the limit, its label, its option, its unit's factor, an example.
 LIMITS = (
-    ("flops", "Training compute, FLOP", "--flops", 1.0, "5.76e23"),
+    ("flops", "Training compute, FLOP", "--flops", 1.0, CHINCHILLA_FLOPS),
     ("gpu_hours", "GPU-hours of training", "--gpu-hours", 1.0, "400K"),
     ("days", "Days of training", "--max-days", 1.0, "30"),
     ("usd", "Money, US dollars", "--max-usd", 1.0, "2M"),
@@ -144,7 +146,8 @@ def show(choice: Choice) -> None:
         bind="query-params",
         help="Your own fit has intervals; published constants have none.",
     )
-    asked = _ask()
+    usual = _usual(choice, law)
+    asked = _ask(usual)
     words = ["scalelab", "decide"]
     source: FitReport | str = law
     if law == OWN:
@@ -184,10 +187,20 @@ def _answer(key: FitKey | None, law: str, asked: Asked, _source: FitReport | str
     return asked.decide(_source)
 
 
-def _ask() -> Asked:
+def _usual(choice: Choice, law: str) -> str:
+    """Return the compute that is decided on where no limit is given."""
+    found = queries.observed(choice.key) if law == OWN and choice.key is not None else None
+    return (
+        CHINCHILLA_FLOPS
+        if found is None or isinstance(found, Failure)
+        else ui.next_compute(found[0])
+    )
+
+
+def _ask(usual: str) -> Asked:
     """Draw the inputs: limits first, then on what it is trained and served."""
     st.markdown("**Limits**")
-    limits = _limits()
+    limits = _limits(usual)
     st.markdown("**On what, and how it is served**")
     first, second, third, fourth = st.columns(4)
     with first:
@@ -239,6 +252,9 @@ def _ask() -> Asked:
             bind="query-params",
             placeholder="search, or 7B:2T, 13B:1T",
         )
+    if not limits and not (named or "").strip():
+        limits = (("flops", usual),)
+        st.caption(f"No limit is given; this is for {usual} FLOP of training.")
     return Asked(
         limits=limits,
         gpu=gpu,
@@ -251,7 +267,7 @@ def _ask() -> Asked:
     )
 
 
-def _limits() -> tuple[tuple[str, str], ...]:
+def _limits(usual: str) -> tuple[tuple[str, str], ...]:
     """Draw the limits; return those that were given, as text."""
     given = []
     places = st.columns(4)
@@ -259,10 +275,9 @@ def _limits() -> tuple[tuple[str, str], ...]:
         with places[i % 4]:
             text = st.text_input(
                 label,
-                "5.76e23" if name == "flops" else "",
                 key=f"max_{name}",
                 bind="query-params",
-                placeholder=f"no limit, or {example}",
+                placeholder=f"no limit, or {usual if name == 'flops' else example}",
             )
         if text and text.strip():
             given.append((name, text.strip()))
@@ -275,7 +290,7 @@ def _show(answer: Decision, asked: Asked, share: str) -> None:
     if best is None:
         st.warning("No candidate keeps the limits. Loosen one, or name smaller candidates.")
     else:
-        _headline(best, share)
+        _headline(best, share, len(answer.candidates))
     left, right = st.columns([3, 2], gap="medium")
     with left:
         cost = st.selectbox("Against", list(COSTS), key="against_cost", bind="query-params")
@@ -315,15 +330,15 @@ def _show(answer: Decision, asked: Asked, share: str) -> None:
     )
 
 
-def _headline(best: Candidate, share: str) -> None:
+def _headline(best: Candidate, share: str, count: int) -> None:
     columns = st.columns(4)
     with columns[0]:
-        ui.number("train parameters N", format_quantity(best.n_params), "the best size")
+        ui.number("parameters N", format_quantity(best.n_params), f"the best of {count:,}")
     with columns[1]:
         epochs = best.costs["epochs"]
         passes = "" if epochs is None else f", {epochs:.2f} passes over the data"
         ui.number(
-            "on tokens D",
+            "training tokens D",
             format_quantity(best.n_tokens),
             f"{best.n_tokens / best.n_params:.1f} tokens a parameter{passes}",
         )
@@ -336,7 +351,7 @@ def _headline(best: Candidate, share: str) -> None:
         ui.number("predicted loss, nats per token", f"{best.loss_nats:.4f}", interval)
     with columns[3]:
         ui.number(
-            "for",
+            "cost",
             format_money(best.costs["usd"] or 0.0),
             f"{format_quantity(best.costs['gpu_hours'] or 0.0)} GPU-hours, "
             f"{best.costs['days'] or 0.0:.3g} days, {format_flops(best.flops)} FLOP",
@@ -350,7 +365,10 @@ def _binding(answer: Decision) -> None:
     labels = {name: label for name, label, *_ in LIMITS}
     for name in answer.binding:
         gain = answer.relaxed.get(name)
-        more = "" if gain is None else f" 10 % more of it would save {gain:.4f} nats."
+        more = ""
+        if gain is not None:
+            saved = "less than 0.0001" if gain < 1e-4 else f"{gain:.4f}"
+            more = f" 10 % more of it would save {saved} nats."
         st.markdown(f"**{labels[name]}** binds.{more}")
 
 

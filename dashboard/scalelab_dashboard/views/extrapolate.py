@@ -18,17 +18,18 @@ from scalelab_dashboard.fits import Failure
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.fit.result import FitReport, Forecast
+    from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 
 BY = ("Compute C", "Parameters N", "Tokens D", "GPU-hours", "Money")
 LETTER = {"Compute C": "C", "Parameters N": "N", "Tokens D": "D"}
 EXAMPLES = {
-    "Compute C": "1e24",
     "Parameters N": "7B",
     "Tokens D": "2T",
     "GPU-hours": "100000",
     "Money": "1M",
 }
+COLUMNS = {"n_params": "N", "n_tokens": "D", "flops": "C"}
 SECONDS_PER_HOUR = 3600
 PUBLISHED_SPAN = (1e19, 1e26)
 
@@ -38,7 +39,7 @@ def show(choice: Choice) -> None:
     found = waiting.rows(choice)
     if found is None:
         return
-    request = _ask()
+    request = _ask(found[0])
     report = waiting.report(choice)
     if report is None or choice.key is None:
         return
@@ -66,20 +67,22 @@ def show(choice: Choice) -> None:
     _published(choice, report)
 
 
-def _ask() -> str | Failure:
+def _ask(rows: Observations) -> str | Failure:
     """Draw the inputs; return the request as the command line takes it."""
     columns = st.columns([2, 2, 1, 1])
     with columns[0]:
         by = st.selectbox("Target by", BY, key="by", bind="query-params")
     with columns[1]:
+        next_c = by == "Compute C"
+        usual = ui.next_compute(rows) if next_c else EXAMPLES[by]
         text = st.text_input(
             "Target",
-            EXAMPLES["Compute C"],
             key="target",
             bind="query-params",
+            placeholder=f"{usual}, 10 times the largest run" if next_c else usual,
             help="1e24, 7B, 2T; money in US dollars.",
         )
-    text = text or EXAMPLES[by]
+    text = text or usual
     hardware, utilisation = "h100", STATED_UTILISATION
     if by in ("GPU-hours", "Money"):
         with columns[2]:
@@ -139,13 +142,16 @@ def _answer(forecast: Forecast) -> None:
     distance = ""
     if forecast.extrapolation is not None:
         ratio = forecast.extrapolation
-        times = f"{ratio:,.0f}" if 100 <= ratio < 1e6 else format_quantity(ratio)
+        times = format_flops(ratio) if ratio >= 1e6 else f"{ratio:,.{0 if ratio >= 100 else 1}f}"
         distance = (
             f"{times} times the compute of the largest run."
             if forecast.extrapolation > 1
             else "Within the compute of the runs."
         )
-    st.markdown(ui.as_text(f"{flops}{forecast.allocation}. ") + f"**{distance}**")
+    allocation = forecast.allocation
+    for name, letter in COLUMNS.items():
+        allocation = allocation.replace(name, letter)
+    st.markdown(ui.as_text(f"{flops}{allocation}. ") + f"**{distance}**")
     if forecast.is_far:
         st.warning(
             "More than 100 times beyond the largest run: the interval covers noise in the fitted "
@@ -222,11 +228,7 @@ def _published(choice: Choice, report: FitReport) -> None:
     )
     shown = table[["model", "year", "n_params", "n_tokens", "ratio", "saved", "verdict", "source"]]
     flops, name = ui.scaled(table, "flops")
-    shown = shown.assign(
-        n_params=table["n_params"] / 1e9,
-        n_tokens=table["n_tokens"] / 1e9,
-        saved=100 * table["saved"],
-    )
+    shown = shown.assign(saved=100 * table["saved"])
     shown.insert(4, name, flops)
     shown = shown.sort_values("year", ascending=False, kind="stable")
     st.dataframe(
@@ -235,8 +237,8 @@ def _published(choice: Choice, report: FitReport) -> None:
         alt="Published models with their distance from this sweep's optimum",
         column_config={
             "year": st.column_config.NumberColumn(format="%d", width=56),
-            "n_params": st.column_config.NumberColumn("N, B", format="%.3g", width=64),
-            "n_tokens": st.column_config.NumberColumn("D, B tokens", format="%.0f", width=90),
+            "n_params": st.column_config.NumberColumn("N", format="compact", width=64),
+            "n_tokens": st.column_config.NumberColumn("D, tokens", format="compact", width=80),
             name: st.column_config.NumberColumn(format="%.3g", width=100),
             "ratio": st.column_config.NumberColumn("N / optimal N", format="%.2f", width=100),
             "saved": st.column_config.NumberColumn(

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from scalelab.fit.result import FitReport
     from scalelab_dashboard.state import Choice
 
+MEANING = (
+    "E: irreducible loss, nats per token. A and alpha, B and beta: scale and exponent of the terms "
+    "in N and in D. a, b: exponents of N_opt and D_opt in C. G: N_opt = G (C/6)^a."
+)
 VIEWS = ("Methods", "Other forms", "Bootstrap", "Residuals", "Leave one budget out")
 
 
@@ -27,8 +31,6 @@ def show(choice: Choice) -> None:
         return
     if report.fit.status == "not_identified":
         waiting.not_identified(report)
-    else:
-        ui.warnings(report.warnings)
     view = st.segmented_control(
         "View", VIEWS, default=VIEWS[0], key="view", bind="query-params", required=True
     )
@@ -132,6 +134,9 @@ def _methods(report: FitReport, choice: Choice) -> None:
         for number, reason in (("1", report.envelope.reason), ("2", report.isoflop.reason)):
             if reason is not None:
                 st.caption(ui.as_text(f"Approach {number} has no answer: {reason}."))
+        if report.fit.status != "not_identified" and report.warnings:
+            st.subheader("What to know")
+            ui.warnings(report.warnings)
     with right:
         st.subheader("Parameters")
         both = {**report.params, **report.derived}
@@ -156,7 +161,11 @@ def _methods(report: FitReport, choice: Choice) -> None:
                 f"{report.observations.flop_convention}."
             )
         )
-        st.download_button("Save as CSV", report.to_csv(), "fit.csv", "text/csv", on_click="ignore")
-        st.download_button(
-            "Save as LaTeX", report.to_tex(), "fit.tex", "text/plain", on_click="ignore"
-        )
+        st.caption(ui.as_text(MEANING))
+        with st.container(horizontal=True):
+            st.download_button(
+                "Save as CSV", report.to_csv(), "fit.csv", "text/csv", on_click="ignore"
+            )
+            st.download_button(
+                "Save as LaTeX", report.to_tex(), "fit.tex", "text/plain", on_click="ignore"
+            )

@@ -8,14 +8,17 @@ import numpy as np
 import streamlit as st
 
 from scalelab.report import figures, figures_valleys
-from scalelab.units import format_flops
+from scalelab.units import format_flops, format_quantity
 from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
+    from scalelab.fit.isoflop import IsoflopFit
+    from scalelab.fit.parabola import Bottom
     from scalelab.fit.result import FitReport
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 
+MAX_MINIMA = 10
 KINDS = {"isoflop": "isoFLOP"}
 STATES = ("done", "running", "queued", "planned", "failed", "diverged", "preempted", "cancelled")
 
@@ -27,6 +30,8 @@ def show(choice: Choice) -> None:
     if found is None:
         return
     rows, isoflop = found
+    if choice.table is not None:
+        st.markdown(f"**{ui.as_text(choice.table.label)}**, a table of {len(rows.flops):,} rows")
     top = st.container()
     report = waiting.report(choice)
     look = ui.look()
@@ -91,6 +96,7 @@ def show(choice: Choice) -> None:
             ui.warnings(report.warnings)
             if not report.warnings:
                 st.markdown("Nothing stands against this fit: no warning.")
+            _minima(isoflop)
     st.caption(ui.as_text(figures.caption(report)))
     ui.command(choice.words())
 
@@ -115,6 +121,32 @@ def _state(choice: Choice) -> None:
             + ui.prose(f"`scalelab retry {source.name}` starts them again; ")
             + "the **Runs** page says why they ended."
         )
+
+
+def _minima(isoflop: IsoflopFit) -> None:
+    """Show where the valleys have their minima, as numbers; of many, evenly spaced ones."""
+    found = [valley for valley in isoflop.valleys if valley.is_interior]
+    if not found:
+        return
+    st.markdown("**Minima of the valleys** (approach 2)")
+    some = np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_MINIMA)).round())
+    rows = [
+        {
+            "C, FLOP": format_flops(valley.budget),
+            "N_opt": format_quantity(valley.n_params.value),
+            "interval": _span_of(valley.n_params),
+            "D/N": f"{valley.n_tokens.value / valley.n_params.value:.1f}",
+            "loss, nats": f"{valley.n_params.loss:.4f}",
+        }
+        for valley in (found[int(i)] for i in some)
+    ]
+    st.table(rows, hide_index=True)
+
+
+def _span_of(bottom: Bottom) -> str:
+    if bottom.low is None or bottom.high is None:
+        return "unbounded"
+    return f"{format_quantity(bottom.low)} to {format_quantity(bottom.high)}"
 
 
 def _headline(report: FitReport, choice: Choice, flops: float) -> None:

@@ -152,12 +152,12 @@ def view(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _config(flops: str) -> dict[str, Any]:
     number = st.column_config.NumberColumn
     return {
-        "n_params": number("N, parameters", format="compact"),
+        "n_params": number("N", format="compact", help="parameters"),
         "n_tokens": number("D, tokens", format="compact"),
         "loss_nats": number("loss, nats", format="%.4f"),
         "lr": number("lr", format="%.2e"),
         flops: number(format="%.3g"),
-        "batch_seqs": number("batch, sequences"),
+        "batch_seqs": number("batch", help="sequences a step"),
         "n_layers": number("layers"),
         "d_model": number("width"),
         "wall_s": number("time, s", format="localized"),
