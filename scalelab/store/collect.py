@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalelab.errors import DataError, ScalelabError
+from scalelab.errors import DataError
 from scalelab.store import live, scan
-from scalelab.store.curves import CurveRows, Progress, read_new_rows
-from scalelab.store.rows import Row, arrow_columns, as_arrow, attempt_rows, run_row
-from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, RUNS
+from scalelab.store.curves import Progress
+from scalelab.store.portions import Portion
+from scalelab.store.readers import read_portions
 from scalelab.store.sources import refresh_imports, refresh_sweeps
 
 if TYPE_CHECKING:
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUNS_IN_A_TRANSACTION = 20_000
-RUNS_READ_TOGETHER = 100
-READERS = 4
-READ_AHEAD = 20
 ROWS_IN_A_TRANSACTION = 250_000
 LOCK_WAIT_S = 10.0
 
@@ -70,25 +65,25 @@ class CollectReport:
 
 @dataclass(slots=True)
 class _Batch:
-    """What goes into one transaction."""
+    """Portions that go into one transaction."""
 
-    run_rows: list[Row] = field(default_factory=list)
-    attempt_rows: list[Row] = field(default_factory=list)
-    curves: CurveRows = field(default_factory=CurveRows)
-    signatures: dict[str, str] = field(default_factory=dict)
-    progress: dict[tuple[str, int], Progress] = field(default_factory=dict)
-    restarted: list[str] = field(default_factory=list)
+    portions: list[Portion] = field(default_factory=list)
+    n_runs: int = 0
+    n_rows: int = 0
 
-    def clear(self) -> None:
-        """Empty it for the next transaction."""
-        for name in ("run_rows", "attempt_rows", "signatures", "progress", "restarted"):
-            getattr(self, name).clear()
-        self.curves = CurveRows()
+    def add(self, portion: Portion) -> None:
+        """Add a portion."""
+        self.portions.append(portion)
+        self.n_runs += len(portion.signatures)
+        self.n_rows += portion.tables["attempt_metrics"].num_rows
 
     def is_full(self) -> bool:
         """Say whether it should be written before more is gathered."""
         return (
-            len(self.run_rows) >= RUNS_IN_A_TRANSACTION or len(self.curves) >= ROWS_IN_A_TRANSACTION
+            self.n_runs >= RUNS_IN_A_TRANSACTION
+            or self.n_rows >= ROWS_IN_A_TRANSACTION
+            # What follows is of a run that is in here already.
+            or bool(self.portions and self.portions[-1].rest)
         )
 
 
@@ -188,11 +183,21 @@ class _Collection:
             or not scan.is_unchanged(f"{self.runs_folder}/{name}", signature)
         ]
         progress = self._load_progress(changed)
+        group = [(name, progress.get(name, {})) for name in changed]
         batch = _Batch()
-        for name, read in self._read_ahead(changed):
-            self._take_run(name, read, progress, batch)
+        for portion in read_portions(self.runs_folder, group, max_rows=ROWS_IN_A_TRANSACTION):
+            for name, why in portion.unread.items():
+                self.problems.append(f"run {name} not read, as it was before: {why}")
+            for name, why in portion.refused.items():
+                self.problems.append(f"run {name} left out: {why}")
+            self._remove([name for name in portion.refused if name in self.known])
+            if portion.restarted:
+                self._commit(batch)
+                batch = _Batch()
+            batch.add(portion)
             if batch.is_full():
                 self._commit(batch)
+                batch = _Batch()
         self._commit(batch)
         with self._transaction():
             refreshed = [
@@ -202,105 +207,34 @@ class _Collection:
             if any(refreshed):
                 self._raise_generation()
 
-    def _read_ahead(self, names: list[str]) -> Iterator[tuple[str, scan.RunFiles | Exception]]:
-        """Yield each run, or why it could not be read, in order.
-
-        A few threads read ahead: while one waits for the file system another parses.
-        """
-        size = RUNS_READ_TOGETHER
-        groups = [names[i : i + size] for i in range(0, len(names), size)]
-        with ThreadPoolExecutor(READERS) as pool:
-            ahead: deque[Future[list[tuple[str, scan.RunFiles | Exception]]]] = deque()
-            for group in groups:
-                ahead.append(pool.submit(self._read_runs, group))
-                if len(ahead) > READ_AHEAD:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
-
-    def _read_runs(self, names: Sequence[str]) -> list[tuple[str, scan.RunFiles | Exception]]:
-        found: list[tuple[str, scan.RunFiles | Exception]] = []
-        for name in names:
-            try:
-                found.append((name, scan.read_run(f"{self.runs_folder}/{name}")))
-            except (ScalelabError, OSError) as error:
-                found.append((name, error))
-        return found
-
-    def _take_run(
-        self,
-        name: str,
-        run: scan.RunFiles | Exception,
-        progress: dict[str, dict[int, Progress]],
-        batch: _Batch,
-    ) -> None:
-        if isinstance(run, ScalelabError):
-            self.problems.append(f"run {name} left out: {run}")
-            self._remove([name] if name in self.known else [])
-            return
-        if isinstance(run, Exception):
-            self.problems.append(f"run {name} not read, as it was before: {run}")
-            return
-        torn = self._read_curves(run, progress.get(name, {}), batch)
-        batch.run_rows.append(run_row(run))
-        batch.attempt_rows += attempt_rows(run, torn)
-        batch.signatures[name] = run.signature
-
-    def _read_curves(
-        self, run: scan.RunFiles, earlier: dict[int, Progress], batch: _Batch
-    ) -> dict[int, int]:
-        """Gather the new rows of a run's attempts; return the torn lines of each in all."""
-        found = {attempt.number: attempt for attempt in run.attempts}
-        if any(
-            number not in found
-            or found[number].token != progress.token
-            or found[number].metrics_bytes < progress.bytes_read
-            for number, progress in earlier.items()
-        ):
-            # Another folder of the same name, or a curve cut short: nothing of before holds.
-            batch.restarted.append(run.run_id)
-            earlier = {}
-        torn = {}
-        for number, attempt in found.items():
-            progress = earlier.get(number) or Progress(token=attempt.token)
-            is_over = (
-                run.accepted is not None or attempt is not run.attempts[-1] or bool(attempt.end)
-            )
-            while progress.bytes_read < attempt.metrics_bytes:
-                rows, reached = read_new_rows(f"{attempt.folder}/metrics.jsonl", progress)
-                if reached == progress:
-                    break
-                self.metric_rows_new += len(rows)
-                batch.curves.add(run.run_id, attempt.number, rows)
-                batch.progress[run.run_id, number] = progress = reached
-                if batch.is_full():
-                    self._commit(batch)
-            # An unfinished last line is not read past: who was given up for dead may yet finish it.
-            torn[number] = progress.torn + (is_over and progress.bytes_read < attempt.metrics_bytes)
-        return torn
-
     def _commit(self, batch: _Batch) -> None:
-        """Write the batch in one transaction and empty it."""
-        if not (batch.signatures or batch.progress or batch.restarted):
+        """Write the batch in one transaction."""
+        import pyarrow as pa
+
+        if not batch.portions:
             return
+        signatures = {n: s for portion in batch.portions for n, s in portion.signatures.items()}
+        restarted = [name for portion in batch.portions for name in portion.restarted]
+        tables = {
+            name: pa.concat_tables([portion.tables[name] for portion in batch.portions])
+            for name in batch.portions[0].tables
+        }
+        if not (signatures or restarted or tables["collector.files"].num_rows):
+            return
+        columns = {"run_id": list(signatures), "signature": list(signatures.values())}
+        tables["collector.runs"] = _text_table(columns)
+        replaced = [name for name in signatures if name in self.known]
         with self._transaction():
-            self._delete(batch.restarted, ("attempt_metrics", "collector.files"))
-            replaced = [name for name in batch.signatures if name in self.known]
+            self._delete(restarted, ("attempt_metrics", "collector.files"))
             self._delete(replaced, ("runs", "attempts", "collector.runs"))
-            self._insert("runs", as_arrow(RUNS, batch.run_rows))
-            self._insert("attempts", as_arrow(ATTEMPTS, batch.attempt_rows))
-            self._insert("attempt_metrics", arrow_columns(ATTEMPT_METRICS, batch.curves.columns()))
-            self._save_progress(batch.progress)
-            signatures = {
-                "run_id": list(batch.signatures),
-                "signature": list(batch.signatures.values()),
-            }
-            self._insert("collector.runs", _text_table(signatures))
+            self._forget_progress(tables["collector.files"])
+            for name, rows in tables.items():
+                self._insert(name, rows)
             self._raise_generation()
         self.runs_changed += len(replaced)
-        self.runs_new += len(batch.signatures) - len(replaced)
-        self.known |= batch.signatures
-        batch.clear()
+        self.runs_new += len(signatures) - len(replaced)
+        self.metric_rows_new += batch.n_rows
+        self.known |= signatures
 
     def _remove(self, names: list[str]) -> None:
         """Remove runs whose folder is gone or cannot be used."""
@@ -331,25 +265,15 @@ class _Collection:
             )
         return found
 
-    def _save_progress(self, progress: dict[tuple[str, int], Progress]) -> None:
-        if not progress:
+    def _forget_progress(self, reached: pa.Table) -> None:
+        """Remove how far the curves were read that now were read further."""
+        if not reached.num_rows:
             return
-        import pyarrow as pa
-
-        values = list(progress.values())
-        table = pa.table(
-            {
-                "run_id": [run_id for run_id, _ in progress],
-                "attempt": [attempt for _, attempt in progress],
-                **{f.name: [getattr(value, f.name) for value in values] for f in fields(Progress)},
-            }
-        )
-        self.connection.register("reached", table)
+        self.connection.register("reached", reached)
         self.connection.execute(
             "DELETE FROM collector.files AS f USING reached AS r "
             "WHERE f.run_id = r.run_id AND f.attempt = r.attempt"
         )
-        self.connection.execute("INSERT INTO collector.files BY NAME SELECT * FROM reached")
         self.connection.unregister("reached")
 
     def _delete(self, names: list[str], tables: tuple[str, ...]) -> None:

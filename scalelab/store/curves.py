@@ -137,6 +137,8 @@ def _read_from(path: str, offset: int) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         return b""
     try:
-        return os.pread(descriptor, CHUNK_BYTES, offset)
+        # Asking for no more than there is: a buffer of a whole chunk costs more than the reading.
+        left = os.fstat(descriptor).st_size - offset
+        return os.pread(descriptor, min(left, CHUNK_BYTES), offset) if left > 0 else b""
     finally:
         os.close(descriptor)
