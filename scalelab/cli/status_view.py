@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from scalelab.store.run_states import RunState, Valley
+from scalelab.store.expected import LEVEL, MIN_FINISHED
+from scalelab.store.run_states import Expected, Outlook, RunState, Valley
 from scalelab.store.status import SweepStatus
 from scalelab.units import format_duration, format_flops, format_quantity
 
@@ -44,7 +45,7 @@ def render_status(status: SweepStatus) -> RenderableType:
         parts += [Text(), _valleys(status.valleys)]
     running = [run for run in status.runs if run.state == "running"]
     if running:
-        parts += [Text(), _running(running)]
+        parts += [Text(), _running(running), _legend(status)]
     troubled = [r for r in status.runs if r.state in ("failed", "diverged", "broken")]
     if troubled:
         parts += [Text(), _troubled(troubled)]
@@ -76,23 +77,47 @@ def _valleys(valleys: Sequence[Valley]) -> Table:
 
 
 def _running(runs: Sequence[RunState]) -> Table:
-    table = _table("running", "N", "D", "steps", "loss", "tokens/s", "left")
+    columns = ("steps", "loss", "expected", "at the end", "tokens/s", "left")
+    table = _table("running", "N", "D", *columns)
     table.add_column("")
     for run in runs[:SHOWN_RUNS]:
         is_silent = run.silent_s is not None and run.silent_s > SILENT_AFTER_S
         silence = f"silent for {format_duration(run.silent_s or 0.0)}" if is_silent else ""
+        outlook = run.outlook or Outlook(recent_loss_nats=None, now=None, end=None)
+        loss = run.loss_nats if outlook.recent_loss_nats is None else outlook.recent_loss_nats
         table.add_row(
             run.run_id,
             _quantity(run.n_params),
             _quantity(run.n_tokens),
             f"{run.step:,}/{run.n_steps or 0:,}",
-            "" if run.loss_nats is None else f"{run.loss_nats:.4f}",
+            Text("" if loss is None else f"{loss:.4f}", style="yellow" if outlook.is_high else ""),
+            _expected(outlook.now),
+            _expected(outlook.end),
             _quantity(run.tokens_per_s),
             "" if run.eta_s is None else format_duration(run.eta_s),
             Text(silence, style="yellow"),
         )
     _add_rest(table, runs)
     return table
+
+
+def _legend(status: SweepStatus) -> Text:
+    n_done = status.counts.get("done", 0)
+    if n_done < MIN_FINISHED:
+        words = f"Expected losses show once {MIN_FINISHED} runs are done ({n_done} so far)."
+    else:
+        words = (
+            "loss: training loss over the last 5 % of the schedule; expected: of the finished runs "
+            "at the same place in theirs, for this N and D; at the end: held-out loss. "
+            f"{LEVEL:.0%} of healthy runs lie within ±."
+        )
+    return Text(words, style="dim")
+
+
+def _expected(found: Expected | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.loss_nats:.3f} ± {found.high_nats - found.loss_nats:.3f}"
 
 
 def _troubled(runs: Sequence[RunState]) -> Table:

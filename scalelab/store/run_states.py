@@ -24,6 +24,41 @@ FALLS_TO_LARGE = "falls to the large end"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """A loss that should be met, nats per token, and between which it should lie."""
+
+    loss_nats: float
+    low_nats: float
+    high_nats: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """How a running run goes, against the finished runs of its sweep.
+
+    Attributes
+    ----------
+    recent_loss_nats : float or None
+        Its mean training loss over the last twentieth of its schedule.
+    now : Expected or None
+        The same of finished runs at this fraction of theirs, carried over to its size and length;
+        None before enough have finished.
+    end : Expected or None
+        Its final held-out loss, by the same comparison.
+    """
+
+    recent_loss_nats: float | None
+    now: Expected | None
+    end: Expected | None
+
+    @property
+    def is_high(self) -> bool:
+        """Whether the loss lies above where it should."""
+        recent = self.recent_loss_nats
+        return recent is not None and self.now is not None and recent > self.now.high_nats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
     """How one run of a sweep stands.
 
@@ -56,6 +91,8 @@ class RunState:
         Why it ended when not as done.
     spent_s, wasted_s : float
         Seconds that its attempts took, and the part of them whose steps had to be taken again.
+    outlook : Outlook or None
+        Of a running one.
     """
 
     run_id: str
@@ -74,6 +111,7 @@ class RunState:
     reason: str | None = None
     spent_s: float = 0.0
     wasted_s: float = 0.0
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from scalelab.records.process import is_process_alive
 from scalelab.records.run_dir import RunDir
 from scalelab.records.types import MetricRow
 from scalelab.store import scan
+from scalelab.store.expected import surprising, with_outlooks
 from scalelab.store.rows import Row, run_row
 from scalelab.store.run_states import (
     ACTIVE,
@@ -116,7 +117,7 @@ def read_status(
     runs = tuple(
         read_run_state(results / "runs" / run_id, budget, now) for run_id, budget in budgets.items()
     )
-    runs = runs if judge is None else judge(name, runs)
+    runs = with_outlooks(runs if judge is None else judge(name, runs), str(results / "runs"))
     found = Counter(run.state for run in runs)
     counts = {state: found[state] for state in STATES if found[state]}
     valleys = find_valleys(runs)
@@ -238,6 +239,13 @@ def advise(
     if counts.get(BROKEN):
         first = next(run for run in runs if run.state == BROKEN)
         advice.append(f"run {first.run_id} does not hold together: {first.reason}")
+    for run, expected in surprising(runs):
+        side = "above" if (run.loss_nats or 0.0) > expected.high_nats else "below"
+        advice.append(
+            f"run {run.run_id} ended at {run.loss_nats:.4f}, {side} the {expected.low_nats:.4f} to "
+            f"{expected.high_nats:.4f} that the others let expect: look at its curve (`scalelab "
+            f"logs {run.run_id}`) before it goes into a fit."
+        )
     for valley in valleys:
         if valley.n_done == valley.n_runs and valley.shape in (FALLS_TO_SMALL, FALLS_TO_LARGE):
             is_small = valley.shape == FALLS_TO_SMALL

@@ -1,0 +1,196 @@
+"""What a run's loss should be by now, and at its end, judging by the finished runs of its sweep.
+
+A loss in mid-schedule is no result and lies above what the law says for those tokens, so a running
+run is compared with finished ones at the same fraction of *their* schedules. From one size and
+length to another the loss is carried by the form :math:`E + A N^{-1/3} + B D^{-1/3}`, fitted by
+least squares to the nearest finished runs. It is a yardstick while a sweep runs: the laws that
+answer questions are fitted by `scalelab.fit`, exponents included.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalelab.store import scan
+from scalelab.store.curves import Progress, read_new_rows
+from scalelab.store.rows import curve_segments
+from scalelab.store.run_states import Expected, Outlook, RunState
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXPONENT = 1 / 3
+"""Between the published ones: 0.28 to 0.37 (arXiv:2203.15556, 2404.10102)."""
+MIN_FINISHED = 5
+NEAREST = 24
+WINDOW = 0.05
+LEVEL = 0.9
+FALSE_ALARMS = 0.01
+"""Chance that any run of a healthy sweep is called surprising."""
+
+
+def with_outlooks(runs: Sequence[RunState], runs_folder: str) -> tuple[RunState, ...]:
+    """Return the runs, each running one with its outlook.
+
+    Parameters
+    ----------
+    runs : sequence of RunState
+        Of one sweep.
+    runs_folder : str
+        Where the run folders lie, for the curves.
+    """
+    finished = [run for run in runs if _is_finished(run)]
+    return tuple(
+        replace(run, outlook=_outlook(run, finished, runs_folder))
+        if run.state == "running" and run.n_params and run.n_tokens and run.n_steps
+        else run
+        for run in runs
+    )
+
+
+def expect(
+    places: NDArray[np.float64],
+    losses: NDArray[np.float64],
+    *,
+    at: NDArray[np.float64],
+    level: float = LEVEL,
+) -> Expected | None:
+    """Return the loss that a run of size and length ``at`` should have, with where it may lie.
+
+    Parameters
+    ----------
+    places : ndarray, shape (n, 2)
+        N and D of finished runs.
+    losses : ndarray, shape (n,)
+        Their losses, nats per token.
+    at : ndarray, shape (2,)
+        N and D of the run in question.
+    level : float
+        Of the prediction interval (Student's t, noise of one size for all runs).
+
+    Returns
+    -------
+    Expected or None
+        None with fewer than `MIN_FINISHED` runs, or where they do not tell what N does from what D
+        does.
+    """
+    from scipy.special import stdtrit
+
+    if len(losses) < MIN_FINISHED:
+        return None
+    varies = np.ptp(places, axis=0) > 0
+    if (at != places[0])[~varies].any():
+        return None
+    center = np.exp(np.log(places).mean(axis=0))
+    design = np.column_stack([np.ones(len(places)), (places / center)[:, varies] ** -EXPONENT])
+    here = np.concatenate([[1.0], (at / center)[varies] ** -EXPONENT])
+    found, _, rank, _ = np.linalg.lstsq(design, losses, rcond=None)
+    if rank < design.shape[1]:
+        return None
+    freedom = len(losses) - rank
+    noise = math.sqrt(float(np.sum((losses - design @ found) ** 2)) / freedom)
+    leverage = float(here @ np.linalg.solve(design.T @ design, here))
+    reach = float(stdtrit(freedom, (1 + level) / 2)) * noise * math.sqrt(1 + leverage)
+    middle = float(here @ found)
+    return Expected(loss_nats=middle, low_nats=middle - reach, high_nats=middle + reach)
+
+
+def surprising(runs: Sequence[RunState]) -> tuple[tuple[RunState, Expected], ...]:
+    """Return the finished runs whose loss the others do not explain, with what they do explain.
+
+    Each is compared with the form fitted to the other finished runs of the sweep; in a healthy
+    sweep the chance that any is returned is about `FALSE_ALARMS`.
+    """
+    finished = [run for run in runs if _is_finished(run)]
+    places = _places(finished)
+    losses = np.asarray([run.loss_nats for run in finished], float)
+    found = []
+    for index, run in enumerate(finished):
+        near = _nearest(places, places[index], skip=index)
+        expected = expect(
+            places[near], losses[near], at=places[index], level=1 - FALSE_ALARMS / len(finished)
+        )
+        if expected and not expected.low_nats <= losses[index] <= expected.high_nats:
+            found.append((run, expected))
+    return tuple(found)
+
+
+def _outlook(run: RunState, finished: Sequence[RunState], runs_folder: str) -> Outlook:
+    fraction = run.step / (run.n_steps or 1)
+    recent = loss_about(f"{runs_folder}/{run.run_id}", fraction, run.n_steps or 1)
+    (at,) = _places([run])
+    near = [finished[index] for index in _nearest(_places(finished), at)]
+    places = _places(near)
+    final = np.asarray([other.loss_nats for other in near], float)
+    then = [loss_about(f"{runs_folder}/{o.run_id}", fraction, o.n_steps or 1) for o in near]
+    losses = np.asarray([math.nan if loss is None else loss for loss in then], float)
+    is_known = np.isfinite(losses)
+    return Outlook(
+        recent_loss_nats=recent,
+        now=expect(places[is_known], losses[is_known], at=at),
+        end=expect(places, final, at=at),
+    )
+
+
+def loss_about(folder: str, fraction: float, n_steps: int) -> float | None:
+    """Return a run's mean training loss in the last `WINDOW` of its schedule before ``fraction``.
+
+    None where its curve has no row there, or one that is not finite.
+    """
+    run = scan.read_run(folder)
+    # The size tells a curve that has grown; that of a finished run never does.
+    sizes = tuple((attempt.number, attempt.metrics_bytes) for attempt in run.attempts)
+    steps, losses = _curve(folder, sizes)
+    at = fraction * n_steps
+    inside = losses[(steps > at - max(WINDOW * n_steps, 1.0)) & (steps <= at)]
+    return float(inside.mean()) if len(inside) and np.isfinite(inside).all() else None
+
+
+@functools.lru_cache(maxsize=512)
+def _curve(
+    folder: str, sizes: tuple[tuple[int, int], ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return steps and losses of a run's curve, over all attempts that make it up."""
+    run = scan.read_run(folder)
+    segments: Mapping[int, tuple[int, int | None]] = curve_segments(run)
+    if not segments and run.attempts:
+        segments = {run.attempts[-1].number: (0, None)}
+    steps: list[int] = []
+    losses: list[float] = []
+    for attempt in run.attempts:
+        after, up_to = segments.get(attempt.number, (math.inf, None))
+        progress = Progress(token=attempt.token)
+        while True:
+            rows, reached = read_new_rows(f"{attempt.folder}/metrics.jsonl", progress)
+            if reached == progress:
+                break
+            progress = reached
+            kept = [r for r in rows if r["step"] > after and (up_to is None or r["step"] <= up_to)]
+            steps += [row["step"] for row in kept]
+            losses += [math.nan if row["loss_nats"] is None else row["loss_nats"] for row in kept]
+    return np.asarray(steps, float), np.asarray(losses, float)
+
+
+def _is_finished(run: RunState) -> bool:
+    return run.state == "done" and None not in (run.loss_nats, run.n_params, run.n_tokens)
+
+
+def _places(runs: Sequence[RunState]) -> NDArray[np.float64]:
+    """Return N and D of runs, shape (n, 2)."""
+    return np.asarray([(run.n_params, run.n_tokens) for run in runs], float).reshape(-1, 2)
+
+
+def _nearest(
+    places: NDArray[np.float64], at: NDArray[np.float64], skip: int | None = None
+) -> NDArray[np.intp]:
+    """Return the positions of the runs whose N and D are nearest in ratio."""
+    distance = np.abs(np.log(places / at)).sum(axis=1)
+    if skip is not None:
+        distance[skip] = np.inf
+    return np.argsort(distance, kind="stable")[: min(NEAREST, len(places) - (skip is not None))]
