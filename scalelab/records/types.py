@@ -108,6 +108,8 @@ class RunRecord:
         Optimizer steps taken.
     wall_s : float
         Seconds from the first step to the last, over all attempts that this one resumed.
+    ema_loss_nats : float or None
+        The same loss of the moving average of the weights where the run keeps one, else None.
     energy_j : float or None
         Joules of the device over those attempts, its share of a pack's, where a counter was
         readable (`scalelab.train.energy`), else None.
@@ -129,6 +131,7 @@ class RunRecord:
     unique_tokens: int
     n_steps: int
     wall_s: float
+    ema_loss_nats: float | None = None
     energy_j: float | None = None
     diverged_at_step: int | None = None
     reason: str | None = None

@@ -20,7 +20,7 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised with every change of a table; an older live database is then built anew from the files."""
 
 TEXT = "VARCHAR"
@@ -117,6 +117,7 @@ _RECIPE = (
     Column("tokenizer", TEXT, "", "Name of the tokenizer."),
     Column("data_fingerprint", TEXT, "", "Content hash of the training tokens."),
     Column("eval_fingerprint", TEXT, "", "Content hash of the held-out tokens."),
+    Column("ema_decay", REAL, "", "Decay of the average of the weights; 0 where none is kept."),
     Column("numerics_revision", WHOLE, "", "Revision of the trainer's mathematics."),
 )
 
@@ -129,6 +130,7 @@ _EXECUTION = (
     Column("n_threads", WHOLE, "threads", "CPU threads of the worker."),
     Column("micro_batch_seqs", WHOLE, "sequences", "Sequences in a forward pass; 0 is all."),
     Column("pack_size", WHOLE, "runs", "Runs trained in the same step."),
+    Column("n_devices", WHOLE, "devices", "Devices that shared the run."),
 )
 
 RUNS = Table(
@@ -148,6 +150,8 @@ RUNS = Table(
         Column("loss_nats", REAL, "nats/token", "Final held-out loss; NULL unless done."),
         Column("loss_se_nats", REAL, "nats/token",
                "Standard error of that mean over held-out sequences, common to a sweep's runs."),
+        Column("ema_loss_nats", REAL, "nats/token",
+               "The same loss of the average of the weights; NULL where the run keeps none."),
         Column("unique_tokens", WHOLE, "tokens", "Distinct training tokens; NULL before the end."),
         Column("epochs", REAL, "", "n_tokens / unique_tokens; NULL before the end."),
         *_PARAM_COUNTS,
@@ -187,6 +191,7 @@ ATTEMPTS = Table(
         Column("host", TEXT, "", "Name of the machine."),
         Column("job_id", TEXT, "", "SLURM job, if any."),
         Column("restart_count", WHOLE, "", "How often SLURM had requeued that job."),
+        Column("energy_j", REAL, "J", "Energy of this attempt; NULL where no counter tells."),
         *_EXECUTION,
         Column("git_commit", TEXT, "", "Commit of the trainer's source; NULL when installed."),
         Column("is_dirty", CLAIM, "", "Whether that source was edited since."),

@@ -43,6 +43,7 @@ def pack_key(spec: RunSpec) -> tuple[Hashable, ...]:
         spec.seq_len,
         spec.batch_seqs,
         spec.z_loss,
+        spec.ema_decay,
         spec.optimizer,
         spec.parametrization,
         spec.precision,

@@ -346,6 +346,7 @@ def planned_run(
         beta2=train.beta2,
         weight_decay=train.weight_decay,
         grad_clip=train.grad_clip,
+        ema_decay=train.ema_decay,
         precision=precision,
     )
     flops = train_flops(shape, train.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]

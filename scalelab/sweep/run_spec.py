@@ -70,6 +70,9 @@ class RunSpec:
         ``standard`` or ``mup``.
     precision : str
         One of `PRECISIONS`: the dtype of matrix products; master weights are fp32.
+    ema_decay : float
+        Decay of a moving average of the weights, whose held-out loss is recorded beside that of the
+        final weights; 0 keeps none.
     numerics_revision : int
         Raised by hand when the trainer's mathematics changes.
     """
@@ -97,6 +100,7 @@ class RunSpec:
     init_std: float = 0.02
     parametrization: str = "standard"
     precision: str = "fp32"
+    ema_decay: float = 0.0
     numerics_revision: int = NUMERICS_REVISION
 
     def __post_init__(self) -> None:
@@ -119,6 +123,7 @@ class RunSpec:
             self.decay_steps,
             f"0 to the {self.n_steps - self.warmup_steps} steps after warm-up",
         )
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 to below 1")
         for name, allowed in (
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),

@@ -95,6 +95,8 @@ class TrainTable(_Table):
     """Decay of AdamW's second moment."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest global gradient norm."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an average of the weights, evaluated beside the final ones; 0 keeps none."""
     precision: Literal[PRECISIONS] | None = None  # type: ignore[valid-type]
     """Dtype of matrix products; none means fp32 on CPU and bf16 on CUDA."""
     seeds: tuple[int, ...] = (0,)

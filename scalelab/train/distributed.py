@@ -134,6 +134,9 @@ class GroupEngine:
             dist.gather(means, parts)
         return torch.cat(parts).numpy()[: len(sequences)]
 
+    def evaluate_average(self, run: int, sequences: NDArray[np.int64]) -> None:
+        """Return nothing: no average of the weights is kept over several devices."""
+
 
 def end_run(statuses: Sequence[str], execution: ExecutionSpec) -> None:
     """Tell the other ranks that the run is over and how it ended, begun or not."""

@@ -29,6 +29,9 @@ EVAL_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192}
 on a CPU stay in its cache."""
 
 GRAPH_WARMUP_STEPS = 2
+STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")
+EMA_START_STEPS = 10
+"""A moving average's decay is at most (1 + step) / (this + step)."""
 _COPY_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -98,6 +101,8 @@ class Engine:
         self.master, self.grad, self.exp_avg, self.exp_avg_sq = (
             torch.zeros(flat_shape, device=self.device) for _ in range(4)
         )
+        self.ema = torch.zeros_like(self.master) if first.ema_decay else None
+        self._state_names = (*STATE_NAMES, *(() if self.ema is None else ("ema",)))
         self.steps = torch.zeros(n_runs, dtype=torch.int64, device=self.device)
         rates = torch.zeros(n_runs, max(spec.n_steps for spec in specs), dtype=torch.float64)
         for run, spec in enumerate(specs):
@@ -138,6 +143,8 @@ class Engine:
     def initialize(self, run: int) -> None:
         """Give a run its initial weights."""
         initialize_(self._row(self.master, run), self.layout, self.specs[run])
+        if self.ema is not None:
+            self._row(self.ema, run).copy_(self._row(self.master, run))
         self._refresh_copy(run)
 
     def state(self, run: int) -> dict[str, Any]:
@@ -146,14 +153,14 @@ class Engine:
             "step": int(self.steps[run]),
             **{
                 name: self._row(getattr(self, name), run).to("cpu", copy=True)
-                for name in ("master", "exp_avg", "exp_avg_sq")
+                for name in self._state_names
             },
         }
 
     def load_state(self, run: int, state: dict[str, Any]) -> None:
         """Put a run where `state` found it."""
         self.steps[run] = state["step"]
-        for name in ("master", "exp_avg", "exp_avg_sq"):
+        for name in self._state_names:
             self._row(getattr(self, name), run).copy_(state[name])
         self._refresh_copy(run)
 
@@ -200,9 +207,18 @@ class Engine:
         rates = self.rates.gather(1, self.steps.unsqueeze(1)).squeeze(1)
         self.steps += 1
         norm = self.optimizer.step(self.grad, self.steps, rates)
+        if self.ema is not None:
+            self._average(self.ema)
         row = torch.stack((loss, norm, square))
         self._ring.index_copy_(0, self._slot, row.unsqueeze(0))
         self._slot += 1
+
+    def _average(self, ema: Tensor) -> None:
+        """Move the averages of the weights on; the first steps forget the start faster."""
+        steps = self.steps.float()
+        decay = ((1 + steps) / (EMA_START_STEPS + steps)).clamp(max=self.specs[0].ema_decay)
+        weight = 1 - decay
+        ema.lerp_(self.master, weight[0] if self.n_runs == 1 else weight.unsqueeze(1))
 
     def _capture(self) -> None:
         """Record the step as one CUDA graph; its first runs, which warm up, leave no trace."""
@@ -242,6 +258,25 @@ class Engine:
             means.append(self.gradients.token_losses(run, part).double().mean(-1).cpu())
         return torch.cat(means).numpy()
 
+    def evaluate_average(
+        self, run: int, sequences: NDArray[np.int64]
+    ) -> NDArray[np.float64] | None:
+        """Return what `evaluate` does of the average of a run's weights; None where none is kept.
+
+        The run's own weights are put back, bit for bit.
+        """
+        if self.ema is None:
+            return None
+        weights = self._row(self.master, run)
+        own = weights.clone()
+        weights.copy_(self._row(self.ema, run))
+        self._refresh_copy(run)
+        try:
+            return self.evaluate(run, sequences)
+        finally:
+            weights.copy_(own)
+            self._refresh_copy(run)
+
     def _row(self, tensor: Tensor, run: int) -> Tensor:
         return tensor if self.n_runs == 1 else tensor[run]
 
@@ -256,6 +291,7 @@ def _require_equal(specs: Sequence[RunSpec]) -> None:
         "seq_len",
         "batch_seqs",
         "z_loss",
+        "ema_decay",
         "optimizer",
         "parametrization",
         "precision",

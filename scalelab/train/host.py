@@ -7,7 +7,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 
 import scalelab
 from scalelab.records.process import own_process
+from scalelab.records.run_dir import Attempt
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 
 _JOB_VARIABLES = {
     "job_id": "SLURM_JOB_ID",
@@ -23,6 +27,26 @@ _JOB_VARIABLES = {
     "array_task_id": "SLURM_ARRAY_TASK_ID",
     "restart_count": "SLURM_RESTART_COUNT",
 }
+
+
+def first_note(
+    attempt: Attempt, spec: RunSpec, execution: ExecutionSpec, host_note: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what ``attempt.json`` says when an attempt begins; the launcher's facts come last."""
+    return {
+        "run_id": attempt.run.run_id,
+        "attempt": attempt.number,
+        "execution": asdict(execution),
+        "data_fingerprint": spec.data_fingerprint,
+        "eval_fingerprint": spec.eval_fingerprint,
+        "started_s": time.time(),
+        "resumed_from": None,
+        "warnings": [],
+        **describe_host(execution.device),
+        # A launcher asks git once for all its runs.
+        **({} if "git_commit" in host_note else source_state()),
+        **host_note,
+    }
 
 
 def describe_host(device: str) -> dict[str, Any]:

@@ -43,6 +43,11 @@ class RunsEngine(Protocol):
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the mean loss of every sequence."""
 
+    def evaluate_average(
+        self, run: int, sequences: NDArray[np.int64]
+    ) -> NDArray[np.float64] | None:
+        """Return the same of the average of the weights, None where none is kept."""
+
 
 def train(
     engine: RunsEngine, sessions: Sequence[Session], stop_reason: Callable[[], str | None]
@@ -109,8 +114,11 @@ def stretched_interval_s(interval_s: float, took_s: float) -> float:
 def _finish(engine: RunsEngine, run: int, session: Session) -> None:
     """Evaluate and record a run that took its last step."""
     session.require_claim()
-    losses = engine.evaluate(run, session.eval_sequences())
-    session.finish(losses, engine.state(run) if engine.execution.keeps_weights else None)
+    sequences = session.eval_sequences()
+    losses = engine.evaluate(run, sequences)
+    average = engine.evaluate_average(run, sequences)
+    state = engine.state(run) if engine.execution.keeps_weights else None
+    session.finish(losses, state, ema_losses=average)
 
 
 def _look_after(

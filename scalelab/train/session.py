@@ -10,7 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from scalelab.train import checkpoint, trunk
 from scalelab.train.divergence import DivergenceDetector
 from scalelab.train.energy import EnergyMeter
 from scalelab.train.engine import Readings
-from scalelab.train.host import describe_host, device_name, source_state
+from scalelab.train.host import device_name, first_note
 from scalelab.train.noise_scale import NoiseScale
 
 EVAL_LOSSES_FILE = "eval_losses.npy"
@@ -87,20 +87,7 @@ class Session:
         self._flops_per_token = train_flops_per_token(self.spec.shape, self.spec.seq_len)
         hardware = match_hardware(device_name(execution.device))
         self._peak = None if hardware is None else hardware.peak_flops_per_s
-        self._note: dict[str, Any] = {
-            "run_id": run.run_id,
-            "attempt": self.attempt.number,
-            "execution": asdict(execution),
-            "data_fingerprint": self.spec.data_fingerprint,
-            "eval_fingerprint": self.spec.eval_fingerprint,
-            "started_s": time.time(),
-            "resumed_from": None,
-            "warnings": [],
-            **describe_host(execution.device),
-            # A launcher asks git once for all its runs.
-            **({} if "git_commit" in host_note else source_state()),
-            **host_note,
-        }
+        self._note = first_note(self.attempt, self.spec, execution, host_note)
         self.attempt.write_note(self._note)
 
     def use(self, dataset: Dataset) -> None:
@@ -262,10 +249,17 @@ class Session:
             }
             self.attempt.write_note(self._note)
 
-    def finish(self, eval_losses: NDArray[np.float64], engine_state: dict[str, Any] | None) -> str:
+    def finish(
+        self,
+        eval_losses: NDArray[np.float64],
+        engine_state: dict[str, Any] | None,
+        *,
+        ema_losses: NDArray[np.float64] | None = None,
+    ) -> str:
         """Record the result from the per-sequence held-out losses; return the status.
 
-        The engine's state is given when the final weights are to be kept.
+        The engine's state is given when the final weights are to be kept, and the losses of the
+        average of the weights where the run keeps one.
 
         A held-out loss that is not finite, or itself a spike, is a divergence: the training losses
         of the last steps may not have shown it.
@@ -283,7 +277,8 @@ class Session:
             np.save(file, eval_losses)
         n = len(eval_losses)
         error = float(eval_losses.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-        return self._record("done", loss=loss, loss_se=error)
+        ema_loss = None if ema_losses is None else float(ema_losses.mean())
+        return self._record("done", loss=loss, loss_se=error, ema_loss=ema_loss)
 
     def diverge(self, reason: str) -> str:
         """Record that the run diverged at the present step."""
@@ -357,6 +352,7 @@ class Session:
         *,
         loss: float | None = None,
         loss_se: float | None = None,
+        ema_loss: float | None = None,
         reason: str | None = None,
     ) -> str:
         spec = self.spec
@@ -383,6 +379,7 @@ class Session:
                 unique_tokens=self._data().unique_tokens(n_tokens, spec.seq_len),
                 n_steps=self.step,
                 wall_s=self.train_s,
+                ema_loss_nats=ema_loss,
                 energy_j=self._total_j(),
                 diverged_at_step=self.step if status == "diverged" else None,
                 reason=reason,

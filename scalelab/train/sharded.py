@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, learning_rates
+from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, STATE_NAMES, learning_rates
 from scalelab.train.model import Decoder
 from scalelab.train.parameters import Entry, initial_values, lay_out
 from scalelab.train.scales import scales_of
@@ -117,7 +117,8 @@ class ShardedEngine:
     Raises
     ------
     UsageError
-        When the batch cannot be split evenly, or the optimizer is not AdamW.
+        When the batch cannot be split evenly, the optimizer is not AdamW, or an average of the
+        weights is asked for.
     """
 
     def __init__(
@@ -215,8 +216,7 @@ class ShardedEngine:
     def state(self) -> dict[str, Any]:
         """Return the state that a single device would have: whole on rank 0, empty on others."""
         flats = {
-            name: torch.zeros(self.layout.n_values if self.rank == 0 else 0)
-            for name in ("master", "exp_avg", "exp_avg_sq")
+            name: torch.zeros(self.layout.n_values if self.rank == 0 else 0) for name in STATE_NAMES
         }
         for entry in self.layout.entries:
             weight = self._weights[entry.name]
@@ -237,7 +237,7 @@ class ShardedEngine:
         for entry in self.layout.entries:
             weight = self._weights[entry.name]
             parts = {}
-            for name in ("master", "exp_avg", "exp_avg_sq"):
+            for name in STATE_NAMES:
                 whole = torch.empty(entry.shape, device=weight.device)
                 if state is not None:
                     whole.copy_(entry.view(state[name]))
@@ -268,9 +268,9 @@ def require_shardable(spec: RunSpec, n_ranks: int) -> None:
             "a multiple of the devices",
             "Choose another batch or number of devices.",
         )
-    if spec.optimizer != "adamw":
+    if spec.optimizer != "adamw" or spec.ema_decay:
         raise UsageError(
-            f"optimizer {spec.optimizer} over several devices",
-            "adamw",
+            f"{spec.optimizer} with ema_decay = {spec.ema_decay:g} over several devices",
+            "adamw without an average of the weights",
             "Train such a run on one device.",
         )

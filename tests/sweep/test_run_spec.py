@@ -53,6 +53,7 @@ OTHER = {
     "init_std": 0.03,
     "parametrization": "mup",
     "precision": "bf16",
+    "ema_decay": 0.999,
     "numerics_revision": 2,
     "shape": dataclasses.replace(SHAPE, n_layers=4),
 }
