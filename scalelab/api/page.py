@@ -211,7 +211,8 @@ def costs(table: pd.DataFrame, rates: Rates) -> pd.DataFrame:
     if not len(table):
         return pd.DataFrame({"budget": []})
     flops = _numbers(table, "flops")
-    hours = _numbers(table, "wall_s") / 3600
+    n_devices = np.nan_to_num(_numbers(table, "n_devices"), nan=1.0)
+    hours = n_devices * _numbers(table, "wall_s") / 3600
     kwh = _numbers(table, "energy_j") / JOULES_PER_KWH
     status = table["status"].to_numpy(str)
     tokens, taken = _numbers(table, "n_steps"), _numbers(table, "steps_taken")

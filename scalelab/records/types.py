@@ -49,7 +49,7 @@ class MetricRow:
     tokens_per_s : float
         Throughput since the previous row, evaluation and checkpoints left out.
     tflops_per_s : float or None
-        Exact-convention FLOPs per second since the previous row, in units of 1e12.
+        Exact-convention FLOPs per second of each device since the previous row, in units of 1e12.
     mfu : float or None
         Share of the device's known peak; None on a device whose peak is not known.
     loss_scale : float or None

@@ -208,7 +208,7 @@ _METRIC_COLUMNS = (
     Column("lr", REAL, "", "Learning rate used in this step."),
     Column("grad_norm", REAL, "", "Global gradient norm before clipping."),
     Column("tokens_per_s", REAL, "tokens/s", "Throughput since the previous row."),
-    Column("tflops_per_s", REAL, "TFLOP/s", "Exact-convention compute since the previous row."),
+    Column("tflops_per_s", REAL, "TFLOP/s", "Exact-convention compute of each device since then."),
     Column("mfu", REAL, "", "Share of the device's peak; NULL where that is not known."),
     Column("loss_scale", REAL, "", "Scale of the loss under fp16, else NULL."),
     Column("eval_loss_nats", REAL, "nats/token", "Held-out loss, where it was evaluated."),

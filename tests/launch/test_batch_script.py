@@ -36,6 +36,8 @@ def test_the_request_of_a_run(tmp_path: Path, gpus: int, nodes: int, tasks: int)
     assert f"#SBATCH --nodes={nodes}\n" in script
     assert f"#SBATCH --ntasks-per-node={tasks}\n" in script
     assert (f"#SBATCH --gpus-per-node={tasks}\n" in script) == (gpus > 0)
+    # A task that dies takes the others along, which would wait for it.
+    assert ("--kill-on-bad-exit=1" in script) == (gpus > 1)
 
 
 @pytest.mark.parametrize("folder", ["per%cent", "back\\slash", "new\nline", "tab\t"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from scalelab.launch.base import LaunchRequest
+from scalelab.launch.intents import read_intents
 from scalelab.launch.local import launch_local
 from scalelab.sweep.run_spec import ExecutionSpec
 from tests.slurm.test_jobs import TINY_TOKENS, WITHOUT_SACCT, ended
@@ -16,7 +17,11 @@ from tests.slurm.test_jobs import TINY_TOKENS, WITHOUT_SACCT, ended
 
 @WITHOUT_SACCT
 def test_runs_of_two_tasks_have_the_losses_of_one(
-    cluster: Any, make_sweep: Callable[..., Any], tmp_path: Path, stopping: list[Any]
+    cluster: Any,
+    make_sweep: Callable[..., Any],
+    tmp_path: Path,
+    stopping: list[Any],
+    wait_for: Callable[..., None],
 ) -> None:
     alone = make_sweep(tmp_path / "alone", seeds=2, n_tokens=TINY_TOKENS)
     request = LaunchRequest(
@@ -40,10 +45,12 @@ def test_runs_of_two_tasks_have_the_losses_of_one(
         (attempt,) = sweep.results.run(run_id).attempts()
         assert attempt.read_note()["execution"]["n_devices"] == 2
         assert sweep.losses()[run_id] == pytest.approx(loss, rel=2e-5)
-    names = cluster.command("squeue", "-h", "-t", "all", "-r", "-o", "%j %T %C").split("\n")
-    assert names.count(f"scalelab.{_intent(sweep)} COMPLETED 2") == 1
+    (intent,) = read_intents(sweep.results.sweep(sweep.name))
+    assert [len(pack.run_ids) for pack in intent.packs] == [2]
 
+    def jobs() -> list[str]:
+        lines = cluster.command("squeue", "-h", "-t", "all", "-r", "-o", "%j %T %C").splitlines()
+        return [line for line in lines if line.startswith(intent.job_name)]
 
-def _intent(sweep: Any) -> str:
-    (folder,) = (sweep.results.sweep(sweep.name) / "intents").iterdir()
-    return str(folder.name)
+    # The second task left too when the first had no more runs.
+    wait_for(lambda: jobs() == [f"{intent.job_name} COMPLETED 2"], "end of the job", 20)

@@ -27,11 +27,12 @@ def work(
     pause_s: float = 0.0,
     faulty_rank: int | None = None,
 ) -> None:
-    """Attempt the runs; one rank may fail, or all pause before each look at the losses."""
+    """Attempt the runs, the last one up to a step; a rank may fail, or the first be slow."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     loop.POLL_INTERVAL_S = 0.0
     steps = [0]
+    statuses: list[str] = []
     original = session.Session.observe
 
     def observe(self: session.Session, *arguments: Any) -> str | None:
@@ -41,7 +42,8 @@ def work(
         return reason
 
     def should_stop() -> str | None:
-        return "enough" if stop_at is not None and steps[0] >= stop_at else None
+        is_last = len(statuses) == len(runs) - 1
+        return "enough" if stop_at is not None and is_last and steps[0] >= stop_at else None
 
     def fail(self: sharded.ShardedEngine, own: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -50,9 +52,10 @@ def work(
     rank = int(environment["RANK"])
     if rank == faulty_rank:
         sharded.ShardedEngine.step = fail  # type: ignore[assignment,method-assign]
-    answer.send(
-        [worker.run_attempt(run, dataset, execution, should_stop=should_stop) for run in runs]
-    )
+    for run in runs:
+        steps[0] = 0
+        statuses.append(worker.run_attempt(run, dataset, execution, should_stop=should_stop))
+    answer.send(statuses)
     if rank == 0:
         distributed.dismiss(execution)
     else:
