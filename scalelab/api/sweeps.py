@@ -101,6 +101,8 @@ def propose(
 def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> SlurmPreview | None:
     """Return what a proposal would submit to SLURM, None when it runs on this machine.
 
+    The caps hold for both.
+
     Parameters
     ----------
     proposal : Proposal
@@ -113,10 +115,12 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
     UsageError
         When it would pass a cap.
     """
-    if proposal.sweep.launcher.name == "local":
-        return None
-    from scalelab.launch.preview import preview_slurm
+    from scalelab.launch.preview import preview_slurm, refuse_local_over_cap
     from scalelab.records.sweep_dir import Results
+
+    if proposal.sweep.launcher.name == "local":
+        refuse_local_over_cap(proposal)
+        return None
 
     return preview_slurm(proposal, Results(Path(results)))
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from scalelab.cli.output import console
 from scalelab.errors import UsageError
-from scalelab.records.run_dir import Attempt, RunDir
+from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir
 from scalelab.units import format_quantity
 
-LOG_FILE = "log.txt"
 FOLLOW_INTERVAL_S = 0.5
 TAIL_BYTES = 1 << 16
 SHOWN_NAMES = 8

@@ -23,7 +23,7 @@ from scalelab.launch.intents import read_pack, settle
 from scalelab.launch.retries import CANCELLED_REASON, TIME_LIMIT_REASON
 from scalelab.launch.source import source_note
 from scalelab.launch.tasks import dismiss_others, export_ranks, follow_the_first
-from scalelab.records.run_dir import RunDir
+from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec, build, run_spec_from_mapping
 
@@ -68,9 +68,9 @@ def work_locally(
     # Ctrl-C reaches the whole terminal group; only the launcher answers it, with a SIGTERM to us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for path in run_paths[1:]:
-        _log_to(path / "log.txt")
+        _log_to(path / LOG_FILE)
         print(f"scalelab: packed with {run_paths[0].name}; see its log", flush=True)
-    _log_to(run_paths[0] / "log.txt")
+    _log_to(run_paths[0] / LOG_FILE)
     if isinstance(slot, int):
         os.sched_setaffinity(0, {slot})
     else:
@@ -154,7 +154,7 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
             run = results.run(run_id)
             status = "failed"
             try:
-                _log_to(run.path / "log.txt")
+                _log_to(run.path / LOG_FILE)
                 status = _work_on_run(run, results, pack.execution, note, heard, stop_s, trunks)
             except (OSError, ScalelabError) as error:
                 # A folder removed or edited by hand; its companions in the job go on.

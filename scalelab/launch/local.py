@@ -21,12 +21,12 @@ from typing import TextIO
 from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.devices import cpu_slots, gpu_slots
-from scalelab.launch.job import CANCELLED_FILE, LOG_FILE, work_locally
+from scalelab.launch.job import CANCELLED_FILE, work_locally
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
 from scalelab.records.process import is_process_alive
-from scalelab.records.run_dir import FINAL_STATUSES, RunDir
+from scalelab.records.run_dir import FINAL_STATUSES, LOG_FILE, RunDir
 from scalelab.sweep.packs import pack_key
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, predecessors, trunk_id
@@ -53,7 +53,6 @@ class LocalPool:
         self.watch = watch
         self.started_s = time.time()
         self.n_started = 0
-        self.n_stillborn = 0
         slots: tuple[int | str, ...] = (
             gpu_slots() if request.execution.device == "cuda" else cpu_slots()
         )
@@ -64,6 +63,8 @@ class LocalPool:
         self.states = {run_id: self._state_on_disk(run_id) for run_id in request.run_ids}
         actions = reconcile(request.run_ids, self.states, retry_failed=request.retry_failed)
         self.queue = list(actions.start)
+        at_once = min(request.n_workers, max(len(self.queue), 1))
+        self.n_stillborn, self.max_stillborn = 0, MAX_LOST_ATTEMPTS * at_once
         specs = [self._folder(run_id).read_spec() for run_id in request.run_ids]
         self.before = predecessors(specs)
         first = {spec.run_id for spec in self.before.values()}
@@ -209,7 +210,7 @@ class LocalPool:
         for run_id, lock in worker.locks.items():
             lock.close()
             self._settle(run_id, code, counts_lost=not is_split)
-        if self.n_stillborn >= MAX_LOST_ATTEMPTS * self.request.n_workers:
+        if self.n_stillborn >= self.max_stillborn:
             raise self._no_worker_begins(worker, code)
 
     def _n_attempts(self, run_ids: Iterable[str]) -> int:

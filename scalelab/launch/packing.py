@@ -8,7 +8,6 @@ from dataclasses import replace
 from scalelab.errors import UsageError
 from scalelab.launch.intents import Intent, Pack
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.units import format_money
 
 MAX_PACK = 1000
 
@@ -78,15 +77,18 @@ def refuse_over_cap(
     max_gpu_hours: float | None,
     max_usd: float | None,
     usd_per_gpu_hour: float,
+    unit: str = "GPU-hours",
 ) -> None:
     """Raise when what was spent and what is asked for pass a cap together.
+
+    ``unit`` says in words what an hour is of, where it is not of a GPU.
 
     Raises
     ------
     UsageError
     """
     total = spent_hours + asked_hours
-    words = f"{asked_hours:.3g} GPU-hours on top of {spent_hours:.3g} spent or submitted"
+    words = f"{asked_hours:.3g} {unit} on top of {spent_hours:.3g} spent or submitted"
     if max_gpu_hours is not None and total > max_gpu_hours:
         raise UsageError(
             words,
@@ -95,8 +97,8 @@ def refuse_over_cap(
         )
     if max_usd is not None and total * usd_per_gpu_hour > max_usd:
         raise UsageError(
-            f"{words}, {format_money(total * usd_per_gpu_hour)} at "
-            f"{format_money(usd_per_gpu_hour)} each",
-            f"at most {format_money(max_usd)} in all (--max-usd)",
+            # To the digit: where a cap is small, "< $0.01" on both sides would say nothing.
+            f"{words}, ${total * usd_per_gpu_hour:.3g} at ${usd_per_gpu_hour:.3g} each",
+            f"at most ${max_usd:g} in all (--max-usd)",
             "Raise the cap, or plan less. Nothing of this was submitted.",
         )

@@ -41,6 +41,9 @@ _ATTEMPT_NAME = re.compile(r"(?P<number>\d+)-(?P<token>[0-9a-f]{16})")
 _RECORD_FIELDS = tuple(item.name for item in fields(RunRecord))
 _REQUIRED_RECORD_FIELDS = {item.name for item in fields(RunRecord) if item.default is MISSING}
 _RECORD_NUMBERS = ("n_tokens", "unique_tokens", "n_steps", "wall_s")
+LOG_FILE = "log.txt"
+"""What the worker of a run prints, beside its attempts."""
+
 _PARTIAL = ".partial-"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(?P<step>\d+)")
 

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from scalelab.api import sweeps as api
+from scalelab.sweep.spec import read_sweep_file
 from tests.launch.frozen import (
     frozen_worker,
     has_pending,
@@ -122,6 +124,26 @@ def test_a_run_whose_workers_always_die_is_given_up_and_the_rest_is_kept(
     assert finish_with(start("resume", "tiny", "--json"), 5)["n_started"] == 0
     assert finish(start("retry", "tiny", "--json"))["counts"] == {"done": N_RUNS}
     assert losses_of(results) == undisturbed
+
+
+def test_workers_that_never_begin_end_the_launch_with_the_reason(
+    start, sweep_file, results, tmp_path, cache_home, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    proposal = api.propose(read_sweep_file(sweep_file), results=results.path)
+    saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=False)
+    broken = tmp_path / "broken" / "torch.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('libcudart.so: cannot open shared object file')\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(broken.parent))
+        process = start("resume", "tiny", "--workers", "2", "--json")
+        answer = finish_with(process, 5)["error"]
+    assert "6 workers" in answer["given"]
+    assert "libcudart.so: cannot open" in answer["given"]
+    assert "scalelab resume tiny" in answer["do"]
+    assert {results.run(run_id).status() for run_id in saved.run_ids} == {"planned"}
+    assert finish(start("resume", "tiny", "--json"))["counts"] == {"done": N_RUNS}
 
 
 def finish_with(process, code: int) -> dict:
