@@ -22,7 +22,7 @@ from scalelab.errors import ScalelabError
 from scalelab.launch.intents import read_pack, settle
 from scalelab.launch.retries import CANCELLED_REASON, TIME_LIMIT_REASON
 from scalelab.launch.source import source_note
-from scalelab.launch.tasks import dismiss_others, export_ranks, follow_the_first
+from scalelab.launch.tasks import dismiss_others, export_ranks, follow_the_first, forget_ranks
 from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec, build, run_spec_from_mapping
@@ -75,6 +75,8 @@ def work_locally(
         os.sched_setaffinity(0, {slot})
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot
+
+    forget_ranks()
 
     from scalelab.train.worker import run_pack
 
@@ -130,7 +132,9 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         Time limit of the job, minutes.
     """
     n_tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-    if n_tasks > 1 and export_ranks() > 0:
+    if n_tasks == 1:
+        forget_ranks()
+    elif export_ranks() > 0:
         follow_the_first(Path(sweep_path), intent_id)
         return
 

@@ -9,6 +9,16 @@ from scalelab.launch.intents import read_pack
 from scalelab.sweep.run_spec import ExecutionSpec
 
 LOOPBACK = "127.0.0.1"
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def forget_ranks() -> None:
+    """Take torchrun's variables out of the environment of a process whose runs are its own.
+
+    They may be there for another program: a cluster's containers, a notebook under torchrun.
+    """
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def export_ranks() -> int:
@@ -22,7 +32,7 @@ def export_ranks() -> int:
     environment = TorchDistributedEnvironment()
     if environment.local_world_size == environment.world_size:
         environment.master_addr = LOOPBACK
-    environment.export(set_cuda_visible_devices=False)
+    environment.export(set_cuda_visible_devices=False, overwrite=True)
     return int(environment.rank)
 
 

@@ -115,11 +115,9 @@ class GroupEngine:
         """Return what the steps since the last call measured, and forget it."""
         with _together():
             measured, self._measured = self._measured, []
-            losses, norms = (
-                torch.stack(column).float().cpu().numpy()[:, None]
-                for column in zip(*measured, strict=True)
-            )
-        return Readings(losses=losses, norms=norms, micro_squares=None)
+            rows = torch.tensor([]) if not measured else torch.stack([*map(torch.stack, measured)])
+            values = rows.view(-1, 2).float().cpu().numpy()
+        return Readings(losses=values[:, :1], norms=values[:, 1:], micro_squares=None)
 
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the mean loss of every sequence (n, T + 1), nats per token, summed in fp64."""
