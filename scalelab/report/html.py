@@ -195,18 +195,18 @@ def _cards(report: FitReport) -> Iterator[str]:
 
 def _warnings(report: FitReport) -> Iterator[str]:
     for warning in report.warnings:
+        title = warning.code.replace("_", " ").capitalize()
         yield (
-            f'<p class="warning"><b>{html.escape(warning.code.replace("_", " "))}</b>: '
-            f"{html.escape(warning.message)}</p>"
+            f'<p class="warning"><b>{html.escape(title)}</b>: {html.escape(warning.message)}</p>'
         )
 
 
 def _parameters(report: FitReport) -> Iterator[str]:
     yield (
-        f"<table><tr><th>name</th><th>value</th><th>low</th><th>high</th></tr>"
-        f"<caption class='faint'>{100 * report.level:g} % intervals from {report.fit.bootstrap.k} "
-        f"{html.escape(report.fit.bootstrap.method)} bootstrap replicates, "
-        f"{report.fit.bootstrap.failed} failed</caption>"
+        f"<table><caption class='faint'>{100 * report.level:g} % intervals from "
+        f"{report.fit.bootstrap.k:,} {html.escape(report.fit.bootstrap.method)} bootstrap "
+        f"replicates, {report.fit.bootstrap.failed:,} failed</caption>"
+        "<tr><th>name</th><th>value</th><th>low</th><th>high</th></tr>"
     )
     for name, interval in {**report.params, **report.derived}.items():
         cells = "".join(

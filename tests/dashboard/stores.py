@@ -20,7 +20,7 @@ HOSTILE_NAME = "<img src=x onerror=alert(1)> `a` **b** $x^2$ [x](javascript:aler
 def generated(
     results: Path, n_runs: int, *, name: str = "generated", seed: int = 0, is_added: bool = False
 ) -> None:
-    """Publish a finished isoFLOP sweep of so many runs of the Chinchilla law, with curves of 60."""
+    """Publish a finished isoFLOP sweep of the Chinchilla law, the best 1,000 runs with curves."""
     rng = np.random.default_rng(seed)
     n_budgets = int(np.clip(n_runs // 20, 4, 50))
     budgets = np.geomspace(1e17, 1e21, n_budgets)
@@ -134,7 +134,7 @@ def publish(results: Path, name: str, frame: pd.DataFrame, *, is_added: bool = F
             "CAST(i * 1000 / 60 AS BIGINT) AS step, CAST(n_tokens * i / 60 AS BIGINT) AS tokens, "
             "loss_nats + 6 * exp(-i / 6) AS loss_nats, 1e-3 * cos(i / 40) AS lr, "
             "0.3 + 1 / i AS grad_norm, 4e5 AS tokens_per_s, 380.0 AS tflops_per_s, 0.38 AS mfu "
-            "FROM (SELECT * FROM new_runs LIMIT 1000), range(1, 61) AS t(i)"
+            "FROM (SELECT * FROM new_runs ORDER BY loss_nats LIMIT 1000), range(1, 61) AS t(i)"
         )
         connection.execute("CHECKPOINT")
     building.replace(path)
