@@ -91,8 +91,8 @@ class Plan:
     given : ndarray of shape (k, n), or None
         Weights given by the caller, in canonical row order.
     shape : ndarray of shape (n,), or None
-        For ``smooth`` rows: gamma shapes of the weights, whose mean stays 1 while their variance
-        is one over the shape; None gives exponential weights, shape 1.
+        For ``smooth``: gamma shapes of the weights, one for all rows of a cluster; their mean
+        stays 1 while their variance is one over the shape. None gives exponential weights, shape 1.
     member : ndarray of int, shape (n,), or None
         For ``cluster``: which cluster each row belongs to.
     cluster : str or None
@@ -120,9 +120,11 @@ class Plan:
             if self.given is not None:
                 yield self.given[start : start + size]
             elif self.member is None:
-                yield self._draw(rng, size, self.n)
+                yield self._draw(rng, size, self.n, self.shape)
             else:
-                yield self._draw(rng, size, self.n_clusters or 0)[:, self.member]
+                _, first = np.unique(self.member, return_index=True)
+                shape = None if self.shape is None else self.shape[first]
+                yield self._draw(rng, size, len(first), shape)[:, self.member]
 
     def draws(self, batch: int) -> Iterator[NDArray[np.intp]]:
         """Yield, for ``residual``, whose residual each row receives, shape (up to batch, n)."""
@@ -130,9 +132,11 @@ class Plan:
         for start in range(0, self.k, batch):
             yield rng.integers(0, self.n, size=(min(batch, self.k - start), self.n))
 
-    def _draw(self, rng: np.random.Generator, size: int, n: int) -> FloatArray:
-        if self.shape is not None:
-            return rng.gamma(self.shape, 1.0 / self.shape, size=(size, n))
+    def _draw(
+        self, rng: np.random.Generator, size: int, n: int, shape: FloatArray | None
+    ) -> FloatArray:
+        if shape is not None:
+            return rng.gamma(shape, 1.0 / shape, size=(size, n))
         if self.weighting == "smooth":
             return rng.exponential(size=(size, n))
         drawn = rng.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]

@@ -46,6 +46,7 @@ from scalelab.fit.replicates import (
     UseNumba,
     leverages,
     refit,
+    stretched,
 )
 from scalelab.fit.surfaces import Rows, Surface
 
@@ -304,8 +305,7 @@ def _is_fair(
 def spread(found: Efficient, box: Box, steps: FloatArray, replicates: Plan) -> FloatArray:
     """Return replicates whose deviations follow Student's t, shape (k, p)."""
     freedom = found.rows.n - int(box.free.sum())
-    scale = np.random.default_rng((replicates.seed, 1)).chisquare(freedom, len(steps)) / freedom
-    return np.clip(found.eta + steps / np.sqrt(scale)[:, None], box.low, box.high)
+    return stretched(found.eta, steps, freedom, box, replicates.seed)
 
 
 def agrees(

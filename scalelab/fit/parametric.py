@@ -29,7 +29,7 @@ from scalelab.fit.outcome import (
 )
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered import surface_of
-from scalelab.fit.replicates import Replicates, UseNumba, refit
+from scalelab.fit.replicates import Replicates, UseNumba, refit, refit_clusters
 from scalelab.fit.rows import Design, design
 from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
 from scalelab.fit.surfaces import Rows, Surface
@@ -110,16 +110,16 @@ def fit_parametric(
         law, theta, data.columns, r, data.rows.weight, box, is_log=data.rows.is_log
     )
     compute = compute_of(data.columns)
+    problem = (surface, found.eta, data.rows, found.penalty, box)
     narrow = None
     if status == "ok" and _may_be_efficient(bootstrap, replicates, objective):
-        narrow = replicate(
-            surface, found.eta, data.rows, found.penalty, box, replicates, data.columns,
-            use_numba=use_numba,
-        )  # fmt: skip
-    refits, replicates = narrow or (
-        refit(surface, found.eta, data.rows, found.penalty, box, replicates, use_numba=use_numba),
-        replicates,
-    )
+        narrow = replicate(*problem, replicates, data.columns, use_numba=use_numba)
+    if narrow:
+        refits, replicates = narrow
+    elif replicates.method == "cluster" and replicates.weighting == "smooth":
+        refits, replicates = refit_clusters(*problem, replicates, use_numba=use_numba)
+    else:
+        refits = refit(*problem, replicates, use_numba=use_numba)
     hindsight = 1.0
     if uses_hindsight and len(refits.eta):
         hindsight = drift(

@@ -11,7 +11,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -37,6 +37,8 @@ SOFT = 25.0
 PATIENCE = 60
 WORTH_COMPILING = 4_000_000
 """Weights from which loading compiled code pays."""
+MOST_LEVERAGE = 0.95
+"""Leverage at which the correction for it stops."""
 MANY_ROWS = 20_000
 """Rows from which one step is enough."""
 
@@ -109,12 +111,91 @@ def refit(
     return Replicates(eta=eta[converged], failed=int((~converged).sum()), kept=converged)
 
 
+def refit_clusters(
+    surface: Surface,
+    best: FloatArray,
+    rows: Rows,
+    penalty: Penalty,
+    box: Box,
+    replicates: Plan,
+    *,
+    use_numba: UseNumba = "auto",
+) -> tuple[Replicates, Plan]:
+    """Return the optimum of every replicate of whole clusters, and the plan that drew them.
+
+    Residuals are smaller than errors where a cluster pulls the law to itself, so that plain
+    replicates of 30 clusters cover 76 to 84 % at a nominal 90 % (results/LOG.md). The weight of a
+    cluster therefore has the variance (1 - h)^-2, with h the largest eigenvalue of its block of
+    the hat matrix (the covariance CV3 along the direction where it matters most), and deviations
+    are stretched to Student's t with the clusters less the parameters as degrees of freedom.
+
+    Parameters
+    ----------
+    surface, best, rows, penalty, box, use_numba
+        As for `refit`.
+    replicates : Plan
+        Of clusters, smooth.
+
+    References
+    ----------
+    Bell and McCaffrey 2002, Survey Methodology 28. MacKinnon, Nielsen and Webb 2023, Journal of
+    Econometrics 232 (few clusters).
+    """
+    member = replicates.member
+    assert member is not None
+    shaped = replace(
+        replicates, shape=(1.0 - cluster_leverages(surface, best, rows, box, member)) ** 2
+    )
+    plain = refit(surface, best, rows, penalty, box, shaped, use_numba=use_numba)
+    freedom = max(int(member.max()) + 1 - int(box.free.sum()), 1)
+    return replace(plain, eta=stretched(best, plain.eta - best, freedom, box, shaped.seed)), shaped
+
+
+def stretched(best: FloatArray, steps: FloatArray, freedom: int, box: Box, seed: int) -> FloatArray:
+    """Return replicates, shape (k, p), whose deviations from ``best`` follow Student's t.
+
+    Parameters
+    ----------
+    best : ndarray of shape (p,)
+    steps : ndarray of shape (k, p)
+        Deviations that are all but normal.
+    freedom : int
+        Degrees of freedom.
+    box : Box
+        Bounds.
+    seed : int
+        Of the replicates.
+    """
+    scale = np.random.default_rng((seed, 1)).chisquare(freedom, len(steps)) / freedom
+    return np.clip(best + steps / np.sqrt(scale)[:, None], box.low, box.high)
+
+
 def leverages(surface: Surface, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
     """Return how far each row pulls its own prediction (0 to 1), shape (n,)."""
+    basis = _basis(surface, best, rows, box)
+    return np.asarray(np.clip((basis * basis).sum(axis=1), 0.0, MOST_LEVERAGE))
+
+
+def cluster_leverages(
+    surface: Surface, best: FloatArray, rows: Rows, box: Box, member: NDArray[np.intp]
+) -> FloatArray:
+    """Return, for each row, how far its cluster pulls its own predictions (0 to 1), shape (n,)."""
+    basis = _basis(surface, best, rows, box)
+    p = basis.shape[1]
+    blocks = np.empty((int(member.max()) + 1, p, p))
+    for i in range(p):
+        for j in range(p):
+            blocks[:, i, j] = np.bincount(member, basis[:, i] * basis[:, j])
+    largest = np.linalg.eigvalsh(blocks)[:, -1]
+    return np.asarray(np.clip(largest, 0.0, MOST_LEVERAGE)[member])
+
+
+def _basis(surface: Surface, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
+    """Return an orthonormal basis, shape (n, p), of the free coordinates' effects on the rows."""
     value, gradient, _ = surface.derivatives(best)
     slopes = gradient / value if rows.is_log else gradient
-    q, _ = np.linalg.qr((slopes[box.free] * np.sqrt(rows.weight)).T)
-    return np.asarray(np.clip((q * q).sum(axis=1), 0.0, 0.95))
+    basis, _ = np.linalg.qr((slopes[box.free] * np.sqrt(rows.weight)).T)
+    return np.asarray(np.nan_to_num(basis))
 
 
 def _wants_numba(surface: Surface, replicates: Plan, use_numba: UseNumba) -> bool:
