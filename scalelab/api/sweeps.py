@@ -115,12 +115,13 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
     UsageError
         When it would pass a cap.
     """
-    from scalelab.launch.preview import preview_slurm, refuse_local_over_cap
-    from scalelab.records.sweep_dir import Results
-
     if proposal.sweep.launcher.name == "local":
+        from scalelab.launch.caps import refuse_local_over_cap
+
         refuse_local_over_cap(proposal)
         return None
+    from scalelab.launch.preview import preview_slurm
+    from scalelab.records.sweep_dir import Results
 
     return preview_slurm(proposal, Results(Path(results)))
 

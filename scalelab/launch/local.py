@@ -24,6 +24,7 @@ from scalelab.launch.devices import cpu_slots, gpu_slots
 from scalelab.launch.job import CANCELLED_FILE, work_locally
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
+from scalelab.launch.sharing import pack_size_kept
 from scalelab.launch.source import source_note
 from scalelab.records.process import is_process_alive
 from scalelab.records.run_dir import FINAL_STATUSES, LOG_FILE, RunDir
@@ -65,7 +66,10 @@ class LocalPool:
         self.queue = list(actions.start)
         at_once = min(request.n_workers, max(len(self.queue), 1))
         self.n_stillborn, self.max_stillborn = 0, MAX_LOST_ATTEMPTS * at_once
-        specs = [self._folder(run_id).read_spec() for run_id in request.run_ids]
+        # Of all runs, finished ones too: they are where a branch finds its trunk. A launch with
+        # nothing to do has no use for them.
+        to_do = request.run_ids if actions.start or actions.wait else ()
+        specs = [self._folder(run_id).read_spec() for run_id in to_do]
         self.before = predecessors(specs)
         first = {spec.run_id for spec in self.before.values()}
         self.on_trunks = first.union(self.before)
@@ -125,10 +129,12 @@ class LocalPool:
         if lock is None:
             return
         locks = {run_id: lock}
+        size = self._pack_size(run_id)
         for other in list(self.queue):
-            if len(locks) >= self.request.pack_sizes.get(run_id, 1) or run_id in self.on_trunks:
+            if len(locks) >= size:
                 break
-            if other in self.on_trunks or self.pack_keys[other] != self.pack_keys[run_id]:
+            is_equal = self.pack_keys[other] == self.pack_keys[run_id]
+            if not is_equal or self._pack_size(other) != size:
                 continue
             self.queue.remove(other)
             held = self._hold(other)
@@ -158,6 +164,12 @@ class LocalPool:
         for member in locks:
             self._set_status(member, "running")
             self._notify(f"{member} started")
+
+    def _pack_size(self, run_id: str) -> int:
+        """Return the most runs in a run's step; a branch of a trunk is trained by itself."""
+        if run_id in self.on_trunks:
+            return 1
+        return pack_size_kept(self._folder(run_id), self.request.pack_sizes.get(run_id, 1))
 
     def _hold(self, run_id: str) -> TextIO | None:
         """Return the lock of a run that is to be started now, or None where it is not."""
@@ -291,8 +303,9 @@ class LocalPool:
 
     def _final_status(self, run_id: str) -> str:
         known = self.states[run_id].status
-        # Neither leaves a word in the folder of a run that never began.
-        return known if known in ("cancelled", "failed") else self._folder(run_id).status()
+        # A result stays; of a cancelled or lost run that never began its folder says nothing.
+        is_final = known in (*FINAL_STATUSES, "cancelled", "failed")
+        return known if is_final else self._folder(run_id).status()
 
     def _set_status(self, run_id: str, status: str) -> None:
         self.states[run_id] = RunState(status=status, n_lost=self.states[run_id].n_lost)

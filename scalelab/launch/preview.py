@@ -81,28 +81,6 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
     )
 
 
-def refuse_local_over_cap(proposal: Proposal) -> None:
-    """Raise when what is left of a sweep on this machine would pass a cap.
-
-    A worker hour is a GPU-hour where it holds a GPU, and costs what the plan says.
-
-    Raises
-    ------
-    UsageError
-    """
-    table, speed = proposal.sweep.launcher.slurm, proposal.cost.speed
-    seconds = run_seconds_by_id(proposal)
-    hours = sum(s for run_id, s in seconds.items() if run_id not in proposal.finished) / 3600
-    refuse_over_cap(
-        0.0,
-        hours,
-        max_gpu_hours=table.max_gpu_hours if proposal.execution.device == "cuda" else None,
-        max_usd=table.max_usd,
-        usd_per_gpu_hour=speed.usd_per_worker_hour,
-        unit="GPU-hours" if proposal.execution.device == "cuda" else "worker-hours",
-    )
-
-
 def run_seconds_by_id(proposal: Proposal) -> dict[str, float]:
     """Return what each run of a proposal is expected to take, longest first."""
     found = {

@@ -6,7 +6,8 @@ import dataclasses
 import json
 
 from scalelab.errors import UsageError
-from scalelab.records.files import write_atomically
+from scalelab.records.files import read_json, write_atomically
+from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results, SavedPlan
 
 ORIGIN_FILE = "origin.json"
@@ -16,7 +17,8 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
     """Add to a sweep a run for each diverged one, its learning rate scaled; return the new plan.
 
     The diverged run keeps its record. The new one's folder says in ``origin.json`` which run it
-    replaces, and so does its row of the plan. Asked for again, it adds nothing.
+    replaces, and so does its row of the plan. A run is replaced once: asked for again, only those
+    are that diverged since, replacements among them.
 
     Raises
     ------
@@ -34,10 +36,13 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
             "a sweep with diverged runs",
             "Look at it with `scalelab status`.",
         )
+    replaced = {_replaced_by(results.run(run_id)) for run_id in saved.run_ids}
     path = results.sweep(saved.name) / "plan.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     known = {row["run_id"] for row in content["rows"]}
     for run_id in diverged:
+        if run_id in replaced:
+            continue
         old = results.run(run_id).read_spec()
         new = dataclasses.replace(old, lr=old.lr * lr_scale)
         if new.run_id in known:
@@ -51,3 +56,8 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
         )
     write_atomically(path, json.dumps(content, indent=1), durable=True)
     return results.load_plan(saved.name)
+
+
+def _replaced_by(run: RunDir) -> str | None:
+    """Return which run this one was made to replace, None for an ordinary run."""
+    return (read_json(run.path / ORIGIN_FILE) or {}).get("replaces")

@@ -123,7 +123,7 @@ class Valley:
     budget_flops : float
         Its budget.
     n_done, n_runs : int
-        Runs with a loss, and planned runs.
+        Runs with a loss, and planned runs that did not diverge.
     best_n_params, best_loss_nats : float or None
         The size with the smallest mean loss, and that loss.
     shape : str
@@ -175,7 +175,7 @@ def _valley(budget: float, runs: list[RunState]) -> Valley:
     return Valley(
         budget_flops=budget,
         n_done=sum(map(len, losses.values())),
-        n_runs=len(runs),
+        n_runs=sum(run.state != "diverged" for run in runs),
         best_n_params=None if best is None else sizes[best],
         best_loss_nats=None if best is None else means[best],
         shape=shape,

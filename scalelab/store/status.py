@@ -234,7 +234,8 @@ def advise(
         )
     if counts.get("diverged"):
         advice.append(
-            f"{counts['diverged']} runs diverged and are left out of fits: a smaller --lr may help."
+            f"{counts['diverged']} runs diverged and are left out of fits: `scalelab retry {sweep} "
+            "--status diverged --lr-scale 0.5` adds them at half the rate."
         )
     if counts.get(BROKEN):
         first = next(run for run in runs if run.state == BROKEN)

@@ -348,7 +348,7 @@ def test_diverged_runs_are_replaced_at_a_lower_rate_and_linked(
     assert new.read_spec().lr == old.read_spec().lr * 0.5
     assert json.loads((new.path / "origin.json").read_text())["replaces"] == old.run_id
     assert extended.budgets[added] == saved.budgets[old.run_id]
-    assert replace_diverged(results, extended, 0.5).run_ids == extended.run_ids
+    assert replace_diverged(results, extended, 0.25).run_ids == extended.run_ids
     with pytest.raises(UsageError, match="between 0 and 1"):
         replace_diverged(results, extended, 1.5)
 

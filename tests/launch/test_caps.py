@@ -1,0 +1,27 @@
+"""The caps hold on this machine too, before anything is started."""
+
+import pytest
+
+from scalelab.api import sweeps as api
+from scalelab.errors import UsageError
+from scalelab.launch.execute import changed_launcher
+from scalelab.sweep.spec import read_sweep_file
+
+
+def propose(sweep_file, results, **caps):
+    sweep = read_sweep_file(sweep_file)
+    launcher = changed_launcher(sweep.launcher, {"slurm": caps})
+    sweep = sweep.model_copy(update={"launcher": launcher})
+    return api.propose(sweep, results=results.path, device="cpu", is_dry_run=True)
+
+
+def test_money_is_capped(sweep_file, results):
+    usd = propose(sweep_file, results).cost.usd
+    assert api.preview(propose(sweep_file, results, max_usd=1.01 * usd)) is None
+    with pytest.raises(UsageError, match="--max-usd") as caught:
+        api.preview(propose(sweep_file, results, max_usd=0.99 * usd))
+    assert "worker-hours" in caught.value.given
+
+
+def test_a_cpu_uses_no_gpu_hours(sweep_file, results):
+    assert api.preview(propose(sweep_file, results, max_gpu_hours=1e-9)) is None
