@@ -21,6 +21,7 @@ from typing import Any
 from scalelab.errors import ScalelabError
 from scalelab.launch.intents import read_pack, settle
 from scalelab.launch.retries import CANCELLED_REASON, TIME_LIMIT_REASON
+from scalelab.launch.sharing import sharing_groups
 from scalelab.launch.source import source_note
 from scalelab.launch.tasks import dismiss_others, export_ranks, follow_the_first, forget_ranks
 from scalelab.records.run_dir import LOG_FILE, RunDir
@@ -34,6 +35,7 @@ END_MARGIN_S = 60.0
 END_MARGIN_SHARE = 0.1
 TIMED_STEPS_MAX = 1_000_000
 CANCELLED_FILE = "cancelled"
+OF_THE_PACK = "of the pack cancelled"
 
 
 def work_locally(
@@ -67,10 +69,7 @@ def work_locally(
     """
     # Ctrl-C reaches the whole terminal group; only the launcher answers it, with a SIGTERM to us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for path in run_paths[1:]:
-        _log_to(path / LOG_FILE)
-        print(f"scalelab: packed with {run_paths[0].name}; see its log", flush=True)
-    _log_to(run_paths[0] / LOG_FILE)
+    _log_to_first([RunDir(path) for path in run_paths])
     if isinstance(slot, int):
         os.sched_setaffinity(0, {slot})
     else:
@@ -91,6 +90,14 @@ def work_locally(
     sys.exit(max(EXIT_BY_STATUS.get(status, EXIT_FAILED) for status in statuses))
 
 
+def _log_to_first(runs: Sequence[RunDir]) -> None:
+    """Let what is printed go to the log of the first of some runs; the others' logs say so."""
+    for run in runs[1:]:
+        _log_to(run.path / LOG_FILE)
+        print(f"scalelab: packed with {runs[0].run_id}; see its log", flush=True)
+    _log_to(runs[0].path / LOG_FILE)
+
+
 def _log_to(path: Path) -> None:
     """Append what this process and its libraries print to a file."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -103,18 +110,15 @@ def _stop_when_orphaned(
     lifeline: multiprocessing.connection.Connection, run_paths: Sequence[Path]
 ) -> Callable[[], str | None]:
     def should_stop() -> str | None:
-        cancelled = [path.name for path in run_paths if (path / CANCELLED_FILE).exists()]
-        if cancelled:
-            alone = len(run_paths) == 1
-            return CANCELLED_REASON if alone else f"{', '.join(cancelled)} of the pack cancelled"
         # Nothing is ever sent: readable means that the other end was closed.
-        return "the launcher is gone" if lifeline.poll() else None
+        gone = "the launcher is gone" if lifeline.poll() else None
+        return _why_cancelled(run_paths) or gone
 
     return should_stop
 
 
 def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
-    """Train the runs of one array element, one after the other.
+    """Train the runs of one array element, one after the other or several in a step.
 
     The verdict comes first: a job whose submission the launcher gave up for lost leaves at once.
     USR2 brings a checkpoint forward and the run goes on (SLURM may send it a minute early); SIGTERM
@@ -154,12 +158,15 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         trunks = results.trunks if len(pack.run_ids) > 1 else None
         streams = os.dup(1), os.dup(2)
         has_stopped = is_broken = False
-        for run_id in pack.run_ids:
-            run = results.run(run_id)
-            status = "failed"
+        alone = [[run_id] for run_id in pack.run_ids]
+        for group in (
+            alone if n_tasks > 1 else sharing_groups(pack.run_ids, results, pack.execution)
+        ):
+            runs = [results.run(run_id) for run_id in group]
+            statuses = ["failed"] * len(group)
             try:
-                _log_to(run.path / LOG_FILE)
-                status = _work_on_run(run, results, pack.execution, note, heard, stop_s, trunks)
+                _log_to_first(runs)
+                statuses = _work_on_runs(runs, results, pack.execution, note, heard, stop_s, trunks)
             except (OSError, ScalelabError) as error:
                 # A folder removed or edited by hand; its companions in the job go on.
                 print(f"scalelab: {error}", file=sys.stderr, flush=True)
@@ -169,8 +176,9 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
             finally:
                 for stream, saved in zip((1, 2), streams, strict=True):
                     os.dup2(saved, stream)
-            print(f"scalelab: run {run_id} {status}", flush=True)
-            has_stopped = has_stopped or status == "preempted"
+            for run_id, status in zip(group, statuses, strict=True):
+                print(f"scalelab: run {run_id} {status}", flush=True)
+            has_stopped = has_stopped or "preempted" in statuses
             if is_broken or "SIGTERM" in heard or time.monotonic() >= stop_s:
                 break
         if n_tasks > 1 and not is_broken:
@@ -181,45 +189,69 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         sys.exit(EXIT_STOPPED)
 
 
-def _work_on_run(
-    run: RunDir,
+def _work_on_runs(
+    runs: Sequence[RunDir],
     results: Results,
     execution: ExecutionSpec,
     note: Mapping[str, Any],
     heard: list[str],
     stop_s: float,
     trunks: Path | None,
-) -> str:
-    cancelled = run.path / CANCELLED_FILE
+) -> list[str]:
+    """Train runs that share their steps, or one, until each has ended or the job must."""
+    statuses = dict.fromkeys(runs, "preempted")
+    left = [run for run in runs if not _is_cancelled(run)]
 
     def should_stop() -> str | None:
         if "SIGTERM" in heard:
             return "received SIGTERM"
         if time.monotonic() >= stop_s:
             return TIME_LIMIT_REASON
-        return CANCELLED_REASON if cancelled.exists() else None
+        return _why_cancelled([run.path for run in left])
 
-    if should_stop() is not None:
-        return "preempted"
+    while left and should_stop() is None:
+        from scalelab.train.worker import run_pack
 
-    from scalelab.train.worker import run_attempt
-
-    dataset = results.dataset(run.read_spec().data_fingerprint)
-    while True:
-        status = run_attempt(
-            run.path,
-            dataset,
+        found = run_pack(
+            [run.path for run in left],
+            results.dataset(left[0].read_spec().data_fingerprint),
             execution,
             host_note=note,
             should_stop=should_stop,
             trunks=trunks,
         )
-        own = run.attempts()[-1].read_note() if status == "preempted" else {}
-        reason = str((own.get("ended") or {}).get("reason"))
-        if "SIGTERM" in reason:
+        statuses |= dict(zip(left, found, strict=True))
+        reasons = {run: _stop_reason(run, note) for run in left if statuses[run] == "preempted"}
+        if any("SIGTERM" in reason for reason in reasons.values()):
             heard.append("SIGTERM")
-        if "SIGUSR2" not in reason or not _is_own(own, note):
-            return status
+        goes_on = [run for run, reason in reasons.items() if reason and "SIGTERM" not in reason]
+        left = [run for run in goes_on if not _is_cancelled(run)]
+    return [statuses[run] for run in runs]
+
+
+def _is_cancelled(run: RunDir) -> bool:
+    return (run.path / CANCELLED_FILE).exists()
+
+
+def _why_cancelled(run_paths: Sequence[Path]) -> str | None:
+    """Return the reason to stop runs that share their steps when one of them was cancelled."""
+    cancelled = [path.name for path in run_paths if (path / CANCELLED_FILE).exists()]
+    if not cancelled:
+        return None
+    return CANCELLED_REASON if len(run_paths) == 1 else f"{', '.join(cancelled)} {OF_THE_PACK}"
+
+
+def _stop_reason(run: RunDir, note: Mapping[str, Any]) -> str:
+    """Return why this process stopped a run, empty where it goes on no more.
+
+    After a hint it goes on, and so it does when a companion was cancelled.
+    """
+    own = run.attempts()[-1].read_note()
+    reason = str((own.get("ended") or {}).get("reason"))
+    is_passing = "SIGUSR2" in reason or OF_THE_PACK in reason
+    if "SIGTERM" in reason or (is_passing and _is_own(own, note)):
+        return reason
+    return ""
 
 
 def _is_own(attempt_note: Mapping[str, Any], note: Mapping[str, Any]) -> bool:

@@ -25,10 +25,10 @@ from scalelab.launch.devices import cpu_slots, gpu_names, gpu_slots
 from scalelab.records.files import write_atomically
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
 from scalelab.sweep.packs import equal_runs
+from scalelab.sweep.packs import is_small as is_packable
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.spec import SlurmTable
-from scalelab.theory.accounting import count_params
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 
 CALIBRATION_TIMEOUT_S = 300
@@ -37,8 +37,6 @@ TRAINER_REVISION = 3
 MEASURED_SPECS = 12
 MEASURED_STEP_FLOPS = 3e9
 SECONDS_PER_POINT = 0.25
-PACKED_PARAMS_MAX = {"cpu": 100_000, "cuda": 3_000_000}
-"""Largest models of which packs are timed: above, packing was never faster."""
 _PROGRAM = "from scalelab.launch.job import calibrate; calibrate()"
 
 
@@ -94,10 +92,7 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
         spec = row.spec
         is_small = row.flops / spec.n_steps <= MEASURED_STEP_FLOPS
         is_known = any(point.matches(spec) for point in speed.exact)
-        is_packed = (
-            n_equal[spec.run_id] > n_workers
-            and count_params(spec.shape).total <= PACKED_PARAMS_MAX[execution.device]
-        )
+        is_packed = n_equal[spec.run_id] > n_workers and is_packable(spec, execution)
         if (is_small and not is_known) or (is_packed and not speed.pack_gains(spec)):
             key = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
             wanted.setdefault(key, (spec, is_packed))

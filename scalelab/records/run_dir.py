@@ -313,6 +313,17 @@ class RunDir:
         found = [c for attempt in self.attempts() for c in attempt.checkpoints()]
         return sorted(found, key=lambda item: (item.step, item.attempt), reverse=True)
 
+    def begun_execution(self) -> dict[str, Any]:
+        """Return how the attempt was executed whose checkpoint the run goes on from; empty if none.
+
+        What its bits depend on must stay so to the end.
+        """
+        for found in self.checkpoints()[:1]:
+            (writer,) = (a for a in self.attempts() if a.number == found.attempt)
+            execution = writer.read_note().get("execution")
+            return dict(execution) if isinstance(execution, Mapping) else {}
+        return {}
+
     def status(self) -> str:
         """Return the run's state as its files tell it, one of `RUN_STATUSES`.
 

@@ -131,6 +131,7 @@ _EXECUTION = (
     Column("micro_batch_seqs", WHOLE, "sequences", "Sequences in a forward pass; 0 is all."),
     Column("pack_size", WHOLE, "runs", "Runs trained in the same step."),
     Column("n_devices", WHOLE, "devices", "Devices that shared the run."),
+    Column("recomputes_blocks", CLAIM, "", "Whether activations were computed again."),
 )
 
 RUNS = Table(

@@ -11,13 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
-from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.trunk import predecessors
+from scalelab.theory.accounting import count_params
 
 PACK_SIZES = (2, 4, 8, 16)
 """Sizes that a calibration tries, as long as they become faster."""
 GAIN_MIN = 1.1
 """Least gain for which runs are packed: a timing is known to a few per cent."""
+
+
+SMALL_PARAMS = {"cpu": 100_000, "cuda": 3_000_000}
+"""Largest models of which packs are timed: above, packing was never faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +54,11 @@ def pack_key(spec: RunSpec) -> tuple[Hashable, ...]:
         spec.precision,
         spec.data_fingerprint,
     )
+
+
+def is_small(spec: RunSpec, execution: ExecutionSpec) -> bool:
+    """Say whether a run is so small that timing packs of it is worth the time."""
+    return count_params(spec.shape).total <= SMALL_PARAMS[execution.device]
 
 
 def equal_runs(specs: Iterable[RunSpec]) -> dict[str, int]:

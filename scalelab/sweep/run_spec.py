@@ -178,6 +178,9 @@ class ExecutionSpec:
         Runs in the same step.
     n_devices : int
         Devices that share the run, its batch and its weights (``fully_shard``).
+    recomputes_blocks : bool
+        Whether activations inside blocks are computed again in the backward pass: on several
+        devices where memory left a micro-batch of one sequence.
     checkpoint_interval_s : float
         Seconds between checkpoints, more where they would pass 2 % of the run's time.
     metrics_interval_steps : int
@@ -194,6 +197,7 @@ class ExecutionSpec:
     micro_batch_seqs: int = 0
     pack_size: int = 1
     n_devices: int = 1
+    recomputes_blocks: bool = False
     checkpoint_interval_s: float = 30.0
     metrics_interval_steps: int = 10
     keeps_weights: bool = False
@@ -242,18 +246,13 @@ def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
     SpecError
         When a field is unknown, missing or of the wrong type.
     """
-    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
     hints = _type_hints(cls)  # type: ignore[arg-type]
-    unknown = sorted(set(content) - set(known))
-    missing = sorted(
-        name
-        for name, item in known.items()
-        if name not in content and item.default is dataclasses.MISSING
-    )
-    if unknown or missing:
+    required = _required_fields(cls)  # type: ignore[arg-type]
+    if not required <= content.keys() <= hints.keys():
+        unknown, missing = sorted(content.keys() - hints.keys()), sorted(required - content.keys())
         raise SpecError(
             f"{cls.__name__} with unknown {unknown} and missing {missing}",
-            f"the fields {sorted(known)}",
+            f"the fields {sorted(hints)}",
             "Write it with this version of scalelab, or mend the names.",
         )
     values: dict[str, Any] = {}
@@ -279,6 +278,11 @@ def _content_hash(spec: RunSpec) -> str:
 @functools.cache
 def _float_fields() -> tuple[str, ...]:
     return tuple(name for name, kind in _type_hints(RunSpec).items() if kind is float)
+
+
+@functools.cache
+def _required_fields(cls: type[Any]) -> frozenset[str]:
+    return frozenset(item.name for item in fields(cls) if item.default is dataclasses.MISSING)
 
 
 @functools.cache

@@ -21,6 +21,8 @@ from scalelab.train.switches import torch_switches
 WIDTHS = (16, 32, 64, 128, 256)
 WARMUP_STEPS = 2
 STEPS_MIN = 3
+PACK_STEPS_MAX = 1 << 14
+"""Steps that timing a pack may take; a quarter of a second holds a few thousand at most."""
 
 
 def measure_speed(
@@ -133,6 +135,8 @@ def measure_packs(
 def pack_speed(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> float:
     """Return tokens/s of all runs of a pack together, on random tokens."""
     n_runs = execution.pack_size
+    # A short schedule: the rates of every step of every run are reckoned before the first one.
+    spec = replace(spec, n_steps=PACK_STEPS_MAX, warmup_steps=0, schedule="cosine", decay_steps=0)
     with torch_switches(execution):
         engine = Engine([replace(spec, seed=seed) for seed in range(n_runs)], execution)
         for run in range(n_runs):

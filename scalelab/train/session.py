@@ -363,7 +363,7 @@ class Session:
             spec.shape,
             spec.seq_len,
             skips_masked=self.execution.attention != "explicit",
-            recomputes_blocks=False,
+            recomputes_blocks=self.execution.recomputes_blocks,
         )
         self.attempt.write_record(
             RunRecord(

@@ -77,7 +77,7 @@ class _Decoder(Decoder):
 class _Model(_Weights):
     """The whole model: embedding, norm and head of its own, and the blocks."""
 
-    def __init__(self, spec: RunSpec, execution: ExecutionSpec, recomputes_blocks: bool) -> None:
+    def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
         entries = lay_out(spec.shape).entries
         super().__init__([entry for entry in entries if "." not in entry.name], "")
         ops = get_operations(execution.kernels, execution.device)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ class _Model(_Weights):
         arguments: tuple[Any, ...] = (ops, attend, scales_of(spec))
         place = {"final_norm": torch.empty(0, device=execution.device)}
         self.decoder = _Decoder(spec.shape, place, spec.seq_len, *arguments)
-        self.decoder.recomputes_blocks = recomputes_blocks
+        self.decoder.recomputes_blocks = execution.recomputes_blocks
         self.blocks = nn.ModuleList()
         for layer in range(spec.shape.n_layers):
             own = [entry for entry in entries if entry.name.startswith(f"layers.{layer}.")]
@@ -111,8 +111,6 @@ class ShardedEngine:
         The run; its optimizer is AdamW.
     execution : ExecutionSpec
         ``micro_batch_seqs`` is a rank's share of a forward pass; 0 means all of its sequences.
-    recomputes_blocks : bool
-        Whether activations inside blocks are computed again in the backward pass.
 
     Raises
     ------
@@ -121,15 +119,13 @@ class ShardedEngine:
         weights is asked for.
     """
 
-    def __init__(
-        self, spec: RunSpec, execution: ExecutionSpec, *, recomputes_blocks: bool = False
-    ) -> None:
+    def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
         self.rank, self.n_ranks = dist.get_rank(), dist.get_world_size()
         require_shardable(spec, self.n_ranks)
         self.spec, self.execution = spec, execution
         self.device = torch.device(execution.device)
         self.layout = lay_out(spec.shape)
-        self.model = _Model(spec, execution, recomputes_blocks)
+        self.model = _Model(spec, execution)
         mesh = init_device_mesh(execution.device, (self.n_ranks,))
         policy = MixedPrecisionPolicy()
         if spec.precision == "bf16":

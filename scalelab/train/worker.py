@@ -200,23 +200,24 @@ def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> Exec
 
     A run that goes on from a checkpoint keeps the step, the operations and the attention of the
     attempt that wrote it, so that a change of the defaults changes no bit of it; its micro-batch
-    may become smaller, where memory ran out, and never larger. ``direct`` becomes ``eager`` for
+    may become smaller, where memory ran out, and never larger. At one sequence a run on several
+    devices computes activations again instead of keeping them. ``direct`` becomes ``eager`` for
     models whose gradients are not written out and over several devices.
     """
     n_ranks = own_ranks().n_ranks
     execution = replace(execution, pack_size=len(runs), n_devices=n_ranks)
     for run in runs:
-        for found in run.checkpoints()[:1]:
-            (writer,) = (a for a in run.attempts() if a.number == found.attempt)
-            begun = writer.read_note().get("execution") or {}
-            if begun.get("device") == execution.device:
-                kept = {name: begun[name] for name in BEGUN_FIELDS if name in begun}
-                sizes = (execution.micro_batch_seqs, begun.get("micro_batch_seqs", 0))
-                micro = min((size for size in sizes if size), default=0)
-                execution = replace(execution, **kept, micro_batch_seqs=micro)
-    if n_ranks > 1 or (
-        execution.step == "direct"
-        and not all(direct.is_possible(run.read_spec(), execution) for run in runs)
+        begun = run.begun_execution()
+        if begun.get("device") == execution.device:
+            kept = {name: begun[name] for name in BEGUN_FIELDS if name in begun}
+            sizes = (execution.micro_batch_seqs, begun.get("micro_batch_seqs", 0))
+            micro = min((size for size in sizes if size), default=0)
+            execution = replace(execution, **kept, micro_batch_seqs=micro)
+    if n_ranks > 1:
+        is_short = execution.micro_batch_seqs == 1
+        return replace(execution, step="eager", recomputes_blocks=is_short)
+    if execution.step == "direct" and not all(
+        direct.is_possible(run.read_spec(), execution) for run in runs
     ):
         return replace(execution, step="eager")
     return execution

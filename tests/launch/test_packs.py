@@ -10,43 +10,10 @@ import pytest
 from scalelab.launch import execute
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local import launch_local
-from scalelab.launch.proposal import propose
-from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.sweep.spec import sweep_from_mapping
 
 EXECUTION = ExecutionSpec(step="direct")
-
-
-@pytest.fixture
-def save(text):
-    """Return a saver of a sweep of 4 seeds and 2 lengths of one shape."""
-
-    def make(folder):
-        sweep = sweep_from_mapping(
-            {
-                "kind": "grid",
-                "name": "packed",
-                "n_params": "15K",
-                "n_tokens": "60K,90K",
-                "data": {"paths": (str(text),), "eval_tokens": 4096},
-                "train": {"seq_len": 32, "batch_seqs": 4, "seeds": (0, 1, 2, 3)},
-            },
-            source="the test",
-        )
-        results = Results(folder)
-        proposal = propose(
-            sweep,
-            results,
-            execution=EXECUTION,
-            n_workers=2,
-            is_dry_run=False,
-            speed=unmeasured_cpu_speed(2),
-        )
-        return results, results.save_plan(proposal.plan, sweep.science(), extend=False)
-
-    return make
 
 
 def losses(results, run_ids):

@@ -140,7 +140,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     alone, run = make_run("alone", **changes), make_run("moved", **changes)
     assert attempt_at(alone) == "done"
     assert attempt_at(run, stop_at=7) == "preempted"
-    assert together(run, 3, stop_at=14) == "preempted"
+    assert together(run, 3, stop_at=14, micro_batch_seqs=1) == "preempted"
+    assert last_note(run)["execution"]["recomputes_blocks"]
     assert together(run, 2, stop_at=21) == "preempted"
     assert attempt_at(run) == "done"
     steps = [(a.read_note()["resumed_from"] or {"step": 0})["step"] for a in run.attempts()]
