@@ -23,6 +23,7 @@ from scalelab.report.look import (
     finish,
     label_end,
     log_axis,
+    note_thinned,
     short,
     thinned,
 )
@@ -108,7 +109,7 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
             hovertemplate="N %{x}, D %{y}<br>loss %{z:.4f}<extra></extra>",
         )
     )
-    some = thinned(len(rows), 3000)
+    some = thinned(len(rows))
     figure.add_trace(
         go.Scatter(
             x=short(rows.n_params[some]),
@@ -143,6 +144,7 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
     )
     figure.update_xaxes(**log_axis(x, sizes=True), range=_log_range(x, 0))
     figure.update_yaxes(**log_axis(y, sizes=True), range=_log_range(y, 0))
+    note_thinned(figure, len(some), len(rows), look)
     return figure
 
 

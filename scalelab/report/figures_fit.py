@@ -19,6 +19,7 @@ from scalelab.report.look import (
     empty,
     finish,
     log_axis,
+    note_thinned,
     plain,
     short,
     thinned,
@@ -33,7 +34,7 @@ FloatArray = NDArray[np.float64]
 
 PAIR_POINTS = 300
 BINS = 30
-CLOUD = 4000
+CLOUD = 1500
 
 
 def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any:
@@ -143,6 +144,7 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
         figure.update_yaxes(title_text=f"residual, {unit}", row=row, col=col)
     figure.update_xaxes(title_text="normal quantile", row=2, col=2)
     figure.update_yaxes(title_text=f"residual, {unit}", row=2, col=2)
+    note_thinned(figure, len(some), len(shown), look)
     return figure
 
 

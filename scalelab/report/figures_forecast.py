@@ -20,6 +20,7 @@ from scalelab.report.look import (
     finish,
     label_end,
     log_axis,
+    note_thinned,
     plain,
     short,
     thinned,
@@ -83,9 +84,10 @@ def extrapolation(
             hovertemplate="C %{x:.2e} FLOP<br>loss %{y:.4f}<extra>compute-optimal</extra>",
         )
     )
-    some = thinned(len(rows), 3000)
+    some = thinned(len(rows))
     _runs(figure, reached[some], rows.loss_nats[some], "fitted runs", look.faint, 4)
     if held is not None and len(held):
+        held = held.take(thinned(len(held)))
         at = train_flops_6nd(held.n_params, held.n_tokens)
         _runs(figure, at, held.loss_nats, "held-out runs", look.third, 7)
     for each in asked:
@@ -138,6 +140,7 @@ def extrapolation(
         range=[float(np.log10(bands.flops[0])) - 0.1, float(np.log10(bands.flops[-1])) + 0.4],
     )
     figure.update_yaxes(range=[low - 0.05 * (top - low), top + 0.05 * (top - low)])
+    note_thinned(figure, len(some), len(rows), look)
     return figure
 
 

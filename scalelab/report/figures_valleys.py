@@ -9,12 +9,14 @@ import numpy as np
 from scalelab.report.look import (
     LIGHT,
     LOSS,
+    MAX_POINTS,
     PARAMS,
     Look,
     empty,
     finish,
     label_end,
     log_axis,
+    note_corner,
     short,
     thinned,
 )
@@ -54,7 +56,7 @@ def valleys(
     drawn = _some(isoflop.valleys, MAX_VALLEYS)
     colours = look.shades(len(drawn))
     named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
-    share = max(60, 6000 // len(drawn))
+    share = max(60, MAX_POINTS // len(drawn))
     losses = np.concatenate([rows.loss_nats[valley.rows] for valley in drawn])
     low, high = float(losses.min()), float(np.quantile(losses, 0.97))
     top = high + 0.08 * (high - low)
@@ -80,6 +82,9 @@ def valleys(
     note = f" {left_out} of {len(isoflop.valleys)} budgets are not drawn." if left_out else ""
     if above:
         note += f" {above} run{'s lie' if above > 1 else ' lies'} above the frame."
+    shown = sum(min(len(valley.rows), share) for valley in drawn)
+    if shown < len(losses):
+        note += f" {shown:,} of {len(losses):,} runs are drawn."
     found = sum(valley.is_interior for valley in isoflop.valleys)
     finish(
         figure,
@@ -97,17 +102,7 @@ def valleys(
     figure.update_xaxes(**log_axis(sizes, sizes=True))
     figure.update_yaxes(range=[low - 0.08 * (high - low), top])
     if note:
-        figure.add_annotation(
-            text=note.strip(),
-            x=0.01,
-            y=0.01,
-            xanchor="left",
-            yanchor="bottom",
-            xref="paper",
-            yref="paper",
-            showarrow=False,
-            font={"size": 11, "color": look.faint},
-        )
+        note_corner(figure, note.strip(), look)
     figure.update_layout(margin={"r": 76})
     return figure
 
