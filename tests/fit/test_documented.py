@@ -1,0 +1,25 @@
+"""docs/fit.md names every form and every warning that there is."""
+
+import re
+from pathlib import Path
+
+from scalelab.theory.laws import LAWS
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/fit.md").read_text(encoding="utf-8")
+
+
+def test_every_form_is_on_the_page():
+    assert {law.name for law in LAWS} <= set(re.findall(r"`(\w+)`", PAGE))
+
+
+def test_the_page_has_the_warnings_that_exist_and_no_others():
+    sources = "".join(path.read_text() for path in (ROOT / "scalelab/fit").glob("*.py"))
+    for other in ("api/fits.py", "forecast/allocate.py"):
+        sources += (ROOT / "scalelab" / other).read_text()
+    said = set(re.findall(r'code="(\w+)"', sources))
+    table = PAGE[PAGE.index("## Warnings") :]
+    listed = set()
+    for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M):
+        listed |= set(re.findall(r"`(\w+)`", row))
+    assert listed == said
