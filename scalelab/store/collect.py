@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-RUNS_IN_A_TRANSACTION = 20_000
+RUNS_IN_A_TRANSACTION = 4_000
+"""Not all at once: while these are written, helpers read on."""
 ROWS_IN_A_TRANSACTION = 250_000
 LOCK_WAIT_S = 10.0
 
