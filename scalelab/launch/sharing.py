@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Hashable, Sequence
 
 from scalelab.errors import SpecError
+from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.packs import choose_packs, equal_runs, is_small, pack_key
@@ -55,8 +56,12 @@ def sharing_groups(
 def pack_size_kept(run: RunDir, size: int) -> int:
     """Return the most runs in a step of a run: as it was begun where its bits depend on that.
 
-    Gradients that are written out (``direct``) are taken run by run: packing changes no bit.
+    Gradients that are written out (``direct``) are taken run by run: packing changes no bit. A run
+    whose attempts keep being lost is tried alone: if it kills its process, it takes no other along.
     """
+    n_lost = sum("ended" not in attempt.read_note() for attempt in run.attempts())
+    if n_lost >= MAX_LOST_ATTEMPTS - 1:
+        return 1
     begun = run.begun_execution()
     if not begun or begun.get("step") == "direct":
         return size

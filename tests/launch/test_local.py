@@ -50,7 +50,11 @@ def test_a_killed_worker_costs_its_run_one_attempt_and_nothing_else(
         os.kill(pid, signal.SIGKILL)
     answer = finish(process)
     assert answer["counts"] == {"done": N_RUNS}
-    assert answer["n_started"] == N_RUNS + 1
+    # Runs of one size may share a step, and then a worker, where there are few of these.
+    runs = [results.run(run.name).attempts() for run in (results.path / "runs").glob("*")]
+    lost = [attempts for attempts in runs if attempts[0].read_note().get("pid") == pid]
+    assert [len(attempts) for attempts in lost] == [2] * len(lost)
+    assert answer["n_started"] == N_RUNS + len(lost)
     assert losses_of(results) == undisturbed
 
 

@@ -61,6 +61,32 @@ def test_a_killed_pack_loses_nothing_and_its_runs_have_the_bits_of_separate_ones
     assert losses(alone, again.run_ids) == losses(results, saved.run_ids)
 
 
+def test_a_run_that_always_kills_its_worker_takes_no_companion_with_it(save, tmp_path) -> None:
+    results, saved = save(tmp_path / "results")
+    victim = saved.run_ids[1]
+    killed: set[int] = set()
+
+    def kill_victim(view) -> None:
+        (*_, attempt) = results.run(victim).attempts() or [None]
+        pid = attempt.read_note().get("pid") if attempt is not None else None
+        if victim in view.running and pid not in killed | {None}:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    request = LaunchRequest(
+        results=results,
+        sweep=saved.name,
+        run_ids=saved.run_ids[:4],
+        execution=EXECUTION,
+        n_workers=1,
+        pack_sizes=dict.fromkeys(saved.run_ids, 4),
+    )
+    report = launch_local(request, kill_victim)
+    assert report.statuses == {
+        run_id: "failed" if run_id == victim else "done" for run_id in request.run_ids
+    }
+
+
 @pytest.mark.parametrize(("gains", "size"), [(((2, 1.3), (4, 2.0)), 4), (((2, 1.05),), 1), ((), 1)])
 def test_a_launch_packs_where_the_calibration_of_this_machine_says_so(
     save, tmp_path, monkeypatch, gains, size

@@ -70,6 +70,20 @@ def test_a_run_goes_on_in_packs_of_the_size_that_it_was_begun_in(
     assert groups == [[alone], [packed], [direct, *fresh[:3]], fresh[3:]]
 
 
+def test_a_run_whose_attempts_are_lost_again_and_again_is_tried_alone(
+    save: Any, tmp_path: Path, gains: Callable[..., list[str]]
+) -> None:
+    results, saved = save(tmp_path)
+    bad, *rest = saved.run_ids
+    results.run(bad).claim()
+    gains({4: 2.0})
+    groups = sharing_groups(saved.run_ids, results, ExecutionSpec())
+    assert groups == [[bad, *rest[:3]], rest[3:]]
+    results.run(bad).claim()
+    groups = sharing_groups(saved.run_ids, results, ExecutionSpec())
+    assert groups == [[bad], rest[:4], rest[4:]]
+
+
 def test_a_spec_that_cannot_be_read_is_left_to_fail_by_itself(
     save: Any, tmp_path: Path, gains: Callable[..., list[str]]
 ) -> None:
