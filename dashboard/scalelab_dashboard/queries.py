@@ -105,14 +105,19 @@ def figure(name: str, key: object, look: str, more: object, _draw: Callable[[], 
     ----------
     name : str
         Which figure.
-    key : FitKey or hashable
+    key : FitKey, or a tuple or dataclass of plain values
         What it is of.
     look : str
         Name of the `scalelab.report.look.Look`.
     more : hashable
         Whatever else it depends on.
     """
-    return _draw()
+    drawn = _draw()
+    # Streamlit copies and encodes a figure in every rerun, ten times what the rest of sending it
+    # takes; a figure that is kept is not changed any more, so once is enough.
+    encoded = drawn.to_dict()
+    drawn.to_dict = lambda: encoded
+    return drawn
 
 
 def held_out(key: FitKey, report: FitReport) -> Observations | None:

@@ -92,7 +92,17 @@ def show(choice: Choice) -> None:
     table = queries.costs(choice.results, choice.source.name, choice.stamp, rates)
     column, name = UNITS[unit]
     _totals(table)
-    ui.draw(figures_runs.costs(table, column, name, ui.look()), "costs")
+    look = ui.look()
+    ui.draw(
+        queries.figure(
+            "costs",
+            (choice.results, choice.source.name, choice.stamp, rates),
+            look.name,
+            unit,
+            lambda: figures_runs.costs(table, column, name, look),
+        ),
+        "costs",
+    )
     measured = int(runs["energy_j"].notna().sum()) if "energy_j" in runs else 0
     st.caption(
         ui.as_text(

@@ -165,11 +165,13 @@ def show(choice: Choice) -> None:
         words += ["--law", law]
     try:
         words += asked.options()
-        answer = _answer(choice.key if law == OWN else None, law, asked, source)
+        key = choice.key if law == OWN else None
+        answer = _answer(key, law, asked, source)
     except ScalelabError as error:
         ui.failure(Failure(given=error.given, allowed=error.allowed, do=error.do))
         return
-    _show(answer, asked, "" if isinstance(source, str) else f"{100 * choice.level:g} %")
+    share = "" if isinstance(source, str) else f"{100 * choice.level:g} %"
+    _show(answer, asked, share, (key, law, asked))
     if answer.best is not None:
         st.download_button(
             "Save the winner as a sweep file",
@@ -284,8 +286,8 @@ def _limits(usual: str) -> tuple[tuple[str, str], ...]:
     return tuple(given)
 
 
-def _show(answer: Decision, asked: Asked, share: str) -> None:
-    """Draw the answer; ``share`` is the level of its intervals, empty where it has none."""
+def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
+    """Draw the answer to a question; ``share`` is its level, empty where it has no intervals."""
     best = answer.best
     if best is None:
         st.warning("No candidate keeps the limits. Loosen one, or name smaller candidates.")
@@ -308,7 +310,17 @@ def _show(answer: Decision, asked: Asked, share: str) -> None:
             }
             for i, each in enumerate(answer.candidates)
         ]
-        ui.draw(figures_forecast.pareto(points, column, unit, ui.look()), "pareto")
+        look = ui.look()
+        ui.draw(
+            queries.figure(
+                "pareto",
+                question,
+                look.name,
+                cost,
+                lambda: figures_forecast.pareto(points, column, unit, look),
+            ),
+            "pareto",
+        )
     with right:
         st.subheader("What binds")
         if best is not None:

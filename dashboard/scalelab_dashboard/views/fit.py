@@ -122,7 +122,13 @@ def _methods(report: FitReport, choice: Choice) -> None:
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.subheader("Exponent a by method")
-        ui.draw(figures_fit.forest(rows, ui.look()), "forest")
+        look = ui.look()
+        ui.draw(
+            queries.figure(
+                "forest", choice.key, look.name, None, lambda: figures_fit.forest(rows, look)
+            ),
+            "forest",
+        )
         if report.disagreement is not None:
             ratio = report.disagreement.ratio
             st.markdown(
