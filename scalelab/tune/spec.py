@@ -22,11 +22,12 @@ MIN_STEPS = 50
 DEFAULT_TRIALS = 16
 DEFAULT_WAVE = 4
 LIMITS: Mapping[str, tuple[float, float]] = {
-    "lr": (0.0, 10.0),
+    "lr": (1e-8, 10.0),
     "batch_seqs": (1.0, 1e6),
-    "weight_decay": (0.0, 10.0),
-    "beta2": (0.0, 1.0),
+    "weight_decay": (1e-6, 10.0),
+    "beta2": (1e-3, 0.999999),
 }
+"""Ends of a search that make sense, both included."""
 
 Range = tuple[float, float]
 
@@ -75,7 +76,7 @@ class TuneSpec:
                 raise UsageError(f"{name} {getattr(self, name)}", "1 or more", f"Mend --{name}.")
         for name, (least, most) in LIMITS.items():
             ends = getattr(self, name)
-            if ends is not None and not least < ends[0] < ends[1] < most:
+            if ends is not None and not least <= ends[0] < ends[1] <= most:
                 raise UsageError(
                     f"{name} from {ends[0]:g} to {ends[1]:g}",
                     f"a range LOW..HIGH within {least:g} to {most:g}",

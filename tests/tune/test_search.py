@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scalelab.cli.main import main
+from scalelab.errors import UsageError
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.spec import sweep_from_mapping
@@ -121,6 +122,9 @@ def test_bounds_are_about_the_rule_unless_given():
     given = dataclasses.replace(spec, lr=(1e-3, 1e-2), weight_decay=(0.01, 0.3)).bounds(row)
     assert given["lr"] == (1e-3, 1e-2)
     assert given["weight_decay"] == (0.01, 0.3)
+    assert dataclasses.replace(spec, batch_seqs=(1, 16)).bounds(row)["batch_seqs"] == (1, 16)
+    with pytest.raises(UsageError, match=r"batch_seqs from 0\.5 to 16"):
+        dataclasses.replace(spec, batch_seqs=(0.5, 16))
 
 
 def test_ends_and_powers_of_two():
