@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from scalelab_dashboard.app import VIEWS
+from scalelab_dashboard.views.runs import PAGE_ROWS
 from streamlit.testing.v1 import AppTest
 
 from scalelab import api
@@ -95,6 +96,22 @@ def test_a_wrong_target_is_told_and_not_raised(page: Opener, said: Said, small_s
     test = page(small_store, page="Extrapolate", target="many")
     assert not test.exception
     assert "many" in said(test)
+
+
+def test_many_runs_come_in_pages_of_one_order(
+    page: Opener, said: Said, stores: ModuleType, tmp_path: Path
+) -> None:
+    stores.generated(tmp_path, PAGE_ROWS + 500)
+    first = page(tmp_path, page="Runs", order="lowest loss")
+    second = page(tmp_path, page="Runs", order="lowest loss", part="2")
+    assert not first.exception
+    assert not second.exception
+    upper, lower = first.dataframe[0].value["loss_nats"], second.dataframe[0].value["loss_nats"]
+    assert (len(upper), len(lower)) == (PAGE_ROWS, 500)
+    assert upper.max() <= lower.min()
+    assert "2,001 to 2,500 are on this page" in said(second)
+    found = page(tmp_path, page="Runs", part="2", find="no such run")
+    assert not found.exception
 
 
 def test_hostile_text_is_shown_as_it_is(

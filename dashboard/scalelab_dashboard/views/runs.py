@@ -33,6 +33,17 @@ COLUMNS = (
     "device",
 )
 AXES = ("tokens", "flops")
+PAGE_ROWS = 2_000
+"""Rows sent to the browser at a time; up to as many it sorts by itself."""
+ORDERS = {
+    "faults first": None,
+    "lowest loss": ("loss_nats", True),
+    "highest loss": ("loss_nats", False),
+    "most FLOPs": ("flops", False),
+    "most parameters": ("n_params", False),
+    "longest time": ("wall_s", False),
+}
+"""What a table of several pages can be sorted by, with its column and whether small comes first."""
 STATES = ("done", "running", "queued", "planned", "failed", "diverged", "preempted", "cancelled")
 
 
@@ -61,27 +72,47 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         text = st.text_input(
             "Find", key="find", bind="query-params", placeholder="part of a run's name or fault"
         )
-    shown = filtered(table, states, text or "")
+    found = filtered(table, states, text or "")
+    shown, where = page_of(found)
     seen, flops = view(shown)
     picked = st.dataframe(
         seen,
         hide_index=True,
         height=380,
-        key="runs_table",
+        key=f"runs_table{where}",  # rows selected on one page are not those of another
         on_select="rerun",
         selection_mode="multi-row",
-        alt=f"{len(shown)} runs with status, size, loss and faults",
+        alt=f"{len(found)} runs with status, size, loss and faults",
         column_config=_config(flops),
     )
     chosen = [i for i in picked["selection"]["rows"] if i < len(shown)][:MAX_SELECTED]
     st.caption(
-        f"{len(shown):,} of {len(table):,} runs. Click a header to sort, the left edge of a row to "
-        f"select it (up to {MAX_SELECTED})."
+        f"{len(found):,} of {len(table):,} runs{where}. Click a header to sort, the left edge of a "
+        f"row to select it (up to {MAX_SELECTED})."
     )
-    _faults(choice, shown, chosen)
-    ids = tuple(shown["run_id"].iloc[chosen]) or _best(shown)
+    _faults(choice, found, shown.iloc[chosen])
+    ids = tuple(shown["run_id"].iloc[chosen]) or _best(found)
     if ids and choice.source.kind != "import":
         curves(choice, ids, is_chosen=bool(chosen))
+
+
+def page_of(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the rows of the chosen page in the chosen order, and which they are, in words."""
+    n_pages = -(-len(found) // PAGE_ROWS)
+    if n_pages <= 1:
+        return found, ""
+    left, right = st.columns([1, 3], vertical_alignment="bottom")
+    with left:
+        name = st.selectbox("Order of all pages", ORDERS, key="order", bind="query-params")
+    with right:
+        page = st.pagination(n_pages, key="part", bind="query-params")
+    order = ORDERS[name or next(iter(ORDERS))]
+    if order is not None:
+        column, is_ascending = order
+        found = found.sort_values(column, ascending=is_ascending, kind="stable")
+    start = (page - 1) * PAGE_ROWS
+    part = found.iloc[start : start + PAGE_ROWS]
+    return part, f", of which {start + 1:,} to {start + len(part):,} are on this page"
 
 
 @st.fragment
@@ -172,17 +203,16 @@ def _best(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(done.nsmallest(3, "loss_nats")["run_id"]) if len(done) else ()
 
 
-def _faults(choice: Choice, shown: pd.DataFrame, chosen: list[int]) -> None:
+def _faults(choice: Choice, found: pd.DataFrame, chosen: pd.DataFrame) -> None:
     """Say how to start again what has no result."""
     assert choice.source is not None
-    lost = shown[shown["status"].isin(("failed", "diverged", "cancelled", "preempted"))]
-    if not len(lost):
+    n_lost = int(found["status"].isin(("failed", "diverged", "cancelled", "preempted")).sum())
+    if not n_lost:
         return
-    for i in chosen:
-        row = shown.iloc[i]
+    for _, row in chosen.iterrows():
         if row["status"] in ("failed", "diverged") and isinstance(row.get("reason"), str):
             st.markdown(f"**{ui.as_text(row['run_id'])}**: {ui.as_text(row['reason'])}")
     ui.command(
         ["scalelab", "retry", choice.source.name, "--results", choice.results],
-        f"{len(lost):,} of these runs have no result. To start them again:",
+        f"{n_lost:,} of these runs have no result. To start them again:",
     )
