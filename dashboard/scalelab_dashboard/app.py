@@ -6,6 +6,9 @@ for Streamlit's own files under that path first, and report each as missing.
 
 from __future__ import annotations
 
+import atexit
+import gc
+
 import streamlit as st
 
 from scalelab_dashboard import state
@@ -52,6 +55,20 @@ def main() -> None:
     st.header(title)
     VIEWS[title](choice)
     state.keep_address()
+    settle(title)
+
+
+@st.cache_resource(show_spinner=False)
+def settle(view: str) -> None:
+    """Hide from the garbage collector what is there once a view was drawn; once a view.
+
+    Streamlit collects after every run of the script, which takes 0.1 s of modules and figures
+    that stay as long as the server does.
+    """
+    gc.collect()
+    gc.freeze()
+    # libraries in C++ look for leaks at the very end
+    atexit.register(gc.unfreeze)
 
 
 # The worker for fits imports this file under another name, and must not draw it.

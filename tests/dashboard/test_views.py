@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from scalelab_dashboard.app import VIEWS
+from scalelab_dashboard.app import VIEWS, settle
 from scalelab_dashboard.views.runs import PAGE_ROWS
 from streamlit.testing.v1 import AppTest
 
@@ -96,6 +97,16 @@ def test_a_wrong_target_is_told_and_not_raised(page: Opener, said: Said, small_s
     test = page(small_store, page="Extrapolate", target="many")
     assert not test.exception
     assert "many" in said(test)
+
+
+def test_what_a_view_loaded_is_not_gone_through_after_every_run_of_the_script(
+    page: Opener, small_store: Path
+) -> None:
+    gc.unfreeze()
+    settle.clear()
+    page(small_store, page="Data")
+    assert gc.get_freeze_count() > 100_000
+    assert len(gc.get_objects()) < gc.get_freeze_count()
 
 
 def test_many_runs_come_in_pages_of_one_order(
