@@ -32,7 +32,9 @@ SMALL_NAME = "8 runs of 0.04M"
 SMALL = {"d_model": 24, "n_layers": 4, "batch_seqs": 8}
 
 
-def baseline(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> float:
+def baseline(
+    d_model: int, n_layers: int, batch_seqs: int, seconds: float, seq_len: int = SEQ_LEN
+) -> float:
     """Return tokens/s of the plain trainer, all cores in one process."""
     import torch
     from torch import nn
@@ -61,7 +63,7 @@ def baseline(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> fl
         def __init__(self) -> None:
             super().__init__()
             self.tokens = nn.Embedding(VOCAB, d_model)
-            self.places = nn.Embedding(SEQ_LEN, d_model)
+            self.places = nn.Embedding(seq_len, d_model)
             self.blocks = nn.ModuleList(Block() for _ in range(n_layers))
             self.norm = nn.RMSNorm(d_model)
             self.head = nn.Linear(d_model, VOCAB, bias=False)
@@ -76,15 +78,17 @@ def baseline(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> fl
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
     model = Model()
-    return trained_tokens_per_s(model, model, batch_seqs, seconds)
+    return trained_tokens_per_s(model, model, batch_seqs, seconds, seq_len)
 
 
-def trained_tokens_per_s(loss_of: Any, model: Any, batch_seqs: int, seconds: float) -> float:
+def trained_tokens_per_s(
+    loss_of: Any, model: Any, batch_seqs: int, seconds: float, seq_len: int = SEQ_LEN
+) -> float:
     """Return tokens/s of plain steps: AdamW, clipping to norm 1, the loss read every time."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    tokens = torch.randint(VOCAB, (batch_seqs, SEQ_LEN + 1))
+    tokens = torch.randint(VOCAB, (batch_seqs, seq_len + 1))
     times: list[float] = []
     while len(times) < 5 or sum(times[2:]) < seconds:
         started = time.perf_counter()
@@ -95,7 +99,7 @@ def trained_tokens_per_s(loss_of: Any, model: Any, batch_seqs: int, seconds: flo
         optimizer.step()
         loss.item()
         times.append(time.perf_counter() - started)
-    return batch_seqs * SEQ_LEN / statistics.median(times[2:])
+    return batch_seqs * seq_len / statistics.median(times[2:])
 
 
 def transformers(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> float:
