@@ -31,7 +31,7 @@ CURVED = 1e-2
 RETURNS = 2
 """Steps back to the valley's floor before a trial point is given up."""
 FEW = 64
-"""Batch up to which LAPACK, which stops at the first indefinite matrix, is the faster way."""
+"""Batch up to which LAPACK, which only says that some matrix is indefinite, is the faster way."""
 LONGEST = 5.0
 """Longest such step in a logarithm."""
 
@@ -243,7 +243,10 @@ def solve_positive(matrix: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Boo
             x = np.asarray(np.linalg.solve(matrix, rhs[:, :, None])[:, :, 0], dtype=np.float64)
             return x, np.ones(s, dtype=np.bool_)
         except np.linalg.LinAlgError:
-            pass
+            positive = _is_positive(matrix) & np.isfinite(rhs).all(axis=1)
+            x = np.zeros_like(rhs)
+            x[positive] = np.linalg.solve(matrix[positive], rhs[positive, :, None])[:, :, 0]
+            return x, positive
     a = np.ascontiguousarray(matrix.transpose(1, 2, 0))
     diagonal = np.einsum("pps->ps", a).copy()
     fine = np.isfinite(a).all(axis=(0, 1)) & np.isfinite(rhs).all(axis=1)
@@ -262,6 +265,21 @@ def solve_positive(matrix: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Boo
     for j in reversed(range(p)):
         x[j] = (x[j] - (low[j + 1 :, j] * x[j + 1 :]).sum(axis=0)) / low[j, j]
     return np.ascontiguousarray(x.T), np.asarray(fine, dtype=np.bool_)
+
+
+def _is_positive(matrix: FloatArray) -> BoolArray:
+    """Return which matrices, shape (s, p, p), have pivots above rounding: elimination in order."""
+    a = matrix.copy()
+    p = a.shape[1]
+    fine = np.isfinite(a).all(axis=(1, 2))
+    a[~fine] = np.eye(p)
+    least = 1e-13 * np.abs(np.einsum("spp->sp", a))
+    for j in range(p):
+        pivot = a[:, j, j]
+        fine &= pivot > least[:, j]
+        factor = a[:, j + 1 :, j] / np.where(pivot > 0, pivot, 1.0)[:, None]
+        a[:, j + 1 :, j + 1 :] -= factor[:, :, None] * a[:, j, None, j + 1 :]
+    return np.asarray(fine)
 
 
 def _merge(better: BoolArray, there: Expansion, here: Expansion) -> Expansion:

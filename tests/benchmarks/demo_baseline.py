@@ -60,6 +60,7 @@ def main() -> None:
         json.dumps(
             {
                 "planned_s": done["totals"]["wall_s"],
+                "trained_s": done["wall_s"],
                 "ours_s": ours_s,
                 "plain_s": [before_s, after_s],
                 "ours_over_plain": ours_s / theirs_s,

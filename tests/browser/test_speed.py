@@ -27,8 +27,8 @@ SCREEN = {"width": 1440, "height": 900}
 """What a person has; the tall window of the other tests is for pictures."""
 SESSIONS = 20
 MINUTE_S = 60.0
-QUIET_S = 30.0
-"""After the sessions: until the server has forgotten them."""
+QUIET_S = 150.0
+"""After the sessions: Streamlit forgets one 120 s after it was left."""
 OUT = Path(__file__).resolve().parents[2] / "results" / "bench"
 VIEWS = ("Overview", "Fit", "Extrapolate", "Decide", "Runs", "Cost and energy", "Data")
 
