@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from scalelab_dashboard.app import VIEWS, settle
+import streamlit as st
+from scalelab_dashboard.app import VIEWS
 from scalelab_dashboard.views.runs import PAGE_ROWS
 from streamlit.testing.v1 import AppTest
 
@@ -103,7 +104,7 @@ def test_what_a_view_loaded_is_not_gone_through_after_every_run_of_the_script(
     page: Opener, small_store: Path
 ) -> None:
     gc.unfreeze()
-    settle.clear()
+    st.cache_resource.clear()
     page(small_store, page="Data")
     assert gc.get_freeze_count() > 100_000
     assert len(gc.get_objects()) < gc.get_freeze_count()
