@@ -23,7 +23,13 @@ from scalelab.launch.intents import read_pack, settle
 from scalelab.launch.retries import CANCELLED_REASON, TIME_LIMIT_REASON
 from scalelab.launch.sharing import sharing_groups
 from scalelab.launch.source import source_note
-from scalelab.launch.tasks import dismiss_others, export_ranks, follow_the_first, forget_ranks
+from scalelab.launch.tasks import (
+    dismiss_others,
+    exit_directly,
+    export_ranks,
+    follow_the_first,
+    forget_ranks,
+)
 from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec, build, run_spec_from_mapping
@@ -183,6 +189,7 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
                 break
         if n_tasks > 1 and not is_broken:
             dismiss_others(pack.execution)
+            exit_directly(EXIT_STOPPED if has_stopped else 0)
     if is_broken:
         sys.exit(EXIT_FAILED)
     if has_stopped:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from pathlib import Path
 
 from scalelab.launch.intents import read_pack
@@ -43,6 +45,22 @@ def follow_the_first(sweep: Path, intent_id: str) -> None:
     execution = read_pack(sweep, intent_id, int(os.environ["SLURM_ARRAY_TASK_ID"])).execution
     while follow(execution) is not None:
         pass
+    exit_directly(0)
+
+
+def exit_directly(code: int) -> None:
+    """Let this process end with a code once Python is done, without the end of its libraries.
+
+    Threads of gloo now and then outlive their group, which aborts a process whose work is over; the
+    scheduler then calls a finished job failed.
+    """
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)
 
 
 def dismiss_others(execution: ExecutionSpec) -> None:
