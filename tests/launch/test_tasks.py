@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from scalelab.launch.tasks import forget_ranks
@@ -16,3 +19,14 @@ def test_a_process_that_is_alone_forgets_the_ranks_of_another_program(
     assert own_ranks() == Ranks(rank=3, n_ranks=8, local_rank=1)
     forget_ranks()
     assert own_ranks() == Ranks(rank=0, n_ranks=1, local_rank=0)
+
+
+def test_what_comes_after_python_cannot_change_how_a_task_ended() -> None:
+    # Registered first, so it would run last: an abort at the end of a library.
+    script = (
+        "import atexit, os; atexit.register(os.abort)\n"
+        "from scalelab.launch.tasks import exit_directly\n"
+        "exit_directly(7); print('all is said')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (7, "all is said\n")
