@@ -195,20 +195,16 @@ def _walk(root: Path, results: Path, left_out: tuple[str, ...] = ()) -> list[Pat
     def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename or root), error) from error
 
-    def is_kept(name: str) -> bool:
-        return not name.startswith(".") and not any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in left_out
-        )
-
+    is_left_out = re.compile("|".join([r"\.", *map(fnmatch.translate, left_out)])).match
     files: list[Path] = []
     own = os.path.realpath(results)
     for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [
             name
             for name in folders
-            if is_kept(name) and os.path.realpath(os.path.join(folder, name)) != own
+            if not is_left_out(name) and os.path.realpath(os.path.join(folder, name)) != own
         ]
-        files.extend(Path(folder, name) for name in names if is_kept(name))
+        files.extend(Path(folder, name) for name in names if not is_left_out(name))
     return [file for file in files if _is_file(file)]
 
 

@@ -75,17 +75,16 @@ class Ladder:
 @functools.lru_cache(maxsize=16)
 def ladder(vocab_size: int) -> Ladder:
     """Return all shapes of the ladder for a vocabulary."""
-    shapes = sorted(
-        (
-            ladder_shape(d_model, n_layers, vocab_size)
-            for d_model in _widths()
-            for n_layers in _depths(d_model)
-        ),
-        key=lambda shape: (count_params(shape).total, shape.d_model),
-    )
+    shapes = [
+        ladder_shape(d_model, n_layers, vocab_size)
+        for d_model in _widths()
+        for n_layers in _depths(d_model)
+    ]
+    totals = {shape: count_params(shape).total for shape in shapes}
+    shapes.sort(key=lambda shape: (totals[shape], shape.d_model))
     return Ladder(
         tuple(shapes),
-        np.array([math.log(count_params(shape).total) for shape in shapes]),
+        np.log([totals[shape] for shape in shapes]),
         np.array([abs(math.log(s.n_layers / preferred_depth(s.d_model))) for s in shapes]),
     )
 

