@@ -11,13 +11,13 @@ a kernel before it is run::
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,23 @@ class AbsentGpu:
         return torch.device("cpu")
 
 
-def compile_instead_of_run(capability: int) -> list[tuple[str, Any]]:
-    """Make every launch compile its kernel and stop there; return the list that they fill."""
+def compile_instead_of_run(capability: int) -> list[tuple[str, Any, str]]:
+    """Make every launch compile its kernel and stop there; return the list that they fill.
+
+    It gets each kernel's name, the kernel, and what ptxas said as Triton ran it.
+    """
     driver.set_active(AbsentGpu(capability))
-    compiled: list[tuple[str, Any]] = []
+    # A kernel from Triton's cache would come without a word of ptxas.
+    triton.knobs.compilation.always_compile = True
+    triton.knobs.nvidia.dump_ptxas_log = True
+    compiled: list[tuple[str, Any, str]] = []
     original = JITFunction.run
 
     def run(self, *arguments, grid, warmup, **settings):
-        kernel = original(self, *arguments, grid=grid, warmup=True, **settings)
-        compiled.append((self.fn.__name__, kernel))
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            kernel = original(self, *arguments, grid=grid, warmup=True, **settings)
+        if said.getvalue():
+            compiled.append((self.fn.__name__, kernel, said.getvalue()))
         return kernel
 
     JITFunction.run = run
@@ -73,19 +81,9 @@ def compile_instead_of_run(capability: int) -> list[tuple[str, Any]]:
     return compiled
 
 
-def describe(name: str, kernel: Any, capability: int) -> dict[str, Any]:
+def describe(name: str, kernel: Any, report: str) -> dict[str, Any]:
     """Return what ptxas says of one compiled kernel."""
     ptx = kernel.asm["ptx"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        arch = f"sm_{capability}{'a' if capability >= 90 else ''}"
-        report = subprocess.run(
-            [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={arch}", source, "-o", f"{folder}/out"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stderr
     return {
         "kernel": name,
         "warps": kernel.metadata.num_warps,
@@ -152,8 +150,7 @@ def main() -> None:
     compiled = compile_instead_of_run(options.capability)
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     launch_everything(dtype, only_largest=options.largest)
-    distinct = {id(kernel): (name, kernel) for name, kernel in compiled}
-    rows = [describe(name, kernel, options.capability) for name, kernel in distinct.values()]
+    rows = [describe(*found) for found in compiled]
     for row in rows:
         sys.stdout.write("  ".join(f"{key} {value}" for key, value in row.items()) + "\n")
     if options.json:

@@ -6,6 +6,7 @@ block asks for more shared memory than a device has, and slows down many times w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,25 +22,47 @@ MULTIPLIES = {"_key_kernel", "_query_kernel", "_grad_hidden_kernel", "_grad_weig
 STREAMS = {"_update_kernel", "_rows_kernel", "_norm_kernel", "_spread_kernel"}
 
 
-def compile_for(capability, folder, *options):
-    report = folder / "report.json"
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--capability", str(capability), "--json", report, *options],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(report.read_text())
+OPTIONS = {90: (), 80: ("--largest",), 86: ("--largest",)}
+
+
+@pytest.fixture(scope="module")
+def compilers(tmp_path_factory):
+    """Return the running compilers by capability, side by side: each uses one core only."""
+    folder = tmp_path_factory.mktemp("reports")
+    words = {
+        capability: [
+            *(sys.executable, SCRIPT, "--capability", str(capability), *options),
+            *("--json", folder / f"{capability}.json"),
+        ]
+        for capability, options in OPTIONS.items()
+    }
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "OMP_NUM_THREADS": "1",
+    }
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for capability, command in words.items():
+            log = stack.enter_context((folder / f"{capability}.log").open("w+"))
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            started[capability] = process
+        yield folder, started
+
+
+def rows_for(capability, compilers):
+    folder, started = compilers
+    assert started[capability].wait() == 0, (folder / f"{capability}.log").read_text()
+    rows = json.loads((folder / f"{capability}.json").read_text())
     assert {row["kernel"] for row in rows} >= {"_forward_kernel", *MULTIPLIES, *STREAMS}
     assert max(row["shared_bytes"] for row in rows) <= SHARED_KIB[capability] * 1024
     return rows
 
 
 @pytest.mark.slow
-def test_for_hopper_nothing_spills_and_products_use_the_matrix_units(tmp_path):
-    rows = compile_for(90, tmp_path)
+def test_for_hopper_nothing_spills_and_products_use_the_matrix_units(compilers):
+    rows = rows_for(90, compilers)
     assert [row for row in rows if row["spill_bytes"]] == []
     assert all(row["wgmma"] for row in rows if row["kernel"] in MULTIPLIES)
     assert all(row["wide_loads"] for row in rows if row["kernel"] in STREAMS)
@@ -47,8 +70,8 @@ def test_for_hopper_nothing_spills_and_products_use_the_matrix_units(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 86])
-def test_for_ampere_the_widest_shapes_fit_and_products_use_the_matrix_units(tmp_path, capability):
-    rows = compile_for(capability, tmp_path, "--largest")
+def test_for_ampere_the_widest_shapes_fit_and_products_use_the_matrix_units(compilers, capability):
+    rows = rows_for(capability, compilers)
     assert [row for row in rows if row["spill_bytes"] > 128] == []
     assert all(row["mma"] for row in rows if row["kernel"] in MULTIPLIES)
     assert all(row["wide_loads"] for row in rows if row["kernel"] in STREAMS)
