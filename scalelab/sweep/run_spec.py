@@ -178,6 +178,9 @@ class ExecutionSpec:
         Runs in the same step.
     n_devices : int
         Devices that share the run, its batch and its weights (``fully_shard``).
+    tensor_parallel : int
+        Devices, neighbours in rank, that share every sequence: each has some of the heads and of
+        the hidden units. Divides ``n_devices``; 1 is none.
     recomputes_blocks : bool
         Whether activations inside blocks are computed again in the backward pass: on several
         devices where memory left a micro-batch of one sequence.
@@ -197,10 +200,24 @@ class ExecutionSpec:
     micro_batch_seqs: int = 0
     pack_size: int = 1
     n_devices: int = 1
+    tensor_parallel: int = 1
     recomputes_blocks: bool = False
     checkpoint_interval_s: float = 30.0
     metrics_interval_steps: int = 10
     keeps_weights: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.tensor_parallel >= 1,
+            "tensor_parallel",
+            self.tensor_parallel,
+            "a whole number from 1",
+        )
+
+    @property
+    def n_data_parallel(self) -> int:
+        """Groups of devices that each take a share of the batch."""
+        return self.n_devices // self.tensor_parallel
 
 
 def canonical(value: Any) -> Any:

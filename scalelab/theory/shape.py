@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from scalelab.errors import SpecError
+from scalelab.errors import SpecError, UsageError
 
 VOCAB_MULTIPLE = 64
 FF_MULTIPLE = 8
@@ -99,6 +99,35 @@ class ModelShape:
     def padded_vocab(self) -> int:
         """Rows of the embedding and head in memory: ``vocab_size`` up to a multiple of 64."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def tensor_part(self, degree: int) -> ModelShape:
+        """Return the shape of each of ``degree`` equal parts of every block.
+
+        A part has its share of the heads and of the hidden units of the feed-forward layer (of
+        every expert); width, depth and vocabulary are the whole model's.
+
+        Raises
+        ------
+        UsageError
+            When heads or hidden units cannot be shared evenly.
+        """
+        for name, size in (
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.kv_heads),
+            ("d_ff", self.d_ff),
+        ):
+            if size % degree:
+                raise UsageError(
+                    f"tensor_parallel = {degree} for a model with {name} = {size}",
+                    f"a divisor of {name}",
+                    "Choose another tensor_parallel, or another shape.",
+                )
+        return replace(
+            self,
+            n_heads=self.n_heads // degree,
+            n_kv_heads=self.n_kv_heads // degree,
+            d_ff=self.d_ff // degree,
+        )
 
     def label(self) -> str:
         """Return a short name such as ``4L-64d-2h``."""

@@ -31,6 +31,7 @@ from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, build, run_spec_from
 from scalelab.train.engine import Readings, require_device
 from scalelab.train.ranks import RankFailedError, RanksLostError, own_ranks
 from scalelab.train.sharded import ShardedEngine, require_shardable
+from scalelab.train.shards import new_meshes
 from scalelab.train.switches import torch_switches
 
 REPORT_WAIT_S = 5.0
@@ -50,6 +51,7 @@ class _Call(enum.IntEnum):
     STEP = enum.auto()
     STATE = enum.auto()
     EVALUATE = enum.auto()
+    EVALUATE_AVERAGE = enum.auto()
     END = enum.auto()
     DISMISS = enum.auto()
 
@@ -77,9 +79,9 @@ class GroupEngine:
     def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
         self.specs = (spec,)
         self.execution = execution
-        self._measured: list[tuple[Tensor, Tensor]] = []
+        self._measured: list[Tensor] = []
         # Before the others hear of it: such an error leaves the ranks in step.
-        require_shardable(spec, own_ranks().n_ranks)
+        require_shardable(spec, execution)
         with _together():
             _join(execution)
             _announce(_Call.BEGIN)
@@ -108,32 +110,46 @@ class GroupEngine:
         """Take one optimizer step with tokens of shape (B, T + 1)."""
         with _together():
             _announce(_Call.STEP, *tokens.shape)
-            own = _scatter(torch.from_numpy(tokens), *tokens.shape)
-            self._measured.append(self._sharded.step(own.to(self._sharded.device)))
+            own = _scatter(self._sharded, torch.from_numpy(tokens), *tokens.shape)
+            self._measured.append(self._sharded.step(own))
 
     def read(self) -> Readings:
         """Return what the steps since the last call measured, and forget it."""
         with _together():
             measured, self._measured = self._measured, []
-            rows = torch.tensor([]) if not measured else torch.stack([*map(torch.stack, measured)])
-            values = rows.view(-1, 2).float().cpu().numpy()
-        return Readings(losses=values[:, :1], norms=values[:, 1:], micro_squares=None)
+            values = torch.stack(measured).cpu() if measured else torch.zeros(0, 3)
+        losses, norms, squares = values.numpy().T[:, :, None]
+        return Readings(
+            losses=losses,
+            norms=norms,
+            micro_squares=squares if self._sharded.n_micro > 1 else None,
+        )
 
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the mean loss of every sequence (n, T + 1), nats per token, summed in fp64."""
-        n_ranks = self._sharded.n_ranks
-        n_each = -(-len(sequences) // n_ranks)
-        padded = np.resize(sequences, (n_each * n_ranks, sequences.shape[1]))
-        with _together():
-            _announce(_Call.EVALUATE, *padded.shape)
-            own = _scatter(torch.from_numpy(padded), *padded.shape)
-            means = self._sharded.evaluate(own.to(self._sharded.device))
-            parts = [torch.empty_like(means) for _ in range(n_ranks)]
-            dist.gather(means, parts)
-        return torch.cat(parts).numpy()[: len(sequences)]
+        return self._evaluate(_Call.EVALUATE, sequences)
 
-    def evaluate_average(self, run: int, sequences: NDArray[np.int64]) -> None:
-        """Return nothing: no average of the weights is kept over several devices."""
+    def evaluate_average(
+        self, run: int, sequences: NDArray[np.int64]
+    ) -> NDArray[np.float64] | None:
+        """Return what `evaluate` does of the average of the weights; None where none is kept."""
+        if not self.specs[0].ema_decay:
+            return None
+        return self._evaluate(_Call.EVALUATE_AVERAGE, sequences)
+
+    def _evaluate(self, call: _Call, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
+        n_groups = self.execution.n_data_parallel
+        n_each = -(-len(sequences) // n_groups)
+        padded = np.resize(sequences, (n_each * n_groups, sequences.shape[1]))
+        with _together():
+            _announce(call, *padded.shape)
+            own = _scatter(self._sharded, torch.from_numpy(padded), *padded.shape)
+            means = _evaluated(self._sharded, call, own)
+            parts = [torch.empty_like(means) for _ in range(self.execution.n_devices)]
+            dist.gather(means, parts)
+        # The ranks of a tensor-parallel group have the same sequences.
+        firsts = parts[:: self.execution.tensor_parallel]
+        return torch.cat(firsts).numpy()[: len(sequences)]
 
 
 def end_run(statuses: Sequence[str], execution: ExecutionSpec) -> None:
@@ -206,9 +222,13 @@ def _obey(engine: ShardedEngine, call: _Call, shape: Sequence[int]) -> None:
     elif call == _Call.STATE:
         engine.state()
     elif call == _Call.STEP:
-        engine.step(_scatter(None, *shape).to(engine.device))
+        engine.step(_scatter(engine, None, *shape))
     else:
-        dist.gather(engine.evaluate(_scatter(None, *shape).to(engine.device)))
+        dist.gather(_evaluated(engine, call, _scatter(engine, None, *shape)))
+
+
+def _evaluated(engine: ShardedEngine, call: _Call, own: Tensor) -> Tensor:
+    return engine.evaluate_average(own) if call == _Call.EVALUATE_AVERAGE else engine.evaluate(own)
 
 
 def _join(execution: ExecutionSpec) -> None:
@@ -230,6 +250,7 @@ def _join(execution: ExecutionSpec) -> None:
 
 def _leave() -> None:
     _stores.clear()
+    new_meshes.cache_clear()
     dist.destroy_process_group()
 
 
@@ -260,13 +281,16 @@ def _receive_text() -> str:
     return data.numpy().tobytes().decode()
 
 
-def _scatter(rows: Tensor | None, n_rows: int, length: int) -> Tensor:
-    """Give every rank its share of rows, which rank 0 has."""
-    n_ranks = dist.get_world_size()
-    own = torch.empty(n_rows // n_ranks, length, dtype=torch.int64)
-    shares = None if rows is None else [part.contiguous() for part in rows.chunk(n_ranks)]
+def _scatter(engine: ShardedEngine, rows: Tensor | None, n_rows: int, length: int) -> Tensor:
+    """Give every rank its group's share of rows, which rank 0 has."""
+    execution = engine.execution
+    own = torch.empty(n_rows // execution.n_data_parallel, length, dtype=torch.int64)
+    shares = None
+    if rows is not None:
+        parts = [part.contiguous() for part in rows.chunk(execution.n_data_parallel)]
+        shares = [part for part in parts for _ in range(execution.tensor_parallel)]
     dist.scatter(own, shares)
-    return own
+    return own.to(engine.device)
 
 
 def _report_key(rank: int) -> str:

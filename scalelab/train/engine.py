@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.spread import require_whole_groups
 from scalelab.theory.schedule import learning_rate_ratio
 from scalelab.train import direct
 from scalelab.train.gradients import Autograd, Direct
@@ -68,6 +69,11 @@ def learning_rates(spec: RunSpec) -> list[float]:
         )
         for step in range(spec.n_steps)
     ]
+
+
+def average_decay(steps: Tensor, decay: float) -> Tensor:
+    """Return by how much a moving average decays at a step, 1 for the first; less at the start."""
+    return ((1 + steps) / (EMA_START_STEPS + steps)).clamp(max=decay)
 
 
 class Engine:
@@ -215,8 +221,7 @@ class Engine:
 
     def _average(self, ema: Tensor) -> None:
         """Move the averages of the weights on; the first steps forget the start faster."""
-        steps = self.steps.float()
-        decay = ((1 + steps) / (EMA_START_STEPS + steps)).clamp(max=self.specs[0].ema_decay)
+        decay = average_decay(self.steps.float(), self.specs[0].ema_decay)
         weight = 1 - decay
         ema.lerp_(self.master, weight[0] if self.n_runs == 1 else weight.unsqueeze(1))
 
@@ -323,6 +328,7 @@ def require_device(execution: ExecutionSpec) -> None:
 
 def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
     require_device(execution)
+    require_whole_groups(execution.n_devices, execution.tensor_parallel)
     if execution.step == "graph" and (execution.device != "cuda" or specs[0].shape.n_experts):
         raise UsageError(
             f"step = 'graph' on {execution.device} with {specs[0].shape.n_experts} experts",
@@ -335,9 +341,19 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             "a dense fp32 model without z-loss, on a CPU, with the reference operations",
             "Choose step = eager.",
         )
-    if specs[0].precision not in _COPY_DTYPES:
+    require_precision(specs[0])
+
+
+def require_precision(spec: RunSpec) -> None:
+    """Raise when the trainer has no products of a run's precision.
+
+    Raises
+    ------
+    UsageError
+    """
+    if spec.precision not in _COPY_DTYPES:
         raise UsageError(
-            f"precision = {specs[0].precision!r}",
+            f"precision = {spec.precision!r}",
             " or ".join(_COPY_DTYPES),
             "Choose bf16: it needs no loss scaling and every device with fp16 products has it.",
         )

@@ -116,8 +116,11 @@ class Autograd:
 
     def _squares(self, grads: Sequence[Tensor]) -> Tensor:
         if len(self.specs) == 1:
-            return torch.stack(torch._foreach_norm(list(grads))).square().sum().unsqueeze(0)
-        return torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)
+            norms = torch._foreach_norm(list(grads), 2, torch.float32)
+            return torch.stack(norms).square().sum().unsqueeze(0)
+        rows = [grad.flatten(1) for grad in grads]
+        each = [torch.linalg.vector_norm(row, dim=1, dtype=torch.float32) for row in rows]
+        return torch.stack(each).square().sum(0)
 
 
 class Direct:

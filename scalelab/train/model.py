@@ -83,9 +83,8 @@ class Decoder:
         """Return the residual stream after a block, and the block's load-balance loss."""
         w = self.weights
         normed = self.ops.rms_norm(stream, w[prefix + "attention_norm"], NORM_EPSILON)
-        normed, stream = self.ops.add_rms_norm(
-            self._attend(normed, prefix), stream, w[prefix + "ff_norm"], NORM_EPSILON
-        )
+        mixed = self.leave(self._attend(self.enter(normed), prefix))
+        normed, stream = self.ops.add_rms_norm(mixed, stream, w[prefix + "ff_norm"], NORM_EPSILON)
         gate_up, down = w[prefix + "gate_up"], w[prefix + "down"]
         if self.shape.n_experts:
             mixed, balance = feed_forward(
@@ -95,9 +94,19 @@ class Decoder:
                 down,
                 self.shape.n_active_experts,
                 self.ops,
+                self.enter,
             )
-            return stream + mixed, balance
-        return stream + linear(self.ops.swiglu(linear(normed, gate_up)), down), None
+            return stream + self.leave(mixed), balance
+        hidden = self.ops.swiglu(linear(self.enter(normed), gate_up))
+        return stream + self.leave(linear(hidden, down)), None
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Take what all parts of a block share into this part; alone, it is the whole block."""
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Return the sum of what the parts of a block give."""
+        return x
 
     def token_losses(self, tokens: Tensor) -> Tensor:
         """Return each token's loss in nats, shape (..., T), of tokens (..., T + 1)."""

@@ -12,6 +12,8 @@ Shazeer et al. 2017, arXiv:1701.06538 (top-k gating). Fedus et al. 2021, arXiv:2
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from scalelab_kernels.operations import Operations
 from scalelab_kernels.reference_moe import route
@@ -59,7 +61,13 @@ def balance_loss(counts: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def feed_forward(
-    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, n_active: int, ops: Operations
+    x: Tensor,
+    router: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    n_active: int,
+    ops: Operations,
+    enter: Callable[[Tensor], Tensor] = lambda shared: shared,
 ) -> tuple[Tensor, Tensor]:
     """Return the experts' output for activations x, and the load-balance loss.
 
@@ -73,6 +81,9 @@ def feed_forward(
         Experts a token.
     ops : Operations
         Reference or kernels.
+    enter : Callable
+        Applied to what the experts share where these are parts of experts on several devices; the
+        router is whole on each of them.
 
     Returns
     -------
@@ -88,10 +99,10 @@ def feed_forward(
     first = torch.arange(n_runs, device=x.device).mul_(n_experts).view(-1, 1, 1)
     way = route((experts + first).flatten(0, 1), n_runs * n_experts)
     hidden = ops.swiglu(
-        ops.grouped_linear(ops.permute(rows.flatten(0, 1), way), gate_up.flatten(0, -3), way)
+        ops.grouped_linear(ops.permute(enter(rows).flatten(0, 1), way), gate_up.flatten(0, -3), way)
     )
     out = ops.grouped_linear(hidden, down.flatten(0, -3), way)
-    mixed = ops.unpermute(out, weights.flatten(0, 1), way).view(x.shape)
+    mixed = ops.unpermute(out, enter(weights).flatten(0, 1), way).view(x.shape)
     counts = way.ends.diff(prepend=way.ends.new_zeros(1)).view(n_runs, n_experts)
     balance = balance_loss(counts, probabilities)
     return mixed, balance if router.ndim == 3 else balance[0]

@@ -32,7 +32,7 @@ MUON_RMS = 0.2
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 _EPSILON = 1e-7
-_CLIP_EPSILON = 1e-6
+CLIP_EPSILON = 1e-6
 _LR = HYPER.index("lr")
 _MAX_NORM = HYPER.index("max_norm")
 _GRAD_SCALE = HYPER.index("grad_scale")
@@ -66,12 +66,7 @@ class Optimizer:
         ops: Operations,
     ) -> None:
         first = specs[0]
-        if first.optimizer == "muon" and first.parametrization == "mup":
-            raise UsageError(
-                "optimizer muon with parametrization mup",
-                "muon with standard, or adamw with either",
-                "Muon's update has the same size at every width: use parametrization standard.",
-            )
+        require_optimizer(first)
         self.layout = layout
         self.ops = ops
         self.master, self.exp_avg, self.exp_avg_sq, self.copy = master, exp_avg, exp_avg_sq, copy
@@ -111,7 +106,7 @@ class Optimizer:
             self.hyper[:, _LR] = rates
             return self._adamw(grad, steps, self.hyper, 0, self.layout.n_values)
         norm = row_norms(grad)
-        clip = torch.clamp(self.hyper[:, _MAX_NORM] / (norm.double() + _CLIP_EPSILON), max=1.0)
+        clip = torch.clamp(self.hyper[:, _MAX_NORM] / (norm.double() + CLIP_EPSILON), max=1.0)
         hyper = self.hyper.clone()
         hyper[:, _MAX_NORM] = torch.inf
         # The factor of a run whose norm is not finite is made nan, so that every part skips it.
@@ -151,7 +146,7 @@ class Optimizer:
             if not math.isfinite(norm):
                 continue
             if norm > spec.grad_clip:
-                row[1].mul_(spec.grad_clip / (norm + _CLIP_EPSILON))
+                row[1].mul_(spec.grad_clip / (norm + CLIP_EPSILON))
             n_decay = self.layout.n_decay
             for part, weight_decay in (
                 (slice(n_decay), spec.weight_decay),
@@ -195,12 +190,32 @@ class Optimizer:
             stacked = torch.stack([update[:, at : at + size] for at in starts])
             turned = orthogonalize(stacked.view(-1, n_rows, n_columns))
             change = turned.reshape(len(starts), n_runs, size) * (
-                MUON_RMS * max(n_rows, n_columns) ** 0.5 * rate.float().view(1, -1, 1)
+                muon_scale(n_rows, n_columns) * rate.float().view(1, -1, 1)
             )
             for at, part in zip(starts, change, strict=True):
                 weights[:, at : at + size].sub_(part)
         if self.copy is not None:
             self.copy.view(n_runs, -1)[:, :n].copy_(weights[:, :n])
+
+
+def require_optimizer(spec: RunSpec) -> None:
+    """Raise when optimizer and parametrisation do not go together.
+
+    Raises
+    ------
+    UsageError
+    """
+    if spec.optimizer == "muon" and spec.parametrization == "mup":
+        raise UsageError(
+            "optimizer muon with parametrization mup",
+            "muon with standard, or adamw with either",
+            "Muon's update has the same size at every width: use parametrization standard.",
+        )
+
+
+def muon_scale(n_rows: int, n_columns: int) -> float:
+    """Return the factor of an orthogonal update that gives it AdamW's root mean square."""
+    return float(MUON_RMS * max(n_rows, n_columns) ** 0.5)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -209,9 +209,10 @@ class Session:
 
     def _measure_noise(self, micro_square: float, norm: float) -> None:
         spec = self.spec
-        micro_seqs = self.execution.micro_batch_seqs
+        own_seqs = spec.batch_seqs // self.execution.n_data_parallel
+        micro_seqs = self.execution.micro_batch_seqs or own_seqs
         # Micro-batches of different sizes have no one size to reckon with.
-        if spec.batch_seqs % micro_seqs == 0:
+        if own_seqs % micro_seqs == 0:
             small = micro_seqs * spec.seq_len
             self.noise.observe(micro_square, norm**2, small, spec.tokens_per_step)
 

@@ -1,12 +1,15 @@
 """One run over several devices: weights, gradients and optimizer state sharded (ZeRO-3).
 
 `torch.distributed.fsdp.fully_shard` gathers a block's weights when it is needed, so that a model
-larger than one device fits; every rank takes its share of the batch. The numbers are those of
-`scalelab.train.engine.Engine` to rounding: same initial weights, batches, clipping and schedule.
+larger than one device fits; every rank takes its share of the batch. Where a block alone is too
+wide, neighbouring ranks share its products (`scalelab.train.tensor_parallel`) and a share of the
+batch. The numbers are those of `scalelab.train.engine.Engine` to rounding: same initial weights,
+batches, clipping, schedule and average of the weights.
 
 A state is gathered on rank 0, weight by weight, into the buffers that one device would have: a run
-may go on with any number of ranks, one included. torch.distributed.checkpoint was tried before: its
-folders hold a pickle that its reader loads unchecked, which no file of a results folder may be.
+may go on with any number of ranks in any arrangement, one included. torch.distributed.checkpoint
+was tried before: its folders hold a pickle that its reader loads unchecked, which no file of a
+results folder may be.
 
 References
 ----------
@@ -20,86 +23,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from scalelab_kernels.operations import get_attention, get_operations
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
 
-from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, STATE_NAMES, learning_rates
-from scalelab.train.model import Decoder
-from scalelab.train.parameters import Entry, initial_values, lay_out
-from scalelab.train.scales import scales_of
-
-
-class _Weights(nn.Module):
-    """Some weights of the layout as parameters, under their names without the prefix."""
-
-    def __init__(self, entries: list[Entry], prefix: str) -> None:
-        super().__init__()
-        self.prefix = prefix
-        self.names = [entry.name.removeprefix(prefix) for entry in entries]
-        for name, entry in zip(self.names, entries, strict=True):
-            self.register_parameter(name, nn.Parameter(torch.empty(entry.shape, device="meta")))
-
-    def by_name(self) -> dict[str, Tensor]:
-        return {self.prefix + name: getattr(self, name) for name in self.names}
-
-
-class _Block(_Weights):
-    """A block of the decoder: its weights are whole while it runs."""
-
-    def __init__(self, entries: list[Entry], layer: int, decoder: Decoder) -> None:
-        super().__init__(entries, f"layers.{layer}.")
-        self.decoder = decoder
-
-    def forward(self, stream: Tensor) -> tuple[Tensor, Tensor | None]:
-        self.decoder.weights = self.by_name()
-        return self.decoder.block(stream, self.prefix)
-
-
-class _Decoder(Decoder):
-    """A decoder whose blocks are modules."""
-
-    blocks: nn.ModuleList
-    recomputes_blocks: bool
-
-    def run_block(self, stream: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
-        block = self.blocks[layer]
-        if self.recomputes_blocks and torch.is_grad_enabled():
-            return checkpoint(block, stream, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(stream)  # type: ignore[no-any-return]
-
-
-class _Model(_Weights):
-    """The whole model: embedding, norm and head of its own, and the blocks."""
-
-    def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
-        entries = lay_out(spec.shape).entries
-        super().__init__([entry for entry in entries if "." not in entry.name], "")
-        ops = get_operations(execution.kernels, execution.device)  # type: ignore[arg-type]
-        attend = get_attention(execution.attention, execution.device)  # type: ignore[arg-type]
-        arguments: tuple[Any, ...] = (ops, attend, scales_of(spec))
-        place = {"final_norm": torch.empty(0, device=execution.device)}
-        self.decoder = _Decoder(spec.shape, place, spec.seq_len, *arguments)
-        self.decoder.recomputes_blocks = execution.recomputes_blocks
-        self.blocks = nn.ModuleList()
-        for layer in range(spec.shape.n_layers):
-            own = [entry for entry in entries if entry.name.startswith(f"layers.{layer}.")]
-            inner = Decoder(spec.shape, place, spec.seq_len, *arguments)
-            self.blocks.append(_Block(own, layer, inner))
-        self.decoder.blocks = self.blocks
-
-    def forward(self, tokens: Tensor, z_loss: float | None) -> tuple[Tensor, Tensor]:
-        """Return the sums that a step needs; without a z_loss each token's loss, twice."""
-        self.decoder.weights = self.by_name()
-        if z_loss is None:
-            losses = self.decoder.token_losses(tokens)
-            return losses, losses
-        return self.decoder.loss_sums(tokens, z_loss)
+from scalelab.sweep.spread import require_spreadable
+from scalelab.train.engine import (
+    EVAL_TOKENS_PER_BATCH,
+    STATE_NAMES,
+    average_decay,
+    learning_rates,
+    require_precision,
+)
+from scalelab.train.optimizer import require_optimizer
+from scalelab.train.parameters import initial_values, lay_out
+from scalelab.train.sharded_model import ShardedModel
+from scalelab.train.sharded_optimizer import MOMENTS, ShardedOptimizer
+from scalelab.train.shards import Shards
 
 
 class ShardedEngine:
@@ -108,94 +49,89 @@ class ShardedEngine:
     Parameters
     ----------
     spec : RunSpec
-        The run; its optimizer is AdamW.
+        The run.
     execution : ExecutionSpec
         ``micro_batch_seqs`` is a rank's share of a forward pass; 0 means all of its sequences.
 
     Raises
     ------
     UsageError
-        When the batch cannot be split evenly, the optimizer is not AdamW, or an average of the
-        weights is asked for.
+        When the run cannot be shared evenly, or be trained at all.
     """
 
     def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
-        self.rank, self.n_ranks = dist.get_rank(), dist.get_world_size()
-        require_shardable(spec, self.n_ranks)
+        require_shardable(spec, execution)
         self.spec, self.execution = spec, execution
+        self.rank = dist.get_rank()
         self.device = torch.device(execution.device)
         self.layout = lay_out(spec.shape)
-        self.model = _Model(spec, execution)
-        mesh = init_device_mesh(execution.device, (self.n_ranks,))
+        self.shards = Shards(spec.shape, execution)
+        self.model = ShardedModel(spec, execution, self.shards)
         policy = MixedPrecisionPolicy()
         if spec.precision == "bf16":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        for block in self.model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(self.model, mesh=mesh, mp_policy=policy)
+        for module in (*self.model.blocks, self.model):
+            fully_shard(module, mesh=self.shards.mesh, mp_policy=policy)
         self.model.to_empty(device=execution.device)
-        names = {entry.name for entry in self.layout.entries}
         named = [(n.removeprefix("blocks."), p) for n, p in self.model.named_parameters()]
-        self._weights = {n if n in names else f"layers.{n}": p for n, p in named}
-        self.optimizer = torch.optim.AdamW(
-            self._groups(),
-            lr=spec.lr,
-            betas=(spec.beta1, spec.beta2),
-            eps=spec.epsilon,
-        )
+        own = self.shards.own
+        self._weights = {n if n in own else f"layers.{n}": p for n, p in named}
+        self._averages: dict[str, Tensor] = {}
+        if spec.ema_decay:
+            self._averages = {n: torch.zeros_like(w.detach()) for n, w in self._weights.items()}
+        self.optimizer = ShardedOptimizer(spec, self.layout, self._weights, self.shards)
         self.n_steps = 0
         self._rates = learning_rates(spec)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Return the weights by decay and by the factor of their learning rate."""
-        hidden_rate = scales_of(self.spec).hidden_rate
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for entry in self.layout.entries:
-            decay = self.spec.weight_decay if entry.is_decayed else 0.0
-            rate = hidden_rate if entry.start < self.layout.n_hidden else 1.0
-            groups.setdefault((decay, rate), []).append(self._weights[entry.name])
-        return [
-            {"params": weights, "weight_decay": decay, "rate": rate}
-            for (decay, rate), weights in groups.items()
-        ]
+    @property
+    def n_micro(self) -> int:
+        """Forward passes of a step over all ranks; a rank's last may be smaller."""
+        n_groups = self.execution.n_data_parallel
+        own_seqs = self.spec.batch_seqs // n_groups
+        return n_groups * -(-own_seqs // (self.execution.micro_batch_seqs or own_seqs))
 
     def initialize(self) -> None:
         """Give the run the initial weights that a single device would give it."""
         for entry in self.layout.entries:
-            weight = self._weights[entry.name]
+            weight = self._weights[entry.name].detach()
             whole = initial_values(entry, self.spec).to(weight.device)
-            with torch.no_grad():
-                weight.copy_(_shard_like(weight, whole, src_data_rank=None))
+            weight.copy_(self.shards.share(entry.name, whole, weight))
+            if self._averages:
+                self._averages[entry.name].copy_(weight)
 
-    def step(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a step with this rank's sequences of the batch; return loss and gradient norm.
+    def step(self, own: Tensor) -> Tensor:
+        """Take a step with this rank's sequences of the batch; return what it measured.
 
         Parameters
         ----------
-        own : Tensor of int64, shape (B / ranks, T + 1)
+        own : Tensor of int64, shape (B / data-parallel groups, T + 1)
 
         Returns
         -------
-        loss, norm : Tensor, shape ()
-            Of the whole batch: the same on every rank.
+        Tensor, shape (3,)
+            Loss and gradient norm of the whole batch, and the mean squared norm of the mean
+            gradients of the forward passes of all ranks: the same on every rank.
         """
-        spec = self.spec
+        spec, n_groups = self.spec, self.execution.n_data_parallel
         parts = torch.split(own, self.execution.micro_batch_seqs or len(own))
-        total = torch.zeros((), device=own.device)
+        sums = torch.zeros(2, device=own.device)
         for index, part in enumerate(parts):
             self.model.set_requires_gradient_sync(index == len(parts) - 1)  # type: ignore[operator]
             reported, objective = self.model(part, spec.z_loss)
             # The mean over ranks is taken when gradients meet; the sum over the batch is wanted.
-            (objective * self.n_ranks / spec.tokens_per_step).backward()
-            total += reported.detach() / spec.tokens_per_step
-        dist.all_reduce(total)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), spec.grad_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rates[self.n_steps] * group["rate"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            (objective * n_groups / spec.tokens_per_step).backward()
+            if self.shards.tensor.rank == 0:
+                sums[0] += reported.detach() / spec.tokens_per_step
+            # A forward pass's own mean gradient: the sum was divided by a rank's share.
+            share = len(part) * n_groups / spec.batch_seqs
+            sums[1] += self.model.squares.take() / (share**2 * self.n_micro)
+        dist.all_reduce(sums)
+        norm = self.optimizer.step(self._rates[self.n_steps])
         self.n_steps += 1
-        return total, norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self._averages:
+            decay = average_decay(torch.tensor(float(self.n_steps)), spec.ema_decay)
+            torch._foreach_lerp_(_local(self._averages), _local(self._weights), float(1 - decay))
+        return torch.stack((sums[0], norm, sums[1]))
 
     @torch.no_grad()
     def evaluate(self, own: Tensor) -> Tensor:
@@ -207,66 +143,73 @@ class ShardedEngine:
         means = [
             self.model(part, None)[0].double().mean(-1).cpu() for part in torch.split(own, n_rows)
         ]
+        # What lies outside the blocks stays gathered after a forward pass, and would go stale.
+        self.model.reshard()  # type: ignore[operator]
         return torch.cat(means)
+
+    @torch.no_grad()
+    def evaluate_average(self, own: Tensor) -> Tensor:
+        """Return what `evaluate` does of the average of the weights, which the run must keep.
+
+        The run's own weights are put back, bit for bit.
+        """
+        weights, averages = _local(self._weights), _local(self._averages)
+        kept = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, averages)
+        try:
+            return self.evaluate(own)
+        finally:
+            torch._foreach_copy_(weights, kept)
 
     def state(self) -> dict[str, Any]:
         """Return the state that a single device would have: whole on rank 0, empty on others."""
-        flats = {
-            name: torch.zeros(self.layout.n_values if self.rank == 0 else 0) for name in STATE_NAMES
-        }
+        names = (*STATE_NAMES, *(("ema",) if self._averages else ()))
+        n_values = self.layout.n_values if self.rank == 0 else 0
+        flats = {name: torch.zeros(n_values) for name in names}
         for entry in self.layout.entries:
-            weight = self._weights[entry.name]
-            moments = self.optimizer.state.get(weight, {})
-            for name, flat in flats.items():
-                part = weight.detach() if name == "master" else moments.get(name)
-                if part is None:  # before the first step
-                    continue
-                assert isinstance(part, DTensor)
-                whole = part.full_tensor()
+            found = {"master": self._weights[entry.name].detach()}
+            found |= self.optimizer.moments(entry.name)
+            if self._averages:
+                found["ema"] = self._averages[entry.name]
+            for name, share in found.items():
+                whole = self.shards.gather(entry.name, share)
                 if self.rank == 0:
-                    entry.view(flat).copy_(whole)
+                    entry.view(flats[name]).copy_(whole)
         return {"step": self.n_steps, **flats}
 
     def load_state(self, step: int, state: dict[str, Any] | None) -> None:
         """Put the run where `state` found it; only rank 0 has the state."""
         self.n_steps = step
+        names = (*STATE_NAMES, *(("ema",) if self._averages else ()))
         for entry in self.layout.entries:
-            weight = self._weights[entry.name]
+            weight = self._weights[entry.name].detach()
             parts = {}
-            for name in STATE_NAMES:
-                whole = torch.empty(entry.shape, device=weight.device)
-                if state is not None:
-                    whole.copy_(entry.view(state[name]))
-                parts[name] = _shard_like(weight, whole, src_data_rank=0)
-            with torch.no_grad():
-                weight.copy_(parts.pop("master"))
-            self.optimizer.state[weight] = {"step": torch.tensor(float(step)), **parts}
+            for name in names:
+                whole = None if state is None else entry.view(state[name]).to(weight.device)
+                parts[name] = self.shards.send(entry.name, whole, 0, weight)
+            weight.copy_(parts["master"])
+            if self._averages:
+                self._averages[entry.name].copy_(parts["ema"])
+            self.optimizer.load(entry.name, step, {name: parts[name] for name in MOMENTS})
 
 
-def _shard_like(weight: Tensor, whole: Tensor, *, src_data_rank: int | None) -> DTensor:
-    """Return a whole tensor in shards like a weight's, from one rank's copy or from each's own."""
-    assert isinstance(weight, DTensor)
-    return distribute_tensor(
-        whole, weight.device_mesh, weight.placements, src_data_rank=src_data_rank
-    )
-
-
-def require_shardable(spec: RunSpec, n_ranks: int) -> None:
-    """Raise when a run cannot be spread over so many devices.
+def require_shardable(spec: RunSpec, execution: ExecutionSpec) -> None:
+    """Raise when a run cannot be trained by all devices of an execution together.
 
     Raises
     ------
     UsageError
     """
-    if spec.batch_seqs % n_ranks:
-        raise UsageError(
-            f"{spec.batch_seqs} sequences a batch over {n_ranks} devices",
-            "a multiple of the devices",
-            "Choose another batch or number of devices.",
-        )
-    if spec.optimizer != "adamw" or spec.ema_decay:
-        raise UsageError(
-            f"{spec.optimizer} with ema_decay = {spec.ema_decay:g} over several devices",
-            "adamw without an average of the weights",
-            "Train such a run on one device.",
-        )
+    require_spreadable(spec, execution)
+    require_optimizer(spec)
+    require_precision(spec)
+
+
+def _local(shares: dict[str, Any]) -> list[Tensor]:
+    """Return the values on this device of all weights."""
+    found: list[Tensor] = []
+    for share in shares.values():
+        values = share.detach()
+        assert isinstance(values, DTensor)
+        found.append(values.to_local())
+    return found

@@ -182,7 +182,9 @@ def _attempt(
             _train_all(sessions, dataset_path, should_stop)
         except Exception as error:
             if is_out_of_memory(error):
-                smaller = smaller_micro_batch(execution, specs[0].batch_seqs)
+                smaller = smaller_micro_batch(
+                    execution, specs[0].batch_seqs // execution.n_data_parallel
+                )
             for session in sessions:
                 if session.status is not None:
                     continue

@@ -17,6 +17,7 @@ from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train import loop, session, worker
+from tests.train.job import Job, starting
 
 VOCAB = 61
 
@@ -133,5 +134,23 @@ def attempt_at(
             return worker.run_attempt(
                 run.path, dataset.folder, replace(execution, **changes), should_stop=stop
             )
+
+    return make
+
+
+@pytest.fixture
+def start(dataset: Dataset) -> Iterator[Callable[..., Job]]:
+    """Return a starter of jobs of several ranks."""
+    with starting(dataset.folder) as begin:
+        yield begin
+
+
+@pytest.fixture
+def together(start: Callable[..., Job]) -> Callable[..., str]:
+    """Return a function that makes an attempt with several ranks."""
+
+    def make(run: RunDir, n_ranks: int, **options: Any) -> str:
+        (status,) = start([run], n_ranks, **options).finish()
+        return status
 
     return make

@@ -17,14 +17,14 @@ def result(run: RunDir) -> RunRecord:
     return record
 
 
-def curve(run: RunDir) -> dict[int, float]:
-    """Return loss by step, later attempts replacing earlier ones."""
+def curve(run: RunDir, column: str = "loss_nats") -> dict[int, float]:
+    """Return loss, or another column, by step, later attempts replacing earlier ones."""
     losses = {}
     for attempt in run.attempts():
         if attempt.metrics_path.exists():
             for line in attempt.metrics_path.read_text().splitlines():
                 row = json.loads(line)
-                losses[row["step"]] = row["loss_nats"]
+                losses[row["step"]] = row[column]
     return losses
 
 

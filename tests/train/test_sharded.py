@@ -2,99 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from scalelab.corpus.dataset import Dataset
 from scalelab.launch.retries import classify
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from tests.train.job import Job
 from tests.train.outcome import curve, last_note, result
-from tests.train.rank import OPTIONS, work
 
 MakeRun = Callable[..., RunDir]
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.train.rank"])
-
-
-@dataclass
-class Job:
-    """Ranks at work on runs, one after the other."""
-
-    ranks: list[Any]
-    answers: list[Any]
-
-    def finish(self) -> list[str]:
-        """Return how the runs ended, on which all ranks must agree."""
-        assert self.exit_codes() == [0] * len(self.ranks)
-        found = [answer.recv() for answer in self.answers]
-        assert all(statuses == found[0] for statuses in found)
-        statuses: list[str] = found[0]
-        return statuses
-
-    def exit_codes(self) -> list[int]:
-        for process in self.ranks:
-            process.join(120)
-        return [process.exitcode for process in self.ranks]
-
-
-@pytest.fixture
-def start(dataset: Dataset) -> Iterator[Callable[..., Job]]:
-    """Return a starter of jobs: options of the rank program, and the rest of the execution."""
-    started: list[Any] = []
-
-    def begin(runs: list[RunDir], n_ranks: int, **options: Any) -> Job:
-        own = {name: options.pop(name) for name in list(options) if name in OPTIONS}
-        execution = ExecutionSpec(metrics_interval_steps=4, step="direct", **options)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        job = Job([], [])
-        for rank in range(n_ranks):
-            receiver, sender = CONTEXT.Pipe(duplex=False)
-            environment = {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(n_ranks),
-            }
-            paths = [run.path for run in runs]
-            words = (environment, paths, dataset.folder, execution, sender)
-            job.ranks.append(CONTEXT.Process(target=work, args=words, kwargs=own))
-            job.answers.append(receiver)
-            job.ranks[-1].start()
-            sender.close()
-        started.extend(job.ranks)
-        return job
-
-    yield begin
-    for process in started:
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-
-
-@pytest.fixture
-def together(start: Callable[..., Job]) -> Callable[..., str]:
-    """Return a function that makes an attempt with several ranks."""
-
-    def make(run: RunDir, n_ranks: int, **options: Any) -> str:
-        (status,) = start([run], n_ranks, **options).finish()
-        return status
-
-    return make
 
 
 def losses(run: RunDir) -> Any:

@@ -1,0 +1,78 @@
+"""Jobs of several processes that train runs together, for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalelab.records.run_dir import RunDir
+from scalelab.sweep.run_spec import ExecutionSpec
+from tests.train.rank import OPTIONS, work
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.train.rank"])
+
+
+@dataclass
+class Job:
+    """Ranks at work on runs, one after the other."""
+
+    ranks: list[Any]
+    answers: list[Any]
+
+    def finish(self) -> list[str]:
+        """Return how the runs ended, on which all ranks must agree."""
+        assert self.exit_codes() == [0] * len(self.ranks)
+        found = [answer.recv() for answer in self.answers]
+        assert all(statuses == found[0] for statuses in found)
+        statuses: list[str] = found[0]
+        return statuses
+
+    def exit_codes(self) -> list[int]:
+        for process in self.ranks:
+            process.join(120)
+        return [process.exitcode for process in self.ranks]
+
+
+@contextlib.contextmanager
+def starting(dataset: Path) -> Iterator[Callable[..., Job]]:
+    """Give a starter of jobs: options of the rank program, and the rest of the execution."""
+    started: list[Any] = []
+
+    def begin(runs: list[RunDir], n_ranks: int, **options: Any) -> Job:
+        own = {name: options.pop(name) for name in list(options) if name in OPTIONS}
+        execution = ExecutionSpec(metrics_interval_steps=4, step="direct", **options)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        job = Job([], [])
+        for rank in range(n_ranks):
+            receiver, sender = CONTEXT.Pipe(duplex=False)
+            environment = {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(n_ranks),
+            }
+            paths = [run.path for run in runs]
+            words = (environment, paths, dataset, execution, sender)
+            job.ranks.append(CONTEXT.Process(target=work, args=words, kwargs=own))
+            job.answers.append(receiver)
+            job.ranks[-1].start()
+            sender.close()
+        started.extend(job.ranks)
+        return job
+
+    try:
+        yield begin
+    finally:
+        for process in started:
+            if process.exitcode is None:
+                process.kill()
+                process.join()
