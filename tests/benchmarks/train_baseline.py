@@ -5,7 +5,8 @@ from torch, fused query-key-value, torch's AdamW, one process with all cores. ``
 the same shape as ours in Hugging Face's LlamaForCausalLM (the ``bench`` extra; left out where it is
 missing). Ours is the pool: one pinned single-thread process a core. All train the same shapes at
 the same precision on random bytes; each takes the machine for itself, in turns, and medians are
-compared. It needs a quiet machine.
+compared. ``ceiling`` trains nothing: it is the pool if a step were only the FLOPs that it must
+have, at the rate of a large matrix product on every core. It needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalelab.theory.shape import ModelShape
 
 SEQ_LEN = 256
 VOCAB = 256
@@ -127,15 +131,11 @@ def transformers(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -
     )
 
 
-def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: int = 1) -> float:
-    """Return tokens/s of one worker of the pool."""
-    from scalelab.sweep.run_spec import ExecutionSpec
+def our_shape(d_model: int, n_layers: int) -> ModelShape:
+    """Return the shape; the baseline's GELU has 8 d^2 weights, as SwiGLU has with 8/3 d."""
     from scalelab.theory.shape import ModelShape
-    from scalelab.train.bench import bench_train
-    from scalelab.train.calibrate import synthetic_run
 
-    # The baseline's GELU block has 8 d^2 feed-forward weights; SwiGLU with 8/3 d has as many.
-    shape = ModelShape(
+    return ModelShape(
         n_layers=n_layers,
         d_model=d_model,
         n_heads=max(1, d_model // 32),
@@ -143,7 +143,27 @@ def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: i
         d_ff=-(-8 * d_model // 24) * 8,
         vocab_size=VOCAB,
     )
-    spec = synthetic_run(shape, seq_len=SEQ_LEN, batch_seqs=batch_seqs)
+
+
+def ceiling(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> float:
+    """Return tokens/s of one core that does a step's FLOPs at a large product's rate."""
+    import torch
+
+    from scalelab.theory.accounting import train_flops_per_token
+    from scalelab.train.bench import matmul_flops_per_s
+
+    torch.set_num_threads(1)
+    per_token = train_flops_per_token(our_shape(d_model, n_layers), SEQ_LEN)["exact"]
+    return matmul_flops_per_s("cpu", "fp32", repeats=round(10 * seconds)) / per_token
+
+
+def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: int = 1) -> float:
+    """Return tokens/s of one worker of the pool."""
+    from scalelab.sweep.run_spec import ExecutionSpec
+    from scalelab.train.bench import bench_train
+    from scalelab.train.calibrate import synthetic_run
+
+    spec = synthetic_run(our_shape(d_model, n_layers), seq_len=SEQ_LEN, batch_seqs=batch_seqs)
     found = bench_train(
         spec, ExecutionSpec(step="direct", pack_size=n_runs), n_runs=n_runs, seconds=seconds
     )
@@ -153,7 +173,7 @@ def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: i
 def measure(kind: str, shape: dict[str, int], seconds: float, **options: int) -> float:
     """Run one side in fresh processes and return its tokens/s together."""
     cores = sorted(os.sched_getaffinity(0))
-    groups = [[core] for core in cores] if kind == "ours" else [cores]
+    groups = [[core] for core in cores] if kind in ONE_PROCESS_A_CORE else [cores]
     request = json.dumps({**shape, **options, "seconds": seconds})
     processes = [
         subprocess.Popen(
@@ -209,7 +229,9 @@ SIDES: dict[str, Callable[..., float]] = {
     "baseline": baseline,
     "transformers": transformers,
     "ours": ours,
+    "ceiling": ceiling,
 }
+ONE_PROCESS_A_CORE = ("ours", "ceiling")
 
 if __name__ == "__main__":
     main()
