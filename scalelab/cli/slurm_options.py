@@ -31,6 +31,10 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
         "gpus_per_run",
         _option("--gpus-per-run", "GPUs of a run; 0 trains on the CPU.", int | None),
     ),
+    "tensor_parallel": (
+        "tensor_parallel",
+        _option("--tensor-parallel", "GPUs of a run that share every block.", int | None),
+    ),
     "gpu": ("gpu", _option("--gpu", "Device that time and money are reckoned for.", str | None)),
     "cpus": ("cpus", _option("--cpus", "CPU cores of each task.", int | None)),
     "mem": ("mem_gb", _option("--mem", "Memory on each node: 16 (GB), 16G, 500M.", str | None)),

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watche
 from scalelab.launch.local import launch_local
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
+from scalelab.launch.spread import jobs_execution
 from scalelab.launch.trackers import following
 from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import Results, SavedPlan
@@ -60,10 +62,13 @@ def launch(
     Raises
     ------
     UsageError
-        When a run would pass over the text too often, a sweep of that name holds another
-        specification, or another process launches it.
+        When a run would pass over the text too often or cannot be shared by its GPUs, a sweep of
+        that name holds another specification, or another process launches it.
     """
     proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
+    if proposal.sweep.launcher.name == "slurm":
+        todo = [r.spec for r in proposal.plan.rows if r.spec.run_id not in proposal.finished]
+        jobs_execution(proposal.sweep.launcher.slurm, proposal.execution, todo)
     with _saying_what_the_disk_did(results.path):
         saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
         save_launcher(results, saved.name, proposal.sweep.launcher)
@@ -96,7 +101,7 @@ def resume(
     SpecError
         When the spec of a run is missing or was edited; nothing was started then.
     UsageError
-        When another process launches this sweep.
+        When another process launches this sweep, or a run cannot be shared by its GPUs.
     """
     with _saying_what_the_disk_did(results.path):
         specs = {run_id: results.run(run_id).read_spec() for run_id in saved.run_ids}
@@ -165,7 +170,12 @@ def _launch(
         return launch_local(request, watch)
     from scalelab.launch.slurm import SlurmOptions, launch_slurm
 
-    speed = slurm_speed(launcher.slurm, request.execution)
+    todo = [
+        spec for run_id, spec in specs.items() if request.results.run(run_id).accepted() is None
+    ]
+    execution = jobs_execution(launcher.slurm, request.execution, todo)
+    request = replace(request, execution=execution)
+    speed = slurm_speed(launcher.slurm, execution)
     options = SlurmOptions(
         table=launcher.slurm,
         seconds=_seconds(specs, request.results, speed),

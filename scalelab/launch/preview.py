@@ -13,6 +13,7 @@ from scalelab.launch.proposal import Proposal
 from scalelab.launch.queue import DEFAULT_MAX_ARRAY_SIZE
 from scalelab.launch.slurm import check_path
 from scalelab.launch.speed import usd_per_gpu_hour
+from scalelab.launch.spread import jobs_execution
 from scalelab.records.sweep_dir import Results
 
 INTENT_PLACEHOLDER = "00000000"
@@ -46,13 +47,15 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
     Raises
     ------
     UsageError
-        When it would pass a cap.
+        When it would pass a cap, or a run cannot be shared by its GPUs.
     """
     check_path(results.path.resolve())
     table = proposal.sweep.launcher.slurm
     seconds = run_seconds_by_id(proposal)
     todo = [run_id for run_id in seconds if run_id not in proposal.finished]
-    packs = make_packs(todo, seconds, proposal.execution, target_s=60 * table.target_job_minutes)
+    specs = [row.spec for row in proposal.plan.rows if row.spec.run_id in todo]
+    execution = jobs_execution(table, proposal.execution, specs)
+    packs = make_packs(todo, seconds, execution, target_s=60 * table.target_job_minutes)
     hours = table.gpus_per_run * sum(pack.seconds for pack in packs) / 3600
     price = usd_per_gpu_hour(table)
     refuse_over_cap(

@@ -159,7 +159,9 @@ class SlurmLaunch:
     def _batch_seqs(self, run: RunDir) -> int:
         """Return a device's sequences in a run's step; a broken spec is found out later."""
         try:
-            return max(1, run.read_spec().batch_seqs // max(1, self.options.table.gpus_per_run))
+            table = self.options.table
+            n_groups = max(1, table.gpus_per_run) // table.tensor_parallel
+            return max(1, run.read_spec().batch_seqs // n_groups)
         except SpecError:
             return 1
 

@@ -20,7 +20,7 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised with every change of a table; an older live database is then built anew from the files."""
 
 TEXT = "VARCHAR"
@@ -131,6 +131,7 @@ _EXECUTION = (
     Column("micro_batch_seqs", WHOLE, "sequences", "Sequences in a forward pass; 0 is all."),
     Column("pack_size", WHOLE, "runs", "Runs trained in the same step."),
     Column("n_devices", WHOLE, "devices", "Devices that shared the run."),
+    Column("tensor_parallel", WHOLE, "devices", "Of them, how many share every block; 1 is none."),
     Column("recomputes_blocks", CLAIM, "", "Whether activations were computed again."),
 )
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
 from scalelab.errors import DataError, ScalelabError, UsageError
 from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
+from scalelab.sweep.spread import require_whole_groups
 from scalelab.theory.hardware import find_hardware
 from scalelab.theory.schedule import (
     BATCH_RULES,
@@ -163,6 +164,8 @@ class SlurmTable(_Table):
     """Quality of service."""
     gpus_per_run: int = Field(default=1, ge=0)
     """GPUs of a run; 0 trains on the CPU."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of a run that share every block, for models too wide for one; divides gpus_per_run."""
     gpus_per_node: int = Field(default=8, ge=1)
     """GPUs that a node has; a run that needs more gets several nodes."""
     gpu: str = "h100"
@@ -189,6 +192,11 @@ class SlurmTable(_Table):
     @model_validator(mode="after")
     def _gpu_is_known(self) -> SlurmTable:
         find_hardware(self.gpu)
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_whole_groups(self) -> SlurmTable:
+        require_whole_groups(max(1, self.gpus_per_run), self.tensor_parallel)
         return self
 
 
