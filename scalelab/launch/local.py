@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
@@ -76,8 +77,7 @@ class LocalPool:
         self.pack_keys = {spec.run_id: pack_key(spec) for spec in specs}
         self.elsewhere = list(actions.wait)
         self.host_note = source_note(request.results.path)
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["__main__", "scalelab.train.worker"])
+        self.context = worker_context()
 
     def run(self) -> LaunchReport:
         """Bring every run of the request to its end."""
@@ -339,6 +339,13 @@ def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
     """
     with launcher_lock(request.results.sweep(request.sweep)):
         return LocalPool(request, watch).run()
+
+
+def worker_context() -> ForkServerContext:
+    """Return what starts workers: forks of a server that has imported all that they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", work_locally.__module__, "scalelab.train.worker"])
+    return context
 
 
 def hold_run(run_path: Path) -> TextIO | None:
