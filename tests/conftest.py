@@ -44,6 +44,12 @@ def give_up() -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache folder that all launches share, so that the speed is measured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of published tables; absent, skip outside CI and fail within."""
     if not SHARED.is_dir():

@@ -74,7 +74,7 @@ def tuned_runs(rng: np.random.Generator) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, cache_home: Path, line: str) -> subprocess.CompletedProcess[str]:
     words = shlex.split(line)
     return subprocess.run(
         [sys.executable, "-m", *words],
@@ -84,20 +84,20 @@ def run(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
         timeout=280,
         env={
             **os.environ,
-            "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_CACHE_HOME": str(cache_home),
             "XDG_CONFIG_HOME": str(folder / "config"),
         },
     )
 
 
 @pytest.mark.parametrize("line", SCALELAB)
-def test_the_command_runs(folder, line):
+def test_the_command_runs(folder, cache_home, line):
     if "--budgets 8e10..8e11" in line:
         line = SMOKE
     if "RUN_ID" in line:
         listed = next((folder / "results" / "runs").iterdir()).name
         line = line.replace("RUN_ID", listed)
-    answer = run(folder, line)
+    answer = run(folder, cache_home, line)
     is_of_tiny_runs = line.startswith(("scalelab fit --sweep", "scalelab report --sweep"))
     allowed = {0, NOT_IDENTIFIED} if is_of_tiny_runs else {0}
     assert answer.returncode in allowed, answer.stderr

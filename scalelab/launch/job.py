@@ -289,17 +289,18 @@ def calibrate() -> None:
     """Measure this process's training speed: a JSON request on stdin, the answer on stdout.
 
     The request holds ``slot`` (a core, or None), ``execution``, ``specs`` (runs whose own steps are
-    timed), ``is_packed`` (of each, whether packs of it are timed too) and ``seconds`` for each
-    measurement.
+    timed), ``is_packed`` (of each, whether packs of it are timed too), ``is_general`` (whether the
+    general points are measured) and ``seconds`` for each measurement.
     """
     request = json.load(sys.stdin)
     if request["slot"] is not None:
         os.sched_setaffinity(0, {request["slot"]})
 
-    from scalelab.train.calibrate import measure_packs, measure_run, measure_speed
+    from scalelab.train.calibrate import WIDTHS, measure_packs, measure_run, measure_speed
 
     execution = build(ExecutionSpec, request["execution"])
-    answer = measure_speed(execution, seconds_per_point=request["seconds"])
+    widths = WIDTHS if request["is_general"] else ()
+    answer = measure_speed(execution, widths=widths, seconds_per_point=request["seconds"])
     answer["exact"] = []
     for content, is_packed in zip(request["specs"], request["is_packed"], strict=True):
         spec = dataclasses.replace(run_spec_from_mapping(content), n_steps=TIMED_STEPS_MAX)

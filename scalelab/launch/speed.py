@@ -37,6 +37,8 @@ TRAINER_REVISION = 3
 MEASURED_SPECS = 12
 MEASURED_STEP_FLOPS = 3e9
 SECONDS_PER_POINT = 0.25
+STEP_FIELDS = ("device", "step", "n_threads")
+"""What tells one kind of step from another, as a calibration notes it."""
 _PROGRAM = "from scalelab.launch.job import calibrate; calibrate()"
 
 
@@ -98,11 +100,16 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
             wanted.setdefault(key, (spec, is_packed))
     if speed.is_measured and not wanted:
         return speed
-    return measure_machine_speed(execution, n_workers, tuple(wanted.values())[:MEASURED_SPECS])
+    specs = tuple(wanted.values())[:MEASURED_SPECS]
+    return measure_machine_speed(execution, n_workers, specs, is_general_kept=speed.is_measured)
 
 
 def measure_machine_speed(
-    execution: ExecutionSpec, n_workers: int, specs: Sequence[tuple[RunSpec, bool]] = ()
+    execution: ExecutionSpec,
+    n_workers: int,
+    specs: Sequence[tuple[RunSpec, bool]] = (),
+    *,
+    is_general_kept: bool = False,
 ) -> Speed:
     """Measure this machine's speed with all workers busy, cache it and return it.
 
@@ -114,6 +121,9 @@ def measure_machine_speed(
         Runs at once.
     specs : sequence of (RunSpec, bool)
         Runs whose own steps are timed besides the general points, and whether in packs too.
+    is_general_kept : bool
+        Whether general points that were measured before, for the same kind of step, are kept: they
+        take most of the time.
 
     Raises
     ------
@@ -122,6 +132,7 @@ def measure_machine_speed(
     """
     device = execution.device
     slots: tuple[int | str, ...] = gpu_slots() if device == "cuda" else cpu_slots()
+    general = _known_points(execution, n_workers) if is_general_kept else []
     workers = []
     for index in range(n_workers):
         slot = slots[index % len(slots)]
@@ -130,6 +141,7 @@ def measure_machine_speed(
             "execution": asdict(execution),
             "specs": [asdict(spec) for spec, _ in specs],
             "is_packed": [is_packed for _, is_packed in specs],
+            "is_general": not general,
             "seconds": SECONDS_PER_POINT,
         }
         environment = {"OMP_NUM_THREADS": "1"}
@@ -143,6 +155,7 @@ def measure_machine_speed(
         worker.stdin.close()
         worker.stdin = None
     content = _median_of([_answer(worker) for worker, _ in workers])
+    content["points"] = content["points"] or general
     earlier = _known_exact(device, n_workers)
     measured = {json.dumps(_key(point)): point for point in [*earlier, *content["exact"]]}
     content["exact"] = list(measured.values())
@@ -187,6 +200,17 @@ def _known_exact(device: str, n_workers: int) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError):
         return []
     return found
+
+
+def _known_points(execution: ExecutionSpec, n_workers: int) -> list[dict[str, Any]]:
+    """Return the general points of the same kind of step, nothing where none were measured."""
+    try:
+        content = _read_cache(execution.device, n_workers)
+        earlier, points = content["execution"], content["points"]
+    except (OSError, ValueError, KeyError):
+        return []
+    is_same = all(earlier.get(name) == getattr(execution, name) for name in STEP_FIELDS)
+    return list(points) if is_same else []
 
 
 def cache_path(device: str, n_workers: int) -> Path:

@@ -32,6 +32,12 @@ def scalelab(tmp_path, monkeypatch, capfd):
 
 
 @pytest.fixture
+def measured(scalelab, cache_home, monkeypatch) -> None:
+    """Let the machine's speed be the one that all launches of the tests share."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+
+
+@pytest.fixture
 def text(tmp_path) -> Path:
     folder = tmp_path / "text"
     folder.mkdir()
@@ -117,7 +123,9 @@ def test_text_that_cannot_be_used_is_bad_data(scalelab, tmp_path, content):
     assert not (tmp_path / "results" / "sweeps").exists()
 
 
-def test_a_long_plan_is_refused_without_yes_and_nothing_is_started(scalelab, text, tmp_path):
+def test_a_long_plan_is_refused_without_yes_and_nothing_is_started(
+    scalelab, measured, text, tmp_path
+):
     code, _, err = scalelab(
         *("sweep", "isoflop", "--budgets", "1e16", "--sizes", "2", "--allow-repeats"),
         *("--data", str(text), "--eval-tokens", "4096"),
@@ -128,7 +136,7 @@ def test_a_long_plan_is_refused_without_yes_and_nothing_is_started(scalelab, tex
     assert not (tmp_path / "results" / "sweeps").exists()
 
 
-def test_repeating_text_often_is_refused_but_a_dry_run_still_prints(scalelab, text):
+def test_repeating_text_often_is_refused_but_a_dry_run_still_prints(scalelab, measured, text):
     words = ("sweep", "grid", "--n-params", "15K", "--n-tokens", "100M", "--data", str(text))
     words = (*words, "--eval-tokens", "4K")
     code, out, _ = scalelab(*words, "--dry-run")

@@ -45,12 +45,6 @@ def text(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def cache_home(tmp_path_factory) -> Path:
-    """Return a cache folder that all launches share, so that the speed is measured once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def sweep_file(tmp_path, text) -> Path:
     path = tmp_path / "tiny.toml"

@@ -7,12 +7,6 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
-def cache_home(tmp_path_factory):
-    """Return a cache folder that all launches share, so that the speed is measured once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def own_cache(cache_home, monkeypatch):
     """Keep what is measured here out of the user's cache."""

@@ -1,0 +1,85 @@
+"""The speed of this machine is measured once; a plan adds only what was not timed before."""
+
+import dataclasses
+import json
+
+import pytest
+
+from scalelab.launch import speed
+from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.spec import sweep_from_mapping
+
+DIRECT = ExecutionSpec(step="direct")
+# Answers as a worker would, of the request alone, and writes down what it was asked.
+PROGRAM = """
+import json, sys
+request = json.load(sys.stdin)
+point = {"n_layers": 2, "seq_len": 32, "batch_seqs": 4}
+point |= {"flops_per_s": 1e9, "tokens_per_s": 1e4, "eval_tokens_per_s": 3e4, "pack_gains": {}}
+def of(shape, **words):
+    return {**point, "d_model": shape["d_model"], "n_layers": shape["n_layers"], **words}
+answer = {
+    "device": "a test CPU",
+    "execution": {name: request["execution"][name] for name in ("device", "step", "n_threads")},
+    "points": [{**point, "d_model": 64}] if request["is_general"] else [],
+    "exact": [
+        of(spec["shape"], seq_len=spec["seq_len"], batch_seqs=spec["batch_seqs"])
+        for spec in request["specs"]
+    ],
+}
+with open(ASKED, "a") as file:
+    file.write(json.dumps([request["is_general"], len(request["specs"])]) + "\\n")
+print(json.dumps(answer))
+"""
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Return a reader of what was measured since: general points or not, and how many runs."""
+    path = tmp_path / "asked.jsonl"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(speed, "_PROGRAM", f"ASKED = {str(path)!r}\n{PROGRAM}")
+
+    def read():
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [tuple(json.loads(line)) for line in lines]
+
+    return read
+
+
+def plan_of(n_params):
+    content = {"kind": "grid", "name": "t", "n_params": n_params, "n_tokens": "50K"}
+    facts = DataFacts(
+        fingerprint="f",
+        eval_fingerprint="e",
+        tokenizer="bytes",
+        vocab_size=256,
+        n_train_tokens=10**6,
+        n_eval_tokens=4096,
+    )
+    return make_plan(sweep_from_mapping(content, source="the test"), facts, precision="fp32")
+
+
+def test_general_points_are_measured_once_and_each_shape_once(asked):
+    first = speed.speed_for(plan_of("20K"), DIRECT, 1)
+    assert asked() == [(True, 1)]
+    assert speed.speed_for(plan_of("20K"), DIRECT, 1) == first
+    assert asked() == []
+    more = speed.speed_for(plan_of("20K,60K"), DIRECT, 1)
+    assert asked() == [(False, 1)]
+    assert more.points == first.points
+    assert set(first.exact) < set(more.exact)
+    # Asked for by a person, everything is measured again.
+    speed.measure_machine_speed(DIRECT, 1)
+    assert asked() == [(True, 0)]
+
+
+def test_another_kind_of_step_or_a_damaged_cache_is_measured_anew(asked):
+    speed.speed_for(plan_of("20K"), DIRECT, 1)
+    speed.speed_for(plan_of("60K"), dataclasses.replace(DIRECT, step="eager"), 1)
+    assert asked() == [(True, 1), (True, 1)]
+    speed.cache_path("cpu", 1).write_text('{"points": [{}], "exact": [], "device": "cpu"}')
+    assert speed.speed_for(plan_of("20K"), DIRECT, 1).is_measured
+    assert asked() == [(True, 1)]
