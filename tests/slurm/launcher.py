@@ -64,7 +64,9 @@ def main() -> None:
         results=results,
         sweep=name,
         run_ids=saved.run_ids,
-        execution=ExecutionSpec(checkpoint_interval_s=words["checkpoint_interval_s"]),
+        execution=ExecutionSpec(
+            step="direct", checkpoint_interval_s=words["checkpoint_interval_s"]
+        ),
         n_workers=1,
         retry_failed=words.get("retry_failed", False),
     )

@@ -21,7 +21,7 @@ from scalelab.launch.job import CANCELLED_FILE
 
 WITHOUT_SACCT = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["no-sacct"])
 TINY_TOKENS = 2e4
-LONG_TOKENS = 1e7
+LONG_TOKENS = 3e7
 KILL_STEPS = [1, 4, 7, 10, 13, 16, 19, "sbatch+0.000", "sbatch+0.004", "sbatch+0.010", "sbatch+0.1"]
 
 
