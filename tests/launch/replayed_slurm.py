@@ -6,12 +6,14 @@ sbatch took. Nothing here waits for a time that a slow machine could miss.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,11 @@ def make_runs(folder: Path, n_runs: int, *, name: str = "crash") -> tuple[Result
 
 def in_child(work: Callable[[], object]) -> int:
     """Do something in a forked process; return how it ended (negative: the signal)."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Do something in a forked process; return its number."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -234,7 +241,30 @@ def in_child(work: Callable[[], object]) -> int:
             code = 0
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
+
+
+def side_by_side(folder: Path, works: Sequence[Callable[[Path], object]]) -> list[str]:
+    """Do things at the same time, each in a process with a replayed cluster of its own.
+
+    Each gets the cluster's folder, in ``folder``. Returns what went wrong, in words; none: nothing.
+    """
+
+    def isolated(number: int, work: Callable[[Path], object]) -> None:
+        replay = folder / f"replay{number}"
+        install(replay)
+        os.environ["PATH"] = f"{replay / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        os.environ["REPLAY"] = str(replay)
+        try:
+            work(replay)
+        except BaseException:
+            (folder / f"failure{number}").write_text(traceback.format_exc())
+            raise
+
+    pids = [fork(functools.partial(isolated, number, work)) for number, work in enumerate(works)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    said = [path.read_text() for path in sorted(folder.glob("failure*"))]
+    return said or [f"ended with {code}" for code in codes if code != 0]
 
 
 def finish(run: RunDir) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from tests.launch.replayed_slurm import (
     launch,
     let_cluster_run,
     make_runs,
+    side_by_side,
     wait_for_orphans,
 )
 
@@ -96,23 +98,39 @@ def test_a_launcher_killed_at_any_step_loses_and_doubles_nothing(
     assert n_steps >= 15
     trials = crashes(n_steps)
     assert len(trials) >= 100
-    for number, (first, *then) in enumerate(trials):
-        what = " then ".join(map(str, (first, *then)))
-        empty(replay)
-        results, run_ids = make_runs(tmp_path / f"trial{number}", 3)
-        launch_once = lambda r=results, ids=run_ids: launch(r, ids)  # noqa: E731
-        assert crashing(first, replay, results.path, launch_once) == -signal.SIGKILL, what
-        for second in then:
-            # It may find less to do than the step at which it would have died.
-            assert crashing(second, replay, results.path, launch_once) in (0, -signal.SIGKILL)
-        assert in_child(launch_once) == 0, what
-        wait_for_orphans(replay)
-        let_cluster_run(replay, results)
-        # Attached, it waits for what is under way and finds everything done.
-        report = launch(results, run_ids, detach=False)
-        assert report.n_started == 0, what
-        assert set(report.statuses.values()) == {"done"}, what
-        assert_each_done_once(results, run_ids, what)
+    n_parts = min(len(os.sched_getaffinity(0)), 4)
+
+    def part(start: int, replay: Path) -> None:
+        for number in range(start, len(trials), n_parts):
+            assert_survived(trials[number], replay, tmp_path / f"trial{number}")
+
+    parts = [functools.partial(part, start) for start in range(n_parts)]
+    assert side_by_side(tmp_path, parts) == []
+    assert len(list(tmp_path.glob("trial*"))) == len(trials)
+
+
+def assert_survived(trial: tuple[Crash, ...], replay: Path, folder: Path) -> None:
+    """Let one launcher after the other die, and see that the last one finds everything in order."""
+    first, *then = trial
+    what = " then ".join(map(str, trial))
+    empty(replay)
+    results, run_ids = make_runs(folder, 3)
+
+    def launch_once() -> object:
+        return launch(results, run_ids)
+
+    assert crashing(first, replay, results.path, launch_once) == -signal.SIGKILL, what
+    for second in then:
+        # It may find less to do than the step at which it would have died.
+        assert crashing(second, replay, results.path, launch_once) in (0, -signal.SIGKILL)
+    assert in_child(launch_once) == 0, what
+    wait_for_orphans(replay)
+    let_cluster_run(replay, results)
+    # Attached, it waits for what is under way and finds everything done.
+    report = launch(results, run_ids, detach=False)
+    assert report.n_started == 0, what
+    assert set(report.statuses.values()) == {"done"}, what
+    assert_each_done_once(results, run_ids, what)
 
 
 def test_a_lost_answer_of_sbatch_is_found_by_name(replay: Path, tmp_path: Path) -> None:
