@@ -182,8 +182,8 @@ class ExecutionSpec:
         Devices, neighbours in rank, that share every sequence: each has some of the heads and of
         the hidden units. Divides ``n_devices``; 1 is none.
     recomputes_blocks : bool
-        Whether activations inside blocks are computed again in the backward pass: on several
-        devices where memory left a micro-batch of one sequence.
+        Whether activations inside blocks are computed again in the backward pass, and gradients
+        reduced after each one: on several devices where memory left a micro-batch of one sequence.
     checkpoint_interval_s : float
         Seconds between checkpoints, more where they would pass 2 % of the run's time.
     metrics_interval_steps : int

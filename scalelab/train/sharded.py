@@ -116,7 +116,9 @@ class ShardedEngine:
         parts = torch.split(own, self.execution.micro_batch_seqs or len(own))
         sums = torch.zeros(2, device=own.device)
         for index, part in enumerate(parts):
-            self.model.set_requires_gradient_sync(index == len(parts) - 1)  # type: ignore[operator]
+            # Until they are reduced, gradients are whole on every rank: not where memory is short.
+            is_reduced = index == len(parts) - 1 or self.execution.recomputes_blocks
+            self.model.set_requires_gradient_sync(is_reduced)  # type: ignore[operator]
             reported, objective = self.model(part, spec.z_loss)
             # The mean over ranks is taken when gradients meet; the sum over the batch is wanted.
             (objective * n_groups / spec.tokens_per_step).backward()

@@ -87,7 +87,9 @@ class _Block(_Weights):
 
     def forward(self, stream: Tensor) -> tuple[Tensor, Tensor | None]:
         self.decoder.weights = self.by_name()
-        return self.decoder.block(stream, self.prefix)
+        stream, balance = self.decoder.block(stream, self.prefix)
+        # fully_shard hooks what a module returns, which must not be a view.
+        return stream, None if balance is None else balance.clone()
 
 
 class _Decoder(Decoder):

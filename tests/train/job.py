@@ -15,7 +15,8 @@ from scalelab.sweep.run_spec import ExecutionSpec
 from tests.train.rank import OPTIONS, work
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.train.rank"])
+# The second is what fully_shard imports at its first use: a second a rank.
+CONTEXT.set_forkserver_preload(["tests.train.rank", "torch._dynamo"])
 
 
 @dataclass
