@@ -32,7 +32,7 @@ def require_spreadable(spec: RunSpec, execution: ExecutionSpec) -> None:
     Raises
     ------
     UsageError
-        When the devices, the batch, the heads or the hidden units cannot be shared evenly.
+        When the devices or the batch cannot be shared evenly, or a device would have no head.
     """
     require_whole_groups(execution.n_devices, execution.tensor_parallel)
     n_groups = execution.n_data_parallel
@@ -43,4 +43,4 @@ def require_spreadable(spec: RunSpec, execution: ExecutionSpec) -> None:
             f"a multiple of the {kind}",
             "Choose another batch or number of devices.",
         )
-    spec.shape.tensor_part(execution.tensor_parallel)
+    spec.shape.tensor_part(execution.tensor_parallel, 0)

@@ -100,36 +100,38 @@ class ModelShape:
         """Rows of the embedding and head in memory: ``vocab_size`` up to a multiple of 64."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
-    def tensor_part(self, degree: int) -> ModelShape:
-        """Return the shape of each of ``degree`` equal parts of every block.
+    def tensor_part(self, degree: int, index: int) -> ModelShape:
+        """Return the shape of one of ``degree`` parts of every block.
 
-        A part has its share of the heads and of the hidden units of the feed-forward layer (of
-        every expert); width, depth and vocabulary are the whole model's.
+        A part has its share of the key and value heads, with their query heads, and of the hidden
+        units of the feed-forward layer (of every expert); where these leave a rest, the first parts
+        have one more. Width, depth and vocabulary are the whole model's.
 
         Raises
         ------
         UsageError
-            When heads or hidden units cannot be shared evenly.
+            When there are more parts than heads or hidden units.
         """
-        for name, size in (
-            ("n_heads", self.n_heads),
-            ("n_kv_heads", self.kv_heads),
-            ("d_ff", self.d_ff),
-        ):
-            if size % degree:
+        for name, size in (("n_kv_heads", self.kv_heads), ("d_ff", self.d_ff)):
+            if size < degree:
                 raise UsageError(
                     f"tensor_parallel = {degree} for a model with {name} = {size}",
-                    f"a divisor of {name}",
-                    "Choose another tensor_parallel, or another shape.",
+                    f"1 to {size}",
+                    "Choose a smaller tensor_parallel.",
                 )
+        kv_heads = _share(self.kv_heads, degree, index)
         return replace(
             self,
-            n_heads=self.n_heads // degree,
-            n_kv_heads=self.n_kv_heads // degree,
-            d_ff=self.d_ff // degree,
+            n_heads=self.n_heads // self.kv_heads * kv_heads,
+            n_kv_heads=kv_heads if self.n_kv_heads else 0,
+            d_ff=_share(self.d_ff, degree, index),
         )
 
     def label(self) -> str:
         """Return a short name such as ``4L-64d-2h``."""
         experts = f"-{self.n_active_experts}of{self.n_experts}e" if self.n_experts else ""
         return f"{self.n_layers}L-{self.d_model}d-{self.n_heads}h{experts}"
+
+
+def _share(size: int, degree: int, index: int) -> int:
+    return size // degree + (index < size % degree)

@@ -66,9 +66,11 @@ class Shards:
     def __init__(self, shape: ModelShape, execution: ExecutionSpec) -> None:
         degree = execution.tensor_parallel
         self.mesh, self.tensor = new_meshes(execution.device, dist.get_world_size(), degree)
-        self.shape = shape.tensor_part(degree)
-        self.entries = {entry.name: entry for entry in lay_out(shape).entries}
-        self.own = {entry.name: entry for entry in lay_out(self.shape).entries}
+        shapes = [shape.tensor_part(degree, index) for index in range(degree)]
+        self.shape = shapes[self.tensor.rank]
+        self.entries = _by_name(shape)
+        self._parts = [_by_name(part) for part in shapes]
+        self.own = self._parts[self.tensor.rank]
 
     def is_counted(self, name: str) -> bool:
         """Say whether a sum over all devices' values should take this device's of a weight.
@@ -82,9 +84,7 @@ class Shards:
         assert isinstance(like, DTensor)
         dim = self._split_dim(name)
         if dim is not None:
-            parts = torch.split(whole, _segments(self.entries[name], dim), dim)
-            own = [part.chunk(self.tensor.n_ranks, dim)[self.tensor.rank] for part in parts]
-            whole = torch.cat(own, dim)
+            whole = torch.cat(self._views(name, whole, dim)[self.tensor.rank], dim)
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
     def send(self, name: str, whole: Tensor | None, source: int, like: Tensor) -> DTensor:
@@ -101,15 +101,36 @@ class Shards:
         dim = self._split_dim(name)
         if dim is None:
             return part
-        parts = [torch.empty_like(part) for _ in range(self.tensor.n_ranks)]
-        dist.all_gather(parts, part.contiguous(), group=self.tensor.group)
-        split = [torch.split(each, _segments(self.own[name], dim), dim) for each in parts]
-        return torch.cat([piece for pieces in zip(*split, strict=True) for piece in pieces], dim)
+        whole = torch.empty(self.entries[name].shape, dtype=part.dtype, device=part.device)
+        views = self._views(name, whole, dim)
+        for rank, (entries, own) in enumerate(zip(self._parts, views, strict=True)):
+            shape = entries[name].shape
+            theirs = part.contiguous() if rank == self.tensor.rank else part.new_empty(shape)
+            dist.broadcast(theirs, group=self.tensor.group, group_src=rank)
+            for view, values in zip(
+                own, torch.split(theirs, _segments(entries[name], dim), dim), strict=True
+            ):
+                view.copy_(values)
+        return whole
+
+    def _views(self, name: str, whole: Tensor, dim: int) -> list[tuple[Tensor, ...]]:
+        """Return, for each device of a group, its part of every matrix that lies in a weight."""
+        matrices = torch.split(whole, _segments(self.entries[name], dim), dim)
+        sizes = zip(*(_segments(entries[name], dim) for entries in self._parts), strict=True)
+        split = [
+            torch.split(matrix, list(each), dim)
+            for matrix, each in zip(matrices, sizes, strict=True)
+        ]
+        return [*zip(*split, strict=True)]
 
     def _split_dim(self, name: str) -> int | None:
         """Return the dimension in which devices have parts of a weight, None where all have it."""
         sizes: Any = zip(self.entries[name].shape, self.own[name].shape, strict=True)
         return next((dim for dim, (whole, own) in enumerate(sizes) if whole != own), None)
+
+
+def _by_name(shape: ModelShape) -> dict[str, Entry]:
+    return {entry.name: entry for entry in lay_out(shape).entries}
 
 
 def _segments(entry: Entry, dim: int) -> list[int]:

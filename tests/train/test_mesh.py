@@ -19,7 +19,12 @@ WIDE = ModelShape(n_layers=2, d_model=16, n_heads=4, d_head=6, d_ff=24, vocab_si
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {"ema_decay": 0.8, "z_loss": 1e-3},
     "muon": {"optimizer": "muon", "shape": replace(WIDE, is_tied=True)},
-    "mup": {"parametrization": "mup", "shape": replace(WIDE, has_qk_norm=False), "ema_decay": 0.5},
+    # Heads and hidden units that leave a rest.
+    "mup": {
+        "parametrization": "mup",
+        "shape": replace(WIDE, n_heads=6, n_kv_heads=3, d_ff=25, has_qk_norm=False),
+        "ema_decay": 0.5,
+    },
     "experts": {
         "optimizer": "muon",
         "shape": replace(WIDE, n_experts=3, n_active_experts=2, n_kv_heads=0),
@@ -89,7 +94,12 @@ def test_a_run_goes_on_over_any_mesh_with_its_momentum_and_average(
     attempt_at: Callable[..., str],
     together: Callable[..., str],
 ) -> None:
-    alone, run = (make_case("muon", group, ema_decay=0.8, n_steps=12) for group in ("alone", "run"))
+    alone, run = (
+        make_case(
+            "muon", group, ema_decay=0.8, n_steps=12, shape=replace(WIDE, n_kv_heads=0, n_heads=3)
+        )
+        for group in ("alone", "run")
+    )
     assert attempt_at(alone) == "done"
     assert attempt_at(run, stop_at=3) == "preempted"
     for stop_at, n_ranks, degree in ((6, 2, 2), (9, 4, 2), (10, 2, 1)):
@@ -100,7 +110,7 @@ def test_a_run_goes_on_over_any_mesh_with_its_momentum_and_average(
     require_same(run, alone, ("loss_nats", "grad_norm"))
 
 
-def test_heads_that_cannot_be_shared_fail_alone(
+def test_a_model_with_too_few_heads_fails_alone(
     make_case: Callable[..., RunDir], start: Callable[..., Job]
 ) -> None:
     odd = make_case("adamw", "odd", shape=replace(WIDE, n_kv_heads=1))
