@@ -94,6 +94,30 @@ def test_options_go_over_the_file_and_zero_is_a_number(sweep_file: Path) -> None
     assert with_launcher(sweep, "local", {}).launcher.name == "local"
     with pytest.raises(UsageError, match="gpus_per_run"):
         with_launcher(sweep, None, {"slurm": {"gpus_per_run": -1}})
+    with pytest.raises(UsageError, match="tensor_parallel = 3 on 8 devices a run"):
+        with_launcher(sweep, None, {"slurm": {"gpus_per_run": 8, "tensor_parallel": 3}})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "degree", "words"),
+    [
+        ("8", "4", None),
+        ("128", "1", "64 sequences a batch over 128 devices"),
+        ("64", "64", "n_kv_heads = "),
+    ],
+)
+def test_a_dry_run_refuses_gpus_that_cannot_share_a_run(
+    sweep_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    gpus: str,
+    degree: str,
+    words: str | None,
+) -> None:
+    options = ["--dry-run", "--gpus-per-run", gpus, "--tensor-parallel", degree]
+    code = main(["sweep", "run", str(sweep_file), *options])
+    shown = capsys.readouterr()
+    assert (code, "SBATCH" in shown.out) == ((0, True) if words is None else (2, False))
+    assert (words or "") in shown.err
 
 
 @pytest.mark.parametrize(
