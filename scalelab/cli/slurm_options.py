@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scalelab.sweep.spec import SweepSpec
 
 _PANEL = "SLURM"
+_LOCAL_TOO = ("max_gpu_hours", "max_usd")
 
 
 def _option(flag: str, help_text: str, kind: Any) -> Any:
@@ -172,7 +173,7 @@ def with_launcher(sweep: SweepSpec, launcher: str | None, launch: dict[str, Any]
     Raises
     ------
     UsageError
-        When an option is out of its range.
+        When an option is out of its range, or means nothing to the launcher.
     """
     from scalelab.sweep.spec import sweep_from_mapping
 
@@ -184,7 +185,28 @@ def with_launcher(sweep: SweepSpec, launcher: str | None, launch: dict[str, Any]
     table = {**table, **launch, "slurm": slurm}
     if launcher is not None:
         table["name"] = launcher
-    return sweep_from_mapping({**content, "launcher": table}, source="the options")
+    changed = sweep_from_mapping({**content, "launcher": table}, source="the options")
+    if changed.launcher.name == "local":
+        refuse_slurm_only(launch)
+    return changed
+
+
+def refuse_slurm_only(launch: dict[str, Any], *, detach: bool = False) -> None:
+    """Raise when options were given that mean nothing to the local launcher.
+
+    Raises
+    ------
+    UsageError
+    """
+    flags = {field: name.replace("_", "-") for name, (field, _) in _OPTIONS.items()}
+    given = [flags[field] for field in launch.get("slurm", {}) if field not in _LOCAL_TOO]
+    given += ["detach"] if detach else []
+    if given:
+        raise UsageError(
+            f"{', '.join('--' + flag for flag in given)} with the local launcher",
+            "such options with --launcher slurm",
+            "Add --launcher slurm, or leave them out.",
+        )
 
 
 def print_preview(preview: SlurmPreview, *, with_script: bool) -> None:

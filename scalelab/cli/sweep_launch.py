@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.options import checked_device
-from scalelab.cli.slurm_options import print_preview
+from scalelab.cli.slurm_options import print_preview, refuse_slurm_only
 from scalelab.cli.sweep_spec import ask
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
 
@@ -40,6 +40,8 @@ def launch_sweep(
 
     check_name(sweep.default_name(), what="sweep")
     check_design(design)
+    if sweep.launcher.name == "local":
+        refuse_slurm_only({}, detach=detach)
     if lr_check:
         from scalelab.tune.lr_check import refuse_without_budgets
 

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from scalelab.launch.packing import refuse_over_cap
-from scalelab.launch.proposal import Proposal
+from scalelab.sweep.cost import Speed
+from scalelab.sweep.spec import SlurmTable
 
 
-def refuse_local_over_cap(proposal: Proposal) -> None:
+def refuse_local_over_cap(
+    table: SlurmTable, seconds: Iterable[float], speed: Speed, *, device: str
+) -> None:
     """Raise when what is left of a sweep on this machine would pass a cap.
 
     A worker hour is a GPU-hour where it holds a GPU, and costs what the plan says.
+
+    Parameters
+    ----------
+    table : SlurmTable
+        Holds the caps.
+    seconds : iterable of float
+        Of each run that is not finished.
+    speed : Speed
+        Of this machine; says what a worker's hour costs.
+    device : str
+        ``cpu`` or ``cuda``.
 
     Raises
     ------
     UsageError
     """
-    table, speed = proposal.sweep.launcher.slurm, proposal.cost.speed
-    hours = (
-        sum(
-            seconds
-            for row, seconds in zip(proposal.plan.rows, proposal.cost.run_seconds, strict=True)
-            if row.spec.run_id not in proposal.finished
-        )
-        / 3600
-    )
+    is_gpu = device == "cuda"
     refuse_over_cap(
         0.0,
-        hours,
-        max_gpu_hours=table.max_gpu_hours if proposal.execution.device == "cuda" else None,
+        sum(seconds) / 3600,
+        max_gpu_hours=table.max_gpu_hours if is_gpu else None,
         max_usd=table.max_usd,
         usd_per_gpu_hour=speed.usd_per_worker_hour,
-        unit="GPU-hours" if proposal.execution.device == "cuda" else "worker-hours",
+        unit="GPU-hours" if is_gpu else "worker-hours",
     )

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, SpecError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
+from scalelab.launch.caps import refuse_local_over_cap
 from scalelab.launch.local import launch_local
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
@@ -101,7 +102,8 @@ def resume(
     SpecError
         When the spec of a run is missing or was edited; nothing was started then.
     UsageError
-        When another process launches this sweep, or a run cannot be shared by its GPUs.
+        When what is left would pass a cap, another process launches this sweep, or a run cannot be
+        shared by its GPUs.
     """
     with _saying_what_the_disk_did(results.path):
         specs = {run_id: results.run(run_id).read_spec() for run_id in saved.run_ids}
@@ -166,13 +168,17 @@ def _launch(
     watch: Watcher,
     is_detached: bool,
 ) -> LaunchReport:
-    if launcher.name == "local":
-        return launch_local(request, watch)
-    from scalelab.launch.slurm import SlurmOptions, launch_slurm
-
     todo = [
         spec for run_id, spec in specs.items() if request.results.run(run_id).accepted() is None
     ]
+    if launcher.name == "local":
+        device = request.execution.device
+        speed = machine_speed(device, request.n_workers)
+        left = _seconds({spec.run_id: spec for spec in todo}, request.results, speed)
+        refuse_local_over_cap(launcher.slurm, left.values(), speed, device=device)
+        return launch_local(request, watch)
+    from scalelab.launch.slurm import SlurmOptions, launch_slurm
+
     execution = jobs_execution(launcher.slurm, request.execution, todo)
     request = replace(request, execution=execution)
     speed = slurm_speed(launcher.slurm, execution)

@@ -14,6 +14,7 @@ from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.errors import UsageError
 from scalelab.launch.speed import default_device, machine_speed, speed_for
+from scalelab.launch.trackers import require_installed
 from scalelab.records.run_dir import FINAL_STATUSES
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
@@ -123,10 +124,11 @@ def propose(
     Raises
     ------
     UsageError
-        When the axes cannot be a plan.
+        When the axes cannot be a plan, or a tracker is not installed.
     DataError
         When the text cannot be used.
     """
+    require_installed(sweep.launcher.trackers)
     source = DataSource(**sweep.data.model_dump())
     dataset = (
         find_prepared(source, results.path)

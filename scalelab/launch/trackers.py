@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from scalelab.records.types import MetricRow
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops_per_token
 
 FOLLOW_INTERVAL_S = 2.0
+HOW = {"tensorboard": "pip install 'scalelab[trackers]'", "wandb": "pip install wandb"}
+"""To install each tracker."""
 _ROW_FIELDS = {item.name for item in fields(MetricRow)}
 
 
@@ -40,10 +43,8 @@ class TensorBoard:
     """Event files in ``<results>/tensorboard/<sweep>/<run_id>``; needs no torch."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError:
-            raise _not_installed("tensorboard", "pip install 'scalelab[trackers]'") from None
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
         self._make = EventFileWriter
         self.folder = folder
         self._writers: dict[str, Any] = {}
@@ -78,10 +79,8 @@ class WandB:
     """One W&B run for each run; ``WANDB_MODE=offline`` keeps it on this machine."""
 
     def __init__(self, folder: Path, sweep: str) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise _not_installed("wandb", "pip install wandb") from None
+        import wandb
+
         self._wandb: Any = wandb
         self.folder = folder
         self.sweep = sweep
@@ -179,6 +178,7 @@ def following(
     UsageError
         When a tracker is not installed.
     """
+    require_installed(names)
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(results.path / "tensorboard" / sweep),
         "wandb": lambda: WandB(results.path / "wandb", sweep),
@@ -204,5 +204,15 @@ def _read_row(line: bytes) -> MetricRow | None:
         return None
 
 
-def _not_installed(name: str, how: str) -> UsageError:
-    return UsageError(f"tracker {name}, which is not installed", "an installed tracker", f"{how}.")
+def require_installed(names: Sequence[str]) -> None:
+    """Raise when a tracker is not installed.
+
+    Raises
+    ------
+    UsageError
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise UsageError(
+                f"tracker {name}, which is not installed", "an installed tracker", f"{HOW[name]}."
+            )

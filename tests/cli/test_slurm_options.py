@@ -120,6 +120,18 @@ def test_a_dry_run_refuses_gpus_that_cannot_share_a_run(
     assert (words or "") in shown.err
 
 
+def test_what_only_slurm_understands_is_refused_on_this_machine(
+    sweep_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = read_sweep_file(sweep_file)
+    with pytest.raises(UsageError, match="--snapshot, --mem with the local launcher"):
+        with_launcher(sweep, "local", {"slurm": {"snapshot": True, "mem_gb": 16.0}})
+    capped = with_launcher(sweep, "local", {"slurm": {"max_usd": 3.0}})
+    assert (capped.launcher.slurm.max_usd, capped.launcher.slurm.partition) == (3.0, "gpu")
+    assert main(["sweep", "run", str(sweep_file), "--launcher", "local", "--detach"]) == 2
+    assert "--detach with the local launcher" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("90", 90), ("4:00:00", 240), ("1-12:00:00", 2160), ("0:00:30", 1), ("0:59:01", 60)],

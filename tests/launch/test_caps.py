@@ -25,3 +25,13 @@ def test_money_is_capped(sweep_file, results):
 
 def test_a_cpu_uses_no_gpu_hours(sweep_file, results):
     assert api.preview(propose(sweep_file, results, max_gpu_hours=1e-9)) is None
+
+
+def test_going_on_with_a_sweep_is_capped_too(sweep_file, results):
+    sweep = read_sweep_file(sweep_file)
+    proposal = api.propose(sweep, results=results.path, device="cpu", workers=1)
+    saved = results.save_plan(proposal.plan, sweep.science(), extend=False)
+    capped = {"slurm": {"max_usd": 1e-9}}
+    with pytest.raises(UsageError, match="--max-usd"):
+        api.resume(saved.name, results=results.path, device="cpu", workers=1, launch=capped)
+    assert not any(results.run(run_id).attempts() for run_id in saved.run_ids)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import types
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scalelab.errors import UsageError
+from scalelab.launch import trackers
 from scalelab.launch.trackers import following
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
@@ -110,6 +112,7 @@ def test_wandb_gets_the_same_rows_when_asked(
 
     module = types.ModuleType("wandb")
     module.__dict__["init"] = init
+    module.__spec__ = ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", module)
     run.claim().append_metrics([row(1, 5.0), row(2, 4.5)])
     with following(["wandb"], Results(tmp_path), "tiny", [run.run_id]):
@@ -121,7 +124,7 @@ def test_wandb_gets_the_same_rows_when_asked(
 def test_a_tracker_that_is_not_installed_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with (
         pytest.raises(UsageError, match="pip install wandb"),
         following(["wandb"], Results(tmp_path), "tiny", []),
