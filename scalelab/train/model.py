@@ -111,7 +111,7 @@ class Decoder:
     def token_losses(self, tokens: Tensor) -> Tensor:
         """Return each token's loss in nats, shape (..., T), of tokens (..., T + 1)."""
         hidden, _ = self.hidden(tokens[..., :-1])
-        return self.ops.linear_cross_entropy(hidden, self._head(), tokens[..., 1:])
+        return self.each_loss(hidden, tokens[..., 1:])
 
     def loss_sums(self, tokens: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
         """Return sums over the tokens (..., T + 1), each of shape () or (K,).
@@ -125,11 +125,19 @@ class Decoder:
         """
         hidden, balance = self.hidden(tokens[..., :-1])
         targets = tokens[..., 1:]
-        loss = self.ops.linear_cross_entropy_sum(hidden, self._head(), targets, z_loss=z_loss)
+        loss = self.summed_loss(hidden, targets, z_loss)
         if balance is None:
             return loss, loss
         n_targets = targets.numel() // max(balance.numel(), 1)
         return loss, loss + BALANCE_WEIGHT * n_targets * balance
+
+    def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return each target's loss, of the head's input."""
+        return self.ops.linear_cross_entropy(hidden, self._head(), targets)
+
+    def summed_loss(self, hidden: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+        """Return the sum of the targets' losses with the z-loss, of the head's input."""
+        return self.ops.linear_cross_entropy_sum(hidden, self._head(), targets, z_loss=z_loss)
 
     def _head(self) -> Tensor:
         """Return the head without the rows that pad the vocabulary."""

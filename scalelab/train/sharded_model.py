@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from scalelab_kernels.operations import get_attention, get_operations
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
@@ -92,8 +93,8 @@ class _Block(_Weights):
         return stream, None if balance is None else balance.clone()
 
 
-class _Decoder(Decoder):
-    """A decoder whose blocks are modules."""
+class _Decoder(_PartDecoder):
+    """A decoder whose blocks are modules; the devices of a group share the head's tokens."""
 
     blocks: nn.ModuleList
     recomputes_blocks: bool
@@ -103,6 +104,25 @@ class _Decoder(Decoder):
         if self.recomputes_blocks and torch.is_grad_enabled():
             return checkpoint(block, stream, use_reentrant=False)  # type: ignore[no-any-return]
         return block(stream)  # type: ignore[no-any-return]
+
+    def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        sizes = [len(part) for part in targets.flatten().tensor_split(self.tensor.n_ranks)]
+        rank = self.tensor.rank
+        own = super().each_loss(*self._own_tokens(hidden, targets))
+        around = (sum(sizes[:rank]), sum(sizes[rank + 1 :]))
+        return self.leave(functional.pad(own, around)).view(targets.shape)
+
+    def summed_loss(self, hidden: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+        return self.leave(super().summed_loss(*self._own_tokens(hidden, targets), z_loss))
+
+    def _own_tokens(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this device's share of the head's inputs and targets, as rows."""
+        rows = (self.enter(hidden).flatten(0, -2), targets.flatten())
+        hidden, targets = (x.tensor_split(self.tensor.n_ranks)[self.tensor.rank] for x in rows)
+        return hidden, targets
+
+    def _head(self) -> Tensor:
+        return self.enter(super()._head())
 
 
 class ShardedModel(_Weights):
@@ -140,6 +160,7 @@ class ShardedModel(_Weights):
             scales_of(spec),
         )
         self.decoder = _Decoder(*arguments)
+        self.decoder.tensor = shards.tensor
         self.decoder.recomputes_blocks = execution.recomputes_blocks
         self.blocks = nn.ModuleList()
         for layer in range(spec.shape.n_layers):

@@ -2,9 +2,9 @@
 
 Each device of a group has some heads and some hidden units of every block: their rows of ``qkv``
 and ``gate_up``, their columns of ``out`` and ``down``. The residual stream, norms, routers,
-embedding and head are whole on all, with the same bits. What a block's part gives is summed over
-the group in the forward pass, and the gradient of what the parts share in the backward pass: two
-sums of the stream's size each way.
+embedding and head are whole on all, with the same bits; of the head's tokens each device takes a
+share. What a block's part gives is summed over the group in the forward pass, and the gradient of
+what the parts share in the backward pass: two sums of the stream's size each way.
 
 References
 ----------
