@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results" / "published" / "gpu"
+TOY_OPS = {
+    "kernels_gpu": {"add_rms_norm", "swiglu", "qk_norm_rope", "moe_permute_unpermute"}
+    | {"linear_cross_entropy", "attention", "adamw"},
+    "step_gpu": {"step of 0M parameters"},
+    "train_gpu": {f"step of {size} parameters" for size in ("10M", "50M", "124M", "350M", "1.3B")}
+    | {f"2 packed runs of {size} parameters" for size in ("0.1M", "0.3M", "1M")},
+}
+"""What each benchmark measures, by the words of its table."""
 PYTHON_PATH = os.pathsep.join(p for p in sys.path if p)
 
 
-def run(name: str, report: Path, *options: str, **environment: str) -> dict:
-    """Run a benchmark script and return what it wrote; its table goes to the terminal."""
-    subprocess.run(
-        [sys.executable, ROOT / "tests" / "benchmarks" / f"{name}.py", "--json", report, *options],
-        env=os.environ | {"PYTHONPATH": PYTHON_PATH} | environment,
-        check=True,
-    )
-    return json.loads(report.read_text())
+TOY = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+KERNEL_TESTS = "the tests of the kernels"
+
+
+def script(name: str) -> list[str]:
+    """Return the command of a benchmark."""
+    return [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py")]
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Return a folder of reports and what writes them at toy sizes, side by side on the cores."""
+    folder = tmp_path_factory.mktemp("toys")
+    pytest_words = ("-m", "pytest", "-q", "-m", "gpu", "tests/gpu/test_kernels.py")
+    commands = {KERNEL_TESTS: [sys.executable, *pytest_words]}
+    for name in TOY_OPS:
+        commands[name] = [*script(name), "--tiny", "--json", str(folder / f"{name}.json")]
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for name, command in commands.items():
+            log = stack.enter_context((folder / f"{name}.log").open("w"))
+            environment = os.environ | TOY | {"PYTHONPATH": PYTHON_PATH}
+            if name == KERNEL_TESTS:
+                environment |= {"SCALELAB_GPU_TINY": "1"}
+            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            started[name] = process
+        yield folder, started
+
+
+def said(toys: tuple[Path, dict[str, Any]], name: str) -> str:
+    """Return what a program said that ended well at toy sizes."""
+    folder, started = toys
+    code = started[name].wait()
+    text = (folder / f"{name}.log").read_text()
+    assert code == 0, text
+    return text
 
 
 def missed(found: dict) -> list[str]:
@@ -39,7 +80,10 @@ def missed(found: dict) -> list[str]:
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", ["kernels_gpu", "step_gpu", "train_gpu"])
 def test_measured_figures_are_kept_and_reach_the_goals(name: str) -> None:
-    found = run(name, PUBLISHED / f"{name.removesuffix('_gpu')}.json")
+    report = PUBLISHED / f"{name.removesuffix('_gpu')}.json"
+    environment = os.environ | {"PYTHONPATH": PYTHON_PATH}
+    subprocess.run([*script(name), "--json", report], env=environment, check=True)
+    found = json.loads(report.read_text())
     assert all(row["ms"]["kernel"] > 0 for row in found["cases"])
     # The goals are set for an H200; elsewhere they are shown, not held.
     if "H200" in found["device"]:
@@ -47,28 +91,16 @@ def test_measured_figures_are_kept_and_reach_the_goals(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "ops"),
-    [
-        (
-            "kernels_gpu",
-            {"add_rms_norm", "swiglu", "qk_norm_rope", "moe_permute_unpermute"}
-            | {"linear_cross_entropy", "attention", "adamw"},
-        ),
-        ("step_gpu", {"step of 0M parameters"}),
-        (
-            "train_gpu",
-            {f"step of {size} parameters" for size in ("10M", "50M", "124M", "350M", "1.3B")}
-            | {f"2 packed runs of {size} parameters" for size in ("0.1M", "0.3M", "1M")},
-        ),
-    ],
-)
-def test_toy_sizes_run_to_their_end_without_a_gpu(tmp_path, name: str, ops: set[str]) -> None:
-    tiny = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    found = run(name, tmp_path / "report.json", "--tiny", **tiny)
-    assert {row["op"] for row in found["cases"]} == ops
+@pytest.mark.parametrize("name", TOY_OPS)
+def test_toy_sizes_run_to_their_end_without_a_gpu(
+    toys: tuple[Path, dict[str, Any]], name: str
+) -> None:
+    said(toys, name)
+    folder, _ = toys
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert {row["op"] for row in found["cases"]} == TOY_OPS[name]
     assert missed(found), "toy sizes cannot reach a goal: the check would not see a miss"
-    assert (tmp_path / "report.md").read_text().count("missed") >= len(missed(found))
+    assert (folder / f"{name}.md").read_text().count("missed") >= len(missed(found))
 
 
 def test_without_a_gpu_a_benchmark_says_so_and_fails() -> None:
@@ -84,15 +116,7 @@ def test_without_a_gpu_a_benchmark_says_so_and_fails() -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_tests_run_at_toy_sizes_without_a_gpu() -> None:
-    tiny = {"SCALELAB_GPU_TINY": "1", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu/test_kernels.py"],
-        env=os.environ | tiny | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "passed" in done.stdout
+def test_the_gpu_tests_run_at_toy_sizes_without_a_gpu(
+    toys: tuple[Path, dict[str, Any]],
+) -> None:
+    assert "passed" in said(toys, KERNEL_TESTS)
