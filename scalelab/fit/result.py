@@ -379,6 +379,7 @@ SERIOUS = (
     "approaches_disagree",
     "mid_schedule",
     "mixed_conventions",
+    "mixed_runs",
     "edge_minimum",
     "misfit",
     "off_centre_grid",

@@ -13,8 +13,12 @@ from scalelab.store.table_source import Snapshot, TableSource, open_snapshot
 from scalelab.store.tables import ReadOptions, TableRead, read_source
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 
-EXECUTION = ("device", "device_name", "step_mode", "kernels", "attention", "precision")
-"""How a run was executed: what could matter to its loss and should not be mixed unsaid."""
+ALIKE = (
+    *("tokenizer", "eval_fingerprint", "seq_len", "schedule", "optimizer", "parametrization"),
+    *("numerics_revision", "device", "device_name", "step_mode", "kernels", "attention"),
+    "precision",
+)
+"""What could matter to a run's loss beside what a law is about, and should not be mixed unsaid."""
 
 _LATEST = f"""
 SELECT s.sweep FROM store.sweeps AS s JOIN store.runs AS r USING (run_id)
@@ -100,7 +104,7 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
         curves = _curves(snapshot, name) if planned else None
         notes = dict(rows.notes)
         if planned:
-            notes |= _unfinished(int(planned), snapshot.rows(source)) | _execution(source)
+            notes |= _unfinished(int(planned), snapshot.rows(source)) | _mixed(source)
         return replace(rows, notes=notes, curves=curves)
 
 
@@ -131,13 +135,16 @@ def _unfinished(planned: int, done: int) -> dict[str, str]:
     }
 
 
-def _execution(source: TableSource) -> dict[str, str]:
-    """Say when runs were executed in ways that could matter to their loss."""
+def _mixed(source: TableSource) -> dict[str, str]:
+    """Say when runs differ in what could matter to their loss."""
     mixed = []
-    for name in EXECUTION:
+    for name in ALIKE:
         values = source.texts(f"SELECT DISTINCT {name} AS said FROM rows WHERE {name} IS NOT NULL")
         if len(values) > 1:
             mixed.append(f"{name} ({', '.join(sorted(values))})")
     if not mixed:
         return {}
-    return {"mixed_execution": f"The runs differ in {'; '.join(mixed)}. Losses may differ with it."}
+    return {
+        "mixed_runs": f"The runs differ in {'; '.join(mixed)}, and so may their losses. Keep one "
+        "kind with --where, such as --where \"schedule = 'cosine'\"."
+    }

@@ -12,8 +12,8 @@ from scalelab.store.tables import ReadOptions
 
 RUN = (
     "INSERT INTO runs (run_id, status, n_params, n_params_kaplan, n_tokens, flops, loss_nats, "
-    "n_layers, d_model, d_ff, lr, batch_seqs, seed, device, precision) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, 2, ?, 64, 0.01, 16, 0, ?, 'fp32')"
+    "n_layers, d_model, d_ff, lr, batch_seqs, seed, device, precision, schedule, seq_len) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 2, ?, 64, 0.01, 16, 0, ?, 'fp32', ?, 64)"
 )
 SWEEP = "INSERT INTO sweeps VALUES (?, ?, ?, ?, ?, ?)"
 
@@ -28,7 +28,9 @@ def results(tmp_path) -> Path:
             loss = None if i == 5 else 3.0 - 0.1 * i
             device = "cuda" if i == 3 else "cpu"
             n = 1_000_000 * (i + 1)
-            store.execute(RUN, [f"r{i}", status, n, n - 999, 7 * n, 50.0 * n * n, loss, 32, device])
+            kind = "wsd" if i == 4 else "cosine"
+            found = [f"r{i}", status, n, n - 999, 7 * n, 50.0 * n * n, loss, 32, device, kind]
+            store.execute(RUN, found)
         for place, i in enumerate([2, 0, 1, 5], start=1):
             store.execute(SWEEP, ["old", f"r{i}", place, 1e14, "isoflop", 100.0])
         for place, i in enumerate([3, 4], start=1):
@@ -53,13 +55,13 @@ def test_a_sweeps_finished_runs_come_in_the_order_of_its_plan(results):
     assert (rows.param_convention, rows.flop_convention) == ("chinchilla", "exact")
     assert rows.source == "sweep old"
     assert read.notes["unfinished_runs"].startswith("1 of 4 runs")
-    assert "mixed_execution" not in read.notes
+    assert "mixed_runs" not in read.notes
 
 
 def test_without_a_name_the_latest_sweep_with_results_is_taken(results):
     read = read_results(results, None, ReadOptions())
     assert read.observations.source == "sweep new"
-    assert "device (cpu, cuda)" in read.notes["mixed_execution"]
+    assert "differ in schedule (cosine, wsd); device (cpu, cuda)" in read.notes["mixed_runs"]
 
 
 def test_without_a_finished_sweep_the_latest_import_is_taken(results):
