@@ -135,12 +135,14 @@ def _mid_schedule(observations: Observations) -> FitWarning | None:
     )
     fraction = observations.extra.get("fraction_elapsed")
     if fraction is not None:
+        # What the rows say of themselves counts: branches of a trunk are each at their end.
         early = int(np.sum(np.asarray(fraction, float) < UNFINISHED))
-        if early:
-            return FitWarning(
-                code="mid_schedule",
-                message=f"{early} of {len(observations)} rows have fraction_elapsed < 1. {advice}",
-            )
+        if not early:
+            return None
+        return FitWarning(
+            code="mid_schedule",
+            message=f"{early} of {len(observations)} rows have fraction_elapsed < 1. {advice}",
+        )
     if observations.cluster is None:
         return None
     _, owner, counts = np.unique(observations.cluster, return_inverse=True, return_counts=True)

@@ -28,7 +28,7 @@ GROUP BY s.sweep ORDER BY max(s.created_s) DESC, s.sweep LIMIT 1
 _LATEST_IMPORT = 'SELECT "import" FROM store.imports ORDER BY imported_s DESC, 1 LIMIT 1'
 # Branches of one trunk share everything but their tokens: one label for the cluster bootstrap.
 _RUNS = """
-SELECT r.*, s.budget_flops AS budget, s.position,
+SELECT r.*, s.budget_flops AS budget, s.position, 1.0 AS fraction_elapsed,
   CASE WHEN s.kind = 'ladder'
        THEN concat_ws('/', r.n_layers, r.d_model, r.d_ff, r.lr, r.batch_seqs, r.seed)
        ELSE r.run_id END AS cluster

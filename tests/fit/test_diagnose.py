@@ -81,6 +81,8 @@ def test_checkpoints_of_a_run_that_went_on_are_mid_schedule(isoflop_runs):
         cluster=np.concatenate([labels, labels]),
     )
     assert row_codes(both)["mid_schedule"].startswith("45 of 90 rows")
+    ended = replace(both, extra={"fraction_elapsed": np.ones(len(both))})
+    assert "mid_schedule" not in row_codes(ended)
 
 
 def test_unfinished_rows_are_known_by_their_fraction(isoflop_runs):

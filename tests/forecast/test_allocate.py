@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -166,3 +167,13 @@ def test_the_compute_at_which_a_size_is_optimal_inverts_the_frontier(
     assert line["a"] == pytest.approx(beta / (alpha + beta), rel=1e-9)
     product = (flops / 6) ** line["a"] * line["G"]
     assert np.log(product) == pytest.approx(log_N, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "vanished", [{"A": 0.0}, {"B": 0.0}, {"alpha": 0.0}, {"alpha": 0.0, "beta": 0.0}]
+)
+def test_where_a_term_has_vanished_there_is_no_frontier(vanished):
+    # Replicates of few or odd rows end so, and must not end the whole fit.
+    law = law_named("chinchilla")(A=400.0, B=400.0, E=1.7, alpha=0.34, beta=0.28)
+    law = replace(law, **vanished)
+    assert all(math.isnan(value) for value in frontier(law, 1e20).values())

@@ -54,6 +54,7 @@ def test_a_sweeps_finished_runs_come_in_the_order_of_its_plan(results):
     np.testing.assert_array_equal(rows.budget, 1e14)
     assert (rows.param_convention, rows.flop_convention) == ("chinchilla", "exact")
     assert rows.source == "sweep old"
+    np.testing.assert_array_equal(rows.extra["fraction_elapsed"], 1.0)
     assert read.notes["unfinished_runs"].startswith("1 of 4 runs")
     assert "mixed_runs" not in read.notes
 

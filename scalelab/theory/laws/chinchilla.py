@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -81,20 +82,25 @@ class Chinchilla(Law):
 
     @property
     def a(self) -> float:
-        """Exponent of the compute-optimal N: N_opt grows as C^a."""
-        return self.beta / (self.alpha + self.beta)
+        """Exponent of the compute-optimal N: N_opt grows as C^a. NaN where no exponent is above 0."""
+        total = self.alpha + self.beta
+        return self.beta / total if total else math.nan
 
     @property
     def b(self) -> float:
-        """Exponent of the compute-optimal D: D_opt grows as C^b."""
-        return self.alpha / (self.alpha + self.beta)
+        """Exponent of the compute-optimal D: D_opt grows as C^b; 1 - a."""
+        return 1 - self.a
 
     @property
     def G(self) -> float:
-        """Factor of the allocation: N_opt = G (C/6)^a, D_opt = (C/6)^b / G."""
-        return float(
-            (self.alpha * self.A / (self.beta * self.B)) ** (1.0 / (self.alpha + self.beta))
-        )
+        """Factor of the allocation: N_opt = G (C/6)^a, D_opt = (C/6)^b / G.
+
+        0 or infinity where one of the terms has vanished: nothing then speaks against more of the
+        other's column. NaN where both have.
+        """
+        with np.errstate(all="ignore"):
+            ratio = np.float64(self.alpha * self.A) / np.float64(self.beta * self.B)
+            return float(ratio ** (1.0 / np.float64(self.alpha + self.beta)))
 
     def optimal(self, flops: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Return the compute-optimal (N, D) at C = 6 N D.
