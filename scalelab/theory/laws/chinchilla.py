@@ -82,7 +82,7 @@ class Chinchilla(Law):
 
     @property
     def a(self) -> float:
-        """Exponent of the compute-optimal N: N_opt grows as C^a. NaN where no exponent is above 0."""
+        """Exponent of the compute-optimal N: N_opt grows as C^a; NaN where all are 0."""
         total = self.alpha + self.beta
         return self.beta / total if total else math.nan
 
