@@ -86,6 +86,7 @@ class ShardedOptimizer:
 
         The norm, shape (), is that of the whole gradient before clipping.
         """
+        self._agree()
         norm = self._clip()
         for group in self._adamw.param_groups:
             group["lr"] = rate * group["rate"]
@@ -113,6 +114,25 @@ class ShardedOptimizer:
             return
         state: dict[str, Any] = {"step": torch.tensor(float(n_steps)), **moments}
         self._adamw.state[self.weights[name]] = state
+
+    def _agree(self) -> None:
+        """Give what is whole on all devices of a group the first one's gradient.
+
+        Each computed the same, but on a GPU not always to the last bit, and what differs once would
+        drift apart.
+        """
+        tensor = self.shards.tensor
+        if tensor.group is None:
+            return
+        grads = [
+            _local(_gradient(weight))
+            for name, weight in self.weights.items()
+            if not self.shards.is_split(name)
+        ]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.broadcast(flat, group=tensor.group, group_src=0)
+        for grad, values in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+            grad.copy_(values.view_as(grad))
 
     def _clip(self) -> Tensor:
         """Scale the gradients to the largest norm allowed; return the norm that they had."""

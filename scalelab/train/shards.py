@@ -77,7 +77,11 @@ class Shards:
 
         What is whole on all devices of a group counts on the first.
         """
-        return self.tensor.rank == 0 or self._split_dim(name) is not None
+        return self.tensor.rank == 0 or self.is_split(name)
+
+    def is_split(self, name: str) -> bool:
+        """Say whether the devices of a group have parts of a weight, and not all the whole."""
+        return self._split_dim(name) is not None
 
     def share(self, name: str, whole: Tensor, like: Tensor) -> DTensor:
         """Return this device's share of a whole weight, which every device has."""

@@ -12,8 +12,9 @@ import torch
 
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.train import distributed, loop, session, sharded, worker
+from scalelab.train.sharded_optimizer import ShardedOptimizer
 
-OPTIONS = ("stop_at", "pause_s", "faulty_rank")
+OPTIONS = ("stop_at", "pause_s", "faulty_rank", "drifting_rank")
 
 
 def work(
@@ -26,8 +27,13 @@ def work(
     stop_at: int | None = None,
     pause_s: float = 0.0,
     faulty_rank: int | None = None,
+    drifting_rank: int | None = None,
 ) -> None:
-    """Attempt the runs, the last one up to a step; a rank may fail, or the first be slow."""
+    """Attempt the runs, the last one up to a step.
+
+    A rank may fail, the first be slow, or one compute gradients of what is whole everywhere a
+    little differently.
+    """
     os.environ.update(environment)
     torch.set_num_threads(1)
     loop.POLL_INTERVAL_S = 0.0
@@ -52,6 +58,17 @@ def work(
     rank = int(environment["RANK"])
     if rank == faulty_rank:
         sharded.ShardedEngine.step = fail  # type: ignore[assignment,method-assign]
+    if rank == drifting_rank:
+        step = ShardedOptimizer.step
+
+        def drift(self: ShardedOptimizer, rate: float) -> torch.Tensor:
+            for name, weight in self.weights.items():
+                if not self.shards.is_split(name):
+                    assert weight.grad is not None
+                    weight.grad.neg_()  # a scale alone would not show after AdamW
+            return step(self, rate)
+
+        ShardedOptimizer.step = drift  # type: ignore[method-assign]
     for run in runs:
         steps[0] = 0
         statuses.append(worker.run_attempt(run, dataset, execution, should_stop=should_stop))
