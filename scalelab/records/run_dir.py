@@ -362,8 +362,8 @@ def parse_record(
         values.keys() >= _REQUIRED_RECORD_FIELDS
         and (values["run_id"], values["attempt"], values["token"]) == (run_id, number, token)
         and values["status"] in FINAL_STATUSES
-        and isinstance(values["n_params"], Mapping)
-        and isinstance(values["flops"], Mapping)
+        and isinstance(values["n_params"], dict)
+        and isinstance(values["flops"], dict)
     ):
         return None
     numbers = [values[name] for name in _RECORD_NUMBERS]

@@ -2,13 +2,14 @@
 
 Reading is nearly all Python, of which a process runs one thread at a time. A helper is a process
 of its own making and not a fork, so that it may be started from one with threads and locks (the
-page, a notebook), and it never sees the main module of a script. It answers over a socket pair and
-ends when that closes: also when the collector is killed.
+page, a notebook), and it never sees the main module of a script. It answers over a pipe and ends
+when that closes: also when the collector is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUNS_READ_TOGETHER = 250
+ANSWER_BYTES = 1 << 20
+"""Of a helper's pipe; what an unprivileged process may ask for, and several times what it says."""
+GROUPS_AHEAD = 2
+"""Groups that a helper has: the one that it reads, and the next."""
+QUICKEST_GROUP_S = 0.02
+"""What reading a group takes at least: so many may be left that help is worth it from the start."""
 MAX_PROCESSES = 4
 HELP_IS_WORTH_S = 0.5
 """Helpers are started when this process alone would still read for so long; one starts in 0.2 s."""
@@ -51,8 +58,12 @@ def read_portions(runs: str, group: Group, *, max_rows: int) -> Iterator[Portion
     left = deque(group[i : i + size] for i in range(0, len(group), size))
     done: SimpleQueue[Portion | None] = SimpleQueue()
     with contextlib.ExitStack() as stack:
-        n_helpers, n_at_work, own_s, n_own = _n_helpers(), 0, 0.0, 0
+        n_helpers, n_at_work, own_s, n_own = _n_helpers(), 0, QUICKEST_GROUP_S, 1
         while True:
+            if n_helpers and len(left) * own_s / n_own > HELP_IS_WORTH_S:
+                for _ in range(n_helpers):
+                    stack.enter_context(_helper(runs, max_rows, left, done))
+                n_helpers, n_at_work = 0, n_helpers
             own = _next(left)
             if own is not None:
                 started = time.perf_counter()
@@ -60,10 +71,6 @@ def read_portions(runs: str, group: Group, *, max_rows: int) -> Iterator[Portion
                 own_s, n_own = own_s + time.perf_counter() - started, n_own + 1
                 if portion.rest:
                     left.append(portion.rest)
-                if len(left) * own_s / n_own > HELP_IS_WORTH_S and n_helpers:
-                    for _ in range(n_helpers):
-                        stack.enter_context(_helper(runs, max_rows, left, done))
-                    n_helpers, n_at_work = 0, n_helpers
                 yield portion
             elif not n_at_work:
                 return
@@ -103,18 +110,24 @@ def _helper(
     runs: str, max_rows: int, left: deque[Group], done: SimpleQueue[Portion | None]
 ) -> Iterator[None]:
     """Keep a helper at work until nothing is left; ``done`` gets None when it has ended."""
-    ours, theirs = Pipe()
+    requests, to_helper = Pipe(duplex=False)
+    from_helper, answers = Pipe(duplex=False)
+    with contextlib.suppress(AttributeError, OSError):
+        # A whole answer fits, so that the helper goes on before this process comes to read it.
+        fcntl.fcntl(answers.fileno(), fcntl.F_SETPIPE_SZ, ANSWER_BYTES)
+    fds = (requests.fileno(), answers.fileno())
     path = os.pathsep.join(entry for entry in sys.path if entry)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), runs, str(max_rows)],
+        [sys.executable, "-P", "-m", __name__, *map(str, fds), runs, str(max_rows)],
         env={**os.environ, "PYTHONPATH": path},
-        pass_fds=[theirs.fileno()],
+        pass_fds=fds,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    theirs.close()
-    thread = threading.Thread(target=_drive, args=(ours, left, done), daemon=True)
+    requests.close()
+    answers.close()
+    thread = threading.Thread(target=_drive, args=(to_helper, from_helper, left, done), daemon=True)
     thread.start()
     try:
         yield
@@ -122,30 +135,49 @@ def _helper(
         process.kill()
         process.wait()
         thread.join()
-        ours.close()
+        to_helper.close()
+        from_helper.close()
 
 
-def _drive(helper: Connection, left: deque[Group], done: SimpleQueue[Portion | None]) -> None:
-    """Hand groups to a helper, one at a time."""
-    while (group := _next(left)) is not None:
-        try:
-            helper.send(group)
-            answer: Portion = helper.recv()
-        except (EOFError, OSError):
-            # It died, or never started: whoever is left reads these.
-            left.append(group)
-            break
-        done.put(replace(answer, tables={n: _unpacked(t) for n, t in answer.tables.items()}))
+def _drive(
+    to_helper: Connection,
+    from_helper: Connection,
+    left: deque[Group],
+    done: SimpleQueue[Portion | None],
+) -> None:
+    """Hand groups to a helper, the next one while it reads: it never waits for this process."""
+    at_work: deque[Group] = deque()
+    try:
+        while True:
+            while len(at_work) < GROUPS_AHEAD and (group := _next(left)) is not None:
+                if at_work and any(earlier for _, earlier in group):
+                    # Not bare names: both ends could wait, with more to say than the pipe takes.
+                    left.appendleft(group)
+                    break
+                at_work.append(group)
+                to_helper.send(group)
+            if not at_work:
+                break
+            answer: Portion = from_helper.recv()
+            at_work.popleft()
+            done.put(replace(answer, tables={n: _unpacked(t) for n, t in answer.tables.items()}))
+    except (EOFError, OSError):
+        # It died, or never started: whoever is left reads these.
+        left.extend(at_work)
     done.put(None)
 
 
-def _serve(descriptor: int, runs: str, max_rows: int) -> None:
+def _serve(requests: int, answers: int, runs: str, max_rows: int) -> None:
     """Answer groups with portions until the other end closes: the main function of a helper."""
-    with Connection(descriptor) as collector, contextlib.suppress(EOFError, OSError):
+    with (
+        Connection(requests, writable=False) as asked,
+        Connection(answers, readable=False) as answered,
+        contextlib.suppress(EOFError, OSError),
+    ):
         while True:
-            portion = read_portion(runs, collector.recv(), max_rows=max_rows)
+            portion = read_portion(runs, asked.recv(), max_rows=max_rows)
             packed: dict[str, Any] = {n: _packed(t) for n, t in portion.tables.items()}
-            collector.send(replace(portion, tables=packed))
+            answered.send(replace(portion, tables=packed))
 
 
 def _packed(table: pa.Table) -> bytes:
@@ -167,4 +199,4 @@ def _unpacked(data: Any) -> pa.Table:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

@@ -133,7 +133,7 @@ def curve_segments(run: RunFiles) -> dict[int, tuple[int, int | None]]:
 def resumed_from(attempt: AttemptFiles) -> tuple[int | None, int | None]:
     """Return whose checkpoint an attempt started from, and its step; two None when afresh."""
     source = attempt.note.get("resumed_from")
-    if not isinstance(source, Mapping):
+    if not isinstance(source, dict):
         return None, None
     number, step = source.get("attempt"), source.get("step")
     is_whole = type(number) is int and type(step) is int
@@ -143,7 +143,7 @@ def resumed_from(attempt: AttemptFiles) -> tuple[int | None, int | None]:
 def execution_columns(note: Mapping[str, Any]) -> Row:
     """Return how an attempt was executed, by column name."""
     spec = note.get("execution")
-    execution = dict(spec) if isinstance(spec, Mapping) else {}
+    execution = dict(spec) if isinstance(spec, dict) else {}
     execution["step_mode"] = execution.pop("step", None)
     return {**execution, "device_name": note.get("device_name")}
 

@@ -52,7 +52,7 @@ class AttemptFiles:
     def end(self) -> Mapping[str, Any]:
         """What the note says about its end, empty when it has not said that it ended."""
         end = self.note.get("ended")
-        return end if isinstance(end, Mapping) else {}
+        return end if isinstance(end, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,7 +189,7 @@ def quick_run_id(spec: Mapping[str, Any]) -> str | None:
     `scalelab.sweep.run_spec.to_json` writes it.
     """
     shape = spec.get("shape")
-    if not isinstance(shape, Mapping):
+    if not isinstance(shape, dict):
         return None
     content = _without_defaults(spec, RUN_DEFAULTS)
     content["shape"] = _without_defaults(shape, SHAPE_DEFAULTS)
@@ -197,16 +197,12 @@ def quick_run_id(spec: Mapping[str, Any]) -> str | None:
 
 
 def _without_defaults(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, value in content.items():
-        if name in defaults and value == defaults[name]:
-            continue
-        if type(value) is float:
-            value = round_significant(value, HASHED_DIGITS)
-            if name in defaults and value == defaults[name]:
-                continue
-        kept[name] = value
-    return kept
+    given = {n: v for n, v in content.items() if n not in defaults or v != defaults[n]}
+    for name, value in [(n, v) for n, v in given.items() if type(v) is float]:
+        given[name] = round_significant(value, HASHED_DIGITS)
+        if name in defaults and given[name] == defaults[name]:
+            del given[name]
+    return given
 
 
 def _named_attempt(folder: str, name: bytes, attempts: tuple[AttemptFiles, ...]) -> AttemptFiles:
@@ -251,7 +247,7 @@ def _read_finished(folder: str, run_id: str, name: bytes) -> AttemptFiles | None
     note = read_json(f"{path}/attempt.json")
     content = read_json(f"{path}/record.json")
     record = None if content is None else parse_record(content, run_id, *key)
-    if note is None or record is None or not isinstance(note.get("ended"), Mapping):
+    if note is None or record is None or not isinstance(note.get("ended"), dict):
         return None
     try:
         metrics_bytes = os.stat(f"{path}/metrics.jsonl").st_size
