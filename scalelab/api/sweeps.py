@@ -281,8 +281,10 @@ def cancel(
         if not chosen:
             raise UsageError(
                 f"budget {budget}",
-                f"one of {', '.join(dict.fromkeys(labels.values())) or 'none'}",
-                "Name a budget of the sweep.",
+                f"one of {', '.join(dict.fromkeys(labels.values()))}"
+                if labels
+                else f"no budget: the runs of {saved.name!r} have none",
+                "Name a budget of the sweep, or runs with --run.",
             )
     if runs:
         unknown = sorted(set(runs) - set(saved.run_ids))

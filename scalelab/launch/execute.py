@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scalelab.corpus.dataset import open_dataset
-from scalelab.errors import DataError, SpecError, UsageError
+from scalelab.errors import DataError, SpecError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.caps import refuse_local_over_cap
 from scalelab.launch.local import launch_local
@@ -30,7 +30,7 @@ from scalelab.store.collect import collect
 from scalelab.sweep.cost import Speed, spec_seconds
 from scalelab.sweep.packs import choose_packs
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.sweep.spec import LauncherTable
+from scalelab.sweep.spec import LauncherTable, said_plainly
 from scalelab.sweep.trunk import predecessors, trunk_id
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
 
@@ -243,9 +243,7 @@ def changed_launcher(launcher: LauncherTable, changes: Mapping[str, Any]) -> Lau
         slurm = {**launcher.slurm.model_dump(), **changes.get("slurm", {})}
         return LauncherTable.model_validate({**launcher.model_dump(), **changes, "slurm": slurm})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{where} = {first['input']!r}", first["msg"], f"Mend {where}.") from None
+        raise said_plainly(error, "the options") from None
 
 
 def saved_launcher(results: Results, name: str) -> LauncherTable:

@@ -305,14 +305,20 @@ def sweep_from_mapping(content: Mapping[str, Any], *, source: str) -> SweepSpec:
     except ScalelabError:
         raise
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        allowed = first["msg"]
-        if first["type"] == "extra_forbidden":
-            allowed = f"one of {', '.join(_known_keys(first['loc'][:-1]))}"
-        raise UsageError(
-            f"{where} = {first['input']!r} in {source}", allowed, f"Mend {where}."
-        ) from None
+        raise said_plainly(error, source) from None
+
+
+def said_plainly(error: ValidationError, source: str) -> UsageError:
+    """Return what is wrong with the first bad field, and where it was read."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    given = f"{where} = {first['input']!r} in {source}"
+    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "missing":
+        given, allowed = f"no {where} in {source}", "a value for it"
+    elif first["type"] == "extra_forbidden":
+        allowed = f"one of {', '.join(_known_keys(first['loc'][:-1]))}"
+    return UsageError(given, allowed, f"Mend {where}.")
 
 
 def read_sweep_file(path: Path) -> SweepSpec:
