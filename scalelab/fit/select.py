@@ -248,10 +248,13 @@ def aicc(fit: ParametricFit) -> float:
     """Return AICc of a fit, its noise scale counted as a parameter.
 
     Gaussian for least squares; Laplace where Huber's delta is below the typical residual, since
-    the objective is then all but least absolute deviations.
+    the objective is then all but least absolute deviations. Minus infinity where no residual is
+    left.
     """
     r = fit.residuals
     n, p = len(r), len(fit.names) + 1
+    if not r.any():
+        return -math.inf
     typical = float(np.median(np.abs(r)))
     if fit.objective.threshold < typical:
         deviance = 2 * n * (math.log(2 * np.mean(np.abs(r))) + 1)

@@ -235,15 +235,18 @@ def polish(
             seen[key] = surface.expand(at(z)[None], rows, penalty)
         return seen[key]
 
+    # A step may leave what can be computed: an infinite value there makes the method turn back,
+    # and it refuses derivatives that are not finite.
     def value(z: FloatArray) -> float:
-        return float(expanded(z).value[0]) / scale
+        found = float(expanded(z).value[0]) / scale
+        return found if math.isfinite(found) else math.inf
 
     def gradient(z: FloatArray) -> FloatArray:
-        return np.asarray(basis.T @ expanded(z).gradient[0][free]) / scale
+        return _finite(basis.T @ expanded(z).gradient[0][free]) / scale
 
     def hessian(z: FloatArray) -> FloatArray:
         exact = expanded(z).hessian[0][np.ix_(free, free)]
-        return np.asarray(basis.T @ exact @ basis) / scale
+        return _finite(basis.T @ exact @ basis) / scale
 
     end = minimize(
         value,
@@ -254,6 +257,10 @@ def polish(
         options={"gtol": 1e-9, "maxiter": 30, "initial_trust_radius": 1e-3},
     )
     return at(end.x), float(expanded(end.x).value[0])
+
+
+def _finite(values: FloatArray) -> FloatArray:
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def _shake(

@@ -118,3 +118,23 @@ def test_columns_are_under_the_names_that_laws_use(isoflop_runs):
     found = columns_of(rows)
     assert {"n_params", "n_tokens", "flops"} <= set(found)
     np.testing.assert_array_equal(found["n_params"], rows.n_params)
+
+
+@pytest.mark.parametrize(("form", "seed"), [("kaplan", 7), ("gamma", 13)])
+def test_losses_that_no_law_describes_are_fitted_without_an_error(form, seed):
+    # The surface is not finite everywhere that a step may lead; these two lead there.
+    rng = np.random.default_rng(seed)
+    n_params, n_tokens = 10 ** rng.uniform(4, 9, 20), 10 ** rng.uniform(5, 11, 20)
+    rows = Observations(
+        n_params=n_params,
+        n_tokens=n_tokens,
+        loss_nats=10 ** rng.uniform(-3, 3, 20),
+        flops=6 * n_params * n_tokens,
+    )
+    fit = fit_parametric(rows, form=form, bootstrap=BootstrapSpec(k=0))
+    assert np.isfinite(fit.residuals).all()
+
+
+def test_losses_that_lie_on_the_law_have_the_lowest_criterion_there_is(isoflop_runs):
+    fit = fit_parametric(isoflop_runs(), bootstrap=BootstrapSpec(k=0))
+    assert aicc(replace(fit, residuals=np.zeros_like(fit.residuals))) == -np.inf
