@@ -192,14 +192,15 @@ def distinct(
     longer matters does not make two minima of one.
     """
     kept: list[int] = []
+    # Beyond all numbers a prediction equals no other.
     with np.errstate(all="ignore"):
         predicted = surface.predicted(eta)
-    for i in np.argsort(value, kind="stable"):
-        if not np.isfinite(value[i]) or (eligible is not None and not eligible[i]):
-            continue
-        same = np.abs(predicted[kept] / predicted[i] - 1.0).max(axis=1) < SAME
-        if not same.any():
-            kept.append(int(i))
+        for i in np.argsort(value, kind="stable"):
+            if not np.isfinite(value[i]) or (eligible is not None and not eligible[i]):
+                continue
+            same = np.abs(predicted[kept] / predicted[i] - 1.0).max(axis=1) < SAME
+            if not same.any():
+                kept.append(int(i))
     return kept
 
 
@@ -248,14 +249,15 @@ def polish(
         exact = expanded(z).hessian[0][np.ix_(free, free)]
         return _finite(basis.T @ exact @ basis) / scale
 
-    end = minimize(
-        value,
-        np.zeros(int(free.sum())),
-        jac=gradient,
-        hess=hessian,
-        method="trust-exact",
-        options={"gtol": 1e-9, "maxiter": 30, "initial_trust_radius": 1e-3},
-    )
+    with np.errstate(all="ignore"):
+        end = minimize(
+            value,
+            np.zeros(int(free.sum())),
+            jac=gradient,
+            hess=hessian,
+            method="trust-exact",
+            options={"gtol": 1e-9, "maxiter": 30, "initial_trust_radius": 1e-3},
+        )
     return at(end.x), float(expanded(end.x).value[0])
 
 
