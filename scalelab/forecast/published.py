@@ -13,9 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from scalelab.errors import UsageError
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws.base import Law
+from scalelab.units import format_flops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -319,7 +322,7 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
     Raises
     ------
     UsageError
-        When the form has no trade-off between N and D alone.
+        When the form has no trade-off between N and D alone, or a term of the law has vanished.
     """
     if set(law.columns) != {"n_params", "n_tokens"}:
         raise UsageError(
@@ -331,7 +334,15 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
     for model in PUBLISHED:
         if not model.is_decoder:
             continue
-        optimal = float(law.optimal(model.flops)[0])
+        with np.errstate(all="ignore"):
+            optimal = float(law.optimal(model.flops)[0])
+        if not (math.isfinite(optimal) and optimal > 0):
+            raise UsageError(
+                f"published models beside a law whose optimal N at {format_flops(model.flops)} is "
+                f"{optimal:g}",
+                "a law with an optimum between few and many parameters",
+                "Fit more runs: one of its terms has vanished.",
+            )
         loss = float(law.loss({"n_params": model.n_params, "n_tokens": model.n_tokens}))
         ratio = model.n_params / optimal
         out.append(

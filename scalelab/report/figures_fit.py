@@ -161,6 +161,8 @@ def pairs(report: FitReport, look: Look = LIGHT) -> Any:
         for j, name in enumerate(fit.names)
         if name not in fit.fixed and np.ptp(fit.samples[:, j]) > 0
     ]
+    if not moving:
+        return empty(look, "No parameter differs among the bootstrap replicates.")
     columns = [_in_logs(fit.samples[:, j]) for j in moving]
     names = [
         f"log10 {fit.names[j]}" if is_log else fit.names[j]

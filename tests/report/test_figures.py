@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scalelab.api import fit
 from scalelab.api import judge as api_judge
 from scalelab.api.frames import frame_of
+from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.result import FitReport
@@ -159,3 +160,11 @@ def test_chinchilla_is_near_its_own_law_and_gpt3_is_under_trained() -> None:
     assert found["Llama 3 8B"]["verdict"].startswith("over-trained")
     for row in found.values():
         assert -1e-6 <= row["saved"] < 1
+    with pytest.raises(UsageError, match="one of its terms has vanished"):
+        verdicts(replace(law, A=0.0))
+
+
+def test_replicates_that_are_all_alike_have_a_figure_that_says_so(report: FitReport) -> None:
+    same = replace(report.fit, samples=np.tile(report.fit.samples[:1], (5, 1)))
+    figure = figures_fit.pairs(replace(report, fit=same))
+    assert "No parameter differs" in figure.layout.meta["alt"]
