@@ -270,15 +270,17 @@ class ParametricFit:
         tails = [(1 - level) / 2, (1 + level) / 2]
         noise = self._noise(at, len(value))
         limits = np.full((4, len(value)), np.nan)
-        for i in range(len(value)):
-            here = draws[:, i][np.isfinite(draws[:, i])]
-            if len(here):
-                limits[:2, i] = np.quantile(here, tails)
-            else:
-                here = value[i : i + 1]
-            new = here[:, None] * np.exp(noise[i]) if is_log else here[:, None] + noise[i]
-            limits[2:, i] = np.quantile(new, tails)
-        self._widen(limits, value, at)
+        # Where the noise is beyond all numbers, so are the limits: NaN says so.
+        with np.errstate(all="ignore"):
+            for i in range(len(value)):
+                here = draws[:, i][np.isfinite(draws[:, i])]
+                if len(here):
+                    limits[:2, i] = np.quantile(here, tails)
+                else:
+                    here = value[i : i + 1]
+                new = here[:, None] * np.exp(noise[i]) if is_log else here[:, None] + noise[i]
+                limits[2:, i] = np.quantile(new, tails)
+            self._widen(limits, value, at)
         return Prediction(
             value=np.asarray(value, dtype=np.float64),
             low=limits[0],

@@ -211,8 +211,10 @@ def compare(
     draws = generator.integers(len(best), size=(1000, len(best)))
     ranked = [scored[0][0]]
     for candidate, errors in scored[1:]:
-        gaps = (errors - best)[draws].mean(axis=1)
-        low, high = np.quantile(gaps, [(1 - TIE_LEVEL) / 2, (1 + TIE_LEVEL) / 2])
+        # An error beyond all numbers is tied with none.
+        with np.errstate(invalid="ignore"):
+            gaps = (errors - best)[draws].mean(axis=1)
+            low, high = np.quantile(gaps, [(1 - TIE_LEVEL) / 2, (1 + TIE_LEVEL) / 2])
         ranked.append(
             replace(candidate, gap=(float(low), float(high)), is_tied=bool(low <= TIE_GAP))
         )

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
+SAME = 1e-9
+"""Relative spread up to which replicates of a parameter are one value."""
 PAIR_POINTS = 300
 BINS = 30
 CLOUD = 1500
@@ -159,7 +161,7 @@ def pairs(report: FitReport, look: Look = LIGHT) -> Any:
     moving = [
         j
         for j, name in enumerate(fit.names)
-        if name not in fit.fixed and np.ptp(fit.samples[:, j]) > 0
+        if name not in fit.fixed and _differ(fit.samples[:, j])
     ]
     if not moving:
         return empty(look, "No parameter differs among the bootstrap replicates.")
@@ -364,6 +366,12 @@ def _shown(report: FitReport) -> tuple[FloatArray, str]:
     if report.fit.objective.residual == "log":
         return 100 * report.fit.residuals, "%"
     return report.fit.residuals, "nats"
+
+
+def _differ(draws: FloatArray) -> bool:
+    """Say whether replicates differ by more than rounding, those beyond all numbers apart."""
+    finite = draws[np.isfinite(draws)]
+    return len(finite) > 1 and float(np.ptp(finite)) > SAME * float(np.abs(finite).max())
 
 
 def _in_logs(draws: FloatArray) -> tuple[FloatArray, bool]:
