@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import multiprocessing
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -125,7 +126,9 @@ class Fits:
     def _submit(self, work: Callable[[FitKey], Any], key: FitKey) -> Future[Any]:
         for _ in range(2):
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(1, mp_context=_context())
+                self._pool = ProcessPoolExecutor(
+                    1, mp_context=_context(), initializer=_end_with_the_server
+                )
                 atexit.register(self._pool.shutdown, wait=False, cancel_futures=True)
             with contextlib.suppress(BrokenProcessPool):
                 return self._pool.submit(work, key)
@@ -158,6 +161,18 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "scalelab.fit.parametric", "pandas", "duckdb"])
     return context
+
+
+def _end_with_the_server() -> None:
+    """Let this worker end when the server is gone: one that was killed ends nobody else."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+
+    def follow() -> None:
+        server.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _told(work: Callable[[], Any]) -> Any:
