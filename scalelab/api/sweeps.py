@@ -118,13 +118,12 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
     if proposal.sweep.launcher.name == "local":
         from scalelab.launch.caps import refuse_local_over_cap
 
-        todo = [
-            seconds
-            for row, seconds in zip(proposal.plan.rows, proposal.cost.run_seconds, strict=True)
-            if row.spec.run_id not in proposal.finished
-        ]
-        table, speed = proposal.sweep.launcher.slurm, proposal.cost.speed
-        refuse_local_over_cap(table, todo, speed, device=proposal.execution.device)
+        refuse_local_over_cap(
+            proposal.sweep.launcher.slurm,
+            proposal.cost.run_seconds,
+            proposal.cost.speed,
+            device=proposal.execution.device,
+        )
         return None
     from scalelab.launch.preview import preview_slurm
     from scalelab.records.sweep_dir import Results

@@ -21,7 +21,7 @@ def refuse_local_over_cap(
     table : SlurmTable
         Holds the caps.
     seconds : iterable of float
-        Of each run that is not finished.
+        Of each run; a finished one takes none.
     speed : Speed
         Of this machine; says what a worker's hour costs.
     device : str

@@ -27,7 +27,7 @@ from scalelab.launch.trackers import following
 from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
-from scalelab.sweep.cost import Speed, spec_seconds
+from scalelab.sweep.cost import Speed, seconds_by_id
 from scalelab.sweep.packs import choose_packs
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.spec import LauncherTable, said_plainly
@@ -174,7 +174,8 @@ def _launch(
     if launcher.name == "local":
         device = request.execution.device
         speed = machine_speed(device, request.n_workers)
-        left = _seconds({spec.run_id: spec for spec in todo}, request.results, speed)
+        done = frozenset(specs).difference(spec.run_id for spec in todo)
+        left = _seconds(specs, request.results, speed, skip=done)
         refuse_local_over_cap(launcher.slurm, left.values(), speed, device=device)
         return launch_local(request, watch)
     from scalelab.launch.slurm import SlurmOptions, launch_slurm
@@ -214,15 +215,18 @@ def _also(watch: Watcher, follow: Callable[[], None]) -> Watcher:
     return both
 
 
-def _seconds(specs: Mapping[str, RunSpec], results: Results, speed: Speed) -> dict[str, float]:
+def _seconds(
+    specs: Mapping[str, RunSpec],
+    results: Results,
+    speed: Speed,
+    *,
+    skip: frozenset[str] = frozenset(),
+) -> dict[str, float]:
     n_eval = {
         fingerprint: open_dataset(results.dataset(fingerprint)).n_eval_tokens
         for fingerprint in {spec.data_fingerprint for spec in specs.values()}
     }
-    return {
-        run_id: spec_seconds(spec, n_eval[spec.data_fingerprint], speed)
-        for run_id, spec in specs.items()
-    }
+    return seconds_by_id(list(specs.values()), n_eval, speed, skip=skip)
 
 
 def save_launcher(results: Results, name: str, launcher: LauncherTable) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from scalelab.errors import DataError
 from scalelab.sweep.packs import choose_packs
-from scalelab.sweep.plan import Plan, PlannedRun, longest_first
+from scalelab.sweep.plan import Plan, longest_first
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import shared_steps
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, TRAIN_TO_FORWARD, train_flops
@@ -167,26 +167,22 @@ def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -
     skip : frozenset of str
         run_ids that are finished already and cost nothing.
     """
-    shared = shared_steps([row.spec for row in plan.rows])
-    todo = [row.spec for row in plan.rows if row.spec.run_id not in skip]
-    packs = choose_packs(todo, speed.pack_gains, speed.n_workers)
-    rows = {row.spec.run_id: row for row in plan.rows}
-    seconds = {
-        run_id: 0.0
-        if run_id in skip
-        else run_seconds(row, plan, speed, n_shared=shared[run_id], gain=packs[run_id].gain)
-        for run_id, row in rows.items()
-    }
+    specs = [row.spec for row in plan.rows]
+    n_eval = {plan.data.fingerprint: plan.data.n_eval_tokens}
+    seconds = seconds_by_id(specs, n_eval, speed, skip=skip)
     # However many workers there are, the longest branch of a trunk waits for all of it.
     longest = max(
-        (run_seconds(row, plan, speed) for run_id, row in rows.items() if seconds[run_id]),
+        (
+            spec_seconds(spec, plan.data.n_eval_tokens, speed)
+            for spec in specs
+            if seconds[spec.run_id]
+        ),
         default=0.0,
     )
-    in_order = tuple(seconds[row.spec.run_id] for row in plan.rows)
     hours = sum(seconds.values()) / 3600
     return PlanCost(
         speed=speed,
-        run_seconds=in_order,
+        run_seconds=tuple(seconds[spec.run_id] for spec in specs),
         wall_s=max(
             longest,
             makespan([seconds[r.spec.run_id] for r in longest_first(plan.rows)], speed.n_workers),
@@ -197,22 +193,52 @@ def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -
     )
 
 
-def run_seconds(
-    row: PlannedRun, plan: Plan, speed: Speed, *, n_shared: int = 0, gain: float = 1.0
+def seconds_by_id(
+    specs: Sequence[RunSpec],
+    n_eval_tokens: Mapping[str, int],
+    speed: Speed,
+    *,
+    skip: frozenset[str] = frozenset(),
+) -> dict[str, float]:
+    """Return a worker's seconds for each run of a sweep, what its runs share reckoned once.
+
+    Parameters
+    ----------
+    specs : sequence of RunSpec
+        All runs of the sweep: a branch of a trunk costs what an earlier one leaves to do, and runs
+        that share a step cost less each.
+    n_eval_tokens : Mapping
+        Held-out tokens by the fingerprint of the data.
+    speed : Speed
+    skip : frozenset of str
+        run_ids that are finished already and cost nothing.
+    """
+    shared = shared_steps(specs)
+    packs = choose_packs(
+        [s for s in specs if s.run_id not in skip], speed.pack_gains, speed.n_workers
+    )
+    return {
+        spec.run_id: 0.0
+        if spec.run_id in skip
+        else spec_seconds(
+            spec,
+            n_eval_tokens[spec.data_fingerprint],
+            speed,
+            n_shared=shared[spec.run_id],
+            gain=packs[spec.run_id].gain,
+        )
+        for spec in specs
+    }
+
+
+def spec_seconds(
+    spec: RunSpec, n_eval_tokens: int, speed: Speed, *, n_shared: int = 0, gain: float = 1.0
 ) -> float:
     """Return a worker's seconds for one run: training, the final evaluation, and starting up.
 
     The first ``n_shared`` steps are another branch's of the same trunk and cost nothing; packing
     with others makes the rest cheaper by ``gain``.
     """
-    n_eval = plan.data.n_eval_tokens
-    return spec_seconds(row.spec, n_eval, speed, n_shared=n_shared, gain=gain)
-
-
-def spec_seconds(
-    spec: RunSpec, n_eval_tokens: int, speed: Speed, *, n_shared: int = 0, gain: float = 1.0
-) -> float:
-    """Return the seconds of a run by its specification alone; as `run_seconds`."""
     flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
     evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
     train_rate, eval_rate = speed.at(spec)

@@ -4,8 +4,16 @@ import pytest
 
 from scalelab.api import sweeps as api
 from scalelab.errors import UsageError
+from scalelab.launch import execute
+from scalelab.launch.base import LaunchReport
 from scalelab.launch.execute import changed_launcher
-from scalelab.sweep.spec import read_sweep_file
+from scalelab.sweep.spec import read_sweep_file, sweep_from_mapping
+
+
+@pytest.fixture(autouse=True)
+def known_speed(cache_home, monkeypatch):
+    """Keep what is measured of this machine with the other tests' measurements."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
 
 
 def propose(sweep_file, results, **caps):
@@ -35,3 +43,31 @@ def test_going_on_with_a_sweep_is_capped_too(sweep_file, results):
     with pytest.raises(UsageError, match="--max-usd"):
         api.resume(saved.name, results=results.path, device="cpu", workers=1, launch=capped)
     assert not any(results.run(run_id).attempts() for run_id in saved.run_ids)
+
+
+def test_a_launch_reckons_as_its_plan_did(sweep_file, results, monkeypatch):
+    # Branches of a trunk: reckoned one by one they would take a third more.
+    started = []
+
+    def launch_local(request, watch):
+        started.append(request.sweep)
+        return LaunchReport(statuses={}, n_started=0, wall_s=0.0)
+
+    monkeypatch.setattr(execute, "launch_local", launch_local)
+    monkeypatch.setattr(execute, "collect", lambda folder: None)
+    content = read_sweep_file(sweep_file).model_dump(include={"data", "train"})
+    content["train"]["schedule"] = "wsd"
+    axes = {"kind": "ladder", "name": "tiny", "n_params": "12K", "n_tokens": "20K,40K,60K"}
+    sweep = sweep_from_mapping({**content, **axes}, source="the test")
+    usd = api.propose(sweep, results=results.path, device="cpu", workers=1).cost.usd
+
+    def launch(max_usd):
+        launcher = changed_launcher(sweep.launcher, {"slurm": {"max_usd": max_usd}})
+        capped = sweep.model_copy(update={"launcher": launcher})
+        proposal = api.propose(capped, results=results.path, device="cpu", workers=1)
+        api.launch(proposal, results=results.path)
+
+    with pytest.raises(UsageError, match="--max-usd"):
+        launch(0.999 * usd)
+    launch(1.001 * usd)
+    assert started == ["tiny"]
