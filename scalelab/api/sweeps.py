@@ -297,6 +297,29 @@ def cancel(
     return cancel_runs(folder, saved.name, chosen)
 
 
+def launcher_of(name: str | None = None, *, results: str | Path = DEFAULT_RESULTS) -> str:
+    """Return where a sweep was last launched, ``local`` or ``slurm``.
+
+    Parameters
+    ----------
+    name : str, optional
+        Of the sweep; default the latest.
+    results : str or Path
+        The results folder.
+
+    Raises
+    ------
+    DataError
+        When there is no such sweep.
+    """
+    from scalelab.launch.execute import saved_launcher
+    from scalelab.records.sweep_dir import Results
+
+    folder = Results(Path(results))
+    saved = folder.load_plan(name or latest_sweep_name(results))
+    return saved_launcher(folder, saved.name).name
+
+
 def latest_sweep_name(results: str | Path = DEFAULT_RESULTS) -> str:
     """Return the name of the sweep that was created last.
 

@@ -16,7 +16,7 @@ from scalelab.cli.options import (
     WorkersOption,
     checked_device,
 )
-from scalelab.cli.slurm_options import DetachOption, with_slurm_options
+from scalelab.cli.slurm_options import DetachOption, refuse_slurm_only, with_slurm_options
 from scalelab.cli.sweep_launch import show_end
 from scalelab.errors import EXIT_OK, UsageError
 
@@ -41,6 +41,7 @@ def resume(
 
     Example: scalelab resume demo
     """
+    _refuse_what_means_nothing(sweep, results, launch, detach=detach)
     return _continue(
         sweep,
         results,
@@ -83,6 +84,7 @@ def retry(
             "--status failed, or --status diverged with --lr-scale",
             "A diverged run diverges again as it is; scale its rate, for instance by 0.5.",
         )
+    _refuse_what_means_nothing(sweep, results, launch, detach=detach)
     if lr_scale is not None:
         api.replace_diverged(sweep, lr_scale=lr_scale, results=results)
     return _continue(
@@ -133,6 +135,16 @@ def cancel(
     if not report.is_queue_known:
         out.print("SLURM does not answer: the jobs will stop by themselves when they look.")
     return EXIT_OK
+
+
+def _refuse_what_means_nothing(
+    name: str | None, results: Path, launch: dict[str, Any], *, detach: bool
+) -> None:
+    """Raise when options were given that the sweep's launcher has no use for."""
+    from scalelab.api import sweeps as api
+
+    if (launch or detach) and api.launcher_of(name, results=results) == "local":
+        refuse_slurm_only(launch, detach=detach)
 
 
 def _continue(name: str | None, results: Path, *, as_json: bool, **options: Any) -> int:

@@ -3,6 +3,7 @@
 import pytest
 
 from scalelab.api import sweeps as api
+from scalelab.cli.main import main
 from scalelab.errors import UsageError
 from scalelab.launch import execute
 from scalelab.launch.base import LaunchReport
@@ -35,7 +36,7 @@ def test_a_cpu_uses_no_gpu_hours(sweep_file, results):
     assert api.preview(propose(sweep_file, results, max_gpu_hours=1e-9)) is None
 
 
-def test_going_on_with_a_sweep_is_capped_too(sweep_file, results):
+def test_going_on_with_a_sweep_is_capped_and_takes_no_options_of_slurm(sweep_file, results, capsys):
     sweep = read_sweep_file(sweep_file)
     proposal = api.propose(sweep, results=results.path, device="cpu", workers=1)
     saved = results.save_plan(proposal.plan, sweep.science(), extend=False)
@@ -43,6 +44,9 @@ def test_going_on_with_a_sweep_is_capped_too(sweep_file, results):
     with pytest.raises(UsageError, match="--max-usd"):
         api.resume(saved.name, results=results.path, device="cpu", workers=1, launch=capped)
     assert not any(results.run(run_id).attempts() for run_id in saved.run_ids)
+    for verb, option in (("resume", ["--partition", "gpu"]), ("retry", ["--detach"])):
+        assert main([verb, "tiny", *option, "--results", str(results.path)]) == 2
+        assert f"{option[0]} with the local launcher" in capsys.readouterr().err
 
 
 def test_a_launch_reckons_as_its_plan_did(sweep_file, results, monkeypatch):
