@@ -9,6 +9,7 @@ busy the machine is.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -18,9 +19,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-SIZES = ("12K", "40K")
+SIZES = "12K,40K"
 TOKENS = "250K,500K,1M,2M"
-FACTORS = (0.5, 1.0, 2.0)
+FACTORS = "0.5,1,2"
 """Learning rates tried, over the default rule's at the middle of the tokens."""
 SEEDS = "0,1,2"
 COMMON = ("--seq-len", "64", "--batch-seqs", "9")
@@ -50,18 +51,23 @@ def losses(kind: str, size: str, lr: float, results: Path) -> dict[float, list[f
 
 def main() -> None:
     """Print the table and the JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default=SIZES)
+    parser.add_argument("--factors", default=FACTORS)
+    options = parser.parse_args()
+    factors = [float(factor) for factor in options.factors.split(",")]
     rows = []
     print("N     D        cosine   ladder   gap      seeds   lr over the rule's (cosine, ladder)")
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
-        for size in SIZES:
+        for size in options.sizes.split(","):
             words = ("--n-params", size, "--n-tokens", "700K", "--results", folder, "--dry-run")
             rule = scalelab("sweep", "grid", *words)["rows"][0]["lr"]
             tried = {
-                kind: {f: losses(kind, size, f * rule, results) for f in FACTORS}
+                kind: {f: losses(kind, size, f * rule, results) for f in factors}
                 for kind in ("grid", "ladder")
             }
-            for i, d in enumerate(tried["grid"][1.0]):
+            for i, d in enumerate(tried["grid"][factors[0]]):
                 best = {}
                 for kind, by_factor in tried.items():
                     each = {f: list(by_tokens.values())[i] for f, by_tokens in by_factor.items()}

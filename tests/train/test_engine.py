@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -147,8 +148,16 @@ def test_compiled_steps_agree_with_eager_ones_and_resume_to_the_same_bits(
     straight = fresh(spec, compiled)
     found = train(straight, dataset, range(4))
     np.testing.assert_allclose(found.losses, eager.losses, rtol=1e-5)
-    state = straight.state(0)
-    end = train(straight, dataset, range(4, 8))
+    states, losses = {}, {}
+    for step in range(4, spec.n_steps):
+        states[step] = straight.state(0)
+        losses[step] = train(straight, dataset, range(step, step + 1)).losses
+    end = straight.state(0)
     resumed = Engine([spec], compiled)
-    resumed.load_state(0, state)
-    np.testing.assert_array_equal(train(resumed, dataset, range(4, 8)).losses, end.losses)
+    for step in random.Random(5).sample(sorted(states), 20):
+        resumed.load_state(0, states[step])
+        for later in range(step, spec.n_steps):
+            found = train(resumed, dataset, range(later, later + 1))
+            np.testing.assert_array_equal(found.losses, losses[later])
+        assert torch.equal(resumed.master, straight.master)
+        assert torch.equal(resumed.state(0)["exp_avg_sq"], end["exp_avg_sq"])
