@@ -10,6 +10,7 @@ import pytest
 from scalelab.launch import execute
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local import launch_local
+from scalelab.launch.speed import cache_path
 from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
 from scalelab.sweep.run_spec import ExecutionSpec
 
@@ -113,7 +114,7 @@ def test_a_launch_packs_where_the_calibration_of_this_machine_says_so(
 
 
 def test_a_calibration_times_packs_of_a_plans_small_equal_runs(
-    start, text, cache_home, results
+    start, text, cache_home, results, monkeypatch
 ) -> None:
     axes = ("--n-params", "15K", "--n-tokens", "60K", "--seeds", "0,1,2,3")
     options = ("--data", str(text), "--eval-tokens", "4096", "--workers", "2")
@@ -124,12 +125,12 @@ def test_a_calibration_times_packs_of_a_plans_small_equal_runs(
     assert json.loads(out)["counts"] == {"done": 4}
     run_ids = results.load_plan("timed").run_ids
     spec = results.run(run_ids[0]).read_spec()
-    # other tests have timed other shapes into the same file
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    # Other tests have timed other shapes into the same file, and this one with other workers.
     own = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
     (point,) = [
         point
-        for path in (cache_home / "scalelab").glob("speed-*.json")
-        for point in json.loads(path.read_text())["exact"]
+        for point in json.loads(cache_path("cpu", 2).read_text())["exact"]
         if own == tuple(point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs"))
     ]
     assert {"2"} <= set(point["pack_gains"]) <= {"2", "4", "8", "16"}
