@@ -30,6 +30,11 @@ STYLE = """
 h2 {padding-top: 0.2rem;}
 [data-testid="stSidebar"] [role="radiogroup"] > label {padding: 0.1rem 0; width: 100%;}
 [data-testid="stSidebar"] [role="radiogroup"] p {font-size: 1rem;}
+.terminal {
+  user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
+  padding: 0.8rem 1rem; border-radius: 0.5rem; background: rgba(128, 128, 128, 0.12);
+  font-size: 0.875rem;
+}
 @media (max-width: 1100px) {
   [data-testid="stMain"] [data-testid="stHorizontalBlock"] {flex-wrap: wrap;}
   [data-testid="stMain"] [data-testid="stColumn"] {min-width: 11rem;}

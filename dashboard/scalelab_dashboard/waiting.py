@@ -88,11 +88,10 @@ def nothing(choice: Choice) -> None:
         "Start a small sweep (a minute on this machine), bring in runs made elsewhere, or look at "
         "a table on the **Data** page:"
     )
-    st.code(
-        f"scalelab sweep run sweeps/smoke.toml --results {choice.results}\n"
-        f"scalelab import RUNS.csv --results {choice.results}\n"
-        "scalelab dashboard --from RUNS.csv",
-        language="bash",
+    ui.terminal(
+        ["scalelab", "sweep", "run", "sweeps/smoke.toml", "--results", choice.results],
+        ["scalelab", "import", "RUNS.csv", "--results", choice.results],
+        ["scalelab", "dashboard", "--from", "RUNS.csv"],
     )
     if choice.stamp == "":
         st.caption("The results folder has no snapshot; this page fills as soon as it has one.")
@@ -104,10 +103,9 @@ def unfinished(choice: Choice) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in choice.source.counts.items())
     st.info(f"No run of this sweep is done yet: {counts}.")
     st.markdown("The page follows by itself. To go on with what was interrupted or failed:")
-    st.code(
-        f"scalelab resume {choice.source.name} --results {choice.results}\n"
-        f"scalelab collect --results {choice.results}",
-        language="bash",
+    ui.terminal(
+        ["scalelab", "resume", choice.source.name, "--results", choice.results],
+        ["scalelab", "collect", "--results", choice.results],
     )
 
 

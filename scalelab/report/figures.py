@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 GRID = 60
+LEVELS = 9
 
 
 def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: Look = LIGHT) -> Any:
@@ -87,20 +88,17 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
     x, y = np.geomspace(*span_n, GRID), np.geomspace(*span_d, GRID)
     n_params, n_tokens = np.meshgrid(x, y)
     loss = law.loss({"n_params": n_params.ravel(), "n_tokens": n_tokens.ravel()}).reshape(GRID, -1)
-    low, high = float(loss.min()), float(np.quantile(loss, 0.9))
+    levels = np.linspace(loss.min(), np.quantile(loss, 0.9), LEVELS + 1)[1:]
     figure = go.Figure(
         go.Contour(
             x=short(x),
             y=short(y),
             z=short(loss),
             contours={
-                "start": low,
-                "end": high,
-                "size": (high - low) / 9,
+                "start": float(levels[0]),
+                "end": float(levels[-1]),
+                "size": float(levels[1] - levels[0]),
                 "coloring": "lines",
-                "showlabels": True,
-                "labelfont": {"size": 11},
-                "labelformat": ".2f",
             },
             colorscale=look.scale(),
             reversescale=True,
@@ -144,8 +142,29 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
     )
     figure.update_xaxes(**log_axis(x, sizes=True), range=_log_range(x, 0))
     figure.update_yaxes(**log_axis(y, sizes=True), range=_log_range(y, 0))
+    _name_contours(figure, x, y, loss, levels, look)
     note_thinned(figure, len(some), len(rows), look)
     return figure
+
+
+def _name_contours(
+    figure: Any, x: FloatArray, y: FloatArray, loss: FloatArray, levels: FloatArray, look: Look
+) -> None:
+    """Write each contour's loss at its lower end, on the bottom or the right of the frame.
+
+    Plotly's own labels along the curves take the browser as long as the curves themselves.
+    """
+    edge = np.concatenate((loss[0], loss[1:, -1]))
+    edge_x = np.concatenate((x, np.full(len(y) - 1, x[-1])))
+    edge_y = np.concatenate((np.full(len(x), y[0]), y[1:]))
+    for level, colour in zip(levels, look.shades(len(levels))[::-1], strict=True):
+        below = np.flatnonzero(edge <= level)
+        if not len(below):
+            continue
+        at = int(below[0])
+        where = (edge_x[at], edge_y[at], f"{level:.2f}", colour)
+        label_end(figure, *where, log_y=True, yanchor="bottom" if at < len(x) - 1 else "middle")
+    figure.update_layout(margin={"r": 44})
 
 
 def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> None:

@@ -224,11 +224,9 @@ def label_end(
         y=float(np.log10(y)) if log_y else float(y),
         text=text,
         showarrow=False,
-        xanchor="left",
-        yanchor="middle",
         xshift=gap,
         font={"color": colour, "size": 12},
-        **more,
+        **{"xanchor": "left", "yanchor": "middle", **more},
     )
 
 

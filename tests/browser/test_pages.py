@@ -80,7 +80,7 @@ def test_what_a_person_changes_survives_reload_and_navigation(
     page.wait_for_function(
         "() => location.search.includes('target=3e23') && location.search.includes('level=95')"
     )
-    command = page.get_by_test_id("stCode").first
+    command = page.locator(".terminal").first
     expect(command).to_contain_text("--predict C=3e23")
     expect(command).to_contain_text("--level 0.95")
     page.reload()

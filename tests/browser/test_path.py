@@ -39,7 +39,7 @@ def test_from_a_sweep_to_a_saved_run_by_clicks(
     target = page.get_by_label("Target", exact=True)
     target.fill("2e24")
     target.press("Enter")
-    command = page.get_by_test_id("stCode").first
+    command = page.locator(".terminal").first
     expect(command).to_contain_text("C=2e24")
     settle(page, "Extrapolate")
     assert main([*shlex.split(command.inner_text())[1:], "--json"]) == 0

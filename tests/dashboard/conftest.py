@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import re
 import time
@@ -69,5 +70,17 @@ def said() -> Callable[[AppTest], str]:
         kinds = ("markdown", "caption", "info", "warning")
         parts = [element.value for kind in kinds for element in test.get(kind)]
         return re.sub(r"\\(.)", r"\1", "\n".join(parts))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def commands() -> Callable[[AppTest], list[str]]:
+    """Return a reader of the commands that the page shows, one text a block."""
+
+    def read(test: AppTest) -> list[str]:
+        bodies = [element.proto.body for element in test.get("html")]
+        found = [re.fullmatch(r'<pre class="terminal"[^>]*>(.*)</pre>', b, re.S) for b in bodies]
+        return [html.unescape(match.group(1)) for match in found if match]
 
     return read

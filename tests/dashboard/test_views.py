@@ -19,17 +19,17 @@ from scalelab.sweep.spec import sweep_from_mapping
 
 Opener = Callable[..., AppTest]
 Said = Callable[[AppTest], str]
+Commands = Callable[[AppTest], list[str]]
 
 
 @pytest.mark.parametrize("view", list(VIEWS))
 def test_every_view_renders_on_an_empty_store_and_says_what_to_do(
-    page: Opener, said: Said, tmp_path: Path, view: str
+    page: Opener, said: Said, commands: Commands, tmp_path: Path, view: str
 ) -> None:
     test = page(tmp_path, page=view)
     assert not test.exception
     assert test.header[0].value == view
-    commands = "\n".join(code.value for code in test.code)
-    assert "scalelab" in commands + said(test)
+    assert "scalelab" in "\n".join(commands(test)) + said(test)
 
 
 @pytest.mark.parametrize("view", list(VIEWS))
@@ -60,7 +60,7 @@ def test_every_view_renders_on_a_table(
 
 
 def test_a_sweep_without_a_finished_run_says_how_to_go_on(
-    page: Opener, said: Said, stores: ModuleType, tmp_path: Path
+    page: Opener, said: Said, commands: Commands, stores: ModuleType, tmp_path: Path
 ) -> None:
     import duckdb
 
@@ -70,14 +70,14 @@ def test_a_sweep_without_a_finished_run_says_how_to_go_on(
     test = page(tmp_path)
     assert not test.exception
     assert "No run of this sweep is done yet: 40 failed" in said(test)
-    assert "scalelab resume generated" in test.code[0].value
+    assert "scalelab resume generated" in commands(test)[0]
 
 
 def test_the_convention_changes_the_fit_and_the_command(
-    page: Opener, said: Said, small_store: Path
+    page: Opener, said: Said, commands: Commands, small_store: Path
 ) -> None:
     test = page(small_store, count_n="kaplan", count_c="6nd")
-    assert "--map flops=flops_6nd,n_params=n_params_kaplan" in test.code[-1].value
+    assert "--map flops=flops_6nd,n_params=n_params_kaplan" in commands(test)[-1]
     by_default = page(small_store)
     assert said(test) != said(by_default)
     assert "N counted kaplan" in said(test)

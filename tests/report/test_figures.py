@@ -152,6 +152,19 @@ def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> No
     assert "not identified" in text
 
 
+def test_every_contour_is_named_by_its_loss_where_it_leaves_the_frame(report: FitReport) -> None:
+    notes = figures.contours(report, None).layout.annotations
+    assert len(notes) == figures.LEVELS
+    columns = {
+        "n_params": [10**note.x for note in notes],
+        "n_tokens": [10**note.y for note in notes],
+    }
+    loss = report.fit.law.loss({name: np.array(values) for name, values in columns.items()})
+    # At most one step of the grid beyond the end, and the text has two digits.
+    assert loss == pytest.approx([float(note.text) for note in notes], rel=0.02)
+    assert len({note.text for note in notes}) == figures.LEVELS
+
+
 def test_chinchilla_is_near_its_own_law_and_gpt3_is_under_trained() -> None:
     law = Chinchilla(A=482.006, B=2085.436, E=1.816864, alpha=0.3478131, beta=0.3658542)
     found = {row["model"]: row for row in verdicts(law)}
