@@ -93,7 +93,7 @@ LrCheckOption = Annotated[
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="cosine or wsd.")]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", help="fp32, bf16 or fp16; default fp32 on CPU, bf16 on CUDA."),
+    typer.Option("--precision", help="fp32 or bf16; default fp32 on CPU, bf16 on CUDA."),
 ]
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2: one run of each size for each.")

@@ -53,7 +53,7 @@ class MetricRow:
     mfu : float or None
         Share of the device's known peak; None on a device whose peak is not known.
     loss_scale : float or None
-        Scale of the loss under fp16, else None.
+        Scale of the loss where a trainer scales it, else None; ours has none to scale.
     eval_loss_nats : float or None
         Loss on the held-out set when it was evaluated at this step.
     noise_trace, noise_grad_sq : float or None

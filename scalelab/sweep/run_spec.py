@@ -22,7 +22,8 @@ RUN_ID_LENGTH = 12
 HASHED_DIGITS = 6
 MAX_KEPT_IDS = 1 << 17
 SCHEDULES = ("cosine", "wsd")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16")
+"""No fp16: it needs a scaled loss, and bf16 does not."""
 OPTIMIZERS = ("adamw", "muon")
 
 _T = TypeVar("_T")

@@ -341,19 +341,3 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             "a dense fp32 model without z-loss, on a CPU, with the reference operations",
             "Choose step = eager.",
         )
-    require_precision(specs[0])
-
-
-def require_precision(spec: RunSpec) -> None:
-    """Raise when the trainer has no products of a run's precision.
-
-    Raises
-    ------
-    UsageError
-    """
-    if spec.precision not in _COPY_DTYPES:
-        raise UsageError(
-            f"precision = {spec.precision!r}",
-            " or ".join(_COPY_DTYPES),
-            "Choose bf16: it needs no loss scaling and every device with fp16 products has it.",
-        )

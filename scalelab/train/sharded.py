@@ -34,7 +34,6 @@ from scalelab.train.engine import (
     STATE_NAMES,
     average_decay,
     learning_rates,
-    require_precision,
 )
 from scalelab.train.optimizer import require_optimizer
 from scalelab.train.parameters import initial_values, lay_out
@@ -204,7 +203,6 @@ def require_shardable(spec: RunSpec, execution: ExecutionSpec) -> None:
     """
     require_spreadable(spec, execution)
     require_optimizer(spec)
-    require_precision(spec)
 
 
 def _local(shares: dict[str, Any]) -> list[Tensor]:
