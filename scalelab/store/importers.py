@@ -31,6 +31,7 @@ from scalelab.store.scan import read_json
 from scalelab.store.sources import IMPORT_FILE
 from scalelab.store.table_source import open_file
 from scalelab.store.tables import ALIASES, CORE, ReadOptions, TableRead, read_source
+from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,10 +102,13 @@ def import_table(
     Raises
     ------
     UsageError
-        When the name cannot be a folder, is a sweep's, or is that of another import.
+        When the name cannot be a folder, is a sweep's, or is that of another import, or there is no
+        such convention.
     DataError
         When the file cannot be read, lacks a column, or has no usable row; nothing is written then.
     """
+    _check_convention("param", options.param_convention, PARAM_CONVENTIONS)
+    _check_convention("flop", options.flop_convention, FLOP_CONVENTIONS)
     stem = file.name.split(".")[0]
     name = suggest_name(stem, fallback="table") if name is None else name
     folder = named_folder(results / "imports", name, what="import")
@@ -140,6 +144,15 @@ def import_table(
     }
     _write_folder(folder, read, about)
     return _report(folder, about, is_new=True)
+
+
+def _check_convention(what: str, given: str, known: Mapping[str, str]) -> None:
+    if given not in (*known, "unstated"):
+        raise UsageError(
+            f"--{what}-convention {given!r}",
+            f"one of {', '.join(known)}, or unstated",
+            "Choose the one that counts as the file does.",
+        )
 
 
 def _read(file: Path, options: ReadOptions) -> TableRead:

@@ -7,6 +7,7 @@ and the reason; nothing is guessed and nothing is dropped in silence.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from scalelab.errors import DataError, UsageError
 from scalelab.records.types import Curves, Observations
 from scalelab.store.table_source import TableSource, is_numeric, open_file, open_frame, quote
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS, train_flops_6nd
+from scalelab.theory.laws import LAWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,17 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 CORE = ("n_params", "n_tokens", "loss_nats", "flops")
 """The columns without which a row is not an observation (one of N, D, C may be derived)."""
+
+MAPPED = tuple(
+    dict.fromkeys(
+        (
+            *ALIASES,
+            *(column for law in LAWS for column in (law.target, *law.columns)),
+            *("fraction_elapsed", "weight", "lr", "batch_tokens", "batch_seqs", "seq_len"),
+        )
+    )
+)
+"""Every name of ours that a column can be mapped to: what a fit, a law or `tune` reads by name."""
 
 NON_EMBEDDING = ("nonembed", "nonembedding")
 """What a column of parameters without embeddings is called, underscores aside."""
@@ -126,7 +139,7 @@ class ReadOptions:
     ----------
     mapping : Mapping[str, str]
         Our column name to the table's column name, or to a DuckDB expression over its columns
-        (``n_tokens = steps * 524288``). Further names become columns of ``extra``.
+        (``n_tokens = steps * 524288``). One of `MAPPED`; beyond `ALIASES` it goes into ``extra``.
     where : str or None
         DuckDB condition on the table's own columns; rows for which it is not true are left out.
     marks : Mapping[str, str]
@@ -143,6 +156,16 @@ class ReadOptions:
     text_columns: Sequence[str] = ()
     param_convention: str = "unstated"
     flop_convention: str = "unstated"
+
+    def __post_init__(self) -> None:
+        for name in self.mapping:
+            if name not in MAPPED:
+                near = difflib.get_close_matches(name, MAPPED, n=1)
+                raise UsageError(
+                    f"--map {name}={self.mapping[name]}, where {name} is no column of ours",
+                    f"OURS=THEIRS with OURS one of {', '.join(MAPPED)}",
+                    f"Write {near[0]}=, if that is meant." if near else "Mend the name before '='.",
+                )
 
 
 def read_table(path: str | Path, options: ReadOptions | None = None) -> TableRead:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -174,3 +175,10 @@ def test_columns_of_the_file_never_hide_ours(make, table):
     report = import_table(make.path, table, OPTIONS)
     (row,) = pq.read_table(report.folder / "data.parquet").to_pylist()
     assert (row["line"], row["file_line"]) == (2, 77)
+
+
+@pytest.mark.parametrize("option", ["param_convention", "flop_convention"])
+def test_a_convention_that_is_none_is_refused_before_anything_is_written(make, table, option):
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} 'banana'"):
+        import_table(make.path, table, replace(OPTIONS, **{option: "banana"}))
+    assert not (make.path / "imports").exists()

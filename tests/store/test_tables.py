@@ -172,6 +172,17 @@ def test_a_mapping_that_cannot_be_meant_is_refused(text):
         parse_map([text])
 
 
+def test_a_mapping_to_a_name_that_is_not_ours_is_refused_with_the_nearest(tmp_path):
+    path = written(tmp_path, "n_params,n_tokens,loss,val_loss\n1e6,2e7,3,4\n")
+    with pytest.raises(UsageError, match="loss_nat is no column of ours") as caught:
+        read_table(path, ReadOptions(mapping={"loss_nat": "val_loss"}))
+    assert "loss_nats" in caught.value.do
+    with pytest.raises(UsageError, match="unique_tokens"):
+        ReadOptions(mapping={"zzz": "loss"})
+    read = read_table(path, ReadOptions(mapping={"weight": "1 / val_loss"}))
+    np.testing.assert_allclose(read.observations.extra["weight"], [0.25])
+
+
 @pytest.mark.parametrize(
     "where",
     [
