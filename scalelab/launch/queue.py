@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import getpass
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scalelab.errors import UsageError
+
+COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 QUEUE_INTERVAL_S = 2.0
 COMMAND_TIMEOUT_S = 30.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -113,10 +117,35 @@ def _seconds(text: str) -> float:
 
 
 class Slurm:
-    """The commands of the cluster that ``PATH`` and ``SLURM_CONF`` name."""
+    """The commands of the cluster that ``PATH`` and ``SLURM_CONF`` name.
+
+    Attributes
+    ----------
+    silence : str
+        What the last command said, or was, that had no answer.
+    """
 
     def __init__(self) -> None:
         self._asked_s = -QUEUE_INTERVAL_S
+        self.silence = ""
+
+    @classmethod
+    def here(cls) -> Slurm:
+        """Return the cluster that this machine submits to.
+
+        Raises
+        ------
+        UsageError
+            When SLURM's commands are not on the ``PATH``.
+        """
+        missing = [command for command in COMMANDS if shutil.which(command) is None]
+        if missing:
+            raise UsageError(
+                f"--launcher slurm on a machine without {', '.join(missing)}",
+                "a machine that submits to a SLURM cluster",
+                "Run it on a login node of the cluster, or with --launcher local.",
+            )
+        return cls()
 
     def read_queue(self) -> dict[tuple[int, int], QueuedJob] | None:
         """Return this user's array elements, ended ones too while SLURM remembers them.
@@ -127,32 +156,35 @@ class Slurm:
         time.sleep(max(self._asked_s + QUEUE_INTERVAL_S - time.monotonic(), 0))
         self._asked_s = time.monotonic()
         user = f"--user={getpass.getuser()}"
-        answer = _run(["squeue", user, "--states=all", "--array", "--noheader", "-o", _FORMAT])
+        answer = self._run(["squeue", user, "--states=all", "--array", "--noheader", "-o", _FORMAT])
         return None if answer is None else parse_queue(answer)
 
     def cancel(self, elements: Sequence[tuple[int, int]]) -> bool:
         """Cancel array elements; say whether the controller took it."""
         if not elements:
             return True
-        return _run(["scancel", *(f"{job}_{index}" for job, index in elements)]) is not None
+        return self._run(["scancel", *(f"{job}_{index}" for job, index in elements)]) is not None
 
     def set_throttle(self, job_id: int, n_running: int) -> bool:
         """Let an array run that many elements at once; say whether the controller took it."""
         words = ["scontrol", "update", f"jobid={job_id}", f"arraytaskthrottle={n_running}"]
-        return _run(words) is not None
+        return self._run(words) is not None
 
     def max_array_size(self) -> int:
         """Return the site's bound on an array's indices (they stay below it)."""
-        answer = _run(["scontrol", "show", "config"]) or ""
+        answer = self._run(["scontrol", "show", "config"]) or ""
         match = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
         return int(match[1]) if match else DEFAULT_MAX_ARRAY_SIZE
 
-
-def _run(words: Sequence[str]) -> str | None:
-    try:
-        answer = subprocess.run(
-            words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+    def _run(self, words: Sequence[str]) -> str | None:
+        try:
+            answer = subprocess.run(
+                words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True
+            )
+        except subprocess.CalledProcessError as error:
+            self.silence = " ".join(error.stderr.split()) or f"{words[0]} failed"
+        except (OSError, subprocess.SubprocessError) as error:
+            self.silence = str(error)
+        else:
+            return answer.stdout
         return None
-    return answer.stdout

@@ -39,21 +39,21 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
     replaced = {_replaced_by(results.run(run_id)) for run_id in saved.run_ids}
     path = results.sweep(saved.name) / "plan.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    known = {row["run_id"] for row in content["rows"]}
+    known = {row["run_id"]: row.get("replaces") for row in content["rows"]}
     for run_id in diverged:
-        if run_id in replaced:
-            continue
         old = results.run(run_id).read_spec()
         new = dataclasses.replace(old, lr=old.lr * lr_scale)
-        if new.run_id in known:
+        # The same again writes what is missing of a folder, and no other run in its place.
+        if known.get(new.run_id) != run_id and (run_id in replaced or new.run_id in known):
             continue
         run = results.run(new.run_id)
         run.write_spec(new)
         origin = {"replaces": run_id, "lr_scale": lr_scale}
         write_atomically(run.path / ORIGIN_FILE, json.dumps(origin, indent=1))
-        content["rows"].append(
-            {"run_id": new.run_id, "budget_flops": saved.budgets[run_id], "replaces": run_id}
-        )
+        if new.run_id not in known:
+            content["rows"].append(
+                {"run_id": new.run_id, "budget_flops": saved.budgets[run_id], "replaces": run_id}
+            )
     write_atomically(path, json.dumps(content, indent=1), durable=True)
     return results.load_plan(saved.name)
 

@@ -84,10 +84,14 @@ class SlurmLaunch:
         is_interrupted = False
         for run_id in self.request.run_ids:
             (self._run(run_id).path / CANCELLED_FILE).unlink(missing_ok=True)
+        was_silent = False
         try:
             self._look()
             while not self._is_over():
                 queue = self.slurm.read_queue()
+                if queue is None and not was_silent:
+                    self.own.notes.append(f"SLURM is asked until it answers; {self.slurm.silence}")
+                was_silent = queue is None
                 self.own.update(queue)
                 for other in self.others.values():
                     other.reload()
@@ -361,11 +365,11 @@ def launch_slurm(
     ------
     UsageError
         When another process is launching this sweep, a cap would be passed, the results folder has
-        a name that a batch script cannot hold, or sbatch refuses the options.
+        a name that a batch script cannot hold, sbatch refuses the options, or there is no SLURM.
     """
     check_path(request.results.path.resolve())
     with launcher_lock(request.results.sweep(request.sweep)):
-        return SlurmLaunch(request, options, watch, slurm or Slurm()).run()
+        return SlurmLaunch(request, options, watch, slurm or Slurm.here()).run()
 
 
 def check_path(results: Path) -> None:

@@ -246,7 +246,8 @@ class RunDir:
             raise SpecError(
                 f"no readable spec.json in run {self.run_id}",
                 "the spec that the planner wrote",
-                "Run the sweep's command again: it writes missing specs.",
+                "Run the sweep's command again, or the `retry` that made the run: each writes "
+                "missing specs.",
             )
         spec = run_spec_from_mapping(content)
         if spec.run_id != self.run_id:

@@ -23,7 +23,6 @@ from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import _saying_what_the_disk_did, resume, save_launcher
 from scalelab.launch.intents import Pack, read_intents, read_pack, settle, write_intent
 from scalelab.launch.lock import launcher_lock
-from scalelab.launch.packing import make_packs
 from scalelab.launch.replace_diverged import replace_diverged
 from scalelab.launch.slurm import SlurmOptions, check_path, launch_slurm
 from scalelab.records.run_dir import RunDir
@@ -74,12 +73,14 @@ class FakeSlurm:
         self.looks = 0
         self.before_look: Callable[[int], None] = lambda look: None
         self.cancelled: list[tuple[int, int]] = []
+        self.silent_looks = 0
+        self.silence = "squeue: no route"
 
-    def read_queue(self) -> dict[Any, Any]:
+    def read_queue(self) -> dict[Any, Any] | None:
         self.looks += 1
         assert self.looks < 50
         self.before_look(self.looks)
-        return {}
+        return None if self.looks <= self.silent_looks else {}
 
     def max_array_size(self) -> int:
         return 1001
@@ -248,6 +249,19 @@ def said_to_nobody(work: Callable[[], object]) -> str:
     return said
 
 
+def test_a_controller_that_does_not_answer_is_said_once_and_waited_for(
+    results: Results, saved: SavedPlan, sbatch: list[Path]
+) -> None:
+    for run_id in saved.run_ids[1:]:
+        record(results.run(run_id))
+    slurm = FakeSlurm(results, saved.name)
+    slurm.silent_looks = 3
+    slurm.before_look = lambda look: record(results.run(saved.run_ids[0])) if look == 4 else None
+    report, notes = launch(results, saved, slurm)
+    assert set(report.statuses.values()) == {"done"}
+    assert notes.count("SLURM is asked until it answers; squeue: no route") == 1
+
+
 def test_a_second_launcher_is_refused_and_says_who_is_first(
     results: Results, saved: SavedPlan
 ) -> None:
@@ -349,21 +363,12 @@ def test_diverged_runs_are_replaced_at_a_lower_rate_and_linked(
     assert json.loads((new.path / "origin.json").read_text())["replaces"] == old.run_id
     assert extended.budgets[added] == saved.budgets[old.run_id]
     assert replace_diverged(results, extended, 0.25).run_ids == extended.run_ids
+    shutil.rmtree(new.path)
+    assert replace_diverged(results, extended, 0.5) == extended
+    assert new.read_spec().lr == old.read_spec().lr * 0.5
+    assert json.loads((new.path / "origin.json").read_text())["replaces"] == old.run_id
     with pytest.raises(UsageError, match="between 0 and 1"):
         replace_diverged(results, extended, 1.5)
-
-
-def test_packs_hold_every_run_once_and_fill_the_target() -> None:
-    seconds = {f"r{i}": 7.0 + 3 * (i % 5) for i in range(40)} | {"long": 1000.0}
-    packs = make_packs(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
-    assert [run_id for pack in packs for run_id in pack.run_ids] == list(seconds)
-    for pack in packs:
-        assert pack.seconds == sum(seconds[run_id] for run_id in pack.run_ids)
-        assert pack.seconds <= 60 or pack.run_ids == ("long",)
-    full = [pack.seconds for pack in packs if pack.run_ids != ("long",)]
-    assert min(full[:-1]) > 60 - max(7.0 + 3 * 4, 0)
-    (small,) = make_packs(["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2})
-    assert small.execution.micro_batch_seqs == 2
 
 
 def test_a_full_disk_is_said_and_what_was_left_out_is_done_later(

@@ -1,12 +1,16 @@
-"""Retry classes, grace periods and the cap over arrays: pure, so checked as properties."""
+"""Retry classes, grace periods, packs and the cap over arrays: pure, so checked as properties."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalelab.launch.queue import ENDED_STATES, QueuedJob, parse_queue
+from scalelab.errors import UsageError
+from scalelab.launch.packing import make_packs
+from scalelab.launch.queue import ENDED_STATES, QueuedJob, Slurm, parse_queue
 from scalelab.launch.retries import (
     GONE_GRACE_S,
     KINDS,
@@ -18,6 +22,7 @@ from scalelab.launch.retries import (
     settled_state,
     share_out,
 )
+from scalelab.sweep.run_spec import ExecutionSpec
 
 losses = st.lists(
     st.builds(Loss, kind=st.sampled_from(KINDS[1:]), step=st.integers(0, 40)), max_size=9
@@ -144,3 +149,30 @@ def test_the_queues_lines() -> None:
 @given(text=st.text())
 def test_no_answer_of_the_queue_is_an_error(text: str) -> None:
     parse_queue(text)
+
+
+def test_what_squeue_says_is_kept_and_a_machine_without_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'squeue: fatal: no  controller' >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm = Slurm()
+    assert slurm.read_queue() is None
+    assert slurm.silence == "squeue: fatal: no controller"
+    with pytest.raises(UsageError, match="without sbatch, scancel, scontrol"):
+        Slurm.here()
+
+
+def test_packs_hold_every_run_once_and_fill_the_target() -> None:
+    seconds = {f"r{i}": 7.0 + 3 * (i % 5) for i in range(40)} | {"long": 1000.0}
+    packs = make_packs(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
+    assert [run_id for pack in packs for run_id in pack.run_ids] == list(seconds)
+    for pack in packs:
+        assert pack.seconds == sum(seconds[run_id] for run_id in pack.run_ids)
+        assert pack.seconds <= 60 or pack.run_ids == ("long",)
+    full = [pack.seconds for pack in packs if pack.run_ids != ("long",)]
+    assert min(full[:-1]) > 60 - max(7.0 + 3 * 4, 0)
+    (small,) = make_packs(["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2})
+    assert small.execution.micro_batch_seqs == 2
