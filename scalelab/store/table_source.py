@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
+"""How packed files begin."""
+
+_HEADER_BYTES = 1 << 20
 
 
 class TableSource:
@@ -34,6 +39,8 @@ class TableSource:
         What to call it in messages.
     types : dict of str to str
         DuckDB type by column, in the table's order.
+    repeated : frozenset of str
+        Names, in lower case, that the table gives to several columns: DuckDB renames all but one.
     malformed : list of (line, text, reason)
         Lines that are no rows of this table.
     """
@@ -44,6 +51,7 @@ class TableSource:
         name: str,
         first_line: int,
         text_file: Path | None = None,
+        header: Sequence[str] = (),
     ) -> None:
         self._connection = connection
         self._first_line = first_line
@@ -51,6 +59,8 @@ class TableSource:
         self.name = name
         described = connection.execute("DESCRIBE source").fetchall()
         self.types = {column: kind for column, kind, *_ in described}
+        counted = Counter(map(str.lower, header))
+        self.repeated = frozenset(name for name, count in counted.items() if count > 1)
         self.malformed: list[tuple[int, str, str]] = []
         self._ends: NDArray[np.int64] | None = None
         if text_file is not None:
@@ -194,13 +204,17 @@ def open_file(path: Path) -> Iterator[TableSource]:
         else "read_parquet($path)"
     )
 
+    header = _text_header(path) if is_text else ()
+
     def load(connection: duckdb.DuckDBPyConnection) -> TableSource:
         connection.execute(
             f"CREATE TEMP TABLE source AS SELECT * FROM {source}", {"path": str(path)}
         )
         if is_text:
-            return TableSource(connection, path.name, 2, path)
-        return TableSource(connection, path.name, 1)
+            return TableSource(connection, path.name, 2, path, header)
+        import pyarrow.parquet as pq
+
+        return TableSource(connection, path.name, 1, header=pq.read_schema(path).names)
 
     with _opened(load, str(path)) as table:
         yield table
@@ -213,7 +227,7 @@ def open_frame(frame: pd.DataFrame) -> Iterator[TableSource]:
     def load(connection: duckdb.DuckDBPyConnection) -> TableSource:
         connection.register("given", frame)
         connection.execute("CREATE TEMP TABLE source AS SELECT * FROM given")
-        return TableSource(connection, "the frame", 1)
+        return TableSource(connection, "the frame", 1, header=[str(c) for c in frame.columns])
 
     with _opened(load, "the frame") as table:
         yield table
@@ -304,14 +318,52 @@ def is_numeric(kind: str) -> bool:
     )
 
 
+def _text_header(path: Path) -> list[str]:
+    """Return the names in the first line of a file of text.
+
+    Raises
+    ------
+    DataError
+        When the file is packed, or its header not UTF-8: DuckDB would make up columns.
+    """
+    is_gzip = path.name.lower().endswith(".gz")
+    with path.open("rb") as packed:
+        start = packed.read(4)
+    kind = next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)
+    if (kind == "gzip") != is_gzip or kind not in (None, "gzip"):
+        raise DataError(
+            f"{path}, which is {f'packed with {kind}' if kind else 'not packed with gzip'}",
+            "text as it is, or packed with gzip under a name that ends in .csv.gz or .tsv.gz",
+            "Rename it so." if kind in ("gzip", None) else "Unpack it first.",
+        )
+    try:
+        with _opener(path)(path, "rb") as stream:
+            text = bytes(stream.readline(_HEADER_BYTES)).decode("utf-8-sig")
+        if "\0" not in text:
+            return next(csv.reader([text], delimiter=_delimiter(text)), [])
+    except (EOFError, OSError, UnicodeDecodeError, csv.Error):
+        pass
+    raise DataError(
+        f"{path}, whose first line is not UTF-8 text",
+        "UTF-8, with the names of the columns in the first line",
+        "Save it as UTF-8, such as with `iconv -f UTF-16 -t UTF-8` (or -f LATIN1).",
+    )
+
+
+def _opener(path: Path) -> Callable[..., Any]:
+    return gzip.open if path.name.lower().endswith(".gz") else open
+
+
+def _delimiter(header: str) -> str:
+    return max(",;\t|", key=header.count)
+
+
 def _row_ends(path: Path, width: int) -> tuple[list[int], list[int]]:
     """Return the last line of each row of this width, and of each row of another."""
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
     ends: list[int] = []
     odd: list[int] = []
-    with opener(path, "rt", newline="", errors="replace") as stream:
-        header = stream.readline()
-        reader = csv.reader(stream, delimiter=max(",;\t|", key=header.count))
+    with _opener(path)(path, "rt", newline="", errors="replace") as stream:
+        reader = csv.reader(stream, delimiter=_delimiter(stream.readline()))
         for cells in reader:
             if cells:
                 (ends if len(cells) == width else odd).append(reader.line_num + 1)

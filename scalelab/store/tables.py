@@ -213,6 +213,14 @@ class _Reader:
             hit = next((lower[name] for name in (ours, *aliases) if name in lower), None)
             if ours not in found and hit is not None:
                 found[ours] = hit
+        for ours, theirs in found.items():
+            if theirs.lower() in self.source.repeated:
+                raise DataError(
+                    f"{self.source.name} with several columns {theirs}, wanted for {ours} "
+                    "(upper and lower case are alike)",
+                    "one column of each name that is read",
+                    "Rename all but one of them in the table.",
+                )
         missing = [name for name in ("loss_nats",) if name not in found]
         if sum(name in found for name in ("n_params", "n_tokens", "flops")) < 2:
             missing += [name for name in ("n_params", "n_tokens") if name not in found]

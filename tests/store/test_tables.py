@@ -134,6 +134,35 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path, name, make):
         read_table(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("wide.csv", f"{HEADER}\n1e6,2e7,3,1e14\n".encode("utf-16"), "not UTF-8"),
+        ("le.csv", f"{HEADER}\n1e6,2e7,3,1e14\n".encode("utf-16-le"), "not UTF-8"),
+        ("latin.csv", f"{HEADER},recett\xe9\n1e6,2e7,3,1e14,x\n".encode("latin-1"), "not UTF-8"),
+        ("packed.csv", gzip.compress(f"{HEADER}\n1e6,2e7,3,1e14\n".encode()), "packed with gzip"),
+        ("plain.csv.gz", f"{HEADER}\n1e6,2e7,3,1e14\n".encode(), "not packed"),
+        ("archive.csv", b"PK\x03\x04" + bytes(40), "packed with zip"),
+    ],
+)
+def test_an_encoding_or_packing_that_is_not_read_is_named(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_table(tmp_path / name)
+
+
+def test_a_name_that_two_columns_have_is_refused_where_it_is_read(tmp_path):
+    frame = pd.DataFrame([[1e6, 2e7, 3, 4]], columns=["n_params", "n_tokens", "loss", "LOSS"])
+    path = tmp_path / "runs.parquet"
+    frame.to_parquet(path)
+    csv = written(tmp_path, frame.to_csv(index=False))
+    for read, table in ((read_table, csv), (read_table, path), (read_frame, frame)):
+        with pytest.raises(DataError, match="several columns loss"):
+            read(table)
+    other = written(tmp_path, "n_params,n_tokens,loss,note,note\n1e6,2e7,3,1,2\n")
+    assert len(read_table(other).observations) == 1
+
+
 def test_missing_columns_are_named_with_what_there_is(tmp_path):
     path = written(tmp_path, "params,tokens,val_loss\n1e6,2e7,3\n")
     with pytest.raises(DataError, match="params, tokens, val_loss") as caught:
