@@ -11,7 +11,7 @@ import typer
 
 from scalelab.cli.options import ResultsOption
 from scalelab.cli.output import console, emit_json
-from scalelab.errors import DataError
+from scalelab.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from scalelab.fit.result import FitReport
@@ -54,6 +54,10 @@ def report(
     from scalelab import api
     from scalelab.store.tables import parse_map
 
+    beside = [
+        out.with_suffix(suffix) for suffix, is_asked in ((".tex", tex), (".csv", csv)) if is_asked
+    ]
+    _check_paths(out, beside, from_file)
     found = api.fit(
         from_file,
         sweep=sweep,
@@ -65,10 +69,8 @@ def report(
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     written = [_write(out, as_html(found, command))]
-    if tex:
-        written.append(_write(out.with_suffix(".tex"), found.to_tex()))
-    if csv:
-        written.append(_write(out.with_suffix(".csv"), found.to_csv()))
+    for text in beside:
+        written.append(_write(text, found.to_tex() if text.suffix == ".tex" else found.to_csv()))
     written += _pictures(found, {".svg": svg, ".pdf": pdf, ".png": png})
     if as_json:
         emit_json({"written": written, "status": found.fit.status})
@@ -76,6 +78,26 @@ def report(
         for path in written:
             console().print(f"written: {path}", soft_wrap=True)
     return found.exit_code
+
+
+def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
+    """Raise UsageError where what is written would replace the runs that are read."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(
+            f"--out {out}", "a file ending in .html or .htm", "Rename it, such as report.html."
+        )
+    for path in (out, *beside):
+        if (
+            from_file is not None
+            and from_file.exists()
+            and path.exists()
+            and path.samefile(from_file)
+        ):
+            raise UsageError(
+                f"--out {out}, by which {path} would be written over the runs to fit",
+                "another name",
+                f"Give --out {out.with_name(out.stem + '-report.html')}, for example.",
+            )
 
 
 def as_html(found: FitReport, command: str) -> str:

@@ -78,7 +78,7 @@ def draw_fit(report: FitReport, path: Path) -> None:
             raise DataError(
                 f"{path}, which cannot be written ({error.strerror})",
                 "a path in a folder that one may write to",
-                "Choose another path for --plot.",
+                "Choose another path for the picture.",
             ) from None
 
 

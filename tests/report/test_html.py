@@ -81,3 +81,20 @@ def test_the_command_writes_html_pictures_tex_and_csv(
     for suffix, magic in ((".svg", b"<?xml"), (".pdf", b"%PDF"), (".png", b"\x89PNG")):
         assert (tmp_path / f"fit{suffix}").read_bytes().startswith(magic)
     assert len(re.findall("written: ", capsys.readouterr().out)) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("runs.csv", []), ("runs.html", ["--csv"]), ("r.pdf", []), ("runs.tex", ["--tex"])],
+)
+def test_what_is_written_never_replaces_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, options: list[str]
+) -> None:
+    runs = tmp_path / "runs.csv"
+    runs.write_text("n_params,n_tokens,loss\n1e6,1e7,3\n")
+    before = runs.read_text()
+    words = ["report", "--from", str(runs), "--out", str(tmp_path / name), *options]
+    assert main(words) == 2
+    assert "--out" in capsys.readouterr().err
+    assert runs.read_text() == before
+    assert list(tmp_path.iterdir()) == [runs]
