@@ -17,7 +17,7 @@ from scalelab.fit.bootstrap import BootstrapSpec, plan
 from scalelab.fit.isoflop import Axis, IsoflopFit, expected_bias, replicate_laws, tokens_at
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
 from scalelab.fit.result import Disagreement
-from scalelab.fit.rows import design
+from scalelab.fit.rows import column, design
 from scalelab.records.types import Observations
 from scalelab.units import format_flops
 
@@ -102,13 +102,13 @@ def disagreement(
         test = percentile_limits(draws, DISAGREE_LEVEL)
         is_said = is_said and not test[0] <= 1 <= test[1]
 
-    def predict(n_params: FloatArray, n_tokens: FloatArray) -> FloatArray:
-        return fit.law.loss({"n_params": n_params, "n_tokens": n_tokens})
-
+    law = fit.law
+    # Each row at its own place in every column that the law needs, such as unique tokens.
+    clean = law.loss({name: column(observations, name) for name in law.columns})
     return Disagreement(
         flops=flops,
         ratio=Interval(value=ratio, low=bounds[0], high=bounds[1]),
-        expected_bias=expected_bias(observations, isoflop, predict, optimal_tokens, flops),
+        expected_bias=expected_bias(observations, isoflop, clean, optimal_tokens, flops),
         is_said=is_said,
     )
 

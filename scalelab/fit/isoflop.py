@@ -15,7 +15,6 @@ Hoffmann et al. 2022, arXiv:2203.15556, section 3.2. Czech 2026, arXiv:2603.2233
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -248,7 +247,7 @@ def tokens_at(n_line: FloatArray, d_line: FloatArray, flops: float) -> FloatArra
 def expected_bias(
     observations: Observations,
     fit: IsoflopFit,
-    predict: Callable[[FloatArray, FloatArray], FloatArray],
+    clean: FloatArray,
     optimal_tokens: float,
     flops: float,
 ) -> float | None:
@@ -260,8 +259,8 @@ def expected_bias(
         The grid; its losses are replaced by the law's.
     fit : IsoflopFit
         Approach 2 on the real losses; its budgets are reused.
-    predict : callable
-        The parametric law, (n_params, n_tokens) -> loss.
+    clean : ndarray of shape (n,)
+        The losses of the parametric law at these rows.
     optimal_tokens : float
         D_opt of that law at ``flops``.
     flops : float
@@ -271,9 +270,8 @@ def expected_bias(
         return None
     used = np.concatenate([valley.rows for valley in fit.used])
     owner = np.concatenate([np.full(len(v.rows), v.budget) for v in fit.used])
-    rows = observations.take(used)
-    clean = replace(rows, loss_nats=predict(rows.n_params, rows.n_tokens), budget=owner)
-    found = fit_isoflop(clean, keeps_edges=True)
+    rows = replace(observations.take(used), loss_nats=clean[used], budget=owner)
+    found = fit_isoflop(rows, keeps_edges=True)
     if found.n_law is None or found.d_law is None:
         return None
     return float(tokens_at(found.n_law.line, found.d_law.line, flops)) / optimal_tokens - 1

@@ -9,6 +9,7 @@ from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import fit_parametric
 from scalelab.store.tables import ReadOptions, read_table
+from scalelab.theory.laws.data_constrained import DataConstrained
 
 
 def compared(rows, *, k=200, flops=1e24, form="chinchilla"):
@@ -117,3 +118,16 @@ def test_a_form_without_a_trade_off_is_not_compared(shared_data):
         shared_data / "chinchilla_svg" / "data.csv", ReadOptions(where="excluded_besiroglu = 0")
     ).observations
     assert compared(rows, form="kaplan_n", k=0) is None
+
+
+def test_a_law_of_repeated_data_is_compared_at_the_unique_tokens_of_each_row(isoflop_runs):
+    rows = isoflop_runs(noise=1e-4, half_width=3.0, budgets=np.geomspace(1e18, 1e20, 3))
+    rows = replace(rows, extra={"unique_tokens": rows.n_tokens / 3})
+    law = DataConstrained(A=482.0, B=2085.0, E=1.82, alpha=0.348, beta=0.366, R_D=15.0, R_N=5.0)
+    loss = law.loss({"n_params": rows.n_params, "n_tokens": rows.n_tokens, **rows.extra})
+    rows = replace(rows, loss_nats=loss)
+    fit = replace(fit_parametric(rows, bootstrap=BootstrapSpec(k=0)), law=law)
+    found = disagreement(rows, fit_isoflop(rows), fit, flops=1e20)
+    assert found is not None
+    # These losses are the law's own, so that all of the difference is bias of the grid.
+    assert found.expected_bias == pytest.approx(found.ratio.value - 1, rel=1e-9)
