@@ -135,7 +135,10 @@ def import_(
 
 
 def export(
-    format: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "csv",
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="csv or parquet; default what FILE ends in, else csv."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; without it, standard output.")
     ] = None,
@@ -143,7 +146,10 @@ def export(
         str,
         typer.Option("--table", help="runs, metrics, sweeps, imports, attempts, attempt_metrics."),
     ] = "runs",
-    sweep: Annotated[str | None, typer.Option("--sweep", help="Only the runs of a sweep.")] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option("--sweep", help="Only the runs of a sweep, or the rows of an import."),
+    ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:

@@ -1,6 +1,7 @@
 """What is taken out is what is in the tables, to the last digit."""
 
 import io
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -9,7 +10,9 @@ from scalelab.errors import DataError, UsageError
 from scalelab.store.collect import collect
 from scalelab.store.db import open_snapshot
 from scalelab.store.export import export_table
+from scalelab.store.importers import import_table
 from scalelab.store.schema import TABLES
+from scalelab.store.tables import ReadOptions
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_only_the_sweeps_rows_of_the_other_tables(results):
     [
         (UsageError, {"table": "nope"}),
         (UsageError, {"format": "xlsx"}),
-        (UsageError, {"table": "imports", "sweep": "s"}),
+        (DataError, {"table": "imports", "sweep": "s"}),
         (DataError, {"sweep": "t"}),
         (DataError, {"sweep": "' OR 1=1 --"}),
     ],
@@ -87,3 +90,33 @@ def test_a_file_is_whole_or_absent(results, tmp_path):
     with pytest.raises(UsageError):
         export_table(results, "nope", "csv", path)
     assert path.read_text() == "old"
+
+
+def test_the_rows_of_an_import_come_by_its_name_and_are_pointed_to(results, tmp_path):
+    for name, loss in (("theirs", 3), ("others", 2)):
+        table = tmp_path / f"{name}.csv"
+        table.write_text(f"n_params,n_tokens,loss\n1e6,2e7,{loss}\n2e6,2e7,{loss}\n")
+        import_table(results, table, ReadOptions())
+    collect(results)
+    stream = io.BytesIO()
+    assert export_table(results, "imports", "csv", stream, sweep="theirs") == 2
+    assert b"others" not in stream.getvalue()
+    with pytest.raises(DataError, match="'theirs', which is an import") as caught:
+        export_table(results, "runs", "csv", io.BytesIO(), sweep="theirs")
+    assert "--table imports" in caught.value.do
+
+
+def test_the_ending_of_the_file_says_the_format_and_is_not_contradicted(results, tmp_path):
+    export_table(results, "runs", None, tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").read_bytes()[:4] == b"PAR1"
+    export_table(results, "runs", None, tmp_path / "x.txt")
+    assert (tmp_path / "x.txt").read_text().startswith("run_id,")
+    with pytest.raises(UsageError, match="--format csv"):
+        export_table(results, "runs", "csv", tmp_path / "y.parquet")
+
+
+def test_a_place_that_cannot_be_written_is_named(results, tmp_path):
+    with pytest.raises(UsageError, match="a folder"):
+        export_table(results, "runs", "csv", tmp_path)
+    with pytest.raises(DataError, match="--out /proc/x, which cannot be written"):
+        export_table(results, "runs", "csv", Path("/proc/x"))
