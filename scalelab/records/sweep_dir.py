@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scalelab.errors import DataError, UsageError
-from scalelab.records.files import write_atomically
+from scalelab.errors import DataError, SpecError, UsageError
+from scalelab.records.files import read_json, write_atomically
 from scalelab.records.names import named_folder
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.plan import Plan
@@ -90,26 +91,30 @@ class Results:
     def save_plan(self, plan: Plan, science: Mapping[str, Any], *, extend: bool) -> SavedPlan:
         """Save a sweep's specification, its plan and the spec of each run.
 
-        The same specification again changes nothing; with ``extend`` another one adds its runs.
+        The same specification of the same text again changes nothing; with ``extend`` another one
+        adds its runs.
 
         Raises
         ------
         UsageError
-            When a sweep of that name holds another specification and ``extend`` is not set.
+            When a sweep of that name holds another specification, or runs on another text, and
+            ``extend`` is not set.
         """
         folder = self.sweep(plan.name)
         spec_text = json.dumps(science, indent=1, sort_keys=True)
         earlier = self.load_plan(plan.name) if (folder / "plan.json").exists() else None
         if earlier is not None and not extend:
-            differing = _differing_keys(folder / "spec.json", science)
+            differing = self._differences(earlier, plan, science)
             if differing:
                 raise UsageError(
                     f"sweep {plan.name!r}, which exists with another {', '.join(differing)}",
-                    "the same specification, to continue it, or another --name",
+                    "the same specification and text, to continue it, or another --name",
                     "Add --extend to add these runs to it, or choose another --name.",
                 )
-        rows = {row.spec.run_id: row.budget_flops for row in plan.rows}
-        budgets = {**(earlier.budgets if earlier else {}), **rows}
+        known = {} if earlier is None else earlier.budgets
+        budgets = {**known, **{row.spec.run_id: row.budget_flops for row in plan.rows}}
+        # A run stays in the valley for which it was planned first.
+        budgets |= {run_id: budget for run_id, budget in known.items() if budget is not None}
         saved = SavedPlan(
             name=plan.name,
             kind=plan.kind,
@@ -147,11 +152,14 @@ class Results:
         path = self.sweep(name) / "plan.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            budgets = {row["run_id"]: row["budget_flops"] for row in content["rows"]}
+            budgets = {
+                _typed(row, "run_id", str): _typed(row, "budget_flops", int, float, type(None))
+                for row in content["rows"]
+            }
             return SavedPlan(
                 name=name,
-                kind=content["kind"],
-                created_s=content["created_s"],
+                kind=_typed(content, "kind", str),
+                created_s=_typed(content, "created_s", int, float),
                 run_ids=tuple(budgets),
                 budgets=budgets,
             )
@@ -166,8 +174,31 @@ class Results:
             raise DataError(
                 f"plan {path}: {error}",
                 "the plan that `scalelab sweep` wrote",
-                "Run the sweep's command again: it writes the plan anew.",
+                "Remove it and run the sweep's command again, with each --extend: that writes it.",
             ) from None
+
+    def _differences(self, earlier: SavedPlan, plan: Plan, science: Mapping[str, Any]) -> list[str]:
+        """Return in what a plan differs from the one that was saved under its name, in words."""
+        saved = read_json(self.sweep(plan.name) / "spec.json")
+        run_ids = {row.spec.run_id for row in plan.rows}
+        if saved is not None:
+            keys = sorted({*saved, *science})
+            differing = [key for key in keys if saved.get(key) != science.get(key)]
+            if differing:
+                return differing
+        elif not run_ids or not run_ids <= set(earlier.run_ids):
+            return ["specification (its spec.json cannot be read, and these are not its runs)"]
+        texts = set()
+        for run_id in earlier.run_ids:
+            with contextlib.suppress(SpecError):
+                texts.add(self.run(run_id).read_spec().data_fingerprint)
+            if plan.data.fingerprint in texts:
+                return []
+        if not texts:
+            return []
+        return [
+            f"text (data {', '.join(sorted(texts))}; its files now give {plan.data.fingerprint})"
+        ]
 
 
 def _text_of(path: Path) -> str | None:
@@ -177,10 +208,7 @@ def _text_of(path: Path) -> str | None:
         return None
 
 
-def _differing_keys(path: Path, science: Mapping[str, Any]) -> list[str]:
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    keys = sorted(set(earlier) | set(science))
-    return [key for key in keys if earlier.get(key) != science.get(key)]
+def _typed(content: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    if not isinstance(content[key], kinds):
+        raise TypeError(f"{key} = {content[key]!r}")
+    return content[key]

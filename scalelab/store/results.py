@@ -14,9 +14,9 @@ from scalelab.store.tables import ReadOptions, TableRead, read_source
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 
 ALIKE = (
-    *("tokenizer", "eval_fingerprint", "seq_len", "schedule", "optimizer", "parametrization"),
-    *("numerics_revision", "device", "device_name", "step_mode", "kernels", "attention"),
-    "precision",
+    *("tokenizer", "data_fingerprint", "eval_fingerprint", "seq_len", "schedule", "optimizer"),
+    *("parametrization", "numerics_revision", "device", "device_name", "step_mode", "kernels"),
+    *("attention", "precision"),
 )
 """What could matter to a run's loss beside what a law is about, and should not be mixed unsaid."""
 

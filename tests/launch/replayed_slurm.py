@@ -200,7 +200,9 @@ def launch(
     return launch_slurm(request, options, watch)
 
 
-def make_runs(folder: Path, n_runs: int, *, name: str = "crash") -> tuple[Results, tuple[str, ...]]:
+def make_runs(
+    folder: Path, n_runs: int, *, name: str = "crash", text: str = "f" * 12, extend: bool = False
+) -> tuple[Results, tuple[str, ...]]:
     sweep = sweep_from_mapping(
         {
             "kind": "grid",
@@ -212,7 +214,7 @@ def make_runs(folder: Path, n_runs: int, *, name: str = "crash") -> tuple[Result
         source="the test",
     )
     facts = DataFacts(
-        fingerprint="f" * 12,
+        fingerprint=text,
         eval_fingerprint="e" * 12,
         tokenizer="bytes",
         vocab_size=256,
@@ -221,7 +223,7 @@ def make_runs(folder: Path, n_runs: int, *, name: str = "crash") -> tuple[Result
     )
     results = Results(folder)
     saved = results.save_plan(
-        make_plan(sweep, facts, precision="fp32"), sweep.science(), extend=False
+        make_plan(sweep, facts, precision="fp32"), sweep.science(), extend=extend
     )
     return results, saved.run_ids
 

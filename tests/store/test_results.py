@@ -65,6 +65,15 @@ def test_without_a_name_the_latest_sweep_with_results_is_taken(results):
     assert "differ in schedule (cosine, wsd); device (cpu, cuda)" in read.notes["mixed_runs"]
 
 
+def test_runs_on_different_texts_are_said(results):
+    with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
+        store.execute(
+            "UPDATE runs SET data_fingerprint = CASE run_id WHEN 'r0' THEN 'a' ELSE 'b' END"
+        )
+    notes = read_results(results, "old", ReadOptions()).notes
+    assert "differ in data_fingerprint (a, b)" in notes["mixed_runs"]
+
+
 def test_without_a_finished_sweep_the_latest_import_is_taken(results):
     with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
         store.execute("UPDATE runs SET status = 'failed'")
