@@ -14,6 +14,7 @@ that ends with it::
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -80,3 +81,12 @@ class RunsFailedError(ScalelabError):
     """Some runs of a sweep did not end as done."""
 
     exit_code = 5
+
+
+def unwritable(place: Path, what: str, error: OSError) -> DataError:
+    """Return the error for a place in the results folder where the system lets nothing be kept."""
+    return DataError(
+        f"{place}, where {what} cannot be written ({error.strerror or error})",
+        "a results folder on a disk with room, which this user may write to",
+        "Make room, or name another folder with --results.",
+    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def prepare(
         str | None,
         typer.Option("--eval-tokens", help="Tokens of the held-out evaluation set [262,144]."),
     ] = None,
-    results: Annotated[
-        Path, typer.Option("--results", metavar="DIR", help="The results folder.")
-    ] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn text into tokens, ahead of a sweep.
 

@@ -8,12 +8,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from scalelab.cli.devices import look_at_accelerator, look_at_slurm
 from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, look_at_memory, look_at_results
+from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError
 
@@ -35,10 +33,8 @@ _STYLES = {OK: "green", MISSING: "yellow", PROBLEM: "bold red"}
 
 
 def doctor(
-    results: Annotated[Path, typer.Option(metavar="DIR", help="The results folder.")] = Path(
-        "results"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
 ) -> int:
     """Check this machine: versions, GPU, SLURM, disk, results folder; say how to mend it.
 

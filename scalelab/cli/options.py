@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,27 @@ from scalelab.errors import UsageError
 
 DEFAULT_RESULTS = Path("results")
 
+
+def _checked_results(results: Path) -> Path:
+    """Return the results folder; refuse a place where a file is in the way of one."""
+    there = next(place for place in (results, *results.absolute().parents) if os.path.exists(place))
+    if not os.path.isdir(there):
+        raise UsageError(
+            f"--results {results}, " + ("a file" if there == results else f"where {there} is one"),
+            "a folder, or a place for one",
+            "Name another with --results.",
+        )
+    return results
+
+
 ResultsOption = Annotated[
     Path,
-    typer.Option("--results", envvar="SCALELAB_RESULTS", help="Results folder."),
+    typer.Option(
+        "--results",
+        envvar="SCALELAB_RESULTS",
+        help="Results folder.",
+        callback=_checked_results,
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")

@@ -38,7 +38,7 @@ from scalelab.corpus.source import DataSource, SourceFile, find_files, unreadabl
 from scalelab.corpus.split import SHARES, is_enough, smallest_window, window
 from scalelab.corpus.spool import Progress, Spool, spool_documents
 from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, cached_bpe
-from scalelab.errors import DataError
+from scalelab.errors import DataError, unwritable
 
 TOKENIZER_TRAIN_BYTES = 64 << 20
 LEFTOVER_AGE_S = 24 * 3600.0
@@ -47,7 +47,7 @@ ENOUGH_DOCUMENTS = 16
 
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR),
+    *(errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.ENOENT),
 )
 
 
@@ -142,11 +142,7 @@ def _scratch_folder(data: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        raise DataError(
-            f"{data}, where data cannot be written ({error.strerror})",
-            "a results folder on a disk with room, which this user may write to",
-            "Make room, or name another folder with --results.",
-        ) from error
+        raise unwritable(data, "data", error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError, UsageError, unwritable
 from scalelab.records.files import fsync
 from scalelab.records.names import named_folder, suggest_name
 from scalelab.store.scan import read_json
@@ -105,7 +105,8 @@ def import_table(
         When the name cannot be a folder, is a sweep's, or is that of another import, or there is no
         such convention.
     DataError
-        When the file cannot be read, lacks a column, or has no usable row; nothing is written then.
+        When the file cannot be read, lacks a column, or has no usable row, or the results folder
+        cannot be written; nothing is left behind then.
     """
     _check_convention("param", options.param_convention, PARAM_CONVENTIONS)
     _check_convention("flop", options.flop_convention, FLOP_CONVENTIONS)
@@ -200,8 +201,8 @@ def _write_folder(folder: Path, read: TableRead, about: Mapping[str, Any]) -> No
     token = secrets.token_hex(4)
     partial = folder.with_name(f".partial-{folder.name}-{token}")
     replaced = folder.with_name(f".replaced-{folder.name}-{token}")
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         pq.write_table(_as_arrow(read), partial / IMPORT_FILE)
         with (partial / REJECTS_FILE).open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
@@ -214,6 +215,8 @@ def _write_folder(folder: Path, read: TableRead, about: Mapping[str, Any]) -> No
             folder.rename(replaced)
         partial.rename(folder)
         fsync(folder.parent)
+    except OSError as error:
+        raise unwritable(folder.parent, "an import", error) from error
     finally:
         for left in (partial, replaced):
             shutil.rmtree(left, ignore_errors=True)

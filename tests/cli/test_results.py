@@ -241,6 +241,17 @@ def test_export_writes_files_and_standard_output(results, run, tmp_path):
     assert run("export", "--json")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "words", [("doctor",), ("collect",), ("import", "x.csv"), ("data", "prepare")]
+)
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_results_folder_that_is_a_file_is_a_usage_error(run, tmp_path, words, below):
+    (tmp_path / "taken").touch()
+    code, out, err = run(*words, "--results", str(tmp_path / "taken" / below))
+    assert code == 2
+    assert "--results" in out + err
+
+
 @pytest.mark.parametrize("command", ["collect", "import", "export", "status", "logs"])
 def test_help_has_an_example(run, command):
     code, out, _ = run(command, "--help")

@@ -131,6 +131,11 @@ def test_a_results_folder_that_may_not_be_written_is_said(
         prepare(source_of(text, 300), results)
 
 
+def test_a_results_folder_that_cannot_be_made_is_said(text: Path) -> None:
+    with pytest.raises(DataError, match="/proc/none/data, where data cannot be written"):
+        prepare(source_of(text, 300), Path("/proc/none"))
+
+
 def test_a_results_folder_that_is_a_file_is_said(text: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     results.write_text("not a folder")

@@ -144,14 +144,14 @@ def test_a_write_that_fails_half_way_leaves_nothing_half_loaded(make, table, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(importers.json, "dumps", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match="No space"):
         import_table(make.path, table, OPTIONS)
     assert names(make.path / "imports") == []
     monkeypatch.undo()
     import_table(make.path, table, OPTIONS)
     table.write_text(TABLE.replace("3.52", "3.53"))
     monkeypatch.setattr(importers.json, "dumps", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match="No space"):
         import_table(make.path, table, OPTIONS, replaces=True)
     rows = pq.read_table(make.path / "imports" / "their-runs" / "data.parquet")
     assert rows["loss_nats"][0].as_py() == 3.52
@@ -182,3 +182,8 @@ def test_a_convention_that_is_none_is_refused_before_anything_is_written(make, t
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} 'banana'"):
         import_table(make.path, table, replace(OPTIONS, **{option: "banana"}))
     assert not (make.path / "imports").exists()
+
+
+def test_a_results_folder_that_cannot_be_is_said(table):
+    with pytest.raises(DataError, match="/proc/none/imports, where an import cannot be written"):
+        import_table(Path("/proc/none"), table, OPTIONS)
