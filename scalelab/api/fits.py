@@ -143,6 +143,7 @@ def fit(
     from scalelab.fit.result import FitReport, ordered
     from scalelab.fit.speedup import effective_speedup
     from scalelab.forecast.allocate import derived, far_warnings, forecast, parse_request
+    from scalelab.forecast.reach import reach_of
 
     check_level(level)
     requests = [parse_request(text) for text in predict]
@@ -161,10 +162,8 @@ def fit(
         theirs = table.mapping.get("cluster", "cluster")
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
-    largest = largest_6nd(rows)
-    forecasts = (
-        forecast(found, requests, reference_flops=largest, level=level) if is_trusted else ()
-    )
+    reach = reach_of(rows)
+    forecasts = forecast(found, requests, reach=reach, level=level) if is_trusted else ()
     weights = paired_weights(rows, spec, found)
     isoflop = fit_isoflop(rows, level=level, weights=weights)
     envelope = fit_envelope(along_curves(rows, table.curves), level=level, seed=spec.seed)
@@ -174,7 +173,7 @@ def fit(
         rows,
         isoflop,
         found,
-        flops=max(asked, default=largest),
+        flops=max(asked, default=reach.flops),
         weights=weights,
         level=level,
     )
@@ -217,6 +216,7 @@ def predict(report: FitReport, *requests: str, level: float | None = None) -> pd
     from scalelab.api.frames import forecasts_frame
     from scalelab.errors import NotIdentifiedError
     from scalelab.forecast.allocate import forecast, parse_request
+    from scalelab.forecast.reach import reach_of
 
     if report.fit.status == "not_identified":
         raise NotIdentifiedError(
@@ -228,7 +228,7 @@ def predict(report: FitReport, *requests: str, level: float | None = None) -> pd
         forecast(
             report.fit,
             [parse_request(text) for text in requests],
-            reference_flops=largest_6nd(report.observations),
+            reach=reach_of(report.observations),
             level=level or report.level,
         )
     )
@@ -287,13 +287,6 @@ def score(found: ParametricFit, held: Observations, level: float = DEFAULT_LEVEL
         mean_width=float((predicted.pred_high - predicted.pred_low).mean()),
         level=level,
     )
-
-
-def largest_6nd(rows: Observations) -> float:
-    """Return the compute of the largest run as 6 N D, whatever the table's own convention."""
-    from scalelab.theory.accounting import train_flops_6nd
-
-    return float(train_flops_6nd(rows.n_params, rows.n_tokens).max())
 
 
 def _table(

@@ -98,9 +98,9 @@ def forecast_one(report: FitReport, asked: str) -> Forecast:
     NotIdentifiedError
         When the fit does not determine its law.
     """
-    from scalelab.api.fits import largest_6nd
     from scalelab.errors import NotIdentifiedError
     from scalelab.forecast.allocate import forecast, parse_request
+    from scalelab.forecast.reach import reach_of
 
     request = parse_request(asked)
     if report.fit.status == "not_identified":
@@ -109,8 +109,8 @@ def forecast_one(report: FitReport, asked: str) -> Forecast:
             "rows that determine the law",
             "Read the warnings of the fit: they say what is missing.",
         )
-    reference = largest_6nd(report.observations)
-    return forecast(report.fit, [request], reference_flops=reference, level=report.level)[0]
+    reach = reach_of(report.observations)
+    return forecast(report.fit, [request], reach=reach, level=report.level)[0]
 
 
 def against_published(report: FitReport) -> pd.DataFrame:

@@ -64,8 +64,8 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
     distance = ""
     if forecast.extrapolation is not None:
         times = format_quantity(forecast.extrapolation)
-        if forecast.is_far:
-            distance = f"FAR: {times} times the FLOPs of the largest run. "
+        if forecast.far:
+            distance = f"FAR: {', '.join(forecast.far)}. "
         elif forecast.extrapolation > 1:
             distance = f" It is {times} times the FLOPs of the largest run."
         else:
@@ -77,7 +77,7 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
         f"{_limits(forecast.pred_low, forecast.pred_high, 'a new run')}"
     )
     sentence = f"{_what(forecast)}: {loss}."
-    return distance + sentence if forecast.is_far else sentence + distance
+    return distance + sentence if forecast.far else sentence + distance
 
 
 def _headline(report: FitReport) -> Iterator[str]:

@@ -23,8 +23,6 @@ from scalelab.fit.speedup import Speedup
 from scalelab.records.types import Observations
 
 SCHEMA = 1
-FAR = 100.0
-"""Beyond this many times the largest run's FLOPs a forecast says so in its first line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +50,8 @@ class Forecast:
         Level of all intervals.
     extrapolation : float or None
         ``flops`` over those of the largest run fitted, both as 6 N D.
+    far : tuple of str
+        In words, how it lies far outside the fitted runs; empty where it does not.
     """
 
     asked: str
@@ -66,11 +66,7 @@ class Forecast:
     pred_high: float
     level: float
     extrapolation: float | None
-
-    @property
-    def is_far(self) -> bool:
-        """Whether the forecast lies more than `FAR` times beyond the largest run."""
-        return self.extrapolation is not None and self.extrapolation > FAR
+    far: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
-from scalelab.fit.result import FAR, Forecast
+from scalelab.fit.result import Forecast
+from scalelab.forecast.reach import Reach, far_warning
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws.base import Law
-from scalelab.units import format_flops, format_quantity, parse_quantity
+from scalelab.units import format_flops, parse_quantity
 
 FloatArray = NDArray[np.float64]
 
@@ -68,7 +69,7 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
 
 
 def forecast(
-    fit: ParametricFit, requests: Sequence[Request], *, reference_flops: float, level: float = 0.9
+    fit: ParametricFit, requests: Sequence[Request], *, reach: Reach, level: float = 0.9
 ) -> tuple[Forecast, ...]:
     """Return one forecast for each request.
 
@@ -77,33 +78,23 @@ def forecast(
     fit : ParametricFit
         An identified fit; whoever calls gives no forecast for another.
     requests : sequence of Request
-    reference_flops : float
-        Compute of the largest run fitted, as 6 N D.
+    reach : Reach
+        What the fitted runs span.
     level : float
         Level of the intervals.
 
     Raises
     ------
     UsageError
-        When a request lacks a column of the form that cannot be chosen optimally.
+        When a request names what the form does not have, lacks a column of it that cannot be
+        chosen optimally, or asks for sizes without a finite answer.
     """
-    return tuple(_forecast(fit, request, reference_flops, level) for request in requests)
+    return tuple(_forecast(fit, request, reach, level) for request in requests)
 
 
 def far_warnings(forecasts: Sequence[Forecast]) -> tuple[FitWarning, ...]:
-    """Return the warning of each forecast more than 100 times beyond the largest run."""
-    return tuple(
-        FitWarning(
-            code="extrapolation",
-            message=(
-                f"{f.asked} lies {format_quantity(f.extrapolation)} times beyond the largest run "
-                f"in FLOPs (the limit for a plain answer is {FAR:g}): the interval covers noise in "
-                "the fitted runs, not a change of the law on the way. Add a larger run."
-            ),
-        )
-        for f in forecasts
-        if f.is_far and f.extrapolation is not None
-    )
+    """Return the warning of each forecast far outside the runs."""
+    return tuple(far_warning(f.asked, f.far) for f in forecasts if f.far)
 
 
 def frontier(law: Law, reference_flops: float) -> dict[str, float]:
@@ -186,18 +177,17 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
     return math.exp(right) if abs(at_right) < 1e-9 else math.nan
 
 
-def _forecast(
-    fit: ParametricFit, request: Request, reference_flops: float, level: float
-) -> Forecast:
+def _forecast(fit: ParametricFit, request: Request, reach: Reach, level: float) -> Forecast:
     law, values = fit.law, dict(request.values)
+    _check_names(request, law)
     known = [name for name in SIZES if name in values]
     needs_both = {"n_params", "n_tokens"} <= set(law.columns)
     sizes: dict[str, Interval] = {}
     if len(known) == 1 and needs_both:
-        chosen = _optimum(law, known[0], values[known[0]], reference_flops)
+        chosen = _optimum(law, known[0], values[known[0]], reach.flops)
         draws = np.array(
             [
-                _optimum(each, known[0], values[known[0]], reference_flops)
+                _optimum(each, known[0], values[known[0]], reach.flops)
                 for each in fit.replicate_laws()
             ]
         ).reshape(-1, len(SIZES))
@@ -219,6 +209,12 @@ def _forecast(
             f"every column of the form {fit.form}: {', '.join(law.columns)}",
             f"Add {','.join(f'{name}=VALUE' for name in missing)}.",
         )
+    if not all(math.isfinite(values.get(name, 0.0)) for name in SIZES):
+        raise UsageError(
+            f"--predict {request.text!r}, for which there is no finite N, D and C",
+            "a size near those that are trained",
+            f"The largest run has {format_flops(reach.flops)} FLOPs: ask nearer to it.",
+        )
     predicted = fit.predict({name: np.array([values[name]]) for name in law.columns}, level=level)
     flops = values.get("flops")
     return Forecast(
@@ -233,8 +229,24 @@ def _forecast(
         pred_low=float(predicted.pred_low[0]),
         pred_high=float(predicted.pred_high[0]),
         level=level,
-        extrapolation=None if flops is None else flops / reference_flops,
+        extrapolation=None if flops is None else flops / reach.flops,
+        far=reach.far(
+            n_params=values.get("n_params"), n_tokens=values.get("n_tokens"), flops=flops
+        ),
     )
+
+
+def _check_names(request: Request, law: Law) -> None:
+    """Raise UsageError for a name that is neither N, D, C nor a column of the form."""
+    others = [name for name in law.columns if name not in SIZES]
+    unknown = [name for name in request.values if name not in (*SIZES, *law.columns)]
+    if unknown:
+        meant = [name.upper() for name in unknown if name.upper() in LETTERS]
+        raise UsageError(
+            f"--predict {request.text!r}, where {law.name} has no {' or '.join(unknown)}",
+            f"any of {', '.join([*LETTERS, *others])}",
+            f"Write {' and '.join(meant)} in capitals." if meant else "Leave it out.",
+        )
 
 
 def _optimum(law: Law, given: str, value: float, start: float) -> tuple[float, float, float]:

@@ -17,7 +17,10 @@ from scalelab.forecast.allocate import (
     frontier,
     parse_request,
 )
+from scalelab.forecast.reach import Reach
 from scalelab.theory.laws import law_named
+
+REACH = Reach(flops=1e20, n_params=(1e7, 1e10), n_tokens=(1e8, 1e12))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def fit(isoflop_runs):
 
 
 def one(fit, text, level=0.9):
-    (found,) = forecast(fit, [parse_request(text)], reference_flops=1e20, level=level)
+    (found,) = forecast(fit, [parse_request(text)], reach=REACH, level=level)
     return found
 
 
@@ -104,11 +107,44 @@ def test_the_interval_widens_with_distance(fit):
 
 def test_a_request_beyond_a_hundred_times_the_largest_run_is_far(fit):
     near, far = one(fit, "C=9.9e21"), one(fit, "C=1.01e22")
-    assert not near.is_far
-    assert far.is_far
+    assert not near.far
     (warning,) = far_warnings([near, far])
     assert warning.code == "extrapolation"
-    assert warning.message.startswith("C=1.01e22 lies 101 times beyond")
+    assert warning.message.startswith(
+        "C=1.01e22 lies outside the runs: 101 times beyond the largest in FLOPs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("N=1.1e12,D=1e10", ["110 times beyond the largest in N"]),
+        ("N=9.9e11,D=1e8", []),
+        (
+            "N=1e15,D=1e4",
+            ["100K times beyond the largest in N", "10K times below the smallest in D"],
+        ),
+        ("N=9e4,D=1e12", ["111 times below the smallest in N"]),
+    ],
+)
+def test_sizes_far_outside_those_of_the_runs_are_told(fit, text, words):
+    found = one(fit, text)
+    assert [said for said in found.far if "FLOPs" not in said] == words
+    assert len(far_warnings([found])) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("N=7B,d=2T", "d"), ("N=1e9,foo=3", "foo"), ("L=2,N=1B", "L")]
+)
+def test_a_name_that_the_form_lacks_is_refused(fit, text, name):
+    with pytest.raises(UsageError, match=f"has no {name};"):
+        one(fit, text)
+
+
+@pytest.mark.parametrize("text", ["N=1e200", "D=1e250", "C=1e300,N=1e-300", "N=1e200,D=1e200"])
+def test_sizes_without_a_finite_answer_are_refused(fit, text):
+    with pytest.raises(UsageError, match="no finite"):
+        one(fit, text)
 
 
 def test_a_form_without_an_optimum_needs_its_own_columns(isoflop_runs):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from scalelab.errors import ScalelabError, UsageError
+from scalelab.forecast.allocate import far_warnings
 from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
@@ -152,11 +153,8 @@ def _answer(forecast: Forecast) -> None:
     for name, letter in COLUMNS.items():
         allocation = allocation.replace(name, letter)
     st.markdown(ui.as_text(f"{flops}{allocation}. ") + f"**{distance}**")
-    if forecast.is_far:
-        st.warning(
-            "More than 100 times beyond the largest run: the interval covers noise in the fitted "
-            "runs, not a change of the law on the way. Add a larger run."
-        )
+    for warning in far_warnings([forecast]):
+        st.warning(ui.as_text(warning.message))
 
 
 def _span(size: Interval | None, share: str) -> str:
