@@ -238,11 +238,11 @@ def default_axes(budget: float, *, tokenizer: str) -> tuple[str, str]:
         When it is too small for a range of sizes.
     """
     from scalelab.sweep.ladder import size_limits
-    from scalelab.sweep.plan import BYTES_PER_PARAM, TOKENS_PER_PARAM
+    from scalelab.sweep.valley import expected_tokens_per_param
     from scalelab.theory.accounting import tokens_at_6nd
     from scalelab.units import format_flops
 
-    ratio = BYTES_PER_PARAM if tokenizer == "bytes" else TOKENS_PER_PARAM
+    ratio = expected_tokens_per_param(tokenizer)
     largest = math.sqrt(tokens_at_6nd(LARGEST_SHARE * budget, ratio))
     smallest, top = 1.05 * size_limits(SMALLEST_VOCABULARY)[0], 2 * largest
     low = max(top / POOL_SPAN, smallest)

@@ -173,13 +173,13 @@ def _estimated_facts(source: DataSource, results: Results) -> DataFacts:
     n_bytes = sum(file.path.stat().st_size for file in find_files(source, results.path))
     per_token = 1.0 if source.bpe_size is None else BYTES_PER_BPE_TOKEN
     n_tokens = round(n_bytes / per_token)
-    n_eval = min(source.eval_tokens, n_tokens // 2)
+    n_held_out = min(source.eval_tokens, n_tokens // 2)
     return DataFacts(
         fingerprint=UNPREPARED,
         eval_fingerprint=UNPREPARED,
         tokenizer=source.tokenizer,
         vocab_size=source.bpe_size or BYTE_VOCABULARY,
-        n_train_tokens=max(n_tokens - n_eval, 1),
-        n_eval_tokens=n_eval,
+        n_train_tokens=max(n_tokens - n_held_out, 1),
+        n_eval_tokens=source.eval_tokens,
         is_estimated=True,
     )

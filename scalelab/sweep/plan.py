@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scalelab.errors import UsageError
-from scalelab.sweep.ladder import distinct_shapes, nearest_shape, size_limits
+from scalelab.sweep.ladder import distinct_shapes
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec, TrainTable
 from scalelab.sweep.trunk import shared_steps
+from scalelab.sweep.valley import expected_tokens_per_param, isoflop_targets
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
     count_params,
-    tokens_at_6nd,
     train_flops,
     train_flops_per_token,
 )
@@ -36,8 +36,6 @@ from scalelab.theory.shape import ModelShape
 from scalelab.theory.tuned import PREFIX
 from scalelab.units import format_flops, format_quantity
 
-TOKENS_PER_PARAM = 20.0
-BYTES_PER_PARAM = 40.0
 MAX_EPOCHS = 4.0
 FEW_STEPS = 300
 MIN_BATCH_SEQS = 8
@@ -114,6 +112,8 @@ class Plan:
         The text that they share.
     rules : Mapping[str, str]
         Which rule set the learning rate and the batch, in words.
+    n_merged : int
+        Rows left out because their tokens, in whole steps, are those of another row.
     """
 
     name: str
@@ -121,6 +121,7 @@ class Plan:
     rows: tuple[PlannedRun, ...]
     data: DataFacts
     rules: Mapping[str, str]
+    n_merged: int = 0
 
     @property
     def total_flops(self) -> float:
@@ -142,6 +143,16 @@ class Plan:
     def warnings(self) -> list[str]:
         """Return what a person should know before launching, one sentence each."""
         found = []
+        if self.n_merged:
+            found.append(
+                f"rows left out because their tokens, in whole steps, are those of another row of "
+                f"the same size: {self.n_merged}."
+            )
+        if self.data.n_train_tokens < self.data.n_eval_tokens:
+            found.append(
+                f"the text is too small to hold out {format_quantity(self.data.n_eval_tokens)} "
+                "tokens and to train on as many: a launch will refuse it. Use fewer --eval-tokens."
+            )
         repeating = [row for row in self.rows if self.epochs(row) > 1]
         if repeating:
             worst = max(self.epochs(row) for row in repeating)
@@ -149,6 +160,8 @@ class Plan:
                 f"{len(repeating)} of {len(self.rows)} runs repeat text, up to {worst:,.1f} "
                 f"epochs: there are {format_quantity(self.data.n_train_tokens)} unique tokens."
             )
+            if worst > MAX_EPOCHS:
+                found[-1] += f" A launch refuses more than {MAX_EPOCHS:g} without --allow-repeats."
         short = [row for row in self.rows if row.spec.n_steps < FEW_STEPS]
         if short:
             fewest = min(row.spec.n_steps for row in short)
@@ -190,7 +203,8 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
     Raises
     ------
     UsageError
-        When the axes cannot be a plan: no shape of a size, more sizes than shapes, no step.
+        When the axes cannot be a plan: no shape of a size, more sizes than shapes, no step, budgets
+        that are the same run, a sequence longer than the text.
     """
     n_seeds = len(set(sweep.train.seeds))
     count = n_seeds * max(
@@ -200,10 +214,13 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         raise UsageError(
             f"{count:,} runs", f"at most {MAX_PLANNED_RUNS:,}", "Ask for fewer points on the axes."
         )
+    _require_sequences(sweep.train.seq_len, data)
     make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows, "ladder": _ladder_rows}[sweep.kind]
+    asked = make_rows(sweep, data, sweep.train.precision or precision)
+    distinct = _distinct(asked)
     rows = tuple(
         dataclasses.replace(row, spec=dataclasses.replace(row.spec, seed=seed))
-        for row in make_rows(sweep, data, sweep.train.precision or precision)
+        for row in distinct
         for seed in dict.fromkeys(sweep.train.seeds)
     )
     return Plan(
@@ -212,44 +229,39 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         rows=rows,
         data=data,
         rules=_rules_in_words(sweep),
+        n_merged=len(asked) - len(distinct),
     )
 
 
-def isoflop_targets(
-    flops: float,
-    *,
-    sizes: int,
-    span: float,
-    tokens_per_param: float,
-    vocab_size: int,
-    seq_len: int,
-) -> list[float]:
-    """Return target sizes spread geometrically about the expected optimum of a budget.
+def _require_sequences(seq_len: int, data: DataFacts) -> None:
+    for part, n_tokens in (("training", data.n_train_tokens), ("held-out", data.n_eval_tokens)):
+        # The last token of a part is only ever predicted.
+        if seq_len > n_tokens - 1:
+            raise UsageError(
+                f"sequences of {seq_len:,} tokens from {n_tokens:,} {part} tokens",
+                f"sequences of at most {n_tokens - 1:,} tokens",
+                "Use a smaller --seq-len, or give more text with --data and --eval-tokens.",
+            )
 
-    The centre is the N at which ``D = tokens_per_param * N`` tokens cost the budget, by the exact
-    FLOPs of the ladder's shapes there. Where the ladder ends inside the span, the sizes are spread
-    over what is left of it.
-    """
-    smallest, largest = size_limits(vocab_size)
 
-    def within(n_params: float) -> float:
-        return min(max(n_params, smallest), largest)
-
-    centre = within(math.sqrt(tokens_at_6nd(flops, tokens_per_param)))
-    for _ in range(4):
-        shape = nearest_shape(centre, vocab_size)
-        per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / _size(shape)
-        centre = within(math.sqrt(flops / (per_param * tokens_per_param)))
-    if sizes == 1:
-        return [centre]
-    low, high = within(centre / math.sqrt(span)), within(centre * math.sqrt(span))
-    return [low * (high / low) ** (i / (sizes - 1)) for i in range(sizes)]
+def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the rows, each run once; a run cannot stand in two valleys."""
+    found: dict[RunSpec, PlannedRun] = {}
+    for row in rows:
+        other = found.setdefault(row.spec, row)
+        if row.budget_flops != other.budget_flops:
+            raise UsageError(
+                f"budgets {format_quantity(other.budget_flops or 0, 6)} and "
+                f"{format_quantity(row.budget_flops or 0, 6)}, both of which train "
+                f"{format_quantity(row.n_params)} parameters for {row.spec.n_steps:,} steps",
+                "budgets at least a step apart at every size",
+                "Leave one out, or use a smaller --batch-seqs or --seq-len.",
+            )
+    return list(found.values())
 
 
 def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    ratio = sweep.tokens_per_param or (
-        BYTES_PER_PARAM if data.tokenizer == "bytes" else TOKENS_PER_PARAM
-    )
+    ratio = sweep.tokens_per_param or expected_tokens_per_param(data.tokenizer)
     rows = []
     for budget in sweep.budgets:
         targets = isoflop_targets(
@@ -379,10 +391,6 @@ def _rules_in_words(sweep: SweepSpec) -> dict[str, str]:
         else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
         "schedule": train.schedule,
     }
-
-
-def _size(shape: ModelShape) -> int:
-    return count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]
 
 
 def longest_first(rows: Sequence[PlannedRun]) -> list[PlannedRun]:

@@ -242,10 +242,13 @@ def published_values(n_params: float, n_tokens: float) -> list[PublishedValue]:
 
 
 def default_warmup_steps(n_steps: int, schedule: str) -> int:
-    """Return the steps of linear warm-up: 5 % of a cosine run, 10 % of a WSD run, within bounds."""
+    """Return the steps of linear warm-up: 5 % of a cosine run, 10 % of a WSD run, within bounds.
+
+    A run too short for both keeps its decay.
+    """
     share = WSD_WARMUP_SHARE if schedule == "wsd" else WARMUP_SHARE
-    wanted = round(share * n_steps)
-    return min(max(wanted, WARMUP_STEPS_MIN), WARMUP_STEPS_MAX, n_steps)
+    wanted = max(round(share * n_steps), WARMUP_STEPS_MIN)
+    return min(wanted, WARMUP_STEPS_MAX, n_steps - default_decay_steps(n_steps, schedule))
 
 
 def default_decay_steps(n_steps: int, schedule: str) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from scalelab.forecast.adaptive import Played, Round, Target, ask, play
-from scalelab.sweep.plan import TOKENS_PER_PARAM
 from scalelab.sweep.spec import DEFAULT_SIZES, DEFAULT_SPAN
+from scalelab.sweep.valley import TOKENS_PER_PARAM
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws import Chinchilla
 

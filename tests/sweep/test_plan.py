@@ -89,6 +89,47 @@ def test_repeats_are_said_and_beyond_four_epochs_refused(plan_of, facts):
     with pytest.raises(UsageError, match="allow-repeats"):
         often.refuse_repeats(allow_repeats=False)
     often.refuse_repeats(allow_repeats=True)
+    assert "refuses" not in " ".join(twice.warnings())
+    assert "refuses more than 4 without --allow-repeats" in " ".join(often.warnings())
+
+
+@pytest.mark.parametrize("kind", ["grid", "ladder"])
+def test_lengths_within_a_step_are_one_run(plan_of, kind):
+    train = {"seq_len": 32, "batch_seqs": 4, "seeds": [1, 2]}
+    train |= {"schedule": "wsd"} if kind == "ladder" else {}
+    plan = plan_of(kind=kind, n_params="12K,50K", n_tokens="20000,20030,40000", train=train)
+    assert [row.spec.n_steps for row in plan.rows] == [156, 156, 312, 312] * 2
+    assert len({row.spec.run_id for row in plan.rows}) == len(plan.rows)
+    assert "those of another row of the same size: 2." in " ".join(plan.warnings())
+
+
+def test_budgets_of_the_same_run_are_refused(plan_of):
+    train = {"seq_len": 32, "batch_seqs": 4}
+    with pytest.raises(UsageError, match=r"budgets 1B and 1.001B, both .* 11.6K .* 164 steps"):
+        plan_of(kind="isoflop", budgets="1e9,1.001e9", sizes=2, train=train)
+
+
+def test_a_branch_may_be_a_few_steps_long(plan_of):
+    train = {"seq_len": 32, "batch_seqs": 4, "schedule": "wsd"}
+    plan = plan_of(kind="ladder", n_params="12K", n_tokens="128,256,20K", train=train)
+    assert [(row.spec.n_steps, row.spec.warmup_steps) for row in plan.rows] == [
+        *((1, 1), (2, 1), (156, 1))
+    ]
+
+
+@pytest.mark.parametrize("part", ["n_train_tokens", "n_eval_tokens"])
+def test_sequences_longer_than_the_text_are_refused(plan_of, facts, part):
+    short = dataclasses.replace(facts, **{part: 2000})
+    content = {"kind": "grid", "n_params": "12K", "n_tokens": "100K"}
+    plan_of(short, **content, train={"seq_len": 1999})
+    with pytest.raises(UsageError, match="at most 1,999 tokens"):
+        plan_of(short, **content, train={"seq_len": 2000})
+
+
+def test_a_text_too_small_for_its_held_out_part_is_said(plan_of, facts):
+    small = dataclasses.replace(facts, n_train_tokens=9000, n_eval_tokens=9001)
+    plan = plan_of(small, kind="grid", n_params="12K", n_tokens="8K")
+    assert "too small to hold out 9K tokens" in " ".join(plan.warnings())
 
 
 def test_few_steps_are_said(plan_of):
