@@ -31,7 +31,7 @@ from scalelab.cli.options import (
     YesOption,
     checked_device,
 )
-from scalelab.cli.slurm_options import with_slurm_options
+from scalelab.cli.slurm_options import with_launcher, with_slurm_options
 from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ def adaptive(
             "allow_repeats": allow_repeats,
             "data": data_table(data, tokenizer, field, column, eval_tokens),
             "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, None),
-            "launcher": {"name": launcher, **launch},
         }
     )
+    sweep = with_launcher(sweep, launcher, launch)
     from scalelab.cli.adaptive_view import Showing
 
     showing = Showing(results=results, as_json=as_json, explains=explain or dry_run, yes=yes)

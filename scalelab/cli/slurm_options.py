@@ -84,7 +84,10 @@ DetachOption = Annotated[
 
 
 def with_slurm_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Return a command with the options above, handed to it as ``launch``: fields of [launcher]."""
+    """Return a command with the options above, handed to it as ``launch``: fields of [launcher].
+
+    What a settings file says for SLURM is left out where the launcher is the local one.
+    """
     signature = inspect.signature(command, eval_str=True)
     own = [item for name, item in signature.parameters.items() if name != "launch"]
     added = [
@@ -97,14 +100,23 @@ def with_slurm_options(command: Callable[..., int]) -> Callable[..., int]:
         for name, (_, kind) in _OPTIONS.items()
     ]
     added.append(
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    )
+    added.append(
         inspect.Parameter(
             "tracker", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_TRACKER
         )
     )
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **values: Any) -> int:
-        slurm = {_OPTIONS[name][0]: values.pop(name, None) for name in _OPTIONS}
+    def wrapped(*args: Any, context: typer.Context, **values: Any) -> int:
+        is_local = values.get("launcher") == "local"
+        slurm = {}
+        for name, (field, _) in _OPTIONS.items():
+            value, source = values.pop(name, None), context.get_parameter_source(name)
+            is_setting = source is not None and source.name == "DEFAULT_MAP"
+            if not (is_local and is_setting and field not in _LOCAL_TOO):
+                slurm[field] = value
         given = {
             field: value
             for field, value in slurm.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -41,9 +41,6 @@ from scalelab.cli.slurm_options import (
 )
 from scalelab.cli.sweep_launch import launch_sweep
 from scalelab.cli.sweep_spec import data_table, sweep_from_options, train_table
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Plan runs, show what they cost, ask, launch. "
@@ -115,10 +112,9 @@ def isoflop(
         "allow_repeats": allow_repeats,
         "data": data_table(data, tokenizer, field, column, eval_tokens),
         "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
-        "launcher": {"name": launcher, **launch},
     }
     return launch_sweep(
-        sweep_from_options(content),
+        with_launcher(sweep_from_options(content), launcher, launch),
         results=results,
         device=device,
         workers=workers,
@@ -177,10 +173,9 @@ def grid(
         "allow_repeats": allow_repeats,
         "data": data_table(data, tokenizer, field, column, eval_tokens),
         "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, seeds),
-        "launcher": {"name": launcher, **launch},
     }
     return launch_sweep(
-        sweep_from_options(content),
+        with_launcher(sweep_from_options(content), launcher, launch),
         results=results,
         device=device,
         workers=workers,
@@ -238,10 +233,9 @@ def ladder(
         "allow_repeats": allow_repeats,
         "data": data_table(data, tokenizer, field, column, eval_tokens),
         "train": train_table(seq_len, batch_seqs, lr, lr_rule, "wsd", precision, seeds),
-        "launcher": {"name": launcher, **launch},
     }
     return launch_sweep(
-        sweep_from_options(content),
+        with_launcher(sweep_from_options(content), launcher, launch),
         results=results,
         device=device,
         workers=workers,

@@ -133,6 +133,32 @@ def test_what_only_slurm_understands_is_refused_on_this_machine(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("isoflop", "--budgets", "1e10", "--sizes", "2"),
+        ("grid", "--n-params", "12K", "--n-tokens", "40K"),
+        ("ladder", "--n-params", "12K", "--n-tokens", "40K,80K"),
+        ("adaptive", "--target", "C=1e16", "--budget", "1e12"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_options_of_slurm_are_refused_where_they_are_given_and_not_where_they_are_settings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("some text for a dry run. " * 40_000)
+    (tmp_path / "scalelab.toml").write_text('partition = "gpu"\nsnapshot = true\n')
+    command = ["sweep", *words, "--dry-run", "--data", "text.txt"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--gpus-per-run", "2"]) == 2
+    assert "got --gpus-per-run with the local launcher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "minutes"),
     [("90", 90), ("4:00:00", 240), ("1-12:00:00", 2160), ("0:00:30", 1), ("0:59:01", 60)],
 )
