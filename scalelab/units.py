@@ -20,7 +20,8 @@ MOST_ROUNDED = 0.15
 
 ENERGY_UNITS = {1e6: "GWh", 1e3: "MWh", 1.0: "kWh", 1e-3: "Wh"}
 _NUMBER = re.compile(
-    r"(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(?P<suffix>[kKmMbBtT])?"
+    r"(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(?P<suffix>[kKmMbBtT])?",
+    re.ASCII,
 )
 _QUANTITY_HELP = "a number above zero such as 1e18, 7B, 1.2T or 7_000"
 _RANGE_HELP = "LOW..HIGH, LOW..HIGH:COUNT or a list such as 1e18,3e18"
@@ -48,7 +49,7 @@ def parse_quantity(text: str | float, *, what: str = "quantity") -> float:
         else math.nan
     )
     if not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{what} {str(text)!r}", _QUANTITY_HELP, f"Write the {what} as one.")
+        raise UsageError(f"{what} {str(text)!r}", _QUANTITY_HELP, "Write it as such a number.")
     return value
 
 
@@ -66,7 +67,9 @@ def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
     """
     text = str(text).strip()
     if ".." not in text:
-        values = tuple(parse_quantity(part, what=what) for part in text.split(","))
+        parts = text.split(",")
+        name = what if len(parts) == 1 else f"{what} {text!r} with"
+        values = tuple(parse_quantity(part, what=name) for part in parts)
         if len({round_significant(value, 6) for value in values}) < len(values):
             raise UsageError(f"{what} {text!r} with a value twice", _RANGE_HELP, "Name each once.")
         return tuple(sorted(values))
@@ -74,7 +77,7 @@ def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
     high_text, colon, count_text = rest.partition(":")
     if not low_text.strip() or not high_text.strip():
         raise UsageError(f"{what} {text!r} with an open end", _RANGE_HELP, "Name both ends.")
-    low, high = parse_quantity(low_text, what=what), parse_quantity(high_text, what=what)
+    low, high = (parse_quantity(end, what=f"{what} {text!r} with") for end in (low_text, high_text))
     if low >= high:
         raise UsageError(
             f"{what} {text!r}, which runs downwards",

@@ -39,7 +39,9 @@ def test_a_quantity_is_read_as_it_is_written(text, value):
     assert parse_quantity(text) == value
 
 
-@pytest.mark.parametrize("text", ["abc", "", "-1", "0", "nan", "inf", "1e999", "7Q", "1e", "7B7"])
+@pytest.mark.parametrize(
+    "text", ["abc", "", "-1", "0", "nan", "inf", "1e999", "٣", "7Q", "1e", "7B7"]
+)
 def test_what_is_no_quantity_is_refused_with_its_name(text):
     with pytest.raises(UsageError) as caught:
         parse_quantity(text, what="budget")
@@ -80,7 +82,8 @@ def test_a_list_is_sorted_and_a_single_value_is_one_point():
         ("1e18..1.000001e18:40", "coincide"),
         ("1e18,1e18", "twice"),
         ("abc", "abc"),
-        ("-1..5", "-1"),
+        ("-1..5", "range '-1..5' with '-1'"),
+        ("1,000", "range '1,000' with '000'"),
     ],
 )
 def test_a_range_that_cannot_be_meant_is_refused(text, words):

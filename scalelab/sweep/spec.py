@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
 from scalelab.errors import DataError, ScalelabError, UsageError
@@ -33,27 +41,43 @@ from scalelab.units import parse_quantity, parse_range
 DEFAULT_SIZES = 7
 DEFAULT_SPAN = 16.0
 MAX_PLANNED_RUNS = 100_000
+LARGEST_QUANTITY = 1e36
+"""FLOPs, parameters or tokens: nobody plans for so many, and their sums stay finite."""
 SLURM_WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.,-]*$"
 
 
-def _read_range(value: Any) -> Any:
+def _read_range(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, (str, int, float)):
-        return parse_range(str(value))
+        return parse_range(str(value), what=str(info.field_name))
     if isinstance(value, (list, tuple)):
-        return tuple(sorted(parse_quantity(item) for item in value))
+        return tuple(sorted(parse_quantity(item, what=str(info.field_name)) for item in value))
     return value
 
 
-def _read_quantity(value: Any) -> Any:
-    return parse_quantity(value) if isinstance(value, (str, int, float)) else value
+def _read_quantity(value: Any, info: ValidationInfo) -> Any:
+    is_text = isinstance(value, (str, int, float))
+    return parse_quantity(value, what=str(info.field_name)) if is_text else value
 
 
-Quantities = Annotated[tuple[float, ...], BeforeValidator(_read_range)]
-Quantity = Annotated[float, BeforeValidator(_read_quantity)]
+_Bounded = Annotated[float, Field(le=LARGEST_QUANTITY)]
+Quantities = Annotated[tuple[_Bounded, ...], BeforeValidator(_read_range)]
+Quantity = Annotated[_Bounded, BeforeValidator(_read_quantity)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, content: Any) -> Any:
+        for name, field in cls.model_fields.items():
+            value = content.get(name) if isinstance(content, Mapping) else None
+            held = value if isinstance(value, (list, tuple)) else (value,)
+            if field.annotation is not bool and any(isinstance(item, bool) for item in held):
+                raise UsageError(
+                    f"{name} = {value!r}", "a value other than true or false", f"Mend {name}."
+                )
+        return content
 
 
 class DataTable(_Table):
@@ -90,7 +114,7 @@ class TrainTable(_Table):
     """``cosine`` or ``wsd``."""
     optimizer: Literal[OPTIMIZERS] = "adamw"  # type: ignore[valid-type]
     """``adamw`` or ``muon``."""
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
     """Decoupled weight decay."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
     """Decay of AdamW's second moment."""
@@ -100,7 +124,7 @@ class TrainTable(_Table):
     """Decay of an average of the weights, evaluated beside the final ones; 0 keeps none."""
     precision: Literal[PRECISIONS] | None = None  # type: ignore[valid-type]
     """Dtype of matrix products; none means fp32 on CPU and bf16 on CUDA."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """One run of each size for each seed."""
 
     @model_validator(mode="after")
@@ -117,6 +141,12 @@ class TrainTable(_Table):
             for rule in (self.lr_rule, self.batch_rule)
             if rule.startswith(PREFIX)
         }
+        if "" in names:
+            raise UsageError(
+                f"the rule {PREFIX!r} without a name",
+                f"{PREFIX}NAME, the law of a tuning",
+                "Name a tuning of `scalelab tune`, or choose a published rule.",
+            )
         if len(names) > 1:
             raise UsageError(
                 f"rules of the tunings {' and '.join(sorted(names))}",
@@ -316,6 +346,10 @@ def said_plainly(error: ValidationError, source: str) -> UsageError:
     allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] == "missing":
         given, allowed = f"no {where} in {source}", "a value for it"
+    elif first["type"] == "less_than_equal":
+        allowed = f"at most {first['ctx']['le']:g}"
+    elif first["type"] == "too_short":
+        allowed = "one value or more"
     elif first["type"] == "extra_forbidden":
         allowed = f"one of {', '.join(_known_keys(first['loc'][:-1]))}"
     return UsageError(given, allowed, f"Mend {where}.")

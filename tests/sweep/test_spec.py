@@ -1,5 +1,6 @@
 """Text enters here: what is allowed is read, what is not is refused with the way out."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from scalelab.errors import DataError, UsageError
 from scalelab.sweep.spec import read_sweep_file, sweep_from_mapping
 
+AN_ISOFLOP = {"kind": "isoflop", "budgets": "1e18"}
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 
@@ -33,6 +35,18 @@ def test_every_committed_sweep_file_is_valid(path):
         ({"kind": "isoflop", "budgets": "1e18", "train": {"lr_rule": "best"}}, "best"),
         ({"kind": "isoflop", "budgets": "1e18", "train": {"lr": -1}}, "train.lr"),
         ({"kind": "isoflop", "budgets": "1e18", "launcher": {"name": "k8s"}}, "k8s"),
+        ({"kind": "isoflop", "budgets": "1e300"}, "budgets.0 = 1e+300"),
+        ({"kind": "isoflop", "budgets": "1e18", "tokens_per_param": 0}, "tokens_per_param '0'"),
+        ({"kind": "grid", "n_params": "1M", "n_tokens": "1,000"}, "n_tokens '1,000' with '000'"),
+        ({"kind": "grid", "n_params": [1e6, -1], "n_tokens": "1M"}, "n_params '-1'"),
+        ({**AN_ISOFLOP, "train": {"lr": math.nan}}, "train.lr = nan"),
+        ({**AN_ISOFLOP, "train": {"lr_rule": "tuned:"}}, "'tuned:' without a name"),
+        ({**AN_ISOFLOP, "train": {"seeds": []}}, "train.seeds = []"),
+        ({**AN_ISOFLOP, "train": {"seeds": [0, True]}}, "seeds = [0, True]"),
+        ({**AN_ISOFLOP, "train": {"seq_len": True}}, "seq_len = True"),
+        ({**AN_ISOFLOP, "train": {"weight_decay": math.inf}}, "train.weight_decay = inf"),
+        ({**AN_ISOFLOP, "train": {"weight_decay": 1e6}}, "train.weight_decay = 1000000.0"),
+        ({**AN_ISOFLOP, "train": {"grad_clip": math.inf}}, "train.grad_clip = inf"),
     ],
 )
 def test_nonsense_is_refused_with_what_was_given(content, words):
