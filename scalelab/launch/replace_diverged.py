@@ -17,8 +17,8 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
     """Add to a sweep a run for each diverged one, its learning rate scaled; return the new plan.
 
     The diverged run keeps its record. The new one's folder says in ``origin.json`` which run it
-    replaces, and so does its row of the plan. A run is replaced once: asked for again, only those
-    are that diverged since, replacements among them.
+    replaces. A run is replaced once: asked for again, only those are that diverged since,
+    replacements among them, and a replacement whose folder was lost is written again.
 
     Raises
     ------
@@ -39,21 +39,19 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
     replaced = {_replaced_by(results.run(run_id)) for run_id in saved.run_ids}
     path = results.sweep(saved.name) / "plan.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    known = {row["run_id"]: row.get("replaces") for row in content["rows"]}
+    known = {row["run_id"] for row in content["rows"]}
     for run_id in diverged:
         old = results.run(run_id).read_spec()
         new = dataclasses.replace(old, lr=old.lr * lr_scale)
-        # The same again writes what is missing of a folder, and no other run in its place.
-        if known.get(new.run_id) != run_id and (run_id in replaced or new.run_id in known):
-            continue
         run = results.run(new.run_id)
+        is_lost = new.run_id in known and not run.has_spec()
+        if not is_lost and (run_id in replaced or new.run_id in known):
+            continue
         run.write_spec(new)
         origin = {"replaces": run_id, "lr_scale": lr_scale}
         write_atomically(run.path / ORIGIN_FILE, json.dumps(origin, indent=1))
-        if new.run_id not in known:
-            content["rows"].append(
-                {"run_id": new.run_id, "budget_flops": saved.budgets[run_id], "replaces": run_id}
-            )
+        if not is_lost:
+            content["rows"].append({"run_id": new.run_id, "budget_flops": saved.budgets[run_id]})
     write_atomically(path, json.dumps(content, indent=1), durable=True)
     return results.load_plan(saved.name)
 

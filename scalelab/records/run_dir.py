@@ -227,11 +227,15 @@ class RunDir:
                 "the folder that the spec names",
                 "Write it to runs/<run_id>.",
             )
-        if (self.path / "spec.json").exists():
+        if self.has_spec():
             self.read_spec()
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "spec.json", to_json(spec), durable=True)
+
+    def has_spec(self) -> bool:
+        """Say whether the run's spec was written here."""
+        return (self.path / "spec.json").exists()
 
     def read_spec(self) -> RunSpec:
         """Return the run's spec.
