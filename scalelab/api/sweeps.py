@@ -87,11 +87,12 @@ def propose(
     if not is_local:
         device = device or ("cuda" if table.gpus_per_run else "cpu")
     execution = default_execution(device=device, keeps_weights=keep_weights)
+    room = default_workers(execution.device) if is_local else table.array_parallelism
     return propose_sweep(
         sweep,
         Results(Path(results)),
         execution=execution,
-        n_workers=(workers or default_workers(execution.device)) if is_local else 1,
+        n_workers=workers or room,
         is_dry_run=is_dry_run,
         progress=progress,
         speed=None if is_local else slurm_speed(table, execution),
@@ -201,15 +202,17 @@ def resume(
     if launch:
         launcher = changed_launcher(launcher, launch)
         save_launcher(folder, saved.name, launcher)
-    if launcher.name == "slurm":
+    is_local = launcher.name == "local"
+    if not is_local:
         device = device or ("cuda" if launcher.slurm.gpus_per_run else "cpu")
     execution = default_execution(device=device, keeps_weights=keep_weights)
+    room = default_workers(execution.device) if is_local else launcher.slurm.array_parallelism
     return resume_sweep(
         saved,
         folder,
         watch or _ignore,
         execution=execution,
-        n_workers=workers or default_workers(execution.device),
+        n_workers=workers or room,
         retry_failed=retry_failed,
         is_detached=detach,
     )

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 
+from scalelab.errors import UsageError
+
 
 def cpu_slots() -> tuple[int, ...]:
     """Return the CPU cores that this process may use, one worker each."""
@@ -38,3 +40,21 @@ def gpu_slots() -> tuple[str, ...]:
     if allowed is not None:
         return tuple(part for part in allowed.split(",") if part)
     return tuple(str(index) for index in range(len(gpu_names())))
+
+
+def worker_slots(device: str) -> tuple[int | str, ...]:
+    """Return the place of each worker that this machine has room for: a core, or a GPU.
+
+    Raises
+    ------
+    UsageError
+        When the device is ``cuda`` and no GPU is seen.
+    """
+    slots: tuple[int | str, ...] = gpu_slots() if device == "cuda" else cpu_slots()
+    if not slots:
+        raise UsageError(
+            "device cuda on a machine where no GPU is seen",
+            "a GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES does not hide",
+            "Use --device cpu, a machine with a GPU, or --launcher slurm.",
+        )
+    return slots

@@ -21,7 +21,7 @@ from typing import TextIO
 
 from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
-from scalelab.launch.devices import cpu_slots, gpu_slots
+from scalelab.launch.devices import worker_slots
 from scalelab.launch.job import CANCELLED_FILE, work_locally
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
@@ -55,9 +55,7 @@ class LocalPool:
         self.watch = watch
         self.started_s = time.time()
         self.n_started = 0
-        slots: tuple[int | str, ...] = (
-            gpu_slots() if request.execution.device == "cuda" else cpu_slots()
-        )
+        slots = worker_slots(request.execution.device)
         self.free = [slots[i % len(slots)] for i in range(request.n_workers)]
         self.workers: list[_Worker] = []
         for run_id in request.run_ids:

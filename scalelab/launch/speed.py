@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import DataError, ScalelabError
-from scalelab.launch.devices import cpu_slots, gpu_names, gpu_slots
+from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.records.files import write_atomically
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
 from scalelab.sweep.packs import equal_runs
@@ -48,8 +48,8 @@ def default_device() -> str:
 
 
 def default_workers(device: str) -> int:
-    """Return one worker a core, or one a GPU."""
-    return len(gpu_slots()) if device == "cuda" else len(cpu_slots())
+    """Return one worker a core, or one a GPU; UsageError where none is seen."""
+    return len(worker_slots(device))
 
 
 def machine_speed(device: str, n_workers: int) -> Speed:
@@ -131,7 +131,7 @@ def measure_machine_speed(
         When the trainer cannot run here.
     """
     device = execution.device
-    slots: tuple[int | str, ...] = gpu_slots() if device == "cuda" else cpu_slots()
+    slots = worker_slots(device)
     general = _known_points(execution, n_workers) if is_general_kept else []
     workers = []
     for index in range(n_workers):

@@ -5,10 +5,14 @@ import json
 
 import pytest
 
-from scalelab.launch import speed
+from scalelab.api import sweeps as api
+from scalelab.errors import UsageError
+from scalelab.launch import execute, speed
+from scalelab.launch.base import LaunchReport
 from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.spec import LauncherTable, sweep_from_mapping
+from tests.launch.replayed_slurm import make_runs
 
 DIRECT = ExecutionSpec(step="direct")
 # Answers as a worker would, of the request alone, and writes down what it was asked.
@@ -83,3 +87,29 @@ def test_another_kind_of_step_or_a_damaged_cache_is_measured_anew(asked):
     speed.cache_path("cpu", 1).write_text('{"points": [{}], "exact": [], "device": "cpu"}')
     assert speed.speed_for(plan_of("20K"), DIRECT, 1).is_measured
     assert asked() == [(True, 1)]
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_planned(monkeypatch, workers):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    content = {"kind": "grid", "n_params": "12K", "n_tokens": "20K"}
+    with pytest.raises(UsageError, match="no GPU is seen"):
+        api.propose(content, device="cuda", workers=workers, is_dry_run=True)
+    on_slurm = {**content, "launcher": {"name": "slurm", "slurm": {"gpus_per_run": 1}}}
+    assert api.propose(on_slurm, device="cuda", is_dry_run=True).execution.device == "cuda"
+
+
+def test_a_sweep_on_gpus_of_slurm_is_resumed_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    results, run_ids = make_runs(tmp_path, 2)
+    execute.save_launcher(results, "crash", LauncherTable(name="slurm"))
+    monkeypatch.setattr(execute, "collect", lambda folder: None)
+    monkeypatch.setattr(
+        execute,
+        "_launch",
+        lambda request, *rest: LaunchReport(
+            statuses=dict.fromkeys(request.run_ids, "queued"), n_started=0, wall_s=0.0
+        ),
+    )
+    report = api.resume("crash", results=tmp_path)
+    assert report.statuses == dict.fromkeys(run_ids, "queued")
