@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,21 +67,31 @@ def decide(
     Raises
     ------
     UsageError
-        For limits that no model keeps, unknown names, or no limit at all.
+        For limits that no model keeps, unknown names, no limit at all, or a target loss without
+        a fit.
     NotIdentifiedError
         When the fit does not determine its law.
     """
+    from scalelab.errors import UsageError
+    from scalelab.fit.result import ordered
     from scalelab.forecast.decide import decide as best
-    from scalelab.forecast.decide import forecaster, parse_candidate
+    from scalelab.forecast.decide import parse_candidate
+    from scalelab.forecast.forecaster import forecaster
     from scalelab.forecast.menu import real_shapes as existing
     from scalelab.forecast.published_laws import law_by_name
+    from scalelab.forecast.reach import far_warning, reach_of
 
-    found = (
-        forecaster(law_by_name(source).law)
-        if isinstance(source, str)
-        else forecaster(source.fit, source.level)
-    )
-    return best(
+    if isinstance(source, str):
+        found = forecaster(law_by_name(source).law)
+    else:
+        found = forecaster(source.fit, source.level)
+    if target_loss is not None and isinstance(source, str):
+        raise UsageError(
+            f"a target loss by the constants of {source}",
+            "a fit of runs: their noise says how likely a run is to miss it",
+            "Give --from or --sweep in place of --law, or leave out --target-loss.",
+        )
+    answer = best(
         found,
         limits,
         setting_of(demand or Demand()),
@@ -89,6 +99,16 @@ def decide(
         target_loss=target_loss,
         shapes=None if real_shapes is None else existing(*real_shapes),
     )
+    if isinstance(source, str):
+        return answer
+    told = answer.candidates if candidates or answer.best is None else (answer.best,)
+    reach = reach_of(source.observations)
+    far = [
+        far_warning(each.label, words)
+        for each in told
+        if (words := reach.far(n_params=each.n_params, n_tokens=each.n_tokens, flops=each.flops))
+    ]
+    return replace(answer, warnings=ordered([*source.warnings, *far, *answer.warnings]))
 
 
 def setting_of(demand: Demand) -> Setting:
@@ -108,14 +128,41 @@ def setting_of(demand: Demand) -> Setting:
     )
 
 
-def as_sweep(best: Candidate, made_by: str) -> str:
-    """Return a candidate as a sweep file that ``scalelab sweep run`` takes: a grid of one."""
+def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None = None) -> str:
+    """Return a candidate as a sweep file that ``scalelab sweep run`` takes: a grid of one.
+
+    Parameters
+    ----------
+    best : Candidate
+    made_by : str
+        The command that has the same answer, for the comment.
+    real_shapes : (int, int), optional
+        Vocabulary and sequence length that its shape was chosen for: with them the plan has the
+        same shape and FLOPs.
+    """
+    from scalelab.corpus.tokenizer import ByteTokenizer
+    from scalelab.units import format_flops
+
+    if real_shapes is None:
+        counted = (
+            f"# C = 6 N D = {format_flops(best.flops)} FLOP. The plan trains the nearest shape and "
+            "counts its exact FLOPs:\n"
+            "# see `sweep run --dry-run`; `decide --real-shapes` keeps a limit by these.\n"
+        )
+        made_for = ""
+    else:
+        vocab_size, seq_len = real_shapes
+        counted = f"# {best.shape}, {format_flops(best.flops)} FLOP by exact count.\n"
+        tokenizer = "bytes" if vocab_size == ByteTokenizer.vocab_size else f"bpe:{vocab_size}"
+        made_for = f'\n[data]\ntokenizer = "{tokenizer}"\n\n[train]\nseq_len = {seq_len}\n'
     words = "".join(letter for letter in made_by if letter.isprintable())
     limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
     return (
         f"# {words}\n"
         f"# Predicted loss {best.loss_nats:.4f} nats{limits}.\n"
+        f"{counted}"
         'kind = "grid"\n'
         f'n_params = "{best.n_params:.6g}"\n'
         f'n_tokens = "{best.n_tokens:.6g}"\n'
+        f"{made_for}"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scalelab.cli.fit_page import print_warnings
 from scalelab.cli.options import ResultsOption
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError, UsageError
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
     from scalelab.forecast.decision import Candidate, Decision
 
 LIMIT, SETTING, SOURCE, OUT = "Limits", "On what", "By which law", "Output"
+OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form", "level")
+"""Options that mean nothing by a law known by its constants."""
+OF_JUDGING = (*OF_RUNS, "law", "results", "as_json", "published")
+"""Options that mean something for published models; no other does."""
 
 
 def decide(
+    context: typer.Context,
     law: Annotated[
         str | None,
         typer.Option(
@@ -133,16 +139,31 @@ def decide(
     from scalelab.api import decisions as api_decide
     from scalelab.forecast.decision import Limits
 
-    if law is not None and (from_file is not None or sweep is not None):
-        raise UsageError("both --law and runs to fit", "one of them", "Leave one out.")
-    source: FitReport | str = law or api.fit(
-        from_file,
-        sweep=sweep,
-        results=results,
-        selection=api.Selection(mapping=_parsed(mapping), holdout=holdout),
-        form=form,
-        level=level,
-    )
+    options = _given(context)
+    if emit is not None and emit.suffix != ".toml":
+        raise UsageError(f"--emit {emit}", "a file ending in .toml", "Rename it.")
+    if law is not None and (idle := [options[name] for name in OF_RUNS if name in options]):
+        raise UsageError(
+            f"--law with {', '.join(idle)}, of runs to fit", "one of them", "Leave one out."
+        )
+    if published and (idle := [o for name, o in options.items() if name not in OF_JUDGING]):
+        raise UsageError(
+            f"--published with {', '.join(idle)}",
+            "the law to judge by: every published model has its own size and compute",
+            f"Leave out {', '.join(idle)}.",
+        )
+    source: FitReport | str
+    if law is not None:
+        source = law
+    else:
+        source = api.fit(
+            from_file,
+            sweep=sweep,
+            results=results,
+            selection=api.Selection(mapping=_parsed(mapping), holdout=holdout),
+            form=form,
+            level=level,
+        )
     if published:
         return _print_published(source, as_json=as_json)
     given = {
@@ -161,6 +182,7 @@ def decide(
         for name, text in given.items()
         if text is not None
     }
+    shapes = (vocab_size, seq_len) if real_shapes else None
     answer = api_decide.decide(
         source,
         Limits(**read),
@@ -175,15 +197,25 @@ def decide(
         ),
         candidates=candidate or (),
         target_loss=target_loss,
-        real_shapes=(vocab_size, seq_len) if real_shapes else None,
+        real_shapes=shapes,
     )
     if emit is not None:
-        _emit(emit, answer)
+        _emit(emit, answer, shapes)
     if as_json:
         emit_json(answer.to_dict())
     else:
         _print(answer, is_constant=isinstance(source, str))
     return 0
+
+
+def _given(context: typer.Context) -> dict[str, str]:
+    """Return the options that the command line names, by parameter."""
+    found = {}
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name) if option.name else None
+        if option.name and source is not None and source.name == "COMMANDLINE":
+            found[option.name] = max(option.opts, key=len)
+    return found
 
 
 def _demand(text: str) -> float:
@@ -197,14 +229,14 @@ def _demand(text: str) -> float:
     return tokens
 
 
-def _emit(path: Path, answer: Decision) -> None:
+def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
     from scalelab.api.decisions import as_sweep
 
     if answer.best is None:
         raise UsageError("--emit without a feasible candidate", "one", "Loosen the limits.")
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     try:
-        path.write_text(as_sweep(answer.best, command), encoding="utf-8")
+        path.write_text(as_sweep(answer.best, command, shapes), encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"{path}, which cannot be written ({error.strerror})", "a path", "Choose another."
@@ -223,16 +255,22 @@ def _print(answer: Decision, *, is_constant: bool) -> None:
             gain = answer.relaxed.get(name)
             more = f": 10 % more saves {gain:.4f} nats" if gain is not None else ""
             out.print(f"binding: {name.replace('_', ' ')}{more}", soft_wrap=True)
+        if answer.best.miss is not None:
+            chance = f"{100 * answer.best.miss:.2g} %"
+            out.print(f"a run of it misses the target loss with {chance} probability")
     if is_constant:
         out.print("A law known by its constants alone has no intervals.", style="dim")
     table = Table(box=None, pad_edge=False)
-    for name in ("candidate", "loss", "interval", "C", "GPU-hours", "cost", "kWh", "kg CO2", ""):
+    has_target = any(each.miss is not None for each in answer.candidates)
+    names = ("candidate", "loss", "interval", *(["misses"] if has_target else []))
+    for name in (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", ""):
         table.add_column(name, justify="left" if name in ("candidate", "") else "right")
     for each in answer.candidates:
         table.add_row(
             each.label if each.shape is None else f"{each.label}, {each.shape}",
             f"{each.loss_nats:.4f}",
             "" if each.low is None else f"{each.low:.4f} to {each.high:.4f}",
+            *(["" if each.miss is None else f"{100 * each.miss:.2g} %"] if has_target else []),
             format_flops(each.flops),
             format_quantity(each.costs["gpu_hours"] or 0.0),
             format_money(each.costs["usd"] or 0.0),
@@ -241,6 +279,7 @@ def _print(answer: Decision, *, is_constant: bool) -> None:
             "" if each.is_feasible else "exceeds " + ", ".join(each.broken).replace("_", " "),
         )
     out.print(table)
+    print_warnings(answer.warnings, out)
 
 
 def _said(best: Candidate) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.outcome import FitWarning, Interval
     from scalelab.fit.result import FitReport, Forecast
 
 CALM = "dim"
@@ -48,15 +48,21 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     if report.comparison is not None:
         out.print(_candidates(report))
         out.print(report.comparison.verdict, soft_wrap=is_piped)
-    for warning in report.warnings:
-        if warning.code.startswith("approach_"):
-            continue  # the table of approaches has said it
-        out.print()
-        out.print(f"{warning.code.replace('_', ' ')}: ", style=CARE, end="", soft_wrap=is_piped)
-        out.print(warning.message, soft_wrap=is_piped)
+    print_warnings(report.warnings, out)
     if plot is not None:
         out.print()
         out.print(f"picture: {plot}", style=CALM, soft_wrap=is_piped)
+
+
+def print_warnings(warnings: Sequence[FitWarning], out: Console) -> None:
+    """Print each warning as a paragraph, its code first."""
+    is_piped = not out.is_terminal
+    for warning in warnings:
+        if warning.code.startswith("approach_"):
+            continue  # the table of approaches says it, and no forecast rests on it
+        out.print()
+        out.print(f"{warning.code.replace('_', ' ')}: ", style=CARE, end="", soft_wrap=is_piped)
+        out.print(warning.message, soft_wrap=is_piped)
 
 
 def answer(forecast: Forecast, target: str = "loss_nats") -> str:

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from scalelab.fit.bootstrap import Plan
 from scalelab.fit.newton import Box, minimise
-from scalelab.fit.outcome import compute_of
+from scalelab.fit.noise import compute_of
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.replicates import (
     ENTRIES,

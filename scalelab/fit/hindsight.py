@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scalelab.fit.bootstrap import Plan
 from scalelab.fit.efficient import efficient, newton_steps, spread
 from scalelab.fit.newton import Box, minimise
-from scalelab.fit.outcome import compute_of, local_noise
+from scalelab.fit.noise import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered import surface_of
 from scalelab.fit.replicates import UseNumba, refit

@@ -10,16 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scalelab.errors import UsageError
+from scalelab.fit.noise import NOISE_LEVELS, compute_of, local_noise
 from scalelab.fit.objective import Objective
 from scalelab.theory.laws.base import Law
 
 FloatArray = NDArray[np.float64]
 Status = Literal["ok", "not_identified", "at_bound"]
 DEFAULT_LEVEL = 0.9
-NOISE_LEVELS = (np.arange(201) + 0.5) / 201
-"""Quantiles of the residuals that stand for a new run's noise."""
-NEAREST = 20
-"""Fewest rows whose residuals stand for the noise at a point; otherwise a third of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,7 +263,6 @@ class ParametricFit:
         at = dict(zip(kind.columns, needed, strict=True))
         value = np.broadcast_to(self.law.loss(at), needed[0].shape)
         draws = self._surfaces(at)
-        is_log = self.objective.residual == "log"
         tails = [(1 - level) / 2, (1 + level) / 2]
         noise = self._noise(at, len(value))
         limits = np.full((4, len(value)), np.nan)
@@ -276,11 +272,9 @@ class ParametricFit:
                 here = draws[:, i][np.isfinite(draws[:, i])]
                 if len(here):
                     limits[:2, i] = np.quantile(here, tails)
-                else:
-                    here = value[i : i + 1]
-                new = here[:, None] * np.exp(noise[i]) if is_log else here[:, None] + noise[i]
-                limits[2:, i] = np.quantile(new, tails)
-            self._widen(limits, value, at)
+                limits[2:, i] = np.quantile(self._new_runs(value[i], here, noise[i]), tails)
+            widening = self._widening(at)
+            limits[2:] = self._stretched(limits[2:], value, widening)
         return Prediction(
             value=np.asarray(value, dtype=np.float64),
             low=limits[0],
@@ -290,20 +284,53 @@ class ParametricFit:
             level=level,
         )
 
-    def _widen(
-        self, limits: FloatArray, value: FloatArray, columns: Mapping[str, FloatArray]
-    ) -> None:
-        """Widen prediction intervals beyond the largest run by what hindsight asks for."""
+    def miss_probability(
+        self, columns: Mapping[str, float], target: float, value: float, draws: FloatArray
+    ) -> float:
+        """Return the probability that one new run ends above a target.
+
+        By the distribution behind the prediction interval of `predict`: 0.05 where the target is
+        the upper limit at level 0.9.
+
+        Parameters
+        ----------
+        columns : Mapping[str, float]
+            N and D of the run.
+        target : float
+            Loss to reach.
+        value : float
+            The law there.
+        draws : ndarray of shape (k_ok,)
+            The law of every replicate there; without any, noise alone is counted.
+        """
+        at = {name: np.array([x]) for name, x in columns.items()}
+        with np.errstate(all="ignore"):
+            # A widened draw is above the target where the draw is above the target drawn back.
+            narrow = self._stretched(np.array(target), np.array(value), 1 / self._widening(at))
+            runs = self._new_runs(value, draws[np.isfinite(draws)], self._noise(at, 1)[0])
+        return float((runs > narrow).mean())
+
+    def _new_runs(self, value: float, draws: FloatArray, noise: FloatArray) -> FloatArray:
+        """Return new runs at one point: every replicate, or else the law, with all noise."""
+        draws = draws if len(draws) else np.array([value])
+        if self.objective.residual == "log":
+            return draws[:, None] * np.exp(noise)
+        return draws[:, None] + noise
+
+    def _widening(self, columns: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the factor on prediction intervals: `drift` beyond the largest run, else 1."""
         compute = compute_of(columns)
         if compute is None or self.compute is None:
-            return
-        beyond = np.broadcast_to(compute > self.compute.max(), value.shape)
-        for side in (2, 3):
-            if self.objective.residual == "log":
-                wide = value * (limits[side] / value) ** self.drift
-            else:
-                wide = value + (limits[side] - value) * self.drift
-            limits[side] = np.where(beyond, wide, limits[side])
+            return np.ones(1)
+        return np.where(compute > self.compute.max(), self.drift, 1.0)
+
+    def _stretched(self, limits: FloatArray, value: FloatArray, factor: FloatArray) -> FloatArray:
+        """Return limits so many times as far from the value as they are."""
+        if self.objective.residual == "log":
+            wide = value * (limits / value) ** factor
+        else:
+            wide = value + (limits - value) * factor
+        return np.where(factor == 1.0, limits, wide)
 
     def _surfaces(self, columns: Mapping[str, FloatArray]) -> FloatArray:
         """Return the predicted target of every replicate, shape (k_ok, m)."""
@@ -323,47 +350,6 @@ class ParametricFit:
         if wanted is None or self.compute is None:
             return np.tile(np.quantile(errors, NOISE_LEVELS), (m, 1))
         return local_noise(errors, self.compute, np.broadcast_to(wanted, (m,)))
-
-
-def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> FloatArray:
-    """Return quantiles of the errors of the rows nearest in compute, shape (m, levels).
-
-    Never inside the quantiles of all rows: a valley's bottom, where predictions are asked for, is
-    thinly sampled at any one budget, and few rows make narrow quantiles.
-
-    Parameters
-    ----------
-    errors, compute : ndarray of shape (n,)
-        Of the fitted rows.
-    wanted : ndarray of shape (m,)
-        Compute of the points asked for.
-    """
-    order = np.argsort(compute, kind="stable")
-    place = np.log(compute[order])
-    errors = errors[order]
-    size = min(len(errors), max(NEAREST, len(errors) // 3))
-    windows: FloatArray = np.lib.stride_tricks.sliding_window_view(place, size)
-    low, high = windows[:, 0], windows[:, -1]
-    at = np.log(wanted)
-    # The window of nearest rows is the one whose further end is nearest. That end is the upper one
-    # from the first window with its middle beyond the point on, the lower one before it.
-    above = np.minimum(np.searchsorted(low + high, 2 * at), len(low) - 1)
-    below = np.searchsorted(low, low[np.maximum(above - 1, 0)])
-    is_below = np.maximum(high[below] - at, at - low[below]) <= np.maximum(
-        high[above] - at, at - low[above]
-    )
-    first, which = np.unique(np.where(is_below, below, above), return_inverse=True)
-    own = np.lib.stride_tricks.sliding_window_view(errors, size)[first]
-    out: FloatArray = np.quantile(own, NOISE_LEVELS, axis=1).T[which]
-    overall = np.quantile(errors, NOISE_LEVELS)
-    return np.where(NOISE_LEVELS < 0.5, np.minimum(out, overall), np.maximum(out, overall))
-
-
-def compute_of(columns: Mapping[str, FloatArray]) -> FloatArray | None:
-    """Return what orders rows by compute: N D or the FLOPs; None for a form that has neither."""
-    if "n_params" in columns and "n_tokens" in columns:
-        return np.asarray(columns["n_params"] * columns["n_tokens"], dtype=np.float64)
-    return columns.get("flops")
 
 
 def check_level(level: float) -> None:

@@ -19,13 +19,13 @@ from scalelab.fit.hindsight import drift
 from scalelab.fit.identify import judge
 from scalelab.fit.likelihood import best_scale, reported_value
 from scalelab.fit.newton import Box
+from scalelab.fit.noise import compute_of
 from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import (
     BootstrapReport,
     FitWarning,
     Minimum,
     ParametricFit,
-    compute_of,
 )
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered import surface_of

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from scalelab.errors import UsageError
+from scalelab.fit.outcome import FitWarning
 from scalelab.theory.hardware import STATED_UTILISATION, WORLD_GRAMS_PER_KWH, Hardware
 from scalelab.units import format_quantity
 
@@ -77,13 +78,21 @@ class Setting:
     bytes_per_param: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.inference_tokens < 0 or not math.isfinite(self.inference_tokens):
-            raise UsageError(
-                f"a demand of {self.inference_tokens:g} tokens", "zero or more", "Mend the demand."
-            )
+        for value, what, is_positive in (
+            (self.n_devices, "number of devices", True),
+            (self.bytes_per_param, "number of bytes a parameter", True),
+            (self.usd_per_hour, "price of a device-hour in US dollars", False),
+            (self.grams_per_kwh, "number of g CO2 a kWh", False),
+            (self.inference_tokens, "number of tokens to serve", False),
+        ):
+            if not math.isfinite(value) or value < 0 or (is_positive and value == 0):
+                allowed = "a finite number above zero" if is_positive else "a number, zero or more"
+                raise UsageError(f"{value:g} as the {what}", allowed, f"Mend the {what}.")
         if not 0 < self.utilisation <= 1:
             raise UsageError(
-                f"utilisation {self.utilisation:g}", "a share above 0 and up to 1", "Mend it."
+                f"{self.utilisation:g} as the utilisation",
+                "a share above 0 and up to 1",
+                "Mend the utilisation.",
             )
 
     @property
@@ -174,6 +183,8 @@ class Decision:
         The limits that the best uses up.
     relaxed : dict of str to float
         Nats that 10 % more of each limit would save.
+    warnings : tuple of FitWarning
+        What to know before training it.
     """
 
     best: Candidate | None
@@ -181,6 +192,7 @@ class Decision:
     front: tuple[int, ...]
     binding: tuple[str, ...]
     relaxed: dict[str, float]
+    warnings: tuple[FitWarning, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab decide --json``."""
@@ -192,4 +204,5 @@ class Decision:
             "relaxing_by_10_percent_saves_nats": self.relaxed,
             "pareto": list(self.front),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
         }

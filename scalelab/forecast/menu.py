@@ -6,6 +6,7 @@ A model here is a size with its training FLOPs per token; serving takes a third 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,11 +92,12 @@ def most_tokens(menu: Menu, limits: Limits, setting: Setting) -> FloatArray:
         "days": limits.days and limits.days * HOURS_PER_DAY * setting.n_devices * per_hour,
     }
     kwh_flops = per_hour / setting.kwh_per_hour
+    # What costs nothing, such as clean power, is no bound.
     total = {
-        "usd": limits.usd and limits.usd / setting.usd_per_hour * per_hour,
+        "usd": limits.usd and _over(limits.usd, setting.usd_per_hour) * per_hour,
         "kwh": limits.kwh and limits.kwh * kwh_flops,
         "kg_co2": limits.kg_co2
-        and limits.kg_co2 * GRAMS_PER_KG / setting.grams_per_kwh * kwh_flops,
+        and _over(limits.kg_co2 * GRAMS_PER_KG, setting.grams_per_kwh) * kwh_flops,
     }
     serving = SERVING_SHARE * per_token * setting.inference_tokens
     most = np.full(len(n), np.inf)
@@ -109,3 +111,7 @@ def most_tokens(menu: Menu, limits: Limits, setting: Setting) -> FloatArray:
         is_small = n * setting.bytes_per_param <= limits.serving_bytes * (1 + 1e-12)
         most = np.where(is_small, most, np.nan)
     return np.where(most >= 1, most, np.nan)
+
+
+def _over(limit: float, rate: float) -> float:
+    return limit / rate if rate else math.inf

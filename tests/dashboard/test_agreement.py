@@ -98,9 +98,10 @@ def test_extrapolate_says_what_predict_prints(
         {"max_flops": "1e22", "max_usd": "9K", "serve": "1T", "count_n": "kaplan"},
         {"max_kg_co2": "2K", "grid_co2": "50", "price": "$2.50", "device": "b200"},
         {"law": "besiroglu", "max_flops": "5.76e23", "named": "7B:2T, 70B:1.4T"},
+        {"law": "besiroglu", "max_flops": "1e24", "max_unique_tokens": "1B"},
         {},
     ],
-    ids=["money", "carbon", "constants", "no limit"],
+    ids=["money", "carbon", "constants", "repeated", "no limit"],
 )
 def test_decide_says_what_decide_prints(
     page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]
@@ -115,6 +116,8 @@ def test_decide_says_what_decide_prints(
         assert f"{best['low']:.4f} to {best['high']:.4f}" in text
     for name in answer["binding"]:
         assert f"{answer['relaxing_by_10_percent_saves_nats'][name]:.4f} nats" in text
+    for warning in answer["warnings"]:
+        assert warning["message"].replace("`", "") in text.replace("`", "")
     shown = test.dataframe[0].value
     assert shown["loss, nats"].tolist() == [f"{c['loss_nats']:.4f}" for c in answer["candidates"]]
     assert shown["kg CO2"].tolist() == [

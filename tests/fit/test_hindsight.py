@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.outcome import NOISE_LEVELS, local_noise
+from scalelab.fit.noise import NOISE_LEVELS, local_noise
 from scalelab.fit.parametric import fit_parametric
 from scalelab.records.types import Observations
 

@@ -340,6 +340,9 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
         hide_index=True,
         alt="Candidates with predicted loss and costs",
     )
+    if answer.warnings:
+        st.subheader("What to know")
+        ui.warnings(answer.warnings)
 
 
 def _headline(best: Candidate, share: str, count: int) -> None:

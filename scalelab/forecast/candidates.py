@@ -1,0 +1,124 @@
+"""Candidates of a decision: what one costs, what binds it, which none beats, what to distrust."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scalelab.fit.outcome import FitWarning
+from scalelab.forecast.decision import (
+    GRAMS_PER_KG,
+    HOURS_PER_DAY,
+    Candidate,
+    Limits,
+    Setting,
+)
+from scalelab.forecast.forecaster import Forecaster
+from scalelab.forecast.menu import SERVING_SHARE, Menu
+from scalelab.sweep.plan import MAX_EPOCHS
+from scalelab.units import format_quantity
+
+ACTIVE = 0.999
+WORTHLESS_EPOCHS = 40.0
+"""Passes from which one more is worth nothing, Muennighoff et al. 2023, section 6."""
+
+
+def candidate_of(
+    source: Forecaster,
+    limits: Limits,
+    setting: Setting,
+    model: Menu,
+    n_tokens: float,
+    target: float | None,
+) -> Candidate:
+    """Return one model trained on so many tokens, with its loss, its costs and what it breaks."""
+    n_params = float(model.n_params[0])
+    value, low, high, miss = source.loss(n_params, n_tokens, limits.unique_tokens, target)
+    per_token = float(model.flops_per_token[0])
+    flops = per_token * n_tokens
+    total = flops + SERVING_SHARE * per_token * setting.inference_tokens
+    hours, life_hours = flops / setting.flops_per_hour, total / setting.flops_per_hour
+    kwh = life_hours * setting.kwh_per_hour
+    costs: dict[str, float | None] = {
+        "total_flops": total,
+        "gpu_hours": hours,
+        "days": hours / setting.n_devices / HOURS_PER_DAY,
+        "usd": life_hours * setting.usd_per_hour,
+        "kwh": kwh,
+        "kg_co2": kwh * setting.grams_per_kwh / GRAMS_PER_KG,
+        "serving_bytes": n_params * setting.bytes_per_param,
+        "epochs": None if limits.unique_tokens is None else n_tokens / limits.unique_tokens,
+    }
+    used = {**costs, "flops": flops}
+    broken = tuple(
+        name
+        for name, most in limits.given().items()
+        if name != "unique_tokens" and (used[name] or 0.0) > most * (1 + 1e-9)
+    )
+    return Candidate(
+        n_params=n_params,
+        n_tokens=n_tokens,
+        flops=flops,
+        loss_nats=value,
+        low=low,
+        high=high,
+        miss=miss,
+        costs=costs,
+        broken=broken,
+        shape=None if model.shapes is None else model.shapes[0].label(),
+    )
+
+
+def binding(limits: Limits, best: Candidate | None, relaxed: dict[str, float]) -> tuple[str, ...]:
+    """Return the limits that the best uses up."""
+    if best is None:
+        return ()
+    used = {**best.costs, "flops": best.flops}
+    return tuple(
+        name
+        for name, most in limits.given().items()
+        if (
+            relaxed.get(name, 0.0) > 1e-7
+            if name == "unique_tokens"
+            else (used[name] or 0.0) > ACTIVE * most
+        )
+    )
+
+
+def front(candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """Return the feasible candidates that none beats in both loss and total FLOPs."""
+
+    def total(candidate: Candidate) -> float:
+        return candidate.costs["total_flops"] or 0.0
+
+    kept = [i for i, candidate in enumerate(candidates) if candidate.is_feasible]
+    return tuple(
+        i
+        for i in kept
+        if not any(
+            candidates[j].loss_nats <= candidates[i].loss_nats
+            and total(candidates[j]) <= total(candidates[i])
+            and (candidates[j].loss_nats, total(candidates[j]))
+            != (candidates[i].loss_nats, total(candidates[i]))
+            for j in kept
+        )
+    )
+
+
+def repeated(candidates: Sequence[Candidate]) -> list[FitWarning]:
+    """Return the warning of each candidate that passes over its data too often."""
+    found = []
+    for each in candidates:
+        epochs = each.costs["epochs"]
+        if epochs is not None and epochs > MAX_EPOCHS:
+            found.append(
+                FitWarning(
+                    code="repeated_data",
+                    message=(
+                        f"{each.label} tokens are {format_quantity(epochs)} passes over the "
+                        f"unique ones: up to {MAX_EPOCHS:g} are worth nearly as much as new text, "
+                        f"and beyond about {WORTHLESS_EPOCHS:g} one more is worth nothing "
+                        "(Muennighoff et al. 2023). Find more text, or train less."
+                    ),
+                )
+            )
+    return found

@@ -1,0 +1,126 @@
+"""By which law a decision is made: its loss, its interval, and the chance of missing a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import NotIdentifiedError, UsageError
+from scalelab.fit.outcome import ParametricFit, percentile_limits
+from scalelab.theory.laws import Farseer, Gamma, Kaplan, Law, Overtraining
+from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
+from scalelab.theory.laws.data_constrained import DataConstrained
+
+FloatArray = NDArray[np.float64]
+
+R_D, R_N = 15.387756, 5.309743
+"""Worth of repeats, Muennighoff et al. 2023, section 5."""
+USABLE = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Kaplan)
+"""Forms that weigh N against D."""
+REPEATING = (Chinchilla, TiedExponents, DataConstrained)
+"""Forms for which repeats have a published or fitted worth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Forecaster:
+    """A law, with the replicates of its fit where there are any.
+
+    Attributes
+    ----------
+    law : Law
+        With N and D as columns.
+    replicates : tuple of Law
+    fit : ParametricFit or None
+        The fit, which knows by how much a new run may differ; None for constants alone.
+    level : float
+    """
+
+    law: Law
+    replicates: tuple[Law, ...] = ()
+    fit: ParametricFit | None = None
+    level: float = 0.9
+
+    def loss(
+        self, n_params: float, n_tokens: float, unique: float | None, target: float | None
+    ) -> tuple[float, float | None, float | None, float | None]:
+        """Return the loss of one run, its interval, and the probability of missing a target.
+
+        Parameters
+        ----------
+        n_params, n_tokens : float
+        unique : float or None
+            How many of the tokens are distinct; None: all.
+        target : float or None
+            Loss to reach, nats.
+
+        Returns
+        -------
+        value, low, high, miss : float or None
+            Nats, and a probability; None where there are no replicates, no fit or no target.
+        """
+        n, d = np.array([n_params]), np.array([n_tokens])
+        value = float(surface(self.law, n, d, unique)[0])
+        draws = np.array([surface(law, n, d, unique)[0] for law in self.replicates])
+        low = high = miss = None
+        if self.replicates:
+            low, high = percentile_limits(draws, self.level)
+        if self.fit is not None and target is not None:
+            run = {"n_params": n_params, "n_tokens": n_tokens}
+            miss = self.fit.miss_probability(run, target, value, draws)
+        return value, low, high, miss
+
+
+def forecaster(found: ParametricFit | Law, level: float = 0.9) -> Forecaster:
+    """Return what a decision rests on.
+
+    Raises
+    ------
+    NotIdentifiedError
+        When the fit does not determine its law.
+    UsageError
+        When its form has no trade-off between N and D.
+    """
+    if isinstance(found, Law):
+        return Forecaster(law=_usable(found), level=level)
+    if found.status == "not_identified":
+        raise NotIdentifiedError(
+            "a fit that is not identified",
+            "rows that determine the law",
+            "See `scalelab fit`: its warnings say what is missing.",
+        )
+    laws = [_usable(law) for law in (found.law, *found.replicate_laws())]
+    return Forecaster(law=laws[0], replicates=tuple(laws[1:]), fit=found, level=level)
+
+
+def _usable(law: Law) -> Law:
+    if isinstance(law, TiedExponents):
+        return law.untied()
+    if isinstance(law, USABLE):
+        return law
+    names = ", ".join(form.name for form in (TiedExponents, *USABLE))
+    raise UsageError(
+        f"a decision by the form {law.name}",
+        f"a form that weighs N against D: {names}",
+        "Fit one of these forms.",
+    )
+
+
+def surface(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
+    """Return the loss where so many tokens are distinct (None: all of them), shape (k,)."""
+    columns = {"n_params": n, "n_tokens": d}
+    if isinstance(law, DataConstrained):
+        return law.loss(
+            {**columns, "unique_tokens": d if unique is None else np.minimum(unique, d)}
+        )
+    if unique is None:
+        return law.loss(columns)
+    if not isinstance(law, Chinchilla):
+        raise UsageError(
+            f"a limit on unique tokens by the form {law.name}",
+            f"a form whose worth of repeats is known: {', '.join(f.name for f in REPEATING)}",
+            "Fit one of these forms, or leave out the limit.",
+        )
+    repeated = DataConstrained(**law.params, R_D=R_D, R_N=R_N)
+    return repeated.loss({**columns, "unique_tokens": np.minimum(unique, d)})
