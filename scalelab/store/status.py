@@ -141,8 +141,6 @@ def sweep_names(results: Path) -> list[str]:
 
 def read_run_state(folder: Path, budget_flops: float | None, now_s: float) -> RunState:
     """Return how the run in ``folder`` stands; a folder that does not hold together is a state."""
-    if not folder.is_dir():
-        return RunState(run_id=folder.name, state="planned", budget_flops=budget_flops)
     try:
         files = scan.read_run(str(folder))
     except (SpecError, OSError) as error:
@@ -220,6 +218,9 @@ def advise(
 ) -> tuple[str, ...]:
     """Return what to do next, most pressing first."""
     advice = []
+    if counts.get(BROKEN):
+        first = next(run for run in runs if run.state == BROKEN)
+        advice.append(f"run {first.run_id} does not hold together: {first.reason}")
     is_active = any(counts.get(state) for state in ACTIVE)
     stopped = sum(counts.get(s, 0) for s in ("planned", INTERRUPTED, "preempted", "cancelled"))
     if stopped and not is_active:
@@ -237,9 +238,6 @@ def advise(
             f"{counts['diverged']} runs diverged and are left out of fits: `scalelab retry {sweep} "
             "--status diverged --lr-scale 0.5` adds them at half the rate."
         )
-    if counts.get(BROKEN):
-        first = next(run for run in runs if run.state == BROKEN)
-        advice.append(f"run {first.run_id} does not hold together: {first.reason}")
     for run, expected in surprising(runs):
         side = "above" if (run.loss_nats or 0.0) > expected.high_nats else "below"
         advice.append(

@@ -1,5 +1,6 @@
 """How a sweep stands, from its run folders alone."""
 
+import shutil
 import socket
 from dataclasses import asdict, replace
 
@@ -98,12 +99,10 @@ class TestReading:
         runs = [finished, broken, alive.run, gone.run, elsewhere.run, failed.run, make.run(7)]
         missing = make.run(8)
         make.sweep("s", [*runs, missing], [1e12] * 8)
-        import shutil
-
         shutil.rmtree(missing.path)
         status = read_status(make.path, now_s=1.7e9 + 100)
         assert [run.state for run in status.runs] == [
-            "done", BROKEN, "running", INTERRUPTED, "running", "failed", "planned", "planned",
+            "done", BROKEN, "running", INTERRUPTED, "running", "failed", "planned", BROKEN,
         ]  # fmt: skip
         assert status.runs[0].loss_nats == 1.25
         running = status.runs[2]
@@ -112,13 +111,22 @@ class TestReading:
         assert running.eta_s == pytest.approx((spec.n_tokens - 40 * spec.tokens_per_step) / 1.25e4)
         assert status.runs[5].reason == "out of memory"
         assert status.counts == {
-            "done": 1, "running": 2, "planned": 2, INTERRUPTED: 1, "failed": 1, BROKEN: 1,
+            "done": 1, "running": 2, "planned": 1, INTERRUPTED: 1, "failed": 1, BROKEN: 2,
         }  # fmt: skip
         assert sum(status.counts.values()) == len(status.runs)
         text = " ".join(status.advice)
         assert "scalelab retry s" in text
         assert broken.run_id in text
         assert "resume" not in text, "something runs"
+
+    def test_a_run_folder_that_was_removed_is_made_anew_by_the_sweeps_command(self, make):
+        removed = make.run(3)
+        make.sweep("s", [removed, make.run(4)])
+        shutil.rmtree(removed.path)
+        first, second = read_status(make.path).advice
+        assert removed.run_id in first
+        assert "Run the sweep's command again" in first
+        assert "scalelab resume s" in second
 
     def test_a_stopped_sweep_says_how_it_goes_on(self, make):
         gone = make.attempt(make.run(4))
