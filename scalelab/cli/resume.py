@@ -78,7 +78,9 @@ def retry(
     """
     from scalelab.api import sweeps as api
 
-    if status not in ("failed", "diverged") or (status == "diverged") != (lr_scale is not None):
+    if status not in ("failed", "diverged"):
+        raise UsageError(f"--status {status}", "failed or diverged", "Choose one of the two.")
+    if (status == "diverged") != (lr_scale is not None):
         raise UsageError(
             f"--status {status} {'without' if lr_scale is None else 'with'} --lr-scale",
             "--status failed, or --status diverged with --lr-scale",

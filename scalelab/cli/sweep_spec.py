@@ -26,13 +26,14 @@ def ask(proposal: Proposal, *, as_json: bool, n_times: int = 1) -> None:
     Raises
     ------
     UsageError
-        When it takes more than an hour and there is nobody to ask.
+        When it takes more than an hour and there is nobody to ask, or a launch would refuse it.
     """
     import sys
 
     from scalelab.launch.proposal import ASK_ABOVE_S
     from scalelab.units import format_duration
 
+    proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
     if n_times * proposal.cost.wall_s <= ASK_ABOVE_S:
         return
     duration = format_duration(n_times * proposal.cost.wall_s)

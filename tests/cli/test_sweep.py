@@ -142,9 +142,21 @@ def test_repeating_text_often_is_refused_but_a_dry_run_still_prints(scalelab, me
     code, out, _ = scalelab(*words, "--dry-run")
     assert code == 0
     assert "epochs" in out
-    code, _, err = scalelab(*words, "--yes")
+    assert "A launch refuses more than 4" in out
+    # A plan of years is not worth agreeing to where it would then be refused.
+    for more in (("--yes",), ("--n-tokens", "1T")):
+        code, _, err = scalelab(*words, *more)
+        assert code == 2
+        assert "--allow-repeats" in err
+
+
+def test_retry_lists_the_states_that_it_knows(scalelab):
+    code, _, err = scalelab("retry", "--status", "bogus")
     assert code == 2
-    assert "--allow-repeats" in err
+    assert "failed or diverged" in err
+    code, _, err = scalelab("retry", "--status", "diverged")
+    assert code == 2
+    assert "--status diverged without --lr-scale" in err
 
 
 def test_resume_of_an_unknown_sweep_names_the_known_ones(scalelab):
