@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,8 +17,10 @@ from scalelab.cli.options import (
 from scalelab.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
+    from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
     from scalelab.theory.shape import ModelShape
 
+STEPS = ("direct", "eager", "compiled", "graph")
 _LABEL = re.compile(r"(\d+)L-(\d+)d-(\d+)h")
 
 app = typer.Typer(help="Measure this machine. Example: scalelab bench device", no_args_is_help=True)
@@ -40,7 +42,7 @@ def device(
     from scalelab.launch.proposal import default_execution
     from scalelab.launch.speed import default_workers, measure_machine_speed
 
-    execution = default_execution(device=device)
+    execution = default_execution(device=checked_device(device))
     speed = measure_machine_speed(execution, workers or default_workers(execution.device))
     if as_json:
         emit_json({"schema": 1, "command": "bench device", **asdict(speed)})
@@ -72,7 +74,7 @@ def train(
     precision: PrecisionOption = None,
     step: Annotated[
         str | None,
-        typer.Option("--step", help="direct, eager, compiled or graph; default the device's."),
+        typer.Option("--step", help=f"One of {', '.join(STEPS)}; default the device's."),
     ] = None,
     pack: Annotated[int, typer.Option("--pack", min=1, help="Runs in one step.")] = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of timed steps.")] = 5.0,
@@ -86,11 +88,12 @@ def train(
 
     from scalelab.cli.output import console, emit_json
     from scalelab.launch.proposal import default_execution
-    from scalelab.train.bench import bench_train
     from scalelab.train.calibrate import synthetic_run
     from scalelab.train.engine import require_device
     from scalelab.units import format_quantity
 
+    if step is not None and step not in STEPS:
+        raise UsageError(f"--step {step!r}", f"one of {', '.join(STEPS)}", "Choose one.")
     execution = replace(default_execution(device=checked_device(device)), pack_size=pack)
     execution = replace(execution, step=step or execution.step)
     require_device(execution)
@@ -100,7 +103,7 @@ def train(
     )
     if step is None and precision == "bf16" and execution.device == "cpu":
         execution = replace(execution, step="eager")
-    found = bench_train(spec, execution, n_runs=pack, seconds=seconds)
+    found = _measured(spec, execution, n_runs=pack, seconds=seconds)
     if as_json:
         emit_json({"schema": 1, "command": "bench train", "shape": spec.shape.label(), **found})
         return EXIT_OK
@@ -119,6 +122,38 @@ def train(
         soft_wrap=True,
     )
     return EXIT_OK
+
+
+def _measured(
+    spec: RunSpec, execution: ExecutionSpec, *, n_runs: int, seconds: float
+) -> dict[str, Any]:
+    """Return the speed; UsageError where the memory is too small for a step."""
+    from scalelab.cli.machine import free_memory_bytes
+    from scalelab.theory.accounting import count_params
+    from scalelab.train.bench import bench_train
+    from scalelab.train.micro_batch import is_out_of_memory
+
+    shape = spec.shape
+    # Weights, gradients and two moments; of each token an fp32 activation a layer. A step takes
+    # more, but the system may promise memory that it lacks, and then end the process.
+    least = n_runs * (
+        16 * count_params(shape).total + 4 * spec.tokens_per_step * shape.d_model * shape.n_layers
+    )
+    free = free_memory_bytes() if execution.device == "cpu" else None
+    too_small = UsageError(
+        f"a step of {n_runs} x {spec.batch_seqs:,} sequences, which takes more than "
+        f"{least / 1e9:.3g} GB",
+        "a step that fits into memory" + ("" if free is None else f", {free / 1e9:.3g} GB free"),
+        "Lower --batch-seqs, --seq-len, --vocab-size or --pack, or choose a smaller --shape.",
+    )
+    if free is not None and least > free:
+        raise too_small
+    try:
+        return bench_train(spec, execution, n_runs=n_runs, seconds=seconds)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise too_small from error
 
 
 def shape_named(text: str, vocab_size: int) -> ModelShape:

@@ -40,3 +40,31 @@ def test_the_figures_are_printed_and_given_as_json(
 def test_a_device_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["bench", "train", "--device", "cuda"]) == 2
     assert "scalelab doctor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "--step", "zzz"), "direct, eager, compiled, graph"),
+        (("device", "--device", "tpu"), "cpu or cuda"),
+        (("train", "--device", "cpu", "--batch-seqs", "1000000000000"), "--batch-seqs"),
+        (("train", "--device", "cpu", "--vocab-size", "10000000000"), "--vocab-size"),
+        (("train", "--device", "cpu", "--pack", "1000000000"), "--pack"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    assert main.main(["bench", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_in_a_step_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr("scalelab.train.bench.bench_train", fail)
+    assert main.main(["bench", "train", "--shape", "1L-16d-2h", "--device", "cpu"]) == 2
+    assert "fits into memory" in capsys.readouterr().err
