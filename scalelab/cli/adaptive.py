@@ -107,7 +107,9 @@ def adaptive(
         list[str] | None,
         typer.Option("--map", help="OURS=THEIRS,..: columns, as in fit.", rich_help_panel=PLAY),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random starts of the fits.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the random starts of the fits.")
+    ] = 0,
     as_json: JsonOption = False,
     *,
     launch: dict[str, Any],
@@ -131,7 +133,13 @@ def adaptive(
         return _play(
             (pool, target_rows), budget_share, flops, width, seed, mapping, as_json=as_json
         )
-    if target is None or flops is None or budget_share is not None:
+    if budget_share is not None:
+        raise UsageError(
+            "--budget-share without --pool",
+            "--budget in FLOPs for runs that are made here",
+            "Give --budget 1e20, or --pool and --target-rows.",
+        )
+    if target is None or flops is None:
         raise UsageError(
             "no --target" if target is None else "no --budget in FLOPs",
             "--target C=1e24 --budget 1e20, or --pool with --target-rows",
@@ -140,13 +148,15 @@ def adaptive(
     wanted = parse_target(target)
     from scalelab.api.adaptive import adapt, default_axes
 
-    axes = default_axes(flops, tokenizer=tokenizer or "bytes")
+    if n_params is None or n_tokens is None:
+        sizes, lengths = default_axes(flops, tokenizer=tokenizer or "bytes")
+        n_params, n_tokens = n_params or sizes, n_tokens or lengths
     sweep = sweep_from_options(
         {
             "kind": "grid",
             "name": name or f"adaptive-{target.replace(',', '-').replace('=', '')}",
-            "n_params": n_params or axes[0],
-            "n_tokens": n_tokens or axes[1],
+            "n_params": n_params,
+            "n_tokens": n_tokens,
             "allow_repeats": allow_repeats,
             "data": data_table(data, tokenizer, field, column, eval_tokens),
             "train": train_table(seq_len, batch_seqs, lr, lr_rule, schedule, precision, None),

@@ -114,23 +114,27 @@ def next_batch(
     Raises
     ------
     UsageError
-        When the budget buys no run of the pool.
+        When the budget buys no run of the pool, or all of them are finished.
     """
     known = known_runs(results, pool)
     most_epochs = np.inf if pool.sweep.allow_repeats else MAX_EPOCHS
     free = [
         row
-        for row in {row.spec.run_id: row for row in pool.plan.rows}.values()
+        for row in pool.plan.rows
         if row.spec.run_id not in known.run_ids and pool.plan.epochs(row) <= most_epochs
     ]
     flops = np.array([row.flops for row in free])
-    cheapest = float(flops.min()) if len(flops) else np.inf
-    if not known.spent and cheapest > budget:
-        if not free:
-            pool.plan.refuse_repeats(allow_repeats=pool.sweep.allow_repeats)
+    if not known.spent and not free:
+        pool.plan.refuse_repeats(allow_repeats=pool.sweep.allow_repeats)
+        raise UsageError(
+            f"a pool of {len(pool.plan.rows)} runs, all of which are finished",
+            "sizes and tokens that have not been run",
+            "Widen --n-params or --n-tokens, or `scalelab fit` what there is.",
+        )
+    if not known.spent and flops.min() > budget:
         raise UsageError(
             f"a budget of {format_flops(budget)} FLOP, less than the cheapest run "
-            f"({format_flops(cheapest) if free else 'none is left'})",
+            f"({format_flops(float(flops.min()))})",
             "a budget that buys a run of the pool",
             "Raise --budget, or give smaller --n-params and --n-tokens.",
         )

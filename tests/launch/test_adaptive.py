@@ -78,6 +78,8 @@ def test_a_dry_run_shows_the_next_batch_and_why(
     [
         (["--budget", "1e20"], "no --target"),
         (["--target", "C=1e24"], "no --budget"),
+        (["--target", "C=1e24", "--budget", "1e20", "--budget-share", "0.5"], "without --pool"),
+        (["--target", "C=1e24", "--budget", "1e20", "--seed", "-1"], "--seed"),
         (["--target", "C=1e24", "--pool", "x.csv"], "--pool"),
         (["--pool", "x.csv"], "--target-rows"),
         (["--target", "C=1e24", "--budget", "1e20", "--until-width", "0"], "until-width"),
@@ -210,3 +212,27 @@ def test_a_budget_below_every_run_is_said(launched: Path) -> None:
             showing=Answering(),
             results=launched,
         )
+
+
+def test_a_pool_that_is_given_needs_no_budget_for_a_default_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some text for a dry run. " * 40_000)
+    words = [
+        *("sweep", "adaptive", "--target", "C=1e11", "--budget", "6e10", "--dry-run"),
+        *("--data", str(text), "--results", str(tmp_path / "results")),
+    ]
+    assert main(words) == 2
+    assert "give --n-params and --n-tokens" in capsys.readouterr().err
+    assert main([*words, "--n-params", "12K..40K:3", "--n-tokens", "10K..50K:3"]) == 0
+
+
+def test_a_pool_that_is_used_up_is_not_a_matter_of_budget(launched: Path) -> None:
+    axes = {"n_params": (12e3,), "n_tokens": (1e4, 2e4)}
+    pool = sweep_of(launched.parent / "text").model_copy(update=axes)
+    budget = 1e12
+    adapt(pool, parse_target("C=1e13"), budget=budget, showing=Answering(), results=launched)
+    other = pool.model_copy(update={"name": "other"})
+    with pytest.raises(UsageError, match="pool of 2 runs, all of which are finished"):
+        adapt(other, parse_target("C=1e13"), budget=budget, showing=Answering(), results=launched)
