@@ -93,10 +93,11 @@ def disagreement(
         # Replicates that failed are missing from the samples: their weights go too.
         weights = weights[fit.kept[: len(weights)]]
         laws = fit.replicate_laws()[: len(weights)]
+        lines = [replicate_laws(observations, isoflop, weights, axis) for axis in AXES]
+        # Replicates without an optimum, or with one of nothing, drop out as not finite.
         with np.errstate(all="ignore"):
             tokens = np.array([law.optimal(flops)[1] for law in laws])
-        lines = [replicate_laws(observations, isoflop, weights, axis) for axis in AXES]
-        draws = tokens_at(lines[0], lines[1], flops) / tokens
+            draws = tokens_at(lines[0], lines[1], flops) / tokens
         draws = draws[np.isfinite(draws)]
         bounds = percentile_limits(draws, level)
         test = percentile_limits(draws, DISAGREE_LEVEL)

@@ -200,6 +200,9 @@ def replicate_laws(
 ) -> FloatArray:
     """Return exponent and log-coefficient for each replicate, shape (k, 2); NaN where none exists.
 
+    A valley whose rows are always resampled together keeps its parabola; what a replicate changes
+    is then how much it counts in the line.
+
     Parameters
     ----------
     observations : Observations
@@ -213,15 +216,19 @@ def replicate_laws(
     inside = fit.used
     x = np.log(observations.n_params if axis == "n" else observations.n_tokens)
     minima = np.full((len(weights), len(inside)), np.nan)
+    counts = np.ones_like(minima)
     for j, valley in enumerate(inside):
         shape = valley.n_params if axis == "n" else valley.n_tokens
         u = (x[valley.rows] - shape.centre) / shape.half_width
-        c = parabolas(u, observations.loss_nats[valley.rows], weights[:, valley.rows])
+        own = weights[:, valley.rows]
+        if (own == own[:, :1]).all():
+            counts[:, j] = own[:, 0]
+        c = parabolas(u, observations.loss_nats[valley.rows], own)
         with np.errstate(divide="ignore", invalid="ignore"):
             at = -c[:, 1] / (2 * c[:, 2])
         is_good = (c[:, 2] > 0) & (fit.keeps_edges | (np.abs(at) <= 1))
         minima[is_good, j] = shape.centre + shape.half_width * at[is_good]
-    return _lines(np.log([valley.budget for valley in inside]), minima)
+    return _lines(np.log([valley.budget for valley in inside]), minima, counts)
 
 
 def tokens_at(n_line: FloatArray, d_line: FloatArray, flops: float) -> FloatArray:
@@ -291,7 +298,7 @@ def _valley(
 
 
 def _line(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:
-    slope, intercept = _lines(log_c, log_y[None, :])[0]
+    slope, intercept = _lines(log_c, log_y[None, :], np.ones((1, len(log_c))))[0]
     low = high = None
     if len(log_c) > 2:
         residual = log_y - intercept - slope * log_c
@@ -302,16 +309,17 @@ def _line(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:
     return PowerLaw(exponent=float(slope), log_coefficient=float(intercept), low=low, high=high)
 
 
-def _lines(x: FloatArray, y: FloatArray) -> FloatArray:
-    """Return slope and intercept of each row of y against x, NaN entries left out."""
-    there = np.isfinite(y)
-    count = there.sum(axis=1)
+def _lines(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return slope and intercept of each row of y against x, weighted, NaN entries left out."""
+    w = np.where(np.isfinite(y), weights, 0.0)
+    y = np.where(w > 0, y, 0.0)
+    total = w.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean_x = np.where(there, x, 0).sum(axis=1) / count
-        mean_y = np.where(there, y, 0).sum(axis=1) / count
-        dx = np.where(there, x - mean_x[:, None], 0)
-        slope = (dx * np.where(there, y, 0)).sum(axis=1) / (dx * dx).sum(axis=1)
-    slope[count < 2] = np.nan
+        mean_x = (w * x).sum(axis=1) / total
+        mean_y = (w * y).sum(axis=1) / total
+        dx = x - mean_x[:, None]
+        slope = (w * dx * y).sum(axis=1) / (w * dx * dx).sum(axis=1)
+    slope[(w > 0).sum(axis=1) < 2] = np.nan
     return np.column_stack([slope, mean_y - slope * mean_x])
 
 

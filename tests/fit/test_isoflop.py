@@ -210,3 +210,17 @@ def test_order_and_units_of_n_do_not_matter(seed, scale):
     assert second.n_law.exponent == pytest.approx(first.n_law.exponent, abs=1e-9)
     assert scaled.n_law.exponent == pytest.approx(first.n_law.exponent, abs=1e-9)
     assert scaled.n_law.at(1e19) == pytest.approx(scale * first.n_law.at(1e19), rel=1e-6)
+
+
+def test_valleys_that_are_resampled_whole_count_by_their_weight_in_the_line(isoflop_runs):
+    rows = isoflop_runs(noise=0.003)
+    fit = fit_isoflop(rows)
+    drawn = np.random.default_rng(0).exponential(size=(50, 5))
+    weights = np.repeat(drawn, 9, axis=1)
+    found = replicate_laws(rows, fit, weights, "n")
+    log_c = np.log([valley.budget for valley in fit.valleys])
+    log_n = np.log([valley.n_params.value for valley in fit.valleys])
+    expected = [np.polyfit(log_c, log_n, 1, w=np.sqrt(row)) for row in drawn]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    whole = fit_isoflop(rows, weights=weights)
+    assert whole.n_law.high - whole.n_law.low > 1e-3
