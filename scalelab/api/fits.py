@@ -148,6 +148,7 @@ def fit(
     check_level(level)
     requests = [parse_request(text) for text in predict]
     spec = bootstrap or BootstrapSpec()
+    spec.check_limits(level)
     table = _table(data, sweep, results, selection or Selection())
     rows, lines, held, recipe_b = _split(table)
     comparison = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ Method = Literal["auto", "row", "cluster", "residual", "none"]
 
 Weighting = Literal["smooth", "counts"]
 
+DEFAULT_K = 1000
 METHODS: tuple[Method, ...] = ("auto", "row", "cluster", "residual", "none")
 
 
@@ -49,10 +51,10 @@ class BootstrapSpec:
     Raises
     ------
     UsageError
-        For an unknown method or a negative ``k``.
+        For an unknown method, a negative ``k`` or a negative seed.
     """
 
-    k: int = 1000
+    k: int = DEFAULT_K
     method: Method = "auto"
     weighting: Weighting = "smooth"
     cluster: str | None = None
@@ -72,6 +74,21 @@ class BootstrapSpec:
             )
         if self.k < 0:
             raise UsageError(f"{self.k} replicates", "a number from 0 up", "Give another number.")
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}", "a whole number from 0 up", "Give another seed.")
+
+    def check_limits(self, level: float) -> None:
+        """Raise UsageError for replicates so few that none lies beyond an interval's limits.
+
+        The default number is taken at any level.
+        """
+        fewest = min(math.ceil(round(2 / (1 - level), 6)), DEFAULT_K)
+        if self.weights is None and 0 < self.k < fewest:
+            raise UsageError(
+                f"{self.k} bootstrap replicates for intervals at level {level:g}",
+                f"at least {fewest}, so that one lies beyond each limit, or 0 for no intervals",
+                f"Take more; the default is {DEFAULT_K}.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
