@@ -27,6 +27,10 @@ DRIFT = 2.0
 """Factor by which that distance changes over the budgets from which the grid drifts."""
 OUTLIER = 6.0
 """Robust standard deviations from which a residual is an outlier."""
+BY_6ND = (("6nd", "chinchilla"), ("6nd", "unstated"), ("6nd_kaplan", "kaplan"))
+"""Conventions of FLOPs and parameters by which C is 6ND in the table's own N."""
+ANY_COUNT = 100.0
+"""Factor from 6ND within which every count lies, those of sparse experts and attention too."""
 CONVENTION_SPREAD = 0.10
 """Relative scatter of C/6ND about a smooth function of N from which conventions are mixed."""
 MISFIT_SHARE = 0.35
@@ -42,6 +46,7 @@ def row_warnings(
     found = [
         _mid_schedule(observations),
         _mixed(observations),
+        _flops_mismatch(observations),
         _budget_mismatch(observations),
         _misfit(observations, fit),
         _outliers(fit, lines),
@@ -162,11 +167,33 @@ def _mid_schedule(observations: Observations) -> FitWarning | None:
     )
 
 
+def _log_ratio(observations: Observations) -> FloatArray:
+    """Return log(C/6ND) of each row."""
+    by_6nd = train_flops_6nd(observations.n_params, observations.n_tokens)
+    return np.log(observations.flops / by_6nd)
+
+
+def _flops_mismatch(observations: Observations) -> FitWarning | None:
+    """Warn where C is not the 6ND that it is said to be, or further from it than any count is."""
+    counted = observations.flop_convention, observations.param_convention
+    is_stated = counted in BY_6ND
+    middle = float(np.median(_log_ratio(observations)))
+    if abs(middle) <= (math.log1p(CONVENTION_SPREAD) if is_stated else math.log(ANY_COUNT)):
+        return None
+    known = f"but stated as {counted[0]}" if is_stated else "as no way of counting has them"
+    return FitWarning(
+        code="flops_mismatch",
+        message=(
+            f"flops are {math.exp(middle):.3g} times 6ND (median of {len(observations)} rows), "
+            f"{known}: approach 2 and the runs' compute are off by as much. Check the units of "
+            "flops, N and D; forecasts use C = 6 N D."
+        ),
+    )
+
+
 def _mixed(observations: Observations) -> FitWarning | None:
     """Warn where C/6ND is not one function of N: two ways of counting in one table."""
-    ratio = np.log(
-        observations.flops / train_flops_6nd(observations.n_params, observations.n_tokens)
-    )
+    ratio = _log_ratio(observations)
     x = np.log(observations.n_params)
     if len(x) < 6 or np.ptp(ratio) < CONVENTION_SPREAD or np.ptp(x) == 0:
         return None

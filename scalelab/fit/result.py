@@ -378,6 +378,7 @@ SERIOUS = (
     "approaches_disagree",
     "mid_schedule",
     "mixed_conventions",
+    "flops_mismatch",
     "mixed_runs",
     "edge_minimum",
     "misfit",

@@ -104,6 +104,34 @@ def test_two_ways_of_counting_in_one_table_are_told(isoflop_runs):
     assert "mixed_conventions" not in row_codes(smooth)
 
 
+@pytest.mark.parametrize(
+    ("flop_convention", "param_convention", "factor", "is_told"),
+    [
+        ("6nd", "chinchilla", 1000.0, True),
+        ("6nd", "unstated", 1.2, True),
+        ("6nd_kaplan", "kaplan", 0.5, True),
+        ("6nd", "chinchilla", 1.05, False),
+        ("6nd", "kaplan", 1.5, False),
+        ("exact", "chinchilla", 3.0, False),
+        ("unstated", "unstated", 1e-3, True),
+    ],
+)
+def test_flops_that_are_not_what_they_are_said_to_be_are_told(
+    isoflop_runs, flop_convention, param_convention, factor, is_told
+):
+    rows = isoflop_runs()
+    rows = replace(
+        rows,
+        flops=factor * rows.flops,
+        budget=None,
+        flop_convention=flop_convention,
+        param_convention=param_convention,
+    )
+    told = row_codes(rows)
+    assert ("flops_mismatch" in told) is is_told
+    assert not is_told or f"{factor:.3g} times 6ND" in told["flops_mismatch"]
+
+
 def test_budgets_counted_otherwise_than_the_flops_are_told(isoflop_runs, shared_data):
     rows = isoflop_runs()
     assert "budget_mismatch" not in row_codes(replace(rows, flops=1.05 * rows.flops))

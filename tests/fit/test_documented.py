@@ -15,7 +15,10 @@ def test_every_form_is_on_the_page():
 
 def test_the_page_has_the_warnings_that_exist_and_no_others():
     sources = "".join(path.read_text() for path in (ROOT / "scalelab/fit").glob("*.py"))
-    for other in ("api/fits.py", "forecast/allocate.py"):
+    for other in (
+        "api/fits.py",
+        *(f"forecast/{name}.py" for name in ("reach", "decide", "candidates")),
+    ):
         sources += (ROOT / "scalelab" / other).read_text()
     said = set(re.findall(r'code="(\w+)"', sources))
     table = PAGE[PAGE.index("## Warnings") :]
