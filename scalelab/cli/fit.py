@@ -172,18 +172,27 @@ def fit(
         method="cluster" if cluster is not None and method == "auto" else method,
         seed=seed,
     )
-    report = api.fit(
-        from_file,
-        sweep=sweep,
-        results=results,
-        selection=api.Selection(mapping=columns, where=where, holdout=holdout, recipe_b=speedup),
-        form=form,
-        objective=objective if chosen or form != api.AUTO_FORM else None,
-        bootstrap=spec,
-        level=level,
-        predict=predict or (),
-        is_compared=compare,
-    )
+    try:
+        report = api.fit(
+            from_file,
+            sweep=sweep,
+            results=results,
+            selection=api.Selection(
+                mapping=columns, where=where, holdout=holdout, recipe_b=speedup
+            ),
+            form=form,
+            objective=objective if chosen or form != api.AUTO_FORM else None,
+            bootstrap=spec,
+            level=level,
+            predict=predict or (),
+            is_compared=compare,
+        )
+    except UsageError as error:
+        if cluster is None:
+            raise
+        # The column is mapped for the reader; the user wrote another option.
+        given = error.given.replace(f"--map cluster={cluster}", f"--cluster {cluster}")
+        raise UsageError(given, error.allowed, error.do) from None
     if plot is not None:
         from scalelab.report.plots import draw_fit
 

@@ -134,7 +134,7 @@ def fit_parametric(
         law=law.from_coordinates(theta),
         status=status,
         objective=objective,
-        value=reported_value(r, data.rows.weight, objective, scale),
+        value=reported_value(r, data.weight, objective, scale),
         scale=scale,
         minima=_minima(law, surface, found, data, objective, scale),
         names=law.names(),
@@ -278,6 +278,7 @@ def _thinned(data: Design) -> Design:
         labels_from=data.labels_from,
         order=data.order[keep],
         max_flops=data.max_flops,
+        unit=data.unit,
     )
 
 
@@ -293,7 +294,7 @@ def _minima(
     residuals = surface.residuals(etas, data.rows)
     return tuple(
         Minimum(
-            value=reported_value(r, data.rows.weight, objective, scale),
+            value=reported_value(r, data.weight, objective, scale),
             params=law.from_coordinates(theta).params,
         )
         for r, theta in zip(residuals, surface.theta(etas), strict=True)

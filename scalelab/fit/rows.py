@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,10 @@ class Design:
     columns : dict of str to ndarray of shape (n,)
         What the law needs.
     rows : Rows
-        Target and weights.
+        Target and weights, the largest from 1 up to 2: their scale changes no optimum, and numbers
+        far from 1 would lose it.
+    unit : float
+        What these weights are counted in, a power of two.
     labels : ndarray of shape (n,), or None
         Cluster labels.
     labels_from : str
@@ -43,6 +47,12 @@ class Design:
     labels_from: str
     order: NDArray[np.intp]
     max_flops: float
+    unit: float = 1.0
+
+    @property
+    def weight(self) -> FloatArray:
+        """The weights as they were given."""
+        return self.rows.weight * self.unit
 
 
 def column(observations: Observations, name: str) -> NDArray[Any]:
@@ -60,7 +70,9 @@ def column(observations: Observations, name: str) -> NDArray[Any]:
     if found is None:
         there = sorted(key for key, value in own.items() if value is not None)
         raise UsageError(
-            f"column {name!r}", f"one of {', '.join(there)}", "Map that column, or name another."
+            f"column {name!r}",
+            f"a column of numbers: one of {', '.join(there)}",
+            "Map that column, or name another.",
         )
     return found
 
@@ -90,6 +102,8 @@ def design(
                 "numbers from 0 up, not all 0",
                 "Correct that column, or weigh all rows alike.",
             )
+    unit = 2.0 ** math.floor(math.log2(weight.max()))
+    weight = weight / unit
     labels = column(observations, cluster) if cluster else observations.cluster
     keys: list[NDArray[Any]] = [] if labels is None else [np.unique(labels, return_inverse=True)[1]]
     keys += [weight, *(columns[name] for name in sorted(columns)), target]
@@ -101,6 +115,7 @@ def design(
         labels_from=cluster or "cluster",
         order=order,
         max_flops=float(observations.flops.max()),
+        unit=unit,
     )
 
 

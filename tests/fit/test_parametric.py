@@ -1,5 +1,7 @@
 """Fits of simulated rows: garbage, order, identification, predictions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -219,3 +221,22 @@ def test_the_likelihood_of_gaussian_noise_finds_its_scale():
     assert fit.scale == pytest.approx(rms, rel=1e-6)
     expected = 400 * (np.log(rms) + 0.5 * np.log(2 * np.pi) + 0.5)
     assert fit.value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_scale_of_the_weights_changes_nothing_but_the_value(isoflop_runs):
+    rows = isoflop_runs()
+    weight = np.random.default_rng(1).uniform(0.5, 1.5, len(rows))
+    objective = Objective(weight="w")
+    found = [
+        fit_parametric(
+            replace(rows, extra={"w": weight * scale}),
+            objective=objective,
+            bootstrap=BootstrapSpec(k=20),
+        )
+        for scale in (1.0, 1e-300, 1e200)
+    ]
+    for other, scale in zip(found[1:], (1e-300, 1e200), strict=True):
+        assert other.status == "ok"
+        assert other.params == pytest.approx(found[0].params, rel=1e-7)
+        assert other.value == pytest.approx(found[0].value * scale, rel=1e-9)
+        np.testing.assert_allclose(other.samples, found[0].samples, rtol=1e-5)
