@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ TOKENIZER_TRAIN_BYTES = 64 << 20
 LEFTOVER_AGE_S = 24 * 3600.0
 UNSETTLED_S = 2.0
 ENOUGH_DOCUMENTS = 16
+COUNTED = ("n_duplicates", "n_skipped_files")
+"""What a manifest says of the files, beside `Manifest.source`; the rest is of their documents."""
 
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
@@ -53,8 +55,11 @@ _DISK_ERRORS = (
 
 def build_dataset(
     source: DataSource, results: Path, progress: Progress, *, checks_hashes: bool = False
-) -> Path:
-    """Return the folder of a source's dataset, making it unless it is there.
+) -> tuple[Path, Manifest]:
+    """Return the folder of a source's dataset, making it unless it is there, and what it holds.
+
+    The manifest says what was counted in this source, also where the folder is an equal one that
+    was made of other files.
 
     Parameters
     ----------
@@ -78,9 +83,9 @@ def build_dataset(
     files = find_files(source, results)
     listing, newest_s = _listing(source, files)
     known = data / "sources" / f"{listing}.json"
-    folder = _known_folder(known, data, checks_hashes=checks_hashes)
-    if folder is not None:
-        return folder
+    found = _known_dataset(source, known, data, checks_hashes=checks_hashes)
+    if found is not None:
+        return found
     with _scratch_folder(data) as scratch:
         whole = scratch / "whole"
         whole.mkdir()
@@ -91,16 +96,17 @@ def build_dataset(
         if newest_s < started_s - UNSETTLED_S:
             known.parent.mkdir(exist_ok=True)
             note = scratch / "note.json"
-            note.write_text(json.dumps({"fingerprint": manifest.fingerprint}))
+            kept = {name: getattr(manifest, name) for name in ("fingerprint", *COUNTED)}
+            note.write_text(json.dumps(kept))
             note.replace(known)
-    return folder
+    return folder, manifest
 
 
-def find_built(source: DataSource, results: Path) -> Path | None:
-    """Return the folder of the dataset that was made of these very files, or None."""
+def find_built(source: DataSource, results: Path) -> tuple[Path, Manifest] | None:
+    """Return the dataset that was made of these very files, as `build_dataset` does, or None."""
     listing, _ = _listing(source, find_files(source, results))
     data = results / "data"
-    return _known_folder(data / "sources" / f"{listing}.json", data, checks_hashes=False)
+    return _known_dataset(source, data / "sources" / f"{listing}.json", data, checks_hashes=False)
 
 
 def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, float]:
@@ -118,16 +124,20 @@ def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, fl
     return hashed.hexdigest()[:FINGERPRINT_LENGTH], newest_ns / 1e9
 
 
-def _known_folder(known: Path, data: Path, *, checks_hashes: bool) -> Path | None:
-    """Return the folder made from this listing before, or None where it is not there and whole."""
+def _known_dataset(
+    source: DataSource, known: Path, data: Path, *, checks_hashes: bool
+) -> tuple[Path, Manifest] | None:
+    """Return the dataset made from this listing before, or None where it is not there and whole."""
     try:
-        folder = data / str(json.loads(known.read_text())["fingerprint"])
+        note = json.loads(known.read_text())
+        folder = data / str(note["fingerprint"])
         manifest = read_manifest(folder)
+        counted = {name: int(note[name]) for name in COUNTED}
         if checks_hashes:
             check_hashes(folder, manifest)
-    except (OSError, ValueError, KeyError, DataError):
+    except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
-    return folder
+    return folder, replace(manifest, source=source.describe(), **counted)
 
 
 @contextlib.contextmanager

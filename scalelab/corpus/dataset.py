@@ -32,7 +32,7 @@ class Dataset:
     folder : Path
         ``<results>/data/<fingerprint>``.
     manifest : Manifest
-        What the folder holds.
+        What the folder holds; from `prepare`, with what was counted in that very source.
     """
 
     folder: Path
@@ -205,8 +205,10 @@ def prepare(
     """
     from scalelab.corpus.build import build_dataset
 
-    folder = build_dataset(source, results, progress or _say_nothing, checks_hashes=checks_hashes)
-    return open_dataset(folder)
+    folder, manifest = build_dataset(
+        source, results, progress or _say_nothing, checks_hashes=checks_hashes
+    )
+    return Dataset(folder=folder, manifest=manifest)
 
 
 def find_prepared(source: DataSource, results: Path) -> Dataset | None:
@@ -221,8 +223,8 @@ def find_prepared(source: DataSource, results: Path) -> Dataset | None:
     """
     from scalelab.corpus.build import find_built
 
-    folder = find_built(source, results)
-    return None if folder is None else open_dataset(folder)
+    found = find_built(source, results)
+    return None if found is None else Dataset(folder=found[0], manifest=found[1])
 
 
 def open_dataset(folder: Path) -> Dataset:

@@ -60,7 +60,8 @@ class Manifest:
     n_documents, n_train_documents, n_held_out_documents : int
         Distinct documents, and on either side of the split.
     n_duplicates : int
-        Further documents with the text of another; not used.
+        Further documents with the text of another; not used. On disk this, the next and ``source``
+        are of the files that the folder was first made of.
     n_skipped_files : int
         Files of folders that were skipped because they are not UTF-8 text.
     held_out_share : float

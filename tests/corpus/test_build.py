@@ -175,6 +175,24 @@ def test_files_that_are_not_text_are_skipped_and_counted(text: Path, tmp_path: P
         prepare(named, tmp_path / "other")
 
 
+def test_what_is_counted_is_of_the_source_asked_for_whoever_made_the_folder(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 0.0)
+    first = prepare(source_of(text), tmp_path / "results")
+    copy = tmp_path / "copy"
+    shutil.copytree(text, copy)
+    (copy / "image.png").write_bytes(b"\x89PNG\0\0")
+    both = DataSource(paths=(str(text), str(copy)), eval_tokens=600)
+    for _ in ("made", "found"):
+        second = prepare(both, tmp_path / "results")
+        assert second.folder == first.folder
+        assert second.manifest.n_duplicates == len(list(text.iterdir()))
+        assert second.manifest.n_skipped_files == 1
+        assert second.manifest.source == f"{text}, {copy}"
+    assert prepare(source_of(text), tmp_path / "results").manifest == first.manifest
+
+
 def refused(folder: Path, results: Path, problem: str, **options: int) -> None:
     with pytest.raises(DataError, match=problem) as caught:
         prepare(source_of(folder, **options), results)
@@ -257,7 +275,7 @@ def test_progress_runs_to_its_end_in_every_stage(text: Path, tmp_path: Path) -> 
 
 def test_the_standard_library_is_prepared_in_seconds(tmp_path: Path) -> None:
     started_s = time.process_time()
-    folder = build_dataset(DataSource(), tmp_path, lambda *_: None)
+    folder, _ = build_dataset(DataSource(), tmp_path, lambda *_: None)
     dataset = open_dataset(folder)
     # 0.5 s of processor time where measured; ten times that is not a matter of the machine.
     assert time.process_time() - started_s < 5
