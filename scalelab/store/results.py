@@ -104,7 +104,7 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
         curves = _curves(snapshot, name) if planned else None
         notes = dict(rows.notes)
         if planned:
-            notes |= _unfinished(int(planned), snapshot.rows(source)) | _mixed(source)
+            notes |= _unfinished(int(planned), snapshot.rows(source)) | _mixed(source, chosen.where)
         return replace(rows, notes=notes, curves=curves)
 
 
@@ -135,16 +135,21 @@ def _unfinished(planned: int, done: int) -> dict[str, str]:
     }
 
 
-def _mixed(source: TableSource) -> dict[str, str]:
-    """Say when runs differ in what could matter to their loss."""
-    mixed = []
+def _mixed(source: TableSource, where: str | None) -> dict[str, str]:
+    """Say when the runs that a condition keeps differ in what could matter to their loss."""
+    kept = f"SELECT * FROM rows WHERE (\n{where or True}\n)"
+    mixed: dict[str, list[str]] = {}
     for name in ALIKE:
-        values = source.texts(f"SELECT DISTINCT {name} AS said FROM rows WHERE {name} IS NOT NULL")
+        values = source.texts(
+            f"SELECT DISTINCT {name} AS said FROM ({kept}) WHERE {name} IS NOT NULL"
+        )
         if len(values) > 1:
-            mixed.append(f"{name} ({', '.join(sorted(values))})")
+            mixed[name] = sorted(values)
     if not mixed:
         return {}
+    words = [f"{name} ({', '.join(values)})" for name, values in mixed.items()]
+    name, (value, *_) = next(iter(mixed.items()))
     return {
-        "mixed_runs": f"The runs differ in {'; '.join(mixed)}, and so may their losses. Keep one "
-        "kind with --where, such as --where \"schedule = 'cosine'\"."
+        "mixed_runs": f"The runs differ in {'; '.join(words)}, and so may their losses. Keep one "
+        f"kind with --where, such as --where \"{name} = '{value}'\"."
     }

@@ -72,6 +72,10 @@ def test_runs_on_different_texts_are_said(results):
         )
     notes = read_results(results, "old", ReadOptions()).notes
     assert "differ in data_fingerprint (a, b)" in notes["mixed_runs"]
+    assert "--where \"data_fingerprint = 'a'\"" in notes["mixed_runs"]
+    kept = read_results(results, "old", ReadOptions(where="data_fingerprint = 'a'"))
+    assert len(kept.observations) == 1
+    assert "mixed_runs" not in kept.notes
 
 
 def test_without_a_finished_sweep_the_latest_import_is_taken(results):
