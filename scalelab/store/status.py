@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import DataError, SpecError
-from scalelab.records.names import named_folder
 from scalelab.records.process import is_process_alive
 from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results
 from scalelab.records.types import MetricRow
 from scalelab.store import scan
 from scalelab.store.expected import surprising, with_outlooks
@@ -104,18 +104,11 @@ def read_status(
         When there is no such sweep, or its plan cannot be read.
     """
     name = sweep if sweep is not None else _latest_name(results)
-    plan = _read_plan(named_folder(results / "sweeps", name, what="sweep"))
-    if plan is None:
-        names = [found for _, found in _plans(results)]
-        raise DataError(
-            f"sweep {name!r}, which {results} does not have",
-            f"one of {', '.join(names)}" if names else "a sweep that was launched",
-            "Check the name and --results, or launch it with `scalelab sweep`.",
-        )
+    saved = Results(results).load_plan(name)
     now = time.time() if now_s is None else now_s
-    budgets = {row["run_id"]: row.get("budget_flops") for row in plan["rows"]}
     runs = tuple(
-        read_run_state(results / "runs" / run_id, budget, now) for run_id, budget in budgets.items()
+        read_run_state(results / "runs" / run_id, budget, now)
+        for run_id, budget in saved.budgets.items()
     )
     runs = with_outlooks(runs if judge is None else judge(name, runs), str(results / "runs"))
     found = Counter(run.state for run in runs)
@@ -123,7 +116,7 @@ def read_status(
     valleys = find_valleys(runs)
     return SweepStatus(
         sweep=name,
-        kind=str(plan.get("kind", "")),
+        kind=saved.kind,
         runs=runs,
         counts=counts,
         valleys=valleys,

@@ -166,3 +166,6 @@ class TestReading:
             read_status(make.path, "t")
         with pytest.raises(UsageError):
             read_status(make.path, "../s")
+        (make.path / "sweeps" / "s" / "plan.json").write_text("{")
+        with pytest.raises(DataError, match=r"plan .*s/plan\.json"):
+            read_status(make.path, "s")
