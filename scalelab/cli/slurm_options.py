@@ -86,7 +86,8 @@ DetachOption = Annotated[
 def with_slurm_options(command: Callable[..., int]) -> Callable[..., int]:
     """Return a command with the options above, handed to it as ``launch``: fields of [launcher].
 
-    What a settings file says for SLURM is left out where the launcher is the local one.
+    What a settings file says for SLURM is left out where the launcher is the local one, and where
+    the command goes on with a sweep, which has its own.
     """
     signature = inspect.signature(command, eval_str=True)
     own = [item for name, item in signature.parameters.items() if name != "launch"]
@@ -110,12 +111,12 @@ def with_slurm_options(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, context: typer.Context, **values: Any) -> int:
-        is_local = values.get("launcher") == "local"
+        is_local_or_known = values.get("launcher", "local") == "local"
         slurm = {}
         for name, (field, _) in _OPTIONS.items():
             value, source = values.pop(name, None), context.get_parameter_source(name)
             is_setting = source is not None and source.name == "DEFAULT_MAP"
-            if not (is_local and is_setting and field not in _LOCAL_TOO):
+            if not (is_local_or_known and is_setting and field not in _LOCAL_TOO):
                 slurm[field] = value
         given = {
             field: value

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scalelab.cli.main import main
 from scalelab.cli.slurm_options import parse_gigabytes, parse_minutes, with_launcher
 from scalelab.errors import UsageError
+from scalelab.launch.base import LaunchReport
 from scalelab.sweep.spec import read_sweep_file
+from tests.launch.replayed_slurm import make_runs
 
 FILE = """
 kind = "isoflop"
@@ -156,6 +159,23 @@ def test_options_of_slurm_are_refused_where_they_are_given_and_not_where_they_ar
     capsys.readouterr()
     assert main([*command, "--gpus-per-run", "2"]) == 2
     assert "got --gpus-per-run with the local launcher" in capsys.readouterr().err
+
+
+def test_settings_for_slurm_leave_a_sweep_that_is_resumed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_runs(tmp_path / "results", 1)
+    (tmp_path / "scalelab.toml").write_text('partition = "gpu"\nmax_usd = 2.5\n')
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def resume(name: str | None, **options: Any) -> LaunchReport:
+        given.append(options["launch"])
+        return LaunchReport(statuses={}, n_started=0, wall_s=0.0)
+
+    monkeypatch.setattr("scalelab.api.sweeps.resume", resume)
+    assert main(["resume"]) == 0
+    assert given == [{"slurm": {"max_usd": 2.5}}]
 
 
 @pytest.mark.parametrize(
