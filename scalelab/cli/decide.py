@@ -152,20 +152,6 @@ def decide(
             "the law to judge by: every published model has its own size and compute",
             f"Leave out {', '.join(idle)}.",
         )
-    source: FitReport | str
-    if law is not None:
-        source = law
-    else:
-        source = api.fit(
-            from_file,
-            sweep=sweep,
-            results=results,
-            selection=api.Selection(mapping=_parsed(mapping), holdout=holdout),
-            form=form,
-            level=level,
-        )
-    if published:
-        return _print_published(source, as_json=as_json)
     given = {
         "flops": flops,
         "gpu_hours": gpu_hours,
@@ -182,19 +168,38 @@ def decide(
         for name, text in given.items()
         if text is not None
     }
+    limits = Limits(**read)
+    demand = api_decide.Demand(
+        gpu=gpu,
+        n_devices=gpus,
+        utilisation=utilisation,
+        usd_per_hour=usd_per_hour,
+        grams_per_kwh=grid,
+        inference_tokens=0.0
+        if inference_tokens is None
+        else parse_quantity(inference_tokens, what="inference tokens"),
+        bytes_per_param=bytes_per_param,
+    )
+    api_decide.setting_of(demand)  # what cannot be meant is told before the fit, not after it
+    source: FitReport | str
+    if law is not None:
+        source = law
+    else:
+        source = api.fit(
+            from_file,
+            sweep=sweep,
+            results=results,
+            selection=api.Selection(mapping=_parsed(mapping), holdout=holdout),
+            form=form,
+            level=level,
+        )
+    if published:
+        return _print_published(source, as_json=as_json)
     shapes = (vocab_size, seq_len) if real_shapes else None
     answer = api_decide.decide(
         source,
-        Limits(**read),
-        api_decide.Demand(
-            gpu=gpu,
-            n_devices=gpus,
-            utilisation=utilisation,
-            usd_per_hour=usd_per_hour,
-            grams_per_kwh=grid,
-            inference_tokens=0.0 if inference_tokens is None else _demand(inference_tokens),
-            bytes_per_param=bytes_per_param,
-        ),
+        limits,
+        demand,
         candidates=candidate or (),
         target_loss=target_loss,
         real_shapes=shapes,
@@ -216,17 +221,6 @@ def _given(context: typer.Context) -> dict[str, str]:
         if option.name and source is not None and source.name == "COMMANDLINE":
             found[option.name] = max(option.opts, key=len)
     return found
-
-
-def _demand(text: str) -> float:
-    tokens = parse_quantity(text, what="inference tokens")
-    if tokens <= 0:
-        raise UsageError(
-            f"a demand of {text} tokens",
-            "a number above zero",
-            "Leave out --inference-tokens when nothing is served.",
-        )
-    return tokens
 
 
 def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
