@@ -91,6 +91,7 @@ def _print_table(dataset: Dataset) -> None:
         f"{format_count(count)} {what}"
         for count, what in (
             (manifest.n_duplicates, "with the text of another"),
+            (manifest.n_empty, "without text"),
             (manifest.n_skipped_files, "not UTF-8 text"),
         )
         if count

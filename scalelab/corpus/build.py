@@ -44,7 +44,7 @@ TOKENIZER_TRAIN_BYTES = 64 << 20
 LEFTOVER_AGE_S = 24 * 3600.0
 UNSETTLED_S = 2.0
 ENOUGH_DOCUMENTS = 16
-COUNTED = ("n_duplicates", "n_skipped_files")
+COUNTED = ("n_duplicates", "n_empty", "n_skipped_files")
 """What a manifest says of the files, beside `Manifest.source`; the rest is of their documents."""
 
 _DISK_ERRORS = (
@@ -132,7 +132,7 @@ def _known_dataset(
         note = json.loads(known.read_text())
         folder = data / str(note["fingerprint"])
         manifest = read_manifest(folder)
-        counted = {name: int(note[name]) for name in COUNTED}
+        counted: dict[str, Any] = {name: int(note[name]) for name in COUNTED}
         if checks_hashes:
             check_hashes(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, DataError):
@@ -205,6 +205,7 @@ def _write_dataset(
         n_train_documents=len(spool) - len(held_out),
         n_held_out_documents=len(held_out),
         n_duplicates=spool.n_duplicates,
+        n_empty=spool.n_empty,
         n_skipped_files=spool.n_skipped_files,
         held_out_share=share,
         eval_window_tokens=window_tokens,

@@ -1,6 +1,6 @@
 """Read documents out of files: text files whole, JSONL lines and Parquet rows one each.
 
-A document is UTF-8 text as bytes. Empty ones are left out.
+A document is UTF-8 text as bytes, without NUL; it may be empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NotTextError(Exception):
 
 
 def read_documents(file: SourceFile, source: DataSource) -> Iterator[bytes]:
-    """Yield the documents of a file in their order.
+    """Yield the documents of a file in their order; a null in Parquet is an empty one.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def read_documents(file: SourceFile, source: DataSource) -> Iterator[bytes]:
         "parquet": lambda: _read_parquet(file.path, source.column),
     }
     try:
-        yield from filter(None, readers[file.kind]())
+        yield from readers[file.kind]()
     except OSError as error:
         raise unreadable(file.path, error) from error
 
@@ -56,25 +56,23 @@ def _read_jsonl(path: Path, field: str) -> Iterator[bytes]:
         for number, line in enumerate(file, start=1):
             if line.isspace():
                 continue
+            place = f"line {number} of {path}"
             try:
                 row = json.loads(line.decode("utf-8" if number > 1 else "utf-8-sig"))
-            except ValueError as error:
-                raise _bad_line(path, number, f"is not JSON ({error})") from error
+            except (ValueError, RecursionError) as error:
+                raise _bad_row(place, f"is not JSON ({error})") from error
             if not isinstance(row, dict):
-                raise _bad_line(path, number, f"is a {type(row).__name__}, not an object")
+                raise _bad_row(place, f"is a {type(row).__name__}, not an object")
             if field not in row:
                 raise DataError(
-                    f"no field {field!r} in line {number} of {path}, which has {sorted(row)}",
+                    f"no field {field!r} in {place}, which has {sorted(row)}",
                     "the name of the field that holds the text, in every line",
                     "Name it with --field.",
                 )
             text = row[field]
             if not isinstance(text, str):
-                raise _bad_line(path, number, f"has a {type(text).__name__} as {field!r}")
-            try:
-                yield text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise _bad_line(path, number, "has half of a surrogate pair") from error
+                raise _bad_row(place, f"has a {type(text).__name__} as {field!r}")
+            yield _encoded(text, place)
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
@@ -98,10 +96,11 @@ def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
                     "a column of strings",
                     "Name another with --column.",
                 )
+            number = 0
             for rows in table.iter_batches(PARQUET_ROWS, columns=[column]):
-                yield from (
-                    text.encode("utf-8") for text in rows.column(0).to_pylist() if text is not None
-                )
+                for text in rows.column(0).to_pylist():
+                    number += 1
+                    yield _encoded(text or "", f"row {number} of {path}")
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{path}, which is not Parquet ({str(error).splitlines()[0]})",
@@ -110,9 +109,20 @@ def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
         ) from error
 
 
-def _bad_line(path: Path, number: int, problem: str) -> DataError:
+def _encoded(text: str, place: str) -> bytes:
+    """Return the bytes of a row's text; DataError where no document can hold it."""
+    try:
+        document = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _bad_row(place, "has half of a surrogate pair") from error
+    if b"\0" in document:
+        raise _bad_row(place, "holds the character U+0000, which ends documents")
+    return document
+
+
+def _bad_row(place: str, problem: str) -> DataError:
     return DataError(
-        f"line {number} of {path}, which {problem}",
-        "one JSON object a line, its text a string",
-        "Mend or remove the line.",
+        f"{place}, which {problem}",
+        "one text a row; in JSONL one object a line, its text a string",
+        "Mend or remove that row.",
     )

@@ -60,8 +60,10 @@ class Manifest:
     n_documents, n_train_documents, n_held_out_documents : int
         Distinct documents, and on either side of the split.
     n_duplicates : int
-        Further documents with the text of another; not used. On disk this, the next and ``source``
-        are of the files that the folder was first made of.
+        Further documents with the text of another; not used. On disk this, the next two and
+        ``source`` are of the files that the folder was first made of.
+    n_empty : int
+        Documents without text (null in a row), not used.
     n_skipped_files : int
         Files of folders that were skipped because they are not UTF-8 text.
     held_out_share : float
@@ -96,11 +98,17 @@ class Manifest:
     source: str
     train: tuple[Shard, ...]
     evaluation: tuple[Shard, ...]
+    n_empty: int = 0
     format: int = FORMAT
 
     def to_json(self) -> str:
         """Return the content of ``manifest.json``."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+NAMES = {field.name for field in fields(Manifest)}
+OPTIONAL = {"n_empty"}
+"""What a manifest may lack: folders made before it was counted."""
 
 
 class ShardWriter:
@@ -237,7 +245,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     try:
         content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        if content.get("format") != FORMAT or set(content) != {f.name for f in fields(Manifest)}:
+        if content.get("format") != FORMAT or set(content) | OPTIONAL != NAMES:
             raise damaged(folder, f"a manifest of format {content.get('format')!r}")
         shards = {key: tuple(Shard(**s) for s in content[key]) for key in ("train", "evaluation")}
         manifest = Manifest(**{**content, **shards})

@@ -35,6 +35,7 @@ class Spool:
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     n_duplicates: int
+    n_empty: int
     n_skipped_files: int
 
     def __len__(self) -> int:
@@ -60,11 +61,14 @@ def spool_documents(
     digests = bytearray()
     lengths: list[int] = []
     skipped: list[Path] = []
-    done = 0
+    n_empty = done = 0
     with path.open("wb", buffering=1 << 20) as spool:
         for file in files:
             try:
                 for document in read_documents(file, source):
+                    if not document:
+                        n_empty += 1
+                        continue
                     digests += digest(document)
                     lengths.append(len(document))
                     spool.write(document)
@@ -78,7 +82,7 @@ def spool_documents(
         if skipped:
             raise _not_text(f"only {len(skipped)} files that are not text, such as {skipped[0]}")
         raise DataError(
-            f"no text in {source.describe()} ({len(files)} empty files)",
+            f"no text in {source.describe()} ({n_empty} empty documents in {len(files)} files)",
             "files with text in them",
             "Name text with --data.",
         )
@@ -96,6 +100,7 @@ def spool_documents(
         starts=starts[kept],
         lengths=sizes[kept],
         n_duplicates=len(order) - len(kept),
+        n_empty=n_empty,
         n_skipped_files=len(skipped),
     )
 

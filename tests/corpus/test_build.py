@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -167,8 +169,10 @@ def test_files_that_are_not_text_are_skipped_and_counted(text: Path, tmp_path: P
     before = prepare(source_of(text), tmp_path / "results")
     (text / "image.png").write_bytes(b"\x89PNG\0\0")
     (text / "latin.txt").write_bytes(b"caf\xe9")
+    (text / "empty.txt").touch()
+    pq.write_table(pa.table({"text": pa.array([None, ""], pa.string())}), text / "rows.parquet")
     after = prepare(source_of(text), tmp_path / "other")
-    assert after.manifest.n_skipped_files == 2
+    assert (after.manifest.n_skipped_files, after.manifest.n_empty) == (2, 3)
     assert after.fingerprint == before.fingerprint
     named = DataSource(paths=(str(text), str(text / "latin.txt")), eval_tokens=600)
     with pytest.raises(DataError, match=r"latin\.txt; expected UTF-8 text"):
@@ -208,7 +212,7 @@ def test_text_that_cannot_be_used_is_refused_and_nothing_is_left(
     binary.mkdir()
     (binary / "a.bin").write_bytes(b"\0\1\2")
     refused(binary, results, "only 1 files that are not text")
-    refused(write_files(tmp_path / "empty", ["", ""]), results, "no text in .*2 empty files")
+    refused(write_files(tmp_path / "empty", ["", ""]), results, "no text in .*2 empty documents")
     refused(write_files(tmp_path / "one", ["a word " * 10_000]), results, "1 distinct documents")
     refused(write_files(tmp_path / "same", ["a word " * 99] * 50), results, "1 distinct documents")
     few = write_files(tmp_path / "few", make_documents(20))

@@ -21,7 +21,7 @@ KINDS = {".jsonl": "jsonl", ".parquet": "parquet"}
 def read(path: Path, field: str = "text", column: str = "text") -> list[str]:
     file = SourceFile(path=path, kind=KINDS.get(path.suffix, "text"), is_named=True)
     documents = read_documents(file, DataSource(field=field, column=column))
-    return [document.decode() for document in documents]
+    return [document.decode() for document in documents if document]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("documents")
 
 
-texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=40), max_size=8)
+texts = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40), max_size=8
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,6 +79,8 @@ def test_what_is_not_utf8_text_is_told_apart(tmp_path: Path, content: bytes) -> 
         (b'{"text": 4}', "line 3 .* has a int as 'text'"),
         (b'{"text": null}', "line 3 .* has a NoneType as 'text'"),
         (b'{"text": "\\ud800"}', "line 3 .* surrogate"),
+        (b'{"text": "a\\u0000b"}', r"line 3 .* U\+0000"),
+        (b'{"text":' + 100_000 * b"[", "line 3 .* is not JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
@@ -93,6 +97,9 @@ def test_a_missing_column_or_one_of_numbers_is_named(tmp_path: Path) -> None:
         read(path)
     with pytest.raises(DataError, match=r"column 'n' of .* holds int64"):
         read(path, column="n")
+    pq.write_table(pa.table({"body": ["a", None, "b\0c"]}), path)
+    with pytest.raises(DataError, match=r"row 3 of .* U\+0000"):
+        read(path, column="body")
 
 
 def test_parquet_that_is_none_or_cut_off_is_said(tmp_path: Path) -> None:

@@ -121,6 +121,10 @@ def test_a_manifest_that_is_torn_or_of_another_format_is_refused(folder: Path) -
         path.write_text(torn)
         with pytest.raises(DataError, match="manifest"):
             read_manifest(folder)
+    earlier = json.loads(text)
+    del earlier["n_empty"]
+    path.write_text(json.dumps(earlier))
+    assert read_manifest(folder).n_empty == 0
     path.write_text(text.replace('"format": 1', '"format": 2'))
     with pytest.raises(DataError, match="format 2"):
         read_manifest(folder)
