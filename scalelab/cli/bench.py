@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalelab.theory.shape import ModelShape
 
 STEPS = ("direct", "eager", "compiled", "graph")
-_LABEL = re.compile(r"(\d+)L-(\d+)d-(\d+)h")
+_LABEL = re.compile(r"([0-9]{1,9})L-([0-9]{1,9})d-([0-9]{1,9})h")
 
 app = typer.Typer(help="Measure this machine. Example: scalelab bench device", no_args_is_help=True)
 

@@ -35,7 +35,7 @@ STDLIB_LEFT_OUT = (
     "encodings",
 )
 
-_TOKENIZER = re.compile(r"bytes|bpe:(?P<size>\d+)")
+_TOKENIZER = re.compile(r"bytes|bpe:(?P<size>[0-9]{1,9})")
 _KINDS = {".jsonl": "jsonl", ".parquet": "parquet"}
 
 
@@ -59,7 +59,7 @@ class DataSource:
     Raises
     ------
     UsageError
-        When the tokenizer or the size of the evaluation set cannot be meant.
+        When a path, the tokenizer or the size of the evaluation set cannot be meant.
     """
 
     paths: tuple[str, ...] = ()
@@ -69,6 +69,12 @@ class DataSource:
     eval_tokens: int = DEFAULT_EVAL_TOKENS
 
     def __post_init__(self) -> None:
+        if "" in self.paths:
+            raise UsageError(
+                "--data with an empty path",
+                "files, folders and globs of text",
+                "Give a path ('.' is the present folder); a shell variable may be unset.",
+            )
         match = _TOKENIZER.fullmatch(self.tokenizer)
         low, high = BPE_SIZES
         if match is None or (match["size"] and not low <= int(match["size"]) <= high):

@@ -107,11 +107,20 @@ def test_the_default_is_the_standard_library_without_what_a_build_or_program_wro
 
 
 @pytest.mark.parametrize(
-    "tokenizer", ["bpe", "bpe:", "bpe:abc", "bpe:299", "bpe:200001", "bpe:-4", "words", ""]
+    "tokenizer",
+    [
+        *("bpe", "bpe:", "bpe:abc", "bpe:299", "bpe:200001", "bpe:-4", "words", ""),
+        *("bpe:" + 5000 * "9", "bpe:\u0664\u0660\u0669\u0666"),
+    ],
 )
 def test_a_tokenizer_that_cannot_be_meant_is_refused(tokenizer: str) -> None:
     with pytest.raises(UsageError, match="bytes, or bpe:SIZE"):
         DataSource(tokenizer=tokenizer)
+
+
+def test_an_empty_path_is_not_the_present_folder() -> None:
+    with pytest.raises(UsageError, match="empty path"):
+        DataSource(paths=("text", ""))
 
 
 @pytest.mark.parametrize("eval_tokens", [0, -3])
