@@ -102,7 +102,7 @@ def decide(
     else:
         best = candidates[0]
         relaxed = search.relaxed(limits, search.loss(most, limits))
-        warned = [*repeated([best]), *_at_edge(best)]
+        warned = [*repeated([best]), *_at_edge(best, SIZES if shapes is None else shapes.n_params)]
         if enough is not most:
             warned.append(_saturated(best, candidates[1]))
     return Decision(
@@ -270,17 +270,17 @@ def _sizes(limits: Limits, setting: Setting) -> FloatArray:
     return np.append(SIZES[edge > SIZES], edge)
 
 
-def _at_edge(best: Candidate) -> list[FitWarning]:
+def _at_edge(best: Candidate, sizes: FloatArray) -> list[FitWarning]:
     """Return the warning that the best size is the first or last of those searched."""
-    if SIZES[0] * 1.01 < best.n_params < SIZES[-1] / 1.01:
+    if sizes[0] < best.n_params * 0.99 and best.n_params * 1.01 < sizes[-1]:
         return []
     return [
         FitWarning(
             code="edge_of_search",
             message=(
-                f"N {format_quantity(best.n_params)} is the edge of the sizes that are searched, "
-                f"{format_quantity(SIZES[0])} to {format_quantity(SIZES[-1])}: no law holds there. "
-                "Check the limits."
+                f"N {format_quantity(best.n_params)} is at the edge of the sizes that are "
+                f"searched, {format_quantity(sizes[0])} to {format_quantity(sizes[-1])}: the best "
+                "may lie beyond, and no law was fitted there. Check the limits."
             ),
         )
     ]

@@ -351,8 +351,17 @@ def test_compute_that_repeated_data_cannot_use_is_left() -> None:
     fresh = decide("besiroglu", Limits(flops=1e24, unique_tokens=1e14))
     assert fresh.binding == ("flops",)
     assert fresh.warnings == ()
-    edge = decide("besiroglu", Limits(flops=1e24, unique_tokens=1.0)).warnings
-    assert "edge_of_search" in [warning.code for warning in edge]
+
+
+@pytest.mark.parametrize(
+    ("limits", "real_shapes"),
+    [(Limits(flops=1e24, unique_tokens=1.0), None), (Limits(flops=1e30), (32_768, 4096))],
+)
+def test_a_best_size_at_the_edge_of_the_search_is_told(
+    limits: Limits, real_shapes: tuple[int, int] | None
+) -> None:
+    told = decide("besiroglu", limits, real_shapes=real_shapes).warnings
+    assert "edge_of_search" in [warning.code for warning in told]
 
 
 @pytest.mark.parametrize(
