@@ -109,7 +109,8 @@ class Results:
                 raise UsageError(
                     f"sweep {plan.name!r}, which exists with another {', '.join(differing)}",
                     "the same specification and text, to continue it, or another --name",
-                    "Add --extend to add these runs to it, or choose another --name.",
+                    "Choose another --name, or add these runs to it with --extend (which adaptive "
+                    "sweeps and tunings do not have).",
                 )
         known = {} if earlier is None else earlier.budgets
         budgets = {**known, **{row.spec.run_id: row.budget_flops for row in plan.rows}}
