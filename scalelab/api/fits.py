@@ -134,7 +134,12 @@ def fit(
     """
     from scalelab.fit.against import disagreement, disagreement_warnings, paired_weights
     from scalelab.fit.bootstrap import BootstrapSpec
-    from scalelab.fit.diagnose import design_warnings, notes_as_warnings, row_warnings
+    from scalelab.fit.diagnose import (
+        design_warnings,
+        notes_as_warnings,
+        replicate_warnings,
+        row_warnings,
+    )
     from scalelab.fit.envelope import along_curves, fit_envelope
     from scalelab.fit.isoflop import fit_isoflop
     from scalelab.fit.objective import Objective
@@ -148,7 +153,6 @@ def fit(
     check_level(level)
     requests = [parse_request(text) for text in predict]
     spec = bootstrap or BootstrapSpec()
-    spec.check_limits(level)
     table = _table(data, sweep, results, selection or Selection())
     rows, lines, held, recipe_b = _split(table)
     comparison = None
@@ -180,6 +184,7 @@ def fit(
     )
     warnings = [
         *found.warnings,
+        *replicate_warnings(spec, level),
         *far_warnings(forecasts),
         *disagreement_warnings(against),
         *row_warnings(rows, lines, found),

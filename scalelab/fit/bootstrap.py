@@ -51,7 +51,7 @@ class BootstrapSpec:
     Raises
     ------
     UsageError
-        For an unknown method, a negative ``k`` or a negative seed.
+        For an unknown method, a single replicate, or a negative ``k`` or seed.
     """
 
     k: int = DEFAULT_K
@@ -72,23 +72,18 @@ class BootstrapSpec:
             raise UsageError(
                 f"weighting {self.weighting!r}", "smooth or counts", "Choose a weighting."
             )
-        if self.k < 0:
-            raise UsageError(f"{self.k} replicates", "a number from 0 up", "Give another number.")
+        if self.k < 0 or (self.k == 1 and self.weights is None):
+            raise UsageError(
+                f"{self.k} replicates" if self.k < 0 else "a single bootstrap replicate",
+                "several, whose spread is the interval, or 0 for no intervals",
+                f"Take more; the default is {DEFAULT_K}.",
+            )
         if self.seed < 0:
             raise UsageError(f"seed {self.seed}", "a whole number from 0 up", "Give another seed.")
 
-    def check_limits(self, level: float) -> None:
-        """Raise UsageError for replicates so few that none lies beyond an interval's limits.
-
-        The default number is taken at any level.
-        """
-        fewest = min(math.ceil(round(2 / (1 - level), 6)), DEFAULT_K)
-        if self.weights is None and 0 < self.k < fewest:
-            raise UsageError(
-                f"{self.k} bootstrap replicates for intervals at level {level:g}",
-                f"at least {fewest}, so that one lies beyond each limit, or 0 for no intervals",
-                f"Take more; the default is {DEFAULT_K}.",
-            )
+    def fewest(self, level: float) -> int:
+        """Return how many replicates put one beyond each limit of an interval at this level."""
+        return min(math.ceil(round(2 / (1 - level), 6)), DEFAULT_K)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

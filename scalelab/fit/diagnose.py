@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.envelope import EnvelopeFit
 from scalelab.fit.isoflop import IsoflopFit
 from scalelab.fit.outcome import FitWarning, ParametricFit
@@ -52,6 +53,22 @@ def row_warnings(
         _outliers(fit, lines),
     ]
     return [warning for warning in found if warning is not None]
+
+
+def replicate_warnings(spec: BootstrapSpec, level: float) -> list[FitWarning]:
+    """Return what there is to say of so few replicates that no interval holds its level."""
+    fewest = spec.fewest(level)
+    if spec.weights is not None or spec.k == 0 or spec.k >= fewest:
+        return []
+    return [
+        FitWarning(
+            code="few_replicates",
+            message=(
+                f"{spec.k} bootstrap replicates leave none beyond the limits of an interval at "
+                f"level {level:g}, which covers less than that. Take {fewest} or more."
+            ),
+        )
+    ]
 
 
 def design_warnings(isoflop: IsoflopFit, envelope: EnvelopeFit) -> list[FitWarning]:

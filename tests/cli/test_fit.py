@@ -114,6 +114,13 @@ def test_a_far_forecast_carries_its_warning_in_its_first_line(run, file):
     assert json.loads(found)["warnings"][0]["code"] == "extrapolation"
 
 
+@pytest.mark.parametrize(("k", "level", "is_few"), [(19, 0.9, 1), (20, 0.9, 0), (39, 0.95, 1)])
+def test_replicates_too_few_for_their_level_are_said(run, file, k, level, is_few):
+    out, _ = run("fit", "--from", file, "--bootstrap", k, "--level", level, "--json")
+    codes = [warning["code"] for warning in json.loads(out)["warnings"]]
+    assert codes.count("few_replicates") == is_few
+
+
 def test_piped_output_is_plain_and_whole(run, file):
     long = " AND ".join(["flops > 0"] * 40)
     out, _ = run("fit", "--from", file, "--where", long, "--bootstrap", 20)
@@ -144,8 +151,6 @@ def test_no_number_is_cut_off_on_a_narrow_terminal(run, file, monkeypatch, colum
         (["--level", "1.5"], 2),
         (["--bootstrap", "-3"], 2),
         (["--bootstrap", "1"], 2),
-        (["--bootstrap", "19"], 2),
-        (["--bootstrap", "39", "--level", "0.95"], 2),
         (["--seed", "-1"], 2),
         (["--predict", "N=7B,d=2T"], 2),
         (["--where", "nosuch = 1"], 2),
