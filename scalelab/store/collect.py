@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalelab.errors import DataError
+from scalelab.errors import DataError, unwritable
 from scalelab.store import live, scan
 from scalelab.store.curves import Progress
 from scalelab.store.portions import Portion
@@ -111,6 +111,13 @@ def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
             "Launch a sweep, import a table, or name the folder with --results.",
         )
     folder = live.live_folder(results)
+    for path in (live.snapshot_path(results), folder / live.LIVE_FILE):
+        if path.is_dir():
+            raise DataError(
+                f"{path}, which is a folder",
+                "a database that the collector wrote, or nothing",
+                "Move it away: the collector builds the file anew from the run folders.",
+            )
     with live.collector_lock(folder, wait_s=wait_s):
         connection, discarded = live.open_live(folder)
         try:
@@ -123,7 +130,10 @@ def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
         finally:
             connection.close()
         if must_publish:
-            live.publish(folder, results)
+            try:
+                live.publish(folder, results)
+            except OSError as error:
+                raise unwritable(live.snapshot_path(results), "the tables", error) from error
     kind = live.network_file_system(folder)
     if kind:
         collection.problems.append(

@@ -69,13 +69,11 @@ def read_portion(runs: str, group: Group, *, max_rows: int) -> Portion:
             reading.rest += group[index:]
             break
         try:
-            run = scan.read_run(f"{runs}/{name}")
+            reading.take(scan.read_run(f"{runs}/{name}"), earlier)
         except ScalelabError as error:
             reading.refused[name] = str(error)
         except OSError as error:
             reading.unread[name] = str(error)
-        else:
-            reading.take(run, earlier)
     return reading.portion()
 
 

@@ -94,7 +94,7 @@ def run_names(runs: str) -> list[str]:
     try:
         with os.scandir(runs) as entries:
             return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -110,6 +110,37 @@ def test_a_collector_killed_before_it_published_is_made_up_for(make, monkeypatch
         assert connection.execute("SELECT count(*) FROM runs").fetchall() == [(2,)]
 
 
+@pytest.mark.parametrize("name", [live.SNAPSHOT_FILE, live.LIVE_FILE])
+def test_a_folder_in_the_place_of_a_database_is_said(make, name):
+    make.done()
+    (make.path / name).mkdir()
+    with pytest.raises(DataError, match=rf"{name}, which is a folder"):
+        collect(make.path)
+
+
+def test_a_curve_that_cannot_be_read_leaves_out_its_run_alone(make):
+    make.done(1)
+    run = make.done(2)
+    (curve,) = run.path.glob("attempts/*/metrics.jsonl")
+    curve.unlink()
+    curve.mkdir()
+    report = collect(make.path)
+    assert report.runs == 1
+    assert f"run {run.run_id} not read" in report.problems[0]
+    curve.rmdir()
+    assert collect(make.path).runs == 2
+
+
+def test_a_full_disk_at_the_end_of_a_collection_is_said(make, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make.done()
+    monkeypatch.setattr(live, "publish", fail)
+    with pytest.raises(DataError, match=r"tables cannot be written \(No space"):
+        collect(make.path)
+
+
 def test_what_a_killed_publisher_left_is_overwritten(make):
     left = make.path / f".scalelab-publish-{os.uname().nodename}.duckdb"
     left.write_bytes(b"half")
