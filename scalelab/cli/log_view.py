@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scalelab.cli.output import console
-from scalelab.errors import UsageError
+from scalelab.errors import DataError, UsageError
 from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir
+from scalelab.store.run_states import BROKEN
+from scalelab.store.status import read_run_state
 from scalelab.units import format_quantity
 
 FOLLOW_INTERVAL_S = 0.5
 TAIL_BYTES = 1 << 16
 SHOWN_NAMES = 8
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\t"}
+"""What a terminal would obey: shown by its code, whatever a worker printed."""
 
 
 def find_run(results: Path, prefix: str) -> RunDir:
@@ -54,7 +58,7 @@ def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
         Whether to go on printing what is added, until the newest attempt has ended.
     """
     out = console()
-    out.print(f"run {run.run_id}: {run.status()}", soft_wrap=True)
+    out.print(_standing(run), soft_wrap=True)
     for attempt in run.attempts():
         out.print(_describe(attempt), soft_wrap=True)
     tails = [_Tail(run.path / LOG_FILE, is_curve=False)]
@@ -77,7 +81,14 @@ def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
         if is_going_on:
             time.sleep(FOLLOW_INTERVAL_S)
     if follows:
-        out.print(f"run {run.run_id}: {run.status()}", soft_wrap=True)
+        out.print(_standing(run), soft_wrap=True)
+
+
+def _standing(run: RunDir) -> str:
+    """Return how the run stands, in the words of `scalelab status`."""
+    state = read_run_state(run.path, None, time.time())
+    reason = f" ({state.reason})" if state.state == BROKEN else ""
+    return f"run {run.run_id}: {state.state}{reason}"
 
 
 def _describe(attempt: Attempt) -> str:
@@ -94,7 +105,7 @@ def _describe(attempt: Attempt) -> str:
         reason = f" ({ended['reason']})" if ended.get("reason") else ""
         parts.append(f"ended {ended.get('status')}{reason}")
     parts += [f"warning: {w.get('message')}" for w in note.get("warnings") or ()]
-    return "; ".join(parts)
+    return "; ".join(parts).translate(CONTROLS)
 
 
 class _Tail:
@@ -115,11 +126,17 @@ class _Tail:
                 data = file.read()
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise DataError(
+                f"{self.path}, which cannot be read ({error.strerror})",
+                "a file that the run's worker wrote",
+                "Move it away, or mend its permissions.",
+            ) from error
         end = data.rfind(b"\n") + 1
         self.offset += end
         lines = data[:end].decode("utf-8", "replace").splitlines()
         for line in lines if last is None else lines[len(lines) - min(last, len(lines)) :]:
-            yield _curve_line(line) if self.is_curve else line
+            yield _curve_line(line) if self.is_curve else line.translate(CONTROLS)
 
 
 def _curve_line(line: str) -> str:
@@ -130,4 +147,4 @@ def _curve_line(line: str) -> str:
             f"step {row['step']:>8,}  loss {row['loss_nats']:.4f}  lr {row['lr']:.3g}  "
             f"grad {row['grad_norm']:.3g}  {format_quantity(row['tokens_per_s'])} tokens/s{extra}"
         )
-    return line
+    return line.translate(CONTROLS)

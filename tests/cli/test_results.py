@@ -184,6 +184,19 @@ def test_logs_show_attempts_curve_and_what_the_worker_printed(results, run):
     assert "one" not in run("logs", run_id, "-n", "1")[1].split()
 
 
+def test_logs_show_what_a_terminal_would_obey_and_call_a_run_as_status_does(results, run):
+    run_id = json.loads(run("status", "--json")[1])["runs"][0]["run_id"]
+    folder = results / "runs" / run_id
+    (folder / "log.txt").write_bytes(b"\x1b]0;title\x07\x1b[2Jgone\tkept\n")
+    out = run("logs", run_id)[1]
+    assert r"\x1b]0;title\x07\x1b[2Jgone" in out
+    assert "\x1b" not in out
+    assert f"run {run_id}: done" in out
+    (folder / "spec.json").write_text("{")
+    assert json.loads(run("status", "--json")[1])["runs"][0]["state"] == "broken"
+    assert f"run {run_id}: broken (" in run("logs", run_id)[1]
+
+
 def test_logs_follow_until_the_run_ends(results, run):
     run_id = json.loads(run("status", "--json")[1])["runs"][3]["run_id"]
     process = subprocess.Popen(
