@@ -26,7 +26,7 @@ from scalelab.cli.options import (
     WorkersOption,
     YesOption,
 )
-from scalelab.cli.slurm_options import with_slurm_options
+from scalelab.cli.slurm_options import with_launcher, with_slurm_options
 from scalelab.cli.sweep_spec import data_table, sweep_from_options, train_table
 from scalelab.cli.tune_view import search, show_table_answer
 from scalelab.errors import UsageError
@@ -170,12 +170,11 @@ def tune(
         "allow_repeats": allow_repeats,
         "data": data_table(data, tokenizer, field, column, eval_tokens),
         "train": train_table(seq_len, one_batch, None, None, schedule, precision, None),
-        "launcher": {"name": launcher, **launch},
     }
     from scalelab.tune.spec import TuneSpec, parse_ends
 
     spec = TuneSpec(
-        sweep=sweep_from_options(content),
+        sweep=with_launcher(sweep_from_options(content), launcher, launch),
         trials=trials,
         wave=wave,
         lr=parse_ends(lr, what="--lr"),

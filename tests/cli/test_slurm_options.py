@@ -138,12 +138,13 @@ def test_what_only_slurm_understands_is_refused_on_this_machine(
 @pytest.mark.parametrize(
     "words",
     [
-        ("isoflop", "--budgets", "1e10", "--sizes", "2"),
-        ("grid", "--n-params", "12K", "--n-tokens", "40K"),
-        ("ladder", "--n-params", "12K", "--n-tokens", "40K,80K"),
-        ("adaptive", "--target", "C=1e16", "--budget", "1e12"),
+        ("sweep", "isoflop", "--budgets", "1e10", "--sizes", "2"),
+        ("sweep", "grid", "--n-params", "12K", "--n-tokens", "40K"),
+        ("sweep", "ladder", "--n-params", "12K", "--n-tokens", "40K,80K"),
+        ("sweep", "adaptive", "--target", "C=1e16", "--budget", "1e12"),
+        ("tune", "--n-params", "12K", "--n-tokens", "40K"),
     ],
-    ids=lambda words: words[0],
+    ids=lambda words: " ".join(words[:2]),
 )
 def test_options_of_slurm_are_refused_where_they_are_given_and_not_where_they_are_settings(
     tmp_path: Path,
@@ -154,7 +155,7 @@ def test_options_of_slurm_are_refused_where_they_are_given_and_not_where_they_ar
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("some text for a dry run. " * 40_000)
     (tmp_path / "scalelab.toml").write_text('partition = "gpu"\nsnapshot = true\n')
-    command = ["sweep", *words, "--dry-run", "--data", "text.txt"]
+    command = [*words, "--dry-run", "--data", "text.txt"]
     assert main(command) == 0
     capsys.readouterr()
     assert main([*command, "--gpus-per-run", "2"]) == 2
