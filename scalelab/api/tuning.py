@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scalelab.errors import EXIT_OK, NotIdentifiedError, UsageError
 
 if TYPE_CHECKING:
+    from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.outcome import FitWarning
     from scalelab.launch.base import LaunchReport, Watcher
     from scalelab.launch.proposal import Proposal
@@ -143,6 +144,7 @@ def tune(
     from scalelab.tune.search import Search, best_of_others, runs_of
 
     asked = _asked(predict)
+    level, bootstrap = intervals(level, n_replicates, spec.seed)
     folder = Results(Path(results))
     search = Search(spec, proposal, folder, watch).run()
     if search.is_interrupted:
@@ -151,7 +153,7 @@ def tune(
     tuning = Tuning(
         name=spec.name,
         search=search,
-        answer=answer(runs, asked, level=level, n_replicates=n_replicates, seed=spec.seed),
+        answer=answer(runs, asked, level=level, bootstrap=bootstrap),
         others=best_of_others(runs, specs),
     )
     save_law(folder, spec.name, tuning.to_dict())
@@ -194,40 +196,48 @@ def tune_law(
     from scalelab.tune.read import read_tuned_runs
 
     asked = _asked(predict)
+    level, bootstrap = intervals(level, n_replicates, seed)
     table = read_tuned_runs(source, mapping=mapping, where=where, seq_len=seq_len)
-    return answer(
-        table.runs,
-        asked,
-        level=level,
-        n_replicates=n_replicates,
-        seed=seed,
-        warnings=table.warnings,
-    )
+    return answer(table.runs, asked, level=level, bootstrap=bootstrap, warnings=table.warnings)
+
+
+def intervals(
+    level: float | None, n_replicates: int | None, seed: int
+) -> tuple[float, BootstrapSpec]:
+    """Return level and bootstrap of what was asked for, or the defaults.
+
+    Raises
+    ------
+    UsageError
+        For a level outside of (0, 1), a single replicate, or a negative number of them or seed.
+    """
+    from scalelab.fit.bootstrap import BootstrapSpec
+    from scalelab.fit.outcome import check_level
+    from scalelab.tune.law import DEFAULT_LEVEL, DEFAULT_REPLICATES
+
+    level = DEFAULT_LEVEL if level is None else level
+    check_level(level)
+    k = DEFAULT_REPLICATES if n_replicates is None else n_replicates
+    return level, BootstrapSpec(k=k, seed=seed)
 
 
 def answer(
     runs: TunedRuns,
     asked: tuple[float, float] | None,
     *,
-    level: float | None = None,
-    n_replicates: int | None = None,
-    seed: int = 0,
+    level: float,
+    bootstrap: BootstrapSpec,
     warnings: tuple[FitWarning, ...] = (),
 ) -> TuningAnswer:
     """Return the laws of these runs and their value at ``asked`` (N, D)."""
+    from scalelab.fit.diagnose import replicate_warnings
     from scalelab.fit.outcome import FitWarning
-    from scalelab.tune.law import DEFAULT_LEVEL, DEFAULT_REPLICATES, fit_law
+    from scalelab.tune.law import fit_law
 
-    level = DEFAULT_LEVEL if level is None else level
-    n_replicates = DEFAULT_REPLICATES if n_replicates is None else n_replicates
-    if not 0 < level < 1:
-        raise UsageError(f"level {level}", "a number between 0 and 1", "Write --level 0.9.")
-    if n_replicates < 0:
-        raise UsageError(f"{n_replicates} replicates", "0 or more", "Mend --bootstrap.")
     law = lr = batch = None
-    found = list(warnings)
+    found = [*warnings, *replicate_warnings(bootstrap, level)]
     try:
-        law = fit_law(runs, level=level, n_replicates=n_replicates, seed=seed)
+        law = fit_law(runs, level=level, n_replicates=bootstrap.k, seed=bootstrap.seed)
         found += law.warnings
         if asked is not None:
             lr, batch = law.best(*asked)

@@ -47,6 +47,7 @@ def search(
     from scalelab.records.names import check_name
 
     check_name(spec.name, what="tuning")
+    tuning.intervals(asked["level"], asked["n_replicates"], spec.seed)
     with preparing() as progress:
         proposal = sweeps.propose(
             spec.sweep,

@@ -57,6 +57,12 @@ def test_the_page_shows_published_rules_beside_the_law(capsys, pool):
         assert name in out.out
 
 
+def test_few_replicates_are_said(capsys, pool):
+    code, said = answer(capsys, "--from", pool, "--seq-len", 2048, "--bootstrap", 5)
+    assert code == 0
+    assert "few_replicates" in [warning["code"] for warning in said["warnings"]]
+
+
 def test_one_cell_is_not_identified(capsys, pool):
     where = "n_params_non_embedding = 214663680 AND n_tokens = 4e9"
     words = ("--from", pool, "--where", where, "--seq-len", 2048, "--predict", "N=1e9,D=1e11")
@@ -82,6 +88,10 @@ def test_one_cell_is_not_identified(capsys, pool):
         ((*CELLS, "--beta2", "0.9..1.5"), 2, "beta2"),
         ((*CELLS, "--trials", 0), 2, "trials"),
         ((*CELLS, "--n-params", "1"), 2, "parameters"),
+        ((*CELLS, "--seed", -1), 2, "seed -1"),
+        ((*CELLS, "--bootstrap", 1), 2, "single"),
+        ((*CELLS, "--level", 1.5), 2, "level"),
+        (("--from", "POOL", "--seq-len", 2048, "--seed", -1), 2, "seed -1"),
     ],
 )
 def test_what_cannot_be_meant_is_said(capsys, pool, words, code, part):
