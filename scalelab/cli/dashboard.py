@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from scalelab.cli.options import ResultsOption
+from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
 
 DEFAULT_PORT = 8501
@@ -41,9 +42,9 @@ def dashboard(
 
     Example: scalelab dashboard --from runs.csv
     """
-    from scalelab.store.tables import parse_map
+    from scalelab.store.tables import ReadOptions, parse_map
 
-    parse_map(mapping or [])
+    ReadOptions(mapping=parse_map(mapping or []))  # refused here, not on the page
     if from_file is not None and not from_file.is_file():
         raise DataError(
             f"{from_file}, which is no file", "a CSV or Parquet file", "Check the path."
@@ -53,6 +54,13 @@ def dashboard(
     if from_file is not None:
         environment["SCALELAB_DASHBOARD_FILE"] = str(from_file)
         environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])
+    if not results.is_dir() and from_file is None:
+        console(stderr=True).print(
+            f"warning: {results} is not there yet: the page stays empty until a sweep is launched "
+            "or a table imported there",
+            style="yellow",
+            soft_wrap=True,
+        )
     words = server_words(app, free_port(port), is_headless=not open_browser)
     # Our process becomes the server, so that Ctrl-C and a supervisor's signals reach it.
     os.execve(sys.executable, words, environment)

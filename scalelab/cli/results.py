@@ -120,7 +120,9 @@ def import_(
     warnings = [*report.notes.values(), *collected.problems]
     if report.n_rejects:
         warnings.insert(
-            0, f"{report.n_rejects:,} rows set aside: {report.folder / REJECTS_FILE} says why"
+            0,
+            f"{report.n_rejects:,} {'row' if report.n_rejects == 1 else 'rows'} set aside: "
+            f"{report.folder / REJECTS_FILE} says why",
         )
     for warning in warnings:
         console(stderr=True).print(f"warning: {warning}", style="yellow", soft_wrap=True)

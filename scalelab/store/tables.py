@@ -158,6 +158,12 @@ class ReadOptions:
     flop_convention: str = "unstated"
 
     def __post_init__(self) -> None:
+        if self.where is not None and not self.where.strip():
+            raise UsageError(
+                "an empty condition (--where)",
+                'a condition on the table\'s columns, such as "n_params > 1e6"',
+                "Leave it out to take every row; a shell variable may be unset.",
+            )
         for name in self.mapping:
             if name not in MAPPED:
                 near = difflib.get_close_matches(name, MAPPED, n=1)

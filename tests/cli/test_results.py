@@ -231,7 +231,7 @@ def test_import_sets_bad_rows_aside_and_the_rest_can_be_exported(results, run, t
     code, out, err = run(*words)
     assert code == 0
     assert "2 rows imported as theirs" in out
-    assert "1 rows set aside" in err
+    assert "1 row set aside" in err
     assert "rejects.csv" in err
     assert json.loads(run(*words, "--json")[1])["is_new"] is False
     code, out, _ = run("export", "--table", "imports")

@@ -216,6 +216,7 @@ def test_a_mapping_to_a_name_that_is_not_ours_is_refused_with_the_nearest(tmp_pa
     "where",
     [
         "nosuch = 1",
+        " ",
         "loss <",
         "loss = 'abc'",
         "true); DELETE FROM source; SELECT * FROM rows WHERE (true",
