@@ -338,7 +338,8 @@ def _text_header(path: Path) -> list[str]:
         )
     try:
         with _opener(path)(path, "rb") as stream:
-            text = bytes(stream.readline(_HEADER_BYTES)).decode("utf-8-sig")
+            line = bytes(stream.readline(_HEADER_BYTES)).partition(b"\r")[0]
+        text = line.decode("utf-8-sig")
         if "\0" not in text:
             return next(csv.reader([text], delimiter=_delimiter(text)), [])
     except (EOFError, OSError, UnicodeDecodeError, csv.Error):

@@ -134,6 +134,15 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path, name, make):
         read_table(tmp_path / name)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_may_end_as_on_any_system(tmp_path, end, mark):
+    path = tmp_path / "runs.csv"
+    rows = [f"{mark}{HEADER}", *(f"{i}e6,2e7,{i},1e14" for i in (1, 2, 3))]
+    path.write_bytes((end.join(rows) + end).encode())
+    np.testing.assert_array_equal(read_table(path).observations.loss_nats, [1, 2, 3])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
