@@ -23,6 +23,7 @@ _NUMBER = re.compile(
     r"(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(?P<suffix>[kKmMbBtT])?",
     re.ASCII,
 )
+_COUNT = re.compile(r"[0-9]{1,9}")
 _QUANTITY_HELP = "a number above zero such as 1e18, 7B, 1.2T or 7_000"
 _RANGE_HELP = "LOW..HIGH, LOW..HIGH:COUNT or a list such as 1e18,3e18"
 
@@ -89,7 +90,7 @@ def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
     decades = math.log10(high / low)
     if not colon:
         count = max(2, round(decades * POINTS_PER_DECADE) + 1)
-    elif count_text.strip().isdigit() and int(count_text) >= 2:
+    elif _COUNT.fullmatch(count_text.strip()) and int(count_text) >= 2:
         count = int(count_text)
     else:
         raise UsageError(

@@ -79,6 +79,8 @@ def test_a_list_is_sorted_and_a_single_value_is_one_point():
         ("1e18..1e18", "runs downwards"),
         ("1e18..1e20:1", "points"),
         ("1e18..1e20:x", "points"),
+        ("1e18..1e20:\u00b2", "points"),
+        ("1e18..1e20:" + 5000 * "9", "points"),
         ("1e18..1.000001e18:40", "coincide"),
         ("1e18,1e18", "twice"),
         ("abc", "abc"),
