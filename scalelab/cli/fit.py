@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scalelab.cli.options import DEFAULT_RESULTS, results_option
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import UsageError
 
@@ -29,9 +30,7 @@ def fit(
         str | None,
         typer.Option(help="Sweep to fit; default: the latest with results.", rich_help_panel=RUNS),
     ] = None,
-    results: Annotated[Path, typer.Option(help="Results folder.", rich_help_panel=RUNS)] = Path(
-        "results"
-    ),
+    results: Annotated[Path, results_option(RUNS)] = DEFAULT_RESULTS,
     mapping: Annotated[
         list[str] | None,
         typer.Option(

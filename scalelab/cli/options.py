@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,15 +25,18 @@ def _checked_results(results: Path) -> Path:
     return results
 
 
-ResultsOption = Annotated[
-    Path,
-    typer.Option(
+def results_option(panel: str | None = None) -> Any:
+    """Return the option that names the results folder, in a panel of the help."""
+    return typer.Option(
         "--results",
         envvar="SCALELAB_RESULTS",
         help="Results folder.",
         callback=_checked_results,
-    ),
-]
+        rich_help_panel=panel,
+    )
+
+
+ResultsOption = Annotated[Path, results_option()]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")
 ]

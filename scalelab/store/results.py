@@ -25,6 +25,7 @@ SELECT s.sweep FROM store.sweeps AS s JOIN store.runs AS r USING (run_id)
 WHERE r.status = 'done' AND s.kind NOT IN {OFF_RULE_KINDS}
 GROUP BY s.sweep ORDER BY max(s.created_s) DESC, s.sweep LIMIT 1
 """
+_NAMES = 'SELECT sweep FROM store.sweeps UNION SELECT "import" FROM store.imports ORDER BY 1'
 _LATEST_IMPORT = 'SELECT "import" FROM store.imports ORDER BY imported_s DESC, 1 LIMIT 1'
 # Branches of one trunk share everything but their tokens: one label for the cluster bootstrap.
 _RUNS = """
@@ -95,10 +96,10 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
             source = snapshot.load(_IMPORT, name, f"import {name}")
             rows = _imported(source, options) if snapshot.rows(source) else None
         if rows is None:
-            known = snapshot.column("SELECT DISTINCT sweep FROM store.sweeps ORDER BY sweep")
+            known = snapshot.column(_NAMES)
             raise (DataError if planned else UsageError)(
                 f"sweep {name!r}" + (f", none of whose {planned} runs is done" if planned else ""),
-                f"a sweep with finished runs; there are: {', '.join(known) or 'none'}",
+                f"a sweep or import with finished runs; there are: {', '.join(known) or 'none'}",
                 "See `scalelab status`, or resume the sweep.",
             )
         curves = _curves(snapshot, name) if planned else None

@@ -237,6 +237,9 @@ def test_import_sets_bad_rows_aside_and_the_rest_can_be_exported(results, run, t
     code, out, _ = run("export", "--table", "imports")
     assert code == 0
     assert len(out.splitlines()) == 3
+    code, _, err = run("fit", "--sweep", "nosuch")
+    assert code == 2
+    assert "there are: theirs" in err
     assert run("import", str(table), "--name", "a/b")[0] == 2
     assert run("import", str(tmp_path / "none.csv"))[0] == 3
 
@@ -255,7 +258,7 @@ def test_export_writes_files_and_standard_output(results, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("doctor",), ("collect",), ("import", "x.csv"), ("data", "prepare")]
+    "words", [("doctor",), ("collect",), ("import", "x.csv"), ("data", "prepare"), ("fit",)]
 )
 @pytest.mark.parametrize("below", ["", "deeper/still"])
 def test_a_results_folder_that_is_a_file_is_a_usage_error(run, tmp_path, words, below):
