@@ -56,7 +56,7 @@ def valleys(
     drawn = _some(isoflop.valleys, MAX_VALLEYS)
     colours = look.shades(len(drawn))
     named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
-    share = max(60, MAX_POINTS // len(drawn))
+    share = max(30, MAX_POINTS // len(drawn))
     losses = np.concatenate([rows.loss_nats[valley.rows] for valley in drawn])
     low, high = float(losses.min()), float(np.quantile(losses, 0.97))
     top = high + 0.08 * (high - low)

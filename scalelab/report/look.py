@@ -25,7 +25,7 @@ PARAMS, TOKENS, FLOPS, LOSS = (
     "training compute C, FLOP",
     "loss, nats per token",
 )
-MAX_POINTS = 2000
+MAX_POINTS = 1000
 """Most points of one cloud that are drawn; a figure with more says so (`note_corner`). A browser
 takes 0.1 ms or more for each, and more than these hide each other."""
 _VIRIDIS = (
