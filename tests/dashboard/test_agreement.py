@@ -97,11 +97,12 @@ def test_extrapolate_says_what_predict_prints(
     [
         {"max_flops": "1e22", "max_usd": "9K", "serve": "1T", "count_n": "kaplan"},
         {"max_kg_co2": "2K", "grid_co2": "50", "price": "$2.50", "device": "b200"},
+        {"max_flops": "1e22", "grid_co2": "0", "price": "0"},
         {"law": "besiroglu", "max_flops": "5.76e23", "named": "7B:2T, 70B:1.4T"},
         {"law": "besiroglu", "max_flops": "1e24", "max_unique_tokens": "1B"},
         {},
     ],
-    ids=["money", "carbon", "constants", "repeated", "no limit"],
+    ids=["money", "carbon", "for nothing", "constants", "repeated", "no limit"],
 )
 def test_decide_says_what_decide_prints(
     page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]

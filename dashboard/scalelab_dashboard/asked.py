@@ -1,0 +1,117 @@
+"""What is asked of a decision: as typed on the page, as options, and as the question itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scalelab.api import decisions as api_decide
+from scalelab.forecast.decision import Limits
+from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
+from scalelab.units import parse_quantity
+
+if TYPE_CHECKING:
+    from scalelab.fit.result import FitReport
+    from scalelab.forecast.decision import Decision
+
+CHINCHILLA_FLOPS = "5.76e23"
+"""The budget of Chinchilla and Gopher, arXiv:2203.15556."""
+# Our name of the limit, its label, its option, its unit's factor, an example.
+LIMITS = (
+    ("flops", "Training compute, FLOP", "--flops", 1.0, CHINCHILLA_FLOPS),
+    ("gpu_hours", "GPU-hours of training", "--gpu-hours", 1.0, "400K"),
+    ("days", "Days of training", "--max-days", 1.0, "30"),
+    ("usd", "Money, US dollars", "--max-usd", 1.0, "2M"),
+    ("kwh", "Energy, kWh", "--max-kwh", 1.0, "500K"),
+    ("kg_co2", "CO2, kg", "--max-co2-kg", 1.0, "100K"),
+    ("unique_tokens", "Unique tokens", "--unique-tokens", 1.0, "1T"),
+    ("serving_bytes", "Serving memory, GB", "--serving-gb", 1e9, "80"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What was typed, as the command line takes it.
+
+    Attributes
+    ----------
+    limits : tuple of (str, str)
+        Our name and what was given; only those that were.
+    gpu : str
+    count, share : float
+        Devices, and the share of their peak.
+    served, price, grid : str
+        Tokens served, US dollars a device-hour, g CO2 a kWh; empty takes the default.
+    named : tuple of str
+        Candidates, such as ``7B:2T``.
+    """
+
+    limits: tuple[tuple[str, str], ...]
+    gpu: str
+    count: float
+    share: float
+    served: str
+    price: str
+    grid: str
+    named: tuple[str, ...]
+
+    def options(self) -> list[str]:
+        """Return the options of the command that has the same answer."""
+        given = dict(self.limits)
+        pairs = [(option, given[name]) for name, _, option, *_ in LIMITS if name in given]
+        pairs += [("--candidate", text) for text in self.named]
+        if self.served:
+            pairs.append(("--inference-tokens", self.served))
+        pairs += [("--gpu", self.gpu), ("--gpus", f"{self.count:g}")]
+        if self.share != STATED_UTILISATION:
+            pairs.append(("--utilisation", f"{self.share:g}"))
+        if self.price:
+            pairs.append(("--usd-per-hour", f"{self.usd_per_hour:g}"))
+        if self.grid:
+            pairs.append(("--grid", f"{self.grams_per_kwh:g}"))
+        return [word for pair in pairs for word in pair]
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Price of a device-hour: what was typed, else that of the table."""
+        if not self.price:
+            return HARDWARE[self.gpu].usd_per_hour
+        return _rate(self.price.lstrip("$"), "price of a device-hour")
+
+    @property
+    def grams_per_kwh(self) -> float:
+        """Carbon intensity: what was typed, else the world's mean."""
+        if not self.grid:
+            return WORLD_GRAMS_PER_KWH
+        return _rate(self.grid, "g CO2 a kWh")
+
+    def decide(self, source: FitReport | str) -> Decision:
+        """Return the answer of ``scalelab decide``.
+
+        Raises
+        ------
+        ScalelabError
+            For texts that are no quantities, and limits that no model keeps.
+        """
+        scale = {name: factor for name, _, _, factor, _ in LIMITS}
+        limits = {
+            name: parse_quantity(text.lstrip("$"), what=name.replace("_", " ")) * scale[name]
+            for name, text in self.limits
+        }
+        demand = api_decide.Demand(
+            gpu=self.gpu,
+            n_devices=self.count,
+            utilisation=self.share,
+            usd_per_hour=self.usd_per_hour,
+            grams_per_kwh=self.grams_per_kwh,
+            inference_tokens=parse_quantity(self.served, what="served tokens")
+            if self.served
+            else 0.0,
+        )
+        return api_decide.decide(source, Limits(**limits), demand, candidates=self.named)
+
+
+def _rate(text: str, what: str) -> float:
+    """Return a price or an intensity, which may be nothing."""
+    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else parse_quantity(text, what=what)
