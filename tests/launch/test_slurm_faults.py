@@ -21,7 +21,7 @@ from scalelab.launch.base import LaunchRequest
 from scalelab.launch.batch_script import make_executor
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import _saying_what_the_disk_did, resume, save_launcher
-from scalelab.launch.intents import Pack, read_intents, read_pack, settle, write_intent
+from scalelab.launch.intents import Pack, read_intents, read_pack, write_intent
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.replace_diverged import replace_diverged
 from scalelab.launch.slurm import SlurmOptions, check_path, launch_slurm
@@ -318,11 +318,6 @@ def test_a_callable_that_is_a_link_or_missing_is_not_run(tmp_path: Path) -> None
         )
         assert answer.returncode == 77
         assert "reached" not in answer.stdout
-
-
-def test_the_verdict_is_decided_once(tmp_path: Path) -> None:
-    assert settle(tmp_path, "started 7") == "started 7"
-    assert settle(tmp_path, "abandoned") == "started 7"
 
 
 def test_an_edited_intent_is_refused(results: Results, saved: SavedPlan) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
+from scalelab.launch.intents import settle
 from scalelab.launch.packing import make_packs
 from scalelab.launch.queue import ENDED_STATES, QueuedJob, Slurm, parse_queue
 from scalelab.launch.retries import (
@@ -176,3 +177,8 @@ def test_packs_hold_every_run_once_and_fill_the_target() -> None:
     assert min(full[:-1]) > 60 - max(7.0 + 3 * 4, 0)
     (small,) = make_packs(["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2})
     assert small.execution.micro_batch_seqs == 2
+
+
+def test_the_verdict_is_decided_once(tmp_path: Path) -> None:
+    assert settle(tmp_path, "started 7") == "started 7"
+    assert settle(tmp_path, "abandoned") == "started 7"
