@@ -15,12 +15,12 @@ from scalelab.cli.options import (
     checked_device,
 )
 from scalelab.errors import EXIT_OK, UsageError
+from scalelab.sweep.run_spec import STEPS
 
 if TYPE_CHECKING:
     from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
     from scalelab.theory.shape import ModelShape
 
-STEPS = ("direct", "eager", "compiled", "graph")
 _LABEL = re.compile(r"([0-9]{1,9})L-([0-9]{1,9})d-([0-9]{1,9})h")
 
 app = typer.Typer(help="Measure this machine. Example: scalelab bench device", no_args_is_help=True)
@@ -92,8 +92,6 @@ def train(
     from scalelab.train.engine import require_device
     from scalelab.units import format_quantity
 
-    if step is not None and step not in STEPS:
-        raise UsageError(f"--step {step!r}", f"one of {', '.join(STEPS)}", "Choose one.")
     execution = replace(default_execution(device=checked_device(device)), pack_size=pack)
     execution = replace(execution, step=step or execution.step)
     require_device(execution)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
+from scalelab.corpus.tokenizer import ByteTokenizer
 from scalelab.errors import UsageError
 from scalelab.launch.speed import default_device, machine_speed, speed_for
 from scalelab.launch.trackers import require_installed
@@ -25,7 +26,6 @@ from scalelab.sweep.spec import SweepSpec
 ASK_ABOVE_S = 3600.0
 BYTES_PER_BPE_TOKEN = 4.0
 UNPREPARED = "unprepared"
-BYTE_VOCABULARY = 256
 
 KERNELS = ("reference", "triton")
 ATTENTIONS = ("explicit", "sdpa", "cudnn", "flash", "triton", "measured")
@@ -178,7 +178,7 @@ def _estimated_facts(source: DataSource, results: Results) -> DataFacts:
         fingerprint=UNPREPARED,
         eval_fingerprint=UNPREPARED,
         tokenizer=source.tokenizer,
-        vocab_size=source.bpe_size or BYTE_VOCABULARY,
+        vocab_size=source.bpe_size or ByteTokenizer.vocab_size,
         n_train_tokens=max(n_tokens - n_held_out, 1),
         n_eval_tokens=source.eval_tokens,
         is_estimated=True,

@@ -25,6 +25,7 @@ SCHEDULES = ("cosine", "wsd")
 PRECISIONS = ("fp32", "bf16")
 """No fp16: it needs a scaled loss, and bf16 does not."""
 OPTIMIZERS = ("adamw", "muon")
+STEPS = ("direct", "eager", "compiled", "graph")
 
 _T = TypeVar("_T")
 

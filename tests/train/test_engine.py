@@ -119,6 +119,7 @@ def test_the_rates_end_where_the_spec_says(spec: RunSpec) -> None:
     "change",
     [
         {"step": "graph"},
+        {"step": "nonsense"},
         {"kernels": "nonsense"},
         {"attention": "nonsense"},
         *([] if torch.cuda.is_available() else [{"device": "cuda"}]),
