@@ -214,6 +214,6 @@ def _comparison(key: FitKey) -> Any:
 
 
 def _left_out(key: FitKey) -> Any:
-    from scalelab.api import judge as api_judge
+    from scalelab.api import assess as api_assess
 
-    return _told(lambda: api_judge.leave_one_out(_report(key)))
+    return _told(lambda: api_assess.leave_one_out(_report(key)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from scalelab.api import judge as api_judge
+from scalelab.api import assess as api_assess
 from scalelab.api import page as api_page
 from scalelab_dashboard.fits import Failure, FitKey, Fits
 
@@ -67,7 +67,7 @@ def observed(key: FitKey) -> tuple[Observations, IsoflopFit] | Failure:
 
     arguments = key.arguments()
     try:
-        return api_judge.observed(arguments.pop("data"), **arguments)
+        return api_assess.observed(arguments.pop("data"), **arguments)
     except ScalelabError as error:
         return Failure(given=error.given, allowed=error.allowed, do=error.do)
 
@@ -77,13 +77,13 @@ def bands(
     key: FitKey, low: float, high: float, _report: FitReport, points: int = 60
 ) -> Bands | None:
     """Return the frontier between two computes."""
-    return api_judge.bands(_report, low, high, points)
+    return api_assess.bands(_report, low, high, points)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def against_published(key: FitKey, _report: FitReport) -> pd.DataFrame:
     """Return published models beside a fit."""
-    return api_judge.against_published(_report)
+    return api_assess.against_published(_report)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -92,7 +92,7 @@ def forecast(key: FitKey, asked: str, _report: FitReport) -> Forecast | Failure:
     from scalelab.errors import ScalelabError
 
     try:
-        return api_judge.forecast_one(_report, asked)
+        return api_assess.forecast_one(_report, asked)
     except ScalelabError as error:
         return Failure(given=error.given, allowed=error.allowed, do=error.do)
 
@@ -125,7 +125,7 @@ def held_out(key: FitKey, report: FitReport) -> Observations | None:
     if key.holdout is None:
         return None
     every = observed(replace(key, holdout=None))
-    return None if isinstance(every, Failure) else api_judge.held_out(report, every[0])
+    return None if isinstance(every, Failure) else api_assess.held_out(report, every[0])
 
 
 def stamp_of(results: str, file: str | None) -> str:

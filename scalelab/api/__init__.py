@@ -11,7 +11,7 @@ pandas in and out::
 Nothing heavy is imported before a verb is called.
 """
 
-from scalelab.api.adaptive import adapt, play_adaptive
+from scalelab.api.adaptive import adapt, replay_adaptive
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, Selection, compare, fit, load, predict, score
 from scalelab.api.sweeps import launch, plan, propose, resume
@@ -28,9 +28,9 @@ __all__ = [
     "launch",
     "load",
     "plan",
-    "play_adaptive",
     "predict",
     "propose",
+    "replay_adaptive",
     "resume",
     "score",
     "tune",

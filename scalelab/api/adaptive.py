@@ -1,4 +1,4 @@
-"""The verbs `adapt`, to choose and train runs batch by batch, and `play_adaptive`, on a table."""
+"""The verbs `adapt`, to choose and train runs batch by batch, and `replay_adaptive`, on a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scalelab.errors import DataError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab.forecast.adaptive import Columns, Played, Target
+    from scalelab.forecast.adaptive import Columns, Replay, Target
     from scalelab.launch.adaptive import NextBatch
     from scalelab.launch.base import LaunchReport, LaunchView
     from scalelab.launch.grid_design import DesignGain
@@ -31,12 +31,12 @@ DESIGNS = ("plain", "optimal")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PlayReport:
+class ReplayReport:
     """What the choice among the runs of a table came to.
 
     Attributes
     ----------
-    played : Played
+    replayed : Replay
     pool, target : TableRead
     r2 : float
         On the target, clipped to [-1, 1]; NaN when it has one row.
@@ -46,7 +46,7 @@ class PlayReport:
         Cost of the whole pool.
     """
 
-    played: Played
+    replayed: Replay
     pool: TableRead
     target: TableRead
     r2: float
@@ -55,7 +55,7 @@ class PlayReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab sweep adaptive --pool``."""
-        last, rows = self.played.last, list(self.played.rows)
+        last, rows = self.replayed.last, list(self.replayed.rows)
         wanted = self.target.observations
         return {
             "schema": 1,
@@ -64,9 +64,9 @@ class PlayReport:
             "lines": [int(line) for line in self.pool.lines[rows]],
             "n_rows": len(rows),
             "spend": {
-                "flops": self.played.spent,
-                "budget_flops": self.played.budget,
-                "share": self.played.spent / self.total_flops,
+                "flops": self.replayed.spent,
+                "budget_flops": self.replayed.budget,
+                "share": self.replayed.spent / self.total_flops,
             },
             "r2": self.r2,
             "relative_error": {
@@ -77,7 +77,7 @@ class PlayReport:
             "forms": last.described(),
             "history": [
                 {"n_rows": n, "spend_flops": spent, "width": width}
-                for n, spent, width in self.played.history
+                for n, spent, width in self.replayed.history
             ],
             "predictions": [
                 {
@@ -93,7 +93,7 @@ class PlayReport:
         }
 
 
-def play_adaptive(
+def replay_adaptive(
     pool: str | Path | pd.DataFrame,
     target: str | Path | pd.DataFrame,
     *,
@@ -102,7 +102,7 @@ def play_adaptive(
     until_width: float | None = None,
     seed: int = 0,
     mapping: Mapping[str, str] | None = None,
-) -> PlayReport:
+) -> ReplayReport:
     """Return what choosing runs adaptively among those of a table comes to on target rows.
 
     Parameters
@@ -133,7 +133,7 @@ def play_adaptive(
     """
     import numpy as np
 
-    from scalelab.forecast.adaptive import Target, play, r_squared
+    from scalelab.forecast.adaptive import Target, r_squared, replay
 
     tables = [_read(source, mapping or {}) for source in (pool, target)]
     runs, wanted = (table.observations for table in tables)
@@ -162,7 +162,7 @@ def play_adaptive(
     if all(has_unique):
         names.append("unique_tokens")
     losses = runs.loss_nats
-    played = play(
+    replayed = replay(
         _columns(runs, names),
         lambda chosen: losses[chosen],
         runs.flops,
@@ -171,9 +171,9 @@ def play_adaptive(
         seed=seed,
         until_width=until_width,
     )
-    predicted = played.last.loss
-    return PlayReport(
-        played=played,
+    predicted = replayed.last.loss
+    return ReplayReport(
+        replayed=replayed,
         pool=tables[0],
         target=tables[1],
         r2=r_squared(predicted, wanted.loss_nats),
@@ -197,7 +197,7 @@ def _columns(rows: Any, names: list[str]) -> Columns:
     return {name: positive(rows, name) for name in names}
 
 
-class Shows(Protocol):
+class ProgressCallbacks(Protocol):
     """Who is told what `adapt` does."""
 
     def round(self, batch: NextBatch, *, is_dry_run: bool) -> None:
@@ -237,8 +237,8 @@ def default_axes(budget: float, *, tokenizer: str) -> tuple[str, str]:
     UsageError
         When it is too small for a range of sizes.
     """
-    from scalelab.sweep.ladder import size_limits
-    from scalelab.sweep.valley import expected_tokens_per_param
+    from scalelab.sweep.isoflop_sizes import expected_tokens_per_param
+    from scalelab.sweep.shapes import size_limits
     from scalelab.theory.accounting import tokens_at_6nd
     from scalelab.units import format_flops
 
@@ -265,7 +265,7 @@ def adapt(
     target: Target,
     *,
     budget: float,
-    showing: Shows,
+    showing: ProgressCallbacks,
     until_width: float | None = None,
     seed: int = 0,
     results: str | Path = Path("results"),
@@ -284,7 +284,7 @@ def adapt(
         What is to be predicted.
     budget : float
         FLOPs that this sweep may cost in all, exact convention.
-    showing : Shows
+    showing : ProgressCallbacks
         Told what happens.
     until_width : float, optional
         Stop once the 90 % interval of the target, over its loss, is this narrow.
@@ -316,7 +316,7 @@ def adapt(
             budget=budget,
             until_width=until_width,
             seed=seed,
-            before=() if found is None else found.found.belief.forms,
+            before=() if found is None else found.found.posterior.forms,
         )
         showing.round(found, is_dry_run=is_dry_run)
         status = "planned" if is_dry_run else found.stop
@@ -332,7 +332,7 @@ def adapt(
             )
 
 
-def _launched(batch: NextBatch, results: str | Path, showing: Shows) -> LaunchReport:
+def _launched(batch: NextBatch, results: str | Path, showing: ProgressCallbacks) -> LaunchReport:
     from scalelab.api import sweeps
 
     report: LaunchReport = showing.launch(

@@ -76,10 +76,10 @@ def decide(
     from scalelab.fit.result import ordered
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import parse_candidate
+    from scalelab.forecast.extrapolation import far_warning, fitted_range
     from scalelab.forecast.forecaster import forecaster
-    from scalelab.forecast.menu import real_shapes as existing
     from scalelab.forecast.published_laws import law_by_name
-    from scalelab.forecast.reach import far_warning, reach_of
+    from scalelab.forecast.size_pool import real_shapes as existing
 
     if isinstance(source, str):
         found = forecaster(law_by_name(source).law)
@@ -102,7 +102,7 @@ def decide(
     if isinstance(source, str):
         return answer
     told = answer.candidates if candidates or answer.best is None else (answer.best,)
-    reach = reach_of(source.observations)
+    reach = fitted_range(source.observations)
     far = [
         far_warning(each.label, words)
         for each in told

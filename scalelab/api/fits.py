@@ -148,7 +148,7 @@ def fit(
     from scalelab.fit.result import FitReport, ordered
     from scalelab.fit.speedup import effective_speedup
     from scalelab.forecast.allocate import derived, far_warnings, forecast, parse_request
-    from scalelab.forecast.reach import reach_of
+    from scalelab.forecast.extrapolation import fitted_range
 
     check_level(level)
     requests = [parse_request(text) for text in predict]
@@ -167,7 +167,7 @@ def fit(
         theirs = table.mapping.get("cluster", "cluster")
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
-    reach = reach_of(rows)
+    reach = fitted_range(rows)
     forecasts = forecast(found, requests, reach=reach, level=level) if is_trusted else ()
     weights = paired_weights(rows, spec, found)
     isoflop = fit_isoflop(rows, level=level, weights=weights)
@@ -222,7 +222,7 @@ def predict(report: FitReport, *requests: str, level: float | None = None) -> pd
     from scalelab.api.frames import forecasts_frame
     from scalelab.errors import NotIdentifiedError
     from scalelab.forecast.allocate import forecast, parse_request
-    from scalelab.forecast.reach import reach_of
+    from scalelab.forecast.extrapolation import fitted_range
 
     if report.fit.status == "not_identified":
         raise NotIdentifiedError(
@@ -234,7 +234,7 @@ def predict(report: FitReport, *requests: str, level: float | None = None) -> pd
         forecast(
             report.fit,
             [parse_request(text) for text in requests],
-            reach=reach_of(report.observations),
+            reach=fitted_range(report.observations),
             level=level or report.level,
         )
     )

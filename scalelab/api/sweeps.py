@@ -11,8 +11,8 @@ from scalelab.errors import DataError, UsageError
 if TYPE_CHECKING:
     from scalelab.launch.base import LaunchReport, LaunchView
     from scalelab.launch.cancel import CancelReport
-    from scalelab.launch.preview import SlurmPreview
     from scalelab.launch.proposal import Proposal
+    from scalelab.launch.slurm.preview import SlurmPreview
     from scalelab.records.sweep_dir import SavedPlan
     from scalelab.sweep.plan import Plan
     from scalelab.sweep.spec import SweepSpec
@@ -117,7 +117,7 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
         When it would pass a cap.
     """
     if proposal.sweep.launcher.name == "local":
-        from scalelab.launch.caps import refuse_local_over_cap
+        from scalelab.launch.local.caps import refuse_local_over_cap
 
         refuse_local_over_cap(
             proposal.sweep.launcher.slurm,
@@ -126,7 +126,7 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
             device=proposal.execution.device,
         )
         return None
-    from scalelab.launch.preview import preview_slurm
+    from scalelab.launch.slurm.preview import preview_slurm
     from scalelab.records.sweep_dir import Results
 
     return preview_slurm(proposal, Results(Path(results)))

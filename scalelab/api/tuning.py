@@ -257,7 +257,7 @@ def answer(
 
 def law_as_dict(law: TuningLaw) -> dict[str, Any]:
     """Return a law as ``--json`` and ``law.json`` hold it."""
-    from scalelab.tune.valley import SHAPE
+    from scalelab.tune.excess_loss import SHAPE
 
     batch = law.batch_tokens()
     shape = dict.fromkeys(SHAPE) | dict(

@@ -37,7 +37,7 @@ from scalelab.errors import UsageError
 if TYPE_CHECKING:
     from scalelab.forecast.adaptive import Target
 
-PLAY, POOL = "On runs that exist", "Runs that could be"
+REPLAY, POOL = "On runs that exist", "Runs that could be"
 
 
 @with_slurm_options
@@ -92,20 +92,22 @@ def adaptive(
     pool: Annotated[
         Path | None,
         typer.Option(
-            "--pool", help="Table of runs that exist, to choose among.", rich_help_panel=PLAY
+            "--pool", help="Table of runs that exist, to choose among.", rich_help_panel=REPLAY
         ),
     ] = None,
     target_rows: Annotated[
         Path | None,
-        typer.Option("--target-rows", help="Table of rows to predict.", rich_help_panel=PLAY),
+        typer.Option("--target-rows", help="Table of rows to predict.", rich_help_panel=REPLAY),
     ] = None,
     budget_share: Annotated[
         float | None,
-        typer.Option("--budget-share", help="Of the cost of the whole pool.", rich_help_panel=PLAY),
+        typer.Option(
+            "--budget-share", help="Of the cost of the whole pool.", rich_help_panel=REPLAY
+        ),
     ] = None,
     mapping: Annotated[
         list[str] | None,
-        typer.Option("--map", help="OURS=THEIRS,..: columns, as in fit.", rich_help_panel=PLAY),
+        typer.Option("--map", help="OURS=THEIRS,..: columns, as in fit.", rich_help_panel=REPLAY),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Of the random starts of the fits.")
@@ -130,7 +132,7 @@ def adaptive(
                 "--pool with --target-rows, or --target",
                 "Give a table of runs with one of rows to predict, or a target to run for.",
             )
-        return _play(
+        return _replay(
             (pool, target_rows), budget_share, flops, width, seed, mapping, as_json=as_json
         )
     if budget_share is not None:
@@ -208,7 +210,7 @@ def parse_width(text: str) -> float:
     return width
 
 
-def _play(
+def _replay(
     tables: tuple[Path, Path],
     share: float | None,
     flops: float | None,
@@ -218,12 +220,12 @@ def _play(
     *,
     as_json: bool,
 ) -> int:
-    from scalelab.api.adaptive import play_adaptive
-    from scalelab.cli.adaptive_view import print_play
+    from scalelab.api.adaptive import replay_adaptive
+    from scalelab.cli.adaptive_view import print_replay
     from scalelab.cli.output import emit_json
     from scalelab.store.tables import parse_map
 
-    report = play_adaptive(
+    report = replay_adaptive(
         *tables,
         budget_share=share,
         budget=flops,
@@ -234,5 +236,5 @@ def _play(
     if as_json:
         emit_json(report.to_dict())
     else:
-        print_play(report)
+        print_replay(report)
     return 0

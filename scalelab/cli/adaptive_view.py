@@ -14,7 +14,7 @@ from scalelab.units import format_flops, format_quantity
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scalelab.api.adaptive import AdaptReport, PlayReport
+    from scalelab.api.adaptive import AdaptReport, ReplayReport
     from scalelab.launch.adaptive import NextBatch
     from scalelab.launch.base import LaunchView
     from scalelab.launch.grid_design import DesignGain
@@ -215,7 +215,7 @@ def print_gain(gain: DesignGain) -> None:
     )
 
 
-def print_play(report: PlayReport) -> None:
+def print_replay(report: ReplayReport) -> None:
     """Print what a choice among existing runs came to."""
     answer, out = report.to_dict(), console()
     spend = answer["spend"]

@@ -92,7 +92,7 @@ def train(
     from scalelab.train.engine import require_device
     from scalelab.units import format_quantity
 
-    execution = replace(default_execution(device=checked_device(device)), pack_size=pack)
+    execution = replace(default_execution(device=checked_device(device)), batched_runs=pack)
     execution = replace(execution, step=step or execution.step)
     require_device(execution)
     spec = replace(
@@ -162,7 +162,7 @@ def shape_named(text: str, vocab_size: int) -> ModelShape:
     UsageError
         When it names none.
     """
-    from scalelab.sweep.ladder import nearest_shape
+    from scalelab.sweep.shapes import nearest_shape
     from scalelab.theory.shape import FF_MULTIPLE, ModelShape
     from scalelab.units import parse_quantity
 

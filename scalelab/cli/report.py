@@ -102,7 +102,7 @@ def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
 
 def as_html(found: FitReport, command: str) -> str:
     """Return the HTML file of a fit, from the figures that the page draws."""
-    from scalelab.api import judge as api_judge
+    from scalelab.api import assess as api_assess
     from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
     from scalelab.report.html import Content, render
 
@@ -114,9 +114,9 @@ def as_html(found: FitReport, command: str) -> str:
             title=f"Scaling law of {found.observations.source}",
             command=command,
             fit=found,
-            bands=api_judge.bands(found, low / 1.5, high * 1.5),
-            reach=api_judge.bands(found, low / 2, far * 3),
-            planes=api_judge.bands(found, *PUBLISHED_SPAN),
+            bands=api_assess.bands(found, low / 1.5, high * 1.5),
+            reach=api_assess.bands(found, low / 2, far * 3),
+            planes=api_assess.bands(found, *PUBLISHED_SPAN),
             models=[model for model in PUBLISHED if model.is_decoder],
             named=WELL_KNOWN,
         )

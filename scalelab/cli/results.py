@@ -188,13 +188,13 @@ def status(
     Example: scalelab status demo --watch
     """
     from scalelab.cli.status_view import render_status
-    from scalelab.launch.standing import Standing
+    from scalelab.launch.live_status import LiveStatus
     from scalelab.store.run_states import ACTIVE
     from scalelab.store.status import sweep_names
 
     if watch and as_json:
         raise UsageError("--watch with --json", "one of them", "Ask for --json again and again.")
-    standing = Standing(results, sweep)
+    standing = LiveStatus(results, sweep)
     if watch:
         from rich.live import Live
 

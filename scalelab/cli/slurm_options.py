@@ -13,7 +13,7 @@ import typer
 from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
-    from scalelab.launch.preview import SlurmPreview
+    from scalelab.launch.slurm.preview import SlurmPreview
     from scalelab.sweep.spec import SweepSpec
 
 _PANEL = "SLURM"

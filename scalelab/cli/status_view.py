@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scalelab.store.expected import LEVEL, MIN_FINISHED
-from scalelab.store.run_states import Expected, Outlook, RunState, Valley
+from scalelab.store.run_states import BudgetStatus, Expected, Outlook, RunState
 from scalelab.store.status import SweepStatus
 from scalelab.units import format_duration, format_flops, format_quantity
 
@@ -60,7 +60,7 @@ def _hours(status: SweepStatus) -> str:
     return f"{spent:.3g} {word} spent, {wasted:.2g} of them in vain"
 
 
-def _valleys(valleys: Sequence[Valley]) -> Table:
+def _valleys(valleys: Sequence[BudgetStatus]) -> Table:
     table = _table("budget", "done", "best N", "best loss")
     table.add_column("valley")
     for valley in valleys:

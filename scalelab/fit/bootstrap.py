@@ -87,7 +87,7 @@ class BootstrapSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Plan:
+class ResamplingPlan:
     """Replicates, drawn batch by batch so that a million rows need no large memory.
 
     Attributes
@@ -158,7 +158,7 @@ class Plan:
 
 def plan(
     spec: BootstrapSpec, n: int, labels: NDArray[Any] | None, source: str, order: NDArray[np.intp]
-) -> Plan:
+) -> ResamplingPlan:
     """Return the replicates of n rows.
 
     Parameters
@@ -187,7 +187,7 @@ def plan(
                 f"(k, {n}), one column a row, none negative",
                 "Build them from the same rows.",
             )
-        return Plan(method="weights", k=len(weights), n=n, given=weights[:, order])
+        return ResamplingPlan(method="weights", k=len(weights), n=n, given=weights[:, order])
     method = spec.method
     repeats = labels is not None and len(np.unique(labels)) < n
     if method == "auto":
@@ -199,14 +199,16 @@ def plan(
             "Name the column that says which rows belong to one run.",
         )
     if method == "none" or spec.k == 0:
-        return Plan(method="none", k=0, n=n, seed=spec.seed)
+        return ResamplingPlan(method="none", k=0, n=n, seed=spec.seed)
     if method != "cluster" or labels is None:
-        return Plan(method=method, k=spec.k, n=n, seed=spec.seed, weighting=spec.weighting)
+        return ResamplingPlan(
+            method=method, k=spec.k, n=n, seed=spec.seed, weighting=spec.weighting
+        )
     _, first, member = np.unique(labels, return_index=True, return_inverse=True)
     # clusters are numbered by where they first appear, so that renaming them changes nothing
     rank = np.empty(len(first), dtype=np.intp)
     rank[np.argsort(first)] = np.arange(len(first))
-    return Plan(
+    return ResamplingPlan(
         method="cluster",
         k=spec.k,
         n=n,

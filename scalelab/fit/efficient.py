@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.fit.bootstrap import Plan
+from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.noise import compute_of
 from scalelab.fit.penalty import Penalty
@@ -87,7 +87,7 @@ class Efficient:
     penalty : Penalty
         Huber's, in units of each row's standard deviation.
     shape : ndarray of shape (n,), or None
-        Gamma shapes of replicate weights, see `scalelab.fit.bootstrap.Plan`; None where leverage
+        Gamma shapes of replicate weights, see `scalelab.fit.bootstrap`; None where leverage
         is negligible.
     """
 
@@ -213,11 +213,11 @@ def replicate(
     rows: Rows,
     penalty: Penalty,
     box: Box,
-    replicates: Plan,
+    replicates: ResamplingPlan,
     columns: Mapping[str, FloatArray],
     *,
     use_numba: UseNumba = "auto",
-) -> tuple[Replicates, Plan] | None:
+) -> tuple[Replicates, ResamplingPlan] | None:
     """Return efficient replicates with their plan; None where they are not to be had or trusted.
 
     Parameters
@@ -244,12 +244,12 @@ def replicate(
         return None
     if not agrees(surface, best, rows, penalty, box, found, steps, tried, use_numba):
         return None
-    eta = spread(found, box, steps, tried)[: replicates.k]
+    eta = covariance_spread(found, box, steps, tried)[: replicates.k]
     return Replicates(eta=eta, failed=0, kept=np.ones(len(eta), dtype=bool)), shaped
 
 
 def newton_steps(
-    surface: Surface, found: Efficient, box: Box, replicates: Plan
+    surface: Surface, found: Efficient, box: Box, replicates: ResamplingPlan
 ) -> FloatArray | None:
     """Return each replicate's Newton step from the efficient optimum, shape (k, p).
 
@@ -302,7 +302,9 @@ def _is_fair(
     return bool(((ratio > BENT[0]) & (ratio < BENT[1])).all())
 
 
-def spread(found: Efficient, box: Box, steps: FloatArray, replicates: Plan) -> FloatArray:
+def covariance_spread(
+    found: Efficient, box: Box, steps: FloatArray, replicates: ResamplingPlan
+) -> FloatArray:
     """Return replicates whose deviations follow Student's t, shape (k, p)."""
     freedom = found.rows.n - int(box.free.sum())
     return stretched(found.eta, steps, freedom, box, replicates.seed)
@@ -316,7 +318,7 @@ def agrees(
     box: Box,
     found: Efficient,
     steps: FloatArray,
-    replicates: Plan,
+    replicates: ResamplingPlan,
     use_numba: UseNumba,
 ) -> bool:
     """Return whether the objective's optimum and the efficient one differ by no more than chance.

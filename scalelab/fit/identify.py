@@ -22,7 +22,7 @@ FLAT = 3.0
 """Standard error of a log-parameter, or of an exponent over its value, that says nothing."""
 
 
-def judge(
+def assess(
     law: type[Law],
     theta: FloatArray,
     columns: Mapping[str, FloatArray],

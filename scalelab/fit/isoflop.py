@@ -39,7 +39,7 @@ Axis = Literal["n", "d"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Valley:
+class IsoflopCurve:
     """One budget: its rows and its minima in N and in D."""
 
     budget: float
@@ -78,7 +78,7 @@ class IsoflopFit:
 
     Attributes
     ----------
-    valleys : tuple of Valley
+    valleys : tuple of IsoflopCurve
         Every budget with enough rows, ascending, edge minima included.
     n_law, d_law : PowerLaw or None
         N_opt(C) and D_opt(C) through the interior minima; None when there are fewer than two.
@@ -90,7 +90,7 @@ class IsoflopFit:
         Whether minima outside their grid count as well.
     """
 
-    valleys: tuple[Valley, ...]
+    valleys: tuple[IsoflopCurve, ...]
     n_law: PowerLaw | None
     d_law: PowerLaw | None
     reason: str | None
@@ -98,12 +98,12 @@ class IsoflopFit:
     keeps_edges: bool = False
 
     @property
-    def interior(self) -> tuple[Valley, ...]:
+    def interior(self) -> tuple[IsoflopCurve, ...]:
         """The valleys with both minima inside their grid."""
         return tuple(valley for valley in self.valleys if valley.is_interior)
 
     @property
-    def used(self) -> tuple[Valley, ...]:
+    def used(self) -> tuple[IsoflopCurve, ...]:
         """The valleys that the power law rests on."""
         if not self.keeps_edges:
             return self.interior
@@ -286,7 +286,7 @@ def expected_bias(
 
 def _valley(
     observations: Observations, budget: float, rows: NDArray[np.intp], level: float
-) -> Valley | None:
+) -> IsoflopCurve | None:
     # canonical order: sums round alike, whatever the order of the table
     keys = observations.loss_nats[rows], observations.n_tokens[rows], observations.n_params[rows]
     rows = rows[np.lexsort(keys)]
@@ -294,7 +294,7 @@ def _valley(
     n_tokens = bottom_of(observations.n_tokens[rows], observations.loss_nats[rows], level)
     if n_params is None or n_tokens is None:
         return None
-    return Valley(budget=float(budget), rows=rows, n_params=n_params, n_tokens=n_tokens)
+    return IsoflopCurve(budget=float(budget), rows=rows, n_params=n_params, n_tokens=n_tokens)
 
 
 def _line(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:
@@ -331,7 +331,7 @@ def _with_percentiles(law: PowerLaw, samples: FloatArray, level: float) -> Power
     return replace(law, low=float(low), high=float(high))
 
 
-def _too_few(valleys: tuple[Valley, ...]) -> str:
+def _too_few(valleys: tuple[IsoflopCurve, ...]) -> str:
     if not valleys:
         return f"no budget has {MIN_ROWS} different sizes at equal FLOPs"
     inside = sum(valley.is_interior for valley in valleys)

@@ -156,9 +156,9 @@ class ParametricFit:
         Compute of the largest run fitted.
     warnings : tuple of FitWarning
         What to know before using it.
-    drift : float
+    inflation : float
         How many times their prediction interval the errors were when larger runs were predicted
-        from smaller ones among these rows (at least 1, see `scalelab.fit.hindsight`). Prediction
+        from smaller ones among these rows (at least 1, see `scalelab.fit.inflation`). Prediction
         intervals beyond the largest run are wider by it.
     shape : ndarray of shape (n,), or None
         Gamma shapes of the replicates' weights in the caller's row order; None: exponential ones.
@@ -184,7 +184,7 @@ class ParametricFit:
     max_flops: float
     warnings: tuple[FitWarning, ...]
     kept: NDArray[np.bool_] | None = None
-    drift: float = 1.0
+    inflation: float = 1.0
     shape: FloatArray | None = None
     compute: FloatArray | None = None
 
@@ -322,7 +322,7 @@ class ParametricFit:
         compute = compute_of(columns)
         if compute is None or self.compute is None:
             return np.ones(1)
-        return np.where(compute > self.compute.max(), self.drift, 1.0)
+        return np.where(compute > self.compute.max(), self.inflation, 1.0)
 
     def _stretched(self, limits: FloatArray, value: FloatArray, factor: FloatArray) -> FloatArray:
         """Return limits so many times as far from the value as they are."""

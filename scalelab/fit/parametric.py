@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
-from scalelab.fit.bootstrap import BootstrapSpec, Plan, plan
+from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan, plan
 from scalelab.fit.efficient import replicate
-from scalelab.fit.hindsight import drift
-from scalelab.fit.identify import judge
+from scalelab.fit.identify import assess
+from scalelab.fit.inflation import extrapolation_inflation
 from scalelab.fit.likelihood import best_scale, reported_value
 from scalelab.fit.newton import Box
 from scalelab.fit.noise import compute_of
@@ -55,7 +55,7 @@ def fit_parametric(
     fixed: Mapping[str, float] | None = None,
     n_starts: int = 32,
     use_numba: UseNumba = "auto",
-    uses_hindsight: bool = True,
+    uses_inflation: bool = True,
 ) -> ParametricFit:
     """Return the law that minimises the objective, with replicates.
 
@@ -76,9 +76,9 @@ def fit_parametric(
     use_numba : {"auto", "yes", "no"}
         Whether replicates run in compiled code; ``auto`` when Numba is there and the work is
         worth its start-up. The results are the same.
-    uses_hindsight : bool
+    uses_inflation : bool
         Whether prediction intervals beyond the largest run are widened by
-        `scalelab.fit.hindsight`; not worth its refits where that is measured anyway.
+        `scalelab.fit.inflation`; not worth its refits where that is measured anyway.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def fit_parametric(
     found, scale = solve(law, data, surface, objective, box, held, seeds, n_starts)
     theta = surface.theta(found.eta[None])[0]
     r = surface.residuals(found.eta[None], data.rows)[0]
-    status, reasons = judge(
+    status, reasons = assess(
         law, theta, data.columns, r, data.rows.weight, box, is_log=data.rows.is_log
     )
     compute = compute_of(data.columns)
@@ -121,8 +121,8 @@ def fit_parametric(
     else:
         refits = refit(*problem, replicates, use_numba=use_numba)
     hindsight = 1.0
-    if uses_hindsight and len(refits.eta):
-        hindsight = drift(
+    if uses_inflation and len(refits.eta):
+        hindsight = extrapolation_inflation(
             law, data.columns, data.rows, theta, found.penalty, box,
             is_efficient=bool(narrow), use_numba=use_numba,
         )  # fmt: skip
@@ -154,13 +154,15 @@ def fit_parametric(
         max_flops=data.max_flops,
         warnings=(*reasons, *_warnings(found, refits, replicates)),
         kept=refits.kept,
-        drift=hindsight,
+        inflation=hindsight,
         shape=None if replicates.shape is None else replicates.shape[position],
         compute=None if compute is None else compute[position],
     )
 
 
-def _may_be_efficient(spec: BootstrapSpec, replicates: Plan, objective: Objective) -> bool:
+def _may_be_efficient(
+    spec: BootstrapSpec, replicates: ResamplingPlan, objective: Objective
+) -> bool:
     """Return whether replicates may minimise another objective than the one asked for.
 
     Not where the user chose how to resample, how to weigh rows, or an objective whose estimate
@@ -301,7 +303,9 @@ def _minima(
     )
 
 
-def _warnings(found: Search, refits: Replicates, replicates: Plan) -> tuple[FitWarning, ...]:
+def _warnings(
+    found: Search, refits: Replicates, replicates: ResamplingPlan
+) -> tuple[FitWarning, ...]:
     out = []
     if not found.converged:
         out.append(

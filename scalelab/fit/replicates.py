@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
-from scalelab.fit.bootstrap import Plan
+from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.newton import Box, NewtonResult, minimise, solve_positive
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.solver import descend
@@ -68,7 +68,7 @@ def refit(
     rows: Rows,
     penalty: Penalty,
     box: Box,
-    replicates: Plan,
+    replicates: ResamplingPlan,
     *,
     use_numba: UseNumba = "auto",
 ) -> Replicates:
@@ -117,10 +117,10 @@ def refit_clusters(
     rows: Rows,
     penalty: Penalty,
     box: Box,
-    replicates: Plan,
+    replicates: ResamplingPlan,
     *,
     use_numba: UseNumba = "auto",
-) -> tuple[Replicates, Plan]:
+) -> tuple[Replicates, ResamplingPlan]:
     """Return the optimum of every replicate of whole clusters, and the plan that drew them.
 
     Residuals are smaller than errors where a cluster pulls the law to itself, so that plain
@@ -198,7 +198,7 @@ def _basis(surface: Surface, best: FloatArray, rows: Rows, box: Box) -> FloatArr
     return np.asarray(np.nan_to_num(basis))
 
 
-def _wants_numba(surface: Surface, replicates: Plan, use_numba: UseNumba) -> bool:
+def _wants_numba(surface: Surface, replicates: ResamplingPlan, use_numba: UseNumba) -> bool:
     if use_numba == "no" or not isinstance(surface, ExponentialSum):
         return False
     is_there = importlib.util.find_spec("numba") is not None
@@ -215,7 +215,7 @@ def _wants_numba(surface: Surface, replicates: Plan, use_numba: UseNumba) -> boo
 
 
 def _samples(
-    surface: Surface, best: FloatArray, rows: Rows, box: Box, replicates: Plan, batch: int
+    surface: Surface, best: FloatArray, rows: Rows, box: Box, replicates: ResamplingPlan, batch: int
 ) -> Iterator[Rows]:
     """Yield batches of replicates as rows with their own weights, or their own targets."""
     if replicates.method != "residual":

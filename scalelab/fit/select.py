@@ -2,7 +2,7 @@
 
 Rolling origin: fit on the lower budgets, predict the next one, move on. The score is the mean
 relative error over all rows so predicted; coverage of the prediction interval (not yet widened by
-`scalelab.fit.hindsight`, which looks at the same errors) stands beside it, and AICc on all rows.
+`scalelab.fit.inflation`, which looks at the same errors) stands beside it, and AICc on all rows.
 Candidates whose errors differ by no more than chance (a paired bootstrap over the predicted rows)
 are called indistinguishable: the data cannot tell them apart.
 
@@ -284,7 +284,7 @@ def _score(
             objective=objective,
             bootstrap=spec,
             n_starts=STARTS,
-            uses_hindsight=False,
+            uses_inflation=False,
         )
         lost += fit.status == "not_identified"
         columns = columns_of(future)

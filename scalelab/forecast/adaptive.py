@@ -1,12 +1,12 @@
-"""The loop of an adaptive sweep: believe, plan for all that is left, run the cheap part, again.
+"""The loop of an adaptive sweep: fit, plan for all that is left, run the cheap part, repeat.
 
 Each round plans for the whole budget that is left and then runs only the cheap end of that plan,
 up to a share of the budget: what little runs show can still change which dear ones are bought.
-`ask` is one round; `play` repeats it on runs that exist already, to measure the method.
+`ask` is one round; `replay` repeats it on runs that exist already, to measure the method.
 
 References
 ----------
-The protocol of `play`, and methods to compare with: Li et al. 2026, "Spend less, fit better",
+The protocol of `replay`, and methods to compare with: Li et al. 2026, "Spend less, fit better",
 arXiv:2604.22753.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
-from scalelab.forecast.belief import Belief, FormBelief, Points, believe
 from scalelab.forecast.design import Batch, Choice, plan_batch
+from scalelab.forecast.posterior import FormPosterior, Points, Posterior, fit_posterior
 from scalelab.forecast.priors import priors_of
 from scalelab.theory.accounting import train_flops_6nd
 
@@ -35,7 +35,7 @@ LEVEL = 0.9
 EXTRA_ROUNDS = 4
 """Rounds beyond the stages that may use up what a changed plan left of the budget."""
 OFFERED = 0.8
-"""Share of a pool that one play may choose from. A choice without chance would make all repeats
+"""Share of a pool that one replay may choose from. A choice without chance would make all repeats
 one: a single odd run that every plan holds would then decide the score."""
 
 
@@ -46,7 +46,7 @@ class Target:
     columns: Columns | None = None
     flops: float | None = None
 
-    def resolve(self, forms: Sequence[FormBelief], candidates: Columns) -> Columns:
+    def resolve(self, forms: Sequence[FormPosterior], candidates: Columns) -> Columns:
         """Return the points: those given, or the optimum of ``flops`` by the likeliest form.
 
         Target tokens are fresh text unless ``unique_tokens`` says otherwise.
@@ -73,7 +73,7 @@ class Round:
 
     Attributes
     ----------
-    belief : Belief
+    posterior : Posterior
         Over the runs made, the candidates and the targets, in that order.
     target : Mapping[str, ndarray of shape (t,)]
     loss, low, high : ndarray of shape (t,)
@@ -86,7 +86,7 @@ class Round:
         The part of it to run now, cheapest first.
     """
 
-    belief: Belief
+    posterior: Posterior
     target: Columns
     loss: FloatArray
     low: FloatArray
@@ -101,10 +101,10 @@ class Round:
             {
                 "form": form.prior.law.name,
                 "weight": form.weight,
-                "misfit": form.scales.misfit,
-                "noise": form.scales.noise,
+                "misfit": form.hyperparameters.misfit,
+                "noise": form.hyperparameters.noise,
             }
-            for form in sorted(self.belief.forms, key=lambda form: -form.weight)
+            for form in sorted(self.posterior.forms, key=lambda form: -form.weight)
         ]
 
 
@@ -118,7 +118,7 @@ def ask(
     left: float,
     now: float,
     rng: np.random.Generator,
-    before: Sequence[FormBelief] = (),
+    before: Sequence[FormPosterior] = (),
 ) -> Round:
     """Return what is believed and what to run next.
 
@@ -135,14 +135,14 @@ def ask(
         FLOPs that may be spent before the next refit. One run is proposed even where it costs
         more, as long as it fits into ``left``.
     rng : numpy.random.Generator
-    before : sequence of FormBelief
+    before : sequence of FormPosterior
         Of the round before.
     """
     if target.flops is not None and len(losses):
         # the optimum moves with the law, so what the runs say of it comes first
         alone = Points(columns=made, reference_flops=target.flops)
         every = np.arange(len(losses))
-        before = believe(alone, every, losses, rng=rng, before=before).forms
+        before = fit_posterior(alone, every, losses, rng=rng, before=before).forms
     wanted = target.resolve(before, candidates)
     m, n, t = len(losses), len(flops), len(wanted["n_params"])
     points = Points(
@@ -152,12 +152,12 @@ def ask(
         },
         reference_flops=float(train_flops_6nd(wanted["n_params"], wanted["n_tokens"]).mean()),
     )
-    belief = believe(points, np.arange(m), losses, rng=rng, before=before)
+    posterior = fit_posterior(points, np.arange(m), losses, rng=rng, before=before)
     at = np.arange(m + n, m + n + t)
     is_free = np.zeros(m + n + t, dtype=bool)
     is_free[m : m + n] = True
     cost = np.concatenate([np.full(m, np.inf), flops, np.full(t, np.inf)])
-    plan = plan_batch(belief, at, cost, left, is_free=is_free)
+    plan = plan_batch(posterior, at, cost, left, is_free=is_free)
     choices = tuple(
         Choice(
             position=choice.position - m,
@@ -168,13 +168,13 @@ def ask(
         for choice in plan.choices
     )
     plan = Batch(choices=choices, before=plan.before, after=plan.after, cost_power=plan.cost_power)
-    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * np.sqrt(belief.variance()[at])
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * np.sqrt(posterior.variance()[at])
     return Round(
-        belief=belief,
+        posterior=posterior,
         target=wanted,
-        loss=np.exp(belief.mean[at]),
-        low=np.exp(belief.mean[at] - half),
-        high=np.exp(belief.mean[at] + half),
+        loss=np.exp(posterior.mean[at]),
+        low=np.exp(posterior.mean[at] - half),
+        high=np.exp(posterior.mean[at] + half),
         width=float(np.sqrt(np.mean((2 * np.sinh(half)) ** 2))),
         plan=plan,
         batch=_cheap_end(choices, now),
@@ -189,7 +189,7 @@ def _cheap_end(choices: Sequence[Choice], now: float) -> tuple[Choice, ...]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Played:
+class Replay:
     """What an adaptive choice among runs that exist came to.
 
     Attributes
@@ -211,7 +211,7 @@ class Played:
     history: tuple[tuple[int, float, float], ...]
 
 
-def play(
+def replay(
     pool: Columns,
     observe: Callable[[NDArray[np.intp]], FloatArray],
     flops: FloatArray,
@@ -221,7 +221,7 @@ def play(
     seed: int,
     until_width: float | None = None,
     offered: float = OFFERED,
-) -> Played:
+) -> Replay:
     """Return what the choice of runs among a pool comes to under a budget.
 
     Parameters
@@ -261,7 +261,7 @@ def play(
     rows: list[int] = []
     losses = np.zeros(0)
     spent = 0.0
-    forms: Sequence[FormBelief] = ()
+    forms: Sequence[FormPosterior] = ()
     history = []
     stage = 0
     while True:
@@ -280,7 +280,7 @@ def play(
             rng=rng,
             before=forms,
         )
-        forms = found.belief.forms
+        forms = found.posterior.forms
         history.append((len(rows), spent, found.width))
         is_narrow = until_width is not None and len(rows) > 0 and found.width <= until_width
         if is_narrow or not found.batch or stage > len(STAGES) + EXTRA_ROUNDS:
@@ -290,7 +290,7 @@ def play(
         rows += [int(j) for j in chosen]
         spent = math.fsum(flops[rows])
         stage += 1
-    return Played(rows=tuple(rows), spent=spent, budget=budget, last=found, history=tuple(history))
+    return Replay(rows=tuple(rows), spent=spent, budget=budget, last=found, history=tuple(history))
 
 
 def _checked(losses: FloatArray) -> FloatArray:

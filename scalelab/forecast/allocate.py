@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
 from scalelab.fit.result import Forecast
-from scalelab.forecast.reach import Reach, far_warning
+from scalelab.forecast.extrapolation import FittedRange, far_warning
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws.base import Law
 from scalelab.units import format_flops, parse_quantity
@@ -69,7 +69,7 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
 
 
 def forecast(
-    fit: ParametricFit, requests: Sequence[Request], *, reach: Reach, level: float = 0.9
+    fit: ParametricFit, requests: Sequence[Request], *, reach: FittedRange, level: float = 0.9
 ) -> tuple[Forecast, ...]:
     """Return one forecast for each request.
 
@@ -78,7 +78,7 @@ def forecast(
     fit : ParametricFit
         An identified fit; whoever calls gives no forecast for another.
     requests : sequence of Request
-    reach : Reach
+    reach : FittedRange
         What the fitted runs span.
     level : float
         Level of the intervals.
@@ -177,7 +177,7 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
     return math.exp(right) if abs(at_right) < 1e-9 else math.nan
 
 
-def _forecast(fit: ParametricFit, request: Request, reach: Reach, level: float) -> Forecast:
+def _forecast(fit: ParametricFit, request: Request, reach: FittedRange, level: float) -> Forecast:
     law, values = fit.law, dict(request.values)
     _check_names(request, law)
     known = [name for name in SIZES if name in values]

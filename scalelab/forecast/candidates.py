@@ -13,7 +13,7 @@ from scalelab.forecast.decision import (
     Setting,
 )
 from scalelab.forecast.forecaster import Forecaster
-from scalelab.forecast.menu import SERVING_SHARE, Menu
+from scalelab.forecast.size_pool import SERVING_SHARE, SizePool
 from scalelab.sweep.plan import MAX_EPOCHS
 from scalelab.units import format_quantity
 
@@ -26,7 +26,7 @@ def candidate_of(
     source: Forecaster,
     limits: Limits,
     setting: Setting,
-    model: Menu,
+    model: SizePool,
     n_tokens: float,
     target: float | None,
 ) -> Candidate:

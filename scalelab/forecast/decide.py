@@ -25,15 +25,15 @@ from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.candidates import binding, candidate_of, front, repeated
 from scalelab.forecast.decision import Candidate, Decision, Limits, Setting
-from scalelab.forecast.forecaster import Forecaster, surface
-from scalelab.forecast.menu import Menu, continuum, most_tokens
+from scalelab.forecast.forecaster import Forecaster, law_loss
+from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws import Law
 from scalelab.theory.laws.chinchilla import Chinchilla
 from scalelab.units import format_flops, format_quantity, parse_quantity
 
 FloatArray = NDArray[np.float64]
-Point = tuple[Menu, float]
+Point = tuple[SizePool, float]
 """One model and the tokens that it is trained on."""
 
 SIZES = np.geomspace(1e4, 1e16, 481)
@@ -55,7 +55,7 @@ def decide(
     *,
     named: Sequence[tuple[float, float]] = (),
     target_loss: float | None = None,
-    shapes: Menu | None = None,
+    shapes: SizePool | None = None,
 ) -> Decision:
     """Return what to train.
 
@@ -68,7 +68,7 @@ def decide(
         Candidates to compare; none searches.
     target_loss : float, optional
         Loss to reach, nats, for the probability of missing it.
-    shapes : Menu, optional
+    shapes : SizePool, optional
         Shapes that exist, to choose among; default any size with C = 6 N D.
 
     Raises
@@ -139,9 +139,9 @@ class _Search:
 
     law: Law
     setting: Setting
-    shapes: Menu | None
+    shapes: SizePool | None
 
-    def sized(self, n_params: float) -> Menu:
+    def sized(self, n_params: float) -> SizePool:
         """Return the model of a size, or the shape nearest to it."""
         if self.shapes is None:
             return continuum(np.array([n_params]))
@@ -149,8 +149,8 @@ class _Search:
 
     def best(self, limits: Limits) -> Point:
         """Return the best model and its tokens."""
-        menu = self.shapes or continuum(_sizes(limits, self.setting))
-        most = most_tokens(menu, limits, self.setting)
+        pool = self.shapes or continuum(_sizes(limits, self.setting))
+        most = most_tokens(pool, limits, self.setting)
         if np.isinf(most).any():
             raise UsageError(
                 "no limit that bounds compute, hours, days, money or energy",
@@ -166,8 +166,8 @@ class _Search:
                 "Loosen the tightest of them, or lower the demand.",
             )
         is_possible = np.isfinite(most)
-        allowed = menu.at(np.flatnonzero(is_possible))
-        losses = surface(self.law, allowed.n_params, most[is_possible], limits.unique_tokens)
+        allowed = pool.at(np.flatnonzero(is_possible))
+        losses = law_loss(self.law, allowed.n_params, most[is_possible], limits.unique_tokens)
         i = int(losses.argmin())
         if self.shapes is not None:
             return allowed.at([i]), float(most[is_possible][i])
@@ -178,23 +178,23 @@ class _Search:
         best, grid = math.log(sizes[i]), np.log(sizes[max(i - 1, 0) : i + 2])
         for _ in range(ZOOMS):
             grid = np.linspace(grid[0], grid[-1], ZOOM_POINTS)
-            menu = continuum(np.exp(grid))
-            most = most_tokens(menu, limits, self.setting)
-            losses = surface(
-                self.law, menu.n_params, np.nan_to_num(most, nan=1.0), limits.unique_tokens
+            pool = continuum(np.exp(grid))
+            most = most_tokens(pool, limits, self.setting)
+            losses = law_loss(
+                self.law, pool.n_params, np.nan_to_num(most, nan=1.0), limits.unique_tokens
             )
             losses[~np.isfinite(most)] = math.inf
             k = int(losses.argmin())
             if losses[k] < loss:
                 best, loss = grid[k], float(losses[k])
             grid = grid[max(k - 1, 0) : k + 2]
-        menu = continuum(np.array([math.exp(best)]))
-        return menu, float(most_tokens(menu, limits, self.setting)[0])
+        pool = continuum(np.array([math.exp(best)]))
+        return pool, float(most_tokens(pool, limits, self.setting)[0])
 
     def loss(self, model: Point, limits: Limits) -> float:
         """Return the loss of a model by the law."""
         tokens = np.array([model[1]])
-        return float(surface(self.law, model[0].n_params, tokens, limits.unique_tokens)[0])
+        return float(law_loss(self.law, model[0].n_params, tokens, limits.unique_tokens)[0])
 
     def enough(self, most: Point, limits: Limits) -> Point:
         """Return the model itself, or the best of less compute where the rest saves nothing.
@@ -231,10 +231,10 @@ class _Search:
         """Return models of some multiples of the best one's size, with all tokens they may have."""
         out = []
         for factor in NEIGHBOURS:
-            menu = self.sized(float(best[0].n_params[0]) * factor)
-            most = most_tokens(menu, limits, self.setting)[0]
+            pool = self.sized(float(best[0].n_params[0]) * factor)
+            most = most_tokens(pool, limits, self.setting)[0]
             if np.isfinite(most):
-                out.append((menu, float(most)))
+                out.append((pool, float(most)))
         return out
 
     def cheaper(self, best: Point, limits: Limits) -> list[Point]:

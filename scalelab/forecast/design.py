@@ -2,7 +2,7 @@ r"""Which runs to make next: the largest fall of the target's variance that a bu
 
 The criterion is Bayesian V-optimality: the mean, over the target points, of the variance of the
 log loss predicted there (c-optimality where the target is one point). Under the Gaussian of
-`scalelab.forecast.belief` a run at x takes :math:`cov(t, x)^2 / (var(x) + noise(x))` off the
+`scalelab.forecast.posterior` a run at x takes :math:`cov(t, x)^2 / (var(x) + noise(x))` off the
 variance at t whatever its loss will be, so a whole batch can be planned by rank-one updates.
 Greedy choice by gain per FLOP^w is made for several w, from the largest gain (w = 0) to the largest
 gain per FLOP (w = 1), and the plan that leaves the least variance is taken: under a budget neither
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.forecast.belief import Belief
+from scalelab.forecast.posterior import Posterior
 
 FloatArray = NDArray[np.float64]
 Positions = NDArray[np.intp]
@@ -87,18 +87,18 @@ class Batch:
 class _Columns:
     """Covariances of single points with all others, worked out once for all plans."""
 
-    belief: Belief
+    posterior: Posterior
     features: FloatArray
     known: dict[int, FloatArray] = field(default_factory=dict)
 
     def __call__(self, j: int) -> FloatArray:
         if j not in self.known:
-            self.known[j] = self.belief.covariance(j, self.features)
+            self.known[j] = self.posterior.covariance(j, self.features)
         return self.known[j]
 
 
 def plan_batch(
-    belief: Belief,
+    posterior: Posterior,
     targets: Positions,
     flops: FloatArray,
     budget: float,
@@ -109,7 +109,7 @@ def plan_batch(
 
     Parameters
     ----------
-    belief : Belief
+    posterior : Posterior
     targets : ndarray of int, shape (t,)
         Positions of the target points.
     flops : ndarray of shape (n,)
@@ -119,12 +119,12 @@ def plan_batch(
     is_free : ndarray of bool, shape (n,)
         Which points may be run.
     """
-    columns = _Columns(belief, belief.points.features)
-    variance = belief.variance()
+    columns = _Columns(posterior, posterior.points.features)
+    variance = posterior.variance()
     to_targets = np.stack([columns(int(t)) for t in targets])
     before = float(variance[targets].mean())
     plans = [
-        _greedy(belief, columns, variance, to_targets, targets, flops, budget, is_free, power)
+        _greedy(posterior, columns, variance, to_targets, targets, flops, budget, is_free, power)
         for power in COST_POWERS
     ]
     i = int(np.argmin([after for _, after in plans]))
@@ -146,23 +146,23 @@ def plan_batch(
     )
 
 
-def variance_after(belief: Belief, targets: Positions, runs: Positions) -> float:
+def variance_after(posterior: Posterior, targets: Positions, runs: Positions) -> float:
     """Return the targets' mean variance once these points have been run (one may come twice)."""
-    columns = _Columns(belief, belief.points.features)
+    columns = _Columns(posterior, posterior.points.features)
     taken: list[FloatArray] = []
-    left = float(belief.variance()[targets].mean())
+    left = float(posterior.variance()[targets].mean())
     for j in runs:
         column = columns(int(j)).copy()
         for earlier in taken:
             column -= earlier * earlier[j]
-        root = column / np.sqrt(max(float(column[j]), 0.0) + belief.noise[j])
+        root = column / np.sqrt(max(float(column[j]), 0.0) + posterior.noise[j])
         taken.append(root)
         left -= float((root[targets] ** 2).mean())
     return left
 
 
 def _greedy(
-    belief: Belief,
+    posterior: Posterior,
     columns: _Columns,
     variance: FloatArray,
     to_targets: FloatArray,
@@ -182,7 +182,7 @@ def _greedy(
         can = is_free & (flops <= budget)
         if not can.any():
             break
-        gain = (to_targets**2).mean(axis=0) / (np.maximum(variance, 0.0) + belief.noise)
+        gain = (to_targets**2).mean(axis=0) / (np.maximum(variance, 0.0) + posterior.noise)
         j = int(np.argmax(np.where(can, gain / price, -1.0)))
         is_free[j] = False
         if gain[j] < LEAST_GAIN * left:
@@ -192,7 +192,7 @@ def _greedy(
         column = columns(j).copy()
         for earlier in taken:
             column -= earlier * earlier[j]
-        root = column / np.sqrt(max(float(column[j]), 0.0) + belief.noise[j])
+        root = column / np.sqrt(max(float(column[j]), 0.0) + posterior.noise[j])
         taken.append(root)
         variance -= root**2
         to_targets -= np.outer(root[targets], root)

@@ -61,8 +61,8 @@ class Forecaster:
             Nats, and a probability; None where there are no replicates, no fit or no target.
         """
         n, d = np.array([n_params]), np.array([n_tokens])
-        value = float(surface(self.law, n, d, unique)[0])
-        draws = np.array([surface(law, n, d, unique)[0] for law in self.replicates])
+        value = float(law_loss(self.law, n, d, unique)[0])
+        draws = np.array([law_loss(law, n, d, unique)[0] for law in self.replicates])
         low = high = miss = None
         if self.replicates:
             low, high = percentile_limits(draws, self.level)
@@ -107,7 +107,7 @@ def _usable(law: Law) -> Law:
     )
 
 
-def surface(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
+def law_loss(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
     """Return the loss where so many tokens are distinct (None: all of them), shape (k,)."""
     columns = {"n_params": n, "n_tokens": d}
     if isinstance(law, DataConstrained):

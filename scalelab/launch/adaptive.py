@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.forecast.adaptive import STAGES, Round, Target, ask
-from scalelab.forecast.belief import FormBelief
+from scalelab.forecast.posterior import FormPosterior
 from scalelab.launch.proposal import Proposal
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import plan_cost
@@ -66,7 +66,7 @@ class NextBatch:
     proposal : Proposal
         The batch to launch now; its plan is empty when the sweep ends.
     n_known : int
-        Finished runs that the belief rests on.
+        Finished runs that the posterior rests on.
     n_candidates : int
         Runs that could be.
     spent, budget : float
@@ -92,7 +92,7 @@ def next_batch(
     budget: float,
     until_width: float | None = None,
     seed: int = 0,
-    before: Sequence[FormBelief] = (),
+    before: Sequence[FormPosterior] = (),
 ) -> NextBatch:
     """Return what to run next.
 
@@ -108,7 +108,7 @@ def next_batch(
         Stop once the 90 % interval of the target, over its loss, is this narrow.
     seed : int
         Of the random starts of the fits.
-    before : sequence of FormBelief
+    before : sequence of FormPosterior
         Of the round before.
 
     Raises

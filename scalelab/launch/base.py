@@ -27,7 +27,7 @@ class LaunchRequest:
         Runs at once.
     retry_failed : bool
         Whether runs that failed before are started again.
-    pack_sizes : Mapping[str, int]
+    batched_runs : Mapping[str, int]
         Most runs in a step of each run's, by run_id; 1 where it is not said.
     """
 
@@ -37,7 +37,7 @@ class LaunchRequest:
     execution: ExecutionSpec
     n_workers: int
     retry_failed: bool = False
-    pack_sizes: Mapping[str, int] = field(default_factory=dict)
+    batched_runs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

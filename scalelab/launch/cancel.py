@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalelab.launch.job import CANCELLED_FILE
-from scalelab.launch.queue import Slurm
-from scalelab.launch.submissions import Submissions
+from scalelab.launch.slurm.queue import Slurm
+from scalelab.launch.slurm.submissions import Submissions
 from scalelab.records.run_dir import FINAL_STATUSES
 from scalelab.records.sweep_dir import Results
 

@@ -18,17 +18,17 @@ from pydantic import ValidationError
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, SpecError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
-from scalelab.launch.caps import refuse_local_over_cap
-from scalelab.launch.local import launch_local
+from scalelab.launch.local.caps import refuse_local_over_cap
+from scalelab.launch.local.pool import launch_local
 from scalelab.launch.proposal import Proposal
+from scalelab.launch.slurm.execution import jobs_execution
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
-from scalelab.launch.spread import jobs_execution
 from scalelab.launch.trackers import following
 from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
+from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.cost import Speed, seconds_by_id
-from scalelab.sweep.packs import choose_packs
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.spec import LauncherTable, said_plainly
 from scalelab.sweep.trunk import predecessors, trunk_id
@@ -119,7 +119,7 @@ def resume(
             execution=execution,
             n_workers=n_workers,
             retry_failed=retry_failed,
-            pack_sizes=_pack_sizes(specs, results, execution, n_workers),
+            batched_runs=_batched_runs(specs, results, execution, n_workers),
         )
         try:
             with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:
@@ -133,14 +133,14 @@ def resume(
         return report
 
 
-def _pack_sizes(
+def _batched_runs(
     specs: Mapping[str, RunSpec], results: Results, execution: ExecutionSpec, n_workers: int
 ) -> dict[str, int]:
     """Return the most runs in each run's step where the workers of this machine train them."""
     todo = [s for run_id, s in specs.items() if results.run(run_id).accepted() is None]
     speed = machine_speed(execution.device, n_workers)
-    packs = choose_packs(todo, speed.pack_gains, n_workers)
-    return {run_id: packing.size for run_id, packing in packs.items()}
+    packs = choose_batched_runs(todo, speed.batching_gains, n_workers)
+    return {run_id: batching.size for run_id, batching in packs.items()}
 
 
 def launch_order(specs: Mapping[str, RunSpec], flops: Mapping[str, float]) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def _launch(
         left = _seconds(specs, request.results, speed, skip=done)
         refuse_local_over_cap(launcher.slurm, left.values(), speed, device=device)
         return launch_local(request, watch)
-    from scalelab.launch.slurm import SlurmOptions, launch_slurm
+    from scalelab.launch.slurm.launcher import SlurmOptions, launch_slurm
 
     execution = jobs_execution(launcher.slurm, request.execution, todo)
     request = replace(request, execution=execution)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.forecast.adaptive import Target
-from scalelab.forecast.belief import Points, believe
 from scalelab.forecast.design import Batch, plan_batch, variance_after
+from scalelab.forecast.posterior import Points, fit_posterior
 from scalelab.launch.adaptive import of_rows
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.spec import SweepSpec
@@ -77,7 +77,9 @@ def optimal_grid(plain: Proposal, pool: Proposal) -> tuple[Proposal, DesignGain]
         columns={name: np.append(values, wanted[name]) for name, values in columns.items()},
         reference_flops=target_flops,
     )
-    belief = believe(points, np.zeros(0, dtype=np.intp), np.zeros(0), rng=np.random.default_rng(0))
+    posterior = fit_posterior(
+        points, np.zeros(0, dtype=np.intp), np.zeros(0), rng=np.random.default_rng(0)
+    )
     first, target = len(plain.plan.rows), np.array([len(rows)])
     flops = np.append([row.flops for row in rows], np.inf)
     is_free = np.arange(len(points)) >= first
@@ -85,10 +87,10 @@ def optimal_grid(plain: Proposal, pool: Proposal) -> tuple[Proposal, DesignGain]
     budget = plain.plan.total_flops
 
     def planned(share: float) -> Batch:
-        return plan_batch(belief, target, flops, share * budget, is_free=is_free)
+        return plan_batch(posterior, target, flops, share * budget, is_free=is_free)
 
     best = planned(1.0)
-    of_plain = variance_after(belief, target, np.arange(first))
+    of_plain = variance_after(posterior, target, np.arange(first))
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)

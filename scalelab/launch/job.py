@@ -19,17 +19,17 @@ from types import FrameType
 from typing import Any
 
 from scalelab.errors import ScalelabError
-from scalelab.launch.intents import read_pack, settle
-from scalelab.launch.retries import CANCELLED_REASON, TIME_LIMIT_REASON
-from scalelab.launch.sharing import sharing_groups
-from scalelab.launch.source import source_note
-from scalelab.launch.tasks import (
+from scalelab.launch.batching import batched_groups
+from scalelab.launch.slurm.intents import read_job_group, settle
+from scalelab.launch.slurm.retries import CANCELLED_REASON, TIME_LIMIT_REASON
+from scalelab.launch.slurm.tasks import (
     dismiss_others,
     exit_directly,
     export_ranks,
     follow_the_first,
     forget_ranks,
 )
+from scalelab.launch.source import source_note
 from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec, build, run_spec_from_mapping
@@ -83,9 +83,9 @@ def work_locally(
 
     forget_ranks()
 
-    from scalelab.train.worker import run_pack
+    from scalelab.train.worker import run_batched
 
-    statuses = run_pack(
+    statuses = run_batched(
         run_paths,
         dataset,
         execution,
@@ -148,7 +148,7 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         follow_the_first(Path(sweep_path), intent_id)
         return
 
-    from scalelab.train.ranks import BrokenGroupError
+    from scalelab.train.sharded.ranks import BrokenGroupError
 
     stop_s = time.monotonic() + 60 * time_min - min(END_MARGIN_S, END_MARGIN_SHARE * 60 * time_min)
     sweep = Path(sweep_path)
@@ -158,7 +158,7 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         if verdict != f"started {job}":
             print(f"scalelab: job {job} is not the one that counts: {verdict}", file=sys.stderr)
             sys.exit(EXIT_STOPPED if n_tasks > 1 else 0)
-        pack = read_pack(sweep, intent_id, index)
+        pack = read_job_group(sweep, intent_id, index)
         results = Results(sweep.parent.parent)
         note = {"intent": intent_id, "pack_index": index, **source_note(results.path)}
         trunks = results.trunks if len(pack.run_ids) > 1 else None
@@ -166,7 +166,7 @@ def work_on_slurm(sweep_path: str, intent_id: str, time_min: int) -> None:
         has_stopped = is_broken = False
         alone = [[run_id] for run_id in pack.run_ids]
         for group in (
-            alone if n_tasks > 1 else sharing_groups(pack.run_ids, results, pack.execution)
+            alone if n_tasks > 1 else batched_groups(pack.run_ids, results, pack.execution)
         ):
             runs = [results.run(run_id) for run_id in group]
             statuses = ["failed"] * len(group)
@@ -217,9 +217,9 @@ def _work_on_runs(
         return _why_cancelled([run.path for run in left])
 
     while left and should_stop() is None:
-        from scalelab.train.worker import run_pack
+        from scalelab.train.worker import run_batched
 
-        found = run_pack(
+        found = run_batched(
             [run.path for run in left],
             results.dataset(left[0].read_spec().data_fingerprint),
             execution,
@@ -296,7 +296,7 @@ def calibrate() -> None:
     if request["slot"] is not None:
         os.sched_setaffinity(0, {request["slot"]})
 
-    from scalelab.train.calibrate import WIDTHS, measure_packs, measure_run, measure_speed
+    from scalelab.train.calibrate import WIDTHS, measure_batched_runs, measure_run, measure_speed
 
     execution = build(ExecutionSpec, request["execution"])
     widths = WIDTHS if request["is_general"] else ()
@@ -305,6 +305,6 @@ def calibrate() -> None:
     for content, is_packed in zip(request["specs"], request["is_packed"], strict=True):
         spec = dataclasses.replace(run_spec_from_mapping(content), n_steps=TIMED_STEPS_MAX)
         point = measure_run(spec, execution, request["seconds"])
-        gains = measure_packs(spec, execution, request["seconds"]) if is_packed else {}
-        answer["exact"].append({**point, "pack_gains": gains})
+        gains = measure_batched_runs(spec, execution, request["seconds"]) if is_packed else {}
+        answer["exact"].append({**point, "batching_gains": gains})
     json.dump(answer, sys.stdout)

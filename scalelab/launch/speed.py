@@ -23,9 +23,9 @@ from typing import Any
 from scalelab.errors import DataError, ScalelabError
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.records.files import write_atomically
+from scalelab.sweep.batched_runs import equal_runs
+from scalelab.sweep.batched_runs import is_small as is_batchable
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
-from scalelab.sweep.packs import equal_runs
-from scalelab.sweep.packs import is_small as is_packable
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.sweep.spec import SlurmTable
@@ -94,8 +94,8 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
         spec = row.spec
         is_small = row.flops / spec.n_steps <= MEASURED_STEP_FLOPS
         is_known = any(point.matches(spec) for point in speed.exact)
-        is_packed = n_equal[spec.run_id] > n_workers and is_packable(spec, execution)
-        if (is_small and not is_known) or (is_packed and not speed.pack_gains(spec)):
+        is_packed = n_equal[spec.run_id] > n_workers and is_batchable(spec, execution)
+        if (is_small and not is_known) or (is_packed and not speed.batching_gains(spec)):
             key = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
             wanted.setdefault(key, (spec, is_packed))
     if speed.is_measured and not wanted:
@@ -249,7 +249,7 @@ def _median_points(answers: list[dict[str, Any]], part: str) -> list[dict[str, A
                 name: statistics.median(point[name] for point in same)
                 for name in ("flops_per_s", "tokens_per_s", "eval_tokens_per_s")
             },
-            "pack_gains": _median_gains([point.get("pack_gains", {}) for point in same]),
+            "batching_gains": _median_gains([point.get("batching_gains", {}) for point in same]),
         }
         for same in zip(*(answer[part] for answer in answers), strict=True)
     ]

@@ -23,7 +23,7 @@ from scalelab.report.look import (
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
-    from scalelab.fit.isoflop import IsoflopFit, Valley
+    from scalelab.fit.isoflop import IsoflopCurve, IsoflopFit
     from scalelab.forecast.bands import Bands
     from scalelab.records.types import Observations
 
@@ -108,7 +108,12 @@ def valleys(
 
 
 def _valley(
-    figure: Any, rows: Observations, valley: Valley, colour: str, share: int, top: float | None
+    figure: Any,
+    rows: Observations,
+    valley: IsoflopCurve,
+    colour: str,
+    share: int,
+    top: float | None,
 ) -> None:
     """Draw runs and parabola of one budget, named where the curve ends or leaves the frame."""
     import plotly.graph_objects as go
@@ -143,7 +148,7 @@ def _valley(
         label_end(figure, float(span[end]), float(curve[end]), format_flops(valley.budget), colour)
 
 
-def _minima(figure: Any, drawn: tuple[Valley, ...], look: Look) -> None:
+def _minima(figure: Any, drawn: tuple[IsoflopCurve, ...], look: Look) -> None:
     """Mark every interior minimum with its interval, where it has one."""
     import plotly.graph_objects as go
 
@@ -184,7 +189,7 @@ def _minima(figure: Any, drawn: tuple[Valley, ...], look: Look) -> None:
     )
 
 
-def _some(found: tuple[Valley, ...], limit: int) -> tuple[Valley, ...]:
+def _some(found: tuple[IsoflopCurve, ...], limit: int) -> tuple[IsoflopCurve, ...]:
     """Return at most ``limit`` of the valleys, evenly spaced, both ends kept."""
     if len(found) <= limit:
         return found

@@ -115,7 +115,7 @@ class RunState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Valley:
+class BudgetStatus:
     """One isoFLOP curve so far.
 
     Attributes
@@ -144,7 +144,7 @@ class Valley:
         return self.shape == BRACKETED
 
 
-def find_valleys(runs: Sequence[RunState]) -> tuple[Valley, ...]:
+def budget_statuses(runs: Sequence[RunState]) -> tuple[BudgetStatus, ...]:
     """Return the isoFLOP curves of the runs, smallest budget first.
 
     Replicates of a size count by their mean loss.
@@ -156,7 +156,7 @@ def find_valleys(runs: Sequence[RunState]) -> tuple[Valley, ...]:
     return tuple(_valley(budget, by_budget[budget]) for budget in sorted(by_budget))
 
 
-def _valley(budget: float, runs: list[RunState]) -> Valley:
+def _valley(budget: float, runs: list[RunState]) -> BudgetStatus:
     losses: dict[int, list[float]] = {}
     for run in runs:
         if run.state == "done" and run.loss_nats is not None and run.n_params is not None:
@@ -172,7 +172,7 @@ def _valley(budget: float, runs: list[RunState]) -> Valley:
         shape = FALLS_TO_LARGE
     else:
         shape = BRACKETED
-    return Valley(
+    return BudgetStatus(
         budget_flops=budget,
         n_done=sum(map(len, losses.values())),
         n_runs=sum(run.state != "diverged" for run in runs),

@@ -129,7 +129,7 @@ _EXECUTION = (
     Column("attention", TEXT, "", "explicit, sdpa, cudnn, flash or triton."),
     Column("n_threads", WHOLE, "threads", "CPU threads of the worker."),
     Column("micro_batch_seqs", WHOLE, "sequences", "Sequences in a forward pass; 0 is all."),
-    Column("pack_size", WHOLE, "runs", "Runs trained in the same step."),
+    Column("batched_runs", WHOLE, "runs", "Runs trained in the same step."),
     Column("n_devices", WHOLE, "devices", "Devices that shared the run."),
     Column("tensor_parallel", WHOLE, "devices", "Of them, how many share every block; 1 is none."),
     Column("recomputes_blocks", CLAIM, "", "Whether activations were computed again."),

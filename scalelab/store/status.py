@@ -1,6 +1,6 @@
 """How a sweep stands, from its run folders alone: works while it runs, needs no database.
 
-`read_status` reads the files; everything after that is pure: `find_valleys`, `advise`.
+`read_status` reads the files; everything after that is pure: `budget_statuses`, `advise`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from scalelab.store.run_states import (
     FALLS_TO_SMALL,
     INTERRUPTED,
     STATES,
+    BudgetStatus,
     RunState,
-    Valley,
-    find_valleys,
+    budget_statuses,
 )
 from scalelab.store.sources import PLAN_FILE
 from scalelab.store.spent import spent_and_wasted_s
@@ -50,7 +50,7 @@ class SweepStatus:
         In the plan's order.
     counts : Mapping[str, int]
         Runs by state, only states that occur.
-    valleys : tuple of Valley
+    valleys : tuple of BudgetStatus
         By budget, smallest first; empty for a sweep without budgets.
     eta_s : float or None
         Seconds until the last run ends at the present speed; None when nothing runs.
@@ -66,7 +66,7 @@ class SweepStatus:
     kind: str
     runs: tuple[RunState, ...]
     counts: Mapping[str, int]
-    valleys: tuple[Valley, ...]
+    valleys: tuple[BudgetStatus, ...]
     eta_s: float | None
     worker_hours: float
     wasted_hours: float
@@ -82,7 +82,7 @@ def read_status(
     sweep: str | None = None,
     *,
     now_s: float | None = None,
-    judge: Judge | None = None,
+    assess: Judge | None = None,
 ) -> SweepStatus:
     """Return how a sweep stands, read from its run folders.
 
@@ -94,7 +94,7 @@ def read_status(
         Its name; the one launched last by default.
     now_s : float, optional
         Unix time to reckon silence from; the clock's by default.
-    judge : callable, optional
+    assess : callable, optional
         Takes the sweep's name and its runs as their files tell them; returns them as somebody who
         also knows the queue does.
 
@@ -110,10 +110,10 @@ def read_status(
         read_run_state(results / "runs" / run_id, budget, now)
         for run_id, budget in saved.budgets.items()
     )
-    runs = with_outlooks(runs if judge is None else judge(name, runs), str(results / "runs"))
+    runs = with_outlooks(runs if assess is None else assess(name, runs), str(results / "runs"))
     found = Counter(run.state for run in runs)
     counts = {state: found[state] for state in STATES if found[state]}
-    valleys = find_valleys(runs)
+    valleys = budget_statuses(runs)
     return SweepStatus(
         sweep=name,
         kind=saved.kind,
@@ -207,7 +207,7 @@ def sweep_eta(runs: Sequence[RunState]) -> float | None:
 
 
 def advise(
-    sweep: str, counts: Mapping[str, int], valleys: Sequence[Valley], runs: Sequence[RunState]
+    sweep: str, counts: Mapping[str, int], valleys: Sequence[BudgetStatus], runs: Sequence[RunState]
 ) -> tuple[str, ...]:
     """Return what to do next, most pressing first."""
     advice = []

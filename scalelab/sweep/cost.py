@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalelab.errors import DataError
-from scalelab.sweep.packs import choose_packs
+from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.plan import Plan, longest_first
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import shared_steps
@@ -45,7 +45,7 @@ class SpeedPoint:
         Training FLOP/s, exact convention.
     eval_flops_per_s : float
         Forward FLOP/s of an evaluation.
-    pack_gains : tuple of (int, float)
+    batching_gains : tuple of (int, float)
         Speed of several runs in one step over that of one, by their number; empty where it was not
         measured.
     """
@@ -56,7 +56,7 @@ class SpeedPoint:
     batch_seqs: int
     flops_per_s: float
     eval_flops_per_s: float
-    pack_gains: tuple[tuple[int, float], ...] = ()
+    batching_gains: tuple[tuple[int, float], ...] = ()
 
     def matches(self, spec: RunSpec) -> bool:
         """Say whether this is a measurement of the very step of a run."""
@@ -120,10 +120,10 @@ class Speed:
                 )
         return self.points[0].flops_per_s, self.points[0].eval_flops_per_s
 
-    def pack_gains(self, spec: RunSpec) -> dict[int, float]:
-        """Return what packing gains at a run's step, by size; empty where it was not measured."""
+    def batching_gains(self, spec: RunSpec) -> dict[int, float]:
+        """Return what batching gains at a run's step, by size; empty where it was not measured."""
         own = self._own_point(spec)
-        return {} if own is None else dict(own.pack_gains)
+        return {} if own is None else dict(own.batching_gains)
 
     def _own_point(self, spec: RunSpec) -> SpeedPoint | None:
         return next((point for point in self.exact if point.matches(spec)), None)
@@ -214,8 +214,8 @@ def seconds_by_id(
         run_ids that are finished already and cost nothing.
     """
     shared = shared_steps(specs)
-    packs = choose_packs(
-        [s for s in specs if s.run_id not in skip], speed.pack_gains, speed.n_workers
+    packs = choose_batched_runs(
+        [s for s in specs if s.run_id not in skip], speed.batching_gains, speed.n_workers
     )
     return {
         spec.run_id: 0.0
@@ -236,7 +236,7 @@ def spec_seconds(
 ) -> float:
     """Return a worker's seconds for one run: training, the final evaluation, and starting up.
 
-    The first ``n_shared`` steps are another branch's of the same trunk and cost nothing; packing
+    The first ``n_shared`` steps are another branch's of the same trunk and cost nothing; batching
     with others makes the rest cheaper by ``gain``.
     """
     flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
@@ -295,7 +295,7 @@ def speed_from_calibration(
     content : Mapping
         ``device`` in words, ``points`` and ``exact``: lists of what was timed, each with
         ``d_model``, ``n_layers``, ``seq_len``, ``batch_seqs``, ``flops_per_s``, ``tokens_per_s``,
-        ``eval_tokens_per_s`` and, where it was measured, ``pack_gains``.
+        ``eval_tokens_per_s`` and, where it was measured, ``batching_gains``.
     n_workers : int
         Runs trained at once.
     hardware : Hardware, optional
@@ -349,5 +349,7 @@ def _read_point(point: Mapping[str, Any]) -> SpeedPoint:
         batch_seqs=int(point["batch_seqs"]),
         flops_per_s=float(point["flops_per_s"]),
         eval_flops_per_s=float(point["eval_tokens_per_s"]) * flops_per_token / TRAIN_TO_FORWARD,
-        pack_gains=tuple((int(k), float(gain)) for k, gain in point.get("pack_gains", {}).items()),
+        batching_gains=tuple(
+            (int(k), float(gain)) for k, gain in point.get("batching_gains", {}).items()
+        ),
     )

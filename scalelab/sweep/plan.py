@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scalelab.errors import UsageError
-from scalelab.sweep.ladder import distinct_shapes
+from scalelab.sweep.isoflop_sizes import expected_tokens_per_param, isoflop_targets
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.shapes import distinct_shapes
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec, TrainTable
 from scalelab.sweep.trunk import shared_steps
-from scalelab.sweep.valley import expected_tokens_per_param, isoflop_targets
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,

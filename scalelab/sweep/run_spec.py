@@ -176,7 +176,7 @@ class ExecutionSpec:
     micro_batch_seqs : int
         Sequences in a device's forward pass; 0 means its whole batch. An attempt takes a smaller
         one where memory runs out, and its note has that.
-    pack_size : int
+    batched_runs : int
         Runs in the same step.
     n_devices : int
         Devices that share the run, its batch and its weights (``fully_shard``).
@@ -200,7 +200,7 @@ class ExecutionSpec:
     attention: str = "explicit"
     n_threads: int = 1
     micro_batch_seqs: int = 0
-    pack_size: int = 1
+    batched_runs: int = 1
     n_devices: int = 1
     tensor_parallel: int = 1
     recomputes_blocks: bool = False

@@ -24,8 +24,8 @@ from pydantic import (
 
 from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
 from scalelab.errors import DataError, ScalelabError, UsageError
+from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
-from scalelab.sweep.spread import require_whole_groups
 from scalelab.theory.hardware import find_hardware
 from scalelab.theory.schedule import (
     BATCH_RULES,
@@ -226,7 +226,7 @@ class SlurmTable(_Table):
 
     @model_validator(mode="after")
     def _gpus_are_whole_groups(self) -> SlurmTable:
-        require_whole_groups(max(1, self.gpus_per_run), self.tensor_parallel)
+        require_divisible_devices(max(1, self.gpus_per_run), self.tensor_parallel)
         return self
 
 

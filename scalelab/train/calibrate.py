@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scalelab.sweep.packs import PACK_SIZES
+from scalelab.sweep.batched_runs import BATCHED_SIZES
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
@@ -111,20 +111,20 @@ def _measured_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> di
     }
 
 
-def measure_packs(
+def measure_batched_runs(
     spec: RunSpec,
     execution: ExecutionSpec,
     seconds: float,
-    sizes: Sequence[int] = PACK_SIZES,
+    sizes: Sequence[int] = BATCHED_SIZES,
 ) -> dict[int, float]:
     """Return how many times faster packs of a run are than the run alone, by their size.
 
     Larger packs are tried as long as they are faster.
     """
-    alone = best = pack_speed(spec, replace(execution, pack_size=1), seconds)
+    alone = best = batched_speed(spec, replace(execution, batched_runs=1), seconds)
     gains = {}
     for size in sizes:
-        speed = pack_speed(spec, replace(execution, pack_size=size), seconds)
+        speed = batched_speed(spec, replace(execution, batched_runs=size), seconds)
         gains[size] = speed / alone
         if speed <= best:
             break
@@ -132,9 +132,9 @@ def measure_packs(
     return gains
 
 
-def pack_speed(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> float:
+def batched_speed(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> float:
     """Return tokens/s of all runs of a pack together, on random tokens."""
-    n_runs = execution.pack_size
+    n_runs = execution.batched_runs
     # A short schedule: the rates of every step of every run are reckoned before the first one.
     spec = replace(spec, n_steps=PACK_STEPS_MAX, warmup_steps=0, schedule="cosine", decay_steps=0)
     with torch_switches(execution):

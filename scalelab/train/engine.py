@@ -17,10 +17,10 @@ from scalelab_kernels.operations import get_operations
 from torch import Tensor
 
 from scalelab.errors import UsageError
+from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.run_spec import STEPS, ExecutionSpec, RunSpec
-from scalelab.sweep.spread import require_whole_groups
 from scalelab.theory.schedule import learning_rate_ratio
-from scalelab.train import direct
+from scalelab.train.direct import step as direct
 from scalelab.train.gradients import Autograd, Direct
 from scalelab.train.optimizer import Optimizer
 from scalelab.train.parameters import Layout, initialize_, lay_out
@@ -328,7 +328,7 @@ def require_device(execution: ExecutionSpec) -> None:
 
 def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
     require_device(execution)
-    require_whole_groups(execution.n_devices, execution.tensor_parallel)
+    require_divisible_devices(execution.n_devices, execution.tensor_parallel)
     if execution.step not in STEPS:
         raise UsageError(f"step = {execution.step!r}", f"one of {', '.join(STEPS)}", "Choose one.")
     if execution.step == "graph" and (execution.device != "cuda" or specs[0].shape.n_experts):

@@ -1,7 +1,7 @@
 """Losses and gradients of K runs, two ways with the same numbers to rounding.
 
 `Autograd` lets torch record and differentiate `scalelab.train.model`: every model, device,
-precision and kernel. `Direct` is `scalelab.train.direct`: dense fp32 models on a CPU, faster.
+precision and kernel. `Direct` is `scalelab.train.direct.step`: dense fp32 models on a CPU, faster.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.train.direct import DirectStep
+from scalelab.train.direct.step import DirectStep
 from scalelab.train.model import Decoder
 from scalelab.train.optimizer import row_norms
 from scalelab.train.parameters import Layout
-from scalelab.train.scales import scales_of
+from scalelab.train.parametrization import width_factors
 
 
 class Autograd:
@@ -112,7 +112,7 @@ class Autograd:
 
     def _decoder(self, weights: Mapping[str, Tensor], seq_len: int) -> Decoder:
         first = self.specs[0]
-        return Decoder(first.shape, weights, seq_len, self.ops, self._attend, scales_of(first))
+        return Decoder(first.shape, weights, seq_len, self.ops, self._attend, width_factors(first))
 
     def _squares(self, grads: Sequence[Tensor]) -> Tensor:
         if len(self.specs) == 1:
@@ -186,6 +186,6 @@ class Direct:
             grads,
             n_seqs=n_seqs,
             seq_len=seq_len or first.seq_len,
-            scales=scales_of(first),
+            scales=width_factors(first),
             grad_scale=1 / first.tokens_per_step,
         )

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from scalelab.theory.shape import ModelShape
 from scalelab.train.moe import BALANCE_WEIGHT, feed_forward
-from scalelab.train.scales import Scales
+from scalelab.train.parametrization import WidthFactors
 
 NORM_EPSILON = 1e-6
 
@@ -37,7 +37,7 @@ class Decoder:
         Reference or kernels.
     attend : Callable
         Attention by one path, from `scalelab_kernels.operations.get_attention`.
-    scales : Scales
+    scales : WidthFactors
         Factors of the parametrisation.
     """
 
@@ -48,7 +48,7 @@ class Decoder:
         seq_len: int,
         ops: Operations,
         attend: Callable[..., Tensor],
-        scales: Scales,
+        scales: WidthFactors,
     ) -> None:
         self.shape = shape
         self.weights = weights

@@ -25,7 +25,7 @@ from torch import Tensor
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.parameters import BUFFER_MULTIPLE, Entry, Layout
-from scalelab.train.scales import scales_of
+from scalelab.train.parametrization import width_factors
 
 MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2
@@ -71,7 +71,7 @@ class Optimizer:
         self.ops = ops
         self.master, self.exp_avg, self.exp_avg_sq, self.copy = master, exp_avg, exp_avg_sq, copy
         self.is_muon = first.optimizer == "muon"
-        self.hidden_rate = scales_of(first).hidden_rate
+        self.hidden_rate = width_factors(first).hidden_rate
         self.hyper = hyper_table(
             lr=0.0,
             beta1=[spec.beta1 for spec in specs],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
-from scalelab.train.scales import scales_of
+from scalelab.train.parametrization import width_factors
 
 ALIGNMENT = 16
 """Entries start at multiples of this many values: 64 bytes in fp32, a cache line."""
@@ -195,7 +195,7 @@ def initial_std(entry: Entry, spec: RunSpec) -> float:
     """Return the standard deviation of a weight's initial values."""
     if entry.kind == "embedding":
         return spec.init_std
-    fan_in = scales_of(spec).head_fan_in if entry.kind == "head" else entry.shape[-1]
+    fan_in = width_factors(spec).head_fan_in if entry.kind == "head" else entry.shape[-1]
     std = 1 / math.sqrt(fan_in)
     return std / math.sqrt(2 * spec.shape.n_layers) if entry.kind == "residual" else std
 

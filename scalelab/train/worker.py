@@ -19,13 +19,13 @@ from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, ScalelabError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.train import direct
 from scalelab.train.attention import MEASURED, fastest_attention
+from scalelab.train.direct import step as direct
 from scalelab.train.engine import Engine
 from scalelab.train.loop import RunsEngine, train
 from scalelab.train.micro_batch import fitting_execution, is_out_of_memory, smaller_micro_batch
-from scalelab.train.ranks import BrokenGroupError, RanksLostError, own_ranks
 from scalelab.train.session import Session
+from scalelab.train.sharded.ranks import BrokenGroupError, RanksLostError, own_ranks
 from scalelab.train.switches import torch_switches
 
 BEGUN_FIELDS = ("step", "kernels", "attention")
@@ -67,7 +67,7 @@ def run_attempt(
         ``done`` or ``diverged`` (recorded), ``preempted`` (go on later) or ``failed`` (the reason
         is in ``attempt.json``). A run that was accepted before is not trained again.
     """
-    (status,) = run_pack(
+    (status,) = run_batched(
         [run_path],
         dataset_path,
         execution,
@@ -109,7 +109,7 @@ def run_ladder(
     return tuple(statuses[path] for path in run_paths)
 
 
-def run_pack(
+def run_batched(
     run_paths: Sequence[Path],
     dataset_path: Path,
     execution: ExecutionSpec,
@@ -127,7 +127,7 @@ def run_pack(
     """
     ranks = own_ranks()
     if ranks.rank:
-        from scalelab.train.distributed import follow
+        from scalelab.train.sharded.group import follow
 
         return follow(execution) or ("preempted",) * len(run_paths)
     runs = [RunDir(path.resolve()) for path in run_paths]
@@ -144,7 +144,7 @@ def run_pack(
         execution = smaller or execution
     found = tuple(statuses[run] for run in runs)
     if ranks.n_ranks > 1:
-        from scalelab.train.distributed import end_run
+        from scalelab.train.sharded.group import end_run
 
         end_run(found, execution)
     return found
@@ -207,7 +207,7 @@ def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> Exec
     models whose gradients are not written out and over several devices.
     """
     n_ranks = own_ranks().n_ranks
-    execution = replace(execution, pack_size=len(runs), n_devices=n_ranks)
+    execution = replace(execution, batched_runs=len(runs), n_devices=n_ranks)
     for run in runs:
         begun = run.begun_execution()
         if begun.get("device") == execution.device:
@@ -260,7 +260,7 @@ def _engine(specs: Sequence[RunSpec], execution: ExecutionSpec) -> RunsEngine:
     """Return what takes the steps: this process's device, or all ranks together."""
     if execution.n_devices == 1:
         return Engine(specs, execution)
-    from scalelab.train.distributed import GroupEngine
+    from scalelab.train.sharded.group import GroupEngine
 
     (spec,) = specs
     return GroupEngine(spec, execution)

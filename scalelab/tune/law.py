@@ -1,6 +1,6 @@
 """Power laws of the best learning rate and batch, lr* = k N^p D^q, with intervals.
 
-Fitted to the valley of the loss over all runs (`scalelab.tune.surface`), never to the best runs:
+Fitted to the valley of the loss over all runs (`scalelab.tune.excess_fit`), never to the best runs:
 the best of noisy runs lies anywhere on the valley's floor. Intervals come from a bootstrap over
 cells, which holds both the noise of runs and the scatter of cells about the law; with few cells,
 over the runs within cells, which holds the noise alone.
@@ -18,9 +18,9 @@ from scipy import stats
 
 from scalelab.errors import NotIdentifiedError
 from scalelab.fit.outcome import FitWarning
+from scalelab.tune.excess_fit import SMALLEST_SPREAD, ExcessFit, Origin, Scale
+from scalelab.tune.excess_loss import Axes
 from scalelab.tune.runs_table import FAR_FROM_BEST, TunedRuns
-from scalelab.tune.surface import SMALLEST_SPREAD, Origin, Scale, Surface
-from scalelab.tune.valley import Axes
 from scalelab.units import format_quantity
 
 FloatArray = NDArray[np.float64]
@@ -208,7 +208,7 @@ def fit_law(
     NotIdentifiedError
         When the runs cannot determine it.
     """
-    surface = Surface(runs)
+    surface = ExcessFit(runs)
     theta, scale, is_converged = surface.fit()
     by_cells = surface.n_cells >= FEW_CELLS
     replicates = _replicates(surface, theta, scale, n_replicates, seed, by_cells=by_cells)
@@ -232,7 +232,7 @@ def fit_law(
 
 
 def _replicates(
-    surface: Surface, theta: FloatArray, scale: Scale, k: int, seed: int, *, by_cells: bool
+    surface: ExcessFit, theta: FloatArray, scale: Scale, k: int, seed: int, *, by_cells: bool
 ) -> FloatArray:
     """Return the parameters of k resampled tables, shape (at most k, n_parameters)."""
     random = np.random.default_rng(seed)
@@ -251,7 +251,7 @@ def _replicates(
     return np.array(found).reshape(len(found), len(theta))
 
 
-def _widening(surface: Surface, level: float) -> float:
+def _widening(surface: ExcessFit, level: float) -> float:
     """Return the factor from a bootstrap of few cells to Student's interval on what is left."""
     freedom = surface.n_cells - surface.axes.n_centre
     tail = (1 + level) / 2
@@ -261,7 +261,7 @@ def _widening(surface: Surface, level: float) -> float:
 
 
 def _warnings(
-    surface: Surface, theta: FloatArray, *, is_converged: bool, n_lost: int
+    surface: ExcessFit, theta: FloatArray, *, is_converged: bool, n_lost: int
 ) -> list[FitWarning]:
     found = []
 
@@ -301,7 +301,7 @@ def _warnings(
     return found
 
 
-def _edge_warnings(surface: Surface, theta: FloatArray) -> list[FitWarning]:
+def _edge_warnings(surface: ExcessFit, theta: FloatArray) -> list[FitWarning]:
     """Return what the cells whose best lies outside of what was tried amount to.
 
     Raises

@@ -165,7 +165,7 @@ def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: i
 
     spec = synthetic_run(our_shape(d_model, n_layers), seq_len=SEQ_LEN, batch_seqs=batch_seqs)
     found = bench_train(
-        spec, ExecutionSpec(step="direct", pack_size=n_runs), n_runs=n_runs, seconds=seconds
+        spec, ExecutionSpec(step="direct", batched_runs=n_runs), n_runs=n_runs, seconds=seconds
     )
     return float(found["tokens_per_s"])
 

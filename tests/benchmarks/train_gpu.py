@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation of the training step by size, and what packing gives, on a GPU.
+"""Model FLOPs utilisation of the training step by size, and what batching gives, on a GPU.
 
 Utilisation is PaLM's convention over the device's peak, one captured step with our kernels, bf16,
 vocabulary of 32,000, at 1,024 and 2,048 positions. Packed runs of one shape take their steps
@@ -103,7 +103,7 @@ def utilisation(name: str, seq_len: int, *, is_tiny: bool) -> dict[str, Any]:
     }
 
 
-def packing(name: str, *, is_tiny: bool) -> dict[str, Any]:
+def batching(name: str, *, is_tiny: bool) -> dict[str, Any]:
     """Return the row of packed runs of one small size."""
     d_model, n_layers, wanted = SMALL[name]
     shape = shape_of_width(
@@ -139,7 +139,7 @@ def main() -> None:
         for seq_len in (1024, 2048):
             found["cases"].append(utilisation(name, seq_len, is_tiny=options.tiny))
     for name in SMALL:
-        found["cases"].append(packing(name, is_tiny=options.tiny))
+        found["cases"].append(batching(name, is_tiny=options.tiny))
     publish(found, options.json)
 
 

@@ -84,11 +84,11 @@ def test_the_convention_changes_the_fit_and_the_command(
 
 
 def test_the_saved_run_is_a_sweep_file(small_store: Path) -> None:
-    from scalelab.api import judge as api_judge
+    from scalelab.api import assess as api_assess
 
     report = api.fit(results=small_store)
-    forecast = api_judge.forecast_one(report, "C=1e22")
-    text = api_judge.run_as_sweep(forecast, "scalelab fit\n--predict C=1e22")
+    forecast = api_assess.forecast_one(report, "C=1e22")
+    text = api_assess.run_as_sweep(forecast, "scalelab fit\n--predict C=1e22")
     spec = sweep_from_mapping(tomllib.loads(text), source="the test")
     assert forecast.n_params is not None
     assert spec.n_params == pytest.approx((forecast.n_params.value,), rel=1e-5)

@@ -17,7 +17,7 @@ def test_the_page_has_the_warnings_that_exist_and_no_others():
     sources = "".join(path.read_text() for path in (ROOT / "scalelab/fit").glob("*.py"))
     for other in (
         "api/fits.py",
-        *(f"forecast/{name}.py" for name in ("reach", "decide", "candidates")),
+        *(f"forecast/{name}.py" for name in ("extrapolation", "decide", "candidates")),
     ):
         sources += (ROOT / "scalelab" / other).read_text()
     said = set(re.findall(r'code="(\w+)"', sources))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from scalelab.fit.against import paired_weights
-from scalelab.fit.bootstrap import BootstrapSpec, Plan
+from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan
 from scalelab.fit.efficient import (
     Efficient,
+    covariance_spread,
     efficient,
     is_bent,
     newton_steps,
     noise_scale,
-    spread,
 )
 from scalelab.fit.newton import Box
 from scalelab.fit.objective import Objective
@@ -67,7 +67,7 @@ def test_no_noise_has_no_scale():
 
 def test_shaped_weights_have_mean_one_and_the_variance_asked_for():
     shape = np.array([0.5, 0.8, 1.0])
-    (weights,) = Plan(method="row", k=200_000, n=3, shape=shape).weights(200_000)
+    (weights,) = ResamplingPlan(method="row", k=200_000, n=3, shape=shape).weights(200_000)
     assert weights.mean(axis=0) == pytest.approx(np.ones(3), abs=0.02)
     assert weights.var(axis=0) == pytest.approx(1 / shape, rel=0.03)
 
@@ -151,7 +151,7 @@ def test_steps_are_the_first_order_of_refits(isoflop_runs):
     best = surface.eta(law.to_coordinates()[None])[0]
     found = efficient(surface, best, rows, box, runs.n_params * runs.n_tokens)
     weights = 1 + 1e-4 * np.random.default_rng(0).standard_normal((20, len(runs)))
-    near = Plan(method="weights", k=20, n=len(runs), given=weights)
+    near = ResamplingPlan(method="weights", k=20, n=len(runs), given=weights)
     steps = newton_steps(surface, found, box, near)
     refits = refit(surface, found.eta, found.rows, found.penalty, box, near, use_numba="no")
     exact = refits.eta - found.eta
@@ -169,7 +169,7 @@ def test_deviations_have_students_tails():
     far = np.full(2, 1e9)
     box = Box(free=np.ones(2, bool), scales=np.ones(2, bool), low=-far, high=far)
     normal = np.random.default_rng(5).standard_normal((200_000, 2))
-    draws = spread(found, box, normal, Plan(method="row", k=200_000, n=8))
+    draws = covariance_spread(found, box, normal, ResamplingPlan(method="row", k=200_000, n=8))
     # Student's t with 8 - 2 degrees of freedom, from its table
     assert np.quantile(draws, 0.95) == pytest.approx(1.943, rel=0.01)
     assert np.quantile(draws, 0.995) == pytest.approx(3.707, rel=0.02)

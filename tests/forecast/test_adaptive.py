@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalelab.api.adaptive import play_adaptive
+from scalelab.api.adaptive import replay_adaptive
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
-from scalelab.forecast.adaptive import Target, ask, play, r_squared
+from scalelab.forecast.adaptive import Target, ask, r_squared, replay
 from scalelab.theory.laws import Chinchilla
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "scalebench"
@@ -41,25 +41,25 @@ def test_a_play_keeps_its_budget_and_sees_only_what_it_paid_for() -> None:
         return losses[chosen]
 
     budget = 0.1 * flops.sum()
-    played = play(columns, observe, flops, FAR, budget=budget, seed=0)
-    assert list(played.rows) == seen
+    replayed = replay(columns, observe, flops, FAR, budget=budget, seed=0)
+    assert list(replayed.rows) == seen
     assert len(set(seen)) == len(seen)
-    assert played.spent == pytest.approx(flops[seen].sum())
-    assert 0.5 * budget < played.spent <= budget
+    assert replayed.spent == pytest.approx(flops[seen].sum())
+    assert 0.5 * budget < replayed.spent <= budget
     exact = float(TRUTH.loss(FAR.columns or {})[0])
-    assert played.last.low[0] < exact < played.last.high[0]
-    assert played.last.loss[0] == pytest.approx(exact, rel=0.01)
-    again = play(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0)
-    assert again.rows == played.rows
-    other = play(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=1)
-    assert other.rows != played.rows
+    assert replayed.last.low[0] < exact < replayed.last.high[0]
+    assert replayed.last.loss[0] == pytest.approx(exact, rel=0.01)
+    again = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0)
+    assert again.rows == replayed.rows
+    other = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=1)
+    assert other.rows != replayed.rows
 
 
 def test_the_unit_of_the_loss_does_not_matter() -> None:
     columns, flops, losses = pool()
     budget = 0.05 * flops.sum()
-    nats = play(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=3)
-    bits = play(columns, lambda j: losses[j] / 7.7, flops, FAR, budget=budget, seed=3)
+    nats = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=3)
+    bits = replay(columns, lambda j: losses[j] / 7.7, flops, FAR, budget=budget, seed=3)
     assert bits.rows == nats.rows
     np.testing.assert_allclose(bits.last.loss * 7.7, nats.last.loss, rtol=1e-6)
 
@@ -67,9 +67,11 @@ def test_the_unit_of_the_loss_does_not_matter() -> None:
 def test_it_stops_when_narrow_enough() -> None:
     columns, flops, losses = pool()
     budget = 0.5 * flops.sum()
-    whole = play(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0)
+    whole = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0)
     wide = 2.0 * whole.last.width
-    early = play(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0, until_width=wide)
+    early = replay(
+        columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0, until_width=wide
+    )
     assert early.last.width <= wide
     assert early.spent < whole.spent
     assert early.history[-2][2] > wide
@@ -93,7 +95,7 @@ def test_a_target_in_flops_is_at_the_optimum_of_what_is_known() -> None:
         left=1e21,
         now=1e20,
         rng=rng,
-        before=first.belief.forms,
+        before=first.posterior.forms,
     )
     n_params, n_tokens = (float(again.target[name][0]) for name in ("n_params", "n_tokens"))
     assert 6 * n_params * n_tokens == pytest.approx(1e23)
@@ -155,12 +157,12 @@ def test_bad_budgets_are_said(
     change: dict[str, float | None], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        play_adaptive(frame(), frame(3), **{"budget_share": 0.05, **change})  # type: ignore[arg-type]
+        replay_adaptive(frame(), frame(3), **{"budget_share": 0.05, **change})  # type: ignore[arg-type]
 
 
 def test_tables_must_agree_on_repeats() -> None:
     with pytest.raises(DataError, match="unique_tokens"):
-        play_adaptive(frame().assign(unique_tokens=1e9), frame(3), budget_share=0.1)
+        replay_adaptive(frame().assign(unique_tokens=1e9), frame(3), budget_share=0.1)
 
 
 @pytest.mark.parametrize("width", ["x", "0%", "200%", "-1"])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scalelab.forecast.adaptive import Played, Round, Target, ask, play
+from scalelab.forecast.adaptive import Replay, Round, Target, ask, replay
+from scalelab.sweep.isoflop_sizes import TOKENS_PER_PARAM
 from scalelab.sweep.spec import DEFAULT_SIZES, DEFAULT_SPAN
-from scalelab.sweep.valley import TOKENS_PER_PARAM
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws import Chinchilla
 
@@ -46,7 +46,7 @@ def run(columns: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
     return TRUTH.loss(columns) * np.exp(noise)
 
 
-def compare(seed: int, largest: float) -> tuple[Round, Played]:
+def compare(seed: int, largest: float) -> tuple[Round, Replay]:
     rng = np.random.default_rng(seed)
     plain = grid()
     could, flops = candidates(largest)
@@ -54,7 +54,9 @@ def compare(seed: int, largest: float) -> tuple[Round, Played]:
     of_grid = ask(plain, losses, could, flops, TARGET, left=0.0, now=0.0, rng=rng)
     theirs = run(could, rng)
     budget = SHARE * train_flops_6nd(plain["n_params"], plain["n_tokens"]).sum()
-    chosen = play(could, lambda j: theirs[j], flops, TARGET, budget=budget, seed=seed, offered=1.0)
+    chosen = replay(
+        could, lambda j: theirs[j], flops, TARGET, budget=budget, seed=seed, offered=1.0
+    )
     assert chosen.spent <= budget
     return of_grid, chosen
 

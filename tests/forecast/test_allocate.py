@@ -17,10 +17,10 @@ from scalelab.forecast.allocate import (
     frontier,
     parse_request,
 )
-from scalelab.forecast.reach import Reach
+from scalelab.forecast.extrapolation import FittedRange
 from scalelab.theory.laws import law_named
 
-REACH = Reach(flops=1e20, n_params=(1e7, 1e10), n_tokens=(1e8, 1e12))
+REACH = FittedRange(flops=1e20, n_params=(1e7, 1e10), n_tokens=(1e8, 1e12))
 
 
 @pytest.fixture(scope="module")

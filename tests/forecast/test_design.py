@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from scalelab.forecast.belief import Belief, Points, believe
 from scalelab.forecast.design import COST_POWERS, plan_batch, variance_after
+from scalelab.forecast.posterior import Points, Posterior, fit_posterior
 from scalelab.theory.laws import Chinchilla
 
 TRUTH = Chinchilla(A=482.0, B=2085.4, E=1.817, alpha=0.3478, beta=0.3659)
@@ -24,54 +24,54 @@ def pool(n: int, seed: int = 0) -> Points:
     return Points(columns=columns, reference_flops=1e22)
 
 
-def belief_of(points: Points, m: int, noise: float = 0.002, seed: int = 1) -> Belief:
+def posterior_of(points: Points, m: int, noise: float = 0.002, seed: int = 1) -> Posterior:
     rng = np.random.default_rng(seed)
     observed = np.arange(m)
     losses = TRUTH.loss(points.at(observed).columns) * np.exp(noise * rng.standard_normal(m))
-    return believe(points, observed, losses, rng=rng)
+    return fit_posterior(points, observed, losses, rng=rng)
 
 
-def covariance_of(belief: Belief) -> np.ndarray:
-    features = belief.points.features
-    return np.stack([belief.covariance(j, features) for j in range(len(belief.points))])
+def covariance_of(posterior: Posterior) -> np.ndarray:
+    features = posterior.points.features
+    return np.stack([posterior.covariance(j, features) for j in range(len(posterior.points))])
 
 
 @pytest.mark.parametrize("m", [0, 12])
 def test_the_covariance_is_one(m: int) -> None:
-    belief = belief_of(pool(30), m)
-    dense = covariance_of(belief)
+    posterior = posterior_of(pool(30), m)
+    dense = covariance_of(posterior)
     np.testing.assert_allclose(dense, dense.T, atol=1e-12)
-    np.testing.assert_allclose(np.diag(dense), belief.variance(), atol=1e-12)
+    np.testing.assert_allclose(np.diag(dense), posterior.variance(), atol=1e-12)
     assert np.linalg.eigvalsh(dense).min() > -1e-9 * np.diag(dense).max()
 
 
 def test_disagreement_between_forms_is_variance() -> None:
     points = pool(20)
-    belief = belief_of(points, 0)
-    parts = [form.prior.log_loss(form.z, points.columns) for form in belief.forms]
-    shares = np.array([form.weight for form in belief.forms])
+    posterior = posterior_of(points, 0)
+    parts = [form.prior.log_loss(form.z, points.columns) for form in posterior.forms]
+    shares = np.array([form.weight for form in posterior.forms])
     means = np.stack([mean for mean, _ in parts])
     inside = np.stack([(slope**2).sum(axis=1) for _, slope in parts])
-    inside += np.array([[form.scales.misfit**2] for form in belief.forms])
+    inside += np.array([[form.hyperparameters.misfit**2] for form in posterior.forms])
     mean = shares @ means
     between = shares @ (means - mean) ** 2
-    np.testing.assert_allclose(belief.mean, mean, rtol=1e-9)
-    np.testing.assert_allclose(belief.variance(), shares @ inside + between, rtol=1e-9)
+    np.testing.assert_allclose(posterior.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(posterior.variance(), shares @ inside + between, rtol=1e-9)
     assert between.max() > 1e-4
 
 
 def test_a_plan_leaves_what_conditioning_on_its_runs_leaves() -> None:
-    belief, targets = belief_of(pool(40), 6), np.array([37, 38, 39])
-    flops = 6 * belief.points.columns["n_params"] * belief.points.columns["n_tokens"]
+    posterior, targets = posterior_of(pool(40), 6), np.array([37, 38, 39])
+    flops = 6 * posterior.points.columns["n_params"] * posterior.points.columns["n_tokens"]
     is_free = np.arange(40) < 37
-    plan = plan_batch(belief, targets, flops, 0.2 * flops.sum(), is_free=is_free)
+    plan = plan_batch(posterior, targets, flops, 0.2 * flops.sum(), is_free=is_free)
     runs = np.array([choice.position for choice in plan.choices])
-    dense = covariance_of(belief)
-    inner = dense[np.ix_(runs, runs)] + np.diag(belief.noise[runs])
+    dense = covariance_of(posterior)
+    inner = dense[np.ix_(runs, runs)] + np.diag(posterior.noise[runs])
     taken = dense[np.ix_(targets, runs)] @ np.linalg.solve(inner, dense[np.ix_(runs, targets)])
     after = np.diag(dense[np.ix_(targets, targets)] - taken).mean()
     assert plan.after == pytest.approx(after, rel=1e-6)
-    assert variance_after(belief, targets, runs) == pytest.approx(after, rel=1e-6)
+    assert variance_after(posterior, targets, runs) == pytest.approx(after, rel=1e-6)
     assert plan.before * (1 - sum(c.gain for c in plan.choices)) == pytest.approx(plan.after)
     assert plan.flops <= 0.2 * flops.sum()
     assert len(set(runs)) == len(runs)
@@ -80,12 +80,12 @@ def test_a_plan_leaves_what_conditioning_on_its_runs_leaves() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_plan_is_near_the_best_of_all(seed: int) -> None:
-    belief, targets = belief_of(pool(13, seed), 0), np.array([12])
-    flops = 6 * belief.points.columns["n_params"] * belief.points.columns["n_tokens"]
+    posterior, targets = posterior_of(pool(13, seed), 0), np.array([12])
+    flops = 6 * posterior.points.columns["n_params"] * posterior.points.columns["n_tokens"]
     budget = 0.25 * flops[:12].sum()
-    plan = plan_batch(belief, targets, flops, budget, is_free=np.arange(13) < 12)
+    plan = plan_batch(posterior, targets, flops, budget, is_free=np.arange(13) < 12)
     best = min(
-        variance_after(belief, targets, np.array(runs))
+        variance_after(posterior, targets, np.array(runs))
         for count in range(1, 12)
         for runs in itertools.combinations(range(12), count)
         if flops[list(runs)].sum() <= budget
@@ -95,18 +95,18 @@ def test_a_plan_is_near_the_best_of_all(seed: int) -> None:
 
 
 def test_the_noise_of_small_runs_is_larger() -> None:
-    belief = belief_of(pool(30), 0)
-    flops = belief.points.columns["n_params"] * belief.points.columns["n_tokens"]
-    assert belief.noise[np.argmin(flops)] > 2 * belief.noise[np.argmax(flops)]
+    posterior = posterior_of(pool(30), 0)
+    flops = posterior.points.columns["n_params"] * posterior.points.columns["n_tokens"]
+    assert posterior.noise[np.argmin(flops)] > 2 * posterior.noise[np.argmax(flops)]
 
 
 def test_the_belief_covers_the_truth_and_narrows() -> None:
     points = pool(120)
     exact = np.log(TRUTH.loss(points.columns))
     far = np.argsort(points.columns["n_params"] * points.columns["n_tokens"])[-10:]
-    few, many = belief_of(points, 8), belief_of(points, 60)
-    for belief in (few, many):
-        z = (belief.mean - exact)[far] / np.sqrt(belief.variance()[far])
+    few, many = posterior_of(points, 8), posterior_of(points, 60)
+    for posterior in (few, many):
+        z = (posterior.mean - exact)[far] / np.sqrt(posterior.variance()[far])
         assert np.sqrt((z**2).mean()) < 2
     assert many.variance()[far].mean() < 0.5 * few.variance()[far].mean()
     assert np.abs(many.mean - exact)[far].max() < 0.01
@@ -115,12 +115,12 @@ def test_the_belief_covers_the_truth_and_narrows() -> None:
 
 def test_ten_thousand_candidates_take_less_than_a_second() -> None:
     points = pool(10_001)
-    belief = belief_of(points, 40)
+    posterior = posterior_of(points, 40)
     flops = 6 * points.columns["n_params"] * points.columns["n_tokens"]
     is_free = np.arange(10_001) >= 40
     is_free[-1] = False
     start = time.process_time()
-    plan = plan_batch(belief, np.array([10_000]), flops, 3e21, is_free=is_free)
+    plan = plan_batch(posterior, np.array([10_000]), flops, 3e21, is_free=is_free)
     assert time.process_time() - start < 1.0
     assert plan.choices
     assert plan.cost_power in COST_POWERS

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.launch.base import LaunchReport, LaunchRequest, Watcher
-from scalelab.launch.intents import read_pack, settle
-from scalelab.launch.slurm import SlurmOptions, launch_slurm
+from scalelab.launch.slurm.intents import read_job_group, settle
+from scalelab.launch.slurm.launcher import SlurmOptions, launch_slurm
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
@@ -174,7 +174,7 @@ def let_cluster_run(replay: Path, results: Results, *, name: str = "crash") -> N
         started = f"started {job.name}"
         if settle(sweep / "intents" / intent, started) == started:
             for index in range(int((job / "last").read_text()) + 1):
-                for run_id in read_pack(sweep, intent, index).run_ids:
+                for run_id in read_job_group(sweep, intent, index).run_ids:
                     finish(results.run(run_id))
         (job / "state").write_text("COMPLETED")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
-from scalelab.launch.batch_script import make_executor, nodes_and_tasks
+from scalelab.launch.slurm.batch_script import make_executor, nodes_and_tasks
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.spec import SlurmTable
 from tests.launch.replayed_slurm import launch, make_runs

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from scalelab.launch import intents as intents_module
-from scalelab.launch import queue as queue_module
-from scalelab.launch import submissions as submissions_module
 from scalelab.launch.base import LaunchView
+from scalelab.launch.slurm import intents as intents_module
+from scalelab.launch.slurm import queue as queue_module
+from scalelab.launch.slurm import submissions as submissions_module
 from scalelab.records.sweep_dir import Results
 from tests.launch.replayed_slurm import (
     SBATCH_STEPS,
@@ -171,7 +171,7 @@ def _dies_before_sbatch(step: int, results: Results, run_ids: tuple[str, ...]) -
 def test_a_silent_controller_changes_nothing(
     replay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scalelab.launch.retries.GONE_GRACE_S", 0.1)
+    monkeypatch.setattr("scalelab.launch.slurm.retries.GONE_GRACE_S", 0.1)
     results, run_ids = make_runs(tmp_path / "results", 3)
     launch(results, run_ids)
     (replay / "controller_is_down").touch()
@@ -195,7 +195,7 @@ def test_a_silent_controller_changes_nothing(
 def test_a_job_that_slurm_holds_for_ever_is_taken_out_and_submitted_again(
     replay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scalelab.launch.retries.GONE_GRACE_S", 0.05)
+    monkeypatch.setattr("scalelab.launch.slurm.retries.GONE_GRACE_S", 0.05)
     results, run_ids = make_runs(tmp_path / "results", 1)
     launch(results, run_ids)
     (replay / "jobs" / "1" / "reason").write_text("launch failed requeued held\n")

@@ -18,13 +18,13 @@ import pytest
 
 from scalelab.errors import DataError, SpecError, UsageError
 from scalelab.launch.base import LaunchRequest
-from scalelab.launch.batch_script import make_executor
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import _saying_what_the_disk_did, resume, save_launcher
-from scalelab.launch.intents import Pack, read_intents, read_pack, write_intent
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.replace_diverged import replace_diverged
-from scalelab.launch.slurm import SlurmOptions, check_path, launch_slurm
+from scalelab.launch.slurm.batch_script import make_executor
+from scalelab.launch.slurm.intents import JobGroup, read_intents, read_job_group, write_intent
+from scalelab.launch.slurm.launcher import SlurmOptions, check_path, launch_slurm
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.records.types import RunRecord
@@ -139,7 +139,7 @@ def sbatch(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
         scripts.append(script)
         return len(scripts)
 
-    monkeypatch.setattr("scalelab.launch.slurm.submit", submit)
+    monkeypatch.setattr("scalelab.launch.slurm.launcher.submit", submit)
     return scripts
 
 
@@ -169,7 +169,7 @@ def test_a_clock_going_backwards(
 def test_a_run_folder_deleted_by_hand_is_said_and_the_others_go_on(
     results: Results, saved: SavedPlan, sbatch: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scalelab.launch.retries.GONE_GRACE_S", 0.0)
+    monkeypatch.setattr("scalelab.launch.slurm.retries.GONE_GRACE_S", 0.0)
     gone, *others = saved.run_ids
     slurm = FakeSlurm(results, saved.name)
 
@@ -321,17 +321,17 @@ def test_a_callable_that_is_a_link_or_missing_is_not_run(tmp_path: Path) -> None
 
 
 def test_an_edited_intent_is_refused(results: Results, saved: SavedPlan) -> None:
-    pack = Pack(run_ids=saved.run_ids, execution=ExecutionSpec(), seconds=1.0)
+    pack = JobGroup(run_ids=saved.run_ids, execution=ExecutionSpec(), seconds=1.0)
     folder = results.sweep(saved.name)
     intent = write_intent(folder, [pack], throttle=1, gpus=0, time_min=5)
     assert read_intents(folder) == [intent]
-    assert read_pack(folder, intent.id, 0) == pack
+    assert read_job_group(folder, intent.id, 0) == pack
     (intent.path / "intent.json").write_text('{"packs": 3}')
     with pytest.raises(SpecError, match="intent"):
         read_intents(folder)
     (folder / "packs" / f"{intent.id}-0.json").write_text("[]")
     with pytest.raises(SpecError, match="pack"):
-        read_pack(folder, intent.id, 0)
+        read_job_group(folder, intent.id, 0)
 
 
 def test_cancelled_runs_are_marked_and_leave_the_queue(

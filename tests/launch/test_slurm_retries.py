@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
-from scalelab.launch.intents import settle
-from scalelab.launch.packing import make_packs
-from scalelab.launch.queue import ENDED_STATES, QueuedJob, Slurm, parse_queue
-from scalelab.launch.retries import (
+from scalelab.launch.slurm.intents import settle
+from scalelab.launch.slurm.job_groups import make_job_groups
+from scalelab.launch.slurm.queue import ENDED_STATES, QueuedJob, Slurm, parse_queue
+from scalelab.launch.slurm.retries import (
     GONE_GRACE_S,
     KINDS,
     MAX_INFRASTRUCTURE_RETRIES,
     TIME_LIMIT_REASON,
-    Loss,
+    JobFailure,
     classify,
     decide_retry,
     settled_state,
@@ -26,12 +26,12 @@ from scalelab.launch.retries import (
 from scalelab.sweep.run_spec import ExecutionSpec
 
 losses = st.lists(
-    st.builds(Loss, kind=st.sampled_from(KINDS[1:]), step=st.integers(0, 40)), max_size=9
+    st.builds(JobFailure, kind=st.sampled_from(KINDS[1:]), step=st.integers(0, 40)), max_size=9
 )
 
 
-def lost(kind: str, *steps: int) -> list[Loss]:
-    return [Loss(kind=kind, step=step) for step in steps]
+def lost(kind: str, *steps: int) -> list[JobFailure]:
+    return [JobFailure(kind=kind, step=step) for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def lost(kind: str, *steps: int) -> list[Loss]:
         (lost("not_reached", *range(30)), True),
     ],
 )
-def test_retry_classes(found: list[Loss], is_allowed: bool) -> None:
+def test_retry_classes(found: list[JobFailure], is_allowed: bool) -> None:
     retry = decide_retry(found, batch_seqs=8)
     assert retry.is_allowed == is_allowed
     assert bool(retry.reason) != is_allowed
@@ -63,14 +63,14 @@ def test_out_of_memory_halves_the_micro_batch_down_to_one() -> None:
 
 
 @given(found=losses, batch=st.integers(1, 64))
-def test_what_was_given_up_stays_given_up(found: list[Loss], batch: int) -> None:
+def test_what_was_given_up_stays_given_up(found: list[JobFailure], batch: int) -> None:
     decisions = [decide_retry(found[:n], batch).is_allowed for n in range(len(found) + 1)]
     assert decisions == sorted(decisions, reverse=True)
 
 
 @given(found=losses, batch=st.integers(1, 64))
-def test_no_run_without_progress_is_submitted_for_ever(found: list[Loss], batch: int) -> None:
-    stuck = [Loss(kind=loss.kind, step=0) for loss in found if loss.kind != "not_reached"]
+def test_no_run_without_progress_is_submitted_for_ever(found: list[JobFailure], batch: int) -> None:
+    stuck = [JobFailure(kind=loss.kind, step=0) for loss in found if loss.kind != "not_reached"]
     bound = MAX_INFRASTRUCTURE_RETRIES + batch.bit_length()
     if len(stuck) > bound:
         assert not decide_retry(stuck, batch).is_allowed
@@ -168,14 +168,16 @@ def test_what_squeue_says_is_kept_and_a_machine_without_it_is_refused(
 
 def test_packs_hold_every_run_once_and_fill_the_target() -> None:
     seconds = {f"r{i}": 7.0 + 3 * (i % 5) for i in range(40)} | {"long": 1000.0}
-    packs = make_packs(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
+    packs = make_job_groups(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
     assert [run_id for pack in packs for run_id in pack.run_ids] == list(seconds)
     for pack in packs:
         assert pack.seconds == sum(seconds[run_id] for run_id in pack.run_ids)
         assert pack.seconds <= 60 or pack.run_ids == ("long",)
     full = [pack.seconds for pack in packs if pack.run_ids != ("long",)]
     assert min(full[:-1]) > 60 - max(7.0 + 3 * 4, 0)
-    (small,) = make_packs(["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2})
+    (small,) = make_job_groups(
+        ["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2}
+    )
     assert small.execution.micro_batch_seqs == 2
 
 

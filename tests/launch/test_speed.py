@@ -20,7 +20,7 @@ PROGRAM = """
 import json, sys
 request = json.load(sys.stdin)
 point = {"n_layers": 2, "seq_len": 32, "batch_seqs": 4}
-point |= {"flops_per_s": 1e9, "tokens_per_s": 1e4, "eval_tokens_per_s": 3e4, "pack_gains": {}}
+point |= {"flops_per_s": 1e9, "tokens_per_s": 1e4, "eval_tokens_per_s": 3e4, "batching_gains": {}}
 def of(shape, **words):
     return {**point, "d_model": shape["d_model"], "n_layers": shape["n_layers"], **words}
 answer = {

@@ -7,7 +7,7 @@ import sys
 # A process of its own: whoever starts a fork server first says what it loads.
 LAUNCHER = """
 import json
-from scalelab.launch.local import worker_context
+from scalelab.launch.local.pool import worker_context
 
 TELL = '''
 import resource, sys

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scalelab.api import assess as api_assess
 from scalelab.api import fit
-from scalelab.api import judge as api_judge
 from scalelab.api.frames import frame_of
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
@@ -48,7 +48,7 @@ def values(encoded: Any) -> np.ndarray:
 
 def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
     rows = report.observations
-    bands = api_judge.bands(report, 1e17, 1e24)
+    bands = api_assess.bands(report, 1e17, 1e24)
     models = [model for model in PUBLISHED if model.is_decoder]
     return {
         "valleys": figures_valleys.valleys(rows, report.isoflop, bands, look),
@@ -146,7 +146,7 @@ def test_axes_read_b_and_powers_of_ten() -> None:
 
 def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> None:
     vague = replace(report, fit=replace(report.fit, status="not_identified"))
-    assert api_judge.bands(vague, 1e18, 1e24) is None
+    assert api_assess.bands(vague, 1e18, 1e24) is None
     assert "does not determine" in figures.contours(vague, None).layout.meta["alt"]
     text = render(Content(title="t", command="c", fit=vague, bands=None, reach=None, planes=None))
     assert "not identified" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalelab.api.adaptive import play_adaptive
+from scalelab.api.adaptive import replay_adaptive
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "scalebench"
 BEST_PUBLISHED = {
@@ -30,7 +30,7 @@ TIME_S = 600.0 / len(BEST_PUBLISHED)
 def test_the_target_is_predicted_better_than_by_the_published_methods(name, share):
     start = time.perf_counter()
     reports = [
-        play_adaptive(
+        replay_adaptive(
             SHARED / f"{name}_train.csv",
             SHARED / f"{name}_test.csv",
             budget_share=share,
@@ -45,6 +45,6 @@ def test_the_target_is_predicted_better_than_by_the_published_methods(name, shar
         f"{name} {share:.0%}: R^2 {r2.mean():.3f} +- {r2.std():.3f} (worst {r2.min():.3f}, "
         f"published {BEST_PUBLISHED[name, share]}), relative error {errors:.4f}, {wall_s:.0f} s"
     )
-    assert all(report.played.spent <= report.played.budget for report in reports)
+    assert all(report.replayed.spent <= report.replayed.budget for report in reports)
     assert r2.mean() > BEST_PUBLISHED[name, share]
     assert wall_s < TIME_S

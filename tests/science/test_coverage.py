@@ -115,7 +115,7 @@ def simulate(name, kind, count, replicates, seed=3):  # 1 and 2 chose the method
             Observations(n_params=N, n_tokens=D, loss_nats=loss, flops=6 * N * D),
             bootstrap=BootstrapSpec(k=replicates, seed=i),
             n_starts=4,
-            uses_hindsight=False,
+            uses_inflation=False,
         )
         with np.errstate(all="ignore"):  # an exponent at its bound of 0 has no N_opt
             draws = quantities(dict(zip(fit.names, fit.samples.T, strict=True)), flops)
@@ -202,7 +202,7 @@ def clustered_coverage(count, replicates):
                     k=replicates, seed=i, method="auto" if method == "cluster" else "row"
                 ),
                 n_starts=4,
-                uses_hindsight=False,
+                uses_inflation=False,
             )
             assert fit.bootstrap.method == method
             interval = fit.interval(lambda law: law.alpha, level=LEVEL)

@@ -17,7 +17,7 @@ from typing import Any
 
 from scalelab.launch.base import LaunchRequest, LaunchView
 from scalelab.launch.execute import saved_launcher
-from scalelab.launch.slurm import SlurmOptions, launch_slurm
+from scalelab.launch.slurm.launcher import SlurmOptions, launch_slurm
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec
 

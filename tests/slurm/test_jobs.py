@@ -16,8 +16,8 @@ import pytest
 
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import saved_launcher
-from scalelab.launch.intents import read_intents
 from scalelab.launch.job import CANCELLED_FILE
+from scalelab.launch.slurm.intents import read_intents
 
 WITHOUT_SACCT = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["no-sacct"])
 TINY_TOKENS = 2e4

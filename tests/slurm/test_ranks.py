@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from scalelab.launch.base import LaunchRequest
-from scalelab.launch.intents import read_intents
-from scalelab.launch.local import launch_local
+from scalelab.launch.local.pool import launch_local
+from scalelab.launch.slurm.intents import read_intents
 from scalelab.sweep.run_spec import ExecutionSpec
 from tests.slurm.test_jobs import TINY_TOKENS, WITHOUT_SACCT, ended
 
@@ -41,10 +41,10 @@ def test_runs_of_two_tasks_have_the_losses_of_one(
     launcher = sweep.start_launcher(seconds=4.0)
     stopping.append(launcher)
     assert set(ended(launcher)["statuses"].values()) == {"done"}
-    for run_id, loss in alone.losses().items():
+    for run_id, loss in alone.failures().items():
         (attempt,) = sweep.results.run(run_id).attempts()
         assert attempt.read_note()["execution"]["n_devices"] == 2
-        assert sweep.losses()[run_id] == pytest.approx(loss, rel=2e-5)
+        assert sweep.failures()[run_id] == pytest.approx(loss, rel=2e-5)
     (intent,) = read_intents(sweep.results.sweep(sweep.name))
     assert [len(pack.run_ids) for pack in intent.packs] == [2]
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from scalelab.launch.base import LaunchRequest
-from scalelab.launch.local import launch_local
+from scalelab.launch.local.pool import launch_local
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.train.loop import POLL_INTERVAL_S
 from tests.launch.frozen import process_state
@@ -42,7 +42,7 @@ def undisturbed(
         n_workers=2,
     )
     launch_local(request, lambda view: None)
-    losses: dict[str, float] = sweep.losses()
+    losses: dict[str, float] = sweep.failures()
     assert len(set(losses.values())) == N_RUNS
     assert None not in losses.values()
     return losses
@@ -196,7 +196,7 @@ def test_faults_cost_no_result(
     assert launcher.returncode == 0, output
     report = json.loads(output.splitlines()[-1])
     assert set(report["statuses"].values()) == {"done"}, output
-    assert sweep.losses() == undisturbed
+    assert sweep.failures() == undisturbed
     for run_id in sweep.run_ids:
         assert_one_accepted(sweep.results.run(run_id))
         assert_little_lost(sweep.results.run(run_id))

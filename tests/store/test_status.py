@@ -15,7 +15,7 @@ from scalelab.store.run_states import (
     FALLS_TO_SMALL,
     INTERRUPTED,
     RunState,
-    find_valleys,
+    budget_statuses,
 )
 from scalelab.store.status import read_status, sweep_eta, sweep_names
 
@@ -40,24 +40,24 @@ class TestValleys:
     def test_a_valley_is_bracketed_when_the_best_size_is_at_no_end(self, losses, shape):
         runs = [done(100 * (i + 1), loss) for i, loss in enumerate(losses)]
         runs.append(done(50, None, state="running"))
-        (valley,) = find_valleys(runs)
+        (valley,) = budget_statuses(runs)
         assert (valley.shape, valley.n_done, valley.n_runs) == (shape, len(losses), len(losses) + 1)
 
     def test_what_diverged_or_still_runs_is_no_wall_of_the_valley(self):
         runs = [done(100, 3.0), done(200, 2.9), done(300, 2.8)]
         runs += [done(400, None, state="diverged"), done(500, 9.9, state="running")]
-        (valley,) = find_valleys(runs)
+        (valley,) = budget_statuses(runs)
         assert valley.shape == FALLS_TO_LARGE
 
     def test_replicates_count_by_their_mean(self):
         runs = [done(100, 3.0), done(200, 2.6), done(200, 3.6), done(300, 3.05), done(400, 3.2)]
-        (valley,) = find_valleys(runs)
+        (valley,) = budget_statuses(runs)
         assert (valley.best_n_params, valley.shape) == (100, FALLS_TO_SMALL)
 
     def test_the_order_of_the_runs_does_not_matter_and_budgets_are_sorted(self):
         runs = [done(300, 3.3), done(100, 3.1), done(200, 2.9)]
         runs += [replace(run, budget_flops=1e11) for run in runs] + [done(1, 1.0, budget=None)]
-        assert [(v.budget_flops, v.shape) for v in find_valleys(runs)] == [
+        assert [(v.budget_flops, v.shape) for v in budget_statuses(runs)] == [
             (1e11, BRACKETED),
             (1e12, BRACKETED),
         ]

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.train import distributed, loop, session, sharded, worker
-from scalelab.train.sharded_optimizer import ShardedOptimizer
+from scalelab.train import loop, session, worker
+from scalelab.train.sharded import engine as sharded
+from scalelab.train.sharded import group as distributed
+from scalelab.train.sharded.optimizer import ShardedOptimizer
 
 OPTIONS = ("stop_at", "pause_s", "faulty_rank", "drifting_rank")
 

@@ -38,13 +38,13 @@ def test_packs_are_timed_as_long_as_they_become_faster(
 ) -> None:
     speeds = {1: 10.0, 2: 15.0, 4: 14.0, 8: 99.0}
     monkeypatch.setattr(
-        calibrate, "pack_speed", lambda spec, execution, seconds: speeds[execution.pack_size]
+        calibrate, "batched_speed", lambda spec, execution, seconds: speeds[execution.batched_runs]
     )
-    assert calibrate.measure_packs(spec, execution, 1.0) == {2: 1.5, 4: 1.4}
+    assert calibrate.measure_batched_runs(spec, execution, 1.0) == {2: 1.5, 4: 1.4}
 
 
 def test_a_pack_is_timed_by_its_real_steps(spec: RunSpec, execution: ExecutionSpec) -> None:
-    gains = calibrate.measure_packs(spec, execution, 0.01, (2,))
+    gains = calibrate.measure_batched_runs(spec, execution, 0.01, (2,))
     assert list(gains) == [2]
     assert 0.2 < gains[2] < 5
 

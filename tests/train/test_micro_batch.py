@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scalelab.launch.retries import classify
+from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.train import gradients, micro_batch

@@ -50,10 +50,10 @@ def attempt(
 
         with monkeypatch.context() as patch:
             patch.setattr(Engine, "step", counted)
-            statuses = worker.run_pack(
+            statuses = worker.run_batched(
                 [run.path for run in runs],
                 dataset.folder,
-                replace(execution, step=step, pack_size=len(runs), **way),
+                replace(execution, step=step, batched_runs=len(runs), **way),
                 should_stop=lambda: "enough" if taken[0] == stop_at else None,
             )
         return runs, statuses

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalelab.launch.retries import classify
+from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
 from tests.train.job import Job
 from tests.train.outcome import curve, last_note, result
@@ -117,8 +117,8 @@ def test_a_batch_that_cannot_be_shared_fails_alone_and_the_next_run_is_trained(
 def test_a_single_device_imports_nothing_distributed() -> None:
     code = (
         "import sys, scalelab.train.worker\n"
-        "assert 'scalelab.train.sharded' not in sys.modules\n"
-        "assert 'scalelab.train.distributed' not in sys.modules\n"
+        "assert 'scalelab.train.sharded.engine' not in sys.modules\n"
+        "assert 'scalelab.train.sharded.group' not in sys.modules\n"
         "assert 'torch.distributed.fsdp' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -199,7 +199,7 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
 
 def sweep_file(forecast: Forecast, choice: Choice) -> str:
     """Return the run of a forecast as a sweep file that ``scalelab sweep run`` takes."""
-    from scalelab.api.judge import run_as_sweep
+    from scalelab.api.assess import run_as_sweep
 
     return run_as_sweep(forecast, " ".join(choice.words("--predict", forecast.asked)))
 

@@ -1,0 +1,167 @@
+"""The verbs that judge a fit: valleys, bands, budgets left out, other models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalelab.api.fits import Data, Selection
+    from scalelab.fit.isoflop import IsoflopFit
+    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.bands import Bands
+    from scalelab.records.types import Observations
+
+
+def observed(
+    data: Data | None = None,
+    *,
+    sweep: str | None = None,
+    results: str | Path = "results",
+    selection: Selection | None = None,
+    level: float = 0.9,
+) -> tuple[Observations, IsoflopFit]:
+    """Return the rows that a fit would take, and their valleys: what can be seen before it ends."""
+    from scalelab.api.fits import Selection, _split, _table
+    from scalelab.fit.isoflop import fit_isoflop
+
+    table = _table(data, sweep, results, selection or Selection())
+    rows = _split(table)[0]
+    return rows, fit_isoflop(rows, level=level)
+
+
+def held_out(report: FitReport, every: Observations) -> Observations | None:
+    """Return the rows of a table that a fit has not seen; None when it has seen all."""
+    import numpy as np
+
+    seen = set(zip(report.observations.flops, report.observations.loss_nats, strict=True))
+    left = [
+        i for i, row in enumerate(zip(every.flops, every.loss_nats, strict=True)) if row not in seen
+    ]
+    return every.take(np.array(left)) if left else None
+
+
+def bands(report: FitReport, low: float, high: float, points: int = 60) -> Bands | None:
+    """Return the compute-optimal frontier between two computes; None where there is none."""
+    import numpy as np
+
+    from scalelab.forecast.bands import frontier_bands
+
+    return frontier_bands(report.fit, np.geomspace(low, high, points), report.level)
+
+
+def leave_one_out(report: FitReport) -> list[dict[str, float]]:
+    """Return, for each budget, the exponent a without it and how its own runs were predicted."""
+    import numpy as np
+
+    from scalelab.api.fits import score
+    from scalelab.fit.bootstrap import BootstrapSpec
+    from scalelab.fit.isoflop import budgets_of
+    from scalelab.fit.parametric import fit_parametric
+    from scalelab.forecast.allocate import frontier
+
+    rows = report.observations
+    budget = budgets_of(rows)[0]
+    values = np.unique(budget[np.isfinite(budget)])
+    if len(values) < 3 or report.fit.status == "not_identified":
+        return []
+    out = []
+    for value in values:
+        is_out = budget == value
+        rest = fit_parametric(
+            rows.take(~is_out),
+            form=report.fit.form,
+            objective=report.fit.objective,
+            bootstrap=BootstrapSpec(k=0),
+        )
+        held = score(rest, rows.take(is_out), report.level)
+        out.append(
+            {
+                "budget": float(value),
+                "a": frontier(rest.law, report.fit.max_flops)["a"],
+                "n_rows": float(held.n_rows),
+                "mean_relative_error": held.mean_relative_error,
+            }
+        )
+    return out
+
+
+def forecast_one(report: FitReport, asked: str) -> Forecast:
+    """Return the forecast of one request, as `scalelab.api.predict` has it in a row.
+
+    Raises
+    ------
+    UsageError
+        When the request cannot be read.
+    NotIdentifiedError
+        When the fit does not determine its law.
+    """
+    from scalelab.errors import NotIdentifiedError
+    from scalelab.forecast.allocate import forecast, parse_request
+    from scalelab.forecast.extrapolation import fitted_range
+
+    request = parse_request(asked)
+    if report.fit.status == "not_identified":
+        raise NotIdentifiedError(
+            "a fit that is not identified",
+            "rows that determine the law",
+            "Read the warnings of the fit: they say what is missing.",
+        )
+    reach = fitted_range(report.observations)
+    return forecast(report.fit, [request], reach=reach, level=report.level)[0]
+
+
+def against_published(report: FitReport) -> pd.DataFrame:
+    """Return each published model with its distance from this fit's optimum at its compute.
+
+    Returns
+    -------
+    DataFrame
+        ``model``, ``year``, ``n_params``, ``n_tokens``, ``flops`` (6 N D), ``optimal_n_params``,
+        ``ratio`` (N over the optimum: above 1 is too large and under-trained), ``verdict``,
+        ``flops_wasted`` (share of its compute that the optimum would save at equal loss) and
+        ``source``; no row when the fit is not identified.
+    """
+    import pandas as pd
+
+    from scalelab.forecast.published import verdicts
+
+    if report.fit.status == "not_identified":
+        return pd.DataFrame()
+    return pd.DataFrame(verdicts(report.fit.law))
+
+
+def run_as_sweep(forecast: Forecast, made_by: str) -> str:
+    """Return the run that a forecast is about as a sweep file: a grid of one.
+
+    Parameters
+    ----------
+    forecast : Forecast
+        With N and D.
+    made_by : str
+        The command that has the same answer, for the comment.
+
+    Raises
+    ------
+    UsageError
+        When the forecast has no N or D.
+    """
+    from scalelab.errors import UsageError
+
+    size, tokens = forecast.n_params, forecast.n_tokens
+    if size is None or tokens is None:
+        raise UsageError(
+            f"the forecast {forecast.asked} without N or D", "both", "Choose a form with both."
+        )
+    words = "".join(letter for letter in made_by if letter.isprintable())
+    return (
+        f"# {words}\n"
+        f"# Predicted loss {forecast.loss_nats:.4f} nats, a new run in {forecast.pred_low:.4f} to "
+        f"{forecast.pred_high:.4f} ({100 * forecast.level:g} %).\n"
+        f"# N {size.low:.4g} to {size.high:.4g}, D {tokens.low:.4g} to {tokens.high:.4g}.\n"
+        'kind = "grid"\n'
+        f'n_params = "{size.value:.6g}"\n'
+        f'n_tokens = "{tokens.value:.6g}"\n'
+    )

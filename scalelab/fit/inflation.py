@@ -1,0 +1,150 @@
+"""How wrong the fit would have been about its own larger runs, had they been held out.
+
+An interval from replicates and residuals assumes that the form is right. Beyond the largest run
+that cannot be seen from the residuals, but it can be tried: fit the smaller runs, predict the
+larger ones, and compare the errors with the prediction interval that was claimed for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.fit.bootstrap import ResamplingPlan
+from scalelab.fit.efficient import covariance_spread, efficient, newton_steps
+from scalelab.fit.newton import Box, minimise
+from scalelab.fit.noise import compute_of, local_noise
+from scalelab.fit.penalty import Penalty
+from scalelab.fit.powered import surface_of
+from scalelab.fit.replicates import UseNumba, refit
+from scalelab.fit.surfaces import Rows, Surface
+from scalelab.theory.laws.base import Law
+
+FloatArray = NDArray[np.float64]
+
+CUTS = (0.5, 0.6, 0.7, 0.8)
+"""Shares of the runs, by compute, that are fitted in turn."""
+LEVEL = 0.9
+MOST_ROWS = 300
+"""Rows that are tried; a quantile over cuts needs no more."""
+N_REPLICATES = 64
+FEWEST_AHEAD = 3
+
+
+def extrapolation_inflation(
+    law: type[Law],
+    columns: Mapping[str, FloatArray],
+    rows: Rows,
+    theta: FloatArray,
+    penalty: Penalty,
+    box: Box,
+    *,
+    is_efficient: bool,
+    use_numba: UseNumba = "auto",
+) -> float:
+    """Return the factor, at least 1, by which errors ahead exceeded the claimed intervals.
+
+    Parameters
+    ----------
+    law : type[Law]
+        The form.
+    columns : Mapping[str, ndarray of shape (n,)]
+        The design.
+    rows : Rows
+        Targets and weights.
+    theta : ndarray of shape (p,)
+        Optimum of all rows, where the smaller fits start.
+    penalty, box
+        As in the full fit.
+    is_efficient : bool
+        Whether the full fit's replicates are those of `scalelab.fit.efficient`.
+    use_numba : {"auto", "yes", "no"}
+        See `scalelab.fit.replicates.refit`.
+
+    Returns
+    -------
+    float
+        Median over the cuts of the 90 % quantile of error over half-width; 1 where too few rows
+        are left to try.
+    """
+    compute = compute_of(columns)
+    if compute is None:
+        return 1.0
+    if rows.n > MOST_ROWS:
+        keep = np.linspace(0, rows.n - 1, MOST_ROWS).astype(int)
+        columns = {name: values[keep] for name, values in columns.items()}
+        rows, compute = _part(rows, keep), compute[keep]
+    factors = []
+    for cut in np.quantile(compute, CUTS):
+        behind = compute <= cut
+        if behind.sum() <= box.free.sum() + 1 or (~behind).sum() < FEWEST_AHEAD:
+            continue
+        factor = _ratio(
+            law, columns, rows, theta, penalty, box, compute, behind, is_efficient, use_numba
+        )
+        if np.isfinite(factor):
+            factors.append(factor)
+    return max(1.0, float(np.median(factors))) if factors else 1.0
+
+
+def _ratio(
+    law: type[Law],
+    columns: Mapping[str, FloatArray],
+    rows: Rows,
+    theta: FloatArray,
+    penalty: Penalty,
+    box: Box,
+    compute: FloatArray,
+    behind: NDArray[np.bool_],
+    is_efficient: bool,
+    use_numba: UseNumba,
+) -> float:
+    """Return the quantile of error over half-width for one cut."""
+    is_centred = bool(box.free.all())
+    near = surface_of(law, _pick(columns, behind), is_centred=is_centred)
+    far = surface_of(law, _pick(columns, ~behind), is_centred=is_centred)
+    known, ahead = _part(rows, behind), _part(rows, ~behind)
+    end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
+    best = end.eta[0]
+    replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=known.n)
+    draws = _narrow(near, best, known, box, compute[behind]) if is_efficient else None
+    if draws is None:
+        draws = refit(near, best, known, penalty, box, replicates, use_numba=use_numba).eta
+    n, p = known.n, int(box.free.sum())
+    errors = -near.residuals(best[None], known)[0] * (n / max(n - p, 1)) ** 0.5
+    noise = local_noise(errors, compute[behind], compute[~behind])
+    error = far.residuals(far.eta(near.theta(best[None])), ahead)[0]
+    with np.errstate(all="ignore"):
+        draws = far.predicted(far.eta(near.theta(draws)))
+        draws = np.log(draws) if rows.is_log else draws
+    draws = draws[np.isfinite(draws).all(axis=1)]
+    if not len(draws):
+        return float("nan")
+    # rows first, so that each quantile is taken over what lies side by side in memory
+    shift = (draws - (error + ahead.compared)).T
+    new = (shift[:, :, None] + noise[:, None, :]).reshape(ahead.n, -1)
+    low, high = np.quantile(new, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, overwrite_input=True)
+    half = np.maximum(np.where(error > 0, -low, high), 1e-300)
+    return float(np.quantile(np.abs(error) / half, LEVEL))
+
+
+def _narrow(
+    surface: Surface, best: FloatArray, rows: Rows, box: Box, compute: FloatArray
+) -> FloatArray | None:
+    """Return efficient replicates, shape (k, p); None where there are none."""
+    found = efficient(surface, best, rows, box, compute)
+    if found is None:
+        return None
+    replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=rows.n, shape=found.shape)
+    steps = newton_steps(surface, found, box, replicates)
+    return None if steps is None else covariance_spread(found, box, steps, replicates)
+
+
+def _pick(columns: Mapping[str, FloatArray], mask: NDArray[np.bool_]) -> dict[str, FloatArray]:
+    return {name: values[mask] for name, values in columns.items()}
+
+
+def _part(rows: Rows, which: NDArray[np.bool_] | NDArray[np.intp]) -> Rows:
+    return Rows(rows.target[which], rows.weight[which], rows.residual)

@@ -1,0 +1,386 @@
+r"""What a few runs say about all others: several forms, none of them trusted to be exact.
+
+The log of the loss at a run x is taken to be
+
+.. math:: \log L(x) = \log f_k(\theta, x) + \delta(x) + \varepsilon, \qquad
+          \delta \sim GP(0, \tau^2 \kappa(x, x')), \qquad
+          \varepsilon \sim N(0, \sigma^2 (C_{ref} / C)^{2 g})
+
+for each form k: its parameters have the priors of `scalelab.forecast.priors`, delta is what the
+form gets wrong (smooth over decades of N, D and repeats, so that runs near the target count for
+more), and the noise grows at small scale. Parameters are at their posterior mode with a
+Gauss-Newton (Laplace) covariance; tau, sigma and the length of kappa at the mode of the evidence
+under weak priors. The forms are averaged by their evidence, and the mixture is carried on as one
+Gaussian of the same mean and covariance: disagreement between forms that the data cannot tell apart
+is variance like any other.
+
+References
+----------
+Kennedy and O'Hagan 2001, "Bayesian calibration of computer models" (the misfit delta).
+MacKay 1992, "Bayesian interpolation" (evidence). Matern kernel: Rasmussen and Williams 2006, 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+
+from scalelab.forecast.priors import Prior, priors_of
+from scalelab.theory.accounting import train_flops_6nd
+from scalelab.theory.laws.base import Law
+
+FloatArray = NDArray[np.float64]
+Positions = NDArray[np.intp]
+
+MISFITS = (0.001, 0.003, 0.01, 0.03, 0.1)
+NOISES = (0.0005, 0.001, 0.002, 0.005, 0.01)
+LENGTHS = (1.0, 2.0, 4.0, 8.0)
+"""Tried values of tau and sigma (log loss) and of the kernel's length (natural logs of N and D)."""
+MISFIT, NOISE, LENGTH = 0.01, 0.002, 4.0
+SPREADS = (1.0, 1.0, 0.5)
+"""Prior medians of tau, sigma and the length, and the spreads of their logarithms."""
+NOISE_GROWTH = 0.15
+"""Exponent g: the noise is 1.4 times larger for a tenth of the compute."""
+N_STARTS = 2
+MAX_STEPS = 60
+NEGLIGIBLE = 1e-3
+"""Weight below which a form is left out of the average."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Points:
+    """Runs that were made, could be made, or are wanted, as columns.
+
+    Attributes
+    ----------
+    columns : Mapping[str, ndarray of shape (n,)]
+        ``n_params``, ``n_tokens`` and, where data repeat, ``unique_tokens``.
+    reference_flops : float
+        C_ref, the compute at which the noise is sigma.
+    """
+
+    columns: Mapping[str, FloatArray]
+    reference_flops: float
+
+    def __len__(self) -> int:
+        return len(self.columns["n_params"])
+
+    def at(self, where: Any) -> Points:
+        """Return some of the points."""
+        return Points(
+            columns={name: values[where] for name, values in self.columns.items()},
+            reference_flops=self.reference_flops,
+        )
+
+    @property
+    def features(self) -> FloatArray:
+        """Where the misfit lives, shape (n, q): log N, log D and log of the repeats."""
+        N, D = self.columns["n_params"], self.columns["n_tokens"]
+        axes = [np.log(N), np.log(D)]
+        if "unique_tokens" in self.columns:
+            axes.append(np.log(np.maximum(D / self.columns["unique_tokens"], 1.0)))
+        return np.stack(axes, axis=1)
+
+    @property
+    def noise_growth(self) -> FloatArray:
+        """Noise relative to that at the reference, shape (n,): 1 there and above, more below."""
+        flops = train_flops_6nd(self.columns["n_params"], self.columns["n_tokens"])
+        return np.asarray(np.minimum(flops / self.reference_flops, 1.0) ** -NOISE_GROWTH)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hyperparameters:
+    """How wrong a form is (tau), how noisy runs are (sigma), how far misfit reaches (length)."""
+
+    misfit: float = MISFIT
+    noise: float = NOISE
+    length: float = LENGTH
+
+    @property
+    def log_prior(self) -> float:
+        """Log density of these hyperparameters, up to a constant."""
+        centres = zip(
+            (self.misfit, self.noise, self.length), (MISFIT, NOISE, LENGTH), SPREADS, strict=True
+        )
+        return -0.5 * sum((math.log(value / m) / s) ** 2 for value, m, s in centres)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FormPosterior:
+    """One form after the runs.
+
+    Attributes
+    ----------
+    prior : Prior
+    z : ndarray of shape (p,)
+        Posterior mode, standardised.
+    hyperparameters : Hyperparameters
+    log_evidence : float
+    weight : float
+        Share in the average.
+    """
+
+    prior: Prior
+    z: FloatArray
+    hyperparameters: Hyperparameters
+    log_evidence: float
+    weight: float = 1.0
+
+    @property
+    def law(self) -> Law:
+        """The law at the posterior mode; its unit is the median loss of the runs."""
+        return self.prior.law.from_coordinates(self.prior.theta(self.z))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Posterior:
+    """A Gaussian over the log losses of all points, averaged over forms.
+
+    Attributes
+    ----------
+    points : Points
+    forms : tuple of FormPosterior
+    mean : ndarray of shape (n,)
+        Expected log loss.
+    plus, minus : ndarray of shape (n, a), (n, b)
+        Covariance = plus plus' - minus minus' + sum_k misfits[k] kappa(lengths[k]).
+    misfits, lengths : tuple of float
+        Variance of the misfit, times the form's weight, and its length, form by form.
+    noise : ndarray of shape (n,)
+        Variance of the noise of a run at each point.
+    """
+
+    points: Points
+    forms: tuple[FormPosterior, ...]
+    mean: FloatArray
+    plus: FloatArray
+    minus: FloatArray
+    misfits: tuple[float, ...]
+    lengths: tuple[float, ...]
+    noise: FloatArray
+
+    def covariance(self, j: int, features: FloatArray) -> FloatArray:
+        """Return the covariance of point j with every point, shape (n,)."""
+        out = self.plus @ self.plus[j] - self.minus @ self.minus[j]
+        distance = np.sqrt(((features - features[j]) ** 2).sum(axis=1))
+        for variance, length in zip(self.misfits, self.lengths, strict=True):
+            out += variance * _matern(distance, length)
+        return np.asarray(out)
+
+    def variance(self) -> FloatArray:
+        """Return the variance of each point's noise-free log loss, shape (n,)."""
+        parts = (self.plus**2).sum(axis=1) - (self.minus**2).sum(axis=1) + sum(self.misfits)
+        return np.asarray(np.maximum(parts, 0.0))
+
+    @property
+    def best(self) -> FormPosterior:
+        """The form of the largest weight."""
+        return max(self.forms, key=lambda form: form.weight)
+
+
+def fit_posterior(
+    points: Points,
+    observed: Positions,
+    losses: FloatArray,
+    *,
+    rng: np.random.Generator,
+    before: Sequence[FormPosterior] = (),
+) -> Posterior:
+    """Return what the losses of some points say about all of them.
+
+    Parameters
+    ----------
+    points : Points
+    observed : ndarray of int, shape (m,)
+        Positions of the runs that were made; none gives the prior.
+    losses : ndarray of shape (m,)
+        Their losses, positive.
+    rng : numpy.random.Generator
+        Draws further starts of each mode's search from the prior.
+    before : sequence of FormPosterior
+        What was believed of earlier runs: where the search starts, too.
+    """
+    level = float(np.median(np.log(losses))) if len(losses) else 0.0
+    y = np.log(losses) - level
+    here = points.at(observed)
+    earlier = {form.prior.law: form for form in before}
+    found = []
+    for prior in priors_of(points.columns):
+        known = earlier.get(prior.law)
+        found.append(_fit(prior, here, y, rng, known) if len(y) else _untouched(prior))
+    return _average(points, observed, y, level, found)
+
+
+def _untouched(prior: Prior) -> FormPosterior:
+    return FormPosterior(
+        prior=prior,
+        z=np.zeros(len(prior.mean)),
+        hyperparameters=Hyperparameters(),
+        log_evidence=0.0,
+    )
+
+
+def _fit(
+    prior: Prior, here: Points, y: FloatArray, rng: np.random.Generator, known: FormPosterior | None
+) -> FormPosterior:
+    """Return the mode of one form, with hyperparameters and mode settled in turn."""
+    p = len(prior.mean)
+    starts = [np.zeros(p), *rng.standard_normal((N_STARTS, p))]
+    if known is not None:
+        starts.append(np.linalg.solve(prior.mix, known.prior.theta(known.z) - prior.mean))
+    hyperparameters = Hyperparameters() if known is None else known.hyperparameters
+    kernels = {length: _matern(_distances(here.features), length) for length in LENGTHS}
+    growth = here.noise_growth
+    for _ in range(2):
+        root = cholesky(
+            hyperparameters.misfit**2 * kernels[hyperparameters.length]
+            + np.diag((hyperparameters.noise * growth) ** 2),
+            lower=True,
+        )
+        ends = [_mode(prior, here.columns, y, root, start) for start in starts]
+        z = min(ends, key=lambda end: end[1])[0]
+        starts = [z]
+        value, slope = prior.log_loss(z, here.columns)
+        evidence, best = _best_hyperparameters(
+            y - value + slope @ z, slope @ slope.T, kernels, growth
+        )
+        if best == hyperparameters:
+            break
+        hyperparameters = best
+    return FormPosterior(prior=prior, z=z, hyperparameters=hyperparameters, log_evidence=evidence)
+
+
+def _mode(
+    prior: Prior,
+    columns: Mapping[str, FloatArray],
+    y: FloatArray,
+    root: FloatArray,
+    z: FloatArray,
+) -> tuple[FloatArray, float]:
+    """Return the posterior mode near z and its misfit, by Levenberg-Marquardt."""
+
+    def at(z: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        value, slope = prior.log_loss(z, columns)
+        white = solve_triangular(root, np.column_stack([y - value, slope]), lower=True)
+        return white[:, 0], white[:, 1:], 0.5 * float(white[:, 0] @ white[:, 0] + z @ z)
+
+    residual, slope, cost = at(z)
+    damping = 1e-3
+    for _ in range(MAX_STEPS):
+        hessian = slope.T @ slope + np.eye(len(z))
+        gradient = slope.T @ residual - z
+        gain = 0.0
+        while damping < 1e8:
+            step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
+            tried = at(z + step)
+            if tried[2] < cost:
+                gain, z = cost - tried[2], z + step
+                residual, slope, cost = tried
+                damping = max(damping / 5.0, 1e-9)
+                break
+            damping *= 4.0
+        if gain < 1e-6:
+            break
+    return z, cost
+
+
+def _best_hyperparameters(
+    y: FloatArray, prior: FloatArray, kernels: Mapping[float, FloatArray], growth: FloatArray
+) -> tuple[float, Hyperparameters]:
+    """Return the largest log evidence of the linearised form and its hyperparameters."""
+    best = (-math.inf, Hyperparameters())
+    for misfit, noise, length in product(MISFITS, NOISES, LENGTHS):
+        total = misfit**2 * kernels[length] + prior
+        total[np.diag_indices(len(y))] += (noise * growth) ** 2
+        root = cholesky(total, lower=True, overwrite_a=True, check_finite=False)
+        white = solve_triangular(root, y, lower=True, check_finite=False)
+        hyperparameters = Hyperparameters(misfit=misfit, noise=noise, length=length)
+        log_evidence = -0.5 * float(white @ white) - float(np.log(np.diag(root)).sum())
+        if log_evidence + hyperparameters.log_prior > best[0]:
+            best = (log_evidence + hyperparameters.log_prior, hyperparameters)
+    return best
+
+
+def _average(
+    points: Points,
+    observed: Positions,
+    y: FloatArray,
+    level: float,
+    found: Sequence[FormPosterior],
+) -> Posterior:
+    """Return one Gaussian of the mixture's mean and covariance; y counts from ``level``."""
+    logs = np.array([form.log_evidence for form in found])
+    weights = np.exp(logs - logs.max())
+    weights = np.where(weights < NEGLIGIBLE * weights.sum(), 0.0, weights)
+    weights /= weights.sum()
+    kept = [
+        FormPosterior(
+            prior=form.prior,
+            z=form.z,
+            hyperparameters=form.hyperparameters,
+            log_evidence=form.log_evidence,
+            weight=float(weight),
+        )
+        for form, weight in zip(found, weights, strict=True)
+        if weight > 0
+    ]
+    parts = [_conditioned(points, observed, y, form) for form in kept]
+    means = np.stack([part[0] for part in parts], axis=1)
+    share = np.array([form.weight for form in kept])
+    mean = means @ share
+    roots = np.sqrt(share)
+    growth = points.noise_growth
+    return Posterior(
+        points=points,
+        forms=tuple(kept),
+        mean=level + mean,
+        plus=np.hstack(
+            [
+                *(r * part[1] for r, part in zip(roots, parts, strict=True)),
+                roots * (means - mean[:, None]),
+            ]
+        ),
+        minus=np.hstack([r * part[2] for r, part in zip(roots, parts, strict=True)]),
+        misfits=tuple(form.weight * form.hyperparameters.misfit**2 for form in kept),
+        lengths=tuple(form.hyperparameters.length for form in kept),
+        noise=sum(form.weight * form.hyperparameters.noise**2 for form in kept) * growth**2,
+    )
+
+
+def _conditioned(
+    points: Points, observed: Positions, y: FloatArray, form: FormPosterior
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return mean (n,), prior root (n, p) and what the runs took off it (n, m) for one form."""
+    value, slope = form.prior.log_loss(form.z, points.columns)
+    if not len(observed):
+        return value, slope, np.zeros((len(value), 0))
+    hyperparameters, features = form.hyperparameters, points.features
+    gaps = features[:, None] - features[observed]
+    across = hyperparameters.misfit**2 * _matern(
+        np.sqrt((gaps**2).sum(axis=2)), hyperparameters.length
+    )
+    across += slope @ slope[observed].T
+    total = across[observed] + np.diag((hyperparameters.noise * points.noise_growth[observed]) ** 2)
+    root = cholesky(total, lower=True)
+    taken = solve_triangular(root, across.T, lower=True).T
+    centre = value - slope @ form.z
+    mean = centre + taken @ solve_triangular(root, y - centre[observed], lower=True)
+    return mean, slope, taken
+
+
+def _distances(features: FloatArray) -> FloatArray:
+    gaps = features[:, None] - features[None]
+    return np.asarray(np.sqrt((gaps**2).sum(axis=2)))
+
+
+def _matern(distance: FloatArray, length: float) -> FloatArray:
+    """Return the Matern kernel of smoothness 3/2."""
+    scaled = math.sqrt(3.0) / length * distance
+    return np.asarray((1.0 + scaled) * np.exp(-scaled))

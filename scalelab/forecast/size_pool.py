@@ -1,0 +1,117 @@
+"""What a decision chooses among: models as a continuum with C = 6 N D, or shapes that exist.
+
+A model here is a size with its training FLOPs per token; serving takes a third of them per token
+(the forward pass). Every limit bounds the tokens of a model from above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.forecast.decision import GRAMS_PER_KG, HOURS_PER_DAY, Limits, Setting
+from scalelab.sweep.shapes import nearest_shape, size_limits
+from scalelab.theory.accounting import (
+    DEFAULT_FLOP_CONVENTION,
+    FLOPS_PER_PARAM_FORWARD,
+    FLOPS_PER_PARAM_TRAIN,
+    count_params,
+    train_flops_per_token,
+)
+from scalelab.theory.shape import ModelShape
+
+FloatArray = NDArray[np.float64]
+
+SERVING_SHARE = FLOPS_PER_PARAM_FORWARD / FLOPS_PER_PARAM_TRAIN
+"""FLOPs of a served token over those of a trained one."""
+RUNGS = 600
+"""Target sizes whose nearest shapes are the shapes that exist: what a plan would train."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SizePool:
+    """Models to choose among.
+
+    Attributes
+    ----------
+    n_params, flops_per_token : ndarray of shape (k,)
+        Size, and training FLOPs per token.
+    shapes : tuple of ModelShape, or None
+        None for a continuum under C = 6 N D.
+    """
+
+    n_params: FloatArray
+    flops_per_token: FloatArray
+    shapes: tuple[ModelShape, ...] | None = None
+
+    def at(self, where: Sequence[int] | NDArray[np.intp]) -> SizePool:
+        """Return some of the models."""
+        return SizePool(
+            n_params=self.n_params[where],
+            flops_per_token=self.flops_per_token[where],
+            shapes=None if self.shapes is None else tuple(self.shapes[int(i)] for i in where),
+        )
+
+    def nearest(self, n_params: float) -> SizePool:
+        """Return the one model of a size: exactly that in a continuum, else the shape nearest."""
+        if self.shapes is None:
+            return continuum(np.array([n_params]))
+        return self.at([int(np.argmin(np.abs(np.log(self.n_params / n_params))))])
+
+
+def continuum(n_params: FloatArray) -> SizePool:
+    """Return models of these sizes under C = 6 N D."""
+    return SizePool(n_params=n_params, flops_per_token=FLOPS_PER_PARAM_TRAIN * n_params)
+
+
+def real_shapes(vocab_size: int, seq_len: int) -> SizePool:
+    """Return the shapes that a plan would train at this vocabulary and sequence length."""
+    low, high = size_limits(vocab_size)
+    found = {nearest_shape(n, vocab_size): None for n in np.geomspace(low, high, RUNGS)}
+    shapes = tuple(sorted(found, key=lambda shape: count_params(shape).total))
+    return SizePool(
+        n_params=np.array([float(count_params(shape).total) for shape in shapes]),
+        flops_per_token=np.array(
+            [train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] for shape in shapes]
+        ),
+        shapes=shapes,
+    )
+
+
+def most_tokens(pool: SizePool, limits: Limits, setting: Setting) -> FloatArray:
+    """Return the most tokens that every limit allows each model; NaN where none does."""
+    n, per_token = pool.n_params, pool.flops_per_token
+    per_hour = setting.flops_per_hour
+    training = {
+        "flops": limits.flops,
+        "gpu_hours": limits.gpu_hours and limits.gpu_hours * per_hour,
+        "days": limits.days and limits.days * HOURS_PER_DAY * setting.n_devices * per_hour,
+    }
+    kwh_flops = per_hour / setting.kwh_per_hour
+    # What costs nothing, such as clean power, is no bound.
+    total = {
+        "usd": limits.usd and _over(limits.usd, setting.usd_per_hour) * per_hour,
+        "kwh": limits.kwh and limits.kwh * kwh_flops,
+        "kg_co2": limits.kg_co2
+        and _over(limits.kg_co2 * GRAMS_PER_KG, setting.grams_per_kwh) * kwh_flops,
+    }
+    serving = SERVING_SHARE * per_token * setting.inference_tokens
+    most = np.full(len(n), np.inf)
+    for flops in training.values():
+        if flops is not None:
+            most = np.minimum(most, flops / per_token)
+    for flops in total.values():
+        if flops is not None:
+            most = np.minimum(most, (flops - serving) / per_token)
+    if limits.serving_bytes is not None:
+        is_small = n * setting.bytes_per_param <= limits.serving_bytes * (1 + 1e-12)
+        most = np.where(is_small, most, np.nan)
+    return np.where(most >= 1, most, np.nan)
+
+
+def _over(limit: float, rate: float) -> float:
+    return limit / rate if rate else math.inf

@@ -1,0 +1,70 @@
+"""Which runs of one job share their steps: a moment of timing on the job's own device says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Sequence
+
+from scalelab.errors import SpecError
+from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS
+from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.batched_runs import batch_key, choose_batched_runs, equal_runs, is_small
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+
+SECONDS_PER_SIZE = 0.25
+
+
+def batched_groups(
+    run_ids: Sequence[str], results: Results, execution: ExecutionSpec
+) -> list[list[str]]:
+    """Return the runs of a job in their order, those that share their steps together.
+
+    A run that is finished, or whose spec cannot be read, is a group of its own.
+    """
+    specs: dict[str, RunSpec] = {}
+    for run_id in run_ids:
+        with contextlib.suppress(SpecError):
+            if results.run(run_id).accepted() is None:
+                specs[run_id] = results.run(run_id).read_spec()
+    n_equal = equal_runs(specs.values())
+    gains: dict[Hashable, dict[int, float]] = {}
+    for run_id, spec in specs.items():
+        if n_equal[run_id] > 1 and batch_key(spec) not in gains and is_small(spec, execution):
+            from scalelab.train.calibrate import measure_batched_runs
+
+            gains[batch_key(spec)] = measure_batched_runs(spec, execution, SECONDS_PER_SIZE)
+    packs = choose_batched_runs(
+        specs.values(), lambda spec: gains.get(batch_key(spec), {}), n_workers=1
+    )
+    groups: list[list[str]] = []
+    unfilled: dict[Hashable, list[str]] = {}
+    for run_id in run_ids:
+        size = 1
+        if run_id in packs:
+            size = batched_runs_kept(results.run(run_id), packs[run_id].size)
+        if size == 1:
+            groups.append([run_id])
+            continue
+        key = (batch_key(specs[run_id]), size)
+        if key not in unfilled:
+            groups.append(unfilled.setdefault(key, []))
+        unfilled[key].append(run_id)
+        if len(unfilled[key]) == size:
+            del unfilled[key]
+    return groups
+
+
+def batched_runs_kept(run: RunDir, size: int) -> int:
+    """Return the most runs in a step of a run: as it was begun where its bits depend on that.
+
+    Gradients that are written out (``direct``) are taken run by run: batching changes no bit. A run
+    whose attempts keep being lost is tried alone: if it kills its process, it takes no other along.
+    """
+    n_lost = sum("ended" not in attempt.read_note() for attempt in run.attempts())
+    if n_lost >= MAX_LOST_ATTEMPTS - 1:
+        return 1
+    begun = run.begun_execution()
+    if not begun or begun.get("step") == "direct":
+        return size
+    return int(begun.get("batched_runs") or 1)

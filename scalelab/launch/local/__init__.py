@@ -1,0 +1,1 @@
+"""The local launcher: a pool of worker processes on this machine."""

@@ -1,0 +1,1 @@
+"""The SLURM launcher: job arrays through submitit, their queue and their retries."""

@@ -1,0 +1,58 @@
+"""The sizes of an iso-FLOP valley: where they lie at a budget."""
+
+from __future__ import annotations
+
+import math
+
+from scalelab.sweep.shapes import nearest_shape, size_limits
+from scalelab.theory.accounting import (
+    DEFAULT_FLOP_CONVENTION,
+    DEFAULT_PARAM_CONVENTION,
+    count_params,
+    tokens_at_6nd,
+    train_flops_per_token,
+)
+from scalelab.theory.shape import ModelShape
+
+TOKENS_PER_PARAM = 20.0
+BYTES_PER_PARAM = 40.0
+
+
+def expected_tokens_per_param(tokenizer: str) -> float:
+    """Return the D/N near which the best size of a budget is looked for."""
+    return BYTES_PER_PARAM if tokenizer == "bytes" else TOKENS_PER_PARAM
+
+
+def isoflop_targets(
+    flops: float,
+    *,
+    sizes: int,
+    span: float,
+    tokens_per_param: float,
+    vocab_size: int,
+    seq_len: int,
+) -> list[float]:
+    """Return target sizes spread geometrically about the expected optimum of a budget.
+
+    The centre is the N at which ``D = tokens_per_param * N`` tokens cost the budget, by the exact
+    FLOPs of the ladder's shapes there. Where the ladder ends inside the span, the sizes are spread
+    over what is left of it.
+    """
+    smallest, largest = size_limits(vocab_size)
+
+    def within(n_params: float) -> float:
+        return min(max(n_params, smallest), largest)
+
+    centre = within(math.sqrt(tokens_at_6nd(flops, tokens_per_param)))
+    for _ in range(4):
+        shape = nearest_shape(centre, vocab_size)
+        per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / _size(shape)
+        centre = within(math.sqrt(flops / (per_param * tokens_per_param)))
+    if sizes == 1:
+        return [centre]
+    low, high = within(centre / math.sqrt(span)), within(centre * math.sqrt(span))
+    return [low * (high / low) ** (i / (sizes - 1)) for i in range(sizes)]
+
+
+def _size(shape: ModelShape) -> int:
+    return count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]

@@ -1,0 +1,1 @@
+"""The training step with hand-written gradients: the fastest one on a CPU."""

@@ -1,0 +1,215 @@
+"""From a block's qkv to its mixed heads and back, as calls over fixed buffers: fp32 on a CPU.
+
+Queries and keys are normalised per head and rotated together, and laid out head by head for
+`scalelab.train.direct.attention`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from scalelab_kernels.reference import rope_tables
+from torch import Tensor
+
+from scalelab.theory.shape import ModelShape
+from scalelab.train.calls import Calls
+from scalelab.train.direct.attention import DirectAttention
+from scalelab.train.model import NORM_EPSILON
+
+
+def finish_rstd(calls: Calls, sums: Tensor, n: int) -> None:
+    """Turn sums of n squares into reciprocal roots of their means, in place."""
+    calls.add(torch.add, torch.tensor(NORM_EPSILON), sums, alpha=1 / n, out=sums)
+    calls.add(sums.rsqrt_)
+
+
+@dataclass(kw_only=True, slots=True)
+class SavedHeads:
+    """What the backward pass needs of a block's heads.
+
+    Attributes
+    ----------
+    qkv : Tensor, shape (K, (H + 2 G) D, M)
+        Input of the heads; queries and keys are normalised in place, their gains apart.
+    rstd : Tensor, shape (K, H + G, 1, M)
+        Reciprocal root mean squares of queries and keys.
+    gains : Tensor, shape (K, H + G, D, 1)
+        Of the QK-norm, head by head.
+    turned : Tensor, shape (H + 2 G, K B, D, T)
+        Queries and keys, rotated, and values.
+    weights : list of Tensor
+        Of the attention.
+    """
+
+    qkv: Tensor
+    rstd: Tensor
+    gains: Tensor
+    turned: Tensor
+    weights: list[Tensor]
+
+
+class Heads:
+    """QK-norm, RoPE and attention of K runs.
+
+    Parameters
+    ----------
+    shape : ModelShape
+    n_runs, n_seqs, seq_len : int
+        K, B and T; the M = B T tokens of a run lie along memory.
+    scale : float
+        Factor of the attention scores.
+    """
+
+    def __init__(
+        self, shape: ModelShape, *, n_runs: int, n_seqs: int, seq_len: int, scale: float
+    ) -> None:
+        self.shape = shape
+        self.n_runs, self.n_seqs, self.seq_len = n_runs, n_seqs, seq_len
+        self.n_turned = shape.n_heads + shape.kv_heads
+        self.n_all = self.n_turned + shape.kv_heads
+        self.attention = DirectAttention(
+            n_heads=shape.n_heads,
+            n_kv_heads=shape.kv_heads,
+            n_seqs=n_runs * n_seqs,
+            d_head=shape.d_head,
+            seq_len=seq_len,
+            scale=scale,
+        )
+        cos, sin = rope_tables(seq_len, shape.d_head)
+        self._cos, self._sin = cos.t().contiguous(), sin.t().contiguous()
+        self._scratch = torch.empty(n_runs, self.n_turned, shape.d_head, n_seqs * seq_len)
+        self._sums = torch.empty(n_runs, self.n_turned, 1, n_seqs * seq_len)
+        self._gain_sums = torch.empty(n_runs, self.n_turned, shape.d_head)
+
+    def new_saved(self) -> SavedHeads:
+        """Return buffers for one block."""
+        n_tokens, d_head = self.n_seqs * self.seq_len, self.shape.d_head
+        return SavedHeads(
+            qkv=torch.empty(self.n_runs, self.n_all * d_head, n_tokens),
+            rstd=torch.empty_like(self._sums),
+            gains=torch.empty(self.n_runs, self.n_turned, d_head, 1),
+            turned=self.new_turned(),
+            weights=self.attention.new_weights(),
+        )
+
+    def new_turned(self) -> Tensor:
+        """Return a buffer for queries, keys and values, or their gradients, head by head."""
+        n_seqs = self.n_runs * self.n_seqs
+        return torch.empty(self.n_all, n_seqs, self.shape.d_head, self.seq_len)
+
+    def forward(
+        self, calls: Calls, saved: SavedHeads, gains: tuple[Tensor, Tensor] | None, mixed: Tensor
+    ) -> None:
+        """Add the calls that write the mixed heads from ``saved.qkv``.
+
+        Parameters
+        ----------
+        calls : Calls
+            Appended to.
+        saved : SavedHeads
+            Its ``qkv`` is read, the rest written.
+        gains : pair of Tensor, shape (K, D), or None
+            Of the QK-norm, for queries and for keys.
+        mixed : Tensor, shape (K, H D, M)
+            Written.
+        """
+        qkv = self._heads_of(saved.qkv)
+        turned = qkv[:, : self.n_turned]
+        if gains is not None:
+            for part, gain in zip(self._kinds(saved.gains), gains, strict=True):
+                calls.add(part.copy_, gain.view(self.n_runs, 1, -1, 1).expand_as(part))
+            calls.add(torch.mul, turned, turned, out=self._scratch)
+            calls.add(torch.sum, self._scratch, 2, keepdim=True, out=saved.rstd)
+            finish_rstd(calls, saved.rstd, self.shape.d_head)
+            calls.add(turned.mul_, saved.rstd)
+            calls.add(torch.mul, turned, saved.gains, out=self._scratch)
+            turned = self._scratch
+        out = self._five(saved.turned)
+        self._rotate(calls, self._by_head(turned), out[: self.n_turned], self._sin)
+        calls.add(out[self.n_turned :].copy_, self._by_head(qkv[:, self.n_turned :]))
+        q, k, v = self._split(saved.turned)
+        into = self._by_head(self._heads_of(mixed))
+        self.attention.forward(calls, q, k, v, saved.weights, into)
+
+    def backward(
+        self,
+        calls: Calls,
+        saved: SavedHeads,
+        grad_mixed: Tensor,
+        grad_turned: Tensor,
+        grad_qkv: Tensor,
+        grad_gains: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Add the calls that write the gradients of qkv and of the gains from that of the result.
+
+        Parameters
+        ----------
+        calls : Calls
+            Appended to.
+        saved : SavedHeads
+            From `forward`.
+        grad_mixed : Tensor, shape (K, H D, M)
+        grad_turned : Tensor
+            From `new_turned`; written.
+        grad_qkv : Tensor, shape (K, (H + 2 G) D, M)
+            Written.
+        grad_gains : pair of Tensor, shape (K, D), or None
+            Written.
+        """
+        q, k, v = self._split(saved.turned)
+        by_head = self._by_head(self._heads_of(grad_mixed))
+        grads = self._split(grad_turned)
+        self.attention.backward(calls, by_head, q, k, v, saved.weights, grads)
+        grad_heads, out = self._five(grad_turned), self._heads_of(grad_qkv)
+        n_turned = self.n_turned
+        calls.add(self._by_head(out[:, n_turned:]).copy_, grad_heads[n_turned:])
+        turned = out[:, :n_turned]
+        self._rotate(calls, grad_heads[:n_turned], self._by_head(turned), -self._sin)
+        if grad_gains is None:
+            return
+        normed = self._heads_of(saved.qkv)[:, :n_turned]
+        calls.add(torch.mul, turned, normed, out=self._scratch)
+        calls.add(torch.sum, self._scratch, 3, out=self._gain_sums)
+        for part, grad in zip(self._kinds(self._gain_sums), grad_gains, strict=True):
+            calls.add(torch.sum, part, 1, out=grad)
+        calls.add(self._scratch.mul_, saved.gains)
+        calls.add(torch.sum, self._scratch, 2, keepdim=True, out=self._sums)
+        calls.add(turned.mul_, saved.gains)
+        calls.add(turned.addcmul_, normed, self._sums, value=-1 / self.shape.d_head)
+        calls.add(turned.mul_, saved.rstd)
+
+    def _rotate(self, calls: Calls, x: Tensor, out: Tensor, sin: Tensor) -> None:
+        """Rotate pairs of features (dimension -2) by the positions' angles, or back for -sin."""
+        half = self.shape.d_head // 2
+        first, second = x[..., :half, :], x[..., half:, :]
+        low, high = out[..., :half, :], out[..., half:, :]
+        calls.add(torch.mul, first, self._cos, out=low)
+        calls.add(low.addcmul_, second, sin, value=-1)
+        calls.add(torch.mul, second, self._cos, out=high)
+        calls.add(high.addcmul_, first, sin)
+
+    def _kinds(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of the queries and that of the keys; heads are dimension 1."""
+        return heads[:, : self.shape.n_heads], heads[:, self.shape.n_heads :]
+
+    def _heads_of(self, x: Tensor) -> Tensor:
+        """View (K, heads x D, M) as (K, heads, D, M)."""
+        return x.view(self.n_runs, -1, self.shape.d_head, self.n_seqs * self.seq_len)
+
+    def _by_head(self, heads: Tensor) -> Tensor:
+        """View (K, heads, D, M) as (heads, K, B, D, T)."""
+        d_head = self.shape.d_head
+        apart = heads.view(self.n_runs, -1, d_head, self.n_seqs, self.seq_len)
+        return apart.permute(1, 0, 3, 2, 4)
+
+    def _five(self, turned: Tensor) -> Tensor:
+        """View (heads, K B, D, T) as (heads, K, B, D, T)."""
+        return turned.view(-1, self.n_runs, self.n_seqs, self.shape.d_head, self.seq_len)
+
+    def _split(self, turned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v, each (heads K B, D, T)."""
+        ends = itertools.pairwise((0, self.shape.n_heads, self.n_turned, self.n_all))
+        q, k, v = (turned[start:end].flatten(0, 1) for start, end in ends)
+        return q, k, v

@@ -1,0 +1,301 @@
+"""Loss and gradients of a dense decoder with every derivative written out: fp32 on a CPU.
+
+At the sizes of small sweeps a step of `scalelab.train.model` under autograd spends most of its time
+beside the matrix products: on recording, allocating, copying, and on rows too short to vectorise.
+Here every buffer is made once, the calls over them are gathered once, and gradients land where the
+optimizer reads them. Activations lie
+feature first, ``(K, d, M)`` with the M tokens of a run along memory, so that norms, rotations and
+gates run over long rows. The gains of norms are folded into the matrices behind them. The numbers
+are those of `scalelab.train.model` to rounding. Weight products are taken run by run, so a packed
+run has the bits of a separate one. Where the sequence length is a multiple of 16 the number of
+threads changes no bit either; at others torch's softmax rounds by a thread's share of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.theory.shape import ModelShape
+from scalelab.train.calls import Calls
+from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd
+from scalelab.train.parameters import Layout
+from scalelab.train.parametrization import WidthFactors
+
+
+def is_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
+    """Say whether a run's gradients are written out here: dense, fp32, on a CPU, no z-loss."""
+    return (
+        execution.device == "cpu"
+        and execution.kernels == "reference"
+        and execution.attention == "explicit"
+        and spec.precision == "fp32"
+        and not spec.shape.n_experts
+        and not spec.z_loss
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Norm:
+    """A norm's normalised input and the reciprocal of its root mean square."""
+
+    normed: Tensor
+    rstd: Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class _Saved:
+    """What the backward pass of a block needs."""
+
+    first: _Norm
+    second: _Norm
+    heads: SavedHeads
+    mixed: Tensor
+    gate_up: Tensor
+    gate: Tensor
+    hidden: Tensor
+    folded_qkv: Tensor
+    folded_gate_up: Tensor
+
+
+class DirectStep:
+    """The forward and backward pass of K runs of one shape over fixed buffers.
+
+    Parameters
+    ----------
+    shape : ModelShape
+        Dense.
+    layout : Layout
+        Of a run's buffer.
+    weights : Tensor of fp32, shape (K, P)
+        Read in place at every call.
+    grads : Tensor of fp32, shape (K, P), or None
+        Overwritten by `loss_sums`; its padding must be zero. None is for evaluation alone, which
+        then keeps no activations.
+    n_seqs, seq_len : int
+        Sequences B of a run and their length T.
+    scales : WidthFactors
+        Factors of the parametrisation.
+    grad_scale : float
+        Factor of the gradients: 1 / tokens gives those of the mean loss.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        layout: Layout,
+        weights: Tensor,
+        grads: Tensor | None,
+        *,
+        n_seqs: int,
+        seq_len: int,
+        scales: WidthFactors,
+        grad_scale: float = 1.0,
+    ) -> None:
+        self.shape = shape
+        self.n_runs, self.n_seqs, self.seq_len = weights.shape[0], n_seqs, seq_len
+        self.n_tokens = n_seqs * seq_len
+        self.logit_scale = scales.logits
+        self._w = layout.views(weights)
+        self._g = {} if grads is None else layout.views(grads)
+        vocab = shape.vocab_size
+        head = "embedding" if shape.is_tied else "head"
+        self._head = self._w[head].narrow(1, 0, vocab)
+        self._head_grad = None if grads is None else self._g[head].narrow(1, 0, vocab)
+        self.heads = Heads(
+            shape, n_runs=self.n_runs, n_seqs=n_seqs, seq_len=seq_len, scale=scales.attention
+        )
+        d, d_ff = shape.d_model, shape.d_ff
+        self._stream, self._branch, self._square = (self._buffer(d) for _ in range(3))
+        self._rows = torch.empty(self.n_runs, self.n_tokens, d)
+        n_saved = 1 if grads is None else shape.n_layers
+        self._saved = [self._new_saved() for _ in range(n_saved)]
+        self._final = self._new_norm()
+        self._folded_head = torch.empty_like(self._head)
+        self._logits, self._probabilities = (
+            torch.empty(self.n_runs, self.n_tokens, vocab) for _ in range(2)
+        )
+        self._largest, self._likeliest, self._target = (
+            torch.empty(self.n_runs, self.n_tokens) for _ in range(3)
+        )
+        self._inputs, self._targets = (
+            torch.empty(self.n_runs, self.n_tokens, dtype=torch.int64) for _ in range(2)
+        )
+        self._forward, self._backward = Calls(), Calls()
+        self._gather_forward(self._forward)
+        if grads is not None:
+            self._grad_qkv = torch.empty_like(self._saved[0].heads.qkv)
+            self._grad_turned = self.heads.new_turned()
+            self._grad_mixed = self._buffer(shape.d_attention)
+            self._grad_hidden, self._grad_gate = self._buffer(d_ff), self._buffer(d_ff)
+            self._grad_gate_up = self._buffer(2 * d_ff)
+            self._row_sum = torch.empty(self.n_runs, 1, self.n_tokens)
+            self._gather_backward(self._backward, grad_scale)
+
+    @torch.no_grad()
+    def token_losses(self, tokens: Tensor) -> Tensor:
+        """Return each token's loss in nats, shape (K, B, T), of tokens (K, B, T + 1)."""
+        whole = (self.n_runs, self.n_seqs, self.seq_len)
+        self._inputs.view(whole).copy_(tokens[..., :-1])
+        self._targets.view(whole).copy_(tokens[..., 1:])
+        self._forward.make()
+        # The largest logit and its probability give the normaliser without another pass of exp.
+        losses = self._largest - self._likeliest.log() - self._target
+        return losses.view(whole)
+
+    @torch.no_grad()
+    def loss_sums(self, tokens: Tensor) -> Tensor:
+        """Return the runs' summed losses, shape (K,), and leave the gradients of the scaled sums.
+
+        Parameters
+        ----------
+        tokens : Tensor of int64, shape (K, B, T + 1)
+        """
+        losses = self.token_losses(tokens)
+        self._backward.make()
+        return losses.sum(-1).sum(-1)
+
+    def _gather_forward(self, calls: Calls) -> None:
+        stream = self._stream
+        for run, rows in enumerate(self._rows):
+            weight = self._w["embedding"][run]
+            calls.add(torch.index_select, weight, 0, self._inputs[run], out=rows)
+        calls.add(stream.copy_, self._rows.mT)
+        for layer in range(self.shape.n_layers):
+            prefix = f"layers.{layer}."
+            self._forward_block(calls, prefix, self._saved[layer % len(self._saved)])
+        self._normalize(calls, stream, self._final)
+        self._fold(calls, "final_norm", self._head, self._folded_head, self.logit_scale)
+        calls.matmuls(self._final.normed.mT, self._folded_head.mT, self._logits)
+        calls.add(torch.softmax, self._logits, -1, out=self._probabilities)
+        calls.add(torch.amax, self._logits, -1, out=self._largest)
+        calls.add(torch.amax, self._probabilities, -1, out=self._likeliest)
+        targets = self._targets.unsqueeze(-1)
+        calls.add(torch.gather, self._logits, -1, targets, out=self._target.unsqueeze(-1))
+
+    def _gather_backward(self, calls: Calls, grad_scale: float) -> None:
+        grad_logits, stream, branch = self._probabilities, self._stream, self._branch
+        assert self._head_grad is not None
+        minus_one = torch.tensor(-1.0).expand(self.n_runs, self.n_tokens, 1)
+        calls.add(grad_logits.scatter_add_, -1, self._targets.unsqueeze(-1), minus_one)
+        normed = self._final.normed
+        calls.matmuls(grad_logits.mT, normed.mT, self._head_grad, grad_scale)
+        self._unfold(calls, "final_norm", self._head, self._head_grad, self.logit_scale)
+        calls.matmuls(self._folded_head.mT, grad_logits.mT, branch, grad_scale)
+        calls.add(stream.zero_)
+        self._add_norm_grad(calls, branch, self._final)
+        for layer in reversed(range(self.shape.n_layers)):
+            self._backward_block(calls, f"layers.{layer}.", self._saved[layer])
+        calls.add(self._rows.copy_, stream.mT)
+        embedding = self._g["embedding"]
+        if not self.shape.is_tied:
+            calls.add(embedding.zero_)
+        for grad, row, rows in zip(embedding, self._inputs, self._rows, strict=True):
+            calls.add(grad.index_add_, 0, row, rows)
+
+    def _forward_block(self, calls: Calls, prefix: str, saved: _Saved) -> None:
+        w, stream = self._w, self._stream
+        self._normalize(calls, stream, saved.first)
+        self._fold(calls, prefix + "attention_norm", w[prefix + "qkv"], saved.folded_qkv)
+        calls.matmuls(saved.folded_qkv, saved.first.normed, saved.heads.qkv)
+        gains = self._gains(w, prefix)
+        self.heads.forward(calls, saved.heads, gains, saved.mixed)
+        calls.matmuls(w[prefix + "out"], saved.mixed, stream, adds=True)
+        self._normalize(calls, stream, saved.second)
+        self._fold(calls, prefix + "ff_norm", w[prefix + "gate_up"], saved.folded_gate_up)
+        calls.matmuls(saved.folded_gate_up, saved.second.normed, saved.gate_up)
+        gate, up = saved.gate_up.chunk(2, 1)
+        calls.add(torch.ops.aten.silu.out, gate, out=saved.gate)
+        calls.add(torch.mul, saved.gate, up, out=saved.hidden)
+        calls.matmuls(w[prefix + "down"], saved.hidden, stream, adds=True)
+
+    def _backward_block(self, calls: Calls, prefix: str, saved: _Saved) -> None:
+        w, g, stream, branch = self._w, self._g, self._stream, self._branch
+        gate, up = saved.gate_up.chunk(2, 1)
+        grad_gate, grad_up = self._grad_gate_up.chunk(2, 1)
+        calls.matmuls(stream, saved.hidden.mT, g[prefix + "down"])
+        calls.matmuls(w[prefix + "down"].mT, stream, self._grad_hidden)
+        calls.add(torch.mul, self._grad_hidden, saved.gate, out=grad_up)
+        calls.add(torch.mul, self._grad_hidden, up, out=self._grad_gate)
+        calls.add(
+            torch.ops.aten.silu_backward.grad_input, self._grad_gate, gate, grad_input=grad_gate
+        )
+        calls.matmuls(self._grad_gate_up, saved.second.normed.mT, g[prefix + "gate_up"])
+        self._unfold(calls, prefix + "ff_norm", w[prefix + "gate_up"], g[prefix + "gate_up"])
+        calls.matmuls(saved.folded_gate_up.mT, self._grad_gate_up, branch)
+        self._add_norm_grad(calls, branch, saved.second)
+        calls.matmuls(stream, saved.mixed.mT, g[prefix + "out"])
+        calls.matmuls(w[prefix + "out"].mT, stream, self._grad_mixed)
+        self.heads.backward(
+            calls,
+            saved.heads,
+            self._grad_mixed,
+            self._grad_turned,
+            self._grad_qkv,
+            self._gains(g, prefix),
+        )
+        calls.matmuls(self._grad_qkv, saved.first.normed.mT, g[prefix + "qkv"])
+        self._unfold(calls, prefix + "attention_norm", w[prefix + "qkv"], g[prefix + "qkv"])
+        calls.matmuls(saved.folded_qkv.mT, self._grad_qkv, branch)
+        self._add_norm_grad(calls, branch, saved.first)
+
+    def _normalize(self, calls: Calls, x: Tensor, norm: _Norm) -> None:
+        calls.add(torch.mul, x, x, out=self._square)
+        calls.add(torch.sum, self._square, 1, keepdim=True, out=norm.rstd)
+        finish_rstd(calls, norm.rstd, self.shape.d_model)
+        calls.add(torch.mul, x, norm.rstd, out=norm.normed)
+
+    def _add_norm_grad(self, calls: Calls, grad: Tensor, norm: _Norm) -> None:
+        """Add to the stream's gradient what comes back through a norm; ``grad`` is used up."""
+        calls.add(torch.mul, grad, norm.normed, out=self._square)
+        calls.add(torch.sum, self._square, 1, keepdim=True, out=self._row_sum)
+        calls.add(grad.addcmul_, norm.normed, self._row_sum, value=-1 / self.shape.d_model)
+        calls.add(self._stream.addcmul_, grad, norm.rstd)
+
+    def _fold(
+        self, calls: Calls, name: str, weight: Tensor, folded: Tensor, scale: float = 1.0
+    ) -> None:
+        """Fold a norm's gain into the matrix behind it."""
+        calls.add(torch.mul, weight, self._w[name].unsqueeze(1), out=folded)
+        if scale != 1.0:
+            calls.add(folded.mul_, scale)
+
+    def _unfold(
+        self, calls: Calls, name: str, weight: Tensor, grad: Tensor, scale: float = 1.0
+    ) -> None:
+        """Turn a folded matrix's gradient into the matrix's own and the gain's."""
+        if scale != 1.0:
+            calls.add(grad.mul_, scale)
+        product = torch.empty_like(weight)
+        calls.add(torch.mul, grad, weight, out=product)
+        calls.add(torch.sum, product, 1, out=self._g[name])
+        calls.add(grad.mul_, self._w[name].unsqueeze(1))
+
+    def _gains(self, views: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor] | None:
+        if not self.shape.has_qk_norm:
+            return None
+        return views[prefix + "q_norm"], views[prefix + "k_norm"]
+
+    def _buffer(self, n_features: int) -> Tensor:
+        return torch.empty(self.n_runs, n_features, self.n_tokens)
+
+    def _new_norm(self) -> _Norm:
+        return _Norm(normed=self._buffer(self.shape.d_model), rstd=self._buffer(1))
+
+    def _new_saved(self) -> _Saved:
+        shape = self.shape
+        return _Saved(
+            first=self._new_norm(),
+            second=self._new_norm(),
+            heads=self.heads.new_saved(),
+            mixed=self._buffer(shape.d_attention),
+            gate_up=self._buffer(2 * shape.d_ff),
+            gate=self._buffer(shape.d_ff),
+            hidden=self._buffer(shape.d_ff),
+            folded_qkv=torch.empty_like(self._w["layers.0.qkv"]),
+            folded_gate_up=torch.empty_like(self._w["layers.0.gate_up"]),
+        )

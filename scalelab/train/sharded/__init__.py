@@ -1,0 +1,1 @@
+"""One run over several devices: FSDP and tensor parallelism, one process a device."""

@@ -1,0 +1,141 @@
+"""Runs of equal shape in one step of a local worker: folders of their own, and the same bits."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+
+from scalelab.launch import execute
+from scalelab.launch.base import LaunchRequest
+from scalelab.launch.local.pool import launch_local
+from scalelab.launch.speed import cache_path
+from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
+from scalelab.sweep.run_spec import ExecutionSpec
+
+EXECUTION = ExecutionSpec(step="direct")
+
+
+def losses(results, run_ids):
+    return [results.run(run_id).accepted().read_record().loss_nats for run_id in run_ids]
+
+
+def test_a_killed_pack_loses_nothing_and_its_runs_have_the_bits_of_separate_ones(
+    save, tmp_path
+) -> None:
+    results, saved = save(tmp_path / "packed")
+    killed: list[int] = []
+
+    def kill_once(view) -> None:
+        for run_id in view.running:
+            (*_, attempt) = results.run(run_id).attempts() or [None]
+            if not killed and attempt is not None and attempt.last_metrics() is not None:
+                killed.append(attempt.read_note()["pid"])
+                os.kill(killed[0], signal.SIGKILL)
+
+    request = LaunchRequest(
+        results=results,
+        sweep=saved.name,
+        run_ids=saved.run_ids,
+        execution=EXECUTION,
+        n_workers=2,
+        batched_runs=dict.fromkeys(saved.run_ids, 4),
+    )
+    report = launch_local(request, kill_once)
+    assert report.count("done") == 8
+    assert killed
+    runs = [results.run(run_id) for run_id in saved.run_ids]
+    assert sum(len(run.attempts()) for run in runs) > 8
+    first = runs[0].attempts()[0].read_note()
+    assert len(first["companions"]) == 4
+    for run in runs:
+        note = run.attempts()[-1].read_note()
+        assert note["execution"]["batched_runs"] == len(note["companions"]) <= 4
+        assert (run.path / "log.txt").exists()
+
+    alone, again = save(tmp_path / "alone")
+    plain = LaunchRequest(
+        results=alone, sweep=again.name, run_ids=again.run_ids, execution=EXECUTION, n_workers=2
+    )
+    assert launch_local(plain, lambda view: None).count("done") == 8
+    assert losses(alone, again.run_ids) == losses(results, saved.run_ids)
+
+
+def test_a_run_that_always_kills_its_worker_takes_no_companion_with_it(save, tmp_path) -> None:
+    results, saved = save(tmp_path / "results")
+    victim = saved.run_ids[1]
+    killed: set[int] = set()
+
+    def kill_victim(view) -> None:
+        (*_, attempt) = results.run(victim).attempts() or [None]
+        pid = attempt.read_note().get("pid") if attempt is not None else None
+        if victim in view.running and pid not in killed | {None}:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    request = LaunchRequest(
+        results=results,
+        sweep=saved.name,
+        run_ids=saved.run_ids[:4],
+        execution=EXECUTION,
+        n_workers=1,
+        batched_runs=dict.fromkeys(saved.run_ids, 4),
+    )
+    report = launch_local(request, kill_victim)
+    assert report.statuses == {
+        run_id: "failed" if run_id == victim else "done" for run_id in request.run_ids
+    }
+
+
+@pytest.mark.parametrize(("gains", "size"), [(((2, 1.3), (4, 2.0)), 4), (((2, 1.05),), 1), ((), 1)])
+def test_a_launch_packs_where_the_calibration_of_this_machine_says_so(
+    save, tmp_path, monkeypatch, gains, size
+) -> None:
+    results, saved = save(tmp_path / "results")
+    spec = results.run(saved.run_ids[0]).read_spec()
+    own = SpeedPoint(
+        d_model=spec.shape.d_model,
+        n_layers=spec.shape.n_layers,
+        seq_len=spec.seq_len,
+        batch_seqs=spec.batch_seqs,
+        flops_per_s=1e9,
+        eval_flops_per_s=1e9,
+        batching_gains=gains,
+    )
+    speed = unmeasured_cpu_speed(2)
+    monkeypatch.setattr(
+        execute, "machine_speed", lambda *_: dataclasses.replace(speed, exact=(own,))
+    )
+    asked: list[LaunchRequest] = []
+    monkeypatch.setattr(execute, "launch_local", lambda request, watch: asked.append(request))
+    execute.resume(saved, results, lambda view: None, execution=EXECUTION, n_workers=2)
+    assert set(asked[0].batched_runs.values()) == {size}
+
+
+def test_a_calibration_times_packs_of_a_plans_small_equal_runs(
+    start, text, cache_home, results, monkeypatch
+) -> None:
+    axes = ("--n-params", "15K", "--n-tokens", "60K", "--seeds", "0,1,2,3")
+    options = ("--data", str(text), "--eval-tokens", "4096", "--workers", "2")
+    tiny = ("--seq-len", "32", "--batch-seqs", "4", "--name", "timed", "--yes", "--json")
+    process = start("sweep", "grid", *axes, *options, *tiny)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert json.loads(out)["counts"] == {"done": 4}
+    run_ids = results.load_plan("timed").run_ids
+    spec = results.run(run_ids[0]).read_spec()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    # Other tests have timed other shapes into the same file, and this one with other workers.
+    own = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
+    (point,) = [
+        point
+        for point in json.loads(cache_path("cpu", 2).read_text())["exact"]
+        if own == tuple(point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs"))
+    ]
+    assert {"2"} <= set(point["batching_gains"]) <= {"2", "4", "8", "16"}
+    packed = {
+        results.run(run_id).attempts()[-1].read_note()["execution"]["batched_runs"]
+        for run_id in run_ids
+    }
+    assert packed == ({2} if point["batching_gains"]["2"] >= 1.1 else {1})

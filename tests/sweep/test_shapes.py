@@ -1,0 +1,64 @@
+"""Shapes near a target: sane, near, and different where they must be."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalelab.errors import UsageError
+from scalelab.sweep.shapes import (
+    distinct_shapes,
+    nearest_shape,
+    preferred_depth,
+    shape_table,
+    size_limits,
+)
+from scalelab.theory.accounting import count_params
+
+
+@given(st.floats(4.2, 12), st.sampled_from([256, 4096, 50257]))
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_shape_is_near_and_sane(log10_target, vocab_size):
+    target = 10**log10_target
+    if target < 1.5 * size_limits(vocab_size)[0]:
+        return
+    shape = nearest_shape(target, vocab_size)
+    assert abs(math.log(count_params(shape).total / target)) < 0.35
+    assert shape.d_model % shape.d_head == 0
+    assert shape.n_heads * shape.d_head == shape.d_model
+    assert 0.5 <= shape.n_layers / preferred_depth(shape.d_model) <= 2.0
+    assert shape.d_ff >= 8 * shape.d_model / 3
+
+
+@pytest.mark.parametrize("target", [3e6, 1e8, 1e9, 7e9, 7e10])
+def test_from_a_few_million_on_the_ladder_is_fine_grained(target):
+    shape = nearest_shape(target, 32000)
+    assert abs(count_params(shape).total / target - 1) < 0.08
+
+
+def test_known_widths_get_depths_close_to_common_models():
+    # Radford et al. 2019 (12 layers at 768), Touvron et al. 2023 (32 at 4,096).
+    assert abs(preferred_depth(768) - 12) < 1
+    assert abs(preferred_depth(4096) - 32) < 4
+
+
+def test_more_sizes_than_shapes_is_an_error_that_says_how_many_there_are():
+    targets = [30_000 * 1.01**i for i in range(12)]
+    with pytest.raises(UsageError) as caught:
+        distinct_shapes(targets, 256)
+    assert "12 sizes" in caught.value.given
+    assert "fewer sizes" in caught.value.do
+
+
+def test_a_size_beyond_the_ladder_says_where_it_ends():
+    with pytest.raises(UsageError, match="11\\.6K"):
+        nearest_shape(10, 256)
+    with pytest.raises(UsageError):
+        nearest_shape(1e16, 256)
+
+
+def test_the_ladder_is_sorted_and_counts_all_parameters():
+    rungs = shape_table(256)
+    assert list(rungs.log_params) == sorted(rungs.log_params)
+    assert rungs.log_params[7] == pytest.approx(math.log(count_params(rungs.shapes[7]).total))
