@@ -181,5 +181,10 @@ def format_count(value: float) -> str:
     return f"{round(value):,}"
 
 
+def plural(n: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun: ``1 row``, ``12,345 rows``; name an irregular plural."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def _count(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else _plain(value, 2)

@@ -16,6 +16,7 @@ from scalelab.units import (
     format_quantity,
     parse_quantity,
     parse_range,
+    plural,
     round_significant,
 )
 
@@ -153,3 +154,17 @@ def test_money_never_rounds_to_nothing(usd, text):
 )
 def test_energy_is_written_in_the_unit_that_fits(kwh, text):
     assert format_energy(kwh) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "words", "text"),
+    [
+        (0, ("row",), "0 rows"),
+        (1, ("row",), "1 row"),
+        (12_345, ("row",), "12,345 rows"),
+        (1, ("query", "queries"), "1 query"),
+        (2, ("query", "queries"), "2 queries"),
+    ],
+)
+def test_a_count_and_its_noun_agree(n, words, text):
+    assert plural(n, *words) == text
