@@ -12,8 +12,8 @@ from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, WORLD_GRAMS_P
 from scalelab.units import parse_quantity
 
 if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport
     from scalelab.forecast.decision import Decision
+    from scalelab.forecast.fit_report import FitReport
 
 CHINCHILLA_FLOPS = "5.76e23"
 """The budget of Chinchilla and Gopher, arXiv:2203.15556."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import ParametricFit
-    from scalelab.fit.result import FitReport
+    from scalelab.forecast.fit_report import FitReport
 
 KEPT = 12
 

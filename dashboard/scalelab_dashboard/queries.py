@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from scalelab.api.page import Rates, Source
     from scalelab.fit.isoflop import IsoflopFit
-    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
 FIRST = ("failed", "diverged", "running", "queued", "preempted", "cancelled", "planned")

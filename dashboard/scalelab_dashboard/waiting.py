@@ -11,8 +11,8 @@ from scalelab_dashboard.fits import Failure, Job, answer
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
-    from scalelab.fit.result import FitReport
     from scalelab.fit.select import Comparison
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 

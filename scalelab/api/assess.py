@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
     from scalelab.api.fits import Data, Selection
     from scalelab.fit.isoflop import IsoflopFit
-    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
 

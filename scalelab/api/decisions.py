@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport
     from scalelab.forecast.decision import Candidate, Decision, Limits, Setting
+    from scalelab.forecast.fit_report import FitReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +73,10 @@ def decide(
         When the fit does not determine its law.
     """
     from scalelab.errors import UsageError
-    from scalelab.fit.result import ordered
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import parse_candidate
     from scalelab.forecast.extrapolation import far_warning, fitted_range
+    from scalelab.forecast.fit_report import ordered
     from scalelab.forecast.forecaster import forecaster
     from scalelab.forecast.published_laws import law_by_name
     from scalelab.forecast.size_pool import real_shapes as existing

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
     from scalelab.fit.outcome import FitWarning, ParametricFit
-    from scalelab.fit.result import FitReport, Holdout
     from scalelab.fit.select import Comparison
+    from scalelab.forecast.fit_report import FitReport, Holdout
     from scalelab.records.types import Observations
     from scalelab.store.tables import TableRead
 
@@ -145,10 +145,10 @@ def fit(
     from scalelab.fit.objective import Objective
     from scalelab.fit.outcome import check_level
     from scalelab.fit.parametric import fit_parametric
-    from scalelab.fit.result import FitReport, ordered
     from scalelab.fit.speedup import effective_speedup
     from scalelab.forecast.allocate import derived, far_warnings, forecast, parse_request
     from scalelab.forecast.extrapolation import fitted_range
+    from scalelab.forecast.fit_report import FitReport, ordered
 
     check_level(level)
     requests = [parse_request(text) for text in predict]
@@ -277,8 +277,8 @@ def score(found: ParametricFit, held: Observations, level: float = DEFAULT_LEVEL
     """Return how well a fit predicts rows that it has not seen."""
     import numpy as np
 
-    from scalelab.fit.result import Holdout
     from scalelab.fit.select import columns_of
+    from scalelab.forecast.fit_report import Holdout
 
     columns = columns_of(held)
     predicted = found.predict(columns, level=level)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab.fit.result import FitReport, Forecast
     from scalelab.fit.select import Comparison
+    from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.store.tables import TableRead
 
 
@@ -53,9 +54,7 @@ def forecasts_frame(forecasts: Sequence[Forecast]) -> pd.DataFrame:
     """Return forecasts, one row each, under the names of the JSON contract."""
     import pandas as pd
 
-    from scalelab.fit.result import forecast_dict
-
-    return pd.DataFrame([forecast_dict(forecast) for forecast in forecasts])
+    return pd.DataFrame([forecast.to_dict() for forecast in forecasts])
 
 
 def comparison_frame(comparison: Comparison) -> pd.DataFrame:

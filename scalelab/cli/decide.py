@@ -17,8 +17,8 @@ from scalelab.theory.hardware import GRID_SOURCE, WORLD_GRAMS_PER_KWH
 from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
 
 if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport
     from scalelab.forecast.decision import Candidate, Decision
+    from scalelab.forecast.fit_report import FitReport
 
 LIMIT, SETTING, SOURCE, OUT = "Limits", "On what", "By which law", "Output"
 OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form", "level")

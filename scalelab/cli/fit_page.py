@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from scalelab.fit.outcome import FitWarning, Interval
-    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.fit_report import FitReport
 
 CALM = "dim"
 ANSWER = "bold"

@@ -14,7 +14,7 @@ from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport
+    from scalelab.forecast.fit_report import FitReport
 
 DEFAULT_TARGET = 100.0
 """Forecast this many times beyond the largest run when no target is asked for."""

@@ -7,7 +7,7 @@ difference and not of two independent errors.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, plan
 from scalelab.fit.isoflop import Axis, IsoflopFit, expected_bias, replicate_laws, tokens_at
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
-from scalelab.fit.result import Disagreement
 from scalelab.fit.rows import column, design
 from scalelab.records.types import Observations
 from scalelab.units import format_flops
@@ -28,6 +27,30 @@ DISAGREE = 0.05
 DISAGREE_LEVEL = 0.9
 PAIRED_ENTRIES = 20_000_000
 """Most entries (replicates x rows) of weights for which approach 2 is resampled as well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disagreement:
+    """Approach 2 against approach 3 in D_opt.
+
+    Attributes
+    ----------
+    flops : float
+        Compute at which they are compared, as 6 N D.
+    ratio : Interval
+        D_opt(approach 2) / D_opt(approach 3), with the bootstrap interval of the ratio (NaN
+        limits without replicates).
+    expected_bias : float or None
+        How much approach 2 would overstate D_opt on this grid if approach 3 were exact and the
+        losses had no noise.
+    is_said : bool
+        Whether it exceeds 5 % and its 90 % interval excludes agreement.
+    """
+
+    flops: float
+    ratio: Interval
+    expected_bias: float | None
+    is_said: bool
 
 
 def paired_weights(

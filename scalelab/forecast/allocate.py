@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
-from scalelab.fit.result import Forecast
 from scalelab.forecast.extrapolation import FittedRange, far_warning
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws.base import Law
@@ -35,6 +35,65 @@ class Request:
 
     text: str
     values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """The prediction for one requested run.
+
+    Attributes
+    ----------
+    asked : str
+        The request as written.
+    allocation : str
+        Which of N, D and C were given, and which are compute-optimal.
+    n_params, n_tokens : Interval or None
+        Size and tokens. The limits are those of the compute-optimal choice; they equal the value
+        where it was given. None if the form does not use the column.
+    flops : float or None
+        Training compute, C = 6 N D.
+    loss_nats : float
+        Predicted loss at N and D. A law of another quantity predicts its ``target`` here.
+    low, high : float
+        Confidence interval of the law's value.
+    pred_low, pred_high : float
+        Prediction interval of a new run.
+    level : float
+        Level of all intervals.
+    extrapolation : float or None
+        ``flops`` divided by those of the largest fitted run, both as 6 N D.
+    far : tuple of str
+        How far the request is outside the fitted range, in words; empty if it is inside.
+    """
+
+    asked: str
+    allocation: str
+    n_params: Interval | None
+    n_tokens: Interval | None
+    flops: float | None
+    loss_nats: float
+    low: float
+    high: float
+    pred_low: float
+    pred_high: float
+    level: float
+    extrapolation: float | None
+    far: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the forecast under the names of the JSON contract."""
+        sizes: dict[str, Any] = {}
+        for name, size in (("n_params", self.n_params), ("n_tokens", self.n_tokens)):
+            sizes[name] = size and size.value
+            sizes[f"{name}_low"] = size and size.low
+            sizes[f"{name}_high"] = size and size.high
+        rest = ("flops", "loss_nats", "low", "high", "pred_low", "pred_high")
+        return {
+            "asked": self.asked,
+            "allocation": self.allocation,
+            **sizes,
+            **{name: getattr(self, name) for name in (*rest, "level", "extrapolation")},
+        }
 
 
 def parse_request(text: str, *, option: str = "--predict") -> Request:

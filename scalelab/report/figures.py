@@ -31,8 +31,8 @@ from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
-    from scalelab.fit.result import FitReport
     from scalelab.forecast.bands import Bands
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
 FloatArray = NDArray[np.float64]

@@ -27,8 +27,8 @@ from scalelab.report.look import (
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
-    from scalelab.fit.result import FitReport
     from scalelab.fit.select import Comparison
+    from scalelab.forecast.fit_report import FitReport
 
 FloatArray = NDArray[np.float64]
 

@@ -28,8 +28,9 @@ from scalelab.report.look import (
 from scalelab.units import format_flops
 
 if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.published import PublishedModel
     from scalelab.records.types import Observations
 

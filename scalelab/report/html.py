@@ -18,8 +18,9 @@ from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
-    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.published import PublishedModel
 
 _STYLE = """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from scalelab.fit.result import FitReport
+    from scalelab.forecast.fit_report import FitReport
 
 FloatArray = NDArray[np.float64]
 Panel = Callable[["Axes", "FitReport"], None]

@@ -19,10 +19,10 @@ from scalelab.api.decisions import Demand, as_sweep, decide, setting_of
 from scalelab.cli.main import main
 from scalelab.errors import UnknownHardwareError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.result import FitReport
 from scalelab.forecast.decide import decide as best_of
 from scalelab.forecast.decide import overhead, parse_candidate
 from scalelab.forecast.decision import Limits
+from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import forecaster
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.sweep.spec import sweep_from_mapping

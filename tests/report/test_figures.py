@@ -18,8 +18,8 @@ from scalelab.api.frames import frame_of
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import fit_isoflop
-from scalelab.fit.result import FitReport
 from scalelab.forecast.bands import frontier_bands
+from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.published import PUBLISHED, WELL_KNOWN, verdicts
 from scalelab.records.types import Observations
 from scalelab.report import figures, figures_fit, figures_forecast, figures_runs, figures_valleys

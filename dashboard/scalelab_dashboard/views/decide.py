@@ -24,8 +24,8 @@ from scalelab_dashboard.asked import CHINCHILLA_FLOPS, LIMITS, Asked
 from scalelab_dashboard.fits import Failure, FitKey
 
 if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport
     from scalelab.forecast.decision import Candidate, Decision
+    from scalelab.forecast.fit_report import FitReport
     from scalelab_dashboard.state import Choice
 
 OWN = "this fit"

@@ -18,7 +18,8 @@ from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
-    from scalelab.fit.result import FitReport, Forecast
+    from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 

@@ -12,7 +12,7 @@ from scalelab.report.html import exponents
 from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
-    from scalelab.fit.result import FitReport
+    from scalelab.forecast.fit_report import FitReport
     from scalelab_dashboard.state import Choice
 
 MEANING = (

@@ -14,7 +14,7 @@ from scalelab_dashboard import queries, ui, waiting
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.fit.parabola import Bottom
-    from scalelab.fit.result import FitReport
+    from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 

@@ -14,59 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalelab.errors import EXIT_OK, NotIdentifiedError
+from scalelab.fit.against import Disagreement
 from scalelab.fit.envelope import EnvelopeFit
 from scalelab.fit.isoflop import IsoflopFit, PowerLaw
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
 from scalelab.fit.parabola import Bottom
 from scalelab.fit.select import Comparison
 from scalelab.fit.speedup import Speedup
+from scalelab.forecast.allocate import Forecast
 from scalelab.records.types import Observations
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
-    """One predicted run.
-
-    Attributes
-    ----------
-    asked : str
-        The request as it was written.
-    allocation : str
-        In words: which of N, D, C were given and which were chosen compute-optimally.
-    n_params, n_tokens : Interval or None
-        Size and tokens; the limits are those of the compute-optimal choice, equal to the value
-        where it was given. None where the form does not use it.
-    flops : float or None
-        Training compute, C = 6 N D.
-    loss_nats : float
-        Predicted loss at the planned N and D (for a law of something else: its ``target``).
-    low, high : float
-        Confidence interval of the law's value there.
-    pred_low, pred_high : float
-        Prediction interval of a new run there.
-    level : float
-        Level of all intervals.
-    extrapolation : float or None
-        ``flops`` over those of the largest run fitted, both as 6 N D.
-    far : tuple of str
-        In words, how it lies far outside the fitted runs; empty where it does not.
-    """
-
-    asked: str
-    allocation: str
-    n_params: Interval | None
-    n_tokens: Interval | None
-    flops: float | None
-    loss_nats: float
-    low: float
-    high: float
-    pred_low: float
-    pred_high: float
-    level: float
-    extrapolation: float | None
-    far: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,30 +51,6 @@ class Holdout:
     covered: int
     mean_width: float
     level: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Disagreement:
-    """Approach 2 against approach 3 in D_opt.
-
-    Attributes
-    ----------
-    flops : float
-        Where they are compared, as 6ND.
-    ratio : Interval
-        D_opt(approach 2) / D_opt(approach 3), with the bootstrap interval of the ratio (NaN
-        limits without replicates).
-    expected_bias : float or None
-        What approach 2 would over-state D_opt by on this very grid if approach 3 were the truth
-        and there were no noise.
-    is_said : bool
-        Whether it exceeds 5 % and its 90 % interval excludes agreement.
-    """
-
-    flops: float
-    ratio: Interval
-    expected_bias: float | None
-    is_said: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -201,7 +135,7 @@ class FitReport:
             "minima": [{"value": m.value, "params": dict(m.params)} for m in fit.minima],
             "approaches": {"1": self._envelope_dict(), "2": self._isoflop_dict()},
             "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
-            "predictions": [forecast_dict(forecast) for forecast in self.forecasts],
+            "predictions": [forecast.to_dict() for forecast in self.forecasts],
             "holdout": self.holdout
             and {name: getattr(self.holdout, name) for name in Holdout.__dataclass_fields__},
             "compare": self.comparison and self.comparison.to_dict(),
@@ -324,22 +258,6 @@ def _exponent(law: PowerLaw) -> dict[str, float | None]:
 
 def _bottom(bottom: Bottom) -> dict[str, Any]:
     return {"value": bottom.value, "low": bottom.low, "high": bottom.high, "edge": bottom.edge}
-
-
-def forecast_dict(forecast: Forecast) -> dict[str, Any]:
-    """Return a forecast under the names of the JSON contract."""
-    sizes: dict[str, Any] = {}
-    for name, size in (("n_params", forecast.n_params), ("n_tokens", forecast.n_tokens)):
-        sizes[name] = size and size.value
-        sizes[f"{name}_low"] = size and size.low
-        sizes[f"{name}_high"] = size and size.high
-    rest = ("flops", "loss_nats", "low", "high", "pred_low", "pred_high", "level", "extrapolation")
-    return {
-        "asked": forecast.asked,
-        "allocation": forecast.allocation,
-        **sizes,
-        **{name: getattr(forecast, name) for name in rest},
-    }
 
 
 def _digits(value: float) -> str:

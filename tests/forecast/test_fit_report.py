@@ -11,7 +11,7 @@ from scalelab import api
 from scalelab.cli.output import as_plain
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.outcome import FitWarning
-from scalelab.fit.result import SERIOUS, ordered
+from scalelab.forecast.fit_report import SERIOUS, ordered
 
 
 @pytest.fixture(scope="module")
