@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EVERYDAY := not science and not bench and not gpu
 
-.PHONY: install system system-check demo test check science bench gpu clean
+.PHONY: install system system-check demo test check docs science bench gpu clean
 
 install: $(INSTALLED)
 
@@ -45,7 +45,12 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
 	$(BIN)/python -m pytest -m "$(EVERYDAY)" --cov --cov-report=term
+
+# The documentation site, into site/; warnings are errors. Look at it: python -m http.server -d site
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Long simulations; tables go to results/.
 science: $(INSTALLED)
@@ -63,4 +68,4 @@ gpu: $(INSTALLED)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu -s
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .coverage

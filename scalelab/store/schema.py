@@ -1,6 +1,6 @@
 """THE columns of the public tables: name, SQL type, unit and meaning, stated once.
 
-The collector creates its tables from here, the documentation (``docs/tables.md``) is printed from
+The collector creates its tables from here, the documentation (``docs/reference/tables.md``) is printed from
 here, and the comments that DuckDB shows beside each column are these. Times are Unix seconds,
 losses nats per token, counts exact whole numbers.
 
@@ -310,7 +310,7 @@ def create_statements() -> str:
 
 
 def as_markdown() -> str:
-    """Return the documentation of the tables: ``docs/tables.md``, whole."""
+    """Return the documentation of the tables: ``docs/reference/tables.md``, whole."""
     lines = [
         "# The tables of scalelab.duckdb",
         "",

@@ -1,4 +1,4 @@
-"""docs/fit.md names every form and every warning that there is."""
+"""docs/reference/fit.md names every form and every warning that there is."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from scalelab.theory.laws import LAWS
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/fit.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/reference/fit.md").read_text(encoding="utf-8")
 
 
 def test_every_form_is_on_the_page():

@@ -12,7 +12,7 @@ from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS
 from scalelab.theory.shape import ModelShape
 
-DOCS = Path(__file__).parents[2] / "docs" / "tables.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "tables.md"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_every_column_carries_its_meaning(database):
 
 def test_the_documentation_is_printed_from_the_statement():
     assert DOCS.read_text() == schema.as_markdown(), (
-        "stale: python -m scalelab.store.schema > docs/tables.md"
+        "stale: python -m scalelab.store.schema > docs/reference/tables.md"
     )
 
 

@@ -58,7 +58,7 @@ def test_the_answer_of_tune_becomes_the_rule():
 
 
 def test_the_page_lists_every_published_rule_with_its_source():
-    page = (Path(__file__).parents[2] / "docs/tune.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/howto/tune.md").read_text()
     for rule in LR_RULES.values():
         if rule.param_convention:
             formula = rule.formula.partition(", ")[0]

@@ -1,0 +1,41 @@
+"""MkDocs hook: notebooks become pages. Cells, code and stored outputs are copied as they are."""
+
+import json
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Replace each notebook by a Markdown page under the same name."""
+    for file in list(files):
+        if file.src_uri.endswith(".ipynb"):
+            files.remove(file)
+            uri = file.src_uri.removesuffix(".ipynb") + ".md"
+            files.append(File.generated(config, uri, content=as_markdown(file.content_string)))
+    return files
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Let the navigation name the notebooks themselves."""
+    config.nav = json.loads(json.dumps(config.nav).replace(".ipynb", ".md"))
+    return config
+
+
+def as_markdown(notebook: str) -> str:
+    """Return a notebook as Markdown: text, code, and the outputs that it stores."""
+    parts = []
+    for cell in json.loads(notebook)["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "text/html" in data:
+                parts.append("".join(data["text/html"]))
+            else:
+                plain = "".join(output.get("text", data.get("text/plain", "")))
+                parts.append(f"```text\n{plain.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
