@@ -112,7 +112,9 @@ def _select(
     known = {found.name: found for found in TABLES}
     if table not in known:
         raise UsageError(
-            f"table {table!r}", f"one of {', '.join(known)}", "See docs/reference/tables.md for each."
+            f"table {table!r}",
+            f"one of {', '.join(known)}",
+            "See docs/reference/tables.md for each.",
         )
     key = ", ".join(f't."{name}"' for name in known[table].key)
     if sweep is None:
