@@ -1,6 +1,6 @@
 """THE columns of the public tables: name, SQL type, unit and meaning, stated once.
 
-The collector creates its tables from here, the documentation (``docs/reference/tables.md``) is printed from
+The collector creates its tables from here, ``docs/reference/tables.md`` is printed from
 here, and the comments that DuckDB shows beside each column are these. Times are Unix seconds,
 losses nats per token, counts exact whole numbers.
 
