@@ -1,4 +1,4 @@
-"""Fixtures for every room: the shared tables, and simulated runs on a known law."""
+"""Fixtures for every room: tables of real runs, and simulated runs on a known law."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from hypothesis import settings
 
 from scalelab.records.types import Observations
+from scalelab.store import public_tables
 
 # The same examples in every run; `--hypothesis-profile=default` draws others.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
+TABLES = Path(__file__).parent / "golden" / "tables"
+"""Tables that only tests read; the public ones are part of the package."""
 
 SYSTEM_FOLDERS = ("slurm", "browser")
 REQUIRE_SYSTEM = "SCALELAB_REQUIRE_SYSTEM"
@@ -50,14 +51,12 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Return the folder of published tables; absent, skip outside CI and fail within."""
-    if not SHARED.is_dir():
-        message = f"no shared tables beside the repository ({SHARED.name})"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return SHARED
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return one folder with every table of real runs: the package's and the tests' own."""
+    folder = tmp_path_factory.mktemp("tables")
+    for source in (*public_tables.FOLDER.iterdir(), *TABLES.iterdir()):
+        (folder / source.name).symlink_to(source)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from scalelab.cli import report as report_commands
 from scalelab.cli import results as results_commands
 from scalelab.cli import resume as resume_commands
 from scalelab.cli import sweep as sweep_commands
+from scalelab.cli import tables as tables_commands
 from scalelab.cli import tune as tune_commands
 from scalelab.cli.output import console, report_error
 from scalelab.cli.settings import default_map
@@ -49,6 +50,7 @@ app.command("logs")(results_commands.logs)
 app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
+app.command("tables")(tables_commands.tables)
 app.command("fit")(fit_commands.fit)
 app.command("decide")(decide_commands.decide)
 app.command("tune")(tune_commands.tune)

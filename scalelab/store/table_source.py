@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
+from scalelab.store.public_tables import table_path
 
 if TYPE_CHECKING:
     import duckdb
@@ -179,13 +180,14 @@ class TableSource:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[TableSource]:
-    """Load a CSV, TSV or Parquet file.
+    """Load a CSV, TSV or Parquet file, or a public table by the name ``public:NAME``.
 
     Raises
     ------
     DataError
         When there is no such file or it does not read as a table.
     """
+    path = table_path(path)
     if not path.is_file():
         raise DataError(f"{path}, which is not a file", "a CSV or Parquet file", "Check the path.")
     if not path.stat().st_size:

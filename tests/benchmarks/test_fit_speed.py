@@ -26,9 +26,9 @@ SPEED_UP = 500
 
 
 @pytest.fixture(scope="session")
-def chinchilla_240(shared_data):
+def chinchilla_240(tables):
     table = duckdb.sql(
-        f"select n_params, n_tokens, flops, loss from '{shared_data}/chinchilla_svg/data.csv' "
+        f"select n_params, n_tokens, flops, loss from '{tables}/chinchilla/data.csv' "
         "where excluded_besiroglu = 0"
     ).fetchnumpy()
     N, D, C, loss = (

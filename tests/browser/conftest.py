@@ -139,8 +139,8 @@ def address(
             results = tmp_path_factory.mktemp(name)
             words: tuple[str, ...] = ()
             if name == "table":
-                shared = request.getfixturevalue("shared_data")
-                words = ("--from", str(shared / "chinchilla_svg" / "data.csv"))
+                tables = request.getfixturevalue("tables")
+                words = ("--from", str(tables / "chinchilla" / "data.csv"))
             elif name == "sweeps":
                 stores.generated(results, 10_000)
                 stores.generated(results, 40, name=stores.HOSTILE_NAME, is_added=True)

@@ -10,13 +10,10 @@ import pytest
 
 from scalelab.cli.main import main
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-REFERENCE = SHARED / "reference_optima.csv"
+REFERENCE = Path(__file__).parents[1] / "golden" / "reference_optima.csv"
 
 
 def reference_rows():
-    if not REFERENCE.is_file():
-        return []
     with REFERENCE.open() as stream:
         return list(csv.DictReader(stream))
 
@@ -54,13 +51,13 @@ def file(isoflop_runs, tmp_path_factory):
     return path
 
 
-def test_the_reference_has_its_42_rows(shared_data):
+def test_the_reference_has_its_42_rows():
     assert len(reference_rows()) == 42
 
 
 @pytest.mark.parametrize("row", reference_rows(), ids=name_of)
-def test_the_reference_optima_are_reached_from_the_command_line(run, shared_data, row):
-    words = ["fit", "--from", shared_data / row["file"], "--bootstrap", 0, "--json"]
+def test_the_reference_optima_are_reached_from_the_command_line(run, tables, row):
+    words = ["fit", "--from", tables / row["file"], "--bootstrap", 0, "--json"]
     words += ["--residual", row["residual"], "--loss", row["loss"]]
     if row["where_sql"]:
         words += ["--where", row["where_sql"]]
@@ -85,9 +82,9 @@ def test_the_reference_optima_are_reached_from_the_command_line(run, shared_data
         assert found["derived"]["a"]["value"] == pytest.approx(float(row["a"]), rel=1e-4)
 
 
-def test_the_optimum_at_chinchillas_compute(run, shared_data):
+def test_the_optimum_at_chinchillas_compute(run, tables):
     """N_opt and D_opt of the published table's row 4, at 5.76e23 FLOP."""
-    words = ["--from", shared_data / "chinchilla_svg" / "data.csv"]
+    words = ["--from", tables / "chinchilla" / "data.csv"]
     words += ["--where", "excluded_besiroglu=0", "--predict", "C=5.76e23", "--bootstrap", 0]
     out, _ = run("fit", *words, "--json")
     (found,) = json.loads(out)["predictions"]
@@ -276,9 +273,9 @@ def test_the_help_has_an_example(run):
 
 
 @pytest.mark.parametrize("no_color", ["1", None])
-def test_the_installed_command_runs_as_a_process(shared_data, no_color):
+def test_the_installed_command_runs_as_a_process(tables, no_color):
     command = Path(sys.executable).with_name("scalelab")
-    words = ["fit", "--from", shared_data / "llama3_isoflop" / "data.csv", "--predict", "C=3.8e25"]
+    words = ["fit", "--from", tables / "llama3" / "data.csv", "--predict", "C=3.8e25"]
     environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
     if no_color:
         environment["NO_COLOR"] = no_color
@@ -292,9 +289,9 @@ def test_the_installed_command_runs_as_a_process(shared_data, no_color):
     assert done.stderr == ""
 
 
-def test_a_process_that_is_not_identified_ends_with_four(shared_data):
+def test_a_process_that_is_not_identified_ends_with_four(tables):
     command = Path(sys.executable).with_name("scalelab")
-    words = ["--from", shared_data / "misfitting" / "best_lr.csv", "--bootstrap", "0", "--json"]
+    words = ["--from", tables / "misfitting" / "best_lr.csv", "--bootstrap", "0", "--json"]
     done = subprocess.run(
         [command, "fit", *words, "--map", "n_params=n_params_nonembed"],
         capture_output=True,

@@ -8,8 +8,8 @@ CELLS = ("--n-params", "20K,40K", "--n-tokens", "1M,2M", "--dry-run")
 
 
 @pytest.fixture
-def pool(shared_data):
-    return shared_data / "scalebench/lr_batch_train.csv"
+def pool(tables):
+    return tables / "scalebench/lr_batch_train.csv"
 
 
 def run(capsys, *words):

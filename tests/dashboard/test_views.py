@@ -53,9 +53,9 @@ def test_every_view_renders_on_a_sweep_under_way(
 
 @pytest.mark.parametrize("view", list(VIEWS))
 def test_every_view_renders_on_a_table(
-    page: Opener, shared_data: Path, tmp_path: Path, view: str
+    page: Opener, tables: Path, tmp_path: Path, view: str
 ) -> None:
-    test = page(tmp_path, shared_data / "chinchilla_svg" / "data.csv", page=view)
+    test = page(tmp_path, tables / "chinchilla" / "data.csv", page=view)
     assert not test.exception
 
 

@@ -51,8 +51,8 @@ def test_a_difference_within_the_noise_is_not_said(isoflop_runs):
     assert not found.is_said
 
 
-def test_llama_3_at_its_own_compute(shared_data):
-    rows = read_table(shared_data / "llama3_isoflop" / "data.csv").observations
+def test_llama_3_at_its_own_compute(tables):
+    rows = read_table(tables / "llama3" / "data.csv").observations
     spec = BootstrapSpec(k=100)
     fit = fit_parametric(rows, objective=Objective(residual="linear", loss="ls"), bootstrap=spec)
     weights = paired_weights(rows, spec, fit)
@@ -113,9 +113,9 @@ def test_without_replicates_there_is_a_ratio_and_no_interval(isoflop_runs):
     assert np.isnan(found.ratio.low)
 
 
-def test_a_form_without_a_trade_off_is_not_compared(shared_data):
+def test_a_form_without_a_trade_off_is_not_compared(tables):
     rows = read_table(
-        shared_data / "chinchilla_svg" / "data.csv", ReadOptions(where="excluded_besiroglu = 0")
+        tables / "chinchilla" / "data.csv", ReadOptions(where="excluded_besiroglu = 0")
     ).observations
     assert compared(rows, form="kaplan_n", k=0) is None
 

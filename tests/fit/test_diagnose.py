@@ -132,11 +132,11 @@ def test_flops_that_are_not_what_they_are_said_to_be_are_told(
     assert not is_told or f"{factor:.3g} times 6ND" in told["flops_mismatch"]
 
 
-def test_budgets_counted_otherwise_than_the_flops_are_told(isoflop_runs, shared_data):
+def test_budgets_counted_otherwise_than_the_flops_are_told(isoflop_runs, tables):
     rows = isoflop_runs()
     assert "budget_mismatch" not in row_codes(replace(rows, flops=1.05 * rows.flops))
     assert "3 times" in row_codes(replace(rows, flops=3 * rows.flops))["budget_mismatch"]
-    path = shared_data / "marin_isoflop" / "data.csv"
+    path = tables / "marin" / "data.csv"
     real = read_table(path, ReadOptions(where="dataset = 'comma' AND role = 'sweep'")).observations
     assert "3 times" in row_codes(real)["budget_mismatch"]
 
@@ -150,8 +150,8 @@ def test_budgets_counted_otherwise_than_the_flops_are_told(isoflop_runs, shared_
         ("context_length = 8192 AND arch = 'llama'", True),
     ],
 )
-def test_the_pooled_attention_counts_of_a_real_table_are_told(shared_data, where, is_mixed):
-    path = shared_data / "xlstm_isoflop" / "data.csv"
+def test_the_pooled_attention_counts_of_a_real_table_are_told(tables, where, is_mixed):
+    path = tables / "xlstm" / "data.csv"
     rows = read_table(path, ReadOptions(where=where)).observations
     assert ("mixed_conventions" in row_codes(rows)) is is_mixed
 
@@ -165,9 +165,9 @@ def test_outliers_are_named_by_their_lines(isoflop_runs):
 
 
 @pytest.mark.parametrize(("form", "is_misfit"), [("chinchilla", True), ("gamma", False)])
-def test_a_form_that_bends_away_from_real_runs_is_told(shared_data, form, is_misfit):
+def test_a_form_that_bends_away_from_real_runs_is_told(tables, form, is_misfit):
     where = "dataset = 'nemotron' AND role = 'sweep'"
-    path = shared_data / "marin_isoflop" / "data.csv"
+    path = tables / "marin" / "data.csv"
     rows = read_table(path, ReadOptions(where=where)).observations
     assert ("misfit" in row_codes(rows, form=form)) is is_misfit
 

@@ -22,9 +22,9 @@ MARIN_SETS = ("comma", "nemotron")
 """The third set, dclm, has no validation runs in the table."""
 
 
-def marin(shared: Path, dataset: str, **words):
+def marin(tables: Path, dataset: str, **words):
     return api.fit(
-        shared / "marin_isoflop" / "data.csv",
+        tables / "marin" / "data.csv",
         selection=api.Selection(
             where=f"dataset = '{dataset}'", holdout="role = 'validation_optimal'"
         ),
@@ -33,18 +33,18 @@ def marin(shared: Path, dataset: str, **words):
     )
 
 
-def olmo(shared: Path, **words):
+def olmo(tables: Path, **words):
     return api.fit(
-        shared / "olmo_ladder" / "data.csv",
+        tables / "olmo_ladder" / "data.csv",
         selection=api.Selection(where=OLMO, holdout="mode = 'eval'"),
         bootstrap=SPEC,
         **words,
     )
 
 
-def best_form(shared: Path, name: str):
+def best_form(tables: Path, name: str):
     """Return the form that was chosen without the targets, and how it did on them."""
-    report = olmo(shared, form="auto") if name == "olmo" else marin(shared, name, form="auto")
+    report = olmo(tables, form="auto") if name == "olmo" else marin(tables, name, form="auto")
     return report.fit.form, report.holdout
 
 
@@ -53,11 +53,11 @@ def mean_error(holdouts):
     return np.average([holdout.mean_relative_error for holdout in holdouts], weights=rows)
 
 
-def test_the_default_predicts_real_runs_and_its_intervals_cover(shared_data):
-    holdouts = [marin(shared_data, name).holdout for name in MARIN_SETS]
+def test_the_default_predicts_real_runs_and_its_intervals_cover(tables):
+    holdouts = [marin(tables, name).holdout for name in MARIN_SETS]
     assert sum(holdout.n_rows for holdout in holdouts) == 15
     assert mean_error(holdouts) <= 0.013
-    holdouts.append(olmo(shared_data).holdout)
+    holdouts.append(olmo(tables).holdout)
     assert sum(holdout.n_rows for holdout in holdouts) == 17
     assert sum(holdout.covered for holdout in holdouts) / 17 >= 0.85
     # Losses are near 3: intervals of 4 % on marin's sets, of 10 % on OLMo's from 16 small runs.
@@ -65,30 +65,28 @@ def test_the_default_predicts_real_runs_and_its_intervals_cover(shared_data):
     assert holdouts[2].mean_width <= 0.27
 
 
-def test_the_default_says_that_it_bends_away_from_marins_runs(shared_data):
-    codes = {warning.code for warning in marin(shared_data, "nemotron").warnings}
+def test_the_default_says_that_it_bends_away_from_marins_runs(tables):
+    codes = {warning.code for warning in marin(tables, "nemotron").warnings}
     assert "misfit" in codes
 
 
 @pytest.mark.parametrize(
     ("delta", "small", "large"), [(0.01, 0.015, 0.025), (None, 0.0195, 0.0375)]
 )
-def test_the_olmo_targets_are_predicted_from_the_ladder(shared_data, delta, small, large):
-    report = olmo(shared_data, objective=Objective(delta=delta))
+def test_the_olmo_targets_are_predicted_from_the_ladder(tables, delta, small, large):
+    report = olmo(tables, objective=Objective(delta=delta))
     assert report.fit.n_rows == 16
-    for (n_params, n_tokens, loss), limit in zip(
-        _targets(shared_data), (small, large), strict=True
-    ):
+    for (n_params, n_tokens, loss), limit in zip(_targets(tables), (small, large), strict=True):
         value = report.fit.law.loss({"n_params": n_params, "n_tokens": n_tokens})
         assert abs(value / loss - 1) <= limit
     assert report.holdout.covered == 2
 
 
-def _targets(shared: Path):
+def _targets(tables: Path):
     from scalelab.store.tables import ReadOptions, read_table
 
     rows = read_table(
-        shared / "olmo_ladder" / "data.csv",
+        tables / "olmo_ladder" / "data.csv",
         ReadOptions(where="is_final = 1 AND mode = 'eval'"),
     ).observations
     order = np.argsort(rows.n_params)
@@ -98,12 +96,12 @@ def _targets(shared: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_form_chosen_without_the_targets_does_better_and_its_intervals_cover(
-    shared_data, monkeypatch
+    tables, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Each is one process's work: on two cores they take half as long side by side.
     with ProcessPoolExecutor(2, get_context("spawn")) as processes:
-        found = [processes.submit(best_form, shared_data, name) for name in (*MARIN_SETS, "olmo")]
+        found = [processes.submit(best_form, tables, name) for name in (*MARIN_SETS, "olmo")]
         forms, holdouts = zip(*(each.result() for each in found), strict=True)
     assert set(forms) == {"gamma"}
     # 0.62 and 0.41 % on marin's sets, 1.5 % on OLMo's two targets.

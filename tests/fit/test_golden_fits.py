@@ -44,8 +44,8 @@ def to_digits(printed):
 
 
 @pytest.fixture(scope="session")
-def chinchilla_240(shared_data):
-    rows = read(shared_data / "chinchilla_svg" / "data.csv", "excluded_besiroglu = 0")
+def chinchilla_240(tables):
+    rows = read(tables / "chinchilla" / "data.csv", "excluded_besiroglu = 0")
     assert len(rows) == 240
     return rows
 
@@ -99,8 +99,8 @@ def test_seed_42_bootstrap(chinchilla_240):
 
 
 @pytest.mark.parametrize("golden", FITS["vpnls"], ids=lambda g: g["source"][:60])
-def test_variable_projection_fits(shared_data, golden):
-    rows = read(shared_data / golden["file"], golden["where"])
+def test_variable_projection_fits(tables, golden):
+    rows = read(tables / golden["file"], golden["where"])
     assert len(rows) == golden["n_rows"]
     fit = fit_parametric(
         rows,
@@ -123,8 +123,8 @@ def test_variable_projection_fits(shared_data, golden):
 
 
 @pytest.mark.parametrize("golden", FITS["mean_huber"], ids=lambda g: g["where"] or "llama3")
-def test_mean_huber_values(shared_data, golden):
-    rows = read(shared_data / golden["file"], golden["where"])
+def test_mean_huber_values(tables, golden):
+    rows = read(tables / golden["file"], golden["where"])
     fit = fit_parametric(rows, objective=Objective(residual="linear"), bootstrap=NO_REPLICATES)
     assert fit.value / len(rows) == pytest.approx(golden["value"], abs=to_digits(golden["value"]))
 
@@ -149,11 +149,9 @@ def published_base(**more):
     return {**scales, "alpha": base["alpha"], "beta": base["alpha"], **more}
 
 
-def test_repeated_data_has_both_minima(shared_data):
+def test_repeated_data_has_both_minima(tables):
     golden = REPEATS["repeats"]
-    rows = read(
-        shared_data / "datablations" / "data.csv", "in_fit_182 = 1", extra=("unique_tokens",)
-    )
+    rows = read(tables / "datablations" / "data.csv", "in_fit_182 = 1", extra=("unique_tokens",))
     assert len(rows) == 182
     fit = fit_parametric(
         rows, form="data_constrained", fixed=published_base(), bootstrap=NO_REPLICATES
@@ -174,11 +172,9 @@ def test_repeated_data_has_both_minima(shared_data):
     assert fit.params["A"] == pytest.approx(published_base()["A"], rel=1e-12)
 
 
-def test_repeated_data_explained_variance(shared_data):
+def test_repeated_data_explained_variance(tables):
     golden = REPEATS["repeats"]
-    rows = read(
-        shared_data / "datablations" / "data.csv", "in_fit_182 = 1", extra=("unique_tokens",)
-    )
+    rows = read(tables / "datablations" / "data.csv", "in_fit_182 = 1", extra=("unique_tokens",))
     columns = {
         "n_params": rows.n_params,
         "n_tokens": rows.n_tokens,
@@ -201,7 +197,7 @@ def test_repeated_data_predictions(golden):
     assert law.loss(columns) == pytest.approx(golden["loss"], abs=2e-8)
 
 
-def test_tied_base_of_repeated_data(shared_data):
+def test_tied_base_of_repeated_data(tables):
     base = REPEATS["base"]
     law = TiedExponents(
         **{name: math.exp(base[f"log_{name}"]) for name in ("A", "B", "E")}, alpha=base["alpha"]
@@ -210,7 +206,7 @@ def test_tied_base_of_repeated_data(shared_data):
     assert pytest.approx(base["N_at_576e21"], abs=0.005e9) == N
     assert pytest.approx(base["D_at_576e21"], abs=0.0005e12) == D
     golden = REPEATS["tied"]
-    rows = read(shared_data / "datablations" / "data.csv", "dedup = 0 AND epochs <= 2.5")
+    rows = read(tables / "datablations" / "data.csv", "dedup = 0 AND epochs <= 2.5")
     assert len(rows) == 62
     fit = fit_parametric(rows, form="tied", bootstrap=NO_REPLICATES)
     assert fit.value == pytest.approx(golden["value"], rel=1e-8)

@@ -72,8 +72,8 @@ def test_the_expected_bias_is_the_bias_of_a_clean_simulation(isoflop_runs):
     ("where", "a", "b", "n_opt"),
     [(None, 0.498, 0.505, 61.5e9), ("excluded_besiroglu = 0", 0.513, 0.488, 68.6e9)],
 )
-def test_plain_parabolas_over_the_nine_chinchilla_budgets(shared_data, where, a, b, n_opt):
-    path = shared_data / "chinchilla_svg" / "data.csv"
+def test_plain_parabolas_over_the_nine_chinchilla_budgets(tables, where, a, b, n_opt):
+    path = tables / "chinchilla" / "data.csv"
     rows = read_table(path, ReadOptions(where=where)).observations
     fit = fit_isoflop(rows, keeps_edges=True)
     assert len(fit.used) == 9
@@ -84,8 +84,8 @@ def test_plain_parabolas_over_the_nine_chinchilla_budgets(shared_data, where, a,
     assert fit.n_law.at(5.76e23) == pytest.approx(n_opt, rel=1e-3)
 
 
-def test_the_llama_3_parabolas(shared_data):
-    rows = read_table(shared_data / "llama3_isoflop" / "data.csv").observations
+def test_the_llama_3_parabolas(tables):
+    rows = read_table(tables / "llama3" / "data.csv").observations
     fit = fit_isoflop(rows)
     assert fit.is_grouped
     assert len(fit.interior) == 10

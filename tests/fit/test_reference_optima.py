@@ -2,6 +2,7 @@
 
 import csv
 import math
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -12,13 +13,14 @@ from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import fit_parametric
 from scalelab.records.types import Observations
 
+REFERENCE = Path(__file__).parents[1] / "golden" / "reference_optima.csv"
 NO_REPLICATES = BootstrapSpec(k=0)
 COUNT = 42
 
 
 @pytest.fixture(scope="session")
-def references(shared_data):
-    with open(shared_data / "reference_optima.csv", newline="") as lines:
+def references():
+    with open(REFERENCE, newline="") as lines:
         found = list(csv.DictReader(lines))
     assert len(found) == COUNT
     return found
@@ -33,9 +35,9 @@ def read(folder, row):
 
 
 @pytest.mark.parametrize("index", range(COUNT))
-def test_reaches_the_reference_optimum(shared_data, references, index):
+def test_reaches_the_reference_optimum(tables, references, index):
     row = references[index]
-    observations = read(shared_data, row)
+    observations = read(tables, row)
     assert len(observations) == int(row["n"])
     delta = float(row["delta"]) if row["delta"] else None
     fit = fit_parametric(

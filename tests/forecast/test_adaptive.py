@@ -13,9 +13,10 @@ from scalelab.api.adaptive import replay_adaptive
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
 from scalelab.forecast.adaptive import Target, ask, r_squared, replay
+from scalelab.store.public_tables import FOLDER
 from scalelab.theory.laws import Chinchilla
 
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "scalebench"
+TABLES = FOLDER / "scalebench"
 TRUTH = Chinchilla(A=482.0, B=2085.4, E=1.817, alpha=0.3478, beta=0.3659)
 
 
@@ -115,7 +116,7 @@ def test_r_squared_is_clipped() -> None:
 def test_a_twentieth_of_a_real_pool_beats_the_published_methods(
     name: str, at_least: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool_file, target_file = (SHARED / f"{name}_{part}.csv" for part in ("train", "test"))
+    pool_file, target_file = (TABLES / f"{name}_{part}.csv" for part in ("train", "test"))
     code = main(
         [
             *("sweep", "adaptive", "--pool", str(pool_file), "--target-rows", str(target_file)),

@@ -298,8 +298,8 @@ def test_clean_power_lifts_the_limit_on_co2() -> None:
 
 
 @pytest.fixture(scope="module")
-def report(shared_data: Path) -> FitReport:
-    return fit(shared_data / "chinchilla_svg" / "data.csv", bootstrap=BootstrapSpec(k=200))
+def report(tables: Path) -> FitReport:
+    return fit(tables / "chinchilla" / "data.csv", bootstrap=BootstrapSpec(k=200))
 
 
 @pytest.mark.parametrize("flops", [1e21, BUDGET])
@@ -384,9 +384,9 @@ def test_options_that_mean_nothing_together_are_refused(
 
 
 def test_the_command_says_the_warnings_and_the_chance_of_missing(
-    shared_data: Path, capsys: pytest.CaptureFixture[str]
+    tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["decide", "--from", str(shared_data / "llama3_isoflop" / "data.csv")]
+    words = ["decide", "--from", str(tables / "llama3" / "data.csv")]
     assert main([*words, "--flops", "3.8e25", "--target-loss", "0.55"]) == 0
     out = capsys.readouterr().out
     assert "probability" in out.splitlines()[2]

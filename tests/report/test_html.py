@@ -63,13 +63,13 @@ def test_text_from_outside_is_escaped(text: str) -> None:
 
 
 def test_the_command_writes_html_pictures_tex_and_csv(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "report.html"
     words = [
         "report",
         "--from",
-        str(shared_data / "chinchilla_svg" / "data.csv"),
+        str(tables / "chinchilla" / "data.csv"),
         "--out",
         str(out),
     ]

@@ -4,14 +4,14 @@ Published means: arXiv:2604.22753, table 2, the best method at each budget. Ten 
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scalelab.api.adaptive import replay_adaptive
+from scalelab.store.public_tables import FOLDER
 
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "scalebench"
+TABLES = FOLDER / "scalebench"
 BEST_PUBLISHED = {
     ("farseer", 0.01): 0.67,
     ("farseer", 0.05): 0.88,
@@ -31,8 +31,8 @@ def test_the_target_is_predicted_better_than_by_the_published_methods(name, shar
     start = time.perf_counter()
     reports = [
         replay_adaptive(
-            SHARED / f"{name}_train.csv",
-            SHARED / f"{name}_test.csv",
+            TABLES / f"{name}_train.csv",
+            TABLES / f"{name}_test.csv",
             budget_share=share,
             seed=seed,
         )

@@ -299,15 +299,15 @@ def test_numbers_survive_the_file_in_any_column_order(tmp_path_factory, rows, or
     np.testing.assert_allclose(found, np.array(rows), rtol=1e-15)
 
 
-def test_real_tables_read_whole(shared_data):
+def test_real_tables_read_whole(tables):
     counts = {
-        "chinchilla_svg": 245,
+        "chinchilla": 245,
         "datablations": 306,
-        "llama3_isoflop": 133,
-        "marin_isoflop": 273,
+        "llama3": 133,
+        "marin": 273,
         "olmo_ladder": 2025,
-        "xlstm_isoflop": 430,
+        "xlstm": 430,
     }
     for name, count in counts.items():
-        read = read_table(shared_data / name / "data.csv")
+        read = read_table(tables / name / "data.csv")
         assert len(read.observations) + len(read.rejects) == count, name

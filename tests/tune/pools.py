@@ -10,9 +10,9 @@ from scalelab.tune.runs_table import TunedRuns
 SEQ_LEN = 2048
 
 
-def real_pool(shared_data):
+def real_pool(tables):
     """Return the 2,702 runs of arXiv:2503.04715, batches in tokens."""
-    with (shared_data / "scalebench/lr_batch_train.csv").open() as file:
+    with (tables / "scalebench/lr_batch_train.csv").open() as file:
         rows = list(csv.DictReader(file))
     columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
     return TunedRuns(

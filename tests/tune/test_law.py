@@ -28,8 +28,8 @@ def regrets(pool, fitted_on):
     return np.array(ours), np.array(published)
 
 
-def test_a_cell_of_the_real_pool_is_predicted_from_the_others(shared_data):
-    pool = real_pool(shared_data)
+def test_a_cell_of_the_real_pool_is_predicted_from_the_others(tables):
+    pool = real_pool(tables)
     ours, published = regrets(pool, lambda number, one: number != one)
     assert len(ours) == 41
     assert ours.mean() <= 0.21
@@ -38,8 +38,8 @@ def test_a_cell_of_the_real_pool_is_predicted_from_the_others(shared_data):
 
 
 @pytest.mark.parametrize("n_largest", [5, 10, 15])
-def test_the_largest_cells_of_the_real_pool_are_predicted_from_the_smaller(n_largest, shared_data):
-    pool = real_pool(shared_data)
+def test_the_largest_cells_of_the_real_pool_are_predicted_from_the_smaller(n_largest, tables):
+    pool = real_pool(tables)
     number = pool.cells()
     compute = np.array([(pool.n_params * pool.n_tokens)[number == one].mean() for one in range(41)])
     largest = np.argsort(compute)[-n_largest:]

@@ -1,0 +1,73 @@
+"""Public tables of other groups' runs that come with the package: ``--from public:NAME``.
+
+``scalelab/public_tables/tables.toml`` lists them; the README of each folder describes its columns.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from scalelab.errors import DataError
+
+PREFIX = "public:"
+FOLDER = Path(__file__).parents[1] / "public_tables"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicTable:
+    """One table and where it comes from.
+
+    Attributes
+    ----------
+    name : str
+        What follows ``public:``.
+    file : str
+        Path of the CSV file within `FOLDER`.
+    title, source, licence, cite : str
+        What it holds, its repository and commit, its licence and its paper.
+    rows : int
+        Number of rows.
+    where : str
+        The rows that the paper fits, as a ``--where`` condition; empty when it fits all.
+    """
+
+    name: str
+    file: str
+    title: str
+    rows: int
+    source: str
+    licence: str
+    cite: str
+    where: str = ""
+
+
+def list_public_tables() -> tuple[PublicTable, ...]:
+    """Return the tables of the package, in the order of their index."""
+    index = tomllib.loads((FOLDER / "tables.toml").read_text(encoding="utf-8"))
+    return tuple(PublicTable(name=name, **entry) for name, entry in index.items())
+
+
+def table_path(path: Path) -> Path:
+    """Return the file of ``public:NAME``; any other path is returned unchanged.
+
+    Raises
+    ------
+    DataError
+        When the package has no table of that name.
+    """
+    text = str(path)
+    if not text.startswith(PREFIX):
+        return path
+    name = text.removeprefix(PREFIX)
+    tables = {table.name: table for table in list_public_tables()}
+    if name not in tables:
+        near = get_close_matches(name, tables, n=1)
+        raise DataError(
+            f"public table {name!r}",
+            f"one of {', '.join(tables)}",
+            f"Did you mean {PREFIX}{near[0]}?" if near else "List them with `scalelab tables`.",
+        )
+    return FOLDER / tables[name].file
