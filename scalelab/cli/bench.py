@@ -129,7 +129,7 @@ def _measured(
     from scalelab.cli.machine import free_memory_bytes
     from scalelab.theory.accounting import count_params
     from scalelab.train.bench import bench_train
-    from scalelab.train.micro_batch import is_out_of_memory
+    from scalelab.train.execution import is_out_of_memory
 
     shape = spec.shape
     # Weights, gradients and two moments; of each token an fp32 activation a layer. A step takes

@@ -1,26 +1,22 @@
-"""How near the trainer comes to what the device can do: FLOP/s, MFU, share of a matmul."""
+"""Speed of the trainer relative to the device: FLOP/s, MFU, share of a matmul's speed."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from scalelab.errors import UnknownHardwareError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE, match_hardware
-from scalelab.train.calibrate import step_times
-from scalelab.train.engine import Engine
-from scalelab.train.host import device_name
-from scalelab.train.switches import torch_switches
+from scalelab.train.calibrate import time_steps
+from scalelab.train.engine import DTYPES
+from scalelab.train.host import device_name, torch_settings
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def bench_train(
@@ -30,18 +26,18 @@ def bench_train(
     n_runs: int = 1,
     seconds: float = 5.0,
 ) -> dict[str, Any]:
-    """Train on random tokens for a while and return the speed.
+    """Train on random tokens for some seconds and return the speed.
 
     Parameters
     ----------
     spec : RunSpec
-        Shape, sequence length, batch and precision; the rest does not matter.
+        Shape, sequence length, batch and precision; other fields do not affect the speed.
     execution : ExecutionSpec
         How the steps are executed.
     n_runs : int
-        Runs packed into a step.
+        Batched runs.
     seconds : float
-        Of timed steps; at least three are taken.
+        Duration of the timed steps, at least three.
 
     Returns
     -------
@@ -49,13 +45,13 @@ def bench_train(
         ``device``, ``n_params``, ``n_runs``, ``step_s`` (median, of ``n_steps`` steps),
         ``tokens_per_s`` (of all runs together), ``tflops_per_s`` (exact convention),
         ``matmul_tflops_per_s`` (a square product of the same dtype in this process),
-        ``share_of_matmul``, and ``mfu`` (palm convention over the peak; None on a CPU, whose peak
-        is not in the hardware table).
+        ``share_of_matmul``, and ``mfu`` (palm convention over the peak; None on a CPU, because
+        the hardware table has no peak for it).
 
     Raises
     ------
     UnknownHardwareError
-        On a GPU whose peak is not known: utilisation is never a guess.
+        On a GPU that is not in the hardware table.
     """
     name = device_name(execution.device)
     hardware = match_hardware(name)
@@ -63,17 +59,10 @@ def bench_train(
         raise UnknownHardwareError(
             f"the device {name!r}",
             ", ".join(sorted(HARDWARE)),
-            "Add its peak, with the source, to scalelab/theory/hardware.py.",
+            "Add its peak FLOP/s, with the source, to scalelab/theory/hardware.py.",
         )
-    with torch_switches(execution):
-        engine = Engine([replace(spec, seed=seed) for seed in range(n_runs)], execution)
-        for run in range(n_runs):
-            engine.initialize(run)
-        lead = () if n_runs == 1 else (n_runs,)
-        tokens = np.random.default_rng(0).integers(
-            0, spec.shape.vocab_size, (*lead, spec.batch_seqs, spec.seq_len + 1)
-        )
-        times = step_times(engine, tokens, seconds)
+    times = time_steps(spec, execution, n_runs, seconds)
+    with torch_settings(execution):
         matmul = matmul_flops_per_s(execution.device, spec.precision)
     step_s = statistics.median(times)
     tokens_per_s = n_runs * spec.tokens_per_step / step_s
@@ -95,9 +84,9 @@ def bench_train(
 
 
 def matmul_flops_per_s(device: str, precision: str, repeats: int = 10) -> float:
-    """Return FLOP/s of a large square matrix product in this process, the median of several."""
+    """Return the median FLOP/s of ``repeats`` large square matrix products in this process."""
     n = MATMUL_SIZE[device]
-    a, b = (torch.randn(n, n, device=device).to(_DTYPES[precision]) for _ in range(2))
+    a, b = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
     times = []
     for _ in range(repeats + 2):
         if device == "cuda":

@@ -1,4 +1,4 @@
-"""How fast this machine trains, from a few seconds of real steps: what the plan's cost rests on."""
+"""Training speed of this machine, from a few seconds of real steps: the basis of a plan's cost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from scalelab.sweep.batched_runs import BATCHED_SIZES
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
-from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine
-from scalelab.train.host import device_name
-from scalelab.train.switches import torch_switches
+from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine, batch_shape
+from scalelab.train.host import device_name, torch_settings
 
 WIDTHS = (16, 32, 64, 128, 256)
 WARMUP_STEPS = 2
 STEPS_MIN = 3
-PACK_STEPS_MAX = 1 << 14
-"""Steps that timing a pack may take; a quarter of a second holds a few thousand at most."""
+BATCHED_STEPS_MAX = 1 << 14
+"""Length of the runs that are timed together; a quarter of a second has a few thousand steps."""
 
 
 def measure_speed(
@@ -35,26 +34,24 @@ def measure_speed(
     vocab_size: int = 256,
     seconds_per_point: float = 0.5,
 ) -> dict[str, Any]:
-    """Train each width for a moment and return its speed.
+    """Train a model of each width briefly and return its speed.
 
     Parameters
     ----------
     execution : ExecutionSpec
-        How the runs would be executed; None is one eager CPU thread.
+        How the runs are executed; None means one eager CPU thread.
     widths : sequence of int
-        Values of d_model; heads have 16 to 64 values.
+        Values of d_model; `shape_of_width` gives the rest.
     n_layers, seq_len, batch_seqs, vocab_size : int
-        Of every point.
+        Of all points.
     seconds_per_point : float
-        Of timed steps, after the first ones.
+        Duration of the timed steps of a point, after the warm-up.
 
     Returns
     -------
     dict
-        ``device``: its name. ``execution``: device, step and threads. ``points``: one dict a width
-        with ``d_model``, ``n_layers``, ``n_params``, ``seq_len``, ``batch_seqs``, ``step_s`` (the
-        median), ``tokens_per_s``, ``flops_per_s`` (exact convention), ``eval_tokens_per_s`` and
-        ``start_s`` (building and initialising the run).
+        ``device``: its name. ``execution``: device, step and threads. ``points``: a dict for each
+        width, as `measure_run` returns it.
     """
     execution = execution or ExecutionSpec()
     points = []
@@ -74,26 +71,30 @@ def measure_speed(
 
 
 def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
-    """Return the speed of one run's steps and of its evaluation, on random tokens."""
-    with torch_switches(execution):
-        return _measured_run(spec, execution, seconds)
+    """Return the speed of a run's steps and of its evaluation, on random tokens.
 
-
-def _measured_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
+    Returns
+    -------
+    dict
+        ``d_model``, ``n_layers``, ``n_params``, ``seq_len``, ``batch_seqs``, ``step_s`` (the
+        median), ``tokens_per_s``, ``flops_per_s`` (exact convention), ``eval_tokens_per_s`` and
+        ``start_s`` (to build and initialize the run).
+    """
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, spec.shape.vocab_size, (spec.batch_seqs, spec.seq_len + 1))
-    started = time.perf_counter()
-    engine = Engine([spec], execution)
-    engine.initialize(0)
-    start_s = time.perf_counter() - started
-    times = step_times(engine, tokens, seconds)
-    # As many sequences at a time as an evaluation takes, whatever the batch of a step is.
-    n_seqs = max(1, EVAL_TOKENS_PER_BATCH[engine.device.type] // spec.seq_len)
-    held_out = rng.integers(0, spec.shape.vocab_size, (n_seqs, spec.seq_len + 1))
-    engine.evaluate(0, held_out)
-    started = time.perf_counter()
-    engine.evaluate(0, held_out)
-    eval_s = time.perf_counter() - started
+    with torch_settings(execution):
+        started = time.perf_counter()
+        engine = Engine([spec], execution)
+        engine.initialize(0)
+        start_s = time.perf_counter() - started
+        tokens = rng.integers(0, spec.shape.vocab_size, batch_shape([spec]))
+        times = _step_times(engine, tokens, seconds)
+        # The batch of an evaluation does not depend on the batch of a step.
+        n_seqs = max(1, EVAL_TOKENS_PER_BATCH[engine.device.type] // spec.seq_len)
+        held_out = rng.integers(0, spec.shape.vocab_size, (n_seqs, spec.seq_len + 1))
+        engine.evaluate(0, held_out)
+        started = time.perf_counter()
+        engine.evaluate(0, held_out)
+        eval_s = time.perf_counter() - started
     step_s = statistics.median(times)
     tokens_per_s = spec.tokens_per_step / step_s
     flops = train_flops_per_token(spec.shape, spec.seq_len)["exact"]
@@ -117,9 +118,9 @@ def measure_batched_runs(
     seconds: float,
     sizes: Sequence[int] = BATCHED_SIZES,
 ) -> dict[int, float]:
-    """Return how many times faster packs of a run are than the run alone, by their size.
+    """Return the speedup of batching a run, by the number of batched runs.
 
-    Larger packs are tried as long as they are faster.
+    The sizes are tried in order, until one is not faster than the best before it.
     """
     alone = best = batched_speed(spec, replace(execution, batched_runs=1), seconds)
     gains = {}
@@ -133,43 +134,41 @@ def measure_batched_runs(
 
 
 def batched_speed(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> float:
-    """Return tokens/s of all runs of a pack together, on random tokens."""
-    n_runs = execution.batched_runs
-    # A short schedule: the rates of every step of every run are reckoned before the first one.
-    spec = replace(spec, n_steps=PACK_STEPS_MAX, warmup_steps=0, schedule="cosine", decay_steps=0)
-    with torch_switches(execution):
-        engine = Engine([replace(spec, seed=seed) for seed in range(n_runs)], execution)
+    """Return tokens/s of all batched runs together, on random tokens."""
+    # A short schedule: the engine computes the learning rates of all steps when it is built.
+    spec = replace(
+        spec, n_steps=BATCHED_STEPS_MAX, warmup_steps=0, schedule="cosine", decay_steps=0
+    )
+    times = time_steps(spec, execution, execution.batched_runs, seconds)
+    return execution.batched_runs * spec.tokens_per_step / statistics.median(times)
+
+
+def time_steps(spec: RunSpec, execution: ExecutionSpec, n_runs: int, seconds: float) -> list[float]:
+    """Train ``n_runs`` batched runs on random tokens; return the seconds of each timed step."""
+    specs = [replace(spec, seed=seed) for seed in range(n_runs)]
+    with torch_settings(execution):
+        engine = Engine(specs, execution)
         for run in range(n_runs):
             engine.initialize(run)
-        lead = () if n_runs == 1 else (n_runs,)
-        size = (*lead, spec.batch_seqs, spec.seq_len + 1)
-        tokens = np.random.default_rng(0).integers(0, spec.shape.vocab_size, size)
-        times = step_times(engine, tokens, seconds)
-    return n_runs * spec.tokens_per_step / statistics.median(times)
+        tokens = np.random.default_rng(0).integers(0, spec.shape.vocab_size, batch_shape(specs))
+        return _step_times(engine, tokens, seconds)
 
 
-def step_times(
+def _step_times(
     engine: Engine, tokens: np.ndarray[Any, np.dtype[np.int64]], seconds: float
 ) -> list[float]:
-    """Return what steps take, after a few that are not counted: at least three of them."""
-    for _ in range(WARMUP_STEPS):
-        timed_step(engine, tokens)
+    """Time steps for that many seconds, at least `STEPS_MIN`, after `WARMUP_STEPS` untimed ones."""
     times: list[float] = []
-    while len(times) < STEPS_MIN or sum(times) < seconds:
-        times.append(timed_step(engine, tokens))
-    return times
-
-
-def timed_step(engine: Engine, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    """Take a step, wait for it, and return the seconds."""
-    started = time.perf_counter()
-    engine.step(tokens)
-    engine.read()
-    return time.perf_counter() - started
+    while len(times) < WARMUP_STEPS + STEPS_MIN or sum(times[WARMUP_STEPS:]) < seconds:
+        started = time.perf_counter()
+        engine.step(tokens)
+        engine.read()
+        times.append(time.perf_counter() - started)
+    return times[WARMUP_STEPS:]
 
 
 def shape_of_width(d_model: int, *, n_layers: int, vocab_size: int) -> ModelShape:
-    """Return a shape of this width with heads of 16 to 64 values and a SwiGLU of 8/3 the width."""
+    """Return a shape of this width with d_head = d_model / 4 (8 to 64) and d_ff = 8/3 d_model."""
     d_head = max(8, min(64, d_model // 4)) // 2 * 2
     return ModelShape(
         n_layers=n_layers,
@@ -182,7 +181,7 @@ def shape_of_width(d_model: int, *, n_layers: int, vocab_size: int) -> ModelShap
 
 
 def synthetic_run(shape: ModelShape, *, seq_len: int, batch_seqs: int) -> RunSpec:
-    """Return a run over no dataset, for timing alone; `dataclasses.replace` changes the rest."""
+    """Return a run without a dataset, for timing; `dataclasses.replace` sets other fields."""
     return RunSpec(
         shape=shape,
         seq_len=seq_len,

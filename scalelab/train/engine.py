@@ -1,7 +1,7 @@
-"""The arithmetic of training: K runs of one shape, their buffers, and one optimizer step.
+"""The arithmetic of training: buffers and optimizer steps of K runs of one shape.
 
-No files, no clocks. Losses and gradient norms stay on the device until they are read, so a step
-never waits for the host.
+The engine uses no files and no clocks. Losses and gradient norms stay on the device until `read`,
+so a step never waits for the host.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from scalelab.train.optimizer import Optimizer
 from scalelab.train.parameters import Layout, initialize_, lay_out
 
 EVAL_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192}
-"""Tokens in a forward pass of an evaluation: constants, so that every run adds up alike. The fewer
-on a CPU stay in its cache."""
+"""Tokens in a forward pass of an evaluation. They are constants so that all runs sum losses in the
+same order. The CPU value is smaller so that activations stay in its cache."""
 
 GRAPH_WARMUP_STEPS = 2
 STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")
 EMA_START_STEPS = 10
-"""A moving average's decay is at most (1 + step) / (this + step)."""
-_COPY_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+"""The decay of the weight average is at most (1 + step) / (EMA_START_STEPS + step)."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""By `RunSpec.precision`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Readings:
-    """What some steps measured.
+    """Losses and gradient norms of consecutive steps.
 
     Attributes
     ----------
@@ -47,7 +48,8 @@ class Readings:
     norms : ndarray of fp32, shape (steps, K)
         Gradient norms before clipping.
     micro_squares : ndarray of fp32, shape (steps, K), or None
-        Mean squared norm of the micro-batches' mean gradients; None without micro-batches.
+        Squared norm of a micro-batch's mean gradient, averaged over the micro-batches of a step;
+        None without micro-batches.
     """
 
     losses: NDArray[np.float32]
@@ -56,7 +58,7 @@ class Readings:
 
 
 def learning_rates(spec: RunSpec) -> list[float]:
-    """Return the learning rate of every step of a run."""
+    """Return the learning rate of each step of a run."""
     return [
         spec.lr
         * learning_rate_ratio(
@@ -72,8 +74,14 @@ def learning_rates(spec: RunSpec) -> list[float]:
 
 
 def average_decay(steps: Tensor, decay: float) -> Tensor:
-    """Return by how much a moving average decays at a step, 1 for the first; less at the start."""
+    """Return the decay of the weight average at these steps (1 is the first), smaller at first."""
     return ((1 + steps) / (EMA_START_STEPS + steps)).clamp(max=decay)
+
+
+def batch_shape(specs: Sequence[RunSpec]) -> tuple[int, ...]:
+    """Return the shape of a step's tokens: (B, T + 1) for one run, (K, B, T + 1) for several."""
+    lead = () if len(specs) == 1 else (len(specs),)
+    return (*lead, specs[0].batch_seqs, specs[0].seq_len + 1)
 
 
 class Engine:
@@ -82,14 +90,14 @@ class Engine:
     Parameters
     ----------
     specs : sequence of RunSpec
-        The runs. One run has no pack dimension; several have a leading one.
+        The runs. Several runs are a leading dimension K of every tensor; one run has none.
     execution : ExecutionSpec
         How the steps are executed.
 
     Raises
     ------
     UsageError
-        When the runs cannot share a step, or the execution is not possible here.
+        When the runs cannot share a step, or this machine cannot execute the step.
     """
 
     def __init__(self, specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
@@ -103,7 +111,7 @@ class Engine:
         n_runs = len(specs)
         lead = () if n_runs == 1 else (n_runs,)
         flat_shape = (*lead, self.layout.n_values)
-        # Four allocations: parts of one would share autograd's count of in-place changes.
+        # Separate allocations: views of one buffer would share autograd's version counter.
         self.master, self.grad, self.exp_avg, self.exp_avg_sq = (
             torch.zeros(flat_shape, device=self.device) for _ in range(4)
         )
@@ -114,9 +122,10 @@ class Engine:
         for run, spec in enumerate(specs):
             rates[run, : spec.n_steps] = torch.tensor(learning_rates(spec), dtype=torch.float64)
         self.rates = rates.to(self.device)
-        # Half precision keeps rounded copies of the weights for the products; norms stay fp32.
-        dtype = _COPY_DTYPES[first.precision]
-        self.copy = None if dtype is None else torch.zeros_like(self.master, dtype=dtype)
+        # Half precision multiplies rounded copies of the weights; norm gains stay fp32.
+        dtype = DTYPES[first.precision]
+        is_half = dtype != torch.float32
+        self.copy = torch.zeros_like(self.master, dtype=dtype) if is_half else None
         buffers = (self.layout, self.master, self.grad)
         self.gradients: Autograd | Direct
         if execution.step == "direct":
@@ -133,28 +142,26 @@ class Engine:
             get_operations(execution.kernels, self.device),  # type: ignore[arg-type]
         )
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._tokens = torch.zeros(
-            (*lead, first.batch_seqs, first.seq_len + 1), dtype=torch.int64, device=self.device
-        )
+        self._tokens = torch.zeros(batch_shape(specs), dtype=torch.int64, device=self.device)
         self.n_pending = 0
-        # Loss, gradient norm and mean square of the micro-batches' gradients of the latest steps.
+        # Loss, gradient norm and mean square of the micro-batches' gradients of steps not yet read.
         self._ring = torch.zeros(execution.metrics_interval_steps, 3, n_runs, device=self.device)
         self._slot = torch.zeros(1, dtype=torch.int64, device=self.device)
 
     @property
     def n_runs(self) -> int:
-        """Number of packed runs K."""
+        """Number of batched runs K."""
         return len(self.specs)
 
     def initialize(self, run: int) -> None:
-        """Give a run its initial weights."""
+        """Set a run's weights to their initial values."""
         initialize_(self._row(self.master, run), self.layout, self.specs[run])
         if self.ema is not None:
             self._row(self.ema, run).copy_(self._row(self.master, run))
         self._refresh_copy(run)
 
     def state(self, run: int) -> dict[str, Any]:
-        """Return what determines the rest of a run: copies on the CPU."""
+        """Return the state that determines the rest of a run, copied to the CPU."""
         return {
             "step": int(self.steps[run]),
             **{
@@ -164,18 +171,18 @@ class Engine:
         }
 
     def load_state(self, run: int, state: dict[str, Any]) -> None:
-        """Put a run where `state` found it."""
+        """Restore a run from the result of `state`."""
         self.steps[run] = state["step"]
         for name in self._state_names:
             self._row(getattr(self, name), run).copy_(state[name])
         self._refresh_copy(run)
 
     def step(self, tokens: NDArray[np.int64]) -> None:
-        """Take one optimizer step of every run.
+        """Take one optimizer step of each run.
 
         Parameters
         ----------
-        tokens : ndarray of int, shape (B, T + 1), or (K, B, T + 1) when packed
+        tokens : ndarray of int, shape `batch_shape`
         """
         self._tokens.copy_(torch.from_numpy(tokens))
         if self.execution.step == "graph":
@@ -188,7 +195,7 @@ class Engine:
         self.n_pending += 1
 
     def read(self) -> Readings:
-        """Return what the steps since the last call measured, and forget it.
+        """Return and clear the readings of the steps since the last call.
 
         At most ``metrics_interval_steps`` steps fit between calls.
         """
@@ -203,12 +210,12 @@ class Engine:
 
     @property
     def n_micro(self) -> int:
-        """Forward passes of a step; the last may be smaller."""
+        """Number of forward passes in a step; the last may be smaller."""
         batch_seqs = self.specs[0].batch_seqs
         return -(-batch_seqs // (self.execution.micro_batch_seqs or batch_seqs))
 
     def _take_step(self) -> None:
-        """Take a step with the tokens in place; host and device exchange nothing."""
+        """Take a step with the tokens in `_tokens`, without synchronising host and device."""
         loss, square = self.gradients.take(self._tokens)
         rates = self.rates.gather(1, self.steps.unsqueeze(1)).squeeze(1)
         self.steps += 1
@@ -220,13 +227,13 @@ class Engine:
         self._slot += 1
 
     def _average(self, ema: Tensor) -> None:
-        """Move the averages of the weights on; the first steps forget the start faster."""
+        """Update the weight average."""
         decay = average_decay(self.steps.float(), self.specs[0].ema_decay)
         weight = 1 - decay
         ema.lerp_(self.master, weight[0] if self.n_runs == 1 else weight.unsqueeze(1))
 
     def _capture(self) -> None:
-        """Record the step as one CUDA graph; its first runs, which warm up, leave no trace."""
+        """Record the step as one CUDA graph; restore the state after the warm-up steps."""
         saved = [self.state(run) for run in range(self.n_runs)]
         slot = self._slot.clone()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -244,12 +251,12 @@ class Engine:
         self._slot.copy_(slot)
 
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the mean loss of every sequence, nats per token, summed in fp64.
+        """Return the mean loss of each sequence, nats per token, summed in fp64.
 
         Parameters
         ----------
         run : int
-            Which of the packed runs.
+            Index of the run among the K.
         sequences : ndarray of int, shape (n, T + 1)
 
         Returns
@@ -266,9 +273,9 @@ class Engine:
     def evaluate_average(
         self, run: int, sequences: NDArray[np.int64]
     ) -> NDArray[np.float64] | None:
-        """Return what `evaluate` does of the average of a run's weights; None where none is kept.
+        """Return `evaluate` with the weight average; None if the run does not keep one.
 
-        The run's own weights are put back, bit for bit.
+        The run's own weights are restored bit for bit.
         """
         if self.ema is None:
             return None
@@ -305,14 +312,14 @@ def _require_equal(specs: Sequence[RunSpec]) -> None:
         found = {getattr(spec, name) for spec in specs}
         if len(found) > 1:
             raise UsageError(
-                f"a pack of runs with different {name}",
-                f"runs with equal {', '.join(names)}",
-                "Pack only runs that can share a step.",
+                f"batched runs that differ in {name}",
+                f"runs with the same {', '.join(names)}",
+                "Batch only runs that agree in these fields.",
             )
 
 
 def require_device(execution: ExecutionSpec) -> None:
-    """Raise when torch does not see the device.
+    """Raise if torch does not find the device.
 
     Raises
     ------
@@ -320,8 +327,8 @@ def require_device(execution: ExecutionSpec) -> None:
     """
     if execution.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "device = 'cuda' where torch sees no GPU",
-            "a device that this machine has",
+            "device = 'cuda', but torch finds no GPU",
+            "a device of this machine",
             "Use device = cpu, or run `scalelab doctor` to see what is missing.",
         )
 
@@ -330,16 +337,18 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
     require_device(execution)
     require_divisible_devices(execution.n_devices, execution.tensor_parallel)
     if execution.step not in STEPS:
-        raise UsageError(f"step = {execution.step!r}", f"one of {', '.join(STEPS)}", "Choose one.")
+        raise UsageError(
+            f"step = {execution.step!r}", f"one of {', '.join(STEPS)}", "Use step = eager."
+        )
     if execution.step == "graph" and (execution.device != "cuda" or specs[0].shape.n_experts):
         raise UsageError(
             f"step = 'graph' on {execution.device} with {specs[0].shape.n_experts} experts",
             "a dense model on a CUDA device",
-            "Choose step = eager or compiled.",
+            "Use step = eager or compiled.",
         )
     if execution.step == "direct" and not direct.is_possible(specs[0], execution):
         raise UsageError(
-            "step = 'direct' for such a run",
-            "a dense fp32 model without z-loss, on a CPU, with the reference operations",
-            "Choose step = eager.",
+            "step = 'direct' for a run that it does not support",
+            "a dense fp32 model without z-loss on a CPU, kernels = reference, attention = explicit",
+            "Use step = eager.",
         )

@@ -1,14 +1,15 @@
-"""What is written about where and with what an attempt ran."""
+"""The host of an attempt: torch's process settings, and the facts recorded in ``attempt.json``."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,24 @@ _JOB_VARIABLES = {
 }
 
 
+@contextlib.contextmanager
+def torch_settings(execution: ExecutionSpec) -> Iterator[None]:
+    """Set torch's process-wide settings that the numbers depend on; restore them at the end."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(execution.n_threads)
+    # Moments of rarely used weights decay into denormals, which are 100 times slower on a CPU.
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(n_threads)
+
+
 def first_note(
     attempt: Attempt, spec: RunSpec, execution: ExecutionSpec, host_note: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what ``attempt.json`` says when an attempt begins; the launcher's facts come last."""
+    """Return the content of ``attempt.json`` at the start; ``host_note`` overrides the rest."""
     return {
         "run_id": attempt.run.run_id,
         "attempt": attempt.number,
@@ -43,14 +58,14 @@ def first_note(
         "resumed_from": None,
         "warnings": [],
         **describe_host(execution.device),
-        # A launcher asks git once for all its runs.
+        # The launcher asks git once for all its runs.
         **({} if "git_commit" in host_note else source_state()),
         **host_note,
     }
 
 
 def describe_host(device: str) -> dict[str, Any]:
-    """Return host, process, job, device and versions, as plain values."""
+    """Return host, process, SLURM job, device name and package versions, as plain values."""
     job: Mapping[str, str | None] = {
         name: os.environ.get(variable) for name, variable in _JOB_VARIABLES.items()
     }
@@ -69,7 +84,7 @@ def describe_host(device: str) -> dict[str, Any]:
 
 @functools.cache
 def device_name(device: str) -> str:
-    """Return the name of the device: the driver's for a GPU, the model's for a CPU."""
+    """Return the GPU's name as the driver gives it, or the CPU's model name."""
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     try:
@@ -83,7 +98,7 @@ def device_name(device: str) -> str:
 
 @functools.cache
 def source_state() -> dict[str, Any]:
-    """Return the git commit of the source and whether it was edited; None for an installed one."""
+    """Return the source's git commit and whether files differ from it; None if not a checkout."""
     folder = Path(scalelab.__file__).parent
     if not (folder.parent / ".git").exists():
         return {"git_commit": None, "is_dirty": None}
@@ -100,6 +115,6 @@ def source_state() -> dict[str, Any]:
             timeout=10,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"scalelab: git did not answer: {error}", file=sys.stderr)
+        print(f"scalelab: the git commit is not recorded: {error}", file=sys.stderr)
         return {"git_commit": None, "is_dirty": None}
     return {"git_commit": commit, "is_dirty": bool(changes.strip())}

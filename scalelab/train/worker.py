@@ -1,7 +1,7 @@
-"""What a job runs: one attempt at one run, from the folder's spec to the accepted record.
+"""One attempt at one or more batched runs, from the spec in the run folder to the accepted record.
 
-`run_attempt` may be called in a fresh process, in a forked one with torch loaded, or in place. It
-writes only into the run's folder. Status words are those of `scalelab.records.types.RUN_STATUSES`.
+`run_batched` works in a new process, in a forked one with torch loaded, or in the caller's. It
+writes only into the run folders. Its statuses are in `scalelab.records.types.RUN_STATUSES`.
 """
 
 from __future__ import annotations
@@ -19,94 +19,22 @@ from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, ScalelabError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.train.attention import MEASURED, fastest_attention
-from scalelab.train.direct import step as direct
 from scalelab.train.engine import Engine
+from scalelab.train.execution import (
+    MEASURED,
+    fastest_attention,
+    fitting_execution,
+    is_out_of_memory,
+    possible_execution,
+    smaller_micro_batch,
+)
+from scalelab.train.host import torch_settings
 from scalelab.train.loop import RunsEngine, train
-from scalelab.train.micro_batch import fitting_execution, is_out_of_memory, smaller_micro_batch
 from scalelab.train.session import Session
 from scalelab.train.sharded.ranks import BrokenGroupError, RanksLostError, own_ranks
-from scalelab.train.switches import torch_switches
 
-BEGUN_FIELDS = ("step", "kernels", "attention")
-"""Of the execution, what a run keeps to the end because its bits depend on it."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""SLURM and submitit announce the end of an allocation by these."""
-
-
-def run_attempt(
-    run_path: Path,
-    dataset_path: Path,
-    execution: ExecutionSpec,
-    *,
-    host_note: Mapping[str, Any] | None = None,
-    should_stop: Callable[[], str | None] | None = None,
-    trunks: Path | None = None,
-) -> str:
-    """Make one attempt at a run and return how it ended.
-
-    Parameters
-    ----------
-    run_path : Path
-        Folder of the run, with its ``spec.json``; named by the run's id.
-    dataset_path : Path
-        Folder of the tokens.
-    execution : ExecutionSpec
-        How to execute the steps.
-    host_note : Mapping
-        Facts of the launcher that ``attempt.json`` should hold too.
-    should_stop : Callable
-        Asked a few times a second; a text is the reason to checkpoint and end as preempted. SIGTERM
-        and SIGUSR2 do the same.
-    trunks : Path
-        Folder where runs of one trunk leave and find their states; None keeps to the run's own.
-
-    Returns
-    -------
-    str
-        ``done`` or ``diverged`` (recorded), ``preempted`` (go on later) or ``failed`` (the reason
-        is in ``attempt.json``). A run that was accepted before is not trained again.
-    """
-    (status,) = run_batched(
-        [run_path],
-        dataset_path,
-        execution,
-        host_note=host_note,
-        should_stop=should_stop,
-        trunks=trunks,
-    )
-    return status
-
-
-def run_ladder(
-    run_paths: Sequence[Path],
-    dataset_path: Path,
-    execution: ExecutionSpec,
-    *,
-    trunks: Path,
-    host_note: Mapping[str, Any] | None = None,
-    should_stop: Callable[[], str | None] | None = None,
-) -> tuple[str, ...]:
-    """Train the branches of a trunk one after the other, the shortest first; return how each ended.
-
-    Every branch begins where the one before left the trunk. Once a branch is preempted, the longer
-    ones are not begun and count as preempted too. Arguments as in `run_attempt`.
-    """
-    runs = {path: RunDir(path.resolve()).read_spec() for path in run_paths}
-    statuses: dict[Path, str] = {}
-    for path in sorted(runs, key=lambda path: runs[path].n_steps):
-        if "preempted" in statuses.values():
-            statuses[path] = "preempted"
-            continue
-        statuses[path] = run_attempt(
-            path,
-            dataset_path,
-            execution,
-            host_note=host_note,
-            should_stop=should_stop,
-            trunks=trunks,
-        )
-    return tuple(statuses[path] for path in run_paths)
+"""SLURM and submitit send these before an allocation ends."""
 
 
 def run_batched(
@@ -118,12 +46,35 @@ def run_batched(
     should_stop: Callable[[], str | None] | None = None,
     trunks: Path | None = None,
 ) -> tuple[str, ...]:
-    """Make one attempt at each of several runs that share a step; return how each ended.
+    """Make one attempt at each of several batched runs and return how each ended.
 
-    The runs have one shape, sequence length, batch, optimizer and precision; seeds, learning rates
-    and other constants, lengths and progress may differ. Each keeps its own claim, curve,
-    checkpoints and record, and none depends on its companions: a run that ends or diverges leaves
-    the pack, and the others go on in a smaller one. Arguments as in `run_attempt`.
+    The runs have the same shape, sequence length, batch, optimizer and precision. Seeds, learning
+    rates, other constants, lengths and progress can differ. Each run has its own claim, curve,
+    checkpoints and record. When a run ends or diverges, the others continue without it, with the
+    same bits.
+
+    Parameters
+    ----------
+    run_paths : sequence of Path
+        Run folders, each with its ``spec.json`` and named by the run's id.
+    dataset_path : Path
+        Folder of the tokens.
+    execution : ExecutionSpec
+        How to execute the steps.
+    host_note : Mapping
+        Facts of the launcher to add to ``attempt.json``.
+    should_stop : Callable
+        Called a few times a second. If it returns a text, the runs save a checkpoint and end as
+        preempted, with that text as the reason. SIGTERM and SIGUSR2 do the same.
+    trunks : Path
+        Folder in which the runs of a trunk share their states (`scalelab.train.trunk`); None
+        disables sharing.
+
+    Returns
+    -------
+    tuple of str
+        For each run ``done`` or ``diverged`` (recorded), ``preempted`` (resume later) or ``failed``
+        (the reason is in ``attempt.json``). A run that was accepted before is not trained again.
     """
     ranks = own_ranks()
     if ranks.rank:
@@ -158,24 +109,24 @@ def _attempt(
     should_stop: Callable[[], str | None] | None,
     trunks: Path | None,
 ) -> tuple[list[Session], ExecutionSpec | None]:
-    """Attempt runs in one step; return their sessions, and how to try what ran out of memory.
+    """Attempt runs together; return their sessions, and a smaller execution if memory ran out.
 
     Raises
     ------
     BrokenGroupError
-        When the run was spread over several processes and it, or one of them, failed.
+        When a run on several processes failed, or one of its processes did.
     """
     execution = possible_execution(runs, execution)
     specs = [run.read_spec() for run in runs]
-    is_spread = execution.n_devices > 1
+    is_sharded = execution.n_devices > 1
     smaller: ExecutionSpec | None = None
-    with torch_switches(execution):
+    with torch_settings(execution):
         note = {**(host_note or {}), "companions": [run.run_id for run in runs]}
         if execution.attention == MEASURED:
             path, times = fastest_attention(specs[0], execution, len(runs))
             execution = replace(execution, attention=path)
             note["attention_ms"] = times
-        if execution.device == "cuda" and not is_spread:
+        if execution.device == "cuda" and not is_sharded:
             execution = fitting_execution(specs, execution)
         sessions = [Session(run, execution, note, trunks) for run in runs]
         try:
@@ -192,37 +143,9 @@ def _attempt(
                     session.end("preempted", f"{type(error).__name__}: {error}")
                 else:
                     session.fail(error)
-            if is_spread and not isinstance(error, ScalelabError):
+            if is_sharded and not isinstance(error, ScalelabError):
                 raise BrokenGroupError from error
     return sessions, smaller
-
-
-def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> ExecutionSpec:
-    """Return how the runs are executed: as asked, but as they were begun where they go on.
-
-    A run that goes on from a checkpoint keeps the step, the operations and the attention of the
-    attempt that wrote it, so that a change of the defaults changes no bit of it; its micro-batch
-    may become smaller, where memory ran out, and never larger. At one sequence a run on several
-    devices computes activations again instead of keeping them. ``direct`` becomes ``eager`` for
-    models whose gradients are not written out and over several devices.
-    """
-    n_ranks = own_ranks().n_ranks
-    execution = replace(execution, batched_runs=len(runs), n_devices=n_ranks)
-    for run in runs:
-        begun = run.begun_execution()
-        if begun.get("device") == execution.device:
-            kept = {name: begun[name] for name in BEGUN_FIELDS if name in begun}
-            sizes = (execution.micro_batch_seqs, begun.get("micro_batch_seqs", 0))
-            micro = min((size for size in sizes if size), default=0)
-            execution = replace(execution, **kept, micro_batch_seqs=micro)
-    if n_ranks > 1:
-        is_short = execution.micro_batch_seqs == 1
-        return replace(execution, step="eager", recomputes_blocks=is_short)
-    if execution.step == "direct" and not all(
-        direct.is_possible(run.read_spec(), execution) for run in runs
-    ):
-        return replace(execution, step="eager")
-    return execution
 
 
 def _train_all(
@@ -257,7 +180,7 @@ def _train_all(
 
 
 def _engine(specs: Sequence[RunSpec], execution: ExecutionSpec) -> RunsEngine:
-    """Return what takes the steps: this process's device, or all ranks together."""
+    """Return an engine for this process's device, or one for all ranks."""
     if execution.n_devices == 1:
         return Engine(specs, execution)
     from scalelab.train.sharded.group import GroupEngine
@@ -268,19 +191,19 @@ def _engine(specs: Sequence[RunSpec], execution: ExecutionSpec) -> RunsEngine:
 
 @contextlib.contextmanager
 def listening_for_signals() -> Iterator[Callable[[], str | None]]:
-    """Give a function that names the stop signal received so far, or None.
+    """Give a function that returns the first stop signal received, as a reason, or None.
 
-    Outside the main thread signals cannot be heard, and stopping is the caller's.
+    Python handles signals only in the main thread; in another one the function returns None.
     """
-    heard: list[str] = []
+    received: list[str] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        heard.append(signal.Signals(number).name)
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
 
     is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, hear) for number in STOP_SIGNALS} if is_main else {}
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS} if is_main else {}
     try:
-        yield lambda: f"received {heard[0]}" if heard else None
+        yield lambda: f"received {received[0]}" if received else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

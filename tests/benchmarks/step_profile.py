@@ -18,9 +18,9 @@ from train_baseline import SEQ_LEN, SHAPES, SMALL, SMALL_NAME, VOCAB, our_shape
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.train.bench import matmul_flops_per_s
 from scalelab.train.calibrate import synthetic_run
-from scalelab.train.calls import Calls
+from scalelab.train.direct.calls import Calls
 from scalelab.train.engine import Engine
-from scalelab.train.switches import torch_switches
+from scalelab.train.host import torch_settings
 
 STEPS = 15
 WARM_UP_STEPS = 3
@@ -50,7 +50,7 @@ def profile(d_model: int, n_layers: int, batch_seqs: int) -> None:
     execution = ExecutionSpec(step="direct")
     spec = synthetic_run(our_shape(d_model, n_layers), seq_len=SEQ_LEN, batch_seqs=batch_seqs)
     tokens = np.random.default_rng(0).integers(VOCAB, size=(batch_seqs, SEQ_LEN + 1))
-    with torch_switches(execution):
+    with torch_settings(execution):
         engine = Engine([spec], execution)
         engine.initialize(0)
         for _ in range(WARM_UP_STEPS):

@@ -5,7 +5,7 @@ import json
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.trunk import branch_step
-from scalelab.train.worker import run_attempt
+from tests.train.outcome import run_attempt
 
 
 def test_branches_start_from_their_trunk_and_equal_straight_runs(

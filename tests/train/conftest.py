@@ -16,8 +16,9 @@ from scalelab.corpus.shards import Manifest, ShardWriter, fingerprints
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.shape import ModelShape
-from scalelab.train import loop, session, worker
-from tests.train.job import Job, starting
+from scalelab.train import loop, session
+from tests.train.outcome import run_attempt
+from tests.train.sharded.job import Job, starting
 
 VOCAB = 61
 
@@ -131,7 +132,7 @@ def attempt_at(
 
         with monkeypatch.context() as patch:
             patch.setattr(session.Session, "observe", observe)
-            return worker.run_attempt(
+            return run_attempt(
                 run.path, dataset.folder, replace(execution, **changes), should_stop=stop
             )
 

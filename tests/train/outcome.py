@@ -1,12 +1,20 @@
-"""What the tests of the trainer read back of a run."""
+"""Attempts at a run, and what the tests read back from its folder."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from scalelab.records.run_dir import RunDir
 from scalelab.records.types import RunRecord
+from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.train.worker import run_batched
+
+
+def run_attempt(run: Path, dataset: Path, execution: ExecutionSpec, **options: Any) -> str:
+    (status,) = run_batched([run], dataset, execution, **options)
+    return status
 
 
 def result(run: RunDir) -> RunRecord:

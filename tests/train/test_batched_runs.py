@@ -107,7 +107,7 @@ def test_a_stopped_pack_resumes_to_the_same_bits(
 
 
 def test_runs_that_cannot_share_a_step_are_refused(spec: RunSpec, execution: ExecutionSpec) -> None:
-    with pytest.raises(UsageError, match="different seq_len"):
+    with pytest.raises(UsageError, match="differ in seq_len"):
         Engine([spec, replace(spec, seq_len=12)], execution)
 
 

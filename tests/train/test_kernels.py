@@ -7,23 +7,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scalelab_kernels import operations
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
 from scalelab.launch import proposal
-from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, to_json
 from scalelab.theory.shape import ModelShape
-from scalelab.train import attention
 from scalelab.train.engine import Engine
-from scalelab.train.worker import run_attempt
+from scalelab.train.execution import MEASURED
 
 PROGRAM = """
 import json, sys
@@ -31,7 +27,7 @@ from pathlib import Path
 from scalelab.corpus.dataset import open_dataset
 from scalelab.sweep.run_spec import ExecutionSpec, run_spec_from_mapping
 from scalelab.train.engine import Engine
-
+from scalelab.train.execution import MEASURED
 request = json.load(sys.stdin)
 spec = run_spec_from_mapping(request["spec"])
 dataset = open_dataset(Path(request["dataset"]))
@@ -86,41 +82,9 @@ def test_kernels_where_they_cannot_run_are_an_error(
         Engine([spec], replace(execution, attention="triton"))
 
 
-def test_a_measured_attention_needs_a_gpu(spec: RunSpec, execution: ExecutionSpec) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU to measure on")
-    with pytest.raises(UsageError, match="CUDA"):
-        attention.fastest_attention(spec, execution)
-
-
-def test_the_attention_that_was_measured_fastest_is_kept_with_the_attempt(
-    make_run: Callable[..., RunDir],
-    dataset: Dataset,
-    execution: ExecutionSpec,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = []
-
-    def measure(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
-        asked.append((shape, dtype))
-        return {"explicit": 3.0, "sdpa": 2.0}
-
-    monkeypatch.setattr(attention, "measure_attention", measure)
-    run = make_run(n_steps=4)
-    status = run_attempt(run.path, dataset.folder, replace(execution, attention="measured"))
-    assert status == "done"
-    spec = run.read_spec()
-    shape = (spec.batch_seqs, spec.shape.n_heads, spec.shape.kv_heads, spec.seq_len)
-    assert asked == [((*shape, spec.shape.d_head), torch.float32)]
-    (attempt,) = run.attempts()
-    kept = attempt.read_note()
-    assert kept["execution"]["attention"] == "sdpa"
-    assert kept["attention_ms"] == {"explicit": 3.0, "sdpa": 2.0}
-
-
 def test_the_environment_names_kernels_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proposal.KERNELS == operations.IMPLEMENTATIONS
-    assert (*operations.ATTENTION_PATHS, attention.MEASURED) == proposal.ATTENTIONS
+    assert (*operations.ATTENTION_PATHS, MEASURED) == proposal.ATTENTIONS
     plain = proposal.default_execution(device="cpu")
     assert (plain.kernels, plain.attention) == ("reference", "explicit")
     monkeypatch.setenv("SCALELAB_KERNELS", "triton")

@@ -14,8 +14,8 @@ from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
 from scalelab.records.types import MetricRow
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.train import worker
-from scalelab.train.noise_scale import NoiseScale, critical_batch_curve, noise_terms
+from scalelab.train.noise_scale import NoiseScale, noise_terms
+from tests.train.outcome import run_attempt
 
 
 @given(
@@ -61,17 +61,6 @@ def test_what_is_not_finite_is_not_averaged() -> None:
     assert scale.means == pytest.approx((2.0, 1.0))
 
 
-def test_the_curve_of_the_critical_batch() -> None:
-    row = MetricRow(step=1, tokens=1, loss_nats=3.0, lr=0.1, grad_norm=1.0, tokens_per_s=1.0)
-    rows = [
-        row,
-        replace(row, noise_trace=8.0, noise_grad_sq=2.0),
-        replace(row, noise_trace=8.0, noise_grad_sq=-1.0),
-        replace(row, loss_nats=2.0, noise_trace=9.0, noise_grad_sq=1.0),
-    ]
-    assert critical_batch_curve(rows) == [(3.0, 4.0), (2.0, 9.0)]
-
-
 def test_an_accumulated_run_measures_its_noise_and_keeps_it_across_a_stop(
     make_run: Callable[..., RunDir],
     dataset: Dataset,
@@ -81,17 +70,15 @@ def test_an_accumulated_run_measures_its_noise_and_keeps_it_across_a_stop(
 
     runs = [make_run("straight"), make_run("stopped")]
     execution = replace(execution, micro_batch_seqs=2, checkpoint_interval_s=0.0)
-    assert worker.run_attempt(runs[0].path, dataset.folder, execution) == "done"
+    assert run_attempt(runs[0].path, dataset.folder, execution) == "done"
     polls = iter([None, None, "enough"])
     from scalelab.train import loop
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "POLL_INTERVAL_S", 0.0)
-        status = worker.run_attempt(
-            runs[1].path, dataset.folder, execution, should_stop=polls.__next__
-        )
+        status = run_attempt(runs[1].path, dataset.folder, execution, should_stop=polls.__next__)
     assert status == "preempted"
-    assert worker.run_attempt(runs[1].path, dataset.folder, execution) == "done"
+    assert run_attempt(runs[1].path, dataset.folder, execution) == "done"
     ends = []
     for run in runs:
         lines = run.attempts()[-1].metrics_path.read_text().splitlines()

@@ -144,8 +144,8 @@ def start_worker(run: RunDir, dataset: Dataset, execution: ExecutionSpec) -> sub
         "from scalelab.train import loop, worker\n"
         "loop.POLL_INTERVAL_S = 0.0\n"
         f"execution = {execution!r}\n"
-        f"print(worker.run_attempt(Path({str(run.path)!r}), Path({str(dataset.folder)!r}),"
-        " execution))\n"
+        f"paths = [Path({str(run.path)!r})]\n"
+        f"print(*worker.run_batched(paths, Path({str(dataset.folder)!r}), execution))\n"
         "left_out = {'pydantic', 'duckdb', 'pandas', 'streamlit', 'torch.distributed.fsdp'}\n"
         "assert not left_out & set(sys.modules), left_out & set(sys.modules)\n"
     )

@@ -12,8 +12,8 @@ from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.trunk import trunk_id
-from scalelab.train import worker
 from scalelab.train.engine import Engine
+from tests.train.outcome import run_attempt
 
 MakeRun = Callable[..., RunDir]
 UNIT = 10
@@ -50,13 +50,13 @@ def test_branches_equal_straight_runs_and_cost_at_most_two_thirds(
 
     monkeypatch.setattr(Engine, "step", counted)
     ladder = [make_run("ladder", **branch(n)) for n in LENGTHS]
-    order = [ladder[i].path for i in (3, 0, 4, 2, 1)]
-    statuses = worker.run_ladder(order, dataset.folder, execution, trunks=tmp_path / "trunks")
-    assert statuses == ("done",) * 5
+    for run in ladder:
+        status = run_attempt(run.path, dataset.folder, execution, trunks=tmp_path / "trunks")
+        assert status == "done"
     kind = "straight"
     for run, n_steps in zip(ladder, LENGTHS, strict=True):
         straight = make_run("straight", **branch(n_steps))
-        worker.run_attempt(straight.path, dataset.folder, execution)
+        run_attempt(straight.path, dataset.folder, execution)
         loss, rows = final(run)
         expected_loss, expected_rows = final(straight)
         assert loss == expected_loss
@@ -74,14 +74,14 @@ def test_a_corrupt_or_foreign_trunk_is_not_used(
     trunks = tmp_path / "trunks"
     short, long = make_run("ladder", **branch(20)), make_run("ladder", **branch(40))
     other = make_run("ladder", **{**branch(40), "seed": 9})
-    worker.run_attempt(short.path, dataset.folder, execution, trunks=trunks)
-    worker.run_attempt(other.path, dataset.folder, execution, trunks=trunks)
+    run_attempt(short.path, dataset.folder, execution, trunks=trunks)
+    run_attempt(other.path, dataset.folder, execution, trunks=trunks)
     assert "trunk" not in other.attempts()[0].read_note()
     (state,) = (trunks / trunk_id(short.read_spec())).glob("checkpoint-16/state.pt")
     content = bytearray(state.read_bytes())
     content[1000] ^= 4
     state.write_bytes(content)
-    worker.run_attempt(long.path, dataset.folder, execution, trunks=trunks)
+    run_attempt(long.path, dataset.folder, execution, trunks=trunks)
     assert "trunk" not in long.attempts()[0].read_note()
     assert long.status() == "done"
 
@@ -93,7 +93,7 @@ def test_a_trunk_that_went_further_is_no_start_for_a_shorter_run(
     long, short = make_run("ladder", **branch(40)), make_run("ladder", **branch(20))
     straight = make_run("straight", **branch(20))
     for run in (long, short):
-        worker.run_attempt(run.path, dataset.folder, execution, trunks=trunks)
-    worker.run_attempt(straight.path, dataset.folder, execution)
+        run_attempt(run.path, dataset.folder, execution, trunks=trunks)
+    run_attempt(straight.path, dataset.folder, execution)
     assert "trunk" not in short.attempts()[0].read_note()
     assert final(short) == final(straight)

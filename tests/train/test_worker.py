@@ -19,7 +19,7 @@ from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.theory.accounting import count_params, train_flops, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE
 from scalelab.train import loop, session, worker
-from tests.train.outcome import curve, last_note, result
+from tests.train.outcome import curve, last_note, result, run_attempt
 
 MakeRun = Callable[..., RunDir]
 
@@ -99,7 +99,7 @@ def test_a_fenced_attempt_stops_and_writes_nothing_more(
             claimed.append(run.claim())
         return None
 
-    status = worker.run_attempt(run.path, dataset.folder, execution, should_stop=claim_over)
+    status = run_attempt(run.path, dataset.folder, execution, should_stop=claim_over)
     assert status == "preempted"
     first = run.attempts()[0]
     assert "newer attempt" in first.read_note()["ended"]["reason"]

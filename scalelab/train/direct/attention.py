@@ -12,7 +12,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from scalelab.train.calls import Calls
+from scalelab.train.direct.calls import Calls
 
 QUERY_BLOCK = 64
 """Queries in a block: fewer skip more of the mask, more make larger products."""

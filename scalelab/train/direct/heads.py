@@ -14,8 +14,8 @@ from scalelab_kernels.reference import rope_tables
 from torch import Tensor
 
 from scalelab.theory.shape import ModelShape
-from scalelab.train.calls import Calls
 from scalelab.train.direct.attention import DirectAttention
+from scalelab.train.direct.calls import Calls
 from scalelab.train.model import NORM_EPSILON
 
 

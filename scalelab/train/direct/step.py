@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.shape import ModelShape
-from scalelab.train.calls import Calls
+from scalelab.train.direct.calls import Calls
 from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd
 from scalelab.train.parameters import Layout
 from scalelab.train.parametrization import WidthFactors

@@ -29,10 +29,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, build, run_spec_from_mapping
 from scalelab.train.engine import Readings, require_device
+from scalelab.train.host import torch_settings
 from scalelab.train.sharded.engine import ShardedEngine, require_shardable
 from scalelab.train.sharded.ranks import RankFailedError, RanksLostError, own_ranks
 from scalelab.train.sharded.shards import new_meshes
-from scalelab.train.switches import torch_switches
 
 REPORT_WAIT_S = 5.0
 """How long rank 0 waits for the reason of a rank that is gone."""
@@ -207,7 +207,7 @@ def _follow() -> tuple[str, ...] | None:
             if call == _Call.BEGIN:
                 content = json.loads(_receive_text())
                 execution = build(ExecutionSpec, content["execution"])
-                switches.enter_context(torch_switches(execution))
+                switches.enter_context(torch_settings(execution))
                 engine = ShardedEngine(run_spec_from_mapping(content["spec"]), execution)
                 continue
             assert engine is not None

@@ -12,8 +12,8 @@ import pytest
 from scalelab.records.run_dir import RunDir
 from scalelab.theory.shape import ModelShape
 from scalelab.train.session import EVAL_LOSSES_FILE
-from tests.train.job import Job
 from tests.train.outcome import curve, last_note, result
+from tests.train.sharded.job import Job
 
 RTOL = {"loss_nats": 2e-5, "grad_norm": 2e-4, "noise_trace": 1e-4}
 WIDE = ModelShape(n_layers=2, d_model=16, n_heads=4, d_head=6, d_ff=24, vocab_size=61, n_kv_heads=2)

@@ -12,11 +12,11 @@ from typing import Any
 
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec
-from tests.train.rank import OPTIONS, work
+from tests.train.sharded.rank import OPTIONS, work
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The second is what fully_shard imports at its first use: a second a rank.
-CONTEXT.set_forkserver_preload(["tests.train.rank", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["tests.train.sharded.rank", "torch._dynamo"])
 
 
 @dataclass

@@ -14,8 +14,8 @@ import pytest
 
 from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
-from tests.train.job import Job
 from tests.train.outcome import curve, last_note, result
+from tests.train.sharded.job import Job
 
 MakeRun = Callable[..., RunDir]
 

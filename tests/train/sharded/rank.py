@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.train import loop, session, worker
+from scalelab.train import loop, session
 from scalelab.train.sharded import engine as sharded
 from scalelab.train.sharded import group as distributed
 from scalelab.train.sharded.optimizer import ShardedOptimizer
+from tests.train.outcome import run_attempt
 
 OPTIONS = ("stop_at", "pause_s", "faulty_rank", "drifting_rank")
 
@@ -73,7 +74,7 @@ def work(
         ShardedOptimizer.step = drift  # type: ignore[method-assign]
     for run in runs:
         steps[0] = 0
-        statuses.append(worker.run_attempt(run, dataset, execution, should_stop=should_stop))
+        statuses.append(run_attempt(run, dataset, execution, should_stop=should_stop))
     answer.send(statuses)
     if rank == 0:
         distributed.dismiss(execution)

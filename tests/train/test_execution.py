@@ -1,4 +1,4 @@
-"""Where memory is short the micro-batch is halved, and the batch stays what it is."""
+"""The micro-batch is halved until a step fits in memory; attention is chosen by measurement."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from scalelab.corpus.dataset import Dataset
+from scalelab.errors import UsageError
 from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.train import gradients, micro_batch
-from tests.train.outcome import curve, last_note, result
+from scalelab.train import execution as executions
+from scalelab.train import gradients
+from tests.train.outcome import curve, last_note, result, run_attempt
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Return a function that makes memory too small for more sequences than so many."""
+    """Return a function that limits how many sequences of a forward pass fit in memory."""
 
     def limit(fits: int, *, after: int = 0) -> list[int]:
         tried: list[int] = []
@@ -43,17 +46,17 @@ def test_the_largest_micro_batch_that_fits_is_found(
 ) -> None:
     spec = replace(spec, batch_seqs=24)
     tried = memory(7)
-    found = micro_batch.fitting_execution([spec], ExecutionSpec())
+    found = executions.fitting_execution([spec], ExecutionSpec())
     assert (found.micro_batch_seqs, tried) == (6, [24, 12, 6])
-    assert micro_batch.fitting_execution([spec] * 2, replace(found, micro_batch_seqs=7)) == replace(
+    assert executions.fitting_execution([spec] * 2, replace(found, micro_batch_seqs=7)) == replace(
         found, micro_batch_seqs=7
     )
     memory(0)
     with pytest.raises(torch.OutOfMemoryError):
-        micro_batch.fitting_execution([spec], ExecutionSpec())
+        executions.fitting_execution([spec], ExecutionSpec())
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(
+def test_other_errors_are_not_treated_as_out_of_memory(
     spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def take(self: gradients.Autograd, tokens: torch.Tensor) -> Any:
@@ -61,10 +64,10 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(
 
     monkeypatch.setattr(gradients.Autograd, "take", take)
     with pytest.raises(RuntimeError, match="shapes"):
-        micro_batch.fitting_execution([spec], ExecutionSpec())
+        executions.fitting_execution([spec], ExecutionSpec())
 
 
-def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_micro_batches(
+def test_a_run_that_runs_out_of_memory_continues_with_smaller_micro_batches(
     make_run: Callable[..., RunDir],
     attempt_at: Callable[..., str],
     memory: Callable[..., list[int]],
@@ -94,3 +97,35 @@ def test_a_run_whose_single_sequence_does_not_fit_fails_for_good(
     # No smaller micro-batch is left for another job to try.
     kind = classify("COMPLETED", last_note(run), is_accepted=False, is_first=True)
     assert kind == "exception"
+
+
+def test_a_measured_attention_needs_a_gpu(spec: RunSpec, execution: ExecutionSpec) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU to measure on")
+    with pytest.raises(UsageError, match="CUDA"):
+        executions.fastest_attention(spec, execution)
+
+
+def test_the_attention_that_was_measured_fastest_is_kept_with_the_attempt(
+    make_run: Callable[..., RunDir],
+    dataset: Dataset,
+    execution: ExecutionSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def measure(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
+        asked.append((shape, dtype))
+        return {"explicit": 3.0, "sdpa": 2.0}
+
+    monkeypatch.setattr(executions, "measure_attention", measure)
+    run = make_run(n_steps=4)
+    status = run_attempt(run.path, dataset.folder, replace(execution, attention="measured"))
+    assert status == "done"
+    spec = run.read_spec()
+    shape = (spec.batch_seqs, spec.shape.n_heads, spec.shape.kv_heads, spec.seq_len)
+    assert asked == [((*shape, spec.shape.d_head), torch.float32)]
+    (attempt,) = run.attempts()
+    kept = attempt.read_note()
+    assert kept["execution"]["attention"] == "sdpa"
+    assert kept["attention_ms"] == {"explicit": 3.0, "sdpa": 2.0}

@@ -1,0 +1,138 @@
+"""How an attempt executes its steps: the requested settings, adapted to checkpoint and device."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scalelab_kernels.errors import KernelUnavailableError
+from scalelab_kernels.operations import measure_attention
+
+from scalelab.errors import UsageError
+from scalelab.records.run_dir import RunDir
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.train.direct import step as direct
+from scalelab.train.engine import DTYPES, Engine, batch_shape
+from scalelab.train.sharded.ranks import own_ranks
+
+MEASURED = "measured"
+BEGUN_FIELDS = ("step", "kernels", "attention")
+"""Execution fields that a resumed run keeps, because its bits depend on them."""
+_CPU_WORDS = "can't allocate memory"
+
+
+def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> ExecutionSpec:
+    """Return the requested execution, adapted to the runs' checkpoints and to the device count.
+
+    A run that resumes from a checkpoint keeps the step, kernels and attention of the attempt that
+    wrote it, so a change of the defaults does not change its bits. Its micro-batch can shrink
+    (after an out-of-memory error) but never grow. On several devices, a micro-batch of one
+    sequence also recomputes activations. ``direct`` becomes ``eager`` on several devices and for
+    models that `scalelab.train.direct` does not support.
+    """
+    n_ranks = own_ranks().n_ranks
+    execution = replace(execution, batched_runs=len(runs), n_devices=n_ranks)
+    for run in runs:
+        begun = run.begun_execution()
+        if begun.get("device") == execution.device:
+            kept = {name: begun[name] for name in BEGUN_FIELDS if name in begun}
+            sizes = (execution.micro_batch_seqs, begun.get("micro_batch_seqs", 0))
+            micro = min((size for size in sizes if size), default=0)
+            execution = replace(execution, **kept, micro_batch_seqs=micro)
+    if n_ranks > 1:
+        is_short = execution.micro_batch_seqs == 1
+        return replace(execution, step="eager", recomputes_blocks=is_short)
+    if execution.step == "direct" and not all(
+        direct.is_possible(run.read_spec(), execution) for run in runs
+    ):
+        return replace(execution, step="eager")
+    return execution
+
+
+def fastest_attention(
+    spec: RunSpec, execution: ExecutionSpec, n_runs: int = 1
+) -> tuple[str, dict[str, float]]:
+    """Time forward and backward of each attention path of this GPU at the shape of a step.
+
+    An attempt measures once and stores the choice in its note. The backward passes of cuDNN and
+    FlashAttention may add in any order: for bitwise repeatable runs, choose ``triton``.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Gives heads, positions and precision.
+    execution : ExecutionSpec
+        Gives the sequences of a forward pass.
+    n_runs : int
+        Batched runs.
+
+    Returns
+    -------
+    path : str
+        Value for `ExecutionSpec.attention`.
+    times : dict of float
+        Milliseconds by path, without the paths that do not support the shape.
+
+    Raises
+    ------
+    UsageError
+        Without a GPU.
+    """
+    shape = spec.shape
+    n_sequences = n_runs * (execution.micro_batch_seqs or spec.batch_seqs)
+    try:
+        times = measure_attention(
+            (n_sequences, shape.n_heads, shape.kv_heads, spec.seq_len, shape.d_head),
+            DTYPES[spec.precision],
+        )
+    except KernelUnavailableError as error:
+        raise UsageError(f"attention = {MEASURED!r}", error.allowed, error.do) from error
+    return min(times, key=lambda path: times[path]), {str(k): ms for k, ms in times.items()}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that a device ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _CPU_WORDS in str(error)
+
+
+def smaller_micro_batch(execution: ExecutionSpec, batch_seqs: int) -> ExecutionSpec | None:
+    """Return the execution with half the micro-batch; None if it is one sequence already."""
+    micro = min(execution.micro_batch_seqs or batch_seqs, batch_seqs)
+    return None if micro == 1 else replace(execution, micro_batch_seqs=micro // 2)
+
+
+def fitting_execution(specs: Sequence[RunSpec], execution: ExecutionSpec) -> ExecutionSpec:
+    """Halve the micro-batch until a step fits in memory; return that execution.
+
+    Each try builds a whole engine, takes one step and discards the engine.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        When a single sequence does not fit.
+    """
+    while True:
+        # The traceback of a failed step holds its tensors: free them before the next try.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        smaller = smaller_micro_batch(execution, specs[0].batch_seqs)
+        try:
+            _try_step(specs, execution)
+        except Exception as error:
+            if smaller is None or not is_out_of_memory(error):
+                raise
+        else:
+            return execution
+        execution = smaller
+
+
+def _try_step(specs: Sequence[RunSpec], execution: ExecutionSpec) -> None:
+    engine = Engine(specs, execution)
+    engine.step(np.zeros(batch_shape(specs), dtype=np.int64))
+    engine.read()
