@@ -1,7 +1,7 @@
-"""Training a decoder as a RunSpec says: the only room, with the kernels, that imports torch."""
+"""Train a decoder from a RunSpec. Only this package and the kernels import torch."""
 
 import os
 
-# MKL shares the sums of a matrix product among threads, so that losses would depend on their
-# number; strict reproducibility fixes the order. MKL reads this once, at its first product.
+# By default MKL splits the sums of a matrix product among threads, so losses would depend on the
+# number of threads. Strict reproducibility fixes the order. MKL reads this at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

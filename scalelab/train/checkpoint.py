@@ -1,11 +1,11 @@
-"""Checkpoints of one run: written whole, checked by content, loaded without running code.
+"""Checkpoints of one run: written atomically, verified by checksum, loaded without running code.
 
 ::
 
     checkpoint-<step>/state.pt    tensors and plain values, by `torch.save`
     checkpoint-<step>/meta.json   size and SHA-256 of state.pt, and the step
 
-The checksum is ours because torch's reader does not look at the archive's own.
+We store a checksum because torch's reader does not verify the one in the archive.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def save(attempt: Attempt, state: dict[str, Any]) -> None:
     Raises
     ------
     OSError
-        When it cannot be written (a full disk); earlier checkpoints stay.
+        When writing fails (for example on a full disk); earlier checkpoints stay.
     """
     with attempt.writing_checkpoint(state["step"]) as folder:
         write(folder, state)
 
 
 def write(folder: Path, state: dict[str, Any]) -> None:
-    """Fill an empty folder with a state and its checksum.
+    """Write a state and its checksum to an empty folder.
 
     Raises
     ------
     OSError
-        When it cannot be written.
+        When writing fails.
     """
     path = folder / STATE_FILE
     try:
@@ -56,14 +56,14 @@ def write(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_newest(run: RunDir) -> Iterator[tuple[Checkpoint, dict[str, Any] | None]]:
-    """Yield the run's checkpoints, furthest first, each with its state or None when corrupt."""
+    """Yield the run's checkpoints, latest step first, each with its state, or None if corrupt."""
     for found in run.checkpoints():
         state = read(found.path)
         yield found, state if state is not None and state["step"] == found.step else None
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Return the state in a folder, on the CPU; None when it is not whole and unaltered."""
+    """Return the state in a folder, on the CPU; None if it is incomplete or corrupt."""
     path = folder / STATE_FILE
     try:
         meta = json.loads((folder / META_FILE).read_text())

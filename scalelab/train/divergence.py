@@ -1,10 +1,15 @@
-"""When a run counts as diverged: a loss that is not finite, or a spike that stays.
+"""Divergence: a loss that is not finite, or a lasting spike of the training loss.
 
-Training losses are averaged over blocks of consecutive steps, each a fiftieth of the steps before
-it, so that nothing depends on how long the run will be. A block has spiked when its mean is
-more than `SPIKE_NATS` above the first step's loss, or has lost more than `SPIKE_SHARE` of all the
-progress made from the first step to the best block (once that progress exceeds `SPIKE_NATS`). Two
-spiked blocks in a row are a spike that stays: a loss spike that heals within a block is none.
+The detector averages training losses over blocks of consecutive steps. A block has 1/50 of the
+steps before it, at least 10, so the rule does not depend on the planned length of the run. A block
+is a spike in either of two cases:
+
+* Its mean is more than `SPIKE_NATS` above the loss of the first step.
+* It lost more than `SPIKE_SHARE` of the progress from the first step to the best block, and that
+  progress exceeds `SPIKE_NATS`.
+
+A run diverges after `SPIKED_BLOCKS` such blocks in a row. A spike that recovers within one block
+does not count.
 """
 
 from __future__ import annotations
@@ -21,24 +26,24 @@ BLOCK_SHARE = 0.02
 
 @dataclass(kw_only=True, slots=True)
 class DivergenceDetector:
-    """Looks at every step's loss, in order; its fields go into the checkpoint.
+    """Observes the loss of each step, in order; a checkpoint stores its fields.
 
     Attributes
     ----------
     n_steps : int
         Steps seen.
     block_steps : int
-        Length of the block under way.
+        Length of the current block.
     first_loss : float or None
         Loss of the first step, nats per token.
     best_block : float or None
-        Smallest mean of a whole block so far.
+        Smallest mean of a complete block so far.
     n_in_block : int
-        Steps in the block under way.
+        Steps observed in the current block.
     block_sum : float
         Sum of their losses.
     n_spiked : int
-        Whole blocks in a row, up to the last, that have spiked.
+        Number of consecutive spiked blocks up to the last complete one.
     """
 
     n_steps: int = 0
@@ -50,7 +55,7 @@ class DivergenceDetector:
     n_spiked: int = 0
 
     def observe(self, loss_nats: float, grad_norm: float) -> str | None:
-        """Take the next step's loss and gradient norm; return why the run diverged, or None."""
+        """Observe the next step's loss and gradient norm; return why the run diverged, or None."""
         if not math.isfinite(loss_nats):
             return f"the training loss is {loss_nats}"
         if not math.isfinite(grad_norm):
@@ -72,7 +77,7 @@ class DivergenceDetector:
                 best = "none" if self.best_block is None else f"{self.best_block:.3f}"
                 return (
                     f"the loss rose to {mean:.3f} and stayed for {self.n_spiked * length} steps "
-                    f"(first {self.first_loss:.3f}, best mean of as many {best})"
+                    f"(first step {self.first_loss:.3f}, best earlier block mean {best})"
                 )
             return None
         self.n_spiked = 0
@@ -80,7 +85,7 @@ class DivergenceDetector:
         return None
 
     def is_spike(self, mean_nats: float) -> bool:
-        """Say whether a mean loss, of a block or of the final evaluation, is a spike."""
+        """Say whether the mean loss of a block or of the final evaluation is a spike."""
         if self.first_loss is None:
             return False
         if not mean_nats <= self.first_loss + SPIKE_NATS:
@@ -96,5 +101,5 @@ class DivergenceDetector:
 
     @classmethod
     def from_state(cls, state: dict[str, float | int | None]) -> DivergenceDetector:
-        """Return the detector that `state` described."""
+        """Return a detector with the fields from `state`."""
         return cls(**{item.name: state[item.name] for item in fields(cls)})  # type: ignore[arg-type]

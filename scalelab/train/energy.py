@@ -1,10 +1,10 @@
-"""What a run's device used, in joules, from the counters of the machine where they can be read.
+"""Energy used by a run, in joules, from the machine's hardware counters.
 
-* A GPU: NVML's counter of the whole board, since the driver was loaded.
-* A CPU: RAPL's counters of packages and memory (``/sys/class/powercap``), which count the work of
-  everybody. A process is given the share that its processor time has of the machine's.
+* GPU: NVML's counter of the whole board.
+* CPU: RAPL's counters of packages and memory (``/sys/class/powercap``). They count all processes,
+  so a process gets the share that its CPU time has of the machine's busy time.
 
-Nothing is estimated from a nominal power: where no counter can be read the answer is None.
+Without a readable counter the energy is None; it is never estimated from a nominal power.
 
 References
 ----------
@@ -30,7 +30,7 @@ _COUNTED_FIELDS = 8
 
 
 class EnergyMeter:
-    """Joules of this process since it was made.
+    """Joules used by this process since the meter was created.
 
     Parameters
     ----------
@@ -44,14 +44,14 @@ class EnergyMeter:
         self.joules: float | None = None if self._read is None else 0.0
 
     def read(self, *, n_runs: int = 1, is_last: bool = False) -> float | None:
-        """Return a run's joules so far, None where they cannot be known.
+        """Return a run's joules so far, or None without a readable counter.
 
         Parameters
         ----------
         n_runs : int
-            Runs that shared the device since the last call: each is given as much.
+            Runs that shared the device since the last call; each gets an equal share.
         is_last : bool
-            Whether to read the counter even if it was read a moment ago.
+            Whether to read the counter even within `READING_INTERVAL_S` of the last reading.
         """
         now = time.monotonic()
         if self._read is None or self.joules is None:
@@ -66,7 +66,7 @@ class EnergyMeter:
 
 
 def _gpu_counter() -> Callable[[], float] | None:
-    """Return a function that gives the joules of the current GPU since its last call, or None."""
+    """Return a function that returns the current GPU's joules since its last call, or None."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         handle = ctypes.c_void_p()
@@ -102,7 +102,7 @@ def _differences(total: Callable[[], float]) -> Callable[[], float] | None:
 
 
 def _cpu_counter() -> Callable[[], float] | None:
-    """Return a function that gives this process's joules since its last call, or None."""
+    """Return a function that returns this process's joules since its last call, or None."""
     zones = _rapl_zones()
     try:
         ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
@@ -118,7 +118,7 @@ def _cpu_counter() -> Callable[[], float] | None:
         now = [int((zone / "energy_uj").read_text()) for zone in zones]
         used = sum((b - a) % r for a, b, r in zip(last, now, ranges, strict=True)) / 1e6
         own_now, busy_now = time.process_time(), _busy_s()
-        # /proc/stat counts in hundredths of a second: a short turn may see less than its own.
+        # /proc/stat counts in steps of 10 ms, so a short interval can show less than our own time.
         all_s = max(busy_now - busy, own_now - own)
         share = (own_now - own) / all_s if all_s > 0 else 0.0
         last, own, busy = now, own_now, busy_now
@@ -128,7 +128,7 @@ def _cpu_counter() -> Callable[[], float] | None:
 
 
 def _rapl_zones() -> list[Path]:
-    """Return the zones of packages and of memory beside them; the rest are parts of a package."""
+    """Return the zones of packages and of memory; other zones are parts of a package."""
     zones = sorted(POWERCAP.glob("intel-rapl:*"))
     return [zone for zone in zones if zone.name.count(":") == 1 or _zone_name(zone) == "dram"]
 
@@ -141,7 +141,7 @@ def _zone_name(zone: Path) -> str:
 
 
 def _busy_s() -> float:
-    """Return the processor seconds that the whole machine has spent at work since it started."""
+    """Return the CPU seconds that the whole machine was busy since it booted."""
     fields = [int(word) for word in PROC_STAT.read_text().split("\n", 1)[0].split()[1:]]
     ticks = sum(field for i, field in enumerate(fields[:_COUNTED_FIELDS]) if i not in _IDLE_FIELDS)
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,7 @@
-"""Losses and gradients of K runs, two ways with the same numbers to rounding.
+"""Losses and gradients of K runs, by two implementations that agree to rounding.
 
-`Autograd` lets torch record and differentiate `scalelab.train.model`: every model, device,
-precision and kernel. `Direct` is `scalelab.train.direct.step`: dense fp32 models on a CPU, faster.
+`Autograd` differentiates `scalelab.train.model` with torch, for all models, devices, precisions and
+kernels. `Direct` uses `scalelab.train.direct.step`, which is faster for dense fp32 models on a CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scalelab.train.parametrization import width_factors
 
 
 class Autograd:
-    """Gradients by torch's own differentiation.
+    """Gradients by torch autograd.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ class Autograd:
     layout : Layout
         Of a run's buffer.
     master, grad : Tensor of fp32, shape (P,) or (K, P)
-        Weights, and where the gradients go.
+        Weights, and the buffer that receives the gradients.
     copy : Tensor or None
-        Rounded weights for the products.
+        Rounded weights for the matrix products.
 
     Raises
     ------
     UsageError
-        When the kernels cannot run here.
+        When the kernels cannot run on this device.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Autograd:
             self._loss_sums = torch.compile(self.model.loss_sums, dynamic=False)
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave the gradients of the mean losses; return those and the micro-batches' squares.
+        """Write the gradients of the mean losses to ``grad``; return losses and squared norms.
 
         Parameters
         ----------
@@ -99,7 +99,7 @@ class Autograd:
                 torch._foreach_add_(self._grad_views, grads)
             loss += reported.detach() / spec.tokens_per_step
             if len(parts) > 1:
-                # A micro-batch's own mean gradient: the sum was divided by the whole batch.
+                # `grads` is divided by the whole batch; rescale to the micro-batch's mean gradient.
                 square += self._squares(grads) * (spec.batch_seqs / part.shape[-2]) ** 2
         return loss, square / len(parts)
 
@@ -124,7 +124,7 @@ class Autograd:
 
 
 class Direct:
-    """Gradients written out, over fixed buffers; parameters and results as of `Autograd`."""
+    """Gradients by hand-written derivatives over fixed buffers; interface as `Autograd`."""
 
     def __init__(
         self,
@@ -142,13 +142,13 @@ class Direct:
         self._sizes = [
             min(micro, first.batch_seqs - start) for start in range(0, first.batch_seqs, micro)
         ]
-        # One pass writes where the optimizer reads; several are added up there.
+        # A single pass writes to the optimizer's buffer; several passes are summed in it.
         self._part = self._grad if len(self._sizes) == 1 else torch.zeros_like(self._grad)
         self._steps = {size: self._new_step(self._master, self._part, size) for size in self._sizes}
         self._evaluations: dict[tuple[int, int, int], DirectStep] = {}
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave the gradients of the mean losses; as `Autograd.take`."""
+        """Write the gradients of the mean losses; as `Autograd.take`."""
         spec = self.specs[0]
         loss = torch.zeros(len(self.specs))
         square = torch.zeros_like(loss)
@@ -157,7 +157,7 @@ class Direct:
             size = part.shape[1]
             loss += self._steps[size].loss_sums(part) / spec.tokens_per_step
             if len(self._sizes) > 1:
-                # A micro-batch's own mean gradient: the sum was divided by the whole batch.
+                # As in `Autograd.take`.
                 square += row_norms(self._part).square_() * (spec.batch_seqs / size) ** 2
                 if index == 0:
                     self._grad.copy_(self._part)
@@ -171,7 +171,7 @@ class Direct:
         key = (run, n_seqs, seq_len)
         if key not in self._evaluations:
             weights = self._master[run : run + 1]
-            # The buffers of the last size alone are kept: the rest of a set is one other size.
+            # Keep the buffers of one size: an evaluation set has at most one smaller last batch.
             self._evaluations = {key: self._new_step(weights, None, n_seqs, seq_len)}
         return self._evaluations[key].token_losses(tokens.unsqueeze(0))[0]
 
@@ -186,6 +186,6 @@ class Direct:
             grads,
             n_seqs=n_seqs,
             seq_len=seq_len or first.seq_len,
-            scales=width_factors(first),
+            factors=width_factors(first),
             grad_scale=1 / first.tokens_per_step,
         )

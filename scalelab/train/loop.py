@@ -1,4 +1,4 @@
-"""The training loop: feed the engine, look at the losses, keep checkpoints, stop when told."""
+"""The training loop: take steps, observe losses, save checkpoints, stop on request."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ from scalelab.train.engine import Readings, learning_rates
 from scalelab.train.session import FencedError, Session
 
 POLL_INTERVAL_S = 0.25
-"""Seconds between looks at stop requests, the fence and the checkpoint's time."""
+"""Seconds between checks for stop requests, newer attempts and due checkpoints."""
 CHECKPOINT_SHARE = 0.02
-"""Most of a run's time that checkpoints may take: where they are slow they are rarer."""
+"""Largest share of a run's time for checkpoints; slow checkpoints are written less often."""
 
 
 class RunsEngine(Protocol):
-    """What takes the steps of K runs: `scalelab.train.engine.Engine` has the shapes."""
+    """Interface of an engine for K runs; `scalelab.train.engine.Engine` documents the shapes."""
 
     execution: ExecutionSpec
 
     def initialize(self, run: int) -> None:
-        """Give a run its initial weights."""
+        """Set a run's weights to their initial values."""
 
     def load_state(self, run: int, state: dict[str, Any]) -> None:
-        """Put a run where `state` found it."""
+        """Restore a run from the result of `state`."""
 
     def state(self, run: int) -> dict[str, Any]:
-        """Return what determines the rest of a run."""
+        """Return the state that determines the rest of a run."""
 
     def step(self, tokens: NDArray[np.int64]) -> None:
-        """Take one optimizer step of every run."""
+        """Take one optimizer step of each run."""
 
     def read(self) -> Readings:
-        """Return what the steps since the last call measured."""
+        """Return and clear the readings of the steps since the last call."""
 
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the mean loss of every sequence."""
+        """Return the mean loss of each sequence."""
 
     def evaluate_average(
         self, run: int, sequences: NDArray[np.int64]
     ) -> NDArray[np.float64] | None:
-        """Return the same of the average of the weights, None where none is kept."""
+        """Return `evaluate` with the weight average; None if the run does not keep one."""
 
 
 def train(
     engine: RunsEngine, sessions: Sequence[Session], stop_reason: Callable[[], str | None]
 ) -> None:
-    """Train until at least one session has ended; its status says how.
+    """Train until at least one session has ended.
 
-    The sessions that have not ended can go on in a smaller engine with their states.
+    The caller can continue the other sessions in a smaller engine, from their engine states.
 
     Parameters
     ----------
     engine : RunsEngine
         Holds the runs' states, in the order of ``sessions``.
     sessions : sequence of Session
-        None has ended; one a run of the engine.
+        One for each run of the engine; all are running.
     stop_reason : Callable
-        Asked now and then; a text means: checkpoint and end as preempted.
+        Called every `POLL_INTERVAL_S`. If it returns a text, all sessions save a checkpoint and end
+        as preempted.
     """
     rates = [learning_rates(session.spec) for session in sessions]
     saved = polled = time.perf_counter()
@@ -97,7 +98,7 @@ def train(
         is_due = now - saved >= interval_s
         for run, session in active:
             with keeping_to_itself(session):
-                _look_after(engine, run, session, is_due, stop)
+                _save(engine, run, session, is_due, stop)
         if is_due and stop is None:
             saved = time.perf_counter()
             interval_s = stretched_interval_s(engine.execution.checkpoint_interval_s, saved - now)
@@ -107,12 +108,12 @@ def train(
 
 
 def stretched_interval_s(interval_s: float, took_s: float) -> float:
-    """Return the seconds to the next checkpoint, so that one as slow keeps to its share."""
+    """Return the seconds to the next checkpoint that keep checkpoints within `CHECKPOINT_SHARE`."""
     return max(interval_s, took_s * (1 / CHECKPOINT_SHARE - 1))
 
 
 def _finish(engine: RunsEngine, run: int, session: Session) -> None:
-    """Evaluate and record a run that took its last step."""
+    """Evaluate a run after its last step and record the result."""
     session.require_claim()
     sequences = session.eval_sequences()
     losses = engine.evaluate(run, sequences)
@@ -121,10 +122,8 @@ def _finish(engine: RunsEngine, run: int, session: Session) -> None:
     session.finish(losses, state, ema_losses=average)
 
 
-def _look_after(
-    engine: RunsEngine, run: int, session: Session, is_due: bool, stop: str | None
-) -> None:
-    """Write out what there is; end the session when asked to stop."""
+def _save(engine: RunsEngine, run: int, session: Session, is_due: bool, stop: str | None) -> None:
+    """Append collected rows; save a checkpoint if due; end the session on a stop request."""
     session.flush()
     if is_due or stop is not None:
         session.save(engine.state(run))
@@ -134,7 +133,7 @@ def _look_after(
 
 @contextlib.contextmanager
 def keeping_to_itself(session: Session) -> Iterator[None]:
-    """End the session when its files or a newer attempt say so; companions of a pack go on."""
+    """Turn an error of one session into its end, so that the other batched runs continue."""
     try:
         yield
     except FencedError:

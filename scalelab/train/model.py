@@ -1,8 +1,8 @@
-"""The decoder's forward pass over weights that lie in a flat buffer, for one run or K packed ones.
+"""Forward pass of the decoder, for one run or K batched runs, over weights in a flat buffer.
 
-Pre-norm blocks of RMSNorm, causal attention with RoPE and optional QK-norm and grouped key/value
-heads, and SwiGLU (dense or a mixture of experts). K packed runs of one shape are a leading
-dimension of weights and tokens; no operation mixes runs.
+Pre-norm blocks: RMSNorm, causal attention with RoPE, optional QK-norm and grouped key/value heads,
+and SwiGLU (dense or a mixture of experts). K batched runs of one shape are a leading dimension of
+weights and tokens; no operation mixes runs.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Decoder:
     Parameters
     ----------
     shape : ModelShape
-        What the weights describe.
+        Shape of the model.
     weights : Mapping[str, Tensor]
-        By the names of `scalelab.train.parameters.lay_out`; each with a leading K when packed.
+        Named as in `scalelab.train.parameters.lay_out`; each has a leading K for batched runs.
     seq_len : int
         Positions T of the RoPE tables.
     ops : Operations
-        Reference or kernels.
+        Reference or Triton operations.
     attend : Callable
-        Attention by one path, from `scalelab_kernels.operations.get_attention`.
-    scales : WidthFactors
-        Factors of the parametrisation.
+        Attention function, from `scalelab_kernels.operations.get_attention`.
+    factors : WidthFactors
+        Factors of the parametrization.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class Decoder:
         seq_len: int,
         ops: Operations,
         attend: Callable[..., Tensor],
-        scales: WidthFactors,
+        factors: WidthFactors,
     ) -> None:
         self.shape = shape
         self.weights = weights
         self.ops = ops
         self.attend = attend
-        self.scales = scales
+        self.factors = factors
         device = weights["final_norm"].device
         self.cos, self.sin = rope_tables(seq_len, shape.d_head, device=device)
 
     def hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the head's input and the load-balance loss, of tokens (..., T).
+        """Return the head's input, shape (..., T, d), and the load-balance loss of tokens (..., T).
 
-        The activations have shape (..., T, d); the loss, () or (K,), is the mean over the blocks of
-        a mixture of experts and None for a dense model.
+        The load-balance loss, shape () or (K,), is the mean over the blocks of a mixture of
+        experts; it is None for a dense model.
         """
         stream = embed(tokens, self.weights["embedding"])
         balances = []
@@ -71,16 +71,16 @@ class Decoder:
             if balance is not None:
                 balances.append(balance)
         normed = self.ops.rms_norm(stream, self.weights["final_norm"], NORM_EPSILON)
-        if self.scales.logits != 1.0:
-            normed = normed * self.scales.logits
+        if self.factors.logits != 1.0:
+            normed = normed * self.factors.logits
         return normed, torch.stack(balances).mean(0) if balances else None
 
     def run_block(self, stream: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
-        """Pass through one block; a sharded model gathers its weights here."""
+        """Apply one block; a sharded model gathers its weights here."""
         return self.block(stream, f"layers.{layer}.")
 
     def block(self, stream: Tensor, prefix: str) -> tuple[Tensor, Tensor | None]:
-        """Return the residual stream after a block, and the block's load-balance loss."""
+        """Return the residual stream after a block and the block's load-balance loss."""
         w = self.weights
         normed = self.ops.rms_norm(stream, w[prefix + "attention_norm"], NORM_EPSILON)
         mixed = self.leave(self._attend(self.enter(normed), prefix))
@@ -101,15 +101,15 @@ class Decoder:
         return stream + self.leave(linear(hidden, down)), None
 
     def enter(self, x: Tensor) -> Tensor:
-        """Take what all parts of a block share into this part; alone, it is the whole block."""
+        """Return the shared input of a block; under tensor parallelism, its gradient is summed."""
         return x
 
     def leave(self, x: Tensor) -> Tensor:
-        """Return the sum of what the parts of a block give."""
+        """Return the output of a block; under tensor parallelism, it is summed over devices."""
         return x
 
     def token_losses(self, tokens: Tensor) -> Tensor:
-        """Return each token's loss in nats, shape (..., T), of tokens (..., T + 1)."""
+        """Return the loss of each token in nats, shape (..., T), for tokens (..., T + 1)."""
         hidden, _ = self.hidden(tokens[..., :-1])
         return self.each_loss(hidden, tokens[..., 1:])
 
@@ -119,9 +119,9 @@ class Decoder:
         Returns
         -------
         loss : Tensor
-            Cross-entropy (with the z-loss when there is one), nats: what is reported.
+            Cross-entropy plus z-loss in nats: the reported loss.
         objective : Tensor
-            The same with the load-balance loss: what is differentiated.
+            The same plus the load-balance loss: the loss to differentiate.
         """
         hidden, balance = self.hidden(tokens[..., :-1])
         targets = tokens[..., 1:]
@@ -132,15 +132,15 @@ class Decoder:
         return loss, loss + BALANCE_WEIGHT * n_targets * balance
 
     def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return each target's loss, of the head's input."""
+        """Return the loss of each target, given the head's input."""
         return self.ops.linear_cross_entropy(hidden, self._head(), targets)
 
     def summed_loss(self, hidden: Tensor, targets: Tensor, z_loss: float) -> Tensor:
-        """Return the sum of the targets' losses with the z-loss, of the head's input."""
+        """Return the sum of the targets' losses plus z-loss, given the head's input."""
         return self.ops.linear_cross_entropy_sum(hidden, self._head(), targets, z_loss=z_loss)
 
     def _head(self) -> Tensor:
-        """Return the head without the rows that pad the vocabulary."""
+        """Return the head's weight without the padding rows of the vocabulary."""
         head = self.weights["embedding" if self.shape.is_tied else "head"]
         return head.narrow(-2, 0, self.shape.vocab_size)
 
@@ -156,7 +156,7 @@ class Decoder:
             shape.kv_heads,
             NORM_EPSILON,
         )
-        mixed = self.attend(q, k, v, scale=self.scales.attention)
+        mixed = self.attend(q, k, v, scale=self.factors.attention)
         return linear(mixed.transpose(-2, -3).flatten(-2), w[prefix + "out"])
 
 
@@ -169,7 +169,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def embed(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Return the rows of weight (V, d), or (K, V, d) with tokens (K, ...), that tokens name."""
+    """Return the tokens' rows of weight (V, d), or of (K, V, d) for tokens (K, ...)."""
     if weight.ndim == 2:
         return functional.embedding(tokens, weight)
     n_runs, n_rows, width = weight.shape

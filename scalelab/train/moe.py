@@ -1,8 +1,8 @@
 """Mixture of experts: top-k routing without dropped tokens, and the load-balance loss.
 
-Every token goes to its k most probable experts, weighted by their probabilities renormalised to sum
-to one; `scalelab_kernels.reference_moe` carries the tokens there and back. Packed runs are further
-groups of experts.
+Each token goes to its k most probable experts. Their outputs are weighted by the probabilities,
+renormalized to sum to 1. `scalelab_kernels.reference_moe` moves the tokens to the experts and back.
+Each batched run has its own group of experts.
 
 References
 ----------
@@ -29,9 +29,9 @@ def choose(logits: Tensor, n_active: int) -> tuple[Tensor, Tensor, Tensor]:
     Parameters
     ----------
     logits : Tensor, shape (..., T, E)
-        Of the router; computed upon in fp32.
+        Output of the router; the softmax is in fp32.
     n_active : int
-        Experts a token, k.
+        Experts for each token, k.
 
     Returns
     -------
@@ -46,13 +46,13 @@ def choose(logits: Tensor, n_active: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def balance_loss(counts: Tensor, probabilities: Tensor) -> Tensor:
-    """Return ``sum_i f_i P_i``, 1 for perfect balance, shape () or (K,).
+    """Return ``sum_i f_i P_i``, shape () or (K,); 1 means perfect balance.
 
     Parameters
     ----------
     counts : Tensor of int64, shape (E,) or (K, E)
         Tokens sent to each expert; f is their share times E.
-    probabilities : Tensor, shape (..., T, E), leading K when packed
+    probabilities : Tensor, shape (..., T, E), with a leading K for batched runs
         P is the router's mean probability of each expert.
     """
     shares = counts * (counts.shape[-1] / counts.sum(-1, keepdim=True))
@@ -69,21 +69,21 @@ def feed_forward(
     ops: Operations,
     enter: Callable[[Tensor], Tensor] = lambda shared: shared,
 ) -> tuple[Tensor, Tensor]:
-    """Return the experts' output for activations x, and the load-balance loss.
+    """Return the experts' output for activations x and the load-balance loss.
 
     Parameters
     ----------
-    x : Tensor, shape (..., T, d), leading K when packed
+    x : Tensor, shape (..., T, d), with a leading K for batched runs
     router : Tensor, shape (E, d) or (K, E, d)
     gate_up : Tensor, shape (E, 2 f, d) or (K, E, 2 f, d)
     down : Tensor, shape (E, d, f) or (K, E, d, f)
     n_active : int
-        Experts a token.
+        Experts for each token.
     ops : Operations
-        Reference or kernels.
+        Reference or Triton operations.
     enter : Callable
-        Applied to what the experts share where these are parts of experts on several devices; the
-        router is whole on each of them.
+        Applied to the experts' shared inputs under tensor parallelism, where each device has a part
+        of every expert and the whole router.
 
     Returns
     -------
@@ -97,12 +97,11 @@ def feed_forward(
     logits = torch.bmm(rows, router.view(n_runs, n_experts, -1).transpose(1, 2))
     weights, experts, probabilities = choose(logits, n_active)
     first = torch.arange(n_runs, device=x.device).mul_(n_experts).view(-1, 1, 1)
-    way = route((experts + first).flatten(0, 1), n_runs * n_experts)
-    hidden = ops.swiglu(
-        ops.grouped_linear(ops.permute(enter(rows).flatten(0, 1), way), gate_up.flatten(0, -3), way)
-    )
-    out = ops.grouped_linear(hidden, down.flatten(0, -3), way)
-    mixed = ops.unpermute(out, enter(weights).flatten(0, 1), way).view(x.shape)
-    counts = way.ends.diff(prepend=way.ends.new_zeros(1)).view(n_runs, n_experts)
+    plan = route((experts + first).flatten(0, 1), n_runs * n_experts)
+    permuted = ops.permute(enter(rows).flatten(0, 1), plan)
+    hidden = ops.swiglu(ops.grouped_linear(permuted, gate_up.flatten(0, -3), plan))
+    out = ops.grouped_linear(hidden, down.flatten(0, -3), plan)
+    mixed = ops.unpermute(out, enter(weights).flatten(0, 1), plan).view(x.shape)
+    counts = plan.ends.diff(prepend=plan.ends.new_zeros(1)).view(n_runs, n_experts)
     balance = balance_loss(counts, probabilities)
     return mixed, balance if router.ndim == 3 else balance[0]

@@ -1,15 +1,15 @@
-"""The optimizer over flat buffers of K runs: AdamW, or Muon for the blocks' matrices.
+"""Optimizers over the flat buffers of K runs: AdamW, or Muon for the blocks' matrices.
 
-One call of `adamw_step_` does clipping and update of all weights where one learning rate serves
-all (on a CPU, torch's fused AdamW does); muP and Muon treat the blocks' matrices apart, after one
-common clip.
+When all weights have the same learning rate, one call of `adamw_step_` clips and updates them (on a
+CPU, torch's fused AdamW does). With muP or Muon, the gradients are clipped together and the blocks'
+matrices are then updated separately.
 
 References
 ----------
 Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW).
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/ (Muon).
-Liu et al. 2025, arXiv:2502.16982, section 2.2 (Muon's update scaled to AdamW's root mean square, so
-that learning rate and weight decay carry over).
+Liu et al. 2025, arXiv:2502.16982, section 2.2 (Muon's update is scaled to AdamW's root mean square,
+so learning rate and weight decay carry over).
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _GRAD_SCALE = HYPER.index("grad_scale")
 
 
 class Optimizer:
-    """Updates the buffers of K runs in place; reads nothing back to the host.
+    """Updates the buffers of K runs in place, on a GPU without synchronising with the host.
 
     Parameters
     ----------
     specs : sequence of RunSpec
-        One a run, of one shape, optimizer and parametrisation.
+        One for each run, all with the same shape, optimizer and parametrization.
     layout : Layout
-        Of a run's buffer.
+        Layout of a run's buffer.
     master, exp_avg, exp_avg_sq : Tensor, shape (P,) or (K, P)
-        Weights and moments; Muon's momentum lies in ``exp_avg``.
+        Weights and moments; ``exp_avg`` also holds Muon's momentum.
     copy : Tensor or None
         Receives the rounded weights.
     ops : Operations
-        Reference or kernels.
+        Reference or Triton operations.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Optimizer:
         self._specs = tuple(specs)
 
     def step(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
-        """Take a step with gradients of the buffers' shape; return their norms, shape (K,).
+        """Take a step and return the gradient norms before clipping, shape (K,).
 
         Parameters
         ----------
@@ -109,7 +109,7 @@ class Optimizer:
         clip = torch.clamp(self.hyper[:, _MAX_NORM] / (norm.double() + CLIP_EPSILON), max=1.0)
         hyper = self.hyper.clone()
         hyper[:, _MAX_NORM] = torch.inf
-        # The factor of a run whose norm is not finite is made nan, so that every part skips it.
+        # A NaN factor makes every part skip a run whose gradient norm is not finite.
         hyper[:, _GRAD_SCALE] = torch.where(norm.isfinite(), clip, torch.nan)
         end = self.layout.n_muon if self.is_muon else self.layout.n_hidden
         hyper[:, _LR] = rates * self.hidden_rate
@@ -137,7 +137,7 @@ class Optimizer:
         )
 
     def _host_adamw(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
-        """Take a step of torch's fused AdamW on a CPU, where reading a number costs nothing."""
+        """Take a step with torch's fused AdamW on a CPU, where reading a value costs nothing."""
         norms = row_norms(grad)
         flats = (self.master, grad, self.exp_avg, self.exp_avg_sq)
         rows = zip(*(flat.view(len(self._specs), -1) for flat in flats), strict=True)
@@ -199,7 +199,7 @@ class Optimizer:
 
 
 def require_optimizer(spec: RunSpec) -> None:
-    """Raise when optimizer and parametrisation do not go together.
+    """Raise if the optimizer does not support the parametrization.
 
     Raises
     ------
@@ -207,21 +207,21 @@ def require_optimizer(spec: RunSpec) -> None:
     """
     if spec.optimizer == "muon" and spec.parametrization == "mup":
         raise UsageError(
-            "optimizer muon with parametrization mup",
-            "muon with standard, or adamw with either",
-            "Muon's update has the same size at every width: use parametrization standard.",
+            "optimizer = muon with parametrization = mup",
+            "muon with standard, or adamw with standard or mup",
+            "Use parametrization = standard: Muon's update has the same size at every width.",
         )
 
 
 def muon_scale(n_rows: int, n_columns: int) -> float:
-    """Return the factor of an orthogonal update that gives it AdamW's root mean square."""
+    """Return the factor that scales an orthogonal update to AdamW's root mean square."""
     return float(MUON_RMS * max(n_rows, n_columns) ** 0.5)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Return matrices with the singular vectors of the given ones and singular values near 1.
+    """Return matrices with the same singular vectors and singular values near 1 (0.7 to 1.2).
 
-    Five quintic Newton-Schulz steps; the values end between about 0.7 and 1.2.
+    Takes five quintic Newton-Schulz steps.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 def row_norms(flat: Tensor) -> Tensor:
     """Return the norm of a buffer (P,) or of each row of (K, P), shape (1,) or (K,).
 
-    Summed in chunks of fixed size, so that the number of threads changes nothing.
+    Sums chunks of fixed size, so the number of threads does not change the bits.
     """
     rows = flat.view(
         -1 if flat.ndim == 2 else 1, flat.shape[-1] // BUFFER_MULTIPLE, BUFFER_MULTIPLE
@@ -250,7 +250,7 @@ def row_norms(flat: Tensor) -> Tensor:
 
 
 def _by_shape(layout: Layout) -> dict[tuple[int, int], list[int]]:
-    """Return where the matrices of each shape start; fused ones and experts count apart."""
+    """Return the offsets of the matrices by shape; fused matrices and experts are separate."""
     found: dict[tuple[int, int], list[int]] = {}
     for entry in layout.entries:
         if entry.start >= layout.n_muon:

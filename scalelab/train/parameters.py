@@ -1,7 +1,7 @@
-"""Where each weight of a model lies in one flat buffer, and how it starts.
+"""Layout of a model's weights in one flat buffer, and their initial values.
 
-All weights of a run share one buffer: the optimizer, the gradient norm, a checkpoint and a packed
-run are then single operations. Matrices that are decayed come first, embeddings and norms after.
+With one buffer for all weights of a run, the optimizer, the gradient norm, checkpoints and batched
+runs are single operations. Matrices with weight decay come first, then embeddings and norms.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from scalelab.theory.shape import ModelShape
 from scalelab.train.parametrization import width_factors
 
 ALIGNMENT = 16
-"""Entries start at multiples of this many values: 64 bytes in fp32, a cache line."""
+"""Entries start at multiples of this many values: 64 bytes in fp32, one cache line."""
 BUFFER_MULTIPLE = 1024
-"""A run's buffer is padded to this many values, so that sums over it split evenly."""
+"""The length of a run's buffer is a multiple of this, so that sums over it split evenly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,16 +32,16 @@ class Entry:
     name : str
         Such as ``layers.0.qkv``.
     shape : tuple of int
-        As it lies in memory, ``(.., out, in)`` for a matrix.
+        Shape in memory, ``(.., out, in)`` for a matrix.
     kind : str
         ``matrix``, ``residual`` (a matrix that writes to the residual stream), ``router``,
         ``head``, ``embedding`` or ``norm``.
     start : int
         Offset in the run's flat buffer.
     n_counted : int
-        Values that are parameters; the rest is padding of the vocabulary.
+        Values that are parameters; the rest pads the vocabulary.
     split_rows : tuple of int
-        Rows of the matrices that lie in one: query, key and value, or gate and up.
+        Rows of the matrices that are fused into this one: query, key and value, or gate and up.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def n_stacked(self) -> int:
-        """Experts that lie one after the other, 1 for a plain weight."""
+        """Number of experts in this weight, 1 for a plain weight."""
         return math.prod(self.shape[:-2])
 
     @property
@@ -67,7 +67,7 @@ class Entry:
         return self.kind not in ("embedding", "norm")
 
     def view(self, flat: Tensor) -> Tensor:
-        """Return this weight's part of ``flat``, shape (P,) or (K, P), leading K kept."""
+        """Return a view of this weight in ``flat``, shape (P,) or (K, P); keeps a leading K."""
         part = flat.narrow(-1, self.start, self.n_values)
         return part.view(*flat.shape[:-1], *self.shape)
 
@@ -79,15 +79,15 @@ class Layout:
     Attributes
     ----------
     entries : tuple of Entry
-        Decayed ones first.
+        Entries with weight decay first.
     n_values : int
         Length P of a run's flat buffer.
     n_decay : int
-        The first this many values are decayed.
+        Number of leading values with weight decay.
     n_hidden : int
-        The first this many are the matrices of the blocks, routers included.
+        Number of leading values that are the blocks' matrices, including routers.
     n_muon : int
-        The first this many are the matrices of the blocks without routers.
+        The same without routers.
     """
 
     entries: tuple[Entry, ...]
@@ -98,19 +98,20 @@ class Layout:
 
     @property
     def n_params(self) -> int:
-        """Parameters by the ``chinchilla`` convention: no padding counted."""
+        """Number of parameters by the ``chinchilla`` convention, without padding."""
         return sum(entry.n_counted for entry in self.entries)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return every weight by name as a view of ``flat``."""
+        """Return each weight by name as a view of ``flat``."""
         return {entry.name: entry.view(flat) for entry in self.entries}
 
 
 def lay_out(shape: ModelShape) -> Layout:
     """Return the layout of a shape's weights.
 
-    A block has ``qkv`` (query, key and value heads in one matrix), ``out``, ``gate_up``, ``down``,
-    and under mixture of experts a leading expert dimension on the last two and a ``router``.
+    A block has the matrices ``qkv`` (query, key and value heads), ``out``, ``gate_up`` and
+    ``down``. In a mixture of experts, the last two have a leading expert dimension, and the block
+    also has a ``router``.
     """
     d, d_head = shape.d_model, shape.d_head
     experts = (shape.n_experts,) if shape.n_experts else ()
@@ -168,11 +169,11 @@ def lay_out(shape: ModelShape) -> Layout:
 def initialize_(flat: Tensor, layout: Layout, spec: RunSpec) -> None:
     """Fill one run's flat buffer, shape (P,), with its initial weights.
 
-    Norm gains are 1, the embedding normal with ``spec.init_std``, matrices normal with standard
-    deviation 1/sqrt(fan_in); those that write to the residual stream are divided by
-    sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2, section 2.3).
-    Every weight has a generator of its own, seeded by (seed, name), always on the CPU: the start
-    depends neither on the device nor on the other weights.
+    Norm gains are 1. Embeddings are normal with standard deviation ``spec.init_std``, matrices with
+    1/sqrt(fan_in). Matrices that write to the residual stream are divided by sqrt(2 n_layers), so
+    that the stream's variance does not grow with depth (GPT-2, section 2.3). Each weight has its
+    own CPU generator, seeded by (seed, name), so it depends neither on the device nor on other
+    weights.
     """
     flat.zero_()
     for entry in layout.entries:

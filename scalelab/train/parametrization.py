@@ -1,10 +1,14 @@
-"""Parametrisations: how initial values, learning rates and logits change with the model's width.
+"""Parametrizations: how initial values, learning rates and logits change with the model's width.
 
-``standard`` starts every matrix with 1/sqrt(fan_in) and gives all weights one learning rate.
-``mup`` (maximal update) is the same model at `BASE_WIDTH`; at m times that width, hidden matrices
-learn at 1/m of the rate, logits are divided by m, the head starts as at the base width, and
-attention scores scale with 1/d_head instead of its root. The best learning rate then stays where it
-is while the width grows.
+``standard`` initializes each matrix with standard deviation 1/sqrt(fan_in) and uses one learning
+rate for all weights. ``mup`` (maximal update) equals ``standard`` at `BASE_WIDTH` with heads of
+`BASE_HEAD`. At m times that width it changes four factors, so that the best learning rate does not
+depend on the width:
+
+* Learning rate of hidden matrices: divided by m.
+* Logits: divided by m.
+* Initial values of the head: as at the base width.
+* Attention scores: scaled by sqrt(`BASE_HEAD`) / d_head instead of 1/sqrt(d_head).
 
 References
 ----------
@@ -23,7 +27,7 @@ BASE_HEAD = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WidthFactors:
-    """Factors of a run's parametrisation.
+    """Factors of a run's parametrization.
 
     Attributes
     ----------

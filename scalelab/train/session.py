@@ -1,6 +1,6 @@
-"""One attempt at one run as the training loop sees it: its files, its curve, its end.
+"""One attempt at one run: its files, training curve, checkpoints and result.
 
-The engine does the arithmetic of one or many runs; a `Session` does the bookkeeping of one.
+The engine does the arithmetic of one or more runs; a `Session` does the bookkeeping of one run.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class FencedError(Exception):
 
 
 class Session:
-    """An attempt under way.
+    """A running attempt.
 
     Parameters
     ----------
     run : RunDir
-        Claimed on construction.
+        The constructor claims it.
     execution : ExecutionSpec
-        Stored with the attempt.
+        Stored in ``attempt.json``.
     host_note : Mapping
         Added to ``attempt.json``.
     trunks : Path or None
-        Cache of the trunks that runs branch from (`scalelab.train.trunk`).
+        Cache of trunk states (`scalelab.train.trunk`).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Session:
         self.execution = execution
         self.step = 0
         self.train_s = 0.0
-        # Of several devices only this process's could be read.
+        # With several devices, this process could read only its own.
         self._meter = EnergyMeter(execution.device) if execution.n_devices == 1 else None
         self._earlier_j: float | None = 0.0
         self.detector = DivergenceDetector()
@@ -91,27 +91,28 @@ class Session:
         self.attempt.write_note(self._note)
 
     def use(self, dataset: Dataset) -> None:
-        """Take the data to train on.
+        """Set the dataset to train on.
 
         Raises
         ------
         DataError
-            When it is not the data that the run was planned with.
+            When the run was planned with another dataset.
         """
         planned = (self.spec.data_fingerprint, self.spec.eval_fingerprint)
         found = (dataset.fingerprint, dataset.eval_fingerprint)
         if planned != found:
             raise DataError(
                 f"a dataset with fingerprints {found} for run {self.run.run_id}",
-                f"the one that it was planned with, {planned}",
-                "Point to the dataset of the plan, or plan the sweep again with this data.",
+                f"the dataset that the run was planned with, {planned}",
+                "Give the path of the planned dataset, or plan the sweep again with this dataset.",
             )
         self._dataset = dataset
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the engine state to resume from, own fields set; None to start afresh.
+        """Set the session's fields and return the engine state to resume from; None at the start.
 
-        Takes the furthest whole checkpoint of any attempt; a corrupt one is noted and passed over.
+        Uses the latest valid checkpoint of all attempts. A corrupt one adds a warning to the note
+        and is skipped.
         """
         for found, state in checkpoint.load_newest(self.run):
             if state is None or state["run_id"] != self.run.run_id:
@@ -125,26 +126,26 @@ class Session:
         return None
 
     def steps_to_pause(self) -> int:
-        """Return after how many more steps, at most, the loop should look at this session."""
+        """Return the most steps that the loop may take before it calls `observe`."""
         interval = self.execution.metrics_interval_steps
         n = min(self.spec.n_steps - self.step, interval - self.step % interval)
         branch = self._branch_step()
         return n if branch is None or self.step >= branch else min(n, branch - self.step)
 
     def is_at_branch(self) -> bool:
-        """Say whether the state after this step is worth keeping for longer runs."""
+        """Say whether longer runs of the trunk can start from the state after this step."""
         return self.step == self._branch_step()
 
     def save_branch(self, engine_state: dict[str, Any]) -> None:
-        """Keep the state for longer runs of the same trunk; a full disk is noted, not fatal."""
+        """Save the state for longer runs of the trunk; if that fails, add a warning to the note."""
         assert self._trunks is not None
         try:
             trunk.save(self._trunks, self.spec, self._state(engine_state))
         except OSError as error:
-            self.warn(f"no branch kept at step {self.step}: {error}")
+            self.warn(f"trunk state not saved at step {self.step}: {error}")
 
     def batch(self, ahead: int) -> NDArray[np.int64]:
-        """Return the tokens, shape (B, T + 1), of the step that many after the next."""
+        """Return the tokens, shape (B, T + 1), of the next step (``ahead`` 0) or a later one."""
         spec = self.spec
         return self._data().batch(spec.seed, self.step + ahead, spec.batch_seqs, spec.seq_len)
 
@@ -155,16 +156,17 @@ class Session:
     def observe(
         self, readings: Readings, run: int, rates: list[float], elapsed_s: float
     ) -> str | None:
-        """Take what the steps since the last call measured; return why the run diverged, or None.
+        """Add the readings of the steps since the last call; return why the run diverged, or None.
 
         Parameters
         ----------
         readings : Readings
-            Of steps ``self.step + 1 ..``; the session moves on by as many, or up to divergence.
+            Of steps ``self.step + 1 ..``; ``self.step`` advances to the last of them, or to the
+            step that diverged.
         run : int
-            This run's place in the pack.
+            Index of this run among the batched runs.
         rates : list of float
-            Learning rate of every step of the run.
+            Learning rate of each step of the run.
         elapsed_s : float
             Training seconds that these steps took.
         """
@@ -211,7 +213,7 @@ class Session:
         spec = self.spec
         own_seqs = spec.batch_seqs // self.execution.n_data_parallel
         micro_seqs = self.execution.micro_batch_seqs or own_seqs
-        # Micro-batches of different sizes have no one size to reckon with.
+        # The estimate needs micro-batches of equal size.
         if own_seqs % micro_seqs == 0:
             small = micro_seqs * spec.seq_len
             self.noise.observe(micro_square, norm**2, small, spec.tokens_per_step)
@@ -222,25 +224,24 @@ class Session:
             raise FencedError
 
     def flush(self) -> None:
-        """Append the rows gathered so far, unless a newer attempt has claimed the run."""
+        """Append the collected rows to the curve; raise `FencedError` as `require_claim` does."""
         self.require_claim()
         rows, self._rows = self._rows, []
         if rows:
             self.attempt.append_metrics(rows)
 
-    def save(self, engine_state: dict[str, Any]) -> bool:
-        """Write a checkpoint; say whether it was written. A full disk is noted, not fatal."""
+    def save(self, engine_state: dict[str, Any]) -> None:
+        """Append collected rows and save a checkpoint; if that fails, add a warning to the note."""
         self.flush()
         try:
             checkpoint.save(self.attempt, self._state(engine_state))
         except OSError as error:
             self.warn(f"no checkpoint at step {self.step}: {error}")
-            return False
-        self._saved_step = self.step
-        return True
+        else:
+            self._saved_step = self.step
 
     def note_checkpoint(self, took_s: float, interval_s: float) -> None:
-        """Note what the checkpoint just made took, and in how many seconds the next is due."""
+        """Note how long the last checkpoint took and in how many seconds the next is due."""
         if self.status is None and self._saved_step == self.step:
             self._note["checkpoint"] = {
                 "step": self.step,
@@ -256,20 +257,28 @@ class Session:
         engine_state: dict[str, Any] | None,
         *,
         ema_losses: NDArray[np.float64] | None = None,
-    ) -> str:
-        """Record the result from the per-sequence held-out losses; return the status.
+    ) -> None:
+        """Record the result.
 
-        The engine's state is given when the final weights are to be kept, and the losses of the
-        average of the weights where the run keeps one.
+        A held-out loss that is not finite, or is a spike, means that the run diverged in its last
+        steps.
 
-        A held-out loss that is not finite, or itself a spike, is a divergence: the training losses
-        of the last steps may not have shown it.
+        Parameters
+        ----------
+        eval_losses : ndarray of fp64
+            Held-out loss of each sequence, nats per token.
+        engine_state : dict or None
+            Given when the final weights are kept.
+        ema_losses : ndarray of fp64 or None
+            The same losses with the weight average, if the run keeps one.
         """
         loss = float(eval_losses.mean())
         if not math.isfinite(loss):
-            return self.diverge(f"the held-out loss is {loss}")
+            self.diverge(f"the held-out loss is {loss}")
+            return
         if self.detector.is_spike(loss):
-            return self.diverge(f"the run ended in a spike: held-out loss {loss:.3f}")
+            self.diverge(f"the run ended in a spike: held-out loss {loss:.3f}")
+            return
         if self._rows:
             self._rows[-1] = replace(self._rows[-1], eval_loss_nats=loss)
         if engine_state is not None:
@@ -279,43 +288,37 @@ class Session:
         n = len(eval_losses)
         error = float(eval_losses.std(ddof=1) / math.sqrt(n)) if n > 1 else None
         ema_loss = None if ema_losses is None else float(ema_losses.mean())
-        return self._record("done", loss=loss, loss_se=error, ema_loss=ema_loss)
+        self._record("done", loss=loss, loss_se=error, ema_loss=ema_loss)
 
-    def diverge(self, reason: str) -> str:
-        """Record that the run diverged at the present step."""
-        return self._record("diverged", reason=reason)
+    def diverge(self, reason: str) -> None:
+        """Record that the run diverged at the current step."""
+        self._record("diverged", reason=reason)
 
-    def end(self, status: str, reason: str | None, **extra: Any) -> str:
-        """Write why the attempt ended."""
+    def end(self, status: str, reason: str | None, **extra: Any) -> None:
+        """Write to the note how and why the attempt ended."""
         self.status = status
         self._note["ended"] = {
             "status": status,
             "reason": reason,
             "time_s": time.time(),
-            "energy_j": self._own_j(),
+            "energy_j": None if self._meter is None else self._meter.joules,
             **extra,
         }
         self.attempt.write_note(self._note)
-        return status
 
-    def fail(self, error: Exception) -> str:
-        """Write down why the attempt failed; the run's checkpoints stay for the next one."""
+    def fail(self, error: Exception) -> None:
+        """Write to the note why the attempt failed; checkpoints stay for the next attempt."""
         detail = None if isinstance(error, ScalelabError) else traceback.format_exc()
-        with contextlib.suppress(OSError):  # on a full disk there may be no room to say so
+        with contextlib.suppress(OSError):  # a full disk may have no room for the note
             self.end("failed", f"{type(error).__name__}: {error}", traceback=detail)
-        return "failed"
 
     def warn(self, message: str) -> None:
-        """Note something that went wrong and was survived."""
+        """Add a warning to the note."""
         self._note["warnings"].append({"time_s": time.time(), "message": message})
         self.attempt.write_note(self._note)
 
-    def _own_j(self) -> float | None:
-        """Return the joules of this attempt, None where no counter tells."""
-        return None if self._meter is None else self._meter.joules
-
     def _total_j(self) -> float | None:
-        """Return the joules of this attempt and those that it resumed."""
+        """Return the joules of this attempt and of the ones that it resumed."""
         own = None if self._meter is None else self._meter.read(is_last=True)
         return None if own is None or self._earlier_j is None else self._earlier_j + own
 
@@ -355,7 +358,7 @@ class Session:
         loss_se: float | None = None,
         ema_loss: float | None = None,
         reason: str | None = None,
-    ) -> str:
+    ) -> None:
         spec = self.spec
         self.flush()
         n_tokens = self.step * spec.tokens_per_step
@@ -390,4 +393,4 @@ class Session:
         if is_accepted and not self.execution.keeps_weights:
             for attempt in self.run.attempts():
                 attempt.remove_checkpoints()
-        return self.end(status, reason, is_accepted=is_accepted)
+        self.end(status, reason, is_accepted=is_accepted)

@@ -1,13 +1,13 @@
-"""One constant-rate trunk for many branches: the cache behind a ladder of training lengths.
+"""Cache of trunk states, which lets the branches of a WSD ladder share their first steps.
 
-Under ``wsd`` two runs that differ only in their length and their decay take the same steps until
-the shorter one begins to decay. A run saves its state there, and a longer one goes on from it. The
-cache is keyed by the run's identity without length and decay; deleting it costs time and nothing
-else, because a branch is an ordinary run.
+Under ``wsd``, two runs that differ only in length and decay take the same steps until the shorter
+one starts to decay. A run saves its state at that step, and longer runs start from it. The key of
+the cache is the run's identity without length and decay. Deleting the cache costs only time,
+because a branch is an ordinary run.
 
 ::
 
-    <trunks>/<trunk id>/checkpoint-<step>/   as a run's checkpoint
+    <trunks>/<trunk id>/checkpoint-<step>/   same files as a run's checkpoint
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from scalelab.train import checkpoint
 
 
 def save(trunks: Path, spec: RunSpec, state: dict[str, Any]) -> None:
-    """Keep the state at the branch, unless it is there already.
+    """Save the state at a branch, unless the cache has it already.
 
     Raises
     ------
     OSError
-        When it cannot be written; nothing half-written stays.
+        When writing fails; no partial folder stays.
     """
     folder = trunks / trunk_id(spec)
     final = folder / f"checkpoint-{state['step']}"
@@ -46,7 +46,7 @@ def save(trunks: Path, spec: RunSpec, state: dict[str, Any]) -> None:
 
 
 def load(trunks: Path, spec: RunSpec) -> dict[str, Any] | None:
-    """Return the furthest state of the trunk that a run may start from, or None."""
+    """Return the latest state of the trunk from which a run can start, or None."""
     last = branch_step(spec)
     if last is None:
         return None

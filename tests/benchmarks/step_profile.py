@@ -40,7 +40,7 @@ def profile(d_model: int, n_layers: int, batch_seqs: int) -> None:
     """Print the seconds of a step by kind of call."""
     found: dict[int, tuple[Any, float]] = {}
 
-    def make(calls: Calls) -> None:
+    def execute(calls: Calls) -> None:
         for call in calls._calls:
             started = time.perf_counter()
             call()
@@ -56,11 +56,11 @@ def profile(d_model: int, n_layers: int, batch_seqs: int) -> None:
         for _ in range(WARM_UP_STEPS):
             engine.step(tokens)
             engine.read()
-        plain, Calls.make = Calls.make, make  # type: ignore[method-assign]
+        plain, Calls.execute = Calls.execute, execute  # type: ignore[method-assign]
         for _ in range(STEPS):
             engine.step(tokens)
             engine.read()
-        Calls.make = plain  # type: ignore[method-assign]
+        Calls.execute = plain  # type: ignore[method-assign]
         large = matmul_flops_per_s("cpu", "fp32")
     total = sum(seconds for _, seconds in found.values())
     kinds: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])

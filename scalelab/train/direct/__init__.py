@@ -1,1 +1,1 @@
-"""The training step with hand-written gradients: the fastest one on a CPU."""
+"""Training step of small dense models on a CPU, with hand-written derivatives."""

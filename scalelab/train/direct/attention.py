@@ -1,8 +1,8 @@
-"""Causal attention and its derivatives as fixed calls over fixed buffers: fp32 on a CPU.
+"""Causal attention and its derivatives as recorded calls over fixed buffers: fp32 on a CPU.
 
-Queries are taken in blocks, each against the keys up to its end, so that most of what the mask
-would hide is never computed. Heads lie before sequences and positions last: every product is one
-batched matmul, and every other operation runs along memory.
+A block of queries uses only the keys up to its end, so most masked scores are never computed. The
+layout is heads, sequences, features, positions: each product is one batched matmul, and other
+operations run over contiguous memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from scalelab.train.direct.calls import Calls
 
 QUERY_BLOCK = 64
-"""Queries in a block: fewer skip more of the mask, more make larger products."""
+"""Queries in a block: smaller blocks skip more masked scores, larger ones have larger products."""
 
 
 class DirectAttention:
-    """Attention of N sequences (of all packed runs), for one shape and length.
+    """Attention over N sequences (of all batched runs) of one shape and length.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class DirectAttention:
         self.blocks = list(itertools.pairwise((0, *ends)))
         longest = max(e - s for s, e in self.blocks)
         flat = torch.empty(self.n_rows * longest * seq_len)
-        # Scores on the way there, their gradients on the way back.
+        # Scores in the forward pass, their gradients in the backward pass.
         self._scores = [
             flat[: self.n_rows * (e - s) * e].view(self.n_rows, e - s, e) for s, e in self.blocks
         ]
@@ -71,7 +71,7 @@ class DirectAttention:
         self._key_part = [torch.empty(self._key_rows, d_head, e) for _, e in self.blocks]
 
     def new_weights(self) -> list[Tensor]:
-        """Return buffers for the attention weights of a block each, which `backward` needs."""
+        """Return buffers for the attention weights of each query block; `backward` reads them."""
         return [torch.empty(self.n_rows, e - s, e) for s, e in self.blocks]
 
     def forward(
@@ -88,7 +88,7 @@ class DirectAttention:
         weights : list of Tensor
             From `new_weights`; written.
         out : Tensor, shape (H, .., D, T), any strides
-            Written; its leading dimensions but H multiply to N.
+            Written. The dimensions between H and D multiply to N.
         """
         for index, (start, end) in enumerate(self.blocks):
             scores, mixed = self._scores[index], self._mixed[index]
@@ -120,7 +120,7 @@ class DirectAttention:
         weights: list[Tensor],
         grads: tuple[Tensor, Tensor, Tensor],
     ) -> None:
-        """Add the calls that write the gradients of q, k and v from that of ``out``."""
+        """Add the calls that write the gradients of q, k and v, given the gradient of ``out``."""
         grad_q, grad_k, grad_v = grads
         for index in reversed(range(len(self.blocks))):
             start, end = self.blocks[index]
@@ -162,7 +162,7 @@ class DirectAttention:
     def _sum_groups(
         self, calls: Calls, left: Tensor, right: Tensor, out: Tensor, alpha: float
     ) -> None:
-        """Add the calls that write ``alpha left @ right`` by key head, its query heads summed."""
+        """Add calls that write ``alpha * left @ right``, summed over a key head's query heads."""
         written: set[int] = set()
         for rows, keys in self._pairs:
             part = out[keys]

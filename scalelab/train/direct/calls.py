@@ -1,7 +1,7 @@
-"""A step over fixed buffers as a list of calls, gathered once and made again and again.
+"""A step over fixed buffers as a list of calls, recorded once and executed at each step.
 
-What a step costs in Python (slicing, viewing, looking up) is then paid once: with models of a few
-thousand parameters that is most of what is not arithmetic.
+Python's overhead (slicing, views, attribute lookups) then occurs only once. In models of a few
+thousand parameters it is most of the time outside the arithmetic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Calls:
-    """A fixed sequence of calls."""
+    """A sequence of recorded calls."""
 
     def __init__(self) -> None:
         self._calls: list[functools.partial[Any]] = []
@@ -33,9 +33,9 @@ class Calls:
         *,
         adds: bool = False,
     ) -> None:
-        """Append the calls that write ``scale left @ right``, or add it, run by run.
+        """Append calls that write ``scale * left @ right`` to ``out``, or add it if ``adds``.
 
-        One product a run, so that a packed run has the bits of a separate one.
+        Each run has its own product, so a batched run has the bits of a separate one.
         """
         for a, b, into in zip(left, right, out, strict=True):
             if scale == 1.0 and not adds:
@@ -43,7 +43,7 @@ class Calls:
             else:
                 self.add(torch.addmm, into, a, b, beta=int(adds), alpha=scale, out=into)
 
-    def make(self) -> None:
-        """Make the calls, in order."""
+    def execute(self) -> None:
+        """Execute the calls, in order."""
         for call in self._calls:
             call()

@@ -1,6 +1,6 @@
-"""From a block's qkv to its mixed heads and back, as calls over fixed buffers: fp32 on a CPU.
+"""QK-norm, RoPE and attention of a block as recorded calls over fixed buffers: fp32 on a CPU.
 
-Queries and keys are normalised per head and rotated together, and laid out head by head for
+Queries and keys are normalized and rotated together, then arranged by head for
 `scalelab.train.direct.attention`.
 """
 
@@ -20,33 +20,33 @@ from scalelab.train.model import NORM_EPSILON
 
 
 def finish_rstd(calls: Calls, sums: Tensor, n: int) -> None:
-    """Turn sums of n squares into reciprocal roots of their means, in place."""
+    """Convert sums of n squares to reciprocal root mean squares, in place."""
     calls.add(torch.add, torch.tensor(NORM_EPSILON), sums, alpha=1 / n, out=sums)
     calls.add(sums.rsqrt_)
 
 
 @dataclass(kw_only=True, slots=True)
 class SavedHeads:
-    """What the backward pass needs of a block's heads.
+    """What a block's heads save for the backward pass.
 
     Attributes
     ----------
     qkv : Tensor, shape (K, (H + 2 G) D, M)
-        Input of the heads; queries and keys are normalised in place, their gains apart.
+        Input of the heads; queries and keys are normalized in place, without their gains.
     rstd : Tensor, shape (K, H + G, 1, M)
         Reciprocal root mean squares of queries and keys.
     gains : Tensor, shape (K, H + G, D, 1)
-        Of the QK-norm, head by head.
-    turned : Tensor, shape (H + 2 G, K B, D, T)
-        Queries and keys, rotated, and values.
+        Gains of the QK-norm, for each head.
+    rotated : Tensor, shape (H + 2 G, K B, D, T)
+        Rotated queries and keys, and values.
     weights : list of Tensor
-        Of the attention.
+        Attention weights.
     """
 
     qkv: Tensor
     rstd: Tensor
     gains: Tensor
-    turned: Tensor
+    rotated: Tensor
     weights: list[Tensor]
 
 
@@ -57,7 +57,7 @@ class Heads:
     ----------
     shape : ModelShape
     n_runs, n_seqs, seq_len : int
-        K, B and T; the M = B T tokens of a run lie along memory.
+        K, B and T; the M = B T tokens of a run are contiguous in memory.
     scale : float
         Factor of the attention scores.
     """
@@ -67,8 +67,8 @@ class Heads:
     ) -> None:
         self.shape = shape
         self.n_runs, self.n_seqs, self.seq_len = n_runs, n_seqs, seq_len
-        self.n_turned = shape.n_heads + shape.kv_heads
-        self.n_all = self.n_turned + shape.kv_heads
+        self.n_rotated = shape.n_heads + shape.kv_heads
+        self.n_all = self.n_rotated + shape.kv_heads
         self.attention = DirectAttention(
             n_heads=shape.n_heads,
             n_kv_heads=shape.kv_heads,
@@ -79,9 +79,9 @@ class Heads:
         )
         cos, sin = rope_tables(seq_len, shape.d_head)
         self._cos, self._sin = cos.t().contiguous(), sin.t().contiguous()
-        self._scratch = torch.empty(n_runs, self.n_turned, shape.d_head, n_seqs * seq_len)
-        self._sums = torch.empty(n_runs, self.n_turned, 1, n_seqs * seq_len)
-        self._gain_sums = torch.empty(n_runs, self.n_turned, shape.d_head)
+        self._scratch = torch.empty(n_runs, self.n_rotated, shape.d_head, n_seqs * seq_len)
+        self._sums = torch.empty(n_runs, self.n_rotated, 1, n_seqs * seq_len)
+        self._gain_sums = torch.empty(n_runs, self.n_rotated, shape.d_head)
 
     def new_saved(self) -> SavedHeads:
         """Return buffers for one block."""
@@ -89,13 +89,13 @@ class Heads:
         return SavedHeads(
             qkv=torch.empty(self.n_runs, self.n_all * d_head, n_tokens),
             rstd=torch.empty_like(self._sums),
-            gains=torch.empty(self.n_runs, self.n_turned, d_head, 1),
-            turned=self.new_turned(),
+            gains=torch.empty(self.n_runs, self.n_rotated, d_head, 1),
+            rotated=self.new_rotated(),
             weights=self.attention.new_weights(),
         )
 
-    def new_turned(self) -> Tensor:
-        """Return a buffer for queries, keys and values, or their gradients, head by head."""
+    def new_rotated(self) -> Tensor:
+        """Return a buffer for queries, keys and values, or for their gradients, by head."""
         n_seqs = self.n_runs * self.n_seqs
         return torch.empty(self.n_all, n_seqs, self.shape.d_head, self.seq_len)
 
@@ -109,27 +109,27 @@ class Heads:
         calls : Calls
             Appended to.
         saved : SavedHeads
-            Its ``qkv`` is read, the rest written.
+            ``qkv`` is read, the other fields are written.
         gains : pair of Tensor, shape (K, D), or None
-            Of the QK-norm, for queries and for keys.
+            Gains of the QK-norm, for queries and for keys.
         mixed : Tensor, shape (K, H D, M)
             Written.
         """
         qkv = self._heads_of(saved.qkv)
-        turned = qkv[:, : self.n_turned]
+        qk = qkv[:, : self.n_rotated]
         if gains is not None:
             for part, gain in zip(self._kinds(saved.gains), gains, strict=True):
                 calls.add(part.copy_, gain.view(self.n_runs, 1, -1, 1).expand_as(part))
-            calls.add(torch.mul, turned, turned, out=self._scratch)
+            calls.add(torch.mul, qk, qk, out=self._scratch)
             calls.add(torch.sum, self._scratch, 2, keepdim=True, out=saved.rstd)
             finish_rstd(calls, saved.rstd, self.shape.d_head)
-            calls.add(turned.mul_, saved.rstd)
-            calls.add(torch.mul, turned, saved.gains, out=self._scratch)
-            turned = self._scratch
-        out = self._five(saved.turned)
-        self._rotate(calls, self._by_head(turned), out[: self.n_turned], self._sin)
-        calls.add(out[self.n_turned :].copy_, self._by_head(qkv[:, self.n_turned :]))
-        q, k, v = self._split(saved.turned)
+            calls.add(qk.mul_, saved.rstd)
+            calls.add(torch.mul, qk, saved.gains, out=self._scratch)
+            qk = self._scratch
+        out = self._five(saved.rotated)
+        self._rotate(calls, self._by_head(qk), out[: self.n_rotated], self._sin)
+        calls.add(out[self.n_rotated :].copy_, self._by_head(qkv[:, self.n_rotated :]))
+        q, k, v = self._split(saved.rotated)
         into = self._by_head(self._heads_of(mixed))
         self.attention.forward(calls, q, k, v, saved.weights, into)
 
@@ -138,11 +138,11 @@ class Heads:
         calls: Calls,
         saved: SavedHeads,
         grad_mixed: Tensor,
-        grad_turned: Tensor,
+        grad_rotated: Tensor,
         grad_qkv: Tensor,
         grad_gains: tuple[Tensor, Tensor] | None,
     ) -> None:
-        """Add the calls that write the gradients of qkv and of the gains from that of the result.
+        """Add the calls that write the gradients of qkv and of the gains.
 
         Parameters
         ----------
@@ -151,37 +151,37 @@ class Heads:
         saved : SavedHeads
             From `forward`.
         grad_mixed : Tensor, shape (K, H D, M)
-        grad_turned : Tensor
-            From `new_turned`; written.
+        grad_rotated : Tensor
+            From `new_rotated`; written.
         grad_qkv : Tensor, shape (K, (H + 2 G) D, M)
             Written.
         grad_gains : pair of Tensor, shape (K, D), or None
             Written.
         """
-        q, k, v = self._split(saved.turned)
+        q, k, v = self._split(saved.rotated)
         by_head = self._by_head(self._heads_of(grad_mixed))
-        grads = self._split(grad_turned)
+        grads = self._split(grad_rotated)
         self.attention.backward(calls, by_head, q, k, v, saved.weights, grads)
-        grad_heads, out = self._five(grad_turned), self._heads_of(grad_qkv)
-        n_turned = self.n_turned
-        calls.add(self._by_head(out[:, n_turned:]).copy_, grad_heads[n_turned:])
-        turned = out[:, :n_turned]
-        self._rotate(calls, grad_heads[:n_turned], self._by_head(turned), -self._sin)
+        grad_heads, out = self._five(grad_rotated), self._heads_of(grad_qkv)
+        n_rotated = self.n_rotated
+        calls.add(self._by_head(out[:, n_rotated:]).copy_, grad_heads[n_rotated:])
+        grad_qk = out[:, :n_rotated]
+        self._rotate(calls, grad_heads[:n_rotated], self._by_head(grad_qk), -self._sin)
         if grad_gains is None:
             return
-        normed = self._heads_of(saved.qkv)[:, :n_turned]
-        calls.add(torch.mul, turned, normed, out=self._scratch)
+        normed = self._heads_of(saved.qkv)[:, :n_rotated]
+        calls.add(torch.mul, grad_qk, normed, out=self._scratch)
         calls.add(torch.sum, self._scratch, 3, out=self._gain_sums)
         for part, grad in zip(self._kinds(self._gain_sums), grad_gains, strict=True):
             calls.add(torch.sum, part, 1, out=grad)
         calls.add(self._scratch.mul_, saved.gains)
         calls.add(torch.sum, self._scratch, 2, keepdim=True, out=self._sums)
-        calls.add(turned.mul_, saved.gains)
-        calls.add(turned.addcmul_, normed, self._sums, value=-1 / self.shape.d_head)
-        calls.add(turned.mul_, saved.rstd)
+        calls.add(grad_qk.mul_, saved.gains)
+        calls.add(grad_qk.addcmul_, normed, self._sums, value=-1 / self.shape.d_head)
+        calls.add(grad_qk.mul_, saved.rstd)
 
     def _rotate(self, calls: Calls, x: Tensor, out: Tensor, sin: Tensor) -> None:
-        """Rotate pairs of features (dimension -2) by the positions' angles, or back for -sin."""
+        """Rotate feature pairs (dimension -2) by the positions' angles; -sin rotates back."""
         half = self.shape.d_head // 2
         first, second = x[..., :half, :], x[..., half:, :]
         low, high = out[..., :half, :], out[..., half:, :]
@@ -191,7 +191,7 @@ class Heads:
         calls.add(high.addcmul_, first, sin)
 
     def _kinds(self, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the part of the queries and that of the keys; heads are dimension 1."""
+        """Return the queries and the keys; heads are dimension 1."""
         return heads[:, : self.shape.n_heads], heads[:, self.shape.n_heads :]
 
     def _heads_of(self, x: Tensor) -> Tensor:
@@ -204,12 +204,12 @@ class Heads:
         apart = heads.view(self.n_runs, -1, d_head, self.n_seqs, self.seq_len)
         return apart.permute(1, 0, 3, 2, 4)
 
-    def _five(self, turned: Tensor) -> Tensor:
+    def _five(self, heads: Tensor) -> Tensor:
         """View (heads, K B, D, T) as (heads, K, B, D, T)."""
-        return turned.view(-1, self.n_runs, self.n_seqs, self.shape.d_head, self.seq_len)
+        return heads.view(-1, self.n_runs, self.n_seqs, self.shape.d_head, self.seq_len)
 
-    def _split(self, turned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, each (heads K B, D, T)."""
-        ends = itertools.pairwise((0, self.shape.n_heads, self.n_turned, self.n_all))
-        q, k, v = (turned[start:end].flatten(0, 1) for start, end in ends)
+        ends = itertools.pairwise((0, self.shape.n_heads, self.n_rotated, self.n_all))
+        q, k, v = (heads[start:end].flatten(0, 1) for start, end in ends)
         return q, k, v

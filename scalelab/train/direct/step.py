@@ -1,14 +1,16 @@
-"""Loss and gradients of a dense decoder with every derivative written out: fp32 on a CPU.
+"""Loss and gradients of a dense decoder with hand-written derivatives: fp32 on a CPU.
 
-At the sizes of small sweeps a step of `scalelab.train.model` under autograd spends most of its time
-beside the matrix products: on recording, allocating, copying, and on rows too short to vectorise.
-Here every buffer is made once, the calls over them are gathered once, and gradients land where the
-optimizer reads them. Activations lie
-feature first, ``(K, d, M)`` with the M tokens of a run along memory, so that norms, rotations and
-gates run over long rows. The gains of norms are folded into the matrices behind them. The numbers
-are those of `scalelab.train.model` to rounding. Weight products are taken run by run, so a packed
-run has the bits of a separate one. Where the sequence length is a multiple of 16 the number of
-threads changes no bit either; at others torch's softmax rounds by a thread's share of the rows.
+For the models of small sweeps, a step of `scalelab.train.model` under autograd spends most of its
+time outside the matrix products: recording, allocating, copying, and processing rows too short to
+vectorize. Here buffers are allocated once, the calls over them are recorded once, and gradients are
+written to the optimizer's buffer.
+
+Activations are feature first, ``(K, d, M)``, with the M tokens of a run contiguous in memory, so
+norms, rotations and gates run over long rows. Norm gains are folded into the matrices after them.
+
+Results equal those of `scalelab.train.model` to rounding. Each run has its own weight products, so
+a batched run has the bits of a separate one. If the sequence length is a multiple of 16, the number
+of threads does not change the bits; at other lengths, torch's softmax rounds differently.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from scalelab.train.parametrization import WidthFactors
 
 
 def is_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
-    """Say whether a run's gradients are written out here: dense, fp32, on a CPU, no z-loss."""
+    """Say whether `DirectStep` supports a run: dense, fp32, on a CPU, without z-loss."""
     return (
         execution.device == "cpu"
         and execution.kernels == "reference"
@@ -41,7 +43,7 @@ def is_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
 
 @dataclass(kw_only=True, slots=True)
 class _Norm:
-    """A norm's normalised input and the reciprocal of its root mean square."""
+    """The normalized input of a norm and its reciprocal root mean square."""
 
     normed: Tensor
     rstd: Tensor
@@ -49,7 +51,7 @@ class _Norm:
 
 @dataclass(kw_only=True, slots=True)
 class _Saved:
-    """What the backward pass of a block needs."""
+    """What a block saves for its backward pass."""
 
     first: _Norm
     second: _Norm
@@ -63,25 +65,25 @@ class _Saved:
 
 
 class DirectStep:
-    """The forward and backward pass of K runs of one shape over fixed buffers.
+    """Forward and backward pass of K runs of one shape over fixed buffers.
 
     Parameters
     ----------
     shape : ModelShape
-        Dense.
+        A dense model.
     layout : Layout
-        Of a run's buffer.
+        Layout of a run's buffer.
     weights : Tensor of fp32, shape (K, P)
-        Read in place at every call.
+        Read at each call.
     grads : Tensor of fp32, shape (K, P), or None
-        Overwritten by `loss_sums`; its padding must be zero. None is for evaluation alone, which
-        then keeps no activations.
+        `loss_sums` overwrites it; its padding must be zero. With None, the object only evaluates
+        and saves no activations.
     n_seqs, seq_len : int
         Sequences B of a run and their length T.
-    scales : WidthFactors
-        Factors of the parametrisation.
+    factors : WidthFactors
+        Factors of the parametrization.
     grad_scale : float
-        Factor of the gradients: 1 / tokens gives those of the mean loss.
+        Factor of the gradients: 1 / tokens gives the gradients of the mean loss.
     """
 
     def __init__(
@@ -93,13 +95,13 @@ class DirectStep:
         *,
         n_seqs: int,
         seq_len: int,
-        scales: WidthFactors,
+        factors: WidthFactors,
         grad_scale: float = 1.0,
     ) -> None:
         self.shape = shape
         self.n_runs, self.n_seqs, self.seq_len = weights.shape[0], n_seqs, seq_len
         self.n_tokens = n_seqs * seq_len
-        self.logit_scale = scales.logits
+        self.logit_scale = factors.logits
         self._w = layout.views(weights)
         self._g = {} if grads is None else layout.views(grads)
         vocab = shape.vocab_size
@@ -107,7 +109,7 @@ class DirectStep:
         self._head = self._w[head].narrow(1, 0, vocab)
         self._head_grad = None if grads is None else self._g[head].narrow(1, 0, vocab)
         self.heads = Heads(
-            shape, n_runs=self.n_runs, n_seqs=n_seqs, seq_len=seq_len, scale=scales.attention
+            shape, n_runs=self.n_runs, n_seqs=n_seqs, seq_len=seq_len, scale=factors.attention
         )
         d, d_ff = shape.d_model, shape.d_ff
         self._stream, self._branch, self._square = (self._buffer(d) for _ in range(3))
@@ -126,40 +128,40 @@ class DirectStep:
             torch.empty(self.n_runs, self.n_tokens, dtype=torch.int64) for _ in range(2)
         )
         self._forward, self._backward = Calls(), Calls()
-        self._gather_forward(self._forward)
+        self._record_forward(self._forward)
         if grads is not None:
             self._grad_qkv = torch.empty_like(self._saved[0].heads.qkv)
-            self._grad_turned = self.heads.new_turned()
+            self._grad_rotated = self.heads.new_rotated()
             self._grad_mixed = self._buffer(shape.d_attention)
             self._grad_hidden, self._grad_gate = self._buffer(d_ff), self._buffer(d_ff)
             self._grad_gate_up = self._buffer(2 * d_ff)
             self._row_sum = torch.empty(self.n_runs, 1, self.n_tokens)
-            self._gather_backward(self._backward, grad_scale)
+            self._record_backward(self._backward, grad_scale)
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor) -> Tensor:
-        """Return each token's loss in nats, shape (K, B, T), of tokens (K, B, T + 1)."""
+        """Return the loss of each token in nats, shape (K, B, T), for tokens (K, B, T + 1)."""
         whole = (self.n_runs, self.n_seqs, self.seq_len)
         self._inputs.view(whole).copy_(tokens[..., :-1])
         self._targets.view(whole).copy_(tokens[..., 1:])
-        self._forward.make()
-        # The largest logit and its probability give the normaliser without another pass of exp.
+        self._forward.execute()
+        # The largest logit and its probability give the normalizer without another exp pass.
         losses = self._largest - self._likeliest.log() - self._target
         return losses.view(whole)
 
     @torch.no_grad()
     def loss_sums(self, tokens: Tensor) -> Tensor:
-        """Return the runs' summed losses, shape (K,), and leave the gradients of the scaled sums.
+        """Return each run's summed loss, shape (K,), and write the gradients times ``grad_scale``.
 
         Parameters
         ----------
         tokens : Tensor of int64, shape (K, B, T + 1)
         """
         losses = self.token_losses(tokens)
-        self._backward.make()
+        self._backward.execute()
         return losses.sum(-1).sum(-1)
 
-    def _gather_forward(self, calls: Calls) -> None:
+    def _record_forward(self, calls: Calls) -> None:
         stream = self._stream
         for run, rows in enumerate(self._rows):
             weight = self._w["embedding"][run]
@@ -177,7 +179,7 @@ class DirectStep:
         targets = self._targets.unsqueeze(-1)
         calls.add(torch.gather, self._logits, -1, targets, out=self._target.unsqueeze(-1))
 
-    def _gather_backward(self, calls: Calls, grad_scale: float) -> None:
+    def _record_backward(self, calls: Calls, grad_scale: float) -> None:
         grad_logits, stream, branch = self._probabilities, self._stream, self._branch
         assert self._head_grad is not None
         minus_one = torch.tensor(-1.0).expand(self.n_runs, self.n_tokens, 1)
@@ -234,7 +236,7 @@ class DirectStep:
             calls,
             saved.heads,
             self._grad_mixed,
-            self._grad_turned,
+            self._grad_rotated,
             self._grad_qkv,
             self._gains(g, prefix),
         )
@@ -250,7 +252,7 @@ class DirectStep:
         calls.add(torch.mul, x, norm.rstd, out=norm.normed)
 
     def _add_norm_grad(self, calls: Calls, grad: Tensor, norm: _Norm) -> None:
-        """Add to the stream's gradient what comes back through a norm; ``grad`` is used up."""
+        """Add the gradient through a norm to the stream's gradient; overwrites ``grad``."""
         calls.add(torch.mul, grad, norm.normed, out=self._square)
         calls.add(torch.sum, self._square, 1, keepdim=True, out=self._row_sum)
         calls.add(grad.addcmul_, norm.normed, self._row_sum, value=-1 / self.shape.d_model)
@@ -259,7 +261,7 @@ class DirectStep:
     def _fold(
         self, calls: Calls, name: str, weight: Tensor, folded: Tensor, scale: float = 1.0
     ) -> None:
-        """Fold a norm's gain into the matrix behind it."""
+        """Multiply a norm's gain (and a scale) into the matrix after it."""
         calls.add(torch.mul, weight, self._w[name].unsqueeze(1), out=folded)
         if scale != 1.0:
             calls.add(folded.mul_, scale)
@@ -267,7 +269,7 @@ class DirectStep:
     def _unfold(
         self, calls: Calls, name: str, weight: Tensor, grad: Tensor, scale: float = 1.0
     ) -> None:
-        """Turn a folded matrix's gradient into the matrix's own and the gain's."""
+        """Convert the gradient of a folded matrix to those of the matrix and the gain."""
         if scale != 1.0:
             calls.add(grad.mul_, scale)
         product = torch.empty_like(weight)

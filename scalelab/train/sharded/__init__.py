@@ -1,1 +1,1 @@
-"""One run over several devices: FSDP and tensor parallelism, one process a device."""
+"""One run on several devices: FSDP and tensor parallelism, one process for each device."""

@@ -1,15 +1,14 @@
-"""One run over several devices: weights, gradients and optimizer state sharded (ZeRO-3).
+"""One run on several devices: sharded weights, gradients and optimizer state (ZeRO-3).
 
-`torch.distributed.fsdp.fully_shard` gathers a block's weights when it is needed, so that a model
-larger than one device fits; every rank takes its share of the batch. Where a block alone is too
-wide, neighbouring ranks share its products (`tensor_parallel`) and a share of the
-batch. The numbers are those of `scalelab.train.engine.Engine` to rounding: same initial weights,
-batches, clipping, schedule and average of the weights.
+`torch.distributed.fsdp.fully_shard` gathers a block's weights when they are needed, so a model can
+be larger than one device. Each rank takes its share of the batch. Under tensor parallelism,
+neighbouring ranks take the same share of the batch and split the products of each block
+(`tensor_parallel`). Results equal those of `scalelab.train.engine.Engine` to rounding: same initial
+weights, batches, clipping, schedule and weight average.
 
-A state is gathered on rank 0, weight by weight, into the buffers that one device would have: a run
-may go on with any number of ranks in any arrangement, one included. torch.distributed.checkpoint
-was tried before: its folders hold a pickle that its reader loads unchecked, which no file of a
-results folder may be.
+Rank 0 gathers the state, one weight at a time, into the buffers of a single-device engine. A run
+can therefore resume on any number of ranks. We do not use torch.distributed.checkpoint: its folders
+contain a pickle that its reader loads unchecked, and a results folder must not contain such files.
 
 References
 ----------
@@ -25,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from scalelab.sweep.devices import require_multi_device
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
@@ -39,23 +37,23 @@ from scalelab.train.optimizer import require_optimizer
 from scalelab.train.parameters import initial_values, lay_out
 from scalelab.train.sharded.model import ShardedModel
 from scalelab.train.sharded.optimizer import MOMENTS, ShardedOptimizer
-from scalelab.train.sharded.shards import Shards
+from scalelab.train.sharded.shards import Shards, local
 
 
 class ShardedEngine:
-    """One run on all ranks of the process group; every rank calls the same methods.
+    """One run on all ranks of the process group; all ranks call the same methods.
 
     Parameters
     ----------
     spec : RunSpec
         The run.
     execution : ExecutionSpec
-        ``micro_batch_seqs`` is a rank's share of a forward pass; 0 means all of its sequences.
+        ``micro_batch_seqs`` is the sequences of a rank's forward pass; 0 means its whole share.
 
     Raises
     ------
     UsageError
-        When the run cannot be shared evenly, or be trained at all.
+        When the devices cannot share the run evenly, or the run is invalid.
     """
 
     def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
@@ -84,13 +82,13 @@ class ShardedEngine:
 
     @property
     def n_micro(self) -> int:
-        """Forward passes of a step over all ranks; a rank's last may be smaller."""
+        """Number of forward passes of a step on all ranks; a rank's last may be smaller."""
         n_groups = self.execution.n_data_parallel
         own_seqs = self.spec.batch_seqs // n_groups
         return n_groups * -(-own_seqs // (self.execution.micro_batch_seqs or own_seqs))
 
     def initialize(self) -> None:
-        """Give the run the initial weights that a single device would give it."""
+        """Set the weights to the same initial values as on a single device."""
         for entry in self.layout.entries:
             weight = self._weights[entry.name].detach()
             whole = initial_values(entry, self.spec).to(weight.device)
@@ -99,7 +97,7 @@ class ShardedEngine:
                 self._averages[entry.name].copy_(weight)
 
     def step(self, own: Tensor) -> Tensor:
-        """Take a step with this rank's sequences of the batch; return what it measured.
+        """Take a step with this rank's sequences of the batch; return its readings.
 
         Parameters
         ----------
@@ -108,22 +106,22 @@ class ShardedEngine:
         Returns
         -------
         Tensor, shape (3,)
-            Loss and gradient norm of the whole batch, and the mean squared norm of the mean
-            gradients of the forward passes of all ranks: the same on every rank.
+            Loss and gradient norm of the whole batch, and the squared norm of a forward pass's mean
+            gradient, averaged over the forward passes of all ranks. Equal on all ranks.
         """
         spec, n_groups = self.spec, self.execution.n_data_parallel
         parts = torch.split(own, self.execution.micro_batch_seqs or len(own))
         sums = torch.zeros(2, device=own.device)
         for index, part in enumerate(parts):
-            # Until they are reduced, gradients are whole on every rank: not where memory is short.
+            # Unreduced gradients are whole on each rank; when memory is short, reduce each time.
             is_reduced = index == len(parts) - 1 or self.execution.recomputes_blocks
             self.model.set_requires_gradient_sync(is_reduced)  # type: ignore[operator]
             reported, objective = self.model(part, spec.z_loss)
-            # The mean over ranks is taken when gradients meet; the sum over the batch is wanted.
+            # fully_shard averages gradients over ranks; we need the sum over the batch.
             (objective * n_groups / spec.tokens_per_step).backward()
             if self.shards.tensor.rank == 0:
                 sums[0] += reported.detach() / spec.tokens_per_step
-            # A forward pass's own mean gradient: the sum was divided by a rank's share.
+            # Rescale to the mean gradient of this forward pass.
             share = len(part) * n_groups / spec.batch_seqs
             sums[1] += self.model.squares.take() / (share**2 * self.n_micro)
         dist.all_reduce(sums)
@@ -138,21 +136,21 @@ class ShardedEngine:
     def evaluate(self, own: Tensor) -> Tensor:
         """Return the mean loss of each of this rank's sequences, fp64 on the CPU.
 
-        Every rank calls it with as many sequences, shape (n, T + 1).
+        All ranks call it with the same number of sequences, shape (n, T + 1).
         """
         n_rows = max(1, EVAL_TOKENS_PER_BATCH[self.device.type] // (own.shape[1] - 1))
         means = [
             self.model(part, None)[0].double().mean(-1).cpu() for part in torch.split(own, n_rows)
         ]
-        # What lies outside the blocks stays gathered after a forward pass, and would go stale.
+        # Weights outside the blocks stay gathered after a forward pass and would become stale.
         self.model.reshard()  # type: ignore[operator]
         return torch.cat(means)
 
     @torch.no_grad()
     def evaluate_average(self, own: Tensor) -> Tensor:
-        """Return what `evaluate` does of the average of the weights, which the run must keep.
+        """Return `evaluate` with the weight average, which the run must keep.
 
-        The run's own weights are put back, bit for bit.
+        The run's own weights are restored bit for bit.
         """
         weights, averages = _local(self._weights), _local(self._averages)
         kept = [weight.clone() for weight in weights]
@@ -163,7 +161,7 @@ class ShardedEngine:
             torch._foreach_copy_(weights, kept)
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a single device would have: whole on rank 0, empty on others."""
+        """Return the state as of a single-device engine on rank 0; empty tensors on other ranks."""
         names = (*STATE_NAMES, *(("ema",) if self._averages else ()))
         n_values = self.layout.n_values if self.rank == 0 else 0
         flats = {name: torch.zeros(n_values) for name in names}
@@ -179,7 +177,7 @@ class ShardedEngine:
         return {"step": self.n_steps, **flats}
 
     def load_state(self, step: int, state: dict[str, Any] | None) -> None:
-        """Put the run where `state` found it; only rank 0 has the state."""
+        """Restore the run from the result of `state`, which only rank 0 has."""
         self.n_steps = step
         names = (*STATE_NAMES, *(("ema",) if self._averages else ()))
         for entry in self.layout.entries:
@@ -195,7 +193,7 @@ class ShardedEngine:
 
 
 def require_shardable(spec: RunSpec, execution: ExecutionSpec) -> None:
-    """Raise when a run cannot be trained by all devices of an execution together.
+    """Raise if the devices of an execution cannot train a run together.
 
     Raises
     ------
@@ -206,10 +204,4 @@ def require_shardable(spec: RunSpec, execution: ExecutionSpec) -> None:
 
 
 def _local(shares: dict[str, Any]) -> list[Tensor]:
-    """Return the values on this device of all weights."""
-    found: list[Tensor] = []
-    for share in shares.values():
-        values = share.detach()
-        assert isinstance(values, DTensor)
-        found.append(values.to_local())
-    return found
+    return [local(share.detach()) for share in shares.values()]

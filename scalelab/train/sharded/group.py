@@ -1,9 +1,9 @@
-"""One run on all processes of a job: rank 0 decides, the others do as they are told.
+"""One run on all processes of a job: rank 0 decides, the other ranks follow.
 
-Rank 0 alone has the run's folder, its claim, the clock and the signals. It trains by the ordinary
-loop, with a `GroupEngine` whose every call is announced to the others, who wait in `follow`; so no
-two ranks can disagree about a step, a checkpoint or the end. The others never touch the run's
-folder and read no text: their share of a batch comes with the call.
+Only rank 0 uses the run folder, its claim, the clock and the signals. It runs the ordinary training
+loop with a `GroupEngine`, which announces each call to the other ranks. They wait in `follow`, so
+all ranks agree on each step, checkpoint and end. The other ranks do not read the dataset; rank 0
+sends each its share of the batch.
 
 Announcements and tokens travel between CPUs (gloo), gradients and weights between devices.
 """
@@ -35,13 +35,13 @@ from scalelab.train.sharded.ranks import RankFailedError, RanksLostError, own_ra
 from scalelab.train.sharded.shards import new_meshes
 
 REPORT_WAIT_S = 5.0
-"""How long rank 0 waits for the reason of a rank that is gone."""
+"""Seconds that rank 0 waits for the error report of a rank that ended."""
 _NETWORK_WORDS = ("gloo", "NCCL", "Connection", "Broken pipe", "Socket")
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 _HEADER_LENGTH = 3
 
 _stores: list[Store] = []
-"""Where ranks leave the reason of a failure; one once the group is joined."""
+"""Store for the ranks' error reports; one element once this process has joined the group."""
 
 
 class _Call(enum.IntEnum):
@@ -57,7 +57,7 @@ class _Call(enum.IntEnum):
 
 
 class GroupEngine:
-    """One run on all ranks as rank 0 sees it: the engine that the training loop works with.
+    """Engine of rank 0 for one run on all ranks (`scalelab.train.loop.RunsEngine`).
 
     Parameters
     ----------
@@ -69,53 +69,53 @@ class GroupEngine:
     Raises
     ------
     UsageError
-        When the run cannot be spread over the ranks.
+        When the ranks cannot share the run.
     RankFailedError
-        When another rank failed; every method may raise it.
+        When another rank failed and reported why. All methods can raise it.
     RanksLostError
-        When another rank is gone without a word; as above.
+        When another rank ended without a report. All methods can raise it.
     """
 
     def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
         self.specs = (spec,)
         self.execution = execution
         self._measured: list[Tensor] = []
-        # Before the others hear of it: such an error leaves the ranks in step.
+        # Check before announcing the run: after such an error the ranks still agree.
         require_shardable(spec, execution)
-        with _together():
+        with _reporting_ranks():
             _join(execution)
             _announce(_Call.BEGIN)
             _send_text(json.dumps({"spec": asdict(spec), "execution": asdict(execution)}))
             self._sharded = ShardedEngine(spec, execution)
 
     def initialize(self, run: int) -> None:
-        """Give the run its initial weights."""
-        with _together():
+        """Set the run's weights to their initial values."""
+        with _reporting_ranks():
             _announce(_Call.INITIALIZE)
             self._sharded.initialize()
 
     def load_state(self, run: int, state: dict[str, Any]) -> None:
-        """Put the run where `state`, or that of a single device's engine, found it."""
-        with _together():
+        """Restore the run from a state of this or of a single-device engine."""
+        with _reporting_ranks():
             _announce(_Call.LOAD, state["step"])
             self._sharded.load_state(state["step"], state)
 
     def state(self, run: int) -> dict[str, Any]:
-        """Return what determines the rest of the run, as a single device's engine would."""
-        with _together():
+        """Return the state that determines the rest of the run, as of a single-device engine."""
+        with _reporting_ranks():
             _announce(_Call.STATE)
             return self._sharded.state()
 
     def step(self, tokens: NDArray[np.int64]) -> None:
         """Take one optimizer step with tokens of shape (B, T + 1)."""
-        with _together():
+        with _reporting_ranks():
             _announce(_Call.STEP, *tokens.shape)
             own = _scatter(self._sharded, torch.from_numpy(tokens), *tokens.shape)
             self._measured.append(self._sharded.step(own))
 
     def read(self) -> Readings:
-        """Return what the steps since the last call measured, and forget it."""
-        with _together():
+        """Return and clear the readings of the steps since the last call."""
+        with _reporting_ranks():
             measured, self._measured = self._measured, []
             values = torch.stack(measured).cpu() if measured else torch.zeros(0, 3)
         losses, norms, squares = values.numpy().T[:, :, None]
@@ -126,13 +126,13 @@ class GroupEngine:
         )
 
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the mean loss of every sequence (n, T + 1), nats per token, summed in fp64."""
+        """Return the mean loss of each sequence (n, T + 1), nats per token, summed in fp64."""
         return self._evaluate(_Call.EVALUATE, sequences)
 
     def evaluate_average(
         self, run: int, sequences: NDArray[np.int64]
     ) -> NDArray[np.float64] | None:
-        """Return what `evaluate` does of the average of the weights; None where none is kept."""
+        """Return `evaluate` with the weight average; None if the run does not keep one."""
         if not self.specs[0].ema_decay:
             return None
         return self._evaluate(_Call.EVALUATE_AVERAGE, sequences)
@@ -141,7 +141,7 @@ class GroupEngine:
         n_groups = self.execution.n_data_parallel
         n_each = -(-len(sequences) // n_groups)
         padded = np.resize(sequences, (n_each * n_groups, sequences.shape[1]))
-        with _together():
+        with _reporting_ranks():
             _announce(call, *padded.shape)
             own = _scatter(self._sharded, torch.from_numpy(padded), *padded.shape)
             means = _evaluated(self._sharded, call, own)
@@ -153,31 +153,31 @@ class GroupEngine:
 
 
 def end_run(statuses: Sequence[str], execution: ExecutionSpec) -> None:
-    """Tell the other ranks that the run is over and how it ended, begun or not."""
-    with _together():
+    """Tell the other ranks how the run ended, whether or not it started."""
+    with _reporting_ranks():
         _join(execution)
         _announce(_Call.END)
         _send_text(json.dumps(list(statuses)))
 
 
 def dismiss(execution: ExecutionSpec) -> None:
-    """Let the other ranks leave `follow` for good; for the end of rank 0's work."""
-    with _together():
+    """Make the other ranks leave `follow` and the group; call it after rank 0's last run."""
+    with _reporting_ranks():
         _join(execution)
         _announce(_Call.DISMISS)
         _leave()
 
 
 def follow(execution: ExecutionSpec) -> tuple[str, ...] | None:
-    """Do what rank 0 says until its run ends; return how that was, None when dismissed.
+    """Execute rank 0's calls until its run ends; return how it ended, or None when dismissed.
 
-    Of the execution only the device counts: how a run is executed comes with the run. Stop signals
-    are for rank 0 alone: a rank that went by itself would leave the others hanging.
+    Only the execution's device is used; rank 0 sends the rest with the run. Ranks other than 0
+    ignore stop signals, because a rank that exits by itself leaves the others waiting.
 
     Raises
     ------
     Exception
-        Whatever went wrong, after rank 0 was told the reason.
+        Any failure of this rank, after it has reported the reason to rank 0.
     """
     ranks = own_ranks()
     before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGUSR2)}
@@ -196,9 +196,9 @@ def follow(execution: ExecutionSpec) -> tuple[str, ...] | None:
 
 def _follow() -> tuple[str, ...] | None:
     engine: ShardedEngine | None = None
-    with contextlib.ExitStack() as switches:
+    with contextlib.ExitStack() as settings:
         while True:
-            call, *shape = _listen()
+            call, *shape = _receive_call()
             if call == _Call.DISMISS:
                 _leave()
                 return None
@@ -207,14 +207,14 @@ def _follow() -> tuple[str, ...] | None:
             if call == _Call.BEGIN:
                 content = json.loads(_receive_text())
                 execution = build(ExecutionSpec, content["execution"])
-                switches.enter_context(torch_settings(execution))
+                settings.enter_context(torch_settings(execution))
                 engine = ShardedEngine(run_spec_from_mapping(content["spec"]), execution)
                 continue
             assert engine is not None
-            _obey(engine, _Call(call), shape)
+            _execute(engine, _Call(call), shape)
 
 
-def _obey(engine: ShardedEngine, call: _Call, shape: Sequence[int]) -> None:
+def _execute(engine: ShardedEngine, call: _Call, shape: Sequence[int]) -> None:
     if call == _Call.INITIALIZE:
         engine.initialize()
     elif call == _Call.LOAD:
@@ -232,7 +232,7 @@ def _evaluated(engine: ShardedEngine, call: _Call, own: Tensor) -> Tensor:
 
 
 def _join(execution: ExecutionSpec) -> None:
-    """Meet the other ranks where the environment says, unless that was done."""
+    """Join the process group that the environment describes, unless already joined."""
     if _stores:
         return
     require_device(execution)
@@ -260,7 +260,7 @@ def _announce(call: _Call, *numbers: int) -> None:
     dist.broadcast(header, 0)
 
 
-def _listen() -> list[int]:
+def _receive_call() -> list[int]:
     header = torch.zeros(_HEADER_LENGTH, dtype=torch.int64)
     dist.broadcast(header, 0)
     numbers: list[int] = header.tolist()
@@ -282,7 +282,7 @@ def _receive_text() -> str:
 
 
 def _scatter(engine: ShardedEngine, rows: Tensor | None, n_rows: int, length: int) -> Tensor:
-    """Give every rank its group's share of rows, which rank 0 has."""
+    """Send each rank its share of the rows, which only rank 0 has; return this rank's."""
     execution = engine.execution
     own = torch.empty(n_rows // execution.n_data_parallel, length, dtype=torch.int64)
     shares = None
@@ -298,8 +298,8 @@ def _report_key(rank: int) -> str:
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Say of an error that came from another rank what happened there."""
+def _reporting_ranks() -> Iterator[None]:
+    """Convert a network error into the error of the rank that caused it."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -308,14 +308,14 @@ def _together() -> Iterator[None]:
         )
         if not is_network or isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = _reason_of_another()
+        reason = _report_of_another()
         if reason is not None:
             raise RankFailedError(reason) from error
-        raise RanksLostError(f"a rank is gone: {error}") from error
+        raise RanksLostError(f"a rank ended without a report: {error}") from error
 
 
-def _reason_of_another() -> str | None:
-    """Return what another rank left before it went, waiting a moment for it."""
+def _report_of_another() -> str | None:
+    """Return the error report of another rank, waiting up to `REPORT_WAIT_S` for it."""
     if not _stores:
         return None
     deadline = time.monotonic() + REPORT_WAIT_S

@@ -1,4 +1,4 @@
-"""The decoder as modules whose weights `fully_shard` gathers block by block."""
+"""The decoder as torch modules, whose weights `fully_shard` gathers block by block."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from scalelab.train.sharded.tensor_parallel import SHARED_GAINS, TensorGroup
 
 
 class GradientSquares:
-    """Sums squared norms of whole gradients as they come, before `fully_shard` reduces them.
+    """Sums squared norms of whole gradients before `fully_shard` reduces them.
 
-    A weight is seen through a view of it: the hook of the view gets the gradient of one backward
-    pass over this device's sequences, once, whatever was added to the weight's own before.
+    The forward pass uses a view of each weight. A hook on the view gets the gradient of one
+    backward pass over this device's sequences, without gradients accumulated before.
     """
 
     def __init__(self, shards: Shards) -> None:
@@ -30,7 +30,7 @@ class GradientSquares:
         self._squares: list[Tensor] = []
 
     def watch(self, name: str, weight: Tensor) -> Tensor:
-        """Return the weight as it is to be used in this forward pass."""
+        """Return the view of the weight to use in this forward pass."""
         if not (torch.is_grad_enabled() and self._shards.is_counted(name)):
             return weight
         seen = weight.view_as(weight)
@@ -38,7 +38,7 @@ class GradientSquares:
         return seen
 
     def take(self) -> Tensor:
-        """Return the sum since the last call, shape (), and forget it."""
+        """Return and clear the sum since the last call, shape ()."""
         squares, self._squares = self._squares, []
         return torch.stack(squares).sum()
 
@@ -47,7 +47,7 @@ class GradientSquares:
 
 
 class _Weights(nn.Module):
-    """Some weights of the layout as parameters, under their names without the prefix."""
+    """Weights of the layout as module parameters, named without the prefix."""
 
     def __init__(
         self, entries: list[Entry], prefix: str, tensor: TensorGroup, squares: GradientSquares
@@ -70,7 +70,7 @@ class _Weights(nn.Module):
 
 
 class _PartDecoder(Decoder):
-    """A decoder whose blocks may be parts of those of a wider one."""
+    """A decoder whose blocks can be tensor-parallel parts."""
 
     tensor: TensorGroup
 
@@ -82,19 +82,19 @@ class _PartDecoder(Decoder):
 
 
 class _Block(_Weights):
-    """A block of the decoder: its weights are whole while it runs."""
+    """A block of the decoder; `fully_shard` makes its weights whole while it runs."""
 
     decoder: Decoder
 
     def forward(self, stream: Tensor) -> tuple[Tensor, Tensor | None]:
         self.decoder.weights = self.by_name()
         stream, balance = self.decoder.block(stream, self.prefix)
-        # fully_shard hooks what a module returns, which must not be a view.
+        # fully_shard adds hooks to the outputs of a module, which must not be views.
         return stream, None if balance is None else balance.clone()
 
 
 class _Decoder(_PartDecoder):
-    """A decoder whose blocks are modules; the devices of a group share the head's tokens."""
+    """A decoder whose blocks are modules and whose head splits its tokens over a group."""
 
     blocks: nn.ModuleList
     recomputes_blocks: bool
@@ -116,7 +116,7 @@ class _Decoder(_PartDecoder):
         return self.leave(super().summed_loss(*self._own_tokens(hidden, targets), z_loss))
 
     def _own_tokens(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return this device's share of the head's inputs and targets, as rows."""
+        """Return this device's share of the head's inputs and targets, flattened to rows."""
         rows = (self.enter(hidden).flatten(0, -2), targets.flatten())
         hidden, targets = (x.tensor_split(self.tensor.n_ranks)[self.tensor.rank] for x in rows)
         return hidden, targets
@@ -126,21 +126,21 @@ class _Decoder(_PartDecoder):
 
 
 class ShardedModel(_Weights):
-    """The part of a model that one device has: embedding, norm and head of its own, and the blocks.
+    """The part of a model on one device: embedding, final norm, head and blocks.
 
     Parameters
     ----------
     spec : RunSpec
         The run.
     execution : ExecutionSpec
-        Gives operations, attention and whether blocks are computed again.
+        Gives operations, attention and whether to recompute activations of blocks.
     shards : Shards
-        Say which part of each weight this device has. The weights are made on the meta device.
+        This device's part of each weight. The weights are created on the meta device.
 
     Raises
     ------
     KernelUnavailableError
-        When the kernels cannot run here.
+        When the kernels cannot run on this device.
     """
 
     def __init__(self, spec: RunSpec, execution: ExecutionSpec, shards: Shards) -> None:
@@ -174,7 +174,7 @@ class ShardedModel(_Weights):
         self.decoder.blocks = self.blocks
 
     def forward(self, tokens: Tensor, z_loss: float | None) -> tuple[Tensor, Tensor]:
-        """Return the sums that a step needs; without a z_loss each token's loss, twice."""
+        """Return `Decoder.loss_sums`; if z_loss is None, return the token losses twice."""
         self.decoder.weights = self.by_name()
         if z_loss is None:
             losses = self.decoder.token_losses(tokens)

@@ -1,8 +1,8 @@
-"""AdamW and Muon over weights in shards, with the numbers of `scalelab.train.optimizer`.
+"""AdamW and Muon over sharded weights, with the results of `scalelab.train.optimizer`.
 
-AdamW works value by value, on each device's shards. Muon turns whole matrices: each is gathered,
-turned on one device, the devices taking turns, and sent back; a step moves about two more copies of
-the blocks' weights, in fp32, than one of AdamW.
+AdamW updates each device's shards value by value. Muon orthogonalizes whole matrices: it gathers
+each one, orthogonalizes it on one device (round robin) and sends it back. A step of Muon transfers
+about two more fp32 copies of the blocks' weights than a step of AdamW.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.optimizer import (
@@ -25,7 +24,7 @@ from scalelab.train.optimizer import (
 )
 from scalelab.train.parameters import Entry, Layout
 from scalelab.train.parametrization import width_factors
-from scalelab.train.sharded.shards import Shards
+from scalelab.train.sharded.shards import Shards, local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -38,16 +37,16 @@ class ShardedOptimizer:
     spec : RunSpec
         The run.
     layout : Layout
-        Of the whole model.
+        Layout of the whole model.
     weights : Mapping[str, nn.Parameter]
         This device's shards of all weights.
     shards : Shards
-        Where the values lie.
+        Placement of the weights.
 
     Raises
     ------
     UsageError
-        When optimizer and parametrisation do not go together.
+        When the optimizer does not support the parametrization.
     """
 
     def __init__(
@@ -59,10 +58,11 @@ class ShardedOptimizer:
     ) -> None:
         require_optimizer(spec)
         self.spec, self.weights, self.shards = spec, weights, shards
-        n_turned = layout.n_muon if spec.optimizer == "muon" else 0
-        self._turned = [entry for entry in layout.entries if entry.start < n_turned]
+        n_muon = layout.n_muon if spec.optimizer == "muon" else 0
+        self._muon_entries = [entry for entry in layout.entries if entry.start < n_muon]
         self._momentum = {
-            entry.name: torch.zeros_like(weights[entry.name].detach()) for entry in self._turned
+            entry.name: torch.zeros_like(weights[entry.name].detach())
+            for entry in self._muon_entries
         }
         hidden_rate = width_factors(spec).hidden_rate
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -82,23 +82,23 @@ class ShardedOptimizer:
         )
 
     def step(self, rate: float) -> Tensor:
-        """Clip the gradients, take a step at a learning rate, drop the gradients; return the norm.
+        """Clip the gradients, take a step, clear the gradients; return the norm before clipping.
 
-        The norm, shape (), is that of the whole gradient before clipping.
+        The norm, shape (), is of the whole gradient.
         """
-        self._agree()
+        self._equalize()
         norm = self._clip()
         for group in self._adamw.param_groups:
             group["lr"] = rate * group["rate"]
         self._adamw.step()
-        if self._turned:
+        if self._muon_entries:
             self._muon(rate)
         for weight in self.weights.values():
             weight.grad = None
         return norm
 
     def moments(self, name: str) -> dict[str, Tensor]:
-        """Return this device's shards of a weight's moments; none before the first step.
+        """Return this device's shards of a weight's moments; empty before the first step.
 
         Muon's momentum is ``exp_avg``, as on one device.
         """
@@ -108,24 +108,24 @@ class ShardedOptimizer:
         return {moment: state[moment] for moment in MOMENTS if moment in state}
 
     def load(self, name: str, n_steps: int, moments: Mapping[str, Tensor]) -> None:
-        """Put a weight's moments where a run of so many steps had them."""
+        """Set a weight's moments to those after ``n_steps`` steps."""
         if name in self._momentum:
             self._momentum[name] = moments["exp_avg"]
             return
         state: dict[str, Any] = {"step": torch.tensor(float(n_steps)), **moments}
         self._adamw.state[self.weights[name]] = state
 
-    def _agree(self) -> None:
-        """Give what is whole on all devices of a group the first one's gradient.
+    def _equalize(self) -> None:
+        """Copy the first device's gradients of unsplit weights to all devices of a group.
 
-        Each computed the same, but on a GPU not always to the last bit, and what differs once would
-        drift apart.
+        Each device computed the same gradients, but on a GPU the last bits can differ, and then the
+        weights would drift apart.
         """
         tensor = self.shards.tensor
         if tensor.group is None:
             return
         grads = [
-            _local(_gradient(weight))
+            local(_gradient(weight))
             for name, weight in self.weights.items()
             if not self.shards.is_split(name)
         ]
@@ -135,8 +135,8 @@ class ShardedOptimizer:
             grad.copy_(values.view_as(grad))
 
     def _clip(self) -> Tensor:
-        """Scale the gradients to the largest norm allowed; return the norm that they had."""
-        grads = {name: _local(_gradient(weight)) for name, weight in self.weights.items()}
+        """Clip the gradients to ``grad_clip``; return their norm before clipping."""
+        grads = {name: local(_gradient(weight)) for name, weight in self.weights.items()}
         counted = [grad for name, grad in grads.items() if self.shards.is_counted(name)]
         square = torch.stack(torch._foreach_norm(counted)).square().sum()
         dist.all_reduce(square)
@@ -147,27 +147,29 @@ class ShardedOptimizer:
 
     def _muon(self, rate: float) -> None:
         updates = {name: _gradient(self.weights[name]) for name in self._momentum}
-        own, flats = [*map(_local, updates.values())], [*map(_local, self._momentum.values())]
+        own, flats = [*map(local, updates.values())], [*map(local, self._momentum.values())]
         torch._foreach_lerp_(flats, own, 1 - MUON_MOMENTUM)
         torch._foreach_lerp_(own, flats, MUON_MOMENTUM)
         rank, n_ranks = dist.get_rank(), dist.get_world_size()
         wholes: dict[str, Tensor] = {}
-        for turn, entry in enumerate(self._turned):
+        for turn, entry in enumerate(self._muon_entries):
             whole = self.shards.gather(entry.name, updates[entry.name])
             if turn % n_ranks == rank:
                 wholes[entry.name] = whole
-        # Between the exchanges, so that the devices turn their matrices at the same time.
-        changes = {e.name: _turn(e, wholes[e.name]) for e in self._turned if e.name in wholes}
-        for turn, entry in enumerate(self._turned):
+        # A loop of its own between the transfers, so that all devices compute at the same time.
+        changes = {
+            e.name: _muon_update(e, wholes[e.name]) for e in self._muon_entries if e.name in wholes
+        }
+        for turn, entry in enumerate(self._muon_entries):
             weight = self.weights[entry.name].detach()
             change = self.shards.send(
                 entry.name, changes.pop(entry.name, None), turn % n_ranks, weight
             )
-            _local(weight).mul_(1 - rate * self.spec.weight_decay).sub_(_local(change), alpha=rate)
+            local(weight).mul_(1 - rate * self.spec.weight_decay).sub_(local(change), alpha=rate)
 
 
-def _turn(entry: Entry, whole: Tensor) -> Tensor:
-    """Return Muon's change of a weight at learning rate 1; fused matrices and experts count apart.
+def _muon_update(entry: Entry, whole: Tensor) -> Tensor:
+    """Return Muon's update of a weight at learning rate 1; fused matrices are separate.
 
     Parameters
     ----------
@@ -185,9 +187,3 @@ def _turn(entry: Entry, whole: Tensor) -> Tensor:
 def _gradient(weight: nn.Parameter) -> Tensor:
     assert weight.grad is not None
     return weight.grad
-
-
-def _local(share: Tensor) -> Tensor:
-    """Return the values on this device, which changes in place reach."""
-    assert isinstance(share, DTensor)
-    return share.to_local()

@@ -1,7 +1,7 @@
-"""Which of a job's processes this one is, and how their work together may end.
+"""The rank of this process in its job, and the errors of a process group.
 
-A launcher that starts several processes for a run (torchrun, or SLURM through submitit) tells each
-by its environment. Nothing here imports anything distributed.
+A launcher that starts several processes for a run (torchrun, or SLURM through submitit) sets their
+ranks in environment variables. This module does not import torch.distributed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class Ranks:
     Attributes
     ----------
     rank : int
-        Number of this one; 0 leads.
+        Rank of this process; rank 0 leads.
     n_ranks : int
-        How many there are, each with a device of its own.
+        Number of processes, each with its own device.
     local_rank : int
-        Number of this one on its machine.
+        Rank of this process on its machine.
     """
 
     rank: int
@@ -30,7 +30,7 @@ class Ranks:
 
 
 def own_ranks() -> Ranks:
-    """Return what the environment says: one process that is alone where it says nothing."""
+    """Return the ranks from the environment; a single process if no variables are set."""
     return Ranks(
         rank=int(os.environ.get("RANK", "0")),
         n_ranks=int(os.environ.get("WORLD_SIZE", "1")),
@@ -39,12 +39,12 @@ def own_ranks() -> Ranks:
 
 
 class RanksLostError(Exception):
-    """Another rank is gone without a word: it was killed, or its machine was lost."""
+    """Another rank ended without a report: it was killed, or its machine failed."""
 
 
 class RankFailedError(Exception):
-    """Another rank failed, and said why."""
+    """Another rank failed and reported the reason."""
 
 
 class BrokenGroupError(Exception):
-    """The ranks are out of step for good, and all is written down: the process must end."""
+    """The ranks cannot continue together; the notes are written and the process must exit."""

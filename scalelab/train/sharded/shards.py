@@ -1,8 +1,8 @@
-"""Where the values of a sharded run's weights lie, and how they are gathered and handed out.
+"""Placement of a sharded run's weights on devices; gather and distribute whole weights.
 
-A device has its tensor-parallel part of a weight (`tensor_parallel`), and of that
-the rows that `fully_shard` gives it among the devices that share the batch. What is gathered is the
-whole weight as one device would have it (`scalelab.train.parameters.lay_out`).
+A device has its tensor-parallel part of a weight (`tensor_parallel`). `fully_shard` splits the rows
+of that part among the devices of the data-parallel mesh. A gathered weight has the shape that it
+has on a single device (`scalelab.train.parameters.lay_out`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from scalelab.train.sharded.tensor_parallel import TensorGroup
 
 @functools.cache
 def new_meshes(device: str, n_ranks: int, tensor_parallel: int) -> tuple[DeviceMesh, TensorGroup]:
-    """Return this device's mesh of those that share the batch, and its tensor-parallel group.
+    """Return this device's data-parallel mesh and its tensor-parallel group.
 
-    The groups stay for later runs, until the process group is left; every rank calls it.
+    Later runs reuse them until the process leaves the process group. All ranks must call it.
     """
     if tensor_parallel == 1:
         return init_device_mesh(device, (n_ranks,)), TensorGroup()
@@ -40,23 +40,23 @@ def new_meshes(device: str, n_ranks: int, tensor_parallel: int) -> tuple[DeviceM
 
 
 class Shards:
-    """The places of a run's weights on this device.
+    """The parts of a run's weights on this device.
 
     Parameters
     ----------
     shape : ModelShape
         The whole model.
     execution : ExecutionSpec
-        Says how many devices share the batch, and how many each block.
+        Gives the device, and how many devices share each block.
 
     Attributes
     ----------
     mesh : DeviceMesh
-        Devices that share the batch and have the same parts of the blocks.
+        Devices that split the batch and have the same parts of the blocks.
     tensor : TensorGroup
-        Devices that share the blocks.
+        Devices that share each block.
     shape : ModelShape
-        Of this device's parts of the blocks.
+        Shape of this device's parts of the blocks.
     entries : dict of Entry
         The whole weights by name.
     own : dict of Entry
@@ -73,18 +73,18 @@ class Shards:
         self.own = self._parts[self.tensor.rank]
 
     def is_counted(self, name: str) -> bool:
-        """Say whether a sum over all devices' values should take this device's of a weight.
+        """Say whether sums over all devices include this device's values of a weight.
 
-        What is whole on all devices of a group counts on the first.
+        A weight that is whole on all devices of a group counts on the first one only.
         """
         return self.tensor.rank == 0 or self.is_split(name)
 
     def is_split(self, name: str) -> bool:
-        """Say whether the devices of a group have parts of a weight, and not all the whole."""
+        """Say whether each device of a group has only a part of a weight."""
         return self._split_dim(name) is not None
 
     def share(self, name: str, whole: Tensor, like: Tensor) -> DTensor:
-        """Return this device's share of a whole weight, which every device has."""
+        """Return this device's share of a whole weight that all devices have."""
         assert isinstance(like, DTensor)
         dim = self._split_dim(name)
         if dim is not None:
@@ -92,14 +92,14 @@ class Shards:
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
     def send(self, name: str, whole: Tensor | None, source: int, like: Tensor) -> DTensor:
-        """Return this device's share of a whole weight, which the rank ``source`` has."""
+        """Return this device's share of a whole weight that only the rank ``source`` has."""
         if whole is None:
             whole = torch.empty(self.entries[name].shape, device=like.device)
         dist.broadcast(whole, source)
         return self.share(name, whole, like)
 
     def gather(self, name: str, share: Tensor) -> Tensor:
-        """Return a whole weight from the shares of it; every device has it."""
+        """Return the whole weight on all devices, from each device's share."""
         assert isinstance(share, DTensor)
         part: Tensor = share.full_tensor()
         dim = self._split_dim(name)
@@ -118,7 +118,7 @@ class Shards:
         return whole
 
     def _views(self, name: str, whole: Tensor, dim: int) -> list[tuple[Tensor, ...]]:
-        """Return, for each device of a group, its part of every matrix that lies in a weight."""
+        """Return for each device of a group its part of each matrix fused into a weight."""
         matrices = torch.split(whole, _segments(self.entries[name], dim), dim)
         sizes = zip(*(_segments(entries[name], dim) for entries in self._parts), strict=True)
         split = [
@@ -128,7 +128,7 @@ class Shards:
         return [*zip(*split, strict=True)]
 
     def _split_dim(self, name: str) -> int | None:
-        """Return the dimension in which devices have parts of a weight, None where all have it."""
+        """Return the dimension in which a weight is split; None if all devices have it whole."""
         sizes: Any = zip(self.entries[name].shape, self.own[name].shape, strict=True)
         return next((dim for dim, (whole, own) in enumerate(sizes) if whole != own), None)
 
@@ -138,6 +138,12 @@ def _by_name(shape: ModelShape) -> dict[str, Entry]:
 
 
 def _segments(entry: Entry, dim: int) -> list[int]:
-    """Return the sizes of the matrices that lie one after the other along a dimension."""
+    """Return the sizes, along a dimension, of the matrices fused into a weight."""
     is_rows = dim == len(entry.shape) - 2
     return list(entry.split_rows) if is_rows else [entry.shape[dim]]
+
+
+def local(share: Tensor) -> Tensor:
+    """Return this device's values of a sharded tensor; in-place changes apply to the tensor."""
+    assert isinstance(share, DTensor)
+    return share.to_local()

@@ -1,10 +1,10 @@
-"""Blocks whose products are shared by several devices (tensor parallel).
+"""Tensor parallelism: several devices split the products of each block.
 
-Each device of a group has some heads and some hidden units of every block: their rows of ``qkv``
-and ``gate_up``, their columns of ``out`` and ``down``. The residual stream, norms, routers,
-embedding and head are whole on all, with the same bits; of the head's tokens each device takes a
-share. What a block's part gives is summed over the group in the forward pass, and the gradient of
-what the parts share in the backward pass: two sums of the stream's size each way.
+Each device of a group has some heads and some hidden units of each block: their rows of ``qkv`` and
+``gate_up``, their columns of ``out`` and ``down``. The residual stream, norms, routers, embedding
+and head are whole on all devices, with the same bits. For the head, each device takes a share of
+the tokens. The group sums the outputs of a block in the forward pass, and the gradients of its
+inputs in the backward pass: two sums of the stream's size in each pass of a block.
 
 References
 ----------
@@ -21,19 +21,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 SHARED_GAINS = ("q_norm", "k_norm")
-"""Weights that are whole on every device, though each has the gradient of its own heads alone."""
+"""Weights that are whole on each device, but whose gradients cover only the device's own heads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorGroup:
-    """The place of this device among those that share its blocks.
+    """The devices that share the blocks with this one.
 
     Attributes
     ----------
     rank, n_ranks : int
-        Number of this device and of all.
+        Index of this device and number of devices.
     group : ProcessGroup or None
-        They; None where this device is alone.
+        Process group of the devices; None for a single one.
     """
 
     rank: int = 0
@@ -41,11 +41,11 @@ class TensorGroup:
     group: Any = None
 
     def enter(self, x: Tensor) -> Tensor:
-        """Return x, the same on all devices; its gradient is the sum of theirs."""
+        """Return x, which is equal on all devices; its gradient is summed over them."""
         return x if self.group is None else _Enter.apply(x, self.group)  # type: ignore[no-untyped-call]
 
     def leave(self, x: Tensor) -> Tensor:
-        """Return the sum of the devices' x; the gradient of each is the sum's."""
+        """Return the sum of x over the devices; each x gets the gradient of the sum."""
         return x if self.group is None else _Leave.apply(x, self.group)  # type: ignore[no-untyped-call]
 
 
