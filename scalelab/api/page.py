@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.records.states import ACTIVE, LOST, OPEN
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 MAX_CURVE_POINTS = 400
 PREVIEW_ROWS = 200
 JOULES_PER_KWH = 3.6e6
-LOST = ("failed", "diverged", "cancelled", "preempted")
-OPEN = ("planned", "queued", "running")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class Source:
     @property
     def is_running(self) -> bool:
         """Whether a run is under way or waits for its turn."""
-        return any(self.counts.get(status, 0) for status in ("running", "queued"))
+        return any(self.counts.get(status, 0) for status in ACTIVE)
 
 
 def stamp(results: str | Path) -> str:

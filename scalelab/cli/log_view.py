@@ -11,7 +11,7 @@ from pathlib import Path
 from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
 from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir
-from scalelab.store.run_states import BROKEN
+from scalelab.records.states import BROKEN
 from scalelab.store.status import read_run_state
 from scalelab.units import format_quantity
 

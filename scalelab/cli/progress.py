@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalelab.cli.output import console
+from scalelab.records.states import ENDED
 from scalelab.units import format_duration, format_quantity
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from scalelab.launch.base import LaunchView, Watcher
 
 REFRESH_S = 0.5
-ENDED = ("done", "diverged", "failed")
 
 
 @contextlib.contextmanager

@@ -189,7 +189,7 @@ def status(
     """
     from scalelab.cli.status_view import render_status
     from scalelab.launch.live_status import LiveStatus
-    from scalelab.store.run_states import ACTIVE
+    from scalelab.records.states import ACTIVE
     from scalelab.store.status import sweep_names
 
     if watch and as_json:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scalelab.store.expected import LEVEL, MIN_FINISHED
-from scalelab.store.run_states import BudgetStatus, Expected, Outlook, RunState
+from scalelab.store.run_status import BudgetStatus, Expected, Outlook, RunStatus
 from scalelab.store.status import SweepStatus
 from scalelab.units import format_duration, format_flops, format_quantity
 
@@ -76,7 +76,7 @@ def _valleys(valleys: Sequence[BudgetStatus]) -> Table:
     return table
 
 
-def _running(runs: Sequence[RunState]) -> Table:
+def _running(runs: Sequence[RunStatus]) -> Table:
     columns = ("steps", "loss", "expected", "at the end", "tokens/s", "left")
     table = _table("running", "N", "D", *columns)
     table.add_column("")
@@ -120,7 +120,7 @@ def _expected(found: Expected | None) -> str:
     return f"{found.loss_nats:.3f} ± {found.high_nats - found.loss_nats:.3f}"
 
 
-def _troubled(runs: Sequence[RunState]) -> Table:
+def _troubled(runs: Sequence[RunStatus]) -> Table:
     table = _table("run", "state", "N", "D", "steps", "attempts")
     table.add_column("reason", overflow="fold")
     for run in runs[:SHOWN_RUNS]:
@@ -144,7 +144,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _add_rest(table: Table, runs: Sequence[RunState]) -> None:
+def _add_rest(table: Table, runs: Sequence[RunStatus]) -> None:
     if len(runs) > SHOWN_RUNS:
         table.add_row(f".. {len(runs) - SHOWN_RUNS:,} more")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scalelab.launch.job import CANCELLED_FILE
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.submissions import Submissions
-from scalelab.records.run_dir import FINAL_STATUSES
+from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results
 
 
@@ -51,7 +51,7 @@ def cancel_runs(
     marked = []
     for run_id in run_ids:
         run = results.run(run_id)
-        if run.status() not in FINAL_STATUSES:
+        if run.status() not in FINAL:
             (run.path / CANCELLED_FILE).touch()
             marked.append(run_id)
     submissions = Submissions(results, results.sweep(sweep), is_owner=False)

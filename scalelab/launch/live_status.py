@@ -16,12 +16,12 @@ from scalelab.launch.execute import saved_launcher
 from scalelab.launch.job import CANCELLED_FILE
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.submissions import Submissions
-from scalelab.records.run_dir import FINAL_STATUSES
+from scalelab.records.states import BROKEN, ENDED, INTERRUPTED
 from scalelab.records.sweep_dir import Results
-from scalelab.store.run_states import BROKEN, INTERRUPTED, RunState
+from scalelab.store.run_status import RunStatus
 from scalelab.store.status import SweepStatus, read_status
 
-_UNTOUCHED = (*FINAL_STATUSES, "failed", BROKEN)
+_UNTOUCHED = (*ENDED, BROKEN)
 
 
 class LiveStatus:
@@ -60,14 +60,14 @@ class LiveStatus:
                 return replace(found, gpus=launcher.slurm.gpus_per_run)
         return found
 
-    def _assess(self, sweep: str, runs: Sequence[RunState]) -> tuple[RunState, ...]:
+    def _assess(self, sweep: str, runs: Sequence[RunStatus]) -> tuple[RunStatus, ...]:
         held = self._held(sweep)
         return tuple(
             replace(run, state=merged_state(run.state, held.get(run.run_id), self._is_off(run)))
             for run in runs
         )
 
-    def _is_off(self, run: RunState) -> bool:
+    def _is_off(self, run: RunStatus) -> bool:
         return (self.results.run(run.run_id).path / CANCELLED_FILE).exists()
 
     def _held(self, sweep: str) -> dict[str, str]:

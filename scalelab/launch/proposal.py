@@ -16,7 +16,7 @@ from scalelab.corpus.tokenizer import ByteTokenizer
 from scalelab.errors import UsageError
 from scalelab.launch.speed import default_device, machine_speed, speed_for
 from scalelab.launch.trackers import require_installed
-from scalelab.records.run_dir import FINAL_STATUSES
+from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
 from scalelab.sweep.plan import DataFacts, Plan, make_plan
@@ -146,7 +146,7 @@ def propose(
     finished = frozenset(
         row.spec.run_id
         for row in plan.rows
-        if not facts.is_estimated and results.run(row.spec.run_id).status() in FINAL_STATUSES
+        if not facts.is_estimated and results.run(row.spec.run_id).status() in FINAL
     )
     return Proposal(
         sweep=sweep,

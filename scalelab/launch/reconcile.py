@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scalelab.records.run_dir import FINAL_STATUSES
+from scalelab.records.states import FINAL, RESTARTABLE
 
 MAX_LOST_ATTEMPTS = 3
-RESTARTABLE = ("planned", "running", "queued", "preempted", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +21,7 @@ class RunState:
     Attributes
     ----------
     status : str
-        One of `scalelab.records.types.RUN_STATUSES`, as its files say.
+        One of `scalelab.records.states.FILE_STATES`, as its files say.
     is_alive : bool
         Whether a process or job that works on it may still live.
     n_lost : int
@@ -76,7 +75,7 @@ def reconcile(
     parts: dict[str, list[str]] = {"start": [], "wait": [], "finished": [], "gave_up": []}
     for run_id in dict.fromkeys(run_ids):
         state = states.get(run_id, RunState(status="planned"))
-        if state.status in FINAL_STATUSES:
+        if state.status in FINAL:
             parts["finished"].append(run_id)
         elif state.is_alive:
             parts["wait"].append(run_id)

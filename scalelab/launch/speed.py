@@ -23,6 +23,7 @@ from typing import Any
 from scalelab.errors import DataError, ScalelabError
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.records.files import write_atomically
+from scalelab.records.machine import cpu_name
 from scalelab.sweep.batched_runs import equal_runs
 from scalelab.sweep.batched_runs import is_small as is_batchable
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
@@ -219,7 +220,7 @@ def cache_path(device: str, n_workers: int) -> Path:
         torch_version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         torch_version = "none"
-    processors = "|".join(gpu_names()) if device == "cuda" else _cpu_name()
+    processors = "|".join(gpu_names()) if device == "cuda" else cpu_name()
     words = (platform.node(), processors, device, n_workers, torch_version, TRAINER_REVISION)
     key = "|".join(map(str, words))
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -259,13 +260,3 @@ def _median_gains(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the gains of the sizes that all workers tried."""
     sizes = [size for size in found[0] if all(size in gains for gains in found)]
     return {size: statistics.median(gains[size] for gains in found) for size in sizes}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

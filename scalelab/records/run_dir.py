@@ -30,12 +30,12 @@ from typing import Any
 
 from scalelab.errors import SpecError
 from scalelab.records.files import fsync, list_entries, read_json, write_atomically
+from scalelab.records.states import FINAL
 from scalelab.records.types import MetricRow, RunRecord
 from scalelab.sweep.run_spec import RunSpec, run_spec_from_mapping, to_json
 
 KEPT_CHECKPOINTS = 2
 TAIL_BYTES = 8192
-FINAL_STATUSES = ("done", "diverged")
 
 _ATTEMPT_NAME = re.compile(r"(?P<number>\d+)-(?P<token>[0-9a-f]{16})")
 _RECORD_FIELDS = tuple(item.name for item in fields(RunRecord))
@@ -325,12 +325,11 @@ class RunDir:
         """
         for found in self.checkpoints()[:1]:
             (writer,) = (a for a in self.attempts() if a.number == found.attempt)
-            execution = writer.read_note().get("execution")
-            return dict(execution) if isinstance(execution, Mapping) else {}
+            return execution_of(writer.read_note())
         return {}
 
     def status(self) -> str:
-        """Return the run's state as its files tell it, one of `RUN_STATUSES`.
+        """Return the state recorded in the files, one of `scalelab.records.states.FILE_STATES`.
 
         ``running`` means that the newest attempt has not said that it ended; whether its process
         still lives is for the launcher to know. An accepted attempt whose record is no longer whole
@@ -353,6 +352,15 @@ def parse_attempt_name(name: str) -> tuple[int, str] | None:
     return (int(match["number"]), match["token"]) if match else None
 
 
+def execution_of(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `ExecutionSpec` from an ``attempt.json``, empty if it has none."""
+    execution = note.get("execution")
+    if not isinstance(execution, dict) or not execution:
+        return {}
+    # scalelab 0.1 wrote `pack_size`; the oldest files have neither field.
+    return {"batched_runs": execution.get("pack_size", 1), **execution}
+
+
 def parse_record(
     content: Mapping[str, Any], run_id: str, number: int, token: str
 ) -> RunRecord | None:
@@ -366,7 +374,7 @@ def parse_record(
     if not (
         values.keys() >= _REQUIRED_RECORD_FIELDS
         and (values["run_id"], values["attempt"], values["token"]) == (run_id, number, token)
-        and values["status"] in FINAL_STATUSES
+        and values["status"] in FINAL
         and isinstance(values["n_params"], dict)
         and isinstance(values["flops"], dict)
     ):

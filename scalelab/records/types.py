@@ -18,17 +18,6 @@ from scalelab.errors import DataError
 
 FloatArray = NDArray[np.float64]
 
-RUN_STATUSES = (
-    "planned",
-    "queued",
-    "running",
-    "done",
-    "diverged",
-    "failed",
-    "preempted",
-    "cancelled",
-)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRow:

@@ -20,7 +20,7 @@ import numpy as np
 from scalelab.store import scan
 from scalelab.store.curves import Progress, read_new_rows
 from scalelab.store.rows import curve_segments
-from scalelab.store.run_states import Expected, Outlook, RunState
+from scalelab.store.run_status import Expected, Outlook, RunStatus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,12 +35,12 @@ FALSE_ALARMS = 0.01
 """Chance that any run of a healthy sweep is called surprising."""
 
 
-def with_outlooks(runs: Sequence[RunState], runs_folder: str) -> tuple[RunState, ...]:
+def with_outlooks(runs: Sequence[RunStatus], runs_folder: str) -> tuple[RunStatus, ...]:
     """Return the runs, each running one with its outlook.
 
     Parameters
     ----------
-    runs : sequence of RunState
+    runs : sequence of RunStatus
         Of one sweep.
     runs_folder : str
         Where the run folders lie, for the curves.
@@ -101,7 +101,7 @@ def expect(
     return Expected(loss_nats=middle, low_nats=middle - reach, high_nats=middle + reach)
 
 
-def surprising(runs: Sequence[RunState]) -> tuple[tuple[RunState, Expected], ...]:
+def surprising(runs: Sequence[RunStatus]) -> tuple[tuple[RunStatus, Expected], ...]:
     """Return the finished runs whose loss the others do not explain, with what they do explain.
 
     Each is compared with the form fitted to the other finished runs of the sweep; in a healthy
@@ -121,7 +121,7 @@ def surprising(runs: Sequence[RunState]) -> tuple[tuple[RunState, Expected], ...
     return tuple(found)
 
 
-def _outlook(run: RunState, finished: Sequence[RunState], runs_folder: str) -> Outlook:
+def _outlook(run: RunStatus, finished: Sequence[RunStatus], runs_folder: str) -> Outlook:
     fraction = run.step / (run.n_steps or 1)
     recent = loss_about(f"{runs_folder}/{run.run_id}", fraction, run.n_steps or 1)
     (at,) = _places([run])
@@ -177,11 +177,11 @@ def _curve(
     return np.asarray(steps, float), np.asarray(losses, float)
 
 
-def _is_finished(run: RunState) -> bool:
+def _is_finished(run: RunStatus) -> bool:
     return run.state == "done" and None not in (run.loss_nats, run.n_params, run.n_tokens)
 
 
-def _places(runs: Sequence[RunState]) -> NDArray[np.float64]:
+def _places(runs: Sequence[RunStatus]) -> NDArray[np.float64]:
     """Return N and D of runs, shape (n, 2)."""
     return np.asarray([(run.n_params, run.n_tokens) for run in runs], float).reshape(-1, 2)
 

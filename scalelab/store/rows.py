@@ -9,6 +9,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from scalelab.records.run_dir import execution_of
 from scalelab.store.scan import RUN_DEFAULTS, SHAPE_DEFAULTS, AttemptFiles, RunFiles
 from scalelab.store.schema import CLAIM, REAL, WHOLE, Table
 from scalelab.theory.accounting import (
@@ -142,8 +143,7 @@ def resumed_from(attempt: AttemptFiles) -> tuple[int | None, int | None]:
 
 def execution_columns(note: Mapping[str, Any]) -> Row:
     """Return how an attempt was executed, by column name."""
-    spec = note.get("execution")
-    execution = dict(spec) if isinstance(spec, dict) else {}
+    execution = execution_of(note)
     execution["step_mode"] = execution.pop("step", None)
     return {**execution, "device_name": note.get("device_name")}
 

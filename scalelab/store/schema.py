@@ -20,7 +20,7 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised with every change of a table; an older live database is then built anew from the files."""
 
 TEXT = "VARCHAR"

@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import DataError, SpecError
-from scalelab.records.process import is_process_alive
+from scalelab.records.machine import is_process_alive
 from scalelab.records.run_dir import RunDir
+from scalelab.records.states import ACTIVE, BROKEN, INTERRUPTED, RUN_STATES, STOPPED
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import MetricRow
 from scalelab.store import scan
 from scalelab.store.expected import surprising, with_outlooks
 from scalelab.store.rows import Row, run_row
-from scalelab.store.run_states import (
-    ACTIVE,
-    BROKEN,
+from scalelab.store.run_status import (
     FALLS_TO_LARGE,
     FALLS_TO_SMALL,
-    INTERRUPTED,
-    STATES,
     BudgetStatus,
-    RunState,
+    RunStatus,
     budget_statuses,
 )
 from scalelab.store.sources import PLAN_FILE
@@ -46,7 +43,7 @@ class SweepStatus:
     ----------
     sweep, kind : str
         Name, and what was planned.
-    runs : tuple of RunState
+    runs : tuple of RunStatus
         In the plan's order.
     counts : Mapping[str, int]
         Runs by state, only states that occur.
@@ -64,7 +61,7 @@ class SweepStatus:
 
     sweep: str
     kind: str
-    runs: tuple[RunState, ...]
+    runs: tuple[RunStatus, ...]
     counts: Mapping[str, int]
     valleys: tuple[BudgetStatus, ...]
     eta_s: float | None
@@ -74,7 +71,7 @@ class SweepStatus:
     gpus: int = 0
 
 
-Judge = Callable[[str, Sequence[RunState]], tuple[RunState, ...]]
+Judge = Callable[[str, Sequence[RunStatus]], tuple[RunStatus, ...]]
 
 
 def read_status(
@@ -112,7 +109,7 @@ def read_status(
     )
     runs = with_outlooks(runs if assess is None else assess(name, runs), str(results / "runs"))
     found = Counter(run.state for run in runs)
-    counts = {state: found[state] for state in STATES if found[state]}
+    counts = {state: found[state] for state in RUN_STATES if found[state]}
     valleys = budget_statuses(runs)
     return SweepStatus(
         sweep=name,
@@ -132,12 +129,12 @@ def sweep_names(results: Path) -> list[str]:
     return [name for _, name in _plans(results)]
 
 
-def read_run_state(folder: Path, budget_flops: float | None, now_s: float) -> RunState:
+def read_run_state(folder: Path, budget_flops: float | None, now_s: float) -> RunStatus:
     """Return how the run in ``folder`` stands; a folder that does not hold together is a state."""
     try:
         files = scan.read_run(str(folder))
     except (SpecError, OSError) as error:
-        return RunState(
+        return RunStatus(
             run_id=folder.name, state=BROKEN, budget_flops=budget_flops, reason=str(error)
         )
     is_running = files.status == "running"
@@ -150,7 +147,7 @@ def read_run_state(folder: Path, budget_flops: float | None, now_s: float) -> Ru
 
 def run_state(
     row: Row, last: MetricRow | None, budget_flops: float | None, now_s: float, *, is_gone: bool
-) -> RunState:
+) -> RunStatus:
     """Return how a run stands from its row of ``runs`` and its newest row of the curve.
 
     Parameters
@@ -169,7 +166,7 @@ def run_state(
     is_running = row["status"] == "running" and not is_gone
     speed = last.tokens_per_s if last and is_running and last.tokens_per_s > 0 else None
     loss = row.get("loss_nats")
-    return RunState(
+    return RunStatus(
         run_id=row["run_id"],
         state=INTERRUPTED if is_gone else row["status"],
         budget_flops=budget_flops,
@@ -187,7 +184,7 @@ def run_state(
     )
 
 
-def sweep_eta(runs: Sequence[RunState]) -> float | None:
+def sweep_eta(runs: Sequence[RunStatus]) -> float | None:
     """Return the seconds until the last run ends, None when no running one tells its speed.
 
     The work that is left over the present rate, and never less than the slowest running run.
@@ -207,7 +204,10 @@ def sweep_eta(runs: Sequence[RunState]) -> float | None:
 
 
 def advise(
-    sweep: str, counts: Mapping[str, int], valleys: Sequence[BudgetStatus], runs: Sequence[RunState]
+    sweep: str,
+    counts: Mapping[str, int],
+    valleys: Sequence[BudgetStatus],
+    runs: Sequence[RunStatus],
 ) -> tuple[str, ...]:
     """Return what to do next, most pressing first."""
     advice = []
@@ -215,7 +215,7 @@ def advise(
         first = next(run for run in runs if run.state == BROKEN)
         advice.append(f"run {first.run_id} does not hold together: {first.reason}")
     is_active = any(counts.get(state) for state in ACTIVE)
-    stopped = sum(counts.get(s, 0) for s in ("planned", INTERRUPTED, "preempted", "cancelled"))
+    stopped = sum(counts.get(s, 0) for s in STOPPED)
     if stopped and not is_active:
         advice.append(
             f"{stopped} runs wait and nothing runs: `scalelab resume {sweep}` goes on with them."

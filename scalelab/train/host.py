@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import scalelab
-from scalelab.records.process import own_process
+from scalelab.records.machine import cpu_name, own_process
 from scalelab.records.run_dir import Attempt
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 
@@ -85,15 +85,7 @@ def describe_host(device: str) -> dict[str, Any]:
 @functools.cache
 def device_name(device: str) -> str:
     """Return the GPU's name as the driver gives it, or the CPU's model name."""
-    if device == "cuda":
-        return str(torch.cuda.get_device_name())
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return str(torch.cuda.get_device_name()) if device == "cuda" else cpu_name()
 
 
 @functools.cache

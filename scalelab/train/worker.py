@@ -1,7 +1,7 @@
 """One attempt at one or more batched runs, from the spec in the run folder to the accepted record.
 
 `run_batched` works in a new process, in a forked one with torch loaded, or in the caller's. It
-writes only into the run folders. Its statuses are in `scalelab.records.types.RUN_STATUSES`.
+writes only into the run folders. Its statuses are in `scalelab.records.states.FILE_STATES`.
 """
 
 from __future__ import annotations

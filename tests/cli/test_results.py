@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from scalelab.cli.main import main
-from scalelab.records.process import own_process
+from scalelab.records.machine import own_process
 from scalelab.records.run_dir import RunDir
 from scalelab.records.types import MetricRow, RunRecord
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec

@@ -6,15 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
-from scalelab.records.run_dir import FINAL_STATUSES
-from scalelab.records.types import RUN_STATUSES
+from scalelab.records.states import FILE_STATES, FINAL
 
 run_ids = st.lists(st.sampled_from([f"r{i}" for i in range(12)]), max_size=15)
 states = st.dictionaries(
     st.sampled_from([f"r{i}" for i in range(14)]),
     st.builds(
         RunState,
-        status=st.sampled_from(RUN_STATUSES),
+        status=st.sampled_from(FILE_STATES),
         is_alive=st.booleans(),
         n_lost=st.integers(0, 5),
         is_wanted=st.booleans(),
@@ -32,13 +31,13 @@ def test_every_run_gets_exactly_one_action(
     assert sorted(parts) == sorted(set(plan))
     for run_id in actions.start:
         state = known.get(run_id, RunState(status="planned"))
-        assert state.status not in FINAL_STATUSES, "finished runs are never redone"
+        assert state.status not in FINAL, "finished runs are never redone"
         assert not state.is_alive, "living runs are never doubled"
         assert state.is_wanted, "cancelled runs are left alone"
         assert retry or (state.status != "failed" and state.n_lost < MAX_LOST_ATTEMPTS)
     assert actions.start == tuple(r for r in dict.fromkeys(plan) if r in actions.start)
     for run_id, state in known.items():
-        if run_id in plan and state.status in FINAL_STATUSES:
+        if run_id in plan and state.status in FINAL:
             assert run_id in actions.finished
 
 

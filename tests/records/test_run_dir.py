@@ -12,7 +12,8 @@ import pytest
 
 from scalelab.errors import SpecError
 from scalelab.records.run_dir import RunDir
-from scalelab.records.types import RUN_STATUSES, MetricRow, RunRecord
+from scalelab.records.states import FILE_STATES
+from scalelab.records.types import MetricRow, RunRecord
 
 FORK = multiprocessing.get_context("fork")
 
@@ -268,7 +269,7 @@ class TestStatus:
         (attempt.path / "attempt.json").write_text('{"ended": {"sta')
         assert attempt.read_note() == {}
         assert run.status() == "running"
-        assert "running" in RUN_STATUSES
+        assert "running" in FILE_STATES
 
 
 class TestCheckpoints:

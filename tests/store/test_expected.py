@@ -8,7 +8,7 @@ import pytest
 
 from scalelab.records.run_dir import RunDir
 from scalelab.store.expected import MIN_FINISHED, expect, loss_about, surprising
-from scalelab.store.run_states import RunState
+from scalelab.store.run_status import RunStatus
 from scalelab.store.status import read_status
 
 
@@ -24,7 +24,7 @@ PLACES = np.asarray([(n, c / 6 / n) for c in (1e18, 3e18, 1e19) for n in (4e7, 9
 def finished(noise=0.003, seed=3):
     losses = truth(PLACES) + noise * np.random.default_rng(seed).standard_normal(len(PLACES))
     return [
-        RunState(
+        RunStatus(
             run_id=f"r{i}", state="done", n_params=int(n), n_tokens=int(d), n_steps=100,
             loss_nats=loss, step=100,
         )

@@ -7,21 +7,20 @@ from dataclasses import asdict, replace
 import pytest
 
 from scalelab.errors import DataError, UsageError
-from scalelab.records.process import own_process
-from scalelab.store.run_states import (
+from scalelab.records.machine import own_process
+from scalelab.records.states import BROKEN, INTERRUPTED
+from scalelab.store.run_status import (
     BRACKETED,
-    BROKEN,
     FALLS_TO_LARGE,
     FALLS_TO_SMALL,
-    INTERRUPTED,
-    RunState,
+    RunStatus,
     budget_statuses,
 )
 from scalelab.store.status import read_status, sweep_eta, sweep_names
 
 
 def done(n_params, loss, budget=1e12, state="done"):
-    return RunState(
+    return RunStatus(
         run_id=f"r{n_params}", state=state, budget_flops=budget, n_params=n_params, loss_nats=loss
     )
 
@@ -65,13 +64,13 @@ class TestValleys:
 
 class TestEta:
     def running(self, n_tokens, left, speed):
-        return RunState(
+        return RunStatus(
             run_id="r", state="running", flops=6.0 * n_tokens, n_tokens=n_tokens,
             tokens_per_s=speed, eta_s=left / speed,
         )  # fmt: skip
 
     def test_it_is_the_work_left_over_the_present_rate(self):
-        waiting = RunState(run_id="w", state="planned", flops=6.0 * 900)
+        waiting = RunStatus(run_id="w", state="planned", flops=6.0 * 900)
         runs = [self.running(1000, 300, 10.0), self.running(1000, 300, 20.0), waiting]
         assert sweep_eta(runs) == pytest.approx((900 + 600) / 30)
 
@@ -80,7 +79,7 @@ class TestEta:
         assert sweep_eta(runs) == pytest.approx(900)
 
     def test_nothing_running_is_unknown(self):
-        assert sweep_eta([RunState(run_id="w", state="planned", flops=1.0)]) is None
+        assert sweep_eta([RunStatus(run_id="w", state="planned", flops=1.0)]) is None
 
 
 class TestReading:

@@ -27,8 +27,9 @@ from scalelab.launch.job import CANCELLED_FILE, work_locally
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
-from scalelab.records.process import is_process_alive
-from scalelab.records.run_dir import FINAL_STATUSES, LOG_FILE, RunDir
+from scalelab.records.machine import is_process_alive
+from scalelab.records.run_dir import LOG_FILE, RunDir
+from scalelab.records.states import ENDED, FINAL
 from scalelab.sweep.batched_runs import batch_key
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, predecessors, trunk_id
@@ -187,7 +188,7 @@ class LocalPool:
     def _was_taken(self, run_id: str) -> bool:
         """Say whether another sweep that shares the run has finished or claimed it meanwhile."""
         state = self._state_on_disk(run_id)
-        if state.status in FINAL_STATUSES:
+        if state.status in FINAL:
             self._set_status(run_id, state.status)
             self._notify(f"{run_id} {state.status}")
             return True
@@ -243,7 +244,7 @@ class LocalPool:
         folder = self._folder(run_id)
         folder.accept_finished()
         status = folder.status()
-        if status in FINAL_STATUSES or status == "failed":
+        if status in ENDED:
             self._set_status(run_id, status)
             self._notify(f"{run_id} {status}")
             return
@@ -302,7 +303,7 @@ class LocalPool:
     def _final_status(self, run_id: str) -> str:
         known = self.states[run_id].status
         # A result stays; of a cancelled or lost run that never began its folder says nothing.
-        is_final = known in (*FINAL_STATUSES, "cancelled", "failed")
+        is_final = known in (*ENDED, "cancelled")
         return known if is_final else self._folder(run_id).status()
 
     def _set_status(self, run_id: str, status: str) -> None:

@@ -28,8 +28,9 @@ from scalelab.launch.slurm.retries import Retry, decide_retry, share_out
 from scalelab.launch.slurm.submissions import Submissions, other_sweeps
 from scalelab.launch.source import frozen_source
 from scalelab.records.files import write_atomically
-from scalelab.records.process import is_process_alive
-from scalelab.records.run_dir import FINAL_STATUSES, RunDir
+from scalelab.records.machine import is_process_alive
+from scalelab.records.run_dir import RunDir
+from scalelab.records.states import FINAL
 from scalelab.sweep.spec import SlurmTable
 
 _PASSING_ERRORS = ("timed out", "Unable to contact", "temporarily", "try again", "Zero Bytes")
@@ -129,7 +130,7 @@ class SlurmLaunch:
             live = {**other.live_runs(), **live}
         for run_id in self.request.run_ids:
             known = self.states.get(run_id)
-            if known is None or known.status not in FINAL_STATUSES:
+            if known is None or known.status not in FINAL:
                 self.states[run_id] = self._state(run_id, live.get(run_id))
 
     def _state(self, run_id: str, live: str | None) -> RunState:
@@ -138,7 +139,7 @@ class SlurmLaunch:
             return RunState(status="failed")
         run.accept_finished()
         status = run.status()
-        if status in FINAL_STATUSES:
+        if status in FINAL:
             return RunState(status=status)
         if (run.path / CANCELLED_FILE).exists():
             return RunState(status="cancelled", is_alive=live is not None, is_wanted=False)
@@ -314,7 +315,7 @@ class SlurmLaunch:
         unwanted = {r for r, state in self.states.items() if not state.is_wanted}
         if not unwanted:
             return
-        ended = unwanted | {r for r, s in self.states.items() if s.status in FINAL_STATUSES}
+        ended = unwanted | {r for r, s in self.states.items() if s.status in FINAL}
         elements = []
         for intent, index in self.own.open_elements():
             runs, job_id = intent.packs[index].run_ids, self.own.job_of(intent)

@@ -6,17 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-INTERRUPTED = "interrupted"
-BROKEN = "broken"
-STATES = (
-    "done", "running", "queued", "planned", INTERRUPTED, "preempted", "cancelled", "diverged",
-    "failed", BROKEN,
-)  # fmt: skip
-"""The states of a run, in the order in which they are shown."""
-
-ACTIVE = ("running", "queued")
-"""States in which something is being done for the run."""
-
 MIN_VALLEY_SIZES = 3
 BRACKETED = "bracketed"
 FALLS_TO_SMALL = "falls to the small end"
@@ -59,7 +48,7 @@ class Outlook:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunState:
+class RunStatus:
     """How one run of a sweep stands.
 
     Attributes
@@ -67,8 +56,7 @@ class RunState:
     run_id : str
         The run.
     state : str
-        One of `STATES`: the status that its files tell, or ``interrupted`` when they say running
-        and the process is gone, or ``broken`` when they do not hold together.
+        One of `scalelab.records.states.RUN_STATES`.
     budget_flops : float or None
         Budget of its isoFLOP curve.
     n_params, n_tokens, n_steps : int or None
@@ -144,19 +132,19 @@ class BudgetStatus:
         return self.shape == BRACKETED
 
 
-def budget_statuses(runs: Sequence[RunState]) -> tuple[BudgetStatus, ...]:
+def budget_statuses(runs: Sequence[RunStatus]) -> tuple[BudgetStatus, ...]:
     """Return the isoFLOP curves of the runs, smallest budget first.
 
     Replicates of a size count by their mean loss.
     """
-    by_budget: dict[float, list[RunState]] = {}
+    by_budget: dict[float, list[RunStatus]] = {}
     for run in runs:
         if run.budget_flops is not None:
             by_budget.setdefault(run.budget_flops, []).append(run)
     return tuple(_valley(budget, by_budget[budget]) for budget in sorted(by_budget))
 
 
-def _valley(budget: float, runs: list[RunState]) -> BudgetStatus:
+def _valley(budget: float, runs: list[RunStatus]) -> BudgetStatus:
     losses: dict[int, list[float]] = {}
     for run in runs:
         if run.state == "done" and run.loss_nats is not None and run.n_params is not None:

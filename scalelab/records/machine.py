@@ -1,0 +1,54 @@
+"""The local machine and its processes.
+
+A process is identified by host, process number and start time, because numbers are reused.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_START_TIME_FIELD = 22
+
+
+def cpu_name() -> str:
+    """Return the model name of the CPU, or the architecture where the system does not report it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def pid_start(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second field is the command in brackets and may contain spaces.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[_START_TIME_FIELD - 3])
+
+
+def own_process() -> dict[str, Any]:
+    """Return host, number and start time of this process, as ``attempt.json`` records them."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": pid_start(os.getpid())}
+
+
+def is_process_alive(note: Mapping[str, Any]) -> bool:
+    """Return whether the process that wrote this ``attempt.json`` is alive on this machine.
+
+    A process on another machine counts as not alive: the next claim fences its attempt, so it can
+    do no harm.
+    """
+    if note.get("host") != socket.gethostname() or not isinstance(note.get("pid"), int):
+        return False
+    started = pid_start(note["pid"])
+    return started is not None and started == note.get("pid_start")

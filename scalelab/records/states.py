@@ -1,0 +1,48 @@
+"""States of a run, and the groups of states that commands act on.
+
+Run folders record most states (`FILE_STATES`). The launcher adds ``queued``; `scalelab status` adds
+``interrupted`` and ``broken``.
+"""
+
+from __future__ import annotations
+
+INTERRUPTED = "interrupted"
+BROKEN = "broken"
+
+RUN_STATES = {
+    "done": "Training ended and its loss was accepted.",
+    "running": "The newest attempt is training.",
+    "queued": "A SLURM job that contains the run waits, or trains another run first.",
+    "planned": "No attempt has started.",
+    INTERRUPTED: "The worker process died without recording an end.",
+    "preempted": "The worker stopped early; the next attempt resumes from its checkpoint.",
+    "cancelled": "A user cancelled the run.",
+    "diverged": "The loss diverged; fits leave the run out.",
+    "failed": "The newest attempt ended with an error, or too many attempts died.",
+    BROKEN: "The run folder cannot be read.",
+}
+"""Each state and its meaning, in display order."""
+
+FILE_STATES = tuple(state for state in RUN_STATES if state not in (INTERRUPTED, BROKEN))
+"""States of a run without knowledge of its process or folder."""
+
+FINAL = ("done", "diverged")
+"""A result was accepted; the run is never trained again."""
+
+ENDED = (*FINAL, "failed")
+"""No attempt follows unless the user asks for a retry."""
+
+ACTIVE = ("running", "queued")
+"""A worker or a job has the run."""
+
+STOPPED = ("planned", INTERRUPTED, "preempted", "cancelled")
+"""Nothing has the run; `scalelab resume` continues it."""
+
+OPEN = ("planned", *ACTIVE)
+"""No attempt has ended."""
+
+LOST = ("failed", "diverged", "cancelled", "preempted")
+"""The newest attempt ended without a usable loss."""
+
+RESTARTABLE = (*ACTIVE, "planned", "preempted", "cancelled")
+"""A launcher starts the run if no process has it."""
