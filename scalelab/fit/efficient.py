@@ -48,7 +48,7 @@ from scalelab.fit.replicates import (
     refit,
     stretched,
 )
-from scalelab.fit.surfaces import Rows, Surface
+from scalelab.fit.row_model import RowModel, Rows
 
 FloatArray = NDArray[np.float64]
 
@@ -98,13 +98,13 @@ class Efficient:
 
 
 def efficient(
-    surface: Surface, best: FloatArray, rows: Rows, box: Box, compute: FloatArray | None
+    model: RowModel, best: FloatArray, rows: Rows, box: Box, compute: FloatArray | None
 ) -> Efficient | None:
     """Return the efficient refit; None where the rows are too few or fitted without any noise.
 
     Parameters
     ----------
-    surface : Surface
+    model : RowModel
         The law on the rows.
     best : ndarray of shape (p,)
         Optimum of the objective.
@@ -120,18 +120,18 @@ def efficient(
     at, weighted = best, rows
     penalty = Penalty(delta=THRESHOLD)
     for _ in range(ROUNDS):
-        r = surface.residuals(at[None], rows)[0]
-        lever = leverages(surface, at, weighted, box)
+        r = model.residuals(at[None], rows)[0]
+        lever = leverages(model, at, weighted, box)
         sigma = noise_scale(r / np.sqrt(1.0 - lever), compute)
         if sigma is None:
             return None
         weighted = rows.reweighted(1.0 / sigma**2)
         penalty = replace(penalty, unit=sigma)
-        end = minimise(surface, at[None], weighted, penalty, box)
+        end = minimise(model, at[None], weighted, penalty, box)
         if not end.converged[0]:
             return None
         at = end.eta[0]
-    lever = leverages(surface, at, weighted, box)
+    lever = leverages(model, at, weighted, box)
     return Efficient(
         eta=at,
         rows=weighted,
@@ -208,7 +208,7 @@ def is_bent(z: FloatArray, columns: Mapping[str, FloatArray]) -> bool:
 
 
 def replicate(
-    surface: Surface,
+    model: RowModel,
     best: FloatArray,
     rows: Rows,
     penalty: Penalty,
@@ -222,7 +222,7 @@ def replicate(
 
     Parameters
     ----------
-    surface, best, rows, penalty, box
+    model, best, rows, penalty, box
         The objective and its optimum.
     replicates : Plan
         Of rows, smooth.
@@ -231,25 +231,25 @@ def replicate(
     use_numba : {"auto", "yes", "no"}
         See `scalelab.fit.replicates.refit`.
     """
-    found = efficient(surface, best, rows, box, compute_of(columns))
+    found = efficient(model, best, rows, box, compute_of(columns))
     if found is None:
         return None
-    z = surface.residuals(found.eta[None], rows)[0] / found.penalty.threshold
+    z = model.residuals(found.eta[None], rows)[0] / found.penalty.threshold
     if is_bent(z, columns):
         return None
     shaped = replace(replicates, shape=found.shape)
     tried = replace(shaped, k=max(replicates.k, CHECKS))
-    steps = newton_steps(surface, found, box, tried)
+    steps = newton_steps(model, found, box, tried)
     if steps is None:
         return None
-    if not agrees(surface, best, rows, penalty, box, found, steps, tried, use_numba):
+    if not agrees(model, best, rows, penalty, box, found, steps, tried, use_numba):
         return None
     eta = covariance_spread(found, box, steps, tried)[: replicates.k]
     return Replicates(eta=eta, failed=0, kept=np.ones(len(eta), dtype=bool)), shaped
 
 
 def newton_steps(
-    surface: Surface, found: Efficient, box: Box, replicates: ResamplingPlan
+    model: RowModel, found: Efficient, box: Box, replicates: ResamplingPlan
 ) -> FloatArray | None:
     """Return each replicate's Newton step from the efficient optimum, shape (k, p).
 
@@ -257,7 +257,7 @@ def newton_steps(
 
     Parameters
     ----------
-    surface : Surface
+    model : RowModel
         The law on the rows.
     found : Efficient
         The efficient refit.
@@ -266,12 +266,12 @@ def newton_steps(
     replicates : Plan
         With the shape of ``found``.
     """
-    value, gradient, hessian = surface.derivatives(found.eta)
+    value, gradient, hessian = model.derivatives(found.eta)
     slopes, bends = gradient, hessian
     if found.rows.is_log:
         slopes = gradient / value
         bends = hessian / value - slopes[:, None] * slopes[None]
-    r = surface.residuals(found.eta[None], found.rows)[0]
+    r = model.residuals(found.eta[None], found.rows)[0]
     _, first, second, _ = found.penalty.parts(r, found.rows.weight)
     free = np.flatnonzero(box.free)
     matrix = ((slopes * second) @ slopes.T + bends @ first)[np.ix_(free, free)]
@@ -282,11 +282,11 @@ def newton_steps(
     sums = np.concatenate([weights @ pull for weights in replicates.weights(batch)])
     steps = np.zeros((len(sums), len(found.eta)))
     steps[:, free] = -np.linalg.solve(matrix, sums.T).T
-    return steps if _is_fair(surface, found, box, matrix, steps) else None
+    return steps if _is_fair(model, found, box, matrix, steps) else None
 
 
 def _is_fair(
-    surface: Surface, found: Efficient, box: Box, matrix: FloatArray, steps: FloatArray
+    model: RowModel, found: Efficient, box: Box, matrix: FloatArray, steps: FloatArray
 ) -> bool:
     """Return whether the parabola holds, within `BENT`, along the axes of the steps' spread."""
     free = np.flatnonzero(box.free)
@@ -295,8 +295,8 @@ def _is_fair(
     points = np.tile(found.eta, (2 * len(free), 1))
     points[:, free] += np.concatenate([ends, -ends])
     points = np.clip(points, box.low, box.high)
-    base = surface.value(found.eta[None], found.rows, found.penalty)[0]
-    rise = surface.value(points, found.rows, found.penalty) - base
+    base = model.value(found.eta[None], found.rows, found.penalty)[0]
+    rise = model.value(points, found.rows, found.penalty) - base
     parabola = 0.5 * np.einsum("jp,pq,jq->j", ends, matrix, ends)
     ratio = rise / np.concatenate([parabola, parabola])
     return bool(((ratio > BENT[0]) & (ratio < BENT[1])).all())
@@ -311,7 +311,7 @@ def covariance_spread(
 
 
 def agrees(
-    surface: Surface,
+    model: RowModel,
     best: FloatArray,
     rows: Rows,
     penalty: Penalty,
@@ -327,7 +327,7 @@ def agrees(
 
     Parameters
     ----------
-    surface, best, rows, penalty, box
+    model, best, rows, penalty, box
         The objective and its optimum.
     found : Efficient
         The efficient refit.
@@ -339,7 +339,7 @@ def agrees(
     from scipy import special
 
     few = replace(replicates, k=CHECKS)
-    own = refit(surface, best, rows, penalty, box, few, use_numba=use_numba)
+    own = refit(model, best, rows, penalty, box, few, use_numba=use_numba)
     gap = own.eta - found.eta - steps[:CHECKS][own.kept]
     if len(gap) < CHECKS // 2:
         return False

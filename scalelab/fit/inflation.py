@@ -17,9 +17,9 @@ from scalelab.fit.efficient import covariance_spread, efficient, newton_steps
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.noise import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.powered import surface_of
+from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.replicates import UseNumba, refit
-from scalelab.fit.surfaces import Rows, Surface
+from scalelab.fit.row_model import RowModel, Rows
 from scalelab.theory.laws.base import Law
 
 FloatArray = NDArray[np.float64]
@@ -103,8 +103,8 @@ def _ratio(
 ) -> float:
     """Return the quantile of error over half-width for one cut."""
     is_centred = bool(box.free.all())
-    near = surface_of(law, _pick(columns, behind), is_centred=is_centred)
-    far = surface_of(law, _pick(columns, ~behind), is_centred=is_centred)
+    near = row_model_of(law, _pick(columns, behind), is_centred=is_centred)
+    far = row_model_of(law, _pick(columns, ~behind), is_centred=is_centred)
     known, ahead = _part(rows, behind), _part(rows, ~behind)
     end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
     best = end.eta[0]
@@ -131,14 +131,14 @@ def _ratio(
 
 
 def _narrow(
-    surface: Surface, best: FloatArray, rows: Rows, box: Box, compute: FloatArray
+    model: RowModel, best: FloatArray, rows: Rows, box: Box, compute: FloatArray
 ) -> FloatArray | None:
     """Return efficient replicates, shape (k, p); None where there are none."""
-    found = efficient(surface, best, rows, box, compute)
+    found = efficient(model, best, rows, box, compute)
     if found is None:
         return None
     replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=rows.n, shape=found.shape)
-    steps = newton_steps(surface, found, box, replicates)
+    steps = newton_steps(model, found, box, replicates)
     return None if steps is None else covariance_spread(found, box, steps, replicates)
 
 

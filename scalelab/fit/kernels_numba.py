@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scalelab.fit.newton import Box
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.surfaces import ExponentialSum, Rows
+from scalelab.fit.row_model import ExponentialSum, Rows
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -28,7 +28,7 @@ SUMS_IN_ANY_ORDER = {"reassoc", "contract"}
 
 
 def refit_batch(
-    surface: ExponentialSum,
+    model: ExponentialSum,
     best: FloatArray,
     rows: Rows,
     penalty: Penalty,
@@ -41,7 +41,7 @@ def refit_batch(
 
     Parameters
     ----------
-    surface : ExponentialSum
+    model : ExponentialSum
         The law on its rows.
     best : ndarray of shape (p,)
         Where every replicate starts.
@@ -58,11 +58,11 @@ def refit_batch(
     eta = np.tile(best, (k, 1))
     value = np.empty(k)
     converged = np.zeros(k, dtype=np.bool_)
-    offset = -1 if surface.offset is None else surface.offset
+    offset = -1 if model.offset is None else model.offset
     # most features are zero: each term has its own scale and exponent
-    term, coordinate = np.nonzero(surface.features.any(axis=1))
-    features = np.ascontiguousarray(surface.features[term, :, coordinate])
-    ends = np.searchsorted(term, np.arange(len(surface.features)), side="right")
+    term, coordinate = np.nonzero(model.features.any(axis=1))
+    features = np.ascontiguousarray(model.features[term, :, coordinate])
+    ends = np.searchsorted(term, np.arange(len(model.features)), side="right")
     thresholds = np.broadcast_to(penalty.threshold, rows.n).astype(np.float64)
 
     def run(start: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.surfaces import Expansion, Rows, Surface
+from scalelab.fit.row_model import Expansion, RowModel, Rows
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -77,7 +77,7 @@ class NewtonResult:
 
 @np.errstate(all="ignore")
 def minimise(
-    surface: Surface,
+    model: RowModel,
     eta: FloatArray,
     rows: Rows,
     penalty: Penalty,
@@ -90,7 +90,7 @@ def minimise(
 
     Parameters
     ----------
-    surface : Surface
+    model : RowModel
         The law on its rows.
     eta : ndarray of shape (s, p)
         Starting points in solver coordinates.
@@ -110,7 +110,7 @@ def minimise(
     converged = np.zeros(len(best), dtype=bool)
     index = np.arange(len(best))
     at = best
-    here = surface.expand(at, rows, penalty)
+    here = model.expand(at, rows, penalty)
     damping = np.full(len(best), 1e-3)
     value[:] = here.value
     index, at, here, damping, rows = _keep(np.isfinite(here.value), index, at, here, damping, rows)
@@ -118,15 +118,15 @@ def minimise(
     while len(index) and iteration < max_iterations:
         iteration += 1
         step, gain = _step(here, damping, at, box)
-        small = gain <= tolerance * here.value + ABSOLUTE * surface.n_rows
+        small = gain <= tolerance * here.value + ABSOLUTE * model.n_rows
         # a last step is taken all the same: Newton doubles the digits
         trial = np.clip(at + step, box.low, box.high)
-        there = surface.expand(trial, rows, penalty)
+        there = model.expand(trial, rows, penalty)
         better = there.value <= here.value
         # a first refusal is only a step too long; a second one means that the valley is curved
         astray = ~better & ~small & (damping >= CURVED)
         if astray.any():
-            trial, there = _return(surface, trial, there, rows, penalty, box, astray)
+            trial, there = _return(model, trial, there, rows, penalty, box, astray)
             better = there.value <= here.value
         at = np.where(better[:, None], trial, at)
         here = _merge(better, there, here)
@@ -144,7 +144,7 @@ def minimise(
 
 
 def _return(
-    surface: Surface,
+    model: RowModel,
     trial: FloatArray,
     there: Expansion,
     rows: Rows,
@@ -165,7 +165,7 @@ def _return(
         undamped = np.full(len(point), 1e-6)
         step, _ = _step(here, undamped, point, floor)
         point = np.clip(point + np.clip(step, -LONGEST, LONGEST), box.low, box.high)
-        here = surface.expand(point, own, penalty)
+        here = model.expand(point, own, penalty)
     out = trial.copy()
     out[astray] = point
     index = np.flatnonzero(astray)

@@ -262,7 +262,7 @@ class ParametricFit:
         needed = np.broadcast_arrays(*(np.atleast_1d(v) for v in kind.columns_of(columns).values()))
         at = dict(zip(kind.columns, needed, strict=True))
         value = np.broadcast_to(self.law.loss(at), needed[0].shape)
-        draws = self._surfaces(at)
+        draws = self._values_of_replicates(at)
         tails = [(1 - level) / 2, (1 + level) / 2]
         noise = self._noise(at, len(value))
         limits = np.full((4, len(value)), np.nan)
@@ -332,14 +332,14 @@ class ParametricFit:
             wide = value + (limits - value) * factor
         return np.where(factor == 1.0, limits, wide)
 
-    def _surfaces(self, columns: Mapping[str, FloatArray]) -> FloatArray:
+    def _values_of_replicates(self, columns: Mapping[str, FloatArray]) -> FloatArray:
         """Return the predicted target of every replicate, shape (k_ok, m)."""
         kind = type(self.law)
         encoded = kind.encode(self.samples)
         theta = tuple(encoded[:, j : j + 1] for j in range(encoded.shape[1]))
         m = len(next(iter(columns.values())))
         with np.errstate(all="ignore"):
-            values = np.asarray(kind.surface(theta, columns), dtype=np.float64)
+            values = np.asarray(kind.evaluate(theta, columns), dtype=np.float64)
         return np.broadcast_to(values, (len(self.samples), m))
 
     def _noise(self, columns: Mapping[str, FloatArray], m: int) -> FloatArray:

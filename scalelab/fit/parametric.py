@@ -28,11 +28,11 @@ from scalelab.fit.outcome import (
     ParametricFit,
 )
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.powered import surface_of
+from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.replicates import Replicates, UseNumba, refit, refit_clusters
+from scalelab.fit.row_model import RowModel, Rows
 from scalelab.fit.rows import Design, design
 from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
-from scalelab.fit.surfaces import Rows, Surface
 from scalelab.records.types import Observations
 from scalelab.theory.laws import law_named
 from scalelab.theory.laws.base import Law
@@ -102,15 +102,15 @@ def fit_parametric(
     data = design(observations, law, objective, bootstrap.cluster)
     replicates = plan(bootstrap, data.rows.n, data.labels, data.labels_from, data.order)
     seeds = _seeds(law, _thinned(data), box, held)
-    surface = surface_of(law, data.columns, is_centred=not held)
-    found, scale = solve(law, data, surface, objective, box, held, seeds, n_starts)
-    theta = surface.theta(found.eta[None])[0]
-    r = surface.residuals(found.eta[None], data.rows)[0]
+    model = row_model_of(law, data.columns, is_centred=not held)
+    found, scale = solve(law, data, model, objective, box, held, seeds, n_starts)
+    theta = model.theta(found.eta[None])[0]
+    r = model.residuals(found.eta[None], data.rows)[0]
     status, reasons = assess(
         law, theta, data.columns, r, data.rows.weight, box, is_log=data.rows.is_log
     )
     compute = compute_of(data.columns)
-    problem = (surface, found.eta, data.rows, found.penalty, box)
+    problem = (model, found.eta, data.rows, found.penalty, box)
     narrow = None
     if status == "ok" and _may_be_efficient(bootstrap, replicates, objective):
         narrow = replicate(*problem, replicates, data.columns, use_numba=use_numba)
@@ -136,9 +136,9 @@ def fit_parametric(
         objective=objective,
         value=reported_value(r, data.weight, objective, scale),
         scale=scale,
-        minima=_minima(law, surface, found, data, objective, scale),
+        minima=_minima(law, model, found, data, objective, scale),
         names=law.names(),
-        samples=law.decode(surface.theta(refits.eta)),
+        samples=law.decode(model.theta(refits.eta)),
         bootstrap=BootstrapReport(
             method=replicates.method,
             k=len(refits.eta) + refits.failed,
@@ -202,7 +202,7 @@ def box_of(law: type[Law], held: Mapping[str, float]) -> Box:
 def solve(
     law: type[Law],
     data: Design,
-    surface: Surface,
+    model: RowModel,
     objective: Objective,
     box: Box,
     held: Mapping[str, float],
@@ -213,12 +213,12 @@ def solve(
     coarse = _thinned(data)
     penalty = Penalty(delta=objective.threshold, overprediction=objective.overprediction)
     if objective.loss != "likelihood":
-        return _staged(law, data, coarse, surface, seeds, penalty, box, held, n_starts), None
+        return _staged(law, data, coarse, model, seeds, penalty, box, held, n_starts), None
     square = Penalty(delta=np.inf, overprediction=objective.overprediction)
-    found = _staged(law, data, coarse, surface, seeds, square, box, held, n_starts)
+    found = _staged(law, data, coarse, model, seeds, square, box, held, n_starts)
     scale = 0.0
     for _ in range(50):
-        r = surface.residuals(found.eta[None], data.rows)[0]
+        r = model.residuals(found.eta[None], data.rows)[0]
         new = best_scale(r, data.rows.weight, objective)
         if abs(new - scale) <= 1e-12 * new:
             break
@@ -226,8 +226,8 @@ def solve(
         penalty = Penalty(
             delta=objective.threshold * scale, overprediction=objective.overprediction
         )
-        starts = np.concatenate([surface.theta(found.eta[None]), seeds])
-        found = _staged(law, data, coarse, surface, starts, penalty, box, held, n_starts)
+        starts = np.concatenate([model.theta(found.eta[None]), seeds])
+        found = _staged(law, data, coarse, model, starts, penalty, box, held, n_starts)
     return found, scale
 
 
@@ -235,7 +235,7 @@ def _staged(
     law: type[Law],
     data: Design,
     coarse: Design,
-    surface: Surface,
+    model: RowModel,
     seeds: FloatArray,
     penalty: Penalty,
     box: Box,
@@ -244,11 +244,11 @@ def _staged(
 ) -> Search:
     """Search; with very many rows, search a part of them and let all rows decide."""
     if coarse is not data:
-        part = surface_of(law, coarse.columns, is_centred=not held)
+        part = row_model_of(law, coarse.columns, is_centred=not held)
         first = search(part, part.eta(seeds), coarse.rows, penalty, box, n_starts=n_starts)
         near = part.theta(np.array([eta for _, eta in first.minima[:4]]))
-        return refine(surface, surface.eta(near), data.rows, first.penalty, box)
-    return search(surface, surface.eta(seeds), data.rows, penalty, box, n_starts=n_starts)
+        return refine(model, model.eta(near), data.rows, first.penalty, box)
+    return search(model, model.eta(seeds), data.rows, penalty, box, n_starts=n_starts)
 
 
 def _seeds(law: type[Law], data: Design, box: Box, held: Mapping[str, float]) -> FloatArray:
@@ -261,9 +261,9 @@ def _seeds(law: type[Law], data: Design, box: Box, held: Mapping[str, float]) ->
                 values[:, j] = held[name]
         seeds = law.encode(values)
     seeds = np.clip(seeds, box.low, box.high)
-    surface = surface_of(law, data.columns, is_centred=False)
+    model = row_model_of(law, data.columns, is_centred=False)
     rows = Rows(data.rows.target, data.rows.weight, "log")
-    misfit = surface.value(seeds, rows, Penalty(delta=np.inf))
+    misfit = model.value(seeds, rows, Penalty(delta=np.inf))
     order = np.argsort(misfit, kind="stable")
     return np.asarray(seeds[order[np.isfinite(misfit[order])]])
 
@@ -286,20 +286,20 @@ def _thinned(data: Design) -> Design:
 
 def _minima(
     law: type[Law],
-    surface: Surface,
+    model: RowModel,
     found: Search,
     data: Design,
     objective: Objective,
     scale: float | None,
 ) -> tuple[Minimum, ...]:
     etas = np.array([eta for _, eta in found.minima])
-    residuals = surface.residuals(etas, data.rows)
+    residuals = model.residuals(etas, data.rows)
     return tuple(
         Minimum(
             value=reported_value(r, data.weight, objective, scale),
             params=law.from_coordinates(theta).params,
         )
-        for r, theta in zip(residuals, surface.theta(etas), strict=True)
+        for r, theta in zip(residuals, model.theta(etas), strict=True)
     )
 
 

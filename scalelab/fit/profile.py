@@ -21,7 +21,7 @@ from scalelab.fit.newton import TOLERANCE, Box, minimise
 from scalelab.fit.outcome import DEFAULT_LEVEL, Interval, ParametricFit, check_level
 from scalelab.fit.parametric import box_of
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.powered import surface_of
+from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.rows import design
 from scalelab.records.types import Observations
 
@@ -64,14 +64,14 @@ def profile_interval(
     box_of(law, {name: 0.0})
     data = design(observations, law, fit.objective, None)
     # a held coordinate must not be mixed with others
-    surface = surface_of(law, data.columns, is_centred=False)
+    model = row_model_of(law, data.columns, is_centred=False)
     box = box_of(law, fit.fixed)
     j = law.names().index(name)
     best = fit.law.to_coordinates()
     penalty = _penalty(fit)
-    r = surface.residuals(best[None], data.rows)[0]
+    r = model.residuals(best[None], data.rows)[0]
     limit = _limit(r, data.rows.weight, penalty, int(box.free.sum()), level)
-    base = float(surface.value(best[None], data.rows, penalty)[0])
+    base = float(model.value(best[None], data.rows, penalty)[0])
     held = Box(free=box.free.copy(), scales=box.scales, low=box.low, high=box.high)
     held.free[j] = False
     start = best
@@ -80,12 +80,12 @@ def profile_interval(
         nonlocal start
         trial = start.copy()
         trial[j] = at
-        end = minimise(surface, trial[None], data.rows, penalty, held, tolerance=TOLERANCE)
+        end = minimise(model, trial[None], data.rows, penalty, held, tolerance=TOLERANCE)
         start = end.eta[0]
         return float(end.value[0]) - base - limit
 
     # the rise along the parameter with all others held is the steepest: a step that is too short
-    alone = surface.expand(best[None], data.rows, penalty).majorant[0, j, j]
+    alone = model.expand(best[None], data.rows, penalty).majorant[0, j, j]
     step = math.sqrt(2.0 * limit / alone) if alone > 0 else 1e-3
     ends = []
     for side, bound in ((-1.0, box.low[j]), (1.0, box.high[j])):

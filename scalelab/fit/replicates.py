@@ -21,8 +21,8 @@ from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.newton import Box, NewtonResult, minimise, solve_positive
 from scalelab.fit.penalty import Penalty
+from scalelab.fit.row_model import ExponentialSum, RowModel, Rows
 from scalelab.fit.solver import descend
-from scalelab.fit.surfaces import ExponentialSum, Rows, Surface
 
 FloatArray = NDArray[np.float64]
 UseNumba = Literal["auto", "yes", "no"]
@@ -63,7 +63,7 @@ class Replicates:
 
 
 def refit(
-    surface: Surface,
+    model: RowModel,
     best: FloatArray,
     rows: Rows,
     penalty: Penalty,
@@ -76,7 +76,7 @@ def refit(
 
     Parameters
     ----------
-    surface : Surface
+    model : RowModel
         The law on the rows.
     best : ndarray of shape (p,)
         Optimum of the whole data, where every replicate starts.
@@ -98,21 +98,21 @@ def refit(
     """
     if replicates.method == "none":
         return Replicates(eta=np.empty((0, len(best))), failed=0, kept=np.zeros(0, dtype=bool))
-    compiled = _wants_numba(surface, replicates, use_numba)
+    compiled = _wants_numba(model, replicates, use_numba)
     batch = max(1, min(replicates.k if compiled else BATCH, ENTRIES // rows.n))
     ends = []
-    for one in _samples(surface, best, rows, box, replicates, batch):
+    for one in _samples(model, best, rows, box, replicates, batch):
         if rows.n >= MANY_ROWS and one.target.ndim == 1:
-            ends.append(_one_step(surface, best, one, penalty, box))
+            ends.append(_one_step(model, best, one, penalty, box))
         else:
-            ends.append(_with_patience(surface, best, one, penalty, box, compiled))
+            ends.append(_with_patience(model, best, one, penalty, box, compiled))
     converged = np.concatenate([end.converged for end in ends])
     eta = np.concatenate([end.eta for end in ends])
     return Replicates(eta=eta[converged], failed=int((~converged).sum()), kept=converged)
 
 
 def refit_clusters(
-    surface: Surface,
+    model: RowModel,
     best: FloatArray,
     rows: Rows,
     penalty: Penalty,
@@ -131,7 +131,7 @@ def refit_clusters(
 
     Parameters
     ----------
-    surface, best, rows, penalty, box, use_numba
+    model, best, rows, penalty, box, use_numba
         As for `refit`.
     replicates : Plan
         Of clusters, smooth.
@@ -144,9 +144,9 @@ def refit_clusters(
     member = replicates.member
     assert member is not None
     shaped = replace(
-        replicates, shape=(1.0 - cluster_leverages(surface, best, rows, box, member)) ** 2
+        replicates, shape=(1.0 - cluster_leverages(model, best, rows, box, member)) ** 2
     )
-    plain = refit(surface, best, rows, penalty, box, shaped, use_numba=use_numba)
+    plain = refit(model, best, rows, penalty, box, shaped, use_numba=use_numba)
     freedom = max(int(member.max()) + 1 - int(box.free.sum()), 1)
     return replace(plain, eta=stretched(best, plain.eta - best, freedom, box, shaped.seed)), shaped
 
@@ -170,17 +170,17 @@ def stretched(best: FloatArray, steps: FloatArray, freedom: int, box: Box, seed:
     return np.clip(best + steps / np.sqrt(scale)[:, None], box.low, box.high)
 
 
-def leverages(surface: Surface, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
+def leverages(model: RowModel, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
     """Return how far each row pulls its own prediction (0 to 1), shape (n,)."""
-    basis = _basis(surface, best, rows, box)
+    basis = _basis(model, best, rows, box)
     return np.asarray(np.clip((basis * basis).sum(axis=1), 0.0, MOST_LEVERAGE))
 
 
 def cluster_leverages(
-    surface: Surface, best: FloatArray, rows: Rows, box: Box, member: NDArray[np.intp]
+    model: RowModel, best: FloatArray, rows: Rows, box: Box, member: NDArray[np.intp]
 ) -> FloatArray:
     """Return, for each row, how far its cluster pulls its own predictions (0 to 1), shape (n,)."""
-    basis = _basis(surface, best, rows, box)
+    basis = _basis(model, best, rows, box)
     p = basis.shape[1]
     blocks = np.empty((int(member.max()) + 1, p, p))
     for i in range(p):
@@ -190,16 +190,16 @@ def cluster_leverages(
     return np.asarray(np.clip(largest, 0.0, MOST_LEVERAGE)[member])
 
 
-def _basis(surface: Surface, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
+def _basis(model: RowModel, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
     """Return an orthonormal basis, shape (n, p), of the free coordinates' effects on the rows."""
-    value, gradient, _ = surface.derivatives(best)
+    value, gradient, _ = model.derivatives(best)
     slopes = gradient / value if rows.is_log else gradient
     basis, _ = np.linalg.qr((slopes[box.free] * np.sqrt(rows.weight)).T)
     return np.asarray(np.nan_to_num(basis))
 
 
-def _wants_numba(surface: Surface, replicates: ResamplingPlan, use_numba: UseNumba) -> bool:
-    if use_numba == "no" or not isinstance(surface, ExponentialSum):
+def _wants_numba(model: RowModel, replicates: ResamplingPlan, use_numba: UseNumba) -> bool:
+    if use_numba == "no" or not isinstance(model, ExponentialSum):
         return False
     is_there = importlib.util.find_spec("numba") is not None
     if use_numba == "yes":
@@ -215,15 +215,15 @@ def _wants_numba(surface: Surface, replicates: ResamplingPlan, use_numba: UseNum
 
 
 def _samples(
-    surface: Surface, best: FloatArray, rows: Rows, box: Box, replicates: ResamplingPlan, batch: int
+    model: RowModel, best: FloatArray, rows: Rows, box: Box, replicates: ResamplingPlan, batch: int
 ) -> Iterator[Rows]:
     """Yield batches of replicates as rows with their own weights, or their own targets."""
     if replicates.method != "residual":
         for weights in replicates.weights(batch):
             yield rows.reweighted(weights * rows.weight)
         return
-    r = surface.residuals(best[None], rows)[0]
-    corrected = r / np.sqrt(1.0 - leverages(surface, best, rows, box))
+    r = model.residuals(best[None], rows)[0]
+    corrected = r / np.sqrt(1.0 - leverages(model, best, rows, box))
     for draws in replicates.draws(batch):
         compared = rows.compared + r - corrected[draws]
         target = np.exp(compared) if rows.is_log else compared
@@ -231,26 +231,26 @@ def _samples(
 
 
 def _with_patience(
-    surface: Surface, best: FloatArray, rows: Rows, penalty: Penalty, box: Box, compiled: bool
+    model: RowModel, best: FloatArray, rows: Rows, penalty: Penalty, box: Box, compiled: bool
 ) -> NewtonResult:
     """Fit directly, and those that do not converge again down a path of thresholds."""
-    if compiled and rows.target.ndim == 1 and isinstance(surface, ExponentialSum):
+    if compiled and rows.target.ndim == 1 and isinstance(model, ExponentialSum):
         from scalelab.fit.kernels_numba import refit_batch
 
         eta, value, converged = refit_batch(
-            surface, best, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
+            model, best, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
         )
         end = NewtonResult(eta=eta, value=value, converged=converged, n_iterations=PATIENCE)
     else:
         starts = np.tile(best, (max(rows.target.size, rows.weight.size) // rows.n, 1))
         end = minimise(
-            surface, starts, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
+            model, starts, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
         )
     late = ~end.converged
     if not late.any():
         return end
     again = descend(
-        surface,
+        model,
         end.eta[late],
         rows.take(late),
         penalty,
@@ -265,7 +265,7 @@ def _with_patience(
 
 
 def _one_step(
-    surface: Surface, best: FloatArray, rows: Rows, penalty: Penalty, box: Box
+    model: RowModel, best: FloatArray, rows: Rows, penalty: Penalty, box: Box
 ) -> NewtonResult:
     """Take one Newton step a replicate from gradients and Hessians that are sums over rows.
 
@@ -273,8 +273,8 @@ def _one_step(
     over a window that shrinks with n (Powell's estimate of a density at 0).
     """
     p = len(best)
-    value, gradient, hessian = surface.derivatives(best)
-    r = surface.residuals(best[None], rows)[0]
+    value, gradient, hessian = model.derivatives(best)
+    r = model.residuals(best[None], rows)[0]
     slopes, bends = gradient, hessian
     if rows.is_log:
         slopes = gradient / value

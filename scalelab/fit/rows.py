@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.objective import Objective
-from scalelab.fit.surfaces import Rows
+from scalelab.fit.row_model import Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws.base import Law
 

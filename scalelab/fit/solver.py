@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scalelab.fit.newton import TOLERANCE, Box, NewtonResult, minimise
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.surfaces import Expansion, Rows, Surface
+from scalelab.fit.row_model import Expansion, RowModel, Rows
 
 FloatArray = NDArray[np.float64]
 
@@ -69,7 +69,7 @@ class Search:
 
 
 def search(
-    surface: Surface,
+    model: RowModel,
     seeds: FloatArray,
     rows: Rows,
     penalty: Penalty,
@@ -81,7 +81,7 @@ def search(
 
     Parameters
     ----------
-    surface : Surface
+    model : RowModel
         The law on its rows.
     seeds : ndarray of shape (s, p)
         Starting points in solver coordinates, best first.
@@ -96,45 +96,45 @@ def search(
     """
     starts = choose(seeds, n_starts)
     smooth = Penalty(delta=math.inf, overprediction=penalty.overprediction)
-    first = minimise(surface, starts, rows, smooth, box, max_iterations=30)
-    scale = _spread(surface, first, rows)
+    first = minimise(model, starts, rows, smooth, box, max_iterations=30)
+    scale = _spread(model, first, rows)
     target = Penalty(
         delta=max(penalty.delta, SMALLEST * scale), overprediction=penalty.overprediction
     )
     ends: list[NewtonResult] = []
     if math.isinf(target.delta):
-        ends.append(minimise(surface, first.eta, rows, target, box))
+        ends.append(minimise(model, first.eta, rows, target, box))
     else:
-        apart = distinct(surface, first.eta, first.value)
-        ends.append(descend(surface, first.eta[apart], rows, target, box, start=scale))
+        apart = distinct(model, first.eta, first.value)
+        ends.append(descend(model, first.eta[apart], rows, target, box, start=scale))
         direct = Penalty(
             delta=max(target.delta, 1e-2 * scale), overprediction=penalty.overprediction
         )
-        straight = minimise(surface, starts[: n_starts // 2], rows, direct, box, max_iterations=60)
-        apart = distinct(surface, straight.eta, straight.value)
-        ends.append(descend(surface, straight.eta[apart], rows, target, box, start=direct.delta))
-    ends.append(_shake(surface, _best(ends), rows, target, box))
-    return _conclude(surface, ends, rows, target, box)
+        straight = minimise(model, starts[: n_starts // 2], rows, direct, box, max_iterations=60)
+        apart = distinct(model, straight.eta, straight.value)
+        ends.append(descend(model, straight.eta[apart], rows, target, box, start=direct.delta))
+    ends.append(_shake(model, _best(ends), rows, target, box))
+    return _conclude(model, ends, rows, target, box)
 
 
-def refine(surface: Surface, starts: FloatArray, rows: Rows, penalty: Penalty, box: Box) -> Search:
+def refine(model: RowModel, starts: FloatArray, rows: Rows, penalty: Penalty, box: Box) -> Search:
     """Return the best minimum near a few good points: what is left to do on very many rows."""
-    return _conclude(surface, [minimise(surface, starts, rows, penalty, box)], rows, penalty, box)
+    return _conclude(model, [minimise(model, starts, rows, penalty, box)], rows, penalty, box)
 
 
 def _conclude(
-    surface: Surface, ends: list[NewtonResult], rows: Rows, target: Penalty, box: Box
+    model: RowModel, ends: list[NewtonResult], rows: Rows, target: Penalty, box: Box
 ) -> Search:
     """Polish the best end and list the minima beside it."""
     eta = np.concatenate([end.eta for end in ends])
     value = np.concatenate([end.value for end in ends])
     settled = np.concatenate([end.converged for end in ends])
     top = int(np.argmin(value))
-    polished, polished_value = polish(surface, eta[top], rows, target, box)
+    polished, polished_value = polish(model, eta[top], rows, target, box)
     improved = float((value[top] - polished_value) / max(abs(value[top]), 1e-300))
     if polished_value < value[top]:
         eta[top], value[top] = polished, polished_value
-    order = distinct(surface, eta, value, settled | (np.arange(len(value)) == top))
+    order = distinct(model, eta, value, settled | (np.arange(len(value)) == top))
     near = [i for i in order if value[i] <= value[top] * (1.0 + NEAR)]
     return Search(
         eta=eta[top],
@@ -149,7 +149,7 @@ def _conclude(
 
 
 def descend(
-    surface: Surface,
+    model: RowModel,
     eta: FloatArray,
     rows: Rows,
     target: Penalty,
@@ -165,9 +165,9 @@ def descend(
     while delta * SHRINK > target.delta:
         delta *= SHRINK
         step = replace(target, delta=delta)
-        eta = minimise(surface, eta, rows, step, box, max_iterations=between, tolerance=1e-8).eta
+        eta = minimise(model, eta, rows, step, box, max_iterations=between, tolerance=1e-8).eta
     return minimise(
-        surface, eta, rows, target, box, max_iterations=max_iterations, tolerance=tolerance
+        model, eta, rows, target, box, max_iterations=max_iterations, tolerance=tolerance
     )
 
 
@@ -181,7 +181,7 @@ def choose(seeds: FloatArray, n_starts: int) -> FloatArray:
 
 
 def distinct(
-    surface: Surface,
+    model: RowModel,
     eta: FloatArray,
     value: FloatArray,
     eligible: NDArray[np.bool_] | None = None,
@@ -194,7 +194,7 @@ def distinct(
     kept: list[int] = []
     # Beyond all numbers a prediction equals no other.
     with np.errstate(all="ignore"):
-        predicted = surface.predicted(eta)
+        predicted = model.predicted(eta)
         for i in np.argsort(value, kind="stable"):
             if not np.isfinite(value[i]) or (eligible is not None and not eligible[i]):
                 continue
@@ -205,7 +205,7 @@ def distinct(
 
 
 def polish(
-    surface: Surface, eta: FloatArray, rows: Rows, penalty: Penalty, box: Box
+    model: RowModel, eta: FloatArray, rows: Rows, penalty: Penalty, box: Box
 ) -> tuple[FloatArray, float]:
     """Return the point and value where `scipy.optimize` ends, by its exact trust-region method.
 
@@ -215,7 +215,7 @@ def polish(
     from scipy.optimize import minimize
 
     free = box.free & (eta > box.low) & (eta < box.high)
-    here = surface.expand(eta[None], rows, penalty)
+    here = model.expand(eta[None], rows, penalty)
     scale = float(here.value[0])
     if not free.any() or not math.isfinite(scale) or scale <= 0:
         return eta, scale
@@ -233,7 +233,7 @@ def polish(
         # the three functions below are asked for the same few points
         key = z.tobytes()
         if key not in seen:
-            seen[key] = surface.expand(at(z)[None], rows, penalty)
+            seen[key] = model.expand(at(z)[None], rows, penalty)
         return seen[key]
 
     # A step may leave what can be computed: an infinite value there makes the method turn back,
@@ -266,15 +266,15 @@ def _finite(values: FloatArray) -> FloatArray:
 
 
 def _shake(
-    surface: Surface, best: FloatArray, rows: Rows, target: Penalty, box: Box
+    model: RowModel, best: FloatArray, rows: Rows, target: Penalty, box: Box
 ) -> NewtonResult:
     """Refit from the optima of randomly re-weighted rows."""
-    weights = rows.weight * np.random.default_rng(0).exponential(size=(N_SHAKES, surface.n_rows))
+    weights = rows.weight * np.random.default_rng(0).exponential(size=(N_SHAKES, model.n_rows))
     starts = np.tile(best, (N_SHAKES, 1))
     shaken = minimise(
-        surface, starts, rows.reweighted(weights), target, box, max_iterations=25, tolerance=1e-6
+        model, starts, rows.reweighted(weights), target, box, max_iterations=25, tolerance=1e-6
     )
-    return minimise(surface, shaken.eta, rows, target, box, max_iterations=60)
+    return minimise(model, shaken.eta, rows, target, box, max_iterations=60)
 
 
 def _best(ends: list[NewtonResult]) -> FloatArray:
@@ -283,9 +283,9 @@ def _best(ends: list[NewtonResult]) -> FloatArray:
     return np.asarray(end.eta[np.argmin(end.value)])
 
 
-def _spread(surface: Surface, result: NewtonResult, rows: Rows) -> float:
+def _spread(model: RowModel, result: NewtonResult, rows: Rows) -> float:
     """Return the typical absolute residual at the best point: the start of a continuation."""
     best = result.eta[np.argmin(result.value)]
-    r = np.abs(surface.residuals(best[None], rows)[0][rows.weight > 0])
+    r = np.abs(model.residuals(best[None], rows)[0][rows.weight > 0])
     r = r[np.isfinite(r)]
     return max(2.0 * float(np.median(r)) if len(r) else 0.0, 1e-12)

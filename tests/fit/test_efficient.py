@@ -17,9 +17,9 @@ from scalelab.fit.newton import Box
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import box_of, fit_parametric
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.powered import surface_of
+from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.replicates import refit
-from scalelab.fit.surfaces import Rows
+from scalelab.fit.row_model import Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws import Chinchilla
 
@@ -146,14 +146,14 @@ def test_steps_are_the_first_order_of_refits(isoflop_runs):
     runs = isoflop_runs()
     columns = {"n_params": runs.n_params, "n_tokens": runs.n_tokens}
     rows = Rows(runs.loss_nats, np.ones(len(runs)), "log")
-    box, surface = box_of(Chinchilla, {}), surface_of(Chinchilla, columns)
+    box, model = box_of(Chinchilla, {}), row_model_of(Chinchilla, columns)
     law = fit_parametric(runs, bootstrap=BootstrapSpec(k=0)).law
-    best = surface.eta(law.to_coordinates()[None])[0]
-    found = efficient(surface, best, rows, box, runs.n_params * runs.n_tokens)
+    best = model.eta(law.to_coordinates()[None])[0]
+    found = efficient(model, best, rows, box, runs.n_params * runs.n_tokens)
     weights = 1 + 1e-4 * np.random.default_rng(0).standard_normal((20, len(runs)))
     near = ResamplingPlan(method="weights", k=20, n=len(runs), given=weights)
-    steps = newton_steps(surface, found, box, near)
-    refits = refit(surface, found.eta, found.rows, found.penalty, box, near, use_numba="no")
+    steps = newton_steps(model, found, box, near)
+    refits = refit(model, found.eta, found.rows, found.penalty, box, near, use_numba="no")
     exact = refits.eta - found.eta
     assert np.abs(exact).max() > 1e-6
     np.testing.assert_allclose(steps, exact, rtol=0.02, atol=1e-3 * np.abs(exact).max())

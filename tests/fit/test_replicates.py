@@ -6,9 +6,9 @@ import pytest
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import box_of, fit_parametric
-from scalelab.fit.powered import surface_of
+from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.replicates import cluster_leverages, leverages
-from scalelab.fit.surfaces import Rows
+from scalelab.fit.row_model import Rows
 from scalelab.theory.laws import Chinchilla
 
 pytest.importorskip("numba")
@@ -52,14 +52,14 @@ def test_a_cluster_of_its_own_kind_pulls_the_law_to_itself():
     D = np.tile([2e9, 8e9, 3e10, 1e11], 5)
     columns = {"n_params": N, "n_tokens": D}
     law = Chinchilla(A=482.0, B=2085.4, E=1.817, alpha=0.3478, beta=0.3659)
-    surface = surface_of(Chinchilla, columns)
+    model = row_model_of(Chinchilla, columns)
     rows = Rows(law.loss(columns), np.ones(20), "log")
-    eta = surface.eta(law.to_coordinates()[None])[0]
+    eta = model.eta(law.to_coordinates()[None])[0]
     box = box_of(Chinchilla, {})
     member = np.repeat(np.arange(5), 4)
-    pulls = cluster_leverages(surface, eta, rows, box, member)
-    alone = cluster_leverages(surface, eta, rows, box, np.arange(20))
-    np.testing.assert_allclose(alone, leverages(surface, eta, rows, box), rtol=1e-9)
+    pulls = cluster_leverages(model, eta, rows, box, member)
+    alone = cluster_leverages(model, eta, rows, box, np.arange(20))
+    np.testing.assert_allclose(alone, leverages(model, eta, rows, box), rtol=1e-9)
     assert (pulls.reshape(5, 4) == pulls[::4, None]).all()
     # the largest eigenvalue of a block lies between its largest diagonal entry and its trace
     assert (pulls >= alone - 1e-12).all()

@@ -52,7 +52,7 @@ class Accuracy(Law):
     L_0: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the accuracy from (log a, b, log k, L_0)."""
         log_a, b, log_k, L_0 = theta
         return b + np.exp(log_a - np.logaddexp(0.0, np.exp(log_k) * (columns["loss_nats"] - L_0)))

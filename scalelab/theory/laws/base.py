@@ -2,7 +2,7 @@
 
 A form is one class in one file: a frozen dataclass whose fields are the parameters, with
 `coordinates` (how an optimizer sees them), `columns` (what a row must have), `source`, and
-`surface`, the formula written once in NumPy. Values, gradients and Hessians all come from that one
+`evaluate`, the formula written once in NumPy. Values, gradients and Hessians all come from that one
 line: `scalelab.theory.laws.jet` carries exact first and second derivatives through it. A form that
 is a sum of exponentials of linear functions says so in `terms`, which lets the solver skip the
 general path. `seeds` says where to start.
@@ -82,7 +82,7 @@ class Law(ABC):
 
     @classmethod
     @abstractmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the predicted target from coordinates: the formula, stated once.
 
         Parameters
@@ -150,7 +150,7 @@ class Law(ABC):
             When a column is missing.
         """
         theta = tuple(np.float64(t) for t in self.to_coordinates())
-        value = self.surface(theta, self.columns_of(columns))
+        value = self.evaluate(theta, self.columns_of(columns))
         return np.asarray(value, dtype=np.float64)
 
     @classmethod
@@ -186,7 +186,7 @@ class Law(ABC):
         """
         s, p = theta.shape
         n = len(next(iter(columns.values())))
-        out: Jet = cls.surface(Jet.variables(theta), columns)
+        out: Jet = cls.evaluate(Jet.variables(theta), columns)
         return out.full((s, n), p)
 
     def optimal(self, flops: ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -59,7 +59,7 @@ class Broken(Law):
     f: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from (log b, E, c_0, c_1, log d, log f)."""
         log_b, E, c_0, c_1, log_d, log_f = theta
         x = np.log(columns["flops"])

@@ -54,7 +54,7 @@ class Chinchilla(Law):
     beta: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return E + A N^-alpha + B D^-beta from (log A, log B, E, alpha, beta)."""
         log_A, log_B, E, alpha, beta = theta
         N, D = columns["n_params"], columns["n_tokens"]
@@ -161,10 +161,10 @@ class TiedExponents(Law):
     alpha: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return E + A N^-alpha + B D^-alpha from (log A, log B, E, alpha)."""
         log_A, log_B, E, alpha = theta
-        return Chinchilla.surface((log_A, log_B, E, alpha, alpha), columns)
+        return Chinchilla.evaluate((log_A, log_B, E, alpha, alpha), columns)
 
     @classmethod
     def terms(cls, columns: Mapping[str, FloatArray]) -> FloatArray:

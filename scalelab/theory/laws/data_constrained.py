@@ -63,7 +63,7 @@ class DataConstrained(Law):
     R_N: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from (log A, log B, E, alpha, beta, log R_D, log R_N)."""
         log_A, log_B, E, alpha, beta, log_R_D, log_R_N = theta
         log_U = np.log(np.minimum(columns["unique_tokens"], columns["n_tokens"]))

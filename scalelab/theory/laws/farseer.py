@@ -78,7 +78,7 @@ class Farseer(Law):
     R: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from slope, stretch and level at N_0 of the three coefficients."""
         u = np.log(columns["n_params"] / REFERENCE)
         log_asymptote, log_scale, log_exponent = (

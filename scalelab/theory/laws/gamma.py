@@ -55,7 +55,7 @@ class Gamma(Law):
     gamma: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from (log A, log B, E, alpha, beta, log gamma)."""
         log_A, log_B, E, alpha, beta, log_gamma = theta
         inside = np.logaddexp(

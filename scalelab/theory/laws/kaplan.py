@@ -51,7 +51,7 @@ class Kaplan(Law):
     alpha_d: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from the logarithms of (N_c, D_c, alpha_n, alpha_d)."""
         log_N_c, log_D_c, log_alpha_n, log_alpha_d = theta
         model = np.exp(log_alpha_n - log_alpha_d) * (log_N_c - np.log(columns["n_params"]))
@@ -89,7 +89,7 @@ class _PowerLaw(Law):
     alpha: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from the logarithms of (scale, alpha)."""
         log_scale, log_alpha = theta
         return np.exp(np.exp(log_alpha) * (log_scale - np.log(columns[cls.columns[0]])))
@@ -223,7 +223,7 @@ class ComputeFrontier(Law):
     alpha: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from (log A, E, alpha)."""
         log_A, E, alpha = theta
         return E + np.exp(log_A - alpha * np.log(columns["flops"]))

@@ -54,7 +54,7 @@ class Overtraining(Law):
     eta: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from (log a, log b, E, eta)."""
         log_a, log_b, E, eta = theta
         log_M, log_C = _ratio_and_compute(columns)

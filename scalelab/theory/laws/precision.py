@@ -65,7 +65,7 @@ class Precision(Law):
     gamma_kv: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from Chinchilla's coordinates and the logarithms of the gammas."""
         log_A, log_B, E, alpha, beta, *log_gammas = theta
         log_n = np.log(columns["n_params"])

@@ -19,7 +19,7 @@ class _Monomial(Law):
     """k x1^p1 x2^p2 ..: one factor, then one exponent a column."""
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the product of powers from (log k, exponents)."""
         total = theta[0]
         for exponent, name in zip(theta[1:], cls.columns, strict=True):

@@ -60,7 +60,7 @@ class Routed(Law):
     E_max: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from (a, b, c, d, log E_start, log E_max)."""
         a, b, c, d, log_start, log_max = theta
         log_N = np.log(columns["n_params"]) / LN10
@@ -127,12 +127,12 @@ class Granularity(Law):
     gamma: float
 
     @classmethod
-    def surface(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
         """Return the loss from (log A, log B, E, alpha, beta, log g, gamma)."""
         log_A, log_B, E, alpha, beta, log_g, gamma = theta
         coarse = log_g - gamma * np.log(columns["granularity"])
         extra = np.exp(coarse - alpha * np.log(columns["n_params"]))
-        return Chinchilla.surface((log_A, log_B, E, alpha, beta), columns) + extra
+        return Chinchilla.evaluate((log_A, log_B, E, alpha, beta), columns) + extra
 
     @classmethod
     def terms(cls, columns: Mapping[str, FloatArray]) -> FloatArray:

@@ -8,8 +8,8 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.powered import PoweredSum, surface_of
-from scalelab.fit.surfaces import ExponentialSum, GeneralSurface, Rows
+from scalelab.fit.powered_sum import PoweredSum, row_model_of
+from scalelab.fit.row_model import ExponentialSum, GeneralRowModel, Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws import (
     LAWS,
@@ -126,10 +126,10 @@ def test_derivatives_agree_with_central_differences(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fast_and_general_surfaces_agree(name):
+def test_fast_and_general_row_models_agree(name):
     law = type(BY_NAME[name])
     columns = rows_for(law)
-    fast, general = surface_of(law, columns), GeneralSurface(law, columns)
+    fast, general = row_model_of(law, columns), GeneralRowModel(law, columns)
     theta = BY_NAME[name].to_coordinates()[None]
     np.testing.assert_allclose(fast.predicted(fast.eta(theta)), general.predicted(theta), rtol=1e-9)
     assert isinstance(fast, (ExponentialSum, PoweredSum)) == (law.terms(columns) is not None)
@@ -144,12 +144,12 @@ def test_fast_and_general_surfaces_agree(name):
 
 @pytest.mark.parametrize("residual", ["log", "linear"])
 @pytest.mark.parametrize("name", NAMES)
-def test_fast_and_general_surfaces_expand_the_objective_alike(name, residual):
+def test_fast_and_general_row_models_expand_the_objective_alike(name, residual):
     law = type(BY_NAME[name])
     columns = rows_for(law)
     rng = np.random.default_rng(3)
     theta = BY_NAME[name].to_coordinates() + 1e-3 * rng.standard_normal((2, len(law.names())))
-    fast, general = surface_of(law, columns), GeneralSurface(law, columns)
+    fast, general = row_model_of(law, columns), GeneralRowModel(law, columns)
     n = general.n_rows
     target = general.predicted(theta)[0] * np.exp(0.01 * rng.standard_normal(n))
     rows, penalty = Rows(target, rng.exponential(size=n), residual), Penalty(delta=0.01)

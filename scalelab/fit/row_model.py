@@ -2,8 +2,8 @@
 
 `ExponentialSum` serves every law that is a sum of exponentials of linear functions (the law says so
 in ``terms``): it works in centred coordinates, where the ridge between a scale and its exponent is
-gone, and needs no per-row Hessian. `GeneralSurface` serves any other law through its jets.
-`scalelab.fit.powered.surface_of` chooses.
+gone, and needs no per-row Hessian. `GeneralRowModel` serves any other law through its jets.
+`scalelab.fit.powered_sum.row_model_of` chooses.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Rows:
         return Rows(self.target, weight, self.residual, self.compared)
 
 
-class Surface(ABC):
+class RowModel(ABC):
     """A law on n rows as a function of solver coordinates eta, where theta = eta @ mix."""
 
     def __init__(self, n_rows: int, mix: FloatArray) -> None:
@@ -160,7 +160,7 @@ class Surface(ABC):
         )
 
 
-class ExponentialSum(Surface):
+class ExponentialSum(RowModel):
     """theta[offset] + sum_k exp(F[k] @ theta), features F of shape (k, n, p), centred per term."""
 
     def __init__(
@@ -238,7 +238,7 @@ class ExponentialSum(Surface):
         )
 
 
-class GeneralSurface(Surface):
+class GeneralRowModel(RowModel):
     """Any law, through the jets of its formula."""
 
     def __init__(self, law: type[Law], columns: Mapping[str, FloatArray]) -> None:
@@ -250,7 +250,7 @@ class GeneralSurface(Surface):
     def predicted(self, eta: FloatArray) -> FloatArray:
         """Return the law's values, shape (s, n)."""
         theta = tuple(eta[:, j : j + 1] for j in range(eta.shape[1]))
-        value = np.asarray(self.law.surface(theta, self.columns), dtype=np.float64)
+        value = np.asarray(self.law.evaluate(theta, self.columns), dtype=np.float64)
         return np.broadcast_to(value, (len(eta), self.n_rows))
 
     def derivatives(self, eta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -260,7 +260,7 @@ class GeneralSurface(Surface):
 
     def _expand(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> Expansion:
         s, p = eta.shape
-        out = self.law.surface(Jet.variables(eta), self.columns)
+        out = self.law.evaluate(Jet.variables(eta), self.columns)
         if rows.is_log:
             out = np.log(out)
         r = np.broadcast_to(out.value, (s, self.n_rows)) - rows.compared

@@ -1,6 +1,6 @@
-"""A law on given rows whose sum of exponentials is raised to a power, and the choice of a surface.
+"""A law on given rows whose sum of exponentials is raised to a power, and the choice of a model.
 
-`surface_of` returns the fastest surface that a law allows.
+`row_model_of` returns the fastest model that a law allows.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.surfaces import (
+from scalelab.fit.row_model import (
     Expansion,
     ExponentialSum,
-    GeneralSurface,
+    GeneralRowModel,
+    RowModel,
     Rows,
-    Surface,
     centring,
 )
 from scalelab.theory.laws.base import Law
@@ -24,7 +24,7 @@ from scalelab.theory.laws.base import Law
 FloatArray = NDArray[np.float64]
 
 
-class PoweredSum(Surface):
+class PoweredSum(RowModel):
     """theta[offset] + (sum_k exp(F[k] @ theta))^exp(theta[power]), centred per term."""
 
     def __init__(
@@ -116,19 +116,19 @@ class PoweredSum(Surface):
         )
 
 
-def surface_of(
+def row_model_of(
     law: type[Law],
     columns: Mapping[str, FloatArray],
     *,
     is_centred: bool = True,
-) -> Surface:
-    """Return the fastest surface that the law allows.
+) -> RowModel:
+    """Return the fastest model that the law allows.
 
     Centring mixes a scale with its exponent, so it must be off when a parameter is held.
     """
     features = law.terms(columns)
     if features is None:
-        return GeneralSurface(law, columns)
+        return GeneralRowModel(law, columns)
     offset = None if law.offset is None else law.names().index(law.offset)
     if law.power is not None:
         power = law.names().index(law.power)
