@@ -1,23 +1,25 @@
-"""Narrower intervals from the same rows: refits that know how noisy a run of each size is.
+"""Narrower intervals from the same rows, where the noise allows it.
 
-Huber's loss with a small delta is all but least absolute deviations: it withstands anything, and
-pays with intervals a fifth to a half wider than the noise would need, most where small runs are
-noisier than large ones. The value of a parameter stays the objective's; its interval need not come
-from refits of that objective. `efficient` estimates from the residuals how their scale follows
-compute, s(C) = exp(c0 + c1 log C), and refits with Huber's loss of r/s at a threshold where it is
-close to efficient for normal and for heavy-tailed noise alike. Both objectives estimate the same
-law as long as the form is right, and `agrees` tests just that (a Hausman test, over the same
-replicates): where the two optima differ by more than chance, intervals fall back on refits of the
-objective itself. They also do where the residuals still are a smooth function of the columns (an F
-test of a quadratic): a form that bends away from the rows has no one right answer to be sure of.
+Huber's loss with a small delta resists outliers, but its refits give intervals a fifth to a third
+wider than the noise requires, most where small runs are noisier than large ones (figures:
+results/tables/efficient_numba.md). The parameter values always come from the objective. Their
+intervals come from an efficient refit: the residuals give the noise scale as a function of compute,
+s(C) = exp(c0 + c1 log C), and the refit minimises Huber's loss of r/s at a threshold that is close
+to efficient for normal and for heavy-tailed noise.
+
+Three checks protect the intervals; if one fails, the objective itself is refitted instead:
+
+- `agrees`: both optima differ by no more than chance (a Hausman test over the same replicates).
+  They estimate the same law as long as the form is right.
+- `has_curved_residuals`: a quadratic of the columns explains the residuals (an F test). The form is
+  then wrong, and no interval around it is meaningful.
+- `_is_parabolic`: the objective follows its second-order approximation across the interval.
 
 A bootstrap of n rows and p parameters is too narrow by about p/n, since residuals are smaller than
-errors where a row pulls the law to itself, and too narrow again since their scale is estimated.
-The weights of row i therefore have the variance (1 - h_i)^-2, with h_i its leverage (the
-covariance HC3), and the deviations are stretched to Student's t with n - p degrees of freedom. A
-replicate is one Newton step from the efficient optimum with the Hessian of all rows: full refits
-of few rows under weights add spread of their own, a tenth under heavy tails. Where the objective is
-far from its parabola within the interval, the objective's own refits are kept too.
+errors. The weight of row i therefore has variance (1 - h_i)^-2, with h_i its leverage (the
+covariance HC3), and deviations are scaled to Student's t with n - p degrees of freedom. A replicate
+is one Newton step from the efficient optimum with the Hessian of all rows: full refits of few rows
+add spread of their own, a tenth under heavy tails.
 
 References
 ----------
@@ -39,15 +41,7 @@ from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.noise import compute_of
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.replicates import (
-    ENTRIES,
-    MANY_ROWS,
-    Replicates,
-    UseNumba,
-    leverages,
-    refit,
-    stretched,
-)
+from scalelab.fit.replicates import ENTRIES, MANY_ROWS, Replicates, leverages, refit, stretched
 from scalelab.fit.row_model import RowModel, Rows
 
 FloatArray = NDArray[np.float64]
@@ -55,37 +49,37 @@ FloatArray = NDArray[np.float64]
 THRESHOLD = 1.345
 """Huber's threshold in standard deviations: 95 % efficient for normal noise."""
 ROUNDS = 3
-"""How often scale and optimum are estimated in turn."""
+"""Number of alternating estimates of noise scale and optimum."""
 ROWS_PER_PARAMETER = 4
-"""Fewest rows a parameter from which a scale function can be estimated beside the law."""
+"""Minimum number of rows per parameter to estimate the noise scale as well as the law."""
 CHECKS = 200
-"""Replicates of the objective itself that the test of agreement takes."""
+"""Replicates of the objective that `agrees` uses."""
 CHANCE = 0.01
-"""Share of sound data sets in which either test may find something."""
+"""Significance level of `agrees` and `has_curved_residuals`."""
 NEWTON_STEPS = 50
-REACH = 1.645
-"""Standard errors at which the objective is compared with its parabola."""
-BENT = (0.5, 8.0)
-"""How far the objective may rise there, in units of the parabola: less would make the interval too
-short; much more, on the side of a wall, only makes it longer than need be."""
-OUTLYING = 2.0
-"""Thresholds at which a residual is cut off before it is tested for a bend."""
+DISTANCE = 1.645
+"""Distance, in standard errors, at which the objective is compared with its parabola."""
+ALLOWED_RATIO = (0.5, 8.0)
+"""Allowed rise of the objective there over that of the parabola. A smaller rise makes the interval
+too short; a larger one, near a bound, makes it too long, which is tolerated."""
+CLIP = 2.0
+"""Number of thresholds at which residuals are clipped before the F test."""
 SQRT_HALF_PI = math.sqrt(math.pi / 2)
 """Standard deviation over mean absolute deviation of a normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Efficient:
+class EfficientFit:
     """An efficient refit of the same rows.
 
     Attributes
     ----------
     eta : ndarray of shape (p,)
-        Its optimum, in solver coordinates.
+        Optimum in solver coordinates.
     rows : Rows
-        The rows under weights of one over their variance.
+        The rows, weighted by 1/variance.
     penalty : Penalty
-        Huber's, in units of each row's standard deviation.
+        Huber's penalty in units of each row's standard deviation.
     shape : ndarray of shape (n,), or None
         Gamma shapes of replicate weights, see `scalelab.fit.bootstrap`; None where leverage
         is negligible.
@@ -96,11 +90,15 @@ class Efficient:
     penalty: Penalty
     shape: FloatArray | None
 
+    def replicates(self, steps: FloatArray, box: Box, seed: int) -> FloatArray:
+        """Return replicates (k, p) from Newton steps, scaled to Student's t with n - p freedom."""
+        return stretched(self.eta, steps, self.rows.n - int(box.free.sum()), box, seed)
 
-def efficient(
+
+def fit_efficient(
     model: RowModel, best: FloatArray, rows: Rows, box: Box, compute: FloatArray | None
-) -> Efficient | None:
-    """Return the efficient refit; None where the rows are too few or fitted without any noise.
+) -> EfficientFit | None:
+    """Return the efficient refit; None with too few rows, or where the residuals are all zero.
 
     Parameters
     ----------
@@ -109,11 +107,11 @@ def efficient(
     best : ndarray of shape (p,)
         Optimum of the objective.
     rows : Rows
-        The rows as the objective sees them, all of one weight.
+        All rows, with equal weights.
     box : Box
         Bounds and held coordinates.
     compute : ndarray of shape (n,), or None
-        What the noise may depend on; None: one scale for all.
+        Compute of each row, on which the noise may depend; None: one noise scale for all rows.
     """
     if rows.n < ROWS_PER_PARAMETER * int(box.free.sum()):
         return None
@@ -132,7 +130,7 @@ def efficient(
             return None
         at = end.eta[0]
     lever = leverages(model, at, weighted, box)
-    return Efficient(
+    return EfficientFit(
         eta=at,
         rows=weighted,
         penalty=penalty,
@@ -143,10 +141,10 @@ def efficient(
 def noise_scale(r: FloatArray, compute: FloatArray | None) -> FloatArray | None:
     """Return each row's standard deviation, log-linear in compute; None where there is no noise.
 
-    The maximum of the Laplace likelihood, whose minus logarithm sum log s + abs(r)/s is convex in
-    c0 and c1; consistent for any symmetric noise whose shape does not change with size. The slope
-    is shrunk by its own standard error (James and Stein 1961, the positive part), so that equal
-    noise is not weighed by chance.
+    Maximises the Laplace likelihood: sum log s + abs(r)/s is convex in c0 and c1, and the estimate
+    is consistent for any symmetric noise whose shape does not change with compute. The slope is
+    shrunk by its standard error (James and Stein 1961, positive part), so that rows of equal noise
+    keep equal weights.
 
     Parameters
     ----------
@@ -165,7 +163,7 @@ def noise_scale(r: FloatArray, compute: FloatArray | None) -> FloatArray | None:
     x = x / x.std()
     slope = 0.0
     for _ in range(NEWTON_STEPS):
-        # with the level at its best, the likelihood in the slope alone
+        # Newton's method on the slope; the level is at its optimum for every slope.
         ratio = size * np.exp(-slope * x)
         ratio = ratio / ratio.mean()
         tilt = float(np.mean(ratio * x))
@@ -180,13 +178,13 @@ def noise_scale(r: FloatArray, compute: FloatArray | None) -> FloatArray | None:
     return sigma if np.isfinite(sigma).all() and (sigma > 0).all() else None
 
 
-def is_bent(z: FloatArray, columns: Mapping[str, FloatArray]) -> bool:
-    """Return whether a quadratic in the logarithms of the columns explains the residuals.
+def has_curved_residuals(z: FloatArray, columns: Mapping[str, FloatArray]) -> bool:
+    """Return whether a quadratic in the logarithms of the columns explains the residuals (F test).
 
     Parameters
     ----------
     z : ndarray of shape (n,)
-        Residuals in units of the threshold; those far out are pulled in, for the test's sake.
+        Residuals in units of the threshold; clipped at `CLIP`.
     columns : Mapping[str, ndarray of shape (n,)]
         The design.
     """
@@ -195,7 +193,7 @@ def is_bent(z: FloatArray, columns: Mapping[str, FloatArray]) -> bool:
     logs = [np.log(column) for column in columns.values()]
     logs = [(x - x.mean()) / x.std() for x in logs if np.ptp(x) > 0]
     squares = [x * y for i, x in enumerate(logs) for y in logs[i:]]
-    r = np.clip(z, -OUTLYING, OUTLYING)
+    r = np.clip(z, -CLIP, CLIP)
     r = r - r.mean()
     terms = np.stack([np.ones(len(r)), *logs, *squares], axis=1)
     found, _, rank, _ = np.linalg.lstsq(terms, r, rcond=None)
@@ -207,7 +205,7 @@ def is_bent(z: FloatArray, columns: Mapping[str, FloatArray]) -> bool:
     return bool(special.fdtrc(rank - 1, spare, ratio) < CHANCE)
 
 
-def replicate(
+def efficient_replicates(
     model: RowModel,
     best: FloatArray,
     rows: Rows,
@@ -215,62 +213,54 @@ def replicate(
     box: Box,
     replicates: ResamplingPlan,
     columns: Mapping[str, FloatArray],
-    *,
-    use_numba: UseNumba = "auto",
 ) -> tuple[Replicates, ResamplingPlan] | None:
-    """Return efficient replicates with their plan; None where they are not to be had or trusted.
+    """Return efficient replicates with their plan; None where a check fails.
 
     Parameters
     ----------
     model, best, rows, penalty, box
         The objective and its optimum.
-    replicates : Plan
-        Of rows, smooth.
+    replicates : ResamplingPlan
+        Smooth weights of rows.
     columns : Mapping[str, ndarray of shape (n,)]
         The design.
-    use_numba : {"auto", "yes", "no"}
-        See `scalelab.fit.replicates.refit`.
     """
-    found = efficient(model, best, rows, box, compute_of(columns))
+    found = fit_efficient(model, best, rows, box, compute_of(columns))
     if found is None:
         return None
     z = model.residuals(found.eta[None], rows)[0] / found.penalty.threshold
-    if is_bent(z, columns):
+    if has_curved_residuals(z, columns):
         return None
     shaped = replace(replicates, shape=found.shape)
     tried = replace(shaped, k=max(replicates.k, CHECKS))
     steps = newton_steps(model, found, box, tried)
     if steps is None:
         return None
-    if not agrees(model, best, rows, penalty, box, found, steps, tried, use_numba):
+    if not agrees(model, best, rows, penalty, box, found, steps, tried):
         return None
-    eta = covariance_spread(found, box, steps, tried)[: replicates.k]
+    eta = found.replicates(steps, box, tried.seed)[: replicates.k]
     return Replicates(eta=eta, failed=0, kept=np.ones(len(eta), dtype=bool)), shaped
 
 
 def newton_steps(
-    model: RowModel, found: Efficient, box: Box, replicates: ResamplingPlan
+    model: RowModel, found: EfficientFit, box: Box, replicates: ResamplingPlan
 ) -> FloatArray | None:
     """Return each replicate's Newton step from the efficient optimum, shape (k, p).
 
-    None where the objective there is no minimum, or far from its parabola.
+    None where the Hessian is not positive definite, or the objective is far from its parabola.
 
     Parameters
     ----------
     model : RowModel
         The law on the rows.
-    found : Efficient
+    found : EfficientFit
         The efficient refit.
     box : Box
         Bounds and held coordinates.
-    replicates : Plan
-        With the shape of ``found``.
+    replicates : ResamplingPlan
+        Plan with the shape of ``found``.
     """
-    value, gradient, hessian = model.derivatives(found.eta)
-    slopes, bends = gradient, hessian
-    if found.rows.is_log:
-        slopes = gradient / value
-        bends = hessian / value - slopes[:, None] * slopes[None]
+    slopes, bends = model.residual_derivatives(found.eta, found.rows)
     r = model.residuals(found.eta[None], found.rows)[0]
     _, first, second, _ = found.penalty.parts(r, found.rows.weight)
     free = np.flatnonzero(box.free)
@@ -282,16 +272,16 @@ def newton_steps(
     sums = np.concatenate([weights @ pull for weights in replicates.weights(batch)])
     steps = np.zeros((len(sums), len(found.eta)))
     steps[:, free] = -np.linalg.solve(matrix, sums.T).T
-    return steps if _is_fair(model, found, box, matrix, steps) else None
+    return steps if _is_parabolic(model, found, box, matrix, steps) else None
 
 
-def _is_fair(
-    model: RowModel, found: Efficient, box: Box, matrix: FloatArray, steps: FloatArray
+def _is_parabolic(
+    model: RowModel, found: EfficientFit, box: Box, matrix: FloatArray, steps: FloatArray
 ) -> bool:
-    """Return whether the parabola holds, within `BENT`, along the axes of the steps' spread."""
+    """Return whether the objective follows its parabola along the principal axes of the steps."""
     free = np.flatnonzero(box.free)
     size, axes = np.linalg.eigh(steps[:, free].T @ steps[:, free] / len(steps))
-    ends = REACH * np.sqrt(np.maximum(size, 0.0))[:, None] * axes.T
+    ends = DISTANCE * np.sqrt(np.maximum(size, 0.0))[:, None] * axes.T
     points = np.tile(found.eta, (2 * len(free), 1))
     points[:, free] += np.concatenate([ends, -ends])
     points = np.clip(points, box.low, box.high)
@@ -299,15 +289,7 @@ def _is_fair(
     rise = model.value(points, found.rows, found.penalty) - base
     parabola = 0.5 * np.einsum("jp,pq,jq->j", ends, matrix, ends)
     ratio = rise / np.concatenate([parabola, parabola])
-    return bool(((ratio > BENT[0]) & (ratio < BENT[1])).all())
-
-
-def covariance_spread(
-    found: Efficient, box: Box, steps: FloatArray, replicates: ResamplingPlan
-) -> FloatArray:
-    """Return replicates whose deviations follow Student's t, shape (k, p)."""
-    freedom = found.rows.n - int(box.free.sum())
-    return stretched(found.eta, steps, freedom, box, replicates.seed)
+    return bool(((ratio > ALLOWED_RATIO[0]) & (ratio < ALLOWED_RATIO[1])).all())
 
 
 def agrees(
@@ -316,30 +298,27 @@ def agrees(
     rows: Rows,
     penalty: Penalty,
     box: Box,
-    found: Efficient,
+    found: EfficientFit,
     steps: FloatArray,
     replicates: ResamplingPlan,
-    use_numba: UseNumba,
 ) -> bool:
     """Return whether the objective's optimum and the efficient one differ by no more than chance.
 
-    The covariance of the difference is that over replicates of both under the same weights.
+    The covariance of the difference comes from replicates of both under the same weights.
 
     Parameters
     ----------
     model, best, rows, penalty, box
         The objective and its optimum.
-    found : Efficient
+    found : EfficientFit
         The efficient refit.
-    steps, replicates : ndarray of shape (k, p), Plan
-        Its replicates as deviations, `CHECKS` or more.
-    use_numba : {"auto", "yes", "no"}
-        See `scalelab.fit.replicates.refit`.
+    steps, replicates : ndarray of shape (k, p), ResamplingPlan
+        Deviations of the efficient replicates, `CHECKS` or more, and their plan.
     """
     from scipy import special
 
     few = replace(replicates, k=CHECKS)
-    own = refit(model, best, rows, penalty, box, few, use_numba=use_numba)
+    own = refit(model, best, rows, penalty, box, few)
     gap = own.eta - found.eta - steps[:CHECKS][own.kept]
     if len(gap) < CHECKS // 2:
         return False

@@ -1,8 +1,8 @@
-"""How wrong the fit would have been about its own larger runs, had they been held out.
+"""Extrapolation inflation: errors on held-out larger runs relative to their prediction intervals.
 
-An interval from replicates and residuals assumes that the form is right. Beyond the largest run
-that cannot be seen from the residuals, but it can be tried: fit the smaller runs, predict the
-larger ones, and compare the errors with the prediction interval that was claimed for them.
+An interval from replicates and residuals assumes that the form is right. The residuals cannot test
+this beyond the largest run. This module tests it on the rows at hand: fit the smaller runs, predict
+the larger ones, and compare the errors with their prediction intervals.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.bootstrap import ResamplingPlan
-from scalelab.fit.efficient import covariance_spread, efficient, newton_steps
+from scalelab.fit.efficient import fit_efficient, newton_steps
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.noise import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import UseNumba, refit
+from scalelab.fit.replicates import refit
 from scalelab.fit.row_model import RowModel, Rows
 from scalelab.theory.laws.base import Law
 
 FloatArray = NDArray[np.float64]
 
 CUTS = (0.5, 0.6, 0.7, 0.8)
-"""Shares of the runs, by compute, that are fitted in turn."""
+"""Quantiles of compute; at each, the runs below are fitted and those above predicted."""
 LEVEL = 0.9
 MOST_ROWS = 300
-"""Rows that are tried; a quantile over cuts needs no more."""
+"""Maximum number of rows used."""
 N_REPLICATES = 64
-FEWEST_AHEAD = 3
+MIN_ROWS_AHEAD = 3
 
 
 def extrapolation_inflation(
@@ -41,10 +41,9 @@ def extrapolation_inflation(
     penalty: Penalty,
     box: Box,
     *,
-    is_efficient: bool,
-    use_numba: UseNumba = "auto",
+    uses_efficient_refits: bool,
 ) -> float:
-    """Return the factor, at least 1, by which errors ahead exceeded the claimed intervals.
+    """Return the factor, at least 1, by which past extrapolation errors exceeded their intervals.
 
     Parameters
     ----------
@@ -55,19 +54,16 @@ def extrapolation_inflation(
     rows : Rows
         Targets and weights.
     theta : ndarray of shape (p,)
-        Optimum of all rows, where the smaller fits start.
+        Optimum of all rows, the starting point of the smaller fits.
     penalty, box
         As in the full fit.
-    is_efficient : bool
-        Whether the full fit's replicates are those of `scalelab.fit.efficient`.
-    use_numba : {"auto", "yes", "no"}
-        See `scalelab.fit.replicates.refit`.
+    uses_efficient_refits : bool
+        Whether the replicates of the full fit come from `scalelab.fit.efficient`.
 
     Returns
     -------
     float
-        Median over the cuts of the 90 % quantile of error over half-width; 1 where too few rows
-        are left to try.
+        Median over the cuts of the 90 % quantile of error over half-width; 1 with too few rows.
     """
     compute = compute_of(columns)
     if compute is None:
@@ -79,10 +75,10 @@ def extrapolation_inflation(
     factors = []
     for cut in np.quantile(compute, CUTS):
         behind = compute <= cut
-        if behind.sum() <= box.free.sum() + 1 or (~behind).sum() < FEWEST_AHEAD:
+        if behind.sum() <= box.free.sum() + 1 or (~behind).sum() < MIN_ROWS_AHEAD:
             continue
         factor = _ratio(
-            law, columns, rows, theta, penalty, box, compute, behind, is_efficient, use_numba
+            law, columns, rows, theta, penalty, box, compute, behind, uses_efficient_refits
         )
         if np.isfinite(factor):
             factors.append(factor)
@@ -98,8 +94,7 @@ def _ratio(
     box: Box,
     compute: FloatArray,
     behind: NDArray[np.bool_],
-    is_efficient: bool,
-    use_numba: UseNumba,
+    uses_efficient_refits: bool,
 ) -> float:
     """Return the quantile of error over half-width for one cut."""
     is_centred = bool(box.free.all())
@@ -109,9 +104,11 @@ def _ratio(
     end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
     best = end.eta[0]
     replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=known.n)
-    draws = _narrow(near, best, known, box, compute[behind]) if is_efficient else None
+    draws = None
+    if uses_efficient_refits:
+        draws = _efficient_draws(near, best, known, box, compute[behind])
     if draws is None:
-        draws = refit(near, best, known, penalty, box, replicates, use_numba=use_numba).eta
+        draws = refit(near, best, known, penalty, box, replicates).eta
     n, p = known.n, int(box.free.sum())
     errors = -near.residuals(best[None], known)[0] * (n / max(n - p, 1)) ** 0.5
     noise = local_noise(errors, compute[behind], compute[~behind])
@@ -122,7 +119,7 @@ def _ratio(
     draws = draws[np.isfinite(draws).all(axis=1)]
     if not len(draws):
         return float("nan")
-    # rows first, so that each quantile is taken over what lies side by side in memory
+    # Rows first: each quantile is then taken over contiguous memory.
     shift = (draws - (error + ahead.compared)).T
     new = (shift[:, :, None] + noise[:, None, :]).reshape(ahead.n, -1)
     low, high = np.quantile(new, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1, overwrite_input=True)
@@ -130,16 +127,16 @@ def _ratio(
     return float(np.quantile(np.abs(error) / half, LEVEL))
 
 
-def _narrow(
+def _efficient_draws(
     model: RowModel, best: FloatArray, rows: Rows, box: Box, compute: FloatArray
 ) -> FloatArray | None:
-    """Return efficient replicates, shape (k, p); None where there are none."""
-    found = efficient(model, best, rows, box, compute)
+    """Return efficient replicates, shape (k, p); None where a check fails."""
+    found = fit_efficient(model, best, rows, box, compute)
     if found is None:
         return None
     replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=rows.n, shape=found.shape)
     steps = newton_steps(model, found, box, replicates)
-    return None if steps is None else covariance_spread(found, box, steps, replicates)
+    return None if steps is None else found.replicates(steps, box, replicates.seed)
 
 
 def _pick(columns: Mapping[str, FloatArray], mask: NDArray[np.bool_]) -> dict[str, FloatArray]:

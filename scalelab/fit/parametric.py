@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan, plan
-from scalelab.fit.efficient import replicate
+from scalelab.fit.efficient import efficient_replicates
 from scalelab.fit.identify import assess
 from scalelab.fit.inflation import extrapolation_inflation
 from scalelab.fit.likelihood import best_scale, reported_value
@@ -29,7 +29,7 @@ from scalelab.fit.outcome import (
 )
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import Replicates, UseNumba, refit, refit_clusters
+from scalelab.fit.replicates import Replicates, refit, refit_clusters
 from scalelab.fit.row_model import RowModel, Rows
 from scalelab.fit.rows import Design, design
 from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
@@ -54,7 +54,6 @@ def fit_parametric(
     bootstrap: BootstrapSpec | None = None,
     fixed: Mapping[str, float] | None = None,
     n_starts: int = 32,
-    use_numba: UseNumba = "auto",
     uses_inflation: bool = True,
 ) -> ParametricFit:
     """Return the law that minimises the objective, with replicates.
@@ -73,9 +72,6 @@ def fit_parametric(
         Parameters to hold at a value while the others are fitted.
     n_starts : int
         Starting points of the global search.
-    use_numba : {"auto", "yes", "no"}
-        Whether replicates run in compiled code; ``auto`` when Numba is there and the work is
-        worth its start-up. The results are the same.
     uses_inflation : bool
         Whether prediction intervals beyond the largest run are widened by
         `scalelab.fit.inflation`; not worth its refits where that is measured anyway.
@@ -111,20 +107,20 @@ def fit_parametric(
     )
     compute = compute_of(data.columns)
     problem = (model, found.eta, data.rows, found.penalty, box)
-    narrow = None
+    efficient = None
     if status == "ok" and _may_be_efficient(bootstrap, replicates, objective):
-        narrow = replicate(*problem, replicates, data.columns, use_numba=use_numba)
-    if narrow:
-        refits, replicates = narrow
+        efficient = efficient_replicates(*problem, replicates, data.columns)
+    if efficient:
+        refits, replicates = efficient
     elif replicates.method == "cluster" and replicates.weighting == "smooth":
-        refits, replicates = refit_clusters(*problem, replicates, use_numba=use_numba)
+        refits, replicates = refit_clusters(*problem, replicates)
     else:
-        refits = refit(*problem, replicates, use_numba=use_numba)
-    hindsight = 1.0
+        refits = refit(*problem, replicates)
+    inflation = 1.0
     if uses_inflation and len(refits.eta):
-        hindsight = extrapolation_inflation(
+        inflation = extrapolation_inflation(
             law, data.columns, data.rows, theta, found.penalty, box,
-            is_efficient=bool(narrow), use_numba=use_numba,
+            uses_efficient_refits=bool(efficient),
         )  # fmt: skip
     position = np.argsort(data.order)
     residuals = np.empty_like(r)
@@ -146,7 +142,7 @@ def fit_parametric(
             seed=bootstrap.seed,
             cluster=replicates.cluster,
             n_clusters=replicates.n_clusters,
-            refits="efficient" if narrow else "objective",
+            refits="efficient" if efficient else "objective",
         ),
         residuals=residuals,
         fixed=held,
@@ -154,7 +150,7 @@ def fit_parametric(
         max_flops=data.max_flops,
         warnings=(*reasons, *_warnings(found, refits, replicates)),
         kept=refits.kept,
-        inflation=hindsight,
+        inflation=inflation,
         shape=None if replicates.shape is None else replicates.shape[position],
         compute=None if compute is None else compute[position],
     )

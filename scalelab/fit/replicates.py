@@ -1,46 +1,38 @@
-"""Refits of replicates, all at once, starting at the full fit's optimum.
+"""Refits of bootstrap replicates in batches, started at the optimum of the full fit.
 
-Three ways, the same answer: Newton in NumPy for whole batches; the same compiled, when Numba is
-there and the work is worth its start-up; and, with very many rows, one Newton step from sums that
-are linear in the weights, whose error is a fraction 1/sqrt(n) of an interval.
+Each replicate is refitted by Newton's method. From `MANY_ROWS` rows, one Newton step per replicate
+is enough: its error is about 1/sqrt(n) of an interval.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.newton import Box, NewtonResult, minimise, solve_positive
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.row_model import ExponentialSum, RowModel, Rows
+from scalelab.fit.row_model import RowModel, Rows
 from scalelab.fit.solver import descend
 
 FloatArray = NDArray[np.float64]
-UseNumba = Literal["auto", "yes", "no"]
 
 BATCH = 512
-"""Replicates in flight together in NumPy, with few rows: what its temporaries fit in a cache."""
+"""Replicates per batch for small tables, so that temporary arrays fit in the cache."""
 ENTRIES = 5_000_000
-"""Most weights held at a time."""
+"""Maximum number of weights (replicates x rows) in memory at a time."""
 TOLERANCE = 1e-10
 SOFT = 25.0
-"""Where the path of thresholds starts, in units of the threshold in force."""
-PATIENCE = 60
-WORTH_COMPILING = 4_000_000
-"""Weights from which loading compiled code pays."""
+"""First threshold of the slower retry, as a multiple of the objective's threshold."""
+MAX_ITERATIONS = 60
 MOST_LEVERAGE = 0.95
-"""Leverage at which the correction for it stops."""
+"""Upper limit of a leverage, so that the correction for it stays finite."""
 MANY_ROWS = 20_000
-"""Rows from which one step is enough."""
+"""Number of rows from which one Newton step per replicate is used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,11 +42,11 @@ class Replicates:
     Attributes
     ----------
     eta : ndarray of shape (k_ok, p)
-        Those that converged, in solver coordinates.
+        Optima of the replicates that converged, in solver coordinates.
     failed : int
-        How many did not.
+        Number of replicates that did not converge.
     kept : ndarray of bool, shape (k,)
-        Which replicates, in the order of the plan, converged.
+        Whether each replicate converged, in the order of the plan.
     """
 
     eta: FloatArray
@@ -69,8 +61,6 @@ def refit(
     penalty: Penalty,
     box: Box,
     replicates: ResamplingPlan,
-    *,
-    use_numba: UseNumba = "auto",
 ) -> Replicates:
     """Return the optimum of every replicate.
 
@@ -79,33 +69,23 @@ def refit(
     model : RowModel
         The law on the rows.
     best : ndarray of shape (p,)
-        Optimum of the whole data, where every replicate starts.
+        Optimum of the full fit, where every replicate starts.
     rows : Rows
-        The data, with its own weights.
-    penalty : Penalty
+        All rows with their own weights.
+    penalty, box : Penalty, Box
         As in the full fit.
-    box : Box
-        As in the full fit.
-    replicates : Plan
+    replicates : ResamplingPlan
         What to resample.
-    use_numba : {"auto", "yes", "no"}
-        Whether to compile; ``auto`` when it pays.
-
-    Raises
-    ------
-    UsageError
-        When Numba is asked for and not installed.
     """
     if replicates.method == "none":
         return Replicates(eta=np.empty((0, len(best))), failed=0, kept=np.zeros(0, dtype=bool))
-    compiled = _wants_numba(model, replicates, use_numba)
-    batch = max(1, min(replicates.k if compiled else BATCH, ENTRIES // rows.n))
+    batch = max(1, min(BATCH, ENTRIES // rows.n))
     ends = []
     for one in _samples(model, best, rows, box, replicates, batch):
         if rows.n >= MANY_ROWS and one.target.ndim == 1:
             ends.append(_one_step(model, best, one, penalty, box))
         else:
-            ends.append(_with_patience(model, best, one, penalty, box, compiled))
+            ends.append(_refit_batch(model, best, one, penalty, box))
     converged = np.concatenate([end.converged for end in ends])
     eta = np.concatenate([end.eta for end in ends])
     return Replicates(eta=eta[converged], failed=int((~converged).sum()), kept=converged)
@@ -118,23 +98,21 @@ def refit_clusters(
     penalty: Penalty,
     box: Box,
     replicates: ResamplingPlan,
-    *,
-    use_numba: UseNumba = "auto",
 ) -> tuple[Replicates, ResamplingPlan]:
-    """Return the optimum of every replicate of whole clusters, and the plan that drew them.
+    """Return the optima of replicates that resample whole clusters, and the plan that drew them.
 
-    Residuals are smaller than errors where a cluster pulls the law to itself, so that plain
-    replicates of 30 clusters cover 76 to 84 % at a nominal 90 % (results/LOG.md). The weight of a
-    cluster therefore has the variance (1 - h)^-2, with h the largest eigenvalue of its block of
-    the hat matrix (the covariance CV3 along the direction where it matters most), and deviations
-    are stretched to Student's t with the clusters less the parameters as degrees of freedom.
+    A cluster with high leverage pulls the law towards itself, so its residuals are smaller than its
+    errors: plain replicates of 30 clusters cover 76 to 84 % at a nominal 90 %. Two corrections:
+    the weight of a cluster has variance (1 - h)^-2, with h the largest eigenvalue of the cluster's
+    block of the hat matrix (covariance CV3 in its most affected direction); deviations are scaled
+    to Student's t with (clusters - parameters) degrees of freedom.
 
     Parameters
     ----------
-    model, best, rows, penalty, box, use_numba
+    model, best, rows, penalty, box
         As for `refit`.
-    replicates : Plan
-        Of clusters, smooth.
+    replicates : ResamplingPlan
+        Smooth weights of clusters.
 
     References
     ----------
@@ -146,7 +124,7 @@ def refit_clusters(
     shaped = replace(
         replicates, shape=(1.0 - cluster_leverages(model, best, rows, box, member)) ** 2
     )
-    plain = refit(model, best, rows, penalty, box, shaped, use_numba=use_numba)
+    plain = refit(model, best, rows, penalty, box, shaped)
     freedom = max(int(member.max()) + 1 - int(box.free.sum()), 1)
     return replace(plain, eta=stretched(best, plain.eta - best, freedom, box, shaped.seed)), shaped
 
@@ -158,20 +136,20 @@ def stretched(best: FloatArray, steps: FloatArray, freedom: int, box: Box, seed:
     ----------
     best : ndarray of shape (p,)
     steps : ndarray of shape (k, p)
-        Deviations that are all but normal.
+        Deviations from ``best``, approximately normal.
     freedom : int
-        Degrees of freedom.
+        Degrees of freedom of Student's t.
     box : Box
-        Bounds.
+        Bounds of the result.
     seed : int
-        Of the replicates.
+        Seed of the replicates.
     """
     scale = np.random.default_rng((seed, 1)).chisquare(freedom, len(steps)) / freedom
     return np.clip(best + steps / np.sqrt(scale)[:, None], box.low, box.high)
 
 
 def leverages(model: RowModel, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
-    """Return how far each row pulls its own prediction (0 to 1), shape (n,)."""
+    """Return each row's leverage on its own prediction (0 to 1), shape (n,)."""
     basis = _basis(model, best, rows, box)
     return np.asarray(np.clip((basis * basis).sum(axis=1), 0.0, MOST_LEVERAGE))
 
@@ -179,7 +157,7 @@ def leverages(model: RowModel, best: FloatArray, rows: Rows, box: Box) -> FloatA
 def cluster_leverages(
     model: RowModel, best: FloatArray, rows: Rows, box: Box, member: NDArray[np.intp]
 ) -> FloatArray:
-    """Return, for each row, how far its cluster pulls its own predictions (0 to 1), shape (n,)."""
+    """Return, for each row, the leverage of its cluster (0 to 1), shape (n,)."""
     basis = _basis(model, best, rows, box)
     p = basis.shape[1]
     blocks = np.empty((int(member.max()) + 1, p, p))
@@ -191,33 +169,16 @@ def cluster_leverages(
 
 
 def _basis(model: RowModel, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
-    """Return an orthonormal basis, shape (n, p), of the free coordinates' effects on the rows."""
-    value, gradient, _ = model.derivatives(best)
-    slopes = gradient / value if rows.is_log else gradient
+    """Return an orthonormal basis, shape (n, p), of the weighted Jacobian's column space."""
+    slopes, _ = model.residual_derivatives(best, rows)
     basis, _ = np.linalg.qr((slopes[box.free] * np.sqrt(rows.weight)).T)
     return np.asarray(np.nan_to_num(basis))
-
-
-def _wants_numba(model: RowModel, replicates: ResamplingPlan, use_numba: UseNumba) -> bool:
-    if use_numba == "no" or not isinstance(model, ExponentialSum):
-        return False
-    is_there = importlib.util.find_spec("numba") is not None
-    if use_numba == "yes":
-        if not is_there:
-            raise UsageError(
-                "use_numba='yes' without Numba",
-                "an environment with the extra scalelab[fast]",
-                "Install it, or leave the choice to auto.",
-            )
-        return True
-    is_worth = replicates.k * replicates.n >= WORTH_COMPILING or "numba" in sys.modules
-    return is_there and is_worth
 
 
 def _samples(
     model: RowModel, best: FloatArray, rows: Rows, box: Box, replicates: ResamplingPlan, batch: int
 ) -> Iterator[Rows]:
-    """Yield batches of replicates as rows with their own weights, or their own targets."""
+    """Yield batches of replicates: rows with resampled weights, or with resampled targets."""
     if replicates.method != "residual":
         for weights in replicates.weights(batch):
             yield rows.reweighted(weights * rows.weight)
@@ -230,22 +191,14 @@ def _samples(
         yield Rows(target, rows.weight, rows.residual, compared)
 
 
-def _with_patience(
-    model: RowModel, best: FloatArray, rows: Rows, penalty: Penalty, box: Box, compiled: bool
+def _refit_batch(
+    model: RowModel, best: FloatArray, rows: Rows, penalty: Penalty, box: Box
 ) -> NewtonResult:
-    """Fit directly, and those that do not converge again down a path of thresholds."""
-    if compiled and rows.target.ndim == 1 and isinstance(model, ExponentialSum):
-        from scalelab.fit.kernels_numba import refit_batch
-
-        eta, value, converged = refit_batch(
-            model, best, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
-        )
-        end = NewtonResult(eta=eta, value=value, converged=converged, n_iterations=PATIENCE)
-    else:
-        starts = np.tile(best, (max(rows.target.size, rows.weight.size) // rows.n, 1))
-        end = minimise(
-            model, starts, rows, penalty, box, max_iterations=PATIENCE, tolerance=TOLERANCE
-        )
+    """Refit a batch; retry the replicates that do not converge with decreasing thresholds."""
+    starts = np.tile(best, (max(rows.target.size, rows.weight.size) // rows.n, 1))
+    end = minimise(
+        model, starts, rows, penalty, box, max_iterations=MAX_ITERATIONS, tolerance=TOLERANCE
+    )
     late = ~end.converged
     if not late.any():
         return end
@@ -267,18 +220,14 @@ def _with_patience(
 def _one_step(
     model: RowModel, best: FloatArray, rows: Rows, penalty: Penalty, box: Box
 ) -> NewtonResult:
-    """Take one Newton step a replicate from gradients and Hessians that are sums over rows.
+    """Return one Newton step per replicate.
 
-    Where Huber's threshold is narrower than what n rows resolve, its second derivative is spread
+    Where Huber's threshold is narrower than n rows can resolve, its second derivative is averaged
     over a window that shrinks with n (Powell's estimate of a density at 0).
     """
     p = len(best)
-    value, gradient, hessian = model.derivatives(best)
+    slopes, bends = model.residual_derivatives(best, rows)
     r = model.residuals(best[None], rows)[0]
-    slopes, bends = gradient, hessian
-    if rows.is_log:
-        slopes = gradient / value
-        bends = hessian / value - slopes[:, None] * slopes[None]
     _, first, second, _ = penalty.parts(r, np.ones(rows.n))
     window = 1.5 * float(np.median(np.abs(r))) * rows.n**-0.2
     if penalty.unit is None and window > penalty.delta:

@@ -6,19 +6,16 @@ import pytest
 from scalelab.fit.against import paired_weights
 from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan
 from scalelab.fit.efficient import (
-    Efficient,
-    covariance_spread,
-    efficient,
-    is_bent,
+    fit_efficient,
+    has_curved_residuals,
     newton_steps,
     noise_scale,
 )
 from scalelab.fit.newton import Box
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import box_of, fit_parametric
-from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import refit
+from scalelab.fit.replicates import refit, stretched
 from scalelab.fit.row_model import Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws import Chinchilla
@@ -149,27 +146,21 @@ def test_steps_are_the_first_order_of_refits(isoflop_runs):
     box, model = box_of(Chinchilla, {}), row_model_of(Chinchilla, columns)
     law = fit_parametric(runs, bootstrap=BootstrapSpec(k=0)).law
     best = model.eta(law.to_coordinates()[None])[0]
-    found = efficient(model, best, rows, box, runs.n_params * runs.n_tokens)
+    found = fit_efficient(model, best, rows, box, runs.n_params * runs.n_tokens)
     weights = 1 + 1e-4 * np.random.default_rng(0).standard_normal((20, len(runs)))
     near = ResamplingPlan(method="weights", k=20, n=len(runs), given=weights)
     steps = newton_steps(model, found, box, near)
-    refits = refit(model, found.eta, found.rows, found.penalty, box, near, use_numba="no")
+    refits = refit(model, found.eta, found.rows, found.penalty, box, near)
     exact = refits.eta - found.eta
     assert np.abs(exact).max() > 1e-6
     np.testing.assert_allclose(steps, exact, rtol=0.02, atol=1e-3 * np.abs(exact).max())
 
 
 def test_deviations_have_students_tails():
-    found = Efficient(
-        eta=np.zeros(2),
-        rows=Rows(np.ones(8), np.ones(8), "log"),
-        penalty=Penalty(delta=1.0),
-        shape=None,
-    )
     far = np.full(2, 1e9)
     box = Box(free=np.ones(2, bool), scales=np.ones(2, bool), low=-far, high=far)
     normal = np.random.default_rng(5).standard_normal((200_000, 2))
-    draws = covariance_spread(found, box, normal, ResamplingPlan(method="row", k=200_000, n=8))
+    draws = stretched(np.zeros(2), normal, 6, box, seed=0)
     # Student's t with 8 - 2 degrees of freedom, from its table
     assert np.quantile(draws, 0.95) == pytest.approx(1.943, rel=0.01)
     assert np.quantile(draws, 0.995) == pytest.approx(3.707, rel=0.02)
@@ -179,9 +170,9 @@ def test_a_bend_is_seen_and_noise_is_not():
     rng = np.random.default_rng(0)
     columns = {"n_params": np.geomspace(1e7, 1e9, 60), "n_tokens": rng.uniform(1e9, 1e11, 60)}
     noise = rng.standard_normal((200, 60))
-    assert np.mean([is_bent(z, columns) for z in noise]) < 0.04
+    assert np.mean([has_curved_residuals(z, columns) for z in noise]) < 0.04
     u = np.linspace(-1, 1, 60)
-    assert np.mean([is_bent(z + 5 * u * u, columns) for z in noise]) > 0.95
+    assert np.mean([has_curved_residuals(z + 5 * u * u, columns) for z in noise]) > 0.95
 
 
 def test_a_form_that_bends_away_keeps_the_objectives_own_replicates(isoflop_runs):

@@ -154,7 +154,6 @@ def test_small_version(kind):
 @pytest.mark.timeout(0)
 def test_default_interval():
     """1,000 data sets a cell, three designs and three kinds of noise, without any slack."""
-    pytest.importorskip("numba")  # compiled refits: the same results in a third of the time
     lines = ["design,noise,quantity,covered,truth_below,relative_width,spread,efficient"]
     missed = []
     for name, kind in itertools.product(DESIGNS, KINDS):
