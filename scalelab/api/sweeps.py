@@ -117,13 +117,14 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
         When it would pass a cap.
     """
     if proposal.sweep.launcher.name == "local":
-        from scalelab.launch.local.caps import refuse_local_over_cap
+        from scalelab.launch.caps import refuse_over_cap
 
-        refuse_local_over_cap(
+        refuse_over_cap(
             proposal.sweep.launcher.slurm,
-            proposal.cost.run_seconds,
-            proposal.cost.speed,
-            device=proposal.execution.device,
+            0.0,
+            sum(proposal.cost.run_seconds) / 3600,
+            proposal.cost.speed.usd_per_worker_hour,
+            is_gpu=proposal.execution.device == "cuda",
         )
         return None
     from scalelab.launch.slurm.preview import preview_slurm

@@ -241,7 +241,7 @@ def answer(
         found += law.warnings
         if asked is not None:
             lr, batch = law.best(*asked)
-            found += law.reach(*asked)
+            found += law.extrapolation_warnings(*asked)
     except NotIdentifiedError as error:
         message = f"Got {error.given}; needed: {error.allowed}. {error.do}"
         found.append(FitWarning(code="not_identified", message=message))

@@ -1,1 +1,1 @@
-"""Getting a plan run: what to submit next, on this machine or on a SLURM cluster."""
+"""Launching: chooses the runs of a sweep and trains them on this machine or a SLURM cluster."""

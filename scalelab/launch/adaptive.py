@@ -1,9 +1,8 @@
-"""The next batch of an adaptive sweep: what has been run, what could be, and what to run next.
+"""The next batch of runs of an adaptive sweep.
 
-The pool is a grid sweep that is never launched whole: its plan names every run that could be, with
-its exact FLOPs. Whatever finished run of the results folder saw the same text counts as known, so
-an adaptive sweep continues any other. Batches are added to the sweep as they are chosen; the same
-command again goes on from what is there.
+The run pool is the plan of a grid sweep: all runs that could be chosen, with their exact FLOPs. All
+finished runs of the results folder on the same text count as observed, so an adaptive sweep can
+continue any other sweep. Each chosen batch is added to the sweep; the same command resumes it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from scalelab.theory.accounting import (
     DEFAULT_PARAM_CONVENTION,
     train_flops,
 )
-from scalelab.units import format_flops
+from scalelab.units import format_flops, plural
 
 FloatArray = NDArray[np.float64]
 
@@ -36,14 +35,14 @@ KIND = "adaptive"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Known:
-    """The finished runs on one text, and which runs this sweep has started.
+    """The finished runs on one text, and the runs that this sweep has started.
 
     Attributes
     ----------
     n_params, n_tokens, losses : tuple of float
-        Of the finished runs, over all sweeps of the results folder.
+        N, D and loss (nats) of the finished runs of all sweeps in the results folder.
     run_ids : frozenset of str
-        Runs that are finished (diverged ones too) or belong to this sweep: not to be chosen again.
+        Runs that must not be chosen again: finished, diverged, or part of this sweep.
     spent : float
         FLOPs of the runs of this sweep, finished or not.
     """
@@ -62,17 +61,17 @@ class NextBatch:
     Attributes
     ----------
     found : Round
-        What is believed, and the plan.
+        Posterior and plan of the round.
     proposal : Proposal
-        The batch to launch now; its plan is empty when the sweep ends.
+        The batch to launch now; its plan is empty if the sweep ends.
     n_known : int
-        Finished runs that the posterior rests on.
+        Finished runs that the posterior is conditioned on.
     n_candidates : int
-        Runs that could be.
+        Runs of the pool that can be chosen.
     spent, budget : float
         FLOPs of this sweep.
     stop : str or None
-        Why the sweep ends: ``narrow``, ``spent``; None while it goes on.
+        Why the sweep ends: ``narrow`` or ``spent``; None while it continues.
     """
 
     found: Round
@@ -94,27 +93,27 @@ def next_batch(
     seed: int = 0,
     before: Sequence[FormPosterior] = (),
 ) -> NextBatch:
-    """Return what to run next.
+    """Return the next batch of an adaptive sweep.
 
     Parameters
     ----------
     pool : Proposal
-        Of the grid of all runs that could be.
+        The grid of all runs that could be chosen.
     results : Results
     target : Target
     budget : float
-        FLOPs that this sweep may spend in all.
+        FLOPs that this sweep may use in total.
     until_width : float, optional
-        Stop once the 90 % interval of the target, over its loss, is this narrow.
+        Stop once the width of the target's 90 % interval, divided by its loss, is at most this.
     seed : int
-        Of the random starts of the fits.
+        Seed of the random starts of the fits.
     before : sequence of FormPosterior
-        Of the round before.
+        Posteriors of the previous round.
 
     Raises
     ------
     UsageError
-        When the budget buys no run of the pool, or all of them are finished.
+        If the budget is below the cheapest run of the pool, or all its runs are finished.
     """
     known = known_runs(results, pool)
     most_epochs = np.inf if pool.sweep.allow_repeats else MAX_EPOCHS
@@ -127,16 +126,15 @@ def next_batch(
     if not known.spent and not free:
         pool.plan.refuse_repeats(allow_repeats=pool.sweep.allow_repeats)
         raise UsageError(
-            f"a pool of {len(pool.plan.rows)} runs, all of which are finished",
-            "sizes and tokens that have not been run",
-            "Widen --n-params or --n-tokens, or `scalelab fit` what there is.",
+            f"all {plural(len(pool.plan.rows), 'run')} of the pool are finished",
+            "a pool with runs that are not finished",
+            "Widen --n-params or --n-tokens, or fit the finished runs with `scalelab fit`.",
         )
     if not known.spent and flops.min() > budget:
         raise UsageError(
-            f"a budget of {format_flops(budget)} FLOP, less than the cheapest run "
-            f"({format_flops(float(flops.min()))})",
-            "a budget that buys a run of the pool",
-            "Raise --budget, or give smaller --n-params and --n-tokens.",
+            f"a budget of {format_flops(budget)} FLOP is below the cheapest run",
+            f"at least {format_flops(float(flops.min()))} FLOP",
+            "Raise --budget, or use smaller --n-params and --n-tokens.",
         )
     left = budget - known.spent
     ceiling = next((s * budget for s in STAGES if s * budget > known.spent * (1 + 1e-9)), budget)
@@ -170,7 +168,7 @@ def next_batch(
 
 
 def of_rows(pool: Proposal, rows: Sequence[PlannedRun]) -> Proposal:
-    """Return the proposal of some rows of a pool."""
+    """Return a proposal of some rows of a run pool."""
     plan = dataclasses.replace(pool.plan, kind=KIND, rows=tuple(rows))
     return dataclasses.replace(
         pool,
@@ -181,7 +179,7 @@ def of_rows(pool: Proposal, rows: Sequence[PlannedRun]) -> Proposal:
 
 
 def known_runs(results: Results, pool: Proposal) -> Known:
-    """Return the finished runs of the results folder that saw the pool's text."""
+    """Return the finished runs of the results folder on the pool's text."""
     sizes: list[float] = []
     lengths: list[float] = []
     losses: list[float] = []
@@ -220,9 +218,9 @@ def known_runs(results: Results, pool: Proposal) -> Known:
 def _columns(
     known: Known, free: Sequence[PlannedRun], unique: float
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Return the columns of the runs made and of those that could be.
+    """Return the columns of the finished runs and of the runs that can be chosen.
 
-    Repeats are a column of their own only where some run repeats text.
+    The column ``unique_tokens`` is present only if some run repeats text.
     """
     out = []
     for n_params, n_tokens in (

@@ -1,4 +1,4 @@
-"""What every launcher takes and gives back."""
+"""Input and output types that all launchers share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from scalelab.sweep.run_spec import ExecutionSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchRequest:
-    """Runs to bring to an accepted record.
+    """Runs to train until each has an accepted record.
 
     Attributes
     ----------
     results : Results
-        Where the run folders lie.
+        The results folder.
     sweep : str
         Name of the sweep, for its launcher lock.
     run_ids : tuple of str
@@ -26,9 +26,9 @@ class LaunchRequest:
     n_workers : int
         Runs at once.
     retry_failed : bool
-        Whether runs that failed before are started again.
+        Whether to start runs again that failed before.
     batched_runs : Mapping[str, int]
-        Most runs in a step of each run's, by run_id; 1 where it is not said.
+        Largest number of runs in one step, by run_id; default 1.
     """
 
     results: Results
@@ -42,18 +42,18 @@ class LaunchRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchView:
-    """The state of a launch at one moment, for whoever watches.
+    """The state of a launch at one time, as passed to a `Watcher`.
 
     Attributes
     ----------
     statuses : Mapping[str, str]
         Status of every run of the request.
     running : tuple of str
-        run_ids that are being trained now, oldest first.
+        run_ids in training, oldest first.
     started_s : float
         Unix time at which the launch began.
     note : str
-        What just happened, in words; empty when nothing did.
+        The latest event in words; may be empty.
     """
 
     statuses: Mapping[str, str]
@@ -76,9 +76,9 @@ class LaunchReport:
     n_started : int
         Attempts that this launch started.
     wall_s : float
-        Seconds that it took.
+        Duration of the launch, seconds.
     is_interrupted : bool
-        Whether a person stopped it.
+        Whether Ctrl-C stopped the launch.
     """
 
     statuses: Mapping[str, str]

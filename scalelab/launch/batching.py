@@ -1,4 +1,4 @@
-"""Which runs of one job share their steps: a moment of timing on the job's own device says."""
+"""Choosing the batched runs of a job: those that are faster in one step on the job's device."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SECONDS_PER_SIZE = 0.25
 def batched_groups(
     run_ids: Sequence[str], results: Results, execution: ExecutionSpec
 ) -> list[list[str]]:
-    """Return the runs of a job in their order, those that share their steps together.
+    """Return the runs of a job in order, with batched runs in one group.
 
-    A run that is finished, or whose spec cannot be read, is a group of its own.
+    A finished run, or a run whose spec cannot be read, is a group by itself.
     """
     specs: dict[str, RunSpec] = {}
     for run_id in run_ids:
@@ -34,15 +34,15 @@ def batched_groups(
             from scalelab.train.calibrate import measure_batched_runs
 
             gains[batch_key(spec)] = measure_batched_runs(spec, execution, SECONDS_PER_SIZE)
-    packs = choose_batched_runs(
+    batches = choose_batched_runs(
         specs.values(), lambda spec: gains.get(batch_key(spec), {}), n_workers=1
     )
     groups: list[list[str]] = []
     unfilled: dict[Hashable, list[str]] = {}
     for run_id in run_ids:
         size = 1
-        if run_id in packs:
-            size = batched_runs_kept(results.run(run_id), packs[run_id].size)
+        if run_id in batches:
+            size = batched_runs_kept(results.run(run_id), batches[run_id].size)
         if size == 1:
             groups.append([run_id])
             continue
@@ -56,10 +56,10 @@ def batched_groups(
 
 
 def batched_runs_kept(run: RunDir, size: int) -> int:
-    """Return the most runs in a step of a run: as it was begun where its bits depend on that.
+    """Return the largest number of runs in a step of a run, the same as in its first attempt.
 
-    Gradients that are written out (``direct``) are taken run by run: batching changes no bit. A run
-    whose attempts keep being lost is tried alone: if it kills its process, it takes no other along.
+    With the ``direct`` step batching changes no bit of the result, so the number may change. After
+    repeated lost attempts the run is trained alone, so that it cannot kill other runs.
     """
     n_lost = sum("ended" not in attempt.read_note() for attempt in run.attempts())
     if n_lost >= MAX_LOST_ATTEMPTS - 1:

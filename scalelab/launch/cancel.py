@@ -1,13 +1,13 @@
-"""Cancelling runs: a mark in the run's folder, which every worker and launcher looks at."""
+"""Cancelling runs: a mark in the run folder that every worker and launcher checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scalelab.launch.job import CANCELLED_FILE
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.submissions import Submissions
+from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
 from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results
 
@@ -19,11 +19,11 @@ class CancelReport:
     Attributes
     ----------
     run_ids : tuple of str
-        Runs that will not be trained on; those with a record are left alone.
+        Runs that were marked; finished runs are not.
     n_jobs : int
-        Jobs taken out of SLURM's queue.
+        SLURM jobs cancelled.
     is_queue_known : bool
-        False when SLURM did not answer: its jobs then stop by themselves, at their next look.
+        False if SLURM did not answer: running jobs then stop at their next check of the mark.
     """
 
     run_ids: tuple[str, ...]
@@ -34,9 +34,10 @@ class CancelReport:
 def cancel_runs(
     results: Results, sweep: str, run_ids: Sequence[str], *, slurm: Slurm | None = None
 ) -> CancelReport:
-    """Cancel runs of a sweep; `resume` takes them up again where they stopped.
+    """Cancel runs of a sweep; `resume` continues them from their checkpoints.
 
-    A worker leaves a checkpoint first. Jobs of which no run is wanted any more leave the queue.
+    A worker saves a checkpoint before it stops. SLURM jobs are cancelled once all their runs are
+    finished or cancelled.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def cancel_runs(
     run_ids : sequence of str
         Some of its runs.
     slurm : Slurm, optional
-        The cluster; default the one that the environment names.
+        Default: the cluster of the environment.
     """
     marked = []
     for run_id in run_ids:
@@ -55,27 +56,26 @@ def cancel_runs(
             (run.path / CANCELLED_FILE).touch()
             marked.append(run_id)
     submissions = Submissions(results, results.sweep(sweep), is_owner=False)
-    open_elements = list(submissions.open_elements())
-    if not open_elements:
-        return CancelReport(run_ids=tuple(marked), n_jobs=0, is_queue_known=True)
-    queue = (slurm := slurm or Slurm()).read_queue()
-    if queue is None:
-        return CancelReport(run_ids=tuple(marked), n_jobs=0, is_queue_known=False)
-    submissions.update(queue)
-    elements = [
-        (job_id, index)
-        for intent, index in submissions.open_elements()
-        if (job_id := submissions.job_of(intent)) is not None
-        and not set(marked).isdisjoint(intent.packs[index].run_ids)
-        and not any(is_wanted(results, run_id) for run_id in intent.packs[index].run_ids)
-    ]
-    done = slurm.cancel(elements)
+    elements: list[tuple[int, int]] = []
+    is_queue_known = True
+    if any(submissions.open_elements()):
+        slurm = slurm or Slurm()
+        queue = slurm.read_queue()
+        submissions.update(queue)
+        for intent, index in submissions.open_elements():
+            job_id, runs = submissions.job_of(intent), intent.job_groups[index].run_ids
+            is_over = not any(is_wanted(results, run_id) for run_id in runs)
+            if job_id is not None and is_over and not set(marked).isdisjoint(runs):
+                elements.append((job_id, index))
+        is_queue_known = queue is not None and slurm.cancel(elements)
     return CancelReport(
-        run_ids=tuple(marked), n_jobs=len(elements) if done else 0, is_queue_known=done
+        run_ids=tuple(marked),
+        n_jobs=len(elements) if is_queue_known else 0,
+        is_queue_known=is_queue_known,
     )
 
 
 def is_wanted(results: Results, run_id: str) -> bool:
-    """Say whether a run is neither finished nor cancelled."""
+    """Return whether a run is neither finished nor cancelled."""
     run = results.run(run_id)
-    return run.accepted() is None and not (run.path / CANCELLED_FILE).exists()
+    return run.accepted() is None and not is_cancelled(run)

@@ -1,4 +1,4 @@
-"""What this machine offers a local pool, found without importing torch."""
+"""Devices of this machine for the local worker pool, detected without importing torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scalelab.errors import UsageError
 
 
 def cpu_slots() -> tuple[int, ...]:
-    """Return the CPU cores that this process may use, one worker each."""
+    """Return the CPU cores that this process may use; each takes one worker."""
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
 @functools.cache
 def gpu_names() -> tuple[str, ...]:
-    """Return the names of the NVIDIA GPUs that the driver shows; empty when there are none."""
+    """Return the names of the NVIDIA GPUs that ``nvidia-smi`` lists."""
     program = shutil.which("nvidia-smi")
     if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return ()
@@ -35,7 +35,7 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def gpu_slots() -> tuple[str, ...]:
-    """Return what ``CUDA_VISIBLE_DEVICES`` is set to for each GPU's worker."""
+    """Return the value of ``CUDA_VISIBLE_DEVICES`` for the worker of each GPU."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         return tuple(part for part in allowed.split(",") if part)
@@ -43,17 +43,17 @@ def gpu_slots() -> tuple[str, ...]:
 
 
 def worker_slots(device: str) -> tuple[int | str, ...]:
-    """Return the place of each worker that this machine has room for: a core, or a GPU.
+    """Return the CPU core or GPU of each worker that this machine can run.
 
     Raises
     ------
     UsageError
-        When the device is ``cuda`` and no GPU is seen.
+        If the device is ``cuda`` and there is no visible GPU.
     """
     slots: tuple[int | str, ...] = gpu_slots() if device == "cuda" else cpu_slots()
     if not slots:
         raise UsageError(
-            "device cuda on a machine where no GPU is seen",
+            "device cuda, but no GPU is visible on this machine",
             "a GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES does not hide",
             "Use --device cpu, a machine with a GPU, or --launcher slurm.",
         )

@@ -1,6 +1,6 @@
-"""Launch a sweep, or go on with one, and leave its results collected.
+"""Launching or resuming a sweep: train what is missing, then collect the results.
 
-The run folders are the truth: launching the same sweep again does what is missing and nothing else.
+The run folders are the source of truth: launching the same sweep again trains only missing runs.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, SpecError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
-from scalelab.launch.local.caps import refuse_local_over_cap
+from scalelab.launch.caps import refuse_over_cap
 from scalelab.launch.local.pool import launch_local
 from scalelab.launch.proposal import Proposal
-from scalelab.launch.slurm.execution import jobs_execution
+from scalelab.launch.slurm.job_groups import jobs_execution
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
 from scalelab.launch.trackers import following
 from scalelab.records.files import write_atomically
@@ -46,7 +46,7 @@ def launch(
     extend: bool = False,
     is_detached: bool = False,
 ) -> LaunchReport:
-    """Save a proposal's plan, bring its runs to their end, and collect.
+    """Save a proposal's plan, train its runs, and collect the results.
 
     Parameters
     ----------
@@ -54,23 +54,23 @@ def launch(
         Made with ``is_dry_run=False``.
     results : Results
     watch : callable
-        Told what happens.
+        Called with a `LaunchView` at every change.
     extend : bool
-        Whether the runs may be added to a sweep of that name with another specification.
+        Whether to add the runs to a sweep of that name with another specification.
     is_detached : bool
-        Whether to leave once everything is submitted, on SLURM.
+        On SLURM, whether to return once every job is submitted.
 
     Raises
     ------
     UsageError
-        When a run would pass over the text too often or cannot be shared by its GPUs, a sweep of
-        that name holds another specification, or another process launches it.
+        If a run repeats its text too often or cannot be split over its GPUs, a sweep of that name
+        has another specification, or another process launches it.
     """
     proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
     if proposal.sweep.launcher.name == "slurm":
         todo = [r.spec for r in proposal.plan.rows if r.spec.run_id not in proposal.finished]
         jobs_execution(proposal.sweep.launcher.slurm, proposal.execution, todo)
-    with _saying_what_the_disk_did(results.path):
+    with _disk_errors_explained(results.path):
         saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
         save_launcher(results, saved.name, proposal.sweep.launcher)
     return resume(
@@ -93,19 +93,19 @@ def resume(
     retry_failed: bool = False,
     is_detached: bool = False,
 ) -> LaunchReport:
-    """Bring the runs of a saved plan that are not finished to their end, and collect.
+    """Train the unfinished runs of a saved plan, and collect the results.
 
-    They are executed where the sweep was last launched: here, or on SLURM.
+    The launcher is the one that the sweep was last launched with: local or SLURM.
 
     Raises
     ------
     SpecError
-        When the spec of a run is missing or was edited; nothing was started then.
+        If the spec of a run is missing or was edited; no run was started.
     UsageError
-        When what is left would pass a cap, another process launches this sweep, or a run cannot be
-        shared by its GPUs.
+        If the unfinished runs exceed a cap, another process launches this sweep, or a run cannot
+        be split over its GPUs.
     """
-    with _saying_what_the_disk_did(results.path):
+    with _disk_errors_explained(results.path):
         specs = {run_id: results.run(run_id).read_spec() for run_id in saved.run_ids}
         flops = {
             run_id: train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
@@ -119,13 +119,12 @@ def resume(
             execution=execution,
             n_workers=n_workers,
             retry_failed=retry_failed,
-            batched_runs=_batched_runs(specs, results, execution, n_workers),
         )
         try:
             with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:
                 report = _launch(request, launcher, specs, _also(watch, follow), is_detached)
         except BaseException:
-            # What ended the launch is what must be read, whatever else this disk refuses.
+            # Report the error that ended the launch, even if collecting fails too.
             with contextlib.suppress(Exception):
                 collect(results.path)
             raise
@@ -133,18 +132,8 @@ def resume(
         return report
 
 
-def _batched_runs(
-    specs: Mapping[str, RunSpec], results: Results, execution: ExecutionSpec, n_workers: int
-) -> dict[str, int]:
-    """Return the most runs in each run's step where the workers of this machine train them."""
-    todo = [s for run_id, s in specs.items() if results.run(run_id).accepted() is None]
-    speed = machine_speed(execution.device, n_workers)
-    packs = choose_batched_runs(todo, speed.batching_gains, n_workers)
-    return {run_id: batching.size for run_id, batching in packs.items()}
-
-
 def launch_order(specs: Mapping[str, RunSpec], flops: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the longest runs first; branches of a trunk together, the shortest of them first."""
+    """Return run_ids, longest run first; the branches of a trunk together, shortest first."""
     before = predecessors(specs.values())
     trunks = {run_id: trunk_id(specs[run_id]) for run_id in before}
     trunks.update({spec.run_id: trunk_id(spec) for spec in before.values()})
@@ -174,11 +163,15 @@ def _launch(
     if launcher.name == "local":
         device = request.execution.device
         speed = machine_speed(device, request.n_workers)
+        batches = choose_batched_runs(todo, speed.batching_gains, request.n_workers)
+        sizes = {run_id: batch.size for run_id, batch in batches.items()}
         done = frozenset(specs).difference(spec.run_id for spec in todo)
         left = _seconds(specs, request.results, speed, skip=done)
-        refuse_local_over_cap(launcher.slurm, left.values(), speed, device=device)
-        return launch_local(request, watch)
-    from scalelab.launch.slurm.launcher import SlurmOptions, launch_slurm
+        hours, price = sum(left.values()) / 3600, speed.usd_per_worker_hour
+        refuse_over_cap(launcher.slurm, 0.0, hours, price, is_gpu=device == "cuda")
+        return launch_local(replace(request, batched_runs=sizes), watch)
+    from scalelab.launch.slurm.arrays import SlurmOptions
+    from scalelab.launch.slurm.launcher import launch_slurm
 
     execution = jobs_execution(launcher.slurm, request.execution, todo)
     request = replace(request, execution=execution)
@@ -193,8 +186,8 @@ def _launch(
 
 
 @contextlib.contextmanager
-def _saying_what_the_disk_did(results: Path) -> Iterator[None]:
-    """Put a full disk or a folder that cannot be written into words; nothing is lost by either."""
+def _disk_errors_explained(results: Path) -> Iterator[None]:
+    """Raise DataError for a full disk or a folder that cannot be written."""
     try:
         yield
     except OSError as error:
@@ -202,8 +195,9 @@ def _saying_what_the_disk_did(results: Path) -> Iterator[None]:
             raise
         raise DataError(
             f"results folder {results}: {error.strerror}",
-            "a folder that can be written, on a disk with room",
-            "Make room or mend the rights, then `scalelab resume`; what is done is kept.",
+            "a folder that you can write, on a disk with free space",
+            "Free some space or change the permissions, then run `scalelab resume`. "
+            "No results were lost.",
         ) from None
 
 
@@ -230,18 +224,18 @@ def _seconds(
 
 
 def save_launcher(results: Results, name: str, launcher: LauncherTable) -> None:
-    """Write down where a sweep is launched, for whoever goes on with it."""
+    """Save the launcher options of a sweep, for `resume`."""
     path = results.sweep(name) / LAUNCHER_FILE
     write_atomically(path, launcher.model_dump_json(indent=1))
 
 
 def changed_launcher(launcher: LauncherTable, changes: Mapping[str, Any]) -> LauncherTable:
-    """Return a launcher with other options.
+    """Return launcher options with some changes.
 
     Raises
     ------
     UsageError
-        When an option is out of its range.
+        If an option is out of its range.
     """
     try:
         slurm = {**launcher.slurm.model_dump(), **changes.get("slurm", {})}
@@ -251,12 +245,12 @@ def changed_launcher(launcher: LauncherTable, changes: Mapping[str, Any]) -> Lau
 
 
 def saved_launcher(results: Results, name: str) -> LauncherTable:
-    """Return where a sweep was last launched: here where nothing is written down.
+    """Return the launcher options that a sweep was last launched with; default local.
 
     Raises
     ------
     SpecError
-        When what is written down cannot be read.
+        If the file cannot be read.
     """
     path: Path = results.sweep(name) / LAUNCHER_FILE
     try:
@@ -266,7 +260,7 @@ def saved_launcher(results: Results, name: str) -> LauncherTable:
         return LauncherTable()
     except ValueError as error:
         raise SpecError(
-            f"launcher {path}: {error}",
-            "what `scalelab sweep` wrote",
-            "Run the sweep's command again: it writes it anew.",
+            f"launcher options {path}: {error}",
+            "the file as `scalelab sweep` wrote it",
+            "Run the sweep command again: it rewrites the file.",
         ) from None

@@ -1,8 +1,8 @@
-"""A whole iso-FLOP grid at once by the mathematics of the adaptive sweep, and what it gains.
+"""An optimal isoFLOP grid, chosen with the design method of the adaptive sweep, and its gain.
 
-Nothing has been run, so the priors alone say what each run would teach. The runs are chosen among
-those of a wider and finer grid at the same budgets, for the FLOPs of the plain grid, to leave the
-least variance at the optimum of a hundred times its largest budget.
+No run is finished yet, so the information of each run follows from the priors alone. The runs come
+from a wider and finer grid at the same budgets and use the FLOPs of the plain grid. They minimize
+the variance at the optimum of 100 times the largest budget.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scalelab.forecast.adaptive import Target
 from scalelab.forecast.design import Batch, plan_batch, variance_after
@@ -20,18 +19,16 @@ from scalelab.launch.adaptive import of_rows
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.spec import SweepSpec
 
-FloatArray = NDArray[np.float64]
-
 AHEAD = 100.0
-"""Compute of the target over that of the largest budget."""
+"""Compute of the target divided by the largest budget."""
 FINER, WIDER = 2, 1.5
-"""Sizes of the pool over those of the plain grid, and the power of its span."""
+"""Number of sizes of the pool relative to the plain grid, and the power of its span."""
 HALVINGS = 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DesignGain:
-    """What an optimal grid gains over the plain one, as the priors see it.
+    """Gain of an optimal grid over the plain one, given the priors.
 
     Attributes
     ----------
@@ -40,7 +37,7 @@ class DesignGain:
     width_plain, width_optimal : float
         Standard deviation of the target's log loss after each grid, for the same FLOPs.
     flops_share : float
-        FLOPs with which the optimal grid leaves as much as the plain one, over those of that.
+        Share of the plain grid's FLOPs with which an optimal grid reaches the same variance.
     """
 
     target_flops: float
@@ -50,21 +47,21 @@ class DesignGain:
 
 
 def pool_of(sweep: SweepSpec) -> SweepSpec:
-    """Return the wider and finer grid among whose runs an optimal one is chosen."""
+    """Return the wider and finer grid from which an optimal grid is chosen."""
     return sweep.model_copy(
         update={"sizes": FINER * sweep.sizes - 1, "span": float(sweep.span**WIDER)}
     )
 
 
 def optimal_grid(plain: Proposal, pool: Proposal) -> tuple[Proposal, DesignGain]:
-    """Return the grid that leaves the least variance for the FLOPs of the plain one.
+    """Return the grid with the least variance at the target for the FLOPs of the plain grid.
 
     Parameters
     ----------
     plain : Proposal
-        Of the iso-FLOP sweep as it was asked for.
+        The isoFLOP sweep as specified.
     pool : Proposal
-        Of `pool_of` it.
+        The sweep that `pool_of` returns for it.
     """
     target_flops = AHEAD * max(plain.sweep.budgets)
     rows = (*plain.plan.rows, *pool.plan.rows)

@@ -1,7 +1,7 @@
-"""How a sweep stands for whoever watches: what its files say, with what the queue knows besides.
+"""Live status of a sweep: run folders merged with the SLURM queue.
 
-The queue is asked only while something of the sweep may be in it, once for all its runs and never
-twice within two seconds; a launcher need not be running.
+The queue is read only while a job of the sweep may be in it, with one call for all runs and at most
+every two seconds. It works without a running launcher.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from scalelab.errors import ScalelabError
 from scalelab.launch.execute import saved_launcher
-from scalelab.launch.job import CANCELLED_FILE
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.submissions import Submissions
+from scalelab.launch.worker import is_cancelled
 from scalelab.records.states import BROKEN, ENDED, INTERRUPTED
 from scalelab.records.sweep_dir import Results
 from scalelab.store.run_status import RunStatus
@@ -25,16 +25,16 @@ _UNTOUCHED = (*ENDED, BROKEN)
 
 
 class LiveStatus:
-    """Reads a sweep's status again and again.
+    """Reads a sweep's status repeatedly.
 
     Parameters
     ----------
     results : Path
         The results folder.
     sweep : str, optional
-        Its name; the one launched last by default.
+        Default: the sweep launched last.
     slurm : Slurm, optional
-        The cluster; default the one that the environment names.
+        Default: the cluster of the environment.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class LiveStatus:
         self._submissions: Submissions | None = None
 
     def read(self) -> SweepStatus:
-        """Return how the sweep stands now.
+        """Return the current status.
 
         Raises
         ------
         DataError
-            When there is no such sweep, or its plan cannot be read.
+            If there is no such sweep, or its plan cannot be read.
         """
         found = read_status(self.results.path, self.sweep, assess=self._assess)
         with contextlib.suppress(ScalelabError):
@@ -62,16 +62,15 @@ class LiveStatus:
 
     def _assess(self, sweep: str, runs: Sequence[RunStatus]) -> tuple[RunStatus, ...]:
         held = self._held(sweep)
-        return tuple(
-            replace(run, state=merged_state(run.state, held.get(run.run_id), self._is_off(run)))
-            for run in runs
-        )
 
-    def _is_off(self, run: RunStatus) -> bool:
-        return (self.results.run(run.run_id).path / CANCELLED_FILE).exists()
+        def merged(run: RunStatus) -> str:
+            is_off = is_cancelled(self.results.run(run.run_id))
+            return merged_state(run.state, held.get(run.run_id), is_off)
+
+        return tuple(replace(run, state=merged(run)) for run in runs)
 
     def _held(self, sweep: str) -> dict[str, str]:
-        """Return the runs that jobs hold, as ``queued``, ``running`` or ``unknown``."""
+        """Return the queue state of runs with a job: ``queued``, ``running`` or ``unknown``."""
         if self._submissions is None:
             folder = self.results.sweep(sweep)
             self._submissions = Submissions(self.results, folder, is_owner=False)
@@ -85,22 +84,22 @@ class LiveStatus:
             if job is None or not job.has_ended:
                 word = "running" if job is not None and job.state == "RUNNING" else "queued"
                 word = "unknown" if queue is None else word
-                held |= dict.fromkeys(intent.packs[index].run_ids, word)
+                held |= dict.fromkeys(intent.job_groups[index].run_ids, word)
         return held
 
 
 def merged_state(state: str, held: str | None, is_cancelled: bool) -> str:
-    """Return the state of a run.
+    """Return the state of a run from its files and its job.
 
     Parameters
     ----------
     state : str
-        What its files tell.
+        State from the run folder.
     held : str or None
-        What the queue says of its job: ``queued``, ``running``, or ``unknown`` when the queue does
-        not answer; None when no job holds it.
+        State of its job in the queue: ``queued``, ``running``, or ``unknown`` if the queue does not
+        answer; None if it has no job.
     is_cancelled : bool
-        Whether somebody cancelled it.
+        Whether the run is marked as cancelled.
     """
     if state in _UNTOUCHED:
         return state
@@ -108,5 +107,5 @@ def merged_state(state: str, held: str | None, is_cancelled: bool) -> str:
         return "cancelled" if is_cancelled and state != "running" else state
     if held == "queued":
         return "queued"
-    # A job's runs come one after the other: those that are not under way yet wait in it.
+    # A job trains its runs one after the other: those that have not begun wait in it.
     return state if state in ("running", INTERRUPTED) else "queued"

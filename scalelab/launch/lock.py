@@ -1,4 +1,4 @@
-"""Locks between launchers; the system lets go of them when the process dies."""
+"""Locks between launchers; the operating system releases them when the process dies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def launcher_lock(sweep_folder: Path) -> Iterator[None]:
     Raises
     ------
     UsageError
-        When another process holds it.
+        If another process holds it.
     """
     sweep_folder.mkdir(parents=True, exist_ok=True)
     path = sweep_folder / "launcher.lock"
@@ -28,8 +28,8 @@ def launcher_lock(sweep_folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UsageError(
-                f"sweep {sweep_folder.name!r}, which process {file.read().strip()} is launching",
-                "one launcher of a sweep at a time",
+                f"process {file.read().strip()} is already launching sweep {sweep_folder.name!r}",
+                "one launcher per sweep at a time",
                 f"Watch it with `scalelab status {sweep_folder.name} --watch`, or stop it first.",
             ) from None
         file.truncate(0)
@@ -40,9 +40,9 @@ def launcher_lock(sweep_folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def submission_lock(results: Path) -> Iterator[None]:
-    """Hold the results folder's submission lock for the moment in which intents are written.
+    """Hold the results folder's submission lock while intents are written.
 
-    Sweeps share runs: two launchers must not decide at the same time that one of them is missing.
+    Sweeps share runs: without it two launchers could submit the same missing run.
     """
     with (results / "sweeps" / ".submission.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

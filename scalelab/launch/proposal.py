@@ -1,7 +1,7 @@
-"""From a sweep specification to a proposal: plan, cost, and what is finished already.
+"""From a sweep specification to a proposal: plan, cost, and the runs that are already finished.
 
-A dry run prepares no text and needs no trainer: the size of the text is then estimated from its
-files, and the speed is the one measured earlier, if any.
+A dry run does not prepare the text and does not need the trainer: it estimates the size of the text
+from its files and uses the cached speed of this machine, if there is one.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ UNPREPARED = "unprepared"
 
 KERNELS = ("reference", "triton")
 ATTENTIONS = ("explicit", "sdpa", "cudnn", "flash", "triton", "measured")
-"""What `scalelab_kernels.operations` has; ``measured`` takes the fastest that a GPU offers."""
+"""Choices of `scalelab_kernels.operations`; ``measured`` is the fastest on the GPU."""
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposal:
-    """What would be run, and what it takes.
+    """A planned sweep and its cost.
 
     Attributes
     ----------
     sweep : SweepSpec
-        What was asked for.
+        The specification.
     plan : Plan
         The runs.
     cost : PlanCost
-        On this machine, finished runs left out.
+        Cost of the unfinished runs on this machine.
     elsewhere : tuple of PlanCost
-        On one of each of a few named devices, at the stated utilisation.
+        Cost on one device of several named types, at the stated utilisation.
     execution : ExecutionSpec
         How the runs are executed here.
     finished : frozenset of str
-        run_ids that have an accepted record already.
+        run_ids that already have an accepted record.
     """
 
     sweep: SweepSpec
@@ -63,15 +63,15 @@ class Proposal:
 
 
 def default_execution(*, device: str | None = None, keeps_weights: bool = False) -> ExecutionSpec:
-    """Return how runs are executed on this machine unless something else is asked for.
+    """Return the default execution of runs on this machine.
 
-    ``SCALELAB_KERNELS`` and ``SCALELAB_ATTENTION`` in the environment name other operations than
-    torch's own; where these cannot run the runs fail, and nothing is put in their place.
+    The environment variables ``SCALELAB_KERNELS`` and ``SCALELAB_ATTENTION`` select other
+    operations than torch's. If these cannot run, the runs fail; there is no fallback.
 
     Raises
     ------
     UsageError
-        When one of them is an unknown word.
+        If one of them has an unknown value.
     """
     device = device or default_device()
     return ExecutionSpec(
@@ -89,7 +89,9 @@ def _word_from_environment(name: str, allowed: tuple[str, ...], default: str) ->
     word = os.environ.get(name) or default
     if word not in allowed:
         raise UsageError(
-            f"{name}={word!r}", " or ".join(allowed), "Choose one, or unset the variable."
+            f"environment variable {name}={word!r}",
+            " or ".join(allowed),
+            f"Use one of these, for example {name}={default}, or unset the variable.",
         )
     return word
 
@@ -111,22 +113,22 @@ def propose(
     sweep : SweepSpec
     results : Results
     execution : ExecutionSpec
-        How runs would be executed; its device decides the precision where the sweep does not.
+        How runs are executed; its device sets the precision if the sweep does not.
     n_workers : int
         Runs at once.
     is_dry_run : bool
-        Whether to leave the text as it is, estimated if need be, and the speed unmeasured.
+        Whether to estimate the size of the text and skip speed measurements.
     progress : callable, optional
-        Told how the preparation of the text goes on.
+        Called during the preparation of the text.
     speed : Speed, optional
-        What the cost is reckoned with where the runs are not executed here.
+        Speed for the cost if the runs are executed elsewhere.
 
     Raises
     ------
     UsageError
-        When the axes cannot be a plan, or a tracker is not installed.
+        If the axes do not make a plan, or a tracker is not installed.
     DataError
-        When the text cannot be used.
+        If the text cannot be used.
     """
     require_installed(sweep.launcher.trackers)
     source = DataSource(**sweep.data.model_dump())

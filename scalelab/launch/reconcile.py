@@ -1,7 +1,7 @@
-"""What to start next: the difference between the plan and what the run folders say.
+"""Deciding which runs to start: the difference between the plan and the state of the run folders.
 
-Pure: the same inputs give the same actions, so every fault can be tested without a process. A
-finished run is never redone, a living one never doubled, and unknown is never taken for failed.
+A pure function, so that every fault can be tested without a process. A finished run is never
+repeated, a living run never started twice, and an unknown state never counts as failed.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ MAX_LOST_ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """What is known of a run.
+    """The state of a run as a launcher sees it.
 
     Attributes
     ----------
     status : str
-        One of `scalelab.records.states.FILE_STATES`, as its files say.
+        One of `scalelab.records.states.FILE_STATES`, from the run folder.
     is_alive : bool
-        Whether a process or job that works on it may still live.
+        Whether a process or job that trains it may still be running.
     n_lost : int
-        Attempts in a row that ended without a word (killed, out of memory, machine gone).
+        Consecutive attempts that ended without a note (killed, out of memory, machine lost).
     is_wanted : bool
-        False when somebody cancelled it: then it is not started again.
+        False if the run was cancelled: then it is not started again.
     """
 
     status: str
@@ -38,18 +38,18 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Actions:
-    """What a launcher does with each run of a plan; the four parts are the plan.
+    """What a launcher does with the runs of a plan; each run is in exactly one part.
 
     Attributes
     ----------
     start : tuple of str
         run_ids to start, in the order given.
     wait : tuple of str
-        Alive elsewhere: watched, not started.
+        Running elsewhere: watched, not started.
     finished : tuple of str
         With an accepted record.
     gave_up : tuple of str
-        Failed, lost too often or cancelled: started again only when asked for.
+        Failed, lost too often or cancelled: started again only on request.
     """
 
     start: tuple[str, ...]
@@ -68,9 +68,9 @@ def reconcile(
     run_ids : sequence of str
         The plan, in the order in which runs should start.
     states : Mapping[str, RunState]
-        What is known of each; a run that is absent was never started.
+        State of each run; an absent run was never started.
     retry_failed : bool
-        Whether runs that failed, or were lost too often, are started again.
+        Whether to start runs again that failed or were lost too often.
     """
     parts: dict[str, list[str]] = {"start": [], "wait": [], "finished": [], "gave_up": []}
     for run_id in dict.fromkeys(run_ids):

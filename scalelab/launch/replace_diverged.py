@@ -1,4 +1,4 @@
-"""New runs in the place of diverged ones, at a lower learning rate and linked to the old."""
+"""Replacing diverged runs by new runs with a lower learning rate."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ ORIGIN_FILE = "origin.json"
 
 
 def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> SavedPlan:
-    """Add to a sweep a run for each diverged one, its learning rate scaled; return the new plan.
+    """Add a run with a scaled learning rate for each diverged run; return the new plan.
 
-    The diverged run keeps its record. The new one's folder says in ``origin.json`` which run it
-    replaces. A run is replaced once: asked for again, only those are that diverged since,
-    replacements among them, and a replacement whose folder was lost is written again.
+    The diverged run keeps its record; ``origin.json`` of the new run names it. Each run is replaced
+    once. A second call replaces the runs that diverged since, including replacements, and restores
+    replacements whose folder was lost.
 
     Raises
     ------
     UsageError
-        When the scale is not between 0 and 1, or nothing diverged.
+        If the scale is not between 0 and 1, or no run diverged.
     """
     if not 0 < lr_scale < 1:
         raise UsageError(
-            f"--lr-scale {lr_scale:g}", "a number between 0 and 1", "Use 0.5 to halve it."
+            f"--lr-scale {lr_scale:g}",
+            "a number between 0 and 1",
+            "Use --lr-scale 0.5 to halve the learning rate.",
         )
     diverged = [run_id for run_id in saved.run_ids if results.run(run_id).status() == "diverged"]
     if not diverged:
         raise UsageError(
-            f"sweep {saved.name!r}, of which no run diverged",
+            f"no run of sweep {saved.name!r} has diverged",
             "a sweep with diverged runs",
-            "Look at it with `scalelab status`.",
+            f"Run `scalelab status {saved.name}` to see its runs.",
         )
     replaced = {_replaced_by(results.run(run_id)) for run_id in saved.run_ids}
     path = results.sweep(saved.name) / "plan.json"
@@ -57,5 +59,5 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
 
 
 def _replaced_by(run: RunDir) -> str | None:
-    """Return which run this one was made to replace, None for an ordinary run."""
+    """Return the run that this one replaces, or None."""
     return (read_json(run.path / ORIGIN_FILE) or {}).get("replaces")

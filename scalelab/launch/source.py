@@ -1,4 +1,4 @@
-"""Which source a run was trained with: the uncommitted changes, and frozen copies to run from."""
+"""The source code of a run: git commit, uncommitted changes, and frozen copies for jobs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _PACKAGES = (("scalelab", "scalelab"), ("kernels/scalelab_kernels", "scalelab_ke
 
 
 def source_note(results: Path) -> dict[str, Any]:
-    """Return git commit, dirty flag and where the diff lies; the diff is kept once, by its hash.
+    """Return the git commit of the source, and save its uncommitted changes.
 
     Parameters
     ----------
     results : Path
-        The results folder; a diff goes to ``source/<hash>.diff``.
+        The results folder; the changes go to ``source/<hash>.diff``, each version once.
 
     Returns
     -------
     dict
         ``git_commit``, ``is_dirty`` and ``source_diff`` (a path in the results folder, or None);
-        empty for an installed package.
+        empty if the package is not in a git repository.
     """
     root = Path(scalelab.__file__).resolve().parent.parent
     frozen = root / SOURCE_NOTE
@@ -54,7 +54,7 @@ def source_note(results: Path) -> dict[str, Any]:
 
 
 def frozen_source(results: Path, sweep_folder: Path) -> Path:
-    """Return the frozen copy that a sweep runs from: made for its first submission, then kept."""
+    """Return the frozen copy that a sweep runs from; the first submission makes it."""
     pointer = sweep_folder / SNAPSHOT_FILE
     try:
         return results / "source" / check_name(pointer.read_text().strip(), what="snapshot")
@@ -65,9 +65,9 @@ def frozen_source(results: Path, sweep_folder: Path) -> Path:
 
 
 def freeze_source(results: Path) -> Path:
-    """Return a frozen copy of the running source, made when this content was not copied before.
+    """Copy the running source unless the same content was copied before; return the copy.
 
-    The folder, ``source/<hash>``, holds the packages that a job imports and ``SOURCE.json``.
+    The folder ``source/<hash>`` holds the packages that a job imports and ``SOURCE.json``.
     """
     root = Path(scalelab.__file__).resolve().parent.parent
     note = source_note(results)
@@ -87,7 +87,7 @@ def freeze_source(results: Path) -> Path:
     try:
         partial.rename(target)
     except OSError:
-        # Another launcher was first with the same content.
+        # Another launcher has already made the same copy.
         shutil.rmtree(partial)
     return target
 

@@ -1,6 +1,6 @@
-"""TensorBoard and W&B beside a launch: the rows of ``metrics.jsonl``, read and handed on.
+"""TensorBoard and W&B: the launcher reads new rows of ``metrics.jsonl`` and passes them on.
 
-Nothing is measured for a tracker and no worker knows of one: what it shows is what the store holds.
+Workers do not know the trackers; a tracker shows the same values as the store.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops_per_
 
 FOLLOW_INTERVAL_S = 2.0
 HOW = {"tensorboard": "pip install 'scalelab[trackers]'", "wandb": "pip install wandb"}
-"""To install each tracker."""
+"""How to install each tracker."""
+_SHOWN = ("loss_nats", "eval_loss_nats", "tflops_per_s", "loss_scale", "lr", "grad_norm")
 _ROW_FIELDS = {item.name for item in fields(MetricRow)}
 
 
 class Tracker(Protocol):
-    """Where rows go."""
+    """Receives the metrics of runs."""
 
     def start(self, run_id: str, step: int) -> None:
-        """Begin an attempt after ``step`` steps; what an earlier one showed beyond is void."""
+        """Begin an attempt after ``step`` steps; it replaces later steps of earlier attempts."""
 
     def show(self, run_id: str, step: int, values: Mapping[str, float], time_s: float) -> None:
         """Show the scalars of a step."""
 
     def close(self) -> None:
-        """Write out what there is."""
+        """Write all pending values."""
 
 
 class TensorBoard:
@@ -50,7 +51,7 @@ class TensorBoard:
         self._writers: dict[str, Any] = {}
 
     def start(self, run_id: str, step: int) -> None:
-        """Begin an attempt; TensorBoard then hides what was shown beyond its first step."""
+        """Begin an attempt; TensorBoard then hides later steps of earlier attempts."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         if run_id not in self._writers:
@@ -70,13 +71,13 @@ class TensorBoard:
         self._writers[run_id].add_event(event)
 
     def close(self) -> None:
-        """Write out what there is."""
+        """Write all pending values."""
         for writer in self._writers.values():
             writer.close()
 
 
 class WandB:
-    """One W&B run for each run; ``WANDB_MODE=offline`` keeps it on this machine."""
+    """One W&B run per run; ``WANDB_MODE=offline`` keeps the data on this machine."""
 
     def __init__(self, folder: Path, sweep: str) -> None:
         import wandb
@@ -87,7 +88,7 @@ class WandB:
         self._runs: dict[str, Any] = {}
 
     def start(self, run_id: str, step: int) -> None:
-        """Begin, or go on with, the run of this id."""
+        """Begin or resume the W&B run of this id."""
         if run_id not in self._runs:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._runs[run_id] = self._wandb.init(
@@ -111,7 +112,7 @@ class WandB:
 
 
 class Follower:
-    """Hands new rows of runs to trackers, each row once."""
+    """Passes each new metrics row of some runs to trackers once."""
 
     def __init__(
         self, results: Results, run_ids: Sequence[str], trackers: Sequence[Tracker]
@@ -123,7 +124,7 @@ class Follower:
         self._followed_s = -FOLLOW_INTERVAL_S
 
     def follow(self, *, is_last: bool = False) -> None:
-        """Hand on what is new, at most every two seconds."""
+        """Pass new rows to the trackers, at most every two seconds."""
         if not is_last and time.monotonic() - self._followed_s < FOLLOW_INTERVAL_S:
             return
         self._followed_s = time.monotonic()
@@ -155,15 +156,8 @@ class Follower:
             spec = run.read_spec()
             per_token = train_flops_per_token(spec.shape, spec.seq_len)
             self._flops_per_token[run.run_id] = per_token[DEFAULT_FLOP_CONVENTION]
-        values = {
-            "loss_nats": row.loss_nats,
-            "eval_loss_nats": row.eval_loss_nats,
-            "flops": row.tokens * self._flops_per_token[run.run_id],
-            "tflops_per_s": row.tflops_per_s,
-            "loss_scale": row.loss_scale,
-            "lr": row.lr,
-            "grad_norm": row.grad_norm,
-        }
+        values = {name: getattr(row, name) for name in _SHOWN}
+        values["flops"] = row.tokens * self._flops_per_token[run.run_id]
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -171,12 +165,12 @@ class Follower:
 def following(
     names: Sequence[str], results: Results, sweep: str, run_ids: Sequence[str]
 ) -> Iterator[Callable[[], None]]:
-    """Give a function that hands new rows on; none asked for, it does nothing.
+    """Yield a function that passes new rows to the named trackers; it may be called often.
 
     Raises
     ------
     UsageError
-        When a tracker is not installed.
+        If a tracker is not installed.
     """
     require_installed(names)
     makers: dict[str, Callable[[], Tracker]] = {
@@ -205,14 +199,11 @@ def _read_row(line: bytes) -> MetricRow | None:
 
 
 def require_installed(names: Sequence[str]) -> None:
-    """Raise when a tracker is not installed.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Raise UsageError if a tracker is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise UsageError(
-                f"tracker {name}, which is not installed", "an installed tracker", f"{HOW[name]}."
+                f"tracker {name} is not installed",
+                "an installed tracker",
+                f"Install it: {HOW[name]}",
             )

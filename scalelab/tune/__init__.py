@@ -1,1 +1,1 @@
-"""Learning-rate and batch tuning, and the power laws of its results."""
+"""Tuning of learning rate and batch, and power laws of the optimum."""

@@ -1,9 +1,9 @@
-r"""Fit of the valley (`scalelab.tune.excess_loss`) to runs: robust, all cells at once.
+r"""Robust fit of the excess loss (`scalelab.tune.excess_loss`) to the runs of all cells at once.
 
-The offset of each cell is profiled out. A run's residual has the scale :math:`\alpha + \beta q`:
-noise of runs at the centre, plus misfit of the valley's shape that grows with the excess q; both
-are estimated from the residuals, so nothing says by hand how near the best a run must be to count.
-Beyond 1.345 scales a residual counts linearly (Huber), so a diverged run has little say.
+Each cell has a free offset, which is profiled out. The residual of a run with excess q has the
+scale :math:`\alpha + \beta q`: noise of runs at the optimum, plus a misfit of the shape that grows
+with q. Both are estimated from the residuals, so that no cutoff on q is needed. Beyond 1.345 scales
+a residual counts linearly (Huber), which limits the influence of diverged runs.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from numpy.typing import NDArray
 from scalelab.errors import NotIdentifiedError
 from scalelab.tune.excess_loss import Axes, excess
 from scalelab.tune.runs_table import FAR_FROM_BEST, TunedRuns, log_excess
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
 HUBER = 1.345
-"""Scales up to which a residual counts squared: 95 % efficient under Gaussian noise."""
+"""Residual, in scales, up to which the loss is quadratic: 95 % efficient for Gaussian noise."""
 
 MEAN_TO_SD = 1.2533
-"""Standard deviation over mean absolute deviation of a Gaussian."""
+"""Ratio of standard deviation to mean absolute deviation of a Gaussian."""
 
 SMALLEST_NOISE = 1e-4
-SMALLEST_SPREAD = 0.05
-"""Standard deviation, in logs, below which N, D, lr or batch count as not varied."""
+SMALLEST_VARIATION = 0.05
+"""Standard deviation of log N, log D, log lr or log batch below which it counts as constant."""
 
 MAX_STEPS = 200
 FIRST_STEPS = 8
 STEP_TOLERANCE = 1e-5
 REFIT_TOLERANCE = 1e-3
-"""Largest last move of a replicate's parameters: under a tenth of what replicates differ by."""
+"""Step size at which a replicate has converged: below a tenth of the replicates' deviation."""
 
 BEST_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Means of log N, log D, log lr and log batch, about which everything is centred."""
+    """Means of log N, log D, log lr and log batch, subtracted before the fit."""
 
     log_n: float
     log_d: float
@@ -49,24 +50,24 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scale:
-    """Scale of a residual, ``noise + misfit * q``, in units of log loss."""
+class ResidualScale:
+    """Scale of a residual, ``noise + misfit * q``, in log loss."""
 
     noise: float
     misfit: float
 
     def at(self, q: FloatArray) -> FloatArray:
-        """Return the scale at these excesses."""
+        """Return the scale for these values of excess log loss."""
         return self.noise + self.misfit * q
 
 
 class ExcessFit:
-    """Runs made ready for the fit.
+    """The fit of the excess loss to some runs.
 
     Raises
     ------
     NotIdentifiedError
-        When the runs cannot determine a law: one cell, rates not varied, too few runs.
+        If the runs cannot determine a law: one cell, constant rates, or too few runs.
     """
 
     def __init__(self, runs: TunedRuns) -> None:
@@ -84,9 +85,9 @@ class ExcessFit:
         self.cell = np.repeat(np.arange(self.n_cells), self.sizes)
         if self.n_cells < 2:
             raise NotIdentifiedError(
-                f"runs of {self.n_cells} cell (N, D) with two runs or more, {len(runs)} runs",
+                f"{plural(self.n_cells, 'cell')} (N, D) with two or more runs",
                 "at least 3 cells that differ in N and in D, each with several rates and batches",
-                "The law is not identified: add runs at other sizes and tokens.",
+                "The law is not identified: add runs at other N and D.",
             )
         log_n, log_d = np.log(runs.n_params), np.log(runs.n_tokens)
         x, y = np.log(runs.lr), np.log(runs.batch_tokens)
@@ -101,35 +102,36 @@ class ExcessFit:
         self.cell_place = np.stack(
             [self._cell_mean(log_n - log_n.mean()), self._cell_mean(log_d - log_d.mean())], axis=1
         )
-        if self._spread_within(self.x) < SMALLEST_SPREAD:
+        if self._variation_within(self.x) < SMALLEST_VARIATION:
             raise NotIdentifiedError(
-                f"learning rates that do not differ within cells, {len(runs)} runs",
+                f"learning rates do not differ within cells ({plural(len(runs), 'run')})",
                 "several learning rates at each N and D",
                 "The law is not identified: add runs at other learning rates.",
             )
         self.axes = Axes(
             basis=_directions(self.cell_place),
-            has_batch=self._spread_within(self.y) >= SMALLEST_SPREAD,
+            has_batch=self._variation_within(self.y) >= SMALLEST_VARIATION,
         )
         self.features = self.axes.features(log_n - log_n.mean(), log_d - log_d.mean())
         n_unknown = self.axes.n_parameters - len(self.axes.shape_names)
         if self.axes.basis.shape[1] == 0 or len(runs) < self.n_cells + n_unknown:
             raise NotIdentifiedError(
-                f"{len(runs)} runs in {self.n_cells} cells for a law of {n_unknown} constants",
-                f"cells that differ in N or D, and {self.n_cells + n_unknown} runs or more",
-                "The law is not identified: add runs at other sizes, tokens, rates or batches.",
+                f"{plural(len(runs), 'run')} in {plural(self.n_cells, 'cell')} "
+                f"for a law of {n_unknown} constants",
+                f"cells that differ in N or D, and at least {self.n_cells + n_unknown} runs",
+                "The law is not identified: add runs at other N, D, rates or batches.",
             )
 
-    def fit(self) -> tuple[FloatArray, Scale, bool]:
-        """Return the parameters, the scale of residuals, and whether the steps ended."""
+    def fit(self) -> tuple[FloatArray, ResidualScale, bool]:
+        """Return the parameters, the residual scale, and whether the fit converged."""
         return self._solve(self._start(), np.ones(len(self.x)), None)
 
-    def refit(self, theta: FloatArray, scale: Scale, weights: FloatArray) -> FloatArray:
-        """Return the parameters for other weights of the runs, from a fit nearby."""
+    def refit(self, theta: FloatArray, scale: ResidualScale, weights: FloatArray) -> FloatArray:
+        """Return the parameters for other weights of the runs, starting from a fit."""
         return self._solve(theta, weights, scale)[0]
 
     def centres(self, theta: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-        """Return log lr and log batch at the bottom of each cell's valley, shape (n_cells,)."""
+        """Return the best log lr and log batch of each cell, shape (n_cells,)."""
         m = self.axes.n_centre
         features = self.axes.features(self.cell_place[:, 0], self.cell_place[:, 1])
         lr = self.origin.log_lr + features @ theta[:m]
@@ -138,18 +140,18 @@ class ExcessFit:
         return lr, self.origin.log_batch + features @ theta[m : 2 * m]
 
     def _solve(
-        self, theta: FloatArray, weights: FloatArray, scale: Scale | None
-    ) -> tuple[FloatArray, Scale, bool]:
-        """Iterate reweighted Gauss-Newton steps, damped; the scale is estimated unless given."""
+        self, theta: FloatArray, weights: FloatArray, scale: ResidualScale | None
+    ) -> tuple[FloatArray, ResidualScale, bool]:
+        """Take damped, reweighted Gauss-Newton steps; estimate the scale unless given."""
         prior_mean, prior_precision = self.axes.prior()
         damping = 1e-2
         tolerance = STEP_TOLERANCE if scale is None else REFIT_TOLERANCE
         q, jacobian = excess(theta, self.axes, self.features, self.x, self.y)
-        sigma = (scale or Scale(noise=2e-3, misfit=0.2)).at(q)
+        sigma = (scale or ResidualScale(noise=2e-3, misfit=0.2)).at(q)
         for step in range(MAX_STEPS):
             residual, row_weights = self._offset_free(self.response - q, sigma, weights)
             current = scale or self._estimate_scale(q, residual, weights)
-            # Half way in logs: weights and parameters chase each other without ringing.
+            # Geometric mean of old and new scale: avoids oscillation of weights and parameters.
             sigma = np.sqrt(sigma * current.at(q))
             residual, row_weights = self._offset_free(self.response - q, sigma, weights)
             design = self._demean(jacobian, row_weights)
@@ -183,7 +185,7 @@ class ExcessFit:
     def _offset_free(
         self, raw: FloatArray, sigma: FloatArray, weights: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """Return residuals about each cell's robust offset, and the weights of the runs."""
+        """Return residuals from each cell's robust offset, and the weights of the runs."""
         row_weights = weights / sigma**2
         for _ in range(3):
             residual = self._demean(raw, row_weights)
@@ -192,7 +194,7 @@ class ExcessFit:
         return self._demean(raw, row_weights), row_weights
 
     def _demean(self, values: FloatArray, row_weights: FloatArray) -> FloatArray:
-        """Return values less their weighted mean over the cell; columns apart."""
+        """Return values minus their weighted mean over the cell, per column."""
         total = np.add.reduceat(row_weights, self.starts)
         total = np.where(total > 0, total, 1.0)
         row_weights = row_weights if values.ndim == 1 else row_weights[:, None]
@@ -200,25 +202,27 @@ class ExcessFit:
         means = np.add.reduceat(row_weights * values, self.starts) / total
         return np.asarray(values - np.repeat(means, self.sizes, axis=0))
 
-    def _estimate_scale(self, q: FloatArray, residual: FloatArray, weights: FloatArray) -> Scale:
-        """Return noise and misfit from the regression of |residual| on q, by its own weights."""
+    def _estimate_scale(
+        self, q: FloatArray, residual: FloatArray, weights: FloatArray
+    ) -> ResidualScale:
+        """Return noise and misfit from a reweighted regression of |residual| on q."""
         lost = self.n_cells + self.axes.n_parameters - len(self.axes.shape_names)
         freedom = np.sqrt(len(q) / max(len(q) - lost, 1))
         size = np.abs(residual) * MEAN_TO_SD * freedom
         design = np.stack([np.ones_like(q), q], axis=1)
-        spread = SMALLEST_NOISE + size
+        deviation = SMALLEST_NOISE + size
         noise, misfit = SMALLEST_NOISE, 0.0
         for _ in range(6):
-            root = np.sqrt(weights) / spread
+            root = np.sqrt(weights) / deviation
             noise, misfit = np.linalg.lstsq(design * root[:, None], size * root, rcond=None)[0]
             if misfit < 0:
                 noise, misfit = float(np.average(size, weights=root**2)), 0.0
             noise = max(noise, SMALLEST_NOISE)
-            spread = noise + misfit * q
-        return Scale(noise=float(noise), misfit=float(misfit))
+            deviation = noise + misfit * q
+        return ResidualScale(noise=float(noise), misfit=float(misfit))
 
     def _start(self) -> FloatArray:
-        """Return centres regressed over the best quarter of each cell, and the expected shape."""
+        """Return optima regressed on the best quarter of each cell, and the prior shape."""
         best = np.zeros(len(self.x), bool)
         for start, size in zip(self.starts, self.sizes, strict=True):
             order = np.argsort(self.response[start : start + size])
@@ -233,13 +237,13 @@ class ExcessFit:
     def _cell_mean(self, values: FloatArray) -> FloatArray:
         return np.asarray(np.add.reduceat(values, self.starts) / self.sizes)
 
-    def _spread_within(self, values: FloatArray) -> float:
+    def _variation_within(self, values: FloatArray) -> float:
         return float(np.std(values - self._cell_mean(values)[self.cell]))
 
 
 def _directions(cell_place: FloatArray) -> FloatArray:
-    """Return the directions in (log N, log D) in which cells are spread, shape (2, rank)."""
+    """Return the directions in (log N, log D) in which the cells vary, shape (2, rank)."""
     centred = cell_place - cell_place.mean(axis=0)
     _, singular, directions = np.linalg.svd(centred, full_matrices=False)
-    rank = int(np.sum(singular / np.sqrt(len(cell_place)) > SMALLEST_SPREAD))
+    rank = int(np.sum(singular / np.sqrt(len(cell_place)) > SMALLEST_VARIATION))
     return np.eye(2) if rank == 2 else np.asarray(directions[:rank].T)

@@ -1,18 +1,18 @@
-r"""The valley of the loss around its best learning rate and batch, and how it moves with N and D.
+r"""The excess loss around the best learning rate and batch, and how the optimum moves with N and D.
 
-With :math:`u, v` the distances of log lr and log batch from the centre of a cell (one N and D), the
-excess of log loss over the cell's best is
+A cell is the runs of one N and one D. With :math:`u, v` the distances of log lr and log batch from
+the optimum of the cell, the excess of log loss over the cell's minimum is
 
 .. math:: q = a\,\ell_k(u - r v) + b\,v^2, \qquad \ell_k(w) = 2\,(e^{kw} - 1 - kw) / k^2 .
 
-Near the centre it is a quadratic with a ridge of slope r (the best rate of a batch that is not the
-best one); away from it ``k`` says how much faster the loss rises above the best rate than below it,
-where training only gets slower. The centre moves as a power law, :math:`\log lr^* = c + p \log N +
-q \log D`, likewise the batch; the shape is shared by all cells.
+Near the optimum q is quadratic, with a ridge of slope r: the best rate of a batch other than the
+best one. Farther away the skew k > 0 makes the loss rise faster above the best rate than below it,
+where training is only slower. The optimum is a power law, :math:`\log lr^* = c + p \log N +
+q \log D`, likewise for the batch; all cells share a, r, b and k.
 
 References
 ----------
-Li et al. 2025, arXiv:2503.04715, sections 3 and 4 (a convex valley whose centre is a power law).
+Li et al. 2025, arXiv:2503.04715, sections 3 and 4 (convex excess loss, optimum a power law).
 Varian 1975, "A Bayesian approach to real estate assessment" (the linex function).
 """
 
@@ -28,30 +28,29 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 SHAPE = ("log_a", "ridge", "log_b", "skew")
-"""Names of the parameters of the shape: log a, r, log b, k."""
+"""Names of the shape parameters: log a, r, log b, k."""
 
 SHAPE_PRIOR: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"log_a": (-4.6, 1.5), "ridge": (0.5, 0.5), "log_b": (-4.6, 1.5), "skew": (0.5, 0.5)}
 )
-"""Mean and standard deviation: a rate or batch off by e costs about 1 % (0.2 to 4 %); the best
-rate grows with the batch, between not at all and linearly, the square root in the middle
-(arXiv:2205.10287); above the best rate the loss rises faster. Worth a run or two: it decides only
-where runs are few."""
+"""Mean and standard deviation of each shape parameter. A rate or batch off by a factor e costs
+about 1 % of the loss (0.2 to 4 %). The best rate grows with the batch to a power between 0 and 1,
+0.5 in the middle (arXiv:2205.10287). Above the best rate the loss rises faster. The prior weighs as
+much as one or two runs."""
 
 SERIES_BELOW = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axes:
-    """What moves the centre and what was varied.
+    """The directions in which the cells and the batches vary.
 
     Attributes
     ----------
     basis : ndarray of float, shape (2, rank)
-        Directions in (log N, log D) along which the cells are spread; the identity when they are
-        spread in both.
+        Directions in (log N, log D) in which the cells vary; the identity if they vary in both.
     has_batch : bool
-        Whether batches differ within cells; where not, the law is of the rate alone.
+        Whether batches differ within cells; if not, only the learning rate has a law.
     """
 
     basis: FloatArray
@@ -59,17 +58,17 @@ class Axes:
 
     @property
     def n_centre(self) -> int:
-        """Coefficients of one centre: a constant and one a direction."""
+        """Number of coefficients of one optimum: a constant and one per direction."""
         return 1 + int(self.basis.shape[1])
 
     @property
     def shape_names(self) -> tuple[str, ...]:
-        """Shape parameters that the runs can say something about."""
+        """Shape parameters that the runs can constrain."""
         return SHAPE if self.has_batch else ("log_a", "skew")
 
     @property
     def n_parameters(self) -> int:
-        """Length of the parameter vector: centres first, then the shape."""
+        """Length of the parameter vector: optima first, then the shape."""
         return (2 if self.has_batch else 1) * self.n_centre + len(self.shape_names)
 
     def features(self, log_n: FloatArray, log_d: FloatArray) -> FloatArray:
@@ -78,23 +77,23 @@ class Axes:
         return np.concatenate([np.ones((*moved.shape[:-1], 1)), moved], axis=-1)
 
     def prior(self) -> tuple[FloatArray, FloatArray]:
-        """Return mean and precision (1 / variance) of every parameter; centres have none."""
+        """Return prior mean and precision (1 / variance) of each parameter; 0 for the optima."""
         mean, precision = np.zeros(self.n_parameters), np.zeros(self.n_parameters)
         for offset, name in enumerate(self.shape_names, start=-len(self.shape_names)):
-            centre, spread = SHAPE_PRIOR[name]
-            mean[offset], precision[offset] = centre, spread**-2
+            mean[offset], deviation = SHAPE_PRIOR[name]
+            precision[offset] = deviation**-2
         return mean, precision
 
 
 def excess(
     theta: FloatArray, axes: Axes, features: FloatArray, x: FloatArray, y: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the excess of log loss over the cell's best, and its Jacobian.
+    """Return the excess of log loss over the cell's minimum, and its Jacobian.
 
     Parameters
     ----------
     theta : ndarray, shape (axes.n_parameters,)
-        Centre of log lr, centre of log batch (when it varies), then `Axes.shape_names`.
+        Optimum of log lr, optimum of log batch (if it varies), then `Axes.shape_names`.
     features : ndarray, shape (n, axes.n_centre)
         `Axes.features` of each run.
     x, y : ndarray, shape (n,)
@@ -126,11 +125,11 @@ def excess(
 
 
 def _linex(w: FloatArray, k: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return 2 (exp(kw) - 1 - kw) / k^2 and its derivatives by w and k; a series for small k."""
+    """Return 2 (exp(kw) - 1 - kw) / k^2 and its derivatives by w and k; series for small k."""
     if abs(k) < SERIES_BELOW:
         kw = k * w
         return w * w * (1 + kw / 3 + kw * kw / 12), w * (2 + kw + kw * kw / 3), w**3 * (2 + kw) / 6
-    # Far above the best rate the penalty is beyond any loss; the cut keeps exp finite.
+    # Far above the best rate the excess exceeds any real loss; clipping keeps exp finite.
     z = np.clip(k * w, -50.0, 50.0)
     value = 2 * (np.expm1(z) - z) / k**2
     slope = 2 * np.expm1(z) / k

@@ -1,9 +1,9 @@
 """Power laws of the best learning rate and batch, lr* = k N^p D^q, with intervals.
 
-Fitted to the valley of the loss over all runs (`scalelab.tune.excess_fit`), never to the best runs:
-the best of noisy runs lies anywhere on the valley's floor. Intervals come from a bootstrap over
-cells, which holds both the noise of runs and the scatter of cells about the law; with few cells,
-over the runs within cells, which holds the noise alone.
+The laws are fitted to the excess loss of all runs (`scalelab.tune.excess_fit`), not to the best run
+of each cell: with noise, the best run can be anywhere near the flat minimum. Intervals come from a
+bootstrap over cells, which includes the noise of runs and the scatter of cells around the law. With
+few cells the bootstrap resamples runs within cells and includes only the noise.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from scipy import stats
 
 from scalelab.errors import NotIdentifiedError
 from scalelab.fit.outcome import FitWarning
-from scalelab.tune.excess_fit import SMALLEST_SPREAD, ExcessFit, Origin, Scale
+from scalelab.tune.excess_fit import SMALLEST_VARIATION, ExcessFit, Origin, ResidualScale
 from scalelab.tune.excess_loss import Axes
 from scalelab.tune.runs_table import FAR_FROM_BEST, TunedRuns
-from scalelab.units import format_quantity
+from scalelab.units import format_quantity, plural
 
 FloatArray = NDArray[np.float64]
 
 FEW_CELLS = 8
-"""Fewer cells are not resampled: a law of three constants would hang on two or three of them."""
+"""Fewer cells are not resampled: replicates would fit three constants to two or three cells."""
 
 LARGEST_MOVE = math.log(1e4)
-"""Replicates that move a centre further are failures of the replicate, not evidence."""
+"""Replicates that move a coefficient of an optimum further have failed and are dropped."""
 
 OFF_LINE = 0.15
-"""Distance in logs up to which a point counts as on the line on which all cells lie."""
+"""Distance in (log N, log D) up to which a model counts as on the line of collinear cells."""
 
 DEFAULT_REPLICATES = 300
 DEFAULT_LEVEL = 0.9
@@ -40,7 +40,7 @@ DEFAULT_LEVEL = 0.9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A value between its limits; the limits are None where there is nothing to resample."""
+    """A value with the limits of its interval; the limits are None without replicates."""
 
     value: float
     low: float | None
@@ -63,21 +63,20 @@ class TuningLaw:
     Attributes
     ----------
     theta : ndarray of float, shape (axes.n_parameters,)
-        Parameters of the surface.
+        Parameters of the excess loss.
     replicates : ndarray of float, shape (k, axes.n_parameters)
-        The same of each bootstrap replicate.
+        Parameters of each bootstrap replicate.
     axes : Axes
     origin : Origin
-    scale : Scale
-        Of a run's residual, in log loss.
+    scale : ResidualScale
     cell_place : ndarray of float, shape (n_cells, 2)
         Centred log N and log D of the cells.
     n_rows, n_cells : int
-        What was fitted.
+        Number of runs and cells in the fit.
     widening : float
-        Factor on a replicate's deviation: cells are few, and the law has spent some of them.
+        Factor on the deviation of replicates that corrects for few cells.
     level : float
-        Level of every interval.
+        Confidence level of the intervals.
     bootstrap : str
         ``cells`` or ``runs``: what was resampled.
     param_convention : str
@@ -89,7 +88,7 @@ class TuningLaw:
     replicates: FloatArray
     axes: Axes
     origin: Origin
-    scale: Scale
+    scale: ResidualScale
     cell_place: FloatArray
     n_rows: int
     n_cells: int
@@ -104,7 +103,7 @@ class TuningLaw:
         return self._law(0, self.origin.log_lr)
 
     def batch_tokens(self) -> PowerLaw | None:
-        """Return the law of the batch in tokens; None when batches were not varied."""
+        """Return the law of the batch in tokens; None if batches do not differ within cells."""
         return self._law(1, self.origin.log_batch) if self.axes.has_batch else None
 
     def best(self, n_params: float, n_tokens: float) -> tuple[Interval, Interval | None]:
@@ -113,7 +112,7 @@ class TuningLaw:
         Raises
         ------
         NotIdentifiedError
-            When the cells lie on one line in (log N, log D) and the model does not.
+            If the cells are on one line in (log N, log D) and the model is not.
         """
         place = np.array([math.log(n_params), math.log(n_tokens)])
         place -= (self.origin.log_n, self.origin.log_d)
@@ -124,27 +123,28 @@ class TuningLaw:
             return lr, None
         return lr, self._interval(self._linear(1, row), self.origin.log_batch, np.exp)
 
-    def reach(self, n_params: float, n_tokens: float) -> list[FitWarning]:
-        """Return a warning for each of N and D that lies outside of the cells."""
+    def extrapolation_warnings(self, n_params: float, n_tokens: float) -> list[FitWarning]:
+        """Return a warning for N and for D if it is outside the range of the cells."""
         found = []
         low, high = self.cell_place.min(axis=0), self.cell_place.max(axis=0)
         for i, (name, value, mean) in enumerate(
             (("N", n_params, self.origin.log_n), ("D", n_tokens, self.origin.log_d))
         ):
             beyond = max(math.log(value) - mean - high[i], low[i] - math.log(value) + mean)
-            if beyond > SMALLEST_SPREAD:
+            if beyond > SMALLEST_VARIATION:
                 ends = [format_quantity(math.exp(end + mean)) for end in (low[i], high[i])]
                 found.append(
                     FitWarning(
                         code="extrapolation",
-                        message=f"{name} = {format_quantity(value)} lies {math.exp(beyond):.3g} "
-                        f"times outside of the runs ({ends[0]} to {ends[1]}).",
+                        message=f"Extrapolation: {name} = {format_quantity(value)} is outside the "
+                        f"range of the runs ({ends[0]} to {ends[1]}) by a factor of "
+                        f"{math.exp(beyond):.3g}.",
                     )
                 )
         return found
 
     def _law(self, which: int, log_mean: float) -> PowerLaw:
-        """Return k, p, q; where cells lie on one line, the shortest (p, q), without limits."""
+        """Return k, p, q; if the cells are on one line, the smallest (p, q), without limits."""
         names = {}
         are_apart = self.axes.basis.shape[1] == 2
         origin = np.array([self.origin.log_n, self.origin.log_d])
@@ -169,7 +169,7 @@ class TuningLaw:
     def _interval(
         self, found: tuple[float, FloatArray], mean: float, change: Callable[[float], float]
     ) -> Interval:
-        """Return value and limits, moved by ``mean`` and then ``change``d."""
+        """Return value and limits after adding ``mean`` and applying ``change``."""
         value, replicates = found
         if not len(replicates):
             return Interval(value=float(change(value + mean)), low=None, high=None)
@@ -188,9 +188,10 @@ class TuningLaw:
         distance = abs(float((place - middle) @ across))
         if distance > OFF_LINE:
             raise NotIdentifiedError(
-                f"a model {math.exp(distance):.3g} times off the one line of (N, D) that was run",
-                "a model on that line, or runs that vary N and D apart",
-                "The law is not identified there: add runs at another number of tokens.",
+                f"all runs are on one line in (log N, log D); the model is off it by a factor of "
+                f"{math.exp(distance):.3g}",
+                "a model on that line, or runs that vary N and D separately",
+                "The law is not identified there: add runs with another D at the same N.",
             )
 
 
@@ -201,128 +202,127 @@ def fit_law(
     n_replicates: int = DEFAULT_REPLICATES,
     seed: int = 0,
 ) -> TuningLaw:
-    """Return the law that the runs say.
+    """Fit the laws of the best learning rate and batch to runs.
 
     Raises
     ------
     NotIdentifiedError
-        When the runs cannot determine it.
+        If the runs cannot determine a law.
     """
-    surface = ExcessFit(runs)
-    theta, scale, is_converged = surface.fit()
-    by_cells = surface.n_cells >= FEW_CELLS
-    replicates = _replicates(surface, theta, scale, n_replicates, seed, by_cells=by_cells)
+    fit = ExcessFit(runs)
+    theta, scale, is_converged = fit.fit()
+    by_cells = fit.n_cells >= FEW_CELLS
+    replicates = _replicates(fit, theta, scale, n_replicates, seed, by_cells=by_cells)
     return TuningLaw(
         theta=theta,
         replicates=replicates,
-        axes=surface.axes,
-        origin=surface.origin,
+        axes=fit.axes,
+        origin=fit.origin,
         scale=scale,
-        cell_place=surface.cell_place,
-        n_rows=len(surface.runs),
-        n_cells=surface.n_cells,
-        widening=_widening(surface, level) if by_cells else 1.0,
+        cell_place=fit.cell_place,
+        n_rows=len(fit.runs),
+        n_cells=fit.n_cells,
+        widening=_widening(fit, level) if by_cells else 1.0,
         level=level,
         bootstrap="cells" if by_cells else "runs",
         param_convention=runs.param_convention,
         warnings=tuple(
-            _warnings(surface, theta, is_converged=is_converged, n_lost=runs.n_diverged)
+            _warnings(fit, theta, is_converged=is_converged, n_diverged=runs.n_diverged)
         ),
     )
 
 
 def _replicates(
-    surface: ExcessFit, theta: FloatArray, scale: Scale, k: int, seed: int, *, by_cells: bool
+    fit: ExcessFit, theta: FloatArray, scale: ResidualScale, k: int, seed: int, *, by_cells: bool
 ) -> FloatArray:
     """Return the parameters of k resampled tables, shape (at most k, n_parameters)."""
     random = np.random.default_rng(seed)
     found = []
-    n_centres = (2 if surface.axes.has_batch else 1) * surface.axes.n_centre
+    n_centres = (2 if fit.axes.has_batch else 1) * fit.axes.n_centre
     for _ in range(k):
         if by_cells:
-            drawn = random.integers(surface.n_cells, size=surface.n_cells)
-            weights = np.bincount(drawn, minlength=surface.n_cells)[surface.cell].astype(float)
+            drawn = random.integers(fit.n_cells, size=fit.n_cells)
+            weights = np.bincount(drawn, minlength=fit.n_cells)[fit.cell].astype(float)
         else:
-            counts = [random.multinomial(size, np.full(size, 1 / size)) for size in surface.sizes]
+            counts = [random.multinomial(size, np.full(size, 1 / size)) for size in fit.sizes]
             weights = np.concatenate(counts).astype(float)
-        replicate = surface.refit(theta, scale, weights)
+        replicate = fit.refit(theta, scale, weights)
         if np.all(np.abs(replicate - theta)[:n_centres] < LARGEST_MOVE):
             found.append(replicate)
     return np.array(found).reshape(len(found), len(theta))
 
 
-def _widening(surface: ExcessFit, level: float) -> float:
-    """Return the factor from a bootstrap of few cells to Student's interval on what is left."""
-    freedom = surface.n_cells - surface.axes.n_centre
+def _widening(fit: ExcessFit, level: float) -> float:
+    """Return the factor from a bootstrap of few cells to Student's t interval."""
+    freedom = fit.n_cells - fit.axes.n_centre
     tail = (1 + level) / 2
-    return float(math.sqrt(surface.n_cells / freedom) * stats.t.ppf(tail, freedom)) / float(
+    return float(math.sqrt(fit.n_cells / freedom) * stats.t.ppf(tail, freedom)) / float(
         stats.norm.ppf(tail)
     )
 
 
 def _warnings(
-    surface: ExcessFit, theta: FloatArray, *, is_converged: bool, n_lost: int
+    fit: ExcessFit, theta: FloatArray, *, is_converged: bool, n_diverged: int
 ) -> list[FitWarning]:
     found = []
 
     def warn(code: str, message: str) -> None:
         found.append(FitWarning(code=code, message=message))
 
-    if n_lost:
-        warn("diverged_rows", f"{n_lost} runs without a finite loss above zero were left out.")
-    if surface.n_far:
-        share = math.expm1(FAR_FROM_BEST)
-        warn(
-            "far_rows",
-            f"{surface.n_far} runs with a loss {share:.0%} above their cell's best were left out.",
-        )
-    if surface.n_single:
-        warn(
-            "single_run_cells", f"{surface.n_single} cells with fewer than two runs were left out."
-        )
+    if n_diverged:
+        left_out = plural(n_diverged, "run")
+        warn("diverged_rows", f"Left out {left_out} without a finite loss above zero.")
+    if fit.n_far:
+        share, left_out = math.expm1(FAR_FROM_BEST), plural(fit.n_far, "run")
+        warn("far_rows", f"Left out {left_out} with a loss over {share:.0%} above the cell's best.")
+    if fit.n_single:
+        left_out = plural(fit.n_single, "cell")
+        warn("single_run_cells", f"Left out {left_out} (N, D) with fewer than two runs.")
     if not is_converged:
-        warn("not_converged", "The fit stopped before its steps ended; take it with care.")
-    if surface.n_cells < FEW_CELLS:
+        warn("not_converged", "The fit did not converge; its values and intervals may be wrong.")
+    if fit.n_cells < FEW_CELLS:
         warn(
             "few_cells",
-            f"{surface.n_cells} cells (N, D): the intervals hold the noise of runs, not the "
-            f"scatter of cells about the law, which takes {FEW_CELLS} cells.",
+            f"{plural(fit.n_cells, 'cell')} (N, D): the intervals include the noise of runs but "
+            "not the scatter of cells around the law, so they may be too narrow. "
+            f"Add cells: {FEW_CELLS} or more are needed.",
         )
-    if surface.axes.basis.shape[1] < 2:
-        slope = surface.axes.basis[:, 0]
+    if fit.axes.basis.shape[1] < 2:
+        slope = fit.axes.basis[:, 0]
         warn(
             "collinear",
-            f"The cells lie on one line, (log N, log D) along ({slope[0]:.3g}, {slope[1]:.3g}): "
-            "the exponents of N and D are not identified apart, only predictions on that line.",
+            "N and D vary together in all cells: their exponents are not identified separately. "
+            "Only predictions on the same line, with (log N, log D) along "
+            f"({slope[0]:.3g}, {slope[1]:.3g}), are valid. Add runs with another D at the same N.",
         )
-    if not surface.axes.has_batch:
-        warn("batch_not_varied", "Batches do not differ within cells: no law of the batch.")
-    found.extend(_edge_warnings(surface, theta))
+    if not fit.axes.has_batch:
+        warn("batch_not_varied", "Batches do not differ within cells: there is no batch law.")
+    found.extend(_edge_warnings(fit, theta))
     return found
 
 
-def _edge_warnings(surface: ExcessFit, theta: FloatArray) -> list[FitWarning]:
-    """Return what the cells whose best lies outside of what was tried amount to.
+def _edge_warnings(fit: ExcessFit, theta: FloatArray) -> list[FitWarning]:
+    """Return warnings about cells whose optimum is outside the values tried.
 
     Raises
     ------
     NotIdentifiedError
-        When no cell has its best learning rate within what was tried.
+        If the best learning rate is outside the tried values in every cell.
     """
     found = []
-    lr, batch = surface.centres(theta)
+    lr, batch = fit.centres(theta)
     for code, word, centre, tried in (
-        ("edge_lr", "learning rate", lr, np.log(surface.runs.lr)),
-        ("edge_batch", "batch", batch, np.log(surface.runs.batch_tokens)),
+        ("edge_lr", "learning rate", lr, np.log(fit.runs.lr)),
+        ("edge_batch", "batch", batch, np.log(fit.runs.batch_tokens)),
     ):
         if centre is None:
             continue
-        low = np.minimum.reduceat(tried, surface.starts)
-        high = np.maximum.reduceat(tried, surface.starts)
+        low = np.minimum.reduceat(tried, fit.starts)
+        high = np.maximum.reduceat(tried, fit.starts)
         outside = int(np.sum((centre < low) | (centre > high)))
-        if outside == surface.n_cells and code == "edge_lr":
+        if outside == fit.n_cells and code == "edge_lr":
             raise NotIdentifiedError(
-                f"{surface.n_cells} cells, each with its best learning rate beyond those tried",
+                f"the best learning rate is outside those tried in all {fit.n_cells} cells",
                 "rates on both sides of the best one",
                 "The law is not identified: add runs with lower or higher learning rates.",
             )
@@ -330,8 +330,9 @@ def _edge_warnings(surface: ExcessFit, theta: FloatArray) -> list[FitWarning]:
             found.append(
                 FitWarning(
                     code=code,
-                    message=f"In {outside} of {surface.n_cells} cells the best {word} lies "
-                    "beyond those tried.",
+                    message=f"The best {word} is outside those tried in {outside} of "
+                    f"{plural(fit.n_cells, 'cell')}; there it is extrapolated. "
+                    f"Add runs beyond the edge.",
                 )
             )
     return found

@@ -1,7 +1,7 @@
-"""Whether a sweep's learning-rate rule held: the two neighbours at each budget's best run.
+"""Check of a sweep's learning-rate rule: the best run of each budget against its two neighbours.
 
-The neighbours are a sweep of their own, ``NAME-lr-check``, so that runs off the rule never enter a
-fit of the sweep that they check.
+The neighbours form a separate sweep, ``NAME-lr-check``, so that they never enter a fit of the
+sweep that they check.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ NEIGHBOUR = 2.0
 """Factor between a learning rate and its neighbours."""
 
 HELD_WITHIN = 0.0025
-"""Share of the loss by which a neighbour may be better: the flat floor of the valley, as in
-arXiv:2503.04715, which counts every run within 0.25 % of the best."""
+"""Share of the loss by which a neighbour may be better: the flat minimum of arXiv:2503.04715,
+which counts every run within 0.25 % of the best as optimal."""
 
 SUFFIX = "-lr-check"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the neighbours of one budget's best run say.
+    """Result of the check at one budget.
 
     Attributes
     ----------
     budget_flops : float
     n_params : int
-        Of the best run.
+        Size of the best run.
     lrs : tuple of float
-        Lower neighbour, the rule's, upper neighbour.
+        Learning rates: lower neighbour, rule, upper neighbour.
     losses : tuple of float or None
-        Their losses; infinite for a diverged run, None for one that did not end.
+        Their losses, nats; infinite for a diverged run, None for an unfinished run.
     best_lr : float or None
-        Bottom of the parabola through the three, in log lr; None when it has none between them.
+        Minimum of the parabola in log lr through the three; None if it is not between them.
     has_held : bool or None
-        Whether no neighbour is better by more than `HELD_WITHIN`; None when one is missing.
+        True if no neighbour is better by more than `HELD_WITHIN`; None if a loss is missing.
     """
 
     budget_flops: float
@@ -59,47 +59,42 @@ class Verdict:
 
 
 def refuse_without_budgets(sweep: SweepSpec) -> None:
-    """Raise when a sweep has no budgets whose best runs could be checked.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Raise UsageError if a sweep has no budgets."""
     if not sweep.budgets:
         raise UsageError(
-            f"--lr-check with a sweep of kind {sweep.kind}",
-            "a sweep with compute budgets, such as isoflop",
-            "Leave --lr-check out, or sweep budgets.",
+            f"--lr-check with a sweep of kind {sweep.kind}, which has no budgets",
+            "a sweep with compute budgets",
+            "Remove --lr-check, or use `scalelab sweep isoflop --budgets 1e15..1e17:4`.",
         )
 
 
 def check_lr(
     proposal: Proposal, results: Results, watch: Watcher
 ) -> tuple[LaunchReport, list[Verdict]]:
-    """Train the neighbours of each budget's best run, and say whether the rule held there.
+    """Train the neighbours of each budget's best run, and compare the losses.
 
     Parameters
     ----------
     proposal : Proposal
-        Of the sweep, whose runs have ended.
+        The sweep, whose runs have ended.
     results : Results
     watch : callable
-        Told what the launcher does.
+        Called with a `LaunchView` at every change.
 
     Raises
     ------
     UsageError
-        When the sweep has no budgets.
+        If the sweep has no budgets.
     DataError
-        When no run of it is done.
+        If none of its runs has a result.
     """
     refuse_without_budgets(proposal.sweep)
     best = _best_rows(proposal, results)
     if not best:
         raise DataError(
-            f"sweep {proposal.plan.name!r}, of which no run is done",
-            "finished runs to check the learning rate of",
-            f"See `scalelab status {proposal.plan.name}`.",
+            f"no run of sweep {proposal.plan.name!r} has a result",
+            "a sweep with finished runs",
+            f"Run `scalelab status {proposal.plan.name}` to see why.",
         )
     trios = {
         budget: tuple(_at_lr(row, row.spec.lr * NEIGHBOUR**step) for step in (-1, 0, 1))
@@ -147,7 +142,7 @@ def _verdict(budget: float, trio: tuple[PlannedRun, ...], results: Results) -> V
     has_held = best_lr = None
     if low is not None and own is not None and high is not None:
         has_held = min(low, high) >= own * (1 - HELD_WITHIN)
-        best_lr = bottom_of_parabola(lrs, (low, own, high))
+        best_lr = parabola_minimum(lrs, (low, own, high))
     return Verdict(
         budget_flops=budget,
         n_params=trio[1].n_params,
@@ -158,10 +153,10 @@ def _verdict(budget: float, trio: tuple[PlannedRun, ...], results: Results) -> V
     )
 
 
-def bottom_of_parabola(
+def parabola_minimum(
     lrs: tuple[float, float, float], losses: tuple[float, float, float]
 ) -> float | None:
-    """Return the rate at the bottom of the parabola in log lr, None when it is not between them."""
+    """Return the rate at the parabola's minimum in log lr, or None if it is not between them."""
     if not np.all(np.isfinite(losses)):
         return None
     second, first, _ = np.polyfit(np.log(lrs) - np.log(lrs[1]), losses, 2)

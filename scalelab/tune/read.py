@@ -1,4 +1,4 @@
-"""A table of runs made elsewhere becomes `TunedRuns`: which column is the rate, which the batch."""
+"""Reading runs of other tools from a table: finds the columns of learning rate and batch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scalelab.fit.outcome import FitWarning
 from scalelab.store.table_source import TableSource, open_file
 from scalelab.store.tables import ReadOptions, TableRead, read_source
 from scalelab.tune.runs_table import TunedRuns
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
@@ -22,12 +23,12 @@ LR_NAMES = ("lr", "learning_rate", "peak_lr", "max_lr")
 TOKEN_NAMES = ("batch_tokens", "batch_size_tokens", "tokens_per_step")
 SEQUENCE_NAMES = ("batch_seqs", "batch_sequences")
 EITHER_NAMES = ("batch", "batch_size", "global_batch_size")
-"""Sequences when their length is given, else tokens."""
+"""Counted in sequences if their length is given, else in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TunedTable:
-    """What a file held: the runs, and what was decided without being asked."""
+    """The runs of a file, and warnings about assumptions made while reading it."""
 
     runs: TunedRuns
     warnings: tuple[FitWarning, ...]
@@ -46,20 +47,20 @@ def read_tuned_runs(
     ----------
     path : str or Path
     mapping : Mapping[str, str], optional
-        ``n_params``, ``n_tokens``, ``loss_nats``, ``lr``, ``batch_tokens`` or ``batch_seqs``, and
-        ``cluster`` (what tells cells of one N and D apart) to the file's column or a DuckDB
-        expression; columns of these names need none.
+        Maps ``n_params``, ``n_tokens``, ``loss_nats``, ``lr``, ``batch_tokens`` or ``batch_seqs``,
+        and ``cluster`` (a label that separates cells of the same N and D) to a column of the file
+        or a DuckDB expression. Columns with these names need no mapping.
     where : str, optional
         DuckDB condition on the file's columns.
     seq_len : int, optional
-        Tokens in a sequence: the batch is then counted in sequences.
+        Sequence length, tokens; the batch is then counted in sequences.
 
     Raises
     ------
     DataError
-        When the file cannot be read, or a column is missing.
+        If the file cannot be read, or a column is missing.
     UsageError
-        When a condition is not SQL, or sequences are given without their length.
+        If a condition is not valid SQL, or a batch in sequences has no sequence length.
     """
     with open_file(Path(path)) as source:
         wanted = {name: theirs for name, theirs in (mapping or {}).items() if name != "loss"}
@@ -73,7 +74,7 @@ def read_tuned_runs(
 def _with_found_columns(
     source: TableSource, mapping: Mapping[str, str], *, has_length: bool
 ) -> dict[str, str]:
-    """Return the mapping with lr, batch and N found by their usual names where not given."""
+    """Return the mapping, with lr, batch and N found by common column names if not mapped."""
     found = dict(mapping)
     lower = {name.lower(): name for name in source.types}
 
@@ -91,9 +92,11 @@ def _with_found_columns(
     missing = [name for name, ok in (("lr", "lr" in found), ("batch_tokens", batch)) if not ok]
     if missing:
         raise DataError(
-            f"{source.name} with the columns {', '.join(source.types)}",
-            f"{' and '.join(missing)} among them",
-            "Map them: --map lr=THEIRS,batch_tokens=THEIRS (or batch_seqs=THEIRS with --seq-len).",
+            f"{source.name} has no column for {' and '.join(missing)}; its columns are "
+            f"{', '.join(source.types)}",
+            "a table with learning rate and batch",
+            "Name the columns: --map lr=COLUMN,batch_tokens=COLUMN, or with --seq-len 2048: "
+            "--map lr=COLUMN,batch_seqs=COLUMN",
         )
     return found
 
@@ -101,7 +104,7 @@ def _with_found_columns(
 def _batch_column(
     found: dict[str, str], first: Callable[[tuple[str, ...]], str | None], *, has_length: bool
 ) -> bool:
-    """Settle on ``batch_tokens`` or ``batch_seqs`` in the mapping; say whether there is one."""
+    """Put ``batch_tokens`` or ``batch_seqs`` into the mapping; return whether one was found."""
     either = "batch_seqs" if has_length else "batch_tokens"
     kinds = (
         ("batch_tokens", TOKEN_NAMES),
@@ -134,15 +137,15 @@ def _as_runs(table: TableRead, seq_len: int | None, *, is_labelled: bool) -> Tun
         warnings.append(
             FitWarning(
                 code="rejected_rows",
-                message=f"{n_other} rows without a usable size, tokens, rate or batch were left "
-                "out.",
+                message=f"Left out {plural(n_other, 'row')} without a usable N, D, learning rate "
+                "or batch.",
             )
         )
     if not keep.any():
         raise DataError(
-            f"{rows.source} with no row that has a learning rate and a batch above zero",
-            "finite rates and batches",
-            "Map other columns: --map lr=THEIRS,batch_tokens=THEIRS.",
+            f"no row of {rows.source} has a learning rate and a batch above zero",
+            "finite learning rates and batches above zero",
+            "Name other columns: --map lr=COLUMN,batch_tokens=COLUMN",
         )
     runs = TunedRuns(
         n_params=rows.n_params[keep],
@@ -160,7 +163,7 @@ def _as_runs(table: TableRead, seq_len: int | None, *, is_labelled: bool) -> Tun
 def _batch_in_tokens(
     extra: Mapping[str, FloatArray], seq_len: int | None
 ) -> tuple[FloatArray, str]:
-    """Return the batch in tokens, and what was decided about its unit, empty when nothing was."""
+    """Return the batch in tokens, and a note about its unit if that was assumed."""
     length: FloatArray | float | None = seq_len
     if length is None and "seq_len" in extra:
         length = extra["seq_len"]
@@ -170,13 +173,13 @@ def _batch_in_tokens(
         if seq_len is None or not np.any(tokens < seq_len):
             return tokens, ""
         return tokens * seq_len, (
-            f"batch_tokens has values below one sequence of {seq_len} tokens: the column was "
-            "taken as sequences."
+            f"batch_tokens has values below the sequence length of {seq_len} tokens: they were "
+            "read as sequences. If they are tokens, correct --seq-len."
         )
     if length is None:
         raise UsageError(
-            "a batch in sequences without their length",
-            "the tokens in a sequence",
-            "Add --seq-len, or map the batch in tokens: --map batch_tokens='COLUMN * 2048'.",
+            "a batch in sequences without a sequence length",
+            "the sequence length in tokens",
+            "Add --seq-len 2048, or give tokens: --map batch_tokens='COLUMN * 2048'",
         )
     return np.asarray(extra["batch_seqs"] * length), ""

@@ -1,4 +1,4 @@
-"""The law that a tuning left behind, as the rule of a sweep."""
+"""Saved tuning laws, and their use as the learning-rate and batch rule of a sweep."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ LAW_FILE = "tuned.json"
 
 
 def save_law(results: Results, name: str, content: Mapping[str, Any]) -> None:
-    """Write the answer of a tuning beside its runs."""
+    """Save the result of a tuning in its sweep folder."""
     path = results.sweep(name) / LAW_FILE
     write_atomically(path, json.dumps(content, indent=1), durable=True)
 
 
 def load_constants(results: Results, name: str) -> TunedConstants:
-    """Return the constants of a tuning.
+    """Return the constants of a tuning's law.
 
     Raises
     ------
     UsageError
-        When there is no such tuning.
+        If there is no such tuning.
     NotIdentifiedError
-        When its runs did not determine a law of N and D.
+        If its runs do not determine a law of N and D.
     SpecError
-        When its file does not hold together.
+        If its file cannot be used.
     """
     try:
         content = json.loads((results.sweep(name) / LAW_FILE).read_text(encoding="utf-8"))
@@ -40,25 +40,26 @@ def load_constants(results: Results, name: str) -> TunedConstants:
     except FileNotFoundError:
         known = sorted(path.parent.name for path in (results.path / "sweeps").glob(f"*/{LAW_FILE}"))
         raise UsageError(
-            f"the rule {PREFIX}{name}, which {results.path} does not have",
+            f"no tuning {name!r} in {results.path} for the rule {PREFIX}{name}",
             f"one of {', '.join(PREFIX + one for one in known)}" if known else "a finished tuning",
-            f"Run `scalelab tune --name {name} ..` first, or name its folder with --results.",
+            f"Run `scalelab tune --name {name} ..` first, or set its results folder with "
+            "--results.",
         ) from None
     except (ValueError, KeyError, TypeError):
         return constants_from_law(name, {})
     if law is None or "collinear" in codes:
         raise NotIdentifiedError(
-            f"the rule {PREFIX}{name}, whose runs do not determine a law of N and D",
+            f"the runs of rule {PREFIX}{name} do not determine a law of N and D",
             "a tuning with cells that differ in N and in D",
-            f"Run `scalelab tune --name {name} ..` with more trials, sizes or tokens.",
+            f"Run `scalelab tune --name {name} ..` with more trials or other values of N and D.",
         )
     return constants_from_law(name, law)
 
 
 def with_tuned_rule(sweep: SweepSpec, results: Results) -> SweepSpec:
-    """Return the sweep with the constants of its ``tuned:NAME`` rule written in.
+    """Return the sweep with the constants of its ``tuned:NAME`` rule filled in.
 
-    A tuned learning rate brings its batch along where the sweep names no batch of its own.
+    A tuned learning rate also sets the batch, unless the sweep sets its own.
 
     Raises
     ------

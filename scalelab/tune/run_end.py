@@ -1,4 +1,4 @@
-"""How a run went: its final loss, and its curve by the share of its tokens."""
+"""Final loss of a run, and its loss curve by percent of its tokens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from scalelab.records.run_dir import RunDir
 
 DIVERGED = math.inf
-"""Loss of a run that diverged: a bad answer, not a missing one."""
+"""Loss of a diverged run, to distinguish it from a missing loss."""
 
 REPORT_EVERY = 10
-"""Percent of a run's tokens between the points of its curve."""
+"""Percent of a run's tokens between points of its curve."""
 
 
 def final_loss(run: RunDir) -> float | None:
-    """Return a run's loss, infinite when it diverged, None when it did not end."""
+    """Return a run's loss, nats; infinite if it diverged, None if it is unfinished."""
     accepted = run.accepted()
     record = accepted.read_record() if accepted else None
     if record is None:
@@ -26,7 +26,7 @@ def final_loss(run: RunDir) -> float | None:
 
 
 def curve_by_percent(run: RunDir) -> dict[int, float]:
-    """Return the mean training loss over each tenth of a run that is over, by percent."""
+    """Return the mean training loss of each finished tenth of a run, by percent of tokens."""
     n_steps = run.read_spec().n_steps
     tenths: dict[int, list[float]] = {}
     last = 0

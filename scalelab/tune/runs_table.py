@@ -1,8 +1,10 @@
-"""The runs that a law of learning rate and batch is fitted to, in cells of one N and one D."""
+"""The runs that tuning laws are fitted to, grouped into cells: the runs of one N and one D."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +13,12 @@ from scalelab.errors import DataError
 
 FloatArray = NDArray[np.float64]
 
+COLUMNS = ("n_params", "n_tokens", "lr", "batch_tokens", "loss")
 SAME_CELL = 0.03
-"""Largest gap in log N or log D in a cell: whole steps of unlike batches differ by a percent."""
+"""Largest gap in log N or log D within a cell: batch sizes round D by about 1 %."""
 
 FAR_FROM_BEST = 0.25
-"""Excess of log loss beyond which a run says nothing about the valley: it has diverged."""
+"""Excess of log loss above which a run counts as diverged and is left out of the fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +34,13 @@ class TunedRuns:
     batch_tokens : ndarray of float, shape (n,)
         Tokens in a step.
     loss : ndarray of float, shape (n,)
-        Final loss; any unit, since only ratios within a cell are used.
+        Final loss in any unit: only ratios within a cell are used.
     label : ndarray of str, shape (n,), or None
-        What tells cells of the same N and D apart (an architecture, a data set).
+        Separates cells of the same N and D, such as architectures or data sets.
     param_convention : str
         How N is counted.
     n_diverged : int
-        Runs that were left out for a loss that is missing, infinite or not above zero.
+        Runs left out because their loss is missing, infinite or not above zero.
     """
 
     n_params: FloatArray
@@ -53,14 +56,14 @@ class TunedRuns:
         return len(self.loss)
 
     def __post_init__(self) -> None:
-        for name in ("n_params", "n_tokens", "lr", "batch_tokens", "loss"):
+        for name in COLUMNS:
             values = getattr(self, name)
             bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
             if len(bad):
                 raise DataError(
                     f"{name} = {values[bad[0]]} in row {bad[0] + 1} of the usable runs",
-                    f"every {name} finite and above zero",
-                    "Mend the table, or map another column with --map.",
+                    f"finite {name} above zero",
+                    f"Correct the table, or use another column: --map {name}=COLUMN",
                 )
 
     def cells(self) -> NDArray[np.int64]:
@@ -72,21 +75,14 @@ class TunedRuns:
         return np.asarray(np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1))
 
     def take(self, keep: NDArray[np.int64]) -> TunedRuns:
-        """Return the runs of these positions, in this order."""
-        return TunedRuns(
-            n_params=self.n_params[keep],
-            n_tokens=self.n_tokens[keep],
-            lr=self.lr[keep],
-            batch_tokens=self.batch_tokens[keep],
-            loss=self.loss[keep],
-            label=None if self.label is None else self.label[keep],
-            param_convention=self.param_convention,
-            n_diverged=self.n_diverged,
-        )
+        """Return the runs at these positions, in this order."""
+        columns: dict[str, Any] = {name: getattr(self, name)[keep] for name in COLUMNS}
+        label = None if self.label is None else self.label[keep]
+        return dataclasses.replace(self, **columns, label=label)
 
 
 def log_excess(loss: FloatArray, cell: NDArray[np.int64]) -> FloatArray:
-    """Return log loss over the median of the three best runs of the cell, shape (n,)."""
+    """Return log of the loss divided by the median of the cell's three best, shape (n,)."""
     result = np.empty(len(loss))
     for one in np.unique(cell):
         own = cell == one
@@ -95,7 +91,7 @@ def log_excess(loss: FloatArray, cell: NDArray[np.int64]) -> FloatArray:
 
 
 def _groups(values: FloatArray) -> NDArray[np.int64]:
-    """Return a number for each value, the same for values that a chain of small gaps joins."""
+    """Return a group number for each value; a gap above `SAME_CELL` starts a new group."""
     order = np.argsort(values)
     is_new = np.diff(np.log(values[order]), prepend=-np.inf) > SAME_CELL
     numbers = np.empty(len(values), dtype=np.int64)

@@ -1,7 +1,7 @@
-"""A tuning from the first wave to the law: ask, launch, prune, tell, until the trials are spent.
+"""The search of a tuning: ask for trials, launch, prune and tell, until all trials are used.
 
-Each trial is an ordinary run in the store, launched by whatever launcher the tuning names, and
-finished runs are never trained again: the same command goes on where an earlier one stopped.
+Each trial is an ordinary run, trained by the tuning's launcher and never trained twice: the same
+command resumes an interrupted search.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from scalelab.sweep.plan import Plan, PlannedRun, planned_run
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
 from scalelab.tune.run_end import DIVERGED, curve_by_percent, final_loss
-from scalelab.tune.runs_table import TunedRuns
+from scalelab.tune.runs_table import COLUMNS, TunedRuns
 from scalelab.tune.spec import TuneSpec
 from scalelab.tune.study import RUN_ID, OpenTrial, Studies
+from scalelab.units import plural
 
-LOOK_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +39,11 @@ class SearchReport:
     Attributes
     ----------
     counts : dict of str to int
-        Trials by how they ended: ``complete``, ``diverged``, ``pruned``, ``fail``, ``running``.
+        Trials by state: ``complete``, ``diverged``, ``pruned``, ``fail``, ``running``.
     wall_s : float
+        Duration, seconds.
     is_interrupted : bool
-        Whether a person stopped it; the same command goes on.
+        Whether Ctrl-C stopped it; the same command resumes it.
     """
 
     counts: dict[str, int]
@@ -50,16 +52,16 @@ class SearchReport:
 
 
 class Search:
-    """The loop of one tuning.
+    """The search of one tuning.
 
     Parameters
     ----------
     spec : TuneSpec
     proposal : Proposal
-        Of ``spec.sweep``: its rows are the cells, as the sweep's own rules would run them.
+        Of ``spec.sweep``: its rows are the cells, with the sweep's learning rates and batches.
     results : Results
     watch : callable
-        Told what the launcher does.
+        Called with a `LaunchView` at every change.
     """
 
     def __init__(
@@ -68,12 +70,12 @@ class Search:
         proposal.plan.refuse_repeats(allow_repeats=spec.sweep.allow_repeats)
         self.spec, self.proposal, self.results, self.watch = spec, proposal, results, watch
         self.cells = cells_of(proposal.plan)
-        # No rows yet: this only refuses a name that another tuning or sweep has.
+        # Without rows: raises if another tuning or sweep has this name.
         results.save_plan(self._plan(()), spec.science(), extend=False)
         save_launcher(results, spec.name, spec.sweep.launcher)
         self.studies = Studies(results.sweep(spec.name), spec, self.cells)
         self.pruned: set[str] = set()
-        self.looked_s = 0.0
+        self.checked_s = 0.0
 
     def run(self) -> SearchReport:
         """Run waves until every cell has its trials.
@@ -81,7 +83,7 @@ class Search:
         Raises
         ------
         RunsFailedError
-            When all runs of a wave failed.
+            If all runs of a wave failed.
         """
         started_s = time.time()
         while wave := self._next_wave():
@@ -91,15 +93,15 @@ class Search:
                 return self._report(started_s, is_interrupted=True)
             if n_failed == len(wave):
                 raise RunsFailedError(
-                    f"{n_failed} of {n_failed} runs of a wave that failed",
-                    "runs that end",
-                    f"See `scalelab status {self.spec.name}` and `scalelab logs RUN`; then run "
+                    f"all {plural(n_failed, 'run')} of a wave failed",
+                    "runs that finish",
+                    f"Read `scalelab status {self.spec.name}` and `scalelab logs RUN`, then run "
                     "the same command again.",
                 )
         return self._report(started_s, is_interrupted=False)
 
     def _next_wave(self) -> list[OpenTrial]:
-        """Return the trials that an earlier launch left open, else new ones for every cell."""
+        """Return the open trials of an interrupted search, else new trials for every cell."""
         if left := self.studies.open_trials():
             return left
         wave, rows = [], []
@@ -115,7 +117,7 @@ class Search:
         return wave
 
     def _planned(self, row: PlannedRun, values: dict[str, float]) -> PlannedRun:
-        """Return the run of these hyperparameters at a cell."""
+        """Return the run of a cell with these hyperparameters."""
         changed = {
             "lr": values["lr"],
             "batch_seqs": int(values.get("batch_seqs", row.spec.batch_seqs)),
@@ -146,24 +148,24 @@ class Search:
         )
 
     def _pruning(self, opened_of: Callable[[str], OpenTrial]) -> Watcher:
-        """Return a watcher that stops hopeless runs, then tells the one it was given."""
+        """Return a watcher that cancels runs to prune, then calls the given watcher."""
 
         def watch(view: LaunchView) -> None:
-            if self.spec.is_pruned and time.monotonic() - self.looked_s >= LOOK_EVERY_S:
+            if self.spec.is_pruned and time.monotonic() - self.checked_s >= CHECK_EVERY_S:
                 for run_id in view.running:
                     curve = curve_by_percent(self.results.run(run_id))
-                    if run_id not in self.pruned and self.studies.is_hopeless(
+                    if run_id not in self.pruned and self.studies.should_prune(
                         opened_of(run_id), curve
                     ):
                         self.pruned.add(run_id)
                         cancel_runs(self.results, self.spec.name, [run_id])
-                self.looked_s = time.monotonic()
+                self.checked_s = time.monotonic()
             self.watch(view)
 
         return watch
 
     def _tell(self, wave: Sequence[OpenTrial], report: LaunchReport) -> int:
-        """Tell how the runs ended; return how many failed. Those interrupted stay open."""
+        """Tell the studies how the runs ended; return how many failed. Interrupted ones stay."""
         n_failed = 0
         for opened in wave:
             run = self.results.run(opened.run_id)
@@ -171,7 +173,7 @@ class Search:
             if loss is None and report.is_interrupted and opened.run_id not in self.pruned:
                 continue
             if loss is not None and self.spec.is_pruned:
-                self.studies.is_hopeless(opened, curve_by_percent(run))
+                self.studies.should_prune(opened, curve_by_percent(run))
             is_pruned = opened.run_id in self.pruned
             n_failed += loss is None and not is_pruned and status != "cancelled"
             self.studies.tell(opened, loss, is_pruned=is_pruned)
@@ -195,7 +197,7 @@ class Search:
 
 
 def cells_of(plan: Plan) -> list[PlannedRun]:
-    """Return a plan's rows of different size or tokens, the first seed of each."""
+    """Return the rows of a plan that differ in N or D, the first seed of each."""
     cells: dict[tuple[int, int], PlannedRun] = {}
     for row in plan.rows:
         cells.setdefault((row.n_params, row.spec.n_tokens), row)
@@ -203,9 +205,9 @@ def cells_of(plan: Plan) -> list[PlannedRun]:
 
 
 def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
-    """Return the finished runs of a tuning, N counted by the default convention, and their specs.
+    """Return the finished runs of a tuning and their specs, N in the default convention.
 
-    Diverged runs are counted; pruned and failed ones are not there.
+    Diverged runs are only counted; pruned and failed runs are left out.
     """
     rows: list[tuple[float, ...]] = []
     specs = []
@@ -221,9 +223,8 @@ def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
         rows.append((size, spec.n_tokens, spec.lr, spec.tokens_per_step, loss))
         specs.append(spec)
     columns: Any = np.array(rows, dtype=float).reshape(-1, 5).T
-    names = ("n_params", "n_tokens", "lr", "batch_tokens", "loss")
     runs = TunedRuns(
-        **dict(zip(names, columns, strict=True)),
+        **dict(zip(COLUMNS, columns, strict=True)),
         param_convention=DEFAULT_PARAM_CONVENTION,
         n_diverged=n_diverged,
     )
@@ -233,9 +234,9 @@ def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
 def best_of_others(
     runs: TunedRuns, specs: Sequence[RunSpec]
 ) -> dict[str, tuple[float, float, float]]:
-    """Return median, lowest and highest weight decay and beta2 of the best quarter of each cell.
+    """Return median, minimum and maximum of weight decay and beta2 in the best quarter of cells.
 
-    Only of what differs between the runs.
+    Only hyperparameters that differ between the runs are returned.
     """
     cell = runs.cells() if len(runs) else np.zeros(0, dtype=np.int64)
     best: list[int] = []

@@ -1,8 +1,7 @@
-"""One Optuna study for each cell, all in one journal beside the runs of the tuning.
+"""One Optuna study per cell, all in one journal file in the sweep folder.
 
-The first wave of a cell is spread evenly over the search, so that the valley has sides; from then
-on the tree-structured Parzen estimator chooses. A study is asked and told; the runs themselves go
-through the launcher like any others.
+The first wave of a cell covers the search space evenly, so that it brackets the optimum. After that
+the tree-structured Parzen estimator (TPE) chooses. The launcher trains the runs of trials.
 
 References
 ----------
@@ -29,14 +28,14 @@ from scalelab.tune.spec import Range, TuneSpec, powers_of_two
 JOURNAL_FILE = "study.log"
 RUN_ID = "run_id"
 KEEP_PERCENT = 75.0
-"""A run is hopeless when its loss is beyond this percentile of the cell's runs at equal tokens."""
+"""A run is pruned if its loss is above this percentile of the cell's runs at equal tokens."""
 
 FIRST_REPORT = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenTrial:
-    """A trial that was asked for and not told yet."""
+    """A trial without a result yet."""
 
     cell: int
     trial: Trial
@@ -76,7 +75,7 @@ class Studies:
         ]
 
     def open_trials(self) -> list[OpenTrial]:
-        """Return what an interrupted tuning left running; what it left without a run is failed."""
+        """Return the trials of an interrupted search; mark those without a run as failed."""
         found = []
         for cell, study in enumerate(self.studies):
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -90,7 +89,7 @@ class Studies:
         return found
 
     def n_wanted(self, cell: int) -> int:
-        """Return how many trials of a cell are to be asked for in the next wave."""
+        """Return how many trials of a cell the next wave needs."""
         counted = [
             t for t in self.studies[cell].get_trials(deepcopy=False) if RUN_ID in t.user_attrs
         ]
@@ -101,7 +100,7 @@ class Studies:
         study, bounds = self.studies[cell], self.bounds[cell]
         number = len(study.get_trials(deepcopy=False))
         if number < self.spec.wave:
-            study.enqueue_trial(self._spread(cell, number, bounds))
+            study.enqueue_trial(self._first_point(cell, number, bounds))
         trial = study.ask()
         values = {
             name: trial.suggest_float(name, *ends, log=name != "beta2")
@@ -115,15 +114,15 @@ class Studies:
         return trial, values
 
     def tell(self, opened: OpenTrial, loss: float | None, *, is_pruned: bool) -> None:
-        """Tell how a run ended; without a loss it was pruned or failed."""
+        """Record the result of a trial; without a loss it was pruned or failed."""
         study = self.studies[opened.cell]
         if loss is not None:
             study.tell(opened.trial, loss)
         else:
             study.tell(opened.trial, state=TrialState.PRUNED if is_pruned else TrialState.FAIL)
 
-    def is_hopeless(self, opened: OpenTrial, curve: Mapping[int, float]) -> bool:
-        """Report a run's curve, loss by percent of its tokens, and say whether to stop it."""
+    def should_prune(self, opened: OpenTrial, curve: Mapping[int, float]) -> bool:
+        """Report a run's curve, loss by percent of its tokens; return whether to prune it."""
         told = self._frozen(opened).intermediate_values
         for percent, loss in sorted(curve.items()):
             if percent not in told:
@@ -131,7 +130,7 @@ class Studies:
         return bool(curve) and bool(opened.trial.should_prune())
 
     def trials(self) -> list[tuple[int, FrozenTrial]]:
-        """Return every trial that became a run, with its cell."""
+        """Return every trial that has a run, with its cell."""
         return [
             (cell, trial)
             for cell, study in enumerate(self.studies)
@@ -146,8 +145,8 @@ class Studies:
     def _seed(self, cell: int) -> int:
         return 1000 * self.spec.seed + cell
 
-    def _spread(self, cell: int, number: int, bounds: Mapping[str, Range]) -> dict[str, Any]:
-        """Return point ``number`` of an even cover of the search, at a cell."""
+    def _first_point(self, cell: int, number: int, bounds: Mapping[str, Range]) -> dict[str, Any]:
+        """Return point ``number`` of a Latin hypercube over a cell's search space."""
         cover = qmc.LatinHypercube(d=len(bounds), rng=self._seed(cell), optimization="random-cd")
         point = cover.random(self.spec.wave)[number]
         values: dict[str, Any] = {}

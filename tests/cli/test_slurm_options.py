@@ -13,7 +13,7 @@ from scalelab.cli.slurm_options import parse_gigabytes, parse_minutes, with_laun
 from scalelab.errors import UsageError
 from scalelab.launch.base import LaunchReport
 from scalelab.sweep.spec import read_sweep_file
-from tests.launch.replayed_slurm import make_runs
+from tests.launch.slurm.replayed import make_runs
 
 FILE = """
 kind = "isoflop"

@@ -1,4 +1,4 @@
-"""A tiny real sweep, and what an undisturbed launch of it gives."""
+"""A tiny real sweep, and the losses of a launch without faults."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def sweep_file(tmp_path, text) -> Path:
 
 @pytest.fixture
 def start(sweep_file, tmp_path, cache_home):
-    """Return a starter of ``scalelab`` processes on results in ``tmp_path``."""
+    """Return a function that starts ``scalelab`` with a results folder in ``tmp_path``."""
     started = []
 
     def run(*words: str) -> subprocess.Popen[str]:
@@ -65,7 +65,7 @@ def start(sweep_file, tmp_path, cache_home):
             text=True,
             env={**os.environ, "XDG_CACHE_HOME": str(cache_home)},
             start_new_session=True,
-            # Where the tests themselves run in the background, Ctrl-C would be ignored.
+            # A background test process ignores SIGINT, and its children would inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
@@ -85,7 +85,7 @@ def results(tmp_path) -> Results:
 
 @pytest.fixture(scope="session")
 def undisturbed(text, cache_home, tmp_path_factory) -> dict[str, float]:
-    """Return the final losses of a launch that nothing disturbed, by run_id."""
+    """Return the final losses of a launch without faults, by run_id."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "tiny.toml").write_text(SWEEP.replace("TEXT", str(text)))
     words = ["sweep", "run", str(folder / "tiny.toml"), "--yes", "--json"]
@@ -102,7 +102,7 @@ def undisturbed(text, cache_home, tmp_path_factory) -> dict[str, float]:
 
 
 def losses(results: Results) -> dict[str, float]:
-    """Return the loss of each accepted record; one for every planned run or the test fails."""
+    """Return the loss of each run's accepted record; fail if a planned run has none."""
     found = {}
     for run_id in results.load_plan("tiny").run_ids:
         folder = results.run(run_id)
@@ -121,13 +121,13 @@ def losses_of():
 
 @pytest.fixture
 def save(text):
-    """Return a saver of a sweep of 4 seeds and 2 lengths of one shape."""
+    """Return a function that saves a sweep of 4 seeds and 2 lengths of one shape."""
 
     def make(folder):
         sweep = sweep_from_mapping(
             {
                 "kind": "grid",
-                "name": "packed",
+                "name": "batched",
                 "n_params": "15K",
                 "n_tokens": "60K,90K",
                 "data": {"paths": (str(text),), "eval_tokens": 4096},

@@ -1,4 +1,4 @@
-"""An adaptive sweep from its first batch to its end, with a launcher that answers from a law."""
+"""An adaptive sweep from first to last batch; the fake launcher takes losses from a law."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_dry_run_shows_the_next_batch_and_why(
         (["--target", "C=1e24", "--budget", "1e20", "--until-width", "0"], "until-width"),
     ],
 )
-def test_what_is_missing_is_said(
+def test_missing_options_are_named(
     words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", "adaptive", *words, "--json"]) == 2
@@ -93,7 +93,7 @@ def test_what_is_missing_is_said(
 
 
 class Answering:
-    """Notes the rounds and shows nothing."""
+    """Records the rounds without showing them."""
 
     def __init__(self) -> None:
         self.rounds: list[NextBatch] = []
@@ -119,7 +119,7 @@ def sweep_of(text: Path) -> SweepSpec:
 
 
 def finish(run: RunDir, noise: float) -> None:
-    """Write what a trainer would, its loss from the law."""
+    """Write the record of a finished run with the loss of the law."""
     spec = run.read_spec()
     attempt = run.claim()
     counts = count_params(spec.shape).by_convention()
@@ -146,7 +146,7 @@ def finish(run: RunDir, noise: float) -> None:
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a results folder whose launches take no time."""
+    """Return a results folder whose launches finish at once."""
     rng = np.random.default_rng(0)
     folder = Results(tmp_path / "results")
 
@@ -169,7 +169,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.path
 
 
-def test_batches_are_run_and_known_until_the_money_is_spent(launched: Path) -> None:
+def test_batches_are_run_and_known_until_the_budget_is_used(launched: Path) -> None:
     sweep, budget = sweep_of(launched.parent / "text"), 3e11
     showing = Answering()
     target = parse_target("C=1e13")
@@ -189,12 +189,12 @@ def test_batches_are_run_and_known_until_the_money_is_spent(launched: Path) -> N
     n_params, n_tokens = (float(report.last.found.target[k][0]) for k in ("n_params", "n_tokens"))
     exact = float(TRUTH.loss({"n_params": n_params, "n_tokens": n_tokens}))
     assert report.last.found.low[0] < exact < report.last.found.high[0]
-    # the same again: nothing is left to do
+    # The same command again has nothing left to do.
     again = Answering()
     adapt(sweep, target, budget=budget, showing=again, results=launched)
     assert len(again.rounds) == 1
     assert again.rounds[0].stop == "spent"
-    # another sweep on the same text knows these runs, and pays for none of them
+    # Another sweep on the same text knows these runs and does not pay for them.
     other = sweep.model_copy(update={"name": "other"})
     third = Answering()
     adapt(other, target, budget=budget, until_width=0.9, showing=third, results=launched)
@@ -203,7 +203,7 @@ def test_batches_are_run_and_known_until_the_money_is_spent(launched: Path) -> N
     assert third.rounds[0].stop == "narrow"
 
 
-def test_a_budget_below_every_run_is_said(launched: Path) -> None:
+def test_a_budget_below_every_run_is_refused(launched: Path) -> None:
     with pytest.raises(UsageError, match="cheapest"):
         adapt(
             sweep_of(launched.parent / "text"),
@@ -234,5 +234,5 @@ def test_a_pool_that_is_used_up_is_not_a_matter_of_budget(launched: Path) -> Non
     budget = 1e12
     adapt(pool, parse_target("C=1e13"), budget=budget, showing=Answering(), results=launched)
     other = pool.model_copy(update={"name": "other"})
-    with pytest.raises(UsageError, match="pool of 2 runs, all of which are finished"):
+    with pytest.raises(UsageError, match="all 2 runs of the pool are finished"):
         adapt(other, parse_target("C=1e13"), budget=budget, showing=Answering(), results=launched)

@@ -1,4 +1,4 @@
-"""Runs of one job in one step: grouped by a timing, as they were begun, each with its own end."""
+"""Batched runs of one job: grouped by a timing, resumed as they began, each with its own end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-from scalelab.launch import job
 from scalelab.launch.batching import batched_groups
+from scalelab.launch.slurm.job import _train_batched
+from scalelab.launch.worker import CANCELLED_FILE
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.train import calibrate
 
-NOTE = {"intent": "tiny.0", "pack_index": 0}
+NOTE = {"intent": "tiny.0", "array_index": 0}
 
 
 @pytest.fixture
 def gains(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[str]]:
-    """Return a setter of what timing a pack finds; it gives the list of what was timed."""
+    """Return a function that sets the measured gains and returns the list of timed runs."""
 
     def put(found: dict[int, float]) -> list[str]:
         timed: list[str] = []
@@ -37,7 +38,7 @@ def gains(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[
 
 
 def begin(run: RunDir, **execution: Any) -> None:
-    """Leave a checkpoint of an attempt that was executed so."""
+    """Save a checkpoint of an attempt with this execution."""
     attempt = run.claim()
     attempt.write_note({"execution": execution})
     with attempt.writing_checkpoint(3):
@@ -57,17 +58,17 @@ def test_equal_runs_of_a_job_are_timed_once_and_grouped(
     assert batched_groups(saved.run_ids, results, ExecutionSpec()) == [[r] for r in saved.run_ids]
 
 
-def test_a_run_goes_on_in_packs_of_the_size_that_it_was_begun_in(
+def test_a_run_resumes_with_as_many_batched_runs_as_it_began_with(
     save: Any, tmp_path: Path, gains: Callable[..., list[str]]
 ) -> None:
     results, saved = save(tmp_path)
-    alone, packed, direct, *fresh = saved.run_ids
+    alone, batched, direct, *fresh = saved.run_ids
     begin(results.run(alone), step="eager", batched_runs=1)
-    begin(results.run(packed), step="eager", batched_runs=2)
+    begin(results.run(batched), step="eager", batched_runs=2)
     begin(results.run(direct), step="direct", batched_runs=1)
     gains({2: 1.5, 4: 2.0})
     groups = batched_groups(saved.run_ids, results, ExecutionSpec())
-    assert groups == [[alone], [packed], [direct, *fresh[:3]], fresh[3:]]
+    assert groups == [[alone], [batched], [direct, *fresh[:3]], fresh[3:]]
 
 
 def test_a_run_whose_attempts_are_lost_again_and_again_is_tried_alone(
@@ -95,22 +96,24 @@ def test_a_spec_that_cannot_be_read_is_left_to_fail_by_itself(
     assert groups == [[broken], rest[:4], rest[4:]]
 
 
-def test_a_cancelled_run_leaves_its_pack_and_the_others_go_on(save: Any, tmp_path: Path) -> None:
+def test_a_cancelled_run_leaves_its_batch_and_the_others_continue(
+    save: Any, tmp_path: Path
+) -> None:
     results, saved = save(tmp_path)
     runs = [results.run(run_id) for run_id in saved.run_ids[:3]]
 
     class Cancels(list[str]):
-        """Signals heard: none; the second look finds a run cancelled."""
+        """No signals received; at the second check a run is cancelled."""
 
         looks = 0
 
         def __contains__(self, word: object) -> bool:
             Cancels.looks += 1
             if Cancels.looks == 2:
-                (runs[1].path / job.CANCELLED_FILE).touch()
+                (runs[1].path / CANCELLED_FILE).touch()
             return super().__contains__(word)
 
-    statuses = job._work_on_runs(
+    statuses = _train_batched(
         runs,
         Results(results.path),
         ExecutionSpec(step="direct"),
@@ -121,6 +124,6 @@ def test_a_cancelled_run_leaves_its_pack_and_the_others_go_on(save: Any, tmp_pat
     )
     assert statuses == ["done", "preempted", "done"]
     reasons = [run.attempts()[0].read_note()["ended"]["reason"] for run in runs]
-    assert reasons == [f"{runs[1].run_id} of the pack cancelled"] * 3
+    assert reasons == [f"{runs[1].run_id} of the batched runs cancelled"] * 3
     assert [len(run.attempts()) for run in runs] == [2, 1, 2]
     assert runs[0].attempts()[1].read_note()["execution"]["batched_runs"] == 2

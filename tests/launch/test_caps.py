@@ -1,4 +1,4 @@
-"""The caps hold on this machine too, before anything is started."""
+"""Caps of a sweep on this machine are checked before any run starts."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from scalelab.sweep.spec import read_sweep_file, sweep_from_mapping
 
 @pytest.fixture(autouse=True)
 def known_speed(cache_home, monkeypatch):
-    """Keep what is measured of this machine with the other tests' measurements."""
+    """Keep speed measurements in the cache folder of the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
 
 
@@ -24,7 +24,7 @@ def propose(sweep_file, results, **caps):
     return api.propose(sweep, results=results.path, device="cpu", is_dry_run=True)
 
 
-def test_money_is_capped(sweep_file, results):
+def test_cost_is_capped(sweep_file, results):
     usd = propose(sweep_file, results).cost.usd
     assert api.preview(propose(sweep_file, results, max_usd=1.01 * usd)) is None
     with pytest.raises(UsageError, match="--max-usd") as caught:
@@ -36,7 +36,7 @@ def test_a_cpu_uses_no_gpu_hours(sweep_file, results):
     assert api.preview(propose(sweep_file, results, max_gpu_hours=1e-9)) is None
 
 
-def test_going_on_with_a_sweep_is_capped_and_takes_no_options_of_slurm(sweep_file, results, capsys):
+def test_resuming_a_sweep_is_capped_and_refuses_slurm_options(sweep_file, results, capsys):
     sweep = read_sweep_file(sweep_file)
     proposal = api.propose(sweep, results=results.path, device="cpu", workers=1)
     saved = results.save_plan(proposal.plan, sweep.science(), extend=False)
@@ -49,8 +49,8 @@ def test_going_on_with_a_sweep_is_capped_and_takes_no_options_of_slurm(sweep_fil
         assert f"{option[0]} with the local launcher" in capsys.readouterr().err
 
 
-def test_a_launch_reckons_as_its_plan_did(sweep_file, results, monkeypatch):
-    # Branches of a trunk: reckoned one by one they would take a third more.
+def test_a_launch_computes_the_cost_of_its_plan(sweep_file, results, monkeypatch):
+    # Branches of a trunk: counted one by one they would take a third more.
     started = []
 
     def launch_local(request, watch):

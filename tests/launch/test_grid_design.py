@@ -1,4 +1,4 @@
-"""An optimal iso-FLOP grid: the same FLOPs, less variance ahead, said in numbers."""
+"""An optimal isoFLOP grid: the same FLOPs, less variance at the target, with its gain."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def test_an_optimal_grid_spends_no_more_and_leaves_less(
     assert "of its FLOPs" in capsys.readouterr().out
 
 
-def test_an_unknown_design_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_design_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS, "--design", "best", "--json"]) == 2
     assert "--design best" in json.loads(capsys.readouterr().out)["error"]["given"]

@@ -1,4 +1,4 @@
-"""``sweep ladder`` on the local pool: each trunk once, each branch the bits of a straight run."""
+"""``sweep ladder`` on the local pool: each trunk once, branches equal separate runs bit for bit."""
 
 import json
 

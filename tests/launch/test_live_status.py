@@ -1,4 +1,4 @@
-"""What the queue adds to the files of a sweep, for whoever watches it."""
+"""Live status: run folders merged with the SLURM queue."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from scalelab.launch.slurm.queue import QueuedJob
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import MetricRow
 from scalelab.sweep.run_spec import ExecutionSpec
-from tests.launch.replayed_slurm import finish, make_runs
+from tests.launch.slurm.replayed import finish, make_runs
 
 STEP = MetricRow(step=1, tokens=128, loss_nats=5.0, lr=0.1, grad_norm=1.0, tokens_per_s=1.0)
 
 
 class Cluster:
-    """A queue that a test sets; None for a controller that does not answer."""
+    """A queue set by the test; None for a controller that does not answer."""
 
     def __init__(self) -> None:
         self.queue: dict[tuple[int, int], QueuedJob] | None = {}
@@ -41,11 +41,11 @@ def sweep(tmp_path: Path) -> tuple[Results, tuple[str, ...]]:
 
 def test_states_of_a_sweep_in_the_queue(sweep: tuple[Results, tuple[str, ...]]) -> None:
     results, run_ids = sweep
-    packs = [
+    job_groups = [
         JobGroup(run_ids=runs, execution=ExecutionSpec(), seconds=1.0)
         for runs in (run_ids[:2], run_ids[2:3], run_ids[3:4])
     ]
-    intent = write_intent(results.sweep("crash"), packs, throttle=3, gpus=0, time_min=5)
+    intent = write_intent(results.sweep("crash"), job_groups, throttle=3, gpus=0, time_min=5)
     intent.note_job(7, 3)
 
     def job(index: int, state: str) -> QueuedJob:
@@ -61,14 +61,14 @@ def test_states_of_a_sweep_in_the_queue(sweep: tuple[Results, tuple[str, ...]]) 
         attempt.append_metrics([STEP])
     elsewhere = results.run(run_ids[0]).attempts()[0]
     elsewhere.write_note({**elsewhere.read_note(), "host": "another-machine"})
-    standing = LiveStatus(results.path, "crash", slurm=cluster)  # type: ignore[arg-type]
+    live = LiveStatus(results.path, "crash", slurm=cluster)  # type: ignore[arg-type]
     words = dict(
         zip(run_ids, ("running", "queued", "queued", "interrupted", "planned"), strict=True)
     )
-    assert {run.run_id: run.state for run in standing.read().runs} == words
-    # A controller that does not answer: what the files say, and the jobs may live.
+    assert {run.run_id: run.state for run in live.read().runs} == words
+    # The controller does not answer: states from the files; the jobs may still run.
     cluster.queue = None
-    assert standing.read().counts == {"running": 1, "queued": 2, "planned": 1, "interrupted": 1}
+    assert live.read().counts == {"running": 1, "queued": 2, "planned": 1, "interrupted": 1}
     cluster.queue = {}
     cancel_runs(results, "crash", run_ids, slurm=cluster)  # type: ignore[arg-type]
     intent.append_outcomes(
@@ -78,12 +78,12 @@ def test_states_of_a_sweep_in_the_queue(sweep: tuple[Results, tuple[str, ...]]) 
         ]
     )
     n_calls = cluster.n_calls
-    counts = standing.read().counts
+    counts = live.read().counts
     assert counts == {"running": 1, "cancelled": 4}
     assert cluster.n_calls == n_calls, "nothing of the sweep is in the queue"
     for run_id in run_ids:
         finish(results.run(run_id))
-    assert standing.read().counts == {"done": 5}
+    assert live.read().counts == {"done": 5}
 
 
 @pytest.mark.parametrize("state", ["done", "diverged", "failed", "broken"])
@@ -92,7 +92,7 @@ def test_the_queue_changes_no_end(state: str, held: str | None) -> None:
     assert merged_state(state, held, is_cancelled=True) == state
 
 
-def test_what_was_done_again_is_in_vain(sweep: tuple[Results, tuple[str, ...]]) -> None:
+def test_repeated_steps_count_as_wasted(sweep: tuple[Results, tuple[str, ...]]) -> None:
     results, (first, *_) = sweep
     run = results.run(first)
     lost = run.claim()

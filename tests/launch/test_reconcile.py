@@ -1,4 +1,4 @@
-"""The desired-state difference: what it may never do."""
+"""The difference between plan and state: what a launcher must never do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The speed of this machine is measured once; a plan adds only what was not timed before."""
+"""The speed of this machine is measured once; a plan measures only steps not timed before."""
 
 import dataclasses
 import json
@@ -7,15 +7,15 @@ import pytest
 
 from scalelab.api import sweeps as api
 from scalelab.errors import UsageError
-from scalelab.launch import execute, speed
+from scalelab.launch import calibration, execute, speed
 from scalelab.launch.base import LaunchReport
 from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import LauncherTable, sweep_from_mapping
-from tests.launch.replayed_slurm import make_runs
+from tests.launch.slurm.replayed import make_runs
 
 DIRECT = ExecutionSpec(step="direct")
-# Answers as a worker would, of the request alone, and writes down what it was asked.
+# Answers as a worker would, from the request alone, and records the request.
 PROGRAM = """
 import json, sys
 request = json.load(sys.stdin)
@@ -40,10 +40,10 @@ print(json.dumps(answer))
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """Return a reader of what was measured since: general points or not, and how many runs."""
+    """Return a function that reads new requests: (general points or not, number of runs)."""
     path = tmp_path / "asked.jsonl"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(speed, "_PROGRAM", f"ASKED = {str(path)!r}\n{PROGRAM}")
+    monkeypatch.setattr(calibration, "_PROGRAM", f"ASKED = {str(path)!r}\n{PROGRAM}")
 
     def read():
         lines = path.read_text().splitlines() if path.exists() else []
@@ -75,25 +75,25 @@ def test_general_points_are_measured_once_and_each_shape_once(asked):
     assert asked() == [(False, 1)]
     assert more.points == first.points
     assert set(first.exact) < set(more.exact)
-    # Asked for by a person, everything is measured again.
+    # An explicit measurement repeats everything.
     speed.measure_machine_speed(DIRECT, 1)
     assert asked() == [(True, 0)]
 
 
-def test_another_kind_of_step_or_a_damaged_cache_is_measured_anew(asked):
+def test_another_kind_of_step_or_a_damaged_cache_is_measured_again(asked):
     speed.speed_for(plan_of("20K"), DIRECT, 1)
     speed.speed_for(plan_of("60K"), dataclasses.replace(DIRECT, step="eager"), 1)
     assert asked() == [(True, 1), (True, 1)]
-    speed.cache_path("cpu", 1).write_text('{"points": [{}], "exact": [], "device": "cpu"}')
+    calibration.cache_path("cpu", 1).write_text('{"points": [{}], "exact": [], "device": "cpu"}')
     assert speed.speed_for(plan_of("20K"), DIRECT, 1).is_measured
     assert asked() == [(True, 1)]
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_a_gpu_that_is_not_there_is_said_before_anything_is_planned(monkeypatch, workers):
+def test_a_missing_gpu_is_reported_before_anything_is_planned(monkeypatch, workers):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     content = {"kind": "grid", "n_params": "12K", "n_tokens": "20K"}
-    with pytest.raises(UsageError, match="no GPU is seen"):
+    with pytest.raises(UsageError, match="no GPU is visible"):
         api.propose(content, device="cuda", workers=workers, is_dry_run=True)
     on_slurm = {**content, "launcher": {"name": "slurm", "slurm": {"gpus_per_run": 1}}}
     assert api.propose(on_slurm, device="cuda", is_dry_run=True).execution.device == "cuda"

@@ -1,4 +1,4 @@
-"""Trackers show the rows of the training curve, each once, and know attempts apart."""
+"""Trackers show each row of the training curve once and distinguish attempts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_tensorboard_holds_the_rows(run: RunDir, tmp_path: Path) -> None:
     with following(["tensorboard"], results, "tiny", [run.run_id]) as follow:
         first.append_metrics([row(1, 5.0), row(2, 4.5), row(3, 4.25)])
         follow()
-        # Torn: not a row yet.
+        # An incomplete line is not a row yet.
         with first.metrics_path.open("a") as file:
             file.write('{"step": 4, ')
         second = run.claim()
@@ -121,7 +121,7 @@ def test_wandb_gets_the_same_rows_when_asked(
     assert [(step, values["loss_nats"]) for step, values in made[0].rows] == [(1, 5.0), (2, 4.5)]
 
 
-def test_a_tracker_that_is_not_installed_is_said(
+def test_a_tracker_that_is_not_installed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
@@ -132,7 +132,7 @@ def test_a_tracker_that_is_not_installed_is_said(
         pass
 
 
-def test_none_asked_for_costs_nothing(tmp_path: Path) -> None:
+def test_no_tracker_costs_nothing(tmp_path: Path) -> None:
     with following([], Results(tmp_path), "tiny", ["absent"]) as follow:
         follow()
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalelab.errors import DataError, UsageError
-from tests.launch.replayed_slurm import make_runs
+from tests.launch.slurm.replayed import make_runs
 
 
 def stamps(folder: Path) -> dict[Path, tuple[int, int]]:

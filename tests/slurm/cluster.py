@@ -27,8 +27,8 @@ PartitionName=main Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=4
 PartitionName=high PriorityTier=9 PreemptMode=OFF
 """
-# SLURM takes a zombie for a process that lives. A container's first process may reap late, so each
-# slurmd has a parent that adopts what its jobs leave behind and reaps it at once.
+# SLURM counts a zombie as a running process. Process 1 of a container may reap late, so each slurmd
+# has a parent that adopts and reaps the orphans of its jobs at once.
 ADOPTING_PARENT = """
 import ctypes, os, sys
 PR_SET_CHILD_SUBREAPER = 36
@@ -114,7 +114,7 @@ class Cluster:
         wait_until(lambda: self._idle_nodes() == len(self.nodes), "idle nodes", 40)
 
     def stop(self) -> None:
-        """Cancel all jobs and end every daemon that was started here, by its own number."""
+        """Cancel all jobs and end every daemon that was started here, by its pid."""
         self.cancel_all()
         for node in self.nodes:
             self.kill(node)
@@ -130,7 +130,7 @@ class Cluster:
                 daemon.wait()
 
     def cancel_all(self) -> None:
-        """End every job at once, without the grace that it would have."""
+        """End every job at once, without its grace period."""
         if "slurmctld" in self.daemons:
             user = f"--user={getpass.getuser()}"
             with contextlib.suppress(subprocess.SubprocessError):
@@ -158,7 +158,7 @@ class Cluster:
         return answer.stdout
 
     def kill(self, name: str) -> None:
-        """End a daemon as a power cut would; a node's jobs go with it."""
+        """Kill a daemon as a power cut would; the jobs of a node die with it."""
         daemon = self.daemons.pop(name, None)
         if daemon is None:
             return
@@ -208,7 +208,7 @@ class Cluster:
         return len(set(text.split()))
 
     def _step_managers(self, node: str) -> Iterator[int]:
-        """Yield the slurmstepd of a node; they are known by the log that they hold open."""
+        """Yield the slurmstepd processes of a node, identified by their open log file."""
         log = str(self.folder / "log" / f"slurmd-{node}.log")
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -269,7 +269,7 @@ class Cluster:
         )
         self._spawn("slurmdbd", ["slurmdbd", "-D"])
         wait_until(lambda: _is_listening(self.first_port + 1), "slurmdbd", 30)
-        # Known before slurmctld registers, or sacct would miss the first jobs.
+        # Added before slurmctld registers; otherwise sacct would miss the first jobs.
         for words in (
             ["cluster", "tests"],
             ["account", "lab", "cluster=tests"],
@@ -283,7 +283,7 @@ class Cluster:
         host = socket.gethostname().partition(".")[0]
         count, first = len(self.nodes), self.first_port + 4
         for gpu in range(gpus):
-            # SLURM wants a character device for each GPU and opens none of them.
+            # SLURM needs a character device for each GPU but does not open it.
             (self.folder / "dev" / f"gpu{gpu}").symlink_to("/dev/null")
         accounting = (
             f"AccountingStorageType=accounting_storage/slurmdbd\n"
@@ -296,7 +296,7 @@ class Cluster:
             f"ClusterName=tests\nSlurmctldHost={host}(127.0.0.1)\n"
             f"SlurmctldPort={self.first_port}\nSlurmUser={user}\nSlurmdUser={user}\n"
             f"AuthType=auth/munge\nCredType=cred/munge\n"
-            # A requeued job is held for as long as a credential lives: 120 s unless told otherwise.
+            # SLURM holds a requeued job for the lifetime of a credential, 120 s by default.
             f"AuthInfo=socket={folder}/munge.sock,cred_expire=5\n"
             f"StateSaveLocation={folder}/state\nSlurmdSpoolDir={folder}/spool/%n\n"
             f"SlurmctldPidFile={folder}/slurmctld.pid\nSlurmdPidFile={folder}/slurmd-%n.pid\n"
@@ -323,7 +323,7 @@ class Cluster:
         )
 
     def _user_signal_line(self) -> str:
-        """Return the option that sends a job's own signal on preemption; it moved in 23.02."""
+        """Return the option that sends a job's signal on preemption; it was renamed in 23.02."""
         version = self.command_version()
         name = "PreemptParameters" if version >= (23, 2) else "SlurmctldParameters"
         value = "send_user_signal" if version >= (23, 2) else "preempt_send_user_signal"
@@ -338,7 +338,7 @@ class Cluster:
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float) -> None:
-    """Wait for something to hold; fail with its name when it does not in time."""
+    """Wait for a condition; fail with its name after the timeout."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
@@ -372,7 +372,7 @@ def _free_ports(count: int) -> int:
 
 
 def main() -> None:
-    """Start a cluster, run a job on it and stop it: whether the tests can have one here."""
+    """Start a cluster, run a job and stop it, to check whether the tests can run here."""
     missing = missing_programs(accounting=True)
     if missing:
         sys.exit(f"no SLURM: {', '.join(missing)} not installed")

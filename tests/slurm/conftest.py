@@ -1,4 +1,4 @@
-"""A cluster for the session, with accounting and without, and a sweep of tiny runs to put on it."""
+"""Clusters for the session, with and without accounting, and a sweep of tiny runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cluster(request: pytest.FixtureRequest, give_up: Callable[[str], None]) -> I
     missing = missing_programs(accounting=request.param)
     if missing:
         give_up(f"no SLURM: {', '.join(missing)} not installed (`make system`, as root)")
-    # A socket's path may have 100 characters or so, which pytest's own folders can pass.
+    # A socket's path may have about 100 characters; pytest's folders can exceed that.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     made = Cluster(folder, accounting=request.param)
     before = {name: os.environ.get(name) for name in ("PATH", "SLURM_CONF", "OMP_NUM_THREADS")}
@@ -67,7 +67,7 @@ class TinySweep:
     run_ids: tuple[str, ...]
 
     def start_launcher(self, *, kill_at: str = "", **changes: Any) -> subprocess.Popen[str]:
-        """Launch in a process of its own; ``kill_at`` says at which step it kills itself."""
+        """Launch in a separate process, which kills itself at step ``kill_at``."""
         words = {"checkpoint_interval_s": CHECKPOINT_INTERVAL_S, "kill_at": kill_at, **changes}
         return subprocess.Popen(
             [
@@ -98,7 +98,7 @@ class TinySweep:
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Text of words that follow each other at random."""
+    """Random text of a few words."""
     rng = random.Random(5)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(200)]
     folder = tmp_path_factory.mktemp("text")
@@ -109,7 +109,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_sweep(text: Path) -> Callable[..., TinySweep]:
-    """Return a maker of sweeps; ``steps`` sets how long a run is, ``slurm`` what jobs ask for."""
+    """Return a function that makes sweeps of runs of ``steps`` steps, with ``slurm`` options."""
 
     def make(
         folder: Path,
@@ -159,7 +159,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
 
 @pytest.fixture
 def stopping(cluster: Any) -> Iterator[list[subprocess.Popen[str]]]:
-    """Launchers put in this list are ended with the test, and so is every job."""
+    """Launchers in this list end with the test, and so does every job."""
     launchers: list[subprocess.Popen[str]] = []
     yield launchers
     cluster.cancel_all()

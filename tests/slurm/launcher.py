@@ -1,4 +1,4 @@
-"""A launcher in a process of its own, which can be told to kill itself at a step of its work.
+"""A launcher in a separate process that can kill itself at a given step.
 
 ``python launcher.py RESULTS SWEEP '{"kill_at": "17"}'``: at the 17th change that it makes to the
 results folder or at the 17th command that it starts, whichever comes; ``sbatch+0.02``: that many
@@ -17,7 +17,8 @@ from typing import Any
 
 from scalelab.launch.base import LaunchRequest, LaunchView
 from scalelab.launch.execute import saved_launcher
-from scalelab.launch.slurm.launcher import SlurmOptions, launch_slurm
+from scalelab.launch.slurm.arrays import SlurmOptions
+from scalelab.launch.slurm.launcher import launch_slurm
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.run_spec import ExecutionSpec
 
@@ -29,7 +30,7 @@ def kill_self() -> None:
 
 
 def die_at(step: str, results: str) -> None:
-    """Let this process kill itself at a step; steps are seen by Python's audit events."""
+    """Make this process kill itself at a step; steps are Python audit events."""
     count = 0
     word, _, delay = step.partition("+")
 

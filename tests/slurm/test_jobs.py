@@ -1,4 +1,4 @@
-"""Single things that happen to jobs on the real cluster."""
+"""Single faults of jobs on the real cluster."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import saved_launcher
-from scalelab.launch.job import CANCELLED_FILE
 from scalelab.launch.slurm.intents import read_intents
+from scalelab.launch.worker import CANCELLED_FILE
 
 WITHOUT_SACCT = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["no-sacct"])
 TINY_TOKENS = 2e4
@@ -26,7 +26,7 @@ KILL_STEPS = [1, 4, 7, 10, 13, 16, 19, "sbatch+0.000", "sbatch+0.004", "sbatch+0
 
 
 def ended(launcher: subprocess.Popen[str], timeout: float = 120) -> dict[str, Any]:
-    """Return the report of a launcher that ends by itself."""
+    """Return the report of a launcher that ends normally."""
     output, _ = launcher.communicate(timeout=timeout)
     assert launcher.returncode == 0, output
     report: dict[str, Any] = json.loads(output.splitlines()[-1])
@@ -48,7 +48,7 @@ def test_launchers_killed_around_sbatch_on_a_real_cluster(
     ]
     stopping += killed
     codes = [launcher.wait(60) for launcher in killed]
-    # The last may live to see sbatch's answer, and then dies while it waits for the run.
+    # The last launcher may receive the answer of sbatch; it then dies while it waits for the run.
     assert codes == [-signal.SIGKILL] * len(codes)
     again = [sweep.start_launcher() for sweep in sweeps]
     stopping += again
@@ -67,7 +67,7 @@ def test_launchers_killed_around_sbatch_on_a_real_cluster(
     assert all(names.count(intent.job_name) == 1 for intent in started)
 
 
-def test_a_crash_is_seen_within_ten_seconds(
+def test_a_crash_is_detected_within_ten_seconds(
     cluster: Any,
     make_sweep: Callable[..., Any],
     tmp_path: Path,
@@ -92,7 +92,7 @@ def test_a_crash_is_seen_within_ten_seconds(
 
 
 @WITHOUT_SACCT
-def test_a_hint_saves_a_checkpoint_and_the_run_goes_on(
+def test_usr2_saves_a_checkpoint_and_the_run_continues(
     cluster: Any,
     make_sweep: Callable[..., Any],
     tmp_path: Path,
@@ -110,7 +110,7 @@ def test_a_hint_saves_a_checkpoint_and_the_run_goes_on(
     first, second = run.attempts()
     wait_for(lambda: second.read_note().get("resumed_from") is not None, "resumed attempt", 30)
     assert first.read_note()["ended"]["reason"] == "received SIGUSR2"
-    # Rows are written every 10 steps; no step was taken again.
+    # Rows are written every 10 steps; no step was repeated.
     between = second.read_note()["resumed_from"]["step"] - first.last_metrics().step
     assert 0 <= between < 10
     assert second.read_note()["pid"] == first.read_note()["pid"]
@@ -119,7 +119,7 @@ def test_a_hint_saves_a_checkpoint_and_the_run_goes_on(
 
 
 @WITHOUT_SACCT
-def test_packed_jobs_run_from_a_frozen_copy_and_share_nothing(
+def test_grouped_jobs_run_from_a_frozen_copy_and_share_nothing(
     cluster: Any, make_sweep: Callable[..., Any], tmp_path: Path, stopping: list[Any]
 ) -> None:
     sweep = make_sweep(
@@ -133,7 +133,7 @@ def test_packed_jobs_run_from_a_frozen_copy_and_share_nothing(
     report = ended(launcher)
     assert set(report["statuses"].values()) == {"done"}
     (intent,) = read_intents(sweep.results.sweep(sweep.name))
-    assert [len(pack.run_ids) for pack in intent.packs] == [3, 3]
+    assert [len(group.run_ids) for group in intent.job_groups] == [3, 3]
     (copy,) = (path for path in (sweep.results.path / "source").iterdir() if path.is_dir())
     for run_id in sweep.run_ids:
         note = sweep.results.run(run_id).accepted().read_note()
@@ -160,7 +160,7 @@ def test_a_strangers_callable_is_never_loaded(
     again = sweep.start_launcher()
     stopping.append(again)
     report = ended(again)
-    # The first job refuses; the next one has a callable of its own.
+    # The first job refuses; the next one has its own callable.
     assert set(report["statuses"].values()) == {"done"}
     assert any("FAILED" in note for note in report["notes"])
     (log, *_) = intent.path.glob("*_log.out")

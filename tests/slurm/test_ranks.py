@@ -1,4 +1,4 @@
-"""Runs that take two tasks each, trained together, on the real cluster."""
+"""Runs with two tasks each on the real cluster."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_runs_of_two_tasks_have_the_losses_of_one(
         assert attempt.read_note()["execution"]["n_devices"] == 2
         assert sweep.failures()[run_id] == pytest.approx(loss, rel=2e-5)
     (intent,) = read_intents(sweep.results.sweep(sweep.name))
-    assert [len(pack.run_ids) for pack in intent.packs] == [2]
+    assert [len(group.run_ids) for group in intent.job_groups] == [2]
 
     def jobs() -> list[str]:
         lines = cluster.command("squeue", "-h", "-t", "all", "-r", "-o", "%j %T %C").splitlines()
         return [line for line in lines if line.startswith(intent.job_name)]
 
-    # The second task left too when the first had no more runs.
+    # The second task ended too when the first had no more runs.
     wait_for(lambda: jobs() == [f"{intent.job_name} COMPLETED 2"], "end of the job", 20)

@@ -1,4 +1,4 @@
-"""A sweep on the real cluster, with everything that can go wrong happening in the middle."""
+"""A sweep on the real cluster under all faults at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local.pool import launch_local
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.train.loop import POLL_INTERVAL_S
-from tests.launch.frozen import process_state
+from tests.launch.local.frozen import process_state
 
 N_RUNS = 12
 N_AT_ONCE = 8
@@ -32,7 +32,7 @@ CHECKPOINT_INTERVAL_S = 0.5
 def undisturbed(
     make_sweep: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, float]:
-    """Return the losses of the same sweep, trained where nothing happens to it."""
+    """Return the losses of the same sweep without faults."""
     sweep = make_sweep(tmp_path_factory.mktemp("quiet"), seeds=N_RUNS, n_tokens=N_TOKENS)
     request = LaunchRequest(
         results=sweep.results,
@@ -62,7 +62,7 @@ class Frozen:
 
 
 class Freezer:
-    """Stops every job that has a checkpoint: what happens to it then never comes too late."""
+    """Stops every job that has a checkpoint, so that a fault never comes too late."""
 
     def __init__(self, cluster: Any, sweep: Any) -> None:
         self.cluster = cluster
@@ -70,7 +70,7 @@ class Freezer:
         self.found: list[Frozen] = []
 
     def look(self) -> int:
-        """Freeze what can be frozen by now; return how many jobs are."""
+        """Freeze the jobs that have a checkpoint; return how many are frozen."""
         running = self.cluster.command("squeue", "-h", "-t", "running", "-r", "-o", "%i|%N|%j")
         lines = (line.split("|") for line in running.splitlines())
         nodes = {i: n for i, n, name in lines if name.startswith("scalelab.")}
@@ -85,7 +85,7 @@ class Freezer:
         return len(self.found)
 
     def _freeze(self, run: Any, pid: int) -> bool:
-        """Stop a process; say whether its run was in the middle then."""
+        """Stop a process; return whether its run is unfinished."""
         try:
             os.kill(pid, signal.SIGSTOP)
             while process_state(pid) not in "TXZ":
@@ -101,7 +101,7 @@ class Freezer:
 
     @contextlib.contextmanager
     def hold(self, *held: Frozen) -> Iterator[None]:
-        """Stop again whatever SLURM lets go on: its signals wake a process, and it would be done
+        """Stop the processes again that SLURM's signals have woken; a run would otherwise be done
         before the time limit or the end of its grace.
         """
         is_over = threading.Event()
@@ -122,7 +122,7 @@ class Freezer:
             watcher.join()
 
     def take(self, node: str) -> Frozen:
-        """Return a frozen job of a node, which is not given again."""
+        """Return a frozen job of a node, each job once."""
         found = next(frozen for frozen in self.found if frozen.node == node)
         self.found.remove(found)
         return found
@@ -158,7 +158,7 @@ def test_faults_cost_no_result(
         return answer.strip()
 
     def restart_count(run_id: str) -> int:
-        """Return how often SLURM had started the job of a run's last attempt again by itself."""
+        """Return how often SLURM requeued the job of a run's last attempt."""
         return int(sweep.results.run(run_id).attempts()[-1].read_note()["restart_count"] or 0)
 
     launcher = launch()
@@ -168,11 +168,11 @@ def test_faults_cost_no_result(
     limited, cancelled, requeued, left_alone = (freezer.take("n2") for _ in range(4))
     on_n1 = [freezer.take("n1") for _ in range(4)]
     with freezer.hold(limited, *on_n1):
-        # A limit is in minutes, the end that it stands for can be moved to the second.
+        # A time limit is in minutes, but the end time can be set to the second.
         cluster.command("scontrol", "update", f"jobid={limited.element}", "endtime=now+5")
         cluster.command("scancel", cancelled.element)
         cluster.command("scontrol", "requeue", requeued.element)
-        # What a controller did not write down before it died it does not know when it comes back.
+        # A restarted controller does not know what it had not saved before it died.
         now_s = time.time()
         saved = cluster.folder / "state" / "job_state"
         wait_for(lambda: saved.stat().st_mtime > now_s, "saved state of the controller", 60)
@@ -181,7 +181,7 @@ def test_faults_cost_no_result(
         launcher = launch()
         time.sleep(1)
         cluster.revive("slurmctld")
-        # Both nodes are full: a place on n1 is one that another job gives up.
+        # Both nodes are full: a place on n1 becomes free when another job ends.
         wrapped = ("-c1", "--mem=100", "-t1", "-o", "/dev/null", "--wrap", "true")
         urgent = cluster.command("sbatch", "--parsable", "-p", "high", "-w", "n1", *wrapped).strip()
         wait_for(lambda: state(urgent) == "COMPLETED", "urgent job", 90)
@@ -214,13 +214,13 @@ def test_faults_cost_no_result(
 
 
 def assert_one_accepted(run: Any) -> None:
-    """At most one attempt made a whole record, and it is the one that counts."""
+    """At most one attempt made a complete record, and it is the accepted one."""
     records = [attempt for attempt in run.attempts() if attempt.read_record() is not None]
     assert [attempt.token for attempt in records] == [run.accepted().token]
 
 
 def assert_little_lost(run: Any) -> None:
-    """Whatever ended an attempt, what its successor did again was done after the last checkpoint
+    """After any end of an attempt, its successor repeats only steps after the last checkpoint
     and before the next was due; seen by rows, so that it holds on a machine of any speed.
     """
     earlier: list[dict[str, Any]] = []
@@ -228,14 +228,14 @@ def assert_little_lost(run: Any) -> None:
     for attempt in run.attempts():
         note = attempt.read_note()
         if not note.get("resumed_from") and not attempt.metrics_path.exists():
-            continue  # killed before it took up anything: its node died as the job began
+            continue  # killed before training: its node died as the job began
         start = (note.get("resumed_from") or {"step": 0})["step"]
         lost = [row["time_s"] for row in earlier if row["step"] > start]
         if lost:
             assert start >= saved.get("step", 0), run.path
             due_s = saved.get("time_s", earlier[0]["time_s"])
             due_s += saved.get("interval_s", CHECKPOINT_INTERVAL_S) + POLL_INTERVAL_S
-            # The first row after that is the one at which the checkpoint is made.
+            # The next row is the step at which the checkpoint is saved.
             assert sum(time_s > due_s for time_s in lost) <= 1, run.path
         if attempt.metrics_path.exists():
             lines = attempt.metrics_path.read_text().rpartition("\n")[0].splitlines()

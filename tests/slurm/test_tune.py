@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.parametrize("cluster", [False], indirect=True, ids=["no-sacct"])
-def test_a_tuning_runs_as_jobs_and_goes_on(cluster, tmp_path):
+def test_a_tuning_runs_as_jobs_and_resumes(cluster, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     for file in (Path(sysconfig.get_path("stdlib")) / "asyncio").glob("*.py"):

@@ -1,4 +1,4 @@
-"""A little real text to tune on."""
+"""A small real text for tunings."""
 
 import shutil
 import sysconfig
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def own_cache(cache_home, monkeypatch):
-    """Keep what is measured here out of the user's cache."""
+    """Keep speed measurements out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
 
 

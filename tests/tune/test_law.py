@@ -13,7 +13,7 @@ GRID = [(n, d) for n in (1e8, 3e8, 1e9) for d in (2e9, 8e9, 3e10)]
 
 
 def regrets(pool, fitted_on):
-    """Return (ours, the published law's) of each cell, each predicted by ``fitted_on(cell)``."""
+    """Return (ours, published) regret of each cell, predicted by a fit to ``fitted_on(cell)``."""
     number = pool.cells()
     ours, published = [], []
     for one in range(number.max() + 1):
@@ -69,8 +69,8 @@ def test_k_p_and_q_are_the_prediction():
     assert lr.low < lr.value < lr.high
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    # Nine cells whose centres scatter by 10 % about the law, 40 pools: 90 % wants 36; the range is
+def test_intervals_cover_the_truth_at_their_level():
+    # Nine cells whose centres scatter by 10 % about the law, 40 pools: 90 % is 36; the range is
     # what a binomial of 0.8 to 0.97 leaves with a chance of about 1 in 50 on either side.
     held = []
     for seed in range(40):
@@ -111,7 +111,7 @@ def test_tokens_that_differ_by_a_part_of_a_step_are_one_cell():
     assert fit_law(dataclasses.replace(pool, n_tokens=moved), n_replicates=0).n_cells == 9
 
 
-def test_few_cells_are_said():
+def test_few_cells_give_a_warning():
     law = fit_law(simulated_pool(cells=GRID[:5]), n_replicates=20)
     assert "few_cells" in {w.code for w in law.warnings}
     assert law.bootstrap == "runs"
@@ -135,19 +135,19 @@ def test_batches_that_do_not_vary_leave_a_law_of_the_rate():
 
 
 def test_one_cell_is_not_identified():
-    with pytest.raises(NotIdentifiedError, match="1 cell"):
+    with pytest.raises(NotIdentifiedError, match="1 cell "):
         fit_law(simulated_pool(cells=GRID[:1]))
 
 
 def test_one_rate_a_cell_is_not_identified():
-    with pytest.raises(NotIdentifiedError, match="learning rates that do not differ"):
+    with pytest.raises(NotIdentifiedError, match="learning rates do not differ"):
         fit_law(simulated_pool(cells=GRID, rates=1))
 
 
 def test_rates_all_on_one_side_are_not_identified():
     pool = simulated_pool(cells=GRID, rates=12)
     low = pool.lr < 0.35 * 0.01 * (pool.n_params / 1e8) ** -0.6 * (pool.n_tokens / 2e9) ** 0.3
-    with pytest.raises(NotIdentifiedError, match="beyond those tried"):
+    with pytest.raises(NotIdentifiedError, match="outside those tried"):
         fit_law(pool.take(np.flatnonzero(low)))
 
 
@@ -160,9 +160,9 @@ def test_a_cell_whose_best_is_at_its_edge_is_placed_by_the_others():
     assert "edge_lr" in {w.code for w in law.warnings}
 
 
-def test_reach_says_how_far_a_model_lies_beyond_the_runs():
+def test_extrapolation_warnings_name_the_factor_beyond_the_runs():
     law = fit_law(simulated_pool(cells=GRID), n_replicates=0)
-    assert law.reach(5e8, 1e10) == []
-    (warning,) = law.reach(1e10, 1e10)
+    assert law.extrapolation_warnings(5e8, 1e10) == []
+    (warning,) = law.extrapolation_warnings(1e10, 1e10)
     assert warning.code == "extrapolation"
-    assert "10 times" in warning.message
+    assert "factor of 10" in warning.message

@@ -6,16 +6,16 @@ import pytest
 from scalelab.cli.main import main
 from scalelab.store.results import read_results
 from scalelab.store.tables import ReadOptions
-from scalelab.tune.lr_check import bottom_of_parabola
+from scalelab.tune.lr_check import parabola_minimum
 
 
-def test_the_bottom_lies_between_or_nowhere():
+def test_the_minimum_is_between_the_neighbours_or_none():
     lrs = (0.005, 0.01, 0.02)
-    assert bottom_of_parabola(lrs, (1.1, 1.0, 1.1)) == pytest.approx(0.01)
-    assert 0.01 < bottom_of_parabola(lrs, (1.2, 1.0, 1.1)) < 0.02
-    assert bottom_of_parabola(lrs, (1.0, 1.1, 1.3)) is None
-    assert bottom_of_parabola(lrs, (1.0, 1.1, 1.0)) is None
-    assert bottom_of_parabola(lrs, (1.1, 1.0, float("inf"))) is None
+    assert parabola_minimum(lrs, (1.1, 1.0, 1.1)) == pytest.approx(0.01)
+    assert 0.01 < parabola_minimum(lrs, (1.2, 1.0, 1.1)) < 0.02
+    assert parabola_minimum(lrs, (1.0, 1.1, 1.3)) is None
+    assert parabola_minimum(lrs, (1.0, 1.1, 1.0)) is None
+    assert parabola_minimum(lrs, (1.1, 1.0, float("inf"))) is None
 
 
 def sweep(capsys, text, results, *words):
@@ -24,7 +24,7 @@ def sweep(capsys, text, results, *words):
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_a_rate_far_below_the_best_is_found_out_and_the_check_is_not_repeated(
+def test_a_rate_far_below_the_best_is_detected_and_the_check_is_not_repeated(
     capsys, text, tmp_path, own_cache
 ):
     words = ("isoflop", "--budgets", "3e9,6e9", "--sizes", "2", "--span", "2", "--name", "low")
@@ -39,7 +39,7 @@ def test_a_rate_far_below_the_best_is_found_out_and_the_check_is_not_repeated(
         assert found["best_lr"] is None
     code, again = sweep(capsys, text, tmp_path, *low)
     assert again["lr_check"] == said["lr_check"]
-    # The neighbours are no part of the sweep that they check, nor of a fit that names no sweep.
+    # The neighbours are not in the sweep that they check, nor in a fit that names no sweep.
     found = read_results(tmp_path, None, ReadOptions()).observations
     np.testing.assert_array_equal(found.extra["lr"], [1e-4] * 4)
     main(["status", "low", "--results", str(tmp_path), "--json"])

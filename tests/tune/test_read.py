@@ -42,7 +42,7 @@ def test_tokens_may_be_an_expression_beside_a_length(table):
     assert "batch_in_sequences" not in {w.code for w in read.warnings}
 
 
-def test_tokens_below_one_sequence_are_sequences_and_it_is_said(table):
+def test_tokens_below_one_sequence_are_sequences_with_a_warning(table):
     read = read_tuned_runs(table, mapping={**MAPPED, "batch_tokens": "bs"}, seq_len=2048)
     np.testing.assert_array_equal(read.runs.batch_tokens, [64 * 2048, 128 * 2048])
     assert "batch_in_sequences" in {w.code for w in read.warnings}

@@ -67,7 +67,7 @@ def test_a_tuned_batch_may_be_smaller_than_any_published_rule_is_trusted_with(re
     assert 0.7 < row.spec.tokens_per_step / best < 1.42
 
 
-def test_a_batch_of_ones_own_stays_and_the_rate_follows_it(results):
+def test_an_explicit_batch_stays_and_the_rate_follows_it(results):
     tuned = with_tuned_rule(sweep(lr_rule="tuned:small", batch_seqs=64), results)
     (row,) = make_plan(tuned, FACTS, precision="fp32").rows
     assert row.spec.batch_seqs == 64
@@ -109,6 +109,6 @@ def test_a_torn_law_is_refused(results):
         with_tuned_rule(sweep(lr_rule="tuned:small"), results)
 
 
-def test_an_unknown_rule_says_how_to_get_one():
+def test_an_unknown_rule_is_refused_with_the_way_to_get_one():
     with pytest.raises(UsageError, match="tuned:NAME"):
         sweep(lr_rule="best")

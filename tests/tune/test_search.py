@@ -20,7 +20,7 @@ from scalelab.tune.run_end import curve_by_percent
 from scalelab.tune.search import runs_of
 from scalelab.tune.spec import TuneSpec, parse_ends, powers_of_two
 from scalelab.tune.study import RUN_ID, OpenTrial, Studies
-from tests.launch.frozen import frozen_worker, has_pending, wait_for
+from tests.launch.local.frozen import frozen_worker, has_pending, wait_for
 
 FACTS = DataFacts(
     fingerprint="f",
@@ -51,7 +51,7 @@ def opened(studies, cell, number):
     return OpenTrial(cell=cell, trial=trial, run_id=f"run{number}"), values
 
 
-def test_the_search_finds_the_valley(tmp_path):
+def test_the_search_finds_the_optimum(tmp_path):
     spec = spec_of(trials=24, lr=(1e-4, 1e-1), batch_seqs=(2, 64), is_pruned=False)
     studies = studies_of(tmp_path, spec)
     tried = []
@@ -72,7 +72,7 @@ def test_the_search_finds_the_valley(tmp_path):
     assert studies.n_wanted(1) == 4
 
 
-def test_a_study_goes_on_from_its_journal(tmp_path):
+def test_a_study_resumes_from_its_journal(tmp_path):
     spec = spec_of(trials=6)
     studies = studies_of(tmp_path, spec)
     done, _ = opened(studies, 0, 1)
@@ -88,20 +88,20 @@ def test_a_study_goes_on_from_its_journal(tmp_path):
     assert again.n_wanted(0) == 4
 
 
-def test_a_hopeless_run_is_known_at_equal_tokens_and_a_good_one_is_kept(tmp_path):
+def test_a_bad_run_is_pruned_at_equal_tokens_and_a_good_one_is_kept(tmp_path):
     studies = studies_of(tmp_path, spec_of(trials=12))
     for number, final in enumerate((1.0, 1.1, 1.2, 1.3)):
         trial, _ = opened(studies, 0, number)
-        assert not studies.is_hopeless(trial, {p: final + 1 - p / 100 for p in range(10, 101, 10)})
+        assert not studies.should_prune(trial, {p: final + 1 - p / 100 for p in range(10, 101, 10)})
         studies.tell(trial, final, is_pruned=False)
     bad, _ = opened(studies, 0, 10)
-    assert not studies.is_hopeless(bad, {10: 5.0, 20: 5.0})
-    assert studies.is_hopeless(bad, {10: 5.0, 20: 5.0, 30: 5.0, 40: 5.0, 50: 5.0})
+    assert not studies.should_prune(bad, {10: 5.0, 20: 5.0})
+    assert studies.should_prune(bad, {10: 5.0, 20: 5.0, 30: 5.0, 40: 5.0, 50: 5.0})
     good, _ = opened(studies, 0, 11)
-    assert not studies.is_hopeless(good, {50: 1.4, 60: 1.3})
+    assert not studies.should_prune(good, {50: 1.4, 60: 1.3})
 
 
-def test_a_diverged_run_is_a_bad_answer_not_a_failure(tmp_path):
+def test_a_diverged_run_is_an_infinite_loss_not_a_failure(tmp_path):
     studies = studies_of(tmp_path, spec_of(trials=12, is_pruned=False))
     for number in range(8):
         trial, values = opened(studies, 0, number)
@@ -111,7 +111,7 @@ def test_a_diverged_run_is_a_bad_answer_not_a_failure(tmp_path):
     assert all(trial.state.name == "COMPLETE" for _, trial in studies.trials())
 
 
-def test_bounds_are_about_the_rule_unless_given():
+def test_bounds_surround_the_rule_unless_given():
     spec = spec_of()
     row = cells_of(spec)[0]
     bounds = spec.bounds(row)
@@ -134,7 +134,7 @@ def test_ends_and_powers_of_two():
     assert powers_of_two((4, 32)) == (2, 5)
 
 
-# Two sizes by two lengths: the least that tells N and D apart. 12 runs, each under a second.
+# Two N by two D: the fewest cells that identify both exponents. 12 runs, each under a second.
 TUNE = (
     *("tune", "--n-params", "12K,20K", "--n-tokens", "20K,40K", "--name", "tiny"),
     *("--seq-len", "32", "--batch-seqs", "4..16", "--eval-tokens", "4096", "--trials", "3"),
@@ -165,7 +165,7 @@ def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, o
     curve = curve_by_percent(Results(results).run(specs[0].run_id))
     assert list(curve)[-1] == 100
 
-    # The same command has nothing left to do; more trials go on with it.
+    # The same command has nothing left to do; more trials continue the search.
     started_s = time.time()
     assert tune(capsys, text, results)[1]["trials"] == said["trials"]
     assert time.time() - started_s < 10
@@ -189,14 +189,14 @@ def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, o
     assert row["lr"] == pytest.approx(lr, rel=1e-3)
 
 
-def test_an_interrupted_tuning_goes_on_with_the_runs_it_left(capsys, text, tmp_path, own_cache):
+def test_an_interrupted_tuning_resumes_its_runs(capsys, text, tmp_path, own_cache):
     results = tmp_path / "results"
     words = [*TUNE, "--data", str(text), "--results", str(results), "--no-prune"]
     process = subprocess.Popen(
         [sys.executable, "-m", "scalelab", *words],
         stdout=subprocess.PIPE,
         text=True,
-        # Where the tests themselves run in the background, Ctrl-C would be ignored.
+        # A background test process ignores SIGINT, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with frozen_worker(Results(results)) as frozen:

@@ -1,55 +1,47 @@
-"""The local launcher: a pool of processes, a run or a pack each, forked from one preloaded server.
+"""The local launcher: a pool of worker processes on this machine.
 
-A worker that is killed costs its runs one attempt and nothing else; a launcher that is killed takes
-its workers with it, each leaving a checkpoint; Ctrl-C asks them to leave one and waits.
+Workers are forked from a server that has already imported the trainer. When a worker is killed,
+its runs lose one attempt and resume from their checkpoint. When the launcher is killed or gets
+Ctrl-C, each worker saves a checkpoint and ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import multiprocessing
-import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from collections.abc import Iterable
+from multiprocessing.connection import wait
 from typing import TextIO
 
 from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.batching import batched_runs_kept
 from scalelab.launch.devices import worker_slots
-from scalelab.launch.job import CANCELLED_FILE, work_locally
+from scalelab.launch.local.worker import (
+    Worker,
+    describe_exit,
+    hold_run,
+    start_process,
+    worker_context,
+)
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
+from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
 from scalelab.records.machine import is_process_alive
 from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.states import ENDED, FINAL
 from scalelab.sweep.batched_runs import batch_key
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, predecessors, trunk_id
+from scalelab.units import plural
 
 TICK_S = 0.25
 STOP_GRACE_S = 30.0
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@dataclass(slots=True)
-class _Worker:
-    locks: dict[str, TextIO]
-    n_attempts: int
-    slot: int | str
-    process: BaseProcess
-    lifeline: Connection
 
 
 class LocalPool:
-    """Workers of this machine for one launch; see `launch_local`."""
+    """The workers of one launch; see `launch_local`."""
 
     def __init__(self, request: LaunchRequest, watch: Watcher) -> None:
         self.request = request
@@ -58,7 +50,7 @@ class LocalPool:
         self.n_started = 0
         slots = worker_slots(request.execution.device)
         self.free = [slots[i % len(slots)] for i in range(request.n_workers)]
-        self.workers: list[_Worker] = []
+        self.workers: list[Worker] = []
         for run_id in request.run_ids:
             (self._folder(run_id).path / CANCELLED_FILE).unlink(missing_ok=True)
         self.states = {run_id: self._state_on_disk(run_id) for run_id in request.run_ids}
@@ -66,25 +58,24 @@ class LocalPool:
         self.queue = list(actions.start)
         at_once = min(request.n_workers, max(len(self.queue), 1))
         self.n_stillborn, self.max_stillborn = 0, MAX_LOST_ATTEMPTS * at_once
-        # Of all runs, finished ones too: they are where a branch finds its trunk. A launch with
-        # nothing to do has no use for them.
+        # Finished runs too: a branch finds its trunk by them. Skipped if there is nothing to do.
         to_do = request.run_ids if actions.start or actions.wait else ()
         specs = [self._folder(run_id).read_spec() for run_id in to_do]
         self.before = predecessors(specs)
         first = {spec.run_id for spec in self.before.values()}
         self.on_trunks = first.union(self.before)
-        self.pack_keys = {spec.run_id: batch_key(spec) for spec in specs}
+        self.batch_keys = {spec.run_id: batch_key(spec) for spec in specs}
         self.elsewhere = list(actions.wait)
         self.host_note = source_note(request.results.path)
         self.context = worker_context()
 
     def run(self) -> LaunchReport:
-        """Bring every run of the request to its end."""
+        """Train the runs of the request until each has ended."""
         is_interrupted = False
         try:
             self._notify()
             while self.queue or self.workers or self.elsewhere:
-                self._look_elsewhere()
+                self._check_elsewhere()
                 while self.free and (run_id := self._next_run()) is not None:
                     self.queue.remove(run_id)
                     self._start(run_id)
@@ -109,7 +100,7 @@ class LocalPool:
         )
 
     def _next_run(self) -> str | None:
-        """Return the next run to start; a branch waits until the one before has left the trunk."""
+        """Return the next run to start; a branch waits for the checkpoint that it starts from."""
         working = (worker.locks for worker in self.workers)
         pending = set[str]().union(*working, self.queue, self.elsewhere)
         for run_id in self.queue:
@@ -123,7 +114,7 @@ class LocalPool:
         return (folder / f"checkpoint-{branch_step(branch)}").exists()
 
     def _start(self, run_id: str) -> None:
-        """Start a run, with as many others from the queue as share its step by the request."""
+        """Start a run, batched with runs from the queue if the request says so."""
         lock = self._hold(run_id)
         if lock is None:
             return
@@ -132,7 +123,7 @@ class LocalPool:
         for other in list(self.queue):
             if len(locks) >= size:
                 break
-            is_equal = self.pack_keys[other] == self.pack_keys[run_id]
+            is_equal = self.batch_keys[other] == self.batch_keys[run_id]
             if not is_equal or self._batched_runs(other) != size:
                 continue
             self.queue.remove(other)
@@ -140,41 +131,32 @@ class LocalPool:
             if held is not None:
                 locks[other] = held
         slot = self.free.pop(0)
-        folder = self._folder(run_id)
-        receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(
-            target=work_locally,
-            args=(
-                [self._folder(member).path for member in locks],
-                self.request.results.dataset(folder.read_spec().data_fingerprint),
-                self.request.execution,
-                slot,
-                receiver,
-                self.host_note,
-                self.request.results.trunks if run_id in self.on_trunks else None,
-            ),
-            name=f"scalelab-{run_id}",
+        results = self.request.results
+        process, lifeline = start_process(
+            self.context,
+            f"scalelab-{run_id}",
+            [self._folder(member).path for member in locks],
+            results.dataset(self._folder(run_id).read_spec().data_fingerprint),
+            self.request.execution,
+            slot,
+            self.host_note,
+            results.trunks if run_id in self.on_trunks else None,
         )
-        with _single_threaded_environment():
-            process.start()
-        receiver.close()
-        self.workers.append(_Worker(locks, self._n_attempts(locks), slot, process, sender))
+        self.workers.append(Worker(locks, self._n_attempts(locks), slot, process, lifeline))
         self.n_started += len(locks)
         for member in locks:
-            self._set_status(member, "running")
-            self._notify(f"{member} started")
+            self._set_status(member, "running", "started")
 
     def _batched_runs(self, run_id: str) -> int:
-        """Return the most runs in a run's step; a branch of a trunk is trained by itself."""
+        """Return the largest number of runs in a run's step; a branch is trained alone."""
         if run_id in self.on_trunks:
             return 1
         return batched_runs_kept(self._folder(run_id), self.request.batched_runs.get(run_id, 1))
 
     def _hold(self, run_id: str) -> TextIO | None:
-        """Return the lock of a run that is to be started now, or None where it is not."""
-        if (self._folder(run_id).path / CANCELLED_FILE).exists():
-            self._set_status(run_id, "cancelled")
-            self._notify(f"{run_id} cancelled")
+        """Return the lock of a run to start, or None if it must not be started now."""
+        if is_cancelled(self._folder(run_id)):
+            self._set_status(run_id, "cancelled", "cancelled")
             return None
         lock = hold_run(self._folder(run_id).path)
         if lock is None:
@@ -186,19 +168,18 @@ class LocalPool:
         return lock
 
     def _was_taken(self, run_id: str) -> bool:
-        """Say whether another sweep that shares the run has finished or claimed it meanwhile."""
+        """Return whether the launcher of another sweep has finished or started the run."""
         state = self._state_on_disk(run_id)
         if state.status in FINAL:
-            self._set_status(run_id, state.status)
-            self._notify(f"{run_id} {state.status}")
+            self._set_status(run_id, state.status, state.status)
             return True
         if state.is_alive:
             self.states[run_id] = state
             self.elsewhere.append(run_id)
         return state.is_alive
 
-    def _look_elsewhere(self) -> None:
-        """Take over the runs that another sweep's launcher was training and has let go of."""
+    def _check_elsewhere(self) -> None:
+        """Queue the runs that another sweep's launcher was training and has stopped."""
         for run_id in list(self.elsewhere):
             self.states[run_id] = self._state_on_disk(run_id)
             actions = reconcile([run_id], self.states)
@@ -206,20 +187,17 @@ class LocalPool:
                 self.elsewhere.remove(run_id)
                 self.queue.extend(actions.start)
 
-    def _end(self, worker: _Worker) -> None:
-        worker.process.join()
-        code = worker.process.exitcode
-        worker.process.close()
-        worker.lifeline.close()
+    def _end(self, worker: Worker) -> None:
+        code = worker.close()
         self.workers.remove(worker)
         self.free.append(worker.slot)
         has_begun = self._n_attempts(worker.locks) > worker.n_attempts
         self.n_stillborn = 0 if has_begun else self.n_stillborn + 1
-        folders = [self._folder(run_id).path for run_id in worker.locks]
-        # A cancelled run stops its pack, which costs the others nothing.
-        is_split = len(folders) > 1 and any((path / CANCELLED_FILE).exists() for path in folders)
-        for run_id, lock in worker.locks.items():
-            lock.close()
+        # Cancelling a run stops the runs batched with it; these do not lose an attempt.
+        is_split = len(worker.locks) > 1 and any(
+            is_cancelled(self._folder(run_id)) for run_id in worker.locks
+        )
+        for run_id in worker.locks:
             self._settle(run_id, code, counts_lost=not is_split)
         if self.n_stillborn >= self.max_stillborn:
             raise self._no_worker_begins(worker, code)
@@ -227,46 +205,46 @@ class LocalPool:
     def _n_attempts(self, run_ids: Iterable[str]) -> int:
         return sum(len(self._folder(run_id).attempts()) for run_id in run_ids)
 
-    def _no_worker_begins(self, worker: _Worker, code: int | None) -> RunsFailedError:
-        """Return what to say when one worker after the other ends before it begins an attempt."""
+    def _no_worker_begins(self, worker: Worker, code: int | None) -> RunsFailedError:
+        """Return the error for workers that all end before they begin an attempt."""
         log = self._folder(next(iter(worker.locks))).path / LOG_FILE
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        last = next((f", {line.strip()}" for line in reversed(lines) if line.strip()), "")
+        last = next((f"; {line.strip()}" for line in reversed(lines) if line.strip()), "")
         return RunsFailedError(
-            f"{self.n_stillborn} workers that ended before they began a run ({_how(code)}{last})",
-            "workers that train",
-            f"Read {log}, check this machine with `scalelab doctor`, then `scalelab resume "
-            f"{self.request.sweep}`: nothing is lost.",
+            f"{plural(self.n_stillborn, 'worker')} ended before training began "
+            f"({describe_exit(code)}{last})",
+            "workers that begin to train",
+            f"Read {log}, check this machine with `scalelab doctor`, then run `scalelab resume "
+            f"{self.request.sweep}`. No results were lost.",
         )
 
     def _settle(self, run_id: str, code: int | None, *, counts_lost: bool) -> None:
-        """Say how a run stands whose worker has ended; put it back where it has not."""
+        """Set the state of a run whose worker has ended; queue it again if it is unfinished."""
         folder = self._folder(run_id)
         folder.accept_finished()
-        status = folder.status()
-        if status in ENDED:
-            self._set_status(run_id, status)
-            self._notify(f"{run_id} {status}")
-            return
-        if (folder.path / CANCELLED_FILE).exists():
-            self._set_status(run_id, "cancelled")
-            self._notify(f"{run_id} cancelled")
+        status = "cancelled" if is_cancelled(folder) else ""
+        if (found := folder.status()) in ENDED:
+            status = found
+        if status:
+            self._set_status(run_id, status, status)
             return
         if self._was_taken(run_id):
             return
         n_lost = self.states[run_id].n_lost + counts_lost
         self.states[run_id] = RunState(status="planned", n_lost=n_lost)
-        how = _how(code)
+        how = describe_exit(code)
         if n_lost < MAX_LOST_ATTEMPTS:
             self.queue.insert(0, run_id)
-            self._notify(f"{run_id} lost its worker ({how}); it goes on from its checkpoint")
+            self._notify(f"{run_id} lost its worker ({how}); it resumes from its last checkpoint")
             return
-        self._note_failure(folder, f"its worker was lost {n_lost} times, the last by {how}")
-        self._set_status(run_id, "failed")
-        self._notify(f"{run_id} failed: its worker was lost {n_lost} times ({how})")
+        reason = f"its worker was lost {n_lost} times, the last time by {how}"
+        if attempts := folder.attempts():
+            ended = {"status": "failed", "reason": reason, "time_s": time.time()}
+            attempts[-1].write_note({**attempts[-1].read_note(), "ended": ended})
+        self._set_status(run_id, "failed", f"failed: {reason}")
 
     def _stop_workers(self) -> None:
-        """Ask every worker to leave a checkpoint and wait; whoever does not end is killed."""
+        """Ask workers to save a checkpoint and end; kill those that do not within 30 seconds."""
         for worker in self.workers:
             worker.process.terminate()
         deadline = time.monotonic() + STOP_GRACE_S
@@ -275,19 +253,10 @@ class LocalPool:
                 worker.process.join(max(deadline - time.monotonic(), 0))
             if worker.process.exitcode is None:
                 worker.process.kill()
-                worker.process.join()
-            worker.process.close()
-            worker.lifeline.close()
-            for run_id, lock in worker.locks.items():
-                lock.close()
+            worker.close()
+            for run_id in worker.locks:
                 self._folder(run_id).accept_finished()
         self.workers.clear()
-
-    def _note_failure(self, folder: RunDir, reason: str) -> None:
-        attempts = folder.attempts()
-        if attempts:
-            ended = {"status": "failed", "reason": reason, "time_s": time.time()}
-            attempts[-1].write_note({**attempts[-1].read_note(), "ended": ended})
 
     def _state_on_disk(self, run_id: str) -> RunState:
         folder = self._folder(run_id)
@@ -302,12 +271,13 @@ class LocalPool:
 
     def _final_status(self, run_id: str) -> str:
         known = self.states[run_id].status
-        # A result stays; of a cancelled or lost run that never began its folder says nothing.
+        # The folder of a cancelled or lost run that never began does not show that it ended.
         is_final = known in (*ENDED, "cancelled")
         return known if is_final else self._folder(run_id).status()
 
-    def _set_status(self, run_id: str, status: str) -> None:
+    def _set_status(self, run_id: str, status: str, note: str) -> None:
         self.states[run_id] = RunState(status=status, n_lost=self.states[run_id].n_lost)
+        self._notify(f"{run_id} {note}")
 
     def _notify(self, note: str = "") -> None:
         self.watch(
@@ -321,7 +291,7 @@ class LocalPool:
 
 
 def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
-    """Bring the runs of a request to their end on this machine.
+    """Train the runs of a request on this machine until each has ended.
 
     Parameters
     ----------
@@ -332,49 +302,9 @@ def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
     Raises
     ------
     UsageError
-        When another process is launching this sweep.
+        If another process is launching this sweep.
     RunsFailedError
-        When one worker after the other ends before it begins a run.
+        If several workers in a row end before they begin a run.
     """
     with launcher_lock(request.results.sweep(request.sweep)):
         return LocalPool(request, watch).run()
-
-
-def worker_context() -> ForkServerContext:
-    """Return what starts workers: forks of a server that has imported all that they need."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", work_locally.__module__, "scalelab.train.worker"])
-    return context
-
-
-def hold_run(run_path: Path) -> TextIO | None:
-    """Return a lock on a run, or None while another launcher of this machine works on it.
-
-    The system lets go of it when the launcher dies.
-    """
-    file = (run_path / "launcher.lock").open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def _how(code: int | None) -> str:
-    return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-
-@contextlib.contextmanager
-def _single_threaded_environment() -> Iterator[None]:
-    """Let the server, started by the first worker, see one thread per process."""
-    earlier = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,1 +1,1 @@
-"""The SLURM launcher: job arrays through submitit, their queue and their retries."""
+"""The SLURM launcher: job arrays submitted with submitit, the queue and retries."""

@@ -1,8 +1,8 @@
-"""The batch script of an array, written by submitit: the same in a dry run and a submission.
+"""The batch script of an array, written by submitit; a dry run prints the same script.
 
-submitit would pickle one callable for each element and give it its place after ``sbatch`` has
-answered, so a crash in between would leave jobs without one. Here an array has one callable, which
-reads everything else from the results folder, and it lies in place before ``sbatch`` is called.
+submitit pickles one callable per element and moves it into place after ``sbatch`` has answered, so
+that a crash in between leaves jobs without one. Here one callable serves the whole array, reads
+everything else from the results folder, and is in place before ``sbatch`` starts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission
 from submitit.slurm import slurm as submitit_slurm
 
-from scalelab.launch.job import work_on_slurm
+from scalelab.launch.slurm.job import train_job_group
 from scalelab.records.files import write_atomically
 from scalelab.sweep.spec import SlurmTable
 
@@ -27,12 +27,12 @@ SIGNAL_SHARE = 0.2
 
 
 def signal_delay_s(time_min: int) -> int:
-    """Return how long before its time limit a job is told, seconds: 90, less for a short job."""
+    """Return how long before the time limit SLURM signals a job, seconds: at most 90."""
     return min(SIGNAL_BEFORE_END_S, round(SIGNAL_SHARE * 60 * time_min))
 
 
 def nodes_and_tasks(gpus_per_run: int, gpus_per_node: int) -> tuple[int, int]:
-    """Return the fewest nodes that share a run's GPUs evenly, and the tasks on each, one a GPU."""
+    """Return the fewest nodes that split a run's GPUs evenly, and tasks (GPUs) per node."""
     if gpus_per_run == 0:
         return 1, 1
     fewest = math.ceil(gpus_per_run / gpus_per_node)
@@ -64,7 +64,7 @@ def sbatch_parameters(
     if table.gpus_per_run:
         parameters["gpus_per_node"] = tasks
     if n_nodes * tasks > 1:
-        # Ranks wait for each other: those that one leaves behind would hold the job to its limit.
+        # Ranks wait for each other: if one fails, the others would wait until the time limit.
         parameters["srun_args"] = ["--kill-on-bad-exit=1"]
     for name in ("partition", "account", "qos"):
         if getattr(table, name) is not None:
@@ -73,7 +73,7 @@ def sbatch_parameters(
 
 
 def _guards(folder: Path) -> list[str]:
-    """Return the lines that give an element the array's callable, and refuse a stranger's."""
+    """Return the lines that link the array's callable; they refuse another user's file."""
     callable_file = shlex.quote(str(folder / CALLABLE_FILE))
     link = shlex.quote(str(folder))
     return [
@@ -89,7 +89,7 @@ class ArrayExecutor(submitit_slurm.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        """Say that it can be made anywhere: a dry run needs no cluster."""
+        """Return a value that lets submitit create the executor without a cluster."""
         return 2
 
     def script(self) -> str:
@@ -112,17 +112,17 @@ def make_executor(
     Parameters
     ----------
     table : SlurmTable
-        What jobs ask for.
+        Resources of each job.
     folder : Path
         The intent's folder, absolute.
     job_name : str
-        Carried in name and comment.
+        Name and comment of the job.
     n_elements, throttle : int
-        Elements, and how many of them may run at once.
+        Number of elements, and how many may run at once.
     python_path : Path, optional
-        Frozen source that jobs import instead of the installed one.
+        Frozen source that jobs import instead of the installed package.
     """
-    # -P: what happens to lie in the folder that a job starts in is not imported.
+    # -P: do not import modules from the folder that the job starts in.
     executor = ArrayExecutor(folder, python=f"{shlex.quote(sys.executable)} -P")
     parameters = sbatch_parameters(table, folder, job_name, n_elements, throttle)
     if python_path is not None:
@@ -135,7 +135,7 @@ def write_submission(executor: ArrayExecutor, sweep_folder: Path) -> Path:
     """Write the callable and the batch script of an intent; return the script's path."""
     folder = Path(executor.folder)
     time_min = executor.parameters["time"]
-    delayed = DelayedSubmission(work_on_slurm, str(sweep_folder), folder.name, time_min)
+    delayed = DelayedSubmission(train_job_group, str(sweep_folder), folder.name, time_min)
     delayed.set_timeout(time_min, 0)
     delayed.dump(folder / CALLABLE_FILE)
     script = folder / SCRIPT_FILE
@@ -144,13 +144,13 @@ def write_submission(executor: ArrayExecutor, sweep_folder: Path) -> Path:
 
 
 def submit(executor: ArrayExecutor, script: Path) -> int:
-    """Hand a batch script to ``sbatch`` and return the array's number.
+    """Pass a batch script to ``sbatch`` and return the array's job number.
 
     Raises
     ------
     FailedJobError
-        submitit's, with sbatch's words, when it did not take it or died halfway: the job may be in
-        the queue nevertheless.
+        From submitit, with the message of sbatch, if sbatch failed or died. The job may be in the
+        queue all the same.
     """
     from submitit.core.utils import CommandFunction
 

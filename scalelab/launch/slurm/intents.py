@@ -1,16 +1,16 @@
-"""What was, or is about to be, submitted: written before ``sbatch``, so that no crash loses it.
+"""Intents: the arrays of a sweep, written before ``sbatch`` so that no crash loses one.
 
 ::
 
-    sweeps/<name>/packs/<intent>-<index>.json   the runs of one array element, and how to train them
-    sweeps/<name>/intents/<intent>/intent.json  an array: its elements, written before sbatch
-    sweeps/<name>/intents/<intent>/verdict      linked once: `started JOB` or `abandoned`
-    sweeps/<name>/intents/<intent>/job.json     the array's number, once sbatch or the queue told it
-    sweeps/<name>/intents/<intent>/outcomes.jsonl  how each element ended
+    sweeps/<name>/job_groups/<intent>-<index>.json  runs of one array element and their execution
+    sweeps/<name>/intents/<intent>/intent.json      an array and its elements, written before sbatch
+    sweeps/<name>/intents/<intent>/verdict          linked once: `started JOB` or `abandoned`
+    sweeps/<name>/intents/<intent>/job.json         the array's job number, once it is known
+    sweeps/<name>/intents/<intent>/outcomes.jsonl   how each element ended
 
-The job is named by the intent. A launcher that died around ``sbatch`` is succeeded by one that
-finds the job by that name, or by the verdict; whether a submission that nobody saw counts is
-decided once, by whoever links the verdict first.
+The intent's id is part of the job name. After a launcher died around ``sbatch``, the next one finds
+the job by that name or by the verdict. The first process to link the verdict decides whether an
+unseen submission counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import SpecError
-from scalelab.records.files import write_atomically
+from scalelab.records.files import read_json, write_atomically
 from scalelab.sweep.run_spec import ExecutionSpec, build
 
 INTENT_SCHEMA = 1
@@ -36,16 +36,16 @@ ABANDONED = "abandoned"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobGroup:
-    """Runs that one job trains one after the other.
+    """Runs that one job trains.
 
     Attributes
     ----------
     run_ids : tuple of str
-        In this order.
+        In the order of training.
     execution : ExecutionSpec
-        How to execute each.
+        How to execute each run.
     seconds : float
-        What they are expected to take together.
+        Expected training time of all runs together, seconds.
     """
 
     run_ids: tuple[str, ...]
@@ -60,18 +60,18 @@ class Outcome:
     Attributes
     ----------
     index : int
-        Of the element.
+        Index of the element.
     state : str
-        SLURM's last word; ``GONE`` when the queue no longer knew it, ``ABANDONED`` when the
-        submission never took place.
+        SLURM's last state; ``GONE`` if the element left the queue unseen, ``ABANDONED`` if it was
+        never submitted.
     elapsed_s : float
-        Seconds that it ran.
+        Run time, seconds.
     ended_s : float
-        Unix time at which it was noticed.
+        Unix time at which the launcher saw the end.
     kinds : Mapping[str, str]
-        What it meant for each of its runs, one of `scalelab.launch.slurm.retries.KINDS`.
+        Consequence for each run, one of `scalelab.launch.slurm.retries.KINDS`.
     steps : Mapping[str, int]
-        Furthest checkpoint of each run then.
+        Step of each run's latest checkpoint at that time.
     """
 
     index: int
@@ -89,64 +89,65 @@ class Intent:
     Attributes
     ----------
     path : Path
-        Its folder.
+        Folder of the intent.
     created_s : float
         Unix time.
-    packs : tuple of JobGroup
-        One an element.
+    job_groups : tuple of JobGroup
+        One per element.
     throttle : int
         Elements that may run at once.
     gpus : int
-        GPUs of an element.
+        GPUs per element.
     time_min : int
         Time limit of an element, minutes.
     """
 
     path: Path
     created_s: float
-    packs: tuple[JobGroup, ...]
+    job_groups: tuple[JobGroup, ...]
     throttle: int
     gpus: int
     time_min: int
 
     @property
     def id(self) -> str:
-        """Name of the folder."""
+        """Name of the intent's folder."""
         return self.path.name
 
     @property
     def job_name(self) -> str:
-        """Name that the array carries in the queue."""
+        """Name of the array in the queue."""
         return f"{JOB_NAME_PREFIX}{self.id}"
 
     def job_id(self) -> int | None:
-        """Return the array's number where it is known."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads((self.path / "job.json").read_text())["job_id"])
+        """Return the array's job number, or None if it is not known."""
+        if job_id := self._job().get("job_id"):
+            return int(job_id)
         word, _, number = self.verdict().partition(" ")
         return int(number) if word == "started" and number.isdecimal() else None
 
     def note_job(self, job_id: int, throttle: int) -> None:
-        """Write down the array's number, and how many of its elements may run at once."""
+        """Save the array's job number and how many of its elements may run at once."""
         content = json.dumps({"job_id": job_id, "throttle": throttle})
         write_atomically(self.path / "job.json", content, durable=True)
 
     def current_throttle(self) -> int:
-        """Return how many elements may run at once, as last told to SLURM."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads((self.path / "job.json").read_text())["throttle"])
-        return self.throttle
+        """Return how many elements may run at once, as last set in SLURM."""
+        return int(self._job().get("throttle", self.throttle))
+
+    def _job(self) -> dict[str, Any]:
+        return read_json(self.path / "job.json") or {}
 
     def verdict(self) -> str:
-        """Return ``started JOB``, ``abandoned``, or nothing yet."""
+        """Return ``started JOB``, ``abandoned``, or an empty string if undecided."""
         return read_verdict(self.path)
 
     def abandon(self) -> bool:
-        """Decide that this submission never took place; False when a job of it has started."""
+        """Decide that this submission does not count; return False if a job has started."""
         return settle(self.path, ABANDONED) == ABANDONED
 
     def outcomes(self) -> dict[int, Outcome]:
-        """Return how elements ended, those that have."""
+        """Return the outcomes of the elements that have ended, by index."""
         found = {}
         with contextlib.suppress(FileNotFoundError):
             for line in (self.path / "outcomes.jsonl").read_text().splitlines():
@@ -156,22 +157,17 @@ class Intent:
         return found
 
     def append_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """Write down how elements ended; only the sweep's launcher does."""
+        """Append outcomes; only the sweep's launcher calls this."""
         if outcomes:
             text = "".join("\n" + json.dumps(asdict(outcome)) for outcome in outcomes)
             with (self.path / "outcomes.jsonl").open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def open_elements(self) -> list[int]:
-        """Return the elements that have not ended, as far as is written down."""
-        ended = self.outcomes()
-        return [index for index in range(len(self.packs)) if index not in ended]
-
 
 def settle(folder: Path, verdict: str) -> str:
-    """Write an intent's verdict unless there is one; return the one that holds.
+    """Write an intent's verdict if it has none; return the verdict that holds.
 
-    The content is linked into place, so that it is never seen empty.
+    The file is linked into place complete, so that no reader sees it empty.
     """
     partial = folder / f".verdict.{os.getpid()}.{secrets.token_hex(4)}"
     try:
@@ -184,7 +180,7 @@ def settle(folder: Path, verdict: str) -> str:
 
 
 def read_verdict(folder: Path) -> str:
-    """Return an intent's verdict, empty when there is none yet."""
+    """Return an intent's verdict; empty if there is none yet."""
     try:
         return (folder / "verdict").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
@@ -192,32 +188,24 @@ def read_verdict(folder: Path) -> str:
 
 
 def write_intent(
-    sweep_folder: Path, packs: Sequence[JobGroup], *, throttle: int, gpus: int, time_min: int
+    sweep_folder: Path, job_groups: Sequence[JobGroup], *, throttle: int, gpus: int, time_min: int
 ) -> Intent:
-    """Write down an array that is about to be submitted, its packs first."""
+    """Write the job groups, then the intent, of an array that is about to be submitted."""
     name = f"{sweep_folder.name}.{secrets.token_hex(4)}"
     folder = sweep_folder / "intents" / name
-    pack_folder = sweep_folder / "packs"
-    for made in (folder, pack_folder):
+    group_folder = sweep_folder / "job_groups"
+    for made in (folder, group_folder):
         made.mkdir(parents=True, exist_ok=True)
-    intent = Intent(
-        path=folder,
-        created_s=time.time(),
-        packs=tuple(packs),
-        throttle=throttle,
-        gpus=gpus,
-        time_min=time_min,
-    )
-    for index, pack in enumerate(packs):
-        text = json.dumps({"schema": INTENT_SCHEMA, **asdict(pack)}, indent=1)
-        (pack_folder / f"{name}-{index}.json").write_text(text, encoding="utf-8")
+    values = {"throttle": throttle, "gpus": gpus, "time_min": time_min}
+    intent = Intent(path=folder, created_s=time.time(), job_groups=tuple(job_groups), **values)
+    for index, job_group in enumerate(job_groups):
+        text = json.dumps({"schema": INTENT_SCHEMA, **asdict(job_group)}, indent=1)
+        (group_folder / f"{name}-{index}.json").write_text(text, encoding="utf-8")
     content = {
         "schema": INTENT_SCHEMA,
         "created_s": intent.created_s,
-        "throttle": throttle,
-        "gpus": gpus,
-        "time_min": time_min,
-        "packs": [asdict(pack) for pack in packs],
+        **values,
+        "job_groups": [asdict(job_group) for job_group in job_groups],
     }
     write_atomically(folder / "intent.json", json.dumps(content), durable=True)
     return intent
@@ -226,7 +214,7 @@ def write_intent(
 def read_intents(sweep_folder: Path) -> list[Intent]:
     """Return a sweep's intents, oldest first.
 
-    A folder whose ``intent.json`` was never written was never submitted, and is passed over.
+    A folder without ``intent.json`` was never submitted and is skipped.
     """
     found = []
     for path in (sweep_folder / "intents").glob("*/intent.json"):
@@ -236,35 +224,35 @@ def read_intents(sweep_folder: Path) -> list[Intent]:
                 Intent(
                     path=path.parent,
                     created_s=content["created_s"],
-                    packs=tuple(_job_group_from(item) for item in content["packs"]),
-                    throttle=content["throttle"],
-                    gpus=content["gpus"],
-                    time_min=content["time_min"],
+                    job_groups=tuple(_job_group_from(item) for item in content["job_groups"]),
+                    **{name: content[name] for name in ("throttle", "gpus", "time_min")},
                 )
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SpecError(
                 f"intent {path}: {error}",
-                "what the launcher wrote before it submitted",
-                "Undo the edit; if the job is not in the queue, remove the intent's folder.",
+                "the file as the launcher wrote it before sbatch",
+                "Undo the edit. If the job is not in the queue, delete the folder of the intent.",
             ) from None
     return sorted(found, key=lambda intent: (intent.created_s, intent.id))
 
 
 def read_job_group(sweep_folder: Path, intent_id: str, index: int) -> JobGroup:
-    """Return the pack of one array element.
+    """Return the job group of one array element.
 
     Raises
     ------
     SpecError
-        When it is missing or was edited into something else.
+        If its file is missing or was edited.
     """
-    path = sweep_folder / "packs" / f"{intent_id}-{index}.json"
+    path = sweep_folder / "job_groups" / f"{intent_id}-{index}.json"
     try:
         return _job_group_from(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpecError(
-            f"pack {path}: {error}", "what the launcher wrote", "Launch the sweep again."
+            f"job group {path}: {error}",
+            "the file as the launcher wrote it",
+            f"Launch the sweep again: scalelab resume {sweep_folder.name}",
         ) from None
 
 

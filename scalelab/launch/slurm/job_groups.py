@@ -1,15 +1,16 @@
-"""Small runs packed many to a job, and the caps that a submission must stay under. Pure."""
+"""Grouping of runs into jobs, their execution, and the GPU-hours of jobs; pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from scalelab.errors import UsageError
 from scalelab.launch.slurm.intents import Intent, JobGroup
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.devices import require_multi_device
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.spec import SlurmTable
 
-MAX_PACK = 1000
+MAX_GROUP_RUNS = 1000
 
 
 def make_job_groups(
@@ -20,85 +21,70 @@ def make_job_groups(
     target_s: float,
     micro_batches: Mapping[str, int] | None = None,
 ) -> list[JobGroup]:
-    """Return packs that last about ``target_s`` each, in the order given.
+    """Return job groups of at most ``target_s`` each, in the order given.
 
     Parameters
     ----------
     run_ids : sequence of str
         In the order in which they should start.
     seconds : Mapping[str, float]
-        What each is expected to take.
+        Expected training time of each run, seconds.
     execution : ExecutionSpec
-        How to execute each.
+        How to execute each run.
     target_s : float
-        A job is closed before it would pass this; a longer run has a job of its own.
+        Longest expected time of a group, seconds; a longer run gets its own job.
     micro_batches : Mapping[str, int], optional
-        Micro-batch of the runs that ran out of memory; each gets a job of its own.
+        Micro-batch of the runs that ran out of memory; each gets its own job.
     """
     micro_batches = micro_batches or {}
-    packs: list[JobGroup] = []
+    job_groups: list[JobGroup] = []
     current: list[str] = []
     total = 0.0
 
     def close() -> None:
         nonlocal current, total
         if current:
-            packs.append(JobGroup(run_ids=tuple(current), execution=execution, seconds=total))
+            group = JobGroup(run_ids=tuple(current), execution=execution, seconds=total)
+            job_groups.append(group)
         current, total = [], 0.0
 
     for run_id in run_ids:
         if run_id in micro_batches:
             smaller = replace(execution, micro_batch_seqs=micro_batches[run_id])
-            packs.append(JobGroup(run_ids=(run_id,), execution=smaller, seconds=seconds[run_id]))
+            group = JobGroup(run_ids=(run_id,), execution=smaller, seconds=seconds[run_id])
+            job_groups.append(group)
             continue
-        if total + seconds[run_id] > target_s or len(current) == MAX_PACK:
+        if total + seconds[run_id] > target_s or len(current) == MAX_GROUP_RUNS:
             close()
         current.append(run_id)
         total += seconds[run_id]
     close()
-    return packs
+    return job_groups
 
 
 def gpu_hours(intents: Sequence[Intent]) -> float:
-    """Return the GPU-hours of what was submitted: used by ended jobs, expected of the others."""
+    """Return the GPU-hours submitted: those used by ended jobs, those expected of the others."""
     total = 0.0
     for intent in intents:
         outcomes = intent.outcomes()
-        for index, pack in enumerate(intent.packs):
+        for index, job_group in enumerate(intent.job_groups):
             outcome = outcomes.get(index)
-            total += intent.gpus * (pack.seconds if outcome is None else outcome.elapsed_s)
+            total += intent.gpus * (job_group.seconds if outcome is None else outcome.elapsed_s)
     return total / 3600
 
 
-def refuse_over_cap(
-    spent_hours: float,
-    asked_hours: float,
-    *,
-    max_gpu_hours: float | None,
-    max_usd: float | None,
-    usd_per_gpu_hour: float,
-    unit: str = "GPU-hours",
-) -> None:
-    """Raise when what was spent and what is asked for pass a cap together.
-
-    ``unit`` says in words what an hour is of, where it is not of a GPU.
+def jobs_execution(
+    table: SlurmTable, execution: ExecutionSpec, specs: Iterable[RunSpec]
+) -> ExecutionSpec:
+    """Return the execution of runs in jobs; ``n_devices`` stays unset: a job uses its GPUs.
 
     Raises
     ------
     UsageError
+        If a run cannot be split over the GPUs that the table requests.
     """
-    total = spent_hours + asked_hours
-    words = f"{asked_hours:.3g} {unit} on top of {spent_hours:.3g} spent or submitted"
-    if max_gpu_hours is not None and total > max_gpu_hours:
-        raise UsageError(
-            words,
-            f"at most {max_gpu_hours:g} GPU-hours in all (--max-gpu-hours)",
-            "Raise the cap, or plan less. Nothing of this was submitted.",
-        )
-    if max_usd is not None and total * usd_per_gpu_hour > max_usd:
-        raise UsageError(
-            # To the digit: where a cap is small, "< $0.01" on both sides would say nothing.
-            f"{words}, ${total * usd_per_gpu_hour:.3g} at ${usd_per_gpu_hour:.3g} each",
-            f"at most ${max_usd:g} in all (--max-usd)",
-            "Raise the cap, or plan less. Nothing of this was submitted.",
-        )
+    execution = replace(execution, tensor_parallel=table.tensor_parallel)
+    planned = replace(execution, n_devices=max(1, table.gpus_per_run))
+    for spec in specs:
+        require_multi_device(spec, planned)
+    return execution

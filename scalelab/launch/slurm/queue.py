@@ -1,6 +1,6 @@
-"""SLURM's queue: one ``squeue`` for a whole sweep, however large, and never twice within 2 seconds.
+"""The SLURM queue: one ``squeue`` call for a whole sweep, at most every 2 seconds.
 
-Nothing here asks ``sacct``: clusters without accounting are watched as well as those with it.
+``sacct`` is not used, so that clusters without accounting work too.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ ENDED_STATES = (
     "REVOKED",
     "TIMEOUT",
 )
-"""States of a job that has ended; every other word, known or not, means that it may live."""
+"""States of a job that has ended; with any other state, known or not, it may still run."""
 
 HELD_BY_SLURM = ("launch failed requeued held", "JobHoldMaxRequeue")
-"""Reasons for which SLURM itself holds a job for ever: failed launches."""
+"""Reasons for which SLURM holds a job forever after failed launches."""
 
 _FORMAT = "%F|%K|%T|%M|%r|%j"
 _LINE = re.compile(
@@ -46,22 +46,22 @@ _DURATION = re.compile(r"(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedJob:
-    """One element of a job array as the queue shows it.
+    """One element of a job array in the queue.
 
     Attributes
     ----------
     job_id : int
-        Of the array.
+        Job number of the array.
     index : int
-        Of the element.
+        Index of the element.
     state : str
-        SLURM's word, such as ``PENDING`` or ``NODE_FAIL``.
+        SLURM's state, such as ``PENDING`` or ``NODE_FAIL``.
     elapsed_s : float
-        Seconds that it has run since its last start.
+        Run time since the last start, seconds.
     name : str
         The job's name.
     reason : str
-        Why it waits, in SLURM's words.
+        SLURM's reason for waiting.
     """
 
     job_id: int
@@ -73,23 +73,23 @@ class QueuedJob:
 
     @property
     def is_held_by_slurm(self) -> bool:
-        """Whether it will never start, though nobody asked for that."""
+        """Whether SLURM itself holds the job, so that it never starts."""
         return self.state == "PENDING" and self.reason in HELD_BY_SLURM
 
     @property
     def has_ended(self) -> bool:
-        """Whether the state is one that a job ends in."""
+        """Whether the job has ended."""
         return self.state in ENDED_STATES
 
 
 Queue = Mapping[tuple[int, int], QueuedJob]
-"""Elements by array and index."""
+"""Array elements by job number and index."""
 
 
 def parse_queue(text: str) -> dict[tuple[int, int], QueuedJob]:
-    """Return the array elements in the answer of ``squeue``; lines of another form are passed over.
+    """Return the array elements in the output of ``squeue``; skip lines of another form.
 
-    A job's name comes last because a stranger's may hold any character.
+    The name is the last field because names of other jobs may contain any character.
     """
     found = {}
     for line in text.splitlines():
@@ -121,13 +121,13 @@ class Slurm:
 
     Attributes
     ----------
-    silence : str
-        What the last command said, or was, that had no answer.
+    error : str
+        Message of the last command that failed.
     """
 
     def __init__(self) -> None:
         self._asked_s = -QUEUE_INTERVAL_S
-        self.silence = ""
+        self.error = ""
 
     @classmethod
     def here(cls) -> Slurm:
@@ -136,22 +136,22 @@ class Slurm:
         Raises
         ------
         UsageError
-            When SLURM's commands are not on the ``PATH``.
+            If SLURM's commands are not on the ``PATH``.
         """
         missing = [command for command in COMMANDS if shutil.which(command) is None]
         if missing:
             raise UsageError(
-                f"--launcher slurm on a machine without {', '.join(missing)}",
+                f"--launcher slurm, but {', '.join(missing)} not found on PATH",
                 "a machine that submits to a SLURM cluster",
-                "Run it on a login node of the cluster, or with --launcher local.",
+                "Run on a login node of the cluster, or use --launcher local.",
             )
         return cls()
 
     def read_queue(self) -> dict[tuple[int, int], QueuedJob] | None:
-        """Return this user's array elements, ended ones too while SLURM remembers them.
+        """Return this user's array elements, including ended ones that SLURM still lists.
 
-        Waits until 2 seconds have passed since the last call. None when the controller does not
-        answer: then nothing is known, which is not the same as an empty queue.
+        Waits until 2 seconds have passed since the last call. Returns None if the controller does
+        not answer; an empty mapping means an empty queue.
         """
         time.sleep(max(self._asked_s + QUEUE_INTERVAL_S - time.monotonic(), 0))
         self._asked_s = time.monotonic()
@@ -160,18 +160,18 @@ class Slurm:
         return None if answer is None else parse_queue(answer)
 
     def cancel(self, elements: Sequence[tuple[int, int]]) -> bool:
-        """Cancel array elements; say whether the controller took it."""
+        """Cancel array elements; return whether the controller accepted."""
         if not elements:
             return True
         return self._run(["scancel", *(f"{job}_{index}" for job, index in elements)]) is not None
 
     def set_throttle(self, job_id: int, n_running: int) -> bool:
-        """Let an array run that many elements at once; say whether the controller took it."""
+        """Set how many elements of an array run at once; return whether SLURM accepted."""
         words = ["scontrol", "update", f"jobid={job_id}", f"arraytaskthrottle={n_running}"]
         return self._run(words) is not None
 
     def max_array_size(self) -> int:
-        """Return the site's bound on an array's indices (they stay below it)."""
+        """Return the cluster's exclusive upper bound of array indices."""
         answer = self._run(["scontrol", "show", "config"]) or ""
         match = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
         return int(match[1]) if match else DEFAULT_MAX_ARRAY_SIZE
@@ -182,9 +182,9 @@ class Slurm:
                 words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True
             )
         except subprocess.CalledProcessError as error:
-            self.silence = " ".join(error.stderr.split()) or f"{words[0]} failed"
+            self.error = " ".join(error.stderr.split()) or f"{words[0]} failed"
         except (OSError, subprocess.SubprocessError) as error:
-            self.silence = str(error)
+            self.error = str(error)
         else:
             return answer.stdout
         return None

@@ -1,17 +1,17 @@
-"""Whether a run that its job left unfinished is submitted again. Pure.
+"""Deciding whether to resubmit a run that its job left unfinished; pure functions.
 
-==============  =================================================================================
-kind            what it means for the next attempt
-==============  =================================================================================
-finished        nothing: there is an accepted record
-infrastructure  killed, cancelled from outside, node gone: again, 3 times without a new checkpoint
-oom             out of memory: again with half the micro-batch (the batch stays), until it is 1
-timeout         the time limit came: again if a checkpoint was written, else never
-exception       the program's own error: never
-not_reached     a companion in the same job came first: again, without being charged
-==============  =================================================================================
+==============  ====================================================================================
+kind            next attempt
+==============  ====================================================================================
+finished        none: there is an accepted record
+infrastructure  killed, cancelled outside or node lost: retry, 3 times without a new checkpoint
+oom             out of memory: retry with half the micro-batch (same batch), down to 1
+timeout         time limit reached: retry if there is a new checkpoint
+exception       error of the program: no retry
+not_reached     the job ended during an earlier run: retry, not counted
+==============  ====================================================================================
 
-What SLURM requeues by itself never comes here: it is the same job.
+Jobs that SLURM requeues by itself do not appear here: the job stays the same.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalelab.launch.slurm.queue import QueuedJob
+from scalelab.units import plural
 
 KINDS = ("finished", "infrastructure", "oom", "timeout", "exception", "not_reached")
 MAX_INFRASTRUCTURE_RETRIES = 3
 TIME_LIMIT_REASON = "the job's time limit is near"
-CANCELLED_REASON = "cancelled"
 
 ENDED_GRACE_S = {"COMPLETED": 0.0, "NODE_FAIL": 15.0, "PREEMPTED": 15.0, "BOOT_FAIL": 15.0}
 OTHER_ENDED_GRACE_S = 3.0
@@ -45,7 +45,7 @@ class JobFailure:
     kind : str
         One of `KINDS`.
     step : int
-        The run's furthest checkpoint then.
+        Step of the run's latest checkpoint at that time.
     """
 
     kind: str
@@ -54,16 +54,16 @@ class JobFailure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
-    """What follows from a run's losses.
+    """The decision that follows from a run's job failures.
 
     Attributes
     ----------
     is_allowed : bool
-        Whether the run may be submitted again.
+        Whether the run may be resubmitted.
     micro_batch_seqs : int or None
-        Micro-batch of the next attempt where memory ran out, else None.
+        Micro-batch of the next attempt after running out of memory, else None.
     reason : str
-        Why not, in words; empty when allowed.
+        Why not, in words; empty if allowed.
     """
 
     is_allowed: bool
@@ -72,41 +72,41 @@ class Retry:
 
 
 def decide_retry(
-    losses: Sequence[JobFailure], batch_seqs: int, *, micro_batch_seqs: int = 0
+    failures: Sequence[JobFailure], batch_seqs: int, *, micro_batch_seqs: int = 0
 ) -> Retry:
-    """Return whether a run is submitted again after these losses, oldest first.
+    """Return whether to resubmit a run after these job failures, oldest first.
 
     Parameters
     ----------
-    losses : sequence of JobFailure
-        Since the run was last forgiven (``scalelab retry``).
+    failures : sequence of JobFailure
+        Since the last ``scalelab retry`` of the run.
     batch_seqs : int
-        Sequences of each device in its step.
+        Sequences per device in a step.
     micro_batch_seqs : int
-        Sequences in a forward pass at first; 0 means the whole batch.
+        Sequences per forward pass in the first attempt; 0 means the whole batch.
     """
     micro = micro_batch_seqs or batch_seqs
     changed: int | None = None
     n_infrastructure = 0
     furthest = 0
-    for loss in losses:
-        has_advanced = loss.step > furthest
-        furthest = max(furthest, loss.step)
-        if loss.kind == "exception":
+    for failure in failures:
+        has_advanced = failure.step > furthest
+        furthest = max(furthest, failure.step)
+        if failure.kind == "exception":
             return Retry(is_allowed=False, reason="its program failed")
-        if loss.kind == "timeout" and not has_advanced:
-            return Retry(is_allowed=False, reason="a whole time limit brought no new checkpoint")
-        if loss.kind == "oom":
+        if failure.kind == "timeout" and not has_advanced:
+            return Retry(is_allowed=False, reason="no new checkpoint within the time limit")
+        if failure.kind == "oom":
             if micro == 1:
                 return Retry(is_allowed=False, reason="out of memory at a micro-batch of 1")
             micro = changed = micro // 2
         if has_advanced:
             n_infrastructure = 0
-        if loss.kind == "infrastructure":
+        if failure.kind == "infrastructure":
             n_infrastructure += 1
             if n_infrastructure > MAX_INFRASTRUCTURE_RETRIES:
                 return Retry(
-                    is_allowed=False, reason=f"lost its job {n_infrastructure} times on end"
+                    is_allowed=False, reason=f"{plural(n_infrastructure, 'job failure')} in a row"
                 )
     return Retry(is_allowed=True, micro_batch_seqs=changed)
 
@@ -114,18 +114,18 @@ def decide_retry(
 def classify(
     state: str, note: Mapping[str, Any] | None, *, is_accepted: bool, is_first: bool
 ) -> str:
-    """Return what the end of a job meant for one of its runs, one of `KINDS`.
+    """Return what the end of a job means for one of its runs, one of `KINDS`.
 
     Parameters
     ----------
     state : str
-        SLURM's last word on the job, or ``GONE``.
+        SLURM's last state of the job, or ``GONE``.
     note : Mapping or None
-        ``attempt.json`` of the newest attempt that this job made at the run; None if none.
+        ``attempt.json`` of this job's newest attempt at the run; None if there is none.
     is_accepted : bool
         Whether the run has an accepted record.
     is_first : bool
-        Whether no companion before it was left unfinished, so that the job's end is its own.
+        Whether this is the first unfinished run of the job, which the job's end is charged to.
     """
     if is_accepted:
         return "finished"
@@ -135,7 +135,7 @@ def classify(
     reason = str(ended.get("reason") or "")
     if ended.get("status") == "failed":
         is_oom = any(word in reason for word in _OOM_WORDS)
-        # The trainer itself goes down to one sequence where it can: then nothing is left to try.
+        # The trainer itself reduces the micro-batch where it can: at 1 there is nothing to try.
         is_smallest = (note.get("execution") or {}).get("micro_batch_seqs") == 1
         return "oom" if is_oom and not is_smallest else "exception"
     if state == "OUT_OF_MEMORY" and not ended:
@@ -146,17 +146,17 @@ def classify(
 
 
 def settled_state(job: QueuedJob | None, seen_for_s: float) -> str | None:
-    """Return the word for an element that has ended for good, None while it may live.
+    """Return the final state of an element, or None while it may still run.
 
-    SLURM brings a job that lost its node or was preempted back by itself, and a controller that was
-    just revived may not know its jobs yet; so an end counts only after a grace period.
+    SLURM requeues preempted jobs and jobs of failed nodes, and a restarted controller may not list
+    its jobs yet. An end therefore counts only after a grace period.
 
     Parameters
     ----------
     job : QueuedJob or None
-        What the queue shows; None when the queue answered without it.
+        The element in the queue; None if the queue does not list it.
     seen_for_s : float
-        How long it has shown this.
+        How long the queue has shown this, seconds.
     """
     if job is None:
         return GONE if seen_for_s >= GONE_GRACE_S else None
@@ -167,19 +167,19 @@ def settled_state(job: QueuedJob | None, seen_for_s: float) -> str | None:
 
 
 def share_out(n_running: int, remaining: Sequence[int]) -> list[int]:
-    """Return how many elements each array may run at once, so that all together stay in the cap.
+    """Return how many elements each array may run at once, so that all stay within the cap.
 
     Parameters
     ----------
     n_running : int
-        The cap over all arrays.
+        Cap over all arrays.
     remaining : sequence of int
-        Elements of each array that have not ended, oldest array first.
+        Unfinished elements of each array, oldest array first.
 
     Returns
     -------
     list of int
-        At most what remains of each; together at most the cap. A zero means: not yet.
+        At most ``remaining`` for each array, at most the cap in total; 0 means wait.
     """
     shares = [0] * len(remaining)
     left = n_running

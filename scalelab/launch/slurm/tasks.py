@@ -1,4 +1,4 @@
-"""The tasks of a job whose runs take several GPUs each: one leads, the others follow."""
+"""The tasks of a job with several GPUs per run: the first leads, the others follow."""
 
 from __future__ import annotations
 
@@ -8,26 +8,15 @@ import sys
 from pathlib import Path
 
 from scalelab.launch.slurm.intents import read_job_group
-from scalelab.sweep.run_spec import ExecutionSpec
 
 LOOPBACK = "127.0.0.1"
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
-def forget_ranks() -> None:
-    """Take torchrun's variables out of the environment of a process whose runs are its own.
-
-    They may be there for another program: a cluster's containers, a notebook under torchrun.
-    """
-    for name in RANK_VARIABLES:
-        os.environ.pop(name, None)
 
 
 def export_ranks() -> int:
-    """Put torchrun's variables into the environment of a SLURM task; return the task's rank.
+    """Set torchrun's variables for a SLURM task; return the task's rank.
 
-    Tasks of one machine meet on its loopback. Which GPU is a task's own is the trainer's to say:
-    all those of its machine stay visible, so that they can reach each other.
+    Tasks on one machine connect through its loopback address. All GPUs of the machine stay visible,
+    so that they can reach each other; the trainer picks the task's GPU.
     """
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -39,7 +28,7 @@ def export_ranks() -> int:
 
 
 def follow_the_first(sweep: Path, intent_id: str) -> None:
-    """Do what the first task says until it has no more runs."""
+    """Train the runs that the first task announces, until there are no more."""
     from scalelab.train.sharded.group import follow
 
     execution = read_job_group(sweep, intent_id, int(os.environ["SLURM_ARRAY_TASK_ID"])).execution
@@ -49,10 +38,10 @@ def follow_the_first(sweep: Path, intent_id: str) -> None:
 
 
 def exit_directly(code: int) -> None:
-    """Let this process end with a code once Python is done, without the end of its libraries.
+    """Make this process end with a code after Python's own exit, skipping its libraries' exit.
 
-    Threads of gloo now and then outlive their group, which aborts a process whose work is over; the
-    scheduler then calls a finished job failed.
+    Threads of gloo sometimes outlive their group and abort a finished process; SLURM would then
+    report the job as failed.
     """
 
     def leave() -> None:
@@ -61,10 +50,3 @@ def exit_directly(code: int) -> None:
         os._exit(code)
 
     atexit.register(leave)
-
-
-def dismiss_others(execution: ExecutionSpec) -> None:
-    """Let the other tasks go: there are no more runs."""
-    from scalelab.train.sharded.group import dismiss
-
-    dismiss(execution)

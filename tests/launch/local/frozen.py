@@ -1,4 +1,4 @@
-"""Workers stopped in the middle of a run, so that what a test does to them never comes too late."""
+"""Workers stopped in the middle of a run, so that a test's fault never comes too late."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 120.0) -> T:
-    """Return the first true answer of ``condition``, asked often."""
+    """Return the first true result of ``condition``, called every 10 ms."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         answer = condition()
@@ -27,7 +27,7 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 120.0) ->
 
 
 def working_pids(results: Results) -> list[int]:
-    """Return the processes that train now, from the notes of attempts that have not ended."""
+    """Return the pids of training processes, from the notes of unfinished attempts."""
     found = []
     for path in (results.path / "runs").glob("*"):
         attempts = results.run(path.name).attempts()
@@ -40,7 +40,7 @@ def working_pids(results: Results) -> list[int]:
 
 
 def process_state(pid: int) -> str:
-    """Return the letter of a process's state, Z for one that is gone."""
+    """Return the state letter of a process; Z if it has ended."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -49,7 +49,7 @@ def process_state(pid: int) -> str:
 
 
 def has_pending(pid: int, *numbers: signal.Signals) -> bool:
-    """Say whether one of these signals was sent to a frozen process and waits for it to go on."""
+    """Return whether one of these signals is pending for a frozen process."""
     text = Path(f"/proc/{pid}/status").read_text()
     masks = [line.split()[1] for line in text.splitlines() if line.startswith(("SigP", "ShdP"))]
     pending = int(masks[0], 16) | int(masks[1], 16)
@@ -57,7 +57,7 @@ def has_pending(pid: int, *numbers: signal.Signals) -> bool:
 
 
 def freeze_worker(results: Results) -> int | None:
-    """Stop one worker that is in the middle of a run; None when none is to be had."""
+    """Stop one worker in the middle of a run; return None if there is none."""
     for pid in working_pids(results):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
@@ -71,7 +71,7 @@ def freeze_worker(results: Results) -> int | None:
 
 @contextlib.contextmanager
 def frozen_worker(results: Results) -> Iterator[int]:
-    """Give a worker that stays in the middle of its run until it is let go of."""
+    """Yield the pid of a worker that stays in the middle of its run inside this context."""
     pid = wait_for(lambda: freeze_worker(results), "a worker that trains")
     try:
         yield pid

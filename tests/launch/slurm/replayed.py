@@ -1,7 +1,7 @@
-"""SLURM's commands replayed: a queue in a folder, and launchers that die where they are told to.
+"""SLURM's commands replayed: a queue in a folder, and launchers that die at a given step.
 
-The replayed commands answer in the words of SLURM 22.05. "The cluster" then runs every job that
-sbatch took. Nothing here waits for a time that a slow machine could miss.
+The replayed commands answer in the words of SLURM 22.05. `let_cluster_run` then runs every job
+that sbatch accepted. Nothing here depends on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.launch.base import LaunchReport, LaunchRequest, Watcher
+from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.intents import read_job_group, settle
-from scalelab.launch.slurm.launcher import SlurmOptions, launch_slurm
+from scalelab.launch.slurm.launcher import launch_slurm
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
@@ -29,7 +30,7 @@ from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import SlurmTable, sweep_from_mapping
 
 # `reach` is a step of sbatch at which the launcher, its parent, may be killed. sbatch itself then
-# dies with it, goes on by itself, or goes on late: once every later launcher has given it up.
+# dies with it, continues, or continues late: after later launchers have abandoned the submission.
 SBATCH = """#!/bin/sh
 cd "$REPLAY" || exit 1
 : > "at_work/$$"
@@ -89,7 +90,7 @@ ORPHAN_S = 60.0
 
 
 def install(folder: Path) -> None:
-    """Put the replayed commands and an empty queue into a folder."""
+    """Write the replayed commands and an empty queue into a folder."""
     for name in ("jobs", "at_work", "bin"):
         (folder / name).mkdir(parents=True)
     scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL}
@@ -100,7 +101,7 @@ def install(folder: Path) -> None:
 
 
 def empty(replay: Path) -> None:
-    """Forget every job, as before the first submission."""
+    """Remove every job from the queue."""
     shutil.rmtree(replay / "jobs")
     (replay / "jobs").mkdir()
     for file in (replay / "crash", replay / "go_on"):
@@ -109,8 +110,8 @@ def empty(replay: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """Where a launcher dies: at its n-th change of the results folder or command that it starts,
-    or at a step of sbatch, which then does what ``then`` says.
+    """Where a launcher dies: at its n-th change of the results folder or n-th command, or at a
+    step of sbatch, which then does what ``then`` says.
     """
 
     step: int | str
@@ -121,7 +122,7 @@ class Crash:
 
 
 def crashing(crash: Crash, replay: Path, results: Path, work: Callable[[], object]) -> int:
-    """Do something in a process that dies at a step of it; return how it ended."""
+    """Call ``work`` in a process that dies at a step; return its exit code."""
     if isinstance(crash.step, str):
         (replay / "crash").write_text(f"{crash.step} {crash.then}\n")
         code = in_child(work)
@@ -136,9 +137,9 @@ def crashing(crash: Crash, replay: Path, results: Path, work: Callable[[], objec
 
 
 def counting_steps(results: Path, work: Callable[[], object], tell: Callable[[int], None]) -> int:
-    """Do something, tell the number of each step before it is taken, and return how many it took.
+    """Call ``work``, pass the number of each step to ``tell`` before it, return their count.
 
-    Only in a process of its own: Python never forgets an audit hook.
+    Use only in a separate process: Python cannot remove an audit hook.
     """
     count = 0
 
@@ -157,7 +158,7 @@ def counting_steps(results: Path, work: Callable[[], object], tell: Callable[[in
 
 
 def wait_for_orphans(replay: Path) -> None:
-    """Let every sbatch whose launcher died come to its end."""
+    """Wait until every sbatch whose launcher died has ended."""
     (replay / "go_on").touch()
     deadline = time.monotonic() + ORPHAN_S
     while any((replay / "at_work").iterdir()):
@@ -166,7 +167,7 @@ def wait_for_orphans(replay: Path) -> None:
 
 
 def let_cluster_run(replay: Path, results: Results, *, name: str = "crash") -> None:
-    """Do what the replayed cluster's jobs would do: each of them, all of its elements."""
+    """Do what the jobs of the replayed cluster would do, for every element."""
     sweep = results.sweep(name)
     taken = [job for job in (replay / "jobs").iterdir() if (job / "last").exists()]
     for job in sorted(taken, key=lambda path: int(path.name)):
@@ -229,12 +230,12 @@ def make_runs(
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Do something in a forked process; return how it ended (negative: the signal)."""
+    """Call ``work`` in a forked process; return its exit code (negative: the signal)."""
     return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
 
 
 def fork(work: Callable[[], object]) -> int:
-    """Do something in a forked process; return its number."""
+    """Call ``work`` in a forked process; return its pid."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -247,7 +248,7 @@ def fork(work: Callable[[], object]) -> int:
 
 
 def side_by_side(folder: Path, works: Sequence[Callable[[Path], object]]) -> list[str]:
-    """Do things at the same time, each in a process with a replayed cluster of its own.
+    """Call functions at the same time, each in a process with its own replayed cluster.
 
     Each gets the cluster's folder, in ``folder``. Returns what went wrong, in words; none: nothing.
     """

@@ -1,4 +1,4 @@
-"""Runs of equal shape in one step of a local worker: folders of their own, and the same bits."""
+"""Batched runs in one local worker: separate folders, the same bits as single runs."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ import pytest
 
 from scalelab.launch import execute
 from scalelab.launch.base import LaunchRequest
+from scalelab.launch.calibration import cache_path
 from scalelab.launch.local.pool import launch_local
-from scalelab.launch.speed import cache_path
 from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
 from scalelab.sweep.run_spec import ExecutionSpec
 
@@ -21,10 +21,10 @@ def losses(results, run_ids):
     return [results.run(run_id).accepted().read_record().loss_nats for run_id in run_ids]
 
 
-def test_a_killed_pack_loses_nothing_and_its_runs_have_the_bits_of_separate_ones(
+def test_killing_batched_runs_loses_nothing_and_its_runs_have_the_bits_of_separate_ones(
     save, tmp_path
 ) -> None:
-    results, saved = save(tmp_path / "packed")
+    results, saved = save(tmp_path / "batched")
     killed: list[int] = []
 
     def kill_once(view) -> None:
@@ -89,7 +89,7 @@ def test_a_run_that_always_kills_its_worker_takes_no_companion_with_it(save, tmp
 
 
 @pytest.mark.parametrize(("gains", "size"), [(((2, 1.3), (4, 2.0)), 4), (((2, 1.05),), 1), ((), 1)])
-def test_a_launch_packs_where_the_calibration_of_this_machine_says_so(
+def test_a_launch_batches_runs_where_the_calibration_of_this_machine_says_so(
     save, tmp_path, monkeypatch, gains, size
 ) -> None:
     results, saved = save(tmp_path / "results")
@@ -113,7 +113,7 @@ def test_a_launch_packs_where_the_calibration_of_this_machine_says_so(
     assert set(asked[0].batched_runs.values()) == {size}
 
 
-def test_a_calibration_times_packs_of_a_plans_small_equal_runs(
+def test_a_calibration_times_batches_of_a_plans_small_equal_runs(
     start, text, cache_home, results, monkeypatch
 ) -> None:
     axes = ("--n-params", "15K", "--n-tokens", "60K", "--seeds", "0,1,2,3")
@@ -126,7 +126,7 @@ def test_a_calibration_times_packs_of_a_plans_small_equal_runs(
     run_ids = results.load_plan("timed").run_ids
     spec = results.run(run_ids[0]).read_spec()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
-    # Other tests have timed other shapes into the same file, and this one with other workers.
+    # Other tests write other shapes into the same cache file.
     own = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
     (point,) = [
         point
@@ -134,8 +134,8 @@ def test_a_calibration_times_packs_of_a_plans_small_equal_runs(
         if own == tuple(point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs"))
     ]
     assert {"2"} <= set(point["batching_gains"]) <= {"2", "4", "8", "16"}
-    packed = {
+    batched = {
         results.run(run_id).attempts()[-1].read_note()["execution"]["batched_runs"]
         for run_id in run_ids
     }
-    assert packed == ({2} if point["batching_gains"]["2"] >= 1.1 else {1})
+    assert batched == ({2} if point["batching_gains"]["2"] >= 1.1 else {1})

@@ -1,4 +1,4 @@
-"""Jobs of several GPUs a run: executed as the table says, refused where they cannot share it."""
+"""Jobs with several GPUs per run: the execution, and runs that cannot be split over them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scalelab.launch.base import LaunchReport, LaunchRequest
 from scalelab.launch.slurm import launcher as slurm
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import LauncherTable, SlurmTable
-from tests.launch.replayed_slurm import make_runs
+from tests.launch.slurm.replayed import make_runs
 
 
 @pytest.fixture
 def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExecutionSpec]:
-    """Return a function that says how runs of 4 sequences a batch would be executed by jobs."""
+    """Return a function that gives the execution of runs of 4 sequences per batch in jobs."""
     results, _ = make_runs(tmp_path / "results", 2, name="wide")
     requests: list[LaunchRequest] = []
 
@@ -28,7 +28,7 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return LaunchReport(statuses={}, n_started=0, wall_s=0.0)
 
     monkeypatch.setattr(slurm, "launch_slurm", launch_slurm)
-    # The text is not prepared here: neither collected nor reckoned with.
+    # The text is not prepared here: skip collecting and expected times.
     monkeypatch.setattr(execute, "collect", lambda folder: None)
     monkeypatch.setattr(execute, "_seconds", lambda specs, results, speed: {})
 

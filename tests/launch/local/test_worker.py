@@ -1,13 +1,13 @@
-"""A worker of the local pool starts at once: all that it needs is loaded before it is forked."""
+"""A worker of the local pool starts fast: its modules are imported before the fork."""
 
 import json
 import subprocess
 import sys
 
-# A process of its own: whoever starts a fork server first says what it loads.
+# A separate process: the first user of a fork server decides what it preloads.
 LAUNCHER = """
 import json
-from scalelab.launch.local.pool import worker_context
+from scalelab.launch.local.worker import worker_context
 
 TELL = '''
 import resource, sys
@@ -18,7 +18,7 @@ if __name__ == "__main__":
     context, found = worker_context(), []
     for _ in range(3):
         receiver, sender = context.Pipe(duplex=False)
-        # Nothing of this module is sent: importing it would load what is looked for.
+        # exec of a string: importing this module would load the modules that the test looks for.
         process = context.Process(target=exec, args=(TELL, {"sender": sender}))
         process.start()
         found.append(receiver.recv())
@@ -33,5 +33,5 @@ def test_a_worker_is_forked_with_all_loaded_in_less_than_a_tenth_of_a_second():
     )
     found = json.loads(done.stdout)
     for modules, _ in found:
-        assert {"scalelab.launch.job", "scalelab.train.worker", "torch"} <= set(modules)
+        assert {"scalelab.launch.local.worker", "scalelab.train.worker", "torch"} <= set(modules)
     assert min(seconds for _, seconds in found) < 0.1

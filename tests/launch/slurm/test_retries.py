@@ -1,4 +1,4 @@
-"""Retry classes, grace periods, packs and the cap over arrays: pure, so checked as properties."""
+"""Retry classes, grace periods, job groups and the cap over arrays, checked as properties."""
 
 from __future__ import annotations
 
@@ -63,13 +63,15 @@ def test_out_of_memory_halves_the_micro_batch_down_to_one() -> None:
 
 
 @given(found=losses, batch=st.integers(1, 64))
-def test_what_was_given_up_stays_given_up(found: list[JobFailure], batch: int) -> None:
+def test_a_refused_retry_stays_refused(found: list[JobFailure], batch: int) -> None:
     decisions = [decide_retry(found[:n], batch).is_allowed for n in range(len(found) + 1)]
     assert decisions == sorted(decisions, reverse=True)
 
 
 @given(found=losses, batch=st.integers(1, 64))
-def test_no_run_without_progress_is_submitted_for_ever(found: list[JobFailure], batch: int) -> None:
+def test_no_run_without_progress_is_resubmitted_forever(
+    found: list[JobFailure], batch: int
+) -> None:
     stuck = [JobFailure(kind=loss.kind, step=0) for loss in found if loss.kind != "not_reached"]
     bound = MAX_INFRASTRUCTURE_RETRIES + batch.bit_length()
     if len(stuck) > bound:
@@ -95,7 +97,7 @@ def test_no_run_without_progress_is_submitted_for_ever(found: list[JobFailure], 
         ("FAILED", None, "infrastructure"),
     ],
 )
-def test_what_an_end_means(state: str, ended: dict[str, str] | None, kind: str) -> None:
+def test_the_kind_of_an_end(state: str, ended: dict[str, str] | None, kind: str) -> None:
     note = {"ended": ended} if ended else {}
     assert classify(state, note, is_accepted=False, is_first=True) == kind
     assert classify(state, note, is_accepted=True, is_first=True) == "finished"
@@ -104,13 +106,13 @@ def test_what_an_end_means(state: str, ended: dict[str, str] | None, kind: str) 
 
 
 @given(state=st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_", min_size=1), seconds=st.floats(0, 1e9))
-def test_a_word_that_is_not_known_is_never_an_end(state: str, seconds: float) -> None:
+def test_an_unknown_state_is_never_an_end(state: str, seconds: float) -> None:
     job = QueuedJob(job_id=1, index=0, state=state, elapsed_s=0, name="x")
     assert (settled_state(job, seconds) is None) or state in ENDED_STATES
 
 
 @pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
-def test_what_slurm_brings_back_is_waited_for(state: str) -> None:
+def test_jobs_that_slurm_requeues_get_a_grace_period(state: str) -> None:
     job = QueuedJob(job_id=1, index=0, state=state, elapsed_s=0, name="x")
     assert settled_state(job, 10.0) is None
     assert settled_state(job, 20.0) == state
@@ -122,7 +124,7 @@ def test_absence_counts_after_a_grace_period_only() -> None:
 
 
 @given(cap=st.integers(-3, 200), remaining=st.lists(st.integers(0, 90), max_size=8))
-def test_shares_fill_the_cap_and_never_pass_it(cap: int, remaining: list[int]) -> None:
+def test_shares_fill_the_cap_and_never_exceed_it(cap: int, remaining: list[int]) -> None:
     shares = share_out(cap, remaining)
     assert sum(shares) == max(min(cap, sum(remaining)), 0)
     assert all(0 <= share <= left for share, left in zip(shares, remaining, strict=True))
@@ -152,7 +154,7 @@ def test_no_answer_of_the_queue_is_an_error(text: str) -> None:
     parse_queue(text)
 
 
-def test_what_squeue_says_is_kept_and_a_machine_without_it_is_refused(
+def test_the_error_of_squeue_is_kept_and_a_machine_without_slurm_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     squeue = tmp_path / "squeue"
@@ -161,19 +163,19 @@ def test_what_squeue_says_is_kept_and_a_machine_without_it_is_refused(
     monkeypatch.setenv("PATH", str(tmp_path))
     slurm = Slurm()
     assert slurm.read_queue() is None
-    assert slurm.silence == "squeue: fatal: no controller"
-    with pytest.raises(UsageError, match="without sbatch, scancel, scontrol"):
+    assert slurm.error == "squeue: fatal: no controller"
+    with pytest.raises(UsageError, match="sbatch, scancel, scontrol not found"):
         Slurm.here()
 
 
-def test_packs_hold_every_run_once_and_fill_the_target() -> None:
+def test_job_groups_hold_every_run_once_and_fill_the_target() -> None:
     seconds = {f"r{i}": 7.0 + 3 * (i % 5) for i in range(40)} | {"long": 1000.0}
-    packs = make_job_groups(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
-    assert [run_id for pack in packs for run_id in pack.run_ids] == list(seconds)
-    for pack in packs:
-        assert pack.seconds == sum(seconds[run_id] for run_id in pack.run_ids)
-        assert pack.seconds <= 60 or pack.run_ids == ("long",)
-    full = [pack.seconds for pack in packs if pack.run_ids != ("long",)]
+    job_groups = make_job_groups(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
+    assert [run_id for group in job_groups for run_id in group.run_ids] == list(seconds)
+    for group in job_groups:
+        assert group.seconds == sum(seconds[run_id] for run_id in group.run_ids)
+        assert group.seconds <= 60 or group.run_ids == ("long",)
+    full = [group.seconds for group in job_groups if group.run_ids != ("long",)]
     assert min(full[:-1]) > 60 - max(7.0 + 3 * 4, 0)
     (small,) = make_job_groups(
         ["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2}

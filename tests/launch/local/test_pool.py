@@ -1,4 +1,4 @@
-"""The local launcher under faults: one accepted record a run, the same bits, whatever is killed."""
+"""The local launcher under faults: one accepted record per run, with the same bits."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from scalelab.api import sweeps as api
 from scalelab.sweep.spec import read_sweep_file
-from tests.launch.frozen import (
+from tests.launch.local.frozen import (
     frozen_worker,
     has_pending,
     process_state,
@@ -26,7 +26,7 @@ def alive(pid: int) -> bool:
 
 
 def end_reasons(results) -> list[str]:
-    """Return why attempts ended that say so."""
+    """Return the reasons that attempts recorded for their end."""
     runs = [results.run(path.name) for path in (results.path / "runs").glob("*")]
     notes = [run.attempts()[-1].read_note() for run in runs if run.attempts()]
     return [note["ended"].get("reason", "") for note in notes if "ended" in note]
@@ -50,7 +50,7 @@ def test_a_killed_worker_costs_its_run_one_attempt_and_nothing_else(
         os.kill(pid, signal.SIGKILL)
     answer = finish(process)
     assert answer["counts"] == {"done": N_RUNS}
-    # Runs of one size may share a step, and then a worker, where there are few of these.
+    # Runs of one size may be batched in one worker if there are few workers.
     runs = [results.run(run.name).attempts() for run in (results.path / "runs").glob("*")]
     lost = [attempts for attempts in runs if attempts[0].read_note().get("pid") == pid]
     assert [len(attempts) for attempts in lost] == [2] * len(lost)
@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_a_state_that_resume_finishes(
     assert losses_of(results) == undisturbed
 
 
-def test_a_run_whose_workers_always_die_is_given_up_and_the_rest_is_kept(
+def test_a_run_whose_workers_always_die_fails_and_the_others_finish(
     start, sweep_file, results, undisturbed, losses_of
 ):
     process = start("sweep", "run", str(sweep_file), "--yes", "--json")
@@ -124,7 +124,7 @@ def test_a_run_whose_workers_always_die_is_given_up_and_the_rest_is_kept(
     assert answer["counts"] == {"done": N_RUNS - 1, "failed": 1}
     assert "lost 3 times" in folder.attempts()[-1].read_note()["ended"]["reason"]
     assert len(killed) == 3
-    # Starting it again is a person's decision.
+    # Only a user starts it again.
     assert finish_with(start("resume", "tiny", "--json"), 5)["n_started"] == 0
     assert finish(start("retry", "tiny", "--json"))["counts"] == {"done": N_RUNS}
     assert losses_of(results) == undisturbed
@@ -172,7 +172,7 @@ def test_a_finished_sweep_is_not_trained_again_and_an_extended_one_only_where_ne
     assert len(results.load_plan("tiny").run_ids) == N_RUNS + 3
 
 
-def test_a_second_launcher_of_a_sweep_is_turned_away(start, sweep_file, results):
+def test_a_second_launcher_of_a_sweep_is_refused(start, sweep_file, results):
     first = start("sweep", "run", str(sweep_file), "--yes", "--json")
     with frozen_worker(results):
         second = start("sweep", "run", str(sweep_file), "--yes")

@@ -1,4 +1,4 @@
-"""Disks, clocks, hands and hostile words: each a clear message, nothing lost, nothing outside."""
+"""Faults of disk and clock, manual edits and hostile names: a clear message and no lost result."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ import pytest
 from scalelab.errors import DataError, SpecError, UsageError
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.cancel import cancel_runs
-from scalelab.launch.execute import _saying_what_the_disk_did, resume, save_launcher
+from scalelab.launch.execute import _disk_errors_explained, resume, save_launcher
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.replace_diverged import replace_diverged
+from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.batch_script import make_executor
 from scalelab.launch.slurm.intents import JobGroup, read_intents, read_job_group, write_intent
-from scalelab.launch.slurm.launcher import SlurmOptions, check_path, launch_slurm
+from scalelab.launch.slurm.launcher import check_path, launch_slurm
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.records.types import RunRecord
@@ -65,7 +66,7 @@ def results(tmp_path: Path, saved: SavedPlan) -> Results:
 
 
 class FakeSlurm:
-    """A queue in memory; every job of it ends well at the second look."""
+    """A queue in memory; every job completes at the second call."""
 
     def __init__(self, results: Results, sweep: str) -> None:
         self.results = results
@@ -74,7 +75,7 @@ class FakeSlurm:
         self.before_look: Callable[[int], None] = lambda look: None
         self.cancelled: list[tuple[int, int]] = []
         self.silent_looks = 0
-        self.silence = "squeue: no route"
+        self.error = "squeue: no route"
 
     def read_queue(self) -> dict[Any, Any] | None:
         self.looks += 1
@@ -132,14 +133,14 @@ def launch(results: Results, saved: SavedPlan, slurm: Any) -> Any:
 
 @pytest.fixture
 def sbatch(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """Replace sbatch: it takes every script and numbers it."""
+    """Replace sbatch: accept every script and number it."""
     scripts: list[Path] = []
 
     def submit(executor: Any, script: Path) -> int:
         scripts.append(script)
         return len(scripts)
 
-    monkeypatch.setattr("scalelab.launch.slurm.launcher.submit", submit)
+    monkeypatch.setattr("scalelab.launch.slurm.arrays.submit", submit)
     return scripts
 
 
@@ -166,7 +167,7 @@ def test_a_clock_going_backwards(
     assert len(sbatch) == 1
 
 
-def test_a_run_folder_deleted_by_hand_is_said_and_the_others_go_on(
+def test_a_deleted_run_folder_is_reported_and_the_others_continue(
     results: Results, saved: SavedPlan, sbatch: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scalelab.launch.slurm.retries.GONE_GRACE_S", 0.0)
@@ -197,16 +198,16 @@ def test_a_spec_edited_by_hand_is_refused(results: Results, saved: SavedPlan) ->
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
-def test_what_the_disk_did_is_put_into_words(tmp_path: Path, code: int) -> None:
+def test_disk_errors_are_explained(tmp_path: Path, code: int) -> None:
     with (
-        pytest.raises(DataError, match="what is done is kept"),
-        _saying_what_the_disk_did(tmp_path),
+        pytest.raises(DataError, match="No results were lost"),
+        _disk_errors_explained(tmp_path),
     ):
         raise OSError(code, os.strerror(code))
 
 
 def test_a_folder_that_cannot_be_written(results: Results, saved: SavedPlan) -> None:
-    # pytest's own folders admit nobody else.
+    # pytest's folders are closed to other users.
     with tempfile.TemporaryDirectory() as name:
         there = Results(Path(name) / "results")
         shutil.copytree(results.path, there.path)
@@ -220,17 +221,17 @@ def test_a_folder_that_cannot_be_written(results: Results, saved: SavedPlan) -> 
                 folder.chmod(0o755)
         assert said.startswith("DataError")
         assert "Permission denied" in said
-        assert "mend the rights" in said
+        assert "change the permissions" in said
         assert not read_intents(there.sweep(saved.name))
 
 
 def launch_in_words(results: Results, saved: SavedPlan) -> None:
-    with _saying_what_the_disk_did(results.path):
+    with _disk_errors_explained(results.path):
         launch(results, saved, FakeSlurm(results, saved.name))
 
 
 def said_to_nobody(work: Callable[[], object]) -> str:
-    """Do something as a user whom rights bind; return the error that it raised."""
+    """Call ``work`` as a user without root rights; return the error that it raised."""
     receiver, sender = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -249,7 +250,7 @@ def said_to_nobody(work: Callable[[], object]) -> str:
     return said
 
 
-def test_a_controller_that_does_not_answer_is_said_once_and_waited_for(
+def test_a_controller_that_does_not_answer_is_reported_once_and_retried(
     results: Results, saved: SavedPlan, sbatch: list[Path]
 ) -> None:
     for run_id in saved.run_ids[1:]:
@@ -259,15 +260,15 @@ def test_a_controller_that_does_not_answer_is_said_once_and_waited_for(
     slurm.before_look = lambda look: record(results.run(saved.run_ids[0])) if look == 4 else None
     report, notes = launch(results, saved, slurm)
     assert set(report.statuses.values()) == {"done"}
-    assert notes.count("SLURM is asked until it answers; squeue: no route") == 1
+    assert notes.count("SLURM does not answer, retrying: squeue: no route") == 1
 
 
-def test_a_second_launcher_is_refused_and_says_who_is_first(
+def test_a_second_launcher_is_refused_and_names_the_first(
     results: Results, saved: SavedPlan
 ) -> None:
     with (
         launcher_lock(results.sweep(saved.name)),
-        pytest.raises(UsageError, match=f"which process {os.getpid()} is launching"),
+        pytest.raises(UsageError, match=f"process {os.getpid()} is already launching"),
     ):
         launch(results, saved, FakeSlurm(results, saved.name))
 
@@ -321,16 +322,16 @@ def test_a_callable_that_is_a_link_or_missing_is_not_run(tmp_path: Path) -> None
 
 
 def test_an_edited_intent_is_refused(results: Results, saved: SavedPlan) -> None:
-    pack = JobGroup(run_ids=saved.run_ids, execution=ExecutionSpec(), seconds=1.0)
+    job_group = JobGroup(run_ids=saved.run_ids, execution=ExecutionSpec(), seconds=1.0)
     folder = results.sweep(saved.name)
-    intent = write_intent(folder, [pack], throttle=1, gpus=0, time_min=5)
+    intent = write_intent(folder, [job_group], throttle=1, gpus=0, time_min=5)
     assert read_intents(folder) == [intent]
-    assert read_job_group(folder, intent.id, 0) == pack
-    (intent.path / "intent.json").write_text('{"packs": 3}')
+    assert read_job_group(folder, intent.id, 0) == job_group
+    (intent.path / "intent.json").write_text('{"job_groups": 3}')
     with pytest.raises(SpecError, match="intent"):
         read_intents(folder)
-    (folder / "packs" / f"{intent.id}-0.json").write_text("[]")
-    with pytest.raises(SpecError, match="pack"):
+    (folder / "job_groups" / f"{intent.id}-0.json").write_text("[]")
+    with pytest.raises(SpecError, match="job group"):
         read_job_group(folder, intent.id, 0)
 
 
@@ -347,7 +348,7 @@ def test_cancelled_runs_are_marked_and_leave_the_queue(
 def test_diverged_runs_are_replaced_at_a_lower_rate_and_linked(
     results: Results, saved: SavedPlan
 ) -> None:
-    with pytest.raises(UsageError, match="no run diverged"):
+    with pytest.raises(UsageError, match="has diverged"):
         replace_diverged(results, saved, 0.5)
     old = results.run(saved.run_ids[2])
     record(old, "diverged")
@@ -366,7 +367,7 @@ def test_diverged_runs_are_replaced_at_a_lower_rate_and_linked(
         replace_diverged(results, extended, 1.5)
 
 
-def test_a_full_disk_is_said_and_what_was_left_out_is_done_later(
+def test_a_full_disk_is_reported_and_the_rest_is_done_later(
     results: Results, saved: SavedPlan, sbatch: list[Path], tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"

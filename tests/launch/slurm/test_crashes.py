@@ -19,7 +19,7 @@ from scalelab.launch.slurm import intents as intents_module
 from scalelab.launch.slurm import queue as queue_module
 from scalelab.launch.slurm import submissions as submissions_module
 from scalelab.records.sweep_dir import Results
-from tests.launch.replayed_slurm import (
+from tests.launch.slurm.replayed import (
     SBATCH_STEPS,
     SBATCH_THEN,
     Crash,
@@ -38,18 +38,18 @@ from tests.launch.replayed_slurm import (
 
 PLAN_AND_SUBMIT_S = 20.0
 LAUNCH_AGAIN_S = 2.0
-"""Processor seconds for a thousand runs: what the machine does besides is not ours."""
+"""Processor seconds for a thousand runs; other load on the machine does not count."""
 PAIR_STRIDE = 8
 
 
 @pytest.fixture
 def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of a replayed cluster whose commands are on the path; no time is waited."""
+    """Return the folder of a replayed cluster whose commands are on the PATH; waits are zero."""
     folder = tmp_path / "replay"
     install(folder)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("REPLAY", str(folder))
-    # A killed process loses nothing that it wrote; only a power cut would.
+    # A killed process loses nothing that it wrote, so fsync is not needed here.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(queue_module, "QUEUE_INTERVAL_S", 0.01)
     monkeypatch.setattr(submissions_module, "SUBMISSION_GRACE_S", 0.1)
@@ -64,7 +64,7 @@ def assert_each_done_once(results: Results, run_ids: tuple[str, ...], what: obje
 
 
 def count_steps(replay: Path, tmp_path: Path) -> int:
-    """Return how many steps an undisturbed launch takes."""
+    """Return the number of steps of a launch without faults."""
     results, run_ids = make_runs(tmp_path / "counted", 3)
     counter = tmp_path / "count"
 
@@ -77,7 +77,7 @@ def count_steps(replay: Path, tmp_path: Path) -> int:
 
 
 def crashes(n_steps: int) -> list[tuple[Crash, ...]]:
-    """Return what happens to the launchers of each trial, the first of them and then its successor.
+    """Return the crashes of the launchers in each trial: the first launcher and its successor.
 
     Every step alone, every step of sbatch with all that sbatch may do then, and pairs of them.
     """
@@ -110,7 +110,7 @@ def test_a_launcher_killed_at_any_step_loses_and_doubles_nothing(
 
 
 def assert_survived(trial: tuple[Crash, ...], replay: Path, folder: Path) -> None:
-    """Let one launcher after the other die, and see that the last one finds everything in order."""
+    """Kill one launcher after the other, and check that the last one finishes every run."""
     first, *then = trial
     what = " then ".join(map(str, trial))
     empty(replay)
@@ -121,12 +121,12 @@ def assert_survived(trial: tuple[Crash, ...], replay: Path, folder: Path) -> Non
 
     assert crashing(first, replay, results.path, launch_once) == -signal.SIGKILL, what
     for second in then:
-        # It may find less to do than the step at which it would have died.
+        # It may end before it reaches the step at which it would die.
         assert crashing(second, replay, results.path, launch_once) in (0, -signal.SIGKILL)
     assert in_child(launch_once) == 0, what
     wait_for_orphans(replay)
     let_cluster_run(replay, results)
-    # Attached, it waits for what is under way and finds everything done.
+    # An attached launcher waits for the running jobs and finds every run done.
     report = launch(results, run_ids, detach=False)
     assert report.n_started == 0, what
     assert set(report.statuses.values()) == {"done"}, what
@@ -143,7 +143,7 @@ def test_a_lost_answer_of_sbatch_is_found_by_name(replay: Path, tmp_path: Path) 
     assert (replay / "calls").read_text().count("sbatch ") == 1
 
 
-def test_a_job_that_turns_up_after_its_submission_was_given_up_does_nothing(
+def test_a_job_that_appears_after_its_submission_was_abandoned_does_nothing(
     replay: Path, tmp_path: Path
 ) -> None:
     results, run_ids = make_runs(tmp_path / "results", 2)
@@ -154,13 +154,13 @@ def test_a_job_that_turns_up_after_its_submission_was_given_up_does_nothing(
     job = replay / "jobs" / "77"
     job.mkdir()
     (job / "name").write_text(late.job_name)
-    (job / "last").write_text(str(len(late.packs) - 1))
+    (job / "last").write_text(str(len(late.job_groups) - 1))
     let_cluster_run(replay, results)
     assert_each_done_once(results, run_ids)
 
 
 def _dies_before_sbatch(step: int, results: Results, run_ids: tuple[str, ...]) -> bool:
-    """Kill a launch at a step; say whether an intent without a job is what it leaves."""
+    """Kill a launch at a step; return whether it leaves an intent without a job."""
     replay = Path(os.environ["REPLAY"])
     code = crashing(Crash(step), replay, results.path, lambda: launch(results, run_ids))
     assert code == -signal.SIGKILL
@@ -192,7 +192,7 @@ def test_a_silent_controller_changes_nothing(
     assert_each_done_once(results, run_ids)
 
 
-def test_a_job_that_slurm_holds_for_ever_is_taken_out_and_submitted_again(
+def test_a_job_that_slurm_holds_forever_is_cancelled_and_submitted_again(
     replay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scalelab.launch.slurm.retries.GONE_GRACE_S", 0.05)
@@ -208,7 +208,7 @@ def test_a_job_that_slurm_holds_for_ever_is_taken_out_and_submitted_again(
 
     report = launch(results, run_ids, detach=False, watch=watch)
     assert report.statuses == dict.fromkeys(run_ids, "done")
-    assert any("which SLURM held" in note for note in notes)
+    assert any("was held by SLURM" in note for note in notes)
     calls = (replay / "calls").read_text()
     assert calls.count("sbatch ") == 2
     assert "scancel 1_0" in calls
@@ -226,8 +226,8 @@ def test_two_sweeps_share_runs(replay: Path, tmp_path: Path) -> None:
         run_id
         for name in ("crash", "more")
         for intent in intents_module.read_intents(results.sweep(name))
-        for pack in intent.packs
-        for run_id in pack.run_ids
+        for group in intent.job_groups
+        for run_id in group.run_ids
     ]
     assert sorted(submitted) == sorted(many)
 
@@ -246,7 +246,7 @@ def test_caps_refuse_before_anything_is_submitted(replay: Path, tmp_path: Path) 
     assert "sbatch" in (replay / "calls").read_text()
 
 
-def test_refused_options_are_said_in_sbatchs_words(replay: Path, tmp_path: Path) -> None:
+def test_refused_options_show_the_message_of_sbatch(replay: Path, tmp_path: Path) -> None:
     from scalelab.errors import UsageError
 
     (replay / "bin" / "sbatch").write_text(
@@ -280,7 +280,7 @@ def test_the_cap_on_running_jobs_holds_over_arrays(replay: Path, tmp_path: Path)
     results, run_ids = make_runs(tmp_path / "results", 13)
     launch(results, run_ids, array_parallelism=7)
     found = intents_module.read_intents(results.sweep("crash"))
-    assert sorted(len(intent.packs) for intent in found) == [3, 5, 5]
+    assert sorted(len(intent.job_groups) for intent in found) == [3, 5, 5]
     assert sum(intent.throttle for intent in found) == 7
     for intent in found:
         script_text = (intent.path / "submission.sh").read_text()

@@ -1,4 +1,4 @@
-"""What a process of a job takes itself for: alone, whatever another program left behind."""
+"""Ranks of a job's processes, and how a task ends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from scalelab.launch.slurm.tasks import forget_ranks
+from scalelab.launch.worker import forget_ranks
 from scalelab.train.sharded.ranks import Ranks, own_ranks
 
 
-def test_a_process_that_is_alone_forgets_the_ranks_of_another_program(
+def test_a_single_process_removes_the_ranks_of_another_program(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
@@ -21,8 +21,8 @@ def test_a_process_that_is_alone_forgets_the_ranks_of_another_program(
     assert own_ranks() == Ranks(rank=0, n_ranks=1, local_rank=0)
 
 
-def test_what_comes_after_python_cannot_change_how_a_task_ended() -> None:
-    # Registered first, so it would run last: an abort at the end of a library.
+def test_an_abort_at_exit_does_not_change_the_exit_code_of_a_task() -> None:
+    # Registered first, so it runs last: the abort of a library at exit.
     script = (
         "import atexit, os; atexit.register(os.abort)\n"
         "from scalelab.launch.slurm.tasks import exit_directly\n"

@@ -1,4 +1,4 @@
-"""What a job asks for, and names that no batch script may hold."""
+"""Resources of a job, and names that a batch script cannot hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scalelab.errors import UsageError
 from scalelab.launch.slurm.batch_script import make_executor, nodes_and_tasks
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.spec import SlurmTable
-from tests.launch.replayed_slurm import launch, make_runs
+from tests.launch.slurm.replayed import launch, make_runs
 
 
 @given(gpus=st.integers(1, 300), per_node=st.integers(1, 16))
@@ -36,7 +36,7 @@ def test_the_request_of_a_run(tmp_path: Path, gpus: int, nodes: int, tasks: int)
     assert f"#SBATCH --nodes={nodes}\n" in script
     assert f"#SBATCH --ntasks-per-node={tasks}\n" in script
     assert (f"#SBATCH --gpus-per-node={tasks}\n" in script) == (gpus > 0)
-    # A task that dies takes the others along, which would wait for it.
+    # If a task dies, srun ends the others, which would wait for it.
     assert ("--kill-on-bad-exit=1" in script) == (gpus > 1)
 
 

@@ -1,0 +1,199 @@
+"""Measuring the training speed of this machine, with as many busy workers as a sweep uses.
+
+All workers are timed at once, because a core is slower while the other cores are busy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from scalelab.errors import ScalelabError
+from scalelab.launch.devices import gpu_names, worker_slots
+from scalelab.records.files import read_json, write_atomically
+from scalelab.records.machine import cpu_name
+from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, build, run_spec_from_mapping
+
+TIMEOUT_S = 300
+TRAINER_REVISION = 3
+"""Increased when the trainer's speed changes, so that old measurements are repeated."""
+
+SECONDS_PER_POINT = 0.25
+TIMED_STEPS_MAX = 1_000_000
+STEP_FIELDS = ("device", "step", "n_threads")
+"""Execution fields that distinguish one kind of step from another in a calibration."""
+
+_PROGRAM = "from scalelab.launch.calibration import calibrate; calibrate()"
+
+
+def measure(
+    execution: ExecutionSpec,
+    n_workers: int,
+    specs: Sequence[tuple[RunSpec, bool]] = (),
+    *,
+    keeps_points: bool = False,
+) -> dict[str, Any]:
+    """Measure with all workers busy, cache the calibration and return it.
+
+    Parameters
+    ----------
+    execution : ExecutionSpec
+        How runs are executed.
+    n_workers : int
+        Runs at once.
+    specs : sequence of (RunSpec, bool)
+        Runs to time in addition to the general points, and whether to time them batched too.
+    keeps_points : bool
+        Whether to reuse cached general points of the same kind of step: they take most of the
+        time.
+
+    Raises
+    ------
+    ScalelabError
+        If the trainer cannot run here.
+    """
+    slots = worker_slots(execution.device)
+    cached = read_cache(execution.device, n_workers)
+    general = _general_points(cached, execution) if keeps_points else []
+    workers = []
+    for index in range(n_workers):
+        slot = slots[index % len(slots)]
+        request = {
+            "slot": slot if isinstance(slot, int) else None,
+            "execution": asdict(execution),
+            "specs": [asdict(spec) for spec, _ in specs],
+            "is_batched": [is_batched for _, is_batched in specs],
+            "is_general": not general,
+            "seconds": SECONDS_PER_POINT,
+        }
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if isinstance(slot, str):
+            environment["CUDA_VISIBLE_DEVICES"] = slot
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", _PROGRAM]
+        worker = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
+        )
+        workers.append((worker, json.dumps(request)))
+    # Every worker gets its request before the first answer is awaited: all are timed at once.
+    for worker, request_text in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(request_text)
+        worker.stdin.close()
+        worker.stdin = None
+    content = _median_of([_answer(worker) for worker, _ in workers])
+    content["points"] = content["points"] or general
+    exact = {json.dumps(_key(p)): p for p in [*cached.get("exact", []), *content["exact"]]}
+    content["exact"] = list(exact.values())
+    path = cache_path(execution.device, n_workers)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({**content, "measured_s": time.time()}, indent=1))
+    return content
+
+
+def calibrate() -> None:
+    """Measure this process's training speed: a JSON request on stdin, the answer on stdout.
+
+    The request holds ``slot`` (a core, or None), ``execution``, ``specs`` (runs to time),
+    ``is_batched`` (for each, whether to time it batched too), ``is_general`` (whether to measure
+    the general points) and ``seconds`` for each measurement.
+    """
+    request = json.load(sys.stdin)
+    if request["slot"] is not None:
+        os.sched_setaffinity(0, {request["slot"]})
+
+    from scalelab.train.calibrate import WIDTHS, measure_batched_runs, measure_run, measure_speed
+
+    execution = build(ExecutionSpec, request["execution"])
+    widths = WIDTHS if request["is_general"] else ()
+    answer = measure_speed(execution, widths=widths, seconds_per_point=request["seconds"])
+    answer["exact"] = []
+    for content, is_batched in zip(request["specs"], request["is_batched"], strict=True):
+        spec = dataclasses.replace(run_spec_from_mapping(content), n_steps=TIMED_STEPS_MAX)
+        point = measure_run(spec, execution, request["seconds"])
+        gains = measure_batched_runs(spec, execution, request["seconds"]) if is_batched else {}
+        answer["exact"].append({**point, "batching_gains": gains})
+    json.dump(answer, sys.stdout)
+
+
+def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = worker.communicate(timeout=TIMEOUT_S)
+    if worker.returncode != 0:
+        last = err.strip().splitlines()[-1] if err.strip() else "no message"
+        raise ScalelabError(
+            f"the speed measurement failed: {last}",
+            "a trainer that runs on this machine",
+            "Run `scalelab doctor`. To install the trainer: pip install 'scalelab[train]'",
+        )
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return answer
+
+
+def cache_path(device: str, n_workers: int) -> Path:
+    """Return the cache file for this machine, trainer revision and number of workers."""
+    try:
+        torch_version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch_version = "none"
+    processors = "|".join(gpu_names()) if device == "cuda" else cpu_name()
+    words = (platform.node(), processors, device, n_workers, torch_version, TRAINER_REVISION)
+    key = "|".join(map(str, words))
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    return base / "scalelab" / f"speed-{digest}.json"
+
+
+def read_cache(device: str, n_workers: int) -> dict[str, Any]:
+    """Return the cached calibration; empty if there is none that can be read."""
+    try:
+        return read_json(cache_path(device, n_workers)) or {}
+    except OSError:
+        return {}
+
+
+def _general_points(cached: Mapping[str, Any], execution: ExecutionSpec) -> list[dict[str, Any]]:
+    """Return the cached general points of the same kind of step, or an empty list."""
+    earlier = cached.get("execution", {})
+    is_same = all(earlier.get(name) == getattr(execution, name) for name in STEP_FIELDS)
+    return list(cached.get("points", [])) if is_same else []
+
+
+def _key(point: Mapping[str, Any]) -> list[Any]:
+    return [point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs")]
+
+
+def _median_of(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one calibration with the median speeds of the workers' answers."""
+    return {**answers[0], **{part: _median_points(answers, part) for part in ("points", "exact")}}
+
+
+def _median_points(answers: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    return [
+        {
+            **same[0],
+            **{
+                name: statistics.median(point[name] for point in same)
+                for name in ("flops_per_s", "tokens_per_s", "eval_tokens_per_s")
+            },
+            "batching_gains": _median_gains([point.get("batching_gains", {}) for point in same]),
+        }
+        for same in zip(*(answer[part] for answer in answers), strict=True)
+    ]
+
+
+def _median_gains(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median gain of each batch size that all workers timed."""
+    sizes = [size for size in found[0] if all(size in gains for gains in found)]
+    return {size: statistics.median(gains[size] for gains in found) for size in sizes}
