@@ -58,11 +58,7 @@ class Arrays:
     """
 
     def __init__(
-        self,
-        request: LaunchRequest,
-        options: SlurmOptions,
-        submissions: Submissions,
-        slurm: Slurm,
+        self, request: LaunchRequest, options: SlurmOptions, submissions: Submissions, slurm: Slurm
     ) -> None:
         self.request = request
         self.options = options

@@ -37,29 +37,23 @@ def make_job_groups(
         Micro-batch of the runs that ran out of memory; each gets its own job.
     """
     micro_batches = micro_batches or {}
-    job_groups: list[JobGroup] = []
+    groups: list[tuple[list[str], ExecutionSpec]] = []
     current: list[str] = []
     total = 0.0
-
-    def close() -> None:
-        nonlocal current, total
-        if current:
-            group = JobGroup(run_ids=tuple(current), execution=execution, seconds=total)
-            job_groups.append(group)
-        current, total = [], 0.0
-
     for run_id in run_ids:
         if run_id in micro_batches:
             smaller = replace(execution, micro_batch_seqs=micro_batches[run_id])
-            group = JobGroup(run_ids=(run_id,), execution=smaller, seconds=seconds[run_id])
-            job_groups.append(group)
-            continue
-        if total + seconds[run_id] > target_s or len(current) == MAX_GROUP_RUNS:
-            close()
-        current.append(run_id)
-        total += seconds[run_id]
-    close()
-    return job_groups
+            groups.append(([run_id], smaller))
+        elif current and len(current) < MAX_GROUP_RUNS and total + seconds[run_id] <= target_s:
+            current.append(run_id)
+            total += seconds[run_id]
+        else:
+            current, total = [run_id], seconds[run_id]
+            groups.append((current, execution))
+    return [
+        JobGroup(run_ids=tuple(ids), execution=how, seconds=sum(seconds[i] for i in ids))
+        for ids, how in groups
+    ]
 
 
 def gpu_hours(intents: Sequence[Intent]) -> float:
