@@ -164,7 +164,7 @@ def test_a_strangers_callable_is_never_loaded(
     assert set(report["statuses"].values()) == {"done"}
     assert any("FAILED" in note for note in report["notes"])
     (log, *_) = intent.path.glob("*_log.out")
-    assert "not yours" in log.read_text()
+    assert "belongs to another user" in log.read_text()
 
 
 @WITHOUT_SACCT

@@ -78,7 +78,7 @@ def _guards(folder: Path) -> list[str]:
     link = shlex.quote(str(folder))
     return [
         f"[ -O {callable_file} ] && [ ! -L {callable_file} ] || "
-        "{ echo 'scalelab: the callable is missing or not yours' >&2; exit 77; }",
+        "{ echo 'scalelab: submitted.pkl is missing or belongs to another user' >&2; exit 77; }",
         f"ln -sfn {CALLABLE_FILE} "
         f'{link}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_submitted.pkl"',
     ]
