@@ -1,7 +1,6 @@
-"""Fused operations of the trainer, each beside a plain reference.
+"""Fused operations of the trainer, each with a reference in plain torch.
 
-`scalelab_kernels.reference` is plain torch and runs everywhere. The Triton operations of the same
-names live one file an operation and are loaded by `scalelab_kernels.operations.get_operations`,
-which takes the choice as a word: nothing falls back by itself. Importing this package imports
-neither torch nor Triton.
+`scalelab_kernels.reference` runs on all devices. The Triton operations have the same names, one
+file for each; `scalelab_kernels.operations.get_operations` loads them by name. There is no
+automatic fallback. Importing this package imports neither torch nor Triton.
 """

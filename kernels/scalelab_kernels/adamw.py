@@ -1,15 +1,20 @@
-"""AdamW over one flat buffer of K packed runs: clip, step, half-precision copy and average at once.
+"""AdamW over one flat buffer of K batched runs: clip, step, half-precision copy and average.
 
-Three launches whatever the number of parameters: the sums of squares of the gradient, one program a
-run that turns them into the norm and the step's few factors (in float64, so that ``1 - beta2^step``
-does not cancel), and one pass over the buffer. Nothing is read back by the host, so the step can be
-captured; a schedule writes the ``lr`` column of the table on the device.
+A step has three launches:
 
-Bytes a parameter: 4 for the norm, then 30: fp32 parameter, gradient and two moments read (16),
-parameter and moments written (12), bf16 copy written (2); the average adds 8.
+1. Sum the squares of the gradient.
+2. Compute each run's norm and the factors of its step, in one program per run, in float64 so that
+   ``1 - beta2^step`` does not cancel.
+3. Update the buffers in one pass.
+
+The host reads nothing, so a CUDA graph can capture the step; a schedule writes the ``lr`` column of
+the table on the device.
+
+Bytes for each parameter: 4 for the norm, then 30: read fp32 parameter, gradient and two moments
+(16), write parameter and moments (12), write the bf16 copy (2). The average adds 8.
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ def _norm_kernel(grad, partial, n_elements, BLOCK: tl.constexpr):
 def _settle_kernel(
     partial, step, hyper, factors, norms, n_programs, step_stride, PROGRAMS: tl.constexpr
 ):
-    """Turn a run's sums of squares into its norm and the factors of its step."""
+    """Compute a run's norm and the factors of its step from the partial sums of squares."""
     run = tl.program_id(0)
     index = tl.arange(0, PROGRAMS)
     parts = tl.load(partial + run * n_programs + index, index < n_programs, other=0.0)
@@ -59,11 +64,11 @@ def _settle_kernel(
     ema_decay = tl.load(row + 7)
     steps = tl.load(step + run * step_stride).to(tl.float64)
     norm = tl.sqrt(tl.sum(parts.to(tl.float64), 0)) * scale
-    # Also false for NaN.
+    # False for NaN too.
     is_finite = norm < float("inf")
     left1 = 1.0 - tl.where(beta1 > 0, tl.exp(steps * tl.log(tl.maximum(beta1, 1e-300))), 0.0)
     left2 = 1.0 - tl.where(beta2 > 0, tl.exp(steps * tl.log(tl.maximum(beta2, 1e-300))), 0.0)
-    # A run that is skipped gets factors that change nothing.
+    # A skipped run gets factors that change nothing.
     out = factors + run * _N_FACTORS
     tl.store(out, tl.where(is_finite, scale * tl.minimum(max_norm / (norm + 1e-6), 1.0), 0.0))
     tl.store(out + 1, tl.where(is_finite, 1.0 - beta1, 0.0))
@@ -89,7 +94,7 @@ def _mix(x):
 
 @triton.jit
 def _round_stochastically(value, index, seed):
-    """Round fp32 to bf16 up or down with the probability that keeps the mean."""
+    """Round fp32 to bf16 up or down, with the probabilities that keep the mean."""
     high = (index >> 32).to(tl.uint32)
     noise = _mix(index.to(tl.uint32) ^ _mix(high ^ seed.to(tl.uint32))) & 0xFFFF
     bits = value.to(tl.uint32, bitcast=True)
@@ -100,7 +105,7 @@ def _round_stochastically(value, index, seed):
 
 @triton.jit
 def _lerp(a, b, weight):
-    """Return ``a + weight (b - a)``, from the nearer end so that neither end cancels."""
+    """Return ``a + weight (b - a)``, computed from the nearer end to avoid cancellation."""
     return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1.0 - weight))
 
 
@@ -120,7 +125,7 @@ def _update_kernel(
     g = tl.load(grad + index, mask, other=0.0).to(tl.float32)
     m = tl.load(exp_avg + index, mask, other=0.0)
     v = tl.load(exp_avg_sq + index, mask, other=0.0)
-    # A clip of zero marks a run that is skipped; 0 x nan is why its gradient goes too.
+    # A clip factor of 0 marks a skipped run; its gradient becomes 0, because 0 x NaN is NaN.
     g = tl.where(clip == 0.0, 0.0, g) * clip
     m = _lerp(m, g, tl.load(own + 1))
     v = v * tl.load(own + 2) + g * g * tl.load(own + 3)
@@ -194,14 +199,14 @@ def adamw_step_(
     ema: Tensor | None = None,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """Do what `scalelab_kernels.reference.adamw_step_` does, in one pass over the buffers.
+    """Take the step of `scalelab_kernels.reference.adamw_step_` in one pass over the buffers.
 
     Raises
     ------
     KernelUnavailableError
         Where Triton cannot run.
     ValueError
-        A seed with parameters that are not bf16, or buffers that are not contiguous.
+        A seed with parameters that are not bf16, or a buffer that is not contiguous.
     """
     check_runs_here(param)
     check_rounding(param, seed)
@@ -210,7 +215,7 @@ def adamw_step_(
         if buffer is not None and not buffer.is_contiguous():
             raise ValueError(
                 f"got {name} with strides {buffer.stride()}; expected a contiguous buffer. "
-                "Keep the optimizer's buffers flat."
+                "Pass a flat buffer."
             )
     norms: Tensor = _adamw_step(
         param, grad, exp_avg, exp_avg_sq, step, hyper, n_decay, copy, ema, seed

@@ -1,17 +1,18 @@
 """Deterministic causal attention with grouped heads and documents of any length.
 
-A program owns a block of queries of one head and walks over the keys that they see with an online
-softmax in base 2; blocks below the diagonal need no mask. Documents are given by the start of each
-position's own (`scalelab_kernels.reference.document_starts`): the walk begins there, and blocks
-that nobody sees cost nothing. Tensors are read by their strides: q, k and v may lie token by token,
-as `scalelab_kernels.qk_norm_rope` leaves them, and so does the result, ready for the next matmul.
+A program takes a block of queries of one head and loops over the keys that they see, with an online
+softmax in base 2. Blocks below the diagonal need no mask. Documents are given by the start of each
+position's document (`scalelab_kernels.reference.document_starts`); the loop starts there and skips
+blocks that no query sees. Tensors are read by their strides, so q, k and v can be token-major in
+memory, as `scalelab_kernels.qk_norm_rope` writes them. The result is token-major too, as the next
+matmul needs it.
 
-Scores, softmax and sums are fp32; weights are rounded to the input's dtype for the second matmul.
-FLOPs a head: forward 2 T^2 D (the causal half of 4 T^2 D); bytes: q, k, v and the result once each.
-The backward pass is in `scalelab_kernels.attention_backward`.
+Scores, softmax and sums are in fp32; weights are rounded to the input's dtype for the second
+matmul. FLOPs of a head: forward 2 T^2 D (the causal half of 4 T^2 D). Bytes: q, k, v and the result
+once each. The backward pass is in `scalelab_kernels.attention_backward`.
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _walk(
     MASKED: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Carry the online softmax of a block of queries over the keys ``begin .. end``."""
+    """Update the online softmax of a block of queries with the keys ``begin .. end``."""
     for first in range(begin, end, KEYS):
         col = first + tl.arange(0, KEYS)
         keys = load_block(k, col, n_positions, k_token, D, COLS)
@@ -71,7 +72,7 @@ def _forward_kernel(
     D: tl.constexpr, COLS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(QUERIES % KEYS == 0)
-    # The last queries see the most keys: begin with them, so that no long block is left over.
+    # The last queries see the most keys: start with them, so that no long block runs at the end.
     block, batch, head = place(n_positions, QUERIES, H)
     first = (tl.cdiv(n_positions, QUERIES) - 1 - block) * QUERIES
     row = first + tl.arange(0, QUERIES)
@@ -96,7 +97,7 @@ def _forward_kernel(
         tl.minimum(first + QUERIES, n_positions), n_positions,
         k_token, v_token, scale, True, D, COLS, QUERIES, KEYS,
     )  # fmt: skip
-    # Rows beyond the end have seen nothing.
+    # Rows after the end have a sum of zero.
     total = tl.where(in_rows, total, 1.0)
     col = tl.arange(0, COLS)
     to_out = ((batch * n_positions + row) * H + head)[:, None] * D + col[None, :]
@@ -170,14 +171,14 @@ def causal_attention(
     check_runs_here(q)
     if q.shape[-1] > HEAD_DIM_MAX:
         raise KernelUnavailableError(
-            f"the Triton attention for heads of {q.shape[-1]}",
-            f"heads of at most {HEAD_DIM_MAX}, whose blocks fit shared memory",
-            "Choose the attention 'sdpa', or narrower heads.",
+            f"the Triton attention for heads of size {q.shape[-1]}",
+            f"heads of at most {HEAD_DIM_MAX}, whose blocks fit in shared memory",
+            "Use attention = sdpa, or smaller heads.",
         )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if scale <= 0:
         raise ValueError(
-            f"got a scale of {scale}; expected a positive number. Negate the queries instead."
+            f"got scale = {scale}; expected a positive number. Negate the queries instead."
         )
     lead = q.shape[:-3]
     q4, k4, v4 = (t.flatten(0, -4) if t.ndim > 4 else t.view(-1, *t.shape[-3:]) for t in (q, k, v))

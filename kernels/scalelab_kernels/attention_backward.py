@@ -1,13 +1,16 @@
 """Backward pass of causal attention, without atomics.
 
-Three launches. Delta, the dot product of the result with its gradient, once a row. Then each block
-of keys sums its gradients over the queries that see it, of all heads of its group, and each block
-of queries sums its own over the keys that it sees. The weights are computed again from the saved
-log-partition in both: 7 matmuls a tile instead of 5, the price of bitwise equal runs without a
-second buffer of gradients.
+There are three launches:
+
+1. Compute delta, the dot product of the result with its gradient, for each row.
+2. For each block of keys, sum its gradients over the queries that see it, in its group's heads.
+3. For each block of queries, sum its gradients over the keys that it sees.
+
+Launches 2 and 3 both recompute the weights from the saved log-partition: 7 matmuls for each tile
+instead of 5. In return, repeated calls are bitwise equal without a second buffer of gradients.
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit
 def load_block(pointer, row, n_rows, stride, D: tl.constexpr, COLS: tl.constexpr):
-    """Return the given rows of a head, zero outside."""
+    """Return the given rows of a head, with zeros outside it."""
     col = tl.arange(0, COLS)
     offset = row.to(tl.int64)[:, None] * stride + col[None, :]
     mask = (row < n_rows)[:, None]
@@ -38,7 +41,7 @@ def load_block(pointer, row, n_rows, stride, D: tl.constexpr, COLS: tl.constexpr
 def place(n_positions, ROWS: tl.constexpr, H: tl.constexpr):
     """Return this program's block of positions, its sequence and its head.
 
-    One axis of programs: a grid is 65,535 high and deep at most, and packed runs have more heads.
+    The grid has one axis: the others are limited to 65,535, and batched runs can have more heads.
     """
     n_blocks = tl.cdiv(n_positions, ROWS)
     row_of_heads = tl.program_id(0) // n_blocks
@@ -67,7 +70,7 @@ def _key_walk(
     MASKED: tl.constexpr, HAS_STARTS: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients that a block of keys gets from the queries ``begin .. end`` of a head."""
+    """Add the gradients of a block of keys from the queries ``begin .. end`` of a head."""
     for first in range(begin, end, QUERIES):
         row = first + tl.arange(0, QUERIES)
         in_rows = row < n_positions
@@ -75,7 +78,7 @@ def _key_walk(
         upstream = load_block(grad_out, row, n_positions, out_token, D, COLS)
         log_sum = tl.load(lse + row, in_rows, other=float("inf"))
         scores = dot(keys, tl.trans(queries), tl.zeros((KEYS, QUERIES), tl.float32))
-        # Queries beyond the end have an infinite partition, hence no weight.
+        # Queries after the end have an infinite log-partition, hence weight 0.
         weights = tl.exp2(scores * scale - log_sum[None, :])
         if MASKED:
             is_seen = col[:, None] <= row[None, :]
@@ -129,7 +132,7 @@ def _key_kernel(
     width = tl.arange(0, COLS)
     to_grad = ((batch * n_positions + col) * G + kv_head)[:, None] * D + width[None, :]
     mask = (col < n_positions)[:, None] & (width < D)[None, :]
-    # The scale here is in base 2; the gradient's is not.
+    # `scale` includes log2(e); the factor ln 2 removes it.
     acc_k = acc_k * (scale * 0.6931471805599453)
     tl.store(grad_k + to_grad, round_to(acc_k, grad_k.dtype.element_ty), mask)
     tl.store(grad_v + to_grad, round_to(acc_v, grad_v.dtype.element_ty), mask)
@@ -142,7 +145,7 @@ def _query_walk(
     MASKED: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients that a block of queries gets from the keys ``begin .. end``."""
+    """Add the gradients of a block of queries from the keys ``begin .. end``."""
     for first in range(begin, end, KEYS):
         col = first + tl.arange(0, KEYS)
         keys = load_block(k, col, n_positions, k_token, D, COLS)
@@ -201,7 +204,7 @@ def _query_kernel(
 
 
 def last_dense(x: Tensor) -> Tensor:
-    """Return ``x``, copied only if the elements of a head do not follow each other."""
+    """Return ``x``; copy it if the elements of a head are not consecutive in memory."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -210,7 +213,7 @@ def attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None,
     out: Tensor, lse: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of q, k and v, laid out token by token: (B, T, heads, D)."""
+    """Return the gradients of q, k and v, each (B, T, heads, D)."""
     q, k, v = last_dense(q), last_dense(k), last_dense(v)
     grad_out, out = grad_out.contiguous(), out.contiguous()
     n_batch, n_heads, n_positions, head_dim = q.shape
@@ -220,7 +223,7 @@ def attention_backward(
     delta = torch.empty_like(lse)
     ends = starts = None if starts is None else starts.contiguous()
     if starts is not None:
-        # The first query of a later document, for each key: starts never decrease.
+        # For each key, the first query of the next document; starts are sorted.
         positions = torch.arange(n_positions, dtype=starts.dtype, device=q.device)
         positions = positions.expand_as(starts).contiguous()
         ends = torch.searchsorted(starts, positions, right=True).to(torch.int32)

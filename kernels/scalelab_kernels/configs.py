@@ -1,9 +1,9 @@
-"""Launch settings of every kernel, by architecture and shape class; nothing is tuned at run time.
+"""Launch settings of the kernels, by architecture and shape class, without tuning at run time.
 
-``hopper`` and ``ampere`` are what the kernels are written for; ``generic`` is what every other
-device gets; ``interpreter`` has small blocks, so that small tests still cross block borders. A
-setting changes speed and the order of sums, hence bits, never what is computed: the same device
-kind always takes the same one.
+The kernels are written for ``hopper`` and ``ampere``; other devices use ``generic``.
+``interpreter`` has small blocks, so that small tests cross block borders. Settings change
+the speed and the order of sums (hence bits), but not the formula. A kind of device always uses the
+same settings.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from scalelab_kernels.runtime import power_of_two
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowConfig:
-    """How a kernel that reduces along rows is launched.
+    """Launch settings of a kernel that reduces along rows.
 
     Attributes
     ----------
     rows, cols : int
         Tile of one program step; ``cols`` covers a whole row.
     programs : int
-        Programs of the backward pass a packed run; each sums the weight gradient of its rows.
+        Programs of the backward pass for each batched run; each sums the weight gradient of its
+        rows.
     num_warps : int
-        Warps a program.
+        Warps in a program.
     """
 
     rows: int
@@ -33,15 +34,15 @@ class RowConfig:
     num_warps: int
 
 
-# Programs that fill a device twice: two a multiprocessor (132 on an H200, 108 on an A100).
+# Two programs for each multiprocessor (132 on an H200, 108 on an A100).
 _PROGRAMS = {"hopper": 264, "ampere": 216, "generic": 128, "interpreter": 3}
 
 
 def row_config(architecture: str, n_cols: int) -> RowConfig:
     """Return the settings of RMSNorm for rows of ``n_cols``.
 
-    A tile is about 2048 elements (16 bytes a thread and load in bf16 at 4 warps), so narrow rows
-    share a program; wide rows take one warp for each 512 elements.
+    A tile has about 2048 elements (in bf16 with 4 warps, a thread loads 16 bytes at a time), so
+    narrow rows share a program. Wide rows use one warp for each 512 elements.
     """
     cols = power_of_two(n_cols)
     tile = 256 if architecture == "interpreter" else 2048
@@ -55,14 +56,14 @@ def row_config(architecture: str, n_cols: int) -> RowConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TileConfig:
-    """How a kernel without reductions is launched.
+    """Launch settings of a kernel without reductions.
 
     Attributes
     ----------
     rows, cols : int
         Tile of one program.
     num_warps : int
-        Warps a program.
+        Warps in a program.
     """
 
     rows: int
@@ -73,9 +74,9 @@ class TileConfig:
 def tile_config(architecture: str, n_cols: int) -> TileConfig:
     """Return the tile of an elementwise kernel over rows of ``n_cols``.
 
-    The widest tile that wastes little of the last block of a row: 5504 columns are 43 blocks of 128
-    but five and a third of 1024. A tile is 2048 elements, 16 a thread, so that several 16-byte
-    loads are in flight before the first use.
+    Selects the widest tile that wastes at most 7 % of a row: 5504 columns are 43 blocks of 128, but
+    5.4 blocks of 1024. A tile has 2048 elements, 16 for each thread, so several 16-byte loads are
+    in flight before the first use.
     """
     if architecture == "interpreter":
         return TileConfig(rows=8, cols=32, num_warps=4)
@@ -88,7 +89,7 @@ def tile_config(architecture: str, n_cols: int) -> TileConfig:
 def head_config(architecture: str, half: int) -> RowConfig:
     """Return the settings of QK-norm with RoPE for heads of ``2 * half``; a row is one head.
 
-    Both halves of a tile are in registers at once, so a half is 1024 elements.
+    Both halves of a tile are in registers at the same time, so a half has 1024 elements.
     """
     cols = power_of_two(half)
     tile = 128 if architecture == "interpreter" else 1024
@@ -102,16 +103,16 @@ def head_config(architecture: str, half: int) -> RowConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossEntropyConfig:
-    """How linear + cross-entropy by recomputed tiles is launched.
+    """Launch settings of linear + cross-entropy with recomputed tiles.
 
     Attributes
     ----------
     tokens, vocab, cols : int
         Tile of logits, and the width of the activations.
     programs : int
-        Programs that the shares of the split axis should reach.
+        Number of programs to reach by splitting the other axis into shares.
     num_warps, num_stages : int
-        Warps a program; depth of the software pipeline over blocks.
+        Warps in a program; depth of the software pipeline over blocks.
     """
 
     tokens: int
@@ -127,8 +128,9 @@ def cross_entropy_config(
 ) -> CrossEntropyConfig:
     """Return the settings of linear + cross-entropy by tiles, for ``d`` up to 256.
 
-    One block of weights is ``vocab * d`` elements a pipeline stage; with the activations beside it
-    a tile stays below 100 KB of shared memory in bf16, so that it fits every device since Ampere.
+    A pipeline stage holds a block of weights with ``vocab * d`` elements. Together with the
+    activations, a tile uses less than 100 KB of shared memory in bf16 and fits all devices since
+    Ampere.
     """
     cols = max(16, power_of_two(d))
     programs = _PROGRAMS[architecture]
@@ -138,7 +140,7 @@ def cross_entropy_config(
             tokens=8, vocab=vocab, cols=cols, programs=6, num_warps=4, num_stages=1
         )
     if element_size > 2:
-        # fp32 as fp32 runs outside the matrix units, with operands in registers: more would spill.
+        # fp32 products do not use the matrix units; larger tiles would spill registers.
         tokens, vocab = (32, 32) if cols <= 64 else (16, 16)
         return CrossEntropyConfig(
             tokens=tokens, vocab=vocab, cols=cols, programs=programs, num_warps=4, num_stages=1
@@ -150,16 +152,16 @@ def cross_entropy_config(
 
 
 def chunk_tokens(architecture: str) -> int:
-    """Return how many tokens (of all packed runs together) have logits at a time.
+    """Return the number of tokens (of all batched runs) whose logits are in memory at a time.
 
-    4096 rows keep a matmul with d >= 512 compute-bound; their logits at a vocabulary of 50,304 in
-    bf16 take 412 MB, a sixteenth of those of 65,536 tokens.
+    With 4096 rows, a matmul with d >= 512 is compute-bound. At a vocabulary of 50,304 in bf16 their
+    logits take 412 MB, 1/16 of those of 65,536 tokens.
     """
     return 6 if architecture == "interpreter" else 4096
 
 
 def logits_config(architecture: str) -> TileConfig:
-    """Return the settings of the kernel that reads one row of logits a program, block by block."""
+    """Return the settings of the kernel whose programs each read a row of logits block by block."""
     if architecture == "interpreter":
         return TileConfig(rows=1, cols=4096, num_warps=4)
     return TileConfig(rows=1, cols=4096, num_warps=8)
@@ -167,7 +169,7 @@ def logits_config(architecture: str) -> TileConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlatConfig:
-    """How a kernel over a flat buffer is launched.
+    """Launch settings of a kernel over a flat buffer.
 
     Attributes
     ----------
@@ -176,7 +178,7 @@ class FlatConfig:
     programs : int
         Programs of a reduction over a run's buffer.
     num_warps : int
-        Warps a program.
+        Warps in a program.
     """
 
     block: int
@@ -187,7 +189,7 @@ class FlatConfig:
 def flat_config(architecture: str) -> FlatConfig:
     """Return the settings of the optimizer step.
 
-    Eight fp32 elements a thread: two 16-byte loads of each of four buffers before the first use.
+    A thread has 8 fp32 elements: two 16-byte loads of each of four buffers before the first use.
     """
     if architecture == "interpreter":
         return FlatConfig(block=256, programs=3, num_warps=4)
@@ -196,16 +198,16 @@ def flat_config(architecture: str) -> FlatConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WalkConfig:
-    """How a kernel that walks over the other axis of attention is launched.
+    """Launch settings of an attention kernel that loops over queries or keys.
 
     Attributes
     ----------
     rows, cols : int
-        Block that a program owns, and block of a step of the walk; ``rows`` is a multiple.
+        Block of a program, and block of one loop step; ``rows`` is a multiple of ``cols``.
     width : int
         Head size padded to a power of two.
     num_warps, num_stages : int
-        Warps a program; depth of the software pipeline over the walk.
+        Warps in a program; depth of the software pipeline over the loop.
     """
 
     rows: int
@@ -217,7 +219,7 @@ class WalkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionConfig:
-    """Settings of the three walks: queries forward; keys and queries backward."""
+    """Settings of the forward kernel, and of the backward kernels by key and by query block."""
 
     forward: WalkConfig
     key: WalkConfig
@@ -227,8 +229,8 @@ class AttentionConfig:
 def attention_config(architecture: str, head_dim: int, element_size: int) -> AttentionConfig:
     """Return the settings of causal attention.
 
-    A step of the walk holds two blocks of ``cols * width`` elements in shared memory a stage.
-    Blocks of fp32 are small for the reason given in `cross_entropy_config`.
+    A pipeline stage holds two blocks of ``cols * width`` elements in shared memory. Blocks of fp32
+    are small for the reason in `cross_entropy_config`.
     """
     width = max(16, power_of_two(head_dim))
     if architecture == "interpreter":

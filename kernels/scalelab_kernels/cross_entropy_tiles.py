@@ -1,22 +1,23 @@
-"""Linear + cross-entropy without logits in memory: every tile is computed again when it is needed.
+"""Linear + cross-entropy without logits in memory: kernels recompute each tile of logits.
 
-For narrow models, d <= 256, where the head is bound by the bytes of its logits and not by its
-matmuls. Forward keeps an online softmax for a block of tokens over a share of the vocabulary, then
-joins the shares. Backward computes each tile twice more: once by token blocks for the gradient of
-the activations, once by vocabulary blocks for that of the weight. Where there are too few blocks to
-fill a device the other axis is split into shares, whose fp32 sums are written apart and added in a
-fixed order: no atomics. The tile of logits stays fp32 until the softmax, so half precision loses
-less than a matmul followed by a loss.
+For narrow models (d <= 256), whose head is limited by the bytes of its logits, not by matmuls.
+Forward runs an online softmax for a block of tokens over a share of the vocabulary, then joins the
+shares. Backward recomputes each tile twice: by token blocks for the gradient of the activations,
+and by vocabulary blocks for the gradient of the weight. If there are too few blocks to fill a
+device, the other axis is split into shares. Each share writes its own fp32 sums, which are added in
+a fixed order, without atomics. A tile of logits stays in fp32 until the softmax, so half precision
+loses less than with a matmul followed by a loss.
 
-FLOPs 10 N V d (unfused 6 N V d); bytes a token about 0 instead of 38 V in bf16. The formula per
-token: ``loss = lse - logit[target] + z lse^2``, ``d logit = g (p - onehot + 2 z lse p)``.
+FLOPs: 10 N V d (unfused 6 N V d). Bytes for each token: about 0 instead of 38 V in bf16. Formulas
+for each token: ``loss = lse - logit[target] + z lse^2``, ``d logit = g (p - onehot + 2 z lse p)``.
 
-The log-partition is kept as two numbers, ``lse = top + rest``: the largest logit and the log of the
-sum relative to it. ``p = exp((logit - top) - rest)`` then rounds where the exponent is small; from
-one fp32 ``lse`` every p of a token would be off by up to half an ulp of ``lse``, 1e-6 at 20 nats.
+The log-partition is stored as two numbers, ``lse = top + rest``: the largest logit, and the log of
+the sum relative to it. ``p = exp((logit - top) - rest)`` then rounds when the exponent is small.
+With a single fp32 ``lse``, each p of a token would be off by up to half an ulp of ``lse`` (1e-6 at
+20 nats).
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from scalelab_kernels.runtime import architecture, dot, round_to
 
 @triton.jit
 def _load_rows(pointer, first, n_rows, d, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return rows ``first ..`` of a (n_rows, d) matrix, zero outside."""
+    """Return rows ``first ..`` of a (n_rows, d) matrix, with zeros outside it."""
     row = first + tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
     mask = (row < n_rows)[:, None] & (col < d)[None, :]
@@ -131,7 +132,7 @@ def _grad_hidden_kernel(
         grad = tl.where(col[None, :] == target[:, None], p - 1.0, p) + p * pull[:, None]
         acc = dot(round_to(grad, w.dtype), w, acc)
     upstream = tl.load(grad_losses + run * n_tokens + token, in_tokens, other=0.0)
-    # A masked token gets zero even where its activations made the tile NaN.
+    # A masked token gets a zero gradient even if its activations made the tile NaN.
     acc = tl.where((target != ignore_index)[:, None], acc * upstream[:, None], 0.0)
     col = tl.arange(0, COLS)
     row = (share * tl.num_programs(2) + run) * n_tokens + token.to(tl.int64)
@@ -179,9 +180,9 @@ def _grad_weight_kernel(
 
 
 def _shares(n_blocks: int, n_other: int, programs: int) -> tuple[int, int]:
-    """Return how many shares to split ``n_blocks`` into, and the blocks of each."""
-    wanted = max(1, min(n_blocks, programs // n_other))
-    blocks = triton.cdiv(n_blocks, wanted)
+    """Return the number of shares into which to split ``n_blocks``, and the blocks of a share."""
+    n_shares = max(1, min(n_blocks, programs // n_other))
+    blocks = triton.cdiv(n_blocks, n_shares)
     return triton.cdiv(n_blocks, blocks), blocks
 
 
@@ -189,7 +190,7 @@ def _shares(n_blocks: int, n_other: int, programs: int) -> tuple[int, int]:
 def tiled_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Return losses (K, N) and partitions (2, K, N), fp32, of (K, N, d), (K, V, d), (K, N)."""
+    """Return fp32 losses (K, N) and log-partitions (2, K, N) for (K, N, d), (K, V, d), (K, N)."""
     hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
     n_runs, n_tokens, d = hidden.shape
     n_vocab = weight.shape[1]
@@ -225,7 +226,7 @@ def tiled_cross_entropy_backward(
     grad_losses: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, partition: Tensor,
     z_loss: float, ignore_index: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of hidden (K, N, d) and weight (K, V, d), in their dtypes."""
+    """Return the gradients of hidden (K, N, d) and weight (K, V, d), in the inputs' dtypes."""
     hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
     grad_losses = grad_losses.contiguous()
     n_runs, n_tokens, d = hidden.shape

@@ -1,19 +1,19 @@
-"""The one error of this package (the lowest floor, so it has its own)."""
+"""The error of this package, which does not depend on scalelab."""
 
 from __future__ import annotations
 
 
 class KernelUnavailableError(RuntimeError):
-    """A kernel was asked for where it cannot run.
+    """A kernel was requested where it cannot run.
 
     Parameters
     ----------
     given : str
-        What was asked for, and where.
+        What was requested, and where.
     allowed : str
-        Where it could run.
+        Where it can run.
     do : str
-        A whole sentence: what to do next.
+        What to do next, as a full sentence.
     """
 
     def __init__(self, given: str, allowed: str, do: str) -> None:

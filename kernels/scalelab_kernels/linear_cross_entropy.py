@@ -1,22 +1,22 @@
-"""Linear + cross-entropy: hidden x head -> loss, with no more than a chunk of logits in memory.
+"""Linear + cross-entropy: hidden x head -> loss, with at most one chunk of logits in memory.
 
-Two routes, by width. Up to d = 256 (`NARROW`) every tile of logits is computed again where it is
-needed (`scalelab_kernels.cross_entropy_tiles`). Wider heads are bound by their matmuls, so those
-are cuBLAS's: a fixed chunk of tokens is projected into one reused buffer of logits, a kernel turns
-each row into its loss and, in place, its gradient, and two matmuls carry that on, the weight's into
-an fp32 accumulator.
+There are two implementations, by width. Up to d = 256 (`NARROW`) the kernels recompute each tile of
+logits (`scalelab_kernels.cross_entropy_tiles`). Wider heads are limited by their matmuls, which use
+cuBLAS: a matmul projects a fixed chunk of tokens to one reused buffer of logits, a kernel replaces
+each row by its gradient and writes its loss, and two matmuls compute the gradients of activations
+and weight, the weight's in an fp32 accumulator.
 
-`linear_cross_entropy_sum` computes its gradients in the forward pass, unscaled (6 N V d FLOPs); the
-gradient of the sum that arrives later multiplies them in one pass, on the device, so a loss scale
-or a mean costs no synchronisation. Per-token losses (`linear_cross_entropy`), whose gradients are
-not known ahead, project each chunk again in backward (8 N V d).
+`linear_cross_entropy_sum` computes unscaled gradients in the forward pass (6 N V d FLOPs). Backward
+multiplies them by the gradient of the sum in one pass on the device, so a loss scale or a mean does
+not synchronize with the host. The gradients of token losses (`linear_cross_entropy`) are not known
+in the forward pass, so backward projects each chunk again (8 N V d).
 
-Bytes a token in bf16: 10 V (matmul writes 2, rows are read 2, again from L2, and written 2, two
-matmuls read 4), unfused 38 V. A label outside the vocabulary that is not ``ignore_index`` makes its
-loss NaN, since raising would need the host.
+Bytes for each token in bf16: 10 V (the first matmul writes 2, the kernel reads 2, reads again from
+L2 and writes 2, the other matmuls read 4); unfused 38 V. A label outside the vocabulary that is not
+``ignore_index`` gives a NaN loss, because raising an error would need the host.
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from scalelab_kernels.reference import IGNORE_INDEX
 from scalelab_kernels.runtime import architecture, check_runs_here, round_to
 
 NARROW = 256
-"""Widest head whose tiles are computed again rather than stored."""
+"""Largest width d for which tiles are recomputed instead of stored."""
 
 ROW_MULTIPLE = 64
-"""Rows of logits begin at multiples of 128 bytes, as cuBLAS's fast products want of their rows."""
+"""Rows of logits start at multiples of 128 bytes, which the fast products of cuBLAS need."""
 
 
 @triton.jit
 def _load_logits(row, col, n_vocab, MASKED: tl.constexpr):
-    """Return a block of a row in fp32, -inf beyond its end."""
-    # Without a mask, loads are 16 bytes wide whatever the vocabulary.
+    """Return a block of a row in fp32, with -inf after its end."""
+    # Without a mask, loads are 16 bytes wide for all vocabularies.
     mask = col < n_vocab if MASKED else None
     return tl.load(row + col, mask, other=float("-inf") if MASKED else None).to(tl.float32)
 
 
 @triton.jit
 def _add_blocks(top, total, row, begin, end, MASKED: tl.constexpr, COLS: tl.constexpr):
-    """Carry the maximum and the sum of each lane over the columns ``begin .. end`` of a row."""
+    """Update the maximum and the sum of each lane with the columns ``begin .. end`` of a row."""
     for start in range(begin, end, COLS):
         x = _load_logits(row, start + tl.arange(0, COLS), end, MASKED)
         new_top = tl.maximum(top, x)
@@ -83,14 +83,14 @@ def _rows_kernel(
     ignore_index,
     HAS_GRAD: tl.constexpr, HAS_UPSTREAM: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Turn one row of logits into its loss, and in place into its gradient."""
+    """Write the loss of one row of logits, and replace the row by its gradient."""
     run = tl.program_id(1).to(tl.int64)
     token = run * n_tokens + first + tl.program_id(0)
     row = logits + (run * n_rows + tl.program_id(0)) * row_stride
     target = tl.load(targets + token)
     is_label = (target >= 0) & (target < n_vocab)
     picked = tl.load(row + target, is_label, other=float("nan")).to(tl.float32)
-    # Each lane keeps a maximum and a sum of its own: one reduction a row instead of one a block.
+    # Each lane has its own maximum and sum: one reduction for a row, not one for each block.
     lanes = tl.full((COLS,), float("-inf"), tl.float32)
     total = tl.zeros((COLS,), tl.float32)
     n_whole = n_vocab // COLS * COLS
@@ -98,7 +98,7 @@ def _rows_kernel(
     lanes, total = _add_blocks(lanes, total, row, n_whole, n_vocab, True, COLS)
     top = tl.max(lanes, 0)
     base = tl.where(top == float("-inf"), 0.0, top)
-    # As in `cross_entropy_tiles`, the log-partition stays two numbers wherever it is subtracted.
+    # As in `cross_entropy_tiles`, subtract the log-partition as two numbers.
     rest = tl.log(tl.sum(total * tl.exp(lanes - base), 0))
     lse = top + rest
     is_counted = target != ignore_index
@@ -150,7 +150,7 @@ def _run_chunks(
     hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None,
     z_loss: float, ignore_index: int, *, has_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Return losses (K, N) and, when asked, both gradients, the weight's in fp32."""
+    """Return losses (K, N) and, if ``has_grad``, both gradients, the weight's in fp32."""
     hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
     n_runs, n_tokens, _ = hidden.shape
     n_vocab = weight.shape[1]
@@ -279,7 +279,7 @@ _chunked_sum.register_autograd(_backward_sum, setup_context=_save_sum)
 
 
 def _by_run(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape the arguments as (K, N, d), (K, V, d) and (K, N)."""
+    """View the arguments as (K, N, d), (K, V, d) and (K, N)."""
     weight = weight if weight.ndim == 3 else weight.unsqueeze(0)
     n_runs = weight.shape[0]
     return hidden.reshape(n_runs, -1, hidden.shape[-1]), weight, targets.reshape(n_runs, -1)
@@ -319,7 +319,7 @@ def linear_cross_entropy_sum(
 ) -> Tensor:
     """Return `scalelab_kernels.reference.linear_cross_entropy_sum` of the same arguments.
 
-    Without gradients (an evaluation) no gradient is computed on either route.
+    An evaluation (without gradients) does not compute gradients.
 
     Raises
     ------

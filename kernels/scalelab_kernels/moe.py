@@ -1,14 +1,15 @@
-"""Dispatch of tokens to experts and back: gathers only, so no atomics in either direction.
+"""Dispatch of tokens to experts and back, without atomics: all kernels gather.
 
-``permute`` reads each row's token; its gradient gathers a token's rows and adds them. ``unpermute``
-gathers and adds with weights; its gradients spread the token's over its rows, and take a dot
-product a row for the weight. The matmul between is torch's grouped one.
+``permute`` copies a token to each of its rows; its gradient sums the gradients of these rows.
+``unpermute`` sums the rows of a token with weights; its gradients copy the token's gradient to its
+rows times their weights, and take a dot product for each weight. The matrix product between them is
+torch's grouped matmul.
 
-Bytes a token in bf16 with k choices: permute 4 k d (a token is read again from L2), unpermute
+Bytes for each token in bf16 with k choices: permute 4 k d (reads a token again from L2), unpermute
 2 (k + 1) d; backward 2 (k + 1) d and 2 (3 k + 1) d.
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["Route", "grouped_linear", "permute", "route", "unpermute"]
 
 @triton.jit
 def _tile(n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return the rows and columns of this program, and which exist."""
+    """Return the rows and columns of this program, and the masks of valid ones."""
     n_blocks = tl.cdiv(n_cols, COLS)
     row = (tl.program_id(0) // n_blocks * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     col = tl.program_id(0) % n_blocks * COLS + tl.arange(0, COLS)
@@ -43,7 +44,7 @@ def _spread_kernel(
     x, order, weights, out, n_rows, n_cols, n_choices,
     HAS_WEIGHTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Write to each row its token, times its weight."""
+    """Write the token of each row, times the row's weight."""
     row, col, in_rows, mask = _tile(n_rows, n_cols, ROWS, COLS)
     copy = tl.load(order + row, in_rows, other=0)
     value = tl.load(x + (copy // n_choices)[:, None] * n_cols + col[None, :], mask, other=0.0)
@@ -58,7 +59,7 @@ def _gather_kernel(
     y, slot, weights, out, n_tokens, n_cols, n_choices,
     HAS_WEIGHTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Write to each token the sum of its rows, times their weights."""
+    """Write the sum of the rows of each token, times their weights."""
     token, col, in_rows, mask = _tile(n_tokens, n_cols, ROWS, COLS)
     total = tl.zeros((ROWS, COLS), tl.float32)
     for choice in range(n_choices):
@@ -77,7 +78,7 @@ def _dot_kernel(
     y, grad_out, order, grad_weights, n_rows, n_cols, n_choices,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Write to each copy the dot product of its row with its token's gradient."""
+    """Write for each copy the dot product of its row with its token's gradient."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     in_rows = row < n_rows
     copy = tl.load(order + row, in_rows, other=0)
@@ -94,7 +95,7 @@ def _dot_kernel(
 
 def _launch(kernel: Any, source: Tensor, index: Tensor, weights: Tensor | None, out: Tensor,
             n_choices: int) -> Tensor:  # fmt: skip
-    """Fill ``out`` row by row with one of the two gathers."""
+    """Fill ``out`` with the spread or the gather kernel."""
     n_rows, n_cols = out.shape
     config = tile_config(architecture(out), n_cols)
     grid = (triton.cdiv(n_rows, config.rows) * triton.cdiv(n_cols, config.cols),)
@@ -195,7 +196,7 @@ _permute.register_autograd(_permute_backward, setup_context=_save_permute)
 _unpermute.register_autograd(_unpermute_backward, setup_context=_save_unpermute)
 
 
-def permute(x: Tensor, way: Route) -> Tensor:
+def permute(x: Tensor, routing: Route) -> Tensor:
     """Return `scalelab_kernels.reference_moe.permute` of the same arguments.
 
     Raises
@@ -204,11 +205,11 @@ def permute(x: Tensor, way: Route) -> Tensor:
         Where Triton cannot run.
     """
     check_runs_here(x)
-    out: Tensor = _permute(x, way.order, way.slot)
+    out: Tensor = _permute(x, routing.order, routing.slot)
     return out
 
 
-def unpermute(y: Tensor, weights: Tensor, way: Route) -> Tensor:
+def unpermute(y: Tensor, weights: Tensor, routing: Route) -> Tensor:
     """Return `scalelab_kernels.reference_moe.unpermute` of the same arguments.
 
     Raises
@@ -217,22 +218,22 @@ def unpermute(y: Tensor, weights: Tensor, way: Route) -> Tensor:
         Where Triton cannot run.
     """
     check_runs_here(y)
-    out: Tensor = _unpermute(y, weights, way.order, way.slot)
+    out: Tensor = _unpermute(y, weights, routing.order, routing.slot)
     return out
 
 
-def grouped_linear(x: Tensor, weight: Tensor, way: Route) -> Tensor:
-    """Return `scalelab_kernels.reference_moe.grouped_linear`, by torch's grouped matmul.
+def grouped_linear(x: Tensor, weight: Tensor, routing: Route) -> Tensor:
+    """Return `scalelab_kernels.reference_moe.grouped_linear`, with torch's grouped matmul.
 
     Raises
     ------
     KernelUnavailableError
-        A torch without ``grouped_mm``, or a dtype that it does not take on a GPU.
+        A torch without ``grouped_mm``, or a dtype that it does not support on a GPU.
     """
     if not hasattr(functional, "grouped_mm") or (x.is_cuda and x.dtype != torch.bfloat16):
         raise KernelUnavailableError(
             f"a grouped matmul of {x.dtype} with torch {torch.__version__}",
             "bf16 on a GPU of compute capability 8.0 or more, with torch.nn.functional.grouped_mm",
-            "Train in bf16, or choose the implementation 'reference'.",
+            "Train in bf16, or use kernels = reference.",
         )
-    return functional.grouped_mm(x, weight.transpose(1, 2), offs=way.ends)
+    return functional.grouped_mm(x, weight.transpose(1, 2), offs=routing.ends)

@@ -1,9 +1,9 @@
-"""Choose between kernels and references, by a word that a run's record keeps.
+"""Select Triton or reference operations by name; the run's record keeps the name.
 
-`get_operations` gives the operations of a training step under one set of names, `get_attention` the
-attention, which is chosen apart because torch has several good ones. Both refuse what cannot run
-where it is asked for; neither tries something else instead. `measure_attention` times the ways that
-a GPU offers, for a caller that chooses by measurement and records the choice.
+`get_operations` returns the operations of a training step. `get_attention` returns the attention,
+which is a separate choice because torch has several fast ones. Both raise if the selection cannot
+run on the device; they never fall back to another one. `measure_attention` times the attention
+paths of a GPU, so that the caller can choose the fastest and record it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Operations:
     Attributes
     ----------
     implementation : {"reference", "triton"}
-        Where they come from: what the record of an attempt keeps.
+        Name of the implementation, stored with the attempt.
     rms_norm, add_rms_norm, swiglu, qk_norm_rope : callable
         As in `scalelab_kernels.reference`.
     linear_cross_entropy, linear_cross_entropy_sum, adamw_step_ : callable
@@ -57,7 +57,7 @@ class Operations:
     unpermute: Callable[..., Tensor]
 
 
-# Where each Triton operation lives: its file has the operation's name.
+# Module of each Triton operation.
 _FILES = {
     "rms_norm": "rms_norm",
     "add_rms_norm": "rms_norm",
@@ -73,45 +73,45 @@ _FILES = {
 
 
 def _check_triton(device: torch.device) -> None:
-    """Refuse Triton where it is missing, or where its kernels cannot run."""
+    """Raise if Triton is not installed or cannot run on the device."""
     if importlib.util.find_spec("triton") is None:
         raise KernelUnavailableError(
             "the implementation 'triton' without the package triton",
-            "Triton 3.6 or newer, which is there for Linux",
-            "Install scalelab[train] on Linux, or choose the implementation 'reference'.",
+            "Triton 3.6 or newer, which exists for Linux",
+            "Install scalelab[train] on Linux, or use kernels = reference.",
         )
     is_interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
     if device.type != "cuda" and not is_interpreted:
         raise KernelUnavailableError(
             f"the implementation 'triton' on the device {device}",
             "a CUDA device, or TRITON_INTERPRET=1 in the environment before Triton is imported",
-            "Choose the implementation 'reference' on this device.",
+            "Use kernels = reference on this device.",
         )
 
 
-def _check_word(word: str, allowed: tuple[str, ...], what: str) -> None:
-    if word not in allowed:
+def _check_name(name: str, allowed: tuple[str, ...], what: str) -> None:
+    if name not in allowed:
         raise KernelUnavailableError(
-            f"the {what} {word!r}", " or ".join(map(repr, allowed)), "Name one of these."
+            f"the {what} {name!r}", " or ".join(map(repr, allowed)), f"Use {allowed[0]!r}."
         )
 
 
 def get_operations(implementation: Implementation, device: torch.device | str) -> Operations:
-    """Return the operations of one implementation for tensors of this device.
+    """Return the operations of one implementation for tensors on this device.
 
     Parameters
     ----------
     implementation : {"reference", "triton"}
         Plain torch, or the fused kernels.
     device : torch.device or str
-        Where the tensors lie.
+        Device of the tensors.
 
     Raises
     ------
     KernelUnavailableError
-        An unknown word, or kernels where they cannot run.
+        An unknown name, or kernels that cannot run on the device.
     """
-    _check_word(implementation, IMPLEMENTATIONS, "implementation")
+    _check_name(implementation, IMPLEMENTATIONS, "implementation")
     if implementation == "triton":
         _check_triton(torch.device(device))
         found = {
@@ -137,17 +137,17 @@ def get_attention(path: AttentionPath, device: torch.device | str) -> Callable[.
     Parameters
     ----------
     path : {"explicit", "sdpa", "cudnn", "flash", "triton"}
-        Two matmuls around a softmax; what torch's SDPA takes by itself; its cuDNN or its
-        FlashAttention and nothing else; or the deterministic kernel of this package.
+        Two matmuls around a softmax; torch's SDPA with a backend of its choice; SDPA with only its
+        cuDNN or its FlashAttention backend; or the deterministic kernel of this package.
     device : torch.device or str
-        Where the tensors lie.
+        Device of the tensors.
 
     Raises
     ------
     KernelUnavailableError
-        An unknown word, or a path that cannot run on the device.
+        An unknown name, or a path that cannot run on the device.
     """
-    _check_word(path, ATTENTION_PATHS, "attention path")
+    _check_name(path, ATTENTION_PATHS, "attention path")
     device = torch.device(device)
     if path == "triton":
         _check_triton(device)
@@ -160,7 +160,7 @@ def get_attention(path: AttentionPath, device: torch.device | str) -> Callable[.
             raise KernelUnavailableError(
                 f"the attention path {path!r} on the device {device}",
                 "a CUDA device",
-                "Choose 'explicit' or 'sdpa' on this device.",
+                "Use attention = explicit or sdpa on this device.",
             )
         backends = torch.nn.attention.SDPBackend
         backend = backends.CUDNN_ATTENTION if path == "cudnn" else backends.FLASH_ATTENTION
@@ -173,16 +173,16 @@ def get_attention(path: AttentionPath, device: torch.device | str) -> Callable[.
 def measure_attention(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype, *, repeats: int = 20
 ) -> dict[AttentionPath, float]:
-    """Return the median milliseconds of forward and backward by each path of the current GPU.
+    """Return the median milliseconds of forward and backward for each path on the current GPU.
 
     Parameters
     ----------
     shape : tuple of int
         ``(B, H, G, T, D)``: sequences, query heads, key heads, positions, head size.
     dtype : torch.dtype
-        Of q, k and v.
+        Dtype of q, k and v.
     repeats : int
-        Timed repetitions, after three to warm up.
+        Timed repetitions, after three warm-up ones.
 
     Raises
     ------
@@ -191,7 +191,9 @@ def measure_attention(
     """
     if not torch.cuda.is_available():
         raise KernelUnavailableError(
-            "a measurement of attention without a GPU", "a CUDA device", "Use 'explicit' or 'sdpa'."
+            "a measurement of attention without a GPU",
+            "a CUDA device",
+            "Use attention = explicit or sdpa.",
         )
     n_batch, n_heads, n_kv_heads, n_positions, head_dim = shape
     q, k, v = (
@@ -218,7 +220,7 @@ def measure_attention(
                 end.synchronize()
                 laps.append(begin.elapsed_time(end))
         except RuntimeError:
-            # SDPA raises when the one backend it was left does not take this shape or dtype.
+            # SDPA raises if the selected backend does not support this shape or dtype.
             if path not in ("cudnn", "flash"):
                 raise
             continue

@@ -1,17 +1,16 @@
-"""QK-norm and RoPE on a packed qkv: one pass each way.
+"""QK-norm and RoPE on a fused qkv, in one pass forward and one backward.
 
-Each head of q and k becomes ``rotate(x * rstd * weight, position)``; v is carried along, so that
-one backward pass writes the whole packed gradient (a view of v would cost autograd a zero-filled
-buffer and an addition, 18 d bytes instead of 4 d). Backward saves
-only its input and computes ``rstd`` again from the row that it has to read
-anyway. Not in place: the weight's gradient needs the input, which cannot be recovered from the
-output where a weight is zero.
+Each head of q and k becomes ``rotate(x * rstd * weight, position)``. The kernel also copies v, so
+that one backward pass writes the whole fused gradient (with a view of v, autograd would fill a
+buffer with zeros and add to it: 18 d bytes instead of 4 d). Backward saves only the input and
+recomputes ``rstd`` from the row that it reads. The operation is not in place: the gradient of the
+weight needs the input, which the output does not determine if a weight is zero.
 
-A row is one head of one token; rows follow each other in memory. Bytes a token in bf16 with as many
-key heads as query heads: forward 12 d, backward 16 d, both v's 4 d included.
+A row is one head of one token; rows are consecutive in memory. Bytes for each token in bf16 with
+equal numbers of key and query heads: forward 12 d, backward 16 d, including 4 d for v in each.
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ import triton.language as tl
 from torch import Tensor
 
 from scalelab_kernels.configs import head_config
-from scalelab_kernels.runtime import architecture, check_runs_here, n_packed, round_to
+from scalelab_kernels.runtime import architecture, check_runs_here, n_batched, round_to
 
 
 @triton.jit
 def _rows(block, run, n_rows, n_positions, H: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr):
-    """Return token, head and validity of this block's rows, and their positions."""
-    # 32 bits hold every row that fits a device, and divide in a fraction of the time of 64.
+    """Return token, head, validity and position of this block's rows."""
+    # 32 bits suffice for all rows that fit in a device's memory, and divide faster than 64.
     row = block * ROWS + tl.arange(0, ROWS)
     token = row // (H + 2 * G)
     head = row % (H + 2 * G)
@@ -40,16 +39,16 @@ def _rows(block, run, n_rows, n_positions, H: tl.constexpr, G: tl.constexpr, ROW
 
 
 @triton.jit
-def _angles(cos, sin, position, turns, col, in_cols, HALF: tl.constexpr):
-    """Return cos and sin (ROWS, HALF), of angle zero for the rows of v."""
-    mask = turns[:, None] & in_cols[None, :]
+def _angles(cos, sin, position, rotates, col, in_cols, HALF: tl.constexpr):
+    """Return cos and sin (ROWS, HALF), with angle 0 for the rows of v."""
+    mask = rotates[:, None] & in_cols[None, :]
     offset = position[:, None] * HALF + col[None, :]
     return tl.load(cos + offset, mask, other=1.0), tl.load(sin + offset, mask, other=0.0)
 
 
 @triton.jit
 def _gain(q_weight, k_weight, run, stride, is_q, is_k, col, in_cols):
-    """Return the norm's weight of each row (ROWS, COLS), 1 for the rows of v."""
+    """Return the norm's weight for each row (ROWS, COLS), 1 for the rows of v."""
     of_q = tl.load(q_weight + run * stride + col, in_cols, other=0.0).to(tl.float32)[None, :]
     of_k = tl.load(k_weight + run * stride + col, in_cols, other=0.0).to(tl.float32)[None, :]
     return tl.where(is_q[:, None], of_q, tl.where(is_k[:, None], of_k, 1.0))
@@ -95,7 +94,7 @@ def _forward_kernel(
 
 @triton.jit
 def _load_gradient(grad_q, grad_k, grad_v, to_q, to_k, to_v, mask, is_q, is_k):
-    """Return the gradient of each row's half from the tensor that it belongs to."""
+    """Return the gradient of one half of each row, from the gradient of q, k or v."""
     of_q = tl.load(grad_q + to_q, mask & is_q[:, None], other=0.0).to(tl.float32)
     of_k = tl.load(grad_k + to_k, mask & is_k[:, None], other=0.0).to(tl.float32)
     of_v = tl.load(grad_v + to_v, mask & ~(is_q | is_k)[:, None], other=0.0).to(tl.float32)
@@ -122,7 +121,7 @@ def _backward_kernel(
         token, head, in_rows, position = _rows(block, run, n_rows, n_positions, H, G, ROWS)
         is_q = head < H
         is_k = (head >= H) & (head < H + G)
-        turns = is_q | is_k
+        rotates = is_q | is_k
         mask = in_rows[:, None] & in_cols[None, :]
         to_q = (token * H + head)[:, None] * (2 * HALF) + col[None, :]
         to_k = (token * G + head - H)[:, None] * (2 * HALF) + col[None, :]
@@ -131,16 +130,16 @@ def _backward_kernel(
         g2 = _load_gradient(
             grad_q + HALF, grad_k + HALF, grad_v + HALF, to_q, to_k, to_v, mask, is_q, is_k
         )
-        c, s = _angles(cos, sin, position, turns, col, in_cols, HALF)
+        c, s = _angles(cos, sin, position, rotates, col, in_cols, HALF)
         d1 = g1 * c + g2 * s
         d2 = g2 * c - g1 * s
-        packed = (token * (H + 2 * G) + head)[:, None] * (2 * HALF) + col[None, :]
+        source = (token * (H + 2 * G) + head)[:, None] * (2 * HALF) + col[None, :]
         if HAS_NORM:
-            read = mask & turns[:, None]
-            x1 = tl.load(qkv + packed, read, other=0.0).to(tl.float32)
-            x2 = tl.load(qkv + packed + HALF, read, other=0.0).to(tl.float32)
+            read = mask & rotates[:, None]
+            x1 = tl.load(qkv + source, read, other=0.0).to(tl.float32)
+            x2 = tl.load(qkv + source + HALF, read, other=0.0).to(tl.float32)
             mean_square = (tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / (2 * HALF)
-            rstd = tl.where(turns, 1.0 / tl.sqrt(mean_square + eps), 1.0)[:, None]
+            rstd = tl.where(rotates, 1.0 / tl.sqrt(mean_square + eps), 1.0)[:, None]
             x1 *= rstd
             x2 *= rstd
             q_sum1 += tl.sum(tl.where(is_q[:, None], d1 * x1, 0.0), 0)
@@ -154,8 +153,8 @@ def _backward_kernel(
             dot = ((tl.sum(d1 * x1, 1) + tl.sum(d2 * x2, 1)) / (2 * HALF))[:, None]
             d1 = (d1 - x1 * dot) * rstd
             d2 = (d2 - x2 * dot) * rstd
-        tl.store(grad_qkv + packed, round_to(d1, grad_qkv.dtype.element_ty), mask)
-        tl.store(grad_qkv + packed + HALF, round_to(d2, grad_qkv.dtype.element_ty), mask)
+        tl.store(grad_qkv + source, round_to(d1, grad_qkv.dtype.element_ty), mask)
+        tl.store(grad_qkv + source + HALF, round_to(d2, grad_qkv.dtype.element_ty), mask)
     if HAS_NORM:
         slot = (run * n_programs + program) * (4 * HALF) + col
         tl.store(partial + slot, q_sum1, in_cols)
@@ -177,7 +176,7 @@ def _qk_norm_rope(
     head_dim = qkv.shape[-1] // (n_heads + 2 * n_kv_heads)
     q = _heads_empty(qkv, n_heads, head_dim)
     k, v = (_heads_empty(qkv, n_kv_heads, head_dim) for _ in range(2))
-    n_runs = 1 if q_weight is None else n_packed(q_weight, 1)
+    n_runs = 1 if q_weight is None else n_batched(q_weight, 1)
     n_rows = qkv.numel() // (head_dim * n_runs)
     config = head_config(architecture(qkv), head_dim // 2)
     _forward_kernel[(triton.cdiv(n_rows, config.rows), n_runs)](
@@ -209,7 +208,7 @@ def _qk_norm_rope_backward(
     grad_q, grad_k, grad_v = grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
     qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
     n_heads, head_dim = grad_q.shape[-2:]
-    n_runs = 1 if q_weight is None else n_packed(q_weight, 1)
+    n_runs = 1 if q_weight is None else n_batched(q_weight, 1)
     n_rows = qkv.numel() // (head_dim * n_runs)
     config = head_config(architecture(qkv), head_dim // 2)
     n_programs = min(config.programs, triton.cdiv(n_rows, config.rows))
@@ -267,7 +266,7 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `scalelab_kernels.reference.qk_norm_rope` of the same arguments, computed in fp32.
 
-    The results are laid out token by token, as the qkv was: (..., T, H, D) seen as (..., H, T, D).
+    In memory the results are (..., T, H, D), returned as views (..., H, T, D).
 
     Raises
     ------

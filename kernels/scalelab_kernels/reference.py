@@ -1,15 +1,15 @@
-"""What every fused operation computes, in plain torch, for any dtype and device.
+"""Reference implementation of each fused operation in plain torch, for all dtypes and devices.
 
 The Triton operations have the same names, arguments and results, and are tested against these in
-float64. These are also the operations of a CPU worker, so they are written to be fast in eager
-fp32: `rms_norm` and `apply_rope` carry their own backward (fewer passes than autograd records;
-checked by ``gradcheck``) and `causal_attention` has an explicit path that beats SDPA on a CPU at
-short sequences.
+float64. A CPU worker trains with these operations, so they are fast in eager fp32: `rms_norm` and
+`apply_rope` have hand-written backward passes with fewer memory passes than autograd (checked by
+``gradcheck``), and the explicit path of `causal_attention` is faster than SDPA on a CPU at short
+sequences.
 
-Shapes: ``K`` packed runs (optional, always leading), ``T`` positions, ``d`` model width, ``H``
+Shapes: ``K`` batched runs (optional, always leading), ``T`` positions, ``d`` model width, ``H``
 query heads, ``G`` key/value heads, ``D`` head size, ``V`` vocabulary, ``...`` any leading
-dimensions. A parameter that has one dimension more than it needs has one entry a packed run, and
-the activation's first dimension is then K. Half-precision inputs are normalised, rotated and
+dimensions. A parameter with one extra leading dimension has one entry for each batched run; the
+first dimension of the activations is then K. Half-precision inputs are normalized, rotated and
 reduced in fp32 and rounded once at the end.
 """
 
@@ -45,24 +45,24 @@ __all__ = [
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype to compute in: fp32 for half precision, else the input's own."""
+    """Return the dtype to compute in: fp32 for half precision, otherwise the dtype of ``x``."""
     return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 def _per_run(parameter: Tensor, x: Tensor) -> Tensor:
-    """Shape a vector parameter, (n,) or (K, n), so that it broadcasts over ``x`` of (K, ..., n)."""
+    """View a vector parameter, (n,) or (K, n), so that it broadcasts over ``x`` (K, ..., n)."""
     if parameter.ndim == 1:
         return parameter
     return parameter.view(parameter.shape[0], *[1] * (x.ndim - 2), parameter.shape[-1])
 
 
 class _RMSNorm(torch.autograd.Function):
-    """``x / sqrt(mean(x^2) + eps) * weight``; backward from the saved normalised rows."""
+    """``x / sqrt(mean(x^2) + eps) * weight``; saves the normalized rows for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.to(_work_dtype(x))
-        # vector_norm is one pass; square().mean() is two and writes the squares.
+        # vector_norm takes one pass over memory; square().mean() takes two and writes the squares.
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
         rstd = torch.rsqrt(mean_square + eps)
         normed = wide * rstd
@@ -76,7 +76,7 @@ class _RMSNorm(torch.autograd.Function):
         scaled = grad * _per_run(weight, grad)
         dot = (scaled * normed).mean(-1, keepdim=True)
         grad_x = torch.addcmul(scaled, normed, dot, value=-1).mul_(rstd)
-        # Summed dimension by dimension: transposed heads could not be viewed as rows.
+        # Sum over dimensions, because transposed heads cannot be viewed as rows.
         rows = tuple(range(weight.ndim - 1, grad.ndim - 1))
         return grad_x.to(grad_out.dtype), (grad * normed).sum(rows).to(weight.dtype), None
 
@@ -108,12 +108,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(rms_norm(x + residual), x + residual)``: the seam between two blocks.
+    """Return ``(rms_norm(x + residual), x + residual)``.
 
     Parameters
     ----------
     x, residual : Tensor, shape (..., d)
-        A block's output and the stream that it is added to.
+        Output of a block, and the residual stream to which it is added.
     weight : Tensor, shape (d,) or (K, d)
         Gain of the norm.
     eps : float
@@ -122,7 +122,7 @@ def add_rms_norm(
     Returns
     -------
     normed, stream : Tensor, shape (..., d)
-        The norm is of the stream as rounded to its dtype, as an unfused step would have it.
+        The norm uses the stream after rounding to its dtype, as the unfused operations do.
     """
     stream = x + residual
     return rms_norm(stream, weight, eps), stream
@@ -159,7 +159,7 @@ def rope_tables(
 ) -> tuple[Tensor, Tensor]:
     """Return cos and sin of ``position * base**(-2 i / D)``, each of shape (T, D / 2).
 
-    Angles are computed in float64 and rounded once, so that no device has tables of its own.
+    Angles are computed in float64 on the CPU and rounded once, so all devices have equal tables.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def rope_tables(
     base : float
         Wavelength base.
     device, dtype
-        Of the tables.
+        Device and dtype of the tables.
 
     References
     ----------
@@ -180,10 +180,10 @@ def rope_tables(
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    """Rotate the pairs ``(x_i, x_{i + D/2})`` by the tables' angles, or back for ``sign`` -1."""
+    """Rotate the pairs ``(x_i, x_{i + D/2})`` by the tables' angles; ``sign`` -1 rotates back."""
     x1, x2 = x.to(cos.dtype).chunk(2, -1)
     if torch.compiler.is_compiling():
-        # The compiler fuses this by itself, and would break its graph over results in halves.
+        # The compiler fuses this form; writing to the two halves would break its graph.
         turned = torch.cat((x1 * cos - sign * x2 * sin, x2 * cos + sign * x1 * sin), -1)
         return turned.to(x.dtype)
     out = torch.empty_like(x, dtype=cos.dtype)
@@ -194,7 +194,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 class _Rope(torch.autograd.Function):
-    """A rotation; its backward is the rotation back."""
+    """Rotation by RoPE; backward rotates the gradient back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x : Tensor, shape (..., T, D)
         Queries or keys.
     cos, sin : Tensor, shape (T, D / 2)
-        From `rope_tables`; fp32 tables for half-precision ``x``. They take no gradient.
+        From `rope_tables`, in fp32 for half-precision ``x``. They get no gradient.
     """
     rotated: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return rotated
@@ -231,20 +231,20 @@ def qk_norm_rope(
     n_kv_heads: int,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a packed qkv, normalise each head of q and k, and rotate them by position.
+    """Split a fused qkv, normalize each head of q and k, and rotate them by position.
 
     Parameters
     ----------
     qkv : Tensor, shape (..., T, (H + 2 G) D)
         Output of one matmul: all query heads, then key heads, then value heads.
     q_weight, k_weight : Tensor, shape (D,) or (K, D), or None
-        Gains of the QK-norm; None leaves the norm out (both or neither).
+        Gains of the QK-norm; None for both disables the norm.
     cos, sin : Tensor, shape (T, D / 2)
         From `rope_tables`.
     n_heads, n_kv_heads : int
         H and G.
     eps : float
-        Of the norm.
+        Added to the mean square of the norm.
 
     Returns
     -------
@@ -264,12 +264,12 @@ def qk_norm_rope(
 
 
 def document_starts(document_ids: Tensor) -> Tensor:
-    """Return, for each position, where its document begins: int32, shape (..., T).
+    """Return the first position of each position's document: int32, shape (..., T).
 
     Parameters
     ----------
     document_ids : Tensor of int, shape (..., T)
-        One number a document; a document is a run of equal numbers.
+        Document numbers; consecutive equal numbers are one document.
     """
     position = torch.arange(document_ids.shape[-1], device=document_ids.device)
     begins = torch.ones_like(document_ids, dtype=torch.bool)
@@ -278,7 +278,7 @@ def document_starts(document_ids: Tensor) -> Tensor:
 
 
 def _is_visible(n_positions: int, starts: Tensor | None, device: torch.device) -> Tensor:
-    """Return the mask (T, T), or (..., T, T) with documents: may query i (row) see key j."""
+    """Return the mask (T, T), or (..., T, T) with documents: True if query i (row) sees key j."""
     position = torch.arange(n_positions, device=device)
     visible = position[:, None] >= position
     return visible if starts is None else visible & (position >= starts.unsqueeze(-1))
@@ -303,10 +303,10 @@ def causal_attention(
     scale : float or None
         Factor of the scores; None is ``1 / sqrt(D)``.
     starts : Tensor of int32, shape (..., T), or None
-        From `document_starts`: a position sees nothing before the start of its document.
+        From `document_starts`: a position sees only positions of its own document.
     path : {"explicit", "sdpa"}
         Two batched matmuls around a softmax (faster on a CPU up to T of about 512; memory T^2), or
-        torch's fused attention (on CUDA the one to take).
+        torch's fused attention (for CUDA).
 
     Returns
     -------
@@ -328,7 +328,7 @@ def causal_attention(
     hidden = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(
         ~_is_visible(n_positions, starts, q.device), float("-inf")
     )
-    # The heads of a group are stacked along the rows, so no key or value is repeated.
+    # Stack the heads of a group along the rows, to avoid repeating keys and values.
     if starts is not None:
         hidden = hidden[..., None, None, :, :].expand(*lead, n_kv_heads, group, -1, -1)
         hidden = hidden.reshape(-1, group * n_positions, n_positions)
@@ -349,7 +349,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Return each token's loss ``lse - logit[target] + z_loss * lse^2`` in nats, 0 where masked.
+    """Return each token's loss ``lse - logit[target] + z_loss * lse^2`` in nats; 0 if masked.
 
     Parameters
     ----------
@@ -362,12 +362,12 @@ def linear_cross_entropy(
     z_loss : float
         Weight of the squared log-partition (arXiv:2204.02311, section 5).
     ignore_index : int
-        Label of a token without loss and gradient.
+        Label of masked tokens, which have no loss and no gradient.
 
     Returns
     -------
     Tensor of fp32 (float64 for float64 input), shape (...)
-        Per-token losses; sum them in float64 for an evaluation.
+        Token losses; sum them in float64 for an evaluation.
     """
     if weight.ndim == 2:
         logits = functional.linear(hidden, weight)
@@ -391,10 +391,10 @@ def linear_cross_entropy_sum(
     z_loss: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Return the summed loss, shape () or (K,) with K heads: what a training step differentiates.
+    """Return the summed loss for a training step, shape () or (K,) with K heads.
 
-    Arguments as in `linear_cross_entropy`. Divide by the count of labels that are not masked for
-    the mean; a sum leaves that choice, and accumulation over micro-batches, with the caller.
+    Arguments as in `linear_cross_entropy`. For the mean, divide by the number of unmasked labels.
+    With a sum, the caller can accumulate over micro-batches before dividing.
     """
     losses = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, ignore_index=ignore_index)
     return losses.sum() if weight.ndim == 2 else losses.flatten(1).sum(1)

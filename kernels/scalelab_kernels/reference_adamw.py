@@ -1,4 +1,4 @@
-"""AdamW over one flat buffer of K packed runs, in plain torch."""
+"""AdamW over one flat buffer of K batched runs, in plain torch."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def hyper_table(
 ) -> Tensor:
     """Return the settings of K runs as a float64 table, shape (K, 8), columns `HYPER`.
 
-    A schedule writes the ``lr`` column in place on the device, so a captured step needs no host.
+    A schedule writes the ``lr`` column on the device, so a CUDA graph of the step needs no host.
 
     Parameters
     ----------
     lr, beta1, beta2, eps, weight_decay : float or K of them
-        As in AdamW; the decay is decoupled and multiplied by the learning rate.
+        As in AdamW; the decoupled decay is multiplied by the learning rate.
     max_norm : float or K of them
-        Gradients are scaled down to this global norm; infinity leaves them alone.
+        Gradients are clipped to this global norm; infinity disables clipping.
     grad_scale : float or K of them
-        Multiplied into the gradient first: 1 / (loss scale x accumulated micro-batches).
+        Factor of the gradient before clipping: 1 / (loss scale x accumulated micro-batches).
     ema_decay : float or K of them
-        Decay of the averaged weights, when there are any.
+        Decay of the weight average.
     n_runs : int
         K.
     device : torch.device or str or None
-        Where the table lies.
+        Device of the table.
 
     Raises
     ------
@@ -55,19 +55,19 @@ def hyper_table(
         values = torch.as_tensor(column, dtype=torch.float64)
         if values.ndim and len(values) != n_runs:
             raise ValueError(
-                f"got {len(values)} values of {HYPER[index]}; expected one, or one for each of "
-                f"{n_runs} runs. Give as many as there are packed runs."
+                f"got {len(values)} values of {HYPER[index]}; expected 1, or {n_runs}: one for "
+                "each batched run."
             )
         table[:, index] = values
     return table.to(device)
 
 
 def check_rounding(param: Tensor, seed: Tensor | None) -> None:
-    """Refuse stochastic rounding of parameters that are not rounded."""
+    """Raise if a seed for stochastic rounding is given with parameters that are not bf16."""
     if seed is not None and param.dtype != torch.bfloat16:
         raise ValueError(
             f"got a rounding seed with parameters of {param.dtype}; expected torch.bfloat16. "
-            "Leave the seed out, or keep the parameters in bf16."
+            "Remove the seed, or keep the parameters in bf16."
         )
 
 
@@ -81,17 +81,17 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def round_stochastically(values: Tensor, seed: Tensor) -> Tensor:
-    """Round fp32 to bf16 up or down with the probability that keeps the mean.
+    """Round fp32 to bf16 up or down, with the probabilities that keep the mean.
 
-    The dropped 16 bits are compared with a hash of (seed, position), the same one in the Triton
-    kernel, so both give the same bits.
+    Adds a hash of (seed, position) to the lower 16 bits and truncates. The Triton kernel uses the
+    same hash, so both give the same bits.
 
     Parameters
     ----------
     values : Tensor of fp32
-        What to round; infinities and NaN stay.
+        Values to round; infinities and NaN do not change.
     seed : Tensor of int64, shape ()
-        One number a step.
+        Seed of the step.
     """
     index = torch.arange(values.numel(), device=values.device).view(values.shape)
     noise = _mix((index & 0xFFFFFFFF) ^ _mix((index >> 32) ^ (seed & 0xFFFFFFFF))) & 0xFFFF
@@ -115,8 +115,9 @@ def adamw_step_(
 ) -> Tensor:
     """Clip, take one AdamW step in place, and return the gradient norm before clipping, (K,).
 
-    A run whose gradient norm is not finite is left exactly as it was (and its norm says so), so one
-    diverging run of a pack never touches the others. No value is read back to the host.
+    If the gradient norm of a run is not finite, its buffers do not change, and the returned norm
+    shows it. A diverging run does not affect the other batched runs. The step does not synchronize
+    with the host.
 
     Parameters
     ----------
@@ -131,13 +132,13 @@ def adamw_step_(
     hyper : Tensor of float64, shape (K, 8)
         From `hyper_table`.
     n_decay : int
-        The first ``n_decay`` of each run's P parameters are decayed (matrices), the rest not.
+        Number of leading parameters of each run with weight decay (the matrices).
     copy : Tensor of bf16 or fp16, shape of ``param``, or None
-        Receives the new parameters, rounded to nearest: the weights of the next forward pass.
+        Receives the new parameters, rounded to nearest, for the next forward pass.
     ema : Tensor of fp32, shape of ``param``, or None
-        Averaged parameters, moved towards the new ones.
+        Weight average to update.
     seed : Tensor of int64, shape (), or None
-        Rounds a bf16 ``param`` stochastically; a new seed every step. None: to nearest.
+        Rounds a bf16 ``param`` stochastically; use a new seed at each step. None rounds to nearest.
 
     Returns
     -------
@@ -165,7 +166,7 @@ def adamw_step_(
     def where_finite(value: Tensor, otherwise: float) -> Tensor:
         return torch.where(is_finite, value, otherwise).to(wide)
 
-    # A run that is skipped gets factors that change nothing; 0 x nan is why its gradient goes too.
+    # A skipped run gets factors that change nothing, and a zero gradient because 0 x NaN is NaN.
     g = torch.where(is_finite, g.to(wide) * clip.to(wide), 0.0)
     m.lerp_(g, where_finite(1 - beta1, 0.0))
     v.mul_(where_finite(beta2, 1.0)).add_(g.square_().mul_(where_finite(1 - beta2, 0.0)))
@@ -184,10 +185,10 @@ def adamw_step_(
 
 
 def _row_norms(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the norm of each row, (K, 1), the same for any number of CPU threads.
+    """Return the norm of each row, (K, 1), with the same bits for any number of CPU threads.
 
-    Threads share a sum over one long row, which then rounds by their number; chunks of this size
-    are summed by one thread each.
+    torch splits the sum over a long row among threads, so its rounding depends on their number. One
+    thread sums each chunk of `NORM_CHUNK` values.
     """
     n_chunks = g.shape[1] // NORM_CHUNK
     n_whole = n_chunks * NORM_CHUNK

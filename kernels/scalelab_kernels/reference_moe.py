@@ -1,8 +1,8 @@
 """Dispatch of tokens to experts and back, in plain torch.
 
-A layer is ``route -> permute -> grouped_linear (twice) -> unpermute``. Every shape is known ahead
-(tokens x choices), whatever the router says, so nothing waits for the device and no token is
-dropped. K packed runs are one call: their experts are numbered one run after the other.
+A layer is ``route -> permute -> grouped_linear (twice) -> unpermute``. All shapes are fixed (tokens
+x choices) and do not depend on the router, so the host does not wait for the device and no token is
+dropped. K batched runs are one call; their experts are numbered consecutively, run by run.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
-    """Where each copy of a token goes; R = tokens x choices rows, sorted by expert.
+    """The row of each copy of a token; R = tokens x choices rows, sorted by expert.
 
     Attributes
     ----------
     order : Tensor of int64, shape (R,)
-        Copy ``token * n_choices + choice`` that each row holds.
+        The copy ``token * n_choices + choice`` in each row.
     slot : Tensor of int64, shape (N, k)
         Row of each copy; the inverse of ``order``.
     ends : Tensor of int32, shape (E,)
-        End of each expert's rows.
+        End of the rows of each expert.
     """
 
     order: Tensor
@@ -33,13 +33,13 @@ class Route:
 
 
 def route(experts: Tensor, n_experts: int) -> Route:
-    """Sort the copies of tokens by expert, equal ones by token.
+    """Sort the copies of tokens by expert, then by token.
 
     Parameters
     ----------
     experts : Tensor of int64, shape (N, k)
-        Chosen experts of each token. For K packed runs, (K N, k) with the run's number times the
-        experts of a run added.
+        Chosen experts of each token. For K batched runs the shape is (K N, k), and run i adds
+        i times the experts of a run.
     n_experts : int
         E, over all runs.
     """
@@ -50,22 +50,22 @@ def route(experts: Tensor, n_experts: int) -> Route:
     return Route(order=order, slot=slot.view(experts.shape), ends=ends)
 
 
-def permute(x: Tensor, way: Route) -> Tensor:
-    """Return each row's token: (N, d) to (R, d)."""
-    return x[way.order // way.slot.shape[1]]
+def permute(x: Tensor, routing: Route) -> Tensor:
+    """Return the token of each row: (N, d) to (R, d)."""
+    return x[routing.order // routing.slot.shape[1]]
 
 
-def grouped_linear(x: Tensor, weight: Tensor, way: Route) -> Tensor:
-    """Return each expert's rows times its own matrix: (R, d) and (E, f, d) to (R, f).
+def grouped_linear(x: Tensor, weight: Tensor, routing: Route) -> Tensor:
+    """Multiply the rows of each expert by its matrix: (R, d) and (E, f, d) to (R, f).
 
-    Reads the sizes of the groups on the host, which the kernels' own does not.
+    Reads the sizes of the groups on the host; the Triton implementation does not.
     """
-    ends = way.ends.tolist()
+    ends = routing.ends.tolist()
     begins = [0, *ends[:-1]]
     return torch.cat([x[a:b] @ w.T for a, b, w in zip(begins, ends, weight, strict=True)])
 
 
-def unpermute(y: Tensor, weights: Tensor, way: Route) -> Tensor:
-    """Return each token's sum over its choices: (R, d) and fp32 (N, k) to (N, d)."""
+def unpermute(y: Tensor, weights: Tensor, routing: Route) -> Tensor:
+    """Return the weighted sum over each token's choices: (R, d) and fp32 (N, k) to (N, d)."""
     wide = torch.promote_types(y.dtype, torch.float32)
-    return (y[way.slot].to(wide) * weights.to(wide).unsqueeze(-1)).sum(1).to(y.dtype)
+    return (y[routing.slot].to(wide) * weights.to(wide).unsqueeze(-1)).sum(1).to(y.dtype)

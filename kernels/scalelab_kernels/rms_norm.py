@@ -1,14 +1,14 @@
 """RMSNorm, alone and fused with the residual add before it.
 
 ``out = stream * rstd * weight``, ``stream = x + residual``, ``rstd = (mean(stream^2) + eps)^-1/2``.
-Backward saves the stream and one fp32 ``rstd`` a row; each program sums the weight gradient of its
-rows in registers and writes it once, so there are no atomics and two runs are bitwise equal.
+Backward saves the stream and one fp32 ``rstd`` for each row. Each program sums the weight gradient
+of its rows in registers and writes it once, without atomics, so repeated calls are bitwise equal.
 
-Bytes a row in bf16: forward 8 d (read x and residual, write stream and out), backward 8 d (read two
-gradients and the stream, write one gradient, which serves x and residual alike).
+Bytes for each row in bf16: forward 8 d (read x and residual, write stream and out), backward 8 d
+(read two gradients and the stream, write one gradient, used for both x and residual).
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scalelab_kernels.configs import row_config
-from scalelab_kernels.runtime import architecture, check_runs_here, n_packed, round_to
+from scalelab_kernels.runtime import architecture, check_runs_here, n_batched, round_to
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def _launch_forward(
     """Return out, stream (empty without a residual) and rstd."""
     x, weight = x.contiguous(), weight.contiguous()
     residual = None if residual is None else residual.contiguous()
-    n_runs, n_cols = n_packed(weight, 1), x.shape[-1]
+    n_runs, n_cols = n_batched(weight, 1), x.shape[-1]
     n_rows = x.numel() // (n_runs * n_cols)
     out = torch.empty_like(x)
     stream = torch.empty_like(x) if residual is not None else x.new_empty(0)
@@ -132,7 +132,7 @@ def _rms_norm_backward(
     has_add = grad_stream is not None
     grad_out, stream, weight = grad_out.contiguous(), stream.contiguous(), weight.contiguous()
     grad_stream = grad_stream.contiguous() if grad_stream is not None else grad_out
-    n_runs, n_cols = n_packed(weight, 1), stream.shape[-1]
+    n_runs, n_cols = n_batched(weight, 1), stream.shape[-1]
     n_rows = stream.numel() // (n_runs * n_cols)
     config = row_config(architecture(stream), n_cols)
     n_programs = min(config.programs, triton.cdiv(n_rows, config.rows))
@@ -154,7 +154,7 @@ def _(
 
 
 def _empty(x: Tensor) -> Tensor:
-    """Return an unset contiguous tensor like ``x``."""
+    """Return an uninitialized contiguous tensor like ``x``."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

@@ -1,12 +1,12 @@
-"""SwiGLU: ``silu(gate) * up`` of a packed ``[gate, up]``, one pass each way.
+"""SwiGLU: ``silu(gate) * up`` of a fused ``[gate, up]``, in one pass forward and one backward.
 
 Backward saves only its input: with ``s = sigmoid(gate)``, ``d up = g * gate * s`` and
-``d gate = g * up * s * (1 + gate * (1 - s))``, written side by side into one packed gradient.
+``d gate = g * up * s * (1 + gate * (1 - s))``, written side by side to one fused gradient.
 
-Bytes a token in bf16: forward 6 f, backward 10 f.
+Bytes for each token in bf16: forward 6 f, backward 10 f.
 """
 
-# Triton compiles the kernels from their source, where annotations would be wrong or in the way.
+# Triton compiles the kernels from their source, in which annotations would be wrong.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scalelab_kernels.runtime import architecture, check_runs_here, round_to
 
 @triton.jit
 def _tile(n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return the packed offset of gate, the plain offset, and the mask of this program's tile."""
+    """Return gate's offset in ``[gate, up]``, the output's offset, and the mask of the tile."""
     n_blocks = tl.cdiv(n_cols, COLS)
     program = tl.program_id(0)
     row = (program // n_blocks * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -34,25 +34,25 @@ def _tile(n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(gate_up, out, n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr):
-    packed, plain, mask = _tile(n_rows, n_cols, ROWS, COLS)
-    gate = tl.load(gate_up + packed, mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + packed + n_cols, mask, other=0.0).to(tl.float32)
-    tl.store(out + plain, round_to(gate * tl.sigmoid(gate) * up, out.dtype.element_ty), mask)
+    fused, to_out, mask = _tile(n_rows, n_cols, ROWS, COLS)
+    gate = tl.load(gate_up + fused, mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + fused + n_cols, mask, other=0.0).to(tl.float32)
+    tl.store(out + to_out, round_to(gate * tl.sigmoid(gate) * up, out.dtype.element_ty), mask)
 
 
 @triton.jit
 def _backward_kernel(
     grad_out, gate_up, grad_in, n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
-    packed, plain, mask = _tile(n_rows, n_cols, ROWS, COLS)
-    gate = tl.load(gate_up + packed, mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + packed + n_cols, mask, other=0.0).to(tl.float32)
-    grad = tl.load(grad_out + plain, mask, other=0.0).to(tl.float32)
+    fused, to_out, mask = _tile(n_rows, n_cols, ROWS, COLS)
+    gate = tl.load(gate_up + fused, mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + fused + n_cols, mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_out + to_out, mask, other=0.0).to(tl.float32)
     gate_open = tl.sigmoid(gate)
     grad_up = grad * gate * gate_open
     grad_gate = grad * up * gate_open * (1.0 + gate * (1.0 - gate_open))
-    tl.store(grad_in + packed, round_to(grad_gate, grad_in.dtype.element_ty), mask)
-    tl.store(grad_in + packed + n_cols, round_to(grad_up, grad_in.dtype.element_ty), mask)
+    tl.store(grad_in + fused, round_to(grad_gate, grad_in.dtype.element_ty), mask)
+    tl.store(grad_in + fused + n_cols, round_to(grad_up, grad_in.dtype.element_ty), mask)
 
 
 @torch.library.custom_op("scalelab::swiglu", mutates_args=())

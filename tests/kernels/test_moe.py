@@ -20,9 +20,9 @@ def make_route(n_tokens, n_choices, n_experts):
     ("n_tokens", "n_choices", "n_experts", "d"), [(1, 1, 1, 1), (9, 2, 5, 33), (7, 3, 3, 16)]
 )
 def test_permute_and_unpermute(check_op, n_tokens, n_choices, n_experts, d, dtype):
-    way = make_route(n_tokens, n_choices, n_experts)
-    check_op(moe.permute, reference_moe.permute, [torch.randn(n_tokens, d), way], dtype)
-    inputs = [torch.randn(n_tokens * n_choices, d), torch.rand(n_tokens, n_choices), way]
+    routing = make_route(n_tokens, n_choices, n_experts)
+    check_op(moe.permute, reference_moe.permute, [torch.randn(n_tokens, d), routing], dtype)
+    inputs = [torch.randn(n_tokens * n_choices, d), torch.rand(n_tokens, n_choices), routing]
     check_op(moe.unpermute, reference_moe.unpermute, inputs, dtype)
 
 
@@ -36,32 +36,32 @@ def test_permute_and_unpermute(check_op, n_tokens, n_choices, n_experts, d, dtyp
 def test_any_shape(check_op, n_tokens, n_experts, d, seed):
     torch.manual_seed(seed)
     n_choices = min(n_experts, 2)
-    way = make_route(n_tokens, n_choices, n_experts)
-    inputs = [torch.randn(n_tokens * n_choices, d), torch.rand(n_tokens, n_choices), way]
+    routing = make_route(n_tokens, n_choices, n_experts)
+    inputs = [torch.randn(n_tokens * n_choices, d), torch.rand(n_tokens, n_choices), routing]
     check_op(moe.unpermute, reference_moe.unpermute, inputs, torch.float32)
 
 
-def layer(module, x, w_in, w_out, weights, way):
-    rows = module.permute(x, way)
-    rows = torch.relu(module.grouped_linear(rows, w_in, way))
-    return module.unpermute(module.grouped_linear(rows, w_out, way), weights, way)
+def layer(module, x, w_in, w_out, weights, routing):
+    rows = module.permute(x, routing)
+    rows = torch.relu(module.grouped_linear(rows, w_in, routing))
+    return module.unpermute(module.grouped_linear(rows, w_out, routing), weights, routing)
 
 
 def test_a_layer_equals_each_token_s_own_experts(check_op):
     n_tokens, n_choices, n_experts, d, hidden = 11, 2, 4, 8, 16
-    way = make_route(n_tokens, n_choices, n_experts)
+    routing = make_route(n_tokens, n_choices, n_experts)
     inputs = [
         torch.randn(n_tokens, d),
         torch.randn(n_experts, hidden, d),
         torch.randn(n_experts, d, hidden),
         torch.rand(n_tokens, n_choices),
-        way,
+        routing,
     ]
 
-    def one_by_one(x, w_in, w_out, weights, way):
-        copies = way.order.argsort()
-        expert_of_row = torch.searchsorted(way.ends, torch.arange(len(copies)), right=True)
-        experts = expert_of_row[way.slot]
+    def one_by_one(x, w_in, w_out, weights, routing):
+        copies = routing.order.argsort()
+        expert_of_row = torch.searchsorted(routing.ends, torch.arange(len(copies)), right=True)
+        experts = expert_of_row[routing.slot]
         result = []
         for token in range(n_tokens):
             chosen = [
@@ -79,10 +79,10 @@ def test_a_layer_equals_each_token_s_own_experts(check_op):
 
 def test_route_is_a_permutation_sorted_by_expert_and_stable():
     experts = torch.tensor([[2, 0], [0, 2], [2, 3]])
-    way = reference_moe.route(experts, 5)
-    assert way.order.tolist() == [1, 2, 0, 3, 4, 5]
-    assert way.ends.tolist() == [2, 2, 5, 6, 6]
-    assert torch.equal(way.order[way.slot.flatten()], torch.arange(6))
+    routing = reference_moe.route(experts, 5)
+    assert routing.order.tolist() == [1, 2, 0, 3, 4, 5]
+    assert routing.ends.tolist() == [2, 2, 5, 6, 6]
+    assert torch.equal(routing.order[routing.slot.flatten()], torch.arange(6))
 
 
 def test_packed_runs_do_not_mix():
@@ -94,24 +94,24 @@ def test_packed_runs_do_not_mix():
 
 
 def test_two_runs_are_bitwise_equal():
-    way = make_route(13, 2, 4)
+    routing = make_route(13, 2, 4)
     leaves = [torch.randn(26, 24).bfloat16().requires_grad_(), torch.rand(13, 2).requires_grad_()]
 
     def once():
-        out = moe.unpermute(*leaves, way)
+        out = moe.unpermute(*leaves, routing)
         return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
 
     assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
 
 
 def test_registered_as_torch_expects():
-    way = make_route(3, 2, 4)
+    routing = make_route(3, 2, 4)
     x, y = torch.randn(3, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
     weights = torch.rand(3, 2, requires_grad=True)
     ops = torch.ops.scalelab
-    torch.library.opcheck(ops.moe_permute.default, (x, way.order, way.slot))
-    torch.library.opcheck(ops.moe_unpermute.default, (y, weights, way.order, way.slot))
+    torch.library.opcheck(ops.moe_permute.default, (x, routing.order, routing.slot))
+    torch.library.opcheck(ops.moe_unpermute.default, (y, weights, routing.order, routing.slot))
     x, y, weights = (t.detach() for t in (x, y, weights))
-    torch.library.opcheck(ops.moe_spread.default, (x, way.order, weights, 2))
-    torch.library.opcheck(ops.moe_gather.default, (y, way.slot, None))
-    torch.library.opcheck(ops.moe_dot.default, (y, x, way.order, 2))
+    torch.library.opcheck(ops.moe_spread.default, (x, routing.order, weights, 2))
+    torch.library.opcheck(ops.moe_gather.default, (y, routing.slot, None))
+    torch.library.opcheck(ops.moe_dot.default, (y, x, routing.order, 2))

@@ -25,7 +25,7 @@ VOCAB = 61
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Text of a random first-order process over 61 tokens: learnable within a few steps."""
+    """Tokens of a random Markov chain with 61 states, which a model learns within a few steps."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(7)
     follows = rng.integers(0, VOCAB, (VOCAB, 4))
@@ -87,7 +87,7 @@ def execution() -> ExecutionSpec:
 
 @pytest.fixture
 def make_run(tmp_path: Path, spec: RunSpec) -> Callable[..., RunDir]:
-    """Return a function that writes the spec of a run, with changes, and gives its folder."""
+    """Return a function that writes the spec of a run and returns its folder."""
 
     def make(group: str = "runs", **changes: Any) -> RunDir:
         changed = replace(spec, **changes)
@@ -110,7 +110,7 @@ def one_thread() -> Iterator[None]:
 def attempt_at(
     dataset: Dataset, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Return a function that makes an attempt, stopping it after a number of steps if asked."""
+    """Return a function that makes an attempt, stopped after ``stop_at`` steps if given."""
     monkeypatch.setattr(loop, "POLL_INTERVAL_S", 0.0)
 
     def make(run: RunDir, stop_at: int | None = None, **changes: Any) -> str:
@@ -141,7 +141,7 @@ def attempt_at(
 
 @pytest.fixture
 def start(dataset: Dataset) -> Iterator[Callable[..., Job]]:
-    """Return a starter of jobs of several ranks."""
+    """Return a function that starts a job of several ranks."""
     with starting(dataset.folder) as begin:
         yield begin
 

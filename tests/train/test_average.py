@@ -1,4 +1,4 @@
-"""The moving average of the weights: its loss is recorded beside the run's own, never for it."""
+"""The weight average: its loss is recorded in addition to the loss of the run's own weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECAY = 0.8
 
 
 def trained(specs: list[RunSpec], dataset: Dataset, execution: ExecutionSpec) -> Any:
-    """Return an engine after twelve steps, and the weights of each run at every one of them."""
+    """Return an engine after 12 steps, and the weights of each run after each step."""
     engine = Engine(specs, execution)
     for run in range(len(specs)):
         engine.initialize(run)
@@ -35,7 +35,7 @@ def trained(specs: list[RunSpec], dataset: Dataset, execution: ExecutionSpec) ->
 
 @pytest.mark.parametrize("step", ["eager", "direct"])
 @pytest.mark.parametrize("n_runs", [1, 3])
-def test_the_average_is_the_recurrence_over_the_weights_of_every_step(
+def test_the_average_is_the_recurrence_over_the_weights_of_all_steps(
     spec: RunSpec, dataset: Dataset, step: str, n_runs: int
 ) -> None:
     specs = [replace(spec, seed=seed, ema_decay=DECAY) for seed in range(n_runs)]
@@ -47,7 +47,7 @@ def test_the_average_is_the_recurrence_over_the_weights_of_every_step(
     torch.testing.assert_close(engine.ema.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_evaluating_the_average_leaves_the_weights_alone(
+def test_evaluating_the_average_does_not_change_the_weights(
     spec: RunSpec, dataset: Dataset, execution: ExecutionSpec
 ) -> None:
     spec = replace(spec, ema_decay=DECAY, precision="bf16")
@@ -79,7 +79,7 @@ def test_the_record_holds_both_losses_and_resume_changes_no_bit(
     assert result(stopped).ema_loss_nats == result(straight).ema_loss_nats
 
 
-def test_runs_with_and_without_an_average_are_not_packed(
+def test_runs_with_and_without_an_average_are_not_batched(
     spec: RunSpec, execution: ExecutionSpec
 ) -> None:
     with pytest.raises(UsageError, match="ema_decay"):
@@ -87,6 +87,6 @@ def test_runs_with_and_without_an_average_are_not_packed(
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_a_decay_that_is_none_is_refused(spec: RunSpec, decay: float) -> None:
+def test_an_invalid_decay_is_an_error(spec: RunSpec, decay: float) -> None:
     with pytest.raises(SpecError, match="ema_decay"):
         replace(spec, ema_decay=decay)

@@ -1,4 +1,4 @@
-"""Packed runs: the numbers of separate ones, whoever the companions are."""
+"""Batched runs have the results of separate ones and do not depend on each other."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def final_loss(run: RunDir) -> float | None:
 
 
 @pytest.fixture
-def pack(
+def train_batched(
     make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec
 ) -> Callable[..., tuple[list[RunDir], tuple[str, ...]]]:
     def train(
@@ -58,11 +58,11 @@ def pack(
     return train
 
 
-def test_packed_runs_have_the_losses_of_separate_ones(pack: Any) -> None:
-    packed, statuses = pack("packed", MEMBERS)
+def test_batched_runs_have_the_losses_of_separate_ones(train_batched: Any) -> None:
+    batched, statuses = train_batched("batched", MEMBERS)
     assert statuses == ("done",) * 4
-    for run, member in zip(packed, MEMBERS, strict=True):
-        (alone,), _ = pack("alone", [member])
+    for run, member in zip(batched, MEMBERS, strict=True):
+        (alone,), _ = train_batched("alone", [member])
         found, expected = losses_of(run), losses_of(alone)
         assert set(found) >= set(expected)
         assert [found[step] for step in expected] == pytest.approx(
@@ -72,35 +72,35 @@ def test_packed_runs_have_the_losses_of_separate_ones(pack: Any) -> None:
         assert len(run.attempts()) == 1
 
 
-def test_the_bits_of_a_packed_run_do_not_depend_on_its_companions(pack: Any) -> None:
-    """The third companion ends early, so the pack shrinks on the way."""
-    first, _ = pack("first", MEMBERS)
+def test_the_bits_of_a_batched_run_do_not_depend_on_the_others(train_batched: Any) -> None:
+    """The third run ends early, so the number of batched runs becomes smaller."""
+    first, _ = train_batched("first", MEMBERS)
     others = [{"seed": 77, "lr": 0.05}, MEMBERS[1], {"seed": 5}, {"seed": 6, "n_steps": 22}]
-    second, _ = pack("second", others)
+    second, _ = train_batched("second", others)
     assert losses_of(first[1]) == losses_of(second[1])
     assert final_loss(first[1]) == final_loss(second[1])
 
 
-def test_a_diverging_run_never_stops_the_others(pack: Any) -> None:
+def test_a_diverging_run_does_not_stop_the_others(train_batched: Any) -> None:
     harmful = {"seed": 8, "lr": 3e38, "grad_clip": 1e30, "warmup_steps": 0}
-    calm, _ = pack("calm", [MEMBERS[0], {"seed": 8}, MEMBERS[1]])
-    runs, statuses = pack("harmed", [MEMBERS[0], harmful, MEMBERS[1]])
+    calm, _ = train_batched("calm", [MEMBERS[0], {"seed": 8}, MEMBERS[1]])
+    runs, statuses = train_batched("harmed", [MEMBERS[0], harmful, MEMBERS[1]])
     assert statuses == ("done", "diverged", "done")
     for index in (0, 2):
         assert final_loss(runs[index]) == final_loss(calm[index])
         assert all(math.isfinite(loss) for loss in losses_of(runs[index]).values())
 
 
-def test_a_stopped_pack_resumes_to_the_same_bits(
-    pack: Any, monkeypatch: pytest.MonkeyPatch
+def test_stopped_batched_runs_resume_to_the_same_bits(
+    train_batched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "POLL_INTERVAL_S", 0.0)
-    straight, _ = pack("straight", MEMBERS)
+    straight, _ = train_batched("straight", MEMBERS)
     for patience in (2, 5, 11, 19):
         polls = iter([None] * patience + ["enough"] * 10)
-        runs, statuses = pack(f"stopped-{patience}", MEMBERS, should_stop=polls.__next__)
+        runs, statuses = train_batched(f"stopped-{patience}", MEMBERS, should_stop=polls.__next__)
         assert "preempted" in statuses
-        runs, statuses = pack(f"stopped-{patience}", MEMBERS)
+        runs, statuses = train_batched(f"stopped-{patience}", MEMBERS)
         assert statuses == ("done",) * 4
         for run, expected in zip(runs, straight, strict=True):
             assert final_loss(run) == final_loss(expected)

@@ -1,4 +1,4 @@
-"""Benchmarks and calibration: they run, and what they print hangs together."""
+"""Benchmarks and calibration run, and their figures are consistent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scalelab.train import bench, calibrate
 from scalelab.train.calibrate import measure_run, measure_speed
 
 
-def test_the_figures_of_a_benchmark_hang_together(spec: RunSpec, execution: ExecutionSpec) -> None:
+def test_the_figures_of_a_benchmark_are_consistent(spec: RunSpec, execution: ExecutionSpec) -> None:
     found = bench.bench_train(spec, execution, n_runs=2, seconds=0.05)
     flops = train_flops_per_token(spec.shape, spec.seq_len)["exact"]
     assert found["tokens_per_s"] == pytest.approx(2 * spec.tokens_per_step / found["step_s"])
@@ -33,7 +33,7 @@ def test_an_unknown_gpu_has_no_utilisation(
         bench.bench_train(spec, replace(execution, device="cuda"))
 
 
-def test_packs_are_timed_as_long_as_they_become_faster(
+def test_larger_batches_of_runs_are_timed_until_one_is_not_faster(
     spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speeds = {1: 10.0, 2: 15.0, 4: 14.0, 8: 99.0}
@@ -43,13 +43,13 @@ def test_packs_are_timed_as_long_as_they_become_faster(
     assert calibrate.measure_batched_runs(spec, execution, 1.0) == {2: 1.5, 4: 1.4}
 
 
-def test_a_pack_is_timed_by_its_real_steps(spec: RunSpec, execution: ExecutionSpec) -> None:
+def test_batched_runs_are_timed_by_real_steps(spec: RunSpec, execution: ExecutionSpec) -> None:
     gains = calibrate.measure_batched_runs(spec, execution, 0.01, (2,))
     assert list(gains) == [2]
     assert 0.2 < gains[2] < 5
 
 
-def test_calibration_gives_the_speed_of_every_width(execution: ExecutionSpec) -> None:
+def test_calibration_gives_the_speed_of_each_width(execution: ExecutionSpec) -> None:
     found = measure_speed(
         execution, widths=(16, 24), n_layers=1, seq_len=16, batch_seqs=2, seconds_per_point=0.01
     )
@@ -61,7 +61,7 @@ def test_calibration_gives_the_speed_of_every_width(execution: ExecutionSpec) ->
         assert point["eval_tokens_per_s"] > 0
 
 
-def test_a_run_of_the_plan_can_be_timed_itself(spec: RunSpec, execution: ExecutionSpec) -> None:
+def test_a_run_of_the_plan_can_be_timed(spec: RunSpec, execution: ExecutionSpec) -> None:
     found = measure_run(spec, execution, 0.01)
     assert found["n_params"] == count_params(spec.shape).total
     assert (found["seq_len"], found["batch_seqs"]) == (24, 6)

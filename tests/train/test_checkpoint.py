@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not used."""
+"""Incomplete and corrupt checkpoints are not used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scalelab.records.run_dir import RunDir
 from scalelab.train import checkpoint
 
 
-def test_what_was_saved_comes_back(make_run: Callable[..., RunDir]) -> None:
+def test_a_saved_state_is_loaded(make_run: Callable[..., RunDir]) -> None:
     run = make_run()
     attempt = run.claim()
     state = {"step": 7, "weights": torch.randn(33), "nested": {"best": 1.25, "none": None}}
@@ -25,7 +25,7 @@ def test_what_was_saved_comes_back(make_run: Callable[..., RunDir]) -> None:
 
 @pytest.mark.parametrize("place", ["state.pt", "meta.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_harmed_checkpoint_is_not_loaded(
+def test_a_corrupt_checkpoint_is_not_loaded(
     make_run: Callable[..., RunDir], place: str, harm: str
 ) -> None:
     run = make_run()

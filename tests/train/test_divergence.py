@@ -1,4 +1,4 @@
-"""Divergence: what ends a run, and what a healthy run may do."""
+"""Divergence: losses that end a run, and losses that do not."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_a_loss_or_a_gradient_that_is_not_finite_ends_the_run_at_once(value: flo
     assert "gradient" in str(DivergenceDetector().observe(5.0, value))
 
 
-def test_a_spike_that_heals_within_a_block_is_none() -> None:
+def test_a_spike_that_recovers_within_a_block_does_not_count() -> None:
     losses = healthy_losses(400)
     losses[200 : 200 + BLOCK_STEPS_MIN - 2] = [9.0] * (BLOCK_STEPS_MIN - 2)
     assert feed(DivergenceDetector(), losses) is None
 
 
-def test_a_spike_that_stays_ends_the_run_within_three_blocks() -> None:
+def test_a_lasting_spike_ends_the_run_within_three_blocks() -> None:
     losses = healthy_losses(400)
     losses[205:] = [4.2] * 195  # below the first loss, above half of what was won
     found = feed(DivergenceDetector(), losses)
@@ -60,7 +60,7 @@ def test_a_run_that_learns_nothing_does_not_diverge() -> None:
     assert feed(DivergenceDetector(), (5.5 + rng.normal(0, 0.1, 300)).tolist()) is None
 
 
-def test_going_on_from_a_saved_state_changes_nothing() -> None:
+def test_resuming_from_a_saved_state_changes_nothing() -> None:
     losses = healthy_losses(300)
     losses[170:] = [4.5] * 130
     whole = feed(DivergenceDetector(), losses)

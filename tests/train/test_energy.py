@@ -1,4 +1,4 @@
-"""Joules from counters: wrapped, shared out by processor time, None where nothing can be read."""
+"""Joules from counters: wrap-around, shares by CPU time, and None without a readable counter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANGE_UJ = 1000
 
 @pytest.fixture
 def rapl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a setter of the counters of a package, its cores and its memory, and of busy time."""
+    """Return a function that sets the counters of package, cores and memory, and the busy time."""
     names = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:0:1": "dram"}
     for zone, name in names.items():
         (tmp_path / zone).mkdir()
@@ -36,7 +36,7 @@ def rapl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
     return put
 
 
-def test_a_process_is_given_its_share_of_package_and_memory(rapl: Callable[..., None]) -> None:
+def test_a_process_gets_its_share_of_package_and_memory(rapl: Callable[..., None]) -> None:
     rapl(100, 50, 1000, 2.0)
     meter = energy.EnergyMeter("cpu")
     # 400 + 30 microjoules while the machine worked 4 s and this process 1 s of them.
@@ -47,7 +47,7 @@ def test_a_process_is_given_its_share_of_package_and_memory(rapl: Callable[..., 
     assert meter.read(n_runs=3, is_last=True) == pytest.approx(430e-6 / 4 + 600e-6 / 3)
 
 
-def test_a_counter_that_is_not_there_or_not_ours_to_read_is_none(
+def test_without_a_readable_counter_the_energy_is_none(
     rapl: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rapl(100, 50, 1000, 2.0)
@@ -59,13 +59,13 @@ def test_a_counter_that_is_not_there_or_not_ours_to_read_is_none(
     assert energy.EnergyMeter("cpu").read(is_last=True) is None
 
 
-def test_a_runs_record_holds_the_joules_of_all_its_attempts(
+def test_the_record_has_the_joules_of_all_attempts(
     make_run: Callable[..., RunDir],
     attempt_at: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Meter:
-        """Two joules a look."""
+        """Adds 2 joules at each reading."""
 
         def __init__(self, device: str) -> None:
             self.joules: float | None = 0.0
@@ -86,7 +86,7 @@ def test_a_runs_record_holds_the_joules_of_all_its_attempts(
     assert result(run).energy_j == pytest.approx(first + second)
 
 
-def test_without_a_counter_there_is_no_figure(
+def test_without_a_counter_the_record_has_no_energy(
     make_run: Callable[..., RunDir],
     attempt_at: Callable[..., str],
     tmp_path: Path,

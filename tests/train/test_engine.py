@@ -1,4 +1,4 @@
-"""One step, several ways: the same numbers."""
+"""Different executions of a step give the same results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fresh(spec: RunSpec, execution: ExecutionSpec) -> Engine:
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4])
-def test_accumulated_micro_batches_give_the_whole_batchs_step(
+def test_accumulated_micro_batches_equal_one_batch(
     spec: RunSpec, execution: ExecutionSpec, dataset: Dataset, micro: int
 ) -> None:
     whole = train(fresh(spec, execution), dataset, range(4))
@@ -52,7 +52,7 @@ def test_accumulated_micro_batches_give_the_whole_batchs_step(
         {"n_experts": 3, "n_active_experts": 1},
     ],
 )
-def test_every_kind_of_model_learns(
+def test_all_kinds_of_models_learn(
     spec: RunSpec, execution: ExecutionSpec, dataset: Dataset, fields: dict[str, Any]
 ) -> None:
     run = replace(spec, shape=replace(spec.shape, **fields), lr=0.02)
@@ -62,7 +62,7 @@ def test_every_kind_of_model_learns(
     assert losses[-1] < np.log(61) - 0.2
 
 
-def test_both_ways_of_attention_agree(
+def test_both_attention_paths_agree(
     spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
 ) -> None:
     found = [
@@ -72,7 +72,7 @@ def test_both_ways_of_attention_agree(
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
-def test_half_precision_products_stay_near_full_ones(
+def test_half_precision_products_are_close_to_fp32(
     spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
 ) -> None:
     """Products of 8 bits; later steps differ more, because Adam's first ones follow signs."""
@@ -84,7 +84,7 @@ def test_half_precision_products_stay_near_full_ones(
     assert (found[0] != found[1]).any()
 
 
-def test_the_padding_of_the_vocabulary_is_never_a_target_nor_trained(
+def test_vocabulary_padding_is_neither_a_target_nor_trained(
     spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
 ) -> None:
     engine = fresh(spec, execution)
@@ -107,7 +107,7 @@ def test_the_evaluation_is_the_mean_over_each_sequence(
     np.testing.assert_allclose(found.mean(), np.log(61), atol=0.8)
 
 
-def test_the_rates_end_where_the_spec_says(spec: RunSpec) -> None:
+def test_the_learning_rates_end_as_in_the_spec(spec: RunSpec) -> None:
     rates = learning_rates(spec)
     assert len(rates) == spec.n_steps
     assert max(rates) == pytest.approx(spec.lr)
@@ -125,7 +125,7 @@ def test_the_rates_end_where_the_spec_says(spec: RunSpec) -> None:
         *([] if torch.cuda.is_available() else [{"device": "cuda"}]),
     ],
 )
-def test_what_cannot_be_executed_here_is_refused(
+def test_an_impossible_execution_is_an_error(
     spec: RunSpec, execution: ExecutionSpec, change: dict[str, str]
 ) -> None:
     with pytest.raises(UsageError):

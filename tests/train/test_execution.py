@@ -85,7 +85,7 @@ def test_a_run_that_runs_out_of_memory_continues_with_smaller_micro_batches(
     assert result(short).loss_nats == pytest.approx(result(straight).loss_nats, rel=2e-5)
 
 
-def test_a_run_whose_single_sequence_does_not_fit_fails_for_good(
+def test_a_run_whose_single_sequence_does_not_fit_fails(
     make_run: Callable[..., RunDir],
     attempt_at: Callable[..., str],
     memory: Callable[..., list[int]],
@@ -106,7 +106,7 @@ def test_a_measured_attention_needs_a_gpu(spec: RunSpec, execution: ExecutionSpe
         executions.fastest_attention(spec, execution)
 
 
-def test_the_attention_that_was_measured_fastest_is_kept_with_the_attempt(
+def test_the_fastest_attention_is_stored_with_the_attempt(
     make_run: Callable[..., RunDir],
     dataset: Dataset,
     execution: ExecutionSpec,

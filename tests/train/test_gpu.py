@@ -1,4 +1,4 @@
-"""What only a CUDA device can show; ``pytest -m gpu tests/train`` where there is one."""
+"""Tests that need a CUDA device: ``pytest -m gpu tests/train``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ON_GPU = ExecutionSpec(device="cuda", attention="sdpa", metrics_interval_steps=8
 def losses(
     specs: list[RunSpec], execution: ExecutionSpec, dataset: Dataset, stop_at: int | None = None
 ) -> Any:
-    """Train 8 steps, through a saved state at ``stop_at`` when given."""
+    """Train 8 steps; if ``stop_at`` is given, save and reload the state there."""
 
     def batch(step: int) -> Any:
         parts = [dataset.batch(s.seed, step, s.batch_seqs, s.seq_len) for s in specs]
@@ -78,7 +78,7 @@ def test_the_device_does_not_change_the_run(specs: list[RunSpec], dataset: Datas
 
 
 @pytest.mark.parametrize("step", ["eager", "graph"])
-def test_kernels_have_the_references_losses(
+def test_kernels_and_references_have_equal_losses(
     specs: list[RunSpec], dataset: Dataset, step: str
 ) -> None:
     plain = losses(specs[:1], ON_GPU, dataset)

@@ -1,4 +1,4 @@
-"""The trainer with kernels, interpreted on the CPU: the losses of the references."""
+"""The trainer with Triton kernels, interpreted on the CPU, has the losses of the references."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux only")
-def test_fifty_steps_with_interpreted_kernels_have_the_references_losses(
+def test_fifty_steps_with_interpreted_kernels_have_the_losses_of_the_references(
     spec: RunSpec, dataset: Dataset
 ) -> None:
     shape = ModelShape(
@@ -72,7 +72,7 @@ def test_fifty_steps_with_interpreted_kernels_have_the_references_losses(
     assert found["triton"] != found["reference"]
 
 
-def test_kernels_where_they_cannot_run_are_an_error(
+def test_kernels_on_an_unsupported_device_are_an_error(
     spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -82,7 +82,7 @@ def test_kernels_where_they_cannot_run_are_an_error(
         Engine([spec], replace(execution, attention="triton"))
 
 
-def test_the_environment_names_kernels_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_set_kernels_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proposal.KERNELS == operations.IMPLEMENTATIONS
     assert (*operations.ATTENTION_PATHS, MEASURED) == proposal.ATTENTIONS
     plain = proposal.default_execution(device="cpu")

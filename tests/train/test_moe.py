@@ -1,4 +1,4 @@
-"""Mixture of experts against the definition, one token at a time."""
+"""Mixture of experts, compared with its definition for one token at a time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_token_passes_through_its_best_experts() -> None:
     torch.testing.assert_close(found.view(-1, D), expected)
 
 
-def test_packed_runs_use_their_own_experts() -> None:
+def test_batched_runs_use_their_own_experts() -> None:
     router, gate_up, down = weights(3)
     x = torch.randn(3, 2, 6, D, dtype=torch.float64)
     found, balance = moe.feed_forward(x, router, gate_up, down, N_ACTIVE, OPS)
@@ -62,7 +62,7 @@ def test_packed_runs_use_their_own_experts() -> None:
         torch.testing.assert_close(balance[run], alone_balance)
 
 
-def test_the_balance_loss_is_one_when_balanced_and_rises_with_imbalance() -> None:
+def test_the_balance_loss_is_one_when_balanced_and_larger_when_not() -> None:
     even = torch.full((1, 40, N_EXPERTS), 1 / N_EXPERTS)
     assert float(moe.balance_loss(torch.full((1, N_EXPERTS), 16), even)) == pytest.approx(1.0)
     skewed = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1]).expand(1, 40, -1)
@@ -92,7 +92,7 @@ def test_a_mixture_learns_and_all_experts_are_used(
         assert (moved > 1e-3).all()
 
 
-def test_active_and_total_parameters_are_counted_apart(moe_spec: RunSpec) -> None:
+def test_active_and_total_parameters_are_counted_separately(moe_spec: RunSpec) -> None:
     counts = count_params(moe_spec.shape).by_convention()
     expert = 3 * 16 * 40
     assert counts["chinchilla"] - counts["active"] == 2 * (4 - 2) * expert

@@ -1,4 +1,4 @@
-"""The gradient noise scale, where the answer is known."""
+"""The gradient noise scale in cases with a known answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_expected_norms_give_back_both_terms(
 
 
 def test_a_quadratic_with_known_noise_is_recovered_within_five_percent() -> None:
-    """Minimise x'Hx/2 from samples with gradient Hx + noise of covariance diag(sigma^2)."""
+    """Minimize x'Hx/2 from samples with gradient Hx + noise of covariance diag(sigma^2)."""
     rng = np.random.default_rng(2)
     n, small, n_micro = 40, 4, 8
     h = np.geomspace(0.1, 2.0, n)
@@ -53,7 +53,7 @@ def test_a_quadratic_with_known_noise_is_recovered_within_five_percent() -> None
     assert trace / grad_sq == pytest.approx((sigma**2).sum() / ((h * x) ** 2).sum(), rel=0.05)
 
 
-def test_what_is_not_finite_is_not_averaged() -> None:
+def test_values_that_are_not_finite_are_not_averaged() -> None:
     scale = NoiseScale()
     scale.observe(float("nan"), 1.0, 1, 2)
     assert scale.means is None

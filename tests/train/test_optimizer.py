@@ -1,4 +1,4 @@
-"""AdamW and Muon against torch's own, weight by weight."""
+"""AdamW and Muon, compared with those of torch, weight by weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalelab.train.optimizer import orthogonalize, row_norms
 
 
 def reference_losses(spec: RunSpec, engine: Engine, dataset: Dataset, n: int) -> list[float]:
-    """Train the engine's model with `torch.optim` and separate weights, split as Muon wants."""
+    """Train the engine's model with `torch.optim` and separate weights, split as Muon needs."""
     plain = {name: leaf.detach().clone() for name, leaf in engine.gradients.leaves.items()}
     entries = {entry.name: entry for entry in engine.layout.entries}
     hidden, decayed, spared = [], [], []
@@ -68,14 +68,14 @@ def reference_losses(spec: RunSpec, engine: Engine, dataset: Dataset, n: int) ->
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_losses_are_those_of_torchs_optimizer(
+def test_the_losses_equal_those_of_torchs_optimizer(
     spec: RunSpec,
     execution: ExecutionSpec,
     dataset: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     optimizer: str,
 ) -> None:
-    """Torch's Muon orthogonalises in bf16; it is kept from that, so that the rest can be seen."""
+    """Torch's Muon orthogonalizes in bf16; the test makes it use fp32 to compare the rest."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     spec = replace(spec, optimizer=optimizer, grad_clip=0.7, beta2=0.97, weight_decay=0.3)
     engine = Engine([spec], execution)
@@ -91,8 +91,8 @@ def test_the_losses_are_those_of_torchs_optimizer(
     assert found[-1] < found[0] - 0.3
 
 
-def test_orthogonalised_matrices_keep_their_singular_vectors() -> None:
-    """Singular values from 0.05 to 1 of the norm are brought near 1, the vectors stay."""
+def test_orthogonalized_matrices_keep_their_singular_vectors() -> None:
+    """Singular values from 0.05 to 1 of the norm become close to 1; the vectors stay."""
     torch.manual_seed(0)
     values = torch.linspace(0.05, 1.0, 12)
     for rows, columns in ((12, 40), (40, 12), (12, 12)):
@@ -105,7 +105,7 @@ def test_orthogonalised_matrices_keep_their_singular_vectors() -> None:
         torch.testing.assert_close(inside, torch.diag_embed(found), atol=1e-4, rtol=0)
 
 
-def test_packed_muon_runs_equal_separate_ones(
+def test_batched_muon_runs_equal_separate_ones(
     spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
 ) -> None:
     specs = [
@@ -131,7 +131,7 @@ def test_packed_muon_runs_equal_separate_ones(
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("fields", [{"optimizer": "muon"}, {"parametrization": "mup"}])
-def test_a_gradient_that_is_not_finite_leaves_that_run_as_it_was(
+def test_a_gradient_that_is_not_finite_does_not_change_the_run(
     spec: RunSpec, execution: ExecutionSpec, fields: dict[str, str], value: float
 ) -> None:
     spec = replace(spec, **fields)  # type: ignore[arg-type]
@@ -155,6 +155,6 @@ def test_norms_of_rows() -> None:
     torch.testing.assert_close(row_norms(rows[1]), rows[1:2].norm(dim=1))
 
 
-def test_muon_with_mup_is_refused(spec: RunSpec, execution: ExecutionSpec) -> None:
+def test_muon_with_mup_is_an_error(spec: RunSpec, execution: ExecutionSpec) -> None:
     with pytest.raises(UsageError, match="muon"):
         Engine([replace(spec, optimizer="muon", parametrization="mup")], execution)

@@ -1,4 +1,4 @@
-"""The flat layout: every weight once, counted as the accounting counts."""
+"""The flat layout has each weight once, and its counts equal those of the accounting."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_layout_counts_the_parameters_of_the_accounting(shape: ModelShape) -
 
 @given(shape=shapes())
 @settings(max_examples=30, deadline=None)
-def test_no_two_weights_overlap_and_decayed_ones_come_first(shape: ModelShape) -> None:
+def test_weights_do_not_overlap_and_decayed_ones_come_first(shape: ModelShape) -> None:
     layout = lay_out(shape)
     flat = torch.zeros(2, layout.n_values)
     for view in layout.views(flat).values():
@@ -63,7 +63,7 @@ def test_the_billion_parameter_shape_builds_on_the_meta_device() -> None:
     assert sum(view.numel() for view in views.values()) == expected == layout.n_params
 
 
-def test_the_start_depends_on_the_seed_and_the_name_alone(spec: RunSpec) -> None:
+def test_initial_values_depend_only_on_seed_and_name(spec: RunSpec) -> None:
     deeper = replace(spec, shape=replace(spec.shape, n_layers=3))
     filled = []
     for run in (spec, deeper, replace(spec, seed=4)):
@@ -76,7 +76,7 @@ def test_the_start_depends_on_the_seed_and_the_name_alone(spec: RunSpec) -> None
     assert not torch.equal(filled[0]["layers.1.qkv"], filled[2]["layers.1.qkv"])
 
 
-def test_initial_values_have_the_stated_spread(spec: RunSpec) -> None:
+def test_initial_values_have_the_documented_deviation(spec: RunSpec) -> None:
     wide = replace(spec, shape=replace(spec.shape, d_model=128, d_ff=320, vocab_size=300))
     layout = lay_out(wide.shape)
     flat = torch.empty(layout.n_values)

@@ -1,4 +1,4 @@
-"""muP: the coordinate check, and that it is the standard model at the base width."""
+"""muP: the coordinate check, and equality with the standard model at the base width."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def logit_changes(spec: RunSpec, dataset: Dataset, execution: ExecutionSpec) -> 
 
 
 def slopes(spec: RunSpec, dataset: Dataset, execution: ExecutionSpec, kind: str) -> np.ndarray:
-    """Return how the change grows with width: d log(change) / d log(width), a step each."""
+    """Return d log(change) / d log(width) for each step."""
     changes = [logit_changes(of_width(spec, d, kind), dataset, execution) for d in WIDTHS]
     return np.polyfit(np.log(WIDTHS), np.log(changes), 1)[0]
 
@@ -68,7 +68,7 @@ def test_under_mup_the_change_of_the_logits_does_not_grow_with_width(
     assert slopes(spec, dataset, execution, "standard").min() > 0.3
 
 
-def test_at_the_base_width_mup_is_the_standard_parametrisation(
+def test_at_the_base_width_mup_is_the_standard_parametrization(
     spec: RunSpec, dataset: Dataset, execution: ExecutionSpec
 ) -> None:
     kinds = [of_width(spec, BASE_WIDTH, kind) for kind in ("mup", "standard")]

@@ -1,4 +1,4 @@
-"""Stopped and resumed at twenty steps, each way of a step that runs on a CPU: no bit changes."""
+"""For each kind of step on a CPU, stopping and resuming at 20 steps does not change a bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.train.outcome import curve, result
 MakeRun = Callable[..., RunDir]
 N_STEPS = 30
 STOPS = sorted(random.Random(11).sample(range(1, N_STEPS), 20))
-PACK: list[dict[str, Any]] = [{"seed": 3}, {"seed": 4, "lr": 0.003}, {"seed": 5, "n_steps": 23}]
+BATCHED: list[dict[str, Any]] = [{"seed": 3}, {"seed": 4, "lr": 0.003}, {"seed": 5, "n_steps": 23}]
 
 
 def final(run: RunDir) -> float:
@@ -34,7 +34,7 @@ def final(run: RunDir) -> float:
 def attempt(
     make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[list[RunDir], tuple[str, ...]]]:
-    """Return a function that makes an attempt at each member, stopped after a step if asked."""
+    """Return a function that attempts batched runs, stopped after a step if given."""
     monkeypatch.setattr(loop, "POLL_INTERVAL_S", 0.0)
 
     def train(
@@ -64,12 +64,12 @@ def attempt(
 @pytest.mark.parametrize(
     ("step", "members", "way"),
     [
-        ("direct", PACK[:1], {}),
-        ("direct", PACK[:1], {"micro_batch_seqs": 4}),
-        ("direct", PACK, {}),
-        ("eager", PACK, {}),
+        ("direct", BATCHED[:1], {}),
+        ("direct", BATCHED[:1], {"micro_batch_seqs": 4}),
+        ("direct", BATCHED, {}),
+        ("eager", BATCHED, {}),
     ],
-    ids=["direct", "direct accumulated", "direct packed", "eager packed"],
+    ids=["direct", "direct accumulated", "direct batched", "eager batched"],
 )
 def test_a_stop_at_any_step_changes_no_bit(
     attempt: Any, step: str, members: list[dict[str, Any]], way: dict[str, Any]
@@ -91,7 +91,7 @@ def test_a_stop_at_any_step_changes_no_bit(
 def test_a_compiled_run_is_the_same_from_any_step(
     spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
 ) -> None:
-    """One engine, so one compilation: the state is all that a resumed run has of the earlier."""
+    """Uses one engine for one compilation; a resumed run gets only the state of the first."""
     spec = replace(spec, shape=replace(spec.shape, n_layers=1))
     compiled = replace(execution, step="compiled", metrics_interval_steps=N_STEPS)
     engine = Engine([spec], compiled)
@@ -120,12 +120,12 @@ def test_two_threads_give_the_bits_of_one(attempt: Any, spec: RunSpec) -> None:
     assert final(one) == final(two)
 
 
-def test_a_run_goes_on_as_it_was_begun(attempt: Any) -> None:
-    """Begun before gradients were written out, a run keeps its bits under the new default."""
-    (straight,), _ = attempt("straight", PACK[:1], "eager")
-    (run,), _ = attempt("changed", PACK[:1], "eager", 13)
-    attempt("changed", PACK[:1], "direct")
+def test_a_resumed_run_keeps_its_kind_of_step(attempt: Any) -> None:
+    """A run that began with eager steps keeps its bits when the default becomes direct."""
+    (straight,), _ = attempt("straight", BATCHED[:1], "eager")
+    (run,), _ = attempt("changed", BATCHED[:1], "eager", 13)
+    attempt("changed", BATCHED[:1], "direct")
     assert run.attempts()[-1].read_note()["execution"]["step"] == "eager"
     assert final(run) == final(straight)
-    (other,), _ = attempt("other", PACK[:1], "direct")
+    (other,), _ = attempt("other", BATCHED[:1], "direct")
     assert final(other) != final(straight)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or lose a checkpoint, and go on to the same bits."""
+"""Runs that are stopped, are killed or lose a checkpoint resume to the same bits."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def test_resuming_at_any_step_changes_no_bit(
         assert result(run).loss_nats == result(straight).loss_nats
 
 
-def test_a_run_may_be_stopped_again_and_again(
-    make_run: MakeRun, attempt_at: Callable[..., str]
-) -> None:
+def test_a_run_can_be_stopped_many_times(make_run: MakeRun, attempt_at: Callable[..., str]) -> None:
     straight, run = make_run("straight"), make_run("often")
     assert attempt_at(straight) == "done"
     for stop_at in (3, 7, 7, 20, 29):
@@ -64,7 +62,7 @@ def test_a_run_may_be_stopped_again_and_again(
 def test_a_resumed_run_remembers_the_losses_before(
     make_run: MakeRun, attempt_at: Callable[..., str]
 ) -> None:
-    """A spike is judged by the best loss so far, also when that was before the stop."""
+    """The spike rule uses the best loss so far, even if it was before the stop."""
     run = make_run()
     for stop_at in (9, 17):
         assert attempt_at(run, stop_at=stop_at) == "preempted"
@@ -86,7 +84,7 @@ def test_two_threads_give_the_bits_of_one(
     assert result(one).loss_nats == result(two).loss_nats
 
 
-def test_a_corrupt_checkpoint_is_passed_over_for_the_one_before(
+def test_after_a_corrupt_checkpoint_the_one_before_is_used(
     make_run: MakeRun, attempt_at: Callable[..., str]
 ) -> None:
     straight, run = make_run("straight"), make_run("harmed")
@@ -104,7 +102,7 @@ def test_a_corrupt_checkpoint_is_passed_over_for_the_one_before(
     assert result(run).loss_nats == result(straight).loss_nats
 
 
-def test_without_a_whole_checkpoint_the_run_starts_afresh(
+def test_without_a_valid_checkpoint_the_run_starts_at_step_zero(
     make_run: MakeRun, attempt_at: Callable[..., str]
 ) -> None:
     straight, run = make_run("straight"), make_run("harmed")
@@ -116,10 +114,10 @@ def test_without_a_whole_checkpoint_the_run_starts_afresh(
     assert result(run).loss_nats == result(straight).loss_nats
 
 
-def test_a_disk_that_fills_up_during_a_checkpoint_costs_nothing(
+def test_a_full_disk_during_a_checkpoint_does_not_stop_the_run(
     make_run: MakeRun, attempt_at: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RLIMIT_FSIZE lets small files through and stops the checkpoint's tensors half-way."""
+    """RLIMIT_FSIZE allows small files and stops the checkpoint's tensors in the middle."""
     straight, run = make_run("straight"), make_run("full")
     assert attempt_at(straight) == "done"
     assert attempt_at(run, stop_at=5) == "preempted"
@@ -168,7 +166,7 @@ def wait_for_checkpoints(run: RunDir, n: int, process: subprocess.Popen[str]) ->
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_makes_a_checkpoint_and_ends_as_preempted(
+def test_after_a_signal_the_run_saves_a_checkpoint_and_ends_as_preempted(
     make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec, kind: signal.Signals
 ) -> None:
     run = make_run(n_steps=100_000)
@@ -181,7 +179,7 @@ def test_a_signal_makes_a_checkpoint_and_ends_as_preempted(
     assert curve(run)
 
 
-def test_slow_checkpoints_are_rarer_and_say_so(
+def test_slow_checkpoints_are_less_frequent_and_noted(
     make_run: MakeRun, attempt_at: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
@@ -210,7 +208,7 @@ def test_slow_checkpoints_are_rarer_and_say_so(
     assert note["interval_s"] == pytest.approx(note["took_s"] * 49)
 
 
-def test_killed_anywhere_the_run_ends_with_the_bits_of_an_undisturbed_one(
+def test_a_run_killed_at_any_time_ends_with_the_bits_of_an_undisturbed_one(
     make_run: MakeRun,
     attempt_at: Callable[..., str],
     dataset: Dataset,

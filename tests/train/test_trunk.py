@@ -1,4 +1,4 @@
-"""A ladder of branches from one trunk: the bits of separate runs, for a fraction of the steps."""
+"""Branches of a WSD ladder share a trunk: the bits of separate runs with fewer steps."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_corrupt_or_foreign_trunk_is_not_used(
     assert long.status() == "done"
 
 
-def test_a_trunk_that_went_further_is_no_start_for_a_shorter_run(
+def test_a_shorter_run_does_not_start_from_a_later_trunk_state(
     make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec, tmp_path: Path
 ) -> None:
     trunks = tmp_path / "trunks"

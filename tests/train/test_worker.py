@@ -1,4 +1,4 @@
-"""An attempt, from the spec to the accepted record, and how else it may end."""
+"""An attempt, from the spec to the accepted record, and its other ends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_run_ends_with_an_accepted_record(
     assert {"host", "pid_start", "versions", "git_commit", "is_dirty", "device_name"} <= set(note)
 
 
-def test_on_a_known_device_the_curve_holds_its_utilisation(
+def test_on_a_known_device_the_curve_has_mfu(
     make_run: MakeRun, attempt_at: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = next(iter(HARDWARE.values()))
@@ -87,7 +87,7 @@ def test_a_record_whose_writer_died_before_acceptance_counts(
     assert len(run.attempts()) == 1
 
 
-def test_a_fenced_attempt_stops_and_writes_nothing_more(
+def test_a_fenced_attempt_stops_and_writes_nothing(
     make_run: MakeRun, dataset: Dataset, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "POLL_INTERVAL_S", 0.0)
@@ -108,7 +108,7 @@ def test_a_fenced_attempt_stops_and_writes_nothing_more(
     assert first.checkpoints() == []
 
 
-def test_an_attempt_fenced_at_its_very_end_is_not_accepted(
+def test_an_attempt_fenced_at_its_end_is_not_accepted(
     make_run: MakeRun,
     attempt_at: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -125,7 +125,7 @@ def test_an_attempt_fenced_at_its_very_end_is_not_accepted(
     assert run.accepted() is None
 
 
-def test_divergence_is_recorded_and_is_never_done(
+def test_divergence_is_recorded_as_diverged(
     make_run: MakeRun, attempt_at: Callable[..., str]
 ) -> None:
     run = make_run(lr=3e38, grad_clip=1e30, warmup_steps=0)
@@ -149,7 +149,9 @@ def test_a_run_that_ends_in_a_spike_is_diverged(
     assert "spike" in str(result(run).reason)
 
 
-def test_other_data_than_planned_fails(make_run: MakeRun, attempt_at: Callable[..., str]) -> None:
+def test_a_dataset_other_than_planned_fails(
+    make_run: MakeRun, attempt_at: Callable[..., str]
+) -> None:
     run = make_run(data_fingerprint="0123456789abcdef")
     assert attempt_at(run) == "failed"
     ended = last_note(run)["ended"]
@@ -158,7 +160,7 @@ def test_other_data_than_planned_fails(make_run: MakeRun, attempt_at: Callable[.
     assert run.accepted() is None
 
 
-def test_a_fault_is_written_down_with_its_traceback(
+def test_an_error_is_noted_with_its_traceback(
     make_run: MakeRun, attempt_at: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*args: Any) -> None:
@@ -180,7 +182,7 @@ def test_kept_weights_stay_as_the_last_checkpoint(
     assert [c.step for c in run.checkpoints()] == [30]
 
 
-def test_a_folder_of_another_run_is_refused(
+def test_a_folder_of_another_run_is_an_error(
     make_run: MakeRun, attempt_at: Callable[..., str], tmp_path: Path
 ) -> None:
     run = make_run()
@@ -191,7 +193,7 @@ def test_a_folder_of_another_run_is_refused(
         attempt_at(other)
 
 
-def test_training_leaves_the_process_as_it_was(
+def test_training_restores_the_settings_of_the_process(
     make_run: MakeRun, attempt_at: Callable[..., str]
 ) -> None:
     before = torch.get_num_threads()

@@ -156,7 +156,7 @@ class ShardedOptimizer:
             whole = self.shards.gather(entry.name, updates[entry.name])
             if turn % n_ranks == rank:
                 wholes[entry.name] = whole
-        # A loop of its own between the transfers, so that all devices compute at the same time.
+        # A separate loop between the transfers, so that all devices compute at the same time.
         changes = {
             e.name: _muon_update(e, wholes[e.name]) for e in self._muon_entries if e.name in wholes
         }

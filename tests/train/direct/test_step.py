@@ -1,4 +1,4 @@
-"""Gradients written out: those of autograd, whatever the shape, length and pack."""
+"""Hand-written gradients equal those of autograd for all shapes, lengths and batched runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def direct(execution: ExecutionSpec) -> ExecutionSpec:
 
 
 def with_random_gains(specs: list[RunSpec], execution: ExecutionSpec) -> Engine:
-    """Return an engine whose norms' gains are not ones: a gradient that ignores them shows."""
+    """Return an engine with norm gains other than 1, so that an error in their gradients shows."""
     engine = Engine(specs, execution)
     generator = torch.Generator().manual_seed(1)
     for run in range(len(specs)):
@@ -52,7 +52,7 @@ def batch(dataset: Dataset, specs: list[RunSpec], step: int = 0) -> np.ndarray[A
 
 @pytest.mark.parametrize("fields", SHAPES)
 @pytest.mark.parametrize(("seq_len", "block"), [(24, 64), (23, 7), (24, 8), (1, 64)])
-def test_gradients_are_those_of_autograd(
+def test_gradients_equal_those_of_autograd(
     spec: RunSpec,
     execution: ExecutionSpec,
     dataset: Dataset,
@@ -93,7 +93,7 @@ def exact_gradients(engine: Engine, tokens: torch.Tensor) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("changes", [{}, {"parametrization": "mup"}, {"optimizer": "muon"}])
 @pytest.mark.parametrize("micro", [0, 2, 4])
-def test_steps_are_those_of_autograd(
+def test_steps_equal_those_of_autograd(
     spec: RunSpec,
     execution: ExecutionSpec,
     dataset: Dataset,
@@ -101,7 +101,7 @@ def test_steps_are_those_of_autograd(
     changes: dict[str, Any],
     micro: int,
 ) -> None:
-    """Batches of 6 in parts of 4 and 2, of 2, and whole."""
+    """A batch of 6 as micro-batches of 4 and 2, as three of 2, and as one."""
     run = replace(spec, **changes)
     readings = []
     for way in (direct, execution):
@@ -121,19 +121,19 @@ def test_steps_are_those_of_autograd(
         np.testing.assert_allclose(own.micro_squares, expected.micro_squares, rtol=1e-4)
 
 
-def test_a_packed_run_has_the_bits_of_a_separate_one(
+def test_a_batched_run_has_the_bits_of_a_separate_one(
     spec: RunSpec, dataset: Dataset, direct: ExecutionSpec
 ) -> None:
     specs = [spec, replace(spec, seed=4, lr=0.003, beta2=0.99), replace(spec, seed=8, lr=0.03)]
-    packed = with_random_gains(specs, direct)
+    batched = with_random_gains(specs, direct)
     alone = with_random_gains(specs[:1], direct)
     for step in range(8):
-        packed.step(batch(dataset, specs, step))
+        batched.step(batch(dataset, specs, step))
         alone.step(batch(dataset, specs[:1], step))
-        both = packed.read(), alone.read()
+        both = batched.read(), alone.read()
         np.testing.assert_array_equal(both[0].losses[:, 0], both[1].losses[:, 0])
         np.testing.assert_array_equal(both[0].norms[:, 0], both[1].norms[:, 0])
-    state, expected = packed.state(0), alone.state(0)
+    state, expected = batched.state(0), alone.state(0)
     for name, value in expected.items():
         np.testing.assert_array_equal(state[name], value, err_msg=name)
 
@@ -160,7 +160,7 @@ def test_large_logits_have_finite_losses(
         ({}, {"attention": "sdpa"}),
     ],
 )
-def test_what_is_not_written_out_is_refused(
+def test_an_unsupported_run_is_an_error(
     spec: RunSpec, direct: ExecutionSpec, changes: dict[str, Any], way: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError, match="direct"):

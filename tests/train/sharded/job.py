@@ -1,4 +1,4 @@
-"""Jobs of several processes that train runs together, for the tests."""
+"""Jobs of several ranks, for the tests of sharded runs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CONTEXT.set_forkserver_preload(["tests.train.sharded.rank", "torch._dynamo"])
 
 @dataclass
 class Job:
-    """Ranks at work on runs, one after the other."""
+    """Ranks that train a list of runs, one after the other."""
 
     ranks: list[Any]
     answers: list[Any]
 
     def finish(self) -> list[str]:
-        """Return how the runs ended, on which all ranks must agree."""
+        """Return how the runs ended; all ranks must agree."""
         assert self.exit_codes() == [0] * len(self.ranks)
         found = [answer.recv() for answer in self.answers]
         assert all(statuses == found[0] for statuses in found)
@@ -42,7 +42,7 @@ class Job:
 
 @contextlib.contextmanager
 def starting(dataset: Path) -> Iterator[Callable[..., Job]]:
-    """Give a starter of jobs: options of the rank program, and the rest of the execution."""
+    """Give a function that starts a job; its options are those of `work` and of ExecutionSpec."""
     started: list[Any] = []
 
     def begin(runs: list[RunDir], n_ranks: int, **options: Any) -> Job:

@@ -1,4 +1,4 @@
-"""What each process of a job of several ranks does in the tests."""
+"""The program of each rank in the tests of sharded runs."""
 
 from __future__ import annotations
 

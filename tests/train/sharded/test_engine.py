@@ -1,4 +1,4 @@
-"""One run over a mesh of devices, by data and by the width of its blocks: the numbers of one."""
+"""A run on a data x tensor mesh of devices has the results of one device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def make_case(make_run: Callable[..., RunDir]) -> Callable[..., RunDir]:
-    """Return a function that writes the spec of a case, with changes, and gives its folder."""
+    """Return a function that writes the spec of a case and returns its run folder."""
 
     def make(case: str, group: str, **changes: Any) -> RunDir:
         # The norms are clipped in most of the steps.
@@ -46,7 +46,7 @@ def make_case(make_run: Callable[..., RunDir]) -> Callable[..., RunDir]:
 
 
 def require_same(run: RunDir, alone: RunDir, columns: Sequence[str] = tuple(RTOL)) -> None:
-    """Compare what two runs recorded of their steps and of their end."""
+    """Compare the curves and records of two runs."""
     for column in columns:
         found, expected = curve(run, column), curve(alone, column)
         rtol = RTOL[column]
@@ -92,7 +92,7 @@ def test_a_mesh_has_the_losses_norms_noise_and_average_of_one_device(
         assert found == (n_ranks, tensor_parallel)
 
 
-def test_what_is_whole_on_all_devices_stays_the_same_on_them(
+def test_unsplit_weights_stay_equal_on_all_devices(
     make_case: Callable[..., RunDir],
     attempt_at: Callable[..., str],
     together: Callable[..., str],
@@ -103,7 +103,7 @@ def test_what_is_whole_on_all_devices_stays_the_same_on_them(
     require_same(run, alone, ("loss_nats", "grad_norm"))
 
 
-def test_a_run_goes_on_over_any_mesh_with_its_momentum_and_average(
+def test_a_run_resumes_on_any_mesh_with_its_momentum_and_average(
     make_case: Callable[..., RunDir],
     attempt_at: Callable[..., str],
     together: Callable[..., str],
@@ -124,7 +124,7 @@ def test_a_run_goes_on_over_any_mesh_with_its_momentum_and_average(
     require_same(run, alone, ("loss_nats", "grad_norm"))
 
 
-def test_a_model_with_too_few_heads_fails_alone(
+def test_a_model_with_too_few_heads_fails(
     make_case: Callable[..., RunDir], start: Callable[..., Job]
 ) -> None:
     odd = make_case("adamw", "odd", shape=replace(WIDE, n_kv_heads=1))
@@ -136,7 +136,7 @@ def test_a_model_with_too_few_heads_fails_alone(
     assert curve(even, "noise_trace")[2] is None
 
 
-def test_a_single_device_has_no_group_to_share_blocks_with(
+def test_tensor_parallelism_on_a_single_device_is_an_error(
     make_case: Callable[..., RunDir], attempt_at: Callable[..., str]
 ) -> None:
     run = make_case("adamw", "alone")

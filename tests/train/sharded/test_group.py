@@ -1,4 +1,4 @@
-"""A run over several processes: the losses of one process, folders and resume as ever."""
+"""A run on several processes has the losses, files and resume of one process."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_two_ranks_have_the_losses_of_one_and_resume_with_the_same_bits(
     assert result(stopped).loss_nats == two.loss_nats
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(
+def test_a_run_resumes_with_another_number_of_ranks(
     make_run: MakeRun, attempt_at: Callable[..., str], together: Callable[..., str]
 ) -> None:
     changes = {"batch_seqs": 6, "parametrization": "mup"}
@@ -74,7 +74,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert result(run).loss_nats == pytest.approx(result(alone).loss_nats, rel=5e-5)
 
 
-def test_a_rank_that_runs_out_of_memory_says_so_in_the_runs_note(
+def test_an_out_of_memory_error_of_a_rank_is_in_the_runs_note(
     make_run: MakeRun, start: Callable[..., Job]
 ) -> None:
     run = make_run()
@@ -87,7 +87,7 @@ def test_a_rank_that_runs_out_of_memory_says_so_in_the_runs_note(
     assert kind == "oom"
 
 
-def test_a_killed_rank_ends_the_job_and_costs_no_result(
+def test_a_killed_rank_ends_the_job_and_the_run_can_resume(
     make_run: MakeRun, start: Callable[..., Job], together: Callable[..., str]
 ) -> None:
     run = make_run(n_steps=12)
@@ -106,7 +106,7 @@ def test_a_killed_rank_ends_the_job_and_costs_no_result(
     assert last_note(run)["resumed_from"]["step"] > 0
 
 
-def test_a_batch_that_cannot_be_shared_fails_alone_and_the_next_run_is_trained(
+def test_after_a_batch_that_ranks_cannot_share_the_next_run_is_trained(
     make_run: MakeRun, start: Callable[..., Job]
 ) -> None:
     odd, even = make_run(batch_seqs=5), make_run(n_steps=8)
