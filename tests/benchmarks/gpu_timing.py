@@ -1,8 +1,7 @@
-"""Timing shared by the GPU benchmarks: ceilings measured first, ratios within one run, a table.
+"""Timing shared by the GPU benchmarks: measured ceilings, ratios within one process, a table.
 
-``--tiny`` runs the same code at toy sizes on whatever is there, a CPU with interpreted kernels
-included, so that a machine without a GPU can see that a benchmark runs to its end; its figures mean
-nothing and are never written to ``results/``.
+``--tiny`` runs the same code at toy sizes on any device, including a CPU with interpreted kernels,
+to check that a benchmark completes. Its figures are not meaningful and never go to ``results/``.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ BF16 = torch.bfloat16
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One operation at one size: what to time, what it must move and compute, what is wanted.
+    """One operation at one size: calls to time, bytes and FLOPs, and goals.
 
     Attributes
     ----------
     op, size : str
-        What is timed.
+        Names in the table.
     ways : dict of callables
         ``kernel`` is ours.
     n_bytes, flops : float
-        That the fused operation must move and compute; 0 where the other one bounds it.
+        Bytes and FLOPs of the fused operation; 0 for the one that does not limit it.
     goals : dict of float
-        Smallest share of the ceiling (``share``), or ratio of another way's time to ours.
+        Minimum of the share of the ceiling (``share``), or of another way's time over ours.
     """
 
     op: str
@@ -48,19 +47,19 @@ class Case:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Parse ``--json FILE``, ``--tiny`` and ``--only``; without a GPU only ``--tiny`` goes on."""
+    """Parse ``--json FILE``, ``--tiny`` and ``--only``; exit without a GPU unless ``--tiny``."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, help="also write FILE, and a table FILE.md beside it")
+    parser.add_argument("--json", type=Path, help="also write FILE, and a table to FILE.md")
     parser.add_argument("--only", nargs="*", default=[], help="operations to time")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes; figures mean nothing")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, without meaningful figures")
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
-        sys.exit("no CUDA device: nothing is measured and nothing is claimed")
+        sys.exit("no CUDA device, so nothing can be measured; use --tiny to run at toy sizes")
     return options
 
 
 def device() -> str:
-    """Return where to run: the GPU, or for a tiny run the CPU."""
+    """Return the GPU, or the CPU for a tiny run."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -91,7 +90,7 @@ def ceilings(*, is_tiny: bool) -> dict[str, float]:
 
 
 def header(*, is_tiny: bool) -> dict[str, Any]:
-    """Return what the figures were measured on, ceilings included."""
+    """Return the device, versions and measured ceilings."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, tiny"
     found = {
         "device": name,
@@ -107,7 +106,7 @@ def header(*, is_tiny: bool) -> dict[str, Any]:
 
 
 def measure(case: Case, found: dict[str, Any]) -> dict[str, Any]:
-    """Time every way of a case and set the figures beside the ceilings and the goals."""
+    """Time all ways of a case; compare the figures with the ceilings and the goals."""
     times = {name: milliseconds(call, is_tiny=found["is_tiny"]) for name, call in case.ways.items()}
     row: dict[str, Any] = {"op": case.op, "size": case.size, "ms": times}
     ours = times["kernel"]
@@ -127,7 +126,7 @@ def measure(case: Case, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the figures as a Markdown table; missed goals say so."""
+    """Return the figures as a Markdown table, with met and missed goals."""
     lines = [
         f"Measured on {found['device']} with torch {found['torch']}: copy "
         f"{found['copy_gb_s']:.0f} GB/s, bf16 matmul {found['matmul_tflop_s']:.0f} TFLOP/s.",
@@ -150,7 +149,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def publish(found: dict[str, Any], path: Path | None) -> None:
-    """Print the table; write it and the JSON when asked."""
+    """Print the table; write it and the JSON with ``--json``."""
     sys.stdout.write(table(found))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
-"""Compile every kernel for a GPU that need not be there, and print what the compiler says of it.
+"""Compile all kernels for a GPU that need not be present, and print the compiler's report.
 
 Registers, spills, shared memory, matrix instructions and 16-byte loads answer most questions about
-a kernel before it is run::
+a kernel before it runs::
 
     python tests/benchmarks/kernels_compile.py --capability 90 [--dtype bf16|fp32] [--json FILE]
 
-``--largest`` compiles the widest shape of each operation alone: most shared memory and registers.
+``--largest`` compiles only the widest shape of each operation, with most shared memory and
+registers.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FILES = ("rms_norm", "swiglu", "qk_norm_rope", "cross_entropy_tiles", "linear_cr
 
 
 class AbsentGpu:
-    """Answers what the compiler asks of a driver, for a device that is not there."""
+    """The driver interface that the compiler needs, for a device that is not present."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -55,12 +56,12 @@ class AbsentGpu:
 
 
 def compile_instead_of_run(capability: int) -> list[tuple[str, Any, str]]:
-    """Make every launch compile its kernel and stop there; return the list that they fill.
+    """Make each launch compile its kernel without running it; return the list of compiled kernels.
 
     It gets each kernel's name, the kernel, and what ptxas said as Triton ran it.
     """
     driver.set_active(AbsentGpu(capability))
-    # A kernel from Triton's cache would come without a word of ptxas.
+    # A kernel from Triton's cache has no ptxas report.
     triton.knobs.compilation.always_compile = True
     triton.knobs.nvidia.dump_ptxas_log = True
     compiled: list[tuple[str, Any, str]] = []
@@ -82,7 +83,7 @@ def compile_instead_of_run(capability: int) -> list[tuple[str, Any, str]]:
 
 
 def describe(name: str, kernel: Any, report: str) -> dict[str, Any]:
-    """Return what ptxas says of one compiled kernel."""
+    """Return the ptxas report of one compiled kernel."""
     ptx = kernel.asm["ptx"]
     return {
         "kernel": name,
@@ -120,7 +121,7 @@ def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
         qkv, gains = leaf(2, 64, 8 * head_dim), (leaf(head_dim), leaf(head_dim))
         parts = get("qk_norm_rope").qk_norm_rope(qkv, *gains, cos, sin, 4, 2)
         sum(p.sum() for p in parts).backward()
-    # A vocabulary that is no multiple of anything: rows of logits keep their wide loads.
+    # An odd vocabulary size: rows of logits must keep their wide loads.
     for d, n_vocab in ((512, 5001), *((d, 1024) for d in pick(64, 128, 256))):
         targets = torch.randint(0, n_vocab, (256,))
         entropy = get("linear_cross_entropy").linear_cross_entropy_sum
@@ -140,7 +141,7 @@ def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
 
 
 def main() -> None:
-    """Compile, print one line a kernel, and write the JSON when asked."""
+    """Compile, print one line for each kernel, and write the JSON with ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--capability", type=int, choices=ARCHITECTURES, default=90)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")

@@ -1,7 +1,7 @@
-"""Time every kernel on a GPU beside eager torch, torch.compile and (when installed) Liger.
+"""Time all kernels on a GPU and compare with eager torch, torch.compile and Liger (if installed).
 
-Each figure is a ratio in one run: bytes counted over time as a share of a device-to-device copy,
-FLOPs as a share of a bf16 matmul, both measured first, and the others' time over ours::
+Each figure is a ratio within one process: bandwidth as a share of a device-to-device copy, FLOP/s
+as a share of a bf16 matmul (both measured first), and the time of the others over ours::
 
     TRITON_INTERPRET=0 python tests/benchmarks/kernels_gpu.py [--json FILE] [--only OP ...]
     TRITON_INTERPRET=1 python tests/benchmarks/kernels_gpu.py --tiny
@@ -41,10 +41,10 @@ def both_ways(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Calla
 
 
 class Contenders:
-    """Makes the ways of an operation: ours, torch's eager and compiled, Liger's."""
+    """Builds the ways of an operation: ours, torch eager, torch.compile, Liger."""
 
     def __init__(self, *, is_tiny: bool) -> None:
-        # Without a GPU the graph is traced as for the compiler, and then run as it is.
+        # Without a GPU, trace the graph as for the compiler and run it uncompiled.
         self.backend = "eager" if is_tiny else "inductor"
         self.has_liger = importlib.util.find_spec("liger_kernel") is not None and not is_tiny
 
@@ -69,19 +69,19 @@ class Contenders:
 
 
 def plain_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
-    """Add and normalise with torch's own fused norm."""
+    """Add and normalize with torch's fused norm."""
     stream = x + residual
     return functional.rms_norm(stream, weight.shape, weight, 1e-6), stream
 
 
 def plain_swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """Gate as written in most code."""
+    """SwiGLU as most code writes it."""
     gate, up = gate_up.chunk(2, -1)
     return functional.silu(gate) * up
 
 
 def streaming_cases(ways: Contenders, *, is_tiny: bool) -> Iterator[Case]:
-    """Yield the operations that a copy bounds."""
+    """Yield the operations that memory bandwidth limits."""
     ops = operations.get_operations("triton", device())
     n_elements = 300 if is_tiny else N_ELEMENTS
     for d in (16,) if is_tiny else (512, 768, 2048):
@@ -90,7 +90,7 @@ def streaming_cases(ways: Contenders, *, is_tiny: bool) -> Iterator[Case]:
             op="add_rms_norm", size=f"{n} x {d}", n_bytes=16.0 * n * d, goals=COPY_GOAL,
             ways=ways(
                 ops.add_rms_norm, plain_norm, [leaf(n, d), leaf(n, d), leaf(d)],
-                # Liger's backward writes into its incoming gradient unless told not to.
+                # Liger's backward writes into its incoming gradient by default.
                 lambda liger: lambda x, r, w: liger.liger_fused_add_rms_norm(
                     x, r, w, 1e-6, in_place=False
                 ),
@@ -116,7 +116,7 @@ def streaming_cases(ways: Contenders, *, is_tiny: bool) -> Iterator[Case]:
 
         yield Case(
             op="qk_norm_rope", size=f"{n} x {length} x {width}", goals=COPY_GOAL,
-            # q and k: read and written, and backward two read and one written; v: one less.
+            # q and k: read and write forward, two reads and a write backward; v: one read less.
             n_bytes=2.0 * n * length * head_dim * (5 * heads + 9 * kv_heads),
             ways=ways(
                 bound(ops.qk_norm_rope), bound(reference.qk_norm_rope),
@@ -137,7 +137,7 @@ def streaming_cases(ways: Contenders, *, is_tiny: bool) -> Iterator[Case]:
 
 
 def matrix_cases(ways: Contenders, *, is_tiny: bool) -> Iterator[Case]:
-    """Yield the operations that a matmul bounds."""
+    """Yield the operations that matmul speed limits."""
     ops = operations.get_operations("triton", device())
     sizes = ((65_536, 128, 50_304), (65_536, 256, 32_768), (65_536, 768, 50_304),
              (65_536, 768, 50_257))  # fmt: skip
@@ -207,7 +207,7 @@ def adamw_case(*, is_tiny: bool) -> Case:
 
 
 def main() -> None:
-    """Measure, print the table, and write it when asked."""
+    """Measure, print the table, and write it with ``--json``."""
     options = arguments(__doc__)
     found: dict[str, Any] = {**header(is_tiny=options.tiny), "cases": []}
     ways = Contenders(is_tiny=options.tiny)

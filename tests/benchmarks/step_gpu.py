@@ -1,9 +1,9 @@
 """Time the training step of 124M parameters with kernels and without, on a GPU.
 
-Without kernels, torch compiles everything of the step: forward and backward as one graph, the
-clipped AdamW as another, with SDPA attention; once launched step by step and once captured in a
-CUDA graph, of which the faster counts. With kernels: eager, compiled, and captured, with SDPA or
-our attention. All take the same tokens, and their losses are compared before a time is shown::
+Without kernels, torch compiles the whole step: forward and backward as one graph and the clipped
+AdamW as another, with SDPA attention. It runs both without and with a CUDA graph, and the faster
+one counts. With kernels: eager, compiled and captured, with SDPA or our attention. All use the same
+tokens, and the program compares their losses before it shows times::
 
     TRITON_INTERPRET=0 python tests/benchmarks/step_gpu.py [--json FILE]
     TRITON_INTERPRET=1 python tests/benchmarks/step_gpu.py --tiny
@@ -27,7 +27,7 @@ from scalelab.train.engine import Engine
 
 GOAL = 1.25
 LOSS_TOLERANCE = 2e-2
-"""Of the loss after `CHECK_STEPS` steps in bf16, nats; a wrong gradient shows as far more."""
+"""Tolerance of the loss after `CHECK_STEPS` steps in bf16, nats; a wrong gradient is far above."""
 CHECK_STEPS = 3
 WARMUP_STEPS, TIMED_STEPS = 2, 20
 GPT2_SMALL = ModelShape(
@@ -54,7 +54,7 @@ def make_spec(*, is_tiny: bool) -> RunSpec:
 
 
 def make_engine(spec: RunSpec, execution: ExecutionSpec, *, is_tiny: bool) -> Engine:
-    """Return an engine; without kernels its optimizer is compiled too."""
+    """Return an engine; without kernels, its optimizer is compiled too."""
     engine = Engine([spec], execution)
     backend = "eager" if is_tiny else "inductor"
     if execution.step == "compiled":
@@ -70,7 +70,7 @@ def make_engine(spec: RunSpec, execution: ExecutionSpec, *, is_tiny: bool) -> En
 
 
 def make_ways(*, is_tiny: bool) -> dict[str, tuple[ExecutionSpec, bool]]:
-    """Return the contenders: how each is executed, and whether it is captured once compiled."""
+    """Return the execution of each way, and whether it is captured after compiling."""
     compiled = ExecutionSpec(
         device=device(), step="compiled", attention="sdpa", metrics_interval_steps=64
     )
@@ -101,7 +101,7 @@ def losses_and_step_ms(
         engine.step(tokens)
     losses = engine.read().losses[:, 0]
     if is_captured:
-        # The compiled graphs are warm by now, which is what a capture needs.
+        # The compiled graphs are warm here, as a capture requires.
         engine._capture()
         assert engine._graph is not None
         take = engine._graph.replay
@@ -119,7 +119,7 @@ def losses_and_step_ms(
 
 
 def main() -> None:
-    """Compare losses, time the ways, print the table, and write it when asked."""
+    """Compare losses, time the ways, print the table, and write it with ``--json``."""
     options = arguments(__doc__)
     spec = make_spec(is_tiny=options.tiny)
     tokens = np.random.default_rng(0).integers(

@@ -1,8 +1,8 @@
-"""Where a step on a CPU goes, call by call: ``python tests/benchmarks/step_profile.py``.
+"""Profile of a CPU step by kind of call: ``python tests/benchmarks/step_profile.py``.
 
-One core, the shapes of `train_baseline`. Each call of the step's list is timed by itself, its
-smallest time over some steps is kept, and calls are summed by kind. Products have their rate,
-beside that of a large product in the same process.
+Uses one core and the shapes of `train_baseline`. Each recorded call is timed separately; its
+smallest time over several steps counts, summed by kind. Products also show their FLOP/s, and that
+of a large product in the same process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS |= dict.fromkeys(("bmm", "baddbmm"), "products of attention")
 
 
 def product_flops(call: Any) -> float:
-    """Return the FLOPs of a call: of its last two matrices where it is a product, else 0."""
+    """Return the FLOPs of a call: of its last two matrices if it is a product, otherwise 0."""
     if call.func.__name__ not in KINDS:
         return 0.0
     left, right = call.args[-2:]
@@ -76,7 +76,7 @@ def profile(d_model: int, n_layers: int, batch_seqs: int) -> None:
 
 
 def main() -> None:
-    """Profile the shapes that were asked for."""
+    """Profile the selected shapes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", default=",".join([*SHAPES, SMALL_NAME]))
     for name in parser.parse_args().shapes.split(","):

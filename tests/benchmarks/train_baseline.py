@@ -1,12 +1,15 @@
-"""The trainer beside two plain ones: ``python tests/benchmarks/train_baseline.py``.
+"""Speed of the trainer and of two plain ones: ``python tests/benchmarks/train_baseline.py``.
 
-``baseline`` is what a careful person writes in an afternoon: `torch.nn` modules, SDPA, RMSNorm
-from torch, fused query-key-value, torch's AdamW, one process with all cores. ``transformers`` is
-the same shape as ours in Hugging Face's LlamaForCausalLM (the ``bench`` extra; left out where it is
-missing). Ours is the pool: one pinned single-thread process a core. All train the same shapes at
-the same precision on random bytes; each takes the machine for itself, in turns, and medians are
-compared. ``ceiling`` trains nothing: it is the pool if a step were only the FLOPs that it must
-have, at the rate of a large matrix product on every core. It needs a quiet machine.
+* ``baseline``: a simple, careful trainer with `torch.nn` modules, SDPA, torch's RMSNorm, fused
+  query-key-value and torch's AdamW, in one process with all cores.
+* ``transformers``: Hugging Face's LlamaForCausalLM of the same shape (the ``bench`` extra; left out
+  if not installed).
+* ours: the local pool, one pinned single-thread process on each core.
+* ``ceiling``: not trained; the pool's speed if a step were only its FLOPs at the rate of a large
+  matrix product on each core.
+
+All train the same shapes at the same precision on random bytes. They run one after the other,
+several times, and medians are compared. It needs an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -207,7 +210,7 @@ def main() -> None:
         for _ in range(arguments.turns):
             turn = {side: measure(side, shape, arguments.seconds) for side in sides}
             if is_small:
-                turn["ours, packed by 4"] = measure("ours", shape, arguments.seconds, n_runs=4)
+                turn["ours, batched by 4"] = measure("ours", shape, arguments.seconds, n_runs=4)
             print(name, json.dumps(turn), file=sys.stderr, flush=True)
             turns.append(turn)
         table[name] = summarise(turns)

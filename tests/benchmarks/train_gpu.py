@@ -1,8 +1,8 @@
-"""Model FLOPs utilisation of the training step by size, and what batching gives, on a GPU.
+"""Model FLOPs utilization of the training step by size, and the speedup of batching, on a GPU.
 
-Utilisation is PaLM's convention over the device's peak, one captured step with our kernels, bf16,
-vocabulary of 32,000, at 1,024 and 2,048 positions. Packed runs of one shape take their steps
-together and are set beside the same runs one after the other::
+MFU uses PaLM's convention over the device's peak: one captured step with our kernels, in bf16, with
+a vocabulary of 32,000, at 1,024 and 2,048 positions. Batched runs of one shape are compared with
+the same runs one after the other::
 
     TRITON_INTERPRET=0 python tests/benchmarks/train_gpu.py [--json FILE]
     python tests/benchmarks/train_gpu.py --tiny
@@ -23,7 +23,7 @@ from scalelab.train.bench import bench_train
 from scalelab.train.calibrate import shape_of_width, synthetic_run
 
 VOCAB = 32_000
-PACK = 16
+BATCHED = 16
 SECONDS = 4.0
 MODELS = {
     "10M": (256, 3, 64, 0.36),
@@ -32,10 +32,10 @@ MODELS = {
     "350M": (1024, 25, 64, 0.52),
     "1.3B": (2048, 24, 128, 0.57),
 }
-"""Width, blocks, size of a head and wanted utilisation on an H200."""
+"""Width, blocks, head size and MFU goal on an H200."""
 TOKENS_PER_STEP = {"10M": 131_072, "50M": 65_536, "124M": 65_536, "350M": 32_768, "1.3B": 16_384}
 SMALL = {"0.1M": (48, 3, 5.0), "0.3M": (80, 4, 5.0), "1M": (128, 5, None)}
-"""Width, blocks and how many times faster packed runs should be."""
+"""Width, blocks and speedup goal of batched runs."""
 
 
 def large_shape(name: str, *, is_tiny: bool) -> ModelShape:
@@ -55,21 +55,21 @@ def large_shape(name: str, *, is_tiny: bool) -> ModelShape:
 
 
 def execution(*, is_tiny: bool) -> ExecutionSpec:
-    """Return how the steps are executed: captured, with our kernels."""
+    """Return the execution: a captured step with our kernels."""
     if is_tiny:
         return ExecutionSpec(device=device())
     return ExecutionSpec(device="cuda", step="graph", kernels="triton", attention="sdpa")
 
 
 def free_memory() -> None:
-    """Give the memory of the last model back."""
+    """Free the memory of the last model."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def goal(wanted: float | None, reached: float, name: str) -> dict[str, Any]:
-    """Return a goal as the table shows it."""
+    """Return a goal in the format of the table."""
     if wanted is None:
         return {}
     return {name: {"wanted": wanted, "reached": reached, "is_met": reached >= wanted}}
@@ -104,7 +104,7 @@ def utilisation(name: str, seq_len: int, *, is_tiny: bool) -> dict[str, Any]:
 
 
 def batching(name: str, *, is_tiny: bool) -> dict[str, Any]:
-    """Return the row of packed runs of one small size."""
+    """Return the row of batched runs of one small size."""
     d_model, n_layers, wanted = SMALL[name]
     shape = shape_of_width(
         16 if is_tiny else d_model, n_layers=1 if is_tiny else n_layers, vocab_size=256
@@ -112,27 +112,27 @@ def batching(name: str, *, is_tiny: bool) -> dict[str, Any]:
     spec = synthetic_run(shape, seq_len=8 if is_tiny else 256, batch_seqs=2 if is_tiny else 8)
     spec = replace(spec, precision="bf16")
     seconds = 0.01 if is_tiny else SECONDS / 2
-    alone, packed = (
+    alone, batched = (
         bench_train(spec, execution(is_tiny=is_tiny), n_runs=n_runs, seconds=seconds)
-        for n_runs in (1, 2 if is_tiny else PACK)
+        for n_runs in (1, 2 if is_tiny else BATCHED)
     )
     free_memory()
-    ratio = packed["tokens_per_s"] / alone["tokens_per_s"]
+    ratio = batched["tokens_per_s"] / alone["tokens_per_s"]
     return {
-        "op": f"{packed['n_runs']} packed runs of {name} parameters",
+        "op": f"{batched['n_runs']} batched runs of {name} parameters",
         "size": f"{spec.batch_seqs} x {spec.seq_len}",
-        "ms": {"kernel": 1e3 * packed["step_s"]},
-        "tflop_s": packed["tflops_per_s"],
-        "share": packed["share_of_matmul"],
+        "ms": {"kernel": 1e3 * batched["step_s"]},
+        "tflop_s": batched["tflops_per_s"],
+        "share": batched["share_of_matmul"],
         "ratios": {"one after the other": ratio},
-        "tokens_per_s": packed["tokens_per_s"],
-        "n_params": packed["n_params"],
+        "tokens_per_s": batched["tokens_per_s"],
+        "n_params": batched["n_params"],
         "goals": goal(wanted, ratio, "one after the other"),
     }
 
 
 def main() -> None:
-    """Measure every size, print the table, and write it when asked."""
+    """Measure all sizes, print the table, and write it with ``--json``."""
     options = arguments(__doc__)
     found: dict[str, Any] = {**header(is_tiny=options.tiny), "cases": []}
     for name in MODELS:

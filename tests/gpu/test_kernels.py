@@ -1,7 +1,7 @@
 """The kernels at real sizes on a GPU: as exact as torch in the 2-norm, bitwise repeatable.
 
-At these sizes the error in the 2-norm is a mean over millions of roundings, so the plain rule
-``err(kernel) <= 2 err(torch) + eps`` needs no draws (tests/kernels has them, for small sizes).
+At these sizes the error in the 2-norm averages millions of roundings, so the rule
+``err(kernel) <= 2 err(torch) + eps`` needs no draws (tests/kernels uses them for small sizes).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ only_on_a_gpu = pytest.mark.skipif(IS_TINY, reason="needs a CUDA device")
 
 
 def size(real, tiny):
-    """Return the size to test at: the real one on a GPU, the other at toy sizes."""
+    """Return the real size, or the tiny one with SCALELAB_GPU_TINY."""
     return tiny if IS_TINY else real
 
 
@@ -166,20 +166,20 @@ def test_attention(head_dim, has_documents, dtype):
 
 
 @only_on_a_gpu
-def test_more_heads_than_a_grid_is_high():
+def test_more_heads_than_the_grid_limit():
     q = randn(4100, 16, 16, 32).bfloat16()
     out = operations.get_attention("triton", DEVICE)(q, q, q)
-    wanted = reference.causal_attention(*(q[-2:].double() for _ in range(3)))
-    assert relative_error(out[-2:], wanted) < 1e-2
+    expected = reference.causal_attention(*(q[-2:].double() for _ in range(3)))
+    assert relative_error(out[-2:], expected) < 1e-2
 
 
 @only_on_a_gpu
-def test_rows_beyond_the_reach_of_32_bits(ops):
+def test_rows_beyond_32_bit_offsets(ops):
     n, d = 2**31 // 1024 + 3, 1024
     x = randn(n, d).bfloat16()
     out = ops.rms_norm(x, torch.ones(d, device=DEVICE, dtype=torch.bfloat16))
-    wanted = reference.rms_norm(x[-5:].double(), torch.ones(d, device=DEVICE).double())
-    assert relative_error(out[-5:], wanted) < 1e-2
+    expected = reference.rms_norm(x[-5:].double(), torch.ones(d, device=DEVICE).double())
+    assert relative_error(out[-5:], expected) < 1e-2
     half = d // 2
     gated = ops.swiglu(x.view(n, 2 * half))
     assert relative_error(gated[-5:], reference.swiglu(x[-5:].double())) < 1e-2
@@ -239,17 +239,17 @@ def test_a_whole_step_is_captured_in_one_graph(ops):
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for _ in range(3):
-            wanted = step()
+            expected = step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
     graph.replay()
     torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
-def test_torch_compile_sees_no_break(ops):
+def test_torch_compile_has_no_graph_break(ops):
     x, gain = randn(64, 256).bfloat16(), torch.ones(256, device=DEVICE, requires_grad=True)
 
     def function(x):

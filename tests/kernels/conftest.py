@@ -1,22 +1,22 @@
-"""Every kernel is judged by one rule, against the same formula in float64.
+"""One accuracy rule for all kernels, relative to the same formula in float64.
 
 ``err(kernel) <= 2 err(torch in the same dtype) + rounding``, both in the relative 2-norm and at the
-worst element. Torch may happen to be exact at one input, so the rounding that no evaluation in fp32
-escapes is counted on its own, and has two parts:
+worst element. Torch can be exact at some inputs by chance, so the rule adds the rounding of any
+evaluation in fp32, which has two parts:
 
 - one unit in the last place of the result's dtype;
 - random rounding of the formula (stochastic arithmetic): the reference is evaluated in float64,
-  split into elementary operations, and each result is replaced by one of its two fp32 neighbours,
-  drawn by a fair coin; a result that fp32 holds stays. A sum or product over n terms also gets
-  ceil(log2 n) errors of half a unit at the size of ``sum |terms|``: whatever the order, some term
-  passes through as many additions. The largest distance of `N_DRAWS` draws from the unrounded value
-  counts. This carries the conditioning of every exp, log and cancelling sum at that very input.
+  split into elementary operations. A fair coin replaces each result by one of its two fp32
+  neighbours; a result that is exact in fp32 stays. A sum or product over n terms also gets
+  ceil(log2 n) errors of half a unit at the size of ``sum |terms|``, because in any order some term
+  passes through that many additions. The rule uses the largest distance of `N_DRAWS` draws from the
+  unrounded value. This includes the conditioning of each exp, log and cancelling sum at this input.
 
-The draws come from a seed of their own, and the inputs of a property are a function of what
-Hypothesis drew (each property draws a ``seed`` too), so that a failure can be had again.
+The draws have fixed seeds, and the inputs of a property depend only on Hypothesis' draws (including
+a ``seed``), so failures can be reproduced.
 
-The kernels run in Triton's interpreter on the CPU, which has to be asked for before Triton is
-imported; ``TRITON_INTERPRET=0`` in the environment keeps it off (on a GPU).
+The kernels run in Triton's interpreter on the CPU, which must be enabled before Triton is imported.
+``TRITON_INTERPRET=0`` in the environment disables it (on a GPU).
 
 References
 ----------
@@ -87,10 +87,10 @@ _PRODUCTS = {
 
 
 class RandomRounding(TorchDispatchMode):
-    """Round every result in float64 to fp32 at random, as the rule of this module says.
+    """Round each float64 result to fp32 at random, as the module docstring describes.
 
-    With ``n_columns`` only results of that width are rounded, for a formula that takes its few
-    factors in float64 in every dtype.
+    With ``n_columns``, round only results of that width, for a formula whose few factors are in
+    float64 for all dtypes.
     """
 
     def __init__(self, seed: int, n_columns: int | None = None) -> None:
@@ -153,7 +153,7 @@ def assert_as_exact_as_torch(
     what: str,
     make_draws: Callable[[], Sequence[Tensor]] = tuple,
 ) -> None:
-    """Hold the kernel's value to the rule of this module; draw only where it may matter."""
+    """Apply the rule of this module; make draws only if the kernel fails without them."""
     assert kernel.dtype == torch_value.dtype, what
     assert kernel.shape == torch_value.shape, what
     if not exact.numel():
@@ -171,7 +171,7 @@ def assert_as_exact_as_torch(
 
 
 def _evaluate(function: Function, inputs: Sequence[Any], seed: int) -> list[Tensor]:
-    """Return the outputs and the gradient of every floating input under random output gradients."""
+    """Return the outputs and the gradients of floating inputs, for random output gradients."""
     floats = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     outputs = function(*inputs)
     outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
@@ -192,11 +192,11 @@ def check(
     rounded: Function | None = None,
     seed: int = 0,
 ) -> None:
-    """Compare outputs and every gradient of ``kernel`` with ``reference`` in dtype and in float64.
+    """Compare outputs and gradients of ``kernel`` with ``reference`` in dtype and in float64.
 
-    Floating tensors of ``inputs`` are rounded to ``dtype`` first; everything else is passed on.
-    ``torch_s_own`` takes the reference's place in ``dtype`` where torch has the fused algorithm;
-    ``rounded`` takes it for the random rounding where a fused algorithm must go another way.
+    Floating tensors of ``inputs`` are rounded to ``dtype`` first; other inputs are not changed.
+    ``torch_s_own`` replaces the reference in ``dtype`` if torch has the fused algorithm.
+    ``rounded`` replaces it for random rounding if the fused algorithm differs from the reference.
     """
 
     def cast(to: torch.dtype) -> list[Any]:
@@ -239,7 +239,7 @@ def check_value() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def random_roundings() -> Callable[[int], Iterator[RandomRounding]]:
-    """Return a maker of the rule's draws, for results of so many columns."""
+    """Return a function that makes the rule's draws for results with ``n_columns`` columns."""
     return lambda n_columns: (RandomRounding(number, n_columns) for number in range(N_DRAWS))
 
 
@@ -250,6 +250,6 @@ def _same_numbers_every_time() -> None:
 
 @pytest.fixture(autouse=True)
 def _overflow_as_on_a_device() -> Iterator[None]:
-    """Let exp(big) be infinity without a word, as on a GPU; invalid operations still warn."""
+    """Ignore overflow of exp, as on a GPU; invalid operations still warn."""
     with np.errstate(over="ignore", under="ignore"):
         yield

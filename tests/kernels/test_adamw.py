@@ -69,7 +69,7 @@ def test_one_step(check_value, random_roundings, n_runs, n, n_decay, extras, gra
 
 @settings(max_examples=12, deadline=None)
 @given(
-    # One parameter would be as wide as the table of factors.
+    # One parameter has the width of the table of factors.
     n=st.integers(2, 200),
     step=st.integers(1, 10**7),
     beta1=st.sampled_from([0.0, 0.9, 0.99]),
@@ -88,7 +88,7 @@ def test_any_size_step_and_betas(
     compare(check_value, random_roundings, state, hyper, torch.tensor(step), n // 2)
 
 
-def test_twenty_steps_follow_torch_s_own_adamw():
+def test_twenty_steps_follow_torch_s_adamw():
     n = 97
     start = torch.randn(n)
     leaf = start.clone().requires_grad_()
@@ -104,7 +104,7 @@ def test_twenty_steps_follow_torch_s_own_adamw():
 
 @pytest.mark.parametrize("module", [adamw, reference])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_run_that_diverged_is_left_alone_and_the_others_go_on(module, bad):
+def test_a_diverged_run_does_not_change_and_the_others_continue(module, bad):
     state = make_state(3, 70, torch.float32, torch.float32, has_copy=True, has_ema=True)
     hyper = reference.hyper_table(lr=0.1, n_runs=3, **SETTINGS)
     clean = take(module, clone(state), hyper, torch.tensor(3), 70)
@@ -119,16 +119,16 @@ def test_a_run_that_diverged_is_left_alone_and_the_others_go_on(module, bad):
     assert torch.equal(after["copy"][1], before["param"][1].bfloat16())
 
 
-def test_a_run_does_not_depend_on_its_companions():
+def test_a_run_does_not_depend_on_the_other_batched_runs():
     state = make_state(3, 150, torch.float32, torch.bfloat16, has_copy=True, has_ema=True)
     lr = [0.1, 0.2, 0.3]
-    packed = take(
+    batched = take(
         adamw, clone(state), reference.hyper_table(lr=lr, n_runs=3, **SETTINGS),
         torch.tensor([1, 2, 3]), 99,
     )  # fmt: skip
     alone = {k: v[1:2].clone() for k, v in state.items()}
     alone = take(adamw, alone, reference.hyper_table(lr=0.2, **SETTINGS), torch.tensor(2), 99)
-    assert all(torch.equal(packed[k][1:2].flatten(), alone[k].flatten()) for k in alone)
+    assert all(torch.equal(batched[k][1:2].flatten(), alone[k].flatten()) for k in alone)
 
 
 def test_stochastic_rounding_gives_the_reference_s_bits_and_keeps_the_mean():
@@ -154,20 +154,20 @@ def test_stochastic_rounding_gives_the_reference_s_bits_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize("module", [adamw, reference])
-def test_a_seed_without_rounding_is_refused(module):
+def test_a_seed_without_rounding_is_an_error(module):
     state = make_state(1, 8, torch.float32, torch.float32, has_copy=False, has_ema=False)
     with pytest.raises(ValueError, match="bf16"):
         take(module, state, reference.hyper_table(lr=1.0), torch.tensor(1), 8, seed=torch.tensor(1))
 
 
-def test_a_buffer_with_strides_is_refused():
+def test_a_buffer_with_strides_is_an_error():
     state = make_state(1, 8, torch.float32, torch.float32, has_copy=False, has_ema=False)
     state["exp_avg"] = torch.zeros(1, 16)[:, ::2]
     with pytest.raises(ValueError, match="exp_avg"):
         take(adamw, state, reference.hyper_table(lr=1.0), torch.tensor(1), 8)
 
 
-def test_hyper_table_refuses_a_column_of_another_length():
+def test_a_column_of_another_length_is_an_error():
     with pytest.raises(ValueError, match="beta2"):
         reference.hyper_table(lr=0.1, beta2=[0.9, 0.95], n_runs=3)
 

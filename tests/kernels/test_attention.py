@@ -17,11 +17,12 @@ def make(lead, n_heads, n_kv_heads, n_positions, head_dim):
 
 
 class FromDelta(torch.autograd.Function):
-    """Softmax of scores times values, whose backward keeps no weights but their log-partition.
+    """Softmax of scores times values, with the backward pass of fused attention.
 
-    Where softmax's own backward sums weights times gradients, this takes the row's dot product of
-    result and gradient, as every fused algorithm does: so it rounds gradients that cancel, and a
-    query that sees one key gets a gradient that is not exactly zero.
+    It saves the log-partition instead of the weights. The backward of softmax sums weights times
+    gradients; this one uses the row's dot product of result and gradient, as fused algorithms do.
+    It therefore rounds gradients that cancel, and a query that sees one key gets a gradient that is
+    not exactly zero.
     """
 
     @staticmethod
@@ -52,7 +53,7 @@ def fused_formula(q, k, v, *, scale=None, starts=None):
 
 
 def compare(check_op, inputs, dtype, **settings):
-    """Judge against float64, beside torch's fused attention, which saves no weights either."""
+    """Apply the rule, with torch's fused attention, which does not save the weights either."""
 
     def bound(module, **more):
         return lambda *qkv: module.causal_attention(*qkv, **settings, **more)
@@ -94,7 +95,7 @@ def test_values_and_gradients(check_op, lead, n_heads, n_kv_heads, n_positions, 
 )
 def test_documents_see_only_themselves(check_op, lengths, dtype):
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    # A second sequence cut otherwise, so that no row of the batch could serve for another.
+    # A second sequence with other documents, so that mixed-up rows of the batch show.
     starts = reference.document_starts(torch.stack((ids, ids.flip(0))))
     compare(check_op, make((2,), 2, 1, 40, 8), dtype, starts=starts)
 
@@ -121,7 +122,7 @@ def test_huge_scores_do_not_overflow(check_op, dtype):
     compare(check_op, [q * 100, k * 30, v], dtype)
 
 
-def test_heads_laid_out_token_by_token_are_read_where_they_lie(check_op):
+def test_token_major_heads_are_read_by_their_strides(check_op):
     inputs = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in make((2,), 4, 2, 19, 16)]
     compare(check_op, inputs, torch.float32)
 
@@ -147,12 +148,12 @@ def test_two_runs_are_bitwise_equal():
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])
-def test_a_scale_that_is_not_positive_is_refused(scale):
+def test_a_scale_that_is_not_positive_is_an_error(scale):
     with pytest.raises(ValueError, match="positive"):
         attention.causal_attention(*make((1,), 1, 1, 2, 2), scale=scale)
 
 
-def test_heads_too_wide_for_shared_memory_are_refused():
+def test_heads_too_large_for_shared_memory_are_an_error():
     with pytest.raises(KernelUnavailableError, match="at most 128"):
         attention.causal_attention(*make((1,), 1, 1, 2, 160))
 

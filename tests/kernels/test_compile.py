@@ -1,7 +1,7 @@
-"""Every kernel compiles for devices that need not be there, and the compiler's report is sane.
+"""All kernels compile for GPUs that need not be present, and the compiler's report is checked.
 
-The interpreter knows nothing of shared memory, registers or matrix units. A launch fails where a
-block asks for more shared memory than a device has, and slows down many times where it spills.
+The interpreter does not model shared memory, registers or matrix units. A launch fails if a block
+needs more shared memory than the device has, and is many times slower if registers spill.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OPTIONS = {90: (), 80: ("--largest",), 86: ("--largest",)}
 
 @pytest.fixture(scope="module")
 def compilers(tmp_path_factory):
-    """Return the running compilers by capability, side by side: each uses one core only."""
+    """Return the running compilers by capability; they run in parallel on one core each."""
     folder = tmp_path_factory.mktemp("reports")
     words = {
         capability: [

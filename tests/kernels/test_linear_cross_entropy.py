@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FUNCTIONS = ["linear_cross_entropy", "linear_cross_entropy_sum"]
-# Below and above the width at which the route changes.
+# Widths below and above `NARROW`.
 NARROW, WIDE = 20, 264
 
 
@@ -91,7 +91,7 @@ def test_huge_logits_neither_overflow_nor_vanish(check_op, d, dtype):
 
 @pytest.mark.parametrize("d", [NARROW, WIDE])
 @pytest.mark.parametrize("label", [-1, 12])
-def test_a_label_outside_the_vocabulary_makes_its_loss_nan_and_no_other(d, label):
+def test_a_label_outside_the_vocabulary_makes_only_its_own_loss_nan(d, label):
     hidden, weight, targets = make((4,), d, 12, masked=0.0)
     targets[2] = label
     losses = op.linear_cross_entropy(hidden, weight, targets)
@@ -126,7 +126,7 @@ def test_two_runs_are_bitwise_equal(name, d):
 
 
 class Allocations(TorchDispatchMode):
-    """Note the elements of every new tensor made by the operations below torch's dispatcher."""
+    """Record the number of elements of each new tensor below torch's dispatcher."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +143,7 @@ class Allocations(TorchDispatchMode):
 
 
 def allocated(function, *arguments):
-    # The body of a custom op is hidden from the mode, so it is called as the plain function it is.
+    # The mode does not see the body of a custom op, so call the plain function.
     body = getattr(function, "_init_fn", function)
     with torch.no_grad(), Allocations() as seen:
         body(*arguments)
@@ -159,10 +159,10 @@ def test_chunked_memory_is_bounded_by_the_chunk_and_not_by_the_tokens(name):
         first = (torch.rand(1, n_tokens),) if name == "_chunked_backward" else ()
         sizes = allocated(getattr(op, name), *first, hidden, weight[None], targets, 0.0, -100)
         gradients_and_losses = (hidden.numel(), weight.numel(), n_tokens)
-        besides = [s for s in sizes if s not in gradients_and_losses]
+        others = [s for s in sizes if s not in gradients_and_losses]
         buffer = chunk * 128  # rows of 97 logits, padded
-        assert max(besides) == buffer
-        assert besides.count(buffer) == 1
+        assert max(others) == buffer
+        assert others.count(buffer) == 1
 
 
 def test_tiled_memory_is_a_few_gradients_and_no_logits():

@@ -10,7 +10,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def make_route(n_tokens, n_choices, n_experts):
-    # Distinct experts a token, some experts without any.
+    # Distinct experts for each token; some experts get no token.
     scores = torch.rand(n_tokens, n_experts) * torch.linspace(0.3, 1, n_experts)
     return reference_moe.route(scores.topk(n_choices, 1).indices, n_experts)
 
@@ -47,7 +47,7 @@ def layer(module, x, w_in, w_out, weights, routing):
     return module.unpermute(module.grouped_linear(rows, w_out, routing), weights, routing)
 
 
-def test_a_layer_equals_each_token_s_own_experts(check_op):
+def test_a_layer_applies_each_token_s_experts(check_op):
     n_tokens, n_choices, n_experts, d, hidden = 11, 2, 4, 8, 16
     routing = make_route(n_tokens, n_choices, n_experts)
     inputs = [
@@ -85,7 +85,7 @@ def test_route_is_a_permutation_sorted_by_expert_and_stable():
     assert torch.equal(routing.order[routing.slot.flatten()], torch.arange(6))
 
 
-def test_packed_runs_do_not_mix():
+def test_batched_runs_do_not_mix():
     experts, x = torch.randint(0, 3, (2, 5, 2)), torch.randn(2, 5, 4)
     numbered = experts + 3 * torch.arange(2)[:, None, None]
     together = moe.permute(x.view(10, 4), reference_moe.route(numbered.view(10, 2), 6))

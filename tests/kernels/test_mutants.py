@@ -1,7 +1,7 @@
-"""The rule must catch a wrong kernel: copies of each source with one line made wrong are tried.
+"""The accuracy rule catches wrong kernels: each mutant has one wrong line.
 
-A mutant that passes its comparison would be a hole in the tests. Each is loaded from a changed
-copy of the kernel's source under another name, its operations registered in another namespace.
+A mutant that passes its comparison is a gap in the tests. Each is loaded from a changed copy of the
+kernel's source, under another module name and another namespace of operations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUMBERS = itertools.count()
 
 
 def load_copy(folder, file, line="", wrong=""):
-    """Return a copy of the module ``file`` with ``line`` (which must be there) made wrong."""
+    """Return a copy of the module ``file`` in which ``wrong`` replaces ``line``."""
     source = (SOURCES / f"{file}.py").read_text()
     assert line in source, f"{file}.py has no {line!r}"
     name = f"copy_{next(NUMBERS)}"
@@ -81,7 +81,7 @@ MUTANTS = {
         "rms_norm", norm, rms_inputs,
         "scaled = value * inverse[:, None] * gain[None, :]", "scaled = value * inverse[:, None]",
     ),
-    "norm: a row too few": (
+    "norm: one row missing": (
         "rms_norm", norm, rms_inputs, "in_rows = row < n_rows", "in_rows = row < n_rows - 1",
     ),
     "norm: gradient's sign": (
@@ -102,10 +102,10 @@ MUTANTS = {
     "swiglu: derivative of the gate": (
         "swiglu", gated, lambda: [torch.randn(5, 20)], "(1.0 + gate * (1.0 - gate_open))", "1.0",
     ),
-    "rope: turned the wrong way": (
+    "rope: rotated the wrong way": (
         "qk_norm_rope", rope, rope_inputs, "x1 * c - x2 * s", "x1 * c + x2 * s",
     ),
-    "rope: v is normalised too": (
+    "rope: v is normalized too": (
         "qk_norm_rope", rope, rope_inputs,
         "tl.where(is_q | is_k, 1.0 / tl.sqrt(mean_square + eps), 1.0)",
         "1.0 / tl.sqrt(mean_square + eps)",
@@ -147,7 +147,7 @@ def test_a_copy_without_a_change_passes(check_op, tmp_path, file):
     check_op(bind(load_copy(tmp_path, file)), bind(reference), make(), torch.float32)
 
 
-# A kernel that leaves a row out reads what happens to lie in memory: NumPy may warn of it first.
+# A kernel that skips a row reads uninitialized memory, of which NumPy can warn first.
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 @pytest.mark.parametrize("what", MUTANTS)

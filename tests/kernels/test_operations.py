@@ -17,15 +17,15 @@ def names():
 
 
 @pytest.mark.parametrize("implementation", operations.IMPLEMENTATIONS)
-def test_every_operation_has_the_signature_of_its_reference(implementation):
+def test_operations_have_the_signatures_of_their_references(implementation):
     found = operations.get_operations(implementation, "cpu")
     assert found.implementation == implementation
     for name in names():
         plain = getattr(reference, name, None) or getattr(reference_moe, name)
-        wanted = list(inspect.signature(plain).parameters.values())
+        expected = list(inspect.signature(plain).parameters.values())
         given = list(inspect.signature(getattr(found, name)).parameters.values())
         assert [(p.name, p.kind, p.default) for p in given] == [
-            (p.name, p.kind, p.default) for p in wanted
+            (p.name, p.kind, p.default) for p in expected
         ], name
 
 
@@ -33,9 +33,9 @@ def test_every_operation_has_the_signature_of_its_reference(implementation):
 def test_attention_paths_agree_on_a_cpu(path):
     q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
     starts = reference.document_starts(torch.tensor([[0] * 5 + [1] * 4] * 2))
-    wanted = reference.causal_attention(q, k, v, starts=starts)
+    expected = reference.causal_attention(q, k, v, starts=starts)
     found = operations.get_attention(path, "cpu")(q, k, v, starts=starts)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("path", ["cudnn", "flash", "tpu"])
@@ -44,7 +44,7 @@ def test_attention_that_cannot_run_here_is_an_error(path):
         operations.get_attention(path, "cpu")
 
 
-def test_an_unknown_implementation_is_an_error_that_names_those_there_are():
+def test_an_unknown_implementation_is_an_error_that_lists_the_known_ones():
     with pytest.raises(KernelUnavailableError, match=r"'cuda'.*'reference' or 'triton'"):
         operations.get_operations("cuda", "cpu")
 
@@ -79,7 +79,7 @@ except KernelUnavailableError as error:
 """
 
 
-def test_without_the_interpreter_a_cpu_gets_references_without_triton_and_errors_for_kernels():
+def test_without_the_interpreter_a_cpu_has_references_and_kernels_are_errors():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_INTERPRETER],

@@ -11,14 +11,14 @@ def make(lead, n_positions, n_heads, n_kv_heads, head_dim, n_runs=1):
     shape = (n_runs, head_dim) if n_runs > 1 else (head_dim,)
     width = (n_heads + 2 * n_kv_heads) * head_dim
     tables = reference.rope_tables(n_positions, head_dim, base=100.0)
-    # A position of its own for every row: position 0 would not turn at all.
+    # Roll the tables so that position 0 rotates too.
     tables = tuple(t.roll(1, 0) for t in tables)
     qkv = torch.randn(*lead, n_positions, width) * 2
     return qkv, torch.randn(shape), torch.randn(shape), *tables, n_heads, n_kv_heads
 
 
 def with_fixed_tables(function, cos, sin):
-    """The tables are constants in fp32 (float64 beside float64), never in half precision."""
+    """Use constant tables in fp32 (float64 for float64 inputs), not in half precision."""
 
     def call(qkv, q_weight, k_weight, n_heads, n_kv_heads):
         wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32

@@ -6,7 +6,7 @@ from scalelab_kernels import reference
 
 
 @pytest.mark.parametrize("n_runs", [1, 2])
-def test_own_gradients_are_those_of_the_formula(n_runs):
+def test_hand_written_gradients_equal_those_of_the_formula(n_runs):
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     shape = (n_runs, 6) if n_runs > 1 else (6,)
     weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -37,7 +37,7 @@ def test_both_paths_of_attention_agree_with_repeated_heads(lead):
     wide = [t.repeat_interleave(2, -3) for t in (k, v)]
     hidden = torch.ones(7, 7).triu(1).bool()
     scores = (q @ wide[0].transpose(-1, -2) / 6**0.5).masked_fill(hidden, float("-inf"))
-    wanted = scores.softmax(-1) @ wide[1]
-    torch.testing.assert_close(reference.causal_attention(q, k, v), wanted)
+    expected = scores.softmax(-1) @ wide[1]
+    torch.testing.assert_close(reference.causal_attention(q, k, v), expected)
     if lead:
-        torch.testing.assert_close(reference.causal_attention(q, k, v, path="sdpa"), wanted)
+        torch.testing.assert_close(reference.causal_attention(q, k, v, path="sdpa"), expected)

@@ -1,4 +1,4 @@
-"""Steps of two packed tiny models: kernels (interpreted) beside references, from one start.
+"""Steps of two batched tiny models with interpreted kernels and with references.
 
 `tests/train/test_kernels.py` has fifty steps of the real trainer.
 """
@@ -63,7 +63,7 @@ def train(implementation, n_runs, n_steps):
     ops = operations.get_operations(implementation, "cpu")
     attend = operations.get_attention("triton" if implementation == "triton" else "explicit", "cpu")
     start = make_parameters(n_runs)
-    # Matrices first: those are decayed.
+    # Matrices, which have weight decay, come first.
     start = dict(sorted(start.items(), key=lambda item: item[1].ndim < 3))
     flat = torch.cat([v.flatten(1) for v in start.values()], 1)
     n_decay = sum(v[0].numel() for v in start.values() if v.ndim == 3)
@@ -92,6 +92,6 @@ def train(implementation, n_runs, n_steps):
     return torch.stack(losses)
 
 
-def test_packed_runs_give_the_same_losses():
+def test_batched_runs_give_the_same_losses():
     kernels, references = train("triton", 2, 4), train("reference", 2, 4)
     torch.testing.assert_close(kernels, references, rtol=0, atol=1e-4)
