@@ -57,7 +57,7 @@ def test_evaluating_the_average_does_not_change_the_weights(
     average = engine.evaluate_average(0, sequences)
     assert not np.array_equal(average, own)
     assert np.array_equal(engine.evaluate(0, sequences), own)
-    # The average as a run's own weights has the same losses.
+    # With the average as the run's own weights, the losses are the same.
     other = Engine([spec], execution)
     other.load_state(0, {**engine.state(0), "master": engine.ema})
     assert np.array_equal(other.evaluate(0, sequences), average)

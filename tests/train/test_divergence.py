@@ -43,7 +43,7 @@ def test_a_spike_that_recovers_within_a_block_does_not_count() -> None:
 
 def test_a_lasting_spike_ends_the_run_within_three_blocks() -> None:
     losses = healthy_losses(400)
-    losses[205:] = [4.2] * 195  # below the first loss, above half of what was won
+    losses[205:] = [4.2] * 195  # below the first loss, but more than half of the progress lost
     found = feed(DivergenceDetector(), losses)
     assert found is not None
     assert 205 < found[0] <= 205 + (SPIKED_BLOCKS + 1) * BLOCK_STEPS_MIN

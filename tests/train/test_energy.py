@@ -42,7 +42,7 @@ def test_a_process_gets_its_share_of_package_and_memory(rapl: Callable[..., None
     # 400 + 30 microjoules while the machine worked 4 s and this process 1 s of them.
     rapl(500, 80, 1400, 3.0)
     assert meter.read(is_last=True) == pytest.approx(430e-6 / 4)
-    # The package's counter has come round: 1000 - 500 + 100.
+    # The package's counter has wrapped around: 1000 - 500 + 100.
     rapl(100, 80, 1500, 4.0)
     assert meter.read(n_runs=3, is_last=True) == pytest.approx(430e-6 / 4 + 600e-6 / 3)
 

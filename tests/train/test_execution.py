@@ -94,7 +94,7 @@ def test_a_run_whose_single_sequence_does_not_fit_fails(
     memory(0)
     assert attempt_at(run) == "failed"
     assert "OutOfMemoryError" in last_note(run)["ended"]["reason"]
-    # No smaller micro-batch is left for another job to try.
+    # The launcher does not retry: there is no smaller micro-batch.
     kind = classify("COMPLETED", last_note(run), is_accepted=False, is_first=True)
     assert kind == "exception"
 

@@ -15,7 +15,7 @@ from scalelab.sweep.run_spec import ExecutionSpec
 from tests.train.sharded.rank import OPTIONS, work
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The second is what fully_shard imports at its first use: a second a rank.
+# fully_shard imports torch._dynamo at its first use, which takes 1 s in each rank.
 CONTEXT.set_forkserver_preload(["tests.train.sharded.rank", "torch._dynamo"])
 
 

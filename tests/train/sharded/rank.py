@@ -68,7 +68,7 @@ def work(
             for name, weight in self.weights.items():
                 if not self.shards.is_split(name):
                     assert weight.grad is not None
-                    weight.grad.neg_()  # a scale alone would not show after AdamW
+                    weight.grad.neg_()  # AdamW would hide a change of scale
             return step(self, rate)
 
         ShardedOptimizer.step = drift  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ WIDE = ModelShape(n_layers=2, d_model=16, n_heads=4, d_head=6, d_ff=24, vocab_si
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {"ema_decay": 0.8, "z_loss": 1e-3},
     "muon": {"optimizer": "muon", "shape": replace(WIDE, is_tied=True)},
-    # Heads and hidden units that leave a rest.
+    # Heads and hidden units that the devices cannot share evenly.
     "mup": {
         "parametrization": "mup",
         "shape": replace(WIDE, n_heads=6, n_kv_heads=3, d_ff=25, has_qk_norm=False),
@@ -38,7 +38,7 @@ def make_case(make_run: Callable[..., RunDir]) -> Callable[..., RunDir]:
     """Return a function that writes the spec of a case and returns its run folder."""
 
     def make(case: str, group: str, **changes: Any) -> RunDir:
-        # The norms are clipped in most of the steps.
+        # Clips most steps.
         common = {"shape": WIDE, "n_steps": 6, "batch_seqs": 4, "grad_clip": 0.5}
         return make_run(f"{group}-{case}", **(common | CASES[case] | changes))
 
@@ -132,7 +132,7 @@ def test_a_model_with_too_few_heads_fails(
     assert start([odd, even], 2, tensor_parallel=2).finish() == ["failed", "done"]
     reason = last_note(odd)["ended"]["reason"]
     assert "tensor_parallel = 2 for a model with n_kv_heads = 1" in reason
-    # A group takes its batch whole: there is no smaller one to measure the noise with.
+    # A group has one forward pass, so there is no smaller batch to measure the noise with.
     assert curve(even, "noise_trace")[2] is None
 
 

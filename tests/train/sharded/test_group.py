@@ -50,7 +50,7 @@ def test_two_ranks_have_the_losses_of_one_and_resume_with_the_same_bits(
     assert together(stopped, 2) == "done"
     note = last_note(stopped)
     assert note["resumed_from"]["step"] >= 11
-    # The micro-batch was the first attempt's: other parts would add up to other bits.
+    # The resumed attempt keeps the micro-batch, because another one changes the bits.
     assert note["execution"]["micro_batch_seqs"] == 2
     assert losses(stopped).tolist() == losses(straight).tolist()
     assert result(stopped).loss_nats == two.loss_nats
