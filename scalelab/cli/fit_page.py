@@ -156,7 +156,7 @@ def _approaches(report: FitReport) -> Table:
         )
     }
     isoflop, envelope = report.isoflop, report.envelope
-    rests = f"{len(isoflop.interior)} of {len(isoflop.valleys)} valleys"
+    rests = f"{len(isoflop.interior)} of {len(isoflop.curves)} valleys"
     for name, n_law, d_law, words in (
         ("2, valleys", isoflop.n_law, isoflop.d_law, isoflop.reason or rests),
         (

@@ -91,24 +91,24 @@ def notes_as_warnings(notes: Mapping[str, str]) -> list[FitWarning]:
 
 
 def _edges(isoflop: IsoflopFit) -> FitWarning | None:
-    outside = [valley for valley in isoflop.valleys if not valley.is_interior]
+    outside = [curve for curve in isoflop.curves if not curve.is_interior]
     if not outside:
         return None
     parts = []
-    for valley in outside:
-        edge = valley.n_params.edge or valley.n_tokens.edge
+    for curve in outside:
+        edge = curve.n_params.edge or curve.n_tokens.edge
         where = {
             "below": "below the smallest N",
             "above": "above the largest N",
             "not_convex": "nowhere: the losses do not bend upwards",
         }
-        if valley.n_params.edge is None and edge in ("below", "above"):
+        if curve.n_params.edge is None and edge in ("below", "above"):
             where = {"below": "below the smallest D", "above": "above the largest D"}
-        parts.append(f"{format_flops(valley.budget)} ({where[edge or 'not_convex']})")
+        parts.append(f"{format_flops(curve.budget)} ({where[edge or 'not_convex']})")
     return FitWarning(
         code="edge_minimum",
         message=(
-            f"{len(outside)} of {len(isoflop.valleys)} budgets have no minimum inside their grid "
+            f"{len(outside)} of {len(isoflop.curves)} budgets have no minimum inside their grid "
             f"and are left out of approach 2: {', '.join(parts)}. Add sizes on that side."
         ),
     )
@@ -118,8 +118,8 @@ def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
     inside = isoflop.interior
     if len(inside) < 2:
         return []
-    offsets = np.array([valley.n_params.offset for valley in inside])
-    log_c = np.log([valley.budget for valley in inside])
+    offsets = np.array([curve.n_params.offset for curve in inside])
+    log_c = np.log([curve.budget for curve in inside])
     slope = np.polyfit(log_c, offsets, 1)[0]
     drift = float(slope * np.ptp(log_c))
     mean = float(offsets.mean())

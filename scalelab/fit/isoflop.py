@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from scalelab.fit.parabola import MIN_ROWS, Bottom, bottom_of, parabolas
+from scalelab.fit.parabola import MIN_ROWS, CurveMinimum, fit_parabola, parabolas
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 
@@ -33,7 +33,7 @@ MIN_GROUP = 4
 GROUP_WIDTH = 0.10
 """How far a row's FLOPs may lie from its budget's when budgets are guessed."""
 MIN_GROUP_SPAN = 1.5
-"""Least ratio of largest to smallest N in a guessed budget: copies of one run are no valley."""
+"""Least ratio of largest to smallest N in a guessed budget: copies of one run are no curve."""
 
 Axis = Literal["n", "d"]
 
@@ -44,8 +44,8 @@ class IsoflopCurve:
 
     budget: float
     rows: NDArray[np.intp]
-    n_params: Bottom
-    n_tokens: Bottom
+    n_params: CurveMinimum
+    n_tokens: CurveMinimum
 
     @property
     def is_interior(self) -> bool:
@@ -78,7 +78,7 @@ class IsoflopFit:
 
     Attributes
     ----------
-    valleys : tuple of IsoflopCurve
+    curves : tuple of IsoflopCurve
         Every budget with enough rows, ascending, edge minima included.
     n_law, d_law : PowerLaw or None
         N_opt(C) and D_opt(C) through the interior minima; None when there are fewer than two.
@@ -90,7 +90,7 @@ class IsoflopFit:
         Whether minima outside their grid count as well.
     """
 
-    valleys: tuple[IsoflopCurve, ...]
+    curves: tuple[IsoflopCurve, ...]
     n_law: PowerLaw | None
     d_law: PowerLaw | None
     reason: str | None
@@ -99,18 +99,18 @@ class IsoflopFit:
 
     @property
     def interior(self) -> tuple[IsoflopCurve, ...]:
-        """The valleys with both minima inside their grid."""
-        return tuple(valley for valley in self.valleys if valley.is_interior)
+        """The curves with both minima inside their grid."""
+        return tuple(curve for curve in self.curves if curve.is_interior)
 
     @property
     def used(self) -> tuple[IsoflopCurve, ...]:
-        """The valleys that the power law rests on."""
+        """The curves that the power law rests on."""
         if not self.keeps_edges:
             return self.interior
         return tuple(
-            valley
-            for valley in self.valleys
-            if "not_convex" not in (valley.n_params.edge, valley.n_tokens.edge)
+            curve
+            for curve in self.curves
+            if "not_convex" not in (curve.n_params.edge, curve.n_tokens.edge)
         )
 
 
@@ -155,7 +155,7 @@ def fit_isoflop(
     weights: FloatArray | None = None,
     keeps_edges: bool = False,
 ) -> IsoflopFit:
-    """Return approach 2: valleys, their minima with intervals, and the power laws through them.
+    """Return approach 2: curves, their minima with intervals, and the power laws through them.
 
     Parameters
     ----------
@@ -170,13 +170,13 @@ def fit_isoflop(
         Whether minima outside their grid count as well, as in most published parabolas.
     """
     budget, is_grouped = budgets_of(observations)
-    valleys = tuple(
-        valley
+    curves = tuple(
+        curve
         for value in np.unique(budget[np.isfinite(budget)])
-        if (valley := _valley(observations, value, np.flatnonzero(budget == value), level))
+        if (curve := _curve(observations, value, np.flatnonzero(budget == value), level))
     )
     fit = IsoflopFit(
-        valleys=valleys,
+        curves=curves,
         n_law=None,
         d_law=None,
         reason=None,
@@ -185,10 +185,10 @@ def fit_isoflop(
     )
     inside = fit.used
     if len(inside) < 2:
-        return replace(fit, reason=_too_few(valleys))
-    log_c = np.log([valley.budget for valley in inside])
-    n_law = _line(log_c, np.log([valley.n_params.value for valley in inside]), level)
-    d_law = _line(log_c, np.log([valley.n_tokens.value for valley in inside]), level)
+        return replace(fit, reason=_too_few(curves))
+    log_c = np.log([curve.budget for curve in inside])
+    n_law = _line(log_c, np.log([curve.n_params.value for curve in inside]), level)
+    d_law = _line(log_c, np.log([curve.n_tokens.value for curve in inside]), level)
     if weights is not None and len(weights):
         n_law = _with_percentiles(n_law, replicate_laws(observations, fit, weights, "n"), level)
         d_law = _with_percentiles(d_law, replicate_laws(observations, fit, weights, "d"), level)
@@ -200,7 +200,7 @@ def replicate_laws(
 ) -> FloatArray:
     """Return exponent and log-coefficient for each replicate, shape (k, 2); NaN where none exists.
 
-    A valley whose rows are always resampled together keeps its parabola; what a replicate changes
+    A curve whose rows are always resampled together keeps its parabola; what a replicate changes
     is then how much it counts in the line.
 
     Parameters
@@ -217,18 +217,18 @@ def replicate_laws(
     x = np.log(observations.n_params if axis == "n" else observations.n_tokens)
     minima = np.full((len(weights), len(inside)), np.nan)
     counts = np.ones_like(minima)
-    for j, valley in enumerate(inside):
-        shape = valley.n_params if axis == "n" else valley.n_tokens
-        u = (x[valley.rows] - shape.centre) / shape.half_width
-        own = weights[:, valley.rows]
+    for j, curve in enumerate(inside):
+        shape = curve.n_params if axis == "n" else curve.n_tokens
+        u = (x[curve.rows] - shape.centre) / shape.half_width
+        own = weights[:, curve.rows]
         if (own == own[:, :1]).all():
             counts[:, j] = own[:, 0]
-        c = parabolas(u, observations.loss_nats[valley.rows], own)
+        c = parabolas(u, observations.loss_nats[curve.rows], own)
         with np.errstate(divide="ignore", invalid="ignore"):
             at = -c[:, 1] / (2 * c[:, 2])
         is_good = (c[:, 2] > 0) & (fit.keeps_edges | (np.abs(at) <= 1))
         minima[is_good, j] = shape.centre + shape.half_width * at[is_good]
-    return _lines(np.log([valley.budget for valley in inside]), minima, counts)
+    return _lines(np.log([curve.budget for curve in inside]), minima, counts)
 
 
 def tokens_at(n_line: FloatArray, d_line: FloatArray, flops: float) -> FloatArray:
@@ -275,7 +275,7 @@ def expected_bias(
     """
     if fit.d_law is None:
         return None
-    used = np.concatenate([valley.rows for valley in fit.used])
+    used = np.concatenate([curve.rows for curve in fit.used])
     owner = np.concatenate([np.full(len(v.rows), v.budget) for v in fit.used])
     rows = replace(observations.take(used), loss_nats=clean[used], budget=owner)
     found = fit_isoflop(rows, keeps_edges=True)
@@ -284,14 +284,14 @@ def expected_bias(
     return float(tokens_at(found.n_law.line, found.d_law.line, flops)) / optimal_tokens - 1
 
 
-def _valley(
+def _curve(
     observations: Observations, budget: float, rows: NDArray[np.intp], level: float
 ) -> IsoflopCurve | None:
     # canonical order: sums round alike, whatever the order of the table
     keys = observations.loss_nats[rows], observations.n_tokens[rows], observations.n_params[rows]
     rows = rows[np.lexsort(keys)]
-    n_params = bottom_of(observations.n_params[rows], observations.loss_nats[rows], level)
-    n_tokens = bottom_of(observations.n_tokens[rows], observations.loss_nats[rows], level)
+    n_params = fit_parabola(observations.n_params[rows], observations.loss_nats[rows], level)
+    n_tokens = fit_parabola(observations.n_tokens[rows], observations.loss_nats[rows], level)
     if n_params is None or n_tokens is None:
         return None
     return IsoflopCurve(budget=float(budget), rows=rows, n_params=n_params, n_tokens=n_tokens)
@@ -331,8 +331,8 @@ def _with_percentiles(law: PowerLaw, samples: FloatArray, level: float) -> Power
     return replace(law, low=float(low), high=float(high))
 
 
-def _too_few(valleys: tuple[IsoflopCurve, ...]) -> str:
-    if not valleys:
+def _too_few(curves: tuple[IsoflopCurve, ...]) -> str:
+    if not curves:
         return f"no budget has {MIN_ROWS} different sizes at equal FLOPs"
-    inside = sum(valley.is_interior for valley in valleys)
-    return f"{inside} of {len(valleys)} budgets have their minimum inside the grid; two are needed"
+    inside = sum(curve.is_interior for curve in curves)
+    return f"{inside} of {len(curves)} budgets have their minimum inside the grid; two are needed"

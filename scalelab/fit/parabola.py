@@ -26,7 +26,7 @@ Edge = Literal["below", "above", "not_convex"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bottom:
+class CurveMinimum:
     """Where a parabola in log x has its minimum.
 
     Attributes
@@ -66,7 +66,7 @@ class Bottom:
         return c0 + u * (c1 + u * c2)
 
 
-def bottom_of(x: FloatArray, y: FloatArray, level: float) -> Bottom | None:
+def fit_parabola(x: FloatArray, y: FloatArray, level: float) -> CurveMinimum | None:
     """Return the minimum of the least-squares parabola through (log x, y)."""
     log_x = np.log(x)
     centre, half_width = (log_x.max() + log_x.min()) / 2, np.ptp(log_x) / 2
@@ -89,7 +89,7 @@ def bottom_of(x: FloatArray, y: FloatArray, level: float) -> Bottom | None:
                 low, high = (math.exp(centre + half_width * bound) for bound in bounds)
     else:
         edge, value, loss = "not_convex", math.nan, float(y.min())
-    return Bottom(
+    return CurveMinimum(
         value=value,
         low=low,
         high=high,

@@ -18,7 +18,7 @@ from scalelab.fit.against import Disagreement
 from scalelab.fit.envelope import EnvelopeFit
 from scalelab.fit.isoflop import IsoflopFit, PowerLaw
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
-from scalelab.fit.parabola import Bottom
+from scalelab.fit.parabola import CurveMinimum
 from scalelab.fit.select import Comparison
 from scalelab.fit.speedup import Speedup
 from scalelab.forecast.allocate import Forecast
@@ -161,18 +161,18 @@ class FitReport:
             "a": _exponent(isoflop.n_law),
             "b": _exponent(isoflop.d_law),
             "is_grouped": isoflop.is_grouped,
-            "n_budgets": len(isoflop.valleys),
+            "n_budgets": len(isoflop.curves),
             "n_interior": len(isoflop.interior),
             "valleys": [
                 {
-                    "budget": valley.budget,
-                    "n_rows": len(valley.rows),
-                    "is_interior": valley.is_interior,
-                    "n_params": _bottom(valley.n_params),
-                    "n_tokens": _bottom(valley.n_tokens),
-                    "loss_nats": valley.n_params.loss,
+                    "budget": curve.budget,
+                    "n_rows": len(curve.rows),
+                    "is_interior": curve.is_interior,
+                    "n_params": _minimum(curve.n_params),
+                    "n_tokens": _minimum(curve.n_tokens),
+                    "loss_nats": curve.n_params.loss,
                 }
-                for valley in isoflop.valleys
+                for curve in isoflop.curves
             ],
             "against_3": against
             and {
@@ -256,8 +256,8 @@ def _exponent(law: PowerLaw) -> dict[str, float | None]:
     }
 
 
-def _bottom(bottom: Bottom) -> dict[str, Any]:
-    return {"value": bottom.value, "low": bottom.low, "high": bottom.high, "edge": bottom.edge}
+def _minimum(minimum: CurveMinimum) -> dict[str, Any]:
+    return {"value": minimum.value, "low": minimum.low, "high": minimum.high, "edge": minimum.edge}
 
 
 def _digits(value: float) -> str:

@@ -50,10 +50,10 @@ def valleys(
     """
     import plotly.graph_objects as go
 
-    if not isoflop.valleys:
+    if not isoflop.curves:
         return empty(look, "No budget has three sizes yet: no valley to draw.")
     figure = go.Figure()
-    drawn = _some(isoflop.valleys, MAX_VALLEYS)
+    drawn = _some(isoflop.curves, MAX_VALLEYS)
     colours = look.shades(len(drawn))
     named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
     share = max(30, MAX_POINTS // len(drawn))
@@ -77,22 +77,22 @@ def valleys(
                 )
             )
     sizes = np.concatenate([rows.n_params[valley.rows] for valley in drawn])
-    left_out = len(isoflop.valleys) - len(drawn)
+    left_out = len(isoflop.curves) - len(drawn)
     above = int((losses > top).sum())
-    note = f" {left_out} of {len(isoflop.valleys)} budgets are not drawn." if left_out else ""
+    note = f" {left_out} of {len(isoflop.curves)} budgets are not drawn." if left_out else ""
     if above:
         note += f" {above} run{'s lie' if above > 1 else ' lies'} above the frame."
     shown = sum(min(len(valley.rows), share) for valley in drawn)
     if shown < len(losses):
         note += f" {shown:,} of {len(losses):,} runs are drawn."
-    found = sum(valley.is_interior for valley in isoflop.valleys)
+    found = sum(valley.is_interior for valley in isoflop.curves)
     finish(
         figure,
         look,
         alt=(
-            f"Loss against parameters in {len(isoflop.valleys)} isoFLOP valleys from "
-            f"{format_flops(isoflop.valleys[0].budget)} to "
-            f"{format_flops(isoflop.valleys[-1].budget)} FLOP; {found} have their minimum "
+            f"Loss against parameters in {len(isoflop.curves)} isoFLOP valleys from "
+            f"{format_flops(isoflop.curves[0].budget)} to "
+            f"{format_flops(isoflop.curves[-1].budget)} FLOP; {found} have their minimum "
             f"inside the grid.{note}"
         ),
         x=PARAMS,

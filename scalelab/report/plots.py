@@ -93,7 +93,7 @@ def figure_of(report: FitReport) -> Figure:
     from matplotlib.figure import Figure
 
     panels: list[tuple[str, Panel]] = []
-    if report.isoflop.valleys:
+    if report.isoflop.curves:
         panels.append(("isoFLOP valleys", draw_valleys))
     if {"n_params", "n_tokens"} <= set(report.fit.law.columns) and set(report.fit.law.columns) <= {
         "n_params",
@@ -122,7 +122,7 @@ def figure_of(report: FitReport) -> Figure:
 
 def draw_valleys(axes: Axes, report: FitReport) -> None:
     """Draw each budget's losses, its parabola and minimum, and the frontier of approach 3."""
-    rows, valleys = report.observations, report.isoflop.valleys
+    rows, valleys = report.observations, report.isoflop.curves
     for valley, colour in zip(valleys, _colours(len(valleys)), strict=True):
         bottom = valley.n_params
         sizes = rows.n_params[valley.rows]

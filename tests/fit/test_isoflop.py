@@ -106,8 +106,8 @@ def test_a_minimum_outside_its_grid_is_flagged_and_left_out(isoflop_runs, side, 
     n_tokens = rows.flops / (6 * n_params)
     loss = 1.82 + 482.0 * n_params**-0.348 + 2085.0 * n_tokens**-0.366
     fit = fit_isoflop(replace(rows, n_params=n_params, n_tokens=n_tokens, loss_nats=loss))
-    outside = [valley for valley in fit.valleys if not valley.is_interior]
-    assert [valley.budget for valley in outside] == [1e19]
+    outside = [curve for curve in fit.curves if not curve.is_interior]
+    assert [curve.budget for curve in outside] == [1e19]
     assert outside[0].n_params.edge == edge
     assert len(fit.used) == 4
     assert fit.n_law is not None
@@ -118,7 +118,7 @@ def test_losses_that_bend_downwards_have_no_minimum(isoflop_runs):
     rows = isoflop_runs(noise=0.0)
     upside_down = replace(rows, loss_nats=10 - rows.loss_nats)
     fit = fit_isoflop(upside_down, keeps_edges=True)
-    assert {valley.n_params.edge for valley in fit.valleys} == {"not_convex"}
+    assert {curve.n_params.edge for curve in fit.curves} == {"not_convex"}
     assert fit.n_law is None
     assert fit.reason is not None
     assert fit.reason.startswith("0 of 5")
@@ -144,7 +144,7 @@ def test_runs_of_one_size_or_without_equal_compute_are_no_valley():
     )
     assert np.isnan(budgets_of(scattered)[0]).all()
     copies = replace(scattered, n_params=np.full(8, 3e8), flops=np.full(8, 1e18))
-    assert fit_isoflop(copies).valleys == ()
+    assert fit_isoflop(copies).curves == ()
 
 
 def test_the_interval_on_a_minimum_covers_at_its_level(isoflop_runs):
@@ -152,10 +152,10 @@ def test_the_interval_on_a_minimum_covers_at_its_level(isoflop_runs):
     hits = total = 0
     for seed in range(150):
         rows = isoflop_runs(noise=0.004, seed=seed, half_width=3.0, budgets=(1e18, 1e19))
-        bottom = fit_isoflop(rows, level=0.9).valleys[1].n_params
-        if bottom.low is not None and bottom.high is not None:
+        minimum = fit_isoflop(rows, level=0.9).curves[1].n_params
+        if minimum.low is not None and minimum.high is not None:
             total += 1
-            hits += bottom.low <= truth <= bottom.high
+            hits += minimum.low <= truth <= minimum.high
     # The parabola's own bias at this half-width is far below the noise. Binomial, 150 draws:
     # 0.9 +- 4 standard errors of 0.0245.
     assert total >= 145
@@ -165,7 +165,7 @@ def test_the_interval_on_a_minimum_covers_at_its_level(isoflop_runs):
 def test_three_points_give_a_minimum_without_an_interval(isoflop_runs):
     fit = fit_isoflop(isoflop_runs(sizes=3, half_width=3.0, noise=0.0))
     assert fit.interior
-    assert all(valley.n_params.low is None for valley in fit.valleys)
+    assert all(curve.n_params.low is None for curve in fit.curves)
 
 
 def test_a_replicate_that_repeats_the_data_repeats_the_fit(isoflop_runs):
@@ -218,8 +218,8 @@ def test_valleys_that_are_resampled_whole_count_by_their_weight_in_the_line(isof
     drawn = np.random.default_rng(0).exponential(size=(50, 5))
     weights = np.repeat(drawn, 9, axis=1)
     found = replicate_laws(rows, fit, weights, "n")
-    log_c = np.log([valley.budget for valley in fit.valleys])
-    log_n = np.log([valley.n_params.value for valley in fit.valleys])
+    log_c = np.log([curve.budget for curve in fit.curves])
+    log_n = np.log([curve.n_params.value for curve in fit.curves])
     expected = [np.polyfit(log_c, log_n, 1, w=np.sqrt(row)) for row in drawn]
     np.testing.assert_allclose(found, expected, rtol=1e-8)
     whole = fit_isoflop(rows, weights=weights)

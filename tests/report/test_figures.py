@@ -113,7 +113,7 @@ def test_many_runs_are_thinned_and_stay_small(seed: int) -> None:
     figure = figures_valleys.valleys(rows, found)
     assert len(figure.to_json()) < MAX_BYTES
     assert (
-        f"{len(found.valleys) - figures_valleys.MAX_VALLEYS} of {len(found.valleys)} budgets"
+        f"{len(found.curves) - figures_valleys.MAX_VALLEYS} of {len(found.curves)} budgets"
         in (figure.layout.meta["alt"])
     )
 

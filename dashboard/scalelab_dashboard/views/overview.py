@@ -13,7 +13,7 @@ from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
-    from scalelab.fit.parabola import Bottom
+    from scalelab.fit.parabola import CurveMinimum
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
@@ -125,7 +125,7 @@ def _state(choice: Choice) -> None:
 
 def _minima(isoflop: IsoflopFit) -> None:
     """Show where the valleys have their minima, as numbers; of many, evenly spaced ones."""
-    found = [valley for valley in isoflop.valleys if valley.is_interior]
+    found = [valley for valley in isoflop.curves if valley.is_interior]
     if not found:
         return
     st.markdown("**Minima of the valleys** (approach 2)")
@@ -141,10 +141,10 @@ def _minima(isoflop: IsoflopFit) -> None:
     st.markdown("\n".join((*head, *rows)))
 
 
-def _span_of(bottom: Bottom) -> str:
-    if bottom.low is None or bottom.high is None:
+def _span_of(minimum: CurveMinimum) -> str:
+    if minimum.low is None or minimum.high is None:
         return "unbounded"
-    return f"{format_quantity(bottom.low)} to {format_quantity(bottom.high)}"
+    return f"{format_quantity(minimum.low)} to {format_quantity(minimum.high)}"
 
 
 def _headline(report: FitReport, choice: Choice, flops: float) -> None:
