@@ -139,10 +139,14 @@ def import_(
 def export(
     format: Annotated[
         str | None,
-        typer.Option("--format", help="csv or parquet; default what FILE ends in, else csv."),
+        typer.Option(
+            "--format",
+            help="csv, tsv, json, jsonl, parquet or xlsx; default: the ending of --out, or csv.",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File to write; without it, standard output.")
+        Path | None,
+        typer.Option("--out", help="File to write, such as runs.csv.gz; default standard output."),
     ] = None,
     table: Annotated[
         str,
@@ -155,7 +159,9 @@ def export(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Write a table of the results as CSV or Parquet.
+    """Export a table of the results: CSV, TSV, JSON, JSON lines, Parquet or Excel.
+
+    The ending of FILE chooses the format; .csv.gz and .csv.zst are compressed.
 
     Example: scalelab export --format csv --sweep demo --out demo.csv
     """

@@ -1,8 +1,9 @@
-"""Take the tables out: CSV for people and spreadsheets, Parquet for programs."""
+"""Export tables of the results: CSV, TSV, JSON, JSON lines, Parquet or Excel."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import secrets
 import shutil
 import tempfile
@@ -17,9 +18,13 @@ from scalelab.store.table_source import first_line
 if TYPE_CHECKING:
     import duckdb
 
-FORMATS = ("csv", "parquet")
-SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
-"""Endings that promise a format."""
+FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "xlsx")
+TEXT_FORMATS = ("csv", "tsv", "json", "jsonl")
+SUFFIXES = {f".{format}": format for format in FORMATS} | {".pq": "parquet", ".ndjson": "jsonl"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+PLAIN_SUFFIXES = ("", ".txt", ".dat")
+"""File endings that do not name a format; ``--format`` or CSV decides."""
+EXCEL_ROWS = 1_048_575
 
 
 def export_table(
@@ -30,7 +35,7 @@ def export_table(
     *,
     sweep: str | None = None,
 ) -> int:
-    """Write one public table, ordered by its key, and return how many rows it has.
+    """Write one public table, ordered by its key, and return its number of rows.
 
     Parameters
     ----------
@@ -39,42 +44,73 @@ def export_table(
     table : str
         Name of the table.
     format : str or None
-        One of `FORMATS`; None takes what the ending of the file says, else CSV.
+        One of `FORMATS`; None takes the format from the file's ending, or CSV.
     target : Path or binary stream
-        A file appears whole or not at all.
+        A file appears complete or not at all. Text formats may end in ``.gz`` or ``.zst``.
     sweep : str, optional
-        Only the runs of this sweep; ``runs`` then has the columns of ``sweeps`` before its own, in
-        the order of the plan. Of ``imports``, only the rows of the import of this name.
+        Only the runs of this sweep; ``runs`` then starts with the columns of ``sweeps``, in the
+        order of the plan. For ``imports``: only the rows of the import with this name.
 
     Raises
     ------
     UsageError
-        When there is no such table or format, the file's ending promises another format, or the
-        folder of the file does not exist.
+        When the table or format is unknown, the file's ending names another format, or the folder
+        of the file does not exist.
     DataError
-        When nothing was collected, there is no such sweep, or the file cannot be written.
+        When nothing was collected, the sweep is unknown, or the file cannot be written.
     """
-    promised = SUFFIXES.get(target.suffix.lower()) if isinstance(target, Path) else None
-    format = format or promised or FORMATS[0]
-    if format not in FORMATS:
-        raise UsageError(f"format {format!r}", " or ".join(FORMATS), "Choose one with --format.")
-    if promised not in (None, format):
-        raise UsageError(
-            f"--out {target} with --format {format}",
-            f"a file whose ending does not promise {promised}",
-            "Leave --format out, or rename the file.",
-        )
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"format {format!r}", ", ".join(FORMATS), "Choose one with --format.")
     if isinstance(target, Path):
-        return _export_to_file(results, table, format, target, sweep)
+        format, compression = _format_of(target, format)
+        return _export_to_file(results, table, format, compression, target, sweep)
     with tempfile.TemporaryDirectory(prefix="scalelab-") as folder:
         file = Path(folder) / "export"
-        n_rows = _export_to_file(results, table, format, file, sweep)
+        n_rows = _export_to_file(results, table, format or FORMATS[0], None, file, sweep)
         with file.open("rb") as stream:
             shutil.copyfileobj(stream, target)
     return n_rows
 
 
-def _export_to_file(results: Path, table: str, format: str, target: Path, sweep: str | None) -> int:
+def _format_of(target: Path, format: str | None) -> tuple[str, str | None]:
+    """Return the format and the compression of a file; UsageError where they contradict."""
+    suffixes = [suffix.lower() for suffix in target.suffixes]
+    compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    if compression is not None:
+        suffixes.pop()
+    ending = suffixes[-1] if suffixes else ""
+    named = SUFFIXES.get(ending)
+    chosen = format or named or FORMATS[0]
+    if format is not None and named not in (None, format):
+        raise UsageError(
+            f"--out {target} with --format {format}",
+            f"a file name that ends in .{format}, or no --format",
+            f"Write --out {target.with_suffix('.' + format)}, or leave --format out.",
+        )
+    if named is None and format is None and ending not in PLAIN_SUFFIXES:
+        raise UsageError(
+            f"--out {target}: scalelab does not write {ending} files",
+            f"a file name that ends in {', '.join('.' + name for name in FORMATS)}; text formats "
+            "also with .gz or .zst",
+            "Rename the file, or choose its format with --format csv, for example.",
+        )
+    if compression is not None and chosen not in TEXT_FORMATS:
+        raise UsageError(
+            f"--out {target}: {chosen} is already compressed",
+            f"{', '.join(COMPRESSIONS)} after {', '.join('.' + name for name in TEXT_FORMATS)}",
+            f"Write --out {target.with_suffix('')}.",
+        )
+    return chosen, compression
+
+
+def _export_to_file(
+    results: Path,
+    table: str,
+    format: str,
+    compression: str | None,
+    target: Path,
+    sweep: str | None,
+) -> int:
     import duckdb
 
     if not target.parent.is_dir() or target.is_dir():
@@ -82,28 +118,73 @@ def _export_to_file(results: Path, table: str, format: str, target: Path, sweep:
             f"--out {target}, "
             + ("a folder" if target.is_dir() else "whose folder does not exist"),
             "a file in an existing folder",
-            "Name a file in it." if target.is_dir() else "Make it first.",
+            "Name a file in it." if target.is_dir() else f"Create it: mkdir -p {target.parent}",
         )
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     with open_snapshot(results) as connection:
         rows = _select(connection, table, sweep)
         n_rows: int = rows.count("*").fetchall()[0][0]
         try:
-            if format == "csv":
-                rows.write_csv(str(partial))
-            else:
-                rows.write_parquet(str(partial))
+            _write(rows, n_rows, format, compression, partial)
             partial.replace(target)
         except (OSError, duckdb.Error) as error:
             raise DataError(
                 f"--out {target}, which cannot be written ({first_line(error)})",
-                "a file that this user may write, on a disk with room",
-                "Name another with --out.",
+                "a file that this user may write, on a disk with free space",
+                "Name another file with --out.",
             ) from error
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
     return n_rows
+
+
+def _write(
+    rows: duckdb.DuckDBPyRelation, n_rows: int, format: str, compression: str | None, file: Path
+) -> None:
+    if format in ("csv", "tsv"):
+        rows.write_csv(
+            str(file), sep="\t" if format == "tsv" else ",", compression=compression or "none"
+        )
+    elif format == "parquet":
+        rows.write_parquet(str(file))
+    elif format == "xlsx":
+        _write_excel(rows, n_rows, file)
+    else:
+        # JSON has no number for nan and infinity: they become null.
+        columns = ", ".join(
+            f'CASE WHEN isfinite("{name}") THEN "{name}" END AS "{name}"'
+            if str(kind) in ("DOUBLE", "FLOAT")
+            else f'"{name}"'
+            for name, kind in zip(rows.columns, rows.types, strict=True)
+        )
+        quoted = str(file).replace("'", "''")
+        rows.query(
+            "exported",
+            f"COPY (SELECT {columns} FROM exported) TO '{quoted}' (FORMAT json, "
+            f"ARRAY {format == 'json'}, COMPRESSION {compression or 'none'})",
+        )
+
+
+def _write_excel(rows: duckdb.DuckDBPyRelation, n_rows: int, file: Path) -> None:
+    engines = ("openpyxl", "xlsxwriter")
+    engine = next((name for name in engines if importlib.util.find_spec(name)), None)
+    if engine is None:
+        raise UsageError(
+            "an .xlsx file, which needs the package openpyxl",
+            "openpyxl installed, or .csv, .tsv, .json, .jsonl or .parquet",
+            "Run pip install openpyxl, or export to .csv, which Excel opens too.",
+        )
+    if n_rows > EXCEL_ROWS:
+        raise UsageError(
+            f"{n_rows:,} rows in an .xlsx file",
+            f"at most {EXCEL_ROWS:,} rows, the limit of Excel",
+            "Export to .csv or .parquet.",
+        )
+    import pandas as pd
+
+    with file.open("wb") as stream, pd.ExcelWriter(stream, engine=engine) as book:  # type: ignore[arg-type]
+        rows.df().to_excel(book, index=False)
 
 
 def _select(

@@ -1,6 +1,8 @@
 """What is taken out is what is in the tables, to the last digit."""
 
+import importlib.util
 import io
+import json
 from pathlib import Path
 
 import duckdb
@@ -113,6 +115,65 @@ def test_the_ending_of_the_file_says_the_format_and_is_not_contradicted(results,
     assert (tmp_path / "x.txt").read_text().startswith("run_id,")
     with pytest.raises(UsageError, match="--format csv"):
         export_table(results, "runs", "csv", tmp_path / "y.parquet")
+
+
+@pytest.mark.parametrize(
+    ("ending", "read"),
+    [
+        ("csv.gz", "read_csv('{}', compression = 'gzip')"),
+        ("csv.zst", "read_csv('{}', compression = 'zstd')"),
+        ("tsv", r"read_csv('{}', delim = '\t', header = true)"),
+        ("tsv.gz", r"read_csv('{}', delim = '\t', header = true, compression = 'gzip')"),
+        ("json", "read_json('{}', format = 'array')"),
+        ("jsonl", "read_json('{}', format = 'newline_delimited')"),
+        ("ndjson", "read_json('{}', format = 'newline_delimited')"),
+        ("jsonl.gz", "read_json('{}', format = 'newline_delimited', compression = 'gzip')"),
+        ("pq", "read_parquet('{}')"),
+    ],
+)
+def test_a_file_is_written_in_the_format_of_its_ending(results, tmp_path, ending, read):
+    path = tmp_path / f"x.{ending}"
+    assert export_table(results, "runs", None, path, sweep="s") == 3
+    with duckdb.connect() as connection:
+        query = f"SELECT position, loss_nats FROM {read.format(path)} ORDER BY position"
+        found = connection.execute(query).fetchall()
+    with open_snapshot(results) as connection:
+        expected = connection.execute(
+            "SELECT position, loss_nats FROM sweeps JOIN runs USING (run_id) ORDER BY position"
+        ).fetchall()
+    assert found == expected
+
+
+def test_json_has_null_where_a_number_is_not_finite(tmp_path):
+    table = tmp_path / "theirs.csv"
+    table.write_text("n_params,n_tokens,loss,lr\n1e6,2e7,3,nan\n2e6,2e7,3,inf\n")
+    import_table(tmp_path, table, ReadOptions())
+    collect(tmp_path)
+    export_table(tmp_path, "imports", None, tmp_path / "x.json")
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    rows = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert [row["n_params"] for row in rows] == [1e6, 2e6]
+
+
+@pytest.mark.parametrize("ending", ["feather", "csv.bz2", "csv.zip", "parquet.gz", "h5"])
+def test_an_ending_that_is_not_written_is_refused(results, tmp_path, ending):
+    with pytest.raises(UsageError, match="--out"):
+        export_table(results, "runs", None, tmp_path / f"x.{ending}")
+    assert not (tmp_path / f"x.{ending}").exists()
+
+
+def test_excel_needs_its_library(results, tmp_path):
+    path = tmp_path / "x.xlsx"
+    if not any(map(importlib.util.find_spec, ("openpyxl", "xlsxwriter"))):
+        with pytest.raises(UsageError, match="needs the package openpyxl"):
+            export_table(results, "runs", None, path)
+        assert list(tmp_path.glob("*.xlsx")) == []
+        return
+    export_table(results, "runs", None, path)
+    assert path.read_bytes()[:4] == b"PK\x03\x04"
 
 
 def test_a_place_that_cannot_be_written_is_named(results, tmp_path):
