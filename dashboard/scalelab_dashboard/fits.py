@@ -19,6 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from scalelab.records.machine import ctrl_c_blocked
+
 if TYPE_CHECKING:
     from scalelab.fit.outcome import ParametricFit
     from scalelab.forecast.fit_report import FitReport
@@ -130,7 +132,7 @@ class Fits:
                     1, mp_context=_context(), initializer=_end_with_the_server
                 )
                 atexit.register(self._pool.shutdown, wait=False, cancel_futures=True)
-            with contextlib.suppress(BrokenProcessPool):
+            with contextlib.suppress(BrokenProcessPool), ctrl_c_blocked():
                 return self._pool.submit(work, key)
             # A worker that was killed takes its pool with it: a new one answers.
             self._pool = None

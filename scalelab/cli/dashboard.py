@@ -14,6 +14,7 @@ import typer
 from scalelab.cli.options import ResultsOption
 from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
+from scalelab.records.machine import SAFE_PATH
 
 DEFAULT_PORT = 8501
 LOOPBACK = "127.0.0.1"
@@ -50,7 +51,7 @@ def dashboard(
             f"{from_file}, which is no file", "a CSV or Parquet file", "Check the path."
         )
     app = app_path()
-    environment = {**os.environ, "SCALELAB_RESULTS": str(results)}
+    environment = {**os.environ, **SAFE_PATH, "SCALELAB_RESULTS": str(results)}
     if from_file is not None:
         environment["SCALELAB_DASHBOARD_FILE"] = str(from_file)
         environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])

@@ -5,6 +5,7 @@ All workers are timed at once, because a core is slower while the other cores ar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,7 +24,7 @@ from typing import Any
 from scalelab.errors import ScalelabError
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.records.files import read_json, write_atomically
-from scalelab.records.machine import cpu_name
+from scalelab.records.machine import SAFE_PATH, cpu_name, ctrl_c_blocked
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, build, run_spec_from_mapping
 
 TIMEOUT_S = 300
@@ -78,28 +79,36 @@ def measure(
             "is_general": not general,
             "seconds": SECONDS_PER_POINT,
         }
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **SAFE_PATH, "OMP_NUM_THREADS": "1"}
         if isinstance(slot, str):
             environment["CUDA_VISIBLE_DEVICES"] = slot
         pipe = subprocess.PIPE
         command = [sys.executable, "-c", _PROGRAM]
-        worker = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
-        )
+        with ctrl_c_blocked():
+            worker = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
+            )
         workers.append((worker, json.dumps(request)))
-    # Every worker gets its request before the first answer is awaited: all are timed at once.
-    for worker, request_text in workers:
-        assert worker.stdin is not None
-        worker.stdin.write(request_text)
-        worker.stdin.close()
-        worker.stdin = None
-    content = _median_of([_answer(worker) for worker, _ in workers])
+    try:
+        # Every worker gets its request before the first answer is awaited: all are timed at once.
+        for worker, request_text in workers:
+            assert worker.stdin is not None
+            worker.stdin.write(request_text)
+            worker.stdin.close()
+            worker.stdin = None
+        content = _median_of([_answer(worker) for worker, _ in workers])
+    finally:
+        for worker, _ in workers:
+            worker.kill()
+            worker.wait()
     content["points"] = content["points"] or general
     exact = {json.dumps(_key(p)): p for p in [*cached.get("exact", []), *content["exact"]]}
     content["exact"] = list(exact.values())
-    path = cache_path(execution.device, n_workers)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({**content, "measured_s": time.time()}, indent=1))
+    # Without a writable home, the speed is measured for each plan.
+    with contextlib.suppress(OSError):
+        path = cache_path(execution.device, n_workers)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({**content, "measured_s": time.time()}, indent=1))
     return content
 
 
@@ -150,7 +159,10 @@ def cache_path(device: str, n_workers: int) -> Path:
     processors = "|".join(gpu_names()) if device == "cuda" else cpu_name()
     words = (platform.node(), processors, device, n_workers, torch_version, TRAINER_REVISION)
     key = "|".join(map(str, words))
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error  # no HOME, and no entry for this user
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return base / "scalelab" / f"speed-{digest}.json"
 

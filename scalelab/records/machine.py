@@ -5,12 +5,18 @@ A process is identified by host, process number and start time, because numbers 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Environment of a Python process that must not import from the current folder."""
 
 _START_TIME_FIELD = 22
 
@@ -52,3 +58,35 @@ def is_process_alive(note: Mapping[str, Any]) -> bool:
         return False
     started = pid_start(note["pid"])
     return started is not None and started == note.get("pid_start")
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that are started in this block."""
+    earlier = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in earlier.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def ctrl_c_blocked() -> Iterator[None]:
+    """Block SIGINT in this thread, and in every process that is started in this block.
+
+    A process inherits the mask, so Ctrl-C cannot interrupt it while it imports. This thread gets a
+    Ctrl-C of that time when the block ends.
+    """
+    # Multiprocessing unblocks SIGINT when it starts its helper process, so that one comes first.
+    with environment(SAFE_PATH):
+        resource_tracker.ensure_running()
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)

@@ -167,9 +167,7 @@ def _write(
 
 
 def _write_excel(rows: duckdb.DuckDBPyRelation, n_rows: int, file: Path) -> None:
-    engines = ("openpyxl", "xlsxwriter")
-    engine = next((name for name in engines if importlib.util.find_spec(name)), None)
-    if engine is None:
+    if importlib.util.find_spec("openpyxl") is None:
         raise UsageError(
             "an .xlsx file, which needs the package openpyxl",
             "openpyxl installed, or .csv, .tsv, .json, .jsonl or .parquet",
@@ -183,7 +181,7 @@ def _write_excel(rows: duckdb.DuckDBPyRelation, n_rows: int, file: Path) -> None
         )
     import pandas as pd
 
-    with file.open("wb") as stream, pd.ExcelWriter(stream, engine=engine) as book:  # type: ignore[arg-type]
+    with file.open("wb") as stream, pd.ExcelWriter(stream, engine="openpyxl") as book:
         rows.df().to_excel(book, index=False)
 
 

@@ -113,3 +113,23 @@ def test_a_sweep_on_gpus_of_slurm_is_resumed_where_there_is_none(tmp_path, monke
     )
     report = api.resume("crash", results=tmp_path)
     assert report.statuses == dict.fromkeys(run_ids, "queued")
+
+
+@pytest.mark.parametrize("home", ["a file", "none"])
+def test_where_the_home_cannot_be_written_the_speed_is_measured_and_not_kept(
+    asked, tmp_path, monkeypatch, home
+):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if home == "none":
+
+        def refuse():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(calibration.Path, "home", refuse)
+    for _ in range(2):
+        found = speed.measure_machine_speed(DIRECT, 1)
+        assert found.is_measured
+        assert asked() == [(True, 0)]
+    assert not speed.machine_speed("cpu", 1).is_measured

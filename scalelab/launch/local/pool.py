@@ -28,7 +28,7 @@ from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
 from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
-from scalelab.records.machine import is_process_alive
+from scalelab.records.machine import ctrl_c_blocked, is_process_alive
 from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.states import ENDED, FINAL
 from scalelab.sweep.batched_runs import batch_key
@@ -132,17 +132,19 @@ class LocalPool:
                 locks[other] = held
         slot = self.free.pop(0)
         results = self.request.results
-        process, lifeline = start_process(
-            self.context,
-            f"scalelab-{run_id}",
-            [self._folder(member).path for member in locks],
-            results.dataset(self._folder(run_id).read_spec().data_fingerprint),
-            self.request.execution,
-            slot,
-            self.host_note,
-            results.trunks if run_id in self.on_trunks else None,
-        )
-        self.workers.append(Worker(locks, self._n_attempts(locks), slot, process, lifeline))
+        # A Ctrl-C must not come between the start of a worker and its entry in the list.
+        with ctrl_c_blocked():
+            process, lifeline = start_process(
+                self.context,
+                f"scalelab-{run_id}",
+                [self._folder(member).path for member in locks],
+                results.dataset(self._folder(run_id).read_spec().data_fingerprint),
+                self.request.execution,
+                slot,
+                self.host_note,
+                results.trunks if run_id in self.on_trunks else None,
+            )
+            self.workers.append(Worker(locks, self._n_attempts(locks), slot, process, lifeline))
         self.n_started += len(locks)
         for member in locks:
             self._set_status(member, "running", "started")

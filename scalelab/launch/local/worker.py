@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TextIO
 
+import scalelab
+from scalelab.errors import RunsFailedError
 from scalelab.launch.worker import (
     EXIT_BY_STATUS,
     EXIT_FAILED,
@@ -23,10 +25,15 @@ from scalelab.launch.worker import (
     forget_ranks,
     log_to_first,
 )
+from scalelab.records.machine import SAFE_PATH, ctrl_c_blocked, environment
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WORKER_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    **SAFE_PATH,
+}
+"""One thread for numerical libraries, and no imports from the current folder."""
 
 
 @dataclass(slots=True)
@@ -66,7 +73,7 @@ class Worker:
 def worker_context() -> ForkServerContext:
     """Return the context that forks workers from a server with the trainer already imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__, "scalelab.train.worker"])
+    context.set_forkserver_preload([__name__, "scalelab.train.worker"])
     return context
 
 
@@ -76,10 +83,35 @@ def start_process(
     """Start `train_runs` in a process; return it and the launcher's end of its lifeline."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=train_runs, args=(receiver, *arguments), name=name)
-    with _single_threaded_environment():
-        process.start()
+    start_isolated(process)
     receiver.close()
     return process, sender
+
+
+def start_isolated(process: BaseProcess) -> None:
+    """Start a process that imports neither from the current folder nor the caller's main module.
+
+    Raises
+    ------
+    RunsFailedError
+        If the server that forks the workers ends instead.
+    """
+    main, path = sys.modules["__main__"], list(sys.path)
+    # The entry that `-c`, `-m` or a script adds. A clone that is not installed is found only there.
+    if sys.path[:1] in ([""], [os.getcwd()]) and Path(scalelab.__file__).parents[1] != Path.cwd():
+        del sys.path[0]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        with environment(WORKER_ENVIRONMENT), ctrl_c_blocked():
+            process.start()
+    except (EOFError, ConnectionError) as error:
+        raise RunsFailedError(
+            "the server that starts workers ended (its messages are above)",
+            "a server that imports torch and starts workers",
+            "Check this machine with `scalelab doctor`, then run the same command again.",
+        ) from error
+    finally:
+        sys.modules["__main__"], sys.path[:] = main, path
 
 
 def train_runs(
@@ -160,18 +192,3 @@ def hold_run(run_path: Path) -> TextIO | None:
 def describe_exit(code: int | None) -> str:
     """Return ``exit code 1`` or ``killed by signal 9``."""
     return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-
-@contextlib.contextmanager
-def _single_threaded_environment() -> Iterator[None]:
-    """Start the fork server, and with it every worker, with one thread for numerical libraries."""
-    earlier = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

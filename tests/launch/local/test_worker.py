@@ -1,6 +1,8 @@
-"""A worker of the local pool starts fast: its modules are imported before the fork."""
+"""Workers of the local pool start fast; neither the current folder nor Ctrl-C breaks their start."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -35,3 +37,55 @@ def test_a_worker_is_forked_with_all_loaded_in_less_than_a_tenth_of_a_second():
     for modules, _ in found:
         assert {"scalelab.launch.local.worker", "scalelab.train.worker", "torch"} <= set(modules)
     assert min(seconds for _, seconds in found) < 0.1
+
+
+# Preloads the modules that it is given, then starts a worker.
+STARTER = """
+import sys
+from scalelab.launch.local.worker import start_isolated, worker_context
+
+if __name__ == "__main__":
+    context = worker_context()
+    context.set_forkserver_preload(sys.argv[1:])
+    try:
+        process = context.Process(target=exec, args=("import random, queue; print('works')",))
+        start_isolated(process)
+        process.join()
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_a_worker_imports_nothing_from_the_current_folder(tmp_path):
+    for name in ("random", "queue", "tokenize", "selectors", "socket", "site_of_the_user"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the current folder')")
+    (tmp_path / "elsewhere").mkdir()
+    program = tmp_path / "elsewhere" / "starter.py"
+    program.write_text(STARTER)
+    done = subprocess.run(
+        [sys.executable, str(program), "scalelab.launch.local.worker"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+def test_ctrl_c_while_the_server_imports_leaves_no_traceback_of_it(tmp_path):
+    (tmp_path / "slow_import.py").write_text(
+        "import time\nprint('importing', flush=True)\ntime.sleep(1)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER, "slow_import"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "importing\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert err == ""
+    assert "stopped" in out
