@@ -14,7 +14,6 @@ import typer
 from scalelab.cli.options import ResultsOption
 from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
-from scalelab.records.machine import SAFE_PATH
 
 DEFAULT_PORT = 8501
 LOOPBACK = "127.0.0.1"
@@ -43,6 +42,7 @@ def dashboard(
 
     Example: scalelab dashboard --from runs.csv
     """
+    from scalelab.records.machine import SAFE_PATH
     from scalelab.store.tables import ReadOptions, parse_map
 
     ReadOptions(mapping=parse_map(mapping or []))  # refused here, not on the page

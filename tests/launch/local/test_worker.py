@@ -1,4 +1,4 @@
-"""Workers of the local pool start fast; neither the current folder nor Ctrl-C breaks their start."""
+"""Workers of the local pool start fast, isolated from the current folder and from Ctrl-C."""
 
 import json
 import os
