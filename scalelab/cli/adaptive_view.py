@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.cli.output import console, emit_json
+from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
 from scalelab.units import format_flops, format_quantity
 
@@ -82,11 +82,12 @@ class Showing:
             out = console()
             if report.status in ENDS:
                 out.print(ENDS[report.status])
-                out.print(f"Next: scalelab fit --sweep {report.name}")
+                out.print(runnable(f"Next: scalelab fit --sweep {report.name}"), soft_wrap=True)
             elif report.status == "interrupted":
                 out.print("Stopped. The same command goes on where it stopped.")
             elif report.status == "failed":
-                out.print(f"Runs failed: see `scalelab status {report.name}`.", style="bold red")
+                words = runnable(f"Runs failed: see `scalelab status {report.name}`.")
+                out.print(words, style="bold red", soft_wrap=True)
         if report.status == "interrupted":
             return EXIT_INTERRUPTED
         return RunsFailedError.exit_code if report.status == "failed" else EXIT_OK

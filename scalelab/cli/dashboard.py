@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from scalelab.cli.options import ResultsOption
-from scalelab.cli.output import console
+from scalelab.cli.output import warn
 from scalelab.errors import DataError, UsageError
 
 DEFAULT_PORT = 8501
@@ -56,11 +56,9 @@ def dashboard(
         environment["SCALELAB_DASHBOARD_FILE"] = str(from_file)
         environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])
     if not results.is_dir() and from_file is None:
-        console(stderr=True).print(
-            f"warning: {results} is not there yet: the page stays empty until a sweep is launched "
-            "or a table imported there",
-            style="yellow",
-            soft_wrap=True,
+        warn(
+            f"{results} does not exist yet. The page stays empty until you run a sweep or import "
+            "a table."
         )
     words = server_words(app, free_port(port), is_headless=not open_browser)
     # Our process becomes the server, so that Ctrl-C and a supervisor's signals reach it.

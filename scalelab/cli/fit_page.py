@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalelab.cli.output import runnable
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def print_warnings(warnings: Sequence[FitWarning], out: Console) -> None:
             continue  # the table of approaches says it, and no forecast rests on it
         out.print()
         out.print(f"{warning.code.replace('_', ' ')}: ", style=CARE, end="", soft_wrap=is_piped)
-        out.print(warning.message, soft_wrap=is_piped)
+        out.print(runnable(warning.message), soft_wrap=is_piped)
 
 
 def answer(forecast: Forecast, target: str = "loss_nats") -> str:

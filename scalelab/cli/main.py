@@ -26,9 +26,16 @@ from scalelab.cli import resume as resume_commands
 from scalelab.cli import sweep as sweep_commands
 from scalelab.cli import tables as tables_commands
 from scalelab.cli import tune as tune_commands
-from scalelab.cli.output import console, report_error
+from scalelab.cli.output import OutputError, console, open_streams, report_error, set_results
 from scalelab.cli.settings import default_map
-from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PIPE, ScalelabError, UsageError
+from scalelab.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PIPE,
+    DataError,
+    ScalelabError,
+    UsageError,
+)
 
 app = typer.Typer(
     name="scalelab",
@@ -83,17 +90,18 @@ def run(argv: list[str] | None = None) -> None:
     interrupted, 141 when whoever read the output has stopped (``| head``; 128 + SIGPIPE, as other
     commands have it). ``SCALELAB_DEBUG=1`` shows the traceback of an error.
     """
+    open_streams()
     try:
         code = main(argv)
         sys.stdout.flush()
+    except OutputError as error:
+        code = report_error(error, as_json=False)
     except (BrokenPipeError, SystemExit) as stop:
         # The libraries that print turn a closed pipe into an exit of their own, with code 1.
         if not isinstance(
             stop.__context__ if isinstance(stop, SystemExit) else stop, BrokenPipeError
         ):
             raise
-        # What is left in the buffer would fail once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_PIPE
     sys.exit(code)
 
@@ -103,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
     command = typer.main.get_group(app)
+    set_results(None)
     try:
+        _check_current_folder()
         code = command.main(
             args=words,
             prog_name="scalelab",
@@ -113,13 +123,27 @@ def main(argv: list[str] | None = None) -> int:
     except ScalelabError as error:
         if os.environ.get("SCALELAB_DEBUG"):
             raise
-        return report_error(error, as_json=as_json)
+        return report_error(error, as_json=as_json and not isinstance(error, OutputError))
     except TyperException as error:
         return report_error(_as_usage_error(error), as_json=as_json)
-    except (typer.Abort, KeyboardInterrupt):
-        console(stderr=True).print("interrupted")
+    except (typer.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop.__cause__, EOFError):
+            raise stop.__cause__ from None  # not a Ctrl-C: a process that we talked to has ended
+        is_declined = isinstance(stop, typer.Abort) and stop.__cause__ is None
+        console(stderr=True).print("nothing was started" if is_declined else "interrupted")
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise DataError(
+            f"a current folder that cannot be used ({error.strerror})",
+            "a current folder that exists",
+            "Change to another folder, for example: cd ~",
+        ) from None
 
 
 def _as_usage_error(error: TyperException) -> UsageError:

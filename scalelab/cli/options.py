@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from scalelab.cli.output import set_results
 from scalelab.errors import UsageError
 
 DEFAULT_RESULTS = Path("results")
 
 
-def _checked_results(results: Path) -> Path:
+def _checked_results(context: typer.Context, results: Path) -> Path:
     """Return the results folder; refuse a place where a file is in the way of one."""
     there = next(place for place in (results, *results.absolute().parents) if os.path.exists(place))
     if not os.path.isdir(there):
@@ -22,6 +23,8 @@ def _checked_results(results: Path) -> Path:
             "a folder, or a place for one",
             "Name another with --results.",
         )
+    default = os.environ.get("SCALELAB_RESULTS") or context.lookup_default("results")
+    set_results(None if results == Path(default or DEFAULT_RESULTS) else results)
     return results
 
 

@@ -1,21 +1,102 @@
-"""What commands write: one JSON object or tables on stdout, progress and logs on stderr."""
+"""Output of commands: one JSON object or tables on stdout, progress and logs on stderr."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.errors import ScalelabError
+from scalelab.errors import DataError, ScalelabError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 200
+WITHOUT_RESULTS = ("bench", "--help", "--version")
+_COMMAND = re.compile(r"`(scalelab [^`]+)`|(?<=Next: )(scalelab .+)")
+_given_results: Path | None = None
+
+
+class OutputError(DataError):
+    """Standard output cannot be written, for example because the disk is full."""
+
+
+class _Stream(io.FileIO):
+    """A standard stream that discards everything after its first failed write.
+
+    Without this, the interpreter would write the rest once more at its exit, and fail.
+    """
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if self.fileno() == 2:
+                return len(content)
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise OutputError(
+                f"standard output that cannot be written ({error.strerror})",
+                "a terminal, pipe or file on a disk with free space",
+                "Free disk space, or redirect the output to another file.",
+            ) from error
+
+
+def open_streams() -> None:
+    """Replace closed standard streams, and report failed writes to stdout as `OutputError`."""
+    if sys.stdin is None:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as we
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # A pipe without a reader: the first write fails as after `| head`.
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, number)
+        elif not isinstance(stream, io.TextIOWrapper) or stream.fileno() != number:
+            continue
+        raw = _Stream(number, "w", closefd=False)
+        new = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=getattr(stream, "encoding", "utf-8"),
+            errors=getattr(stream, "errors", "strict"),
+            line_buffering=raw.isatty() or number == 2,
+        )
+        setattr(sys, name, new)
+
+
+def set_results(results: Path | None) -> None:
+    """Note the ``--results`` of this command line; None where other commands find it without."""
+    global _given_results
+    _given_results = results
+
+
+def runnable(text: str) -> str:
+    """Return a text whose `scalelab ..` commands name the results folder, so they can be pasted."""
+
+    def replace(found: re.Match[str]) -> str:
+        quote = "`" if found[1] else ""
+        return f"{quote}{_with_results(found[1] or found[2])}{quote}"
+
+    return _COMMAND.sub(replace, text)
+
+
+def _with_results(command: str) -> str:
+    words = command.split()
+    if _given_results is None or "--results" in words or words[1] in WITHOUT_RESULTS:
+        return command
+    start, dots, _ = command.partition(" ..")
+    return f"{start} --results {shlex.quote(str(_given_results))}{dots}"
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -51,13 +132,19 @@ def as_plain(value: Any) -> Any:
     return str(value)
 
 
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    line = f"warning: {runnable(text)}"
+    console(stderr=True).print(line, style="yellow", soft_wrap=True)
+
+
 def report_error(error: ScalelabError, *, as_json: bool) -> int:
     """Print the error, as text on stderr or as JSON on stdout, and return its exit code."""
     if as_json:
-        emit_json({"error": error.as_dict()})
+        emit_json({"error": {**error.as_dict(), "do": runnable(error.do)}})
     else:
         out = console(stderr=True)
         out.print(f"error: got {error.given}", style="bold red", soft_wrap=True)
         out.print(f"expected {error.allowed}", soft_wrap=True)
-        out.print(error.do, soft_wrap=True)
+        out.print(runnable(error.do), soft_wrap=True)
     return error.exit_code

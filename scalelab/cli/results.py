@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
-from scalelab.cli.output import console, emit_json
+from scalelab.cli.output import console, emit_json, runnable, warn
 from scalelab.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def collect(
 
 def _show_collected(report: CollectReport, results: Path, *, as_json: bool) -> None:
     for problem in report.problems:
-        console(stderr=True).print(f"warning: {problem}", style="yellow", soft_wrap=True)
+        warn(problem)
     if as_json:
         emit_json({"schema": 1, "command": "collect", **asdict(report)})
         return
@@ -125,14 +125,14 @@ def import_(
             f"{report.folder / REJECTS_FILE} says why",
         )
     for warning in warnings:
-        console(stderr=True).print(f"warning: {warning}", style="yellow", soft_wrap=True)
+        warn(warning)
     if as_json:
         emit_json({"schema": 1, "command": "import", **asdict(report)})
         return EXIT_OK
     out = console()
     word = "imported" if report.is_new else "already imported"
     out.print(f"{report.n_rows:,} rows {word} as {report.name} ({report.folder})", soft_wrap=True)
-    out.print(f"fit them with: scalelab fit --sweep {report.name}", soft_wrap=True)
+    out.print(runnable(f"Next: scalelab fit --sweep {report.name}"), soft_wrap=True)
     return EXIT_OK
 
 

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from scalelab.cli.output import runnable
 from scalelab.store.expected import LEVEL, MIN_FINISHED
 from scalelab.store.run_status import BudgetStatus, Expected, Outlook, RunStatus
 from scalelab.store.status import SweepStatus
@@ -50,7 +51,7 @@ def render_status(status: SweepStatus) -> RenderableType:
     if troubled:
         parts += [Text(), _troubled(troubled)]
     if status.advice:
-        parts += [Text(), *(Text(f"-> {line}") for line in status.advice)]
+        parts += [Text(), *(Text(f"-> {runnable(line)}") for line in status.advice)]
     return Group(*parts)
 
 

@@ -95,8 +95,8 @@ def show_end(
     name: str, report: LaunchReport, *, as_json: bool, plan: dict[str, Any] | None = None
 ) -> int:
     """Say how the launch ended, and return the exit code."""
-    from scalelab.cli.output import console, emit_json
-    from scalelab.units import format_duration
+    from scalelab.cli.output import console, emit_json, runnable
+    from scalelab.units import format_duration, plural
 
     counts = {status: report.count(status) for status in dict.fromkeys(report.statuses.values())}
     n_failed = counts.get("failed", 0)
@@ -116,21 +116,25 @@ def show_end(
         out = console()
         out.print(f"{name}: {words}, in {format_duration(report.wall_s)}.")
         if report.is_interrupted or counts.get("cancelled"):
-            out.print(f"Stopped. `scalelab resume {name}` goes on where it stopped.")
+            resume = runnable(f"`scalelab resume {name}`")
+            out.print(f"Stopped. To continue, run {resume}.", soft_wrap=True)
         elif counts.get("diverged"):
             out.print(
                 "Diverged runs keep their record and are left out of fits; a lower --lr helps."
             )
         if not report.is_interrupted and counts.get("done"):
-            out.print(f"Next: scalelab fit --sweep {name}")
+            out.print(runnable(f"Next: scalelab fit --sweep {name}"), soft_wrap=True)
     if report.is_interrupted:
         return EXIT_INTERRUPTED
     if n_failed:
         if not as_json:
             console(stderr=True).print(
-                f"{n_failed} runs failed. Read why with `scalelab status {name}` and "
-                f"`scalelab logs RUN`, mend it, then `scalelab retry {name}`.",
+                runnable(
+                    f"{plural(n_failed, 'run')} failed. See the reasons with `scalelab status "
+                    f"{name}` and `scalelab logs RUN`. Fix them, then run `scalelab retry {name}`."
+                ),
                 style="bold red",
+                soft_wrap=True,
             )
         return RunsFailedError.exit_code
     return EXIT_OK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.cli.output import console, emit_json
+from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def _print_end(found: Tuning) -> None:
     for name, (middle, low, high) in found.others.items():
         out.print(f"{name} of each cell's best quarter: {middle:.4g} ({low:.4g} to {high:.4g})")
     if found.answer.law is not None:
-        out.print(f"Next: scalelab sweep isoflop --lr-rule tuned:{found.name} ..")
+        words = f"Next: scalelab sweep isoflop --lr-rule tuned:{found.name} .."
+        out.print(runnable(words), soft_wrap=True)
 
 
 def print_answer(answer: TuningAnswer) -> None:

@@ -1,0 +1,117 @@
+"""Closed or full output, a removed folder, and printed commands that work as printed."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from scalelab.cli import output
+from scalelab.cli.main import main
+
+COMMAND = [sys.executable, "-c", "from scalelab.cli.main import run; run()"]
+TABLE = "n_params,n_tokens,loss\n" + "".join(
+    f"{n},{d},{1.7 + 400 * n**-0.35 + 2000 * d**-0.37}\n"
+    for n in (1e6, 3e6, 1e7, 3e7)
+    for d in (1e8, 3e8, 1e9, 3e9)
+)
+
+
+@pytest.fixture
+def table(tmp_path):
+    (tmp_path / "r.csv").write_text(TABLE)
+    return tmp_path / "r.csv"
+
+
+def shell(line, **variables):
+    return subprocess.run(
+        line, shell=True, capture_output=True, text=True, env={**os.environ, **variables}
+    )
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"),
+    [
+        (">&-", 141, ""),
+        ("> /dev/full", 3, "standard output that cannot be written (No space left on device)"),
+        ("--json > /dev/full", 3, "No space left on device"),
+        ("2>&-", 0, ""),
+        ("2> /dev/full", 0, ""),
+        ("<&- >&- 2>&-", 141, ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_ends_without_a_traceback(table, redirection, code, words):
+    done = shell(
+        f"{shlex.join([*COMMAND, 'fit', '--from', str(table)])} --bootstrap 0 {redirection}"
+    )
+    assert done.returncode == code
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == (3 if words else 0)
+
+
+def test_export_to_a_full_disk_says_so(table, tmp_path):
+    results = ["--results", str(tmp_path / "results")]
+    assert main(["import", str(table), *results]) == 0
+    words = [*COMMAND, "export", "--table", "imports", *results]
+    done = shell(f"{shlex.join(words)} > /dev/full")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: got standard output that cannot be written")
+
+
+def test_a_removed_current_folder_is_named(table, tmp_path):
+    (tmp_path / "gone").mkdir()
+    words = shlex.join([*COMMAND, "fit", "--from", str(table)])
+    done = shell(f"cd {tmp_path}/gone && rmdir ../gone && PYTHONSAFEPATH=1 {words}")
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "error: got a current folder that cannot be used (No such file or directory)",
+        "expected a current folder that exists",
+        "Change to another folder, for example: cd ~",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Next: scalelab fit --sweep t", "Next: scalelab fit --sweep t --results 'my runs'"),
+        ("Run `scalelab logs RUN`.", "Run `scalelab logs RUN --results 'my runs'`."),
+        ("Next: scalelab tune --name t ..", "Next: scalelab tune --name t --results 'my runs' .."),
+        ("`scalelab collect --results x`", "`scalelab collect --results x`"),
+        ("`scalelab bench device`", "`scalelab bench device`"),
+    ],
+)
+def test_a_printed_command_names_the_results_folder(text, expected, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCALELAB_RESULTS", raising=False)
+    main(["status", "--results", "my runs"])
+    assert output.runnable(text) == expected
+    monkeypatch.setenv("SCALELAB_RESULTS", "my runs")
+    main(["status", "--results", "my runs"])
+    assert output.runnable(text) == text
+    main(["status"])
+    assert output.runnable(text) == text
+
+
+def test_what_import_prints_next_works_as_printed(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["import", str(table), "--results", str(tmp_path / "elsewhere")])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert main([*shlex.split(line.removeprefix("Next: scalelab ")), "--bootstrap", "0"]) == 0
+
+
+def test_advice_in_an_error_works_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere" / "runs" / "abc").mkdir(parents=True)
+    assert main(["logs", "x", "--results", "elsewhere"]) == 2
+    assert "`scalelab status --json --results elsewhere`" in capsys.readouterr().err
+
+
+def test_an_end_of_file_is_not_called_interrupted(monkeypatch, capsys):
+    def end(*_):
+        raise EOFError("the server has ended")
+
+    monkeypatch.setattr("scalelab.cli.doctor.examine", end)
+    with pytest.raises(EOFError):
+        main(["doctor"])
+    assert "interrupted" not in capsys.readouterr().err
