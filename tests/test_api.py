@@ -30,20 +30,20 @@ def file(isoflop_runs, tmp_path_factory):
     return path
 
 
-MAPPING = api.Selection(mapping={"n_params": "params"})
+MAPPING = {"n_params": "params"}
 
 
 def test_what_load_gives_fit_takes(file):
     frame = api.load(file, mapping={"n_params": "params"})
     assert list(frame)[:5] == ["n_params", "n_tokens", "loss_nats", "flops", "budget"]
     from_frame = api.fit(frame, bootstrap=SMALL)
-    from_file = api.fit(file, selection=MAPPING, bootstrap=SMALL)
+    from_file = api.fit(file, mapping=MAPPING, bootstrap=SMALL)
     assert from_frame.fit.params == from_file.fit.params
     np.testing.assert_array_equal(from_frame.fit.samples, from_file.fit.samples)
 
 
 def test_predict_is_what_fit_predicts(file):
-    report = api.fit(file, selection=MAPPING, bootstrap=SMALL, predict=["N=7e9", "C=1e22"])
+    report = api.fit(file, mapping=MAPPING, bootstrap=SMALL, predict=["N=7e9", "C=1e22"])
     frame = api.predict(report, "N=7e9", "C=1e22")
     assert frame.loc[0, "n_params"] == 7e9
     np.testing.assert_array_equal(frame["loss_nats"], [f.loss_nats for f in report.forecasts])
@@ -53,7 +53,7 @@ def test_predict_is_what_fit_predicts(file):
 def test_predict_refuses_a_fit_that_is_not_identified(file):
     report = api.fit(
         file,
-        selection=api.Selection(mapping={"n_params": "params", "n_tokens": "1e10"}),
+        mapping={"n_params": "params", "n_tokens": "1e10"},
         bootstrap=SMALL,
     )
     assert report.forecasts == ()
@@ -62,25 +62,24 @@ def test_predict_refuses_a_fit_that_is_not_identified(file):
 
 
 def test_auto_fits_what_compare_ranks_first(file):
-    report = api.fit(file, selection=MAPPING, bootstrap=SMALL, form="auto")
+    report = api.fit(file, mapping=MAPPING, bootstrap=SMALL, form="auto")
     assert report.comparison is not None
     assert report.fit.form == report.comparison.best.form
     assert report.fit.objective == report.comparison.best.objective
 
 
 def test_compare_keeps_held_out_rows_out(file):
-    selection = api.Selection(mapping={"n_params": "params"}, holdout="flops > 5e19")
+    holdout = "flops > 5e19"
     forms = ("chinchilla", "tied")
     objectives = (Objective(),)
-    found = api.compare(file, selection=selection, forms=forms, objectives=objectives)
+    found = api.compare(file, mapping=MAPPING, holdout=holdout, forms=forms, objectives=objectives)
     assert max(found.folds) < 5e19
-    every = api.compare(file, selection=MAPPING, forms=forms, objectives=objectives)
+    every = api.compare(file, mapping=MAPPING, forms=forms, objectives=objectives)
     assert max(every.folds) > 5e19
 
 
 def test_a_speedup_fits_the_other_rows(file):
-    selection = api.Selection(mapping={"n_params": "params"}, recipe_b="recipe = 'b'")
-    report = api.fit(file, selection=selection, bootstrap=SMALL)
+    report = api.fit(file, mapping=MAPPING, recipe_b="recipe = 'b'", bootstrap=SMALL)
     assert report.speedup is not None
     assert report.speedup.n_rows_a == report.fit.n_rows == 30
     assert report.speedup.n_rows_b == 15
@@ -89,9 +88,8 @@ def test_a_speedup_fits_the_other_rows(file):
 
 @pytest.mark.parametrize("condition", ["flops > 0", "flops < 0"])
 def test_a_holdout_of_all_or_none_is_refused(file, condition):
-    selection = api.Selection(mapping={"n_params": "params"}, holdout=condition)
     with pytest.raises(DataError, match="holdout"):
-        api.fit(file, selection=selection, bootstrap=SMALL)
+        api.fit(file, mapping=MAPPING, holdout=condition, bootstrap=SMALL)
 
 
 def test_a_file_and_a_sweep_together_are_refused(file):
@@ -117,7 +115,7 @@ def test_row_order_changes_nothing(file):
 def test_rejected_rows_are_said_with_their_lines(file, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text(file.read_text() + "1e6,nan,3,1e15,,a\nx,1e9,3,1e15,,a\n")
-    report = api.fit(path, selection=MAPPING, bootstrap=SMALL)
+    report = api.fit(path, mapping=MAPPING, bootstrap=SMALL)
     (said,) = [w for w in report.warnings if w.code == "rejected_rows"]
     assert said.message.startswith("2 rows cannot be used")
     assert "line 47: n_tokens is not finite" in said.message
@@ -136,7 +134,7 @@ def test_importing_the_verbs_is_light():
 def test_fitting_a_file_needs_no_pandas(file):
     code = (
         "import sys; from scalelab import api; "
-        "api.fit(sys.argv[1], selection=api.Selection(mapping={'n_params': 'params'})); "
+        "api.fit(sys.argv[1], mapping={'n_params': 'params'}); "
         "print('pandas' in sys.modules, 'matplotlib' in sys.modules)"
     )
     found = subprocess.run(

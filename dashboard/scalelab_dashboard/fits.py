@@ -59,15 +59,13 @@ class FitKey:
 
     def arguments(self) -> dict[str, Any]:
         """Return what the verbs of the api take."""
-        from scalelab.api import Selection
-
         return {
             "data": self.file,
             "sweep": self.sweep,
             "results": self.results,
-            "selection": Selection(
-                mapping=dict(self.mapping), where=self.where, holdout=self.holdout
-            ),
+            "mapping": dict(self.mapping),
+            "where": self.where,
+            "holdout": self.holdout,
             "level": self.level,
         }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from scalelab.api import assess as api_assess
+from scalelab.api import fits as api_fits
 from scalelab.api import page as api_page
 from scalelab_dashboard.fits import Failure, FitKey, Fits
 
@@ -93,7 +94,7 @@ def forecast(key: FitKey, asked: str, _report: FitReport) -> Forecast | Failure:
     from scalelab.errors import ScalelabError
 
     try:
-        return api_assess.forecast_one(_report, asked)
+        return api_fits.forecasts(_report, asked)[0]
     except ScalelabError as error:
         return Failure(given=error.given, allowed=error.allowed, do=error.do)
 
@@ -136,11 +137,10 @@ def stamp_of(results: str, file: str | None) -> str:
 
 def read_file(path: str, stamp: str, mapping: dict[str, str]) -> Any:
     """Return what a table holds under a mapping, or why it cannot be read."""
-    from scalelab.api import Selection
     from scalelab.errors import ScalelabError
 
     try:
-        return api_page.read(path, Selection(mapping=mapping))
+        return api_page.read(path, mapping)
     except ScalelabError as error:
         return Failure(given=error.given, allowed=error.allowed, do=error.do)
 

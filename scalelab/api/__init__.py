@@ -1,26 +1,124 @@
-"""The verbs, for the command line, the dashboard and notebooks: what they say can never differ.
+"""The verbs, which the command line, the dashboard and notebooks share, and their types.
 
-pandas in and out::
+`scalelab` has the same names. Tables come in as DataFrames and go out as DataFrames::
 
-    from scalelab import api
+    import scalelab as sl
 
-    runs = api.load("runs.csv", mapping={"loss_nats": "val_loss"})
-    report = api.fit(runs, form="chinchilla")
-    api.predict(report, "N=7e9", "C=1e24")
+    runs = sl.load("runs.csv", mapping={"loss_nats": "val_loss"})
+    report = sl.fit(runs, form="chinchilla")
+    sl.predict(report, "N=7e9", "C=1e24")
 
-Nothing heavy is imported before a verb is called.
+Nothing heavy is imported before a verb is called or a type is used.
 """
 
-from scalelab.api.adaptive import adapt, replay_adaptive
-from scalelab.api.decisions import decide
-from scalelab.api.fits import AUTO_FORM, Selection, compare, fit, load, predict, score
-from scalelab.api.sweeps import launch, plan, propose, resume
-from scalelab.api.tuning import check_lr, tune, tune_law
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from scalelab.api.adaptive import (
+    AdaptReport,
+    ProgressCallbacks,
+    ReplayReport,
+    adapt,
+    replay_adaptive,
+)
+from scalelab.api.decisions import Demand, decide
+from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict, score
+from scalelab.api.sweeps import cancel, launch, plan, propose, replace_diverged, resume
+from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
+from scalelab.errors import (
+    DataError,
+    NotIdentifiedError,
+    RunsFailedError,
+    ScalelabError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from scalelab.api.reports import Comparison, Decision, FitReport
+    from scalelab.api.sweep_reports import LaunchReport, Plan, Proposal
+    from scalelab.fit.bootstrap import BootstrapSpec
+    from scalelab.fit.objective import Objective
+    from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
+    from scalelab.forecast.adaptive import Target
+    from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.decision import Candidate, Limits
+    from scalelab.forecast.fit_report import Holdout
+    from scalelab.launch.base import LaunchView
+    from scalelab.launch.cancel import CancelReport
+    from scalelab.records.sweep_dir import SavedPlan
+    from scalelab.records.types import Observations
+    from scalelab.store.tables import TableRead
+    from scalelab.sweep.spec import SweepSpec
+    from scalelab.tune.lr_check import Verdict
+    from scalelab.tune.spec import TuneSpec
+
+_HOMES = {
+    "Comparison": "scalelab.api.reports",
+    "Decision": "scalelab.api.reports",
+    "FitReport": "scalelab.api.reports",
+    "LaunchReport": "scalelab.api.sweep_reports",
+    "Plan": "scalelab.api.sweep_reports",
+    "Proposal": "scalelab.api.sweep_reports",
+    "BootstrapSpec": "scalelab.fit.bootstrap",
+    "Objective": "scalelab.fit.objective",
+    "FitWarning": "scalelab.fit.outcome",
+    "Interval": "scalelab.fit.outcome",
+    "ParametricFit": "scalelab.fit.outcome",
+    "Target": "scalelab.forecast.adaptive",
+    "Forecast": "scalelab.forecast.allocate",
+    "Candidate": "scalelab.forecast.decision",
+    "Limits": "scalelab.forecast.decision",
+    "Holdout": "scalelab.forecast.fit_report",
+    "LaunchView": "scalelab.launch.base",
+    "CancelReport": "scalelab.launch.cancel",
+    "SavedPlan": "scalelab.records.sweep_dir",
+    "Observations": "scalelab.records.types",
+    "TableRead": "scalelab.store.tables",
+    "SweepSpec": "scalelab.sweep.spec",
+    "Verdict": "scalelab.tune.lr_check",
+    "TuneSpec": "scalelab.tune.spec",
+}
+"""Where each type lives; it is imported at its first use."""
 
 __all__ = [
     "AUTO_FORM",
-    "Selection",
+    "AdaptReport",
+    "BootstrapSpec",
+    "CancelReport",
+    "Candidate",
+    "Comparison",
+    "DataError",
+    "Decision",
+    "Demand",
+    "FitReport",
+    "FitWarning",
+    "Forecast",
+    "Holdout",
+    "Interval",
+    "LaunchReport",
+    "LaunchView",
+    "Limits",
+    "NotIdentifiedError",
+    "Objective",
+    "Observations",
+    "ParametricFit",
+    "Plan",
+    "ProgressCallbacks",
+    "Proposal",
+    "ReplayReport",
+    "RunsFailedError",
+    "SavedPlan",
+    "ScalelabError",
+    "SweepSpec",
+    "TableRead",
+    "Target",
+    "TuneSpec",
+    "Tuning",
+    "TuningAnswer",
+    "UsageError",
+    "Verdict",
     "adapt",
+    "cancel",
     "check_lr",
     "compare",
     "decide",
@@ -30,9 +128,16 @@ __all__ = [
     "plan",
     "predict",
     "propose",
+    "replace_diverged",
     "replay_adaptive",
     "resume",
     "score",
     "tune",
     "tune_law",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,14 +1,13 @@
-"""The verbs that judge a fit: valleys, bands, budgets left out, other models."""
+"""Checks of a fit: isoFLOP curves, bands, leave-one-budget-out, published models."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab.api.fits import Data, Selection
+    from scalelab.api.data import Data
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
@@ -17,24 +16,21 @@ if TYPE_CHECKING:
 
 
 def observed(
-    data: Data | None = None,
-    *,
-    sweep: str | None = None,
-    results: str | Path = "results",
-    selection: Selection | None = None,
-    level: float = 0.9,
+    data: Data | None = None, *, level: float = 0.9, **options: Any
 ) -> tuple[Observations, IsoflopFit]:
-    """Return the rows that a fit would take, and their valleys: what can be seen before it ends."""
-    from scalelab.api.fits import Selection, _split, _table
+    """Return the rows that a fit would use and their isoFLOP curves, without fitting a law.
+
+    ``options`` are those of `scalelab.api.data.read_runs`.
+    """
+    from scalelab.api.data import read_runs, split_runs
     from scalelab.fit.isoflop import fit_isoflop
 
-    table = _table(data, sweep, results, selection or Selection())
-    rows = _split(table)[0]
+    rows = split_runs(read_runs(data, **options))[0]
     return rows, fit_isoflop(rows, level=level)
 
 
 def held_out(report: FitReport, every: Observations) -> Observations | None:
-    """Return the rows of a table that a fit has not seen; None when it has seen all."""
+    """Return the rows of a table that were not fitted, or None if all were."""
     import numpy as np
 
     seen = set(zip(report.observations.flops, report.observations.loss_nats, strict=True))
@@ -45,7 +41,7 @@ def held_out(report: FitReport, every: Observations) -> Observations | None:
 
 
 def bands(report: FitReport, low: float, high: float, points: int = 60) -> Bands | None:
-    """Return the compute-optimal frontier between two computes; None where there is none."""
+    """Return the compute-optimal frontier between two compute budgets, or None if there is none."""
     import numpy as np
 
     from scalelab.forecast.bands import frontier_bands
@@ -54,7 +50,7 @@ def bands(report: FitReport, low: float, high: float, points: int = 60) -> Bands
 
 
 def leave_one_out(report: FitReport) -> list[dict[str, float]]:
-    """Return, for each budget, the exponent a without it and how its own runs were predicted."""
+    """Refit without each budget in turn: the exponent a, and the error on the omitted runs."""
     import numpy as np
 
     from scalelab.api.fits import score
@@ -89,33 +85,8 @@ def leave_one_out(report: FitReport) -> list[dict[str, float]]:
     return out
 
 
-def forecast_one(report: FitReport, asked: str) -> Forecast:
-    """Return the forecast of one request, as `scalelab.api.predict` has it in a row.
-
-    Raises
-    ------
-    UsageError
-        When the request cannot be read.
-    NotIdentifiedError
-        When the fit does not determine its law.
-    """
-    from scalelab.errors import NotIdentifiedError
-    from scalelab.forecast.allocate import forecast, parse_request
-    from scalelab.forecast.extrapolation import fitted_range
-
-    request = parse_request(asked)
-    if report.fit.status == "not_identified":
-        raise NotIdentifiedError(
-            "a fit that is not identified",
-            "rows that determine the law",
-            "Read the warnings of the fit: they say what is missing.",
-        )
-    reach = fitted_range(report.observations)
-    return forecast(report.fit, [request], reach=reach, level=report.level)[0]
-
-
 def against_published(report: FitReport) -> pd.DataFrame:
-    """Return each published model with its distance from this fit's optimum at its compute.
+    """Compare each published model with the optimum of this fit at the same compute.
 
     Returns
     -------
@@ -123,7 +94,7 @@ def against_published(report: FitReport) -> pd.DataFrame:
         ``model``, ``year``, ``n_params``, ``n_tokens``, ``flops`` (6 N D), ``optimal_n_params``,
         ``ratio`` (N over the optimum: above 1 is too large and under-trained), ``verdict``,
         ``flops_wasted`` (share of its compute that the optimum would save at equal loss) and
-        ``source``; no row when the fit is not identified.
+        ``source``; no row if the fit is not identified.
     """
     import pandas as pd
 
@@ -135,26 +106,28 @@ def against_published(report: FitReport) -> pd.DataFrame:
 
 
 def run_as_sweep(forecast: Forecast, made_by: str) -> str:
-    """Return the run that a forecast is about as a sweep file: a grid of one.
+    """Return a sweep file, a grid of one run, for the run of a forecast.
 
     Parameters
     ----------
     forecast : Forecast
         With N and D.
     made_by : str
-        The command that has the same answer, for the comment.
+        Command that gives the same answer; written as a comment.
 
     Raises
     ------
     UsageError
-        When the forecast has no N or D.
+        If the forecast has no N or D.
     """
     from scalelab.errors import UsageError
 
     size, tokens = forecast.n_params, forecast.n_tokens
     if size is None or tokens is None:
         raise UsageError(
-            f"the forecast {forecast.asked} without N or D", "both", "Choose a form with both."
+            f"the forecast {forecast.asked}, which lacks N or D",
+            "a forecast of N and D",
+            "Fit a form of N and D, such as chinchilla.",
         )
     words = "".join(letter for letter in made_by if letter.isprintable())
     return (

@@ -1,33 +1,39 @@
-"""The verb `decide`: what to train under limits, from a fit or from a published law."""
+"""The verb `decide`: which model to train within limits, from a fit or a published law."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from scalelab.api.arguments import as_names, as_quantities, value_of
+from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
-    from scalelab.forecast.decision import Candidate, Decision, Limits, Setting
+    from scalelab.api.reports import Decision
+    from scalelab.forecast.decision import Candidate, Limits, Setting
     from scalelab.forecast.fit_report import FitReport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """On what a model is trained and served.
+    """Devices for training and serving, their prices, and the tokens to serve.
 
     Attributes
     ----------
     gpu : str
-        Name in the hardware table.
+        Name in the hardware table, for example ``h100``.
     n_devices : float
     utilisation : float or None
-        Share of the peak; None is the stated one.
+        Share of the peak FLOP/s; default: the stated one of the table.
     usd_per_hour, grams_per_kwh : float or None
-        None takes the table's.
+        Price of a device-hour and g CO2 per kWh; default: those of the table.
     inference_tokens : float
-        Tokens served over the model's life.
+        Tokens served over the life of the model.
     bytes_per_param : float
-        Of the served weights.
+        Bytes per parameter when serving.
     """
 
     gpu: str = "h100"
@@ -41,78 +47,97 @@ class Demand:
 
 def decide(
     source: FitReport | str,
-    limits: Limits,
-    demand: Demand | None = None,
+    limits: Limits | Mapping[str, Any] | None = None,
+    demand: Demand | Mapping[str, Any] | None = None,
     *,
-    candidates: Sequence[str] = (),
+    candidates: str | Sequence[str] = (),
     target_loss: float | None = None,
     real_shapes: tuple[int, int] | None = None,
 ) -> Decision:
-    """Return what to train under limits.
+    """Choose what to train within limits.
 
     Parameters
     ----------
     source : FitReport or str
         A fit, or the name of a published law.
-    limits : Limits
-    demand : Demand, optional
-    candidates : sequence of str
-        Such as ``7B:2T``; none searches.
+    limits : Limits or dict, optional
+        For example ``{"usd": 1e6, "days": 30}``.
+    demand : Demand or dict, optional
+        For example ``{"gpu": "h100", "inference_tokens": "10T"}``.
+    candidates : str or sequence of str
+        Models to compare, for example ``"7B:2T"``; default: search all sizes.
     target_loss : float, optional
-        Loss to reach, nats.
+        Loss to reach, nats per token.
     real_shapes : (int, int), optional
-        Vocabulary and sequence length: choose among shapes that exist, by their exact FLOPs;
-        default any size with C = 6 N D.
+        Vocabulary and sequence length. With them, only shapes of the shape table are considered,
+        at their exact FLOPs; default: any size, with C = 6 N D.
 
     Raises
     ------
     UsageError
-        For limits that no model keeps, unknown names, no limit at all, or a target loss without
-        a fit.
+        If no model is within the limits, a name is unknown, there is neither limit nor target, or
+        there is a target loss but no fit.
     NotIdentifiedError
-        When the fit does not determine its law.
+        If the runs do not determine the law of the fit.
     """
-    from scalelab.errors import UsageError
+    from scalelab.api.reports import Decision
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import parse_candidate
+    from scalelab.forecast.decision import Limits
     from scalelab.forecast.extrapolation import far_warning, fitted_range
-    from scalelab.forecast.fit_report import ordered
+    from scalelab.forecast.fit_report import FitReport, ordered
     from scalelab.forecast.forecaster import forecaster
     from scalelab.forecast.published_laws import law_by_name
     from scalelab.forecast.size_pool import real_shapes as existing
 
+    limits = _given(Limits, limits, "limits")
+    demand = _given(Demand, demand, "demand")
+    if not isinstance(source, (str, FitReport)):
+        raise UsageError(
+            f"a {type(source).__name__} to decide from",
+            "the report of a fit, or the name of a published law",
+            "Write decide(fit(df), ..) or decide('hoffmann', ..).",
+        )
     if isinstance(source, str):
         found = forecaster(law_by_name(source).law)
     else:
         found = forecaster(source.fit, source.level)
     if target_loss is not None and isinstance(source, str):
         raise UsageError(
-            f"a target loss by the constants of {source}",
-            "a fit of runs: their noise says how likely a run is to miss it",
-            "Give --from or --sweep in place of --law, or leave out --target-loss.",
+            f"a target loss with the published law {source}",
+            "a fit of runs, whose noise gives the probability that a run misses the target",
+            "Give --from or --sweep in place of --law, or omit --target-loss.",
         )
     answer = best(
         found,
         limits,
-        setting_of(demand or Demand()),
-        named=[parse_candidate(text) for text in candidates],
+        setting_of(demand),
+        named=[parse_candidate(text) for text in as_names(candidates, "candidates", "7B:2T")],
         target_loss=target_loss,
         shapes=None if real_shapes is None else existing(*real_shapes),
     )
     if isinstance(source, str):
-        return answer
-    told = answer.candidates if candidates or answer.best is None else (answer.best,)
+        return Decision.of(answer)
+    shown = answer.candidates if candidates or answer.best is None else (answer.best,)
     reach = fitted_range(source.observations)
     far = [
         far_warning(each.label, words)
-        for each in told
+        for each in shown
         if (words := reach.far(n_params=each.n_params, n_tokens=each.n_tokens, flops=each.flops))
     ]
-    return replace(answer, warnings=ordered([*source.warnings, *far, *answer.warnings]))
+    warnings = ordered([*source.warnings, *far, *answer.warnings])
+    return Decision.of(replace(answer, warnings=warnings))
+
+
+def _given(kind: type[T], given: T | Mapping[str, Any] | None, argument: str) -> T:
+    """Return limits or a demand; text in a dict is read as a quantity."""
+    if isinstance(given, Mapping):
+        given = {**given, **as_quantities({k: v for k, v in given.items() if k != "gpu"})}
+    return value_of(kind, {} if given is None else given, argument)
 
 
 def setting_of(demand: Demand) -> Setting:
-    """Return a demand with the table's figures filled in."""
+    """Return a demand with the defaults of the hardware table filled in."""
     from scalelab.forecast.decision import Setting
     from scalelab.theory.hardware import STATED_UTILISATION, WORLD_GRAMS_PER_KWH, find_hardware
 
@@ -129,15 +154,15 @@ def setting_of(demand: Demand) -> Setting:
 
 
 def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None = None) -> str:
-    """Return a candidate as a sweep file that ``scalelab sweep run`` takes: a grid of one.
+    """Return a sweep file, a grid of one run, for a candidate; ``scalelab sweep run`` takes it.
 
     Parameters
     ----------
     best : Candidate
     made_by : str
-        The command that has the same answer, for the comment.
+        Command that gives the same answer; written as a comment.
     real_shapes : (int, int), optional
-        Vocabulary and sequence length that its shape was chosen for: with them the plan has the
+        Vocabulary and sequence length for which its shape was chosen. With them the plan has the
         same shape and FLOPs.
     """
     from scalelab.corpus.tokenizer import ByteTokenizer

@@ -1,87 +1,54 @@
-"""The verbs that read finished runs: `load`, `fit`, `predict`, `compare` of `scalelab.api`.
+"""The verbs for finished runs: `load`, `fit`, `predict` and `compare`.
 
-Heavy libraries are imported inside the verb that needs them.
+Each verb imports the heavy libraries that it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from scalelab.api.arguments import as_bootstrap, as_names, as_objective, as_objectives, as_requests
+from scalelab.api.data import DEFAULT_RESULTS, frame_of, read_runs, rejected_rows, split_runs
 from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
+    from scalelab.api.arguments import Asked
+    from scalelab.api.data import Data
+    from scalelab.api.reports import Comparison, FitReport
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
-    from scalelab.fit.outcome import FitWarning, ParametricFit
-    from scalelab.fit.select import Comparison
-    from scalelab.forecast.fit_report import FitReport, Holdout
+    from scalelab.fit.outcome import ParametricFit
+    from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.fit_report import FitReport as BaseFitReport
+    from scalelab.forecast.fit_report import Holdout
     from scalelab.records.types import Observations
-    from scalelab.store.tables import TableRead
-
-    Data = str | Path | pd.DataFrame | TableRead
 
 AUTO_FORM = "auto"
 DEFAULT_LEVEL = 0.9
-DEFAULT_RESULTS = Path("results")
-HELD, RECIPE_B = "holdout", "recipe_b"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
-    """Which rows of a table, under which names.
-
-    Attributes
-    ----------
-    mapping : Mapping[str, str] or None
-        Our column name to the table's column or a DuckDB expression.
-    where : str or None
-        DuckDB condition on the table's columns.
-    holdout : str or None
-        Condition: rows to leave out of the fit and to score it on.
-    recipe_b : str or None
-        Condition: rows of recipe B; the others are recipe A, which is fitted.
-    """
-
-    mapping: Mapping[str, str] | None = None
-    where: str | None = None
-    holdout: str | None = None
-    recipe_b: str | None = None
 
 
 def load(
-    source: str | Path | None = None,
+    data: Data | None = None,
     *,
     sweep: str | None = None,
     results: str | Path = DEFAULT_RESULTS,
     mapping: Mapping[str, str] | None = None,
     where: str | None = None,
 ) -> pd.DataFrame:
-    """Return finished runs as a frame with our column names.
+    """Return finished runs as a DataFrame with our column names.
 
     Parameters
     ----------
-    source : str or Path, optional
-        A CSV or Parquet file; without it, the runs of ``sweep``.
-    sweep : str, optional
-        Name of a sweep; without it, the latest sweep that has results.
-    results : str or Path
-        The results folder.
-    mapping : Mapping[str, str], optional
-        Our column name to the file's column or a DuckDB expression.
-    where : str, optional
-        DuckDB condition on the file's columns.
+    data, sweep, results, mapping, where
+        As in `scalelab.api.data.read_runs`.
     """
-    from scalelab.api.frames import frame_of
-
-    selection = Selection(mapping=mapping, where=where)
-    return frame_of(_table(source, sweep, results, selection))
+    table = read_runs(data, sweep=sweep, results=results, mapping=mapping, where=where)
+    return frame_of(table)
 
 
 def fit(
@@ -89,51 +56,51 @@ def fit(
     *,
     sweep: str | None = None,
     results: str | Path = DEFAULT_RESULTS,
-    selection: Selection | None = None,
+    mapping: Mapping[str, str] | None = None,
+    where: str | None = None,
+    holdout: str | None = None,
+    recipe_b: str | None = None,
     form: str = "chinchilla",
-    objective: Objective | None = None,
-    bootstrap: BootstrapSpec | None = None,
+    objective: Objective | str | Mapping[str, Any] | None = None,
+    bootstrap: BootstrapSpec | int | Mapping[str, Any] | None = None,
     level: float = DEFAULT_LEVEL,
-    predict: Sequence[str] = (),
+    predict: Asked = (),
     is_compared: bool = False,
     fitted: ParametricFit | None = None,
 ) -> FitReport:
-    """Return everything a fit says: approach 3 with intervals, 1 and 2 beside it, forecasts.
+    """Fit a scaling law: approach 3 with intervals, approaches 1 and 2 to check it, and forecasts.
 
     Parameters
     ----------
-    data : str, Path, DataFrame or TableRead, optional
-        The runs; without it, those of ``sweep``.
-    sweep : str, optional
-        Name of a sweep; without it, the latest sweep that has results.
-    results : str or Path
-        The results folder.
-    selection : Selection, optional
-        Which rows, under which names.
+    data : file name, DataFrame or other table, optional
+        The runs; default: those of ``sweep``.
+    sweep, results, mapping, where, holdout, recipe_b
+        As in `scalelab.api.data.read_runs`.
     form : str
-        Name of a law, or ``auto``: whatever `compare` ranks first, its objective included.
-    objective : Objective, optional
-        Default: log residual, Huber, delta 1e-3, plain sum.
-    bootstrap : BootstrapSpec, optional
-        Default: 1000 replicates, cluster or row as the labels say.
+        Name of a law, or ``auto``: the form and objective that `compare` ranks first.
+    objective : Objective or str, optional
+        Default: log residual, Huber loss with delta 1e-3, plain sum. A name such as ``"ls"``
+        selects the loss.
+    bootstrap : BootstrapSpec or int, optional
+        Bootstrap replicates; default 1000, resampled by cluster if labels repeat, else by row.
     level : float
         Level of every interval.
-    predict : sequence of str
-        Requests such as ``N=7e9``, ``N=7e9,D=2e12`` or ``C=1e24``.
+    predict : str, dict, DataFrame, or a sequence of them
+        What to predict, as in `predict`.
     is_compared : bool
-        Whether to rank forms by rolling-origin extrapolation as well.
+        Whether to also rank forms by rolling-origin extrapolation.
     fitted : ParametricFit, optional
-        ``report.fit`` of an earlier call with the same rows, form, objective and bootstrap: it is
-        taken instead of being fitted again, for another level or other forecasts.
+        ``report.fit`` of an earlier call with the same rows, form, objective and bootstrap. It is
+        reused, for another level or other forecasts.
 
     Raises
     ------
     UsageError, DataError
-        For options that cannot be meant and tables that cannot be used. A fit that is not
-        identified is no error: it is in the report.
+        For an invalid argument or a table that cannot be used. A fit that is not identified is
+        not an error: ``report.fit.status`` and ``report.warnings`` say so.
     """
+    from scalelab.api.reports import Comparison, FitReport
     from scalelab.fit.against import disagreement, disagreement_warnings, paired_weights
-    from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.diagnose import (
         design_warnings,
         notes_as_warnings,
@@ -145,25 +112,44 @@ def fit(
     from scalelab.fit.objective import Objective
     from scalelab.fit.outcome import check_level
     from scalelab.fit.parametric import fit_parametric
+    from scalelab.fit.select import FORMS, OBJECTIVES
+    from scalelab.fit.select import compare as ranked
     from scalelab.fit.speedup import effective_speedup
-    from scalelab.forecast.allocate import derived, far_warnings, forecast, parse_request
+    from scalelab.forecast.allocate import derived, far_warnings, forecast
     from scalelab.forecast.extrapolation import fitted_range
-    from scalelab.forecast.fit_report import FitReport, ordered
+    from scalelab.forecast.fit_report import ordered
 
     check_level(level)
-    requests = [parse_request(text) for text in predict]
-    spec = bootstrap or BootstrapSpec()
-    table = _table(data, sweep, results, selection or Selection())
-    rows, lines, held, recipe_b = _split(table)
+    requests = as_requests(predict)
+    spec = as_bootstrap(bootstrap)
+    objective = None if objective is None else as_objective(objective)
+    table = read_runs(
+        data,
+        sweep=sweep,
+        results=results,
+        mapping=mapping,
+        where=where,
+        holdout=holdout,
+        recipe_b=recipe_b,
+    )
+    rows, lines, held, other = split_runs(table)
     comparison = None
     if is_compared or form == AUTO_FORM:
-        comparison = _compare(rows, None if form == AUTO_FORM else form, objective, spec, level)
+        best = ranked(
+            rows,
+            forms=FORMS if form in (AUTO_FORM, *FORMS) else (form, *FORMS),
+            objectives=tuple(dict.fromkeys((objective or OBJECTIVES[0], *OBJECTIVES))),
+            level=level,
+            seed=spec.seed,
+        )
+        comparison = Comparison.of(best)
     if form == AUTO_FORM and comparison is not None:
         form, objective = comparison.best.form, comparison.best.objective
-    objective = objective or Objective()
-    found = fitted or fit_parametric(rows, form=form, objective=objective, bootstrap=spec)
+    found = fitted or fit_parametric(
+        rows, form=form, objective=objective or Objective(), bootstrap=spec
+    )
     if found.bootstrap.cluster == "cluster":
-        # The user's own name of the column says more than ours.
+        # The user's name of the column is clearer than ours.
         theirs = table.mapping.get("cluster", "cluster")
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
@@ -173,7 +159,7 @@ def fit(
     isoflop = fit_isoflop(rows, level=level, weights=weights)
     envelope = fit_envelope(along_curves(rows, table.curves), level=level, seed=spec.seed)
     asked = [f.flops for f in forecasts if f.flops is not None]
-    # Where it matters: at the largest forecast, else at the largest run.
+    # Compare the approaches at the largest forecast, or else at the largest run.
     against = disagreement(
         rows,
         isoflop,
@@ -189,7 +175,7 @@ def fit(
         *disagreement_warnings(against),
         *row_warnings(rows, lines, found),
         *design_warnings(isoflop, envelope),
-        *_rejected(table),
+        *rejected_rows(table),
         *notes_as_warnings(table.notes),
     ]
     return FitReport(
@@ -206,38 +192,67 @@ def fit(
         holdout=score(found, held, level) if held is not None and is_trusted else None,
         comparison=comparison,
         speedup=None
-        if recipe_b is None or not is_trusted
-        else effective_speedup(found, recipe_b, seed=spec.seed, level=level),
+        if other is None or not is_trusted
+        else effective_speedup(found, other, seed=spec.seed, level=level),
     )
 
 
-def predict(report: FitReport, *requests: str, level: float | None = None) -> pd.DataFrame:
-    """Return one row for each request (``N=7e9``, ``N=7e9,D=2e12``, ``C=1e24``, ``D=1e12``).
+def predict(
+    report: BaseFitReport, *asked: Asked, level: float | None = None, **named: Any
+) -> pd.DataFrame:
+    """Predict runs from a fit, one row per request.
+
+    Parameters
+    ----------
+    report : FitReport
+        From `fit`.
+    asked : str, dict or DataFrame
+        ``"N=7e9"`` (with its compute-optimal D), ``"N=7e9,D=2e12"``, ``"C=1e24"`` (training
+        FLOPs), ``{"N": 7e9}``, or a DataFrame with such columns.
+    level : float, optional
+        Level of the intervals; default: that of the report.
+    named
+        The same as keywords: ``predict(report, C=1e24)``.
 
     Raises
     ------
+    UsageError
+        If a request cannot be read.
     NotIdentifiedError
-        When the fit does not determine its law.
+        If the runs do not determine the law.
     """
-    from scalelab.api.frames import forecasts_frame
-    from scalelab.errors import NotIdentifiedError
-    from scalelab.forecast.allocate import forecast, parse_request
-    from scalelab.forecast.extrapolation import fitted_range
+    import pandas as pd
 
+    return pd.DataFrame([f.to_dict() for f in forecasts(report, *asked, level=level, **named)])
+
+
+def forecasts(
+    report: BaseFitReport, *asked: Asked, level: float | None = None, **named: Any
+) -> tuple[Forecast, ...]:
+    """Return the forecasts that `predict` has as rows; same arguments and errors."""
+    from scalelab.errors import NotIdentifiedError
+    from scalelab.fit.outcome import check_level
+    from scalelab.forecast.allocate import forecast
+    from scalelab.forecast.extrapolation import fitted_range
+    from scalelab.forecast.fit_report import FitReport
+
+    if not isinstance(report, FitReport):
+        raise UsageError(
+            f"a {type(report).__name__} to predict from", "the report of a fit", "Use fit(df)."
+        )
+    requests = as_requests([*asked, *([named] if named else [])])
+    if not requests:
+        raise UsageError("nothing to predict", "N, D or C", 'Write predict(report, "C=1e24").')
+    if level is not None:
+        check_level(level)
     if report.fit.status == "not_identified":
         raise NotIdentifiedError(
             "a fit that is not identified",
-            "rows that determine the law",
+            "runs that determine the law",
             "Read report.warnings: they say what is missing.",
         )
-    return forecasts_frame(
-        forecast(
-            report.fit,
-            [parse_request(text) for text in requests],
-            reach=fitted_range(report.observations),
-            level=level or report.level,
-        )
-    )
+    reach = fitted_range(report.observations)
+    return forecast(report.fit, requests, reach=reach, level=level or report.level)
 
 
 def compare(
@@ -245,36 +260,49 @@ def compare(
     *,
     sweep: str | None = None,
     results: str | Path = DEFAULT_RESULTS,
-    selection: Selection | None = None,
-    forms: Sequence[str] | None = None,
-    objectives: Sequence[Objective] = (),
+    mapping: Mapping[str, str] | None = None,
+    where: str | None = None,
+    holdout: str | None = None,
+    forms: str | Sequence[str] | None = None,
+    objectives: Any = None,
     level: float = DEFAULT_LEVEL,
     seed: int = 0,
 ) -> Comparison:
-    """Return forms and objectives ranked by rolling-origin extrapolation.
+    """Rank forms and objectives by rolling-origin extrapolation.
 
     Parameters
     ----------
-    data, sweep, results, selection
-        As in `fit`; held-out rows are not looked at.
-    forms : sequence of str, optional
+    data, sweep, results, mapping, where, holdout
+        As in `fit`; held-out rows are not used.
+    forms : str or sequence of str, optional
         Default: every form of N and D.
-    objectives : sequence of Objective
-        Default: log-Huber 1e-3 and 1e-2, and least squares of the log residual.
+    objectives : Objective or str, or a sequence of them, optional
+        Default: log-Huber with delta 1e-3 and 1e-2, and least squares of the log residual.
     level, seed
         As in `fit`.
     """
+    from scalelab.api.reports import Comparison
+    from scalelab.fit.outcome import check_level
     from scalelab.fit.select import FORMS, OBJECTIVES
     from scalelab.fit.select import compare as ranked
 
-    rows = _split(_table(data, sweep, results, selection or Selection()))[0]
-    return ranked(
-        rows, forms=forms or FORMS, objectives=objectives or OBJECTIVES, level=level, seed=seed
+    check_level(level)
+    chosen = OBJECTIVES if objectives is None else as_objectives(objectives)
+    table = read_runs(
+        data, sweep=sweep, results=results, mapping=mapping, where=where, holdout=holdout
     )
+    found = ranked(
+        split_runs(table)[0],
+        forms=as_names(forms or FORMS, "forms", "chinchilla"),
+        objectives=chosen,
+        level=level,
+        seed=seed,
+    )
+    return Comparison.of(found)
 
 
 def score(found: ParametricFit, held: Observations, level: float = DEFAULT_LEVEL) -> Holdout:
-    """Return how well a fit predicts rows that it has not seen."""
+    """Return how well a fit predicts rows that were not fitted."""
     import numpy as np
 
     from scalelab.fit.select import columns_of
@@ -293,93 +321,3 @@ def score(found: ParametricFit, held: Observations, level: float = DEFAULT_LEVEL
         mean_width=float((predicted.pred_high - predicted.pred_low).mean()),
         level=level,
     )
-
-
-def _table(
-    data: Data | None, sweep: str | None, results: str | Path, selection: Selection
-) -> TableRead:
-    """Return the rows that were asked for, from wherever they are."""
-    from scalelab.store.tables import ReadOptions, TableRead, read_frame, read_table
-
-    if isinstance(data, TableRead):
-        return data
-    marks = {HELD: selection.holdout, RECIPE_B: selection.recipe_b}
-    options = ReadOptions(
-        mapping=selection.mapping or {},
-        where=selection.where,
-        marks={name: condition for name, condition in marks.items() if condition},
-    )
-    if data is None:
-        from scalelab.store.results import read_results
-
-        return read_results(Path(results), sweep, options)
-    if isinstance(data, (str, Path)):
-        if sweep is not None:
-            raise UsageError(
-                f"both the file {data} and the sweep {sweep}", "one of them", "Leave one out."
-            )
-        return read_table(data, options)
-    return read_frame(data, options)
-
-
-def _split(
-    table: TableRead,
-) -> tuple[Observations, NDArray[np.int64], Observations | None, Observations | None]:
-    """Return the rows to fit with their lines, those held out, and those of recipe B."""
-    import numpy as np
-
-    from scalelab.errors import DataError
-
-    every = table.observations
-    is_held = table.marks.get(HELD, np.zeros(len(every), bool))
-    is_b = table.marks.get(RECIPE_B, np.zeros(len(every), bool)) & ~is_held
-    for name, mark in ((HELD, is_held), (RECIPE_B, is_b)):
-        if name in table.marks and not 0 < mark.sum() < len(every):
-            raise DataError(
-                f"a {name} condition that is true for {int(mark.sum())} of {len(every)} rows",
-                "some of the rows, not all",
-                "Mend the condition.",
-            )
-    fitted = np.flatnonzero(~is_held & ~is_b)
-    if not len(fitted):
-        raise DataError("no row left to fit", "some rows", "Loosen the conditions.")
-    return (
-        every.take(fitted),
-        table.lines[fitted],
-        every.take(np.flatnonzero(is_held)) if HELD in table.marks else None,
-        every.take(np.flatnonzero(is_b)) if RECIPE_B in table.marks else None,
-    )
-
-
-def _compare(
-    rows: Observations,
-    form: str | None,
-    objective: Objective | None,
-    spec: BootstrapSpec,
-    level: float,
-) -> Comparison:
-    from scalelab.fit.select import FORMS, OBJECTIVES
-    from scalelab.fit.select import compare as ranked
-
-    forms = FORMS if form is None or form in FORMS else (form, *FORMS)
-    objectives = OBJECTIVES if objective is None else tuple(dict.fromkeys((objective, *OBJECTIVES)))
-    return ranked(rows, forms=forms, objectives=objectives, level=level, seed=spec.seed)
-
-
-def _rejected(table: TableRead) -> list[FitWarning]:
-    from scalelab.fit.outcome import FitWarning
-
-    if not table.rejects:
-        return []
-    shown = "; ".join(f"line {reject.line}: {reject.reason}" for reject in table.rejects[:3])
-    more = f"; and {len(table.rejects) - 3} more" if len(table.rejects) > 3 else ""
-    count = len(table.rejects)
-    left_out = (
-        "1 row cannot be used and was" if count == 1 else f"{count} rows cannot be used and were"
-    )
-    return [
-        FitWarning(
-            code="rejected_rows",
-            message=f"{left_out} left out ({shown}{more}).",
-        )
-    ]

@@ -1,6 +1,6 @@
-"""The verbs that only a page needs: which sweeps there are, runs, curves, costs, a file.
+"""Queries of the dashboard: sweeps, runs, training curves, costs and the content of a file.
 
-They read the published snapshot, or a file that is shown and not kept; nothing here writes.
+They read the DuckDB snapshot or a file. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from scalelab.api.fits import Selection
-
 MAX_CURVE_POINTS = 400
 PREVIEW_ROWS = 200
 JOULES_PER_KWH = 3.6e6
@@ -27,13 +25,13 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A sweep or an import in a results folder.
+    """A sweep or an imported table in a results folder.
 
     Attributes
     ----------
     name : str
     kind : str
-        ``isoflop``, ``grid``, .. for sweeps, ``import`` for a table made elsewhere.
+        Kind of the sweep, such as ``isoflop``; ``import`` for an imported table.
     counts : Mapping[str, int]
         Runs by status.
     created_s : float
@@ -47,24 +45,24 @@ class Source:
 
     @property
     def total(self) -> int:
-        """All its runs."""
+        """Number of runs."""
         return sum(self.counts.values())
 
     @property
     def is_running(self) -> bool:
-        """Whether a run is under way or waits for its turn."""
+        """Whether a run is running or queued."""
         return any(self.counts.get(status, 0) for status in ACTIVE)
 
 
 def stamp(results: str | Path) -> str:
-    """Return a text that changes when another snapshot is published; empty when there is none."""
+    """Return a text that changes with each new snapshot; empty if there is none."""
     from scalelab.store.live import snapshot_path
 
     return file_stamp(snapshot_path(Path(results)))
 
 
 def file_stamp(path: str | Path) -> str:
-    """Return a text that changes when a file does; empty when there is none."""
+    """Return a text that changes when a file changes; empty if there is none."""
     try:
         found = Path(path).stat()
     except OSError:
@@ -73,7 +71,7 @@ def file_stamp(path: str | Path) -> str:
 
 
 def sources(results: str | Path) -> list[Source]:
-    """Return sweeps and imports, the latest first; empty when nothing was collected."""
+    """Return sweeps and imports, latest first; empty if there is no snapshot."""
     if not stamp(results):
         return []
     from scalelab.store.db import open_snapshot
@@ -104,12 +102,12 @@ def sources(results: str | Path) -> list[Source]:
 
 
 def runs(results: str | Path, sweep: str) -> pd.DataFrame:
-    """Return every run of a sweep, whatever its status, or the rows of an import.
+    """Return all runs of a sweep, of any status, or the rows of an import.
 
     Raises
     ------
     DataError
-        When nothing was collected.
+        If there is no snapshot.
     """
     from scalelab.store.db import open_snapshot
 
@@ -134,7 +132,7 @@ def runs(results: str | Path, sweep: str) -> pd.DataFrame:
 def curves(
     results: str | Path, run_ids: Sequence[str], points: int = MAX_CURVE_POINTS
 ) -> pd.DataFrame:
-    """Return the training curves of some runs, at most so many evenly spaced points each.
+    """Return the training curves of runs, with at most ``points`` evenly spaced points per run.
 
     Returns
     -------
@@ -172,14 +170,14 @@ def curves(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """What a device-hour is reckoned at.
+    """Rates that convert device-hours to money, energy and CO2.
 
     Attributes
     ----------
     usd_per_hour : float
         Price of a device-hour.
     watts : float
-        Power where no counter measured the energy.
+        Power of a device, for runs without measured energy.
     grams_per_kwh : float
         Carbon intensity of the grid, g CO2-equivalent per kWh.
     """
@@ -190,7 +188,7 @@ class Rates:
 
 
 def costs(table: pd.DataFrame, rates: Rates) -> pd.DataFrame:
-    """Return what was spent, wasted and is still planned, one row a budget.
+    """Return compute and cost that were spent, wasted or are planned, one row per budget.
 
     Parameters
     ----------
@@ -202,8 +200,8 @@ def costs(table: pd.DataFrame, rates: Rates) -> pd.DataFrame:
     -------
     DataFrame
         ``budget`` (NaN: none) and ``spent_X``, ``wasted_X``, ``planned_X`` for X of ``flops``,
-        ``hours``, ``usd``, ``kwh``, ``kg_co2``. Wasted is what went into runs that ended without a
-        result. Planned hours come from the speed of the finished runs, NaN where none is finished.
+        ``hours``, ``usd``, ``kwh``, ``kg_co2``. Wasted: runs that ended without a result. Planned
+        hours use the speed of the finished runs; they are NaN if none is finished.
     """
     import numpy as np
     import pandas as pd
@@ -245,12 +243,12 @@ def costs(table: pd.DataFrame, rates: Rates) -> pd.DataFrame:
 
 
 def head(path: str | Path) -> tuple[pd.DataFrame, int]:
-    """Return the first rows of a CSV or Parquet file, every cell as text, and its number of rows.
+    """Return the first rows of a table file, all cells as text, and its number of rows.
 
     Raises
     ------
     DataError
-        When the file cannot be read.
+        If the file cannot be read.
     """
     from scalelab.store.table_source import open_file
 
@@ -264,8 +262,8 @@ def head(path: str | Path) -> tuple[pd.DataFrame, int]:
     return pd.DataFrame({name: cells[name].astype(str) for name in names}), count
 
 
-def read(path: str | Path, selection: Selection) -> dict[str, Any]:
-    """Return what a file holds under a mapping: usable rows, rejects, conventions and notes.
+def read(path: str | Path, mapping: Mapping[str, str]) -> dict[str, Any]:
+    """Return the content of a table file: usable rows, rejected rows, conventions and notes.
 
     Raises
     ------
@@ -274,10 +272,9 @@ def read(path: str | Path, selection: Selection) -> dict[str, Any]:
     """
     import pandas as pd
 
-    from scalelab.api.fits import _table
-    from scalelab.api.frames import frame_of
+    from scalelab.api.data import frame_of, read_runs
 
-    table = _table(Path(path), None, Path(), selection)
+    table = read_runs(path, mapping=mapping)
     return {
         "rows": frame_of(table),
         "rejects": pd.DataFrame(

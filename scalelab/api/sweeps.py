@@ -1,4 +1,4 @@
-"""The verbs that plan and launch: `plan`, `propose`, `launch`, `resume`."""
+"""The verbs that plan and run sweeps: `plan`, `propose`, `launch`, `resume`, `cancel`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.api.data import DEFAULT_RESULTS
 from scalelab.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from scalelab.launch.base import LaunchReport, LaunchView
+    from scalelab.api.sweep_reports import LaunchReport, Plan, Proposal
+    from scalelab.launch import proposal as proposals
+    from scalelab.launch.base import LaunchView, Watcher
     from scalelab.launch.cancel import CancelReport
-    from scalelab.launch.proposal import Proposal
     from scalelab.launch.slurm.preview import SlurmPreview
-    from scalelab.records.sweep_dir import SavedPlan
-    from scalelab.sweep.plan import Plan
-    from scalelab.sweep.spec import SweepSpec
-
-DEFAULT_RESULTS = Path("results")
+    from scalelab.records.sweep_dir import Results, SavedPlan
+    from scalelab.sweep.run_spec import ExecutionSpec
+    from scalelab.sweep.spec import LauncherTable, SweepSpec
 
 
 def plan(sweep: SweepSpec | Mapping[str, Any], *, results: str | Path = DEFAULT_RESULTS) -> Plan:
@@ -26,16 +26,18 @@ def plan(sweep: SweepSpec | Mapping[str, Any], *, results: str | Path = DEFAULT_
     Parameters
     ----------
     sweep : SweepSpec or Mapping
-        Such as ``{"kind": "isoflop", "budgets": "1e18..1e20"}``.
+        For example ``{"kind": "isoflop", "budgets": "1e18..1e20"}``.
     results : str or Path
         The results folder.
 
     Raises
     ------
     UsageError
-        When the axes cannot be a plan.
+        If the sweep is invalid.
     """
-    return propose(sweep, results=results, is_dry_run=True).plan
+    from scalelab.api.sweep_reports import Plan
+
+    return Plan.of(propose(sweep, results=results, is_dry_run=True).plan)
 
 
 def propose(
@@ -48,7 +50,7 @@ def propose(
     is_dry_run: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Proposal:
-    """Return a sweep's plan with what it costs; the text is prepared unless it is a dry run.
+    """Return the plan of a sweep with its cost. The data is prepared unless it is a dry run.
 
     Parameters
     ----------
@@ -57,52 +59,73 @@ def propose(
     results : str or Path
         The results folder.
     device : str, optional
-        ``cpu`` or ``cuda``; default ``cuda`` where there is one.
+        ``cpu`` or ``cuda``; default: ``cuda`` if there is a GPU.
     workers : int, optional
-        Runs at once; default one a core, or one a GPU.
+        Runs at the same time; default: one per core, or one per GPU.
     keep_weights : bool
-        Whether each run's last checkpoint is kept.
+        Whether to keep the last checkpoint of each run.
     is_dry_run : bool
-        Whether to estimate the text from its files and leave the speed unmeasured.
+        Whether to estimate the tokens from file sizes and not measure the speed.
     progress : callable, optional
-        Told how the preparation of the text goes on.
+        Receives the progress of data preparation.
 
     Raises
     ------
     UsageError, DataError
         As `scalelab.launch.proposal.propose`.
     """
-    from scalelab.launch.proposal import default_execution
+    from scalelab.api.sweep_reports import Proposal
     from scalelab.launch.proposal import propose as propose_sweep
-    from scalelab.launch.speed import default_workers, slurm_speed
+    from scalelab.launch.speed import slurm_speed
     from scalelab.records.sweep_dir import Results
     from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
     from scalelab.tune.rule import with_tuned_rule
 
-    if not isinstance(sweep, SweepSpec):
+    if isinstance(sweep, Mapping):
         sweep = sweep_from_mapping(sweep, source="the mapping")
+    if not isinstance(sweep, SweepSpec):
+        raise UsageError(
+            f"a sweep of type {type(sweep).__name__}",
+            "a dict of its options, or a SweepSpec",
+            'Write plan({"kind": "isoflop", "budgets": "1e18..1e20"}).',
+        )
     sweep = with_tuned_rule(sweep, Results(Path(results)))
-    table = sweep.launcher.slurm
+    execution, n_workers = _execution(sweep.launcher, device, workers, keep_weights)
     is_local = sweep.launcher.name == "local"
-    if not is_local:
-        device = device or ("cuda" if table.gpus_per_run else "cpu")
-    execution = default_execution(device=device, keeps_weights=keep_weights)
-    room = default_workers(execution.device) if is_local else table.array_parallelism
-    return propose_sweep(
-        sweep,
-        Results(Path(results)),
-        execution=execution,
-        n_workers=workers or room,
-        is_dry_run=is_dry_run,
-        progress=progress,
-        speed=None if is_local else slurm_speed(table, execution),
+    return Proposal.of(
+        propose_sweep(
+            sweep,
+            Results(Path(results)),
+            execution=execution,
+            n_workers=n_workers,
+            is_dry_run=is_dry_run,
+            progress=progress,
+            speed=None if is_local else slurm_speed(sweep.launcher.slurm, execution),
+        )
     )
 
 
-def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> SlurmPreview | None:
-    """Return what a proposal would submit to SLURM, None when it runs on this machine.
+def _execution(
+    launcher: LauncherTable, device: str | None, workers: int | None, keep_weights: bool
+) -> tuple[ExecutionSpec, int]:
+    """Return how runs are executed, and how many at the same time."""
+    from scalelab.launch.proposal import default_execution
+    from scalelab.launch.speed import default_workers
 
-    The caps hold for both.
+    is_local = launcher.name == "local"
+    if not is_local:
+        device = device or ("cuda" if launcher.slurm.gpus_per_run else "cpu")
+    execution = default_execution(device=device, keeps_weights=keep_weights)
+    room = default_workers(execution.device) if is_local else launcher.slurm.array_parallelism
+    return execution, workers or room
+
+
+def preview(
+    proposal: proposals.Proposal, *, results: str | Path = DEFAULT_RESULTS
+) -> SlurmPreview | None:
+    """Return what a proposal would submit to SLURM, or None if it runs on this machine.
+
+    The limits on GPU-hours apply to both.
 
     Parameters
     ----------
@@ -114,7 +137,7 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
     Raises
     ------
     UsageError
-        When it would pass a cap.
+        If it would exceed a limit.
     """
     if proposal.sweep.launcher.name == "local":
         from scalelab.launch.caps import refuse_over_cap
@@ -134,14 +157,14 @@ def preview(proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS) -> Slu
 
 
 def launch(
-    proposal: Proposal,
+    proposal: proposals.Proposal,
     *,
     results: str | Path = DEFAULT_RESULTS,
     extend: bool = False,
     detach: bool = False,
-    watch: Callable[[LaunchView], None] | None = None,
+    watch: Watcher | None = None,
 ) -> LaunchReport:
-    """Bring the runs of a proposal to their end, and collect their results.
+    """Run a proposal to its end and collect the results.
 
     Parameters
     ----------
@@ -150,18 +173,20 @@ def launch(
     results : str or Path
         The results folder.
     extend : bool
-        Whether the runs may be added to a sweep of that name with another specification.
+        Whether to add the runs to an existing sweep of that name with another specification.
     detach : bool
-        Whether to leave once everything is submitted, on SLURM.
+        SLURM: whether to return after submission.
     watch : callable, optional
-        Told what happens.
+        Receives a `LaunchView` after each change.
     """
+    from scalelab.api.sweep_reports import LaunchReport
     from scalelab.launch.execute import launch as launch_proposal
     from scalelab.records.sweep_dir import Results
 
-    return launch_proposal(
-        proposal, Results(Path(results)), watch or _ignore, extend=extend, is_detached=detach
+    report = launch_proposal(
+        proposal, Results(Path(results)), watch or ignore, extend=extend, is_detached=detach
     )
+    return LaunchReport.of(report)
 
 
 def resume(
@@ -174,75 +199,65 @@ def resume(
     retry_failed: bool = False,
     launch: Mapping[str, Any] | None = None,
     detach: bool = False,
-    watch: Callable[[LaunchView], None] | None = None,
+    watch: Watcher | None = None,
 ) -> LaunchReport:
-    """Bring the runs of a sweep that are not finished to their end, and collect.
+    """Run the unfinished runs of a sweep to their end and collect the results.
 
     Parameters
     ----------
     name : str, optional
-        Of the sweep; default the latest.
-    results, device, workers, keep_weights, watch
+        Name of the sweep; default: the latest.
+    results, device, workers, keep_weights, detach, watch
         As in `propose` and `launch`.
     retry_failed : bool
-        Whether runs that failed are started again.
+        Whether to start failed runs again.
     launch : Mapping, optional
         Fields of ``[launcher]`` to change from now on.
-    detach : bool
-        Whether to leave once everything is submitted, on SLURM.
     """
+    from scalelab.api.sweep_reports import LaunchReport
     from scalelab.launch.execute import changed_launcher, save_launcher, saved_launcher
     from scalelab.launch.execute import resume as resume_sweep
-    from scalelab.launch.proposal import default_execution
-    from scalelab.launch.speed import default_workers
-    from scalelab.records.sweep_dir import Results
 
-    folder = Results(Path(results))
-    saved = folder.load_plan(name or latest_sweep_name(results))
+    folder, saved = _saved(name, results)
     launcher = saved_launcher(folder, saved.name)
     if launch:
         launcher = changed_launcher(launcher, launch)
         save_launcher(folder, saved.name, launcher)
-    is_local = launcher.name == "local"
-    if not is_local:
-        device = device or ("cuda" if launcher.slurm.gpus_per_run else "cpu")
-    execution = default_execution(device=device, keeps_weights=keep_weights)
-    room = default_workers(execution.device) if is_local else launcher.slurm.array_parallelism
-    return resume_sweep(
+    execution, n_workers = _execution(launcher, device, workers, keep_weights)
+    report = resume_sweep(
         saved,
         folder,
-        watch or _ignore,
+        watch or ignore,
         execution=execution,
-        n_workers=workers or room,
+        n_workers=n_workers,
         retry_failed=retry_failed,
         is_detached=detach,
     )
+    return LaunchReport.of(report)
 
 
 def replace_diverged(
     name: str | None = None, *, lr_scale: float, results: str | Path = DEFAULT_RESULTS
 ) -> SavedPlan:
-    """Add to a sweep a run for each diverged one, at a scaled learning rate and linked to the old.
+    """Add a run at a scaled learning rate for each diverged run of a sweep, linked to it.
 
     Parameters
     ----------
     name : str, optional
-        Of the sweep; default the latest.
+        Name of the sweep; default: the latest.
     lr_scale : float
-        The new learning rate over the old, between 0 and 1.
+        New learning rate over the old, between 0 and 1.
     results : str or Path
         The results folder.
 
     Raises
     ------
     UsageError
-        When nothing diverged, or the scale is no such number.
+        If no run diverged, or the scale is out of range.
     """
     from scalelab.launch.replace_diverged import replace_diverged as replace_runs
-    from scalelab.records.sweep_dir import Results
 
-    folder = Results(Path(results))
-    return replace_runs(folder, folder.load_plan(name or latest_sweep_name(results)), lr_scale)
+    return replace_runs(*_saved(name, results), lr_scale)
 
 
 def cancel(
@@ -252,30 +267,28 @@ def cancel(
     runs: Sequence[str] | None = None,
     results: str | Path = DEFAULT_RESULTS,
 ) -> CancelReport:
-    """Cancel a sweep, or only some of its runs; each leaves a checkpoint, and `resume` goes on.
+    """Cancel a sweep or some of its runs. Each run leaves a checkpoint that `resume` uses.
 
     Parameters
     ----------
     name : str, optional
-        Of the sweep; default the latest.
+        Name of the sweep; default: the latest.
     budget : str or float, optional
-        Only the runs of this budget.
+        Only the runs of this budget, in FLOPs.
     runs : sequence of str, optional
-        Only these.
+        Only these run_ids.
     results : str or Path
         The results folder.
 
     Raises
     ------
     UsageError
-        When the sweep has no such budget or run.
+        If the sweep has no such budget or run.
     """
     from scalelab.launch.cancel import cancel_runs
-    from scalelab.records.sweep_dir import Results
     from scalelab.units import format_flops, parse_quantity
 
-    folder = Results(Path(results))
-    saved = folder.load_plan(name or latest_sweep_name(results))
+    folder, saved = _saved(name, results)
     chosen = list(saved.run_ids)
     if budget is not None:
         wanted = format_flops(parse_quantity(budget))
@@ -283,54 +296,52 @@ def cancel(
         chosen = [run_id for run_id in chosen if labels.get(run_id) == wanted]
         if not chosen:
             raise UsageError(
-                f"budget {budget}",
+                f"budget {budget}, which sweep {saved.name!r} does not have",
                 f"one of {', '.join(dict.fromkeys(labels.values()))}"
                 if labels
-                else f"no budget: the runs of {saved.name!r} have none",
-                "Name a budget of the sweep, or runs with --run.",
+                else f"no --budget: the runs of {saved.name!r} have no budget",
+                "Choose runs with --run.",
             )
     if runs:
         unknown = sorted(set(runs) - set(saved.run_ids))
         if unknown:
             raise UsageError(
                 f"run {unknown[0]!r}, which sweep {saved.name!r} does not have",
-                "the ids of its runs",
-                "`scalelab status` lists them.",
+                "a run_id of the sweep",
+                f"List them with `scalelab status {saved.name}`.",
             )
         chosen = [run_id for run_id in chosen if run_id in runs]
     return cancel_runs(folder, saved.name, chosen)
 
 
 def launcher_of(name: str | None = None, *, results: str | Path = DEFAULT_RESULTS) -> str:
-    """Return where a sweep was last launched, ``local`` or ``slurm``.
+    """Return the launcher of the last launch of a sweep: ``local`` or ``slurm``.
 
     Parameters
     ----------
     name : str, optional
-        Of the sweep; default the latest.
+        Name of the sweep; default: the latest.
     results : str or Path
         The results folder.
 
     Raises
     ------
     DataError
-        When there is no such sweep.
+        If there is no such sweep.
     """
     from scalelab.launch.execute import saved_launcher
-    from scalelab.records.sweep_dir import Results
 
-    folder = Results(Path(results))
-    saved = folder.load_plan(name or latest_sweep_name(results))
+    folder, saved = _saved(name, results)
     return saved_launcher(folder, saved.name).name
 
 
 def latest_sweep_name(results: str | Path = DEFAULT_RESULTS) -> str:
-    """Return the name of the sweep that was created last.
+    """Return the name of the latest sweep.
 
     Raises
     ------
     DataError
-        When the results folder has none.
+        If the results folder has none.
     """
     from scalelab.records.sweep_dir import Results
 
@@ -338,11 +349,19 @@ def latest_sweep_name(results: str | Path = DEFAULT_RESULTS) -> str:
     if not names:
         raise DataError(
             f"no sweep in {results}",
-            "a results folder in which a sweep was launched",
-            "Launch one with `scalelab sweep`, or name the folder with --results.",
+            "a results folder with a sweep",
+            "Launch one with `scalelab sweep`, or set the folder with --results.",
         )
     return names[0]
 
 
-def _ignore(view: LaunchView) -> None:
-    """Watch nothing."""
+def ignore(view: LaunchView) -> None:
+    """Ignore the state of a launch."""
+
+
+def _saved(name: str | None, results: str | Path) -> tuple[Results, SavedPlan]:
+    """Return the results folder and the plan of a sweep, by default the latest."""
+    from scalelab.records.sweep_dir import Results
+
+    folder = Results(Path(results))
+    return folder, folder.load_plan(name or latest_sweep_name(results))

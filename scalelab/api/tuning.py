@@ -1,16 +1,23 @@
-"""The verbs `tune` and `tune_law`: search, and the laws of the best learning rate and batch."""
+"""The verbs `tune` and `tune_law`: hyperparameter search, and laws of the best LR and batch."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.api.data import DEFAULT_RESULTS
+from scalelab.api.shown import Shown
+from scalelab.api.sweeps import ignore, propose
 from scalelab.errors import EXIT_OK, NotIdentifiedError, UsageError
+from scalelab.units import plural
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.outcome import FitWarning
     from scalelab.launch.base import LaunchReport, Watcher
@@ -24,18 +31,18 @@ if TYPE_CHECKING:
 UNKNOWN = {"value": None, "low": None, "high": None}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TuningAnswer:
-    """What `tune_law` says.
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class TuningAnswer(Shown):
+    """The answer of `tune_law`.
 
     Attributes
     ----------
     n_params, n_tokens : float or None
-        What was asked for.
+        The requested model.
     lr, batch_tokens : Interval or None
-        The answer; None when nothing was asked, or it is not identified.
+        Best values for it; None if no model was requested or they are not identified.
     law : TuningLaw or None
-        None when it is not identified.
+        None if it is not identified.
     warnings : tuple of FitWarning
     """
 
@@ -52,6 +59,42 @@ class TuningAnswer:
         is_lost = any(warning.code == "not_identified" for warning in self.warnings)
         return NotIdentifiedError.exit_code if is_lost else EXIT_OK
 
+    def _lines(self) -> Iterator[str]:
+        if self.law is None:
+            yield "TuningAnswer: the law of the best learning rate is not identified"
+        else:
+            runs, cells = plural(self.law.n_rows, "run"), plural(self.law.n_cells, "cell")
+            yield f"TuningAnswer: lr = k N^p D^q from {runs} in {cells}"
+            for name, one, low, high in self._exponents():
+                limits = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+                yield f"{name} = {one:.3g}{limits}"
+        for name, found in (("lr", self.lr), ("batch_tokens", self.batch_tokens)):
+            if found is not None:
+                yield f"best {name}: {found.value:.4g}"
+        yield from (f"warning: {warning.message}" for warning in self.warnings[:3])
+
+    def _exponents(self) -> list[tuple[str, float, float | None, float | None]]:
+        laws = {} if self.law is None else {"lr": self.law.lr(), "batch": self.law.batch_tokens()}
+        return [
+            (f"{name} {letter}", one.value, one.low, one.high)
+            for name, law in laws.items()
+            if law is not None
+            for letter, one in (("p", law.p), ("q", law.q))
+        ]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the exponents of N (p) and D (q) with their intervals."""
+        import pandas as pd
+
+        return pd.DataFrame(self._exponents(), columns=["name", "value", "low", "high"])
+
+    def plot(self) -> Figure | None:
+        """Return the exponents with their intervals; None if the law is not identified."""
+        from scalelab.report.plots import interval_figure
+
+        rows = self._exponents()
+        return interval_figure(rows, "exponent of N (p) or D (q)") if rows else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the answer of ``scalelab tune --json``."""
         return {
@@ -62,19 +105,19 @@ class TuningAnswer:
         }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tuning:
-    """What `tune` says: how the search ended, and the law of its runs.
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Tuning(Shown):
+    """The answer of `tune`: how the search ended, and the law of its runs.
 
     Attributes
     ----------
     name : str
-        Of the tuning; ``tuned:NAME`` is its rule.
+        Name of the tuning; ``tuned:NAME`` is its learning-rate rule.
     search : SearchReport
     answer : TuningAnswer or None
-        None when the search was interrupted.
+        None if the search was interrupted.
     others : Mapping[str, tuple of float]
-        Median, lowest and highest of each other hyperparameter over the best quarter of the runs
+        Median, minimum and maximum of each other hyperparameter over the best quarter of the runs
         of each cell.
     """
 
@@ -83,12 +126,29 @@ class Tuning:
     answer: TuningAnswer | None
     others: Mapping[str, tuple[float, float, float]]
 
+    def _lines(self) -> Iterator[str]:
+        counts = ", ".join(f"{n} {status}" for status, n in self.search.counts.items())
+        end = "interrupted" if self.answer is None else f"its rule is tuned:{self.name}"
+        yield f"Tuning {self.name}: {counts}; {end}"
+        if self.answer is not None:
+            yield repr(self.answer)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the exponents of the laws, as `TuningAnswer.to_frame`."""
+        import pandas as pd
+
+        return pd.DataFrame() if self.answer is None else self.answer.to_frame()
+
+    def plot(self) -> Figure | None:
+        """Return the exponents with their intervals, if the search is complete."""
+        return None if self.answer is None else self.answer.plot()
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer of ``scalelab tune --json``, and what ``tuned.json`` holds."""
+        """Return the answer of ``scalelab tune --json``, which ``tuned.json`` also has."""
         search = self.search
-        said = TuningAnswer.to_dict(self.answer) if self.answer is not None else {}
+        found = TuningAnswer.to_dict(self.answer) if self.answer is not None else {}
         return {
-            **said,
+            **found,
             "name": self.name,
             "status": "interrupted" if search.is_interrupted else "ok",
             "trials": search.counts,
@@ -102,50 +162,53 @@ class Tuning:
 
 def tune(
     spec: TuneSpec,
-    proposal: Proposal,
+    proposal: Proposal | None = None,
     *,
-    results: str | Path,
-    watch: Watcher,
+    results: str | Path = DEFAULT_RESULTS,
+    watch: Watcher = ignore,
     predict: str | None = None,
     level: float | None = None,
     n_replicates: int | None = None,
 ) -> Tuning:
     """Search the best learning rate and batch of each cell, and fit their laws to the runs.
 
-    The same specification again goes on where it stopped. The law is kept beside the runs and is
-    the rule ``tuned:NAME`` of later sweeps.
+    The same specification again continues an interrupted search. The law is saved with the runs:
+    later sweeps use it as the rule ``tuned:NAME``.
 
     Parameters
     ----------
     spec : TuneSpec
-    proposal : Proposal
-        Of ``spec.sweep``, from `scalelab.api.sweeps.propose`.
+    proposal : Proposal, optional
+        Of ``spec.sweep``, from `scalelab.api.sweeps.propose`, which is its default.
     results : str or Path
         The results folder.
-    watch : callable
-        Told what happens.
+    watch : callable, optional
+        Receives a `LaunchView` after each change.
     predict, level, n_replicates
-        As `tune_law` takes them; N counted with all parameters.
+        As in `tune_law`; N counts all parameters.
 
     Raises
     ------
     UsageError
-        When a sweep of that name exists with another specification.
+        If a sweep of that name exists with another specification.
     RunsFailedError
-        When runs fail throughout.
+        If all runs of a wave fail.
     """
     from scalelab.records.sweep_dir import Results
     from scalelab.tune.rule import save_law
 
     if importlib.util.find_spec("optuna") is None:
         raise UsageError(
-            "a search without Optuna", "the extra `tune`", "Run pip install 'scalelab[tune]'."
+            "a search without Optuna, which is not installed",
+            "an installation with the extra `tune`",
+            "Run pip install 'scalelab[tune]'.",
         )
     from scalelab.tune.search import Search, best_of_others, runs_of
 
     asked = _asked(predict)
     level, bootstrap = intervals(level, n_replicates, spec.seed)
     folder = Results(Path(results))
+    proposal = proposal or propose(spec.sweep, results=results)
     search = Search(spec, proposal, folder, watch).run()
     if search.is_interrupted:
         return Tuning(name=spec.name, search=search, answer=None, others={})
@@ -176,22 +239,23 @@ def tune_law(
     Parameters
     ----------
     source : str or Path
-        CSV or Parquet file with a run a row.
+        CSV or Parquet file with one row per run.
     mapping, where, seq_len
-        As `scalelab.tune.read.read_tuned_runs` takes them.
+        As in `scalelab.tune.read.read_tuned_runs`.
     predict : str, optional
-        ``N=1e9,D=1e11``, N in the table's own convention.
+        Model to predict, for example ``N=1e9,D=1e11``; N as the table counts it.
     level : float, optional
         Level of every interval; default 0.9.
     n_replicates : int, optional
         Bootstrap replicates; default 300.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Raises
     ------
     DataError, UsageError
-        For a table or option that cannot be used. A law that is not identified is an answer.
+        For a table or option that cannot be used. A law that is not identified is not an error:
+        the warnings say so.
     """
     from scalelab.tune.read import read_tuned_runs
 
@@ -204,12 +268,12 @@ def tune_law(
 def intervals(
     level: float | None, n_replicates: int | None, seed: int
 ) -> tuple[float, BootstrapSpec]:
-    """Return level and bootstrap of what was asked for, or the defaults.
+    """Return the level and the bootstrap, with defaults.
 
     Raises
     ------
     UsageError
-        For a level outside of (0, 1), a single replicate, or a negative number of them or seed.
+        For a level outside (0, 1), a single replicate, or a negative count or seed.
     """
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.outcome import check_level
@@ -229,7 +293,7 @@ def answer(
     bootstrap: BootstrapSpec,
     warnings: tuple[FitWarning, ...] = (),
 ) -> TuningAnswer:
-    """Return the laws of these runs and their value at ``asked`` (N, D)."""
+    """Return the laws of the runs, and their values at ``asked`` (N, D)."""
     from scalelab.fit.diagnose import replicate_warnings
     from scalelab.fit.outcome import FitWarning
     from scalelab.tune.law import fit_law
@@ -256,7 +320,7 @@ def answer(
 
 
 def law_as_dict(law: TuningLaw) -> dict[str, Any]:
-    """Return a law as ``--json`` and ``law.json`` hold it."""
+    """Return a law as ``--json`` and ``law.json`` have it."""
     from scalelab.tune.excess_loss import SHAPE
 
     batch = law.batch_tokens()
@@ -294,7 +358,7 @@ def _asked(predict: str | None) -> tuple[float, float] | None:
     Raises
     ------
     UsageError
-        When one of the two is missing, or more is asked.
+        If N or D is missing, or there is another name.
     """
     from scalelab.forecast.allocate import parse_request
 
@@ -304,18 +368,18 @@ def _asked(predict: str | None) -> tuple[float, float] | None:
     if set(values) != {"n_params", "n_tokens"} or min(values.values()) <= 0:
         raise UsageError(
             f"--predict {predict!r}",
-            "N and D, both above zero: the best rate depends on both",
+            "N and D, both above zero, because the best learning rate depends on both",
             "Write --predict N=1e9,D=1e11.",
         )
     return values["n_params"], values["n_tokens"]
 
 
 def check_lr(
-    proposal: Proposal, *, results: str | Path, watch: Watcher
+    proposal: Proposal, *, results: str | Path = DEFAULT_RESULTS, watch: Watcher = ignore
 ) -> tuple[LaunchReport, list[Verdict]]:
-    """Train the two neighbouring learning rates at each budget's best run, and judge the rule.
+    """Train two neighbouring learning rates at the best run of each budget, and assess the rule.
 
-    Raises and returns as `scalelab.tune.lr_check.check_lr`.
+    Same results and errors as `scalelab.tune.lr_check.check_lr`.
     """
     from scalelab.records.sweep_dir import Results
     from scalelab.tune.lr_check import check_lr as check

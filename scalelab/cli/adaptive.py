@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -33,9 +33,6 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.slurm_options import with_launcher, with_slurm_options
 from scalelab.errors import UsageError
-
-if TYPE_CHECKING:
-    from scalelab.forecast.adaptive import Target
 
 REPLAY, POOL = "On runs that exist", "Runs that could be"
 
@@ -147,8 +144,9 @@ def adaptive(
             "--target C=1e24 --budget 1e20, or --pool with --target-rows",
             "Say what to predict and what may be spent.",
         )
+    from scalelab.api.adaptive import adapt, default_axes, parse_target
+
     wanted = parse_target(target)
-    from scalelab.api.adaptive import adapt, default_axes
 
     if n_params is None or n_tokens is None:
         sizes, lengths = default_axes(flops, tokenizer=tokenizer or "bytes")
@@ -178,24 +176,9 @@ def adaptive(
         device=checked_device(device),
         workers=workers,
         is_dry_run=dry_run,
-        showing=showing,
+        callbacks=showing,
     )
     return showing.end(report)
-
-
-def parse_target(text: str) -> Target:
-    """Return the target that ``C=1e24`` or ``N=7B,D=2T`` names; UsageError when it names none."""
-    import numpy as np
-
-    from scalelab.forecast.adaptive import Target
-    from scalelab.forecast.allocate import parse_request
-
-    values = parse_request(text, option="--target").values
-    if set(values) == {"flops"}:
-        return Target(flops=values["flops"])
-    if {"n_params", "n_tokens"} <= set(values) <= {"n_params", "n_tokens", "flops"}:
-        return Target(columns={key: np.array([values[key]]) for key in ("n_params", "n_tokens")})
-    raise UsageError(f"--target {text!r}", "C=1e24, or N and D as N=7B,D=2T", "Write it so.")
 
 
 def parse_width(text: str) -> float:

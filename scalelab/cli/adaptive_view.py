@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.api.adaptive import ProgressCallbacks
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
 from scalelab.units import format_flops, format_quantity
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from scalelab.api.adaptive import AdaptReport, ReplayReport
+    from scalelab.api.sweep_reports import LaunchReport
     from scalelab.launch.adaptive import NextBatch
-    from scalelab.launch.base import LaunchView
+    from scalelab.launch.base import Watcher
     from scalelab.launch.grid_design import DesignGain
 
 ENDS = {
@@ -26,7 +28,7 @@ ENDS = {
 
 
 @dataclass(slots=True)
-class Showing:
+class Showing(ProgressCallbacks):
     """What `scalelab.api.adaptive.adapt` tells while it goes on.
 
     Attributes
@@ -47,7 +49,7 @@ class Showing:
     yes: bool
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
-    def round(self, batch: NextBatch, *, is_dry_run: bool) -> None:
+    def on_batch(self, batch: NextBatch, *, is_dry_run: bool) -> None:
         """Show a round, and let a person agree to one that takes long."""
         from scalelab.cli.sweep_spec import ask
 
@@ -57,7 +59,7 @@ class Showing:
         if not is_dry_run and not self.yes and batch.stop is None:
             ask(batch.proposal, as_json=self.as_json)
 
-    def launch(self, start: Callable[[Callable[[LaunchView], None]], Any]) -> Any:
+    def on_launch(self, start: Callable[[Watcher], LaunchReport]) -> LaunchReport:
         """Show how a batch runs."""
         from scalelab.cli.progress import watching
 

@@ -189,7 +189,8 @@ def decide(
             from_file,
             sweep=sweep,
             results=results,
-            selection=api.Selection(mapping=_parsed(mapping), holdout=holdout),
+            mapping=_parsed(mapping),
+            holdout=holdout,
             form=form,
             level=level,
         )

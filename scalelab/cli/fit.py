@@ -176,9 +176,10 @@ def fit(
             from_file,
             sweep=sweep,
             results=results,
-            selection=api.Selection(
-                mapping=columns, where=where, holdout=holdout, recipe_b=speedup
-            ),
+            mapping=columns,
+            where=where,
+            holdout=holdout,
+            recipe_b=speedup,
             form=form,
             objective=objective if chosen or form != api.AUTO_FORM else None,
             bootstrap=spec,

@@ -62,7 +62,7 @@ def report(
         from_file,
         sweep=sweep,
         results=results,
-        selection=api.Selection(mapping=parse_map(mapping or [])),
+        mapping=parse_map(mapping or []),
         form=form,
         level=level,
         predict=predict or (),

@@ -354,8 +354,8 @@ class ParametricFit:
 
 def check_level(level: float) -> None:
     """Raise UsageError unless a level lies between 0 and 1."""
-    if not 0 < level < 1:
-        raise UsageError(f"level {level}", "a number between 0 and 1", "Give for example 0.9.")
+    if not isinstance(level, (int, float)) or not 0 < level < 1:
+        raise UsageError(f"level {level!r}", "a number between 0 and 1", "Write for example 0.9.")
 
 
 def percentile_limits(draws: FloatArray, level: float) -> tuple[float, float]:

@@ -7,8 +7,10 @@ residuals against compute. The HTML report and the dashboard have their own figu
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ Panel = Callable[["Axes", "FitReport"], None]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 PANEL_INCHES = (6.2, 4.8)
-DPI = 150
+DPI, HTML_DPI = 150, 80
 INK, FAINT, FRONTIER = "#222222", "#9a9a9a", "#c0392b"
 CURVE_POINTS = 200
 BAND_STEP = 10
@@ -118,6 +120,55 @@ def figure_of(report: FitReport) -> Figure:
         color=FAINT,
     )
     return figure
+
+
+def interval_figure(
+    rows: Sequence[tuple[str, float, float | None, float | None]], x: str
+) -> Figure:
+    """Return a figure with a value and its interval on each line.
+
+    Parameters
+    ----------
+    rows : sequence of (label, value, low, high)
+        From top to bottom; the limits may be None or NaN.
+    x : str
+        Name of the axis.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PANEL_INCHES[0], 1 + 0.28 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+    for y, (_, value, low, high) in enumerate(rows):
+        axes.plot(value, y, "o", ms=5, color=FRONTIER)
+        if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+            axes.hlines(y, low, high, color=FRONTIER, lw=1.4)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(x)
+    return figure
+
+
+def point_figure(x: Sequence[float], y: Sequence[float], names: tuple[str, str]) -> Figure:
+    """Return a figure of points on logarithmic axes, with the names of both axes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+        axes = figure.subplots()
+    axes.loglog(x, y, "o", ms=4, color=FRONTIER, alpha=0.7)
+    _name(axes, *names)
+    return figure
+
+
+def as_img(figure: Figure) -> str:
+    """Return a figure as an HTML image that holds its own data."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=HTML_DPI)
+    data = base64.b64encode(image.getvalue()).decode("ascii")
+    return f'<img alt="figure" style="max-width: 100%" src="data:image/png;base64,{data}">'
 
 
 def draw_valleys(axes: Axes, report: FitReport) -> None:

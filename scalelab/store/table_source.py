@@ -227,12 +227,36 @@ def open_frame(frame: pd.DataFrame) -> Iterator[TableSource]:
     """Load a pandas frame; its rows are numbered from 1."""
 
     def load(connection: duckdb.DuckDBPyConnection) -> TableSource:
-        connection.register("given", frame)
-        connection.execute("CREATE TEMP TABLE source AS SELECT * FROM given")
+        import duckdb
+
+        try:
+            connection.register("given", frame)
+            connection.execute("CREATE TEMP TABLE source AS SELECT * FROM given")
+        except duckdb.Error:
+            connection.register("given", _with_known_types(frame, connection))
+            connection.execute("CREATE TEMP TABLE source AS SELECT * FROM given")
         return TableSource(connection, "the frame", 1, header=[str(c) for c in frame.columns])
 
     with _opened(load, "the frame") as table:
         yield table
+
+
+def _with_known_types(frame: pd.DataFrame, connection: duckdb.DuckDBPyConnection) -> pd.DataFrame:
+    """Return the frame with numbers or text in the columns whose dtype DuckDB does not know."""
+    frame = frame.copy(deep=False)
+    for i in range(len(frame.columns)):
+        column = frame.iloc[:, i]
+        try:
+            connection.from_df(column.to_frame(name="x")).fetchall()
+        except Exception:  # the error depends on the dtype
+            values = np.asarray(column)
+            if values.dtype.kind in "biuf":
+                known = values.astype(np.float64)
+            else:
+                known = column.astype(str).to_numpy(dtype=object)
+                known[column.isna().to_numpy()] = None
+            frame.isetitem(i, known)
+    return frame
 
 
 class Snapshot:

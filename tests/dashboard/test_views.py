@@ -84,11 +84,12 @@ def test_the_convention_changes_the_fit_and_the_command(
 
 
 def test_the_saved_run_is_a_sweep_file(small_store: Path) -> None:
-    from scalelab.api import assess as api_assess
+    from scalelab.api.assess import run_as_sweep
+    from scalelab.api.fits import forecasts
 
     report = api.fit(results=small_store)
-    forecast = api_assess.forecast_one(report, "C=1e22")
-    text = api_assess.run_as_sweep(forecast, "scalelab fit\n--predict C=1e22")
+    forecast = forecasts(report, "C=1e22")[0]
+    text = run_as_sweep(forecast, "scalelab fit\n--predict C=1e22")
     spec = sweep_from_mapping(tomllib.loads(text), source="the test")
     assert forecast.n_params is not None
     assert spec.n_params == pytest.approx((forecast.n_params.value,), rel=1e-5)

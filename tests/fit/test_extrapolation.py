@@ -25,9 +25,8 @@ MARIN_SETS = ("comma", "nemotron")
 def marin(tables: Path, dataset: str, **words):
     return api.fit(
         tables / "marin" / "data.csv",
-        selection=api.Selection(
-            where=f"dataset = '{dataset}'", holdout="role = 'validation_optimal'"
-        ),
+        where=f"dataset = '{dataset}'",
+        holdout="role = 'validation_optimal'",
         bootstrap=SPEC,
         **words,
     )
@@ -36,7 +35,8 @@ def marin(tables: Path, dataset: str, **words):
 def olmo(tables: Path, **words):
     return api.fit(
         tables / "olmo_ladder" / "data.csv",
-        selection=api.Selection(where=OLMO, holdout="mode = 'eval'"),
+        where=OLMO,
+        holdout="mode = 'eval'",
         bootstrap=SPEC,
         **words,
     )

@@ -153,8 +153,7 @@ def test_warnings_come_once_and_the_serious_first():
 
 
 def test_held_out_rows_are_scored_by_hand(frame):
-    selection = api.Selection(holdout="flops > 5e19")
-    found = api.fit(frame, bootstrap=BootstrapSpec(k=100), selection=selection)
+    found = api.fit(frame, bootstrap=BootstrapSpec(k=100), holdout="flops > 5e19")
     held = frame[frame.flops > 5e19]
     assert found.fit.n_rows == len(frame) - len(held)
     predicted = found.fit.predict({"n_params": held.n_params, "n_tokens": held.n_tokens})

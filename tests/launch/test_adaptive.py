@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalelab.api.adaptive import adapt, default_axes
-from scalelab.cli.adaptive import parse_target
+from scalelab.api.adaptive import ProgressCallbacks, adapt, default_axes, parse_target
 from scalelab.cli.main import main
 from scalelab.errors import UsageError
 from scalelab.forecast.adaptive import STAGES
@@ -92,16 +91,16 @@ def test_missing_options_are_named(
     assert says in json.loads(capsys.readouterr().out)["error"]["given"]
 
 
-class Answering:
+class Answering(ProgressCallbacks):
     """Records the rounds without showing them."""
 
     def __init__(self) -> None:
         self.rounds: list[NextBatch] = []
 
-    def round(self, batch: NextBatch, *, is_dry_run: bool) -> None:
+    def on_batch(self, batch: NextBatch, *, is_dry_run: bool) -> None:
         self.rounds.append(batch)
 
-    def launch(self, start: Callable[[Callable[..., None]], Any]) -> Any:
+    def on_launch(self, start: Callable[[Callable[..., None]], Any]) -> Any:
         return start(lambda view: None)
 
 
@@ -173,7 +172,7 @@ def test_batches_are_run_and_known_until_the_budget_is_used(launched: Path) -> N
     sweep, budget = sweep_of(launched.parent / "text"), 3e11
     showing = Answering()
     target = parse_target("C=1e13")
-    report = adapt(sweep, target, budget=budget, showing=showing, results=launched)
+    report = adapt(sweep, target, budget=budget, callbacks=showing, results=launched)
     assert report.status == "spent"
     ids = [r.spec.run_id for b in showing.rounds for r in b.proposal.plan.rows]
     assert len(ids) == len(set(ids)) == report.last.n_known
@@ -191,13 +190,13 @@ def test_batches_are_run_and_known_until_the_budget_is_used(launched: Path) -> N
     assert report.last.found.low[0] < exact < report.last.found.high[0]
     # The same command again has nothing left to do.
     again = Answering()
-    adapt(sweep, target, budget=budget, showing=again, results=launched)
+    adapt(sweep, target, budget=budget, callbacks=again, results=launched)
     assert len(again.rounds) == 1
     assert again.rounds[0].stop == "spent"
     # Another sweep on the same text knows these runs and does not pay for them.
     other = sweep.model_copy(update={"name": "other"})
     third = Answering()
-    adapt(other, target, budget=budget, until_width=0.9, showing=third, results=launched)
+    adapt(other, target, budget=budget, until_width=0.9, callbacks=third, results=launched)
     assert third.rounds[0].n_known == len(ids)
     assert third.rounds[0].spent == 0.0
     assert third.rounds[0].stop == "narrow"
@@ -209,7 +208,7 @@ def test_a_budget_below_every_run_is_refused(launched: Path) -> None:
             sweep_of(launched.parent / "text"),
             parse_target("C=1e13"),
             budget=1e6,
-            showing=Answering(),
+            callbacks=Answering(),
             results=launched,
         )
 
@@ -232,7 +231,7 @@ def test_a_pool_that_is_used_up_is_not_a_matter_of_budget(launched: Path) -> Non
     axes = {"n_params": (12e3,), "n_tokens": (1e4, 2e4)}
     pool = sweep_of(launched.parent / "text").model_copy(update=axes)
     budget = 1e12
-    adapt(pool, parse_target("C=1e13"), budget=budget, showing=Answering(), results=launched)
+    adapt(pool, parse_target("C=1e13"), budget=budget, callbacks=Answering(), results=launched)
     other = pool.model_copy(update={"name": "other"})
     with pytest.raises(UsageError, match="all 2 runs of the pool are finished"):
-        adapt(other, parse_target("C=1e13"), budget=budget, showing=Answering(), results=launched)
+        adapt(other, parse_target("C=1e13"), budget=budget, callbacks=Answering(), results=launched)

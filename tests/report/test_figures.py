@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scalelab.api import assess as api_assess
 from scalelab.api import fit
-from scalelab.api.frames import frame_of
+from scalelab.api.data import frame_of
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import fit_isoflop

@@ -1,0 +1,136 @@
+"""What `fit`, `compare` and `decide` return.
+
+Each class adds `Shown` to the value of a lower layer, which has the fields.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalelab.api.shown import Shown, gravest
+from scalelab.fit import select
+from scalelab.forecast import decision, fit_report
+from scalelab.units import format_flops, format_quantity, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+MAX_FORECASTS = 3
+
+
+class FitReport(Shown, fit_report.FitReport):
+    """The report of `fit`: the law with intervals, checks, forecasts and warnings."""
+
+    __slots__ = ()
+
+    def _lines(self) -> Iterator[str]:
+        fit = self.fit
+        status = fit.status.replace("_", " ")
+        yield f"FitReport: {fit.form} law, {plural(fit.n_rows, 'run')}, status {status}"
+        yield from gravest(self.warnings)
+        for forecast in self.forecasts[:MAX_FORECASTS]:
+            sizes = [
+                f"{letter} {format_quantity(size.value)}"
+                for letter, size in (("N", forecast.n_params), ("D", forecast.n_tokens))
+                if size is not None
+            ]
+            yield (
+                f"{forecast.asked}: {', '.join(sizes)}, {fit.law.target} {forecast.loss_nats:.4f}, "
+                f"new run {forecast.pred_low:.4f} to {forecast.pred_high:.4f}"
+            )
+        if len(self.forecasts) > MAX_FORECASTS:
+            yield f".. and {plural(len(self.forecasts) - MAX_FORECASTS, 'more forecast')}"
+        for group in (self.derived, self.params):
+            found = [
+                f"{name} = {i.value:.4g} ({i.low:.4g} to {i.high:.4g})" for name, i in group.items()
+            ]
+            if found:
+                yield ", ".join(found)
+        yield f"{100 * self.level:g} % intervals; see .warnings, .to_frame(), .plot(), .to_dict()"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return parameters and exponents of the compute-optimal frontier with their intervals."""
+        import pandas as pd
+
+        both = {**self.params, **self.derived}
+        return pd.DataFrame(
+            {end: [getattr(i, end) for i in both.values()] for end in ("value", "low", "high")},
+            index=pd.Index(list(both), name="name"),
+        )
+
+    def plot(self) -> Figure:
+        """Return isoFLOP curves, the law's contours, and residuals, as one figure."""
+        from scalelab.report.plots import figure_of
+
+        return figure_of(self)
+
+
+class Comparison(Shown, select.Comparison):
+    """The answer of `compare`: forms and objectives, best first."""
+
+    __slots__ = ()
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Comparison: {self.verdict}"
+        for each in self.candidates[:5]:
+            yield (
+                f"{100 * each.mean_relative_error:.3f} % mean error, "
+                f"{100 * each.covered:.0f} % in their interval: {each.label}"
+            )
+        yield (
+            f"{plural(len(self.candidates), 'candidate')}, {plural(self.n_predicted, 'row')} "
+            "predicted from smaller budgets; see .to_frame(), .plot()"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the candidates, best first."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_dict()["candidates"])
+
+    def plot(self) -> Figure:
+        """Return the mean error of each candidate."""
+        from scalelab.report.plots import interval_figure
+
+        rows = [(c.label, 100 * c.mean_relative_error, None, None) for c in self.candidates]
+        return interval_figure(rows, "mean error of the next budget (%)")
+
+
+class Decision(Shown, decision.Decision):
+    """The answer of `decide`: the best model within the limits, and others beside it."""
+
+    __slots__ = ()
+
+    def _lines(self) -> Iterator[str]:
+        best = self.best
+        if best is None:
+            yield "Decision: no candidate is within the limits"
+        else:
+            limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
+            yield (
+                f"Decision: train {best.label} tokens, {format_flops(best.flops)} FLOP, predicted "
+                f"loss {best.loss_nats:.4f}{limits}"
+            )
+        yield from gravest(self.warnings)
+        if self.binding:
+            yield f"limits that are used up: {', '.join(self.binding)}"
+        for each in self.candidates[:5]:
+            broken = f", exceeds {', '.join(each.broken)}" if each.broken else ""
+            yield f"{each.label}: loss {each.loss_nats:.4f}{broken}"
+        yield f"{plural(len(self.candidates), 'candidate')}; see .warnings, .to_frame(), .plot()"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the candidates with their costs."""
+        import pandas as pd
+
+        return pd.DataFrame([candidate.to_dict() for candidate in self.candidates])
+
+    def plot(self) -> Figure | None:
+        """Return the predicted loss of each candidate with its interval."""
+        from scalelab.report.plots import interval_figure
+
+        rows = [(c.label, c.loss_nats, c.low, c.high) for c in self.candidates]
+        return interval_figure(rows, "predicted loss (nats per token)") if rows else None
