@@ -1,7 +1,7 @@
-"""The page that ``scalelab dashboard`` opens: a sidebar, seven views, one choice for all.
+"""The Streamlit app of ``scalelab dashboard``: a sidebar with the data choice, and seven views.
 
-The view is a query parameter and no path of its own: a link to ``/fit`` would make the browser ask
-for Streamlit's own files under that path first, and report each as missing.
+The view is a query parameter, not a path: with ``/fit``, the browser would look for Streamlit's
+files under that path and report each as missing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ h2 {padding-top: 0.2rem;}
 
 
 def main() -> None:
-    """Run the script once, as Streamlit does for every change."""
+    """Draw the page; Streamlit calls this after every change."""
     st.set_page_config(page_title="scalelab", page_icon="📉", layout="wide")
     st.html(STYLE)
     with st.sidebar:
@@ -65,17 +65,17 @@ def main() -> None:
 
 @st.cache_resource(show_spinner=False)
 def settle(view: str) -> None:
-    """Hide from the garbage collector what is there once a view was drawn; once a view.
+    """Exclude the current objects from garbage collection, once per view.
 
-    Streamlit collects after every run of the script, which takes 0.1 s of modules and figures
-    that stay as long as the server does.
+    Streamlit collects after every run of the script. Modules and figures, which live as long as
+    the server, would cost 0.1 s each time.
     """
     gc.collect()
     gc.freeze()
-    # libraries in C++ look for leaks at the very end
+    # C++ libraries check for leaks at exit
     atexit.register(gc.unfreeze)
 
 
-# The worker for fits imports this file under another name, and must not draw it.
+# The fit worker imports this file under another name and must not draw it.
 if __name__ == "__main__":
     main()

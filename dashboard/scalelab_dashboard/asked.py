@@ -1,4 +1,4 @@
-"""What is asked of a decision: as typed on the page, as options, and as the question itself."""
+"""Inputs of the Decide view: as typed, as command options, and as API arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CHINCHILLA_FLOPS = "5.76e23"
 """The budget of Chinchilla and Gopher, arXiv:2203.15556."""
-# Our name of the limit, its label, its option, its unit's factor, an example.
+# Name of the limit, label, option, factor of its unit, example.
 LIMITS = (
     ("flops", "Training compute, FLOP", "--flops", 1.0, CHINCHILLA_FLOPS),
     ("gpu_hours", "GPU-hours of training", "--gpu-hours", 1.0, "400K"),
@@ -32,19 +32,19 @@ LIMITS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What was typed, as the command line takes it.
+    """The inputs as text, in the form of the command line.
 
     Attributes
     ----------
     limits : tuple of (str, str)
-        Our name and what was given; only those that were.
+        Name and value of each given limit.
     gpu : str
     count, share : float
-        Devices, and the share of their peak.
+        Number of devices, and the share of their peak FLOP/s.
     served, price, grid : str
-        Tokens served, US dollars a device-hour, g CO2 a kWh; empty takes the default.
+        Tokens served, US dollars per device-hour, g CO2 per kWh; empty: the default.
     named : tuple of str
-        Candidates, such as ``7B:2T``.
+        Candidates, for example ``7B:2T``.
     """
 
     limits: tuple[tuple[str, str], ...]
@@ -57,7 +57,7 @@ class Asked:
     named: tuple[str, ...]
 
     def options(self) -> list[str]:
-        """Return the options of the command that has the same answer."""
+        """Return the options of the command that gives the same answer."""
         given = dict(self.limits)
         pairs = [(option, given[name]) for name, _, option, *_ in LIMITS if name in given]
         pairs += [("--candidate", text) for text in self.named]
@@ -74,17 +74,17 @@ class Asked:
 
     @property
     def usd_per_hour(self) -> float:
-        """Price of a device-hour: what was typed, else that of the table."""
+        """Price of a device-hour: the input, or else the hardware table."""
         if not self.price:
             return HARDWARE[self.gpu].usd_per_hour
         return _rate(self.price.lstrip("$"), "price of a device-hour")
 
     @property
     def grams_per_kwh(self) -> float:
-        """Carbon intensity: what was typed, else the world's mean."""
+        """Carbon intensity: the input, or else the world mean."""
         if not self.grid:
             return WORLD_GRAMS_PER_KWH
-        return _rate(self.grid, "g CO2 a kWh")
+        return _rate(self.grid, "g CO2 per kWh")
 
     def decide(self, source: FitReport | str) -> Decision:
         """Return the answer of ``scalelab decide``.
@@ -92,7 +92,7 @@ class Asked:
         Raises
         ------
         ScalelabError
-            For texts that are no quantities, and limits that no model keeps.
+            If an input is not a quantity, or no model is within the limits.
         """
         scale = {name: factor for name, _, _, factor, _ in LIMITS}
         limits = {
@@ -113,5 +113,5 @@ class Asked:
 
 
 def _rate(text: str, what: str) -> float:
-    """Return a price or an intensity, which may be nothing."""
+    """Return a price or an intensity, which may be zero."""
     return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else parse_quantity(text, what=what)

@@ -1,7 +1,7 @@
-"""Fits beside the server: one worker process, so that a long fit never makes a page wait.
+"""Fits in one worker process, so that pages do not wait for a long fit.
 
-The worker calls the very verb that the command line calls. Results are kept by what was asked and
-by the state of the file it was asked of; a file that changed is fitted anew.
+The worker calls the verb that the command line calls. Results are cached by request and state of
+the file: a changed file is fitted again.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ KEPT = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitKey:
-    """What is fitted; two equal keys have the same answer.
+    """A fit request; equal keys have the same answer.
 
     Attributes
     ----------
     stamp : str
-        State of the snapshot or file.
+        State of the snapshot or file, which changes with it.
     results : str
         The results folder.
     file : str or None
-        A table to fit in place of a sweep.
+        Table to fit instead of a sweep.
     sweep : str or None
     mapping : tuple of (str, str)
     where, holdout : str or None
@@ -58,7 +58,7 @@ class FitKey:
     level: float = 0.9
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the verbs of the api take."""
+        """Return the arguments of the API verbs."""
         return {
             "data": self.file,
             "sweep": self.sweep,
@@ -72,7 +72,7 @@ class FitKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Why there is no answer, in our three parts."""
+    """An error, in the three parts of `scalelab.errors.ScalelabError`."""
 
     given: str
     allowed: str
@@ -81,19 +81,19 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One question that was asked, and since when."""
+    """A running or finished request, with its start time."""
 
     future: Future[Any]
     started_s: float
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since it was asked."""
+        """Seconds since the start."""
         return time.monotonic() - self.started_s
 
 
 class Fits:
-    """The worker and what it has answered; one for the whole server."""
+    """The worker process and its answers; one per server."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,15 +101,15 @@ class Fits:
         self._jobs: OrderedDict[tuple[str, FitKey], Job] = OrderedDict()
 
     def fit(self, key: FitKey) -> Job:
-        """Return the job that fits this, started if it was not."""
+        """Return the job of a fit; start it if needed."""
         return self._ask("fit", key, _fit)
 
     def budgets_left_out(self, key: FitKey) -> Job:
-        """Return the job that leaves out each budget in turn."""
+        """Return the job that refits without each budget in turn."""
         return self._ask("left_out", key, _left_out)
 
     def comparison(self, key: FitKey) -> Job:
-        """Return the job that ranks other forms beside this one."""
+        """Return the job that ranks other forms against this one."""
         return self._ask("comparison", key, _comparison)
 
     def _ask(self, kind: str, key: FitKey, work: Callable[[FitKey], Any]) -> Job:
@@ -132,22 +132,22 @@ class Fits:
                 atexit.register(self._pool.shutdown, wait=False, cancel_futures=True)
             with contextlib.suppress(BrokenProcessPool), ctrl_c_blocked():
                 return self._pool.submit(work, key)
-            # A worker that was killed takes its pool with it: a new one answers.
+            # A killed worker breaks its pool: start another.
             self._pool = None
-        raise RuntimeError("the worker for fits does not start")
+        raise RuntimeError("the fit worker does not start")
 
 
 def answer(job: Job, wait_s: float = 0.0) -> Any:
-    """Return a job's answer, a failure in words, or None while it goes on."""
+    """Return the answer or failure of a job, or None while it runs."""
     try:
         return job.future.result(timeout=wait_s)
     except TimeoutError:
         return None
-    except Exception as error:  # Whatever the worker died of is told to the person.
+    except Exception as error:  # any error of the worker is shown
         return Failure(
             given=f"{type(error).__name__}: {error}",
-            allowed="a fit that ends",
-            do="Fit the same with `scalelab fit` to see the whole message.",
+            allowed="a fit that finishes",
+            do="Run `scalelab fit` with the same options to see the full error.",
         )
 
 
@@ -164,7 +164,7 @@ def _context() -> Any:
 
 
 def _end_with_the_server() -> None:
-    """Let this worker end when the server is gone: one that was killed ends nobody else."""
+    """Exit when the server exits, even if the server was killed."""
     server = multiprocessing.parent_process()
     assert server is not None
 
@@ -175,7 +175,8 @@ def _end_with_the_server() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _told(work: Callable[[], Any]) -> Any:
+def attempt(work: Callable[[], Any]) -> Any:
+    """Return the result of a call, or its `ScalelabError` as a Failure."""
     from scalelab.errors import ScalelabError
 
     try:
@@ -185,35 +186,35 @@ def _told(work: Callable[[], Any]) -> Any:
 
 
 _FITTED: OrderedDict[FitKey, ParametricFit] = OrderedDict()
-"""In the worker: what was fitted, whatever the level, which moves the intervals alone."""
+"""Fits in the worker, shared by all levels: the level changes only the intervals."""
 
 
 def _fit(key: FitKey) -> Any:
-    return _told(lambda: _report(key))
+    return attempt(lambda: _report(key))
 
 
 def _report(key: FitKey, *, is_compared: bool = False) -> FitReport:
-    """Return the answer of ``scalelab fit``, its law fitted once for every level."""
+    """Return the answer of ``scalelab fit``; the law is fitted once for all levels."""
     from scalelab import api
 
-    whatever = replace(key, level=0.0)
+    any_level = replace(key, level=0.0)
     report = api.fit(
         **key.arguments(),
         form=key.form,
         is_compared=is_compared,
-        fitted=_FITTED.get(whatever),
+        fitted=_FITTED.get(any_level),
     )
-    _FITTED[whatever] = report.fit
+    _FITTED[any_level] = report.fit
     while len(_FITTED) > KEPT:
         _FITTED.popitem(last=False)
     return report
 
 
 def _comparison(key: FitKey) -> Any:
-    return _told(lambda: _report(key, is_compared=True).comparison)
+    return attempt(lambda: _report(key, is_compared=True).comparison)
 
 
 def _left_out(key: FitKey) -> Any:
     from scalelab.api import assess as api_assess
 
-    return _told(lambda: api_assess.leave_one_out(_report(key)))
+    return attempt(lambda: api_assess.leave_one_out(_report(key)))

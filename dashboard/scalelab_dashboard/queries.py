@@ -1,7 +1,6 @@
-"""What the page asks of `scalelab.api`, each answer kept once for all who look.
+"""Cached calls of `scalelab.api`, shared by all sessions.
 
-Answers are kept by the state of the file they came from, so a new snapshot is read at once and an
-unchanged one never twice.
+The cache key has the state of the file, so a new snapshot is read at once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import streamlit as st
 from scalelab.api import assess as api_assess
 from scalelab.api import fits as api_fits
 from scalelab.api import page as api_page
-from scalelab_dashboard.fits import Failure, FitKey, Fits
+from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +31,7 @@ FIRST = ("failed", "diverged", "running", "queued", "preempted", "cancelled", "p
 
 @st.cache_resource(show_spinner=False)
 def fits() -> Fits:
-    """Return the one worker for fits."""
+    """Return the fit worker."""
     return Fits()
 
 
@@ -44,7 +43,7 @@ def sources(results: str, stamp: str) -> list[Source]:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def runs(results: str, sweep: str, stamp: str) -> pd.DataFrame:
-    """Return all runs of a sweep, those that need somebody first; nobody changes the frame."""
+    """Return all runs of a sweep, failed ones first. Do not change the frame: it is shared."""
     table = api_page.runs(results, sweep)
     order = table["status"].map({status: i for i, status in enumerate(FIRST)}).fillna(len(FIRST))
     return table.iloc[order.to_numpy().argsort(kind="stable")]
@@ -64,66 +63,54 @@ def costs(results: str, sweep: str, stamp: str, rates: Rates) -> pd.DataFrame:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def observed(key: FitKey) -> tuple[Observations, IsoflopFit] | Failure:
-    """Return the rows and their valleys, which need no fit."""
-    from scalelab.errors import ScalelabError
-
-    arguments = key.arguments()
-    try:
-        return api_assess.observed(arguments.pop("data"), **arguments)
-    except ScalelabError as error:
-        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+    """Return the rows and their isoFLOP curves, without a fit."""
+    return attempt(lambda: api_assess.observed(**key.arguments()))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def bands(
     key: FitKey, low: float, high: float, _report: FitReport, points: int = 60
 ) -> Bands | None:
-    """Return the frontier between two computes."""
+    """Return the frontier between two compute budgets."""
     return api_assess.bands(_report, low, high, points)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def against_published(key: FitKey, _report: FitReport) -> pd.DataFrame:
-    """Return published models beside a fit."""
+    """Return published models compared with a fit."""
     return api_assess.against_published(_report)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def forecast(key: FitKey, asked: str, _report: FitReport) -> Forecast | Failure:
     """Return one forecast: the answer that ``scalelab fit --predict`` prints."""
-    from scalelab.errors import ScalelabError
-
-    try:
-        return api_fits.forecasts(_report, asked)[0]
-    except ScalelabError as error:
-        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+    return attempt(lambda: api_fits.forecasts(_report, asked)[0])
 
 
 @st.cache_resource(max_entries=48, show_spinner=False)
 def figure(name: str, key: object, look: str, more: object, _draw: Callable[[], Any]) -> Any:
-    """Return a figure, drawn once for all who look at the same thing on the same background.
+    """Return a figure, drawn once per content and theme.
 
     Parameters
     ----------
     name : str
-        Which figure.
+        Name of the figure.
     key : FitKey, or a tuple or dataclass of plain values
-        What it is of.
+        What it shows.
     look : str
         Name of the `scalelab.report.look.Look`.
     more : hashable
-        Whatever else it depends on.
+        What else it depends on.
     """
     drawn = _draw()
-    # Streamlit copies and encodes a figure in every rerun, ten times what the rest of sending it
-    # takes; a figure that is kept is not changed any more, so once is enough.
+    # Streamlit encodes a figure in every rerun, which takes ten times as long as sending it.
     encoded = drawn.to_dict()
     drawn.to_dict = lambda: encoded
     return drawn
 
 
 def held_out(key: FitKey, report: FitReport) -> Observations | None:
-    """Return the rows that a fit with a condition has left out."""
+    """Return the held-out rows of a fit."""
     if key.holdout is None:
         return None
     every = observed(replace(key, holdout=None))
@@ -131,26 +118,16 @@ def held_out(key: FitKey, report: FitReport) -> Observations | None:
 
 
 def stamp_of(results: str, file: str | None) -> str:
-    """Return the state of what is looked at."""
+    """Return the state of the snapshot or file."""
     return api_page.file_stamp(file) if file else api_page.stamp(results)
 
 
 def read_file(path: str, stamp: str, mapping: dict[str, str]) -> Any:
-    """Return what a table holds under a mapping, or why it cannot be read."""
-    from scalelab.errors import ScalelabError
-
-    try:
-        return api_page.read(path, mapping)
-    except ScalelabError as error:
-        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+    """Return the content of a table under a mapping, or why it cannot be read."""
+    return attempt(lambda: api_page.read(path, mapping))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def head(path: str, stamp: str) -> Any:
     """Return the first rows of a table, or why it cannot be read."""
-    from scalelab.errors import ScalelabError
-
-    try:
-        return api_page.head(path)
-    except ScalelabError as error:
-        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+    return attempt(lambda: api_page.head(path))

@@ -1,7 +1,7 @@
-"""What the person has chosen: which runs, how they are counted, which form. It lives in the URL.
+"""The sidebar: which runs, counting conventions, law and level. Its state is in the URL.
 
-Every widget that a link should carry is bound to a query parameter under its own short key; tables
-that were opened by hand live in this session only.
+Widgets are bound to query parameters under short keys. Tables opened by hand exist only in the
+session.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ TABLES = "opened_tables"
 GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
 LEVELS = (80, 90, 95)
-"""Per cent, as they stand in the address."""
+"""In per cent, as in the URL."""
 LIVE_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A file that is looked at: its path, what to call it, its columns' names."""
+    """An opened file: path, label, and mapping of its columns."""
 
     path: str
     label: str
@@ -43,24 +43,24 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What every page is about.
+    """The choice in the sidebar, which all views show.
 
     Attributes
     ----------
     results : str
         The results folder.
     stamp : str
-        State of the snapshot or of the table; empty where there is none.
+        State of the snapshot or table; empty if there is none.
     source : Source or None
-        The sweep or import, where one was chosen.
+        The sweep or import, if one is chosen.
     table : Table or None
-        The table, where one was chosen.
+        The table, if one is chosen.
     param_convention, flop_convention : str or None
-        How N and C are counted, None: as the store or table has them.
+        Counting conventions of N and C; None: those of the store or table.
     form : str
     level : float
     key : FitKey or None
-        The fit of all that; None where there is nothing to fit.
+        The fit of this choice; None if there is nothing to fit.
     """
 
     results: str
@@ -75,7 +75,7 @@ class Choice:
     labels: tuple[str, ...] = field(default=())
 
     def words(self, *more: str) -> list[str]:
-        """Return the ``scalelab fit`` command that has the same answer."""
+        """Return the ``scalelab fit`` command that gives the same answer."""
         words = ["scalelab", "fit"]
         if self.table is not None:
             words += ["--from", self.table.path]
@@ -94,7 +94,7 @@ class Choice:
 
 
 def choose() -> Choice:
-    """Draw the sidebar and return what it says."""
+    """Draw the sidebar and return the choice."""
     results = os.environ.get(RESULTS_VARIABLE, "results")
     tables = {table.label: table for table in _tables()}
     stamp = queries.stamp_of(results, None)
@@ -106,8 +106,7 @@ def choose() -> Choice:
         ready = [name for name in labels if _has_results(name, tables, found)]
         latest = ready[0] if ready else labels[0]
         if "sweep" not in st.session_state and st.query_params.get("sweep") not in labels:
-            # Chosen rather than a default, so that it stands in the address: a link goes on to
-            # show this sweep when a later one has been launched.
+            # Set in the URL, so that a link keeps showing this sweep after later launches.
             if (asked := st.query_params.get("sweep")) is not None:
                 st.session_state[GONE] = asked
             st.query_params["sweep"] = st.session_state["sweep"] = latest
@@ -118,15 +117,15 @@ def choose() -> Choice:
                 index=None,
                 key="sweep",
                 bind="query-params",
-                help="Sweeps and imports of the results folder, the latest first.",
+                help="Sweeps and imports of the results folder, latest first.",
                 on_change=lambda: st.session_state.pop(GONE, None),
             )
             or latest
         )
         if GONE in st.session_state:
             st.warning(
-                f"The link is about **{ui.as_text(st.session_state[GONE])}**, which is not here; "
-                f"this is **{ui.as_text(name)}**."
+                f"The linked sweep **{ui.as_text(st.session_state[GONE])}** is not in this results "
+                f"folder. Showing **{ui.as_text(name)}**."
             )
         table, source = tables.get(name), found.get(name)
         params, flops = _conventions(source)
@@ -135,7 +134,7 @@ def choose() -> Choice:
             FORMS,
             key="form",
             bind="query-params",
-            help="Approach 3: the form whose loss surface is fitted.",
+            help="Form of the loss law that approach 3 fits.",
         )
         percent = st.selectbox(
             "Level of the intervals, %", LEVELS, index=1, key="level", bind="query-params"
@@ -145,7 +144,7 @@ def choose() -> Choice:
             key="holdout",
             bind="query-params",
             placeholder="n_params > 1e9",
-            help="Rows for which it is true are not fitted; the Extrapolate page scores them.",
+            help="These runs are not fitted. The Extrapolate view scores the fit on them.",
         )
     level = percent / 100
     mapping = dict(table.mapping) if table is not None else {}
@@ -181,18 +180,17 @@ def choose() -> Choice:
 
 @st.fragment(run_every=LIVE_S)
 def follow(choice: Choice) -> None:
-    """Look every few seconds whether another snapshot was published; then show it in place."""
+    """Check every few seconds for a new snapshot, and show it."""
     file = choice.table.path if choice.table is not None else None
     if queries.stamp_of(choice.results, file) != choice.stamp:
         st.rerun()
 
 
 def keep_address() -> None:
-    """Leave the choices of views that are not shown in the address; last of a whole run.
+    """Keep the choices of hidden views in the URL; called last.
 
-    Streamlit takes the parameter of a widget that was not drawn out of the address, and puts it
-    back once the widget is drawn again: a reload in between would lose it. A parameter whose widget
-    is unbound stays as it is, and its widget starts from it.
+    Streamlit removes the parameters of widgets that were not drawn, so a reload would lose them.
+    Parameters of unbound widgets stay, and the widgets start from them.
     """
     context = get_script_run_ctx()
     if context is None:
@@ -206,7 +204,7 @@ def keep_address() -> None:
 
 
 def open_table(table: Table) -> None:
-    """Keep a table in this session, and choose it."""
+    """Add a table to this session."""
     kept = [each for each in st.session_state.get(TABLES, []) if each.label != table.label]
     st.session_state[TABLES] = [table, *kept]
 
@@ -233,7 +231,7 @@ def _has_results(name: str, tables: dict[str, Table], found: dict[str, Source]) 
 
 
 def _conventions(source: Source | None) -> tuple[str | None, str | None]:
-    """Offer the counting conventions that the store has of a sweep of ours."""
+    """Draw the choice of counting conventions, which only sweeps have."""
     from scalelab.theory.accounting import (
         DEFAULT_FLOP_CONVENTION,
         DEFAULT_PARAM_CONVENTION,

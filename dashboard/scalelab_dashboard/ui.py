@@ -1,4 +1,4 @@
-"""How things are said on the page: text as text, numbers with intervals, states with advice."""
+"""Widgets of the dashboard: escaped text, numbers with intervals, figures, errors, commands."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import html
 import math
 import re
 import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from scalelab.report.look import DARK, LIGHT, Look
 from scalelab.units import format_flops
+from scalelab_dashboard import queries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,12 +31,12 @@ CONFIG = {
 
 
 def as_text(text: object) -> str:
-    """Return text whose Markdown, HTML and directives are shown and not obeyed."""
+    """Return text with Markdown and HTML escaped."""
     return _MARKDOWN.sub(r"\\\1", str(text)).replace("\n", " ")
 
 
 def prose(text: object) -> str:
-    """Return a sentence of ours as text, with what stands in backticks as code."""
+    """Return escaped text in which parts in backticks are code."""
     parts = str(text).split("`")
     if len(parts) % 2 == 0:
         return as_text(text)
@@ -44,7 +46,7 @@ def prose(text: object) -> str:
 
 
 def look() -> Look:
-    """Return the colours of the theme that the person has chosen."""
+    """Return the colours of the chosen theme."""
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
@@ -53,8 +55,14 @@ def draw(figure: Any, key: str) -> None:
     st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=str(figure.layout.meta["alt"]))
 
 
+def plot(name: str, key: object, drawn: Callable[[Look], Any], more: object = None) -> None:
+    """Show a figure, drawn once per key, theme and ``more``, what else it depends on."""
+    colours = look()
+    draw(queries.figure(name, key, colours.name, more, lambda: drawn(colours)), name)
+
+
 def number(label: str, value: str, limits: str, help_text: str | None = None) -> None:
-    """Show one headline number with its interval under it; nothing is cut off."""
+    """Show a headline number with its interval below, without truncation."""
     with st.container(border=True, height="stretch"):
         st.caption(label, help=help_text)
         st.markdown(f"### {as_text(value)}")
@@ -62,56 +70,56 @@ def number(label: str, value: str, limits: str, help_text: str | None = None) ->
 
 
 def next_compute(rows: Observations) -> str:
-    """Return ten times the compute of the largest run: where to look where nothing was asked."""
+    """Return ten times the compute of the largest run, the default target."""
     return format_flops(float(f"{10 * rows.flops.max():.0e}"))
 
 
 def exponent(interval: Interval | None, level: float) -> tuple[str, str]:
-    """Return an exponent and its interval as texts."""
+    """Return an exponent and its interval as text."""
     if interval is None or not math.isfinite(interval.value):
         return "–", "not determined"
     return f"{interval.value:.3f}", limits(interval, level, "{:.3f}")
 
 
 def limits(interval: Interval, level: float, form: str) -> str:
-    """Return the interval of a value in words."""
+    """Return the interval of a value as text."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return "no interval (no replicates)"
     return f"{form.format(interval.low)} to {form.format(interval.high)} ({100 * level:g} %)"
 
 
 def failure(found: Failure) -> None:
-    """Say what went wrong and what to do next."""
+    """Show an error: what is wrong, what is accepted, what to do."""
     st.warning(f"**Got** {as_text(found.given)}.")
     st.markdown(f"Expected {as_text(found.allowed)}. **{prose(found.do)}**")
 
 
 def warnings(found: Any) -> None:
-    """Show the warnings of a fit in words, the most serious first."""
+    """Show the warnings of a fit, most serious first."""
     for warning in found:
         title = as_text(warning.code.replace("_", " ").capitalize())
         st.markdown(f"**{title}**: {prose(warning.message)}")
 
 
 def command(words: list[str], note: str = "The same on the command line") -> None:
-    """Show the command that says the same as the page."""
+    """Show the command that gives the same answer as the page."""
     st.caption(note)
     terminal(words)
 
 
 def terminal(*commands: list[str]) -> None:
-    """Show commands as they are typed, each as a list of words; one click selects them all.
+    """Show commands, each given as a list of words; one click selects all.
 
-    `st.code` would make the browser load and compile 1.6 MB of colours for all languages first.
+    Not `st.code`: it makes the browser load and compile 1.6 MB of syntax highlighting.
     """
     text = html.escape("\n".join(map(shlex.join, commands)))
     st.html(f'<pre class="terminal" tabindex="0" title="one click selects all">{text}</pre>')
 
 
 def scaled(table: pd.DataFrame, column: str) -> tuple[pd.Series, str]:
-    """Return a column of FLOPs in units that the browser's tables can show, and its new name.
+    """Return a column of FLOPs in a unit that the browser's tables can show, and its new name.
 
-    Their numbers break from 1e18 on, so the power of ten of the middle moves into the header.
+    The tables cannot show numbers from 1e18, so the header states a power of ten.
     """
     values = table[column].astype(float)
     middle = values[values > 0].median()

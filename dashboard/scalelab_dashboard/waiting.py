@@ -1,4 +1,4 @@
-"""States between a question and its answer: nothing there, still running, failed."""
+"""What a view shows without an answer: no results, fit running, fit failed, not identified."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 FIRST_WAIT_S = 0.4
-"""How long a page waits for a fit before it shows what needs none."""
+"""Wait for a fit before showing the parts that do not need it."""
 SHORT_WAIT_S = 0.05
 POLL_S = 0.7
 
 
 def rows(choice: Choice) -> tuple[Observations, IsoflopFit] | None:
-    """Return the finished runs and their valleys, or say what is missing and what to do."""
+    """Return the finished runs and their isoFLOP curves, or show what is missing and what to do."""
     if choice.key is None:
         nothing(choice)
         return None
@@ -38,7 +38,7 @@ def rows(choice: Choice) -> tuple[Observations, IsoflopFit] | None:
 
 
 def report(choice: Choice) -> FitReport | None:
-    """Return the fit; while it runs, say so and come back by itself when it is there."""
+    """Return the fit, or show that it runs and rerun the page when it ends."""
     if choice.key is None:
         return None
     job = queries.fits().fit(choice.key)
@@ -53,17 +53,15 @@ def report(choice: Choice) -> FitReport | None:
 
 
 def budgets_left_out(choice: Choice) -> list[dict[str, float]] | None:
-    """Return the table of budgets left out, or None while it is made."""
+    """Return the leave-one-budget-out table, or None while it is computed."""
     if choice.key is None:
         return None
-    found = _told(
-        queries.fits().budgets_left_out(choice.key), "Leaving out one budget after another"
-    )
+    found = _told(queries.fits().budgets_left_out(choice.key), "Refitting without each budget")
     return cast("list[dict[str, float]] | None", found)
 
 
 def comparison(choice: Choice) -> Comparison | None:
-    """Return other forms ranked beside the fitted one, or None while they are fitted."""
+    """Return the ranking of forms, or None while it is computed."""
     if choice.key is None:
         return None
     found = _told(queries.fits().comparison(choice.key), "Fitting every form to every fold")
@@ -71,7 +69,7 @@ def comparison(choice: Choice) -> Comparison | None:
 
 
 def _told(job: Job, doing: str) -> object | None:
-    """Return a job's answer; while it runs or where it failed, say so and return None."""
+    """Return the answer of a job, or show that it runs or failed and return None."""
     found = answer(job, SHORT_WAIT_S)
     if found is None:
         _poll(job, doing)
@@ -82,11 +80,11 @@ def _told(job: Job, doing: str) -> object | None:
 
 
 def nothing(choice: Choice) -> None:
-    """Say that there is nothing to look at, and how to get something."""
+    """Show that there are no results, and how to get some."""
     st.info("There are no results yet.")
     st.markdown(
-        "Start a small sweep (a minute on this machine), bring in runs made elsewhere, or look at "
-        "a table on the **Data** page:"
+        "Run a small sweep (about a minute), import runs from another program, or open a table in "
+        "the **Data** view:"
     )
     ui.terminal(
         ["scalelab", "sweep", "run", "sweeps/smoke.toml", "--results", choice.results],
@@ -94,15 +92,15 @@ def nothing(choice: Choice) -> None:
         ["scalelab", "dashboard", "--from", "RUNS.csv"],
     )
     if choice.stamp == "":
-        st.caption("The results folder has no snapshot; this page fills as soon as it has one.")
+        st.caption("The results folder has no snapshot yet. This page updates when there is one.")
 
 
 def unfinished(choice: Choice) -> None:
-    """Say that no run is done yet, and what to do."""
+    """Show that no run is done yet, and what to do."""
     assert choice.source is not None
     counts = ", ".join(f"{count} {status}" for status, count in choice.source.counts.items())
     st.info(f"No run of this sweep is done yet: {counts}.")
-    st.markdown("The page follows by itself. To go on with what was interrupted or failed:")
+    st.markdown("This page updates by itself. To resume interrupted or failed runs:")
     ui.terminal(
         ["scalelab", "resume", choice.source.name, "--results", choice.results],
         ["scalelab", "collect", "--results", choice.results],
@@ -110,12 +108,12 @@ def unfinished(choice: Choice) -> None:
 
 
 def not_identified(found: FitReport) -> None:
-    """Say that the rows do not determine the law, why, and what would."""
-    st.warning("**Not identified**: these runs do not determine the law. No number is a forecast.")
+    """Show that the runs do not determine the law, why, and what to add."""
+    st.warning("**Not identified**: these runs do not determine the law. Do not use its numbers.")
     ui.warnings(found.warnings)
     st.markdown(
-        "What helps: budgets at least a factor of 10 apart, five sizes or more at each, and the "
-        "minimum inside the grid. `scalelab sweep isoflop --budgets LOW..HIGH` plans that."
+        "Add runs: budgets that span a factor of 10 or more, at least five sizes per budget, and "
+        "the minimum inside the grid. `scalelab sweep isoflop --budgets LOW..HIGH` plans them."
     )
 
 
@@ -123,4 +121,4 @@ def not_identified(found: FitReport) -> None:
 def _poll(job: Job, doing: str) -> None:
     if job.future.done():
         st.rerun()
-    st.caption(f"{doing}: {job.elapsed_s:.0f} s so far. The page fills in by itself.")
+    st.caption(f"{doing}: {job.elapsed_s:.0f} s so far. The page updates by itself.")

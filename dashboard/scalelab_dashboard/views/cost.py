@@ -20,7 +20,7 @@ from scalelab.theory.hardware import (
     WORLD_GRAMS_PER_KWH,
     match_hardware,
 )
-from scalelab.units import format_flops, format_money, format_quantity
+from scalelab.units import format_flops, format_money, format_quantity, plural
 from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ UNITS = {
     "CO2": ("kg_co2", "kg CO2-equivalent"),
     "Compute": ("flops", "FLOP"),
 }
-SAID: dict[str, Callable[[float], str]] = {
+FORMATS: dict[str, Callable[[float], str]] = {
     "usd": format_money,
     "flops": format_flops,
 }
-PARTS = {"spent": "spent on results", "wasted": "wasted", "planned": "still planned"}
+PARTS = {"spent": "spent on results", "wasted": "wasted", "planned": "planned"}
 
 
 def show(choice: Choice) -> None:
@@ -46,14 +46,14 @@ def show(choice: Choice) -> None:
         if choice.table is None and choice.source is None:
             waiting.nothing(choice)
         else:
-            st.info("What runs made elsewhere have cost is not in their table.")
+            st.info("An imported table does not have the cost of its runs.")
         return
     runs = queries.runs(choice.results, choice.source.name, choice.stamp)
     price, watts, price_source, power_source = _device(runs)
     columns = st.columns(4)
     with columns[0]:
         usd = st.number_input(
-            "US dollars a device-hour",
+            "US dollars per device-hour",
             0.0,
             1000.0,
             price,
@@ -64,7 +64,7 @@ def show(choice: Choice) -> None:
         )
     with columns[1]:
         power = st.number_input(
-            "Watts a device",
+            "Watts per device",
             0.0,
             5000.0,
             watts,
@@ -72,11 +72,11 @@ def show(choice: Choice) -> None:
             "%g",
             key="watts",
             bind="query-params",
-            help=f"Used where no counter measured the energy: {power_source}.",
+            help=f"For runs without measured energy. Default: {power_source}.",
         )
     with columns[2]:
         grams = st.number_input(
-            "g CO2 a kWh",
+            "g CO2 per kWh",
             0.0,
             2000.0,
             WORLD_GRAMS_PER_KWH,
@@ -92,32 +92,27 @@ def show(choice: Choice) -> None:
     table = queries.costs(choice.results, choice.source.name, choice.stamp, rates)
     column, name = UNITS[unit]
     _totals(table)
-    look = ui.look()
-    ui.draw(
-        queries.figure(
-            "costs",
-            (choice.results, choice.source.name, choice.stamp, rates),
-            look.name,
-            unit,
-            lambda: figures_runs.costs(table, column, name, look),
-        ),
+    ui.plot(
         "costs",
+        (choice.results, choice.source.name, choice.stamp, rates),
+        lambda look: figures_runs.costs(table, column, name, look),
+        unit,
     )
     measured = int(runs["energy_j"].notna().sum()) if "energy_j" in runs else 0
     st.caption(
         ui.as_text(
-            f"Energy was measured in {measured:,} of {len(runs):,} runs, else it is device-hours "
-            f"times {power:g} W: {_given(power, watts, power_source)}. Grid, {grams:g} g "
-            f"CO2-equivalent a kWh: {_given(grams, WORLD_GRAMS_PER_KWH, GRID_SOURCE)}. Price, "
-            f"{format_money(usd)} a device-hour: {_given(usd, price, price_source)}. Wasted is "
-            "what went into runs that ended without a result; planned is reckoned at the speed of "
-            "the finished runs."
+            f"Energy: measured in {measured:,} of {plural(len(runs), 'run')}; in the others "
+            f"device-hours times {power:g} W: {_given(power, watts, power_source)}. Grid, "
+            f"{grams:g} g CO2-equivalent per kWh: "
+            f"{_given(grams, WORLD_GRAMS_PER_KWH, GRID_SOURCE)}. Price, {format_money(usd)} per "
+            f"device-hour: {_given(usd, price, price_source)}. Wasted: runs that ended without a "
+            "result. Planned: at the speed of the finished runs."
         )
     )
 
 
 def _given(value: float, default: float, source: str) -> str:
-    """Return where a number comes from: our source, or the person at the page."""
+    """Return the source of a number: ours, or the input on this page."""
     return source if value == default else "given on this page"
 
 
@@ -128,9 +123,9 @@ def _totals(table: pd.DataFrame) -> None:
         for unit, (column, _) in UNITS.items():
             values = table[f"{part}_{column}"].to_numpy(float)
             known = np.isfinite(values)
-            said = SAID.get(column, format_quantity)
+            shown = FORMATS.get(column, format_quantity)
             total = float(values[known].sum())
-            row[unit] = (said(total) if total else "0") if known.any() else "unknown yet"
+            row[unit] = (shown(total) if total else "0") if known.any() else "not known yet"
         rows.append(row)
     headers = {unit: f"{unit}, {name}" for unit, (_, name) in UNITS.items()}
     st.dataframe(
@@ -139,7 +134,7 @@ def _totals(table: pd.DataFrame) -> None:
 
 
 def _device(runs: pd.DataFrame) -> tuple[float, float, str, str]:
-    """Return price and watts of the device that most runs had, and where each comes from."""
+    """Return price and watts of the most common device, and the source of each."""
     names = runs["device_name"].dropna() if "device_name" in runs else pd.Series(dtype=str)
     known = match_hardware(str(names.mode().iloc[0])) if len(names) else None
     if known is not None:

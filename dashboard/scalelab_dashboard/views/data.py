@@ -1,6 +1,7 @@
-"""Data: look at a table made elsewhere, name its columns, see what cannot be used.
+"""Data: open a table, map its columns, and see which rows cannot be used.
 
-The table stays in this page's memory; ``scalelab import`` keeps it, and the line for that is shown.
+The table is only in the memory of the page. The page shows the ``scalelab import`` command that
+saves it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from scalelab.units import plural
 from scalelab_dashboard import queries, state, ui
 from scalelab_dashboard.fits import Failure
 
@@ -42,8 +44,8 @@ GUESSES = {
 def show(choice: Choice) -> None:
     """Draw the page."""
     st.markdown(
-        "Open a CSV or Parquet file of finished runs. It is looked at, not kept: it lives in this "
-        "page's memory until the tab is closed."
+        "Open a CSV or Parquet file of finished runs. It stays in the memory of this page until "
+        "you close the tab; nothing is saved."
     )
     uploaded = st.file_uploader("CSV or Parquet file", type=["csv", "tsv", "parquet"], key="upload")
     table = choice.table
@@ -52,7 +54,7 @@ def show(choice: Choice) -> None:
         table = state.Table(path=str(path), label=f"{uploaded.name} (opened here)")
     if table is None:
         st.info(
-            "No table is open. Drop a file above, or start `scalelab dashboard --from FILE.csv`."
+            "No table is open. Upload a file above, or run `scalelab dashboard --from FILE.csv`."
         )
         return
     stamp = queries.stamp_of(choice.results, table.path)
@@ -63,30 +65,30 @@ def show(choice: Choice) -> None:
     frame, count = head
     st.subheader("Rows")
     st.dataframe(frame, hide_index=True, height=240, alt=f"First rows of {count} in the table")
-    st.caption(f"{count:,} rows; the first {len(frame):,} are shown as they are in the file.")
+    st.caption(f"{plural(count, 'row')}; showing the first {len(frame):,}, unchanged.")
     st.subheader("Columns")
     mapping = _mapping(list(frame.columns), dict(table.mapping))
     read = queries.read_file(table.path, stamp, mapping)
     if isinstance(read, Failure):
         ui.failure(read)
         return
-    _told(read)
+    _show_read(read)
     chosen = state.Table(path=table.path, label=table.label, mapping=tuple(sorted(mapping.items())))
     st.button(
-        "Look at it on every page",
+        "Use this table in all views",
         type="primary",
         on_click=_choose,
         args=(chosen,),
-        help="Chooses this table in the sidebar, with these columns.",
+        help="Selects this table in the sidebar, with these columns.",
     )
     words = ["scalelab", "import", Path(table.label.removesuffix(" (opened here)")).name]
     if mapping:
         words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
-    ui.command([*words, "--results", choice.results], "To keep it in the results folder:")
+    ui.command([*words, "--results", choice.results], "To save it in the results folder:")
 
 
 def guess(ours: str, columns: list[str]) -> str:
-    """Return the column of a table that is most likely ours, or `NONE`."""
+    """Return the column that most likely matches ours, or `NONE`."""
     lower = {column.lower(): column for column in columns}
     return next((lower[name] for name in GUESSES[ours] if name in lower), NONE)
 
@@ -110,16 +112,16 @@ def _mapping(columns: list[str], given: dict[str, str]) -> dict[str, str]:
     return mapping
 
 
-def _told(read: dict[str, Any]) -> None:
+def _show_read(read: dict[str, Any]) -> None:
     rows, rejects = read["rows"], read["rejects"]
     st.markdown(
-        f"**{len(rows):,} rows can be used, {len(rejects):,} cannot.** N counted "
+        f"**{plural(len(rows), 'usable row')}, {len(rejects):,} unusable.** N counted "
         f"{ui.as_text(read['param_convention'])}, C counted {ui.as_text(read['flop_convention'])}."
     )
     if "unstated" in (read["param_convention"], read["flop_convention"]):
         st.caption(
-            "The table does not say how it counts; the convention alone can move the exponent a "
-            "from 0.37 to 0.70. Name it when you import it."
+            "The table does not state its counting convention, which alone can change the exponent "
+            "a from 0.37 to 0.70. State it when you import the table."
         )
     for note in read["notes"].values():
         st.caption(ui.as_text(note))
@@ -145,7 +147,7 @@ def _folder() -> Path:
 
 
 def _spooled(name: str, content: bytes) -> Path:
-    """Write what was uploaded where the readers find it; the same content is written once."""
+    """Write an uploaded file to a temporary folder; the same content is written once."""
     suffix = Path(name).suffix if Path(name).suffix in (".csv", ".tsv", ".parquet") else ".csv"
     path = _folder() / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Decide: what to train under limits of compute, money, data, energy, time and serving."""
+"""Decide: what to train within limits on compute, money, data, energy, time and serving."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scalelab.theory.hardware import (
     UTILISATION_SOURCE,
     WORLD_GRAMS_PER_KWH,
 )
-from scalelab.units import format_flops, format_money, format_quantity
+from scalelab.units import format_flops, format_money, format_quantity, plural
 from scalelab_dashboard import queries, ui, waiting
 from scalelab_dashboard.asked import CHINCHILLA_FLOPS, LIMITS, Asked
 from scalelab_dashboard.fits import Failure, FitKey
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OWN = "this fit"
 RECOMMENDED = "besiroglu"
-"""Refit of the Chinchilla runs: the constants first printed do not fit them, arXiv:2404.10102."""
+"""Refit of the Chinchilla runs; the published constants do not fit them, arXiv:2404.10102."""
 COSTS = {
     "Total FLOPs": ("total_flops", "training and serving, FLOP"),
     "Money": ("usd", "money, US dollars"),
@@ -44,11 +44,11 @@ def show(choice: Choice) -> None:
     others = sorted(PUBLISHED_LAWS, key=lambda name: name != RECOMMENDED)
     laws = [*([OWN] if choice.key is not None else []), *others]
     law = st.selectbox(
-        "Decide by",
+        "Law",
         laws,
         key="law",
         bind="query-params",
-        help="Your own fit has intervals; published constants have none.",
+        help="Your fit has intervals; published laws have none.",
     )
     usual = _usual(choice, law)
     asked = _ask(usual)
@@ -89,12 +89,12 @@ def show(choice: Choice) -> None:
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _answer(key: FitKey | None, law: str, asked: Asked, _source: FitReport | str) -> Decision:
-    """Return an answer, reckoned once for all who ask the same of the same fit."""
+    """Return the decision, computed once for the same inputs and fit."""
     return asked.decide(_source)
 
 
 def _usual(choice: Choice, law: str) -> str:
-    """Return the compute that is decided on where no limit is given."""
+    """Return the compute limit that is used if no limit is given."""
     found = queries.observed(choice.key) if law == OWN and choice.key is not None else None
     return (
         CHINCHILLA_FLOPS
@@ -104,10 +104,10 @@ def _usual(choice: Choice, law: str) -> str:
 
 
 def _ask(usual: str) -> Asked:
-    """Draw the inputs: limits first, then on what it is trained and served."""
+    """Draw the inputs: limits, then hardware and serving."""
     st.markdown("**Limits**")
     limits = _limits(usual)
-    st.markdown("**On what, and how it is served**")
+    st.markdown("**Hardware and serving**")
     first, second, third, fourth = st.columns(4)
     with first:
         gpu = st.selectbox(
@@ -118,19 +118,19 @@ def _ask(usual: str) -> Asked:
             bind="query-params",
         )
         price = st.text_input(
-            "US dollars a GPU-hour",
+            "US dollars per GPU-hour",
             key="price",
             bind="query-params",
-            placeholder=f"{HARDWARE[gpu].usd_per_hour:g} if left empty",
+            placeholder=f"default {HARDWARE[gpu].usd_per_hour:g}",
             help=HARDWARE[gpu].price_source,
         )
     with second:
         count = st.number_input("GPUs", 1, 10**6, 1024, 1, key="gpus", bind="query-params")
         grid = st.text_input(
-            "g CO2 a kWh",
+            "g CO2 per kWh",
             key="grid_co2",
             bind="query-params",
-            placeholder=f"{WORLD_GRAMS_PER_KWH:g}, the world mean",
+            placeholder=f"default {WORLD_GRAMS_PER_KWH:g}, world mean",
             help=GRID_SOURCE,
         )
     with third:
@@ -145,22 +145,22 @@ def _ask(usual: str) -> Asked:
             help=UTILISATION_SOURCE,
         )
         served = st.text_input(
-            "Tokens served over its life",
+            "Tokens served in total",
             key="serve",
             bind="query-params",
-            placeholder="none, or 10T",
-            help="Serving costs 2 N FLOPs a token; it counts into money, energy and CO2.",
+            placeholder="default none; e.g. 10T",
+            help="Serving costs 2 N FLOPs per token. It is part of money, energy and CO2.",
         )
     with fourth:
         named = st.text_input(
             "Candidates, N:D",
             key="named",
             bind="query-params",
-            placeholder="search, or 7B:2T, 13B:1T",
+            placeholder="default all; e.g. 7B:2T, 13B:1T",
         )
     if not limits and not (named or "").strip():
         limits = (("flops", usual),)
-        st.caption(f"No limit is given; this is for {usual} FLOP of training.")
+        st.caption(f"No limit given: showing the best model for {usual} FLOP of training.")
     return Asked(
         limits=limits,
         gpu=gpu,
@@ -174,7 +174,7 @@ def _ask(usual: str) -> Asked:
 
 
 def _limits(usual: str) -> tuple[tuple[str, str], ...]:
-    """Draw the limits; return those that were given, as text."""
+    """Draw the limits; return the given ones as text."""
     given = []
     places = st.columns(4)
     for i, (name, label, _, _, example) in enumerate(LIMITS):
@@ -183,7 +183,7 @@ def _limits(usual: str) -> tuple[tuple[str, str], ...]:
                 label,
                 key=f"max_{name}",
                 bind="query-params",
-                placeholder=f"no limit, or {usual if name == 'flops' else example}",
+                placeholder=f"no limit; e.g. {usual if name == 'flops' else example}",
             )
         if text and text.strip():
             given.append((name, text.strip()))
@@ -191,15 +191,15 @@ def _limits(usual: str) -> tuple[tuple[str, str], ...]:
 
 
 def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
-    """Draw the answer to a question; ``share`` is its level, empty where it has no intervals."""
+    """Draw the answer; ``share`` is the level of its intervals, empty if it has none."""
     best = answer.best
     if best is None:
-        st.warning("No candidate keeps the limits. Loosen one, or name smaller candidates.")
+        st.warning("No candidate is within the limits. Raise a limit, or enter smaller candidates.")
     else:
         _headline(best, share, len(answer.candidates))
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        cost = st.selectbox("Against", list(COSTS), key="against_cost", bind="query-params")
+        cost = st.selectbox("Cost axis", list(COSTS), key="against_cost", bind="query-params")
         column, unit = COSTS[cost]
         points = [
             {
@@ -214,28 +214,23 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
             }
             for i, each in enumerate(answer.candidates)
         ]
-        look = ui.look()
-        ui.draw(
-            queries.figure(
-                "pareto",
-                question,
-                look.name,
-                cost,
-                lambda: figures_forecast.pareto(points, column, unit, look),
-            ),
+        ui.plot(
             "pareto",
+            question,
+            lambda look: figures_forecast.pareto(points, column, unit, look),
+            cost,
         )
     with right:
-        st.subheader("What binds")
+        st.subheader("Active limits")
         if best is not None:
             _binding(answer)
         st.caption(
             ui.as_text(
-                "Hours and days are of training; money, energy and CO2 include serving. Reckoned "
-                f"with board power ({HARDWARE[asked.gpu].watts:g} W), "
-                f"{format_money(asked.usd_per_hour)} a GPU-hour "
-                f"({'given' if asked.price else HARDWARE[asked.gpu].price_source}) and "
-                f"{asked.grams_per_kwh:g} g CO2-equivalent a kWh "
+                "Hours and days: training only. Money, energy and CO2 include serving. Board "
+                f"power: {HARDWARE[asked.gpu].watts:g} W. Price: "
+                f"{format_money(asked.usd_per_hour)} per GPU-hour "
+                f"({'given' if asked.price else HARDWARE[asked.gpu].price_source}). Grid: "
+                f"{asked.grams_per_kwh:g} g CO2-equivalent per kWh "
                 f"({'given' if asked.grid else GRID_SOURCE})."
             )
         )
@@ -245,25 +240,27 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
         alt="Candidates with predicted loss and costs",
     )
     if answer.warnings:
-        st.subheader("What to know")
+        st.subheader("Warnings")
         ui.warnings(answer.warnings)
 
 
 def _headline(best: Candidate, share: str, count: int) -> None:
     columns = st.columns(4)
     with columns[0]:
-        ui.number("parameters N", format_quantity(best.n_params), f"the best of {count:,}")
+        ui.number(
+            "parameters N", format_quantity(best.n_params), f"best of {plural(count, 'candidate')}"
+        )
     with columns[1]:
         epochs = best.costs["epochs"]
-        passes = "" if epochs is None else f", {epochs:.2f} passes over the data"
+        passes = "" if epochs is None else f", {epochs:.2f} epochs"
         ui.number(
             "training tokens D",
             format_quantity(best.n_tokens),
-            f"{best.n_tokens / best.n_params:.1f} tokens a parameter{passes}",
+            f"{best.n_tokens / best.n_params:.1f} tokens per parameter{passes}",
         )
     with columns[2]:
         interval = (
-            "no interval: constants alone"
+            "no interval for a published law"
             if not share or best.low is None
             else f"{best.low:.4f} to {best.high:.4f} ({share})"
         )
@@ -279,7 +276,7 @@ def _headline(best: Candidate, share: str, count: int) -> None:
 
 def _binding(answer: Decision) -> None:
     if not answer.binding:
-        st.markdown("No limit binds.")
+        st.markdown("None: no limit is reached.")
         return
     labels = {name: label for name, label, *_ in LIMITS}
     for name in answer.binding:
@@ -287,8 +284,8 @@ def _binding(answer: Decision) -> None:
         more = ""
         if gain is not None:
             saved = "less than 0.0001" if gain < 1e-4 else f"{gain:.4f}"
-            more = f" 10 % more of it would save {saved} nats."
-        st.markdown(f"**{labels[name]}** binds.{more}")
+            more = f" 10 % more would lower the loss by {saved} nats."
+        st.markdown(f"**{labels[name]}** is reached.{more}")
 
 
 def _row(each: Candidate) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Extrapolate: a target in compute, parameters, tokens, GPU-hours or money; published models."""
+"""Extrapolate: predict a target in compute, parameters, tokens, GPU-hours or money."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from scalelab.errors import ScalelabError, UsageError
+from scalelab.errors import UsageError
 from scalelab.forecast.allocate import far_warnings
 from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
-from scalelab.units import format_flops, format_quantity, parse_quantity
+from scalelab.units import format_flops, format_quantity, parse_quantity, plural
 from scalelab_dashboard import queries, ui, waiting
-from scalelab_dashboard.fits import Failure
+from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
@@ -63,14 +63,14 @@ def show(choice: Choice) -> None:
         f"target-{request.replace('=', '-')}.toml",
         "application/toml",
         on_click="ignore",
-        help="A grid of one: the run that this forecast is about.",
+        help="A sweep file with this one run.",
     )
     ui.command(choice.words("--predict", request))
     _published(choice, report)
 
 
 def _ask(rows: Observations) -> str | Failure:
-    """Draw the inputs; return the request as the command line takes it."""
+    """Draw the inputs; return the request in the form of the command line."""
     columns = st.columns([2, 2, 1, 1])
     with columns[0]:
         by = st.selectbox("Target by", BY, key="by", bind="query-params")
@@ -81,8 +81,8 @@ def _ask(rows: Observations) -> str | Failure:
             "Target",
             key="target",
             bind="query-params",
-            placeholder=f"{usual}, 10 times the largest run" if next_c else usual,
-            help="1e24, 7B, 2T; money in US dollars.",
+            placeholder=f"{usual}, 10x the largest run" if next_c else usual,
+            help="For example 1e24, 7B or 2T; money in US dollars.",
         )
     text = text or usual
     hardware, utilisation = "h100", STATED_UTILISATION
@@ -95,19 +95,17 @@ def _ask(rows: Observations) -> str | Failure:
             utilisation = st.number_input(
                 "Utilisation", 0.01, 1.0, STATED_UTILISATION, 0.05, key="mfu", bind="query-params"
             )
-    try:
-        return request_of(by, text, hardware, utilisation)
-    except ScalelabError as error:
-        return Failure(given=error.given, allowed=error.allowed, do=error.do)
+    request: str | Failure = attempt(lambda: request_of(by, text, hardware, utilisation))
+    return request
 
 
 def request_of(by: str, text: str, hardware: str, utilisation: float) -> str:
-    """Return a target as ``scalelab fit --predict`` takes it.
+    """Return a target in the form of ``scalelab fit --predict``.
 
     Raises
     ------
     UsageError
-        When the text is no quantity.
+        If the text is not a quantity.
     """
     text = text.strip()
     if "=" in text:
@@ -121,12 +119,12 @@ def request_of(by: str, text: str, hardware: str, utilisation: float) -> str:
         hours /= device.usd_per_hour
     flops = hours * SECONDS_PER_HOUR * device.peak_flops_per_s * utilisation
     if not math.isfinite(flops):
-        raise UsageError(f"{by} {text!r}", "a quantity that a GPU could spend", "Ask for less.")
+        raise UsageError(f"{by} {text!r}", "a finite amount of compute", "Enter a smaller number.")
     return f"C={flops:.6g}"
 
 
 def _answer(forecast: Forecast) -> None:
-    """Show N, D, C and the loss, each with its interval, and how far it is."""
+    """Show N, D, C and the loss with intervals, and the extrapolation distance."""
     share = f"{100 * forecast.level:g} %"
     columns = st.columns(3)
     sizes = (("parameters N", forecast.n_params), ("training tokens D", forecast.n_tokens))
@@ -137,7 +135,7 @@ def _answer(forecast: Forecast) -> None:
         ui.number(
             "predicted loss, nats per token",
             f"{forecast.loss_nats:.4f}",
-            f"law {forecast.low:.4f} to {forecast.high:.4f}; a new run {forecast.pred_low:.4f} to "
+            f"law {forecast.low:.4f} to {forecast.high:.4f}; new run {forecast.pred_low:.4f} to "
             f"{forecast.pred_high:.4f} ({share})",
         )
     flops = "" if forecast.flops is None else f"C = {format_flops(forecast.flops)} FLOP. "
@@ -146,9 +144,9 @@ def _answer(forecast: Forecast) -> None:
         ratio = forecast.extrapolation
         times = format_flops(ratio) if ratio >= 1e6 else f"{ratio:,.{0 if ratio >= 100 else 1}f}"
         distance = (
-            f"{times} times the compute of the largest run."
+            f"Extrapolation: {times}x the compute of the largest run."
             if forecast.extrapolation > 1
-            else "Within the compute of the runs."
+            else "Within the compute range of the runs."
         )
     allocation = forecast.allocation
     for name, letter in COLUMNS.items():
@@ -174,32 +172,27 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
     low = float(report.observations.flops.min()) / 2
     bands = queries.bands(choice.key, low, max(flops, report.fit.max_flops) * 3, report)
     held = queries.held_out(choice.key, report)
-    look = ui.look()
-    ui.draw(
-        queries.figure(
-            "extrapolation",
-            choice.key,
-            look.name,
-            forecast.asked,
-            lambda: figures_forecast.extrapolation(report, bands, [forecast], held, look),
-        ),
+    ui.plot(
         "extrapolation",
+        choice.key,
+        lambda look: figures_forecast.extrapolation(report, bands, [forecast], held, look),
+        forecast.asked,
     )
     st.caption(
-        "Inner band: the law's own uncertainty. Outer band: where a new run would land. Grey: the "
-        "compute of the fitted runs."
+        "Inner band: confidence interval of the law. Outer band: prediction interval of a new run. "
+        "Grey: compute range of the fitted runs."
     )
     if report.holdout is not None:
         score = report.holdout
         st.markdown(
-            f"Of {score.n_rows:,} held-out runs, {score.covered:,} lie inside their prediction "
+            f"{score.covered:,} of {plural(score.n_rows, 'held-out run')} inside the prediction "
             f"interval; mean error {100 * score.mean_relative_error:.2f} %, largest "
             f"{100 * score.max_relative_error:.2f} %."
         )
 
 
 def sweep_file(forecast: Forecast, choice: Choice) -> str:
-    """Return the run of a forecast as a sweep file that ``scalelab sweep run`` takes."""
+    """Return a sweep file for the run of a forecast."""
     from scalelab.api.assess import run_as_sweep
 
     return run_as_sweep(forecast, " ".join(choice.words("--predict", forecast.asked)))
@@ -207,23 +200,17 @@ def sweep_file(forecast: Forecast, choice: Choice) -> str:
 
 def _published(choice: Choice, report: FitReport) -> None:
     assert choice.key is not None
-    st.subheader("Published models beside this sweep's optimum")
+    st.subheader("Published models compared with the optimum of this fit")
     table = queries.against_published(choice.key, report)
     if not len(table):
-        st.caption("This form has no optimum in N and D to compare with.")
+        st.caption("This form has no compute-optimal N and D.")
         return
     bands = queries.bands(choice.key, *PUBLISHED_SPAN, report)
     models = [model for model in PUBLISHED if model.is_decoder]
-    look = ui.look()
-    ui.draw(
-        queries.figure(
-            "published",
-            choice.key,
-            look.name,
-            None,
-            lambda: figures_forecast.published_planes(models, bands, WELL_KNOWN, look),
-        ),
+    ui.plot(
         "published",
+        choice.key,
+        lambda look: figures_forecast.published_planes(models, bands, WELL_KNOWN, look),
     )
     shown = table[["model", "year", "n_params", "n_tokens", "ratio", "saved", "verdict", "source"]]
     flops, name = ui.scaled(table, "flops")
@@ -233,7 +220,7 @@ def _published(choice: Choice, report: FitReport) -> None:
     st.dataframe(
         shown,
         hide_index=True,
-        alt="Published models with their distance from this sweep's optimum",
+        alt="Published models with their distance from the optimum of this fit",
         column_config={
             "year": st.column_config.NumberColumn(format="%d", width=56),
             "n_params": st.column_config.NumberColumn("N", format="compact", width=64),
@@ -244,13 +231,13 @@ def _published(choice: Choice, report: FitReport) -> None:
                 "saved, %",
                 format="%.1f",
                 width=80,
-                help="Share of its compute with which the optimum reaches the same loss.",
+                help="Share of its compute that the optimum would save at the same loss.",
             ),
             "verdict": st.column_config.TextColumn(width=330),
             "source": st.column_config.TextColumn(width="large"),
         },
     )
     st.caption(
-        "N is what a token passes through, C = 6 N D. Data and tokenizers differ: "
-        "the comparison is of shapes, not of losses."
+        "N: parameters used per token. C = 6 N D. Data and tokenizers differ, so compare sizes, "
+        "not losses."
     )

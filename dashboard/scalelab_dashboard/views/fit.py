@@ -1,4 +1,4 @@
-"""Fit: the methods side by side, how sure they are, and what speaks against them."""
+"""Fit: exponents by method, other forms, bootstrap, residuals, leave-one-budget-out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import streamlit as st
 
 from scalelab.report import figures_fit
 from scalelab.report.html import exponents
-from scalelab_dashboard import queries, ui, waiting
+from scalelab.units import plural
+from scalelab_dashboard import ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
@@ -34,58 +35,43 @@ def show(choice: Choice) -> None:
     view = st.segmented_control(
         "View", VIEWS, default=VIEWS[0], key="view", bind="query-params", required=True
     )
-    look = ui.look()
     if view == "Methods":
         _methods(report, choice)
     elif view == "Other forms":
         _forms(choice)
         return
     elif view == "Bootstrap":
-        ui.draw(
-            queries.figure(
-                "pairs", choice.key, look.name, None, lambda: figures_fit.pairs(report, look)
-            ),
-            "pairs",
-        )
+        ui.plot("pairs", choice.key, lambda look: figures_fit.pairs(report, look))
         spread = report.fit.bootstrap
         st.caption(
             f"{spread.k:,} {spread.method} replicates, {spread.failed:,} failed. "
-            "Orange: the fitted value."
+            "Orange: fitted value."
         )
     elif view == "Residuals":
-        ui.draw(
-            queries.figure(
-                "residuals",
-                choice.key,
-                look.name,
-                None,
-                lambda: figures_fit.residuals(report, look),
-            ),
-            "residuals",
-        )
+        ui.plot("residuals", choice.key, lambda look: figures_fit.residuals(report, look))
         st.caption(
-            "Predicted over observed; band: the middle 90 %. A trend against N, D or C says "
-            "that the form is wrong there."
+            "Predicted over observed. Band: the middle 90 %. A trend against N, D or C means that "
+            "the form does not fit there."
         )
     else:
         table = waiting.budgets_left_out(choice)
         if table is not None:
-            ui.draw(figures_fit.left_out(table, look), "left_out")
-            st.caption("A budget without which the exponent moves a lot decides the answer alone.")
+            ui.draw(figures_fit.left_out(table, ui.look()), "left_out")
+            st.caption("If omitting a budget changes the exponent a lot, the fit depends on it.")
     ui.command(choice.words())
 
 
 def _forms(choice: Choice) -> None:
-    """Show how forms and objectives compare at predicting the next budget."""
+    """Show how well each form and objective predicts the next budget."""
     found = waiting.comparison(choice)
     if found is not None:
         st.markdown(ui.as_text(found.verdict))
         ui.draw(figures_fit.forms(found, ui.look()), "forms")
         st.caption(
-            f"Each form is fitted on the lower budgets and predicts the next one, "
-            f"{found.n_predicted:,} runs in all. Bars: how far a form's error lies above the best "
-            "one's (90 % of paired resamples of the predicted runs); where they reach the dotted "
-            "line, the data cannot tell the two apart."
+            "Each form is fitted to the smaller budgets and predicts the next one: "
+            f"{plural(found.n_predicted, 'run')} predicted. Bars: error minus that of the best "
+            "form (90 % interval from paired resamples of the predicted runs). If a bar reaches "
+            "the dotted line, the difference is not significant."
         )
         st.dataframe(
             pd.DataFrame(
@@ -122,18 +108,12 @@ def _methods(report: FitReport, choice: Choice) -> None:
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.subheader("Exponent a by method")
-        look = ui.look()
-        ui.draw(
-            queries.figure(
-                "forest", choice.key, look.name, None, lambda: figures_fit.forest(rows, look)
-            ),
-            "forest",
-        )
+        ui.plot("forest", choice.key, lambda look: figures_fit.forest(rows, look))
         if report.disagreement is not None:
             ratio = report.disagreement.ratio
             st.markdown(
                 ui.as_text(
-                    f"D_opt of approach 2 over that of approach 3: {ratio.value:.3f}, "
+                    f"D_opt of approach 2 / D_opt of approach 3: {ratio.value:.3f}, "
                     f"{ui.limits(ratio, choice.level, '{:.3f}')}."
                 )
             )
@@ -141,7 +121,7 @@ def _methods(report: FitReport, choice: Choice) -> None:
             if reason is not None:
                 st.caption(ui.as_text(f"Approach {number} has no answer: {reason}."))
         if report.fit.status != "not_identified" and report.warnings:
-            st.subheader("What to know")
+            st.subheader("Warnings")
             ui.warnings(report.warnings)
     with right:
         st.subheader("Parameters")

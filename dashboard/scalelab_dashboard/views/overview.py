@@ -1,4 +1,4 @@
-"""Overview: the sweep's state, its valleys, the optimum against compute, the surface."""
+"""Overview: state of the sweep, isoFLOP curves, optimum against compute, fitted surface."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from scalelab.report import figures, figures_valleys
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops, format_quantity, plural
 from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ def show(choice: Choice) -> None:
         return
     rows, isoflop = found
     if choice.table is not None:
-        st.markdown(f"**{ui.as_text(choice.table.label)}**, a table of {len(rows.flops):,} rows")
+        st.markdown(
+            f"**{ui.as_text(choice.table.label)}**, a table of {plural(len(rows.flops), 'row')}"
+        )
     top = st.container()
     report = waiting.report(choice)
-    look = ui.look()
     bands = None
     if report is not None and choice.key is not None:
         low, high = _span(rows)
@@ -46,34 +47,21 @@ def show(choice: Choice) -> None:
                 _headline(report, choice, float(rows.flops.max()))
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        st.subheader("Valleys")
+        st.subheader("IsoFLOP curves")
         more = bands is not None
-        ui.draw(
-            queries.figure(
-                "valleys",
-                choice.key,
-                look.name,
-                more,
-                lambda: figures_valleys.valleys(rows, isoflop, bands, look),
-            ),
+        ui.plot(
             "valleys",
+            choice.key,
+            lambda look: figures_valleys.valleys(rows, isoflop, bands, look),
+            more,
         )
         st.caption(
-            "Numbers at the curves: budget in FLOP. Diamonds: minimum of each parabola with its "
-            "interval. Dashed: compute-optimal loss of approach 3."
+            "Labels: budget in FLOP. Diamonds: minimum of each parabola with its interval. Dashed: "
+            "compute-optimal loss of approach 3."
         )
     with right:
         st.subheader("Compute-optimal N and D")
-        ui.draw(
-            queries.figure(
-                "optima",
-                choice.key,
-                look.name,
-                more,
-                lambda: figures.optima(isoflop, bands, rows, look),
-            ),
-            "optima",
-        )
+        ui.plot("optima", choice.key, lambda look: figures.optima(isoflop, bands, rows, look), more)
         st.caption("Line and band: approach 3. Diamonds with bars: minima of approach 2.")
     if report is None:
         return
@@ -81,28 +69,19 @@ def show(choice: Choice) -> None:
         left, right = st.columns([3, 2], gap="medium")
         with left:
             st.subheader("Loss over N and D")
-            ui.draw(
-                queries.figure(
-                    "contours",
-                    choice.key,
-                    look.name,
-                    None,
-                    lambda: figures.contours(report, bands, look),
-                ),
-                "contours",
-            )
+            ui.plot("contours", choice.key, lambda look: figures.contours(report, bands, look))
         with right:
-            st.subheader("What to know")
+            st.subheader("Warnings")
             ui.warnings(report.warnings)
             if not report.warnings:
-                st.markdown("Nothing stands against this fit: no warning.")
+                st.markdown("None.")
             _minima(isoflop)
     st.caption(ui.as_text(figures.caption(report)))
     ui.command(choice.words())
 
 
 def _state(choice: Choice) -> None:
-    """Show how many runs stand where; nothing for a table."""
+    """Show the number of runs by status; nothing for a table."""
     source = choice.source
     if source is None:
         return
@@ -117,18 +96,17 @@ def _state(choice: Choice) -> None:
     failed = sum(source.counts.get(status, 0) for status in ("failed", "diverged"))
     if failed:
         st.markdown(
-            f"{failed:,} runs have no result. "
-            + ui.prose(f"`scalelab retry {source.name}` starts them again; ")
-            + "the **Runs** page says why they ended."
+            f"{plural(failed, 'run')} without a result. The **Runs** view shows why. "
+            + ui.prose(f"`scalelab retry {source.name}` starts them again.")
         )
 
 
 def _minima(isoflop: IsoflopFit) -> None:
-    """Show where the valleys have their minima, as numbers; of many, evenly spaced ones."""
+    """Show the minima of the isoFLOP curves as a table; of many, an evenly spaced selection."""
     found = [valley for valley in isoflop.curves if valley.is_interior]
     if not found:
         return
-    st.markdown("**Minima of the valleys** (approach 2)")
+    st.markdown("**Minima of the isoFLOP curves** (approach 2)")
     some = np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_MINIMA)).round())
     rows = [
         f"| {format_flops(valley.budget)} | {format_quantity(valley.n_params.value)} "
@@ -136,7 +114,7 @@ def _minima(isoflop: IsoflopFit) -> None:
         f"| {valley.n_params.loss:.4f} |"
         for valley in (found[int(i)] for i in some)
     ]
-    # In Markdown: the browser would load and compile 0.7 MB more for a table of Streamlit's.
+    # Markdown, because a Streamlit table makes the browser load and compile 0.7 MB more.
     head = ("| C, FLOP | N_opt | interval | D/N | loss, nats |", "|" + "--:|" * 5)
     st.markdown("\n".join((*head, *rows)))
 
@@ -177,9 +155,12 @@ def _tokens_per_param(report: FitReport, choice: Choice, flops: float) -> tuple[
     high = found.n_tokens_high[0] / found.n_params_low[0]
     if not np.isfinite(low + high):
         return f"{value:.1f}", "no interval (no replicates)"
-    return f"{value:.1f}", f"{low:.1f} to {high:.1f} tokens a parameter ({100 * report.level:g} %)"
+    return (
+        f"{value:.1f}",
+        f"{low:.1f} to {high:.1f} tokens per parameter ({100 * report.level:g} %)",
+    )
 
 
 def _span(rows: Observations) -> tuple[float, float]:
-    """Return the computes between which the frontier is drawn."""
+    """Return the range of compute in which the frontier is drawn."""
     return float(rows.flops.min()) / 1.5, float(rows.flops.max()) * 1.5

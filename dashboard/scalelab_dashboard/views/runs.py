@@ -1,4 +1,4 @@
-"""Runs: all of them, whatever their state; curves of those selected; how to start them again."""
+"""Runs: table of all runs, training curves of selected ones, and how to restart failed ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from scalelab.report import figures_runs
+from scalelab.units import plural
 from scalelab_dashboard import queries, ui, waiting
 
 if TYPE_CHECKING:
@@ -34,16 +35,16 @@ COLUMNS = (
 )
 AXES = ("tokens", "flops")
 PAGE_ROWS = 2_000
-"""Rows sent to the browser at a time; up to as many it sorts by itself."""
+"""Rows sent to the browser at a time, which it can sort."""
 ORDERS = {
-    "faults first": None,
+    "failed first": None,
     "lowest loss": ("loss_nats", True),
     "highest loss": ("loss_nats", False),
     "most FLOPs": ("flops", False),
     "most parameters": ("n_params", False),
     "longest time": ("wall_s", False),
 }
-"""What a table of several pages can be sorted by, with its column and whether small comes first."""
+"""Sort orders of a table with several pages: column, and whether it is ascending."""
 STATES = ("done", "running", "queued", "planned", "failed", "diverged", "preempted", "cancelled")
 
 
@@ -53,7 +54,7 @@ def show(choice: Choice) -> None:
         if choice.table is None:
             waiting.nothing(choice)
         else:
-            st.info("A table has rows, not runs: the **Data** page shows them.")
+            st.info("The rows of a table are in the **Data** view.")
         return
     table = queries.runs(choice.results, choice.source.name, choice.stamp)
     browser(choice, table)
@@ -61,7 +62,7 @@ def show(choice: Choice) -> None:
 
 @st.fragment
 def browser(choice: Choice, table: pd.DataFrame) -> None:
-    """Filter, table and curves: a fragment, so that choosing runs redraws nothing else."""
+    """Draw filter, table and curves, as a fragment: selecting runs redraws nothing else."""
     assert choice.source is not None
     left, right = st.columns(2)
     with left:
@@ -70,7 +71,7 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         )
     with right:
         text = st.text_input(
-            "Find", key="find", bind="query-params", placeholder="part of a run's name or fault"
+            "Find", key="find", bind="query-params", placeholder="part of a run_id or an error"
         )
     found = filtered(table, states, text or "")
     shown, where = page_of(found)
@@ -79,16 +80,16 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         seen,
         hide_index=True,
         height=380,
-        key=f"runs_table{where}",  # rows selected on one page are not those of another
+        key=f"runs_table{where}",  # each page has its own selection
         on_select="rerun",
         selection_mode="multi-row",
-        alt=f"{len(found)} runs with status, size, loss and faults",
+        alt=f"{len(found)} runs with status, size, loss and errors",
         column_config=_config(flops),
     )
     chosen = [i for i in picked["selection"]["rows"] if i < len(shown)][:MAX_SELECTED]
     st.caption(
-        f"{len(found):,} of {len(table):,} runs{where}. Click a header to sort, the left edge of a "
-        f"row to select it (up to {MAX_SELECTED})."
+        f"{len(found):,} of {len(table):,} runs{where}. Click a header to sort, or the left edge "
+        f"of a row to select it (up to {MAX_SELECTED})."
     )
     _faults(choice, found, shown.iloc[chosen])
     ids = tuple(shown["run_id"].iloc[chosen]) or _best(found)
@@ -97,13 +98,13 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
 
 
 def page_of(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the rows of the chosen page in the chosen order, and which they are, in words."""
+    """Return the rows of the chosen page in the chosen order, and their range as text."""
     n_pages = -(-len(found) // PAGE_ROWS)
     if n_pages <= 1:
         return found, ""
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     with left:
-        name = st.selectbox("Order of all pages", ORDERS, key="order", bind="query-params")
+        name = st.selectbox("Sort order", ORDERS, key="order", bind="query-params")
     with right:
         page = st.pagination(n_pages, key="part", bind="query-params")
     order = ORDERS[name or next(iter(ORDERS))]
@@ -117,14 +118,14 @@ def page_of(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 @st.fragment
 def curves(choice: Choice, run_ids: tuple[str, ...], *, is_chosen: bool) -> None:
-    """Curves of some runs: a fragment of its own, which leaves the table alone."""
+    """Draw training curves, as a fragment that does not redraw the table."""
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     with left:
-        st.subheader("Curves")
+        st.subheader("Training curves")
         st.caption(
-            "Of the selected runs."
+            "Selected runs."
             if is_chosen
-            else "Of the best finished runs; select others above."
+            else "Finished runs with the lowest loss. Select others in the table."
         )
     with right:
         by = st.segmented_control(
@@ -135,35 +136,30 @@ def curves(choice: Choice, run_ids: tuple[str, ...], *, is_chosen: bool) -> None
             bind="query-params",
             required=True,
         )
-    look = ui.look()
-    ui.draw(
-        queries.figure(
-            "curves",
-            (choice.results, choice.stamp, run_ids),
-            look.name,
-            by,
-            lambda: figures_runs.curves(
-                queries.curves(choice.results, run_ids, choice.stamp), by or AXES[0], look
-            ),
-        ),
+    ui.plot(
         "curves",
+        (choice.results, choice.stamp, run_ids),
+        lambda look: figures_runs.curves(
+            queries.curves(choice.results, run_ids, choice.stamp), by or AXES[0], look
+        ),
+        by,
     )
 
 
 def filtered(table: pd.DataFrame, states: list[str], text: str) -> pd.DataFrame:
-    """Return the rows with one of the states (none: any) and the text in name or fault."""
+    """Return the rows with one of the states (none: any) and the text in run_id or error."""
     keep = pd.Series(True, index=table.index)
     if states:
         keep &= table["status"].isin(states)
     if text:
-        fault = table["reason"].fillna("") if "reason" in table else ""
-        said = table["run_id"] + " " + fault
-        keep &= said.str.contains(text, case=False, regex=False)
+        error = table["reason"].fillna("") if "reason" in table else ""
+        words = table["run_id"] + " " + error
+        keep &= words.str.contains(text, case=False, regex=False)
     return table[keep]
 
 
 def view(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the columns that are shown, and the name of FLOPs in a unit the browser can show."""
+    """Return the shown columns, and the name of FLOPs with its unit."""
     names = [name for name in COLUMNS if name in table]
     if "reason" in names and not table["reason"].notna().any():
         names.remove("reason")
@@ -188,13 +184,13 @@ def _config(flops: str) -> dict[str, Any]:
         "loss_nats": number("loss, nats", format="%.4f"),
         "lr": number("lr", format="%.2e"),
         flops: number(format="%.3g"),
-        "batch_seqs": number("batch", help="sequences a step"),
+        "batch_seqs": number("batch", help="sequences per step"),
         "n_layers": number("layers"),
         "d_model": number("width"),
         "wall_s": number("time, s", format="localized"),
         "epochs": number("epochs", format="%.2f"),
         "run_id": "run",
-        "reason": st.column_config.TextColumn("fault", width="medium"),
+        "reason": st.column_config.TextColumn("error", width="medium"),
     }
 
 
@@ -204,7 +200,7 @@ def _best(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _faults(choice: Choice, found: pd.DataFrame, chosen: pd.DataFrame) -> None:
-    """Say how to start again what has no result."""
+    """Show how to restart runs without a result."""
     assert choice.source is not None
     n_lost = int(found["status"].isin(("failed", "diverged", "cancelled", "preempted")).sum())
     if not n_lost:
@@ -214,5 +210,5 @@ def _faults(choice: Choice, found: pd.DataFrame, chosen: pd.DataFrame) -> None:
             st.markdown(f"**{ui.as_text(row['run_id'])}**: {ui.as_text(row['reason'])}")
     ui.command(
         ["scalelab", "retry", choice.source.name, "--results", choice.results],
-        f"{n_lost:,} of these runs have no result. To start them again:",
+        f"{plural(n_lost, 'run')} without a result. To start them again:",
     )
