@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.records.machine import ctrl_c_blocked
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
 
 KEPT = 12
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +176,7 @@ def _end_with_the_server() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def attempt(work: Callable[[], Any]) -> Any:
+def attempt(work: Callable[[], T]) -> T | Failure:
     """Return the result of a call, or its `ScalelabError` as a Failure."""
     from scalelab.errors import ScalelabError
 

@@ -36,7 +36,7 @@ def test_all_tables_together_are_small():
 def test_a_fit_opens_a_table_by_name():
     from pathlib import Path
 
-    report = api.fit("public:chinchilla", selection=api.Selection(where="excluded_besiroglu = 0"))
+    report = api.fit("public:chinchilla", where="excluded_besiroglu = 0")
     assert len(report.observations) == 240
     with open_file(Path("public:llama3")) as source:
         assert "n_tokens" in source.types

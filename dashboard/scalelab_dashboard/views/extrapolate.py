@@ -95,8 +95,7 @@ def _ask(rows: Observations) -> str | Failure:
             utilisation = st.number_input(
                 "Utilisation", 0.01, 1.0, STATED_UTILISATION, 0.05, key="mfu", bind="query-params"
             )
-    request: str | Failure = attempt(lambda: request_of(by, text, hardware, utilisation))
-    return request
+    return attempt(lambda: request_of(by, text, hardware, utilisation))
 
 
 def request_of(by: str, text: str, hardware: str, utilisation: float) -> str:
