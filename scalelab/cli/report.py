@@ -115,7 +115,7 @@ def as_html(found: FitReport, command: str) -> str:
             command=command,
             fit=found,
             bands=api_assess.bands(found, low / 1.5, high * 1.5),
-            reach=api_assess.bands(found, low / 2, far * 3),
+            extended=api_assess.bands(found, low / 2, far * 3),
             planes=api_assess.bands(found, *PUBLISHED_SPAN),
             models=[model for model in PUBLISHED if model.is_decoder],
             named=WELL_KNOWN,

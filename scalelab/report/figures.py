@@ -1,8 +1,7 @@
-"""The answer of a fit: data in, Plotly figure out, for the page and for the HTML report.
+"""Plotly figures of the compute-optimal frontier and the loss surface.
 
-What to use when: `figures_valleys` and the `optima` and `contours` of this module are the overview;
-`figures_fit` has the checks, `figures_forecast` what lies beyond the runs, `figures_runs` the runs
-themselves.
+`figures_isoflop` has the isoFLOP curves, `figures_fit` the checks of a fit, `figures_forecast` the
+extrapolations, and `figures_runs` the runs. The dashboard and the HTML report use them all.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ from scalelab.report.look import (
     TOKENS,
     Look,
     add_band,
+    add_line,
     empty,
+    error_bars,
     finish,
     label_end,
     log_axis,
@@ -27,7 +28,7 @@ from scalelab.report.look import (
     short,
     thinned,
 )
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
@@ -42,11 +43,11 @@ LEVELS = 9
 
 
 def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: Look = LIGHT) -> Any:
-    """Return N_opt(C) above D_opt(C): minima of approach 2, frontier and band of approach 3."""
+    """Return N_opt and D_opt against compute: approach 2 as points, approach 3 as line and band."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    budgets = np.array([valley.budget for valley in isoflop.interior])
+    budgets = np.array([curve.budget for curve in isoflop.interior])
     flops = [budgets, *([bands.flops] if bands is not None else []), rows.flops]
     for row, axis in ((1, "n_params"), (2, "n_tokens")):
         if bands is not None:
@@ -78,12 +79,12 @@ def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: L
 
 
 def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
-    """Return the law's loss over N and D with the runs and the efficient frontier."""
+    """Return contours of the loss over N and D, with the runs and the efficient frontier."""
     import plotly.graph_objects as go
 
     rows, law = report.observations, report.fit.law
     if report.fit.status == "not_identified" or set(law.columns) != {"n_params", "n_tokens"}:
-        return empty(look, "No surface over N and D: the fit does not determine one.")
+        return empty(look, "No surface over N and D: the fit does not determine it.")
     span_n, span_d = _widened(rows.n_params), _widened(rows.n_tokens)
     x, y = np.geomspace(*span_n, GRID), np.geomspace(*span_d, GRID)
     n_params, n_tokens = np.meshgrid(x, y)
@@ -119,22 +120,15 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
         )
     )
     if bands is not None:
-        figure.add_trace(
-            go.Scatter(
-                x=short(bands.n_params),
-                y=short(bands.n_tokens),
-                mode="lines",
-                line={"color": look.accent, "width": 2.4},
-                name="efficient frontier",
-                hovertemplate="frontier<br>N %{x}, D %{y}<extra></extra>",
-            )
-        )
+        hover = "frontier<br>N %{x}, D %{y}"
+        name = "efficient frontier"
+        add_line(figure, bands.n_params, bands.n_tokens, look.accent, name, hover, width=2.4)
     finish(
         figure,
         look,
         alt=(
-            f"Contours of the fitted loss over parameters and tokens, {len(rows)} runs, and the "
-            "compute-optimal frontier through them."
+            f"Contours of the fitted loss over parameters and tokens, {plural(len(rows), 'run')}, "
+            "and the compute-optimal frontier."
         ),
         x=PARAMS,
         y=TOKENS,
@@ -150,9 +144,9 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
 def _name_contours(
     figure: Any, x: FloatArray, y: FloatArray, loss: FloatArray, levels: FloatArray, look: Look
 ) -> None:
-    """Write each contour's loss at its lower end, on the bottom or the right of the frame.
+    """Write the loss of each contour at its end, at the bottom or right edge.
 
-    Plotly's own labels along the curves take the browser as long as the curves themselves.
+    Plotly's own contour labels double the drawing time in the browser.
     """
     edge = np.concatenate((loss[0], loss[1:, -1]))
     edge_x = np.concatenate((x, np.full(len(y) - 1, x[-1])))
@@ -168,8 +162,6 @@ def _name_contours(
 
 
 def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> None:
-    import plotly.graph_objects as go
-
     value = getattr(bands, axis)
     add_band(
         figure,
@@ -180,18 +172,8 @@ def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> Non
         row=row,
         col=1,
     )
-    figure.add_trace(
-        go.Scatter(
-            x=short(bands.flops),
-            y=short(value),
-            mode="lines",
-            line={"color": look.accent, "width": 2.2},
-            name="approach 3",
-            hovertemplate="approach 3<br>C %{x:.2e}<br>%{y}<extra></extra>",
-        ),
-        row=row,
-        col=1,
-    )
+    hover = "approach 3<br>C %{x:.2e}<br>%{y}"
+    add_line(figure, bands.flops, value, look.accent, "approach 3", hover, row=row, col=1)
     label_end(
         figure,
         float(bands.flops[-1]),
@@ -207,29 +189,21 @@ def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> Non
 def _points(figure: Any, isoflop: IsoflopFit, axis: str, look: Look, row: int) -> None:
     import plotly.graph_objects as go
 
-    bottoms = [getattr(valley, axis) for valley in isoflop.interior]
-    value = np.array([bottom.value for bottom in bottoms])
-    high = np.array([bottom.high or bottom.value for bottom in bottoms])
-    low = np.array([bottom.low or bottom.value for bottom in bottoms])
+    minima = [getattr(curve, axis) for curve in isoflop.interior]
+    value = np.array([each.value for each in minima])
+    high = np.array([each.high or each.value for each in minima])
+    low = np.array([each.low or each.value for each in minima])
     figure.add_trace(
         go.Scatter(
-            x=[valley.budget for valley in isoflop.interior],
+            x=[curve.budget for curve in isoflop.interior],
             y=value,
             mode="markers",
             marker={
                 "color": look.second,
-                "size": 7 if len(bottoms) < 20 else 4,
+                "size": 7 if len(minima) < 20 else 4,
                 "symbol": "diamond",
             },
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": high - value,
-                "arrayminus": value - low,
-                "color": look.second,
-                "thickness": 1.2,
-                "width": 3,
-            },
+            error_y=error_bars(value, low, high, look.second, 3, 1.2),
             name="approach 2",
             hovertemplate="approach 2<br>C %{x:.2e}<br>%{y}<extra></extra>",
         ),
@@ -245,7 +219,7 @@ def _widened(values: FloatArray) -> tuple[float, float]:
 
 
 def _log_range(values: FloatArray, margin: float = 0.04) -> list[float]:
-    """Return an axis range in decades around positive values."""
+    """Return the range of a logarithmic axis around positive values, in decades."""
     good = values[np.isfinite(values) & (values > 0)]
     low, high = float(np.log10(good.min())), float(np.log10(good.max()))
     extra = max(margin * (high - low), 1e-3)
@@ -253,10 +227,11 @@ def _log_range(values: FloatArray, margin: float = 0.04) -> list[float]:
 
 
 def caption(report: FitReport) -> str:
-    """Return one line on what the figures rest on: rows, source and conventions."""
+    """Return one line about the data of the figures: runs, source and conventions."""
     rows = report.observations
     return (
-        f"{report.fit.n_rows:,} runs from {rows.source}; N counted {rows.param_convention}, FLOPs "
-        f"counted {rows.flop_convention}; largest run {format_flops(report.fit.max_flops)} FLOP, "
+        f"{plural(report.fit.n_rows, 'run')} from {rows.source}; N counted "
+        f"{rows.param_convention}, FLOPs counted {rows.flop_convention}; largest run "
+        f"{format_flops(report.fit.max_flops)} FLOP, "
         f"N {format_quantity(float(rows.n_params.max()))}; forecasts use C = 6 N D."
     )

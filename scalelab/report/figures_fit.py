@@ -1,4 +1,4 @@
-"""Figures that judge a fit: the methods side by side, bootstrap, residuals, one budget left out."""
+"""Checks of a fit: exponents by method, residuals, bootstrap, leave-one-budget-out, forms."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scalelab.report.look import (
     TOKENS,
     Look,
     empty,
+    error_bars,
     finish,
     log_axis,
     note_thinned,
@@ -24,6 +25,7 @@ from scalelab.report.look import (
     short,
     thinned,
 )
+from scalelab.units import plural
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
@@ -33,19 +35,19 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 SAME = 1e-9
-"""Relative spread up to which replicates of a parameter are one value."""
+"""Relative spread below which the replicates of a parameter count as equal."""
 PAIR_POINTS = 300
 BINS = 30
 CLOUD = 1500
 
 
 def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any:
-    """Return the exponent a of each method with its interval, one row a method.
+    """Return the exponent a of each method with its interval, one row per method.
 
     Parameters
     ----------
     exponents : sequence of (str, Interval)
-        Method and exponent, from top to bottom; limits that are NaN are not drawn.
+        Method and exponent, from top to bottom; NaN limits are not drawn.
     look : Look
     """
     import plotly.graph_objects as go
@@ -62,15 +64,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
             y=names,
             mode="markers",
             marker={"size": 10, "color": look.accent},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": np.nan_to_num(high - value),
-                "arrayminus": np.nan_to_num(value - low),
-                "color": look.accent,
-                "thickness": 1.6,
-                "width": 5,
-            },
+            error_x=error_bars(value, low, high, look.accent, 5, 1.6),
             customdata=np.stack([low, high], axis=1),
             hovertemplate="%{y}<br>a = %{x:.4f} (%{customdata[0]:.4f} to %{customdata[1]:.4f})"
             "<extra></extra>",
@@ -78,7 +72,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
     )
     figure.add_vline(x=0.5, line={"color": look.faint, "dash": "dot", "width": 1})
     for name, at, end in zip(names, value, np.fmax(high, value), strict=True):
-        # Beyond the interval, where neither the line at one half nor a bar runs through it.
+        # beyond the interval, so that no line crosses the text
         figure.add_annotation(
             x=end, y=name, text=f"{at:.3f}", showarrow=False, xanchor="left", xshift=10
         )
@@ -87,7 +81,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
         figure,
         look,
         alt=f"Exponent a of N_opt by method with intervals: {said}.",
-        x="exponent a of N<sub>opt</sub> ∝ C<sup>a</sup> (dotted: one half)",
+        x="exponent a of N<sub>opt</sub> ∝ C<sup>a</sup> (dotted: 0.5)",
         height=110 + 62 * len(names),
     )
     figure.update_yaxes(range=[len(names) - 0.5, -0.7], showgrid=False)
@@ -95,7 +89,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
 
 
 def residuals(report: FitReport, look: Look = LIGHT) -> Any:
-    """Return residuals against N, D and C, with their middle 90 %, and the normal QQ plot."""
+    """Return residuals against N, D and C with their middle 90 %, and a normal QQ plot."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -136,9 +130,9 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
         figure,
         look,
         alt=(
-            f"Residuals of {len(shown)} runs against parameters, tokens and compute, and against "
-            f"normal quantiles; 90 % lie between {low:.3g} and {high:.3g} {unit}; {beyond} beyond "
-            "the frame are drawn at its edge."
+            f"Residuals of {plural(len(shown), 'run')} against parameters, tokens and compute, and "
+            f"against normal quantiles; 90 % are between {low:.3g} and {high:.3g} {unit}; {beyond} "
+            "outside the plotted range are at its edge."
         ),
         height=640,
     )
@@ -151,7 +145,7 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
 
 
 def pairs(report: FitReport, look: Look = LIGHT) -> Any:
-    """Return bootstrap marginals on the diagonal and pairs of parameters below it."""
+    """Return bootstrap distributions of the parameters on the diagonal, and pairs below it."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -228,7 +222,7 @@ def pairs(report: FitReport, look: Look = LIGHT) -> Any:
 
 
 def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
-    """Return, for each budget left out, the exponent of the rest and how its runs were predicted.
+    """Return, for each omitted budget, the exponent without it and the error on its runs.
 
     Parameters
     ----------
@@ -240,7 +234,7 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
     from plotly.subplots import make_subplots
 
     if not table:
-        return empty(look, "Fewer than three budgets: leaving one out says nothing.", height=240)
+        return empty(look, "Leave-one-budget-out needs at least three budgets.", height=240)
     budgets = np.array([row["budget"] for row in table])
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     for col, key, scale, name in (
@@ -269,13 +263,13 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
         ),
         height=340,
     )
-    figure.update_xaxes(**log_axis(budgets), title_text="budget left out, FLOP")
+    figure.update_xaxes(**log_axis(budgets), title_text="omitted budget, FLOP")
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     return figure
 
 
 def forms(comparison: Comparison, look: Look = LIGHT) -> Any:
-    """Return each form's mean error on the next budget, and how far it lies above the best one's.
+    """Return the mean error of each form on the next budget, relative to the best form.
 
     Parameters
     ----------
@@ -334,7 +328,7 @@ def _quantiles(figure: Any, shown: FloatArray, look: Look) -> None:
     ordered = np.sort(shown)
     normal = special.ndtri((np.arange(len(ordered)) + 0.5) / len(ordered))
     some = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), 600)).round().astype(int))
-    # The middle half sets the line: tails must not bend what they are judged by.
+    # The line is fitted to the middle half, so that tails do not affect it.
     low, high = np.quantile(ordered, [0.25, 0.75])
     slope = (high - low) / (2 * special.ndtri(0.75))
     ends = np.array([normal[0], normal[-1]])
@@ -369,13 +363,13 @@ def _shown(report: FitReport) -> tuple[FloatArray, str]:
 
 
 def _differ(draws: FloatArray) -> bool:
-    """Say whether replicates differ by more than rounding, those beyond all numbers apart."""
+    """Whether the finite replicates differ by more than rounding errors."""
     finite = draws[np.isfinite(draws)]
     return len(finite) > 1 and float(np.ptp(finite)) > SAME * float(np.abs(finite).max())
 
 
 def _in_logs(draws: FloatArray) -> tuple[FloatArray, bool]:
-    """Return replicates in powers of ten where they span a factor of three or more."""
+    """Return log10 of the replicates if they span a factor of three or more."""
     if draws.min() > 0 and draws.max() / draws.min() > 3:
         return np.log10(draws), True
     return draws, False

@@ -1,4 +1,4 @@
-"""Figures beyond the runs: the extrapolated loss, published models beside the law, the choice."""
+"""Extrapolated loss, published models compared with the law, and candidates of a decision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from scalelab.report.look import (
     TOKENS,
     Look,
     add_band,
+    add_line,
     empty,
+    error_bars,
     finish,
     label_end,
     log_axis,
@@ -44,7 +46,7 @@ def extrapolation(
     held: Observations | None = None,
     look: Look = LIGHT,
 ) -> Any:
-    """Return the loss along the frontier with both intervals, the fitted range shaded.
+    """Return the loss along the frontier with both intervals; the fitted range is shaded.
 
     Parameters
     ----------
@@ -62,7 +64,7 @@ def extrapolation(
     from scalelab.theory.accounting import train_flops_6nd
 
     if bands is None:
-        return empty(look, "No forecast: the runs do not determine the law. See the Fit page.")
+        return empty(look, "No forecast: the runs do not determine the law. See the Fit view.")
     figure = go.Figure()
     rows = report.observations
     reached = train_flops_6nd(rows.n_params, rows.n_tokens)
@@ -75,16 +77,8 @@ def extrapolation(
     )
     add_band(figure, bands.flops, bands.pred_low, bands.pred_high, look.veil(look.second, 0.16))
     add_band(figure, bands.flops, bands.low, bands.high, look.veil(look.accent, 0.3))
-    figure.add_trace(
-        go.Scatter(
-            x=short(bands.flops),
-            y=short(bands.loss),
-            mode="lines",
-            line={"color": look.accent, "width": 2.4},
-            name="compute-optimal",
-            hovertemplate="C %{x:.2e} FLOP<br>loss %{y:.4f}<extra>compute-optimal</extra>",
-        )
-    )
+    hover = "compute-optimal<br>C %{x:.2e} FLOP<br>loss %{y:.4f}"
+    add_line(figure, bands.flops, bands.loss, look.accent, "compute-optimal", hover, width=2.4)
     some = thinned(len(rows))
     _runs(figure, reached[some], rows.loss_nats[some], "fitted runs", look.faint, 4)
     if held is not None and len(held):
@@ -100,14 +94,9 @@ def extrapolation(
                 y=[each.loss_nats],
                 mode="markers",
                 marker={"symbol": "star", "size": 15, "color": look.accent},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [np.nan_to_num(each.pred_high - each.loss_nats)],
-                    "arrayminus": [np.nan_to_num(each.loss_nats - each.pred_low)],
-                    "color": look.ink,
-                    "width": 6,
-                },
+                error_y=error_bars(
+                    [each.loss_nats], [each.pred_low], [each.pred_high], look.ink, 6, 2
+                ),
                 name="target",
                 hovertemplate="target<br>C %{x:.2e} FLOP<br>loss %{y:.4f}<extra></extra>",
             )
@@ -151,15 +140,15 @@ def published_planes(
     named: Sequence[str] = (),
     look: Look = LIGHT,
 ) -> Any:
-    """Return published models on the N-D and the N-C plane, with this sweep's frontier.
+    """Return published models in the N-D and N-C planes, with the frontier of this fit.
 
     Parameters
     ----------
     models : sequence of PublishedModel
     bands : Bands or None
-        This sweep's frontier over the models' compute.
+        Frontier of this fit over the compute of the models.
     named : sequence of str
-        Models whose names stand beside their points.
+        Models whose names are written.
     look : Look
     """
     import plotly.graph_objects as go
@@ -215,7 +204,7 @@ def published_planes(
 
 
 def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = LIGHT) -> Any:
-    """Return loss against cost: feasible and infeasible candidates, the Pareto front, the winner.
+    """Return loss against cost: candidates within and outside the limits, Pareto front, best.
 
     Parameters
     ----------
@@ -268,15 +257,7 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
                 y=middle,
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 16 if name == "best" else 8},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": high - middle,
-                    "arrayminus": middle - low,
-                    "color": colour,
-                    "thickness": 1,
-                    "width": 3,
-                },
+                error_y=error_bars(middle, low, high, colour, 3, 1),
                 name=name,
                 customdata=[plain(p["label"]) for p in chosen],
                 hovertemplate="%{customdata}<br>%{x}<br>loss %{y:.4f}<extra></extra>",
@@ -320,8 +301,6 @@ def _runs(figure: Any, x: FloatArray, y: FloatArray, name: str, colour: str, siz
 
 
 def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> None:
-    import plotly.graph_objects as go
-
     x = bands.n_tokens if axis == "n_tokens" else bands.flops
     add_band(
         figure,
@@ -332,24 +311,14 @@ def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> Non
         row=1,
         col=col,
     )
-    figure.add_trace(
-        go.Scatter(
-            x=short(x),
-            y=short(bands.n_params),
-            mode="lines",
-            line={"color": look.accent, "width": 2.2},
-            name="this fit's optimum",
-            hovertemplate="optimum<br>N %{y}, %{x}<extra></extra>",
-        ),
-        row=1,
-        col=col,
-    )
+    hover = "optimum<br>N %{y}, %{x}"
+    add_line(figure, x, bands.n_params, look.accent, "this fit's optimum", hover, row=1, col=col)
 
 
 def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:
-    """Return where each wanted name stands so that none lies over another; empty where it cannot.
+    """Return the position of each wanted name such that none overlap; empty if there is no room.
 
-    Boxes are reckoned in parts of the panel: a letter about 1.5 % wide, a line about 3.6 % high.
+    Boxes are in fractions of the panel: a letter is about 1.5 % wide, a line about 3.6 % high.
     """
     across = (np.log10(x) - np.log10(x.min())) / max(float(np.ptp(np.log10(x))) + 0.5, 1e-9)
     up = (np.log10(y) - 7.3) / 5.0

@@ -1,4 +1,4 @@
-"""Figures of the runs themselves: training curves of chosen runs, and what the runs cost."""
+"""Training curves and costs of runs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.report.look import FLOPS, LIGHT, Look, empty, finish, log_axis, plain, short
-from scalelab.units import format_flops
+from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PANELS = (
-    ("loss_nats", "training loss, nats a token"),
+    ("loss_nats", "training loss, nats per token"),
     ("lr", "learning rate"),
     ("grad_norm", "gradient norm"),
     ("tflops_per_s", "TFLOP/s"),
     ("mfu", "share of peak (MFU)"),
 )
 FIRST_PANEL = 1.7
-"""Height of the loss over that of the panels below it."""
+"""Height of the loss panel relative to the others."""
 PANEL_HEIGHT = 185
 
 
 def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
-    """Return loss, learning rate, gradient norm and speed of runs, labelled at their ends.
+    """Return loss, learning rate, gradient norm and speed of runs, with labels at their ends.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
         ``run_id``, ``label``, ``tokens``, ``flops`` and the columns of `PANELS`, as
         `scalelab.api.page.curves`.
     by : {"tokens", "flops"}
-        What runs along the x axis.
+        The x axis.
     look : Look
     """
     import plotly.graph_objects as go
@@ -77,20 +77,21 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
             )
         values = table[key].dropna().to_numpy(float)
         if np.ptp(values) <= 1e-6 * np.abs(values).max():
-            # A constant would be magnified into its rounding errors.
+            # do not magnify the rounding errors of a constant
             figure.update_yaxes(range=[0, 1.25 * float(values.max()) or 1.0], row=row, col=col)
         figure.update_yaxes(title_text=name, row=row, col=col)
     finish(
         figure,
         look,
-        alt=f"Training curves of {len(groups)} runs: {', '.join(name for _, name in panels)}.",
+        alt=f"Training curves of {plural(len(groups), 'run')}: "
+        f"{', '.join(name for _, name in panels)}.",
         height=PANEL_HEIGHT * (n_rows + 1),
     )
     values = table[by].to_numpy(float)
     values = values[values > 0]
     low, high = np.log10(values.min()), np.log10(values.max())
     figure.update_xaxes(**log_axis(values, sizes=by == "tokens"), matches="x")
-    # Room on the right for the names at the curves' ends.
+    # room on the right for the labels
     figure.update_xaxes(range=[low - 0.03, high + 0.09 * (high - low) + 0.03], row=1, col=1)
     title = "training tokens" if by == "tokens" else FLOPS
     for row, col in places:
@@ -101,7 +102,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
 
 
 def _places(count: int) -> tuple[int, list[tuple[int, int]]]:
-    """Return the columns, and row and column of each panel: the first across, the others below."""
+    """Return the number of columns, and row and column of each panel; the first spans a row."""
     n_cols = 3 if count == 4 else 2
     return n_cols, [(1, 1), *((2 + i // n_cols, 1 + i % n_cols) for i in range(count - 1))]
 
@@ -109,7 +110,7 @@ def _places(count: int) -> tuple[int, list[tuple[int, int]]]:
 def _label_ends(
     figure: Any, groups: list[Any], colours: list[str], key: str, by: str, look: Look
 ) -> None:
-    """Name each curve at its end in the first panel, names that would touch moved apart."""
+    """Write the name of each curve at its end in the first panel, without overlap."""
     ends = []
     for (_, curve), colour in zip(groups, colours, strict=True):
         good = curve[curve[key].notna() & (curve[by] > 0)]
@@ -134,7 +135,7 @@ def _label_ends(
 
 
 def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> Any:
-    """Return spent, wasted and still planned cost by budget, stacked.
+    """Return spent, wasted and planned cost by budget, as stacked bars.
 
     Parameters
     ----------
@@ -142,7 +143,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
         ``budget`` and ``spent_X``, ``wasted_X``, ``planned_X`` for X = ``column``, as
         `scalelab.api.page.costs`.
     column : str
-        Which cost.
+        The cost.
     unit : str
         Its name with unit.
     look : Look
@@ -150,7 +151,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
     import plotly.graph_objects as go
 
     if not len(table):
-        return empty(look, "No run has cost anything yet.", height=240)
+        return empty(look, "No costs yet.", height=240)
     names = [
         "none" if not np.isfinite(budget) else f"{format_flops(budget)} FLOP"
         for budget in table["budget"]
@@ -158,8 +159,8 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
     figure = go.Figure()
     parts = (
         ("spent", "spent on results", look.third, ""),
-        ("wasted", "wasted on lost attempts", look.accent, "x"),
-        ("planned", "still planned", look.faint, "/"),
+        ("wasted", "wasted (no result)", look.accent, "x"),
+        ("planned", "planned", look.faint, "/"),
     )
     for key, name, colour, pattern in parts:
         values = table[f"{key}_{column}"].to_numpy(float)
@@ -178,7 +179,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
         look,
         alt=(
             f"Cost by budget in {unit}: {total['spent']:.3g} spent on results, "
-            f"{total['wasted']:.3g} wasted, {total['planned']:.3g} still planned."
+            f"{total['wasted']:.3g} wasted, {total['planned']:.3g} planned."
         ),
         x="isoFLOP budget",
         y=unit,

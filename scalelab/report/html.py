@@ -1,7 +1,6 @@
-"""One HTML file of a fit that opens anywhere: figures, numbers and warnings, nothing fetched.
+"""The HTML report of a fit: one file with figures, numbers and warnings that works offline.
 
-The figures are those of the page; plotly.js lies inside the file. Text that came from files is
-escaped.
+It has the figures of the dashboard and contains plotly.js. Text from files is escaped.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalelab.report import figures, figures_fit, figures_forecast, figures_valleys
+from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
@@ -46,31 +45,31 @@ _CONFIG = {"displaylogo": False, "responsive": True}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
-    """What a report shows.
+    """The content of a report.
 
     Attributes
     ----------
     title : str
     command : str
-        The command that made it.
+        Command that wrote the report.
     fit : FitReport
     bands : Bands or None
-        The frontier over the runs.
-    reach : Bands or None
-        The frontier from the runs to the farthest forecast.
+        Frontier over the compute of the runs.
+    extended : Bands or None
+        Frontier from the runs to the farthest forecast.
     planes : Bands or None
-        The frontier over the published models' compute.
+        Frontier over the compute of the published models.
     models : sequence of PublishedModel
-        Published models to show beside it.
+        Published models to compare with.
     named : sequence of str
-        Those whose names are written.
+        Models whose names are written.
     """
 
     title: str
     command: str
     fit: FitReport
     bands: Bands | None
-    reach: Bands | None
+    extended: Bands | None
     planes: Bands | None
     models: Sequence[PublishedModel] = ()
     named: Sequence[str] = ()
@@ -85,7 +84,7 @@ def render(content: Content) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        # An empty icon, so that no browser asks for one.
+        # an empty icon, so that browsers do not request one
         '<link rel="icon" href="data:,">',
         f"<title>{html.escape(content.title)}</title><style>{_STYLE}</style>",
         f"<script>{get_plotlyjs()}</script></head><body><main>",
@@ -96,7 +95,7 @@ def render(content: Content) -> str:
         *_figures(content),
         "<h2>Parameters</h2>",
         *_parameters(fit),
-        "<h2>Made by</h2>",
+        "<h2>Command</h2>",
         f"<code>{html.escape(content.command)}</code>",
         "</main></body></html>",
     ]
@@ -105,8 +104,10 @@ def render(content: Content) -> str:
 
 def _figures(content: Content) -> Iterator[str]:
     fit, is_known = content.fit, content.fit.fit.status != "not_identified"
-    yield '<div class="pair"><section><h2>Valleys</h2>'
-    yield _figure(figures_valleys.valleys(fit.observations, fit.isoflop, content.bands), "valleys")
+    yield '<div class="pair"><section><h2>IsoFLOP curves</h2>'
+    yield _figure(
+        figures_isoflop.isoflop_curves(fit.observations, fit.isoflop, content.bands), "isoflop"
+    )
     yield "</section><section><h2>Compute-optimal N and D</h2>"
     yield _figure(figures.optima(fit.isoflop, content.bands, fit.observations), "optima")
     yield "</section></div>"
@@ -116,15 +117,15 @@ def _figures(content: Content) -> Iterator[str]:
         yield "<h2>Extrapolation</h2>"
         yield from _forecasts(fit.forecasts)
         yield _figure(
-            figures_forecast.extrapolation(fit, content.reach, fit.forecasts), "extrapolation"
+            figures_forecast.extrapolation(fit, content.extended, fit.forecasts), "extrapolation"
         )
         if content.models:
-            yield "<h2>Published models beside this optimum</h2>"
+            yield "<h2>Published models compared with this optimum</h2>"
             yield _figure(
                 figures_forecast.published_planes(content.models, content.planes, content.named),
                 "published",
             )
-    yield "<h2>Methods side by side</h2>"
+    yield "<h2>Exponent a by method</h2>"
     yield _figure(figures_fit.forest(exponents(fit)), "forest")
     yield "<h2>Residuals</h2>"
     yield _figure(figures_fit.residuals(fit), "residuals")
@@ -153,10 +154,10 @@ def exponents(report: FitReport) -> list[tuple[str, Interval]]:
 
 
 def _figure(figure: Any, name: str) -> str:
-    """Return a figure as a labelled division and the script that draws it."""
+    """Return a figure as a labelled div and the script that draws it."""
     alt = html.escape(str(figure.layout.meta["alt"]), quote=True)
     data = json.loads(figure.to_json())
-    # "</" would end the script; JSON reads "<\/" as the same.
+    # "</" would end the script; in JSON "<\/" means the same
     body = json.dumps({"data": data["data"], "layout": data["layout"]}).replace("</", "<\\/")
     return (
         f'<div id="{name}" role="img" aria-label="{alt}"></div>'
@@ -170,7 +171,7 @@ def _cards(report: FitReport) -> Iterator[str]:
     if report.fit.status == "not_identified":
         yield (
             '<div class="card">status<b>not identified</b><span class="faint">these runs do not '
-            "determine the law; no number is a forecast</span></div></div>"
+            "determine the law; do not use its numbers</span></div></div>"
         )
         return
     names = {"a": "exponent a of N_opt", "b": "exponent b of D_opt", "E": "irreducible loss E"}
@@ -221,8 +222,8 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Iterator[str]:
     if not forecasts:
         return
     yield (
-        "<table><tr><th>asked</th><th>C, FLOP</th><th>N</th><th>D</th><th>loss, nats</th>"
-        "<th>law</th><th>a new run</th></tr>"
+        "<table><tr><th>request</th><th>C, FLOP</th><th>N</th><th>D</th><th>loss, nats</th>"
+        "<th>law</th><th>new run</th></tr>"
     )
     for each in forecasts:
         cells = (

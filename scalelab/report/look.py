@@ -1,7 +1,7 @@
-"""How every Plotly figure looks: colours that colour-blind people tell apart, on light and dark.
+"""Style of the Plotly figures: colour-blind-safe colours for light and dark themes.
 
-`finish` gives a figure its axes, fonts and the sentence that stands in for it where it cannot be
-seen. Text that came from a file passes through `plain`, since Plotly reads some HTML.
+`finish` sets axes, fonts and the alternative text. Text from files must pass through `plain`,
+because Plotly interprets some HTML.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PARAMS, TOKENS, FLOPS, LOSS = (
     "loss, nats per token",
 )
 MAX_POINTS = 1000
-"""Most points of one cloud that are drawn; a figure with more says so (`note_corner`). A browser
-takes 0.1 ms or more for each, and more than these hide each other."""
+"""Most points drawn per trace; a figure with more says so (`note_corner`). Each point takes the
+browser 0.1 ms or more, and more points hide each other."""
 _VIRIDIS = (
     (0.0, (68, 1, 84)),
     (0.125, (71, 44, 122)),
@@ -43,18 +43,18 @@ _VIRIDIS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """The colours of one background.
+    """The colours of a theme.
 
     Attributes
     ----------
     name : {"light", "dark"}
     ink, faint, grid, paper : str
-        Text and main lines, secondary lines, grid lines, the page itself.
+        Text and main lines, secondary lines, grid lines, background.
     accent, second, third : str
-        Vermilion, blue and green of Okabe and Ito 2008: the answer, what it is compared with,
-        and what was observed.
+        Vermilion, blue and green of Okabe and Ito 2008, for the answer, what it is compared with,
+        and observations.
     ramp : tuple of float
-        Which part of viridis is legible on this background.
+        Range of viridis that is legible on this background.
     """
 
     name: Literal["light", "dark"]
@@ -68,7 +68,7 @@ class Look:
     ramp: tuple[float, float]
 
     def shades(self, count: int) -> list[str]:
-        """Return ``count`` colours in order, dark to bright or the reverse."""
+        """Return ``count`` colours in order of brightness."""
         at = np.linspace(*self.ramp, max(count, 2))[:count]
         return [_between(_VIRIDIS, float(x)) for x in at]
 
@@ -78,7 +78,7 @@ class Look:
         return [[i / 8, _between(_VIRIDIS, float(x))] for i, x in enumerate(at)]
 
     def veil(self, colour: str, alpha: float) -> str:
-        """Return a hex colour made transparent, for bands."""
+        """Return a hex colour with transparency, for bands."""
         red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{alpha})"
 
@@ -117,20 +117,20 @@ def finish(
     height: int = HEIGHT,
     legend: bool = False,
 ) -> Any:
-    """Return the figure with the house's fonts, margins, axis names and alternative text.
+    """Set fonts, margins, axis names and alternative text; return the figure.
 
     Parameters
     ----------
     figure : plotly.graph_objects.Figure
     look : Look
     alt : str
-        What the figure shows, in a sentence, for those who cannot see it.
+        What the figure shows, in one sentence.
     x, y : str, optional
-        Axis names with units, where there is one pair of axes.
+        Axis names with units, for a figure with one pair of axes.
     height : int
         Pixels.
     legend : bool
-        Whether names stand in a legend; where they can, they stand at the curves' ends.
+        Whether to show a legend. Figures without one name curves at their ends.
     """
     figure.update_layout(
         height=height,
@@ -171,14 +171,14 @@ def finish(
 
 
 def log_axis(values: Sequence[FloatArray] | FloatArray, *, sizes: bool = False) -> dict[str, Any]:
-    """Return the settings of a logarithmic axis over these values.
+    """Return the settings of a logarithmic axis.
 
     Parameters
     ----------
     values : ndarray or sequence of ndarray
-        What is drawn, to tell how many decades there are.
+        The drawn values, which determine the number of decades.
     sizes : bool
-        Parameters and tokens read as 10M, 1B, 1T; FLOPs as powers of ten.
+        Whether to write 10M, 1B, 1T (for parameters and tokens) or powers of ten.
     """
     parts = [np.asarray(part, float).ravel() for part in _parts(values)]
     flat = np.concatenate(parts) if parts else np.ones(1)
@@ -202,7 +202,7 @@ def log_axis(values: Sequence[FloatArray] | FloatArray, *, sizes: bool = False) 
             for step in steps
         ],
         "minor": {"ticks": "outside", "ticklen": 2, "dtick": "D1"},
-        # What a pointer reads off: 7.1B, and never 7.1G.
+        # hover text: 7.1B, not 7.1G
         "exponentformat": "B" if sizes else "power",
     }
 
@@ -218,7 +218,7 @@ def label_end(
     gap: int = 4,
     **more: Any,
 ) -> None:
-    """Write a curve's name ``gap`` pixels beyond its end; x on a logarithmic axis."""
+    """Write the name of a curve ``gap`` pixels beyond its end; the x axis is logarithmic."""
     figure.add_annotation(
         x=float(np.log10(x)),
         y=float(np.log10(y)) if log_y else float(y),
@@ -259,8 +259,42 @@ def add_band(
     )
 
 
+def error_bars(value: Any, low: Any, high: Any, colour: str, width: int, line: float) -> Any:
+    """Return Plotly's error bars from values and their limits; NaN limits draw no bar."""
+    value, low, high = (np.asarray(part, float) for part in (value, low, high))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": np.nan_to_num(high - value),
+        "arrayminus": np.nan_to_num(value - low),
+        "color": colour,
+        "thickness": line,
+        "width": width,
+    }
+
+
+def add_line(
+    figure: Any, x: FloatArray, y: FloatArray, colour: str, name: str, hover: str, **more: Any
+) -> None:
+    """Draw a named curve; ``hover`` is its hover text."""
+    import plotly.graph_objects as go
+
+    style = {"color": colour, "width": more.pop("width", 2.2), "dash": more.pop("dash", None)}
+    figure.add_trace(
+        go.Scatter(
+            x=short(x),
+            y=short(y),
+            mode="lines",
+            line=style,
+            name=name,
+            hovertemplate=f"{hover}<extra></extra>",
+        ),
+        **more,
+    )
+
+
 def note_corner(figure: Any, text: str, look: Look) -> None:
-    """Write a remark small into the lower left corner of a figure."""
+    """Write a small note in the lower left corner of a figure."""
     figure.add_annotation(
         text=text,
         x=0.01,
@@ -275,31 +309,31 @@ def note_corner(figure: Any, text: str, look: Look) -> None:
 
 
 def note_thinned(figure: Any, shown: int, total: int, look: Look) -> None:
-    """Say that a sample of the runs is drawn, where that is so."""
+    """Write a note if only a sample of the runs is drawn."""
     if shown < total:
-        note_corner(figure, f"{shown:,} of {total:,} runs are drawn.", look)
+        note_corner(figure, f"{shown:,} of {total:,} runs drawn.", look)
 
 
 def thinned(count: int, limit: int = MAX_POINTS) -> NDArray[np.intp]:
-    """Return which of ``count`` points to draw: all, or a fixed sample, in their order."""
+    """Return the indices of the points to draw: all, or a fixed sample in order."""
     if count <= limit:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, limit, replace=False))
 
 
 def short(values: FloatArray) -> NDArray[np.float32]:
-    """Return values as 32-bit floats: half the payload, and finer than any pixel."""
+    """Return values as 32-bit floats, which halves the size of the figure."""
     return np.asarray(values, dtype=np.float32)
 
 
 def plain(text: object) -> str:
-    """Return text that Plotly shows as it is: its HTML disarmed, its length kept in bounds."""
+    """Return text with HTML escaped and at most 80 characters."""
     words = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return words if len(words) <= 80 else words[:79] + "…"
 
 
 def empty(look: Look, message: str, *, height: int = HEIGHT) -> Any:
-    """Return a figure that says why there is nothing to draw and what to do."""
+    """Return a figure with only a message: why nothing is drawn, and what to do."""
     import plotly.graph_objects as go
 
     figure = go.Figure()

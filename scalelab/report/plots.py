@@ -1,8 +1,8 @@
-"""The picture of a fit as PNG, SVG or PDF: valleys, contours, residuals, by matplotlib.
+"""Matplotlib figures: a fit as PNG, SVG or PDF, and the figures of notebooks.
 
-One figure of up to three panels, each left out when there is nothing to draw in it: the isoFLOP
-valleys with their minima and the compute-optimal frontier; the law's contours over the runs; the
-residuals against compute. The HTML report and the dashboard have their own figures.
+The figure of a fit has up to three panels; empty ones are omitted. They show the isoFLOP curves
+with minima and compute-optimal frontier, the contours of the law, and the residuals against
+compute. The HTML report and the dashboard use Plotly figures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scalelab.errors import DataError, UsageError
 from scalelab.fit.outcome import ParametricFit
 from scalelab.forecast.bands import frontier_bands
 from scalelab.theory.accounting import train_flops_6nd
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,20 +51,20 @@ STYLE: Any = {
 
 
 def draw_fit(report: FitReport, path: Path) -> None:
-    """Write the picture of a fit.
+    """Write the figure of a fit to a file.
 
     Parameters
     ----------
     report : FitReport
     path : Path
-        Where to; the suffix decides the format.
+        The suffix sets the format.
 
     Raises
     ------
     UsageError
-        For a suffix other than .png, .svg and .pdf.
+        If the suffix is not .png, .svg or .pdf.
     DataError
-        When the file cannot be written.
+        If the file cannot be written.
     """
     check_path(path)
     from matplotlib import rc_context
@@ -73,30 +73,34 @@ def draw_fit(report: FitReport, path: Path) -> None:
         figure = figure_of(report)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Without a date the same fit writes the same bytes.
+            # without dates, the same fit writes the same bytes
             metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
             figure.savefig(path, dpi=DPI, metadata=metadata)
         except OSError as error:
             raise DataError(
                 f"{path}, which cannot be written ({error.strerror})",
-                "a path in a folder that one may write to",
-                "Choose another path for the picture.",
+                "a path in a writable folder",
+                "Choose another path.",
             ) from None
 
 
 def check_path(path: Path) -> None:
-    """Raise UsageError unless the suffix is one that can be drawn."""
+    """Raise UsageError unless the suffix is supported."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {path}", f"a file ending in {', '.join(SUFFIXES)}", "Rename it.")
+        raise UsageError(
+            f"--plot {path}",
+            f"a file ending in {', '.join(SUFFIXES)}",
+            f"Write --plot {path.with_suffix('.png')}.",
+        )
 
 
 def figure_of(report: FitReport) -> Figure:
-    """Return the figure with the panels for which the report has something to show."""
+    """Return the figure of a fit, with the panels that have data."""
     from matplotlib.figure import Figure
 
     panels: list[tuple[str, Panel]] = []
     if report.isoflop.curves:
-        panels.append(("isoFLOP valleys", draw_valleys))
+        panels.append(("isoFLOP curves", draw_isoflop))
     if {"n_params", "n_tokens"} <= set(report.fit.law.columns) and set(report.fit.law.columns) <= {
         "n_params",
         "n_tokens",
@@ -113,7 +117,7 @@ def figure_of(report: FitReport) -> Figure:
         axes.set_title(title, loc="left", fontsize=11, color=INK)
     status = "" if report.fit.status == "ok" else f" ({report.fit.status.replace('_', ' ')})"
     figure.suptitle(
-        f"{report.observations.source}: {report.fit.n_rows} runs{status}",
+        f"{report.observations.source}: {plural(report.fit.n_rows, 'run')}{status}",
         x=0.01,
         ha="left",
         fontsize=9,
@@ -130,7 +134,7 @@ def interval_figure(
     Parameters
     ----------
     rows : sequence of (label, value, low, high)
-        From top to bottom; the limits may be None or NaN.
+        From top to minimum; the limits may be None or NaN.
     x : str
         Name of the axis.
     """
@@ -171,29 +175,29 @@ def as_img(figure: Figure) -> str:
     return f'<img alt="figure" style="max-width: 100%" src="data:image/png;base64,{data}">'
 
 
-def draw_valleys(axes: Axes, report: FitReport) -> None:
-    """Draw each budget's losses, its parabola and minimum, and the frontier of approach 3."""
-    rows, valleys = report.observations, report.isoflop.curves
-    for valley, colour in zip(valleys, _colours(len(valleys)), strict=True):
-        bottom = valley.n_params
-        sizes = rows.n_params[valley.rows]
-        axes.plot(sizes, rows.loss_nats[valley.rows], "o", ms=3.5, color=colour, alpha=0.75)
+def draw_isoflop(axes: Axes, report: FitReport) -> None:
+    """Draw losses, parabola and minimum of each budget, and the frontier of approach 3."""
+    rows, curves = report.observations, report.isoflop.curves
+    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+        minimum = curve.n_params
+        sizes = rows.n_params[curve.rows]
+        axes.plot(sizes, rows.loss_nats[curve.rows], "o", ms=3.5, color=colour, alpha=0.75)
         span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
         axes.plot(
-            span, bottom.curve(span), "-", lw=1, color=colour, label=format_flops(valley.budget)
+            span, minimum.curve(span), "-", lw=1, color=colour, label=format_flops(curve.budget)
         )
-        if valley.is_interior:
-            if bottom.low is not None and bottom.high is not None:
-                axes.hlines(bottom.loss, bottom.low, bottom.high, color=INK, lw=1.1, zorder=3)
-            axes.plot(bottom.value, bottom.loss, "D", ms=6, color=colour, mec=INK, mew=0.8)
+        if curve.is_interior:
+            if minimum.low is not None and minimum.high is not None:
+                axes.hlines(minimum.loss, minimum.low, minimum.high, color=INK, lw=1.1, zorder=3)
+            axes.plot(minimum.value, minimum.loss, "D", ms=6, color=colour, mec=INK, mew=0.8)
     if _has_frontier(report.fit):
-        budgets = np.array([valley.budget for valley in valleys])
+        budgets = np.array([curve.budget for curve in curves])
         flops = np.geomspace(budgets.min() / 2, budgets.max() * 2, CURVE_POINTS)
         n_params, n_tokens = report.fit.law.optimal(flops)
         best = report.fit.law.loss({"n_params": n_params, "n_tokens": n_tokens, "flops": flops})
         axes.plot(n_params, best, "--", lw=1.6, color=FRONTIER, label="frontier (approach 3)")
     axes.set_xscale("log")
-    losses = np.concatenate([rows.loss_nats[valley.rows] for valley in valleys])
+    losses = np.concatenate([rows.loss_nats[curve.rows] for curve in curves])
     low, high = losses.min(), np.quantile(losses, 0.98)
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     _name(axes, "parameters N", "loss (nats per token)")
@@ -210,7 +214,7 @@ def draw_valleys(axes: Axes, report: FitReport) -> None:
 
 
 def draw_contours(axes: Axes, report: FitReport) -> None:
-    """Draw the law's loss over N and D, the runs, and the frontier through the forecasts."""
+    """Draw contours of the loss over N and D, the runs, and the compute-optimal frontier."""
     rows, law = report.observations, report.fit.law
     span_n = _widened(rows.n_params)
     span_d = _widened(rows.n_tokens)
@@ -256,7 +260,7 @@ def draw_contours(axes: Axes, report: FitReport) -> None:
 
 
 def draw_residuals(axes: Axes, report: FitReport) -> None:
-    """Draw residuals against compute, with their middle 90 %."""
+    """Draw residuals against compute with their middle 90 %."""
     residuals = report.fit.residuals
     is_log = report.fit.objective.residual == "log"
     shown = 100 * residuals if is_log else residuals
@@ -299,7 +303,7 @@ def _has_frontier(fit: ParametricFit) -> bool:
 
 
 def _widened(values: FloatArray) -> tuple[float, float]:
-    """Return the range of positive values, a tenth wider in logs at both ends."""
+    """Return the range of positive values, widened by a tenth of its log at both ends."""
     low, high = math.log(values.min()), math.log(values.max())
     margin = max(0.1 * (high - low), 0.2)
     return math.exp(low - margin), math.exp(high + margin)
@@ -317,7 +321,7 @@ def _name(axes: Axes, x: str, y: str) -> None:
 
 
 def _sizes_on(axis: Any) -> None:
-    """Write 300M and 7B on a logarithmic axis, not powers of ten."""
+    """Write 300M and 7B on a logarithmic axis instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0), numticks=12))

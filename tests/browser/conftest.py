@@ -49,7 +49,7 @@ WHOLE = """view => {
 
 @dataclass
 class Seen:
-    """What the browser noticed besides the page itself."""
+    """What the browser recorded: foreign requests, errors, dialogs."""
 
     foreign: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -169,7 +169,7 @@ def contexts(browser: Browser) -> Iterator[Callable[[str], BrowserContext]]:
 
 @pytest.fixture(scope="session")
 def profile(browser: Browser) -> Callable[[], BrowserContext]:
-    """Return a maker of fresh browser profiles, which whoever asks closes."""
+    """Return a maker of fresh browser profiles; the caller closes them."""
     return lambda: new_context(browser, "light")
 
 

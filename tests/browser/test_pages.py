@@ -33,7 +33,7 @@ LAST_MINIMUM = """() => {
     box.top + yaxis._offset + yaxis.d2p(trace.y.at(-1)),
   ];
 }"""
-SWEEPS = {"demo": "demo", "running": "under-way", "10k": "generated"}
+SWEEPS = {"demo": "demo", "running": "half-done", "10k": "generated"}
 KINDS = ("empty", "demo", "running", "10k", "table")
 
 
@@ -175,7 +175,7 @@ def test_hostile_text_is_shown_and_never_obeyed(
             page.get_by_role("combobox", name="Sweep or table").input_value() == stores.HOSTILE_NAME
         )
         assert_inert(page, seen)
-    page.goto(server.at(page="Runs", sweep="under-way", find="DROP TABLE"))
+    page.goto(server.at(page="Runs", sweep="half-done", find="DROP TABLE"))
     settle(page, "Runs")
     page.get_by_text("2 of 80 runs").wait_for()
     assert_inert(page, seen)

@@ -43,18 +43,18 @@ def test_from_a_sweep_to_a_saved_run_by_clicks(
     expect(command).to_contain_text("C=2e24")
     settle(page, "Extrapolate")
     assert main([*shlex.split(command.inner_text())[1:], "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["predictions"][0]
+    printed = json.loads(capsys.readouterr().out)["predictions"][0]
     text = page.get_by_test_id("stMain").inner_text()
     for name in ("n_params", "n_tokens"):
-        value, low, high = (format_quantity(told[name + end]) for end in ("", "_low", "_high"))
+        value, low, high = (format_quantity(printed[name + end]) for end in ("", "_low", "_high"))
         assert re.search(rf"{re.escape(value)}\s+{re.escape(low)} to {re.escape(high)}", text)
-    assert f"{told['loss_nats']:.4f}" in text
-    assert f"{told['pred_low']:.4f} to {told['pred_high']:.4f}" in text
+    assert f"{printed['loss_nats']:.4f}" in text
+    assert f"{printed['pred_low']:.4f} to {printed['pred_high']:.4f}" in text
     with page.expect_download() as download:
         page.get_by_role("button", name="Save this run as a sweep file").click()
     saved = tmp_path / "target.toml"
     download.value.save_as(saved)
     spec = sweep_from_mapping(tomllib.loads(saved.read_text()), source="the saved file")
-    assert spec.n_params == pytest.approx((told["n_params"],), rel=1e-5)
+    assert spec.n_params == pytest.approx((printed["n_params"],), rel=1e-5)
     assert seen.errors == []
     assert seen.foreign == []

@@ -14,7 +14,7 @@ from scalelab.cli.main import main
 from scalelab.units import format_quantity
 
 FIGURES = (
-    "valleys",
+    "isoflop",
     "optima",
     "contours",
     "extrapolation",
@@ -37,7 +37,7 @@ def test_the_report_opens_offline_and_says_what_fit_prints(
     assert main(["report", "--out", str(out), *words]) == 0
     capsys.readouterr()
     assert main(["fit", "--json", *words]) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     page, asked, errors = open_offline(out)
     page.wait_for_function(
         "n => document.querySelectorAll('[role=img]:has(.main-svg)').length === n", arg=len(FIGURES)
@@ -45,7 +45,7 @@ def test_the_report_opens_offline_and_says_what_fit_prints(
     for name in FIGURES:
         assert page.locator(f"#{name}[role=img]").get_attribute("aria-label")
     text = page.locator("main").inner_text()
-    forecast = told["predictions"][0]
+    forecast = printed["predictions"][0]
     for name in ("n_params", "n_tokens"):
         value, low, high = (format_quantity(forecast[name + end]) for end in ("", "_low", "_high"))
         assert value in text

@@ -1,7 +1,7 @@
 """How fast the page is, in one run on one machine: medians, the first fit left out.
 
 ``make bench`` runs it; the limits hold on two quiet cores. The figures go to
-``results/bench/dashboard.json`` beside the machine's load, so that a noisy run can be told.
+``results/bench/dashboard.json`` beside the machine's load, so that a noisy run can be recognised.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VIEWS = ("Overview", "Fit", "Extrapolate", "Decide", "Runs", "Cost and energy", 
 def serve_runs(
     serve: Callable[..., Any], stores: ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Any]:
-    """Return a starter of a server on a sweep of so many runs, one a number of runs."""
+    """Return a function that starts a server on a sweep with a number of runs, one per number."""
     made: dict[int, Any] = {}
 
     def start(n_runs: int) -> Any:
@@ -95,9 +95,9 @@ def keep(name: str, figures: dict[str, float], limits: dict[str, float]) -> None
     """Write the figures down, and hold them to their limits."""
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / "dashboard.json"
-    told = json.loads(path.read_text()) if path.exists() else {}
-    told[name] = {**figures, "limits": limits, "load_1min": os.getloadavg()[0]}
-    path.write_text(json.dumps(told, indent=1))
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured[name] = {**figures, "limits": limits, "load_1min": os.getloadavg()[0]}
+    path.write_text(json.dumps(measured, indent=1))
     print(f"\n{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
     over = {key: figures[key] for key, limit in limits.items() if figures[key] >= limit}
     assert not over, f"over the limit (load {os.getloadavg()[0]:.1f}): {over} of {limits}"
@@ -228,7 +228,7 @@ def test_twenty_sessions_for_a_minute(serve_runs: Callable[[int], Any]) -> None:
         except Exception as error:
             faults.append(f"{type(error).__name__}: {error}")
 
-    # One person first: what the server keeps for all is no session's memory.
+    # One session first, so that shared caches do not count as memory of a session.
     person(15.0)
     taken.clear()
     before = memory_mb(server.process.pid)

@@ -48,11 +48,11 @@ def generated(
 
 
 def running(results: Path, *, n_runs: int = 80, is_added: bool = False) -> None:
-    """Publish a sweep under way: most runs done, two running, the rest waiting, two lost."""
-    generated(results, n_runs, name="under-way", is_added=is_added)
+    """Publish a running sweep: most runs done, two running, two failed, the rest planned."""
+    generated(results, n_runs, name="half-done", is_added=is_added)
     with duckdb.connect(str(snapshot_path(results))) as connection:
         connection.execute(
-            "CREATE TEMP TABLE o AS SELECT run_id FROM sweeps WHERE sweep = 'under-way' "
+            "CREATE TEMP TABLE o AS SELECT run_id FROM sweeps WHERE sweep = 'half-done' "
             "ORDER BY position"
         )
         for status, low, high in (("running", 0, 2), ("planned", 2, 12), ("failed", 12, 14)):

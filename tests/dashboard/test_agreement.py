@@ -23,7 +23,7 @@ Commands = Callable[[AppTest], list[str]]
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str], commands: Commands) -> Teller:
+def printed(capsys: pytest.CaptureFixture[str], commands: Commands) -> Teller:
     """Return a runner of the last command that a page shows, with its JSON."""
 
     def run(test: AppTest) -> dict[str, Any]:
@@ -46,10 +46,10 @@ CHOICES: tuple[dict[str, str], ...] = (
 
 @pytest.mark.parametrize("choices", CHOICES, ids=["default", "conventions", "form-and-holdout"])
 def test_fit_and_overview_say_what_fit_prints(
-    page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]
+    page: Opener, said: Said, printed: Teller, small_store: Path, choices: dict[str, str]
 ) -> None:
     test = page(small_store, page="Fit", **choices)
-    answer = told(test)
+    answer = printed(test)
     shown = test.dataframe[0].value.set_index("parameter")
     every = {**answer["params"], **answer["derived"]}
     assert list(shown.index) == list(every)
@@ -77,10 +77,10 @@ def test_fit_and_overview_say_what_fit_prints(
     ids=lambda choices: choices.get("by", "compute"),
 )
 def test_extrapolate_says_what_predict_prints(
-    page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]
+    page: Opener, said: Said, printed: Teller, small_store: Path, choices: dict[str, str]
 ) -> None:
     test = page(small_store, page="Extrapolate", **choices)
-    forecast = told(test)["predictions"][0]
+    forecast = printed(test)["predictions"][0]
     text = said(test)
     for key in ("n_params", "n_tokens"):
         value, low, high = (forecast[key + end] for end in ("", "_low", "_high"))
@@ -105,10 +105,10 @@ def test_extrapolate_says_what_predict_prints(
     ids=["money", "carbon", "for nothing", "constants", "repeated", "no limit"],
 )
 def test_decide_says_what_decide_prints(
-    page: Opener, said: Said, told: Teller, small_store: Path, choices: dict[str, str]
+    page: Opener, said: Said, printed: Teller, small_store: Path, choices: dict[str, str]
 ) -> None:
     test = page(small_store, page="Decide", **choices)
-    answer = told(test)
+    answer = printed(test)
     text, best = said(test), answer["best"]
     assert f"### {format_quantity(best['n_params'])}" in text
     assert f"### {format_quantity(best['n_tokens'])}" in text

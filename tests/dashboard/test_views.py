@@ -48,7 +48,7 @@ def test_every_view_renders_on_a_sweep_under_way(
     assert not test.exception
     if view == "Overview":
         assert "66 of 80 runs are done" in str(test.get("progress")[0].proto)
-        assert "retry under-way" in said(test)
+        assert "retry half-done" in said(test)
 
 
 @pytest.mark.parametrize("view", list(VIEWS))

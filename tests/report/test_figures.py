@@ -1,4 +1,4 @@
-"""Figures: what they draw is what the fit says, whatever it was asked of, in few bytes."""
+"""Figures draw the numbers of the fit, for every kind of data, in few bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scalelab.forecast.bands import frontier_bands
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.published import PUBLISHED, WELL_KNOWN, verdicts
 from scalelab.records.types import Observations
-from scalelab.report import figures, figures_fit, figures_forecast, figures_runs, figures_valleys
+from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop, figures_runs
 from scalelab.report.html import Content, exponents, render
 from scalelab.report.look import DARK, LIGHT, log_axis, plain
 from scalelab.store.tables import TableRead
@@ -51,7 +51,7 @@ def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
     bands = api_assess.bands(report, 1e17, 1e24)
     models = [model for model in PUBLISHED if model.is_decoder]
     return {
-        "valleys": figures_valleys.valleys(rows, report.isoflop, bands, look),
+        "isoflop": figures_isoflop.isoflop_curves(rows, report.isoflop, bands, look),
         "optima": figures.optima(report.isoflop, bands, rows, look),
         "contours": figures.contours(report, bands, look),
         "forest": figures_fit.forest(exponents(report), look),
@@ -73,8 +73,8 @@ def test_every_figure_has_alternative_text_and_a_bounded_payload(
         assert len(figure.to_json()) < MAX_BYTES, name
 
 
-def test_valleys_mark_the_minima_that_the_fit_found(report: FitReport) -> None:
-    figure = figures_valleys.valleys(report.observations, report.isoflop)
+def test_isoflop_curves_mark_the_minima_of_the_fit(report: FitReport) -> None:
+    figure = figures_isoflop.isoflop_curves(report.observations, report.isoflop)
     marked = next(trace for trace in figure.data if str(trace.name).startswith("minimum"))
     expected = [valley.n_params.value for valley in report.isoflop.interior]
     np.testing.assert_allclose(np.asarray(marked.x, float), expected, rtol=1e-12)
@@ -84,14 +84,14 @@ def test_valleys_mark_the_minima_that_the_fit_found(report: FitReport) -> None:
 
 
 def test_bands_agree_with_the_forecast(report: FitReport) -> None:
-    told = report.forecasts[0]
+    forecast = report.forecasts[0]
     bands = frontier_bands(report.fit, np.array([1e23, 2e23]), report.level)
     assert bands is not None
-    assert told.n_params is not None
-    assert bands.n_params[0] == pytest.approx(told.n_params.value, rel=1e-12)
-    assert bands.n_params_low[0] == pytest.approx(told.n_params.low, rel=1e-9)
-    assert bands.loss[0] == pytest.approx(told.loss_nats, rel=1e-12)
-    assert bands.pred_high[0] == pytest.approx(told.pred_high, rel=1e-9)
+    assert forecast.n_params is not None
+    assert bands.n_params[0] == pytest.approx(forecast.n_params.value, rel=1e-12)
+    assert bands.n_params_low[0] == pytest.approx(forecast.n_params.low, rel=1e-9)
+    assert bands.loss[0] == pytest.approx(forecast.loss_nats, rel=1e-12)
+    assert bands.pred_high[0] == pytest.approx(forecast.pred_high, rel=1e-9)
 
 
 @settings(max_examples=5, deadline=None)
@@ -110,10 +110,10 @@ def test_many_runs_are_thinned_and_stay_small(seed: int) -> None:
         budget=budget,
     )
     found = fit_isoflop(rows)
-    figure = figures_valleys.valleys(rows, found)
+    figure = figures_isoflop.isoflop_curves(rows, found)
     assert len(figure.to_json()) < MAX_BYTES
     assert (
-        f"{len(found.curves) - figures_valleys.MAX_VALLEYS} of {len(found.curves)} budgets"
+        f"{len(found.curves) - figures_isoflop.MAX_CURVES} of {len(found.curves)} budgets"
         in (figure.layout.meta["alt"])
     )
 
@@ -152,7 +152,7 @@ def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> No
     assert "not identified" in text
 
 
-def test_every_contour_is_named_by_its_loss_where_it_leaves_the_frame(report: FitReport) -> None:
+def test_every_contour_is_named_by_its_loss_at_its_end(report: FitReport) -> None:
     notes = figures.contours(report, None).layout.annotations
     assert len(notes) == figures.LEVELS
     columns = {

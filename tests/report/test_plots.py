@@ -6,7 +6,7 @@ import pytest
 from scalelab import api
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.report.plots import draw_contours, draw_fit, draw_residuals, draw_valleys, figure_of
+from scalelab.report.plots import draw_contours, draw_fit, draw_isoflop, draw_residuals, figure_of
 from scalelab.store.tables import TableRead
 
 NONE = BootstrapSpec(k=0)
@@ -60,8 +60,8 @@ def test_a_place_that_cannot_be_written_to_is_a_data_error(report, tmp_path):
         draw_fit(report, tmp_path / "file" / "fit.png")
 
 
-def test_valleys_show_every_row_and_every_interior_minimum(report, axes):
-    draw_valleys(axes, report)
+def test_isoflop_curves_show_every_row_and_every_interior_minimum(report, axes):
+    draw_isoflop(axes, report)
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert sum(len(line.get_xdata()) for line in dots) == len(report.observations)
     diamonds = [line for line in axes.lines if line.get_marker() == "D"]
@@ -100,7 +100,7 @@ def test_residuals_beyond_the_panel_are_counted_not_lost(report, axes):
 
 def test_a_panel_without_anything_to_show_is_left_out(report, isoflop_runs):
     titles = [axes.get_title(loc="left") for axes in figure_of(report).axes]
-    assert titles == ["isoFLOP valleys", "chinchilla law", "residuals"]
+    assert titles == ["isoFLOP curves", "chinchilla law", "residuals"]
     rng = np.random.default_rng(0)
     rows = isoflop_runs()
     apart = replace(
@@ -112,7 +112,7 @@ def test_a_panel_without_anything_to_show_is_left_out(report, isoflop_runs):
         axes.get_title(loc="left")
         for axes in figure_of(report_of(isoflop_runs(), form="kaplan_d")).axes
     ]
-    assert titles == ["isoFLOP valleys", "residuals"]
+    assert titles == ["isoFLOP curves", "residuals"]
 
 
 def test_a_fit_that_is_not_identified_is_drawn_without_a_frontier_and_says_so(isoflop_runs):

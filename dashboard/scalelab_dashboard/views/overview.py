@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from scalelab.report import figures, figures_valleys
+from scalelab.report import figures, figures_isoflop
 from scalelab.units import format_flops, format_quantity, plural
 from scalelab_dashboard import queries, ui, waiting
 
@@ -50,9 +50,9 @@ def show(choice: Choice) -> None:
         st.subheader("IsoFLOP curves")
         more = bands is not None
         ui.plot(
-            "valleys",
+            "isoflop",
             choice.key,
-            lambda look: figures_valleys.valleys(rows, isoflop, bands, look),
+            lambda look: figures_isoflop.isoflop_curves(rows, isoflop, bands, look),
             more,
         )
         st.caption(

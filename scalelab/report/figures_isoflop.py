@@ -1,4 +1,4 @@
-"""The isoFLOP valleys: runs, one parabola a budget, minima with intervals, and the frontier."""
+"""IsoFLOP curves: runs, one parabola per budget, minima with intervals, and the frontier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from scalelab.report.look import (
     MAX_POINTS,
     PARAMS,
     Look,
+    add_line,
     empty,
+    error_bars,
     finish,
     label_end,
     log_axis,
@@ -20,7 +22,7 @@ from scalelab.report.look import (
     short,
     thinned,
 )
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopCurve, IsoflopFit
@@ -28,71 +30,71 @@ if TYPE_CHECKING:
     from scalelab.records.types import Observations
 
 CURVE_POINTS = 60
-MAX_VALLEYS = 24
-"""Most parabolas drawn one by one; of more, evenly spaced ones are drawn and the figure says so."""
+MAX_CURVES = 24
+"""Most parabolas drawn. Of more, evenly spaced ones are drawn, and the figure says so."""
 MAX_LABELS = 10
 
 
-def valleys(
+def isoflop_curves(
     rows: Observations, isoflop: IsoflopFit, bands: Bands | None = None, look: Look = LIGHT
 ) -> Any:
-    """Return the isoFLOP valleys: runs, parabolas, minima with intervals, and the frontier.
+    """Return the isoFLOP curves: runs, parabolas, minima with intervals, and the frontier.
 
     Parameters
     ----------
     rows : Observations
         The runs.
     isoflop : IsoflopFit
-        Approach 2 on them.
+        Approach 2, fitted to them.
     bands : Bands, optional
-        The compute-optimal frontier of approach 3, where it is known already.
+        Compute-optimal frontier of approach 3, if it is known already.
     look : Look
     """
     import plotly.graph_objects as go
 
     if not isoflop.curves:
-        return empty(look, "No budget has three sizes yet: no valley to draw.")
+        return empty(look, "No isoFLOP curve: no budget has three sizes yet.")
     figure = go.Figure()
-    drawn = _some(isoflop.curves, MAX_VALLEYS)
+    drawn = _some(isoflop.curves, MAX_CURVES)
     colours = look.shades(len(drawn))
     named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
     share = max(30, MAX_POINTS // len(drawn))
-    losses = np.concatenate([rows.loss_nats[valley.rows] for valley in drawn])
+    losses = np.concatenate([rows.loss_nats[iso.rows] for iso in drawn])
     low, high = float(losses.min()), float(np.quantile(losses, 0.97))
     top = high + 0.08 * (high - low)
-    for i, (valley, colour) in enumerate(zip(drawn, colours, strict=True)):
-        _valley(figure, rows, valley, colour, share, top if i in named else None)
+    for i, (iso, colour) in enumerate(zip(drawn, colours, strict=True)):
+        _curve(figure, rows, iso, colour, share, top if i in named else None)
     _minima(figure, drawn, look)
     if bands is not None:
         inside = (bands.loss >= low - 0.1 * (high - low)) & (bands.loss <= high)
         if inside.sum() > 1:
-            figure.add_trace(
-                go.Scatter(
-                    x=short(bands.n_params[inside]),
-                    y=short(bands.loss[inside]),
-                    mode="lines",
-                    line={"color": look.accent, "width": 2, "dash": "dash"},
-                    name="frontier, approach 3",
-                    hovertemplate="frontier<br>N %{x}<br>loss %{y:.4f}<extra></extra>",
-                )
+            add_line(
+                figure,
+                bands.n_params[inside],
+                bands.loss[inside],
+                look.accent,
+                "frontier, approach 3",
+                "frontier<br>N %{x}<br>loss %{y:.4f}",
+                width=2,
+                dash="dash",
             )
-    sizes = np.concatenate([rows.n_params[valley.rows] for valley in drawn])
+    sizes = np.concatenate([rows.n_params[iso.rows] for iso in drawn])
     left_out = len(isoflop.curves) - len(drawn)
     above = int((losses > top).sum())
-    note = f" {left_out} of {len(isoflop.curves)} budgets are not drawn." if left_out else ""
+    note = f" {left_out} of {len(isoflop.curves)} budgets not drawn." if left_out else ""
     if above:
-        note += f" {above} run{'s lie' if above > 1 else ' lies'} above the frame."
-    shown = sum(min(len(valley.rows), share) for valley in drawn)
+        note += f" {plural(above, 'run')} above the plotted range."
+    shown = sum(min(len(iso.rows), share) for iso in drawn)
     if shown < len(losses):
-        note += f" {shown:,} of {len(losses):,} runs are drawn."
-    found = sum(valley.is_interior for valley in isoflop.curves)
+        note += f" {shown:,} of {len(losses):,} runs drawn."
+    found = sum(iso.is_interior for iso in isoflop.curves)
     finish(
         figure,
         look,
         alt=(
-            f"Loss against parameters in {len(isoflop.curves)} isoFLOP valleys from "
+            f"Loss against parameters: {plural(len(isoflop.curves), 'isoFLOP curve')} from "
             f"{format_flops(isoflop.curves[0].budget)} to "
-            f"{format_flops(isoflop.curves[-1].budget)} FLOP; {found} have their minimum "
+            f"{format_flops(isoflop.curves[-1].budget)} FLOP; {found} with a minimum "
             f"inside the grid.{note}"
         ),
         x=PARAMS,
@@ -107,19 +109,19 @@ def valleys(
     return figure
 
 
-def _valley(
+def _curve(
     figure: Any,
     rows: Observations,
-    valley: IsoflopCurve,
+    iso: IsoflopCurve,
     colour: str,
     share: int,
     top: float | None,
 ) -> None:
-    """Draw runs and parabola of one budget, named where the curve ends or leaves the frame."""
+    """Draw runs and parabola of one budget; its label is where it ends or leaves the plot."""
     import plotly.graph_objects as go
 
-    name = f"{format_flops(valley.budget)} FLOP"
-    some = valley.rows[thinned(len(valley.rows), share)]
+    name = f"{format_flops(iso.budget)} FLOP"
+    some = iso.rows[thinned(len(iso.rows), share)]
     figure.add_trace(
         go.Scatter(
             x=short(rows.n_params[some]),
@@ -130,9 +132,9 @@ def _valley(
             hovertemplate=f"{name}<br>N %{{x}}<br>loss %{{y:.4f}}<extra></extra>",
         )
     )
-    sizes = rows.n_params[valley.rows]
+    sizes = rows.n_params[iso.rows]
     span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
-    curve = valley.n_params.curve(span)
+    curve = iso.n_params.curve(span)
     figure.add_trace(
         go.Scatter(
             x=short(span),
@@ -145,32 +147,24 @@ def _valley(
     )
     if top is not None:
         end = int(np.flatnonzero(curve <= top)[-1]) if (curve <= top).any() else -1
-        label_end(figure, float(span[end]), float(curve[end]), format_flops(valley.budget), colour)
+        label_end(figure, float(span[end]), float(curve[end]), format_flops(iso.budget), colour)
 
 
 def _minima(figure: Any, drawn: tuple[IsoflopCurve, ...], look: Look) -> None:
-    """Mark every interior minimum with its interval, where it has one."""
+    """Draw every interior minimum, with its interval if it has one."""
     import plotly.graph_objects as go
 
-    found = [valley.n_params for valley in drawn if valley.is_interior]
+    found = [iso.n_params for iso in drawn if iso.is_interior]
     if not found:
         return
-    value = np.array([bottom.value for bottom in found])
-    low = np.array([bottom.low or bottom.value for bottom in found])
-    high = np.array([bottom.high or bottom.value for bottom in found])
+    value = np.array([minimum.value for minimum in found])
+    low = np.array([minimum.low or minimum.value for minimum in found])
+    high = np.array([minimum.high or minimum.value for minimum in found])
     figure.add_trace(
         go.Scatter(
             x=value,
-            y=[bottom.loss for bottom in found],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": high - value,
-                "arrayminus": value - low,
-                "color": look.ink,
-                "thickness": 1.3,
-                "width": 4,
-            },
+            y=[minimum.loss for minimum in found],
+            error_x=error_bars(value, low, high, look.ink, 4, 1.3),
             mode="markers",
             marker={
                 "symbol": "diamond",
@@ -190,7 +184,7 @@ def _minima(figure: Any, drawn: tuple[IsoflopCurve, ...], look: Look) -> None:
 
 
 def _some(found: tuple[IsoflopCurve, ...], limit: int) -> tuple[IsoflopCurve, ...]:
-    """Return at most ``limit`` of the valleys, evenly spaced, both ends kept."""
+    """Return at most ``limit`` curves, evenly spaced, with both ends."""
     if len(found) <= limit:
         return found
     return tuple(
