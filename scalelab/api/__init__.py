@@ -14,15 +14,10 @@ Nothing heavy is imported before a verb is called or a type is used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from scalelab.api.adaptive import (
-    AdaptReport,
-    ProgressCallbacks,
-    ReplayReport,
-    adapt,
-    replay_adaptive,
-)
+from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.decisions import Demand, decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict, score
+from scalelab.api.replay import ReplayReport, replay_adaptive
 from scalelab.api.sweeps import cancel, launch, plan, propose, replace_diverged, resume
 from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
 from scalelab.errors import (
@@ -52,33 +47,27 @@ if TYPE_CHECKING:
     from scalelab.tune.lr_check import Verdict
     from scalelab.tune.spec import TuneSpec
 
-_HOMES = {
-    "Comparison": "scalelab.api.reports",
-    "Decision": "scalelab.api.reports",
-    "FitReport": "scalelab.api.reports",
-    "LaunchReport": "scalelab.api.sweep_reports",
-    "Plan": "scalelab.api.sweep_reports",
-    "Proposal": "scalelab.api.sweep_reports",
-    "BootstrapSpec": "scalelab.fit.bootstrap",
-    "Objective": "scalelab.fit.objective",
-    "FitWarning": "scalelab.fit.outcome",
-    "Interval": "scalelab.fit.outcome",
-    "ParametricFit": "scalelab.fit.outcome",
-    "Target": "scalelab.forecast.adaptive",
-    "Forecast": "scalelab.forecast.allocate",
-    "Candidate": "scalelab.forecast.decision",
-    "Limits": "scalelab.forecast.decision",
-    "Holdout": "scalelab.forecast.fit_report",
-    "LaunchView": "scalelab.launch.base",
-    "CancelReport": "scalelab.launch.cancel",
-    "SavedPlan": "scalelab.records.sweep_dir",
-    "Observations": "scalelab.records.types",
-    "TableRead": "scalelab.store.tables",
-    "SweepSpec": "scalelab.sweep.spec",
-    "Verdict": "scalelab.tune.lr_check",
-    "TuneSpec": "scalelab.tune.spec",
+_TYPES = {
+    "scalelab.api.reports": "Comparison Decision FitReport",
+    "scalelab.api.sweep_reports": "LaunchReport Plan Proposal",
+    "scalelab.fit.bootstrap": "BootstrapSpec",
+    "scalelab.fit.objective": "Objective",
+    "scalelab.fit.outcome": "FitWarning Interval ParametricFit",
+    "scalelab.forecast.adaptive": "Target",
+    "scalelab.forecast.allocate": "Forecast",
+    "scalelab.forecast.decision": "Candidate Limits",
+    "scalelab.forecast.fit_report": "Holdout",
+    "scalelab.launch.base": "LaunchView",
+    "scalelab.launch.cancel": "CancelReport",
+    "scalelab.records.sweep_dir": "SavedPlan",
+    "scalelab.records.types": "Observations",
+    "scalelab.store.tables": "TableRead",
+    "scalelab.sweep.spec": "SweepSpec",
+    "scalelab.tune.lr_check": "Verdict",
+    "scalelab.tune.spec": "TuneSpec",
 }
-"""Where each type lives; it is imported at its first use."""
+"""Modules of the types, which are imported at their first use."""
+_HOMES = {name: module for module, names in _TYPES.items() for name in names.split()}
 
 __all__ = [
     "AUTO_FORM",

@@ -23,17 +23,42 @@ class Plan(Shown, plan.Plan):
     __slots__ = ()
 
     def _lines(self) -> Iterator[str]:
-        yield f"Plan {self.name}: {_ground(self)}"
+        sizes = sorted(row.n_params for row in self.rows)
+        yield (
+            f"Plan {self.name}: {self.kind}, {plural(len(sizes), 'run')}, N "
+            f"{format_quantity(sizes[0])} to {format_quantity(sizes[-1])}, "
+            f"{format_flops(self.total_flops)} FLOP"
+        )
         yield from (f"warning: {text}" for text in self.warnings()[:3])
         yield "see .to_frame(), .plot()"
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per run."""
-        return _frame(self)
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "run_id": None if self.data.is_estimated else row.spec.run_id,
+                    "budget_flops": row.budget_flops,
+                    "n_params": row.n_params,
+                    "n_tokens": row.spec.n_tokens,
+                    "flops": row.flops,
+                    "n_layers": row.spec.shape.n_layers,
+                    "d_model": row.spec.shape.d_model,
+                    "n_steps": row.spec.n_steps,
+                }
+                for row in self.rows
+            ]
+        )
 
     def plot(self) -> Figure:
         """Return the runs over parameters and tokens."""
-        return _figure(self)
+        from scalelab.report.plots import point_figure
+
+        sizes = [row.n_params for row in self.rows]
+        tokens = [row.spec.n_tokens for row in self.rows]
+        return point_figure(sizes, tokens, ("parameters N", "tokens D"))
 
 
 class Proposal(Shown, proposal.Proposal):
@@ -43,23 +68,18 @@ class Proposal(Shown, proposal.Proposal):
 
     def _lines(self) -> Iterator[str]:
         speed = self.cost.speed
-        yield f"Proposal {self.plan.name}: {_ground(self.plan)}"
-        yield (
-            f"about {format_duration(self.cost.wall_s)} on {speed.n_workers} x {speed.device}; "
-            f"{plural(len(self.finished), 'run')} finished already"
-        )
-        yield from (f"warning: {text}" for text in self.plan.warnings()[:3])
-        yield "see .plan, .cost, .to_frame(), .plot()"
+        yield f"Proposal: about {format_duration(self.cost.wall_s)} on {speed.n_workers} workers"
+        yield f"{plural(len(self.finished), 'run')} finished already; see .plan, .cost"
+        yield repr(Plan.of(self.plan))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per run."""
-        return _frame(self.plan).assign(
-            is_finished=[row.spec.run_id in self.finished for row in self.plan.rows]
-        )
+        done = [row.spec.run_id in self.finished for row in self.plan.rows]
+        return Plan.of(self.plan).to_frame().assign(is_finished=done)
 
     def plot(self) -> Figure:
         """Return the runs over parameters and tokens."""
-        return _figure(self.plan)
+        return Plan.of(self.plan).plot()
 
 
 class LaunchReport(Shown, base.LaunchReport):
@@ -77,40 +97,3 @@ class LaunchReport(Shown, base.LaunchReport):
         import pandas as pd
 
         return pd.DataFrame({"run_id": list(self.statuses), "status": list(self.statuses.values())})
-
-
-def _ground(runs: plan.Plan) -> str:
-    sizes = sorted(row.n_params for row in runs.rows)
-    span = f", N {format_quantity(sizes[0])} to {format_quantity(sizes[-1])}" if sizes else ""
-    return (
-        f"{runs.kind}, {plural(len(runs.rows), 'run')}{span}, {format_flops(runs.total_flops)} FLOP"
-    )
-
-
-def _frame(runs: plan.Plan) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            {
-                "run_id": None if runs.data.is_estimated else row.spec.run_id,
-                "budget_flops": row.budget_flops,
-                "n_params": row.n_params,
-                "n_tokens": row.spec.n_tokens,
-                "flops": row.flops,
-                "n_layers": row.spec.shape.n_layers,
-                "d_model": row.spec.shape.d_model,
-                "n_steps": row.spec.n_steps,
-            }
-            for row in runs.rows
-        ]
-    )
-
-
-def _figure(runs: plan.Plan) -> Figure:
-    from scalelab.report.plots import point_figure
-
-    sizes = [row.n_params for row in runs.rows]
-    return point_figure(
-        sizes, [row.spec.n_tokens for row in runs.rows], ("parameters N", "tokens D")
-    )

@@ -1,4 +1,7 @@
-"""The verbs that plan and run sweeps: `plan`, `propose`, `launch`, `resume`, `cancel`."""
+"""The verbs that plan and run sweeps: `plan`, `propose`, `launch`, `resume`, `cancel`.
+
+``results`` is always the results folder, and ``name`` a sweep in it, by default the latest.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,6 @@ def plan(sweep: SweepSpec | Mapping[str, Any], *, results: str | Path = DEFAULT_
     ----------
     sweep : SweepSpec or Mapping
         For example ``{"kind": "isoflop", "budgets": "1e18..1e20"}``.
-    results : str or Path
-        The results folder.
 
     Raises
     ------
@@ -56,8 +57,6 @@ def propose(
     ----------
     sweep : SweepSpec or Mapping
         What to run.
-    results : str or Path
-        The results folder.
     device : str, optional
         ``cpu`` or ``cuda``; default: ``cuda`` if there is a GPU.
     workers : int, optional
@@ -131,8 +130,6 @@ def preview(
     ----------
     proposal : Proposal
         From `propose`.
-    results : str or Path
-        The results folder.
 
     Raises
     ------
@@ -170,8 +167,6 @@ def launch(
     ----------
     proposal : Proposal
         From `propose` without ``is_dry_run``.
-    results : str or Path
-        The results folder.
     extend : bool
         Whether to add the runs to an existing sweep of that name with another specification.
     detach : bool
@@ -205,9 +200,7 @@ def resume(
 
     Parameters
     ----------
-    name : str, optional
-        Name of the sweep; default: the latest.
-    results, device, workers, keep_weights, detach, watch
+    device, workers, keep_weights, detach, watch
         As in `propose` and `launch`.
     retry_failed : bool
         Whether to start failed runs again.
@@ -243,12 +236,8 @@ def replace_diverged(
 
     Parameters
     ----------
-    name : str, optional
-        Name of the sweep; default: the latest.
     lr_scale : float
         New learning rate over the old, between 0 and 1.
-    results : str or Path
-        The results folder.
 
     Raises
     ------
@@ -271,14 +260,10 @@ def cancel(
 
     Parameters
     ----------
-    name : str, optional
-        Name of the sweep; default: the latest.
     budget : str or float, optional
         Only the runs of this budget, in FLOPs.
     runs : sequence of str, optional
         Only these run_ids.
-    results : str or Path
-        The results folder.
 
     Raises
     ------
@@ -316,13 +301,6 @@ def cancel(
 
 def launcher_of(name: str | None = None, *, results: str | Path = DEFAULT_RESULTS) -> str:
     """Return the launcher of the last launch of a sweep: ``local`` or ``slurm``.
-
-    Parameters
-    ----------
-    name : str, optional
-        Name of the sweep; default: the latest.
-    results : str or Path
-        The results folder.
 
     Raises
     ------

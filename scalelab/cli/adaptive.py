@@ -203,7 +203,7 @@ def _replay(
     *,
     as_json: bool,
 ) -> int:
-    from scalelab.api.adaptive import replay_adaptive
+    from scalelab.api.replay import replay_adaptive
     from scalelab.cli.adaptive_view import print_replay
     from scalelab.cli.output import emit_json
     from scalelab.store.tables import parse_map

@@ -15,7 +15,8 @@ from scalelab.units import format_flops, format_quantity
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scalelab.api.adaptive import AdaptReport, ReplayReport
+    from scalelab.api.adaptive import AdaptReport
+    from scalelab.api.replay import ReplayReport
     from scalelab.api.sweep_reports import LaunchReport
     from scalelab.launch.adaptive import NextBatch
     from scalelab.launch.base import Watcher

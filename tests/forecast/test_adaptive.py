@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalelab.api.adaptive import replay_adaptive
+from scalelab.api.replay import replay_adaptive
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
 from scalelab.forecast.adaptive import Target, ask, r_squared, replay

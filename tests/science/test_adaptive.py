@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from scalelab.api.adaptive import replay_adaptive
+from scalelab.api.replay import replay_adaptive
 from scalelab.store.public_tables import FOLDER
 
 TABLES = FOLDER / "scalebench"
