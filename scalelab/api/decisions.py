@@ -125,7 +125,9 @@ def decide(
         for each in shown
         if (words := reach.far(n_params=each.n_params, n_tokens=each.n_tokens, flops=each.flops))
     ]
-    warnings = ordered([*source.warnings, *far, *answer.warnings])
+    # warnings about the forecasts of the report are not about this decision
+    kept = [warning for warning in source.warnings if warning.code != "extrapolation"]
+    warnings = ordered([*kept, *far, *answer.warnings])
     return Decision.of(replace(answer, warnings=warnings))
 
 
