@@ -18,7 +18,7 @@ from scalelab.report.look import (
     TOKENS,
     Look,
     add_band,
-    add_line,
+    add_curve,
     empty,
     error_bars,
     finish,
@@ -109,20 +109,25 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
         )
     )
     some = thinned(len(rows))
-    figure.add_trace(
-        go.Scatter(
-            x=short(rows.n_params[some]),
-            y=short(rows.n_tokens[some]),
-            mode="markers",
-            marker={"color": look.ink, "size": 4 if len(some) < 500 else 2, "opacity": 0.45},
-            name="runs",
-            hovertemplate="run<br>N %{x}, D %{y}<extra></extra>",
-        )
+    add_curve(
+        figure,
+        rows.n_params[some],
+        rows.n_tokens[some],
+        {"color": look.ink, "size": 4 if len(some) < 500 else 2, "opacity": 0.45},
+        "runs",
+        "run<br>N %{x}, D %{y}",
     )
     if bands is not None:
         hover = "frontier<br>N %{x}, D %{y}"
         name = "efficient frontier"
-        add_line(figure, bands.n_params, bands.n_tokens, look.accent, name, hover, width=2.4)
+        add_curve(
+            figure,
+            bands.n_params,
+            bands.n_tokens,
+            {"color": look.accent, "width": 2.4},
+            name,
+            hover,
+        )
     finish(
         figure,
         look,
@@ -173,7 +178,16 @@ def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> Non
         col=1,
     )
     hover = "approach 3<br>C %{x:.2e}<br>%{y}"
-    add_line(figure, bands.flops, value, look.accent, "approach 3", hover, row=row, col=1)
+    add_curve(
+        figure,
+        bands.flops,
+        value,
+        {"color": look.accent, "width": 2.2},
+        "approach 3",
+        hover,
+        row=row,
+        col=1,
+    )
     label_end(
         figure,
         float(bands.flops[-1]),

@@ -16,6 +16,7 @@ from scalelab.report.look import (
     PARAMS,
     TOKENS,
     Look,
+    add_curve,
     empty,
     error_bars,
     finish,
@@ -90,7 +91,6 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
 
 def residuals(report: FitReport, look: Look = LIGHT) -> Any:
     """Return residuals against N, D and C with their middle 90 %, and a normal QQ plot."""
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     shown, unit = _shown(report)
@@ -105,14 +105,12 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
     reach = 1.5 * max(float(np.quantile(np.abs(shown), 0.98)), 1e-9)
     low, high = np.quantile(shown, [0.05, 0.95])
     for row, col, values, name in places:
-        figure.add_trace(
-            go.Scatter(
-                x=short(values[some]),
-                y=short(np.clip(shown[some], -reach, reach)),
-                mode="markers",
-                marker={"color": look.second, "size": 4, "opacity": 0.6},
-                hovertemplate="%{x}<br>%{y:.3f}<extra></extra>",
-            ),
+        add_curve(
+            figure,
+            values[some],
+            np.clip(shown[some], -reach, reach),
+            {"color": look.second, "size": 4, "opacity": 0.6},
+            hover="%{x}<br>%{y:.3f}",
             row=row,
             col=col,
         )
@@ -191,14 +189,11 @@ def pairs(report: FitReport, look: Look = LIGHT) -> Any:
         )
         figure.update_yaxes(showticklabels=False, row=i + 1, col=i + 1)
         for j in range(i):
-            figure.add_trace(
-                go.Scatter(
-                    x=short(columns[j][0][some]),
-                    y=short(draws[some]),
-                    mode="markers",
-                    marker={"size": 3, "color": look.second, "opacity": 0.45},
-                    hoverinfo="skip",
-                ),
+            add_curve(
+                figure,
+                columns[j][0][some],
+                draws[some],
+                {"size": 3, "color": look.second, "opacity": 0.45},
                 row=i + 1,
                 col=j + 1,
             )
@@ -323,8 +318,6 @@ def forms(comparison: Comparison, look: Look = LIGHT) -> Any:
 
 
 def _quantiles(figure: Any, shown: FloatArray, look: Look) -> None:
-    import plotly.graph_objects as go
-
     ordered = np.sort(shown)
     normal = special.ndtri((np.arange(len(ordered)) + 0.5) / len(ordered))
     some = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), 600)).round().astype(int))
@@ -332,25 +325,20 @@ def _quantiles(figure: Any, shown: FloatArray, look: Look) -> None:
     low, high = np.quantile(ordered, [0.25, 0.75])
     slope = (high - low) / (2 * special.ndtri(0.75))
     ends = np.array([normal[0], normal[-1]])
-    figure.add_trace(
-        go.Scatter(
-            x=ends,
-            y=(low + high) / 2 + slope * ends,
-            mode="lines",
-            line={"color": look.accent, "width": 1.4},
-            hoverinfo="skip",
-        ),
+    add_curve(
+        figure,
+        ends,
+        (low + high) / 2 + slope * ends,
+        {"color": look.accent, "width": 1.4},
         row=2,
         col=2,
     )
-    figure.add_trace(
-        go.Scatter(
-            x=short(normal[some]),
-            y=short(ordered[some]),
-            mode="markers",
-            marker={"color": look.second, "size": 4},
-            hovertemplate="normal %{x:.2f}<br>residual %{y:.3f}<extra></extra>",
-        ),
+    add_curve(
+        figure,
+        normal[some],
+        ordered[some],
+        {"color": look.second, "size": 4},
+        hover="normal %{x:.2f}<br>residual %{y:.3f}",
         row=2,
         col=2,
     )

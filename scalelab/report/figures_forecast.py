@@ -16,7 +16,7 @@ from scalelab.report.look import (
     TOKENS,
     Look,
     add_band,
-    add_line,
+    add_curve,
     empty,
     error_bars,
     finish,
@@ -24,7 +24,6 @@ from scalelab.report.look import (
     log_axis,
     note_thinned,
     plain,
-    short,
     thinned,
 )
 from scalelab.units import format_flops
@@ -78,7 +77,14 @@ def extrapolation(
     add_band(figure, bands.flops, bands.pred_low, bands.pred_high, look.veil(look.second, 0.16))
     add_band(figure, bands.flops, bands.low, bands.high, look.veil(look.accent, 0.3))
     hover = "compute-optimal<br>C %{x:.2e} FLOP<br>loss %{y:.4f}"
-    add_line(figure, bands.flops, bands.loss, look.accent, "compute-optimal", hover, width=2.4)
+    add_curve(
+        figure,
+        bands.flops,
+        bands.loss,
+        {"color": look.accent, "width": 2.4},
+        "compute-optimal",
+        hover,
+    )
     some = thinned(len(rows))
     _runs(figure, reached[some], rows.loss_nats[some], "fitted runs", look.faint, 4)
     if held is not None and len(held):
@@ -235,16 +241,9 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
     )
     front = sorted((p for p in points if p["is_front"]), key=lambda p: p[cost])
     if len(front) > 1:
-        figure.add_trace(
-            go.Scatter(
-                x=[p[cost] for p in front],
-                y=[p["loss_nats"] for p in front],
-                mode="lines",
-                line={"color": look.third, "width": 2},
-                name="Pareto front",
-                hoverinfo="skip",
-            )
-        )
+        at = np.array([p[cost] for p in front])
+        loss = np.array([p["loss_nats"] for p in front])
+        add_curve(figure, at, loss, {"color": look.third, "width": 2}, "Pareto front")
     for name, colour, symbol, chosen in groups:
         if not chosen:
             continue
@@ -286,18 +285,8 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
 
 
 def _runs(figure: Any, x: FloatArray, y: FloatArray, name: str, colour: str, size: int) -> None:
-    import plotly.graph_objects as go
-
-    figure.add_trace(
-        go.Scatter(
-            x=short(x),
-            y=short(y),
-            mode="markers",
-            marker={"color": colour, "size": size, "opacity": 0.6},
-            name=name,
-            hovertemplate=f"{name}<br>C %{{x:.2e}} FLOP<br>loss %{{y:.4f}}<extra></extra>",
-        )
-    )
+    hover = f"{name}<br>C %{{x:.2e}} FLOP<br>loss %{{y:.4f}}"
+    add_curve(figure, x, y, {"color": colour, "size": size, "opacity": 0.6}, name, hover)
 
 
 def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> None:
@@ -312,7 +301,16 @@ def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> Non
         col=col,
     )
     hover = "optimum<br>N %{y}, %{x}"
-    add_line(figure, x, bands.n_params, look.accent, "this fit's optimum", hover, row=1, col=col)
+    add_curve(
+        figure,
+        x,
+        bands.n_params,
+        {"color": look.accent, "width": 2.2},
+        "this fit's optimum",
+        hover,
+        row=1,
+        col=col,
+    )
 
 
 def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:

@@ -12,14 +12,13 @@ from scalelab.report.look import (
     MAX_POINTS,
     PARAMS,
     Look,
-    add_line,
+    add_curve,
     empty,
     error_bars,
     finish,
     label_end,
     log_axis,
     note_corner,
-    short,
     thinned,
 )
 from scalelab.units import format_flops, format_quantity, plural
@@ -68,15 +67,13 @@ def isoflop_curves(
     if bands is not None:
         inside = (bands.loss >= low - 0.1 * (high - low)) & (bands.loss <= high)
         if inside.sum() > 1:
-            add_line(
+            add_curve(
                 figure,
                 bands.n_params[inside],
                 bands.loss[inside],
-                look.accent,
+                {"color": look.accent, "width": 2, "dash": "dash"},
                 "frontier, approach 3",
                 "frontier<br>N %{x}<br>loss %{y:.4f}",
-                width=2,
-                dash="dash",
             )
     sizes = np.concatenate([rows.n_params[iso.rows] for iso in drawn])
     left_out = len(isoflop.curves) - len(drawn)
@@ -118,33 +115,20 @@ def _curve(
     top: float | None,
 ) -> None:
     """Draw runs and parabola of one budget; its label is where it ends or leaves the plot."""
-    import plotly.graph_objects as go
-
     name = f"{format_flops(iso.budget)} FLOP"
     some = iso.rows[thinned(len(iso.rows), share)]
-    figure.add_trace(
-        go.Scatter(
-            x=short(rows.n_params[some]),
-            y=short(rows.loss_nats[some]),
-            mode="markers",
-            marker={"color": colour, "size": 6 if len(some) < 200 else 3.5, "opacity": 0.75},
-            name=name,
-            hovertemplate=f"{name}<br>N %{{x}}<br>loss %{{y:.4f}}<extra></extra>",
-        )
+    add_curve(
+        figure,
+        rows.n_params[some],
+        rows.loss_nats[some],
+        {"color": colour, "size": 6 if len(some) < 200 else 3.5, "opacity": 0.75},
+        name,
+        f"{name}<br>N %{{x}}<br>loss %{{y:.4f}}",
     )
     sizes = rows.n_params[iso.rows]
     span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
     curve = iso.n_params.curve(span)
-    figure.add_trace(
-        go.Scatter(
-            x=short(span),
-            y=short(curve),
-            mode="lines",
-            line={"color": colour, "width": 1.6},
-            hoverinfo="skip",
-            name=name,
-        )
-    )
+    add_curve(figure, span, curve, {"color": colour, "width": 1.6}, name)
     if top is not None:
         end = int(np.flatnonzero(curve <= top)[-1]) if (curve <= top).any() else -1
         label_end(figure, float(span[end]), float(curve[end]), format_flops(iso.budget), colour)

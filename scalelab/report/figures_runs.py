@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalelab.report.look import FLOPS, LIGHT, Look, empty, finish, log_axis, plain, short
+from scalelab.report.look import (
+    FLOPS,
+    LIGHT,
+    Look,
+    add_curve,
+    empty,
+    finish,
+    log_axis,
+    plain,
+)
 from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
@@ -36,7 +45,6 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
         The x axis.
     look : Look
     """
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     panels = [(key, name) for key, name in PANELS if len(table) and table[key].notna().any()]
@@ -63,15 +71,13 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
             if not len(good):
                 continue
             label = plain(good["label"].iloc[0])
-            figure.add_trace(
-                go.Scatter(
-                    x=short(good[by].to_numpy()),
-                    y=short(good[key].to_numpy()),
-                    mode="lines",
-                    line={"color": colour, "width": 1.6},
-                    name=label,
-                    hovertemplate=f"{label}<br>%{{x}}<br>%{{y:.4g}}<extra></extra>",
-                ),
+            add_curve(
+                figure,
+                good[by].to_numpy(),
+                good[key].to_numpy(),
+                {"color": colour, "width": 1.6},
+                label,
+                f"{label}<br>%{{x}}<br>%{{y:.4g}}",
                 row=row,
                 col=col,
             )

@@ -273,21 +273,28 @@ def error_bars(value: Any, low: Any, high: Any, colour: str, width: int, line: f
     }
 
 
-def add_line(
-    figure: Any, x: FloatArray, y: FloatArray, colour: str, name: str, hover: str, **more: Any
+def add_curve(
+    figure: Any,
+    x: FloatArray,
+    y: FloatArray,
+    style: dict[str, Any],
+    name: str = "",
+    hover: str = "",
+    **more: Any,
 ) -> None:
-    """Draw a named curve; ``hover`` is its hover text."""
+    """Draw a line, or points if the style has a size; ``hover`` is the hover text, if any."""
     import plotly.graph_objects as go
 
-    style = {"color": colour, "width": more.pop("width", 2.2), "dash": more.pop("dash", None)}
+    is_points = "size" in style
+    text = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
     figure.add_trace(
         go.Scatter(
             x=short(x),
             y=short(y),
-            mode="lines",
-            line=style,
+            mode="markers" if is_points else "lines",
             name=name,
-            hovertemplate=f"{hover}<extra></extra>",
+            **{"marker" if is_points else "line": style},
+            **text,
         ),
         **more,
     )
