@@ -107,7 +107,7 @@ def approaches() -> Figure:
     first.set(ylim=(2, 6), title="1: envelope of curves")
     _name(first, "training FLOPs", "loss, nats per token")
     report = api.fit(_runs(noise=2e-3))
-    for curve in report.isoflop.valleys:
+    for curve in report.isoflop.curves:
         second.plot(curve.budget, curve.n_params.value, "o", color=BLUE)
     c = np.geomspace(1e18, 3e21, 20)
     second.plot(c, [report.isoflop.n_law.at(x) for x in c], color=RED, label="power law")

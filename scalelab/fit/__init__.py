@@ -1,1 +1,1 @@
-"""Fits of the laws to finished runs, with intervals that say how sure they are."""
+"""Fits of scaling laws to finished runs, with confidence and prediction intervals."""

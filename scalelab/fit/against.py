@@ -1,7 +1,7 @@
-"""Approach 2 against approach 3, in the same bootstrap replicates.
+"""Approach 2 compared with approach 3 over the same bootstrap replicates.
 
-Both are refitted to the same resampled rows, so that the interval of their ratio is that of the
-difference and not of two independent errors.
+Both are refitted to the same resampled rows, so the interval of their ratio accounts for the errors
+that they share.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AXES: tuple[Axis, Axis] = ("n", "d")
 DISAGREE = 0.05
 DISAGREE_LEVEL = 0.9
 PAIRED_ENTRIES = 20_000_000
-"""Most entries (replicates x rows) of weights for which approach 2 is resampled as well."""
+"""Maximum size (replicates x rows) of the weights with which approach 2 is refitted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +56,9 @@ class Disagreement:
 def paired_weights(
     observations: Observations, spec: BootstrapSpec, fit: ParametricFit
 ) -> FloatArray | None:
-    """Return the replicates of approach 3 as row weights in the order of the rows, shape (k, n).
+    """Return the row weights of approach 3's replicates, in the caller's row order, shape (k, n).
 
-    None where there are none; the first of them where all would be too many to hold.
+    None without replicates; only the first ones where all would need too much memory.
     """
     if not len(fit.samples) or fit.bootstrap.method == "residual":
         return None
@@ -92,16 +92,16 @@ def disagreement(
     isoflop, fit : IsoflopFit, ParametricFit
         Approaches 2 and 3 on these rows.
     flops : float
-        Compute at which they are compared, as 6ND.
+        Compute at which D_opt is compared, as 6ND.
     weights : ndarray of shape (k, n), optional
         The first k replicates of ``fit`` as row weights.
     level : float
-        Level of the ratio's interval.
+        Level of the interval of the ratio.
 
     Returns
     -------
     Disagreement or None
-        None when either approach has no answer.
+        None when either approach has no result.
     """
     if isoflop.n_law is None or isoflop.d_law is None or fit.status == "not_identified":
         return None
@@ -113,11 +113,11 @@ def disagreement(
     bounds = (math.nan, math.nan)
     is_said = abs(ratio - 1) > DISAGREE
     if weights is not None and fit.kept is not None:
-        # Replicates that failed are missing from the samples: their weights go too.
+        # Failed replicates are not in the samples.
         weights = weights[fit.kept[: len(weights)]]
         laws = fit.replicate_laws()[: len(weights)]
         lines = [replicate_laws(observations, isoflop, weights, axis) for axis in AXES]
-        # Replicates without an optimum, or with one of nothing, drop out as not finite.
+        # Replicates without an optimum are not finite here and are dropped below.
         with np.errstate(all="ignore"):
             tokens = np.array([law.optimal(flops)[1] for law in laws])
             draws = tokens_at(lines[0], lines[1], flops) / tokens
@@ -127,7 +127,6 @@ def disagreement(
         is_said = is_said and not test[0] <= 1 <= test[1]
 
     law = fit.law
-    # Each row at its own place in every column that the law needs, such as unique tokens.
     clean = law.loss({name: column(observations, name) for name in law.columns})
     return Disagreement(
         flops=flops,
@@ -138,7 +137,7 @@ def disagreement(
 
 
 def disagreement_warnings(found: Disagreement | None) -> tuple[FitWarning, ...]:
-    """Return the warning that approaches 2 and 3 disagree, where they do."""
+    """Return a warning if approaches 2 and 3 disagree."""
     if found is None or not found.is_said:
         return ()
     ratio, bias = found.ratio, found.expected_bias
@@ -148,16 +147,16 @@ def disagreement_warnings(found: Disagreement | None) -> tuple[FitWarning, ...]:
         else ""
     )
     known = (
-        f" On this grid approach 2 alone would be off by {_percent(bias)} without any noise."
+        f" On this grid approach 2 is biased by {_percent(bias)} even without noise."
         if bias is not None
         else ""
     )
     warning = FitWarning(
         code="approaches_disagree",
         message=(
-            f"At {format_flops(found.flops)} FLOPs approach 2 puts D_opt "
-            f"{_percent(ratio.value - 1)} from approach 3{limits}.{known} "
-            "Trust approach 3, or centre and narrow the grid."
+            f"At {format_flops(found.flops)} FLOPs, D_opt of approach 2 differs from that of "
+            f"approach 3 by {_percent(ratio.value - 1)}{limits}.{known} "
+            "Use approach 3, or add runs on a narrower grid centred on the optimum."
         ),
     )
     return (warning,)

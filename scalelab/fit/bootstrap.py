@@ -1,4 +1,4 @@
-"""Resampling plans: which rows a replicate holds, as weights, so that no data is copied."""
+"""Resampling plans of the bootstrap: the weight of every row in every replicate."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ METHODS: tuple[Method, ...] = ("auto", "row", "cluster", "residual", "none")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BootstrapSpec:
-    """How the spread of a fit is estimated.
+    """How bootstrap replicates are drawn.
 
     Attributes
     ----------
     k : int
         Number of replicates.
     method : {"auto", "row", "cluster", "residual", "none"}
-        ``row`` resamples rows; ``cluster`` resamples whole clusters (runs, not their checkpoints;
-        trunks, not their branches); ``residual`` keeps the design and resamples leverage-corrected
-        residuals; ``auto`` takes ``cluster`` when a cluster label repeats, else ``row``, and then
-        refits efficiently where it may (see `scalelab.fit.efficient`).
+        ``row`` resamples rows; ``cluster`` resamples whole clusters (runs instead of their
+        checkpoints, trunks instead of their branches); ``residual`` keeps the design and resamples
+        leverage-corrected residuals; ``auto`` uses ``cluster`` if a cluster label repeats, else
+        ``row``, with efficient refits where possible (see `scalelab.fit.efficient`).
     weighting : {"smooth", "counts"}
-        How rows or clusters are resampled: ``smooth`` gives each an exponential weight (the
-        Bayesian bootstrap, Rubin 1981), ``counts`` draws with replacement. Under Huber's loss with
-        a small delta the counts make replicates jump between rows: 90 % percentile intervals
-        then cover 96 % and are 10 % wider than smooth ones, which cover 88 to 95 %
+        How rows or clusters are resampled: ``smooth`` draws exponential weights (the Bayesian
+        bootstrap, Rubin 1981), ``counts`` draws with replacement. Under Huber's loss with a small
+        delta, counts make replicates jump between rows: 90 % percentile intervals then cover 96 %
+        and are 10 % wider than smooth ones, which cover 88 to 95 %
         (tests/science/test_coverage.py).
     cluster : str or None
-        Column of cluster labels; None takes ``Observations.cluster``.
+        Column of cluster labels; None uses ``Observations.cluster``.
     seed : int
         Seed of the resampling; the same rows and seed give the same replicates in any row order.
     weights : ndarray of shape (k, n), or None
-        Replicate weights (how often each row, in the caller's order, is in each replicate), in
-        place of drawing them. ``k``, ``method`` and ``seed`` are then not used.
+        Given replicate weights in the caller's row order; ``k``, ``method`` and ``seed`` are then
+        ignored.
 
     Raises
     ------
@@ -66,29 +66,29 @@ class BootstrapSpec:
             raise UsageError(
                 f"bootstrap method {self.method!r}",
                 f"one of {', '.join(METHODS)}",
-                "Choose a method.",
+                "Use for example --bootstrap-method row.",
             )
         if self.weighting not in ("smooth", "counts"):
             raise UsageError(
-                f"weighting {self.weighting!r}", "smooth or counts", "Choose a weighting."
+                f"weighting {self.weighting!r}", "smooth or counts", "Use weighting='smooth'."
             )
         if self.k < 0 or (self.k == 1 and self.weights is None):
             raise UsageError(
-                f"{self.k} replicates" if self.k < 0 else "a single bootstrap replicate",
-                "several, whose spread is the interval, or 0 for no intervals",
-                f"Take more; the default is {DEFAULT_K}.",
+                f"{self.k} bootstrap replicate{'' if self.k == 1 else 's'}",
+                "2 or more for intervals, or 0 for no intervals",
+                f"Use for example --bootstrap {DEFAULT_K} (the default).",
             )
         if self.seed < 0:
-            raise UsageError(f"seed {self.seed}", "a whole number from 0 up", "Give another seed.")
+            raise UsageError(f"seed {self.seed}", "an integer of 0 or more", "Use --seed 0.")
 
     def fewest(self, level: float) -> int:
-        """Return how many replicates put one beyond each limit of an interval at this level."""
+        """Return the minimum number of replicates for an interval at this level."""
         return min(math.ceil(round(2 / (1 - level), 6)), DEFAULT_K)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ResamplingPlan:
-    """Replicates, drawn batch by batch so that a million rows need no large memory.
+    """A plan of replicates, drawn in batches to limit memory.
 
     Attributes
     ----------
@@ -101,16 +101,16 @@ class ResamplingPlan:
     weighting : {"smooth", "counts"}
         See `BootstrapSpec`.
     given : ndarray of shape (k, n), or None
-        Weights given by the caller, in canonical row order.
+        Weights from the caller, in canonical row order.
     shape : ndarray of shape (n,), or None
-        For ``smooth``: gamma shapes of the weights, one for all rows of a cluster; their mean
-        stays 1 while their variance is one over the shape. None gives exponential weights, shape 1.
+        For ``smooth``: gamma shapes of the weights, equal within a cluster. The weights have mean 1
+        and variance 1/shape. None gives exponential weights (shape 1).
     member : ndarray of int, shape (n,), or None
-        For ``cluster``: which cluster each row belongs to.
+        For ``cluster``: number of the cluster of each row.
     cluster : str or None
-        Where the labels came from.
+        Column of the labels.
     n_clusters : int or None
-        How many clusters there are.
+        Number of clusters.
     """
 
     method: str
@@ -125,7 +125,7 @@ class ResamplingPlan:
     n_clusters: int | None = None
 
     def weights(self, batch: int) -> Iterator[FloatArray]:
-        """Yield weights of shape (up to batch, n); the draws do not depend on the batch."""
+        """Yield weights of shape (up to batch, n), the same for any batch size."""
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.k, batch):
             size = min(batch, self.k - start)
@@ -139,7 +139,7 @@ class ResamplingPlan:
                 yield self._draw(rng, size, len(first), shape)[:, self.member]
 
     def draws(self, batch: int) -> Iterator[NDArray[np.intp]]:
-        """Yield, for ``residual``, whose residual each row receives, shape (up to batch, n)."""
+        """Yield, for ``residual``, the source row of each row's residual, (up to batch, n)."""
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.k, batch):
             yield rng.integers(0, self.n, size=(min(batch, self.k - start), self.n))
@@ -159,33 +159,33 @@ class ResamplingPlan:
 def plan(
     spec: BootstrapSpec, n: int, labels: NDArray[Any] | None, source: str, order: NDArray[np.intp]
 ) -> ResamplingPlan:
-    """Return the replicates of n rows.
+    """Return the resampling plan of n rows.
 
     Parameters
     ----------
     spec : BootstrapSpec
-        What was asked for.
+        The requested bootstrap.
     n : int
         Number of rows.
     labels : ndarray of shape (n,), or None
         Cluster labels in canonical row order.
     source : str
-        Where the labels came from, in a word.
+        Column of the labels.
     order : ndarray of int, shape (n,)
         Canonical order of the caller's rows, applied to given weights.
 
     Raises
     ------
     UsageError
-        For weights of another shape, or ``cluster`` without labels.
+        For weights of the wrong shape, or ``cluster`` without labels.
     """
     if spec.weights is not None:
         weights = np.asarray(spec.weights, dtype=np.float64)
         if weights.ndim != 2 or weights.shape[1] != n or not (weights >= 0).all():
             raise UsageError(
                 f"replicate weights of shape {weights.shape}",
-                f"(k, {n}), one column a row, none negative",
-                "Build them from the same rows.",
+                f"shape (k, {n}), one column per row, without negative values",
+                "Build the weights from the same rows.",
             )
         return ResamplingPlan(method="weights", k=len(weights), n=n, given=weights[:, order])
     method = spec.method
@@ -194,9 +194,9 @@ def plan(
         method = "cluster" if repeats else "row"
     if method == "cluster" and labels is None:
         raise UsageError(
-            "a cluster bootstrap without labels",
-            "a column of cluster labels",
-            "Name the column that says which rows belong to one run.",
+            "a cluster bootstrap of rows without cluster labels",
+            "a column whose value is the same for all rows of one run",
+            "Name that column, for example --cluster run_id.",
         )
     if method == "none" or spec.k == 0:
         return ResamplingPlan(method="none", k=0, n=n, seed=spec.seed)
@@ -205,7 +205,7 @@ def plan(
             method=method, k=spec.k, n=n, seed=spec.seed, weighting=spec.weighting
         )
     _, first, member = np.unique(labels, return_index=True, return_inverse=True)
-    # clusters are numbered by where they first appear, so that renaming them changes nothing
+    # Clusters are numbered by first appearance: renaming them does not change the replicates.
     rank = np.empty(len(first), dtype=np.intp)
     rank[np.argsort(first)] = np.arange(len(first))
     return ResamplingPlan(

@@ -1,7 +1,6 @@
-"""What to distrust in the design and the rows, as coded warnings.
+"""Warnings about the rows and the design of a fit.
 
-Every warning names its figures and what to do. None changes an answer: an honest answer that comes
-with a warning is worth more than a quiet one.
+Each warning gives the numbers it is based on and what to do. None changes the result.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ from scalelab.fit.isoflop import IsoflopFit
 from scalelab.fit.outcome import FitWarning, ParametricFit
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
-from scalelab.units import format_flops
+from scalelab.units import format_flops, plural
 
 FloatArray = NDArray[np.float64]
 
 OFF_CENTRE = 2.0
-"""Mean factor between a grid's middle and its minimum from which the grid is off centre."""
-DRIFT = 2.0
-"""Factor by which that distance changes over the budgets from which the grid drifts."""
+"""Mean ratio between a grid's centre and its minimum above which the grid is off centre."""
+CENTRE_SHIFT = 2.0
+"""Change of that ratio from the smallest to the largest budget above which the grid drifts."""
 OUTLIER = 6.0
-"""Robust standard deviations from which a residual is an outlier."""
+"""Robust standard deviations above which a residual is an outlier."""
 BY_6ND = (("6nd", "chinchilla"), ("6nd", "unstated"), ("6nd_kaplan", "kaplan"))
-"""Conventions of FLOPs and parameters by which C is 6ND in the table's own N."""
+"""FLOP and parameter conventions for which C = 6ND in the table's own N."""
 ANY_COUNT = 100.0
-"""Factor from 6ND within which every count lies, those of sparse experts and attention too."""
+"""Maximum ratio to 6ND of any FLOP convention, including sparse experts and attention."""
 CONVENTION_SPREAD = 0.10
-"""Relative scatter of C/6ND about a smooth function of N from which conventions are mixed."""
+"""Relative scatter of C/6ND around a smooth function of N above which conventions are mixed."""
 MISFIT_SHARE = 0.35
-"""Share of the residuals' variance that a quadratic in log N and log D explains in a misfit."""
+"""Share of the residuals' variance explained by a quadratic in log N and log D in a misfit."""
 MISFIT_ROWS = 24
 UNFINISHED = 0.999
 
@@ -43,7 +42,7 @@ UNFINISHED = 0.999
 def row_warnings(
     observations: Observations, lines: NDArray[np.int64] | None, fit: ParametricFit
 ) -> list[FitWarning]:
-    """Return what the rows themselves give reason to say: schedules, conventions, outliers."""
+    """Return warnings about the rows: schedules, conventions, budgets, misfit, outliers."""
     found = [
         _mid_schedule(observations),
         _mixed(observations),
@@ -56,7 +55,7 @@ def row_warnings(
 
 
 def replicate_warnings(spec: BootstrapSpec, level: float) -> list[FitWarning]:
-    """Return what there is to say of so few replicates that no interval holds its level."""
+    """Return a warning if there are too few replicates for the level of the intervals."""
     fewest = spec.fewest(level)
     if spec.weights is not None or spec.k == 0 or spec.k >= fewest:
         return []
@@ -64,29 +63,29 @@ def replicate_warnings(spec: BootstrapSpec, level: float) -> list[FitWarning]:
         FitWarning(
             code="few_replicates",
             message=(
-                f"{spec.k} bootstrap replicates leave none beyond the limits of an interval at "
-                f"level {level:g}, which covers less than that. Take {fewest} or more."
+                f"{spec.k} bootstrap replicates are too few for {100 * level:g} % intervals: the "
+                f"intervals are too narrow. Use --bootstrap {fewest} or more."
             ),
         )
     ]
 
 
 def design_warnings(isoflop: IsoflopFit, envelope: EnvelopeFit) -> list[FitWarning]:
-    """Return what the grid gives reason to say: edge minima, off centre, drifting, no approach."""
+    """Return warnings about the grid: minima at its edge, off centre, drifting, no result."""
     found = [_edges(isoflop), *_centring(isoflop)]
     for number, reason in (("1", envelope.reason), ("2", isoflop.reason)):
         if reason is not None:
             found.append(
                 FitWarning(
                     code=f"approach_{number}_unavailable",
-                    message=f"Approach {number} has no answer: {reason}.",
+                    message=f"Approach {number} has no result: {reason}.",
                 )
             )
     return [warning for warning in found if warning is not None]
 
 
 def notes_as_warnings(notes: Mapping[str, str]) -> list[FitWarning]:
-    """Return what a reader decided by itself, as warnings under its codes."""
+    """Return the notes of the table reader (by code) as warnings."""
     return [FitWarning(code=code, message=message) for code, message in notes.items()]
 
 
@@ -100,7 +99,7 @@ def _edges(isoflop: IsoflopFit) -> FitWarning | None:
         where = {
             "below": "below the smallest N",
             "above": "above the largest N",
-            "not_convex": "nowhere: the losses do not bend upwards",
+            "not_convex": "no minimum: the loss is not convex in model size",
         }
         if curve.n_params.edge is None and edge in ("below", "above"):
             where = {"below": "below the smallest D", "above": "above the largest D"}
@@ -108,8 +107,9 @@ def _edges(isoflop: IsoflopFit) -> FitWarning | None:
     return FitWarning(
         code="edge_minimum",
         message=(
-            f"{len(outside)} of {len(isoflop.curves)} budgets have no minimum inside their grid "
-            f"and are left out of approach 2: {', '.join(parts)}. Add sizes on that side."
+            f"{len(outside)} of {plural(len(isoflop.curves), 'budget')} have no minimum inside "
+            f"the grid of sizes, so approach 2 leaves them out. Their minima: {', '.join(parts)}. "
+            "Add runs with model sizes on that side."
         ),
     )
 
@@ -121,7 +121,7 @@ def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
     offsets = np.array([curve.n_params.offset for curve in inside])
     log_c = np.log([curve.budget for curve in inside])
     slope = np.polyfit(log_c, offsets, 1)[0]
-    drift = float(slope * np.ptp(log_c))
+    shift = float(slope * np.ptp(log_c))
     mean = float(offsets.mean())
     found = []
     if abs(mean) > math.log(OFF_CENTRE):
@@ -130,20 +130,20 @@ def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
             FitWarning(
                 code="off_centre_grid",
                 message=(
-                    f"The best sizes lie on average {math.exp(abs(mean)):.1f} times from the "
-                    f"middle of their grid, which biases approach 2. Centre the grid on {side} "
-                    "sizes."
+                    f"The best model sizes are on average {math.exp(abs(mean)):.1f} times {side} "
+                    "than the centre of the grid, which biases approach 2. Centre the grid on "
+                    f"{side} sizes."
                 ),
             )
         )
-    if abs(drift) > math.log(DRIFT):
+    if abs(shift) > math.log(CENTRE_SHIFT):
         found.append(
             FitWarning(
                 code="drifting_grid",
                 message=(
-                    "From the smallest to the largest budget the grid's middle drifts "
-                    f"{math.exp(abs(drift)):.1f} times against the best size, which bends the "
-                    "exponents of approach 2. Let the grid's middle follow the optimum."
+                    "From the smallest to the largest budget, the ratio of the best size to the "
+                    f"grid's centre changes {math.exp(abs(shift)):.1f} times, which biases the "
+                    "exponents of approach 2. Centre the grid on the best size at every budget."
                 ),
             )
         )
@@ -152,18 +152,20 @@ def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
 
 def _mid_schedule(observations: Observations) -> FitWarning | None:
     advice = (
-        "A loss before its schedule ends is biased high. Keep each run's last row, "
-        "or rows of constant-rate runs after a cooldown."
+        "A loss before the end of the learning-rate schedule is too high. Keep only the last row "
+        "of each run, or use runs with a constant learning rate and a cooldown."
     )
     fraction = observations.extra.get("fraction_elapsed")
     if fraction is not None:
-        # What the rows say of themselves counts: branches of a trunk are each at their end.
+        # The column decides: each cooldown branch of a trunk is at the end of its schedule.
         early = int(np.sum(np.asarray(fraction, float) < UNFINISHED))
         if not early:
             return None
         return FitWarning(
             code="mid_schedule",
-            message=f"{early} of {len(observations)} rows have fraction_elapsed < 1. {advice}",
+            message=(
+                f"{early} of {plural(len(observations), 'row')} have fraction_elapsed < 1. {advice}"
+            ),
         )
     if observations.cluster is None:
         return None
@@ -178,8 +180,8 @@ def _mid_schedule(observations: Observations) -> FitWarning | None:
     return FitWarning(
         code="mid_schedule",
         message=(
-            f"{early} of {len(observations)} rows look like checkpoints of a run that went on "
-            f"(same run and N, fewer tokens). {advice}"
+            f"{early} of {plural(len(observations), 'row')} look like intermediate checkpoints "
+            f"(same run and N as a row with more tokens). {advice}"
         ),
     )
 
@@ -191,25 +193,26 @@ def _log_ratio(observations: Observations) -> FloatArray:
 
 
 def _flops_mismatch(observations: Observations) -> FitWarning | None:
-    """Warn where C is not the 6ND that it is said to be, or further from it than any count is."""
+    """Warn if C is not the stated 6ND, or differs from 6ND more than any convention does."""
     counted = observations.flop_convention, observations.param_convention
     is_stated = counted in BY_6ND
     middle = float(np.median(_log_ratio(observations)))
     if abs(middle) <= (math.log1p(CONVENTION_SPREAD) if is_stated else math.log(ANY_COUNT)):
         return None
-    known = f"but stated as {counted[0]}" if is_stated else "as no way of counting has them"
+    known = f"but stated as {counted[0]}" if is_stated else "more than any FLOP count explains"
     return FitWarning(
         code="flops_mismatch",
         message=(
-            f"flops are {math.exp(middle):.3g} times 6ND (median of {len(observations)} rows), "
-            f"{known}: approach 2 and the runs' compute are off by as much. Check the units of "
-            "flops, N and D; forecasts use C = 6 N D."
+            f"flops are {math.exp(middle):.3g} times 6ND (median of "
+            f"{plural(len(observations), 'row')}), {known}. Approach 2 and the compute of the runs "
+            "are wrong by the same factor. Check the units of flops, N and D; forecasts use "
+            "C = 6 N D."
         ),
     )
 
 
 def _mixed(observations: Observations) -> FitWarning | None:
-    """Warn where C/6ND is not one function of N: two ways of counting in one table."""
+    """Warn if C/6ND is not a function of N: the table mixes counting conventions."""
     ratio = _log_ratio(observations)
     x = np.log(observations.n_params)
     if len(x) < 6 or np.ptp(ratio) < CONVENTION_SPREAD or np.ptp(x) == 0:
@@ -223,15 +226,16 @@ def _mixed(observations: Observations) -> FitWarning | None:
     return FitWarning(
         code="mixed_conventions",
         message=(
-            f"flops / 6ND runs from {math.exp(ratio.min()):.2f} to {math.exp(ratio.max()):.2f} and "
-            f"scatters by {100 * spread:.0f} % among runs of one size: N or FLOPs seem to be "
-            "counted in more than one way. Fit one convention at a time (--where)."
+            f"flops / 6ND ranges from {math.exp(ratio.min()):.2f} to {math.exp(ratio.max()):.2f} "
+            f"and varies by {100 * spread:.0f} % among runs of one size. The table probably mixes "
+            "two conventions of counting N or FLOPs, which biases the fit. Select the rows of one "
+            "convention with --where."
         ),
     )
 
 
 def _budget_mismatch(observations: Observations) -> FitWarning | None:
-    """Warn where the rows' FLOPs are not the budgets that they claim to have been run at."""
+    """Warn if the FLOPs of the rows differ from their budgets."""
     if observations.budget is None:
         return None
     ratio = (observations.flops / observations.budget)[np.isfinite(observations.budget)]
@@ -241,14 +245,15 @@ def _budget_mismatch(observations: Observations) -> FitWarning | None:
     return FitWarning(
         code="budget_mismatch",
         message=(
-            f"flops are {middle:.3g} times the budget (median of {len(ratio)} rows): the two are "
-            "counted in different ways. Approach 2 is in the budget's FLOPs, forecasts in 6ND."
+            f"flops are {middle:.3g} times the budget (median of {plural(len(ratio), 'row')}), so "
+            "the two use different conventions. Approach 2 uses the budget, forecasts use 6ND: "
+            "compare them only after correcting one of the columns."
         ),
     )
 
 
 def _misfit(observations: Observations, fit: ParametricFit) -> FitWarning | None:
-    """Warn where the residuals are a smooth surface rather than noise: the form is wrong there."""
+    """Warn if the residuals are a smooth function of N and D: the form does not fit."""
     residuals = fit.residuals
     scale = _robust_scale(residuals)
     if len(residuals) < MISFIT_ROWS or scale == 0:
@@ -261,16 +266,16 @@ def _misfit(observations: Observations, fit: ParametricFit) -> FitWarning | None
     design = np.column_stack([np.ones_like(u), u, v, u * u, u * v, v * v])
     rest = r - design @ np.linalg.lstsq(design, r, rcond=None)[0]
     share = 1 - np.sum(rest**2) / np.sum((r - r.mean()) ** 2)
-    # What five further terms explain of pure noise is taken off.
+    # Adjusted for the five terms: pure noise gives 0.
     share = 1 - (1 - share) * (len(r) - 1) / (len(r) - 6)
     if share < MISFIT_SHARE:
         return None
     return FitWarning(
         code="misfit",
         message=(
-            f"{100 * share:.0f} % of the residuals' variance is a smooth function of N and D: the "
-            f"form {fit.form} bends away from these runs, and intervals do not know it. Try "
-            "--compare, or --form gamma."
+            f"{100 * share:.0f} % of the residuals' variance is a smooth function of N and D. The "
+            f"form {fit.form} does not fit here; the intervals do not include that error. Try "
+            "--compare or --form gamma."
         ),
     )
 
@@ -292,10 +297,16 @@ def _outliers(fit: ParametricFit, lines: NDArray[np.int64] | None) -> FitWarning
     where = "lines" if lines is not None else "rows"
     names = ", ".join(str(lines[i] if lines is not None else i + 1) for i in worst)
     more = ", .." if len(far) > len(worst) else ""
+    is_robust = fit.objective.loss != "ls"
+    effect = (
+        "The loss limits their effect on the fit."
+        if is_robust
+        else "Least squares gives them a large effect; --loss huber limits it."
+    )
     return FitWarning(
         code="outliers",
         message=(
-            f"{len(far)} rows lie more than {OUTLIER:g} robust standard deviations from the law "
-            f"({where} {names}{more}). Huber's loss holds them down; check those runs."
+            f"{plural(len(far), 'row')} differ from the law by more than {OUTLIER:g} robust "
+            f"standard deviations ({where} {names}{more}). {effect} Check those runs."
         ),
     )

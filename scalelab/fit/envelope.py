@@ -1,10 +1,9 @@
 r"""Approach 1: the lower envelope of training curves.
 
-At each compute C the run with the lowest loss so far names the best size; a power law through those
-sizes gives :math:`N_{opt}(C)`. It needs several checkpoints of each run. Where the best run is the
-smallest or the largest there is, the envelope only says that the grid ends: such points are left
-out. Checkpoints of an unfinished cosine schedule are biased high, so the curves should come from
-schedules that end there (or from constant rates, all alike).
+At each compute C, the run with the lowest loss gives the best size; a power law through those sizes
+gives :math:`N_{opt}(C)`. Every run needs several checkpoints. Points where the smallest or largest
+size is best are left out: the optimum may be outside the grid. Checkpoints before the end of a
+cosine schedule have too high a loss, so use curves of constant learning rates.
 
 References
 ----------
@@ -20,13 +19,14 @@ from numpy.typing import NDArray
 
 from scalelab.fit.isoflop import PowerLaw
 from scalelab.records.types import Curves, Observations
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
 GRID_POINTS = 300
 FEWEST_POINTS = 30
 MOST_ENTRIES = 200_000
-"""Curves times points of the grid; very many curves are looked at on a coarser grid."""
+"""Maximum number of curves x grid points; many curves get a coarser grid."""
 MIN_CHECKPOINTS = 3
 MIN_CURVES = 3
 REPLICATES = 200
@@ -39,15 +39,15 @@ class EnvelopeFit:
     Attributes
     ----------
     flops : ndarray of shape (m,)
-        Where the envelope has an interior best run.
+        Compute of the points where the best run is not the smallest or largest.
     n_params, n_tokens, loss_nats : ndarray of shape (m,)
         Size, tokens and loss of the best run there.
     n_curves : int
-        Training curves that it is the envelope of.
+        Number of training curves.
     n_law, d_law : PowerLaw or None
-        The power laws through them, the exponents with intervals from resampled runs.
+        Power laws through the points; the intervals of the exponents come from resampled runs.
     reason : str or None
-        Why there is none.
+        Why there is no power law.
     """
 
     flops: FloatArray
@@ -62,7 +62,7 @@ class EnvelopeFit:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Curves:
-    """Training curves on one grid of compute; NaN outside a curve's own range."""
+    """Training curves on a common grid of compute; NaN outside the range of a curve."""
 
     log_c: FloatArray
     loss: FloatArray
@@ -76,9 +76,9 @@ def fit_envelope(observations: Observations, *, level: float = 0.9, seed: int = 
     Parameters
     ----------
     observations : Observations
-        Rows whose ``cluster`` names the run, several checkpoints each.
+        Checkpoints; ``cluster`` names the run of each.
     level : float
-        Level of the exponents' intervals.
+        Level of the intervals of the exponents.
     seed : int
         Seed of the resampling of runs.
     """
@@ -91,7 +91,8 @@ def fit_envelope(observations: Observations, *, level: float = 0.9, seed: int = 
     there = best >= 0
     if len(np.unique(curves.log_n[best[there]])) < 2:
         return replace(
-            empty, reason="fewer than two sizes are ever best with a smaller and a larger beside"
+            empty,
+            reason="fewer than 2 sizes between the smallest and the largest are ever the best",
         )
     points = (np.flatnonzero(there), best[there])
     n_slope, n_intercept = np.polyfit(curves.log_c[there], curves.log_n[best[there]], 1)
@@ -116,19 +117,19 @@ def fit_envelope(observations: Observations, *, level: float = 0.9, seed: int = 
 
 
 def along_curves(rows: Observations, curves: Curves | None) -> Observations:
-    """Return the rows as the points of their own training curves.
+    """Return the points of the rows' training curves.
 
     Parameters
     ----------
     rows : Observations
-        Runs whose ``cluster`` is the run's own name.
+        Runs; ``cluster`` is the name of the run.
     curves : Curves or None
-        Of these runs, and maybe of others, which are left out.
+        Training curves. Curves of other runs are ignored.
 
     Returns
     -------
     Observations
-        N as of the run, C in proportion to the tokens; without a curve the rows themselves.
+        N of the run, C in proportion to the tokens; the rows themselves if there are no curves.
     """
     if curves is None or rows.cluster is None:
         return rows
@@ -150,7 +151,7 @@ def along_curves(rows: Observations, curves: Curves | None) -> Observations:
 def _curves(observations: Observations) -> _Curves | str:
     """Return the curves, or why there are none."""
     if observations.cluster is None:
-        return "the rows do not say which run they belong to, so there are no training curves"
+        return "no column names the run of each row (--cluster), so there are no training curves"
     runs = []
     _, owner = np.unique(observations.cluster, return_inverse=True)
     order = np.lexsort((observations.flops, owner))
@@ -160,8 +161,8 @@ def _curves(observations: Observations) -> _Curves | str:
             runs.append(rows)
     if len(runs) < MIN_CURVES:
         return (
-            f"{len(runs)} runs have {MIN_CHECKPOINTS} checkpoints or more; "
-            f"the envelope needs {MIN_CURVES} training curves"
+            f"{plural(len(runs), 'run')} with {MIN_CHECKPOINTS} or more checkpoints; approach 1 "
+            f"needs {MIN_CURVES}"
         )
     log_c = np.log(observations.flops)
     grid = np.linspace(
@@ -182,7 +183,7 @@ def _curves(observations: Observations) -> _Curves | str:
 
 
 def _best(loss: FloatArray, log_n: FloatArray) -> NDArray[np.intp]:
-    """Return the best curve at each grid point, -1 where its size is an end of the grid."""
+    """Return the best curve at each grid point, -1 if its size is the smallest or largest."""
     there = np.isfinite(loss)
     best: NDArray[np.intp] = np.where(there, loss, np.inf).argmin(axis=0)
     size = log_n[best]
@@ -193,7 +194,7 @@ def _best(loss: FloatArray, log_n: FloatArray) -> NDArray[np.intp]:
 
 
 def _replicates(curves: _Curves, generator: np.random.Generator) -> FloatArray:
-    """Return both exponents over resampled runs, shape (k, 2), where they exist."""
+    """Return both exponents of each replicate of resampled runs that has them, shape (k, 2)."""
     count = len(curves.log_n)
     draws = []
     for _ in range(REPLICATES):

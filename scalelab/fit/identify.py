@@ -1,4 +1,4 @@
-"""Whether the rows determine the law: vanishing terms, bounds, rank, flat valleys."""
+"""Whether the rows determine the parameters: vanishing terms, bounds, rank, standard errors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from scalelab.fit.newton import Box
 from scalelab.fit.outcome import FitWarning, Status
 from scalelab.theory.laws.base import Law
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
 VANISHED = 1e-5
-"""A positive parameter that moves no prediction by this share has run to 0."""
+"""Maximum relative effect on any prediction of a positive parameter that has reached 0."""
 RANK = 1e-9
-"""Smallest singular value, over the largest, of the normalised Jacobian of a determined fit."""
+"""Minimum ratio of the smallest to the largest singular value of the normalised Jacobian."""
 ENOUGH = 1000
-FLAT = 3.0
-"""Standard error of a log-parameter, or of an exponent over its value, that says nothing."""
+MAX_RELATIVE_ERROR = 3.0
+"""Standard error of a log-parameter, or of an exponent over its value, that is too large."""
 
 
 def assess(
@@ -32,20 +33,20 @@ def assess(
     *,
     is_log: bool,
 ) -> tuple[Status, tuple[FitWarning, ...]]:
-    """Return the status of a fit with one warning a reason.
+    """Return the status of a fit and one warning per reason.
 
     Parameters
     ----------
     law : type[Law]
         The form.
     theta : ndarray of shape (p,)
-        Its optimum in law coordinates.
+        Optimum in law coordinates.
     columns : Mapping[str, ndarray of shape (n,)]
         The design.
     residuals, weight : ndarray of shape (n,)
-        At the optimum.
+        Residuals at the optimum, and row weights.
     box : Box
-        Bounds and held coordinates, on ``theta``.
+        Bounds and held coordinates of ``theta``.
     is_log : bool
         Whether residuals are logarithmic.
     """
@@ -53,50 +54,55 @@ def assess(
     free = box.free
     reasons: list[str] = []
     used = weight > 0
-    # the first rows show enough designs of any large table
+    # Usually the first rows already contain enough distinct points.
     points = np.unique(np.stack([c[used][:ENOUGH] for c in columns.values()]), axis=1)
     if points.shape[1] < free.sum():
         points = np.unique(np.stack([c[used] for c in columns.values()]), axis=1)
     if points.shape[1] < free.sum():
-        designs = (
-            "1 distinct design" if points.shape[1] == 1 else f"{points.shape[1]} distinct designs"
+        combinations = plural(points.shape[1], f"distinct {' x '.join(columns)} combination")
+        reasons.append(
+            f"{combinations} cannot determine {plural(int(free.sum()), 'parameter')}. Add runs "
+            "with other values, or hold parameters fixed"
         )
-        reasons.append(f"{designs} cannot determine {int(free.sum())} parameters")
     value, gradient, _ = law.derivatives(theta[None], columns)
     sensitivity = gradient[:, 0, :] / value[0]
-    reach = np.abs(sensitivity[:, used]).max(axis=1)
+    effect = np.abs(sensitivity[:, used]).max(axis=1)
     vanished = np.array(
         [
-            reach[j] < VANISHED if c.is_log else c.name == law.offset and theta[j] <= 0
+            effect[j] < VANISHED if c.is_log else c.name == law.offset and theta[j] <= 0
             for j, c in enumerate(law.coordinates)
         ]
     )
     reasons += [
-        f"{names[j]} runs to 0: no interior optimum, so the parameters have no unique value"
+        f"{names[j]} runs to 0: the best fit has no such term, so the parameters are not "
+        "identified. Add runs over a wider range, or choose another form"
         for j in np.flatnonzero(vanished & free)
     ]
     moving = free & ~vanished
     jacobian = sensitivity if is_log else gradient[:, 0, :]
     jacobian = (jacobian * np.sqrt(weight))[:, used][moving]
     if not reasons:
-        reasons += _valleys(jacobian, residuals[used], theta, law, moving, columns)
+        reasons += _undetermined(jacobian, residuals[used], theta, law, moving, columns)
     if reasons:
         return "not_identified", tuple(
-            FitWarning(code="not_identified", message=reason) for reason in reasons
+            FitWarning(code="not_identified", message=f"{reason}.") for reason in reasons
         )
     stopped = free & ((theta <= box.low) | (theta >= box.high))
     if stopped.any():
         return "at_bound", tuple(
             FitWarning(
                 code="at_bound",
-                message=f"{names[j]} stops at its bound {law.coordinates[j].decode(theta[j]):g}",
+                message=(
+                    f"{names[j]} is at its bound {law.coordinates[j].decode(theta[j]):g}: the best "
+                    "value may lie beyond it. Add runs over a wider range, or choose another form."
+                ),
             )
             for j in np.flatnonzero(stopped)
         )
     return "ok", ()
 
 
-def _valleys(
+def _undetermined(
     jacobian: FloatArray,
     residuals: FloatArray,
     theta: FloatArray,
@@ -104,12 +110,12 @@ def _valleys(
     moving: NDArray[np.bool_],
     columns: Mapping[str, FloatArray],
 ) -> list[str]:
-    """Return reasons from the Jacobian (p_free, n): deficient rank, or a valley without a floor."""
+    """Return reasons from the Jacobian (p_free, n): deficient rank, or large standard errors."""
     positions = np.flatnonzero(moving)
     size = np.linalg.norm(jacobian, axis=1)
     if not (size > 0).all():
         dead = [law.names()[j] for j in positions[size == 0]]
-        return [f"no row depends on {', '.join(dead)}"]
+        return [f"the loss of no row depends on {', '.join(dead)}"]
     left, singular, _ = np.linalg.svd(jacobian / size[:, None], full_matrices=False)
     if len(singular) < len(positions) or singular[-1] < RANK * singular[0]:
         mixed = [
@@ -118,12 +124,15 @@ def _valleys(
             if abs(part) > 0.1
         ]
         levels = [
-            f"{name} takes {count} value{'s' if count > 1 else ''}"
+            f"{name} has {plural(count, 'value')}"
             for name, count in ((n, len(np.unique(c))) for n, c in columns.items())
             if count < 3
         ]
         because = f" ({'; '.join(levels)})" if levels else ""
-        return [f"the rows cannot tell {', '.join(mixed)} apart{because}"]
+        return [
+            f"the rows do not separate the effects of {', '.join(mixed)}{because}. Add runs that "
+            "vary each column independently"
+        ]
     n, p = len(residuals), len(positions)
     noise = 1.4826 * float(np.median(np.abs(residuals))) * (n / max(n - p, 1)) ** 0.5
     spread = noise * np.sqrt(((left / singular) ** 2).sum(axis=1)) / size
@@ -131,8 +140,9 @@ def _valleys(
     for j, se in zip(positions, spread, strict=True):
         c = law.coordinates[j]
         relative = se if c.is_log else se / max(abs(theta[j]), 1e-12)
-        if relative > FLAT:
+        if relative > MAX_RELATIVE_ERROR:
             out.append(
-                f"{c.name} lies in a flat valley: standard error {relative:.1f} times itself"
+                f"{c.name} is poorly constrained: its standard error is {relative:.1f} times its "
+                "value. Add runs over a wider range of sizes and tokens"
             )
     return out

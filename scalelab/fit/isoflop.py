@@ -1,11 +1,10 @@
-r"""Approach 2: one parabola a budget, and a power law through their minima.
+r"""Approach 2: one parabola per budget, and a power law through their minima.
 
 Within one budget the loss is fitted by least squares as a parabola, in log N for the best size and
 in log D for the best token count; the minima over budgets follow :math:`N_{opt} = k C^a` and
-:math:`D_{opt} = k' C^b`. A minimum outside its own grid is an extrapolation of a parabola: it is
-flagged and left out of the power law. What to use when: approach 2 stands beside the parametric fit
-as a check. It is biased when the grid is wide, off centre or drifting, or when alpha differs from
-beta; `expected_bias` says by how much on the grid at hand.
+:math:`D_{opt} = k' C^b`. A minimum outside its grid is an extrapolation: it is flagged and left out
+of the power law. Use approach 2 as a check of the parametric fit. It is biased if the grid is wide,
+off centre or drifting, or if alpha differs from beta; `expected_bias` computes the bias for a grid.
 
 References
 ----------
@@ -25,22 +24,23 @@ from scipy import special
 from scalelab.fit.parabola import MIN_ROWS, CurveMinimum, fit_parabola, parabolas
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
 MIN_GROUP = 4
-"""Fewest rows that make a budget when budgets are guessed from the FLOPs."""
+"""Minimum number of rows of a budget that is inferred from the FLOPs."""
 GROUP_WIDTH = 0.10
-"""How far a row's FLOPs may lie from its budget's when budgets are guessed."""
+"""Maximum relative distance of a row's FLOPs from an inferred budget."""
 MIN_GROUP_SPAN = 1.5
-"""Least ratio of largest to smallest N in a guessed budget: copies of one run are no curve."""
+"""Minimum ratio of the largest to the smallest N in an inferred budget."""
 
 Axis = Literal["n", "d"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IsoflopCurve:
-    """One budget: its rows and its minima in N and in D."""
+    """The rows of one budget and the minima of their loss in N and in D."""
 
     budget: float
     rows: NDArray[np.intp]
@@ -49,13 +49,13 @@ class IsoflopCurve:
 
     @property
     def is_interior(self) -> bool:
-        """Whether both parabolas have their minimum inside the grid."""
+        """True if both parabolas have their minimum inside the grid."""
         return self.n_params.edge is None and self.n_tokens.edge is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PowerLaw:
-    """y = exp(log_coefficient) C^exponent, with the interval of the exponent where there is one."""
+    """y = exp(log_coefficient) C^exponent, with the interval of the exponent if known."""
 
     exponent: float
     log_coefficient: float
@@ -79,15 +79,15 @@ class IsoflopFit:
     Attributes
     ----------
     curves : tuple of IsoflopCurve
-        Every budget with enough rows, ascending, edge minima included.
+        Every budget with enough rows, in ascending order, including those with an edge minimum.
     n_law, d_law : PowerLaw or None
-        N_opt(C) and D_opt(C) through the interior minima; None when there are fewer than two.
+        N_opt(C) and D_opt(C) through the interior minima; None with fewer than two minima.
     reason : str or None
         Why there is no power law.
     is_grouped : bool
-        Whether budgets were guessed from the FLOPs for want of a budget column.
+        Whether budgets were inferred from the FLOPs because there is no budget column.
     keeps_edges : bool
-        Whether minima outside their grid count as well.
+        Whether minima outside their grid are used too.
     """
 
     curves: tuple[IsoflopCurve, ...]
@@ -99,12 +99,12 @@ class IsoflopFit:
 
     @property
     def interior(self) -> tuple[IsoflopCurve, ...]:
-        """The curves with both minima inside their grid."""
+        """The curves with both minima inside the grid."""
         return tuple(curve for curve in self.curves if curve.is_interior)
 
     @property
     def used(self) -> tuple[IsoflopCurve, ...]:
-        """The curves that the power law rests on."""
+        """The curves whose minima the power law is fitted to."""
         if not self.keeps_edges:
             return self.interior
         return tuple(
@@ -115,11 +115,11 @@ class IsoflopFit:
 
 
 def budgets_of(observations: Observations) -> tuple[FloatArray, bool]:
-    """Return each row's budget (NaN: none), and whether it had to be guessed.
+    """Return each row's budget (NaN: none), and whether budgets were inferred.
 
-    Without a budget column, rows are grouped where their FLOPs agree within 10 %: the densest
-    group first, each budget the geometric mean of its rows. A column of budgets that names no
-    group of `MIN_ROWS` rows is as good as none.
+    Without a budget column, rows whose FLOPs agree within 10 % form a group, the largest group
+    first; its budget is the geometric mean of its rows. A budget column without any group of
+    `MIN_ROWS` rows is ignored.
     """
     if observations.budget is not None:
         finite = observations.budget[np.isfinite(observations.budget)]
@@ -127,16 +127,16 @@ def budgets_of(observations: Observations) -> tuple[FloatArray, bool]:
             return observations.budget, False
     log_c = np.log(observations.flops)
     order = np.argsort(log_c, kind="stable")
-    ladder = log_c[order]
+    ascending = log_c[order]
     width = math.log1p(GROUP_WIDTH) - math.log1p(-GROUP_WIDTH)
-    free = np.ones(len(ladder), bool)
-    budget = np.full(len(ladder), np.nan)
+    free = np.ones(len(ascending), bool)
+    budget = np.full(len(ascending), np.nan)
     log_n = np.log(observations.n_params[order])
     while True:
         at = np.flatnonzero(free)
         if len(at) < MIN_GROUP:
             break
-        until = np.searchsorted(ladder[at], ladder[at] + width, side="right")
+        until = np.searchsorted(ascending[at], ascending[at] + width, side="right")
         sizes = until - np.arange(len(at))
         start = int(np.argmax(sizes))
         if sizes[start] < MIN_GROUP:
@@ -144,7 +144,7 @@ def budgets_of(observations: Observations) -> tuple[FloatArray, bool]:
         group = at[start : until[start]]
         free[group] = False
         if np.ptp(log_n[group]) >= math.log(MIN_GROUP_SPAN):
-            budget[order[group]] = math.exp(ladder[group].mean())
+            budget[order[group]] = math.exp(ascending[group].mean())
     return budget, True
 
 
@@ -155,19 +155,19 @@ def fit_isoflop(
     weights: FloatArray | None = None,
     keeps_edges: bool = False,
 ) -> IsoflopFit:
-    """Return approach 2: curves, their minima with intervals, and the power laws through them.
+    """Return approach 2: isoFLOP curves, their minima with intervals, and the power laws.
 
     Parameters
     ----------
     observations : Observations
-        Rows of finished runs, some at equal compute.
+        Finished runs, several at each budget.
     level : float
         Level of the intervals.
     weights : ndarray of shape (k, n), optional
-        Bootstrap replicates as row weights; the exponents' intervals are percentiles over them.
-        Without, they are the t intervals of the line through the minima.
+        Bootstrap replicates as row weights; the intervals of the exponents are percentiles over
+        them. Without weights they are the t intervals of the line through the minima.
     keeps_edges : bool
-        Whether minima outside their grid count as well, as in most published parabolas.
+        Whether to use minima outside their grid too, as most publications do.
     """
     budget, is_grouped = budgets_of(observations)
     curves = tuple(
@@ -198,16 +198,16 @@ def fit_isoflop(
 def replicate_laws(
     observations: Observations, fit: IsoflopFit, weights: FloatArray, axis: Axis
 ) -> FloatArray:
-    """Return exponent and log-coefficient for each replicate, shape (k, 2); NaN where none exists.
+    """Return exponent and log-coefficient of each replicate, shape (k, 2); NaN if undetermined.
 
-    A curve whose rows are always resampled together keeps its parabola; what a replicate changes
-    is then how much it counts in the line.
+    A curve whose rows always have equal weights keeps its parabola; the replicate then changes the
+    weight of the curve in the line.
 
     Parameters
     ----------
     observations : Observations
     fit : IsoflopFit
-        The fit whose budgets are used again.
+        The fit whose budgets are used.
     weights : ndarray of shape (k, n)
         Weight of each row in each replicate.
     axis : {"n", "d"}
@@ -232,15 +232,15 @@ def replicate_laws(
 
 
 def tokens_at(n_line: FloatArray, d_line: FloatArray, flops: float) -> FloatArray:
-    """Return D_opt where 6 N_opt D_opt is ``flops``, however the budgets were counted.
+    """Return D_opt where 6 N_opt D_opt = ``flops``, for any FLOP convention of the budgets.
 
-    Budgets in exact FLOPs differ from 6ND by a factor that changes with size; the two lines say by
-    how much, since their sum is log(N_opt D_opt). Where budgets are 6ND this is the D line itself.
+    Budgets in exact FLOPs differ from 6ND by a factor that depends on size. The sum of both lines
+    is log(N_opt D_opt), which gives that factor. If budgets are 6ND, this is the D line itself.
 
     Parameters
     ----------
     n_line, d_line : ndarray of shape (.., 2)
-        Exponent and log-coefficient of N_opt and D_opt in the budget.
+        Exponent and log-coefficient of N_opt and D_opt as functions of the budget.
     flops : float
         Compute as 6ND.
     """
@@ -258,20 +258,20 @@ def expected_bias(
     optimal_tokens: float,
     flops: float,
 ) -> float | None:
-    """Return D_opt(approach 2) / D_opt - 1 on this very grid without noise, at ``flops``.
+    """Return the bias D_opt(approach 2) / D_opt - 1 at ``flops`` on this grid without noise.
 
     Parameters
     ----------
     observations : Observations
-        The grid; its losses are replaced by the law's.
+        The grid; losses of the law replace its own.
     fit : IsoflopFit
-        Approach 2 on the real losses; its budgets are reused.
+        Approach 2 on the measured losses; its budgets are used.
     clean : ndarray of shape (n,)
-        The losses of the parametric law at these rows.
+        Losses of the parametric law at these rows.
     optimal_tokens : float
         D_opt of that law at ``flops``.
     flops : float
-        Where the two are compared, as 6ND.
+        Compute at which D_opt is compared, as 6ND.
     """
     if fit.d_law is None:
         return None
@@ -287,7 +287,7 @@ def expected_bias(
 def _curve(
     observations: Observations, budget: float, rows: NDArray[np.intp], level: float
 ) -> IsoflopCurve | None:
-    # canonical order: sums round alike, whatever the order of the table
+    # Canonical order: the result does not depend on the order of the table.
     keys = observations.loss_nats[rows], observations.n_tokens[rows], observations.n_params[rows]
     rows = rows[np.lexsort(keys)]
     n_params = fit_parabola(observations.n_params[rows], observations.loss_nats[rows], level)
@@ -304,13 +304,13 @@ def _line(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:
         residual = log_y - intercept - slope * log_c
         variance = residual @ residual / (len(log_c) - 2)
         error = math.sqrt(variance / np.sum((log_c - log_c.mean()) ** 2))
-        reach = float(special.stdtrit(len(log_c) - 2, (1 + level) / 2)) * error
-        low, high = float(slope - reach), float(slope + reach)
+        half = float(special.stdtrit(len(log_c) - 2, (1 + level) / 2)) * error
+        low, high = float(slope - half), float(slope + half)
     return PowerLaw(exponent=float(slope), log_coefficient=float(intercept), low=low, high=high)
 
 
 def _lines(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return slope and intercept of each row of y against x, weighted, NaN entries left out."""
+    """Return weighted slope and intercept of each row of y against x, ignoring NaN."""
     w = np.where(np.isfinite(y), weights, 0.0)
     y = np.where(w > 0, y, 0.0)
     total = w.sum(axis=1)
@@ -333,6 +333,9 @@ def _with_percentiles(law: PowerLaw, samples: FloatArray, level: float) -> Power
 
 def _too_few(curves: tuple[IsoflopCurve, ...]) -> str:
     if not curves:
-        return f"no budget has {MIN_ROWS} different sizes at equal FLOPs"
+        return f"no budget has {MIN_ROWS} or more different model sizes"
     inside = sum(curve.is_interior for curve in curves)
-    return f"{inside} of {len(curves)} budgets have their minimum inside the grid; two are needed"
+    return (
+        f"{inside} of {plural(len(curves), 'budget')} have their minimum inside the grid of sizes; "
+        "approach 2 needs 2 or more"
+    )

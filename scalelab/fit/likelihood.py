@@ -1,4 +1,4 @@
-"""The free scale of the likelihood loss, and the value of any objective as it is reported."""
+"""The noise scale of the likelihood loss, and the reported value of an objective."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FloatArray = NDArray[np.float64]
 def best_scale(r: FloatArray, w: FloatArray, objective: Objective) -> float:
     """Return the scale s that minimises sum w (log s + huber_delta(r / s)).
 
-    The condition ``sum w psi(r/s) r/s = sum w`` has a left side that falls with s, so bisection in
+    The left side of the condition ``sum w psi(r/s) r/s = sum w`` decreases in s, so bisection in
     log s finds the only root.
     """
     penalty = Penalty(delta=objective.threshold, overprediction=objective.overprediction)
@@ -42,14 +42,14 @@ def best_scale(r: FloatArray, w: FloatArray, objective: Objective) -> float:
 def reported_value(
     r: FloatArray, w: FloatArray, objective: Objective, scale: float | None
 ) -> float:
-    """Return the objective of residuals r: the plain sum, or minus the log-likelihood.
+    """Return the objective of residuals r: a sum over rows, or minus the log-likelihood.
 
     Parameters
     ----------
     r, w : ndarray of shape (n,)
         Residuals and row weights.
     objective : Objective
-        What is summed.
+        The objective.
     scale : float or None
         Noise scale, for the likelihood.
     """

@@ -1,9 +1,9 @@
-"""Damped Newton with the exact Hessian, for many points at once.
+"""Damped Newton's method with the exact Hessian, for a batch of points.
 
 Each point has its own damping. The step solves ``(H + damping M) d = -g`` with H the exact Hessian
-and M the Gauss-Newton majorant, so it does not depend on how parameters are scaled or mixed; where
-``H + damping M`` is not positive definite, M alone takes its place, which is a descent step of
-iteratively re-weighted least squares.
+and M the Gauss-Newton majorant, so it does not depend on the scaling of parameters. Where
+``H + damping M`` is not positive definite, the step uses M alone: a descent step of iteratively
+re-weighted least squares.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 TOLERANCE = 1e-13
-"""A point has converged when a whole step would lower the objective by this share of itself."""
+"""A point has converged if a full step would lower the objective by less than this share."""
 
 ABSOLUTE = 1e-28
-"""Same in absolute terms, per row: squared rounding, for rows that the law fits exactly."""
+"""Same in absolute units, per row: rounding squared, for rows that the law fits exactly."""
 
-HARDEST_DAMPING = 1e8
-CURVED = 1e-2
-"""Damping from which a refused step is brought back to the valley's floor."""
-RETURNS = 2
-"""Steps back to the valley's floor before a trial point is given up."""
+MAX_DAMPING = 1e8
+RETURN_DAMPING = 1e-2
+"""Damping from which a rejected step is corrected by `_minimise_scales`."""
+SCALE_STEPS = 2
+"""Steps in the scales before a trial point is rejected."""
+MAX_SCALE_STEP = 5.0
+"""Maximum length of such a step, in a logarithm."""
 FEW = 64
-"""Batch up to which LAPACK, which only says that some matrix is indefinite, is the faster way."""
-LONGEST = 5.0
-"""Longest such step in a logarithm."""
+"""Batch size up to which LAPACK is faster than the loop below."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Box:
-    """Which solver coordinates may move, and how far.
+    """Bounds of solver coordinates, and which of them are held.
 
     Attributes
     ----------
     free : ndarray of bool, shape (p,)
         False where a coordinate is held.
     scales : ndarray of bool, shape (p,)
-        Coordinates that are logarithms of scales (A, B, E), not exponents.
+        True for scales (A, B, E and their logarithms), False for exponents.
     low, high : ndarray of shape (p,)
         Bounds.
     """
@@ -58,7 +58,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class NewtonResult:
-    """Where each of s points ended.
+    """Final state of each of s points.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class NewtonResult:
     value : ndarray of shape (s,)
     converged : ndarray of bool, shape (s,)
     n_iterations : int
-        Of the slowest point.
+        Iterations of the slowest point.
     """
 
     eta: FloatArray
@@ -95,13 +95,13 @@ def minimise(
     eta : ndarray of shape (s, p)
         Starting points in solver coordinates.
     rows : Rows
-        What was observed, with weights: one set for all points, or each point's own.
+        Observed values and weights: one set for all points, or one per point.
     penalty : Penalty
-        What a residual costs.
+        Penalty of a residual.
     box : Box
         Bounds and held coordinates.
     max_iterations : int
-        Points still moving after that many count as not converged.
+        Points that need more iterations count as not converged.
     tolerance : float
         See `TOLERANCE`.
     """
@@ -119,21 +119,21 @@ def minimise(
         iteration += 1
         step, gain = _step(here, damping, at, box)
         small = gain <= tolerance * here.value + ABSOLUTE * model.n_rows
-        # a last step is taken all the same: Newton doubles the digits
+        # The last step is still taken: it doubles the number of correct digits.
         trial = np.clip(at + step, box.low, box.high)
         there = model.expand(trial, rows, penalty)
         better = there.value <= here.value
-        # a first refusal is only a step too long; a second one means that the valley is curved
-        astray = ~better & ~small & (damping >= CURVED)
-        if astray.any():
-            trial, there = _return(model, trial, there, rows, penalty, box, astray)
+        # After the first rejection only the damping grows; later ones also correct the scales.
+        rejected = ~better & ~small & (damping >= RETURN_DAMPING)
+        if rejected.any():
+            trial, there = _minimise_scales(model, trial, there, rows, penalty, box, rejected)
             better = there.value <= here.value
         at = np.where(better[:, None], trial, at)
         here = _merge(better, there, here)
         ratio = damping > 0
         damping = np.where(better, damping * 0.1, np.maximum(damping * 10.0, 1e-3))
         damping[better & (damping < 1e-7)] = 0.0
-        stuck = ~better & ratio & (damping > HARDEST_DAMPING)
+        stuck = ~better & ratio & (damping > MAX_DAMPING)
         done = small | stuck
         best[index] = at
         value[index] = here.value
@@ -143,32 +143,33 @@ def minimise(
     return NewtonResult(eta=best, value=value, converged=converged, n_iterations=iteration)
 
 
-def _return(
+def _minimise_scales(
     model: RowModel,
     trial: FloatArray,
     there: Expansion,
     rows: Rows,
     penalty: Penalty,
     box: Box,
-    astray: BoolArray,
+    rejected: BoolArray,
 ) -> tuple[FloatArray, Expansion]:
-    """Bring points back to the valley's floor with a step in the scales alone.
+    """Lower the objective at rejected trial points by steps in the scales alone.
 
-    Valleys of these objectives are curved where a scale trades against its exponent: a long step
-    along one ends on its wall. Without the way back only short steps are accepted.
+    The region of low objective is curved where a scale and its exponent compensate each other. A
+    long step leaves that region; without this correction only short steps would be accepted.
     """
-    floor = Box(free=box.free & box.scales, scales=box.scales, low=box.low, high=box.high)
-    own = rows.take(astray)
-    point = trial[astray]
-    here = _pick(there, astray)
-    for _ in range(RETURNS):
+    only_scales = Box(free=box.free & box.scales, scales=box.scales, low=box.low, high=box.high)
+    own = rows.take(rejected)
+    point = trial[rejected]
+    here = _pick(there, rejected)
+    for _ in range(SCALE_STEPS):
         undamped = np.full(len(point), 1e-6)
-        step, _ = _step(here, undamped, point, floor)
-        point = np.clip(point + np.clip(step, -LONGEST, LONGEST), box.low, box.high)
+        step, _ = _step(here, undamped, point, only_scales)
+        step = np.clip(step, -MAX_SCALE_STEP, MAX_SCALE_STEP)
+        point = np.clip(point + step, box.low, box.high)
         here = model.expand(point, own, penalty)
     out = trial.copy()
-    out[astray] = point
-    index = np.flatnonzero(astray)
+    out[rejected] = point
+    index = np.flatnonzero(rejected)
     merged = Expansion(
         value=there.value.copy(),
         gradient=there.gradient.copy(),
@@ -194,7 +195,7 @@ def _pick(here: Expansion, mask: BoolArray) -> Expansion:
 def _step(
     here: Expansion, damping: FloatArray, at: FloatArray, box: Box
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the damped step and the decrease that its quadratic model promises."""
+    """Return the damped step and the decrease predicted by the quadratic approximation."""
     g = here.gradient
     held = ~box.free | ((at <= box.low) & (g > 0)) | ((at >= box.high) & (g < 0))
     g = np.where(held, 0.0, g)
@@ -223,7 +224,7 @@ def _hold(matrix: FloatArray, held: BoolArray, ridge: FloatArray) -> FloatArray:
 
 
 def solve_positive(matrix: FloatArray, rhs: FloatArray) -> tuple[FloatArray, BoolArray]:
-    """Solve small symmetric systems by Cholesky, over a batch.
+    """Solve a batch of small symmetric systems by Cholesky decomposition.
 
     Parameters
     ----------
@@ -268,7 +269,7 @@ def solve_positive(matrix: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Boo
 
 
 def _is_positive(matrix: FloatArray) -> BoolArray:
-    """Return which matrices, shape (s, p, p), have pivots above rounding: elimination in order."""
+    """Return which matrices, shape (s, p, p), have all pivots above rounding error."""
     a = matrix.copy()
     p = a.shape[1]
     fine = np.isfinite(a).all(axis=(1, 2))
@@ -301,7 +302,7 @@ def _keep(
     damping: FloatArray,
     rows: Rows,
 ) -> tuple[NDArray[np.intp], FloatArray, Expansion, FloatArray, Rows]:
-    """Return the points under the mask, so that work goes only to those still moving."""
+    """Return only the points under the mask."""
     if mask.all():
         return index, at, here, damping, rows
     return index[mask], at[mask], _pick(here, mask), damping[mask], rows.take(mask)

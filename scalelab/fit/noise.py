@@ -1,4 +1,4 @@
-"""What a new run may differ by from the law: the errors of the fitted rows nearest in compute."""
+"""Noise of a new run around the law: errors of the fitted rows with the nearest compute."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 NOISE_LEVELS = (np.arange(201) + 0.5) / 201
-"""Quantiles of the residuals that stand for a new run's noise."""
+"""Quantiles of the residuals that represent the noise of a new run."""
 NEAREST = 20
-"""Fewest rows whose residuals stand for the noise at a point; otherwise a third of all."""
+"""Minimum number of rows for the noise at a point; a third of all rows if that is more."""
 
 
 def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> FloatArray:
     """Return quantiles of the errors of the rows nearest in compute, shape (m, levels).
 
-    Never inside the quantiles of all rows: a valley's bottom, where predictions are asked for, is
-    thinly sampled at any one budget, and few rows make narrow quantiles.
+    The quantiles are at least as wide as those of all rows: few rows give quantiles that are too
+    narrow.
 
     Parameters
     ----------
     errors, compute : ndarray of shape (n,)
-        Of the fitted rows.
+        Errors and compute of the fitted rows.
     wanted : ndarray of shape (m,)
-        Compute of the points asked for.
+        Compute of the requested points.
     """
     order = np.argsort(compute, kind="stable")
     place = np.log(compute[order])
@@ -35,8 +35,8 @@ def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> 
     windows: FloatArray = np.lib.stride_tricks.sliding_window_view(place, size)
     low, high = windows[:, 0], windows[:, -1]
     at = np.log(wanted)
-    # The window of nearest rows is the one whose further end is nearest. That end is the upper one
-    # from the first window with its middle beyond the point on, the lower one before it.
+    # The nearest rows are the window whose farther end is nearest to the point. For windows centred
+    # beyond the point the farther end is the upper one, otherwise the lower one.
     above = np.minimum(np.searchsorted(low + high, 2 * at), len(low) - 1)
     below = np.searchsorted(low, low[np.maximum(above - 1, 0)])
     is_below = np.maximum(high[below] - at, at - low[below]) <= np.maximum(
@@ -50,7 +50,7 @@ def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> 
 
 
 def compute_of(columns: Mapping[str, FloatArray]) -> FloatArray | None:
-    """Return what orders rows by compute: N D or the FLOPs; None for a form that has neither."""
+    """Return compute up to a constant factor (N D, or the FLOPs); None without such columns."""
     if "n_params" in columns and "n_tokens" in columns:
         return np.asarray(columns["n_params"] * columns["n_tokens"], dtype=np.float64)
     return columns.get("flops")

@@ -1,7 +1,4 @@
-"""What a fit minimises: which residual, which penalty, how rows are weighted.
-
-The value of every objective is a plain sum over rows of ``rho(r)``; see `Objective`.
-"""
+"""The objective of a fit: residual, penalty and row weights."""
 
 from __future__ import annotations
 
@@ -34,13 +31,13 @@ class Objective:
         exp(-huber(r/s)), whose scale s is fitted as well; delta is then in units of s, so that a
         small delta is a Laplace and a large one a Gaussian.
     delta : float or None
-        Where Huber turns from square to absolute; None takes the default 1e-3 for ``huber`` and
-        ``likelihood``. Ignored by ``ls`` and ``lad``.
+        Residual at which Huber's loss changes from squared to absolute; None uses the default 1e-3.
+        Ignored by ``ls`` and ``lad``.
     overprediction : float
-        Factor on rho where the law predicts more than was observed. Above 1 the fit leans to the
-        lower envelope, for ladders some of whose rungs are under-tuned (their loss is too high).
+        Factor on rho where the predicted value is above the observed one. Values above 1 move the
+        fit towards the lower envelope, for runs of which some are under-tuned (loss too high).
     weight : str or None
-        Column of row weights; None weighs all rows alike.
+        Column of row weights; None gives all rows equal weight.
 
     Raises
     ------
@@ -56,7 +53,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.delta is None:
-            # said or not, one objective: two that are the same compare equal
+            # An explicit and an implicit default compare equal.
             object.__setattr__(self, "delta", DEFAULT_DELTA)
         for what, given, allowed in (
             ("residual", self.residual, RESIDUALS),
@@ -64,17 +61,21 @@ class Objective:
         ):
             if given not in allowed:
                 raise UsageError(
-                    f"{what} {given!r}", f"one of {', '.join(allowed)}", f"Choose a {what}."
+                    f"{what} {given!r}",
+                    f"one of {', '.join(allowed)}",
+                    f"Use for example --{what} {allowed[0]}.",
                 )
         for what, number in (("delta", self.delta), ("overprediction", self.overprediction)):
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise UsageError(
-                    f"{what} = {number}", "a finite number above zero", f"Give another {what}."
+                    f"{what} = {number}",
+                    "a finite number above 0",
+                    f"Use for example --{what} {DEFAULT_DELTA if what == 'delta' else 3}.",
                 )
 
     @property
     def threshold(self) -> float:
-        """Huber's delta in force: 0 for least absolute deviations, infinity for least squares."""
+        """Huber's delta: 0 for least absolute deviations, infinity for least squares."""
         if self.loss == "ls":
             return math.inf
         if self.loss == "lad":

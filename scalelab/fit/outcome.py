@@ -1,4 +1,4 @@
-"""What a parametric fit hands on: the law, whether to trust it, and how sure it is."""
+"""Result of a parametric fit: the law, its status, intervals, predictions and warnings."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DEFAULT_LEVEL = 0.9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitWarning:
-    """One thing to know about a fit.
+    """A warning about a fit.
 
     Attributes
     ----------
     code : str
         Stable name, for scripts.
     message : str
-        What was seen, with its figures, in a sentence.
+        What is true, why it matters for the result, and what to do.
     """
 
     code: str
@@ -42,9 +42,9 @@ class Minimum:
     Attributes
     ----------
     value : float
-        Objective there.
+        Objective at the minimum.
     params : Mapping[str, float]
-        Parameters there.
+        Parameters at the minimum.
     """
 
     value: float
@@ -53,25 +53,25 @@ class Minimum:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BootstrapReport:
-    """Which replicates stand behind the intervals.
+    """How the replicates behind the intervals were made.
 
     Attributes
     ----------
     method : str
         ``row``, ``cluster``, ``residual``, ``weights`` (given by the caller) or ``none``.
     k : int
-        Replicates asked for.
+        Number of replicates.
     failed : int
-        Replicates that did not converge or ran to a bound, and are not in the intervals.
+        Replicates that did not converge; the intervals do not use them.
     seed : int
         Seed of the resampling.
     cluster : str or None
-        Where the cluster labels came from, for ``cluster``.
+        Column of the cluster labels, for ``cluster``.
     n_clusters : int or None
-        How many clusters were resampled.
+        Number of clusters.
     refits : {"objective", "efficient"}
-        What the replicates minimise: the fit's own objective, or the one that
-        `scalelab.fit.efficient` derives from the residuals.
+        What the replicates minimise: the objective of the fit, or the efficient one of
+        `scalelab.fit.efficient`.
     """
 
     method: str
@@ -94,7 +94,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prediction:
-    """Predicted target at m points.
+    """Predictions at m points.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class Prediction:
     low, high : ndarray of shape (m,)
         Confidence interval of the law's value.
     pred_low, pred_high : ndarray of shape (m,)
-        Prediction interval of one new run: confidence and residual noise together.
+        Prediction interval of one new run: uncertainty of the law and noise of the run.
     level : float
         Level of both intervals.
     """
@@ -125,47 +125,49 @@ class ParametricFit:
     form : str
         Name of the law's form.
     law : Law
-        The law at the best minimum found, also when it is not identified.
+        The law at the best minimum, even if it is not identified.
     status : {"ok", "not_identified", "at_bound"}
         ``not_identified``: the rows do not determine the parameters (a term that vanishes, a
-        rank-deficient design, a flat valley, too few rows). ``at_bound``: the best value lies on
-        a finite bound of a parameter. The reasons are in ``warnings``, under the same code.
+        rank-deficient design, a poorly constrained parameter, too few rows). ``at_bound``: the
+        best value is at a finite bound of a parameter. ``warnings`` has the reasons, under the
+        same code.
     objective : Objective
-        What was minimised.
+        The objective that was minimised.
     value : float
-        Objective at ``law``: the plain sum over rows.
+        Objective at ``law``: a sum over rows.
     scale : float or None
         Fitted noise scale of the ``likelihood`` loss.
     minima : tuple of Minimum
         Distinct minima within 0.2 % of the best, best first.
     names : tuple of str
-        Parameter names, the order of ``samples``' columns.
+        Parameter names, in the order of the columns of ``samples``.
     samples : ndarray of shape (k_ok, p)
-        Parameters of the replicates that succeeded.
+        Parameters of the replicates that converged.
     bootstrap : BootstrapReport
         How the replicates were made, and how many failed.
     kept : ndarray of bool, shape (k,), or None
-        Which replicates, in the order of the plan, are the rows of ``samples``; None when unknown.
+        Whether each replicate of the plan is in ``samples``; None if unknown.
     residuals : ndarray of shape (n,)
         ``log(predicted / observed)`` or ``predicted - observed``, in the caller's row order.
     fixed : Mapping[str, float]
-        Parameters that were held.
+        Parameters that were held fixed.
     n_rows : int
-        Rows fitted.
+        Number of rows fitted.
     max_flops : float
         Compute of the largest run fitted.
     warnings : tuple of FitWarning
-        What to know before using it.
+        Warnings of the solver, of identification and of the replicates.
     inflation : float
-        How many times their prediction interval the errors were when larger runs were predicted
-        from smaller ones among these rows (at least 1, see `scalelab.fit.inflation`). Prediction
-        intervals beyond the largest run are wider by it.
+        Extrapolation inflation, at least 1 (see `scalelab.fit.inflation`): ratio of error to
+        prediction interval when larger runs are predicted from smaller ones. It widens prediction
+        intervals beyond the largest run.
     shape : ndarray of shape (n,), or None
-        Gamma shapes of the replicates' weights in the caller's row order; None: exponential ones.
+        Gamma shapes of the replicates' weights in the caller's row order; None for exponential
+        weights.
     compute : ndarray of shape (n,), or None
-        Compute of every row, as far as the form's columns tell (N D, or FLOPs), in the caller's
-        row order. A prediction takes its noise from the rows nearest in compute, since small runs
-        are often the noisier ones.
+        Compute of every row from the form's columns (N D, or FLOPs), in the caller's row order. A
+        prediction takes its noise from the rows nearest in compute, since small runs are often
+        noisier.
     """
 
     form: str
@@ -190,21 +192,21 @@ class ParametricFit:
 
     @property
     def params(self) -> dict[str, float]:
-        """Parameters by name, at full precision."""
+        """Parameters by name."""
         return self.law.params
 
     @property
     def failed(self) -> int:
-        """Replicates that are not in the intervals."""
+        """Number of replicates that did not converge."""
         return self.bootstrap.failed
 
     @property
     def is_identified(self) -> bool:
-        """Whether the parameters, and so predictions, mean something."""
+        """Whether the rows determine the parameters."""
         return self.status == "ok"
 
     def replicate_laws(self) -> tuple[Law, ...]:
-        """Return the law of each successful replicate."""
+        """Return the law of each converged replicate."""
         kind = type(self.law)
         return tuple(
             kind(**dict(zip(self.names, (float(v) for v in row), strict=True)))
@@ -212,13 +214,13 @@ class ParametricFit:
         )
 
     def interval(self, fn: Callable[[Law], float], level: float = DEFAULT_LEVEL) -> Interval:
-        """Return any scalar function of the law with its confidence interval.
+        """Return a scalar function of the law with its confidence interval.
 
         Parameters
         ----------
         fn : callable
-            Law to number; called once for each replicate. Replicates where it is not finite are
-            left out.
+            Function of a law, called once for each replicate. Results that are not finite are
+            ignored.
         level : float
             Between 0 and 1.
 
@@ -248,7 +250,7 @@ class ParametricFit:
         Parameters
         ----------
         columns : Mapping[str, array_like of shape (m,)]
-            What the law needs (``law.columns``); scalars broadcast.
+            The columns that the law needs (``law.columns``); scalars broadcast.
         level : float
             Between 0 and 1.
 
@@ -266,7 +268,7 @@ class ParametricFit:
         tails = [(1 - level) / 2, (1 + level) / 2]
         noise = self._noise(at, len(value))
         limits = np.full((4, len(value)), np.nan)
-        # Where the noise is beyond all numbers, so are the limits: NaN says so.
+        # Where the noise is not finite, the limits are NaN.
         with np.errstate(all="ignore"):
             for i in range(len(value)):
                 here = draws[:, i][np.isfinite(draws[:, i])]
@@ -289,8 +291,8 @@ class ParametricFit:
     ) -> float:
         """Return the probability that one new run ends above a target.
 
-        By the distribution behind the prediction interval of `predict`: 0.05 where the target is
-        the upper limit at level 0.9.
+        It uses the distribution of the prediction interval of `predict`: the result is 0.05 if the
+        target is the upper limit at level 0.9.
 
         Parameters
         ----------
@@ -299,33 +301,33 @@ class ParametricFit:
         target : float
             Loss to reach.
         value : float
-            The law there.
+            Loss of the law at this point.
         draws : ndarray of shape (k_ok,)
-            The law of every replicate there; without any, noise alone is counted.
+            Loss of every replicate at this point; if empty, only noise is counted.
         """
         at = {name: np.array([x]) for name, x in columns.items()}
         with np.errstate(all="ignore"):
-            # A widened draw is above the target where the draw is above the target drawn back.
+            # Narrowing the target by the inflation equals widening every draw by it.
             narrow = self._stretched(np.array(target), np.array(value), 1 / self._widening(at))
             runs = self._new_runs(value, draws[np.isfinite(draws)], self._noise(at, 1)[0])
         return float((runs > narrow).mean())
 
     def _new_runs(self, value: float, draws: FloatArray, noise: FloatArray) -> FloatArray:
-        """Return new runs at one point: every replicate, or else the law, with all noise."""
+        """Return possible new runs at one point: all replicates (or the law) x all noise."""
         draws = draws if len(draws) else np.array([value])
         if self.objective.residual == "log":
             return draws[:, None] * np.exp(noise)
         return draws[:, None] + noise
 
     def _widening(self, columns: Mapping[str, FloatArray]) -> FloatArray:
-        """Return the factor on prediction intervals: `drift` beyond the largest run, else 1."""
+        """Return the factor on prediction intervals: `inflation` beyond the largest run, else 1."""
         compute = compute_of(columns)
         if compute is None or self.compute is None:
             return np.ones(1)
         return np.where(compute > self.compute.max(), self.inflation, 1.0)
 
     def _stretched(self, limits: FloatArray, value: FloatArray, factor: FloatArray) -> FloatArray:
-        """Return limits so many times as far from the value as they are."""
+        """Return limits with their distance from the value multiplied by a factor."""
         if self.objective.residual == "log":
             wide = value * (limits / value) ** factor
         else:
@@ -333,7 +335,7 @@ class ParametricFit:
         return np.where(factor == 1.0, limits, wide)
 
     def _values_of_replicates(self, columns: Mapping[str, FloatArray]) -> FloatArray:
-        """Return the predicted target of every replicate, shape (k_ok, m)."""
+        """Return the predictions of every replicate, shape (k_ok, m)."""
         kind = type(self.law)
         encoded = kind.encode(self.samples)
         theta = tuple(encoded[:, j : j + 1] for j in range(encoded.shape[1]))
@@ -343,7 +345,7 @@ class ParametricFit:
         return np.broadcast_to(values, (len(self.samples), m))
 
     def _noise(self, columns: Mapping[str, FloatArray], m: int) -> FloatArray:
-        """Return what a new run may add at each of m points, as quantiles, shape (m, levels)."""
+        """Return quantiles of the noise of a new run at each of m points, shape (m, levels)."""
         n, p = self.n_rows, len(self.names) - len(self.fixed)
         errors = -self.residuals * (n / max(n - p, 1)) ** 0.5
         wanted = compute_of(columns)
@@ -353,15 +355,15 @@ class ParametricFit:
 
 
 def check_level(level: float) -> None:
-    """Raise UsageError unless a level lies between 0 and 1."""
+    """Raise UsageError unless the level is between 0 and 1."""
     if not isinstance(level, (int, float)) or not 0 < level < 1:
         raise UsageError(f"level {level!r}", "a number between 0 and 1", "Write for example 0.9.")
 
 
 def percentile_limits(draws: FloatArray, level: float) -> tuple[float, float]:
-    """Return the central interval of replicate values; NaN where there are none."""
+    """Return the central interval of replicate values; NaN without any."""
     if not len(draws):
         return float("nan"), float("nan")
-    with np.errstate(invalid="ignore"):  # between two infinite replicates there is no number
+    with np.errstate(invalid="ignore"):  # infinite replicates
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""The least-squares parabola through one budget's losses, its minimum, and how sure that is.
+"""The least-squares parabola through the losses of one budget, its minimum and interval.
 
 References
 ----------
@@ -18,31 +18,32 @@ from scipy import special
 FloatArray = NDArray[np.float64]
 
 MIN_ROWS = 3
-"""Fewest different sizes in a budget for a parabola."""
+"""Minimum number of different sizes in a budget for a parabola."""
 MAX_CONDITION = 1e12
-"""Condition number from which a replicate's parabola is not determined."""
+"""Condition number above which the parabola of a replicate is not determined."""
 
 Edge = Literal["below", "above", "not_convex"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurveMinimum:
-    """Where a parabola in log x has its minimum.
+    """Minimum of a parabola in log x.
 
     Attributes
     ----------
     value : float
-        x at the minimum; NaN when the parabola opens downwards.
+        x at the minimum; NaN if the parabola is not convex.
     low, high : float or None
-        Fieller interval; None where it is unbounded or there is no residual degree of freedom.
+        Fieller interval; None if it is unbounded or there is no residual degree of freedom.
     loss : float
-        Fitted loss there.
+        Fitted loss at the minimum.
     edge : {"below", "above", "not_convex"} or None
-        Why it is no interior minimum: outside the grid on that side, or no minimum at all.
+        None for a minimum inside the grid; else the side of the grid on which it is, or
+        ``not_convex`` without a minimum.
     coefficients : tuple of float
         c0, c1, c2 of the parabola in u = (log x - centre) / half_width.
     centre, half_width : float
-        Middle and half the width of the grid in log x.
+        Centre and half width of the grid in log x.
     """
 
     value: float
@@ -56,7 +57,7 @@ class CurveMinimum:
 
     @property
     def offset(self) -> float:
-        """Distance from the middle of the grid to the minimum, in log x."""
+        """Distance from the centre of the grid to the minimum, in log x."""
         return math.log(self.value) - self.centre
 
     def curve(self, x: FloatArray) -> FloatArray:
@@ -102,7 +103,7 @@ def fit_parabola(x: FloatArray, y: FloatArray, level: float) -> CurveMinimum | N
 
 
 def fieller(c: FloatArray, covariance: FloatArray, t: float) -> tuple[float, float] | None:
-    """Return the u whose slope c1 + 2 c2 u may be zero; None where they have no end."""
+    """Return the interval of u where the slope c1 + 2 c2 u may be 0; None if it is unbounded."""
     tt = t * t
     square = 4 * (c[2] ** 2 - tt * covariance[2, 2])
     linear = 4 * (c[1] * c[2] - tt * covariance[1, 2])
@@ -115,14 +116,14 @@ def fieller(c: FloatArray, covariance: FloatArray, t: float) -> tuple[float, flo
 
 
 def parabolas(u: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return c0, c1, c2 by weighted least squares for each replicate, shape (k, 3)."""
+    """Return c0, c1, c2 of each replicate by weighted least squares, shape (k, 3)."""
     powers = u[:, None] ** np.arange(5)
     moments = weights @ powers
     matrix = moments[:, np.add.outer(np.arange(3), np.arange(3))]
     right = weights @ (powers[:, :3] * y[:, None])
     drawn = (weights > 0) @ np.ones(len(u))
     adjugate, determinant = _adjugate(matrix)
-    # Frobenius norms bound the condition number from above, without a decomposition a replicate.
+    # The product of Frobenius norms is an upper bound of the condition number.
     size = np.linalg.norm(matrix, axis=(1, 2)) * np.linalg.norm(adjugate, axis=(1, 2))
     is_solvable = (drawn >= MIN_ROWS) & (size < MAX_CONDITION * np.abs(determinant))
     with np.errstate(divide="ignore", invalid="ignore"):

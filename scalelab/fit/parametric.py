@@ -36,13 +36,14 @@ from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
 from scalelab.records.types import Observations
 from scalelab.theory.laws import law_named
 from scalelab.theory.laws.base import Law
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
 FURTHEST = 700.0
-"""Bound on logarithms: exp of it is still a float."""
+"""Bound on logarithms: exp(700) is still a finite float."""
 COARSE = 4096
-"""Rows that the global search sees; all rows decide between what it finds."""
+"""Maximum number of rows in the global search; its results are refined on all rows."""
 FEW_CLUSTERS = 10
 
 
@@ -56,39 +57,38 @@ def fit_parametric(
     n_starts: int = 32,
     uses_inflation: bool = True,
 ) -> ParametricFit:
-    """Return the law that minimises the objective, with replicates.
+    """Return the law that minimises the objective, with its bootstrap replicates.
 
     Parameters
     ----------
     observations : Observations
-        The runs. Row order does not matter: rows are put in a canonical order first.
+        The runs, in any order.
     form : str
         Name of a law, see `scalelab.theory.laws.LAWS`.
     objective : Objective, optional
         Default: log residual, Huber, delta 1e-3, plain sum.
     bootstrap : BootstrapSpec, optional
-        Default: 1000 replicates, cluster or row as the labels say.
+        Default: 1000 replicates, by cluster where labels repeat, else by row.
     fixed : Mapping[str, float], optional
         Parameters to hold at a value while the others are fitted.
     n_starts : int
         Starting points of the global search.
     uses_inflation : bool
-        Whether prediction intervals beyond the largest run are widened by
-        `scalelab.fit.inflation`; not worth its refits where that is measured anyway.
+        Whether to compute `scalelab.fit.inflation`, which widens prediction intervals beyond the
+        largest run and costs a few refits.
 
     Returns
     -------
     ParametricFit
-        With ``status`` ``not_identified`` where the rows do not determine the law: that is an
-        answer, not an error.
+        Its ``status`` is ``not_identified`` if the rows do not determine the law; no error is
+        raised then.
 
     Raises
     ------
     UsageError
-        For an unknown form or parameter, or a column that the rows lack.
+        For an unknown form or parameter, or a missing column.
     DataError
-        For rows that no law can be fitted to: none at all, or a column with values that are not
-        finite and positive.
+        For no rows, or a column with values that are not finite and positive.
     """
     objective = objective or Objective()
     bootstrap = bootstrap or BootstrapSpec()
@@ -159,10 +159,10 @@ def fit_parametric(
 def _may_be_efficient(
     spec: BootstrapSpec, replicates: ResamplingPlan, objective: Objective
 ) -> bool:
-    """Return whether replicates may minimise another objective than the one asked for.
+    """Return whether `scalelab.fit.efficient` may make the replicates.
 
-    Not where the user chose how to resample, how to weigh rows, or an objective whose estimate
-    depends on more than the middle of the noise.
+    Not if the user chose the resampling or row weights, or an objective that does not estimate the
+    centre of symmetric noise.
     """
     return (
         spec.method == "auto"
@@ -175,13 +175,13 @@ def _may_be_efficient(
 
 
 def box_of(law: type[Law], held: Mapping[str, float]) -> Box:
-    """Return bounds and held coordinates; UsageError for a name that the law does not have."""
+    """Return bounds and held coordinates; UsageError for an unknown parameter name."""
     unknown = sorted(set(held) - set(law.names()))
     if unknown:
         raise UsageError(
             f"parameter {', '.join(unknown)}",
             f"one of {', '.join(law.names())}",
-            f"Hold parameters of the form {law.name}.",
+            f"Hold only parameters of the form {law.name}.",
         )
     low = [
         -FURTHEST if c.is_log and c.low <= 0 else float(c.encode(c.low)) for c in law.coordinates
@@ -238,7 +238,7 @@ def _staged(
     held: Mapping[str, float],
     n_starts: int,
 ) -> Search:
-    """Search; with very many rows, search a part of them and let all rows decide."""
+    """Search; with many rows, search on a sample of them and refine on all."""
     if coarse is not data:
         part = row_model_of(law, coarse.columns, is_centred=not held)
         first = search(part, part.eta(seeds), coarse.rows, penalty, box, n_starts=n_starts)
@@ -248,7 +248,7 @@ def _staged(
 
 
 def _seeds(law: type[Law], data: Design, box: Box, held: Mapping[str, float]) -> FloatArray:
-    """Return the law's starting points that give finite values, closest to the data first."""
+    """Return the law's finite starting points, best fit first."""
     seeds = law.seeds(data.columns, data.rows.target)
     if held:
         values = law.decode(seeds)
@@ -305,20 +305,34 @@ def _warnings(
     out = []
     if not found.converged:
         out.append(
-            FitWarning(code="not_converged", message="the best point found is not yet a minimum")
+            FitWarning(
+                code="not_converged",
+                message=(
+                    "The solver stopped before it reached a minimum, so the parameters are only "
+                    "approximate. Remove outlying rows, or fit a form with fewer parameters."
+                ),
+            )
         )
     if found.improved > DISAGREEMENT:
         out.append(
             FitWarning(
                 code="solvers_disagree",
-                message=f"scipy.optimize lowered the objective by {found.improved:.1e} of itself",
+                message=(
+                    f"scipy.optimize improved the solver's result by {found.improved:.1e} of the "
+                    "objective; the fit uses that better point. Larger values mean that the "
+                    "parameters are less accurate."
+                ),
             )
         )
     if len(found.minima) > 1:
         out.append(
             FitWarning(
                 code="several_minima",
-                message=f"{len(found.minima)} minima lie within 0.2 % of the best",
+                message=(
+                    f"{len(found.minima)} different minima are within 0.2 % of the best objective: "
+                    "other parameters fit almost equally well. Compare them under `minima` in "
+                    "--json; more runs separate them."
+                ),
             )
         )
     tried = len(refits.eta) + refits.failed
@@ -326,14 +340,21 @@ def _warnings(
         out.append(
             FitWarning(
                 code="replicates_failed",
-                message=f"{refits.failed} of {tried} replicates did not converge",
+                message=(
+                    f"{refits.failed} of {plural(tried, 'replicate')} did not converge and are not "
+                    "in the intervals, which may be too narrow. Fit a form with fewer parameters, "
+                    "or add runs."
+                ),
             )
         )
     if replicates.n_clusters is not None and replicates.n_clusters < FEW_CLUSTERS:
         out.append(
             FitWarning(
                 code="few_clusters",
-                message=f"{replicates.n_clusters} clusters are too few for reliable intervals",
+                message=(
+                    f"{plural(replicates.n_clusters, 'cluster')} (of {replicates.cluster}) are too "
+                    f"few for reliable intervals. Add runs until there are {FEW_CLUSTERS} or more."
+                ),
             )
         )
     return tuple(out)

@@ -1,4 +1,4 @@
-"""Penalties on residuals: Huber's function, its derivatives and its majorant, elementwise."""
+"""Huber's penalty on residuals, its derivatives and its majorant, elementwise."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Penalty:
-    """Huber's penalty with threshold ``delta``, weighed up where the law over-predicts.
+    """Huber's penalty with threshold ``delta`` and a factor where the law over-predicts.
 
     Attributes
     ----------
     delta : float
         Threshold; infinity is least squares.
     overprediction : float
-        Factor where the residual is positive.
+        Factor on positive residuals.
     unit : ndarray of shape (n,), or None
-        Unit of ``delta`` in each row, for rows that are not equally noisy; None: 1 in all.
+        Unit of ``delta`` in each row, for rows of unequal noise; None means 1.
     """
 
     delta: float
@@ -31,7 +31,7 @@ class Penalty:
 
     @property
     def threshold(self) -> float | FloatArray:
-        """Threshold in the unit of the residuals: one number, or one a row."""
+        """Threshold in the unit of the residuals: one number, or one per row."""
         return self.delta if self.unit is None else self.delta * self.unit
 
     def value(self, r: FloatArray, w: FloatArray) -> FloatArray:
@@ -48,8 +48,8 @@ class Penalty:
     ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """Return w rho, its first and second derivative, and rho'(r)/r.
 
-        The last is the weight of the quadratic that touches the penalty at r from above, which
-        makes an always positive-definite stand-in for the Hessian.
+        The last is the weight of the quadratic that touches the penalty at r from above. It gives
+        a majorant of the Hessian that is always positive semi-definite.
         """
         weight = self._weights(r, w)
         if math.isinf(self.delta):

@@ -1,7 +1,4 @@
-"""A law on given rows whose sum of exponentials is raised to a power, and the choice of a model.
-
-`row_model_of` returns the fastest model that a law allows.
-"""
+"""The row model of a power of a sum of exponentials, and the choice of the fastest row model."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ class PoweredSum(RowModel):
         ]
 
     def _parts(self, eta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Return each term's share (k, s, n), the sum's log and power (s, n), and gamma (s, 1)."""
+        """Return shares of the terms (k, s, n), log and power of the sum (s, n), gamma (s, 1)."""
         logs = eta @ self._features
         top = logs.max(axis=0)
         shares = np.exp(logs - top)
@@ -122,9 +119,9 @@ def row_model_of(
     *,
     is_centred: bool = True,
 ) -> RowModel:
-    """Return the fastest model that the law allows.
+    """Return the fastest row model of the law.
 
-    Centring mixes a scale with its exponent, so it must be off when a parameter is held.
+    Centring mixes a scale with its exponent, so ``is_centred`` must be False if one is held.
     """
     features = law.terms(columns)
     if features is None:

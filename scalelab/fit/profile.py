@@ -1,11 +1,10 @@
-"""Profile intervals: how far a quantity can move before the fit gets significantly worse.
+"""Profile intervals: the values of a parameter for which the fit is not significantly worse.
 
-The quantity is held at a value while all parameters are fitted again; the interval is where twice
-the rise of the objective, in units of the noise, stays below a chi-square limit (Venzon and
-Moolgavkar 1988). For least squares and the likelihood this is the classical profile likelihood;
-for Huber and least absolute deviations the rise is scaled by the ratio of the variance of the
-influence to its slope, which makes the limit right to first order (Ronchetti and Huber 2009,
-section 7.6).
+The parameter is held at a value while all others are refitted. The interval contains the values for
+which twice the rise of the objective, in units of the noise, is below a chi-square limit (Venzon
+and Moolgavkar 1988). For least squares and the likelihood this is the classical profile likelihood.
+For Huber and least absolute deviations the rise is scaled by the ratio of the variance of the
+influence to its slope, which is correct to first order (Ronchetti and Huber 2009, section 7.6).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.rows import design
 from scalelab.records.types import Observations
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def profile_interval(
     observations : Observations
         The rows that were fitted.
     fit : ParametricFit
-        Their fit; its objective and held parameters are used.
+        Their fit; the profile uses its objective and held parameters.
     name : str
         A parameter of the law.
     level : float
@@ -49,21 +49,21 @@ def profile_interval(
     Returns
     -------
     Interval
-        With a limit at the parameter's bound, or infinite, where the objective never rises
-        enough: the rows do not limit the parameter on that side.
+        If the objective never rises enough on one side, that limit is the parameter's bound, or
+        infinite.
 
     Raises
     ------
     UsageError
         For an unknown parameter or a level outside (0, 1).
     DataError
-        When as many parameters as rows leave no noise to compare with.
+        If there are not more rows than parameters, so that the noise is unknown.
     """
     check_level(level)
     law = type(fit.law)
     box_of(law, {name: 0.0})
     data = design(observations, law, fit.objective, None)
-    # a held coordinate must not be mixed with others
+    # Centring would mix the held coordinate with others.
     model = row_model_of(law, data.columns, is_centred=False)
     box = box_of(law, fit.fixed)
     j = law.names().index(name)
@@ -84,7 +84,7 @@ def profile_interval(
         start = end.eta[0]
         return float(end.value[0]) - base - limit
 
-    # the rise along the parameter with all others held is the steepest: a step that is too short
+    # With all others held the objective rises fastest, so this first step is too short.
     alone = model.expand(best[None], data.rows, penalty).majorant[0, j, j]
     step = math.sqrt(2.0 * limit / alone) if alone > 0 else 1e-3
     ends = []
@@ -98,30 +98,30 @@ def profile_interval(
 def profile_intervals(
     observations: Observations, fit: ParametricFit, level: float = DEFAULT_LEVEL
 ) -> dict[str, Interval]:
-    """Return the profile interval of every parameter that was fitted, by name."""
+    """Return the profile interval of every fitted parameter, by name."""
     names = [name for name in type(fit.law).names() if name not in fit.fixed]
     return {name: profile_interval(observations, fit, name, level) for name in names}
 
 
 def _penalty(fit: ParametricFit) -> Penalty:
-    """Return the penalty in units of the residuals (the likelihood's delta is in units of s)."""
+    """Return the penalty in units of the residuals (delta of the likelihood is in units of s)."""
     delta = fit.objective.threshold
     if fit.objective.loss == "likelihood":
         delta *= fit.scale or 1.0
     if delta == 0.0:
-        # least absolute deviations: a threshold far below the residuals stands in for 0
+        # Least absolute deviations: a threshold far below the residuals approximates 0.
         delta = max(1e-2 * float(np.median(np.abs(fit.residuals))), 1e-15)
     return Penalty(delta=delta, overprediction=fit.objective.overprediction)
 
 
 def _limit(r: FloatArray, w: FloatArray, penalty: Penalty, p: int, level: float) -> float:
-    """Return how far the objective may rise: half the chi-square limit times the noise."""
+    """Return the allowed rise of the objective: half the chi-square limit times the noise."""
     from scipy.stats import f
 
     n = int((w > 0).sum())
     if n <= p:
         raise DataError(
-            f"{n} rows for {p} free parameters",
+            f"{plural(n, 'row')} for {plural(p, 'free parameter')}",
             "more rows than parameters",
             "Add runs, or fit a form with fewer parameters.",
         )
@@ -132,7 +132,7 @@ def _limit(r: FloatArray, w: FloatArray, penalty: Penalty, p: int, level: float)
 
 
 def _mean_slope(r: FloatArray, penalty: Penalty) -> float:
-    """Return the mean second derivative of the penalty, its kink spread as the rows allow."""
+    """Return the mean second derivative of the penalty, averaged over a window around its kink."""
     window = 1.5 * float(np.median(np.abs(r))) * len(r) ** -0.2
     if not window > penalty.delta:
         return float(np.mean(penalty.parts(r, np.ones_like(r))[2]))
@@ -140,7 +140,7 @@ def _mean_slope(r: FloatArray, penalty: Penalty) -> float:
 
 
 def _crossing(rise: Callable[[float], float], at: float, step: float, bound: float) -> float:
-    """Return where ``rise`` crosses 0 going from ``at`` by growing steps; the bound if nowhere."""
+    """Return the first zero of ``rise`` from ``at`` in growing steps; the bound without a zero."""
     inside, width = at, step
     for _ in range(60):
         outside = inside + width

@@ -1,9 +1,9 @@
-"""A law on given rows: residuals and the objective's exact derivatives for a batch of points.
+"""A law on given rows: residuals and exact derivatives of the objective for a batch of points.
 
-`ExponentialSum` serves every law that is a sum of exponentials of linear functions (the law says so
-in ``terms``): it works in centred coordinates, where the ridge between a scale and its exponent is
-gone, and needs no per-row Hessian. `GeneralRowModel` serves any other law through its jets.
-`scalelab.fit.powered_sum.row_model_of` chooses.
+`ExponentialSum` is for laws that are sums of exponentials of linear functions (``Law.terms``). It
+uses centred coordinates, in which a scale and its exponent are not correlated, and needs no
+Hessian per row. `GeneralRowModel` works for any law, through jets.
+`scalelab.fit.powered_sum.row_model_of` chooses between them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from scalelab.theory.laws.jet import Jet
 FloatArray = NDArray[np.float64]
 
 BLOCK = 20_000
-"""Entries (points x rows) worked on at a time: what stays in a core's cache."""
+"""Maximum points x rows of a block, so that its arrays fit in the cache of a core."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Expansion:
-    """The objective to second order at a batch of s points.
+    """Second-order expansion of the objective at a batch of s points.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Expansion:
     hessian : ndarray of shape (s, p, p)
         Exact.
     majorant : ndarray of shape (s, p, p)
-        Gauss-Newton with the penalty's majorant: positive semi-definite.
+        Gauss-Newton matrix with the penalty's majorant: positive semi-definite.
     """
 
     value: FloatArray
@@ -48,16 +48,16 @@ class Expansion:
 
 
 class Rows:
-    """Observed values and weights of n rows: one set for all points, or each of s points its own.
+    """Observed values and weights of n rows: one set for all points, or one set per point.
 
     Attributes
     ----------
     target : ndarray of shape (n,) or (s, n)
-        What was observed; positive for the ``log`` residual.
+        Observed values; positive for the ``log`` residual.
     weight : ndarray of shape (n,) or (s, n)
-        Row weights; a replicate is a row of integers here.
+        Row weights.
     compared : ndarray, shape of ``target``
-        What the prediction is compared with: ``target`` or its logarithm.
+        ``target``, or its logarithm for the ``log`` residual.
     """
 
     __slots__ = ("compared", "residual", "target", "weight")
@@ -78,7 +78,7 @@ class Rows:
 
     @property
     def is_log(self) -> bool:
-        """Whether logarithms are compared."""
+        """Whether the residual is the difference of logarithms."""
         return self.residual == "log"
 
     @property
@@ -87,7 +87,7 @@ class Rows:
         return int(self.target.shape[-1])
 
     def take(self, points: Any) -> Rows:
-        """Return the rows of some of the points (a slice, mask or positions)."""
+        """Return the rows of selected points (a slice, mask or positions)."""
         if self.target.ndim == 1 and self.weight.ndim == 1:
             return self
         own = self.target.ndim == 2
@@ -99,7 +99,7 @@ class Rows:
         )
 
     def reweighted(self, weight: FloatArray) -> Rows:
-        """Return the same rows under other weights."""
+        """Return the same rows with other weights."""
         return Rows(self.target, weight, self.residual, self.compared)
 
 
@@ -112,11 +112,11 @@ class RowModel(ABC):
         self.unmix = np.linalg.inv(mix)
 
     def theta(self, eta: FloatArray) -> FloatArray:
-        """Return law coordinates of solver coordinates, shapes (s, p)."""
+        """Convert solver coordinates to law coordinates, shapes (s, p)."""
         return eta @ self.mix
 
     def eta(self, theta: FloatArray) -> FloatArray:
-        """Return solver coordinates of law coordinates, shapes (s, p)."""
+        """Convert law coordinates to solver coordinates, shapes (s, p)."""
         return theta @ self.unmix
 
     @abstractmethod
@@ -125,7 +125,7 @@ class RowModel(ABC):
 
     @abstractmethod
     def _expand(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> Expansion:
-        """Return the expansion for a block of points."""
+        """Return the expansion at a block of points."""
 
     @abstractmethod
     def derivatives(self, eta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -140,18 +140,18 @@ class RowModel(ABC):
         return slopes, hessian / value - slopes[:, None] * slopes[None]
 
     def residuals(self, eta: FloatArray, rows: Rows) -> FloatArray:
-        """Return predicted minus observed (logarithms where the residual is ``log``), (s, n)."""
+        """Return predicted minus observed (of logarithms for the ``log`` residual), (s, n)."""
         f = self.predicted(eta)
         return (np.log(f) if rows.is_log else f) - rows.compared
 
     def value(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> FloatArray:
-        """Return the objective, shape (s,); infinite where the law is not finite."""
+        """Return the objective, shape (s,); infinity where the law is not finite."""
         with np.errstate(all="ignore"):
             out = penalty.value(self.residuals(eta, rows), rows.weight).sum(axis=1)
         return np.where(np.isfinite(out), out, np.inf)
 
     def expand(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> Expansion:
-        """Return value, gradient, Hessian and majorant at each point, block by block."""
+        """Return value, gradient, Hessian and majorant at each point."""
         step = max(1, BLOCK // self.n_rows)
         blocks = []
         with np.errstate(all="ignore"):
@@ -178,7 +178,7 @@ class ExponentialSum(RowModel):
         super().__init__(features.shape[1], mix)
         self.offset = offset
         self.features = features @ mix.T
-        # zero up to rounding means absent: keeps the sums below sparse
+        # Features that are zero up to rounding are set to 0, which keeps the sums below sparse.
         scale = np.abs(features).max(axis=(0, 1)) + 1e-300
         self.features[np.abs(self.features) < 1e-12 * scale] = 0.0
         self._transposed = np.ascontiguousarray(self.features.transpose(0, 2, 1))
@@ -247,7 +247,7 @@ class ExponentialSum(RowModel):
 
 
 class GeneralRowModel(RowModel):
-    """Any law, through the jets of its formula."""
+    """Row model of any law, through the jets of its formula."""
 
     def __init__(self, law: type[Law], columns: Mapping[str, FloatArray]) -> None:
         n_rows = max(np.size(column) for column in columns.values())
@@ -291,9 +291,9 @@ class GeneralRowModel(RowModel):
 
 
 def centring(features: FloatArray) -> FloatArray:
-    """Return mix, theta = eta @ mix, which centres each term's slopes on its intercept.
+    """Return the matrix mix, theta = eta @ mix, that centres the features of each term.
 
-    A term's intercept is a coordinate whose feature is 1 in that term and 0 in every other one.
+    The intercept of a term is a coordinate whose feature is 1 in that term and 0 in all others.
     """
     k, _, p = features.shape
     mix = np.eye(p)

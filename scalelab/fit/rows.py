@@ -1,4 +1,4 @@
-"""From observations to the numbers of one fit: columns, target, weights, in canonical order."""
+"""Columns, target and weights of a fit, from observations, in canonical row order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scalelab.fit.objective import Objective
 from scalelab.fit.row_model import Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws.base import Law
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
@@ -25,16 +26,16 @@ class Design:
     Attributes
     ----------
     columns : dict of str to ndarray of shape (n,)
-        What the law needs.
+        The columns that the law needs.
     rows : Rows
-        Target and weights, the largest from 1 up to 2: their scale changes no optimum, and numbers
-        far from 1 would lose it.
+        Target and weights. Weights are scaled so that the largest is from 1 to 2, for numerical
+        accuracy; the scale does not change the optimum.
     unit : float
-        What these weights are counted in, a power of two.
+        Unit of the scaled weights, a power of two.
     labels : ndarray of shape (n,), or None
         Cluster labels.
     labels_from : str
-        Where the labels came from, in a word.
+        Column of the labels.
     order : ndarray of int, shape (n,)
         Positions of these rows in the caller's order.
     max_flops : float
@@ -51,12 +52,12 @@ class Design:
 
     @property
     def weight(self) -> FloatArray:
-        """The weights as they were given."""
+        """The weights in the caller's unit."""
         return self.rows.weight * self.unit
 
 
 def column(observations: Observations, name: str) -> NDArray[Any]:
-    """Return a column by name; UsageError lists the columns when there is none."""
+    """Return a column by name; UsageError lists the columns if it is missing."""
     own = {
         "n_params": observations.n_params,
         "n_tokens": observations.n_tokens,
@@ -71,8 +72,8 @@ def column(observations: Observations, name: str) -> NDArray[Any]:
         there = sorted(key for key, value in own.items() if value is not None)
         raise UsageError(
             f"column {name!r}",
-            f"a column of numbers: one of {', '.join(there)}",
-            "Map that column, or name another.",
+            f"one of {', '.join(there)}",
+            f"Map it from a column of the file with --map {name}=COLUMN, or name another.",
         )
     return found
 
@@ -80,17 +81,17 @@ def column(observations: Observations, name: str) -> NDArray[Any]:
 def design(
     observations: Observations, law: type[Law], objective: Objective, cluster: str | None
 ) -> Design:
-    """Return the rows in canonical order, so that neither row nor column order matters.
+    """Return the rows in canonical order: the order of rows and columns does not matter.
 
     Raises
     ------
     UsageError
-        For a column that the rows lack.
+        For a missing column.
     DataError
         For no rows, or values that are not finite and positive.
     """
     if not len(observations):
-        raise DataError("no rows", "at least one run", "Widen the selection of rows.")
+        raise DataError("no rows", "1 finished run or more", "Select more rows with --where.")
     columns = {name: positive(observations, name) for name in law.columns}
     target = positive(observations, law.target)
     weight = np.ones(len(target))
@@ -98,9 +99,9 @@ def design(
         weight = numbers(observations, objective.weight)
         if not (weight >= 0).all() or not weight.any():
             raise DataError(
-                f"weights in {objective.weight} from {weight.min()} to {weight.max()}",
-                "numbers from 0 up, not all 0",
-                "Correct that column, or weigh all rows alike.",
+                f"weights from {weight.min()} to {weight.max()} in column {objective.weight}",
+                "numbers of 0 or more, not all 0",
+                "Correct that column, or leave out --weight.",
             )
     unit = 2.0 ** math.floor(math.log2(weight.max()))
     weight = weight / unit
@@ -120,31 +121,31 @@ def design(
 
 
 def numbers(observations: Observations, name: str) -> FloatArray:
-    """Return a column as finite numbers; DataError names the first row that is not one."""
+    """Return a column as finite numbers; DataError names the first row with another value."""
     try:
         values = np.asarray(column(observations, name), dtype=np.float64)
     except (TypeError, ValueError):
         raise DataError(
-            f"text in column {name}", "numbers", "Map a column of numbers to it."
+            f"text in column {name}", "numbers", f"Use --map {name}=COLUMN with another column."
         ) from None
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise DataError(
-            f"{name} = {values[bad[0]]} in row {bad[0] + 1} ({len(bad)} such rows)",
+            f"{name} = {values[bad[0]]} in row {bad[0] + 1} ({plural(len(bad), 'such row')})",
             "finite numbers",
-            "Remove those rows.",
+            f"Remove these rows with --where, for example 'isfinite({name})'.",
         )
     return values
 
 
 def positive(observations: Observations, name: str) -> FloatArray:
-    """Return a column as finite positive numbers; DataError names the first row that is not."""
+    """Return a column as positive numbers; DataError names the first row with another value."""
     values = numbers(observations, name)
     bad = np.flatnonzero(values <= 0)
     if len(bad):
         raise DataError(
-            f"{name} = {values[bad[0]]} in row {bad[0] + 1} ({len(bad)} such rows)",
-            "numbers above zero",
-            "Remove those rows.",
+            f"{name} = {values[bad[0]]} in row {bad[0] + 1} ({plural(len(bad), 'such row')})",
+            "numbers above 0",
+            f"Remove these rows with --where, for example '{name} > 0'.",
         )
     return values

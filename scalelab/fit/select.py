@@ -1,10 +1,10 @@
-"""Which form? Ranked by how well it extrapolates, not by how well it fits.
+"""Comparison of forms and objectives, ranked by the accuracy of their extrapolation.
 
-Rolling origin: fit on the lower budgets, predict the next one, move on. The score is the mean
-relative error over all rows so predicted; coverage of the prediction interval (not yet widened by
-`scalelab.fit.inflation`, which looks at the same errors) stands beside it, and AICc on all rows.
-Candidates whose errors differ by no more than chance (a paired bootstrap over the predicted rows)
-are called indistinguishable: the data cannot tell them apart.
+Rolling origin: fit the lower budgets, predict the next one, repeat. The score is the mean relative
+error over all predicted rows. The coverage of the prediction intervals (without
+`scalelab.fit.inflation`, which uses the same errors) and AICc on all rows are reported too.
+Candidates are tied if their errors differ by no more than chance (a paired bootstrap over the
+predicted rows).
 
 References
 ----------
@@ -28,28 +28,29 @@ from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import ParametricFit
 from scalelab.fit.parametric import fit_parametric
 from scalelab.records.types import Observations
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
-"""Forms of (N, D) that are compared unless others are named."""
+"""Forms of (N, D) that are compared by default."""
 OBJECTIVES = (Objective(), Objective(delta=1e-2), Objective(loss="ls"))
-"""Objectives with which each form is tried: from all but absolute to squared."""
+"""Objectives with which each form is fitted: from nearly absolute to squared."""
 MAX_FOLDS = 6
 MIN_FOLDS = 3
 MIN_SPARE_ROWS = 3
-"""Rows beyond the number of parameters that a fold needs before it is fitted."""
+"""Minimum number of rows of a fold beyond the number of parameters."""
 REPLICATES = 100
 STARTS = 8
-"""Starting points in each fold: enough, since seeds come ranked by variable projection."""
+"""Starting points per fold; few are enough, since variable projection ranks the seeds."""
 TIE_LEVEL = 0.9
 TIE_GAP = 1e-4
-"""Differences in relative error that do not matter: a hundredth of a per cent."""
+"""Differences in relative error that do not matter: 0.01 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One form and objective, and how it did.
+    """Score of one form and objective.
 
     Attributes
     ----------
@@ -62,14 +63,14 @@ class Candidate:
     mean_width : float
         Mean width of that interval over the predicted loss.
     aicc : float
-        On all rows, from the likelihood that belongs to the objective; lower is better, comparable
-        between candidates with the same residual and loss.
+        AICc on all rows, from the likelihood of the objective; lower is better, comparable between
+        candidates with the same residual and loss.
     unidentified_folds : int
         Folds whose rows did not determine the form.
     gap : tuple of float
-        Interval of this candidate's error minus the best one's; (0, 0) for the best.
+        Interval of the error of this candidate minus that of the best; (0, 0) for the best.
     is_tied : bool
-        Whether that interval begins below `TIE_GAP`.
+        Whether the lower limit of that interval is at most `TIE_GAP`.
     """
 
     form: str
@@ -85,7 +86,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Form and objective as one would write them on the command line."""
+        """Form and objective as on the command line."""
         o = self.objective
         delta = f" {o.threshold:g}" if o.loss == "huber" else ""
         return f"{self.form}, {o.residual} {o.loss}{delta}"
@@ -118,13 +119,13 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Which candidate extrapolates best, or that the data cannot tell."""
+        """A sentence that names the best candidate and those tied with it."""
         tied = [candidate.label for candidate in self.candidates[1:] if candidate.is_tied]
         best = f"{self.best.label} predicts the next budget best"
         error = f"{100 * self.best.mean_relative_error:.2f} % mean error"
         if not tied:
             return f"{best} ({error})."
-        return f"{best} ({error}), but the data cannot tell it from: {'; '.join(tied)}."
+        return f"{best} ({error}). The data do not separate it from: {'; '.join(tied)}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -167,22 +168,22 @@ def compare(
     Parameters
     ----------
     observations : Observations
-        The rows; nothing held out for a later score may be among them.
+        The rows, without any that are held out for a later score.
     forms : sequence of str
         Names of laws.
     objectives : sequence of Objective
-        Each form is tried with each; default log-Huber 1e-3.
+        Each form is fitted with each objective; default log-Huber 1e-3.
     level : float
         Level of the prediction intervals.
     k : int
-        Bootstrap replicates a fold.
+        Bootstrap replicates per fold.
     seed : int
-        Seed of every resampling.
+        Seed of the resampling.
 
     Raises
     ------
     DataError
-        When the rows span too few budgets for a single fold.
+        If the rows have too few budgets for a fold.
     """
     fold, centres = folds_of(observations)
     most = max(_n_params(form) for form in forms)
@@ -193,14 +194,14 @@ def compare(
     ]
     if not origins:
         raise DataError(
-            f"{len(observations)} rows over {len(centres)} levels of compute",
-            f"{MIN_FOLDS} levels, the lower ones with {most + MIN_SPARE_ROWS} rows or more",
-            "Add budgets, or compare forms with fewer parameters.",
+            f"{plural(len(observations), 'row')} at {plural(len(centres), 'level')} of compute",
+            f"{MIN_FOLDS} levels or more, with {most + MIN_SPARE_ROWS} rows or more below the last",
+            "Add runs at other budgets, or compare forms with fewer parameters.",
         )
     scored = []
     labels = observations.cluster
     repeats = labels is not None and len(np.unique(labels)) < len(labels)
-    # each candidate is judged by its own objective's replicates
+    # Each candidate is scored with replicates of its objective.
     spec = BootstrapSpec(k=k, seed=seed, method="cluster" if repeats else "row")
     for form in forms:
         for objective in objectives or (Objective(),):
@@ -211,7 +212,7 @@ def compare(
     draws = generator.integers(len(best), size=(1000, len(best)))
     ranked = [scored[0][0]]
     for candidate, errors in scored[1:]:
-        # An error beyond all numbers is tied with none.
+        # A candidate whose error is not finite is not tied.
         with np.errstate(invalid="ignore"):
             gaps = (errors - best)[draws].mean(axis=1)
             low, high = np.quantile(gaps, [(1 - TIE_LEVEL) / 2, (1 + TIE_LEVEL) / 2])
@@ -227,10 +228,10 @@ def compare(
 
 
 def folds_of(observations: Observations) -> tuple[NDArray[np.intp], FloatArray]:
-    """Return each row's level of compute (0 lowest), and the levels' centres.
+    """Return each row's level of compute (0 is the lowest), and the centre of each level.
 
-    The levels are the budgets where there are `MIN_FOLDS` or more, rows without one going to the
-    nearest; else equal parts of the rows by compute.
+    With `MIN_FOLDS` budgets or more the levels are the budgets; rows without a budget belong to the
+    nearest one. Otherwise the levels are equal parts of the rows by compute.
     """
     budget, _ = budgets_of(observations)
     centres = np.unique(budget[np.isfinite(budget)])
@@ -242,16 +243,16 @@ def folds_of(observations: Observations) -> tuple[NDArray[np.intp], FloatArray]:
         return np.clip(np.searchsorted(edges, log_c, side="right") - 1, 0, parts - 1), centres
     middles = (np.log(centres)[1:] + np.log(centres)[:-1]) / 2
     nearest = np.searchsorted(middles, log_c)
-    # A row's own budget decides: logged FLOPs may be counted otherwise than the budget was.
+    # The budget column decides: its convention may differ from that of the FLOPs.
     return np.where(np.isfinite(budget), np.searchsorted(centres, budget), nearest), centres
 
 
 def aicc(fit: ParametricFit) -> float:
-    """Return AICc of a fit, its noise scale counted as a parameter.
+    """Return AICc of a fit, with the noise scale counted as a parameter.
 
-    Gaussian for least squares; Laplace where Huber's delta is below the typical residual, since
-    the objective is then all but least absolute deviations. Minus infinity where no residual is
-    left.
+    The likelihood is Gaussian for least squares, and Laplace if Huber's delta is below the typical
+    residual: the objective is then close to least absolute deviations. Minus infinity if all
+    residuals are 0.
     """
     r = fit.residuals
     n, p = len(r), len(fit.names) + 1
@@ -311,7 +312,7 @@ def _score(
 
 
 def columns_of(observations: Observations) -> dict[str, NDArray[Any]]:
-    """Return the observations' columns under the names that laws use."""
+    """Return the columns of the observations under the names that laws use."""
     return {
         **observations.extra,
         "n_params": observations.n_params,

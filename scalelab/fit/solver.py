@@ -1,10 +1,9 @@
-"""The global minimum of an objective: many starts, continuation in delta, a second opinion.
+"""Global minimum of an objective: many starts, continuation in delta, a check by SciPy.
 
-`search` runs every start twice: down a path of shrinking Huber thresholds, whose first, nearly
-quadratic, stretch has few minima, and straight at the objective, which can end elsewhere. Refits
-under random row weights then shake the result ("bumping"), since a replicate's optimum often lies
-beyond a barrier that the plain starts do not cross. The winner is polished and checked by
-`scipy.optimize` with the exact Hessian.
+`search` runs every start twice: through a sequence of decreasing Huber thresholds, of which the
+first are nearly quadratic and have few minima, and directly on the objective. Refits under random
+row weights then give further starting points ("bumping"), often beyond a barrier that the other
+starts do not cross. `scipy.optimize` refines and checks the best point with the exact Hessian.
 """
 
 from __future__ import annotations
@@ -22,40 +21,40 @@ from scalelab.fit.row_model import Expansion, RowModel, Rows
 FloatArray = NDArray[np.float64]
 
 SHRINK = 0.2
-"""Factor between the thresholds of one continuation."""
+"""Ratio of successive thresholds of a continuation."""
 NEAR = 2e-3
-"""Minima within this share of the best are reported."""
+"""Minima within this relative distance of the best objective are reported."""
 SAME = 1e-5
-"""Minima whose predictions agree to this share everywhere are one."""
-N_SHAKES = 16
+"""Minima whose predictions all agree to this relative distance count as one."""
+N_REWEIGHTED = 16
 SMALLEST = 1e-9
-"""Threshold that stands in for 0 (least absolute deviations), as a share of the residuals."""
+"""Threshold used in place of 0 (least absolute deviations), relative to the residuals."""
 DISAGREEMENT = 1e-9
-"""Relative improvement by the second solver above which it is said aloud."""
+"""Relative improvement by `scipy.optimize` above which the fit warns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Search:
-    """What a global search found.
+    """Result of a global search.
 
     Attributes
     ----------
     eta : ndarray of shape (p,)
         Best point, in solver coordinates.
     value : float
-        Objective there.
+        Objective at ``eta``.
     penalty : Penalty
-        The penalty in force at the end (with the threshold that stands in for 0).
+        Penalty that was minimised (with the threshold used in place of 0).
     minima : tuple of (value, eta)
         Distinct minima within `NEAR`, best first.
     hits : int
-        Starts that ended at the best minimum.
+        Number of starts that ended at the best minimum.
     n_ends : int
-        Starts that ended anywhere.
+        Number of starts with a finite result.
     converged : bool
-        Whether the best point is a minimum to rounding.
+        Whether the best point is a minimum.
     improved : float
-        Relative improvement that `scipy.optimize` still found.
+        Relative improvement by `scipy.optimize`.
     """
 
     eta: FloatArray
@@ -86,18 +85,18 @@ def search(
     seeds : ndarray of shape (s, p)
         Starting points in solver coordinates, best first.
     rows : Rows
-        What was observed, with weights.
+        Observed values and weights.
     penalty : Penalty
-        Threshold 0 asks for least absolute deviations.
+        Threshold 0 means least absolute deviations.
     box : Box
         Bounds and held coordinates.
     n_starts : int
-        How many of the seeds to use: half the best, half spread over the rest.
+        Number of seeds to use: half are the best, half are spread over the others.
     """
     starts = choose(seeds, n_starts)
     smooth = Penalty(delta=math.inf, overprediction=penalty.overprediction)
     first = minimise(model, starts, rows, smooth, box, max_iterations=30)
-    scale = _spread(model, first, rows)
+    scale = _typical_residual(model, first, rows)
     target = Penalty(
         delta=max(penalty.delta, SMALLEST * scale), overprediction=penalty.overprediction
     )
@@ -113,19 +112,19 @@ def search(
         straight = minimise(model, starts[: n_starts // 2], rows, direct, box, max_iterations=60)
         apart = distinct(model, straight.eta, straight.value)
         ends.append(descend(model, straight.eta[apart], rows, target, box, start=direct.delta))
-    ends.append(_shake(model, _best(ends), rows, target, box))
+    ends.append(_reweighted(model, _best(ends), rows, target, box))
     return _conclude(model, ends, rows, target, box)
 
 
 def refine(model: RowModel, starts: FloatArray, rows: Rows, penalty: Penalty, box: Box) -> Search:
-    """Return the best minimum near a few good points: what is left to do on very many rows."""
+    """Return the best minimum near a few good points."""
     return _conclude(model, [minimise(model, starts, rows, penalty, box)], rows, penalty, box)
 
 
 def _conclude(
     model: RowModel, ends: list[NewtonResult], rows: Rows, target: Penalty, box: Box
 ) -> Search:
-    """Polish the best end and list the minima beside it."""
+    """Refine the best result and list the other minima near it."""
     eta = np.concatenate([end.eta for end in ends])
     value = np.concatenate([end.value for end in ends])
     settled = np.concatenate([end.converged for end in ends])
@@ -160,7 +159,7 @@ def descend(
     max_iterations: int = 100,
     tolerance: float = TOLERANCE,
 ) -> NewtonResult:
-    """Return minima at the target's threshold, reached through a path of larger ones."""
+    """Return minima at the target's threshold, reached through decreasing thresholds."""
     delta = start if math.isfinite(target.delta) else 0.0
     while delta * SHRINK > target.delta:
         delta *= SHRINK
@@ -172,7 +171,7 @@ def descend(
 
 
 def choose(seeds: FloatArray, n_starts: int) -> FloatArray:
-    """Return half the best seeds and half spread evenly over the others."""
+    """Return ``n_starts`` seeds: half are the best, half are spread evenly over the others."""
     if len(seeds) <= n_starts:
         return seeds
     best = (n_starts + 1) // 2
@@ -186,13 +185,13 @@ def distinct(
     value: FloatArray,
     eligible: NDArray[np.bool_] | None = None,
 ) -> list[int]:
-    """Return positions of points that predict differently, best first.
+    """Return positions of points with different predictions, best first.
 
-    Predictions are compared, not parameters, so that a parameter that has run off to where it no
-    longer matters does not make two minima of one.
+    Predictions are compared instead of parameters: a parameter without effect on them does not make
+    two minima of one.
     """
     kept: list[int] = []
-    # Beyond all numbers a prediction equals no other.
+    # A prediction that is not finite differs from every other.
     with np.errstate(all="ignore"):
         predicted = model.predicted(eta)
         for i in np.argsort(value, kind="stable"):
@@ -207,10 +206,10 @@ def distinct(
 def polish(
     model: RowModel, eta: FloatArray, rows: Rows, penalty: Penalty, box: Box
 ) -> tuple[FloatArray, float]:
-    """Return the point and value where `scipy.optimize` ends, by its exact trust-region method.
+    """Return point and value after refinement by SciPy's exact trust-region method.
 
-    It starts at ``eta`` and moves the free coordinates in a basis where the majorant is the
-    identity, so that its trust region is a ball in what the residuals can see.
+    The free coordinates are transformed so that the majorant is the identity: the trust region is
+    then a ball in terms of the residuals.
     """
     from scipy.optimize import minimize
 
@@ -219,8 +218,8 @@ def polish(
     scale = float(here.value[0])
     if not free.any() or not math.isfinite(scale) or scale <= 0:
         return eta, scale
-    spread, vectors = np.linalg.eigh(here.majorant[0][np.ix_(free, free)] / scale)
-    basis = vectors / np.sqrt(np.maximum(spread, 1e-12 * spread.max() + 1e-300))
+    sizes, vectors = np.linalg.eigh(here.majorant[0][np.ix_(free, free)] / scale)
+    basis = vectors / np.sqrt(np.maximum(sizes, 1e-12 * sizes.max() + 1e-300))
 
     def at(z: FloatArray) -> FloatArray:
         out = eta.copy()
@@ -230,14 +229,14 @@ def polish(
     seen: dict[bytes, Expansion] = {}
 
     def expanded(z: FloatArray) -> Expansion:
-        # the three functions below are asked for the same few points
+        # SciPy evaluates the three functions below at the same points.
         key = z.tobytes()
         if key not in seen:
             seen[key] = model.expand(at(z)[None], rows, penalty)
         return seen[key]
 
-    # A step may leave what can be computed: an infinite value there makes the method turn back,
-    # and it refuses derivatives that are not finite.
+    # Where the law overflows, an infinite value makes SciPy reject the step; SciPy does not accept
+    # derivatives that are not finite.
     def value(z: FloatArray) -> float:
         found = float(expanded(z).value[0]) / scale
         return found if math.isfinite(found) else math.inf
@@ -265,16 +264,16 @@ def _finite(values: FloatArray) -> FloatArray:
     return np.where(np.isfinite(values), values, 0.0)
 
 
-def _shake(
+def _reweighted(
     model: RowModel, best: FloatArray, rows: Rows, target: Penalty, box: Box
 ) -> NewtonResult:
-    """Refit from the optima of randomly re-weighted rows."""
-    weights = rows.weight * np.random.default_rng(0).exponential(size=(N_SHAKES, model.n_rows))
-    starts = np.tile(best, (N_SHAKES, 1))
-    shaken = minimise(
+    """Return minima reached from the optima of randomly re-weighted rows."""
+    weights = rows.weight * np.random.default_rng(0).exponential(size=(N_REWEIGHTED, model.n_rows))
+    starts = np.tile(best, (N_REWEIGHTED, 1))
+    moved = minimise(
         model, starts, rows.reweighted(weights), target, box, max_iterations=25, tolerance=1e-6
     )
-    return minimise(model, shaken.eta, rows, target, box, max_iterations=60)
+    return minimise(model, moved.eta, rows, target, box, max_iterations=60)
 
 
 def _best(ends: list[NewtonResult]) -> FloatArray:
@@ -283,8 +282,8 @@ def _best(ends: list[NewtonResult]) -> FloatArray:
     return np.asarray(end.eta[np.argmin(end.value)])
 
 
-def _spread(model: RowModel, result: NewtonResult, rows: Rows) -> float:
-    """Return the typical absolute residual at the best point: the start of a continuation."""
+def _typical_residual(model: RowModel, result: NewtonResult, rows: Rows) -> float:
+    """Return twice the median absolute residual at the best point, where continuation starts."""
     best = result.eta[np.argmin(result.value)]
     r = np.abs(model.residuals(best[None], rows)[0][rows.weight > 0])
     r = r[np.isfinite(r)]

@@ -1,11 +1,11 @@
-r"""Effective speed-up: how much compute recipe B saves against recipe A.
+r"""Effective speed-up: how much compute recipe B saves compared with recipe A.
 
-Recipe A is fitted as a law; recipe B is then held to A's asymptote and exponents and gets one
-number, the factor s on the reducible loss. Along the compute-optimal frontier the reducible loss
+Recipe A is fitted as a law. Recipe B keeps A's asymptote and exponents and has one parameter, the
+factor s on the reducible loss. Along the compute-optimal frontier the reducible loss
 falls as :math:`C^{-\gamma}` (for the Chinchilla form :math:`\gamma =
 \alpha\beta/(\alpha+\beta)`), so B reaches A's loss with :math:`s^{1/\gamma}` of A's compute: the
-speed-up is :math:`s^{-1/\gamma}`. It holds where both recipes share an evaluation set
-and an asymptote; `Speedup.spread` shows whether one factor describes B at all sizes.
+speed-up is :math:`s^{-1/\gamma}`. This requires that both recipes share an evaluation set and an
+asymptote; `Speedup.spread` shows whether one factor describes B at all sizes.
 
 References
 ----------
@@ -26,6 +26,7 @@ from scalelab.fit.outcome import Interval, ParametricFit, percentile_limits
 from scalelab.fit.select import columns_of
 from scalelab.records.types import Observations
 from scalelab.theory.laws.base import Law
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
@@ -34,7 +35,7 @@ MIN_ROWS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speedup:
-    """Recipe B against recipe A.
+    """Recipe B compared with recipe A.
 
     Attributes
     ----------
@@ -43,13 +44,13 @@ class Speedup:
     reducible_ratio : Interval
         s: reducible loss of B over that of A at equal N and D.
     exponent : float
-        gamma, the exponent of the reducible loss in compute that turns s into compute.
+        gamma, the exponent of the reducible loss in compute, which converts s to compute.
     spread : float
-        Half the interquartile range of log s over B's rows: near 0 when one factor describes B.
+        Half the interquartile range of log s over B's rows: near 0 if one factor describes B.
     n_rows_a, n_rows_b : int
-        Rows of each recipe; rows of B at or below A's asymptote are not usable.
+        Rows of each recipe.
     n_below_asymptote : int
-        How many rows of B those are.
+        Rows of B at or below A's asymptote, which cannot be used.
     level : float
         Level of the intervals.
     """
@@ -85,10 +86,10 @@ def effective_speedup(
     Parameters
     ----------
     fit : ParametricFit
-        The law of recipe A, with its replicates; a form with an asymptote E and a frontier.
+        The law of recipe A with its replicates; the form needs an asymptote E and a frontier.
     recipe_b : Observations
-        Finished runs of recipe B, losses on the same evaluation set; resampled along with A's
-        replicates, independently.
+        Finished runs of recipe B, with losses on the same evaluation set. Its rows are resampled
+        once per replicate of A.
     seed : int
         Seed of that resampling.
     level : float
@@ -97,29 +98,29 @@ def effective_speedup(
     Raises
     ------
     UsageError
-        When B has fewer than `MIN_ROWS` usable rows, or A's form has no asymptote.
+        If B has fewer than `MIN_ROWS` usable rows, or A's form has no asymptote.
     NotIdentifiedError
-        When A's own rows do not determine its law, so that there is nothing to pin.
+        If A's rows do not determine its law.
     """
     if "E" not in fit.params:
         raise UsageError(
-            f"a speed-up by the form {fit.form}, which has no asymptote E",
-            "a form with an asymptote",
-            "Choose --form chinchilla.",
+            f"--speedup with the form {fit.form}, which has no asymptote E",
+            "a form with an asymptote E",
+            "Use for example --form chinchilla.",
         )
     if fit.status == "not_identified":
         raise NotIdentifiedError(
-            "a recipe A whose own rows do not determine its law",
+            "a recipe A whose rows do not determine its law",
             "a recipe A whose rows determine E and the exponents",
-            "Add runs to recipe A, or exchange the two recipes.",
+            "Add runs to recipe A, or swap the two recipes.",
         )
     point, log_s = _factor(fit.law, recipe_b, fit.max_flops)
     usable = np.isfinite(log_s)
     if usable.sum() < MIN_ROWS:
         raise UsageError(
-            f"{int(usable.sum())} rows of recipe B above the asymptote of recipe A",
+            f"{plural(int(usable.sum()), 'row')} of recipe B above the asymptote of recipe A",
             f"{MIN_ROWS} or more",
-            "Give recipe B more runs, or exchange the two recipes.",
+            "Add runs to recipe B, or swap the two recipes.",
         )
     generator = np.random.default_rng(seed)
     draws = []
@@ -150,7 +151,7 @@ def _factor(
     log_s = np.full(len(above), -np.inf)
     reducible = law.loss(columns_of(recipe_b)) - asymptote
     np.log(above / reducible, out=log_s, where=above > 0)
-    # The median: one outlying run of B must not decide what the recipe is worth.
+    # The median limits the effect of an outlying run of B.
     middle = float(np.median(log_s))
     if not np.isfinite(middle):
         return (float("nan"), float("nan")), log_s
@@ -159,7 +160,7 @@ def _factor(
 
 
 def _gamma(law: Law, flops: float) -> float:
-    """Return the exponent with which the reducible loss falls along the frontier."""
+    """Return the exponent of the reducible loss in compute along the frontier."""
     n_params, n_tokens = law.optimal(np.array([flops, 10 * flops]))
     reducible = law.loss({"n_params": n_params, "n_tokens": n_tokens}) - law.params["E"]
     return float(-np.log10(reducible[1] / reducible[0]))

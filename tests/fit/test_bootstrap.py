@@ -74,7 +74,7 @@ def test_none_draws_nothing():
     ("bad", "message"),
     [
         ({"method": "jackknife"}, "bootstrap method"),
-        ({"k": -1}, "-1 replicates"),
+        ({"k": -1}, "-1 bootstrap replicates"),
         ({"weighting": "heavy"}, "weighting 'heavy'"),
     ],
 )
@@ -84,5 +84,5 @@ def test_specs_that_cannot_be_meant(bad, message):
 
 
 def test_clusters_need_labels():
-    with pytest.raises(UsageError, match="without labels"):
+    with pytest.raises(UsageError, match="without cluster labels"):
         make(BootstrapSpec(method="cluster"))

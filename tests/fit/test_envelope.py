@@ -51,9 +51,9 @@ def test_the_ends_of_the_ladder_are_never_on_the_envelope():
 
 def test_rows_without_runs_or_with_one_row_each_are_no_curves(isoflop_runs):
     rows = isoflop_runs()
-    assert "which run" in (fit_envelope(rows).reason or "")
+    assert "names the run of each row" in (fit_envelope(rows).reason or "")
     labelled = replace(rows, cluster=np.array([f"r{i}" for i in range(len(rows))]))
-    assert (fit_envelope(labelled).reason or "").startswith("0 runs have 3 checkpoints")
+    assert (fit_envelope(labelled).reason or "").startswith("0 runs with 3 or more checkpoints")
 
 
 def test_a_cluster_of_several_sizes_is_no_curve():

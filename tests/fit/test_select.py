@@ -18,14 +18,14 @@ def test_the_form_that_made_the_runs_extrapolates_best(isoflop_runs):
     assert found.best.form == "chinchilla"
     assert [c.is_tied for c in found.candidates] == [True, False, False]
     assert found.best.aicc == min(c.aicc for c in found.candidates)
-    assert "cannot tell" not in found.verdict
+    assert "do not separate" not in found.verdict
 
 
 def test_forms_that_describe_the_runs_alike_are_called_indistinguishable(isoflop_runs):
     rows = isoflop_runs(alpha=0.33, beta=0.33, noise=0.004)
     found = compare(rows, forms=("chinchilla", "tied"), k=30)
     assert all(candidate.is_tied for candidate in found.candidates)
-    assert "the data cannot tell it from" in found.verdict
+    assert "The data do not separate it from" in found.verdict
     gap = found.candidates[1].gap
     assert gap[0] <= 1e-4
 
