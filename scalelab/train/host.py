@@ -6,12 +6,9 @@ import contextlib
 import functools
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,30 +52,20 @@ def first_note(
         "data_fingerprint": spec.data_fingerprint,
         "eval_fingerprint": spec.eval_fingerprint,
         "started_s": time.time(),
+        "git_commit": None,
+        "is_dirty": None,
         "resumed_from": None,
         "warnings": [],
-        **describe_host(execution.device),
-        # The launcher asks git once for all its runs.
-        **({} if "git_commit" in host_note else source_state()),
-        **host_note,
-    }
-
-
-def describe_host(device: str) -> dict[str, Any]:
-    """Return host, process, SLURM job, device name and package versions, as plain values."""
-    job: Mapping[str, str | None] = {
-        name: os.environ.get(variable) for name, variable in _JOB_VARIABLES.items()
-    }
-    return {
         **own_process(),
-        **job,
-        "device_name": device_name(device),
+        **{name: os.environ.get(variable) for name, variable in _JOB_VARIABLES.items()},
+        "device_name": device_name(execution.device),
         "versions": {
             "scalelab": scalelab.__version__,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "numpy": np.__version__,
         },
+        **host_note,
     }
 
 
@@ -86,27 +73,3 @@ def describe_host(device: str) -> dict[str, Any]:
 def device_name(device: str) -> str:
     """Return the GPU's name as the driver gives it, or the CPU's model name."""
     return str(torch.cuda.get_device_name()) if device == "cuda" else cpu_name()
-
-
-@functools.cache
-def source_state() -> dict[str, Any]:
-    """Return the source's git commit and whether files differ from it; None if not a checkout."""
-    folder = Path(scalelab.__file__).parent
-    if not (folder.parent / ".git").exists():
-        return {"git_commit": None, "is_dirty": None}
-    git = ["git", "-C", str(folder.parent)]
-    try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        print(f"scalelab: the git commit is not recorded: {error}", file=sys.stderr)
-        return {"git_commit": None, "is_dirty": None}
-    return {"git_commit": commit, "is_dirty": bool(changes.strip())}

@@ -96,11 +96,6 @@ class Layout:
     n_hidden: int
     n_muon: int
 
-    @property
-    def n_params(self) -> int:
-        """Number of parameters by the ``chinchilla`` convention, without padding."""
-        return sum(entry.n_counted for entry in self.entries)
-
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Return each weight by name as a view of ``flat``."""
         return {entry.name: entry.view(flat) for entry in self.entries}
