@@ -126,13 +126,13 @@ def next_batch(
     if not known.spent and not free:
         pool.plan.refuse_repeats(allow_repeats=pool.sweep.allow_repeats)
         raise UsageError(
-            f"all {plural(len(pool.plan.rows), 'run')} of the pool are finished",
+            f"a pool in which all {plural(len(pool.plan.rows), 'run')} are finished",
             "a pool with runs that are not finished",
             "Widen --n-params or --n-tokens, or fit the finished runs with `scalelab fit`.",
         )
     if not known.spent and flops.min() > budget:
         raise UsageError(
-            f"a budget of {format_flops(budget)} FLOP is below the cheapest run",
+            f"a budget of {format_flops(budget)} FLOP, below the cheapest run",
             f"at least {format_flops(float(flops.min()))} FLOP",
             "Raise --budget, or use smaller --n-params and --n-tokens.",
         )

@@ -142,7 +142,7 @@ def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
     if worker.returncode != 0:
         last = err.strip().splitlines()[-1] if err.strip() else "no message"
         raise ScalelabError(
-            f"the speed measurement failed: {last}",
+            f"a failed speed measurement: {last}",
             "a trainer that runs on this machine",
             "Run `scalelab doctor`. To install the trainer: pip install 'scalelab[train]'",
         )

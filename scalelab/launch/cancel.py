@@ -62,11 +62,7 @@ def cancel_runs(
         slurm = slurm or Slurm()
         queue = slurm.read_queue()
         submissions.update(queue)
-        for intent, index in submissions.open_elements():
-            job_id, runs = submissions.job_of(intent), intent.job_groups[index].run_ids
-            is_over = not any(is_wanted(results, run_id) for run_id in runs)
-            if job_id is not None and is_over and not set(marked).isdisjoint(runs):
-                elements.append((job_id, index))
+        elements = submissions.unneeded_elements(set(marked), lambda r: is_over(results, r))
         is_queue_known = queue is not None and slurm.cancel(elements)
     return CancelReport(
         run_ids=tuple(marked),
@@ -75,7 +71,7 @@ def cancel_runs(
     )
 
 
-def is_wanted(results: Results, run_id: str) -> bool:
-    """Return whether a run is neither finished nor cancelled."""
+def is_over(results: Results, run_id: str) -> bool:
+    """Return whether a run is finished or cancelled."""
     run = results.run(run_id)
-    return run.accepted() is None and not is_cancelled(run)
+    return run.accepted() is not None or is_cancelled(run)

@@ -53,7 +53,7 @@ def worker_slots(device: str) -> tuple[int | str, ...]:
     slots: tuple[int | str, ...] = gpu_slots() if device == "cuda" else cpu_slots()
     if not slots:
         raise UsageError(
-            "device cuda, but no GPU is visible on this machine",
+            "device cuda on a machine without a visible GPU",
             "a GPU that nvidia-smi lists and CUDA_VISIBLE_DEVICES does not hide",
             "Use --device cpu, a machine with a GPU, or --launcher slurm.",
         )

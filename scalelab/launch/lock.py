@@ -28,7 +28,7 @@ def launcher_lock(sweep_folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UsageError(
-                f"process {file.read().strip()} is already launching sweep {sweep_folder.name!r}",
+                f"sweep {sweep_folder.name!r}, which process {file.read().strip()} is launching",
                 "one launcher per sweep at a time",
                 f"Watch it with `scalelab status {sweep_folder.name} --watch`, or stop it first.",
             ) from None

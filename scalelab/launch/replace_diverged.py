@@ -34,7 +34,7 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
     diverged = [run_id for run_id in saved.run_ids if results.run(run_id).status() == "diverged"]
     if not diverged:
         raise UsageError(
-            f"no run of sweep {saved.name!r} has diverged",
+            f"sweep {saved.name!r} without diverged runs",
             "a sweep with diverged runs",
             f"Run `scalelab status {saved.name}` to see its runs.",
         )

@@ -203,7 +203,7 @@ def require_installed(names: Sequence[str]) -> None:
     for name in names:
         if find_spec(name) is None:
             raise UsageError(
-                f"tracker {name} is not installed",
+                f"tracker {name}, which is not installed",
                 "an installed tracker",
                 f"Install it: {HOW[name]}",
             )

@@ -104,7 +104,7 @@ class ExcessFit:
         )
         if self._variation_within(self.x) < SMALLEST_VARIATION:
             raise NotIdentifiedError(
-                f"learning rates do not differ within cells ({plural(len(runs), 'run')})",
+                f"learning rates that do not differ within cells ({plural(len(runs), 'run')})",
                 "several learning rates at each N and D",
                 "The law is not identified: add runs at other learning rates.",
             )

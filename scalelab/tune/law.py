@@ -188,7 +188,7 @@ class TuningLaw:
         distance = abs(float((place - middle) @ across))
         if distance > OFF_LINE:
             raise NotIdentifiedError(
-                f"all runs are on one line in (log N, log D); the model is off it by a factor of "
+                "a model off the line in (log N, log D) of all runs by a factor of "
                 f"{math.exp(distance):.3g}",
                 "a model on that line, or runs that vary N and D separately",
                 "The law is not identified there: add runs with another D at the same N.",
@@ -291,12 +291,14 @@ def _warnings(
         slope = fit.axes.basis[:, 0]
         warn(
             "collinear",
-            "N and D vary together in all cells: their exponents are not identified separately. "
-            "Only predictions on the same line, with (log N, log D) along "
-            f"({slope[0]:.3g}, {slope[1]:.3g}), are valid. Add runs with another D at the same N.",
+            "All cells are on one line in (log N, log D), along "
+            f"({slope[0]:.3g}, {slope[1]:.3g}): the exponents of N and D are not identified "
+            "separately, and only predictions on that line are valid. Add runs with another D at "
+            "the same N.",
         )
     if not fit.axes.has_batch:
-        warn("batch_not_varied", "Batches do not differ within cells: there is no batch law.")
+        words = "Batches do not differ within cells, so there is no batch law. Add other batches."
+        warn("batch_not_varied", words)
     found.extend(_edge_warnings(fit, theta))
     return found
 
@@ -322,7 +324,7 @@ def _edge_warnings(fit: ExcessFit, theta: FloatArray) -> list[FitWarning]:
         outside = int(np.sum((centre < low) | (centre > high)))
         if outside == fit.n_cells and code == "edge_lr":
             raise NotIdentifiedError(
-                f"the best learning rate is outside those tried in all {fit.n_cells} cells",
+                f"best learning rates outside those tried in all {fit.n_cells} cells",
                 "rates on both sides of the best one",
                 "The law is not identified: add runs with lower or higher learning rates.",
             )
@@ -331,8 +333,8 @@ def _edge_warnings(fit: ExcessFit, theta: FloatArray) -> list[FitWarning]:
                 FitWarning(
                     code=code,
                     message=f"The best {word} is outside those tried in {outside} of "
-                    f"{plural(fit.n_cells, 'cell')}; there it is extrapolated. "
-                    f"Add runs beyond the edge.",
+                    f"{plural(fit.n_cells, 'cell')}, and extrapolated there. "
+                    "Add runs with lower or higher values.",
                 )
             )
     return found

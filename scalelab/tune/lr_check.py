@@ -92,8 +92,8 @@ def check_lr(
     best = _best_rows(proposal, results)
     if not best:
         raise DataError(
-            f"no run of sweep {proposal.plan.name!r} has a result",
-            "a sweep with finished runs",
+            f"sweep {proposal.plan.name!r} without a finished run",
+            "a sweep with results",
             f"Run `scalelab status {proposal.plan.name}` to see why.",
         )
     trios = {

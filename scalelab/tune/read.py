@@ -92,7 +92,7 @@ def _with_found_columns(
     missing = [name for name, ok in (("lr", "lr" in found), ("batch_tokens", batch)) if not ok]
     if missing:
         raise DataError(
-            f"{source.name} has no column for {' and '.join(missing)}; its columns are "
+            f"{source.name} without a column for {' and '.join(missing)}; its columns are "
             f"{', '.join(source.types)}",
             "a table with learning rate and batch",
             "Name the columns: --map lr=COLUMN,batch_tokens=COLUMN, or with --seq-len 2048: "
@@ -143,7 +143,7 @@ def _as_runs(table: TableRead, seq_len: int | None, *, is_labelled: bool) -> Tun
         )
     if not keep.any():
         raise DataError(
-            f"no row of {rows.source} has a learning rate and a batch above zero",
+            f"{rows.source} without a row that has both a learning rate and a batch",
             "finite learning rates and batches above zero",
             "Name other columns: --map lr=COLUMN,batch_tokens=COLUMN",
         )

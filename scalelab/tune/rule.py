@@ -40,7 +40,7 @@ def load_constants(results: Results, name: str) -> TunedConstants:
     except FileNotFoundError:
         known = sorted(path.parent.name for path in (results.path / "sweeps").glob(f"*/{LAW_FILE}"))
         raise UsageError(
-            f"no tuning {name!r} in {results.path} for the rule {PREFIX}{name}",
+            f"the rule {PREFIX}{name} without a tuning {name!r} in {results.path}",
             f"one of {', '.join(PREFIX + one for one in known)}" if known else "a finished tuning",
             f"Run `scalelab tune --name {name} ..` first, or set its results folder with "
             "--results.",
@@ -49,7 +49,7 @@ def load_constants(results: Results, name: str) -> TunedConstants:
         return constants_from_law(name, {})
     if law is None or "collinear" in codes:
         raise NotIdentifiedError(
-            f"the runs of rule {PREFIX}{name} do not determine a law of N and D",
+            f"the rule {PREFIX}{name}, whose runs do not determine a law of N and D",
             "a tuning with cells that differ in N and in D",
             f"Run `scalelab tune --name {name} ..` with more trials or other values of N and D.",
         )

@@ -93,7 +93,7 @@ class Search:
                 return self._report(started_s, is_interrupted=True)
             if n_failed == len(wave):
                 raise RunsFailedError(
-                    f"all {plural(n_failed, 'run')} of a wave failed",
+                    f"a wave in which all {plural(n_failed, 'run')} failed",
                     "runs that finish",
                     f"Read `scalelab status {self.spec.name}` and `scalelab logs RUN`, then run "
                     "the same command again.",

@@ -123,9 +123,10 @@ class Studies:
 
     def should_prune(self, opened: OpenTrial, curve: Mapping[int, float]) -> bool:
         """Report a run's curve, loss by percent of its tokens; return whether to prune it."""
-        told = self._frozen(opened).intermediate_values
+        trials = self.studies[opened.cell].get_trials(deepcopy=False)
+        reported = trials[opened.trial.number].intermediate_values
         for percent, loss in sorted(curve.items()):
-            if percent not in told:
+            if percent not in reported:
                 opened.trial.report(loss, percent)
         return bool(curve) and bool(opened.trial.should_prune())
 
@@ -137,10 +138,6 @@ class Studies:
             for trial in study.get_trials(deepcopy=False)
             if RUN_ID in trial.user_attrs
         ]
-
-    def _frozen(self, opened: OpenTrial) -> FrozenTrial:
-        study = self.studies[opened.cell]
-        return study.get_trials(deepcopy=False)[opened.trial.number]
 
     def _seed(self, cell: int) -> int:
         return 1000 * self.spec.seed + cell

@@ -233,5 +233,5 @@ def test_a_pool_that_is_used_up_is_not_a_matter_of_budget(launched: Path) -> Non
     budget = 1e12
     adapt(pool, parse_target("C=1e13"), budget=budget, callbacks=Answering(), results=launched)
     other = pool.model_copy(update={"name": "other"})
-    with pytest.raises(UsageError, match="all 2 runs of the pool are finished"):
+    with pytest.raises(UsageError, match="all 2 runs are finished"):
         adapt(other, parse_target("C=1e13"), budget=budget, callbacks=Answering(), results=launched)

@@ -93,7 +93,7 @@ def test_another_kind_of_step_or_a_damaged_cache_is_measured_again(asked):
 def test_a_missing_gpu_is_reported_before_anything_is_planned(monkeypatch, workers):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     content = {"kind": "grid", "n_params": "12K", "n_tokens": "20K"}
-    with pytest.raises(UsageError, match="no GPU is visible"):
+    with pytest.raises(UsageError, match="without a visible GPU"):
         api.propose(content, device="cuda", workers=workers, is_dry_run=True)
     on_slurm = {**content, "launcher": {"name": "slurm", "slurm": {"gpus_per_run": 1}}}
     assert api.propose(on_slurm, device="cuda", is_dry_run=True).execution.device == "cuda"

@@ -140,7 +140,7 @@ def test_one_cell_is_not_identified():
 
 
 def test_one_rate_a_cell_is_not_identified():
-    with pytest.raises(NotIdentifiedError, match="learning rates do not differ"):
+    with pytest.raises(NotIdentifiedError, match="learning rates that do not differ"):
         fit_law(simulated_pool(cells=GRID, rates=1))
 
 

@@ -57,8 +57,8 @@ class LocalPool:
         actions = reconcile(request.run_ids, self.states, retry_failed=request.retry_failed)
         self.queue = list(actions.start)
         at_once = min(request.n_workers, max(len(self.queue), 1))
-        self.n_stillborn, self.max_stillborn = 0, MAX_LOST_ATTEMPTS * at_once
-        # Finished runs too: a branch finds its trunk by them. Skipped if there is nothing to do.
+        self.n_failed_starts, self.max_failed_starts = 0, MAX_LOST_ATTEMPTS * at_once
+        # Includes finished runs, which locate the trunks of branches. Empty if nothing is left.
         to_do = request.run_ids if actions.start or actions.wait else ()
         specs = [self._folder(run_id).read_spec() for run_id in to_do]
         self.before = predecessors(specs)
@@ -194,14 +194,14 @@ class LocalPool:
         self.workers.remove(worker)
         self.free.append(worker.slot)
         has_begun = self._n_attempts(worker.locks) > worker.n_attempts
-        self.n_stillborn = 0 if has_begun else self.n_stillborn + 1
+        self.n_failed_starts = 0 if has_begun else self.n_failed_starts + 1
         # Cancelling a run stops the runs batched with it; these do not lose an attempt.
         is_split = len(worker.locks) > 1 and any(
             is_cancelled(self._folder(run_id)) for run_id in worker.locks
         )
         for run_id in worker.locks:
             self._settle(run_id, code, counts_lost=not is_split)
-        if self.n_stillborn >= self.max_stillborn:
+        if self.n_failed_starts >= self.max_failed_starts:
             raise self._no_worker_begins(worker, code)
 
     def _n_attempts(self, run_ids: Iterable[str]) -> int:
@@ -213,7 +213,7 @@ class LocalPool:
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         last = next((f"; {line.strip()}" for line in reversed(lines) if line.strip()), "")
         return RunsFailedError(
-            f"{plural(self.n_stillborn, 'worker')} ended before training began "
+            f"{plural(self.n_failed_starts, 'worker')} that ended before training began "
             f"({describe_exit(code)}{last})",
             "workers that begin to train",
             f"Read {log}, check this machine with `scalelab doctor`, then run `scalelab resume "

@@ -138,7 +138,7 @@ class Arrays:
                 self.own.notes.append(f"sbatch: {words}")
             elif self.own.abandon(intent):
                 raise UsageError(
-                    f"sbatch refuses the job: {words}",
+                    f"a job that sbatch refuses: {words}",
                     "options that this cluster accepts",
                     "Change [launcher.slurm] or the SLURM options. No results were lost.",
                 ) from None
@@ -175,19 +175,6 @@ class Arrays:
             self.own.notes += [
                 f"job {job}_{index} was held by SLURM: cancelled" for job, index in held
             ]
-
-    def cancel_unwanted(self, unwanted: set[str], finished: set[str]) -> None:
-        """Cancel the jobs whose runs are all cancelled or finished."""
-        elements = []
-        for intent, index in self.own.open_elements():
-            runs, job_id = intent.job_groups[index].run_ids, self.own.job_of(intent)
-            if (
-                job_id is not None
-                and (unwanted | finished).issuperset(runs)
-                and not unwanted.isdisjoint(runs)
-            ):
-                elements.append((job_id, index))
-        self.slurm.cancel(elements)
 
     def _throttles(self) -> dict[str, int]:
         """Return how many elements of each unfinished array may run at once."""

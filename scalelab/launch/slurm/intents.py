@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import SpecError
-from scalelab.records.files import read_json, write_atomically
+from scalelab.records.files import write_atomically
 from scalelab.sweep.run_spec import ExecutionSpec, build
 
 INTENT_SCHEMA = 1
@@ -121,8 +121,8 @@ class Intent:
 
     def job_id(self) -> int | None:
         """Return the array's job number, or None if it is not known."""
-        if job_id := self._job().get("job_id"):
-            return int(job_id)
+        if (job_id := self._job_value("job_id")) is not None:
+            return job_id
         word, _, number = self.verdict().partition(" ")
         return int(number) if word == "started" and number.isdecimal() else None
 
@@ -133,10 +133,13 @@ class Intent:
 
     def current_throttle(self) -> int:
         """Return how many elements may run at once, as last set in SLURM."""
-        return int(self._job().get("throttle", self.throttle))
+        throttle = self._job_value("throttle")
+        return self.throttle if throttle is None else throttle
 
-    def _job(self) -> dict[str, Any]:
-        return read_json(self.path / "job.json") or {}
+    def _job_value(self, name: str) -> int | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads((self.path / "job.json").read_text())[name])
+        return None
 
     def verdict(self) -> str:
         """Return ``started JOB``, ``abandoned``, or an empty string if undecided."""

@@ -70,7 +70,7 @@ class SlurmLaunch:
                     self.arrays.cancel_held(queue)
                     self._submit_missing()
                     self.arrays.balance()
-                    self._cancel_unwanted()
+                    self._cancel_unneeded()
                 self._notify()
         except KeyboardInterrupt:
             is_interrupted = True
@@ -171,11 +171,11 @@ class SlurmLaunch:
             self.own.notes.append(f"{run_id} failed: {error}")
         return run_id not in self.broken
 
-    def _cancel_unwanted(self) -> None:
-        unwanted = {r for r, state in self.states.items() if not state.is_wanted}
-        if unwanted:
-            finished = {r for r, s in self.states.items() if s.status in FINAL}
-            self.arrays.cancel_unwanted(unwanted, finished)
+    def _cancel_unneeded(self) -> None:
+        cancelled = {r for r, state in self.states.items() if not state.is_wanted}
+        if cancelled:
+            over = cancelled | {r for r, s in self.states.items() if s.status in FINAL}
+            self.slurm.cancel(self.own.unneeded_elements(cancelled, over.__contains__))
 
     def _notify(self) -> None:
         notes, self.own.notes = self.own.notes, []

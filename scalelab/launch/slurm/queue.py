@@ -141,7 +141,7 @@ class Slurm:
         missing = [command for command in COMMANDS if shutil.which(command) is None]
         if missing:
             raise UsageError(
-                f"--launcher slurm, but {', '.join(missing)} not found on PATH",
+                f"--launcher slurm on a machine without {', '.join(missing)} on PATH",
                 "a machine that submits to a SLURM cluster",
                 "Run on a login node of the cluster, or use --launcher local.",
             )

@@ -93,7 +93,7 @@ def decide_retry(
         has_advanced = failure.step > furthest
         furthest = max(furthest, failure.step)
         if failure.kind == "exception":
-            return Retry(is_allowed=False, reason="its program failed")
+            return Retry(is_allowed=False, reason="the training program failed")
         if failure.kind == "timeout" and not has_advanced:
             return Retry(is_allowed=False, reason="no new checkpoint within the time limit")
         if failure.kind == "oom":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scalelab.launch.slurm.intents import ABANDONED, Intent, Outcome, read_intents
@@ -64,6 +64,18 @@ class Submissions:
             ended = self.outcomes[intent.id]
             if len(ended) < len(intent.job_groups):
                 yield from ((intent, i) for i in range(len(intent.job_groups)) if i not in ended)
+
+    def unneeded_elements(
+        self, cancelled: Collection[str], is_over: Callable[[str], bool]
+    ) -> list[tuple[int, int]]:
+        """Return job number and index of elements with a cancelled run whose runs are all over."""
+        found = []
+        for intent, index in self.open_elements():
+            job_id, runs = self.job_of(intent), intent.job_groups[index].run_ids
+            is_cancelled = any(run_id in cancelled for run_id in runs)
+            if job_id is not None and is_cancelled and all(map(is_over, runs)):
+                found.append((job_id, index))
+        return found
 
     def live_runs(self) -> dict[str, str]:
         """Return the runs of unfinished elements, each ``queued`` or ``running``."""

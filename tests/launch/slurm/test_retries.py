@@ -164,7 +164,7 @@ def test_the_error_of_squeue_is_kept_and_a_machine_without_slurm_is_refused(
     slurm = Slurm()
     assert slurm.read_queue() is None
     assert slurm.error == "squeue: fatal: no controller"
-    with pytest.raises(UsageError, match="sbatch, scancel, scontrol not found"):
+    with pytest.raises(UsageError, match="without sbatch, scancel, scontrol"):
         Slurm.here()
 
 
