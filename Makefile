@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EVERYDAY := not science and not bench and not gpu
+APART := science or bench or gpu or long
+QUICK := not (slow or system or $(APART))
+REST := (slow or system) and not ($(APART))
 
-.PHONY: install system system-check demo test check docs science bench gpu clean
+.PHONY: install system system-check demo test test-all test-long check docs science bench gpu clean
 
 install: $(INSTALLED)
 
@@ -37,16 +39,28 @@ system-check:
 demo: $(INSTALLED)
 	sh examples/demo.sh $(BIN)
 
+# What matters while you change the code: under 8 minutes on 2 cores, coverage printed.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(EVERYDAY)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)" --cov --cov-report=term
 
+# All that a change must pass: the tests above, then the slow ones, real SLURM and real browser.
+test-all: test
+	$(BIN)/python -m pytest -m "$(REST)"
+
+# Before a release: second fault suites, and 1,000 random examples of every property.
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m "long and not gpu"
+	$(BIN)/python -m pytest -m "hypothesis and not (slow or system or $(APART))" \
+		--hypothesis-profile=thorough
+
+# Format, lint, types, layers, documentation, then the quick tests.
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory docs
-	$(BIN)/python -m pytest -m "$(EVERYDAY)" --cov --cov-report=term
+	$(MAKE) --no-print-directory test
 
 # The documentation site, into site/; warnings are errors. Look at it: python -m http.server -d site
 docs: $(INSTALLED)

@@ -13,28 +13,29 @@ from hypothesis import settings
 from scalelab.records.types import Observations
 from scalelab.store import public_tables
 
-# The same examples in every run; `--hypothesis-profile=default` draws others.
+# The same examples in every run. `make test-long` draws other and many more ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("thorough", max_examples=1_000, deadline=None)
 settings.load_profile("repeatable")
 
 TABLES = Path(__file__).parent / "golden" / "tables"
 """Tables that only tests read; the public ones are part of the package."""
 
-SYSTEM_FOLDERS = ("slurm", "browser")
+SYSTEM_FOLDERS = tuple(Path(__file__).parent / name for name in ("slurm", "browser"))
 REQUIRE_SYSTEM = "SCALELAB_REQUIRE_SYSTEM"
-"""Set where `make system` succeeded: a SLURM or browser that is missing then is a failure."""
+"""Set where `make system` succeeded: a missing SLURM or browser is then a failure, not a skip."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a SLURM or a browser on this machine: `-m "not system"` leaves it out."""
+    """Mark the tests that need a SLURM or a browser on this machine."""
     for item in items:
-        if item.path.parent.name in SYSTEM_FOLDERS:
+        if item.path.parent in SYSTEM_FOLDERS:
             item.add_marker(pytest.mark.system)
 
 
 @pytest.fixture(scope="session")
 def give_up() -> Callable[[str], None]:
-    """Return what ends a test for want of a SLURM or browser: a skip, or a failure (see above)."""
+    """Return the function that skips or fails a test without SLURM or browser (see above)."""
 
     def end(reason: str) -> None:
         if os.environ.get(REQUIRE_SYSTEM):

@@ -61,6 +61,7 @@ def test_predict_refuses_a_fit_that_is_not_identified(file):
         api.predict(report, "N=7e9")
 
 
+@pytest.mark.slow
 def test_auto_fits_what_compare_ranks_first(file):
     report = api.fit(file, mapping=MAPPING, bootstrap=SMALL, form="auto")
     assert report.comparison is not None

@@ -90,6 +90,7 @@ def run(folder: Path, cache_home: Path, line: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", SCALELAB)
 def test_the_command_runs(folder, cache_home, line):
     if "--budgets 8e10..8e11" in line:

@@ -53,6 +53,7 @@ def test_a_fit_of_an_odd_table_is_answered_or_refused(runs, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", ["on the law", "wild losses"], indirect=True)
 def test_forms_are_compared_on_an_odd_table(runs, capsys):
     assert main(["fit", *runs, "--bootstrap", "20", "--compare", "--json"]) in ANSWERS

@@ -123,6 +123,7 @@ def test_text_that_cannot_be_used_is_bad_data(scalelab, tmp_path, content):
     assert not (tmp_path / "results" / "sweeps").exists()
 
 
+@pytest.mark.slow
 def test_a_long_plan_is_refused_without_yes_and_nothing_is_started(
     scalelab, measured, text, tmp_path
 ):

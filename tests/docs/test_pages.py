@@ -23,6 +23,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_output_in_the_tutorial_and_the_readme_is_current(cache_home):
     answer = subprocess.run(
         [sys.executable, DOCS / "tutorial.py", "--check"],
@@ -45,6 +46,7 @@ def test_the_check_of_the_tutorial_sees_other_words_and_other_numbers():
     assert differences(page, page + "one more line\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_every_cell_shows_something(path):
     shown = json.loads(path.read_text(encoding="utf-8"))

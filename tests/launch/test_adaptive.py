@@ -168,6 +168,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.path
 
 
+@pytest.mark.slow
 def test_batches_are_run_and_known_until_the_budget_is_used(launched: Path) -> None:
     sweep, budget = sweep_of(launched.parent / "text"), 3e11
     showing = Answering()

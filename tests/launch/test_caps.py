@@ -36,6 +36,7 @@ def test_a_cpu_uses_no_gpu_hours(sweep_file, results):
     assert api.preview(propose(sweep_file, results, max_gpu_hours=1e-9)) is None
 
 
+@pytest.mark.slow
 def test_resuming_a_sweep_is_capped_and_refuses_slurm_options(sweep_file, results, capsys):
     sweep = read_sweep_file(sweep_file)
     proposal = api.propose(sweep, results=results.path, device="cpu", workers=1)

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.trunk import branch_step
 from tests.train.outcome import run_attempt
 
 
+@pytest.mark.slow
 def test_branches_start_from_their_trunk_and_equal_straight_runs(
     start, text, tmp_path, results
 ) -> None:

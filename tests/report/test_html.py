@@ -62,6 +62,7 @@ def test_text_from_outside_is_escaped(text: str) -> None:
     assert "&lt;b&gt;" in text
 
 
+@pytest.mark.slow
 def test_the_command_writes_html_pictures_tex_and_csv(
     tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

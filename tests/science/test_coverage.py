@@ -133,6 +133,7 @@ def simulate(name, kind, count, replicates, seed=3):  # 1 and 2 chose the method
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_version(kind):
     """The goals, as far as 100 data sets can tell.
@@ -209,6 +210,7 @@ def clustered_coverage(count, replicates):
     return {method: n / count for method, n in hits.items()}
 
 
+@pytest.mark.slow
 def test_clusters_cover_and_rows_do_not():
     covered = clustered_coverage(count=60, replicates=120)
     assert covered["cluster"] >= 0.87 - 3 * (0.09 / 60) ** 0.5

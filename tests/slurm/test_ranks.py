@@ -41,10 +41,10 @@ def test_runs_of_two_tasks_have_the_losses_of_one(
     launcher = sweep.start_launcher(seconds=4.0)
     stopping.append(launcher)
     assert set(ended(launcher)["statuses"].values()) == {"done"}
-    for run_id, loss in alone.failures().items():
+    for run_id, loss in alone.losses().items():
         (attempt,) = sweep.results.run(run_id).attempts()
         assert attempt.read_note()["execution"]["n_devices"] == 2
-        assert sweep.failures()[run_id] == pytest.approx(loss, rel=2e-5)
+        assert sweep.losses()[run_id] == pytest.approx(loss, rel=2e-5)
     (intent,) = read_intents(sweep.results.sweep(sweep.name))
     assert [len(group.run_ids) for group in intent.job_groups] == [2]
 

@@ -42,7 +42,7 @@ def undisturbed(
         n_workers=2,
     )
     launch_local(request, lambda view: None)
-    losses: dict[str, float] = sweep.failures()
+    losses: dict[str, float] = sweep.losses()
     assert len(set(losses.values())) == N_RUNS
     assert None not in losses.values()
     return losses
@@ -129,6 +129,11 @@ class Freezer:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "cluster",
+    [pytest.param(False, id="no-sacct"), pytest.param(True, id="sacct", marks=pytest.mark.long)],
+    indirect=True,
+)
 def test_faults_cost_no_result(
     cluster: Any,
     make_sweep: Callable[..., Any],
@@ -196,7 +201,7 @@ def test_faults_cost_no_result(
     assert launcher.returncode == 0, output
     report = json.loads(output.splitlines()[-1])
     assert set(report["statuses"].values()) == {"done"}, output
-    assert sweep.failures() == undisturbed
+    assert sweep.losses() == undisturbed
     for run_id in sweep.run_ids:
         assert_one_accepted(sweep.results.run(run_id))
         assert_little_lost(sweep.results.run(run_id))

@@ -259,6 +259,7 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
 
 
+@pytest.mark.slow
 def test_sixteen_polling_readers_see_only_whole_snapshots(make, tmp_path):
     make.done(0)
     collect(make.path)

@@ -111,6 +111,7 @@ def test_a_compiled_run_is_the_same_from_any_step(
         np.testing.assert_array_equal(train(stop_at), straight[stop_at:])
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_bits_of_one(attempt: Any, spec: RunSpec) -> None:
     shape = replace(spec.shape, d_model=64, d_ff=176, n_heads=4, d_head=16)
     member = {"shape": shape, "batch_seqs": 16, "seq_len": 80, "n_steps": 8, "warmup_steps": 2}

@@ -72,6 +72,7 @@ def test_a_resumed_run_remembers_the_losses_before(
     assert state["detector"]["first_loss"] == curve(run)[1]
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_bits_of_one(
     make_run: MakeRun, attempt_at: Callable[..., str]
 ) -> None:

@@ -24,6 +24,7 @@ def sweep(capsys, text, results, *words):
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_rate_far_below_the_best_is_detected_and_the_check_is_not_repeated(
     capsys, text, tmp_path, own_cache
 ):

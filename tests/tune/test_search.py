@@ -147,6 +147,7 @@ def tune(capsys, text, results, *more):
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, own_cache):
     results = tmp_path / "results"
     code, said = tune(capsys, text, results)
@@ -189,6 +190,7 @@ def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, o
     assert row["lr"] == pytest.approx(lr, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_tuning_resumes_its_runs(capsys, text, tmp_path, own_cache):
     results = tmp_path / "results"
     words = [*TUNE, "--data", str(text), "--results", str(results), "--no-prune"]

@@ -62,6 +62,7 @@ def test_killing_batched_runs_loses_nothing_and_its_runs_have_the_bits_of_separa
     assert losses(alone, again.run_ids) == losses(results, saved.run_ids)
 
 
+@pytest.mark.slow
 def test_a_run_that_always_kills_its_worker_takes_no_companion_with_it(save, tmp_path) -> None:
     results, saved = save(tmp_path / "results")
     victim = saved.run_ids[1]
@@ -113,6 +114,7 @@ def test_a_launch_batches_runs_where_the_calibration_of_this_machine_says_so(
     assert set(asked[0].batched_runs.values()) == {size}
 
 
+@pytest.mark.slow
 def test_a_calibration_times_batches_of_a_plans_small_equal_runs(
     start, text, cache_home, results, monkeypatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_killed_worker_costs_its_run_one_attempt_and_nothing_else(
     assert losses_of(results) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_workers_along_and_the_same_command_finishes(
     start, sweep_file, results, undisturbed, losses_of
 ):
@@ -94,6 +95,7 @@ def test_ctrl_c_leaves_a_state_that_resume_finishes(
     assert losses_of(results) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_always_die_fails_and_the_others_finish(
     start, sweep_file, results, undisturbed, losses_of
 ):
@@ -130,6 +132,7 @@ def test_a_run_whose_workers_always_die_fails_and_the_others_finish(
     assert losses_of(results) == undisturbed
 
 
+@pytest.mark.slow
 def test_workers_that_never_begin_end_the_launch_with_the_reason(
     start, sweep_file, results, tmp_path, cache_home, monkeypatch
 ):
@@ -172,6 +175,7 @@ def test_a_finished_sweep_is_not_trained_again_and_an_extended_one_only_where_ne
     assert len(results.load_plan("tiny").run_ids) == N_RUNS + 3
 
 
+@pytest.mark.slow
 def test_a_second_launcher_of_a_sweep_is_refused(start, sweep_file, results):
     first = start("sweep", "run", str(sweep_file), "--yes", "--json")
     with frozen_worker(results):
@@ -182,6 +186,7 @@ def test_a_second_launcher_of_a_sweep_is_refused(start, sweep_file, results):
     assert finish(first)["counts"] == {"done": N_RUNS}
 
 
+@pytest.mark.slow
 def test_a_second_sweep_that_shares_runs_waits_for_them_instead_of_doubling_them(
     start, sweep_file, results, undisturbed, losses_of
 ):
@@ -196,6 +201,7 @@ def test_a_second_sweep_that_shares_runs_waits_for_them_instead_of_doubling_them
     assert losses_of(results) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_spec_edited_by_hand_stops_the_launch_before_anything_starts(
     start, sweep_file, results, undisturbed
 ):

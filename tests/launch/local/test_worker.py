@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 # A separate process: the first user of a fork server decides what it preloads.
 LAUNCHER = """
 import json
@@ -29,6 +31,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_worker_is_forked_with_all_loaded_in_less_than_a_tenth_of_a_second():
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER], check=True, stdout=subprocess.PIPE, text=True

@@ -91,6 +91,7 @@ def crashes(n_steps: int) -> list[tuple[Crash, ...]]:
     return [*((crash,) for crash in steps + around), *pairs]
 
 
+@pytest.mark.slow
 def test_a_launcher_killed_at_any_step_loses_and_doubles_nothing(
     replay: Path, tmp_path: Path
 ) -> None:

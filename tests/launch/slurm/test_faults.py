@@ -187,6 +187,7 @@ def test_a_deleted_run_folder_is_reported_and_the_others_continue(
     assert any("no readable spec.json" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_spec_edited_by_hand_is_refused(results: Results, saved: SavedPlan) -> None:
     path = results.run(saved.run_ids[1]).path / "spec.json"
     content = json.loads(path.read_text())

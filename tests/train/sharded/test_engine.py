@@ -62,6 +62,7 @@ def require_same(run: RunDir, alone: RunDir, columns: Sequence[str] = tuple(RTOL
         assert other.ema_loss_nats == pytest.approx(one.ema_loss_nats, rel=RTOL["loss_nats"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_ranks", "tensor_parallel", "micro", "cases"),
     [
@@ -124,6 +125,7 @@ def test_a_run_resumes_on_any_mesh_with_its_momentum_and_average(
     require_same(run, alone, ("loss_nats", "grad_norm"))
 
 
+@pytest.mark.slow
 def test_a_model_with_too_few_heads_fails(
     make_case: Callable[..., RunDir], start: Callable[..., Job]
 ) -> None:

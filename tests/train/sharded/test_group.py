@@ -56,6 +56,7 @@ def test_two_ranks_have_the_losses_of_one_and_resume_with_the_same_bits(
     assert result(stopped).loss_nats == two.loss_nats
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_ranks(
     make_run: MakeRun, attempt_at: Callable[..., str], together: Callable[..., str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_an_out_of_memory_error_of_a_rank_is_in_the_runs_note(
     assert kind == "oom"
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_and_the_run_can_resume(
     make_run: MakeRun, start: Callable[..., Job], together: Callable[..., str]
 ) -> None:
