@@ -65,14 +65,11 @@ class NewtonResult:
     eta : ndarray of shape (s, p)
     value : ndarray of shape (s,)
     converged : ndarray of bool, shape (s,)
-    n_iterations : int
-        Iterations of the slowest point.
     """
 
     eta: FloatArray
     value: FloatArray
     converged: BoolArray
-    n_iterations: int
 
 
 @np.errstate(all="ignore")
@@ -114,9 +111,9 @@ def minimise(
     damping = np.full(len(best), 1e-3)
     value[:] = here.value
     index, at, here, damping, rows = _keep(np.isfinite(here.value), index, at, here, damping, rows)
-    iteration = 0
-    while len(index) and iteration < max_iterations:
-        iteration += 1
+    for _ in range(max_iterations):
+        if not len(index):
+            break
         step, gain = _step(here, damping, at, box)
         small = gain <= tolerance * here.value + ABSOLUTE * model.n_rows
         # The last step is still taken: it doubles the number of correct digits.
@@ -140,7 +137,7 @@ def minimise(
         converged[index[small | (stuck & (gain <= 1e-8 * here.value))]] = True
         if done.any():
             index, at, here, damping, rows = _keep(~done, index, at, here, damping, rows)
-    return NewtonResult(eta=best, value=value, converged=converged, n_iterations=iteration)
+    return NewtonResult(eta=best, value=value, converged=converged)
 
 
 def _minimise_scales(

@@ -200,11 +200,6 @@ class ParametricFit:
         """Number of replicates that did not converge."""
         return self.bootstrap.failed
 
-    @property
-    def is_identified(self) -> bool:
-        """Whether the rows determine the parameters."""
-        return self.status == "ok"
-
     def replicate_laws(self) -> tuple[Law, ...]:
         """Return the law of each converged replicate."""
         kind = type(self.law)

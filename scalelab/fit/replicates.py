@@ -214,7 +214,7 @@ def _refit_batch(
     )
     eta, value, converged = end.eta.copy(), end.value.copy(), end.converged.copy()
     eta[late], value[late], converged[late] = again.eta, again.value, again.converged
-    return NewtonResult(eta=eta, value=value, converged=converged, n_iterations=end.n_iterations)
+    return NewtonResult(eta=eta, value=value, converged=converged)
 
 
 def _one_step(
@@ -247,4 +247,4 @@ def _one_step(
     step, fine = solve_positive(matrix, -g)
     eta = np.clip(best + step, box.low, box.high)
     fine = fine & np.isfinite(eta).all(axis=1)
-    return NewtonResult(eta=eta, value=np.full(len(eta), math.nan), converged=fine, n_iterations=1)
+    return NewtonResult(eta=eta, value=np.full(len(eta), math.nan), converged=fine)

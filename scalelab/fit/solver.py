@@ -47,10 +47,6 @@ class Search:
         Penalty that was minimised (with the threshold used in place of 0).
     minima : tuple of (value, eta)
         Distinct minima within `NEAR`, best first.
-    hits : int
-        Number of starts that ended at the best minimum.
-    n_ends : int
-        Number of starts with a finite result.
     converged : bool
         Whether the best point is a minimum.
     improved : float
@@ -61,8 +57,6 @@ class Search:
     value: float
     penalty: Penalty
     minima: tuple[tuple[float, FloatArray], ...]
-    hits: int
-    n_ends: int
     converged: bool
     improved: float
 
@@ -140,8 +134,6 @@ def _conclude(
         value=float(value[top]),
         penalty=target,
         minima=tuple((float(value[i]), eta[i]) for i in near),
-        hits=int((value <= value[top] * (1.0 + 1e-8)).sum()),
-        n_ends=int(np.isfinite(value).sum()),
         converged=bool(settled[top]) or improved < DISAGREEMENT,
         improved=improved,
     )
