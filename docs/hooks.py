@@ -22,6 +22,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Let links to notebooks lead to their pages."""
+    return markdown.replace(".ipynb)", ".md)")
+
+
 def as_markdown(notebook: str) -> str:
     """Return a notebook as Markdown: text, code, and the outputs that it stores."""
     parts = []
