@@ -38,8 +38,8 @@ def as_markdown(notebook: str) -> str:
         parts.append(f"```python\n{text}\n```")
         for output in cell["outputs"]:
             data = output.get("data", {})
-            if "text/html" in data:
-                parts.append("".join(data["text/html"]))
+            if "image/png" in data:
+                parts.append(f"![picture](data:image/png;base64,{data['image/png']})")
             else:
                 plain = "".join(output.get("text", data.get("text/plain", "")))
                 parts.append(f"```text\n{plain.rstrip()}\n```")

@@ -27,35 +27,33 @@ step, sweep, target, tensor parallel, token, tracker, trial, trunk, warm-up, wav
 ladder
 """
 # Names, examples and placeholders in capitals that are not terms.
-NOT_TERMS = set(
-    [
-        "ARGS",
-        "COMMAND",
-        "NAME",
-        "OPTIONS",
-        "OURS",
-        "THEIRS",
-        "PATH",
-        "PATHS",
-        "RUN",
-        "LOW",
-        "HIGH",
-        "TYPE",
-        "COLUMN",
-        "CONDITION",
-        "DIR",
-        "FILE",
-        "OK",
-        "NO_COLOR",
-        "KEY",
-        "VALUE",
-        "SWEEP",
-        "AND",
-        "OR",
-        "NULL",
-        "US",
-    ]
-)
+NOT_TERMS = {
+    "ARGS",
+    "COMMAND",
+    "NAME",
+    "OPTIONS",
+    "OURS",
+    "THEIRS",
+    "PATH",
+    "PATHS",
+    "RUN",
+    "LOW",
+    "HIGH",
+    "TYPE",
+    "COLUMN",
+    "CONDITION",
+    "DIR",
+    "FILE",
+    "OK",
+    "NO_COLOR",
+    "KEY",
+    "VALUE",
+    "SWEEP",
+    "AND",
+    "OR",
+    "NULL",
+    "US",
+}
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, click.Command]]:
