@@ -22,11 +22,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Let links to notebooks lead to their pages."""
-    return markdown.replace(".ipynb)", ".md)")
-
-
 def as_markdown(notebook: str) -> str:
     """Return a notebook as Markdown: text, code, and the outputs that it stores."""
     parts = []
@@ -38,8 +33,8 @@ def as_markdown(notebook: str) -> str:
         parts.append(f"```python\n{text}\n```")
         for output in cell["outputs"]:
             data = output.get("data", {})
-            if "image/png" in data:
-                parts.append(f"![picture](data:image/png;base64,{data['image/png']})")
+            if "text/html" in data:
+                parts.append("".join(data["text/html"]))
             else:
                 plain = "".join(output.get("text", data.get("text/plain", "")))
                 parts.append(f"```text\n{plain.rstrip()}\n```")

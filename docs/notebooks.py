@@ -6,7 +6,6 @@ Usage: python docs/notebooks.py
 from __future__ import annotations
 
 import ast
-import base64
 import contextlib
 import io
 import json
@@ -46,11 +45,7 @@ def _run(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
         lines = printed.getvalue().splitlines(keepends=True)
         outputs.append({"output_type": "stream", "name": "stdout", "text": lines})
     if value is not None:
-        data: dict[str, Any] = {"text/plain": repr(value).splitlines(keepends=True)}
-        if hasattr(value, "savefig"):
-            picture = io.BytesIO()
-            value.savefig(picture, format="png", dpi=60)
-            data["image/png"] = base64.b64encode(picture.getvalue()).decode()
+        data = {"text/plain": repr(value).splitlines(keepends=True)}
         outputs.append({"output_type": "display_data", "metadata": {}, "data": data})
     return outputs
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from scalelab.launch.slurm.preview import SlurmPreview
     from scalelab.records.sweep_dir import Results, SavedPlan
     from scalelab.sweep.run_spec import ExecutionSpec
-    from scalelab.sweep.spec import LauncherTable, SweepSpec
+    from scalelab.sweep.spec import SweepSpec
+    from scalelab.sweep.tables import LauncherTable
 
 
 def plan(sweep: SweepSpec | Mapping[str, Any], *, results: str | Path = DEFAULT_RESULTS) -> Plan:

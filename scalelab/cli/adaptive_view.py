@@ -1,16 +1,16 @@
-"""An adaptive choice as a person reads it, and as JSON."""
+"""Output of ``scalelab sweep adaptive``: rounds and results as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.adaptive import ProgressCallbacks
+from scalelab.cli.options import PlanOptions
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,53 +23,48 @@ if TYPE_CHECKING:
     from scalelab.launch.grid_design import DesignGain
 
 ENDS = {
-    "narrow": "The interval is as narrow as was asked.",
-    "spent": "What is left of the budget buys no run that would narrow the interval.",
+    "narrow": "Stopped: the interval is as narrow as requested.",
+    "spent": "Stopped: the remaining budget buys no run that would narrow the interval.",
 }
 
 
 @dataclass(slots=True)
 class Showing(ProgressCallbacks):
-    """What `scalelab.api.adaptive.adapt` tells while it goes on.
+    """Progress callbacks of `scalelab.api.adaptive.adapt` for the command line.
 
     Attributes
     ----------
-    results : Path
-    as_json : bool
+    options : PlanOptions
     explains : bool
-        Whether every run of a batch is shown with its reason.
-    yes : bool
-        Whether long batches are launched without asking.
+        Whether each chosen run is shown with its reason.
     rounds : list of dict
-        What was shown, for the JSON of the end.
+        Rounds so far, for the final JSON.
     """
 
-    results: Path
-    as_json: bool
+    options: PlanOptions
     explains: bool
-    yes: bool
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def on_batch(self, batch: NextBatch, *, is_dry_run: bool) -> None:
-        """Show a round, and let a person agree to one that takes long."""
+        """Show a round, and ask for confirmation of a long one."""
         from scalelab.cli.sweep_spec import ask
 
         self.rounds.append(round_as_dict(batch))
-        if not self.as_json:
+        if not self.options.as_json:
             print_round(batch, explains=self.explains)
-        if not is_dry_run and not self.yes and batch.stop is None:
-            ask(batch.proposal, as_json=self.as_json)
+        if not is_dry_run and not self.options.yes and batch.stop is None:
+            ask(batch.proposal, as_json=self.options.as_json)
 
     def on_launch(self, start: Callable[[Watcher], LaunchReport]) -> LaunchReport:
-        """Show how a batch runs."""
+        """Show the progress of a batch."""
         from scalelab.cli.progress import watching
 
-        with watching(self.results, as_json=self.as_json) as watch:
+        with watching(self.options.results, as_json=self.options.as_json) as watch:
             return start(watch)
 
     def end(self, report: AdaptReport) -> int:
-        """Say how it ended, and return the exit code."""
-        if self.as_json:
+        """Print the result and the next command, and return the exit code."""
+        if self.options.as_json:
             emit_json(
                 {
                     "schema": 1,
@@ -87,7 +82,7 @@ class Showing(ProgressCallbacks):
                 out.print(ENDS[report.status])
                 out.print(runnable(f"Next: scalelab fit --sweep {report.name}"), soft_wrap=True)
             elif report.status == "interrupted":
-                out.print("Stopped. The same command goes on where it stopped.")
+                out.print("Stopped. Run the same command to continue.")
             elif report.status == "failed":
                 words = runnable(f"Runs failed: see `scalelab status {report.name}`.")
                 out.print(words, style="bold red", soft_wrap=True)
@@ -97,7 +92,7 @@ class Showing(ProgressCallbacks):
 
 
 def round_as_dict(batch: NextBatch) -> dict[str, Any]:
-    """Return one round as JSON holds it."""
+    """Return one round for the JSON output."""
     found = batch.found
     return {
         "target": [
@@ -133,22 +128,22 @@ def round_as_dict(batch: NextBatch) -> dict[str, Any]:
 
 
 def planned_width(batch: NextBatch) -> float:
-    """Return the relative width that the whole plan would leave, to first order."""
+    """Return the relative interval width after the whole plan, to first order."""
     plan = batch.found.plan
     share = plan.after / plan.before if plan.before > 0 else 0.0
     return float(batch.found.width * max(share, 0.0) ** 0.5)
 
 
 def print_round(batch: NextBatch, *, explains: bool) -> None:
-    """Print what is believed and what is run next."""
+    """Print the prediction so far and the runs chosen next."""
     out, found = console(), batch.found
     n_params, n_tokens = (float(found.target[key][0]) for key in ("n_params", "n_tokens"))
     where = f"target N {format_quantity(n_params)}, D {format_quantity(n_tokens)}"
     if batch.n_known:
         out.print(
             f"{where}: loss {found.loss[0]:.4f} ({found.low[0]:.4f} to {found.high[0]:.4f}), "
-            f"interval {100 * found.width:.2f} % wide, from {batch.n_known} runs; "
-            f"{format_flops(batch.spent)} of {format_flops(batch.budget)} FLOP spent.",
+            f"90 % interval {100 * found.width:.2f} % wide, from {plural(batch.n_known, 'run')}; "
+            f"{format_flops(batch.spent)} of {format_flops(batch.budget)} FLOPs used.",
             style="bold",
             soft_wrap=True,
         )
@@ -157,16 +152,18 @@ def print_round(batch: NextBatch, *, explains: bool) -> None:
             f"noise {100 * float(form['noise']):.2f} %)"
             for form in found.described()
         )
-        out.print(f"forms: {forms}", soft_wrap=True)
+        out.print(f"laws by weight: {forms}", soft_wrap=True)
     else:
-        out.print(f"{where}: no run yet; published laws alone decide the start.", style="bold")
+        out.print(f"{where}: no runs yet; published laws choose the first.", style="bold")
     rows = batch.proposal.plan.rows
     if not rows:
         return
     cost = sum(row.flops for row in rows)
     out.print(
-        f"next: {len(rows)} of {batch.n_candidates} runs for {format_flops(cost)} FLOP; the whole "
-        f"plan of {len(found.plan.choices)} runs would leave {100 * planned_width(batch):.2f} %.",
+        f"next: {len(rows)} of {plural(batch.n_candidates, 'candidate run')} for "
+        f"{format_flops(cost)} FLOPs; after the whole plan of "
+        f"{plural(len(found.plan.choices), 'run')}, the interval is expected to be "
+        f"{100 * planned_width(batch):.2f} % wide.",
         soft_wrap=True,
     )
     if explains:
@@ -177,7 +174,7 @@ def _print_reasons(out: Console, batch: NextBatch) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("N", "D", "FLOPs", "of the budget", "takes off", "correlation", "why"):
+    for name in ("N", "D", "FLOPs", "of budget", "variance cut", "correlation", "why"):
         table.add_column(name, justify="left" if name == "why" else "right")
     for row, choice in zip(batch.proposal.plan.rows, batch.found.batch, strict=False):
         table.add_row(
@@ -191,49 +188,52 @@ def _print_reasons(out: Console, batch: NextBatch) -> None:
         )
     out.print(table)
     out.print(
-        "takes off: share of the target's variance, after the runs chosen before it; correlation: "
-        "of the log losses here and at the target as they are uncertain now.",
+        "variance cut: share of the target's variance that the run removes after the runs above "
+        "it. correlation: between the uncertain log losses of the run and of the target.",
         style="dim",
         soft_wrap=True,
     )
 
 
 def _why(gain: float, correlation: float, cost: float) -> str:
-    """Return the reason in words, from the three numbers beside it."""
+    """Return the reason for a run in words."""
     if correlation**2 >= 0.5:
-        return "errs as the target does"
+        return "its loss is strongly correlated with the target's"
     if gain >= cost:
-        return "cheap for what it takes off"
-    return "settles what the runs before it leave open"
+        return "cuts much variance for its cost"
+    return "cuts variance that the runs above it leave"
 
 
 def print_gain(gain: DesignGain) -> None:
-    """Print what an optimal grid gains over the plain one."""
+    """Print the gain of the optimal design over the plain one."""
     console().print(
-        f"design: at {format_flops(gain.target_flops)} FLOP the plain grid would leave a standard "
-        f"deviation of {100 * gain.width_plain:.2f} %, these runs {100 * gain.width_optimal:.2f} % "
-        f"for the same FLOPs; they reach that of the plain grid with {gain.flops_share:.2f} of "
-        "its FLOPs (by the priors alone: nothing has been run). Sizes differ between budgets, so "
-        "approach 2 has less to stand on.",
+        f"design: predicted standard deviation at {format_flops(gain.target_flops)} FLOPs: "
+        f"{100 * gain.width_optimal:.2f} %, against {100 * gain.width_plain:.2f} % for the plain "
+        f"design at equal FLOPs. The optimal design reaches the plain one's with "
+        f"{gain.flops_share:.2f} of the FLOPs. These figures come from priors; no run has been "
+        "made. Sizes differ between budgets, which makes approach 2 less precise.",
         soft_wrap=True,
     )
 
 
 def print_replay(report: ReplayReport) -> None:
-    """Print what a choice among existing runs came to."""
+    """Print the result of a replay on existing runs."""
     answer, out = report.to_dict(), console()
     spend = answer["spend"]
     out.print(
-        f"{answer['n_rows']} of {len(report.pool.observations)} runs for "
-        f"{format_flops(spend['flops'])} FLOP, {100 * spend['share']:.2f} % of the pool.",
+        f"{answer['n_rows']} of {plural(len(report.pool.observations), 'run')} for "
+        f"{format_flops(spend['flops'])} FLOPs, {100 * spend['share']:.2f} % of the pool's cost.",
         style="bold",
     )
     errors = answer["relative_error"]
     out.print(
-        f"On {len(report.target.observations)} target rows: R^2 {answer['r2']:.3f}, relative error "
-        f"{100 * errors['mean']:.2f} % in the mean, {100 * errors['max']:.2f} % at most; "
+        f"On {plural(len(report.target.observations), 'target row')}: R^2 {answer['r2']:.3f}, "
+        f"relative error {100 * errors['mean']:.2f} % on average, {100 * errors['max']:.2f} % at "
+        f"most; "
         f"90 % interval {100 * answer['width']:.2f} % wide."
     )
     forms = ", ".join(f"{form['form']} {form['weight']:.2f}" for form in answer["forms"])
-    out.print(f"Forms by weight: {forms}.")
-    out.print("Rows (from 0), in order: " + " ".join(str(row) for row in answer["rows"]))
+    out.print(f"Laws by weight: {forms}.")
+    out.print(
+        "Rows in order of choice, counted from 0: " + " ".join(str(row) for row in answer["rows"])
+    )

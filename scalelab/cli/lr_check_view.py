@@ -1,4 +1,4 @@
-"""``--lr-check`` of a sweep: train the neighbours of its best runs, and show the verdicts."""
+"""``--lr-check``: train each budget's best run at half and twice its rate, show the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run_check(proposal: Proposal, *, results: Path, as_json: bool) -> list[Verdict]:
-    """Train what the check needs, shown as any launch is, and return the verdicts."""
+    """Train the additional runs with the usual progress, and return one verdict per budget."""
     from scalelab.api.tuning import check_lr
     from scalelab.cli.progress import watching
 
@@ -23,7 +23,7 @@ def run_check(proposal: Proposal, *, results: Path, as_json: bool) -> list[Verdi
 
 
 def verdicts_as_json(verdicts: list[Verdict]) -> list[dict[str, Any]]:
-    """Return the verdicts as the ``lr_check`` of the sweep's JSON."""
+    """Return the verdicts for the ``lr_check`` key of the JSON output."""
     return [
         {
             "budget_flops": found.budget_flops,
@@ -38,7 +38,7 @@ def verdicts_as_json(verdicts: list[Verdict]) -> list[dict[str, Any]]:
 
 
 def print_verdicts(verdicts: list[Verdict]) -> None:
-    """Print a line for each budget, and what they amount to."""
+    """Print a line for each budget, and a summary."""
     from rich.table import Table
 
     from scalelab.tune.lr_check import HELD_WITHIN
@@ -61,9 +61,9 @@ def print_verdicts(verdicts: list[Verdict]) -> None:
     n_lost = sum(found.has_held is False for found in verdicts)
     n_open = sum(found.has_held is None for found in verdicts)
     words = f"The rule held at {len(verdicts) - n_lost - n_open} of {len(verdicts)} budgets"
-    words += f" (no neighbour better by {HELD_WITHIN:.2%} of the loss)."
+    words += f" (half and twice its rate improve the loss by less than {HELD_WITHIN:.2%})."
     if n_lost:
-        words += " Tune it: scalelab tune, then --lr-rule tuned:NAME."
+        words += " Measure a better rule with `scalelab tune`, then use --lr-rule tuned:NAME."
     out.print(words, soft_wrap=True)
 
 

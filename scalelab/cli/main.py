@@ -28,6 +28,7 @@ from scalelab.cli import tables as tables_commands
 from scalelab.cli import tune as tune_commands
 from scalelab.cli.output import OutputError, console, open_streams, report_error, set_results
 from scalelab.cli.settings import default_map
+from scalelab.cli.spec_options import SpecCommand
 from scalelab.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -47,10 +48,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Text to tokens, ahead of a sweep.", no_args_is_help=True)
 data_app.command("prepare")(data_commands.prepare)
-sweep_commands.app.command("adaptive")(adaptive_commands.adaptive)
+sweep_commands.app.command("adaptive", cls=SpecCommand)(adaptive_commands.adaptive)
 app.add_typer(sweep_commands.app, name="sweep")
-app.command("resume")(resume_commands.resume)
-app.command("retry")(resume_commands.retry)
+app.command("resume", cls=SpecCommand)(resume_commands.resume)
+app.command("retry", cls=SpecCommand)(resume_commands.retry)
 app.command("cancel")(resume_commands.cancel)
 app.command("status")(results_commands.status)
 app.command("logs")(results_commands.logs)
@@ -60,7 +61,7 @@ app.command("export")(results_commands.export)
 app.command("tables")(tables_commands.tables)
 app.command("fit")(fit_commands.fit)
 app.command("decide")(decide_commands.decide)
-app.command("tune")(tune_commands.tune)
+app.command("tune", cls=SpecCommand)(tune_commands.tune)
 app.command("dashboard")(dashboard_commands.dashboard)
 app.command("report")(report_commands.report)
 app.add_typer(data_app, name="data")

@@ -1,8 +1,9 @@
-"""Options that several commands share, spelled once."""
+"""Options that several commands share and that are not part of a specification."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,16 +13,17 @@ from scalelab.cli.output import set_results
 from scalelab.errors import UsageError
 
 DEFAULT_RESULTS = Path("results")
+EXECUTION, OUTPUT = "Execution", "Output"
 
 
 def _checked_results(context: typer.Context, results: Path) -> Path:
-    """Return the results folder; refuse a place where a file is in the way of one."""
+    """Return the results folder; raise UsageError where a file is in its place."""
     there = next(place for place in (results, *results.absolute().parents) if os.path.exists(place))
     if not os.path.isdir(there):
         raise UsageError(
-            f"--results {results}, " + ("a file" if there == results else f"where {there} is one"),
-            "a folder, or a place for one",
-            "Name another with --results.",
+            f"--results {results}, but {there} is a file",
+            "a folder, which is created if it does not exist",
+            "Choose another folder, such as --results results.",
         )
     default = os.environ.get("SCALELAB_RESULTS") or context.lookup_default("results")
     set_results(None if results == Path(default or DEFAULT_RESULTS) else results)
@@ -29,7 +31,7 @@ def _checked_results(context: typer.Context, results: Path) -> Path:
 
 
 def results_option(panel: str | None = None) -> Any:
-    """Return the option that names the results folder, in a panel of the help."""
+    """Return the option for the results folder, in a panel of the help."""
     return typer.Option(
         "--results",
         envvar="SCALELAB_RESULTS",
@@ -39,94 +41,96 @@ def results_option(panel: str | None = None) -> Any:
     )
 
 
-ResultsOption = Annotated[Path, results_option()]
+def _option(*flags: str, text: str, panel: str = EXECUTION, **more: Any) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
+
+
+ResultsOption = Annotated[Path, results_option(OUTPUT)]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")
-]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, whatever it costs.")]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print the plan and its cost; prepare and start nothing.")
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name of the sweep; the same name continues it.")
-]
-LauncherOption = Annotated[
-    str,
-    typer.Option("--launcher", envvar="SCALELAB_LAUNCHER", help="local or slurm."),
+    bool,
+    _option("--json", text="Print one JSON object on stdout; messages go to stderr.", panel=OUTPUT),
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Runs at once; default one a core, or one a GPU."),
+    _option(
+        "--workers",
+        min=1,
+        text="Runs that train at once; default one per CPU core, or one per GPU.",
+    ),
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(
-        "--device", envvar="SCALELAB_DEVICE", help="cpu or cuda; default cuda where there is one."
+    _option(
+        "--device",
+        envvar="SCALELAB_DEVICE",
+        text="cpu or cuda; default cuda if the machine has a CUDA GPU.",
     ),
 ]
-KeepWeightsOption = Annotated[
-    bool, typer.Option("--keep-weights", help="Keep each run's last checkpoint.")
-]
-ExtendOption = Annotated[
-    bool, typer.Option("--extend", help="Add these runs to the sweep that has this name.")
-]
-AllowRepeatsOption = Annotated[
-    bool, typer.Option("--allow-repeats", help="Allow more than 4 passes over the text.")
-]
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        help="File, folder or glob of text, JSONL or Parquet; repeatable. Default: the source "
-        "text of the running Python's standard library.",
-    ),
-]
-TokenizerOption = Annotated[
-    str | None, typer.Option("--tokenizer", help="bytes, or bpe:SIZE trained on the text.")
-]
-FieldOption = Annotated[
-    str | None, typer.Option("--field", help="Field that holds the text in JSONL.")
-]
-ColumnOption = Annotated[
-    str | None, typer.Option("--column", help="Column that holds the text in Parquet.")
-]
-EvalTokensOption = Annotated[
-    str | None, typer.Option("--eval-tokens", help="Held-out tokens; default 262,144.")
-]
-SeqLenOption = Annotated[int | None, typer.Option("--seq-len", help="Tokens in a sequence.")]
-BatchSeqsOption = Annotated[
-    int | None, typer.Option("--batch-seqs", help="Sequences in a step; default by rule.")
-]
-LrOption = Annotated[
-    float | None, typer.Option("--lr", help="Peak learning rate of every run; default by rule.")
-]
-LrRuleOption = Annotated[
-    str | None,
-    typer.Option(
-        "--lr-rule",
-        help="width, kaplan, deepseek, steplaw, olmo, or tuned:NAME (of `scalelab tune`).",
-    ),
-]
-LrCheckOption = Annotated[
-    bool,
-    typer.Option(
-        "--lr-check",
-        help="Afterwards train each budget's best run at half and twice its learning rate, and "
-        "say whether the rule held.",
-    ),
-]
-ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="cosine or wsd.")]
 PrecisionOption = Annotated[
     str | None,
     typer.Option("--precision", help="fp32 or bf16; default fp32 on CPU, bf16 on CUDA."),
 ]
-SeedsOption = Annotated[
-    str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2: one run of each size for each.")
+LrCheckOption = Annotated[
+    bool,
+    _option(
+        "--lr-check",
+        text="After the sweep, train each budget's best run at half and twice its learning rate "
+        "and report whether the rule's rate was best.",
+    ),
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where and how runs are executed, and how the command answers."""
+
+    device: DeviceOption = None
+    workers: WorkersOption = None
+    results: ResultsOption = DEFAULT_RESULTS
+    as_json: JsonOption = False
+
+    def __post_init__(self) -> None:
+        checked_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(MachineOptions):
+    """Options of commands that show a plan before they start it."""
+
+    dry_run: Annotated[
+        bool, _option("--dry-run", text="Print the plan and its cost; start nothing.")
+    ] = False
+    yes: Annotated[bool, _option("--yes", "-y", text="Skip the confirmation prompt.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions(MachineOptions):
+    """Options of commands that finish the runs of a sweep."""
+
+    keep_weights: Annotated[
+        bool, _option("--keep-weights", text="Keep the last checkpoint of each run.")
+    ] = False
+    detach: Annotated[
+        bool,
+        _option(
+            "--detach",
+            text="Exit once all jobs are submitted; `scalelab resume` monitors them later.",
+            panel="SLURM",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions(PlanOptions, ResumeOptions):
+    """Options of commands that launch a sweep."""
+
+    extend: Annotated[
+        bool, _option("--extend", text="Add these runs to the existing sweep of the same name.")
+    ] = False
+
+
 def checked_device(device: str | None) -> str | None:
-    """Return the device when it is one."""
+    """Return the device; raise UsageError unless it is ``cpu``, ``cuda`` or None."""
     if device not in (None, "cpu", "cuda"):
-        raise UsageError(f"device {device!r}", "cpu or cuda", "Choose one of the two.")
+        raise UsageError(f"--device {device}", "cpu or cuda", "Try --device cpu.")
     return device

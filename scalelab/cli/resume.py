@@ -1,124 +1,98 @@
-"""``scalelab resume``, ``retry`` and ``cancel``: a sweep that was launched before."""
+"""``scalelab resume``, ``retry`` and ``cancel``: continue or stop a sweep launched before."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import (
-    DEFAULT_RESULTS,
-    DeviceOption,
-    JsonOption,
-    KeepWeightsOption,
-    ResultsOption,
-    WorkersOption,
-    checked_device,
-)
-from scalelab.cli.slurm_options import DetachOption, refuse_slurm_only, with_slurm_options
+from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption, ResumeOptions
+from scalelab.cli.spec_options import SpecValues, spec_values, spread_options
 from scalelab.cli.sweep_launch import show_end
+from scalelab.cli.sweep_spec import launcher_changes, refuse_slurm_only
 from scalelab.errors import EXIT_OK, UsageError
 
 SweepArgument = Annotated[
-    str | None, typer.Argument(help="Name; default the latest sweep.", metavar="[SWEEP]")
+    str | None, typer.Argument(help="Name of the sweep; default the latest.", metavar="[SWEEP]")
 ]
 
 
-@with_slurm_options
-def resume(
-    sweep: SweepArgument = None,
-    device: DeviceOption = None,
-    workers: WorkersOption = None,
-    keep_weights: KeepWeightsOption = False,
-    detach: DetachOption = False,
-    results: ResultsOption = DEFAULT_RESULTS,
-    as_json: JsonOption = False,
-    *,
-    launch: dict[str, Any],
-) -> int:
-    """Finish a sweep that was stopped: what is done is kept, what is missing goes on.
+@spread_options
+def resume(context: typer.Context, options: ResumeOptions, sweep: SweepArgument = None) -> int:
+    """Continue a stopped sweep: finished runs are kept, the others resume from checkpoints.
+
+    Launcher and SLURM options change the sweep's launcher from now on.
 
     Example: scalelab resume demo
     """
-    _refuse_what_means_nothing(sweep, results, launch, detach=detach)
-    return _continue(
-        sweep,
-        results,
-        as_json=as_json,
-        device=checked_device(device),
-        workers=workers,
-        keep_weights=keep_weights,
-        detach=detach,
-        launch=launch,
-    )
+    values = spec_values(context)
+    _refuse_unused(sweep, values, options)
+    return _continue(sweep, values, options)
 
 
-@with_slurm_options
+@spread_options
 def retry(
+    context: typer.Context,
+    options: ResumeOptions,
     sweep: SweepArgument = None,
     status: Annotated[
-        str, typer.Option("--status", help="failed, or diverged: new runs at a lower rate.")
+        str,
+        typer.Option(
+            "--status",
+            help="failed: start failed runs again. diverged: replace diverged runs by new ones at "
+            "a lower learning rate.",
+            rich_help_panel="What to run",
+        ),
     ] = "failed",
     lr_scale: Annotated[
-        float | None, typer.Option("--lr-scale", help="What the new runs' rate is times the old.")
+        float | None,
+        typer.Option(
+            "--lr-scale",
+            help="Learning rate of the new runs, relative to the diverged ones. Example: 0.5.",
+            rich_help_panel="What to run",
+        ),
     ] = None,
-    device: DeviceOption = None,
-    workers: WorkersOption = None,
-    keep_weights: KeepWeightsOption = False,
-    detach: DetachOption = False,
-    results: ResultsOption = DEFAULT_RESULTS,
-    as_json: JsonOption = False,
-    *,
-    launch: dict[str, Any],
 ) -> int:
-    """Start the failed runs of a sweep again, and whatever else is missing.
+    """Start the failed runs of a sweep again, and continue unfinished ones.
 
     Example: scalelab retry demo --status diverged --lr-scale 0.5
     """
     from scalelab.api import sweeps as api
 
     if status not in ("failed", "diverged"):
-        raise UsageError(f"--status {status}", "failed or diverged", "Choose one of the two.")
+        raise UsageError(f"--status {status}", "failed or diverged", "Try --status failed.")
     if (status == "diverged") != (lr_scale is not None):
         raise UsageError(
             f"--status {status} {'without' if lr_scale is None else 'with'} --lr-scale",
             "--status failed, or --status diverged with --lr-scale",
-            "A diverged run diverges again as it is; scale its rate, for instance by 0.5.",
+            "At the same rate a diverged run diverges again. Try --status diverged --lr-scale 0.5.",
         )
-    _refuse_what_means_nothing(sweep, results, launch, detach=detach)
+    values = spec_values(context)
+    _refuse_unused(sweep, values, options)
     if lr_scale is not None:
-        api.replace_diverged(sweep, lr_scale=lr_scale, results=results)
-    return _continue(
-        sweep,
-        results,
-        as_json=as_json,
-        device=checked_device(device),
-        workers=workers,
-        keep_weights=keep_weights,
-        retry_failed=status == "failed",
-        detach=detach,
-        launch=launch,
-    )
+        api.replace_diverged(sweep, lr_scale=lr_scale, results=options.results)
+    return _continue(sweep, values, options, retry_failed=status == "failed")
 
 
 def cancel(
     sweep: SweepArgument = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Only the runs of this budget, such as 1e18.")
+        str | None, typer.Option("--budget", help="Only runs of this FLOP budget. Example: 1e18.")
     ] = None,
     run: Annotated[
-        list[str] | None, typer.Option("--run", help="Only this run; repeatable.")
+        list[str] | None, typer.Option("--run", help="Only this run ID; repeatable.")
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Stop runs of a sweep, each after a checkpoint; `resume` takes them up again.
+    """Stop runs of a sweep after a checkpoint; `scalelab resume` continues them.
 
     Example: scalelab cancel demo --budget 1e18
     """
     from scalelab.api import sweeps as api
     from scalelab.cli.output import console, emit_json
+    from scalelab.units import plural
 
     report = api.cancel(sweep, budget=budget, runs=run, results=results)
     if as_json:
@@ -133,26 +107,42 @@ def cancel(
         )
         return EXIT_OK
     out = console()
-    out.print(f"{len(report.run_ids)} runs cancelled, {report.n_jobs} jobs out of the queue.")
+    out.print(
+        f"{plural(len(report.run_ids), 'run')} cancelled, "
+        f"{plural(report.n_jobs, 'job')} removed from the queue."
+    )
     if not report.is_queue_known:
-        out.print("SLURM does not answer: the jobs will stop by themselves when they look.")
+        out.print("SLURM does not respond; running jobs will see the cancellation and stop.")
     return EXIT_OK
 
 
-def _refuse_what_means_nothing(
-    name: str | None, results: Path, launch: dict[str, Any], *, detach: bool
-) -> None:
-    """Raise when options were given that the sweep's launcher has no use for."""
+def _refuse_unused(name: str | None, values: SpecValues, options: ResumeOptions) -> None:
+    """Raise UsageError when SLURM flags were given for a sweep of the local launcher."""
     from scalelab.api import sweeps as api
 
-    if (launch or detach) and api.launcher_of(name, results=results) == "local":
-        refuse_slurm_only(launch, detach=detach)
+    if (values.flags or options.detach) and (
+        api.launcher_of(name, results=options.results) == "local"
+    ):
+        refuse_slurm_only(values, detach=options.detach)
 
 
-def _continue(name: str | None, results: Path, *, as_json: bool, **options: Any) -> int:
+def _continue(
+    name: str | None, values: SpecValues, options: ResumeOptions, *, retry_failed: bool = False
+) -> int:
     from scalelab.api import sweeps as api
     from scalelab.cli.progress import watching
 
-    with watching(results, as_json=as_json) as watch:
-        report = api.resume(name, results=results, watch=watch, **options)
-    return show_end(name or api.latest_sweep_name(results), report, as_json=as_json)
+    results: Path = options.results
+    with watching(results, as_json=options.as_json) as watch:
+        report = api.resume(
+            name,
+            results=results,
+            device=options.device,
+            workers=options.workers,
+            keep_weights=options.keep_weights,
+            retry_failed=retry_failed,
+            launch=launcher_changes(values),
+            detach=options.detach,
+            watch=watch,
+        )
+    return show_end(name or api.latest_sweep_name(results), report, options=options)

@@ -1,35 +1,23 @@
-"""From a specification to the end of its launch, for every kind of sweep."""
+"""The launch of a sweep, common to all kinds: plan, confirmation, runs, result."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.cli.options import checked_device
-from scalelab.cli.slurm_options import print_preview, refuse_slurm_only
-from scalelab.cli.sweep_spec import ask
+from scalelab.cli.options import LaunchOptions, MachineOptions
+from scalelab.cli.spec_options import SpecValues
+from scalelab.cli.sweep_spec import ask, refuse_slurm_only
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
 
 if TYPE_CHECKING:
     from scalelab.launch.base import LaunchReport
+    from scalelab.launch.slurm.preview import SlurmPreview
     from scalelab.sweep.spec import SweepSpec
 
 
 def launch_sweep(
-    sweep: SweepSpec,
-    *,
-    results: Path,
-    device: str | None,
-    workers: int | None,
-    keep_weights: bool,
-    extend: bool,
-    dry_run: bool,
-    yes: bool,
-    detach: bool,
-    as_json: bool,
-    lr_check: bool = False,
-    design: str = "plain",
+    sweep: SweepSpec, options: LaunchOptions, *, lr_check: bool = False, design: str = "plain"
 ) -> int:
     """Show a sweep's plan, ask, launch it, check its learning rates, and return the exit code."""
     from scalelab.api import sweeps as api
@@ -38,10 +26,11 @@ def launch_sweep(
     from scalelab.cli.progress import preparing, watching
     from scalelab.records.names import check_name
 
+    results, as_json = options.results, options.as_json
     check_name(sweep.default_name(), what="sweep")
     check_design(design)
     if sweep.launcher.name == "local":
-        refuse_slurm_only({}, detach=detach)
+        refuse_slurm_only(SpecValues(), detach=options.detach)
     if lr_check:
         from scalelab.tune.lr_check import refuse_without_budgets
 
@@ -51,10 +40,10 @@ def launch_sweep(
             sweep,
             design,
             results=results,
-            device=checked_device(device),
-            workers=workers,
-            keep_weights=keep_weights,
-            is_dry_run=dry_run,
+            device=options.device,
+            workers=options.workers,
+            keep_weights=options.keep_weights,
+            is_dry_run=options.dry_run,
             progress=progress,
         )
     preview = api.preview(proposal, results=results)
@@ -66,41 +55,48 @@ def launch_sweep(
 
             print_gain(gain)
         if preview is not None:
-            print_preview(preview, with_script=dry_run)
-    if dry_run:
+            _print_preview(preview, with_script=options.dry_run)
+    if options.dry_run:
         if as_json:
             from scalelab.cli.output import emit_json
 
             jobs = {} if preview is None else {"slurm": dataclasses.asdict(preview)}
             emit_json({**plan_as_json(proposal), **extra, **jobs, "dry_run": True})
         return EXIT_OK
-    if not yes:
+    if not options.yes:
         ask(proposal, as_json=as_json)
     with watching(results, as_json=as_json) as watch:
-        report = api.launch(proposal, results=results, extend=extend, detach=detach, watch=watch)
+        report = api.launch(
+            proposal, results=results, extend=options.extend, detach=options.detach, watch=watch
+        )
     plan = {**plan_as_json(proposal), **extra}
-    if not lr_check or detach or report.is_interrupted or not report.count("done"):
-        return show_end(proposal.plan.name, report, as_json=as_json, plan=plan)
+    has_check = lr_check and not options.detach and not report.is_interrupted
+    if not has_check or not report.count("done"):
+        return show_end(proposal.plan.name, report, options=options, plan=plan)
     from scalelab.cli.lr_check_view import print_verdicts, run_check, verdicts_as_json
 
     verdicts = run_check(proposal, results=results, as_json=as_json)
     plan["lr_check"] = verdicts_as_json(verdicts)
-    code = show_end(proposal.plan.name, report, as_json=as_json, plan=plan)
+    code = show_end(proposal.plan.name, report, options=options, plan=plan)
     if not as_json:
         print_verdicts(verdicts)
     return code
 
 
 def show_end(
-    name: str, report: LaunchReport, *, as_json: bool, plan: dict[str, Any] | None = None
+    name: str,
+    report: LaunchReport,
+    *,
+    options: MachineOptions,
+    plan: dict[str, Any] | None = None,
 ) -> int:
-    """Say how the launch ended, and return the exit code."""
+    """Print how the launch ended and what to do next, and return the exit code."""
     from scalelab.cli.output import console, emit_json, runnable
     from scalelab.units import format_duration, plural
 
     counts = {status: report.count(status) for status in dict.fromkeys(report.statuses.values())}
     n_failed = counts.get("failed", 0)
-    if as_json:
+    if options.as_json:
         status = "interrupted" if report.is_interrupted else "failed" if n_failed else "ok"
         emit_json(
             {
@@ -114,20 +110,24 @@ def show_end(
     else:
         words = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         out = console()
-        out.print(f"{name}: {words}, in {format_duration(report.wall_s)}.")
+        out.print(f"{name}: {words}, in {format_duration(report.wall_s)}.", soft_wrap=True)
         if report.is_interrupted or counts.get("cancelled"):
             resume = runnable(f"`scalelab resume {name}`")
             out.print(f"Stopped. To continue, run {resume}.", soft_wrap=True)
         elif counts.get("diverged"):
             out.print(
-                "Diverged runs keep their record and are left out of fits; a lower --lr helps."
+                runnable(
+                    "Fits exclude diverged runs. To train them at half the learning rate: "
+                    f"`scalelab retry {name} --status diverged --lr-scale 0.5`."
+                ),
+                soft_wrap=True,
             )
         if not report.is_interrupted and counts.get("done"):
             out.print(runnable(f"Next: scalelab fit --sweep {name}"), soft_wrap=True)
     if report.is_interrupted:
         return EXIT_INTERRUPTED
     if n_failed:
-        if not as_json:
+        if not options.as_json:
             console(stderr=True).print(
                 runnable(
                     f"{plural(n_failed, 'run')} failed. See the reasons with `scalelab status "
@@ -138,3 +138,20 @@ def show_end(
             )
         return RunsFailedError.exit_code
     return EXIT_OK
+
+
+def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
+    """Print the jobs that would be submitted, and the batch script of the first array."""
+    from scalelab.cli.output import console
+    from scalelab.units import format_money, plural
+
+    out = console()
+    out.print(
+        f"on SLURM: {plural(preview.n_jobs, 'job')} in {plural(preview.n_arrays, 'array')}, at "
+        f"most {preview.n_running} at once; {preview.gpu_hours:,.3g} GPU-hours, "
+        f"{format_money(preview.usd)}",
+        soft_wrap=True,
+    )
+    if with_script:
+        out.print("batch script:")
+        out.print(preview.script, markup=False, highlight=False, soft_wrap=True)

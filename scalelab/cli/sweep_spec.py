@@ -1,32 +1,144 @@
-"""What the options of a sweep and of a tuning have in common: a specification, and asking."""
+"""From the options of a command to its specification, and the confirmation before a launch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from scalelab.cli.spec_options import Keys, SpecValues, options_of
 from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
     from scalelab.launch.proposal import Proposal
     from scalelab.sweep.spec import SweepSpec
 
+SLURM: Keys = ("launcher", "slurm")
+_CAPS = ("max_gpu_hours", "max_usd")
+
+
+def sweep_of(values: SpecValues, **defaults: Any) -> SweepSpec:
+    """Return the sweep that the options describe.
+
+    Parameters
+    ----------
+    values : SpecValues
+        Flags take precedence over settings, and settings over the defaults.
+    **defaults
+        Such as ``kind``.
+
+    Raises
+    ------
+    UsageError
+        When a value is out of range, or a SLURM option was given with the local launcher.
+    """
+    from scalelab.sweep.spec import sweep_from_mapping
+
+    return checked(sweep_from_mapping(content_of(values, **defaults), source="the options"), values)
+
+
+def content_of(values: SpecValues, **defaults: Any) -> dict[str, Any]:
+    """Return the fields that the options set, as nested tables; parameters as in `sweep_of`."""
+    return merged(defaults, nested(usable_settings(values)), nested(values.flags))
+
+
+def sweep_of_file(content: Mapping[str, Any], values: SpecValues, *, source: str) -> SweepSpec:
+    """Return the sweep of a file, changed by flags.
+
+    Of the settings, only those of the launcher apply, and the file takes precedence over them: the
+    runs of a sweep file are the same on every machine.
+
+    Raises
+    ------
+    UsageError
+        As `sweep_of`.
+    """
+    from scalelab.sweep.spec import sweep_from_mapping
+
+    settings = {path: value for path, value in values.settings.items() if path[0] == "launcher"}
+    flags = nested(values.flags)
+    launcher = merged(nested(settings), dict(content), flags).get("launcher", {}).get("name")
+    usable = usable_settings(SpecValues(settings=settings), launcher=launcher or "local")
+    whole = merged(nested(usable), dict(content), flags)
+    source += " and the options" if flags else ""
+    return checked(sweep_from_mapping(whole, source=source), values)
+
+
+def launcher_changes(values: SpecValues) -> dict[str, Any]:
+    """Return the fields of ``[launcher]`` that the options of `resume` change, as text."""
+    usable = usable_settings(values, launcher="local")
+    launcher: dict[str, Any] = nested({**usable, **values.flags}).get("launcher", {})
+    return launcher
+
+
+def usable_settings(values: SpecValues, *, launcher: str | None = None) -> dict[Keys, Any]:
+    """Return the settings without those of SLURM where the launcher is the local one."""
+    name = launcher or values.get("launcher", "name") or "local"
+    return {
+        path: value
+        for path, value in values.settings.items()
+        if name != "local" or path[:2] != SLURM or path[-1] in _CAPS
+    }
+
+
+def refuse_slurm_only(values: SpecValues, *, detach: bool = False) -> None:
+    """Raise UsageError when flags of SLURM were given with the local launcher."""
+    flags = {item.path: item.flag for item in options_of("run")}
+    given = [
+        str(flags[path]) for path in values.flags if path[:2] == SLURM and path[-1] not in _CAPS
+    ]
+    given += ["--detach"] if detach else []
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} with the local launcher",
+            "these options with --launcher slurm",
+            "Add --launcher slurm, or remove them.",
+        )
+
+
+def checked(sweep: SweepSpec, values: SpecValues) -> SweepSpec:
+    """Return the sweep; raise UsageError when SLURM flags were given with the local launcher."""
+    if sweep.launcher.name == "local":
+        refuse_slurm_only(values)
+    return sweep
+
+
+def nested(values: Mapping[Keys, Any]) -> dict[str, Any]:
+    """Return values by path as nested tables."""
+    content: dict[str, Any] = {}
+    for path, value in values.items():
+        table = content
+        for key in path[:-1]:
+            table = table.setdefault(key, {})
+        table[path[-1]] = value
+    return content
+
+
+def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables as one; later ones take precedence."""
+    content: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            both = isinstance(value, Mapping) and isinstance(content.get(key), Mapping)
+            content[key] = merged(content[key], value) if both else value
+    return content
+
 
 def ask(proposal: Proposal, *, as_json: bool, n_times: int = 1) -> None:
-    """Let a person agree to what takes long; refuse it where nobody can be asked.
+    """Ask for confirmation of a plan that takes more than an hour.
 
     Parameters
     ----------
     proposal : Proposal
     as_json : bool
     n_times : int
-        How often every run of the plan is trained, each time with other hyperparameters.
+        How often each run of the plan is trained, each time with other hyperparameters.
 
     Raises
     ------
     UsageError
-        When it takes more than an hour and there is nobody to ask, or a launch would refuse it.
+        When nobody can be asked, or a launch would refuse the plan.
     """
     import sys
 
@@ -38,79 +150,11 @@ def ask(proposal: Proposal, *, as_json: bool, n_times: int = 1) -> None:
         return
     duration = format_duration(n_times * proposal.cost.wall_s)
     if not as_json and sys.stdin.isatty() and sys.stderr.isatty():
-        if not typer.confirm(f"This takes about {duration} here. Start?", err=True):
+        if not typer.confirm(f"This takes about {duration} on this machine. Start?", err=True):
             raise typer.Abort
         return
     raise UsageError(
-        f"a plan of about {duration} on this machine, without --yes",
-        "--yes for a plan of more than an hour",
-        "Look at it with --dry-run, use --launcher slurm, or choose budgets that fit.",
+        f"a plan of about {duration} on this machine without --yes",
+        "--yes for a plan that takes more than an hour",
+        "Check it with --dry-run, use --launcher slurm, or choose smaller budgets.",
     )
-
-
-def sweep_from_options(content: dict[str, Any]) -> SweepSpec:
-    """Return the sweep that options describe; those not given are left out.
-
-    Raises
-    ------
-    UsageError
-        When one is out of its range.
-    """
-    from scalelab.sweep.spec import sweep_from_mapping
-
-    given = {key: value for key, value in content.items() if value is not None}
-    return sweep_from_mapping(given, source="the options")
-
-
-def data_table(
-    paths: list[str] | None,
-    tokenizer: str | None,
-    field: str | None,
-    column: str | None,
-    eval_tokens: str | None,
-) -> dict[str, Any]:
-    """Return the ``[data]`` table of the options."""
-    from scalelab.units import parse_quantity
-
-    table = {
-        "paths": tuple(paths) if paths else None,
-        "tokenizer": tokenizer,
-        "field": field,
-        "column": column,
-        "eval_tokens": eval_tokens
-        and round(parse_quantity(eval_tokens, what="number of held-out tokens")),
-    }
-    return {key: value for key, value in table.items() if value is not None}
-
-
-def train_table(
-    seq_len: int | None,
-    batch_seqs: int | None,
-    lr: float | None,
-    lr_rule: str | None,
-    schedule: str | None,
-    precision: str | None,
-    seeds: str | None,
-) -> dict[str, Any]:
-    """Return the ``[train]`` table of the options."""
-    table = {
-        "seq_len": seq_len,
-        "batch_seqs": batch_seqs,
-        "lr": lr,
-        "lr_rule": lr_rule,
-        "schedule": schedule,
-        "precision": precision,
-        "seeds": _seeds(seeds),
-    }
-    return {key: value for key, value in table.items() if value is not None}
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"seeds {text!r}", "whole numbers such as 0,1,2", "Write them so."
-        ) from None

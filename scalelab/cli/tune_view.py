@@ -1,10 +1,11 @@
-"""What ``scalelab tune`` does with its answer: the search itself, the page, the JSON."""
+"""Output of ``scalelab tune``: the search with its progress, tables and JSON."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.cli.options import PlanOptions
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 
@@ -27,45 +28,43 @@ def show_table_answer(from_file: Path, *, as_json: bool, **asked: Any) -> int:
     return answer.exit_code
 
 
-def search(
-    spec: TuneSpec,
-    asked: dict[str, Any],
-    *,
-    results: Path,
-    device: str | None,
-    workers: int | None,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> int:
-    """Search, fit the laws, print them and return the exit code."""
+def search(spec: TuneSpec, asked: dict[str, Any], options: PlanOptions) -> int:
+    """Search, fit the laws, print them and return the exit code.
+
+    Parameters
+    ----------
+    spec : TuneSpec
+    asked : dict
+        Keywords of `scalelab.api.tuning.tune`: ``predict``, ``level``, ``n_replicates``.
+    options : PlanOptions
+    """
     from scalelab.api import sweeps, tuning
-    from scalelab.cli.options import checked_device
     from scalelab.cli.plan_view import plan_as_json
     from scalelab.cli.progress import preparing, watching
     from scalelab.cli.sweep_spec import ask
     from scalelab.records.names import check_name
 
+    results, as_json = options.results, options.as_json
     check_name(spec.name, what="tuning")
     tuning.intervals(asked["level"], asked["n_replicates"], spec.seed)
     with preparing() as progress:
         proposal = sweeps.propose(
             spec.sweep,
             results=results,
-            device=checked_device(device),
-            workers=workers,
-            is_dry_run=dry_run,
+            device=options.device,
+            workers=options.workers,
+            is_dry_run=options.dry_run,
             progress=progress,
         )
     bounds = [spec.bounds(row) for row in proposal.plan.rows]
     if not as_json:
         _print_cells(spec, proposal, bounds)
-    if dry_run:
+    if options.dry_run:
         if as_json:
             cells = {"name": spec.name, "trials": spec.trials, "bounds": bounds}
             emit_json({**plan_as_json(proposal), **cells, "command": "tune", "dry_run": True})
         return EXIT_OK
-    if not yes:
+    if not options.yes:
         ask(proposal, as_json=as_json, n_times=spec.trials)
     with watching(results, as_json=as_json) as watch:
         found = tuning.tune(spec, proposal, results=results, watch=watch, **asked)
@@ -81,11 +80,11 @@ def _print_cells(
 ) -> None:
     from rich.table import Table
 
-    from scalelab.units import format_duration, format_quantity
+    from scalelab.units import format_duration, format_quantity, plural
 
     names = list(dict.fromkeys(name for cell in bounds for name in cell))
     out = console()
-    title = f"{spec.name}: {len(bounds)} cells, {spec.trials} runs each"
+    title = f"{spec.name}: {plural(len(bounds), 'cell')}, {plural(spec.trials, 'run')} each"
     table = Table(title=title, title_justify="left", box=None)
     for column in ("N", "D", "shape", *names):
         table.add_column(column, justify="right", no_wrap=True)
@@ -101,7 +100,7 @@ def _print_cells(
         )
     out.print(table)
     wall = format_duration(spec.trials * proposal.cost.wall_s)
-    early = ", hopeless ones stopped early" if spec.is_pruned else ""
+    early = ", less with pruned trials" if spec.is_pruned else ""
     speed = proposal.cost.speed
     out.print(f"at most about {wall} on {speed.n_workers} x {speed.device}{early}", soft_wrap=True)
     for warning in proposal.plan.warnings():
@@ -115,25 +114,31 @@ def _print_end(found: Tuning) -> None:
     words = ", ".join(f"{count} {state}" for state, count in sorted(found.search.counts.items()))
     out.print(f"{found.name}: {words}, in {format_duration(found.search.wall_s)}.")
     if found.answer is None:
-        out.print("Stopped. The same command goes on where it stopped.")
+        out.print("Stopped. Run the same command to continue.")
         return
     print_answer(found.answer)
     for name, (middle, low, high) in found.others.items():
-        out.print(f"{name} of each cell's best quarter: {middle:.4g} ({low:.4g} to {high:.4g})")
+        out.print(f"{name} of the best quarter of runs: {middle:.4g} ({low:.4g} to {high:.4g})")
     if found.answer.law is not None:
-        words = f"Next: scalelab sweep isoflop --lr-rule tuned:{found.name} .."
+        words = (
+            f"Next: scalelab sweep isoflop --budgets 1e18..1e20 --lr-rule tuned:{found.name} "
+            "--dry-run"
+        )
         out.print(runnable(words), soft_wrap=True)
 
 
 def print_answer(answer: TuningAnswer) -> None:
-    """Print the laws, what they say for the model asked for, and what published rules say."""
+    """Print the laws, their recommendation for the requested model, and published rules."""
     from rich.table import Table
+
+    from scalelab.units import plural
 
     out = console()
     law = answer.law
     if law is not None:
         share = f"{law.level:.0%}"
-        table = Table(box=None, title=f"{law.n_rows} runs, {law.n_cells} cells; {share} intervals")
+        counts = f"{plural(law.n_rows, 'run')}, {plural(law.n_cells, 'cell')}"
+        table = Table(box=None, title=f"{counts}; {share} intervals")
         for column in ("k N^p D^q", "k", "p", "q"):
             table.add_column(column)
         for name, one in (("lr", law.lr()), ("batch, tokens", law.batch_tokens())):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scalelab.errors import UsageError
-from scalelab.sweep.spec import SlurmTable
+from scalelab.sweep.tables import SlurmTable
 
 
 def refuse_over_cap(

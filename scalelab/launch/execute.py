@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, SpecError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
@@ -29,8 +27,9 @@ from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.cost import Speed, seconds_by_id
+from scalelab.sweep.option import validated
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.sweep.spec import LauncherTable, said_plainly
+from scalelab.sweep.tables import LauncherTable
 from scalelab.sweep.trunk import predecessors, trunk_id
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
 
@@ -237,11 +236,9 @@ def changed_launcher(launcher: LauncherTable, changes: Mapping[str, Any]) -> Lau
     UsageError
         If an option is out of its range.
     """
-    try:
-        slurm = {**launcher.slurm.model_dump(), **changes.get("slurm", {})}
-        return LauncherTable.model_validate({**launcher.model_dump(), **changes, "slurm": slurm})
-    except ValidationError as error:
-        raise said_plainly(error, "the options") from None
+    slurm = {**launcher.slurm.model_dump(), **changes.get("slurm", {})}
+    changed = {**launcher.model_dump(), **changes, "slurm": slurm}
+    return validated(LauncherTable, changed, source="the options")
 
 
 def saved_launcher(results: Results, name: str) -> LauncherTable:

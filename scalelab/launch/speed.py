@@ -15,7 +15,7 @@ from scalelab.sweep.batched_runs import is_small as is_batchable
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.sweep.spec import SlurmTable
+from scalelab.sweep.tables import SlurmTable
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 
 MEASURED_SPECS = 12

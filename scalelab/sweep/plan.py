@@ -18,7 +18,8 @@ from scalelab.errors import UsageError
 from scalelab.sweep.isoflop_sizes import expected_tokens_per_param, isoflop_targets
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.shapes import distinct_shapes
-from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec, TrainTable
+from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
+from scalelab.sweep.tables import TrainTable
 from scalelab.sweep.trunk import shared_steps
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,

@@ -1,87 +1,104 @@
-"""What a tuning is asked for: cells of size and tokens, and the ranges to search at each."""
+"""Specification of a tuning (`TuneSpec`): cells of size and tokens, and the ranges to search."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
 
 from scalelab.errors import UsageError
 from scalelab.records.sweep_dir import TUNE_KIND
+from scalelab.sweep.option import SEARCH, Table, option
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
-from scalelab.units import parse_range
+from scalelab.sweep.values import Ends
 
 LR_SPAN = 8.0
-"""Without a range, rates from the rule's over this to the rule's times this are searched."""
+"""Default search: from the rule's rate divided by this to the rule's rate times this."""
 
 BATCH_SPAN = 4
 MIN_STEPS = 50
-DEFAULT_TRIALS = 16
-DEFAULT_WAVE = 4
 LIMITS: Mapping[str, tuple[float, float]] = {
     "lr": (1e-8, 10.0),
     "batch_seqs": (1.0, 1e6),
     "weight_decay": (1e-6, 10.0),
     "beta2": (1e-3, 0.999999),
 }
-"""Ends of a search that make sense, both included."""
+"""Largest accepted search range of each hyperparameter, both ends included."""
 
 Range = tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TuneSpec:
-    """One tuning.
+class TuneSpec(Table):
+    """A search for the best learning rate and batch at each size and number of tokens.
 
-    Attributes
-    ----------
-    sweep : SweepSpec
-        A grid: its sizes and tokens are the cells, its text, training and launcher hold for all.
-    trials : int
-        Runs at each cell.
-    wave : int
-        Of them, how many are chosen at a time.
-    lr, batch_seqs : tuple of float or None
-        Ends of the search; None means about the sweep's own rule.
-    weight_decay, beta2 : tuple of float or None
-        Ends of the search; None leaves it as the sweep has it.
-    is_pruned : bool
-        Whether hopeless runs are stopped early.
-    seed : int
-        Of the search.
+    ``sweep`` is a grid: its sizes and tokens are the cells; its text, training settings and
+    launcher apply to all runs. A single value for ``batch_seqs``, ``weight_decay`` or ``beta2`` is
+    not searched: it becomes the setting of all runs.
     """
 
-    sweep: SweepSpec
-    trials: int = DEFAULT_TRIALS
-    wave: int = DEFAULT_WAVE
-    lr: Range | None = None
-    batch_seqs: Range | None = None
-    weight_decay: Range | None = None
-    beta2: Range | None = None
-    is_pruned: bool = True
-    seed: int = 0
+    panel: ClassVar[str] = SEARCH
+    is_in_files: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
+    sweep: SweepSpec
+    trials: int = option(16, "Runs at each size and number of tokens", example="24", ge=1)
+    wave: int = option(4, "Runs of a cell that are chosen and trained together", example="8", ge=1)
+    lr: Ends | None = option(
+        None,
+        "Learning rates to search; without it, the rule's rate divided by 8 to times 8",
+        example="1e-3..3e-2",
+    )
+    batch_seqs: Ends | None = option(
+        None,
+        "Batch sizes to search, in sequences (powers of two), or one value for all runs; without "
+        "it, the rule's batch divided by 4 to times 4",
+        example="8..64",
+    )
+    weight_decay: Ends | None = option(
+        None, "Weight decays to search, or one value; 0.1 if absent", example="0.01..0.3"
+    )
+    beta2: Ends | None = option(
+        None,
+        "Decay rates of AdamW's second moment to search, or one value; 0.95 if absent",
+        example="0.9..0.99",
+    )
+    is_pruned: bool = option(
+        True, "Stop trials that are worse than the 75th percentile of their cell", flag="--prune"
+    )
+    seed: int = Field(default=0, description="Seed of the search")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_values_are_settings(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping) or not isinstance(content.get("sweep"), Mapping):
+            return content
+        single = {
+            name: content[name]
+            for name in ("batch_seqs", "weight_decay", "beta2")
+            if isinstance(content.get(name), (str, int, float)) and ".." not in str(content[name])
+        }
+        train = {**content["sweep"].get("train", {}), **single}
+        rest = {name: value for name, value in content.items() if name not in single}
+        return {**rest, "sweep": {**content["sweep"], "train": train}}
+
+    @model_validator(mode="after")
+    def _search_is_possible(self) -> TuneSpec:
         if self.sweep.kind != "grid":
             raise UsageError(
-                f"a tuning over a sweep of kind {self.sweep.kind}",
-                "sizes and tokens, as of a grid",
-                "Give --n-params and --n-tokens.",
+                f"a tuning of a sweep of kind {self.sweep.kind}", "kind = grid", "Try grid."
             )
-        for name in ("trials", "wave"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)}", "1 or more", f"Mend --{name}.")
         for name, (least, most) in LIMITS.items():
             ends = getattr(self, name)
             if ends is not None and not least <= ends[0] < ends[1] <= most:
                 raise UsageError(
-                    f"{name} from {ends[0]:g} to {ends[1]:g}",
+                    f"--{name.replace('_', '-')}: {name} from {ends[0]:g} to {ends[1]:g}",
                     f"a range LOW..HIGH within {least:g} to {most:g}",
-                    f"Mend --{name.replace('_', '-')}.",
+                    f"The widest range is {least:g}..{most:g}.",
                 )
+        return self
 
     @property
     def name(self) -> str:
@@ -89,14 +106,8 @@ class TuneSpec:
         return self.sweep.name or f"tune-{self.sweep.default_name().removeprefix('grid-')}"
 
     def science(self) -> dict[str, Any]:
-        """Return what decides the search; more trials go on with it."""
-        content = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in ("sweep", "trials", "wave")
-        }
-        # As JSON has it, so that it equals what was saved.
-        content = json.loads(json.dumps(content))
+        """Return the fields that determine the search; more trials continue the same search."""
+        content = json.loads(self.model_dump_json(exclude={"sweep", "trials", "wave"}))
         return {"kind": TUNE_KIND, "tune": content, "sweep": self.sweep.science()}
 
     def bounds(self, row: PlannedRun) -> dict[str, Range]:
@@ -105,7 +116,7 @@ class TuneSpec:
         Parameters
         ----------
         row : PlannedRun
-            The cell as the sweep's own rules would run it.
+            Run of the cell with the learning rate and batch of the sweep's rules.
         """
         found = {"lr": self.lr or (row.spec.lr / LR_SPAN, row.spec.lr * LR_SPAN)}
         if self.batch_seqs is not None:
@@ -122,23 +133,7 @@ class TuneSpec:
         return found
 
 
-def parse_ends(text: str | None, *, what: str) -> Range | None:
-    """Return the two ends of ``LOW..HIGH``.
-
-    Raises
-    ------
-    UsageError
-        When it is not such a range.
-    """
-    if text is None:
-        return None
-    if ".." not in text:
-        raise UsageError(f"{what} {text!r}", "a range LOW..HIGH", "Write 1e-3..3e-2, for example.")
-    values = parse_range(f"{text.partition(':')[0]}:2", what=what)
-    return float(values[0]), float(values[-1])
-
-
 def powers_of_two(ends: Range) -> tuple[int, int]:
-    """Return the exponents of the powers of two within the ends; the nearest when none is."""
+    """Return exponents of the powers of two in a range; of the nearest ones if it has none."""
     low, high = math.ceil(math.log2(ends[0]) - 1e-9), math.floor(math.log2(ends[1]) + 1e-9)
     return (low, high) if low <= high else (high, high)

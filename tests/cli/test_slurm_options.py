@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from scalelab.cli.main import main
-from scalelab.cli.slurm_options import parse_gigabytes, parse_minutes, with_launcher
+from scalelab.cli.spec_options import SpecValues
+from scalelab.cli.sweep_spec import sweep_of_file
 from scalelab.errors import UsageError
 from scalelab.launch.base import LaunchReport
-from scalelab.sweep.spec import read_sweep_file
+from scalelab.sweep.spec import SweepSpec, read_mapping, read_sweep_file
+from scalelab.sweep.values import parse_gigabytes, parse_minutes
 from tests.launch.slurm.replayed import make_runs
 
 FILE = """
@@ -87,18 +89,26 @@ def test_a_cap_refuses_in_the_dry_run_already(
         assert option in capsys.readouterr().err
 
 
+def changed_sweep(path: Path, **flags: Any) -> SweepSpec:
+    """Return the sweep of a file with flags; ``launcher`` and SLURM's fields by their key."""
+    paths = {name: ("launcher", "slurm", name) for name in flags}
+    paths["launcher"] = ("launcher", "name")
+    values = SpecValues(flags={paths[name]: value for name, value in flags.items()})
+    return sweep_of_file(read_mapping(path), values, source=str(path))
+
+
 def test_options_go_over_the_file_and_zero_is_a_number(sweep_file: Path) -> None:
     sweep = read_sweep_file(sweep_file)
-    changed = with_launcher(sweep, None, {"slurm": {"gpus_per_run": 0}})
+    changed = changed_sweep(sweep_file, gpus_per_run="0")
     assert changed.launcher.slurm.gpus_per_run == 0
     assert changed.launcher.slurm.partition == "gpu"
     assert changed.science() == sweep.science()
-    assert with_launcher(sweep, None, {}) is sweep
-    assert with_launcher(sweep, "local", {}).launcher.name == "local"
-    with pytest.raises(UsageError, match="gpus_per_run"):
-        with_launcher(sweep, None, {"slurm": {"gpus_per_run": -1}})
+    assert changed_sweep(sweep_file) == sweep
+    assert changed_sweep(sweep_file, launcher="local").launcher.name == "local"
+    with pytest.raises(UsageError, match="gpus_per_run = '-1' \\(--gpus-per-run\\)"):
+        changed_sweep(sweep_file, gpus_per_run="-1")
     with pytest.raises(UsageError, match="tensor_parallel = 3 on 8 devices a run"):
-        with_launcher(sweep, None, {"slurm": {"gpus_per_run": 8, "tensor_parallel": 3}})
+        changed_sweep(sweep_file, gpus_per_run="8", tensor_parallel="3")
 
 
 @pytest.mark.parametrize(
@@ -126,10 +136,9 @@ def test_a_dry_run_refuses_gpus_that_cannot_share_a_run(
 def test_what_only_slurm_understands_is_refused_on_this_machine(
     sweep_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = read_sweep_file(sweep_file)
     with pytest.raises(UsageError, match="--snapshot, --mem with the local launcher"):
-        with_launcher(sweep, "local", {"slurm": {"snapshot": True, "mem_gb": 16.0}})
-    capped = with_launcher(sweep, "local", {"slurm": {"max_usd": 3.0}})
+        changed_sweep(sweep_file, launcher="local", snapshot=True, mem_gb="16")
+    capped = changed_sweep(sweep_file, launcher="local", max_usd="3")
     assert (capped.launcher.slurm.max_usd, capped.launcher.slurm.partition) == (3.0, "gpu")
     assert main(["sweep", "run", str(sweep_file), "--launcher", "local", "--detach"]) == 2
     assert "--detach with the local launcher" in capsys.readouterr().err

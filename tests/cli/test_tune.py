@@ -82,7 +82,7 @@ def test_one_cell_is_not_identified(capsys, pool):
         (("--from", "nowhere.csv"), 3, "nowhere.csv"),
         ((), 2, "--from"),
         (("--n-params", "20K"), 2, "--n-tokens"),
-        (("--from", "POOL", "--n-params", "20K"), 2, "one of the two"),
+        (("--from", "POOL", "--n-params", "20K"), 2, "either --from FILE, or --n-params"),
         ((*CELLS, "--lr", "1e-3"), 2, "LOW..HIGH"),
         ((*CELLS, "--lr", "3e-2..1e-3"), 2, "downwards"),
         ((*CELLS, "--beta2", "0.9..1.5"), 2, "beta2"),
@@ -94,7 +94,7 @@ def test_one_cell_is_not_identified(capsys, pool):
         (("--from", "POOL", "--seq-len", 2048, "--seed", -1), 2, "seed -1"),
     ],
 )
-def test_what_cannot_be_meant_is_said(capsys, pool, words, code, part):
+def test_invalid_options_are_refused(capsys, pool, words, code, part):
     words = [pool if word == "POOL" else word for word in words]
     found, said = answer(capsys, *words)
     assert found == code

@@ -1,6 +1,5 @@
 """A tiny real tuning, and its parts without one."""
 
-import dataclasses
 import json
 import math
 import signal
@@ -16,9 +15,10 @@ from scalelab.errors import UsageError
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.values import parse_ends
 from scalelab.tune.run_end import curve_by_percent
 from scalelab.tune.search import runs_of
-from scalelab.tune.spec import TuneSpec, parse_ends, powers_of_two
+from scalelab.tune.spec import TuneSpec, powers_of_two
 from scalelab.tune.study import RUN_ID, OpenTrial, Studies
 from tests.launch.local.frozen import frozen_worker, has_pending, wait_for
 
@@ -119,17 +119,18 @@ def test_bounds_surround_the_rule_unless_given():
     assert math.sqrt(low * high) == pytest.approx(row.spec.lr)
     assert bounds["batch_seqs"][0] < row.spec.batch_seqs < bounds["batch_seqs"][1]
     assert set(bounds) == {"lr", "batch_seqs"}
-    given = dataclasses.replace(spec, lr=(1e-3, 1e-2), weight_decay=(0.01, 0.3)).bounds(row)
+    given = spec_of(lr=(1e-3, 1e-2), weight_decay=(0.01, 0.3)).bounds(row)
     assert given["lr"] == (1e-3, 1e-2)
     assert given["weight_decay"] == (0.01, 0.3)
-    assert dataclasses.replace(spec, batch_seqs=(1, 16)).bounds(row)["batch_seqs"] == (1, 16)
+    assert spec_of(batch_seqs=(1, 16)).bounds(row)["batch_seqs"] == (1, 16)
     with pytest.raises(UsageError, match=r"batch_seqs from 0\.5 to 16"):
-        dataclasses.replace(spec, batch_seqs=(0.5, 16))
+        spec_of(batch_seqs=(0.5, 16))
 
 
 def test_ends_and_powers_of_two():
-    assert parse_ends("1e-3..3e-2", what="--lr") == (1e-3, 3e-2)
-    assert parse_ends(None, what="--lr") is None
+    assert parse_ends("1e-3..3e-2", "--lr") == (1e-3, 3e-2)
+    assert spec_of(lr="1e-3..3e-2").lr == (1e-3, 3e-2)
+    assert spec_of().lr is None
     assert powers_of_two((3, 40)) == (2, 5)
     assert powers_of_two((4, 32)) == (2, 5)
 

@@ -17,7 +17,7 @@ from scalelab.launch.slurm.queue import Queue, Slurm
 from scalelab.launch.slurm.retries import share_out
 from scalelab.launch.slurm.submissions import Submissions
 from scalelab.launch.source import frozen_source
-from scalelab.sweep.spec import SlurmTable
+from scalelab.sweep.tables import SlurmTable
 from scalelab.units import plural
 
 _PASSING_ERRORS = ("timed out", "Unable to contact", "temporarily", "try again", "Zero Bytes")

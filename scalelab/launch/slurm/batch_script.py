@@ -18,7 +18,7 @@ from submitit.slurm import slurm as submitit_slurm
 
 from scalelab.launch.slurm.job import train_job_group
 from scalelab.records.files import write_atomically
-from scalelab.sweep.spec import SlurmTable
+from scalelab.sweep.tables import SlurmTable
 
 CALLABLE_FILE = "submitted.pkl"
 SCRIPT_FILE = "submission.sh"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from scalelab.launch.slurm.intents import Intent, JobGroup
 from scalelab.sweep.devices import require_multi_device
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
-from scalelab.sweep.spec import SlurmTable
+from scalelab.sweep.tables import SlurmTable
 
 MAX_GROUP_RUNS = 1000
 

@@ -27,7 +27,8 @@ from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
 from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.sweep.spec import SlurmTable, sweep_from_mapping
+from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.tables import SlurmTable
 
 # `reach` is a step of sbatch at which the launcher, its parent, may be killed. sbatch itself then
 # dies with it, continues, or continues late: after later launchers have abandoned the submission.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scalelab.errors import UsageError
 from scalelab.launch.slurm.batch_script import make_executor, nodes_and_tasks
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.spec import SlurmTable
+from scalelab.sweep.tables import SlurmTable
 from tests.launch.slurm.replayed import launch, make_runs
 
 

@@ -31,7 +31,8 @@ from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.records.types import RunRecord
 from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.run_spec import ExecutionSpec
-from scalelab.sweep.spec import LauncherTable, SlurmTable, sweep_from_mapping
+from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.tables import LauncherTable, SlurmTable
 
 CPU_TABLE = SlurmTable(gpus_per_run=0, target_job_minutes=0)
 

@@ -1,0 +1,332 @@
+"""Declaration of specification fields, and the list of options that a specification has.
+
+`option` declares a field of a pydantic model with its help, example, panel and flag; `options`
+lists the declared fields. The command line, error messages, the JSON schema and the reference
+pages are generated from that list, so adding an option takes one field.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from scalelab.errors import UsageError
+
+RUNS, DATA, TRAINING, SEARCH = "What to run", "Data", "Training", "Search"
+EXECUTION, LAUNCHER, SLURM, OUTPUT = "Execution", "Launcher", "SLURM", "Output"
+
+
+_Spec = TypeVar("_Spec", bound="Table")
+
+
+@dataclass(frozen=True, slots=True)
+class Metavar:
+    """Placeholder of a value in ``--help``, such as ``<range>``."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """A field of a specification as users meet it.
+
+    Attributes
+    ----------
+    path : tuple of str
+        Keys that lead to the field, such as ``("train", "seq_len")``.
+    flag : str or None
+        ``--seq-len``; None when only files have the key.
+    help : str
+        What it does, without the final period.
+    metavar : str
+        Placeholder of the value: ``<int>``, ``cosine|wsd``; empty for a switch.
+    accepted : str
+        Values that are accepted, for error messages and the reference.
+    default, example : str
+        As a user would write them; an empty default means none.
+    panel : str
+        Section of the help.
+    commands : tuple of str
+        Commands that have the option, besides ``sweep run``; empty means all that build a sweep.
+    envvar : str or None
+        Environment variable that sets it.
+    is_list : bool
+        Whether the flag can be repeated.
+    is_in_files : bool
+        Whether sweep files have the key.
+    """
+
+    path: tuple[str, ...]
+    flag: str | None
+    help: str
+    metavar: str
+    accepted: str
+    default: str
+    example: str
+    panel: str
+    commands: tuple[str, ...]
+    envvar: str | None
+    is_list: bool
+    is_in_files: bool
+
+    @property
+    def key(self) -> str:
+        """Key in a sweep file: ``train.seq_len``."""
+        return ".".join(self.path).removeprefix("sweep.")
+
+    @property
+    def suggestion(self) -> str:
+        """How to set the option, with an example that can be pasted."""
+        value = self.example or self.default
+        in_file = f"{self.key} = {_as_toml(value)}"
+        if self.flag is None:
+            return f"Try {in_file}."
+        flag = f"{self.flag} {shlex.quote(value)}" if self.metavar else self.flag
+        return f"Try {flag}{f', or {in_file} in a sweep file' if self.is_in_files else ''}."
+
+
+class Table(BaseModel):
+    """Base of every table of a specification: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+    panel: ClassVar[str] = RUNS
+    is_in_files: ClassVar[bool] = True
+    """Whether sweep files have the keys of the table."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_not_booleans(cls, content: Any) -> Any:
+        for name, field in cls.model_fields.items():
+            value = content.get(name) if isinstance(content, Mapping) else None
+            values = value if isinstance(value, (list, tuple)) else (value,)
+            if field.annotation is not bool and any(isinstance(item, bool) for item in values):
+                raise UsageError(
+                    f"{name} = {value!r}", "a value other than true or false", f"Change {name}."
+                )
+        return content
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    example: str = "",
+    flag: str = "",
+    panel: str = "",
+    commands: tuple[str, ...] = (),
+    envvar: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """Declare a field that has a command-line option.
+
+    Parameters
+    ----------
+    default : object
+        Value where the user gives none.
+    text : str
+        What it does, one line without the final period.
+    example : str
+        A value that can be pasted.
+    flag : str
+        Flag such as ``--mem``; default the field's name with hyphens.
+    panel : str
+        Section of the help; default the ``panel`` of the table.
+    commands, envvar
+        As in `Option`.
+    **bounds
+        ``ge``, ``le``, ``gt``, ``lt``, ``min_length``, ``pattern`` of `pydantic.Field`.
+    """
+    shown: dict[str, Any] = {"x-panel": panel, "x-commands": list(commands), "x-envvar": envvar}
+    return Field(
+        default=default,
+        description=text,
+        examples=[example] if example else None,
+        json_schema_extra={"x-flag": flag, **{key: item for key, item in shown.items() if item}},
+        **bounds,
+    )
+
+
+@functools.cache
+def options(model: type[Table]) -> tuple[Option, ...]:
+    """Return the options of a specification, in the order of its fields."""
+    return tuple(_options(model, ()))
+
+
+def find_option(model: type[Table], path: tuple[str, ...]) -> Option | None:
+    """Return the option at a path of keys, None when there is none."""
+    return next((found for found in options(model) if found.path == path), None)
+
+
+def field_table(field: FieldInfo) -> type[Table] | None:
+    """Return the table that a field holds, None when it holds a value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Table) else None
+
+
+def validated(model: type[_Spec], content: Mapping[str, Any], *, source: str) -> _Spec:
+    """Return the specification that a nested mapping describes.
+
+    Parameters
+    ----------
+    model : type
+        Such as `scalelab.sweep.spec.SweepSpec`.
+    content : Mapping
+        Values by key; those from the command line may be text.
+    source : str
+        Where they come from, for the error message.
+
+    Raises
+    ------
+    UsageError
+        When a key is unknown or missing, or a value is out of range.
+    """
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        raise _as_usage_error(error, model, source) from None
+
+
+def _as_usage_error(error: ValidationError, model: type[Table], source: str) -> UsageError:
+    """Return the first problem of a validation, with the flag, the key and an example."""
+    first = error.errors(include_url=False)[0]
+    path = tuple(str(part) for part in first["loc"])
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, path[:-1])
+        near = get_close_matches(path[-1], known, n=1)
+        return UsageError(
+            f"unknown key {where} in {source}",
+            f"one of {', '.join(known)}",
+            f"Did you mean {near[0]}?" if near else "Remove it.",
+        )
+    found = next((o for o in options(model) if o.path == path[: len(o.path)]), None)
+    flag = f" ({found.flag})" if found is not None and found.flag else ""
+    do = f"Change {where}." if found is None else found.suggestion
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError) and isinstance(cause.args[0], UsageError):
+        inner = cause.args[0]
+        return UsageError(f"{inner.given}{flag}", inner.allowed, f"{inner.do} {do}")
+    if first["type"] == "missing":
+        return UsageError(f"no {where} in {source}", "a value for it", do)
+    allowed = first["msg"].removeprefix("Input should be ")
+    if found is not None and found.accepted and not first["type"].startswith("string"):
+        allowed = found.accepted
+    if first["type"] == "literal_error":
+        near = get_close_matches(str(first["input"]), allowed.split(" or "), n=1)
+        do = f"Did you mean {near[0]}?" if near else do
+    return UsageError(f"{where} = {first['input']!r}{flag} in {source}", allowed, do)
+
+
+def _known_keys(model: type[Table], path: tuple[str, ...]) -> list[str]:
+    for key in path:
+        model = field_table(model.model_fields[key]) or model
+    return sorted(model.model_fields)
+
+
+def _options(model: type[Table], above: tuple[str, ...]) -> Iterator[Option]:
+    for name, field in model.model_fields.items():
+        path = (*above, name)
+        table = field_table(field)
+        if table is not None:
+            yield from _options(table, path)
+            continue
+        extra: Any = field.json_schema_extra or {}
+        has_flag = "x-flag" in extra
+        yield Option(
+            path=path,
+            flag=(extra["x-flag"] or "--" + name.replace("_", "-")) if has_flag else None,
+            help=field.description or "",
+            metavar=_metavar(field),
+            accepted=_accepted(field),
+            default=_shown_default(field.default),
+            example=str(field.examples[0]) if field.examples else "",
+            panel=extra.get("x-panel") or model.panel,
+            commands=tuple(extra.get("x-commands", ())),
+            envvar=extra.get("x-envvar"),
+            is_list=field.annotation == tuple[str, ...] or _choices(field)[1],
+            is_in_files=model.is_in_files,
+        )
+
+
+def _choices(field: FieldInfo) -> tuple[tuple[str, ...], bool]:
+    """Return the words that a field accepts, and whether it is a list of them."""
+    kinds, is_list = [field.annotation], False
+    found: tuple[str, ...] = ()
+    while kinds:
+        kind = kinds.pop()
+        if get_origin(kind) is Literal:
+            found += get_args(kind)
+        else:
+            is_list = is_list or (get_origin(kind) is tuple and Ellipsis in get_args(kind))
+            kinds.extend(get_args(kind))
+    return found, bool(found) and is_list
+
+
+def _metavar(field: FieldInfo) -> str:
+    marker = next((item.text for item in field.metadata if isinstance(item, Metavar)), None)
+    inner = (item for kind in get_args(field.annotation) for item in get_args(kind))
+    marker = marker or next((item.text for item in inner if isinstance(item, Metavar)), None)
+    kinds = {field.annotation, *get_args(field.annotation)}
+    if marker is not None:
+        return marker
+    if _choices(field)[0]:
+        return "|".join(_choices(field)[0])
+    if bool in kinds:
+        return ""
+    return "<int>" if int in kinds else "<float>" if float in kinds else "<str>"
+
+
+_ACCEPTED = {
+    "": "true or false",
+    "<int>": "a whole number",
+    "<int,..>": "whole numbers such as 0,1,2",
+    "<float>": "a number",
+    "<str>": "text",
+    "<range>": "LOW..HIGH, LOW..HIGH:COUNT or a list",
+    "<quantity>": "a quantity such as 1e18 or 7B",
+    "<time>": "minutes, H:MM:SS or D-HH:MM:SS",
+    "<memory>": "GB, or a number with M, G or T",
+    "<low..high>": "a range LOW..HIGH",
+}
+
+
+def _accepted(field: FieldInfo) -> str:
+    metavar = _metavar(field)
+    base = _ACCEPTED.get(metavar) or metavar.replace("|", " or ")
+    words = (("gt", "above"), ("ge", "from"), ("lt", "below"), ("le", "at most"))
+    bounds = [
+        f"{word} {_number(getattr(item, name))}"
+        for item in field.metadata
+        for name, word in words
+        if hasattr(item, name)
+    ]
+    separator = " " if base.endswith("number") else ", "
+    return separator.join([base, ", ".join(bounds)]) if bounds else base
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _shown_default(value: Any) -> str:
+    if value is None or value == () or value is PydanticUndefined:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(_shown_default(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _as_toml(value: str) -> str:
+    is_plain = re.fullmatch(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?|true|false", value)
+    return value if is_plain else f'"{value}"'

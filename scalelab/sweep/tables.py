@@ -1,0 +1,283 @@
+"""Tables of a sweep specification: ``[data]``, ``[train]``, ``[launcher]``, ``[launcher.slurm]``.
+
+Each field is an option of the commands and a key of sweep files; see `scalelab.sweep.option`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
+from scalelab.errors import UsageError
+from scalelab.sweep.devices import require_divisible_devices
+from scalelab.sweep.option import DATA, LAUNCHER, SLURM, TRAINING, Table, option
+from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
+from scalelab.sweep.values import Count, Gigabytes, Integers, Minutes
+from scalelab.theory.hardware import HARDWARE, find_hardware
+from scalelab.theory.schedule import (
+    BATCH_RULES,
+    DEFAULT_BATCH_RULE,
+    DEFAULT_LR_RULE,
+    LR_RULES,
+    Rule,
+    find_rule,
+)
+from scalelab.theory.tuned import PREFIX, TunedConstants
+
+SLURM_WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.,-]*$"
+KINDS = ("isoflop", "grid", "ladder")
+NOT_TUNE = (*KINDS, "adaptive")
+"""Commands with a fixed value of a hyperparameter that `tune` searches."""
+
+
+class DataTable(Table):
+    """``[data]``: the text and how it becomes tokens."""
+
+    panel: ClassVar[str] = DATA
+
+    paths: tuple[str, ...] = option(
+        (),
+        "Text to train on: a file, folder or glob of text, JSONL or Parquet; repeatable. Without "
+        "it, the source text of Python's standard library",
+        flag="--data",
+        example="corpus/*.txt",
+    )
+    tokenizer: str = option("bytes", "bytes, or bpe:SIZE trained on the text", example="bpe:4096")
+    field: str = option("text", "Field of the text in JSONL files", example="content")
+    column: str = option("text", "Column of the text in Parquet files", example="content")
+    eval_tokens: Count = option(
+        DEFAULT_EVAL_TOKENS,
+        "Held-out tokens for the loss; more tokens give a more precise loss",
+        example="64K",
+        ge=1,
+    )
+
+
+class TrainTable(Table):
+    """``[train]``: training settings that all runs of the sweep share."""
+
+    panel: ClassVar[str] = TRAINING
+
+    seq_len: int = option(256, "Tokens in a sequence", example="512", ge=1, le=1 << 20)
+    batch_seqs: int | None = option(
+        None,
+        "Sequences in an optimizer step; without it, --batch-rule decides",
+        example="64",
+        commands=NOT_TUNE,
+        ge=1,
+    )
+    batch_rule: str = option(
+        DEFAULT_BATCH_RULE,
+        f"Rule for the batch size, rounded to a power of two: {', '.join(BATCH_RULES)}, or "
+        "tuned:NAME",
+        example="deepseek",
+    )
+    lr: float | None = option(
+        None,
+        "Peak learning rate of every run; without it, --lr-rule decides",
+        example="1e-3",
+        commands=NOT_TUNE,
+        gt=0,
+        le=10,
+    )
+    lr_rule: str = option(
+        DEFAULT_LR_RULE,
+        f"Rule for the peak learning rate: {', '.join(LR_RULES)}, or tuned:NAME from "
+        "`scalelab tune`",
+        example="deepseek",
+    )
+    tuned: TunedConstants | None = Field(
+        default=None,
+        description="Constants of the tuned:NAME rule; read from the results folder if absent",
+    )
+    schedule: Literal[SCHEDULES] = option(  # type: ignore[valid-type]
+        "cosine",
+        "Learning-rate schedule; a ladder always uses wsd (warm-up, stable, decay)",
+        example="wsd",
+        commands=("isoflop", "grid", "adaptive", "tune"),
+    )
+    optimizer: Literal[OPTIMIZERS] = option(  # type: ignore[valid-type]
+        "adamw", "Optimizer", example="muon"
+    )
+    weight_decay: float = option(
+        0.1, "Decoupled weight decay", example="0.05", commands=NOT_TUNE, ge=0, le=10
+    )
+    beta2: float = option(
+        0.95,
+        "Decay rate of AdamW's second moment",
+        example="0.99",
+        commands=NOT_TUNE,
+        gt=0,
+        lt=1,
+    )
+    grad_clip: float = option(1.0, "Maximum global gradient norm", example="0.5", gt=0)
+    ema_decay: float = option(
+        0.0,
+        "Decay of a moving average of the weights, evaluated beside the final weights; 0 for none",
+        example="0.999",
+        ge=0,
+        lt=1,
+    )
+    precision: Literal[PRECISIONS] | None = option(  # type: ignore[valid-type]
+        None, "Data type of matrix products; fp32 on CPU and bf16 on CUDA if absent", example="bf16"
+    )
+    seeds: Integers = option(
+        (0,),
+        "Random seeds; each size is trained once per seed",
+        example="0,1,2",
+        commands=KINDS,
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _rules_exist(self) -> TrainTable:
+        if self.tuned_name() is None or self.tuned is not None:
+            self.find_lr_rule()
+            self.find_batch_rule()
+        return self
+
+    def tuned_name(self) -> str | None:
+        """Return the tuning that a rule names, None when neither does."""
+        names = {
+            rule.removeprefix(PREFIX)
+            for rule in (self.lr_rule, self.batch_rule)
+            if rule.startswith(PREFIX)
+        }
+        if "" in names:
+            raise UsageError(
+                f"the rule {PREFIX!r} without a name",
+                f"{PREFIX}NAME, the law of a tuning",
+                "Name a tuning of `scalelab tune`, or choose a published rule.",
+            )
+        if len(names) > 1:
+            raise UsageError(
+                f"rules of the tunings {' and '.join(sorted(names))}",
+                "one tuning for both",
+                "Name the same tuning in lr_rule and batch_rule.",
+            )
+        return names.pop() if names else None
+
+    def find_lr_rule(self) -> Rule:
+        """Return the rule of the learning rate.
+
+        Raises
+        ------
+        UsageError
+            When there is none of that name.
+        """
+        own = self._tuned_rules(self.lr_rule)[0]
+        return own or find_rule(LR_RULES, self.lr_rule, option="lr_rule")
+
+    def find_batch_rule(self) -> Rule:
+        """Return the rule of the batch.
+
+        Raises
+        ------
+        UsageError
+            When there is none of that name, or the tuning did not vary the batch.
+        """
+        own = self._tuned_rules(self.batch_rule)[1]
+        return own or find_rule(BATCH_RULES, self.batch_rule, option="batch_rule")
+
+    def _tuned_rules(self, name: str) -> tuple[Rule | None, Rule | None]:
+        if self.tuned is None or name != PREFIX + self.tuned.name:
+            return None, None
+        return self.tuned.lr_rule(), self.tuned.batch_rule()
+
+
+class SlurmTable(Table):
+    """``[launcher.slurm]``: resources that jobs request from SLURM, and spending caps."""
+
+    panel: ClassVar[str] = SLURM
+
+    partition: str | None = option(None, "SLURM partition", example="gpu", pattern=SLURM_WORD)
+    account: str | None = option(None, "SLURM account", example="lab", pattern=SLURM_WORD)
+    qos: str | None = option(None, "SLURM quality of service", example="high", pattern=SLURM_WORD)
+    gpus_per_run: int = option(1, "GPUs of a run; 0 trains on the CPU", example="8", ge=0)
+    tensor_parallel: int = option(
+        1,
+        "GPUs that share each layer of a run (tensor parallelism); must divide --gpus-per-run",
+        example="4",
+        ge=1,
+    )
+    gpus_per_node: int = option(
+        8, "GPUs in a node; a run that needs more uses several nodes", example="4", ge=1
+    )
+    gpu: str = option(
+        "h100", f"GPU model for time and cost estimates: {', '.join(HARDWARE)}", example="a100"
+    )
+    cpus: int = option(
+        4, "CPU cores for each GPU's task, or for the job without a GPU", example="8", ge=1
+    )
+    mem_gb: Gigabytes = option(
+        16.0,
+        "Memory of a job on each node, GB if no unit is given",
+        flag="--mem",
+        example="80G",
+        gt=0,
+    )
+    time_min: Minutes = option(
+        240,
+        "Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS",
+        flag="--time",
+        example="4:00:00",
+        ge=1,
+    )
+    array_parallelism: int = option(
+        64, "Maximum number of jobs of the sweep that run at once", example="16", ge=1
+    )
+    target_job_minutes: float = option(
+        30.0,
+        "Group small runs into jobs of about this many minutes; 0 gives each run its own job",
+        example="60",
+        ge=0,
+    )
+    max_gpu_hours: float | None = option(
+        None,
+        "Stop if used plus requested GPU-hours would exceed this; retries count",
+        panel=LAUNCHER,
+        example="100",
+        gt=0,
+    )
+    max_usd: float | None = option(
+        None,
+        "Stop if used plus requested cost in US dollars would exceed this; retries count",
+        panel=LAUNCHER,
+        example="50",
+        gt=0,
+    )
+    setup: tuple[str, ...] = option(
+        (), "Shell line to run before a job's runs; repeatable", example="module load cuda"
+    )
+    snapshot: bool = option(False, "Run jobs from a frozen copy of the source code", example="true")
+
+    @model_validator(mode="after")
+    def _gpu_is_known(self) -> SlurmTable:
+        find_hardware(self.gpu)
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_whole_groups(self) -> SlurmTable:
+        require_divisible_devices(max(1, self.gpus_per_run), self.tensor_parallel)
+        return self
+
+
+class LauncherTable(Table):
+    """``[launcher]``: where runs are executed."""
+
+    panel: ClassVar[str] = LAUNCHER
+
+    name: Literal["local", "slurm"] = option(
+        "local",
+        "Where to run: on this machine, or as SLURM jobs",
+        flag="--launcher",
+        envvar="SCALELAB_LAUNCHER",
+        example="slurm",
+        commands=(*NOT_TUNE, "tune"),
+    )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        (), "Also send training curves there; repeatable", flag="--tracker", example="tensorboard"
+    )
+    slurm: SlurmTable = SlurmTable()

@@ -1,0 +1,122 @@
+"""Types of specification fields that are read from text: ranges, quantities, time, memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationInfo
+
+from scalelab.errors import UsageError
+from scalelab.sweep.option import Metavar
+from scalelab.units import parse_quantity, parse_range
+
+LARGEST_QUANTITY = 1e36
+"""Upper bound of FLOPs, parameters and tokens; sums of such values stay finite."""
+
+
+def _reader(read: Callable[[Any, str], Any], input_type: Any) -> BeforeValidator:
+    """Return a validator that reads text with a function of (value, field name)."""
+
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        try:
+            return read(value, str(info.field_name))
+        except UsageError as error:
+            raise ValueError(error) from None  # pydantic adds the path of the field
+
+    return BeforeValidator(validate, json_schema_input_type=input_type)
+
+
+def _read_range(value: Any, name: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(sorted(parse_quantity(item, what=name) for item in value))
+    return parse_range(str(value), what=name) if isinstance(value, (str, int, float)) else value
+
+
+def _read_quantity(value: Any, name: str) -> Any:
+    return parse_quantity(value, what=name) if isinstance(value, (str, int, float)) else value
+
+
+def _read_count(value: Any, name: str) -> Any:
+    return round(parse_quantity(value, what=name)) if isinstance(value, str) else value
+
+
+def _read_integers(value: Any, name: str) -> Any:
+    if isinstance(value, str):
+        return tuple(value.split(","))
+    return (value,) if isinstance(value, int) else value
+
+
+def _read_ends(value: Any, name: str) -> Any:
+    return value if not isinstance(value, str) else parse_ends(value, name)
+
+
+def parse_ends(text: str, name: str) -> tuple[float, float]:
+    """Return the two ends of ``LOW..HIGH``.
+
+    Raises
+    ------
+    UsageError
+        When the text is not such a range.
+    """
+    if ".." not in text:
+        raise UsageError(f"{name} {text!r}", "a range LOW..HIGH", "For example 1e-3..3e-2.")
+    ends = parse_range(f"{text.partition(':')[0]}:2", what=name)
+    return float(ends[0]), float(ends[-1])
+
+
+def parse_minutes(value: Any, name: str = "time") -> Any:
+    """Return the minutes of a SLURM time limit, seconds rounded up; numbers are minutes already.
+
+    Raises
+    ------
+    UsageError
+        When the text is not ``MINUTES``, ``H:MM:SS`` or ``D-HH:MM:SS``.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):(\d\d))|(\d+)", value.strip())
+    if match is None:
+        raise UsageError(
+            f"{name} {value!r}", "minutes, H:MM:SS or D-HH:MM:SS", "For 4 hours, write 4:00:00."
+        )
+    if match[5] is not None:
+        return int(match[5])
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[:4])
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def parse_gigabytes(value: Any, name: str = "memory") -> Any:
+    """Return the gigabytes of an amount of memory; a bare number is gigabytes.
+
+    Raises
+    ------
+    UsageError
+        When the text is not a number, optionally followed by M, G or T.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT]?)B?", value.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(
+            f"{name} {value!r}", "GB, or a number with M, G or T", "For 16 GB, write 16G."
+        )
+    return float(match[1]) * {"M": 1 / 1024, "": 1.0, "G": 1.0, "T": 1024.0}[match[2].upper()]
+
+
+_Bounded = Annotated[float, Field(le=LARGEST_QUANTITY)]
+_Text = str | float
+Quantities = Annotated[
+    tuple[_Bounded, ...], _reader(_read_range, _Text | list[_Text]), Metavar("<range>")
+]
+Quantity = Annotated[_Bounded, _reader(_read_quantity, _Text), Metavar("<quantity>")]
+Count = Annotated[int, _reader(_read_count, _Text), Metavar("<quantity>")]
+Integers = Annotated[
+    tuple[int, ...], _reader(_read_integers, str | int | list[int]), Metavar("<int,..>")
+]
+Minutes = Annotated[int, _reader(parse_minutes, str | int), Metavar("<time>")]
+Gigabytes = Annotated[float, _reader(parse_gigabytes, _Text), Metavar("<memory>")]
+Ends = Annotated[
+    tuple[float, float], _reader(_read_ends, str | list[float]), Metavar("<low..high>")
+]
