@@ -22,6 +22,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Let links to notebooks lead to their pages."""
+    return markdown.replace(".ipynb)", ".md)")
+
+
 def as_markdown(notebook: str) -> str:
     """Return a notebook as Markdown: text, code, and the outputs that it stores."""
     parts = []
@@ -33,8 +38,8 @@ def as_markdown(notebook: str) -> str:
         parts.append(f"```python\n{text}\n```")
         for output in cell["outputs"]:
             data = output.get("data", {})
-            if "text/html" in data:
-                parts.append("".join(data["text/html"]))
+            if "image/png" in data:
+                parts.append(f"![picture](data:image/png;base64,{data['image/png']})")
             else:
                 plain = "".join(output.get("text", data.get("text/plain", "")))
                 parts.append(f"```text\n{plain.rstrip()}\n```")

@@ -6,6 +6,7 @@ Usage: python docs/notebooks.py
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import io
 import json
@@ -45,7 +46,11 @@ def _run(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
         lines = printed.getvalue().splitlines(keepends=True)
         outputs.append({"output_type": "stream", "name": "stdout", "text": lines})
     if value is not None:
-        data = {"text/plain": repr(value).splitlines(keepends=True)}
+        data: dict[str, Any] = {"text/plain": repr(value).splitlines(keepends=True)}
+        if hasattr(value, "savefig"):
+            picture = io.BytesIO()
+            value.savefig(picture, format="png", dpi=60)
+            data["image/png"] = base64.b64encode(picture.getvalue()).decode()
         outputs.append({"output_type": "display_data", "metadata": {}, "data": data})
     return outputs
 

@@ -24,6 +24,7 @@ PUBLISHED = ROOT / "results/published/demo"
 BLOCK = re.compile(r"(?:<!-- first (\d+) lines -->\n)?```console\n\$ (.+)\n((?:.*\n)*?)```\n")
 # What differs between machines: speed, time and money of a plan.
 MACHINE = re.compile(r"^(here|elsewhere|there|on |24 new runs)|worker-hours")
+RUN_ID = re.compile(r"\b[0-9a-f]{12}\b")
 NUMBER = re.compile(r"\d[\d.,]*(?:e-?\d+)?[KMBT]?")
 TOLERANCE = 0.05
 
@@ -90,6 +91,7 @@ def differences(old: str, new: str) -> list[str]:
 
 
 def _comparable(page: str) -> list[str]:
+    page = RUN_ID.sub("RUN_ID", page)
     lines = [" ".join(line.split()) for line in page.splitlines() if not MACHINE.search(line)]
     return [_plan(line) if "d-" in line else line for line in lines]
 

@@ -63,9 +63,3 @@ def test_every_picture_is_shown_and_drawn_by_the_script():
     pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     assert set(re.findall(r"images/(\w+\.\w+)", pages)) == drawn
     assert {path.name for path in (DOCS / "images").iterdir()} == drawn
-
-
-def test_every_term_of_the_glossary_is_there_once_in_order():
-    terms = re.findall(r"^(\S.*)\n:   ", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.M)
-    assert len(terms) > 100
-    assert terms == sorted(set(terms), key=lambda term: (term.casefold(), term))

@@ -15,15 +15,11 @@ def test_every_form_is_on_the_page():
 
 
 def test_the_page_has_the_warnings_that_exist_and_no_others():
-    sources = "".join(path.read_text() for path in (ROOT / "scalelab/fit").glob("*.py"))
-    for other in (
-        "api/fits.py",
-        *(f"forecast/{name}.py" for name in ("extrapolation", "decide", "candidates")),
-    ):
-        sources += (ROOT / "scalelab" / other).read_text()
-    said = set(re.findall(r'code="(\w+)"', sources))
-    table = WARNINGS
+    sources = "".join(path.read_text() for path in (ROOT / "scalelab").rglob("*.py"))
+    found = re.findall(r'code="(\w+)"|notes\["(\w+)"\]|warn\(\s*"(\w+)"|\("(edge_\w+)"', sources)
+    codes = {name for names in found for name in names if name}
+    codes |= {f"approach_{number}_unavailable" for number in (1, 2)}
     listed = set()
-    for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M):
+    for row in re.findall(r"^\| (`.*?) \|", WARNINGS, flags=re.M):
         listed |= set(re.findall(r"`(\w+)`", row))
-    assert listed == said
+    assert listed == codes
