@@ -107,9 +107,9 @@ def _edges(isoflop: IsoflopFit) -> FitWarning | None:
     return FitWarning(
         code="edge_minimum",
         message=(
-            f"{len(outside)} of {plural(len(isoflop.curves), 'budget')} have no minimum inside "
-            f"the grid of sizes, so approach 2 leaves them out. Their minima: {', '.join(parts)}. "
-            "Add runs with model sizes on that side."
+            f"Approach 2 leaves out {len(outside)} of {plural(len(isoflop.curves), 'budget')}, "
+            f"whose minimum is not inside the grid of sizes: {', '.join(parts)}. Add runs with "
+            "model sizes on that side."
         ),
     )
 
@@ -164,7 +164,8 @@ def _mid_schedule(observations: Observations) -> FitWarning | None:
         return FitWarning(
             code="mid_schedule",
             message=(
-                f"{early} of {plural(len(observations), 'row')} have fraction_elapsed < 1. {advice}"
+                f"In {early} of {plural(len(observations), 'row')} fraction_elapsed is below 1. "
+                f"{advice}"
             ),
         )
     if observations.cluster is None:
@@ -180,7 +181,7 @@ def _mid_schedule(observations: Observations) -> FitWarning | None:
     return FitWarning(
         code="mid_schedule",
         message=(
-            f"{early} of {plural(len(observations), 'row')} look like intermediate checkpoints "
+            f"Probably intermediate checkpoints: {early} of {plural(len(observations), 'row')} "
             f"(same run and N as a row with more tokens). {advice}"
         ),
     )
@@ -294,7 +295,7 @@ def _outliers(fit: ParametricFit, lines: NDArray[np.int64] | None) -> FitWarning
     if not len(far) or scale == 0:
         return None
     worst = np.sort(far[np.argsort(-np.abs(residuals[far]), kind="stable")][:5])
-    where = "lines" if lines is not None else "rows"
+    where = ("row" if lines is None else "line") + ("" if len(far) == 1 else "s")
     names = ", ".join(str(lines[i] if lines is not None else i + 1) for i in worst)
     more = ", .." if len(far) > len(worst) else ""
     is_robust = fit.objective.loss != "ls"
@@ -306,7 +307,8 @@ def _outliers(fit: ParametricFit, lines: NDArray[np.int64] | None) -> FitWarning
     return FitWarning(
         code="outliers",
         message=(
-            f"{plural(len(far), 'row')} differ from the law by more than {OUTLIER:g} robust "
-            f"standard deviations ({where} {names}{more}). {effect} Check those runs."
+            f"{plural(len(far), 'row')} {'is' if len(far) == 1 else 'are'} more than {OUTLIER:g} "
+            f"robust standard deviations from the law ({where} {names}{more}). {effect} Check "
+            "those runs."
         ),
     )

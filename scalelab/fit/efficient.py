@@ -19,7 +19,7 @@ A bootstrap of n rows and p parameters is too narrow by about p/n, since residua
 errors. The weight of row i therefore has variance (1 - h_i)^-2, with h_i its leverage (the
 covariance HC3), and deviations are scaled to Student's t with n - p degrees of freedom. A replicate
 is one Newton step from the efficient optimum with the Hessian of all rows: full refits of few rows
-add spread of their own, a tenth under heavy tails.
+would widen the intervals, by a tenth under heavy tails.
 
 References
 ----------

@@ -151,7 +151,7 @@ def along_curves(rows: Observations, curves: Curves | None) -> Observations:
 def _curves(observations: Observations) -> _Curves | str:
     """Return the curves, or why there are none."""
     if observations.cluster is None:
-        return "no column names the run of each row (--cluster), so there are no training curves"
+        return "no training curves: no column names the run of each row (--cluster)"
     runs = []
     _, owner = np.unique(observations.cluster, return_inverse=True)
     order = np.lexsort((observations.flops, owner))

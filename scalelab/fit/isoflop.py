@@ -336,6 +336,6 @@ def _too_few(curves: tuple[IsoflopCurve, ...]) -> str:
         return f"no budget has {MIN_ROWS} or more different model sizes"
     inside = sum(curve.is_interior for curve in curves)
     return (
-        f"{inside} of {plural(len(curves), 'budget')} have their minimum inside the grid of sizes; "
-        "approach 2 needs 2 or more"
+        f"only {inside} of {plural(len(curves), 'budget')} with a minimum inside the grid of "
+        "sizes; approach 2 needs 2 or more"
     )

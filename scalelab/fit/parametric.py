@@ -341,9 +341,9 @@ def _warnings(
             FitWarning(
                 code="replicates_failed",
                 message=(
-                    f"{refits.failed} of {plural(tried, 'replicate')} did not converge and are not "
-                    "in the intervals, which may be too narrow. Fit a form with fewer parameters, "
-                    "or add runs."
+                    f"{refits.failed} of {plural(tried, 'replicate')} did not converge. The "
+                    "intervals leave them out and may be too narrow. Fit a form with fewer "
+                    "parameters, or add runs."
                 ),
             )
         )

@@ -44,7 +44,7 @@ def test_a_wide_grid_on_an_asymmetric_law_disagrees_by_its_known_bias(isoflop_ru
     assert "-23." in warning.message or "-22." in warning.message
 
 
-def test_a_difference_within_the_noise_is_not_said(isoflop_runs):
+def test_a_difference_within_the_noise_is_not_a_warning(isoflop_runs):
     found = compared(isoflop_runs(noise=0.02, half_width=3.0), flops=1e24)
     assert found is not None
     assert abs(found.ratio.value - 1) > 0.05
@@ -81,7 +81,7 @@ def test_failed_replicates_are_left_out_of_the_pairs(isoflop_runs):
     assert one.ratio.high == pytest.approx(two.ratio.high, rel=1e-5)
 
 
-def test_how_the_budgets_are_counted_does_not_matter(isoflop_runs):
+def test_the_flop_convention_of_the_budgets_does_not_matter(isoflop_runs):
     rows = isoflop_runs(noise=1e-4, half_width=3.0)
     plain = compared(rows, k=0)
     counted = replace(rows, budget=rows.flops * (rows.flops / 1e19) ** 0.1 / 3)

@@ -78,7 +78,7 @@ def test_none_draws_nothing():
         ({"weighting": "heavy"}, "weighting 'heavy'"),
     ],
 )
-def test_specs_that_cannot_be_meant(bad, message):
+def test_invalid_specs(bad, message):
     with pytest.raises(UsageError, match=message):
         BootstrapSpec(**bad)
 

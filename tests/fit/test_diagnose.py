@@ -31,7 +31,7 @@ def shifted(rows, factors):
     return replace(rows, n_params=n_params, n_tokens=n_tokens, loss_nats=loss)
 
 
-def test_a_clean_centred_grid_says_nothing_but_that_there_are_no_curves(isoflop_runs):
+def test_a_clean_centred_grid_warns_only_about_missing_curves(isoflop_runs):
     rows = isoflop_runs()
     assert row_codes(rows) == {}
     assert set(design_codes(rows)) == {"approach_1_unavailable"}
@@ -47,7 +47,7 @@ def test_an_off_centre_grid_names_the_side(isoflop_runs, factor, side):
     assert "2." in found["off_centre_grid"] or "3." in found["off_centre_grid"]
 
 
-def test_a_drifting_grid_is_told_from_an_off_centre_one(isoflop_runs):
+def test_a_drifting_grid_differs_from_an_off_centre_one(isoflop_runs):
     rows = shifted(isoflop_runs(noise=0.0), np.geomspace(1 / 2.5, 2.5, 5))
     found = design_codes(rows)
     assert "drifting_grid" in found
@@ -59,7 +59,7 @@ def test_an_edge_minimum_names_its_budget_and_side(isoflop_runs):
     assert "1e19 (below the smallest N)" in design_codes(rows)["edge_minimum"]
 
 
-def test_checkpoints_of_a_run_that_went_on_are_mid_schedule(isoflop_runs):
+def test_intermediate_checkpoints_are_mid_schedule(isoflop_runs):
     rows = isoflop_runs()
     labels = np.array([f"r{i}" for i in range(len(rows))])
     assert "mid_schedule" not in row_codes(replace(rows, cluster=labels))
@@ -85,17 +85,17 @@ def test_checkpoints_of_a_run_that_went_on_are_mid_schedule(isoflop_runs):
     assert "mid_schedule" not in row_codes(ended)
 
 
-def test_unfinished_rows_are_known_by_their_fraction(isoflop_runs):
+def test_fraction_elapsed_identifies_unfinished_rows(isoflop_runs):
     rows = isoflop_runs()
     fraction = np.where(np.arange(len(rows)) < 4, 0.5, 1.0)
     told = row_codes(replace(rows, extra={"fraction_elapsed": fraction}))
-    assert told["mid_schedule"].startswith("4 of 45 rows")
+    assert told["mid_schedule"].startswith("In 4 of 45 rows")
     assert "mid_schedule" not in row_codes(
         replace(rows, extra={"fraction_elapsed": fraction * 0 + 1})
     )
 
 
-def test_two_ways_of_counting_in_one_table_are_told(isoflop_runs):
+def test_two_counting_conventions_in_one_table_are_a_warning(isoflop_runs):
     rows = isoflop_runs()
     half = np.arange(len(rows)) % 2 == 0
     mixed = replace(rows, flops=np.where(half, rows.flops, 1.5 * rows.flops))
@@ -116,7 +116,7 @@ def test_two_ways_of_counting_in_one_table_are_told(isoflop_runs):
         ("unstated", "unstated", 1e-3, True),
     ],
 )
-def test_flops_that_are_not_what_they_are_said_to_be_are_told(
+def test_flops_that_differ_from_their_convention_are_a_warning(
     isoflop_runs, flop_convention, param_convention, factor, is_told
 ):
     rows = isoflop_runs()
@@ -132,7 +132,7 @@ def test_flops_that_are_not_what_they_are_said_to_be_are_told(
     assert not is_told or f"{factor:.3g} times 6ND" in told["flops_mismatch"]
 
 
-def test_budgets_counted_otherwise_than_the_flops_are_told(isoflop_runs, tables):
+def test_budgets_of_another_convention_than_the_flops_are_a_warning(isoflop_runs, tables):
     rows = isoflop_runs()
     assert "budget_mismatch" not in row_codes(replace(rows, flops=1.05 * rows.flops))
     assert "3 times" in row_codes(replace(rows, flops=3 * rows.flops))["budget_mismatch"]
@@ -150,7 +150,7 @@ def test_budgets_counted_otherwise_than_the_flops_are_told(isoflop_runs, tables)
         ("context_length = 8192 AND arch = 'llama'", True),
     ],
 )
-def test_the_pooled_attention_counts_of_a_real_table_are_told(tables, where, is_mixed):
+def test_pooled_attention_counts_of_a_real_table_are_a_warning(tables, where, is_mixed):
     path = tables / "xlstm" / "data.csv"
     rows = read_table(path, ReadOptions(where=where)).observations
     assert ("mixed_conventions" in row_codes(rows)) is is_mixed
@@ -165,7 +165,7 @@ def test_outliers_are_named_by_their_lines(isoflop_runs):
 
 
 @pytest.mark.parametrize(("form", "is_misfit"), [("chinchilla", True), ("gamma", False)])
-def test_a_form_that_bends_away_from_real_runs_is_told(tables, form, is_misfit):
+def test_a_form_that_does_not_fit_real_runs_is_a_warning(tables, form, is_misfit):
     where = "dataset = 'nemotron' AND role = 'sweep'"
     path = tables / "marin" / "data.csv"
     rows = read_table(path, ReadOptions(where=where)).observations

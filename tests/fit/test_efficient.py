@@ -1,4 +1,4 @@
-"""Efficient refits: how noise follows size, leverage, and when the objective's own are kept."""
+"""Efficient refits: noise scale, leverage, and the checks that fall back on the objective."""
 
 import numpy as np
 import pytest
@@ -84,16 +84,16 @@ def test_intervals_are_narrower_where_small_runs_are_noisier(isoflop_runs):
     assert np.mean(ratios) < 0.85
 
 
-def test_lopsided_noise_keeps_the_objectives_own_replicates(isoflop_runs):
-    """Where small models are under-tuned the median and the middle of the noise part."""
+def test_asymmetric_noise_keeps_the_refits_of_the_objective(isoflop_runs):
+    """With under-tuned small models, the median and the mean of the noise differ."""
     clean = isoflop_runs(sizes=40, noise=0.001)
     rng = np.random.default_rng(1)
     small = (clean.n_params / clean.n_params.min()) ** -0.5
-    lopsided = noisy(
+    asymmetric = noisy(
         clean, 0.2 * small * rng.exponential(size=len(clean)) * (rng.random(len(clean)) < 0.3)
     )
-    fit = fit_parametric(lopsided, bootstrap=BootstrapSpec(k=K))
-    own = fit_parametric(lopsided, bootstrap=BootstrapSpec(k=K, method="row"))
+    fit = fit_parametric(asymmetric, bootstrap=BootstrapSpec(k=K))
+    own = fit_parametric(asymmetric, bootstrap=BootstrapSpec(k=K, method="row"))
     assert fit.bootstrap.refits == "objective"
     np.testing.assert_array_equal(fit.samples, own.samples)
 
@@ -109,7 +109,7 @@ def test_lopsided_noise_keeps_the_objectives_own_replicates(isoflop_runs):
         (Objective(), BootstrapSpec(weights=np.ones((3, 45)))),
     ],
 )
-def test_what_the_user_chose_is_what_is_resampled(isoflop_runs, objective, spec):
+def test_the_choice_of_the_user_is_resampled(isoflop_runs, objective, spec):
     fit = fit_parametric(isoflop_runs(), objective=objective, bootstrap=spec)
     assert fit.bootstrap.refits == "objective"
     assert fit.shape is None
@@ -122,7 +122,7 @@ def test_approach_2_is_resampled_under_the_same_weights(isoflop_runs):
     weights = paired_weights(runs, spec, fit)
     assert fit.bootstrap.refits == "efficient"
     assert weights.mean(axis=0) == pytest.approx(np.ones(len(runs)), abs=0.15)
-    # a variance over 2,000 draws of a skewed weight is known to some 8 %
+    # The variance of 2,000 draws of a skewed weight has a standard error of 8 %.
     assert weights.var(axis=0) == pytest.approx(1 / fit.shape, rel=0.4)
     order = np.random.default_rng(2).permutation(len(runs))
     shuffled = runs.take(order)
@@ -139,7 +139,7 @@ def test_few_replicates_are_the_first_of_many(isoflop_runs):
 
 
 def test_steps_are_the_first_order_of_refits(isoflop_runs):
-    """Under weights within a few 1e-4 of one, a Newton step and a refit are the same."""
+    """With weights within 1e-4 of 1, a Newton step equals a refit."""
     runs = isoflop_runs()
     columns = {"n_params": runs.n_params, "n_tokens": runs.n_tokens}
     rows = Rows(runs.loss_nats, np.ones(len(runs)), "log")
@@ -166,7 +166,7 @@ def test_deviations_have_students_tails():
     assert np.quantile(draws, 0.995) == pytest.approx(3.707, rel=0.02)
 
 
-def test_a_bend_is_seen_and_noise_is_not():
+def test_curved_residuals_are_detected_and_noise_is_not():
     rng = np.random.default_rng(0)
     columns = {"n_params": np.geomspace(1e7, 1e9, 60), "n_tokens": rng.uniform(1e9, 1e11, 60)}
     noise = rng.standard_normal((200, 60))
@@ -175,7 +175,7 @@ def test_a_bend_is_seen_and_noise_is_not():
     assert np.mean([has_curved_residuals(z + 5 * u * u, columns) for z in noise]) > 0.95
 
 
-def test_a_form_that_bends_away_keeps_the_objectives_own_replicates(isoflop_runs):
+def test_a_form_that_does_not_fit_keeps_the_refits_of_the_objective(isoflop_runs):
     runs = isoflop_runs(sizes=12)
     ahead = np.log10(runs.flops / runs.flops.min())
     bent = noisy(runs, 0.02 * np.cos(np.pi * ahead))

@@ -34,7 +34,7 @@ def test_the_envelope_of_exact_curves_has_the_exponents_of_the_law():
     assert fit.reason is None
     assert fit.n_law is not None
     assert fit.d_law is not None
-    # Sizes are a ladder of steps of 1.6, so the staircase of best sizes is only near the line.
+    # Sizes differ by factors of 1.6, so the best sizes follow the line only in steps.
     assert fit.n_law.exponent == pytest.approx(BETA / (ALPHA + BETA), abs=0.02)
     assert fit.d_law.exponent == pytest.approx(ALPHA / (ALPHA + BETA), abs=0.02)
     assert fit.n_law.low is not None
@@ -42,7 +42,7 @@ def test_the_envelope_of_exact_curves_has_the_exponents_of_the_law():
     assert fit.n_law.low < fit.n_law.exponent < fit.n_law.high
 
 
-def test_the_ends_of_the_ladder_are_never_on_the_envelope():
+def test_the_smallest_and_largest_size_are_never_on_the_envelope():
     rows = curves()
     fit = fit_envelope(rows)
     assert fit.n_params.min() > rows.n_params.min() * 1.01
@@ -56,7 +56,7 @@ def test_rows_without_runs_or_with_one_row_each_are_no_curves(isoflop_runs):
     assert (fit_envelope(labelled).reason or "").startswith("0 runs with 3 or more checkpoints")
 
 
-def test_a_cluster_of_several_sizes_is_no_curve():
+def test_a_cluster_of_several_sizes_is_not_a_curve():
     rows = curves()
     mixed = replace(rows, cluster=np.full(len(rows), "all"))
     assert fit_envelope(mixed).n_law is None
@@ -87,7 +87,7 @@ def test_finished_runs_with_their_curves_give_the_envelope_of_the_curves():
     assert along_curves(runs, None) is runs
 
 
-def test_very_many_curves_are_looked_at_on_a_coarser_grid():
+def test_many_curves_get_a_coarser_grid():
     fine, coarse = fit_envelope(curves(sizes=14)), fit_envelope(curves(sizes=2000))
     assert len(coarse.flops) < len(fine.flops)
     assert coarse.n_law.exponent == pytest.approx(BETA / (ALPHA + BETA), abs=0.02)

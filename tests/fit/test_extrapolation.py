@@ -1,4 +1,4 @@
-"""Real runs that were not fitted: how far the law carries, and whether the intervals knew.
+"""Predictions of real runs that were not fitted, and the coverage of their intervals.
 
 The goals are those of the project: marin's validation runs within 1.3 % on average, OLMo's 7B and
 13B within 1.5 % and 2.5 % at delta 0.01, and at least 85 % of all held-out rows inside their 90 %
@@ -65,7 +65,7 @@ def test_the_default_predicts_real_runs_and_its_intervals_cover(tables):
     assert holdouts[2].mean_width <= 0.27
 
 
-def test_the_default_says_that_it_bends_away_from_marins_runs(tables):
+def test_the_default_form_warns_of_a_misfit_on_marins_runs(tables):
     codes = {warning.code for warning in marin(tables, "nemotron").warnings}
     assert "misfit" in codes
 

@@ -1,4 +1,4 @@
-"""Errors ahead, tried on the rows themselves."""
+"""Extrapolation inflation, and the noise of a new run."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from scalelab.records.types import Observations
 
 
 def bent(runs, strength):
-    """The same runs with a loss that departs from the form as compute grows."""
+    """Return the same runs with a loss that departs from the form as compute grows."""
     ahead = np.log10(runs.flops / runs.flops.min())
     return Observations(
         n_params=runs.n_params,
@@ -37,7 +37,7 @@ def test_only_predictions_beyond_the_largest_run_are_widened(isoflop_runs):
     half = np.log(at.pred_high / at.value)
     # the two points are 0.2 % of compute apart
     assert half[1] / half[0] == pytest.approx(fit.inflation, rel=1e-2)
-    # the confidence interval is what the replicates say, inside and beyond
+    # The confidence interval comes from the replicates alone, inside and beyond the runs.
     assert at.high[1] / at.value[1] == pytest.approx(at.high[0] / at.value[0], rel=1e-3)
 
 
@@ -47,12 +47,12 @@ def test_local_noise_follows_the_rows_nearest_in_compute():
     errors = rng.standard_normal(600) * np.where(np.arange(600) < 200, 3.0, 1.0)
     low, high = local_noise(errors, compute, np.array([np.exp(41.0), np.exp(49.5)]))
     assert np.ptp(low) > np.ptp(high)
-    # nowhere narrower than all rows together
+    # Never narrower than the quantiles of all rows.
     overall = np.quantile(errors, NOISE_LEVELS)
     for levels in (low, high):
         assert (levels[:100] <= overall[:100]).all()
         assert (levels[101:] >= overall[101:]).all()
 
 
-def test_replicate_free_fits_have_no_hindsight(isoflop_runs):
+def test_fits_without_replicates_have_no_inflation(isoflop_runs):
     assert fit_parametric(isoflop_runs(), bootstrap=BootstrapSpec(k=0)).inflation == 1.0

@@ -114,7 +114,7 @@ def test_a_minimum_outside_its_grid_is_flagged_and_left_out(isoflop_runs, side, 
     assert fit.n_law.exponent == pytest.approx(0.366 / 0.714, abs=0.01)
 
 
-def test_losses_that_bend_downwards_have_no_minimum(isoflop_runs):
+def test_losses_that_are_not_convex_have_no_minimum(isoflop_runs):
     rows = isoflop_runs(noise=0.0)
     upside_down = replace(rows, loss_nats=10 - rows.loss_nats)
     fit = fit_isoflop(upside_down, keeps_edges=True)
@@ -134,7 +134,7 @@ def test_rows_at_equal_flops_are_grouped_within_ten_per_cent(isoflop_runs):
     np.testing.assert_allclose(budget, rows.flops, rtol=0.05)
 
 
-def test_runs_of_one_size_or_without_equal_compute_are_no_valley():
+def test_runs_of_one_size_or_without_equal_compute_are_not_a_curve():
     rng = np.random.default_rng(5)
     scattered = Observations(
         n_params=10 ** rng.uniform(7, 9, 8),
@@ -179,7 +179,7 @@ def test_a_replicate_that_repeats_the_data_repeats_the_fit(isoflop_runs):
         np.testing.assert_allclose(lines[:, 1], law.log_coefficient, rtol=1e-7)
 
 
-def test_a_replicate_without_two_valleys_is_nan(isoflop_runs):
+def test_a_replicate_without_two_curves_is_nan(isoflop_runs):
     rows = isoflop_runs()
     fit = fit_isoflop(rows)
     only_one = (rows.budget == 1e19).astype(float)[None]
@@ -212,7 +212,7 @@ def test_order_and_units_of_n_do_not_matter(seed, scale):
     assert scaled.n_law.at(1e19) == pytest.approx(scale * first.n_law.at(1e19), rel=1e-6)
 
 
-def test_valleys_that_are_resampled_whole_count_by_their_weight_in_the_line(isoflop_runs):
+def test_curves_of_equal_row_weights_keep_their_minimum_and_change_their_weight(isoflop_runs):
     rows = isoflop_runs(noise=0.003)
     fit = fit_isoflop(rows)
     drawn = np.random.default_rng(0).exponential(size=(50, 5))

@@ -1,4 +1,4 @@
-"""Small systems in batches: which are positive definite, and their solutions."""
+"""Batches of small systems: which are positive definite, and their solutions."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scalelab.fit.newton import FEW, solve_positive
 
 
 @pytest.mark.parametrize("copies", [1, FEW])
-def test_indefinite_systems_are_told_from_the_others(copies):
+def test_indefinite_systems_are_detected(copies):
     rng = np.random.default_rng(0)
     root = rng.standard_normal((6, 5, 5))
     matrix = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(5)

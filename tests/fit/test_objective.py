@@ -67,7 +67,7 @@ def test_best_scale_minimises_the_likelihood(delta):
         ({"overprediction": -1.0}, "overprediction = -1.0"),
     ],
 )
-def test_objectives_that_cannot_be_meant(bad, message):
+def test_invalid_objectives(bad, message):
     with pytest.raises(UsageError, match=message):
         Objective(**bad)
 

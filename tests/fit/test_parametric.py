@@ -88,7 +88,7 @@ def test_weight_column_counts_rows():
     assert one.params == pytest.approx(other.params, rel=1e-6)
 
 
-def test_weights_that_cannot_be_meant_are_refused():
+def test_invalid_weights_are_an_error():
     rows = cloud(30)
     bad = Observations(
         n_params=rows.n_params,
@@ -109,7 +109,7 @@ def test_weights_that_cannot_be_meant_are_refused():
         fit_parametric(rows, fixed={"gamma": 1.0})
 
 
-def test_an_overprediction_penalty_leans_to_the_lower_envelope():
+def test_an_overprediction_penalty_moves_the_fit_to_the_lower_envelope():
     rows = cloud(90, noise=0.01)
     plain = fit_parametric(rows, bootstrap=NO_REPLICATES)
     low = fit_parametric(rows, objective=Objective(overprediction=9.0), bootstrap=NO_REPLICATES)

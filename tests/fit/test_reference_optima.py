@@ -1,4 +1,4 @@
-"""The engine reaches all 42 reference optima, and says which of them are none."""
+"""The solver reaches all 42 reference optima and reports those that are not identified."""
 
 import csv
 import math
@@ -46,7 +46,7 @@ def test_reaches_the_reference_optimum(tables, references, index):
         bootstrap=NO_REPLICATES,
     )
     assert fit.value <= float(row["objective_sum"]) * (1 + 1e-6)
-    # the reference itself is no higher: nothing is gained by another definition of the sum
+    # Our optimum is not below the reference either: both evaluate the same sum.
     assert fit.value >= float(row["objective_sum"]) * (1 - 1e-6)
     assert not [w for w in fit.warnings if w.code in ("solvers_disagree", "not_converged")]
     if row["note"]:

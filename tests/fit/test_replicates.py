@@ -46,7 +46,7 @@ def test_residual_bootstrap_matches_the_noise(isoflop_runs):
     np.testing.assert_allclose(ratio, 1.0, atol=0.35)
 
 
-def test_a_cluster_of_its_own_kind_pulls_the_law_to_itself():
+def test_a_cluster_unlike_the_others_has_a_high_leverage():
     N = np.repeat([1e8, 2e8, 4e8, 1e9, 3e9], 4)
     D = np.tile([2e9, 8e9, 3e10, 1e11], 5)
     columns = {"n_params": N, "n_tokens": D}

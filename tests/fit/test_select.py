@@ -12,7 +12,7 @@ from scalelab.records.types import Observations
 
 
 def test_the_form_that_made_the_runs_extrapolates_best(isoflop_runs):
-    # Exponents this far apart cannot be told by the tied form, nor an asymptote by Kaplan's.
+    # The tied form cannot fit exponents this different, and Kaplan's form has no asymptote.
     rows = isoflop_runs(alpha=0.5, beta=0.25, A=1000.0, B=400.0, noise=2e-4, half_width=8.0)
     found = compare(rows, forms=("tied", "chinchilla", "kaplan"), k=30)
     assert found.best.form == "chinchilla"
@@ -21,7 +21,7 @@ def test_the_form_that_made_the_runs_extrapolates_best(isoflop_runs):
     assert "do not separate" not in found.verdict
 
 
-def test_forms_that_describe_the_runs_alike_are_called_indistinguishable(isoflop_runs):
+def test_forms_that_fit_equally_well_are_tied(isoflop_runs):
     rows = isoflop_runs(alpha=0.33, beta=0.33, noise=0.004)
     found = compare(rows, forms=("chinchilla", "tied"), k=30)
     assert all(candidate.is_tied for candidate in found.candidates)
@@ -122,7 +122,7 @@ def test_columns_are_under_the_names_that_laws_use(isoflop_runs):
 
 @pytest.mark.parametrize(("form", "seed"), [("kaplan", 7), ("gamma", 13)])
 def test_losses_that_no_law_describes_are_fitted_without_an_error(form, seed):
-    # The surface is not finite everywhere that a step may lead; these two lead there.
+    # These two seeds lead to points where the law is not finite.
     rng = np.random.default_rng(seed)
     n_params, n_tokens = 10 ** rng.uniform(4, 9, 20), 10 ** rng.uniform(5, 11, 20)
     rows = Observations(
@@ -135,6 +135,6 @@ def test_losses_that_no_law_describes_are_fitted_without_an_error(form, seed):
     assert np.isfinite(fit.residuals).all()
 
 
-def test_losses_that_lie_on_the_law_have_the_lowest_criterion_there_is(isoflop_runs):
+def test_losses_exactly_on_the_law_have_an_aicc_of_minus_infinity(isoflop_runs):
     fit = fit_parametric(isoflop_runs(), bootstrap=BootstrapSpec(k=0))
     assert aicc(replace(fit, residuals=np.zeros_like(fit.residuals))) == -np.inf

@@ -1,4 +1,4 @@
-"""Do intervals cover? Simulated data sets from a known law, fitted with the defaults.
+"""Coverage of the default intervals on simulated data sets from a known law.
 
 Three designs (isoFLOP with 45 runs, a 6 x 6 grid, a cloud of 200), three kinds of noise (Gaussian,
 heavy-tailed, larger for small runs). The 90 % interval is scored on a, on log N_opt at 100 times
@@ -136,12 +136,12 @@ def simulate(name, kind, count, replicates, seed=3):  # 1 and 2 chose the method
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_version(kind):
-    """The goals, as far as 100 data sets can tell.
+    """The goals within the statistical error of 100 data sets.
 
     A share of 0.87 measured on 100 sets has a standard error of 0.034, and a median width one of
     1.25 times the spread of the widths over sqrt(100), with a spread of 0.3 to 0.35; three of
-    either are allowed, a width of 1.36. Coverage above 0.96 cannot be told from 100 sets, so
-    nothing is asked there.
+    either are allowed, a width of 1.36. 100 sets cannot show a coverage above 0.96, so there is
+    no upper limit.
     """
     count = 100
     scores = simulate("isoflop45", kind, count=count, replicates=150)
@@ -154,7 +154,7 @@ def test_small_version(kind):
 @pytest.mark.science
 @pytest.mark.timeout(0)
 def test_default_interval():
-    """1,000 data sets a cell, three designs and three kinds of noise, without any slack."""
+    """1,000 data sets per cell, three designs and three kinds of noise, exact goals."""
     lines = ["design,noise,quantity,covered,truth_below,relative_width,spread,efficient"]
     missed = []
     for name, kind in itertools.product(DESIGNS, KINDS):
@@ -196,7 +196,7 @@ def clustered_coverage(count, replicates):
         for method in hits:
             fit = fit_parametric(
                 runs,
-                # robustness is not at stake here, and least squares is the faster one
+                # Least squares is faster, and the noise here has no outliers.
                 objective=Objective(loss="ls"),
                 bootstrap=BootstrapSpec(
                     k=replicates, seed=i, method="auto" if method == "cluster" else "row"
