@@ -1,7 +1,7 @@
-"""Everything that one `fit` says, as one frozen value: what JSON, terminal, TeX and CSV print.
+"""The report of a fit: the frozen value behind the output as JSON, text, TeX and CSV.
 
-The parametric fit is the answer; approaches 1 and 2, the held-out score, the forecasts and the
-warnings stand beside it. Nothing is computed here: the parts are made by their own modules.
+The parametric fit is the answer. Approaches 1 and 2, the held-out score, the forecasts and the
+warnings complete it. Other modules compute these parts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holdout:
-    """How rows that were not fitted were predicted.
+    """How well the fit predicts held-out rows.
 
     Attributes
     ----------
@@ -55,30 +55,30 @@ class Holdout:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FitReport:
-    """What a fit found and how far to trust it.
+    """The result of a fit with everything that is needed to assess it.
 
     Attributes
     ----------
     observations : Observations
-        The rows fitted.
+        The fitted rows.
     fit : ParametricFit
         Approach 3.
     level : float
         Level of every interval.
     params, derived : Mapping[str, Interval]
-        Parameters, and a, b, G of the compute-optimal frontier (empty where the form has none).
+        Parameters, and a, b, G of the compute-optimal frontier (empty if the form has none).
     envelope, isoflop : EnvelopeFit or None, IsoflopFit
         Approaches 1 and 2.
     disagreement : Disagreement or None
-        Approach 2 against approach 3; None where one of them has no answer.
+        Approach 2 against approach 3; None if one of them has no answer.
     warnings : tuple of FitWarning
-        Everything to know, most serious first.
+        Most serious first.
     forecasts : tuple of Forecast
-        Empty when the fit is not identified.
+        Empty if the fit is not identified.
     holdout : Holdout or None
     comparison : Comparison or None
     speedup : Speedup or None
-        Each where it was asked for.
+        Each if requested.
     """
 
     observations: Observations
@@ -97,7 +97,7 @@ class FitReport:
 
     @property
     def exit_code(self) -> int:
-        """0, or 4 when the rows do not determine the law."""
+        """0, or 4 if the rows do not determine the law."""
         return NotIdentifiedError.exit_code if self.fit.status == "not_identified" else EXIT_OK
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class FitReport:
         }
 
     def to_csv(self) -> str:
-        """Return parameters, derived exponents and forecasts as CSV, one a line."""
+        """Return parameters, derived exponents and forecasts as CSV, one per line."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(("kind", "name", "value", "low", "high", "pred_low", "pred_high"))
@@ -200,7 +200,7 @@ class FitReport:
         return out.getvalue()
 
     def to_tex(self) -> str:
-        """Return the parameters as a LaTeX table with a caption that names the objective."""
+        """Return the parameters as a LaTeX table; the caption states the objective."""
         objective = self.fit.objective
         rows = [
             f"{_TEX_NAMES.get(name, _tex_text(name))} & {_tex(i.value)} & "
@@ -280,7 +280,7 @@ def _tex_text(text: str) -> str:
 
 
 def ordered(warnings: Sequence[FitWarning]) -> tuple[FitWarning, ...]:
-    """Return each warning once, those that forbid or bend an answer before those that inform."""
+    """Return each warning once, the most serious first."""
     rank = {code: i for i, code in enumerate(SERIOUS)}
     unique = list(dict.fromkeys(warnings))
     return tuple(sorted(unique, key=lambda warning: rank.get(warning.code, len(rank))))

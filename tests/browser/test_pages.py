@@ -162,8 +162,8 @@ def test_hostile_text_is_shown_and_never_obeyed(
     page, seen = visit(server.at(page="Data"))
     settle(page, "Data")
     page.locator("input[type=file]").set_input_files(file)
-    page.get_by_text("9 rows can be used, 1 cannot").wait_for()
-    page.get_by_role("button", name="Look at it on every page").click()
+    page.get_by_text("9 usable rows, 1 unusable").wait_for()
+    page.get_by_role("button", name="Use this table in all views").click()
     for view in CHOICES:
         page.get_by_test_id("stSidebar").get_by_text(view, exact=True).click()
         settle(page, view)
