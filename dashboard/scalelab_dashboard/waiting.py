@@ -121,4 +121,4 @@ def not_identified(found: FitReport) -> None:
 def _poll(job: Job, doing: str) -> None:
     if job.future.done():
         st.rerun()
-    st.caption(f"{doing}: {job.elapsed_s:.0f} s so far. The page updates by itself.")
+    st.caption(f"{doing}: {job.elapsed_s:.0f} s so far. This view updates when it is done.")

@@ -43,7 +43,7 @@ WHOLE = """view => {
     && [...document.querySelectorAll('h2')].some(e => e.textContent.trim() === view)
     && !document.querySelector('[data-testid=stSkeleton], [data-stale=true]')
     && charts.every(e => e.querySelector('.main-svg'))
-    && !document.body.innerText.includes('fills in by itself');
+    && !document.body.innerText.includes('updates when it is done');
 }"""
 
 

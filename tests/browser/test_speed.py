@@ -166,7 +166,7 @@ def test_a_warm_script_and_its_payload(
         test = AppTest.from_file(str(Path(app.__file__)), default_timeout=120)
         test.query_params["page"] = view
         test.run()
-        while any("fills in by itself" in caption.value for caption in test.caption):
+        while any("updates when it is done" in caption.value for caption in test.caption):
             time.sleep(0.5)
             test.run()
         figures[view] = median(lambda test=test: test.run() and None)  # type: ignore[misc]

@@ -53,7 +53,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
             test.query_params[name] = value
         test.run()
         deadline = time.monotonic() + FIT_S
-        while any("fills in by itself" in caption.value for caption in test.caption):
+        while any("updates when it is done" in caption.value for caption in test.caption):
             assert time.monotonic() < deadline, f"the fit did not end in {FIT_S} s"
             time.sleep(POLL_S)
             test.run()

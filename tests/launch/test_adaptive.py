@@ -35,7 +35,7 @@ def test_default_axes_follow_the_budget() -> None:
     assert len(sizes) == 10
     assert 6 * sizes[-1] * lengths[-1] == pytest.approx(1e20, rel=0.1)
     assert sizes[-1] / sizes[0] == pytest.approx(100, rel=0.1)
-    with pytest.raises(UsageError, match="too little"):
+    with pytest.raises(UsageError, match="too small"):
         default_axes(1e9, tokenizer="bytes")
 
 
