@@ -148,7 +148,8 @@ def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> No
     vague = replace(report, fit=replace(report.fit, status="not_identified"))
     assert api_assess.bands(vague, 1e18, 1e24) is None
     assert "does not determine" in figures.contours(vague, None).layout.meta["alt"]
-    text = render(Content(title="t", command="c", fit=vague, bands=None, extended=None, planes=None))
+    content = Content(title="t", command="c", fit=vague, bands=None, extended=None, planes=None)
+    text = render(content)
     assert "not identified" in text
 
 
