@@ -18,7 +18,6 @@ from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train import loop, session
 from tests.train.outcome import run_attempt
-from tests.train.sharded.job import Job, starting
 
 VOCAB = 61
 
@@ -135,23 +134,5 @@ def attempt_at(
             return run_attempt(
                 run.path, dataset.folder, replace(execution, **changes), should_stop=stop
             )
-
-    return make
-
-
-@pytest.fixture
-def start(dataset: Dataset) -> Iterator[Callable[..., Job]]:
-    """Return a function that starts a job of several ranks."""
-    with starting(dataset.folder) as begin:
-        yield begin
-
-
-@pytest.fixture
-def together(start: Callable[..., Job]) -> Callable[..., str]:
-    """Return a function that makes an attempt with several ranks."""
-
-    def make(run: RunDir, n_ranks: int, **options: Any) -> str:
-        (status,) = start([run], n_ranks, **options).finish()
-        return status
 
     return make
