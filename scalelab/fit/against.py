@@ -31,7 +31,7 @@ PAIRED_ENTRIES = 20_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disagreement:
-    """Approach 2 against approach 3 in D_opt.
+    """Ratio of D_opt by approach 2 to D_opt by approach 3.
 
     Attributes
     ----------
@@ -43,14 +43,14 @@ class Disagreement:
     expected_bias : float or None
         How much approach 2 would overstate D_opt on this grid if approach 3 were exact and the
         losses had no noise.
-    is_said : bool
-        Whether it exceeds 5 % and its 90 % interval excludes agreement.
+    is_significant : bool
+        Whether the ratio differs from 1 by more than 5 % and its 90 % interval excludes 1.
     """
 
     flops: float
     ratio: Interval
     expected_bias: float | None
-    is_said: bool
+    is_significant: bool
 
 
 def paired_weights(
@@ -111,7 +111,7 @@ def disagreement(
         return None
     ratio = float(tokens_at(isoflop.n_law.line, isoflop.d_law.line, flops)) / optimal_tokens
     bounds = (math.nan, math.nan)
-    is_said = abs(ratio - 1) > DISAGREE
+    is_significant = abs(ratio - 1) > DISAGREE
     if weights is not None and fit.kept is not None:
         # Failed replicates are not in the samples.
         weights = weights[fit.kept[: len(weights)]]
@@ -124,7 +124,7 @@ def disagreement(
         draws = draws[np.isfinite(draws)]
         bounds = percentile_limits(draws, level)
         test = percentile_limits(draws, DISAGREE_LEVEL)
-        is_said = is_said and not test[0] <= 1 <= test[1]
+        is_significant = is_significant and not test[0] <= 1 <= test[1]
 
     law = fit.law
     clean = law.loss({name: column(observations, name) for name in law.columns})
@@ -132,13 +132,13 @@ def disagreement(
         flops=flops,
         ratio=Interval(value=ratio, low=bounds[0], high=bounds[1]),
         expected_bias=expected_bias(observations, isoflop, clean, optimal_tokens, flops),
-        is_said=is_said,
+        is_significant=is_significant,
     )
 
 
 def disagreement_warnings(found: Disagreement | None) -> tuple[FitWarning, ...]:
     """Return a warning if approaches 2 and 3 disagree."""
-    if found is None or not found.is_said:
+    if found is None or not found.is_significant:
         return ()
     ratio, bias = found.ratio, found.expected_bias
     limits = (

@@ -1,7 +1,7 @@
 """Narrower intervals from the same rows, where the noise allows it.
 
-Huber's loss with a small delta resists outliers, but its refits give intervals a fifth to a third
-wider than the noise requires, most where small runs are noisier than large ones (figures:
+Huber's loss with a small delta resists outliers, but its refits give intervals 10 to 34 % wider
+than the noise requires, most where small runs are noisier than large ones (figures:
 results/tables/efficient_numba.md). The parameter values always come from the objective. Their
 intervals come from an efficient refit: the residuals give the noise scale as a function of compute,
 s(C) = exp(c0 + c1 log C), and the refit minimises Huber's loss of r/s at a threshold that is close
@@ -11,8 +11,8 @@ Three checks protect the intervals; if one fails, the objective itself is refitt
 
 - `agrees`: both optima differ by no more than chance (a Hausman test over the same replicates).
   They estimate the same law as long as the form is right.
-- `has_curved_residuals`: a quadratic of the columns explains the residuals (an F test). The form is
-  then wrong, and no interval around it is meaningful.
+- `has_curved_residuals`: no quadratic of the columns explains the residuals (an F test). Otherwise
+  the form is wrong, and the two objectives estimate different laws.
 - `_is_parabolic`: the objective follows its second-order approximation across the interval.
 
 A bootstrap of n rows and p parameters is too narrow by about p/n, since residuals are smaller than

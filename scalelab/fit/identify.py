@@ -115,7 +115,7 @@ def _undetermined(
     size = np.linalg.norm(jacobian, axis=1)
     if not (size > 0).all():
         dead = [law.names()[j] for j in positions[size == 0]]
-        return [f"the loss of no row depends on {', '.join(dead)}"]
+        return [f"No prediction depends on {', '.join(dead)}. Choose another form"]
     left, singular, _ = np.linalg.svd(jacobian / size[:, None], full_matrices=False)
     if len(singular) < len(positions) or singular[-1] < RANK * singular[0]:
         mixed = [
@@ -130,7 +130,7 @@ def _undetermined(
         ]
         because = f" ({'; '.join(levels)})" if levels else ""
         return [
-            f"the rows do not separate the effects of {', '.join(mixed)}{because}. Add runs that "
+            f"The rows do not separate the effects of {', '.join(mixed)}{because}. Add runs that "
             "vary each column independently"
         ]
     n, p = len(residuals), len(positions)

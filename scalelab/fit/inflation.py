@@ -43,7 +43,7 @@ def extrapolation_inflation(
     *,
     uses_efficient_refits: bool,
 ) -> float:
-    """Return the factor, at least 1, by which past extrapolation errors exceeded their intervals.
+    """Return the factor, at least 1, by which errors on larger runs exceed their intervals.
 
     Parameters
     ----------

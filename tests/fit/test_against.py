@@ -25,7 +25,7 @@ def test_narrow_centred_grids_on_a_symmetric_law_agree(isoflop_runs):
     found = compared(rows, flops=1e21)
     assert found is not None
     assert found.ratio.low < 1 < found.ratio.high
-    assert not found.is_said
+    assert not found.is_significant
     assert disagreement_warnings(found) == ()
 
 
@@ -38,7 +38,7 @@ def test_a_wide_grid_on_an_asymmetric_law_disagrees_by_its_known_bias(isoflop_ru
     # The published bias at this half-width is -23.12 % from 15 points a budget.
     assert found.ratio.value - 1 == pytest.approx(-0.231, abs=0.02)
     assert found.expected_bias == pytest.approx(-0.231, abs=0.002)
-    assert found.is_said
+    assert found.is_significant
     (warning,) = disagreement_warnings(found)
     assert warning.code == "approaches_disagree"
     assert "-23." in warning.message or "-22." in warning.message
@@ -48,7 +48,7 @@ def test_a_difference_within_the_noise_is_not_a_warning(isoflop_runs):
     found = compared(isoflop_runs(noise=0.02, half_width=3.0), flops=1e24)
     assert found is not None
     assert abs(found.ratio.value - 1) > 0.05
-    assert not found.is_said
+    assert not found.is_significant
 
 
 def test_llama_3_at_its_own_compute(tables):
@@ -60,7 +60,7 @@ def test_llama_3_at_its_own_compute(tables):
     found = disagreement(rows, isoflop, fit, flops=3.8e25, weights=weights)
     assert found is not None
     assert found.ratio.value - 1 == pytest.approx(0.580, abs=5e-4)
-    assert found.is_said
+    assert found.is_significant
 
 
 def test_failed_replicates_are_left_out_of_the_pairs(isoflop_runs):
