@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalelab.cli.fit_page import print_warnings
+from scalelab.cli.fit_page import print_gravest, print_warnings, rows_used
+from scalelab.cli.layout import Fitting
 from scalelab.cli.options import ResultsOption
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError, UsageError
@@ -210,7 +211,7 @@ def decide(
     if as_json:
         emit_json(answer.to_dict())
     else:
-        _print(answer, is_constant=isinstance(source, str))
+        _print(answer, source)
     return 0
 
 
@@ -238,28 +239,35 @@ def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
         ) from None
 
 
-def _print(answer: Decision, *, is_constant: bool) -> None:
+def _print(answer: Decision, source: FitReport | str) -> None:
     from rich.table import Table
 
     out = console()
+    used = "" if isinstance(source, str) else rows_used(source.fit.n_rows, answer.warnings)
+    wraps = not out.is_terminal
     if answer.best is None:
-        out.print("No candidate keeps the limits.", style="bold")
+        out.print(f"{used}No candidate stays within the limits.", style="bold", soft_wrap=wraps)
     else:
-        out.print(f"Best: {_said(answer.best)}", style="bold", soft_wrap=True)
+        out.print(f"{used}Best: {_said(answer.best)}", style="bold", soft_wrap=wraps)
+    first = print_gravest(answer.warnings, out)
+    if answer.best is not None:
         for name in answer.binding:
             gain = answer.relaxed.get(name)
             more = f": 10 % more saves {gain:.4f} nats" if gain is not None else ""
-            out.print(f"binding: {name.replace('_', ' ')}{more}", soft_wrap=True)
+            out.print(f"Binding limit: {name.replace('_', ' ')}{more}", soft_wrap=wraps)
         if answer.best.miss is not None:
             chance = f"{100 * answer.best.miss:.2g} %"
-            out.print(f"a run of it misses the target loss with {chance} probability")
-    if is_constant:
-        out.print("A law known by its constants alone has no intervals.", style="dim")
+            out.print(f"Probability that this run misses the target loss: {chance}")
+    if isinstance(source, str):
+        out.print("This published law has no intervals: only its constants are known.", style="dim")
     table = Table(box=None, pad_edge=False)
     has_target = any(each.miss is not None for each in answer.candidates)
     names = ("candidate", "loss", "interval", *(["misses"] if has_target else []))
     for name in (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", ""):
-        table.add_column(name, justify="left" if name in ("candidate", "") else "right")
+        is_text = name in ("candidate", "")
+        table.add_column(
+            name, justify="left" if is_text else "right", no_wrap=not is_text and name != "interval"
+        )
     for each in answer.candidates:
         table.add_row(
             each.label if each.shape is None else f"{each.label}, {each.shape}",
@@ -273,8 +281,8 @@ def _print(answer: Decision, *, is_constant: bool) -> None:
             format_quantity(each.costs["kg_co2"] or 0.0),
             "" if each.is_feasible else "exceeds " + ", ".join(each.broken).replace("_", " "),
         )
-    out.print(table)
-    print_warnings(answer.warnings, out)
+    out.print(Fitting(table))
+    print_warnings([w for w in answer.warnings if w is not first], out)
 
 
 def _said(best: Candidate) -> str:
@@ -303,7 +311,8 @@ def _print_published(source: FitReport | str, *, as_json: bool) -> int:
         return 0
     table = Table(box=None, pad_edge=False)
     for name in ("model", "year", "N", "D", "N / optimal N", "the optimum saves", "verdict"):
-        table.add_column(name, justify="left" if name in ("model", "verdict") else "right")
+        is_text = name in ("model", "verdict")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in found:
         table.add_row(
             row["model"],
@@ -314,5 +323,5 @@ def _print_published(source: FitReport | str, *, as_json: bool) -> int:
             f"{100 * row['saved']:.0f} %",
             row["verdict"],
         )
-    console().print(table)
+    console().print(Fitting(table))
     return 0

@@ -175,14 +175,17 @@ def _print_table(checks: Sequence[Check], bad: Sequence[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from scalelab.cli.layout import Fitting
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "status", "found", "needed for", "what to do"):
-        table.add_column(heading, overflow="fold")
+        is_short = heading in ("", "status")
+        table.add_column(heading, overflow="fold", no_wrap=is_short)
     for check in checks:
         status = Text(check.status, style=_STYLES[check.status])
         table.add_row(check.name, status, check.found, check.needed_for, check.do)
     out = console()
-    out.print(table)
+    out.print(Fitting(table))
     missing = sum(check.status == MISSING for check in checks)
     problems = sum(check.status == PROBLEM for check in checks)
     if bad:

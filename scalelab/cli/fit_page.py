@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalelab.cli.layout import Fitting
 from scalelab.cli.output import runnable
 from scalelab.units import format_flops, format_quantity
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 CALM = "dim"
 ANSWER = "bold"
 CARE = "yellow"
+LEFT_OUT = ("rejected_rows", "unfinished_runs")
+IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "extrapolation", "approach_", "derived_")
+"""Codes that the first line already says, or that do not change the answer."""
 
 
 def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
@@ -36,35 +41,67 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     """
     # A terminal wraps at words; a pipe gets each sentence on one line.
     is_piped = not out.is_terminal
-    for line in _headline(report):
-        out.print(line, style=ANSWER, soft_wrap=is_piped)
+    first = print_headline(report, out)
     out.print()
     out.print(_ground(report), style=CALM, soft_wrap=is_piped)
     out.print()
-    out.print(_parameters(report))
-    out.print(_approaches(report))
+    out.print(Fitting(_parameters(report)))
+    out.print(Fitting(_approaches(report)))
     if len(report.forecasts) > 1 or any(f.n_params and f.n_tokens for f in report.forecasts):
-        out.print(_forecasts(report))
+        out.print(Fitting(_forecasts(report)))
     for line in _scores(report):
         out.print(line, soft_wrap=is_piped)
     if report.comparison is not None:
-        out.print(_candidates(report))
+        out.print(Fitting(_candidates(report)))
         out.print(report.comparison.verdict, soft_wrap=is_piped)
-    print_warnings(report.warnings, out)
+    print_warnings([w for w in report.warnings if w is not first], out)
     if plot is not None:
         out.print()
         out.print(f"picture: {plot}", style=CALM, soft_wrap=is_piped)
 
 
+def print_headline(report: FitReport, out: Console) -> FitWarning | None:
+    """Print the answer, after how many rows it uses, then the gravest warning; return that one."""
+    held = report.holdout.n_rows if report.holdout is not None else 0
+    used = rows_used(report.fit.n_rows + held, report.warnings)
+    for line in _headline(report):
+        out.print(used + line, style=ANSWER, soft_wrap=not out.is_terminal)
+        used = ""
+    return print_gravest(report.warnings, out)
+
+
+def rows_used(n_used: int, warnings: Sequence[FitWarning]) -> str:
+    """Return ``15 of 20 rows used. ``, or nothing when every row is used."""
+    left_out = 0
+    for warning in warnings:
+        # These messages begin with the number of rows or runs that were left out.
+        if warning.code in LEFT_OUT and (found := re.match(r"[\d,]+", warning.message)):
+            left_out += int(found[0].replace(",", ""))
+    return f"{n_used:,} of {n_used + left_out:,} rows used. " if left_out else ""
+
+
+def print_gravest(warnings: Sequence[FitWarning], out: Console) -> FitWarning | None:
+    """Print and return the gravest warning; the first line says what `IN_FIRST_LINE` is about."""
+    first = next((w for w in warnings if not w.code.startswith(IN_FIRST_LINE)), None)
+    if first is not None:
+        _print_warning(first, out)
+    return first
+
+
 def print_warnings(warnings: Sequence[FitWarning], out: Console) -> None:
     """Print each warning as a paragraph, its code first."""
-    is_piped = not out.is_terminal
     for warning in warnings:
         if warning.code.startswith("approach_"):
             continue  # the table of approaches says it, and no forecast rests on it
         out.print()
-        out.print(f"{warning.code.replace('_', ' ')}: ", style=CARE, end="", soft_wrap=is_piped)
-        out.print(runnable(warning.message), soft_wrap=is_piped)
+        _print_warning(warning, out)
+
+
+def _print_warning(warning: FitWarning, out: Console) -> None:
+    from rich.text import Text
+
+    code = Text(f"{warning.code.replace('_', ' ')}: ", style=CARE)
+    out.print(code + Text(runnable(warning.message)), soft_wrap=not out.is_terminal)
 
 
 def answer(forecast: Forecast, target: str = "loss_nats") -> str:
@@ -73,7 +110,7 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
     if forecast.extrapolation is not None:
         times = format_quantity(forecast.extrapolation)
         if forecast.far:
-            distance = f"FAR: {', '.join(forecast.far)}. "
+            distance = f"Extrapolation: {', '.join(forecast.far)}. "
         elif forecast.extrapolation > 1:
             distance = f" It is {times} times the FLOPs of the largest run."
         else:
@@ -131,9 +168,9 @@ def _ground(report: FitReport) -> str:
 
 
 def _parameters(report: FitReport) -> Table:
-    table = _table("", "value", f"{100 * report.level:g} % interval")
+    table = _table("", "value", f"{100 * report.level:g} % interval", "meaning")
     for name, interval in report.params.items():
-        table.add_row(name, f"{interval.value:.7g}", _span(interval, 5))
+        table.add_row(name, f"{interval.value:.7g}", _span(interval, 5).strip(), "")
     notes = {
         "a": "N_opt = G (C/6)^a",
         "b": "D_opt = (C/6)^b / G",
@@ -142,13 +179,13 @@ def _parameters(report: FitReport) -> Table:
     for name, interval in report.derived.items():
         if not math.isfinite(interval.value):
             continue
-        note = f"  {notes[name]}" if notes.get(name) else ""
-        table.add_row(name, f"{interval.value:.6g}", _span(interval, 5) + note)
+        span = _span(interval, 5).strip()
+        table.add_row(name, f"{interval.value:.6g}", span, notes.get(name, ""))
     return table
 
 
 def _approaches(report: FitReport) -> Table:
-    table = _table("approach", "a (N_opt)", "b (D_opt)", "rests on")
+    table = _table("approach", "a (N_opt)", "b (D_opt)", "based on", texts=("approach", "based on"))
     parts = {
         "3, the law (answer)": (
             report.derived.get("a"),
@@ -183,7 +220,8 @@ def _approaches(report: FitReport) -> Table:
 
 def _forecasts(report: FitReport) -> Table:
     name = _target(report.fit.law.target)
-    table = _table("asked", "N", "D", "D/N", "FLOPs", name, "x largest run")
+    columns = ("asked", "N", "D", "D/N", "FLOPs", name, "x largest run")
+    table = _table(*columns, texts=("asked", "N", "D", name, "x largest run"))
     for f in report.forecasts:
         ratio = f"{f.n_tokens.value / f.n_params.value:.3g}" if f.n_params and f.n_tokens else ""
         table.add_row(
@@ -192,7 +230,7 @@ def _forecasts(report: FitReport) -> Table:
             _size(f.n_tokens),
             ratio,
             format_flops(f.flops) if f.flops is not None else "",
-            f"{_loss(f.loss_nats)} {_bounds(f.pred_low, f.pred_high)}",
+            f"{_loss(f.loss_nats)}{_bounds(f.pred_low, f.pred_high)}",
             format_quantity(f.extrapolation) if f.extrapolation is not None else "",
         )
     return table
@@ -226,7 +264,8 @@ def _saving(report: FitReport) -> Iterator[str]:
 
 
 def _candidates(report: FitReport) -> Table:
-    table = _table("form and objective", "next budget", "worst", "inside", "width", "AICc", "")
+    columns = ("form and objective", "next budget", "worst", "inside", "width", "AICc", "")
+    table = _table(*columns, texts=("form and objective", ""))
     comparison = report.comparison
     assert comparison is not None
     for candidate in comparison.candidates:
@@ -243,13 +282,14 @@ def _candidates(report: FitReport) -> Table:
     return table
 
 
-def _table(*names: str) -> Table:
+def _table(*names: str, texts: Sequence[str] = ()) -> Table:
+    """Return a table with these columns; those of ``texts`` may be folded."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, pad_edge=False, header_style=CALM)
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name not in texts)
     return table
 
 

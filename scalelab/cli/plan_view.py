@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from scalelab.cli.layout import Fitting
 from scalelab.cli.output import console
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.cost import PlanCost
@@ -52,7 +53,7 @@ def print_plan(proposal: Proposal) -> None:
             "done" if is_done else format_duration(seconds),
             "" if is_done else format_money(seconds / 3600 * cost.speed.usd_per_worker_hour),
         )
-    out.print(table)
+    out.print(Fitting(table))
     if len(plan.rows) > len(shown):
         out.print(f".. and {len(plan.rows) - len(shown):,} more; --json has them all.")
     for line in summary_lines(proposal):

@@ -75,6 +75,9 @@ def report(
     if as_json:
         emit_json({"written": written, "status": found.fit.status})
     else:
+        from scalelab.cli.fit_page import print_headline
+
+        print_headline(found, console())
         for path in written:
             console().print(f"written: {path}", soft_wrap=True)
     return found.exit_code

@@ -1,4 +1,4 @@
-"""A sweep's status as a person reads it."""
+"""The page that ``scalelab status`` prints."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from scalelab.cli.layout import Fitting
 from scalelab.cli.output import runnable
 from scalelab.store.expected import LEVEL, MIN_FINISHED
 from scalelab.store.run_status import BudgetStatus, Expected, Outlook, RunStatus
 from scalelab.store.status import SweepStatus
-from scalelab.units import format_duration, format_flops, format_quantity
+from scalelab.units import format_duration, format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SHOWN_RUNS = 16
+TROUBLED = ("failed", "diverged", "broken")
 SILENT_AFTER_S = 120.0
 STYLES = {
     "done": "green",
@@ -32,9 +34,13 @@ STYLES = {
 
 
 def render_status(status: SweepStatus) -> RenderableType:
-    """Return the page: counts, valleys, running runs, troubled runs, advice."""
-    head = Text(f"{status.sweep} ({status.kind}): {len(status.runs):,} runs: ", style="bold")
-    for i, (state, count) in enumerate(status.counts.items()):
+    """Return the page: counts, isoFLOP curves, running runs, troubled runs, advice."""
+    head = Text(
+        f"{status.sweep} ({status.kind}), {plural(len(status.runs), 'run')}: ", style="bold"
+    )
+    # Troubled runs come first: they change the answer most.
+    counts = sorted(status.counts.items(), key=lambda item: item[0] not in TROUBLED)
+    for i, (state, count) in enumerate(counts):
         head.append(", " if i else "", style="")
         head.append(f"{count:,} {state}", style=STYLES.get(state, ""))
     if status.eta_s is not None:
@@ -43,13 +49,13 @@ def render_status(status: SweepStatus) -> RenderableType:
         head.append(f"; {_hours(status)}", style="")
     parts: list[RenderableType] = [head]
     if status.valleys:
-        parts += [Text(), _valleys(status.valleys)]
+        parts += [Text(), Fitting(_isoflop_curves(status.valleys))]
     running = [run for run in status.runs if run.state == "running"]
     if running:
-        parts += [Text(), _running(running), _legend(status)]
-    troubled = [r for r in status.runs if r.state in ("failed", "diverged", "broken")]
+        parts += [Text(), Fitting(_running(running)), _legend(status)]
+    troubled = [r for r in status.runs if r.state in TROUBLED]
     if troubled:
-        parts += [Text(), _troubled(troubled)]
+        parts += [Text(), Fitting(_troubled(troubled))]
     if status.advice:
         parts += [Text(), *(Text(f"-> {runnable(line)}") for line in status.advice)]
     return Group(*parts)
@@ -58,21 +64,21 @@ def render_status(status: SweepStatus) -> RenderableType:
 def _hours(status: SweepStatus) -> str:
     per_worker, word = (status.gpus, "GPU-hours") if status.gpus else (1, "worker-hours")
     spent, wasted = per_worker * status.worker_hours, per_worker * status.wasted_hours
-    return f"{spent:.3g} {word} spent, {wasted:.2g} of them in vain"
+    return f"{spent:.3g} {word} used, {wasted:.2g} wasted (no result)"
 
 
-def _valleys(valleys: Sequence[BudgetStatus]) -> Table:
+def _isoflop_curves(curves: Sequence[BudgetStatus]) -> Table:
     table = _table("budget", "done", "best N", "best loss")
-    table.add_column("valley")
-    for valley in valleys:
-        is_whole = valley.n_done == valley.n_runs
-        style = ("green" if valley.is_bracketed else "yellow") if is_whole else ""
+    table.add_column("minimum")
+    for curve in curves:
+        is_whole = curve.n_done == curve.n_runs
+        style = ("green" if curve.is_bracketed else "yellow") if is_whole else ""
         table.add_row(
-            format_flops(valley.budget_flops),
-            f"{valley.n_done}/{valley.n_runs}",
-            "" if valley.best_n_params is None else format_quantity(valley.best_n_params),
-            "" if valley.best_loss_nats is None else f"{valley.best_loss_nats:.4f}",
-            Text(valley.shape + ("" if is_whole else " so far"), style=style),
+            format_flops(curve.budget_flops),
+            f"{curve.n_done}/{curve.n_runs}",
+            "" if curve.best_n_params is None else format_quantity(curve.best_n_params),
+            "" if curve.best_loss_nats is None else f"{curve.best_loss_nats:.4f}",
+            Text(curve.shape + ("" if is_whole else " so far"), style=style),
         )
     return table
 
@@ -105,12 +111,12 @@ def _running(runs: Sequence[RunStatus]) -> Table:
 def _legend(status: SweepStatus) -> Text:
     n_done = status.counts.get("done", 0)
     if n_done < MIN_FINISHED:
-        words = f"Expected losses show once {MIN_FINISHED} runs are done ({n_done} so far)."
+        words = f"Expected losses appear when {MIN_FINISHED} runs are done ({n_done} so far)."
     else:
         words = (
-            "loss: training loss over the last 5 % of the schedule; expected: of the finished runs "
-            "at the same place in theirs, for this N and D; at the end: held-out loss. "
-            f"{LEVEL:.0%} of healthy runs lie within ±."
+            "loss: training loss over the last 5 % of the schedule. expected: the same loss, "
+            "predicted from the finished runs for this N, D and progress. at the end: predicted "
+            f"held-out loss. {LEVEL:.0%} of healthy runs are within ±."
         )
     return Text(words, style="dim")
 

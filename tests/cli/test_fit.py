@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,9 +104,55 @@ def test_the_first_line_is_the_answer(run, file):
     assert err == ""
 
 
+@pytest.mark.parametrize("command", ["fit", "decide", "report"])
+def test_the_first_line_says_how_many_rows_are_used_and_the_second_the_gravest_warning(
+    run, file, tmp_path, command
+):
+    lines = file.read_text().splitlines()
+    bad = [
+        ",".join(
+            "" if name == "loss" else value
+            for name, value in zip(lines[0].split(","), line.split(","), strict=True)
+        )
+        for line in lines[1:4]
+    ]
+    outlier = lines[5].split(",")
+    outlier[lines[0].split(",").index("loss")] = "9.5"
+    table = tmp_path / "bad.csv"
+    table.write_text("\n".join([*lines[:5], ",".join(outlier), *lines[6:], *bad]))
+    words = {
+        "fit": ["--bootstrap", 20],
+        "decide": ["--flops", "1e21"],
+        "report": ["--out", tmp_path / "r.html"],
+    }
+    out, _ = run(command, "--from", table, *words[command])
+    first, second = out.splitlines()[:2]
+    n = len(lines) - 1
+    assert first.startswith(f"{n} of {n + 3} rows used. ")
+    assert second.startswith("outliers: 1 row")
+    assert out.count("outliers: ") == 1
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("command", ["fit", "decide", "doctor"])
+def test_narrow_output_cuts_no_number_and_keeps_its_width(run, file, monkeypatch, columns, command):
+    words = {
+        "fit": ["--from", file, "--bootstrap", 20, "--predict", "C=1e21", "--compare"],
+        "decide": ["--from", file, "--flops", "1e21"],
+        "doctor": [],
+    }
+    wide, _ = run(command, *words[command])
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out, _ = run(command, *words[command])
+    assert "…" not in out
+    numbers = set(re.findall(r"\d+\.\d{2,}", wide)) if command != "doctor" else set()
+    assert numbers <= set(re.findall(r"\d+\.\d{2,}", out))
+    assert any(len(line.rstrip()) <= columns for line in out.splitlines())
+
+
 def test_a_far_forecast_carries_its_warning_in_its_first_line(run, file):
     out, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50)
-    assert out.splitlines()[0].startswith("FAR: ")
+    assert out.splitlines()[0].startswith("Extrapolation: ")
     assert "extrapolation: N=7e12 lies" in out
     found, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50, "--json")
     assert json.loads(found)["warnings"][0]["code"] == "extrapolation"
@@ -283,7 +330,7 @@ def test_the_installed_command_runs_as_a_process(tables, no_color):
         [command, *words], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("FAR: ")
+    assert done.stdout.startswith("Extrapolation: ")
     assert "approaches disagree" in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
