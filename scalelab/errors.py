@@ -1,14 +1,14 @@
 """Errors that scalelab raises on purpose.
 
-Each says what was given, what is allowed and what to do, and carries the exit code of the command
-that ends with it::
+Each one says what was given, what is accepted and what to do. It also sets the exit code of the
+command::
 
-    ScalelabError            1   a fault of ours
-    |- UsageError            2   an option or argument that cannot be meant
+    ScalelabError            1   a bug in scalelab
+    |- UsageError            2   invalid option, argument or setting
     |- DataError             3   a file, table or corpus that cannot be used
-    |  |- SpecError          3   a run folder, plan or sweep file that does not hold together
+    |  |- SpecError          3   a run folder, plan or sweep file with contradictory content
     |- NotIdentifiedError    4   the rows do not determine the law
-    |- RunsFailedError       5   some runs of the sweep did not end as done
+    |- RunsFailedError       5   some runs of the sweep failed
     |- UnknownHardwareError  2   a device that is not in the hardware table
 """
 
@@ -23,16 +23,16 @@ EXIT_PIPE = 141
 
 
 class ScalelabError(Exception):
-    """Base of every error raised on purpose.
+    """Base class of every error raised on purpose.
 
     Parameters
     ----------
     given : str
-        What was found, quoted as the user wrote it.
+        The value that is wrong, as the user wrote it.
     allowed : str
-        What is accepted in its place.
+        What is accepted instead.
     do : str
-        A whole sentence: what to do next.
+        What to do next, as a whole sentence.
     """
 
     exit_code: ClassVar[int] = 1
@@ -47,18 +47,18 @@ class ScalelabError(Exception):
         return f"got {self.given}; expected {self.allowed}. {self.do}"
 
     def as_dict(self) -> dict[str, str]:
-        """Return the three parts under the keys that ``--json`` prints."""
+        """Return the three parts with the keys that ``--json`` prints."""
         return {"given": self.given, "allowed": self.allowed, "do": self.do}
 
 
 class UsageError(ScalelabError):
-    """An option, argument or setting that cannot be meant."""
+    """Invalid option, argument or setting."""
 
     exit_code = 2
 
 
 class UnknownHardwareError(UsageError):
-    """A device whose peak, power or price is not in the hardware table."""
+    """A device that is not in the hardware table."""
 
 
 class DataError(ScalelabError):
@@ -68,25 +68,25 @@ class DataError(ScalelabError):
 
 
 class SpecError(DataError):
-    """A run folder, plan or sweep file that does not hold together."""
+    """A run folder, plan or sweep file with contradictory content."""
 
 
 class NotIdentifiedError(ScalelabError):
-    """The rows do not determine the law that was asked for."""
+    """The rows do not determine the requested law."""
 
     exit_code = 4
 
 
 class RunsFailedError(ScalelabError):
-    """Some runs of a sweep did not end as done."""
+    """Some runs of a sweep failed."""
 
     exit_code = 5
 
 
 def unwritable(place: Path, what: str, error: OSError) -> DataError:
-    """Return the error for a place in the results folder where the system lets nothing be kept."""
+    """Return the error for a place in the results folder that cannot be written."""
     return DataError(
         f"{place}, where {what} cannot be written ({error.strerror or error})",
-        "a results folder on a disk with room, which this user may write to",
-        "Make room, or name another folder with --results.",
+        "a results folder that this user may write to, on a disk with free space",
+        "Free disk space, or choose another folder, for example --results /data/results.",
     )

@@ -1,8 +1,8 @@
-"""Read and print quantities, ranges, durations and money: the one spelling used everywhere.
+"""Parse and format quantities, ranges, durations and money, in one notation everywhere.
 
 `parse_quantity` reads ``1e18``, ``7B``, ``1.2T``, ``7_000``; `parse_range` reads ``1e18..1e20``
-(two per decade, both ends), ``1e18..1e20:5`` (five in total) and ``1e18,3e18``. What
-`format_quantity` prints, `parse_quantity` reads back to the digits shown.
+(two points per decade, both ends included), ``1e18..1e20:5`` (five points) and ``1e18,3e18``.
+`parse_quantity` reads back what `format_quantity` prints, to the digits shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 POINTS_PER_DECADE = 2
 RANGE_DIGITS = (2, 3, 4, 5, 6)
 MOST_ROUNDED = 0.15
-"""How far rounding may move a point of a range, as a share of the step between points."""
+"""Largest shift of a point by rounding, as a share of the step between points."""
 
 ENERGY_UNITS = {1e6: "GWh", 1e3: "MWh", 1.0: "kWh", 1e-3: "Wh"}
 _NUMBER = re.compile(
@@ -29,14 +29,14 @@ _RANGE_HELP = "LOW..HIGH, LOW..HIGH:COUNT or a list such as 1e18,3e18"
 
 
 def parse_quantity(text: str | float, *, what: str = "quantity") -> float:
-    """Return the number that ``text`` names.
+    """Return the number written in ``text``.
 
     Parameters
     ----------
     text : str or float
         ``1e18``, ``7B``, ``1.2T``, ``7_000``; suffixes K, M, B, T are powers of a thousand.
     what : str
-        What the number is, for the error message.
+        Name of the quantity in error messages.
 
     Raises
     ------
@@ -50,21 +50,20 @@ def parse_quantity(text: str | float, *, what: str = "quantity") -> float:
         else math.nan
     )
     if not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{what} {str(text)!r}", _QUANTITY_HELP, "Write it as such a number.")
+        raise UsageError(f"{what} {str(text)!r}", _QUANTITY_HELP, "Write a number, for example 7B.")
     return value
 
 
 def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
-    """Return the increasing quantities that ``text`` names, geometric between the ends.
+    """Return the increasing quantities of a range, geometrically spaced.
 
-    Inner points are rounded to two significant digits, or to as many as keep them evenly
-    spaced; the ends are kept as written.
+    Inner points are rounded to two significant digits, or to more if that is needed for even
+    spacing. The ends stay as written.
 
     Raises
     ------
     UsageError
-        When an end is missing or not a quantity, the range runs downwards, or the count does not
-        allow both ends.
+        When an end is missing or not a quantity, the range is descending, or the count is below 2.
     """
     text = str(text).strip()
     if ".." not in text:
@@ -72,16 +71,22 @@ def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
         name = what if len(parts) == 1 else f"{what} {text!r} with"
         values = tuple(parse_quantity(part, what=name) for part in parts)
         if len({round_significant(value, 6) for value in values}) < len(values):
-            raise UsageError(f"{what} {text!r} with a value twice", _RANGE_HELP, "Name each once.")
+            raise UsageError(
+                f"{what} {text!r} with a repeated value", _RANGE_HELP, "Write each value once."
+            )
         return tuple(sorted(values))
     low_text, _, rest = text.partition("..")
     high_text, colon, count_text = rest.partition(":")
     if not low_text.strip() or not high_text.strip():
-        raise UsageError(f"{what} {text!r} with an open end", _RANGE_HELP, "Name both ends.")
+        raise UsageError(
+            f"{what} {text!r} with a missing end",
+            _RANGE_HELP,
+            "Write both ends, such as 1e18..1e20.",
+        )
     low, high = (parse_quantity(end, what=f"{what} {text!r} with") for end in (low_text, high_text))
     if low >= high:
         raise UsageError(
-            f"{what} {text!r}, which runs downwards",
+            f"{what} {text!r}, whose first end is not below its second",
             "LOW..HIGH with LOW below HIGH",
             f"Write {high_text.strip()}..{low_text.strip()}{colon}{count_text}."
             if low > high
@@ -96,7 +101,7 @@ def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
         raise UsageError(
             f"{what} {text!r} with {count_text.strip()!r} points",
             "a whole number of points, 2 or more",
-            f"Write {low_text}..{high_text}:3, for example.",
+            f"Write for example {low_text}..{high_text}:3.",
         )
     step = math.log(high / low) / (count - 1)
     exact = [low * math.exp(step * i) for i in range(1, count - 1)]
@@ -106,9 +111,9 @@ def parse_range(text: str, *, what: str = "range") -> tuple[float, ...]:
         if max(moved, default=0.0) <= MOST_ROUNDED * step:
             return (low, *inner, high)
     raise UsageError(
-        f"{what} {text!r}: {count} points that coincide at {RANGE_DIGITS[-1]} digits",
+        f"{what} {text!r}: some of its {count} points are equal at {RANGE_DIGITS[-1]} digits",
         "points that differ",
-        "Ask for fewer points or a wider range.",
+        "Use fewer points or a wider range.",
     )
 
 
@@ -118,9 +123,9 @@ def round_significant(value: float, digits: int) -> float:
 
 
 def format_quantity(value: float, digits: int = 3) -> str:
-    """Return ``7B``, ``1.25T`` or ``3.2e+18``: short, and `parse_quantity` reads it back.
+    """Return ``7B``, ``1.25T`` or ``3.2e+18``; `parse_quantity` reads it back.
 
-    Values from a thousand up to 10,000T carry a suffix; larger and smaller ones the power of ten.
+    Values from 1,000 to 10,000T have a suffix, larger and smaller ones a power of ten.
     """
     if not math.isfinite(value) or value == 0:
         return str(value)
@@ -143,7 +148,7 @@ def _plain(value: float, digits: int) -> str:
 
 
 def format_flops(value: float) -> str:
-    """Return a number of FLOPs as a power of ten, ``3.2e18``, never with a suffix."""
+    """Return FLOPs as a power of ten without a suffix, such as ``3.2e18``."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
@@ -162,7 +167,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_money(usd: float) -> str:
-    """Return ``$0.04``, ``$12.50``, ``$1,250`` or ``$3.1 million``; never a rounded nothing."""
+    """Return ``$0.04``, ``$12.50``, ``$1,250`` or ``$3.1 million``; ``< $0.01`` below a cent."""
     if 0 < usd < 0.005:
         return "< $0.01"
     if usd >= 1e6:

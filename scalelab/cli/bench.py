@@ -1,4 +1,4 @@
-"""``scalelab bench``: this machine's real speed, which time and money estimates rest on."""
+"""``scalelab bench``: measure the training speed, on which time and cost estimates are based."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ app = typer.Typer(help="Measure this machine. Example: scalelab bench device", n
 def device(
     device: DeviceOption = None, workers: WorkersOption = None, as_json: JsonOption = False
 ) -> int:
-    """Measure training speed by width, all workers busy, and keep it for planning.
+    """Measure training speed by model width with all workers busy, and save it for planning.
 
     Example: scalelab bench device
     """
@@ -41,6 +41,7 @@ def device(
     from scalelab.cli.output import console, emit_json
     from scalelab.launch.proposal import default_execution
     from scalelab.launch.speed import default_workers, measure_machine_speed
+    from scalelab.units import plural
 
     execution = default_execution(device=checked_device(device))
     speed = measure_machine_speed(execution, workers or default_workers(execution.device))
@@ -48,9 +49,11 @@ def device(
         emit_json({"schema": 1, "command": "bench device", **asdict(speed)})
         return EXIT_OK
     table = Table(
-        title=f"{speed.n_workers} workers on {speed.device}", title_justify="left", box=None
+        title=f"{plural(speed.n_workers, 'worker')} on {speed.device}",
+        title_justify="left",
+        box=None,
     )
-    for column in ("d_model", "training GFLOP/s a worker", "evaluation GFLOP/s a worker"):
+    for column in ("d_model", "training GFLOP/s per worker", "evaluation GFLOP/s per worker"):
         table.add_column(column, justify="right")
     for point in speed.points:
         table.add_row(
@@ -65,22 +68,32 @@ def device(
 @app.command("train")
 def train(
     shape: Annotated[
-        str, typer.Option("--shape", help="Layers, width and heads as 4L-64d-2h, or a size as 1M.")
+        str,
+        typer.Option(
+            "--shape",
+            help="Layers, width and heads, such as 4L-64d-2h, or a model size, such as 1M.",
+        ),
     ] = "4L-64d-2h",
     device: DeviceOption = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Tokens in a sequence.")] = 256,
-    batch_seqs: Annotated[int, typer.Option("--batch-seqs", min=1, help="Sequences a step.")] = 8,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", min=2, help="Tokens there are.")] = 256,
+    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Tokens per sequence.")] = 256,
+    batch_seqs: Annotated[int, typer.Option("--batch-seqs", min=1, help="Sequences per step.")] = 8,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", min=2, help="Vocabulary size.")] = 256,
     precision: PrecisionOption = None,
     step: Annotated[
         str | None,
-        typer.Option("--step", help=f"One of {', '.join(STEPS)}; default the device's."),
+        typer.Option(
+            "--step", help=f"Kind of step: {', '.join(STEPS)}; default depends on the device."
+        ),
     ] = None,
-    pack: Annotated[int, typer.Option("--pack", min=1, help="Runs in one step.")] = 1,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of timed steps.")] = 5.0,
+    batched_runs: Annotated[
+        int, typer.Option("--batched-runs", min=1, help="Runs trained together in each step.")
+    ] = 1,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Duration of the timed steps, s.")
+    ] = 5.0,
     as_json: JsonOption = False,
 ) -> int:
-    """Train one shape on random tokens: tokens/s, TFLOP/s, MFU, share of a matmul; medians.
+    """Measure the training speed of one shape on random tokens: tokens/s, TFLOP/s and MFU.
 
     Example: scalelab bench train --shape 4L-64d-2h --device cpu
     """
@@ -92,7 +105,7 @@ def train(
     from scalelab.train.engine import require_device
     from scalelab.units import format_quantity
 
-    execution = replace(default_execution(device=checked_device(device)), batched_runs=pack)
+    execution = replace(default_execution(device=checked_device(device)), batched_runs=batched_runs)
     execution = replace(execution, step=step or execution.step)
     require_device(execution)
     spec = replace(
@@ -101,21 +114,21 @@ def train(
     )
     if step is None and precision == "bf16" and execution.device == "cpu":
         execution = replace(execution, step="eager")
-    found = _measured(spec, execution, n_runs=pack, seconds=seconds)
+    found = _measured(spec, execution, n_runs=batched_runs, seconds=seconds)
     if as_json:
         emit_json({"schema": 1, "command": "bench train", "shape": spec.shape.label(), **found})
         return EXIT_OK
     out = console()
     out.print(
         f"{spec.shape.label()}, {format_quantity(found['n_params'])} parameters, "
-        f"{batch_seqs}x{seq_len} tokens a step, {spec.precision}, {execution.step}"
-        + (f", {pack} runs packed" if pack > 1 else "")
+        f"{batch_seqs}x{seq_len} tokens per step, {spec.precision}, {execution.step}"
+        + (f", {batched_runs} batched runs" if batched_runs > 1 else "")
         + f", on {found['device']}"
     )
-    mfu = "not known for this device" if found["mfu"] is None else f"{found['mfu']:.1%}"
+    mfu = "unknown for this device" if found["mfu"] is None else f"{found['mfu']:.1%}"
     out.print(
         f"{found['tokens_per_s']:,.0f} tokens/s, {found['tflops_per_s']:.4g} TFLOP/s, "
-        f"{found['share_of_matmul']:.1%} of a matmul here, MFU {mfu} "
+        f"{found['share_of_matmul']:.1%} of matmul speed here, MFU {mfu} "
         f"(medians of {found['n_steps']} steps of {1e3 * found['step_s']:.3g} ms)",
         soft_wrap=True,
     )
@@ -125,24 +138,24 @@ def train(
 def _measured(
     spec: RunSpec, execution: ExecutionSpec, *, n_runs: int, seconds: float
 ) -> dict[str, Any]:
-    """Return the speed; UsageError where the memory is too small for a step."""
+    """Return the speed; UsageError if a step does not fit into memory."""
     from scalelab.cli.machine import free_memory_bytes
     from scalelab.theory.accounting import count_params
     from scalelab.train.bench import bench_train
     from scalelab.train.execution import is_out_of_memory
 
     shape = spec.shape
-    # Weights, gradients and two moments; of each token an fp32 activation a layer. A step takes
-    # more, but the system may promise memory that it lacks, and then end the process.
+    # Lower bound: weights, gradients and two moments, and one fp32 activation per token and layer.
+    # Checked first because Linux may overcommit memory and then kill the process.
     least = n_runs * (
         16 * count_params(shape).total + 4 * spec.tokens_per_step * shape.d_model * shape.n_layers
     )
     free = free_memory_bytes() if execution.device == "cpu" else None
     too_small = UsageError(
-        f"a step of {n_runs} x {spec.batch_seqs:,} sequences, which takes more than "
+        f"a step of {n_runs} x {spec.batch_seqs:,} sequences, which needs more than "
         f"{least / 1e9:.3g} GB",
         "a step that fits into memory" + ("" if free is None else f", {free / 1e9:.3g} GB free"),
-        "Lower --batch-seqs, --seq-len, --vocab-size or --pack, or choose a smaller --shape.",
+        "Lower --batch-seqs, --seq-len, --vocab-size, --batched-runs or --shape.",
     )
     if free is not None and least > free:
         raise too_small
@@ -155,12 +168,12 @@ def _measured(
 
 
 def shape_named(text: str, vocab_size: int) -> ModelShape:
-    """Return the shape that a label such as ``4L-64d-2h`` or a size such as ``1M`` names.
+    """Return the shape of a label such as ``4L-64d-2h`` or a model size such as ``1M``.
 
     Raises
     ------
     UsageError
-        When it names none.
+        When the text is neither.
     """
     from scalelab.sweep.shapes import nearest_shape
     from scalelab.theory.shape import FF_MULTIPLE, ModelShape
@@ -170,13 +183,17 @@ def shape_named(text: str, vocab_size: int) -> ModelShape:
     if label is None:
         if "L" in text:
             raise UsageError(
-                f"shape {text!r}", "a label such as 4L-64d-2h, or a size such as 1M", "Write it so."
+                f"shape {text!r}",
+                "a label such as 4L-64d-2h, or a size such as 1M",
+                "Write for example --shape 4L-64d-2h.",
             )
         return nearest_shape(parse_quantity(text, what="model size"), vocab_size)
     n_layers, d_model, n_heads = (int(part) for part in label.groups())
     if n_heads == 0 or d_model % (2 * n_heads):
         raise UsageError(
-            f"shape {text!r}", "a width that is an even multiple of the heads", "Mend one of them."
+            f"shape {text!r}",
+            "d_model divisible by 2 x n_heads",
+            "Change one of them, for example 4L-64d-2h.",
         )
     return ModelShape(
         n_layers=n_layers,

@@ -1,4 +1,4 @@
-"""The ``dashboard`` command: Streamlit on the loopback, closed to everyone else."""
+"""The ``dashboard`` command: a Streamlit server that only this machine can reach."""
 
 from __future__ import annotations
 
@@ -24,31 +24,33 @@ def dashboard(
     results: ResultsOption = Path("results"),
     from_file: Annotated[
         Path | None,
-        typer.Option("--from", help="CSV or Parquet file of finished runs to look at."),
+        typer.Option("--from", help="CSV or Parquet file of finished runs to show."),
     ] = None,
     mapping: Annotated[
         list[str] | None,
-        typer.Option("--map", help="OURS=THEIRS,..: columns of that file, as in fit."),
+        typer.Option(
+            "--map", help="Columns of that file, as OURS=THEIRS,.. (see scalelab fit --help)."
+        ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Port; default 8501, or the next free one."),
+        typer.Option(min=1, max=65535, help="Port; default 8501, or the next free port."),
     ] = None,
     open_browser: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open the browser.")
+        bool, typer.Option("--open/--no-open", help="Open the page in the browser.")
     ] = False,
 ) -> None:
-    """Look at sweeps, fits and forecasts in the browser; read-only, on this machine alone.
+    """Show sweeps, fits and forecasts in the browser. Read-only; only this machine can connect.
 
     Example: scalelab dashboard --from runs.csv
     """
     from scalelab.records.machine import SAFE_PATH
     from scalelab.store.tables import ReadOptions, parse_map
 
-    ReadOptions(mapping=parse_map(mapping or []))  # refused here, not on the page
+    ReadOptions(mapping=parse_map(mapping or []))  # raises before the server starts
     if from_file is not None and not from_file.is_file():
         raise DataError(
-            f"{from_file}, which is no file", "a CSV or Parquet file", "Check the path."
+            f"{from_file}, which is not a file", "a CSV or Parquet file", "Check the path."
         )
     app = app_path()
     environment = {**os.environ, **SAFE_PATH, "SCALELAB_RESULTS": str(results)}
@@ -61,7 +63,7 @@ def dashboard(
             "a table."
         )
     words = server_words(app, free_port(port), is_headless=not open_browser)
-    # Our process becomes the server, so that Ctrl-C and a supervisor's signals reach it.
+    # This process becomes the server, so that it receives Ctrl-C and other signals.
     os.execve(sys.executable, words, environment)
 
 
@@ -71,25 +73,25 @@ def app_path() -> Path:
     Raises
     ------
     UsageError
-        When Streamlit or the page is not installed.
+        When Streamlit or scalelab_dashboard is not installed.
     """
     found = importlib.util.find_spec("scalelab_dashboard")
     if importlib.util.find_spec("streamlit") is None or found is None or found.origin is None:
         raise UsageError(
-            "an installation without the dashboard",
-            "the extra [dashboard]",
+            "the dashboard, which is not installed",
+            "an installation with the extra [dashboard]",
             "Install it: pip install 'scalelab[dashboard]'.",
         )
     return Path(found.origin).with_name("app.py")
 
 
 def free_port(asked: int | None) -> int:
-    """Return the port that was asked for, or the first free one from 8501 on.
+    """Return the requested port, or the first free port from 8501.
 
     Raises
     ------
     UsageError
-        When it is taken.
+        When no such port is free.
     """
     for port in [asked] if asked else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED):
         with socket.socket() as probe:
@@ -100,14 +102,16 @@ def free_port(asked: int | None) -> int:
                 continue
             return port
     raise UsageError(
-        f"port {asked}, which is taken" if asked else f"ports from {DEFAULT_PORT} on, all taken",
+        f"port {asked}, which is in use"
+        if asked
+        else f"ports {DEFAULT_PORT} to {DEFAULT_PORT + PORTS_TRIED - 1}, which are all in use",
         "a free port",
-        "Name another with --port.",
+        "Choose another port, for example --port 8600.",
     )
 
 
 def server_words(app: Path, port: int, *, is_headless: bool = True) -> list[str]:
-    """Return the command line of the server: loopback only, known hosts only, no telemetry."""
+    """Return the command line of the server: loopback address, allowed hosts, no telemetry."""
     settings = {
         "server.address": LOOPBACK,
         "server.port": str(port),
@@ -127,7 +131,7 @@ def server_words(app: Path, port: int, *, is_headless: bool = True) -> list[str]
     words = [sys.executable, "-m", "streamlit", "run", str(app)]
     for name, value in settings.items():
         words.append(f"--{name}={value}")
-    # The names of the loopback, and what a proxy with login passes on.
+    # Host names of the loopback, and those that a login proxy forwards.
     hosts = [LOOPBACK, "localhost", *os.environ.get("SCALELAB_DASHBOARD_HOSTS", "").split()]
     words += [f"--server.allowedHosts={host}" for host in hosts]
     return words

@@ -1,4 +1,4 @@
-"""``scalelab data prepare``: text to tokens, ahead of a sweep."""
+"""``scalelab data prepare``: tokenize text before a sweep."""
 
 from __future__ import annotations
 
@@ -22,30 +22,33 @@ def prepare(
         typer.Argument(metavar="[PATHS]...", help="Files, folders and globs of text."),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", metavar="PATH", help="The same as PATHS.")
+        list[str] | None, typer.Option("--data", metavar="PATH", help="Same as PATHS; repeatable.")
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", help="bytes, or bpe:SIZE trained on the text.")
+        str,
+        typer.Option(
+            "--tokenizer", help="bytes, or bpe:SIZE trained on the text, such as bpe:4096."
+        ),
     ] = "bytes",
     field: Annotated[
-        str, typer.Option("--field", help="Key of the text in a line of JSONL.")
+        str, typer.Option("--field", help="Field of the text in JSONL files.")
     ] = "text",
     column: Annotated[
-        str, typer.Option("--column", help="Column of the text in a Parquet file.")
+        str, typer.Option("--column", help="Column of the text in Parquet files.")
     ] = "text",
     eval_tokens: Annotated[
         str | None,
-        typer.Option("--eval-tokens", help="Tokens of the held-out evaluation set [262,144]."),
+        typer.Option("--eval-tokens", help="Held-out tokens for evaluation; default 262,144."),
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn text into tokens, ahead of a sweep.
+    """Tokenize text before a sweep.
 
-    Without PATHS, the text is the source code of this Python's own standard library. Folders are
-    taken whole; *.jsonl and *.parquet hold one document a row, any other file is one document of
-    UTF-8 text. Done again with the same text, it finds what is there, checks it against its
-    hashes, and mends it.
+    Without PATHS, the text is the source code of Python's standard library. Folders are read
+    recursively. *.jsonl and *.parquet hold one document per row; any other file is one document of
+    UTF-8 text. With the same text as before, the prepared data is checked against its hashes and
+    repaired if needed.
 
     Example: scalelab data prepare corpus/ 'more/**/*.jsonl' --field body --tokenizer bpe:4096
     """
@@ -90,9 +93,9 @@ def _print_table(dataset: Dataset) -> None:
     left_out = [
         f"{format_count(count)} {what}"
         for count, what in (
-            (manifest.n_duplicates, "with the text of another"),
-            (manifest.n_empty, "without text"),
-            (manifest.n_skipped_files, "not UTF-8 text"),
+            (manifest.n_duplicates, "duplicates"),
+            (manifest.n_empty, "empty"),
+            (manifest.n_skipped_files, "files that are not UTF-8 text"),
         )
         if count
     ]
@@ -104,7 +107,7 @@ def _print_table(dataset: Dataset) -> None:
         (
             "tokenizer",
             f"{manifest.tokenizer}, vocabulary {format_count(manifest.vocab_size)}, "
-            f"{manifest.bytes_per_token:.2f} bytes a token",
+            f"{manifest.bytes_per_token:.2f} bytes per token",
         ),
         (
             "training",
@@ -114,7 +117,7 @@ def _print_table(dataset: Dataset) -> None:
         (
             "evaluation",
             f"{format_count(dataset.n_eval_tokens)} tokens of "
-            f"{format_count(manifest.n_held_out_documents)} documents that training never sees",
+            f"{format_count(manifest.n_held_out_documents)} held-out documents",
         ),
         ("fingerprint", manifest.fingerprint),
         ("folder", str(dataset.folder)),
@@ -125,7 +128,7 @@ def _print_table(dataset: Dataset) -> None:
 
 @contextlib.contextmanager
 def _showing_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a progress callback that draws bars on a terminal and is silent elsewhere."""
+    """Yield a progress callback that draws bars on a terminal and is silent elsewhere."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())

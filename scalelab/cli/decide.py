@@ -1,4 +1,4 @@
-"""The ``decide`` command: what to train under limits of money, data, energy and serving."""
+"""The ``decide`` command: what to train within limits of money, data, energy and serving."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from scalelab.forecast.decision import Candidate, Decision
     from scalelab.forecast.fit_report import FitReport
 
-LIMIT, SETTING, SOURCE, OUT = "Limits", "On what", "By which law", "Output"
+LIMIT, SETTING, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scaling law", "Output"
 OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form", "level")
-"""Options that mean nothing by a law known by its constants."""
-OF_JUDGING = (*OF_RUNS, "law", "results", "as_json", "published")
-"""Options that mean something for published models; no other does."""
+"""Options of a fit, which do not apply to a published law."""
+OF_PUBLISHED = (*OF_RUNS, "law", "results", "as_json", "published")
+"""Options that apply with --published."""
 
 
 def decide(
@@ -33,8 +33,8 @@ def decide(
     law: Annotated[
         str | None,
         typer.Option(
-            help="hoffmann, hoffmann-tex, besiroglu or besiroglu-huber: constants alone, so no "
-            "intervals. Default: fit the runs.",
+            help="Published law, without intervals: hoffmann, hoffmann-tex, besiroglu or "
+            "besiroglu-huber. Default: fit your runs.",
             rich_help_panel=SOURCE,
         ),
     ] = None,
@@ -45,94 +45,120 @@ def decide(
     results: ResultsOption = Path("results"),
     mapping: Annotated[
         list[str] | None,
-        typer.Option("--map", help="OURS=THEIRS,..: columns, as in fit.", rich_help_panel=SOURCE),
+        typer.Option(
+            "--map",
+            help="Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help).",
+            rich_help_panel=SOURCE,
+        ),
     ] = None,
     holdout: Annotated[
         str | None,
-        typer.Option(help="SQL condition: rows not to fit.", rich_help_panel=SOURCE),
+        typer.Option(help="SQL condition: rows to leave out of the fit.", rich_help_panel=SOURCE),
     ] = None,
     form: Annotated[
         str,
-        typer.Option(help="A form that weighs N against D.", rich_help_panel=SOURCE),
+        typer.Option(help="Form of the law; it must depend on N and D.", rich_help_panel=SOURCE),
     ] = "chinchilla",
     candidate: Annotated[
-        list[str] | None, typer.Option(help="N:D such as 7B:2T; repeatable. None searches.")
+        list[str] | None,
+        typer.Option(
+            help="Model to assess as N:D, such as 7B:2T; repeatable. Default: search for the best."
+        ),
     ] = None,
     flops: Annotated[
-        str | None, typer.Option(help="Training compute, FLOP.", rich_help_panel=LIMIT)
+        str | None,
+        typer.Option(help="Training compute in FLOP, such as 1e24.", rich_help_panel=LIMIT),
     ] = None,
     gpu_hours: Annotated[
-        str | None, typer.Option(help="Device-hours of training.", rich_help_panel=LIMIT)
+        str | None,
+        typer.Option(help="Device-hours of training, such as 100000.", rich_help_panel=LIMIT),
     ] = None,
     max_days: Annotated[
-        str | None, typer.Option(help="Calendar days of training.", rich_help_panel=LIMIT)
+        str | None,
+        typer.Option(help="Calendar days of training, such as 30.", rich_help_panel=LIMIT),
     ] = None,
     max_usd: Annotated[
-        str | None, typer.Option(help="US dollars, serving included.", rich_help_panel=LIMIT)
+        str | None,
+        typer.Option(help="Total cost in US dollars, including serving.", rich_help_panel=LIMIT),
     ] = None,
     max_kwh: Annotated[
-        str | None, typer.Option(help="Energy, serving included.", rich_help_panel=LIMIT)
+        str | None, typer.Option(help="Energy in kWh, including serving.", rich_help_panel=LIMIT)
     ] = None,
     max_co2_kg: Annotated[
-        str | None, typer.Option(help="kg CO2, serving included.", rich_help_panel=LIMIT)
+        str | None,
+        typer.Option(help="Emissions in kg CO2, including serving.", rich_help_panel=LIMIT),
     ] = None,
     unique_tokens: Annotated[
         str | None,
-        typer.Option(help="Distinct tokens; repeats are worth less.", rich_help_panel=LIMIT),
+        typer.Option(
+            help="Distinct training tokens; repeated tokens count less.", rich_help_panel=LIMIT
+        ),
     ] = None,
     serving_gb: Annotated[
-        str | None, typer.Option(help="Memory for the served weights, GB.", rich_help_panel=LIMIT)
+        str | None,
+        typer.Option(
+            help="Memory for the served weights in GB, such as 80.", rich_help_panel=LIMIT
+        ),
     ] = None,
     inference_tokens: Annotated[
-        str | None, typer.Option(help="Tokens served over its life.", rich_help_panel=SETTING)
+        str | None,
+        typer.Option(help="Tokens served over the lifetime of the model.", rich_help_panel=SETTING),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Device by name.", rich_help_panel=SETTING)] = "h100",
-    gpus: Annotated[float, typer.Option(help="How many.", rich_help_panel=SETTING)] = 1.0,
+    gpu: Annotated[
+        str, typer.Option(help="Device, such as h100 or a100.", rich_help_panel=SETTING)
+    ] = "h100",
+    gpus: Annotated[float, typer.Option(help="Number of devices.", rich_help_panel=SETTING)] = 1.0,
     utilisation: Annotated[
-        float | None, typer.Option(help="Share of peak; default 0.4.", rich_help_panel=SETTING)
+        float | None,
+        typer.Option(help="Achieved share of peak FLOP/s; default 0.4.", rich_help_panel=SETTING),
     ] = None,
     usd_per_hour: Annotated[
-        float | None, typer.Option(help="Price of a device-hour.", rich_help_panel=SETTING)
+        float | None,
+        typer.Option(help="Price of one device-hour in US dollars.", rich_help_panel=SETTING),
     ] = None,
     grid: Annotated[
         float | None,
         typer.Option(
-            help=f"g CO2 a kWh; default {WORLD_GRAMS_PER_KWH:g}, {GRID_SOURCE}.",
+            help=f"g CO2 per kWh; default {WORLD_GRAMS_PER_KWH:g}, {GRID_SOURCE}.",
             rich_help_panel=SETTING,
         ),
     ] = None,
     bytes_per_param: Annotated[
-        float, typer.Option(help="Of served weights.", rich_help_panel=SETTING)
+        float, typer.Option(help="Bytes per parameter when serving.", rich_help_panel=SETTING)
     ] = 2.0,
     real_shapes: Annotated[
         bool,
         typer.Option(
             "--real-shapes",
-            help="Search shapes that exist, by their exact FLOPs; default any N with C = 6 N D.",
+            help="Search trainable model shapes, with exact FLOPs. Default: any N, with C = 6 N D.",
             rich_help_panel=SETTING,
         ),
     ] = False,
     vocab_size: Annotated[
-        int, typer.Option(min=1, help="Of real shapes.", rich_help_panel=SETTING)
+        int, typer.Option(min=1, help="Vocabulary for --real-shapes.", rich_help_panel=SETTING)
     ] = 32_768,
     seq_len: Annotated[
-        int, typer.Option(min=1, help="Of real shapes.", rich_help_panel=SETTING)
+        int, typer.Option(min=1, help="Tokens per sequence.", rich_help_panel=SETTING)
     ] = 4096,
     target_loss: Annotated[
-        float | None, typer.Option(help="Loss to reach, nats: probability of missing it.")
+        float | None,
+        typer.Option(help="Loss to reach, nats; prints the probability of missing it."),
     ] = None,
-    level: Annotated[float, typer.Option(help="Level of every interval.")] = 0.9,
+    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.9,
     published: Annotated[
-        bool, typer.Option("--published", help="Judge every published model by the law instead.")
+        bool, typer.Option("--published", help="Assess published models with the law instead.")
     ] = False,
     emit: Annotated[
-        Path | None, typer.Option(help="Sweep file to write.", rich_help_panel=OUT)
+        Path | None,
+        typer.Option(
+            help="Write the best candidate as a sweep file, such as best.toml.", rich_help_panel=OUT
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=OUT)
+        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUT)
     ] = False,
 ) -> int:
-    """Say what to train under limits, what each costs, and which limit binds.
+    """Find what to train within limits: candidates with loss and cost, and the limit that binds.
 
     Example: scalelab decide --law besiroglu --flops 5.76e23
     """
@@ -142,15 +168,19 @@ def decide(
 
     options = _given(context)
     if emit is not None and emit.suffix != ".toml":
-        raise UsageError(f"--emit {emit}", "a file ending in .toml", "Rename it.")
+        raise UsageError(
+            f"--emit {emit}", "a file that ends in .toml", f"Write --emit {emit.stem}.toml."
+        )
     if law is not None and (idle := [options[name] for name in OF_RUNS if name in options]):
         raise UsageError(
-            f"--law with {', '.join(idle)}, of runs to fit", "one of them", "Leave one out."
+            f"--law with {', '.join(idle)}",
+            "a published law, or options of a fit",
+            f"Leave out --law or {', '.join(idle)}.",
         )
-    if published and (idle := [o for name, o in options.items() if name not in OF_JUDGING]):
+    if published and (idle := [o for name, o in options.items() if name not in OF_PUBLISHED]):
         raise UsageError(
             f"--published with {', '.join(idle)}",
-            "the law to judge by: every published model has its own size and compute",
+            "options of the law: the size and compute of published models are fixed",
             f"Leave out {', '.join(idle)}.",
         )
     given = {
@@ -181,7 +211,7 @@ def decide(
         else parse_quantity(inference_tokens, what="inference tokens"),
         bytes_per_param=bytes_per_param,
     )
-    api_decide.setting_of(demand)  # what cannot be meant is told before the fit, not after it
+    api_decide.setting_of(demand)  # raises before the fit starts
     source: FitReport | str
     if law is not None:
         source = law
@@ -216,7 +246,7 @@ def decide(
 
 
 def _given(context: typer.Context) -> dict[str, str]:
-    """Return the options that the command line names, by parameter."""
+    """Return the options given on the command line, by parameter."""
     found = {}
     for option in context.command.params:
         source = context.get_parameter_source(option.name) if option.name else None
@@ -229,13 +259,19 @@ def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
     from scalelab.api.decisions import as_sweep
 
     if answer.best is None:
-        raise UsageError("--emit without a feasible candidate", "one", "Loosen the limits.")
+        raise UsageError(
+            "--emit, but no candidate is within the limits",
+            "at least one feasible candidate",
+            "Relax a limit.",
+        )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     try:
         path.write_text(as_sweep(answer.best, command, shapes), encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"{path}, which cannot be written ({error.strerror})", "a path", "Choose another."
+            f"{path}, which cannot be written ({error.strerror})",
+            "a path in a folder that you may write to",
+            "Choose another path for --emit.",
         ) from None
 
 
@@ -262,7 +298,7 @@ def _print(answer: Decision, source: FitReport | str) -> None:
         out.print("This published law has no intervals: only its constants are known.", style="dim")
     table = Table(box=None, pad_edge=False)
     has_target = any(each.miss is not None for each in answer.candidates)
-    names = ("candidate", "loss", "interval", *(["misses"] if has_target else []))
+    names = ("candidate", "loss", "interval", *(["misses target"] if has_target else []))
     for name in (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", ""):
         is_text = name in ("candidate", "")
         table.add_column(
@@ -310,8 +346,16 @@ def _print_published(source: FitReport | str, *, as_json: bool) -> int:
         emit_json({"schema": 1, "command": "decide", "published": found})
         return 0
     table = Table(box=None, pad_edge=False)
-    for name in ("model", "year", "N", "D", "N / optimal N", "the optimum saves", "verdict"):
-        is_text = name in ("model", "verdict")
+    for name in (
+        "model",
+        "year",
+        "N",
+        "D",
+        "N / optimal N",
+        "compute saved at optimum",
+        "assessment",
+    ):
+        is_text = name in ("model", "assessment")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in found:
         table.add_row(

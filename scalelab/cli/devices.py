@@ -1,6 +1,6 @@
-"""What ``scalelab doctor`` looks at beside this machine's own: accelerators and SLURM.
+"""Checks of ``scalelab doctor`` for accelerators and SLURM.
 
-Each function runs other programs with a time limit and returns what they say; none raises.
+Each function runs other programs with a time limit and does not raise.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SLURM_COMMANDS = ("sbatch", "squeue", "sacct", "scancel")
 COMMAND_TIMEOUT_S = 20.0
 PROBE_TIMEOUT_S = 120.0
 
-# Run as a file in a process of its own: importing torch is slow, a broken driver can take the
-# process down, and Triton compiles only functions whose source it can read.
+# Runs as a file in a separate process: importing torch is slow, a broken driver can crash the
+# process, and Triton compiles only functions whose source file it can read.
 _PROBE = """
 import json
 
@@ -59,11 +59,11 @@ print(json.dumps(report))
 
 
 def look_at_accelerator(*, has_torch: bool, has_triton: bool) -> list[Check]:
-    """Return what torch sees of GPUs, and whether Triton can compile and run a kernel on one."""
+    """Check that torch sees the GPUs, and that Triton can compile and run a kernel."""
     use = "training on GPUs"
     gpus = _lines_of(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]) or []
     if not has_torch:
-        found = f"{len(gpus)} x {gpus[0]}, which torch could use" if gpus else "none looked for"
+        found = f"{len(gpus)} x {gpus[0]}" if gpus else "not checked"
         do = "Install torch first: pip install 'scalelab[train]'"
         return [Check(name="gpu", status=MISSING, found=found, needed_for=use, do=do)]
     report = _probe()
@@ -73,9 +73,9 @@ def look_at_accelerator(*, has_torch: bool, has_triton: bool) -> list[Check]:
         gpu = Check(
             name="gpu",
             status=PROBLEM,
-            found=f"torch does not start: {error}",
+            found=f"torch cannot be imported: {error}",
             needed_for="training",
-            do="Install torch anew: pip install --force-reinstall 'scalelab[train]'",
+            do="Reinstall torch: pip install --force-reinstall 'scalelab[train]'",
         )
     elif devices:
         described = ", ".join(
@@ -88,11 +88,11 @@ def look_at_accelerator(*, has_torch: bool, has_triton: bool) -> list[Check]:
         gpu = Check(
             name="gpu",
             status=PROBLEM,
-            found=f"nvidia-smi lists {len(gpus)} x {gpus[0]}, torch sees none",
+            found=f"nvidia-smi lists {len(gpus)} x {gpus[0]}, but torch finds no GPU",
             needed_for=use,
-            do=f"torch is built for CUDA {built_for}: check the driver and CUDA_VISIBLE_DEVICES."
+            do=f"torch is built for CUDA {built_for}. Check the driver and CUDA_VISIBLE_DEVICES."
             if built_for
-            else "This torch is built for CPUs: install the CUDA build, see pytorch.org.",
+            else "This torch is the CPU build. Install the CUDA build from pytorch.org.",
         )
     else:
         gpu = Check(
@@ -100,7 +100,7 @@ def look_at_accelerator(*, has_torch: bool, has_triton: bool) -> list[Check]:
             status=MISSING,
             found="none; runs train on CPU cores",
             needed_for=use,
-            do="Nothing to mend on a machine without a GPU.",
+            do="Nothing to do on a machine without a GPU.",
         )
     return [gpu, _triton_check(report, has_triton=has_triton, has_gpu=bool(devices))]
 
@@ -111,10 +111,10 @@ def _triton_check(report: dict[str, Any], *, has_triton: bool, has_gpu: bool) ->
     if not has_triton:
         status, found, do = MISSING, "not installed", "pip install 'scalelab[train]' (Linux only)"
     elif not has_gpu:
-        status, found, do = OK, "installed; no GPU to run kernels on", ""
+        status, found, do = OK, "installed, not tested (no GPU)", ""
     elif error is not None:
         status, found = PROBLEM, f"cannot run a kernel: {error.splitlines()[0][:200]}"
-        do = "Triton needs a C compiler and Python's headers at run time: install gcc and them."
+        do = "Triton needs a C compiler and the Python headers: install gcc and python3-dev."
     else:
         status, found, do = OK, "compiled and ran a kernel", ""
     return Check(name="triton kernels", status=status, found=found, needed_for=use, do=do)
@@ -144,7 +144,7 @@ def _probe() -> dict[str, Any]:
 
 
 def look_at_slurm() -> Check:
-    """Say whether SLURM's commands are here, its controller answers, and accounting works."""
+    """Check that SLURM's commands exist, its controller answers, and accounting works."""
     name, use = "slurm", "--launcher slurm"
     here = [command for command in SLURM_COMMANDS if shutil.which(command)]
     if not here:
@@ -153,17 +153,17 @@ def look_at_slurm() -> Check:
             status=MISSING,
             found="no SLURM commands",
             needed_for=use,
-            do="On a cluster, run scalelab on a login node; elsewhere there is nothing to mend.",
+            do="On a cluster, run scalelab on a login node. Elsewhere, ignore this line.",
         )
     absent = [command for command in SLURM_COMMANDS if command not in here]
     if absent:
-        found, do = f"no {', '.join(absent)}", "Put SLURM's whole client package on PATH."
+        found, do = f"no {', '.join(absent)}", "Add all SLURM client commands to PATH."
     elif _lines_of(["squeue", "--noheader", "--me"]) is None:
         found = "squeue fails: the controller does not answer"
         do = "Check `scontrol ping` and SLURM_CONF, or ask the cluster's administrators."
     elif _lines_of(["sacct", "--noheader", "--allocations", "--starttime", "now"]) is None:
-        found = "sacct fails: no accounting"
-        do = "Without it a job that dies outright is noticed late; ask for slurmdbd or a job log."
+        found = "sacct fails: accounting is not available"
+        do = "Job failures are detected late without it. Ask the administrators for slurmdbd."
     else:
         version = (_lines_of(["sbatch", "--version"]) or ["slurm"])[0]
         return Check(
@@ -173,7 +173,7 @@ def look_at_slurm() -> Check:
 
 
 def _lines_of(command: list[str]) -> list[str] | None:
-    """Return the lines a command prints, None when it is absent, fails or does not answer."""
+    """Return the lines that a command prints; None if it is absent, fails or times out."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False

@@ -1,4 +1,4 @@
-"""``scalelab doctor``: is everything here that scalelab needs, and how to mend what is not."""
+"""``scalelab doctor``: check what scalelab needs on this machine, and say how to fix the rest."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, look_at_memory, lo
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError
+from scalelab.units import plural
 
 BASE_USE = "every command"
 EXTRA_USES = {
@@ -36,9 +37,10 @@ def doctor(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Check this machine: versions, GPU, SLURM, disk, results folder; say how to mend it.
+    """Check this machine: package versions, GPU, SLURM, disk and results folder.
 
-    Ends with 0 when planning, importing and fitting work; what only some uses need may be missing.
+    The exit code is 0 when planning, importing and fitting work, even if optional parts
+    are missing.
 
     Example: scalelab doctor --results runs/
     """
@@ -52,7 +54,7 @@ def doctor(
 
 
 def examine(results: Path) -> list[Check]:
-    """Return every check, those that all commands need first."""
+    """Return all checks; those that every command needs come first."""
     packages = look_at_packages(
         importlib.metadata.requires("scalelab") or [], importlib.metadata.version
     )
@@ -69,7 +71,7 @@ def examine(results: Path) -> list[Check]:
 
 
 def look_at_python() -> Check:
-    """Say whether this Python is new enough."""
+    """Check the Python version."""
     least = importlib.metadata.metadata("scalelab")["Requires-Python"].removeprefix(">=")
     found = platform.python_version()
     is_new = _release(found) >= _release(least)
@@ -87,17 +89,17 @@ def look_at_python() -> Check:
 def look_at_packages(
     requirements: Iterable[str], version_of: Callable[[str], str], system: str = sys.platform
 ) -> list[Check]:
-    """Return a check for scalelab and for every package it needs, by use.
+    """Return a check for scalelab and for each package that it uses.
 
     Parameters
     ----------
     requirements : iterable of str
-        As the installed package's metadata states them, ``torch>=2.11; extra == "train"``.
+        As in the metadata of the installed package, such as ``torch>=2.11; extra == "train"``.
     version_of : callable
-        Gives a package's installed version or raises ``PackageNotFoundError``; the packages
-        themselves are not imported.
+        Returns the installed version of a package, or raises ``PackageNotFoundError``. The packages
+        are not imported.
     system : str
-        ``sys.platform``, which markers may ask for.
+        ``sys.platform``, for the markers of the requirements.
     """
     checks = [
         Check(
@@ -144,7 +146,7 @@ def _package_check(
 
 
 def look_at_text(results: Path) -> Check:
-    """Say how much of the default text, the standard library's source code, is here."""
+    """Check the default text, which is the source code of Python's standard library."""
     from scalelab.corpus.source import DataSource, find_files
 
     use = "sweeps without --data"
@@ -152,17 +154,17 @@ def look_at_text(results: Path) -> Check:
         files = find_files(DataSource(), results)
         size = sum(file.path.stat().st_size for file in files)
     except (DataError, OSError) as error:
-        do = "Name text of your own with --data."
+        do = "Give your own text, for example --data corpus/."
         return Check(name="text", status=MISSING, found=str(error), needed_for=use, do=do)
     has_tests = any("test" in file.path.parts for file in files)
     return Check(
         name="text",
         status=OK,
-        found=f"{len(files)} standard library files, {size / 1e6:.1f} MB",
+        found=f"{plural(len(files), 'standard library file')}, {size / 1e6:.1f} MB",
         needed_for=use,
         do=""
         if has_tests
-        else "This Python comes without its tests, half of the text: runs repeat it sooner.",
+        else "This Python lacks its test files, half of the text, so runs repeat the text earlier.",
     )
 
 
@@ -189,11 +191,11 @@ def _print_table(checks: Sequence[Check], bad: Sequence[Check]) -> None:
     missing = sum(check.status == MISSING for check in checks)
     problems = sum(check.status == PROBLEM for check in checks)
     if bad:
-        out.print(f"\nscalelab does not work here: mend {', '.join(c.name for c in bad)}.")
+        out.print(f"\nscalelab does not work here. Fix: {', '.join(c.name for c in bad)}.")
     elif missing or problems:
         out.print(
-            f"\nPlanning, importing and fitting work; {missing} missing and {problems} with a "
-            "problem, needed only for what their lines say."
+            f"\nPlanning, importing and fitting work. Optional: {missing} missing, {problems} "
+            "with a problem; see the column `needed for`."
         )
     else:
-        out.print("\nEverything is here.")
+        out.print("\nAll checks passed.")

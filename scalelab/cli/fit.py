@@ -1,4 +1,4 @@
-"""``scalelab fit``: intervals, forecasts, which form; a thin shell over `scalelab.api`."""
+"""``scalelab fit``: fit a scaling law with intervals, compare forms, and forecast."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scalelab.cli.options import DEFAULT_RESULTS, results_option
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import UsageError
 
-RUNS, OBJECTIVE, SPREAD, ASK, OUT = (
-    "Which runs",
-    "What is fitted",
-    "How sure",
-    "What is asked",
+RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
+    "Runs",
+    "Law and objective",
+    "Intervals",
+    "Predictions and comparisons",
     "Output",
 )
 
@@ -35,109 +35,118 @@ def fit(
         list[str] | None,
         typer.Option(
             "--map",
-            help="OURS=THEIRS,..: our column (n_params, n_tokens, loss_nats, flops, budget, "
-            "cluster) from a column or SQL expression of the file.",
+            help="Columns of the file, as OURS=THEIRS,..: n_params, n_tokens, loss_nats, flops, "
+            "budget or cluster from a column or SQL expression, such as loss_nats=val_loss.",
             rich_help_panel=RUNS,
         ),
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option(help="SQL condition on the file's columns.", rich_help_panel=RUNS),
+        typer.Option(
+            help="SQL condition on the columns, such as 'flops > 1e18'.", rich_help_panel=RUNS
+        ),
     ] = None,
     form: Annotated[
         str,
         typer.Option(
-            help="Law to fit; auto: the one that extrapolates best (see --compare).",
+            help="Form of the law, such as chinchilla or gamma; auto: best by --compare.",
             rich_help_panel=OBJECTIVE,
         ),
     ] = "chinchilla",
     residual: Annotated[
-        str, typer.Option(help="log or linear.", rich_help_panel=OBJECTIVE)
+        str, typer.Option(help="Residual: log or linear loss.", rich_help_panel=OBJECTIVE)
     ] = "log",
     loss: Annotated[
-        str, typer.Option(help="huber, ls, lad or likelihood.", rich_help_panel=OBJECTIVE)
+        str,
+        typer.Option(help="Objective: huber, ls, lad or likelihood.", rich_help_panel=OBJECTIVE),
     ] = "huber",
     delta: Annotated[
         float | None,
-        typer.Option(help="Huber's delta; default 1e-3.", rich_help_panel=OBJECTIVE),
+        typer.Option(help="delta of the Huber loss; default 1e-3.", rich_help_panel=OBJECTIVE),
     ] = None,
     overprediction: Annotated[
         float,
         typer.Option(
-            help="Factor on the penalty where the law predicts too much; above 1 leans to the "
-            "lower envelope.",
+            help="Penalty factor where the law predicts too high a loss; above 1 moves the fit to "
+            "the lower envelope.",
             rich_help_panel=OBJECTIVE,
         ),
     ] = 1.0,
     weight: Annotated[
-        str | None, typer.Option(help="Column of row weights.", rich_help_panel=OBJECTIVE)
+        str | None,
+        typer.Option(help="Column with the weights of the rows.", rich_help_panel=OBJECTIVE),
     ] = None,
     bootstrap: Annotated[
-        int, typer.Option(help="Bootstrap replicates; 0: none.", rich_help_panel=SPREAD)
+        int,
+        typer.Option(help="Bootstrap replicates; 0 gives no intervals.", rich_help_panel=INTERVALS),
     ] = 1000,
     method: Annotated[
         str,
         typer.Option(
             "--bootstrap-method",
-            help="auto (cluster where labels repeat, else rows by efficient refits where they "
-            "agree), row (refits of the objective itself), cluster or residual.",
-            rich_help_panel=SPREAD,
+            help="auto, row, cluster or residual. auto: cluster if labels repeat, else row with "
+            "faster approximate refits where they agree with full refits.",
+            rich_help_panel=INTERVALS,
         ),
     ] = "auto",
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="Column of labels: rows that share noise are resampled together.",
-            rich_help_panel=SPREAD,
+            help="Column of labels; rows with equal labels are resampled together.",
+            rich_help_panel=INTERVALS,
         ),
     ] = None,
     level: Annotated[
-        float, typer.Option(help="Level of every interval.", rich_help_panel=SPREAD)
+        float, typer.Option(help="Level of the intervals.", rich_help_panel=INTERVALS)
     ] = 0.9,
-    seed: Annotated[int, typer.Option(help="Seed of resampling.", rich_help_panel=SPREAD)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the resampling.", rich_help_panel=INTERVALS)
+    ] = 0,
     predict: Annotated[
         list[str] | None,
         typer.Option(
-            help="N=7e9 (D compute-optimal), N=7B,D=2T, C=1e24 or D=1T; repeatable.",
+            help="Model to predict: C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; "
+            "repeatable.",
             rich_help_panel=ASK,
         ),
     ] = None,
     holdout: Annotated[
         str | None,
         typer.Option(
-            help="SQL condition: fit without these rows, then score on them.", rich_help_panel=ASK
+            help="SQL condition: leave these rows out, then report the error on them.",
+            rich_help_panel=ASK,
         ),
     ] = None,
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
-            help="Rank forms by predicting each budget from those below.",
+            help="Rank forms by predicting each budget from the smaller ones.",
             rich_help_panel=ASK,
         ),
     ] = False,
     speedup: Annotated[
         str | None,
         typer.Option(
-            help="SQL condition for recipe B: how much compute it saves against the other rows.",
+            help="SQL condition for recipe B: report the compute it saves against the other rows.",
             rich_help_panel=ASK,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Picture to write: .png, .svg or .pdf.", rich_help_panel=OUT),
+        typer.Option(help="Write a figure: .png, .svg or .pdf.", rich_help_panel=OUT),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=OUT)
+        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUT)
     ] = False,
     as_tex: Annotated[
-        bool, typer.Option("--tex", help="A LaTeX table on stdout.", rich_help_panel=OUT)
+        bool, typer.Option("--tex", help="Print a LaTeX table on stdout.", rich_help_panel=OUT)
     ] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="CSV on stdout.", rich_help_panel=OUT)
+        bool, typer.Option("--csv", help="Print CSV on stdout.", rich_help_panel=OUT)
     ] = False,
 ) -> int:
-    """Fit a scaling law with intervals, and predict.
+    """Fit a scaling law to finished runs, with intervals, and predict larger runs.
 
     Example: scalelab fit --from runs.csv --map loss_nats=val_loss --predict N=7e9
     """
@@ -147,7 +156,7 @@ def fit(
     from scalelab.store.tables import parse_map
 
     if as_json + as_tex + as_csv > 1:
-        raise UsageError("several of --json, --tex and --csv", "one of them", "Choose one.")
+        raise UsageError("more than one of --json, --tex and --csv", "one of them", "Choose one.")
     columns = parse_map(mapping or [])
     if cluster is not None:
         columns["cluster"] = cluster
@@ -190,7 +199,7 @@ def fit(
     except UsageError as error:
         if cluster is None:
             raise
-        # The column is mapped for the reader; the user wrote another option.
+        # The user wrote --cluster, not --map.
         given = error.given.replace(f"--map cluster={cluster}", f"--cluster {cluster}")
         raise UsageError(given, error.allowed, error.do) from None
     if plot is not None:
@@ -209,5 +218,5 @@ def fit(
 
 
 def _checked(kind: Any, **values: Any) -> Any:
-    """Return a value whose own constructor checks the words that came from the command line."""
+    """Return an object whose constructor checks values of the command line."""
     return kind(**values)

@@ -1,4 +1,4 @@
-"""The page that ``scalelab fit`` prints for people: the answer first, then why, then what to do."""
+"""The page that ``scalelab fit`` prints: first the answer, then its basis, then warnings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scalelab.cli.layout import Fitting
 from scalelab.cli.output import runnable
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,7 @@ ANSWER = "bold"
 CARE = "yellow"
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
 IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "extrapolation", "approach_", "derived_")
-"""Codes that the first line already says, or that do not change the answer."""
+"""Codes that the first line already includes, or that do not change the answer."""
 
 
 def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
@@ -35,9 +35,8 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     ----------
     report : FitReport
     out : Console
-        Where to; plain and wide when it is not a terminal.
     plot : Path or None
-        The picture that was written, to be named.
+        The figure that was written.
     """
     # A terminal wraps at words; a pipe gets each sentence on one line.
     is_piped = not out.is_terminal
@@ -57,11 +56,11 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     print_warnings([w for w in report.warnings if w is not first], out)
     if plot is not None:
         out.print()
-        out.print(f"picture: {plot}", style=CALM, soft_wrap=is_piped)
+        out.print(f"figure: {plot}", style=CALM, soft_wrap=is_piped)
 
 
 def print_headline(report: FitReport, out: Console) -> FitWarning | None:
-    """Print the answer, after how many rows it uses, then the gravest warning; return that one."""
+    """Print the number of rows used, the answer and the gravest warning; return that warning."""
     held = report.holdout.n_rows if report.holdout is not None else 0
     used = rows_used(report.fit.n_rows + held, report.warnings)
     for line in _headline(report):
@@ -81,7 +80,7 @@ def rows_used(n_used: int, warnings: Sequence[FitWarning]) -> str:
 
 
 def print_gravest(warnings: Sequence[FitWarning], out: Console) -> FitWarning | None:
-    """Print and return the gravest warning; the first line says what `IN_FIRST_LINE` is about."""
+    """Print and return the gravest warning that the first line does not already include."""
     first = next((w for w in warnings if not w.code.startswith(IN_FIRST_LINE)), None)
     if first is not None:
         _print_warning(first, out)
@@ -92,7 +91,7 @@ def print_warnings(warnings: Sequence[FitWarning], out: Console) -> None:
     """Print each warning as a paragraph, its code first."""
     for warning in warnings:
         if warning.code.startswith("approach_"):
-            continue  # the table of approaches says it, and no forecast rests on it
+            continue  # shown in the table of approaches; forecasts do not use them
         out.print()
         _print_warning(warning, out)
 
@@ -105,16 +104,16 @@ def _print_warning(warning: FitWarning, out: Console) -> None:
 
 
 def answer(forecast: Forecast, target: str = "loss_nats") -> str:
-    """Return one forecast as a sentence, its distance first when it is far."""
+    """Return one forecast as a sentence; a large extrapolation comes first."""
     distance = ""
     if forecast.extrapolation is not None:
         times = format_quantity(forecast.extrapolation)
         if forecast.far:
             distance = f"Extrapolation: {', '.join(forecast.far)}. "
         elif forecast.extrapolation > 1:
-            distance = f" It is {times} times the FLOPs of the largest run."
+            distance = f" This is {times} times the FLOPs of the largest run."
         else:
-            distance = " It lies within the FLOPs of the runs."
+            distance = " This is within the FLOPs of the runs."
     share = f"{100 * forecast.level:g} %"
     loss = (
         f"{_target(target)} {_loss(forecast.loss_nats)}"
@@ -137,7 +136,7 @@ def _headline(report: FitReport) -> Iterator[str]:
         return
     a, b = report.derived.get("a"), report.derived.get("b")
     if a is None or b is None:
-        yield f"The form {report.fit.form} fits {report.fit.n_rows} runs."
+        yield f"The form {report.fit.form} is fitted to {plural(report.fit.n_rows, 'run')}."
         return
     yield (
         f"Compute-optimal N grows as C^{_figure(a.value, _digits(a.low, a.high))}{_span(a, 3)}, "
@@ -148,22 +147,27 @@ def _headline(report: FitReport) -> Iterator[str]:
 def _ground(report: FitReport) -> str:
     fit, rows = report.fit, report.observations
     objective = fit.objective
-    delta = f" {objective.threshold:g}" if objective.loss in ("huber", "likelihood") else ""
-    spread = (
-        f"{fit.bootstrap.k} {fit.bootstrap.method} bootstrap replicates"
-        f"{' by efficient refits' if fit.bootstrap.refits == 'efficient' else ''}, "
+    delta = (
+        f"(delta = {objective.threshold:g})" if objective.loss in ("huber", "likelihood") else ""
+    )
+    replicates = (
+        f"{plural(fit.bootstrap.k, f'{fit.bootstrap.method} bootstrap replicate')}"
+        f"{' with efficient refits' if fit.bootstrap.refits == 'efficient' else ''}, "
         f"{fit.bootstrap.failed} failed"
         if fit.bootstrap.k
         else "no bootstrap, so no intervals"
     )
     clusters = (
-        f" of {fit.bootstrap.n_clusters} clusters" if fit.bootstrap.n_clusters is not None else ""
+        f" of {plural(fit.bootstrap.n_clusters, 'cluster')}"
+        if fit.bootstrap.n_clusters is not None
+        else ""
     )
     return (
-        f"{fit.n_rows} runs from {rows.source}; {fit.form} form, {objective.residual} residual, "
-        f"{objective.loss}{delta} = {fit.value:.8g}; {spread}{clusters}, seed "
-        f"{fit.bootstrap.seed}; status {fit.status}. N counted {_said(rows.param_convention)}, "
-        f"FLOPs {_said(rows.flop_convention)}; forecasts use C = 6 N D."
+        f"{plural(fit.n_rows, 'run')} from {rows.source}. Law: {fit.form}. Objective: "
+        f"{objective.loss}{delta} on {objective.residual} loss, minimum {fit.value:.8g}. "
+        f"Intervals: {replicates}{clusters}, seed {fit.bootstrap.seed}. Status: {fit.status}. "
+        f"Counting: N {rows.param_convention}, FLOPs {rows.flop_convention}; forecasts use "
+        "C = 6 N D."
     )
 
 
@@ -171,11 +175,7 @@ def _parameters(report: FitReport) -> Table:
     table = _table("", "value", f"{100 * report.level:g} % interval", "meaning")
     for name, interval in report.params.items():
         table.add_row(name, f"{interval.value:.7g}", _span(interval, 5).strip(), "")
-    notes = {
-        "a": "N_opt = G (C/6)^a",
-        "b": "D_opt = (C/6)^b / G",
-        "G": "",
-    }
+    notes = {"a": "N_opt = G (C/6)^a", "b": "D_opt = (C/6)^b / G"}
     for name, interval in report.derived.items():
         if not math.isfinite(interval.value):
             continue
@@ -190,18 +190,19 @@ def _approaches(report: FitReport) -> Table:
         "3, the law (answer)": (
             report.derived.get("a"),
             report.derived.get("b"),
-            f"{report.fit.n_rows} runs",
+            plural(report.fit.n_rows, "run"),
         )
     }
     isoflop, envelope = report.isoflop, report.envelope
-    rests = f"{len(isoflop.interior)} of {len(isoflop.curves)} valleys"
+    rests = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'isoFLOP curve')}"
     for name, n_law, d_law, words in (
-        ("2, valleys", isoflop.n_law, isoflop.d_law, isoflop.reason or rests),
+        ("2, isoFLOP curves", isoflop.n_law, isoflop.d_law, isoflop.reason or rests),
         (
             "1, envelope of curves",
             envelope.n_law,
             envelope.d_law,
-            envelope.reason or f"{envelope.n_curves} curves; unfinished schedules read high",
+            envelope.reason
+            or f"{plural(envelope.n_curves, 'curve')}; mid-schedule losses are too high",
         ),
     ):
         parts[name] = (_law(n_law), _law(d_law), words)
@@ -210,7 +211,7 @@ def _approaches(report: FitReport) -> Table:
     against = report.disagreement
     if against is not None:
         table.add_row(
-            "2 against 3",
+            "2 compared with 3",
             "",
             f"D {100 * (against.ratio.value - 1):+.1f} %",
             f"at {format_flops(against.flops)} FLOPs{_ratio_span(against.ratio)}",
@@ -240,10 +241,10 @@ def _scores(report: FitReport) -> Iterator[str]:
     held = report.holdout
     if held is not None:
         yield (
-            f"Held out: {held.n_rows} rows predicted with {100 * held.mean_relative_error:.2f} % "
-            f"mean and {100 * held.max_relative_error:.2f} % largest error; {held.covered} of "
-            f"{held.n_rows} inside their {100 * held.level:g} % prediction interval, "
-            f"{held.mean_width:.3g} wide on average."
+            f"Held out: {plural(held.n_rows, 'row')}, mean error "
+            f"{100 * held.mean_relative_error:.2f} %, largest error "
+            f"{100 * held.max_relative_error:.2f} %. {held.covered} of {held.n_rows} are inside "
+            f"their {100 * held.level:g} % prediction interval (mean width {held.mean_width:.3g})."
         )
 
 
@@ -253,13 +254,13 @@ def _saving(report: FitReport) -> Iterator[str]:
         return
     factor = speed.factor
     if factor.value >= 1:
-        words = f"reaches recipe A's loss with {factor.value:.3g} times less compute"
+        words = f"reaches the loss of recipe A with 1/{factor.value:.3g} of the compute"
     else:
         words = f"needs {1 / factor.value:.3g} times the compute of recipe A for the same loss"
     yield (
         f"Recipe B {words} (speed-up {factor.value:.3g}{_span(factor, 3)}): its reducible loss is "
-        f"{speed.reducible_ratio.value:.4g} times A's; {speed.n_rows_a} runs of A, "
-        f"{speed.n_rows_b} of B."
+        f"{speed.reducible_ratio.value:.4g} times that of A. {plural(speed.n_rows_a, 'run')} of A, "
+        f"{speed.n_rows_b:,} of B."
     )
 
 
@@ -335,12 +336,12 @@ def _bounds(low: float, high: float, digits: int = 4) -> str:
 
 
 def _figure(value: float, digits: int) -> str:
-    """Return a number with all of its significant digits, zeros at the end too."""
+    """Return a number with this many significant digits, including trailing zeros."""
     return f"{value:#.{digits}g}".rstrip(".")
 
 
 def _digits(low: float, high: float, least: int = 3) -> int:
-    """Return the significant digits that show two of an interval's width, at least ``least``."""
+    """Return the digits that show an interval's width to two digits, at least ``least``."""
     width = high - low
     if not (math.isfinite(width) and width > 0):
         return least
@@ -375,7 +376,3 @@ def _target(name: str) -> str:
 
 def _loss(value: float) -> str:
     return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"
-
-
-def _said(convention: str) -> str:
-    return "by an unstated convention" if convention == "unstated" else f"as {convention}"

@@ -1,4 +1,4 @@
-"""What one run wrote: its attempts, the end of its curve, the output of its worker."""
+"""Attempts, training curve and worker output of one run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scalelab.errors import DataError, UsageError
 from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir
 from scalelab.records.states import BROKEN
 from scalelab.store.status import read_run_state
-from scalelab.units import format_quantity
+from scalelab.units import format_quantity, plural
 
 FOLLOW_INTERVAL_S = 0.5
 TAIL_BYTES = 1 << 16
 SHOWN_NAMES = 8
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\t"}
-"""What a terminal would obey: shown by its code, whatever a worker printed."""
+"""Control characters in worker output are shown by their code."""
 
 
 def find_run(results: Path, prefix: str) -> RunDir:
@@ -28,7 +28,7 @@ def find_run(results: Path, prefix: str) -> RunDir:
     Raises
     ------
     UsageError
-        When none does, or several do.
+        When no run or several runs match.
     """
     folder = results / "runs"
     names = sorted(e.name for e in folder.iterdir() if e.is_dir()) if folder.is_dir() else []
@@ -39,26 +39,28 @@ def find_run(results: Path, prefix: str) -> RunDir:
         shown = ", ".join((found or names)[:SHOWN_NAMES])
         more = ", .." if len(found or names) > SHOWN_NAMES else ""
         raise UsageError(
-            f"run {prefix!r}, with which {len(found) or 'no'} run_id of {folder} begins",
-            f"the beginning of one of {shown}{more}" if names else "a run of a launched sweep",
-            "`scalelab status --json` lists the runs of a sweep.",
+            f"run {prefix!r}, which matches {plural(len(found), 'run')} in {folder}",
+            f"the first characters of one of {shown}{more}"
+            if names
+            else "a run of a launched sweep",
+            "Run `scalelab status --json` to list the runs of a sweep.",
         )
     return RunDir(folder / found[0])
 
 
 def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
-    """Print a run's attempts, the last rows of its curve, and the last lines of its worker.
+    """Print a run's attempts, the last rows of its curve, and the last lines of its log.
 
     Parameters
     ----------
     run : RunDir
     n_lines : int
-        How many of each.
+        Number of rows and lines.
     follows : bool
-        Whether to go on printing what is added, until the newest attempt has ended.
+        Whether to print new lines until the newest attempt has ended.
     """
     out = console()
-    out.print(_standing(run), soft_wrap=True)
+    out.print(_state_line(run), soft_wrap=True)
     for attempt in run.attempts():
         out.print(_describe(attempt), soft_wrap=True)
     tails = [_Tail(run.path / LOG_FILE, is_curve=False)]
@@ -67,10 +69,10 @@ def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
     for tail in tails:
         for line in tail.read(last=n_lines):
             out.print(line, soft_wrap=True)
-    is_going_on = follows
-    while is_going_on:
-        # Asked before the files are read, so that what was written last is read too.
-        is_going_on = run.status() in ("running", "planned", "queued")
+    is_active = follows
+    while is_active:
+        # The state is read before the files, so that the last lines are read too.
+        is_active = run.status() in ("running", "planned", "queued")
         newest = run.attempts()[-1].metrics_path if run.attempts() else None
         if newest is not None and newest not in [tail.path for tail in tails]:
             out.print(_describe(run.attempts()[-1]), soft_wrap=True)
@@ -78,14 +80,14 @@ def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
         for tail in tails:
             for line in tail.read():
                 out.print(line, soft_wrap=True)
-        if is_going_on:
+        if is_active:
             time.sleep(FOLLOW_INTERVAL_S)
     if follows:
-        out.print(_standing(run), soft_wrap=True)
+        out.print(_state_line(run), soft_wrap=True)
 
 
-def _standing(run: RunDir) -> str:
-    """Return how the run stands, in the words of `scalelab status`."""
+def _state_line(run: RunDir) -> str:
+    """Return the state of the run, in the words of ``scalelab status``."""
     state = read_run_state(run.path, None, time.time())
     reason = f" ({state.reason})" if state.state == BROKEN else ""
     return f"run {run.run_id}: {state.state}{reason}"
@@ -109,7 +111,7 @@ def _describe(attempt: Attempt) -> str:
 
 
 class _Tail:
-    """The end of a growing file, line by line."""
+    """The last lines of a growing file."""
 
     def __init__(self, path: Path, *, is_curve: bool) -> None:
         self.path = path
@@ -117,7 +119,7 @@ class _Tail:
         self.offset: int | None = None
 
     def read(self, last: int | None = None) -> Iterator[str]:
-        """Give the lines added since the last call, at first those at the end of the file."""
+        """Yield the lines added since the last call; the first call yields the last lines."""
         try:
             with self.path.open("rb") as file:
                 if self.offset is None:
@@ -129,8 +131,8 @@ class _Tail:
         except OSError as error:
             raise DataError(
                 f"{self.path}, which cannot be read ({error.strerror})",
-                "a file that the run's worker wrote",
-                "Move it away, or mend its permissions.",
+                "a readable file",
+                "Correct its permissions, or move it away.",
             ) from error
         end = data.rfind(b"\n") + 1
         self.offset += end

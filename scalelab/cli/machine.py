@@ -1,7 +1,7 @@
-"""What ``scalelab doctor`` looks at on this machine: results folder, disk, clock, cores, memory.
+"""Checks of ``scalelab doctor`` on this machine: results folder, disk, clock, cores, memory.
 
-Each function looks at one thing and returns a `Check`; none raises for what it finds, and none
-changes anything but for a probe file in the results folder, which it removes.
+Each function returns one or more `Check` and does not raise. The only change on disk is a probe
+file in the results folder, which is removed again.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ LARGEST_CLOCK_SKEW_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One line of the doctor's report.
+    """One line of ``scalelab doctor``.
 
     Attributes
     ----------
     name : str
-        What was looked at.
+        What was checked.
     status : str
-        ``ok``, ``missing`` (absent, which only some uses notice) or ``problem``.
+        ``ok``, ``missing`` (optional) or ``problem``.
     found : str
-        What is there.
+        What was found.
     needed_for : str
-        Who needs it.
+        Commands or features that need it.
     do : str
-        How to mend it, or what to know; empty when there is nothing to say.
+        How to fix it; may be empty.
     is_base : bool
         Whether planning, importing and fitting need it.
     """
@@ -58,8 +58,8 @@ class Check:
 
 
 def look_at_results(results: Path) -> list[Check]:
-    """Return whether the results folder can hold runs: writing, file system, room, clock."""
-    use = "every command that keeps something"
+    """Check the results folder: write access, file system, free space and clock."""
+    use = "every command that writes results"
     folder = _nearest_folder(results)
     try:
         skew_s, lacking = _try_out(folder)
@@ -70,19 +70,19 @@ def look_at_results(results: Path) -> list[Check]:
                 status=PROBLEM,
                 found=f"{folder} cannot be written ({error.strerror})",
                 needed_for=use,
-                do="Change its permissions, or name another folder with --results.",
+                do="Change its permissions, or choose another folder with --results.",
                 is_base=True,
             )
         ]
     kind = filesystem_of(folder)
-    where = f"{results.absolute()}{'' if folder == results else ' (not made yet)'} on {kind}"
+    where = f"{results.absolute()}{'' if folder == results else ' (does not exist yet)'} on {kind}"
     is_remote = kind in NETWORK_FILESYSTEMS
     if lacking:
         status, found = PROBLEM, f"{where}, which lacks {' and '.join(lacking)}"
-        do = "Name a folder on a POSIX file system with --results."
+        do = "Choose a folder on a POSIX file system with --results."
     else:
         status, found = OK, f"{where}, {'a network' if is_remote else 'a local'} file system"
-        do = "Collect from one machine at a time; all machines must see this folder." * is_remote
+        do = "Run `collect` on one machine at a time. All machines must mount it." * is_remote
     clock_ok = abs(skew_s) <= LARGEST_CLOCK_SKEW_S
     return [
         Check(
@@ -94,8 +94,10 @@ def look_at_results(results: Path) -> list[Check]:
             status=OK if clock_ok else PROBLEM,
             found=f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}, "
             f"{abs(skew_s):.1f} s from the results folder's",
-            needed_for="telling a silent run from a dead one",
-            do="" if clock_ok else "Set the clocks of this machine and the file server by NTP.",
+            needed_for="detecting runs that have died",
+            do=""
+            if clock_ok
+            else "Synchronize the clocks of this machine and the file server (NTP).",
         ),
     ]
 
@@ -108,13 +110,13 @@ def _disk_check(folder: Path) -> Check:
         status=PROBLEM if is_low else OK,
         found=f"{free / 2**30:.1f} GiB free",
         needed_for="checkpoints and tokens",
-        do="Make room, or name a folder on another disk with --results." if is_low else "",
+        do="Free disk space, or choose a folder on another disk with --results." if is_low else "",
         is_base=True,
     )
 
 
 def look_at_memory() -> list[Check]:
-    """Return the CPU cores that this process may use, and the memory that is free."""
+    """Check the CPU cores that this process may use, and the free memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free = free_memory_bytes()
     is_low = free is not None and free < LOW_MEMORY_BYTES
@@ -123,12 +125,12 @@ def look_at_memory() -> list[Check]:
             name="cores",
             status=OK,
             found=f"{cores} of {os.cpu_count()} usable",
-            needed_for="one training worker a core",
+            needed_for="training: one worker per core",
         ),
         Check(
             name="memory",
             status=PROBLEM if is_low else OK,
-            found="not known" if free is None else f"{free / 2**30:.1f} GiB free",
+            found="unknown" if free is None else f"{free / 2**30:.1f} GiB free",
             needed_for="training",
             do="Close other programs, or use fewer workers." if is_low else "",
         ),
@@ -136,7 +138,7 @@ def look_at_memory() -> list[Check]:
 
 
 def free_memory_bytes() -> int | None:
-    """Return the memory that can be had without swapping, the cgroup's limit heeded."""
+    """Return the memory available without swapping, within the limit of the cgroup."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         table = dict(line.split(":", 1) for line in lines)
@@ -160,9 +162,9 @@ def filesystem_of(folder: Path) -> str:
 
 
 def filesystem_in(mounts: Sequence[str], folder: Path) -> str:
-    """Return the type of the longest mount above ``folder`` in lines of ``mountinfo``; see proc(5).
+    """Return the type of the closest mount above ``folder``, from ``mountinfo`` (see proc(5)).
 
-    Of mounts at one place the last covers the others.
+    Of several mounts at one place, the last one is visible.
     """
     best, kind = -1, "an unknown file system"
     for line in mounts:
@@ -178,7 +180,7 @@ def _nearest_folder(path: Path) -> Path:
 
 
 def _try_out(folder: Path) -> tuple[float, list[str]]:
-    """Write a probe file; return its clock's lead in seconds and what the file system lacks."""
+    """Write a probe file; return the clock skew (s) and the features that the file system lacks."""
     probe = folder / f".scalelab-doctor-{secrets.token_hex(8)}"
     linked, renamed = probe.with_suffix(".linked"), probe.with_suffix(".renamed")
     lacking: list[str] = []

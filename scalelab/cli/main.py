@@ -1,7 +1,6 @@
-"""The ``scalelab`` command: one app, its commands in files beside this one.
+"""The ``scalelab`` command. Its subcommands are in the other files of this package.
 
-Nothing heavy is imported here: each command imports what it needs when it runs, so that ``--help``
-answers at once.
+Each command imports what it needs when it runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ app = typer.Typer(
     help="Plan, train, record and fit scaling laws, and decide what to train.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: importing what draws boxes takes half as long as all else
+    rich_markup_mode=None,  # importing the box drawing would take half of the start-up time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Text to tokens, ahead of a sweep.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare text: tokenize it before a sweep.", no_args_is_help=True)
 data_app.command("prepare")(data_commands.prepare)
 sweep_commands.app.command("adaptive", cls=SpecCommand)(adaptive_commands.adaptive)
 app.add_typer(sweep_commands.app, name="sweep")
@@ -85,11 +84,11 @@ def _main(
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code.
+    """Run the command line and exit with its code.
 
     Exit codes: 0 ok, 1 bug, 2 usage, 3 bad data, 4 fit not identified, 5 runs failed, 130
-    interrupted, 141 when whoever read the output has stopped (``| head``; 128 + SIGPIPE, as other
-    commands have it). ``SCALELAB_DEBUG=1`` shows the traceback of an error.
+    interrupted, 141 when the reader of the output has closed it (``| head``; 128 + SIGPIPE).
+    ``SCALELAB_DEBUG=1`` shows the traceback of an error.
     """
     open_streams()
     try:
@@ -98,7 +97,7 @@ def run(argv: list[str] | None = None) -> None:
     except OutputError as error:
         code = report_error(error, as_json=False)
     except (BrokenPipeError, SystemExit) as stop:
-        # The libraries that print turn a closed pipe into an exit of their own, with code 1.
+        # Rich and Typer turn a closed pipe into SystemExit with code 1.
         if not isinstance(
             stop.__context__ if isinstance(stop, SystemExit) else stop, BrokenPipeError
         ):
@@ -129,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         return report_error(_as_usage_error(error), as_json=as_json)
     except (typer.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop.__cause__, EOFError):
-            raise stop.__cause__ from None  # not a Ctrl-C: a process that we talked to has ended
+            raise stop.__cause__ from None  # not a Ctrl-C: another process has ended
         is_declined = isinstance(stop, typer.Abort) and stop.__cause__ is None
         console(stderr=True).print("nothing was started" if is_declined else "interrupted")
         return EXIT_INTERRUPTED
@@ -148,11 +147,11 @@ def _check_current_folder() -> None:
 
 
 def _as_usage_error(error: TyperException) -> UsageError:
-    """Return a complaint of the option parser in our three parts."""
+    """Return an error of the option parser in three parts."""
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "scalelab"
     return UsageError(
         error.format_message().rstrip("."),
-        f"the options and arguments of {where}",
-        f"See {where} --help.",
+        f"options and arguments that {where} has",
+        f"Run {where} --help to see them.",
     )

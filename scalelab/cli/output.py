@@ -100,7 +100,7 @@ def _with_results(command: str) -> str:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console for people; piped output is plain and wide, so that nothing is cut off."""
+    """Return a console; piped output is plain and wide, so that nothing is cut."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -109,12 +109,12 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def emit_json(value: Any) -> None:
-    """Print one object as JSON: full precision, numbers that JSON lacks (nan, inf) as null."""
+    """Print one JSON object at full precision; nan and infinity become null."""
     sys.stdout.write(json.dumps(as_plain(value), allow_nan=False) + "\n")
 
 
 def as_plain(value: Any) -> Any:
-    """Return ``value`` with dataclasses, arrays, mappings and paths as JSON's own types."""
+    """Return ``value`` with dataclasses, arrays, mappings and paths as JSON types."""
     if is_dataclass(value) and not isinstance(value, type):
         return as_plain(asdict(value))
     if isinstance(value, Mapping):

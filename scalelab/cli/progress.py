@@ -1,4 +1,4 @@
-"""Watching a launch: a live view in a terminal, a line for each event elsewhere, on stderr."""
+"""Progress of a launch on stderr: a live table on a terminal, else one line per event."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from scalelab.cli.output import console
 from scalelab.records.states import ENDED
-from scalelab.units import format_duration, format_quantity
+from scalelab.units import format_duration, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,7 +23,7 @@ REFRESH_S = 0.5
 
 @contextlib.contextmanager
 def preparing() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows how the preparation of the text goes on."""
+    """Yield a function that shows the progress of the data preparation."""
     out = console(stderr=True)
     if not out.is_terminal:
         yield lambda stage, done, total: None
@@ -39,7 +39,7 @@ def preparing() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def watching(results: Path, *, as_json: bool) -> Iterator[Watcher]:
-    """Give the function that a launcher tells what happens."""
+    """Yield the function that a launcher calls on every event."""
     out = console(stderr=True)
     if not out.is_terminal or as_json:
         yield _LinePrinter(results)
@@ -53,7 +53,7 @@ def watching(results: Path, *, as_json: bool) -> Iterator[Watcher]:
 
 @dataclass(slots=True)
 class RunProgress:
-    """How far a running attempt is, read from the end of its training curve."""
+    """Progress of a running attempt, from the last row of its training curve."""
 
     label: str
     step: int
@@ -63,7 +63,7 @@ class RunProgress:
 
 
 class Reader:
-    """Reads the progress of runs; remembers what does not change."""
+    """Reads the progress of runs; caches what does not change."""
 
     def __init__(self, results: Path) -> None:
         from scalelab.records.sweep_dir import Results
@@ -85,7 +85,7 @@ class Reader:
         return RunProgress(label, row.step, n_steps, row.loss_nats, row.tokens_per_s)
 
     def remaining_s(self, progress: RunProgress, run_id: str) -> float | None:
-        """Return the seconds that a run still needs at its present speed."""
+        """Return the seconds that a run still needs at its current speed."""
         if not progress.tokens_per_s:
             return None
         tokens = (progress.n_steps - progress.step) * self.known[run_id][2]
@@ -93,7 +93,7 @@ class Reader:
 
 
 class _LinePrinter:
-    """One line for each event; nothing while nothing happens."""
+    """Prints one line per event."""
 
     def __init__(self, results: Path) -> None:
         self.out = console(stderr=True)
@@ -120,7 +120,7 @@ class _LinePrinter:
 
 
 class _Screen:
-    """A table of what is running, redrawn twice a second."""
+    """A table of the running runs, redrawn twice a second."""
 
     def __init__(self, results: Path, show: Callable[[RenderableType], None]) -> None:
         self.reader = Reader(results)
@@ -145,8 +145,8 @@ class _Screen:
         n_ended = sum(status in ENDED for status in view.statuses.values())
         elapsed = time.time() - view.started_s
         head = Text(
-            f"{n_ended} of {len(view.statuses)} runs ended, {len(view.running)} running, "
-            f"{format_duration(elapsed)} so far"
+            f"{n_ended} of {plural(len(view.statuses), 'run')} ended, {len(view.running)} running, "
+            f"{format_duration(elapsed)} elapsed"
         )
         table = Table(box=None)
         for title in ("run", "shape", "steps", "", "loss", "tokens/s", "left"):

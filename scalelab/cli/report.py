@@ -1,4 +1,4 @@
-"""The ``report`` command: one HTML file that opens offline, and pictures for a paper."""
+"""The ``report`` command: one offline HTML file, and figures for a paper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
 
 DEFAULT_TARGET = 100.0
-"""Forecast this many times beyond the largest run when no target is asked for."""
+"""Without --predict, the report extrapolates to this multiple of the largest run's FLOPs."""
 PUBLISHED_SPAN = (1e19, 1e26)
 
 
@@ -26,28 +26,34 @@ def report(
     from_file: Annotated[
         Path | None, typer.Option("--from", help="CSV or Parquet file of finished runs.")
     ] = None,
-    sweep: Annotated[str | None, typer.Option(help="Sweep; default: the latest.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="Sweep to report; default: the latest.")] = None,
     results: ResultsOption = Path("results"),
     mapping: Annotated[
-        list[str] | None, typer.Option("--map", help="OURS=THEIRS,..: columns of the file.")
+        list[str] | None,
+        typer.Option(
+            "--map", help="Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help)."
+        ),
     ] = None,
-    form: Annotated[str, typer.Option(help="Law to fit.")] = "chinchilla",
-    level: Annotated[float, typer.Option(help="Level of every interval.")] = 0.9,
+    form: Annotated[str, typer.Option(help="Form of the law.")] = "chinchilla",
+    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.9,
     predict: Annotated[
-        list[str] | None, typer.Option(help="C=1e24, N=7e9, ..; repeatable.")
+        list[str] | None,
+        typer.Option(help="Model to predict, such as C=1e24 or N=7e9; repeatable."),
     ] = None,
-    svg: Annotated[Path | None, typer.Option(help="Folder for SVG pictures.")] = None,
-    pdf: Annotated[Path | None, typer.Option(help="Folder for PDF pictures.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Folder for PNG pictures.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Folder for SVG figures.")] = None,
+    pdf: Annotated[Path | None, typer.Option(help="Folder for PDF figures.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Folder for PNG figures.")] = None,
     tex: Annotated[
-        bool, typer.Option("--tex", help="Also the parameters as LaTeX, beside --out.")
+        bool, typer.Option("--tex", help="Also write the parameters as LaTeX, next to --out.")
     ] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Also all numbers as CSV, beside --out.")] = (
-        False
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Also write all numbers as CSV, next to --out.")
+    ] = (False),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.")
+    ] = False,
 ) -> int:
-    """Write what a fit says as one HTML file that opens offline, with pictures beside it.
+    """Write a fit as one HTML file that opens offline, and optional figures.
 
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """
@@ -84,10 +90,10 @@ def report(
 
 
 def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
-    """Raise UsageError where what is written would replace the runs that are read."""
+    """Raise UsageError if an output file has a wrong ending or would overwrite the input."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(
-            f"--out {out}", "a file ending in .html or .htm", "Rename it, such as report.html."
+            f"--out {out}", "a file that ends in .html or .htm", f"Write --out {out.stem}.html."
         )
     for path in (out, *beside):
         if (
@@ -97,14 +103,14 @@ def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
             and path.samefile(from_file)
         ):
             raise UsageError(
-                f"--out {out}, by which {path} would be written over the runs to fit",
-                "another name",
-                f"Give --out {out.with_name(out.stem + '-report.html')}, for example.",
+                f"--out {out}, which would overwrite the input file {path}",
+                "another file name",
+                f"Write --out {out.with_name(out.stem + '-report.html')}.",
             )
 
 
 def as_html(found: FitReport, command: str) -> str:
-    """Return the HTML file of a fit, from the figures that the page draws."""
+    """Return the HTML page of a fit."""
     from scalelab.api import assess as api_assess
     from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
     from scalelab.report.html import Content, render
@@ -145,7 +151,7 @@ def _write(path: Path, text: str) -> str:
     except OSError as error:
         raise DataError(
             f"{path}, which cannot be written ({error.strerror})",
-            "a path in a folder that one may write to",
+            "a path in a folder that you may write to",
             "Choose another path for --out.",
         ) from None
     return str(path)

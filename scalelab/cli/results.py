@@ -1,4 +1,4 @@
-"""``scalelab collect``, ``import``, ``export``, ``status``, ``logs``: results in, out, in view."""
+"""``scalelab collect``, ``import``, ``export``, ``status`` and ``logs``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json, runnable, warn
 from scalelab.errors import EXIT_OK, UsageError
+from scalelab.units import plural
 
 if TYPE_CHECKING:
     from scalelab.store.collect import CollectReport
@@ -21,16 +22,15 @@ WATCH_INTERVAL_S = 2.0
 
 
 def collect(
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Collect again and again, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     interval: Annotated[
-        float, typer.Option("--interval", min=0.1, help="Seconds between two collections.")
+        float,
+        typer.Option("--interval", min=0.1, help="Seconds between two collections with --watch."),
     ] = 10.0,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Load what runs have written into DuckDB, and publish it for readers.
+    """Load the files of the runs into DuckDB, and publish a snapshot for fits and exports.
 
     Example: scalelab collect --watch
     """
@@ -53,16 +53,16 @@ def _show_collected(report: CollectReport, results: Path, *, as_json: bool) -> N
         emit_json({"schema": 1, "command": "collect", **asdict(report)})
         return
     parts = [
-        f"{report.runs_new:,} new runs",
+        plural(report.runs_new, "new run"),
         f"{report.runs_changed:,} changed",
-        f"{report.metric_rows_new:,} new metric rows",
+        plural(report.metric_rows_new, "new metric row"),
     ]
     if report.runs_removed:
         parts.append(f"{report.runs_removed:,} removed")
     if report.torn_lines:
-        parts.append(f"{report.torn_lines:,} torn lines dropped")
+        parts.append(f"{plural(report.torn_lines, 'incomplete line')} dropped")
     console().print(
-        f"{', '.join(parts)}; {report.runs:,} runs in {results / 'scalelab.duckdb'} "
+        f"{', '.join(parts)}; {plural(report.runs, 'run')} in {results / 'scalelab.duckdb'} "
         f"({report.wall_s:.2f} s)",
         soft_wrap=True,
     )
@@ -74,29 +74,30 @@ def import_(
         list[str] | None,
         typer.Option(
             "--map",
-            help="OURS=THEIRS,..: our column (n_params, n_tokens, loss_nats, flops, budget, "
-            "cluster) from a column or SQL expression of the file; repeatable.",
+            help="Columns of the file, as OURS=THEIRS,..: n_params, n_tokens, loss_nats, flops, "
+            "budget or cluster from a column or SQL expression; repeatable.",
         ),
     ] = None,
     where: Annotated[
-        str | None, typer.Option("--where", help="SQL condition on the file's columns.")
+        str | None,
+        typer.Option("--where", help="SQL condition on the columns, such as 'flops > 1e18'."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the import; default from the file's.")
+        str | None, typer.Option("--name", help="Name of the import; default: the file name.")
     ] = None,
     param_convention: Annotated[
-        str, typer.Option(help="How the file counts parameters: chinchilla, kaplan, ..")
+        str, typer.Option(help="How the file counts parameters, such as chinchilla or kaplan.")
     ] = "unstated",
     flop_convention: Annotated[
-        str, typer.Option(help="How the file counts FLOPs: 6nd, exact, ..")
+        str, typer.Option(help="How the file counts FLOPs, such as 6nd or exact.")
     ] = "unstated",
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put it in the place of an import of that name.")
+        bool, typer.Option("--replace", help="Replace an import that has the same name.")
     ] = False,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Keep results made elsewhere; rows that cannot be used are set aside with line and reason.
+    """Import results made elsewhere. Unusable rows are listed in a file with line and reason.
 
     Example: scalelab import runs.csv --map n_params=params,n_tokens=tokens,loss_nats=val_loss
     """
@@ -121,8 +122,8 @@ def import_(
     if report.n_rejects:
         warnings.insert(
             0,
-            f"{report.n_rejects:,} {'row' if report.n_rejects == 1 else 'rows'} set aside: "
-            f"{report.folder / REJECTS_FILE} says why",
+            f"{plural(report.n_rejects, 'row')} not imported; see the reasons in "
+            f"{report.folder / REJECTS_FILE}",
         )
     for warning in warnings:
         warn(warning)
@@ -131,7 +132,9 @@ def import_(
         return EXIT_OK
     out = console()
     word = "imported" if report.is_new else "already imported"
-    out.print(f"{report.n_rows:,} rows {word} as {report.name} ({report.folder})", soft_wrap=True)
+    out.print(
+        f"{plural(report.n_rows, 'row')} {word} as {report.name} ({report.folder})", soft_wrap=True
+    )
     out.print(runnable(f"Next: scalelab fit --sweep {report.name}"), soft_wrap=True)
     return EXIT_OK
 
@@ -154,7 +157,7 @@ def export(
     ] = "runs",
     sweep: Annotated[
         str | None,
-        typer.Option("--sweep", help="Only the runs of a sweep, or the rows of an import."),
+        typer.Option("--sweep", help="Only the runs of this sweep, or the rows of this import."),
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
@@ -170,26 +173,28 @@ def export(
     if out is None and (as_json or (format == "parquet" and sys.stdout.isatty())):
         raise UsageError(
             "--json without --out" if as_json else "parquet on a terminal",
-            "--out FILE, so that the table does not go there",
-            "Name a file with --out.",
+            "a file with --out",
+            "Write for example --out runs.parquet.",
         )
     n_rows = export_table(results, table, format, out or sys.stdout.buffer, sweep=sweep)
     if as_json:
         emit_json({"schema": 1, "command": "export", "table": table, "rows": n_rows, "out": out})
     elif out is not None:
-        console(stderr=True).print(f"{n_rows:,} rows of {table} in {out}", soft_wrap=True)
+        console(stderr=True).print(f"{plural(n_rows, 'row')} of {table} in {out}", soft_wrap=True)
     return EXIT_OK
 
 
 def status(
-    sweep: Annotated[str | None, typer.Argument(help="Name; default the latest sweep.")] = None,
+    sweep: Annotated[
+        str | None, typer.Argument(help="Name of the sweep; default: the latest.")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Redraw until every run has ended, or Ctrl-C.")
     ] = False,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Show how a sweep stands: runs by state, valleys, what is left, what to do next.
+    """Show the state of a sweep: runs by state, isoFLOP curves, time left, and what to do next.
 
     Example: scalelab status demo --watch
     """
@@ -199,19 +204,21 @@ def status(
     from scalelab.store.status import sweep_names
 
     if watch and as_json:
-        raise UsageError("--watch with --json", "one of them", "Ask for --json again and again.")
-    standing = LiveStatus(results, sweep)
+        raise UsageError(
+            "--watch with --json", "one of them", "Leave one out; repeat --json in a loop."
+        )
+    live = LiveStatus(results, sweep)
     if watch:
         from rich.live import Live
 
-        with Live(console=console(), auto_refresh=False) as live:
+        with Live(console=console(), auto_refresh=False) as screen:
             while True:
-                found = standing.read()
-                live.update(render_status(found), refresh=True)
+                found = live.read()
+                screen.update(render_status(found), refresh=True)
                 if not any(found.counts.get(state) for state in ACTIVE):
                     return EXIT_OK
                 time.sleep(WATCH_INTERVAL_S)
-    found = standing.read()
+    found = live.read()
     if as_json:
         emit_json({"schema": 1, "command": "status", **asdict(found)})
         return EXIT_OK
@@ -223,16 +230,16 @@ def status(
 
 
 def logs(
-    run: Annotated[str, typer.Argument(help="run_id, or the first characters of one.")],
+    run: Annotated[str, typer.Argument(help="run_id, or its first characters.")],
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run ends, or Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Print new lines until the run ends, or Ctrl-C.")
     ] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="Lines of curve and log to begin with.")
+        int, typer.Option("--lines", "-n", min=0, help="Lines of curve and log to print first.")
     ] = 20,
     results: ResultsOption = DEFAULT_RESULTS,
 ) -> int:
-    """Show a run's attempts, the end of its curve and what its worker printed.
+    """Show a run's attempts, the end of its training curve and the end of its log.
 
     Example: scalelab logs 3f9a -f
     """

@@ -1,7 +1,7 @@
 """Settings: flag > environment ``SCALELAB_*`` > ``./scalelab.toml`` > the user's config folder.
 
-A settings file holds defaults of options, by command; what stands at the top is for every command
-that has such an option::
+A settings file holds default values of options. Values at the top apply to every command that has
+the option; tables apply to one command::
 
     results = "/data/results"
 
@@ -12,9 +12,10 @@ that has such an option::
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,20 @@ FILE_NAME = "scalelab.toml"
 
 
 def settings_paths() -> tuple[Path, Path]:
-    """Return where settings are read from: the user's file, then the present folder's."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    """Return the settings files: the user's, then that of the current folder."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))
     return config / "scalelab" / FILE_NAME, Path(FILE_NAME)
 
 
 def default_map(command: typer.core.TyperGroup) -> dict[str, Any]:
-    """Return the defaults of options that the settings files hold, by command.
+    """Return the default values of the settings files, by command.
 
     Raises
     ------
     DataError
         When a file is not TOML.
     UsageError
-        When a file names a command or an option that there is not.
+        When a file names an unknown command or option.
     """
     merged: dict[str, Any] = {}
     for path in settings_paths():
@@ -53,14 +54,14 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(
-            f"settings file {path}: {error}", "a TOML file of option defaults", "Mend that line."
+            f"settings file {path}: {error}", "a valid TOML file", "Correct that line."
         ) from None
 
 
 def _for_group(
     group: Any, content: Mapping[str, Any], inherited: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-    """Return one group's part of the map; values at its top go to every command below."""
+    """Return the defaults of one group of commands; its values apply to every command in it."""
     tables = {key: value for key, value in content.items() if isinstance(value, Mapping)}
     values = {**inherited, **{key: value for key, value in content.items() if key not in tables}}
     unknown = sorted(set(tables) - set(group.commands))
@@ -68,7 +69,7 @@ def _for_group(
         raise UsageError(
             f"[{unknown[0]}] in {source}",
             f"a command: {', '.join(sorted(group.commands))}",
-            "Mend the name of the table.",
+            _did_you_mean(unknown[0], group.commands, "Correct the name of the table."),
         )
     found: dict[str, Any] = {}
     for name, command in group.commands.items():
@@ -87,7 +88,7 @@ def _for_command(
     inherited: Mapping[str, Any],
     source: str,
 ) -> dict[str, Any]:
-    # Options by their spelling on the command line, with ``_`` for ``-``.
+    # Keys are the options of the command line, with ``_`` instead of ``-``.
     spelled = {
         option.lstrip("-").replace("-", "_"): parameter.name
         for parameter in command.params
@@ -98,10 +99,15 @@ def _for_command(
         raise UsageError(
             f"{unknown[0]} in [{name}] of {source}",
             f"an option of `scalelab {name}`: {', '.join(sorted(spelled))}",
-            "Mend the key.",
+            _did_you_mean(unknown[0], spelled, "Correct the key."),
         )
     values = {key: value for key, value in inherited.items() if key in spelled}
     return {spelled[key]: value for key, value in {**values, **table}.items()}
+
+
+def _did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"Did you mean {near[0]}?" if near else otherwise
 
 
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:

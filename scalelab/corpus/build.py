@@ -1,8 +1,8 @@
-"""Make a dataset: read documents, split them, tokenize them, publish the folder by one rename.
+"""Build a dataset: read, split and tokenize documents, then publish the folder with one rename.
 
-Two processes may prepare the same text at once: each works in a folder of its own, the first to
-finish publishes, the other throws its equal copy away. One that is killed leaves only a hidden
-folder, which a later preparation removes.
+Two processes may prepare the same text at once. Each works in its own folder; the first to finish
+publishes its folder, the other deletes its equal copy. A killed process leaves a hidden folder,
+which a later preparation removes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ from scalelab.corpus.split import SHARES, is_enough, smallest_window, window
 from scalelab.corpus.spool import Progress, Spool, spool_documents
 from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, cached_bpe
 from scalelab.errors import DataError, unwritable
+from scalelab.units import plural
 
 TOKENIZER_TRAIN_BYTES = 64 << 20
 LEFTOVER_AGE_S = 24 * 3600.0
 UNSETTLED_S = 2.0
 ENOUGH_DOCUMENTS = 16
 COUNTED = ("n_duplicates", "n_empty", "n_skipped_files")
-"""What a manifest says of the files, beside `Manifest.source`; the rest is of their documents."""
+"""Manifest fields that count input files; with `Manifest.source`, they depend on the input."""
 
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
@@ -56,22 +57,22 @@ _DISK_ERRORS = (
 def build_dataset(
     source: DataSource, results: Path, progress: Progress, *, checks_hashes: bool = False
 ) -> tuple[Path, Manifest]:
-    """Return the folder of a source's dataset, making it unless it is there, and what it holds.
+    """Return the folder and the manifest of a source's dataset; build it if needed.
 
-    The manifest says what was counted in this source, also where the folder is an equal one that
-    was made of other files.
+    The manifest has the counts of this source, even if the folder was built from other files with
+    the same content.
 
     Parameters
     ----------
     source : DataSource
         Text and tokenizer.
     results : Path
-        The results folder; nothing in it is taken for text.
+        The results folder; it is never read as text.
     progress : callable
-        Called with the stage in words, the bytes done and the bytes in all.
+        Called with the name of the stage, the bytes done and the total bytes.
     checks_hashes : bool
-        Whether a dataset that is there is read whole and compared with its hashes; otherwise only
-        its sizes are looked at.
+        Whether to compare an existing dataset with its hashes; otherwise only file sizes are
+        checked.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def build_dataset(
         spool = spool_documents(source, files, scratch / "text", progress)
         manifest = _write_dataset(source, spool, whole, data / "tokenizers", progress)
         folder = _publish(whole, manifest, data)
-        # A file changed in the clock's last tick could change again without a newer time.
+        # A file that changed within the last clock tick could change again with the same time.
         if newest_s < started_s - UNSETTLED_S:
             known.parent.mkdir(exist_ok=True)
             note = scratch / "note.json"
@@ -103,14 +104,14 @@ def build_dataset(
 
 
 def find_built(source: DataSource, results: Path) -> tuple[Path, Manifest] | None:
-    """Return the dataset that was made of these very files, as `build_dataset` does, or None."""
+    """Return the dataset that was built from these files, or None."""
     listing, _ = _listing(source, find_files(source, results))
     data = results / "data"
     return _known_dataset(source, data / "sources" / f"{listing}.json", data, checks_hashes=False)
 
 
 def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, float]:
-    """Return a hash of the source and its files (place, size, times), and the newest time."""
+    """Return a hash of the source and its files (path, size, times), and the newest time."""
     hashed = hashlib.sha256(json.dumps([FORMAT, asdict(source)]).encode())
     newest_ns = 0
     for file in files:
@@ -127,7 +128,7 @@ def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, fl
 def _known_dataset(
     source: DataSource, known: Path, data: Path, *, checks_hashes: bool
 ) -> tuple[Path, Manifest] | None:
-    """Return the dataset made from this listing before, or None where it is not there and whole."""
+    """Return the dataset built earlier from this listing, or None if it is missing or damaged."""
     try:
         note = json.loads(known.read_text())
         folder = data / str(note["fingerprint"])
@@ -142,7 +143,7 @@ def _known_dataset(
 
 @contextlib.contextmanager
 def _scratch_folder(data: Path) -> Iterator[Path]:
-    """Give an empty folder beside the datasets; whatever is left in it goes when the block ends."""
+    """Yield an empty folder next to the datasets; it is removed when the block ends."""
     scratch = data / f".preparing-{secrets.token_hex(8)}"
     try:
         data.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def _scratch_folder(data: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(data: Path) -> None:
-    """Remove the scratch folders of preparations that were killed long ago."""
+    """Remove the scratch folders of old preparations that were killed."""
     for folder in data.glob(".preparing-*"):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > LEFTOVER_AGE_S:
@@ -168,7 +169,7 @@ def _remove_leftovers(data: Path) -> None:
 def _write_dataset(
     source: DataSource, spool: Spool, folder: Path, cache: Path, progress: Progress
 ) -> Manifest:
-    """Fill the folder with the shards and the tokenizer; return the manifest that describes it."""
+    """Write the shards and the tokenizer into the folder, and return its manifest."""
     tokenizer = _tokenizer(source, spool, cache, progress)
     share, held_out = _hold_out(source, spool, tokenizer)
     window_tokens = smallest_window([len(tokens) for tokens in held_out], source.eval_tokens)
@@ -219,8 +220,8 @@ def _write_dataset(
 def _tokenizer(source: DataSource, spool: Spool, cache: Path, progress: Progress) -> Tokenizer:
     if source.bpe_size is None:
         return ByteTokenizer()
-    # Only from the half that no share holds out, so that the vocabulary has not seen the
-    # evaluation set; by hash order that is a fair sample of the documents.
+    # Train only on the half that no share holds out, so that the vocabulary never sees the
+    # evaluation set. In hash order, that half is a random sample of the documents.
     first = int(np.searchsorted(spool.high, np.uint64(1 << 63)))
     sizes = np.cumsum(spool.lengths[first:])
     end = first + max(1, int(np.searchsorted(sizes, TOKENIZER_TRAIN_BYTES, side="right")))
@@ -258,20 +259,20 @@ def _write_train(
     spool: Spool, first: int, tokenizer: Tokenizer, folder: Path, progress: Progress
 ) -> tuple[Shard, ...]:
     writer = ShardWriter(folder, "train", tokenizer.dtype)
-    done, said = 0, 0
+    done, reported = 0, 0
     tokens_of: Iterable[NDArray[Any]] = tokenizer.encode(spool.documents(first, len(spool)))
     for tokens, length in zip(tokens_of, spool.lengths[first:], strict=True):
         writer.append(tokens)
         done += int(length)
-        if done - said >= 1 << 20:
+        if done - reported >= 1 << 20:
             progress("tokenizing", done, spool.n_bytes)
-            said = done
+            reported = done
     progress("tokenizing", spool.n_bytes, spool.n_bytes)
     return writer.finish()
 
 
 def _publish(whole: Path, manifest: Manifest, data: Path) -> Path:
-    """Move the finished folder to its name; an equal, whole one that is there already stays."""
+    """Rename the finished folder to its fingerprint, unless an intact equal one exists."""
     with (whole / MANIFEST_NAME).open("w", encoding="utf-8") as file:
         file.write(manifest.to_json())
         file.flush()
@@ -288,7 +289,7 @@ def _publish(whole: Path, manifest: Manifest, data: Path) -> Path:
         try:
             check_hashes(folder, read_manifest(folder))
         except DataError:
-            # Damaged: put it aside (readers keep what they have open) and publish ours instead.
+            # Damaged: move it away (open readers keep their files) and publish ours.
             aside = data / f".preparing-{secrets.token_hex(8)}"
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(aside)
@@ -298,14 +299,14 @@ def _publish(whole: Path, manifest: Manifest, data: Path) -> Path:
 
 
 def _too_small(source: DataSource, spool: Spool, problem: str) -> DataError:
-    # A sixteenth of the tokens where a token is four bytes.
+    # A sixteenth of the tokens if a token has four bytes.
     fewer = max(1, spool.n_bytes // 64)
-    do = "Give more text, in more documents (a file is one, or a row of JSONL or Parquet)"
+    do = "Give more text, in more documents (one per file, or per row of JSONL or Parquet)"
     if len(spool) >= ENOUGH_DOCUMENTS:
-        do += f", or ask for a smaller evaluation set, such as --eval-tokens {fewer}"
+        do += f", or use a smaller evaluation set, for example --eval-tokens {fewer}"
     return DataError(
-        f"{len(spool)} distinct documents of {spool.n_bytes} bytes in all for an evaluation set "
-        f"of {source.eval_tokens} tokens: {problem}",
-        "enough documents to hold some out whole and to train on the rest",
+        f"{plural(len(spool), 'distinct document')} with {spool.n_bytes} bytes for an evaluation "
+        f"set of {source.eval_tokens} tokens: {problem}",
+        "enough documents to hold some out and to train on the others",
         f"{do}.",
     )

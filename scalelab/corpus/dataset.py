@@ -1,7 +1,7 @@
 """A prepared corpus: open it, and get the batch of a step or the evaluation set.
 
-`prepare` turns text into a `Dataset` (or finds the one made before), `open_dataset` opens a folder
-with nothing but NumPy, `find_dataset` opens the one that a run's spec names.
+`prepare` turns text into a `Dataset`, or finds the dataset built earlier. `open_dataset` opens a
+folder and needs only NumPy. `find_dataset` opens the dataset that a run's spec names.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from scalelab.errors import DataError
 class Dataset:
     """Tokens of a corpus, memory-mapped, split into a training and an evaluation part.
 
-    It pickles as its folder's path, so it can be handed to a worker process.
+    It is pickled as its path, so it can be passed to a worker process.
 
     Attributes
     ----------
     folder : Path
         ``<results>/data/<fingerprint>``.
     manifest : Manifest
-        What the folder holds; from `prepare`, with what was counted in that very source.
+        Content of the folder; after `prepare`, with the counts of the given source.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Dataset:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that can occur, unpadded."""
+        """Vocabulary size without padding."""
         return self.manifest.vocab_size
 
     @property
@@ -73,7 +73,7 @@ class Dataset:
 
     @property
     def n_documents(self) -> int:
-        """Distinct documents, held-out ones included."""
+        """Distinct documents, including held-out ones."""
         return self.manifest.n_documents
 
     @property
@@ -94,25 +94,25 @@ class Dataset:
             raise DataError(
                 f"sequences of {seq_len} tokens from {self.n_train_tokens} training tokens",
                 f"sequences of at most {self.n_train_tokens - 1} tokens",
-                "Shorten the sequences, or give more text.",
+                "Use a smaller --seq-len, or give more text.",
             )
         return n
 
     def batch(self, seed: int, step: int, batch_seqs: int, seq_len: int) -> NDArray[np.int64]:
-        """Return the training batch of a step: a pure function of the arguments.
+        """Return the training batch of a step; it depends only on the arguments.
 
-        Every epoch goes through all chunks of ``seq_len`` tokens once, in an order given by the
-        seed and the epoch; runs that differ in ``batch_seqs`` alone see the same order. Below one
-        epoch no token is predicted twice.
+        Each epoch visits every chunk of ``seq_len`` tokens once, in an order given by the seed and
+        the epoch. Runs that differ only in ``batch_seqs`` see the same order. Within one epoch, no
+        token is predicted twice.
 
         Parameters
         ----------
         seed : int
-            Of the order.
+            Seed of the order.
         step : int
-            From 0.
+            Step, from 0.
         batch_seqs, seq_len : int
-            Sequences in the batch, and predicted tokens in each.
+            Sequences per batch, and predicted tokens per sequence.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class Dataset:
         Returns
         -------
         ndarray of int64, shape (n, seq_len + 1)
-            Each evaluation token but the first is a target once; less than one sequence at the
+            Each evaluation token except the first is a target once. An incomplete sequence at the
             end is left out.
 
         Raises
@@ -154,7 +154,7 @@ class Dataset:
             raise DataError(
                 f"sequences of {seq_len} tokens from {self.n_eval_tokens} evaluation tokens",
                 f"sequences of at most {self.n_eval_tokens - 1} tokens",
-                "Shorten the sequences, or prepare a larger evaluation set.",
+                "Use a smaller --seq-len, or a larger --eval-tokens.",
             )
         return self._eval.rows(np.arange(n, dtype=np.int64) * seq_len, seq_len + 1)
 
@@ -163,7 +163,7 @@ class Dataset:
         return min(n_tokens, self.n_sequences(seq_len) * seq_len)
 
     def epochs(self, n_tokens: int, seq_len: int = 1) -> float:
-        """Return how often a run over ``n_tokens`` goes through the training part; may be < 1."""
+        """Return the passes over the training part in a run of ``n_tokens``; may be below 1."""
         return n_tokens / (self.n_sequences(seq_len) * seq_len)
 
     @functools.cached_property
@@ -182,39 +182,39 @@ def prepare(
     progress: Progress | None = None,
     checks_hashes: bool = False,
 ) -> Dataset:
-    """Return the dataset of a source, made now unless it was made before.
+    """Return the dataset of a source; build it if it does not exist yet.
 
-    A source whose files have the same sizes and times as last time is not read again.
+    Files with the same sizes and times as before are not read again.
 
     Parameters
     ----------
     source : DataSource
         Text and tokenizer.
     results : Path
-        The results folder; the dataset lies at ``data/<fingerprint>`` in it.
+        The results folder; the dataset is in ``data/<fingerprint>``.
     progress : callable, optional
-        Called with the stage in words, the bytes done and the bytes in all.
+        Called with the name of the stage, the bytes done and the total bytes.
     checks_hashes : bool
-        Whether a dataset made before is read whole and compared with its hashes, and made anew
-        when it is damaged; otherwise its sizes must be right.
+        Whether to compare an existing dataset with its hashes and rebuild it if it is damaged;
+        otherwise only file sizes are checked.
 
     Raises
     ------
     DataError
-        When the text cannot be used; the results folder is then as it was.
+        When the text cannot be used; the results folder is then unchanged.
     """
     from scalelab.corpus.build import build_dataset
 
     folder, manifest = build_dataset(
-        source, results, progress or _say_nothing, checks_hashes=checks_hashes
+        source, results, progress or _ignore, checks_hashes=checks_hashes
     )
     return Dataset(folder=folder, manifest=manifest)
 
 
 def find_prepared(source: DataSource, results: Path) -> Dataset | None:
-    """Return the dataset made of a source before, None when its files changed or it never was.
+    """Return the dataset built earlier from a source; None if there is none or files changed.
 
-    Reads sizes and times of the files, not their text, and writes nothing.
+    Reads only the sizes and times of the files, and writes nothing.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def find_prepared(source: DataSource, results: Path) -> Dataset | None:
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """Open a prepared dataset; its shards are checked for size.
+    """Open a prepared dataset and check the sizes of its shards.
 
     Raises
     ------
@@ -244,20 +244,20 @@ def find_dataset(results: Path, fingerprint: str) -> Dataset:
     Raises
     ------
     DataError
-        When the results folder does not have it, or it is damaged.
+        When the results folder does not contain it, or it is damaged.
     """
     folder = results / "data" / fingerprint
     if not folder.is_dir():
         raise DataError(
-            f"data {fingerprint}, which is not at {folder}",
+            f"data {fingerprint}, which is not in {folder}",
             "the fingerprint of prepared data",
-            "Prepare it there with `scalelab data prepare` and the sweep's data options.",
+            "Run `scalelab data prepare` with the data options of the sweep.",
         )
     return open_dataset(folder)
 
 
-def _say_nothing(stage: str, done: int, total: int) -> None:
-    """Take no notice of progress."""
+def _ignore(stage: str, done: int, total: int) -> None:
+    """Ignore the progress."""
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Read documents out of files: text files whole, JSONL lines and Parquet rows one each.
+"""Read documents from files: one per text file, JSONL line or Parquet row.
 
 A document is UTF-8 text as bytes, without NUL; it may be empty.
 """
@@ -16,11 +16,11 @@ PARQUET_ROWS = 1024
 
 
 class NotTextError(Exception):
-    """A file is not UTF-8 text (or holds NUL, as binary files do)."""
+    """A file is not UTF-8 text, or contains NUL as binary files do."""
 
 
 def read_documents(file: SourceFile, source: DataSource) -> Iterator[bytes]:
-    """Yield the documents of a file in their order; a null in Parquet is an empty one.
+    """Yield the documents of a file in order; a null in Parquet gives an empty document.
 
     Raises
     ------
@@ -66,8 +66,8 @@ def _read_jsonl(path: Path, field: str) -> Iterator[bytes]:
             if field not in row:
                 raise DataError(
                     f"no field {field!r} in {place}, which has {sorted(row)}",
-                    "the name of the field that holds the text, in every line",
-                    "Name it with --field.",
+                    "the name of the text field, present in every line",
+                    "Give its name, for example --field content.",
                 )
             text = row[field]
             if not isinstance(text, str):
@@ -85,8 +85,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
             if column not in schema.names:
                 raise DataError(
                     f"no column {column!r} in {path}, which has {sorted(schema.names)}",
-                    "the name of the column that holds the text",
-                    "Name it with --column.",
+                    "the name of the text column",
+                    "Give its name, for example --column content.",
                 )
             kind = schema.field(column).type
             value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -94,7 +94,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
                 raise DataError(
                     f"column {column!r} of {path}, which holds {kind}",
                     "a column of strings",
-                    "Name another with --column.",
+                    "Choose another column with --column.",
                 )
             number = 0
             for rows in table.iter_batches(PARQUET_ROWS, columns=[column]):
@@ -104,25 +104,25 @@ def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{path}, which is not Parquet ({str(error).splitlines()[0]})",
-            "a whole Parquet file",
-            "Write the file again, or give it the ending of what it is.",
+            "a complete Parquet file",
+            "Write the file again, or rename it to the ending of its real format.",
         ) from error
 
 
 def _encoded(text: str, place: str) -> bytes:
-    """Return the bytes of a row's text; DataError where no document can hold it."""
+    """Return the bytes of a row's text; DataError if it is not valid in a document."""
     try:
         document = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise _bad_row(place, "has half of a surrogate pair") from error
     if b"\0" in document:
-        raise _bad_row(place, "holds the character U+0000, which ends documents")
+        raise _bad_row(place, "contains the character U+0000, which marks the end of documents")
     return document
 
 
 def _bad_row(place: str, problem: str) -> DataError:
     return DataError(
         f"{place}, which {problem}",
-        "one text a row; in JSONL one object a line, its text a string",
-        "Mend or remove that row.",
+        "one text per row; in JSONL one object per line with its text as a string",
+        "Correct or remove that row.",
     )

@@ -1,9 +1,9 @@
-"""The order of training: a seeded permutation whose entries are computed one by one.
+"""Training order: a seeded permutation with random access.
 
-A run reads the corpus in chunks. Which chunk comes at which place is a permutation of all chunks,
-new in every epoch; an entry of it costs the same whether the corpus has a thousand chunks or a
-billion, nothing is kept between steps, and the numbers depend on no library's generator, so a run
-can be resumed anywhere and repeated on any machine with any version of NumPy.
+A run reads the corpus in chunks, in the order of a permutation that changes every epoch. Any entry
+can be computed at a cost independent of the corpus size, and without state between steps. It uses
+no random number generator of a library. So a run can resume at any step, and gives the same order
+on any machine and NumPy version.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 
 ROUNDS = 8
 BLOCK = 1024
-"""Places whose entries are computed together."""
+"""Number of consecutive entries that are computed together."""
 
 _UintArray = NDArray[np.uint64]
 
 
 def permuted(places: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the entries of a permutation of ``range(n)`` at some places.
+    """Return the entries of a permutation of ``range(n)`` at the given places.
 
-    A Feistel network over the smallest power of two that holds ``n`` is a permutation of that
-    power of two; following it until it leads back below ``n`` (cycle walking) makes it one of
-    ``range(n)``.
+    A Feistel network permutes the integers below the smallest power of two that is at least ``n``.
+    Applying it until the value is below ``n`` (cycle walking) gives a permutation of ``range(n)``.
 
     Parameters
     ----------
@@ -35,7 +34,7 @@ def permuted(places: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDA
     n : int
         Length of the permutation, from 1.
     seed, epoch : int
-        Another permutation for each pair.
+        Each pair gives a different permutation.
 
     Returns
     -------
@@ -61,7 +60,7 @@ def permuted(places: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDA
 def permuted_run(start: int, stop: int, n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the entries at consecutive places, ``permuted`` of ``range(start, stop)``.
 
-    Entries are computed by the block, so that steps which follow one another share the work.
+    Entries are computed in blocks, so that consecutive steps share the work.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Token shards on disk: the manifest, writing, checking and reading them.
+"""Token shards on disk: the manifest, and writing, checking and reading shards.
 
-A dataset's folder holds ``train-00000.bin``, .. and ``eval-00000.bin``: nothing but tokens, little
-endian, one, two or four bytes each. ``manifest.json`` says what they are. The folder appears by
-one rename, whole, and is never changed afterwards.
+A dataset's folder holds ``train-00000.bin``, .. and ``eval-00000.bin``, which contain only tokens:
+little endian, one, two or four bytes each. ``manifest.json`` describes them. The folder appears
+complete with one rename and never changes afterwards.
 """
 
 from __future__ import annotations
@@ -40,41 +40,41 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a dataset's folder holds.
+    """Content of a dataset's folder.
 
     Attributes
     ----------
     fingerprint : str
-        Hash of the tokenizer and of every token, in order: equal text and tokenizer give the same
-        on every machine, wherever the files lay. Also the folder's name.
+        Hash of the tokenizer and of all tokens in order. Equal text and tokenizer give the same
+        fingerprint on every machine and for any file layout. Also the folder's name.
     eval_fingerprint : str
-        The same of the evaluation tokens alone.
+        The same for the evaluation tokens only.
     tokenizer : str
         Name of the tokenizer.
     tokenizer_sha256 : str or None
-        Hash of ``tokenizer.json`` beside the shards, None for bytes.
+        Hash of ``tokenizer.json`` next to the shards; None for bytes.
     vocab_size : int
-        Tokens that can occur, unpadded.
+        Vocabulary size without padding.
     dtype : str
         ``uint8``, ``uint16`` or ``uint32``.
     n_documents, n_train_documents, n_held_out_documents : int
-        Distinct documents, and on either side of the split.
+        Distinct documents in total, for training and for evaluation.
     n_duplicates : int
-        Further documents with the text of another; not used. On disk this, the next two and
-        ``source`` are of the files that the folder was first made of.
+        Documents with the same text as another; not used. On disk this, the next two and
+        ``source`` describe the files that the folder was first built from.
     n_empty : int
-        Documents without text (null in a row), not used.
+        Documents without text (null in a row); not used.
     n_skipped_files : int
-        Files of folders that were skipped because they are not UTF-8 text.
+        Files in folders that were skipped because they are not UTF-8 text.
     held_out_share : float
         Share of all possible document hashes that is held out.
     eval_window_tokens : int
-        Longest run of tokens that one held-out document gives to the evaluation set.
+        Largest number of tokens that one held-out document adds to the evaluation set.
     bytes_per_token : float
-        Bytes of UTF-8 text in the mean token of the evaluation set (a document's end counts as
-        one), so that bits per byte = nats per token / ln 2 / bytes_per_token.
+        Mean bytes of UTF-8 text per token of the evaluation set (a document's end counts as one
+        byte), so that bits per byte = nats per token / ln 2 / bytes_per_token.
     source : str
-        Where the text came from, in words; no part of the identity.
+        Description of the text source; not part of the fingerprint.
     train, evaluation : tuple of Shard
         The files.
     format : int
@@ -108,7 +108,7 @@ class Manifest:
 
 NAMES = {field.name for field in fields(Manifest)}
 OPTIONAL = {"n_empty"}
-"""What a manifest may lack: folders made before it was counted."""
+"""Fields that older manifests do not have."""
 
 
 class ShardWriter:
@@ -117,13 +117,13 @@ class ShardWriter:
     Parameters
     ----------
     folder : Path
-        Where.
+        Folder to write to.
     prefix : str
         ``train`` or ``eval``.
     dtype : dtype
-        Of a token on disk.
+        Type of a token on disk.
     shard_bytes : int
-        A shard is closed once it holds this many bytes.
+        Size at which a shard is closed, bytes.
     """
 
     def __init__(
@@ -177,21 +177,21 @@ class ShardWriter:
 
 
 class TokenStream:
-    """Reads runs of tokens out of memory-mapped shards as if they were one array.
+    """Reads tokens from memory-mapped shards as from one array.
 
     Parameters
     ----------
     folder : Path
-        Where the shards lie.
+        Folder of the shards.
     shards : tuple of Shard
         In order.
     dtype : str
-        Of a token on disk.
+        Type of a token on disk.
     """
 
     def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
         kind = np.dtype(dtype).newbyteorder("<")
-        # As plain arrays: a slice of NumPy's memmap class costs several times as much.
+        # Plain arrays: a slice of np.memmap is several times slower.
         self._maps = [
             np.asarray(np.memmap(folder / shard.name, dtype=kind, mode="r")) for shard in shards
         ]
@@ -201,7 +201,7 @@ class TokenStream:
         return self._starts[-1]
 
     def rows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """Return the runs of ``length`` tokens that begin at ``starts``, shape (k, length)."""
+        """Return ``length`` tokens from each of ``starts``, shape (k, length)."""
         rows = np.empty((len(starts), length), dtype=np.int64)
         for row, start in zip(rows, starts.tolist(), strict=True):
             self._read_into(row, start)
@@ -236,12 +236,12 @@ def _short_hash(content: Any) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a dataset's folder, its shards being there in full size.
+    """Return the manifest of a dataset's folder after checking the sizes of its shards.
 
     Raises
     ------
     DataError
-        When the folder or a shard is missing, torn, or of another format.
+        When the folder or a shard is missing, incomplete, or of another format.
     """
     try:
         content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
@@ -264,7 +264,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_hashes(folder: Path, manifest: Manifest) -> None:
-    """Read every shard and compare it with its hash in the manifest.
+    """Compare every shard with its hash in the manifest.
 
     Raises
     ------
@@ -274,13 +274,13 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
     for shard in (*manifest.train, *manifest.evaluation):
         with (folder / shard.name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise damaged(folder, f"{shard.name} with other content than was written")
+                raise damaged(folder, f"{shard.name} with changed content")
 
 
 def damaged(folder: Path, what: str) -> DataError:
-    """Return the error for a dataset's folder that does not hold what it should."""
+    """Return the error for a damaged dataset folder."""
     return DataError(
         f"prepared data at {folder}: {what}",
         "the shards and the manifest as they were prepared",
-        "Run `scalelab data prepare` with the same options again: it mends the folder.",
+        "Run `scalelab data prepare` with the same options again to repair the folder.",
     )

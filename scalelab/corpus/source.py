@@ -1,8 +1,8 @@
-"""Where text comes from: `DataSource` names it, `find_files` lists the files it means.
+"""Text sources: `DataSource` describes one, `find_files` lists its files.
 
-No path given means the source text of the running CPython's own standard library: real text that
-every machine has. A folder means every file beneath it; ``*.jsonl`` and ``*.parquet`` are tables
-with one document a row, any other file is one document of UTF-8 text.
+Without a path, the source is the source code of the running CPython's standard library, which
+every machine has. A folder stands for all files in it and its subfolders. ``*.jsonl`` and
+``*.parquet`` are tables with one document per row; any other file is one document of UTF-8 text.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from scalelab.errors import DataError, UsageError
 DEFAULT_EVAL_TOKENS = 262_144
 BPE_SIZES = (300, 200_000)
 
-# Left out of the standard library: packages that are not part of it; the build's own settings,
-# which differ from machine to machine; and the character tables of `encodings`, which a program
-# wrote from one template: near-duplicates of each other on both sides of the split would make the
-# held-out text no longer unseen.
+# Left out of the standard library: other packages; build settings, which differ between machines;
+# and the generated character tables of `encodings`, because near-duplicates on both sides of the
+# split would leak held-out text into training.
 STDLIB_LEFT_OUT = (
     "site-packages",
     "dist-packages",
@@ -41,25 +40,25 @@ _KINDS = {".jsonl": "jsonl", ".parquet": "parquet"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSource:
-    """Text and how it becomes tokens.
+    """A text source and its tokenizer.
 
     Attributes
     ----------
     paths : tuple of str
-        Files, folders and globs; empty for the running CPython's standard library.
+        Files, folders and globs; empty for the standard library of the running CPython.
     tokenizer : str
-        ``bytes`` (vocabulary 256) or ``bpe:SIZE``, trained on the text itself.
+        ``bytes`` (vocabulary 256) or ``bpe:SIZE``, trained on the text.
     field : str
-        Key of the text in each line of a JSONL file.
+        Field of the text in JSONL files.
     column : str
-        Column of the text in a Parquet file.
+        Column of the text in Parquet files.
     eval_tokens : int
-        Tokens of the evaluation set, taken from documents that training never sees.
+        Tokens of the evaluation set, from held-out documents.
 
     Raises
     ------
     UsageError
-        When a path, the tokenizer or the size of the evaluation set cannot be meant.
+        When a path, the tokenizer or the size of the evaluation set is invalid.
     """
 
     paths: tuple[str, ...] = ()
@@ -73,7 +72,7 @@ class DataSource:
             raise UsageError(
                 "--data with an empty path",
                 "files, folders and globs of text",
-                "Give a path ('.' is the present folder); a shell variable may be unset.",
+                "Give a path, such as . for the current folder. A shell variable may be unset.",
             )
         match = _TOKENIZER.fullmatch(self.tokenizer)
         low, high = BPE_SIZES
@@ -81,22 +80,22 @@ class DataSource:
             raise UsageError(
                 f"tokenizer {self.tokenizer!r}",
                 f"bytes, or bpe:SIZE with SIZE from {low} to {high}",
-                "Write bytes or bpe:4096, for example.",
+                "Write for example --tokenizer bpe:4096.",
             )
         if self.eval_tokens < 1:
             raise UsageError(
                 f"an evaluation set of {self.eval_tokens} tokens",
-                "a whole number from 1",
-                f"Leave it out to use {DEFAULT_EVAL_TOKENS}.",
+                "a whole number of at least 1",
+                f"Leave --eval-tokens out to use {DEFAULT_EVAL_TOKENS}.",
             )
 
     @property
     def bpe_size(self) -> int | None:
-        """Vocabulary asked of the BPE tokenizer, None for bytes."""
+        """Requested vocabulary size of the BPE tokenizer; None for bytes."""
         return int(self.tokenizer.partition(":")[2]) if self.tokenizer != "bytes" else None
 
     def describe(self) -> str:
-        """Return the source in words."""
+        """Return a description of the source."""
         if self.paths:
             return ", ".join(self.paths)
         version = ".".join(str(part) for part in sys.version_info[:3])
@@ -110,12 +109,12 @@ class SourceFile:
     Attributes
     ----------
     path : Path
-        Where it lies.
+        Path of the file.
     kind : str
         ``text``, ``jsonl`` or ``parquet``.
     is_named : bool
-        Whether the user named this very file: then it must be usable. A file that a folder or glob
-        brought along is skipped, and counted, when it is not text.
+        Whether the user named this file. A named file must be text; a file found through a folder
+        or glob is skipped and counted if it is not text.
     """
 
     path: Path
@@ -124,15 +123,14 @@ class SourceFile:
 
 
 def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
-    """Return the files of a source, each once, in the order of their paths.
+    """Return the files of a source, each once, sorted by path.
 
-    Out of folders, hidden files and folders and the results folder itself are left out, and
-    folders that are links are not entered.
+    Hidden files and folders and the results folder are left out. Links to folders are not followed.
 
     Raises
     ------
     DataError
-        When a path is missing or unreadable, a glob matches nothing, or a folder holds no file.
+        When a path is missing or unreadable, a glob matches nothing, or a folder has no files.
     """
     if not source.paths:
         return _standard_library(results)
@@ -168,7 +166,7 @@ def _standard_library(results: Path) -> tuple[SourceFile, ...]:
         raise DataError(
             f"no standard library sources at {root}",
             "a CPython installation with its .py files",
-            "Name text of your own with --data.",
+            "Give your own text, for example --data corpus/.",
         )
     return tuple(sorted(files, key=lambda file: str(file.path)))
 
@@ -185,14 +183,14 @@ def _expand(text: str) -> list[Path]:
         raise DataError(
             f"--data {text}, which does not exist",
             "a file, a folder or a glob such as 'corpus/**/*.txt'",
-            f"Check the path (the present folder is {Path.cwd()}).",
+            f"Check the path (the current folder is {Path.cwd()}).",
         )
     matches = [Path(match) for match in glob.glob(os.path.expanduser(text), recursive=True)]
     if not matches:
         raise DataError(
             f"--data {text}, which matches nothing",
             "a glob that matches at least one file",
-            f"Check the pattern (the present folder is {Path.cwd()}).",
+            f"Check the pattern (the current folder is {Path.cwd()}).",
         )
     return matches
 
@@ -222,7 +220,7 @@ def _is_file(path: Path) -> bool:
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """Return the error for a file or folder that the system does not let us read."""
+    """Return the error for a file or folder that cannot be read."""
     return DataError(
         f"{path}, which cannot be read ({error.strerror or error})",
         "files and folders that this user may read",

@@ -1,7 +1,7 @@
-"""Gather the documents of all files on disk, each once, in an order that only their text decides.
+"""Collect the distinct documents of all files on disk, ordered by a hash of their text.
 
-The text goes to one temporary file and is read back through a memory map, so a corpus larger than
-memory can be prepared; memory holds 32 bytes a document.
+The text is written to one temporary file and read back through a memory map, so the corpus may be
+larger than memory. Memory use is 32 bytes per document.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scalelab.corpus.documents import NotTextError, read_documents
 from scalelab.corpus.source import DataSource, SourceFile
 from scalelab.corpus.split import digest
 from scalelab.errors import DataError
+from scalelab.units import plural
 
 Progress = Callable[[str, int, int], None]
 
@@ -25,8 +26,8 @@ Progress = Callable[[str, int, int], None]
 class Spool:
     """Distinct documents on disk, ordered by hash.
 
-    ``high`` and ``low`` are the two halves of each document's hash, ``starts`` and ``lengths`` its
-    bytes in ``text``; all of shape (n_documents,).
+    ``high`` and ``low`` are the halves of each document's hash; ``starts`` and ``lengths`` locate
+    its bytes in ``text``. All have shape (n_documents,).
     """
 
     text: NDArray[np.uint8]
@@ -43,7 +44,7 @@ class Spool:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of text in all."""
+        """Total bytes of text."""
         return int(self.lengths.sum())
 
     def documents(self, first: int, end: int) -> Iterator[bytes]:
@@ -80,11 +81,14 @@ def spool_documents(
             progress("reading", done, total)
     if not lengths:
         if skipped:
-            raise _not_text(f"only {len(skipped)} files that are not text, such as {skipped[0]}")
+            raise _not_text(
+                f"{plural(len(skipped), 'file')} without UTF-8 text, such as {skipped[0]}"
+            )
         raise DataError(
-            f"no text in {source.describe()} ({n_empty} empty documents in {len(files)} files)",
-            "files with text in them",
-            "Name text with --data.",
+            f"no text in {source.describe()} ({plural(n_empty, 'empty document')} in "
+            f"{plural(len(files), 'file')})",
+            "files with text",
+            "Choose other files with --data.",
         )
     halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
     sizes = np.asarray(lengths, dtype=np.int64)
@@ -108,6 +112,6 @@ def spool_documents(
 def _not_text(given: str) -> DataError:
     return DataError(
         given,
-        "UTF-8 text, or JSONL or Parquet with that file ending",
-        "Convert or unpack it first, or name other files with --data.",
+        "UTF-8 text, or JSONL or Parquet with the file ending .jsonl or .parquet",
+        "Convert or unpack it first, or choose other files with --data.",
     )

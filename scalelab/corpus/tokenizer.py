@@ -1,7 +1,7 @@
-"""Text to tokens: raw bytes, or a byte-level BPE trained on the corpus itself.
+"""Tokenizers: raw bytes, or a byte-level BPE trained on the corpus.
 
-Both end every document with a token that text cannot hold: byte 0 (files with NUL are not text),
-or token 0 of the BPE. Both give every UTF-8 text back exactly.
+Both end each document with a token that cannot occur in text: byte 0 (files with NUL are not text),
+or token 0 of the BPE. Both are lossless for any UTF-8 text.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ BATCH_BYTES = 4 << 20
 
 
 class Tokenizer(Protocol):
-    """Turns documents into tokens.
+    """Converts documents to tokens.
 
     Attributes
     ----------
     vocab_size : int
-        Tokens that can occur.
+        Vocabulary size.
     dtype : dtype
-        Smallest unsigned integers that hold them.
+        Smallest unsigned integer type for the tokens.
     file : Path or None
-        Where its vocabulary is kept, None when it needs none.
+        File of the vocabulary; None for bytes.
     """
 
     vocab_size: int
@@ -40,11 +40,11 @@ class Tokenizer(Protocol):
     file: Path | None
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of each document, its end included, shape (n,)."""
+        """Yield the tokens of each document with its end token, shape (n,)."""
         ...
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Return the bytes of text in each token, shape (vocab_size,); a document's end is one."""
+        """Return the bytes of text per token, shape (vocab_size,); the end token counts as one."""
         ...
 
 
@@ -56,7 +56,7 @@ class ByteTokenizer:
     file: Path | None = None
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
-        """Yield the bytes of each document and its end, shape (n,)."""
+        """Yield the bytes of each document and its end token, shape (n,)."""
         for document in documents:
             yield np.frombuffer(document + b"\0", dtype=np.uint8)
 
@@ -81,19 +81,19 @@ class BpeTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
             self._end = self._tokenizer.get_vocab()[END_OF_DOCUMENT]
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises only Exception
             raise DataError(
-                f"{file}, which is no tokenizer of ours ({error})",
-                "the file as it was trained",
-                "Remove it; it is trained again.",
+                f"{file}, which is not a tokenizer of scalelab ({error})",
+                "the unchanged file of the trained tokenizer",
+                "Delete it; the next preparation trains it again.",
             ) from error
-        # Text that spells the end marker is text, not a marker.
+        # The characters of the end marker in a text are encoded as text.
         self._tokenizer.encode_special_tokens = True
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of each document and its end, shape (n,)."""
+        """Yield the tokens of each document and its end token, shape (n,)."""
         for batch in _batches(documents):
             texts = [document.decode("utf-8") for document in batch]
             for encoding in self._tokenizer.encode_batch_fast(texts):
@@ -102,7 +102,7 @@ class BpeTokenizer:
     def token_bytes(self) -> NDArray[np.int64]:
         """Return the bytes in each token, shape (vocab_size,).
 
-        The byte-level alphabet spells each byte as one character, so a token's length is its bytes.
+        The byte-level alphabet has one character per byte, so a token's length is its bytes.
         """
         lengths = np.ones(self.vocab_size, dtype=np.int64)
         for token, index in self._tokenizer.get_vocab().items():
@@ -112,16 +112,16 @@ class BpeTokenizer:
 
 
 def cached_bpe(documents: Iterable[bytes], digest: str, vocab_size: int, cache: Path) -> Path:
-    """Return the file of the BPE of these documents, trained unless it was before.
+    """Return the file of the BPE tokenizer of these documents; train it if it is not cached.
 
     Parameters
     ----------
     documents : iterable of bytes
-        Text to train on; read only when there is no cached tokenizer.
+        Training text; read only if there is no cached tokenizer.
     digest : str
         Hash of that text.
     vocab_size : int
-        Size asked for; the vocabulary is smaller when the text has too few distinct pairs.
+        Requested size; the vocabulary is smaller if the text has too few distinct pairs.
     cache : Path
         Folder of cached tokenizers.
     """

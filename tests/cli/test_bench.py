@@ -22,7 +22,7 @@ def test_a_shape_is_named_by_its_label_or_its_size() -> None:
             shape_named(wrong, 256)
 
 
-@pytest.mark.parametrize("words", [(), ("--pack", "2"), ("--precision", "bf16")])
+@pytest.mark.parametrize("words", [(), ("--batched-runs", "2"), ("--precision", "bf16")])
 def test_the_figures_are_printed_and_given_as_json(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
@@ -49,7 +49,7 @@ def test_a_device_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[st
         (("device", "--device", "tpu"), "cpu or cuda"),
         (("train", "--device", "cpu", "--batch-seqs", "1000000000000"), "--batch-seqs"),
         (("train", "--device", "cpu", "--vocab-size", "10000000000"), "--vocab-size"),
-        (("train", "--device", "cpu", "--pack", "1000000000"), "--pack"),
+        (("train", "--device", "cpu", "--batched-runs", "1000000000"), "--batched-runs"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

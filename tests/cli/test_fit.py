@@ -209,7 +209,7 @@ def test_no_number_is_cut_off_on_a_narrow_terminal(run, file, monkeypatch, colum
     ],
 )
 @pytest.mark.parametrize("as_json", [True, False])
-def test_what_cannot_be_meant_is_an_error_in_three_parts(run, file, words, code, as_json):
+def test_invalid_options_give_an_error_in_three_parts(run, file, words, code, as_json):
     extra = [] if as_json is False or "--json" in words else ["--json"]
     out, err = run("fit", "--from", file, *words, *extra, code=code)
     if "--json" in [*words, *extra]:

@@ -146,7 +146,7 @@ def test_collect_watch_goes_on_until_it_is_interrupted(results, run):
 def test_status_shows_states_valleys_the_running_run_and_what_to_do(results, run):
     code, out, _ = run("status")
     assert code == 0
-    assert "demo (isoflop): 4 runs: 3 done, 1 running" in out
+    assert "demo (isoflop), 4 runs: 3 done, 1 running" in out
     assert "bracketed so far" in out
     assert "20/310" in out
     assert "20K" in out
@@ -231,7 +231,7 @@ def test_import_sets_bad_rows_aside_and_the_rest_can_be_exported(results, run, t
     code, out, err = run(*words)
     assert code == 0
     assert "2 rows imported as theirs" in out
-    assert "1 row set aside" in err
+    assert "1 row not imported" in err
     assert "rejects.csv" in err
     assert json.loads(run(*words, "--json")[1])["is_new"] is False
     code, out, _ = run("export", "--table", "imports")

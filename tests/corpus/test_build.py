@@ -179,7 +179,7 @@ def test_files_that_are_not_text_are_skipped_and_counted(text: Path, tmp_path: P
         prepare(named, tmp_path / "other")
 
 
-def test_what_is_counted_is_of_the_source_asked_for_whoever_made_the_folder(
+def test_counts_belong_to_the_given_source_not_to_the_source_that_built_the_folder(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 0.0)

@@ -113,7 +113,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(text: Path, tmp_path: Path, n_by
     results = tmp_path / "results"
     with largest_file(n_bytes), pytest.raises(DataError, match="cannot be written") as caught:
         prepare(source_of(text), results)
-    assert "Make room" in caught.value.do
+    assert "Free disk space" in caught.value.do
     assert leftovers(results) == []
     assert prepare(source_of(text), results).n_documents == 80
 

@@ -110,7 +110,7 @@ def test_one_changed_bit_is_seen_when_checked(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[17] ^= 4
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"train-00001\.bin with other content"):
+    with pytest.raises(DataError, match=r"train-00001\.bin with changed content"):
         check_hashes(folder, read_manifest(folder))
 
 

@@ -109,5 +109,5 @@ def test_training_gives_the_same_on_any_number_of_threads(
 def test_a_damaged_cached_tokenizer_is_said(tmp_path: Path) -> None:
     file = cached_bpe([b"some text"], "text", 300, tmp_path)
     file.write_text(file.read_text()[:500])
-    with pytest.raises(DataError, match="Remove it"):
+    with pytest.raises(DataError, match="Delete it"):
         BpeTokenizer(file)

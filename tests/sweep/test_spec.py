@@ -20,11 +20,11 @@ def test_every_committed_sweep_file_is_valid(path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"kind": "isoflop", "budgets": "1e20..1e18"}, "runs downwards"),
+        ({"kind": "isoflop", "budgets": "1e20..1e18"}, "not below its second"),
         ({"kind": "isoflop", "budgets": "abc"}, "abc"),
         ({"kind": "isoflop", "budgets": "-1"}, "-1"),
         ({"kind": "isoflop", "budgets": "0"}, "0"),
-        ({"kind": "isoflop", "budgets": "1e18.."}, "open end"),
+        ({"kind": "isoflop", "budgets": "1e18.."}, "missing end"),
         ({"kind": "isoflop"}, "without budgets"),
         ({"kind": "grid", "n_params": "1M"}, "without n_tokens"),
         ({"kind": "grid", "n_params": "1M", "n_tokens": "1M", "budgets": "1e18"}, "with budgets"),
