@@ -101,7 +101,7 @@ def test_a_base_that_does_not_work_is_said_with_exit_code_3(
     monkeypatch.setattr(doctor_module, "look_at_accelerator", lambda **_: [])
     code, page = run("--results", f"/proc/{os.getpid()}")
     assert code == 3
-    assert "does not work here: mend results folder" in page
+    assert "does not work here. Fix: results folder" in page
 
 
 def test_a_missing_extra_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -385,7 +385,7 @@ def largest_difference(one, two, path=""):
 
 
 def test_order_of_rows_and_columns_changes_nothing(run, tmp_path):
-    """One valley of these runs is all but straight: its far minimum amplifies any rounding."""
+    """One isoFLOP curve is nearly straight: its distant minimum amplifies any rounding."""
     rng = np.random.default_rng(1)
     C = np.exp(rng.uniform(np.log(6e18), np.log(3e21), 1000))[:60]
     N = np.sqrt(C / 120) * np.exp(rng.normal(0, 0.8, 1000)[:60])

@@ -7,7 +7,7 @@ from scalelab.cli.main import main
 
 MAP = "n_params=N,n_tokens=D,loss_nats=loss"
 ANSWERS = (0, 2, 3, 4)
-"""Done, bad use, bad data, not identified: whatever is said on purpose."""
+"""Exit codes of intended ends: done, usage error, bad data, not identified."""
 
 
 def table(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:

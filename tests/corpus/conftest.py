@@ -1,4 +1,4 @@
-"""Small corpora whose documents can be told apart."""
+"""Small corpora with distinct documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_documents_fixture() -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def write_files() -> Callable[[Path, list[str]], Path]:
-    """Write each text into a file of its own and return the folder."""
+    """Write each text to its own file and return the folder."""
 
     def write(folder: Path, texts: list[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

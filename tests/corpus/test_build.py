@@ -211,10 +211,10 @@ def test_text_that_cannot_be_used_is_refused_and_nothing_is_left(
     binary = tmp_path / "binary"
     binary.mkdir()
     (binary / "a.bin").write_bytes(b"\0\1\2")
-    refused(binary, results, "only 1 files that are not text")
+    refused(binary, results, "1 file without UTF-8 text")
     refused(write_files(tmp_path / "empty", ["", ""]), results, "no text in .*2 empty documents")
-    refused(write_files(tmp_path / "one", ["a word " * 10_000]), results, "1 distinct documents")
-    refused(write_files(tmp_path / "same", ["a word " * 99] * 50), results, "1 distinct documents")
+    refused(write_files(tmp_path / "one", ["a word " * 10_000]), results, "1 distinct document ")
+    refused(write_files(tmp_path / "same", ["a word " * 99] * 50), results, "1 distinct document ")
     few = write_files(tmp_path / "few", make_documents(20))
     refused(few, results, "half of them hold", eval_tokens=10**6)
     total = sum(path.stat().st_size for path in few.iterdir())

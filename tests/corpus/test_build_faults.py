@@ -37,9 +37,9 @@ def test_preparing_again_mends_a_damaged_folder(text: Path, tmp_path: Path, kind
         (dataset.folder / "manifest.json").write_text("{")
     else:
         path.write_bytes(b"X" + whole[1:])
-    mended = prepare(source_of(text), results, checks_hashes=True)
-    assert mended.fingerprint == dataset.fingerprint
-    assert train_text(mended) == whole
+    repaired = prepare(source_of(text), results, checks_hashes=True)
+    assert repaired.fingerprint == dataset.fingerprint
+    assert train_text(repaired) == whole
     assert leftovers(results) == []
 
 
