@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +164,7 @@ def _launch(
         batches = choose_batched_runs(todo, speed.batching_gains, request.n_workers)
         sizes = {run_id: batch.size for run_id, batch in batches.items()}
         done = frozenset(specs).difference(spec.run_id for spec in todo)
-        left = _seconds(specs, request.results, speed, skip=done)
+        left = _seconds(specs, request.results, speed, done)
         hours, price = sum(left.values()) / 3600, speed.usd_per_worker_hour
         refuse_over_cap(launcher.slurm, 0.0, hours, price, is_gpu=device == "cuda")
         return launch_local(replace(request, batched_runs=sizes), watch)
@@ -209,11 +208,7 @@ def _also(watch: Watcher, follow: Callable[[], None]) -> Watcher:
 
 
 def _seconds(
-    specs: Mapping[str, RunSpec],
-    results: Results,
-    speed: Speed,
-    *,
-    skip: frozenset[str] = frozenset(),
+    specs: Mapping[str, RunSpec], results: Results, speed: Speed, skip: frozenset[str] = frozenset()
 ) -> dict[str, float]:
     n_eval = {
         fingerprint: open_dataset(results.dataset(fingerprint)).n_eval_tokens
@@ -251,8 +246,7 @@ def saved_launcher(results: Results, name: str) -> LauncherTable:
     """
     path: Path = results.sweep(name) / LAUNCHER_FILE
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        return LauncherTable.model_validate(content)
+        return LauncherTable.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return LauncherTable()
     except ValueError as error:

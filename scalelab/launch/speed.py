@@ -50,9 +50,7 @@ def slurm_speed(table: SlurmTable, execution: ExecutionSpec) -> Speed:
     if execution.device != "cuda":
         return machine_speed("cpu", table.array_parallelism)
     return named_speed(
-        find_hardware(table.gpu),
-        table.array_parallelism,
-        devices_each=max(1, table.gpus_per_run),
+        find_hardware(table.gpu), table.array_parallelism, devices_each=max(1, table.gpus_per_run)
     )
 
 

@@ -46,16 +46,7 @@ class SlurmOptions:
 
 
 class Arrays:
-    """Submits and adjusts the arrays of one sweep.
-
-    Parameters
-    ----------
-    request : LaunchRequest
-    options : SlurmOptions
-    submissions : Submissions
-        Of this sweep; new intents are added to it.
-    slurm : Slurm
-    """
+    """Submits and adjusts the arrays of one sweep; adds new intents to ``submissions``."""
 
     def __init__(
         self, request: LaunchRequest, options: SlurmOptions, submissions: Submissions, slurm: Slurm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -16,7 +17,6 @@ from scalelab.errors import ScalelabError
 from scalelab.launch.batching import batched_groups
 from scalelab.launch.slurm.intents import read_job_group, settle
 from scalelab.launch.slurm.retries import TIME_LIMIT_REASON
-from scalelab.launch.slurm.tasks import exit_directly, export_ranks, follow_the_first
 from scalelab.launch.source import source_note
 from scalelab.launch.worker import (
     BATCH_CANCELLED,
@@ -33,6 +33,7 @@ from scalelab.sweep.run_spec import ExecutionSpec
 
 END_MARGIN_S = 60.0
 END_MARGIN_SHARE = 0.1
+LOOPBACK = "127.0.0.1"
 
 
 def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
@@ -55,8 +56,8 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
     n_tasks = int(os.environ.get("SLURM_NTASKS", "1"))
     if n_tasks == 1:
         forget_ranks()
-    elif export_ranks() > 0:
-        follow_the_first(Path(sweep_path), intent_id)
+    elif _export_ranks() > 0:
+        _follow(Path(sweep_path), intent_id)
         return
 
     from scalelab.train.sharded.ranks import BrokenGroupError
@@ -182,3 +183,43 @@ def _recorded_signals() -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _export_ranks() -> int:
+    """Set torchrun's variables for a SLURM task; return the task's rank.
+
+    Tasks on one machine connect through its loopback address. All GPUs of the machine stay visible,
+    so that they can reach each other; the trainer picks the task's GPU.
+    """
+    from submitit.helpers import TorchDistributedEnvironment
+
+    environment = TorchDistributedEnvironment()
+    if environment.local_world_size == environment.world_size:
+        environment.master_addr = LOOPBACK
+    environment.export(set_cuda_visible_devices=False, overwrite=True)
+    return int(environment.rank)
+
+
+def _follow(sweep: Path, intent_id: str) -> None:
+    """Train the runs that the first task announces, until there are no more."""
+    from scalelab.train.sharded.group import follow
+
+    execution = read_job_group(sweep, intent_id, int(os.environ["SLURM_ARRAY_TASK_ID"])).execution
+    while follow(execution) is not None:
+        pass
+    exit_directly(0)
+
+
+def exit_directly(code: int) -> None:
+    """Make this process end with a code after Python's own exit, skipping its libraries' exit.
+
+    Threads of gloo sometimes outlive their group and abort a finished process; SLURM would then
+    report the job as failed.
+    """
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)

@@ -89,10 +89,8 @@ class Submissions:
 
     def job_of(self, intent: Intent) -> int | None:
         """Return an array's job number, or None if it is not known."""
-        if intent.id not in self._jobs:
-            job_id = intent.job_id()
-            if job_id is not None:
-                self._jobs[intent.id] = job_id
+        if intent.id not in self._jobs and (job_id := intent.job_id()) is not None:
+            self._jobs[intent.id] = job_id
         return self._jobs.get(intent.id)
 
     def failures(self, run_id: str) -> list[JobFailure]:
@@ -115,8 +113,12 @@ class Submissions:
             job_id = self.job_of(intent) or self._adopt(intent, by_name)
             if job_id is None:
                 waited = now - self._since((intent.id, -1), "UNKNOWN", now)
-                is_abandoned = waited >= SUBMISSION_GRACE_S and self._give_up(intent)
-                state, elapsed = (ABANDONED_STATE if is_abandoned else None), 0.0
+                state, elapsed = None, 0.0
+                # Only the owner abandons a submission that never appeared in the queue.
+                if waited >= SUBMISSION_GRACE_S and (
+                    intent.abandon() if self.is_owner else intent.verdict() == ABANDONED
+                ):
+                    state = ABANDONED_STATE
             else:
                 job = queue.get((job_id, index))
                 state = self._final_state(intent, index, job, now)
@@ -149,10 +151,6 @@ class Submissions:
                 intent.note_job(job_id, intent.throttle)
                 self.notes.append(f"array {job_id} found in the queue by its name")
         return job_id
-
-    def _give_up(self, intent: Intent) -> bool:
-        """Return whether a submission that never appeared in the queue is abandoned."""
-        return intent.abandon() if self.is_owner else intent.verdict() == ABANDONED
 
     def _since(self, key: tuple[str, int], word: str, now: float) -> float:
         if self._seen.get(key, ("", 0.0))[0] != word:

@@ -25,8 +25,8 @@ def test_an_abort_at_exit_does_not_change_the_exit_code_of_a_task() -> None:
     # Registered first, so it runs last: the abort of a library at exit.
     script = (
         "import atexit, os; atexit.register(os.abort)\n"
-        "from scalelab.launch.slurm.tasks import exit_directly\n"
-        "exit_directly(7); print('all is said')"
+        "from scalelab.launch.slurm.job import exit_directly\n"
+        "exit_directly(7); print('all is printed')"
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stdout) == (7, "all is said\n")
+    assert (done.returncode, done.stdout) == (7, "all is printed\n")
