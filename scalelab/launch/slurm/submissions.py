@@ -183,7 +183,8 @@ class Submissions:
             steps[run_id] = checkpoints[0].step if checkpoints else 0
             is_first = is_first and accepted
             if not accepted and kinds[run_id] != "not_reached":
-                self.notes.append(f"{run_id} unfinished, its job ended {state}: {kinds[run_id]}")
+                end = f"its job ended with state {state} ({kinds[run_id]})"
+                self.notes.append(f"{run_id} unfinished: {end}")
         return Outcome(
             index=index,
             state=state,
