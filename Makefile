@@ -64,6 +64,7 @@ check: $(INSTALLED)
 
 # The documentation site, into site/; warnings are errors. Look at it: python -m http.server -d site
 docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Long simulations; tables go to results/.

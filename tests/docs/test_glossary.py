@@ -53,6 +53,9 @@ NOT_TERMS = {
     "OR",
     "NULL",
     "US",
+    "ID",
+    "MM",
+    "SS",
 }
 
 

@@ -4,15 +4,20 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
+
+from scalelab.cli.main import app as cli
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 
@@ -58,8 +63,47 @@ def test_a_notebook_runs_and_every_cell_shows_something(path):
             assert [output["output_type"] for output in cell["outputs"]] == kinds, "stale notebook"
 
 
+def test_the_check_of_the_reference_sees_another_page(monkeypatch):
+    generate = script("generate")
+    monkeypatch.setitem(generate.PAGES, "environment.md", lambda: "other\n")
+    assert generate.main(["--check"]) == 1
+
+
 def test_every_picture_is_shown_and_drawn_by_the_script():
     drawn = {f"{draw.__name__}.svg" for draw in script("figures").FIGURES} | {"demo.png"}
     pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     assert set(re.findall(r"images/(\w+\.\w+)", pages)) == drawn
     assert {path.name for path in (DOCS / "images").iterdir()} == drawn
+
+
+def shown_commands() -> list[tuple[str, list[str]]]:
+    """Return the page and the words of every command that stands on its own line."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+        lines = re.findall(r"^(?:    |\$ |\| `)(scalelab .*)$", text, re.MULTILINE)
+        for line in lines + re.findall(r"^scalelab .*$", blocks, re.MULTILINE):
+            line = line.split("`")[0].split("  #")[0]
+            if "[OPTIONS]" not in line and ".." not in line.split():
+                found.append((page.name, shlex.split(line)))
+    return found
+
+
+def test_every_command_and_option_on_a_page_exists():
+    app = typer.main.get_command(cli)
+    unknown, n_options = [], 0
+    for page, words in shown_commands():
+        command, path = app, []
+        for word in words[1:]:
+            if word in getattr(command, "commands", {}):
+                command, path = command.commands[word], [*path, word]
+        options = {name for parameter in command.params for name in parameter.opts}
+        options |= {name for parameter in command.params for name in parameter.secondary_opts}
+        flags = [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+        n_options += len(flags)
+        if hasattr(command, "commands") and command.commands and len(words) > 1 and not flags:
+            unknown.append((page, " ".join(words)))
+        unknown += [(page, " ".join(path), f) for f in flags if f not in {*options, "--help"}]
+    assert not unknown
+    assert n_options > 100
