@@ -19,6 +19,8 @@ SNAPSHOT_FILE = "snapshot"
 GIT_TIMEOUT_S = 10
 _PACKAGES = (("scalelab", "scalelab"), ("kernels/scalelab_kernels", "scalelab_kernels"))
 
+_SUFFIXES = (".py", ".toml", ".csv")
+
 
 def source_note(results: Path) -> dict[str, Any]:
     """Return the git commit of the source, and save its uncommitted changes.
@@ -74,7 +76,7 @@ def freeze_source(results: Path) -> Path:
     folders = [(root / path, name) for path, name in _PACKAGES if (root / path).is_dir()]
     digest = hashlib.sha256()
     for folder, name in folders:
-        for file in sorted(folder.rglob("*.py")):
+        for file in sorted(path for path in folder.rglob("*.*") if path.suffix in _SUFFIXES):
             digest.update(f"{name}/{file.relative_to(folder)}".encode() + b"\0")
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     target = results / "source" / digest.hexdigest()[:16]

@@ -8,7 +8,9 @@ assumption and its source says so. Nothing is looked up at run time.
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 from scalelab.errors import UnknownHardwareError
 
@@ -60,105 +62,11 @@ class Hardware:
     matches: tuple[str, ...]
 
 
-_LAMBDA = "Lambda on demand, 8 GPUs, lambda.ai/instances, read 2026-09-20"
-_RUNPOD = "RunPod on demand, runpod.io/pricing, read 2026-10-07"
-_EC2_T4 = "Amazon EC2 g4dn.xlarge on demand, us-east-1, vantage.sh, read 2026-08-26"
-_ASSUMED = "an assumption, from no price list: give your own price"
-
 HARDWARE = {
-    item.name: item
-    for item in (
-        Hardware(
-            name="h100",
-            peak_flops_per_s=989e12,
-            watts=700,
-            memory_bytes=80e9,
-            usd_per_hour=3.99,
-            source="NVIDIA H100 SXM data sheet",
-            price_source=_LAMBDA,
-            matches=("h100",),
-        ),
-        Hardware(
-            name="h200",
-            peak_flops_per_s=989e12,
-            watts=700,
-            memory_bytes=141e9,
-            usd_per_hour=4.59,
-            source="NVIDIA H200 SXM data sheet",
-            price_source=_RUNPOD,
-            matches=("h200",),
-        ),
-        Hardware(
-            name="b200",
-            peak_flops_per_s=2250e12,
-            watts=1000,
-            memory_bytes=180e9,
-            usd_per_hour=6.69,
-            source="NVIDIA DGX B200 data sheet",
-            price_source=_LAMBDA,
-            matches=("b200",),
-        ),
-        Hardware(
-            name="a100",
-            peak_flops_per_s=312e12,
-            watts=400,
-            memory_bytes=80e9,
-            usd_per_hour=2.79,
-            source="NVIDIA A100 SXM 80 GB data sheet",
-            price_source=_LAMBDA,
-            matches=("a100",),
-        ),
-        Hardware(
-            name="l4",
-            peak_flops_per_s=121e12,
-            watts=72,
-            memory_bytes=24e9,
-            usd_per_hour=0.7,
-            source="NVIDIA L4 data sheet (242 TFLOP/s with sparsity)",
-            price_source=_ASSUMED,
-            matches=("nvidia l4",),
-        ),
-        Hardware(
-            name="rtx4090",
-            peak_flops_per_s=165e12,
-            watts=450,
-            memory_bytes=24e9,
-            usd_per_hour=0.5,
-            source="NVIDIA Ada GPU architecture white paper, bf16 with fp32 accumulation",
-            price_source=_ASSUMED,
-            matches=("rtx 4090",),
-        ),
-        Hardware(
-            name="v100",
-            peak_flops_per_s=125e12,
-            watts=300,
-            memory_bytes=32e9,
-            usd_per_hour=0.79,
-            source="NVIDIA V100 SXM2 data sheet, fp16",
-            price_source=f"{_LAMBDA} (16 GB)",
-            matches=("v100",),
-        ),
-        Hardware(
-            name="t4",
-            peak_flops_per_s=65e12,
-            watts=70,
-            memory_bytes=16e9,
-            usd_per_hour=0.526,
-            source="NVIDIA T4 data sheet, fp16",
-            price_source=_EC2_T4,
-            matches=("tesla t4", "nvidia t4"),
-        ),
-        Hardware(
-            name="mi300x",
-            peak_flops_per_s=1307e12,
-            watts=750,
-            memory_bytes=192e9,
-            usd_per_hour=3.0,
-            source="AMD Instinct MI300X data sheet",
-            price_source=_ASSUMED,
-            matches=("mi300x",),
-        ),
-    )
+    name: Hardware(name=name, **{**entry, "matches": tuple(entry["matches"])})
+    for name, entry in tomllib.loads(
+        Path(__file__).with_name("hardware.toml").read_text(encoding="utf-8")
+    ).items()
 }
 
 
@@ -174,7 +82,7 @@ def find_hardware(name: str) -> Hardware:
         raise UnknownHardwareError(
             f"device {name!r}",
             f"one of {', '.join(sorted(HARDWARE))}",
-            "Name one of them, or add yours to scalelab/theory/hardware.py with its source.",
+            "Name one of them, or add yours to scalelab/theory/hardware.toml with its source.",
         )
     return HARDWARE[name.lower()]
 
