@@ -32,17 +32,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.bootstrap import ResamplingPlan
-from scalelab.fit.newton import Box, minimise
+from scalelab.fit.newton import minimise
 from scalelab.fit.noise import compute_of
 from scalelab.fit.penalty import Penalty
-from scalelab.fit.replicates import ENTRIES, MANY_ROWS, Replicates, leverages, refit, stretched
-from scalelab.fit.row_model import RowModel, Rows
+from scalelab.fit.replicates import (
+    ENTRIES,
+    MANY_ROWS,
+    Optimum,
+    Replicates,
+    leverages,
+    refit,
+    stretched,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -68,74 +75,38 @@ SQRT_HALF_PI = math.sqrt(math.pi / 2)
 """Standard deviation over mean absolute deviation of a normal distribution."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EfficientFit:
-    """An efficient refit of the same rows.
-
-    Attributes
-    ----------
-    eta : ndarray of shape (p,)
-        Optimum in solver coordinates.
-    rows : Rows
-        The rows, weighted by 1/variance.
-    penalty : Penalty
-        Huber's penalty in units of each row's standard deviation.
-    shape : ndarray of shape (n,), or None
-        Gamma shapes of replicate weights, see `scalelab.fit.bootstrap`; None where leverage
-        is negligible.
-    """
-
-    eta: FloatArray
-    rows: Rows
-    penalty: Penalty
-    shape: FloatArray | None
-
-    def replicates(self, steps: FloatArray, box: Box, seed: int) -> FloatArray:
-        """Return replicates (k, p) from Newton steps, scaled to Student's t with n - p freedom."""
-        return stretched(self.eta, steps, self.rows.n - int(box.free.sum()), box, seed)
-
-
-def fit_efficient(
-    model: RowModel, best: FloatArray, rows: Rows, box: Box, compute: FloatArray | None
-) -> EfficientFit | None:
+def fit_efficient(optimum: Optimum, compute: FloatArray | None) -> Optimum | None:
     """Return the efficient refit; None with too few rows, or where the residuals are all zero.
+
+    Its rows have weights of 1/variance, and its penalty is in units of each row's standard
+    deviation.
 
     Parameters
     ----------
-    model : RowModel
-        The law on the rows.
-    best : ndarray of shape (p,)
-        Optimum of the objective.
-    rows : Rows
-        All rows, with equal weights.
-    box : Box
-        Bounds and held coordinates.
+    optimum : Optimum
+        The objective and its optimum; all rows have equal weights.
     compute : ndarray of shape (n,), or None
         Compute of each row, on which the noise may depend; None: one noise scale for all rows.
     """
-    if rows.n < ROWS_PER_PARAMETER * int(box.free.sum()):
+    if optimum.rows.n < ROWS_PER_PARAMETER * optimum.n_free:
         return None
-    at, weighted = best, rows
-    penalty = Penalty(delta=THRESHOLD)
+    found = optimum
     for _ in range(ROUNDS):
-        r = model.residuals(at[None], rows)[0]
-        lever = leverages(model, at, weighted, box)
-        sigma = noise_scale(r / np.sqrt(1.0 - lever), compute)
+        sigma = noise_scale(found.residuals / np.sqrt(1.0 - leverages(found)), compute)
         if sigma is None:
             return None
-        weighted = rows.reweighted(1.0 / sigma**2)
-        penalty = replace(penalty, unit=sigma)
-        end = minimise(model, at[None], weighted, penalty, box)
+        rows = optimum.rows.reweighted(1.0 / sigma**2)
+        penalty = Penalty(delta=THRESHOLD, unit=sigma)
+        end = minimise(found.model, found.eta[None], rows, penalty, found.box)
         if not end.converged[0]:
             return None
-        at = end.eta[0]
-    lever = leverages(model, at, weighted, box)
-    return EfficientFit(
-        eta=at,
-        rows=weighted,
-        penalty=penalty,
-        shape=None if rows.n >= MANY_ROWS else (1.0 - lever) ** 2,
-    )
+        found = replace(found, eta=end.eta[0], rows=rows, penalty=penalty)
+    return found
+
+
+def weight_shape(found: Optimum) -> FloatArray | None:
+    """Return gamma shapes of replicate weights, shape (n,); None where leverage is negligible."""
+    return None if found.rows.n >= MANY_ROWS else (1.0 - leverages(found)) ** 2
 
 
 def noise_scale(r: FloatArray, compute: FloatArray | None) -> FloatArray | None:
@@ -206,64 +177,51 @@ def has_curved_residuals(z: FloatArray, columns: Mapping[str, FloatArray]) -> bo
 
 
 def efficient_replicates(
-    model: RowModel,
-    best: FloatArray,
-    rows: Rows,
-    penalty: Penalty,
-    box: Box,
-    replicates: ResamplingPlan,
-    columns: Mapping[str, FloatArray],
+    optimum: Optimum, replicates: ResamplingPlan, columns: Mapping[str, FloatArray]
 ) -> tuple[Replicates, ResamplingPlan] | None:
     """Return efficient replicates with their plan; None where a check fails.
 
     Parameters
     ----------
-    model, best, rows, penalty, box
+    optimum : Optimum
         The objective and its optimum.
     replicates : ResamplingPlan
         Smooth weights of rows.
     columns : Mapping[str, ndarray of shape (n,)]
         The design.
     """
-    found = fit_efficient(model, best, rows, box, compute_of(columns))
-    if found is None:
+    found = fit_efficient(optimum, compute_of(columns))
+    if found is None or has_curved_residuals(found.residuals / found.penalty.threshold, columns):
         return None
-    z = model.residuals(found.eta[None], rows)[0] / found.penalty.threshold
-    if has_curved_residuals(z, columns):
-        return None
-    shaped = replace(replicates, shape=found.shape)
+    shaped = replace(replicates, shape=weight_shape(found))
     tried = replace(shaped, k=max(replicates.k, CHECKS))
-    steps = newton_steps(model, found, box, tried)
-    if steps is None:
+    steps = newton_steps(found, tried)
+    if steps is None or not agrees(optimum, found, steps, tried):
         return None
-    if not agrees(model, best, rows, penalty, box, found, steps, tried):
-        return None
-    eta = found.replicates(steps, box, tried.seed)[: replicates.k]
+    eta = deviates(found, steps, tried.seed)[: replicates.k]
     return Replicates(eta=eta, failed=0, kept=np.ones(len(eta), dtype=bool)), shaped
 
 
-def newton_steps(
-    model: RowModel, found: EfficientFit, box: Box, replicates: ResamplingPlan
-) -> FloatArray | None:
+def deviates(found: Optimum, steps: FloatArray, seed: int) -> FloatArray:
+    """Return replicates (k, p) from Newton steps, scaled to Student's t with n - p freedom."""
+    return stretched(found.eta, steps, found.rows.n - found.n_free, found.box, seed)
+
+
+def newton_steps(found: Optimum, replicates: ResamplingPlan) -> FloatArray | None:
     """Return each replicate's Newton step from the efficient optimum, shape (k, p).
 
     None where the Hessian is not positive definite, or the objective is far from its parabola.
 
     Parameters
     ----------
-    model : RowModel
-        The law on the rows.
-    found : EfficientFit
+    found : Optimum
         The efficient refit.
-    box : Box
-        Bounds and held coordinates.
     replicates : ResamplingPlan
         Plan with the shape of ``found``.
     """
-    slopes, bends = model.residual_derivatives(found.eta, found.rows)
-    r = model.residuals(found.eta[None], found.rows)[0]
-    _, first, second, _ = found.penalty.parts(r, found.rows.weight)
-    free = np.flatnonzero(box.free)
+    slopes, bends = found.derivatives()
+    _, first, second, _ = found.penalty.parts(found.residuals, found.rows.weight)
+    free = np.flatnonzero(found.box.free)
     matrix = ((slopes * second) @ slopes.T + bends @ first)[np.ix_(free, free)]
     if not np.isfinite(matrix).all() or np.linalg.eigvalsh(matrix)[0] <= 0:
         return None
@@ -272,13 +230,12 @@ def newton_steps(
     sums = np.concatenate([weights @ pull for weights in replicates.weights(batch)])
     steps = np.zeros((len(sums), len(found.eta)))
     steps[:, free] = -np.linalg.solve(matrix, sums.T).T
-    return steps if _is_parabolic(model, found, box, matrix, steps) else None
+    return steps if _is_parabolic(found, matrix, steps) else None
 
 
-def _is_parabolic(
-    model: RowModel, found: EfficientFit, box: Box, matrix: FloatArray, steps: FloatArray
-) -> bool:
+def _is_parabolic(found: Optimum, matrix: FloatArray, steps: FloatArray) -> bool:
     """Return whether the objective follows its parabola along the principal axes of the steps."""
+    model, box = found.model, found.box
     free = np.flatnonzero(box.free)
     size, axes = np.linalg.eigh(steps[:, free].T @ steps[:, free] / len(steps))
     ends = DISTANCE * np.sqrt(np.maximum(size, 0.0))[:, None] * axes.T
@@ -292,40 +249,29 @@ def _is_parabolic(
     return bool(((ratio > ALLOWED_RATIO[0]) & (ratio < ALLOWED_RATIO[1])).all())
 
 
-def agrees(
-    model: RowModel,
-    best: FloatArray,
-    rows: Rows,
-    penalty: Penalty,
-    box: Box,
-    found: EfficientFit,
-    steps: FloatArray,
-    replicates: ResamplingPlan,
-) -> bool:
+def agrees(optimum: Optimum, found: Optimum, steps: FloatArray, replicates: ResamplingPlan) -> bool:
     """Return whether the objective's optimum and the efficient one differ by no more than chance.
 
     The covariance of the difference comes from replicates of both under the same weights.
 
     Parameters
     ----------
-    model, best, rows, penalty, box
-        The objective and its optimum.
-    found : EfficientFit
-        The efficient refit.
+    optimum, found : Optimum
+        The objective and its optimum, and the efficient refit.
     steps, replicates : ndarray of shape (k, p), ResamplingPlan
         Deviations of the efficient replicates, `CHECKS` or more, and their plan.
     """
     from scipy import special
 
-    few = replace(replicates, k=CHECKS)
-    own = refit(model, best, rows, penalty, box, few)
+    free = optimum.box.free
+    own = refit(optimum, replace(replicates, k=CHECKS))
     gap = own.eta - found.eta - steps[:CHECKS][own.kept]
     if len(gap) < CHECKS // 2:
         return False
-    size = gap[:, box.free].std(axis=0)
+    size = gap[:, free].std(axis=0)
     if not (np.isfinite(size).all() and (size > 0).all()):
         return False
-    gap, difference = gap[:, box.free] / size, (best - found.eta)[box.free] / size
+    gap, difference = gap[:, free] / size, (optimum.eta - found.eta)[free] / size
     sizes, basis = np.linalg.eigh(np.cov(gap.T).reshape(len(size), len(size)))
     if sizes[0] <= 0:
         return False

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.fit.bootstrap import ResamplingPlan
-from scalelab.fit.efficient import fit_efficient, newton_steps
+from scalelab.fit.efficient import deviates, fit_efficient, newton_steps, weight_shape
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.noise import compute_of, local_noise
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import refit
-from scalelab.fit.row_model import RowModel, Rows
+from scalelab.fit.replicates import Optimum, refit
+from scalelab.fit.row_model import Rows
 from scalelab.theory.laws.base import Law
 
 FloatArray = NDArray[np.float64]
@@ -103,12 +103,10 @@ def _ratio(
     known, ahead = _part(rows, behind), _part(rows, ~behind)
     end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
     best = end.eta[0]
-    replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=known.n)
-    draws = None
-    if uses_efficient_refits:
-        draws = _efficient_draws(near, best, known, box, compute[behind])
+    optimum = Optimum(model=near, eta=best, rows=known, penalty=penalty, box=box)
+    draws = _efficient_draws(optimum, compute[behind]) if uses_efficient_refits else None
     if draws is None:
-        draws = refit(near, best, known, penalty, box, replicates).eta
+        draws = refit(optimum, ResamplingPlan(method="row", k=N_REPLICATES, n=known.n)).eta
     n, p = known.n, int(box.free.sum())
     errors = -near.residuals(best[None], known)[0] * (n / max(n - p, 1)) ** 0.5
     noise = local_noise(errors, compute[behind], compute[~behind])
@@ -127,16 +125,15 @@ def _ratio(
     return float(np.quantile(np.abs(error) / half, LEVEL))
 
 
-def _efficient_draws(
-    model: RowModel, best: FloatArray, rows: Rows, box: Box, compute: FloatArray
-) -> FloatArray | None:
+def _efficient_draws(optimum: Optimum, compute: FloatArray) -> FloatArray | None:
     """Return efficient replicates, shape (k, p); None where a check fails."""
-    found = fit_efficient(model, best, rows, box, compute)
+    found = fit_efficient(optimum, compute)
     if found is None:
         return None
-    replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=rows.n, shape=found.shape)
-    steps = newton_steps(model, found, box, replicates)
-    return None if steps is None else found.replicates(steps, box, replicates.seed)
+    shape = weight_shape(found)
+    replicates = ResamplingPlan(method="row", k=N_REPLICATES, n=found.rows.n, shape=shape)
+    steps = newton_steps(found, replicates)
+    return None if steps is None else deviates(found, steps, replicates.seed)
 
 
 def _pick(columns: Mapping[str, FloatArray], mask: NDArray[np.bool_]) -> dict[str, FloatArray]:

@@ -29,7 +29,7 @@ from scalelab.fit.outcome import (
 )
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import Replicates, refit, refit_clusters
+from scalelab.fit.replicates import Optimum, Replicates, refit, refit_clusters
 from scalelab.fit.row_model import RowModel, Rows
 from scalelab.fit.rows import Design, design
 from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
@@ -100,22 +100,22 @@ def fit_parametric(
     seeds = _seeds(law, _thinned(data), box, held)
     model = row_model_of(law, data.columns, is_centred=not held)
     found, scale = solve(law, data, model, objective, box, held, seeds, n_starts)
+    optimum = Optimum(model=model, eta=found.eta, rows=data.rows, penalty=found.penalty, box=box)
     theta = model.theta(found.eta[None])[0]
-    r = model.residuals(found.eta[None], data.rows)[0]
+    r = optimum.residuals
     status, reasons = assess(
         law, theta, data.columns, r, data.rows.weight, box, is_log=data.rows.is_log
     )
     compute = compute_of(data.columns)
-    problem = (model, found.eta, data.rows, found.penalty, box)
     efficient = None
     if status == "ok" and _may_be_efficient(bootstrap, replicates, objective):
-        efficient = efficient_replicates(*problem, replicates, data.columns)
+        efficient = efficient_replicates(optimum, replicates, data.columns)
     if efficient:
         refits, replicates = efficient
     elif replicates.method == "cluster" and replicates.weighting == "smooth":
-        refits, replicates = refit_clusters(*problem, replicates)
+        refits, replicates = refit_clusters(optimum, replicates)
     else:
-        refits = refit(*problem, replicates)
+        refits = refit(optimum, replicates)
     inflation = 1.0
     if uses_inflation and len(refits.eta):
         inflation = extrapolation_inflation(

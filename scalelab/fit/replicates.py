@@ -54,50 +54,68 @@ class Replicates:
     kept: NDArray[np.bool_]
 
 
-def refit(
-    model: RowModel,
-    best: FloatArray,
-    rows: Rows,
-    penalty: Penalty,
-    box: Box,
-    replicates: ResamplingPlan,
-) -> Replicates:
-    """Return the optimum of every replicate.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Optimum:
+    """An objective on its rows, and its optimum.
 
-    Parameters
+    Attributes
     ----------
     model : RowModel
         The law on the rows.
-    best : ndarray of shape (p,)
-        Optimum of the full fit, where every replicate starts.
+    eta : ndarray of shape (p,)
+        Optimum in solver coordinates.
     rows : Rows
-        All rows with their own weights.
-    penalty, box : Penalty, Box
-        As in the full fit.
-    replicates : ResamplingPlan
-        What to resample.
+        All rows with their weights.
+    penalty : Penalty
+        Penalty of a residual.
+    box : Box
+        Bounds and held coordinates.
     """
+
+    model: RowModel
+    eta: FloatArray
+    rows: Rows
+    penalty: Penalty
+    box: Box
+
+    @property
+    def n_free(self) -> int:
+        """Number of parameters that are not held."""
+        return int(self.box.free.sum())
+
+    @property
+    def residuals(self) -> FloatArray:
+        """Residuals at the optimum, shape (n,)."""
+        return np.asarray(self.model.residuals(self.eta[None], self.rows)[0])
+
+    def derivatives(self) -> tuple[FloatArray, FloatArray]:
+        """Return gradient (p, n) and Hessian (p, p, n) of the residuals at the optimum."""
+        value, gradient, hessian = self.model.derivatives(self.eta)
+        if not self.rows.is_log:
+            return gradient, hessian
+        slopes = gradient / value
+        return slopes, hessian / value - slopes[:, None] * slopes[None]
+
+
+def refit(optimum: Optimum, replicates: ResamplingPlan) -> Replicates:
+    """Return the optimum of every replicate, started at the optimum of all rows."""
+    rows, p = optimum.rows, len(optimum.eta)
     if replicates.method == "none":
-        return Replicates(eta=np.empty((0, len(best))), failed=0, kept=np.zeros(0, dtype=bool))
+        return Replicates(eta=np.empty((0, p)), failed=0, kept=np.zeros(0, dtype=bool))
     batch = max(1, min(BATCH, ENTRIES // rows.n))
     ends = []
-    for one in _samples(model, best, rows, box, replicates, batch):
+    for one in _samples(optimum, replicates, batch):
         if rows.n >= MANY_ROWS and one.target.ndim == 1:
-            ends.append(_one_step(model, best, one, penalty, box))
+            ends.append(_one_step(optimum, one))
         else:
-            ends.append(_refit_batch(model, best, one, penalty, box))
+            ends.append(_refit_batch(optimum, one))
     converged = np.concatenate([end.converged for end in ends])
     eta = np.concatenate([end.eta for end in ends])
     return Replicates(eta=eta[converged], failed=int((~converged).sum()), kept=converged)
 
 
 def refit_clusters(
-    model: RowModel,
-    best: FloatArray,
-    rows: Rows,
-    penalty: Penalty,
-    box: Box,
-    replicates: ResamplingPlan,
+    optimum: Optimum, replicates: ResamplingPlan
 ) -> tuple[Replicates, ResamplingPlan]:
     """Return the optima of replicates that resample whole clusters, and the plan that drew them.
 
@@ -107,25 +125,16 @@ def refit_clusters(
     block of the hat matrix (covariance CV3 in its most affected direction); deviations are scaled
     to Student's t with (clusters - parameters) degrees of freedom.
 
-    Parameters
-    ----------
-    model, best, rows, penalty, box
-        As for `refit`.
-    replicates : ResamplingPlan
-        Smooth weights of clusters.
-
     References
     ----------
     Bell and McCaffrey 2002, Survey Methodology 28. MacKinnon, Nielsen and Webb 2023, Journal of
     Econometrics 232 (few clusters).
     """
-    member = replicates.member
+    member, best, box = replicates.member, optimum.eta, optimum.box
     assert member is not None
-    shaped = replace(
-        replicates, shape=(1.0 - cluster_leverages(model, best, rows, box, member)) ** 2
-    )
-    plain = refit(model, best, rows, penalty, box, shaped)
-    freedom = max(int(member.max()) + 1 - int(box.free.sum()), 1)
+    shaped = replace(replicates, shape=(1.0 - cluster_leverages(optimum, member)) ** 2)
+    plain = refit(optimum, shaped)
+    freedom = max(int(member.max()) + 1 - optimum.n_free, 1)
     return replace(plain, eta=stretched(best, plain.eta - best, freedom, box, shaped.seed)), shaped
 
 
@@ -148,17 +157,15 @@ def stretched(best: FloatArray, steps: FloatArray, freedom: int, box: Box, seed:
     return np.clip(best + steps / np.sqrt(scale)[:, None], box.low, box.high)
 
 
-def leverages(model: RowModel, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
+def leverages(optimum: Optimum) -> FloatArray:
     """Return each row's leverage on its own prediction (0 to 1), shape (n,)."""
-    basis = _basis(model, best, rows, box)
+    basis = _basis(optimum)
     return np.asarray(np.clip((basis * basis).sum(axis=1), 0.0, MOST_LEVERAGE))
 
 
-def cluster_leverages(
-    model: RowModel, best: FloatArray, rows: Rows, box: Box, member: NDArray[np.intp]
-) -> FloatArray:
+def cluster_leverages(optimum: Optimum, member: NDArray[np.intp]) -> FloatArray:
     """Return, for each row, the leverage of its cluster (0 to 1), shape (n,)."""
-    basis = _basis(model, best, rows, box)
+    basis = _basis(optimum)
     p = basis.shape[1]
     blocks = np.empty((int(member.max()) + 1, p, p))
     for i in range(p):
@@ -168,34 +175,32 @@ def cluster_leverages(
     return np.asarray(np.clip(largest, 0.0, MOST_LEVERAGE)[member])
 
 
-def _basis(model: RowModel, best: FloatArray, rows: Rows, box: Box) -> FloatArray:
+def _basis(optimum: Optimum) -> FloatArray:
     """Return an orthonormal basis, shape (n, p), of the weighted Jacobian's column space."""
-    slopes, _ = model.residual_derivatives(best, rows)
-    basis, _ = np.linalg.qr((slopes[box.free] * np.sqrt(rows.weight)).T)
+    slopes, _ = optimum.derivatives()
+    basis, _ = np.linalg.qr((slopes[optimum.box.free] * np.sqrt(optimum.rows.weight)).T)
     return np.asarray(np.nan_to_num(basis))
 
 
-def _samples(
-    model: RowModel, best: FloatArray, rows: Rows, box: Box, replicates: ResamplingPlan, batch: int
-) -> Iterator[Rows]:
+def _samples(optimum: Optimum, replicates: ResamplingPlan, batch: int) -> Iterator[Rows]:
     """Yield batches of replicates: rows with resampled weights, or with resampled targets."""
+    rows = optimum.rows
     if replicates.method != "residual":
         for weights in replicates.weights(batch):
             yield rows.reweighted(weights * rows.weight)
         return
-    r = model.residuals(best[None], rows)[0]
-    corrected = r / np.sqrt(1.0 - leverages(model, best, rows, box))
+    r = optimum.residuals
+    corrected = r / np.sqrt(1.0 - leverages(optimum))
     for draws in replicates.draws(batch):
         compared = rows.compared + r - corrected[draws]
         target = np.exp(compared) if rows.is_log else compared
         yield Rows(target, rows.weight, rows.residual, compared)
 
 
-def _refit_batch(
-    model: RowModel, best: FloatArray, rows: Rows, penalty: Penalty, box: Box
-) -> NewtonResult:
+def _refit_batch(optimum: Optimum, rows: Rows) -> NewtonResult:
     """Refit a batch; retry the replicates that do not converge with decreasing thresholds."""
-    starts = np.tile(best, (max(rows.target.size, rows.weight.size) // rows.n, 1))
+    model, penalty, box = optimum.model, optimum.penalty, optimum.box
+    starts = np.tile(optimum.eta, (max(rows.target.size, rows.weight.size) // rows.n, 1))
     end = minimise(
         model, starts, rows, penalty, box, max_iterations=MAX_ITERATIONS, tolerance=TOLERANCE
     )
@@ -217,17 +222,16 @@ def _refit_batch(
     return NewtonResult(eta=eta, value=value, converged=converged)
 
 
-def _one_step(
-    model: RowModel, best: FloatArray, rows: Rows, penalty: Penalty, box: Box
-) -> NewtonResult:
+def _one_step(optimum: Optimum, rows: Rows) -> NewtonResult:
     """Return one Newton step per replicate.
 
     Where Huber's threshold is narrower than n rows can resolve, its second derivative is averaged
     over a window that shrinks with n (Powell's estimate of a density at 0).
     """
+    best, penalty, box = optimum.eta, optimum.penalty, optimum.box
     p = len(best)
-    slopes, bends = model.residual_derivatives(best, rows)
-    r = model.residuals(best[None], rows)[0]
+    slopes, bends = optimum.derivatives()
+    r = optimum.residuals
     _, first, second, _ = penalty.parts(r, np.ones(rows.n))
     window = 1.5 * float(np.median(np.abs(r))) * rows.n**-0.2
     if penalty.unit is None and window > penalty.delta:

@@ -131,14 +131,6 @@ class RowModel(ABC):
     def derivatives(self, eta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return value (n,), gradient (p, n) and Hessian (p, p, n) of every row at one point."""
 
-    def residual_derivatives(self, eta: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray]:
-        """Return gradient (p, n) and Hessian (p, p, n) of every row's residual at one point."""
-        value, gradient, hessian = self.derivatives(eta)
-        if not rows.is_log:
-            return gradient, hessian
-        slopes = gradient / value
-        return slopes, hessian / value - slopes[:, None] * slopes[None]
-
     def residuals(self, eta: FloatArray, rows: Rows) -> FloatArray:
         """Return predicted minus observed (of logarithms for the ``log`` residual), (s, n)."""
         f = self.predicted(eta)

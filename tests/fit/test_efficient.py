@@ -14,8 +14,9 @@ from scalelab.fit.efficient import (
 from scalelab.fit.newton import Box
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import box_of, fit_parametric
+from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import refit, stretched
+from scalelab.fit.replicates import Optimum, refit, stretched
 from scalelab.fit.row_model import Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws import Chinchilla
@@ -146,11 +147,12 @@ def test_steps_are_the_first_order_of_refits(isoflop_runs):
     box, model = box_of(Chinchilla, {}), row_model_of(Chinchilla, columns)
     law = fit_parametric(runs, bootstrap=BootstrapSpec(k=0)).law
     best = model.eta(law.to_coordinates()[None])[0]
-    found = fit_efficient(model, best, rows, box, runs.n_params * runs.n_tokens)
+    optimum = Optimum(model=model, eta=best, rows=rows, penalty=Penalty(delta=1e-3), box=box)
+    found = fit_efficient(optimum, runs.n_params * runs.n_tokens)
     weights = 1 + 1e-4 * np.random.default_rng(0).standard_normal((20, len(runs)))
     near = ResamplingPlan(method="weights", k=20, n=len(runs), given=weights)
-    steps = newton_steps(model, found, box, near)
-    refits = refit(model, found.eta, found.rows, found.penalty, box, near)
+    steps = newton_steps(found, near)
+    refits = refit(found, near)
     exact = refits.eta - found.eta
     assert np.abs(exact).max() > 1e-6
     np.testing.assert_allclose(steps, exact, rtol=0.02, atol=1e-3 * np.abs(exact).max())

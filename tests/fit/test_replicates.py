@@ -8,8 +8,9 @@ import pytest
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import box_of, fit_parametric
+from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import cluster_leverages, leverages
+from scalelab.fit.replicates import Optimum, cluster_leverages, leverages
 from scalelab.fit.row_model import Rows
 from scalelab.theory.laws import Chinchilla
 
@@ -56,9 +57,10 @@ def test_a_cluster_unlike_the_others_has_a_high_leverage():
     eta = model.eta(law.to_coordinates()[None])[0]
     box = box_of(Chinchilla, {})
     member = np.repeat(np.arange(5), 4)
-    pulls = cluster_leverages(model, eta, rows, box, member)
-    alone = cluster_leverages(model, eta, rows, box, np.arange(20))
-    np.testing.assert_allclose(alone, leverages(model, eta, rows, box), rtol=1e-9)
+    optimum = Optimum(model=model, eta=eta, rows=rows, penalty=Penalty(delta=1e-3), box=box)
+    pulls = cluster_leverages(optimum, member)
+    alone = cluster_leverages(optimum, np.arange(20))
+    np.testing.assert_allclose(alone, leverages(optimum), rtol=1e-9)
     assert (pulls.reshape(5, 4) == pulls[::4, None]).all()
     # the largest eigenvalue of a block lies between its largest diagonal entry and its trace
     assert (pulls >= alone - 1e-12).all()
