@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import ResultsOption
+from scalelab.cli.options import MapOption, ResultsOption
 from scalelab.cli.output import warn
 from scalelab.errors import DataError, UsageError
 
@@ -23,15 +23,9 @@ PORTS_TRIED = 20
 def dashboard(
     results: ResultsOption = Path("results"),
     from_file: Annotated[
-        Path | None,
-        typer.Option("--from", help="CSV or Parquet file of finished runs to show."),
+        Path | None, typer.Option("--from", help="CSV or Parquet file of finished runs to show.")
     ] = None,
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map", help="Columns of that file, as OURS=THEIRS,.. (see scalelab fit --help)."
-        ),
-    ] = None,
+    mapping: MapOption = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Port; default 8501, or the next free port."),

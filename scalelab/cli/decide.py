@@ -11,7 +11,7 @@ import typer
 
 from scalelab.cli.fit_page import print_gravest, print_warnings, rows_used
 from scalelab.cli.layout import Fitting
-from scalelab.cli.options import ResultsOption
+from scalelab.cli.options import LevelOption, MapOption, ResultsOption, option
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError, UsageError
 from scalelab.theory.hardware import GRID_SOURCE, WORLD_GRAMS_PER_KWH
@@ -32,32 +32,21 @@ def decide(
     context: typer.Context,
     law: Annotated[
         str | None,
-        typer.Option(
-            help="Published law, without intervals: hoffmann, hoffmann-tex, besiroglu or "
+        option(
+            SOURCE,
+            "Published law, without intervals: hoffmann, hoffmann-tex, besiroglu or "
             "besiroglu-huber. Default: fit your runs.",
-            rich_help_panel=SOURCE,
         ),
     ] = None,
-    from_file: Annotated[
-        Path | None, typer.Option("--from", help="Table of runs to fit.", rich_help_panel=SOURCE)
-    ] = None,
-    sweep: Annotated[str | None, typer.Option(help="Sweep to fit.", rich_help_panel=SOURCE)] = None,
+    from_file: Annotated[Path | None, option(SOURCE, "Table of runs to fit.", "--from")] = None,
+    sweep: Annotated[str | None, option(SOURCE, "Sweep to fit.")] = None,
     results: ResultsOption = Path("results"),
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            help="Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help).",
-            rich_help_panel=SOURCE,
-        ),
-    ] = None,
+    mapping: MapOption = None,
     holdout: Annotated[
-        str | None,
-        typer.Option(help="SQL condition: rows to leave out of the fit.", rich_help_panel=SOURCE),
+        str | None, option(SOURCE, "SQL condition: rows to leave out of the fit.")
     ] = None,
     form: Annotated[
-        str,
-        typer.Option(help="Form of the law; it must depend on N and D.", rich_help_panel=SOURCE),
+        str, option(SOURCE, "Form of the law; it must depend on N and D.")
     ] = "chinchilla",
     candidate: Annotated[
         list[str] | None,
@@ -65,98 +54,62 @@ def decide(
             help="Model to assess as N:D, such as 7B:2T; repeatable. Default: search for the best."
         ),
     ] = None,
-    flops: Annotated[
-        str | None,
-        typer.Option(help="Training compute in FLOP, such as 1e24.", rich_help_panel=LIMIT),
-    ] = None,
+    flops: Annotated[str | None, option(LIMIT, "Training compute in FLOP, such as 1e24.")] = None,
     gpu_hours: Annotated[
-        str | None,
-        typer.Option(help="Device-hours of training, such as 100000.", rich_help_panel=LIMIT),
+        str | None, option(LIMIT, "Device-hours of training, such as 100000.")
     ] = None,
-    max_days: Annotated[
-        str | None,
-        typer.Option(help="Calendar days of training, such as 30.", rich_help_panel=LIMIT),
-    ] = None,
+    max_days: Annotated[str | None, option(LIMIT, "Calendar days of training, such as 30.")] = None,
     max_usd: Annotated[
-        str | None,
-        typer.Option(help="Total cost in US dollars, including serving.", rich_help_panel=LIMIT),
+        str | None, option(LIMIT, "Total cost in US dollars, including serving.")
     ] = None,
-    max_kwh: Annotated[
-        str | None, typer.Option(help="Energy in kWh, including serving.", rich_help_panel=LIMIT)
-    ] = None,
+    max_kwh: Annotated[str | None, option(LIMIT, "Energy in kWh, including serving.")] = None,
     max_co2_kg: Annotated[
-        str | None,
-        typer.Option(help="Emissions in kg CO2, including serving.", rich_help_panel=LIMIT),
+        str | None, option(LIMIT, "Emissions in kg CO2, including serving.")
     ] = None,
     unique_tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="Distinct training tokens; repeated tokens count less.", rich_help_panel=LIMIT
-        ),
+        str | None, option(LIMIT, "Distinct training tokens; repeated tokens count less.")
     ] = None,
     serving_gb: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory for the served weights in GB, such as 80.", rich_help_panel=LIMIT
-        ),
+        str | None, option(LIMIT, "Memory for the served weights in GB, such as 80.")
     ] = None,
     inference_tokens: Annotated[
-        str | None,
-        typer.Option(help="Tokens served over the lifetime of the model.", rich_help_panel=SETTING),
+        str | None, option(SETTING, "Tokens served over the lifetime of the model.")
     ] = None,
-    gpu: Annotated[
-        str, typer.Option(help="Device, such as h100 or a100.", rich_help_panel=SETTING)
-    ] = "h100",
-    gpus: Annotated[float, typer.Option(help="Number of devices.", rich_help_panel=SETTING)] = 1.0,
+    gpu: Annotated[str, option(SETTING, "Device, such as h100 or a100.")] = "h100",
+    gpus: Annotated[float, option(SETTING, "Number of devices.")] = 1.0,
     utilisation: Annotated[
-        float | None,
-        typer.Option(help="Achieved share of peak FLOP/s; default 0.4.", rich_help_panel=SETTING),
+        float | None, option(SETTING, "Achieved share of peak FLOP/s; default 0.4.")
     ] = None,
     usd_per_hour: Annotated[
-        float | None,
-        typer.Option(help="Price of one device-hour in US dollars.", rich_help_panel=SETTING),
+        float | None, option(SETTING, "Price of one device-hour in US dollars.")
     ] = None,
     grid: Annotated[
         float | None,
-        typer.Option(
-            help=f"g CO2 per kWh; default {WORLD_GRAMS_PER_KWH:g}, {GRID_SOURCE}.",
-            rich_help_panel=SETTING,
-        ),
+        option(SETTING, f"g CO2 per kWh; default {WORLD_GRAMS_PER_KWH:g}, {GRID_SOURCE}."),
     ] = None,
-    bytes_per_param: Annotated[
-        float, typer.Option(help="Bytes per parameter when serving.", rich_help_panel=SETTING)
-    ] = 2.0,
+    bytes_per_param: Annotated[float, option(SETTING, "Bytes per parameter when serving.")] = 2.0,
     real_shapes: Annotated[
         bool,
-        typer.Option(
+        option(
+            SETTING,
+            "Search trainable model shapes, with exact FLOPs. Default: any N, with C = 6 N D.",
             "--real-shapes",
-            help="Search trainable model shapes, with exact FLOPs. Default: any N, with C = 6 N D.",
-            rich_help_panel=SETTING,
         ),
     ] = False,
-    vocab_size: Annotated[
-        int, typer.Option(min=1, help="Vocabulary for --real-shapes.", rich_help_panel=SETTING)
-    ] = 32_768,
-    seq_len: Annotated[
-        int, typer.Option(min=1, help="Tokens per sequence.", rich_help_panel=SETTING)
-    ] = 4096,
+    vocab_size: Annotated[int, option(SETTING, "Vocabulary for --real-shapes.", min=1)] = 32_768,
+    seq_len: Annotated[int, option(SETTING, "Tokens per sequence.", min=1)] = 4096,
     target_loss: Annotated[
         float | None,
         typer.Option(help="Loss to reach, nats; prints the probability of missing it."),
     ] = None,
-    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.9,
+    level: LevelOption = 0.9,
     published: Annotated[
         bool, typer.Option("--published", help="Assess published models with the law instead.")
     ] = False,
     emit: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the best candidate as a sweep file, such as best.toml.", rich_help_panel=OUT
-        ),
+        Path | None, option(OUT, "Write the best candidate as a sweep file, such as best.toml.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUT)
-    ] = False,
+    as_json: Annotated[bool, option(OUT, "Print one JSON object on stdout.", "--json")] = False,
 ) -> int:
     """Find what to train within limits: candidates with loss and cost, and the limit that binds.
 
@@ -248,10 +201,10 @@ def decide(
 def _given(context: typer.Context) -> dict[str, str]:
     """Return the options given on the command line, by parameter."""
     found = {}
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name) if option.name else None
-        if option.name and source is not None and source.name == "COMMANDLINE":
-            found[option.name] = max(option.opts, key=len)
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name else None
+        if parameter.name and source is not None and source.name == "COMMANDLINE":
+            found[parameter.name] = max(parameter.opts, key=len)
     return found
 
 

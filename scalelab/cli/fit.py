@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from scalelab.cli.options import DEFAULT_RESULTS, results_option
+from scalelab.cli.options import DEFAULT_RESULTS, option, results_option
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import UsageError
 
@@ -23,128 +21,85 @@ RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
 
 def fit(
     from_file: Annotated[
-        Path | None,
-        typer.Option("--from", help="CSV or Parquet file of finished runs.", rich_help_panel=RUNS),
+        Path | None, option(RUNS, "CSV or Parquet file of finished runs.", "--from")
     ] = None,
     sweep: Annotated[
-        str | None,
-        typer.Option(help="Sweep to fit; default: the latest with results.", rich_help_panel=RUNS),
+        str | None, option(RUNS, "Sweep to fit; default: the latest with results.")
     ] = None,
     results: Annotated[Path, results_option(RUNS)] = DEFAULT_RESULTS,
     mapping: Annotated[
         list[str] | None,
-        typer.Option(
-            "--map",
-            help="Columns of the file, as OURS=THEIRS,..: n_params, n_tokens, loss_nats, flops, "
+        option(
+            RUNS,
+            "Columns of the file, as OURS=THEIRS,..: n_params, n_tokens, loss_nats, flops, "
             "budget or cluster from a column or SQL expression, such as loss_nats=val_loss.",
-            rich_help_panel=RUNS,
+            "--map",
         ),
     ] = None,
     where: Annotated[
-        str | None,
-        typer.Option(
-            help="SQL condition on the columns, such as 'flops > 1e18'.", rich_help_panel=RUNS
-        ),
+        str | None, option(RUNS, "SQL condition on the columns, such as 'flops > 1e18'.")
     ] = None,
     form: Annotated[
         str,
-        typer.Option(
-            help="Form of the law, such as chinchilla or gamma; auto: best by --compare.",
-            rich_help_panel=OBJECTIVE,
-        ),
+        option(OBJECTIVE, "Form of the law, such as chinchilla or gamma; auto: best by --compare."),
     ] = "chinchilla",
-    residual: Annotated[
-        str, typer.Option(help="Residual: log or linear loss.", rich_help_panel=OBJECTIVE)
-    ] = "log",
-    loss: Annotated[
-        str,
-        typer.Option(help="Objective: huber, ls, lad or likelihood.", rich_help_panel=OBJECTIVE),
-    ] = "huber",
+    residual: Annotated[str, option(OBJECTIVE, "Residual: log or linear loss.")] = "log",
+    loss: Annotated[str, option(OBJECTIVE, "Objective: huber, ls, lad or likelihood.")] = "huber",
     delta: Annotated[
-        float | None,
-        typer.Option(help="delta of the Huber loss; default 1e-3.", rich_help_panel=OBJECTIVE),
+        float | None, option(OBJECTIVE, "delta of the Huber loss; default 1e-3.")
     ] = None,
     overprediction: Annotated[
         float,
-        typer.Option(
-            help="Penalty factor where the law predicts too high a loss; above 1 moves the fit to "
+        option(
+            OBJECTIVE,
+            "Penalty factor where the law predicts too high a loss; above 1 moves the fit to "
             "the lower envelope.",
-            rich_help_panel=OBJECTIVE,
         ),
     ] = 1.0,
-    weight: Annotated[
-        str | None,
-        typer.Option(help="Column with the weights of the rows.", rich_help_panel=OBJECTIVE),
-    ] = None,
+    weight: Annotated[str | None, option(OBJECTIVE, "Column with the weights of the rows.")] = None,
     bootstrap: Annotated[
-        int,
-        typer.Option(help="Bootstrap replicates; 0 gives no intervals.", rich_help_panel=INTERVALS),
+        int, option(INTERVALS, "Bootstrap replicates; 0 gives no intervals.")
     ] = 1000,
     method: Annotated[
         str,
-        typer.Option(
-            "--bootstrap-method",
-            help="auto, row, cluster or residual. auto: cluster if labels repeat, else row with "
+        option(
+            INTERVALS,
+            "auto, row, cluster or residual. auto: cluster if labels repeat, else row with "
             "faster approximate refits where they agree with full refits.",
-            rich_help_panel=INTERVALS,
+            "--bootstrap-method",
         ),
     ] = "auto",
     cluster: Annotated[
         str | None,
-        typer.Option(
-            help="Column of labels; rows with equal labels are resampled together.",
-            rich_help_panel=INTERVALS,
-        ),
+        option(INTERVALS, "Column of labels; rows with equal labels are resampled together."),
     ] = None,
-    level: Annotated[
-        float, typer.Option(help="Level of the intervals.", rich_help_panel=INTERVALS)
-    ] = 0.9,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the resampling.", rich_help_panel=INTERVALS)
-    ] = 0,
+    level: Annotated[float, option(INTERVALS, "Level of the intervals.")] = 0.9,
+    seed: Annotated[int, option(INTERVALS, "Seed of the resampling.")] = 0,
     predict: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Model to predict: C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; "
-            "repeatable.",
-            rich_help_panel=ASK,
+        option(
+            ASK,
+            "Model to predict: C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; repeatable.",
         ),
     ] = None,
     holdout: Annotated[
         str | None,
-        typer.Option(
-            help="SQL condition: leave these rows out, then report the error on them.",
-            rich_help_panel=ASK,
-        ),
+        option(ASK, "SQL condition: leave these rows out, then report the error on them."),
     ] = None,
     compare: Annotated[
         bool,
-        typer.Option(
-            "--compare",
-            help="Rank forms by predicting each budget from the smaller ones.",
-            rich_help_panel=ASK,
-        ),
+        option(ASK, "Rank forms by predicting each budget from the smaller ones.", "--compare"),
     ] = False,
     speedup: Annotated[
         str | None,
-        typer.Option(
-            help="SQL condition for recipe B: report the compute it saves against the other rows.",
-            rich_help_panel=ASK,
+        option(
+            ASK, "SQL condition for recipe B: report the compute it saves against the other rows."
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Write a figure: .png, .svg or .pdf.", rich_help_panel=OUT),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUT)
-    ] = False,
-    as_tex: Annotated[
-        bool, typer.Option("--tex", help="Print a LaTeX table on stdout.", rich_help_panel=OUT)
-    ] = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV on stdout.", rich_help_panel=OUT)
-    ] = False,
+    plot: Annotated[Path | None, option(OUT, "Write a figure: .png, .svg or .pdf.")] = None,
+    as_json: Annotated[bool, option(OUT, "Print one JSON object on stdout.", "--json")] = False,
+    as_tex: Annotated[bool, option(OUT, "Print a LaTeX table on stdout.", "--tex")] = False,
+    as_csv: Annotated[bool, option(OUT, "Print CSV on stdout.", "--csv")] = False,
 ) -> int:
     """Fit a scaling law to finished runs, with intervals, and predict larger runs.
 

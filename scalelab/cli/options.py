@@ -41,6 +41,11 @@ def results_option(panel: str | None = None) -> Any:
     )
 
 
+def option(panel: str | None, text: str, *flags: str, **more: Any) -> Any:
+    """Return an option with its help text, in a panel of the help."""
+    return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
+
+
 def _option(*flags: str, text: str, panel: str = EXECUTION, **more: Any) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
 
@@ -50,6 +55,11 @@ JsonOption = Annotated[
     bool,
     _option("--json", text="Print one JSON object on stdout; messages go to stderr.", panel=OUTPUT),
 ]
+MapOption = Annotated[
+    list[str] | None,
+    option(None, "Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help).", "--map"),
+]
+LevelOption = Annotated[float, option(None, "Level of the intervals, such as 0.9.")]
 WorkersOption = Annotated[
     int | None,
     _option(

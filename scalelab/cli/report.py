@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalelab.cli.options import ResultsOption
+from scalelab.cli.options import LevelOption, MapOption, ResultsOption
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError, UsageError
 
@@ -28,14 +28,9 @@ def report(
     ] = None,
     sweep: Annotated[str | None, typer.Option(help="Sweep to report; default: the latest.")] = None,
     results: ResultsOption = Path("results"),
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map", help="Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help)."
-        ),
-    ] = None,
+    mapping: MapOption = None,
     form: Annotated[str, typer.Option(help="Form of the law.")] = "chinchilla",
-    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.9,
+    level: LevelOption = 0.9,
     predict: Annotated[
         list[str] | None,
         typer.Option(help="Model to predict, such as C=1e24 or N=7e9; repeatable."),
