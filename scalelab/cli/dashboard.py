@@ -114,6 +114,7 @@ def server_words(app: Path, port: int, *, is_headless: bool = True) -> list[str]
         "server.disconnectedSessionTTL": "5",
         "server.maxUploadSize": "200",
         "browser.gatherUsageStats": "false",
+        "secrets.files": str(app.with_name("secrets.toml")),  # not those of the user's home
         "browser.serverAddress": LOOPBACK,
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "stacktrace",

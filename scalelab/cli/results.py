@@ -198,7 +198,7 @@ def status(
 
     Example: scalelab status demo --watch
     """
-    from scalelab.cli.status_view import render_status
+    from scalelab.cli.status_view import advice, render_status
     from scalelab.launch.live_status import LiveStatus
     from scalelab.records.states import ACTIVE
     from scalelab.store.status import sweep_names
@@ -209,12 +209,13 @@ def status(
         )
     live = LiveStatus(results, sweep)
     if watch:
+        from rich.console import Group
         from rich.live import Live
 
         with Live(console=console(), auto_refresh=False) as screen:
             while True:
                 found = live.read()
-                screen.update(render_status(found), refresh=True)
+                screen.update(Group(render_status(found), *advice(found)), refresh=True)
                 if not any(found.counts.get(state) for state in ACTIVE):
                     return EXIT_OK
                 time.sleep(WATCH_INTERVAL_S)
@@ -223,6 +224,9 @@ def status(
         emit_json({"schema": 1, "command": "status", **asdict(found)})
         return EXIT_OK
     console().print(render_status(found))
+    for line in advice(found):
+        # Not wrapped: a line break would be part of the copied command.
+        console().print(line, soft_wrap=True)
     others = [name for name in sweep_names(results) if name != found.sweep]
     if sweep is None and others:
         console().print(f"other sweeps: {', '.join(others)}", soft_wrap=True)

@@ -34,7 +34,7 @@ STYLES = {
 
 
 def render_status(status: SweepStatus) -> RenderableType:
-    """Return the page: counts, isoFLOP curves, running runs, troubled runs, advice."""
+    """Return the page: counts, isoFLOP curves, running runs and troubled runs."""
     head = Text(
         f"{status.sweep} ({status.kind}), {plural(len(status.runs), 'run')}: ", style="bold"
     )
@@ -56,9 +56,12 @@ def render_status(status: SweepStatus) -> RenderableType:
     troubled = [r for r in status.runs if r.state in TROUBLED]
     if troubled:
         parts += [Text(), Fitting(_troubled(troubled))]
-    if status.advice:
-        parts += [Text(), *(Text(f"-> {runnable(line)}") for line in status.advice)]
     return Group(*parts)
+
+
+def advice(status: SweepStatus) -> list[str]:
+    """Return what to do next, as lines."""
+    return [f"-> {runnable(line)}" for line in status.advice]
 
 
 def _hours(status: SweepStatus) -> str:
