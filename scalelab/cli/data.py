@@ -87,15 +87,15 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
 def _print_table(dataset: Dataset) -> None:
     from rich.table import Table
 
-    from scalelab.units import format_count
+    from scalelab.units import format_count, plural
 
     manifest = dataset.manifest
     left_out = [
-        f"{format_count(count)} {what}"
-        for count, what in (
-            (manifest.n_duplicates, "duplicates"),
-            (manifest.n_empty, "empty"),
-            (manifest.n_skipped_files, "files that are not UTF-8 text"),
+        f"{plural(count, what)}{more}"
+        for count, what, more in (
+            (manifest.n_duplicates, "duplicate", ""),
+            (manifest.n_empty, "empty document", ""),
+            (manifest.n_skipped_files, "file", " without UTF-8 text"),
         )
         if count
     ]

@@ -24,8 +24,9 @@ CALM = "dim"
 ANSWER = "bold"
 CARE = "yellow"
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
-IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "extrapolation", "approach_", "derived_")
-"""Codes that the first line already includes, or that do not change the answer."""
+IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "extrapolation")
+NOT_GRAVE = (*IN_FIRST_LINE, "approach_", "derived_", "edge_minimum", "off_centre", "drifting")
+"""Codes that the first line already includes, or that concern approaches 1 and 2 only."""
 
 
 def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
@@ -81,7 +82,7 @@ def rows_used(n_used: int, warnings: Sequence[FitWarning]) -> str:
 
 def print_gravest(warnings: Sequence[FitWarning], out: Console) -> FitWarning | None:
     """Print and return the gravest warning that the first line does not already include."""
-    first = next((w for w in warnings if not w.code.startswith(IN_FIRST_LINE)), None)
+    first = next((w for w in warnings if not w.code.startswith(NOT_GRAVE)), None)
     if first is not None:
         _print_warning(first, out)
     return first

@@ -51,12 +51,12 @@ def test_the_object_printed_is_the_dataset_on_disk(text: Path, tmp_path: Path) -
 def test_the_table_says_what_was_taken_and_what_was_not(text: Path, tmp_path: Path) -> None:
     page = invoke(text, "--results", tmp_path / "results", "--eval-tokens", 500)
     assert "60 distinct" in page
-    assert "1 with the text of another, 1 not UTF-8 text" in page
-    assert "bytes, vocabulary 256, 1.00 bytes a token" in page
+    assert "1 duplicate, 1 file without UTF-8 text" in page
+    assert "bytes, vocabulary 256, 1.00 bytes per token" in page
     assert "500 tokens of" in page
 
 
-def test_damage_is_mended(text: Path, tmp_path: Path) -> None:
+def test_damage_is_repaired(text: Path, tmp_path: Path) -> None:
     options = (text, "--results", tmp_path / "results", "--eval-tokens", 500, "--json")
     found = json.loads(invoke(*options))
     shard = Path(found["folder"], found["train"][0]["name"])

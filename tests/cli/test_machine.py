@@ -64,7 +64,7 @@ def test_a_folder_that_works_is_ok_and_left_as_it_was(tmp_path: Path) -> None:
 def test_a_folder_not_made_yet_is_not_made_by_looking(tmp_path: Path) -> None:
     checks = by_name(look_at_results(tmp_path / "new" / "results"))
     assert checks["results folder"].status == OK
-    assert "not made yet" in checks["results folder"].found
+    assert "does not exist yet" in checks["results folder"].found
     assert list(tmp_path.iterdir()) == []
 
 

@@ -136,7 +136,7 @@ def test_collect_watch_goes_on_until_it_is_interrupted(results, run):
     )
     assert "4 new runs" in process.stdout.readline()
     start(results, replace(SPEC, seed=99))
-    assert "1 new runs" in process.stdout.readline()
+    assert "1 new run," in process.stdout.readline()
     process.send_signal(2)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -221,7 +221,7 @@ def test_logs_follow_until_the_run_ends(results, run):
 def test_logs_of_an_ambiguous_or_unknown_run_name_the_choices(results, run):
     assert run("logs", "zzz")[0] == 2
     assert run("logs", "")[0] == 2
-    assert "with which" in run("logs", "../sweeps")[2]
+    assert "which matches 0 runs" in run("logs", "../sweeps")[2]
 
 
 def test_import_sets_bad_rows_aside_and_the_rest_can_be_exported(results, run, tmp_path):
