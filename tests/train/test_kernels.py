@@ -27,8 +27,8 @@ from pathlib import Path
 from scalelab.corpus.dataset import open_dataset
 from scalelab.sweep.run_spec import ExecutionSpec, run_spec_from_mapping
 from scalelab.train.engine import Engine
-from scalelab.train.execution import MEASURED
 
+request = json.load(sys.stdin)
 spec = run_spec_from_mapping(request["spec"])
 dataset = open_dataset(Path(request["dataset"]))
 found = {}
