@@ -89,7 +89,7 @@ def test_one_cell_is_not_identified(capsys, pool):
         ((*CELLS, "--trials", 0), 2, "trials"),
         ((*CELLS, "--n-params", "1"), 2, "parameters"),
         ((*CELLS, "--seed", -1), 2, "seed -1"),
-        ((*CELLS, "--bootstrap", 1), 2, "single"),
+        ((*CELLS, "--bootstrap", 1), 2, "1 bootstrap replicate"),
         ((*CELLS, "--level", 1.5), 2, "level"),
         (("--from", "POOL", "--seq-len", 2048, "--seed", -1), 2, "seed -1"),
     ],
