@@ -1,4 +1,4 @@
-"""A proposal as a person reads it, and as JSON."""
+"""Output of a plan and its cost, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from scalelab.units import (
     format_flops,
     format_money,
     format_quantity,
+    plural,
 )
 
 SHOWN_ROWS = 60
 LONG_S = 3600.0
-"""From here on a plan says what it would take on other devices, seconds."""
+"""Plans longer than this, in seconds, are compared with other devices."""
 JSON_SCHEMA = 1
 
 
 def print_plan(proposal: Proposal) -> None:
-    """Print the plan, its totals, what it takes here and elsewhere, and its warnings."""
+    """Print the plan, its totals, its cost here and on other devices, and its warnings."""
     plan, cost = proposal.plan, proposal.cost
     out = console()
-    table = Table(title=f"{plan.name}: {len(plan.rows)} runs", title_justify="left", box=None)
+    table = Table(
+        title=f"{plan.name}: {plural(len(plan.rows), 'run')}", title_justify="left", box=None
+    )
     for column in ("budget", "N", "D", "D/N"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("shape", no_wrap=True)
@@ -55,7 +58,9 @@ def print_plan(proposal: Proposal) -> None:
         )
     out.print(Fitting(table))
     if len(plan.rows) > len(shown):
-        out.print(f".. and {len(plan.rows) - len(shown):,} more; --json has them all.")
+        out.print(
+            f".. and {plural(len(plan.rows) - len(shown), 'more run')}; --json prints all of them."
+        )
     for line in summary_lines(proposal):
         out.print(line, soft_wrap=True)
     for warning in plan.warnings():
@@ -63,11 +68,11 @@ def print_plan(proposal: Proposal) -> None:
 
 
 def summary_lines(proposal: Proposal) -> list[str]:
-    """Return the totals of a plan and what they take, one sentence each."""
+    """Return the totals and the cost of a plan, one line each."""
     plan, cost = proposal.plan, proposal.cost
     facts = plan.data
     about = "about " if facts.is_estimated else ""
-    done = f", {len(proposal.finished)} done already" if proposal.finished else ""
+    done = f", {plural(len(proposal.finished), 'run')} already done" if proposal.finished else ""
     speed = cost.speed
     lines = [
         f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
@@ -91,11 +96,13 @@ def _shared_words(plan: Plan) -> str:
     share = plan.executed_flops / plan.total_flops if plan.rows else 1.0
     if share == 1.0:
         return ""
-    return f", {format_flops(plan.executed_flops)} ({share:.2f}) as branches of shared trunks"
+    return (
+        f", {format_flops(plan.executed_flops)} ({share:.2f}) with shared trunk steps counted once"
+    )
 
 
 def plan_as_json(proposal: Proposal) -> dict[str, Any]:
-    """Return the plan as the JSON of ``scalelab sweep`` holds it, numbers unrounded."""
+    """Return the plan for the JSON of ``scalelab sweep``, with unrounded numbers."""
     plan, cost = proposal.plan, proposal.cost
     return {
         "schema": JSON_SCHEMA,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_table_answer(from_file: Path, *, as_json: bool, **asked: Any) -> int:
-    """Fit the laws to a table, print the answer and return the exit code."""
+    """Fit the laws to a table of runs, print them and return the exit code."""
     from scalelab.api.tuning import tune_law
 
     answer = tune_law(from_file, **asked)

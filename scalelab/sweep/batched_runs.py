@@ -1,7 +1,7 @@
-"""Which runs share their steps: those of one shape, where a calibration says that it pays. Pure.
+"""Choice of batched runs: runs of equal shape that train in one step, where that is faster.
 
-A pack of K runs is one step for all of them, so it saves what a step costs beside its products. A
-larger pack is not taken where it would leave workers without a run.
+K batched runs take one step together, which saves the fixed cost of K - 1 steps. The choice keeps
+all workers busy and uses the gains that a calibration measured.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from scalelab.sweep.trunk import predecessors
 from scalelab.theory.accounting import count_params
 
 BATCHED_SIZES = (2, 4, 8, 16)
-"""Sizes that a calibration tries, as long as they become faster."""
+"""Numbers of batched runs that a calibration tries, until speed stops rising."""
 GAIN_MIN = 1.1
-"""Least gain for which runs are packed: a timing is known to a few per cent."""
-
+"""Minimum speed gain for batching; timings are accurate to a few per cent."""
 
 SMALL_PARAMS = {"cpu": 100_000, "cuda": 3_000_000}
-"""Largest models of which packs are timed: above, batching was never faster."""
+"""Largest models, in parameters, for which batching is timed; it never helped larger ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchedRuns:
-    """How a run is packed.
+    """How many runs share the step of a run.
 
     Attributes
     ----------
     size : int
-        Most runs in its step, itself included.
+        Maximum number of runs in the step, including the run itself.
     gain : float
-        Speed of a worker with so many over that with one.
+        Speed of a worker with this many batched runs, relative to one run.
     """
 
     size: int = 1
@@ -42,7 +41,7 @@ class BatchedRuns:
 
 
 def batch_key(spec: RunSpec) -> tuple[Hashable, ...]:
-    """Return what runs have in common that can share a step: shape, batch, optimizer and text."""
+    """Return the fields that must be equal for runs to share a step."""
     return (
         spec.shape,
         spec.seq_len,
@@ -57,14 +56,14 @@ def batch_key(spec: RunSpec) -> tuple[Hashable, ...]:
 
 
 def is_small(spec: RunSpec, execution: ExecutionSpec) -> bool:
-    """Say whether a run is so small that timing packs of it is worth the time."""
+    """Return whether a run is small enough for batching to be timed."""
     return count_params(spec.shape).total <= SMALL_PARAMS[execution.device]
 
 
 def equal_runs(specs: Iterable[RunSpec]) -> dict[str, int]:
-    """Return, by run_id, how many of the runs could share its step, itself included.
+    """Return, by run_id, how many of the runs could share its step, including itself.
 
-    Branches of a trunk are trained apart: each starts where another left off.
+    Branches of a trunk are not batched, because each starts from the state of another branch.
     """
     runs = {spec.run_id: spec for spec in specs}
     before = predecessors(runs.values())
@@ -77,16 +76,16 @@ def equal_runs(specs: Iterable[RunSpec]) -> dict[str, int]:
 def choose_batched_runs(
     specs: Iterable[RunSpec], gains_of: Callable[[RunSpec], Mapping[int, float]], n_workers: int
 ) -> dict[str, BatchedRuns]:
-    """Return how each run is packed, by run_id.
+    """Return the batching of each run, by run_id.
 
     Parameters
     ----------
     specs : iterable of RunSpec
-        The runs that are left to train.
+        Runs that remain to be trained.
     gains_of : callable
-        What a calibration measured for a run's step: gain by size, empty where nothing was.
+        Measured gains of a run's step by number of batched runs; empty if not measured.
     n_workers : int
-        Workers that train them.
+        Workers that train at once.
     """
     specs = list(specs)
     n_equal = equal_runs(specs)
@@ -97,14 +96,14 @@ def choose_batched_runs(
 
 
 def best_batching(n_equal: int, gains: Mapping[int, float], n_workers: int) -> BatchedRuns:
-    """Return the batching with which so many equal runs are done first; alone unless it pays.
+    """Return the batching that finishes ``n_equal`` equal runs first; one run per step if no gain.
 
-    A size between two measured ones is taken to gain what the smaller of them does.
+    A size between two measured sizes gets the gain of the smaller one.
     """
 
     def rounds(batching: BatchedRuns) -> float:
-        n_packs = math.ceil(n_equal / batching.size)
-        return math.ceil(n_packs / n_workers) * batching.size / batching.gain
+        n_steps = math.ceil(n_equal / batching.size)
+        return math.ceil(n_steps / n_workers) * batching.size / batching.gain
 
     alone = best = BatchedRuns()
     for size in range(2, math.ceil(n_equal / n_workers) + 1):

@@ -1,7 +1,7 @@
-"""What a plan costs before it runs: time from a measured speed, money, energy, other hardware.
+"""Cost of a plan before it runs: time, money and energy, here and on other hardware.
 
-A `Speed` is what a calibration measured on this machine, or a stated utilisation of a named device.
-Time is reckoned run by run and packed onto the workers longest first, as the launcher does.
+A `Speed` comes from a calibration of this machine, or from a stated utilisation of a named device.
+Time is estimated run by run; like the launcher, the estimate starts the longest runs first.
 """
 
 from __future__ import annotations
@@ -40,14 +40,13 @@ class SpeedPoint:
     Attributes
     ----------
     d_model, n_layers, seq_len, batch_seqs : int
-        What was timed.
+        The step that was timed.
     flops_per_s : float
         Training FLOP/s, exact convention.
     eval_flops_per_s : float
         Forward FLOP/s of an evaluation.
     batching_gains : tuple of (int, float)
-        Speed of several runs in one step over that of one, by their number; empty where it was not
-        measured.
+        Number of batched runs, and their speed relative to one run; empty if not measured.
     """
 
     d_model: int
@@ -59,7 +58,7 @@ class SpeedPoint:
     batching_gains: tuple[tuple[int, float], ...] = ()
 
     def matches(self, spec: RunSpec) -> bool:
-        """Say whether this is a measurement of the very step of a run."""
+        """Return whether this is a measurement of exactly the step of a run."""
         return (self.d_model, self.n_layers, self.seq_len, self.batch_seqs) == (
             spec.shape.d_model,
             spec.shape.n_layers,
@@ -70,26 +69,26 @@ class SpeedPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """How fast one worker trains, and how many workers there are.
+    """Training speed of one worker, and the number of workers.
 
     Attributes
     ----------
     device : str
-        In words.
+        Description.
     n_workers : int
         Runs trained at once.
     points : tuple of SpeedPoint
-        General measurements, one a width, by rising width.
+        General measurements, one per width, by increasing width.
     exact : tuple of SpeedPoint
         Measurements of the plan's own steps.
     usd_per_worker_hour : float
         Price of one worker.
     watts_per_worker : float or None
-        Power of one worker where known.
+        Power of one worker, if known.
     is_measured : bool
-        Whether the points were timed here, with this trainer.
+        Whether the points were timed on this machine with this trainer.
     note : str
-        Where the figures come from.
+        Source of the figures.
     """
 
     device: str
@@ -104,8 +103,8 @@ class Speed:
     def at(self, spec: RunSpec) -> tuple[float, float]:
         """Return training and evaluation FLOP/s for a run's step.
 
-        Its own measurement where there is one; else by width, linear in logs between the general
-        points and flat beyond them.
+        Uses the measurement of the step if there is one. Otherwise interpolates the general points
+        by width, log-linear between them and constant beyond them.
         """
         own = self._own_point(spec)
         if own is not None:
@@ -121,7 +120,7 @@ class Speed:
         return self.points[0].flops_per_s, self.points[0].eval_flops_per_s
 
     def batching_gains(self, spec: RunSpec) -> dict[int, float]:
-        """Return what batching gains at a run's step, by size; empty where it was not measured."""
+        """Return the gains of batching a run's step, by size; empty if not measured."""
         own = self._own_point(spec)
         return {} if own is None else dict(own.batching_gains)
 
@@ -131,22 +130,22 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanCost:
-    """What a plan takes on one kind of worker.
+    """Time, money and energy of a plan on one kind of worker.
 
     Attributes
     ----------
     speed : Speed
-        What it was reckoned from.
+        Speed that the estimate uses.
     run_seconds : tuple of float
-        Training and evaluation of each row, in the plan's order.
+        Training and evaluation time of each row, in the plan's order.
     wall_s : float
-        From the first start to the last end, longest runs first.
+        Time from the first start to the last end, longest runs first.
     worker_hours : float
         Sum over runs.
     usd : float
         Worker-hours at the worker's price.
     kwh : float or None
-        Energy where the power is known.
+        Energy, if the power is known.
     """
 
     speed: Speed
@@ -158,19 +157,19 @@ class PlanCost:
 
 
 def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -> PlanCost:
-    """Return what a plan takes at a speed.
+    """Return the cost of a plan at a speed.
 
     Parameters
     ----------
     plan : Plan
     speed : Speed
     skip : frozenset of str
-        run_ids that are finished already and cost nothing.
+        run_ids of finished runs, which cost nothing.
     """
     specs = [row.spec for row in plan.rows]
     n_eval = {plan.data.fingerprint: plan.data.n_eval_tokens}
     seconds = seconds_by_id(specs, n_eval, speed, skip=skip)
-    # However many workers there are, the longest branch of a trunk waits for all of it.
+    # The longest branch of a trunk waits for the whole trunk, even with many workers.
     longest = max(
         (
             spec_seconds(spec, plan.data.n_eval_tokens, speed)
@@ -200,21 +199,21 @@ def seconds_by_id(
     *,
     skip: frozenset[str] = frozenset(),
 ) -> dict[str, float]:
-    """Return a worker's seconds for each run of a sweep, what its runs share reckoned once.
+    """Return a worker's seconds for each run of a sweep; shared work counts once.
 
     Parameters
     ----------
     specs : sequence of RunSpec
-        All runs of the sweep: a branch of a trunk costs what an earlier one leaves to do, and runs
-        that share a step cost less each.
+        All runs of the sweep. A branch of a trunk costs only the steps that no earlier branch
+        takes, and batched runs cost less each.
     n_eval_tokens : Mapping
         Held-out tokens by the fingerprint of the data.
     speed : Speed
     skip : frozenset of str
-        run_ids that are finished already and cost nothing.
+        run_ids of finished runs, which cost nothing.
     """
     shared = shared_steps(specs)
-    packs = choose_batched_runs(
+    batched = choose_batched_runs(
         [s for s in specs if s.run_id not in skip], speed.batching_gains, speed.n_workers
     )
     return {
@@ -225,7 +224,7 @@ def seconds_by_id(
             n_eval_tokens[spec.data_fingerprint],
             speed,
             n_shared=shared[spec.run_id],
-            gain=packs[spec.run_id].gain,
+            gain=batched[spec.run_id].gain,
         )
         for spec in specs
     }
@@ -234,10 +233,10 @@ def seconds_by_id(
 def spec_seconds(
     spec: RunSpec, n_eval_tokens: int, speed: Speed, *, n_shared: int = 0, gain: float = 1.0
 ) -> float:
-    """Return a worker's seconds for one run: training, the final evaluation, and starting up.
+    """Return a worker's seconds for one run: start, training and final evaluation.
 
-    The first ``n_shared`` steps are another branch's of the same trunk and cost nothing; batching
-    with others makes the rest cheaper by ``gain``.
+    The first ``n_shared`` steps are taken by another branch of the trunk and cost nothing. Batched
+    runs train ``gain`` times as fast.
     """
     flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
     evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
@@ -247,7 +246,7 @@ def spec_seconds(
 
 
 def makespan(seconds: Sequence[float], n_workers: int) -> float:
-    """Return when the last job ends if each, in this order, goes to the first free worker."""
+    """Return the time until all jobs end if each, in order, goes to the first free worker."""
     free_at = [0.0] * max(n_workers, 1)
     for duration in seconds:
         heapq.heapreplace(free_at, free_at[0] + duration)
@@ -255,7 +254,7 @@ def makespan(seconds: Sequence[float], n_workers: int) -> float:
 
 
 def named_speed(hardware: Hardware, n_workers: int = 1, *, devices_each: int = 1) -> Speed:
-    """Return the speed of workers of a named device, or of several, at the stated utilisation."""
+    """Return the speed of workers on named devices, at the stated utilisation."""
     return Speed(
         device=hardware.name if devices_each == 1 else f"{devices_each} x {hardware.name}",
         n_workers=n_workers,
@@ -268,12 +267,12 @@ def named_speed(hardware: Hardware, n_workers: int = 1, *, devices_each: int = 1
 
 
 def compared_speeds() -> list[Speed]:
-    """Return the named devices that a plan is compared with, at the stated utilisation."""
+    """Return the speeds of the devices that a plan is compared with."""
     return [named_speed(find_hardware(name)) for name in COMPARED_HARDWARE]
 
 
 def unmeasured_cpu_speed(n_workers: int) -> Speed:
-    """Return a rough speed for a CPU that was never calibrated; it says so."""
+    """Return a rough speed for a CPU without calibration, marked as not measured."""
     return Speed(
         device="cpu",
         n_workers=n_workers,
@@ -281,25 +280,25 @@ def unmeasured_cpu_speed(n_workers: int) -> Speed:
         usd_per_worker_hour=CPU_CORE_USD_PER_HOUR,
         watts_per_worker=None,
         is_measured=False,
-        note="not measured here; `scalelab bench device` measures it in a few seconds",
+        note="not measured here; measure it in a few seconds with `scalelab bench device`",
     )
 
 
 def speed_from_calibration(
     content: Mapping[str, Any], n_workers: int, *, hardware: Hardware | None = None
 ) -> Speed:
-    """Return the speed that a calibration wrote.
+    """Return the speed of a calibration.
 
     Parameters
     ----------
     content : Mapping
-        ``device`` in words, ``points`` and ``exact``: lists of what was timed, each with
+        ``device`` (description), ``points`` and ``exact``: lists of timed steps, each with
         ``d_model``, ``n_layers``, ``seq_len``, ``batch_seqs``, ``flops_per_s``, ``tokens_per_s``,
-        ``eval_tokens_per_s`` and, where it was measured, ``batching_gains``.
+        ``eval_tokens_per_s`` and, if measured, ``batching_gains``.
     n_workers : int
         Runs trained at once.
     hardware : Hardware, optional
-        The device where it is known: its price and power; default one CPU core.
+        Device, for price and power; default one CPU core.
 
     Raises
     ------
@@ -312,10 +311,16 @@ def speed_from_calibration(
         device = str(content["device"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise DataError(
-            f"a calibration without {error}", "what `scalelab bench device` writes", "Run it again."
+            f"a calibration without {error}",
+            "a file of `scalelab bench device`",
+            "Run `scalelab bench device` again.",
         ) from None
     if not points or any(point.flops_per_s <= 0 for point in points):
-        raise DataError("a calibration without speeds", "speeds above zero", "Run it again.")
+        raise DataError(
+            "a calibration without speeds",
+            "speeds above zero",
+            "Run `scalelab bench device` again.",
+        )
     price = CPU_PRICE_SOURCE if hardware is None else hardware.price_source
     return Speed(
         device=device,

@@ -1,38 +1,35 @@
-"""Whether a run can be spread over several devices: asked before it is submitted, and when it runs.
+"""Checks that several devices can share a run, made before submission and when it starts.
 
-``n_devices`` are ``n_data_parallel`` groups, each with its share of the batch, of
-``tensor_parallel`` devices, each with its share of every block.
+``n_devices`` = ``n_data_parallel`` x ``tensor_parallel``. Data-parallel groups divide the batch;
+the devices of a group divide each layer.
 """
 
 from __future__ import annotations
+
+import math
 
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
 
 
 def require_divisible_devices(n_devices: int, tensor_parallel: int) -> None:
-    """Raise when some devices cannot be grouped by so many.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Raise UsageError unless ``tensor_parallel`` divides the number of devices."""
     if n_devices % tensor_parallel:
         raise UsageError(
             f"tensor_parallel = {tensor_parallel} on {n_devices} device"
             f"{'' if n_devices == 1 else 's'} a run",
-            "a divisor of the devices",
-            "Choose another tensor_parallel or number of devices.",
+            "a tensor_parallel that divides the number of devices",
+            f"Try --tensor-parallel 1, or --gpus-per-run {tensor_parallel}.",
         )
 
 
 def require_multi_device(spec: RunSpec, execution: ExecutionSpec) -> None:
-    """Raise when a run cannot be spread over the devices of its execution.
+    """Raise when the devices of an execution cannot share a run.
 
     Raises
     ------
     UsageError
-        When the devices or the batch cannot be shared evenly, or a device would have no head.
+        When the devices or the batch do not divide evenly, or a device would have no head.
     """
     require_divisible_devices(execution.n_devices, execution.tensor_parallel)
     n_groups = execution.n_data_parallel
@@ -40,7 +37,7 @@ def require_multi_device(spec: RunSpec, execution: ExecutionSpec) -> None:
     if spec.batch_seqs % n_groups:
         raise UsageError(
             f"{spec.batch_seqs} sequences a batch over {n_groups} {kind}",
-            f"a multiple of the {kind}",
-            "Choose another batch or number of devices.",
+            f"a batch that is a multiple of the number of {kind}",
+            f"Try --batch-seqs {math.ceil(spec.batch_seqs / n_groups) * n_groups}, or fewer GPUs.",
         )
     spec.shape.tensor_part(execution.tensor_parallel, 0)

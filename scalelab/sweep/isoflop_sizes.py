@@ -1,4 +1,4 @@
-"""The sizes of an iso-FLOP valley: where they lie at a budget."""
+"""Model sizes of an isoFLOP curve: a geometric grid around the expected optimum of a budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BYTES_PER_PARAM = 40.0
 
 
 def expected_tokens_per_param(tokenizer: str) -> float:
-    """Return the D/N near which the best size of a budget is looked for."""
+    """Return the tokens per parameter expected at the optimum, by tokenizer."""
     return BYTES_PER_PARAM if tokenizer == "bytes" else TOKENS_PER_PARAM
 
 
@@ -32,11 +32,10 @@ def isoflop_targets(
     vocab_size: int,
     seq_len: int,
 ) -> list[float]:
-    """Return target sizes spread geometrically about the expected optimum of a budget.
+    """Return target sizes, geometrically spaced around the expected optimum of a budget.
 
-    The centre is the N at which ``D = tokens_per_param * N`` tokens cost the budget, by the exact
-    FLOPs of the ladder's shapes there. Where the ladder ends inside the span, the sizes are spread
-    over what is left of it.
+    At the centre, ``D = tokens_per_param * N`` tokens cost the budget in exact FLOPs. Where the
+    shape table ends within the span, the sizes cover the rest of the span.
     """
     smallest, largest = size_limits(vocab_size)
 

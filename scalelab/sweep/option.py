@@ -56,7 +56,7 @@ class Option:
     panel : str
         Section of the help.
     commands : tuple of str
-        Commands that have the option, besides ``sweep run``; empty means all that build a sweep.
+        Commands that have the option (``sweep run`` has all); empty means all sweep commands.
     envvar : str or None
         Environment variable that sets it.
     is_list : bool

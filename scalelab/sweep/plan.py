@@ -1,9 +1,9 @@
-"""From a sweep specification to a plan: every run decided before the first one starts.
+"""From a sweep specification to a plan: all runs, before the first one starts.
 
-`make_plan` is a pure function of the specification and of what is known about the text. What to use
-when: ``isoflop`` to find the best size at each budget (several sizes at equal FLOPs), ``grid`` to
-cover N and D apart, for a parametric fit, ``ladder`` to do so by one constant-rate trunk a size,
-for about half the steps.
+`make_plan` is a pure function of the specification and of facts about the text. Use ``isoflop`` to
+find the best size at each budget (several sizes at equal FLOPs), ``grid`` to vary N and D
+independently for a parametric fit, and ``ladder`` for the same runs with one constant-rate trunk
+per size, at about half the steps.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from scalelab.theory.schedule import (
 )
 from scalelab.theory.shape import ModelShape
 from scalelab.theory.tuned import PREFIX
-from scalelab.units import format_flops, format_quantity
+from scalelab.units import format_flops, format_quantity, plural
 
 MAX_EPOCHS = 4.0
 FEW_STEPS = 300
 MIN_BATCH_SEQS = 8
-"""Floor under published batch rules, which at a laptop's sizes ask for less than a sequence."""
+"""Minimum for published batch rules, which give less than one sequence for very small models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataFacts:
-    """What planning needs to know about the text.
+    """Facts about the text that planning needs.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class DataFacts:
     tokenizer : str
         Name of the tokenizer.
     vocab_size : int
-        Tokens that occur.
+        Tokens of the vocabulary that occur.
     n_train_tokens : int
         Unique training tokens.
     n_eval_tokens : int
@@ -81,7 +81,7 @@ class PlannedRun:
     spec : RunSpec
         The run.
     budget_flops : float or None
-        The iso-FLOP budget that it belongs to.
+        Its isoFLOP budget.
     n_params : int
         All parameters (the ``chinchilla`` convention).
     flops : float
@@ -112,9 +112,9 @@ class Plan:
     data : DataFacts
         The text that they share.
     rules : Mapping[str, str]
-        Which rule set the learning rate and the batch, in words.
+        Rules of the learning rate, the batch and the schedule, as text.
     n_merged : int
-        Rows left out because their tokens, in whole steps, are those of another row.
+        Rows left out because, in whole steps, they equal another row.
     """
 
     name: str
@@ -131,35 +131,35 @@ class Plan:
 
     @property
     def executed_flops(self) -> float:
-        """Training FLOPs of all rows where branches of one trunk share its steps."""
+        """Training FLOPs of all rows, with shared trunk steps counted once."""
         shared = shared_steps([row.spec for row in self.rows])
         return sum(
             row.flops * (1 - shared[row.spec.run_id] / row.spec.n_steps) for row in self.rows
         )
 
     def epochs(self, row: PlannedRun) -> float:
-        """Return how often a run passes over the text."""
+        """Return the epochs of a run over the text."""
         return row.spec.n_tokens / self.data.n_train_tokens
 
     def warnings(self) -> list[str]:
-        """Return what a person should know before launching, one sentence each."""
+        """Return warnings to read before a launch."""
         found = []
         if self.n_merged:
             found.append(
-                f"rows left out because their tokens, in whole steps, are those of another row of "
-                f"the same size: {self.n_merged}."
+                f"{plural(self.n_merged, 'row')} left out: in whole steps, equal to another row of "
+                "the same size."
             )
         if self.data.n_train_tokens < self.data.n_eval_tokens:
             found.append(
                 f"the text is too small to hold out {format_quantity(self.data.n_eval_tokens)} "
-                "tokens and to train on as many: a launch will refuse it. Use fewer --eval-tokens."
+                "tokens and train on as many; a launch will fail. Try --eval-tokens 16K."
             )
         repeating = [row for row in self.rows if self.epochs(row) > 1]
         if repeating:
             worst = max(self.epochs(row) for row in repeating)
             found.append(
-                f"{len(repeating)} of {len(self.rows)} runs repeat text, up to {worst:,.1f} "
-                f"epochs: there are {format_quantity(self.data.n_train_tokens)} unique tokens."
+                f"{len(repeating)} of {plural(len(self.rows), 'run')} repeat text, up to "
+                f"{worst:,.1f} epochs of {format_quantity(self.data.n_train_tokens)} unique tokens."
             )
             if worst > MAX_EPOCHS:
                 found[-1] += f" A launch refuses more than {MAX_EPOCHS:g} without --allow-repeats."
@@ -167,24 +167,19 @@ class Plan:
         if short:
             fewest = min(row.spec.n_steps for row in short)
             found.append(
-                f"{len(short)} runs have fewer than {FEW_STEPS} steps (fewest {fewest}): their "
-                "losses say more about warm-up than about size. Use a smaller batch."
+                f"{plural(len(short), 'run')} with fewer than {FEW_STEPS} steps (minimum "
+                f"{fewest}): warm-up dominates their losses. Use a smaller --batch-seqs."
             )
         return found
 
     def refuse_repeats(self, *, allow_repeats: bool) -> None:
-        """Raise when a run passes over the text more than 4 times and that was not allowed.
-
-        Raises
-        ------
-        UsageError
-        """
+        """Raise UsageError when a run exceeds 4 epochs and that is not allowed."""
         worst = max((self.epochs(row) for row in self.rows), default=0.0)
         if worst > MAX_EPOCHS and not allow_repeats:
             raise UsageError(
                 f"a run of {worst:.1f} epochs over {format_quantity(self.data.n_train_tokens)} "
                 "unique tokens",
-                f"at most {MAX_EPOCHS:g} epochs (beyond, repeated text is worth less and less)",
+                f"at most {MAX_EPOCHS:g} epochs, because further repeats improve the loss little",
                 "Give more text with --data, smaller budgets, or --allow-repeats.",
             )
 
@@ -195,17 +190,17 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
     Parameters
     ----------
     sweep : SweepSpec
-        What was asked for.
+        The specification.
     data : DataFacts
         The text.
     precision : str
-        Dtype of matrix products where the sweep does not say.
+        Data type of matrix products, if the sweep does not set it.
 
     Raises
     ------
     UsageError
-        When the axes cannot be a plan: no shape of a size, more sizes than shapes, no step, budgets
-        that are the same run, a sequence longer than the text.
+        When the axes give no valid plan: no shape of a size, more sizes than shapes, less than one
+        step, two budgets with the same run, or a sequence longer than the text.
     """
     n_seeds = len(set(sweep.train.seeds))
     count = n_seeds * max(
@@ -213,12 +208,12 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
     )
     if count > MAX_PLANNED_RUNS:
         raise UsageError(
-            f"{count:,} runs", f"at most {MAX_PLANNED_RUNS:,}", "Ask for fewer points on the axes."
+            f"{count:,} runs", f"at most {MAX_PLANNED_RUNS:,}", "Use fewer points on the axes."
         )
     _require_sequences(sweep.train.seq_len, data)
     make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows, "ladder": _ladder_rows}[sweep.kind]
-    asked = make_rows(sweep, data, sweep.train.precision or precision)
-    distinct = _distinct(asked)
+    planned = make_rows(sweep, data, sweep.train.precision or precision)
+    distinct = _distinct(planned)
     rows = tuple(
         dataclasses.replace(row, spec=dataclasses.replace(row.spec, seed=seed))
         for row in distinct
@@ -229,14 +224,14 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         kind=sweep.kind,
         rows=rows,
         data=data,
-        rules=_rules_in_words(sweep),
-        n_merged=len(asked) - len(distinct),
+        rules=_rule_texts(sweep),
+        n_merged=len(planned) - len(distinct),
     )
 
 
 def _require_sequences(seq_len: int, data: DataFacts) -> None:
     for part, n_tokens in (("training", data.n_train_tokens), ("held-out", data.n_eval_tokens)):
-        # The last token of a part is only ever predicted.
+        # The last token of a part is a target, never an input.
         if seq_len > n_tokens - 1:
             raise UsageError(
                 f"sequences of {seq_len:,} tokens from {n_tokens:,} {part} tokens",
@@ -246,7 +241,7 @@ def _require_sequences(seq_len: int, data: DataFacts) -> None:
 
 
 def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Return the rows, each run once; a run cannot stand in two valleys."""
+    """Return the rows, each run once; raise UsageError when two budgets share a run."""
     found: dict[RunSpec, PlannedRun] = {}
     for row in rows:
         other = found.setdefault(row.spec, row)
@@ -255,8 +250,8 @@ def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
                 f"budgets {format_quantity(other.budget_flops or 0, 6)} and "
                 f"{format_quantity(row.budget_flops or 0, 6)}, both of which train "
                 f"{format_quantity(row.n_params)} parameters for {row.spec.n_steps:,} steps",
-                "budgets at least a step apart at every size",
-                "Leave one out, or use a smaller --batch-seqs or --seq-len.",
+                "budgets that differ by at least one step at every size",
+                "Remove one, or use a smaller --batch-seqs or --seq-len.",
             )
     return list(found.values())
 
@@ -290,9 +285,9 @@ def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Planne
 
 
 def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    """Return the branches of a trunk for each size: rates and batch of the mean length for all.
+    """Return the branches of one trunk per size, with learning rate and batch of the mean length.
 
-    The warm-up is that of the shortest branch, so that every branch leaves the trunk after it.
+    The warm-up is that of the shortest branch, so that all branches leave the trunk after it.
     """
     shortest = min(sweep.n_tokens)
     mean = math.exp(statistics.fmean(math.log(n_tokens) for n_tokens in sweep.n_tokens))
@@ -316,12 +311,12 @@ def planned_run(
     data: DataFacts,
     precision: str,
 ) -> PlannedRun:
-    """Return the run of a shape on this many tokens, in whole steps, its rules applied.
+    """Return the run of a shape on this many tokens, in whole steps, with the rules applied.
 
     Raises
     ------
     UsageError
-        When the tokens are less than a step.
+        When the tokens are less than one step.
     """
     counts = count_params(shape).by_convention()
     inputs = RuleInputs(
@@ -337,8 +332,8 @@ def planned_run(
         raise UsageError(
             f"{format_quantity(n_tokens)} tokens for {format_quantity(counts['chinchilla'])} "
             f"parameters{budget_words}, less than a step of {batch_seqs * train.seq_len:,} tokens",
-            f"at least one step, better {FEW_STEPS}",
-            "Give a larger budget, or smaller --batch-seqs or --seq-len.",
+            f"at least one step, preferably {FEW_STEPS}",
+            "Use a larger budget, or a smaller --batch-seqs or --seq-len.",
         )
     inputs = dataclasses.replace(inputs, batch_tokens=batch_seqs * train.seq_len)
     lr = train.lr or train.find_lr_rule().value(inputs)
@@ -372,16 +367,16 @@ def planned_run(
 
 
 def _batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
-    """Return the rule's batch as a power of two, small enough for `FEW_STEPS` steps."""
+    """Return the rule's batch as a power of two that allows at least `FEW_STEPS` steps."""
     wanted = train.find_batch_rule().value(inputs) / train.seq_len
     allowed = inputs.n_tokens / train.seq_len / FEW_STEPS
     exponent = min(round(math.log2(max(wanted, 1))), math.floor(math.log2(max(allowed, 1))))
-    # a tuning has measured small batches; a published rule is far outside its range there
+    # A tuning has measured small batches; published rules were not fitted to them.
     floor = 1 if train.batch_rule.startswith(PREFIX) else MIN_BATCH_SEQS
     return int(max(2**exponent, min(floor, max(allowed, 1))))
 
 
-def _rules_in_words(sweep: SweepSpec) -> dict[str, str]:
+def _rule_texts(sweep: SweepSpec) -> dict[str, str]:
     train = sweep.train
     lr_rule, batch_rule = train.find_lr_rule(), train.find_batch_rule()
     at = ", at the geometric mean of D" if sweep.kind == "ladder" else ""
@@ -395,5 +390,5 @@ def _rules_in_words(sweep: SweepSpec) -> dict[str, str]:
 
 
 def longest_first(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Return the rows by falling FLOPs, so that no long run is left for the end."""
+    """Return the rows by decreasing FLOPs, so that a long run does not start last."""
     return sorted(rows, key=lambda row: -row.flops)

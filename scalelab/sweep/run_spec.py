@@ -1,6 +1,6 @@
-"""One training run: what it is (`RunSpec`, hashed) and how it is executed (`ExecutionSpec`, not).
+"""One training run: what it computes (`RunSpec`, hashed) and how (`ExecutionSpec`, not hashed).
 
-Plain dataclasses: a worker reads them from the run folder without pydantic.
+These are plain dataclasses, so that a worker reads them from the run folder without pydantic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HASHED_DIGITS = 6
 MAX_KEPT_IDS = 1 << 17
 SCHEDULES = ("cosine", "wsd")
 PRECISIONS = ("fp32", "bf16")
-"""No fp16: it needs a scaled loss, and bf16 does not."""
+"""fp16 is not supported: it needs loss scaling, bf16 does not."""
 OPTIMIZERS = ("adamw", "muon")
 STEPS = ("direct", "eager", "compiled", "graph")
 
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
-    """One training run: every field changes the science, none says how it is executed.
+    """One training run: every field changes its result, none describes its execution.
 
     Attributes
     ----------
@@ -51,19 +51,19 @@ class RunSpec:
     data_fingerprint, eval_fingerprint, tokenizer : str
         Content hashes of the training tokens and of the held-out tokens, and the tokenizer's name.
     seed : int
-        Seeds the initialisation and the order of the data.
+        Seed of the initial weights and of the data order.
     schedule : str
         ``cosine`` or ``wsd`` (`scalelab.theory.schedule`).
     decay_steps : int
-        Steps of the closing decay under ``wsd``; 0 under ``cosine``.
+        Steps of the final decay under ``wsd``; 0 under ``cosine``.
     lr_end_ratio : float
-        Learning rate at the last step over the peak.
+        Learning rate at the last step, relative to the peak.
     optimizer : str
         One of `OPTIMIZERS`.
     beta1, beta2, epsilon, weight_decay : float
-        AdamW's constants; weight decay is decoupled and spares norms and embeddings.
+        AdamW's constants; weight decay is decoupled and excludes norms and embeddings.
     grad_clip : float
-        Largest global gradient norm.
+        Maximum global gradient norm.
     z_loss : float
         Weight of the squared log-normaliser in the training loss.
     init_std : float
@@ -71,12 +71,12 @@ class RunSpec:
     parametrization : str
         ``standard`` or ``mup``.
     precision : str
-        One of `PRECISIONS`: the dtype of matrix products; master weights are fp32.
+        One of `PRECISIONS`: data type of matrix products; master weights are fp32.
     ema_decay : float
-        Decay of a moving average of the weights, whose held-out loss is recorded beside that of the
-        final weights; 0 keeps none.
+        Decay of a moving average of the weights; its held-out loss is recorded in addition to that
+        of the final weights. 0 disables it.
     numerics_revision : int
-        Raised by hand when the trainer's mathematics changes.
+        Incremented by hand when the trainer's mathematics changes.
     """
 
     shape: ModelShape
@@ -107,7 +107,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         for name in _float_fields():
-            # A whole number given for a real one is the same run, under the same id.
+            # 1 and 1.0 are the same run and must hash to the same run_id.
             if type(getattr(self, name)) is int:
                 object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("seq_len", "batch_seqs", "n_steps"):
@@ -147,51 +147,51 @@ class RunSpec:
 
     @property
     def run_id(self) -> str:
-        """Hash of the content: equal specs are one run, on every machine.
+        """Hash of the content: equal specs have the same run_id on every machine.
 
-        Floats count to 6 significant digits, and fields at their default are left out, so that a
-        field added later leaves the identity of older runs alone.
+        Floats are rounded to 6 significant digits. Fields at their default are left out, so that
+        adding a field does not change the run_id of older runs.
         """
         return _content_hash(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExecutionSpec:
-    """How a run is executed; stored with each attempt, never hashed.
+    """How a run is executed; stored with each attempt and not hashed.
 
     Attributes
     ----------
     device : str
         ``cpu`` or ``cuda``.
     step : str
-        ``eager``, ``compiled``, ``graph`` (one CUDA graph) or ``direct`` (gradients written out,
-        for dense fp32 models on a CPU; the trainer takes ``eager`` for others, and notes it).
+        ``eager``, ``compiled``, ``graph`` (one CUDA graph) or ``direct`` (hand-written gradients
+        for dense fp32 models on a CPU; for other models the trainer uses ``eager`` and notes it).
     kernels : str
         ``reference`` (plain torch) or ``triton``.
     attention : str
-        ``explicit`` (baddbmm and softmax), ``sdpa``, its ``cudnn`` or ``flash`` alone, ``triton``,
-        or ``measured``: an attempt takes the fastest of its GPU, and its note has that one's name.
+        ``explicit`` (baddbmm and softmax), ``sdpa``, only its ``cudnn`` or ``flash`` backend,
+        ``triton``, or ``measured``: an attempt uses the fastest on its GPU and notes its name.
     n_threads : int
         CPU threads of a worker.
     micro_batch_seqs : int
-        Sequences in a device's forward pass; 0 means its whole batch. An attempt takes a smaller
-        one where memory runs out, and its note has that.
+        Sequences in a device's forward pass; 0 means its whole batch. When memory runs out, an
+        attempt uses a smaller value and notes it.
     batched_runs : int
-        Runs in the same step.
+        Runs that train in the same step.
     n_devices : int
-        Devices that share the run, its batch and its weights (``fully_shard``).
+        Devices that share the batch and the weights of the run (``fully_shard``).
     tensor_parallel : int
-        Devices, neighbours in rank, that share every sequence: each has some of the heads and of
-        the hidden units. Divides ``n_devices``; 1 is none.
+        Devices of neighbouring rank that share every sequence: each has some of the heads and of
+        the hidden units. Divides ``n_devices``; 1 disables tensor parallelism.
     recomputes_blocks : bool
-        Whether activations inside blocks are computed again in the backward pass, and gradients
-        reduced after each one: on several devices where memory left a micro-batch of one sequence.
+        Whether the backward pass recomputes activations inside blocks and reduces gradients after
+        each block. Used on several devices when memory allows a micro-batch of one sequence only.
     checkpoint_interval_s : float
-        Seconds between checkpoints, more where they would pass 2 % of the run's time.
+        Seconds between checkpoints; longer if checkpoints would take over 2 % of the time.
     metrics_interval_steps : int
         Steps between rows of the training curve.
     keeps_weights : bool
-        Whether the last checkpoint stays after acceptance.
+        Whether the last checkpoint is kept when the run is done.
     """
 
     device: str = "cpu"
@@ -218,12 +218,12 @@ class ExecutionSpec:
 
     @property
     def n_data_parallel(self) -> int:
-        """Groups of devices that each take a share of the batch."""
+        """Number of device groups that divide the batch."""
         return self.n_devices // self.tensor_parallel
 
 
 def canonical(value: Any) -> Any:
-    """Return a dataclass as nested dicts, defaults left out and floats rounded for hashing."""
+    """Return a dataclass as nested dicts for hashing: without defaults, with rounded floats."""
     content: dict[str, Any] = {}
     for item in fields(value):
         entry = getattr(value, item.name)
@@ -238,7 +238,7 @@ def canonical(value: Any) -> Any:
 
 
 def to_json(spec: RunSpec | ExecutionSpec) -> str:
-    """Return every field as indented JSON, full precision."""
+    """Return every field as indented JSON with full precision."""
     return json.dumps(asdict(spec), indent=1, sort_keys=True) + "\n"
 
 
@@ -272,7 +272,7 @@ def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
         raise SpecError(
             f"{cls.__name__} with unknown {unknown} and missing {missing}",
             f"the fields {sorted(hints)}",
-            "Write it with this version of scalelab, or mend the names.",
+            "Write it with this version of scalelab, or correct the names.",
         )
     values: dict[str, Any] = {}
     for name, entry in content.items():
@@ -281,7 +281,7 @@ def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
             entry = float(entry)
         if not isinstance(entry, kind) or (kind is int and isinstance(entry, bool)):
             raise SpecError(
-                f"{name} = {entry!r} in {cls.__name__}", f"a {kind.__name__}", "Mend the value."
+                f"{name} = {entry!r} in {cls.__name__}", f"a {kind.__name__}", f"Correct {name}."
             )
         values[name] = entry
     return cls(**values)
@@ -289,7 +289,7 @@ def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
 
 @functools.lru_cache(maxsize=MAX_KEPT_IDS)
 def _content_hash(spec: RunSpec) -> str:
-    """Return the hash of a spec's content; planning asks for each a dozen times."""
+    """Return the hash of a spec's content; cached, because planning uses it a dozen times."""
     content = json.dumps(canonical(spec), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:RUN_ID_LENGTH]
 

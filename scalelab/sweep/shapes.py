@@ -1,8 +1,8 @@
-"""A ladder of model shapes: for a target number of parameters, the sane shape nearest to it.
+"""Shape table: the model shape nearest to a target number of parameters.
 
-Widths are whole numbers of heads; the head size grows with the width; the depth stays near
-``2 (d_model / 32)^0.55``, which passes close to common models (12 layers at 768, 20 at 2,048, 29 at
-4,096) and goes on smoothly to models of a few thousand parameters.
+Widths are whole numbers of heads, and the head size grows with the width. The depth stays near
+``2 (d_model / 32)^0.55``: close to common models (12 layers at 768, 20 at 2,048, 29 at 4,096), and
+smooth down to models of a few thousand parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scalelab.errors import UsageError
 from scalelab.theory.accounting import count_params
 from scalelab.theory.shape import FF_MULTIPLE, ModelShape
-from scalelab.units import format_quantity
+from scalelab.units import format_quantity, plural
 
 HEAD_SIZES = ((0, 8), (64, 32), (256, 64), (2048, 128))
 MIN_WIDTH = 16
@@ -31,7 +31,7 @@ LARGEST_MISS = 0.35
 
 
 def shape_of(d_model: int, n_layers: int, vocab_size: int) -> ModelShape:
-    """Return the dense shape of this width and depth, its head and hidden sizes by rule."""
+    """Return the dense shape of a width and depth; rules set its head and hidden sizes."""
     d_head = head_size(d_model)
     multiple = FF_MULTIPLE if d_model < 256 else 64
     return ModelShape(
@@ -45,12 +45,12 @@ def shape_of(d_model: int, n_layers: int, vocab_size: int) -> ModelShape:
 
 
 def head_size(d_model: int) -> int:
-    """Return the head size of a width, from 8 below 64 to 128 from 2,048 on."""
+    """Return the head size of a width: 8 for widths below 64, up to 128 from 2,048."""
     return next(size for start, size in reversed(HEAD_SIZES) if d_model >= start)
 
 
 def preferred_depth(d_model: int) -> float:
-    """Return the depth that a width asks for, not rounded."""
+    """Return the preferred depth of a width, not rounded."""
     return float(DEPTH_AT_32 * (d_model / 32) ** DEPTH_EXPONENT)
 
 
@@ -74,7 +74,7 @@ class ShapeTable:
 
 @functools.lru_cache(maxsize=16)
 def shape_table(vocab_size: int) -> ShapeTable:
-    """Return all shapes of the ladder for a vocabulary."""
+    """Return the shape table of a vocabulary."""
     shapes = [
         shape_of(d_model, n_layers, vocab_size)
         for d_model in _widths()
@@ -90,51 +90,51 @@ def shape_table(vocab_size: int) -> ShapeTable:
 
 
 def size_limits(vocab_size: int) -> tuple[int, int]:
-    """Return the parameters of the ladder's smallest and largest shape."""
+    """Return the parameters of the smallest and largest shape of the table."""
     shapes = shape_table(vocab_size).shapes
     return count_params(shapes[0]).total, count_params(shapes[-1]).total
 
 
 def nearest_shape(target_params: float, vocab_size: int) -> ModelShape:
-    """Return the shape nearest to a target size, depth weighed in.
+    """Return the shape nearest to a target size, with a penalty for unusual depths.
 
     Parameters
     ----------
     target_params : float
-        Wanted parameters, all of them counted (the ``chinchilla`` convention).
+        Target number of parameters, all counted (the ``chinchilla`` convention).
     vocab_size : int
-        Tokens that occur.
+        Tokens of the vocabulary that occur.
 
     Raises
     ------
     UsageError
-        When no sane shape lies within 35 % of the target.
+        When no shape is within 35 % of the target.
     """
-    rungs = shape_table(vocab_size)
-    size_miss = np.abs(rungs.log_params - math.log(target_params))
-    best = int(np.argmin(_miss(rungs, size_miss)))
+    table = shape_table(vocab_size)
+    size_miss = np.abs(table.log_params - math.log(target_params))
+    best = int(np.argmin(_miss(table, size_miss)))
     if size_miss[best] > LARGEST_MISS:
         smallest, largest = size_limits(vocab_size)
         raise UsageError(
             f"a model of {format_quantity(target_params)} parameters, vocabulary {vocab_size}",
             f"sizes from {format_quantity(smallest)} to {format_quantity(largest)}",
-            "Choose budgets or sizes within reach, or another vocabulary.",
+            "Choose budgets or sizes in that range, or another tokenizer.",
         )
-    return rungs.shapes[best]
+    return table.shapes[best]
 
 
 def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShape]:
-    """Return the nearest shape of each target, smallest first, all different.
+    """Return a different nearest shape for each target, smallest first.
 
-    Where two targets share their nearest shape, the second takes the next best one that is still
-    nearer to it than to its neighbours.
+    If two targets share their nearest shape, the second gets the next best shape that is nearer to
+    it than to its neighbours.
 
     Raises
     ------
     UsageError
-        When there is none: more sizes than shapes exist there.
+        When the range has fewer shapes than targets.
     """
-    rungs = shape_table(vocab_size)
+    table = shape_table(vocab_size)
     ordered = sorted(targets)
     logs = np.log(ordered)
     half_step = float(np.diff(logs).min()) / 2 if len(ordered) > 1 else LARGEST_MISS
@@ -142,10 +142,10 @@ def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShap
     for target, log_target in zip(ordered, logs, strict=True):
         shape: ModelShape | None = nearest_shape(target, vocab_size)
         if shape in chosen:
-            size_miss = np.abs(rungs.log_params - log_target)
+            size_miss = np.abs(table.log_params - log_target)
             near = np.flatnonzero(size_miss < half_step)
-            by_miss = near[np.argsort(_miss(rungs, size_miss)[near], kind="stable")]
-            free = (rungs.shapes[i] for i in by_miss if rungs.shapes[i] not in chosen)
+            by_miss = near[np.argsort(_miss(table, size_miss)[near], kind="stable")]
+            free = (table.shapes[i] for i in by_miss if table.shapes[i] not in chosen)
             shape = next(free, None)
         if shape is not None:
             chosen[shape] = None
@@ -153,21 +153,21 @@ def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShap
         raise UsageError(
             f"{len(ordered)} sizes between {format_quantity(ordered[0])} and "
             f"{format_quantity(ordered[-1])} parameters",
-            f"at most the {len(chosen)} different shapes that lie there",
-            "Ask for fewer sizes, or for a wider range of them (--span of a valley).",
+            f"at most {plural(len(chosen), 'size')}, one for each different shape in that range",
+            "Use fewer sizes, or a wider range of sizes, such as --span 64 for budgets.",
         )
     return sorted(chosen, key=lambda shape: count_params(shape).total)
 
 
-def _miss(rungs: ShapeTable, size_miss: NDArray[np.float64]) -> NDArray[np.float64]:
-    return size_miss + DEPTH_PENALTY * rungs.depth_miss
+def _miss(table: ShapeTable, size_miss: NDArray[np.float64]) -> NDArray[np.float64]:
+    return size_miss + DEPTH_PENALTY * table.depth_miss
 
 
 def _widths() -> Iterator[int]:
     width = MIN_WIDTH
     while width <= MAX_WIDTH:
         yield width
-        # Steps of one head, and never finer than about 3 %: a ladder, not a continuum.
+        # Steps of one head, at least about 3 %.
         step = head_size(width)
         width += step * max(1, round(width * 0.03 / step))
 

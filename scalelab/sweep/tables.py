@@ -139,7 +139,7 @@ class TrainTable(Table):
         return self
 
     def tuned_name(self) -> str | None:
-        """Return the tuning that a rule names, None when neither does."""
+        """Return the name of the tuning that the rules use, None if they use none."""
         names = {
             rule.removeprefix(PREFIX)
             for rule in (self.lr_rule, self.batch_rule)
@@ -148,14 +148,14 @@ class TrainTable(Table):
         if "" in names:
             raise UsageError(
                 f"the rule {PREFIX!r} without a name",
-                f"{PREFIX}NAME, the law of a tuning",
-                "Name a tuning of `scalelab tune`, or choose a published rule.",
+                f"{PREFIX}NAME, with the name of a tuning",
+                "Add the name of a `scalelab tune` search, or choose a published rule.",
             )
         if len(names) > 1:
             raise UsageError(
                 f"rules of the tunings {' and '.join(sorted(names))}",
                 "one tuning for both",
-                "Name the same tuning in lr_rule and batch_rule.",
+                "Use the same tuning in lr_rule and batch_rule.",
             )
         return names.pop() if names else None
 

@@ -211,6 +211,6 @@ def test_dry_runs_and_help_are_quick_and_need_no_torch(tmp_path):
             assert answer.stderr.strip().endswith("[]"), answer.stderr
         return min(times)
 
-    # Processor time: what the command costs, whatever else the machine is doing.
+    # Processor time: the cost of the command, independent of the load of the machine.
     assert cpu_seconds("--help") < 0.3
     assert cpu_seconds("sweep", "isoflop", "--budgets", "1e12..1e13", "--dry-run") < 1.0

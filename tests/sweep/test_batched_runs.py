@@ -17,7 +17,7 @@ GAINS = {2: 1.6, 4: 2.1, 8: 2.0}
     [
         (8, 1, GAINS, 4),
         (8, 2, GAINS, 4),
-        # Six runs on two workers: three each, where packs of two would take two rounds.
+        # Six runs on two workers: three each, where batches of two would take two rounds.
         (6, 2, GAINS, 3),
         (8, 8, GAINS, 1),
         (9, 8, GAINS, 2),
@@ -35,21 +35,21 @@ def test_the_packing_with_which_equal_runs_are_done_first(n_equal, n_workers, ga
     n_workers=st.integers(1, 12),
     gains=st.dictionaries(st.sampled_from([2, 4, 8, 16]), st.floats(0.3, 8)),
 )
-def test_a_pack_never_takes_longer_and_leaves_no_worker_idle(n_equal, n_workers, gains):
+def test_batched_runs_never_take_longer_and_leave_no_worker_idle(n_equal, n_workers, gains):
     batching = best_batching(n_equal, gains, n_workers)
     assert batching.size <= max(gains, default=1)
     assert batching.size <= max(1, math.ceil(n_equal / n_workers))
     if batching.size > 1:
         alone = math.ceil(n_equal / n_workers)
-        packed = math.ceil(math.ceil(n_equal / batching.size) / n_workers) * batching.size
-        assert alone >= GAIN_MIN * packed / batching.gain * (1 - 1e-12)
+        batched = math.ceil(math.ceil(n_equal / batching.size) / n_workers) * batching.size
+        assert alone >= GAIN_MIN * batched / batching.gain * (1 - 1e-12)
 
 
-def test_seeds_and_rates_are_packed_and_other_shapes_and_branches_are_not(plan_of):
+def test_seeds_and_rates_are_batched_and_other_shapes_and_branches_are_not(plan_of):
     def sizes(**axes):
         plan = plan_of(**axes)
-        packs = choose_batched_runs([row.spec for row in plan.rows], lambda spec: GAINS, 1)
-        return [packs[row.spec.run_id].size for row in plan.rows]
+        batching = choose_batched_runs([row.spec for row in plan.rows], lambda spec: GAINS, 1)
+        return [batching[row.spec.run_id].size for row in plan.rows]
 
     tokens = {"n_tokens": "1M", "train": {"seeds": (0, 1, 2, 3)}}
     assert sizes(kind="grid", n_params="13K", **tokens) == [4] * 4
@@ -60,7 +60,7 @@ def test_seeds_and_rates_are_packed_and_other_shapes_and_branches_are_not(plan_o
     assert sizes(kind="ladder", n_params="13K", **same) == [1] * 3
 
 
-def test_a_plan_is_as_much_cheaper_as_its_packs_are_faster(plan_of):
+def test_a_plan_is_as_much_cheaper_as_its_batching_are_faster(plan_of):
     plan = plan_of(kind="grid", n_params="13K", n_tokens="10M", train={"seeds": (0, 1, 2, 3)})
     spec = plan.rows[0].spec
     point = {

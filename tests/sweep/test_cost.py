@@ -1,4 +1,4 @@
-"""Costs: packed as the launcher packs, interpolated between what was measured."""
+"""Costs: runs are scheduled as by the launcher, speeds interpolated between measurements."""
 
 import pytest
 from hypothesis import given

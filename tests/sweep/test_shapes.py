@@ -1,4 +1,4 @@
-"""Shapes near a target: sane, near, and different where they must be."""
+"""Shapes near a target: usual depths, close to the target, all different."""
 
 import math
 
@@ -59,6 +59,6 @@ def test_a_size_beyond_the_ladder_says_where_it_ends():
 
 
 def test_the_ladder_is_sorted_and_counts_all_parameters():
-    rungs = shape_table(256)
-    assert list(rungs.log_params) == sorted(rungs.log_params)
-    assert rungs.log_params[7] == pytest.approx(math.log(count_params(rungs.shapes[7]).total))
+    table = shape_table(256)
+    assert list(table.log_params) == sorted(table.log_params)
+    assert table.log_params[7] == pytest.approx(math.log(count_params(table.shapes[7]).total))

@@ -105,5 +105,5 @@ def test_a_ladder_of_doublings_costs_less_than_two_thirds_of_its_runs() -> None:
 def test_a_ladder_needs_a_rate_that_can_be_left() -> None:
     with pytest.raises(UsageError, match="constant learning rate"):
         ladder(train={"seq_len": 64, "schedule": "cosine"})
-    with pytest.raises(UsageError, match="Leave out budgets"):
+    with pytest.raises(UsageError, match="Remove --budgets"):
         ladder(budgets="1e12")
