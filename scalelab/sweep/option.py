@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -21,9 +21,8 @@ from pydantic_core import PydanticUndefined
 
 from scalelab.errors import UsageError
 
-RUNS, DATA, TRAINING, SEARCH = "What to run", "Data", "Training", "Search"
-EXECUTION, LAUNCHER, SLURM, OUTPUT = "Execution", "Launcher", "SLURM", "Output"
-
+RUNS, SEARCH, DATA, TRAINING = "What to run", "Search", "Data", "Training"
+LAUNCHER, SLURM = "Launcher", "SLURM"
 
 _Spec = TypeVar("_Spec", bound="Table")
 
@@ -37,7 +36,7 @@ class Metavar:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """A field of a specification as users meet it.
+    """A field of a specification as users see it.
 
     Attributes
     ----------
@@ -45,24 +44,16 @@ class Option:
         Keys that lead to the field, such as ``("train", "seq_len")``.
     flag : str or None
         ``--seq-len``; None when only files have the key.
-    help : str
-        What it does, without the final period.
+    help, panel, default, example, envvar : str or None
+        As in `option`; default and example as a user would write them, without default empty.
     metavar : str
         Placeholder of the value: ``<int>``, ``cosine|wsd``; empty for a switch.
     accepted : str
-        Values that are accepted, for error messages and the reference.
-    default, example : str
-        As a user would write them; an empty default means none.
-    panel : str
-        Section of the help.
+        Accepted values, for error messages and the reference.
     commands : tuple of str
         Commands that have the option (``sweep run`` has all); empty means all sweep commands.
-    envvar : str or None
-        Environment variable that sets it.
-    is_list : bool
-        Whether the flag can be repeated.
-    is_in_files : bool
-        Whether sweep files have the key.
+    is_list, is_in_files : bool
+        Whether the flag can be repeated, and whether sweep files have the key.
     """
 
     path: tuple[str, ...]
@@ -131,17 +122,15 @@ def option(
     Parameters
     ----------
     default : object
-        Value where the user gives none.
+        Value if the user gives none.
     text : str
-        What it does, one line without the final period.
+        Effect of the option, without the final period.
     example : str
         A value that can be pasted.
-    flag : str
-        Flag such as ``--mem``; default the field's name with hyphens.
-    panel : str
-        Section of the help; default the ``panel`` of the table.
+    flag, panel : str
+        Flag and section of the help; default the field's name and the ``panel`` of the table.
     commands, envvar
-        As in `Option`.
+        Commands that have the option, as in `Option`; environment variable that sets it.
     **bounds
         ``ge``, ``le``, ``gt``, ``lt``, ``min_length``, ``pattern`` of `pydantic.Field`.
     """
@@ -173,21 +162,12 @@ def field_table(field: FieldInfo) -> type[Table] | None:
 
 
 def validated(model: type[_Spec], content: Mapping[str, Any], *, source: str) -> _Spec:
-    """Return the specification that a nested mapping describes.
-
-    Parameters
-    ----------
-    model : type
-        Such as `scalelab.sweep.spec.SweepSpec`.
-    content : Mapping
-        Values by key; those from the command line may be text.
-    source : str
-        Where they come from, for the error message.
+    """Return the specification that a nested mapping describes; values may be text.
 
     Raises
     ------
     UsageError
-        When a key is unknown or missing, or a value is out of range.
+        When a key is unknown or missing, or a value is out of range. It names ``source``.
     """
     try:
         return model.model_validate(dict(content))
@@ -234,55 +214,44 @@ def _known_keys(model: type[Table], path: tuple[str, ...]) -> list[str]:
 
 def _options(model: type[Table], above: tuple[str, ...]) -> Iterator[Option]:
     for name, field in model.model_fields.items():
-        path = (*above, name)
-        table = field_table(field)
+        path, table = (*above, name), field_table(field)
         if table is not None:
             yield from _options(table, path)
             continue
         extra: Any = field.json_schema_extra or {}
-        has_flag = "x-flag" in extra
+        flag = extra.get("x-flag") or f"--{name.replace('_', '-')}"
+        parts = [*field.metadata, *_parts(field.annotation)]
+        marker = next((part.text for part in parts if isinstance(part, Metavar)), None)
+        metavar = _metavar(parts) if marker is None else marker
+        is_tuple = any(get_origin(part) is tuple for part in parts)
         yield Option(
             path=path,
-            flag=(extra["x-flag"] or "--" + name.replace("_", "-")) if has_flag else None,
+            flag=flag if "x-flag" in extra else None,
             help=field.description or "",
-            metavar=_metavar(field),
-            accepted=_accepted(field),
+            metavar=metavar,
+            accepted=_accepted(field, metavar),
             default=_shown_default(field.default),
             example=str(field.examples[0]) if field.examples else "",
             panel=extra.get("x-panel") or model.panel,
             commands=tuple(extra.get("x-commands", ())),
             envvar=extra.get("x-envvar"),
-            is_list=field.annotation == tuple[str, ...] or _choices(field)[1],
+            is_list=is_tuple and marker is None,
             is_in_files=model.is_in_files,
         )
 
 
-def _choices(field: FieldInfo) -> tuple[tuple[str, ...], bool]:
-    """Return the words that a field accepts, and whether it is a list of them."""
-    kinds, is_list = [field.annotation], False
-    found: tuple[str, ...] = ()
-    while kinds:
-        kind = kinds.pop()
-        if get_origin(kind) is Literal:
-            found += get_args(kind)
-        else:
-            is_list = is_list or (get_origin(kind) is tuple and Ellipsis in get_args(kind))
-            kinds.extend(get_args(kind))
-    return found, bool(found) and is_list
+def _parts(kind: Any) -> Iterator[Any]:
+    """Yield a type and the types, words and metadata inside it."""
+    yield kind
+    for part in get_args(kind):
+        yield from _parts(part)
 
 
-def _metavar(field: FieldInfo) -> str:
-    marker = next((item.text for item in field.metadata if isinstance(item, Metavar)), None)
-    inner = (item for kind in get_args(field.annotation) for item in get_args(kind))
-    marker = marker or next((item.text for item in inner if isinstance(item, Metavar)), None)
-    kinds = {field.annotation, *get_args(field.annotation)}
-    if marker is not None:
-        return marker
-    if _choices(field)[0]:
-        return "|".join(_choices(field)[0])
-    if bool in kinds:
-        return ""
-    return "<int>" if int in kinds else "<float>" if float in kinds else "<str>"
+def _metavar(parts: list[Any]) -> str:
+    words = [part for part in parts if isinstance(part, str)]
+    if words or bool in parts:
+        return "|".join(words)
+    return "<int>" if int in parts else "<float>" if float in parts else "<str>"
 
 
 _ACCEPTED = {
@@ -299,8 +268,7 @@ _ACCEPTED = {
 }
 
 
-def _accepted(field: FieldInfo) -> str:
-    metavar = _metavar(field)
+def _accepted(field: FieldInfo, metavar: str) -> str:
     base = _ACCEPTED.get(metavar) or metavar.replace("|", " or ")
     words = (("gt", "above"), ("ge", "from"), ("lt", "below"), ("le", "at most"))
     bounds = [

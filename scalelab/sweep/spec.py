@@ -52,19 +52,13 @@ class SweepSpec(Table):
         DEFAULT_SIZES, "Model sizes at each budget", example="9", commands=_ISOFLOP, ge=1
     )
     span: float = option(
-        DEFAULT_SPAN,
-        "Ratio of the largest to the smallest model at a budget",
-        example="8",
-        commands=_ISOFLOP,
-        gt=1,
-    )
+        DEFAULT_SPAN, "Ratio of the largest to the smallest model at a budget", example="8",
+        commands=_ISOFLOP, gt=1
+    )  # fmt: skip
     tokens_per_param: Quantity | None = option(
-        None,
-        "Tokens per parameter at the centre of the size grid; 40 for bytes and 20 for other "
-        "tokenizers if absent",
-        example="20",
-        commands=_ISOFLOP,
-    )
+        None, "Tokens per parameter at the centre of the size grid; 40 for bytes and 20 for other "
+        "tokenizers if absent", example="20", commands=_ISOFLOP
+    )  # fmt: skip
     name: str | None = option(
         None,
         "Name of the sweep; the same name continues it. Without it, one is made from the axes",

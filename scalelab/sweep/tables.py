@@ -40,19 +40,15 @@ class DataTable(Table):
     paths: tuple[str, ...] = option(
         (),
         "Text to train on: a file, folder or glob of text, JSONL or Parquet; repeatable. Without "
-        "it, the source text of Python's standard library",
-        flag="--data",
-        example="corpus/*.txt",
-    )
+        "it, the source text of Python's standard library", flag="--data", example="corpus/*.txt"
+    )  # fmt: skip
     tokenizer: str = option("bytes", "bytes, or bpe:SIZE trained on the text", example="bpe:4096")
     field: str = option("text", "Field of the text in JSONL files", example="content")
     column: str = option("text", "Column of the text in Parquet files", example="content")
     eval_tokens: Count = option(
-        DEFAULT_EVAL_TOKENS,
-        "Held-out tokens for the loss; more tokens give a more precise loss",
-        example="64K",
-        ge=1,
-    )
+        DEFAULT_EVAL_TOKENS, "Held-out tokens for the loss; more tokens give a more precise loss",
+        example="64K", ge=1
+    )  # fmt: skip
 
 
 class TrainTable(Table):
@@ -62,42 +58,31 @@ class TrainTable(Table):
 
     seq_len: int = option(256, "Tokens in a sequence", example="512", ge=1, le=1 << 20)
     batch_seqs: int | None = option(
-        None,
-        "Sequences in an optimizer step; without it, --batch-rule decides",
-        example="64",
-        commands=NOT_TUNE,
-        ge=1,
-    )
+        None, "Sequences in an optimizer step; without it, --batch-rule decides", example="64",
+        commands=NOT_TUNE, ge=1
+    )  # fmt: skip
     batch_rule: str = option(
         DEFAULT_BATCH_RULE,
         f"Rule for the batch size, rounded to a power of two: {', '.join(BATCH_RULES)}, or "
-        "tuned:NAME",
-        example="deepseek",
-    )
+        "tuned:NAME", example="deepseek"
+    )  # fmt: skip
     lr: float | None = option(
-        None,
-        "Peak learning rate of every run; without it, --lr-rule decides",
-        example="1e-3",
-        commands=NOT_TUNE,
-        gt=0,
-        le=10,
-    )
+        None, "Peak learning rate of every run; without it, --lr-rule decides", example="1e-3",
+        commands=NOT_TUNE, gt=0, le=10
+    )  # fmt: skip
     lr_rule: str = option(
         DEFAULT_LR_RULE,
         f"Rule for the peak learning rate: {', '.join(LR_RULES)}, or tuned:NAME from "
-        "`scalelab tune`",
-        example="deepseek",
-    )
+        "`scalelab tune`", example="deepseek"
+    )  # fmt: skip
     tuned: TunedConstants | None = Field(
         default=None,
         description="Constants of the tuned:NAME rule; read from the results folder if absent",
     )
     schedule: Literal[SCHEDULES] = option(  # type: ignore[valid-type]
-        "cosine",
-        "Learning-rate schedule; a ladder always uses wsd (warm-up, stable, decay)",
-        example="wsd",
-        commands=("isoflop", "grid", "adaptive", "tune"),
-    )
+        "cosine", "Learning-rate schedule; a ladder always uses wsd (warm-up, stable, decay)",
+        example="wsd", commands=("isoflop", "grid", "adaptive", "tune")
+    )  # fmt: skip
     optimizer: Literal[OPTIMIZERS] = option(  # type: ignore[valid-type]
         "adamw", "Optimizer", example="muon"
     )
@@ -105,31 +90,21 @@ class TrainTable(Table):
         0.1, "Decoupled weight decay", example="0.05", commands=NOT_TUNE, ge=0, le=10
     )
     beta2: float = option(
-        0.95,
-        "Decay rate of AdamW's second moment",
-        example="0.99",
-        commands=NOT_TUNE,
-        gt=0,
-        lt=1,
+        0.95, "Decay rate of AdamW's second moment", example="0.99", commands=NOT_TUNE, gt=0, lt=1
     )
     grad_clip: float = option(1.0, "Maximum global gradient norm", example="0.5", gt=0)
     ema_decay: float = option(
         0.0,
         "Decay of a moving average of the weights, evaluated beside the final weights; 0 for none",
-        example="0.999",
-        ge=0,
-        lt=1,
-    )
+        example="0.999", ge=0, lt=1
+    )  # fmt: skip
     precision: Literal[PRECISIONS] | None = option(  # type: ignore[valid-type]
         None, "Data type of matrix products; fp32 on CPU and bf16 on CUDA if absent", example="bf16"
     )
     seeds: Integers = option(
-        (0,),
-        "Random seeds; each size is trained once per seed",
-        example="0,1,2",
-        commands=KINDS,
-        min_length=1,
-    )
+        (0,), "Random seeds; each size is trained once per seed", example="0,1,2", commands=KINDS,
+        min_length=1
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _rules_exist(self) -> TrainTable:
@@ -197,11 +172,9 @@ class SlurmTable(Table):
     qos: str | None = option(None, "SLURM quality of service", example="high", pattern=SLURM_WORD)
     gpus_per_run: int = option(1, "GPUs of a run; 0 trains on the CPU", example="8", ge=0)
     tensor_parallel: int = option(
-        1,
-        "GPUs that share each layer of a run (tensor parallelism); must divide --gpus-per-run",
-        example="4",
-        ge=1,
-    )
+        1, "GPUs that share each layer of a run (tensor parallelism); must divide --gpus-per-run",
+        example="4", ge=1
+    )  # fmt: skip
     gpus_per_node: int = option(
         8, "GPUs in a node; a run that needs more uses several nodes", example="4", ge=1
     )
@@ -212,42 +185,29 @@ class SlurmTable(Table):
         4, "CPU cores for each GPU's task, or for the job without a GPU", example="8", ge=1
     )
     mem_gb: Gigabytes = option(
-        16.0,
-        "Memory of a job on each node, GB if no unit is given",
-        flag="--mem",
-        example="80G",
-        gt=0,
-    )
+        16.0, "Memory of a job on each node, GB if no unit is given", flag="--mem", example="80G",
+        gt=0
+    )  # fmt: skip
     time_min: Minutes = option(
-        240,
-        "Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS",
-        flag="--time",
-        example="4:00:00",
-        ge=1,
-    )
+        240, "Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS", flag="--time",
+        example="4:00:00", ge=1
+    )  # fmt: skip
     array_parallelism: int = option(
         64, "Maximum number of jobs of the sweep that run at once", example="16", ge=1
     )
     target_job_minutes: float = option(
         30.0,
         "Group small runs into jobs of about this many minutes; 0 gives each run its own job",
-        example="60",
-        ge=0,
-    )
+        example="60", ge=0
+    )  # fmt: skip
     max_gpu_hours: float | None = option(
-        None,
-        "Stop if used plus requested GPU-hours would exceed this; retries count",
-        panel=LAUNCHER,
-        example="100",
-        gt=0,
-    )
+        None, "Stop if used plus requested GPU-hours would exceed this; retries count",
+        panel=LAUNCHER, example="100", gt=0
+    )  # fmt: skip
     max_usd: float | None = option(
-        None,
-        "Stop if used plus requested cost in US dollars would exceed this; retries count",
-        panel=LAUNCHER,
-        example="50",
-        gt=0,
-    )
+        None, "Stop if used plus requested cost in US dollars would exceed this; retries count",
+        panel=LAUNCHER, example="50", gt=0
+    )  # fmt: skip
     setup: tuple[str, ...] = option(
         (), "Shell line to run before a job's runs; repeatable", example="module load cuda"
     )
@@ -270,13 +230,9 @@ class LauncherTable(Table):
     panel: ClassVar[str] = LAUNCHER
 
     name: Literal["local", "slurm"] = option(
-        "local",
-        "Where to run: on this machine, or as SLURM jobs",
-        flag="--launcher",
-        envvar="SCALELAB_LAUNCHER",
-        example="slurm",
-        commands=(*NOT_TUNE, "tune"),
-    )
+        "local", "Where to run: on this machine, or as SLURM jobs", flag="--launcher",
+        envvar="SCALELAB_LAUNCHER", example="slurm", commands=(*NOT_TUNE, "tune")
+    )  # fmt: skip
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = option(
         (), "Also send training curves there; repeatable", flag="--tracker", example="tensorboard"
     )

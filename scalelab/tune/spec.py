@@ -47,24 +47,21 @@ class TuneSpec(Table):
     trials: int = option(16, "Runs at each size and number of tokens", example="24", ge=1)
     wave: int = option(4, "Runs of a cell that are chosen and trained together", example="8", ge=1)
     lr: Ends | None = option(
-        None,
-        "Learning rates to search; without it, the rule's rate divided by 8 to times 8",
-        example="1e-3..3e-2",
-    )
+        None, "Learning rates to search; without it, the rule's rate divided by 8 to times 8",
+        example="1e-3..3e-2"
+    )  # fmt: skip
     batch_seqs: Ends | None = option(
         None,
         "Batch sizes to search, in sequences (powers of two), or one value for all runs; without "
-        "it, the rule's batch divided by 4 to times 4",
-        example="8..64",
-    )
+        "it, the rule's batch divided by 4 to times 4", example="8..64"
+    )  # fmt: skip
     weight_decay: Ends | None = option(
         None, "Weight decays to search, or one value; 0.1 if absent", example="0.01..0.3"
     )
     beta2: Ends | None = option(
-        None,
-        "Decay rates of AdamW's second moment to search, or one value; 0.95 if absent",
-        example="0.9..0.99",
-    )
+        None, "Decay rates of AdamW's second moment to search, or one value; 0.95 if absent",
+        example="0.9..0.99"
+    )  # fmt: skip
     is_pruned: bool = option(
         True, "Stop trials that are worse than the 75th percentile of their cell", flag="--prune"
     )
