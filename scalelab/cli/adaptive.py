@@ -7,16 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from scalelab.cli.options import PlanOptions
+from scalelab.cli.options import PlanOptions, option
 from scalelab.cli.spec_options import spec_values, spread_options
 from scalelab.cli.sweep_spec import sweep_of
 from scalelab.errors import UsageError
 
 REPLAY = "Replay on existing runs"
-
-
-def _option(*flags: str, text: str, panel: str = "What to run", **more: Any) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
 
 
 @spread_options
@@ -25,47 +21,49 @@ def adaptive(
     options: PlanOptions,
     target: Annotated[
         str | None,
-        _option(
+        option(
+            "What to run",
+            "Model to predict: C=1e24 (its compute-optimal N and D) or N=7B,D=2T.",
             "--target",
-            text="Model to predict: C=1e24 (its compute-optimal N and D) or N=7B,D=2T.",
         ),
     ] = None,
     budget: Annotated[
-        str | None, _option("--budget", text="Maximum training FLOPs. Example: 1e20.")
+        str | None, option("What to run", "Maximum training FLOPs. Example: 1e20.", "--budget")
     ] = None,
     until_width: Annotated[
         str | None,
-        _option(
+        option(
+            "What to run",
+            "Stop when the target's 90 % prediction interval is this narrow. Example: 1%.",
             "--until-width",
-            text="Stop when the target's 90 % prediction interval is this narrow. Example: 1%.",
         ),
     ] = None,
     explain: Annotated[
-        bool, _option("--explain", text="Print the reason for each chosen run.", panel="Output")
+        bool, option("Output", "Print the reason for each chosen run.", "--explain")
     ] = False,
     pool: Annotated[
         Path | None,
-        _option("--pool", text="Table of existing runs to choose from.", panel=REPLAY),
+        option(REPLAY, "Table of existing runs to choose from.", "--pool"),
     ] = None,
     target_rows: Annotated[
         Path | None,
-        _option("--target-rows", text="Table of runs whose loss is predicted.", panel=REPLAY),
+        option(REPLAY, "Table of runs whose loss is predicted.", "--target-rows"),
     ] = None,
     budget_share: Annotated[
         float | None,
-        _option(
+        option(
+            REPLAY,
+            "Budget as a share of the cost of all runs in --pool. Example: 0.1.",
             "--budget-share",
-            text="Budget as a share of the cost of all runs in --pool. Example: 0.1.",
-            panel=REPLAY,
         ),
     ] = None,
     mapping: Annotated[
         list[str] | None,
-        _option("--map", text="OURS=THEIRS,..: columns of the tables, as in `fit`.", panel=REPLAY),
+        option(REPLAY, "OURS=THEIRS,..: columns of the tables, as in `fit`.", "--map"),
     ] = None,
     seed: Annotated[
         int,
-        _option("--seed", text="Random seed of the fits.", panel="Execution", min=0),
+        option("Execution", "Random seed of the fits.", "--seed", min=0),
     ] = 0,
 ) -> int:
     """Choose and run the sizes that narrow a target's prediction interval most per FLOP.

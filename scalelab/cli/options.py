@@ -32,12 +32,8 @@ def _checked_results(context: typer.Context, results: Path) -> Path:
 
 def results_option(panel: str | None = None) -> Any:
     """Return the option for the results folder, in a panel of the help."""
-    return typer.Option(
-        "--results",
-        envvar="SCALELAB_RESULTS",
-        help="Results folder.",
-        callback=_checked_results,
-        rich_help_panel=panel,
+    return option(
+        panel, "Results folder.", "--results", envvar="SCALELAB_RESULTS", callback=_checked_results
     )
 
 
@@ -46,14 +42,10 @@ def option(panel: str | None, text: str, *flags: str, **more: Any) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
 
 
-def _option(*flags: str, text: str, panel: str = EXECUTION, **more: Any) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
-
-
 ResultsOption = Annotated[Path, results_option(OUTPUT)]
 JsonOption = Annotated[
     bool,
-    _option("--json", text="Print one JSON object on stdout; messages go to stderr.", panel=OUTPUT),
+    option(OUTPUT, "Print one JSON object on stdout; messages go to stderr.", "--json"),
 ]
 MapOption = Annotated[
     list[str] | None,
@@ -62,18 +54,20 @@ MapOption = Annotated[
 LevelOption = Annotated[float, option(None, "Level of the intervals, such as 0.9.")]
 WorkersOption = Annotated[
     int | None,
-    _option(
+    option(
+        EXECUTION,
+        "Runs that train at once; default one per CPU core, or one per GPU.",
         "--workers",
         min=1,
-        text="Runs that train at once; default one per CPU core, or one per GPU.",
     ),
 ]
 DeviceOption = Annotated[
     str | None,
-    _option(
+    option(
+        EXECUTION,
+        "cpu or cuda; default cuda if the machine has a CUDA GPU.",
         "--device",
         envvar="SCALELAB_DEVICE",
-        text="cpu or cuda; default cuda if the machine has a CUDA GPU.",
     ),
 ]
 PrecisionOption = Annotated[
@@ -82,10 +76,11 @@ PrecisionOption = Annotated[
 ]
 LrCheckOption = Annotated[
     bool,
-    _option(
-        "--lr-check",
-        text="After the sweep, train each budget's best run at half and twice its learning rate "
+    option(
+        EXECUTION,
+        "After the sweep, train each budget's best run at half and twice its learning rate "
         "and report whether the rule's rate was best.",
+        "--lr-check",
     ),
 ]
 
@@ -108,9 +103,9 @@ class PlanOptions(MachineOptions):
     """Options of commands that show a plan before they start it."""
 
     dry_run: Annotated[
-        bool, _option("--dry-run", text="Print the plan and its cost; start nothing.")
+        bool, option(EXECUTION, "Print the plan and its cost; start nothing.", "--dry-run")
     ] = False
-    yes: Annotated[bool, _option("--yes", "-y", text="Skip the confirmation prompt.")] = False
+    yes: Annotated[bool, option(EXECUTION, "Skip the confirmation prompt.", "--yes", "-y")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +113,14 @@ class ResumeOptions(MachineOptions):
     """Options of commands that finish the runs of a sweep."""
 
     keep_weights: Annotated[
-        bool, _option("--keep-weights", text="Keep the last checkpoint of each run.")
+        bool, option(EXECUTION, "Keep the last checkpoint of each run.", "--keep-weights")
     ] = False
     detach: Annotated[
         bool,
-        _option(
+        option(
+            "SLURM",
+            "Exit once all jobs are submitted; `scalelab resume` monitors them later.",
             "--detach",
-            text="Exit once all jobs are submitted; `scalelab resume` monitors them later.",
-            panel="SLURM",
         ),
     ] = False
 
@@ -135,7 +130,8 @@ class LaunchOptions(PlanOptions, ResumeOptions):
     """Options of commands that launch a sweep."""
 
     extend: Annotated[
-        bool, _option("--extend", text="Add these runs to the existing sweep of the same name.")
+        bool,
+        option(EXECUTION, "Add these runs to the existing sweep of the same name.", "--extend"),
     ] = False
 
 

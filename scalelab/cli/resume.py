@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption, ResumeOptions
+from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption, ResumeOptions, option
 from scalelab.cli.spec_options import SpecValues, spec_values, spread_options
 from scalelab.cli.sweep_launch import show_end
 from scalelab.cli.sweep_spec import launcher_changes, refuse_slurm_only
@@ -38,19 +38,19 @@ def retry(
     sweep: SweepArgument = None,
     status: Annotated[
         str,
-        typer.Option(
-            "--status",
-            help="failed: start failed runs again. diverged: replace diverged runs by new ones at "
+        option(
+            "What to run",
+            "failed: start failed runs again. diverged: replace diverged runs by new ones at "
             "a lower learning rate.",
-            rich_help_panel="What to run",
+            "--status",
         ),
     ] = "failed",
     lr_scale: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "What to run",
+            "Learning rate of the new runs, relative to the diverged ones. Example: 0.5.",
             "--lr-scale",
-            help="Learning rate of the new runs, relative to the diverged ones. Example: 0.5.",
-            rich_help_panel="What to run",
         ),
     ] = None,
 ) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import LaunchOptions, LrCheckOption
+from scalelab.cli.options import LaunchOptions, LrCheckOption, option
 from scalelab.cli.spec_options import SpecCommand, spec_values, spread_options
 from scalelab.cli.sweep_launch import launch_sweep
 from scalelab.cli.sweep_spec import sweep_of, sweep_of_file
@@ -26,11 +26,11 @@ def isoflop(
     options: LaunchOptions,
     design: Annotated[
         str,
-        typer.Option(
-            "--design",
-            help="plain: sizes evenly spaced at each budget. optimal: the runs that best predict "
+        option(
+            "What to run",
+            "plain: sizes evenly spaced at each budget. optimal: the runs that best predict "
             "the loss at 100 times the largest budget.",
-            rich_help_panel="What to run",
+            "--design",
         ),
     ] = "plain",
     lr_check: LrCheckOption = False,

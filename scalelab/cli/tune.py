@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import PlanOptions
+from scalelab.cli.options import PlanOptions, option
 from scalelab.cli.spec_options import spec_values, spread_options
 from scalelab.cli.sweep_spec import checked, content_of
 from scalelab.cli.tune_view import search, show_table_answer
@@ -22,39 +22,31 @@ def tune(
     options: PlanOptions,
     from_file: Annotated[
         Path | None,
-        typer.Option("--from", help="CSV or Parquet file of runs.", rich_help_panel=TABLE),
+        option(TABLE, "CSV or Parquet file of runs.", "--from"),
     ] = None,
     mapping: Annotated[
         list[str] | None,
-        typer.Option(
-            "--map",
-            help="OURS=THEIRS,..: the file's column or SQL expression for n_params, n_tokens, "
+        option(
+            TABLE,
+            "OURS=THEIRS,..: the file's column or SQL expression for n_params, n_tokens, "
             "loss_nats, lr, batch_tokens or batch_seqs, and cluster. Example: lr=peak_lr.",
-            rich_help_panel=TABLE,
+            "--map",
         ),
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option(
-            help="SQL condition on the file's columns. Example: lr < 0.1.", rich_help_panel=TABLE
-        ),
+        option(TABLE, "SQL condition on the file's columns. Example: lr < 0.1."),
     ] = None,
     predict: Annotated[
         str | None,
-        typer.Option(
-            help="Model to recommend values for. Example: N=1e9,D=1e11.", rich_help_panel=ANSWER
-        ),
+        option(ANSWER, "Model to recommend values for. Example: N=1e9,D=1e11."),
     ] = None,
-    level: Annotated[
-        float, typer.Option(help="Confidence level of the intervals.", rich_help_panel=ANSWER)
-    ] = 0.9,
+    level: Annotated[float, option(ANSWER, "Confidence level of the intervals.")] = 0.9,
     bootstrap: Annotated[
         int,
-        typer.Option(help="Bootstrap replicates; 0 for no intervals.", rich_help_panel=ANSWER),
+        option(ANSWER, "Bootstrap replicates; 0 for no intervals."),
     ] = 300,
-    seed: Annotated[
-        int, typer.Option(help="Random seed of the search and bootstrap.", rich_help_panel=ANSWER)
-    ] = 0,
+    seed: Annotated[int, option(ANSWER, "Random seed of the search and bootstrap.")] = 0,
 ) -> int:
     """Find how the best learning rate and batch depend on N and D.
 
