@@ -107,3 +107,26 @@ def test_every_command_and_option_on_a_page_exists():
         unknown += [(page, " ".join(path), f) for f in flags if f not in {*options, "--help"}]
     assert not unknown
     assert n_options > 100
+
+
+def test_every_file_that_a_page_names_exists():
+    missing = []
+    measured = [*(ROOT / "results/log").glob("*.md"), *(ROOT / "results/tables").glob("*.md")]
+    for page in {*PAGES, ROOT / "results/README.md"} - set(measured):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:\w+/)+[\w./-]*\w\.(?:py|md|toml|sh))`", text):
+            places = (ROOT, ROOT / "scalelab", ROOT / "dashboard/scalelab_dashboard")
+            is_example = re.search("NAME|YYYY|scalelab.toml", name)
+            if not is_example and not any((place / name).exists() for place in places):
+                missing.append((page.name, name))
+        for name in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[\w-]+)?\)", text):
+            if not (page.parent / name).exists():
+                missing.append((page.name, name))
+    assert not missing
+
+
+def test_results_are_linked_from_their_summary():
+    summary = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    for kind in ("log", "tables"):
+        for path in (ROOT / "results" / kind).glob("*.md"):
+            assert f"({kind}/{path.name})" in summary
