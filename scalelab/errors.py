@@ -14,6 +14,8 @@ command::
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -81,6 +83,12 @@ class RunsFailedError(ScalelabError):
     """Some runs of a sweep failed."""
 
     exit_code = 5
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``Did you mean ..? `` with the most similar known word, empty if none is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean {near[0]}? " if near else ""
 
 
 def unwritable(place: Path, what: str, error: OSError) -> DataError:

@@ -74,7 +74,7 @@ def sources(results: str | Path) -> list[Source]:
     """Return sweeps and imports, latest first; empty if there is no snapshot."""
     if not stamp(results):
         return []
-    from scalelab.store.db import open_snapshot
+    from scalelab.store.live import open_snapshot
 
     with open_snapshot(Path(results)) as connection:
         planned = connection.execute(
@@ -109,7 +109,7 @@ def runs(results: str | Path, sweep: str) -> pd.DataFrame:
     DataError
         If there is no snapshot.
     """
-    from scalelab.store.db import open_snapshot
+    from scalelab.store.live import open_snapshot
 
     with open_snapshot(Path(results)) as connection:
         table = connection.execute(
@@ -140,7 +140,7 @@ def curves(
         ``run_id``, ``label``, ``step``, ``tokens``, ``flops`` (default convention), ``loss_nats``,
         ``lr``, ``grad_norm``, ``tokens_per_s``, ``tflops_per_s``, ``mfu``.
     """
-    from scalelab.store.db import open_snapshot
+    from scalelab.store.live import open_snapshot
 
     with open_snapshot(Path(results)) as connection:
         return connection.execute(

@@ -12,7 +12,7 @@ from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
 from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir
 from scalelab.records.states import BROKEN
-from scalelab.store.status import read_run_state
+from scalelab.store.status import read_run_status
 from scalelab.units import format_quantity, plural
 
 FOLLOW_INTERVAL_S = 0.5
@@ -88,7 +88,7 @@ def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
 
 def _state_line(run: RunDir) -> str:
     """Return the state of the run, in the words of ``scalelab status``."""
-    state = read_run_state(run.path, None, time.time())
+    state = read_run_status(run.path, None, time.time())
     reason = f" ({state.reason})" if state.state == BROKEN else ""
     return f"run {run.run_id}: {state.state}{reason}"
 

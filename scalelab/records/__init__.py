@@ -1,1 +1,1 @@
-"""What a run leaves behind: its files, and the rows that a fit reads."""
+"""Files of runs and sweeps, and the tables of finished runs that fits read."""

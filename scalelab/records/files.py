@@ -1,25 +1,28 @@
-"""Files that are whole or absent: the few calls on which every promise of the run folder rests."""
+"""Read and write small files so that a reader never sees part of one."""
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
+_READ_BYTES = 1 << 13
+
 
 def write_atomically(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
+    """Write a file; readers see either the old content or the new.
 
     Parameters
     ----------
     path : Path
-        Where; the folder exists.
+        The file, in an existing folder.
     text : str
-        What.
+        The content.
     durable : bool
-        Whether it must survive a power cut: the data and the folder entry are synced.
+        Whether the file must survive a power failure: syncs the data and the folder entry.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -36,7 +39,7 @@ def write_atomically(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's data, or a folder's entries, are on the disk."""
+    """Wait until the data of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,17 +48,61 @@ def fsync(path: Path) -> None:
 
 
 def list_entries(folder: Path) -> list[Path]:
-    """Return what lies in a folder, nothing when there is no folder."""
+    """Return the entries of a folder, empty if the folder is missing."""
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, None when it is missing, torn or no object."""
+def list_folders(folder: str) -> list[str]:
+    """Return the sorted names of the visible folders inside ``folder``, empty if it is missing."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_json(path: str | Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if the file is missing, torn or not an object.
+
+    Uses the parser of pydantic, which takes a third of the time of the standard one.
+    """
+    data = read_file(path)
+    try:
+        content = None if data is None else from_json(data)
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None
+
+
+def read_file(path: str | Path) -> bytes | None:
+    """Return the content of a file, None if it is missing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        data = os.read(descriptor, _READ_BYTES)
+        if len(data) < _READ_BYTES:
+            return data
+        parts = [data]
+        while len(parts[-1]) == _READ_BYTES:
+            parts.append(os.read(descriptor, _READ_BYTES))
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def stat_of(path: str | Path) -> os.stat_result | None:
+    """Return the status of a path, None if it is missing."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def stamp_of(found: os.stat_result | None) -> str:
+    """Return the identity of a file: inode, time and size; it changes with the content."""
+    return "-" if found is None else f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"

@@ -1,8 +1,7 @@
-"""Names that people give to sweeps and imports: one rule, so that none leaves the results folder.
+"""Valid names of sweeps and imports.
 
-A name becomes a folder, part of a job's name and a word on a command line. Letters, digits, ``.``,
-``_`` and ``-`` are safe in all three; separators, ``..``, quotes, spaces, newlines and characters
-that a shell reads are not, nor is a leading dot (hidden) or dash (an option).
+A name becomes a folder, part of a job name and a word on a command line. Letters, digits, ``.``,
+``_`` and ``-`` are safe in all three, except for a leading dot (hidden file) or dash (option).
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ _ALLOWED = (
 
 
 def check_name(name: str, *, what: str = "name") -> str:
-    """Return ``name`` when it can be a folder of its own, and nothing else.
+    """Return ``name`` if it is a valid name of a folder.
 
     Parameters
     ----------
     name : str
-        As the user wrote it.
+        Name that the user gave.
     what : str
-        What it names, for the error message: ``sweep``, ``import``, ``run``.
+        Kind of thing it names, for the error message: ``sweep``, ``import``, ``run``.
 
     Raises
     ------
     UsageError
-        When it holds anything but letters, digits, ``.``, ``_`` and ``-``, starts with ``.`` or
-        ``-``, is empty, or is longer than `MAX_NAME_LENGTH`.
+        If it is empty, is longer than `MAX_NAME_LENGTH`, starts with ``.`` or ``-``, or has other
+        characters than letters, digits, ``.``, ``_`` and ``-``.
     """
     if _NAME.fullmatch(name) is None:
         raise UsageError(
@@ -44,13 +43,13 @@ def check_name(name: str, *, what: str = "name") -> str:
 
 
 def suggest_name(text: str, *, fallback: str = "sweep") -> str:
-    """Return an allowed name as near to ``text`` as can be (a file's stem, a refused name)."""
+    """Return a valid name similar to ``text`` (a file name without ending, an invalid name)."""
     words = re.sub(r"[^A-Za-z0-9_-]+", "-", text, flags=re.ASCII).strip("-")
     return words[:MAX_NAME_LENGTH].rstrip("-") or fallback
 
 
 def named_folder(parent: Path, name: str, *, what: str = "name") -> Path:
-    """Return ``parent / name`` after `check_name`: never ``parent`` itself nor outside of it.
+    """Return ``parent / name`` after `check_name`, which keeps it inside ``parent``.
 
     Raises
     ------

@@ -1,17 +1,20 @@
-"""The files of a run: what the trainer writes and the store reads.
+"""The folder of one run: claim attempts, write their files, read them back.
 
 ::
 
     spec.json                          the RunSpec, written once before launch
-    claims/<k>                         created with O_EXCL: the token of attempt k
-    attempts/<k>-<token>/attempt.json  how it is executed, by whom, and why it ended
-    attempts/<k>-<token>/metrics.jsonl appended; only lines that end in a newline count
-    attempts/<k>-<token>/checkpoint-<step>/  whole or absent, by rename
+    claims/<k>                         the token of attempt k, created with O_EXCL
+    attempts/<k>-<token>/attempt.json  host, execution and end of the attempt
+    attempts/<k>-<token>/metrics.jsonl training curve; only lines that end in a newline count
+    attempts/<k>-<token>/checkpoint-<step>/  complete or absent, by rename
     attempts/<k>-<token>/record.json   the result, by rename
-    accepted                           created with O_EXCL: which attempt counts
+    accepted                           name of the accepted attempt, created with O_EXCL
 
-A worker writes only inside its own attempt folder, plus the two O_EXCL files, so an attempt that
-was given up for dead and is not (a zombie) can neither harm its successor nor count twice.
+A worker writes only inside its own attempt folder, and creates the two O_EXCL files. If the
+launcher replaces an attempt that is still alive, the old attempt cannot damage the new one or be
+counted as well.
+
+Use `scalelab.records.run_files` to read many run folders fast.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ _RECORD_FIELDS = tuple(item.name for item in fields(RunRecord))
 _REQUIRED_RECORD_FIELDS = {item.name for item in fields(RunRecord) if item.default is MISSING}
 _RECORD_NUMBERS = ("n_tokens", "unique_tokens", "n_steps", "wall_s")
 LOG_FILE = "log.txt"
-"""What the worker of a run prints, beside its attempts."""
+"""Output of the run's worker, in the run folder."""
 
 _PARTIAL = ".partial-"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(?P<step>\d+)")
@@ -50,7 +53,7 @@ _CHECKPOINT_NAME = re.compile(r"checkpoint-(?P<step>\d+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint: the attempt that wrote it, the step after which, and where it lies."""
+    """A complete checkpoint: number of the attempt that wrote it, step, and folder."""
 
     attempt: int
     step: int
@@ -72,14 +75,14 @@ class Attempt:
 
     @property
     def metrics_path(self) -> Path:
-        """Where the training curve is appended."""
+        """File of the training curve."""
         return self.path / "metrics.jsonl"
 
     def is_fenced(self) -> bool:
-        """Say whether this attempt must stop.
+        """Return whether this attempt must stop.
 
-        A newer one has claimed the run, or its own claim is gone: the folder was removed (and
-        perhaps made anew).
+        True if a newer attempt has claimed the run, or the attempt's own claim is gone because the
+        run folder was removed (and perhaps created again).
         """
         try:
             is_own = (self.run.path / "claims" / str(self.number)).read_text() == self.token
@@ -88,18 +91,18 @@ class Attempt:
         return not is_own or self.run.newest_claim() > self.number
 
     def write_note(self, note: Mapping[str, Any]) -> None:
-        """Replace ``attempt.json`` whole."""
+        """Replace ``attempt.json``."""
         write_atomically(self.path / "attempt.json", json.dumps(note, indent=1, sort_keys=True))
 
     def read_note(self) -> dict[str, Any]:
-        """Return ``attempt.json``; empty when the attempt died before writing it."""
+        """Return ``attempt.json``, empty if the attempt died before it wrote one."""
         return read_json(self.path / "attempt.json") or {}
 
     def append_metrics(self, rows: list[MetricRow]) -> None:
-        """Append rows to the training curve; a torn last line is not counted by readers.
+        """Append rows to the training curve; readers ignore an incomplete last line.
 
-        A line that an earlier call tore (the disk was full) is closed first, so that it does not
-        take the next one with it.
+        If an earlier call left an incomplete line (full disk), ends that line first, so that the
+        next row stays readable.
         """
         text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
         with self.metrics_path.open("a+b", buffering=0) as file:
@@ -110,7 +113,7 @@ class Attempt:
                 data = data[file.write(data) :]
 
     def last_metrics(self) -> MetricRow | None:
-        """Return the newest whole row of the training curve, reading only the end of the file."""
+        """Return the newest complete row of the training curve; reads only the end of the file."""
         try:
             with self.metrics_path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -124,10 +127,10 @@ class Attempt:
 
     @contextlib.contextmanager
     def writing_checkpoint(self, step: int) -> Iterator[Path]:
-        """Give an empty folder to fill; it becomes ``checkpoint-<step>`` when the block ends well.
+        """Yield an empty folder; it becomes ``checkpoint-<step>`` if the block succeeds.
 
-        On an error (a full disk) the half-written folder is removed and earlier ones stay. After
-        success only the newest two remain.
+        On an error (full disk), removes the folder and keeps the earlier checkpoints. On success,
+        keeps the newest two checkpoints.
         """
         final = self.path / f"checkpoint-{step}"
         partial = self.path / f"{_PARTIAL}{step}"
@@ -147,33 +150,29 @@ class Attempt:
             shutil.rmtree(old.path, ignore_errors=True)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return this attempt's whole checkpoints, newest first."""
-        found = (
-            (match, entry)
-            for entry in list_entries(self.path)
-            if (match := _CHECKPOINT_NAME.fullmatch(entry.name))
-        )
+        """Return the complete checkpoints of this attempt, newest first."""
         checkpoints = [
             Checkpoint(attempt=self.number, step=int(match["step"]), path=entry)
-            for match, entry in found
+            for entry in list_entries(self.path)
+            if (match := _CHECKPOINT_NAME.fullmatch(entry.name))
         ]
         return sorted(checkpoints, key=lambda item: item.step, reverse=True)
 
     def remove_checkpoints(self) -> None:
-        """Remove this attempt's checkpoints, and what is left of one whose writer was killed."""
+        """Remove the checkpoints of this attempt, incomplete ones included."""
         for entry in list_entries(self.path):
             if _CHECKPOINT_NAME.fullmatch(entry.name) or entry.name.startswith(_PARTIAL):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def write_record(self, record: RunRecord) -> None:
-        """Write ``record.json`` whole; until it is there, the attempt has no result."""
+        """Write ``record.json``: the result of the attempt."""
         content = {**asdict(record), "n_params": dict(record.n_params), "flops": dict(record.flops)}
         write_atomically(
             self.path / "record.json", json.dumps(content, indent=1, sort_keys=True), durable=True
         )
 
     def read_record(self) -> RunRecord | None:
-        """Return the record, or None when it is missing, torn or not this attempt's."""
+        """Return the record, None if it is missing, torn or of another attempt."""
         content = read_json(self.path / "record.json")
         return (
             None
@@ -182,14 +181,14 @@ class Attempt:
         )
 
     def accept(self) -> bool:
-        """Try to make this attempt the one that counts; say whether it is.
+        """Try to accept this attempt; return whether it is the accepted one.
 
-        The first attempt with a whole record wins; a later one stays as superseded.
+        The first attempt with a valid record wins; later ones are superseded.
         """
         if self.read_record() is None:
             return False
-        # The content is linked into place, so that `accepted` is never seen empty. The name is this
-        # call's own: the worker and a launcher that cleans up after it may both be here.
+        # Linking a complete file ensures that no reader sees `accepted` empty. The file name is
+        # unique because the worker and its launcher may accept at the same time.
         partial = self.path / f".accepted.{os.getpid()}.{secrets.token_hex(4)}"
         try:
             write_atomically(partial, f"{self.number}-{self.token}", durable=True)
@@ -210,22 +209,22 @@ class RunDir:
 
     @property
     def run_id(self) -> str:
-        """Identity of the run: the folder's name."""
+        """Name of the folder."""
         return self.path.name
 
     def write_spec(self, spec: RunSpec) -> None:
-        """Write ``spec.json`` unless it is there already.
+        """Write ``spec.json`` if it is missing.
 
         Raises
         ------
         SpecError
-            When the folder is named by another spec, or holds one that was edited.
+            If the folder belongs to another spec, or its spec was edited.
         """
         if spec.run_id != self.run_id:
             raise SpecError(
-                f"the spec of run {spec.run_id} for the folder of run {self.run_id}",
-                "the folder that the spec names",
-                "Write it to runs/<run_id>.",
+                f"the spec of run {spec.run_id} in the folder of run {self.run_id}",
+                "a folder named by the run_id of the spec",
+                f"Write it to runs/{spec.run_id}.",
             )
         if self.has_spec():
             self.read_spec()
@@ -234,7 +233,7 @@ class RunDir:
         write_atomically(self.path / "spec.json", to_json(spec), durable=True)
 
     def has_spec(self) -> bool:
-        """Say whether the run's spec was written here."""
+        """Return whether ``spec.json`` exists."""
         return (self.path / "spec.json").exists()
 
     def read_spec(self) -> RunSpec:
@@ -243,27 +242,27 @@ class RunDir:
         Raises
         ------
         SpecError
-            When it is missing, torn, or was edited after the run was named.
+            If it is missing, torn or edited.
         """
         content = read_json(self.path / "spec.json")
         if content is None:
             raise SpecError(
-                f"no readable spec.json in run {self.run_id}",
-                "the spec that the planner wrote",
-                "Run the sweep's command again, or the `retry` that made the run: each writes "
-                "missing specs.",
+                f"run {self.run_id} without a readable spec.json",
+                "the spec.json that the sweep command wrote",
+                "Run the sweep's command again, or the `scalelab retry` that added the run: both "
+                "write missing specs.",
             )
         spec = run_spec_from_mapping(content)
         if spec.run_id != self.run_id:
             raise SpecError(
-                f"spec.json of run {self.run_id}, whose content is that of run {spec.run_id}",
-                "the spec as it was when the run was named",
-                f"Undo the edit, or remove the folder {self.path} to train the run anew.",
+                f"spec.json of run {self.run_id}, which was edited: it describes run {spec.run_id}",
+                "the unedited spec.json",
+                f"Undo the edit, or remove the folder {self.path} to train the run again.",
             )
         return spec
 
     def claim(self) -> Attempt:
-        """Claim the next attempt; every older one is fenced from then on."""
+        """Claim the next attempt; all older attempts must then stop (`Attempt.is_fenced`)."""
         claims = self.path / "claims"
         claims.mkdir(parents=True, exist_ok=True)
         token = secrets.token_hex(8)
@@ -281,18 +280,16 @@ class RunDir:
             return attempt
 
     def newest_claim(self) -> int:
-        """Return the highest attempt number claimed so far, 0 when there is none."""
+        """Return the highest claimed attempt number, 0 if there is none."""
         numbers = (int(e.name) for e in list_entries(self.path / "claims") if e.name.isdecimal())
         return max(numbers, default=0)
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""
-        names = (parse_attempt_name(entry.name) for entry in list_entries(self.path / "attempts"))
-        attempts = [Attempt(run=self, number=key[0], token=key[1]) for key in names if key]
-        return sorted(attempts, key=lambda item: (item.number, item.token))
+        return [Attempt(run=self, number=n, token=token) for n, token in attempt_keys(self.path)]
 
     def accepted(self) -> Attempt | None:
-        """Return the attempt that counts, or None."""
+        """Return the accepted attempt, or None."""
         try:
             name = (self.path / "accepted").read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
@@ -301,27 +298,24 @@ class RunDir:
         return Attempt(run=self, number=key[0], token=key[1]) if key else None
 
     def accept_finished(self) -> Attempt | None:
-        """Return the attempt that counts, accepting the first whole record of one that died before.
+        """Return the accepted attempt; if none is, accept the first one with a valid record.
 
-        An attempt may be killed between its record and the acceptance; its result is not lost.
+        This saves the result of an attempt that was killed between its record and acceptance.
         """
         accepted = self.accepted()
-        if accepted is not None:
-            return accepted
-        for attempt in self.attempts():
-            if attempt.accept():
-                return attempt
-        return self.accepted()
+        if accepted is None and any(attempt.accept() for attempt in self.attempts()):
+            return self.accepted()
+        return accepted
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return the whole checkpoints of all attempts, furthest step first."""
+        """Return the complete checkpoints of all attempts, highest step first."""
         found = [c for attempt in self.attempts() for c in attempt.checkpoints()]
         return sorted(found, key=lambda item: (item.step, item.attempt), reverse=True)
 
     def begun_execution(self) -> dict[str, Any]:
-        """Return how the attempt was executed whose checkpoint the run goes on from; empty if none.
+        """Return the execution of the attempt whose checkpoint the run resumes; empty if none.
 
-        What its bits depend on must stay so to the end.
+        The settings that affect the bits of the result must stay the same until the run ends.
         """
         for found in self.checkpoints()[:1]:
             (writer,) = (a for a in self.attempts() if a.number == found.attempt)
@@ -331,9 +325,8 @@ class RunDir:
     def status(self) -> str:
         """Return the state recorded in the files, one of `scalelab.records.states.FILE_STATES`.
 
-        ``running`` means that the newest attempt has not said that it ended; whether its process
-        still lives is for the launcher to know. An accepted attempt whose record is no longer whole
-        makes the run ``failed``.
+        ``running`` means that the newest attempt has recorded no end; its process may be dead. A
+        run whose accepted attempt has no valid record is ``failed``.
         """
         accepted = self.accepted()
         if accepted is not None:
@@ -342,14 +335,25 @@ class RunDir:
         attempts = self.attempts()
         if not attempts:
             return "planned"
-        ended = attempts[-1].read_note().get("ended") or {}
-        return str(ended.get("status") or "running")
+        return str(end_of(attempts[-1].read_note()).get("status") or "running")
+
+
+def attempt_keys(folder: str | Path) -> list[tuple[int, str]]:
+    """Return number and token of the attempts in a run folder, oldest first."""
+    entries = list_entries(Path(folder, "attempts"))
+    return sorted(key for entry in entries if (key := parse_attempt_name(entry.name)))
 
 
 def parse_attempt_name(name: str) -> tuple[int, str] | None:
-    """Return the number and token that an attempt's folder is named by, None for another name."""
+    """Return number and token of an attempt from its folder's name, None for another name."""
     match = _ATTEMPT_NAME.fullmatch(name)
     return (int(match["number"]), match["token"]) if match else None
+
+
+def end_of(note: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the recorded end of an attempt from its ``attempt.json``, empty if it has none."""
+    end = note.get("ended")
+    return end if isinstance(end, dict) else {}
 
 
 def execution_of(note: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,9 +370,9 @@ def parse_record(
 ) -> RunRecord | None:
     """Return the record of this attempt from the content of its ``record.json``.
 
-    Fields that this version does not know are passed over and ones that it added take their
-    default, so that results outlive versions. None when it is not whole (a required field is
-    missing, a number is not one, ``done`` without a finite loss) or not this attempt's.
+    Ignores unknown fields and uses the default of missing new ones, so that other versions of
+    scalelab can read a result. Returns None if the record is of another attempt or not valid: a
+    required field is missing, a number is not finite, or ``done`` has no loss.
     """
     values = {name: content[name] for name in _RECORD_FIELDS if name in content}
     if not (
@@ -383,5 +387,5 @@ def parse_record(
     numbers += [*values["n_params"].values(), *values["flops"].values()]
     if values["status"] == "done":
         numbers.append(values["loss_nats"])
-    is_whole = {int, float}.issuperset(map(type, numbers)) and all(map(math.isfinite, numbers))
-    return RunRecord(**values) if is_whole else None
+    is_valid = {int, float}.issuperset(map(type, numbers)) and all(map(math.isfinite, numbers))
+    return RunRecord(**values) if is_valid else None

@@ -1,10 +1,10 @@
-"""The files of a sweep: its specification and its plan, ``<results>/sweeps/<name>/``.
+"""The folder of a sweep, ``<results>/sweeps/<name>/``: its specification and its plan.
 
 ::
 
-    spec.json       the science of the sweep: what decides its runs
-    plan.json       the runs, in the plan's order
-    launcher.lock   held by the one process that launches it
+    spec.json       the options that determine the runs
+    plan.json       the runs, in the order of the plan
+    launcher.lock   locked by the process that launches the sweep
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scalelab.errors import DataError, SpecError, UsageError
+from scalelab.errors import DataError, SpecError, UsageError, did_you_mean
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.names import named_folder
 from scalelab.records.run_dir import RunDir
@@ -26,22 +26,21 @@ from scalelab.sweep.plan import Plan
 PLAN_SCHEMA = 1
 TUNE_KIND, LR_CHECK_KIND = "tune", "lr-check"
 OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND)
-"""Kinds whose runs leave the learning-rate rule on purpose: no law of the loss is fitted to them
-unless they are named."""
+"""Sweeps that vary the learning rate; a fit uses their runs only if the user names them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedPlan:
-    """A plan as it was saved.
+    """The plan of a sweep as saved in ``plan.json``.
 
     Attributes
     ----------
     name, kind : str
-        Of the sweep.
+        Name and kind of the sweep.
     created_s : float
         Unix time of the first launch.
     run_ids : tuple of str
-        In the plan's order, each once.
+        In the order of the plan, each once.
     budgets : Mapping[str, float or None]
         Budget of each run, FLOPs.
     """
@@ -55,7 +54,7 @@ class SavedPlan:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A results folder and where things lie in it."""
+    """A results folder."""
 
     path: Path
 
@@ -65,11 +64,11 @@ class Results:
 
     @property
     def trunks(self) -> Path:
-        """Where branches leave the states of their trunks: a cache, which costs time to delete."""
+        """Cache of trunk states for the cooldown branches; deleting it costs training time."""
         return self.path / "trunks"
 
     def dataset(self, fingerprint: str) -> Path:
-        """Return where the tokens with this fingerprint lie."""
+        """Return the folder of the tokens with this fingerprint."""
         return self.path / "data" / fingerprint
 
     def sweep(self, name: str) -> Path:
@@ -78,27 +77,29 @@ class Results:
         Raises
         ------
         UsageError
-            When the name cannot be a folder of its own.
+            If the name is not valid.
         """
         return named_folder(self.path / "sweeps", name, what="sweep")
 
     def sweep_names(self) -> list[str]:
-        """Return the names of all sweeps, the one created last first."""
-        plans = (self.path / "sweeps").glob("*/plan.json")
-        found = [self.load_plan(path.parent.name) for path in plans]
-        return [plan.name for plan in sorted(found, key=lambda plan: -plan.created_s)]
+        """Return the names of the sweeps with a readable plan, newest first."""
+        found = []
+        for path in (self.path / "sweeps").glob("*/plan.json"):
+            with contextlib.suppress(DataError, UsageError):
+                found.append(self.load_plan(path.parent.name))
+        return [plan.name for plan in sorted(found, key=lambda plan: (-plan.created_s, plan.name))]
 
     def save_plan(self, plan: Plan, science: Mapping[str, Any], *, extend: bool) -> SavedPlan:
-        """Save a sweep's specification, its plan and the spec of each run.
+        """Save the specification of a sweep, its plan and the spec of each run.
 
-        The same specification of the same text again changes nothing; with ``extend`` another one
-        adds its runs.
+        Saving the same specification and data again changes nothing. With ``extend``, another
+        specification adds its runs.
 
         Raises
         ------
         UsageError
-            When a sweep of that name holds another specification, or runs on another text, and
-            ``extend`` is not set.
+            If a sweep of that name has another specification or other data, and ``extend`` is not
+            set.
         """
         folder = self.sweep(plan.name)
         spec_text = json.dumps(science, indent=1, sort_keys=True)
@@ -108,13 +109,13 @@ class Results:
             if differing:
                 raise UsageError(
                     f"sweep {plan.name!r}, which exists with another {', '.join(differing)}",
-                    "the same specification and text, to continue it, or another --name",
-                    "Choose another --name, or add these runs to it with --extend (which adaptive "
-                    "sweeps and tunings do not have).",
+                    "the same specification and dataset, to continue the sweep, or a new name",
+                    "Choose another --name, or add these runs to the sweep with --extend (not for "
+                    "adaptive sweeps and `tune`).",
                 )
         known = {} if earlier is None else earlier.budgets
         budgets = {**known, **{row.spec.run_id: row.budget_flops for row in plan.rows}}
-        # A run stays in the valley for which it was planned first.
+        # A run keeps the budget for which it was planned first.
         budgets |= {run_id: budget for run_id, budget in known.items() if budget is not None}
         saved = SavedPlan(
             name=plan.name,
@@ -126,7 +127,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         for row in plan.rows:
             self.run(row.spec.run_id).write_spec(row.spec)
-        if saved == earlier and _text_of(folder / "spec.json") == spec_text:
+        if saved == earlier and read_json(folder / "spec.json") == json.loads(spec_text):
             return saved
         write_atomically(folder / "spec.json", spec_text, durable=True)
         content = {
@@ -148,7 +149,7 @@ class Results:
         Raises
         ------
         DataError
-            When there is no such sweep, or its plan cannot be read.
+            If there is no such sweep, or its plan cannot be read.
         """
         path = self.sweep(name) / "plan.json"
         try:
@@ -167,19 +168,20 @@ class Results:
         except FileNotFoundError:
             existing = sorted(p.parent.name for p in (self.path / "sweeps").glob("*/plan.json"))
             raise DataError(
-                f"sweep {name!r}, which {self.path} does not have",
+                f"sweep {name!r}, which is not in {self.path}",
                 f"one of {', '.join(existing)}" if existing else "a sweep that was launched",
-                "Check the name and --results, or launch it with `scalelab sweep`.",
+                did_you_mean(name, existing)
+                + "Check the name and --results, or launch it with `scalelab sweep`.",
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"plan {path}: {error}",
+                f"plan {path}, which cannot be read ({error})",
                 "the plan that `scalelab sweep` wrote",
-                "Remove it and run the sweep's command again, with each --extend: that writes it.",
+                "Remove the file and run the sweep's commands again, those with --extend included.",
             ) from None
 
     def _differences(self, earlier: SavedPlan, plan: Plan, science: Mapping[str, Any]) -> list[str]:
-        """Return in what a plan differs from the one that was saved under its name, in words."""
+        """Return the names of the options in which a plan differs from the saved one."""
         saved = read_json(self.sweep(plan.name) / "spec.json")
         run_ids = {row.spec.run_id for row in plan.rows}
         if saved is not None:
@@ -188,7 +190,7 @@ class Results:
             if differing:
                 return differing
         elif not run_ids or not run_ids <= set(earlier.run_ids):
-            return ["specification (its spec.json cannot be read, and these are not its runs)"]
+            return ["specification (its spec.json cannot be read, and its runs differ)"]
         texts = set()
         for run_id in earlier.run_ids:
             with contextlib.suppress(SpecError):
@@ -198,15 +200,9 @@ class Results:
         if not texts:
             return []
         return [
-            f"text (data {', '.join(sorted(texts))}; its files now give {plan.data.fingerprint})"
+            f"dataset (fingerprint {', '.join(sorted(texts))}; the files now have "
+            f"{plan.data.fingerprint})"
         ]
-
-
-def _text_of(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return None
 
 
 def _typed(content: Mapping[str, Any], key: str, *kinds: type) -> Any:

@@ -1,20 +1,20 @@
-"""What a run leaves behind, and what a fit reads: frozen values between train, store and fit.
+"""Types that the trainer, the collector and fits share.
 
-`MetricRow` is one line of ``metrics.jsonl``; `RunRecord` is ``record.json``; `Observations` is the
-table of finished runs that every fit takes, wherever the runs were made.
+`MetricRow` is one line of ``metrics.jsonl``, `RunRecord` is ``record.json``, `Observations` is the
+table of finished runs that every fit takes, and `Curves` are their training curves.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import DataError
+from scalelab.units import plural
 
 FloatArray = NDArray[np.float64]
 
@@ -36,17 +36,17 @@ class MetricRow:
     grad_norm : float
         Global gradient norm before clipping.
     tokens_per_s : float
-        Throughput since the previous row, evaluation and checkpoints left out.
+        Throughput since the previous row, excluding evaluation and checkpoints.
     tflops_per_s : float or None
         Exact-convention FLOPs per second of each device since the previous row, in units of 1e12.
     mfu : float or None
-        Share of the device's known peak; None on a device whose peak is not known.
+        Fraction of the device's peak FLOPs per second; None if the peak is unknown.
     loss_scale : float or None
-        Scale of the loss where a trainer scales it, else None; ours has none to scale.
+        Loss scale of mixed precision; None without one (the built-in trainer uses none).
     eval_loss_nats : float or None
-        Loss on the held-out set when it was evaluated at this step.
+        Loss on the held-out set, if evaluated at this step.
     noise_trace, noise_grad_sq : float or None
-        The two terms of the gradient noise scale, when measured at this step.
+        The two terms of the gradient noise scale, if measured at this step.
     time_s : float
         Unix time at which the row was written.
     """
@@ -75,16 +75,16 @@ class RunRecord:
     run_id : str
         Identity of the run, `scalelab.sweep.run_spec.RunSpec.run_id`.
     attempt : int
-        Number of the attempt that wrote this record.
+        Number of the attempt that wrote the record.
     token : str
         The attempt's claim token.
     status : str
-        ``done`` or ``diverged`` (only whole results are recorded).
+        ``done`` or ``diverged``.
     loss_nats : float or None
-        Final held-out loss in nats per token; None when diverged.
+        Final held-out loss in nats per token; None if diverged.
     loss_se_nats : float or None
-        Standard error of that mean over held-out sequences; common to all runs of a sweep, so it
-        is reported and never used as a weight.
+        Standard error of that mean over held-out sequences. The runs of a sweep share it, so fits
+        do not use it as a weight.
     n_params : Mapping[str, int]
         Parameter count by convention (`scalelab.theory.accounting.PARAM_CONVENTIONS`).
     flops : Mapping[str, float]
@@ -92,20 +92,20 @@ class RunRecord:
     n_tokens : int
         Tokens seen in training.
     unique_tokens : int
-        Distinct training tokens among them; ``n_tokens / unique_tokens`` is the epochs.
+        Distinct training tokens among them; ``n_tokens / unique_tokens`` is the number of epochs.
     n_steps : int
         Optimizer steps taken.
     wall_s : float
-        Seconds from the first step to the last, over all attempts that this one resumed.
+        Seconds of training, summed over this attempt and those it resumed from.
     ema_loss_nats : float or None
-        The same loss of the moving average of the weights where the run keeps one, else None.
+        Held-out loss of the moving average of the weights; None if the run keeps none.
     energy_j : float or None
-        Joules of the device over those attempts, its share of a pack's, where a counter was
-        readable (`scalelab.train.energy`), else None.
+        Energy of the device over those attempts, joules; for batched runs, the run's share. None
+        without a readable counter (`scalelab.train.energy`).
     diverged_at_step : int or None
-        Step at which divergence was established.
+        Step at which divergence was detected.
     reason : str or None
-        Why the run ended when it did not end as done.
+        Why the run diverged.
     """
 
     run_id: str
@@ -128,29 +128,29 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observations:
-    """Finished runs as columns, one entry a run (or a checkpoint, see ``cluster``).
+    """Finished runs as columns, one entry per run (or checkpoint, see ``cluster``).
 
     Attributes
     ----------
     n_params : ndarray of float, shape (n,)
         Parameters N, counted by ``param_convention``.
     n_tokens : ndarray of float, shape (n,)
-        Training tokens D, repeats included.
+        Training tokens D, including repeats.
     loss_nats : ndarray of float, shape (n,)
-        Final loss. Named nats because our runs are; a table made elsewhere may be in another unit,
-        in which case every loss that comes out of a fit is in that unit too.
+        Final loss, nats per token. An imported table may use another unit; every loss of its fits
+        is then in that unit.
     flops : ndarray of float, shape (n,)
         Training compute C, counted by ``flop_convention``.
     budget : ndarray of float, shape (n,), or None
-        Nominal iso-FLOP budget of each row, NaN where a row belongs to none.
+        isoFLOP budget of each row, FLOPs; NaN for a row without one.
     cluster : ndarray of str, shape (n,), or None
-        Rows that share noise share a label: checkpoints of one run, branches of one trunk.
+        Label of rows with correlated noise: checkpoints of one run, branches of one trunk.
     extra : Mapping[str, ndarray]
-        Further columns that a law or objective may name: ``unique_tokens``, ``lr``, ``weight``, ..
+        Further columns that a law or objective may use: ``unique_tokens``, ``lr``, ``weight``, ..
     param_convention, flop_convention : str
-        How N and C were counted; ``unstated`` for a table that does not say.
+        How N and C are counted; ``unstated`` if unknown.
     source : str
-        Where the rows come from, in words.
+        Where the rows come from, for messages.
     """
 
     n_params: FloatArray
@@ -177,26 +177,28 @@ class Observations:
         for name, column in columns.items():
             if column is not None and len(column) != n:
                 raise DataError(
-                    f"column {name} with {len(column)} entries beside {n} losses",
-                    "columns of one length",
-                    "Build every column from the same rows.",
+                    f"column {name} with {len(column)} values for {n} losses",
+                    "columns of equal length",
+                    "Take every column from the same rows.",
                 )
         for name in ("n_params", "n_tokens", "loss_nats", "flops"):
             column = getattr(self, name)
             bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
             if len(bad):
                 raise DataError(
-                    f"{name} = {column[bad[0]]} in row {bad[0] + 1} ({len(bad)} such rows)",
+                    f"{name} = {column[bad[0]]} in row {bad[0] + 1} "
+                    f"({plural(len(bad), 'invalid row')})",
                     "finite numbers above zero",
-                    "Remove those rows, or import the file, which sets them aside with the reason.",
+                    "Remove those rows, or use `scalelab import`, which rejects them.",
                 )
 
     def __len__(self) -> int:
         return len(self.loss_nats)
 
     def take(self, rows: NDArray[Any]) -> Observations:
-        """Return the rows at these positions (or where a mask is true), every column along."""
-        return Observations(
+        """Return the rows at these positions, or where a mask is true."""
+        return replace(
+            self,
             n_params=self.n_params[rows],
             n_tokens=self.n_tokens[rows],
             loss_nats=self.loss_nats[rows],
@@ -204,29 +206,21 @@ class Observations:
             budget=None if self.budget is None else self.budget[rows],
             cluster=None if self.cluster is None else self.cluster[rows],
             extra={name: column[rows] for name, column in self.extra.items()},
-            param_convention=self.param_convention,
-            flop_convention=self.flop_convention,
-            source=self.source,
         )
-
-
-def is_finite(value: float | None) -> bool:
-    """Say whether a loss is there and finite."""
-    return value is not None and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Curves:
-    """Training curves of finished runs, smoothed, one entry a point.
+    """Smoothed training curves of finished runs, one entry per point.
 
     Attributes
     ----------
     run_id : ndarray of str, shape (m,)
         The run of each point.
     n_tokens : ndarray of float, shape (m,)
-        Tokens seen by then.
+        Tokens seen at the point.
     loss_nats : ndarray of float, shape (m,)
-        Mean training loss about then, nats per token.
+        Mean training loss around the point, nats per token.
     """
 
     run_id: NDArray[np.str_]

@@ -1,8 +1,8 @@
-"""Bring the tables up to date with the files of the results folder: the collector.
+"""The collector: update the tables from the files of the results folder.
 
-What the tables hold is a function of the files alone, so both databases can be deleted at any time.
-Rows and what was read of each file are written in one transaction: a collector that is killed loses
-and doubles nothing, and collecting twice changes nothing.
+The tables depend only on the files, so both databases can be deleted at any time. Rows and the
+progress of each file are written in one transaction: a killed collector loses and duplicates no
+row, and collecting twice changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalelab.errors import DataError, unwritable
-from scalelab.store import live, scan
+from scalelab.records import run_files
+from scalelab.records.files import list_folders
+from scalelab.store import live
 from scalelab.store.curves import Progress
 from scalelab.store.portions import Portion
 from scalelab.store.readers import read_portions
@@ -26,31 +28,31 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUNS_IN_A_TRANSACTION = 4_000
-"""Not all at once: while these are written, helpers read on."""
+"""Several transactions, because helpers continue to read while one is written."""
 ROWS_IN_A_TRANSACTION = 250_000
 LOCK_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectReport:
-    """What a collection did.
+    """The result of a collection.
 
     Attributes
     ----------
     runs_new, runs_changed, runs_removed : int
-        Runs that were first seen, had changed files, or whose folder is gone.
+        Runs that are new, have changed files, or whose folder was removed.
     metric_rows_new : int
-        Rows of training curves that were added.
+        Added rows of training curves.
     torn_lines : int
-        Lines of curves that could not be read and were dropped.
+        Unreadable lines of curves, which were dropped.
     runs : int
         Runs in the tables now.
     is_published : bool
         Whether a new snapshot was published.
     problems : tuple of str
-        What was left out, and why; warnings.
+        Warnings: what was skipped, and why.
     wall_s : float
-        How long it took.
+        Duration, seconds.
     """
 
     runs_new: int
@@ -66,7 +68,7 @@ class CollectReport:
 
 @dataclass(slots=True)
 class _Batch:
-    """Portions that go into one transaction."""
+    """Portions of one transaction."""
 
     portions: list[Portion] = field(default_factory=list)
     n_runs: int = 0
@@ -79,29 +81,29 @@ class _Batch:
         self.n_rows += portion.tables["attempt_metrics"].num_rows
 
     def is_full(self) -> bool:
-        """Say whether it should be written before more is gathered."""
+        """Return whether to write the batch before reading more."""
         return (
             self.n_runs >= RUNS_IN_A_TRANSACTION
             or self.n_rows >= ROWS_IN_A_TRANSACTION
-            # What follows is of a run that is in here already.
+            # The next portion continues a run of this batch.
             or bool(self.portions and self.portions[-1].rest)
         )
 
 
 def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
-    """Load what is new in the results folder, and publish a snapshot when anything changed.
+    """Load new results, and publish a snapshot if anything changed.
 
     Parameters
     ----------
     results : Path
         The results folder.
     wait_s : float
-        How long to wait for another collector (``collect --watch`` beside a sweep that ends).
+        Seconds to wait for another collector, such as ``collect --watch``.
 
     Raises
     ------
     DataError
-        When the folder is missing or cannot be written, or another collector is at work.
+        If the folder is missing or cannot be written, or another collector is running.
     """
     started = time.perf_counter()
     if not results.is_dir():
@@ -116,14 +118,14 @@ def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
             raise DataError(
                 f"{path}, which is a folder",
                 "a database that the collector wrote, or nothing",
-                "Move it away: the collector builds the file anew from the run folders.",
+                "Move the folder away; the collector then creates the file from the run folders.",
             )
     with live.collector_lock(folder, wait_s=wait_s):
         connection, discarded = live.open_live(folder)
         try:
             collection = _Collection(connection, results)
             if discarded:
-                collection.problems.append(f"live database built anew: it was {discarded}")
+                collection.problems.append(f"live database rebuilt: it was {discarded}")
             collection.run()
             torn_lines = max(collection.count_torn() - collection.torn_before, 0)
             must_publish = not live.is_published(connection, results)
@@ -138,7 +140,7 @@ def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
     if kind:
         collection.problems.append(
             f"{folder} is on a network file system ({kind}), where databases are slow and locks "
-            f"unsure: set {live.LIVE_DIR_VARIABLE} to a folder on a local disk"
+            f"may fail; set {live.LIVE_DIR_VARIABLE} to a folder on a local disk"
         )
     return CollectReport(
         runs_new=collection.runs_new,
@@ -156,7 +158,7 @@ def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
 def watch(
     results: Path, *, interval_s: float, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[CollectReport]:
-    """Collect again and again, and hand over each report; never ends by itself."""
+    """Collect repeatedly and yield each report; does not end by itself."""
     while True:
         report = collect(results)
         yield report
@@ -179,28 +181,28 @@ class _Collection:
         )
 
     def count_torn(self) -> int:
-        """Return the torn lines of all attempts."""
+        """Return the number of torn lines of all attempts."""
         query = "SELECT coalesce(sum(torn_lines), 0) FROM attempts"
         return int(self.connection.execute(query).fetchall()[0][0])
 
     def run(self) -> None:
-        """Bring every table up to date."""
-        names = scan.run_names(self.runs_folder)
+        """Update all tables."""
+        names = list_folders(self.runs_folder)
         self._remove(sorted(self.known.keys() - set(names)))
         changed = [
             name
             for name in names
             if (signature := self.known.get(name)) is None
-            or not scan.is_unchanged(f"{self.runs_folder}/{name}", signature)
+            or not run_files.is_unchanged(f"{self.runs_folder}/{name}", signature)
         ]
         progress = self._load_progress(changed)
         group = [(name, progress.get(name, {})) for name in changed]
         batch = _Batch()
         for portion in read_portions(self.runs_folder, group, max_rows=ROWS_IN_A_TRANSACTION):
             for name, why in portion.unread.items():
-                self.problems.append(f"run {name} not read, as it was before: {why}")
+                self.problems.append(f"run {name} not updated: {why}")
             for name, why in portion.refused.items():
-                self.problems.append(f"run {name} left out: {why}")
+                self.problems.append(f"run {name} skipped: {why}")
             self._remove([name for name in portion.refused if name in self.known])
             if portion.restarted:
                 self._commit(batch)
@@ -248,7 +250,7 @@ class _Collection:
         self.known |= signatures
 
     def _remove(self, names: list[str]) -> None:
-        """Remove runs whose folder is gone or cannot be used."""
+        """Remove runs whose folder was removed or is inconsistent."""
         if not names:
             return
         with self._transaction():
@@ -260,7 +262,7 @@ class _Collection:
         self.runs_removed += len(names)
 
     def _load_progress(self, names: list[str]) -> dict[str, dict[int, Progress]]:
-        """Return how far the curves of these runs were read, by run and attempt."""
+        """Return the reading progress of these runs by attempt."""
         found: dict[str, dict[int, Progress]] = {}
         if not names:
             return found
@@ -277,7 +279,7 @@ class _Collection:
         return found
 
     def _forget_progress(self, reached: pa.Table) -> None:
-        """Remove how far the curves were read that now were read further."""
+        """Remove the earlier progress of curves that were read further."""
         if not reached.num_rows:
             return
         self.connection.register("reached", reached)

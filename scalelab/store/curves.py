@@ -1,4 +1,4 @@
-"""Read training curves where they were left off: whole new lines of a growing ``metrics.jsonl``."""
+"""Read the new complete lines of a growing ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _NUMBERS = {int, float, type(None)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far the curve of one attempt was read.
+    """How much of an attempt's curve was read.
 
     Attributes
     ----------
     token : str
-        Of the attempt: another one under the same number is another file.
+        Token of the attempt; another token under the same number is another file.
     bytes_read : int
-        Offset after the last line that was taken or dropped.
+        Offset after the last line read.
     last_step : int
-        Highest step taken, 0 before the first.
+        Highest step read, 0 before the first.
     torn : int
-        Lines dropped because they are not a row, or do not go on from the row before.
+        Lines dropped because they are not a row, or their step is not above that of the row before.
     """
 
     token: str
@@ -43,7 +43,7 @@ class Progress:
 
 @dataclass(slots=True)
 class CurveRows:
-    """Rows of curves gathered for one insertion, column by column."""
+    """Rows of curves for one insertion."""
 
     run_id: list[str] = field(default_factory=list)
     attempt: list[int] = field(default_factory=list)
@@ -74,23 +74,22 @@ class CurveRows:
 
 
 def read_new_rows(path: str, progress: Progress) -> tuple[list[Mapping[str, Any]], Progress]:
-    """Return the rows after ``progress``, at most a chunk of them, and how far they reach.
+    """Return the rows after ``progress``, at most `CHUNK_BYTES` of them, and the new progress.
 
-    Only lines that end in a newline count; an unfinished last one is left for the next time. A line
-    that is no row (torn by a full disk or a power cut) is dropped and counted, and so is one whose
-    step does not go beyond the row before: each step of an attempt is taken once.
+    Reads only lines that end in a newline. Drops and counts lines that are not a row (torn by a
+    full disk or a power failure) and lines whose step is not above that of the row before.
 
     Parameters
     ----------
     path : str
-        The ``metrics.jsonl``; it may be missing.
+        Path of ``metrics.jsonl``; the file may be missing.
     progress : Progress
-        Where the last reading stopped.
+        Progress that the last call returned.
     """
     data = _read_from(path, progress.bytes_read)
     end = data.rfind(b"\n") + 1
     if end == 0 and len(data) >= CHUNK_BYTES:
-        # No row is that long: what this is was not written by a trainer.
+        # No row of a trainer is that long: skip the chunk.
         end = len(data)
     rows: list[Mapping[str, Any]] = []
     last_step, torn = progress.last_step, progress.torn
@@ -122,7 +121,7 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
         and 0 < step <= MAX_STEP
         and type(tokens) is int
         and "loss_nats" in row
-        # The first test nearly always settles it; a field that we do not know may hold anything.
+        # The first test is fast and nearly always true; unknown fields may have any type.
         and (
             _NUMBERS.issuperset(map(type, row.values()))
             or _NUMBERS.issuperset([type(row.get(name)) for name in _FIELDS])
@@ -137,7 +136,7 @@ def _read_from(path: str, offset: int) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         return b""
     try:
-        # Asking for no more than there is: a buffer of a whole chunk costs more than the reading.
+        # Limit the buffer to the bytes left: allocating a whole chunk takes longer than reading.
         left = os.fstat(descriptor).st_size - offset
         return os.pread(descriptor, min(left, CHUNK_BYTES), offset) if left > 0 else b""
     finally:

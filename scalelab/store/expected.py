@@ -1,10 +1,10 @@
-"""What a run's loss should be by now, and at its end, judging by the finished runs of its sweep.
+"""Predict the current and final loss of a running run from the finished runs of its sweep.
 
-A loss in mid-schedule is no result and lies above what the law says for those tokens, so a running
-run is compared with finished ones at the same fraction of *their* schedules. From one size and
-length to another the loss is carried by the form :math:`E + A N^{-1/3} + B D^{-1/3}`, fitted by
-least squares to the nearest finished runs. It is a yardstick while a sweep runs: the laws that
-answer questions are fitted by `scalelab.fit`, exponents included.
+A loss in mid-schedule is above the law's loss for those tokens, so a running run is compared with
+finished runs at the same fraction of *their* schedules. The form
+:math:`E + A N^{-1/3} + B D^{-1/3}`, fitted by least squares to the nearest finished runs, converts
+their losses to its size and length. This is only a check during a sweep; `scalelab.fit` fits laws
+with free exponents.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalelab.store import scan
+from scalelab.records import run_files
 from scalelab.store.curves import Progress, read_new_rows
-from scalelab.store.rows import curve_segments
 from scalelab.store.run_status import Expected, Outlook, RunStatus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXPONENT = 1 / 3
-"""Between the published ones: 0.28 to 0.37 (arXiv:2203.15556, 2404.10102)."""
+"""Published exponents are 0.28 to 0.37 (arXiv:2203.15556, 2404.10102)."""
 MIN_FINISHED = 5
 NEAREST = 24
 WINDOW = 0.05
 LEVEL = 0.9
 FALSE_ALARMS = 0.01
-"""Chance that any run of a healthy sweep is called surprising."""
+"""Probability that any run of a normal sweep is reported by `surprising`."""
 
 
 def with_outlooks(runs: Sequence[RunStatus], runs_folder: str) -> tuple[RunStatus, ...]:
-    """Return the runs, each running one with its outlook.
+    """Return the runs, with an outlook for each running run.
 
     Parameters
     ----------
     runs : sequence of RunStatus
-        Of one sweep.
+        Runs of one sweep.
     runs_folder : str
-        Where the run folders lie, for the curves.
+        Folder of the run folders, for the curves.
     """
     finished = [run for run in runs if _is_finished(run)]
     return tuple(
@@ -61,7 +60,7 @@ def expect(
     at: NDArray[np.float64],
     level: float = LEVEL,
 ) -> Expected | None:
-    """Return the loss that a run of size and length ``at`` should have, with where it may lie.
+    """Return the expected loss of a run of size and length ``at``, with its prediction interval.
 
     Parameters
     ----------
@@ -70,15 +69,15 @@ def expect(
     losses : ndarray, shape (n,)
         Their losses, nats per token.
     at : ndarray, shape (2,)
-        N and D of the run in question.
+        N and D of the run.
     level : float
-        Of the prediction interval (Student's t, noise of one size for all runs).
+        Level of the prediction interval (Student's t, equal noise for all runs).
 
     Returns
     -------
     Expected or None
-        None with fewer than `MIN_FINISHED` runs, or where they do not tell what N does from what D
-        does.
+        None with fewer than `MIN_FINISHED` runs, or if the runs do not separate the effects of N
+        and D.
     """
     from scipy.special import stdtrit
 
@@ -96,16 +95,16 @@ def expect(
     freedom = len(losses) - rank
     noise = math.sqrt(float(np.sum((losses - design @ found) ** 2)) / freedom)
     leverage = float(here @ np.linalg.solve(design.T @ design, here))
-    reach = float(stdtrit(freedom, (1 + level) / 2)) * noise * math.sqrt(1 + leverage)
+    half_width = float(stdtrit(freedom, (1 + level) / 2)) * noise * math.sqrt(1 + leverage)
     middle = float(here @ found)
-    return Expected(loss_nats=middle, low_nats=middle - reach, high_nats=middle + reach)
+    return Expected(loss_nats=middle, low_nats=middle - half_width, high_nats=middle + half_width)
 
 
 def surprising(runs: Sequence[RunStatus]) -> tuple[tuple[RunStatus, Expected], ...]:
-    """Return the finished runs whose loss the others do not explain, with what they do explain.
+    """Return the finished runs whose loss is outside the range predicted from the other runs.
 
-    Each is compared with the form fitted to the other finished runs of the sweep; in a healthy
-    sweep the chance that any is returned is about `FALSE_ALARMS`.
+    Each run is compared with the form fitted to the other finished runs. In a normal sweep the
+    probability that any run is returned is about `FALSE_ALARMS`.
     """
     finished = [run for run in runs if _is_finished(run)]
     places = _places(finished)
@@ -141,10 +140,10 @@ def _outlook(run: RunStatus, finished: Sequence[RunStatus], runs_folder: str) ->
 def loss_about(folder: str, fraction: float, n_steps: int) -> float | None:
     """Return a run's mean training loss in the last `WINDOW` of its schedule before ``fraction``.
 
-    None where its curve has no row there, or one that is not finite.
+    None if its curve has no row there, or a row that is not finite.
     """
-    run = scan.read_run(folder)
-    # The size tells a curve that has grown; that of a finished run never does.
+    run = run_files.read_run(folder)
+    # The sizes are the cache key: a running curve grows, a finished one does not.
     sizes = tuple((attempt.number, attempt.metrics_bytes) for attempt in run.attempts)
     steps, losses = _curve(folder, sizes)
     at = fraction * n_steps
@@ -156,9 +155,9 @@ def loss_about(folder: str, fraction: float, n_steps: int) -> float | None:
 def _curve(
     folder: str, sizes: tuple[tuple[int, int], ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return steps and losses of a run's curve, over all attempts that make it up."""
-    run = scan.read_run(folder)
-    segments: Mapping[int, tuple[int, int | None]] = curve_segments(run)
+    """Return steps and losses of a run's curve, from all attempts that form it."""
+    run = run_files.read_run(folder)
+    segments: Mapping[int, tuple[int, int | None]] = run.curve_segments()
     if not segments and run.attempts:
         segments = {run.attempts[-1].number: (0, None)}
     steps: list[int] = []

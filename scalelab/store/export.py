@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from scalelab.errors import DataError, UsageError
-from scalelab.store.db import open_snapshot
+from scalelab.store.live import open_snapshot
 from scalelab.store.schema import IMPORTS, RUNS, SWEEPS, TABLES
 from scalelab.store.table_source import first_line
 

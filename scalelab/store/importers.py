@@ -1,12 +1,12 @@
-"""Keep a table made elsewhere among the results: ``<results>/imports/<name>/``.
+"""Import a table into the results folder, ``<results>/imports/<name>/``.
 
 ::
 
-    data.parquet   the usable rows, in our columns, with the line of the file that each comes from
-    mapping.json   what was imported, when, and how its columns were read
-    rejects.csv    the rows that were set aside: line, column, value, reason
+    data.parquet   the usable rows in our columns, with the line of the file
+    mapping.json   source file, time, and how its columns were read
+    rejects.csv    the unusable rows: line, column, value, reason
 
-The folder appears whole, by rename, or not at all.
+The folder is complete or absent, by rename.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.errors import DataError, UsageError, unwritable
-from scalelab.records.files import fsync
+from scalelab.records.files import fsync, read_json
 from scalelab.records.names import named_folder, suggest_name
-from scalelab.store.scan import read_json
+from scalelab.store.columns import ALIASES, CORE
 from scalelab.store.sources import IMPORT_FILE
 from scalelab.store.table_source import open_file
-from scalelab.store.tables import ALIASES, CORE, ReadOptions, TableRead, read_source
+from scalelab.store.tables import ReadOptions, TableRead, read_source
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS
 
 if TYPE_CHECKING:
@@ -45,24 +45,24 @@ _HASH_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportReport:
-    """What an import did.
+    """The result of an import.
 
     Attributes
     ----------
     name : str
-        Under which `fit --sweep` finds it.
+        Name of the import, for `fit --sweep`.
     folder : Path
-        Where it lies.
+        Its folder.
     n_rows, n_rejects : int
-        Rows taken, and rows set aside in ``rejects.csv``.
+        Imported rows, and unusable rows in ``rejects.csv``.
     is_new : bool
-        False when the same table had been imported under this name in the same way before.
+        False if the same import existed.
     mapping : Mapping[str, str]
-        Our columns and what was read for them.
+        Our columns, and the column or expression read for each.
     param_convention, flop_convention : str
-        How the table counts.
+        How the table counts N and C.
     notes : Mapping[str, str]
-        What was decided without being asked, by code.
+        Notes for the user, by code.
     """
 
     name: str
@@ -89,24 +89,23 @@ def import_table(
     Parameters
     ----------
     results : Path
-        The results folder; made when it is missing.
+        The results folder; created if missing.
     file : Path
         The table.
     options : ReadOptions
-        How its columns are read.
+        How to read its columns.
     name : str, optional
-        Name of the import; by default from the name of the file.
+        Name of the import; default: the file name without its ending.
     replaces : bool
-        Whether an earlier import of that name gives way.
+        Whether to replace an earlier import of that name.
 
     Raises
     ------
     UsageError
-        When the name cannot be a folder, is a sweep's, or is that of another import, or there is no
-        such convention.
+        If the name is invalid or belongs to a sweep or another import, or a convention is unknown.
     DataError
-        When the file cannot be read, lacks a column, or has no usable row, or the results folder
-        cannot be written; nothing is left behind then.
+        If the file cannot be read, lacks a column or has no usable row, or the results folder
+        cannot be written. The results folder is then unchanged.
     """
     _check_convention("param", options.param_convention, PARAM_CONVENTIONS)
     _check_convention("flop", options.flop_convention, FLOP_CONVENTIONS)
@@ -116,18 +115,18 @@ def import_table(
     if (results / "sweeps" / name).exists():
         raise UsageError(
             f"import name {name!r}, which is the name of a sweep",
-            "a name of its own",
-            f"Choose one with --name, such as {name}-import.",
+            "another name",
+            f"Choose one, for example: --name {name}-import",
         )
     identity = _identity(file, options)
-    earlier = read_json(str(folder / MAPPING_FILE)) if folder.exists() else None
+    earlier = read_json(folder / MAPPING_FILE) if folder.exists() else None
     if earlier is not None and all(earlier.get(key) == value for key, value in identity.items()):
         return _report(folder, earlier, is_new=False)
     if folder.exists() and not replaces:
         raise UsageError(
-            f"import name {name!r}, under which another table or mapping was imported",
-            "a name of its own, or --replace",
-            f"Choose another --name, or replace the {_rows_of(earlier)} that are there.",
+            f"import name {name!r}, which is in use for another table or mapping",
+            "a new name, or --replace",
+            "Choose another --name, or replace the earlier import with --replace.",
         )
     read = _read(file, options)
     about = {
@@ -152,12 +151,12 @@ def _check_convention(what: str, given: str, known: Mapping[str, str]) -> None:
         raise UsageError(
             f"--{what}-convention {given!r}",
             f"one of {', '.join(known)}, or unstated",
-            "Choose the one that counts as the file does.",
+            "Choose the convention by which the file counts.",
         )
 
 
 def _read(file: Path, options: ReadOptions) -> TableRead:
-    """Read the table with its columns of text, which a condition may want later."""
+    """Read the table with its text columns, which later conditions may use."""
     with open_file(file) as source:
         taken = {*options.mapping.values(), *CORE, *ALIASES, *sum(ALIASES.values(), ())}
         texts = [
@@ -165,15 +164,11 @@ def _read(file: Path, options: ReadOptions) -> TableRead:
             for column, kind in source.types.items()
             if kind == "VARCHAR" and column.lower() not in {name.lower() for name in taken}
         ]
-        return read_source(source, _with_texts(options, texts))
-
-
-def _with_texts(options: ReadOptions, texts: list[str]) -> ReadOptions:
-    return replace(options, text_columns=(*options.text_columns, *texts))
+        return read_source(source, replace(options, text_columns=(*options.text_columns, *texts)))
 
 
 def _identity(file: Path, options: ReadOptions) -> dict[str, Any]:
-    """Return what makes two imports the same."""
+    """Return what two equal imports have in common: file content and options."""
     digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:
@@ -195,7 +190,7 @@ def _identity(file: Path, options: ReadOptions) -> dict[str, Any]:
 
 
 def _write_folder(folder: Path, read: TableRead, about: Mapping[str, Any]) -> None:
-    """Write the three files into a hidden folder and give it its name when all are on the disk."""
+    """Write the three files into a hidden folder and rename it when all are on disk."""
     import pyarrow.parquet as pq
 
     token = secrets.token_hex(4)
@@ -256,7 +251,3 @@ def _report(folder: Path, about: Mapping[str, Any], *, is_new: bool) -> ImportRe
         flop_convention=about["flop_convention"],
         notes=about["notes"],
     )
-
-
-def _rows_of(about: Mapping[str, Any] | None) -> str:
-    return f"{about['rows']} rows" if about and "rows" in about else "files"

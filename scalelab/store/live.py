@@ -1,7 +1,7 @@
-"""The collector's own database: one writer under a lock, and the snapshot that it publishes.
+"""The collector's database, its lock, and the snapshot that it publishes for readers.
 
-DuckDB admits one writing process and no reader beside it, so the live file belongs to the collector
-alone, and readers get a copy that replaces the earlier one by rename. Both can be deleted: the next
+DuckDB allows either one writing process or several readers. So only the collector opens the live
+file; readers get a copy, the snapshot, which is replaced by rename. Both can be deleted: the next
 collection builds them again from the files.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalelab.errors import DataError
+from scalelab.records.files import fsync
 from scalelab.store.schema import SCHEMA_VERSION, create_statements
 
 if TYPE_CHECKING:
@@ -38,14 +39,57 @@ _COPY_BYTES = 1 << 30
 
 
 def snapshot_path(results: Path) -> Path:
-    """Return where readers find the published tables."""
+    """Return the path of the published tables."""
     return results / SNAPSHOT_FILE
 
 
-def live_folder(results: Path) -> Path:
-    """Return where the collector keeps its own database and lock.
+def open_snapshot(results: Path) -> duckdb.DuckDBPyConnection:
+    """Return a read-only connection to the published tables.
 
-    The results folder itself, or one of its own below ``SCALELAB_LIVE_DIR``.
+    A collector may run at the same time; the connection keeps the snapshot that it opened. The file
+    is attached to a private database, because DuckDB shares one instance of a path within a
+    process, which could be an older file of that name.
+
+    Raises
+    ------
+    DataError
+        If nothing was collected, or another version of scalelab published the file.
+    """
+    import duckdb
+
+    path = snapshot_path(results)
+    if not path.exists():
+        raise DataError(
+            f"results folder {results}, which has no {path.name}",
+            "a results folder with collected runs",
+            f"Run `scalelab collect --results {results}`, or name another folder with --results.",
+        )
+    connection = duckdb.connect()
+    try:
+        quoted = str(path).replace("'", "''")
+        connection.execute(f"ATTACH '{quoted}' AS results (READ_ONLY); USE results;")
+        found = connection.execute("SELECT schema FROM collector.store").fetchall()
+    except duckdb.Error as error:
+        connection.close()
+        raise DataError(
+            f"{path}, which cannot be opened ({str(error).splitlines()[0]})",
+            "the snapshot that `scalelab collect` publishes",
+            "Delete it and run `scalelab collect`, which rebuilds it from the run folders.",
+        ) from None
+    if found != [(SCHEMA_VERSION,)]:
+        connection.close()
+        raise DataError(
+            f"{path} with schema {found[0][0] if found else 'unknown'}",
+            f"schema {SCHEMA_VERSION}, which this version of scalelab reads",
+            "Run `scalelab collect` with this version.",
+        )
+    return connection
+
+
+def live_folder(results: Path) -> Path:
+    """Return the folder of the collector's database and lock.
+
+    This is the results folder, or a folder inside ``SCALELAB_LIVE_DIR`` if that is set.
     """
     parent = os.environ.get(LIVE_DIR_VARIABLE)
     if not parent:
@@ -56,13 +100,13 @@ def live_folder(results: Path) -> Path:
 
 
 def network_file_system(path: Path, mounts: str | None = None) -> str | None:
-    """Return the kind of network file system that ``path`` lies on, None for a local one.
+    """Return the type of the network file system of ``path``, None for a local one.
 
     Parameters
     ----------
     path : Path
     mounts : str, optional
-        Text in the format of ``/proc/self/mounts``, which is read by default.
+        Text in the format of ``/proc/self/mounts``, the default.
     """
     if mounts is None:
         try:
@@ -83,27 +127,27 @@ def network_file_system(path: Path, mounts: str | None = None) -> str | None:
 
 @contextlib.contextmanager
 def collector_lock(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock of the one collector in a live folder; it ends with the process at latest.
+    """Hold the collector's lock of a live folder; it is released when the process ends.
 
     Parameters
     ----------
     folder : Path
         The live folder.
     wait_s : float
-        How long to wait for another collector, seconds.
+        Seconds to wait for another collector.
 
     Raises
     ------
     DataError
-        When another collector holds it, the folder cannot be written, or it knows no locks.
+        If another collector holds the lock, or the folder cannot be written or locked.
     """
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise DataError(
-            f"{folder}, in which no file can be written ({error.strerror})",
-            "a results folder of your own, or one that you may write to",
-            f"Mend its permissions, or open {SNAPSHOT_FILE} as it was published last.",
+            f"{folder}, which cannot be written ({error.strerror})",
+            "a results folder that you may write to",
+            f"Change its permissions, or read the existing {SNAPSHOT_FILE}.",
         ) from None
     try:
         _lock(descriptor, folder, time.monotonic() + wait_s)
@@ -117,7 +161,7 @@ def collector_lock(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 def _lock(descriptor: int, folder: Path, deadline: float) -> None:
     while True:
         try:
-            # flock, not lockf: it also keeps two threads of one process apart.
+            # flock, unlike lockf, also excludes another thread of this process.
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() < deadline:
@@ -125,31 +169,31 @@ def _lock(descriptor: int, folder: Path, deadline: float) -> None:
                 continue
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
             raise DataError(
-                f"{folder}, which another collector is working on ({holder or 'just started'})",
+                f"{folder}, which another collector is using ({holder or 'just started'})",
                 "one collector at a time",
-                "Wait for it, or stop it; readers may open the snapshot meanwhile.",
+                f"Wait until it ends, or stop it. You can read {SNAPSHOT_FILE} meanwhile.",
             ) from None
         except OSError as error:
             raise DataError(
-                f"{folder}, whose file system gives no lock ({error.strerror})",
+                f"{folder}, whose file system cannot lock files ({error.strerror})",
                 "a file system with locks",
                 f"Set {LIVE_DIR_VARIABLE} to a folder on a local disk.",
             ) from None
 
 
 def open_live(folder: Path) -> tuple[duckdb.DuckDBPyConnection, str | None]:
-    """Return a connection to the live database, made anew where there is none to go on with.
+    """Return a connection to the live database, created if there is none to update.
 
     Returns
     -------
     connection
     str or None
-        Why an earlier database was discarded, if one was.
+        Why an earlier database was discarded; None if it was not.
 
     Raises
     ------
     DataError
-        When another program has the file open, or a newer scalelab wrote it.
+        If another program has the file open, or a newer scalelab wrote it.
     """
     import duckdb
 
@@ -162,8 +206,8 @@ def open_live(folder: Path) -> tuple[duckdb.DuckDBPyConnection, str | None]:
             if "lock" in str(error).lower():
                 raise DataError(
                     f"{path}, which another program has open",
-                    "the collector alone to open it",
-                    f"Close that program; read {SNAPSHOT_FILE} instead.",
+                    "a file that only the collector opens",
+                    f"Close that program and use {SNAPSHOT_FILE} there instead.",
                 ) from None
             discarded = f"damaged ({str(error).splitlines()[0]})"
         else:
@@ -175,9 +219,9 @@ def open_live(folder: Path) -> tuple[duckdb.DuckDBPyConnection, str | None]:
                 raise DataError(
                     f"{path}, written by a newer scalelab (schema {version})",
                     f"schema {SCHEMA_VERSION} or older",
-                    "Upgrade scalelab, or delete the file to build it anew with this version.",
+                    "Upgrade scalelab, or delete the file so that this version rebuilds it.",
                 )
-            discarded = "not whole" if version is None else f"of schema {version}"
+            discarded = "incomplete" if version is None else f"of schema {version}"
         for stale in (path, path.with_name(path.name + ".wal")):
             stale.unlink(missing_ok=True)
     connection = duckdb.connect(str(path))
@@ -196,7 +240,7 @@ def _schema_version(connection: duckdb.DuckDBPyConnection) -> int | None:
 
 
 def is_published(connection: duckdb.DuckDBPyConnection, results: Path) -> bool:
-    """Say whether the snapshot holds what the live database holds."""
+    """Return whether the snapshot has the content of the live database."""
     import duckdb
 
     path = str(snapshot_path(results)).replace("'", "''")
@@ -219,7 +263,7 @@ def is_published(connection: duckdb.DuckDBPyConnection, results: Path) -> bool:
 def publish(folder: Path, results: Path) -> None:
     """Replace the snapshot by a copy of the live database, which must be closed.
 
-    Closing has written everything into the one file; the copy is synced before it takes the name.
+    Closing writes everything into the file. The copy is synced before it is renamed.
     """
     partial = results / f".scalelab-publish-{os.uname().nodename}.duckdb"
     try:
@@ -230,8 +274,4 @@ def publish(folder: Path, results: Path) -> None:
         partial.replace(snapshot_path(results))
     finally:
         partial.unlink(missing_ok=True)
-    descriptor = os.open(results, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(results)

@@ -1,7 +1,7 @@
-"""What the files of some runs add to the tables: read and made into columns, without a database.
+"""Read run folders into Arrow columns, without a database.
 
-Everything costly about a collection happens here, as a function of the files and of how far their
-curves were read, so that several processes can share it.
+This is the slow part of a collection. It depends only on the files and on how much of their curves
+was read before, so several processes can share it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from scalelab.errors import ScalelabError
-from scalelab.store import scan
+from scalelab.records import run_files
 from scalelab.store.curves import CurveRows, Progress, read_new_rows
 from scalelab.store.rows import Row, arrow_columns, as_arrow, attempt_rows, run_row
 from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, RUNS
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 ROWS_AS_OBJECTS = 20_000
 
 Group = Sequence[tuple[str, Mapping[int, Progress]]]
-"""Runs to read: name and how far the curve of each attempt was read before."""
+"""Runs to read: name, and how much of each attempt's curve was read before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Portion:
-    """What the files of some runs add to the tables.
+    """New rows of the tables from some runs.
 
     Attributes
     ----------
     tables : Mapping[str, pyarrow.Table]
         Rows of ``runs``, ``attempts``, ``attempt_metrics`` and ``collector.files``.
     signatures : Mapping[str, str]
-        By run that was read to its end, for `scalelab.store.scan.is_unchanged`.
+        By completely read run, for `scalelab.records.run_files.is_unchanged`.
     restarted : tuple of str
-        Runs of whose curves nothing that was read before holds.
+        Runs whose earlier curve rows are invalid and must be deleted.
     refused, unread : Mapping[str, str]
-        By run that does not hold together, or that the file system did not give: why.
+        Reason by run: its files are inconsistent, or could not be read.
     rest : tuple
-        Runs that are not yet read to their end, as a `Group` to go on with.
+        Runs not yet read completely, as the next `Group`.
     """
 
     tables: Mapping[str, pa.Table]
@@ -52,7 +52,7 @@ class Portion:
 
 
 def read_portion(runs: str, group: Group, *, max_rows: int) -> Portion:
-    """Return what these runs add, up to about ``max_rows`` rows of curves.
+    """Return the new rows of these runs, up to about ``max_rows`` rows of curves.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def read_portion(runs: str, group: Group, *, max_rows: int) -> Portion:
         The folder with the run folders.
     group : Group
     max_rows : int
-        After so many rows what remains is left for another call; a chunk of a file is always read
-        whole (`scalelab.store.curves.CHUNK_BYTES`).
+        Rows of curves after which the remaining runs go to `Portion.rest`. Files are read in chunks
+        of `scalelab.store.curves.CHUNK_BYTES`, so the portion may have more rows.
     """
     reading = _Reading(max_rows=max_rows)
     for index, (name, earlier) in enumerate(group):
@@ -69,7 +69,7 @@ def read_portion(runs: str, group: Group, *, max_rows: int) -> Portion:
             reading.rest += group[index:]
             break
         try:
-            reading.take(scan.read_run(f"{runs}/{name}"), earlier)
+            reading.take(run_files.read_run(f"{runs}/{name}"), earlier)
         except ScalelabError as error:
             reading.refused[name] = str(error)
         except OSError as error:
@@ -79,7 +79,7 @@ def read_portion(runs: str, group: Group, *, max_rows: int) -> Portion:
 
 @dataclass(slots=True)
 class _Reading:
-    """A portion while it grows."""
+    """A portion while it is read."""
 
     max_rows: int
     run_rows: list[Row] = field(default_factory=list)
@@ -94,11 +94,11 @@ class _Reading:
     rest: list[tuple[str, Mapping[int, Progress]]] = field(default_factory=list)
 
     def is_full(self) -> bool:
-        """Say whether enough rows of curves were read."""
+        """Return whether the portion has enough rows of curves."""
         return len(self.curves) + sum(map(len, self.curve_tables)) >= self.max_rows
 
-    def take(self, run: scan.RunFiles, earlier: Mapping[int, Progress]) -> None:
-        """Add a run; where its curves are too long for this portion it goes to the rest."""
+    def take(self, run: run_files.RunFiles, earlier: Mapping[int, Progress]) -> None:
+        """Add a run; if its curves are too long for this portion, the run goes to the rest."""
         found = {attempt.number: attempt for attempt in run.attempts}
         if any(
             number not in found
@@ -106,7 +106,7 @@ class _Reading:
             or found[number].metrics_bytes < progress.bytes_read
             for number, progress in earlier.items()
         ):
-            # Another folder of the same name, or a curve cut short: nothing of before holds.
+            # The folder was replaced or a curve was truncated: read all curves again.
             self.restarted.append(run.run_id)
             earlier = {}
         reached = dict(earlier)
@@ -125,7 +125,7 @@ class _Reading:
                     break
                 reached[number] = self.progress[run.run_id, number] = progress = further
                 self._add_curve(run.run_id, number, rows)
-            # An unfinished last line is not read past: who was given up for dead may yet finish it.
+            # Stop before an unfinished last line: a worker that was taken for dead may finish it.
             torn[number] = progress.torn + (is_over and progress.bytes_read < attempt.metrics_bytes)
         self.run_rows.append(run_row(run))
         self.attempt_rows += attempt_rows(run, torn)
@@ -137,12 +137,12 @@ class _Reading:
             self._convert_curves()
 
     def _convert_curves(self) -> None:
-        """Make columns of the rows so far, which take a tenth of their memory."""
+        """Convert the rows to columns, which take a tenth of the memory."""
         self.curve_tables.append(arrow_columns(ATTEMPT_METRICS, self.curves.columns()))
         self.curves = CurveRows()
 
     def portion(self) -> Portion:
-        """Return what was read."""
+        """Return the portion."""
         import pyarrow as pa
 
         self._convert_curves()

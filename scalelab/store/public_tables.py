@@ -1,4 +1,4 @@
-"""Public tables of other groups' runs that come with the package: ``--from public:NAME``.
+"""Public tables of published runs in the package: ``--from public:NAME``.
 
 ``scalelab/public_tables/tables.toml`` lists them; the README of each folder describes its columns.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
-from scalelab.errors import DataError
+from scalelab.errors import DataError, did_you_mean
 
 PREFIX = "public:"
 FOLDER = Path(__file__).parents[1] / "public_tables"
@@ -27,11 +26,11 @@ class PublicTable:
     file : str
         Path of the CSV file within `FOLDER`.
     title, source, licence, cite : str
-        What it holds, its repository and commit, its licence and its paper.
+        Content, repository with commit, licence and paper.
     rows : int
         Number of rows.
     where : str
-        The rows that the paper fits, as a ``--where`` condition; empty when it fits all.
+        ``--where`` condition of the rows that the paper fits; empty for all rows.
     """
 
     name: str
@@ -56,7 +55,7 @@ def table_path(path: Path) -> Path:
     Raises
     ------
     DataError
-        When the package has no table of that name.
+        If the package has no table of that name.
     """
     text = str(path)
     if not text.startswith(PREFIX):
@@ -64,10 +63,10 @@ def table_path(path: Path) -> Path:
     name = text.removeprefix(PREFIX)
     tables = {table.name: table for table in list_public_tables()}
     if name not in tables:
-        near = get_close_matches(name, tables, n=1)
         raise DataError(
             f"public table {name!r}",
             f"one of {', '.join(tables)}",
-            f"Did you mean {PREFIX}{near[0]}?" if near else "List them with `scalelab tables`.",
+            did_you_mean(text, [PREFIX + table for table in tables])
+            + "List the tables with `scalelab tables`.",
         )
     return FOLDER / tables[name].file

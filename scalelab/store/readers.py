@@ -1,9 +1,9 @@
-"""Share the reading of many runs among processes: this one, and helpers that live as long.
+"""Read many runs in parallel: this process and up to three helper processes.
 
-Reading is nearly all Python, of which a process runs one thread at a time. A helper is a process
-of its own making and not a fork, so that it may be started from one with threads and locks (the
-page, a notebook), and it never sees the main module of a script. It answers over a pipe and ends
-when that closes: also when the collector is killed.
+Reading is mostly Python code, which one process runs in one thread at a time. Helpers are started
+as new processes, not forked, because the caller may have threads and locks (dashboard, notebook).
+They do not import the main module of a script. A helper ends when its pipe closes, also when the
+collector is killed.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 
 RUNS_READ_TOGETHER = 250
 ANSWER_BYTES = 1 << 20
-"""Of a helper's pipe; what an unprivileged process may ask for, and several times what it says."""
+"""Size of a helper's pipe: the limit for unprivileged processes, and several answers long."""
 GROUPS_AHEAD = 2
-"""Groups that a helper has: the one that it reads, and the next."""
+"""Groups sent to a helper: the one that it reads, and the next."""
 QUICKEST_GROUP_S = 0.02
-"""What reading a group takes at least: so many may be left that help is worth it from the start."""
+"""Assumed time per group before the first measurement; many groups then start helpers at once."""
 MAX_PROCESSES = 4
 HELP_IS_WORTH_S = 0.5
-"""Helpers are started when this process alone would still read for so long; one starts in 0.2 s."""
+"""Remaining reading time above which helpers are started; one starts in 0.2 s."""
 
 
 def read_portions(runs: str, group: Group, *, max_rows: int) -> Iterator[Portion]:
-    """Yield what these runs add to the tables, portion by portion, in any order.
+    """Yield the new rows of these runs, portion by portion.
 
-    The portions of one run come in order. A helper that fails is done without.
+    Portions of one run are in order, others are not. If a helper fails, the other processes read
+    its runs.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def read_portions(runs: str, group: Group, *, max_rows: int) -> Iterator[Portion
     group : Group
         The runs to read.
     max_rows : int
-        Most rows of curves in a portion, about.
+        Approximate maximum of curve rows in a portion.
     """
     size = RUNS_READ_TOGETHER
     left = deque(group[i : i + size] for i in range(0, len(group), size))
@@ -95,7 +96,7 @@ def _next(left: deque[Group]) -> Group | None:
 
 
 def _taken(done: SimpleQueue[Portion | None], *, waits: bool) -> Iterator[Portion | None]:
-    """Yield what helpers have ready; wait for one answer where there is nothing else to do."""
+    """Yield the answers of helpers; with ``waits``, wait for at least one."""
     try:
         if waits:
             yield done.get()
@@ -109,11 +110,11 @@ def _taken(done: SimpleQueue[Portion | None], *, waits: bool) -> Iterator[Portio
 def _helper(
     runs: str, max_rows: int, left: deque[Group], done: SimpleQueue[Portion | None]
 ) -> Iterator[None]:
-    """Keep a helper at work until nothing is left; ``done`` gets None when it has ended."""
+    """Run a helper until no group is left; ``done`` gets None when it has ended."""
     requests, to_helper = Pipe(duplex=False)
     from_helper, answers = Pipe(duplex=False)
     with contextlib.suppress(AttributeError, OSError):
-        # A whole answer fits, so that the helper goes on before this process comes to read it.
+        # A complete answer fits into the pipe, so the helper continues before it is read.
         fcntl.fcntl(answers.fileno(), fcntl.F_SETPIPE_SZ, ANSWER_BYTES)
     fds = (requests.fileno(), answers.fileno())
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -145,13 +146,13 @@ def _drive(
     left: deque[Group],
     done: SimpleQueue[Portion | None],
 ) -> None:
-    """Hand groups to a helper, the next one while it reads: it never waits for this process."""
+    """Send groups to a helper, one ahead, so that it never waits for this process."""
     at_work: deque[Group] = deque()
     try:
         while True:
             while len(at_work) < GROUPS_AHEAD and (group := _next(left)) is not None:
                 if at_work and any(earlier for _, earlier in group):
-                    # Not bare names: both ends could wait, with more to say than the pipe takes.
+                    # A long request could fill the pipe and block both ends: send it later.
                     left.appendleft(group)
                     break
                 at_work.append(group)
@@ -160,15 +161,15 @@ def _drive(
                 break
             answer: Portion = from_helper.recv()
             at_work.popleft()
-            done.put(replace(answer, tables={n: _unpacked(t) for n, t in answer.tables.items()}))
+            done.put(replace(answer, tables={n: _from_bytes(t) for n, t in answer.tables.items()}))
     except (EOFError, OSError):
-        # It died, or never started: whoever is left reads these.
+        # The helper died or did not start: the other processes read its groups.
         left.extend(at_work)
     done.put(None)
 
 
 def _serve(requests: int, answers: int, runs: str, max_rows: int) -> None:
-    """Answer groups with portions until the other end closes: the main function of a helper."""
+    """Answer groups with portions until the other end closes; main function of a helper."""
     with (
         Connection(requests, writable=False) as asked,
         Connection(answers, readable=False) as answered,
@@ -176,22 +177,22 @@ def _serve(requests: int, answers: int, runs: str, max_rows: int) -> None:
     ):
         while True:
             portion = read_portion(runs, asked.recv(), max_rows=max_rows)
-            packed: dict[str, Any] = {n: _packed(t) for n, t in portion.tables.items()}
-            answered.send(replace(portion, tables=packed))
+            encoded: dict[str, Any] = {n: _to_bytes(t) for n, t in portion.tables.items()}
+            answered.send(replace(portion, tables=encoded))
 
 
-def _packed(table: pa.Table) -> bytes:
-    """Return a table as bytes: a tenth of the time that pickling each of its columns takes."""
+def _to_bytes(table: pa.Table) -> bytes:
+    """Return a table as bytes, ten times as fast as pickling its columns."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    packed: bytes = sink.getvalue().to_pybytes()
-    return packed
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
 
 
-def _unpacked(data: Any) -> pa.Table:
+def _from_bytes(data: Any) -> pa.Table:
     import pyarrow as pa
 
     with pa.ipc.open_stream(data) as stream:

@@ -1,53 +1,61 @@
-"""Finished runs of a sweep, or of an import, from the published snapshot as `Observations`."""
+"""Read finished runs of a sweep, or rows of an import, from the snapshot as `Observations`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from scalelab.errors import DataError, UsageError
+import numpy as np
+
+from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.records.sweep_dir import OFF_RULE_KINDS
 from scalelab.records.types import Curves
-from scalelab.store.live import snapshot_path
-from scalelab.store.table_source import Snapshot, TableSource, open_snapshot
+from scalelab.store.live import open_snapshot
+from scalelab.store.table_source import TableSource
 from scalelab.store.tables import ReadOptions, TableRead, read_source
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
+from scalelab.units import plural
+
+if TYPE_CHECKING:
+    import duckdb
 
 ALIKE = (
     *("tokenizer", "data_fingerprint", "eval_fingerprint", "seq_len", "schedule", "optimizer"),
     *("parametrization", "numerics_revision", "device", "device_name", "step_mode", "kernels"),
     *("attention", "precision"),
 )
-"""What could matter to a run's loss beside what a law is about, and should not be mixed unsaid."""
+"""Columns that may affect the loss and are in no law; a fit warns if its runs differ in one."""
 
 _LATEST = f"""
-SELECT s.sweep FROM store.sweeps AS s JOIN store.runs AS r USING (run_id)
+SELECT s.sweep FROM sweeps AS s JOIN runs AS r USING (run_id)
 WHERE r.status = 'done' AND s.kind NOT IN {OFF_RULE_KINDS}
 GROUP BY s.sweep ORDER BY max(s.created_s) DESC, s.sweep LIMIT 1
 """
-_NAMES = 'SELECT sweep FROM store.sweeps UNION SELECT "import" FROM store.imports ORDER BY 1'
-_LATEST_IMPORT = 'SELECT "import" FROM store.imports ORDER BY imported_s DESC, 1 LIMIT 1'
+_PLANNED = "SELECT count(*) FROM sweeps WHERE sweep = $name"
+_NAMES = 'SELECT sweep FROM sweeps UNION SELECT "import" FROM imports ORDER BY 1'
+_LATEST_IMPORT = 'SELECT "import" FROM imports ORDER BY imported_s DESC, 1 LIMIT 1'
 # Branches of one trunk share everything but their tokens: one label for the cluster bootstrap.
 _RUNS = """
 SELECT r.*, s.budget_flops AS budget, s.position, 1.0 AS fraction_elapsed,
   CASE WHEN s.kind = 'ladder'
        THEN concat_ws('/', r.n_layers, r.d_model, r.d_ff, r.lr, r.batch_seqs, r.seed)
        ELSE r.run_id END AS cluster
-FROM store.sweeps AS s JOIN store.runs AS r USING (run_id)
+FROM sweeps AS s JOIN runs AS r USING (run_id)
 WHERE s.sweep = $name AND r.status = 'done' ORDER BY s.position
 """
-# A quarter of an e-fold of tokens holds enough steps to see a curve through the noise of batches;
-# the first twentieth of a run is warm-up.
+# A quarter of an e-fold of tokens averages enough steps to suppress the noise of batches. The first
+# twentieth of a run is warmup.
 _CURVES = """
 SELECT m.run_id, exp(avg(ln(m.tokens))) AS n_tokens, avg(m.loss_nats) AS loss_nats
-FROM store.metrics AS m
-JOIN store.runs AS r USING (run_id) JOIN store.sweeps AS s USING (run_id)
+FROM metrics AS m
+JOIN runs AS r USING (run_id) JOIN sweeps AS s USING (run_id)
 WHERE s.sweep = $name AND r.status = 'done' AND m.tokens > 0.05 * r.n_tokens
   AND isfinite(m.loss_nats) AND m.loss_nats > 0
 GROUP BY m.run_id, floor(4 * ln(m.tokens)) ORDER BY m.run_id, n_tokens
 """
 _IMPORT = """
-SELECT * RENAME (budget_flops AS budget) FROM store.imports WHERE "import" = $name ORDER BY line
+SELECT * RENAME (budget_flops AS budget) FROM imports WHERE "import" = $name ORDER BY line
 """
 
 
@@ -57,73 +65,69 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
     Parameters
     ----------
     results : Path
-        The results folder, in which the collector publishes its snapshot.
+        The results folder.
     sweep : str or None
-        Name of a sweep or import; None takes the latest sweep that has results, or the latest
-        import where no sweep has.
+        Name of a sweep or import; None takes the newest sweep with results, else the newest import.
     options : ReadOptions
-        As for a file; conditions and mappings are over the columns of the ``runs`` table.
+        As for a file; conditions and mappings use the columns of the ``runs`` table.
 
     Raises
     ------
     DataError
-        When there is no snapshot, or no finished run under that name.
+        If there is no snapshot, or no finished run of that name.
     """
-    path = snapshot_path(results)
-    if not path.is_file():
-        raise DataError(
-            f"{results} without {path.name}",
-            "a results folder with collected runs, or --from FILE",
-            "Run `scalelab collect`, name another --results, or fit a file with --from.",
-        )
     chosen = replace(
         options, param_convention=DEFAULT_PARAM_CONVENTION, flop_convention=DEFAULT_FLOP_CONVENTION
     )
-    with open_snapshot(path) as snapshot:
-        name = sweep or snapshot.first(_LATEST) or snapshot.first(_LATEST_IMPORT)
+    with open_snapshot(results) as connection:
+        name = sweep or _first(connection, _LATEST) or _first(connection, _LATEST_IMPORT)
         if name is None:
             raise DataError(
-                f"no finished run in {results}",
+                f"results folder {results}, which has no finished run",
                 "a sweep with results",
                 "Run a sweep first, or fit a file with --from.",
             )
-        name = str(name)
-        planned = snapshot.first("SELECT count(*) FROM store.sweeps WHERE sweep = $name", name)
-        if planned:
-            source = snapshot.load(_RUNS, name, f"sweep {name}")
-            rows = read_source(source, chosen) if snapshot.rows(source) else None
-        else:
-            source = snapshot.load(_IMPORT, name, f"import {name}")
-            rows = _imported(source, options) if snapshot.rows(source) else None
-        if rows is None:
-            known = snapshot.column(_NAMES)
+        planned = _first(connection, _PLANNED, name)
+        query, title = (_RUNS, f"sweep {name}") if planned else (_IMPORT, f"import {name}")
+        connection.execute(f"CREATE TEMP TABLE source AS {query}", {"name": name})
+        source = TableSource(connection, title, 1)
+        if not len(source):
+            known = [row[0] for row in connection.execute(_NAMES).fetchall()]
             raise (DataError if planned else UsageError)(
-                f"sweep {name!r}" + (f", none of whose {planned} runs is done" if planned else ""),
-                f"a sweep or import with finished runs; there are: {', '.join(known) or 'none'}",
-                "See `scalelab status`, or resume the sweep.",
+                f"sweep {name!r}, "
+                + (f"0 of whose {planned} runs are done" if planned else "which was not collected"),
+                f"a sweep or import with finished runs: {', '.join(known) or 'there are none'}",
+                did_you_mean(name, set(known) - {name})
+                + "See `scalelab status`, or continue the sweep with `scalelab resume`.",
             )
-        curves = _curves(snapshot, name) if planned else None
-        notes = dict(rows.notes)
-        if planned:
-            notes |= _unfinished(int(planned), snapshot.rows(source)) | _mixed(source, chosen.where)
-        return replace(rows, notes=notes, curves=curves)
+        if not planned:
+            return _imported(source, options)
+        rows = read_source(source, chosen)
+        notes = {**rows.notes, **_unfinished(planned, len(source)), **_mixed(source, chosen.where)}
+        return replace(rows, notes=notes, curves=_curves(connection, name))
 
 
-def _curves(snapshot: Snapshot, name: str) -> Curves:
-    columns = snapshot.arrays(_CURVES, name)
+def _first(connection: duckdb.DuckDBPyConnection, query: str, name: str | None = None) -> Any:
+    """Return the first value of a query, None if it has no row."""
+    row = connection.execute(query, {} if name is None else {"name": name}).fetchone()
+    return None if row is None else row[0]
+
+
+def _curves(connection: duckdb.DuckDBPyConnection, name: str) -> Curves:
+    columns = connection.execute(_CURVES, {"name": name}).fetchnumpy()
     return Curves(
-        run_id=columns["run_id"].astype(str),
-        n_tokens=columns["n_tokens"],
-        loss_nats=columns["loss_nats"],
+        run_id=np.asarray(columns["run_id"]).astype(str),
+        n_tokens=np.asarray(columns["n_tokens"]),
+        loss_nats=np.asarray(columns["loss_nats"]),
     )
 
 
 def _imported(source: TableSource, options: ReadOptions) -> TableRead:
-    said = {
-        name: source.texts(f"SELECT DISTINCT {name} AS said FROM rows")
+    stated = {
+        name: source.texts(f"SELECT DISTINCT {name} AS stated FROM rows")
         for name in ("param_convention", "flop_convention")
     }
-    params, flops = (words[0] if len(words) == 1 else "mixed" for words in said.values())
+    params, flops = (words[0] if len(words) == 1 else "mixed" for words in stated.values())
     return read_source(source, replace(options, param_convention=params, flop_convention=flops))
 
 
@@ -131,18 +135,18 @@ def _unfinished(planned: int, done: int) -> dict[str, str]:
     if planned == done:
         return {}
     return {
-        "unfinished_runs": f"{planned - done} of {planned} runs of the sweep are not done and are "
-        "left out; `scalelab resume` finishes what can be finished."
+        "unfinished_runs": f"{planned - done} of {plural(planned, 'run')} are not done and "
+        "not in the fit; `scalelab resume` continues them."
     }
 
 
 def _mixed(source: TableSource, where: str | None) -> dict[str, str]:
-    """Say when the runs that a condition keeps differ in what could matter to their loss."""
+    """Return a note if the selected runs differ in a column that may affect their loss."""
     kept = f"SELECT * FROM rows WHERE (\n{where or True}\n)"
     mixed: dict[str, list[str]] = {}
     for name in ALIKE:
         values = source.texts(
-            f"SELECT DISTINCT {name} AS said FROM ({kept}) WHERE {name} IS NOT NULL"
+            f"SELECT DISTINCT {name} AS stated FROM ({kept}) WHERE {name} IS NOT NULL"
         )
         if len(values) > 1:
             mixed[name] = sorted(values)
@@ -151,6 +155,6 @@ def _mixed(source: TableSource, where: str | None) -> dict[str, str]:
     words = [f"{name} ({', '.join(values)})" for name, values in mixed.items()]
     name, (value, *_) = next(iter(mixed.items()))
     return {
-        "mixed_runs": f"The runs differ in {'; '.join(words)}, and so may their losses. Keep one "
-        f"kind with --where, such as --where \"{name} = '{value}'\"."
+        "mixed_runs": f"The runs differ in {'; '.join(words)}, which may affect their losses. "
+        f"Select one kind with --where, for example: --where \"{name} = '{value}'\""
     }

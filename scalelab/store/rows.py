@@ -1,4 +1,4 @@
-"""The rows of ``runs`` and ``attempts`` from what the files of a run say: pure functions."""
+"""Convert the files of a run into rows of ``runs`` and ``attempts``: pure functions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalelab.records.run_dir import execution_of
-from scalelab.store.scan import RUN_DEFAULTS, SHAPE_DEFAULTS, AttemptFiles, RunFiles
-from scalelab.store.schema import CLAIM, REAL, WHOLE, Table
+from scalelab.records.run_files import RUN_DEFAULTS, SHAPE_DEFAULTS, RunFiles
+from scalelab.store.schema import BOOL, INT, REAL, Table
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
@@ -77,12 +77,12 @@ def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:
     ----------
     run : RunFiles
     torn : Mapping[int, int]
-        Torn lines by number of the attempt.
+        Torn lines by attempt number.
     """
-    segments = curve_segments(run)
+    segments = run.curve_segments()
     rows = []
     for attempt in run.attempts:
-        resumed_attempt, resumed_step = resumed_from(attempt)
+        resumed_attempt, resumed_step = attempt.resumed_from
         after, to = segments.get(attempt.number, (None, None))
         note, record = attempt.note, attempt.record
         versions = note.get("versions")
@@ -114,35 +114,8 @@ def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:
     return rows
 
 
-def curve_segments(run: RunFiles) -> dict[int, tuple[int, int | None]]:
-    """Return which steps of each attempt make up the run's curve, ``{attempt: (after, up to)}``.
-
-    The accepted attempt counts from the step at which it resumed; up to that step counts the one
-    that it resumed from, and so on. Empty while no attempt is accepted.
-    """
-    by_number = {attempt.number: attempt for attempt in run.attempts}
-    segments: dict[int, tuple[int, int | None]] = {}
-    attempt, up_to = run.accepted, None
-    while attempt is not None and attempt.number not in segments:
-        source, step = resumed_from(attempt)
-        segments[attempt.number] = (step or 0, up_to)
-        attempt = by_number.get(source) if source is not None else None
-        up_to = step if up_to is None or step is None else min(up_to, step)
-    return segments
-
-
-def resumed_from(attempt: AttemptFiles) -> tuple[int | None, int | None]:
-    """Return whose checkpoint an attempt started from, and its step; two None when afresh."""
-    source = attempt.note.get("resumed_from")
-    if not isinstance(source, dict):
-        return None, None
-    number, step = source.get("attempt"), source.get("step")
-    is_whole = type(number) is int and type(step) is int
-    return (number, step) if is_whole else (None, None)
-
-
 def execution_columns(note: Mapping[str, Any]) -> Row:
-    """Return how an attempt was executed, by column name."""
+    """Return the execution columns of an attempt."""
     execution = execution_of(note)
     execution["step_mode"] = execution.pop("step", None)
     return {**execution, "device_name": note.get("device_name")}
@@ -157,7 +130,7 @@ def _planned_counts(
 
 
 def _versions_text(versions: Any) -> str:
-    """Return versions as JSON; runs of a sweep share them, so the text is made once."""
+    """Return versions as JSON, cached because the runs of a sweep share them."""
     is_plain = isinstance(versions, dict) and all(type(v) is str for v in versions.values())
     return _sorted_json(tuple(versions.items())) if is_plain else _json(versions)
 
@@ -172,9 +145,9 @@ def _json(value: Any) -> str:
 
 
 def as_arrow(table: Table, rows: Iterable[Row]) -> pa.Table:
-    """Return rows as an Arrow table with exactly the table's columns; what a row lacks is null.
+    """Return rows as an Arrow table with the columns of ``table``; missing values are null.
 
-    A value of the wrong type (a note written by hand) becomes null rather than a lost row.
+    A value of the wrong type (an edited file) becomes null, so that the row is not lost.
     """
     names = table.column_names()
     blank, values_of = dict.fromkeys(names), operator.itemgetter(*names)
@@ -184,10 +157,10 @@ def as_arrow(table: Table, rows: Iterable[Row]) -> pa.Table:
 
 
 def arrow_columns(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Return lists of values, one for each column of the table, as an Arrow table."""
+    """Return lists of values, one per column, as an Arrow table."""
     import pyarrow as pa
 
-    types = {WHOLE: pa.int64(), REAL: pa.float64(), CLAIM: pa.bool_()}
+    types = {INT: pa.int64(), REAL: pa.float64(), BOOL: pa.bool_()}
     arrays = {}
     for column in table.columns:
         values, kind = columns[column.name], types.get(column.type, pa.string())
@@ -199,12 +172,12 @@ def arrow_columns(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Tabl
 
 
 def _coerced(value: Any, kind: str) -> Any:
-    """Return ``value`` as the column's type where it can be read as one, else None."""
+    """Return ``value`` converted to the column's type, None if that is not possible."""
     if value is None:
         return None
-    if kind == CLAIM:
+    if kind == BOOL:
         return value if isinstance(value, bool) else None
-    if kind not in (WHOLE, REAL):
+    if kind not in (INT, REAL):
         return str(value)
     try:
         number = float(value)

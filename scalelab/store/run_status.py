@@ -1,4 +1,4 @@
-"""The states of runs, and the isoFLOP curves that they make up so far."""
+"""Status of the runs and of the isoFLOP budgets of a sweep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MIN_VALLEY_SIZES = 3
+MIN_SIZES = 3
 BRACKETED = "bracketed"
 FALLS_TO_SMALL = "falls to the small end"
 FALLS_TO_LARGE = "falls to the large end"
@@ -14,7 +14,7 @@ FALLS_TO_LARGE = "falls to the large end"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """A loss that should be met, nats per token, and between which it should lie."""
+    """An expected loss with its prediction interval, nats per token."""
 
     loss_nats: float
     low_nats: float
@@ -23,17 +23,17 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outlook:
-    """How a running run goes, against the finished runs of its sweep.
+    """Comparison of a running run with the finished runs of its sweep.
 
     Attributes
     ----------
     recent_loss_nats : float or None
         Its mean training loss over the last twentieth of its schedule.
     now : Expected or None
-        The same of finished runs at this fraction of theirs, carried over to its size and length;
-        None before enough have finished.
+        That mean as predicted from finished runs at the same fraction of their schedules, for its
+        size and length; None until enough runs have finished.
     end : Expected or None
-        Its final held-out loss, by the same comparison.
+        Its final held-out loss as predicted from finished runs.
     """
 
     recent_loss_nats: float | None
@@ -42,14 +42,14 @@ class Outlook:
 
     @property
     def is_high(self) -> bool:
-        """Whether the loss lies above where it should."""
+        """Whether the loss is above the interval."""
         recent = self.recent_loss_nats
         return recent is not None and self.now is not None and recent > self.now.high_nats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStatus:
-    """How one run of a sweep stands.
+    """Status of one run of a sweep.
 
     Attributes
     ----------
@@ -60,27 +60,27 @@ class RunStatus:
     budget_flops : float or None
         Budget of its isoFLOP curve.
     n_params, n_tokens, n_steps : int or None
-        As planned, N by the default convention; None without a readable spec.
+        Planned values, N by the default convention; None without a readable spec.
     flops : float or None
         Planned training compute by the default convention.
     step : int
-        Steps taken so far by the newest attempt, or of the result.
+        Steps of the newest attempt so far, or of the result.
     loss_nats : float or None
-        Held-out loss of a finished run, newest training loss of a running one.
+        Held-out loss of a finished run, newest training loss of another run.
     tokens_per_s : float or None
-        Newest throughput of a running one.
+        Newest throughput of a running run.
     eta_s : float or None
-        Seconds that a running one still needs at that speed.
+        Seconds left of a running run at that throughput.
     silent_s : float or None
-        Seconds since a running one wrote its newest row.
+        Seconds since a running run wrote its newest row.
     attempts : int
-        Attempts made.
+        Number of attempts.
     reason : str or None
-        Why it ended when not as done.
+        Why it ended, unless done.
     spent_s, wasted_s : float
-        Seconds that its attempts took, and the part of them whose steps had to be taken again.
+        Seconds of all attempts, and seconds of steps that were trained again.
     outlook : Outlook or None
-        Of a running one.
+        Outlook of a running run.
     """
 
     run_id: str
@@ -104,14 +104,14 @@ class RunStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetStatus:
-    """One isoFLOP curve so far.
+    """Status of one budget: the isoFLOP curve of its finished runs.
 
     Attributes
     ----------
     budget_flops : float
-        Its budget.
+        The budget, FLOPs.
     n_done, n_runs : int
-        Runs with a loss, and planned runs that did not diverge.
+        Runs with a loss, and runs that did not diverge.
     best_n_params, best_loss_nats : float or None
         The size with the smallest mean loss, and that loss.
     shape : str
@@ -128,23 +128,20 @@ class BudgetStatus:
 
     @property
     def is_bracketed(self) -> bool:
-        """Whether the smallest loss is not at an end."""
+        """Whether the best size is between smaller and larger sizes."""
         return self.shape == BRACKETED
 
 
 def budget_statuses(runs: Sequence[RunStatus]) -> tuple[BudgetStatus, ...]:
-    """Return the isoFLOP curves of the runs, smallest budget first.
-
-    Replicates of a size count by their mean loss.
-    """
+    """Return the status of each budget, smallest first; replicates of a size are averaged."""
     by_budget: dict[float, list[RunStatus]] = {}
     for run in runs:
         if run.budget_flops is not None:
             by_budget.setdefault(run.budget_flops, []).append(run)
-    return tuple(_valley(budget, by_budget[budget]) for budget in sorted(by_budget))
+    return tuple(_budget_status(budget, by_budget[budget]) for budget in sorted(by_budget))
 
 
-def _valley(budget: float, runs: list[RunStatus]) -> BudgetStatus:
+def _budget_status(budget: float, runs: list[RunStatus]) -> BudgetStatus:
     losses: dict[int, list[float]] = {}
     for run in runs:
         if run.state == "done" and run.loss_nats is not None and run.n_params is not None:
@@ -152,7 +149,7 @@ def _valley(budget: float, runs: list[RunStatus]) -> BudgetStatus:
     sizes = sorted(losses)
     means = [math.fsum(losses[size]) / len(losses[size]) for size in sizes]
     best = means.index(min(means)) if means else None
-    if best is None or len(sizes) < MIN_VALLEY_SIZES:
+    if best is None or len(sizes) < MIN_SIZES:
         shape = "too few sizes"
     elif best == 0:
         shape = FALLS_TO_SMALL

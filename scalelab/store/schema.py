@@ -1,12 +1,11 @@
-"""THE columns of the public tables: name, SQL type, unit and meaning, stated once.
+"""Columns of the public tables: name, SQL type, unit and meaning.
 
-The collector creates its tables from here, ``docs/reference/tables.md`` is printed from
-here, and the comments that DuckDB shows beside each column are these. Times are Unix seconds,
-losses nats per token, counts exact whole numbers.
+The collector creates the tables and their DuckDB comments from this module, and
+``docs/reference/tables.md`` is generated from it. Times are Unix seconds, losses nats per token,
+counts exact integers.
 
-``runs``, ``attempts``, ``attempt_metrics``, ``sweeps`` and ``imports`` are tables, ``metrics`` is a
-view: the rows of ``attempt_metrics`` that belong to the curve of each run's accepted attempt. Rows
-have no order; ask for one with ORDER BY.
+``metrics`` is a view of ``attempt_metrics``: the rows that form the curve of each run's accepted
+attempt. The others are tables. Rows have no fixed order; use ORDER BY.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from scalelab.theory.accounting import (
 )
 
 SCHEMA_VERSION = 4
-"""Raised with every change of a table; an older live database is then built anew from the files."""
+"""Increase it with every change of a table; the collector then rebuilds an older database."""
 
 TEXT = "VARCHAR"
-WHOLE = "BIGINT"
+INT = "BIGINT"
 REAL = "DOUBLE"
-CLAIM = "BOOLEAN"
+BOOL = "BOOLEAN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +35,13 @@ class Column:
     Attributes
     ----------
     name : str
-        Its name, the same word as the field or option that it comes from.
+        Name of the column, and of the field or option that it comes from.
     type : str
         DuckDB type.
     unit : str
-        Unit of a number, empty for names, counts of things and claims.
+        Unit of a number; empty for names, counts and booleans.
     meaning : str
-        What it says, and when it is NULL.
+        Description, and when the value is NULL.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One public table: what a row is, which columns name it, and all columns."""
+    """One public table: meaning of a row, key columns, and all columns."""
 
     name: str
     row: str
@@ -61,12 +60,12 @@ class Table:
     columns: tuple[Column, ...]
 
     def column_names(self) -> tuple[str, ...]:
-        """Return the names of the columns, in order."""
+        """Return the column names in order."""
         return tuple(column.name for column in self.columns)
 
 
 _PARAM_COUNTS = tuple(
-    Column(f"n_params_{name}", WHOLE, "parameters", f"Parameters: {meaning}.")
+    Column(f"n_params_{name}", INT, "parameters", f"Parameters: {meaning}.")
     for name, meaning in PARAM_CONVENTIONS.items()
 )
 _FLOP_COUNTS = tuple(
@@ -74,202 +73,214 @@ _FLOP_COUNTS = tuple(
         f"flops_{name}",
         REAL,
         "FLOP",
-        f"Training compute: {meaning}." + (" NULL before the end." if name == "executed" else ""),
+        f"Training compute: {meaning}." + (" NULL until the end." if name == "executed" else ""),
     )
     for name, meaning in FLOP_CONVENTIONS.items()
 )
 
 _SHAPE = (
-    Column("n_layers", WHOLE, "", "Blocks."),
-    Column("d_model", WHOLE, "", "Width of the residual stream."),
-    Column("n_heads", WHOLE, "", "Query heads."),
-    Column("d_head", WHOLE, "", "Size of a head."),
-    Column("d_ff", WHOLE, "", "Width of the SwiGLU hidden layer."),
-    Column("vocab_size", WHOLE, "", "Tokens that occur, without padding."),
-    Column("n_kv_heads", WHOLE, "", "Key and value heads; 0 means as many as n_heads."),
-    Column("is_tied", CLAIM, "", "Whether the output head is the embedding matrix."),
-    Column("has_qk_norm", CLAIM, "", "Whether queries and keys are normalised per head."),
-    Column("n_experts", WHOLE, "", "Routed experts in a block; 0 is a dense model."),
-    Column("n_active_experts", WHOLE, "", "Experts that each token passes through."),
+    Column("n_layers", INT, "", "Transformer blocks."),
+    Column("d_model", INT, "", "Width of the residual stream."),
+    Column("n_heads", INT, "", "Query heads."),
+    Column("d_head", INT, "", "Dimension of a head."),
+    Column("d_ff", INT, "", "Width of the SwiGLU hidden layer."),
+    Column("vocab_size", INT, "", "Tokens in the vocabulary, without padding."),
+    Column("n_kv_heads", INT, "", "Key and value heads; 0 means n_heads."),
+    Column("is_tied", BOOL, "", "Whether the output head is the embedding matrix."),
+    Column("has_qk_norm", BOOL, "", "Whether queries and keys are normalized per head."),
+    Column("n_experts", INT, "", "Routed experts per block; 0 for a dense model."),
+    Column("n_active_experts", INT, "", "Experts per token."),
 )
 
 _RECIPE = (
-    Column("seq_len", WHOLE, "tokens", "Tokens in a sequence."),
-    Column("batch_seqs", WHOLE, "sequences", "Sequences in an optimizer step, over all devices."),
-    Column("tokens_per_step", WHOLE, "tokens", "batch_seqs x seq_len."),
-    Column("n_steps", WHOLE, "steps", "Optimizer steps as planned; the schedule ends there."),
+    Column("seq_len", INT, "tokens", "Tokens per sequence."),
+    Column("batch_seqs", INT, "sequences", "Sequences per optimizer step, over all devices."),
+    Column("tokens_per_step", INT, "tokens", "batch_seqs x seq_len."),
+    Column("n_steps", INT, "steps", "Planned optimizer steps, the length of the schedule."),
     Column("lr", REAL, "", "Peak learning rate."),
-    Column("warmup_steps", WHOLE, "steps", "Steps of linear warm-up."),
+    Column("warmup_steps", INT, "steps", "Steps of linear warmup."),
     Column("schedule", TEXT, "", "cosine or wsd."),
-    Column("decay_steps", WHOLE, "steps", "Steps of the closing decay under wsd."),
-    Column("lr_end_ratio", REAL, "", "Learning rate at the last step over the peak."),
+    Column("decay_steps", INT, "steps", "Steps of the final decay of a wsd schedule."),
+    Column("lr_end_ratio", REAL, "", "Learning rate of the last step divided by the peak."),
     Column("optimizer", TEXT, "", "Name of the optimizer."),
-    Column("beta1", REAL, "", "Decay of the first moment."),
-    Column("beta2", REAL, "", "Decay of the second moment."),
-    Column("epsilon", REAL, "", "Added to the root of the second moment."),
+    Column("beta1", REAL, "", "Decay rate of the first moment."),
+    Column("beta2", REAL, "", "Decay rate of the second moment."),
+    Column("epsilon", REAL, "", "Added to the square root of the second moment."),
     Column("weight_decay", REAL, "", "Decoupled weight decay."),
-    Column("grad_clip", REAL, "", "Largest global gradient norm."),
-    Column("z_loss", REAL, "", "Weight of the squared log-normaliser in the training loss."),
-    Column("init_std", REAL, "", "Standard deviation of the embedding's initial weights."),
+    Column("grad_clip", REAL, "", "Global gradient norm above which gradients are scaled down."),
+    Column("z_loss", REAL, "", "Weight of the squared log-normalizer in the training loss."),
+    Column("init_std", REAL, "", "Standard deviation of the initial embedding weights."),
     Column("parametrization", TEXT, "", "standard or mup."),
     Column("precision", TEXT, "", "Number format of matrix products: fp32 or bf16."),
-    Column("seed", WHOLE, "", "Seeds the initialisation and the order of the data."),
+    Column("seed", INT, "", "Seed of the initialization and the data order."),
     Column("tokenizer", TEXT, "", "Name of the tokenizer."),
-    Column("data_fingerprint", TEXT, "", "Content hash of the training tokens."),
-    Column("eval_fingerprint", TEXT, "", "Content hash of the held-out tokens."),
-    Column("ema_decay", REAL, "", "Decay of the average of the weights; 0 where none is kept."),
-    Column("numerics_revision", WHOLE, "", "Revision of the trainer's mathematics."),
+    Column("data_fingerprint", TEXT, "", "Hash of the training tokens."),
+    Column("eval_fingerprint", TEXT, "", "Hash of the held-out tokens."),
+    Column("ema_decay", REAL, "", "Decay rate of the moving average of the weights; 0 for none."),
+    Column("numerics_revision", INT, "", "Revision of the trainer's numerics."),
 )
 
 _EXECUTION = (
     Column("device", TEXT, "", "cpu or cuda."),
-    Column("device_name", TEXT, "", "Name of the processor, as the driver or system gives it."),
-    Column("step_mode", TEXT, "", "How a step runs: eager, compiled or graph."),
+    Column("device_name", TEXT, "", "Model name of the GPU or CPU."),
+    Column("step_mode", TEXT, "", "How a step runs: eager, compiled, graph or direct."),
     Column("kernels", TEXT, "", "reference or triton."),
     Column("attention", TEXT, "", "explicit, sdpa, cudnn, flash or triton."),
-    Column("n_threads", WHOLE, "threads", "CPU threads of the worker."),
-    Column("micro_batch_seqs", WHOLE, "sequences", "Sequences in a forward pass; 0 is all."),
-    Column("batched_runs", WHOLE, "runs", "Runs trained in the same step."),
-    Column("n_devices", WHOLE, "devices", "Devices that shared the run."),
-    Column("tensor_parallel", WHOLE, "devices", "Of them, how many share every block; 1 is none."),
-    Column("recomputes_blocks", CLAIM, "", "Whether activations were computed again."),
+    Column("n_threads", INT, "threads", "CPU threads of the worker."),
+    Column("micro_batch_seqs", INT, "sequences", "Sequences per forward pass; 0 for all."),
+    Column("batched_runs", INT, "runs", "Runs trained in the same step."),
+    Column("n_devices", INT, "devices", "Devices that trained the run together."),
+    Column("tensor_parallel", INT, "devices", "Devices that share each block; 1 for none."),
+    Column("recomputes_blocks", BOOL, "", "Whether the backward pass recomputed activations."),
 )
 
 RUNS = Table(
     "runs",
-    "One run: what was planned, how it stands, and the result of its accepted attempt.",
+    "One run: its plan, its status, and the result of its accepted attempt.",
     ("run_id",),
     (
-        Column("run_id", TEXT, "", "Hash of everything that changes the science."),
-        Column("status", TEXT, "", "planned, queued, running, done, diverged, failed, preempted "
-               "or cancelled, as its files tell it."),
-        Column("n_params", WHOLE, "parameters",
+        Column("run_id", TEXT, "", "Hash of all settings that affect the result."),
+        Column("status", TEXT, "", "planned, running, done, diverged, failed, preempted or "
+               "cancelled, from the run's files."),
+        Column("n_params", INT, "parameters",
                f"Parameters N by the default convention, {DEFAULT_PARAM_CONVENTION}."),
-        Column("n_tokens", WHOLE, "tokens",
-               "Training tokens D, repeats included: as seen once it ended, before as planned."),
+        Column("n_tokens", INT, "tokens",
+               "Training tokens D, including repeats; planned tokens until the run ends."),
         Column("flops", REAL, "FLOP",
                f"Training compute C by the default convention, {DEFAULT_FLOP_CONVENTION}."),
         Column("loss_nats", REAL, "nats/token", "Final held-out loss; NULL unless done."),
         Column("loss_se_nats", REAL, "nats/token",
-               "Standard error of that mean over held-out sequences, common to a sweep's runs."),
+               "Standard error of that mean over held-out sequences, shared by a sweep's runs."),
         Column("ema_loss_nats", REAL, "nats/token",
-               "The same loss of the average of the weights; NULL where the run keeps none."),
-        Column("unique_tokens", WHOLE, "tokens", "Distinct training tokens; NULL before the end."),
-        Column("epochs", REAL, "", "n_tokens / unique_tokens; NULL before the end."),
+               "Held-out loss of the moving average of the weights; NULL if the run keeps none."),
+        Column("unique_tokens", INT, "tokens", "Distinct training tokens; NULL until the end."),
+        Column("epochs", REAL, "", "n_tokens / unique_tokens; NULL until the end."),
         *_PARAM_COUNTS,
         *_FLOP_COUNTS,
         *_SHAPE,
         *_RECIPE,
-        Column("attempts", WHOLE, "attempts", "Attempts made so far."),
-        Column("accepted_attempt", WHOLE, "", "Which attempt counts; NULL before one does."),
-        Column("steps_taken", WHOLE, "steps", "Optimizer steps of the result; NULL before one."),
-        Column("wall_s", REAL, "s", "Seconds of training, over all attempts resumed from."),
-        Column("energy_j", REAL, "J", "Energy over the same time; NULL where no counter tells."),
-        Column("diverged_at_step", WHOLE, "steps", "Step at which divergence was established."),
-        Column("reason", TEXT, "", "Why the run, or its newest attempt, ended when not as done."),
+        Column("attempts", INT, "attempts", "Attempts made so far."),
+        Column("accepted_attempt", INT, "", "Number of the accepted attempt; NULL if none."),
+        Column("steps_taken", INT, "steps", "Optimizer steps of that attempt; NULL if none."),
+        Column("wall_s", REAL, "s", "Training time, including the attempts it resumed from."),
+        Column("energy_j", REAL, "J", "Energy over the same time; NULL without an energy counter."),
+        Column("diverged_at_step", INT, "steps", "Step at which divergence was detected."),
+        Column("reason", TEXT, "", "Why the run or its newest attempt ended, unless done."),
         *_EXECUTION,
     ),
 )  # fmt: skip
 
 ATTEMPTS = Table(
     "attempts",
-    "One attempt at a run, accepted or not: where it ran, with what, and how it ended.",
+    "One attempt at a run, accepted or not: machine, software, execution and end.",
     ("run_id", "attempt"),
     (
         Column("run_id", TEXT, "", "The run."),
-        Column("attempt", WHOLE, "", "Number of the attempt, from 1; a newer one fences older."),
-        Column("status", TEXT, "", "How it ended, or running when it has not said so."),
-        Column("is_accepted", CLAIM, "", "Whether it is the attempt that counts."),
-        Column("loss_nats", REAL, "nats/token", "Loss of its own record, superseded or not."),
-        Column("reason", TEXT, "", "Why it ended, when not as done."),
-        Column("resumed_from_attempt", WHOLE, "", "Whose checkpoint it started from, if any."),
-        Column("resumed_from_step", WHOLE, "steps", "The step of that checkpoint."),
-        Column("curve_after_step", WHOLE, "steps",
-               "Its rows after this step are part of the run's curve; NULL when none is."),
-        Column("curve_to_step", WHOLE, "steps", "Up to this step; NULL for all that follow."),
-        Column("torn_lines", WHOLE, "lines", "Lines of its curve that could not be read."),
-        Column("started_s", REAL, "Unix s", "When it started."),
-        Column("ended_s", REAL, "Unix s", "When it ended; NULL when it has not said so."),
-        Column("host", TEXT, "", "Name of the machine."),
-        Column("job_id", TEXT, "", "SLURM job, if any."),
-        Column("restart_count", WHOLE, "", "How often SLURM had requeued that job."),
-        Column("energy_j", REAL, "J", "Energy of this attempt; NULL where no counter tells."),
+        Column("attempt", INT, "", "Number of the attempt, from 1; a newer one stops it."),
+        Column("status", TEXT, "", "How it ended; running if it recorded no end."),
+        Column("is_accepted", BOOL, "", "Whether the run's result is from this attempt."),
+        Column("loss_nats", REAL, "nats/token", "Loss of this attempt, whether accepted or not."),
+        Column("reason", TEXT, "", "Why it ended, unless done."),
+        Column("resumed_from_attempt", INT, "",
+               "Attempt whose checkpoint it resumed from; NULL if it started from step 0."),
+        Column("resumed_from_step", INT, "steps", "Step of that checkpoint."),
+        Column("curve_after_step", INT, "steps",
+               "Its rows after this step are part of the run's curve; NULL if none are."),
+        Column("curve_to_step", INT, "steps",
+               "Its rows up to this step are part of it; NULL: no limit."),
+        Column("torn_lines", INT, "lines", "Unreadable lines of its curve."),
+        Column("started_s", REAL, "Unix s", "Start time."),
+        Column("ended_s", REAL, "Unix s", "End time; NULL if it recorded no end."),
+        Column("host", TEXT, "", "Host name of the machine."),
+        Column("job_id", TEXT, "", "SLURM job id; NULL without SLURM."),
+        Column("restart_count", INT, "", "How often SLURM had requeued the job."),
+        Column("energy_j", REAL, "J", "Energy of this attempt; NULL without an energy counter."),
         *_EXECUTION,
-        Column("git_commit", TEXT, "", "Commit of the trainer's source; NULL when installed."),
-        Column("is_dirty", CLAIM, "", "Whether that source was edited since."),
-        Column("versions", TEXT, "", "JSON: versions of Python and the libraries."),
+        Column("git_commit", TEXT, "", "Commit of the scalelab source; NULL if installed."),
+        Column("is_dirty", BOOL, "", "Whether the source had uncommitted changes."),
+        Column("versions", TEXT, "", "Versions of Python and libraries, as JSON."),
     ),
 )  # fmt: skip
 
 _METRIC_COLUMNS = (
     Column("run_id", TEXT, "", "The run."),
-    Column("attempt", WHOLE, "", "The attempt that wrote the row."),
-    Column("step", WHOLE, "steps", "Optimizer steps taken so far."),
-    Column("tokens", WHOLE, "tokens", "Tokens seen so far."),
-    Column("loss_nats", REAL, "nats/token", "Training loss of this step's batch."),
-    Column("lr", REAL, "", "Learning rate used in this step."),
+    Column("attempt", INT, "", "Number of the attempt that wrote the row."),
+    Column("step", INT, "steps", "Optimizer steps taken so far."),
+    Column("tokens", INT, "tokens", "Tokens seen so far."),
+    Column("loss_nats", REAL, "nats/token", "Training loss of the step's batch."),
+    Column("lr", REAL, "", "Learning rate of the step."),
     Column("grad_norm", REAL, "", "Global gradient norm before clipping."),
     Column("tokens_per_s", REAL, "tokens/s", "Throughput since the previous row."),
-    Column("tflops_per_s", REAL, "TFLOP/s", "Exact-convention compute of each device since then."),
-    Column("mfu", REAL, "", "Share of the device's peak; NULL where that is not known."),
-    Column("loss_scale", REAL, "", "Scale of the loss where a trainer scales it, else NULL."),
-    Column("eval_loss_nats", REAL, "nats/token", "Held-out loss, where it was evaluated."),
-    Column("noise_trace", REAL, "", "Gradient noise scale: trace of the covariance."),
+    Column(
+        "tflops_per_s",
+        REAL,
+        "TFLOP/s",
+        "FLOPs per device (exact convention) since the previous row.",
+    ),
+    Column("mfu", REAL, "", "Fraction of the device's peak FLOPs; NULL if unknown."),
+    Column("loss_scale", REAL, "", "Loss scale of mixed precision; NULL without one."),
+    Column("eval_loss_nats", REAL, "nats/token", "Held-out loss; NULL where it was not evaluated."),
+    Column("noise_trace", REAL, "", "Gradient noise scale: trace of the gradient covariance."),
     Column("noise_grad_sq", REAL, "", "Gradient noise scale: squared norm of the gradient."),
-    Column("time_s", REAL, "Unix s", "When the row was written."),
+    Column("time_s", REAL, "Unix s", "Time at which the row was written."),
 )
 
 ATTEMPT_METRICS = Table(
     "attempt_metrics",
-    "One row of the training curve of any attempt, as it was written.",
+    "One row of the training curve of an attempt.",
     ("run_id", "attempt", "step"),
     _METRIC_COLUMNS,
 )
 
 METRICS = Table(
     "metrics",
-    "One row of the training curve of a finished run: its accepted attempt, and before the step "
-    "from which that one resumed the attempt that it resumed from. Each step occurs once.",
+    "One row of the training curve of a finished run. Rows before the step at which the accepted "
+    "attempt resumed are from the attempt it resumed from, so each step occurs once.",
     ("run_id", "step"),
     _METRIC_COLUMNS,
 )
 
 SWEEPS = Table(
     "sweeps",
-    "One run as a member of one sweep; sweeps share runs.",
+    "One run in one sweep; several sweeps may share a run.",
     ("sweep", "run_id"),
     (
         Column("sweep", TEXT, "", "Name of the sweep."),
         Column("run_id", TEXT, "", "The run."),
-        Column("position", WHOLE, "", "Place of the run in the plan, from 1."),
-        Column("budget_flops", REAL, "FLOP", "Nominal budget of its isoFLOP curve; NULL if none."),
-        Column("kind", TEXT, "", "What was planned: isoflop, grid, .."),
-        Column("created_s", REAL, "Unix s", "When the sweep was first launched."),
+        Column("position", INT, "", "Position of the run in the plan, from 1."),
+        Column("budget_flops", REAL, "FLOP", "Budget of its isoFLOP curve; NULL if none."),
+        Column("kind", TEXT, "", "Kind of the sweep: isoflop, grid, ladder, .."),
+        Column("created_s", REAL, "Unix s", "Time of the first launch of the sweep."),
     ),
 )
 
 IMPORTS = Table(
     "imports",
-    "One result made elsewhere, from the rows that `scalelab import` accepted.",
+    "One row of an imported table that `scalelab import` accepted.",
     ("import", "line"),
     (
         Column("import", TEXT, "", "Name of the import."),
-        Column("line", WHOLE, "", "Line of the imported file."),
-        Column("n_params", REAL, "parameters", "Parameters N, counted as param_convention says."),
+        Column("line", INT, "", "Line number in the imported file."),
+        Column("n_params", REAL, "parameters", "Parameters N, counted by param_convention."),
         Column("n_tokens", REAL, "tokens", "Training tokens D."),
-        Column("loss_nats", REAL, "nats/token", "Final loss (or in the file's own unit)."),
-        Column("flops", REAL, "FLOP", "Training compute C, counted as flop_convention says."),
-        Column("budget_flops", REAL, "FLOP", "Nominal isoFLOP budget; NULL if none."),
-        Column("cluster", TEXT, "", "Rows that share noise share it; one of its own if not given."),
-        Column("param_convention", TEXT, "", "How N is counted; unstated when not said."),
-        Column("flop_convention", TEXT, "", "How C is counted."),
-        Column("imported_s", REAL, "Unix s", "When it was imported."),
-        Column("extra", TEXT, "", "JSON: the file's further columns."),
+        Column(
+            "loss_nats",
+            REAL,
+            "nats/token",
+            "Final loss, in the unit of the file.",
+        ),
+        Column("flops", REAL, "FLOP", "Training compute C, counted by flop_convention."),
+        Column("budget_flops", REAL, "FLOP", "isoFLOP budget; NULL if none."),
+        Column("cluster", TEXT, "", "Label of rows with correlated noise; unique by default."),
+        Column("param_convention", TEXT, "", "How N is counted; unstated if unknown."),
+        Column("flop_convention", TEXT, "", "How C is counted; unstated if unknown."),
+        Column("imported_s", REAL, "Unix s", "Time of the import."),
+        Column("extra", TEXT, "", "Other columns of the file, as JSON."),
     ),
 )
 
 TABLES = (RUNS, METRICS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
-"""The public tables, in the order in which they are documented."""
+"""The public tables, in the order of the documentation."""
 
 STORED = (RUNS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
 
@@ -288,11 +299,11 @@ CREATE TABLE collector.files (
 );
 CREATE TABLE collector.sources (kind VARCHAR, name VARCHAR, signature VARCHAR);
 """
-"""What the collector remembers between two calls; not public."""
+"""State of the collector between two calls; not public."""
 
 
 def create_statements() -> str:
-    """Return the SQL that makes an empty database, comments included."""
+    """Return the SQL that creates an empty database with its comments."""
     parts = [_COLLECTOR_TABLES, f"INSERT INTO collector.store VALUES ({SCHEMA_VERSION}, 0);"]
     for table in STORED:
         columns = ", ".join(f'"{column.name}" {column.type}' for column in table.columns)
@@ -310,16 +321,16 @@ def create_statements() -> str:
 
 
 def as_markdown() -> str:
-    """Return the documentation of the tables: ``docs/reference/tables.md``, whole."""
+    """Return the content of ``docs/reference/tables.md``."""
     lines = [
         "# The tables of scalelab.duckdb",
         "",
-        "Printed from `scalelab/store/schema.py` by `python -m scalelab.store.schema`; "
-        "a test holds it to that.",
+        "Generated from `scalelab/store/schema.py` by `python -m scalelab.store.schema`; "
+        "a test checks that this page is up to date.",
         "",
-        "Open `<results>/scalelab.duckdb` read-only at any time, also while a sweep runs; "
-        "`scalelab collect` brings it up to date.",
-        "Rows have no order of their own: ask with ORDER BY.",
+        "Open `<results>/scalelab.duckdb` read-only at any time, also while a sweep runs. "
+        "`scalelab collect` updates it.",
+        "Rows have no fixed order; use ORDER BY.",
     ]
     for table in TABLES:
         key = ", ".join(f"`{name}`" for name in table.key)

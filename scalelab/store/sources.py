@@ -1,15 +1,14 @@
-"""The rows of ``sweeps`` and ``imports``: what is neither a run nor grows."""
+"""Collect the tables ``sweeps`` and ``imports`` from the plans and imported files."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.records.files import list_folders, read_json, stamp_of, stat_of
 from scalelab.store.rows import as_arrow
-from scalelab.store.scan import read_json, run_names
 from scalelab.store.schema import IMPORTS, SWEEPS, Table
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _IMPORT_CORE = ("n_params", "n_tokens", "loss_nats", "flops", "budget_flops", "c
 def refresh_sweeps(
     connection: duckdb.DuckDBPyConnection, results: Path, problems: list[str]
 ) -> bool:
-    """Bring ``sweeps`` up to date; return whether anything changed."""
+    """Update ``sweeps``; return whether anything changed."""
     return _refresh(
         connection, SWEEPS, "sweep", results / "sweeps", PLAN_FILE, _sweep_rows, problems
     )
@@ -34,7 +33,7 @@ def refresh_sweeps(
 def refresh_imports(
     connection: duckdb.DuckDBPyConnection, results: Path, problems: list[str]
 ) -> bool:
-    """Bring ``imports`` up to date; return whether anything changed."""
+    """Update ``imports``; return whether anything changed."""
     return _refresh(
         connection, IMPORTS, "import", results / "imports", IMPORT_FILE, _import_rows, problems
     )
@@ -55,9 +54,9 @@ def _refresh(
         ).fetchall()
     )
     found = {
-        name: f"{stat.st_ino}.{stat.st_mtime_ns}.{stat.st_size}"
-        for name in run_names(str(folder))
-        if (stat := _stat(folder / name / file)) is not None
+        name: stamp_of(stat)
+        for name in list_folders(str(folder))
+        if (stat := stat_of(folder / name / file)) is not None
     }
     stale = sorted(
         name for name in known.keys() | found.keys() if known.get(name) != found.get(name)
@@ -72,7 +71,7 @@ def _refresh(
         try:
             rows = read(folder / name, name)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{kind} {name} left out: {folder / name / file}: {error!r}")
+            problems.append(f"{kind} {name} skipped: {folder / name / file}: {error!r}")
             continue
         connection.register("incoming", rows)
         connection.execute(f"INSERT INTO {table.name} BY NAME SELECT * FROM incoming")
@@ -84,10 +83,10 @@ def _refresh(
 
 
 def _sweep_rows(folder: Path, name: str) -> pa.Table:
-    plan = read_json(str(folder / PLAN_FILE))
+    plan = read_json(folder / PLAN_FILE)
     if plan is None:
-        raise ValueError("no JSON object")
-    # A run that a plan names twice is a member once.
+        raise ValueError("not a JSON object")
+    # A run that a plan lists twice is one row.
     members = {row["run_id"]: row.get("budget_flops") for row in plan["rows"]}
     rows: list[dict[str, Any]] = [
         {
@@ -107,7 +106,7 @@ def _import_rows(folder: Path, name: str) -> pa.Table:
     import pyarrow.parquet as pq
 
     table = pq.read_table(folder / IMPORT_FILE)
-    about: Mapping[str, Any] = read_json(str(folder / "mapping.json")) or {}
+    about: Mapping[str, Any] = read_json(folder / "mapping.json") or {}
     rows = []
     for row in table.to_pylist():
         extra = {key: value for key, value in row.items() if key not in _IMPORT_CORE}
@@ -123,10 +122,3 @@ def _import_rows(folder: Path, name: str) -> pa.Table:
             }
         )
     return as_arrow(IMPORTS, rows)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None

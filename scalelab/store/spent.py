@@ -1,27 +1,24 @@
-"""The time that a run has cost, and the part of it that no result came of."""
+"""Worker time that a run used, and the part of it that produced no result."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from scalelab.records.run_dir import Attempt, RunDir
-from scalelab.store.rows import resumed_from
-from scalelab.store.scan import AttemptFiles, RunFiles
+from scalelab.records.run_files import AttemptFiles, RunFiles
 
 
 def spent_and_wasted_s(run: RunFiles, now_s: float) -> tuple[float, float]:
-    """Return the seconds that all attempts took, and those whose steps had to be taken again.
+    """Return the seconds of all attempts, and the seconds of steps that were trained again.
 
-    An attempt counts from its start to its end, or to its last row where it was killed. Wasted is
-    what it did after the checkpoint from which a later one went on.
+    An attempt counts from its start to its end, or to its last row if it recorded no end. Its time
+    after the checkpoint from which a later attempt resumed is wasted.
 
     Parameters
     ----------
     run : RunFiles
     now_s : float
-        Unix time, for an attempt that is under way.
+        Unix time, the end of a running attempt at latest.
     """
     spent = wasted = 0.0
     for index, attempt in enumerate(run.attempts):
@@ -34,25 +31,23 @@ def spent_and_wasted_s(run: RunFiles, now_s: float) -> tuple[float, float]:
         spent += took
         is_superseded = run.accepted is not None and attempt is not run.accepted
         if later or is_superseded:
-            kept = [step for number, step in map(resumed_from, later) if number == attempt.number]
+            sources = [other.resumed_from for other in later]
+            kept = [step for number, step in sources if number == attempt.number]
             kept_until = _time_of_step(attempt, kept[-1]) if kept and kept[-1] else started_s
             wasted += min(max(ended_s - kept_until, 0.0), took)
     return spent, wasted
 
 
 def _last_row_s(attempt: AttemptFiles, now_s: float) -> float | None:
-    folder = Path(attempt.folder)
-    found = Attempt(
-        run=RunDir(folder.parents[1]), number=attempt.number, token=attempt.token
-    ).last_metrics()
+    found = attempt.handle().last_metrics()
     return None if found is None else min(found.time_s, now_s)
 
 
 def _time_of_step(attempt: AttemptFiles, step: int) -> float:
-    """Return when an attempt had taken a step, its start when its curve does not tell."""
+    """Return when an attempt had taken a step, or its start if its curve does not reach it."""
     reached = _number(attempt.note.get("started_s")) or 0.0
     try:
-        lines = (Path(attempt.folder) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+        lines = attempt.handle().metrics_path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return reached
     for line in lines:

@@ -1,6 +1,6 @@
-"""How a sweep stands, from its run folders alone: works while it runs, needs no database.
+"""Status of a sweep, read from its run folders; needs no database.
 
-`read_status` reads the files; everything after that is pure: `budget_statuses`, `advise`.
+`read_status` reads the files; `advise` and `sweep_eta` are pure functions.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import DataError, SpecError
+from scalelab.records import run_files
 from scalelab.records.machine import is_process_alive
 from scalelab.records.run_dir import RunDir
 from scalelab.records.states import ACTIVE, BROKEN, INTERRUPTED, RUN_STATES, STOPPED
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import MetricRow
-from scalelab.store import scan
 from scalelab.store.expected import surprising, with_outlooks
 from scalelab.store.rows import Row, run_row
 from scalelab.store.run_status import (
@@ -30,33 +30,32 @@ from scalelab.store.run_status import (
     RunStatus,
     budget_statuses,
 )
-from scalelab.store.sources import PLAN_FILE
 from scalelab.store.spent import spent_and_wasted_s
-from scalelab.units import format_flops
+from scalelab.units import format_flops, plural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepStatus:
-    """How a sweep stands.
+    """Status of a sweep.
 
     Attributes
     ----------
     sweep, kind : str
-        Name, and what was planned.
+        Name and kind of the sweep.
     runs : tuple of RunStatus
-        In the plan's order.
+        Its runs, in the order of the plan.
     counts : Mapping[str, int]
-        Runs by state, only states that occur.
+        Number of runs by state, without zeros.
     valleys : tuple of BudgetStatus
-        By budget, smallest first; empty for a sweep without budgets.
+        Its budgets, smallest first; empty for a sweep without budgets.
     eta_s : float or None
-        Seconds until the last run ends at the present speed; None when nothing runs.
+        Seconds until the last run ends at the current throughput; None if no run is running.
     worker_hours, wasted_hours : float
-        Hours that workers spent, and those that no result came of.
+        Hours of all attempts, and hours of steps that were trained again.
     advice : tuple of str
-        What to do next.
+        Next steps for the user.
     gpus : int
-        GPUs of a worker; 0 where that is not known or it has none.
+        GPUs per worker; 0 if unknown or none.
     """
 
     sweep: str
@@ -71,7 +70,7 @@ class SweepStatus:
     gpus: int = 0
 
 
-Judge = Callable[[str, Sequence[RunStatus]], tuple[RunStatus, ...]]
+Assess = Callable[[str, Sequence[RunStatus]], tuple[RunStatus, ...]]
 
 
 def read_status(
@@ -79,60 +78,60 @@ def read_status(
     sweep: str | None = None,
     *,
     now_s: float | None = None,
-    assess: Judge | None = None,
+    assess: Assess | None = None,
 ) -> SweepStatus:
-    """Return how a sweep stands, read from its run folders.
+    """Return the status of a sweep from its run folders.
 
     Parameters
     ----------
     results : Path
         The results folder.
     sweep : str, optional
-        Its name; the one launched last by default.
+        Its name; default: the newest sweep.
     now_s : float, optional
-        Unix time to reckon silence from; the clock's by default.
+        Current Unix time; default: the clock.
     assess : callable, optional
-        Takes the sweep's name and its runs as their files tell them; returns them as somebody who
-        also knows the queue does.
+        Takes the name of the sweep and the runs as recorded in the files; returns the runs with
+        the states that the SLURM queue adds.
 
     Raises
     ------
     DataError
-        When there is no such sweep, or its plan cannot be read.
+        If there is no such sweep, or its plan cannot be read.
     """
     name = sweep if sweep is not None else _latest_name(results)
     saved = Results(results).load_plan(name)
     now = time.time() if now_s is None else now_s
     runs = tuple(
-        read_run_state(results / "runs" / run_id, budget, now)
+        read_run_status(results / "runs" / run_id, budget, now)
         for run_id, budget in saved.budgets.items()
     )
     runs = with_outlooks(runs if assess is None else assess(name, runs), str(results / "runs"))
     found = Counter(run.state for run in runs)
     counts = {state: found[state] for state in RUN_STATES if found[state]}
-    valleys = budget_statuses(runs)
+    budgets = budget_statuses(runs)
     return SweepStatus(
         sweep=name,
         kind=saved.kind,
         runs=runs,
         counts=counts,
-        valleys=valleys,
+        valleys=budgets,
         eta_s=sweep_eta(runs),
         worker_hours=math.fsum(run.spent_s for run in runs) / 3600,
         wasted_hours=math.fsum(run.wasted_s for run in runs) / 3600,
-        advice=advise(name, counts, valleys, runs),
+        advice=advise(name, counts, budgets, runs),
     )
 
 
 def sweep_names(results: Path) -> list[str]:
-    """Return the names of the sweeps with a readable plan, the one launched last first."""
-    return [name for _, name in _plans(results)]
+    """Return the names of the sweeps with a readable plan, newest first."""
+    return Results(results).sweep_names()
 
 
-def read_run_state(folder: Path, budget_flops: float | None, now_s: float) -> RunStatus:
-    """Return how the run in ``folder`` stands; a folder that does not hold together is a state."""
+def read_run_status(folder: Path, budget_flops: float | None, now_s: float) -> RunStatus:
+    """Return the status of the run in ``folder``; ``broken`` if the folder cannot be read."""
     try:
-        files = scan.read_run(str(folder))
+        files = run_files.read_run(str(folder))
     except (SpecError, OSError) as error:
         return RunStatus(
             run_id=folder.name, state=BROKEN, budget_flops=budget_flops, reason=str(error)
@@ -140,28 +139,28 @@ def read_run_state(folder: Path, budget_flops: float | None, now_s: float) -> Ru
     is_running = files.status == "running"
     last = RunDir(folder).attempts()[-1].last_metrics() if is_running else None
     is_gone = is_running and _is_gone(files.attempts[-1].note)
-    state = run_state(run_row(files), last, budget_flops, now_s, is_gone=is_gone)
+    state = run_status(run_row(files), last, budget_flops, now_s, is_gone=is_gone)
     spent_s, wasted_s = spent_and_wasted_s(files, now_s)
     return replace(state, spent_s=spent_s, wasted_s=wasted_s)
 
 
-def run_state(
+def run_status(
     row: Row, last: MetricRow | None, budget_flops: float | None, now_s: float, *, is_gone: bool
 ) -> RunStatus:
-    """Return how a run stands from its row of ``runs`` and its newest row of the curve.
+    """Return the status of a run from its row of ``runs`` and the newest row of its curve.
 
     Parameters
     ----------
     row : dict
         `scalelab.store.rows.run_row`.
     last : MetricRow or None
-        Newest row of a running attempt's curve.
+        Newest row of the curve of a running attempt.
     budget_flops : float or None
-        Of the run in this sweep.
+        Budget of the run in this sweep.
     now_s : float
-        Unix time.
+        Current Unix time.
     is_gone : bool
-        Whether the process that was running it is known to be gone.
+        Whether its worker process is known to be dead.
     """
     is_running = row["status"] == "running" and not is_gone
     speed = last.tokens_per_s if last and is_running and last.tokens_per_s > 0 else None
@@ -185,19 +184,16 @@ def run_state(
 
 
 def sweep_eta(runs: Sequence[RunStatus]) -> float | None:
-    """Return the seconds until the last run ends, None when no running one tells its speed.
+    """Return the seconds until the last run ends, None if no running run has a throughput.
 
-    The work that is left over the present rate, and never less than the slowest running run.
+    This is the work left divided by the current rate, at least the time of the slowest running run.
     """
     running = [run for run in runs if run.eta_s is not None and run.flops and run.n_tokens]
     rate = sum((r.tokens_per_s or 0.0) * (r.flops or 0.0) / (r.n_tokens or 1) for r in running)
     if not running or rate <= 0:
         return None
-    waiting = sum(
-        run.flops or 0.0
-        for run in runs
-        if run.state in ("planned", "queued", "preempted", INTERRUPTED)
-    )
+    open_states = ("planned", "queued", "preempted", INTERRUPTED)
+    waiting = sum(run.flops or 0.0 for run in runs if run.state in open_states)
     left = sum((r.eta_s or 0.0) * (r.tokens_per_s or 0.0) * r.flops / r.n_tokens
                for r in running if r.flops and r.n_tokens)  # fmt: skip
     return max((waiting + left) / rate, max(r.eta_s or 0.0 for r in running))
@@ -206,78 +202,63 @@ def sweep_eta(runs: Sequence[RunStatus]) -> float | None:
 def advise(
     sweep: str,
     counts: Mapping[str, int],
-    valleys: Sequence[BudgetStatus],
+    budgets: Sequence[BudgetStatus],
     runs: Sequence[RunStatus],
 ) -> tuple[str, ...]:
-    """Return what to do next, most pressing first."""
+    """Return the next steps for the user, the most urgent first."""
     advice = []
     if counts.get(BROKEN):
         first = next(run for run in runs if run.state == BROKEN)
-        advice.append(f"run {first.run_id} does not hold together: {first.reason}")
+        advice.append(f"run {first.run_id} cannot be read: {first.reason}")
     is_active = any(counts.get(state) for state in ACTIVE)
     stopped = sum(counts.get(s, 0) for s in STOPPED)
     if stopped and not is_active:
         advice.append(
-            f"{stopped} runs wait and nothing runs: `scalelab resume {sweep}` goes on with them."
+            f"{plural(stopped, 'run')} left and none is running: `scalelab resume {sweep}` "
+            "continues the sweep."
         )
     if counts.get("failed"):
         first = next(run for run in runs if run.state == "failed")
         advice.append(
-            f"{counts['failed']} runs failed ({first.reason or 'no reason noted'}): see `scalelab "
-            f"logs {first.run_id}`, then `scalelab retry {sweep}`."
+            f"{plural(counts['failed'], 'run')} failed ({first.reason or 'reason unknown'}): see "
+            f"`scalelab logs {first.run_id}`, then run `scalelab retry {sweep}`."
         )
     if counts.get("diverged"):
         advice.append(
-            f"{counts['diverged']} runs diverged and are left out of fits: `scalelab retry {sweep} "
-            "--status diverged --lr-scale 0.5` adds them at half the rate."
+            f"{plural(counts['diverged'], 'run')} diverged; fits leave them out. `scalelab retry "
+            f"{sweep} --status diverged --lr-scale 0.5` adds runs at half the learning rate."
         )
     for run, expected in surprising(runs):
         side = "above" if (run.loss_nats or 0.0) > expected.high_nats else "below"
         advice.append(
-            f"run {run.run_id} ended at {run.loss_nats:.4f}, {side} the {expected.low_nats:.4f} to "
-            f"{expected.high_nats:.4f} that the others let expect: look at its curve (`scalelab "
-            f"logs {run.run_id}`) before it goes into a fit."
+            f"run {run.run_id} ended at a loss of {run.loss_nats:.4f}, {side} the range predicted "
+            f"from the other runs ({expected.low_nats:.4f} to {expected.high_nats:.4f}): check its "
+            f"curve with `scalelab logs {run.run_id}` before a fit uses it."
         )
-    for valley in valleys:
-        if valley.n_done == valley.n_runs and valley.shape in (FALLS_TO_SMALL, FALLS_TO_LARGE):
-            is_small = valley.shape == FALLS_TO_SMALL
+    for budget in budgets:
+        if budget.n_done == budget.n_runs and budget.shape in (FALLS_TO_SMALL, FALLS_TO_LARGE):
+            is_small = budget.shape == FALLS_TO_SMALL
             best, add = ("smallest", "smaller") if is_small else ("largest", "larger")
             advice.append(
-                f"the valley at {format_flops(valley.budget_flops)} FLOP is open: its {best} model "
-                f"is the best; add {add} ones (a wider --span, with --extend)."
+                f"budget {format_flops(budget.budget_flops)} FLOPs has no minimum: its {best} "
+                f"model is the best. Add {add} models with a wider --span and --extend."
             )
     if counts.get("done") and not stopped and not is_active:
-        advice.append(f"`scalelab fit --sweep {sweep}` fits what is done.")
+        advice.append(f"`scalelab fit --sweep {sweep}` fits the finished runs.")
     return tuple(advice)
 
 
 def _is_gone(note: Mapping[str, Any]) -> bool:
-    """Say whether the process behind a note is known to be gone: only its own machine knows."""
+    """Return whether the attempt's process is known to be dead; unknown for other machines."""
     return note.get("host") == socket.gethostname() and not is_process_alive(note)
 
 
 def _latest_name(results: Path) -> str:
-    plans = _plans(results)
-    if not plans:
+    names = sweep_names(results)
+    if not names:
         raise DataError(
-            f"results folder {results}, which holds no sweep",
-            "a folder in which a sweep was launched",
+            f"results folder {results}, which has no sweep",
+            "the results folder of a launched sweep",
             "Launch one with `scalelab sweep`, or name another folder with --results.",
         )
-    return plans[0][1]
-
-
-def _plans(results: Path) -> list[tuple[float, str]]:
-    """Return (-created, name) of the sweeps with a readable plan, the newest first."""
-    folder = results / "sweeps"
-    found = ((name, _read_plan(folder / name)) for name in scan.run_names(str(folder)))
-    return sorted((-float(plan.get("created_s") or 0.0), name) for name, plan in found if plan)
-
-
-def _read_plan(folder: Path) -> dict[str, Any] | None:
-    plan = scan.read_json(str(folder / PLAN_FILE))
-    rows = None if plan is None else plan.get("rows")
-    is_plan = isinstance(rows, list) and all(
-        isinstance(row, dict) and isinstance(row.get("run_id"), str) for row in rows
-    )
-    return plan if is_plan else None
+    return names[0]

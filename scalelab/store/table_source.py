@@ -1,22 +1,21 @@
-"""The rows of one table inside a private DuckDB: numbers made numbers, cells and lines findable.
-
-`TableSource` is what `scalelab.store.tables` reads from; nothing else needs it.
-"""
+"""Load one table into a private in-memory DuckDB; `scalelab.store.tables` reads from it."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
+from scalelab.store.columns import likely_columns
 from scalelab.store.public_tables import table_path
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
-"""How packed files begin."""
+MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
+"""First bytes of compressed files."""
 
 _HEADER_BYTES = 1 << 20
 
@@ -37,13 +36,13 @@ class TableSource:
     Attributes
     ----------
     name : str
-        What to call it in messages.
+        Name of the table, for messages.
     types : dict of str to str
-        DuckDB type by column, in the table's order.
+        DuckDB type by column, in the order of the table.
     repeated : frozenset of str
-        Names, in lower case, that the table gives to several columns: DuckDB renames all but one.
+        Lower-case names that several columns share; DuckDB renames all except one.
     malformed : list of (line, text, reason)
-        Lines that are no rows of this table.
+        Lines that are not rows of the table.
     """
 
     def __init__(
@@ -66,17 +65,20 @@ class TableSource:
         self._ends: NDArray[np.int64] | None = None
         if text_file is not None:
             self._find_malformed()
-        # The conditions are the user's SQL over these rows: they have no business with files.
+        # Conditions are SQL from the user and must not read files.
         connection.execute("SET enable_external_access = false")
         connection.execute("CREATE TEMP VIEW rows AS SELECT *, rowid AS source_row FROM source")
 
+    def __len__(self) -> int:
+        return int(self.fetch("SELECT count(*) AS n FROM source")["n"][0])
+
     def make_numeric(self, columns: Sequence[str]) -> None:
-        """Make numbers of columns that are text for the sake of a few cells (those become NULL).
+        """Convert text columns to numbers; cells that are not numbers become NULL.
 
         Raises
         ------
         DataError
-            When a column holds no number at all.
+            If a column contains no number.
         """
         dirty = [c for c in dict.fromkeys(columns) if self.types.get(c) == "VARCHAR"]
         if not dirty:
@@ -89,15 +91,16 @@ class TableSource:
         for column in dirty:
             counted = self.fetch(f"SELECT count({quote(column)}) AS n, count(*) AS m FROM rows")
             if counted["m"][0] and not counted["n"][0]:
+                numeric = ", ".join(n for n, kind in self.types.items() if is_numeric(kind))
                 raise DataError(
-                    f"column {column} of {self.name}, which holds text",
-                    "a column of numbers",
-                    "Map another column with --map, or convert this one.",
+                    f"column {column} of {self.name}, which contains text",
+                    f"a column of numbers ({numeric or 'the table has none'})",
+                    "Read another column with --map, or convert this one to numbers.",
                 )
             self.types[column] = "DOUBLE"
 
     def check(self, query: str, shown: str) -> None:
-        """Raise UsageError unless ``query`` is one valid statement over these columns."""
+        """Raise UsageError unless ``query`` is one valid statement over the columns."""
         import duckdb
 
         try:
@@ -107,15 +110,17 @@ class TableSource:
         except duckdb.Error as error:
             raise self._bad_sql(shown, error) from None
         if not is_single:
-            raise UsageError(f"{shown!r}, several statements", "one SQL condition", "Drop the ';'.")
+            raise UsageError(
+                f"{shown!r}, several statements", "one SQL condition", "Remove the ';'."
+            )
 
     def fetch(self, query: str, shown: str = "") -> dict[str, NDArray[Any]]:
-        """Return the columns of a query as plain arrays: NaN and empty text where NULL.
+        """Return the columns of a query as arrays, with NaN or empty text for NULL.
 
         Raises
         ------
         UsageError
-            When the user's part of the query, ``shown``, fails on the rows.
+            If the user's part of the query, ``shown``, fails.
         """
         import duckdb
 
@@ -130,7 +135,7 @@ class TableSource:
         return [str(row[0]) for row in self._connection.execute(query).fetchall()]
 
     def cells(self, expression: str, rows: NDArray[np.int64]) -> list[str | None]:
-        """Return the text of an expression in these rows of the table as it was given."""
+        """Return the original text of an expression in these rows."""
         listed = ",".join(map(str, rows))
         found = dict(
             self._connection.execute(
@@ -140,18 +145,17 @@ class TableSource:
         return [found[row] for row in rows]
 
     def lines(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the line of the file (or the number) of these rows."""
+        """Return the line in the file, or the number, of these rows."""
         if self._ends is not None:
             return self._ends[rows]
         return rows + self._first_line
 
     def count_lines(self) -> None:
-        """Find the line at which each row really ends: rows may span lines, and lines be blank."""
+        """Find the last line of each row; a row may span lines and lines may be blank."""
         if self._text_file is None or self._ends is not None:
             return
         ends, odd = _row_ends(self._text_file, len(self.types))
-        count = int(self.fetch("SELECT count(*) AS n FROM source")["n"][0])
-        if len(ends) == count:
+        if len(ends) == len(self):
             self._ends = np.asarray(ends, dtype=np.int64)
         if len(odd) == len(self.malformed):
             self.malformed = [
@@ -171,10 +175,15 @@ class TableSource:
             self.count_lines()
 
     def _bad_sql(self, shown: str, error: Exception) -> UsageError:
+        unknown = re.search(r'column "(.+?)" not found', str(error))
+        likely = likely_columns(unknown[1], self.types)[:1] if unknown else []
         return UsageError(
             f"{shown!r} ({first_line(error)})",
             f"DuckDB SQL over the columns {', '.join(self.types)}",
-            "Quote text with single quotes and odd column names with double quotes.",
+            f"Did you mean {likely[0]}?"
+            if likely
+            else "Put text in single quotes, and column names with special characters in double "
+            "quotes.",
         )
 
 
@@ -185,11 +194,15 @@ def open_file(path: Path) -> Iterator[TableSource]:
     Raises
     ------
     DataError
-        When there is no such file or it does not read as a table.
+        If the file does not exist or is not a table.
     """
     path = table_path(path)
     if not path.is_file():
-        raise DataError(f"{path}, which is not a file", "a CSV or Parquet file", "Check the path.")
+        raise DataError(
+            f"{path}, which is {'a folder' if path.is_dir() else 'not an existing file'}",
+            "a CSV or Parquet file",
+            "Check the path.",
+        )
     if not path.stat().st_size:
         raise DataError(f"{path}, which is empty", "a CSV or Parquet file", "Export it again.")
     name = path.name.lower()
@@ -224,7 +237,7 @@ def open_file(path: Path) -> Iterator[TableSource]:
 
 @contextmanager
 def open_frame(frame: pd.DataFrame) -> Iterator[TableSource]:
-    """Load a pandas frame; its rows are numbered from 1."""
+    """Load a pandas frame; row numbers start at 1."""
 
     def load(connection: duckdb.DuckDBPyConnection) -> TableSource:
         import duckdb
@@ -259,55 +272,10 @@ def _with_known_types(frame: pd.DataFrame, connection: duckdb.DuckDBPyConnection
     return frame
 
 
-class Snapshot:
-    """The published tables, read-only, under the schema ``store``."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
-
-    def first(self, query: str, name: str | None = None) -> str | int | None:
-        """Return the first value of a query, None when it has no row."""
-        row = self._connection.execute(query, {} if name is None else {"name": name}).fetchone()
-        return None if row is None else row[0]
-
-    def column(self, query: str) -> list[str]:
-        """Return the first column of a query."""
-        return [str(row[0]) for row in self._connection.execute(query).fetchall()]
-
-    def arrays(self, query: str, name: str) -> dict[str, NDArray[Any]]:
-        """Return the columns of a query as plain arrays."""
-        fetched = self._connection.execute(query, {"name": name}).fetchnumpy()
-        return {column: np.asarray(values) for column, values in fetched.items()}
-
-    def load(self, query: str, name: str, title: str) -> TableSource:
-        """Copy the rows of a query out of the snapshot, so that it can be let go of."""
-        self._connection.execute(f"CREATE TEMP TABLE source AS {query}", {"name": name})
-        return TableSource(self._connection, title, 1)
-
-    def rows(self, source: TableSource) -> int:
-        """Return how many rows a source has."""
-        return int(source.fetch("SELECT count(*) AS n FROM source")["n"][0])
-
-
 @contextmanager
-def open_snapshot(path: Path) -> Iterator[Snapshot]:
-    """Open the published snapshot; raises DataError when it is not one."""
-
-    def attach(connection: duckdb.DuckDBPyConnection) -> Snapshot:
-        connection.execute(
-            f"ATTACH '{str(path).replace(chr(39), chr(39) * 2)}' AS store (READ_ONLY)"
-        )
-        return Snapshot(connection)
-
-    with _opened(attach, str(path)) as snapshot:
-        yield snapshot
-
-
-Opened = TypeVar("Opened")
-
-
-@contextmanager
-def _opened(load: Callable[[duckdb.DuckDBPyConnection], Opened], name: str) -> Iterator[Opened]:
+def _opened(
+    load: Callable[[duckdb.DuckDBPyConnection], TableSource], name: str
+) -> Iterator[TableSource]:
     import duckdb
 
     connection = duckdb.connect()
@@ -316,9 +284,9 @@ def _opened(load: Callable[[duckdb.DuckDBPyConnection], Opened], name: str) -> I
             table = load(connection)
         except duckdb.Error as error:
             raise DataError(
-                f"{name}, which does not read as a table ({first_line(error)})",
+                f"{name}, which cannot be read as a table ({first_line(error)})",
                 "a CSV file with a header line, or Parquet",
-                "Open the file and check its first lines.",
+                "Check the first lines of the file.",
             ) from None
         yield table
     finally:
@@ -336,7 +304,7 @@ def first_line(error: object) -> str:
 
 
 def is_numeric(kind: str) -> bool:
-    """Say whether a DuckDB type holds numbers."""
+    """Return whether a DuckDB type is numeric."""
     return (
         kind in ("DOUBLE", "FLOAT", "INTEGER", "UINTEGER")
         or kind.endswith("INT")
@@ -345,22 +313,22 @@ def is_numeric(kind: str) -> bool:
 
 
 def _text_header(path: Path) -> list[str]:
-    """Return the names in the first line of a file of text.
+    """Return the column names in the first line of a text file.
 
     Raises
     ------
     DataError
-        When the file is packed, or its header not UTF-8: DuckDB would make up columns.
+        If the file is compressed, or its header is not UTF-8; DuckDB would invent columns.
     """
     is_gzip = path.name.lower().endswith(".gz")
-    with path.open("rb") as packed:
-        start = packed.read(4)
-    kind = next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)
+    with path.open("rb") as compressed:
+        start = compressed.read(4)
+    kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
     if (kind == "gzip") != is_gzip or kind not in (None, "gzip"):
         raise DataError(
-            f"{path}, which is {f'packed with {kind}' if kind else 'not packed with gzip'}",
-            "text as it is, or packed with gzip under a name that ends in .csv.gz or .tsv.gz",
-            "Rename it so." if kind in ("gzip", None) else "Unpack it first.",
+            f"{path}, which is {f'compressed with {kind}' if kind else 'not compressed with gzip'}",
+            "plain text, or gzip in a file that ends in .csv.gz or .tsv.gz",
+            "Rename the file." if kind in ("gzip", None) else "Decompress it first.",
         )
     try:
         with _opener(path)(path, "rb") as stream:
@@ -372,8 +340,8 @@ def _text_header(path: Path) -> list[str]:
         pass
     raise DataError(
         f"{path}, whose first line is not UTF-8 text",
-        "UTF-8, with the names of the columns in the first line",
-        "Save it as UTF-8, such as with `iconv -f UTF-16 -t UTF-8` (or -f LATIN1).",
+        "UTF-8 with the column names in the first line",
+        "Convert the file to UTF-8, for example: iconv -f UTF-16 -t UTF-8 (or -f LATIN1)",
     )
 
 
@@ -386,7 +354,7 @@ def _delimiter(header: str) -> str:
 
 
 def _row_ends(path: Path, width: int) -> tuple[list[int], list[int]]:
-    """Return the last line of each row of this width, and of each row of another."""
+    """Return the last line of each row with ``width`` cells, and of each other row."""
     ends: list[int] = []
     odd: list[int] = []
     with _opener(path)(path, "rt", newline="", errors="replace") as stream:
@@ -398,7 +366,7 @@ def _row_ends(path: Path, width: int) -> tuple[list[int], list[int]]:
 
 
 def _plain(column: Any) -> NDArray[Any]:
-    """Return a fetched column without a mask."""
+    """Return a fetched column as an array without a mask."""
     if not isinstance(column, np.ma.MaskedArray):
         values = np.asarray(column)
         return values.astype(np.str_) if values.dtype == object else values

@@ -1,13 +1,11 @@
-"""A table made elsewhere becomes `Observations`: columns mapped, rows filtered, bad rows set aside.
+"""Read an imported table as `Observations`: map columns, select rows, reject unusable rows.
 
-DuckDB reads the file (CSV, TSV or Parquet), evaluates the user's SQL conditions on its rows, and
-hands over NumPy columns. Rows that cannot be used come back as `Reject`s with the line of the file
-and the reason; nothing is guessed and nothing is dropped in silence.
+DuckDB reads the file (CSV, TSV or Parquet) and evaluates the user's SQL conditions. Each unusable
+row is returned as a `Reject` with its line and the reason.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,59 +15,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.records.types import Curves, Observations
+from scalelab.store.columns import ALIASES, CORE, MAPPED, NON_EMBEDDING, likely_columns, map_option
 from scalelab.store.table_source import TableSource, is_numeric, open_file, open_frame, quote
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS, train_flops_6nd
-from scalelab.theory.laws import LAWS
+from scalelab.units import plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FloatArray = NDArray[np.float64]
 
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "n_params": (),
-    "n_tokens": (),
-    "loss_nats": ("loss",),
-    "flops": (),
-    "budget": ("isoflop_budget", "flops_budget"),
-    "cluster": ("run_id", "run"),
-}
-"""Our columns, and the names that are taken for them when nothing is mapped."""
-
-CORE = ("n_params", "n_tokens", "loss_nats", "flops")
-"""The columns without which a row is not an observation (one of N, D, C may be derived)."""
-
-MAPPED = tuple(
-    dict.fromkeys(
-        (
-            *ALIASES,
-            *(column for law in LAWS for column in (law.target, *law.columns)),
-            *("fraction_elapsed", "weight", "lr", "batch_tokens", "batch_seqs", "seq_len"),
-        )
-    )
-)
-"""Every name of ours that a column can be mapped to: what a fit, a law or `tune` reads by name."""
-
-NON_EMBEDDING = ("nonembed", "nonembedding")
-"""What a column of parameters without embeddings is called, underscores aside."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reject:
-    """One row that was set aside.
+    """One row that cannot be used.
 
     Attributes
     ----------
     line : int
-        Line of the file where the row ends, the header being line 1; the row's number in Parquet.
+        Last line of the row in the file, where the header is line 1; in Parquet the row number.
     column : str
-        Our name of the column at fault, empty when the whole row is malformed.
+        Our name of the invalid column, empty if the whole row is malformed.
     value : str
-        The cell as the file has it.
+        The cell in the file.
     reason : str
-        What is wrong with it, in words.
+        What is wrong, for messages.
     """
 
     line: int
@@ -80,24 +52,24 @@ class Reject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableRead:
-    """What a file held.
+    """The content of a table.
 
     Attributes
     ----------
     observations : Observations
-        The usable rows that the conditions select, in the order of the file.
+        The selected usable rows, in the order of the file.
     lines : ndarray of int, shape (n,)
-        The line of the file of each of them.
+        The line of each row in the file.
     rejects : tuple of Reject
-        The selected rows that cannot be used.
+        The selected unusable rows.
     marks : Mapping[str, ndarray of bool, shape (n,)]
-        For each named condition, the rows for which it is true.
+        For each named condition, whether it is true in each row.
     mapping : Mapping[str, str]
-        Our column name to the file's column or SQL expression that was read for it.
+        Our column name to the column or SQL expression that was read for it.
     notes : Mapping[str, str]
-        What was decided without being asked, by code: ``derived_flops``, ``duplicate_rows``, ..
+        Notes for the user by code: ``derived_flops``, ``duplicate_rows``, ..
     curves : Curves or None
-        The runs' training curves, where the rows are those of a sweep.
+        Training curves, if the rows are the runs of a sweep.
     """
 
     observations: Observations
@@ -115,7 +87,7 @@ def parse_map(texts: Sequence[str]) -> dict[str, str]:
     Raises
     ------
     UsageError
-        When an item is not of the form OURS=THEIRS or names a column twice.
+        If an item is not of the form OURS=THEIRS or maps a column twice.
     """
     mapping: dict[str, str] = {}
     for text in texts:
@@ -124,8 +96,8 @@ def parse_map(texts: Sequence[str]) -> dict[str, str]:
             if not (equals and ours.isidentifier() and theirs) or ours in mapping:
                 raise UsageError(
                     f"--map {item.strip()!r}",
-                    "OURS=THEIRS, each of ours once",
-                    "Write --map n_params=params,loss_nats=val_loss, for example.",
+                    "OURS=THEIRS pairs, each of our columns once",
+                    "For example: --map n_params=params,loss_nats=val_loss",
                 )
             mapping[ours] = theirs
     return mapping
@@ -139,15 +111,15 @@ class ReadOptions:
     ----------
     mapping : Mapping[str, str]
         Our column name to the table's column name, or to a DuckDB expression over its columns
-        (``n_tokens = steps * 524288``). One of `MAPPED`; beyond `ALIASES` it goes into ``extra``.
+        (``n_tokens = steps * 524288``). Our name is one of `scalelab.store.columns.MAPPED`.
     where : str or None
-        DuckDB condition on the table's own columns; rows for which it is not true are left out.
+        DuckDB condition on the table's columns; only rows for which it is true are read.
     marks : Mapping[str, str]
-        Named conditions to evaluate on the rows that remain.
+        Named conditions to evaluate on these rows.
     text_columns : sequence of str
-        Columns of text to keep in ``extra`` beside the numeric ones, which are all kept.
+        Text columns to keep in ``extra``, which contains all numeric columns anyway.
     param_convention, flop_convention : str
-        How the table counts; ``unstated`` unless the caller knows.
+        How the table counts N and C; ``unstated`` if unknown.
     """
 
     mapping: Mapping[str, str] = field(default_factory=dict)
@@ -162,15 +134,18 @@ class ReadOptions:
             raise UsageError(
                 "an empty condition (--where)",
                 'a condition on the table\'s columns, such as "n_params > 1e6"',
-                "Leave it out to take every row; a shell variable may be unset.",
+                "Leave --where out to read all rows. Check whether a shell variable is unset.",
             )
         for name in self.mapping:
             if name not in MAPPED:
-                near = difflib.get_close_matches(name, MAPPED, n=1)
+                theirs = self.mapping[name]
+                is_reversed = theirs in MAPPED and likely_columns(theirs, [name])
                 raise UsageError(
-                    f"--map {name}={self.mapping[name]}, where {name} is no column of ours",
+                    f"--map {name}={theirs}, where {name} is not one of our columns",
                     f"OURS=THEIRS with OURS one of {', '.join(MAPPED)}",
-                    f"Write {near[0]}=, if that is meant." if near else "Mend the name before '='.",
+                    f"Did you mean --map {theirs}={name}?"
+                    if is_reversed
+                    else did_you_mean(name, MAPPED) + "Change the name before '='.",
                 )
 
 
@@ -180,9 +155,9 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> TableRea
     Raises
     ------
     DataError
-        When the file cannot be read, a needed column is missing, or no usable row is left.
+        If the file cannot be read, a required column is missing, or no row is usable.
     UsageError
-        When a condition or expression is not valid SQL over the file's columns.
+        If a condition or expression is not valid SQL over the file's columns.
     """
     with open_file(Path(path)) as source:
         return read_source(source, options or ReadOptions())
@@ -195,7 +170,7 @@ def read_frame(frame: pd.DataFrame, options: ReadOptions | None = None) -> Table
 
 
 def read_source(source: TableSource, options: ReadOptions) -> TableRead:
-    """Return the observations of a table that is open already; raises as `read_table`."""
+    """Return the observations of an open table; raises as `read_table`."""
     return _Reader(source, options).read()
 
 
@@ -210,7 +185,7 @@ class _Reader:
         source.make_numeric([self.mapping[n] for n in (*CORE, "budget") if n in self.mapping])
 
     def _resolve(self) -> dict[str, str]:
-        """Return where each of our columns comes from; two of N, D, C are enough."""
+        """Return the source of each of our columns; the loss and two of N, D, C are required."""
         lower = {name.lower(): name for name in self.source.types}
         found = {
             ours: lower.get(theirs.lower(), theirs) for ours, theirs in self.options.mapping.items()
@@ -222,21 +197,31 @@ class _Reader:
         for ours, theirs in found.items():
             if theirs.lower() in self.source.repeated:
                 raise DataError(
-                    f"{self.source.name} with several columns {theirs}, wanted for {ours} "
-                    "(upper and lower case are alike)",
-                    "one column of each name that is read",
-                    "Rename all but one of them in the table.",
+                    f"{self.source.name} with several columns {theirs}, one of which is needed for "
+                    f"{ours} (upper and lower case are equal)",
+                    "one column of that name",
+                    "Rename the other columns in the table.",
                 )
         missing = [name for name in ("loss_nats",) if name not in found]
-        if sum(name in found for name in ("n_params", "n_tokens", "flops")) < 2:
-            missing += [name for name in ("n_params", "n_tokens") if name not in found]
+        sizes = [name for name in ("n_params", "n_tokens", "flops") if name not in found]
+        unused = [name for name in self.source.types if name not in found.values()]
+        sizes.sort(key=lambda name: not likely_columns(name, unused))
+        missing += sizes[: max(len(sizes) - 1, 0)]
         if missing:
-            raise DataError(
-                f"{self.source.name} with the columns {', '.join(self.source.types)}",
-                f"{' and '.join(missing)} among them (two of n_params, n_tokens, flops do)",
-                f"Map them: --map {','.join(f'{name}=THEIR_NAME' for name in missing)}.",
-            )
+            raise self._missing(missing, unused)
         return found
+
+    def _missing(self, missing: list[str], unused: list[str]) -> DataError:
+        given = []
+        for name in missing:
+            likely = ", ".join(likely_columns(name, unused)[:3])
+            given.append(name + (f" (likely: {likely})" if likely else ""))
+        return DataError(
+            f"{self.source.name} without {' and '.join(given)}; its columns are "
+            f"{', '.join(self.source.types)}",
+            "a loss and two of n_params, n_tokens, flops",
+            f"Add {map_option(missing, unused)}",
+        )
 
     def read(self) -> TableRead:
         options, picked = self.options, set(self.mapping)
@@ -274,7 +259,7 @@ class _Reader:
         )
 
     def _columns(self) -> dict[str, NDArray[Any]]:
-        """Fetch our columns, every other numeric one, and the marks, in the table's order."""
+        """Fetch our columns, all other numeric columns and the marks, in the order of the table."""
         source, options = self.source, self.options
         select = {"source_row": "source_row"}
         for ours, theirs in self.mapping.items():
@@ -301,23 +286,23 @@ class _Reader:
         return source.fetch(query + " ORDER BY source_row", options.where or "")
 
     def _derive(self, core: dict[str, FloatArray]) -> str:
-        """Fill in the one of N, D, C that the table lacks from C = 6 N D, and say so."""
+        """Compute a missing one of N, D, C from C = 6 N D; return how C is counted."""
         with np.errstate(all="ignore"):
             if "flops" not in core:
                 core["flops"] = train_flops_6nd(core["n_params"], core["n_tokens"])
-                self.notes["derived_flops"] = "The table has no flops column: C = 6 N D was taken."
+                self.notes["derived_flops"] = "The table has no flops column; C = 6 N D is used."
                 return "6nd"
             for name, other in (("n_tokens", "n_params"), ("n_params", "n_tokens")):
                 if name not in core:
                     core[name] = core["flops"] / train_flops_6nd(core[other], np.ones(1))
                     self.notes[f"derived_{name}"] = (
-                        f"The table has no {name} column: it was taken from C = 6 N D."
+                        f"The table has no {name} column; it is computed from C = 6 N D."
                     )
                     return "6nd"
         return self.options.flop_convention
 
     def _convention(self, ours: str, known: Mapping[str, str], otherwise: str) -> str:
-        """Return the convention that the name of the column read says, else ``otherwise``."""
+        """Return the convention that the column's name states, else ``otherwise``."""
         theirs = self.mapping.get(ours, "").lower().removeprefix(f"{ours}_")
         if theirs.replace("_", "") in NON_EMBEDDING:
             return "kaplan"
@@ -326,7 +311,7 @@ class _Reader:
     def _explain(
         self, row: NDArray[np.int64], bad: Mapping[str, NDArray[np.bool_]]
     ) -> tuple[Reject, ...]:
-        """Return the rejects in the order of the table, each for the first column at fault."""
+        """Return the rejects in the order of the table, each with its first invalid column."""
         if any(column.any() for column in bad.values()):
             self.source.count_lines()
         rejects = [
@@ -351,28 +336,28 @@ class _Reader:
         if rejects:
             first = rejects[0]
             return DataError(
-                f"{self.source.name} with no usable row (line {first.line}: {first.reason})",
+                f"{self.source.name} without a usable row (line {first.line}: {first.reason})",
                 "finite n_params, n_tokens and losses above zero",
-                "Mend the rows, or map other columns with --map.",
+                "Correct the rows, or read other columns with --map.",
             )
         return DataError(
-            f"{self.source.name} with no row" + (f" where {where}" if where else ""),
+            f"{self.source.name} without rows" + (f" where {where}" if where else ""),
             "at least one row",
-            "Loosen the condition." if where else "Check that the file is whole.",
+            "Change the condition." if where else "Check that the file is complete.",
         )
 
     def _note_duplicates(self, observations: Observations) -> None:
         mixed = np.zeros(len(observations), dtype=np.uint64)
         for name in CORE:
-            # Equal rows hash alike; sorting whole rows would take seconds on a million of them.
+            # Equal rows have equal hashes; sorting a million rows would take seconds.
             bits = np.ascontiguousarray(getattr(observations, name)).view(np.uint64)
             mixed = (mixed ^ bits) * np.uint64(0x9E3779B97F4A7C15)
             mixed ^= mixed >> np.uint64(29)
         extra = len(mixed) - len(np.unique(mixed))
         if extra:
             self.notes["duplicate_rows"] = (
-                f"{extra} rows repeat another row exactly; each counts as a run of its own. "
-                "Remove them unless they are."
+                f"{plural(extra, 'row')} {'repeats' if extra == 1 else 'repeat'} another row "
+                "exactly. Each counts as a separate run; remove rows that are copies."
             )
 
 

@@ -239,7 +239,7 @@ def test_import_sets_bad_rows_aside_and_the_rest_can_be_exported(results, run, t
     assert len(out.splitlines()) == 3
     code, _, err = run("fit", "--sweep", "nosuch")
     assert code == 2
-    assert "there are: demo, theirs" in err
+    assert "with finished runs: demo, theirs" in err
     assert run("import", str(table), "--name", "a/b")[0] == 2
     assert run("import", str(tmp_path / "none.csv"))[0] == 3
 

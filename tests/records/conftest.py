@@ -1,4 +1,4 @@
-"""Run folders to write into."""
+"""Fixtures: run folders."""
 
 from pathlib import Path
 

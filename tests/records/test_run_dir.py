@@ -1,4 +1,4 @@
-"""The promises of the run folder: one attempt counts, older ones are fenced, files are whole."""
+"""One attempt is accepted, older attempts must stop, and files are complete or absent."""
 
 import json
 import multiprocessing
@@ -45,13 +45,13 @@ def run_in_processes(n, function):
 
 
 class TestClaims:
-    def test_claims_made_at_once_are_all_different(self, run):
+    def test_concurrent_claims_differ(self, run):
         numbers = run_in_processes(8, lambda _: [run.claim().number for _ in range(5)])
         assert sorted(n for several in numbers for n in several) == list(range(1, 41))
         assert [a.number for a in run.attempts()] == list(range(1, 41))
 
-    def test_a_listing_that_is_out_of_date_gives_no_number_twice(self, run, monkeypatch):
-        """As on a network file system, or when two launchers look at the same moment."""
+    def test_an_outdated_listing_gives_no_number_twice(self, run, monkeypatch):
+        """As on a network file system, or when two launchers list at the same time."""
         monkeypatch.setattr(RunDir, "newest_claim", lambda _: 0)
         assert [run.claim().number for _ in range(4)] == [1, 2, 3, 4]
 
@@ -62,7 +62,7 @@ class TestClaims:
         third = run.claim()
         assert [a.is_fenced() for a in (first, second, third)] == [True, True, False]
 
-    def test_an_attempt_whose_folder_was_removed_and_made_anew_is_fenced(self, run, spec):
+    def test_an_attempt_whose_run_folder_was_created_again_is_fenced(self, run, spec):
         zombie = [run.claim() for _ in range(3)][-1]
         shutil.rmtree(run.path)
         assert zombie.is_fenced()
@@ -79,7 +79,7 @@ class TestClaims:
         assert first.is_fenced()
         assert run.claim().number == 3
 
-    def test_foreign_files_among_the_claims_are_passed_over(self, run):
+    def test_foreign_files_among_the_claims_are_ignored(self, run):
         (run.path / "claims").mkdir()
         for name in ("²", ".nfs0001", "x", "-1"):
             (run.path / "claims" / name).write_text("")
@@ -87,17 +87,17 @@ class TestClaims:
 
 
 class TestAcceptance:
-    def test_the_first_whole_record_counts_and_a_later_one_does_not(self, run, record_of):
+    def test_the_first_valid_record_is_accepted_and_a_later_one_is_not(self, run, record_of):
         zombie, successor = run.claim(), run.claim()
         successor.write_record(record_of(successor, loss_nats=1.5))
         assert successor.accept()
         zombie.write_record(record_of(zombie, loss_nats=9.0))
         assert not zombie.accept()
-        assert successor.accept(), "asking again changes nothing"
+        assert successor.accept(), "a second call changes nothing"
         assert run.accepted() == successor
         assert run.accepted().read_record().loss_nats == 1.5
 
-    def test_of_many_at_once_exactly_one_is_accepted(self, run, record_of):
+    def test_exactly_one_of_many_concurrent_attempts_is_accepted(self, run, record_of):
         attempts = [run.claim() for _ in range(8)]
         for attempt in attempts:
             attempt.write_record(record_of(attempt))
@@ -147,12 +147,12 @@ class TestRecords:
         attempt.write_record(record_of(attempt))
         return json.loads((attempt.path / "record.json").read_text())
 
-    def test_a_record_comes_back_as_written(self, attempt, record_of):
+    def test_a_record_round_trips(self, attempt, record_of):
         record = record_of(attempt)
         attempt.write_record(record)
         assert attempt.read_record() == record
 
-    def test_a_record_torn_anywhere_is_no_record(self, attempt, record_of):
+    def test_a_torn_record_is_ignored(self, attempt, record_of):
         self.content(attempt, record_of)
         path = attempt.path / "record.json"
         whole = path.read_bytes()
@@ -185,7 +185,7 @@ class TestRecords:
         ],
         ids=str,
     )
-    def test_a_record_that_does_not_hold_is_no_record(self, attempt, record_of, change):
+    def test_an_invalid_record_is_ignored(self, attempt, record_of, change):
         content = {**self.content(attempt, record_of), **change}
         (attempt.path / "record.json").write_text(json.dumps(content))
         assert attempt.read_record() is None
@@ -206,7 +206,7 @@ class TestRecords:
 
 
 class TestCurve:
-    def test_a_torn_line_does_not_take_the_next_one_with_it(self, run):
+    def test_a_row_after_a_torn_line_is_readable(self, run):
         attempt = run.claim()
         attempt.append_metrics([row(1), row(2)])
         with attempt.metrics_path.open("a") as file:
@@ -217,14 +217,14 @@ class TestCurve:
         assert len(lines) == 5
         assert attempt.metrics_path.read_text().endswith("\n")
 
-    def test_no_rows_leave_the_file_as_it_is(self, run):
+    def test_appending_no_rows_changes_nothing(self, run):
         attempt = run.claim()
         attempt.append_metrics([])
         assert attempt.metrics_path.read_bytes() == b""
 
 
 class TestSpec:
-    def test_it_is_written_once_and_comes_back(self, run, spec):
+    def test_it_is_written_once_and_round_trips(self, run, spec):
         before = (run.path / "spec.json").stat().st_mtime_ns
         run.write_spec(spec)
         assert (run.path / "spec.json").stat().st_mtime_ns == before
@@ -233,7 +233,7 @@ class TestSpec:
     def test_an_edited_spec_is_refused(self, run, spec):
         path = run.path / "spec.json"
         path.write_text(path.read_text().replace("0.0031", "0.0032"))
-        with pytest.raises(SpecError, match="whose content is that of run"):
+        with pytest.raises(SpecError, match="which was edited"):
             run.read_spec()
         with pytest.raises(SpecError):
             run.write_spec(spec)
@@ -245,17 +245,17 @@ class TestSpec:
 
     def test_a_missing_or_torn_spec_says_so(self, run):
         (run.path / "spec.json").write_text('{"lr": ')
-        with pytest.raises(SpecError, match=r"no readable spec\.json"):
+        with pytest.raises(SpecError, match=r"without a readable spec\.json"):
             run.read_spec()
 
-    def test_a_spec_does_not_go_into_the_folder_of_another_run(self, tmp_path, spec):
+    def test_a_spec_is_refused_in_the_folder_of_another_run(self, tmp_path, spec):
         with pytest.raises(SpecError):
             RunDir(tmp_path / "runs" / "0123456789ab").write_spec(spec)
         assert not (tmp_path / "runs").exists()
 
 
 class TestStatus:
-    def test_it_is_what_the_newest_attempt_says(self, run):
+    def test_it_is_the_state_of_the_newest_attempt(self, run):
         assert run.status() == "planned"
         first = run.claim()
         assert run.status() == "running"
@@ -291,7 +291,7 @@ class TestCheckpoints:
         self.save(second, 20)
         assert [(c.attempt, c.step) for c in run.checkpoints()] == [(1, 40), (2, 20)]
 
-    def test_one_that_fails_half_way_leaves_the_earlier_ones(self, run):
+    def test_a_failed_checkpoint_leaves_the_earlier_ones(self, run):
         attempt = run.claim()
         self.save(attempt, 10)
 
@@ -305,7 +305,7 @@ class TestCheckpoints:
         assert [c.step for c in attempt.checkpoints()] == [10]
         assert [p.name for p in attempt.path.iterdir()] == ["checkpoint-10"]
 
-    def test_what_a_killed_writer_left_is_no_checkpoint_and_goes_with_the_others(self, run):
+    def test_a_partial_checkpoint_is_ignored_and_removed_with_the_others(self, run):
         attempt = run.claim()
         self.save(attempt, 10)
         (attempt.path / ".partial-20").mkdir()
@@ -328,9 +328,9 @@ def _limited(function, limit):
 
 
 class TestFullDisk:
-    """RLIMIT_FSIZE stands for a full disk: a write stops half-way with an error."""
+    """RLIMIT_FSIZE simulates a full disk: a write stops half-way with an error."""
 
-    def test_the_old_note_stays_whole(self, run):
+    def test_the_old_note_stays_complete(self, run):
         attempt = run.claim()
         attempt.write_note({"a": 1})
         answer = _limited(lambda: attempt.write_note({"a": "x" * 4000}), 1000)
@@ -338,13 +338,13 @@ class TestFullDisk:
         assert attempt.read_note() == {"a": 1}
         assert os.listdir(attempt.path) == ["attempt.json"]
 
-    def test_a_record_is_whole_or_absent(self, run, record_of):
+    def test_a_record_is_complete_or_absent(self, run, record_of):
         attempt = run.claim()
         assert "File too large" in _limited(lambda: attempt.write_record(record_of(attempt)), 200)
         assert os.listdir(attempt.path) == []
         assert not attempt.accept()
 
-    def test_a_checkpoint_is_whole_or_absent(self, run):
+    def test_a_checkpoint_is_complete_or_absent(self, run):
         attempt = run.claim()
 
         def save():
@@ -356,7 +356,7 @@ class TestFullDisk:
         assert "File too large" in _limited(save, 50_000)
         assert os.listdir(attempt.path) == ["checkpoint-10"]
 
-    def test_the_curve_loses_at_most_the_row_that_did_not_fit(self, run):
+    def test_the_curve_loses_only_the_row_that_did_not_fit(self, run):
         attempt = run.claim()
         attempt.append_metrics([row(step) for step in range(1, 6)])
         limit = attempt.metrics_path.stat().st_size + 90

@@ -1,4 +1,4 @@
-"""A saved plan: the same again touches nothing, and mends what is missing."""
+"""Saving a plan again changes no file and writes missing ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
     return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_same_plan_again_touches_no_file(tmp_path: Path) -> None:
+def test_saving_the_same_plan_again_changes_no_file(tmp_path: Path) -> None:
     make_runs(tmp_path / "results", 4)
     before = stamps(tmp_path)
     make_runs(tmp_path / "results", 4)
     assert stamps(tmp_path) == before
 
 
-def test_the_same_plan_again_mends_what_was_removed(tmp_path: Path) -> None:
+def test_saving_the_same_plan_again_writes_removed_files(tmp_path: Path) -> None:
     results, run_ids = make_runs(tmp_path / "results", 4)
     spec = results.run(run_ids[2]).path / "spec.json"
     sweep_spec = results.sweep("crash") / "spec.json"
@@ -33,20 +33,22 @@ def test_the_same_plan_again_mends_what_was_removed(tmp_path: Path) -> None:
     assert (spec.read_text(), json.loads(sweep_spec.read_text())) == texts
 
 
-def test_another_text_is_not_added_unasked(tmp_path: Path) -> None:
+def test_another_dataset_needs_extend(tmp_path: Path) -> None:
     results, run_ids = make_runs(tmp_path / "results", 2)
-    with pytest.raises(UsageError, match=r"another text \(data f{12}; its files now give a{12}\)"):
+    with pytest.raises(
+        UsageError, match=r"dataset \(fingerprint f{12}; the files now have a{12}\)"
+    ):
         make_runs(tmp_path / "results", 2, text="a" * 12)
     assert results.load_plan("crash").run_ids == run_ids
     _, both = make_runs(tmp_path / "results", 2, text="a" * 12, extend=True)
     assert both[:2] == run_ids
     assert len(both) == 4
-    # Either text is now the sweep's own.
+    # Both datasets now belong to the sweep.
     assert make_runs(tmp_path / "results", 2)[1] == both
 
 
 @pytest.mark.parametrize("content", ['{"kind": "grid", ', "[]", None])
-def test_a_specification_that_cannot_be_read_lets_no_other_runs_in(
+def test_an_unreadable_specification_refuses_other_runs(
     tmp_path: Path, content: str | None
 ) -> None:
     results, run_ids = make_runs(tmp_path / "results", 2)
@@ -65,15 +67,15 @@ def test_a_specification_that_cannot_be_read_lets_no_other_runs_in(
     ("old", "new"),
     [('"run_id": "', '"run_id": 5, "x": "'), ('"budget_flops": null', '"budget_flops": "1e9"')],
 )
-def test_a_plan_of_wrong_types_is_bad_data(tmp_path: Path, old: str, new: str) -> None:
+def test_a_plan_with_wrong_types_is_a_data_error(tmp_path: Path, old: str, new: str) -> None:
     results, _ = make_runs(tmp_path / "results", 2)
     path = results.sweep("crash") / "plan.json"
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(DataError, match=r"plan\.json: (run_id = 5|budget_flops = '1e9')"):
+    with pytest.raises(DataError, match=r"plan\.json.*(run_id = 5|budget_flops = '1e9')"):
         results.load_plan("crash")
 
 
-def test_a_run_stays_in_the_valley_for_which_it_was_planned_first(tmp_path: Path) -> None:
+def test_a_run_keeps_the_budget_for_which_it_was_planned_first(tmp_path: Path) -> None:
     results, run_ids = make_runs(tmp_path / "results", 1)
     path = results.sweep("crash") / "plan.json"
     path.write_text(path.read_text().replace('"budget_flops": null', '"budget_flops": 1e9'))

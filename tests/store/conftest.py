@@ -1,4 +1,4 @@
-"""Results folders made of real run folders."""
+"""Fixtures: results folders with real run folders."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +44,7 @@ def row(step: int, loss: float = 0.0) -> MetricRow:
 
 @dataclass
 class Maker:
-    """Writes runs, sweeps and damage as the trainer and launchers would."""
+    """Writes runs and sweeps as the trainer and launchers do."""
 
     path: Path
 
@@ -137,8 +137,8 @@ def make(tmp_path: Path) -> Maker:
 
 @pytest.fixture(scope="session")
 def tables_of():
-    """Return a function that gives every public table of a results folder, rows sorted."""
-    from scalelab.store.db import open_snapshot
+    """Return a function that returns the sorted rows of all public tables of a results folder."""
+    from scalelab.store.live import open_snapshot
     from scalelab.store.schema import TABLES
 
     def read(results: Path) -> dict:

@@ -1,4 +1,4 @@
-"""The tables are a function of the files: however they were collected, and whatever broke."""
+"""The tables depend only on the files, not on how and when they were collected."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scalelab.errors import DataError
 from scalelab.store import live
 from scalelab.store.collect import collect
-from scalelab.store.db import open_snapshot
+from scalelab.store.live import open_snapshot
 
 
 def query(results, sql):
@@ -38,7 +38,7 @@ class TestOnce:
             "device, device_name, n_params = n_params_chinchilla, flops = flops_exact FROM runs",
         ) == [(run.run_id, "done", 1.4375, 2.0, 48, 0.0031, 1, 1, "cpu", "A test CPU", True, True)]
 
-    def test_what_has_not_ended_has_no_loss_and_its_plan(self, make):
+    def test_an_open_run_has_its_plan_and_no_loss(self, make):
         make.run(seed=1)
         make.attempt(make.run(seed=2))
         failed = make.run(seed=3)
@@ -63,7 +63,7 @@ class TestOnce:
         collect(make.path)
         assert query(make.path, "SELECT status, loss_nats FROM runs") == [("diverged", None)]
 
-    def test_a_record_whose_writer_died_before_acceptance_counts(self, make):
+    def test_a_record_whose_writer_died_before_acceptance_is_accepted(self, make):
         run = make.run()
         make.finish(make.attempt(run), accepts=False)
         collect(make.path)
@@ -104,14 +104,14 @@ class TestCurves:
             *((step, 3) for step in range(70, 130, 10)),
         ]
 
-    def test_an_attempt_that_started_afresh_stands_alone(self, make):
+    def test_an_attempt_from_step_0_is_the_whole_curve(self, make):
         run = make.run()
         make.attempt(run, range(10, 60, 10))
         make.finish(make.attempt(run, range(10, 40, 10)))
         collect(make.path)
         assert query(make.path, "SELECT DISTINCT attempt FROM metrics") == [(2,)]
 
-    def test_a_zombie_that_writes_on_adds_nothing_to_the_curve(self, make):
+    def test_rows_of_a_superseded_attempt_are_not_in_the_curve(self, make):
         run = make.run()
         zombie = make.attempt(run, range(10, 40, 10))
         make.finish(make.attempt(run, range(30, 60, 10), resumed=(1, 20)))
@@ -138,7 +138,7 @@ class TestCurves:
         assert collect(make.path).torn_lines == 7
         with attempt.metrics_path.open("a") as file:
             file.write('{"step": 70, "tokens": 1')
-        assert collect(make.path).torn_lines == 0, "the last line may still be finished"
+        assert collect(make.path).torn_lines == 0, "the last line may still be completed"
         make.finish(attempt)
         assert collect(make.path).torn_lines == 1
         assert query(make.path, "SELECT step FROM metrics ORDER BY step") == [
@@ -149,7 +149,7 @@ class TestCurves:
         ]
         assert query(make.path, "SELECT torn_lines FROM attempts") == [(8,)]
 
-    def test_a_line_is_taken_once_it_is_whole(self, make):
+    def test_a_line_is_read_when_it_is_complete(self, make):
         attempt = make.attempt(make.run(), [])
         line = json.dumps({"step": 10, "tokens": 5, "loss_nats": float("nan")})
         with attempt.metrics_path.open("a") as file:
@@ -195,7 +195,7 @@ class TestAgain:
         assert before["runs"]
         assert before["metrics"]
 
-    def test_a_run_folder_that_is_removed_takes_its_rows_along_and_no_other(self, make, tables_of):
+    def test_a_removed_run_folder_removes_only_its_rows(self, make, tables_of):
         kept, gone = make.done(1), make.done(2)
         collect(make.path)
         shutil.rmtree(gone.path)
@@ -205,18 +205,18 @@ class TestAgain:
         rebuild(make.path)
         assert tables_of(make.path) == before
 
-    def test_a_run_that_is_made_anew_replaces_the_old_one(self, make):
+    def test_a_run_folder_created_again_replaces_the_old_run(self, make):
         run = make.done(loss=1.5)
         collect(make.path)
         shutil.rmtree(run.path)
-        # Longer than before: the size of the file alone does not tell that it is another one.
+        # Longer than before, so the file size alone does not show that it is another file.
         make.finish(make.attempt(make.run(), range(7, 70, 7)), loss=1.25)
         collect(make.path)
         assert query(make.path, "SELECT loss_nats FROM runs") == [(1.25,)]
         found = query(make.path, "SELECT step FROM attempt_metrics ORDER BY step")
         assert found == [(step,) for step in range(7, 70, 7)]
 
-    def test_a_curve_that_was_cut_is_read_anew(self, make):
+    def test_a_truncated_curve_is_read_again(self, make):
         attempt = make.attempt(make.run(), range(10, 100, 10))
         collect(make.path)
         lines = attempt.metrics_path.read_text().splitlines(keepends=True)
@@ -224,7 +224,7 @@ class TestAgain:
         collect(make.path)
         assert query(make.path, "SELECT step FROM attempt_metrics ORDER BY step") == [(10,), (20,)]
 
-    def test_a_snapshot_that_is_missing_or_old_is_published_though_nothing_is_new(self, make):
+    def test_a_missing_or_old_snapshot_is_published_without_new_results(self, make):
         make.done(1)
         collect(make.path)
         old = (make.path / live.SNAPSHOT_FILE).read_bytes()
@@ -259,7 +259,7 @@ class TestAgain:
 
     @staticmethod
     def happen(make, choose, state):
-        """Let one thing happen that happens in the life of a sweep."""
+        """Apply one random event of a sweep."""
         what = choose.choice(["new", "grow", "grow", "tear", "end", "finish", "again", "remove"])
         if what == "new" or not state.live:
             run = make.run(seed=len(state.runs))
@@ -290,7 +290,7 @@ class TestAgain:
 
 
 class TestBadFolders:
-    def test_one_bad_run_is_left_out_with_the_reason_and_the_others_stay(self, make):
+    def test_a_bad_run_is_skipped_with_the_reason_and_the_others_stay(self, make):
         good, edited, torn, broken = (make.done(seed) for seed in range(4))
         path = edited.path / "spec.json"
         path.write_text(path.read_text().replace("0.0031", "0.0032"))
@@ -302,9 +302,9 @@ class TestBadFolders:
         assert len(report.problems) == 3
         for run in (edited, torn, broken):
             assert any(run.run_id in problem for problem in report.problems)
-        assert len(collect(make.path).problems) == 3, "said until it is mended"
+        assert len(collect(make.path).problems) == 3, "reported until the runs are repaired"
 
-    def test_a_spec_edited_after_it_was_collected_takes_the_run_out(self, make):
+    def test_a_run_whose_spec_was_edited_is_removed(self, make):
         run = make.done()
         collect(make.path)
         path = run.path / "spec.json"
@@ -317,7 +317,7 @@ class TestBadFolders:
     @pytest.mark.parametrize(
         "text", ["", "[]", "{", '{"rows": [{"budget_flops": 1}]}', '{"rows": 3}']
     )
-    def test_a_plan_that_does_not_read_is_left_out_with_the_reason(self, make, text):
+    def test_an_unreadable_plan_is_skipped_with_the_reason(self, make, text):
         make.sweep("good", [make.done()])
         make.sweep("bad", [])
         (make.path / "sweeps" / "bad" / "plan.json").write_text(text)
@@ -325,7 +325,7 @@ class TestBadFolders:
         assert query(make.path, "SELECT DISTINCT sweep FROM sweeps") == [("good",)]
         assert any("sweep bad" in problem for problem in report.problems)
 
-    def test_a_note_of_the_wrong_types_costs_values_not_the_run(self, make):
+    def test_wrong_types_in_a_note_become_null(self, make):
         run = make.run()
         attempt = make.attempt(run)
         attempt.write_note(
@@ -337,7 +337,19 @@ class TestBadFolders:
             ("done", None, "3")
         ]
 
-    def test_no_folder_is_a_clear_error(self, tmp_path):
+    @pytest.mark.parametrize(("old", "n_runs"), [({"pack_size": 4}, 4), ({}, 1)])
+    def test_a_note_of_an_older_version_has_its_number_of_batched_runs(self, make, old, n_runs):
+        attempt = make.attempt(make.run())
+        execution = {"device": "cpu", "step": "direct", **old}
+        attempt.write_note({**attempt.read_note(), "execution": execution})
+        with attempt.writing_checkpoint(10):
+            pass
+        collect(make.path)
+        assert query(make.path, "SELECT batched_runs FROM runs") == [(n_runs,)]
+        assert query(make.path, "SELECT batched_runs FROM attempts") == [(n_runs,)]
+        assert attempt.run.begun_execution()["batched_runs"] == n_runs
+
+    def test_a_missing_folder_is_an_error(self, tmp_path):
         with pytest.raises(DataError, match="does not exist"):
             collect(tmp_path / "nowhere")
 
@@ -347,16 +359,16 @@ class TestBadFolders:
 
 
 class TestLiveDatabase:
-    def test_a_damaged_one_is_built_anew(self, make, tables_of):
+    def test_a_damaged_database_is_rebuilt(self, make, tables_of):
         make.done()
         collect(make.path)
         before = tables_of(make.path)
         (make.path / live.LIVE_FILE).write_bytes(b"x" * 10_000)
         report = collect(make.path)
-        assert any("built anew" in problem for problem in report.problems)
+        assert any("rebuilt" in problem for problem in report.problems)
         assert tables_of(make.path) == before
 
-    def test_an_older_schema_is_built_anew_and_a_newer_one_refused(self, make, tables_of):
+    def test_an_older_schema_is_rebuilt_and_a_newer_one_refused(self, make, tables_of):
         make.done()
         collect(make.path)
         before = tables_of(make.path)
@@ -372,7 +384,7 @@ class TestLiveDatabase:
         with pytest.raises(DataError, match="newer scalelab"):
             collect(make.path)
 
-    def test_it_can_lie_on_another_disk(self, make, tmp_path, monkeypatch):
+    def test_it_can_be_on_another_disk(self, make, tmp_path, monkeypatch):
         monkeypatch.setenv(live.LIVE_DIR_VARIABLE, str(tmp_path / "local"))
         make.done()
         collect(make.path)
@@ -380,7 +392,7 @@ class TestLiveDatabase:
         assert len(list((tmp_path / "local").glob(f"*/{live.LIVE_FILE}"))) == 1
         assert query(make.path, "SELECT count(*) FROM runs") == [(1,)]
 
-    def test_a_network_file_system_is_said_with_what_to_do(self, make, monkeypatch):
+    def test_a_network_file_system_is_reported(self, make, monkeypatch):
         monkeypatch.setattr(live, "network_file_system", lambda _: "nfs4")
         report = collect(make.path)
         assert any("nfs4" in p and live.LIVE_DIR_VARIABLE in p for p in report.problems)

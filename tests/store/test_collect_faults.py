@@ -1,4 +1,4 @@
-"""Collectors that are killed, that meet, and readers that never wait for either."""
+"""Killed and concurrent collectors, and readers that never wait for them."""
 
 import errno
 import fcntl
@@ -18,9 +18,9 @@ import pytest
 from scalelab.errors import DataError
 from scalelab.store import live
 from scalelab.store.collect import collect
-from scalelab.store.db import open_snapshot
+from scalelab.store.live import open_snapshot
 
-# A process of its own that collects for ever in small transactions, as fast as it can.
+# A process that collects in small transactions until it is killed.
 COLLECTOR = """
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def start_collector(results):
 
 
 def kill_while_collecting(make, tables_of, n_kills):
-    """Kill the collector again and again while runs grow; what was published is always whole."""
+    """Kill the collector repeatedly while runs grow; the snapshot is always complete."""
     choose = random.Random(20)
     attempts = {}
     for kill in range(n_kills):
@@ -83,16 +83,16 @@ def kill_while_collecting(make, tables_of, n_kills):
     assert tables_of(make.path) == before
 
 
-def test_a_killed_collector_loses_and_doubles_nothing(make, tables_of):
+def test_a_killed_collector_loses_and_duplicates_nothing(make, tables_of):
     kill_while_collecting(make, tables_of, n_kills=8)
 
 
 @pytest.mark.slow
-def test_sixty_killed_collectors_lose_and_double_nothing(make, tables_of):
+def test_sixty_killed_collectors_lose_and_duplicate_nothing(make, tables_of):
     kill_while_collecting(make, tables_of, n_kills=60)
 
 
-def test_a_collector_killed_before_it_published_is_made_up_for(make, monkeypatch):
+def test_a_collector_killed_before_publishing_is_completed_by_the_next(make, monkeypatch):
     make.done(1)
     collect(make.path)
     make.done(2)
@@ -111,14 +111,14 @@ def test_a_collector_killed_before_it_published_is_made_up_for(make, monkeypatch
 
 
 @pytest.mark.parametrize("name", [live.SNAPSHOT_FILE, live.LIVE_FILE])
-def test_a_folder_in_the_place_of_a_database_is_said(make, name):
+def test_a_folder_instead_of_a_database_is_an_error(make, name):
     make.done()
     (make.path / name).mkdir()
     with pytest.raises(DataError, match=rf"{name}, which is a folder"):
         collect(make.path)
 
 
-def test_a_curve_that_cannot_be_read_leaves_out_its_run_alone(make):
+def test_an_unreadable_curve_skips_only_its_run(make):
     make.done(1)
     run = make.done(2)
     (curve,) = run.path.glob("attempts/*/metrics.jsonl")
@@ -126,12 +126,12 @@ def test_a_curve_that_cannot_be_read_leaves_out_its_run_alone(make):
     curve.mkdir()
     report = collect(make.path)
     assert report.runs == 1
-    assert f"run {run.run_id} not read" in report.problems[0]
+    assert f"run {run.run_id} not updated" in report.problems[0]
     curve.rmdir()
     assert collect(make.path).runs == 2
 
 
-def test_a_full_disk_at_the_end_of_a_collection_is_said(make, monkeypatch):
+def test_a_full_disk_at_the_end_of_a_collection_is_an_error(make, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -141,7 +141,7 @@ def test_a_full_disk_at_the_end_of_a_collection_is_said(make, monkeypatch):
         collect(make.path)
 
 
-def test_what_a_killed_publisher_left_is_overwritten(make):
+def test_a_partial_snapshot_is_overwritten(make):
     left = make.path / f".scalelab-publish-{os.uname().nodename}.duckdb"
     left.write_bytes(b"half")
     make.done()
@@ -174,14 +174,14 @@ def test_a_full_disk_while_publishing_leaves_the_old_snapshot(make, tables_of):
 
 
 class TestLock:
-    def test_a_second_collector_is_told_who_is_at_work(self, make):
+    def test_a_second_collector_names_the_first(self, make):
         with (
             live.collector_lock(make.path),
             pytest.raises(DataError, match=rf"another collector.*process {os.getpid()}"),
         ):
             collect(make.path, wait_s=0.0)
 
-    def test_it_waits_for_one_that_is_soon_done(self, make):
+    def test_it_waits_for_one_that_ends_soon(self, make):
         taken, release = threading.Event(), threading.Event()
 
         def hold():
@@ -196,38 +196,38 @@ class TestLock:
         assert collect(make.path, wait_s=20.0).is_published
         thread.join()
 
-    def test_a_dead_holder_holds_nothing(self, make):
+    def test_a_dead_process_releases_the_lock(self, make):
         process = start_collector(make.path)
         process.kill()
         process.wait()
         process.stdout.close()
         collect(make.path, wait_s=0.0)
 
-    def test_a_file_system_without_locks_is_a_clear_error(self, make, monkeypatch):
+    def test_a_file_system_without_locks_is_an_error(self, make, monkeypatch):
         def refuse(*_):
             raise OSError(37, "No locks available")
 
         monkeypatch.setattr(fcntl, "flock", refuse)
-        with pytest.raises(DataError, match=r"gives no lock.*SCALELAB_LIVE_DIR"):
+        with pytest.raises(DataError, match=r"cannot lock files.*SCALELAB_LIVE_DIR"):
             collect(make.path)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    def test_a_read_only_folder_is_a_clear_error(self, make):
+    def test_a_read_only_folder_is_an_error(self, make):
         make.path.chmod(0o555)
         try:
-            with pytest.raises(DataError, match="no file can be written"):
+            with pytest.raises(DataError, match="which cannot be written"):
                 collect(make.path)
         finally:
             make.path.chmod(0o755)
 
 
-# Sixteen processes that open the snapshot again and again until the file `stop` is there. They are
-# forked before DuckDB starts a thread.
+# Sixteen processes that open the snapshot repeatedly until the file `stop` exists. They are forked
+# before DuckDB starts a thread.
 READERS = """
 import os, sys, time
 from pathlib import Path
 import duckdb
-from scalelab.store.db import open_snapshot
+from scalelab.store.live import open_snapshot
 results, stop = Path(sys.argv[1]), Path(sys.argv[2])
 
 def poll():
@@ -260,7 +260,7 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 
 
 @pytest.mark.slow
-def test_sixteen_polling_readers_see_only_whole_snapshots(make, tmp_path):
+def test_sixteen_polling_readers_see_only_complete_snapshots(make, tmp_path):
     make.done(0)
     collect(make.path)
     stop = tmp_path / "stop"
@@ -280,8 +280,8 @@ def test_sixteen_polling_readers_see_only_whole_snapshots(make, tmp_path):
     assert (readers.returncode, errors) == (0, "")
 
 
-def test_a_reader_in_the_collectors_own_process_sees_each_new_snapshot(make):
-    """DuckDB shares one instance of a path within a process; ours must not go stale by it."""
+def test_a_reader_in_the_collectors_process_sees_each_new_snapshot(make):
+    """DuckDB shares one instance of a path within a process, which must not be outdated."""
     make.done(1)
     collect(make.path)
     old = open_snapshot(make.path)
@@ -300,7 +300,7 @@ def test_readers_cannot_write(make):
         connection.execute("DELETE FROM runs")
 
 
-def test_reading_before_anything_was_collected_says_what_to_do(make):
+def test_reading_before_a_collection_names_the_command_to_run(make):
     with pytest.raises(DataError, match="scalelab collect"):
         open_snapshot(make.path)
     (make.path / live.SNAPSHOT_FILE).write_bytes(b"x" * 5000)
@@ -328,5 +328,5 @@ sshfs#x /mnt/far fuse.sshfs rw 0 0
         ("/mnt/far", "fuse.sshfs"),
     ],
 )
-def test_a_network_file_system_is_known_by_its_mount(path, kind):
+def test_a_network_file_system_is_detected_from_its_mount(path, kind):
     assert live.network_file_system(Path(path), MOUNTS) == kind

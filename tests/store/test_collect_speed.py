@@ -1,4 +1,4 @@
-"""How long a collection takes: figures for a quiet machine, and why the second one is fast."""
+"""Duration of a collection on a quiet machine, and why the second one is fast."""
 
 import json
 import time
@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from scalelab.store import live, scan
+from scalelab.records import run_files
+from scalelab.store import live
 from scalelab.store.collect import collect
 from scalelab.sweep.run_spec import to_json
 
@@ -14,7 +15,7 @@ N_RUNS = 10_000
 ROWS_A_RUN = 20
 
 
-def test_settled_runs_in_which_nothing_happened_are_not_opened(make, monkeypatch):
+def test_unchanged_settled_runs_are_not_opened(make, monkeypatch):
     for seed in range(5):
         make.done(seed)
     collect(make.path)
@@ -22,13 +23,14 @@ def test_settled_runs_in_which_nothing_happened_are_not_opened(make, monkeypatch
     def refuse(path):
         raise AssertionError(f"{path} was opened")
 
-    monkeypatch.setattr(scan, "_read", refuse)
+    monkeypatch.setattr(run_files, "read_file", refuse)
+    monkeypatch.setattr(run_files, "read_json", refuse)
     report = collect(make.path)
     assert (report.runs, report.runs_changed) == (5, 0)
 
 
 def write_many(make, base_spec, n_rows):
-    """Write the files of `N_RUNS` finished runs, faster than the trainer's own calls would."""
+    """Write the files of `N_RUNS` finished runs, faster than the trainer does."""
     run = make.done()
     (attempt,) = run.attempts()
     record = json.loads((attempt.path / "record.json").read_text())
@@ -62,7 +64,7 @@ def seconds(results, n=3):
 
 
 @pytest.mark.bench
-def test_ten_thousand_records_take_a_second_and_again_half_of_one(make, base_spec):
+def test_ten_thousand_records_take_one_second_and_half_a_second_again(make, base_spec):
     write_many(make, base_spec, 0)
     first = seconds(make.path)
     started = time.perf_counter()

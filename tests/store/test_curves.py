@@ -1,4 +1,4 @@
-"""Curves are read where they were left off, whatever the pieces in which they come."""
+"""Reading a curve in pieces gives the same rows as reading it at once."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_a_missing_file_has_no_rows(tmp_path):
     assert read_new_rows(str(tmp_path / "none"), Progress(token="t")) == ([], Progress(token="t"))
 
 
-def test_fields_of_a_newer_version_are_passed_over(tmp_path):
+def test_fields_of_a_newer_version_are_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "tokens": 9, "loss_nats": 2.5, "phase": "decay", "more": {}}\n')
     rows, progress = read_new_rows(str(path), Progress(token="t"))

@@ -1,4 +1,4 @@
-"""What a run's loss should be: known truths are met, and odd runs stand out."""
+"""Expected losses match known laws, and unusual runs are reported."""
 
 import json
 from dataclasses import asdict, replace
@@ -33,7 +33,7 @@ def finished(noise=0.003, seed=3):
 
 
 @pytest.mark.parametrize("at", [(1.5e8, 2e9), (3e8, 5e9)])
-def test_the_interval_covers_as_often_as_it_says(at):
+def test_the_interval_has_its_nominal_coverage(at):
     at = np.asarray(at)
     hits = []
     for seed in range(300):
@@ -44,7 +44,7 @@ def test_the_interval_covers_as_often_as_it_says(at):
     assert 0.84 <= np.mean(hits) <= 0.96
 
 
-def test_what_the_finished_runs_do_not_tell_is_not_guessed():
+def test_nothing_is_expected_where_the_runs_do_not_identify_it():
     losses = truth(PLACES)
     at = PLACES[0]
     assert expect(PLACES[: MIN_FINISHED - 1], losses[: MIN_FINISHED - 1], at=at) is None
@@ -56,7 +56,7 @@ def test_what_the_finished_runs_do_not_tell_is_not_guessed():
 
 
 @pytest.mark.parametrize("off", [0.1, -0.1])
-def test_a_run_that_the_others_do_not_explain_is_named(off):
+def test_a_run_outside_the_range_of_the_others_is_reported(off):
     runs = finished()
     assert surprising(runs) == ()
     runs[5] = replace(runs[5], loss_nats=runs[5].loss_nats + off)
@@ -65,7 +65,7 @@ def test_a_run_that_the_others_do_not_explain_is_named(off):
     assert (run.loss_nats > expected.high_nats) == (off > 0)
 
 
-def test_healthy_sweeps_seldom_alarm():
+def test_normal_sweeps_rarely_report_a_run():
     alarms = [bool(surprising(finished(seed=seed))) for seed in range(100)]
     assert np.mean(alarms) <= 0.05
 

@@ -10,9 +10,9 @@ import pytest
 
 from scalelab.errors import DataError, UsageError
 from scalelab.store.collect import collect
-from scalelab.store.db import open_snapshot
 from scalelab.store.export import export_table
 from scalelab.store.importers import import_table
+from scalelab.store.live import open_snapshot
 from scalelab.store.schema import TABLES
 from scalelab.store.tables import ReadOptions
 

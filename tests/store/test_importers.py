@@ -1,4 +1,4 @@
-"""An import is there whole, with its rejects, or not at all."""
+"""An import is complete, with its rejects, or absent."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ import pytest
 from scalelab.errors import DataError, UsageError
 from scalelab.store import importers
 from scalelab.store.collect import collect
-from scalelab.store.db import open_snapshot
 from scalelab.store.importers import import_table
+from scalelab.store.live import open_snapshot
 from scalelab.store.tables import ReadOptions
 
 TABLE = """\
@@ -38,7 +38,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_good_rows_are_kept_and_bad_ones_set_aside_with_line_and_reason(make, table):
+def test_good_rows_are_kept_and_bad_ones_rejected_with_line_and_reason(make, table):
     report = import_table(make.path, table, OPTIONS)
     assert (report.name, report.n_rows, report.n_rejects) == ("their-runs", 2, 4)
     assert names(report.folder) == ["data.parquet", "mapping.json", "rejects.csv"]
@@ -61,7 +61,7 @@ def test_good_rows_are_kept_and_bad_ones_set_aside_with_line_and_reason(make, ta
     assert about["source"] == str(table)
 
 
-def test_it_is_collected_with_its_further_columns(make, table):
+def test_it_is_collected_with_its_other_columns(make, table):
     import_table(make.path, table, OPTIONS, name="theirs")
     collect(make.path)
     with open_snapshot(make.path) as connection:
@@ -84,7 +84,7 @@ def test_the_same_table_again_changes_nothing(make, table):
     assert (first.folder / "data.parquet").stat().st_mtime_ns == stamp
 
 
-def test_another_table_needs_another_name_or_the_word_for_it(make, table):
+def test_another_table_needs_another_name_or_replace(make, table):
     import_table(make.path, table, OPTIONS)
     table.write_text(TABLE + "5.2e6,8.4e7,2.9,h\n")
     with pytest.raises(UsageError, match="another table or mapping"):
@@ -94,7 +94,7 @@ def test_another_table_needs_another_name_or_the_word_for_it(make, table):
     assert names(make.path / "imports") == ["second", "their-runs"]
 
 
-def test_the_same_table_read_otherwise_is_another_import(make, table):
+def test_the_same_table_with_another_mapping_is_another_import(make, table):
     import_table(make.path, table, OPTIONS)
     other = ReadOptions(mapping=OPTIONS.mapping, where="recipe = 'a'")
     with pytest.raises(UsageError):
@@ -111,7 +111,7 @@ def test_a_name_cannot_leave_the_folder(make, table, name):
     assert list(make.path.iterdir()) == []
 
 
-def test_the_name_of_a_sweep_is_taken(make, table):
+def test_the_name_of_a_sweep_is_refused(make, table):
     make.sweep("demo", [make.run()])
     with pytest.raises(UsageError, match="name of a sweep"):
         import_table(make.path, table, OPTIONS, name="demo")
@@ -122,24 +122,24 @@ def test_the_name_of_a_sweep_is_taken(make, table):
     [
         ("params,tokens\n1,2\n", "val_loss"),
         ("params,tokens,val_loss\n", "column|row"),
-        ("params,tokens,val_loss\n0,1,2\n-1,2,3\n", "no usable row"),
+        ("params,tokens,val_loss\n0,1,2\n-1,2,3\n", "without a usable row"),
         ("", "which is empty"),
     ],
     ids=["missing column", "no rows", "only bad rows", "empty"],
 )
-def test_a_table_without_a_usable_row_leaves_nothing_behind(make, table, text, match):
+def test_a_table_without_a_usable_row_writes_nothing(make, table, text, match):
     table.write_text(text)
     with pytest.raises((DataError, UsageError), match=match):
         import_table(make.path, table, OPTIONS)
     assert list(make.path.iterdir()) == []
 
 
-def test_a_missing_file_is_a_clear_error(make, tmp_path):
+def test_a_missing_file_is_an_error(make, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         import_table(make.path, tmp_path / "none.csv", OPTIONS)
 
 
-def test_a_write_that_fails_half_way_leaves_nothing_half_loaded(make, table, monkeypatch):
+def test_a_failed_write_leaves_no_partial_import(make, table, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -158,7 +158,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_half_loaded(make, table, mon
 
 
 def test_the_folder_appears_with_all_its_files_at_once(make, table, monkeypatch):
-    """A kill at any moment leaves a hidden folder or a whole one."""
+    """A killed import leaves a hidden folder or a complete one."""
     renamed, rename = [], Path.rename
 
     def look_and_rename(path, target):
@@ -178,12 +178,12 @@ def test_columns_of_the_file_never_hide_ours(make, table):
 
 
 @pytest.mark.parametrize("option", ["param_convention", "flop_convention"])
-def test_a_convention_that_is_none_is_refused_before_anything_is_written(make, table, option):
+def test_an_unknown_convention_is_refused_before_anything_is_written(make, table, option):
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} 'banana'"):
         import_table(make.path, table, replace(OPTIONS, **{option: "banana"}))
     assert not (make.path / "imports").exists()
 
 
-def test_a_results_folder_that_cannot_be_is_said(table):
+def test_an_impossible_results_folder_is_an_error(table):
     with pytest.raises(DataError, match="/proc/none/imports, where an import cannot be written"):
         import_table(Path("/proc/none"), table, OPTIONS)

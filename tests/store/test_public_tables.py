@@ -1,4 +1,4 @@
-"""The package's tables are what their index says, and open by name."""
+"""The public tables match their index and open by name."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Several processes read what one does, and any of them may fail."""
+"""Several processes read the same as one, and helpers may fail."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from scalelab.store.collect import collect
 
 @pytest.fixture
 def many(make):
-    """Twenty-eight runs: finished, running, with long and torn curves, and one that is no run."""
+    """28 runs: finished, running, with long and torn curves, and one invalid folder."""
     for seed in range(18):
         make.done(seed)
     for seed in range(30, 38):
@@ -28,7 +28,7 @@ def many(make):
 
 @pytest.fixture
 def helped(monkeypatch):
-    """Have helpers from the first group on, and return the list of those that were started."""
+    """Use helpers from the first group on; return the list of started helpers."""
     started = []
 
     class Started(subprocess.Popen):
@@ -52,7 +52,7 @@ def tables_after_collecting(path, tables_of):
 
 
 def slow_down(monkeypatch):
-    """Leave the helpers time to answer: what they read is then surely used."""
+    """Give helpers time to answer, so that their portions are used."""
     read_portion = readers.read_portion
 
     def read_slowly(*args, **options):
@@ -62,28 +62,28 @@ def slow_down(monkeypatch):
     monkeypatch.setattr(readers, "read_portion", read_slowly)
 
 
-def test_helpers_read_what_one_process_reads(many, tables_of, helped, monkeypatch):
+def test_helpers_read_the_same_as_one_process(many, tables_of, helped, monkeypatch):
     with monkeypatch.context() as alone:
         alone.setattr(readers, "_n_helpers", lambda: 0)
         expected = tables_after_collecting(many, tables_of)
     assert not helped
     slow_down(monkeypatch)
     n_answers = 0
-    unpacked = readers._unpacked
+    unpacked = readers._from_bytes
 
     def counted(data):
         nonlocal n_answers
         n_answers += 1
         return unpacked(data)
 
-    monkeypatch.setattr(readers, "_unpacked", counted)
+    monkeypatch.setattr(readers, "_from_bytes", counted)
     assert tables_after_collecting(many, tables_of) == expected
     assert len(helped) == 2
     assert n_answers > 0
     assert all(process.poll() is not None for process in helped)
 
 
-def test_long_curves_go_on_where_a_portion_ended(many, tables_of, helped, monkeypatch):
+def test_long_curves_continue_where_a_portion_ended(many, tables_of, helped, monkeypatch):
     expected = tables_after_collecting(many, tables_of)
     monkeypatch.setattr("scalelab.store.collect.ROWS_IN_A_TRANSACTION", 50)
     monkeypatch.setattr("scalelab.store.curves.CHUNK_BYTES", 3000)
@@ -91,23 +91,23 @@ def test_long_curves_go_on_where_a_portion_ended(many, tables_of, helped, monkey
     assert tables_after_collecting(many, tables_of) == expected
 
 
-def test_a_helper_that_does_not_start_is_done_without(many, tables_of, helped, monkeypatch):
+def test_a_helper_that_does_not_start_is_replaced(many, tables_of, helped, monkeypatch):
     expected = tables_after_collecting(many, tables_of)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     slow_down(monkeypatch)
     assert tables_after_collecting(many, tables_of) == expected
 
 
-def test_a_helper_that_is_killed_at_work_is_done_without(many, tables_of, helped, monkeypatch):
+def test_a_killed_helper_is_replaced(many, tables_of, helped, monkeypatch):
     expected = tables_after_collecting(many, tables_of)
-    unpacked = readers._unpacked
+    unpacked = readers._from_bytes
 
     def kill_then_unpack(data):
         for process in helped:
             process.kill()
         return unpacked(data)
 
-    monkeypatch.setattr(readers, "_unpacked", kill_then_unpack)
+    monkeypatch.setattr(readers, "_from_bytes", kill_then_unpack)
     slow_down(monkeypatch)
     assert tables_after_collecting(many, tables_of) == expected
 

@@ -20,7 +20,7 @@ SWEEP = "INSERT INTO sweeps VALUES (?, ?, ?, ?, ?, ?)"
 
 @pytest.fixture
 def results(tmp_path) -> Path:
-    """Return a results folder whose snapshot holds two sweeps and an import."""
+    """Return a results folder whose snapshot has two sweeps and an import."""
     with duckdb.connect(str(tmp_path / SNAPSHOT_FILE)) as store:
         store.execute(create_statements())
         for i in range(6):
@@ -59,13 +59,13 @@ def test_a_sweeps_finished_runs_come_in_the_order_of_its_plan(results):
     assert "mixed_runs" not in read.notes
 
 
-def test_without_a_name_the_latest_sweep_with_results_is_taken(results):
+def test_the_latest_sweep_with_results_is_the_default(results):
     read = read_results(results, None, ReadOptions())
     assert read.observations.source == "sweep new"
     assert "differ in schedule (cosine, wsd); device (cpu, cuda)" in read.notes["mixed_runs"]
 
 
-def test_runs_on_different_texts_are_said(results):
+def test_runs_on_different_datasets_give_a_note(results):
     with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
         store.execute(
             "UPDATE runs SET data_fingerprint = CASE run_id WHEN 'r0' THEN 'a' ELSE 'b' END"
@@ -78,7 +78,7 @@ def test_runs_on_different_texts_are_said(results):
     assert "mixed_runs" not in kept.notes
 
 
-def test_without_a_finished_sweep_the_latest_import_is_taken(results):
+def test_without_a_finished_sweep_the_latest_import_is_the_default(results):
     with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
         store.execute("UPDATE runs SET status = 'failed'")
     assert read_results(results, None, ReadOptions()).observations.source == "import theirs"
@@ -93,13 +93,13 @@ def test_branches_of_one_trunk_are_one_cluster(results):
     assert len(set(separate.tolist())) == 3
 
 
-def test_another_count_of_parameters_names_its_convention(results):
+def test_another_parameter_column_sets_its_convention(results):
     read = read_results(results, "old", ReadOptions(mapping={"n_params": "n_params_kaplan"}))
     np.testing.assert_array_equal(read.observations.n_params, [3e6 - 999, 1e6 - 999, 2e6 - 999])
     assert read.observations.param_convention == "kaplan"
 
 
-def test_conditions_are_over_the_columns_of_the_runs_table(results):
+def test_conditions_use_the_columns_of_the_runs_table(results):
     rows = read_results(results, "old", ReadOptions(where="run_id <> 'r0'")).observations
     assert len(rows) == 2
 
@@ -130,17 +130,17 @@ def test_an_import_is_found_by_its_name(results):
     assert rows.cluster.tolist() == ["a", "a"]
 
 
-def test_an_unknown_sweep_lists_what_there_is(results):
+def test_an_unknown_sweep_lists_the_known_ones(results):
     with pytest.raises(UsageError, match="empty, new, old"):
         read_results(results, "nosuch", ReadOptions())
 
 
-def test_a_sweep_none_of_whose_runs_is_done_says_so(results):
-    with pytest.raises(DataError, match="none of whose 1 runs is done"):
+def test_a_sweep_without_finished_runs_is_an_error(results):
+    with pytest.raises(DataError, match="0 of whose 1 runs are done"):
         read_results(results, "empty", ReadOptions())
 
 
-def test_a_folder_without_a_snapshot_says_what_to_do(tmp_path):
+def test_a_folder_without_a_snapshot_names_the_command_to_run(tmp_path):
     with pytest.raises(DataError, match="scalelab collect"):
         read_results(tmp_path, None, ReadOptions())
 

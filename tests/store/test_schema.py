@@ -1,4 +1,4 @@
-"""The columns are stated once: tables, comments and documentation follow from the statement."""
+"""Tables, comments and documentation are generated from one list of columns."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +23,7 @@ def database():
 
 
 @pytest.mark.parametrize("table", schema.TABLES, ids=lambda table: table.name)
-def test_the_database_has_these_columns_and_no_other(database, table):
+def test_the_database_has_exactly_these_columns(database, table):
     found = database.execute(f"DESCRIBE {table.name}").fetchall()
     assert [(name, kind) for name, kind, *_ in found] == [(c.name, c.type) for c in table.columns]
     assert set(table.key) <= set(table.column_names())
@@ -39,14 +39,14 @@ def test_every_column_carries_its_meaning(database):
             assert comments[table.name, column.name].startswith(column.meaning)
 
 
-def test_the_documentation_is_printed_from_the_statement():
+def test_the_documentation_is_up_to_date():
     assert DOCS.read_text() == schema.as_markdown(), (
         "stale: python -m scalelab.store.schema > docs/reference/tables.md"
     )
 
 
-def test_every_field_of_the_science_has_a_column():
-    """A field that is added to the spec, the shape or a row gets a column, or this fails."""
+def test_every_field_of_the_spec_has_a_column():
+    """Fails if a field of the spec, the shape or a metric row has no column."""
     runs = set(schema.RUNS.column_names())
     science = {f.name for cls in (RunSpec, ModelShape) for f in fields(cls)} - {"shape"}
     assert science <= runs
@@ -55,7 +55,7 @@ def test_every_field_of_the_science_has_a_column():
     assert {f.name for f in fields(MetricRow)} <= set(schema.ATTEMPT_METRICS.column_names())
 
 
-def test_every_field_of_the_execution_that_could_matter_has_a_column():
+def test_every_relevant_field_of_the_execution_has_a_column():
     unimportant = {"checkpoint_interval_s", "metrics_interval_steps", "keeps_weights"}
     renamed = {"step": "step_mode"}
     names = {renamed.get(f.name, f.name) for f in fields(ExecutionSpec)} - unimportant

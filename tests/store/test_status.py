@@ -1,4 +1,4 @@
-"""How a sweep stands, from its run folders alone."""
+"""Status of a sweep from its run folders."""
 
 import shutil
 import socket
@@ -25,7 +25,7 @@ def done(n_params, loss, budget=1e12, state="done"):
     )
 
 
-class TestValleys:
+class TestBudgets:
     @pytest.mark.parametrize(
         ("losses", "shape"),
         [
@@ -36,22 +36,22 @@ class TestValleys:
             ((), "too few sizes"),
         ],
     )
-    def test_a_valley_is_bracketed_when_the_best_size_is_at_no_end(self, losses, shape):
+    def test_a_budget_is_bracketed_if_the_best_size_is_not_at_an_end(self, losses, shape):
         runs = [done(100 * (i + 1), loss) for i, loss in enumerate(losses)]
         runs.append(done(50, None, state="running"))
-        (valley,) = budget_statuses(runs)
-        assert (valley.shape, valley.n_done, valley.n_runs) == (shape, len(losses), len(losses) + 1)
+        (budget,) = budget_statuses(runs)
+        assert (budget.shape, budget.n_done, budget.n_runs) == (shape, len(losses), len(losses) + 1)
 
-    def test_what_diverged_or_still_runs_is_no_wall_of_the_valley(self):
+    def test_diverged_and_running_runs_do_not_bracket(self):
         runs = [done(100, 3.0), done(200, 2.9), done(300, 2.8)]
         runs += [done(400, None, state="diverged"), done(500, 9.9, state="running")]
-        (valley,) = budget_statuses(runs)
-        assert valley.shape == FALLS_TO_LARGE
+        (budget,) = budget_statuses(runs)
+        assert budget.shape == FALLS_TO_LARGE
 
     def test_replicates_count_by_their_mean(self):
         runs = [done(100, 3.0), done(200, 2.6), done(200, 3.6), done(300, 3.05), done(400, 3.2)]
-        (valley,) = budget_statuses(runs)
-        assert (valley.best_n_params, valley.shape) == (100, FALLS_TO_SMALL)
+        (budget,) = budget_statuses(runs)
+        assert (budget.best_n_params, budget.shape) == (100, FALLS_TO_SMALL)
 
     def test_the_order_of_the_runs_does_not_matter_and_budgets_are_sorted(self):
         runs = [done(300, 3.3), done(100, 3.1), done(200, 2.9)]
@@ -86,7 +86,7 @@ class TestReading:
     def note(self, attempt, **fields):
         attempt.write_note({**attempt.read_note(), **fields})
 
-    def test_every_state_is_told_from_the_files(self, make, tmp_path):
+    def test_every_state_is_read_from_the_files(self, make, tmp_path):
         finished, broken = make.done(1, loss=1.25), make.done(2)
         (broken.path / "spec.json").write_text("{")
         alive, gone, elsewhere = (make.attempt(make.run(seed)) for seed in (3, 4, 5))
@@ -116,9 +116,9 @@ class TestReading:
         text = " ".join(status.advice)
         assert "scalelab retry s" in text
         assert broken.run_id in text
-        assert "resume" not in text, "something runs"
+        assert "resume" not in text, "a run is running"
 
-    def test_a_run_folder_that_was_removed_is_made_anew_by_the_sweeps_command(self, make):
+    def test_a_removed_run_folder_names_the_command_that_creates_it(self, make):
         removed = make.run(3)
         make.sweep("s", [removed, make.run(4)])
         shutil.rmtree(removed.path)
@@ -127,20 +127,20 @@ class TestReading:
         assert "Run the sweep's command again" in first
         assert "scalelab resume s" in second
 
-    def test_a_stopped_sweep_says_how_it_goes_on(self, make):
+    def test_a_stopped_sweep_names_the_command_that_continues_it(self, make):
         gone = make.attempt(make.run(4))
         self.note(gone, host=socket.gethostname(), pid=2**22 + 5, pid_start=1)
         make.sweep("s", [gone.run, make.run(7)])
         (first, *_) = read_status(make.path).advice
-        assert "2 runs wait" in first
+        assert "2 runs left" in first
         assert "scalelab resume s" in first
 
-    def test_an_open_valley_says_where_models_are_missing(self, make):
+    def test_a_budget_without_minimum_says_which_models_to_add(self, make):
         runs = [make.done(1, loss, d) for loss, d in ((3.0, 48), (2.9, 96), (2.8, 144))]
         make.sweep("s", runs, [1e12] * 3)
         status = read_status(make.path)
         assert status.valleys[0].shape == FALLS_TO_LARGE
-        assert any("largest model is the best; add larger" in line for line in status.advice)
+        assert any("largest model is the best. Add larger" in line for line in status.advice)
         assert any("scalelab fit --sweep s" in line for line in status.advice)
 
     def test_the_latest_sweep_is_the_default(self, make):
@@ -158,7 +158,7 @@ class TestReading:
         assert sorted(make.path.rglob("*")) == before
 
     def test_unknown_sweeps_and_empty_folders_are_clear_errors(self, make):
-        with pytest.raises(DataError, match="holds no sweep"):
+        with pytest.raises(DataError, match="has no sweep"):
             read_status(make.path)
         make.sweep("s", [make.run()])
         with pytest.raises(DataError, match="one of s"):

@@ -65,7 +65,7 @@ def _columns(read):
     return o.n_params, o.n_tokens, o.loss_nats, o.flops
 
 
-def test_every_bad_row_is_set_aside_with_its_line_and_reason(tmp_path):
+def test_every_bad_row_is_rejected_with_its_line_and_reason(tmp_path):
     path = written(
         tmp_path,
         "n_params,n_tokens,loss,tag\n"
@@ -112,9 +112,9 @@ def test_no_usable_row_is_an_error_that_names_the_first_reason(tmp_path):
         read_table(path)
 
 
-@pytest.mark.parametrize(("text", "said"), [(HEADER + "\n", "with no row"), ("", "is empty")])
-def test_an_empty_table_is_an_error(tmp_path, text, said):
-    with pytest.raises(DataError, match=said):
+@pytest.mark.parametrize(("text", "message"), [(HEADER + "\n", "without rows"), ("", "is empty")])
+def test_an_empty_table_is_an_error(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
         read_table(written(tmp_path, text))
 
 
@@ -128,7 +128,7 @@ def test_an_empty_table_is_an_error(tmp_path, text, said):
         ("binary.csv", lambda path: path.write_bytes(bytes(range(256)) * 9)),
     ],
 )
-def test_a_file_that_is_no_table_is_an_error(tmp_path, name, make):
+def test_a_file_that_is_not_a_table_is_an_error(tmp_path, name, make):
     make(tmp_path / name)
     with pytest.raises(DataError):
         read_table(tmp_path / name)
@@ -136,7 +136,7 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path, name, make):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_lines_may_end_as_on_any_system(tmp_path, end, mark):
+def test_line_ends_of_all_systems_are_read(tmp_path, end, mark):
     path = tmp_path / "runs.csv"
     rows = [f"{mark}{HEADER}", *(f"{i}e6,2e7,{i},1e14" for i in (1, 2, 3))]
     path.write_bytes((end.join(rows) + end).encode())
@@ -144,23 +144,27 @@ def test_lines_may_end_as_on_any_system(tmp_path, end, mark):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("wide.csv", f"{HEADER}\n1e6,2e7,3,1e14\n".encode("utf-16"), "not UTF-8"),
         ("le.csv", f"{HEADER}\n1e6,2e7,3,1e14\n".encode("utf-16-le"), "not UTF-8"),
         ("latin.csv", f"{HEADER},recett\xe9\n1e6,2e7,3,1e14,x\n".encode("latin-1"), "not UTF-8"),
-        ("packed.csv", gzip.compress(f"{HEADER}\n1e6,2e7,3,1e14\n".encode()), "packed with gzip"),
-        ("plain.csv.gz", f"{HEADER}\n1e6,2e7,3,1e14\n".encode(), "not packed"),
-        ("archive.csv", b"PK\x03\x04" + bytes(40), "packed with zip"),
+        (
+            "compressed.csv",
+            gzip.compress(f"{HEADER}\n1e6,2e7,3,1e14\n".encode()),
+            "compressed with gzip",
+        ),
+        ("plain.csv.gz", f"{HEADER}\n1e6,2e7,3,1e14\n".encode(), "not compressed"),
+        ("archive.csv", b"PK\x03\x04" + bytes(40), "compressed with zip"),
     ],
 )
-def test_an_encoding_or_packing_that_is_not_read_is_named(tmp_path, name, content, said):
+def test_an_unsupported_encoding_or_compression_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_table(tmp_path / name)
 
 
-def test_a_name_that_two_columns_have_is_refused_where_it_is_read(tmp_path):
+def test_a_duplicate_column_name_is_refused_if_it_is_read(tmp_path):
     frame = pd.DataFrame([[1e6, 2e7, 3, 4]], columns=["n_params", "n_tokens", "loss", "LOSS"])
     path = tmp_path / "runs.parquet"
     frame.to_parquet(path)
@@ -172,16 +176,49 @@ def test_a_name_that_two_columns_have_is_refused_where_it_is_read(tmp_path):
     assert len(read_table(other).observations) == 1
 
 
-def test_missing_columns_are_named_with_what_there_is(tmp_path):
+def test_missing_columns_are_named_with_the_existing_ones(tmp_path):
     path = written(tmp_path, "params,tokens,val_loss\n1e6,2e7,3\n")
     with pytest.raises(DataError, match="params, tokens, val_loss") as caught:
         read_table(path)
-    assert "--map loss_nats=THEIR_NAME,n_params=THEIR_NAME" in caught.value.do
+    assert "n_params (likely: params)" in str(caught.value)
+    assert "--map loss_nats=val_loss,n_params=params,n_tokens=tokens" in caught.value.do
+    (option,) = caught.value.do.removeprefix("Add --map ").split()
+    assert len(read_table(path, ReadOptions(mapping=parse_map([option]))).observations) == 1
 
 
-def test_a_column_of_words_is_an_error_and_not_a_table_of_rejects(tmp_path):
+@pytest.mark.parametrize(
+    ("header", "option"),
+    [
+        ("N,D,eval/loss", "loss_nats=eval/loss,n_params=N,n_tokens=D"),
+        ("model_size,compute,loss", "n_params=model_size,flops=compute"),
+        ("n_param,n_tokens,loss", "n_params=n_param"),
+        ("a,b,loss", "n_params=COLUMN,n_tokens=COLUMN"),
+        ("flops,train_tokens,Val Loss", "'loss_nats=Val Loss,n_tokens=train_tokens'"),
+    ],
+)
+def test_missing_columns_are_guessed_from_usual_names(tmp_path, header, option):
+    path = written(tmp_path, f"{header}\n1e6,2e7,3\n")
+    with pytest.raises(DataError) as caught:
+        read_table(path)
+    assert caught.value.do == f"Add --map {option}"
+
+
+def test_a_column_that_a_condition_misspells_is_suggested(tmp_path):
+    path = written(tmp_path, "params,n_tokens,loss\n1e6,2e7,3\n")
+    for options in (
+        ReadOptions(mapping={"n_params": "parms"}),
+        ReadOptions(mapping={"n_params": "params"}, where="parms > 1"),
+        ReadOptions(mapping={"n_params": "params"}, where="n_params > 1"),
+    ):
+        with pytest.raises(UsageError, match="Did you mean params"):
+            read_table(path, options)
+    with pytest.raises(UsageError, match="Did you mean --map n_params=params"):
+        ReadOptions(mapping={"params": "n_params"})
+
+
+def test_a_text_column_is_one_error_instead_of_many_rejects(tmp_path):
     path = written(tmp_path, f"{HEADER}\nsmall,2e7,3,1e14\nlarge,2e7,3,1e14\n")
-    with pytest.raises(DataError, match=r"n_params of runs\.csv, which holds text"):
+    with pytest.raises(DataError, match=r"n_params of runs\.csv, which contains text"):
         read_table(path)
 
 
@@ -205,14 +242,14 @@ def test_a_mapped_column_wins_over_one_of_our_name_which_conditions_still_see(tm
 
 
 @pytest.mark.parametrize("text", ["n_params", "=x", "a b=c", "n_params=a,n_params=b", "n_params="])
-def test_a_mapping_that_cannot_be_meant_is_refused(text):
+def test_an_invalid_mapping_is_refused(text):
     with pytest.raises(UsageError, match="--map"):
         parse_map([text])
 
 
-def test_a_mapping_to_a_name_that_is_not_ours_is_refused_with_the_nearest(tmp_path):
+def test_a_mapping_of_an_unknown_name_suggests_the_nearest(tmp_path):
     path = written(tmp_path, "n_params,n_tokens,loss,val_loss\n1e6,2e7,3,4\n")
-    with pytest.raises(UsageError, match="loss_nat is no column of ours") as caught:
+    with pytest.raises(UsageError, match="loss_nat is not one of our columns") as caught:
         read_table(path, ReadOptions(mapping={"loss_nat": "val_loss"}))
     assert "loss_nats" in caught.value.do
     with pytest.raises(UsageError, match="unique_tokens"):
@@ -244,12 +281,12 @@ def test_a_comment_does_not_swallow_the_rest_of_the_query(runs):
     assert len(read_table(runs, ReadOptions(where="loss < 2.85 -- small")).observations) == 4
 
 
-def test_marks_are_kept_beside_the_rows(runs):
+def test_marks_are_evaluated_on_the_rows(runs):
     read = read_table(runs, ReadOptions(where="flops > 7e15", marks={"holdout": "loss < 2.75"}))
     np.testing.assert_array_equal(read.marks["holdout"], read.observations.loss_nats < 2.75)
 
 
-def test_missing_flops_and_missing_sizes_are_derived_and_said(tmp_path):
+def test_missing_flops_and_sizes_are_derived_with_a_note(tmp_path):
     path = written(tmp_path, "n_params,n_tokens,loss\n3e6,2e7,3\n")
     read = read_table(path)
     assert read.observations.flops[0] == pytest.approx(6 * 3e6 * 2e7)
@@ -261,7 +298,7 @@ def test_missing_flops_and_missing_sizes_are_derived_and_said(tmp_path):
     assert "derived_n_tokens" in read.notes
 
 
-def test_budget_cluster_and_further_numbers_come_along(tmp_path):
+def test_budget_cluster_and_other_numbers_are_kept(tmp_path):
     path = written(
         tmp_path,
         "n_params,n_tokens,loss,isoflop_budget,run,lr,arch\n"
@@ -278,7 +315,7 @@ def test_exact_copies_are_counted(tmp_path):
     path = written(tmp_path, f"{HEADER}\n1e6,2e7,3,1e14\n1e6,2e7,3,1e14\n2e6,2e7,3,1e14\n")
     read = read_table(path)
     assert len(read.observations) == 3
-    assert read.notes["duplicate_rows"].startswith("1 rows repeat")
+    assert read.notes["duplicate_rows"].startswith("1 row repeats")
 
 
 @settings(max_examples=30, deadline=None)
@@ -299,7 +336,7 @@ def test_numbers_survive_the_file_in_any_column_order(tmp_path_factory, rows, or
     np.testing.assert_allclose(found, np.array(rows), rtol=1e-15)
 
 
-def test_real_tables_read_whole(tables):
+def test_real_tables_are_read_completely(tables):
     counts = {
         "chinchilla": 245,
         "datablations": 306,

@@ -185,7 +185,7 @@ def test_a_deleted_run_folder_is_reported_and_the_others_continue(
     report, notes = launch(results, saved, slurm)
     assert report.statuses == {gone: "failed", **dict.fromkeys(others, "done")}
     assert len(sbatch) == 1
-    assert any("no readable spec.json" in note for note in notes)
+    assert any("readable spec.json" in note for note in notes)
 
 
 @pytest.mark.slow
