@@ -8,7 +8,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.errors import UsageError
-from scalelab.units import parse_quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,12 +96,6 @@ def as_objective(given: Objective | str | Mapping[str, Any]) -> Objective:
     )
 
 
-def as_objectives(given: Any) -> tuple[Objective, ...]:
-    """Return one or several objectives as a tuple."""
-    several = given if isinstance(given, (list, tuple)) else (given,)
-    return tuple(as_objective(each) for each in several)
-
-
 def as_names(given: str | Sequence[str], argument: str, example: str) -> tuple[str, ...]:
     """Return one or several names as a tuple."""
     if isinstance(given, str):
@@ -164,11 +157,3 @@ def _number(value: Any) -> str:
         return short if short == value or float(short) == value else repr(float(value))
     except (TypeError, ValueError):
         return str(value)
-
-
-def as_quantities(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dict in which text such as ``"1e24"`` or ``"10T"`` is a number."""
-    return {
-        name: parse_quantity(value, what=name) if isinstance(value, str) else value
-        for name, value in given.items()
-    }

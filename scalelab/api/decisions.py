@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scalelab.api.arguments import as_names, as_quantities, value_of
+from scalelab.api.arguments import as_names, value_of
 from scalelab.errors import UsageError
+from scalelab.units import parse_quantity
 
 if TYPE_CHECKING:
     from scalelab.api.reports import Decision
@@ -134,7 +135,12 @@ def decide(
 def _given(kind: type[T], given: T | Mapping[str, Any] | None, argument: str) -> T:
     """Return limits or a demand; text in a dict is read as a quantity."""
     if isinstance(given, Mapping):
-        given = {**given, **as_quantities({k: v for k, v in given.items() if k != "gpu"})}
+        given = {
+            name: parse_quantity(value, what=name)
+            if isinstance(value, str) and name != "gpu"
+            else value
+            for name, value in given.items()
+        }
     return value_of(kind, {} if given is None else given, argument)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.api.arguments import as_bootstrap, as_names, as_objective, as_objectives, as_requests
+from scalelab.api.arguments import as_bootstrap, as_names, as_objective, as_requests
 from scalelab.api.data import DEFAULT_RESULTS, frame_of, read_runs, rejected_rows, split_runs
 from scalelab.errors import UsageError
 
@@ -287,14 +287,15 @@ def compare(
     from scalelab.fit.select import compare as ranked
 
     check_level(level)
-    chosen = OBJECTIVES if objectives is None else as_objectives(objectives)
+    several = OBJECTIVES if objectives is None else objectives
+    several = several if isinstance(several, (list, tuple)) else (several,)
     table = read_runs(
         data, sweep=sweep, results=results, mapping=mapping, where=where, holdout=holdout
     )
     found = ranked(
         split_runs(table)[0],
         forms=as_names(forms or FORMS, "forms", "chinchilla"),
-        objectives=chosen,
+        objectives=[as_objective(each) for each in several],
         level=level,
         seed=seed,
     )
