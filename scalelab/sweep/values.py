@@ -62,7 +62,7 @@ def parse_ends(text: str, name: str) -> tuple[float, float]:
     """
     if ".." not in text:
         raise UsageError(f"{name} {text!r}", "a range LOW..HIGH", "For example 1e-3..3e-2.")
-    ends = parse_range(f"{text.partition(':')[0]}:2", what=name)
+    ends = parse_range(text, what=name)
     return float(ends[0]), float(ends[-1])
 
 

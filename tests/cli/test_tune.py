@@ -84,7 +84,7 @@ def test_one_cell_is_not_identified(capsys, pool):
         (("--n-params", "20K"), 2, "--n-tokens"),
         (("--from", "POOL", "--n-params", "20K"), 2, "either --from FILE, or --n-params"),
         ((*CELLS, "--lr", "1e-3"), 2, "LOW..HIGH"),
-        ((*CELLS, "--lr", "3e-2..1e-3"), 2, "downwards"),
+        ((*CELLS, "--lr", "3e-2..1e-3"), 2, "first end is not below its second"),
         ((*CELLS, "--beta2", "0.9..1.5"), 2, "beta2"),
         ((*CELLS, "--trials", 0), 2, "trials"),
         ((*CELLS, "--n-params", "1"), 2, "parameters"),

@@ -100,7 +100,9 @@ def test_lengths_within_a_step_are_one_run(plan_of, kind):
     plan = plan_of(kind=kind, n_params="12K,50K", n_tokens="20000,20030,40000", train=train)
     assert [row.spec.n_steps for row in plan.rows] == [156, 156, 312, 312] * 2
     assert len({row.spec.run_id for row in plan.rows}) == len(plan.rows)
-    assert "those of another row of the same size: 2." in " ".join(plan.warnings())
+    assert "2 rows left out: in whole steps, equal to another row of the same size." in " ".join(
+        plan.warnings()
+    )
 
 
 def test_budgets_of_the_same_run_are_refused(plan_of):
@@ -135,7 +137,7 @@ def test_a_text_too_small_for_its_held_out_part_is_said(plan_of, facts):
 def test_few_steps_are_said(plan_of):
     plan = plan_of(kind="grid", n_params="50K", n_tokens="100K", train={"batch_seqs": 16})
     assert plan.rows[0].spec.n_steps == 24
-    assert "fewer than 300 steps (fewest 24)" in " ".join(plan.warnings())
+    assert "1 run with fewer than 300 steps (minimum 24)" in " ".join(plan.warnings())
 
 
 def test_a_budget_below_one_step_is_refused(plan_of):
