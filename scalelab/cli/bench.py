@@ -75,22 +75,18 @@ def train(
         ),
     ] = "4L-64d-2h",
     device: DeviceOption = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Tokens per sequence.")] = 256,
-    batch_seqs: Annotated[int, typer.Option("--batch-seqs", min=1, help="Sequences per step.")] = 8,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", min=2, help="Vocabulary size.")] = 256,
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 256,
+    batch_seqs: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary size.")] = 256,
     precision: PrecisionOption = None,
     step: Annotated[
         str | None,
-        typer.Option(
-            "--step", help=f"Kind of step: {', '.join(STEPS)}; default depends on the device."
-        ),
+        typer.Option(help=f"Kind of step: {', '.join(STEPS)}; default depends on the device."),
     ] = None,
     batched_runs: Annotated[
-        int, typer.Option("--batched-runs", min=1, help="Runs trained together in each step.")
+        int, typer.Option(min=1, help="Runs trained together in each step.")
     ] = 1,
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, help="Duration of the timed steps, s.")
-    ] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the timed steps, s.")] = 5.0,
     as_json: JsonOption = False,
 ) -> int:
     """Measure the training speed of one shape on random tokens: tokens/s, TFLOP/s and MFU.

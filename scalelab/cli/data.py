@@ -22,23 +22,15 @@ def prepare(
         typer.Argument(metavar="[PATHS]...", help="Files, folders and globs of text."),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", metavar="PATH", help="Same as PATHS; repeatable.")
+        list[str] | None, typer.Option(metavar="PATH", help="Same as PATHS; repeatable.")
     ] = None,
     tokenizer: Annotated[
-        str,
-        typer.Option(
-            "--tokenizer", help="bytes, or bpe:SIZE trained on the text, such as bpe:4096."
-        ),
+        str, typer.Option(help="bytes, or bpe:SIZE trained on the text, such as bpe:4096.")
     ] = "bytes",
-    field: Annotated[
-        str, typer.Option("--field", help="Field of the text in JSONL files.")
-    ] = "text",
-    column: Annotated[
-        str, typer.Option("--column", help="Column of the text in Parquet files.")
-    ] = "text",
+    field: Annotated[str, typer.Option(help="Field of the text in JSONL files.")] = "text",
+    column: Annotated[str, typer.Option(help="Column of the text in Parquet files.")] = "text",
     eval_tokens: Annotated[
-        str | None,
-        typer.Option("--eval-tokens", help="Held-out tokens for evaluation; default 262,144."),
+        str | None, typer.Option(help="Held-out tokens for evaluation; default 262,144.")
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,

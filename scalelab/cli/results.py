@@ -24,8 +24,7 @@ WATCH_INTERVAL_S = 2.0
 def collect(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     interval: Annotated[
-        float,
-        typer.Option("--interval", min=0.1, help="Seconds between two collections with --watch."),
+        float, typer.Option(min=0.1, help="Seconds between two collections with --watch.")
     ] = 10.0,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
@@ -79,11 +78,10 @@ def import_(
         ),
     ] = None,
     where: Annotated[
-        str | None,
-        typer.Option("--where", help="SQL condition on the columns, such as 'flops > 1e18'."),
+        str | None, typer.Option(help="SQL condition on the columns, such as 'flops > 1e18'.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the import; default: the file name.")
+        str | None, typer.Option(help="Name of the import; default: the file name.")
     ] = None,
     param_convention: Annotated[
         str, typer.Option(help="How the file counts parameters, such as chinchilla or kaplan.")
@@ -149,15 +147,13 @@ def export(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File to write, such as runs.csv.gz; default standard output."),
+        typer.Option(help="File to write, such as runs.csv.gz; default standard output."),
     ] = None,
     table: Annotated[
-        str,
-        typer.Option("--table", help="runs, metrics, sweeps, imports, attempts, attempt_metrics."),
+        str, typer.Option(help="runs, metrics, sweeps, imports, attempts, attempt_metrics.")
     ] = "runs",
     sweep: Annotated[
-        str | None,
-        typer.Option("--sweep", help="Only the runs of this sweep, or the rows of this import."),
+        str | None, typer.Option(help="Only the runs of this sweep, or the rows of this import.")
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
