@@ -110,10 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
-    command = typer.main.get_group(app)
     set_results(None)
     try:
         _check_current_folder()
+        command = typer.main.get_group(app)
         code = command.main(
             args=words,
             prog_name="scalelab",
