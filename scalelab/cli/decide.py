@@ -118,6 +118,7 @@ def decide(
     from scalelab import api
     from scalelab.api import decisions as api_decide
     from scalelab.forecast.decision import Limits
+    from scalelab.store.tables import parse_map
 
     options = _given(context)
     if emit is not None and emit.suffix != ".toml":
@@ -173,7 +174,7 @@ def decide(
             from_file,
             sweep=sweep,
             results=results,
-            mapping=_parsed(mapping),
+            mapping=parse_map(mapping or []),
             holdout=holdout,
             form=form,
             level=level,
@@ -282,12 +283,6 @@ def _said(best: Candidate) -> str:
     )
 
 
-def _parsed(mapping: list[str] | None) -> dict[str, str]:
-    from scalelab.store.tables import parse_map
-
-    return parse_map(mapping or [])
-
-
 def _print_published(source: FitReport | str, *, as_json: bool) -> int:
     from rich.table import Table
 
@@ -299,15 +294,8 @@ def _print_published(source: FitReport | str, *, as_json: bool) -> int:
         emit_json({"schema": 1, "command": "decide", "published": found})
         return 0
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "model",
-        "year",
-        "N",
-        "D",
-        "N / optimal N",
-        "compute saved at optimum",
-        "assessment",
-    ):
+    saved = "compute saved at optimum"
+    for name in ("model", "year", "N", "D", "N / optimal N", saved, "assessment"):
         is_text = name in ("model", "assessment")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in found:

@@ -115,26 +115,11 @@ def fit(
     columns = parse_map(mapping or [])
     if cluster is not None:
         columns["cluster"] = cluster
-    chosen = delta is not None or (residual, loss, overprediction, weight) != (
-        "log",
-        "huber",
-        1.0,
-        None,
-    )
-    objective = _checked(
-        Objective,
-        residual=residual,
-        loss=loss,
-        delta=delta,
-        overprediction=overprediction,
-        weight=weight,
-    )
-    spec = _checked(
-        BootstrapSpec,
-        k=bootstrap,
-        method="cluster" if cluster is not None and method == "auto" else method,
-        seed=seed,
-    )
+        method = "cluster" if method == "auto" else method
+    # Any: the constructors check what the user wrote.
+    words: dict[str, Any] = {"residual": residual, "loss": loss, "delta": delta}
+    objective = Objective(**words, overprediction=overprediction, weight=weight)
+    resampling: dict[str, Any] = {"k": bootstrap, "method": method, "seed": seed}
     try:
         report = api.fit(
             from_file,
@@ -145,8 +130,8 @@ def fit(
             holdout=holdout,
             recipe_b=speedup,
             form=form,
-            objective=objective if chosen or form != api.AUTO_FORM else None,
-            bootstrap=spec,
+            objective=None if form == api.AUTO_FORM and objective == Objective() else objective,
+            bootstrap=BootstrapSpec(**resampling),
             level=level,
             predict=predict or (),
             is_compared=compare,
@@ -170,8 +155,3 @@ def fit(
 
         print_page(report, console(), plot)
     return report.exit_code
-
-
-def _checked(kind: Any, **values: Any) -> Any:
-    """Return an object whose constructor checks values of the command line."""
-    return kind(**values)
