@@ -152,7 +152,7 @@ def print_round(batch: NextBatch, *, explains: bool) -> None:
             f"noise {100 * float(form['noise']):.2f} %)"
             for form in found.described()
         )
-        out.print(f"laws by weight: {forms}", soft_wrap=True)
+        out.print(f"forms by weight: {forms}", soft_wrap=True)
     else:
         out.print(f"{where}: no runs yet; published laws choose the first.", style="bold")
     rows = batch.proposal.plan.rows
@@ -233,7 +233,7 @@ def print_replay(report: ReplayReport) -> None:
         f"90 % interval {100 * answer['width']:.2f} % wide."
     )
     forms = ", ".join(f"{form['form']} {form['weight']:.2f}" for form in answer["forms"])
-    out.print(f"Laws by weight: {forms}.")
+    out.print(f"Forms by weight: {forms}.")
     out.print(
         "Rows in order of choice, counted from 0: " + " ".join(str(row) for row in answer["rows"])
     )
