@@ -115,3 +115,21 @@ def test_an_end_of_file_is_not_called_interrupted(monkeypatch, capsys):
     with pytest.raises(EOFError):
         main(["doctor"])
     assert "interrupted" not in capsys.readouterr().err
+
+
+def test_the_dashboard_imports_nothing_from_the_current_folder(table, monkeypatch):
+    pytest.importorskip("streamlit")
+    started = []
+    monkeypatch.setattr("os.execve", lambda *words: started.append(words))
+    main(["dashboard", "--from", str(table)])
+    ((_, words, environment),) = started
+    assert environment["PYTHONSAFEPATH"] == "1"
+    # The secrets of the user's home are not read: that home may be unusable.
+    assert any(word.startswith("--secrets.files=") for word in words)
+
+
+def test_a_settings_file_suggests_the_nearest_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scalelab.toml").write_text("[fit]\nbootstap = 100\n")
+    assert main(["fit", "--from", "x.csv"]) == 2
+    assert "Did you mean bootstrap?" in capsys.readouterr().err
