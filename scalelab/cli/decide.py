@@ -238,7 +238,7 @@ def _print(answer: Decision, source: FitReport | str) -> None:
     if answer.best is None:
         out.print(f"{used}No candidate stays within the limits.", style="bold", soft_wrap=wraps)
     else:
-        out.print(f"{used}Best: {_said(answer.best)}", style="bold", soft_wrap=wraps)
+        out.print(f"{used}Best: {_describe(answer.best)}", style="bold", soft_wrap=wraps)
     first = print_gravest(answer.warnings, out)
     if answer.best is not None:
         for name in answer.binding:
@@ -275,7 +275,7 @@ def _print(answer: Decision, source: FitReport | str) -> None:
     print_warnings([w for w in answer.warnings if w is not first], out)
 
 
-def _said(best: Candidate) -> str:
+def _describe(best: Candidate) -> str:
     interval = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
     return (
         f"N {format_quantity(best.n_params)} on D {format_quantity(best.n_tokens)} tokens, "

@@ -58,7 +58,7 @@ print(json.dumps(report))
 """
 
 
-def look_at_accelerator(*, has_torch: bool, has_triton: bool) -> list[Check]:
+def check_accelerator(*, has_torch: bool, has_triton: bool) -> list[Check]:
     """Check that torch sees the GPUs, and that Triton can compile and run a kernel."""
     use = "training on GPUs"
     gpus = _lines_of(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]) or []
@@ -143,7 +143,7 @@ def _probe() -> dict[str, Any]:
         return {"torch_error": last[:200]}
 
 
-def look_at_slurm() -> Check:
+def check_slurm() -> Check:
     """Check that SLURM's commands exist, its controller answers, and accounting works."""
     name, use = "slurm", "--launcher slurm"
     here = [command for command in SLURM_COMMANDS if shutil.which(command)]

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from scalelab.cli.devices import look_at_accelerator, look_at_slurm
-from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, look_at_memory, look_at_results
+from scalelab.cli.devices import check_accelerator, check_slurm
+from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, check_memory, check_results
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError
@@ -55,22 +55,22 @@ def doctor(
 
 def examine(results: Path) -> list[Check]:
     """Return all checks; those that every command needs come first."""
-    packages = look_at_packages(
+    packages = check_packages(
         importlib.metadata.requires("scalelab") or [], importlib.metadata.version
     )
     usable = {check.name for check in packages if check.status == OK}
     return [
-        look_at_python(),
+        check_python(),
         *packages,
-        look_at_text(results),
-        *look_at_results(results),
-        *look_at_memory(),
-        *look_at_accelerator(has_torch="torch" in usable, has_triton="triton" in usable),
-        look_at_slurm(),
+        check_text(results),
+        *check_results(results),
+        *check_memory(),
+        *check_accelerator(has_torch="torch" in usable, has_triton="triton" in usable),
+        check_slurm(),
     ]
 
 
-def look_at_python() -> Check:
+def check_python() -> Check:
     """Check the Python version."""
     least = importlib.metadata.metadata("scalelab")["Requires-Python"].removeprefix(">=")
     found = platform.python_version()
@@ -86,7 +86,7 @@ def look_at_python() -> Check:
     )
 
 
-def look_at_packages(
+def check_packages(
     requirements: Iterable[str], version_of: Callable[[str], str], system: str = sys.platform
 ) -> list[Check]:
     """Return a check for scalelab and for each package that it uses.
@@ -145,7 +145,7 @@ def _package_check(
     )
 
 
-def look_at_text(results: Path) -> Check:
+def check_text(results: Path) -> Check:
     """Check the default text, which is the source code of Python's standard library."""
     from scalelab.corpus.source import DataSource, find_files
 

@@ -121,7 +121,7 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
         f"{_limits(forecast.low, forecast.high, share)}"
         f"{_limits(forecast.pred_low, forecast.pred_high, 'a new run')}"
     )
-    sentence = f"{_what(forecast)}: {loss}."
+    sentence = f"{_describe(forecast)}: {loss}."
     return distance + sentence if forecast.far else sentence + distance
 
 
@@ -295,7 +295,7 @@ def _table(*names: str, texts: Sequence[str] = ()) -> Table:
     return table
 
 
-def _what(forecast: Forecast) -> str:
+def _describe(forecast: Forecast) -> str:
     n, d = forecast.n_params, forecast.n_tokens
     if n is None or d is None:
         return forecast.asked

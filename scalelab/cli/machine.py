@@ -57,7 +57,7 @@ class Check:
     is_base: bool = False
 
 
-def look_at_results(results: Path) -> list[Check]:
+def check_results(results: Path) -> list[Check]:
     """Check the results folder: write access, file system, free space and clock."""
     use = "every command that writes results"
     folder = _nearest_folder(results)
@@ -115,7 +115,7 @@ def _disk_check(folder: Path) -> Check:
     )
 
 
-def look_at_memory() -> list[Check]:
+def check_memory() -> list[Check]:
     """Check the CPU cores that this process may use, and the free memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free = free_memory_bytes()
@@ -153,7 +153,7 @@ def free_memory_bytes() -> int | None:
 
 
 def filesystem_of(folder: Path) -> str:
-    """Return the type of the file system that a folder lies on, such as ext4 or nfs4."""
+    """Return the file system type of a folder, such as ext4 or nfs4."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

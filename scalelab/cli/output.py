@@ -55,7 +55,7 @@ def open_streams() -> None:
     """Replace closed standard streams, and report failed writes to stdout as `OutputError`."""
     if sys.stdin is None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as we
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scalelab.cli import devices
-from scalelab.cli.devices import SLURM_COMMANDS, look_at_accelerator, look_at_slurm
+from scalelab.cli.devices import SLURM_COMMANDS, check_accelerator, check_slurm
 from scalelab.cli.machine import MISSING, OK, PROBLEM
 
 H200 = ["NVIDIA H200", 150_000_000_000, 9, 0]
@@ -26,13 +26,13 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_no_slurm_is_missing_and_no_problem(commands: Any) -> None:
-    assert look_at_slurm().status == MISSING
+    assert check_slurm().status == MISSING
 
 
 def test_slurm_that_answers_is_ok(commands: Any) -> None:
     for name in SLURM_COMMANDS:
         commands(name, "echo slurm-wlm 22.05.8")
-    check = look_at_slurm()
+    check = check_slurm()
     assert check.status == OK
     assert "22.05.8" in check.found
 
@@ -41,7 +41,7 @@ def test_slurm_that_answers_is_ok(commands: Any) -> None:
 def test_slurm_that_does_not_answer_is_a_problem(commands: Any, command: str) -> None:
     for name in SLURM_COMMANDS:
         commands(name, "exit 1" if name == command else "")
-    check = look_at_slurm()
+    check = check_slurm()
     assert check.status == PROBLEM
     assert check.found.startswith(f"{command} fails")
     assert check.do
@@ -51,12 +51,12 @@ def test_slurm_that_hangs_is_a_problem(commands: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(devices, "COMMAND_TIMEOUT_S", 0.2)
     for name in SLURM_COMMANDS:
         commands(name, "exec /bin/sleep 30" if name == "squeue" else "")
-    assert look_at_slurm().status == PROBLEM
+    assert check_slurm().status == PROBLEM
 
 
 def test_half_of_slurm_is_a_problem(commands: Any) -> None:
     commands("sbatch")
-    check = look_at_slurm()
+    check = check_slurm()
     assert check.status == PROBLEM
     assert "no squeue, sacct, scancel" in check.found
 
@@ -84,7 +84,7 @@ def test_what_torch_and_triton_say_is_passed_on(
     words: str,
 ) -> None:
     monkeypatch.setattr(devices, "_probe", lambda: report)
-    checks = look_at_accelerator(has_torch=True, has_triton=True)
+    checks = check_accelerator(has_torch=True, has_triton=True)
     assert [check.status for check in checks] == [gpu, kernels]
     assert words in checks[0].found
     assert all(check.do for check in checks if check.status != OK)
@@ -98,7 +98,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(
 ) -> None:
     commands("nvidia-smi", "echo NVIDIA L4; echo NVIDIA L4")
     monkeypatch.setattr(devices, "_probe", lambda: {"built_for": built_for, "devices": []})
-    (check, _) = look_at_accelerator(has_torch=True, has_triton=True)
+    (check, _) = check_accelerator(has_torch=True, has_triton=True)
     assert check.status == PROBLEM
     assert "2 x NVIDIA L4" in check.found
     assert advice in check.do
@@ -106,7 +106,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(
 
 def test_without_torch_nothing_is_probed(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_probe", lambda: pytest.fail("probed"))
-    (check,) = look_at_accelerator(has_torch=False, has_triton=False)
+    (check,) = check_accelerator(has_torch=False, has_triton=False)
     assert check.status == MISSING
     assert "scalelab[train]" in check.do
 

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from scalelab.cli import doctor as doctor_module
-from scalelab.cli.doctor import EXTRA_USES, doctor, look_at_packages, look_at_python, look_at_text
+from scalelab.cli.doctor import EXTRA_USES, check_packages, check_python, check_text, doctor
 from scalelab.cli.machine import MISSING, OK, PROBLEM, Check
 
 app = typer.Typer()
@@ -45,17 +45,17 @@ def statuses(checks: list[Check]) -> dict[str, str]:
 
 
 def test_each_package_of_the_base_and_of_the_extras_is_looked_at() -> None:
-    checks = look_at_packages(REQUIREMENTS, versions(), "linux")
+    checks = check_packages(REQUIREMENTS, versions(), "linux")
     assert statuses(checks) == dict.fromkeys(["scalelab", "numpy", "rich", "torch", "triton"], OK)
     assert {check.name for check in checks if check.is_base} == {"scalelab", "numpy", "rich"}
 
 
 def test_what_only_another_system_needs_is_not_asked_for() -> None:
-    assert "triton" not in statuses(look_at_packages(REQUIREMENTS, versions(), "darwin"))
+    assert "triton" not in statuses(check_packages(REQUIREMENTS, versions(), "darwin"))
 
 
 def test_a_missing_extra_names_its_install_command() -> None:
-    checks = look_at_packages(REQUIREMENTS, versions(torch=None), "linux")
+    checks = check_packages(REQUIREMENTS, versions(torch=None), "linux")
     (torch,) = [check for check in checks if check.name == "torch"]
     assert (torch.status, torch.needed_for) == (MISSING, "training")
     assert torch.do == "pip install 'scalelab[train]'"
@@ -65,7 +65,7 @@ def test_a_missing_extra_names_its_install_command() -> None:
     ("version", "status"), [("2.9", PROBLEM), ("2.11", OK), ("2.11.0rc1", OK), ("3", OK)]
 )
 def test_versions_are_compared_as_numbers(version: str, status: str) -> None:
-    checks = look_at_packages(REQUIREMENTS, versions(torch=version), "linux")
+    checks = check_packages(REQUIREMENTS, versions(torch=version), "linux")
     assert statuses(checks)["torch"] == status
 
 
@@ -75,8 +75,8 @@ def test_every_extra_that_a_user_may_want_has_a_use() -> None:
 
 
 def test_this_python_and_its_text_are_ok(tmp_path: Path) -> None:
-    assert look_at_python().status == OK
-    assert look_at_text(tmp_path).status == OK
+    assert check_python().status == OK
+    assert check_text(tmp_path).status == OK
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -98,7 +98,7 @@ def test_here_the_base_works_and_the_object_says_so(tmp_path: Path) -> None:
 def test_a_base_that_does_not_work_is_said_with_exit_code_3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(doctor_module, "look_at_accelerator", lambda **_: [])
+    monkeypatch.setattr(doctor_module, "check_accelerator", lambda **_: [])
     code, page = run("--results", f"/proc/{os.getpid()}")
     assert code == 3
     assert "does not work here. Fix: results folder" in page

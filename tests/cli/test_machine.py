@@ -12,11 +12,11 @@ from scalelab.cli.machine import (
     OK,
     PROBLEM,
     Check,
+    check_memory,
+    check_results,
     filesystem_in,
     filesystem_of,
     free_memory_bytes,
-    look_at_memory,
-    look_at_results,
 )
 
 MOUNTS = r"""
@@ -51,7 +51,7 @@ def test_the_file_system_of_a_real_folder_is_known() -> None:
 
 
 def test_a_folder_that_works_is_ok_and_left_as_it_was(tmp_path: Path) -> None:
-    checks = by_name(look_at_results(tmp_path))
+    checks = by_name(check_results(tmp_path))
     assert {name: check.status for name, check in checks.items()} == {
         "results folder": OK,
         "disk": OK,
@@ -61,15 +61,15 @@ def test_a_folder_that_works_is_ok_and_left_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_not_made_yet_is_not_made_by_looking(tmp_path: Path) -> None:
-    checks = by_name(look_at_results(tmp_path / "new" / "results"))
+def test_a_check_does_not_create_a_missing_folder(tmp_path: Path) -> None:
+    checks = by_name(check_results(tmp_path / "new" / "results"))
     assert checks["results folder"].status == OK
     assert "does not exist yet" in checks["results folder"].found
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
-    (check,) = look_at_results(Path("/proc/self"))
+    (check,) = check_results(Path("/proc/self"))
     assert (check.name, check.status, check.is_base) == ("results folder", PROBLEM, True)
     assert "--results" in check.do
 
@@ -81,7 +81,7 @@ def test_what_the_file_system_lacks_is_named(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    check = by_name(look_at_results(tmp_path))["results folder"]
+    check = by_name(check_results(tmp_path))["results folder"]
     assert check.status == PROBLEM
     assert "lacks hard links" in check.found
     assert list(tmp_path.iterdir()) == []
@@ -89,7 +89,7 @@ def test_what_the_file_system_lacks_is_named(
 
 def test_a_network_file_system_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "filesystem_of", lambda folder: "nfs4")
-    check = by_name(look_at_results(tmp_path))["results folder"]
+    check = by_name(check_results(tmp_path))["results folder"]
     assert check.status == OK
     assert "a network file system" in check.found
     assert check.do
@@ -100,8 +100,8 @@ def test_little_room_and_little_memory_are_problems(
 ) -> None:
     monkeypatch.setattr(machine, "LOW_DISK_BYTES", 1 << 70)
     monkeypatch.setattr(machine, "LOW_MEMORY_BYTES", 1 << 70)
-    disk = by_name(look_at_results(tmp_path))["disk"]
-    memory = by_name(look_at_memory())["memory"]
+    disk = by_name(check_results(tmp_path))["disk"]
+    memory = by_name(check_memory())["memory"]
     assert (disk.status, memory.status) == (PROBLEM, PROBLEM)
     assert disk.do
     assert memory.do
@@ -112,13 +112,13 @@ def test_a_clock_far_from_the_file_servers_is_a_problem(
 ) -> None:
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 60)
-    check = by_name(look_at_results(tmp_path))["clock"]
+    check = by_name(check_results(tmp_path))["clock"]
     assert check.status == PROBLEM
     assert "60.0 s" in check.found
 
 
 def test_cores_and_memory_are_those_of_this_process() -> None:
-    checks = by_name(look_at_memory())
+    checks = by_name(check_memory())
     assert checks["cores"].found.startswith(f"{len(os.sched_getaffinity(0))} of ")
     free = free_memory_bytes()
     assert free is not None
