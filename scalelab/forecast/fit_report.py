@@ -70,7 +70,7 @@ class FitReport:
     envelope, isoflop : EnvelopeFit or None, IsoflopFit
         Approaches 1 and 2.
     disagreement : Disagreement or None
-        Approach 2 against approach 3; None if one of them has no answer.
+        Approach 2 against approach 3; None if one of them has no result.
     warnings : tuple of FitWarning
         Most serious first.
     forecasts : tuple of Forecast

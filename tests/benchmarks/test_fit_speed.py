@@ -151,7 +151,7 @@ def test_against_the_package_chinchilla(chinchilla_240, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("rows", "limit"), [(1000, 2.0), (100_000, 15.0)])
 def test_the_whole_command(tmp_path, rows, limit):
-    """``scalelab fit`` as a process of its own, with its default of 1,000 replicates."""
+    """``scalelab fit`` as a separate process, with its default of 1,000 replicates."""
     rng = np.random.default_rng(1)
     C = np.exp(rng.uniform(np.log(6e18), np.log(3e21), rows))
     N = np.sqrt(C / 120) * np.exp(rng.normal(0, 0.8, rows))

@@ -88,8 +88,8 @@ def test_intermediate_checkpoints_are_mid_schedule(isoflop_runs):
 def test_fraction_elapsed_identifies_unfinished_rows(isoflop_runs):
     rows = isoflop_runs()
     fraction = np.where(np.arange(len(rows)) < 4, 0.5, 1.0)
-    told = row_codes(replace(rows, extra={"fraction_elapsed": fraction}))
-    assert told["mid_schedule"].startswith("In 4 of 45 rows")
+    found = row_codes(replace(rows, extra={"fraction_elapsed": fraction}))
+    assert found["mid_schedule"].startswith("In 4 of 45 rows")
     assert "mid_schedule" not in row_codes(
         replace(rows, extra={"fraction_elapsed": fraction * 0 + 1})
     )
@@ -105,7 +105,7 @@ def test_two_counting_conventions_in_one_table_are_a_warning(isoflop_runs):
 
 
 @pytest.mark.parametrize(
-    ("flop_convention", "param_convention", "factor", "is_told"),
+    ("flop_convention", "param_convention", "factor", "is_warned"),
     [
         ("6nd", "chinchilla", 1000.0, True),
         ("6nd", "unstated", 1.2, True),
@@ -117,7 +117,7 @@ def test_two_counting_conventions_in_one_table_are_a_warning(isoflop_runs):
     ],
 )
 def test_flops_that_differ_from_their_convention_are_a_warning(
-    isoflop_runs, flop_convention, param_convention, factor, is_told
+    isoflop_runs, flop_convention, param_convention, factor, is_warned
 ):
     rows = isoflop_runs()
     rows = replace(
@@ -127,9 +127,9 @@ def test_flops_that_differ_from_their_convention_are_a_warning(
         flop_convention=flop_convention,
         param_convention=param_convention,
     )
-    told = row_codes(rows)
-    assert ("flops_mismatch" in told) is is_told
-    assert not is_told or f"{factor:.3g} times 6ND" in told["flops_mismatch"]
+    found = row_codes(rows)
+    assert ("flops_mismatch" in found) is is_warned
+    assert not is_warned or f"{factor:.3g} times 6ND" in found["flops_mismatch"]
 
 
 def test_budgets_of_another_convention_than_the_flops_are_a_warning(isoflop_runs, tables):
@@ -160,8 +160,8 @@ def test_outliers_are_named_by_their_lines(isoflop_runs):
     rows = isoflop_runs()
     loss = rows.loss_nats.copy()
     loss[[4, 31]] *= 1.3
-    told = row_codes(replace(rows, loss_nats=loss), lines=np.arange(len(rows)) + 2)
-    assert "lines 6, 33" in told["outliers"]
+    found = row_codes(replace(rows, loss_nats=loss), lines=np.arange(len(rows)) + 2)
+    assert "lines 6, 33" in found["outliers"]
 
 
 @pytest.mark.parametrize(("form", "is_misfit"), [("chinchilla", True), ("gamma", False)])

@@ -22,23 +22,23 @@ MARIN_SETS = ("comma", "nemotron")
 """The third set, dclm, has no validation runs in the table."""
 
 
-def marin(tables: Path, dataset: str, **words):
+def marin(tables: Path, dataset: str, **options):
     return api.fit(
         tables / "marin" / "data.csv",
         where=f"dataset = '{dataset}'",
         holdout="role = 'validation_optimal'",
         bootstrap=SPEC,
-        **words,
+        **options,
     )
 
 
-def olmo(tables: Path, **words):
+def olmo(tables: Path, **options):
     return api.fit(
         tables / "olmo_ladder" / "data.csv",
         where=OLMO,
         holdout="mode = 'eval'",
         bootstrap=SPEC,
-        **words,
+        **options,
     )
 
 

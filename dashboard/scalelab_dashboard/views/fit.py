@@ -119,7 +119,7 @@ def _methods(report: FitReport, choice: Choice) -> None:
             )
         for number, reason in (("1", report.envelope.reason), ("2", report.isoflop.reason)):
             if reason is not None:
-                st.caption(ui.as_text(f"Approach {number} has no answer: {reason}."))
+                st.caption(ui.as_text(f"Approach {number} has no result: {reason}."))
         if report.fit.status != "not_identified" and report.warnings:
             st.subheader("Warnings")
             ui.warnings(report.warnings)
