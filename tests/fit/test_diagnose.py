@@ -80,7 +80,9 @@ def test_intermediate_checkpoints_are_mid_schedule(isoflop_runs):
         budget=None,
         cluster=np.concatenate([labels, labels]),
     )
-    assert row_codes(both)["mid_schedule"].startswith("45 of 90 rows")
+    assert row_codes(both)["mid_schedule"].startswith(
+        "Probably intermediate checkpoints: 45 of 90 rows"
+    )
     ended = replace(both, extra={"fraction_elapsed": np.ones(len(both))})
     assert "mid_schedule" not in row_codes(ended)
 
