@@ -121,7 +121,7 @@ def test_losses_that_are_not_convex_have_no_minimum(isoflop_runs):
     assert {curve.n_params.edge for curve in fit.curves} == {"not_convex"}
     assert fit.n_law is None
     assert fit.reason is not None
-    assert fit.reason.startswith("0 of 5")
+    assert fit.reason.startswith("only 0 of 5 budgets")
 
 
 def test_rows_at_equal_flops_are_grouped_within_ten_per_cent(isoflop_runs):
