@@ -103,16 +103,16 @@ def _state(choice: Choice) -> None:
 
 def _minima(isoflop: IsoflopFit) -> None:
     """Show the minima of the isoFLOP curves as a table; of many, an evenly spaced selection."""
-    found = [valley for valley in isoflop.curves if valley.is_interior]
+    found = [curve for curve in isoflop.curves if curve.is_interior]
     if not found:
         return
     st.markdown("**Minima of the isoFLOP curves** (approach 2)")
     some = np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_MINIMA)).round())
     rows = [
-        f"| {format_flops(valley.budget)} | {format_quantity(valley.n_params.value)} "
-        f"| {_span_of(valley.n_params)} | {valley.n_tokens.value / valley.n_params.value:.1f} "
-        f"| {valley.n_params.loss:.4f} |"
-        for valley in (found[int(i)] for i in some)
+        f"| {format_flops(curve.budget)} | {format_quantity(curve.n_params.value)} "
+        f"| {_span_of(curve.n_params)} | {curve.n_tokens.value / curve.n_params.value:.1f} "
+        f"| {curve.n_params.loss:.4f} |"
+        for curve in (found[int(i)] for i in some)
     ]
     # Markdown, because a Streamlit table makes the browser load and compile 0.7 MB more.
     head = ("| C, FLOP | N_opt | interval | D/N | loss, nats |", "|" + "--:|" * 5)
