@@ -252,7 +252,9 @@ def main(names: list[str]) -> None:
             "axes.spines.top": False,
         }
     )
-    mpl.rcParams.update({"axes.spines.right": False, "axes.titlesize": 9})
+    mpl.rcParams.update(
+        {"axes.spines.right": False, "axes.titlesize": 9, "figure.constrained_layout.use": True}
+    )
     for draw in FIGURES:
         if not names or draw.__name__ in names:
             figure = draw()

@@ -29,6 +29,7 @@ def script(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_output_in_the_tutorial_and_the_readme_is_current(cache_home):
     answer = subprocess.run(
         [sys.executable, DOCS / "tutorial.py", "--check"],
@@ -52,6 +53,7 @@ def test_the_check_of_the_tutorial_sees_other_words_and_other_numbers():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_every_cell_shows_something(path):
     shown = json.loads(path.read_text(encoding="utf-8"))
@@ -67,6 +69,19 @@ def test_the_check_of_the_reference_sees_another_page(monkeypatch):
     generate = script("generate")
     monkeypatch.setitem(generate.PAGES, "environment.md", lambda: "other\n")
     assert generate.main(["--check"]) == 1
+
+
+@pytest.mark.slow
+def test_the_pictures_can_be_drawn(tmp_path):
+    figures = script("figures")
+    figures.IMAGES = tmp_path
+    figures.main([])
+    for draw in figures.FIGURES:
+        text = (tmp_path / f"{draw.__name__}.svg").read_text(encoding="utf-8")
+        shown = (DOCS / f"images/{draw.__name__}.svg").read_text(encoding="utf-8")
+        assert set(re.findall(r"<text.*?>(.*?)</text>", text)) == set(
+            re.findall(r"<text.*?>(.*?)</text>", shown)
+        ), "stale: python docs/figures.py"
 
 
 def test_every_picture_is_shown_and_drawn_by_the_script():
