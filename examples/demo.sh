@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job on real text, as the README shows it. Usage: demo.sh [FOLDER OF THE COMMANDS]
+# The demo of the README: train a sweep on real text, fit it, predict. Usage: demo.sh [FOLDER OF THE COMMANDS]
 set -eu
 [ $# -eq 0 ] || PATH="$1:$PATH"
 run() {
@@ -7,6 +7,6 @@ run() {
     scalelab "$@"
 }
 run sweep isoflop --budgets 8e10..8e11:4 --sizes 6 --span 8 --seq-len 64 --batch-seqs 9 --name demo --launcher local --yes
-# A fit that the runs do not determine says so and leaves with 4: an answer, not a failure.
+# Exit code 4 means that the runs do not determine the law: an answer, not an error.
 run fit --sweep demo --predict N=7e9 || [ $? -eq 4 ]
 run fit --sweep demo --predict C=1e14 --plot results/demo/isoflop.png || [ $? -eq 4 ]

@@ -1,7 +1,7 @@
-"""Fit a sweep without its largest budget, predict that budget's losses, and say how well.
+"""Fit a sweep without its largest budget, predict the losses of that budget, and print the errors.
 
-The law is compared with carrying the previous budget's losses forward: each model of the largest
-budget gets the loss of the model with the same rank at the budget below.
+Baseline: each model of the largest budget gets the loss of the model with the same rank at the
+budget below.
 
 Usage: python examples/predict_largest.py [SWEEP] [RESULTS]
 """
@@ -12,26 +12,26 @@ import sys
 
 import numpy as np
 
-from scalelab import api
+import scalelab as sl
 from scalelab.units import format_flops
 
 
 def main(sweep: str = "demo", results: str = "results") -> None:
-    """Print how well the largest budget of a sweep is predicted from the others."""
-    runs = api.load(sweep=sweep, results=results).sort_values(["budget", "n_params"])
+    """Print the errors of the predicted losses of the largest budget."""
+    runs = sl.load(sweep=sweep, results=results).sort_values(["budget", "n_params"])
     budgets = [float(budget) for budget in np.unique(runs["budget"])]
     below, largest = budgets[-2:]
     held = runs[runs["budget"] == largest]
-    report = api.fit(runs, selection=api.Selection(holdout=f"budget = {largest!r}"))
+    report = sl.fit(runs, holdout=f"budget = {largest!r}")
     carried = runs.loc[runs["budget"] == below, "loss_nats"].to_numpy()[: len(held)]
     carried_error = np.abs(carried / held["loss_nats"].to_numpy()[: len(carried)] - 1)
 
     print(f"{sweep}: fitted on {len(runs) - len(held)} runs up to {format_flops(below)} FLOPs")
     print(f"fit: {report.fit.status}")
-    print(f"carrying forward: mean relative error {carried_error.mean():.2%}")
+    print(f"baseline: mean relative error {carried_error.mean():.2%}")
     score = report.holdout
     if score is None:
-        print("the fit is not identified, so it predicts nothing")
+        print("The fit is not identified: there is no prediction.")
         return
     print(
         f"law at {format_flops(largest)} FLOPs: mean relative error "

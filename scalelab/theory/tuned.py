@@ -103,5 +103,5 @@ def constants_from_law(name: str, law: Mapping[str, Any]) -> TunedConstants:
         raise SpecError(
             f"the law of the tuning {name!r}, without {error}",
             "what `scalelab tune` wrote",
-            "Run the tuning's command again: it fits the law anew.",
+            "Run the tuning's command again: it fits the law again.",
         ) from None

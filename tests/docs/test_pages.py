@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,19 @@ def test_results_are_linked_from_their_summary():
     for kind in ("log", "tables"):
         for path in (ROOT / "results" / kind).glob("*.md"):
             assert f"({kind}/{path.name})" in summary
+
+
+def test_the_example_gives_the_figures_of_the_readme(tmp_path):
+    shutil.copytree(ROOT / "results/published/demo", tmp_path, dirs_exist_ok=True)
+    for words in (
+        ["-m", "scalelab", "collect", "--results", str(tmp_path)],
+        [str(ROOT / "examples/predict_largest.py"), "demo", str(tmp_path)],
+    ):
+        answer = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert answer.returncode == 0, answer.stderr
+    error = re.search(r"mean relative error ([\d.]+)%, largest", answer.stdout)[1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"with a mean error of {error} %" in " ".join(readme.split())
+    assert "6 of 6 losses inside" in answer.stdout

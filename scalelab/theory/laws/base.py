@@ -63,7 +63,7 @@ class Law(ABC):
     name: ClassVar[str]
     """Name on the command line and in files."""
     columns: ClassVar[tuple[str, ...]]
-    """Columns a row must have, besides the target."""
+    """Columns a row must have, in addition to the target."""
     target: ClassVar[str] = "loss_nats"
     """What the law predicts: a column of the observations."""
     coordinates: ClassVar[tuple[Coordinate, ...]]

@@ -97,7 +97,7 @@ class DataConstrained(Law):
     def optimal(
         self, flops: ArrayLike, *, unique_tokens: float | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the compute-optimal (N, D) at C = 6 N D with so many unique tokens.
+        """Return the compute-optimal (N, D) at C = 6 N D with the given number of unique tokens.
 
         None means that data are never repeated, which is the base law.
         """

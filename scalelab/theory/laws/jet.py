@@ -7,7 +7,7 @@ here, and any other raises TypeError.
 
 Storage: parts have shape (..., s, n) and broadcast, so a quantity that depends on coordinates only
 stays (s, 1). Only the coordinates that a quantity depends on carry derivatives, which keeps
-``A N^-alpha`` at two of them whatever the size of the form.
+``A N^-alpha`` at two of them for a form of any size.
 """
 
 from __future__ import annotations
