@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.adaptive import ProgressCallbacks
+from scalelab.cli.layout import Fitting
 from scalelab.cli.options import PlanOptions
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
@@ -175,7 +176,7 @@ def _print_reasons(out: Console, batch: NextBatch) -> None:
 
     table = Table(box=None, pad_edge=False)
     for name in ("N", "D", "FLOPs", "of budget", "variance cut", "correlation", "why"):
-        table.add_column(name, justify="left" if name == "why" else "right")
+        table.add_column(name, justify="left" if name == "why" else "right", no_wrap=name != "why")
     for row, choice in zip(batch.proposal.plan.rows, batch.found.batch, strict=False):
         table.add_row(
             format_quantity(row.n_params),
@@ -186,7 +187,7 @@ def _print_reasons(out: Console, batch: NextBatch) -> None:
             f"{choice.correlation:.2f}",
             _why(choice.gain, choice.correlation, row.flops / batch.budget),
         )
-    out.print(table)
+    out.print(Fitting(table))
     out.print(
         "variance cut: share of the target's variance that the run removes after the runs above "
         "it. correlation: between the uncertain log losses of the run and of the target.",

@@ -38,6 +38,7 @@ def device(
 
     from rich.table import Table
 
+    from scalelab.cli.layout import Fitting
     from scalelab.cli.output import console, emit_json
     from scalelab.launch.proposal import default_execution
     from scalelab.launch.speed import default_workers, measure_machine_speed
@@ -54,14 +55,14 @@ def device(
         box=None,
     )
     for column in ("d_model", "training GFLOP/s per worker", "evaluation GFLOP/s per worker"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for point in speed.points:
         table.add_row(
             str(point.d_model),
             f"{point.flops_per_s / 1e9:.1f}",
             f"{point.eval_flops_per_s / 1e9:.1f}",
         )
-    console().print(table)
+    console().print(Fitting(table))
     return EXIT_OK
 
 

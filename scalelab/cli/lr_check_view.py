@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.cli.layout import Fitting
 from scalelab.cli.output import console
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def print_verdicts(verdicts: list[Verdict]) -> None:
             "" if found.best_lr is None else f"{found.best_lr:.3g}",
             {True: "yes", False: "no", None: "?"}[found.has_held],
         )
-    out.print(table)
+    out.print(Fitting(table))
     n_lost = sum(found.has_held is False for found in verdicts)
     n_open = sum(found.has_held is None for found in verdicts)
     words = f"The rule held at {len(verdicts) - n_lost - n_open} of {len(verdicts)} budgets"

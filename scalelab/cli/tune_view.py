@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.cli.layout import Fitting
 from scalelab.cli.options import PlanOptions
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
@@ -98,7 +99,7 @@ def _print_cells(
                 for name in names
             ),
         )
-    out.print(table)
+    out.print(Fitting(table))
     wall = format_duration(spec.trials * proposal.cost.wall_s)
     early = ", less with pruned trials" if spec.is_pruned else ""
     speed = proposal.cost.speed
@@ -140,11 +141,11 @@ def print_answer(answer: TuningAnswer) -> None:
         counts = f"{plural(law.n_rows, 'run')}, {plural(law.n_cells, 'cell')}"
         table = Table(box=None, title=f"{counts}; {share} intervals")
         for column in ("k N^p D^q", "k", "p", "q"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=True)
         for name, one in (("lr", law.lr()), ("batch, tokens", law.batch_tokens())):
             if one is not None:
                 table.add_row(name, *(_in_words(item) for item in (one.k, one.p, one.q)))
-        out.print(table)
+        out.print(Fitting(table))
     if answer.lr is not None and answer.n_params is not None and answer.n_tokens is not None:
         _print_prediction(answer, answer.n_params, answer.n_tokens)
     for warning in answer.warnings:
@@ -160,14 +161,14 @@ def _print_prediction(answer: TuningAnswer, n_params: float, n_tokens: float) ->
     size = f"N {format_quantity(n_params)}, D {format_quantity(n_tokens)}"
     table = Table(box=None, title=size)
     for column in ("rule", "lr", "batch, tokens", "N counts", "source"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     lr, batch = (_in_words(item) for item in (answer.lr, answer.batch_tokens))
     convention = "" if answer.law is None else answer.law.param_convention
     table.add_row("this law", lr, batch, convention, "these runs")
     for row in published_values(n_params, n_tokens):
         batch = "" if row.batch_tokens is None else f"{row.batch_tokens:,.0f}"
         table.add_row(row.name, f"{row.lr:.4g}", batch, row.param_convention, row.source)
-    console().print(table)
+    console().print(Fitting(table))
 
 
 def _in_words(found: Interval | None) -> str:
