@@ -389,7 +389,7 @@ def test_the_command_says_the_warnings_and_the_chance_of_missing(
     words = ["decide", "--from", str(tables / "llama3" / "data.csv")]
     assert main([*words, "--flops", "3.8e25", "--target-loss", "0.55"]) == 0
     out = capsys.readouterr().out
-    assert "probability" in out.splitlines()[2]
+    assert out.splitlines()[3].startswith("Probability that this run misses")
     assert "misses" in out
     assert "extrapolation: " in out
     assert "approach 1 unavailable" not in out
