@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scalelab import api
-from scalelab.api import assess
+from scalelab.forecast.bands import bands_between
 from scalelab.forecast.published_laws import law_by_name
 from scalelab.sweep.shapes import nearest_shape
 from scalelab.theory.accounting import count_params, train_flops_per_token
@@ -127,7 +127,7 @@ def approaches() -> Figure:
 def intervals() -> Figure:
     """Confidence and prediction interval relative to the law, inside and beyond the runs."""
     report = api.fit(_runs(noise=1e-2))
-    found = assess.bands(report, 1e18, 1e25)
+    found = bands_between(report, 1e18, 1e25)
     assert found is not None
     figure, axes = plt.subplots(figsize=(6, 3.4))
     for low, high, shade, name in (

@@ -216,6 +216,6 @@ def _comparison(key: FitKey) -> Any:
 
 
 def _left_out(key: FitKey) -> Any:
-    from scalelab.api import assess as api_assess
+    from scalelab_dashboard import assess
 
-    return attempt(lambda: api_assess.leave_one_out(_report(key)))
+    return attempt(lambda: assess.leave_one_out(_report(key)))

@@ -1,4 +1,4 @@
-"""Cached calls of `scalelab.api`, shared by all sessions.
+"""Cached queries and calls of `scalelab.api`, shared by all sessions.
 
 The cache key has the state of the file, so a new snapshot is read at once.
 """
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from scalelab.api import assess as api_assess
 from scalelab.api import fits as api_fits
-from scalelab.api import page as api_page
+from scalelab.forecast.bands import bands_between
+from scalelab_dashboard import assess, data
 from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab.api.page import Rates, Source
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
+    from scalelab_dashboard.data import Rates, Source
 
 FIRST = ("failed", "diverged", "running", "queued", "preempted", "cancelled", "planned")
 
@@ -38,13 +38,13 @@ def fits() -> Fits:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def sources(results: str, stamp: str) -> list[Source]:
     """Return the sweeps of a snapshot."""
-    return api_page.sources(results) if stamp else []
+    return data.sources(results) if stamp else []
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def runs(results: str, sweep: str, stamp: str) -> pd.DataFrame:
     """Return all runs of a sweep, failed ones first. Do not change the frame: it is shared."""
-    table = api_page.runs(results, sweep)
+    table = data.runs(results, sweep)
     order = table["status"].map({status: i for i, status in enumerate(FIRST)}).fillna(len(FIRST))
     return table.iloc[order.to_numpy().argsort(kind="stable")]
 
@@ -52,19 +52,19 @@ def runs(results: str, sweep: str, stamp: str) -> pd.DataFrame:
 @st.cache_resource(max_entries=32, show_spinner=False)
 def curves(results: str, run_ids: tuple[str, ...], stamp: str) -> pd.DataFrame:
     """Return training curves."""
-    return api_page.curves(results, run_ids)
+    return data.curves(results, run_ids)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def costs(results: str, sweep: str, stamp: str, rates: Rates) -> pd.DataFrame:
     """Return costs by budget."""
-    return api_page.costs(runs(results, sweep, stamp), rates)
+    return data.costs(runs(results, sweep, stamp), rates)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def observed(key: FitKey) -> tuple[Observations, IsoflopFit] | Failure:
     """Return the rows and their isoFLOP curves, without a fit."""
-    return attempt(lambda: api_assess.observed(**key.arguments()))
+    return attempt(lambda: assess.observed(**key.arguments()))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -72,13 +72,13 @@ def bands(
     key: FitKey, low: float, high: float, _report: FitReport, points: int = 60
 ) -> Bands | None:
     """Return the frontier between two compute budgets."""
-    return api_assess.bands(_report, low, high, points)
+    return bands_between(_report, low, high, points)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def against_published(key: FitKey, _report: FitReport) -> pd.DataFrame:
     """Return published models compared with a fit."""
-    return api_assess.against_published(_report)
+    return assess.against_published(_report)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -114,20 +114,20 @@ def held_out(key: FitKey, report: FitReport) -> Observations | None:
     if key.holdout is None:
         return None
     every = observed(replace(key, holdout=None))
-    return None if isinstance(every, Failure) else api_assess.held_out(report, every[0])
+    return None if isinstance(every, Failure) else assess.held_out(report, every[0])
 
 
 def stamp_of(results: str, file: str | None) -> str:
     """Return the state of the snapshot or file."""
-    return api_page.file_stamp(file) if file else api_page.stamp(results)
+    return data.file_stamp(file) if file else data.stamp(results)
 
 
 def read_file(path: str, stamp: str, mapping: dict[str, str]) -> Any:
     """Return the content of a table under a mapping, or why it cannot be read."""
-    return attempt(lambda: api_page.read(path, mapping))
+    return attempt(lambda: data.read(path, mapping))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def head(path: str, stamp: str) -> Any:
     """Return the first rows of a table, or why it cannot be read."""
-    return attempt(lambda: api_page.head(path))
+    return attempt(lambda: data.head(path))

@@ -19,7 +19,7 @@ from scalelab_dashboard import queries, ui
 from scalelab_dashboard.fits import FitKey
 
 if TYPE_CHECKING:
-    from scalelab.api.page import Source
+    from scalelab_dashboard.data import Source
 
 RESULTS_VARIABLE = "SCALELAB_RESULTS"
 FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"

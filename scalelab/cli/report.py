@@ -106,7 +106,7 @@ def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
 
 def as_html(found: FitReport, command: str) -> str:
     """Return the HTML page of a fit."""
-    from scalelab.api import assess as api_assess
+    from scalelab.forecast.bands import bands_between
     from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
     from scalelab.report.html import Content, render
 
@@ -118,9 +118,9 @@ def as_html(found: FitReport, command: str) -> str:
             title=f"Scaling law of {found.observations.source}",
             command=command,
             fit=found,
-            bands=api_assess.bands(found, low / 1.5, high * 1.5),
-            extended=api_assess.bands(found, low / 2, far * 3),
-            planes=api_assess.bands(found, *PUBLISHED_SPAN),
+            bands=bands_between(found, low / 1.5, high * 1.5),
+            extended=bands_between(found, low / 2, far * 3),
+            planes=bands_between(found, *PUBLISHED_SPAN),
             models=[model for model in PUBLISHED if model.is_decoder],
             named=WELL_KNOWN,
         )

@@ -6,12 +6,16 @@ A figure and a table over many computes need all at once; one request is `foreca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import ParametricFit
+
+if TYPE_CHECKING:
+    from scalelab.forecast.fit_report import FitReport
 
 FloatArray = NDArray[np.float64]
 
@@ -50,6 +54,11 @@ class Bands:
     pred_low: FloatArray
     pred_high: FloatArray
     level: float
+
+
+def bands_between(report: FitReport, low: float, high: float, points: int = 60) -> Bands | None:
+    """Return the frontier of a report between two compute budgets, or None if there is none."""
+    return frontier_bands(report.fit, np.geomspace(low, high, points), report.level)
 
 
 def frontier_bands(fit: ParametricFit, flops: FloatArray, level: float = 0.9) -> Bands | None:

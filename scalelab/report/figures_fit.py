@@ -222,7 +222,7 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
     Parameters
     ----------
     table : sequence of dict
-        ``budget`` (FLOP), ``a``, ``mean_relative_error``, as `scalelab.api.page.leave_one_out`.
+        ``budget`` (FLOP), ``a``, ``mean_relative_error``, one for each omitted budget.
     look : Look
     """
     import plotly.graph_objects as go

@@ -40,7 +40,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
     ----------
     table : DataFrame
         ``run_id``, ``label``, ``tokens``, ``flops`` and the columns of `PANELS`, as
-        `scalelab.api.page.curves`.
+        `scalelab_dashboard.data.curves`.
     by : {"tokens", "flops"}
         The x axis.
     look : Look
@@ -147,7 +147,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
     ----------
     table : DataFrame
         ``budget`` and ``spent_X``, ``wasted_X``, ``planned_X`` for X = ``column``, as
-        `scalelab.api.page.costs`.
+        `scalelab_dashboard.data.costs`.
     column : str
         The cost.
     unit : str

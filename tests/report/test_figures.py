@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalelab.api import assess as api_assess
 from scalelab.api import fit
 from scalelab.api.data import frame_of
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import fit_isoflop
-from scalelab.forecast.bands import frontier_bands
+from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.published import PUBLISHED, WELL_KNOWN, verdicts
 from scalelab.records.types import Observations
@@ -48,7 +47,7 @@ def values(encoded: Any) -> np.ndarray:
 
 def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
     rows = report.observations
-    bands = api_assess.bands(report, 1e17, 1e24)
+    bands = bands_between(report, 1e17, 1e24)
     models = [model for model in PUBLISHED if model.is_decoder]
     return {
         "isoflop": figures_isoflop.isoflop_curves(rows, report.isoflop, bands, look),
@@ -146,7 +145,7 @@ def test_axes_read_b_and_powers_of_ten() -> None:
 
 def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> None:
     vague = replace(report, fit=replace(report.fit, status="not_identified"))
-    assert api_assess.bands(vague, 1e18, 1e24) is None
+    assert bands_between(vague, 1e18, 1e24) is None
     assert "does not determine" in figures.contours(vague, None).layout.meta["alt"]
     content = Content(title="t", command="c", fit=vague, bands=None, extended=None, planes=None)
     text = render(content)

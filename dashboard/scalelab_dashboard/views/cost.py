@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from scalelab.api.page import Rates
 from scalelab.report import figures_runs
 from scalelab.theory.hardware import (
     CPU_CORE_USD_PER_HOUR,
@@ -22,6 +21,7 @@ from scalelab.theory.hardware import (
 )
 from scalelab.units import format_flops, format_money, format_quantity, plural
 from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard.data import Rates
 
 if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice

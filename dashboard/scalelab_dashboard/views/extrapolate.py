@@ -192,7 +192,7 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
 
 def sweep_file(forecast: Forecast, choice: Choice) -> str:
     """Return a sweep file for the run of a forecast."""
-    from scalelab.api.assess import run_as_sweep
+    from scalelab_dashboard.assess import run_as_sweep
 
     return run_as_sweep(forecast, " ".join(choice.words("--predict", forecast.asked)))
 

@@ -1,4 +1,4 @@
-"""Checks of a fit: isoFLOP curves, bands, leave-one-budget-out, published models."""
+"""Checks of a fit: isoFLOP curves, leave-one-budget-out, published models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from scalelab.api.data import Data
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.forecast.allocate import Forecast
-    from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
@@ -38,15 +37,6 @@ def held_out(report: FitReport, every: Observations) -> Observations | None:
         i for i, row in enumerate(zip(every.flops, every.loss_nats, strict=True)) if row not in seen
     ]
     return every.take(np.array(left)) if left else None
-
-
-def bands(report: FitReport, low: float, high: float, points: int = 60) -> Bands | None:
-    """Return the compute-optimal frontier between two compute budgets, or None if there is none."""
-    import numpy as np
-
-    from scalelab.forecast.bands import frontier_bands
-
-    return frontier_bands(report.fit, np.geomspace(low, high, points), report.level)
 
 
 def leave_one_out(report: FitReport) -> list[dict[str, float]]:
