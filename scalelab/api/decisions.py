@@ -120,11 +120,11 @@ def decide(
     if isinstance(source, str):
         return Decision.of(answer)
     shown = answer.candidates if candidates or answer.best is None else (answer.best,)
-    reach = fitted_range(source.observations)
+    fitted = fitted_range(source.observations)
     far = [
         far_warning(each.label, words)
         for each in shown
-        if (words := reach.far(n_params=each.n_params, n_tokens=each.n_tokens, flops=each.flops))
+        if (words := fitted.far(n_params=each.n_params, n_tokens=each.n_tokens, flops=each.flops))
     ]
     # warnings about the forecasts of the report are not about this decision
     kept = [warning for warning in source.warnings if warning.code != "extrapolation"]

@@ -153,8 +153,8 @@ def fit(
         theirs = table.mapping.get("cluster", "cluster")
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
-    reach = fitted_range(rows)
-    forecasts = forecast(found, requests, reach=reach, level=level) if is_trusted else ()
+    fitted = fitted_range(rows)
+    forecasts = forecast(found, requests, fitted=fitted, level=level) if is_trusted else ()
     weights = paired_weights(rows, spec, found)
     isoflop = fit_isoflop(rows, level=level, weights=weights)
     envelope = fit_envelope(along_curves(rows, table.curves), level=level, seed=spec.seed)
@@ -164,7 +164,7 @@ def fit(
         rows,
         isoflop,
         found,
-        flops=max(asked, default=reach.flops),
+        flops=max(asked, default=fitted.flops),
         weights=weights,
         level=level,
     )
@@ -251,8 +251,8 @@ def forecasts(
             "runs that determine the law",
             "Read report.warnings: they say what is missing.",
         )
-    reach = fitted_range(report.observations)
-    return forecast(report.fit, requests, reach=reach, level=level or report.level)
+    fitted = fitted_range(report.observations)
+    return forecast(report.fit, requests, fitted=fitted, level=level or report.level)
 
 
 def compare(

@@ -1,8 +1,8 @@
 """The loop of an adaptive sweep: fit, plan for all that is left, run the cheap part, repeat.
 
-Each round plans for the whole budget that is left and then runs only the cheap end of that plan,
-up to a share of the budget: what little runs show can still change which dear ones are bought.
-`ask` is one round; `replay` repeats it on runs that exist already, to measure the method.
+Each round plans for the remaining budget and runs only the cheap part of the plan, up to a share of
+the budget: the results of small runs can still change which expensive runs are chosen. `ask` is one
+round; `replay` repeats it on existing runs, to measure the method.
 
 References
 ----------
@@ -30,26 +30,26 @@ FloatArray = NDArray[np.float64]
 Columns = Mapping[str, FloatArray]
 
 STAGES = (0.1, 0.3, 0.6, 1.0)
-"""Shares of the budget up to which each round may spend."""
+"""Share of the budget that the rounds so far may spend, round by round."""
 LEVEL = 0.9
 EXTRA_ROUNDS = 4
-"""Rounds beyond the stages that may use up what a changed plan left of the budget."""
+"""Extra rounds that may spend what a changed plan left over."""
 OFFERED = 0.8
-"""Share of a pool that one replay may choose from. A choice without chance would make all repeats
-one: a single odd run that every plan holds would then decide the score."""
+"""Share of a pool that one replay may choose from, drawn at random. Without it all repeats would be
+equal, and one odd run in every plan would decide the score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Target:
-    """What is to be predicted: points by column, or a compute budget at its best N and D."""
+    """The points to predict: given by column, or the compute-optimal N and D of a budget."""
 
     columns: Columns | None = None
     flops: float | None = None
 
     def resolve(self, forms: Sequence[FormPosterior], candidates: Columns) -> Columns:
-        """Return the points: those given, or the optimum of ``flops`` by the likeliest form.
+        """Return the given points, or the optimum at ``flops`` of the form of largest weight.
 
-        Target tokens are fresh text unless ``unique_tokens`` says otherwise.
+        Target tokens are not repeated unless ``unique_tokens`` is given.
         """
         if self.columns is not None:
             given = {"unique_tokens": self.columns["n_tokens"], **self.columns}
@@ -69,21 +69,21 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Round:
-    """What is believed after some runs, and what to run next.
+    """The posterior after some runs, and the runs to make next.
 
     Attributes
     ----------
     posterior : Posterior
-        Over the runs made, the candidates and the targets, in that order.
+        Over finished runs, candidates and targets, in that order.
     target : Mapping[str, ndarray of shape (t,)]
     loss, low, high : ndarray of shape (t,)
         Predicted loss of each target with its interval.
     width : float
         Width of the interval over the loss: root mean square over the targets.
     plan : Batch
-        For all of the budget that is left; positions count candidates.
+        Plan for the remaining budget; positions count candidates.
     batch : tuple of Choice
-        The part of it to run now, cheapest first.
+        The part of the plan to run now, cheapest first.
     """
 
     posterior: Posterior
@@ -96,7 +96,7 @@ class Round:
     batch: tuple[Choice, ...]
 
     def described(self) -> list[dict[str, float | str]]:
-        """Return the forms with weight and scales, likeliest first."""
+        """Return the forms with weight, misfit and noise, largest weight first."""
         return [
             {
                 "form": form.prior.law.name,
@@ -120,26 +120,26 @@ def ask(
     rng: np.random.Generator,
     before: Sequence[FormPosterior] = (),
 ) -> Round:
-    """Return what is believed and what to run next.
+    """Return the posterior and the runs to make next.
 
     Parameters
     ----------
     made : Mapping[str, ndarray of shape (m,)]
-        Runs that were made, with ``losses`` of shape (m,).
+        Finished runs, with ``losses`` of shape (m,).
     candidates : Mapping[str, ndarray of shape (n,)]
-        Runs that could be made, each for ``flops``, shape (n,).
+        Possible runs, which cost ``flops``, shape (n,).
     target : Target
     left : float
-        FLOPs that may still be spent: what the plan is for.
+        Remaining budget, FLOPs.
     now : float
-        FLOPs that may be spent before the next refit. One run is proposed even where it costs
-        more, as long as it fits into ``left``.
+        FLOPs to spend before the next refit. One run is proposed even if it costs more, as long as
+        it costs at most ``left``.
     rng : numpy.random.Generator
     before : sequence of FormPosterior
-        Of the round before.
+        Of the previous round, as starting points.
     """
     if target.flops is not None and len(losses):
-        # the optimum moves with the law, so what the runs say of it comes first
+        # the optimum depends on the law, so the law is fitted to the runs first
         alone = Points(columns=made, reference_flops=target.flops)
         every = np.arange(len(losses))
         before = fit_posterior(alone, every, losses, rng=rng, before=before).forms
@@ -190,16 +190,16 @@ def _cheap_end(choices: Sequence[Choice], now: float) -> tuple[Choice, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Replay:
-    """What an adaptive choice among runs that exist came to.
+    """The result of an adaptive choice among existing runs.
 
     Attributes
     ----------
     rows : tuple of int
-        The rows of the pool that were run, in order.
+        Chosen rows of the pool, in order.
     spent, budget : float
         FLOPs.
     last : Round
-        What is believed at the end.
+        Posterior and plan at the end.
     history : tuple of (int, float, float)
         Runs, FLOPs spent and relative width of the interval before each round and at the end.
     """
@@ -222,37 +222,37 @@ def replay(
     until_width: float | None = None,
     offered: float = OFFERED,
 ) -> Replay:
-    """Return what the choice of runs among a pool comes to under a budget.
+    """Choose runs of a pool adaptively under a budget.
 
     Parameters
     ----------
     pool : Mapping[str, ndarray of shape (n,)]
     observe : callable
-        Positions in the pool to the losses of these runs: what "running" them gives.
+        Returns the losses of the runs at these positions of the pool.
     flops : ndarray of shape (n,)
         Cost of each run.
     target : Target
     budget : float
         FLOPs.
     seed : int
-        Of what is left out of the pool and of the random starts of the fits.
+        Seed of the share of the pool and of the random starts of the fits.
     until_width : float, optional
-        Stop once the interval of the target, over its loss, is this narrow.
+        Stop when the width of the target's interval over its loss is this small.
     offered : float
-        Share of the pool, drawn at random, that the choice is offered.
+        Share of the pool, drawn at random, to choose from.
 
     Raises
     ------
     UsageError
-        When the budget buys no run of the pool.
+        If the budget is smaller than the cheapest run.
     DataError
-        When a loss is not positive and finite.
+        If a loss is not positive and finite.
     """
     if not len(flops) or flops.min() > budget:
         cheapest = f"{flops.min():.3g}" if len(flops) else "nothing"
         raise UsageError(
             f"a budget of {budget:.3g} FLOPs, less than the cheapest run ({cheapest})",
-            "a budget that buys a run of the pool",
+            "at least the cost of the cheapest run",
             "Raise the budget.",
         )
     rng = np.random.default_rng(seed)
@@ -298,7 +298,7 @@ def _checked(losses: FloatArray) -> FloatArray:
         raise DataError(
             f"a loss of {losses.min()}",
             "positive finite losses",
-            "Leave such runs out of the pool.",
+            "Remove such runs from the pool.",
         )
     return losses
 

@@ -1,8 +1,8 @@
-"""What to train: compute-optimal sizes, and predicted losses with intervals and their distance.
+"""Compute-optimal sizes and predicted losses with intervals.
 
-A request names some of N, D and C. Two of them fix the third by C = 6 N D; one alone leaves the
-others compute-optimal, and the forecast says so. Limits on N and D are those of the optimum over
-bootstrap replicates; limits on the loss are at the planned N and D, since that is what would run.
+A request gives some of N, D and C. Two of them set the third by C = 6 N D. If one is given, the
+others are compute-optimal, and the forecast says so. The interval of N and D is that of the optimum
+over bootstrap replicates; the interval of the loss is at the planned N and D.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_STEPS = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What was asked: ``text`` as written, and the values by column name."""
+    """A request: ``text`` as written, and the values by column name."""
 
     text: str
     values: dict[str, float] = field(default_factory=dict)
@@ -102,8 +102,8 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
     Raises
     ------
     UsageError
-        When an item is not NAME=QUANTITY, a name comes twice, or N, D and C are all given and
-        do not agree.
+        If an item is not NAME=QUANTITY, a name occurs twice, or N, D and C are all given and do
+        not agree.
     """
     values: dict[str, float] = {}
     for item in text.split(","):
@@ -128,46 +128,46 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
 
 
 def forecast(
-    fit: ParametricFit, requests: Sequence[Request], *, reach: FittedRange, level: float = 0.9
+    fit: ParametricFit, requests: Sequence[Request], *, fitted: FittedRange, level: float = 0.9
 ) -> tuple[Forecast, ...]:
     """Return one forecast for each request.
 
     Parameters
     ----------
     fit : ParametricFit
-        An identified fit; whoever calls gives no forecast for another.
+        An identified fit.
     requests : sequence of Request
-    reach : FittedRange
-        What the fitted runs span.
+    fitted : FittedRange
+        Ranges of the fitted runs.
     level : float
         Level of the intervals.
 
     Raises
     ------
     UsageError
-        When a request names what the form does not have, lacks a column of it that cannot be
-        chosen optimally, or asks for sizes without a finite answer.
+        If a request names a column that the form does not have, lacks a column that cannot be
+        chosen optimally, or has no finite answer.
     """
-    return tuple(_forecast(fit, request, reach, level) for request in requests)
+    return tuple(_forecast(fit, request, fitted, level) for request in requests)
 
 
 def far_warnings(forecasts: Sequence[Forecast]) -> tuple[FitWarning, ...]:
-    """Return the warning of each forecast far outside the runs."""
+    """Return a warning for each forecast far outside the runs."""
     return tuple(far_warning(f.asked, f.far) for f in forecasts if f.far)
 
 
 def frontier(law: Law, reference_flops: float) -> dict[str, float]:
     """Return a, b and G of ``N_opt = G (C/6)^a``, ``D_opt = (C/6)^b / G`` around a compute.
 
-    Exact at any compute for forms whose frontier is a power law; else the local slopes.
+    Exact at any compute if the frontier of the form is a power law; otherwise the local slopes.
 
     Raises
     ------
     UsageError
-        When the form has no trade-off between N and D.
+        If the form has no trade-off between N and D.
     """
     ends = np.array([reference_flops, reference_flops * 10.0])
-    # Where a term has vanished the frontier runs off to 0 or infinity: NaN says so.
+    # If a term of the law is 0, the frontier diverges: return NaN.
     with np.errstate(all="ignore"):
         n_params, _ = law.optimal(ends)
     if not np.all(np.isfinite(n_params) & (n_params > 0)):
@@ -180,7 +180,7 @@ def frontier(law: Law, reference_flops: float) -> dict[str, float]:
 
 
 def derived(fit: ParametricFit, level: float = 0.9) -> dict[str, Interval]:
-    """Return a, b and G with intervals; empty where the form has no compute-optimal allocation."""
+    """Return a, b and G with intervals; empty if the form has no compute-optimal allocation."""
     try:
         point = frontier(fit.law, fit.max_flops)
     except UsageError:
@@ -197,23 +197,23 @@ def derived(fit: ParametricFit, level: float = 0.9) -> dict[str, Interval]:
 def flops_where(law: Law, column: str, value: float, start: float) -> float:
     """Return the compute at which the law's optimal N (or D) is ``value``.
 
-    The frontier is a power law or close to one in logs, where the secant method ends in a few
-    steps; NaN when it does not.
+    The frontier is close to a power law, so the secant method on logs needs a few steps; NaN if it
+    does not converge.
 
     Parameters
     ----------
     law : Law
     column : {"n_params", "n_tokens"}
     value : float
-        The size to be optimal.
+        The optimal size.
     start : float
-        A compute to start from.
+        Starting point, FLOPs.
     """
     index = SIZES.index(column)
     target = math.log(value)
 
     def gap(log_c: float) -> float:
-        # Far outside any real compute the frontier under- or overflows; NaN then ends the search.
+        # Far from any real compute the frontier under- or overflows; NaN ends the search.
         with np.errstate(all="ignore"):
             return float(np.log(law.optimal(np.exp(log_c))[index])) - target
 
@@ -236,17 +236,17 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
     return math.exp(right) if abs(at_right) < 1e-9 else math.nan
 
 
-def _forecast(fit: ParametricFit, request: Request, reach: FittedRange, level: float) -> Forecast:
+def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: float) -> Forecast:
     law, values = fit.law, dict(request.values)
     _check_names(request, law)
     known = [name for name in SIZES if name in values]
     needs_both = {"n_params", "n_tokens"} <= set(law.columns)
     sizes: dict[str, Interval] = {}
     if len(known) == 1 and needs_both:
-        chosen = _optimum(law, known[0], values[known[0]], reach.flops)
+        chosen = _optimum(law, known[0], values[known[0]], fitted.flops)
         draws = np.array(
             [
-                _optimum(each, known[0], values[known[0]], reach.flops)
+                _optimum(each, known[0], values[known[0]], fitted.flops)
                 for each in fit.replicate_laws()
             ]
         ).reshape(-1, len(SIZES))
@@ -270,9 +270,9 @@ def _forecast(fit: ParametricFit, request: Request, reach: FittedRange, level: f
         )
     if not all(math.isfinite(values.get(name, 0.0)) for name in SIZES):
         raise UsageError(
-            f"--predict {request.text!r}, for which there is no finite N, D and C",
-            "a size near those that are trained",
-            f"The largest run has {format_flops(reach.flops)} FLOPs: ask nearer to it.",
+            f"--predict {request.text!r}, which has no finite N, D and C",
+            "a size near the trained ones",
+            f"Ask for a run closer to the largest one ({format_flops(fitted.flops)} FLOPs).",
         )
     predicted = fit.predict({name: np.array([values[name]]) for name in law.columns}, level=level)
     flops = values.get("flops")
@@ -288,8 +288,8 @@ def _forecast(fit: ParametricFit, request: Request, reach: FittedRange, level: f
         pred_low=float(predicted.pred_low[0]),
         pred_high=float(predicted.pred_high[0]),
         level=level,
-        extrapolation=None if flops is None else flops / reach.flops,
-        far=reach.far(
+        extrapolation=None if flops is None else flops / fitted.flops,
+        far=fitted.far(
             n_params=values.get("n_params"), n_tokens=values.get("n_tokens"), flops=flops
         ),
     )
@@ -302,20 +302,20 @@ def _check_names(request: Request, law: Law) -> None:
     if unknown:
         meant = [name.upper() for name in unknown if name.upper() in LETTERS]
         raise UsageError(
-            f"--predict {request.text!r}, where {law.name} has no {' or '.join(unknown)}",
+            f"--predict {request.text!r}: the form {law.name} has no {' or '.join(unknown)}",
             f"any of {', '.join([*LETTERS, *others])}",
-            f"Write {' and '.join(meant)} in capitals." if meant else "Leave it out.",
+            f"Write {' and '.join(meant)} in capitals." if meant else "Remove it.",
         )
 
 
 def _optimum(law: Law, given: str, value: float, start: float) -> tuple[float, float, float]:
-    """Return (N, D, C) on the frontier where one of them is given."""
+    """Return (N, D, C) on the frontier, given one of them."""
     flops = value if given == "flops" else flops_where(law, given, value, start)
     if not math.isfinite(flops):
         return math.nan, math.nan, math.nan
     with np.errstate(all="ignore"):
         n_params, n_tokens = (float(size) for size in law.optimal(flops))
-    # What was given is kept to the last digit, not as the inversion returns it.
+    # The given value is returned exactly, not as the inversion rounds it.
     if given == "n_params":
         return value, tokens_at_6nd(flops, value), flops
     if given == "n_tokens":
@@ -324,7 +324,7 @@ def _optimum(law: Law, given: str, value: float, start: float) -> tuple[float, f
 
 
 def _complete(values: dict[str, float]) -> str:
-    """Fill in the third of N, D, C in place; return the words for it."""
+    """Compute the third of N, D, C in place; return the phrase that says so."""
     rules: tuple[tuple[str, str, str, Callable[[float, float], float]], ...] = (
         ("flops", "n_params", "n_tokens", train_flops_6nd),
         ("n_tokens", "flops", "n_params", tokens_at_6nd),

@@ -1,6 +1,6 @@
-"""The compute-optimal frontier over a range of compute, with its bootstrap bands.
+"""The compute-optimal frontier over a range of compute, with bootstrap bands, for figures.
 
-A figure and a table over many computes need all at once; one request is `forecast.allocate`'s.
+For a single request use `scalelab.forecast.allocate`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 REPLICATES = 400
-"""Most replicates behind a band: its edges move by less than a pixel with more."""
+"""Largest number of replicates in a band; more move its edges by less than a pixel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Bands:
-    """N_opt, D_opt and the loss there, at m computes, C = 6 N D.
+    """N_opt, D_opt and their loss at m values of the compute, C = 6 N D.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class Bands:
     n_params, n_params_low, n_params_high : ndarray of shape (m,)
         Optimal size and its interval over bootstrap replicates.
     n_tokens, n_tokens_low, n_tokens_high : ndarray of shape (m,)
-        Optimal tokens likewise.
+        Optimal tokens and their interval.
     loss, low, high, pred_low, pred_high : ndarray of shape (m,)
-        Loss at the planned N and D, with confidence and prediction interval.
+        Loss at the optimum, with confidence and prediction interval.
     level : float
         Level of every interval.
     """
@@ -62,12 +62,12 @@ def bands_between(report: FitReport, low: float, high: float, points: int = 60) 
 
 
 def frontier_bands(fit: ParametricFit, flops: FloatArray, level: float = 0.9) -> Bands | None:
-    """Return the frontier of a fit at these computes.
+    """Return the frontier of a fit at these values of the compute.
 
     Returns
     -------
     Bands or None
-        None when the fit is not identified or its form has no trade-off between N and D.
+        None if the fit is not identified or its form has no trade-off between N and D.
     """
     if fit.status == "not_identified" or set(fit.law.columns) != {"n_params", "n_tokens"}:
         return None

@@ -1,4 +1,4 @@
-"""Candidates of a decision: what one costs, what binds it, which none beats, what to distrust."""
+"""Candidates of a decision: costs, binding limits, Pareto front and warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scalelab.units import format_quantity
 
 ACTIVE = 0.999
 WORTHLESS_EPOCHS = 40.0
-"""Passes from which one more is worth nothing, Muennighoff et al. 2023, section 6."""
+"""Passes after which another has no value, Muennighoff et al. 2023, section 6."""
 
 
 def candidate_of(
@@ -30,7 +30,7 @@ def candidate_of(
     n_tokens: float,
     target: float | None,
 ) -> Candidate:
-    """Return one model trained on so many tokens, with its loss, its costs and what it breaks."""
+    """Return one model trained on ``n_tokens``, with loss, costs and exceeded limits."""
     n_params = float(model.n_params[0])
     value, low, high, miss = source.loss(n_params, n_tokens, limits.unique_tokens, target)
     per_token = float(model.flops_per_token[0])
@@ -69,7 +69,7 @@ def candidate_of(
 
 
 def binding(limits: Limits, best: Candidate | None, relaxed: dict[str, float]) -> tuple[str, ...]:
-    """Return the limits that the best uses up."""
+    """Return the limits that the best candidate uses completely."""
     if best is None:
         return ()
     used = {**best.costs, "flops": best.flops}
@@ -85,7 +85,7 @@ def binding(limits: Limits, best: Candidate | None, relaxed: dict[str, float]) -
 
 
 def front(candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    """Return the feasible candidates that none beats in both loss and total FLOPs."""
+    """Return the Pareto front of the feasible candidates in loss and total FLOPs."""
 
     def total(candidate: Candidate) -> float:
         return candidate.costs["total_flops"] or 0.0
@@ -105,7 +105,7 @@ def front(candidates: Sequence[Candidate]) -> tuple[int, ...]:
 
 
 def repeated(candidates: Sequence[Candidate]) -> list[FitWarning]:
-    """Return the warning of each candidate that passes over its data too often."""
+    """Return a warning for each candidate that repeats its data too often."""
     found = []
     for each in candidates:
         epochs = each.costs["epochs"]
@@ -114,10 +114,10 @@ def repeated(candidates: Sequence[Candidate]) -> list[FitWarning]:
                 FitWarning(
                     code="repeated_data",
                     message=(
-                        f"{each.label} tokens are {format_quantity(epochs)} passes over the "
-                        f"unique ones: up to {MAX_EPOCHS:g} are worth nearly as much as new text, "
-                        f"and beyond about {WORTHLESS_EPOCHS:g} one more is worth nothing "
-                        "(Muennighoff et al. 2023). Find more text, or train less."
+                        f"{each.label} tokens repeat the unique text {format_quantity(epochs)} "
+                        f"times. Up to {MAX_EPOCHS:g} passes are nearly as good as new text; after "
+                        f"about {WORTHLESS_EPOCHS:g}, another pass has no value (Muennighoff et "
+                        "al. 2023). Add text, or train on fewer tokens."
                     ),
                 )
             )

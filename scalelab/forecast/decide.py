@@ -1,15 +1,15 @@
-r"""What to train under limits: the best model that data, money, energy, time and serving allow.
+r"""The best model to train under limits on data, money, energy, time and serving memory.
 
 A model is N parameters trained on D tokens. Training takes 6 N D FLOPs; serving T tokens takes
-2 N T more (Sardana et al. 2023); of a shape that exists, the exact FLOPs are taken instead. At a
-given N every limit bounds D from above, so the search runs over N alone. Repeated tokens are worth
-less, by Muennighoff et al. 2023. A limit binds when the best model uses all of it; what it costs is
-the loss that 10 % more of it would save.
+2 N T more (Sardana et al. 2023); a real shape uses its exact FLOPs instead. At a given N each limit
+bounds D from above, so the search is over N alone. Repeated tokens count less, by Muennighoff et
+al. 2023. A limit is binding if the best model uses all of it; its price is the loss that 10 % more
+of it would save.
 
 References
 ----------
 Sardana et al. 2023, arXiv:2401.00448 (serving). Muennighoff et al. 2023, arXiv:2305.16264
-(repeats). de Vries 2023, "Go smol or go home" (overhead of a smaller model).
+(repeats).
 """
 
 from __future__ import annotations
@@ -27,25 +27,23 @@ from scalelab.forecast.candidates import binding, candidate_of, front, repeated
 from scalelab.forecast.decision import Candidate, Decision, Limits, Setting
 from scalelab.forecast.forecaster import Forecaster, law_loss
 from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
-from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws import Law
-from scalelab.theory.laws.chinchilla import Chinchilla
 from scalelab.units import format_flops, format_quantity, parse_quantity
 
 FloatArray = NDArray[np.float64]
 Point = tuple[SizePool, float]
-"""One model and the tokens that it is trained on."""
+"""One model and its number of training tokens."""
 
 SIZES = np.geomspace(1e4, 1e16, 481)
 ZOOMS, ZOOM_POINTS = 8, 33
-"""Times that a search looks closer, with how many sizes: to 3e-11 of a size in the end."""
+"""Number of zoom steps and sizes in each; the final resolution is 3e-11 of a size."""
 RELAXED = 1.10
 NEIGHBOURS = (0.25, 0.5, 2.0, 4.0)
 CHEAPER = (0.5, 0.2, 0.1)
 LEAST_GAIN = 1e-3
-"""Nats that the last halving of compute must save: less is lost in the noise between runs."""
+"""Nats that the last halving of compute must save; less is within the noise between runs."""
 LEAST_SHARE, HALVINGS = 1e-12, 20
-"""Where the search for enough compute begins, as a share, and how often it halves its bracket."""
+"""Smallest share of the compute in the search for enough, and its number of bisections."""
 
 
 def decide(
@@ -57,7 +55,7 @@ def decide(
     target_loss: float | None = None,
     shapes: SizePool | None = None,
 ) -> Decision:
-    """Return what to train.
+    """Return the best model and alternatives.
 
     Parameters
     ----------
@@ -65,20 +63,20 @@ def decide(
     limits : Limits
     setting : Setting
     named : sequence of (n_params, n_tokens)
-        Candidates to compare; none searches.
+        Candidates to compare; if empty, search for the best model.
     target_loss : float, optional
         Loss to reach, nats, for the probability of missing it.
     shapes : SizePool, optional
-        Shapes that exist, to choose among; default any size with C = 6 N D.
+        Real shapes to choose among; default: any size, with C = 6 N D.
 
     Raises
     ------
     UsageError
-        When nothing bounds the tokens, or the limits leave nothing to train.
+        If no limit bounds the tokens, or no model is within the limits.
     """
     if target_loss is not None and not (math.isfinite(target_loss) and target_loss > 0):
         raise UsageError(
-            f"a target loss of {target_loss:g}", "nats above zero", "Mend the target loss."
+            f"target loss {target_loss:g}", "a loss above 0 nats", "Write for example 2.1."
         )
     search = _Search(law=source.law, setting=setting, shapes=shapes)
     if named:
@@ -116,54 +114,44 @@ def decide(
 
 
 def parse_candidate(text: str) -> tuple[float, float]:
-    """Return N and D of ``7B:2T``; UsageError when it is not of that form."""
+    """Return N and D of ``7B:2T``; UsageError if the text has another form."""
     size, colon, tokens = text.partition(":")
     if not colon:
-        raise UsageError(f"candidate {text!r}", "N:D such as 7B:2T", "Write it so.")
+        raise UsageError(f"candidate {text!r}", "N:D", "Write for example 7B:2T.")
     return parse_quantity(size, what="parameters"), parse_quantity(tokens, what="tokens")
-
-
-def overhead(law: Chinchilla, n_params: float, flops: float) -> float:
-    """Return how much more compute N parameters need for the loss that the optimum has at C.
-
-    As a share: 0.1 is 10 % more; NaN when so few parameters never reach it.
-    """
-    best_n, best_d = law.optimal(flops)
-    loss = law.loss({"n_params": best_n, "n_tokens": best_d})
-    return float(train_flops_6nd(n_params, float(law.tokens_for(n_params, loss))) / flops - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Search:
-    """The search for the best model under limits: over any size, or over shapes that exist."""
+    """The search for the best model under limits, over all sizes or over real shapes."""
 
     law: Law
     setting: Setting
     shapes: SizePool | None
 
     def sized(self, n_params: float) -> SizePool:
-        """Return the model of a size, or the shape nearest to it."""
+        """Return the model of this size, or the nearest real shape."""
         if self.shapes is None:
             return continuum(np.array([n_params]))
         return self.shapes.nearest(n_params)
 
     def best(self, limits: Limits) -> Point:
-        """Return the best model and its tokens."""
+        """Return the best model and its training tokens."""
         pool = self.shapes or continuum(_sizes(limits, self.setting))
         most = most_tokens(pool, limits, self.setting)
         if np.isinf(most).any():
             raise UsageError(
                 "no limit that bounds compute, hours, days, money or energy",
-                "one of them: without it more is always better (what costs nothing has no bound)",
+                "at least one: more compute always lowers the loss, and a price of 0 is no bound",
                 "Give --flops, --gpu-hours, --max-days, --max-usd, --max-kwh or --max-co2-kg.",
             )
         if not np.isfinite(most).any():
             served = self.setting.inference_tokens
             demand = f" with {format_quantity(served)} tokens to serve" if served else ""
             raise UsageError(
-                "limits that no model keeps" + demand,
-                "limits under which something can be trained",
-                "Loosen the tightest of them, or lower the demand.",
+                "limits that exclude every model" + demand,
+                "limits that some model meets",
+                "Raise the tightest limit, or serve fewer tokens.",
             )
         is_possible = np.isfinite(most)
         allowed = pool.at(np.flatnonzero(is_possible))
@@ -174,7 +162,7 @@ class _Search:
         return self._refined(allowed.n_params, i, float(losses[i]), limits)
 
     def _refined(self, sizes: FloatArray, i: int, loss: float, limits: Limits) -> Point:
-        """Return the best of the continuum between the neighbours of size i, by zooming in."""
+        """Return the best size between the neighbours of size i, by repeated refinement."""
         best, grid = math.log(sizes[i]), np.log(sizes[max(i - 1, 0) : i + 2])
         for _ in range(ZOOMS):
             grid = np.linspace(grid[0], grid[-1], ZOOM_POINTS)
@@ -192,15 +180,15 @@ class _Search:
         return pool, float(most_tokens(pool, limits, self.setting)[0])
 
     def loss(self, model: Point, limits: Limits) -> float:
-        """Return the loss of a model by the law."""
+        """Return the predicted loss of a model."""
         tokens = np.array([model[1]])
         return float(law_loss(self.law, model[0].n_params, tokens, limits.unique_tokens)[0])
 
     def enough(self, most: Point, limits: Limits) -> Point:
-        """Return the model itself, or the best of less compute where the rest saves nothing.
+        """Return the model, or a smaller compute whose best model has nearly the same loss.
 
-        Repeated tokens end in a loss that no compute lowers. Where the last halving of compute
-        saves less than `LEAST_GAIN`, the least compute is taken whose best model is that close.
+        With repeated tokens the loss reaches a floor. If the last halving of compute saves less
+        than `LEAST_GAIN`, the smallest compute within `LEAST_GAIN` of the loss is used.
         """
         if limits.unique_tokens is None:
             return most
@@ -228,7 +216,7 @@ class _Search:
         return least
 
     def neighbours(self, best: Point, limits: Limits) -> list[Point]:
-        """Return models of some multiples of the best one's size, with all tokens they may have."""
+        """Return models of multiples of the best size, with the most tokens that limits allow."""
         out = []
         for factor in NEIGHBOURS:
             pool = self.sized(float(best[0].n_params[0]) * factor)
@@ -238,7 +226,7 @@ class _Search:
         return out
 
     def cheaper(self, best: Point, limits: Limits) -> list[Point]:
-        """Return the best models of some shares of the best one's training compute."""
+        """Return the best models at shares of the best one's training compute."""
         flops = _flops(best)
         out = []
         for share in CHEAPER:
@@ -249,7 +237,7 @@ class _Search:
         return out
 
     def relaxed(self, limits: Limits, loss: float) -> dict[str, float]:
-        """Return the nats that 10 % more of each limit saves where the limits allow a loss."""
+        """Return the nats that 10 % more of each limit saves."""
         out = {}
         for name, value in limits.given().items():
             wider = replace(limits, **{name: value * RELAXED})
@@ -263,7 +251,7 @@ def _flops(model: Point) -> float:
 
 
 def _sizes(limits: Limits, setting: Setting) -> FloatArray:
-    """Return the sizes that are tried, the largest that memory allows among them."""
+    """Return the sizes to search, including the largest that fits in memory."""
     if limits.serving_bytes is None:
         return SIZES
     edge = limits.serving_bytes / setting.bytes_per_param
@@ -271,16 +259,16 @@ def _sizes(limits: Limits, setting: Setting) -> FloatArray:
 
 
 def _at_edge(best: Candidate, sizes: FloatArray) -> list[FitWarning]:
-    """Return the warning that the best size is the first or last of those searched."""
+    """Return a warning if the best size is the first or last in the search."""
     if sizes[0] < best.n_params * 0.99 and best.n_params * 1.01 < sizes[-1]:
         return []
     return [
         FitWarning(
             code="edge_of_search",
             message=(
-                f"N {format_quantity(best.n_params)} is at the edge of the sizes that are "
-                f"searched, {format_quantity(sizes[0])} to {format_quantity(sizes[-1])}: the best "
-                "may lie beyond, and no law was fitted there. Check the limits."
+                f"The best N, {format_quantity(best.n_params)}, is at the edge of the searched "
+                f"sizes, {format_quantity(sizes[0])} to {format_quantity(sizes[-1])}. A better "
+                "size may be outside, where no law was fitted. Check the limits."
             ),
         )
     ]
@@ -290,7 +278,7 @@ def _saturated(best: Candidate, most: Candidate) -> FitWarning:
     return FitWarning(
         code="saturated",
         message=(
-            f"{format_flops(best.flops)} FLOP are enough: all {format_flops(most.flops)} would "
-            f"save {best.loss_nats - most.loss_nats:.1g} nats. More compute needs more data."
+            f"{format_flops(best.flops)} FLOP are enough. All {format_flops(most.flops)} save "
+            f"only {best.loss_nats - most.loss_nats:.1g} nats. To use more compute, add data."
         ),
     )

@@ -1,4 +1,4 @@
-"""The values of a decision: limits, the setting they hold in, candidates, and the answer."""
+"""Types of a decision: limits, hardware setting, candidates and the answer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SECONDS_PER_HOUR, HOURS_PER_DAY, WATTS_PER_KW, GRAMS_PER_KG = 3600.0, 24.0, 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The most that may be used; None is no limit.
+    """Upper limits; None means no limit.
 
     Attributes
     ----------
     flops, gpu_hours, days : float or None
-        Training alone: compute, device-hours, calendar days on all devices.
+        Of training: compute, device-hours, calendar days on all devices.
     usd, kwh, kg_co2 : float or None
-        Training and serving together.
+        Of training and serving together.
     unique_tokens : float or None
-        Distinct tokens there are; more passes are worth less.
+        Number of distinct tokens; repeated passes count less.
     serving_bytes : float or None
-        Memory that the weights may take.
+        Memory for the weights when serving.
     """
 
     flops: float | None = None
@@ -42,31 +42,31 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in self.given().items():
             if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} {value:g}", "a number above zero", f"Mend {name}.")
+                raise UsageError(f"{name} {value:g}", "a number above 0", f"Change {name}.")
 
     def given(self) -> dict[str, float]:
-        """Return the limits that there are, by name."""
+        """Return the given limits by name."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """On what it is trained and served, and how much.
+    """The hardware for training and serving, its prices, and the served tokens.
 
     Attributes
     ----------
     hardware : Hardware
     n_devices : float
     utilisation : float
-        Share of the device's peak, training and serving alike.
+        Share of the device's peak FLOP/s, in training and serving.
     usd_per_hour : float
-        Of one device.
+        Price of one device, US dollars.
     grams_per_kwh : float
         Carbon intensity of the grid.
     inference_tokens : float
         Tokens served over the model's life.
     bytes_per_param : float
-        Of the served weights.
+        Bytes per parameter when serving.
     """
 
     hardware: Hardware
@@ -80,19 +80,19 @@ class Setting:
     def __post_init__(self) -> None:
         for value, what, is_positive in (
             (self.n_devices, "number of devices", True),
-            (self.bytes_per_param, "number of bytes a parameter", True),
+            (self.bytes_per_param, "number of bytes per parameter", True),
             (self.usd_per_hour, "price of a device-hour in US dollars", False),
-            (self.grams_per_kwh, "number of g CO2 a kWh", False),
+            (self.grams_per_kwh, "number of g CO2 per kWh", False),
             (self.inference_tokens, "number of tokens to serve", False),
         ):
             if not math.isfinite(value) or value < 0 or (is_positive and value == 0):
-                allowed = "a finite number above zero" if is_positive else "a number, zero or more"
-                raise UsageError(f"{value:g} as the {what}", allowed, f"Mend the {what}.")
+                allowed = "a finite number above 0" if is_positive else "a finite number from 0"
+                raise UsageError(f"{value:g} as the {what}", allowed, f"Change the {what}.")
         if not 0 < self.utilisation <= 1:
             raise UsageError(
                 f"{self.utilisation:g} as the utilisation",
-                "a share above 0 and up to 1",
-                "Mend the utilisation.",
+                "a share above 0, at most 1",
+                "Write for example 0.4.",
             )
 
     @property
@@ -108,25 +108,25 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One model, what it costs and what loss it is predicted to have.
+    """One model with its costs and predicted loss.
 
     Attributes
     ----------
     n_params, n_tokens : float
     flops : float
-        Of training: 6 N D, or exact for a shape that exists.
+        Training compute: 6 N D, or exact for a real shape.
     loss_nats : float
     low, high : float or None
-        Interval of the law's value; None for a law known by its constants alone.
+        Confidence interval of the law; None for a published law without replicates.
     miss : float or None
-        Probability that a new run misses the target loss; None without replicates or target.
+        Probability that a new run misses the target loss; None without a fit or target.
     costs : dict
         ``gpu_hours`` and ``days`` of training; ``usd``, ``kwh``, ``kg_co2``, ``total_flops`` of
         training and serving; ``epochs`` (None without a limit on tokens); ``serving_bytes``.
     broken : tuple of str
-        The limits that it exceeds.
+        Limits that it exceeds.
     shape : str or None
-        Layers, width and heads where shapes that exist were asked for.
+        Layers, width and heads, if real shapes were asked for.
     """
 
     n_params: float
@@ -142,12 +142,12 @@ class Candidate:
 
     @property
     def is_feasible(self) -> bool:
-        """Whether it keeps every limit."""
+        """Whether it is within every limit."""
         return not self.broken
 
     @property
     def label(self) -> str:
-        """N and D in words."""
+        """N and D as text."""
         return f"{format_quantity(self.n_params)} on {format_quantity(self.n_tokens)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,22 +169,22 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """The answer.
+    """The answer of ``scalelab decide``.
 
     Attributes
     ----------
     best : Candidate or None
-        The feasible candidate of least loss; None when none keeps the limits.
+        Feasible candidate of least loss; None if no candidate is feasible.
     candidates : tuple of Candidate
-        Those that were named, or the best and its neighbours in size.
+        The given candidates, or the best one, its neighbours in size and cheaper ones.
     front : tuple of int
-        Positions of the candidates that no other beats in loss and total FLOPs.
+        Positions of the Pareto front in loss and total FLOPs.
     binding : tuple of str
-        The limits that the best uses up.
+        Limits that the best candidate uses completely.
     relaxed : dict of str to float
         Nats that 10 % more of each limit would save.
     warnings : tuple of FitWarning
-        What to know before training it.
+        Warnings about the answer.
     """
 
     best: Candidate | None

@@ -1,12 +1,11 @@
-r"""Which runs to make next: the largest fall of the target's variance that a budget buys.
+r"""Which runs to make next: those that reduce the target's variance most for a budget.
 
 The criterion is Bayesian V-optimality: the mean, over the target points, of the variance of the
 log loss predicted there (c-optimality where the target is one point). Under the Gaussian of
-`scalelab.forecast.posterior` a run at x takes :math:`cov(t, x)^2 / (var(x) + noise(x))` off the
-variance at t whatever its loss will be, so a whole batch can be planned by rank-one updates.
-Greedy choice by gain per FLOP^w is made for several w, from the largest gain (w = 0) to the largest
-gain per FLOP (w = 1), and the plan that leaves the least variance is taken: under a budget neither
-end is good alone.
+`scalelab.forecast.posterior` a run at x reduces the variance at t by
+:math:`cov(t, x)^2 / (var(x) + noise(x))`, independent of its loss, so a whole batch can be planned
+by rank-one updates. Plans are built greedily by gain per FLOP^w for several w, from the largest
+gain (w = 0) to the largest gain per FLOP (w = 1). The plan that leaves the least variance wins.
 
 References
 ----------
@@ -27,29 +26,28 @@ FloatArray = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
 COST_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Tried exponents w of the cost."""
+"""Exponents w of the cost."""
 MOST_RUNS = 64
-"""Runs that one plan holds at most; the next refit goes on."""
+"""Largest number of runs in a plan."""
 LEAST_GAIN = 2e-3
-"""Share of the variance still left below which a further run is not worth starting."""
+"""A run that reduces the remaining variance by a smaller share is not planned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One run of a plan, with the reason.
+    """One run of a plan, with its reason.
 
     Attributes
     ----------
     position : int
-        Of the point.
+        Position of the point.
     flops : float
-        What it costs.
+        Its cost.
     gain : float
-        Share of the target's variance before the plan that this run takes off, after those chosen
-        before it.
+        Reduction of the target's variance by this run, after those chosen before it, as a share of
+        the variance before the plan.
     correlation : float
-        Of the log losses here and at the target as they are uncertain now, before any run of the
-        plan: how much of the target this run would show were it free of noise.
+        Correlation between the log losses at this point and at the target before the plan.
     """
 
     position: int
@@ -69,7 +67,7 @@ class Batch:
     before, after : float
         Mean variance of the target's log loss without the plan and with it.
     cost_power : float
-        The exponent w that won.
+        The exponent w of this plan.
     """
 
     choices: tuple[Choice, ...]
@@ -79,13 +77,13 @@ class Batch:
 
     @property
     def flops(self) -> float:
-        """What all of it costs."""
+        """Cost of all its runs."""
         return sum(choice.flops for choice in self.choices)
 
 
 @dataclass(slots=True)
 class _Columns:
-    """Covariances of single points with all others, worked out once for all plans."""
+    """Covariances of single points with all others, computed once for all plans."""
 
     posterior: Posterior
     features: FloatArray
@@ -115,9 +113,9 @@ def plan_batch(
     flops : ndarray of shape (n,)
         Cost of a run at each point.
     budget : float
-        What may be spent.
+        FLOPs.
     is_free : ndarray of bool, shape (n,)
-        Which points may be run.
+        Points that may be run.
     """
     columns = _Columns(posterior, posterior.points.features)
     variance = posterior.variance()
@@ -147,7 +145,7 @@ def plan_batch(
 
 
 def variance_after(posterior: Posterior, targets: Positions, runs: Positions) -> float:
-    """Return the targets' mean variance once these points have been run (one may come twice)."""
+    """Return the targets' mean variance after runs at these points; a point may occur twice."""
     columns = _Columns(posterior, posterior.points.features)
     taken: list[FloatArray] = []
     left = float(posterior.variance()[targets].mean())
@@ -172,7 +170,7 @@ def _greedy(
     is_free: NDArray[np.bool_],
     power: float,
 ) -> tuple[list[tuple[int, float]], float]:
-    """Return the chosen positions with what each gains, and the variance that is left."""
+    """Return the chosen positions with their gains, and the remaining variance."""
     variance, to_targets, is_free = variance.copy(), to_targets.copy(), is_free.copy()
     price = (flops / flops[is_free].max()) ** power if is_free.any() else flops
     left = float(variance[targets].mean())

@@ -1,4 +1,4 @@
-"""What the fitted runs span, and which predictions lie so far outside that they must say so."""
+"""Ranges of the fitted runs, and warnings for predictions far outside them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_quantity
 
 FAR = 100.0
-"""Times beyond the runs, in FLOPs, N or D, from which a prediction says so in its first line."""
+"""Factor beyond the runs, in FLOPs, N or D, from which a prediction carries a warning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedRange:
-    """What the fitted runs span.
+    """Ranges of FLOPs, N and D of the fitted runs.
 
     Attributes
     ----------
     flops : float
-        Compute of the largest run as 6 N D, whatever the table's own convention.
+        Compute of the largest run as 6 N D, for any convention of the table.
     n_params, n_tokens : (float, float)
         Smallest and largest N and D.
     """
@@ -32,7 +32,7 @@ class FittedRange:
     def far(
         self, *, n_params: float | None, n_tokens: float | None, flops: float | None
     ) -> tuple[str, ...]:
-        """Return in words how a run lies more than `FAR` times outside; empty where it does not."""
+        """Return phrases that say how far outside a run is; empty within a factor of `FAR`."""
         found = []
         for name, value, (low, high) in (
             ("FLOPs", flops, (0.0, self.flops)),
@@ -40,14 +40,14 @@ class FittedRange:
             ("D", n_tokens, self.n_tokens),
         ):
             if value is not None and value > FAR * high:
-                found.append(f"{format_quantity(value / high)} times beyond the largest in {name}")
+                found.append(f"{format_quantity(value / high)}x the largest {name}")
             elif value is not None and FAR * value < low:
-                found.append(f"{format_quantity(low / value)} times below the smallest in {name}")
+                found.append(f"{format_quantity(low / value)}x below the smallest {name}")
         return tuple(found)
 
 
 def fitted_range(rows: Observations) -> FittedRange:
-    """Return what these rows span."""
+    """Return the ranges of these rows."""
     return FittedRange(
         flops=float(train_flops_6nd(rows.n_params, rows.n_tokens).max()),
         n_params=(float(rows.n_params.min()), float(rows.n_params.max())),
@@ -56,12 +56,12 @@ def fitted_range(rows: Observations) -> FittedRange:
 
 
 def far_warning(what: str, far: tuple[str, ...]) -> FitWarning:
-    """Return the warning of a run that lies far outside the fitted ones."""
+    """Return the warning of a run far outside the fitted ones."""
     return FitWarning(
         code="extrapolation",
         message=(
-            f"{what} lies outside the runs: {', '.join(far)} (the limit for a plain answer is "
-            f"{FAR:g} times). The interval covers noise in the fitted runs, not a change of the "
-            "law on the way. Add runs on that side."
+            f"{what} is far outside the fitted runs: {', '.join(far)} (warning above {FAR:g}x). "
+            "The interval covers noise of the runs, not a change of the law in between. Add runs "
+            "closer to it."
         ),
     )

@@ -1,4 +1,4 @@
-"""By which law a decision is made: its loss, its interval, and the chance of missing a target."""
+"""Predictions for a decision: loss, interval, and the probability of missing a target."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from scalelab.theory.laws.data_constrained import DataConstrained
 FloatArray = NDArray[np.float64]
 
 R_D, R_N = 15.387756, 5.309743
-"""Worth of repeats, Muennighoff et al. 2023, section 5."""
+"""Half-lives of repeated data and excess parameters, Muennighoff et al. 2023, section 5."""
 USABLE = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Kaplan)
-"""Forms that weigh N against D."""
+"""Forms with a trade-off between N and D."""
 REPEATING = (Chinchilla, TiedExponents, DataConstrained)
-"""Forms for which repeats have a published or fitted worth."""
+"""Forms with a published or fitted value of repeated tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Forecaster:
-    """A law, with the replicates of its fit where there are any.
+    """A law, with the replicates of its fit if it has them.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Forecaster:
         With N and D as columns.
     replicates : tuple of Law
     fit : ParametricFit or None
-        The fit, which knows by how much a new run may differ; None for constants alone.
+        The fit, for the spread of new runs; None for a published law.
     level : float
     """
 
@@ -51,14 +51,14 @@ class Forecaster:
         ----------
         n_params, n_tokens : float
         unique : float or None
-            How many of the tokens are distinct; None: all.
+            Number of distinct tokens; None: all of them.
         target : float or None
             Loss to reach, nats.
 
         Returns
         -------
         value, low, high, miss : float or None
-            Nats, and a probability; None where there are no replicates, no fit or no target.
+            Loss and interval in nats, and a probability; None without replicates, fit or target.
         """
         n, d = np.array([n_params]), np.array([n_tokens])
         value = float(law_loss(self.law, n, d, unique)[0])
@@ -73,14 +73,14 @@ class Forecaster:
 
 
 def forecaster(found: ParametricFit | Law, level: float = 0.9) -> Forecaster:
-    """Return what a decision rests on.
+    """Return the forecaster of a fit or of a published law.
 
     Raises
     ------
     NotIdentifiedError
-        When the fit does not determine its law.
+        If the fit does not determine its law.
     UsageError
-        When its form has no trade-off between N and D.
+        If its form has no trade-off between N and D.
     """
     if isinstance(found, Law):
         return Forecaster(law=_usable(found), level=level)
@@ -101,14 +101,14 @@ def _usable(law: Law) -> Law:
         return law
     names = ", ".join(form.name for form in (TiedExponents, *USABLE))
     raise UsageError(
-        f"a decision by the form {law.name}",
-        f"a form that weighs N against D: {names}",
-        "Fit one of these forms.",
+        f"form {law.name}",
+        f"a form with a trade-off between N and D: {names}",
+        "Fit one of them, for example --form chinchilla.",
     )
 
 
 def law_loss(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
-    """Return the loss where so many tokens are distinct (None: all of them), shape (k,)."""
+    """Return the loss for this number of distinct tokens (None: all of them), shape (k,)."""
     columns = {"n_params": n, "n_tokens": d}
     if isinstance(law, DataConstrained):
         return law.loss(
@@ -118,9 +118,9 @@ def law_loss(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> Fl
         return law.loss(columns)
     if not isinstance(law, Chinchilla):
         raise UsageError(
-            f"a limit on unique tokens by the form {law.name}",
-            f"a form whose worth of repeats is known: {', '.join(f.name for f in REPEATING)}",
-            "Fit one of these forms, or leave out the limit.",
+            f"a limit on unique tokens with the form {law.name}",
+            f"a form that knows the value of repeats: {', '.join(f.name for f in REPEATING)}",
+            "Fit one of them, for example --form chinchilla, or remove the limit.",
         )
     repeated = DataConstrained(**law.params, R_D=R_D, R_N=R_N)
     return repeated.loss({**columns, "unique_tokens": np.minimum(unique, d)})

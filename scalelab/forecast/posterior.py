@@ -1,4 +1,4 @@
-r"""What a few runs say about all others: several forms, none of them trusted to be exact.
+r"""Posterior over the losses of all runs given those of a few, averaged over several forms.
 
 The log of the loss at a run x is taken to be
 
@@ -6,13 +6,12 @@ The log of the loss at a run x is taken to be
           \delta \sim GP(0, \tau^2 \kappa(x, x')), \qquad
           \varepsilon \sim N(0, \sigma^2 (C_{ref} / C)^{2 g})
 
-for each form k: its parameters have the priors of `scalelab.forecast.priors`, delta is what the
-form gets wrong (smooth over decades of N, D and repeats, so that runs near the target count for
-more), and the noise grows at small scale. Parameters are at their posterior mode with a
-Gauss-Newton (Laplace) covariance; tau, sigma and the length of kappa at the mode of the evidence
-under weak priors. The forms are averaged by their evidence, and the mixture is carried on as one
-Gaussian of the same mean and covariance: disagreement between forms that the data cannot tell apart
-is variance like any other.
+for each form k. Its parameters have the priors of `scalelab.forecast.priors`. The misfit delta is
+smooth over decades of N, D and repeats, so that runs near the target count for more. The noise is
+larger at small scale. Parameters are at their posterior mode with a Gauss-Newton (Laplace)
+covariance; tau, sigma and the length of kappa maximise the evidence under weak priors. The forms
+are averaged by their evidence. The mixture is approximated by one Gaussian of the same mean and
+covariance, so that disagreement between forms adds to the variance.
 
 References
 ----------
@@ -42,7 +41,7 @@ Positions = NDArray[np.intp]
 MISFITS = (0.001, 0.003, 0.01, 0.03, 0.1)
 NOISES = (0.0005, 0.001, 0.002, 0.005, 0.01)
 LENGTHS = (1.0, 2.0, 4.0, 8.0)
-"""Tried values of tau and sigma (log loss) and of the kernel's length (natural logs of N and D)."""
+"""Grid of tau and sigma (log loss) and of the kernel's length (natural logs of N and D)."""
 MISFIT, NOISE, LENGTH = 0.01, 0.002, 4.0
 SPREADS = (1.0, 1.0, 0.5)
 """Prior medians of tau, sigma and the length, and the spreads of their logarithms."""
@@ -51,12 +50,12 @@ NOISE_GROWTH = 0.15
 N_STARTS = 2
 MAX_STEPS = 60
 NEGLIGIBLE = 1e-3
-"""Weight below which a form is left out of the average."""
+"""Forms of a smaller weight are left out of the average."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Points:
-    """Runs that were made, could be made, or are wanted, as columns.
+    """Finished runs, possible runs and targets, as columns.
 
     Attributes
     ----------
@@ -73,7 +72,7 @@ class Points:
         return len(self.columns["n_params"])
 
     def at(self, where: Any) -> Points:
-        """Return some of the points."""
+        """Return the points at these positions."""
         return Points(
             columns={name: values[where] for name, values in self.columns.items()},
             reference_flops=self.reference_flops,
@@ -81,7 +80,7 @@ class Points:
 
     @property
     def features(self) -> FloatArray:
-        """Where the misfit lives, shape (n, q): log N, log D and log of the repeats."""
+        """Coordinates of the misfit, shape (n, q): log N, log D and log of the repeats."""
         N, D = self.columns["n_params"], self.columns["n_tokens"]
         axes = [np.log(N), np.log(D)]
         if "unique_tokens" in self.columns:
@@ -90,14 +89,14 @@ class Points:
 
     @property
     def noise_growth(self) -> FloatArray:
-        """Noise relative to that at the reference, shape (n,): 1 there and above, more below."""
+        """Noise relative to the reference compute, shape (n,): 1 at and above it, more below."""
         flops = train_flops_6nd(self.columns["n_params"], self.columns["n_tokens"])
         return np.asarray(np.minimum(flops / self.reference_flops, 1.0) ** -NOISE_GROWTH)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hyperparameters:
-    """How wrong a form is (tau), how noisy runs are (sigma), how far misfit reaches (length)."""
+    """Size of a form's misfit (tau), noise of runs (sigma), correlation length of the misfit."""
 
     misfit: float = MISFIT
     noise: float = NOISE
@@ -114,7 +113,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FormPosterior:
-    """One form after the runs.
+    """The posterior of one form.
 
     Attributes
     ----------
@@ -124,7 +123,7 @@ class FormPosterior:
     hyperparameters : Hyperparameters
     log_evidence : float
     weight : float
-        Share in the average.
+        Weight in the average.
     """
 
     prior: Prior
@@ -135,13 +134,13 @@ class FormPosterior:
 
     @property
     def law(self) -> Law:
-        """The law at the posterior mode; its unit is the median loss of the runs."""
+        """The law at the posterior mode, in units of the median loss of the runs."""
         return self.prior.law.from_coordinates(self.prior.theta(self.z))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Posterior:
-    """A Gaussian over the log losses of all points, averaged over forms.
+    """A Gaussian over the log losses of all points, averaged over the forms.
 
     Attributes
     ----------
@@ -152,9 +151,9 @@ class Posterior:
     plus, minus : ndarray of shape (n, a), (n, b)
         Covariance = plus plus' - minus minus' + sum_k misfits[k] kappa(lengths[k]).
     misfits, lengths : tuple of float
-        Variance of the misfit, times the form's weight, and its length, form by form.
+        Of each form: variance of the misfit times the weight, and its correlation length.
     noise : ndarray of shape (n,)
-        Variance of the noise of a run at each point.
+        Noise variance of a run at each point.
     """
 
     points: Points
@@ -193,19 +192,19 @@ def fit_posterior(
     rng: np.random.Generator,
     before: Sequence[FormPosterior] = (),
 ) -> Posterior:
-    """Return what the losses of some points say about all of them.
+    """Return the posterior over all points given the losses of some.
 
     Parameters
     ----------
     points : Points
     observed : ndarray of int, shape (m,)
-        Positions of the runs that were made; none gives the prior.
+        Positions of the finished runs; none gives the prior.
     losses : ndarray of shape (m,)
         Their losses, positive.
     rng : numpy.random.Generator
-        Draws further starts of each mode's search from the prior.
+        Draws additional starts of each search for the mode from the prior.
     before : sequence of FormPosterior
-        What was believed of earlier runs: where the search starts, too.
+        Posterior of earlier runs, as additional starts.
     """
     level = float(np.median(np.log(losses))) if len(losses) else 0.0
     y = np.log(losses) - level
@@ -230,7 +229,7 @@ def _untouched(prior: Prior) -> FormPosterior:
 def _fit(
     prior: Prior, here: Points, y: FloatArray, rng: np.random.Generator, known: FormPosterior | None
 ) -> FormPosterior:
-    """Return the mode of one form, with hyperparameters and mode settled in turn."""
+    """Return the posterior of one form; mode and hyperparameters are optimised alternately."""
     p = len(prior.mean)
     starts = [np.zeros(p), *rng.standard_normal((N_STARTS, p))]
     if known is not None:
@@ -315,7 +314,7 @@ def _average(
     level: float,
     found: Sequence[FormPosterior],
 ) -> Posterior:
-    """Return one Gaussian of the mixture's mean and covariance; y counts from ``level``."""
+    """Return one Gaussian of the mixture's mean and covariance; y is relative to ``level``."""
     logs = np.array([form.log_evidence for form in found])
     weights = np.exp(logs - logs.max())
     weights = np.where(weights < NEGLIGIBLE * weights.sum(), 0.0, weights)
@@ -357,7 +356,7 @@ def _average(
 def _conditioned(
     points: Points, observed: Positions, y: FloatArray, form: FormPosterior
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return mean (n,), prior root (n, p) and what the runs took off it (n, m) for one form."""
+    """Return mean (n,), root of the prior (n, p) and of its reduction by the runs (n, m)."""
     value, slope = form.prior.log_loss(form.z, points.columns)
     if not len(observed):
         return value, slope, np.zeros((len(value), 0))

@@ -1,11 +1,11 @@
-r"""What is believed of a law before any run: weak Gaussian priors, the same for every pool.
+r"""Weak Gaussian priors of the laws, the same for every run pool.
 
-A form enters the choice of runs with a prior on its coordinates, so that a design exists before the
-first loss is seen and a few cheap runs do not send the exponents anywhere. The priors say what
-published fits have in common and no more: the model term and the data term each make up about a
-quarter of the loss at the middle of the pool (within a factor of 2.2), the exponents lie at
-0.35 +- 0.12, the irreducible part at 0.6 +- 0.25 of the loss. Losses
-are in units of a typical one, so that nats per token, bits per character and any other are alike.
+Each form has a prior on its coordinates, so that runs can be planned before the first loss exists
+and a few cheap runs cannot move the exponents far. The priors hold what published fits have in
+common: at the middle of the pool the model term and the data term are each about a quarter of the
+loss (within a factor of 2.2), the exponents are 0.35 +- 0.12, and the irreducible part is 0.6 +-
+0.25 of the loss. Losses are in units of a typical loss, so that the unit (nats per token, bits per
+character) does not matter.
 
 References
 ----------
@@ -29,20 +29,20 @@ from scalelab.theory.laws.farseer import REFERENCE
 FloatArray = NDArray[np.float64]
 
 TERM_SHARE, TERM_SPREAD = 0.25, 0.8
-"""Share of the loss of a term at the middle of the pool, and the spread of its logarithm."""
+"""A term as a share of the loss at the middle of the pool; standard deviation of its log."""
 FLOOR_SHARE, FLOOR_SPREAD = 0.6, 0.25
 """The irreducible part as a share of the loss."""
 EXPONENT, EXPONENT_SPREAD = 0.35, 0.12
 POWER_SPREAD = 0.4
-"""Spread of log gamma about the Chinchilla form, gamma = 1."""
+"""Standard deviation of log gamma around gamma = 1, the Chinchilla form."""
 DATA_HALF_LIFE, PARAMS_HALF_LIFE, HALF_LIFE_SPREAD = 12.0, 6.0, 1.0
-"""Repetitions after which data and excess parameters have lost their worth; spread of the logs."""
+"""Repetitions after which data and excess parameters have lost most value; deviation of logs."""
 ASYMPTOTE_SHARE, ASYMPTOTE_SLOPE, ASYMPTOTE_STRETCH = 0.75, -0.06, -0.2
 ASYMPTOTE_SPREADS = (0.06, 0.25, 0.3)
-"""Farseer's asymptote at infinite data: level, slope in log N, stretch, and their spreads."""
+"""Farseer's asymptote at infinite data: level, slope in log N, stretch, and their deviations."""
 SCALE_SPREADS = (0.3, 0.25, TERM_SPREAD)
 EXPONENT_SPREADS = (0.06, 0.25, 0.3)
-"""Spreads of slope, stretch and log level of Farseer's data term: its scale, its exponent."""
+"""Deviations of slope, stretch and log level of Farseer's data term: scale, exponent."""
 COEFFICIENT_STRETCH = 0.05
 
 
@@ -72,7 +72,7 @@ class Prior:
     ) -> tuple[FloatArray, FloatArray]:
         """Return log loss, shape (n,), and its derivative by z, shape (n, p).
 
-        Where the law has no positive finite value the loss is `IMPOSSIBLE`, with slope 0.
+        Where the law has no positive finite value, the loss is `IMPOSSIBLE` with slope 0.
         """
         with np.errstate(all="ignore"):
             value, gradient, _ = self.law.derivatives(self.theta(z)[None], columns)
@@ -86,12 +86,12 @@ IMPOSSIBLE = 1e6
 
 
 def priors_of(columns: Mapping[str, FloatArray]) -> tuple[Prior, ...]:
-    """Return the forms that the columns allow, each with its prior.
+    """Return the priors of the forms that these columns allow.
 
     Parameters
     ----------
     columns : Mapping[str, ndarray of shape (n,)]
-        ``n_params``, ``n_tokens`` and, where data repeat, ``unique_tokens`` of pool and target.
+        ``n_params``, ``n_tokens`` and, if data repeat, ``unique_tokens`` of pool and target.
     """
     x = float(np.log(columns["n_params"]).mean())
     y = float(np.log(columns["n_tokens"]).mean())
@@ -102,7 +102,7 @@ def priors_of(columns: Mapping[str, FloatArray]) -> tuple[Prior, ...]:
 
 
 def _chinchilla(x: float, y: float) -> Prior:
-    """Terms are named by their size at the middle: log A = log(term) + alpha x."""
+    """Return the prior; terms are given at the middle of the pool: log A = log(term) + alpha x."""
     term = np.log(TERM_SHARE)
     mean = np.array([term, term, FLOOR_SHARE, EXPONENT, EXPONENT])
     spread = np.array([TERM_SPREAD, TERM_SPREAD, FLOOR_SPREAD, EXPONENT_SPREAD, EXPONENT_SPREAD])
@@ -128,10 +128,10 @@ def _data_constrained(x: float, y: float) -> Prior:
 
 
 def _farseer(x: float, y: float) -> Prior:
-    """Slope, stretch and level at N_0 of asymptote, scale and exponent of the data term.
+    """Return the prior of slope, stretch and level at N_0 of asymptote, scale and exponent.
 
-    The scale is named by the term's size at the middle of the pool, so it moves with the exponent,
-    to first order: log B = log(term) + beta y.
+    The data term is given at the middle of the pool, so its scale moves with the exponent, to first
+    order: log B = log(term) + beta y.
     """
     shear = np.eye(9)
     shear[3, 6] = shear[5, 8] = EXPONENT * y

@@ -1,10 +1,9 @@
-"""Published language models as facts: parameters, tokens, compute, year, where each was printed.
+"""Published language models: parameters, tokens, compute, year and source of each.
 
-N is the parameters that a token passes through (all of them, in a dense model) and D the tokens
-processed, repeats included. C is what the developers printed, never an estimate; where it is None
-nothing was printed. C = 6 N D does not hold for encoder-decoders (about half), nor for figures
-that include recomputation (OPT). Losses are left out: tokenizers and validation sets differ, so
-they do not compare. Models belong on the N-D and N-C planes only.
+N is the parameters that a token uses (all of them in a dense model). D is the tokens processed,
+repeats included. ``printed_flops`` is the developers' own figure, or empty; C = 6 N D does not hold
+for encoder-decoders (about half), nor for figures that include recomputation (OPT). Losses are left
+out: tokenizers and validation sets differ, so they cannot be compared.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from scalelab.units import format_flops
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedModel:
-    """One model as it was published.
+    """One published model.
 
     Attributes
     ----------
     name : str
     year : int
-        Of its first release.
+        Year of the first release.
     architecture : str
         ``dense-decoder``, ``moe-decoder``, ``dense-encoder``, ..
     n_params : float
-        Parameters a token passes through.
+        Parameters that a token uses.
     n_tokens : float
         Tokens processed in pre-training.
     printed_flops : float or None
-        Training compute as its developers printed it, FLOP.
+        The developers' figure of the training compute, FLOP.
     source : str
-        Where the numbers are printed.
+        Where the numbers are published.
     """
 
     name: str
@@ -54,12 +53,12 @@ class PublishedModel:
 
     @property
     def flops(self) -> float:
-        """Training compute as 6 N D, the convention of the planes it is drawn on."""
+        """Training compute as 6 N D, the convention of the figures."""
         return train_flops_6nd(self.n_params, self.n_tokens)
 
     @property
     def is_decoder(self) -> bool:
-        """Whether it is a decoder trained on next tokens, as the laws are about."""
+        """Whether it is a decoder trained on next-token prediction."""
         return self.architecture in ("dense-decoder", "moe-decoder")
 
 
@@ -99,24 +98,19 @@ WELL_KNOWN = (
     "Llama 3 8B",
     "Llama 3.1 405B",
 )
-"""Those that a figure names beside their points."""
-
-
-def find_published(name: str) -> PublishedModel | None:
-    """Return the model of this name, or None."""
-    return next((model for model in PUBLISHED if model.name == name), None)
+"""Models that a figure labels."""
 
 
 def flops_for_loss(law: Law, loss_nats: float, start: float) -> float:
-    """Return the least compute at which the law's frontier reaches a loss; NaN where it never does.
+    """Return the least compute at which the law's frontier reaches a loss; NaN if it never does.
 
     Parameters
     ----------
     law : Law
-        A form of N and D with a frontier.
+        A form of N and D with a compute-optimal frontier.
     loss_nats : float
     start : float
-        A compute above the answer, FLOP: bisection goes down from it.
+        Upper end of the bisection, FLOP.
     """
 
     def best(log_flops: float) -> float:
@@ -138,21 +132,21 @@ def flops_for_loss(law: Law, loss_nats: float, start: float) -> float:
 
 
 def verdicts(law: Law) -> list[dict[str, Any]]:
-    """Return each published decoder with its distance from the law's optimum at its own compute.
+    """Return each published decoder compared with the law's optimum at its compute.
 
-    ``ratio`` is its N over the optimal N: above 1 it is too large and saw too few tokens.
-    ``saved`` is the share of its compute that the optimum needs less for the same predicted loss.
+    ``ratio`` is its N divided by the optimal N; above 1, it is too large and saw too few tokens.
+    ``saved`` is the share of its compute that the optimum saves at the same predicted loss.
 
     Raises
     ------
     UsageError
-        When the form has no trade-off between N and D alone, or a term of the law has vanished.
+        If the form has no trade-off between N and D alone, or a term of the law is 0.
     """
     if set(law.columns) != {"n_params", "n_tokens"}:
         raise UsageError(
-            f"published models beside the form {law.name}",
+            f"published models with the form {law.name}",
             "a form of n_params and n_tokens",
-            "Choose a form such as chinchilla.",
+            "Use --form chinchilla.",
         )
     out = []
     for model in PUBLISHED:
@@ -162,10 +156,10 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
             optimal = float(law.optimal(model.flops)[0])
         if not (math.isfinite(optimal) and optimal > 0):
             raise UsageError(
-                f"published models beside a law whose optimal N at {format_flops(model.flops)} is "
+                f"published models with a law whose optimal N at {format_flops(model.flops)} is "
                 f"{optimal:g}",
-                "a law with an optimum between few and many parameters",
-                "Fit more runs: one of its terms has vanished.",
+                "a law with a finite optimum",
+                "Fit more runs: one term of the law is 0.",
             )
         loss = float(law.loss({"n_params": model.n_params, "n_tokens": model.n_tokens}))
         ratio = model.n_params / optimal
@@ -187,7 +181,7 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
 
 
 NEAR = 1.25
-"""Factor from the optimal N within which a model counts as near it."""
+"""Factor around the optimal N within which a model counts as near it."""
 
 
 def _verdict(ratio: float) -> str:

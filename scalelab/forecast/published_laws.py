@@ -1,4 +1,4 @@
-"""Laws that are known by their constants alone, each with its source; they have no intervals."""
+"""Published laws: constants with their source, without intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scalelab.theory.laws.chinchilla import Chinchilla
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedLaw:
-    """A law and where its constants are printed."""
+    """A law and the source of its constants."""
 
     law: Chinchilla
     source: str
@@ -44,11 +44,11 @@ PUBLISHED_LAWS = {
 
 
 def law_by_name(name: str) -> PublishedLaw:
-    """Return the published law of this name; UsageError lists them when there is none."""
+    """Return the published law of this name; UsageError lists the names if there is none."""
     if name not in PUBLISHED_LAWS:
         raise UsageError(
             f"law {name!r}",
             f"one of {', '.join(PUBLISHED_LAWS)}",
-            "Name one of them, or fit your own runs.",
+            "Choose one of them, or fit your own runs with --from or --sweep.",
         )
     return PUBLISHED_LAWS[name]

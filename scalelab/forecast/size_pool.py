@@ -1,7 +1,7 @@
-"""What a decision chooses among: models as a continuum with C = 6 N D, or shapes that exist.
+"""The sizes that a decision chooses among: a continuum with C = 6 N D, or real shapes.
 
-A model here is a size with its training FLOPs per token; serving takes a third of them per token
-(the forward pass). Every limit bounds the tokens of a model from above.
+A model is a size with its training FLOPs per token. Serving takes a third of them per token (the
+forward pass). Each limit bounds the tokens of a model from above.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from scalelab.theory.shape import ModelShape
 FloatArray = NDArray[np.float64]
 
 SERVING_SHARE = FLOPS_PER_PARAM_FORWARD / FLOPS_PER_PARAM_TRAIN
-"""FLOPs of a served token over those of a trained one."""
+"""FLOPs of a served token divided by those of a trained token."""
 RUNGS = 600
-"""Target sizes whose nearest shapes are the shapes that exist: what a plan would train."""
+"""Number of target sizes whose nearest real shapes form the pool."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class SizePool:
     n_params, flops_per_token : ndarray of shape (k,)
         Size, and training FLOPs per token.
     shapes : tuple of ModelShape, or None
-        None for a continuum under C = 6 N D.
+        None for the continuum.
     """
 
     n_params: FloatArray
@@ -49,7 +49,7 @@ class SizePool:
     shapes: tuple[ModelShape, ...] | None = None
 
     def at(self, where: Sequence[int] | NDArray[np.intp]) -> SizePool:
-        """Return some of the models."""
+        """Return the models at these positions."""
         return SizePool(
             n_params=self.n_params[where],
             flops_per_token=self.flops_per_token[where],
@@ -57,14 +57,14 @@ class SizePool:
         )
 
     def nearest(self, n_params: float) -> SizePool:
-        """Return the one model of a size: exactly that in a continuum, else the shape nearest."""
+        """Return the model of this size in the continuum, or the nearest real shape."""
         if self.shapes is None:
             return continuum(np.array([n_params]))
         return self.at([int(np.argmin(np.abs(np.log(self.n_params / n_params))))])
 
 
 def continuum(n_params: FloatArray) -> SizePool:
-    """Return models of these sizes under C = 6 N D."""
+    """Return models of these sizes with C = 6 N D."""
     return SizePool(n_params=n_params, flops_per_token=FLOPS_PER_PARAM_TRAIN * n_params)
 
 
@@ -83,7 +83,7 @@ def real_shapes(vocab_size: int, seq_len: int) -> SizePool:
 
 
 def most_tokens(pool: SizePool, limits: Limits, setting: Setting) -> FloatArray:
-    """Return the most tokens that every limit allows each model; NaN where none does."""
+    """Return the most tokens that all limits allow each model; NaN where there are none."""
     n, per_token = pool.n_params, pool.flops_per_token
     per_hour = setting.flops_per_hour
     training = {
@@ -92,7 +92,7 @@ def most_tokens(pool: SizePool, limits: Limits, setting: Setting) -> FloatArray:
         "days": limits.days and limits.days * HOURS_PER_DAY * setting.n_devices * per_hour,
     }
     kwh_flops = per_hour / setting.kwh_per_hour
-    # What costs nothing, such as clean power, is no bound.
+    # A price of 0, such as carbon-free power, bounds nothing.
     total = {
         "usd": limits.usd and _over(limits.usd, setting.usd_per_hour) * per_hour,
         "kwh": limits.kwh and limits.kwh * kwh_flops,

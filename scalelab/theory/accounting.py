@@ -181,8 +181,3 @@ def train_flops(shape: ModelShape, seq_len: int, n_tokens: int) -> dict[str, flo
     """Return the training FLOPs of a run under each analytic convention."""
     per_token = train_flops_per_token(shape, seq_len)
     return {name: value * n_tokens for name, value in per_token.items()}
-
-
-def checkpoint_bytes(shape: ModelShape, bytes_per_param: int = 16) -> int:
-    """Return about how much a checkpoint takes: weights, two moments and a copy, fp32 each."""
-    return count_params(shape).total * bytes_per_param

@@ -29,7 +29,7 @@ def fit(isoflop_runs):
 
 
 def one(fit, text, level=0.9):
-    (found,) = forecast(fit, [parse_request(text)], reach=REACH, level=level)
+    (found,) = forecast(fit, [parse_request(text)], fitted=REACH, level=level)
     return found
 
 

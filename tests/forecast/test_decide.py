@@ -20,12 +20,13 @@ from scalelab.cli.main import main
 from scalelab.errors import UnknownHardwareError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.forecast.decide import decide as best_of
-from scalelab.forecast.decide import overhead, parse_candidate
+from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Limits
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import forecaster
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws import Chinchilla
 
 BUDGET = 5.76e23
@@ -69,7 +70,9 @@ def test_half_the_optimal_size_costs_what_the_closed_form_says(
     half = 0.5
     ratio = law.A * n_params**-law.alpha / (law.B * n_tokens**-law.beta)
     k_d = (1 - (half**-law.alpha - 1) * ratio) ** (-1 / law.beta)
-    assert overhead(law, half * n_params, flops) == pytest.approx(half * k_d - 1, rel=0.01)
+    loss = law.loss({"n_params": n_params, "n_tokens": n_tokens})
+    needed = train_flops_6nd(half * n_params, float(law.tokens_for(half * n_params, loss)))
+    assert needed / flops - 1 == pytest.approx(half * k_d - 1, rel=0.01)
 
 
 @pytest.mark.parametrize("name", LIMITS)

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from scalelab.theory.laws.base import Coordinate, Law
 
@@ -73,9 +73,3 @@ class Accuracy(Law):
                 a = max(float(shape @ (target - b)) / max(float(shape @ shape), 1e-12), 1e-3)
             out.append([np.log(a), b, np.log(k), L_0])
         return np.array(out)
-
-    def loss_for(self, accuracy: ArrayLike) -> FloatArray:
-        """Return the loss at which an accuracy is reached; NaN outside floor and ceiling."""
-        share = (np.asarray(accuracy, dtype=np.float64) - self.b) / self.a
-        inside = np.where((share > 0) & (share < 1), share, np.nan)
-        return np.asarray(self.L_0 + np.log(1.0 / inside - 1.0) / self.k)

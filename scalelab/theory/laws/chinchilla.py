@@ -119,12 +119,6 @@ class Chinchilla(Law):
         gap = np.asarray(loss, dtype=np.float64) - self.E - self.A * N**-self.alpha
         return np.asarray((np.where(gap > 0, gap, np.nan) / self.B) ** (-1.0 / self.beta))
 
-    def params_for(self, n_tokens: ArrayLike, loss: ArrayLike) -> FloatArray:
-        """Return the parameters N that reach a loss on D tokens; NaN where none do."""
-        D = np.asarray(n_tokens, dtype=np.float64)
-        gap = np.asarray(loss, dtype=np.float64) - self.E - self.B * D**-self.beta
-        return np.asarray((np.where(gap > 0, gap, np.nan) / self.A) ** (-1.0 / self.alpha))
-
 
 @dataclass(frozen=True, kw_only=True)
 class TiedExponents(Law):

@@ -103,11 +103,6 @@ class _PowerLaw(Law):
         alphas = np.clip(slope, 1e-4, None) * np.array([1.0, 0.5, 2.0])
         return np.stack([x.mean() + y.mean() / alphas, np.log(alphas)], axis=1)
 
-    def x_for(self, loss: ArrayLike) -> FloatArray:
-        """Return the value of the column that reaches a loss."""
-        scale = getattr(self, self.coordinates[0].name)
-        return np.asarray(scale * np.asarray(loss, dtype=np.float64) ** (-1.0 / self.alpha))
-
 
 @dataclass(frozen=True, kw_only=True)
 class KaplanParams(_PowerLaw):
@@ -244,8 +239,3 @@ class ComputeFrontier(Law):
         )
         c, _ = project(basis, target)
         return np.stack([np.log(c[:, 0]) + alpha * x.mean(), c[:, 1], alpha], axis=1)
-
-    def flops_for(self, loss: ArrayLike) -> FloatArray:
-        """Return the compute that reaches a loss; NaN at or below E."""
-        gap = np.asarray(loss, dtype=np.float64) - self.E
-        return np.asarray((np.where(gap > 0, gap, np.nan) / self.A) ** (-1.0 / self.alpha))

@@ -82,11 +82,6 @@ class Routed(Law):
             out.append([*best, np.log(start), np.log(top)])
         return np.array(out)
 
-    @property
-    def n_cut(self) -> float:
-        """Dense size above which routing no longer helps."""
-        return float(10.0 ** (-self.b / self.c))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Granularity(Law):
