@@ -111,20 +111,20 @@ def test_a_request_beyond_a_hundred_times_the_largest_run_is_far(fit):
     (warning,) = far_warnings([near, far])
     assert warning.code == "extrapolation"
     assert warning.message.startswith(
-        "C=1.01e22 lies outside the runs: 101 times beyond the largest in FLOPs"
+        "C=1.01e22 is far outside the fitted runs: 101x the largest FLOPs"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("N=1.1e12,D=1e10", ["110 times beyond the largest in N"]),
+        ("N=1.1e12,D=1e10", ["110x the largest N"]),
         ("N=9.9e11,D=1e8", []),
         (
             "N=1e15,D=1e4",
-            ["100K times beyond the largest in N", "10K times below the smallest in D"],
+            ["100Kx the largest N", "10Kx below the smallest D"],
         ),
-        ("N=9e4,D=1e12", ["111 times below the smallest in N"]),
+        ("N=9e4,D=1e12", ["111x below the smallest N"]),
     ],
 )
 def test_sizes_far_outside_those_of_the_runs_are_told(fit, text, words):

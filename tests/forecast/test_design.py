@@ -1,4 +1,4 @@
-"""Beliefs and plans against dense linear algebra, exhaustive search and known truths."""
+"""Posteriors and plans against dense linear algebra, exhaustive search and known truths."""
 
 from __future__ import annotations
 
