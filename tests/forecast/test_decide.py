@@ -276,7 +276,7 @@ def test_the_command_prints_the_contract(
 ) -> None:
     out = tmp_path / "winner.toml"
     words = ["decide", "--law", "hoffmann", "--flops", "5.76e23", "--json", "--emit", str(out)]
-    # Processor time: what the answer costs, whatever else the machine is doing.
+    # Processor time: what the answer costs, any else the machine is doing.
     started = time.process_time()
     assert main(words) == 0
     assert time.process_time() - started < 1
@@ -309,7 +309,7 @@ def report(tables: Path) -> FitReport:
 def test_the_probability_of_missing_is_that_of_the_prediction_interval(
     report: FitReport, flops: float
 ) -> None:
-    # Within the runs' compute, and beyond it, where hindsight widens the interval.
+    # Within the runs' compute, and beyond it, where inflation widens the interval.
     assert report.fit.inflation > 1
     best = decide(report, Limits(flops=flops)).best
     assert best is not None
