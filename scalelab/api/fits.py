@@ -153,8 +153,8 @@ def fit(
         theirs = table.mapping.get("cluster", "cluster")
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
-    fitted = fitted_range(rows)
-    forecasts = forecast(found, requests, fitted=fitted, level=level) if is_trusted else ()
+    span = fitted_range(rows)
+    forecasts = forecast(found, requests, fitted=span, level=level) if is_trusted else ()
     weights = paired_weights(rows, spec, found)
     isoflop = fit_isoflop(rows, level=level, weights=weights)
     envelope = fit_envelope(along_curves(rows, table.curves), level=level, seed=spec.seed)
@@ -164,7 +164,7 @@ def fit(
         rows,
         isoflop,
         found,
-        flops=max(asked, default=fitted.flops),
+        flops=max(asked, default=span.flops),
         weights=weights,
         level=level,
     )

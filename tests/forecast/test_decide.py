@@ -276,7 +276,7 @@ def test_the_command_prints_the_contract(
 ) -> None:
     out = tmp_path / "winner.toml"
     words = ["decide", "--law", "hoffmann", "--flops", "5.76e23", "--json", "--emit", str(out)]
-    # Processor time: what the answer costs, any else the machine is doing.
+    # Processor time: which other processes do not change.
     started = time.process_time()
     assert main(words) == 0
     assert time.process_time() - started < 1
