@@ -22,13 +22,16 @@ TABLES = Path(__file__).parent / "golden" / "tables"
 """Tables that only tests read; the public ones are part of the package."""
 
 SYSTEM_FOLDERS = tuple(Path(__file__).parent / name for name in ("slurm", "browser"))
+INTERPRETED_KERNELS = Path(__file__).parent / "kernels"
 REQUIRE_SYSTEM = "SCALELAB_REQUIRE_SYSTEM"
 """Set where `make system` succeeded: a missing SLURM or browser is then a failure, not a skip."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a SLURM or a browser on this machine."""
+    """Mark the tests that need a SLURM or a browser, and those that coverage slows 20 times."""
     for item in items:
+        if item.path.parent == INTERPRETED_KERNELS:
+            item.add_marker(pytest.mark.no_cover)
         if item.path.parent in SYSTEM_FOLDERS:
             item.add_marker(pytest.mark.system)
 
