@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from scalelab import __version__
@@ -27,7 +29,7 @@ from scalelab.cli import tables as tables_commands
 from scalelab.cli import tune as tune_commands
 from scalelab.cli.output import OutputError, console, open_streams, report_error, set_results
 from scalelab.cli.settings import default_map
-from scalelab.cli.spec_options import SpecCommand
+from scalelab.cli.spec_options import PanelCommand, SpecCommand
 from scalelab.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -37,7 +39,21 @@ from scalelab.errors import (
     UsageError,
 )
 
+ORDER = (
+    *("sweep", "status", "fit", "decide", "tune", "dashboard", "report"),
+    *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
+    *("data", "bench", "doctor"),
+)
+"""Commands in the order of the help: what to run first comes first."""
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="scalelab",
     help="Plan, train, record and fit scaling laws, and decide what to train.",
     no_args_is_help=True,
@@ -58,8 +74,8 @@ app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
 app.command("tables")(tables_commands.tables)
-app.command("fit")(fit_commands.fit)
-app.command("decide")(decide_commands.decide)
+app.command("fit", cls=PanelCommand)(fit_commands.fit)
+app.command("decide", cls=PanelCommand)(decide_commands.decide)
 app.command("tune", cls=SpecCommand)(tune_commands.tune)
 app.command("dashboard")(dashboard_commands.dashboard)
 app.command("report")(report_commands.report)
