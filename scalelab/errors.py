@@ -46,7 +46,7 @@ class ScalelabError(Exception):
         self.do = do
 
     def __str__(self) -> str:
-        return f"got {self.given}; expected {self.allowed}. {self.do}"
+        return f"{self.given}; expected {self.allowed}. {self.do}"
 
     def as_dict(self) -> dict[str, str]:
         """Return the three parts with the keys that ``--json`` prints."""

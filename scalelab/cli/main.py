@@ -28,6 +28,7 @@ from scalelab.cli import sweep as sweep_commands
 from scalelab.cli import tables as tables_commands
 from scalelab.cli import tune as tune_commands
 from scalelab.cli.output import OutputError, console, open_streams, report_error, set_results
+from scalelab.cli.parser_errors import as_usage_error
 from scalelab.cli.settings import default_map
 from scalelab.cli.spec_options import PanelCommand, SpecCommand
 from scalelab.errors import (
@@ -127,9 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
     set_results(None)
+    command = typer.main.get_group(app)
     try:
         _check_current_folder()
-        command = typer.main.get_group(app)
         code = command.main(
             args=words,
             prog_name="scalelab",
@@ -141,7 +142,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return report_error(error, as_json=as_json and not isinstance(error, OutputError))
     except TyperException as error:
-        return report_error(_as_usage_error(error), as_json=as_json)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            console(stderr=True).print(error.format_message(), soft_wrap=True)
+            return UsageError.exit_code
+        return report_error(as_usage_error(error, words, command), as_json=as_json)
     except (typer.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop.__cause__, EOFError):
             raise stop.__cause__ from None  # not a Ctrl-C: another process has ended
@@ -160,14 +164,3 @@ def _check_current_folder() -> None:
             "a current folder that exists",
             "Change to another folder, for example: cd ~",
         ) from None
-
-
-def _as_usage_error(error: TyperException) -> UsageError:
-    """Return an error of the option parser in three parts."""
-    context = getattr(error, "ctx", None)
-    where = context.command_path if context is not None else "scalelab"
-    return UsageError(
-        error.format_message().rstrip("."),
-        f"options and arguments that {where} has",
-        f"Run {where} --help to see them.",
-    )

@@ -144,7 +144,7 @@ def report_error(error: ScalelabError, *, as_json: bool) -> int:
         emit_json({"error": {**error.as_dict(), "do": runnable(error.do)}})
     else:
         out = console(stderr=True)
-        out.print(f"error: got {error.given}", style="bold red", soft_wrap=True)
+        out.print(f"error: {error.given}", style="bold red", soft_wrap=True)
         out.print(f"expected {error.allowed}", soft_wrap=True)
         out.print(runnable(error.do), soft_wrap=True)
     return error.exit_code

@@ -168,7 +168,7 @@ def test_options_of_slurm_are_refused_where_they_are_given_and_not_where_they_ar
     assert main(command) == 0
     capsys.readouterr()
     assert main([*command, "--gpus-per-run", "2"]) == 2
-    assert "got --gpus-per-run with the local launcher" in capsys.readouterr().err
+    assert "error: --gpus-per-run with the local launcher" in capsys.readouterr().err
 
 
 def test_settings_for_slurm_leave_a_sweep_that_is_resumed_as_it_is(

@@ -56,7 +56,7 @@ def test_export_to_a_full_disk_says_so(table, tmp_path):
     words = [*COMMAND, "export", "--table", "imports", *results]
     done = shell(f"{shlex.join(words)} > /dev/full")
     assert done.returncode == 3
-    assert done.stderr.startswith("error: got standard output that cannot be written")
+    assert done.stderr.startswith("error: standard output that cannot be written")
 
 
 def test_a_removed_current_folder_is_named(table, tmp_path):
@@ -65,7 +65,7 @@ def test_a_removed_current_folder_is_named(table, tmp_path):
     done = shell(f"cd {tmp_path}/gone && rmdir ../gone && PYTHONSAFEPATH=1 {words}")
     assert done.returncode == 3
     assert done.stderr.splitlines() == [
-        "error: got a current folder that cannot be used (No such file or directory)",
+        "error: a current folder that cannot be used (No such file or directory)",
         "expected a current folder that exists",
         "Change to another folder, for example: cd ~",
     ]

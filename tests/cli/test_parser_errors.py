@@ -1,0 +1,41 @@
+"""Complaints of the option parser name the command, the option and what to type instead."""
+
+import pytest
+
+from scalelab.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        (
+            "sweep isoflop --budget 1e12",
+            [
+                "error: unknown option --budget for scalelab sweep isoflop",
+                "Did you mean --budgets?",
+            ],
+        ),
+        ("fit --from", ["error: --from without a value in scalelab fit", "`scalelab fit --help`"]),
+        ("sweep isoflop --budgets", ["--budgets without a value", "for example --budgets 1e18.."]),
+        ("sweep isofop", ["unknown command 'isofop'", "Did you mean scalelab sweep isoflop?"]),
+        ("import", ["error: scalelab import without FILE", "expected scalelab import FILE"]),
+        ("fit runs.csv", ["unexpected argument 'runs.csv'", "Did you mean --from runs.csv?"]),
+        ("fit --json=3", ["error: --json with a value", "Write --json."]),
+        (
+            "fit --level x",
+            ["error: --level x", "expected a number", "Write for example --level 0.9"],
+        ),
+        ("resume --workers=0", ["error: --workers 0", "expected a number of at least 1"]),
+    ],
+)
+def test_the_parser_says_what_to_type(line, lines, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert [words for words in lines if words not in err] == []
+    assert len(err.splitlines()) == 3
+
+
+def test_a_group_without_a_command_prints_its_help(capsys):
+    assert main(["sweep"]) == 2
+    assert capsys.readouterr().err.startswith("Usage: scalelab sweep")
