@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scalelab.api import decisions as api_decide
-from scalelab.forecast.decision import Limits
+from scalelab.forecast.decision import Deployment, Limits
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
 from scalelab.units import parse_quantity
 
@@ -99,7 +99,7 @@ class Asked:
             name: parse_quantity(text.lstrip("$"), what=name.replace("_", " ")) * scale[name]
             for name, text in self.limits
         }
-        demand = api_decide.Demand(
+        deployment = Deployment(
             gpu=self.gpu,
             n_devices=self.count,
             utilisation=self.share,
@@ -109,7 +109,7 @@ class Asked:
             if self.served
             else 0.0,
         )
-        return api_decide.decide(source, Limits(**limits), demand, candidates=self.named)
+        return api_decide.decide(source, Limits(**limits), deployment, candidates=self.named)
 
 
 def _rate(text: str, what: str) -> float:

@@ -194,7 +194,7 @@ def _fit(key: FitKey) -> Any:
     return attempt(lambda: _report(key))
 
 
-def _report(key: FitKey, *, is_compared: bool = False) -> FitReport:
+def _report(key: FitKey, *, compare_forms: bool = False) -> FitReport:
     """Return the answer of ``scalelab fit``; the law is fitted once for all levels."""
     from scalelab import api
 
@@ -202,7 +202,7 @@ def _report(key: FitKey, *, is_compared: bool = False) -> FitReport:
     report = api.fit(
         **key.arguments(),
         form=key.form,
-        is_compared=is_compared,
+        compare_forms=compare_forms,
         fitted=_FITTED.get(any_level),
     )
     _FITTED[any_level] = report.fit
@@ -212,7 +212,7 @@ def _report(key: FitKey, *, is_compared: bool = False) -> FitReport:
 
 
 def _comparison(key: FitKey) -> Any:
-    return attempt(lambda: _report(key, is_compared=True).comparison)
+    return attempt(lambda: _report(key, compare_forms=True).comparison)
 
 
 def _left_out(key: FitKey) -> Any:

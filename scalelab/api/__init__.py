@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
-from scalelab.api.decisions import Demand, decide
+from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict, score
 from scalelab.api.replay import ReplayReport, replay_adaptive
 from scalelab.api.sweeps import cancel, launch, plan, propose, replace_diverged, resume
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
     from scalelab.forecast.adaptive import Target
     from scalelab.forecast.allocate import Forecast
-    from scalelab.forecast.decision import Candidate, Limits
+    from scalelab.forecast.decision import Candidate, Deployment, Limits
     from scalelab.forecast.fit_report import Holdout
     from scalelab.launch.base import LaunchView
     from scalelab.launch.cancel import CancelReport
@@ -55,7 +55,7 @@ _TYPES = {
     "scalelab.fit.outcome": "FitWarning Interval ParametricFit",
     "scalelab.forecast.adaptive": "Target",
     "scalelab.forecast.allocate": "Forecast",
-    "scalelab.forecast.decision": "Candidate Limits",
+    "scalelab.forecast.decision": "Candidate Deployment Limits",
     "scalelab.forecast.fit_report": "Holdout",
     "scalelab.launch.base": "LaunchView",
     "scalelab.launch.cancel": "CancelReport",
@@ -78,7 +78,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "Decision",
-    "Demand",
+    "Deployment",
     "FitReport",
     "FitWarning",
     "Forecast",

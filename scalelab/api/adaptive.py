@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.data import DEFAULT_RESULTS
-from scalelab.api.shown import Shown
+from scalelab.api.notebook_view import NotebookView
 from scalelab.errors import UsageError
 from scalelab.units import format_flops, parse_quantity, plural
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scalelab.api.sweep_reports import LaunchReport, Proposal
     from scalelab.forecast.adaptive import Target
-    from scalelab.launch.adaptive import NextBatch
+    from scalelab.launch.adaptive import SweepRound
     from scalelab.launch.base import LaunchView, Watcher
     from scalelab.launch.grid_design import DesignGain
     from scalelab.sweep.spec import SweepSpec
@@ -43,7 +43,7 @@ ENDS = {
 class ProgressCallbacks:
     """Callbacks of `adapt`. These do nothing: derive a class to show progress or to ask."""
 
-    def on_batch(self, batch: NextBatch, *, is_dry_run: bool) -> None:
+    def on_batch(self, batch: SweepRound, *, is_dry_run: bool) -> None:
         """Run before a batch is launched, and at the end; an exception stops the sweep."""
 
     def on_launch(self, start: Callable[[Watcher], LaunchReport]) -> LaunchReport:
@@ -56,7 +56,7 @@ def _ignore(view: LaunchView) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
-class AdaptReport(Shown):
+class AdaptReport(NotebookView):
     """How an adaptive sweep ended.
 
     Attributes
@@ -66,14 +66,14 @@ class AdaptReport(Shown):
     status : str
         ``narrow`` or ``spent`` if it is complete, ``planned`` for a dry run, ``interrupted``,
         ``failed``.
-    last : NextBatch
+    last : SweepRound
         The state at the end.
     launches : tuple of LaunchReport
     """
 
     name: str
     status: str
-    last: NextBatch
+    last: SweepRound
     launches: tuple[LaunchReport, ...]
 
     def _lines(self) -> Iterator[str]:
@@ -82,7 +82,7 @@ class AdaptReport(Shown):
         yield (
             f"{plural(last.n_known, 'finished run')}; {format_flops(last.spent)} of "
             f"{format_flops(last.budget)} FLOP spent; relative width of the target's interval "
-            f"{100 * last.found.width:.2f} %"
+            f"{100 * last.round.width:.2f} %"
         )
         yield "see .last, .to_frame(), .plot()"
 
@@ -90,7 +90,7 @@ class AdaptReport(Shown):
         """Return the predicted loss of each target with its interval."""
         import pandas as pd
 
-        found = self.last.found
+        found = self.last.round
         return pd.DataFrame(
             {**found.target, "loss_nats": found.loss, "low": found.low, "high": found.high}
         )
@@ -99,7 +99,7 @@ class AdaptReport(Shown):
         """Return the predicted loss of each target with its interval."""
         from scalelab.report.plots import interval_figure
 
-        found = self.last.found
+        found = self.last.round
         rows = [
             (f"target {i + 1}", float(found.loss[i]), float(found.low[i]), float(found.high[i]))
             for i in range(len(found.loss))
@@ -218,7 +218,7 @@ def adapt(
             budget=parse_quantity(budget, what="budget"),
             until_width=until_width,
             seed=seed,
-            before=() if found is None else found.found.posterior.forms,
+            before=() if found is None else found.round.posterior.forms,
         )
         callbacks.on_batch(found, is_dry_run=is_dry_run)
         status = "planned" if is_dry_run else found.stop
@@ -234,7 +234,7 @@ def adapt(
             )
 
 
-def _launched(batch: NextBatch, results: str | Path, callbacks: ProgressCallbacks) -> LaunchReport:
+def _launched(batch: SweepRound, results: str | Path, callbacks: ProgressCallbacks) -> LaunchReport:
     from scalelab.api import sweeps
 
     return callbacks.on_launch(

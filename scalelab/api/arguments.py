@@ -121,12 +121,12 @@ def as_requests(asked: Asked) -> list[Request]:
     UsageError
         If it cannot be read as a request.
     """
-    from scalelab.forecast.allocate import LETTERS, parse_request
+    from scalelab.forecast.allocate import COLUMN_OF_LETTER, parse_request
 
     if isinstance(asked, str):
         return [parse_request(asked)]
     if isinstance(asked, Mapping):
-        letters = {column: letter for letter, column in LETTERS.items()}
+        letters = {column: letter for letter, column in COLUMN_OF_LETTER.items()}
         items = (
             f"{letters.get(name, name)}={_number(value)}"
             for name, value in asked.items()
@@ -134,7 +134,11 @@ def as_requests(asked: Asked) -> list[Request]:
         )
         return [parse_request(",".join(items))]
     if hasattr(asked, "columns") and hasattr(asked, "to_dict"):
-        known = [name for name in asked.columns if name in (*LETTERS, *LETTERS.values())]
+        known = [
+            name
+            for name in asked.columns
+            if name in (*COLUMN_OF_LETTER, *COLUMN_OF_LETTER.values())
+        ]
         rows: Any = asked
         return [r for row in rows[known].to_dict("records") for r in as_requests(row)]
     if isinstance(asked, (list, tuple)):

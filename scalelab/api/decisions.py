@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.api.arguments import as_names, value_of
@@ -12,44 +12,16 @@ from scalelab.units import parse_quantity
 
 if TYPE_CHECKING:
     from scalelab.api.reports import Decision
-    from scalelab.forecast.decision import Candidate, Limits, Setting
+    from scalelab.forecast.decision import Candidate, Deployment, Limits
     from scalelab.forecast.fit_report import FitReport
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Demand:
-    """Devices for training and serving, their prices, and the tokens to serve.
-
-    Attributes
-    ----------
-    gpu : str
-        Name in the hardware table, for example ``h100``.
-    n_devices : float
-    utilisation : float or None
-        Share of the peak FLOP/s; default: the stated one of the table.
-    usd_per_hour, grams_per_kwh : float or None
-        Price of a device-hour and g CO2 per kWh; default: those of the table.
-    inference_tokens : float
-        Tokens served over the life of the model.
-    bytes_per_param : float
-        Bytes per parameter when serving.
-    """
-
-    gpu: str = "h100"
-    n_devices: float = 1.0
-    utilisation: float | None = None
-    usd_per_hour: float | None = None
-    grams_per_kwh: float | None = None
-    inference_tokens: float = 0.0
-    bytes_per_param: float = 2.0
-
-
 def decide(
     source: FitReport | str,
     limits: Limits | Mapping[str, Any] | None = None,
-    demand: Demand | Mapping[str, Any] | None = None,
+    deployment: Deployment | Mapping[str, Any] | None = None,
     *,
     candidates: str | Sequence[str] = (),
     target_loss: float | None = None,
@@ -63,7 +35,7 @@ def decide(
         A fit, or the name of a published law.
     limits : Limits or dict, optional
         For example ``{"usd": 1e6, "days": 30}``.
-    demand : Demand or dict, optional
+    deployment : Deployment or dict, optional
         For example ``{"gpu": "h100", "inference_tokens": "10T"}``.
     candidates : str or sequence of str
         Models to compare, for example ``"7B:2T"``; default: search all sizes.
@@ -84,15 +56,15 @@ def decide(
     from scalelab.api.reports import Decision
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import parse_candidate
-    from scalelab.forecast.decision import Limits
-    from scalelab.forecast.extrapolation import far_warning, fitted_range
+    from scalelab.forecast.decision import Deployment, Limits
+    from scalelab.forecast.extrapolation import extrapolation_warning, fitted_range
     from scalelab.forecast.fit_report import FitReport, ordered
     from scalelab.forecast.forecaster import forecaster
     from scalelab.forecast.published_laws import law_by_name
     from scalelab.forecast.size_pool import real_shapes as existing
 
     limits = _given(Limits, limits, "limits")
-    demand = _given(Demand, demand, "demand")
+    deployment = _given(Deployment, deployment, "deployment")
     if not isinstance(source, (str, FitReport)):
         raise UsageError(
             f"a {type(source).__name__} to decide from",
@@ -112,7 +84,7 @@ def decide(
     answer = best(
         found,
         limits,
-        setting_of(demand),
+        deployment,
         named=[parse_candidate(text) for text in as_names(candidates, "candidates", "7B:2T")],
         target_loss=target_loss,
         shapes=None if real_shapes is None else existing(*real_shapes),
@@ -122,9 +94,13 @@ def decide(
     shown = answer.candidates if candidates or answer.best is None else (answer.best,)
     fitted = fitted_range(source.observations)
     far = [
-        far_warning(each.label, words)
+        extrapolation_warning(each.label, words)
         for each in shown
-        if (words := fitted.far(n_params=each.n_params, n_tokens=each.n_tokens, flops=each.flops))
+        if (
+            words := fitted.describe_extrapolation(
+                n_params=each.n_params, n_tokens=each.n_tokens, flops=each.flops
+            )
+        )
     ]
     # warnings about the forecasts of the report are not about this decision
     kept = [warning for warning in source.warnings if warning.code != "extrapolation"]
@@ -133,7 +109,7 @@ def decide(
 
 
 def _given(kind: type[T], given: T | Mapping[str, Any] | None, argument: str) -> T:
-    """Return limits or a demand; text in a dict is read as a quantity."""
+    """Return limits or a deployment; text in a dict is read as a quantity."""
     if isinstance(given, Mapping):
         given = {
             name: parse_quantity(value, what=name)
@@ -142,23 +118,6 @@ def _given(kind: type[T], given: T | Mapping[str, Any] | None, argument: str) ->
             for name, value in given.items()
         }
     return value_of(kind, {} if given is None else given, argument)
-
-
-def setting_of(demand: Demand) -> Setting:
-    """Return a demand with the defaults of the hardware table filled in."""
-    from scalelab.forecast.decision import Setting
-    from scalelab.theory.hardware import STATED_UTILISATION, WORLD_GRAMS_PER_KWH, find_hardware
-
-    device = find_hardware(demand.gpu)
-    return Setting(
-        hardware=device,
-        n_devices=demand.n_devices,
-        utilisation=STATED_UTILISATION if demand.utilisation is None else demand.utilisation,
-        usd_per_hour=device.usd_per_hour if demand.usd_per_hour is None else demand.usd_per_hour,
-        grams_per_kwh=WORLD_GRAMS_PER_KWH if demand.grams_per_kwh is None else demand.grams_per_kwh,
-        inference_tokens=demand.inference_tokens,
-        bytes_per_param=demand.bytes_per_param,
-    )
 
 
 def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None = None) -> str:

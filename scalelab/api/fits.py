@@ -65,7 +65,7 @@ def fit(
     bootstrap: BootstrapSpec | int | Mapping[str, Any] | None = None,
     level: float = DEFAULT_LEVEL,
     predict: Asked = (),
-    is_compared: bool = False,
+    compare_forms: bool = False,
     fitted: ParametricFit | None = None,
 ) -> FitReport:
     """Fit a scaling law: approach 3 with intervals, approaches 1 and 2 to check it, and forecasts.
@@ -87,7 +87,7 @@ def fit(
         Level of every interval.
     predict : str, dict, DataFrame, or a sequence of them
         What to predict, as in `predict`.
-    is_compared : bool
+    compare_forms : bool
         Whether to also rank forms by rolling-origin extrapolation.
     fitted : ParametricFit, optional
         ``report.fit`` of an earlier call with the same rows, form, objective and bootstrap. It is
@@ -115,7 +115,7 @@ def fit(
     from scalelab.fit.select import FORMS, OBJECTIVES
     from scalelab.fit.select import compare as ranked
     from scalelab.fit.speedup import effective_speedup
-    from scalelab.forecast.allocate import derived, far_warnings, forecast
+    from scalelab.forecast.allocate import derived, extrapolation_warnings, forecast
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.fit_report import ordered
 
@@ -134,7 +134,7 @@ def fit(
     )
     rows, lines, held, other = split_runs(table)
     comparison = None
-    if is_compared or form == AUTO_FORM:
+    if compare_forms or form == AUTO_FORM:
         best = ranked(
             rows,
             forms=FORMS if form in (AUTO_FORM, *FORMS) else (form, *FORMS),
@@ -171,7 +171,7 @@ def fit(
     warnings = [
         *found.warnings,
         *replicate_warnings(spec, level),
-        *far_warnings(forecasts),
+        *extrapolation_warnings(forecasts),
         *disagreement_warnings(against),
         *row_warnings(rows, lines, found),
         *design_warnings(isoflop, envelope),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.data import read_runs
-from scalelab.api.shown import Shown
+from scalelab.api.notebook_view import NotebookView
 from scalelab.errors import DataError, UsageError
 from scalelab.units import format_flops, parse_quantity, plural
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
-class ReplayReport(Shown):
+class ReplayReport(NotebookView):
     """The result of an adaptive choice among the runs of a table.
 
     Attributes

@@ -1,13 +1,13 @@
 """What `fit`, `compare` and `decide` return.
 
-Each class adds `Shown` to the value of a lower layer, which has the fields.
+Each class adds `NotebookView` to the value of a lower layer, which has the fields.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalelab.api.shown import Shown, gravest
+from scalelab.api.notebook_view import NotebookView, gravest
 from scalelab.fit import select
 from scalelab.forecast import decision, fit_report
 from scalelab.units import format_flops, format_quantity, plural
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_FORECASTS = 3
 
 
-class FitReport(Shown, fit_report.FitReport):
+class FitReport(NotebookView, fit_report.FitReport):
     """The report of `fit`: the law with intervals, checks, forecasts and warnings."""
 
     __slots__ = ()
@@ -68,7 +68,7 @@ class FitReport(Shown, fit_report.FitReport):
         return figure_of(self)
 
 
-class Comparison(Shown, select.Comparison):
+class Comparison(NotebookView, select.Comparison):
     """The answer of `compare`: forms and objectives, best first."""
 
     __slots__ = ()
@@ -99,7 +99,7 @@ class Comparison(Shown, select.Comparison):
         return interval_figure(rows, "mean error of the next budget (%)")
 
 
-class Decision(Shown, decision.Decision):
+class Decision(NotebookView, decision.Decision):
     """The answer of `decide`: the best model within the limits, and others beside it."""
 
     __slots__ = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from scalelab.api.shown import Shown
+from scalelab.api.notebook_view import NotebookView
 from scalelab.launch import base, proposal
 from scalelab.sweep import plan
 from scalelab.units import format_duration, format_flops, format_quantity, plural
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Plan(Shown, plan.Plan):
+class Plan(NotebookView, plan.Plan):
     """The runs of a sweep."""
 
     __slots__ = ()
@@ -61,7 +61,7 @@ class Plan(Shown, plan.Plan):
         return point_figure(sizes, tokens, ("parameters N", "tokens D"))
 
 
-class Proposal(Shown, proposal.Proposal):
+class Proposal(NotebookView, proposal.Proposal):
     """A plan with its cost on this machine or cluster; `launch` takes it."""
 
     __slots__ = ()
@@ -82,7 +82,7 @@ class Proposal(Shown, proposal.Proposal):
         return Plan.of(self.plan).plot()
 
 
-class LaunchReport(Shown, base.LaunchReport):
+class LaunchReport(NotebookView, base.LaunchReport):
     """How a launch ended."""
 
     __slots__ = ()

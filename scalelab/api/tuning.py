@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.data import DEFAULT_RESULTS
-from scalelab.api.shown import Shown
+from scalelab.api.notebook_view import NotebookView
 from scalelab.api.sweeps import ignore, propose
 from scalelab.errors import EXIT_OK, NotIdentifiedError, UsageError
 from scalelab.units import plural
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning
     from scalelab.launch.base import LaunchReport, Watcher
     from scalelab.launch.proposal import Proposal
-    from scalelab.tune.law import Interval, PowerLaw, TuningLaw
+    from scalelab.tune.law import Estimate, HyperparameterLaw, TuningLaw
     from scalelab.tune.lr_check import Verdict
     from scalelab.tune.runs_table import TunedRuns
     from scalelab.tune.search import SearchReport
@@ -32,14 +32,14 @@ UNKNOWN = {"value": None, "low": None, "high": None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class TuningAnswer(Shown):
+class TuningAnswer(NotebookView):
     """The answer of `tune_law`.
 
     Attributes
     ----------
     n_params, n_tokens : float or None
         The requested model.
-    lr, batch_tokens : Interval or None
+    lr, batch_tokens : Estimate or None
         Best values for it; None if no model was requested or they are not identified.
     law : TuningLaw or None
         None if it is not identified.
@@ -48,8 +48,8 @@ class TuningAnswer(Shown):
 
     n_params: float | None
     n_tokens: float | None
-    lr: Interval | None
-    batch_tokens: Interval | None
+    lr: Estimate | None
+    batch_tokens: Estimate | None
     law: TuningLaw | None
     warnings: tuple[FitWarning, ...]
 
@@ -106,7 +106,7 @@ class TuningAnswer(Shown):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Tuning(Shown):
+class Tuning(NotebookView):
     """The answer of `tune`: how the search ended, and the law of its runs.
 
     Attributes
@@ -342,11 +342,11 @@ def law_as_dict(law: TuningLaw) -> dict[str, Any]:
     }
 
 
-def _power_law(law: PowerLaw) -> dict[str, Any]:
+def _power_law(law: HyperparameterLaw) -> dict[str, Any]:
     return {"k": _interval(law.k), "p": _interval(law.p), "q": _interval(law.q)}
 
 
-def _interval(found: Interval | None) -> dict[str, float | None]:
+def _interval(found: Estimate | None) -> dict[str, float | None]:
     if found is None:
         return dict(UNKNOWN)
     return {"value": found.value, "low": found.low, "high": found.high}

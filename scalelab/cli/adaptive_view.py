@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scalelab.api.adaptive import AdaptReport
     from scalelab.api.replay import ReplayReport
     from scalelab.api.sweep_reports import LaunchReport
-    from scalelab.launch.adaptive import NextBatch
+    from scalelab.launch.adaptive import SweepRound
     from scalelab.launch.base import Watcher
     from scalelab.launch.grid_design import DesignGain
 
@@ -46,7 +46,7 @@ class Showing(ProgressCallbacks):
     explains: bool
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
-    def on_batch(self, batch: NextBatch, *, is_dry_run: bool) -> None:
+    def on_batch(self, batch: SweepRound, *, is_dry_run: bool) -> None:
         """Show a round, and ask for confirmation of a long one."""
         from scalelab.cli.sweep_spec import ask
 
@@ -92,9 +92,9 @@ class Showing(ProgressCallbacks):
         return RunsFailedError.exit_code if report.status == "failed" else EXIT_OK
 
 
-def round_as_dict(batch: NextBatch) -> dict[str, Any]:
+def round_as_dict(batch: SweepRound) -> dict[str, Any]:
     """Return one round for the JSON output."""
-    found = batch.found
+    found = batch.round
     return {
         "target": [
             {
@@ -107,13 +107,13 @@ def round_as_dict(batch: NextBatch) -> dict[str, Any]:
             for i in range(len(found.loss))
         ],
         "width": found.width,
-        "width_after_plan": planned_width(batch),
+        "width_after_plan": expected_width(batch),
         "n_known": batch.n_known,
         "n_candidates": batch.n_candidates,
         "spend": {"flops": batch.spent, "budget_flops": batch.budget},
         "stop": batch.stop,
         "forms": found.described(),
-        "plan_flops": found.plan.flops,
+        "plan_flops": found.proposed.flops,
         "next": [
             {
                 "run_id": None if batch.proposal.plan.data.is_estimated else row.spec.run_id,
@@ -128,16 +128,16 @@ def round_as_dict(batch: NextBatch) -> dict[str, Any]:
     }
 
 
-def planned_width(batch: NextBatch) -> float:
+def expected_width(batch: SweepRound) -> float:
     """Return the relative interval width after the whole plan, to first order."""
-    plan = batch.found.plan
+    plan = batch.round.proposed
     share = plan.after / plan.before if plan.before > 0 else 0.0
-    return float(batch.found.width * max(share, 0.0) ** 0.5)
+    return float(batch.round.width * max(share, 0.0) ** 0.5)
 
 
-def print_round(batch: NextBatch, *, explains: bool) -> None:
+def print_round(batch: SweepRound, *, explains: bool) -> None:
     """Print the prediction so far and the runs chosen next."""
-    out, found = console(), batch.found
+    out, found = console(), batch.round
     n_params, n_tokens = (float(found.target[key][0]) for key in ("n_params", "n_tokens"))
     where = f"target N {format_quantity(n_params)}, D {format_quantity(n_tokens)}"
     if batch.n_known:
@@ -163,21 +163,21 @@ def print_round(batch: NextBatch, *, explains: bool) -> None:
     out.print(
         f"next: {len(rows)} of {plural(batch.n_candidates, 'candidate run')} for "
         f"{format_flops(cost)} FLOPs; after the whole plan of "
-        f"{plural(len(found.plan.choices), 'run')}, the interval is expected to be "
-        f"{100 * planned_width(batch):.2f} % wide.",
+        f"{plural(len(found.proposed.choices), 'run')}, the interval is expected to be "
+        f"{100 * expected_width(batch):.2f} % wide.",
         soft_wrap=True,
     )
     if explains:
         _print_reasons(out, batch)
 
 
-def _print_reasons(out: Console, batch: NextBatch) -> None:
+def _print_reasons(out: Console, batch: SweepRound) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for name in ("N", "D", "FLOPs", "of budget", "variance cut", "correlation", "why"):
         table.add_column(name, justify="left" if name == "why" else "right", no_wrap=name != "why")
-    for row, choice in zip(batch.proposal.plan.rows, batch.found.batch, strict=False):
+    for row, choice in zip(batch.proposal.plan.rows, batch.round.batch, strict=False):
         table.add_row(
             format_quantity(row.n_params),
             format_quantity(row.spec.n_tokens),

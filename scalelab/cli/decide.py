@@ -14,14 +14,14 @@ from scalelab.cli.layout import Fitting
 from scalelab.cli.options import LevelOption, MapOption, ResultsOption, option
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import DataError, UsageError
-from scalelab.theory.hardware import GRID_SOURCE, WORLD_GRAMS_PER_KWH
+from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
 from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
 
 if TYPE_CHECKING:
     from scalelab.forecast.decision import Candidate, Decision
     from scalelab.forecast.fit_report import FitReport
 
-LIMIT, SETTING, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scaling law", "Output"
+LIMIT, HARDWARE, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scaling law", "Output"
 OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form", "level")
 """Options of a fit, which do not apply to a published law."""
 OF_PUBLISHED = (*OF_RUNS, "law", "results", "as_json", "published")
@@ -73,31 +73,31 @@ def decide(
         str | None, option(LIMIT, "Memory for the served weights in GB, such as 80.")
     ] = None,
     inference_tokens: Annotated[
-        str | None, option(SETTING, "Tokens served over the lifetime of the model.")
+        str | None, option(HARDWARE, "Tokens served over the lifetime of the model.")
     ] = None,
-    gpu: Annotated[str, option(SETTING, "Device, such as h100 or a100.")] = "h100",
-    gpus: Annotated[float, option(SETTING, "Number of devices.")] = 1.0,
+    gpu: Annotated[str, option(HARDWARE, "Device, such as h100 or a100.")] = "h100",
+    gpus: Annotated[float, option(HARDWARE, "Number of devices.")] = 1.0,
     utilisation: Annotated[
-        float | None, option(SETTING, "Achieved share of peak FLOP/s; default 0.4.")
-    ] = None,
+        float, option(HARDWARE, "Achieved share of peak FLOP/s.")
+    ] = STATED_UTILISATION,
     usd_per_hour: Annotated[
-        float | None, option(SETTING, "Price of one device-hour in US dollars.")
+        float | None,
+        option(HARDWARE, "US dollars per device-hour; default: that of the hardware table."),
     ] = None,
     grid: Annotated[
-        float | None,
-        option(SETTING, f"g CO2 per kWh; default {WORLD_GRAMS_PER_KWH:g}, {GRID_SOURCE}."),
-    ] = None,
-    bytes_per_param: Annotated[float, option(SETTING, "Bytes per parameter when serving.")] = 2.0,
+        float, option(HARDWARE, f"g CO2 per kWh; the default is the {GRID_SOURCE}.")
+    ] = WORLD_GRAMS_PER_KWH,
+    bytes_per_param: Annotated[float, option(HARDWARE, "Bytes per parameter when serving.")] = 2.0,
     real_shapes: Annotated[
         bool,
         option(
-            SETTING,
+            HARDWARE,
             "Search trainable model shapes, with exact FLOPs. Default: any N, with C = 6 N D.",
             "--real-shapes",
         ),
     ] = False,
-    vocab_size: Annotated[int, option(SETTING, "Vocabulary for --real-shapes.", min=1)] = 32_768,
-    seq_len: Annotated[int, option(SETTING, "Tokens per sequence.", min=1)] = 4096,
+    vocab_size: Annotated[int, option(HARDWARE, "Vocabulary for --real-shapes.", min=1)] = 32_768,
+    seq_len: Annotated[int, option(HARDWARE, "Tokens per sequence.", min=1)] = 4096,
     target_loss: Annotated[
         float | None,
         typer.Option(help="Loss to reach, nats; prints the probability of missing it."),
@@ -117,7 +117,7 @@ def decide(
     """
     from scalelab import api
     from scalelab.api import decisions as api_decide
-    from scalelab.forecast.decision import Limits
+    from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.tables import parse_map
 
     options = _given(context)
@@ -154,7 +154,7 @@ def decide(
         if text is not None
     }
     limits = Limits(**read)
-    demand = api_decide.Demand(
+    deployment = Deployment(
         gpu=gpu,
         n_devices=gpus,
         utilisation=utilisation,
@@ -165,7 +165,6 @@ def decide(
         else parse_quantity(inference_tokens, what="inference tokens"),
         bytes_per_param=bytes_per_param,
     )
-    api_decide.setting_of(demand)  # raises before the fit starts
     source: FitReport | str
     if law is not None:
         source = law
@@ -185,7 +184,7 @@ def decide(
     answer = api_decide.decide(
         source,
         limits,
-        demand,
+        deployment,
         candidates=candidate or (),
         target_loss=target_loss,
         real_shapes=shapes,

@@ -134,7 +134,7 @@ def fit(
             bootstrap=BootstrapSpec(**resampling),
             level=level,
             predict=predict or (),
-            is_compared=compare,
+            compare_forms=compare,
         )
     except UsageError as error:
         if cluster is None:

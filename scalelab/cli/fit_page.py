@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport
 
-CALM = "dim"
-ANSWER = "bold"
-CARE = "yellow"
+DIM_STYLE = "dim"
+ANSWER_STYLE = "bold"
+WARNING_STYLE = "yellow"
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
 IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "extrapolation")
 NOT_GRAVE = (*IN_FIRST_LINE, "approach_", "derived_", "edge_minimum", "off_centre", "drifting")
@@ -43,7 +43,7 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     is_piped = not out.is_terminal
     first = print_headline(report, out)
     out.print()
-    out.print(_ground(report), style=CALM, soft_wrap=is_piped)
+    out.print(_ground(report), style=DIM_STYLE, soft_wrap=is_piped)
     out.print()
     out.print(Fitting(_parameters(report)))
     out.print(Fitting(_approaches(report)))
@@ -57,7 +57,7 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     print_warnings([w for w in report.warnings if w is not first], out)
     if plot is not None:
         out.print()
-        out.print(f"figure: {plot}", style=CALM, soft_wrap=is_piped)
+        out.print(f"figure: {plot}", style=DIM_STYLE, soft_wrap=is_piped)
 
 
 def print_headline(report: FitReport, out: Console) -> FitWarning | None:
@@ -65,7 +65,7 @@ def print_headline(report: FitReport, out: Console) -> FitWarning | None:
     held = report.holdout.n_rows if report.holdout is not None else 0
     used = rows_used(report.fit.n_rows + held, report.warnings)
     for line in _headline(report):
-        out.print(used + line, style=ANSWER, soft_wrap=not out.is_terminal)
+        out.print(used + line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
         used = ""
     return print_gravest(report.warnings, out)
 
@@ -100,7 +100,7 @@ def print_warnings(warnings: Sequence[FitWarning], out: Console) -> None:
 def _print_warning(warning: FitWarning, out: Console) -> None:
     from rich.text import Text
 
-    code = Text(f"{warning.code.replace('_', ' ')}: ", style=CARE)
+    code = Text(f"{warning.code.replace('_', ' ')}: ", style=WARNING_STYLE)
     out.print(code + Text(runnable(warning.message)), soft_wrap=not out.is_terminal)
 
 
@@ -109,8 +109,8 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
     distance = ""
     if forecast.extrapolation is not None:
         times = format_quantity(forecast.extrapolation)
-        if forecast.far:
-            distance = f"Extrapolation: {', '.join(forecast.far)}. "
+        if forecast.outside_range:
+            distance = f"Extrapolation: {', '.join(forecast.outside_range)}. "
         elif forecast.extrapolation > 1:
             distance = f" This is {times} times the FLOPs of the largest run."
         else:
@@ -122,7 +122,7 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
         f"{_limits(forecast.pred_low, forecast.pred_high, 'a new run')}"
     )
     sentence = f"{_describe(forecast)}: {loss}."
-    return distance + sentence if forecast.far else sentence + distance
+    return distance + sentence if forecast.outside_range else sentence + distance
 
 
 def _headline(report: FitReport) -> Iterator[str]:
@@ -289,7 +289,7 @@ def _table(*names: str, texts: Sequence[str] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style=CALM)
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style=DIM_STYLE)
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=name not in texts)
     return table

@@ -107,7 +107,7 @@ def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
 def as_html(found: FitReport, command: str) -> str:
     """Return the HTML page of a fit."""
     from scalelab.forecast.bands import bands_between
-    from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
+    from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
     from scalelab.report.html import Content, render
 
     low, high = float(found.observations.flops.min()), float(found.observations.flops.max())
@@ -121,8 +121,8 @@ def as_html(found: FitReport, command: str) -> str:
             bands=bands_between(found, low / 1.5, high * 1.5),
             extended=bands_between(found, low / 2, far * 3),
             planes=bands_between(found, *PUBLISHED_SPAN),
-            models=[model for model in PUBLISHED if model.is_decoder],
-            named=WELL_KNOWN,
+            models=[model for model in PUBLISHED_MODELS if model.is_decoder],
+            named=LABELLED_MODELS,
         )
     )
 

@@ -13,7 +13,7 @@ from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from scalelab.api.tuning import Tuning, TuningAnswer
     from scalelab.launch.proposal import Proposal
-    from scalelab.tune.law import Interval
+    from scalelab.tune.law import Estimate
     from scalelab.tune.spec import TuneSpec
 
 
@@ -171,7 +171,7 @@ def _print_prediction(answer: TuningAnswer, n_params: float, n_tokens: float) ->
     console().print(Fitting(table))
 
 
-def _in_words(found: Interval | None) -> str:
+def _in_words(found: Estimate | None) -> str:
     if found is None:
         return "-"
     if found.low is None or found.high is None:

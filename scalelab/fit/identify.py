@@ -18,7 +18,7 @@ VANISHED = 1e-5
 """Maximum relative effect on any prediction of a positive parameter that has reached 0."""
 RANK = 1e-9
 """Minimum ratio of the smallest to the largest singular value of the normalised Jacobian."""
-ENOUGH = 1000
+ROWS_EXAMINED_FIRST = 1000
 MAX_RELATIVE_ERROR = 3.0
 """Standard error of a log-parameter, or of an exponent over its value, that is too large."""
 
@@ -55,7 +55,7 @@ def assess(
     reasons: list[str] = []
     used = weight > 0
     # Usually the first rows already contain enough distinct points.
-    points = np.unique(np.stack([c[used][:ENOUGH] for c in columns.values()]), axis=1)
+    points = np.unique(np.stack([c[used][:ROWS_EXAMINED_FIRST] for c in columns.values()]), axis=1)
     if points.shape[1] < free.sum():
         points = np.unique(np.stack([c[used] for c in columns.values()]), axis=1)
     if points.shape[1] < free.sum():

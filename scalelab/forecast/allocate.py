@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
-from scalelab.forecast.extrapolation import FittedRange, far_warning
+from scalelab.forecast.extrapolation import FittedRange, extrapolation_warning
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws.base import Law
 from scalelab.units import format_flops, parse_quantity
 
 FloatArray = NDArray[np.float64]
 
-LETTERS = {"N": "n_params", "D": "n_tokens", "C": "flops"}
-SIZES = tuple(LETTERS.values())
+COLUMN_OF_LETTER = {"N": "n_params", "D": "n_tokens", "C": "flops"}
+SIZE_COLUMNS = tuple(COLUMN_OF_LETTER.values())
 MAX_STEPS = 60
 
 
@@ -62,8 +62,8 @@ class Forecast:
         Level of all intervals.
     extrapolation : float or None
         ``flops`` divided by those of the largest fitted run, both as 6 N D.
-    far : tuple of str
-        How far the request is outside the fitted range, in words; empty if it is inside.
+    outside_range : tuple of str
+        Phrases such as ``110x the FLOPs of the largest run``; empty within `EXTRAPOLATION_LIMIT`.
     """
 
     asked: str
@@ -78,7 +78,7 @@ class Forecast:
     pred_high: float
     level: float
     extrapolation: float | None
-    far: tuple[str, ...] = ()
+    outside_range: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast under the names of the JSON contract."""
@@ -108,7 +108,7 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
     values: dict[str, float] = {}
     for item in text.split(","):
         name, equals, quantity = (part.strip() for part in item.partition("="))
-        column = LETTERS.get(name, name)
+        column = COLUMN_OF_LETTER.get(name, name)
         if not equals or not column.isidentifier() or column in values:
             raise UsageError(
                 f"{option} {text!r}",
@@ -116,7 +116,7 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
                 f"Write {option} N=7e9, {option} N=7B,D=2T or {option} C=1e24.",
             )
         values[column] = parse_quantity(quantity, what=f"{option} {name}")
-    if all(name in values for name in SIZES):
+    if all(name in values for name in SIZE_COLUMNS):
         flops = train_flops_6nd(values["n_params"], values["n_tokens"])
         if abs(flops / values["flops"] - 1) > 1e-3:
             raise UsageError(
@@ -151,9 +151,11 @@ def forecast(
     return tuple(_forecast(fit, request, fitted, level) for request in requests)
 
 
-def far_warnings(forecasts: Sequence[Forecast]) -> tuple[FitWarning, ...]:
+def extrapolation_warnings(forecasts: Sequence[Forecast]) -> tuple[FitWarning, ...]:
     """Return a warning for each forecast far outside the runs."""
-    return tuple(far_warning(f.asked, f.far) for f in forecasts if f.far)
+    return tuple(
+        extrapolation_warning(f.asked, f.outside_range) for f in forecasts if f.outside_range
+    )
 
 
 def frontier(law: Law, reference_flops: float) -> dict[str, float]:
@@ -209,7 +211,7 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
     start : float
         Starting point, FLOPs.
     """
-    index = SIZES.index(column)
+    index = SIZE_COLUMNS.index(column)
     target = math.log(value)
 
     def gap(log_c: float) -> float:
@@ -239,7 +241,7 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
 def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: float) -> Forecast:
     law, values = fit.law, dict(request.values)
     _check_names(request, law)
-    known = [name for name in SIZES if name in values]
+    known = [name for name in SIZE_COLUMNS if name in values]
     needs_both = {"n_params", "n_tokens"} <= set(law.columns)
     sizes: dict[str, Interval] = {}
     if len(known) == 1 and needs_both:
@@ -249,8 +251,8 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
                 _optimum(each, known[0], values[known[0]], fitted.flops)
                 for each in fit.replicate_laws()
             ]
-        ).reshape(-1, len(SIZES))
-        for name, value, column in zip(SIZES, chosen, draws.T, strict=True):
+        ).reshape(-1, len(SIZE_COLUMNS))
+        for name, value, column in zip(SIZE_COLUMNS, chosen, draws.T, strict=True):
             low, high = percentile_limits(column[np.isfinite(column)], level)
             is_given = name == known[0]
             sizes[name] = Interval(
@@ -268,7 +270,7 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
             f"every column of the form {fit.form}: {', '.join(law.columns)}",
             f"Add {','.join(f'{name}=VALUE' for name in missing)}.",
         )
-    if not all(math.isfinite(values.get(name, 0.0)) for name in SIZES):
+    if not all(math.isfinite(values.get(name, 0.0)) for name in SIZE_COLUMNS):
         raise UsageError(
             f"--predict {request.text!r}, which has no finite N, D and C",
             "a size near the trained ones",
@@ -289,7 +291,7 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
         pred_high=float(predicted.pred_high[0]),
         level=level,
         extrapolation=None if flops is None else flops / fitted.flops,
-        far=fitted.far(
+        outside_range=fitted.describe_extrapolation(
             n_params=values.get("n_params"), n_tokens=values.get("n_tokens"), flops=flops
         ),
     )
@@ -297,13 +299,13 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
 
 def _check_names(request: Request, law: Law) -> None:
     """Raise UsageError for a name that is neither N, D, C nor a column of the form."""
-    others = [name for name in law.columns if name not in SIZES]
-    unknown = [name for name in request.values if name not in (*SIZES, *law.columns)]
+    others = [name for name in law.columns if name not in SIZE_COLUMNS]
+    unknown = [name for name in request.values if name not in (*SIZE_COLUMNS, *law.columns)]
     if unknown:
-        meant = [name.upper() for name in unknown if name.upper() in LETTERS]
+        meant = [name.upper() for name in unknown if name.upper() in COLUMN_OF_LETTER]
         raise UsageError(
             f"--predict {request.text!r}: the form {law.name} has no {' or '.join(unknown)}",
-            f"any of {', '.join([*LETTERS, *others])}",
+            f"any of {', '.join([*COLUMN_OF_LETTER, *others])}",
             f"Write {' and '.join(meant)} in capitals." if meant else "Remove it.",
         )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-REPLICATES = 400
+MAX_REPLICATES = 400
 """Largest number of replicates in a band; more move its edges by less than a pixel."""
 
 
@@ -77,7 +77,7 @@ def frontier_bands(fit: ParametricFit, flops: FloatArray, level: float = 0.9) ->
         return None
     if not np.all(np.isfinite(n_params) & (n_params > 0)):
         return None
-    laws = fit.replicate_laws()[:REPLICATES]
+    laws = fit.replicate_laws()[:MAX_REPLICATES]
     with np.errstate(all="ignore"):
         draws = np.array([law.optimal(flops) for law in laws]).reshape(-1, 2, len(flops))
     tails = [(1 - level) / 2, (1 + level) / 2]

@@ -9,15 +9,15 @@ from scalelab.forecast.decision import (
     GRAMS_PER_KG,
     HOURS_PER_DAY,
     Candidate,
+    Deployment,
     Limits,
-    Setting,
 )
 from scalelab.forecast.forecaster import Forecaster
 from scalelab.forecast.size_pool import SERVING_SHARE, SizePool
 from scalelab.sweep.plan import MAX_EPOCHS
 from scalelab.units import format_quantity
 
-ACTIVE = 0.999
+BINDING_SHARE = 0.999
 WORTHLESS_EPOCHS = 40.0
 """Passes after which another has no value, Muennighoff et al. 2023, section 6."""
 
@@ -25,7 +25,7 @@ WORTHLESS_EPOCHS = 40.0
 def candidate_of(
     source: Forecaster,
     limits: Limits,
-    setting: Setting,
+    deployment: Deployment,
     model: SizePool,
     n_tokens: float,
     target: float | None,
@@ -35,17 +35,17 @@ def candidate_of(
     value, low, high, miss = source.loss(n_params, n_tokens, limits.unique_tokens, target)
     per_token = float(model.flops_per_token[0])
     flops = per_token * n_tokens
-    total = flops + SERVING_SHARE * per_token * setting.inference_tokens
-    hours, life_hours = flops / setting.flops_per_hour, total / setting.flops_per_hour
-    kwh = life_hours * setting.kwh_per_hour
+    total = flops + SERVING_SHARE * per_token * deployment.inference_tokens
+    hours, life_hours = flops / deployment.flops_per_hour, total / deployment.flops_per_hour
+    kwh = life_hours * deployment.kwh_per_hour
     costs: dict[str, float | None] = {
         "total_flops": total,
         "gpu_hours": hours,
-        "days": hours / setting.n_devices / HOURS_PER_DAY,
-        "usd": life_hours * setting.usd_per_hour,
+        "days": hours / deployment.n_devices / HOURS_PER_DAY,
+        "usd": life_hours * deployment.device_usd_per_hour,
         "kwh": kwh,
-        "kg_co2": kwh * setting.grams_per_kwh / GRAMS_PER_KG,
-        "serving_bytes": n_params * setting.bytes_per_param,
+        "kg_co2": kwh * deployment.grams_per_kwh / GRAMS_PER_KG,
+        "serving_bytes": n_params * deployment.bytes_per_param,
         "epochs": None if limits.unique_tokens is None else n_tokens / limits.unique_tokens,
     }
     used = {**costs, "flops": flops}
@@ -79,7 +79,7 @@ def binding(limits: Limits, best: Candidate | None, relaxed: dict[str, float]) -
         if (
             relaxed.get(name, 0.0) > 1e-7
             if name == "unique_tokens"
-            else (used[name] or 0.0) > ACTIVE * most
+            else (used[name] or 0.0) > BINDING_SHARE * most
         )
     )
 

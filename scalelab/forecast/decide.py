@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.candidates import binding, candidate_of, front, repeated
-from scalelab.forecast.decision import Candidate, Decision, Limits, Setting
+from scalelab.forecast.decision import Candidate, Decision, Deployment, Limits
 from scalelab.forecast.forecaster import Forecaster, law_loss
 from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
 from scalelab.theory.laws import Law
@@ -34,22 +34,22 @@ FloatArray = NDArray[np.float64]
 Point = tuple[SizePool, float]
 """One model and its number of training tokens."""
 
-SIZES = np.geomspace(1e4, 1e16, 481)
-ZOOMS, ZOOM_POINTS = 8, 33
+SEARCHED_SIZES = np.geomspace(1e4, 1e16, 481)
+REFINEMENTS, REFINEMENT_SIZES = 8, 33
 """Number of zoom steps and sizes in each; the final resolution is 3e-11 of a size."""
-RELAXED = 1.10
-NEIGHBOURS = (0.25, 0.5, 2.0, 4.0)
-CHEAPER = (0.5, 0.2, 0.1)
-LEAST_GAIN = 1e-3
+RELAX_FACTOR = 1.10
+NEIGHBOUR_FACTORS = (0.25, 0.5, 2.0, 4.0)
+CHEAPER_SHARES = (0.5, 0.2, 0.1)
+MIN_SAVING_NATS = 1e-3
 """Nats that the last halving of compute must save; less is within the noise between runs."""
-LEAST_SHARE, HALVINGS = 1e-12, 20
+MIN_COMPUTE_SHARE, BISECTIONS = 1e-12, 20
 """Smallest share of the compute in the search for enough, and its number of bisections."""
 
 
 def decide(
     source: Forecaster,
     limits: Limits,
-    setting: Setting,
+    deployment: Deployment,
     *,
     named: Sequence[tuple[float, float]] = (),
     target_loss: float | None = None,
@@ -61,7 +61,7 @@ def decide(
     ----------
     source : Forecaster
     limits : Limits
-    setting : Setting
+    deployment : Deployment
     named : sequence of (n_params, n_tokens)
         Candidates to compare; if empty, search for the best model.
     target_loss : float, optional
@@ -78,7 +78,7 @@ def decide(
         raise UsageError(
             f"target loss {target_loss:g}", "a loss above 0 nats", "Write for example 2.1."
         )
-    search = _Search(law=source.law, setting=setting, shapes=shapes)
+    search = _Search(law=source.law, deployment=deployment, shapes=shapes)
     if named:
         points = [(search.sized(n), d) for n, d in named]
     else:
@@ -91,7 +91,7 @@ def decide(
             *search.neighbours(enough, within),
             *search.cheaper(enough, within),
         ]
-    candidates = tuple(candidate_of(source, limits, setting, *p, target_loss) for p in points)
+    candidates = tuple(candidate_of(source, limits, deployment, *p, target_loss) for p in points)
     feasible = [candidate for candidate in candidates if candidate.is_feasible]
     relaxed: dict[str, float] = {}
     if named:
@@ -100,7 +100,10 @@ def decide(
     else:
         best = candidates[0]
         relaxed = search.relaxed(limits, search.loss(most, limits))
-        warned = [*repeated([best]), *_at_edge(best, SIZES if shapes is None else shapes.n_params)]
+        warned = [
+            *repeated([best]),
+            *_at_edge(best, SEARCHED_SIZES if shapes is None else shapes.n_params),
+        ]
         if enough is not most:
             warned.append(_saturated(best, candidates[1]))
     return Decision(
@@ -126,7 +129,7 @@ class _Search:
     """The search for the best model under limits, over all sizes or over real shapes."""
 
     law: Law
-    setting: Setting
+    deployment: Deployment
     shapes: SizePool | None
 
     def sized(self, n_params: float) -> SizePool:
@@ -137,8 +140,8 @@ class _Search:
 
     def best(self, limits: Limits) -> Point:
         """Return the best model and its training tokens."""
-        pool = self.shapes or continuum(_sizes(limits, self.setting))
-        most = most_tokens(pool, limits, self.setting)
+        pool = self.shapes or continuum(_sizes(limits, self.deployment))
+        most = most_tokens(pool, limits, self.deployment)
         if np.isinf(most).any():
             raise UsageError(
                 "no limit that bounds compute, hours, days, money or energy",
@@ -146,7 +149,7 @@ class _Search:
                 "Give --flops, --gpu-hours, --max-days, --max-usd, --max-kwh or --max-co2-kg.",
             )
         if not np.isfinite(most).any():
-            served = self.setting.inference_tokens
+            served = self.deployment.inference_tokens
             demand = f" with {format_quantity(served)} tokens to serve" if served else ""
             raise UsageError(
                 "limits that exclude every model" + demand,
@@ -164,10 +167,10 @@ class _Search:
     def _refined(self, sizes: FloatArray, i: int, loss: float, limits: Limits) -> Point:
         """Return the best size between the neighbours of size i, by repeated refinement."""
         best, grid = math.log(sizes[i]), np.log(sizes[max(i - 1, 0) : i + 2])
-        for _ in range(ZOOMS):
-            grid = np.linspace(grid[0], grid[-1], ZOOM_POINTS)
+        for _ in range(REFINEMENTS):
+            grid = np.linspace(grid[0], grid[-1], REFINEMENT_SIZES)
             pool = continuum(np.exp(grid))
-            most = most_tokens(pool, limits, self.setting)
+            most = most_tokens(pool, limits, self.deployment)
             losses = law_loss(
                 self.law, pool.n_params, np.nan_to_num(most, nan=1.0), limits.unique_tokens
             )
@@ -177,7 +180,7 @@ class _Search:
                 best, loss = grid[k], float(losses[k])
             grid = grid[max(k - 1, 0) : k + 2]
         pool = continuum(np.array([math.exp(best)]))
-        return pool, float(most_tokens(pool, limits, self.setting)[0])
+        return pool, float(most_tokens(pool, limits, self.deployment)[0])
 
     def loss(self, model: Point, limits: Limits) -> float:
         """Return the predicted loss of a model."""
@@ -188,11 +191,11 @@ class _Search:
         """Return the model, or a smaller compute whose best model has nearly the same loss.
 
         With repeated tokens the loss reaches a floor. If the last halving of compute saves less
-        than `LEAST_GAIN`, the smallest compute within `LEAST_GAIN` of the loss is used.
+        than `MIN_SAVING_NATS`, the smallest compute within `MIN_SAVING_NATS` of the loss is used.
         """
         if limits.unique_tokens is None:
             return most
-        target = self.loss(most, limits) + LEAST_GAIN
+        target = self.loss(most, limits) + MIN_SAVING_NATS
 
         def at(log_share: float) -> Point | None:
             flops = math.exp(log_share) * _flops(most)
@@ -202,11 +205,11 @@ class _Search:
                 return None
             return found if self.loss(found, limits) <= target else None
 
-        low, high = math.log(LEAST_SHARE), math.log(0.5)
+        low, high = math.log(MIN_COMPUTE_SHARE), math.log(0.5)
         least = at(high)
         if least is None:
             return most
-        for _ in range(HALVINGS):
+        for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             found = at(middle)
             if found is None:
@@ -218,9 +221,9 @@ class _Search:
     def neighbours(self, best: Point, limits: Limits) -> list[Point]:
         """Return models of multiples of the best size, with the most tokens that limits allow."""
         out = []
-        for factor in NEIGHBOURS:
+        for factor in NEIGHBOUR_FACTORS:
             pool = self.sized(float(best[0].n_params[0]) * factor)
-            most = most_tokens(pool, limits, self.setting)[0]
+            most = most_tokens(pool, limits, self.deployment)[0]
             if np.isfinite(most):
                 out.append((pool, float(most)))
         return out
@@ -229,7 +232,7 @@ class _Search:
         """Return the best models at shares of the best one's training compute."""
         flops = _flops(best)
         out = []
-        for share in CHEAPER:
+        for share in CHEAPER_SHARES:
             try:
                 out.append(self.best(replace(limits, flops=share * flops)))
             except UsageError:
@@ -240,7 +243,7 @@ class _Search:
         """Return the nats that 10 % more of each limit saves."""
         out = {}
         for name, value in limits.given().items():
-            wider = replace(limits, **{name: value * RELAXED})
+            wider = replace(limits, **{name: value * RELAX_FACTOR})
             out[name] = max(loss - self.loss(self.best(wider), wider), 0.0)
         return out
 
@@ -250,12 +253,12 @@ def _flops(model: Point) -> float:
     return float(model[0].flops_per_token[0]) * model[1]
 
 
-def _sizes(limits: Limits, setting: Setting) -> FloatArray:
+def _sizes(limits: Limits, deployment: Deployment) -> FloatArray:
     """Return the sizes to search, including the largest that fits in memory."""
     if limits.serving_bytes is None:
-        return SIZES
-    edge = limits.serving_bytes / setting.bytes_per_param
-    return np.append(SIZES[edge > SIZES], edge)
+        return SEARCHED_SIZES
+    edge = limits.serving_bytes / deployment.bytes_per_param
+    return np.append(SEARCHED_SIZES[edge > SEARCHED_SIZES], edge)
 
 
 def _at_edge(best: Candidate, sizes: FloatArray) -> list[FitWarning]:

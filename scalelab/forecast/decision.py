@@ -1,4 +1,4 @@
-"""Types of a decision: limits, hardware setting, candidates and the answer."""
+"""Types of a decision: limits, deployment, candidates and the answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
-from scalelab.theory.hardware import STATED_UTILISATION, WORLD_GRAMS_PER_KWH, Hardware
+from scalelab.theory.hardware import (
+    STATED_UTILISATION,
+    WORLD_GRAMS_PER_KWH,
+    Hardware,
+    find_hardware,
+)
 from scalelab.units import format_quantity
 
 SECONDS_PER_HOUR, HOURS_PER_DAY, WATTS_PER_KW, GRAMS_PER_KG = 3600.0, 24.0, 1000.0, 1000.0
@@ -50,29 +55,30 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """The hardware for training and serving, its prices, and the served tokens.
+class Deployment:
+    """Devices for training and serving, their prices, and the tokens to serve.
 
     Attributes
     ----------
-    hardware : Hardware
+    gpu : str
+        Name in the hardware table, for example ``h100``.
     n_devices : float
     utilisation : float
-        Share of the device's peak FLOP/s, in training and serving.
-    usd_per_hour : float
-        Price of one device, US dollars.
+        Share of the peak FLOP/s that training and serving achieve.
+    usd_per_hour : float or None
+        Price of a device-hour in US dollars; None: the price of the hardware table.
     grams_per_kwh : float
-        Carbon intensity of the grid.
+        Carbon intensity of the electricity, g CO2 per kWh.
     inference_tokens : float
-        Tokens served over the model's life.
+        Tokens served over the life of the model.
     bytes_per_param : float
         Bytes per parameter when serving.
     """
 
-    hardware: Hardware
+    gpu: str = "h100"
     n_devices: float = 1.0
     utilisation: float = STATED_UTILISATION
-    usd_per_hour: float
+    usd_per_hour: float | None = None
     grams_per_kwh: float = WORLD_GRAMS_PER_KWH
     inference_tokens: float = 0.0
     bytes_per_param: float = 2.0
@@ -81,7 +87,7 @@ class Setting:
         for value, what, is_positive in (
             (self.n_devices, "number of devices", True),
             (self.bytes_per_param, "number of bytes per parameter", True),
-            (self.usd_per_hour, "price of a device-hour in US dollars", False),
+            (self.device_usd_per_hour, "price of a device-hour in US dollars", False),
             (self.grams_per_kwh, "number of g CO2 per kWh", False),
             (self.inference_tokens, "number of tokens to serve", False),
         ):
@@ -94,6 +100,16 @@ class Setting:
                 "a share above 0, at most 1",
                 "Write for example 0.4.",
             )
+
+    @property
+    def hardware(self) -> Hardware:
+        """The device of the hardware table."""
+        return find_hardware(self.gpu)
+
+    @property
+    def device_usd_per_hour(self) -> float:
+        """Price of a device-hour, US dollars."""
+        return self.hardware.usd_per_hour if self.usd_per_hour is None else self.usd_per_hour
 
     @property
     def flops_per_hour(self) -> float:

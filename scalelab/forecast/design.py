@@ -27,9 +27,9 @@ Positions = NDArray[np.intp]
 
 COST_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Exponents w of the cost."""
-MOST_RUNS = 64
+MAX_RUNS = 64
 """Largest number of runs in a plan."""
-LEAST_GAIN = 2e-3
+MIN_VARIANCE_SHARE = 2e-3
 """A run that reduces the remaining variance by a smaller share is not planned."""
 
 
@@ -57,7 +57,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class ProposedRuns:
     """A plan for a budget.
 
     Attributes
@@ -95,14 +95,14 @@ class _Columns:
         return self.known[j]
 
 
-def plan_batch(
+def propose_runs(
     posterior: Posterior,
     targets: Positions,
     flops: FloatArray,
     budget: float,
     *,
     is_free: NDArray[np.bool_],
-) -> Batch:
+) -> ProposedRuns:
     """Return the plan that leaves the least variance at the targets.
 
     Parameters
@@ -128,7 +128,7 @@ def plan_batch(
     i = int(np.argmin([after for _, after in plans]))
     scale = np.sqrt(variance[targets])[:, None] * np.sqrt(variance) + 1e-300
     correlation = np.sqrt(np.mean((to_targets / scale) ** 2, axis=0))
-    return Batch(
+    return ProposedRuns(
         choices=tuple(
             Choice(
                 position=j,
@@ -176,14 +176,14 @@ def _greedy(
     left = float(variance[targets].mean())
     taken: list[FloatArray] = []
     chosen: list[tuple[int, float]] = []
-    while len(chosen) < MOST_RUNS:
+    while len(chosen) < MAX_RUNS:
         can = is_free & (flops <= budget)
         if not can.any():
             break
         gain = (to_targets**2).mean(axis=0) / (np.maximum(variance, 0.0) + posterior.noise)
         j = int(np.argmax(np.where(can, gain / price, -1.0)))
         is_free[j] = False
-        if gain[j] < LEAST_GAIN * left:
+        if gain[j] < MIN_VARIANCE_SHARE * left:
             if power == 0.0:
                 break
             continue

@@ -9,8 +9,8 @@ from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_quantity
 
-FAR = 100.0
-"""Factor beyond the runs, in FLOPs, N or D, from which a prediction carries a warning."""
+EXTRAPOLATION_LIMIT = 100.0
+"""Ratio to the fitted range of FLOPs, N or D above which a prediction has a warning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,20 +29,20 @@ class FittedRange:
     n_params: tuple[float, float]
     n_tokens: tuple[float, float]
 
-    def far(
+    def describe_extrapolation(
         self, *, n_params: float | None, n_tokens: float | None, flops: float | None
     ) -> tuple[str, ...]:
-        """Return phrases that say how far outside a run is; empty within a factor of `FAR`."""
+        """Return a phrase for each of FLOPs, N and D that exceeds `EXTRAPOLATION_LIMIT`."""
         found = []
         for name, value, (low, high) in (
-            ("FLOPs", flops, (0.0, self.flops)),
-            ("N", n_params, self.n_params),
-            ("D", n_tokens, self.n_tokens),
+            ("the FLOPs of the largest run", flops, (0.0, self.flops)),
+            ("the largest N", n_params, self.n_params),
+            ("the largest D", n_tokens, self.n_tokens),
         ):
-            if value is not None and value > FAR * high:
-                found.append(f"{format_quantity(value / high)}x the largest {name}")
-            elif value is not None and FAR * value < low:
-                found.append(f"{format_quantity(low / value)}x below the smallest {name}")
+            if value is not None and value > EXTRAPOLATION_LIMIT * high:
+                found.append(f"{format_quantity(value / high)}x {name}")
+            elif value is not None and EXTRAPOLATION_LIMIT * value < low:
+                found.append(f"{format_quantity(low / value)}x below the smallest {name[-1]}")
         return tuple(found)
 
 
@@ -55,13 +55,13 @@ def fitted_range(rows: Observations) -> FittedRange:
     )
 
 
-def far_warning(what: str, far: tuple[str, ...]) -> FitWarning:
-    """Return the warning of a run far outside the fitted ones."""
+def extrapolation_warning(what: str, distances: tuple[str, ...]) -> FitWarning:
+    """Return the warning about a run that is beyond the fitted range by these distances."""
     return FitWarning(
         code="extrapolation",
         message=(
-            f"{what} is far outside the fitted runs: {', '.join(far)} (warning above {FAR:g}x). "
-            "The interval covers noise of the runs, not a change of the law in between. Add runs "
-            "closer to it."
+            f"{what} is far outside the fitted runs: {', '.join(distances)} (warning above "
+            f"{EXTRAPOLATION_LIMIT:g}x). The interval covers noise of the runs, not a change of "
+            "the law in between. Add runs closer to it."
         ),
     )

@@ -17,9 +17,9 @@ FloatArray = NDArray[np.float64]
 
 R_D, R_N = 15.387756, 5.309743
 """Half-lives of repeated data and excess parameters, Muennighoff et al. 2023, section 5."""
-USABLE = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Kaplan)
+TRADE_OFF_FORMS = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Kaplan)
 """Forms with a trade-off between N and D."""
-REPEATING = (Chinchilla, TiedExponents, DataConstrained)
+REPETITION_FORMS = (Chinchilla, TiedExponents, DataConstrained)
 """Forms with a published or fitted value of repeated tokens."""
 
 
@@ -97,9 +97,9 @@ def forecaster(found: ParametricFit | Law, level: float = 0.9) -> Forecaster:
 def _usable(law: Law) -> Law:
     if isinstance(law, TiedExponents):
         return law.untied()
-    if isinstance(law, USABLE):
+    if isinstance(law, TRADE_OFF_FORMS):
         return law
-    names = ", ".join(form.name for form in (TiedExponents, *USABLE))
+    names = ", ".join(form.name for form in (TiedExponents, *TRADE_OFF_FORMS))
     raise UsageError(
         f"form {law.name}",
         f"a form with a trade-off between N and D: {names}",
@@ -119,8 +119,8 @@ def law_loss(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> Fl
     if not isinstance(law, Chinchilla):
         raise UsageError(
             f"a limit on unique tokens with the form {law.name}",
-            f"a form that knows the value of repeats: {', '.join(f.name for f in REPEATING)}",
-            "Fit one of them, for example --form chinchilla, or remove the limit.",
+            f"a form with repeated tokens: {', '.join(f.name for f in REPETITION_FORMS)}",
+            "Use --form chinchilla, or remove --unique-tokens.",
         )
     repeated = DataConstrained(**law.params, R_D=R_D, R_N=R_N)
     return repeated.loss({**columns, "unique_tokens": np.minimum(unique, d)})

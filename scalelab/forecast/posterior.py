@@ -38,9 +38,9 @@ from scalelab.theory.laws.base import Law
 FloatArray = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
-MISFITS = (0.001, 0.003, 0.01, 0.03, 0.1)
-NOISES = (0.0005, 0.001, 0.002, 0.005, 0.01)
-LENGTHS = (1.0, 2.0, 4.0, 8.0)
+MISFIT_GRID = (0.001, 0.003, 0.01, 0.03, 0.1)
+NOISE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01)
+LENGTH_GRID = (1.0, 2.0, 4.0, 8.0)
 """Grid of tau and sigma (log loss) and of the kernel's length (natural logs of N and D)."""
 MISFIT, NOISE, LENGTH = 0.01, 0.002, 4.0
 SPREADS = (1.0, 1.0, 0.5)
@@ -49,7 +49,7 @@ NOISE_GROWTH = 0.15
 """Exponent g: the noise is 1.4 times larger for a tenth of the compute."""
 N_STARTS = 2
 MAX_STEPS = 60
-NEGLIGIBLE = 1e-3
+NEGLIGIBLE_WEIGHT = 1e-3
 """Forms of a smaller weight are left out of the average."""
 
 
@@ -235,7 +235,7 @@ def _fit(
     if known is not None:
         starts.append(np.linalg.solve(prior.mix, known.prior.theta(known.z) - prior.mean))
     hyperparameters = Hyperparameters() if known is None else known.hyperparameters
-    kernels = {length: _matern(_distances(here.features), length) for length in LENGTHS}
+    kernels = {length: _matern(_distances(here.features), length) for length in LENGTH_GRID}
     growth = here.noise_growth
     for _ in range(2):
         root = cholesky(
@@ -295,7 +295,7 @@ def _best_hyperparameters(
 ) -> tuple[float, Hyperparameters]:
     """Return the largest log evidence of the linearised form and its hyperparameters."""
     best = (-math.inf, Hyperparameters())
-    for misfit, noise, length in product(MISFITS, NOISES, LENGTHS):
+    for misfit, noise, length in product(MISFIT_GRID, NOISE_GRID, LENGTH_GRID):
         total = misfit**2 * kernels[length] + prior
         total[np.diag_indices(len(y))] += (noise * growth) ** 2
         root = cholesky(total, lower=True, overwrite_a=True, check_finite=False)
@@ -317,7 +317,7 @@ def _average(
     """Return one Gaussian of the mixture's mean and covariance; y is relative to ``level``."""
     logs = np.array([form.log_evidence for form in found])
     weights = np.exp(logs - logs.max())
-    weights = np.where(weights < NEGLIGIBLE * weights.sum(), 0.0, weights)
+    weights = np.where(weights < NEGLIGIBLE_WEIGHT * weights.sum(), 0.0, weights)
     weights /= weights.sum()
     kept = [
         FormPosterior(

@@ -80,10 +80,10 @@ def _read_models() -> tuple[PublishedModel, ...]:
         )
 
 
-PUBLISHED = _read_models()
+PUBLISHED_MODELS = _read_models()
 """Models whose N and D were both published, from ``published_models.csv``."""
 
-WELL_KNOWN = (
+LABELLED_MODELS = (
     "GPT-3 175B",
     "Gopher 280B",
     "MT-NLG 530B",
@@ -149,7 +149,7 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
             "Use --form chinchilla.",
         )
     out = []
-    for model in PUBLISHED:
+    for model in PUBLISHED_MODELS:
         if not model.is_decoder:
             continue
         with np.errstate(all="ignore"):
@@ -180,13 +180,13 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
     return out
 
 
-NEAR = 1.25
+NEAR_FACTOR = 1.25
 """Factor around the optimal N within which a model counts as near it."""
 
 
 def _verdict(ratio: float) -> str:
-    if ratio > NEAR:
+    if ratio > NEAR_FACTOR:
         return "under-trained: too large for its compute"
-    if ratio < 1 / NEAR:
+    if ratio < 1 / NEAR_FACTOR:
         return "over-trained: smaller than optimal, cheaper to serve"
     return "near the optimum"

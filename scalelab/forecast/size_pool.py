@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.forecast.decision import GRAMS_PER_KG, HOURS_PER_DAY, Limits, Setting
+from scalelab.forecast.decision import GRAMS_PER_KG, HOURS_PER_DAY, Deployment, Limits
 from scalelab.sweep.shapes import nearest_shape, size_limits
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 
 SERVING_SHARE = FLOPS_PER_PARAM_FORWARD / FLOPS_PER_PARAM_TRAIN
 """FLOPs of a served token divided by those of a trained token."""
-RUNGS = 600
+N_TARGET_SIZES = 600
 """Number of target sizes whose nearest real shapes form the pool."""
 
 
@@ -71,7 +71,7 @@ def continuum(n_params: FloatArray) -> SizePool:
 def real_shapes(vocab_size: int, seq_len: int) -> SizePool:
     """Return the shapes that a plan would train at this vocabulary and sequence length."""
     low, high = size_limits(vocab_size)
-    found = {nearest_shape(n, vocab_size): None for n in np.geomspace(low, high, RUNGS)}
+    found = {nearest_shape(n, vocab_size): None for n in np.geomspace(low, high, N_TARGET_SIZES)}
     shapes = tuple(sorted(found, key=lambda shape: count_params(shape).total))
     return SizePool(
         n_params=np.array([float(count_params(shape).total) for shape in shapes]),
@@ -82,24 +82,24 @@ def real_shapes(vocab_size: int, seq_len: int) -> SizePool:
     )
 
 
-def most_tokens(pool: SizePool, limits: Limits, setting: Setting) -> FloatArray:
+def most_tokens(pool: SizePool, limits: Limits, deployment: Deployment) -> FloatArray:
     """Return the most tokens that all limits allow each model; NaN where there are none."""
     n, per_token = pool.n_params, pool.flops_per_token
-    per_hour = setting.flops_per_hour
+    per_hour = deployment.flops_per_hour
     training = {
         "flops": limits.flops,
         "gpu_hours": limits.gpu_hours and limits.gpu_hours * per_hour,
-        "days": limits.days and limits.days * HOURS_PER_DAY * setting.n_devices * per_hour,
+        "days": limits.days and limits.days * HOURS_PER_DAY * deployment.n_devices * per_hour,
     }
-    kwh_flops = per_hour / setting.kwh_per_hour
+    kwh_flops = per_hour / deployment.kwh_per_hour
     # A price of 0, such as carbon-free power, bounds nothing.
     total = {
-        "usd": limits.usd and _over(limits.usd, setting.usd_per_hour) * per_hour,
+        "usd": limits.usd and _over(limits.usd, deployment.device_usd_per_hour) * per_hour,
         "kwh": limits.kwh and limits.kwh * kwh_flops,
         "kg_co2": limits.kg_co2
-        and _over(limits.kg_co2 * GRAMS_PER_KG, setting.grams_per_kwh) * kwh_flops,
+        and _over(limits.kg_co2 * GRAMS_PER_KG, deployment.grams_per_kwh) * kwh_flops,
     }
-    serving = SERVING_SHARE * per_token * setting.inference_tokens
+    serving = SERVING_SHARE * per_token * deployment.inference_tokens
     most = np.full(len(n), np.inf)
     for flops in training.values():
         if flops is not None:
@@ -108,7 +108,7 @@ def most_tokens(pool: SizePool, limits: Limits, setting: Setting) -> FloatArray:
         if flops is not None:
             most = np.minimum(most, (flops - serving) / per_token)
     if limits.serving_bytes is not None:
-        is_small = n * setting.bytes_per_param <= limits.serving_bytes * (1 + 1e-12)
+        is_small = n * deployment.bytes_per_param <= limits.serving_bytes * (1 + 1e-12)
         most = np.where(is_small, most, np.nan)
     return np.where(most >= 1, most, np.nan)
 

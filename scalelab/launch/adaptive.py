@@ -1,8 +1,8 @@
-"""The next batch of runs of an adaptive sweep.
+"""The next batch of an adaptive sweep.
 
-The run pool is the plan of a grid sweep: all runs that could be chosen, with their exact FLOPs. All
-finished runs of the results folder on the same text count as observed, so an adaptive sweep can
-continue any other sweep. Each chosen batch is added to the sweep; the same command resumes it.
+The run pool is the plan of a grid sweep: all runs that could be chosen, with their exact FLOPs. The
+posterior uses all finished runs of the results folder on the same text, so an adaptive sweep can
+continue any other sweep. Each batch is added to the sweep; the same command resumes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
-from scalelab.forecast.adaptive import STAGES, Round, Target, ask
+from scalelab.forecast.adaptive import BUDGET_SHARES, Round, Target, next_round
 from scalelab.forecast.posterior import FormPosterior
 from scalelab.launch.proposal import Proposal
 from scalelab.records.sweep_dir import Results
@@ -55,26 +55,26 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class NextBatch:
-    """One round of an adaptive sweep.
+class SweepRound:
+    """One round of an adaptive sweep, with the batch to launch.
 
     Attributes
     ----------
-    found : Round
-        Posterior and plan of the round.
+    round : Round
+        Posterior and proposed runs.
     proposal : Proposal
         The batch to launch now; its plan is empty if the sweep ends.
     n_known : int
         Finished runs that the posterior is conditioned on.
     n_candidates : int
-        Runs of the pool that can be chosen.
+        Runs of the pool that can still be chosen.
     spent, budget : float
         FLOPs of this sweep.
     stop : str or None
         Why the sweep ends: ``narrow`` or ``spent``; None while it continues.
     """
 
-    found: Round
+    round: Round
     proposal: Proposal
     n_known: int
     n_candidates: int
@@ -92,7 +92,7 @@ def next_batch(
     until_width: float | None = None,
     seed: int = 0,
     before: Sequence[FormPosterior] = (),
-) -> NextBatch:
+) -> SweepRound:
     """Return the next batch of an adaptive sweep.
 
     Parameters
@@ -104,7 +104,7 @@ def next_batch(
     budget : float
         FLOPs that this sweep may use in total.
     until_width : float, optional
-        Stop once the width of the target's 90 % interval, divided by its loss, is at most this.
+        Stop once the target's 90 % confidence interval, divided by its loss, is this narrow.
     seed : int
         Seed of the random starts of the fits.
     before : sequence of FormPosterior
@@ -134,12 +134,14 @@ def next_batch(
         raise UsageError(
             f"a budget of {format_flops(budget)} FLOP, below the cheapest run",
             f"at least {format_flops(float(flops.min()))} FLOP",
-            "Raise --budget, or use smaller --n-params and --n-tokens.",
+            f"Use --budget {1.01 * flops.min():.2e}, or smaller --n-params and --n-tokens.",
         )
     left = budget - known.spent
-    ceiling = next((s * budget for s in STAGES if s * budget > known.spent * (1 + 1e-9)), budget)
+    ceiling = next(
+        (s * budget for s in BUDGET_SHARES if s * budget > known.spent * (1 + 1e-9)), budget
+    )
     made, could = _columns(known, free, pool.plan.data.n_train_tokens)
-    found = ask(
+    found = next_round(
         made,
         np.array(known.losses),
         could,
@@ -156,8 +158,8 @@ def next_batch(
     elif not found.batch:
         stop = "spent"
     rows = () if stop else tuple(free[choice.position] for choice in found.batch)
-    return NextBatch(
-        found=found,
+    return SweepRound(
+        round=found,
         proposal=of_rows(pool, rows),
         n_known=len(known.losses),
         n_candidates=len(free),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalelab.forecast.adaptive import Target
-from scalelab.forecast.design import Batch, plan_batch, variance_after
+from scalelab.forecast.design import ProposedRuns, propose_runs, variance_after
 from scalelab.forecast.posterior import Points, fit_posterior
 from scalelab.launch.adaptive import of_rows
 from scalelab.launch.proposal import Proposal
@@ -83,8 +83,8 @@ def optimal_grid(plain: Proposal, pool: Proposal) -> tuple[Proposal, DesignGain]
     is_free[-1] = False
     budget = plain.plan.total_flops
 
-    def planned(share: float) -> Batch:
-        return plan_batch(posterior, target, flops, share * budget, is_free=is_free)
+    def planned(share: float) -> ProposedRuns:
+        return propose_runs(posterior, target, flops, share * budget, is_free=is_free)
 
     best = planned(1.0)
     of_plain = variance_after(posterior, target, np.arange(first))

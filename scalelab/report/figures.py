@@ -173,7 +173,7 @@ def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> Non
         bands.flops,
         getattr(bands, f"{axis}_low"),
         getattr(bands, f"{axis}_high"),
-        look.veil(look.accent, 0.2),
+        look.with_alpha(look.accent, 0.2),
         row=row,
         col=1,
     )

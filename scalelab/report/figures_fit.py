@@ -102,13 +102,13 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
         (1, 2, rows.n_tokens, TOKENS),
         (2, 1, rows.flops, FLOPS),
     )
-    reach = 1.5 * max(float(np.quantile(np.abs(shown), 0.98)), 1e-9)
+    y_limit = 1.5 * max(float(np.quantile(np.abs(shown), 0.98)), 1e-9)
     low, high = np.quantile(shown, [0.05, 0.95])
     for row, col, values, name in places:
         add_curve(
             figure,
             values[some],
-            np.clip(shown[some], -reach, reach),
+            np.clip(shown[some], -y_limit, y_limit),
             {"color": look.second, "size": 4, "opacity": 0.6},
             hover="%{x}<br>%{y:.3f}",
             row=row,
@@ -121,9 +121,9 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
         figure.update_xaxes(
             **log_axis(values, sizes=name != FLOPS), title_text=name, row=row, col=col
         )
-        figure.update_yaxes(range=[-1.05 * reach, 1.05 * reach], row=row, col=col)
+        figure.update_yaxes(range=[-1.05 * y_limit, 1.05 * y_limit], row=row, col=col)
     _quantiles(figure, shown, look)
-    beyond = int((np.abs(shown) > reach).sum())
+    beyond = int((np.abs(shown) > y_limit).sum())
     finish(
         figure,
         look,
@@ -174,7 +174,7 @@ def pairs(report: FitReport, look: Look = LIGHT) -> Any:
             go.Bar(
                 x=short((edges[1:] + edges[:-1]) / 2),
                 y=counts,
-                marker={"color": look.veil(look.second, 0.75), "line": {"width": 0}},
+                marker={"color": look.with_alpha(look.second, 0.75), "line": {"width": 0}},
                 hovertemplate="%{x:.4g}: %{y}<extra></extra>",
             ),
             row=i + 1,

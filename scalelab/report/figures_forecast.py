@@ -74,8 +74,10 @@ def extrapolation(
         opacity=0.13,
         line_width=0,
     )
-    add_band(figure, bands.flops, bands.pred_low, bands.pred_high, look.veil(look.second, 0.16))
-    add_band(figure, bands.flops, bands.low, bands.high, look.veil(look.accent, 0.3))
+    add_band(
+        figure, bands.flops, bands.pred_low, bands.pred_high, look.with_alpha(look.second, 0.16)
+    )
+    add_band(figure, bands.flops, bands.low, bands.high, look.with_alpha(look.accent, 0.3))
     hover = "compute-optimal<br>C %{x:.2e} FLOP<br>loss %{y:.4f}"
     add_curve(
         figure,
@@ -296,7 +298,7 @@ def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> Non
         x,
         bands.n_params_low,
         bands.n_params_high,
-        look.veil(look.accent, 0.18),
+        look.with_alpha(look.accent, 0.18),
         row=1,
         col=col,
     )

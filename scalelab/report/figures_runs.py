@@ -133,7 +133,7 @@ def _label_ends(
             xshift=4,
             yshift=15 * (rank - (len(ends) - 1) / 2) + 12,
             font={"color": colour, "size": 11},
-            bgcolor=look.veil(look.paper, 0.75),
+            bgcolor=look.with_alpha(look.paper, 0.75),
             borderpad=0,
             row=1,
             col=1,

@@ -77,7 +77,7 @@ class Look:
         at = np.linspace(*self.ramp, 9)
         return [[i / 8, _between(_VIRIDIS, float(x))] for i, x in enumerate(at)]
 
-    def veil(self, colour: str, alpha: float) -> str:
+    def with_alpha(self, colour: str, alpha: float) -> str:
         """Return a hex colour with transparency, for bands."""
         red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{alpha})"

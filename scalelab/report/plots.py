@@ -272,10 +272,10 @@ def draw_residuals(axes: Axes, report: FitReport) -> None:
         report.observations.flops, shown, s=12, c=colours, cmap="viridis", alpha=0.8, linewidths=0
     )
     axes.set_xscale("log")
-    reach = 2.5 * max(float(np.quantile(np.abs(shown), 0.9)), 1e-12)
-    beyond = np.abs(shown) > reach
+    y_limit = 2.5 * max(float(np.quantile(np.abs(shown), 0.9)), 1e-12)
+    beyond = np.abs(shown) > y_limit
     if beyond.any():
-        at = np.sign(shown[beyond]) * reach * 0.97
+        at = np.sign(shown[beyond]) * y_limit * 0.97
         axes.scatter(
             report.observations.flops[beyond],
             at,
@@ -285,7 +285,7 @@ def draw_residuals(axes: Axes, report: FitReport) -> None:
             linewidths=0,
             label=f"{int(beyond.sum())} further out",
         )
-    axes.set_ylim(-reach, reach)
+    axes.set_ylim(-y_limit, y_limit)
     _name(
         axes, "training FLOPs", "predicted / observed - 1 (%)" if is_log else "predicted - observed"
     )

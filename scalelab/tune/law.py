@@ -39,7 +39,7 @@ DEFAULT_LEVEL = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
+class Estimate:
     """A value with the limits of its interval; the limits are None without replicates."""
 
     value: float
@@ -48,12 +48,12 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PowerLaw:
+class HyperparameterLaw:
     """The law k N^p D^q of one hyperparameter."""
 
-    k: Interval
-    p: Interval
-    q: Interval
+    k: Estimate
+    p: Estimate
+    q: Estimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,15 +98,15 @@ class TuningLaw:
     param_convention: str
     warnings: tuple[FitWarning, ...]
 
-    def lr(self) -> PowerLaw:
+    def lr(self) -> HyperparameterLaw:
         """Return the law of the learning rate."""
         return self._law(0, self.origin.log_lr)
 
-    def batch_tokens(self) -> PowerLaw | None:
+    def batch_tokens(self) -> HyperparameterLaw | None:
         """Return the law of the batch in tokens; None if batches do not differ within cells."""
         return self._law(1, self.origin.log_batch) if self.axes.has_batch else None
 
-    def best(self, n_params: float, n_tokens: float) -> tuple[Interval, Interval | None]:
+    def best(self, n_params: float, n_tokens: float) -> tuple[Estimate, Estimate | None]:
         """Return the best learning rate and batch (tokens) of a model, with intervals.
 
         Raises
@@ -143,7 +143,7 @@ class TuningLaw:
                 )
         return found
 
-    def _law(self, which: int, log_mean: float) -> PowerLaw:
+    def _law(self, which: int, log_mean: float) -> HyperparameterLaw:
         """Return k, p, q; if the cells are on one line, the smallest (p, q), without limits."""
         names = {}
         are_apart = self.axes.basis.shape[1] == 2
@@ -158,8 +158,8 @@ class TuningLaw:
                 self._linear(which, row), log_mean if is_log else 0.0, np.exp if is_log else float
             )
             if not are_apart:
-                names[name] = Interval(value=names[name].value, low=None, high=None)
-        return PowerLaw(**names)
+                names[name] = Estimate(value=names[name].value, low=None, high=None)
+        return HyperparameterLaw(**names)
 
     def _linear(self, which: int, row: FloatArray) -> tuple[float, FloatArray]:
         m = self.axes.n_centre
@@ -168,17 +168,17 @@ class TuningLaw:
 
     def _interval(
         self, found: tuple[float, FloatArray], mean: float, change: Callable[[float], float]
-    ) -> Interval:
+    ) -> Estimate:
         """Return value and limits after adding ``mean`` and applying ``change``."""
         value, replicates = found
         if not len(replicates):
-            return Interval(value=float(change(value + mean)), low=None, high=None)
+            return Estimate(value=float(change(value + mean)), low=None, high=None)
         tail = (1 - self.level) / 2
         deviation = np.quantile(replicates - value, [tail, 1 - tail]) * self.widening
         low, high = np.minimum(deviation[0], 0.0), np.maximum(deviation[1], 0.0)
         ends = (value, value + low, value + high)
         centre, low, high = (float(change(min(end + mean, 700.0))) for end in ends)
-        return Interval(value=centre, low=low, high=high)
+        return Estimate(value=centre, low=low, high=high)
 
     def _check_on_line(self, place: FloatArray) -> None:
         if self.axes.basis.shape[1] == 2:

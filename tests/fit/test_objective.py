@@ -39,10 +39,10 @@ def test_density_integrates_to_one(delta):
         value = Penalty(delta=delta).value(np.array([z]), np.ones(1))[0]
         return math.exp(-value - log_normaliser(delta))
 
-    reach = 40 / min(delta, 4.0)
-    total = 2 * quad(density, 0, min(delta, reach))[0]
-    if delta < reach:
-        total += 2 * quad(density, delta, reach + delta, limit=200)[0]
+    limit = 40 / min(delta, 4.0)
+    total = 2 * quad(density, 0, min(delta, limit))[0]
+    if delta < limit:
+        total += 2 * quad(density, delta, limit + delta, limit=200)[0]
     assert total == pytest.approx(1.0, abs=1e-6)
 
 

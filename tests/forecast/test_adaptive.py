@@ -12,7 +12,7 @@ import pytest
 from scalelab.api.replay import replay_adaptive
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
-from scalelab.forecast.adaptive import Target, ask, r_squared, replay
+from scalelab.forecast.adaptive import Target, next_round, r_squared, replay
 from scalelab.store.public_tables import FOLDER
 from scalelab.theory.laws import Chinchilla
 
@@ -30,7 +30,7 @@ def pool(n: int = 80, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray,
     return columns, flops, TRUTH.loss(columns) * np.exp(0.002 * rng.standard_normal(n))
 
 
-FAR = Target(columns={"n_params": np.array([7e9]), "n_tokens": np.array([2e11])})
+TARGET_7B = Target(columns={"n_params": np.array([7e9]), "n_tokens": np.array([2e11])})
 
 
 def test_a_play_keeps_its_budget_and_sees_only_what_it_paid_for() -> None:
@@ -42,25 +42,25 @@ def test_a_play_keeps_its_budget_and_sees_only_what_it_paid_for() -> None:
         return losses[chosen]
 
     budget = 0.1 * flops.sum()
-    replayed = replay(columns, observe, flops, FAR, budget=budget, seed=0)
+    replayed = replay(columns, observe, flops, TARGET_7B, budget=budget, seed=0)
     assert list(replayed.rows) == seen
     assert len(set(seen)) == len(seen)
     assert replayed.spent == pytest.approx(flops[seen].sum())
     assert 0.5 * budget < replayed.spent <= budget
-    exact = float(TRUTH.loss(FAR.columns or {})[0])
+    exact = float(TRUTH.loss(TARGET_7B.columns or {})[0])
     assert replayed.last.low[0] < exact < replayed.last.high[0]
     assert replayed.last.loss[0] == pytest.approx(exact, rel=0.01)
-    again = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0)
+    again = replay(columns, lambda j: losses[j], flops, TARGET_7B, budget=budget, seed=0)
     assert again.rows == replayed.rows
-    other = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=1)
+    other = replay(columns, lambda j: losses[j], flops, TARGET_7B, budget=budget, seed=1)
     assert other.rows != replayed.rows
 
 
 def test_the_unit_of_the_loss_does_not_matter() -> None:
     columns, flops, losses = pool()
     budget = 0.05 * flops.sum()
-    nats = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=3)
-    bits = replay(columns, lambda j: losses[j] / 7.7, flops, FAR, budget=budget, seed=3)
+    nats = replay(columns, lambda j: losses[j], flops, TARGET_7B, budget=budget, seed=3)
+    bits = replay(columns, lambda j: losses[j] / 7.7, flops, TARGET_7B, budget=budget, seed=3)
     assert bits.rows == nats.rows
     np.testing.assert_allclose(bits.last.loss * 7.7, nats.last.loss, rtol=1e-6)
 
@@ -68,10 +68,10 @@ def test_the_unit_of_the_loss_does_not_matter() -> None:
 def test_it_stops_when_narrow_enough() -> None:
     columns, flops, losses = pool()
     budget = 0.5 * flops.sum()
-    whole = replay(columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0)
+    whole = replay(columns, lambda j: losses[j], flops, TARGET_7B, budget=budget, seed=0)
     wide = 2.0 * whole.last.width
     early = replay(
-        columns, lambda j: losses[j], flops, FAR, budget=budget, seed=0, until_width=wide
+        columns, lambda j: losses[j], flops, TARGET_7B, budget=budget, seed=0, until_width=wide
     )
     assert early.last.width <= wide
     assert early.spent < whole.spent
@@ -86,8 +86,8 @@ def test_a_target_in_flops_is_at_the_optimum_of_what_is_known() -> None:
     known = {name: values[made] for name, values in columns.items()}
     free = {name: values[rest] for name, values in columns.items()}
     target = Target(flops=1e23)
-    first = ask(known, losses[made], free, flops[rest], target, left=1e21, now=1e20, rng=rng)
-    again = ask(
+    first = next_round(known, losses[made], free, flops[rest], target, left=1e21, now=1e20, rng=rng)
+    again = next_round(
         known,
         losses[made],
         free,

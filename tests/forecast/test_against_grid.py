@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scalelab.forecast.adaptive import Replay, Round, Target, ask, replay
+from scalelab.forecast.adaptive import Replay, Round, Target, next_round, replay
 from scalelab.sweep.isoflop_sizes import TOKENS_PER_PARAM
 from scalelab.sweep.spec import DEFAULT_SIZES, DEFAULT_SPAN
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
@@ -51,11 +51,11 @@ def compare(seed: int, largest: float) -> tuple[Round, Replay]:
     plain = grid()
     could, flops = candidates(largest)
     losses = run(plain, rng)
-    of_grid = ask(plain, losses, could, flops, TARGET, left=0.0, now=0.0, rng=rng)
+    of_grid = next_round(plain, losses, could, flops, TARGET, left=0.0, now=0.0, rng=rng)
     theirs = run(could, rng)
     budget = SHARE * train_flops_6nd(plain["n_params"], plain["n_tokens"]).sum()
     chosen = replay(
-        could, lambda j: theirs[j], flops, TARGET, budget=budget, seed=seed, offered=1.0
+        could, lambda j: theirs[j], flops, TARGET, budget=budget, seed=seed, pool_share=1.0
     )
     assert chosen.spent <= budget
     return of_grid, chosen

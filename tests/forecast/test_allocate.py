@@ -11,7 +11,7 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.parametric import fit_parametric
 from scalelab.forecast.allocate import (
     derived,
-    far_warnings,
+    extrapolation_warnings,
     flops_where,
     forecast,
     frontier,
@@ -107,11 +107,11 @@ def test_the_interval_widens_with_distance(fit):
 
 def test_a_request_beyond_a_hundred_times_the_largest_run_is_far(fit):
     near, far = one(fit, "C=9.9e21"), one(fit, "C=1.01e22")
-    assert not near.far
-    (warning,) = far_warnings([near, far])
+    assert not near.outside_range
+    (warning,) = extrapolation_warnings([near, far])
     assert warning.code == "extrapolation"
     assert warning.message.startswith(
-        "C=1.01e22 is far outside the fitted runs: 101x the largest FLOPs"
+        "C=1.01e22 is far outside the fitted runs: 101x the FLOPs of the largest run"
     )
 
 
@@ -129,8 +129,8 @@ def test_a_request_beyond_a_hundred_times_the_largest_run_is_far(fit):
 )
 def test_sizes_far_outside_those_of_the_runs_are_told(fit, text, words):
     found = one(fit, text)
-    assert [said for said in found.far if "FLOPs" not in said] == words
-    assert len(far_warnings([found])) == bool(words)
+    assert [said for said in found.outside_range if "FLOPs" not in said] == words
+    assert len(extrapolation_warnings([found])) == bool(words)
 
 
 @pytest.mark.parametrize(

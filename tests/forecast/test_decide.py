@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalelab.api import fit
-from scalelab.api.decisions import Demand, as_sweep, decide, setting_of
+from scalelab.api.decisions import as_sweep, decide
 from scalelab.cli.main import main
 from scalelab.errors import UnknownHardwareError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.forecast.decide import decide as best_of
 from scalelab.forecast.decide import parse_candidate
-from scalelab.forecast.decision import Limits
+from scalelab.forecast.decision import Deployment, Limits
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import forecaster
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
@@ -78,7 +78,9 @@ def test_half_the_optimal_size_costs_what_the_closed_form_says(
 @pytest.mark.parametrize("name", LIMITS)
 def test_each_limit_can_bind(name: str) -> None:
     others = {other: 1e3 * value for other, value in LIMITS.items() if other != name}
-    answer = decide("besiroglu", Limits(**{name: LIMITS[name]}, **others), Demand(n_devices=1e3))
+    answer = decide(
+        "besiroglu", Limits(**{name: LIMITS[name]}, **others), Deployment(n_devices=1e3)
+    )
     assert answer.binding == (name,)
     assert answer.relaxed[name] > 0
     assert all(answer.relaxed[other] == pytest.approx(0, abs=1e-9) for other in others)
@@ -99,11 +101,11 @@ def test_memory_and_data_bind_beside_compute() -> None:
 def test_more_demand_never_asks_for_a_larger_model(
     law: Chinchilla, usd: float, demands: list[float]
 ) -> None:
-    setting = setting_of(Demand())
+    deployment = Deployment()
     sizes = []
     for demand in sorted(demands):
         answer = best_of(
-            forecaster(law), Limits(usd=usd), replace(setting, inference_tokens=demand)
+            forecaster(law), Limits(usd=usd), replace(deployment, inference_tokens=demand)
         )
         assert answer.best is not None
         sizes.append(answer.best.n_params)
@@ -113,7 +115,7 @@ def test_more_demand_never_asks_for_a_larger_model(
 @given(law=laws, log10_flops=st.floats(18, 26), nudge=st.floats(-0.5, 0.5))
 @settings(max_examples=20, deadline=None)
 def test_no_neighbour_beats_the_best(law: Chinchilla, log10_flops: float, nudge: float) -> None:
-    best = best_of(forecaster(law), Limits(flops=10**log10_flops), setting_of(Demand())).best
+    best = best_of(forecaster(law), Limits(flops=10**log10_flops), Deployment()).best
     assert best is not None
     beside = law.loss(
         {"n_params": best.n_params * 10**nudge, "n_tokens": best.n_tokens / 10**nudge}
@@ -159,24 +161,24 @@ def test_other_forms_decide_too() -> None:
     from scalelab.theory.laws import BatchSize, DataConstrained, Gamma
 
     base = {"A": 482.0, "B": 2085.4, "E": 1.817, "alpha": 0.3478, "beta": 0.3659}
-    setting = setting_of(Demand())
-    plain = best_of(forecaster(Chinchilla(**base)), Limits(flops=BUDGET), setting).best
-    same = best_of(forecaster(Gamma(**base, gamma=1.0)), Limits(flops=BUDGET), setting).best
+    deployment = Deployment()
+    plain = best_of(forecaster(Chinchilla(**base)), Limits(flops=BUDGET), deployment).best
+    same = best_of(forecaster(Gamma(**base, gamma=1.0)), Limits(flops=BUDGET), deployment).best
     assert plain is not None
     assert same is not None
     assert same.n_params == pytest.approx(plain.n_params, rel=1e-4)
-    bent = best_of(forecaster(Gamma(**base, gamma=0.6)), Limits(flops=BUDGET), setting).best
+    bent = best_of(forecaster(Gamma(**base, gamma=0.6)), Limits(flops=BUDGET), deployment).best
     assert bent is not None
     assert bent.loss_nats != pytest.approx(plain.loss_nats, rel=1e-3)
     repeated = forecaster(DataConstrained(**base, R_D=5.0, R_N=5.0))
-    fresh = best_of(repeated, Limits(flops=BUDGET), setting).best
+    fresh = best_of(repeated, Limits(flops=BUDGET), deployment).best
     assert fresh is not None
     assert fresh.loss_nats == pytest.approx(plain.loss_nats, rel=1e-6)
-    scarce = best_of(repeated, Limits(flops=BUDGET, unique_tokens=1e10), setting)
+    scarce = best_of(repeated, Limits(flops=BUDGET, unique_tokens=1e10), deployment)
     assert "unique_tokens" in scarce.binding
-    with pytest.raises(UsageError, match="value of repeats"):
+    with pytest.raises(UsageError, match="a form with repeated tokens"):
         best_of(
-            forecaster(Gamma(**base, gamma=0.6)), Limits(flops=1e20, unique_tokens=1e9), setting
+            forecaster(Gamma(**base, gamma=0.6)), Limits(flops=1e20, unique_tokens=1e9), deployment
         )
     with pytest.raises(UsageError, match="trade-off between N and D"):
         forecaster(BatchSize(k=1.0, q=0.5))
@@ -237,12 +239,12 @@ def test_an_invalid_value_is_named(
     limits: dict[str, float], demand: dict[str, float], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        decide("besiroglu", Limits(**limits), Demand(**demand))
+        decide("besiroglu", Limits(**limits), Deployment(**demand))
 
 
 def test_unknown_names_are_told() -> None:
     with pytest.raises(UnknownHardwareError):
-        decide("besiroglu", Limits(flops=1e20), Demand(gpu="abacus"))
+        decide("besiroglu", Limits(flops=1e20), Deployment(gpu="abacus"))
     with pytest.raises(UsageError, match="hoffmann"):
         decide("nobody", Limits(flops=1e20))
 
@@ -257,7 +259,7 @@ def test_a_demand_of_nothing_is_told(demand: str, capsys: pytest.CaptureFixture[
 def test_contradictory_limits_are_named() -> None:
     # even the smallest model cannot be served that often for that money
     with pytest.raises(UsageError, match="exclude every model"):
-        decide("besiroglu", Limits(usd=10.0, serving_bytes=1e5), Demand(inference_tokens=1e19))
+        decide("besiroglu", Limits(usd=10.0, serving_bytes=1e5), Deployment(inference_tokens=1e19))
     with pytest.raises(UsageError, match="exclude every model"):
         decide("besiroglu", Limits(flops=1e20, serving_bytes=10.0), real_shapes=(32_768, 4096))
 
@@ -293,7 +295,7 @@ def test_the_command_prints_the_contract(
 
 def test_clean_power_lifts_the_limit_on_co2() -> None:
     free = decide("besiroglu", Limits(flops=1e22)).best
-    clean = decide("besiroglu", Limits(flops=1e22, kg_co2=1.0), Demand(grams_per_kwh=0.0)).best
+    clean = decide("besiroglu", Limits(flops=1e22, kg_co2=1.0), Deployment(grams_per_kwh=0.0)).best
     assert free is not None
     assert clean is not None
     assert clean.n_params == free.n_params
@@ -332,7 +334,7 @@ def test_the_warnings_of_the_fit_and_of_the_distance_are_kept(report: FitReport)
     far = decide(report, Limits(flops=1e32))
     (own,) = [warning for warning in far.warnings if warning not in report.warnings]
     assert own.code == "extrapolation"
-    assert "the largest FLOPs" in own.message
+    assert "x the FLOPs of the largest run" in own.message
     assert far.to_dict()["warnings"][0] == {"code": "extrapolation", "message": own.message}
     named = decide(report, Limits(), candidates=["1B:1T", "1T:1M"])
     assert [w.code for w in named.warnings].count("extrapolation") == 1

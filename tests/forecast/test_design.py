@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from scalelab.forecast.design import COST_POWERS, plan_batch, variance_after
+from scalelab.forecast.design import COST_POWERS, propose_runs, variance_after
 from scalelab.forecast.posterior import Points, Posterior, fit_posterior
 from scalelab.theory.laws import Chinchilla
 
@@ -64,7 +64,7 @@ def test_a_plan_leaves_what_conditioning_on_its_runs_leaves() -> None:
     posterior, targets = posterior_of(pool(40), 6), np.array([37, 38, 39])
     flops = 6 * posterior.points.columns["n_params"] * posterior.points.columns["n_tokens"]
     is_free = np.arange(40) < 37
-    plan = plan_batch(posterior, targets, flops, 0.2 * flops.sum(), is_free=is_free)
+    plan = propose_runs(posterior, targets, flops, 0.2 * flops.sum(), is_free=is_free)
     runs = np.array([choice.position for choice in plan.choices])
     dense = covariance_of(posterior)
     inner = dense[np.ix_(runs, runs)] + np.diag(posterior.noise[runs])
@@ -83,7 +83,7 @@ def test_a_plan_is_near_the_best_of_all(seed: int) -> None:
     posterior, targets = posterior_of(pool(13, seed), 0), np.array([12])
     flops = 6 * posterior.points.columns["n_params"] * posterior.points.columns["n_tokens"]
     budget = 0.25 * flops[:12].sum()
-    plan = plan_batch(posterior, targets, flops, budget, is_free=np.arange(13) < 12)
+    plan = propose_runs(posterior, targets, flops, budget, is_free=np.arange(13) < 12)
     best = min(
         variance_after(posterior, targets, np.array(runs))
         for count in range(1, 12)
@@ -120,7 +120,7 @@ def test_ten_thousand_candidates_take_less_than_a_second() -> None:
     is_free = np.arange(10_001) >= 40
     is_free[-1] = False
     start = time.process_time()
-    plan = plan_batch(posterior, np.array([10_000]), flops, 3e21, is_free=is_free)
+    plan = propose_runs(posterior, np.array([10_000]), flops, 3e21, is_free=is_free)
     assert time.process_time() - start < 1.0
     assert plan.choices
     assert plan.cost_power in COST_POWERS

@@ -14,8 +14,8 @@ import pytest
 from scalelab.api.adaptive import ProgressCallbacks, adapt, default_axes, parse_target
 from scalelab.cli.main import main
 from scalelab.errors import UsageError
-from scalelab.forecast.adaptive import STAGES
-from scalelab.launch.adaptive import NextBatch
+from scalelab.forecast.adaptive import BUDGET_SHARES
+from scalelab.launch.adaptive import SweepRound
 from scalelab.launch.base import LaunchReport, LaunchRequest
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
@@ -63,7 +63,7 @@ def test_a_dry_run_shows_the_next_batch_and_why(
     assert answer["dry_run"]
     assert answer["spend"] == {"flops": 0.0, "budget_flops": 2e12}
     assert answer["next"]
-    assert sum(run["flops"] for run in answer["next"]) <= STAGES[0] * 2e12
+    assert sum(run["flops"] for run in answer["next"]) <= BUDGET_SHARES[0] * 2e12
     assert answer["plan_flops"] <= 2e12
     assert answer["width_after_plan"] < answer["width"]
     assert answer["target"][0]["loss_nats"] is None
@@ -95,9 +95,9 @@ class Answering(ProgressCallbacks):
     """Records the rounds without showing them."""
 
     def __init__(self) -> None:
-        self.rounds: list[NextBatch] = []
+        self.rounds: list[SweepRound] = []
 
-    def on_batch(self, batch: NextBatch, *, is_dry_run: bool) -> None:
+    def on_batch(self, batch: SweepRound, *, is_dry_run: bool) -> None:
         self.rounds.append(batch)
 
     def on_launch(self, start: Callable[[Callable[..., None]], Any]) -> Any:
@@ -183,12 +183,12 @@ def test_batches_are_run_and_known_until_the_budget_is_used(launched: Path) -> N
     assert report.last.spent == pytest.approx(spent)
     assert spent <= budget
     for batch in showing.rounds[:-1]:
-        allowed = next(s for s in STAGES if s * budget > batch.spent * (1 + 1e-9))
+        allowed = next(s for s in BUDGET_SHARES if s * budget > batch.spent * (1 + 1e-9))
         cost = sum(row.flops for row in batch.proposal.plan.rows)
         assert len(batch.proposal.plan.rows) == 1 or batch.spent + cost <= allowed * budget * 1.001
-    n_params, n_tokens = (float(report.last.found.target[k][0]) for k in ("n_params", "n_tokens"))
+    n_params, n_tokens = (float(report.last.round.target[k][0]) for k in ("n_params", "n_tokens"))
     exact = float(TRUTH.loss({"n_params": n_params, "n_tokens": n_tokens}))
-    assert report.last.found.low[0] < exact < report.last.found.high[0]
+    assert report.last.round.low[0] < exact < report.last.round.high[0]
     # The same command again has nothing left to do.
     again = Answering()
     adapt(sweep, target, budget=budget, callbacks=again, results=launched)

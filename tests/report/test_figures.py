@@ -19,7 +19,7 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
-from scalelab.forecast.published import PUBLISHED, WELL_KNOWN, verdicts
+from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, verdicts
 from scalelab.records.types import Observations
 from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop, figures_runs
 from scalelab.report.html import Content, exponents, render
@@ -48,7 +48,7 @@ def values(encoded: Any) -> np.ndarray:
 def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
     rows = report.observations
     bands = bands_between(report, 1e17, 1e24)
-    models = [model for model in PUBLISHED if model.is_decoder]
+    models = [model for model in PUBLISHED_MODELS if model.is_decoder]
     return {
         "isoflop": figures_isoflop.isoflop_curves(rows, report.isoflop, bands, look),
         "optima": figures.optima(report.isoflop, bands, rows, look),
@@ -59,7 +59,7 @@ def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
         "extrapolation": figures_forecast.extrapolation(
             report, bands, report.forecasts, None, look
         ),
-        "published": figures_forecast.published_planes(models, bands, WELL_KNOWN, look),
+        "published": figures_forecast.published_planes(models, bands, LABELLED_MODELS, look),
     }
 
 

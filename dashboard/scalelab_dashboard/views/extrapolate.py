@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from scalelab.errors import UsageError
-from scalelab.forecast.allocate import far_warnings
-from scalelab.forecast.published import PUBLISHED, WELL_KNOWN
+from scalelab.forecast.allocate import extrapolation_warnings
+from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
 from scalelab.units import format_flops, format_quantity, parse_quantity, plural
@@ -151,7 +151,7 @@ def _answer(forecast: Forecast) -> None:
     for name, letter in COLUMNS.items():
         allocation = allocation.replace(name, letter)
     st.markdown(ui.as_text(f"{flops}{allocation}. ") + f"**{distance}**")
-    for warning in far_warnings([forecast]):
+    for warning in extrapolation_warnings([forecast]):
         st.warning(ui.as_text(warning.message))
 
 
@@ -205,11 +205,11 @@ def _published(choice: Choice, report: FitReport) -> None:
         st.caption("This form has no compute-optimal N and D.")
         return
     bands = queries.bands(choice.key, *PUBLISHED_SPAN, report)
-    models = [model for model in PUBLISHED if model.is_decoder]
+    models = [model for model in PUBLISHED_MODELS if model.is_decoder]
     ui.plot(
         "published",
         choice.key,
-        lambda look: figures_forecast.published_planes(models, bands, WELL_KNOWN, look),
+        lambda look: figures_forecast.published_planes(models, bands, LABELLED_MODELS, look),
     )
     shown = table[["model", "year", "n_params", "n_tokens", "ratio", "saved", "verdict", "source"]]
     flops, name = ui.scaled(table, "flops")

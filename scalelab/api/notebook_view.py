@@ -17,7 +17,7 @@ WIDTH = 160
 """Characters of a line of a `repr`, after which it is cut."""
 
 
-class Shown:
+class NotebookView:
     """A value that a notebook shows as text with a figure."""
 
     __slots__ = ()
