@@ -82,7 +82,7 @@ def find_hardware(name: str) -> Hardware:
         raise UnknownHardwareError(
             f"device {name!r}",
             f"one of {', '.join(sorted(HARDWARE))}",
-            "Name one of them, or add yours to scalelab/theory/hardware.toml with its source.",
+            "Name the nearest one, such as --gpu a100. scalelab decide also takes --usd-per-hour.",
         )
     return HARDWARE[name.lower()]
 

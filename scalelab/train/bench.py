@@ -59,7 +59,7 @@ def bench_train(
         raise UnknownHardwareError(
             f"the device {name!r}",
             ", ".join(sorted(HARDWARE)),
-            "Add its peak FLOP/s, with the source, to scalelab/theory/hardware.py.",
+            "Measure on one of them, or on the CPU with --device cpu.",
         )
     times = time_steps(spec, execution, n_runs, seconds)
     with torch_settings(execution):

@@ -30,7 +30,6 @@ def script(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_output_in_the_tutorial_and_the_readme_is_current(cache_home):
     answer = subprocess.run(
         [sys.executable, DOCS / "tutorial.py", "--check"],
@@ -53,7 +52,6 @@ def test_the_check_of_the_tutorial_sees_other_words_and_other_numbers():
     assert differences(page, page + "one more line\n")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_every_cell_shows_something(path):
@@ -162,3 +160,27 @@ def test_the_example_gives_the_figures_of_the_readme(tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"with a mean error of {error} %" in " ".join(readme.split())
     assert "6 of 6 losses inside" in answer.stdout
+
+
+def test_the_tutorial_compares_the_approaches_truly():
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    block = page[page.index("$ scalelab fit --sweep demo\n") :].split("```")[0]
+    number = r"([\d.]+) \[([\d.]+), ([\d.]+)\]"
+    rows = {k: re.search(rf"^ {k}, .*? {number} +{number}", block, re.MULTILINE) for k in "23"}
+    (a2, a2_low, a2_high, b2, _, b2_high), (_, a3_low, a3_high, _, b3_low, _) = (
+        [float(text) for text in rows[k].groups()] for k in "23"
+    )
+    assert a2_low < a3_high
+    assert a3_low < a2_high
+    assert b2_high < b3_low
+    assert a2 + b2 < 1
+    difference, low = re.search(r" D \+([\d.]+) %.*\n +interval (-[\d.]+) to \+", block).groups()
+    assert f"D_opt differs by {difference} %" in page
+    assert float(low) < 0
+    ratios = {}
+    for path in (ROOT / "results/published/demo/runs").glob("*/attempts/*/record.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        n_params = record["n_params"]["chinchilla"]
+        ratios[n_params] = record["flops"]["6nd"] / record["flops"]["exact"]
+    assert f"{ratios[min(ratios)]:.2f} times those for the smallest" in page.replace("\n  ", " ")
+    assert f"{ratios[max(ratios)]:.2f} times for the largest" in page.replace("\n  ", " ")
