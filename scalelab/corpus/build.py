@@ -59,25 +59,8 @@ def build_dataset(
 ) -> tuple[Path, Manifest]:
     """Return the folder and the manifest of a source's dataset; build it if needed.
 
-    The manifest has the counts of this source, even if the folder was built from other files with
-    the same content.
-
-    Parameters
-    ----------
-    source : DataSource
-        Text and tokenizer.
-    results : Path
-        The results folder; it is never read as text.
-    progress : callable
-        Called with the name of the stage, the bytes done and the total bytes.
-    checks_hashes : bool
-        Whether to compare an existing dataset with its hashes; otherwise only file sizes are
-        checked.
-
-    Raises
-    ------
-    DataError
-        When the text or the results folder cannot be used.
+    Parameters and errors are those of `scalelab.corpus.dataset.prepare`. The manifest has the
+    counts of this source, even if the folder was built from other files with the same content.
     """
     data = results / "data"
     started_s = time.time()

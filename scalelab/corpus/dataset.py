@@ -71,16 +71,6 @@ class Dataset:
         """Tokens of the evaluation set."""
         return sum(shard.n_tokens for shard in self.manifest.evaluation)
 
-    @property
-    def n_documents(self) -> int:
-        """Distinct documents, including held-out ones."""
-        return self.manifest.n_documents
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text in the mean evaluation token (`scalelab.corpus.shards.Manifest`)."""
-        return self.manifest.bytes_per_token
-
     def n_sequences(self, seq_len: int) -> int:
         """Return the training sequences of one epoch: the corpus cut into chunks of ``seq_len``.
 
@@ -161,10 +151,6 @@ class Dataset:
     def unique_tokens(self, n_tokens: int, seq_len: int = 1) -> int:
         """Return how many distinct training tokens a run over ``n_tokens`` predicts."""
         return min(n_tokens, self.n_sequences(seq_len) * seq_len)
-
-    def epochs(self, n_tokens: int, seq_len: int = 1) -> float:
-        """Return the passes over the training part in a run of ``n_tokens``; may be below 1."""
-        return n_tokens / (self.n_sequences(seq_len) * seq_len)
 
     @functools.cached_property
     def _train(self) -> TokenStream:
@@ -258,14 +244,3 @@ def find_dataset(results: Path, fingerprint: str) -> Dataset:
 
 def _ignore(stage: str, done: int, total: int) -> None:
     """Ignore the progress."""
-
-
-__all__ = [
-    "DataSource",
-    "Dataset",
-    "Progress",
-    "find_dataset",
-    "find_prepared",
-    "open_dataset",
-    "prepare",
-]

@@ -26,12 +26,8 @@ BPE_SIZES = (300, 200_000)
 # and the generated character tables of `encodings`, because near-duplicates on both sides of the
 # split would leak held-out text into training.
 STDLIB_LEFT_OUT = (
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-    "config-*",
-    "_sysconfigdata*",
-    "encodings",
+    *("site-packages", "dist-packages", "__pycache__"),
+    *("config-*", "_sysconfigdata*", "encodings"),
 )
 
 _TOKENIZER = re.compile(r"bytes|bpe:(?P<size>[0-9]{1,9})")

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, plan
 from scalelab.fit.isoflop import Axis, IsoflopFit, expected_bias, replicate_laws, tokens_at
@@ -19,8 +19,6 @@ from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile
 from scalelab.fit.rows import column, design
 from scalelab.records.types import Observations
 from scalelab.units import format_flops
-
-FloatArray = NDArray[np.float64]
 
 AXES: tuple[Axis, Axis] = ("n", "d")
 DISAGREE = 0.05

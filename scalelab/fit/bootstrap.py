@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 
-FloatArray = NDArray[np.float64]
 Method = Literal["auto", "row", "cluster", "residual", "none"]
 
 Weighting = Literal["smooth", "counts"]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.envelope import EnvelopeFit
 from scalelab.fit.isoflop import IsoflopFit
@@ -18,8 +19,6 @@ from scalelab.fit.outcome import FitWarning, ParametricFit
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_flops, plural
-
-FloatArray = NDArray[np.float64]
 
 OFF_CENTRE = 2.0
 """Mean ratio between a grid's centre and its minimum above which the grid is off centre."""

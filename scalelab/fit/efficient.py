@@ -35,8 +35,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.newton import minimise
 from scalelab.fit.noise import compute_of
@@ -50,8 +50,6 @@ from scalelab.fit.replicates import (
     refit,
     stretched,
 )
-
-FloatArray = NDArray[np.float64]
 
 THRESHOLD = 1.345
 """Huber's threshold in standard deviations: 95 % efficient for normal noise."""

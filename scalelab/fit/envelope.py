@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.isoflop import PowerLaw
 from scalelab.records.types import Curves, Observations
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 GRID_POINTS = 300
 FEWEST_POINTS = 30

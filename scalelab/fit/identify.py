@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.newton import Box
 from scalelab.fit.outcome import FitWarning, Status
 from scalelab.theory.laws.base import Law
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 VANISHED = 1e-5
 """Maximum relative effect on any prediction of a positive parameter that has reached 0."""

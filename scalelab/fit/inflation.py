@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.efficient import deviates, fit_efficient, newton_steps, weight_shape
 from scalelab.fit.newton import Box, minimise
@@ -21,8 +22,6 @@ from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.replicates import Optimum, refit
 from scalelab.fit.row_model import Rows
 from scalelab.theory.laws.base import Law
-
-FloatArray = NDArray[np.float64]
 
 CUTS = (0.5, 0.6, 0.7, 0.8)
 """Quantiles of compute; at each, the runs below are fitted and those above predicted."""

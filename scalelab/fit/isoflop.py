@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.parabola import MIN_ROWS, CurveMinimum, fit_parabola, parabolas
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 MIN_GROUP = 4
 """Minimum number of rows of a budget that is inferred from the FLOPs."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.objective import Objective
 from scalelab.fit.penalty import Penalty, log_normaliser
-
-FloatArray = NDArray[np.float64]
 
 
 def best_scale(r: FloatArray, w: FloatArray, objective: Objective) -> float:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.row_model import Expansion, RowModel, Rows
 
-FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 TOLERANCE = 1e-13

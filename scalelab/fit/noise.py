@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from scalelab.arrays import FloatArray
 
 NOISE_LEVELS = (np.arange(201) + 0.5) / 201
 """Quantiles of the residuals that represent the noise of a new run."""

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.noise import NOISE_LEVELS, compute_of, local_noise
 from scalelab.fit.objective import Objective
 from scalelab.theory.laws.base import Law
 
-FloatArray = NDArray[np.float64]
 Status = Literal["ok", "not_identified", "at_bound"]
 DEFAULT_LEVEL = 0.9
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-FloatArray = NDArray[np.float64]
+from scalelab.arrays import FloatArray
 
 MIN_ROWS = 3
 """Minimum number of different sizes in a budget for a parabola."""

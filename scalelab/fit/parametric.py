@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan, plan
 from scalelab.fit.efficient import efficient_replicates
@@ -37,8 +37,6 @@ from scalelab.records.types import Observations
 from scalelab.theory.laws import law_named
 from scalelab.theory.laws.base import Law
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 FURTHEST = 700.0
 """Bound on logarithms: exp(700) is still a finite float."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.row_model import (
     Expansion,
@@ -17,8 +17,6 @@ from scalelab.fit.row_model import (
     centring,
 )
 from scalelab.theory.laws.base import Law
-
-FloatArray = NDArray[np.float64]
 
 
 class PoweredSum(RowModel):

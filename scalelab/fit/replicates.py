@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.newton import Box, NewtonResult, minimise, solve_positive
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.row_model import RowModel, Rows
 from scalelab.fit.solver import descend
-
-FloatArray = NDArray[np.float64]
 
 BATCH = 512
 """Replicates per batch for small tables, so that temporary arrays fit in the cache."""

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.objective import Residual
 from scalelab.fit.penalty import Penalty
 from scalelab.theory.laws.base import Law
 from scalelab.theory.laws.jet import Jet
-
-FloatArray = NDArray[np.float64]
 
 BLOCK = 20_000
 """Maximum points x rows of a block, so that its arrays fit in the cache of a core."""

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.objective import Objective
 from scalelab.fit.row_model import Rows
 from scalelab.records.types import Observations
 from scalelab.theory.laws.base import Law
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

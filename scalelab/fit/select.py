@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import budgets_of
@@ -29,8 +30,6 @@ from scalelab.fit.outcome import ParametricFit
 from scalelab.fit.parametric import fit_parametric
 from scalelab.records.types import Observations
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
 """Forms of (N, D) that are compared by default."""

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.fit.newton import TOLERANCE, Box, NewtonResult, minimise
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.row_model import Expansion, RowModel, Rows
-
-FloatArray = NDArray[np.float64]
 
 SHRINK = 0.2
 """Ratio of successive thresholds of a continuation."""

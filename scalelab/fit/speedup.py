@@ -19,16 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import Interval, ParametricFit, percentile_limits
 from scalelab.fit.select import columns_of
 from scalelab.records.types import Observations
 from scalelab.theory.laws.base import Law
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 MIN_ROWS = 3
 

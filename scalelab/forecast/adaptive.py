@@ -20,13 +20,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.forecast.design import Choice, ProposedRuns, propose_runs
 from scalelab.forecast.posterior import FormPosterior, Points, Posterior, fit_posterior
 from scalelab.forecast.priors import priors_of
 from scalelab.theory.accounting import train_flops_6nd
 
-FloatArray = NDArray[np.float64]
 Columns = Mapping[str, FloatArray]
 
 BUDGET_SHARES = (0.1, 0.3, 0.6, 1.0)

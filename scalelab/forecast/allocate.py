@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
@@ -21,8 +20,6 @@ from scalelab.forecast.extrapolation import FittedRange, extrapolation_warning
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws.base import Law
 from scalelab.units import format_flops, parse_quantity
-
-FloatArray = NDArray[np.float64]
 
 COLUMN_OF_LETTER = {"N": "n_params", "D": "n_tokens", "C": "flops"}
 SIZE_COLUMNS = tuple(COLUMN_OF_LETTER.values())

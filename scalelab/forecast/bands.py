@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import ParametricFit
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
-
-FloatArray = NDArray[np.float64]
 
 MAX_REPLICATES = 400
 """Largest number of replicates in a band; more move its edges by less than a pixel."""

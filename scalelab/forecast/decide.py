@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.candidates import binding, candidate_of, front, repeated
@@ -30,7 +30,6 @@ from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
 from scalelab.theory.laws import Law
 from scalelab.units import format_flops, format_quantity, parse_quantity
 
-FloatArray = NDArray[np.float64]
 Point = tuple[SizePool, float]
 """One model and its number of training tokens."""
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.forecast.posterior import Posterior
 
-FloatArray = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
 COST_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)

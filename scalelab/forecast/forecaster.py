@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import ParametricFit, percentile_limits
 from scalelab.theory.laws import Farseer, Gamma, Kaplan, Law, Overtraining
 from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
 from scalelab.theory.laws.data_constrained import DataConstrained
-
-FloatArray = NDArray[np.float64]
 
 R_D, R_N = 15.387756, 5.309743
 """Half-lives of repeated data and excess parameters, Muennighoff et al. 2023, section 5."""

@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
+from scalelab.arrays import FloatArray
 from scalelab.forecast.priors import Prior, priors_of
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws.base import Law
 
-FloatArray = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
 MISFIT_GRID = (0.001, 0.003, 0.01, 0.03, 0.1)

@@ -20,13 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.laws import Chinchilla, DataConstrained, Farseer, Gamma
 from scalelab.theory.laws.base import Law
 from scalelab.theory.laws.farseer import REFERENCE
-
-FloatArray = NDArray[np.float64]
 
 TERM_SHARE, TERM_SPREAD = 0.25, 0.8
 """A term as a share of the loss at the middle of the pool; standard deviation of its log."""

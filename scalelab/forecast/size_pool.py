@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.forecast.decision import GRAMS_PER_KG, HOURS_PER_DAY, Deployment, Limits
 from scalelab.sweep.shapes import nearest_shape, size_limits
 from scalelab.theory.accounting import (
@@ -23,8 +24,6 @@ from scalelab.theory.accounting import (
     train_flops_per_token,
 )
 from scalelab.theory.shape import ModelShape
-
-FloatArray = NDArray[np.float64]
 
 SERVING_SHARE = FLOPS_PER_PARAM_FORWARD / FLOPS_PER_PARAM_TRAIN
 """FLOPs of a served token divided by those of a trained token."""

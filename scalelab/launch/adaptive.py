@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.forecast.adaptive import BUDGET_SHARES, Round, Target, next_round
 from scalelab.forecast.posterior import FormPosterior
@@ -27,8 +27,6 @@ from scalelab.theory.accounting import (
     train_flops,
 )
 from scalelab.units import format_flops, plural
-
-FloatArray = NDArray[np.float64]
 
 KIND = "adaptive"
 

@@ -96,12 +96,13 @@ def measure(
             worker.stdin.write(request_text)
             worker.stdin.close()
             worker.stdin = None
-        content = _median_of([_answer(worker) for worker, _ in workers])
+        answers = [_answer(worker) for worker, _ in workers]
     finally:
         for worker, _ in workers:
             worker.kill()
             worker.wait()
-    content["points"] = content["points"] or general
+    content = {**answers[0], "exact": _median_points(answers, "exact")}
+    content["points"] = _median_points(answers, "points") or general
     exact = {json.dumps(_key(p)): p for p in [*cached.get("exact", []), *content["exact"]]}
     content["exact"] = list(exact.values())
     # Without a writable home, the speed is measured for each plan.
@@ -186,12 +187,8 @@ def _key(point: Mapping[str, Any]) -> list[Any]:
     return [point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs")]
 
 
-def _median_of(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one calibration with the median speeds of the workers' answers."""
-    return {**answers[0], **{part: _median_points(answers, part) for part in ("points", "exact")}}
-
-
 def _median_points(answers: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    """Return the timed steps with the median speeds of the workers' answers."""
     return [
         {
             **same[0],

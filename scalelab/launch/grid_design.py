@@ -56,12 +56,7 @@ def pool_of(sweep: SweepSpec) -> SweepSpec:
 def optimal_grid(plain: Proposal, pool: Proposal) -> tuple[Proposal, DesignGain]:
     """Return the grid with the least variance at the target for the FLOPs of the plain grid.
 
-    Parameters
-    ----------
-    plain : Proposal
-        The isoFLOP sweep as specified.
-    pool : Proposal
-        The sweep that `pool_of` returns for it.
+    ``pool`` is the proposal of the sweep that `pool_of` returns for the plain one.
     """
     target_flops = AHEAD * max(plain.sweep.budgets)
     rows = (*plain.plan.rows, *pool.plan.rows)

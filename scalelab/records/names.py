@@ -49,11 +49,5 @@ def suggest_name(text: str, *, fallback: str = "sweep") -> str:
 
 
 def named_folder(parent: Path, name: str, *, what: str = "name") -> Path:
-    """Return ``parent / name`` after `check_name`, which keeps it inside ``parent``.
-
-    Raises
-    ------
-    UsageError
-        As `check_name`.
-    """
+    """Return ``parent / name``; `check_name` keeps it inside ``parent`` or raises UsageError."""
     return parent / check_name(name, what=what)

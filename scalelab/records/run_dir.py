@@ -174,11 +174,7 @@ class Attempt:
     def read_record(self) -> RunRecord | None:
         """Return the record, None if it is missing, torn or of another attempt."""
         content = read_json(self.path / "record.json")
-        return (
-            None
-            if content is None
-            else parse_record(content, self.run.run_id, self.number, self.token)
-        )
+        return parse_record(content, self.run.run_id, self.number, self.token)
 
     def accept(self) -> bool:
         """Try to accept this attempt; return whether it is the accepted one.
@@ -366,14 +362,15 @@ def execution_of(note: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_record(
-    content: Mapping[str, Any], run_id: str, number: int, token: str
+    content: Mapping[str, Any] | None, run_id: str, number: int, token: str
 ) -> RunRecord | None:
-    """Return the record of this attempt from the content of its ``record.json``.
+    """Return the record of this attempt from the content of its ``record.json``; None without.
 
     Ignores unknown fields and uses the default of missing new ones, so that other versions of
     scalelab can read a result. Returns None if the record is of another attempt or not valid: a
     required field is missing, a number is not finite, or ``done`` has no loss.
     """
+    content = content or {}
     values = {name: content[name] for name in _RECORD_FIELDS if name in content}
     if not (
         values.keys() >= _REQUIRED_RECORD_FIELDS

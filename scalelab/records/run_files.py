@@ -238,15 +238,14 @@ def _accepted(folder: str, name: bytes, attempts: tuple[AttemptFiles, ...]) -> A
 
 def _read_attempt(folder: str, run_id: str, number: int, token: str) -> AttemptFiles:
     path = f"{folder}/attempts/{number}-{token}"
-    note = read_json(f"{path}/attempt.json")
     content = read_json(f"{path}/record.json")
     metrics = stat_of(f"{path}/metrics.jsonl")
     return AttemptFiles(
         number=number,
         token=token,
         folder=path,
-        note=note or {},
-        record=None if content is None else parse_record(content, run_id, number, token),
+        note=read_json(f"{path}/attempt.json") or {},
+        record=parse_record(content, run_id, number, token),
         metrics_bytes=0 if metrics is None else metrics.st_size,
     )
 

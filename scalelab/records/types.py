@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError
 from scalelab.units import plural
 
-FloatArray = NDArray[np.float64]
+_COLUMNS = ("n_params", "n_tokens", "loss_nats", "flops", "budget", "cluster")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,14 +167,7 @@ class Observations:
 
     def __post_init__(self) -> None:
         n = len(self.loss_nats)
-        columns: dict[str, NDArray[Any] | None] = {
-            "n_params": self.n_params,
-            "n_tokens": self.n_tokens,
-            "flops": self.flops,
-            "budget": self.budget,
-            "cluster": self.cluster,
-            **self.extra,
-        }
+        columns = {**{name: getattr(self, name) for name in _COLUMNS}, **self.extra}
         for name, column in columns.items():
             if column is not None and len(column) != n:
                 raise DataError(
@@ -197,16 +191,11 @@ class Observations:
 
     def take(self, rows: NDArray[Any]) -> Observations:
         """Return the rows at these positions, or where a mask is true."""
-        return replace(
-            self,
-            n_params=self.n_params[rows],
-            n_tokens=self.n_tokens[rows],
-            loss_nats=self.loss_nats[rows],
-            flops=self.flops[rows],
-            budget=None if self.budget is None else self.budget[rows],
-            cluster=None if self.cluster is None else self.cluster[rows],
-            extra={name: column[rows] for name, column in self.extra.items()},
-        )
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        taken: dict[str, Any] = {
+            name: None if col is None else col[rows] for name, col in columns.items()
+        }
+        return replace(self, **taken, extra={name: col[rows] for name, col in self.extra.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

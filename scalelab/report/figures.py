@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.report.look import (
     FLOPS,
     LIGHT,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
-FloatArray = NDArray[np.float64]
 
 GRID = 60
 LEVELS = 9

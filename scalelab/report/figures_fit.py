@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
+from scalelab.arrays import FloatArray
 from scalelab.report.look import (
     FLOPS,
     LIGHT,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from scalelab.fit.select import Comparison
     from scalelab.forecast.fit_report import FitReport
 
-FloatArray = NDArray[np.float64]
 
 SAME = 1e-9
 """Relative spread below which the replicates of a parameter count as equal."""

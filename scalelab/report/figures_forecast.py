@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.report.look import (
     FLOPS,
     LIGHT,
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.published import PublishedModel
     from scalelab.records.types import Observations
-
-FloatArray = NDArray[np.float64]
 
 
 def extrapolation(

@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.units import format_quantity
-
-FloatArray = NDArray[np.float64]
 
 HEIGHT = 430
 PARAMS, TOKENS, FLOPS, LOSS = (

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.outcome import ParametricFit
 from scalelab.forecast.bands import frontier_bands
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from scalelab.forecast.fit_report import FitReport
 
-FloatArray = NDArray[np.float64]
 Panel = Callable[["Axes", "FitReport"], None]
 
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from scalelab.store import live
 from scalelab.store.curves import Progress
 from scalelab.store.portions import Portion
 from scalelab.store.readers import read_portions
-from scalelab.store.sources import refresh_imports, refresh_sweeps
+from scalelab.store.sources import insert_rows, query_with, refresh_imports, refresh_sweeps
 
 if TYPE_CHECKING:
     import duckdb
@@ -75,13 +75,11 @@ class _Batch:
     n_rows: int = 0
 
     def add(self, portion: Portion) -> None:
-        """Add a portion."""
         self.portions.append(portion)
         self.n_runs += len(portion.signatures)
         self.n_rows += portion.tables["attempt_metrics"].num_rows
 
     def is_full(self) -> bool:
-        """Return whether to write the batch before reading more."""
         return (
             self.n_runs >= RUNS_IN_A_TRANSACTION
             or self.n_rows >= ROWS_IN_A_TRANSACTION
@@ -93,12 +91,7 @@ class _Batch:
 def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
     """Load new results, and publish a snapshot if anything changed.
 
-    Parameters
-    ----------
-    results : Path
-        The results folder.
-    wait_s : float
-        Seconds to wait for another collector, such as ``collect --watch``.
+    Waits up to ``wait_s`` seconds for another collector, such as ``collect --watch``.
 
     Raises
     ------
@@ -242,7 +235,7 @@ class _Collection:
             self._delete(replaced, ("runs", "attempts", "collector.runs"))
             self._forget_progress(tables["collector.files"])
             for name, rows in tables.items():
-                self._insert(name, rows)
+                insert_rows(self.connection, name, rows)
             self._raise_generation()
         self.runs_changed += len(replaced)
         self.runs_new += len(signatures) - len(replaced)
@@ -266,45 +259,28 @@ class _Collection:
         found: dict[str, dict[int, Progress]] = {}
         if not names:
             return found
-        self.connection.register("named", _text_table({"run_id": names}))
-        rows = self.connection.execute(
-            "SELECT run_id, attempt, token, bytes_read, last_step, torn FROM collector.files "
-            "SEMI JOIN named USING (run_id)"
-        ).fetchall()
-        self.connection.unregister("named")
-        for run_id, attempt, token, bytes_read, last_step, torn in rows:
-            found.setdefault(run_id, {})[attempt] = Progress(
-                token=token, bytes_read=bytes_read, last_step=last_step, torn=torn
-            )
+        columns = [item.name for item in fields(Progress)]
+        rows = query_with(
+            self.connection,
+            _text_table({"run_id": names}),
+            f"SELECT run_id, attempt, {', '.join(columns)} FROM collector.files "
+            "SEMI JOIN incoming USING (run_id)",
+        )
+        for run_id, attempt, *values in rows:
+            progress = Progress(**dict(zip(columns, values, strict=True)))
+            found.setdefault(run_id, {})[attempt] = progress
         return found
 
     def _forget_progress(self, reached: pa.Table) -> None:
         """Remove the earlier progress of curves that were read further."""
-        if not reached.num_rows:
-            return
-        self.connection.register("reached", reached)
-        self.connection.execute(
-            "DELETE FROM collector.files AS f USING reached AS r "
-            "WHERE f.run_id = r.run_id AND f.attempt = r.attempt"
-        )
-        self.connection.unregister("reached")
+        query = "DELETE FROM collector.files AS f USING incoming AS r WHERE f.run_id = r.run_id"
+        query_with(self.connection, reached, f"{query} AND f.attempt = r.attempt")
 
     def _delete(self, names: list[str], tables: tuple[str, ...]) -> None:
-        if not names:
-            return
-        self.connection.register("named", _text_table({"run_id": names}))
+        rows = _text_table({"run_id": names})
         for table in tables:
-            self.connection.execute(
-                f"DELETE FROM {table} WHERE run_id IN (SELECT run_id FROM named)"
-            )
-        self.connection.unregister("named")
-
-    def _insert(self, table: str, rows: pa.Table) -> None:
-        if not rows.num_rows:
-            return
-        self.connection.register("incoming", rows)
-        self.connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")
-        self.connection.unregister("incoming")
+            query = f"DELETE FROM {table} WHERE run_id IN (SELECT run_id FROM incoming)"
+            query_with(self.connection, rows, query)
 
     def _raise_generation(self) -> None:
         self.connection.execute("UPDATE collector.store SET generation = generation + 1")

@@ -101,10 +101,7 @@ def read_new_rows(path: str, progress: Progress) -> tuple[list[Mapping[str, Any]
         last_step = row["step"]
         rows.append(row)
     return rows, Progress(
-        token=progress.token,
-        bytes_read=progress.bytes_read + end,
-        last_step=last_step,
-        torn=torn,
+        token=progress.token, bytes_read=progress.bytes_read + end, last_step=last_step, torn=torn
     )
 
 

@@ -35,15 +35,7 @@ FALSE_ALARMS = 0.01
 
 
 def with_outlooks(runs: Sequence[RunStatus], runs_folder: str) -> tuple[RunStatus, ...]:
-    """Return the runs, with an outlook for each running run.
-
-    Parameters
-    ----------
-    runs : sequence of RunStatus
-        Runs of one sweep.
-    runs_folder : str
-        Folder of the run folders, for the curves.
-    """
+    """Return the runs of a sweep, with an outlook for each running run."""
     finished = [run for run in runs if _is_finished(run)]
     return tuple(
         replace(run, outlook=_outlook(run, finished, runs_folder))

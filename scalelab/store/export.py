@@ -104,12 +104,7 @@ def _format_of(target: Path, format: str | None) -> tuple[str, str | None]:
 
 
 def _export_to_file(
-    results: Path,
-    table: str,
-    format: str,
-    compression: str | None,
-    target: Path,
-    sweep: str | None,
+    results: Path, table: str, format: str, compression: str | None, target: Path, sweep: str | None
 ) -> int:
     import duckdb
 

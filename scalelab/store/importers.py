@@ -247,7 +247,5 @@ def _report(folder: Path, about: Mapping[str, Any], *, is_new: bool) -> ImportRe
         n_rejects=about["rejects"],
         is_new=is_new,
         mapping=about["columns"],
-        param_convention=about["param_convention"],
-        flop_convention=about["flop_convention"],
-        notes=about["notes"],
+        **{name: about[name] for name in ("param_convention", "flop_convention", "notes")},
     )

@@ -94,7 +94,6 @@ class _Reading:
     rest: list[tuple[str, Mapping[int, Progress]]] = field(default_factory=list)
 
     def is_full(self) -> bool:
-        """Return whether the portion has enough rows of curves."""
         return len(self.curves) + sum(map(len, self.curve_tables)) >= self.max_rows
 
     def take(self, run: run_files.RunFiles, earlier: Mapping[int, Progress]) -> None:
@@ -142,7 +141,6 @@ class _Reading:
         self.curves = CurveRows()
 
     def portion(self) -> Portion:
-        """Return the portion."""
         import pyarrow as pa
 
         self._convert_curves()

@@ -44,16 +44,7 @@ def read_portions(runs: str, group: Group, *, max_rows: int) -> Iterator[Portion
     """Yield the new rows of these runs, portion by portion.
 
     Portions of one run are in order, others are not. If a helper fails, the other processes read
-    its runs.
-
-    Parameters
-    ----------
-    runs : str
-        The folder with the run folders.
-    group : Group
-        The runs to read.
-    max_rows : int
-        Approximate maximum of curve rows in a portion.
+    its runs. Parameters are those of `scalelab.store.portions.read_portion`.
     """
     size = RUNS_READ_TOGETHER
     left = deque(group[i : i + size] for i in range(0, len(group), size))

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+_FROM_RECORD = (
+    *("n_tokens", "unique_tokens", "loss_se_nats", "ema_loss_nats"),
+    *("wall_s", "energy_j", "diverged_at_step", "reason"),
+)
+_FROM_NOTE = ("started_s", "host", "job_id", "restart_count", "git_commit", "is_dirty")
+
 
 def run_row(run: RunFiles) -> Row:
     """Return the run's row of ``runs``."""
@@ -46,18 +52,11 @@ def run_row(run: RunFiles) -> Row:
         record = run.accepted.record
         n_params, flops = record.n_params, record.flops
         row |= {
-            "n_tokens": record.n_tokens,
+            **{name: getattr(record, name) for name in _FROM_RECORD},
             "loss_nats": record.loss_nats if record.status == "done" else None,
-            "loss_se_nats": record.loss_se_nats,
-            "ema_loss_nats": record.ema_loss_nats,
-            "unique_tokens": record.unique_tokens,
             "epochs": record.n_tokens / record.unique_tokens if record.unique_tokens else None,
             "accepted_attempt": run.accepted.number,
             "steps_taken": record.n_steps,
-            "wall_s": record.wall_s,
-            "energy_j": record.energy_j,
-            "diverged_at_step": record.diverged_at_step,
-            "reason": record.reason,
         }
     else:
         n_params, per_token = _planned_counts(tuple(shape.items()), spec["seq_len"])
@@ -71,14 +70,7 @@ def run_row(run: RunFiles) -> Row:
 
 
 def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:
-    """Return the run's rows of ``attempts``.
-
-    Parameters
-    ----------
-    run : RunFiles
-    torn : Mapping[int, int]
-        Torn lines by attempt number.
-    """
+    """Return the run's rows of ``attempts``; ``torn`` has the torn lines by attempt number."""
     segments = run.curve_segments()
     rows = []
     for attempt in run.attempts:
@@ -99,15 +91,10 @@ def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:
                 "curve_after_step": after,
                 "curve_to_step": to,
                 "torn_lines": torn.get(attempt.number, 0),
-                "started_s": note.get("started_s"),
                 "ended_s": attempt.end.get("time_s"),
-                "host": note.get("host"),
-                "job_id": note.get("job_id"),
-                "restart_count": note.get("restart_count"),
                 "energy_j": attempt.end.get("energy_j"),
                 **execution_columns(note),
-                "git_commit": note.get("git_commit"),
-                "is_dirty": note.get("is_dirty"),
+                **{name: note.get(name) for name in _FROM_NOTE},
                 "versions": _versions_text(versions) if versions else None,
             }
         )

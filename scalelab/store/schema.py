@@ -211,19 +211,15 @@ _METRIC_COLUMNS = (
     Column("lr", REAL, "", "Learning rate of the step."),
     Column("grad_norm", REAL, "", "Global gradient norm before clipping."),
     Column("tokens_per_s", REAL, "tokens/s", "Throughput since the previous row."),
-    Column(
-        "tflops_per_s",
-        REAL,
-        "TFLOP/s",
-        "FLOPs per device (exact convention) since the previous row.",
-    ),
+    Column("tflops_per_s", REAL, "TFLOP/s",
+           "FLOPs per device (exact convention) since the previous row."),
     Column("mfu", REAL, "", "Fraction of the device's peak FLOPs; NULL if unknown."),
     Column("loss_scale", REAL, "", "Loss scale of mixed precision; NULL without one."),
     Column("eval_loss_nats", REAL, "nats/token", "Held-out loss; NULL where it was not evaluated."),
     Column("noise_trace", REAL, "", "Gradient noise scale: trace of the gradient covariance."),
     Column("noise_grad_sq", REAL, "", "Gradient noise scale: squared norm of the gradient."),
     Column("time_s", REAL, "Unix s", "Time at which the row was written."),
-)
+)  # fmt: skip
 
 ATTEMPT_METRICS = Table(
     "attempt_metrics",
@@ -263,12 +259,7 @@ IMPORTS = Table(
         Column("line", INT, "", "Line number in the imported file."),
         Column("n_params", REAL, "parameters", "Parameters N, counted by param_convention."),
         Column("n_tokens", REAL, "tokens", "Training tokens D."),
-        Column(
-            "loss_nats",
-            REAL,
-            "nats/token",
-            "Final loss, in the unit of the file.",
-        ),
+        Column("loss_nats", REAL, "nats/token", "Final loss, in the unit of the file."),
         Column("flops", REAL, "FLOP", "Training compute C, counted by flop_convention."),
         Column("budget_flops", REAL, "FLOP", "isoFLOP budget; NULL if none."),
         Column("cluster", TEXT, "", "Label of rows with correlated noise; unique by default."),

@@ -21,6 +21,21 @@ IMPORT_FILE = "data.parquet"
 _IMPORT_CORE = ("n_params", "n_tokens", "loss_nats", "flops", "budget_flops", "cluster", "line")
 
 
+def query_with(connection: duckdb.DuckDBPyConnection, rows: pa.Table, query: str) -> list[Any]:
+    """Return the result of a query that reads these rows as ``incoming``; none without rows."""
+    if not rows.num_rows:
+        return []
+    connection.register("incoming", rows)
+    found = connection.execute(query).fetchall()
+    connection.unregister("incoming")
+    return found
+
+
+def insert_rows(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:
+    """Add rows to a table, by the names of their columns."""
+    query_with(connection, rows, f"INSERT INTO {table} BY NAME SELECT * FROM incoming")
+
+
 def refresh_sweeps(
     connection: duckdb.DuckDBPyConnection, results: Path, problems: list[str]
 ) -> bool:
@@ -73,9 +88,7 @@ def _refresh(
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{kind} {name} skipped: {folder / name / file}: {error!r}")
             continue
-        connection.register("incoming", rows)
-        connection.execute(f"INSERT INTO {table.name} BY NAME SELECT * FROM incoming")
-        connection.unregister("incoming")
+        insert_rows(connection, table.name, rows)
         connection.execute(
             "INSERT INTO collector.sources VALUES (?, ?, ?)", [kind, name, found[name]]
         )

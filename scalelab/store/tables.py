@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.records.types import Curves, Observations
 from scalelab.store.columns import ALIASES, CORE, MAPPED, NON_EMBEDDING, likely_columns, map_option
@@ -24,8 +25,6 @@ from scalelab.units import plural
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,11 @@ BATCHED_SIZES = (2, 4, 8, 16)
 GAIN_MIN = 1.1
 """Minimum speed gain for batching; timings are accurate to a few per cent."""
 
+EQUAL_FIELDS = (
+    *("shape", "seq_len", "batch_seqs", "precision"),
+    *("z_loss", "ema_decay", "optimizer", "parametrization"),
+)
+"""Fields in which batched runs must agree; they must also train on the same data."""
 SMALL_PARAMS = {"cpu": 100_000, "cuda": 3_000_000}
 """Largest models, in parameters, for which batching is timed; it never helped larger ones."""
 
@@ -41,18 +46,8 @@ class BatchedRuns:
 
 
 def batch_key(spec: RunSpec) -> tuple[Hashable, ...]:
-    """Return the fields that must be equal for runs to share a step."""
-    return (
-        spec.shape,
-        spec.seq_len,
-        spec.batch_seqs,
-        spec.z_loss,
-        spec.ema_decay,
-        spec.optimizer,
-        spec.parametrization,
-        spec.precision,
-        spec.data_fingerprint,
-    )
+    """Return what must be equal for runs to share a step: `EQUAL_FIELDS` and the data."""
+    return (*(getattr(spec, name) for name in EQUAL_FIELDS), spec.data_fingerprint)
 
 
 def is_small(spec: RunSpec, execution: ExecutionSpec) -> bool:

@@ -157,35 +157,19 @@ class PlanCost:
 
 
 def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -> PlanCost:
-    """Return the cost of a plan at a speed.
-
-    Parameters
-    ----------
-    plan : Plan
-    speed : Speed
-    skip : frozenset of str
-        run_ids of finished runs, which cost nothing.
-    """
+    """Return the cost of a plan at a speed; ``skip`` has finished run_ids, which cost nothing."""
     specs = [row.spec for row in plan.rows]
     n_eval = {plan.data.fingerprint: plan.data.n_eval_tokens}
     seconds = seconds_by_id(specs, n_eval, speed, skip=skip)
     # The longest branch of a trunk waits for the whole trunk, even with many workers.
-    longest = max(
-        (
-            spec_seconds(spec, plan.data.n_eval_tokens, speed)
-            for spec in specs
-            if seconds[spec.run_id]
-        ),
-        default=0.0,
-    )
+    unfinished = [spec for spec in specs if seconds[spec.run_id]]
+    alone = [spec_seconds(spec, plan.data.n_eval_tokens, speed) for spec in unfinished]
+    in_order = [seconds[row.spec.run_id] for row in longest_first(plan.rows)]
     hours = sum(seconds.values()) / 3600
     return PlanCost(
         speed=speed,
         run_seconds=tuple(seconds[spec.run_id] for spec in specs),
-        wall_s=max(
-            longest,
-            makespan([seconds[r.spec.run_id] for r in longest_first(plan.rows)], speed.n_workers),
-        ),
+        wall_s=max(makespan(in_order, speed.n_workers), *alone, 0.0),
         worker_hours=hours,
         usd=hours * speed.usd_per_worker_hour,
         kwh=None if speed.watts_per_worker is None else hours * speed.watts_per_worker / 1000,

@@ -24,13 +24,7 @@ def expected_tokens_per_param(tokenizer: str) -> float:
 
 
 def isoflop_targets(
-    flops: float,
-    *,
-    sizes: int,
-    span: float,
-    tokens_per_param: float,
-    vocab_size: int,
-    seq_len: int,
+    flops: float, *, sizes: int, span: float, tokens_per_param: float, vocab_size: int, seq_len: int
 ) -> list[float]:
     """Return target sizes, geometrically spaced around the expected optimum of a budget.
 

@@ -28,11 +28,7 @@ from scalelab.theory.accounting import (
     train_flops,
     train_flops_per_token,
 )
-from scalelab.theory.schedule import (
-    RuleInputs,
-    default_decay_steps,
-    default_warmup_steps,
-)
+from scalelab.theory.schedule import RuleInputs, default_decay_steps, default_warmup_steps
 from scalelab.theory.shape import ModelShape
 from scalelab.theory.tuned import PREFIX
 from scalelab.units import format_flops, format_quantity, plural
@@ -185,16 +181,7 @@ class Plan:
 
 
 def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
-    """Return the plan of a sweep.
-
-    Parameters
-    ----------
-    sweep : SweepSpec
-        The specification.
-    data : DataFacts
-        The text.
-    precision : str
-        Data type of matrix products, if the sweep does not set it.
+    """Return the plan of a sweep; ``precision`` applies if the sweep does not set it.
 
     Raises
     ------
@@ -359,10 +346,7 @@ def planned_run(
     )
     flops = train_flops(shape, train.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
     return PlannedRun(
-        spec=spec,
-        budget_flops=budget,
-        n_params=counts[DEFAULT_PARAM_CONVENTION],
-        flops=flops,
+        spec=spec, budget_flops=budget, n_params=counts[DEFAULT_PARAM_CONVENTION], flops=flops
     )
 
 

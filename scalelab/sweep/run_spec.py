@@ -111,29 +111,21 @@ class RunSpec:
             if type(getattr(self, name)) is int:
                 object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("seq_len", "batch_seqs", "n_steps"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1")
-        _require(self.lr > 0, "lr", self.lr, "a number above zero")
-        _require(
-            0 <= self.warmup_steps <= self.n_steps,
-            "warmup_steps",
-            self.warmup_steps,
-            f"0 to the run's {self.n_steps} steps",
-        )
-        _require(
-            0 <= self.decay_steps <= self.n_steps - self.warmup_steps,
-            "decay_steps",
-            self.decay_steps,
-            f"0 to the {self.n_steps - self.warmup_steps} steps after warm-up",
-        )
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 to below 1")
+            _require(self, name, getattr(self, name) >= 1, "a whole number from 1")
+        _require(self, "lr", self.lr > 0, "a number above zero")
+        is_in_run = 0 <= self.warmup_steps <= self.n_steps
+        _require(self, "warmup_steps", is_in_run, f"0 to the run's {self.n_steps} steps")
+        left = self.n_steps - self.warmup_steps
+        is_in_run = 0 <= self.decay_steps <= left
+        _require(self, "decay_steps", is_in_run, f"0 to the {left} steps after warm-up")
+        _require(self, "ema_decay", 0 <= self.ema_decay < 1, "0 to below 1")
         for name, allowed in (
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
             ("optimizer", OPTIMIZERS),
             ("parametrization", ("standard", "mup")),
         ):
-            value = getattr(self, name)
-            _require(value in allowed, name, value, " or ".join(allowed))
+            _require(self, name, getattr(self, name) in allowed, " or ".join(allowed))
 
     @property
     def tokens_per_step(self) -> int:
@@ -209,12 +201,7 @@ class ExecutionSpec:
     keeps_weights: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            self.tensor_parallel >= 1,
-            "tensor_parallel",
-            self.tensor_parallel,
-            "a whole number from 1",
-        )
+        _require(self, "tensor_parallel", self.tensor_parallel >= 1, "a whole number from 1")
 
     @property
     def n_data_parallel(self) -> int:
@@ -309,6 +296,6 @@ def _type_hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+def _require(spec: RunSpec | ExecutionSpec, name: str, holds: bool, allowed: str) -> None:
     if not holds:
-        raise SpecError(f"{name} = {value!r}", allowed, f"Choose another {name}.")
+        raise SpecError(f"{name} = {getattr(spec, name)!r}", allowed, f"Choose another {name}.")

@@ -214,12 +214,8 @@ class SlurmTable(Table):
     snapshot: bool = option(False, "Run jobs from a frozen copy of the source code", example="true")
 
     @model_validator(mode="after")
-    def _gpu_is_known(self) -> SlurmTable:
+    def _gpus_are_valid(self) -> SlurmTable:
         find_hardware(self.gpu)
-        return self
-
-    @model_validator(mode="after")
-    def _gpus_are_whole_groups(self) -> SlurmTable:
         require_divisible_devices(max(1, self.gpus_per_run), self.tensor_parallel)
         return self
 

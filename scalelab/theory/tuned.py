@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,25 +42,22 @@ class TunedConstants:
         words = f"{k:.4g} N^{p:.4g} D^{q:.4g}"
         if self.batch_tokens is not None:
             words += f" (batch / best)^{self.ridge:.3g}"
-        return Rule(
-            name=PREFIX + self.name,
-            formula=f"{words}, N {self.param_convention}",
-            source=f"the runs of the tuning {self.name!r}",
-            param_convention=self.param_convention,
-            value=self._best_lr,
-        )
+        return self._rule(words, self._best_lr)
 
     def batch_rule(self) -> Rule | None:
         """Return the rule of the batch, None when it was not tuned."""
         if self.batch_tokens is None:
             return None
         k, p, q = self.batch_tokens
+        return self._rule(f"{k:.4g} N^{p:.4g} D^{q:.4g} tokens", self._best_batch)
+
+    def _rule(self, words: str, value: Callable[[RuleInputs], float]) -> Rule:
         return Rule(
             name=PREFIX + self.name,
-            formula=f"{k:.4g} N^{p:.4g} D^{q:.4g} tokens, N {self.param_convention}",
+            formula=f"{words}, N {self.param_convention}",
             source=f"the runs of the tuning {self.name!r}",
             param_convention=self.param_convention,
-            value=self._best_batch,
+            value=value,
         )
 
     def _best_lr(self, run: RuleInputs) -> float:

@@ -17,6 +17,7 @@ from scalelab_kernels.operations import get_operations
 from torch import Tensor
 
 from scalelab.errors import UsageError
+from scalelab.sweep.batched_runs import EQUAL_FIELDS
 from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.run_spec import STEPS, ExecutionSpec, RunSpec
 from scalelab.theory.schedule import learning_rate_ratio
@@ -298,22 +299,12 @@ class Engine:
 
 
 def _require_equal(specs: Sequence[RunSpec]) -> None:
-    names = (
-        "shape",
-        "seq_len",
-        "batch_seqs",
-        "z_loss",
-        "ema_decay",
-        "optimizer",
-        "parametrization",
-        "precision",
-    )
-    for name in names:
+    for name in EQUAL_FIELDS:
         found = {getattr(spec, name) for spec in specs}
         if len(found) > 1:
             raise UsageError(
                 f"batched runs that differ in {name}",
-                f"runs with the same {', '.join(names)}",
+                f"runs with the same {', '.join(EQUAL_FIELDS)}",
                 "Batch only runs that agree in these fields.",
             )
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
 from scalelab.tune.excess_loss import Axes, excess
 from scalelab.tune.runs_table import FAR_FROM_BEST, TunedRuns, log_excess
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 HUBER = 1.345
 """Residual, in scales, up to which the loss is quadratic: 95 % efficient for Gaussian noise."""

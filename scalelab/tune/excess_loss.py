@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from scalelab.arrays import FloatArray
 
 SHAPE = ("log_a", "ridge", "log_b", "skew")
 """Names of the shape parameters: log a, r, log b, k."""

@@ -13,17 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
 from scalelab.fit.outcome import FitWarning
 from scalelab.tune.excess_fit import SMALLEST_VARIATION, ExcessFit, Origin, ResidualScale
 from scalelab.tune.excess_loss import Axes
 from scalelab.tune.runs_table import FAR_FROM_BEST, TunedRuns
 from scalelab.units import format_quantity, plural
-
-FloatArray = NDArray[np.float64]
 
 FEW_CELLS = 8
 """Fewer cells are not resampled: replicates would fit three constants to two or three cells."""
@@ -118,10 +116,10 @@ class TuningLaw:
         place -= (self.origin.log_n, self.origin.log_d)
         self._check_on_line(place)
         row = self.axes.features(place[:1], place[1:])[0]
-        lr = self._interval(self._linear(0, row), self.origin.log_lr, np.exp)
+        lr = self._interval(0, row, self.origin.log_lr, np.exp)
         if not self.axes.has_batch:
             return lr, None
-        return lr, self._interval(self._linear(1, row), self.origin.log_batch, np.exp)
+        return lr, self._interval(1, row, self.origin.log_batch, np.exp)
 
     def extrapolation_warnings(self, n_params: float, n_tokens: float) -> list[FitWarning]:
         """Return a warning for N and for D if it is outside the range of the cells."""
@@ -145,32 +143,21 @@ class TuningLaw:
 
     def _law(self, which: int, log_mean: float) -> HyperparameterLaw:
         """Return k, p, q; if the cells are on one line, the smallest (p, q), without limits."""
-        names = {}
-        are_apart = self.axes.basis.shape[1] == 2
+        basis = self.axes.basis
         origin = np.array([self.origin.log_n, self.origin.log_d])
-        for name, row in (
-            ("k", np.concatenate([[1.0], -(origin @ self.axes.basis)])),
-            ("p", np.concatenate([[0.0], self.axes.basis[0]])),
-            ("q", np.concatenate([[0.0], self.axes.basis[1]])),
-        ):
-            is_log = name == "k"
-            names[name] = self._interval(
-                self._linear(which, row), log_mean if is_log else 0.0, np.exp if is_log else float
-            )
-            if not are_apart:
-                names[name] = Estimate(value=names[name].value, low=None, high=None)
-        return HyperparameterLaw(**names)
-
-    def _linear(self, which: int, row: FloatArray) -> tuple[float, FloatArray]:
-        m = self.axes.n_centre
-        part = slice(which * m, (which + 1) * m)
-        return float(self.theta[part] @ row), self.replicates[:, part] @ row
+        k = self._interval(which, np.append(1.0, -(origin @ basis)), log_mean, np.exp)
+        p, q = (self._interval(which, np.append(0.0, row), 0.0, float) for row in basis)
+        if basis.shape[1] < 2:
+            k, p, q = (Estimate(value=found.value, low=None, high=None) for found in (k, p, q))
+        return HyperparameterLaw(k=k, p=p, q=q)
 
     def _interval(
-        self, found: tuple[float, FloatArray], mean: float, change: Callable[[float], float]
+        self, which: int, row: FloatArray, mean: float, change: Callable[[float], float]
     ) -> Estimate:
-        """Return value and limits after adding ``mean`` and applying ``change``."""
-        value, replicates = found
+        """Return value and limits of a row of features, ``mean`` added and ``change`` applied."""
+        m = self.axes.n_centre
+        part = slice(which * m, (which + 1) * m)
+        value, replicates = float(self.theta[part] @ row), self.replicates[:, part] @ row
         if not len(replicates):
             return Estimate(value=float(change(value + mean)), low=None, high=None)
         tail = (1 - self.level) / 2

@@ -110,11 +110,7 @@ def check_lr(
         results.load_plan(name), run_ids=tuple(row.spec.run_id for row in rows)
     )
     report = resume(
-        saved,
-        results,
-        watch,
-        execution=proposal.execution,
-        n_workers=proposal.cost.speed.n_workers,
+        saved, results, watch, execution=proposal.execution, n_workers=proposal.cost.speed.n_workers
     )
     return report, [_verdict(budget, trio, results) for budget, trio in trios.items()]
 

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.store.table_source import TableSource, open_file
 from scalelab.store.tables import ReadOptions, TableRead, read_source
 from scalelab.tune.runs_table import TunedRuns
 from scalelab.units import plural
-
-FloatArray = NDArray[np.float64]
 
 SIZE_NAMES = ("params", "num_params")
 LR_NAMES = ("lr", "learning_rate", "peak_lr", "max_lr")
@@ -106,21 +104,16 @@ def _batch_column(
 ) -> bool:
     """Put ``batch_tokens`` or ``batch_seqs`` into the mapping; return whether one was found."""
     either = "batch_seqs" if has_length else "batch_tokens"
-    kinds = (
-        ("batch_tokens", TOKEN_NAMES),
-        ("batch_seqs", SEQUENCE_NAMES),
-        (either, EITHER_NAMES),
-    )
-    for ours, names in kinds:
-        given = next((found.pop(name) for name in names if name in found), None)
-        if given is not None:
-            found[ours] = given
-            return True
-    for ours, names in kinds:
-        theirs = first(names)
-        if theirs is not None:
-            found[ours] = theirs
-            return True
+    kinds = (("batch_tokens", TOKEN_NAMES), ("batch_seqs", SEQUENCE_NAMES), (either, EITHER_NAMES))
+
+    def mapped(names: tuple[str, ...]) -> str | None:
+        return next((found.pop(name) for name in names if name in found), None)
+
+    for find in (mapped, first):
+        for ours, names in kinds:
+            if (theirs := find(names)) is not None:
+                found[ours] = theirs
+                return True
     return False
 
 

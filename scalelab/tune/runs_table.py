@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError
-
-FloatArray = NDArray[np.float64]
 
 COLUMNS = ("n_params", "n_tokens", "lr", "batch_tokens", "loss")
 SAME_CELL = 0.03

@@ -118,12 +118,7 @@ class Search:
 
     def _planned(self, row: PlannedRun, values: dict[str, float]) -> PlannedRun:
         """Return the run of a cell with these hyperparameters."""
-        changed = {
-            "lr": values["lr"],
-            "batch_seqs": int(values.get("batch_seqs", row.spec.batch_seqs)),
-            "weight_decay": values.get("weight_decay", row.spec.weight_decay),
-            "beta2": values.get("beta2", row.spec.beta2),
-        }
+        changed = {"batch_seqs": row.spec.batch_seqs, **values}
         planned = planned_run(
             row.spec.shape,
             row.spec.n_tokens,

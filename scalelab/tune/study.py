@@ -64,8 +64,7 @@ class Studies:
                 study_name=f"{row.n_params}-{row.spec.n_tokens}",
                 storage=storage,
                 sampler=optuna.samplers.TPESampler(
-                    n_startup_trials=spec.wave,
-                    seed=self._seed(cell),
+                    n_startup_trials=spec.wave, seed=self._seed(cell)
                 ),
                 pruner=pruner,
                 direction="minimize",

@@ -34,7 +34,7 @@ def test_every_document_is_in_training_whole_or_held_out(text: Path, tmp_path: P
     assert set(train) < given
     held_out = given - set(train)
     assert len(held_out) == dataset.manifest.n_held_out_documents
-    assert dataset.n_documents == len(given)
+    assert dataset.manifest.n_documents == len(given)
     # The evaluation set is made of runs of held-out documents and of nothing else.
     evaluation = eval_text(dataset)
     assert len(evaluation) == dataset.n_eval_tokens == 600
@@ -121,9 +121,9 @@ def test_another_tokenizer_text_or_evaluation_size_is_another_dataset(
     assert first.eval_fingerprint != bpe.eval_fingerprint
     assert bpe.vocab_size == 350
     assert bpe.tokenizer == "bpe:350"
-    assert bpe.bytes_per_token > 1.5
+    assert bpe.manifest.bytes_per_token > 1.5
     assert bpe.n_eval_tokens == 600
-    assert first.bytes_per_token == 1.0
+    assert first.manifest.bytes_per_token == 1.0
 
 
 def test_bpe_is_prepared_from_the_same_split_and_can_be_read_back(
@@ -236,7 +236,7 @@ def test_the_evaluation_set_that_a_refusal_proposes_is_accepted(
         prepare(source_of(text, 10**7), folder / "results")
     proposed = re.search(r"--eval-tokens (\d+)\.", caught.value.do)
     assert proposed is not None
-    assert prepare(source_of(text, int(proposed[1])), folder / "results").n_documents == n
+    assert prepare(source_of(text, int(proposed[1])), folder / "results").manifest.n_documents == n
 
 
 def test_a_source_whose_files_did_not_change_is_not_read_again(

@@ -50,7 +50,7 @@ def test_two_that_prepare_at_once_end_with_one_whole_dataset(text: Path, tmp_pat
     assert [process.returncode for process in processes] == [0] * 4
     assert len(outputs) == 1
     dataset = open_dataset(results / "data" / outputs.pop().strip())
-    assert dataset.n_documents == 80
+    assert dataset.manifest.n_documents == 80
     assert leftovers(results) == []
 
 
@@ -85,7 +85,7 @@ def test_one_that_is_killed_leaves_nothing_half_made(
     (left,) = leftovers(results)
     assert [p.name for p in (results / "data").iterdir()] == [left]
     dataset = prepare(source_of(text), results)
-    assert dataset.n_documents == 80
+    assert dataset.manifest.n_documents == 80
     # What was left goes once nobody can be at work on it any more.
     assert leftovers(results) == [left]
     old = time.time() - 2 * 24 * 3600
@@ -115,7 +115,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(text: Path, tmp_path: Path, n_by
         prepare(source_of(text), results)
     assert "Free disk space" in caught.value.do
     assert leftovers(results) == []
-    assert prepare(source_of(text), results).n_documents == 80
+    assert prepare(source_of(text), results).manifest.n_documents == 80
 
 
 def test_a_results_folder_that_may_not_be_written_is_said(

@@ -139,9 +139,6 @@ def test_unique_tokens_are_those_that_a_run_predicts(
     n_tokens = n_steps * batch_seqs * seq_len
     unique = numbered.unique_tokens(n_tokens, seq_len)
     assert unique == len(np.unique(np.concatenate(batches)))
-    assert numbered.epochs(n_tokens, seq_len) == pytest.approx(
-        n_tokens / (numbered.n_sequences(seq_len) * seq_len)
-    )
 
 
 def test_sequences_longer_than_the_text_are_refused(numbered: Dataset) -> None:

@@ -113,7 +113,7 @@ def test_the_default_is_the_standard_library_without_what_a_build_or_program_wro
         *("bpe:" + 5000 * "9", "bpe:\u0664\u0660\u0669\u0666"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_meant_is_refused(tokenizer: str) -> None:
+def test_an_invalid_tokenizer_is_refused(tokenizer: str) -> None:
     with pytest.raises(UsageError, match="bytes, or bpe:SIZE"):
         DataSource(tokenizer=tokenizer)
 

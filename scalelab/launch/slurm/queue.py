@@ -20,16 +20,8 @@ QUEUE_INTERVAL_S = 2.0
 COMMAND_TIMEOUT_S = 30.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
 ENDED_STATES = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
+    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"),
 )
 """States of a job that has ended; with any other state, known or not, it may still run."""
 

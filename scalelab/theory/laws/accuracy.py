@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.laws.base import Coordinate, Law
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +27,18 @@ class Accuracy(Law):
         Steepness, per nat, positive.
     L_0 : float
         Loss at half the rise, nats.
-
-    References
-    ----------
-    Bhagia et al. 2024, arXiv:2412.04403, equation 3.
     """
 
-    name: ClassVar[str] = "accuracy"
-    target: ClassVar[str] = "accuracy"
-    columns: ClassVar[tuple[str, ...]] = ("loss_nats",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
+    name = "accuracy"
+    target = "accuracy"
+    columns = ("loss_nats",)
+    coordinates = (
         Coordinate(name="a"),
         Coordinate(name="b", is_log=False, low=0.0, high=1.0),
         Coordinate(name="k"),
         Coordinate(name="L_0", is_log=False, low=-np.inf, high=np.inf),
     )
-    source: ClassVar[str] = "Bhagia et al. 2024, arXiv:2412.04403, equation 3"
+    source = "Bhagia et al. 2024, arXiv:2412.04403, equation 3"
 
     a: float
     b: float

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.accounting import FLOPS_PER_PARAM_TRAIN
-
-FloatArray = NDArray[np.float64]
 
 GOLDEN = (5**0.5 - 1) / 2
 N_COARSE = 241
@@ -20,8 +19,8 @@ def best_split(
 ) -> tuple[FloatArray, FloatArray]:
     """Return the (N, D) of least loss at each budget.
 
-    A coarse scan in log N brackets the valley and golden section narrows it to rounding. Fitted
-    forms may turn down again far outside their data (endless N on no tokens), so the valley is the
+    A coarse scan in log N brackets the minimum and golden section narrows it to rounding. Fitted
+    forms may turn down again far outside their data (endless N on no tokens), so the optimum is the
     local minimum nearest to N = D, and the lowest point only where there is none.
 
     Parameters
@@ -41,10 +40,10 @@ def best_split(
     share = np.linspace(0.05, 0.95, N_COARSE)[:, None] * np.log(flat)
     values = np.array([at(row) for row in share])
     inner = values[1:-1]
-    is_valley = (inner <= values[:-2]) & (inner <= values[2:])
+    is_minimum = (inner <= values[:-2]) & (inner <= values[2:])
     distance = np.abs(np.arange(1, N_COARSE - 1) - N_COARSE // 2)[:, None]
-    nearest = np.where(is_valley, distance, N_COARSE).argmin(axis=0) + 1
-    lowest = np.where(is_valley.any(axis=0), nearest, np.nanargmin(values, axis=0))
+    nearest = np.where(is_minimum, distance, N_COARSE).argmin(axis=0) + 1
+    lowest = np.where(is_minimum.any(axis=0), nearest, np.nanargmin(values, axis=0))
     lowest = np.clip(lowest, 1, N_COARSE - 2)
     low = np.take_along_axis(share, lowest[None] - 1, axis=0)[0]
     high = np.take_along_axis(share, lowest[None] + 1, axis=0)[0]

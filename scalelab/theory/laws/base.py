@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.theory.laws.jet import Jet
 
-FloatArray = NDArray[np.float64]
 Columns = Mapping[str, ArrayLike]
 
 
@@ -54,6 +54,16 @@ class Coordinate:
         """Return the parameter value of a coordinate."""
         with np.errstate(over="ignore"):  # a replicate that runs away is infinite, and says so
             return np.exp(np.asarray(coordinate, float)) if self.is_log else np.asarray(coordinate)
+
+
+def log_coordinates(*names: str) -> tuple[Coordinate, ...]:
+    """Return the coordinates of positive parameters, of which the optimizer moves the logarithm."""
+    return tuple(Coordinate(name=name) for name in names)
+
+
+def linear_coordinates(*names: str, low: float = 0.0) -> tuple[Coordinate, ...]:
+    """Return the coordinates of parameters from ``low`` that the optimizer moves directly."""
+    return tuple(Coordinate(name=name, is_log=False, low=low) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.laws.base import Coordinate, Law
 from scalelab.theory.laws.kaplan import ComputeFrontier
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +30,11 @@ class Broken(Law):
         Compute at the break, FLOPs.
     f : float
         Width of the break in natural logarithms of compute, positive: small is sharp.
-
-    References
-    ----------
-    Caballero et al. 2023, arXiv:2210.14891, equation 1.
     """
 
-    name: ClassVar[str] = "broken"
-    columns: ClassVar[tuple[str, ...]] = ("flops",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
+    name = "broken"
+    columns = ("flops",)
+    coordinates = (
         Coordinate(name="b"),
         Coordinate(name="E", is_log=False),
         Coordinate(name="c_0", is_log=False, low=-np.inf, high=np.inf),
@@ -48,8 +42,8 @@ class Broken(Law):
         Coordinate(name="d"),
         Coordinate(name="f", low=1e-2, high=1e2),
     )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Caballero et al. 2023, arXiv:2210.14891, equation 1"
+    offset = "E"
+    source = "Caballero et al. 2023, arXiv:2210.14891, equation 1"
 
     b: float
     E: float

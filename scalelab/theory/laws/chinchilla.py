@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.accounting import FLOPS_PER_PARAM_TRAIN
-from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.theory.laws.base import Law, linear_coordinates, log_coordinates
 from scalelab.theory.laws.projection import EXPONENTS, exponent_grid, project, ranked
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +28,13 @@ class Chinchilla(Law):
         Irreducible loss, nats per token.
     alpha, beta : float
         Exponents, positive, unitless.
-
-    References
-    ----------
-    Hoffmann et al. 2022, arXiv:2203.15556, section 3.3 and appendix D.
     """
 
-    name: ClassVar[str] = "chinchilla"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="A"),
-        Coordinate(name="B"),
-        Coordinate(name="E", is_log=False),
-        Coordinate(name="alpha", is_log=False),
-        Coordinate(name="beta", is_log=False),
-    )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Hoffmann et al. 2022, arXiv:2203.15556, section 3.3"
+    name = "chinchilla"
+    columns = ("n_params", "n_tokens")
+    coordinates = (*log_coordinates("A", "B"), *linear_coordinates("E", "alpha", "beta"))
+    offset = "E"
+    source = "Hoffmann et al. 2022, arXiv:2203.15556, section 3.3 and appendix D"
 
     A: float
     B: float
@@ -132,22 +121,13 @@ class TiedExponents(Law):
         Irreducible loss, nats per token.
     alpha : float
         Exponent of both terms, positive, so that N and D scale alike.
-
-    References
-    ----------
-    Muennighoff et al. 2023, arXiv:2305.16264, section 3 (alpha = beta).
     """
 
-    name: ClassVar[str] = "tied"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="A"),
-        Coordinate(name="B"),
-        Coordinate(name="E", is_log=False),
-        Coordinate(name="alpha", is_log=False),
-    )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Muennighoff et al. 2023, arXiv:2305.16264, section 3"
+    name = "tied"
+    columns = ("n_params", "n_tokens")
+    coordinates = (*log_coordinates("A", "B"), *linear_coordinates("E", "alpha"))
+    offset = "E"
+    source = "Muennighoff et al. 2023, arXiv:2305.16264, section 3 (alpha = beta)"
 
     A: float
     B: float

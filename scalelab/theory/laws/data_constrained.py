@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.laws.allocation import best_split
-from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.theory.laws.base import Law, log_coordinates
 from scalelab.theory.laws.chinchilla import Chinchilla
-
-FloatArray = NDArray[np.float64]
 
 HALF_LIVES = np.geomspace(0.7, 200.0, 8)
 
@@ -38,21 +37,13 @@ class DataConstrained(Law):
         Exponents of the base law.
     R_D, R_N : float
         Repetitions after which data, or excess parameters, have lost most of their worth.
-
-    References
-    ----------
-    Muennighoff et al. 2023, arXiv:2305.16264, section 3 and appendix A.
     """
 
-    name: ClassVar[str] = "data_constrained"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens", "unique_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        *Chinchilla.coordinates,
-        Coordinate(name="R_D"),
-        Coordinate(name="R_N"),
-    )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Muennighoff et al. 2023, arXiv:2305.16264, section 3"
+    name = "data_constrained"
+    columns = ("n_params", "n_tokens", "unique_tokens")
+    coordinates = (*Chinchilla.coordinates, *log_coordinates("R_D", "R_N"))
+    offset = "E"
+    source = "Muennighoff et al. 2023, arXiv:2305.16264, section 3 and appendix A"
 
     A: float
     B: float

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.laws.allocation import best_split
 from scalelab.theory.laws.base import Coordinate, Law
 from scalelab.theory.laws.jet import growth
 from scalelab.theory.laws.projection import project
-
-FloatArray = NDArray[np.float64]
 
 STRETCHES = np.array([-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.15, 0.25, 0.4])
 """Exponents of N tried for each coefficient."""
@@ -40,32 +39,18 @@ class Farseer(Law):
 
     Notes
     -----
-    Factor, stretch and level trade against each other along a strongly curved valley. A solver
+    Factor, stretch and level trade against each other along a strongly curved line. A solver
     therefore moves, for each coefficient, its slope and level at N_0 and the stretch:
-    ``s N^q + S = level + slope (u^q - 1)/q`` with ``u = N/N_0``, where the valley is straight.
-
-    References
-    ----------
-    Li et al. 2025, arXiv:2506.10972, equation 3.
+    ``s N^q + S = level + slope (u^q - 1)/q`` with ``u = N/N_0``, where that line is straight.
     """
 
-    name: ClassVar[str] = "farseer"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = tuple(
-        Coordinate(name=name, is_log=False, low=low, high=high)
-        for name, low, high in (
-            ("s", -np.inf, np.inf),
-            ("q", -STEEPEST, STEEPEST),
-            ("S", -np.inf, np.inf),
-            ("B", -np.inf, np.inf),
-            ("b", -STEEPEST, STEEPEST),
-            ("Q", -np.inf, np.inf),
-            ("A", -np.inf, np.inf),
-            ("a", -STEEPEST, STEEPEST),
-            ("R", -np.inf, np.inf),
-        )
+    name = "farseer"
+    columns = ("n_params", "n_tokens")
+    coordinates = tuple(
+        Coordinate(name=name, is_log=False, low=-bound, high=bound)
+        for name, bound in zip("sqSBbQAaR", 3 * (np.inf, STEEPEST, np.inf), strict=True)
     )
-    source: ClassVar[str] = "Li et al. 2025, arXiv:2506.10972, equation 3"
+    source = "Li et al. 2025, arXiv:2506.10972, equation 3"
 
     s: float
     q: float

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.arrays import FloatArray
+from scalelab.theory.laws.base import Law, log_coordinates
 from scalelab.theory.laws.chinchilla import Chinchilla
 from scalelab.theory.laws.projection import project
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +30,16 @@ class Gamma(Law):
         Exponents inside the power.
     gamma : float
         Power, positive; 1 is Chinchilla.
-
-    References
-    ----------
-    Busbridge et al. 2025, arXiv:2502.08606; Beck et al. 2025, arXiv:2510.02228.
     """
 
-    name: ClassVar[str] = "gamma"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        *Chinchilla.coordinates,
-        Coordinate(name="gamma"),
+    name = "gamma"
+    columns = ("n_params", "n_tokens")
+    coordinates = (*Chinchilla.coordinates, *log_coordinates("gamma"))
+    offset = "E"
+    power = "gamma"
+    source = (
+        "Busbridge et al. 2025, arXiv:2502.08606, equation 8; Beck et al. 2025, arXiv:2510.02228"
     )
-    offset: ClassVar[str] = "E"
-    power: ClassVar[str] = "gamma"
-    source: ClassVar[str] = "Busbridge et al. 2025, arXiv:2502.08606, equation 8"
 
     A: float
     B: float
@@ -79,11 +73,7 @@ class Gamma(Law):
             E = share * float(target.min())
             grid = np.array(list(product(np.geomspace(0.1, 0.8, 5) / gamma, repeat=2)))
             basis = np.stack(
-                [
-                    np.exp(-grid[:, :1] * (x - mx)),
-                    np.exp(-grid[:, 1:] * (y - my)),
-                ],
-                axis=1,
+                [np.exp(-grid[:, :1] * (x - mx)), np.exp(-grid[:, 1:] * (y - my))], axis=1
             )
             c, _ = project(basis, (target - E) ** (1.0 / gamma))
             ones = np.ones(len(grid))

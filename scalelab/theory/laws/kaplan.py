@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.accounting import FLOPS_PER_PARAM_TRAIN
-from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.theory.laws.base import Law, linear_coordinates, log_coordinates
 from scalelab.theory.laws.projection import project
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +28,12 @@ class Kaplan(Law):
         Tokens that would reach a loss of 1.
     alpha_n, alpha_d : float
         Exponents in N and D, positive.
-
-    References
-    ----------
-    Kaplan et al. 2020, arXiv:2001.08361, equation 1.5.
     """
 
-    name: ClassVar[str] = "kaplan"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="N_c"),
-        Coordinate(name="D_c"),
-        Coordinate(name="alpha_n"),
-        Coordinate(name="alpha_d"),
-    )
-    source: ClassVar[str] = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.5"
+    name = "kaplan"
+    columns = ("n_params", "n_tokens")
+    coordinates = log_coordinates("N_c", "D_c", "alpha_n", "alpha_d")
+    source = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.5"
 
     N_c: float
     D_c: float
@@ -114,19 +104,12 @@ class KaplanParams(_PowerLaw):
         Parameters that would reach a loss of 1.
     alpha : float
         Exponent, positive.
-
-    References
-    ----------
-    Kaplan et al. 2020, arXiv:2001.08361, equation 1.1.
     """
 
-    name: ClassVar[str] = "kaplan_n"
-    columns: ClassVar[tuple[str, ...]] = ("n_params",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="N_c"),
-        Coordinate(name="alpha"),
-    )
-    source: ClassVar[str] = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.1"
+    name = "kaplan_n"
+    columns = ("n_params",)
+    coordinates = log_coordinates("N_c", "alpha")
+    source = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.1"
 
     N_c: float
 
@@ -141,19 +124,12 @@ class KaplanTokens(_PowerLaw):
         Tokens that would reach a loss of 1.
     alpha : float
         Exponent, positive.
-
-    References
-    ----------
-    Kaplan et al. 2020, arXiv:2001.08361, equation 1.2.
     """
 
-    name: ClassVar[str] = "kaplan_d"
-    columns: ClassVar[tuple[str, ...]] = ("n_tokens",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="D_c"),
-        Coordinate(name="alpha"),
-    )
-    source: ClassVar[str] = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.2"
+    name = "kaplan_d"
+    columns = ("n_tokens",)
+    coordinates = log_coordinates("D_c", "alpha")
+    source = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.2"
 
     D_c: float
 
@@ -168,19 +144,12 @@ class KaplanCompute(_PowerLaw):
         FLOPs that would reach a loss of 1.
     alpha : float
         Exponent, positive.
-
-    References
-    ----------
-    Kaplan et al. 2020, arXiv:2001.08361, equation 1.3.
     """
 
-    name: ClassVar[str] = "kaplan_c"
-    columns: ClassVar[tuple[str, ...]] = ("flops",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="C_c"),
-        Coordinate(name="alpha"),
-    )
-    source: ClassVar[str] = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.3"
+    name = "kaplan_c"
+    columns = ("flops",)
+    coordinates = log_coordinates("C_c", "alpha")
+    source = "Kaplan et al. 2020, arXiv:2001.08361, equation 1.3"
 
     C_c: float
 
@@ -197,21 +166,13 @@ class ComputeFrontier(Law):
         Irreducible loss, nats per token.
     alpha : float
         Exponent, positive.
-
-    References
-    ----------
-    Henighan et al. 2020, arXiv:2010.14701, equation 1.1.
     """
 
-    name: ClassVar[str] = "compute"
-    columns: ClassVar[tuple[str, ...]] = ("flops",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="A"),
-        Coordinate(name="E", is_log=False),
-        Coordinate(name="alpha", is_log=False),
-    )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Henighan et al. 2020, arXiv:2010.14701, equation 1.1"
+    name = "compute"
+    columns = ("flops",)
+    coordinates = (*log_coordinates("A"), *linear_coordinates("E", "alpha"))
+    offset = "E"
+    source = "Henighan et al. 2020, arXiv:2010.14701, equation 1.1"
 
     A: float
     E: float

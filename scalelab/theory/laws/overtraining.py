@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from scalelab.arrays import FloatArray
 from scalelab.theory.accounting import FLOPS_PER_PARAM_TRAIN
-from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.theory.laws.base import Law, linear_coordinates, log_coordinates
 from scalelab.theory.laws.chinchilla import TiedExponents
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +30,13 @@ class Overtraining(Law):
         Irreducible loss, nats per token.
     eta : float
         Exponent of compute, positive.
-
-    References
-    ----------
-    Gadre et al. 2024, arXiv:2403.08540, equation 4.
     """
 
-    name: ClassVar[str] = "overtraining"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="a"),
-        Coordinate(name="b"),
-        Coordinate(name="E", is_log=False),
-        Coordinate(name="eta", is_log=False),
-    )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Gadre et al. 2024, arXiv:2403.08540, equation 4"
+    name = "overtraining"
+    columns = ("n_params", "n_tokens")
+    coordinates = (*log_coordinates("a", "b"), *linear_coordinates("E", "eta"))
+    offset = "E"
+    source = "Gadre et al. 2024, arXiv:2403.08540, equation 4"
 
     a: float
     b: float

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.arrays import FloatArray
+from scalelab.theory.laws.base import Law, log_coordinates
 from scalelab.theory.laws.chinchilla import Chinchilla
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,28 +31,13 @@ class Precision(Law):
         Exponents.
     gamma_w, gamma_a, gamma_kv : float
         Sensitivity to the bits of weights, activations and cache, in bits, positive.
-
-    References
-    ----------
-    Kumar et al. 2024, arXiv:2411.04330, equation 3.
     """
 
-    name: ClassVar[str] = "precision"
-    columns: ClassVar[tuple[str, ...]] = (
-        "n_params",
-        "n_tokens",
-        "bits_weights",
-        "bits_activations",
-        "bits_kv",
-    )
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        *Chinchilla.coordinates,
-        Coordinate(name="gamma_w"),
-        Coordinate(name="gamma_a"),
-        Coordinate(name="gamma_kv"),
-    )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Kumar et al. 2024, arXiv:2411.04330, equation 3"
+    name = "precision"
+    columns = ("n_params", "n_tokens", "bits_weights", "bits_activations", "bits_kv")
+    coordinates = (*Chinchilla.coordinates, *log_coordinates("gamma_w", "gamma_a", "gamma_kv"))
+    offset = "E"
+    source = "Kumar et al. 2024, arXiv:2411.04330, equation 3"
 
     A: float
     B: float

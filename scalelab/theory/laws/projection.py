@@ -10,9 +10,8 @@ from __future__ import annotations
 from itertools import combinations, product
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from scalelab.arrays import FloatArray
 
 EXPONENTS = np.geomspace(0.04, 1.6, 12)
 """Grid of exponents that covers every published fit of losses."""

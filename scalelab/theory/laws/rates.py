@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from scalelab.theory.laws.base import Coordinate, Law
-
-FloatArray = NDArray[np.float64]
+from scalelab.arrays import FloatArray
+from scalelab.theory.laws.base import Law, linear_coordinates, log_coordinates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +38,6 @@ class _Monomial(Law):
         return np.asarray(best)[None]
 
 
-def _exponent(name: str) -> Coordinate:
-    return Coordinate(name=name, is_log=False, low=-np.inf, high=np.inf)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LearningRate(_Monomial):
     r"""Best peak learning rate :math:`k N^p D^q`.
@@ -54,21 +48,13 @@ class LearningRate(_Monomial):
         Factor, positive.
     p, q : float
         Exponents in parameters (without embeddings in the paper) and tokens.
-
-    References
-    ----------
-    Li et al. 2025 (Step Law), arXiv:2503.04715, equation 1.
     """
 
-    name: ClassVar[str] = "lr"
-    target: ClassVar[str] = "lr"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        Coordinate(name="k"),
-        _exponent("p"),
-        _exponent("q"),
-    )
-    source: ClassVar[str] = "Li et al. 2025, arXiv:2503.04715, equation 1"
+    name = "lr"
+    target = "lr"
+    columns = ("n_params", "n_tokens")
+    coordinates = (*log_coordinates("k"), *linear_coordinates("p", "q", low=-np.inf))
+    source = "Li et al. 2025 (Step Law), arXiv:2503.04715, equation 1"
 
     k: float
     p: float
@@ -85,17 +71,13 @@ class BatchSize(_Monomial):
         Factor, positive.
     q : float
         Exponent in tokens.
-
-    References
-    ----------
-    Li et al. 2025 (Step Law), arXiv:2503.04715, equation 1.
     """
 
-    name: ClassVar[str] = "batch"
-    target: ClassVar[str] = "batch_tokens"
-    columns: ClassVar[tuple[str, ...]] = ("n_tokens",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (Coordinate(name="k"), _exponent("q"))
-    source: ClassVar[str] = "Li et al. 2025, arXiv:2503.04715, equation 1"
+    name = "batch"
+    target = "batch_tokens"
+    columns = ("n_tokens",)
+    coordinates = (*log_coordinates("k"), *linear_coordinates("q", low=-np.inf))
+    source = "Li et al. 2025 (Step Law), arXiv:2503.04715, equation 1"
 
     k: float
     q: float
@@ -111,17 +93,13 @@ class LearningRateByCompute(_Monomial):
         Factor, positive.
     p : float
         Exponent in training FLOPs.
-
-    References
-    ----------
-    DeepSeek-AI 2024, arXiv:2401.02954, equation 1.
     """
 
-    name: ClassVar[str] = "lr_compute"
-    target: ClassVar[str] = "lr"
-    columns: ClassVar[tuple[str, ...]] = ("flops",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (Coordinate(name="k"), _exponent("p"))
-    source: ClassVar[str] = "DeepSeek-AI 2024, arXiv:2401.02954, equation 1"
+    name = "lr_compute"
+    target = "lr"
+    columns = ("flops",)
+    coordinates = (*log_coordinates("k"), *linear_coordinates("p", low=-np.inf))
+    source = "DeepSeek-AI 2024, arXiv:2401.02954, equation 1"
 
     k: float
     p: float
@@ -137,17 +115,13 @@ class BatchByCompute(_Monomial):
         Factor, positive.
     p : float
         Exponent in training FLOPs.
-
-    References
-    ----------
-    DeepSeek-AI 2024, arXiv:2401.02954, equation 1.
     """
 
-    name: ClassVar[str] = "batch_compute"
-    target: ClassVar[str] = "batch_tokens"
-    columns: ClassVar[tuple[str, ...]] = ("flops",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (Coordinate(name="k"), _exponent("p"))
-    source: ClassVar[str] = "DeepSeek-AI 2024, arXiv:2401.02954, equation 1"
+    name = "batch_compute"
+    target = "batch_tokens"
+    columns = ("flops",)
+    coordinates = (*log_coordinates("k"), *linear_coordinates("p", low=-np.inf))
+    source = "DeepSeek-AI 2024, arXiv:2401.02954, equation 1"
 
     k: float
     p: float
@@ -163,17 +137,13 @@ class CriticalBatch(_Monomial):
         Batch at a loss of 1.
     p : float
         Exponent in the loss.
-
-    References
-    ----------
-    Kaplan et al. 2020, arXiv:2001.08361, equation 5.3.
     """
 
-    name: ClassVar[str] = "critical_batch"
-    target: ClassVar[str] = "batch_tokens"
-    columns: ClassVar[tuple[str, ...]] = ("loss_nats",)
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (Coordinate(name="k"), _exponent("p"))
-    source: ClassVar[str] = "Kaplan et al. 2020, arXiv:2001.08361, equation 5.3"
+    name = "critical_batch"
+    target = "batch_tokens"
+    columns = ("loss_nats",)
+    coordinates = (*log_coordinates("k"), *linear_coordinates("p", low=-np.inf))
+    source = "Kaplan et al. 2020, arXiv:2001.08361, equation 5.3"
 
     k: float
     p: float

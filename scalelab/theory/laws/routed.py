@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from scalelab.theory.laws.base import Coordinate, Law
+from scalelab.arrays import FloatArray
+from scalelab.theory.laws.base import Coordinate, Law, linear_coordinates, log_coordinates
 from scalelab.theory.laws.chinchilla import Chinchilla
-
-FloatArray = NDArray[np.float64]
 
 LN10 = float(np.log(10.0))
 
@@ -34,15 +33,11 @@ class Routed(Law):
         Coefficients in base-10 logarithms; a and b negative, c positive in the paper.
     E_start, E_max : float
         Experts below which routing gains nothing, and above which it gains no more.
-
-    References
-    ----------
-    Clark et al. 2022, arXiv:2202.01169, equations 1 and 2.
     """
 
-    name: ClassVar[str] = "routed"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_experts")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
+    name = "routed"
+    columns = ("n_params", "n_experts")
+    coordinates = (
         *(
             Coordinate(name=name, is_log=False, low=-np.inf, high=np.inf)
             for name in ("a", "b", "c", "d")
@@ -50,7 +45,7 @@ class Routed(Law):
         Coordinate(name="E_start"),
         Coordinate(name="E_max"),
     )
-    source: ClassVar[str] = "Clark et al. 2022, arXiv:2202.01169, equations 1 and 2"
+    source = "Clark et al. 2022, arXiv:2202.01169, equations 1 and 2"
 
     a: float
     b: float
@@ -97,21 +92,13 @@ class Granularity(Law):
         Irreducible loss, nats per token.
     alpha, beta, gamma : float
         Exponents of parameters, tokens and granularity, positive.
-
-    References
-    ----------
-    Krajewski et al. 2024, arXiv:2402.07871, equation 9.
     """
 
-    name: ClassVar[str] = "granularity"
-    columns: ClassVar[tuple[str, ...]] = ("n_params", "n_tokens", "granularity")
-    coordinates: ClassVar[tuple[Coordinate, ...]] = (
-        *Chinchilla.coordinates,
-        Coordinate(name="g"),
-        Coordinate(name="gamma", is_log=False),
-    )
-    offset: ClassVar[str] = "E"
-    source: ClassVar[str] = "Krajewski et al. 2024, arXiv:2402.07871, equation 9"
+    name = "granularity"
+    columns = ("n_params", "n_tokens", "granularity")
+    coordinates = (*Chinchilla.coordinates, *log_coordinates("g"), *linear_coordinates("gamma"))
+    offset = "E"
+    source = "Krajewski et al. 2024, arXiv:2402.07871, equation 9"
 
     A: float
     B: float
