@@ -62,7 +62,7 @@ def test_a_byte_order_mark_before_the_rows_is_no_part_of_them(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00h", b"caf\xe9", b"text\0more", b"\x80"])
-def test_what_is_not_utf8_text_is_told_apart(tmp_path: Path, content: bytes) -> None:
+def test_content_other_than_utf8_text_is_detected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(NotTextError):

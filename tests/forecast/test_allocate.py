@@ -54,7 +54,7 @@ def test_requests_are_read(text, values):
 @pytest.mark.parametrize(
     "text", ["", "7e9", "N=", "N=abc", "N=-1", "N=0", "N=7e9,N=8e9", "N=1e9,D=1e10,C=7e19", "N:7e9"]
 )
-def test_requests_that_cannot_be_meant_are_refused(text):
+def test_invalid_requests_are_refused(text):
     with pytest.raises(UsageError):
         parse_request(text)
 
@@ -127,7 +127,7 @@ def test_a_request_beyond_a_hundred_times_the_largest_run_is_far(fit):
         ("N=9e4,D=1e12", ["111x below the smallest N"]),
     ],
 )
-def test_sizes_far_outside_those_of_the_runs_are_told(fit, text, words):
+def test_sizes_far_outside_those_of_the_runs_give_warnings(fit, text, words):
     found = one(fit, text)
     assert [said for said in found.outside_range if "FLOPs" not in said] == words
     assert len(extrapolation_warnings([found])) == bool(words)

@@ -242,7 +242,7 @@ def test_an_invalid_value_is_named(
         decide("besiroglu", Limits(**limits), Deployment(**demand))
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_devices_and_laws_are_errors() -> None:
     with pytest.raises(UnknownHardwareError):
         decide("besiroglu", Limits(flops=1e20), Deployment(gpu="abacus"))
     with pytest.raises(UsageError, match="hoffmann"):
@@ -250,7 +250,7 @@ def test_unknown_names_are_told() -> None:
 
 
 @pytest.mark.parametrize("demand", ["0", "-1e9"])
-def test_a_demand_of_nothing_is_told(demand: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_demand_of_zero_or_less_is_an_error(demand: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["decide", "--law", "hoffmann", "--flops", "1e20", f"--inference-tokens={demand}"]
     assert main([*words, "--json"]) == 2
     assert set(json.loads(capsys.readouterr().out)["error"]) == {"given", "allowed", "do"}
@@ -362,7 +362,7 @@ def test_compute_that_repeated_data_cannot_use_is_left() -> None:
     ("limits", "real_shapes"),
     [(Limits(flops=1e24, unique_tokens=1.0), None), (Limits(flops=1e30), (32_768, 4096))],
 )
-def test_a_best_size_at_the_edge_of_the_search_is_told(
+def test_a_best_size_at_the_edge_of_the_search_gives_a_warning(
     limits: Limits, real_shapes: tuple[int, int] | None
 ) -> None:
     told = decide("besiroglu", limits, real_shapes=real_shapes).warnings
