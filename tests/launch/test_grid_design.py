@@ -41,7 +41,7 @@ def test_an_optimal_grid_spends_no_more_and_leaves_less(
     costs = np.array([row["flops"] / row["budget_flops"] for row in optimal["rows"]])  # type: ignore[attr-defined]
     np.testing.assert_allclose(costs, 1.0, rtol=0.02)
     assert main([*WORDS, *where, "--design", "optimal"]) == 0
-    assert "of its FLOPs" in capsys.readouterr().out
+    assert "of the FLOPs" in capsys.readouterr().out
 
 
 def test_an_unknown_design_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
