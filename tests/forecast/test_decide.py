@@ -250,7 +250,7 @@ def test_unknown_devices_and_laws_are_errors() -> None:
 
 
 @pytest.mark.parametrize("demand", ["0", "-1e9"])
-def test_a_demand_of_zero_or_less_is_an_error(demand: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_demand_of_nothing_is_an_error(demand: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["decide", "--law", "hoffmann", "--flops", "1e20", f"--inference-tokens={demand}"]
     assert main([*words, "--json"]) == 2
     assert set(json.loads(capsys.readouterr().out)["error"]) == {"given", "allowed", "do"}
