@@ -251,11 +251,13 @@ def _print(answer: Decision, source: FitReport | str) -> None:
         out.print("This published law has no intervals: only its constants are known.", style="dim")
     table = Table(box=None, pad_edge=False)
     has_target = any(each.miss is not None for each in answer.candidates)
-    names = ("candidate", "loss", "interval", *(["misses target"] if has_target else []))
+    names = ("candidate", "loss", "confidence interval", *(["misses target"] if has_target else []))
     for name in (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", ""):
         is_text = name in ("candidate", "")
         table.add_column(
-            name, justify="left" if is_text else "right", no_wrap=not is_text and name != "interval"
+            name,
+            justify="left" if is_text else "right",
+            no_wrap=not is_text and name != "confidence interval",
         )
     for each in answer.candidates:
         table.add_row(
@@ -268,10 +270,19 @@ def _print(answer: Decision, source: FitReport | str) -> None:
             format_money(each.costs["usd"] or 0.0),
             format_quantity(each.costs["kwh"] or 0.0),
             format_quantity(each.costs["kg_co2"] or 0.0),
-            "" if each.is_feasible else "exceeds " + ", ".join(each.broken).replace("_", " "),
+            _note(each, answer.best),
         )
     out.print(Fitting(table))
     print_warnings([w for w in answer.warnings if w is not first], out)
+
+
+def _note(candidate: Candidate, best: Candidate | None) -> str:
+    if best is None or not candidate.is_feasible:
+        return "exceeds " + ", ".join(candidate.broken).replace("_", " ")
+    saving, ratio = best.loss_nats - candidate.loss_nats, candidate.flops / best.flops
+    if saving > 0:
+        return f"only {saving:.1g} nats lower for {format_quantity(ratio)}x the FLOPs"
+    return "best" if candidate is best else ""
 
 
 def _describe(best: Candidate) -> str:

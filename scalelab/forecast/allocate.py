@@ -1,8 +1,8 @@
 """Compute-optimal sizes and predicted losses with intervals.
 
 A request gives some of N, D and C. Two of them set the third by C = 6 N D. If one is given, the
-others are compute-optimal, and the forecast says so. The interval of N and D is that of the optimum
-over bootstrap replicates; the interval of the loss is at the planned N and D.
+others are compute-optimal. The intervals of N and D are those of the optimum over the bootstrap
+replicates; the intervals of the loss are for the N and D of the forecast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_STEPS = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A request: ``text`` as written, and the values by column name."""
+    """A request: its text, and the values by column name."""
 
     text: str
     values: dict[str, float] = field(default_factory=dict)
@@ -43,16 +43,16 @@ class Forecast:
     asked : str
         The request as written.
     allocation : str
-        Which of N, D and C were given, and which are compute-optimal.
+        How N, D and C were found, for example ``compute-optimal at C = 1e24``.
     n_params, n_tokens : Interval or None
-        Size and tokens. The limits are those of the compute-optimal choice; they equal the value
-        where it was given. None if the form does not use the column.
+        Size and tokens, with the interval of the compute-optimal choice. A given value has limits
+        equal to itself. None if the form does not use the column.
     flops : float or None
         Training compute, C = 6 N D.
     loss_nats : float
-        Predicted loss at N and D. A law of another quantity predicts its ``target`` here.
+        Predicted loss at N and D, or the predicted ``target`` of a law of another quantity.
     low, high : float
-        Confidence interval of the law's value.
+        Confidence interval of the noise-free loss.
     pred_low, pred_high : float
         Prediction interval of a new run.
     level : float
@@ -94,13 +94,12 @@ class Forecast:
 
 
 def parse_request(text: str, *, option: str = "--predict") -> Request:
-    """Return the request that ``N=7e9``, ``N=7B,D=2T``, ``C=1e24`` or ``D=1T,lr=3e-4`` names.
+    """Return the request of a text such as ``N=7e9``, ``N=7B,D=2T`` or ``D=1T,lr=3e-4``.
 
     Raises
     ------
     UsageError
-        If an item is not NAME=QUANTITY, a name occurs twice, or N, D and C are all given and do
-        not agree.
+        If an item is not NAME=QUANTITY, a name occurs twice, or N, D and C contradict each other.
     """
     values: dict[str, float] = {}
     for item in text.split(","):
@@ -110,7 +109,7 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
             raise UsageError(
                 f"{option} {text!r}",
                 "N=.., D=.., C=.. (and other columns of the form) joined by commas, each once",
-                f"Write {option} N=7e9, {option} N=7B,D=2T or {option} C=1e24.",
+                f"Use {option} N=7e9, {option} N=7B,D=2T or {option} C=1e24.",
             )
         values[column] = parse_quantity(quantity, what=f"{option} {name}")
     if all(name in values for name in SIZE_COLUMNS):
@@ -119,7 +118,7 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
             raise UsageError(
                 f"{option} {text!r}, in which C is not 6 N D = {format_flops(flops)}",
                 "two of N, D and C",
-                "Leave one of the three out.",
+                f"Leave out C: {option} N={values['n_params']:g},D={values['n_tokens']:g}.",
             )
     return Request(text=text, values=values)
 
@@ -142,23 +141,23 @@ def forecast(
     Raises
     ------
     UsageError
-        If a request names a column that the form does not have, lacks a column that cannot be
-        chosen optimally, or has no finite answer.
+        If a request names an unknown column, lacks a column that has no compute-optimal value, or
+        has no finite answer.
     """
     return tuple(_forecast(fit, request, fitted, level) for request in requests)
 
 
 def extrapolation_warnings(forecasts: Sequence[Forecast]) -> tuple[FitWarning, ...]:
-    """Return a warning for each forecast far outside the runs."""
+    """Return a warning for each forecast far outside the fitted range."""
     return tuple(
         extrapolation_warning(f.asked, f.outside_range) for f in forecasts if f.outside_range
     )
 
 
 def frontier(law: Law, reference_flops: float) -> dict[str, float]:
-    """Return a, b and G of ``N_opt = G (C/6)^a``, ``D_opt = (C/6)^b / G`` around a compute.
+    """Return a, b and G of ``N_opt = G (C/6)^a`` and ``D_opt = (C/6)^b / G`` at a compute.
 
-    Exact at any compute if the frontier of the form is a power law; otherwise the local slopes.
+    Local slopes, unless the frontier of the form is a power law. NaN if it diverges.
 
     Raises
     ------
@@ -166,7 +165,7 @@ def frontier(law: Law, reference_flops: float) -> dict[str, float]:
         If the form has no trade-off between N and D.
     """
     ends = np.array([reference_flops, reference_flops * 10.0])
-    # If a term of the law is 0, the frontier diverges: return NaN.
+    # The frontier diverges if a term of the law is 0.
     with np.errstate(all="ignore"):
         n_params, _ = law.optimal(ends)
     if not np.all(np.isfinite(n_params) & (n_params > 0)):
@@ -194,10 +193,9 @@ def derived(fit: ParametricFit, level: float = 0.9) -> dict[str, Interval]:
 
 
 def flops_where(law: Law, column: str, value: float, start: float) -> float:
-    """Return the compute at which the law's optimal N (or D) is ``value``.
+    """Return the compute at which the optimal N or D is ``value``; NaN without convergence.
 
-    The frontier is close to a power law, so the secant method on logs needs a few steps; NaN if it
-    does not converge.
+    The secant method on logs needs few steps: the frontier is close to a power law.
 
     Parameters
     ----------
@@ -212,7 +210,7 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
     target = math.log(value)
 
     def gap(log_c: float) -> float:
-        # Far from any real compute the frontier under- or overflows; NaN ends the search.
+        # The frontier can under- or overflow here; NaN ends the search.
         with np.errstate(all="ignore"):
             return float(np.log(law.optimal(np.exp(log_c))[index])) - target
 
@@ -256,22 +254,24 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
                 value=value, low=value if is_given else low, high=value if is_given else high
             )
             values[name] = value
-        others = " and ".join(name for name in ("n_params", "n_tokens") if name != known[0])
-        allocation = f"{known[0]} given; compute-optimal {others}, C = 6 N D"
+        allocation = (
+            f"compute-optimal at {_letter(known[0])} = {format_flops(request.values[known[0]])}"
+        )
     else:
-        allocation = f"{' and '.join(known) or 'columns'} given" + _complete(values)
+        allocation = f"{' and '.join(map(_letter, known)) or 'columns'} given"
+        allocation += "; C = 6 N D" if _complete(values) else ""
     missing = [name for name in law.columns if name not in values]
     if missing:
         raise UsageError(
             f"--predict {request.text!r} without {', '.join(missing)}",
             f"every column of the form {fit.form}: {', '.join(law.columns)}",
-            f"Add {','.join(f'{name}=VALUE' for name in missing)}.",
+            f"Use --predict {','.join([request.text, *(f'{name}=VALUE' for name in missing)])}.",
         )
     if not all(math.isfinite(values.get(name, 0.0)) for name in SIZE_COLUMNS):
         raise UsageError(
             f"--predict {request.text!r}, which has no finite N, D and C",
-            "a size near the trained ones",
-            f"Ask for a run closer to the largest one ({format_flops(fitted.flops)} FLOPs).",
+            "a size near those of the runs",
+            f"Use for example --predict C={10 * fitted.flops:.1e}.",
         )
     predicted = fit.predict({name: np.array([values[name]]) for name in law.columns}, level=level)
     flops = values.get("flops")
@@ -303,7 +303,9 @@ def _check_names(request: Request, law: Law) -> None:
         raise UsageError(
             f"--predict {request.text!r}: the form {law.name} has no {' or '.join(unknown)}",
             f"any of {', '.join([*COLUMN_OF_LETTER, *others])}",
-            f"Write {' and '.join(meant)} in capitals." if meant else "Remove it.",
+            f"Use capitals: {' and '.join(meant)}."
+            if meant
+            else f"Remove {' and '.join(unknown)}, or use another --form.",
         )
 
 
@@ -314,7 +316,7 @@ def _optimum(law: Law, given: str, value: float, start: float) -> tuple[float, f
         return math.nan, math.nan, math.nan
     with np.errstate(all="ignore"):
         n_params, n_tokens = (float(size) for size in law.optimal(flops))
-    # The given value is returned exactly, not as the inversion rounds it.
+    # Return the given value itself, without the rounding of the inversion.
     if given == "n_params":
         return value, tokens_at_6nd(flops, value), flops
     if given == "n_tokens":
@@ -322,8 +324,8 @@ def _optimum(law: Law, given: str, value: float, start: float) -> tuple[float, f
     return n_params, n_tokens, flops
 
 
-def _complete(values: dict[str, float]) -> str:
-    """Compute the third of N, D, C in place; return the phrase that says so."""
+def _complete(values: dict[str, float]) -> bool:
+    """Add the third of N, D and C to the values; return whether one was added."""
     rules: tuple[tuple[str, str, str, Callable[[float, float], float]], ...] = (
         ("flops", "n_params", "n_tokens", train_flops_6nd),
         ("n_tokens", "flops", "n_params", tokens_at_6nd),
@@ -332,8 +334,12 @@ def _complete(values: dict[str, float]) -> str:
     for name, first, second, rule in rules:
         if name not in values and first in values and second in values:
             values[name] = rule(values[first], values[second])
-            return f"; {name} from C = 6 N D"
-    return ""
+            return True
+    return False
+
+
+def _letter(column: str) -> str:
+    return next(letter for letter, name in COLUMN_OF_LETTER.items() if name == column)
 
 
 def _exact(value: float | None) -> Interval | None:

@@ -1,10 +1,10 @@
 r"""The best model to train under limits on data, money, energy, time and serving memory.
 
-A model is N parameters trained on D tokens. Training takes 6 N D FLOPs; serving T tokens takes
-2 N T more (Sardana et al. 2023); a real shape uses its exact FLOPs instead. At a given N each limit
-bounds D from above, so the search is over N alone. Repeated tokens count less, by Muennighoff et
-al. 2023. A limit is binding if the best model uses all of it; its price is the loss that 10 % more
-of it would save.
+A model is N parameters trained on D tokens. Training takes 6 N D FLOPs, and serving T tokens takes
+2 N T (Sardana et al. 2023). A real shape has exact FLOPs instead. At a given N each limit is an
+upper bound of D, so the search is over N alone. Repeated tokens count less (Muennighoff et al.
+2023). A limit is binding if the best model uses all of it; the decision gives the loss that 10 %
+more of it would save.
 
 References
 ----------
@@ -24,7 +24,7 @@ from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.candidates import binding, candidate_of, front, repeated
-from scalelab.forecast.decision import Candidate, Decision, Deployment, Limits
+from scalelab.forecast.decision import LIMIT_OPTIONS, Candidate, Decision, Deployment, Limits
 from scalelab.forecast.forecaster import Forecaster, law_loss
 from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
 from scalelab.theory.laws import Law
@@ -35,14 +35,14 @@ Point = tuple[SizePool, float]
 
 SEARCHED_SIZES = np.geomspace(1e4, 1e16, 481)
 REFINEMENTS, REFINEMENT_SIZES = 8, 33
-"""Number of zoom steps and sizes in each; the final resolution is 3e-11 of a size."""
+"""Refinements of the size grid, and sizes in each; the final resolution is 3e-11 of a size."""
 RELAX_FACTOR = 1.10
 NEIGHBOUR_FACTORS = (0.25, 0.5, 2.0, 4.0)
 CHEAPER_SHARES = (0.5, 0.2, 0.1)
 MIN_SAVING_NATS = 1e-3
-"""Nats that the last halving of compute must save; less is within the noise between runs."""
+"""Loss that doubled compute must save, nats; less is within the noise between runs."""
 MIN_COMPUTE_SHARE, BISECTIONS = 1e-12, 20
-"""Smallest share of the compute in the search for enough, and its number of bisections."""
+"""Smallest share of the full compute that is searched, and the number of bisections."""
 
 
 def decide(
@@ -75,20 +75,22 @@ def decide(
     """
     if target_loss is not None and not (math.isfinite(target_loss) and target_loss > 0):
         raise UsageError(
-            f"target loss {target_loss:g}", "a loss above 0 nats", "Write for example 2.1."
+            f"target loss {target_loss:g}",
+            "a loss above 0 nats",
+            "Use --target-loss 2.1.",
         )
     search = _Search(law=source.law, deployment=deployment, shapes=shapes)
     if named:
         points = [(search.sized(n), d) for n, d in named]
     else:
-        most = search.best(limits)
-        enough = search.enough(most, limits)
-        within = limits if enough is most else replace(limits, flops=_flops(enough))
+        full = search.best(limits)
+        chosen = search.smallest_sufficient(full, limits)
+        within = limits if chosen is full else replace(limits, flops=_flops(chosen))
         points = [
-            enough,
-            *([most] if enough is not most else []),
-            *search.neighbours(enough, within),
-            *search.cheaper(enough, within),
+            chosen,
+            *([full] if chosen is not full else []),
+            *search.neighbours(chosen, within),
+            *search.cheaper(chosen, within),
         ]
     candidates = tuple(candidate_of(source, limits, deployment, *p, target_loss) for p in points)
     feasible = [candidate for candidate in candidates if candidate.is_feasible]
@@ -98,12 +100,12 @@ def decide(
         warned = repeated(candidates)
     else:
         best = candidates[0]
-        relaxed = search.relaxed(limits, search.loss(most, limits))
+        relaxed = search.relaxed(limits, search.loss(full, limits))
         warned = [
             *repeated([best]),
             *_at_edge(best, SEARCHED_SIZES if shapes is None else shapes.n_params),
         ]
-        if enough is not most:
+        if chosen is not full:
             warned.append(_saturated(best, candidates[1]))
     return Decision(
         best=best,
@@ -119,7 +121,7 @@ def parse_candidate(text: str) -> tuple[float, float]:
     """Return N and D of ``7B:2T``; UsageError if the text has another form."""
     size, colon, tokens = text.partition(":")
     if not colon:
-        raise UsageError(f"candidate {text!r}", "N:D", "Write for example 7B:2T.")
+        raise UsageError(f"candidate {text!r}", "N:D", "Use for example --candidate 7B:2T.")
     return parse_quantity(size, what="parameters"), parse_quantity(tokens, what="tokens")
 
 
@@ -144,16 +146,18 @@ class _Search:
         if np.isinf(most).any():
             raise UsageError(
                 "no limit that bounds compute, hours, days, money or energy",
-                "at least one: more compute always lowers the loss, and a price of 0 is no bound",
-                "Give --flops, --gpu-hours, --max-days, --max-usd, --max-kwh or --max-co2-kg.",
+                "--flops, --gpu-hours, --max-days, --max-usd, --max-kwh or --max-co2-kg; "
+                "a price of 0 does not bound compute",
+                "Add for example --flops 1e22.",
             )
         if not np.isfinite(most).any():
             served = self.deployment.inference_tokens
-            demand = f" with {format_quantity(served)} tokens to serve" if served else ""
+            serving = f" with {format_quantity(served)} tokens to serve" if served else ""
             raise UsageError(
-                "limits that exclude every model" + demand,
+                "limits that exclude every model" + serving,
                 "limits that some model meets",
-                "Raise the tightest limit, or serve fewer tokens.",
+                f"Raise {' or '.join(LIMIT_OPTIONS[name].split()[0] for name in limits.given())}"
+                + (", or lower --inference-tokens." if served else "."),
             )
         is_possible = np.isfinite(most)
         allowed = pool.at(np.flatnonzero(is_possible))
@@ -186,18 +190,18 @@ class _Search:
         tokens = np.array([model[1]])
         return float(law_loss(self.law, model[0].n_params, tokens, limits.unique_tokens)[0])
 
-    def enough(self, most: Point, limits: Limits) -> Point:
-        """Return the model, or a smaller compute whose best model has nearly the same loss.
+    def smallest_sufficient(self, full: Point, limits: Limits) -> Point:
+        """Return the best model of the smallest compute with nearly the loss of ``full``.
 
-        With repeated tokens the loss reaches a floor. If the last halving of compute saves less
-        than `MIN_SAVING_NATS`, the smallest compute within `MIN_SAVING_NATS` of the loss is used.
+        With repeated tokens the loss reaches a floor. If half the compute costs less than
+        `MIN_SAVING_NATS`, return the smallest compute within that of the full loss.
         """
         if limits.unique_tokens is None:
-            return most
-        target = self.loss(most, limits) + MIN_SAVING_NATS
+            return full
+        target = self.loss(full, limits) + MIN_SAVING_NATS
 
         def at(log_share: float) -> Point | None:
-            flops = math.exp(log_share) * _flops(most)
+            flops = math.exp(log_share) * _flops(full)
             try:
                 found = self.best(replace(limits, flops=flops))
             except UsageError:
@@ -207,7 +211,7 @@ class _Search:
         low, high = math.log(MIN_COMPUTE_SHARE), math.log(0.5)
         least = at(high)
         if least is None:
-            return most
+            return full
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             found = at(middle)
@@ -218,7 +222,7 @@ class _Search:
         return least
 
     def neighbours(self, best: Point, limits: Limits) -> list[Point]:
-        """Return models of multiples of the best size, with the most tokens that limits allow."""
+        """Return multiples of the best size, each with the most tokens that the limits allow."""
         out = []
         for factor in NEIGHBOUR_FACTORS:
             pool = self.sized(float(best[0].n_params[0]) * factor)
@@ -228,7 +232,7 @@ class _Search:
         return out
 
     def cheaper(self, best: Point, limits: Limits) -> list[Point]:
-        """Return the best models at shares of the best one's training compute."""
+        """Return the best models at smaller shares of the training compute."""
         flops = _flops(best)
         out = []
         for share in CHEAPER_SHARES:
@@ -239,7 +243,7 @@ class _Search:
         return out
 
     def relaxed(self, limits: Limits, loss: float) -> dict[str, float]:
-        """Return the nats that 10 % more of each limit saves."""
+        """Return the loss that 10 % more of each limit saves, nats."""
         out = {}
         for name, value in limits.given().items():
             wider = replace(limits, **{name: value * RELAX_FACTOR})
@@ -253,7 +257,7 @@ def _flops(model: Point) -> float:
 
 
 def _sizes(limits: Limits, deployment: Deployment) -> FloatArray:
-    """Return the sizes to search, including the largest that fits in memory."""
+    """Return the sizes to search, up to the largest that fits in the serving memory."""
     if limits.serving_bytes is None:
         return SEARCHED_SIZES
     edge = limits.serving_bytes / deployment.bytes_per_param
@@ -270,17 +274,18 @@ def _at_edge(best: Candidate, sizes: FloatArray) -> list[FitWarning]:
             message=(
                 f"The best N, {format_quantity(best.n_params)}, is at the edge of the searched "
                 f"sizes, {format_quantity(sizes[0])} to {format_quantity(sizes[-1])}. A better "
-                "size may be outside, where no law was fitted. Check the limits."
+                "size may be outside. Check the limits."
             ),
         )
     ]
 
 
-def _saturated(best: Candidate, most: Candidate) -> FitWarning:
+def _saturated(best: Candidate, full: Candidate) -> FitWarning:
     return FitWarning(
         code="saturated",
         message=(
-            f"{format_flops(best.flops)} FLOP are enough. All {format_flops(most.flops)} save "
-            f"only {best.loss_nats - most.loss_nats:.1g} nats. To use more compute, add data."
+            f"Training with {format_flops(full.flops)} instead of {format_flops(best.flops)} FLOPs "
+            f"lowers the loss by only {best.loss_nats - full.loss_nats:.1g} nats. To use more "
+            "compute, add unique tokens."
         ),
     )

@@ -16,6 +16,17 @@ from scalelab.theory.hardware import (
 )
 from scalelab.units import format_quantity
 
+LIMIT_OPTIONS = {
+    "flops": "--flops 1e22",
+    "gpu_hours": "--gpu-hours 100K",
+    "days": "--max-days 30",
+    "usd": "--max-usd 1M",
+    "kwh": "--max-kwh 500K",
+    "kg_co2": "--max-co2-kg 100K",
+    "unique_tokens": "--unique-tokens 1T",
+    "serving_bytes": "--serving-gb 80",
+}
+"""Option of each limit with an example value."""
 SECONDS_PER_HOUR, HOURS_PER_DAY, WATTS_PER_KW, GRAMS_PER_KG = 3600.0, 24.0, 1000.0, 1000.0
 
 
@@ -30,7 +41,7 @@ class Limits:
     usd, kwh, kg_co2 : float or None
         Of training and serving together.
     unique_tokens : float or None
-        Number of distinct tokens; repeated passes count less.
+        Number of distinct tokens; repeated tokens count less.
     serving_bytes : float or None
         Memory for the weights when serving.
     """
@@ -47,7 +58,11 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in self.given().items():
             if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} {value:g}", "a number above 0", f"Change {name}.")
+                raise UsageError(
+                    f"{name} {value:g}",
+                    "a number above 0",
+                    f"Use {LIMIT_OPTIONS[name]}.",
+                )
 
     def given(self) -> dict[str, float]:
         """Return the given limits by name."""
@@ -84,21 +99,21 @@ class Deployment:
     bytes_per_param: float = 2.0
 
     def __post_init__(self) -> None:
-        for value, what, is_positive in (
-            (self.n_devices, "number of devices", True),
-            (self.bytes_per_param, "number of bytes per parameter", True),
-            (self.device_usd_per_hour, "price of a device-hour in US dollars", False),
-            (self.grams_per_kwh, "number of g CO2 per kWh", False),
-            (self.inference_tokens, "number of tokens to serve", False),
+        for value, what, option, is_positive in (
+            (self.n_devices, "number of devices", "--gpus 8", True),
+            (self.bytes_per_param, "number of bytes per parameter", "--bytes-per-param 2", True),
+            (self.device_usd_per_hour, "price of a device-hour", "--usd-per-hour 2.5", False),
+            (self.grams_per_kwh, "number of g CO2 per kWh", "--grid 458", False),
+            (self.inference_tokens, "number of tokens to serve", "--inference-tokens 1T", False),
         ):
             if not math.isfinite(value) or value < 0 or (is_positive and value == 0):
                 allowed = "a finite number above 0" if is_positive else "a finite number from 0"
-                raise UsageError(f"{value:g} as the {what}", allowed, f"Change the {what}.")
+                raise UsageError(f"{value:g} as the {what}", allowed, f"Use {option}, for example.")
         if not 0 < self.utilisation <= 1:
             raise UsageError(
                 f"{self.utilisation:g} as the utilisation",
                 "a share above 0, at most 1",
-                "Write for example 0.4.",
+                "Use --utilisation 0.4, for example.",
             )
 
     @property
@@ -135,14 +150,14 @@ class Candidate:
     low, high : float or None
         Confidence interval of the law; None for a published law without replicates.
     miss : float or None
-        Probability that a new run misses the target loss; None without a fit or target.
+        Probability that a new run misses the target loss; None without a fit or a target.
     costs : dict
         ``gpu_hours`` and ``days`` of training; ``usd``, ``kwh``, ``kg_co2``, ``total_flops`` of
         training and serving; ``epochs`` (None without a limit on tokens); ``serving_bytes``.
     broken : tuple of str
         Limits that it exceeds.
     shape : str or None
-        Layers, width and heads, if real shapes were asked for.
+        Layers, width and heads of a real shape.
     """
 
     n_params: float
@@ -167,7 +182,7 @@ class Candidate:
         return f"{format_quantity(self.n_params)} on {format_quantity(self.n_tokens)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON prints it."""
+        """Return the candidate as in the JSON output."""
         return {
             "n_params": self.n_params,
             "n_tokens": self.n_tokens,
@@ -192,13 +207,13 @@ class Decision:
     best : Candidate or None
         Feasible candidate of least loss; None if no candidate is feasible.
     candidates : tuple of Candidate
-        The given candidates, or the best one, its neighbours in size and cheaper ones.
+        The given candidates; or the best one, its neighbours in size and cheaper ones.
     front : tuple of int
-        Positions of the Pareto front in loss and total FLOPs.
+        Candidates on the Pareto front of loss and total FLOPs, as positions.
     binding : tuple of str
         Limits that the best candidate uses completely.
     relaxed : dict of str to float
-        Nats that 10 % more of each limit would save.
+        Loss that 10 % more of each limit would save, nats.
     warnings : tuple of FitWarning
         Warnings about the answer.
     """

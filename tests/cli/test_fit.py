@@ -153,7 +153,7 @@ def test_narrow_output_cuts_no_number_and_keeps_its_width(run, file, monkeypatch
 def test_a_far_forecast_carries_its_warning_in_its_first_line(run, file):
     out, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50)
     assert out.splitlines()[0].startswith("Extrapolation: ")
-    assert "extrapolation: N=7e12 lies" in out
+    assert "extrapolation: N=7e12 is far outside the fitted runs" in out
     found, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50, "--json")
     assert json.loads(found)["warnings"][0]["code"] == "extrapolation"
 

@@ -63,7 +63,7 @@ def test_n_alone_takes_compute_optimal_tokens_and_says_so(fit):
     found = one(fit, "N=7e9")
     assert found.n_params.value == 7e9
     assert (found.n_params.low, found.n_params.high) == (7e9, 7e9)
-    assert "compute-optimal n_tokens" in found.allocation
+    assert found.allocation == "compute-optimal at N = 7e9"
     n_params, n_tokens = fit.law.optimal(found.flops)
     assert float(n_params) == pytest.approx(7e9, rel=1e-9)
     assert found.n_tokens.value == pytest.approx(float(n_tokens), rel=1e-9)

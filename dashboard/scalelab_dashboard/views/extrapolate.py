@@ -31,7 +31,6 @@ EXAMPLES = {
     "GPU-hours": "100000",
     "Money": "1M",
 }
-COLUMNS = {"n_params": "N", "n_tokens": "D", "flops": "C"}
 SECONDS_PER_HOUR = 3600
 PUBLISHED_SPAN = (1e19, 1e26)
 
@@ -147,9 +146,7 @@ def _answer(forecast: Forecast) -> None:
             if forecast.extrapolation > 1
             else "Within the compute range of the runs."
         )
-    allocation = forecast.allocation
-    for name, letter in COLUMNS.items():
-        allocation = allocation.replace(name, letter)
+    allocation = forecast.allocation[0].upper() + forecast.allocation[1:]
     st.markdown(ui.as_text(f"{flops}{allocation}. ") + f"**{distance}**")
     for warning in extrapolation_warnings([forecast]):
         st.warning(ui.as_text(warning.message))
