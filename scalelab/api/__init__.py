@@ -69,61 +69,19 @@ _TYPES = {
 """Modules of the types, which are imported at their first use."""
 _HOMES = {name: module for module, names in _TYPES.items() for name in names.split()}
 
-__all__ = [
-    "AUTO_FORM",
-    "AdaptReport",
-    "BootstrapSpec",
-    "CancelReport",
-    "Candidate",
-    "Comparison",
-    "DataError",
-    "Decision",
-    "Deployment",
-    "FitReport",
-    "FitWarning",
-    "Forecast",
-    "Holdout",
-    "Interval",
-    "LaunchReport",
-    "LaunchView",
-    "Limits",
-    "NotIdentifiedError",
-    "Objective",
-    "Observations",
-    "ParametricFit",
-    "Plan",
-    "ProgressCallbacks",
-    "Proposal",
-    "ReplayReport",
-    "RunsFailedError",
-    "SavedPlan",
-    "ScalelabError",
-    "SweepSpec",
-    "TableRead",
-    "Target",
-    "TuneSpec",
-    "Tuning",
-    "TuningAnswer",
-    "UsageError",
-    "Verdict",
-    "adapt",
-    "cancel",
-    "check_lr",
-    "compare",
-    "decide",
-    "fit",
-    "launch",
-    "load",
-    "plan",
-    "predict",
-    "propose",
-    "replace_diverged",
-    "replay_adaptive",
-    "resume",
-    "score",
-    "tune",
-    "tune_law",
-]
+__all__ = ["AUTO_FORM", "adapt", "cancel", "check_lr", "compare", "decide", "fit", "launch", "load"]
+__all__ += ["plan", "predict", "propose", "replace_diverged", "replay_adaptive", "resume", "score"]
+__all__ += ["tune", "tune_law"]
+# What they take.
+__all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
+__all__ += ["ProgressCallbacks", "SweepSpec", "Target", "TuneSpec"]
+# What they return.
+__all__ += ["AdaptReport", "CancelReport", "Comparison", "Decision", "FitReport", "FitWarning"]
+__all__ += ["Forecast", "Holdout", "Interval", "LaunchReport", "LaunchView", "ParametricFit"]
+__all__ += ["Plan", "Proposal", "ReplayReport", "SavedPlan", "TableRead", "Tuning", "TuningAnswer"]
+__all__ += ["Verdict"]
+# What they raise.
+__all__ += ["DataError", "NotIdentifiedError", "RunsFailedError", "ScalelabError", "UsageError"]
 
 
 def __getattr__(name: str) -> Any:

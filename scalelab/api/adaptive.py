@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalelab.api import sweeps
 from scalelab.api.data import DEFAULT_RESULTS
 from scalelab.api.notebook_view import NotebookView
 from scalelab.errors import UsageError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from scalelab.api.sweep_reports import LaunchReport, Proposal
     from scalelab.forecast.adaptive import Target
     from scalelab.launch.adaptive import SweepRound
-    from scalelab.launch.base import LaunchView, Watcher
+    from scalelab.launch.base import Watcher
     from scalelab.launch.grid_design import DesignGain
     from scalelab.sweep.spec import SweepSpec
 
@@ -48,11 +49,7 @@ class ProgressCallbacks:
 
     def on_launch(self, start: Callable[[Watcher], LaunchReport]) -> LaunchReport:
         """Call ``start`` with a function that receives each `LaunchView`; return its report."""
-        return start(_ignore)
-
-
-def _ignore(view: LaunchView) -> None:
-    """Ignore the state of a launch."""
+        return start(sweeps.ignore)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
@@ -198,7 +195,6 @@ def adapt(
     UsageError
         If the budget buys no run of the grid.
     """
-    from scalelab.api import sweeps
     from scalelab.launch.adaptive import next_batch
     from scalelab.records.sweep_dir import Results
 
@@ -235,17 +231,9 @@ def adapt(
 
 
 def _launched(batch: SweepRound, results: str | Path, callbacks: ProgressCallbacks) -> LaunchReport:
-    from scalelab.api import sweeps
-
     return callbacks.on_launch(
         lambda watch: sweeps.launch(batch.proposal, results=results, watch=watch)
     )
-
-
-def check_design(design: str) -> None:
-    """Raise UsageError unless it is the name of a design."""
-    if design not in DESIGNS:
-        raise UsageError(f"--design {design}", " or ".join(DESIGNS), "Write --design optimal.")
 
 
 def propose_design(
@@ -261,10 +249,16 @@ def propose_design(
         ``plain`` or ``optimal``.
     options
         As in `scalelab.api.sweeps.propose`.
+
+    Raises
+    ------
+    UsageError
+        If the design has another name.
     """
-    from scalelab.api import sweeps
     from scalelab.api.sweep_reports import Proposal
 
+    if design not in DESIGNS:
+        raise UsageError(f"--design {design}", " or ".join(DESIGNS), "Write --design optimal.")
     plain = sweeps.propose(sweep, **options)
     if design == "plain":
         return plain, None

@@ -63,8 +63,8 @@ def decide(
     from scalelab.forecast.published_laws import law_by_name
     from scalelab.forecast.size_pool import real_shapes as existing
 
-    limits = _given(Limits, limits, "limits")
-    deployment = _given(Deployment, deployment, "deployment")
+    limits = from_quantities(Limits, limits, "limits")
+    deployment = from_quantities(Deployment, deployment, "deployment")
     if not isinstance(source, (str, FitReport)):
         raise UsageError(
             f"a {type(source).__name__} to decide from",
@@ -108,7 +108,7 @@ def decide(
     return Decision.of(replace(answer, warnings=warnings))
 
 
-def _given(kind: type[T], given: T | Mapping[str, Any] | None, argument: str) -> T:
+def from_quantities(kind: type[T], given: T | Mapping[str, Any] | None, argument: str) -> T:
     """Return limits or a deployment; text in a dict is read as a quantity."""
     if isinstance(given, Mapping):
         given = {

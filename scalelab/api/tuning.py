@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning
     from scalelab.launch.base import LaunchReport, Watcher
     from scalelab.launch.proposal import Proposal
-    from scalelab.tune.law import Estimate, HyperparameterLaw, TuningLaw
+    from scalelab.tune.law import Estimate, TuningLaw
     from scalelab.tune.lr_check import Verdict
     from scalelab.tune.runs_table import TunedRuns
     from scalelab.tune.search import SearchReport
@@ -98,8 +98,8 @@ class TuningAnswer(NotebookView):
     def to_dict(self) -> dict[str, Any]:
         """Return the answer of ``scalelab tune --json``."""
         return {
-            "lr": _interval(self.lr),
-            "batch_tokens": _interval(self.batch_tokens),
+            "lr": UNKNOWN if self.lr is None else asdict(self.lr),
+            "batch_tokens": UNKNOWN if self.batch_tokens is None else asdict(self.batch_tokens),
             "law": None if self.law is None else law_as_dict(self.law),
             "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
         }
@@ -146,9 +146,8 @@ class Tuning(NotebookView):
     def to_dict(self) -> dict[str, Any]:
         """Return the answer of ``scalelab tune --json``, which ``tuned.json`` also has."""
         search = self.search
-        found = TuningAnswer.to_dict(self.answer) if self.answer is not None else {}
         return {
-            **found,
+            **({} if self.answer is None else self.answer.to_dict()),
             "name": self.name,
             "status": "interrupted" if search.is_interrupted else "ok",
             "trials": search.counts,
@@ -330,8 +329,8 @@ def law_as_dict(law: TuningLaw) -> dict[str, Any]:
     return {
         "form": "k N^p D^q",
         "param_convention": law.param_convention,
-        "lr": _power_law(law.lr()),
-        "batch_tokens": None if batch is None else _power_law(batch),
+        "lr": asdict(law.lr()),
+        "batch_tokens": None if batch is None else asdict(batch),
         "valley": shape,
         "noise": law.scale.noise,
         "misfit": law.scale.misfit,
@@ -340,16 +339,6 @@ def law_as_dict(law: TuningLaw) -> dict[str, Any]:
         "level": law.level,
         "bootstrap": {"of": law.bootstrap, "k": len(law.replicates)},
     }
-
-
-def _power_law(law: HyperparameterLaw) -> dict[str, Any]:
-    return {"k": _interval(law.k), "p": _interval(law.p), "q": _interval(law.q)}
-
-
-def _interval(found: Estimate | None) -> dict[str, float | None]:
-    if found is None:
-        return dict(UNKNOWN)
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _asked(predict: str | None) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.adaptive import ProgressCallbacks
-from scalelab.cli.layout import Fitting
+from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import PlanOptions
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
@@ -172,11 +172,8 @@ def print_round(batch: SweepRound, *, explains: bool) -> None:
 
 
 def _print_reasons(out: Console, batch: SweepRound) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("N", "D", "FLOPs", "of budget", "variance cut", "correlation", "why"):
-        table.add_column(name, justify="left" if name == "why" else "right", no_wrap=name != "why")
+    columns = ("N", "D", "FLOPs", "of budget", "variance cut", "correlation", "why")
+    table = number_table(*columns, texts=("why",))
     for row, choice in zip(batch.proposal.plan.rows, batch.round.batch, strict=False):
         table.add_row(
             format_quantity(row.n_params),

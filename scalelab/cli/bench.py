@@ -36,9 +36,7 @@ def device(
     """
     from dataclasses import asdict
 
-    from rich.table import Table
-
-    from scalelab.cli.layout import Fitting
+    from scalelab.cli.layout import Fitting, number_table
     from scalelab.cli.output import console, emit_json
     from scalelab.launch.proposal import default_execution
     from scalelab.launch.speed import default_workers, measure_machine_speed
@@ -49,13 +47,9 @@ def device(
     if as_json:
         emit_json({"schema": 1, "command": "bench device", **asdict(speed)})
         return EXIT_OK
-    table = Table(
-        title=f"{plural(speed.n_workers, 'worker')} on {speed.device}",
-        title_justify="left",
-        box=None,
-    )
-    for column in ("d_model", "training GFLOP/s per worker", "evaluation GFLOP/s per worker"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("d_model", "training GFLOP/s per worker", "evaluation GFLOP/s per worker")
+    title = f"{plural(speed.n_workers, 'worker')} on {speed.device}"
+    table = number_table(*columns, title=title)
     for point in speed.points:
         table.add_row(
             str(point.d_model),

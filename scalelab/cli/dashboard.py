@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import MapOption, ResultsOption
+from scalelab.cli.options import DEFAULT_RESULTS, MapOption, ResultsOption
 from scalelab.cli.output import warn
 from scalelab.errors import DataError, UsageError
 
@@ -21,7 +21,7 @@ PORTS_TRIED = 20
 
 
 def dashboard(
-    results: ResultsOption = Path("results"),
+    results: ResultsOption = DEFAULT_RESULTS,
     from_file: Annotated[
         Path | None, typer.Option("--from", help="CSV or Parquet file of finished runs to show.")
     ] = None,

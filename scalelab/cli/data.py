@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json
+from scalelab.cli.progress import preparing
 
 if TYPE_CHECKING:
     from scalelab.corpus.dataset import Dataset
@@ -57,7 +56,7 @@ def prepare(
         if eval_tokens is None
         else int(parse_quantity(eval_tokens, what="--eval-tokens")),
     )
-    with _showing_progress() as progress:
+    with preparing() as progress:
         dataset = prepare_dataset(source, results, progress=progress, checks_hashes=True)
     if as_json:
         emit_json(_summary(dataset))
@@ -116,21 +115,3 @@ def _print_table(dataset: Dataset) -> None:
     ):
         table.add_row(name, value)
     console().print(table)
-
-
-@contextlib.contextmanager
-def _showing_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a progress callback that draws bars on a terminal and is silent elsewhere."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield report

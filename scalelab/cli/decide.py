@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalelab.cli.fit_page import print_gravest, print_warnings, rows_used
-from scalelab.cli.layout import Fitting
-from scalelab.cli.options import LevelOption, MapOption, ResultsOption, option
-from scalelab.cli.output import console, emit_json
-from scalelab.errors import DataError, UsageError
+from scalelab.cli.layout import Fitting, number_table
+from scalelab.cli.options import DEFAULT_RESULTS, LevelOption, MapOption, ResultsOption, option
+from scalelab.cli.output import console, emit_json, write_text
+from scalelab.errors import UsageError
 from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
 from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
 
@@ -40,7 +40,7 @@ def decide(
     ] = None,
     from_file: Annotated[Path | None, option(SOURCE, "Table of runs to fit.", "--from")] = None,
     sweep: Annotated[str | None, option(SOURCE, "Sweep to fit.")] = None,
-    results: ResultsOption = Path("results"),
+    results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
     holdout: Annotated[
         str | None, option(SOURCE, "SQL condition: rows to leave out of the fit.")
@@ -145,15 +145,9 @@ def decide(
         "kwh": max_kwh,
         "kg_co2": max_co2_kg,
         "unique_tokens": unique_tokens,
-        "serving_bytes": serving_gb,
+        "serving_bytes": serving_gb and 1e9 * parse_quantity(serving_gb, what="serving_gb"),
     }
-    scale = {"serving_bytes": 1e9}
-    read = {
-        name: parse_quantity(text, what=name) * scale.get(name, 1.0)
-        for name, text in given.items()
-        if text is not None
-    }
-    limits = Limits(**read)
+    limits = api_decide.from_quantities(Limits, given, "limits")
     deployment = Deployment(
         gpu=gpu,
         n_devices=gpus,
@@ -218,19 +212,10 @@ def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
             "Relax a limit.",
         )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    try:
-        path.write_text(as_sweep(answer.best, command, shapes), encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"{path}, which cannot be written ({error.strerror})",
-            "a path in a folder that you may write to",
-            "Choose another path for --emit.",
-        ) from None
+    write_text(path, as_sweep(answer.best, command, shapes), "--emit")
 
 
 def _print(answer: Decision, source: FitReport | str) -> None:
-    from rich.table import Table
-
     out = console()
     used = "" if isinstance(source, str) else rows_used(source.fit.n_rows, answer.warnings)
     wraps = not out.is_terminal
@@ -249,16 +234,11 @@ def _print(answer: Decision, source: FitReport | str) -> None:
             out.print(f"Probability that this run misses the target loss: {chance}")
     if isinstance(source, str):
         out.print("This published law has no intervals: only its constants are known.", style="dim")
-    table = Table(box=None, pad_edge=False)
     has_target = any(each.miss is not None for each in answer.candidates)
     names = ("candidate", "loss", "confidence interval", *(["misses target"] if has_target else []))
-    for name in (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", ""):
-        is_text = name in ("candidate", "")
-        table.add_column(
-            name,
-            justify="left" if is_text else "right",
-            no_wrap=not is_text and name != "confidence interval",
-        )
+    names = (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", "")
+    table = number_table(*names, texts=("candidate", ""))
+    table.columns[names.index("confidence interval")].no_wrap = False
     for each in answer.candidates:
         table.add_row(
             each.label if each.shape is None else f"{each.label}, {each.shape}",
@@ -294,8 +274,6 @@ def _describe(best: Candidate) -> str:
 
 
 def _print_published(source: FitReport | str, *, as_json: bool) -> int:
-    from rich.table import Table
-
     from scalelab.forecast.published import verdicts
     from scalelab.forecast.published_laws import law_by_name
 
@@ -303,11 +281,8 @@ def _print_published(source: FitReport | str, *, as_json: bool) -> int:
     if as_json:
         emit_json({"schema": 1, "command": "decide", "published": found})
         return 0
-    table = Table(box=None, pad_edge=False)
-    saved = "compute saved at optimum"
-    for name in ("model", "year", "N", "D", "N / optimal N", saved, "assessment"):
-        is_text = name in ("model", "assessment")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
+    names = ("N", "D", "N / optimal N", "compute saved at optimum", "assessment")
+    table = number_table("model", "year", *names, texts=("model", "assessment"))
     for row in found:
         table.add_row(
             row["model"],

@@ -70,38 +70,24 @@ def check_accelerator(*, has_torch: bool, has_triton: bool) -> list[Check]:
     devices = report.get("devices", [])
     error = report.get("torch_error")
     if error is not None:
-        gpu = Check(
-            name="gpu",
-            status=PROBLEM,
-            found=f"torch cannot be imported: {error}",
-            needed_for="training",
-            do="Reinstall torch: pip install --force-reinstall 'scalelab[train]'",
-        )
+        status, found, use = PROBLEM, f"torch cannot be imported: {error}", "training"
+        do = "Reinstall torch: pip install --force-reinstall 'scalelab[train]'"
     elif devices:
-        described = ", ".join(
+        status, do = OK, ""
+        found = ", ".join(
             f"{name} ({size / 2**30:.0f} GiB, sm_{major}{minor})"
             for name, size, major, minor in devices
         )
-        gpu = Check(name="gpu", status=OK, found=described, needed_for=use)
     elif gpus:
-        built_for = report.get("built_for")
-        gpu = Check(
-            name="gpu",
-            status=PROBLEM,
-            found=f"nvidia-smi lists {len(gpus)} x {gpus[0]}, but torch finds no GPU",
-            needed_for=use,
-            do=f"torch is built for CUDA {built_for}. Check the driver and CUDA_VISIBLE_DEVICES."
-            if built_for
-            else "This torch is the CPU build. Install the CUDA build from pytorch.org.",
-        )
+        status = PROBLEM
+        found = f"nvidia-smi lists {len(gpus)} x {gpus[0]}, but torch finds no GPU"
+        do = "This torch is the CPU build. Install the CUDA build from pytorch.org."
+        if built_for := report.get("built_for"):
+            do = f"torch is built for CUDA {built_for}. Check the driver and CUDA_VISIBLE_DEVICES."
     else:
-        gpu = Check(
-            name="gpu",
-            status=MISSING,
-            found="none; runs train on CPU cores",
-            needed_for=use,
-            do="Nothing to do on a machine without a GPU.",
-        )
+        status, found = MISSING, "none; runs train on CPU cores"
+        do = "Nothing to do on a machine without a GPU."
+    gpu = Check(name="gpu", status=status, found=found, needed_for=use, do=do)
     return [gpu, _triton_check(report, has_triton=has_triton, has_gpu=bool(devices))]
 
 
@@ -145,18 +131,12 @@ def _probe() -> dict[str, Any]:
 
 def check_slurm() -> Check:
     """Check that SLURM's commands exist, its controller answers, and accounting works."""
-    name, use = "slurm", "--launcher slurm"
-    here = [command for command in SLURM_COMMANDS if shutil.which(command)]
-    if not here:
-        return Check(
-            name=name,
-            status=MISSING,
-            found="no SLURM commands",
-            needed_for=use,
-            do="On a cluster, run scalelab on a login node. Elsewhere, ignore this line.",
-        )
-    absent = [command for command in SLURM_COMMANDS if command not in here]
-    if absent:
+    status = PROBLEM
+    absent = [command for command in SLURM_COMMANDS if not shutil.which(command)]
+    if len(absent) == len(SLURM_COMMANDS):
+        status, found = MISSING, "no SLURM commands"
+        do = "On a cluster, run scalelab on a login node. Elsewhere, ignore this line."
+    elif absent:
         found, do = f"no {', '.join(absent)}", "Add all SLURM client commands to PATH."
     elif _lines_of(["squeue", "--noheader", "--me"]) is None:
         found = "squeue fails: the controller does not answer"
@@ -166,10 +146,8 @@ def check_slurm() -> Check:
         do = "Job failures are detected late without it. Ask the administrators for slurmdbd."
     else:
         version = (_lines_of(["sbatch", "--version"]) or ["slurm"])[0]
-        return Check(
-            name=name, status=OK, found=f"{version}, controller and accounting up", needed_for=use
-        )
-    return Check(name=name, status=PROBLEM, found=found, needed_for=use, do=do)
+        status, found, do = OK, f"{version}, controller and accounting up", ""
+    return Check(name="slurm", status=status, found=found, needed_for="--launcher slurm", do=do)
 
 
 def _lines_of(command: list[str]) -> list[str] | None:

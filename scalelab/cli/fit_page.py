@@ -187,28 +187,19 @@ def _parameters(report: FitReport) -> Table:
 
 def _approaches(report: FitReport) -> Table:
     table = _table("approach", "a (N_opt)", "b (D_opt)", "based on", texts=("approach", "based on"))
-    parts = {
-        "3, the law (answer)": (
-            report.derived.get("a"),
-            report.derived.get("b"),
-            plural(report.fit.n_rows, "run"),
-        )
-    }
+    a, b = report.derived.get("a"), report.derived.get("b")
+    runs = plural(report.fit.n_rows, "run")
+    table.add_row("3, the law (answer)", _number(a), _number(b), runs)
     isoflop, envelope = report.isoflop, report.envelope
-    rests = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'isoFLOP curve')}"
-    for name, n_law, d_law, words in (
-        ("2, isoFLOP curves", isoflop.n_law, isoflop.d_law, isoflop.reason or rests),
-        (
-            "1, envelope of curves",
-            envelope.n_law,
-            envelope.d_law,
-            envelope.reason
-            or f"{plural(envelope.n_curves, 'curve')}; mid-schedule losses are too high",
-        ),
+    curves = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'isoFLOP curve')}"
+    late = f"{plural(envelope.n_curves, 'curve')}; mid-schedule losses are too high"
+    for name, found, words in (
+        ("2, isoFLOP curves", isoflop, curves),
+        ("1, envelope of curves", envelope, late),
     ):
-        parts[name] = (_law(n_law), _law(d_law), words)
-    for name, (a, b, words) in parts.items():
-        table.add_row(name, _number(a), _number(b), words)
+        laws = (found.n_law, found.d_law)
+        exponents = (_number(None if law is None else law.interval) for law in laws)
+        table.add_row(name, *exponents, found.reason or words)
     against = report.disagreement
     if against is not None:
         table.add_row(
@@ -301,17 +292,6 @@ def _describe(forecast: Forecast) -> str:
         return forecast.asked
     sizes = f"N {format_quantity(n.value)} on D {format_quantity(d.value)}"
     return f"{sizes} ({forecast.allocation})"
-
-
-def _law(law: object) -> Interval | None:
-    from scalelab.fit.isoflop import PowerLaw
-    from scalelab.fit.outcome import Interval
-
-    if not isinstance(law, PowerLaw):
-        return None
-    low = math.nan if law.low is None else law.low
-    high = math.nan if law.high is None else law.high
-    return Interval(value=law.exponent, low=low, high=high)
 
 
 def _number(interval: Interval | None) -> str:

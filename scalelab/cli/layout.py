@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 
 TEXT_WIDTH = 12
 """A column of text may be folded to this many characters; a number is never folded."""
+
+
+def number_table(*columns: str, texts: Sequence[str] = (), title: str | None = None) -> Table:
+    """Return a table of right-aligned numbers; the columns in ``texts`` hold text."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=title is not None)
+    for name in columns:
+        is_text = name in texts
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
+    return table
 
 
 class Fitting:

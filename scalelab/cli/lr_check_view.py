@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.cli.layout import Fitting
+from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console
 
 if TYPE_CHECKING:
@@ -25,30 +26,20 @@ def run_check(proposal: Proposal, *, results: Path, as_json: bool) -> list[Verdi
 
 def verdicts_as_json(verdicts: list[Verdict]) -> list[dict[str, Any]]:
     """Return the verdicts for the ``lr_check`` key of the JSON output."""
-    return [
-        {
-            "budget_flops": found.budget_flops,
-            "n_params": found.n_params,
-            "lrs": list(found.lrs),
-            "losses": list(found.losses),
-            "best_lr": found.best_lr,
-            "held": found.has_held,
-        }
-        for found in verdicts
-    ]
+    rows = [asdict(found) for found in verdicts]
+    for row in rows:
+        row["held"] = row.pop("has_held")
+    return rows
 
 
 def print_verdicts(verdicts: list[Verdict]) -> None:
     """Print a line for each budget, and a summary."""
-    from rich.table import Table
-
     from scalelab.tune.lr_check import HELD_WITHIN
     from scalelab.units import format_flops, format_quantity
 
     out = console()
-    table = Table(title="learning-rate check", title_justify="left", box=None)
-    for column in ("budget", "N", "lr", "lower", "rule", "upper", "best lr", "rule held"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("budget", "N", "lr", "lower", "rule", "upper", "best lr", "rule held")
+    table = number_table(*columns, title="learning-rate check")
     for found in verdicts:
         table.add_row(
             format_flops(found.budget_flops),

@@ -83,7 +83,7 @@ def check_results(results: Path) -> list[Check]:
     else:
         status, found = OK, f"{where}, {'a network' if is_remote else 'a local'} file system"
         do = "Run `collect` on one machine at a time. All machines must mount it." * is_remote
-    clock_ok = abs(skew_s) <= LARGEST_CLOCK_SKEW_S
+    is_skewed = abs(skew_s) > LARGEST_CLOCK_SKEW_S
     return [
         Check(
             name="results folder", status=status, found=found, needed_for=use, do=do, is_base=True
@@ -91,13 +91,11 @@ def check_results(results: Path) -> list[Check]:
         _disk_check(folder),
         Check(
             name="clock",
-            status=OK if clock_ok else PROBLEM,
+            status=PROBLEM if is_skewed else OK,
             found=f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}, "
             f"{abs(skew_s):.1f} s from the results folder's",
             needed_for="detecting runs that have died",
-            do=""
-            if clock_ok
-            else "Synchronize the clocks of this machine and the file server (NTP).",
+            do="Synchronize the clocks of this machine and the file server (NTP)." * is_skewed,
         ),
     ]
 

@@ -132,6 +132,19 @@ def as_plain(value: Any) -> Any:
     return str(value)
 
 
+def write_text(path: Path, text: str, flag: str) -> None:
+    """Write a file and its folder; raise DataError, which names the flag, if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}, which cannot be written ({error.strerror})",
+            "a path in a folder that you may write to",
+            f"Choose another path for {flag}.",
+        ) from None
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     line = f"warning: {runnable(text)}"

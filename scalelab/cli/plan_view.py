@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
-from scalelab.cli.layout import Fitting
+from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.cost import PlanCost
@@ -32,14 +30,9 @@ def print_plan(proposal: Proposal) -> None:
     """Print the plan, its totals, its cost here and on other devices, and its warnings."""
     plan, cost = proposal.plan, proposal.cost
     out = console()
-    table = Table(
-        title=f"{plan.name}: {plural(len(plan.rows), 'run')}", title_justify="left", box=None
-    )
-    for column in ("budget", "N", "D", "D/N"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("shape", no_wrap=True)
-    for column in ("steps", "batch", "lr", "FLOPs", "time", "money"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("budget", "N", "D", "D/N", "shape", "steps", "batch", "lr", "FLOPs", "time", "money")
+    table = number_table(*columns, title=f"{plan.name}: {plural(len(plan.rows), 'run')}")
+    table.columns[columns.index("shape")].justify = "left"
     shown = list(zip(plan.rows, cost.run_seconds, strict=True))[:SHOWN_ROWS]
     for row, seconds in shown:
         is_done = row.spec.run_id in proposal.finished

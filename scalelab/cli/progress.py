@@ -15,6 +15,7 @@ from scalelab.units import format_duration, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.progress import TaskID
 
     from scalelab.launch.base import LaunchView, Watcher
 
@@ -23,18 +24,20 @@ REFRESH_S = 0.5
 
 @contextlib.contextmanager
 def preparing() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function that shows the progress of the data preparation."""
+    """Yield a callback for the data preparation: bars on a terminal, else silent."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     out = console(stderr=True)
-    if not out.is_terminal:
-        yield lambda stage, done, total: None
-        return
-    with out.status("preparing") as status:
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
 
-        def show(stage: str, done: int, total: int) -> None:
-            share = f" {done / total:.0%}" if total else ""
-            status.update(f"{stage}{share}")
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=total)
 
-        yield show
+        yield report
 
 
 @contextlib.contextmanager

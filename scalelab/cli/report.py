@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalelab.cli.options import LevelOption, MapOption, ResultsOption
-from scalelab.cli.output import console, emit_json
-from scalelab.errors import DataError, UsageError
+from scalelab.cli.options import DEFAULT_RESULTS, LevelOption, MapOption, ResultsOption
+from scalelab.cli.output import console, emit_json, write_text
+from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
@@ -27,7 +27,7 @@ def report(
         Path | None, typer.Option("--from", help="CSV or Parquet file of finished runs.")
     ] = None,
     sweep: Annotated[str | None, typer.Option(help="Sweep to report; default: the latest.")] = None,
-    results: ResultsOption = Path("results"),
+    results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
     form: Annotated[str, typer.Option(help="Form of the law.")] = "chinchilla",
     level: LevelOption = 0.9,
@@ -43,7 +43,7 @@ def report(
     ] = False,
     csv: Annotated[
         bool, typer.Option("--csv", help="Also write all numbers as CSV, next to --out.")
-    ] = (False),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
@@ -53,6 +53,7 @@ def report(
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """
     from scalelab import api
+    from scalelab.report.plots import draw_fit
     from scalelab.store.tables import parse_map
 
     beside = [
@@ -69,18 +70,22 @@ def report(
         predict=predict or (),
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    written = [_write(out, as_html(found, command))]
-    for text in beside:
-        written.append(_write(text, found.to_tex() if text.suffix == ".tex" else found.to_csv()))
-    written += _pictures(found, {".svg": svg, ".pdf": pdf, ".png": png})
+    write_text(out, as_html(found, command), "--out")
+    for path in beside:
+        write_text(path, found.to_tex() if path.suffix == ".tex" else found.to_csv(), "--out")
+    written = [str(path) for path in (out, *beside)]
+    for suffix, folder in ((".svg", svg), (".pdf", pdf), (".png", png)):
+        if folder is not None:
+            draw_fit(found, folder / f"fit{suffix}")
+            written.append(str(folder / f"fit{suffix}"))
     if as_json:
         emit_json({"written": written, "status": found.fit.status})
     else:
         from scalelab.cli.fit_page import print_headline
 
         print_headline(found, console())
-        for path in written:
-            console().print(f"written: {path}", soft_wrap=True)
+        for name in written:
+            console().print(f"written: {name}", soft_wrap=True)
     return found.exit_code
 
 
@@ -91,12 +96,7 @@ def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
             f"--out {out}", "a file that ends in .html or .htm", f"Write --out {out.stem}.html."
         )
     for path in (out, *beside):
-        if (
-            from_file is not None
-            and from_file.exists()
-            and path.exists()
-            and path.samefile(from_file)
-        ):
+        if from_file and from_file.exists() and path.exists() and path.samefile(from_file):
             raise UsageError(
                 f"--out {out}, which would overwrite the input file {path}",
                 "another file name",
@@ -125,28 +125,3 @@ def as_html(found: FitReport, command: str) -> str:
             named=LABELLED_MODELS,
         )
     )
-
-
-def _pictures(found: FitReport, folders: dict[str, Path | None]) -> list[str]:
-    from scalelab.report.plots import draw_fit
-
-    written = []
-    for suffix, folder in folders.items():
-        if folder is not None:
-            path = folder / f"fit{suffix}"
-            draw_fit(found, path)
-            written.append(str(path))
-    return written
-
-
-def _write(path: Path, text: str) -> str:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"{path}, which cannot be written ({error.strerror})",
-            "a path in a folder that you may write to",
-            "Choose another path for --out.",
-        ) from None
-    return str(path)

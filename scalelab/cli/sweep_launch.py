@@ -21,14 +21,13 @@ def launch_sweep(
 ) -> int:
     """Show a sweep's plan, ask, launch it, check its learning rates, and return the exit code."""
     from scalelab.api import sweeps as api
-    from scalelab.api.adaptive import check_design, propose_design
+    from scalelab.api.adaptive import propose_design
     from scalelab.cli.plan_view import plan_as_json, print_plan
     from scalelab.cli.progress import preparing, watching
     from scalelab.records.names import check_name
 
     results, as_json = options.results, options.as_json
     check_name(sweep.default_name(), what="sweep")
-    check_design(design)
     if sweep.launcher.name == "local":
         refuse_slurm_only(SpecValues(), detach=options.detach)
     if lr_check:

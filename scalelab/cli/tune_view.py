@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.cli.layout import Fitting
+from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import PlanOptions
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
@@ -79,16 +79,12 @@ def search(spec: TuneSpec, asked: dict[str, Any], options: PlanOptions) -> int:
 def _print_cells(
     spec: TuneSpec, proposal: Proposal, bounds: list[dict[str, tuple[float, float]]]
 ) -> None:
-    from rich.table import Table
-
     from scalelab.units import format_duration, format_quantity, plural
 
     names = list(dict.fromkeys(name for cell in bounds for name in cell))
     out = console()
     title = f"{spec.name}: {plural(len(bounds), 'cell')}, {plural(spec.trials, 'run')} each"
-    table = Table(title=title, title_justify="left", box=None)
-    for column in ("N", "D", "shape", *names):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = number_table("N", "D", "shape", *names, title=title)
     for row, cell in zip(proposal.plan.rows, bounds, strict=True):
         table.add_row(
             format_quantity(row.n_params),

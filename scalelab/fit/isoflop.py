@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from scalelab.arrays import FloatArray
+from scalelab.fit.outcome import Interval
 from scalelab.fit.parabola import MIN_ROWS, CurveMinimum, fit_parabola, parabolas
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
@@ -60,6 +61,12 @@ class PowerLaw:
     log_coefficient: float
     low: float | None = None
     high: float | None = None
+
+    @property
+    def interval(self) -> Interval:
+        """The exponent with its limits, NaN where they are not known."""
+        low, high = (math.nan if end is None else end for end in (self.low, self.high))
+        return Interval(value=self.exponent, low=low, high=high)
 
     @property
     def line(self) -> FloatArray:

@@ -11,23 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.report.look import (
-    FLOPS,
-    LIGHT,
-    PARAMS,
-    TOKENS,
-    Look,
-    add_band,
-    add_curve,
-    empty,
-    error_bars,
-    finish,
-    label_end,
-    log_axis,
-    note_thinned,
-    short,
-    thinned,
-)
+from scalelab.report import draw
+from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -35,7 +20,6 @@ if TYPE_CHECKING:
     from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
-
 
 GRID = 60
 LEVELS = 9
@@ -55,22 +39,20 @@ def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: L
             _points(figure, isoflop, axis, look, row)
         name = PARAMS if axis == "n_params" else TOKENS
         seen = [getattr(rows, axis)] if bands is None else [getattr(bands, axis)]
-        figure.update_yaxes(**log_axis(seen, sizes=True), title_text=name, row=row, col=1)
-    finish(
+        figure.update_yaxes(**draw.log_axis(seen, sizes=True), title_text=name, row=row, col=1)
+    approach_3 = ", the frontier of approach 3 with its bootstrap band."
+    if bands is None:
+        approach_3 = ". Approach 3 has no frontier yet."
+    draw.finish(
         figure,
         look,
         alt=(
             "Compute-optimal parameters and tokens against compute: "
-            f"{len(budgets)} minima of approach 2"
-            + (
-                ", the frontier of approach 3 with its bootstrap band."
-                if bands is not None
-                else ". Approach 3 has no frontier yet."
-            )
+            f"{len(budgets)} minima of approach 2{approach_3}"
         ),
         height=620,
     )
-    figure.update_xaxes(**log_axis(flops))
+    figure.update_xaxes(**draw.log_axis(flops))
     figure.update_xaxes(title_text=FLOPS, row=2, col=1)
     figure.update_xaxes(range=_log_range(np.concatenate(flops[:-1] if len(budgets) else flops)))
     figure.update_layout(margin={"r": 84})
@@ -83,23 +65,19 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
 
     rows, law = report.observations, report.fit.law
     if report.fit.status == "not_identified" or set(law.columns) != {"n_params", "n_tokens"}:
-        return empty(look, "No surface over N and D: the fit does not determine it.")
+        return draw.empty(look, "No surface over N and D: the fit does not determine it.")
     span_n, span_d = _widened(rows.n_params), _widened(rows.n_tokens)
     x, y = np.geomspace(*span_n, GRID), np.geomspace(*span_d, GRID)
     n_params, n_tokens = np.meshgrid(x, y)
     loss = law.loss({"n_params": n_params.ravel(), "n_tokens": n_tokens.ravel()}).reshape(GRID, -1)
     levels = np.linspace(loss.min(), np.quantile(loss, 0.9), LEVELS + 1)[1:]
+    start, end, step = float(levels[0]), float(levels[-1]), float(levels[1] - levels[0])
     figure = go.Figure(
         go.Contour(
-            x=short(x),
-            y=short(y),
-            z=short(loss),
-            contours={
-                "start": float(levels[0]),
-                "end": float(levels[-1]),
-                "size": float(levels[1] - levels[0]),
-                "coloring": "lines",
-            },
+            x=draw.short(x),
+            y=draw.short(y),
+            z=draw.short(loss),
+            contours={"start": start, "end": end, "size": step, "coloring": "lines"},
             colorscale=look.scale(),
             reversescale=True,
             line={"width": 1.4},
@@ -107,27 +85,15 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
             hovertemplate="N %{x}, D %{y}<br>loss %{z:.4f}<extra></extra>",
         )
     )
-    some = thinned(len(rows))
-    add_curve(
-        figure,
-        rows.n_params[some],
-        rows.n_tokens[some],
-        {"color": look.ink, "size": 4 if len(some) < 500 else 2, "opacity": 0.45},
-        "runs",
-        "run<br>N %{x}, D %{y}",
-    )
+    some = draw.thinned(len(rows))
+    runs = rows.take(some)
+    style = {"color": look.ink, "size": 4 if len(some) < 500 else 2, "opacity": 0.45}
+    draw.add_curve(figure, runs.n_params, runs.n_tokens, style, "runs", "run<br>N %{x}, D %{y}")
     if bands is not None:
-        hover = "frontier<br>N %{x}, D %{y}"
-        name = "efficient frontier"
-        add_curve(
-            figure,
-            bands.n_params,
-            bands.n_tokens,
-            {"color": look.accent, "width": 2.4},
-            name,
-            hover,
-        )
-    finish(
+        name, hover = "efficient frontier", "frontier<br>N %{x}, D %{y}"
+        style = {"color": look.accent, "width": 2.4}
+        draw.add_curve(figure, bands.n_params, bands.n_tokens, style, name, hover)
+    draw.finish(
         figure,
         look,
         alt=(
@@ -138,10 +104,10 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
         y=TOKENS,
         height=520,
     )
-    figure.update_xaxes(**log_axis(x, sizes=True), range=_log_range(x, 0))
-    figure.update_yaxes(**log_axis(y, sizes=True), range=_log_range(y, 0))
+    figure.update_xaxes(**draw.log_axis(x, sizes=True), range=_log_range(x, 0))
+    figure.update_yaxes(**draw.log_axis(y, sizes=True), range=_log_range(y, 0))
     _name_contours(figure, x, y, loss, levels, look)
-    note_thinned(figure, len(some), len(rows), look)
+    draw.note_thinned(figure, len(some), len(rows), look)
     return figure
 
 
@@ -161,67 +127,37 @@ def _name_contours(
             continue
         at = int(below[0])
         where = (edge_x[at], edge_y[at], f"{level:.2f}", colour)
-        label_end(figure, *where, log_y=True, yanchor="bottom" if at < len(x) - 1 else "middle")
+        draw.label_end(
+            figure, *where, log_y=True, yanchor="bottom" if at < len(x) - 1 else "middle"
+        )
     figure.update_layout(margin={"r": 44})
 
 
 def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> None:
-    value = getattr(bands, axis)
-    add_band(
-        figure,
-        bands.flops,
-        getattr(bands, f"{axis}_low"),
-        getattr(bands, f"{axis}_high"),
-        look.with_alpha(look.accent, 0.2),
-        row=row,
-        col=1,
-    )
-    hover = "approach 3<br>C %{x:.2e}<br>%{y}"
-    add_curve(
-        figure,
-        bands.flops,
-        value,
-        {"color": look.accent, "width": 2.2},
-        "approach 3",
-        hover,
-        row=row,
-        col=1,
-    )
-    label_end(
-        figure,
-        float(bands.flops[-1]),
-        float(value[-1]),
-        "approach 3",
-        look.accent,
-        log_y=True,
-        row=row,
-        col=1,
-    )
+    name, place = "approach 3", {"row": row, "col": 1}
+    flops, value = bands.flops, getattr(bands, axis)
+    low, high = getattr(bands, f"{axis}_low"), getattr(bands, f"{axis}_high")
+    style = {"color": look.accent, "width": 2.2}
+    draw.add_band(figure, flops, low, high, look.with_alpha(look.accent, 0.2), **place)
+    draw.add_curve(figure, flops, value, style, name, f"{name}<br>C %{{x:.2e}}<br>%{{y}}", **place)
+    draw.label_end(figure, flops[-1], value[-1], name, look.accent, log_y=True, **place)
 
 
 def _points(figure: Any, isoflop: IsoflopFit, axis: str, look: Look, row: int) -> None:
-    import plotly.graph_objects as go
-
     minima = [getattr(curve, axis) for curve in isoflop.interior]
     value = np.array([each.value for each in minima])
     high = np.array([each.high or each.value for each in minima])
     low = np.array([each.low or each.value for each in minima])
-    figure.add_trace(
-        go.Scatter(
-            x=[curve.budget for curve in isoflop.interior],
-            y=value,
-            mode="markers",
-            marker={
-                "color": look.second,
-                "size": 7 if len(minima) < 20 else 4,
-                "symbol": "diamond",
-            },
-            error_y=error_bars(value, low, high, look.second, 3, 1.2),
-            name="approach 2",
-            hovertemplate="approach 2<br>C %{x:.2e}<br>%{y}<extra></extra>",
-        ),
+    draw.add_curve(
+        figure,
+        np.array([curve.budget for curve in isoflop.interior]),
+        value,
+        {"color": look.second, "size": 7 if len(minima) < 20 else 4, "symbol": "diamond"},
+        "approach 2",
+        "approach 2<br>C %{x:.2e}<br>%{y}",
         row=row,
         col=1,
+        error_y=draw.error_bars(value, low, high, look.second, 3, 1.2),
     )
 
 

@@ -10,29 +10,14 @@ import numpy as np
 from scipy import special
 
 from scalelab.arrays import FloatArray
-from scalelab.report.look import (
-    FLOPS,
-    LIGHT,
-    PARAMS,
-    TOKENS,
-    Look,
-    add_curve,
-    empty,
-    error_bars,
-    finish,
-    log_axis,
-    note_thinned,
-    plain,
-    short,
-    thinned,
-)
+from scalelab.report import draw
+from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
 from scalelab.units import plural
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.fit.select import Comparison
     from scalelab.forecast.fit_report import FitReport
-
 
 SAME = 1e-9
 """Relative spread below which the replicates of a parameter count as equal."""
@@ -53,8 +38,8 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
     import plotly.graph_objects as go
 
     if not exponents:
-        return empty(look, "No method has an exponent yet.", height=200)
-    names = [plain(name) for name, _ in exponents]
+        return draw.empty(look, "No method has an exponent yet.", height=200)
+    names = [draw.plain(name) for name, _ in exponents]
     value = np.array([interval.value for _, interval in exponents])
     low = np.array([interval.low for _, interval in exponents])
     high = np.array([interval.high for _, interval in exponents])
@@ -64,7 +49,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
             y=names,
             mode="markers",
             marker={"size": 10, "color": look.accent},
-            error_x=error_bars(value, low, high, look.accent, 5, 1.6),
+            error_x=draw.error_bars(value, low, high, look.accent, 5, 1.6),
             customdata=np.stack([low, high], axis=1),
             hovertemplate="%{y}<br>a = %{x:.4f} (%{customdata[0]:.4f} to %{customdata[1]:.4f})"
             "<extra></extra>",
@@ -77,7 +62,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
             x=end, y=name, text=f"{at:.3f}", showarrow=False, xanchor="left", xshift=10
         )
     said = "; ".join(f"{name} {interval.value:.3f}" for name, interval in exponents)
-    finish(
+    draw.finish(
         figure,
         look,
         alt=f"Exponent a of N_opt by method with intervals: {said}.",
@@ -94,7 +79,7 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
 
     shown, unit = _shown(report)
     rows = report.observations
-    some = thinned(len(shown), CLOUD)
+    some = draw.thinned(len(shown), CLOUD)
     figure = make_subplots(rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.1)
     places = (
         (1, 1, rows.n_params, PARAMS),
@@ -103,27 +88,21 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
     )
     y_limit = 1.5 * max(float(np.quantile(np.abs(shown), 0.98)), 1e-9)
     low, high = np.quantile(shown, [0.05, 0.95])
+    points, clipped = (
+        {"color": look.second, "size": 4, "opacity": 0.6},
+        shown.clip(-y_limit, y_limit),
+    )
     for row, col, values, name in places:
-        add_curve(
-            figure,
-            values[some],
-            np.clip(shown[some], -y_limit, y_limit),
-            {"color": look.second, "size": 4, "opacity": 0.6},
-            hover="%{x}<br>%{y:.3f}",
-            row=row,
-            col=col,
-        )
-        figure.add_hline(y=0, line={"color": look.ink, "width": 1}, row=row, col=col)
-        figure.add_hrect(
-            y0=low, y1=high, fillcolor=look.accent, opacity=0.1, line_width=0, row=row, col=col
-        )
-        figure.update_xaxes(
-            **log_axis(values, sizes=name != FLOPS), title_text=name, row=row, col=col
-        )
-        figure.update_yaxes(range=[-1.05 * y_limit, 1.05 * y_limit], row=row, col=col)
+        at: dict[str, Any] = {"row": row, "col": col}
+        hover = "%{x}<br>%{y:.3f}"
+        draw.add_curve(figure, values[some], clipped[some], points, hover=hover, **at)
+        figure.add_hline(y=0, line={"color": look.ink, "width": 1}, **at)
+        figure.add_hrect(y0=low, y1=high, fillcolor=look.accent, opacity=0.1, line_width=0, **at)
+        figure.update_xaxes(**draw.log_axis(values, sizes=name != FLOPS), title_text=name, **at)
+        figure.update_yaxes(range=[-1.05 * y_limit, 1.05 * y_limit], **at)
     _quantiles(figure, shown, look)
     beyond = int((np.abs(shown) > y_limit).sum())
-    finish(
+    draw.finish(
         figure,
         look,
         alt=(
@@ -137,7 +116,7 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
         figure.update_yaxes(title_text=f"residual, {unit}", row=row, col=col)
     figure.update_xaxes(title_text="normal quantile", row=2, col=2)
     figure.update_yaxes(title_text=f"residual, {unit}", row=2, col=2)
-    note_thinned(figure, len(some), len(shown), look)
+    draw.note_thinned(figure, len(some), len(shown), look)
     return figure
 
 
@@ -148,14 +127,14 @@ def pairs(report: FitReport, look: Look = LIGHT) -> Any:
 
     fit = report.fit
     if len(fit.samples) < 2:
-        return empty(look, "No bootstrap replicates: fit with --bootstrap above 0.")
+        return draw.empty(look, "No bootstrap replicates: fit with --bootstrap above 0.")
     moving = [
         j
         for j, name in enumerate(fit.names)
         if name not in fit.fixed and _differ(fit.samples[:, j])
     ]
     if not moving:
-        return empty(look, "No parameter differs among the bootstrap replicates.")
+        return draw.empty(look, "No parameter differs among the bootstrap replicates.")
     columns = [_in_logs(fit.samples[:, j]) for j in moving]
     names = [
         f"log10 {fit.names[j]}" if is_log else fit.names[j]
@@ -165,40 +144,31 @@ def pairs(report: FitReport, look: Look = LIGHT) -> Any:
     figure = make_subplots(
         rows=p, cols=p, shared_xaxes=True, horizontal_spacing=0.03, vertical_spacing=0.03
     )
-    some = thinned(len(fit.samples), PAIR_POINTS)
+    some = draw.thinned(len(fit.samples), PAIR_POINTS)
     for i in range(p):
         draws, is_log = columns[i]
+        diagonal: dict[str, Any] = {"row": i + 1, "col": i + 1}
         counts, edges = np.histogram(draws[np.isfinite(draws)], bins=BINS)
         figure.add_trace(
             go.Bar(
-                x=short((edges[1:] + edges[:-1]) / 2),
+                x=draw.short((edges[1:] + edges[:-1]) / 2),
                 y=counts,
                 marker={"color": look.with_alpha(look.second, 0.75), "line": {"width": 0}},
                 hovertemplate="%{x:.4g}: %{y}<extra></extra>",
             ),
-            row=i + 1,
-            col=i + 1,
+            **diagonal,
         )
         best = fit.params[fit.names[moving[i]]]
-        figure.add_vline(
-            x=math.log10(best) if is_log else best,
-            line={"color": look.accent, "width": 1.6},
-            row=i + 1,
-            col=i + 1,
-        )
-        figure.update_yaxes(showticklabels=False, row=i + 1, col=i + 1)
+        best = math.log10(best) if is_log else best
+        figure.add_vline(x=best, line={"color": look.accent, "width": 1.6}, **diagonal)
+        figure.update_yaxes(showticklabels=False, **diagonal)
         for j in range(i):
-            add_curve(
-                figure,
-                columns[j][0][some],
-                draws[some],
-                {"size": 3, "color": look.second, "opacity": 0.45},
-                row=i + 1,
-                col=j + 1,
-            )
+            place: dict[str, Any] = {"row": i + 1, "col": j + 1}
+            style = {"size": 3, "color": look.second, "opacity": 0.45}
+            draw.add_curve(figure, columns[j][0][some], draws[some], style, **place)
             if j:
-                figure.update_yaxes(showticklabels=False, row=i + 1, col=j + 1)
-    finish(
+                figure.update_yaxes(showticklabels=False, **place)
+    draw.finish(
         figure,
         look,
         alt=(
@@ -228,7 +198,7 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
     from plotly.subplots import make_subplots
 
     if not table:
-        return empty(look, "Leave-one-budget-out needs at least three budgets.", height=240)
+        return draw.empty(look, "Leave-one-budget-out needs at least three budgets.", height=240)
     budgets = np.array([row["budget"] for row in table])
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     for col, key, scale, name in (
@@ -248,7 +218,7 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
             col=col,
         )
         figure.update_yaxes(title_text=name, row=1, col=col)
-    finish(
+    draw.finish(
         figure,
         look,
         alt=(
@@ -257,7 +227,7 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
         ),
         height=340,
     )
-    figure.update_xaxes(**log_axis(budgets), title_text="omitted budget, FLOP")
+    figure.update_xaxes(**draw.log_axis(budgets), title_text="omitted budget, FLOP")
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     return figure
 
@@ -273,7 +243,7 @@ def forms(comparison: Comparison, look: Look = LIGHT) -> Any:
     """
     import plotly.graph_objects as go
 
-    names = [plain(each.label) for each in comparison.candidates]
+    names = [draw.plain(each.label) for each in comparison.candidates]
     error = 100 * np.array([each.mean_relative_error for each in comparison.candidates])
     gap = 100 * np.array([each.gap for each in comparison.candidates])
     best = float(error[0])
@@ -302,7 +272,7 @@ def forms(comparison: Comparison, look: Look = LIGHT) -> Any:
         )
     )
     figure.add_vline(x=best, line={"color": look.faint, "dash": "dot", "width": 1})
-    finish(
+    draw.finish(
         figure,
         look,
         alt=(
@@ -324,23 +294,11 @@ def _quantiles(figure: Any, shown: FloatArray, look: Look) -> None:
     low, high = np.quantile(ordered, [0.25, 0.75])
     slope = (high - low) / (2 * special.ndtri(0.75))
     ends = np.array([normal[0], normal[-1]])
-    add_curve(
-        figure,
-        ends,
-        (low + high) / 2 + slope * ends,
-        {"color": look.accent, "width": 1.4},
-        row=2,
-        col=2,
-    )
-    add_curve(
-        figure,
-        normal[some],
-        ordered[some],
-        {"color": look.second, "size": 4},
-        hover="normal %{x:.2f}<br>residual %{y:.3f}",
-        row=2,
-        col=2,
-    )
+    place: dict[str, Any] = {"row": 2, "col": 2}
+    line, points = {"color": look.accent, "width": 1.4}, {"color": look.second, "size": 4}
+    draw.add_curve(figure, ends, (low + high) / 2 + slope * ends, line, **place)
+    hover = "normal %{x:.2f}<br>residual %{y:.3f}"
+    draw.add_curve(figure, normal[some], ordered[some], points, hover=hover, **place)
 
 
 def _shown(report: FitReport) -> tuple[FloatArray, str]:

@@ -8,24 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.report.look import (
-    FLOPS,
-    LIGHT,
-    LOSS,
-    PARAMS,
-    TOKENS,
-    Look,
-    add_band,
-    add_curve,
-    empty,
-    error_bars,
-    finish,
-    label_end,
-    log_axis,
-    note_thinned,
-    plain,
-    thinned,
-)
+from scalelab.report import draw
+from scalelab.report.look import FLOPS, LIGHT, LOSS, PARAMS, TOKENS, Look
 from scalelab.units import format_flops
 
 if TYPE_CHECKING:
@@ -61,7 +45,7 @@ def extrapolation(
     from scalelab.theory.accounting import train_flops_6nd
 
     if bands is None:
-        return empty(look, "No forecast: the runs do not determine the law. See the Fit view.")
+        return draw.empty(look, "No forecast: the runs do not determine the law. See the Fit view.")
     figure = go.Figure()
     rows = report.observations
     reached = train_flops_6nd(rows.n_params, rows.n_tokens)
@@ -72,57 +56,49 @@ def extrapolation(
         opacity=0.13,
         line_width=0,
     )
-    add_band(
-        figure, bands.flops, bands.pred_low, bands.pred_high, look.with_alpha(look.second, 0.16)
+    flops = bands.flops
+    draw.add_band(
+        figure, flops, bands.pred_low, bands.pred_high, look.with_alpha(look.second, 0.16)
     )
-    add_band(figure, bands.flops, bands.low, bands.high, look.with_alpha(look.accent, 0.3))
+    draw.add_band(figure, flops, bands.low, bands.high, look.with_alpha(look.accent, 0.3))
     hover = "compute-optimal<br>C %{x:.2e} FLOP<br>loss %{y:.4f}"
-    add_curve(
-        figure,
-        bands.flops,
-        bands.loss,
-        {"color": look.accent, "width": 2.4},
-        "compute-optimal",
-        hover,
-    )
-    some = thinned(len(rows))
+    style = {"color": look.accent, "width": 2.4}
+    draw.add_curve(figure, flops, bands.loss, style, "compute-optimal", hover)
+    some = draw.thinned(len(rows))
     _runs(figure, reached[some], rows.loss_nats[some], "fitted runs", look.faint, 4)
     if held is not None and len(held):
-        held = held.take(thinned(len(held)))
+        held = held.take(draw.thinned(len(held)))
         at = train_flops_6nd(held.n_params, held.n_tokens)
         _runs(figure, at, held.loss_nats, "held-out runs", look.third, 7)
     for each in asked:
         if each.flops is None:
             continue
-        figure.add_trace(
-            go.Scatter(
-                x=[each.flops],
-                y=[each.loss_nats],
-                mode="markers",
-                marker={"symbol": "star", "size": 15, "color": look.accent},
-                error_y=error_bars(
-                    [each.loss_nats], [each.pred_low], [each.pred_high], look.ink, 6, 2
-                ),
-                name="target",
-                hovertemplate="target<br>C %{x:.2e} FLOP<br>loss %{y:.4f}<extra></extra>",
-            )
+        loss = np.array([each.loss_nats])
+        draw.add_curve(
+            figure,
+            np.array([each.flops]),
+            loss,
+            {"symbol": "star", "size": 15, "color": look.accent},
+            "target",
+            "target<br>C %{x:.2e} FLOP<br>loss %{y:.4f}",
+            error_y=draw.error_bars(loss, [each.pred_low], [each.pred_high], look.ink, 6, 2),
         )
         figure.add_annotation(
             x=float(np.log10(each.flops)),
             y=max(each.loss_nats, _or(each.pred_high, each.loss_nats)),
-            text=plain(each.asked),
+            text=draw.plain(each.asked),
             showarrow=False,
             yanchor="bottom",
             yshift=10,
             font={"color": look.ink, "size": 12},
         )
     share = f"{100 * bands.level:g} %"
-    finish(
+    draw.finish(
         figure,
         look,
         alt=(
-            f"Loss on the compute-optimal frontier from {format_flops(float(bands.flops[0]))} to "
-            f"{format_flops(float(bands.flops[-1]))} FLOP with {share} confidence (inner) and "
+            f"Loss on the compute-optimal frontier from {format_flops(float(flops[0]))} to "
+            f"{format_flops(float(flops[-1]))} FLOP with {share} confidence (inner) and "
             "prediction (outer) bands; the range of the fitted runs is shaded."
         ),
         x=FLOPS,
@@ -132,11 +108,11 @@ def extrapolation(
     top = float(np.quantile(rows.loss_nats, 0.97))
     low = float(np.nanmin([np.nanmin(bands.pred_low), bands.loss.min()]))
     figure.update_xaxes(
-        **log_axis(bands.flops),
-        range=[float(np.log10(bands.flops[0])) - 0.1, float(np.log10(bands.flops[-1])) + 0.4],
+        **draw.log_axis(flops),
+        range=[float(np.log10(flops[0])) - 0.1, float(np.log10(flops[-1])) + 0.4],
     )
     figure.update_yaxes(range=[low - 0.05 * (top - low), top + 0.05 * (top - low)])
-    note_thinned(figure, len(some), len(rows), look)
+    draw.note_thinned(figure, len(some), len(rows), look)
     return figure
 
 
@@ -179,26 +155,24 @@ def published_planes(
                     "opacity": [1.0 if name in named else 0.55 for name in names],
                 },
                 text=[
-                    plain(name) if place else "" for name, place in zip(names, places, strict=True)
+                    draw.plain(name) if place else ""
+                    for name, place in zip(names, places, strict=True)
                 ],
                 textposition=[place or "top center" for place in places],
                 textfont={"size": 11, "color": look.ink},
-                customdata=[[plain(m.name), m.year, plain(m.source)] for m in models],
+                customdata=[[draw.plain(m.name), m.year, draw.plain(m.source)] for m in models],
                 hovertemplate="%{customdata[0]} (%{customdata[1]})<br>N %{y}, %{x}"
                 "<br>%{customdata[2]}<extra></extra>",
             ),
             row=1,
             col=col,
         )
-        figure.update_xaxes(
-            **log_axis(values, sizes=axis == "n_tokens"), title_text=title, row=1, col=col
-        )
-        figure.update_yaxes(
-            **log_axis(n_params, sizes=True), title_text=PARAMS, row=1, col=col, range=[7.3, 12.3]
-        )
-        low, high = np.log10(values.min()), np.log10(values.max())
-        figure.update_xaxes(range=[low - 0.25, high + 0.25], row=1, col=col)
-    return finish(
+        x = draw.log_axis(values, sizes=axis == "n_tokens")
+        y = draw.log_axis(n_params, sizes=True)
+        span = [np.log10(values.min()) - 0.25, np.log10(values.max()) + 0.25]
+        figure.update_xaxes(**x, title_text=title, range=span, row=1, col=col)
+        figure.update_yaxes(**y, title_text=PARAMS, range=[7.3, 12.3], row=1, col=col)
+    return draw.finish(
         figure,
         look,
         alt=(
@@ -227,45 +201,42 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
 
     points = [point for point in points if point.get(cost)]
     if not points:
-        return empty(look, "No candidate to draw.")
+        return draw.empty(look, "No candidate to draw.")
     figure = go.Figure()
+    outside = [p for p in points if not p["is_feasible"]]
+    within = [p for p in points if p["is_feasible"] and not p["is_best"]]
     groups = (
-        ("outside the limits", look.faint, "x", [p for p in points if not p["is_feasible"]]),
-        (
-            "within the limits",
-            look.second,
-            "circle",
-            [p for p in points if p["is_feasible"] and not p["is_best"]],
-        ),
+        ("outside the limits", look.faint, "x", outside),
+        ("within the limits", look.second, "circle", within),
         ("best", look.accent, "star", [p for p in points if p["is_best"]]),
     )
     front = sorted((p for p in points if p["is_front"]), key=lambda p: p[cost])
     if len(front) > 1:
         at = np.array([p[cost] for p in front])
         loss = np.array([p["loss_nats"] for p in front])
-        add_curve(figure, at, loss, {"color": look.third, "width": 2}, "Pareto front")
+        draw.add_curve(figure, at, loss, {"color": look.third, "width": 2}, "Pareto front")
     for name, colour, symbol, chosen in groups:
         if not chosen:
             continue
         middle = np.array([p["loss_nats"] for p in chosen])
         low = np.array([_or(p["low"], p["loss_nats"]) for p in chosen])
         high = np.array([_or(p["high"], p["loss_nats"]) for p in chosen])
-        figure.add_trace(
-            go.Scatter(
-                x=[p[cost] for p in chosen],
-                y=middle,
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 16 if name == "best" else 8},
-                error_y=error_bars(middle, low, high, colour, 3, 1),
-                name=name,
-                customdata=[plain(p["label"]) for p in chosen],
-                hovertemplate="%{customdata}<br>%{x}<br>loss %{y:.4f}<extra></extra>",
-            )
+        draw.add_curve(
+            figure,
+            np.array([p[cost] for p in chosen]),
+            middle,
+            {"color": colour, "symbol": symbol, "size": 16 if name == "best" else 8},
+            name,
+            "%{customdata}<br>%{x}<br>loss %{y:.4f}",
+            error_y=draw.error_bars(middle, low, high, colour, 3, 1),
+            customdata=[draw.plain(p["label"]) for p in chosen],
         )
     best = next((p for p in points if p["is_best"]), None)
     if best is not None:
-        label_end(figure, best[cost], best["loss_nats"], plain(best["label"]), look.ink, gap=14)
-    finish(
+        draw.label_end(
+            figure, best[cost], best["loss_nats"], draw.plain(best["label"]), look.ink, gap=14
+        )
+    draw.finish(
         figure,
         look,
         alt=(
@@ -280,37 +251,21 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
     values = np.array([p[cost] for p in points])
     left, right = float(np.log10(values.min())), float(np.log10(values.max()))
     margin = 0.15 * (right - left) + 0.1
-    figure.update_xaxes(**log_axis(values), range=[left - margin, right + 2 * margin])
+    figure.update_xaxes(**draw.log_axis(values), range=[left - margin, right + 2 * margin])
     return figure
 
 
 def _runs(figure: Any, x: FloatArray, y: FloatArray, name: str, colour: str, size: int) -> None:
     hover = f"{name}<br>C %{{x:.2e}} FLOP<br>loss %{{y:.4f}}"
-    add_curve(figure, x, y, {"color": colour, "size": size, "opacity": 0.6}, name, hover)
+    draw.add_curve(figure, x, y, {"color": colour, "size": size, "opacity": 0.6}, name, hover)
 
 
 def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> None:
-    x = bands.n_tokens if axis == "n_tokens" else bands.flops
-    add_band(
-        figure,
-        x,
-        bands.n_params_low,
-        bands.n_params_high,
-        look.with_alpha(look.accent, 0.18),
-        row=1,
-        col=col,
-    )
-    hover = "optimum<br>N %{y}, %{x}"
-    add_curve(
-        figure,
-        x,
-        bands.n_params,
-        {"color": look.accent, "width": 2.2},
-        "this fit's optimum",
-        hover,
-        row=1,
-        col=col,
-    )
+    x, place = getattr(bands, axis), {"row": 1, "col": col}
+    low, high, fill = bands.n_params_low, bands.n_params_high, look.with_alpha(look.accent, 0.18)
+    draw.add_band(figure, x, low, high, fill, **place)
+    style, name = {"color": look.accent, "width": 2.2}, "this fit's optimum"
+    draw.add_curve(figure, x, bands.n_params, style, name, "optimum<br>N %{y}, %{x}", **place)
 
 
 def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:

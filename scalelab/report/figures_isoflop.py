@@ -6,21 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalelab.report.look import (
-    LIGHT,
-    LOSS,
-    MAX_POINTS,
-    PARAMS,
-    Look,
-    add_curve,
-    empty,
-    error_bars,
-    finish,
-    label_end,
-    log_axis,
-    note_corner,
-    thinned,
-)
+from scalelab.report import draw
+from scalelab.report.look import LIGHT, LOSS, PARAMS, Look
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -52,12 +39,12 @@ def isoflop_curves(
     import plotly.graph_objects as go
 
     if not isoflop.curves:
-        return empty(look, "No isoFLOP curve: no budget has three sizes yet.")
+        return draw.empty(look, "No isoFLOP curve: no budget has three sizes yet.")
     figure = go.Figure()
     drawn = _some(isoflop.curves, MAX_CURVES)
     colours = look.shades(len(drawn))
     named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
-    share = max(30, MAX_POINTS // len(drawn))
+    share = max(30, draw.MAX_POINTS // len(drawn))
     losses = np.concatenate([rows.loss_nats[iso.rows] for iso in drawn])
     low, high = float(losses.min()), float(np.quantile(losses, 0.97))
     top = high + 0.08 * (high - low)
@@ -67,14 +54,10 @@ def isoflop_curves(
     if bands is not None:
         inside = (bands.loss >= low - 0.1 * (high - low)) & (bands.loss <= high)
         if inside.sum() > 1:
-            add_curve(
-                figure,
-                bands.n_params[inside],
-                bands.loss[inside],
-                {"color": look.accent, "width": 2, "dash": "dash"},
-                "frontier, approach 3",
-                "frontier<br>N %{x}<br>loss %{y:.4f}",
-            )
+            n_params, loss = bands.n_params[inside], bands.loss[inside]
+            style = {"color": look.accent, "width": 2, "dash": "dash"}
+            hover = "frontier<br>N %{x}<br>loss %{y:.4f}"
+            draw.add_curve(figure, n_params, loss, style, "frontier, approach 3", hover)
     sizes = np.concatenate([rows.n_params[iso.rows] for iso in drawn])
     left_out = len(isoflop.curves) - len(drawn)
     above = int((losses > top).sum())
@@ -85,7 +68,7 @@ def isoflop_curves(
     if shown < len(losses):
         note += f" {shown:,} of {len(losses):,} runs drawn."
     found = sum(iso.is_interior for iso in isoflop.curves)
-    finish(
+    draw.finish(
         figure,
         look,
         alt=(
@@ -98,10 +81,10 @@ def isoflop_curves(
         y=LOSS,
         height=620,
     )
-    figure.update_xaxes(**log_axis(sizes, sizes=True))
+    figure.update_xaxes(**draw.log_axis(sizes, sizes=True))
     figure.update_yaxes(range=[low - 0.08 * (high - low), top])
     if note:
-        note_corner(figure, note.strip(), look)
+        draw.note_corner(figure, note.strip(), look)
     figure.update_layout(margin={"r": 76})
     return figure
 
@@ -116,54 +99,39 @@ def _curve(
 ) -> None:
     """Draw runs and parabola of one budget; its label is where it ends or leaves the plot."""
     name = f"{format_flops(iso.budget)} FLOP"
-    some = iso.rows[thinned(len(iso.rows), share)]
-    add_curve(
-        figure,
-        rows.n_params[some],
-        rows.loss_nats[some],
-        {"color": colour, "size": 6 if len(some) < 200 else 3.5, "opacity": 0.75},
-        name,
-        f"{name}<br>N %{{x}}<br>loss %{{y:.4f}}",
-    )
+    some = rows.take(iso.rows[draw.thinned(len(iso.rows), share)])
+    style = {"color": colour, "size": 6 if len(some) < 200 else 3.5, "opacity": 0.75}
+    hover = f"{name}<br>N %{{x}}<br>loss %{{y:.4f}}"
+    draw.add_curve(figure, some.n_params, some.loss_nats, style, name, hover)
     sizes = rows.n_params[iso.rows]
     span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
     curve = iso.n_params.curve(span)
-    add_curve(figure, span, curve, {"color": colour, "width": 1.6}, name)
+    draw.add_curve(figure, span, curve, {"color": colour, "width": 1.6}, name)
     if top is not None:
         end = int(np.flatnonzero(curve <= top)[-1]) if (curve <= top).any() else -1
-        label_end(figure, float(span[end]), float(curve[end]), format_flops(iso.budget), colour)
+        draw.label_end(
+            figure, float(span[end]), float(curve[end]), format_flops(iso.budget), colour
+        )
 
 
 def _minima(figure: Any, drawn: tuple[IsoflopCurve, ...], look: Look) -> None:
     """Draw every interior minimum, with its interval if it has one."""
-    import plotly.graph_objects as go
-
     found = [iso.n_params for iso in drawn if iso.is_interior]
     if not found:
         return
     value = np.array([minimum.value for minimum in found])
     low = np.array([minimum.low or minimum.value for minimum in found])
     high = np.array([minimum.high or minimum.value for minimum in found])
-    figure.add_trace(
-        go.Scatter(
-            x=value,
-            y=[minimum.loss for minimum in found],
-            error_x=error_bars(value, low, high, look.ink, 4, 1.3),
-            mode="markers",
-            marker={
-                "symbol": "diamond",
-                "size": 9,
-                "color": look.paper,
-                "line": {"color": look.ink, "width": 1.6},
-            },
-            name="minimum with its interval",
-            customdata=[
-                [format_quantity(float(end)) for end in ends]
-                for ends in zip(low, high, strict=True)
-            ],
-            hovertemplate="minimum<br>N %{x} (%{customdata[0]} to %{customdata[1]})"
-            "<br>loss %{y:.4f}<extra></extra>",
-        )
+    line, limits = {"color": look.ink, "width": 1.6}, zip(low, high, strict=True)
+    draw.add_curve(
+        figure,
+        value,
+        np.array([minimum.loss for minimum in found]),
+        {"symbol": "diamond", "size": 9, "color": look.paper, "line": line},
+        "minimum with its interval",
+        "minimum<br>N %{x} (%{customdata[0]} to %{customdata[1]})<br>loss %{y:.4f}",
+        error_x=draw.error_bars(value, low, high, look.ink, 4, 1.3),
+        customdata=[[format_quantity(float(end)) for end in ends] for ends in limits],
     )
 
 

@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalelab.report.look import (
-    FLOPS,
-    LIGHT,
-    Look,
-    add_curve,
-    empty,
-    finish,
-    log_axis,
-    plain,
-)
+from scalelab.report import draw
+from scalelab.report.look import FLOPS, LIGHT, Look
 from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
@@ -49,7 +41,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
 
     panels = [(key, name) for key, name in PANELS if len(table) and table[key].notna().any()]
     if not panels:
-        return empty(look, "These runs have no training curve yet.", height=220)
+        return draw.empty(look, "These runs have no training curve yet.", height=220)
     n_cols, places = _places(len(panels))
     n_rows = places[-1][0]
     figure = make_subplots(
@@ -70,23 +62,16 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
             good = curve[curve[key].notna() & (curve[by] > 0)]
             if not len(good):
                 continue
-            label = plain(good["label"].iloc[0])
-            add_curve(
-                figure,
-                good[by].to_numpy(),
-                good[key].to_numpy(),
-                {"color": colour, "width": 1.6},
-                label,
-                f"{label}<br>%{{x}}<br>%{{y:.4g}}",
-                row=row,
-                col=col,
-            )
+            label = draw.plain(good["label"].iloc[0])
+            x, y, style = good[by].to_numpy(), good[key].to_numpy(), {"color": colour, "width": 1.6}
+            hover = f"{label}<br>%{{x}}<br>%{{y:.4g}}"
+            draw.add_curve(figure, x, y, style, label, hover, row=row, col=col)
         values = table[key].dropna().to_numpy(float)
         if np.ptp(values) <= 1e-6 * np.abs(values).max():
             # do not magnify the rounding errors of a constant
             figure.update_yaxes(range=[0, 1.25 * float(values.max()) or 1.0], row=row, col=col)
         figure.update_yaxes(title_text=name, row=row, col=col)
-    finish(
+    draw.finish(
         figure,
         look,
         alt=f"Training curves of {plural(len(groups), 'run')}: "
@@ -96,7 +81,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
     values = table[by].to_numpy(float)
     values = values[values > 0]
     low, high = np.log10(values.min()), np.log10(values.max())
-    figure.update_xaxes(**log_axis(values, sizes=by == "tokens"), matches="x")
+    figure.update_xaxes(**draw.log_axis(values, sizes=by == "tokens"), matches="x")
     # room on the right for the labels
     figure.update_xaxes(range=[low - 0.03, high + 0.09 * (high - low) + 0.03], row=1, col=1)
     title = "training tokens" if by == "tokens" else FLOPS
@@ -127,7 +112,7 @@ def _label_ends(
         figure.add_annotation(
             x=float(np.log10(x)),
             y=y,
-            text=plain(good["label"].iloc[0]),
+            text=draw.plain(good["label"].iloc[0]),
             showarrow=False,
             xanchor="left",
             xshift=4,
@@ -157,7 +142,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
     import plotly.graph_objects as go
 
     if not len(table):
-        return empty(look, "No costs yet.", height=240)
+        return draw.empty(look, "No costs yet.", height=240)
     names = [
         "none" if not np.isfinite(budget) else f"{format_flops(budget)} FLOP"
         for budget in table["budget"]
@@ -180,7 +165,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
             )
         )
     total = {key: float(np.nansum(table[f"{key}_{column}"])) for key, *_ in parts}
-    finish(
+    draw.finish(
         figure,
         look,
         alt=(

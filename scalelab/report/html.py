@@ -136,8 +136,6 @@ def _figures(content: Content) -> Iterator[str]:
 
 def exponents(report: FitReport) -> list[tuple[str, Interval]]:
     """Return the exponent a of each approach that has one, approach 3 first."""
-    from scalelab.fit.outcome import Interval
-
     found = []
     a = report.derived.get("a")
     if a is not None and report.fit.status != "not_identified":
@@ -147,9 +145,7 @@ def exponents(report: FitReport) -> list[tuple[str, Interval]]:
         ("approach 1, envelope", report.envelope.n_law),
     ):
         if law is not None:
-            low = math.nan if law.low is None else law.low
-            high = math.nan if law.high is None else law.high
-            found.append((name, Interval(value=law.exponent, low=low, high=high)))
+            found.append((name, law.interval))
     return found
 
 

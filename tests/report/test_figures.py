@@ -22,8 +22,9 @@ from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, verdicts
 from scalelab.records.types import Observations
 from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop, figures_runs
+from scalelab.report.draw import log_axis, plain
 from scalelab.report.html import Content, exponents, render
-from scalelab.report.look import DARK, LIGHT, log_axis, plain
+from scalelab.report.look import DARK, LIGHT
 from scalelab.store.tables import TableRead
 from scalelab.theory.laws import Chinchilla
 
