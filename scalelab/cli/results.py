@@ -197,7 +197,6 @@ def status(
     from scalelab.cli.status_view import advice, render_status
     from scalelab.launch.live_status import LiveStatus
     from scalelab.records.states import ACTIVE
-    from scalelab.store.status import sweep_names
 
     if watch and as_json:
         raise UsageError(
@@ -223,7 +222,7 @@ def status(
     for line in advice(found):
         # Not wrapped: a line break would be part of the copied command.
         console().print(line, soft_wrap=True)
-    others = [name for name in sweep_names(results) if name != found.sweep]
+    others = [name for name in live.results.sweep_names() if name != found.sweep]
     if sweep is None and others:
         console().print(f"other sweeps: {', '.join(others)}", soft_wrap=True)
     return EXIT_OK

@@ -41,12 +41,7 @@ def is_enough(lengths: Sequence[int], share: float, eval_tokens: int) -> bool:
 def smallest_window(lengths: Sequence[int], eval_tokens: int) -> int:
     """Return the shortest window for which all documents together give ``eval_tokens``.
 
-    Parameters
-    ----------
-    lengths : sequence of int
-        Tokens of each held-out document; their sum is at least ``eval_tokens``.
-    eval_tokens : int
-        Tokens needed.
+    ``lengths`` are the tokens of each held-out document, in sum at least ``eval_tokens``.
     """
     # Documents shorter than the window give all their tokens, the others one window each.
     ascending = sorted(lengths)

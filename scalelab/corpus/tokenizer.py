@@ -114,16 +114,8 @@ class BpeTokenizer:
 def cached_bpe(documents: Iterable[bytes], digest: str, vocab_size: int, cache: Path) -> Path:
     """Return the file of the BPE tokenizer of these documents; train it if it is not cached.
 
-    Parameters
-    ----------
-    documents : iterable of bytes
-        Training text; read only if there is no cached tokenizer.
-    digest : str
-        Hash of that text.
-    vocab_size : int
-        Requested size; the vocabulary is smaller if the text has too few distinct pairs.
-    cache : Path
-        Folder of cached tokenizers.
+    ``digest`` is the hash of the documents, which are read only if there is no cached tokenizer.
+    The vocabulary is smaller than ``vocab_size`` if the text has too few distinct pairs.
     """
     key = hashlib.sha256(f"{vocab_size} {digest}".encode()).hexdigest()[:16]
     file = cache / f"bpe-{vocab_size}-{key}.json"

@@ -37,17 +37,7 @@ def cancel_runs(
     """Cancel runs of a sweep; `resume` continues them from their checkpoints.
 
     A worker saves a checkpoint before it stops. SLURM jobs are cancelled once all their runs are
-    finished or cancelled.
-
-    Parameters
-    ----------
-    results : Results
-    sweep : str
-        Name of the sweep.
-    run_ids : sequence of str
-        Some of its runs.
-    slurm : Slurm, optional
-        Default: the cluster of the environment.
+    finished or cancelled. ``slurm`` defaults to the cluster of the environment.
     """
     marked = []
     for run_id in run_ids:

@@ -25,10 +25,7 @@ _SUFFIXES = (".py", ".toml", ".csv")
 def source_note(results: Path) -> dict[str, Any]:
     """Return the git commit of the source, and save its uncommitted changes.
 
-    Parameters
-    ----------
-    results : Path
-        The results folder; the changes go to ``source/<hash>.diff``, each version once.
+    The changes go to ``source/<hash>.diff`` in the results folder, each version once.
 
     Returns
     -------

@@ -15,14 +15,7 @@ _READ_BYTES = 1 << 13
 def write_atomically(path: Path, text: str, *, durable: bool = False) -> None:
     """Write a file; readers see either the old content or the new.
 
-    Parameters
-    ----------
-    path : Path
-        The file, in an existing folder.
-    text : str
-        The content.
-    durable : bool
-        Whether the file must survive a power failure: syncs the data and the folder entry.
+    A ``durable`` file survives a power failure: its data and the folder entry are synced.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:

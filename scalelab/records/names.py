@@ -22,12 +22,7 @@ _ALLOWED = (
 def check_name(name: str, *, what: str = "name") -> str:
     """Return ``name`` if it is a valid name of a folder.
 
-    Parameters
-    ----------
-    name : str
-        Name that the user gave.
-    what : str
-        Kind of thing it names, for the error message: ``sweep``, ``import``, ``run``.
+    ``what`` is the kind of thing named, for the error message: ``sweep``, ``import``, ``run``.
 
     Raises
     ------

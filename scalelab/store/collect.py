@@ -21,7 +21,7 @@ from scalelab.store import live
 from scalelab.store.curves import Progress
 from scalelab.store.portions import Portion
 from scalelab.store.readers import read_portions
-from scalelab.store.sources import insert_rows, query_with, refresh_imports, refresh_sweeps
+from scalelab.store.sources import insert_rows, query_with, refresh_sources
 
 if TYPE_CHECKING:
     import duckdb
@@ -206,11 +206,7 @@ class _Collection:
                 batch = _Batch()
         self._commit(batch)
         with self._transaction():
-            refreshed = [
-                refresh_sweeps(self.connection, self.results, self.problems),
-                refresh_imports(self.connection, self.results, self.problems),
-            ]
-            if any(refreshed):
+            if refresh_sources(self.connection, self.results, self.problems):
                 self._raise_generation()
 
     def _commit(self, batch: _Batch) -> None:

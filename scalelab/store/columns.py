@@ -63,12 +63,7 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 def likely_columns(wanted: str, columns: Iterable[str]) -> list[str]:
     """Return the columns that probably hold ``wanted``, the most likely first.
 
-    Parameters
-    ----------
-    wanted : str
-        One of our names, or a misspelt name of a column.
-    columns : iterable of str
-        Columns of the table.
+    ``wanted`` is one of our names, or a misspelt name of a column.
     """
     plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in columns}
     usual = [*ALIASES.get(wanted, ()), *USUAL_NAMES.get(wanted, ())]

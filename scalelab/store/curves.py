@@ -79,12 +79,7 @@ def read_new_rows(path: str, progress: Progress) -> tuple[list[Mapping[str, Any]
     Reads only lines that end in a newline. Drops and counts lines that are not a row (torn by a
     full disk or a power failure) and lines whose step is not above that of the row before.
 
-    Parameters
-    ----------
-    path : str
-        Path of ``metrics.jsonl``; the file may be missing.
-    progress : Progress
-        Progress that the last call returned.
+    ``path`` is that of ``metrics.jsonl``, which may be missing.
     """
     data = _read_from(path, progress.bytes_read)
     end = data.rfind(b"\n") + 1

@@ -102,11 +102,7 @@ def live_folder(results: Path) -> Path:
 def network_file_system(path: Path, mounts: str | None = None) -> str | None:
     """Return the type of the network file system of ``path``, None for a local one.
 
-    Parameters
-    ----------
-    path : Path
-    mounts : str, optional
-        Text in the format of ``/proc/self/mounts``, the default.
+    ``mounts`` has the format of ``/proc/self/mounts``, the default.
     """
     if mounts is None:
         try:
@@ -129,12 +125,7 @@ def network_file_system(path: Path, mounts: str | None = None) -> str | None:
 def collector_lock(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the collector's lock of a live folder; it is released when the process ends.
 
-    Parameters
-    ----------
-    folder : Path
-        The live folder.
-    wait_s : float
-        Seconds to wait for another collector.
+    Waits up to ``wait_s`` seconds for another collector.
 
     Raises
     ------

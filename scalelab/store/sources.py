@@ -36,32 +36,24 @@ def insert_rows(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Tabl
     query_with(connection, rows, f"INSERT INTO {table} BY NAME SELECT * FROM incoming")
 
 
-def refresh_sweeps(
+def refresh_sources(
     connection: duckdb.DuckDBPyConnection, results: Path, problems: list[str]
 ) -> bool:
-    """Update ``sweeps``; return whether anything changed."""
-    return _refresh(
-        connection, SWEEPS, "sweep", results / "sweeps", PLAN_FILE, _sweep_rows, problems
-    )
-
-
-def refresh_imports(
-    connection: duckdb.DuckDBPyConnection, results: Path, problems: list[str]
-) -> bool:
-    """Update ``imports``; return whether anything changed."""
-    return _refresh(
-        connection, IMPORTS, "import", results / "imports", IMPORT_FILE, _import_rows, problems
-    )
+    """Update ``sweeps`` and ``imports``; return whether anything changed."""
+    sweeps = (SWEEPS, "sweep", results / "sweeps", PLAN_FILE, _sweep_rows)
+    imports = (IMPORTS, "import", results / "imports", IMPORT_FILE, _import_rows)
+    changed = [_refresh(connection, problems, *source) for source in (sweeps, imports)]
+    return any(changed)
 
 
 def _refresh(
     connection: duckdb.DuckDBPyConnection,
+    problems: list[str],
     table: Table,
     kind: str,
     folder: Path,
     file: str,
     read: Callable[[Path, str], pa.Table],
-    problems: list[str],
 ) -> bool:
     known = dict(
         connection.execute(

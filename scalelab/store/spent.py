@@ -12,13 +12,7 @@ def spent_and_wasted_s(run: RunFiles, now_s: float) -> tuple[float, float]:
     """Return the seconds of all attempts, and the seconds of steps that were trained again.
 
     An attempt counts from its start to its end, or to its last row if it recorded no end. Its time
-    after the checkpoint from which a later attempt resumed is wasted.
-
-    Parameters
-    ----------
-    run : RunFiles
-    now_s : float
-        Unix time, the end of a running attempt at latest.
+    after the checkpoint from which a later attempt resumed is wasted. ``now_s`` is the Unix time.
     """
     spent = wasted = 0.0
     for index, attempt in enumerate(run.attempts):

@@ -123,11 +123,6 @@ def read_status(
     )
 
 
-def sweep_names(results: Path) -> list[str]:
-    """Return the names of the sweeps with a readable plan, newest first."""
-    return Results(results).sweep_names()
-
-
 def read_run_status(folder: Path, budget_flops: float | None, now_s: float) -> RunStatus:
     """Return the status of the run in ``folder``; ``broken`` if the folder cannot be read."""
     try:
@@ -254,7 +249,7 @@ def _is_gone(note: Mapping[str, Any]) -> bool:
 
 
 def _latest_name(results: Path) -> str:
-    names = sweep_names(results)
+    names = Results(results).sweep_names()
     if not names:
         raise DataError(
             f"results folder {results}, which has no sweep",

@@ -12,7 +12,6 @@ from scalelab.theory.accounting import (
     tokens_at_6nd,
     train_flops_per_token,
 )
-from scalelab.theory.shape import ModelShape
 
 TOKENS_PER_PARAM = 20.0
 BYTES_PER_PARAM = 40.0
@@ -39,13 +38,10 @@ def isoflop_targets(
     centre = within(math.sqrt(tokens_at_6nd(flops, tokens_per_param)))
     for _ in range(4):
         shape = nearest_shape(centre, vocab_size)
-        per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / _size(shape)
+        n_params = count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]
+        per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / n_params
         centre = within(math.sqrt(flops / (per_param * tokens_per_param)))
     if sizes == 1:
         return [centre]
     low, high = within(centre / math.sqrt(span)), within(centre * math.sqrt(span))
     return [low * (high / low) ** (i / (sizes - 1)) for i in range(sizes)]
-
-
-def _size(shape: ModelShape) -> int:
-    return count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]

@@ -98,12 +98,7 @@ def size_limits(vocab_size: int) -> tuple[int, int]:
 def nearest_shape(target_params: float, vocab_size: int) -> ModelShape:
     """Return the shape nearest to a target size, with a penalty for unusual depths.
 
-    Parameters
-    ----------
-    target_params : float
-        Target number of parameters, all counted (the ``chinchilla`` convention).
-    vocab_size : int
-        Tokens of the vocabulary that occur.
+    All parameters count (the ``chinchilla`` convention).
 
     Raises
     ------

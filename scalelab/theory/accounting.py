@@ -126,12 +126,6 @@ def train_flops_per_token(shape: ModelShape, seq_len: int) -> dict[str, float]:
     A multiply-add is two FLOPs; the backward pass is twice the forward. Causal attention costs
     ``4 * d_attention * (seq_len + 1) / 2`` per token and layer forward: position t looks at t keys.
 
-    Parameters
-    ----------
-    shape : ModelShape
-    seq_len : int
-        Tokens in a sequence.
-
     Returns
     -------
     dict

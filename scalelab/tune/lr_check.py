@@ -73,13 +73,7 @@ def check_lr(
 ) -> tuple[LaunchReport, list[Verdict]]:
     """Train the neighbours of each budget's best run, and compare the losses.
 
-    Parameters
-    ----------
-    proposal : Proposal
-        The sweep, whose runs have ended.
-    results : Results
-    watch : callable
-        Called with a `LaunchView` at every change.
+    The sweep's runs must have ended. Calls ``watch`` with a `LaunchView` at every change.
 
     Raises
     ------

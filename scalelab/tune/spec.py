@@ -110,10 +110,7 @@ class TuneSpec(Table):
     def bounds(self, row: PlannedRun) -> dict[str, Range]:
         """Return the ends of the search at a cell, by hyperparameter.
 
-        Parameters
-        ----------
-        row : PlannedRun
-            Run of the cell with the learning rate and batch of the sweep's rules.
+        ``row`` is a run of the cell with the learning rate and batch of the sweep's rules.
         """
         found = {"lr": self.lr or (row.spec.lr / LR_SPAN, row.spec.lr * LR_SPAN)}
         if self.batch_seqs is not None:

@@ -9,6 +9,7 @@ import pytest
 from scalelab.errors import DataError, UsageError
 from scalelab.records.machine import own_process
 from scalelab.records.states import BROKEN, INTERRUPTED
+from scalelab.records.sweep_dir import Results
 from scalelab.store.run_status import (
     BRACKETED,
     FALLS_TO_LARGE,
@@ -16,7 +17,7 @@ from scalelab.store.run_status import (
     RunStatus,
     budget_statuses,
 )
-from scalelab.store.status import read_status, sweep_eta, sweep_names
+from scalelab.store.status import read_status, sweep_eta
 
 
 def done(n_params, loss, budget=1e12, state="done"):
@@ -149,7 +150,7 @@ class TestReading:
         make.sweep("older", [run], created_s=4.0)
         (make.path / "sweeps" / "odd name").mkdir()
         assert read_status(make.path).sweep == "newer"
-        assert sweep_names(make.path) == ["newer", "older"]
+        assert Results(make.path).sweep_names() == ["newer", "older"]
 
     def test_it_needs_no_database_and_changes_no_file(self, make):
         make.sweep("s", [make.done()])

@@ -295,11 +295,7 @@ class LocalPool:
 def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
     """Train the runs of a request on this machine until each has ended.
 
-    Parameters
-    ----------
-    request : LaunchRequest
-    watch : callable
-        Called with a `LaunchView` at every change and a few times a second.
+    Calls ``watch`` with a `LaunchView` at every change and a few times a second.
 
     Raises
     ------

@@ -205,14 +205,8 @@ def launch_slurm(
 ) -> LaunchReport:
     """Train the runs of a request on the cluster until each has ended.
 
-    Parameters
-    ----------
-    request : LaunchRequest
-    options : SlurmOptions
-    watch : callable
-        Called with a `LaunchView` at every change and every two seconds.
-    slurm : Slurm, optional
-        Default: the cluster of the environment.
+    Calls ``watch`` with a `LaunchView` at every change and every two seconds. ``slurm`` defaults
+    to the cluster of the environment.
 
     Raises
     ------

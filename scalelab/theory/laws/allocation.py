@@ -23,12 +23,7 @@ def best_split(
     forms may turn down again far outside their data (endless N on no tokens), so the optimum is the
     local minimum nearest to N = D, and the lowest point only where there is none.
 
-    Parameters
-    ----------
-    loss : callable
-        (N, D) to loss, for arrays of one shape.
-    flops : array_like
-        Budgets C.
+    ``loss`` takes N and D as arrays of one shape.
     """
     product = np.asarray(flops, dtype=np.float64) / FLOPS_PER_PARAM_TRAIN
     flat = np.atleast_1d(product).ravel()

@@ -149,10 +149,7 @@ class Law(ABC):
     def loss(self, columns: Columns) -> FloatArray:
         """Return the predicted target at these columns.
 
-        Parameters
-        ----------
-        columns : Mapping[str, array_like]
-            One entry for each of ``self.columns``; scalars and arrays broadcast.
+        ``columns`` has an entry for each of ``self.columns``; scalars and arrays broadcast.
 
         Raises
         ------

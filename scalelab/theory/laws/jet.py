@@ -148,10 +148,6 @@ def _divide(x: Any, y: Any) -> Jet:
     return _times(x, y.chain(inverse, -(inverse**2), 2.0 * inverse**3))
 
 
-def _minus(x: Any, y: Any) -> Jet:
-    return _plus(x, -y)
-
-
 def _exp(x: Jet) -> Jet:
     value = np.exp(x.value)
     return x.chain(value, value, value)
@@ -208,14 +204,6 @@ def _value(x: Any) -> Any:
     return x.value if isinstance(x, Jet) else x
 
 
-def _minimum(x: Any, y: Any) -> Jet:
-    return _select(x, y, _value(x) <= _value(y))
-
-
-def _maximum(x: Any, y: Any) -> Jet:
-    return _select(x, y, _value(x) >= _value(y))
-
-
 def growth(x: Any) -> Any:
     """Return (exp(x) - 1) / x, which is 1 at 0, of an array or a jet."""
     z = np.asarray(_value(x), dtype=np.float64)
@@ -238,7 +226,7 @@ def growth(x: Any) -> Any:
 
 _RULES: dict[np.ufunc, Any] = {
     np.add: _plus,
-    np.subtract: _minus,
+    np.subtract: lambda x, y: _plus(x, -y),
     np.multiply: _times,
     np.true_divide: _divide,
     np.negative: lambda x: _times(x, -1.0),
@@ -247,6 +235,6 @@ _RULES: dict[np.ufunc, Any] = {
     np.log: _log,
     np.log1p: _log1p,
     np.logaddexp: _logaddexp,
-    np.minimum: _minimum,
-    np.maximum: _maximum,
+    np.minimum: lambda x, y: _select(x, y, _value(x) <= _value(y)),
+    np.maximum: lambda x, y: _select(x, y, _value(x) >= _value(y)),
 }
