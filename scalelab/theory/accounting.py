@@ -1,18 +1,18 @@
-"""THE parameter and FLOP counts, each by a named convention.
+"""Parameter and FLOP counts, each by a named convention.
 
 What to use when: planning and comparing shapes at equal compute uses ``exact`` FLOPs; comparing
 with published laws uses the convention of their authors (``6nd`` with all parameters for
 Chinchilla, without embeddings for Kaplan); ``palm`` is what most MFU figures divide by;
-``executed`` is what the device really does, recomputation and padding included.
+``executed`` is what the device executes, recomputation and padding included.
 
-The convention alone can move the fitted exponent a from 0.37 to 0.70, so no count is ever bare.
+The convention alone can move the fitted exponent a from 0.37 to 0.70, so every count names its own.
 
 References
 ----------
 Kaplan et al. 2020, arXiv:2001.08361, section 2.1 (non-embedding N, C = 6ND).
 Hoffmann et al. 2022, arXiv:2203.15556, appendix F (all matrix products, embeddings included).
 Chowdhery et al. 2022, arXiv:2204.02311, appendix B (6N + 12 L H Q T per token).
-Pearce and Song 2024, arXiv:2406.12907 (what the convention does to the exponents).
+Pearce and Song 2024, arXiv:2406.12907 (effect of the convention on the exponents).
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def train_flops_per_token(shape: ModelShape, seq_len: int) -> dict[str, float]:
 def executed_flops_per_token(
     shape: ModelShape, seq_len: int, *, skips_masked: bool, recomputes_blocks: bool
 ) -> float:
-    """Return the FLOPs per token that the device does in training.
+    """Return the FLOPs per token that the device executes in training.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Peak speed, power, memory and price of named devices, and of electricity, each with its source.
 
 Peaks are dense bf16 (fp16 where a device has no bf16) without sparsity, from the maker's data
-sheet. Prices are what one named cloud asked on demand on one day: others ask a third or three times
-as much, so every command lets the user replace them. Where no price list was found, the price is an
-assumption and its source says so. Nothing is looked up at run time.
+sheet. Prices are the on-demand prices of one named cloud on one day. Other clouds ask a third to
+three times as much, so every command accepts another price. Without a published price list, the
+price is an assumption, as its source states. Nothing is looked up at run time.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def find_hardware(name: str) -> Hardware:
     Raises
     ------
     UnknownHardwareError
-        When it is not in the table.
+        If it is not in the table.
     """
     if name.lower() not in HARDWARE:
         raise UnknownHardwareError(
@@ -88,7 +88,7 @@ def find_hardware(name: str) -> Hardware:
 
 
 def match_hardware(reported: str) -> Hardware | None:
-    """Return the device whose name a driver reports as ``reported``; None when it is not known."""
+    """Return the device whose name a driver reports as ``reported``; None if it is not known."""
     lowered = reported.lower()
     for item in HARDWARE.values():
         if any(fragment in lowered for fragment in item.matches):

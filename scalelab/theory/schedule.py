@@ -1,8 +1,8 @@
 """Learning-rate schedules, and the named rules for peak learning rate, batch and warm-up.
 
-A schedule (`learning_rate_ratio`) says the rate at a step of one run, as a share of its peak. A
-rule (`LR_RULES`, `BATCH_RULES`) says the peak, or the batch, of a run that has not been tuned; each
-states its source and the convention of N that it was fitted with.
+A schedule (`learning_rate_ratio`) gives the rate at each step of a run, as a share of its peak. A
+rule (`LR_RULES`, `BATCH_RULES`) gives the peak or the batch of a run that was not tuned, and states
+its source and its convention for N.
 
 References
 ----------
@@ -62,7 +62,7 @@ def learning_rate_ratio(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuleInputs:
-    """What a rule may look at.
+    """Inputs of a rule.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class RuleInputs:
     d_model : int
         Width of the residual stream.
     batch_tokens : int
-        Tokens in a step; 0 while the batch itself is being decided.
+        Tokens in a step; 0 before the batch is decided.
     """
 
     n_params: Mapping[str, int]
@@ -87,18 +87,18 @@ class RuleInputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """A published or house rule for one hyperparameter.
+    """A rule for one hyperparameter, published or measured with scalelab.
 
     Attributes
     ----------
     name : str
-        What the option takes.
+        Value of the option.
     formula : str
-        The rule in words, for the plan.
+        The rule as text, for the plan.
     source : str
-        Where it comes from.
+        Paper or measurement.
     param_convention : str
-        How the N (or the C) of the rule is counted; empty where there is none in it.
+        How the N (or the C) of the rule is counted; empty if the rule has neither.
     value : Callable
         `RuleInputs` to the learning rate, or to the batch in tokens.
     """
@@ -112,7 +112,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedValue:
-    """What a published rule says for one model; the batch in tokens, None where it has no rule."""
+    """Values of a published rule for one model; ``batch_tokens`` is None without a batch rule."""
 
     name: str
     lr: float
@@ -127,7 +127,7 @@ def _kaplan_lr(run: RuleInputs) -> float:
 
 
 def _width_lr(run: RuleInputs) -> float:
-    # Smaller batches than the one measured with: the square-root rule for Adam.
+    # Batches smaller than the measured one follow the square-root rule for Adam.
     batch_factor = min(1.0, math.sqrt(run.batch_tokens / WIDTH_RULE_BATCH_TOKENS))
     return float(0.02 * (32 / run.d_model) ** 0.75 * batch_factor)
 
@@ -209,7 +209,7 @@ def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
     Raises
     ------
     UsageError
-        When there is none.
+        If there is no rule of that name.
     """
     if name not in rules:
         raise UsageError(
@@ -221,7 +221,7 @@ def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
 
 
 def published_values(n_params: float, n_tokens: float) -> list[PublishedValue]:
-    """Return what every published rule says for a model of N parameters without embeddings."""
+    """Return the values of all published rules for a model of N parameters without embeddings."""
     run = RuleInputs(
         n_params={"kaplan": round(n_params)},
         n_tokens=n_tokens,
@@ -244,7 +244,7 @@ def published_values(n_params: float, n_tokens: float) -> list[PublishedValue]:
 def default_warmup_steps(n_steps: int, schedule: str) -> int:
     """Return the steps of linear warm-up: 5 % of a cosine run, 10 % of a WSD run, within bounds.
 
-    A run too short for both keeps its decay.
+    If the run is too short for both, the warm-up is shorter.
     """
     share = WSD_WARMUP_SHARE if schedule == "wsd" else WARMUP_SHARE
     wanted = max(round(share * n_steps), WARMUP_STEPS_MIN)

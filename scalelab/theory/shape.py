@@ -1,4 +1,4 @@
-"""The shape of a decoder-only transformer: what the counts, the plan and the trainer agree on."""
+"""Shape of a decoder-only transformer, shared by counts, plan and trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ModelShape:
     n_heads : int
         Query heads.
     d_head : int
-        Size of a head, even (RoPE turns pairs).
+        Size of a head, even (RoPE rotates pairs).
     d_ff : int
         Width of the SwiGLU hidden layer (each of its two input matrices).
     vocab_size : int
@@ -42,7 +42,7 @@ class ModelShape:
     Raises
     ------
     SpecError
-        When the numbers cannot be a model.
+        If the numbers do not describe a valid model.
     """
 
     n_layers: int
@@ -64,10 +64,10 @@ class ModelShape:
                     f"{name} = {getattr(self, name)}", "a whole number from 1", f"Raise {name}."
                 )
         if self.d_head % 2:
-            raise SpecError(f"d_head = {self.d_head}", "an even number", "RoPE turns pairs.")
+            raise SpecError(f"d_head = {self.d_head}", "an even number", "RoPE rotates pairs.")
         if self.n_heads % self.kv_heads:
             raise SpecError(
-                f"n_kv_heads = {self.n_kv_heads} beside n_heads = {self.n_heads}",
+                f"n_kv_heads = {self.n_kv_heads} with n_heads = {self.n_heads}",
                 "a divisor of n_heads",
                 "Choose another number of key and value heads.",
             )
@@ -76,7 +76,7 @@ class ModelShape:
         ):
             raise SpecError(
                 f"{self.n_active_experts} active of {self.n_experts} experts",
-                "1 to n_experts active experts, or none of either",
+                "1 to n_experts active experts, or 0 of both",
                 "Set n_active_experts between 1 and n_experts.",
             )
 
@@ -104,13 +104,13 @@ class ModelShape:
         """Return the shape of one of ``degree`` parts of every block.
 
         A part has its share of the key and value heads, with their query heads, and of the hidden
-        units of the feed-forward layer (of every expert); where these leave a rest, the first parts
-        have one more. Width, depth and vocabulary are the whole model's.
+        units of the feed-forward layer (of every expert); if they do not divide evenly, the first
+        parts have one more. Width, depth and vocabulary are the whole model's.
 
         Raises
         ------
         UsageError
-            When there are more parts than heads or hidden units.
+            If there are more parts than heads or hidden units.
         """
         for name, size in (("n_kv_heads", self.kv_heads), ("d_ff", self.d_ff)):
             if size < degree:

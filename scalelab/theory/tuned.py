@@ -14,16 +14,16 @@ PREFIX = "tuned:"
 
 @dataclass(frozen=True, slots=True)
 class TunedConstants:
-    """What a tuning found: lr* = k N^p D^q, and so the batch.
+    """Constants that a tuning found: lr* = k N^p D^q, likewise for the batch.
 
     Attributes
     ----------
     name : str
-        Of the tuning.
+        Name of the tuning.
     lr : tuple of float
         k, p, q of the learning rate.
     batch_tokens : tuple of float or None
-        k, p, q of the batch in tokens; None when it was not varied.
+        k, p, q of the batch in tokens; None if it was not varied.
     ridge : float
         Change of the log of the best rate with the log of the batch, at one N and D.
     param_convention : str
@@ -45,7 +45,7 @@ class TunedConstants:
         return self._rule(words, self._best_lr)
 
     def batch_rule(self) -> Rule | None:
-        """Return the rule of the batch, None when it was not tuned."""
+        """Return the rule of the batch, None if it was not tuned."""
         if self.batch_tokens is None:
             return None
         k, p, q = self.batch_tokens
@@ -81,7 +81,7 @@ def constants_from_law(name: str, law: Mapping[str, Any]) -> TunedConstants:
     Raises
     ------
     SpecError
-        When it holds no such law.
+        If it has no such law.
     """
     try:
         parts = {
@@ -99,6 +99,6 @@ def constants_from_law(name: str, law: Mapping[str, Any]) -> TunedConstants:
     except (KeyError, TypeError, ValueError) as error:
         raise SpecError(
             f"the law of the tuning {name!r}, without {error}",
-            "what `scalelab tune` wrote",
-            "Run the tuning's command again: it fits the law again.",
+            "the file that `scalelab tune` wrote",
+            "Run the command of the tuning again; it fits the law again.",
         ) from None

@@ -1,4 +1,4 @@
-"""THE law forms, one family a file; `LAWS` lists them and `law_named` finds one."""
+"""The law forms, one family per file; `LAWS` lists them and `law_named` finds one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ LAWS: tuple[type[Law], ...] = (
 
 
 def law_named(name: str) -> type[Law]:
-    """Return the form of this name; UsageError lists the names when there is none."""
+    """Return the form of this name; UsageError if there is none."""
     for law in LAWS:
         if law.name == name:
             return law

@@ -20,8 +20,8 @@ def best_split(
     """Return the (N, D) of least loss at each budget.
 
     A coarse scan in log N brackets the minimum and golden section narrows it to rounding. Fitted
-    forms may turn down again far outside their data (endless N on no tokens), so the optimum is the
-    local minimum nearest to N = D, and the lowest point only where there is none.
+    losses may fall again far outside their data (huge N on few tokens), so the optimum is the local
+    minimum nearest to N = D, or the lowest point if there is none.
 
     ``loss`` takes N and D as arrays of one shape.
     """

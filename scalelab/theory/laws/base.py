@@ -1,11 +1,10 @@
-"""What every law is: frozen parameters, one formula, its exact derivatives and inverses.
+"""Base class of the laws: parameters, one formula, exact derivatives.
 
-A form is one class in one file: a frozen dataclass whose fields are the parameters, with
-`coordinates` (how an optimizer sees them), `columns` (what a row must have), `source`, and
-`evaluate`, the formula written once in NumPy. Values, gradients and Hessians all come from that one
-line: `scalelab.theory.laws.jet` carries exact first and second derivatives through it. A form that
-is a sum of exponentials of linear functions says so in `terms`, which lets the solver skip the
-general path. `seeds` says where to start.
+Each form is a frozen dataclass whose fields are the parameters. It has `coordinates` (the
+parameters as an optimizer sees them), `columns` (required in each row), `source` (the paper) and
+`evaluate`, the formula, written once in NumPy. `scalelab.theory.laws.jet` computes its exact first
+and second derivatives. A form that is a sum of exponentials of linear functions also has `terms`,
+for which the solver is faster. `seeds` returns starting points.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ class Coordinate:
     is_log : bool
         Whether the optimizer moves its logarithm (positive parameters) or the value itself.
     low, high : float
-        Bounds on the parameter itself. A positive parameter with ``low`` 0 may vanish: a fit whose
-        best value runs to 0 is reported, never returned as an ordinary optimum.
+        Bounds on the parameter itself. A fit whose best value goes to 0 is reported as such.
     """
 
     name: str
@@ -52,7 +50,7 @@ class Coordinate:
 
     def decode(self, coordinate: ArrayLike) -> Any:
         """Return the parameter value of a coordinate."""
-        with np.errstate(over="ignore"):  # a replicate that runs away is infinite, and says so
+        with np.errstate(over="ignore"):  # a diverging replicate is infinite
             return np.exp(np.asarray(coordinate, float)) if self.is_log else np.asarray(coordinate)
 
 
@@ -79,9 +77,9 @@ class Law(ABC):
     coordinates: ClassVar[tuple[Coordinate, ...]]
     """Parameters in optimizer order."""
     source: ClassVar[str]
-    """Where the form is stated: paper, section."""
+    """Paper and section that state the form."""
     offset: ClassVar[str | None] = None
-    """Parameter that is added as it is (the irreducible loss E), not as a logarithm."""
+    """Parameter that is added to the other terms: the irreducible loss E."""
     power: ClassVar[str | None] = None
     """Parameter, with a logarithmic coordinate, to whose power the sum of ``terms`` is raised."""
 

@@ -25,7 +25,7 @@ class Broken(Law):
     b : float
         Scale, positive.
     c_0, c_1 : float
-        Exponent before the break, and what the break adds to it (of either sign).
+        Exponent before the break, and its change at the break (either sign).
     d : float
         Compute at the break, FLOPs.
     f : float

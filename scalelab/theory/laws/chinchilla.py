@@ -71,7 +71,7 @@ class Chinchilla(Law):
 
     @property
     def a(self) -> float:
-        """Exponent of the compute-optimal N: N_opt grows as C^a; NaN where all are 0."""
+        """Exponent of the compute-optimal N: N_opt grows as C^a; NaN if both exponents are 0."""
         total = self.alpha + self.beta
         return self.beta / total if total else math.nan
 
@@ -84,8 +84,8 @@ class Chinchilla(Law):
     def G(self) -> float:
         """Factor of the allocation: N_opt = G (C/6)^a, D_opt = (C/6)^b / G.
 
-        0 or infinity where one of the terms has vanished: nothing then speaks against more of the
-        other's column. NaN where both have.
+        0 or infinity if one of the terms is 0, because there is then no finite optimum. NaN if both
+        are 0.
         """
         with np.errstate(all="ignore"):
             ratio = np.float64(self.alpha * self.A) / np.float64(self.beta * self.B)
@@ -103,7 +103,7 @@ class Chinchilla(Law):
         return N, product / N
 
     def tokens_for(self, n_params: ArrayLike, loss: ArrayLike) -> FloatArray:
-        """Return the tokens D at which N parameters reach a loss; NaN where none do."""
+        """Return the tokens D at which N parameters reach a loss; NaN if none do."""
         N = np.asarray(n_params, dtype=np.float64)
         gap = np.asarray(loss, dtype=np.float64) - self.E - self.A * N**-self.alpha
         return np.asarray((np.where(gap > 0, gap, np.nan) / self.B) ** (-1.0 / self.beta))

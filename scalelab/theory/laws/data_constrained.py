@@ -20,7 +20,7 @@ HALF_LIVES = np.geomspace(0.7, 200.0, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class DataConstrained(Law):
-    r"""Chinchilla on effective N' and D', which grow ever less with repetition.
+    r"""Chinchilla on effective N' and D', which grow less with each repetition.
 
     .. math:: D' = U_D + U_D R_D^* (1 - e^{-R_D/R_D^*}), \qquad R_D = D/U_D - 1
 
@@ -36,7 +36,7 @@ class DataConstrained(Law):
     alpha, beta : float
         Exponents of the base law.
     R_D, R_N : float
-        Repetitions after which data, or excess parameters, have lost most of their worth.
+        Repetitions after which data, or excess parameters, have lost most of their value.
     """
 
     name = "data_constrained"

@@ -96,9 +96,9 @@ class Farseer(Law):
 
     @classmethod
     def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
-        """Return regressions, over N, of the three coefficients fitted at each N apart.
+        """Return regressions over N of the three coefficients, each fitted at every N separately.
 
-        Given the stretches, the logarithm of each coefficient is linear in what is left.
+        Given the stretches, the logarithm of each coefficient is linear in the other parameters.
         """
         N, D = columns["n_params"], columns["n_tokens"]
         sizes, curves = _curves(N, D, target)
@@ -120,9 +120,9 @@ class Farseer(Law):
 
 
 def _curves(N: FloatArray, D: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return sizes and (E, B, beta) of E + B D^-beta at each, for sizes with three tokens counts.
+    """Return the sizes with three token counts, and (E, B, beta) of E + B D^-beta at each.
 
-    Sizes with fewer are joined to a surface fitted to all rows.
+    If there are fewer than three such sizes, every size gets one fit to all rows.
     """
     grid = np.geomspace(0.08, 1.2, 16)
     sizes, out = [], []

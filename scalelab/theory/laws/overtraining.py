@@ -63,7 +63,7 @@ class Overtraining(Law):
 
     @classmethod
     def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
-        """Return those of the tied form, translated."""
+        """Return the seeds of the tied form, in these coordinates."""
         tied = TiedExponents.seeds(columns, target)
         eta = tied[:, 3] / 2
         shift = eta * np.log(FLOPS_PER_PARAM_TRAIN)

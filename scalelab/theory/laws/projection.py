@@ -66,7 +66,7 @@ def project(basis: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArr
 
 
 def ranked(theta: FloatArray, misfit: FloatArray) -> FloatArray:
-    """Return starting points sorted by misfit, best first, those without a finite one left out."""
+    """Return starting points sorted by misfit, best first, without those that are not finite."""
     order = np.argsort(misfit, kind="stable")
     order = order[np.isfinite(misfit[order]) & np.isfinite(theta[order]).all(axis=1)]
     return np.asarray(theta[order])

@@ -32,7 +32,7 @@ class Routed(Law):
     a, b, c, d : float
         Coefficients in base-10 logarithms; a and b negative, c positive in the paper.
     E_start, E_max : float
-        Experts below which routing gains nothing, and above which it gains no more.
+        Numbers of experts at which routing starts to help, and stops to help more.
     """
 
     name = "routed"
@@ -85,7 +85,7 @@ class Granularity(Law):
     Attributes
     ----------
     A, g : float
-        Scale of the model term, and what coarse experts add to it, positive.
+        Scale of the model term, and of the addition from coarse experts, positive.
     B : float
         Scale of the data term, positive.
     E : float
