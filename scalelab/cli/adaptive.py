@@ -10,7 +10,7 @@ import typer
 from scalelab.cli.options import PlanOptions, option
 from scalelab.cli.spec_options import spec_values, spread_options
 from scalelab.cli.sweep_spec import sweep_of
-from scalelab.errors import UsageError
+from scalelab.errors import EXIT_OK, UsageError
 
 REPLAY = "Replay on existing runs"
 
@@ -83,8 +83,21 @@ def adaptive(
                 "--pool with --target-rows, or --target alone",
                 "Add the missing table, or use --target C=1e24 --budget 1e20.",
             )
-        tables = (pool, target_rows)
-        return _replay(tables, budget_share, flops, width, seed, mapping, as_json=options.as_json)
+        from scalelab.api.replay import replay_adaptive
+        from scalelab.cli.adaptive_view import print_replay
+        from scalelab.store.tables import parse_map
+
+        replayed = replay_adaptive(
+            pool,
+            target_rows,
+            budget_share=budget_share,
+            budget=flops,
+            until_width=width,
+            seed=seed,
+            mapping=parse_map(mapping or []),
+        )
+        print_replay(replayed, as_json=options.as_json)
+        return EXIT_OK
     if budget_share is not None:
         raise UsageError(
             "--budget-share without --pool",
@@ -136,33 +149,3 @@ def parse_width(text: str) -> float:
     if not 0 < width < 1:
         raise UsageError(f"--until-width {text!r}", "a share such as 1% or 0.01", "Try 1%.")
     return width
-
-
-def _replay(
-    tables: tuple[Path, Path],
-    share: float | None,
-    flops: float | None,
-    width: float | None,
-    seed: int,
-    mapping: list[str] | None,
-    *,
-    as_json: bool,
-) -> int:
-    from scalelab.api.replay import replay_adaptive
-    from scalelab.cli.adaptive_view import print_replay
-    from scalelab.cli.output import emit_json
-    from scalelab.store.tables import parse_map
-
-    report = replay_adaptive(
-        *tables,
-        budget_share=share,
-        budget=flops,
-        until_width=width,
-        seed=seed,
-        mapping=parse_map(mapping or []),
-    )
-    if as_json:
-        emit_json(report.to_dict())
-    else:
-        print_replay(report)
-    return 0

@@ -214,9 +214,12 @@ def print_gain(gain: DesignGain) -> None:
     )
 
 
-def print_replay(report: ReplayReport) -> None:
+def print_replay(report: ReplayReport, *, as_json: bool) -> None:
     """Print the result of a replay on existing runs."""
     answer, out = report.to_dict(), console()
+    if as_json:
+        emit_json(answer)
+        return
     spend = answer["spend"]
     out.print(
         f"{answer['n_rows']} of {plural(len(report.pool.observations), 'run')} for "

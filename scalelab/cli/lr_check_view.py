@@ -1,27 +1,16 @@
-"""``--lr-check``: train each budget's best run at half and twice its rate, show the result."""
+"""Output of ``--lr-check``: one line per budget, as text and JSON."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console
 
 if TYPE_CHECKING:
-    from scalelab.launch.proposal import Proposal
     from scalelab.tune.lr_check import Verdict
-
-
-def run_check(proposal: Proposal, *, results: Path, as_json: bool) -> list[Verdict]:
-    """Train the additional runs with the usual progress, and return one verdict per budget."""
-    from scalelab.api.tuning import check_lr
-    from scalelab.cli.progress import watching
-
-    with watching(results, as_json=as_json) as watch:
-        return check_lr(proposal, results=results, watch=watch)[1]
 
 
 def verdicts_as_json(verdicts: list[Verdict]) -> list[dict[str, Any]]:

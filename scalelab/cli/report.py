@@ -5,20 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from scalelab.cli.options import DEFAULT_RESULTS, LevelOption, MapOption, ResultsOption
 from scalelab.cli.output import console, emit_json, write_text
 from scalelab.errors import UsageError
-
-if TYPE_CHECKING:
-    from scalelab.forecast.fit_report import FitReport
-
-DEFAULT_TARGET = 100.0
-"""Without --predict, the report extrapolates to this multiple of the largest run's FLOPs."""
-PUBLISHED_SPAN = (1e19, 1e26)
 
 
 def report(
@@ -53,6 +46,7 @@ def report(
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """
     from scalelab import api
+    from scalelab.report.html import render
     from scalelab.report.plots import draw_fit
     from scalelab.store.tables import parse_map
 
@@ -70,7 +64,7 @@ def report(
         predict=predict or (),
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    write_text(out, as_html(found, command), "--out")
+    write_text(out, render(found, command), "--out")
     for path in beside:
         write_text(path, found.to_tex() if path.suffix == ".tex" else found.to_csv(), "--out")
     written = [str(path) for path in (out, *beside)]
@@ -102,26 +96,3 @@ def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:
                 "another file name",
                 f"Write --out {out.with_name(out.stem + '-report.html')}.",
             )
-
-
-def as_html(found: FitReport, command: str) -> str:
-    """Return the HTML page of a fit."""
-    from scalelab.forecast.bands import bands_between
-    from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
-    from scalelab.report.html import Content, render
-
-    low, high = float(found.observations.flops.min()), float(found.observations.flops.max())
-    asked = [forecast.flops for forecast in found.forecasts if forecast.flops is not None]
-    far = max([*asked, high * DEFAULT_TARGET if not asked else high])
-    return render(
-        Content(
-            title=f"Scaling law of {found.observations.source}",
-            command=command,
-            fit=found,
-            bands=bands_between(found, low / 1.5, high * 1.5),
-            extended=bands_between(found, low / 2, far * 3),
-            planes=bands_between(found, *PUBLISHED_SPAN),
-            models=[model for model in PUBLISHED_MODELS if model.is_decoder],
-            named=LABELLED_MODELS,
-        )
-    )

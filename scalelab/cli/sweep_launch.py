@@ -72,9 +72,11 @@ def launch_sweep(
     has_check = lr_check and not options.detach and not report.is_interrupted
     if not has_check or not report.count("done"):
         return show_end(proposal.plan.name, report, options=options, plan=plan)
-    from scalelab.cli.lr_check_view import print_verdicts, run_check, verdicts_as_json
+    from scalelab.api.tuning import check_lr
+    from scalelab.cli.lr_check_view import print_verdicts, verdicts_as_json
 
-    verdicts = run_check(proposal, results=results, as_json=as_json)
+    with watching(results, as_json=as_json) as watch:
+        verdicts = check_lr(proposal, results=results, watch=watch)[1]
     plan["lr_check"] = verdicts_as_json(verdicts)
     code = show_end(proposal.plan.name, report, options=options, plan=plan)
     if not as_json:

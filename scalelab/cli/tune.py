@@ -10,7 +10,7 @@ import typer
 from scalelab.cli.options import PlanOptions, option
 from scalelab.cli.spec_options import spec_values, spread_options
 from scalelab.cli.sweep_spec import checked, content_of
-from scalelab.cli.tune_view import search, show_table_answer
+from scalelab.cli.tune_view import print_answer, search
 from scalelab.errors import UsageError
 
 TABLE, ANSWER = "Use existing runs", "Answer"
@@ -73,7 +73,9 @@ def tune(
         if seq_len is not None:
             table = validated(TrainTable, {"seq_len": seq_len}, source="the options")
             seq_len = table.seq_len
-        return show_table_answer(
+        from scalelab.api.tuning import tune_law
+
+        answer = tune_law(
             from_file,
             mapping=parse_map(mapping or []),
             where=where,
@@ -82,8 +84,9 @@ def tune(
             level=level,
             n_replicates=bootstrap,
             seed=seed,
-            as_json=options.as_json,
         )
+        print_answer(answer, as_json=options.as_json)
+        return answer.exit_code
     content = content_of(values, kind="grid")
     own = {name: content.pop(name) for name in TuneSpec.model_fields if name in content}
     spec = validated(TuneSpec, {"sweep": content, "seed": seed, **own}, source="the options")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.layout import Fitting, number_table
@@ -15,18 +14,6 @@ if TYPE_CHECKING:
     from scalelab.launch.proposal import Proposal
     from scalelab.tune.law import Estimate
     from scalelab.tune.spec import TuneSpec
-
-
-def show_table_answer(from_file: Path, *, as_json: bool, **asked: Any) -> int:
-    """Fit the laws to a table of runs, print them and return the exit code."""
-    from scalelab.api.tuning import tune_law
-
-    answer = tune_law(from_file, **asked)
-    if as_json:
-        emit_json(answer.to_dict())
-    else:
-        print_answer(answer)
-    return answer.exit_code
 
 
 def search(spec: TuneSpec, asked: dict[str, Any], options: PlanOptions) -> int:
@@ -124,8 +111,11 @@ def _print_end(found: Tuning) -> None:
         out.print(runnable(words), soft_wrap=True)
 
 
-def print_answer(answer: TuningAnswer) -> None:
+def print_answer(answer: TuningAnswer, *, as_json: bool = False) -> None:
     """Print the laws, their recommendation for the requested model, and published rules."""
+    if as_json:
+        emit_json(answer.to_dict())
+        return
     from rich.table import Table
 
     from scalelab.units import plural

@@ -9,18 +9,17 @@ import html
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scalelab.forecast.bands import bands_between
+from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.forecast.allocate import Forecast
-    from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
-    from scalelab.forecast.published import PublishedModel
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -40,91 +39,60 @@ code { background: #f3f4f6; padding: 10px 14px; display: block; border-radius: 6
 .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 16px; }
 @media (max-width: 900px) { .pair { grid-template-columns: 1fr; } }
 """
+PUBLISHED_SPAN = (1e19, 1e26)
+"""Range of the compute of the published models, FLOP."""
 _CONFIG = {"displaylogo": False, "responsive": True}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Content:
-    """The content of a report.
-
-    Attributes
-    ----------
-    title : str
-    command : str
-        Command that wrote the report.
-    fit : FitReport
-    bands : Bands or None
-        Frontier over the compute of the runs.
-    extended : Bands or None
-        Frontier from the runs to the farthest forecast.
-    planes : Bands or None
-        Frontier over the compute of the published models.
-    models : sequence of PublishedModel
-        Published models to compare with.
-    named : sequence of str
-        Models whose names are written.
-    """
-
-    title: str
-    command: str
-    fit: FitReport
-    bands: Bands | None
-    extended: Bands | None
-    planes: Bands | None
-    models: Sequence[PublishedModel] = ()
-    named: Sequence[str] = ()
-
-
-def render(content: Content) -> str:
-    """Return the whole file as text."""
+def render(fit: FitReport, command: str) -> str:
+    """Return the HTML page of a fit; ``command`` is the command line that makes it."""
     from plotly.offline import get_plotlyjs
 
-    fit = content.fit
+    title = html.escape(f"Scaling law of {fit.observations.source}")
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         # an empty icon, so that browsers do not request one
         '<link rel="icon" href="data:,">',
-        f"<title>{html.escape(content.title)}</title><style>{_STYLE}</style>",
+        f"<title>{title}</title><style>{_STYLE}</style>",
         f"<script>{get_plotlyjs()}</script></head><body><main>",
-        f"<h1>{html.escape(content.title)}</h1>",
+        f"<h1>{title}</h1>",
         f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
         *_cards(fit),
         *_warnings(fit),
-        *_figures(content),
+        *_figures(fit),
         "<h2>Parameters</h2>",
         *_parameters(fit),
         "<h2>Command</h2>",
-        f"<code>{html.escape(content.command)}</code>",
+        f"<code>{html.escape(command)}</code>",
         "</main></body></html>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _figures(content: Content) -> Iterator[str]:
-    fit, is_known = content.fit, content.fit.fit.status != "not_identified"
+def _figures(fit: FitReport) -> Iterator[str]:
+    low, high = float(fit.observations.flops.min()), float(fit.observations.flops.max())
+    bands = bands_between(fit, low / 1.5, high * 1.5)
     yield '<div class="pair"><section><h2>IsoFLOP curves</h2>'
-    yield _figure(
-        figures_isoflop.isoflop_curves(fit.observations, fit.isoflop, content.bands), "isoflop"
-    )
+    yield _figure(figures_isoflop.isoflop_curves(fit.observations, fit.isoflop, bands), "isoflop")
     yield "</section><section><h2>Compute-optimal N and D</h2>"
-    yield _figure(figures.optima(fit.isoflop, content.bands, fit.observations), "optima")
+    yield _figure(figures.optima(fit.isoflop, bands, fit.observations), "optima")
     yield "</section></div>"
-    if is_known:
+    if fit.fit.status != "not_identified":
         yield "<h2>Loss over N and D</h2>"
-        yield _figure(figures.contours(fit, content.bands), "contours")
+        yield _figure(figures.contours(fit, bands), "contours")
         yield "<h2>Extrapolation</h2>"
         yield from _forecasts(fit.forecasts)
-        yield _figure(
-            figures_forecast.extrapolation(fit, content.extended, fit.forecasts), "extrapolation"
-        )
-        if content.models:
-            yield "<h2>Published models compared with this optimum</h2>"
-            yield _figure(
-                figures_forecast.published_planes(content.models, content.planes, content.named),
-                "published",
-            )
+        farthest = max((each.flops for each in fit.forecasts if each.flops), default=100 * high)
+        extended = bands_between(fit, low / 2, 3 * max(farthest, high))
+        drawn = figures_forecast.extrapolation(fit, extended, fit.forecasts)
+        yield _figure(drawn, "extrapolation")
+        yield "<h2>Published models compared with this optimum</h2>"
+        models = [model for model in PUBLISHED_MODELS if model.is_decoder]
+        planes = bands_between(fit, *PUBLISHED_SPAN)
+        drawn = figures_forecast.published_planes(models, planes, LABELLED_MODELS)
+        yield _figure(drawn, "published")
     yield "<h2>Exponent a by method</h2>"
     yield _figure(figures_fit.forest(exponents(fit)), "forest")
     yield "<h2>Residuals</h2>"

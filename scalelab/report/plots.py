@@ -137,12 +137,7 @@ def interval_figure(
     x : str
         Name of the axis.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(PANEL_INCHES[0], 1 + 0.28 * len(rows)), layout="constrained")
-        axes = figure.subplots()
+    figure, axes = _one_panel(PANEL_INCHES[0], 1 + 0.28 * len(rows))
     for y, (_, value, low, high) in enumerate(rows):
         axes.plot(value, y, "o", ms=5, color=FRONTIER)
         if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
@@ -155,15 +150,19 @@ def interval_figure(
 
 def point_figure(x: Sequence[float], y: Sequence[float], names: tuple[str, str]) -> Figure:
     """Return a figure of points on logarithmic axes, with the names of both axes."""
+    figure, axes = _one_panel(*PANEL_INCHES)
+    axes.loglog(x, y, "o", ms=4, color=FRONTIER, alpha=0.7)
+    _name(axes, *names)
+    return figure
+
+
+def _one_panel(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
-        axes = figure.subplots()
-    axes.loglog(x, y, "o", ms=4, color=FRONTIER, alpha=0.7)
-    _name(axes, *names)
-    return figure
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
 
 
 def as_img(figure: Figure) -> str:

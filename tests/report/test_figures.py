@@ -23,7 +23,7 @@ from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, verdi
 from scalelab.records.types import Observations
 from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop, figures_runs
 from scalelab.report.draw import log_axis, plain
-from scalelab.report.html import Content, exponents, render
+from scalelab.report.html import exponents, render
 from scalelab.report.look import DARK, LIGHT
 from scalelab.store.tables import TableRead
 from scalelab.theory.laws import Chinchilla
@@ -148,8 +148,7 @@ def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> No
     vague = replace(report, fit=replace(report.fit, status="not_identified"))
     assert bands_between(vague, 1e18, 1e24) is None
     assert "does not determine" in figures.contours(vague, None).layout.meta["alt"]
-    content = Content(title="t", command="c", fit=vague, bands=None, extended=None, planes=None)
-    text = render(content)
+    text = render(vague, "c")
     assert "not identified" in text
 
 
