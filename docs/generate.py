@@ -153,9 +153,14 @@ def _commands() -> Iterator[tuple[str, Any, Any]]:
         path, command, context = waiting.pop(0)
         yield path, command, context
         inner: Mapping[str, Any] = getattr(command, "commands", {})
+        names = command.list_commands(context) if inner else []  # the order of --help
         waiting[:0] = [
-            (f"{path} {name}", sub, sub.context_class(sub, info_name=name, parent=context))
-            for name, sub in inner.items()
+            (
+                f"{path} {name}",
+                inner[name],
+                inner[name].context_class(inner[name], info_name=name, parent=context),
+            )
+            for name in names
         ]
 
 

@@ -1,6 +1,7 @@
 """MkDocs hook: notebooks become pages. Cells, code and stored outputs are copied as they are."""
 
 import json
+import re
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -25,6 +26,18 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Let links to notebooks lead to their pages."""
     return markdown.replace(".ipynb)", ".md)")
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Link "as in `name`" on the API page to the description of that name."""
+
+    def link(found: re.Match[str]) -> str:
+        target = f"scalelab.api.{found[2]}"
+        code = f"<code>{found[2]}</code>"
+        has_target = f'id="{target}"' in html
+        return found[1] + (f'<a href="#{target}">{code}</a>' if has_target else code)
+
+    return re.sub(r"(\b(?:[Aa]s in|and|from) )<code>(\w+)</code>", link, html)
 
 
 def as_markdown(notebook: str) -> str:

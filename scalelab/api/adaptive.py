@@ -188,7 +188,7 @@ def adapt(
     seed : int
         Seed of the random starts of the fits.
     results, device, workers, is_dry_run
-        As in `scalelab.api.sweeps.propose`.
+        As in `propose`.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def propose_design(
     design : str
         ``plain`` or ``optimal``.
     options
-        As in `scalelab.api.sweeps.propose`.
+        As in `propose`.
 
     Raises
     ------

@@ -44,8 +44,17 @@ def load(
 
     Parameters
     ----------
-    data, sweep, results, mapping, where
-        As in `scalelab.api.data.read_runs`.
+    data : file name, DataFrame or other table, optional
+        Without it, the runs of ``sweep``.
+    sweep : str, optional
+        Name of a sweep or an import; default: the latest sweep that has results.
+    results : str or Path
+        The results folder.
+    mapping : Mapping[str, str], optional
+        From our column name to the table's column or a DuckDB expression, for example
+        ``{"loss_nats": "val_loss"}``.
+    where : str, optional
+        DuckDB condition; other rows are ignored.
     """
     table = read_runs(data, sweep=sweep, results=results, mapping=mapping, where=where)
     return frame_of(table)
@@ -74,8 +83,19 @@ def fit(
     ----------
     data : file name, DataFrame or other table, optional
         The runs; default: those of ``sweep``.
-    sweep, results, mapping, where, holdout, recipe_b
-        As in `scalelab.api.data.read_runs`.
+    sweep : str, optional
+        Name of a sweep or an import; default: the latest sweep that has results.
+    results : str or Path
+        The results folder.
+    mapping : Mapping[str, str], optional
+        From our column name to the table's column or a DuckDB expression, for example
+        ``{"loss_nats": "val_loss"}``.
+    where : str, optional
+        DuckDB condition; other rows are ignored.
+    holdout : str, optional
+        DuckDB condition; these rows are not fitted, and the fit is scored on them.
+    recipe_b : str, optional
+        DuckDB condition: rows of recipe B. The other rows are recipe A, which is fitted.
     form : str
         Name of a law, or ``auto``: the form and objective that `compare` ranks first.
     objective : Objective or str, optional

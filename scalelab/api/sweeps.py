@@ -72,7 +72,7 @@ def propose(
     Raises
     ------
     UsageError, DataError
-        As `scalelab.launch.proposal.propose`.
+        For a sweep, a text or a device that cannot be used.
     """
     from scalelab.api.sweep_reports import Proposal
     from scalelab.launch.proposal import propose as propose_sweep

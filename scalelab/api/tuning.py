@@ -178,7 +178,7 @@ def tune(
     ----------
     spec : TuneSpec
     proposal : Proposal, optional
-        Of ``spec.sweep``, from `scalelab.api.sweeps.propose`, which is its default.
+        Of ``spec.sweep``, from `propose`, which is its default.
     results : str or Path
         The results folder.
     watch : callable, optional
@@ -239,8 +239,14 @@ def tune_law(
     ----------
     source : str or Path
         CSV or Parquet file with one row per run.
-    mapping, where, seq_len
-        As in `scalelab.tune.read.read_tuned_runs`.
+    mapping : Mapping[str, str], optional
+        Maps ``n_params``, ``n_tokens``, ``loss_nats``, ``lr``, ``batch_tokens`` or ``batch_seqs``,
+        and ``cluster`` (a label that separates cells of the same N and D) to a column of the file
+        or a DuckDB expression. Columns with these names need no mapping.
+    where : str, optional
+        DuckDB condition on the file's columns.
+    seq_len : int, optional
+        Sequence length, tokens; the batch is then counted in sequences.
     predict : str, optional
         Model to predict, for example ``N=1e9,D=1e11``; N as the table counts it.
     level : float, optional
