@@ -15,15 +15,15 @@ TERMS = {part.casefold() for heading in HEADINGS for part in re.split(r", | and 
 
 # One word for one thing: the vocabulary of messages, tables and help texts.
 VOCABULARY = """
-accepted attempt, adaptive sweep, array, attempt, batch, batched runs, bootstrap, bracketed
-minimum, budget, calibration, cell, checkpoint, cluster, collect, compute-optimal, convention,
-cooldown branch, diverged, edge minimum, envelope, epoch, excess loss, extrapolation,
-extrapolation inflation, failed, fit, fitted range, form, grid, held-out, interval, irreducible
+accepted attempt, adaptive sweep, array, attempt, attempt note, batch, batched runs, bootstrap, bracketed
+minimum, budget, calibration, cell, checkpoint, cluster, collect, compute-optimal, confidence interval, convention,
+cooldown branch, diverged, edge minimum, envelope, epoch, evaluation set, excess loss, extrapolation,
+extrapolation inflation, failed, fit, fitted range, form, grid, held-out rows, intent, interval, irreducible
 loss, isoFLOP curve, job, job failure, job group, launcher, law, learning rate, level, live
 status, loss, micro-batch, misfit, not identified, objective, outlier, parametrization, plan,
 posterior, prediction interval, preempted, prune, replay, replicate, residual, resume, retry,
 rule, run, run pool, schedule, seed, sequence, shape, shape table, size, snapshot, span, speed-up,
-step, sweep, target, tensor parallel, token, tracker, trial, trunk, warm-up, wave, worker, WSD
+status, step, sweep, target, tensor parallel, token, tracker, trial, trunk, warm-up, wave, worker, WSD
 ladder
 """
 # Names, examples and placeholders in capitals that are not terms.
@@ -103,6 +103,19 @@ def test_every_state_of_a_run_is_in_the_glossary():
     from scalelab.records.states import RUN_STATES
 
     assert {state.casefold() for state in RUN_STATES} <= TERMS
+
+
+def test_pages_list_the_states_of_a_run():
+    from scalelab.records.states import FILE_STATES, RUN_STATES
+    from scalelab.store.schema import RUNS
+
+    architecture = (GLOSSARY.parent / "architecture.md").read_text(encoding="utf-8")
+    table = architecture.split("## The states of a run")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE) == list(RUN_STATES.items())
+    entry = re.search(r"^State, status\n:   (.*?)\n\n", GLOSSARY.read_text("utf-8"), re.M | re.S)[1]
+    assert [state for state in re.findall(r"\w+", entry) if state in RUN_STATES] == list(RUN_STATES)
+    (column,) = (column for column in RUNS.columns if column.name == "status")
+    assert set(re.findall(r"\w+", column.meaning)) & set(RUN_STATES) == {*FILE_STATES} - {"queued"}
 
 
 def test_terms_are_in_order_and_each_is_there_once():
