@@ -78,7 +78,7 @@ class AdaptReport(NotebookView):
         yield f"AdaptReport {self.name}: {ENDS[self.status]}"
         yield (
             f"{plural(last.n_known, 'finished run')}; {format_flops(last.spent)} of "
-            f"{format_flops(last.budget)} FLOP spent; relative width of the target's interval "
+            f"{format_flops(last.budget)} FLOPs spent; relative width of the target's interval "
             f"{100 * last.round.width:.2f} %"
         )
         yield "see .last, .to_frame(), .plot()"
@@ -145,7 +145,7 @@ def default_axes(budget: float, *, tokenizer: str) -> tuple[str, str]:
     low = max(top / POOL_SPAN, smallest)
     if top < LEAST_SPAN * low:
         raise UsageError(
-            f"a budget of {format_flops(budget)} FLOP, too small for a range of sizes",
+            f"a budget of {format_flops(budget)} FLOPs, too small for a range of sizes",
             "a budget that can train several sizes",
             "Raise --budget, or give --n-params and --n-tokens.",
         )

@@ -137,14 +137,14 @@ def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None 
 
     if real_shapes is None:
         counted = (
-            f"# C = 6 N D = {format_flops(best.flops)} FLOP. The plan trains the nearest shape and "
-            "counts its exact FLOPs:\n"
+            f"# C = 6 N D = {format_flops(best.flops)} FLOPs. The plan trains the nearest shape "
+            "and counts its exact FLOPs:\n"
             "# see `sweep run --dry-run`; `decide --real-shapes` keeps a limit by these.\n"
         )
         made_for = ""
     else:
         vocab_size, seq_len = real_shapes
-        counted = f"# {best.shape}, {format_flops(best.flops)} FLOP by exact count.\n"
+        counted = f"# {best.shape}, {format_flops(best.flops)} FLOPs by exact count.\n"
         tokenizer = "bytes" if vocab_size == ByteTokenizer.vocab_size else f"bpe:{vocab_size}"
         made_for = f'\n[data]\ntokenizer = "{tokenizer}"\n\n[train]\nseq_len = {seq_len}\n'
     words = "".join(letter for letter in made_by if letter.isprintable())

@@ -111,7 +111,7 @@ class Decision(NotebookView, decision.Decision):
         else:
             limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
             yield (
-                f"Decision: train {best.label} tokens, {format_flops(best.flops)} FLOP, predicted "
+                f"Decision: train {best.label} tokens, {format_flops(best.flops)} FLOPs, predicted "
                 f"loss {best.loss_nats:.4f}{limits}"
             )
         yield from gravest(self.warnings)

@@ -27,7 +27,7 @@ class Plan(NotebookView, plan.Plan):
         yield (
             f"Plan {self.name}: {self.kind}, {plural(len(sizes), 'run')}, N "
             f"{format_quantity(sizes[0])} to {format_quantity(sizes[-1])}, "
-            f"{format_flops(self.total_flops)} FLOP"
+            f"{format_flops(self.total_flops)} FLOPs"
         )
         yield from (f"warning: {text}" for text in self.warnings()[:3])
         yield "see .to_frame(), .plot()"

@@ -54,7 +54,7 @@ def decide(
             help="Model to assess as N:D, such as 7B:2T; repeatable. Default: search for the best."
         ),
     ] = None,
-    flops: Annotated[str | None, option(LIMIT, "Training compute in FLOP, such as 1e24.")] = None,
+    flops: Annotated[str | None, option(LIMIT, "Training compute in FLOPs, such as 1e24.")] = None,
     gpu_hours: Annotated[
         str | None, option(LIMIT, "Device-hours of training, such as 100000.")
     ] = None,
@@ -269,7 +269,7 @@ def _describe(best: Candidate) -> str:
     interval = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
     return (
         f"N {format_quantity(best.n_params)} on D {format_quantity(best.n_tokens)} tokens, "
-        f"C {format_flops(best.flops)} FLOP: loss {best.loss_nats:.4f}{interval}"
+        f"C {format_flops(best.flops)} FLOPs: loss {best.loss_nats:.4f}{interval}"
     )
 
 

@@ -130,8 +130,8 @@ def next_batch(
         )
     if not known.spent and flops.min() > budget:
         raise UsageError(
-            f"a budget of {format_flops(budget)} FLOP, below the cheapest run",
-            f"at least {format_flops(float(flops.min()))} FLOP",
+            f"a budget of {format_flops(budget)} FLOPs, below the cheapest run",
+            f"at least {format_flops(float(flops.min()))} FLOPs",
             f"Use --budget {1.01 * flops.min():.2e}, or smaller --n-params and --n-tokens.",
         )
     left = budget - known.spent

@@ -15,10 +15,12 @@ TERMS = {part.casefold() for heading in HEADINGS for part in re.split(r", | and 
 
 # One word for one thing: the vocabulary of messages, tables and help texts.
 VOCABULARY = """
-accepted attempt, adaptive sweep, array, attempt, attempt note, batch, batched runs, bootstrap, bracketed
-minimum, budget, calibration, cell, checkpoint, cluster, collect, compute-optimal, confidence interval, convention,
+accepted attempt, adaptive sweep, array, attempt, attempt note, batch, batched runs, bootstrap,
+bracketed minimum, budget, calibration, cell, checkpoint, cluster, collect, compute-optimal,
+confidence interval, convention,
 cooldown branch, diverged, edge minimum, envelope, epoch, evaluation set, excess loss, extrapolation,
-extrapolation inflation, failed, fit, fitted range, form, grid, held-out rows, intent, interval, irreducible
+extrapolation inflation, failed, fit, fitted range, form, grid, held-out rows,
+intent, interval, irreducible
 loss, isoFLOP curve, job, job failure, job group, launcher, law, learning rate, level, live
 status, loss, micro-batch, misfit, not identified, objective, outlier, parametrization, plan,
 posterior, prediction interval, preempted, prune, replay, replicate, residual, resume, retry,
