@@ -98,7 +98,7 @@ def test_a_file_and_a_sweep_together_are_refused(file):
         api.fit(file, sweep="demo")
 
 
-def test_row_order_changes_nothing(file):
+def test_the_row_order_does_not_change_the_fit(file):
     frame = api.load(file, mapping={"n_params": "params"})
     shuffled = frame.sample(frac=1, random_state=3)[list(reversed(frame.columns))]
     one = api.fit(frame, bootstrap=SMALL, predict=["N=7e9"])

@@ -184,7 +184,7 @@ def adapt(
     callbacks : ProgressCallbacks, optional
         Called for each batch and each launch.
     until_width : float, optional
-        Stop when the width of the target's 90 % interval over its loss is this small.
+        Stop when the target's 90 % confidence interval, divided by its loss, is this narrow.
     seed : int
         Seed of the random starts of the fits.
     results, device, workers, is_dry_run

@@ -134,7 +134,7 @@ def replay_adaptive(
     budget : float or str, optional
         The same in FLOPs. Give one of the two.
     until_width : float, optional
-        Stop when the width of the target's 90 % interval over its loss is this small.
+        Stop when the target's 90 % confidence interval, divided by its loss, is this narrow.
     seed : int
         Seed of the random starts of the fits.
     mapping : Mapping[str, str], optional

@@ -34,7 +34,7 @@ def adaptive(
         str | None,
         option(
             "What to run",
-            "Stop when the target's 90 % prediction interval is this narrow. Example: 1%.",
+            "Stop when the target's 90 % confidence interval is this narrow. Example: 1%.",
             "--until-width",
         ),
     ] = None,
@@ -66,7 +66,7 @@ def adaptive(
         option("Execution", "Random seed of the fits.", "--seed", min=0),
     ] = 0,
 ) -> int:
-    """Choose and run the sizes that narrow a target's prediction interval most per FLOP.
+    """Choose and run the sizes that narrow a target's confidence interval most per FLOP.
 
     --n-params and --n-tokens set the run pool; without them it follows from --budget.
 

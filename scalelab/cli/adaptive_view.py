@@ -129,9 +129,9 @@ def round_as_dict(batch: SweepRound) -> dict[str, Any]:
 
 
 def expected_width(batch: SweepRound) -> float:
-    """Return the relative interval width after the whole plan, to first order."""
-    plan = batch.round.proposed
-    share = plan.after / plan.before if plan.before > 0 else 0.0
+    """Return the relative interval width after all proposed runs, to first order."""
+    proposed = batch.round.proposed
+    share = proposed.after / proposed.before if proposed.before > 0 else 0.0
     return float(batch.round.width * max(share, 0.0) ** 0.5)
 
 
@@ -143,7 +143,8 @@ def print_round(batch: SweepRound, *, explains: bool) -> None:
     if batch.n_known:
         out.print(
             f"{where}: loss {found.loss[0]:.4f} ({found.low[0]:.4f} to {found.high[0]:.4f}), "
-            f"90 % interval {100 * found.width:.2f} % wide, from {plural(batch.n_known, 'run')}; "
+            f"90 % confidence interval of the noise-free loss {100 * found.width:.2f} % wide, "
+            f"from {plural(batch.n_known, 'run')}; "
             f"{format_flops(batch.spent)} of {format_flops(batch.budget)} FLOPs used.",
             style="bold",
             soft_wrap=True,
@@ -161,9 +162,9 @@ def print_round(batch: SweepRound, *, explains: bool) -> None:
         return
     cost = sum(row.flops for row in rows)
     out.print(
-        f"next: {len(rows)} of {plural(batch.n_candidates, 'candidate run')} for "
-        f"{format_flops(cost)} FLOPs; after the whole plan of "
-        f"{plural(len(found.proposed.choices), 'run')}, the interval is expected to be "
+        f"next: {len(rows)} of {plural(batch.n_candidates, 'run')} of the run pool for "
+        f"{format_flops(cost)} FLOPs; after all "
+        f"{plural(len(found.proposed.choices), 'proposed run')} the interval is expected to be "
         f"{100 * expected_width(batch):.2f} % wide.",
         soft_wrap=True,
     )
@@ -231,7 +232,7 @@ def print_replay(report: ReplayReport, *, as_json: bool) -> None:
         f"On {plural(len(report.target.observations), 'target row')}: R^2 {answer['r2']:.3f}, "
         f"relative error {100 * errors['mean']:.2f} % on average, {100 * errors['max']:.2f} % at "
         f"most; "
-        f"90 % interval {100 * answer['width']:.2f} % wide."
+        f"90 % confidence interval {100 * answer['width']:.2f} % wide."
     )
     forms = ", ".join(f"{form['form']} {form['weight']:.2f}" for form in answer["forms"])
     out.print(f"Forms by weight: {forms}.")

@@ -65,7 +65,7 @@ def fit(
         option(
             INTERVALS,
             "auto, row, cluster or residual. auto: cluster if labels repeat, else row with "
-            "faster approximate refits where they agree with full refits.",
+            "efficient refits where these agree with refits of the objective.",
             "--bootstrap-method",
         ),
     ] = "auto",

@@ -23,7 +23,7 @@ METHODS: tuple[Method, ...] = ("auto", "row", "cluster", "residual", "none")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BootstrapSpec:
-    """How bootstrap replicates are drawn.
+    """Settings of the bootstrap.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class BootstrapSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ResamplingPlan:
-    """A plan of replicates, drawn in batches to limit memory.
+    """The weights of all replicates, made in batches to limit memory.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class ResamplingPlan:
     k, n : int
         Numbers of replicates and rows.
     seed : int
-        Seed of the draws.
+        Seed of the resampling.
     weighting : {"smooth", "counts"}
         See `BootstrapSpec`.
     given : ndarray of shape (k, n), or None
@@ -185,7 +185,7 @@ def plan(
             raise UsageError(
                 f"replicate weights of shape {weights.shape}",
                 f"shape (k, {n}), one column per row, without negative values",
-                "Build the weights from the same rows.",
+                f"Use for example weights=np.ones((1000, {n})).",
             )
         return ResamplingPlan(method="weights", k=len(weights), n=n, given=weights[:, order])
     method = spec.method
@@ -196,7 +196,7 @@ def plan(
         raise UsageError(
             "a cluster bootstrap of rows without cluster labels",
             "a column whose value is the same for all rows of one run",
-            "Name that column, for example --cluster run_id.",
+            "Use --cluster COLUMN, for example --cluster run_id.",
         )
     if method == "none" or spec.k == 0:
         return ResamplingPlan(method="none", k=0, n=n, seed=spec.seed)

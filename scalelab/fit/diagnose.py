@@ -297,12 +297,10 @@ def _outliers(fit: ParametricFit, lines: NDArray[np.int64] | None) -> FitWarning
     where = ("row" if lines is None else "line") + ("" if len(far) == 1 else "s")
     names = ", ".join(str(lines[i] if lines is not None else i + 1) for i in worst)
     more = ", .." if len(far) > len(worst) else ""
-    is_robust = fit.objective.loss != "ls"
-    effect = (
-        "The loss limits their effect on the fit."
-        if is_robust
-        else "Least squares gives them a large effect; --loss huber limits it."
-    )
+    effect = {
+        "ls": "Least squares gives them a large effect; --loss huber limits it.",
+        "lad": "The least-absolute objective limits their effect.",
+    }.get(fit.objective.loss, "The Huber objective limits their effect.")
     return FitWarning(
         code="outliers",
         message=(

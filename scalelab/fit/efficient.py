@@ -1,4 +1,4 @@
-"""Narrower intervals from the same rows, where the noise allows it.
+"""Efficient refits: narrower intervals from the same rows, where three checks allow it.
 
 Huber's loss with a small delta resists outliers, but its refits give intervals 10 to 34 % wider
 than the noise requires, most where small runs are noisier than large ones (figures:
@@ -177,7 +177,7 @@ def has_curved_residuals(z: FloatArray, columns: Mapping[str, FloatArray]) -> bo
 def efficient_replicates(
     optimum: Optimum, replicates: ResamplingPlan, columns: Mapping[str, FloatArray]
 ) -> tuple[Replicates, ResamplingPlan] | None:
-    """Return efficient replicates with their plan; None where a check fails.
+    """Return efficient replicates with their resampling plan; None if a check fails.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whether the rows determine the parameters: vanishing terms, bounds, rank, standard errors."""
+"""Status of a fit: tests for vanishing terms, bounds, rank and standard errors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ VANISHED = 1e-5
 RANK = 1e-9
 """Minimum ratio of the smallest to the largest singular value of the normalised Jacobian."""
 ROWS_EXAMINED_FIRST = 1000
+"""Rows in which distinct points are counted before all rows are."""
 MAX_RELATIVE_ERROR = 3.0
 """Standard error of a log-parameter, or of an exponent over its value, that is too large."""
 
@@ -61,7 +62,7 @@ def assess(
         combinations = plural(points.shape[1], f"distinct {' x '.join(columns)} combination")
         reasons.append(
             f"{combinations} cannot determine {plural(int(free.sum()), 'parameter')}. Add runs "
-            "with other values, or hold parameters fixed"
+            "with other values, or choose a form with fewer parameters (--form tied)"
         )
     value, gradient, _ = law.derivatives(theta[None], columns)
     sensitivity = gradient[:, 0, :] / value[0]
@@ -74,7 +75,7 @@ def assess(
     )
     reasons += [
         f"{names[j]} runs to 0: the best fit has no such term, so the parameters are not "
-        "identified. Add runs over a wider range, or choose another form"
+        "identified. Add runs over a wider range, or use another --form"
         for j in np.flatnonzero(vanished & free)
     ]
     moving = free & ~vanished
@@ -93,7 +94,7 @@ def assess(
                 code="at_bound",
                 message=(
                     f"{names[j]} is at its bound {law.coordinates[j].decode(theta[j]):g}: the best "
-                    "value may lie beyond it. Add runs over a wider range, or choose another form."
+                    "value may lie beyond it. Add runs over a wider range, or use another --form."
                 ),
             )
             for j in np.flatnonzero(stopped)
@@ -114,7 +115,7 @@ def _undetermined(
     size = np.linalg.norm(jacobian, axis=1)
     if not (size > 0).all():
         dead = [law.names()[j] for j in positions[size == 0]]
-        return [f"No prediction depends on {', '.join(dead)}. Choose another form"]
+        return [f"No prediction depends on {', '.join(dead)}. Use another --form"]
     left, singular, _ = np.linalg.svd(jacobian / size[:, None], full_matrices=False)
     if len(singular) < len(positions) or singular[-1] < RANK * singular[0]:
         mixed = [

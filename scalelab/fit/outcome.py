@@ -53,7 +53,7 @@ class Minimum:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BootstrapReport:
-    """How the replicates behind the intervals were made.
+    """The bootstrap replicates of the intervals: method, number and failures.
 
     Attributes
     ----------
@@ -70,8 +70,8 @@ class BootstrapReport:
     n_clusters : int or None
         Number of clusters.
     refits : {"objective", "efficient"}
-        What the replicates minimise: the objective of the fit, or the efficient one of
-        `scalelab.fit.efficient`.
+        ``objective``: refits of the objective of the fit; ``efficient``: efficient refits (see
+        `scalelab.fit.efficient`).
     """
 
     method: str
@@ -144,9 +144,9 @@ class ParametricFit:
     samples : ndarray of shape (k_ok, p)
         Parameters of the replicates that converged.
     bootstrap : BootstrapReport
-        How the replicates were made, and how many failed.
+        Method and number of the replicates.
     kept : ndarray of bool, shape (k,), or None
-        Whether each replicate of the plan is in ``samples``; None if unknown.
+        Whether each replicate of the resampling plan is in ``samples``; None if unknown.
     residuals : ndarray of shape (n,)
         ``log(predicted / observed)`` or ``predicted - observed``, in the caller's row order.
     fixed : Mapping[str, float]
@@ -352,7 +352,7 @@ class ParametricFit:
 def check_level(level: float) -> None:
     """Raise UsageError unless the level is between 0 and 1."""
     if not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise UsageError(f"level {level!r}", "a number between 0 and 1", "Write for example 0.9.")
+        raise UsageError(f"level {level!r}", "a number between 0 and 1", "Use --level 0.9.")
 
 
 def percentile_limits(draws: FloatArray, level: float) -> tuple[float, float]:

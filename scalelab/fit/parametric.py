@@ -1,8 +1,7 @@
-"""Approach 3: fit a law to runs, with its minima, its replicates and what to distrust.
+"""Approach 3: fit a law to runs, with all minima, bootstrap replicates and warnings.
 
-Use `fit_parametric`; the pieces below it are `scalelab.fit.solver` (one minimisation),
-`scalelab.fit.replicates` (the bootstrap's refits), `scalelab.fit.identify` (whether the answer
-means something) and `scalelab.fit.profile` (profile likelihood).
+Use `fit_parametric`. Its parts are `scalelab.fit.solver` (minimisation), `scalelab.fit.replicates`
+and `scalelab.fit.efficient` (bootstrap refits) and `scalelab.fit.identify` (status).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def fit_parametric(
     observations : Observations
         The runs, in any order.
     form : str
-        Name of a law, see `scalelab.theory.laws.LAWS`.
+        Name of a form, see `scalelab.theory.laws.LAWS`.
     objective : Objective, optional
         Default: log residual, Huber, delta 1e-3, plain sum.
     bootstrap : BootstrapSpec, optional
@@ -157,10 +156,10 @@ def fit_parametric(
 def _may_be_efficient(
     spec: BootstrapSpec, replicates: ResamplingPlan, objective: Objective
 ) -> bool:
-    """Return whether `scalelab.fit.efficient` may make the replicates.
+    """Return whether efficient refits may make the replicates.
 
-    Not if the user chose the resampling or row weights, or an objective that does not estimate the
-    centre of symmetric noise.
+    They may not if the user chose the resampling or row weights, or an objective that does not
+    estimate the centre of symmetric noise.
     """
     return (
         spec.method == "auto"
@@ -179,7 +178,7 @@ def box_of(law: type[Law], held: Mapping[str, float]) -> Box:
         raise UsageError(
             f"parameter {', '.join(unknown)}",
             f"one of {', '.join(law.names())}",
-            f"Hold only parameters of the form {law.name}.",
+            f"Use for example fixed={{{law.names()[0]!r}: 1.0}}.",
         )
     low = [
         -FURTHEST if c.is_log and c.low <= 0 else float(c.encode(c.low)) for c in law.coordinates
@@ -236,7 +235,7 @@ def _staged(
     held: Mapping[str, float],
     n_starts: int,
 ) -> Search:
-    """Search; with many rows, search on a sample of them and refine on all."""
+    """Search on a part of the rows if there are many, and refine on all rows."""
     if coarse is not data:
         part = row_model_of(law, coarse.columns, is_centred=not held)
         first = search(part, part.eta(seeds), coarse.rows, penalty, box, n_starts=n_starts)

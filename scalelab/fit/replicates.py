@@ -45,7 +45,7 @@ class Replicates:
     failed : int
         Number of replicates that did not converge.
     kept : ndarray of bool, shape (k,)
-        Whether each replicate converged, in the order of the plan.
+        Whether each replicate converged, in the order of the resampling plan.
     """
 
     eta: FloatArray
@@ -116,7 +116,7 @@ def refit(optimum: Optimum, replicates: ResamplingPlan) -> Replicates:
 def refit_clusters(
     optimum: Optimum, replicates: ResamplingPlan
 ) -> tuple[Replicates, ResamplingPlan]:
-    """Return the optima of replicates that resample whole clusters, and the plan that drew them.
+    """Return the optima of replicates that resample whole clusters, and their resampling plan.
 
     A cluster with high leverage pulls the law towards itself, so its residuals are smaller than its
     errors: plain replicates of 30 clusters cover 76 to 84 % at a nominal 90 %. Two corrections:

@@ -2,7 +2,7 @@
 
 `ExponentialSum` is for laws that are sums of exponentials of linear functions (``Law.terms``). It
 uses centred coordinates, in which a scale and its exponent are not correlated, and needs no
-Hessian per row. `GeneralRowModel` works for any law, through jets.
+Hessian per row. `GeneralRowModel` works for any form, through jets.
 `scalelab.fit.powered_sum.row_model_of` chooses between them.
 """
 
@@ -237,7 +237,7 @@ class ExponentialSum(RowModel):
 
 
 class GeneralRowModel(RowModel):
-    """Row model of any law, through the jets of its formula."""
+    """Row model of any form, through the jets of its formula."""
 
     def __init__(self, law: type[Law], columns: Mapping[str, FloatArray]) -> None:
         n_rows = max(np.size(column) for column in columns.values())

@@ -169,7 +169,7 @@ def compare(
     observations : Observations
         The rows, without any that are held out for a later score.
     forms : sequence of str
-        Names of laws.
+        Names of forms.
     objectives : sequence of Objective
         Each form is fitted with each objective; default log-Huber 1e-3.
     level : float
@@ -195,7 +195,7 @@ def compare(
         raise DataError(
             f"{plural(len(observations), 'row')} at {plural(len(centres), 'level')} of compute",
             f"{MIN_FOLDS} levels or more, with {most + MIN_SPARE_ROWS} rows or more below the last",
-            "Add runs at other budgets, or compare forms with fewer parameters.",
+            "Add runs at other budgets, or fit one form without --compare.",
         )
     scored = []
     labels = observations.cluster

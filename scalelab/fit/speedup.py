@@ -109,7 +109,7 @@ def effective_speedup(
     if fit.status == "not_identified":
         raise NotIdentifiedError(
             "a recipe A whose rows do not determine its law",
-            "a recipe A whose rows determine E and the exponents",
+            "rows that determine E and the exponents",
             "Add runs to recipe A, or swap the two recipes.",
         )
     point, log_s = _factor(fit.law, recipe_b, fit.max_flops)

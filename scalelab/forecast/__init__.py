@@ -1,1 +1,1 @@
-"""What a fitted law says to train, and how sure that is."""
+"""Forecasts, decisions and adaptive sweeps from fitted laws, with intervals."""

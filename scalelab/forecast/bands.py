@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
 
 MAX_REPLICATES = 400
-"""Largest number of replicates in a band; more move its edges by less than a pixel."""
+"""Largest number of replicates in a band; more would move its edges by less than a pixel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,7 +55,7 @@ class Bands:
 
 
 def bands_between(report: FitReport, low: float, high: float, points: int = 60) -> Bands | None:
-    """Return the frontier of a report between two compute budgets, or None if there is none."""
+    """Return the frontier of a report between two budgets; None as in `frontier_bands`."""
     return frontier_bands(report.fit, np.geomspace(low, high, points), report.level)
 
 

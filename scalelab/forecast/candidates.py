@@ -18,8 +18,9 @@ from scalelab.sweep.plan import MAX_EPOCHS
 from scalelab.units import format_quantity
 
 BINDING_SHARE = 0.999
+"""Used share of a limit above which the limit is binding."""
 WORTHLESS_EPOCHS = 40.0
-"""Passes after which another has no value, Muennighoff et al. 2023, section 6."""
+"""Passes after which another has no value (Muennighoff et al. 2023, section 6)."""
 
 
 def candidate_of(
@@ -30,7 +31,7 @@ def candidate_of(
     n_tokens: float,
     target: float | None,
 ) -> Candidate:
-    """Return one model trained on ``n_tokens``, with loss, costs and exceeded limits."""
+    """Return a model trained on ``n_tokens``, with its loss, costs and exceeded limits."""
     n_params = float(model.n_params[0])
     value, low, high, miss = source.loss(n_params, n_tokens, limits.unique_tokens, target)
     per_token = float(model.flops_per_token[0])
@@ -105,7 +106,7 @@ def front(candidates: Sequence[Candidate]) -> tuple[int, ...]:
 
 
 def repeated(candidates: Sequence[Candidate]) -> list[FitWarning]:
-    """Return a warning for each candidate that repeats its data too often."""
+    """Return a warning for each candidate with more than `MAX_EPOCHS` passes."""
     found = []
     for each in candidates:
         epochs = each.costs["epochs"]

@@ -1,11 +1,12 @@
-r"""Which runs to make next: those that reduce the target's variance most for a budget.
+r"""Proposed runs of an adaptive sweep: they reduce the target's variance most for a budget.
 
 The criterion is Bayesian V-optimality: the mean, over the target points, of the variance of the
-log loss predicted there (c-optimality where the target is one point). Under the Gaussian of
+predicted log loss (c-optimality for a single point). Under the Gaussian of
 `scalelab.forecast.posterior` a run at x reduces the variance at t by
-:math:`cov(t, x)^2 / (var(x) + noise(x))`, independent of its loss, so a whole batch can be planned
-by rank-one updates. Plans are built greedily by gain per FLOP^w for several w, from the largest
-gain (w = 0) to the largest gain per FLOP (w = 1). The plan that leaves the least variance wins.
+:math:`cov(t, x)^2 / (var(x) + noise(x))`. This does not depend on its loss, so several runs can be
+chosen before any of them is made, by rank-one updates. They are chosen greedily by gain per FLOP^w,
+for several w from 0 (largest gain) to 1 (largest gain per FLOP). The choice that leaves the least
+variance is proposed.
 
 References
 ----------
@@ -28,26 +29,26 @@ Positions = NDArray[np.intp]
 COST_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Exponents w of the cost."""
 MAX_RUNS = 64
-"""Largest number of runs in a plan."""
+"""Largest number of proposed runs."""
 MIN_VARIANCE_SHARE = 2e-3
-"""A run that reduces the remaining variance by a smaller share is not planned."""
+"""Smallest share of the remaining variance that a proposed run must remove."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One run of a plan, with its reason.
+    """One proposed run, with the reason for it.
 
     Attributes
     ----------
     position : int
-        Position of the point.
+        Position of the run among the points.
     flops : float
         Its cost.
     gain : float
-        Reduction of the target's variance by this run, after those chosen before it, as a share of
-        the variance before the plan.
+        Variance of the target that this run removes after the runs chosen before it, as a share of
+        the variance without any proposed run.
     correlation : float
-        Correlation between the log losses at this point and at the target before the plan.
+        Correlation of the log losses of the run and of the target, without any proposed run.
     """
 
     position: int
@@ -58,16 +59,16 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProposedRuns:
-    """A plan for a budget.
+    """The runs proposed for a budget.
 
     Attributes
     ----------
     choices : tuple of Choice
-        In the order of choice.
+        In order of choice.
     before, after : float
-        Mean variance of the target's log loss without the plan and with it.
+        Mean variance of the target's log loss without the proposed runs, and after them.
     cost_power : float
-        The exponent w of this plan.
+        The exponent w of this choice.
     """
 
     choices: tuple[Choice, ...]
@@ -77,13 +78,13 @@ class ProposedRuns:
 
     @property
     def flops(self) -> float:
-        """Cost of all its runs."""
+        """Cost of all runs."""
         return sum(choice.flops for choice in self.choices)
 
 
 @dataclass(slots=True)
 class _Columns:
-    """Covariances of single points with all others, computed once for all plans."""
+    """Covariances of single points with all others, computed once for all exponents w."""
 
     posterior: Posterior
     features: FloatArray
@@ -103,7 +104,7 @@ def propose_runs(
     *,
     is_free: NDArray[np.bool_],
 ) -> ProposedRuns:
-    """Return the plan that leaves the least variance at the targets.
+    """Return the runs that leave the least variance at the targets.
 
     Parameters
     ----------
@@ -121,11 +122,11 @@ def propose_runs(
     variance = posterior.variance()
     to_targets = np.stack([columns(int(t)) for t in targets])
     before = float(variance[targets].mean())
-    plans = [
+    choices = [
         _greedy(posterior, columns, variance, to_targets, targets, flops, budget, is_free, power)
         for power in COST_POWERS
     ]
-    i = int(np.argmin([after for _, after in plans]))
+    i = int(np.argmin([after for _, after in choices]))
     scale = np.sqrt(variance[targets])[:, None] * np.sqrt(variance) + 1e-300
     correlation = np.sqrt(np.mean((to_targets / scale) ** 2, axis=0))
     return ProposedRuns(
@@ -136,16 +137,16 @@ def propose_runs(
                 gain=gain / max(before, 1e-300),
                 correlation=float(min(correlation[j], 1.0)),
             )
-            for j, gain in plans[i][0]
+            for j, gain in choices[i][0]
         ),
         before=before,
-        after=plans[i][1],
+        after=choices[i][1],
         cost_power=COST_POWERS[i],
     )
 
 
 def variance_after(posterior: Posterior, targets: Positions, runs: Positions) -> float:
-    """Return the targets' mean variance after runs at these points; a point may occur twice."""
+    """Return the mean variance of the targets after runs at these points, which may repeat."""
     columns = _Columns(posterior, posterior.points.features)
     taken: list[FloatArray] = []
     left = float(posterior.variance()[targets].mean())

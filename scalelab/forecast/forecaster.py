@@ -1,4 +1,4 @@
-"""Predictions for a decision: loss, interval, and the probability of missing a target."""
+"""Predictions for a decision: loss, confidence interval, probability of missing a target."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ R_D, R_N = 15.387756, 5.309743
 TRADE_OFF_FORMS = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Kaplan)
 """Forms with a trade-off between N and D."""
 REPETITION_FORMS = (Chinchilla, TiedExponents, DataConstrained)
-"""Forms with a published or fitted value of repeated tokens."""
+"""Forms with a published or fitted discount of repeated tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Forecaster:
-    """A law, with the replicates of its fit if it has them.
+    """A law, with the fit and its replicates if it is not a published one.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Forecaster:
         With N and D as columns.
     replicates : tuple of Law
     fit : ParametricFit or None
-        The fit, for the spread of new runs; None for a published law.
+        Source of the noise of new runs; None for a published law.
     level : float
     """
 
@@ -43,20 +43,21 @@ class Forecaster:
     def loss(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
     ) -> tuple[float, float | None, float | None, float | None]:
-        """Return the loss of one run, its interval, and the probability of missing a target.
+        """Return the loss of one run, its confidence interval, and the probability of a miss.
 
         Parameters
         ----------
         n_params, n_tokens : float
         unique : float or None
-            Number of distinct tokens; None: all of them.
+            Number of distinct tokens; None if no token is repeated.
         target : float or None
             Loss to reach, nats.
 
         Returns
         -------
         value, low, high, miss : float or None
-            Loss and interval in nats, and a probability; None without replicates, fit or target.
+            Loss and limits in nats; probability of a loss above the target. None without
+            replicates, fit or target.
         """
         n, d = np.array([n_params]), np.array([n_tokens])
         value = float(law_loss(self.law, n, d, unique)[0])
@@ -86,7 +87,7 @@ def forecaster(found: ParametricFit | Law, level: float = 0.9) -> Forecaster:
         raise NotIdentifiedError(
             "a fit that is not identified",
             "rows that determine the law",
-            "See `scalelab fit`: its warnings say what is missing.",
+            "Run `scalelab fit`: its warnings name the missing runs.",
         )
     laws = [_usable(law) for law in (found.law, *found.replicate_laws())]
     return Forecaster(law=laws[0], replicates=tuple(laws[1:]), fit=found, level=level)
@@ -101,12 +102,12 @@ def _usable(law: Law) -> Law:
     raise UsageError(
         f"form {law.name}",
         f"a form with a trade-off between N and D: {names}",
-        "Fit one of them, for example --form chinchilla.",
+        "Use --form chinchilla.",
     )
 
 
 def law_loss(law: Law, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
-    """Return the loss for this number of distinct tokens (None: all of them), shape (k,)."""
+    """Return the loss with this number of distinct tokens (None: no repeats), shape (k,)."""
     columns = {"n_params": n, "n_tokens": d}
     if isinstance(law, DataConstrained):
         return law.loss(

@@ -1,6 +1,6 @@
-r"""Posterior over the losses of all runs given those of a few, averaged over several forms.
+r"""Posterior of the losses of all runs given those of a few, averaged over several forms.
 
-The log of the loss at a run x is taken to be
+The model of the log loss of a run x is
 
 .. math:: \log L(x) = \log f_k(\theta, x) + \delta(x) + \varepsilon, \qquad
           \delta \sim GP(0, \tau^2 \kappa(x, x')), \qquad
@@ -8,10 +8,10 @@ The log of the loss at a run x is taken to be
 
 for each form k. Its parameters have the priors of `scalelab.forecast.priors`. The misfit delta is
 smooth over decades of N, D and repeats, so that runs near the target count for more. The noise is
-larger at small scale. Parameters are at their posterior mode with a Gauss-Newton (Laplace)
-covariance; tau, sigma and the length of kappa maximise the evidence under weak priors. The forms
-are averaged by their evidence. The mixture is approximated by one Gaussian of the same mean and
-covariance, so that disagreement between forms adds to the variance.
+larger for smaller runs. The posterior of the parameters is Gaussian, at the mode with the
+Gauss-Newton (Laplace) covariance; tau, sigma and the length of kappa maximise the evidence under
+weak priors. Forms are averaged by evidence. One Gaussian with the mean and covariance of the
+mixture approximates it, so disagreement between forms adds to the variance.
 
 References
 ----------
@@ -41,7 +41,7 @@ Positions = NDArray[np.intp]
 MISFIT_GRID = (0.001, 0.003, 0.01, 0.03, 0.1)
 NOISE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01)
 LENGTH_GRID = (1.0, 2.0, 4.0, 8.0)
-"""Grid of tau and sigma (log loss) and of the kernel's length (natural logs of N and D)."""
+"""Grids of tau, sigma (in log loss) and of the kernel's length (in natural logs of N and D)."""
 MISFIT, NOISE, LENGTH = 0.01, 0.002, 4.0
 SPREADS = (1.0, 1.0, 0.5)
 """Prior medians of tau, sigma and the length, and the spreads of their logarithms."""
@@ -50,12 +50,12 @@ NOISE_GROWTH = 0.15
 N_STARTS = 2
 MAX_STEPS = 60
 NEGLIGIBLE_WEIGHT = 1e-3
-"""Forms of a smaller weight are left out of the average."""
+"""Weight below which a form is left out of the average."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Points:
-    """Finished runs, possible runs and targets, as columns.
+    """Finished runs, run pool and targets, as columns.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Points:
 
     @property
     def features(self) -> FloatArray:
-        """Coordinates of the misfit, shape (n, q): log N, log D and log of the repeats."""
+        """Coordinates of the misfit, shape (n, q): log N, log D and the log of the repeats."""
         N, D = self.columns["n_params"], self.columns["n_tokens"]
         axes = [np.log(N), np.log(D)]
         if "unique_tokens" in self.columns:
@@ -89,14 +89,14 @@ class Points:
 
     @property
     def noise_growth(self) -> FloatArray:
-        """Noise relative to the reference compute, shape (n,): 1 at and above it, more below."""
+        """Noise relative to that at the reference compute, shape (n,); at least 1."""
         flops = train_flops_6nd(self.columns["n_params"], self.columns["n_tokens"])
         return np.asarray(np.minimum(flops / self.reference_flops, 1.0) ** -NOISE_GROWTH)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hyperparameters:
-    """Size of a form's misfit (tau), noise of runs (sigma), correlation length of the misfit."""
+    """Misfit of a form (tau), noise of a run (sigma), and correlation length of the misfit."""
 
     misfit: float = MISFIT
     noise: float = NOISE
@@ -198,13 +198,13 @@ def fit_posterior(
     ----------
     points : Points
     observed : ndarray of int, shape (m,)
-        Positions of the finished runs; none gives the prior.
+        Positions of the finished runs; without any, the result is the prior.
     losses : ndarray of shape (m,)
         Their losses, positive.
     rng : numpy.random.Generator
-        Draws additional starts of each search for the mode from the prior.
+        Source of additional random starts of each search for the mode.
     before : sequence of FormPosterior
-        Posterior of earlier runs, as additional starts.
+        Posteriors of earlier rounds, as additional starts.
     """
     level = float(np.median(np.log(losses))) if len(losses) else 0.0
     y = np.log(losses) - level
@@ -229,7 +229,7 @@ def _untouched(prior: Prior) -> FormPosterior:
 def _fit(
     prior: Prior, here: Points, y: FloatArray, rng: np.random.Generator, known: FormPosterior | None
 ) -> FormPosterior:
-    """Return the posterior of one form; mode and hyperparameters are optimised alternately."""
+    """Return the posterior of one form, by alternating between mode and hyperparameters."""
     p = len(prior.mean)
     starts = [np.zeros(p), *rng.standard_normal((N_STARTS, p))]
     if known is not None:
@@ -356,7 +356,7 @@ def _average(
 def _conditioned(
     points: Points, observed: Positions, y: FloatArray, form: FormPosterior
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return mean (n,), root of the prior (n, p) and of its reduction by the runs (n, m)."""
+    """Return mean (n,), root of the prior covariance (n, p) and of its reduction (n, m)."""
     value, slope = form.prior.log_loss(form.z, points.columns)
     if not len(observed):
         return value, slope, np.zeros((len(value), 0))

@@ -1,11 +1,11 @@
-r"""Weak Gaussian priors of the laws, the same for every run pool.
+r"""Weak Gaussian priors of the forms, the same for every run pool.
 
-Each form has a prior on its coordinates, so that runs can be planned before the first loss exists
-and a few cheap runs cannot move the exponents far. The priors hold what published fits have in
-common: at the middle of the pool the model term and the data term are each about a quarter of the
-loss (within a factor of 2.2), the exponents are 0.35 +- 0.12, and the irreducible part is 0.6 +-
-0.25 of the loss. Losses are in units of a typical loss, so that the unit (nats per token, bits per
-character) does not matter.
+With a prior on its parameters, a form can propose runs before the first loss exists, and a few
+cheap runs cannot move the exponents far. The priors describe what published fits have in common: at
+the middle of the pool the model term and the data term are each about a quarter of the loss (within
+a factor of 2.2), the exponents are 0.35 +- 0.12, and the irreducible part is 0.6 +- 0.25 of the
+loss. Losses are in units of a typical loss, so that the unit (nats per token, bits per character)
+does not matter.
 
 References
 ----------
@@ -34,19 +34,19 @@ EXPONENT, EXPONENT_SPREAD = 0.35, 0.12
 POWER_SPREAD = 0.4
 """Standard deviation of log gamma around gamma = 1, the Chinchilla form."""
 DATA_HALF_LIFE, PARAMS_HALF_LIFE, HALF_LIFE_SPREAD = 12.0, 6.0, 1.0
-"""Repetitions after which data and excess parameters have lost most value; deviation of logs."""
+"""Repeats after which data and excess parameters lose most of their value; spread of the logs."""
 ASYMPTOTE_SHARE, ASYMPTOTE_SLOPE, ASYMPTOTE_STRETCH = 0.75, -0.06, -0.2
 ASYMPTOTE_SPREADS = (0.06, 0.25, 0.3)
-"""Farseer's asymptote at infinite data: level, slope in log N, stretch, and their deviations."""
+"""Farseer's asymptote at infinite data: level, slope in log N and stretch, with their spreads."""
 SCALE_SPREADS = (0.3, 0.25, TERM_SPREAD)
 EXPONENT_SPREADS = (0.06, 0.25, 0.3)
-"""Deviations of slope, stretch and log level of Farseer's data term: scale, exponent."""
+"""Spreads of slope, stretch and log level, of the scale and exponent of Farseer's data term."""
 COEFFICIENT_STRETCH = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prior:
-    """A form with independent Gaussians on standardised coordinates z, theta = mean + mix z.
+    """The prior of a form: theta = mean + mix z, with independent standard normal z.
 
     Attributes
     ----------
@@ -62,15 +62,15 @@ class Prior:
     mix: FloatArray
 
     def theta(self, z: FloatArray) -> FloatArray:
-        """Return the law's coordinates of standardised ones, both of shape (p,)."""
+        """Return the law's coordinates of standardised coordinates z, shape (p,)."""
         return self.mean + self.mix @ z
 
     def log_loss(
         self, z: FloatArray, columns: Mapping[str, FloatArray]
     ) -> tuple[FloatArray, FloatArray]:
-        """Return log loss, shape (n,), and its derivative by z, shape (n, p).
+        """Return log loss, shape (n,), and its derivative with respect to z, shape (n, p).
 
-        Where the law has no positive finite value, the loss is `IMPOSSIBLE` with slope 0.
+        If the law has no positive finite value, the loss is `IMPOSSIBLE` and its slope 0.
         """
         with np.errstate(all="ignore"):
             value, gradient, _ = self.law.derivatives(self.theta(z)[None], columns)
@@ -100,7 +100,7 @@ def priors_of(columns: Mapping[str, FloatArray]) -> tuple[Prior, ...]:
 
 
 def _chinchilla(x: float, y: float) -> Prior:
-    """Return the prior; terms are given at the middle of the pool: log A = log(term) + alpha x."""
+    """Return the prior, with terms at the middle of the pool: log A = log(term) + alpha x."""
     term = np.log(TERM_SHARE)
     mean = np.array([term, term, FLOOR_SHARE, EXPONENT, EXPONENT])
     spread = np.array([TERM_SPREAD, TERM_SPREAD, FLOOR_SPREAD, EXPONENT_SPREAD, EXPONENT_SPREAD])
@@ -126,10 +126,10 @@ def _data_constrained(x: float, y: float) -> Prior:
 
 
 def _farseer(x: float, y: float) -> Prior:
-    """Return the prior of slope, stretch and level at N_0 of asymptote, scale and exponent.
+    """Return the prior of slope, stretch and level (at N_0) of asymptote, scale and exponent.
 
-    The data term is given at the middle of the pool, so its scale moves with the exponent, to first
-    order: log B = log(term) + beta y.
+    The data term is fixed at the middle of the pool, so its scale depends on the exponent; to first
+    order log B = log(term) + beta y.
     """
     shear = np.eye(9)
     shear[3, 6] = shear[5, 8] = EXPONENT * y

@@ -1,9 +1,9 @@
 """Published language models: parameters, tokens, compute, year and source of each.
 
-N is the parameters that a token uses (all of them in a dense model). D is the tokens processed,
-repeats included. ``printed_flops`` is the developers' own figure, or empty; C = 6 N D does not hold
-for encoder-decoders (about half), nor for figures that include recomputation (OPT). Losses are left
-out: tokenizers and validation sets differ, so they cannot be compared.
+N counts the parameters that a token uses (all of them in a dense model). D counts the processed
+tokens, repeats included. ``printed_flops`` is the developers' own figure, or empty; C = 6 N D does
+not hold for encoder-decoders (about half), nor for figures that include recomputation (OPT). Losses
+are left out: tokenizers and validation sets differ, so they cannot be compared.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ LABELLED_MODELS = (
 
 
 def flops_for_loss(law: Law, loss_nats: float, start: float) -> float:
-    """Return the least compute at which the law's frontier reaches a loss; NaN if it never does.
+    """Return the smallest compute at which the law's frontier reaches a loss, else NaN.
 
     Parameters
     ----------
@@ -132,9 +132,9 @@ def flops_for_loss(law: Law, loss_nats: float, start: float) -> float:
 
 
 def verdicts(law: Law) -> list[dict[str, Any]]:
-    """Return each published decoder compared with the law's optimum at its compute.
+    """Return each published decoder, compared with the law's optimum at equal compute.
 
-    ``ratio`` is its N divided by the optimal N; above 1, it is too large and saw too few tokens.
+    ``ratio`` is N divided by the optimal N. Above 1 the model is too large, with too few tokens.
     ``saved`` is the share of its compute that the optimum saves at the same predicted loss.
 
     Raises
@@ -159,7 +159,7 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
                 f"published models with a law whose optimal N at {format_flops(model.flops)} is "
                 f"{optimal:g}",
                 "a law with a finite optimum",
-                "Fit more runs: one term of the law is 0.",
+                "Use --law besiroglu, or add runs: one term of the law is 0.",
             )
         loss = float(law.loss({"n_params": model.n_params, "n_tokens": model.n_tokens}))
         ratio = model.n_params / optimal

@@ -49,6 +49,6 @@ def law_by_name(name: str) -> PublishedLaw:
         raise UsageError(
             f"law {name!r}",
             f"one of {', '.join(PUBLISHED_LAWS)}",
-            "Choose one of them, or fit your own runs with --from or --sweep.",
+            "Use --law besiroglu, or fit your own runs with --from or --sweep.",
         )
     return PUBLISHED_LAWS[name]

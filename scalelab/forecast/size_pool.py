@@ -1,7 +1,7 @@
-"""The sizes that a decision chooses among: a continuum with C = 6 N D, or real shapes.
+"""The sizes among which a decision chooses: any size with C = 6 N D, or real shapes.
 
-A model is a size with its training FLOPs per token. Serving takes a third of them per token (the
-forward pass). Each limit bounds the tokens of a model from above.
+A model is a size with its training FLOPs per token. Serving a token takes a third of them (the
+forward pass). Each limit is an upper bound of the tokens of a model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scalelab.theory.shape import ModelShape
 SERVING_SHARE = FLOPS_PER_PARAM_FORWARD / FLOPS_PER_PARAM_TRAIN
 """FLOPs of a served token divided by those of a trained token."""
 N_TARGET_SIZES = 600
-"""Number of target sizes whose nearest real shapes form the pool."""
+"""Number of sizes; the pool contains the real shape nearest to each of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class SizePool:
     n_params, flops_per_token : ndarray of shape (k,)
         Size, and training FLOPs per token.
     shapes : tuple of ModelShape, or None
-        None for the continuum.
+        None if any size is possible.
     """
 
     n_params: FloatArray
@@ -56,7 +56,7 @@ class SizePool:
         )
 
     def nearest(self, n_params: float) -> SizePool:
-        """Return the model of this size in the continuum, or the nearest real shape."""
+        """Return the model of this size, or the nearest real shape."""
         if self.shapes is None:
             return continuum(np.array([n_params]))
         return self.at([int(np.argmin(np.abs(np.log(self.n_params / n_params))))])
@@ -68,7 +68,7 @@ def continuum(n_params: FloatArray) -> SizePool:
 
 
 def real_shapes(vocab_size: int, seq_len: int) -> SizePool:
-    """Return the shapes that a plan would train at this vocabulary and sequence length."""
+    """Return the shapes of sweep plans at this vocabulary and sequence length."""
     low, high = size_limits(vocab_size)
     found = {nearest_shape(n, vocab_size): None for n in np.geomspace(low, high, N_TARGET_SIZES)}
     shapes = tuple(sorted(found, key=lambda shape: count_params(shape).total))
@@ -82,7 +82,7 @@ def real_shapes(vocab_size: int, seq_len: int) -> SizePool:
 
 
 def most_tokens(pool: SizePool, limits: Limits, deployment: Deployment) -> FloatArray:
-    """Return the most tokens that all limits allow each model; NaN where there are none."""
+    """Return the largest number of tokens of each model within all limits; NaN without any."""
     n, per_token = pool.n_params, pool.flops_per_token
     per_hour = deployment.flops_per_hour
     training = {
@@ -91,7 +91,7 @@ def most_tokens(pool: SizePool, limits: Limits, deployment: Deployment) -> Float
         "days": limits.days and limits.days * HOURS_PER_DAY * deployment.n_devices * per_hour,
     }
     kwh_flops = per_hour / deployment.kwh_per_hour
-    # A price of 0, such as carbon-free power, bounds nothing.
+    # A rate of 0, such as that of carbon-free power, sets no bound.
     total = {
         "usd": limits.usd and _over(limits.usd, deployment.device_usd_per_hour) * per_hour,
         "kwh": limits.kwh and limits.kwh * kwh_flops,

@@ -60,7 +60,7 @@ def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: L
 
 
 def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
-    """Return contours of the loss over N and D, with the runs and the efficient frontier."""
+    """Return contours of the loss over N and D, with the runs and the compute-optimal frontier."""
     import plotly.graph_objects as go
 
     rows, law = report.observations, report.fit.law

@@ -35,7 +35,7 @@ class Hardware:
     Attributes
     ----------
     name : str
-        Short name that options take.
+        Short name, for options.
     peak_flops_per_s : float
         Dense bf16 FLOP/s.
     watts : float

@@ -100,7 +100,7 @@ class Rule:
     param_convention : str
         How the N (or the C) of the rule is counted; empty if the rule has neither.
     value : Callable
-        `RuleInputs` to the learning rate, or to the batch in tokens.
+        Function of `RuleInputs` that returns the learning rate, or the batch in tokens.
     """
 
     name: str
@@ -122,7 +122,7 @@ class PublishedValue:
 
 
 def _kaplan_lr(run: RuleInputs) -> float:
-    # The formula turns negative near 1e10 parameters, far beyond the sizes that it was fitted on.
+    # The formula is negative above 1e10 parameters, far beyond the fitted sizes.
     return max(0.003239 - 0.0001395 * math.log(run.n_params["kaplan"]), 1e-5)
 
 
@@ -215,7 +215,7 @@ def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
         raise UsageError(
             f"{option} {name!r}",
             f"one of {', '.join(sorted(rules))}, or tuned:NAME after `scalelab tune`",
-            f"Choose another {option}.",
+            f"Use {option} {min(rules)}.",
         )
     return rules[name]
 

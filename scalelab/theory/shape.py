@@ -61,7 +61,9 @@ class ModelShape:
         for name in ("n_layers", "d_model", "n_heads", "d_head", "d_ff", "vocab_size"):
             if getattr(self, name) < 1:
                 raise SpecError(
-                    f"{name} = {getattr(self, name)}", "a whole number from 1", f"Raise {name}."
+                    f"{name} = {getattr(self, name)}",
+                    "a whole number from 1",
+                    f"Use {name} = 1 or more.",
                 )
         if self.d_head % 2:
             raise SpecError(f"d_head = {self.d_head}", "an even number", "RoPE rotates pairs.")
@@ -69,7 +71,7 @@ class ModelShape:
             raise SpecError(
                 f"n_kv_heads = {self.n_kv_heads} with n_heads = {self.n_heads}",
                 "a divisor of n_heads",
-                "Choose another number of key and value heads.",
+                f"Use n_kv_heads = {self.n_heads}.",
             )
         if not 0 <= self.n_active_experts <= self.n_experts or (
             self.n_experts > 0 and self.n_active_experts == 0
@@ -117,7 +119,7 @@ class ModelShape:
                 raise UsageError(
                     f"tensor_parallel = {degree} for a model with {name} = {size}",
                     f"1 to {size}",
-                    "Choose a smaller tensor_parallel.",
+                    f"Use tensor_parallel = {size} or less.",
                 )
         kv_heads = _share(self.kv_heads, degree, index)
         return replace(

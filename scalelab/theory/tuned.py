@@ -37,7 +37,7 @@ class TunedConstants:
     param_convention: str
 
     def lr_rule(self) -> Rule:
-        """Return the rule of the learning rate; off the best batch it follows the ridge."""
+        """Return the rule of the learning rate, at the best batch and on the ridge at others."""
         k, p, q = self.lr
         words = f"{k:.4g} N^{p:.4g} D^{q:.4g}"
         if self.batch_tokens is not None:

@@ -78,7 +78,7 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
     dict
         ``d_model``, ``n_layers``, ``n_params``, ``seq_len``, ``batch_seqs``, ``step_s`` (the
         median), ``tokens_per_s``, ``flops_per_s`` (exact convention), ``eval_tokens_per_s`` and
-        ``start_s`` (to build and initialize the run).
+        ``start_s`` (to build and initialise the run).
     """
     rng = np.random.default_rng(0)
     with torch_settings(execution):

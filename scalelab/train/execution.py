@@ -1,4 +1,4 @@
-"""How an attempt executes its steps: the requested settings, adapted to checkpoint and device."""
+"""Execution settings of an attempt: the requested ones, adapted to checkpoint and device."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Mixture of experts: top-k routing without dropped tokens, and the load-balance loss.
 
 Each token goes to its k most probable experts. Their outputs are weighted by the probabilities,
-renormalized to sum to 1. `scalelab_kernels.reference_moe` moves the tokens to the experts and back.
+renormalised to sum to 1. `scalelab_kernels.reference_moe` moves the tokens to the experts and back.
 Each batched run has its own group of experts.
 
 References

@@ -1,6 +1,6 @@
 """Parametrizations: how initial values, learning rates and logits change with the model's width.
 
-``standard`` initializes each matrix with standard deviation 1/sqrt(fan_in) and uses one learning
+``standard`` initialises each matrix with standard deviation 1/sqrt(fan_in) and uses one learning
 rate for all weights. ``mup`` (maximal update) equals ``standard`` at `BASE_WIDTH` with heads of
 `BASE_HEAD`. At m times that width it changes four factors, so that the best learning rate does not
 depend on the width:

@@ -65,7 +65,7 @@ def test_residual_draws():
     assert draws.max() < 12
 
 
-def test_none_draws_nothing():
+def test_the_method_none_has_no_replicates():
     assert make(BootstrapSpec(k=0)).method == "none"
     assert make(BootstrapSpec(method="none")).k == 0
 

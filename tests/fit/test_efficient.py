@@ -63,7 +63,7 @@ def test_no_noise_has_no_scale():
     assert noise_scale(np.zeros(8), np.geomspace(1, 10, 8)) is None
 
 
-def test_shaped_weights_have_mean_one_and_the_variance_asked_for():
+def test_shaped_weights_have_mean_one_and_the_requested_variance():
     shape = np.array([0.5, 0.8, 1.0])
     (weights,) = ResamplingPlan(method="row", k=200_000, n=3, shape=shape).weights(200_000)
     assert weights.mean(axis=0) == pytest.approx(np.ones(3), abs=0.02)
@@ -110,7 +110,7 @@ def test_asymmetric_noise_keeps_the_refits_of_the_objective(isoflop_runs):
         (Objective(), BootstrapSpec(weights=np.ones((3, 45)))),
     ],
 )
-def test_the_choice_of_the_user_is_resampled(isoflop_runs, objective, spec):
+def test_a_chosen_resampling_method_is_used(isoflop_runs, objective, spec):
     fit = fit_parametric(isoflop_runs(), objective=objective, bootstrap=spec)
     assert fit.bootstrap.refits == "objective"
     assert fit.shape is None

@@ -20,7 +20,7 @@ def bent(runs, strength):
     )
 
 
-def test_a_wrong_form_shows_and_a_right_one_does_not(isoflop_runs):
+def test_a_wrong_form_has_inflation_and_a_right_one_has_none(isoflop_runs):
     runs = isoflop_runs(sizes=12)
     spec = BootstrapSpec(k=60)
     right = fit_parametric(runs, bootstrap=spec)

@@ -47,7 +47,7 @@ def test_any_law_is_recovered_from_its_own_noise_free_rows(A, B, E, alpha, beta,
     assert fit.status == "ok"
 
 
-def test_row_order_changes_nothing():
+def test_the_row_order_does_not_change_the_fit():
     rows = cloud(70)
     shuffled = rows.take(np.random.default_rng(1).permutation(70))
     first = fit_parametric(rows, bootstrap=BootstrapSpec(k=50))
@@ -151,7 +151,7 @@ def test_one_size_or_one_length_only_is_not_identified(held, name):
     assert any(f"{name} has 1 value" in w.message for w in fit.warnings)
 
 
-def test_a_vanishing_floor_is_not_identified():
+def test_a_vanishing_irreducible_loss_is_not_identified():
     rows = cloud(60, noise=0.0, truth=Chinchilla(A=40.0, B=90.0, E=0.0, alpha=0.15, beta=0.2))
     bent = Observations(
         n_params=rows.n_params,

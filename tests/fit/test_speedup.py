@@ -19,7 +19,7 @@ def faster(rows, times):
 
 
 @pytest.mark.parametrize("times", [0.6, 1.0, 2.5])
-def test_a_recipe_made_faster_is_found_to_be_so(isoflop_runs, times):
+def test_a_faster_recipe_has_its_true_speedup(isoflop_runs, times):
     fit = fit_parametric(isoflop_runs(noise=0.0), bootstrap=BootstrapSpec(k=0))
     found = effective_speedup(fit, faster(isoflop_runs(noise=0.0, sizes=5), times))
     assert found.factor.value == pytest.approx(times, rel=1e-4)
@@ -39,7 +39,7 @@ def test_the_interval_covers_the_truth_and_shrinks_with_the_noise(isoflop_runs):
     assert widths[1] < widths[0] ** 0.5
 
 
-def test_one_wild_run_does_not_decide(isoflop_runs):
+def test_one_outlier_does_not_change_the_speedup(isoflop_runs):
     fit = fit_parametric(isoflop_runs(noise=0.0), bootstrap=BootstrapSpec(k=0))
     recipe_b = faster(isoflop_runs(noise=0.0), 2.0)
     loss = recipe_b.loss_nats.copy()
@@ -56,7 +56,7 @@ def test_a_recipe_below_the_asymptote_cannot_be_measured(isoflop_runs):
         effective_speedup(fit, replace(rows, loss_nats=np.full(len(rows), 0.9 * E)))
 
 
-def test_a_recipe_that_is_not_identified_pins_nothing(isoflop_runs):
+def test_a_recipe_that_is_not_identified_is_an_error(isoflop_runs):
     rows = isoflop_runs()
     one_d = rows.take(np.flatnonzero(rows.n_tokens > 0)[:9])
     fit = fit_parametric(
@@ -67,7 +67,7 @@ def test_a_recipe_that_is_not_identified_pins_nothing(isoflop_runs):
         effective_speedup(fit, rows)
 
 
-def test_a_form_without_an_asymptote_is_refused(isoflop_runs):
+def test_a_form_without_an_asymptote_is_an_error(isoflop_runs):
     fit = fit_parametric(isoflop_runs(), form="kaplan", bootstrap=BootstrapSpec(k=0))
     with pytest.raises(UsageError, match="no asymptote"):
         effective_speedup(fit, isoflop_runs())

@@ -33,7 +33,7 @@ def pool(n: int = 80, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray,
 TARGET_7B = Target(columns={"n_params": np.array([7e9]), "n_tokens": np.array([2e11])})
 
 
-def test_a_play_keeps_its_budget_and_sees_only_what_it_paid_for() -> None:
+def test_a_replay_keeps_its_budget_and_reads_only_losses_of_chosen_runs() -> None:
     columns, flops, losses = pool()
     seen: list[int] = []
 
@@ -65,7 +65,7 @@ def test_the_unit_of_the_loss_does_not_matter() -> None:
     np.testing.assert_allclose(bits.last.loss * 7.7, nats.last.loss, rtol=1e-6)
 
 
-def test_it_stops_when_narrow_enough() -> None:
+def test_a_replay_stops_at_the_requested_width() -> None:
     columns, flops, losses = pool()
     budget = 0.5 * flops.sum()
     whole = replay(columns, lambda j: losses[j], flops, TARGET_7B, budget=budget, seed=0)
@@ -78,7 +78,7 @@ def test_it_stops_when_narrow_enough() -> None:
     assert early.history[-2][2] > wide
 
 
-def test_a_target_in_flops_is_at_the_optimum_of_what_is_known() -> None:
+def test_a_target_in_flops_is_at_the_optimum_of_the_fitted_law() -> None:
     columns, flops, losses = pool(200)
     made = np.arange(150)
     rest = np.arange(150, 200)
@@ -154,7 +154,7 @@ def frame(n: int = 30) -> pd.DataFrame:
         ({"budget_share": None, "budget": 1e10}, UsageError, "cheapest"),
     ],
 )
-def test_bad_budgets_are_said(
+def test_invalid_budgets_are_errors(
     change: dict[str, float | None], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
@@ -167,7 +167,7 @@ def test_tables_must_agree_on_repeats() -> None:
 
 
 @pytest.mark.parametrize("width", ["x", "0%", "200%", "-1"])
-def test_a_width_that_is_none_is_said(width: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_width_is_an_error(width: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(
         ["sweep", "adaptive", "--pool", "a", "--target-rows", "b", "--until-width", width, "--json"]
     )
@@ -175,7 +175,7 @@ def test_a_width_that_is_none_is_said(width: str, capsys: pytest.CaptureFixture[
     assert "until-width" in json.loads(capsys.readouterr().out)["error"]["given"]
 
 
-def test_people_read_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_output_of_a_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame().to_csv(tmp_path / "pool.csv", index=False)
     frame(3).to_csv(tmp_path / "target.csv", index=False)
     words = ["sweep", "adaptive", "--pool", str(tmp_path / "pool.csv")]

@@ -54,12 +54,12 @@ def test_requests_are_read(text, values):
 @pytest.mark.parametrize(
     "text", ["", "7e9", "N=", "N=abc", "N=-1", "N=0", "N=7e9,N=8e9", "N=1e9,D=1e10,C=7e19", "N:7e9"]
 )
-def test_invalid_requests_are_refused(text):
+def test_invalid_requests_are_errors(text):
     with pytest.raises(UsageError):
         parse_request(text)
 
 
-def test_n_alone_takes_compute_optimal_tokens_and_says_so(fit):
+def test_a_request_of_n_has_compute_optimal_tokens(fit):
     found = one(fit, "N=7e9")
     assert found.n_params.value == 7e9
     assert (found.n_params.low, found.n_params.high) == (7e9, 7e9)
@@ -72,7 +72,7 @@ def test_n_alone_takes_compute_optimal_tokens_and_says_so(fit):
     assert found.extrapolation == pytest.approx(found.flops / 1e20)
 
 
-def test_c_alone_takes_the_optimum_and_its_limits(fit):
+def test_a_request_of_c_has_the_optimum_and_its_interval(fit):
     found = one(fit, "C=1e21")
     n_params, n_tokens = fit.law.optimal(1e21)
     assert found.flops == 1e21
@@ -83,7 +83,7 @@ def test_c_alone_takes_the_optimum_and_its_limits(fit):
     assert found.n_params.low == pytest.approx(np.quantile(draws, 0.05))
 
 
-def test_two_of_the_three_fix_the_third(fit):
+def test_two_of_n_d_and_c_determine_the_third(fit):
     assert one(fit, "N=1e9,D=2e10").flops == pytest.approx(1.2e20)
     assert one(fit, "C=1.2e20,N=1e9").n_tokens.value == pytest.approx(2e10)
     assert one(fit, "C=1.2e20,D=2e10").n_params.value == pytest.approx(1e9)
@@ -105,7 +105,7 @@ def test_the_interval_widens_with_distance(fit):
     assert far.high - far.low > near.high - near.low
 
 
-def test_a_request_beyond_a_hundred_times_the_largest_run_is_far(fit):
+def test_a_request_beyond_a_hundred_times_the_largest_run_gives_a_warning(fit):
     near, far = one(fit, "C=9.9e21"), one(fit, "C=1.01e22")
     assert not near.outside_range
     (warning,) = extrapolation_warnings([near, far])
@@ -136,13 +136,13 @@ def test_sizes_far_outside_those_of_the_runs_give_warnings(fit, text, words):
 @pytest.mark.parametrize(
     ("text", "name"), [("N=7B,d=2T", "d"), ("N=1e9,foo=3", "foo"), ("L=2,N=1B", "L")]
 )
-def test_a_name_that_the_form_lacks_is_refused(fit, text, name):
+def test_a_column_that_the_form_does_not_have_is_an_error(fit, text, name):
     with pytest.raises(UsageError, match=f"has no {name};"):
         one(fit, text)
 
 
 @pytest.mark.parametrize("text", ["N=1e200", "D=1e250", "C=1e300,N=1e-300", "N=1e200,D=1e200"])
-def test_sizes_without_a_finite_answer_are_refused(fit, text):
+def test_sizes_without_a_finite_answer_are_errors(fit, text):
     with pytest.raises(UsageError, match="no finite"):
         one(fit, text)
 
@@ -180,7 +180,7 @@ def test_derived_exponents_are_those_of_the_parameters(fit):
     assert found["a"].low == pytest.approx(np.quantile(samples, 0.05), rel=1e-9)
 
 
-def test_a_form_without_a_frontier_derives_nothing(isoflop_runs):
+def test_a_form_without_a_frontier_has_no_derived_exponents(isoflop_runs):
     fit = fit_parametric(isoflop_runs(), form="kaplan_n", bootstrap=BootstrapSpec(k=0))
     assert derived(fit) == {}
 
@@ -208,7 +208,7 @@ def test_the_compute_at_which_a_size_is_optimal_inverts_the_frontier(
 @pytest.mark.parametrize(
     "vanished", [{"A": 0.0}, {"B": 0.0}, {"alpha": 0.0}, {"alpha": 0.0, "beta": 0.0}]
 )
-def test_where_a_term_has_vanished_there_is_no_frontier(vanished):
+def test_a_law_with_a_zero_term_has_no_frontier(vanished):
     # Replicates of few or odd rows end so, and must not end the whole fit.
     law = law_named("chinchilla")(A=400.0, B=400.0, E=1.7, alpha=0.34, beta=0.28)
     law = replace(law, **vanished)

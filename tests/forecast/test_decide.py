@@ -86,7 +86,7 @@ def test_each_limit_can_bind(name: str) -> None:
     assert all(answer.relaxed[other] == pytest.approx(0, abs=1e-9) for other in others)
 
 
-def test_memory_and_data_bind_beside_compute() -> None:
+def test_memory_and_data_can_bind_together_with_compute() -> None:
     memory = decide("besiroglu", Limits(flops=BUDGET, serving_bytes=40e9))
     assert set(memory.binding) == {"flops", "serving_bytes"}
     assert memory.best is not None
@@ -98,7 +98,7 @@ def test_memory_and_data_bind_beside_compute() -> None:
 
 @given(law=laws, usd=st.floats(1e4, 1e8), demands=st.lists(st.floats(1e8, 1e11), min_size=2))
 @settings(max_examples=10, deadline=None)
-def test_more_demand_never_asks_for_a_larger_model(
+def test_more_served_tokens_never_give_a_larger_best_model(
     law: Chinchilla, usd: float, demands: list[float]
 ) -> None:
     deployment = Deployment()
@@ -114,7 +114,7 @@ def test_more_demand_never_asks_for_a_larger_model(
 
 @given(law=laws, log10_flops=st.floats(18, 26), nudge=st.floats(-0.5, 0.5))
 @settings(max_examples=20, deadline=None)
-def test_no_neighbour_beats_the_best(law: Chinchilla, log10_flops: float, nudge: float) -> None:
+def test_no_size_is_better_than_the_best(law: Chinchilla, log10_flops: float, nudge: float) -> None:
     best = best_of(forecaster(law), Limits(flops=10**log10_flops), Deployment()).best
     assert best is not None
     beside = law.loss(
@@ -184,7 +184,7 @@ def test_other_forms_decide_too() -> None:
         forecaster(BatchSize(k=1.0, q=0.5))
 
 
-def test_named_candidates_are_judged_and_ranked() -> None:
+def test_named_candidates_are_assessed() -> None:
     answer = decide("besiroglu", Limits(flops=1e23), candidates=["7B:2T", "70B:1.4T", "1B:1T"])
     assert [candidate.is_feasible for candidate in answer.candidates] == [True, False, True]
     assert answer.candidates[1].broken == ("flops",)
@@ -193,7 +193,7 @@ def test_named_candidates_are_judged_and_ranked() -> None:
     assert parse_candidate("7B:2T") == (7e9, 2e12)
 
 
-def test_the_winner_of_real_shapes_is_planned_as_it_was_decided(
+def test_the_emitted_sweep_trains_the_best_real_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "winner.toml"
@@ -208,7 +208,7 @@ def test_the_winner_of_real_shapes_is_planned_as_it_was_decided(
     assert run["flops"] == pytest.approx(best["flops"], rel=0.01)
 
 
-def test_the_winner_is_a_sweep_file() -> None:
+def test_the_best_candidate_is_written_as_a_sweep_file() -> None:
     best = decide("besiroglu", Limits(flops=1e22)).best
     assert best is not None
     spec = sweep_from_mapping(tomllib.loads(as_sweep(best, "scalelab decide")), source="the test")
@@ -250,7 +250,7 @@ def test_unknown_devices_and_laws_are_errors() -> None:
 
 
 @pytest.mark.parametrize("demand", ["0", "-1e9"])
-def test_a_demand_of_nothing_is_an_error(demand: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_served_tokens_are_errors(demand: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["decide", "--law", "hoffmann", "--flops", "1e20", f"--inference-tokens={demand}"]
     assert main([*words, "--json"]) == 2
     assert set(json.loads(capsys.readouterr().out)["error"]) == {"given", "allowed", "do"}
@@ -264,7 +264,7 @@ def test_contradictory_limits_are_named() -> None:
         decide("besiroglu", Limits(flops=1e20, serving_bytes=10.0), real_shapes=(32_768, 4096))
 
 
-def test_a_fit_that_is_not_identified_decides_nothing() -> None:
+def test_a_fit_that_is_not_identified_cannot_decide() -> None:
     from types import SimpleNamespace
 
     from scalelab.errors import NotIdentifiedError
@@ -273,9 +273,7 @@ def test_a_fit_that_is_not_identified_decides_nothing() -> None:
         forecaster(SimpleNamespace(status="not_identified"))  # type: ignore[arg-type]
 
 
-def test_the_command_prints_the_contract(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_json_of_decide(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "winner.toml"
     words = ["decide", "--law", "hoffmann", "--flops", "5.76e23", "--json", "--emit", str(out)]
     # Processor time: which other processes do not change.
@@ -328,7 +326,7 @@ def test_the_probability_of_missing_is_that_of_the_prediction_interval(
     assert decide(report, Limits(flops=flops), target_loss=9.0).best.miss == 0  # type: ignore[union-attr]
 
 
-def test_the_warnings_of_the_fit_and_of_the_distance_are_kept(report: FitReport) -> None:
+def test_warnings_of_the_fit_and_of_extrapolation_are_kept(report: FitReport) -> None:
     near = decide(report, Limits(flops=1e21))
     assert near.warnings == report.warnings
     far = decide(report, Limits(flops=1e32))
@@ -340,7 +338,7 @@ def test_the_warnings_of_the_fit_and_of_the_distance_are_kept(report: FitReport)
     assert [w.code for w in named.warnings].count("extrapolation") == 1
 
 
-def test_compute_that_repeated_data_cannot_use_is_left() -> None:
+def test_the_best_model_uses_less_compute_if_repeated_data_saturate() -> None:
     answer = decide("besiroglu", Limits(flops=1e24, unique_tokens=1e9))
     best, full = answer.best, answer.candidates[1]
     assert best is not None
@@ -381,14 +379,14 @@ def test_a_best_size_at_the_edge_of_the_search_gives_a_warning(
         (["--law", "hoffmann", "--flops", "1e20", "--emit", "runs.csv"], "runs.csv"),
     ],
 )
-def test_options_that_mean_nothing_together_are_refused(
+def test_options_that_contradict_each_other_are_errors(
     words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["decide", *words, "--json"]) == 2
     assert told in json.loads(capsys.readouterr().out)["error"]["given"]
 
 
-def test_the_command_says_the_warnings_and_the_chance_of_missing(
+def test_the_text_has_the_warnings_and_the_probability_of_a_miss(
     tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["decide", "--from", str(tables / "llama3" / "data.csv")]

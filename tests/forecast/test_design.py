@@ -37,7 +37,7 @@ def covariance_of(posterior: Posterior) -> np.ndarray:
 
 
 @pytest.mark.parametrize("m", [0, 12])
-def test_the_covariance_is_one(m: int) -> None:
+def test_the_covariance_is_positive_semidefinite(m: int) -> None:
     posterior = posterior_of(pool(30), m)
     dense = covariance_of(posterior)
     np.testing.assert_allclose(dense, dense.T, atol=1e-12)
@@ -45,7 +45,7 @@ def test_the_covariance_is_one(m: int) -> None:
     assert np.linalg.eigvalsh(dense).min() > -1e-9 * np.diag(dense).max()
 
 
-def test_disagreement_between_forms_is_variance() -> None:
+def test_disagreement_between_forms_adds_variance() -> None:
     points = pool(20)
     posterior = posterior_of(points, 0)
     parts = [form.prior.log_loss(form.z, points.columns) for form in posterior.forms]
@@ -60,7 +60,7 @@ def test_disagreement_between_forms_is_variance() -> None:
     assert between.max() > 1e-4
 
 
-def test_a_plan_leaves_what_conditioning_on_its_runs_leaves() -> None:
+def test_the_predicted_variance_is_that_of_the_posterior_after_the_runs() -> None:
     posterior, targets = posterior_of(pool(40), 6), np.array([37, 38, 39])
     flops = 6 * posterior.points.columns["n_params"] * posterior.points.columns["n_tokens"]
     is_free = np.arange(40) < 37
@@ -79,7 +79,7 @@ def test_a_plan_leaves_what_conditioning_on_its_runs_leaves() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_plan_is_near_the_best_of_all(seed: int) -> None:
+def test_proposed_runs_are_near_the_best_subset(seed: int) -> None:
     posterior, targets = posterior_of(pool(13, seed), 0), np.array([12])
     flops = 6 * posterior.points.columns["n_params"] * posterior.points.columns["n_tokens"]
     budget = 0.25 * flops[:12].sum()
@@ -100,7 +100,7 @@ def test_the_noise_of_small_runs_is_larger() -> None:
     assert posterior.noise[np.argmin(flops)] > 2 * posterior.noise[np.argmax(flops)]
 
 
-def test_the_belief_covers_the_truth_and_narrows() -> None:
+def test_the_posterior_covers_the_truth_and_narrows() -> None:
     points = pool(120)
     exact = np.log(TRUTH.loss(points.columns))
     far = np.argsort(points.columns["n_params"] * points.columns["n_tokens"])[-10:]
@@ -113,7 +113,7 @@ def test_the_belief_covers_the_truth_and_narrows() -> None:
     assert sum(form.weight for form in many.forms) == pytest.approx(1.0)
 
 
-def test_ten_thousand_candidates_take_less_than_a_second() -> None:
+def test_a_pool_of_ten_thousand_runs_takes_less_than_a_second() -> None:
     points = pool(10_001)
     posterior = posterior_of(points, 40)
     flops = 6 * points.columns["n_params"] * points.columns["n_tokens"]

@@ -102,7 +102,7 @@ def test_without_a_bootstrap_limits_are_null_and_values_stay(frame):
     assert found["bootstrap"]["k"] == 0
 
 
-def test_a_fit_that_is_not_identified_keeps_objective_and_params_and_predicts_nothing(frame):
+def test_a_fit_that_is_not_identified_has_params_and_no_forecasts(frame):
     found = api.fit(frame.assign(n_tokens=1e10), bootstrap=BootstrapSpec(k=20), predict=["N=7e9"])
     plain = as_plain(found.to_dict())
     assert found.exit_code == 4

@@ -38,7 +38,7 @@ def test_the_middle_of_the_prior_is_a_typical_loss(i: int) -> None:
     assert np.exp(value[0]) == pytest.approx(1.0, rel=0.25)
 
 
-def test_where_a_law_has_no_value_the_loss_is_impossible_and_flat() -> None:
+def test_a_law_without_a_value_has_an_impossible_loss_and_no_slope() -> None:
     prior = priors_of(PLAIN)[0]
     z = np.zeros(5)
     z[2] = -1e3  # E far below zero

@@ -59,7 +59,7 @@ def law_named(name: str) -> type[Law]:
         if law.name == name:
             return law
     raise UsageError(
-        f"form {name!r}", f"one of {', '.join(law.name for law in LAWS)}", "Choose a form."
+        f"form {name!r}", f"one of {', '.join(law.name for law in LAWS)}", "Use --form chinchilla."
     )
 
 

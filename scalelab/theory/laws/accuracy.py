@@ -1,4 +1,4 @@
-"""From loss to downstream accuracy."""
+"""Downstream accuracy as a function of loss."""
 
 from __future__ import annotations
 

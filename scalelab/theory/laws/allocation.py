@@ -1,4 +1,4 @@
-"""Compute-optimal allocation of a surface without a closed form: golden section along C = 6 N D."""
+"""Compute-optimal allocation without a closed form: golden-section search along C = 6 N D."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ N_COARSE = 241
 def best_split(
     loss: Callable[[FloatArray, FloatArray], FloatArray], flops: ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the (N, D) of least loss at each budget.
+    """Return the (N, D) of lowest loss at each budget.
 
     A coarse scan in log N brackets the minimum and golden section narrows it to rounding. Fitted
     losses may fall again far outside their data (huge N on few tokens), so the optimum is the local

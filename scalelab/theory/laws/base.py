@@ -27,14 +27,14 @@ Columns = Mapping[str, ArrayLike]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coordinate:
-    """One parameter as an optimizer sees it.
+    """One parameter in the coordinates of the optimizer.
 
     Attributes
     ----------
     name : str
         The parameter, a field of the law.
     is_log : bool
-        Whether the optimizer moves its logarithm (positive parameters) or the value itself.
+        Whether the coordinate is the logarithm (of a positive parameter) or the value itself.
     low, high : float
         Bounds on the parameter itself. A fit whose best value goes to 0 is reported as such.
     """
@@ -55,25 +55,25 @@ class Coordinate:
 
 
 def log_coordinates(*names: str) -> tuple[Coordinate, ...]:
-    """Return the coordinates of positive parameters, of which the optimizer moves the logarithm."""
+    """Return the coordinates of positive parameters: their logarithms."""
     return tuple(Coordinate(name=name) for name in names)
 
 
 def linear_coordinates(*names: str, low: float = 0.0) -> tuple[Coordinate, ...]:
-    """Return the coordinates of parameters from ``low`` that the optimizer moves directly."""
+    """Return the coordinates of parameters from ``low``: the values themselves."""
     return tuple(Coordinate(name=name, is_log=False, low=low) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law(ABC):
-    """Base of the forms; a subclass is a frozen dataclass whose fields are its parameters."""
+    """Base class of forms; a subclass is a frozen dataclass whose fields are its parameters."""
 
     name: ClassVar[str]
     """Name on the command line and in files."""
     columns: ClassVar[tuple[str, ...]]
-    """Columns a row must have, in addition to the target."""
+    """Columns that a row must have, in addition to the target."""
     target: ClassVar[str] = "loss_nats"
-    """What the law predicts: a column of the observations."""
+    """Predicted column of the observations."""
     coordinates: ClassVar[tuple[Coordinate, ...]]
     """Parameters in optimizer order."""
     source: ClassVar[str]
@@ -91,7 +91,7 @@ class Law(ABC):
     @classmethod
     @abstractmethod
     def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
-        """Return the predicted target from coordinates: the formula, stated once.
+        """Return the predicted target from coordinates.
 
         Parameters
         ----------
@@ -205,5 +205,5 @@ class Law(ABC):
         raise UsageError(
             f"the compute-optimal allocation of the form {self.name}",
             "a form with a model term and a data term",
-            "Choose a form such as chinchilla.",
+            "Use --form chinchilla.",
         )

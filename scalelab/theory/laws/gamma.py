@@ -93,7 +93,7 @@ class Gamma(Law):
         return np.concatenate(out)
 
     def optimal(self, flops: ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Return the compute-optimal (N, D) at C = 6 N D: the power does not move it."""
+        """Return the compute-optimal (N, D) at C = 6 N D, which does not depend on the power."""
         return self.inside().optimal(flops)
 
     def inside(self) -> Chinchilla:

@@ -1,4 +1,4 @@
-"""Loss by compute and tokens per parameter: over-training made explicit."""
+"""Loss as a function of compute and tokens per parameter, for over-trained models."""
 
 from __future__ import annotations
 

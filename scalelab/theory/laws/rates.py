@@ -32,7 +32,7 @@ class _Monomial(Law):
 
     @classmethod
     def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
-        """Return the regression of logarithms, which is the whole answer for least squares."""
+        """Return the regression of logarithms, which is exact for least squares."""
         design = cls.terms(columns)[0]
         best = np.linalg.lstsq(design, np.log(target), rcond=None)[0]
         return np.asarray(best)[None]

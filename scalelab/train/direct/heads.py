@@ -1,6 +1,6 @@
 """QK-norm, RoPE and attention of a block as recorded calls over fixed buffers: fp32 on a CPU.
 
-Queries and keys are normalized and rotated together, then arranged by head for
+Queries and keys are normalised and rotated together, then arranged by head for
 `scalelab.train.direct.attention`.
 """
 
@@ -27,12 +27,12 @@ def finish_rstd(calls: Calls, sums: Tensor, n: int) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class SavedHeads:
-    """What a block's heads save for the backward pass.
+    """Values that a block's heads save for the backward pass.
 
     Attributes
     ----------
     qkv : Tensor, shape (K, (H + 2 G) D, M)
-        Input of the heads; queries and keys are normalized in place, without their gains.
+        Input of the heads; queries and keys are normalised in place, without their gains.
     rstd : Tensor, shape (K, H + G, 1, M)
         Reciprocal root mean squares of queries and keys.
     gains : Tensor, shape (K, H + G, D, 1)

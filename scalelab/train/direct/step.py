@@ -2,7 +2,7 @@
 
 For the models of small sweeps, a step of `scalelab.train.model` under autograd spends most of its
 time outside the matrix products: recording, allocating, copying, and processing rows too short to
-vectorize. Here buffers are allocated once, the calls over them are recorded once, and gradients are
+vectorise. Here buffers are allocated once, the calls over them are recorded once, and gradients are
 written to the optimizer's buffer.
 
 Activations are feature first, ``(K, d, M)``, with the M tokens of a run contiguous in memory, so
@@ -43,7 +43,7 @@ def is_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
 
 @dataclass(kw_only=True, slots=True)
 class _Norm:
-    """The normalized input of a norm and its reciprocal root mean square."""
+    """The normalised input of a norm and its reciprocal root mean square."""
 
     normed: Tensor
     rstd: Tensor
@@ -51,7 +51,7 @@ class _Norm:
 
 @dataclass(kw_only=True, slots=True)
 class _Saved:
-    """What a block saves for its backward pass."""
+    """Values that a block saves for its backward pass."""
 
     first: _Norm
     second: _Norm
