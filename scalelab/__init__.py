@@ -39,11 +39,23 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     api = importlib.import_module("scalelab.api")
-    return sorted({*globals(), *api.__all__})
+    own = {
+        name
+        for name, value in globals().items()
+        if name.startswith("__") or str(getattr(value, "__name__", "")).startswith("scalelab.")
+    }
+    return sorted({*own, *api.__all__})
 
 
 class _VerbPackage(ModuleType):
-    """A package that can be called as the verb of the same name."""
+    # A package that can be called as the verb of the same name.
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        inspect = importlib.import_module("inspect")
+        name, verb = self.__name__.rpartition(".")[2], self._verb()
+        own = self.__dict__["__doc__"]
+        return f"{name}{self.__signature__}\n\n{inspect.getdoc(verb)}\n\nPackage {name}: {own}"
 
     def _verb(self) -> Any:
         api = importlib.import_module("scalelab.api")

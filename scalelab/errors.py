@@ -23,6 +23,9 @@ EXIT_OK = 0
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
+FIRST_SWEEP = "`scalelab sweep isoflop --budgets 1e12..1e13`"
+"""A small sweep that runs on any machine, for advice in messages."""
+
 
 class ScalelabError(Exception):
     """Base class of every error raised on purpose.

@@ -1,5 +1,6 @@
 """Arguments in the forms that notebook users write, and reports that show themselves."""
 
+import inspect
 import subprocess
 import sys
 
@@ -35,8 +36,16 @@ def test_the_package_has_every_name_of_the_api():
         if name not in ("fit", "launch", "tune"):
             assert getattr(sl, name) is getattr(api, name)
     assert set(api.__all__) <= set(dir(sl))
+    assert not {"Any", "ModuleType", "TYPE_CHECKING", "importlib", "sys"} & set(dir(sl))
     with pytest.raises(AttributeError, match="fitt"):
         sl.fitt  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["fit", "launch", "tune"])
+def test_the_help_of_a_verb_that_is_also_a_package_is_that_of_the_verb(name):
+    first, _, rest = getattr(sl, name).__doc__.partition("\n\n")
+    assert first.startswith(f"{name}(")
+    assert rest.startswith(inspect.getdoc(getattr(api, name)))
 
 
 def test_importing_the_package_is_light_and_its_verbs_stay_callable():

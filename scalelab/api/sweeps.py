@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.data import DEFAULT_RESULTS
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import FIRST_SWEEP, DataError, UsageError
 
 if TYPE_CHECKING:
     from scalelab.api.sweep_reports import LaunchReport, Plan, Proposal
@@ -329,7 +329,7 @@ def latest_sweep_name(results: str | Path = DEFAULT_RESULTS) -> str:
         raise DataError(
             f"no sweep in {results}",
             "a results folder with a sweep",
-            "Launch one with `scalelab sweep`, or set the folder with --results.",
+            f"Launch one with {FIRST_SWEEP}, or set the folder with --results.",
         )
     return names[0]
 

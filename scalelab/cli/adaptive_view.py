@@ -187,8 +187,9 @@ def _print_reasons(out: Console, batch: SweepRound) -> None:
         )
     out.print(Fitting(table))
     out.print(
-        "variance cut: share of the target's variance that the run removes after the runs above "
-        "it. correlation: between the uncertain log losses of the run and of the target.",
+        "The table is sorted by FLOPs. variance cut: share of the target's variance that the run "
+        "removes after the runs chosen before it, in the order of choice. correlation: between the "
+        "uncertain log losses of the run and of the target.",
         style="dim",
         soft_wrap=True,
     )
@@ -200,7 +201,7 @@ def _why(gain: float, correlation: float, cost: float) -> str:
         return "its loss is strongly correlated with the target's"
     if gain >= cost:
         return "cuts much variance for its cost"
-    return "cuts variance that the runs above it leave"
+    return "best use of the FLOPs left by the runs chosen before it"
 
 
 def print_gain(gain: DesignGain) -> None:

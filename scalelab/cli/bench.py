@@ -184,7 +184,7 @@ def shape_named(text: str, vocab_size: int) -> ModelShape:
         raise UsageError(
             f"shape {text!r}",
             "d_model divisible by 2 x n_heads",
-            "Change one of them, for example 4L-64d-2h.",
+            "Write for example --shape 4L-64d-2h.",
         )
     return ModelShape(
         n_layers=n_layers,

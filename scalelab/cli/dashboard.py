@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import DEFAULT_RESULTS, MapOption, ResultsOption
+from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, MapOption, ResultsOption
 from scalelab.cli.output import warn
 from scalelab.errors import DataError, UsageError
 
@@ -22,9 +22,7 @@ PORTS_TRIED = 20
 
 def dashboard(
     results: ResultsOption = DEFAULT_RESULTS,
-    from_file: Annotated[
-        Path | None, typer.Option("--from", help="CSV or Parquet file of finished runs to show.")
-    ] = None,
+    from_file: Annotated[Path | None, typer.Option("--from", help=FROM_HELP)] = None,
     mapping: MapOption = None,
     port: Annotated[
         int | None,
@@ -39,12 +37,15 @@ def dashboard(
     Example: scalelab dashboard --from runs.csv
     """
     from scalelab.records.machine import SAFE_PATH
+    from scalelab.store.public_tables import table_path
     from scalelab.store.tables import ReadOptions, parse_map
 
     ReadOptions(mapping=parse_map(mapping or []))  # raises before the server starts
-    if from_file is not None and not from_file.is_file():
+    if from_file is not None and not table_path(from_file).is_file():
         raise DataError(
-            f"{from_file}, which is not a file", "a CSV or Parquet file", "Check the path."
+            f"{from_file}, which is not a file",
+            "a CSV or Parquet file",
+            "Write its path from the current folder, for example --from data/runs.csv.",
         )
     app = app_path()
     environment = {**os.environ, **SAFE_PATH, "SCALELAB_RESULTS": str(results)}
@@ -100,7 +101,7 @@ def free_port(asked: int | None) -> int:
         if asked
         else f"ports {DEFAULT_PORT} to {DEFAULT_PORT + PORTS_TRIED - 1}, which are all in use",
         "a free port",
-        "Choose another port, for example --port 8600.",
+        "Use another port, for example --port 8600.",
     )
 
 

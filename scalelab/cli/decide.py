@@ -11,7 +11,14 @@ import typer
 
 from scalelab.cli.fit_page import print_gravest, print_warnings, rows_used
 from scalelab.cli.layout import Fitting, number_table
-from scalelab.cli.options import DEFAULT_RESULTS, LevelOption, MapOption, ResultsOption, option
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    FROM_HELP,
+    LevelOption,
+    MapOption,
+    ResultsOption,
+    option,
+)
 from scalelab.cli.output import console, emit_json, write_text
 from scalelab.errors import UsageError
 from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
@@ -38,7 +45,7 @@ def decide(
             "besiroglu-huber. Default: fit your runs.",
         ),
     ] = None,
-    from_file: Annotated[Path | None, option(SOURCE, "Table of runs to fit.", "--from")] = None,
+    from_file: Annotated[Path | None, option(SOURCE, FROM_HELP, "--from")] = None,
     sweep: Annotated[str | None, option(SOURCE, "Sweep to fit.")] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
@@ -129,13 +136,13 @@ def decide(
         raise UsageError(
             f"--law with {', '.join(idle)}",
             "a published law, or options of a fit",
-            f"Leave out --law or {', '.join(idle)}.",
+            f"Remove --law {law}, or remove {', '.join(idle)}.",
         )
     if published and (idle := [o for name, o in options.items() if name not in OF_PUBLISHED]):
         raise UsageError(
             f"--published with {', '.join(idle)}",
             "options of the law: the size and compute of published models are fixed",
-            f"Leave out {', '.join(idle)}.",
+            f"Remove {', '.join(idle)}.",
         )
     given = {
         "flops": flops,
@@ -209,7 +216,7 @@ def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
         raise UsageError(
             "--emit, but no candidate is within the limits",
             "at least one feasible candidate",
-            "Relax a limit.",
+            "Raise a limit: the last column of the table names those exceeded.",
         )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     write_text(path, as_sweep(answer.best, command, shapes), "--emit")
@@ -219,10 +226,11 @@ def _print(answer: Decision, source: FitReport | str) -> None:
     out = console()
     used = "" if isinstance(source, str) else rows_used(source.fit.n_rows, answer.warnings)
     wraps = not out.is_terminal
+    level = "" if isinstance(source, str) else f"{100 * source.level:g} % confidence interval"
     if answer.best is None:
         out.print(f"{used}No candidate stays within the limits.", style="bold", soft_wrap=wraps)
     else:
-        out.print(f"{used}Best: {_describe(answer.best)}", style="bold", soft_wrap=wraps)
+        out.print(f"{used}Best: {_describe(answer.best, level)}", style="bold", soft_wrap=wraps)
     first = print_gravest(answer.warnings, out)
     if answer.best is not None:
         for name in answer.binding:
@@ -230,21 +238,27 @@ def _print(answer: Decision, source: FitReport | str) -> None:
             more = f": 10 % more saves {gain:.4f} nats" if gain is not None else ""
             out.print(f"Binding limit: {name.replace('_', ' ')}{more}", soft_wrap=wraps)
         if answer.best.miss is not None:
-            chance = f"{100 * answer.best.miss:.2g} %"
+            chance = _percent(answer.best.miss)
             out.print(f"Probability that this run misses the target loss: {chance}")
     if isinstance(source, str):
         out.print("This published law has no intervals: only its constants are known.", style="dim")
     has_target = any(each.miss is not None for each in answer.candidates)
-    names = ("candidate", "loss", "confidence interval", *(["misses target"] if has_target else []))
+    interval = [level] if level else []
+    names = ("candidate", "loss", *interval, *(["misses target"] if has_target else []))
     names = (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", "")
     table = number_table(*names, texts=("candidate", ""))
-    table.columns[names.index("confidence interval")].no_wrap = False
+    if level:
+        table.columns[names.index(level)].no_wrap = False
     for each in answer.candidates:
         table.add_row(
             each.label if each.shape is None else f"{each.label}, {each.shape}",
             f"{each.loss_nats:.4f}",
-            "" if each.low is None else f"{each.low:.4f} to {each.high:.4f}",
-            *(["" if each.miss is None else f"{100 * each.miss:.2g} %"] if has_target else []),
+            *(
+                ["" if each.low is None else f"{each.low:.4f} to {each.high:.4f}"]
+                if interval
+                else []
+            ),
+            *(["" if each.miss is None else _percent(each.miss)] if has_target else []),
             format_flops(each.flops),
             format_quantity(each.costs["gpu_hours"] or 0.0),
             format_money(each.costs["usd"] or 0.0),
@@ -265,8 +279,15 @@ def _note(candidate: Candidate, best: Candidate | None) -> str:
     return "best" if candidate is best else ""
 
 
-def _describe(best: Candidate) -> str:
-    interval = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
+def _percent(share: float) -> str:
+    """Return a probability such as ``< 0.1 %``, ``3.2 %`` or ``50 %``."""
+    if not 0.001 <= share <= 0.999:
+        return "< 0.1 %" if share < 0.5 else "> 99.9 %"
+    return f"{100 * share:.1f} %" if not 0.1 <= share <= 0.9 else f"{100 * share:.0f} %"
+
+
+def _describe(best: Candidate, level: str) -> str:
+    interval = "" if best.low is None else f" ({level} {best.low:.4f} to {best.high:.4f})"
     return (
         f"N {format_quantity(best.n_params)} on D {format_quantity(best.n_tokens)} tokens, "
         f"C {format_flops(best.flops)} FLOPs: loss {best.loss_nats:.4f}{interval}"

@@ -195,7 +195,7 @@ def _print_table(checks: Sequence[Check], bad: Sequence[Check]) -> None:
     elif missing or problems:
         out.print(
             f"\nPlanning, importing and fitting work. Optional: {missing} missing, {problems} "
-            "with a problem; see the column `needed for`."
+            "with a problem; the column `what to do` has the remedy."
         )
     else:
         out.print("\nAll checks passed.")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from scalelab.cli.options import DEFAULT_RESULTS, option, results_option
+from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, option, results_option
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import UsageError
 
@@ -20,9 +20,7 @@ RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
 
 
 def fit(
-    from_file: Annotated[
-        Path | None, option(RUNS, "CSV or Parquet file of finished runs.", "--from")
-    ] = None,
+    from_file: Annotated[Path | None, option(RUNS, FROM_HELP, "--from")] = None,
     sweep: Annotated[
         str | None, option(RUNS, "Sweep to fit; default: the latest with results.")
     ] = None,
@@ -111,7 +109,11 @@ def fit(
     from scalelab.store.tables import parse_map
 
     if as_json + as_tex + as_csv > 1:
-        raise UsageError("more than one of --json, --tex and --csv", "one of them", "Choose one.")
+        raise UsageError(
+            "more than one of --json, --tex and --csv",
+            "one of them",
+            "Keep one, for example --json.",
+        )
     columns = parse_map(mapping or [])
     if cluster is not None:
         columns["cluster"] = cluster

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DIM_STYLE = "dim"
 ANSWER_STYLE = "bold"
 WARNING_STYLE = "yellow"
+NEW_RUN = "prediction interval of a new run"
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
 IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "extrapolation")
 NOT_GRAVE = (*IN_FIRST_LINE, "approach_", "derived_", "edge_minimum", "off_centre", "drifting")
@@ -91,8 +92,9 @@ def print_gravest(warnings: Sequence[FitWarning], out: Console) -> FitWarning | 
 def print_warnings(warnings: Sequence[FitWarning], out: Console) -> None:
     """Print each warning as a paragraph, its code first."""
     for warning in warnings:
-        if warning.code.startswith("approach_"):
-            continue  # shown in the table of approaches; forecasts do not use them
+        # The first line gives the one; the table of approaches shows the others.
+        if warning.code == "not_identified" or warning.code.startswith("approach_"):
+            continue
         out.print()
         _print_warning(warning, out)
 
@@ -115,11 +117,11 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
             distance = f" This is {times} times the FLOPs of the largest run."
         else:
             distance = " This is within the FLOPs of the runs."
-    share = f"{100 * forecast.level:g} %"
+    level = f"{100 * forecast.level:g} %"
     loss = (
         f"{_target(target)} {_loss(forecast.loss_nats)}"
-        f"{_limits(forecast.low, forecast.high, share)}"
-        f"{_limits(forecast.pred_low, forecast.pred_high, 'a new run')}"
+        f"{_limits(forecast.low, forecast.high, f'{level} confidence interval')}"
+        f"{_limits(forecast.pred_low, forecast.pred_high, f'{level} {NEW_RUN}')}"
     )
     sentence = f"{_describe(forecast)}: {loss}."
     return distance + sentence if forecast.outside_range else sentence + distance
@@ -141,8 +143,17 @@ def _headline(report: FitReport) -> Iterator[str]:
         return
     yield (
         f"Compute-optimal N grows as C^{_figure(a.value, _digits(a.low, a.high))}{_span(a, 3)}, "
-        f"D as C^{_figure(b.value, _digits(b.low, b.high))}{_span(b, 3)}."
+        f"D as C^{_figure(b.value, _digits(b.low, b.high))}{_span(b, 3)}"
+        f"{f' ({_confidence(report)}s)' if math.isfinite(a.low) else ''}."
     )
+
+
+def _confidence(report: FitReport) -> str:
+    return f"{100 * report.level:g} % confidence interval"
+
+
+def _is_identified(report: FitReport) -> bool:
+    return report.fit.status != "not_identified"
 
 
 def _ground(report: FitReport) -> str:
@@ -163,17 +174,25 @@ def _ground(report: FitReport) -> str:
         if fit.bootstrap.n_clusters is not None
         else ""
     )
+    intervals = f"Intervals: {replicates}{clusters}, seed {fit.bootstrap.seed}."
+    if not _is_identified(report):
+        intervals = "No intervals: the rows do not determine these values."
     return (
         f"{plural(fit.n_rows, 'run')} from {rows.source}. Law: {fit.form}. Objective: "
         f"{objective.loss}{delta} on {objective.residual} loss, minimum {fit.value:.8g}. "
-        f"Intervals: {replicates}{clusters}, seed {fit.bootstrap.seed}. Status: {fit.status}. "
+        f"{intervals} Status: {fit.status}. "
         f"Counting: N {rows.param_convention}, FLOPs {rows.flop_convention}; forecasts use "
         "C = 6 N D."
     )
 
 
 def _parameters(report: FitReport) -> Table:
-    table = _table("", "value", f"{100 * report.level:g} % interval", "meaning")
+    if not _is_identified(report):
+        table = _table("", "value")
+        for name, interval in report.params.items():
+            table.add_row(name, f"{interval.value:.3g}")
+        return table
+    table = _table("", "value", _confidence(report), "meaning")
     for name, interval in report.params.items():
         table.add_row(name, f"{interval.value:.7g}", _span(interval, 5).strip(), "")
     notes = {"a": "N_opt = G (C/6)^a", "b": "D_opt = (C/6)^b / G"}
@@ -187,9 +206,14 @@ def _parameters(report: FitReport) -> Table:
 
 def _approaches(report: FitReport) -> Table:
     table = _table("approach", "a (N_opt)", "b (D_opt)", "based on", texts=("approach", "based on"))
-    a, b = report.derived.get("a"), report.derived.get("b")
-    runs = plural(report.fit.n_rows, "run")
-    table.add_row("3, the law (answer)", _number(a), _number(b), runs)
+    if _is_identified(report):
+        a, b = report.derived.get("a"), report.derived.get("b")
+        runs = plural(report.fit.n_rows, "run")
+        table.add_row("3, parametric fit", _number(a), _number(b), runs)
+        if report.fit.bootstrap.k:
+            table.caption = f"In brackets: {_confidence(report)}s."
+    else:
+        table.add_row("3, parametric fit", "-", "-", "not identified")
     isoflop, envelope = report.isoflop, report.envelope
     curves = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'isoFLOP curve')}"
     late = f"{plural(envelope.n_curves, 'curve')}; mid-schedule losses are too high"
@@ -215,6 +239,11 @@ def _forecasts(report: FitReport) -> Table:
     name = _target(report.fit.law.target)
     columns = ("asked", "N", "D", "D/N", "FLOPs", name, "x largest run")
     table = _table(*columns, texts=("asked", "N", "D", name, "x largest run"))
+    if report.fit.bootstrap.k:
+        table.caption = (
+            f"In brackets: {_confidence(report)}s of N and D; {100 * report.level:g} % prediction "
+            f"interval of the {name} of a new run."
+        )
     for f in report.forecasts:
         ratio = f"{f.n_tokens.value / f.n_params.value:.3g}" if f.n_params and f.n_tokens else ""
         table.add_row(
@@ -250,7 +279,9 @@ def _saving(report: FitReport) -> Iterator[str]:
     else:
         words = f"needs {1 / factor.value:.3g} times the compute of recipe A for the same loss"
     yield (
-        f"Recipe B {words} (speed-up {factor.value:.3g}{_span(factor, 3)}): its reducible loss is "
+        f"Recipe B {words} (speed-up {factor.value:.3g}{_span(factor, 3)}"
+        f"{f', {_confidence(report)}' if math.isfinite(factor.low) else ''}): its reducible "
+        "loss is "
         f"{speed.reducible_ratio.value:.4g} times that of A. {plural(speed.n_rows_a, 'run')} of A, "
         f"{speed.n_rows_b:,} of B."
     )
@@ -280,7 +311,7 @@ def _table(*names: str, texts: Sequence[str] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style=DIM_STYLE)
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style=DIM_STYLE, caption_justify="left")
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=name not in texts)
     return table
@@ -332,7 +363,7 @@ def _digits(low: float, high: float, least: int = 3) -> int:
 def _ratio_span(ratio: Interval) -> str:
     if not math.isfinite(ratio.low):
         return ""
-    return f", interval {100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} %"
+    return f", confidence interval {100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} %"
 
 
 def _limits(low: float, high: float, words: str) -> str:

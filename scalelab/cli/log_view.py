@@ -132,7 +132,7 @@ class _Tail:
             raise DataError(
                 f"{self.path}, which cannot be read ({error.strerror})",
                 "a readable file",
-                "Correct its permissions, or move it away.",
+                f"Make it readable: chmod u+r {self.path}",
             ) from error
         end = data.rfind(b"\n") + 1
         self.offset += end

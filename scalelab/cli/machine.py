@@ -70,7 +70,7 @@ def check_results(results: Path) -> list[Check]:
                 status=PROBLEM,
                 found=f"{folder} cannot be written ({error.strerror})",
                 needed_for=use,
-                do="Change its permissions, or choose another folder with --results.",
+                do=f"Make it writable: chmod u+w {folder}. Or name another folder with --results.",
                 is_base=True,
             )
         ]
@@ -79,7 +79,7 @@ def check_results(results: Path) -> list[Check]:
     is_remote = kind in NETWORK_FILESYSTEMS
     if lacking:
         status, found = PROBLEM, f"{where}, which lacks {' and '.join(lacking)}"
-        do = "Choose a folder on a POSIX file system with --results."
+        do = "Name a folder on a POSIX file system, for example --results /data/results."
     else:
         status, found = OK, f"{where}, {'a network' if is_remote else 'a local'} file system"
         do = "Run `collect` on one machine at a time. All machines must mount it." * is_remote

@@ -13,6 +13,7 @@ from scalelab.cli.output import set_results
 from scalelab.errors import UsageError
 
 DEFAULT_RESULTS = Path("results")
+FROM_HELP = "CSV, TSV or Parquet file of finished runs, or public:NAME (see scalelab tables)."
 EXECUTION, OUTPUT = "Execution", "Output"
 
 
@@ -23,10 +24,11 @@ def _checked_results(context: typer.Context, results: Path) -> Path:
         raise UsageError(
             f"--results {results}, but {there} is a file",
             "a folder, which is created if it does not exist",
-            "Choose another folder, such as --results results.",
+            "Name a folder, such as --results results.",
         )
     default = os.environ.get("SCALELAB_RESULTS") or context.lookup_default("results")
-    set_results(None if results == Path(default or DEFAULT_RESULTS) else results)
+    is_default = results == Path(default or DEFAULT_RESULTS)
+    set_results(None if is_default else results, context.find_root().command)
     return results
 
 

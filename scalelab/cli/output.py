@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 200
-WITHOUT_RESULTS = ("bench", "--help", "--version")
 _COMMAND = re.compile(r"`(scalelab [^`]+)`|(?<=Next: )(scalelab .+)")
 _given_results: Path | None = None
+_root: Any = None
 
 
 class OutputError(DataError):
@@ -75,10 +75,13 @@ def open_streams() -> None:
         setattr(sys, name, new)
 
 
-def set_results(results: Path | None) -> None:
-    """Note the ``--results`` of this command line; None where other commands find it without."""
-    global _given_results
-    _given_results = results
+def set_results(results: Path | None, root: Any = None) -> None:
+    """Note the ``--results`` of this command line, or None where other commands find it without.
+
+    ``root`` is the command ``scalelab``, whose subcommands have the option or not.
+    """
+    global _given_results, _root
+    _given_results, _root = results, root
 
 
 def runnable(text: str) -> str:
@@ -93,10 +96,24 @@ def runnable(text: str) -> str:
 
 def _with_results(command: str) -> str:
     words = command.split()
-    if _given_results is None or "--results" in words or words[1] in WITHOUT_RESULTS:
+    if _given_results is None or "--results" in words:
+        return command
+    _, found = find_command(words[1:], _root)
+    if all(parameter.name != "results" for parameter in found.params):
         return command
     start, dots, _ = command.partition(" ..")
     return f"{start} --results {shlex.quote(str(_given_results))}{dots}"
+
+
+def find_command(words: Sequence[str], group: Any) -> tuple[str, Any]:
+    """Return the command of ``group`` that the first words name, as text and as an object."""
+    path, command = ["scalelab"], group
+    for word in words:
+        if word not in getattr(command, "commands", ()):
+            break
+        path.append(word)
+        command = command.commands[word]
+    return " ".join(path), command
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -141,7 +158,7 @@ def write_text(path: Path, text: str, flag: str) -> None:
         raise DataError(
             f"{path}, which cannot be written ({error.strerror})",
             "a path in a folder that you may write to",
-            f"Choose another path for {flag}.",
+            f"Write to another folder, for example {flag} ~/{path.name}.",
         ) from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
+from scalelab.cli.output import find_command
 from scalelab.errors import UsageError
 
 _KINDS = {"a valid integer": "a whole number", "a valid number": "a number"}
@@ -25,7 +26,7 @@ def as_usage_error(error: TyperException, words: Sequence[str], group: Any) -> U
     group : TyperGroup
         The command ``scalelab``.
     """
-    path, command = _find_command(words, group)
+    path, command = find_command(words, group)
     options = [name for item in command.params for name in item.opts if name.startswith("-")]
     help_text = f"Run `{path} --help` to see what it accepts."
     message = error.format_message().rstrip(".")
@@ -74,17 +75,6 @@ def as_usage_error(error: TyperException, words: Sequence[str], group: Any) -> U
             f"Did you mean --from {found[1]}?" if is_table else help_text,
         )
     return UsageError(message, f"the options and arguments of {path}", help_text)
-
-
-def _find_command(words: Sequence[str], group: Any) -> tuple[str, Any]:
-    """Return the command that the words name, as text and as an object."""
-    path, command = ["scalelab"], group
-    for word in words:
-        if word not in getattr(command, "commands", ()):
-            break
-        path.append(word)
-        command = command.commands[word]
-    return " ".join(path), command
 
 
 def _bad_value(message: str, parameter: Any, words: Sequence[str], help_text: str) -> UsageError:

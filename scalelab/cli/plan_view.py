@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console
 from scalelab.launch.proposal import Proposal
-from scalelab.sweep.cost import PlanCost
+from scalelab.sweep.cost import PlanCost, plan_cost
 from scalelab.sweep.plan import Plan
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
@@ -26,9 +27,15 @@ LONG_S = 3600.0
 JSON_SCHEMA = 1
 
 
-def print_plan(proposal: Proposal) -> None:
-    """Print the plan, its totals, its cost here and on other devices, and its warnings."""
+def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
+    """Print the plan, its totals, its cost here and on other devices, and its warnings.
+
+    With ``n_slurm_jobs``, the number of SLURM jobs that run at once, the cost is that on SLURM.
+    """
     plan, cost = proposal.plan, proposal.cost
+    if n_slurm_jobs is not None:
+        speed = replace(cost.speed, n_workers=n_slurm_jobs)
+        cost = plan_cost(plan, speed, skip=proposal.finished)
     out = console()
     columns = ("budget", "N", "D", "D/N", "shape", "steps", "batch", "lr", "FLOPs", "time", "money")
     table = number_table(*columns, title=f"{plan.name}: {plural(len(plan.rows), 'run')}")
@@ -54,15 +61,16 @@ def print_plan(proposal: Proposal) -> None:
         out.print(
             f".. and {plural(len(plan.rows) - len(shown), 'more run')}; --json prints all of them."
         )
-    for line in summary_lines(proposal):
+    where = "here" if n_slurm_jobs is None else "on SLURM"
+    for line in _summary_lines(proposal, cost, where):
         out.print(line, soft_wrap=True)
     for warning in plan.warnings():
         out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
-def summary_lines(proposal: Proposal) -> list[str]:
+def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
     """Return the totals and the cost of a plan, one line each."""
-    plan, cost = proposal.plan, proposal.cost
+    plan = proposal.plan
     facts = plan.data
     about = "about " if facts.is_estimated else ""
     done = f", {plural(len(proposal.finished), 'run')} already done" if proposal.finished else ""
@@ -74,7 +82,7 @@ def summary_lines(proposal: Proposal) -> list[str]:
         f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
         f"{DEFAULT_FLOP_CONVENTION} (causal attention and head included)",
         f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
-        f"here: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
+        f"{where}: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
     ]
     if cost.wall_s < LONG_S:
         return lines

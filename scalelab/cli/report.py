@@ -9,16 +9,14 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import DEFAULT_RESULTS, LevelOption, MapOption, ResultsOption
+from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, LevelOption, MapOption, ResultsOption
 from scalelab.cli.output import console, emit_json, write_text
 from scalelab.errors import UsageError
 
 
 def report(
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
-    from_file: Annotated[
-        Path | None, typer.Option("--from", help="CSV or Parquet file of finished runs.")
-    ] = None,
+    from_file: Annotated[Path | None, typer.Option("--from", help=FROM_HELP)] = None,
     sweep: Annotated[str | None, typer.Option(help="Sweep to report; default: the latest.")] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,

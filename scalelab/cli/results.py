@@ -200,7 +200,9 @@ def status(
 
     if watch and as_json:
         raise UsageError(
-            "--watch with --json", "one of them", "Leave one out; repeat --json in a loop."
+            "--watch with --json",
+            "one of them",
+            "Use `scalelab status --watch`, or call `scalelab status --json` repeatedly.",
         )
     live = LiveStatus(results, sweep)
     if watch:

@@ -54,7 +54,9 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(
-            f"settings file {path}: {error}", "a valid TOML file", "Correct that line."
+            f"settings file {path}: {error}",
+            "a valid TOML file",
+            "Fix that line, for example: sizes = 9",
         ) from None
 
 
@@ -69,7 +71,11 @@ def _for_group(
         raise UsageError(
             f"[{unknown[0]}] in {source}",
             f"a command: {', '.join(sorted(group.commands))}",
-            _did_you_mean(unknown[0], group.commands, "Correct the name of the table."),
+            _did_you_mean(
+                unknown[0],
+                group.commands,
+                f"Use one of these, for example [{min(group.commands)}].",
+            ),
         )
     found: dict[str, Any] = {}
     for name, command in group.commands.items():
@@ -99,7 +105,7 @@ def _for_command(
         raise UsageError(
             f"{unknown[0]} in [{name}] of {source}",
             f"an option of `scalelab {name}`: {', '.join(sorted(spelled))}",
-            _did_you_mean(unknown[0], spelled, "Correct the key."),
+            _did_you_mean(unknown[0], spelled, f"Use one of these, for example {min(spelled)}."),
         )
     values = {key: value for key, value in inherited.items() if key in spelled}
     return {spelled[key]: value for key, value in {**values, **table}.items()}

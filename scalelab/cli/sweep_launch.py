@@ -48,7 +48,7 @@ def launch_sweep(
     preview = api.preview(proposal, results=results)
     extra = {} if gain is None else {"design": dataclasses.asdict(gain)}
     if not as_json:
-        print_plan(proposal)
+        print_plan(proposal, None if preview is None else preview.n_running)
         if gain is not None:
             from scalelab.cli.adaptive_view import print_gain
 
@@ -148,7 +148,7 @@ def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
 
     out = console()
     out.print(
-        f"on SLURM: {plural(preview.n_jobs, 'job')} in {plural(preview.n_arrays, 'array')}, at "
+        f"jobs: {plural(preview.n_jobs, 'job')} in {plural(preview.n_arrays, 'array')}, at "
         f"most {preview.n_running} at once; {preview.gpu_hours:,.3g} GPU-hours, "
         f"{format_money(preview.usd)}",
         soft_wrap=True,

@@ -93,7 +93,7 @@ def refuse_slurm_only(values: SpecValues, *, detach: bool = False) -> None:
         raise UsageError(
             f"{', '.join(given)} with the local launcher",
             "these options with --launcher slurm",
-            "Add --launcher slurm, or remove them.",
+            "Add --launcher slurm, or remove these options.",
         )
 
 
@@ -156,5 +156,5 @@ def ask(proposal: Proposal, *, as_json: bool, n_times: int = 1) -> None:
     raise UsageError(
         f"a plan of about {duration} on this machine without --yes",
         "--yes for a plan that takes more than an hour",
-        "Check it with --dry-run, use --launcher slurm, or choose smaller budgets.",
+        "Show the plan with --dry-run, then add --yes, or use --launcher slurm.",
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import PlanOptions, option
+from scalelab.cli.options import FROM_HELP, PlanOptions, option
 from scalelab.cli.spec_options import spec_values, spread_options
 from scalelab.cli.sweep_spec import checked, content_of
 from scalelab.cli.tune_view import print_answer, search
@@ -22,7 +22,7 @@ def tune(
     options: PlanOptions,
     from_file: Annotated[
         Path | None,
-        option(TABLE, "CSV or Parquet file of runs.", "--from"),
+        option(TABLE, FROM_HELP, "--from"),
     ] = None,
     mapping: Annotated[
         list[str] | None,

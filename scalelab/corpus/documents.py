@@ -94,7 +94,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
                 raise DataError(
                     f"column {column!r} of {path}, which holds {kind}",
                     "a column of strings",
-                    "Choose another column with --column.",
+                    "Name a column of text, for example --column text.",
                 )
             number = 0
             for rows in table.iter_batches(PARQUET_ROWS, columns=[column]):
@@ -124,5 +124,5 @@ def _bad_row(place: str, problem: str) -> DataError:
     return DataError(
         f"{place}, which {problem}",
         "one text per row; in JSONL one object per line with its text as a string",
-        "Correct or remove that row.",
+        'Fix that row, for example: {"text": ".."}, or remove it.',
     )

@@ -68,7 +68,7 @@ class DataSource:
             raise UsageError(
                 "--data with an empty path",
                 "files, folders and globs of text",
-                "Give a path, such as . for the current folder. A shell variable may be unset.",
+                "Write for example --data corpus/. A shell variable may be unset.",
             )
         match = _TOKENIZER.fullmatch(self.tokenizer)
         low, high = BPE_SIZES
@@ -82,7 +82,7 @@ class DataSource:
             raise UsageError(
                 f"an evaluation set of {self.eval_tokens} tokens",
                 "a whole number of at least 1",
-                f"Leave --eval-tokens out to use {DEFAULT_EVAL_TOKENS}.",
+                f"Write for example --eval-tokens {DEFAULT_EVAL_TOKENS}.",
             )
 
     @property
@@ -142,7 +142,7 @@ def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
         raise DataError(
             f"no file in {source.describe()}",
             "text, JSONL or Parquet files that are not hidden",
-            "Name a folder that holds text.",
+            "Name a folder that holds text, for example --data corpus/.",
         )
     return tuple(
         SourceFile(path=path, kind=_KINDS.get(path.suffix.lower(), "text"), is_named=found[path])
@@ -179,14 +179,14 @@ def _expand(text: str) -> list[Path]:
         raise DataError(
             f"--data {text}, which does not exist",
             "a file, a folder or a glob such as 'corpus/**/*.txt'",
-            f"Check the path (the current folder is {Path.cwd()}).",
+            f"Write the path from the current folder, {Path.cwd()}.",
         )
     matches = [Path(match) for match in glob.glob(os.path.expanduser(text), recursive=True)]
     if not matches:
         raise DataError(
             f"--data {text}, which matches nothing",
             "a glob that matches at least one file",
-            f"Check the pattern (the current folder is {Path.cwd()}).",
+            f"Write the pattern from the current folder, {Path.cwd()}.",
         )
     return matches
 
@@ -220,5 +220,5 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(
         f"{path}, which cannot be read ({error.strerror or error})",
         "files and folders that this user may read",
-        "Change its permissions, or leave it out of --data.",
+        f"Make it readable: chmod -R u+r {path}. Or name other files with --data.",
     )

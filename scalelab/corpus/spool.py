@@ -88,7 +88,7 @@ def spool_documents(
             f"no text in {source.describe()} ({plural(n_empty, 'empty document')} in "
             f"{plural(len(files), 'file')})",
             "files with text",
-            "Choose other files with --data.",
+            "Name files with text, for example --data corpus/.",
         )
     halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
     sizes = np.asarray(lengths, dtype=np.int64)
@@ -113,5 +113,5 @@ def _not_text(given: str) -> DataError:
     return DataError(
         given,
         "UTF-8 text, or JSONL or Parquet with the file ending .jsonl or .parquet",
-        "Convert or unpack it first, or choose other files with --data.",
+        "Convert or unpack it first, or name other files, for example --data 'corpus/*.txt'.",
     )

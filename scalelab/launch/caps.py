@@ -29,7 +29,7 @@ def refuse_over_cap(
     total = used_hours + new_hours
     unit = "GPU-hours" if is_gpu else "worker-hours"
     given = f"{new_hours:.3g} {unit} in addition to {used_hours:.3g} used or submitted"
-    do = "Raise the cap or plan fewer runs. Nothing was submitted."
+    do = "Raise --max-gpu-hours or --max-usd, or plan fewer runs. Nothing was submitted."
     if is_gpu and table.max_gpu_hours is not None and total > table.max_gpu_hours:
         allowed = f"at most {table.max_gpu_hours:g} GPU-hours in total (--max-gpu-hours)"
         raise UsageError(given, allowed, do)

@@ -21,7 +21,7 @@ class RunState:
     Attributes
     ----------
     status : str
-        One of `scalelab.records.states.FILE_STATES`, from the run folder.
+        One of `scalelab.records.states.FILE_STATES` from the run folder, or ``queued``.
     is_alive : bool
         Whether a process or job that trains it may still be running.
     n_lost : int

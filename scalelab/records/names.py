@@ -32,7 +32,7 @@ def check_name(name: str, *, what: str = "name") -> str:
     """
     if _NAME.fullmatch(name) is None:
         raise UsageError(
-            f"{what} name {name!r}", _ALLOWED, f"Choose another, such as {suggest_name(name)!r}."
+            f"{what} name {name!r}", _ALLOWED, f"Write for example {suggest_name(name)!r}."
         )
     return name
 

@@ -1,7 +1,7 @@
 """States of a run, and the groups of states that commands act on.
 
-Run folders record most states (`FILE_STATES`). The launcher adds ``queued``; `scalelab status` adds
-``interrupted`` and ``broken``.
+Run folders record `FILE_STATES`. The SLURM launcher adds ``queued`` from the queue; `scalelab
+status` adds ``interrupted`` and ``broken``. `RUN_STATES` has the meaning of every state.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ RUN_STATES = {
 }
 """Each state and its meaning, in display order."""
 
-FILE_STATES = tuple(state for state in RUN_STATES if state not in (INTERRUPTED, BROKEN))
-"""States of a run without knowledge of its process or folder."""
+FILE_STATES = tuple(state for state in RUN_STATES if state not in ("queued", INTERRUPTED, BROKEN))
+"""States that the files of a run folder record."""
 
 FINAL = ("done", "diverged")
 """A result was accepted; the run is never trained again."""

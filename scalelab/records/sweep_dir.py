@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scalelab.errors import DataError, SpecError, UsageError, did_you_mean
+from scalelab.errors import FIRST_SWEEP, DataError, SpecError, UsageError, did_you_mean
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.names import named_folder
 from scalelab.records.run_dir import RunDir
@@ -110,7 +110,8 @@ class Results:
                 raise UsageError(
                     f"sweep {plan.name!r}, which exists with another {', '.join(differing)}",
                     "the same specification and dataset, to continue the sweep, or a new name",
-                    "Choose another --name, or add these runs to the sweep with --extend (not for "
+                    f"Write --name {plan.name}-2, or add these runs to the sweep with "
+                    "--extend (not for "
                     "adaptive sweeps and `tune`).",
                 )
         known = {} if earlier is None else earlier.budgets
@@ -171,7 +172,7 @@ class Results:
                 f"sweep {name!r}, which is not in {self.path}",
                 f"one of {', '.join(existing)}" if existing else "a sweep that was launched",
                 did_you_mean(name, existing)
-                + "Check the name and --results, or launch it with `scalelab sweep`.",
+                + f"Name another folder with --results, or launch a sweep: {FIRST_SWEEP}.",
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(

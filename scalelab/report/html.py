@@ -169,7 +169,7 @@ def _warnings(report: FitReport) -> Iterator[str]:
 
 def _parameters(report: FitReport) -> Iterator[str]:
     yield (
-        f"<table><caption class='faint'>{100 * report.level:g} % intervals from "
+        f"<table><caption class='faint'>{100 * report.level:g} % confidence intervals from "
         f"{report.fit.bootstrap.k:,} {html.escape(report.fit.bootstrap.method)} bootstrap "
         f"replicates, {report.fit.bootstrap.failed:,} failed</caption>"
         "<tr><th>name</th><th>value</th><th>low</th><th>high</th></tr>"
@@ -185,9 +185,11 @@ def _parameters(report: FitReport) -> Iterator[str]:
 def _forecasts(forecasts: Sequence[Forecast]) -> Iterator[str]:
     if not forecasts:
         return
+    share = f"{100 * forecasts[0].level:g} %"
     yield (
         "<table><tr><th>request</th><th>C, FLOP</th><th>N</th><th>D</th><th>loss, nats</th>"
-        "<th>law</th><th>new run</th></tr>"
+        f"<th>{share} confidence interval</th><th>{share} prediction interval of a new run</th>"
+        "</tr>"
     )
     for each in forecasts:
         cells = (
@@ -206,4 +208,5 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Iterator[str]:
 def _limits(interval: Interval, form: str, level: float) -> str:
     if not math.isfinite(interval.low + interval.high):
         return "no interval (no replicates)"
-    return f"{form.format(interval.low)} to {form.format(interval.high)} ({100 * level:g} %)"
+    limits = f"{form.format(interval.low)} to {form.format(interval.high)}"
+    return f"{limits} ({100 * level:g} % confidence interval)"

@@ -79,7 +79,7 @@ def draw_fit(report: FitReport, path: Path) -> None:
             raise DataError(
                 f"{path}, which cannot be written ({error.strerror})",
                 "a path in a writable folder",
-                "Choose another path.",
+                "Write to another folder, for example --plot ~/fit.png.",
             ) from None
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalelab.errors import DataError, unwritable
+from scalelab.errors import FIRST_SWEEP, DataError, unwritable
 from scalelab.records import run_files
 from scalelab.records.files import list_folders
 from scalelab.store import live
@@ -103,7 +103,8 @@ def collect(results: Path, *, wait_s: float = LOCK_WAIT_S) -> CollectReport:
         raise DataError(
             f"results folder {results}, which does not exist",
             "a folder with runs",
-            "Launch a sweep, import a table, or name the folder with --results.",
+            f"Launch a sweep with {FIRST_SWEEP}, or import a table with `scalelab import "
+            "runs.csv`, or name another folder with --results.",
         )
     folder = live.live_folder(results)
     for path in (live.snapshot_path(results), folder / live.LIVE_FILE):

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.store.live import open_snapshot
 from scalelab.store.schema import IMPORTS, RUNS, SWEEPS, TABLES
 from scalelab.store.table_source import first_line
@@ -60,7 +60,11 @@ def export_table(
         When nothing was collected, the sweep is unknown, or the file cannot be written.
     """
     if format is not None and format not in FORMATS:
-        raise UsageError(f"format {format!r}", ", ".join(FORMATS), "Choose one with --format.")
+        raise UsageError(
+            f"format {format!r}",
+            ", ".join(FORMATS),
+            f"{did_you_mean(format, FORMATS)}Write for example --format parquet.",
+        )
     if isinstance(target, Path):
         format, compression = _format_of(target, format)
         return _export_to_file(results, table, format, compression, target, sweep)
@@ -85,14 +89,14 @@ def _format_of(target: Path, format: str | None) -> tuple[str, str | None]:
         raise UsageError(
             f"--out {target} with --format {format}",
             f"a file name that ends in .{format}, or no --format",
-            f"Write --out {target.with_suffix('.' + format)}, or leave --format out.",
+            f"Write --out {target.with_suffix('.' + format)}, or remove --format {format}.",
         )
     if named is None and format is None and ending not in PLAIN_SUFFIXES:
         raise UsageError(
             f"--out {target}: scalelab does not write {ending} files",
             f"a file name that ends in {', '.join('.' + name for name in FORMATS)}; text formats "
             "also with .gz or .zst",
-            "Rename the file, or choose its format with --format csv, for example.",
+            "Write for example --out runs.csv, or add --format csv.",
         )
     if compression is not None and chosen not in TEXT_FORMATS:
         raise UsageError(
@@ -113,7 +117,9 @@ def _export_to_file(
             f"--out {target}, "
             + ("a folder" if target.is_dir() else "whose folder does not exist"),
             "a file in an existing folder",
-            "Name a file in it." if target.is_dir() else f"Create it: mkdir -p {target.parent}",
+            f"Write for example --out {target / 'runs.csv'}."
+            if target.is_dir()
+            else f"Create it: mkdir -p {target.parent}",
         )
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     with open_snapshot(results) as connection:
@@ -126,7 +132,7 @@ def _export_to_file(
             raise DataError(
                 f"--out {target}, which cannot be written ({first_line(error)})",
                 "a file that this user may write, on a disk with free space",
-                "Name another file with --out.",
+                "Write to another folder, for example --out ~/runs.csv.",
             ) from error
         finally:
             with contextlib.suppress(OSError):
@@ -188,7 +194,7 @@ def _select(
         raise UsageError(
             f"table {table!r}",
             f"one of {', '.join(known)}",
-            "See docs/reference/tables.md for each.",
+            f"{did_you_mean(table, known)}Write for example --table {RUNS.name}.",
         )
     key = ", ".join(f't."{name}"' for name in known[table].key)
     if sweep is None:
@@ -204,7 +210,9 @@ def _select(
             f"one of {', '.join(names)}" if names else f"{what}s, of which there are none yet",
             f"Add --table {IMPORTS.name}: the rows of imports are there."
             if is_import
-            else "Check the name and --results; `scalelab collect` loads what is new.",
+            else f"{did_you_mean(sweep, names)}Run `scalelab collect` to load new sweeps, or "
+            "name another "
+            "folder with --results.",
         )
     if table == IMPORTS.name:
         return connection.sql(

@@ -116,7 +116,7 @@ def import_table(
         raise UsageError(
             f"import name {name!r}, which is the name of a sweep",
             "another name",
-            f"Choose one, for example: --name {name}-import",
+            f"Write for example --name {name}-import.",
         )
     identity = _identity(file, options)
     earlier = read_json(folder / MAPPING_FILE) if folder.exists() else None
@@ -126,7 +126,7 @@ def import_table(
         raise UsageError(
             f"import name {name!r}, which is in use for another table or mapping",
             "a new name, or --replace",
-            "Choose another --name, or replace the earlier import with --replace.",
+            f"Write --name {name}-2, or replace the earlier import with --replace.",
         )
     read = _read(file, options)
     about = {
@@ -151,7 +151,7 @@ def _check_convention(what: str, given: str, known: Mapping[str, str]) -> None:
         raise UsageError(
             f"--{what}-convention {given!r}",
             f"one of {', '.join(known)}, or unstated",
-            "Choose the convention by which the file counts.",
+            f"Write how the file counts, for example --{what}-convention {next(iter(known))}.",
         )
 
 
@@ -178,7 +178,8 @@ def _identity(file: Path, options: ReadOptions) -> dict[str, Any]:
         raise DataError(
             f"{file}, which cannot be read ({error.strerror})",
             "a CSV or Parquet file",
-            "Check the path and its permissions.",
+            "Write its path from the current folder, for example data/runs.csv, and make it "
+            "readable.",
         ) from None
     return {
         "sha256": digest.hexdigest(),

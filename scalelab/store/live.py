@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalelab.errors import DataError
+from scalelab.errors import FIRST_SWEEP, DataError
 from scalelab.records.files import fsync
 from scalelab.store.schema import SCHEMA_VERSION, create_statements
 
@@ -59,10 +59,13 @@ def open_snapshot(results: Path) -> duckdb.DuckDBPyConnection:
 
     path = snapshot_path(results)
     if not path.exists():
+        has_runs = next((results / "runs").glob("*"), None) is not None
         raise DataError(
-            f"results folder {results}, which has no {path.name}",
+            f"results folder {results}, which has no {path.name if has_runs else 'runs'}",
             "a results folder with collected runs",
-            f"Run `scalelab collect --results {results}`, or name another folder with --results.",
+            f"Run `scalelab collect --results {results}`, or name another folder with --results."
+            if has_runs
+            else f"Launch a sweep: {FIRST_SWEEP}. Or fit a table: `scalelab fit --from runs.csv`.",
         )
     connection = duckdb.connect()
     try:
@@ -138,7 +141,7 @@ def collector_lock(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
         raise DataError(
             f"{folder}, which cannot be written ({error.strerror})",
             "a results folder that you may write to",
-            f"Change its permissions, or read the existing {SNAPSHOT_FILE}.",
+            f"Make it writable: chmod u+w {folder}",
         ) from None
     try:
         _lock(descriptor, folder, time.monotonic() + wait_s)
@@ -168,7 +171,8 @@ def _lock(descriptor: int, folder: Path, deadline: float) -> None:
             raise DataError(
                 f"{folder}, whose file system cannot lock files ({error.strerror})",
                 "a file system with locks",
-                f"Set {LIVE_DIR_VARIABLE} to a folder on a local disk.",
+                "Set a folder on a local disk, for example: export "
+                f"{LIVE_DIR_VARIABLE}=/tmp/scalelab",
             ) from None
 
 

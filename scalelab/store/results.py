@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalelab.errors import DataError, UsageError, did_you_mean
+from scalelab.errors import FIRST_SWEEP, DataError, UsageError, did_you_mean
 from scalelab.records.sweep_dir import OFF_RULE_KINDS
 from scalelab.records.types import Curves
 from scalelab.store.live import open_snapshot
@@ -33,7 +34,10 @@ WHERE r.status = 'done' AND s.kind NOT IN {OFF_RULE_KINDS}
 GROUP BY s.sweep ORDER BY max(s.created_s) DESC, s.sweep LIMIT 1
 """
 _PLANNED = "SELECT count(*) FROM sweeps WHERE sweep = $name"
-_NAMES = 'SELECT sweep FROM sweeps UNION SELECT "import" FROM imports ORDER BY 1'
+_WITH_ROWS = """
+SELECT sweep FROM sweeps JOIN runs USING (run_id) WHERE status = 'done'
+UNION SELECT "import" FROM imports ORDER BY 1
+"""
 _LATEST_IMPORT = 'SELECT "import" FROM imports ORDER BY imported_s DESC, 1 LIMIT 1'
 # Branches of one trunk share everything but their tokens: one label for the cluster bootstrap.
 _RUNS = """
@@ -85,26 +89,35 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
             raise DataError(
                 f"results folder {results}, which has no finished run",
                 "a sweep with results",
-                "Run a sweep first, or fit a file with --from.",
+                f"Launch a sweep: {FIRST_SWEEP}. Or fit a table: `scalelab fit --from runs.csv`.",
             )
         planned = _first(connection, _PLANNED, name)
         query, title = (_RUNS, f"sweep {name}") if planned else (_IMPORT, f"import {name}")
         connection.execute(f"CREATE TEMP TABLE source AS {query}", {"name": name})
         source = TableSource(connection, title, 1)
         if not len(source):
-            known = [row[0] for row in connection.execute(_NAMES).fetchall()]
+            with_rows = [row[0] for row in connection.execute(_WITH_ROWS).fetchall()]
             raise (DataError if planned else UsageError)(
                 f"sweep {name!r}, "
                 + (f"0 of whose {planned} runs are done" if planned else "which was not collected"),
-                f"a sweep or import with finished runs: {', '.join(known) or 'there are none'}",
-                did_you_mean(name, set(known) - {name})
-                + "See `scalelab status`, or continue the sweep with `scalelab resume`.",
+                f"a sweep or import with finished runs: {', '.join(with_rows) or 'there are none'}",
+                _advice(name, with_rows, is_planned=bool(planned)),
             )
         if not planned:
             return _imported(source, options)
         rows = read_source(source, chosen)
         notes = {**rows.notes, **_unfinished(planned, len(source)), **_mixed(source, chosen.where)}
         return replace(rows, notes=notes, curves=_curves(connection, name))
+
+
+def _advice(name: str, with_rows: Sequence[str], *, is_planned: bool) -> str:
+    """Return what to do when a sweep or import has no rows to fit."""
+    if is_planned:
+        return f"Continue the sweep with `scalelab resume {name}`."
+    if not with_rows:
+        return f"Launch a sweep: {FIRST_SWEEP}. Or fit a table: `scalelab fit --from runs.csv`."
+    near = did_you_mean(name, with_rows)
+    return near or f"Use one of these, for example --sweep {with_rows[0]}."
 
 
 def _first(connection: duckdb.DuckDBPyConnection, query: str, name: str | None = None) -> Any:

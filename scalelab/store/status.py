@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scalelab.errors import DataError, SpecError
+from scalelab.errors import FIRST_SWEEP, DataError, SpecError
 from scalelab.records import run_files
 from scalelab.records.machine import is_process_alive
 from scalelab.records.run_dir import RunDir
@@ -254,6 +254,6 @@ def _latest_name(results: Path) -> str:
         raise DataError(
             f"results folder {results}, which has no sweep",
             "the results folder of a launched sweep",
-            "Launch one with `scalelab sweep`, or name another folder with --results.",
+            f"Launch one with {FIRST_SWEEP}, or name another folder with --results.",
         )
     return names[0]

@@ -95,7 +95,8 @@ class TableSource:
                 raise DataError(
                     f"column {column} of {self.name}, which contains text",
                     f"a column of numbers ({numeric or 'the table has none'})",
-                    "Read another column with --map, or convert this one to numbers.",
+                    "Read another column, for example --map loss_nats=COLUMN, or store "
+                    f"numbers in {column}.",
                 )
             self.types[column] = "DOUBLE"
 
@@ -111,7 +112,9 @@ class TableSource:
             raise self._bad_sql(shown, error) from None
         if not is_single:
             raise UsageError(
-                f"{shown!r}, several statements", "one SQL condition", "Remove the ';'."
+                f"{shown!r}, several statements",
+                "one SQL condition",
+                "Remove the ';', for example: --where \"n_params > 1e6\"",
             )
 
     def fetch(self, query: str, shown: str = "") -> dict[str, NDArray[Any]]:
@@ -196,22 +199,27 @@ def open_file(path: Path) -> Iterator[TableSource]:
     DataError
         If the file does not exist or is not a table.
     """
-    path = table_path(path)
+    asked, path = path, table_path(path)
+    label = str(asked) if asked != path else path.name
     if not path.is_file():
         raise DataError(
             f"{path}, which is {'a folder' if path.is_dir() else 'not an existing file'}",
             "a CSV or Parquet file",
-            "Check the path.",
+            "Write its path from the current folder, for example data/runs.csv.",
         )
     if not path.stat().st_size:
-        raise DataError(f"{path}, which is empty", "a CSV or Parquet file", "Export it again.")
+        raise DataError(
+            f"{path}, which is empty",
+            "a CSV or Parquet file",
+            "Write the table to it again; a CSV file starts with a line of column names.",
+        )
     name = path.name.lower()
     is_text = name.endswith(TEXT_SUFFIXES)
     if not is_text and not name.endswith(PARQUET_SUFFIXES):
         raise DataError(
             path.name,
             f"a file ending in {', '.join(TEXT_SUFFIXES + PARQUET_SUFFIXES)}",
-            "Export the table as CSV or Parquet.",
+            "Save the table as CSV or Parquet, for example runs.csv.",
         )
     source = (
         "read_csv($path, header = true, sample_size = -1, store_rejects = true)"
@@ -226,10 +234,10 @@ def open_file(path: Path) -> Iterator[TableSource]:
             f"CREATE TEMP TABLE source AS SELECT * FROM {source}", {"path": str(path)}
         )
         if is_text:
-            return TableSource(connection, path.name, 2, path, header)
+            return TableSource(connection, label, 2, path, header)
         import pyarrow.parquet as pq
 
-        return TableSource(connection, path.name, 1, header=pq.read_schema(path).names)
+        return TableSource(connection, label, 1, header=pq.read_schema(path).names)
 
     with _opened(load, str(path)) as table:
         yield table
@@ -286,7 +294,7 @@ def _opened(
             raise DataError(
                 f"{name}, which cannot be read as a table ({first_line(error)})",
                 "a CSV file with a header line, or Parquet",
-                "Check the first lines of the file.",
+                "Start the file with one line of column names, then one line per run.",
             ) from None
         yield table
     finally:
@@ -328,7 +336,9 @@ def _text_header(path: Path) -> list[str]:
         raise DataError(
             f"{path}, which is {f'compressed with {kind}' if kind else 'not compressed with gzip'}",
             "plain text, or gzip in a file that ends in .csv.gz or .tsv.gz",
-            "Rename the file." if kind in ("gzip", None) else "Decompress it first.",
+            "Rename it so that its ending fits, for example runs.csv.gz."
+            if kind in ("gzip", None)
+            else "Decompress it, for example: zstd -d FILE",
         )
     try:
         with _opener(path)(path, "rb") as stream:

@@ -133,7 +133,7 @@ class ReadOptions:
             raise UsageError(
                 "an empty condition (--where)",
                 'a condition on the table\'s columns, such as "n_params > 1e6"',
-                "Leave --where out to read all rows. Check whether a shell variable is unset.",
+                "Remove --where to read all rows. A shell variable in it may be unset.",
             )
         for name in self.mapping:
             if name not in MAPPED:
@@ -144,7 +144,7 @@ class ReadOptions:
                     f"OURS=THEIRS with OURS one of {', '.join(MAPPED)}",
                     f"Did you mean --map {theirs}={name}?"
                     if is_reversed
-                    else did_you_mean(name, MAPPED) + "Change the name before '='.",
+                    else did_you_mean(name, MAPPED) + "Write for example --map loss_nats=val_loss.",
                 )
 
 
@@ -199,7 +199,7 @@ class _Reader:
                     f"{self.source.name} with several columns {theirs}, one of which is needed for "
                     f"{ours} (upper and lower case are equal)",
                     "one column of that name",
-                    "Rename the other columns in the table.",
+                    f"Rename the other columns, or name one of them: --map {ours}=COLUMN",
                 )
         missing = [name for name in ("loss_nats",) if name not in found]
         sizes = [name for name in ("n_params", "n_tokens", "flops") if name not in found]
@@ -337,12 +337,15 @@ class _Reader:
             return DataError(
                 f"{self.source.name} without a usable row (line {first.line}: {first.reason})",
                 "finite n_params, n_tokens and losses above zero",
-                "Correct the rows, or read other columns with --map.",
+                "Give those columns numbers above zero, or read others, for example --map "
+                "loss_nats=val_loss.",
             )
         return DataError(
             f"{self.source.name} without rows" + (f" where {where}" if where else ""),
             "at least one row",
-            "Change the condition." if where else "Check that the file is complete.",
+            'Use a condition that selects rows, for example --where "n_params > 1e6".'
+            if where
+            else "Add rows below the line of column names.",
         )
 
     def _note_duplicates(self, observations: Observations) -> None:

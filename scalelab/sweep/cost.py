@@ -246,7 +246,7 @@ def named_speed(hardware: Hardware, n_workers: int = 1, *, devices_each: int = 1
         usd_per_worker_hour=devices_each * hardware.usd_per_hour,
         watts_per_worker=devices_each * hardware.watts,
         is_measured=False,
-        note=f"{STATED_UTILISATION:.0%} of peak, stated and not measured",
+        note=f"assumes {100 * STATED_UTILISATION:g} % of peak",
     )
 
 
@@ -264,7 +264,8 @@ def unmeasured_cpu_speed(n_workers: int) -> Speed:
         usd_per_worker_hour=CPU_CORE_USD_PER_HOUR,
         watts_per_worker=None,
         is_measured=False,
-        note="not measured here; measure it in a few seconds with `scalelab bench device`",
+        note=f"assumes {UNMEASURED_CORE_FLOPS_PER_S / 1e9:g} GFLOP/s per worker; measure it in a "
+        "few seconds with `scalelab bench device`",
     )
 
 
@@ -314,7 +315,7 @@ def speed_from_calibration(
         usd_per_worker_hour=CPU_CORE_USD_PER_HOUR if hardware is None else hardware.usd_per_hour,
         watts_per_worker=None if hardware is None else hardware.watts,
         is_measured=True,
-        note=f"measured on this machine; money at {price}",
+        note=f"measured on this machine; price: {price}",
     )
 
 

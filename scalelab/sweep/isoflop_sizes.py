@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from scalelab.errors import UsageError
 from scalelab.sweep.shapes import nearest_shape, size_limits
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
@@ -12,6 +13,7 @@ from scalelab.theory.accounting import (
     tokens_at_6nd,
     train_flops_per_token,
 )
+from scalelab.units import format_flops, format_quantity
 
 TOKENS_PER_PARAM = 20.0
 BYTES_PER_PARAM = 40.0
@@ -45,3 +47,16 @@ def isoflop_targets(
         return [centre]
     low, high = within(centre / math.sqrt(span)), within(centre * math.sqrt(span))
     return [low * (high / low) ** (i / (sizes - 1)) for i in range(sizes)]
+
+
+def refuse_small_budget(flops: float, tokens_per_param: float, vocab_size: int) -> None:
+    """Raise UsageError if the expected optimum of a budget is below the smallest shape."""
+    smallest, _ = size_limits(vocab_size)
+    optimum = math.sqrt(tokens_at_6nd(flops, tokens_per_param))
+    if optimum < smallest:
+        raise UsageError(
+            f"a budget of {format_flops(flops)} FLOPs, whose expected optimum has "
+            f"{format_quantity(optimum)} parameters",
+            f"an optimum above the smallest model, {format_quantity(smallest)} parameters",
+            "Use larger budgets, for example --budgets 1e12..1e13.",
+        )

@@ -101,7 +101,9 @@ class Table(BaseModel):
             values = value if isinstance(value, (list, tuple)) else (value,)
             if field.annotation is not bool and any(isinstance(item, bool) for item in values):
                 raise UsageError(
-                    f"{name} = {value!r}", "a value other than true or false", f"Change {name}."
+                    f"{name} = {value!r}",
+                    "a number or text",
+                    f"Remove {name} to use its default, or give it a number or text.",
                 )
         return content
 
@@ -186,11 +188,11 @@ def _as_usage_error(error: ValidationError, model: type[Table], source: str) -> 
         return UsageError(
             f"unknown key {where} in {source}",
             f"one of {', '.join(known)}",
-            f"Did you mean {near[0]}?" if near else "Remove it.",
+            f"Did you mean {near[0]}?" if near else f"Remove {where}, or use one of these keys.",
         )
     found = next((o for o in options(model) if o.path == path[: len(o.path)]), None)
     flag = f" ({found.flag})" if found is not None and found.flag else ""
-    do = f"Change {where}." if found is None else found.suggestion
+    do = f"Give {where} an accepted value." if found is None else found.suggestion
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ValueError) and isinstance(cause.args[0], UsageError):
         inner = cause.args[0]

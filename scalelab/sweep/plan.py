@@ -15,7 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scalelab.errors import UsageError
-from scalelab.sweep.isoflop_sizes import expected_tokens_per_param, isoflop_targets
+from scalelab.sweep.isoflop_sizes import (
+    expected_tokens_per_param,
+    isoflop_targets,
+    refuse_small_budget,
+)
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.shapes import distinct_shapes
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
@@ -154,7 +158,8 @@ class Plan:
         if repeating:
             worst = max(self.epochs(row) for row in repeating)
             found.append(
-                f"{len(repeating)} of {plural(len(self.rows), 'run')} repeat text, up to "
+                f"{len(repeating)} of {plural(len(self.rows), 'run')} "
+                f"{'repeats' if len(repeating) == 1 else 'repeat'} text, up to "
                 f"{worst:,.1f} epochs of {format_quantity(self.data.n_train_tokens)} unique tokens."
             )
             if worst > MAX_EPOCHS:
@@ -176,7 +181,7 @@ class Plan:
                 f"a run of {worst:.1f} epochs over {format_quantity(self.data.n_train_tokens)} "
                 "unique tokens",
                 f"at most {MAX_EPOCHS:g} epochs, because further repeats improve the loss little",
-                "Give more text with --data, smaller budgets, or --allow-repeats.",
+                "Add text with --data corpus/, use smaller budgets, or add --allow-repeats.",
             )
 
 
@@ -195,7 +200,9 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
     )
     if count > MAX_PLANNED_RUNS:
         raise UsageError(
-            f"{count:,} runs", f"at most {MAX_PLANNED_RUNS:,}", "Use fewer points on the axes."
+            f"{count:,} runs",
+            f"at most {MAX_PLANNED_RUNS:,}",
+            "Use fewer points, for example --n-params 1M..100M:5, or fewer --seeds.",
         )
     _require_sequences(sweep.train.seq_len, data)
     make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows, "ladder": _ladder_rows}[sweep.kind]
@@ -223,7 +230,8 @@ def _require_sequences(seq_len: int, data: DataFacts) -> None:
             raise UsageError(
                 f"sequences of {seq_len:,} tokens from {n_tokens:,} {part} tokens",
                 f"sequences of at most {n_tokens - 1:,} tokens",
-                "Use a smaller --seq-len, or give more text with --data and --eval-tokens.",
+                f"Use --seq-len {max(1, n_tokens - 1)} or less, or add text, for example "
+                "--data corpus/.",
             )
 
 
@@ -238,7 +246,8 @@ def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
                 f"{format_quantity(row.budget_flops or 0, 6)}, both of which train "
                 f"{format_quantity(row.n_params)} parameters for {row.spec.n_steps:,} steps",
                 "budgets that differ by at least one step at every size",
-                "Remove one, or use a smaller --batch-seqs or --seq-len.",
+                "Remove one of these --budgets, or use --batch-seqs "
+                f"{max(1, row.spec.batch_seqs // 4)}.",
             )
     return list(found.values())
 
@@ -255,7 +264,12 @@ def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Pla
             vocab_size=data.vocab_size,
             seq_len=sweep.train.seq_len,
         )
-        for shape in distinct_shapes(targets, data.vocab_size):
+        try:
+            shapes = distinct_shapes(targets, data.vocab_size)
+        except UsageError:
+            refuse_small_budget(budget, ratio, data.vocab_size)
+            raise
+        for shape in shapes:
             per_token = train_flops_per_token(shape, sweep.train.seq_len)
             n_tokens = budget / per_token[DEFAULT_FLOP_CONVENTION]
             rows.append(planned_run(shape, n_tokens, budget, sweep.train, data, precision))
@@ -320,7 +334,8 @@ def planned_run(
             f"{format_quantity(n_tokens)} tokens for {format_quantity(counts['chinchilla'])} "
             f"parameters{budget_words}, less than a step of {batch_seqs * train.seq_len:,} tokens",
             f"at least one step, preferably {FEW_STEPS}",
-            "Use a larger budget, or a smaller --batch-seqs or --seq-len.",
+            "Use larger budgets or --n-tokens, or smaller steps, for example --batch-seqs "
+            f"{max(1, batch_seqs // 8)}.",
         )
     inputs = dataclasses.replace(inputs, batch_tokens=batch_seqs * train.seq_len)
     lr = train.lr or train.find_lr_rule().value(inputs)

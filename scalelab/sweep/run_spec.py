@@ -240,7 +240,11 @@ def run_spec_from_mapping(content: Mapping[str, Any]) -> RunSpec:
     content = dict(content)
     shape = content.pop("shape", None)
     if not isinstance(shape, Mapping):
-        raise SpecError(f"shape = {shape!r}", "a table of shape fields", "Restore spec.json.")
+        raise SpecError(
+            f"shape = {shape!r}",
+            "a table of shape fields",
+            "Restore spec.json from the version that the sweep command wrote.",
+        )
     return build(RunSpec, {**content, "shape": build(ModelShape, shape)})
 
 
@@ -268,7 +272,9 @@ def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
             entry = float(entry)
         if not isinstance(entry, kind) or (kind is int and isinstance(entry, bool)):
             raise SpecError(
-                f"{name} = {entry!r} in {cls.__name__}", f"a {kind.__name__}", f"Correct {name}."
+                f"{name} = {entry!r} in {cls.__name__}",
+                f"a {kind.__name__}",
+                f"Give {name} a value of type {kind.__name__}.",
             )
         values[name] = entry
     return cls(**values)
@@ -298,4 +304,6 @@ def _type_hints(cls: type[Any]) -> dict[str, Any]:
 
 def _require(spec: RunSpec | ExecutionSpec, name: str, holds: bool, allowed: str) -> None:
     if not holds:
-        raise SpecError(f"{name} = {getattr(spec, name)!r}", allowed, f"Choose another {name}.")
+        raise SpecError(
+            f"{name} = {getattr(spec, name)!r}", allowed, f"Give {name} an accepted value."
+        )

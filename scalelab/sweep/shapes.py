@@ -113,7 +113,8 @@ def nearest_shape(target_params: float, vocab_size: int) -> ModelShape:
         raise UsageError(
             f"a model of {format_quantity(target_params)} parameters, vocabulary {vocab_size}",
             f"sizes from {format_quantity(smallest)} to {format_quantity(largest)}",
-            "Choose budgets or sizes in that range, or another tokenizer.",
+            f"Use sizes in that range, for example --n-params {format_quantity(smallest * 2)}, or "
+            "other --budgets.",
         )
     return table.shapes[best]
 
@@ -149,7 +150,9 @@ def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShap
             f"{len(ordered)} sizes between {format_quantity(ordered[0])} and "
             f"{format_quantity(ordered[-1])} parameters",
             f"at most {plural(len(chosen), 'size')}, one for each different shape in that range",
-            "Use fewer sizes, or a wider range of sizes, such as --span 64 for budgets.",
+            f"Use fewer sizes, for example --sizes {max(1, len(chosen))}, or a wider range, "
+            "for example "
+            "--span 64.",
         )
     return sorted(chosen, key=lambda shape: count_params(shape).total)
 

@@ -56,12 +56,12 @@ class SweepSpec(Table):
         commands=_ISOFLOP, gt=1
     )  # fmt: skip
     tokens_per_param: Quantity | None = option(
-        None, "Tokens per parameter at the centre of the size grid; 40 for bytes and 20 for other "
-        "tokenizers if absent", example="20", commands=_ISOFLOP
+        None, "Tokens per parameter at the centre of the size grid. Default: 40 for bytes, 20 for "
+        "other tokenizers", example="20", commands=_ISOFLOP
     )  # fmt: skip
     name: str | None = option(
         None,
-        "Name of the sweep; the same name continues it. Without it, one is made from the axes",
+        "Name of the sweep; the same name continues it. Default: made from the axes",
         example="demo",
     )
     allow_repeats: bool = option(
@@ -88,16 +88,17 @@ class SweepSpec(Table):
             if is_missing != bool(getattr(self, axis)):
                 found = find_option(SweepSpec, (axis,))
                 assert found is not None
+                flags = " and ".join(f"--{name.replace('_', '-')}" for name in needed)
                 raise UsageError(
                     f"{self.kind} sweep {'without' if is_missing else 'with'} {axis}",
-                    f"{' and '.join(needed)} for {self.kind}",
+                    f"{flags} for {self.kind}",
                     found.suggestion if is_missing else f"Remove {found.flag}.",
                 )
         if self.kind == "ladder" and self.train.schedule != "wsd":
             raise UsageError(
                 f"ladder sweep with schedule = {self.train.schedule!r}",
                 "wsd, because branches leave a trunk of constant learning rate",
-                "Remove schedule; a ladder uses wsd by default.",
+                "Write --schedule wsd, or remove the key schedule: a ladder uses wsd.",
             )
         return self
 
@@ -152,5 +153,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         return {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(
-            f"sweep file {path}: {error}", "a TOML file such as sweeps/demo.toml", "Correct it."
+            f"sweep file {path}: {error}",
+            "a TOML file such as sweeps/demo.toml",
+            "Fix the line that the message names.",
         ) from None

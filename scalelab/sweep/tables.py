@@ -58,7 +58,7 @@ class TrainTable(Table):
 
     seq_len: int = option(256, "Tokens in a sequence", example="512", ge=1, le=1 << 20)
     batch_seqs: int | None = option(
-        None, "Sequences in an optimizer step; without it, --batch-rule decides", example="64",
+        None, "Sequences in an optimizer step. Default: set by --batch-rule", example="64",
         commands=NOT_TUNE, ge=1
     )  # fmt: skip
     batch_rule: str = option(
@@ -67,7 +67,7 @@ class TrainTable(Table):
         "tuned:NAME", example="deepseek"
     )  # fmt: skip
     lr: float | None = option(
-        None, "Peak learning rate of every run; without it, --lr-rule decides", example="1e-3",
+        None, "Peak learning rate of every run. Default: set by --lr-rule", example="1e-3",
         commands=NOT_TUNE, gt=0, le=10
     )  # fmt: skip
     lr_rule: str = option(
@@ -77,7 +77,7 @@ class TrainTable(Table):
     )  # fmt: skip
     tuned: TunedConstants | None = Field(
         default=None,
-        description="Constants of the tuned:NAME rule; read from the results folder if absent",
+        description="Constants of the tuned:NAME rule; default: read from the results folder",
     )
     schedule: Literal[SCHEDULES] = option(  # type: ignore[valid-type]
         "cosine", "Learning-rate schedule; a ladder always uses wsd (warm-up, stable, decay)",
@@ -99,7 +99,7 @@ class TrainTable(Table):
         example="0.999", ge=0, lt=1
     )  # fmt: skip
     precision: Literal[PRECISIONS] | None = option(  # type: ignore[valid-type]
-        None, "Data type of matrix products; fp32 on CPU and bf16 on CUDA if absent", example="bf16"
+        None, "Data type of matrix products. Default: fp32 on CPU, bf16 on CUDA", example="bf16"
     )
     seeds: Integers = option(
         (0,), "Random seeds; each size is trained once per seed", example="0,1,2", commands=KINDS,
@@ -124,13 +124,14 @@ class TrainTable(Table):
             raise UsageError(
                 f"the rule {PREFIX!r} without a name",
                 f"{PREFIX}NAME, with the name of a tuning",
-                "Add the name of a `scalelab tune` search, or choose a published rule.",
+                f"Add the name of a `scalelab tune` search, or write for example --lr-rule "
+                f"{DEFAULT_LR_RULE}.",
             )
         if len(names) > 1:
             raise UsageError(
                 f"rules of the tunings {' and '.join(sorted(names))}",
                 "one tuning for both",
-                "Use the same tuning in lr_rule and batch_rule.",
+                f"Write --lr-rule {PREFIX}{min(names)} --batch-rule {PREFIX}{min(names)}.",
             )
         return names.pop() if names else None
 
@@ -230,6 +231,9 @@ class LauncherTable(Table):
         envvar="SCALELAB_LAUNCHER", example="slurm", commands=(*NOT_TUNE, "tune")
     )  # fmt: skip
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        (), "Also send training curves there; repeatable", flag="--tracker", example="tensorboard"
+        (),
+        "Tracker that also receives the training curves; repeatable",
+        flag="--tracker",
+        example="tensorboard",
     )
     slurm: SlurmTable = SlurmTable()

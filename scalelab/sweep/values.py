@@ -61,7 +61,7 @@ def parse_ends(text: str, name: str) -> tuple[float, float]:
         When the text is not such a range.
     """
     if ".." not in text:
-        raise UsageError(f"{name} {text!r}", "a range LOW..HIGH", "For example 1e-3..3e-2.")
+        raise UsageError(f"{name} {text!r}", "a range LOW..HIGH", "Write for example 1e-3..3e-2.")
     ends = parse_range(text, what=name)
     return float(ends[0]), float(ends[-1])
 

@@ -12,12 +12,12 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from scalelab.errors import UnknownHardwareError
+from scalelab.errors import UnknownHardwareError, did_you_mean
 
 STATED_UTILISATION = 0.40
-UTILISATION_SOURCE = "40 % of peak, what well-kept dense training reaches (stated, not measured)"
+UTILISATION_SOURCE = "assumes 40 % of peak, typical of well-tuned dense training"
 CPU_CORE_USD_PER_HOUR = 0.04
-CPU_PRICE_SOURCE = "an assumption, near what clouds ask for a CPU core: give your own price"
+CPU_PRICE_SOURCE = f"assumes ${CPU_CORE_USD_PER_HOUR:g} per core-hour"
 CPU_CORE_WATTS = 12.0
 CPU_POWER_SOURCE = (
     "12 W a core, what Green Algorithms takes for a CPU it does not know "
@@ -82,7 +82,8 @@ def find_hardware(name: str) -> Hardware:
         raise UnknownHardwareError(
             f"device {name!r}",
             f"one of {', '.join(sorted(HARDWARE))}",
-            "Name the nearest one, such as --gpu a100. scalelab decide also takes --usd-per-hour.",
+            f"{did_you_mean(name, HARDWARE)}Name the nearest one, such as --gpu a100. scalelab "
+            "decide also takes --usd-per-hour.",
         )
     return HARDWARE[name.lower()]
 

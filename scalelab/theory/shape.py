@@ -66,7 +66,11 @@ class ModelShape:
                     f"Use {name} = 1 or more.",
                 )
         if self.d_head % 2:
-            raise SpecError(f"d_head = {self.d_head}", "an even number", "RoPE rotates pairs.")
+            raise SpecError(
+                f"d_head = {self.d_head}",
+                "an even number",
+                "Change d_model or n_heads so that d_model / n_heads is even, for example 64d-2h.",
+            )
         if self.n_heads % self.kv_heads:
             raise SpecError(
                 f"n_kv_heads = {self.n_kv_heads} with n_heads = {self.n_heads}",

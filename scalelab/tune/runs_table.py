@@ -62,7 +62,7 @@ class TunedRuns:
                 raise DataError(
                     f"{name} = {values[bad[0]]} in row {bad[0] + 1} of the usable runs",
                     f"finite {name} above zero",
-                    f"Correct the table, or use another column: --map {name}=COLUMN",
+                    f"Give {name} a number above zero, or use another column: --map {name}=COLUMN",
                 )
 
     def cells(self) -> NDArray[np.int64]:

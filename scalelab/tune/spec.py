@@ -85,7 +85,9 @@ class TuneSpec(Table):
     def _search_is_possible(self) -> TuneSpec:
         if self.sweep.kind != "grid":
             raise UsageError(
-                f"a tuning of a sweep of kind {self.sweep.kind}", "kind = grid", "Try grid."
+                f"a tuning of a sweep of kind {self.sweep.kind}",
+                "kind = grid",
+                'Write kind = "grid" in the sweep file, or remove the key kind.',
             )
         for name, (least, most) in LIMITS.items():
             ends = getattr(self, name)
@@ -93,7 +95,7 @@ class TuneSpec(Table):
                 raise UsageError(
                     f"--{name.replace('_', '-')}: {name} from {ends[0]:g} to {ends[1]:g}",
                     f"a range LOW..HIGH within {least:g} to {most:g}",
-                    f"The widest range is {least:g}..{most:g}.",
+                    f"Write for example --{name.replace('_', '-')} {least:g}..{most:g}.",
                 )
         return self
 

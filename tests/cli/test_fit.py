@@ -406,3 +406,22 @@ def test_order_of_rows_and_columns_changes_nothing(run, tmp_path):
     assert any(v["n_params"]["edge"] for v in plain["approaches"]["2"]["valleys"])
     assert largest_difference(plain, said(np.arange(60), [3, 1, 0, 2])) == 0.0
     assert largest_difference(plain, said(rng.permutation(60), [0, 1, 2, 3])) <= 1e-12
+
+
+def test_a_fit_that_is_not_identified_shows_no_intervals(run, tmp_path):
+    (tmp_path / "two.csv").write_text("n_params,n_tokens,loss\n1e6,1e7,3\n2e6,2e7,2.8\n")
+    out, _ = run("fit", "--from", tmp_path / "two.csv", code=4)
+    assert out.startswith("Not identified: ")
+    assert "No intervals" in out
+    assert out.count("2 distinct") == 1
+    for words in ("[", "0 failed", "(answer)", "confidence interval"):
+        assert words not in out
+
+
+def test_every_interval_on_the_page_has_a_name(run):
+    words = ["fit", "--from", "public:chinchilla", "--bootstrap", 20, "--predict", "C=1e24"]
+    out, _ = run(*words)
+    assert "from public:chinchilla." in out
+    assert "90 % confidence interval 1." in out
+    assert "90 % prediction interval of a new run 1." in out
+    assert "In brackets: 90 % confidence intervals of N and D; 90 % prediction interval" in out

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from scalelab.cli import output
-from scalelab.cli.main import main
+from scalelab.cli.main import app, main
 
 COMMAND = [sys.executable, "-c", "from scalelab.cli.main import run; run()"]
 TABLE = "n_params,n_tokens,loss\n" + "".join(
@@ -91,6 +92,42 @@ def test_a_printed_command_names_the_results_folder(text, expected, monkeypatch,
     assert output.runnable(text) == text
     main(["status"])
     assert output.runnable(text) == text
+
+
+def commands(group, path="scalelab"):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def test_advice_adds_the_results_folder_exactly_where_the_command_accepts_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCALELAB_RESULTS", raising=False)
+    main(["status", "--results", "elsewhere"])
+    found = {}
+    for path, command in commands(typer.main.get_group(app)):
+        accepts = any("--results" in parameter.opts for parameter in command.params)
+        found[path] = accepts
+        expected = f"{path} --results elsewhere" if accepts else path
+        assert output.runnable(f"Run `{path}`.") == f"Run `{expected}`."
+    assert found["scalelab fit"]
+    assert found["scalelab sweep isoflop"]
+    assert not found["scalelab tables"]
+    assert not found["scalelab bench device"]
+    assert output.runnable("`scalelab sweep`") == "`scalelab sweep`"
+
+
+def test_a_fit_without_runs_says_how_to_get_some(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit"]) == 3
+    err = capsys.readouterr().err
+    assert "`scalelab sweep isoflop --budgets 1e12..1e13`" in err
+    assert "collect`" not in err
+    assert main(["import", str(table), "--name", "mine"]) == 0
+    assert main(["fit", "--sweep", "nosuch"]) == 2
+    assert "--sweep mine" in capsys.readouterr().err
 
 
 def test_what_import_prints_next_works_as_printed(table, tmp_path, monkeypatch, capsys):

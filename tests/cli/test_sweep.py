@@ -62,7 +62,7 @@ def test_the_plan_shows_what_a_person_asks_for(scalelab):
         assert word in out
     assert "years" in out
     assert "h100" in out
-    assert "stated and not measured" in out
+    assert "assumes 40 % of peak" in out
 
 
 def test_json_is_one_object_with_unrounded_numbers(scalelab):

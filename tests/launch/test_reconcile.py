@@ -13,7 +13,7 @@ states = st.dictionaries(
     st.sampled_from([f"r{i}" for i in range(14)]),
     st.builds(
         RunState,
-        status=st.sampled_from(FILE_STATES),
+        status=st.sampled_from([*FILE_STATES, "queued"]),
         is_alive=st.booleans(),
         n_lost=st.integers(0, 5),
         is_wanted=st.booleans(),

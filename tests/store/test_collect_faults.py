@@ -301,6 +301,9 @@ def test_readers_cannot_write(make):
 
 
 def test_reading_before_a_collection_names_the_command_to_run(make):
+    with pytest.raises(DataError, match=r"no runs.*scalelab sweep isoflop --budgets"):
+        open_snapshot(make.path)
+    make.run()
     with pytest.raises(DataError, match="scalelab collect"):
         open_snapshot(make.path)
     (make.path / live.SNAPSHOT_FILE).write_bytes(b"x" * 5000)

@@ -131,7 +131,7 @@ def test_an_import_is_found_by_its_name(results):
 
 
 def test_an_unknown_sweep_lists_the_known_ones(results):
-    with pytest.raises(UsageError, match="empty, new, old"):
+    with pytest.raises(UsageError, match="runs: new, old, theirs"):
         read_results(results, "nosuch", ReadOptions())
 
 
@@ -141,7 +141,7 @@ def test_a_sweep_without_finished_runs_is_an_error(results):
 
 
 def test_a_folder_without_a_snapshot_names_the_command_to_run(tmp_path):
-    with pytest.raises(DataError, match="scalelab collect"):
+    with pytest.raises(DataError, match="scalelab sweep isoflop"):
         read_results(tmp_path, None, ReadOptions())
 
 

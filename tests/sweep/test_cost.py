@@ -85,7 +85,7 @@ def test_finished_runs_cost_nothing(plan_of):
 def test_named_devices_state_their_utilisation(plan_of):
     plan = plan_of(kind="isoflop", budgets="1e19", sizes=3, train={"seq_len": 1024})
     for speed in compared_speeds():
-        assert "not measured" in speed.note
+        assert "assumes 40 % of peak" in speed.note
         cost = plan_cost(plan, speed)
         assert cost.kwh == pytest.approx(cost.worker_hours * speed.watts_per_worker / 1000)
         assert cost.usd == pytest.approx(cost.worker_hours * speed.usd_per_worker_hour)

@@ -83,7 +83,7 @@ def test_the_plan_does_not_depend_on_its_name_or_launcher(plan_of):
 def test_repeats_are_said_and_beyond_four_epochs_refused(plan_of, facts):
     small = dataclasses.replace(facts, n_train_tokens=1_000_000)
     twice = plan_of(small, kind="grid", n_params="50K", n_tokens="2M")
-    assert "repeat text, up to 2.0 epochs" in " ".join(twice.warnings())
+    assert "1 run repeats text, up to 2.0 epochs" in " ".join(twice.warnings())
     twice.refuse_repeats(allow_repeats=False)
     often = plan_of(small, kind="grid", n_params="50K", n_tokens="5M")
     with pytest.raises(UsageError, match="allow-repeats"):
@@ -138,6 +138,12 @@ def test_few_steps_are_said(plan_of):
     plan = plan_of(kind="grid", n_params="50K", n_tokens="100K", train={"batch_seqs": 16})
     assert plan.rows[0].spec.n_steps == 24
     assert "1 run with fewer than 300 steps (minimum 24)" in " ".join(plan.warnings())
+
+
+def test_a_budget_below_the_smallest_model_is_called_too_small(plan_of):
+    with pytest.raises(UsageError, match="optimum has") as caught:
+        plan_of(kind="isoflop", budgets="1e3")
+    assert "--budgets 1e12..1e13" in caught.value.do
 
 
 def test_a_budget_below_one_step_is_refused(plan_of):

@@ -131,7 +131,9 @@ class Arrays:
                 raise UsageError(
                     f"a job that sbatch refuses: {words}",
                     "options that this cluster accepts",
-                    "Change [launcher.slurm] or the SLURM options. No results were lost.",
+                    "Change a SLURM option, for example --partition gpu or --time-limit "
+                    "4:00:00, or "
+                    "[launcher.slurm] in the sweep file. No results were lost.",
                 ) from None
             return 0
         intent.note_job(job_id, intent.throttle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 from scalelab.theory.laws.accuracy import Accuracy
 from scalelab.theory.laws.base import Coordinate, Law
 from scalelab.theory.laws.broken import Broken

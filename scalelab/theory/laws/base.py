@@ -166,7 +166,8 @@ class Law(ABC):
             raise UsageError(
                 f"no column {', '.join(missing)} for the form {cls.name}",
                 f"the columns {', '.join(cls.columns)}",
-                "Map the missing column, or choose a form that does not need it.",
+                f"Name the column, for example --map {missing[0]}=COLUMN, or write --form "
+                "chinchilla.",
             )
         return {name: np.asarray(columns[name], dtype=np.float64) for name in cls.columns}
 
