@@ -62,7 +62,7 @@ def fit(
         str,
         option(
             INTERVALS,
-            "auto, row, cluster or residual. auto: cluster if labels repeat, else row with "
+            "auto, row, cluster, residual or none. auto: cluster if labels repeat, else row with "
             "efficient refits where these agree with refits of the objective.",
             "--bootstrap-method",
         ),

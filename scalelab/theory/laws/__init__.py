@@ -58,8 +58,11 @@ def law_named(name: str) -> type[Law]:
     for law in LAWS:
         if law.name == name:
             return law
+    known = [law.name for law in LAWS]
     raise UsageError(
-        f"form {name!r}", f"one of {', '.join(law.name for law in LAWS)}", "Use --form chinchilla."
+        f"form {name!r}",
+        f"one of {', '.join(known)}",
+        f"{did_you_mean(name, known)}Use --form chinchilla.",
     )
 
 
