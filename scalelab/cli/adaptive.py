@@ -66,7 +66,9 @@ def adaptive(
         option("Execution", "Random seed of the fits.", "--seed", min=0),
     ] = 0,
 ) -> int:
-    """Choose and run the sizes that narrow a target's confidence interval most per FLOP.
+    """Choose runs that predict a target best per FLOP.
+
+    The next runs are those that narrow the target's confidence interval most per FLOP.
 
     --n-params and --n-tokens set the run pool; without them it follows from --budget.
 

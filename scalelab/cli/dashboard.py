@@ -32,7 +32,9 @@ def dashboard(
         bool, typer.Option("--open/--no-open", help="Open the page in the browser.")
     ] = False,
 ) -> None:
-    """Show sweeps, fits and forecasts in the browser. Read-only; only this machine can connect.
+    """Show sweeps, fits and forecasts in the browser.
+
+    Read-only; only this machine can connect.
 
     Example: scalelab dashboard --from runs.csv
     """

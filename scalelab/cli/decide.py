@@ -118,7 +118,9 @@ def decide(
     ] = None,
     as_json: Annotated[bool, option(OUT, "Print one JSON object on stdout.", "--json")] = False,
 ) -> int:
-    """Find what to train within limits: candidates with loss and cost, and the limit that binds.
+    """Find the best model to train within limits.
+
+    Shows candidates with loss and cost, and the binding limit.
 
     Example: scalelab decide --law besiroglu --flops 5.76e23
     """

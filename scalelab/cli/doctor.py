@@ -37,7 +37,7 @@ def doctor(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Check this machine: package versions, GPU, SLURM, disk and results folder.
+    """Check packages, GPU, SLURM, disk and results folder.
 
     The exit code is 0 when planning, importing and fitting work, even if optional parts
     are missing.

@@ -99,7 +99,7 @@ def fit(
     as_tex: Annotated[bool, option(OUT, "Print a LaTeX table on stdout.", "--tex")] = False,
     as_csv: Annotated[bool, option(OUT, "Print CSV on stdout.", "--csv")] = False,
 ) -> int:
-    """Fit a scaling law to finished runs, with intervals, and predict larger runs.
+    """Fit a scaling law with intervals and predict larger runs.
 
     Example: scalelab fit --from runs.csv --map loss_nats=val_loss --predict N=7e9
     """

@@ -39,7 +39,9 @@ def report(
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
 ) -> int:
-    """Write a fit as one HTML file that opens offline, and optional figures.
+    """Write a fit as one HTML file that opens offline.
+
+    Figures and tables can be written beside it.
 
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """

@@ -29,7 +29,9 @@ def collect(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Load the files of the runs into DuckDB, and publish a snapshot for fits and exports.
+    """Load run folders into DuckDB and publish a snapshot.
+
+    Fits, exports and the dashboard read the snapshot.
 
     Example: scalelab collect --watch
     """
@@ -95,7 +97,9 @@ def import_(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Import results made elsewhere. Unusable rows are listed in a file with line and reason.
+    """Import a table of runs trained elsewhere.
+
+    Unusable rows are listed in a file with line and reason.
 
     Example: scalelab import runs.csv --map n_params=params,n_tokens=tokens,loss_nats=val_loss
     """
@@ -158,7 +162,9 @@ def export(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Export a table of the results: CSV, TSV, JSON, JSON lines, Parquet or Excel.
+    """Export a table of the results.
+
+    Formats: CSV, TSV, JSON, JSON lines, Parquet and Excel.
 
     The ending of FILE chooses the format; .csv.gz and .csv.zst are compressed.
 
@@ -190,7 +196,9 @@ def status(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Show the state of a sweep: runs by state, isoFLOP curves, time left, and what to do next.
+    """Show the progress of a sweep.
+
+    Runs by state, isoFLOP curves, time left, and what to do next.
 
     Example: scalelab status demo --watch
     """
@@ -240,7 +248,9 @@ def logs(
     ] = 20,
     results: ResultsOption = DEFAULT_RESULTS,
 ) -> int:
-    """Show a run's attempts, the end of its training curve and the end of its log.
+    """Show the attempts, training curve and log of a run.
+
+    Curve and log show their last lines.
 
     Example: scalelab logs 3f9a -f
     """

@@ -20,7 +20,9 @@ SweepArgument = Annotated[
 
 @spread_options
 def resume(context: typer.Context, options: ResumeOptions, sweep: SweepArgument = None) -> int:
-    """Continue a stopped sweep: finished runs are kept, the others resume from checkpoints.
+    """Continue a stopped sweep.
+
+    Finished runs are kept; the others resume from their checkpoints.
 
     Launcher and SLURM options change the sweep's launcher from now on.
 
@@ -54,7 +56,7 @@ def retry(
         ),
     ] = None,
 ) -> int:
-    """Start the failed runs of a sweep again, and continue unfinished ones.
+    """Start failed runs again and continue unfinished ones.
 
     Example: scalelab retry demo --status diverged --lr-scale 0.5
     """
@@ -86,7 +88,9 @@ def cancel(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Stop runs of a sweep after a checkpoint; `scalelab resume` continues them.
+    """Stop runs of a sweep after a checkpoint.
+
+    `scalelab resume` continues them.
 
     Example: scalelab cancel demo --budget 1e18
     """

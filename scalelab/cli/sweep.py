@@ -13,7 +13,7 @@ from scalelab.cli.sweep_launch import launch_sweep
 from scalelab.cli.sweep_spec import sweep_of, sweep_of_file
 
 app = typer.Typer(
-    help="Plan runs, show their cost, ask for confirmation and launch them. "
+    help="Plan runs, show their cost, ask and launch them. "
     "Example: scalelab sweep isoflop --budgets 1e18..1e20 --dry-run",
     no_args_is_help=True,
 )
@@ -35,7 +35,9 @@ def isoflop(
     ] = "plain",
     lr_check: LrCheckOption = False,
 ) -> int:
-    """Train several model sizes at each FLOP budget (Chinchilla, approach 2).
+    """Train several model sizes at each FLOP budget.
+
+    The isoFLOP curves of Chinchilla, approach 2.
 
     Example: scalelab sweep isoflop --budgets 2e11..2e12:4 --sizes 6 --name demo --yes
     """
@@ -56,7 +58,9 @@ def grid(context: typer.Context, options: LaunchOptions) -> int:
 @app.command("ladder", cls=SpecCommand)
 @spread_options
 def ladder(context: typer.Context, options: LaunchOptions) -> int:
-    """Train a WSD ladder: a constant-rate trunk per size, a cooldown branch per number of tokens.
+    """Train a WSD ladder of each model size.
+
+    A trunk at a constant learning rate per size, a cooldown branch per number of tokens.
 
     Example: scalelab sweep ladder --n-params 50K..400K:4 --n-tokens 1M,2M,4M,8M,16M --dry-run
     """
@@ -83,7 +87,7 @@ def run_file(
 
 @app.command("schema")
 def schema() -> None:
-    """Print the JSON schema of sweep files, for editors and validators.
+    """Print the JSON schema of sweep files.
 
     Example: scalelab sweep schema > sweep.schema.json
     """

@@ -8,7 +8,9 @@ from scalelab.errors import EXIT_OK
 
 
 def tables(as_json: JsonOption = False) -> int:
-    """List the public tables of other groups' runs; open one with --from public:NAME.
+    """List the public tables of runs in the package.
+
+    Open one with --from public:NAME.
 
     Example: scalelab fit --from public:chinchilla --predict C=1e24
     """
