@@ -30,7 +30,9 @@ app = typer.Typer(help="Measure this machine. Example: scalelab bench device", n
 def device(
     device: DeviceOption = None, workers: WorkersOption = None, as_json: JsonOption = False
 ) -> int:
-    """Measure training speed by model width with all workers busy, and save it for planning.
+    """Measure the training speed of this machine.
+
+    All workers train models of several widths; plans use the saved result.
 
     Example: scalelab bench device
     """
@@ -84,7 +86,9 @@ def train(
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the timed steps, s.")] = 5.0,
     as_json: JsonOption = False,
 ) -> int:
-    """Measure the training speed of one shape on random tokens: tokens/s, TFLOP/s and MFU.
+    """Measure the training speed of one shape.
+
+    On random tokens: tokens/s, TFLOP/s and MFU.
 
     Example: scalelab bench train --shape 4L-64d-2h --device cpu
     """
