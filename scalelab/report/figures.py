@@ -90,7 +90,7 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
     style = {"color": look.ink, "size": 4 if len(some) < 500 else 2, "opacity": 0.45}
     draw.add_curve(figure, runs.n_params, runs.n_tokens, style, "runs", "run<br>N %{x}, D %{y}")
     if bands is not None:
-        name, hover = "efficient frontier", "frontier<br>N %{x}, D %{y}"
+        name, hover = "compute-optimal frontier", "frontier<br>N %{x}, D %{y}"
         style = {"color": look.accent, "width": 2.4}
         draw.add_curve(figure, bands.n_params, bands.n_tokens, style, name, hover)
     draw.finish(
