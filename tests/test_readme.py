@@ -130,7 +130,7 @@ def test_files_that_the_readme_points_to_exist():
 
 def test_the_python_example_runs(folder):
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
-    code = code.replace('sweep="demo"', 'source="runs.csv", mapping=MAPPING')
+    code = code.replace('sweep="demo"', 'data="runs.csv", mapping=MAPPING')
     mapping = {"n_params": "params", "n_tokens": "tokens", "loss_nats": "val_loss"}
     answer = subprocess.run(
         [sys.executable, "-c", f"MAPPING = {mapping!r}\n{code}"],
