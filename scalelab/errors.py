@@ -3,13 +3,13 @@
 Each one says what was given, what is accepted and what to do. It also sets the exit code of the
 command::
 
-    ScalelabError            1   a bug in scalelab
+    ScalelabError                base class; any other exception is a bug and exits with 1
     |- UsageError            2   invalid option, argument or setting
+    |  |- UnknownHardwareError   a device that is not in the hardware table
     |- DataError             3   a file, table or corpus that cannot be used
     |  |- SpecError          3   a run folder, plan or sweep file with contradictory content
     |- NotIdentifiedError    4   the rows do not determine the law
     |- RunsFailedError       5   some runs of the sweep failed
-    |- UnknownHardwareError  2   a device that is not in the hardware table
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class RunsFailedError(ScalelabError):
     exit_code = 5
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     """Return ``Did you mean ..? `` with the most similar known word, empty if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"Did you mean {near[0]}? " if near else ""
+    return f"Did you mean {prefix}{near[0]}? " if near else ""
 
 
 def unwritable(place: Path, what: str, error: OSError) -> DataError:

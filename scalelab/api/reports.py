@@ -116,7 +116,7 @@ class Decision(NotebookView, decision.Decision):
             )
         yield from gravest(self.warnings)
         if self.binding:
-            yield f"limits that are used up: {', '.join(self.binding)}"
+            yield f"binding limits: {', '.join(self.binding)}"
         for each in self.candidates[:5]:
             broken = f", exceeds {', '.join(each.broken)}" if each.broken else ""
             yield f"{each.label}: loss {each.loss_nats:.4f}{broken}"

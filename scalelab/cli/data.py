@@ -29,7 +29,7 @@ def prepare(
     field: Annotated[str, typer.Option(help="Field of the text in JSONL files.")] = "text",
     column: Annotated[str, typer.Option(help="Column of the text in Parquet files.")] = "text",
     eval_tokens: Annotated[
-        str | None, typer.Option(help="Held-out tokens for evaluation; default 262,144.")
+        str | None, typer.Option(help="Tokens of the evaluation set; default 262,144.")
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,

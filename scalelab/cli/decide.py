@@ -63,7 +63,7 @@ def decide(
     ] = None,
     flops: Annotated[str | None, option(LIMIT, "Training compute in FLOPs, such as 1e24.")] = None,
     gpu_hours: Annotated[
-        str | None, option(LIMIT, "Device-hours of training, such as 100000.")
+        str | None, option(LIMIT, "GPU-hours of training, such as 100000.")
     ] = None,
     max_days: Annotated[str | None, option(LIMIT, "Calendar days of training, such as 30.")] = None,
     max_usd: Annotated[
@@ -83,7 +83,7 @@ def decide(
         str | None, option(HARDWARE, "Tokens served over the lifetime of the model.")
     ] = None,
     gpu: Annotated[str, option(HARDWARE, "Device, such as h100 or a100.")] = "h100",
-    gpus: Annotated[float, option(HARDWARE, "Number of devices.")] = 1.0,
+    gpus: Annotated[float, option(HARDWARE, "Number of GPUs.")] = 1.0,
     utilisation: Annotated[
         float, option(HARDWARE, "Achieved share of peak FLOP/s.")
     ] = STATED_UTILISATION,
@@ -111,7 +111,10 @@ def decide(
     ] = None,
     level: LevelOption = 0.9,
     published: Annotated[
-        bool, typer.Option("--published", help="Assess published models with the law instead.")
+        bool,
+        typer.Option(
+            "--published", help="Compare published models with the law instead of searching."
+        ),
     ] = False,
     emit: Annotated[
         Path | None, option(OUT, "Write the best candidate as a sweep file, such as best.toml.")

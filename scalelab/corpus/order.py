@@ -60,7 +60,7 @@ def permuted(places: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDA
 def permuted_run(start: int, stop: int, n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the entries at consecutive places, ``permuted`` of ``range(start, stop)``.
 
-    Places are 0 to n. Entries are computed in blocks, so that consecutive steps share the work.
+    Places are 0 to n - 1. Entries are computed in blocks, so that consecutive steps share the work.
     """
     blocks = range(start // BLOCK, -(-stop // BLOCK))
     entries = np.concatenate([_block(block, n, seed, epoch) for block in blocks])

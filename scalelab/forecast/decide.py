@@ -193,8 +193,8 @@ class _Search:
     def smallest_sufficient(self, full: Point, limits: Limits) -> Point:
         """Return the best model of the smallest compute with nearly the loss of ``full``.
 
-        With repeated tokens the loss reaches a floor. If half the compute costs less than
-        `MIN_SAVING_NATS`, return the smallest compute within that of the full loss.
+        With repeated tokens the loss reaches a floor. If half the compute raises the loss by less
+        than `MIN_SAVING_NATS`, return the smallest compute whose loss is at most that above.
         """
         if limits.unique_tokens is None:
             return full

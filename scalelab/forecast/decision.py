@@ -205,7 +205,8 @@ class Decision:
     Attributes
     ----------
     best : Candidate or None
-        Feasible candidate of least loss; None if no candidate is feasible.
+        Feasible candidate of least loss, or one of less compute within 0.001 nats of it if tokens
+        repeat; None if no candidate is feasible.
     candidates : tuple of Candidate
         The given candidates; or the best one, its neighbours in size and cheaper ones.
     front : tuple of int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 from scalelab.theory.laws.chinchilla import Chinchilla
 
 
@@ -47,8 +47,9 @@ def law_by_name(name: str) -> PublishedLaw:
     """Return the published law of this name; UsageError lists the names if there is none."""
     if name not in PUBLISHED_LAWS:
         raise UsageError(
-            f"law {name!r}",
+            f"unknown law {name!r}",
             f"one of {', '.join(PUBLISHED_LAWS)}",
-            "Use --law besiroglu, or fit your own runs with --from or --sweep.",
+            did_you_mean(name, PUBLISHED_LAWS)
+            + "Use for example --law besiroglu, or fit your own runs with --from or --sweep.",
         )
     return PUBLISHED_LAWS[name]

@@ -39,7 +39,7 @@ STOPPED = ("planned", INTERRUPTED, "preempted", "cancelled")
 """Nothing has the run; `scalelab resume` continues it."""
 
 OPEN = ("planned", *ACTIVE)
-"""No attempt has ended."""
+"""No attempt is over, or a new one is running or queued."""
 
 LOST = ("failed", "diverged", "cancelled", "preempted")
 """The newest attempt ended without a usable loss."""

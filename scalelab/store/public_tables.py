@@ -64,9 +64,8 @@ def table_path(path: Path) -> Path:
     tables = {table.name: table for table in list_public_tables()}
     if name not in tables:
         raise DataError(
-            f"public table {name!r}",
+            f"unknown public table {name!r}",
             f"one of {', '.join(tables)}",
-            did_you_mean(text, [PREFIX + table for table in tables])
-            + "List the tables with `scalelab tables`.",
+            did_you_mean(name, tables, prefix=PREFIX) + "List the tables with `scalelab tables`.",
         )
     return FOLDER / tables[name].file

@@ -16,12 +16,12 @@ from scalelab.theory.accounting import (
 from scalelab.units import format_flops, format_quantity
 
 TOKENS_PER_PARAM = 20.0
-BYTES_PER_PARAM = 40.0
+BYTE_TOKENS_PER_PARAM = 40.0
 
 
 def expected_tokens_per_param(tokenizer: str) -> float:
     """Return the tokens per parameter expected at the optimum, by tokenizer."""
-    return BYTES_PER_PARAM if tokenizer == "bytes" else TOKENS_PER_PARAM
+    return BYTE_TOKENS_PER_PARAM if tokenizer == "bytes" else TOKENS_PER_PARAM
 
 
 def isoflop_targets(
@@ -29,8 +29,8 @@ def isoflop_targets(
 ) -> list[float]:
     """Return target sizes, geometrically spaced around the expected optimum of a budget.
 
-    At the centre, ``D = tokens_per_param * N`` tokens cost the budget in exact FLOPs. Where the
-    shape table ends within the span, the sizes cover the rest of the span.
+    At the centre, ``D = tokens_per_param * N`` tokens cost the budget in exact FLOPs. The
+    span is clipped to the sizes of the shape table.
     """
     smallest, largest = size_limits(vocab_size)
 

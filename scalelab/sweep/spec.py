@@ -151,7 +151,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         return {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise DataError(
+            f"sweep file {path}: {error.strerror}", "a readable TOML file", "Check the path."
+        ) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(
             f"sweep file {path}: {error}",
             "a TOML file such as sweeps/demo.toml",

@@ -46,7 +46,7 @@ class DataTable(Table):
     field: str = option("text", "Field of the text in JSONL files", example="content")
     column: str = option("text", "Column of the text in Parquet files", example="content")
     eval_tokens: Count = option(
-        DEFAULT_EVAL_TOKENS, "Held-out tokens for the loss; more tokens give a more precise loss",
+        DEFAULT_EVAL_TOKENS, "Tokens of the evaluation set; more tokens give a more precise loss",
         example="64K", ge=1
     )  # fmt: skip
 

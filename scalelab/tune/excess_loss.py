@@ -5,10 +5,10 @@ the optimum of the cell, the excess of log loss over the cell's minimum is
 
 .. math:: q = a\,\ell_k(u - r v) + b\,v^2, \qquad \ell_k(w) = 2\,(e^{kw} - 1 - kw) / k^2 .
 
-Near the optimum q is quadratic, with a ridge of slope r: the best rate of a batch other than the
-best one. Farther away the skew k > 0 makes the loss rise faster above the best rate than below it,
-where training is only slower. The optimum is a power law, :math:`\log lr^* = c + p \log N +
-q \log D`, likewise for the batch; all cells share a, r, b and k.
+Near the optimum q is quadratic. r is the slope of the best log lr against log batch. Farther away
+the skew k > 0 makes the loss rise faster above the best rate than below it, where training is only
+slower. The optimum is a power law, :math:`\log lr^* = c + p \log N + q \log D`, likewise for the
+batch; all cells share a, r, b and k.
 
 References
 ----------
