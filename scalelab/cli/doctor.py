@@ -19,7 +19,6 @@ from scalelab.units import plural
 BASE_USE = "every command"
 EXTRA_USES = {
     "train": "training",
-    "fast": "faster fits",
     "tune": "scalelab tune",
     "dashboard": "scalelab dashboard",
     "trackers": "TensorBoard",

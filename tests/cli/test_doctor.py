@@ -71,7 +71,7 @@ def test_versions_are_compared_as_numbers(version: str, status: str) -> None:
 
 def test_every_extra_that_a_user_may_want_has_a_use() -> None:
     extras = set(importlib.metadata.metadata("scalelab").get_all("Provides-Extra") or [])
-    assert extras - {"all", "dev", "bench"} == set(EXTRA_USES)
+    assert extras - {"all", "dev", "bench", "docs"} == set(EXTRA_USES)
 
 
 def test_this_python_and_its_text_are_ok(tmp_path: Path) -> None:
