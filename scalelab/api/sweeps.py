@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scalelab.launch.cancel import CancelReport
     from scalelab.launch.slurm.preview import SlurmPreview
     from scalelab.records.sweep_dir import Results, SavedPlan
-    from scalelab.sweep.run_spec import ExecutionSpec
+    from scalelab.sweep.execution import ExecutionSpec
     from scalelab.sweep.spec import SweepSpec
     from scalelab.sweep.tables import LauncherTable
 

@@ -15,10 +15,11 @@ from scalelab.cli.options import (
     checked_device,
 )
 from scalelab.errors import EXIT_OK, UsageError
-from scalelab.sweep.run_spec import STEPS
+from scalelab.sweep.execution import STEPS
 
 if TYPE_CHECKING:
-    from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+    from scalelab.sweep.execution import ExecutionSpec
+    from scalelab.sweep.run_spec import RunSpec
     from scalelab.theory.shape import ModelShape
 
 _LABEL = re.compile(r"([0-9]{1,9})L-([0-9]{1,9})d-([0-9]{1,9})h")

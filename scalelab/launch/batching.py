@@ -10,7 +10,8 @@ from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.batched_runs import batch_key, choose_batched_runs, equal_runs, is_small
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 
 SECONDS_PER_SIZE = 0.25
 

@@ -25,7 +25,8 @@ from scalelab.errors import ScalelabError
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.machine import SAFE_PATH, cpu_name, ctrl_c_blocked
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, build, run_spec_from_mapping
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
 
 TIMEOUT_S = 300
 TRAINER_REVISION = 3

@@ -26,8 +26,9 @@ from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.cost import Speed, seconds_by_id
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.option import validated
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import LauncherTable
 from scalelab.sweep.trunk import predecessors, trunk_id
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops

@@ -19,8 +19,8 @@ from scalelab.launch.trackers import require_installed
 from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.plan import DataFacts, Plan, make_plan
-from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import SweepSpec
 
 ASK_ABOVE_S = 3600.0

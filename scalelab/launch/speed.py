@@ -13,8 +13,9 @@ from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.sweep.batched_runs import equal_runs
 from scalelab.sweep.batched_runs import is_small as is_batchable
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.plan import Plan
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import SlurmTable
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 

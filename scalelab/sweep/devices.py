@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from scalelab.errors import UsageError
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 
 
 def require_divisible_devices(n_devices: int, tensor_parallel: int) -> None:

@@ -1,4 +1,4 @@
-"""One training run: what it computes (`RunSpec`, hashed) and how (`ExecutionSpec`, not hashed).
+"""One training run (`RunSpec`): what it computes, and its content hash, the run_id.
 
 These are plain dataclasses, so that a worker reads them from the run folder without pydantic.
 """
@@ -25,7 +25,6 @@ SCHEDULES = ("cosine", "wsd")
 PRECISIONS = ("fp32", "bf16")
 """fp16 is not supported: it needs loss scaling, bf16 does not."""
 OPTIMIZERS = ("adamw", "muon")
-STEPS = ("direct", "eager", "compiled", "graph")
 
 _T = TypeVar("_T")
 
@@ -147,68 +146,6 @@ class RunSpec:
         return _content_hash(self)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExecutionSpec:
-    """How a run is executed; stored with each attempt and not hashed.
-
-    Attributes
-    ----------
-    device : str
-        ``cpu`` or ``cuda``.
-    step : str
-        ``eager``, ``compiled``, ``graph`` (one CUDA graph) or ``direct`` (hand-written gradients
-        for dense fp32 models on a CPU; for other models the trainer uses ``eager`` and notes it).
-    kernels : str
-        ``reference`` (plain torch) or ``triton``.
-    attention : str
-        ``explicit`` (baddbmm and softmax), ``sdpa``, only its ``cudnn`` or ``flash`` backend,
-        ``triton``, or ``measured``: an attempt uses the fastest on its GPU and notes its name.
-    n_threads : int
-        CPU threads of a worker.
-    micro_batch_seqs : int
-        Sequences in a device's forward pass; 0 means its whole batch. When memory runs out, an
-        attempt uses a smaller value and notes it.
-    batched_runs : int
-        Runs that train in the same step.
-    n_devices : int
-        Devices that share the batch and the weights of the run (``fully_shard``).
-    tensor_parallel : int
-        Devices of neighbouring rank that share every sequence: each has some of the heads and of
-        the hidden units. Divides ``n_devices``; 1 disables tensor parallelism.
-    recomputes_blocks : bool
-        Whether the backward pass recomputes activations inside blocks and reduces gradients after
-        each block. Used on several devices when memory allows a micro-batch of one sequence only.
-    checkpoint_interval_s : float
-        Seconds between checkpoints; longer if checkpoints would take over 2 % of the time.
-    metrics_interval_steps : int
-        Steps between rows of the training curve.
-    keeps_weights : bool
-        Whether the last checkpoint is kept when the run is done.
-    """
-
-    device: str = "cpu"
-    step: str = "eager"
-    kernels: str = "reference"
-    attention: str = "explicit"
-    n_threads: int = 1
-    micro_batch_seqs: int = 0
-    batched_runs: int = 1
-    n_devices: int = 1
-    tensor_parallel: int = 1
-    recomputes_blocks: bool = False
-    checkpoint_interval_s: float = 30.0
-    metrics_interval_steps: int = 10
-    keeps_weights: bool = False
-
-    def __post_init__(self) -> None:
-        _require(self, "tensor_parallel", self.tensor_parallel >= 1, "a whole number from 1")
-
-    @property
-    def n_data_parallel(self) -> int:
-        """Number of device groups that divide the batch."""
-        return self.n_devices // self.tensor_parallel
-
-
 def canonical(value: Any) -> Any:
     """Return a dataclass as nested dicts for hashing: without defaults, with rounded floats."""
     content: dict[str, Any] = {}
@@ -224,7 +161,7 @@ def canonical(value: Any) -> Any:
     return content
 
 
-def to_json(spec: RunSpec | ExecutionSpec) -> str:
+def to_json(spec: RunSpec) -> str:
     """Return every field as indented JSON with full precision."""
     return json.dumps(asdict(spec), indent=1, sort_keys=True) + "\n"
 
@@ -302,7 +239,7 @@ def _type_hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _require(spec: RunSpec | ExecutionSpec, name: str, holds: bool, allowed: str) -> None:
+def _require(spec: RunSpec, name: str, holds: bool, allowed: str) -> None:
     if not holds:
         raise SpecError(
             f"{name} = {getattr(spec, name)!r}", allowed, f"Give {name} an accepted value."

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from scalelab.errors import UnknownHardwareError
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE, match_hardware
 from scalelab.train.calibrate import time_steps

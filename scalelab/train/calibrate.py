@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from scalelab.sweep.batched_runs import BATCHED_SIZES
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine, batch_shape

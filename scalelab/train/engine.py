@@ -19,7 +19,8 @@ from torch import Tensor
 from scalelab.errors import UsageError
 from scalelab.sweep.batched_runs import EQUAL_FIELDS
 from scalelab.sweep.devices import require_divisible_devices
-from scalelab.sweep.run_spec import STEPS, ExecutionSpec, RunSpec
+from scalelab.sweep.execution import STEPS, ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.schedule import learning_rate_ratio
 from scalelab.train.direct import step as direct
 from scalelab.train.gradients import Autograd, Direct

@@ -13,7 +13,8 @@ from scalelab_kernels.operations import measure_attention
 
 from scalelab.errors import UsageError
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.direct import step as direct
 from scalelab.train.engine import DTYPES, Engine, batch_shape
 from scalelab.train.sharded.ranks import own_ranks

@@ -14,7 +14,8 @@ from scalelab_kernels.operations import get_attention, get_operations
 from torch import Tensor
 
 from scalelab.errors import UsageError
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.direct.step import DirectStep
 from scalelab.train.model import Decoder
 from scalelab.train.optimizer import row_norms

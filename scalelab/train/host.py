@@ -17,7 +17,8 @@ import torch
 import scalelab
 from scalelab.records.machine import cpu_name, own_process
 from scalelab.records.run_dir import Attempt
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 
 _JOB_VARIABLES = {
     "job_id": "SLURM_JOB_ID",

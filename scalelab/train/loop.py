@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train.engine import Readings, learning_rates
 from scalelab.train.session import FencedError, Session
 

@@ -21,7 +21,8 @@ from scalelab.corpus.dataset import Dataset
 from scalelab.errors import DataError, ScalelabError
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.types import MetricRow, RunRecord
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, trunk_id
 from scalelab.theory.accounting import (
     count_params,

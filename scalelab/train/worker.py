@@ -18,7 +18,8 @@ from typing import Any
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, ScalelabError
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import Engine
 from scalelab.train.execution import (
     MEASURED,

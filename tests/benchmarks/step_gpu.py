@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from gpu_timing import arguments, device, header, publish
 
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import Engine

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from train_baseline import SEQ_LEN, SHAPES, SMALL, SMALL_NAME, VOCAB, our_shape
 
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train.bench import matmul_flops_per_s
 from scalelab.train.calibrate import synthetic_run
 from scalelab.train.direct.calls import Calls

@@ -162,7 +162,7 @@ def ceiling(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> flo
 
 def ours(d_model: int, n_layers: int, batch_seqs: int, seconds: float, n_runs: int = 1) -> float:
     """Return tokens/s of one worker of the pool."""
-    from scalelab.sweep.run_spec import ExecutionSpec
+    from scalelab.sweep.execution import ExecutionSpec
     from scalelab.train.bench import bench_train
     from scalelab.train.calibrate import synthetic_run
 

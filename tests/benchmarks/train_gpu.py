@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from gpu_timing import arguments, device, header, publish
 
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train.bench import bench_train
 from scalelab.train.calibrate import shape_of_width, synthetic_run

@@ -13,7 +13,8 @@ from scalelab.cli.main import main
 from scalelab.records.machine import own_process
 from scalelab.records.run_dir import RunDir
 from scalelab.records.types import MetricRow, RunRecord
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops
 from scalelab.theory.shape import ModelShape
 

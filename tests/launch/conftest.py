@@ -14,7 +14,7 @@ import pytest
 from scalelab.launch.proposal import propose
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import unmeasured_cpu_speed
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
 
 N_RUNS = 6

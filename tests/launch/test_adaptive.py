@@ -21,7 +21,7 @@ from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
 from scalelab.sweep.cost import Speed, unmeasured_cpu_speed
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
 from scalelab.theory.accounting import count_params, train_flops
 from scalelab.theory.laws import Chinchilla

@@ -14,7 +14,7 @@ from scalelab.launch.slurm.job import _train_batched
 from scalelab.launch.worker import CANCELLED_FILE
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train import calibrate
 
 NOTE = {"intent": "tiny.0", "array_index": 0}

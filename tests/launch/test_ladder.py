@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.trunk import branch_step
 from tests.train.outcome import run_attempt
 

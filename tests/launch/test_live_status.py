@@ -13,7 +13,7 @@ from scalelab.launch.slurm.intents import JobGroup, Outcome, write_intent
 from scalelab.launch.slurm.queue import QueuedJob
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import MetricRow
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from tests.launch.slurm.replayed import finish, make_runs
 
 STEP = MetricRow(step=1, tokens=128, loss_nats=5.0, lr=0.1, grad_norm=1.0, tokens_per_s=1.0)

@@ -9,8 +9,8 @@ from scalelab.api import sweeps as api
 from scalelab.errors import UsageError
 from scalelab.launch import calibration, execute, speed
 from scalelab.launch.base import LaunchReport
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.plan import DataFacts, make_plan
-from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.sweep.tables import LauncherTable
 from tests.launch.slurm.replayed import make_runs

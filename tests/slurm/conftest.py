@@ -22,7 +22,7 @@ from scalelab.launch.execute import save_launcher
 from scalelab.launch.proposal import propose
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import unmeasured_cpu_speed
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
 from tests.slurm.cluster import Cluster, missing_programs
 

@@ -20,7 +20,7 @@ from scalelab.launch.execute import saved_launcher
 from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.launcher import launch_slurm
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 
 CHANGES = ("os.rename", "os.link", "os.mkdir", "os.remove", "os.symlink", "subprocess.Popen")
 

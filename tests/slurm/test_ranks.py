@@ -11,7 +11,7 @@ import pytest
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local.pool import launch_local
 from scalelab.launch.slurm.intents import read_intents
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from tests.slurm.test_jobs import TINY_TOKENS, WITHOUT_SACCT, ended
 
 

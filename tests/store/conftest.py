@@ -8,7 +8,8 @@ import pytest
 
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.types import MetricRow, RunRecord
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops
 from scalelab.theory.shape import ModelShape
 

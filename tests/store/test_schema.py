@@ -8,7 +8,8 @@ import pytest
 
 from scalelab.records.types import MetricRow
 from scalelab.store import schema
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS
 from scalelab.theory.shape import ModelShape
 

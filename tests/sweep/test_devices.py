@@ -8,7 +8,8 @@ import pytest
 
 from scalelab.errors import ScalelabError, UsageError
 from scalelab.sweep.devices import require_multi_device
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params
 from scalelab.theory.shape import ModelShape
 

@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.errors import SpecError
-from scalelab.sweep.run_spec import (
-    ExecutionSpec,
-    RunSpec,
-    canonical,
-    run_spec_from_mapping,
-    to_json,
-)
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec, canonical, run_spec_from_mapping, to_json
 from scalelab.theory.shape import ModelShape
 
 SHAPE = ModelShape(n_layers=3, d_model=48, n_heads=3, d_head=16, d_ff=128, vocab_size=256)

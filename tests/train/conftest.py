@@ -14,7 +14,8 @@ import torch
 from scalelab.corpus.dataset import Dataset, open_dataset
 from scalelab.corpus.shards import Manifest, ShardWriter, fingerprints
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train import loop, session
 from tests.train.outcome import run_attempt

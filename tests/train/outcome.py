@@ -8,7 +8,7 @@ from typing import Any
 
 from scalelab.records.run_dir import RunDir
 from scalelab.records.types import RunRecord
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train.worker import run_batched
 
 

@@ -13,7 +13,8 @@ import torch
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import SpecError, UsageError
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import EMA_START_STEPS, Engine
 from tests.train.outcome import curve, result
 

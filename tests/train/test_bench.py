@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scalelab.errors import UnknownHardwareError
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.train import bench, calibrate
 from scalelab.train.calibrate import measure_run, measure_speed

@@ -13,7 +13,8 @@ import torch
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
-from scalelab.sweep.run_spec import PRECISIONS, ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import PRECISIONS, RunSpec
 from scalelab.train.engine import Engine, Readings, learning_rates
 
 

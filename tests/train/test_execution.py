@@ -14,7 +14,8 @@ from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
 from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train import execution as executions
 from scalelab.train import gradients
 from tests.train.outcome import curve, last_note, result, run_attempt

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from scalelab.corpus.dataset import Dataset
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.bench import bench_train
 from scalelab.train.engine import Engine
 

@@ -16,7 +16,8 @@ from scalelab_kernels import operations
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
 from scalelab.launch import proposal
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, to_json
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec, to_json
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import Engine
 from scalelab.train.execution import MEASURED
@@ -25,7 +26,8 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from scalelab.corpus.dataset import open_dataset
-from scalelab.sweep.run_spec import ExecutionSpec, run_spec_from_mapping
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import run_spec_from_mapping
 from scalelab.train.engine import Engine
 
 request = json.load(sys.stdin)

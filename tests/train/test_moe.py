@@ -10,7 +10,8 @@ from scalelab_kernels.operations import get_operations
 from torch.nn import functional
 
 from scalelab.corpus.dataset import Dataset
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params
 from scalelab.train import moe
 from scalelab.train.engine import Engine

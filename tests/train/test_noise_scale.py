@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
 from scalelab.records.types import MetricRow
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train.noise_scale import NoiseScale, noise_terms
 from tests.train.outcome import run_attempt
 

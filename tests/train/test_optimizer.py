@@ -10,7 +10,8 @@ import torch
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import Engine, learning_rates
 from scalelab.train.optimizer import orthogonalize, row_norms
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from scalelab.corpus.dataset import Dataset
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import Engine
 from scalelab.train.parametrization import BASE_HEAD, BASE_WIDTH

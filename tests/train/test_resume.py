@@ -13,7 +13,8 @@ import pytest
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train import loop, worker
 from scalelab.train.engine import Engine
 from tests.train.outcome import curve, result

@@ -19,7 +19,7 @@ import pytest
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train import checkpoint, loop
 from tests.train.outcome import curve, last_note, result
 

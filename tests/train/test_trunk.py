@@ -10,7 +10,7 @@ import pytest
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.trunk import trunk_id
 from scalelab.train.engine import Engine
 from tests.train.outcome import run_attempt

@@ -15,7 +15,7 @@ import torch
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import Attempt, RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.theory.accounting import count_params, train_flops, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE
 from scalelab.train import loop, session, worker

@@ -27,7 +27,7 @@ from scalelab.launch.worker import (
 )
 from scalelab.records.machine import SAFE_PATH, ctrl_c_blocked, environment
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 
 WORKER_ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),

@@ -27,7 +27,8 @@ from typing import Any
 
 from scalelab.errors import SpecError
 from scalelab.records.files import write_atomically
-from scalelab.sweep.run_spec import ExecutionSpec, build
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import build
 
 INTENT_SCHEMA = 1
 JOB_NAME_PREFIX = "scalelab."

@@ -29,7 +29,7 @@ from scalelab.launch.worker import (
 )
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 
 END_MARGIN_S = 60.0
 END_MARGIN_SHARE = 0.1

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from scalelab.launch.slurm.intents import Intent, JobGroup
 from scalelab.sweep.devices import require_multi_device
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import SlurmTable
 
 MAX_GROUP_RUNS = 1000

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from scalelab.sweep.devices import require_multi_device
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import (
     EVAL_TOKENS_PER_BATCH,
     STATE_NAMES,

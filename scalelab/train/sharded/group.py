@@ -27,7 +27,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec, build, run_spec_from_mapping
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
 from scalelab.train.engine import Readings, require_device
 from scalelab.train.host import torch_settings
 from scalelab.train.sharded.engine import ShardedEngine, require_shardable

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train.parameters import Entry, lay_out
 from scalelab.train.sharded.tensor_parallel import TensorGroup

@@ -12,7 +12,7 @@ from scalelab.launch.base import LaunchRequest
 from scalelab.launch.calibration import cache_path
 from scalelab.launch.local.pool import launch_local
 from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 
 EXECUTION = ExecutionSpec(step="direct")
 

@@ -25,8 +25,8 @@ from scalelab.launch.slurm.launcher import launch_slurm
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.plan import DataFacts, make_plan
-from scalelab.sweep.run_spec import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.sweep.tables import SlurmTable
 

@@ -12,7 +12,7 @@ from scalelab.errors import ScalelabError
 from scalelab.launch import execute
 from scalelab.launch.base import LaunchReport, LaunchRequest
 from scalelab.launch.slurm import launcher as slurm
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.tables import LauncherTable, SlurmTable
 from tests.launch.slurm.replayed import make_runs
 

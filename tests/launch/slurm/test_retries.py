@@ -23,7 +23,7 @@ from scalelab.launch.slurm.retries import (
     settled_state,
     share_out,
 )
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 
 losses = st.lists(
     st.builds(JobFailure, kind=st.sampled_from(KINDS[1:]), step=st.integers(0, 40)), max_size=9

@@ -12,7 +12,8 @@ from scalelab_kernels.reference import rope_tables
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
-from scalelab.sweep.run_spec import ExecutionSpec, RunSpec
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.direct import attention as direct_attention
 from scalelab.train.engine import Engine
 from scalelab.train.model import Decoder

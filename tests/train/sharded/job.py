@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from tests.train.sharded.rank import OPTIONS, work
 
 CONTEXT = multiprocessing.get_context("forkserver")

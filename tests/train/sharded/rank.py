@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from scalelab.sweep.run_spec import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train import loop, session
 from scalelab.train.sharded import engine as sharded
 from scalelab.train.sharded import group as distributed
