@@ -33,14 +33,15 @@ _N_FACTORS = tl.constexpr(9)
 
 
 @triton.jit
-def _norm_kernel(grad, partial, n_elements, BLOCK: tl.constexpr):
+def _norm_kernel(grad, partial, n_elements, run_stride, BLOCK: tl.constexpr):
     program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     run = tl.program_id(1).to(tl.int64)
+    grad += run * run_stride
     lanes = tl.zeros((BLOCK,), tl.float32)
     for block in range(program, tl.cdiv(n_elements, BLOCK), n_programs):
         index = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        g = tl.load(grad + run * n_elements + index, index < n_elements, other=0.0)
+        g = tl.load(grad + index, index < n_elements, other=0.0)
         lanes += g.to(tl.float32) * g.to(tl.float32)
     tl.store(partial + run * n_programs + program, tl.sum(lanes, 0))
 
@@ -111,8 +112,9 @@ def _lerp(a, b, weight):
 
 @triton.jit
 def _update_kernel(
-    param, grad, exp_avg, exp_avg_sq, copy, ema, factors, seed, n_elements, n_decay,
-    HAS_COPY: tl.constexpr, HAS_EMA: tl.constexpr, HAS_SEED: tl.constexpr, BLOCK: tl.constexpr,
+    param, grad, exp_avg, exp_avg_sq, copy, ema, factors, seed, n_elements, run_stride,
+    n_decay, HAS_COPY: tl.constexpr, HAS_EMA: tl.constexpr, HAS_SEED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     run = tl.program_id(1).to(tl.int64)
     own = factors + run * _N_FACTORS
@@ -120,7 +122,9 @@ def _update_kernel(
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n_elements
     is_decayed = index < n_decay
-    index += run * n_elements
+    # The rounding noise depends on the position in the values, not on where they lie in memory.
+    position = index + run * n_elements
+    index += run * run_stride
     p = tl.load(param + index, mask, other=0.0).to(tl.float32)
     g = tl.load(grad + index, mask, other=0.0).to(tl.float32)
     m = tl.load(exp_avg + index, mask, other=0.0)
@@ -132,7 +136,7 @@ def _update_kernel(
     root = tl.sqrt(v) * tl.load(own + 4) + tl.load(own + 5)
     p = tl.where(is_decayed, p * tl.load(own + 7), p) - m / root * tl.load(own + 6)
     if HAS_SEED:
-        stored = _round_stochastically(p, index, tl.load(seed))
+        stored = _round_stochastically(p, position, tl.load(seed))
     else:
         stored = round_to(p, param.dtype.element_ty)
     tl.store(param + index, stored, mask)
@@ -155,14 +159,15 @@ def _adamw_step(
 ) -> Tensor:  # fmt: skip
     n_runs = hyper.shape[0]
     n_elements = param.numel() // n_runs
-    grad, hyper, step = grad.contiguous(), hyper.contiguous(), step.contiguous()
+    run_stride = param.stride(0) if param.ndim == 2 else n_elements
+    hyper, step = hyper.contiguous(), step.contiguous()
     config = flat_config(architecture(param))
     n_programs = min(config.programs, triton.cdiv(n_elements, config.block))
     partial = torch.empty(n_runs, n_programs, dtype=torch.float32, device=param.device)
     factors = torch.empty(n_runs, _N_FACTORS.value, dtype=torch.float32, device=param.device)
     norms = torch.empty(n_runs, dtype=torch.float32, device=param.device)
     _norm_kernel[(n_programs, n_runs)](
-        grad, partial, n_elements, BLOCK=config.block, num_warps=config.num_warps
+        grad, partial, n_elements, run_stride, BLOCK=config.block, num_warps=config.num_warps
     )
     _settle_kernel[(n_runs,)](
         partial, step, hyper, factors, norms, n_programs, 1 if step.ndim else 0,
@@ -171,7 +176,7 @@ def _adamw_step(
     _update_kernel[(triton.cdiv(n_elements, config.block), n_runs)](
         param, grad, exp_avg, exp_avg_sq, param if copy is None else copy,
         param if ema is None else ema, factors, step if seed is None else seed,
-        n_elements, n_decay,
+        n_elements, run_stride, n_decay,
         HAS_COPY=copy is not None, HAS_EMA=ema is not None, HAS_SEED=seed is not None,
         BLOCK=config.block, num_warps=config.num_warps,
     )  # fmt: skip
@@ -201,21 +206,25 @@ def adamw_step_(
 ) -> Tensor:
     """Take the step of `scalelab_kernels.reference.adamw_step_` in one pass over the buffers.
 
+    The buffers may be the same part of wider ones, such as ``flat[:, start:end]``: each row is
+    contiguous, and all buffers have the same distance between rows.
+
     Raises
     ------
     KernelUnavailableError
         Where Triton cannot run.
     ValueError
-        A seed with parameters that are not bf16, or a buffer that is not contiguous.
+        A seed with parameters that are not bf16, or a buffer with other strides.
     """
     check_runs_here(param)
     check_rounding(param, seed)
-    written = {"param": param, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    for name, buffer in (written | {"copy": copy, "ema": ema}).items():
-        if buffer is not None and not buffer.is_contiguous():
+    strides = (*param.stride()[:-1], 1)
+    buffers = {"param": param, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    for name, buffer in (buffers | {"copy": copy, "ema": ema}).items():
+        if buffer is not None and buffer.stride() != strides:
             raise ValueError(
-                f"got {name} with strides {buffer.stride()}; expected a contiguous buffer. "
-                "Pass a flat buffer."
+                f"got {name} with strides {buffer.stride()}; expected {strides}. "
+                "Pass the same part of flat buffers."
             )
     norms: Tensor = _adamw_step(
         param, grad, exp_avg, exp_avg_sq, step, hyper, n_decay, copy, ema, seed

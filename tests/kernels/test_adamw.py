@@ -167,6 +167,29 @@ def test_a_buffer_with_strides_is_an_error():
         take(adamw, state, reference.hyper_table(lr=1.0), torch.tensor(1), 8)
 
 
+def test_a_part_of_a_wider_buffer_gives_the_bits_of_a_copy_and_changes_nothing_else():
+    wide = make_state(3, 400, torch.float32, torch.float32, has_copy=True, has_ema=True)
+    wide["copy"].zero_()
+    hyper = reference.hyper_table(lr=[0.1, 0.2, 0.3], n_runs=3, **SETTINGS)
+    step = torch.tensor([1, 2, 3])
+    before = clone(wide)
+    copied = {k: v[:, 96:331].contiguous() for k, v in wide.items()}
+    copied = take(adamw, copied, hyper, step, 99)
+    part = take(adamw, {k: v[:, 96:331] for k, v in wide.items()}, hyper, step, 99)
+    assert all(torch.equal(part[k], copied[k]) for k in copied)
+    for name, value in wide.items():
+        for outside in (slice(96), slice(331, None)):
+            assert torch.equal(value[:, outside], before[name][:, outside]), name
+    assert not torch.equal(wide["param"], before["param"])
+
+
+def test_parts_of_buffers_of_other_widths_are_an_error():
+    state = make_state(2, 8, torch.float32, torch.float32, has_copy=False, has_ema=False)
+    state["grad"] = torch.zeros(2, 16)[:, :8]
+    with pytest.raises(ValueError, match="grad"):
+        take(adamw, state, reference.hyper_table(lr=1.0, n_runs=2), torch.tensor(1), 8)
+
+
 def test_a_column_of_another_length_is_an_error():
     with pytest.raises(ValueError, match="beta2"):
         reference.hyper_table(lr=0.1, beta2=[0.9, 0.95], n_runs=3)
