@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.run_spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,8 @@ class LaunchRequest:
         Whether to start runs again that failed before.
     batched_runs : Mapping[str, int]
         Largest number of runs in one step, by run_id; default 1.
+    qualify : tuple of RunSpec
+        Runs at whose shapes a worker qualifies its GPU; empty uses the shape of the run.
     """
 
     results: Results
@@ -38,6 +41,7 @@ class LaunchRequest:
     n_workers: int
     retry_failed: bool = False
     batched_runs: Mapping[str, int] = field(default_factory=dict)
+    qualify: tuple[RunSpec, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,7 @@ from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.cost import Speed, seconds_by_id
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, representative_specs
 from scalelab.sweep.option import validated
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import LauncherTable
@@ -118,6 +118,7 @@ def resume(
             execution=execution,
             n_workers=n_workers,
             retry_failed=retry_failed,
+            qualify=representative_specs(specs.values()),
         )
         try:
             with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:

@@ -15,13 +15,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalelab.errors import FIRST_SWEEP, DataError, SpecError, UsageError, did_you_mean
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.names import named_folder
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.plan import Plan
+
+if TYPE_CHECKING:  # a worker has no pydantic, which plans need
+    from scalelab.sweep.plan import Plan
 
 PLAN_SCHEMA = 1
 TUNE_KIND, LR_CHECK_KIND = "tune", "lr-check"
@@ -66,6 +68,11 @@ class Results:
     def trunks(self) -> Path:
         """Cache of trunk states for the cooldown branches; deleting it costs training time."""
         return self.path / "trunks"
+
+    @property
+    def qualification(self) -> Path:
+        """Verdicts on the ways to execute a step, one file for each GPU and software."""
+        return self.path / "qualification"
 
     def dataset(self, fingerprint: str) -> Path:
         """Return the folder of the tokens with this fingerprint."""

@@ -1,19 +1,46 @@
 """How a run is executed (`ExecutionSpec`): requested with a sweep, stored with each attempt.
 
 Nothing here changes what a run computes, so nothing here is part of its run_id.
+
+A request may leave ``step``, ``kernels`` and ``attention`` as ``auto``. `candidates` lists the ways
+that such a request allows, and `planned_execution` is the first: the one expected to be fastest.
+On a GPU a worker qualifies the candidates before it takes one. An attempt stores what it took.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from scalelab.errors import SpecError
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.accounting import count_params
 
 AUTO = "auto"
 """Value of a field that the worker chooses: the fastest qualified way on its device."""
 STEPS = ("direct", "eager", "compiled", "graph")
 KERNELS = ("reference", "triton")
 ATTENTIONS = ("explicit", "sdpa", "cudnn", "flash", "triton")
+CHOICES = ("step", "kernels", "attention")
+"""Fields that can be `AUTO` in a request. Together they are a way to execute a step."""
+
+_CUDA_DENSE = (
+    ("graph", "triton", "flash"),
+    ("graph", "triton", "triton"),
+    ("compiled", "reference", "flash"),
+    ("graph", "reference", "flash"),
+    ("eager", "triton", "flash"),
+    ("eager", "reference", "sdpa"),
+)
+# The number of tokens of an expert changes from step to step, so a graph cannot hold the step.
+_CUDA_EXPERTS = (
+    ("eager", "triton", "flash"),
+    ("eager", "triton", "triton"),
+    ("eager", "reference", "sdpa"),
+)
+_CUDA_SHARDED = (("eager", "reference", "sdpa"),)
+_CPU = (("direct", "reference", "explicit"), ("eager", "reference", "explicit"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,3 +108,102 @@ class ExecutionSpec:
     def n_data_parallel(self) -> int:
         """Number of device groups that divide the batch."""
         return self.n_devices // self.tensor_parallel
+
+
+@dataclass(frozen=True, slots=True)
+class QualifyRequest:
+    """What a worker needs to qualify the ways of executing the runs of a sweep.
+
+    Attributes
+    ----------
+    folder : Path
+        Folder of the verdicts, ``<results>/qualification``; the workers of a sweep share it.
+    specs : tuple of RunSpec
+        Runs at whose shapes the whole step is checked and timed, smallest first.
+    """
+
+    folder: Path
+    specs: tuple[RunSpec, ...]
+
+
+def representative_specs(specs: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
+    """Return a run with the smallest, the median and the largest shape by parameters.
+
+    They are distinct: one or two runs if there are only that many shapes. The order of the runs
+    does not matter.
+    """
+    by_shape: dict[tuple[int, str], RunSpec] = {}
+    for spec in sorted(specs, key=lambda spec: spec.run_id):
+        by_shape.setdefault((count_params(spec.shape).total, spec.shape.label()), spec)
+    ordered = [by_shape[key] for key in sorted(by_shape)]
+    chosen = {0, len(ordered) // 2, len(ordered) - 1}
+    return tuple(ordered[index] for index in sorted(chosen)) if ordered else ()
+
+
+def planned_execution(request: ExecutionSpec, spec: RunSpec) -> ExecutionSpec:
+    """Return the way that is expected to win for a run: the first of `candidates`.
+
+    The GPU benchmarks measure this execution.
+    """
+    return candidates(request, spec)[0]
+
+
+def candidates(request: ExecutionSpec, spec: RunSpec) -> tuple[ExecutionSpec, ...]:
+    """Return the ways that a request allows for a run, the best expected first.
+
+    Fields that the request names keep their value. The last candidate is the plain reference:
+    ``eager`` steps, ``reference`` kernels and an attention that repeats bitwise. ``auto`` never
+    stands for an attention that does not, such as ``cudnn``.
+
+    Parameters
+    ----------
+    request : ExecutionSpec
+        With the device; ``step``, ``kernels`` and ``attention`` may be ``auto``.
+    spec : RunSpec
+        Gives shape and precision.
+
+    Returns
+    -------
+    tuple of ExecutionSpec
+        At least one, without ``auto``. If the named fields allow no possible way, it is the one
+        that the engine refuses with its reason.
+    """
+    named = {name: value for name in CHOICES if (value := getattr(request, name)) != AUTO}
+    ways = [dict(zip(CHOICES, way, strict=True)) for way in _ways(request, spec)]
+    matching = [way for way in ways if named.items() <= way.items()]
+    # Where no listed way has what was named, each way gets the named values.
+    asked = [*(matching or [way | named for way in ways]), ways[-1] | named]
+    found = dict.fromkeys(replace(request, **way) for way in asked)
+    return tuple(way for way in found if _is_possible(way, spec)) or tuple(found)[-1:]
+
+
+def is_direct_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
+    """Say whether the ``direct`` step supports a run: dense, fp32, on one CPU, without z-loss."""
+    return (
+        execution.device == "cpu"
+        and execution.n_devices == 1
+        and execution.kernels == "reference"
+        and execution.attention == "explicit"
+        and spec.precision == "fp32"
+        and not spec.shape.n_experts
+        and not spec.z_loss
+    )
+
+
+def _ways(request: ExecutionSpec, spec: RunSpec) -> tuple[tuple[str, str, str], ...]:
+    """Return the listed ways of a device as (step, kernels, attention), the best expected first."""
+    if request.device != "cuda":
+        return _CPU
+    if request.n_devices > 1:
+        return _CUDA_SHARDED
+    ways = _CUDA_EXPERTS if spec.shape.n_experts else _CUDA_DENSE
+    if spec.precision == "fp32":
+        # FlashAttention has no fp32 kernels.
+        return tuple((*way[:2], "sdpa" if way[2] == "flash" else way[2]) for way in ways)
+    return ways
+
+
+def _is_possible(execution: ExecutionSpec, spec: RunSpec) -> bool:
+    if execution.step == "graph":
+        return execution.device == "cuda" and not spec.shape.n_experts
+    return execution.step != "direct" or is_direct_possible(spec, execution)

@@ -19,10 +19,9 @@ from torch import Tensor
 from scalelab.errors import UsageError
 from scalelab.sweep.batched_runs import EQUAL_FIELDS
 from scalelab.sweep.devices import require_divisible_devices
-from scalelab.sweep.execution import STEPS, ExecutionSpec
+from scalelab.sweep.execution import STEPS, ExecutionSpec, is_direct_possible
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.schedule import learning_rate_ratio
-from scalelab.train.direct import step as direct
 from scalelab.train.gradients import Autograd, Direct
 from scalelab.train.optimizer import Optimizer
 from scalelab.train.parameters import Layout, initialize_, lay_out
@@ -338,7 +337,7 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             "a dense model on a CUDA device",
             "Use step = eager or compiled.",
         )
-    if execution.step == "direct" and not direct.is_possible(specs[0], execution):
+    if execution.step == "direct" and not is_direct_possible(specs[0], execution):
         raise UsageError(
             "step = 'direct' for a run that it does not support",
             "a dense fp32 model without z-loss on a CPU, kernels = reference, attention = explicit",

@@ -13,9 +13,8 @@ from scalelab_kernels.operations import measure_attention
 
 from scalelab.errors import UsageError
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, is_direct_possible
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.direct import step as direct
 from scalelab.train.engine import DTYPES, Engine, batch_shape
 from scalelab.train.sharded.ranks import own_ranks
 
@@ -47,7 +46,7 @@ def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> Exec
         is_short = execution.micro_batch_seqs == 1
         return replace(execution, step="eager", recomputes_blocks=is_short)
     if execution.step == "direct" and not all(
-        direct.is_possible(run.read_spec(), execution) for run in runs
+        is_direct_possible(run.read_spec(), execution) for run in runs
     ):
         return replace(execution, step="eager")
     return execution

@@ -18,7 +18,7 @@ from typing import Any
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, ScalelabError
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, QualifyRequest, planned_execution
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import Engine
 from scalelab.train.execution import (
@@ -46,6 +46,7 @@ def run_batched(
     host_note: Mapping[str, Any] | None = None,
     should_stop: Callable[[], str | None] | None = None,
     trunks: Path | None = None,
+    qualify: QualifyRequest | None = None,
 ) -> tuple[str, ...]:
     """Make one attempt at each of several batched runs and return how each ended.
 
@@ -61,7 +62,7 @@ def run_batched(
     dataset_path : Path
         Folder of the tokens.
     execution : ExecutionSpec
-        How to execute the steps.
+        How to execute the steps. ``step``, ``kernels`` and ``attention`` may be ``auto``.
     host_note : Mapping
         Facts of the launcher to add to ``attempt.json``.
     should_stop : Callable
@@ -70,6 +71,9 @@ def run_batched(
     trunks : Path
         Folder in which the runs of a trunk share their states (`scalelab.train.trunk`); None
         disables sharing.
+    qualify : QualifyRequest
+        Where the workers of the sweep keep what they found out about this GPU, and at which shapes
+        they check it; None keeps it in the user's cache and uses the shape of these runs.
 
     Returns
     -------
@@ -90,7 +94,9 @@ def run_batched(
             statuses[run] = record.status
     todo = [run for run in runs if run not in statuses]
     while todo:
-        sessions, smaller = _attempt(todo, dataset_path, execution, host_note, should_stop, trunks)
+        sessions, smaller = _attempt(
+            todo, dataset_path, execution, host_note, should_stop, trunks, qualify
+        )
         statuses |= {session.run: session.status or "failed" for session in sessions}
         todo = [run for run in todo if smaller is not None and statuses[run] == "failed"]
         execution = smaller or execution
@@ -109,6 +115,7 @@ def _attempt(
     host_note: Mapping[str, Any] | None,
     should_stop: Callable[[], str | None] | None,
     trunks: Path | None,
+    qualify: QualifyRequest | None,
 ) -> tuple[list[Session], ExecutionSpec | None]:
     """Attempt runs together; return their sessions, and a smaller execution if memory ran out.
 
@@ -119,6 +126,7 @@ def _attempt(
     """
     execution = possible_execution(runs, execution)
     specs = [run.read_spec() for run in runs]
+    execution = planned_execution(execution, specs[0])
     is_sharded = execution.n_devices > 1
     smaller: ExecutionSpec | None = None
     with torch_settings(execution):

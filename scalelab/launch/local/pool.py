@@ -32,6 +32,7 @@ from scalelab.records.machine import ctrl_c_blocked, is_process_alive
 from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.states import ENDED, FINAL
 from scalelab.sweep.batched_runs import batch_key
+from scalelab.sweep.execution import QualifyRequest
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, predecessors, trunk_id
 from scalelab.units import plural
@@ -143,6 +144,7 @@ class LocalPool:
                 slot,
                 self.host_note,
                 results.trunks if run_id in self.on_trunks else None,
+                QualifyRequest(results.qualification, self.request.qualify),
             )
             self.workers.append(Worker(locks, self._n_attempts(locks), slot, process, lifeline))
         self.n_started += len(locks)

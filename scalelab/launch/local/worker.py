@@ -27,7 +27,7 @@ from scalelab.launch.worker import (
 )
 from scalelab.records.machine import SAFE_PATH, ctrl_c_blocked, environment
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, QualifyRequest
 
 WORKER_ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
@@ -122,6 +122,7 @@ def train_runs(
     slot: int | str,
     host_note: Mapping[str, Any],
     trunks: Path | None,
+    qualify: QualifyRequest,
 ) -> None:
     """Train one run, or several batched runs, in this worker process; leave with an exit code.
 
@@ -142,6 +143,8 @@ def train_runs(
         Facts to add to ``attempt.json``.
     trunks : Path or None
         Folder of the trunk checkpoints of a WSD ladder.
+    qualify : QualifyRequest
+        How workers of the sweep qualify their GPU.
     """
     # Ctrl-C reaches the whole terminal group; the launcher answers it with a SIGTERM to workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -163,6 +166,7 @@ def train_runs(
         host_note=host_note,
         should_stop=_stop_reason(lifeline, runs),
         trunks=trunks,
+        qualify=qualify,
     )
     sys.exit(max(EXIT_BY_STATUS.get(status, EXIT_FAILED) for status in statuses))
 

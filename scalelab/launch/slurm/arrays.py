@@ -75,6 +75,7 @@ class Arrays:
             self.request.execution,
             target_s=60 * table.target_job_minutes,
             micro_batches=micro_batches,
+            qualify=[spec.run_id for spec in self.request.qualify],
         )
         if not job_groups:
             return []

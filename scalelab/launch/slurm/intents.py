@@ -47,11 +47,14 @@ class JobGroup:
         How to execute each run.
     seconds : float
         Expected training time of all runs together, seconds.
+    qualify : tuple of str
+        Runs at whose shapes a job qualifies its GPU (`QualifyRequest`).
     """
 
     run_ids: tuple[str, ...]
     execution: ExecutionSpec
     seconds: float
+    qualify: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,4 +268,5 @@ def _job_group_from(content: Mapping[str, Any]) -> JobGroup:
         run_ids=tuple(content["run_ids"]),
         execution=build(ExecutionSpec, content["execution"]),
         seconds=float(content["seconds"]),
+        qualify=tuple(content.get("qualify", ())),
     )

@@ -29,7 +29,7 @@ from scalelab.launch.worker import (
 )
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, QualifyRequest
 
 END_MARGIN_S = 60.0
 END_MARGIN_SHARE = 0.1
@@ -75,6 +75,7 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
         results = Results(sweep.parent.parent)
         note = {"intent": intent_id, "array_index": index, **source_note(results.path)}
         trunks = results.trunks if len(run_ids) > 1 else None
+        qualify = qualify_request(results, job_group.qualify)
         streams = os.dup(1), os.dup(2)
         has_stopped = is_broken = False
         alone = [[run_id] for run_id in run_ids]
@@ -83,7 +84,9 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
             statuses = ["failed"] * len(group)
             try:
                 log_to_first(runs)
-                statuses = _train_batched(runs, results, execution, note, received, stop_s, trunks)
+                statuses = _train_batched(
+                    runs, results, execution, note, received, stop_s, trunks, qualify
+                )
             except (OSError, ScalelabError) as error:
                 # A run folder was removed or edited; the job continues with its other runs.
                 print(f"scalelab: {error}", file=sys.stderr, flush=True)
@@ -109,6 +112,15 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
         sys.exit(EXIT_STOPPED)
 
 
+def qualify_request(results: Results, run_ids: Sequence[str]) -> QualifyRequest:
+    """Return the request for the runs that the launcher chose; a broken run folder is left out."""
+    specs = []
+    for run_id in run_ids:
+        with contextlib.suppress(ScalelabError, OSError):
+            specs.append(results.run(run_id).read_spec())
+    return QualifyRequest(results.qualification, tuple(specs))
+
+
 def _train_batched(
     runs: Sequence[RunDir],
     results: Results,
@@ -117,6 +129,7 @@ def _train_batched(
     received: list[str],
     stop_s: float,
     trunks: Path | None,
+    qualify: QualifyRequest,
 ) -> list[str]:
     """Train batched runs until each has ended or the job must end; return their statuses."""
     statuses = dict.fromkeys(runs, "preempted")
@@ -139,6 +152,7 @@ def _train_batched(
             host_note=note,
             should_stop=should_stop,
             trunks=trunks,
+            qualify=qualify,
         )
         statuses |= dict(zip(left, found, strict=True))
         reasons = {run: _stop_reason(run, note) for run in left if statuses[run] == "preempted"}

@@ -21,6 +21,7 @@ def make_job_groups(
     *,
     target_s: float,
     micro_batches: Mapping[str, int] | None = None,
+    qualify: Sequence[str] = (),
 ) -> list[JobGroup]:
     """Return job groups of at most ``target_s`` each, in the order given.
 
@@ -36,6 +37,8 @@ def make_job_groups(
         Longest expected time of a group, seconds; a longer run gets its own job.
     micro_batches : Mapping[str, int], optional
         Micro-batch of the runs that ran out of memory; each gets its own job.
+    qualify : sequence of str
+        Runs at whose shapes a job qualifies its GPU.
     """
     micro_batches = micro_batches or {}
     groups: list[tuple[list[str], ExecutionSpec]] = []
@@ -52,7 +55,12 @@ def make_job_groups(
             current, total = [run_id], seconds[run_id]
             groups.append((current, execution))
     return [
-        JobGroup(run_ids=tuple(ids), execution=how, seconds=sum(seconds[i] for i in ids))
+        JobGroup(
+            run_ids=tuple(ids),
+            execution=how,
+            seconds=sum(seconds[i] for i in ids),
+            qualify=tuple(qualify),
+        )
         for ids, how in groups
     ]
 

@@ -21,25 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train.direct.calls import Calls
 from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd
 from scalelab.train.parameters import Layout
 from scalelab.train.parametrization import WidthFactors
-
-
-def is_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
-    """Say whether `DirectStep` supports a run: dense, fp32, on a CPU, without z-loss."""
-    return (
-        execution.device == "cpu"
-        and execution.kernels == "reference"
-        and execution.attention == "explicit"
-        and spec.precision == "fp32"
-        and not spec.shape.n_experts
-        and not spec.z_loss
-    )
 
 
 @dataclass(kw_only=True, slots=True)
