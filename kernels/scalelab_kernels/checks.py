@@ -1,0 +1,481 @@
+"""The accuracy rule of kernels, at the sizes of a model and in its dtype. All callers share it.
+
+The rule: ``err(kernel) <= 2 err(torch in the same dtype) + eps``, for each output and gradient.
+``err`` is the distance in the 2-norm from the same formula in float64, relative to that formula's
+norm; ``eps`` is the rounding of the value's dtype. Errors are the root mean square of `N_DRAWS`
+random inputs, because torch can be exact at one of them by chance. Two evaluations of a kernel
+must also have the same bits.
+
+`shape_checks` gives the checks of all kernels for one model (`Sizes`); the methods of `Checks` give
+one check each, at sizes of the caller's choice. `examine` runs a check. Numbers of rows and
+positions are odd by default, so that the last tile is never full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalelab_kernels import operations, reference, reference_moe
+from scalelab_kernels.operations import Operations
+
+N_DRAWS = 3
+IGNORED_EVERY = 7
+"""In checks of the head, every seventh label is masked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Sizes of a model that select kernels and tiles.
+
+    Attributes
+    ----------
+    d_model, d_ff, n_heads, n_kv_heads, d_head, vocab_size : int
+        As in a decoder's shape.
+    n_experts, n_active_experts : int
+        Of a mixture of experts; 0 is a dense model.
+    n_runs : int
+        Batched runs K; with several, weights have a leading dimension.
+    has_qk_norm : bool
+        Whether queries and keys are normalized.
+    """
+
+    d_model: int
+    d_ff: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    vocab_size: int
+    n_experts: int = 0
+    n_active_experts: int = 0
+    n_runs: int = 1
+    has_qk_norm: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One operation at one size.
+
+    Attributes
+    ----------
+    op, size : str
+        Names for tables and messages.
+    dtype : torch.dtype
+        Of the activations.
+    make : callable
+        Returns the inputs of one draw, in the dtypes of a training step.
+    kernel, plain : callable
+        The operation under test, and its formula for all dtypes. Each takes the inputs of ``make``.
+    own : callable
+        Torch's own way in the same dtype, whose error sets the tolerance.
+    is_differentiated : bool
+        Whether gradients are compared as well as outputs.
+    """
+
+    op: str
+    size: str
+    dtype: torch.dtype
+    make: Callable[[], list[Any]]
+    kernel: Callable[..., Any]
+    plain: Callable[..., Any]
+    own: Callable[..., Any]
+    is_differentiated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Result of a check.
+
+    Attributes
+    ----------
+    errors, allowed : tuple of float
+        Relative error of each output and gradient, and the largest accepted one.
+    problem : str
+        What is wrong; empty if nothing is.
+    """
+
+    errors: tuple[float, ...]
+    allowed: tuple[float, ...]
+    problem: str
+
+
+def examine(check: Check) -> Outcome:
+    """Evaluate a kernel and compare it with the rule of this module.
+
+    Errors that the kernel raises propagate.
+    """
+    kernel_squares: list[float] = []
+    own_squares: list[float] = []
+    eps: list[float] = []
+    is_repeatable = True
+    for draw in range(N_DRAWS):
+        torch.manual_seed(draw)
+        inputs = check.make()
+        found = _values(check.kernel, inputs, check)
+        if draw == 0:
+            again = _values(check.kernel, inputs, check)
+            pairs = zip(found, again, strict=True)
+            is_repeatable = all(torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+            kernel_squares, own_squares = [0.0] * len(found), [0.0] * len(found)
+            eps = [torch.finfo(value.dtype).eps for value in found]
+        own = _values(check.own, inputs, check)
+        wide = [t.double() if _is_float(t) else t for t in inputs]
+        exact = _values(check.plain, wide, check)
+        for index, (a, b, c) in enumerate(zip(found, own, exact, strict=True)):
+            kernel_squares[index] += relative_error(a, c) ** 2 / N_DRAWS
+            own_squares[index] += relative_error(b, c) ** 2 / N_DRAWS
+    errors = tuple(map(math.sqrt, kernel_squares))
+    allowed = tuple(tolerance(math.sqrt(o), e) for o, e in zip(own_squares, eps, strict=True))
+    problem = ""
+    # Written so that a NaN is too large.
+    worst = [i for i, (e, a) in enumerate(zip(errors, allowed, strict=True)) if not e <= a]
+    if worst:
+        i = worst[0]
+        problem = f"value {i} has a relative error of {errors[i]:.3g}; {allowed[i]:.3g} is accepted"
+    elif not is_repeatable:
+        problem = "two evaluations differ"
+    return Outcome(errors=errors, allowed=allowed, problem=problem)
+
+
+def tolerance(own_error: float, eps: float) -> float:
+    """Return the largest accepted relative error, given torch's own in the same dtype."""
+    return 2 * own_error + eps
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """Return the distance in the 2-norm, relative to the exact value; infinite if not finite."""
+    if not bool(value.isfinite().all()):
+        return math.inf
+    size = float(exact.double().norm())
+    return float((value.double() - exact.double()).norm()) / (size or 1.0)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _bits(value: Tensor) -> Tensor:
+    """Return the value with NaN replaced, because a NaN does not equal itself."""
+    return value.nan_to_num(nan=12345.0)
+
+
+def _values(function: Callable[..., Any], inputs: list[Any], check: Check) -> list[Tensor]:
+    """Return outputs and gradients for fixed random output gradients."""
+    leaves = [t.detach().requires_grad_(check.is_differentiated) if _is_float(t) else t
+              for t in inputs]  # fmt: skip
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    values = [y.detach() for y in outputs]
+    if not check.is_differentiated:
+        return values
+    generator = torch.Generator(device=values[0].device).manual_seed(1)
+    upstream = [
+        torch.randn(y.shape, generator=generator, device=y.device).bfloat16().to(y.dtype)
+        for y in outputs
+    ]
+    floats = [t for t in leaves if _is_float(t)]
+    return [*values, *torch.autograd.grad(outputs, floats, upstream)]
+
+
+class Checks:
+    """Makes checks of one implementation on one device, in one dtype.
+
+    Parameters
+    ----------
+    device : torch.device or str
+        Device of the tensors.
+    dtype : torch.dtype
+        Of activations and half-precision weights.
+    ops : Operations, optional
+        The kernels under test; default Triton's.
+    """
+
+    def __init__(
+        self, device: torch.device | str, dtype: torch.dtype, ops: Operations | None = None
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.ops = ops or operations.get_operations("triton", self.device)
+
+    def rms_norm(self, n_rows: int, d: int, n_runs: int = 1) -> Check:
+        """Check the norm of rows with fp32 gains."""
+
+        def make() -> list[Any]:
+            return [self._randn(*self._lead(n_runs), n_rows, d), self._gain(n_runs, d)]
+
+        return self._check("rms_norm", (n_rows, d), n_runs, make)
+
+    def add_rms_norm(self, n_rows: int, d: int, n_runs: int = 1) -> Check:
+        """Check the norm of a sum."""
+
+        def make() -> list[Any]:
+            x, residual = (self._randn(*self._lead(n_runs), n_rows, d) for _ in range(2))
+            return [x, residual, self._gain(n_runs, d)]
+
+        return self._check("add_rms_norm", (n_rows, d), n_runs, make)
+
+    def swiglu(self, n_rows: int, d_ff: int) -> Check:
+        """Check the gated unit."""
+        return self._check("swiglu", (n_rows, d_ff), 1, lambda: [self._randn(n_rows, 2 * d_ff)])
+
+    def qk_norm_rope(
+        self,
+        n_seqs: int,
+        n_positions: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d_head: int,
+        n_runs: int = 1,
+        *,
+        has_qk_norm: bool = True,
+    ) -> Check:
+        """Check norm and rotation of the heads."""
+        width = (n_heads + 2 * n_kv_heads) * d_head
+
+        def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(qkv: Tensor, *gains: Tensor) -> Any:
+                wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+                cos, sin = reference.rope_tables(n_positions, d_head, device=self.device)
+                q_gain, k_gain = gains or (None, None)
+                tables = cos.to(wide), sin.to(wide)
+                return function(qkv, q_gain, k_gain, *tables, n_heads, n_kv_heads)
+
+            return call
+
+        def make() -> list[Any]:
+            qkv = self._randn(*self._lead(n_runs), n_seqs, n_positions, width)
+            return [qkv, *(self._gain(n_runs, d_head) for _ in range(2 * has_qk_norm))]
+
+        size = (n_seqs, n_positions, n_heads, n_kv_heads, d_head)
+        return self._check("qk_norm_rope", size, n_runs, make, bound)
+
+    def attention(
+        self,
+        n_seqs: int,
+        n_positions: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d_head: int,
+        *,
+        document_share: float = 0.0,
+    ) -> Check:
+        """Check our causal attention, against SDPA's error; optionally with documents.
+
+        ``document_share`` is the share of positions that begin a document.
+        """
+        starts = None
+        if document_share:
+            ids = torch.rand(n_seqs, n_positions, device=self.device).lt(document_share).cumsum(1)
+            starts = reference.document_starts(ids)
+        attend = operations.get_attention("triton", self.device)
+
+        def plain(path: Any) -> Callable[..., Tensor]:
+            return lambda *qkv: reference.causal_attention(*qkv, starts=starts, path=path)
+
+        def make() -> list[Any]:
+            heads = (n_heads, n_kv_heads, n_kv_heads)
+            return [self._randn(n_seqs, n, n_positions, d_head) for n in heads]
+
+        size = (n_seqs, n_positions, n_heads, n_kv_heads, d_head)
+        return Check(
+            op="attention" + " with documents" * bool(document_share),
+            size=" x ".join(map(str, size)),
+            dtype=self.dtype,
+            make=make,
+            kernel=lambda *qkv: attend(*qkv, starts=starts),
+            plain=plain("explicit"),
+            own=plain("sdpa"),
+        )
+
+    def linear_cross_entropy(
+        self, n_rows: int, d: int, vocab_size: int, n_runs: int = 1, *, is_sum: bool = False
+    ) -> Check:
+        """Check the head with its loss: each token's, or with ``is_sum`` the sum of a step."""
+
+        def make() -> list[Any]:
+            lead = self._lead(n_runs)
+            targets = torch.randint(0, vocab_size, (*lead, n_rows), device=self.device)
+            targets[..., ::IGNORED_EVERY] = reference.IGNORE_INDEX
+            head = self._randn(*lead, vocab_size, d, scale=3 / d**0.5)
+            return [self._randn(*lead, n_rows, d), head, targets]
+
+        name = "linear_cross_entropy" + "_sum" * is_sum
+        return self._check(name, (n_rows, d, vocab_size), n_runs, make)
+
+    def moe(self, n_tokens: int, d: int, n_choices: int, n_experts: int) -> Check:
+        """Check moving tokens to experts and back."""
+
+        def make() -> list[Any]:
+            experts = torch.rand(n_tokens, n_experts, device=self.device).topk(n_choices, 1).indices
+            weights = torch.rand(n_tokens, n_choices, device=self.device)
+            return [self._randn(n_tokens, d), weights, experts]
+
+        def both_ways(module: Any) -> Callable[..., Any]:
+            def call(x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+                way = reference_moe.route(experts, n_experts)
+                moved: Tensor = module.unpermute(module.permute(x, way), weights, way)
+                return moved
+
+            return call
+
+        return Check(
+            op="permute and unpermute",
+            size=f"{n_tokens} x {d}, {n_choices} of {n_experts}",
+            dtype=self.dtype,
+            make=make,
+            kernel=both_ways(self.ops),
+            plain=both_ways(reference_moe),
+            own=both_ways(reference_moe),
+        )
+
+    def grouped_linear(
+        self, n_tokens: int, d: int, width: int, n_choices: int, n_experts: int
+    ) -> Check:
+        """Check the experts' matrix products."""
+
+        def make() -> list[Any]:
+            experts = torch.rand(n_tokens, n_experts, device=self.device).topk(n_choices, 1).indices
+            weight = self._randn(n_experts, width, d, scale=d**-0.5)
+            return [self._randn(n_tokens * n_choices, d), weight, experts]
+
+        def bound(module: Any) -> Callable[..., Any]:
+            def call(x: Tensor, weight: Tensor, experts: Tensor) -> Tensor:
+                way = reference_moe.route(experts, n_experts)
+                product: Tensor = module.grouped_linear(x, weight, way)
+                return product
+
+            return call
+
+        return Check(
+            op="grouped_linear",
+            size=f"{n_tokens} x {d} x {width}, {n_choices} of {n_experts}",
+            dtype=self.dtype,
+            make=make,
+            kernel=bound(self.ops),
+            plain=bound(reference_moe),
+            own=bound(reference_moe),
+        )
+
+    def adamw(self, n_runs: int, n: int, grad_dtype: torch.dtype = torch.float32) -> Check:
+        """Check an optimizer step of fp32 weights, with clipping, average and half-precision copy.
+
+        ``n`` is the number of weights of each run.
+        """
+        shape = (n_runs, n)
+        rates = [1e-3 * 3**run for run in range(n_runs)]
+
+        def make() -> list[Any]:
+            hyper = reference.hyper_table(
+                lr=rates, max_norm=1.0, ema_decay=0.99, n_runs=n_runs, device=self.device
+            )
+            fp32 = [torch.randn(shape, device=self.device) for _ in range(4)]
+            grad = torch.randn(shape, device=self.device).to(grad_dtype)
+            param, exp_avg, exp_avg_sq, ema = fp32
+            return [param, grad, 0.1 * exp_avg, 0.1 * exp_avg_sq.square(), ema, hyper]
+
+        def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+                *buffers, hyper = inputs
+                param, grad, exp_avg, exp_avg_sq, ema = (t.clone() for t in buffers)
+                step = torch.tensor(7, device=self.device)
+                copy = torch.empty_like(param, dtype=torch.bfloat16)
+                norm = function(
+                    param, grad, exp_avg, exp_avg_sq, step, hyper, n_decay=n // 2, copy=copy,
+                    ema=ema,
+                )  # fmt: skip
+                return param, exp_avg, exp_avg_sq, ema, norm
+
+            return call
+
+        return Check(
+            op="adamw",
+            size=f"{n_runs} x {n}",
+            dtype=grad_dtype,
+            make=make,
+            kernel=bound(self.ops.adamw_step_),
+            plain=bound(reference.adamw_step_),
+            own=bound(reference.adamw_step_),
+            is_differentiated=False,
+        )
+
+    def _check(
+        self,
+        name: str,
+        size: tuple[int, ...],
+        n_runs: int,
+        make: Callable[[], list[Any]],
+        bound: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    ) -> Check:
+        plain = bound(getattr(reference, name))
+        runs = f"{n_runs} runs of " if n_runs > 1 else ""
+        return Check(
+            op=name,
+            size=runs + " x ".join(map(str, size)),
+            dtype=self.dtype,
+            make=make,
+            kernel=bound(getattr(self.ops, name)),
+            plain=plain,
+            own=plain,
+        )
+
+    def _randn(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, device=self.device) * scale).to(self.dtype)
+
+    def _gain(self, n_runs: int, n: int) -> Tensor:
+        """Return gains of a norm, which stay fp32 in a training step."""
+        return 1 + torch.randn(*self._lead(n_runs), n, device=self.device)
+
+    @staticmethod
+    def _lead(n_runs: int) -> tuple[int, ...]:
+        return () if n_runs == 1 else (n_runs,)
+
+
+def shape_checks(
+    sizes: Sizes,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    n_rows: int = 1003,
+    n_positions: int = 257,
+    n_weights: int = 100_003,
+) -> Iterator[Check]:
+    """Yield the checks of every kernel that a model with these sizes uses, cheapest first.
+
+    Parameters
+    ----------
+    sizes : Sizes
+    device : torch.device or str
+    dtype : torch.dtype
+        Of the activations.
+    n_rows, n_positions, n_weights : int
+        Rows of the activations, positions of a sequence and weights in the optimizer's buffers.
+        Use a few of each with interpreted kernels.
+
+    Raises
+    ------
+    KernelUnavailableError
+        If the kernels cannot run on the device.
+    """
+    checks = Checks(device, dtype)
+    n_runs = sizes.n_runs
+    heads = (sizes.n_heads, sizes.n_kv_heads, sizes.d_head)
+    yield checks.rms_norm(n_rows, sizes.d_model, n_runs)
+    yield checks.add_rms_norm(n_rows, sizes.d_model, n_runs)
+    yield checks.swiglu(n_rows, sizes.d_ff)
+    yield checks.qk_norm_rope(3, n_positions, *heads, n_runs, has_qk_norm=sizes.has_qk_norm)
+    yield checks.adamw(n_runs, n_weights)
+    if sizes.n_experts:
+        choice = (sizes.n_active_experts, n_runs * sizes.n_experts)
+        yield checks.moe(n_rows, sizes.d_model, *choice)
+        for d, width in ((sizes.d_model, 2 * sizes.d_ff), (sizes.d_ff, sizes.d_model)):
+            yield checks.grouped_linear(n_rows, d, width, *choice)
+    yield checks.attention(3, n_positions, *heads)
+    for is_sum in (False, True):
+        yield checks.linear_cross_entropy(
+            n_rows, sizes.d_model, sizes.vocab_size, n_runs, is_sum=is_sum
+        )
