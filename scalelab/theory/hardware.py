@@ -1,4 +1,4 @@
-"""Peak speed, power, memory and price of named devices, and of electricity, each with its source.
+"""Speed, power, memory and price of named devices, and of electricity, each with its source.
 
 Peaks are dense bf16 (fp16 where a device has no bf16) without sparsity, from the maker's data
 sheet. Prices are the on-demand prices of one named cloud on one day. Other clouds ask a third to
@@ -48,6 +48,21 @@ class Hardware:
         Where peak, power and memory come from.
     price_source : str
         Where the price comes from.
+    memory_bytes_per_s : float
+        Memory bandwidth of the data sheet.
+    fp32_flops_per_s : float
+        FLOP/s in fp32 outside the matrix units.
+    fp8_flops_per_s : float or None
+        Dense FLOP/s in fp8; None if the device has none.
+    n_multiprocessors : int
+        Multiprocessors (compute units of an AMD device).
+    shared_memory_bytes : int
+        Most shared memory that one block can use.
+    matmul_share, memory_share : float
+        Sustained share of the peak in large matrix products, and of the bandwidth in streaming
+        kernels.
+    share_source : str
+        Where the two shares come from.
     matches : tuple of str
         Lower-case fragments of the name that a driver reports.
     """
@@ -60,13 +75,30 @@ class Hardware:
     source: str
     price_source: str
     matches: tuple[str, ...]
+    memory_bytes_per_s: float
+    fp32_flops_per_s: float
+    n_multiprocessors: int
+    shared_memory_bytes: int
+    matmul_share: float
+    memory_share: float
+    share_source: str
+    fp8_flops_per_s: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constant:
+    """A constant of the roofline that no data sheet states, with its source."""
+
+    value: float
+    source: str
+
+
+_TABLES = tomllib.loads(Path(__file__).with_name("hardware.toml").read_text(encoding="utf-8"))
+CALIBRATION = {name: Constant(**entry) for name, entry in _TABLES.pop("calibration").items()}
+"""Constants of `scalelab.theory.roofline` by name."""
 HARDWARE = {
     name: Hardware(name=name, **{**entry, "matches": tuple(entry["matches"])})
-    for name, entry in tomllib.loads(
-        Path(__file__).with_name("hardware.toml").read_text(encoding="utf-8")
-    ).items()
+    for name, entry in _TABLES.items()
 }
 
 
