@@ -2,8 +2,8 @@
 
 `get_operations` returns the operations of a training step. `get_attention` returns the attention,
 which is a separate choice because torch has several fast ones. Both raise if the selection cannot
-run on the device; they never fall back to another one. `measure_attention` times the attention
-paths of a GPU, so that the caller can choose the fastest and record it.
+run on the device; they never fall back to another one. `measure_attention` times the repeatable
+attention paths of a GPU, so that the caller can choose the fastest and record it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scalelab_kernels import reference, reference_moe
+from scalelab_kernels import flash, reference, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
 
 Implementation = Literal["reference", "triton"]
-AttentionPath = Literal["explicit", "sdpa", "cudnn", "flash", "triton"]
+AttentionPath = Literal["explicit", "sdpa", "flash", "triton", "cudnn"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "triton")
-ATTENTION_PATHS: tuple[AttentionPath, ...] = ("explicit", "sdpa", "cudnn", "flash", "triton")
+ATTENTION_PATHS: tuple[AttentionPath, ...] = ("explicit", "sdpa", "flash", "triton", "cudnn")
+REPEATABLE_PATHS = ATTENTION_PATHS[:-1]
+"""Paths with bitwise equal results each time. torch does not ask cuDNN for deterministic gradients
+(aten/src/ATen/native/cudnn/MHA.cpp)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,9 +139,10 @@ def get_attention(path: AttentionPath, device: torch.device | str) -> Callable[.
 
     Parameters
     ----------
-    path : {"explicit", "sdpa", "cudnn", "flash", "triton"}
-        Two matmuls around a softmax; torch's SDPA with a backend of its choice; SDPA with only its
-        cuDNN or its FlashAttention backend; or the deterministic kernel of this package.
+    path : {"explicit", "sdpa", "flash", "triton", "cudnn"}
+        Two matmuls around a softmax; torch's SDPA, on a GPU with its math backend; torch's
+        FlashAttention with deterministic gradients (`scalelab_kernels.flash`); the kernel of this
+        package; or SDPA with its cuDNN backend, the only path that is not bitwise repeatable.
     device : torch.device or str
         Device of the tensors.
 
@@ -155,25 +159,27 @@ def get_attention(path: AttentionPath, device: torch.device | str) -> Callable[.
             "scalelab_kernels.attention"
         ).causal_attention
         return found
-    if path in ("cudnn", "flash"):
-        if device.type != "cuda":
-            raise KernelUnavailableError(
-                f"the attention path {path!r} on the device {device}",
-                "a CUDA device",
-                "Use attention = explicit or sdpa on this device.",
-            )
-        backends = torch.nn.attention.SDPBackend
-        backend = backends.CUDNN_ATTENTION if path == "cudnn" else backends.FLASH_ATTENTION
-        return functools.partial(_sdpa_only, backend)
-    return functools.partial(
-        reference.causal_attention, path="explicit" if path == "explicit" else "sdpa"
-    )
+    if path in ("cudnn", "flash") and device.type != "cuda":
+        raise KernelUnavailableError(
+            f"the attention path {path!r} on the device {device}",
+            "a CUDA device",
+            "Use attention = explicit or sdpa on this device.",
+        )
+    if path == "flash":
+        return flash.causal_attention
+    # With several backends allowed, torch may choose cuDNN, which is not repeatable.
+    backends = torch.nn.attention.SDPBackend
+    if path == "cudnn":
+        return functools.partial(_sdpa_only, backends.CUDNN_ATTENTION)
+    if path == "sdpa" and device.type == "cuda":
+        return functools.partial(_sdpa_only, backends.MATH)
+    return functools.partial(reference.causal_attention, path=path)
 
 
 def measure_attention(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype, *, repeats: int = 20
 ) -> dict[AttentionPath, float]:
-    """Return the median milliseconds of forward and backward for each path on the current GPU.
+    """Return the median milliseconds of forward and backward for each repeatable path of the GPU.
 
     Parameters
     ----------
@@ -204,7 +210,7 @@ def measure_attention(
     )
     upstream = torch.randn_like(q).transpose(1, 2)
     times: dict[AttentionPath, float] = {}
-    for path in ATTENTION_PATHS[1:]:
+    for path in REPEATABLE_PATHS[1:]:
         attend = get_attention(path, "cuda")
         laps = []
         try:
@@ -220,8 +226,8 @@ def measure_attention(
                 end.synchronize()
                 laps.append(begin.elapsed_time(end))
         except RuntimeError:
-            # SDPA raises if the selected backend does not support this shape or dtype.
-            if path not in ("cudnn", "flash"):
+            # FlashAttention raises if it does not support this shape or dtype.
+            if path != "flash":
                 raise
             continue
         times[path] = sorted(laps[3:])[repeats // 2]

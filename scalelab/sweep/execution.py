@@ -21,7 +21,10 @@ AUTO = "auto"
 """Value of a field that the worker chooses: the fastest qualified way on its device."""
 STEPS = ("direct", "eager", "compiled", "graph")
 KERNELS = ("reference", "triton")
-ATTENTIONS = ("explicit", "sdpa", "cudnn", "flash", "triton")
+ATTENTIONS = ("explicit", "sdpa", "flash", "triton", "cudnn")
+UNREPEATABLE_ATTENTIONS = ("cudnn",)
+"""Attentions whose gradients can differ in their last bits from call to call. ``auto`` never
+chooses one of them."""
 CHOICES = ("step", "kernels", "attention")
 """Fields that can be `AUTO` in a request. Together they are a way to execute a step."""
 
@@ -57,8 +60,10 @@ class ExecutionSpec:
     kernels : str
         ``reference`` (plain torch) or ``triton``.
     attention : str
-        ``explicit`` (baddbmm and softmax), ``sdpa``, only its ``cudnn`` or ``flash`` backend,
-        ``triton``, or ``measured``: an attempt uses the fastest on its GPU and notes its name.
+        ``explicit`` (baddbmm and softmax); ``sdpa`` (torch's, on a GPU its math backend); ``flash``
+        (torch's FlashAttention with deterministic gradients, half precision on a GPU); ``triton``
+        (ours); ``cudnn`` (on a GPU; its gradients are not bitwise repeatable); or ``measured``: an
+        attempt uses the fastest repeatable one on its GPU and notes its name.
     n_threads : int
         CPU threads of a worker.
     micro_batch_seqs : int
@@ -103,6 +108,11 @@ class ExecutionSpec:
                 "a whole number from 1",
                 "Give tensor_parallel an accepted value.",
             )
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same steps give the same bits each time; stored with each attempt."""
+        return self.attention not in UNREPEATABLE_ATTENTIONS
 
     @property
     def n_data_parallel(self) -> int:

@@ -36,6 +36,8 @@ EMA_START_STEPS = 10
 """The decay of the weight average is at most (1 + step) / (EMA_START_STEPS + step)."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """By `RunSpec.precision`."""
+HALF_ATTENTIONS = ("flash", "cudnn")
+"""Attentions without kernels for fp32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -336,6 +338,12 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             f"step = 'graph' on {execution.device} with {specs[0].shape.n_experts} experts",
             "a dense model on a CUDA device",
             "Use step = eager or compiled.",
+        )
+    if execution.attention in HALF_ATTENTIONS and specs[0].precision == "fp32":
+        raise UsageError(
+            f"attention = {execution.attention!r} for a run in fp32",
+            "a run in half precision, or another attention",
+            "Use attention = sdpa or triton.",
         )
     if execution.step == "direct" and not is_direct_possible(specs[0], execution):
         raise UsageError(

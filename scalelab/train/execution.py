@@ -57,8 +57,8 @@ def fastest_attention(
 ) -> tuple[str, dict[str, float]]:
     """Time forward and backward of each attention path of this GPU at the shape of a step.
 
-    An attempt measures once and stores the choice in its note. The backward passes of cuDNN and
-    FlashAttention may add in any order: for bitwise repeatable runs, choose ``triton``.
+    An attempt measures once and stores the choice in its note. Only bitwise repeatable paths take
+    part.
 
     Parameters
     ----------

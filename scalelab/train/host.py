@@ -50,6 +50,7 @@ def first_note(
         "run_id": attempt.run.run_id,
         "attempt": attempt.number,
         "execution": asdict(execution),
+        "is_repeatable": execution.is_repeatable,
         "data_fingerprint": spec.data_fingerprint,
         "eval_fingerprint": spec.eval_fingerprint,
         "started_s": time.time(),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import subprocess
@@ -8,7 +9,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from scalelab_kernels import operations, reference, reference_moe
+from scalelab_kernels import flash, operations, reference, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
 
 
@@ -42,6 +43,23 @@ def test_attention_paths_agree_on_a_cpu(path):
 def test_attention_that_cannot_run_here_is_an_error(path):
     with pytest.raises(KernelUnavailableError, match=path):
         operations.get_attention(path, "cpu")
+
+
+def test_attention_on_a_gpu_names_the_backend_that_runs(monkeypatch):
+    backends, asked = torch.nn.attention.SDPBackend, []
+
+    @contextlib.contextmanager
+    def sdpa_kernel(backend):
+        asked.append(backend)
+        yield
+
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", sdpa_kernel)
+    q = torch.randn(1, 2, 3, 8)
+    for path, backend in (("sdpa", backends.MATH), ("cudnn", backends.CUDNN_ATTENTION)):
+        operations.get_attention(path, "cuda")(q, q, q)
+        assert asked.pop() == backend
+    assert operations.get_attention("flash", "cuda") is flash.causal_attention
+    assert set(operations.ATTENTION_PATHS) - set(operations.REPEATABLE_PATHS) == {"cudnn"}
 
 
 def test_an_unknown_implementation_is_an_error_that_lists_the_known_ones():

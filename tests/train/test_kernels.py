@@ -16,6 +16,7 @@ from scalelab_kernels import operations
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
 from scalelab.launch import proposal
+from scalelab.sweep import execution
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, to_json
 from scalelab.theory.shape import ModelShape
@@ -87,6 +88,9 @@ def test_kernels_on_an_unsupported_device_are_an_error(
 def test_environment_variables_set_kernels_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proposal.KERNELS == operations.IMPLEMENTATIONS
     assert (*operations.ATTENTION_PATHS, MEASURED) == proposal.ATTENTIONS
+    assert operations.ATTENTION_PATHS == execution.ATTENTIONS
+    unrepeatable = set(operations.ATTENTION_PATHS) - set(operations.REPEATABLE_PATHS)
+    assert unrepeatable == set(execution.UNREPEATABLE_ATTENTIONS)
     plain = proposal.default_execution(device="cpu")
     assert (plain.kernels, plain.attention) == ("reference", "explicit")
     monkeypatch.setenv("SCALELAB_KERNELS", "triton")
