@@ -144,12 +144,12 @@ class Engine:
             self.copy,
             get_operations(execution.kernels, self.device),  # type: ignore[arg-type]
         )
-        self._graph: torch.cuda.CUDAGraph | None = None
         self._tokens = torch.zeros(batch_shape(specs), dtype=torch.int64, device=self.device)
         self.n_pending = 0
         # Loss, gradient norm and mean square of the micro-batches' gradients of steps not yet read.
         self._ring = torch.zeros(execution.metrics_interval_steps, 3, n_runs, device=self.device)
         self._slot = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._graph = self._captured() if execution.step == "graph" else None
 
     @property
     def n_runs(self) -> int:
@@ -188,13 +188,10 @@ class Engine:
         tokens : ndarray of int, shape `batch_shape`
         """
         self._tokens.copy_(torch.from_numpy(tokens))
-        if self.execution.step == "graph":
-            if self._graph is None:
-                self._capture()
-            assert self._graph is not None
-            self._graph.replay()
-        else:
+        if self._graph is None:
             self._take_step()
+        else:
+            self._graph.replay()
         self.n_pending += 1
 
     def read(self) -> Readings:
@@ -235,23 +232,29 @@ class Engine:
         weight = 1 - decay
         ema.lerp_(self.master, weight[0] if self.n_runs == 1 else weight.unsqueeze(1))
 
-    def _capture(self) -> None:
-        """Record the step as one CUDA graph; restore the state after the warm-up steps."""
-        saved = [self.state(run) for run in range(self.n_runs)]
-        slot = self._slot.clone()
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """Return the step as one CUDA graph, captured before the runs have their states.
+
+        There is no state to save: the warm-up steps start at step 0 and leave the buffers cleared.
+        """
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(GRAPH_WARMUP_STEPS):
-                self._slot.zero_()
                 self._take_step()
+                self._clear()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._take_step()
-        for run, state in enumerate(saved):
-            self.load_state(run, state)
-        self._slot.copy_(slot)
+        return graph
+
+    def _clear(self) -> None:
+        """Set all that a step changes to zero."""
+        copies = () if self.copy is None else (self.copy,)
+        states = (getattr(self, name) for name in self._state_names)
+        for buffer in (self.steps, self._slot, self._ring, self.grad, *copies, *states):
+            buffer.zero_()
 
     def evaluate(self, run: int, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the mean loss of each sequence, nats per token, summed in fp64.
@@ -333,11 +336,18 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
         raise UsageError(
             f"step = {execution.step!r}", f"one of {', '.join(STEPS)}", "Use step = eager."
         )
-    if execution.step == "graph" and (execution.device != "cuda" or specs[0].shape.n_experts):
+    if execution.step == "graph" and execution.device != "cuda":
         raise UsageError(
-            f"step = 'graph' on {execution.device} with {specs[0].shape.n_experts} experts",
-            "a dense model on a CUDA device",
+            f"step = 'graph' on {execution.device}",
+            "a CUDA device",
             "Use step = eager or compiled.",
+        )
+    if execution.step == "graph" and specs[0].shape.n_experts and not _groups_on_device(execution):
+        raise UsageError(
+            f"step = 'graph' for a mixture of experts with kernels = {execution.kernels}",
+            "kernels = triton on a GPU of compute capability 9.0 or 10, where torch's grouped "
+            "matmul does not wait for the host",
+            "Use step = eager.",
         )
     if execution.attention in HALF_ATTENTIONS and specs[0].precision == "fp32":
         raise UsageError(
@@ -351,3 +361,13 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             "a dense fp32 model without z-loss on a CPU, kernels = reference, attention = explicit",
             "Use step = eager.",
         )
+
+
+def _groups_on_device(execution: ExecutionSpec) -> bool:
+    """Say whether a mixture of experts runs without the host; a capture permits no waiting.
+
+    Other GPUs take a fallback that reads the sizes of the groups on the host
+    (aten/src/ATen/native/cuda/GroupedBlas.cpp, ``_grouped_mm_cuda``).
+    """
+    major, minor = torch.cuda.get_device_capability()
+    return execution.kernels == "triton" and ((major, minor) == (9, 0) or major == 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +22,18 @@ from scalelab.train.sharded.ranks import own_ranks
 MEASURED = "measured"
 BEGUN_FIELDS = ("step", "kernels", "attention")
 """Execution fields that a resumed run keeps, because its bits depend on them."""
-_CPU_WORDS = "can't allocate memory"
+_MEMORY_WORDS = re.compile(
+    # torch on a CPU (c10/core/impl/alloc_cpu.cpp), where the allocator names itself.
+    r"can't allocate memory"
+    # CUDA itself: graph instantiation, pinned memory, launches of Triton kernels.
+    r"|(?:CUDA error|CUDA driver error|Triton Error \[CUDA\]): out of memory"
+    # Workspaces and handles of libraries; cublasCreate reports full memory as not initialized.
+    r"|CU(?:BLAS|DNN|SOLVER)_STATUS_(?:INTERNAL_ERROR_(?:DEVICE|HOST)_)?ALLOC(?:ATION)?_FAILED"
+    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas(?:Lt)?Create"
+    # NCCL quotes the error of CUDA.
+    r"|Cuda failure (?:\d+ )?'out of memory'"
+)
+"""Texts of errors, in messages of torch and Triton, that mean that memory ran out."""
 
 
 def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> ExecutionSpec:
@@ -94,10 +106,18 @@ def fastest_attention(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that a device ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and _CPU_WORDS in str(error)
+    """Say whether an error means that a device ran out of memory.
+
+    When memory runs out during a capture, its end raises another error with this one as context.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(found, RuntimeError) and _MEMORY_WORDS.search(str(found)):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def smaller_micro_batch(execution: ExecutionSpec, batch_seqs: int) -> ExecutionSpec | None:

@@ -68,6 +68,10 @@ class Autograd:
             self.leaves[entry.name] = entry.view(source).detach().requires_grad_()
         views = layout.views(grad)
         self._grad_views = [views[name] for name in self.leaves]
+        # torch copies a list in one launch only if all sources have one dtype.
+        self._of_dtype: dict[torch.dtype, list[int]] = {}
+        for index, leaf in enumerate(self.leaves.values()):
+            self._of_dtype.setdefault(leaf.dtype, []).append(index)
         self.model = self._decoder(self.leaves, specs[0].seq_len)
         self._loss_sums = self.model.loss_sums
         if execution.step == "compiled":
@@ -95,10 +99,12 @@ class Autograd:
         for index, part in enumerate(parts):
             reported, objective = self._loss_sums(part, spec.z_loss)
             grads = torch.autograd.grad((objective / spec.tokens_per_step).sum(), leaves)
-            if index == 0:
-                torch._foreach_copy_(self._grad_views, grads)
-            else:
-                torch._foreach_add_(self._grad_views, grads)
+            for places in self._of_dtype.values():
+                into, own = ([found[i] for i in places] for found in (self._grad_views, grads))
+                if index == 0:
+                    torch._foreach_copy_(into, own)
+                else:
+                    torch._foreach_add_(into, own)
             loss += reported.detach() / spec.tokens_per_step
             if len(parts) > 1:
                 # `grads` is divided by the whole batch; rescale to the micro-batch's mean gradient.
@@ -118,7 +124,11 @@ class Autograd:
 
     def _squares(self, grads: Sequence[Tensor]) -> Tensor:
         if len(self.specs) == 1:
-            norms = torch._foreach_norm(list(grads), 2, torch.float32)
+            norms = [
+                norm
+                for places in self._of_dtype.values()
+                for norm in torch._foreach_norm([grads[i] for i in places], 2, torch.float32)
+            ]
             return torch.stack(norms).square().sum().unsqueeze(0)
         rows = [grad.flatten(1) for grad in grads]
         each = [torch.linalg.vector_norm(row, dim=1, dtype=torch.float32) for row in rows]

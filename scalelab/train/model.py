@@ -7,6 +7,7 @@ weights and tokens; no operation mixes runs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -56,7 +57,7 @@ class Decoder:
         self.attend = attend
         self.factors = factors
         device = weights["final_norm"].device
-        self.cos, self.sin = rope_tables(seq_len, shape.d_head, device=device)
+        self.cos, self.sin = _rope(seq_len, shape.d_head, device)
 
     def hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the head's input, shape (..., T, d), and the load-balance loss of tokens (..., T).
@@ -158,6 +159,12 @@ class Decoder:
         )
         mixed = self.attend(q, k, v, scale=self.factors.attention)
         return linear(mixed.transpose(-2, -3).flatten(-2), w[prefix + "out"])
+
+
+@functools.lru_cache(maxsize=8)
+def _rope(seq_len: int, d_head: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the RoPE tables, which all decoders of a size share."""
+    return rope_tables(seq_len, d_head, device=device)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

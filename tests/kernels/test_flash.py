@@ -43,7 +43,12 @@ def modes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
         dropout: float, causal: bool, seed: Tensor, offset: Tensor, *, scale: float,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         # The operator takes other lengths, if given, as those of sequences in one row.
-        assert (lengths_q, lengths_k, longest_q, longest_k) == (None, None, q.shape[-2], k.shape[-2])
+        assert (lengths_q, lengths_k, longest_q, longest_k) == (
+            None,
+            None,
+            q.shape[-2],
+            k.shape[-2],
+        )
         assert (dropout, causal) == (0.0, True)
         assert not torch.utils.deterministic.fill_uninitialized_memory
         seen.append(torch.are_deterministic_algorithms_enabled())

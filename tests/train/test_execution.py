@@ -68,6 +68,60 @@ def test_other_errors_are_not_treated_as_out_of_memory(
         executions.fitting_execution([spec], ExecutionSpec())
 
 
+# Texts of torch (c10/cuda/CUDAException.cpp, CUDACachingAllocator.cpp, ATen/cuda/Exceptions.h,
+# c10/core/impl/alloc_cpu.cpp), Triton (third_party/nvidia/backend/driver.c) and NCCL (checks.h).
+HELP = (
+    "\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda/cuda-runtime-api/"
+    "group__CUDART__TYPES.html for more information.\nCUDA kernel errors might be asynchronously "
+    "reported at some other API call, so the stacktrace below might be incorrect."
+)
+MEMORY_TEXTS = (
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)",
+    f"CUDA error: out of memory{HELP}",
+    "CUDA driver error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasLtCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasLtMatmul( ltHandle, computeDesc)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "Triton Error [CUDA]: out of memory",
+    "NCCL error in: ProcessGroupNCCL.cpp:3356, unhandled cuda error (run with NCCL_DEBUG=INFO for "
+    "details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error:\nCuda failure 2 'out of memory'",
+    "Last error:\nCuda failure 'out of memory'",
+)
+OTHER_TEXTS = (
+    f"CUDA error: an illegal memory access was encountered{HELP}",
+    f"CUDA error: device-side assert triggered{HELP}",
+    "CUDA error: operation failed due to a previous error during capture",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm( handle, opa, opb)`",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "out of resource: shared memory, Required: 294912, Hardware limit: 232448.",
+    "NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited or there was a network error",
+)
+
+
+@pytest.mark.parametrize("text", MEMORY_TEXTS)
+def test_each_library_s_error_of_full_memory_is_recognised(text: str) -> None:
+    assert executions.is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize("text", OTHER_TEXTS)
+def test_errors_that_are_not_of_full_memory_are_not(text: str) -> None:
+    assert not executions.is_out_of_memory(RuntimeError(text))
+
+
+def test_full_memory_during_a_capture_is_recognised_behind_the_error_of_its_end() -> None:
+    end = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    assert not executions.is_out_of_memory(end)
+    end.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+    assert executions.is_out_of_memory(end)
+
+
 def test_a_run_that_runs_out_of_memory_continues_with_smaller_micro_batches(
     make_run: Callable[..., RunDir],
     attempt_at: Callable[..., str],

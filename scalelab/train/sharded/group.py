@@ -30,6 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
 from scalelab.train.engine import Readings, require_device
+from scalelab.train.execution import is_out_of_memory
 from scalelab.train.host import torch_settings
 from scalelab.train.sharded.engine import ShardedEngine, require_shardable
 from scalelab.train.sharded.ranks import RankFailedError, RanksLostError, own_ranks
@@ -307,7 +308,7 @@ def _reporting_ranks() -> Iterator[None]:
         is_network = isinstance(error, dist.DistError) or any(
             word in str(error) for word in _NETWORK_WORDS
         )
-        if not is_network or isinstance(error, torch.OutOfMemoryError):
+        if not is_network or is_out_of_memory(error):
             raise
         reason = _report_of_another()
         if reason is not None:
