@@ -125,7 +125,7 @@ _EXECUTION = (
     Column("device_name", TEXT, "", "Model name of the GPU or CPU."),
     Column("step_mode", TEXT, "", "How a step runs: eager, compiled, graph or direct."),
     Column("kernels", TEXT, "", "reference or triton."),
-    Column("attention", TEXT, "", "explicit, sdpa, cudnn, flash or triton."),
+    Column("attention", TEXT, "", "explicit, sdpa, flash, triton or cudnn."),
     Column("n_threads", INT, "threads", "CPU threads of the worker."),
     Column("micro_batch_seqs", INT, "sequences", "Sequences per forward pass; 0 for all."),
     Column("batched_runs", INT, "runs", "Runs trained in the same step."),
