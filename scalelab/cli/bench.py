@@ -14,6 +14,7 @@ from scalelab.cli.options import (
     WorkersOption,
     checked_device,
 )
+from scalelab.cli.roofline import roofline
 from scalelab.errors import EXIT_OK, UsageError
 from scalelab.sweep.execution import STEPS
 
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 _LABEL = re.compile(r"([0-9]{1,9})L-([0-9]{1,9})d-([0-9]{1,9})h")
 
-app = typer.Typer(help="Measure this machine. Example: scalelab bench device", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure this machine, or predict a GPU's speed. Example: scalelab bench device",
+    no_args_is_help=True,
+)
+app.command("roofline")(roofline)
 
 
 @app.command("device")
@@ -89,7 +94,8 @@ def train(
 ) -> int:
     """Measure the training speed of one shape.
 
-    On random tokens: tokens/s, TFLOP/s and MFU.
+    On random tokens: tokens/s, TFLOP/s and MFU; on a known GPU also the predicted time
+    (scalelab bench roofline).
 
     Example: scalelab bench train --shape 4L-64d-2h --device cpu
     """
@@ -128,6 +134,12 @@ def train(
         f"(medians of {found['n_steps']} steps of {1e3 * found['step_s']:.3g} ms)",
         soft_wrap=True,
     )
+    if found["predicted_s"] is not None:
+        out.print(
+            f"predicted {1e3 * found['predicted_s']:.3g} ms per step (roofline), reached "
+            f"{found['share_of_predicted']:.0%} of that speed",
+            soft_wrap=True,
+        )
     return EXIT_OK
 
 

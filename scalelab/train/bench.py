@@ -1,4 +1,4 @@
-"""Speed of the trainer relative to the device: FLOP/s, MFU, share of a matmul's speed."""
+"""Speed of the trainer relative to the device: FLOP/s, MFU, share of a matmul and the roofline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from scalelab.errors import UnknownHardwareError
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, planned_execution
+from scalelab.sweep.predicted import predicted_step
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE, match_hardware
@@ -46,8 +47,9 @@ def bench_train(
         ``device``, ``n_params``, ``n_runs``, ``step_s`` (median, of ``n_steps`` steps),
         ``tokens_per_s`` (of all runs together), ``tflops_per_s`` (exact convention),
         ``matmul_tflops_per_s`` (a square product of the same dtype in this process),
-        ``share_of_matmul``, and ``mfu`` (palm convention over the peak; None on a CPU, because
-        the hardware table has no peak for it).
+        ``share_of_matmul``, ``mfu`` (palm convention over the peak), ``predicted_s`` (the step on
+        the roofline of this GPU) and ``share_of_predicted`` (predicted over measured time). The
+        last three are None on a CPU, because the hardware table has no peak for it.
 
     Raises
     ------
@@ -70,6 +72,10 @@ def bench_train(
     per_token = train_flops_per_token(spec.shape, spec.seq_len)
     achieved = tokens_per_s * per_token["exact"]
     peak = None if hardware is None else hardware.peak_flops_per_s
+    predicted_s = None
+    if hardware is not None:
+        planned = planned_execution(execution, spec)
+        predicted_s = predicted_step(hardware, spec, planned, n_runs=n_runs).seconds
     return {
         "device": name,
         "n_params": count_params(spec.shape).total,
@@ -81,6 +87,8 @@ def bench_train(
         "matmul_tflops_per_s": matmul / 1e12,
         "share_of_matmul": achieved / matmul,
         "mfu": None if peak is None else tokens_per_s * per_token["palm"] / peak,
+        "predicted_s": predicted_s,
+        "share_of_predicted": None if predicted_s is None else predicted_s / step_s,
     }
 
 

@@ -21,7 +21,42 @@ def test_the_figures_of_a_benchmark_are_consistent(spec: RunSpec, execution: Exe
         found["tflops_per_s"] / found["matmul_tflops_per_s"]
     )
     assert found["mfu"] is None
+    assert found["predicted_s"] is None
+    assert found["share_of_predicted"] is None
     assert found["n_steps"] >= 3
+
+
+def test_a_known_gpu_has_a_predicted_time(
+    spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from scalelab.sweep.execution import AUTO, planned_execution
+    from scalelab.theory.hardware import find_hardware
+    from scalelab.theory.roofline import step_seconds
+    from scalelab.theory.step_work import StepConfig
+
+    monkeypatch.setattr(bench, "device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(bench, "time_steps", lambda *_: [2e-3, 1e-3, 3e-3])
+    monkeypatch.setattr(bench, "matmul_flops_per_s", lambda *_: 7e14)
+    request = replace(execution, device="cuda", step=AUTO, kernels=AUTO, attention=AUTO)
+    found = bench.bench_train(spec, request, n_runs=2)
+    planned = planned_execution(request, spec)
+    assert found["predicted_s"] == step_seconds(
+        find_hardware("h200"),
+        StepConfig(
+            shape=spec.shape,
+            seq_len=spec.seq_len,
+            batch_seqs=spec.batch_seqs,
+            precision=spec.precision,
+            step=planned.step,
+            kernels=planned.kernels,
+            attention=planned.attention,
+            batched_runs=2,
+        ),
+    )
+    assert found["share_of_predicted"] == pytest.approx(found["predicted_s"] / 2e-3)
+    assert 0 < found["mfu"] < 1
 
 
 def test_an_unknown_gpu_has_no_utilisation(
