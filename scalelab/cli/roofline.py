@@ -64,9 +64,9 @@ def roofline(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Predict the time of a training step on a named GPU, part by part.
+    """Predict the time of a training step on a named GPU.
 
-    Nothing is measured. A part is bound by compute, by memory or by kernel launches.
+    Nothing is measured. Each part is bound by compute, by memory or by kernel launches.
 
     Example: scalelab bench roofline --shape 124M --device h200
     """
@@ -174,7 +174,10 @@ def _config(
         optimizer=optimizer,
     )
     request = ExecutionSpec(
-        device="cuda", **{field: value or AUTO for field, value in named.items()}
+        device="cuda",
+        step=named["step"] or AUTO,
+        kernels=named["kernels"] or AUTO,
+        attention=named["attention"] or AUTO,
     )
     return step_config(spec, planned_execution(request, spec), n_runs=batched_runs)
 

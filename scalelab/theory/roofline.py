@@ -224,7 +224,7 @@ def work_seconds(hardware: Hardware, work: Work) -> float:
 
 
 def _times(hardware: Hardware, work: Work) -> tuple[float, float, float]:
-    """Return compute time, memory time, and the least time of so many launches, s."""
+    """Return compute time, memory time, and the least time of the launches, s."""
     busy = min(1.0, work.n_tiles / hardware.n_multiprocessors)
     compute = 0.0
     if work.flops:
