@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalelab_kernels import operations, reference, reference_moe
+from scalelab_kernels import operations, reference, reference_gram, reference_moe
 from scalelab_kernels.operations import Operations
 
 N_DRAWS = 3
@@ -403,6 +403,27 @@ class Checks:
             is_differentiated=False,
         )
 
+    def gram(self, n_matrices: int, n_rows: int, n_cols: int) -> Check:
+        """Check the symmetric products of Muon's Newton-Schulz steps."""
+
+        def bound(module: Any) -> Callable[..., Any]:
+            def call(x: Tensor) -> tuple[Tensor, Tensor]:
+                product = module.gram(x)
+                return product, module.gram_polynomial(product, -4.8, 2.0)
+
+            return call
+
+        return Check(
+            op="gram",
+            size=f"{n_matrices} x {n_rows} x {n_cols}",
+            dtype=self.dtype,
+            make=lambda: [self._randn(n_matrices, n_rows, n_cols, scale=n_cols**-0.5)],
+            kernel=bound(self.ops),
+            plain=bound(reference_gram),
+            own=bound(reference_gram),
+            is_differentiated=False,
+        )
+
     def _check(
         self,
         name: str,
@@ -469,6 +490,9 @@ def shape_checks(
     yield checks.swiglu(n_rows, sizes.d_ff)
     yield checks.qk_norm_rope(3, n_positions, *heads, n_runs, has_qk_norm=sizes.has_qk_norm)
     yield checks.adamw(n_runs, n_weights)
+    if dtype != torch.float32:
+        # Muon uses torch's products in fp32.
+        yield checks.gram(2, sizes.d_model, sizes.d_ff)
     if sizes.n_experts:
         choice = (sizes.n_active_experts, n_runs * sizes.n_experts)
         yield checks.moe(n_rows, sizes.d_model, *choice)

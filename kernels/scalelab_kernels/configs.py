@@ -261,3 +261,36 @@ def attention_config(architecture: str, head_dim: int, element_size: int) -> Att
             rows=128, cols=32 if is_wide else 64, width=width, num_warps=8, num_stages=2
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GramConfig:
+    """Launch settings of the symmetric product.
+
+    Attributes
+    ----------
+    rows, cols : int
+        Side of a square tile of the result, and block of one step along the summed axis.
+    num_warps, num_stages : int
+        Warps in a program; depth of the software pipeline.
+    """
+
+    rows: int
+    cols: int
+    num_warps: int
+    num_stages: int
+
+
+def gram_config(architecture: str, n_rows: int, element_size: int) -> GramConfig:
+    """Return the settings of the symmetric product of matrices with ``n_rows`` rows.
+
+    A pipeline stage holds two blocks of ``rows * cols`` elements: 32 KiB in bf16 for the large
+    tile. Below 512 rows, small tiles waste less on the diagonal and give more programs.
+    """
+    if architecture == "interpreter" or element_size > 2:
+        # Blocks of fp32 are small for the reason in `cross_entropy_config`.
+        return GramConfig(rows=32, cols=32, num_warps=4, num_stages=1)
+    if n_rows < 512:
+        return GramConfig(rows=64, cols=64, num_warps=4, num_stages=3)
+    stages = {"hopper": 4, "ampere": 3}.get(architecture, 2)
+    return GramConfig(rows=128, cols=64, num_warps=8, num_stages=stages)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scalelab_kernels import flash, reference, reference_moe
+from scalelab_kernels import flash, reference, reference_gram, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
 
 Implementation = Literal["reference", "triton"]
@@ -45,6 +45,8 @@ class Operations:
         As in `scalelab_kernels.reference`.
     permute, grouped_linear, unpermute : callable
         As in `scalelab_kernels.reference_moe`.
+    gram, gram_polynomial : callable
+        As in `scalelab_kernels.reference_gram`.
     """
 
     implementation: Implementation
@@ -58,6 +60,8 @@ class Operations:
     permute: Callable[..., Tensor]
     grouped_linear: Callable[..., Tensor]
     unpermute: Callable[..., Tensor]
+    gram: Callable[..., Tensor]
+    gram_polynomial: Callable[..., Tensor]
 
 
 # Module of each Triton operation.
@@ -72,7 +76,11 @@ _FILES = {
     "permute": "moe",
     "grouped_linear": "moe",
     "unpermute": "moe",
+    "gram": "gram",
+    "gram_polynomial": "gram",
 }
+_REFERENCES = {"moe": reference_moe, "gram": reference_gram}
+"""Reference modules of those modules that are not in `scalelab_kernels.reference`."""
 
 
 def _check_triton(device: torch.device) -> None:
@@ -123,8 +131,7 @@ def get_operations(implementation: Implementation, device: torch.device | str) -
         }
     else:
         found = {
-            name: getattr(reference_moe if file == "moe" else reference, name)
-            for name, file in _FILES.items()
+            name: getattr(_REFERENCES.get(file, reference), name) for name, file in _FILES.items()
         }
     return Operations(implementation=implementation, **found)
 

@@ -8,8 +8,6 @@ References
 ----------
 Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW).
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/ (Muon).
-Liu et al. 2025, arXiv:2502.16982, section 2.2 (Muon's update is scaled to AdamW's root mean square,
-so learning rate and weight decay carry over).
 """
 
 from __future__ import annotations
@@ -24,14 +22,11 @@ from torch import Tensor
 
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.train.muon import muon_scale, orthogonalize
 from scalelab.train.parameters import BUFFER_MULTIPLE, Entry, Layout
 from scalelab.train.parametrization import width_factors
 
 MUON_MOMENTUM = 0.95
-MUON_RMS = 0.2
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
-_EPSILON = 1e-7
 CLIP_EPSILON = 1e-6
 _LR = HYPER.index("lr")
 _MAX_NORM = HYPER.index("max_norm")
@@ -188,7 +183,9 @@ class Optimizer:
         for (n_rows, n_columns), starts in self._matrices.items():
             size = n_rows * n_columns
             stacked = torch.stack([update[:, at : at + size] for at in starts])
-            turned = orthogonalize(stacked.view(-1, n_rows, n_columns))
+            turned = orthogonalize(
+                stacked.view(-1, n_rows, n_columns), self.ops, is_half=self.copy is not None
+            )
             change = turned.reshape(len(starts), n_runs, size) * (
                 muon_scale(n_rows, n_columns) * rate.float().view(1, -1, 1)
             )
@@ -211,30 +208,6 @@ def require_optimizer(spec: RunSpec) -> None:
             "muon with standard, or adamw with standard or mup",
             "Use parametrization = standard: Muon's update has the same size at every width.",
         )
-
-
-def muon_scale(n_rows: int, n_columns: int) -> float:
-    """Return the factor that scales an orthogonal update to AdamW's root mean square."""
-    return float(MUON_RMS * max(n_rows, n_columns) ** 0.5)
-
-
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Return matrices with the same singular vectors and singular values near 1 (0.7 to 1.2).
-
-    Takes five quintic Newton-Schulz steps.
-
-    Parameters
-    ----------
-    matrices : Tensor, shape (n, rows, columns)
-    """
-    a, b, c = NEWTON_SCHULZ
-    is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.transpose(-2, -1) if is_tall else matrices
-    x = x / x.flatten(1).norm(dim=1).clamp(min=_EPSILON).view(-1, 1, 1)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = torch.bmm(x, x.transpose(-2, -1))
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.transpose(-2, -1) if is_tall else x
 
 
 def row_norms(flat: Tensor) -> Tensor:

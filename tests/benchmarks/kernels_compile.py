@@ -33,7 +33,7 @@ from triton.runtime.jit import JITFunction
 
 ARCHITECTURES = {80: "ampere", 86: "generic", 89: "generic", 90: "hopper", 120: "generic"}
 FILES = ("rms_norm", "swiglu", "qk_norm_rope", "cross_entropy_tiles", "linear_cross_entropy",
-         "adamw", "attention", "attention_backward", "moe")  # fmt: skip
+         "adamw", "attention", "attention_backward", "moe", "gram")  # fmt: skip
 
 
 class AbsentGpu:
@@ -134,6 +134,10 @@ def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
     way = get("moe").route(torch.randint(0, 4, (32, 2)), 4)
     rows = get("moe").permute(leaf(32, 256), way)
     get("moe").unpermute(rows, leaf(32, 2, of=torch.float32), way).sum().backward()
+    # 216 is a multiple of 8 but not of 16.
+    for n_rows in pick(216, 768):
+        product = get("gram").gram(torch.randn(2, n_rows, 4 * n_rows).to(dtype))
+        get("gram").gram_polynomial(product, 1.0, 1.0)
     state = [torch.randn(2, 4096) for _ in range(4)]
     copy, ema = torch.zeros(2, 4096, dtype=torch.bfloat16), torch.zeros(2, 4096)
     hyper = reference.hyper_table(lr=0.1, n_runs=2)

@@ -66,5 +66,5 @@ def test_the_checks_of_a_model_are_those_of_its_kernels():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_interpreted_kernels_pass(dtype):
     made = checks.Checks("cpu", dtype)
-    for check in (made.swiglu(3, 5), made.rms_norm(3, 6, 2), made.adamw(2, 33)):
+    for check in (made.swiglu(3, 5), made.rms_norm(3, 6, 2), made.adamw(2, 33), made.gram(1, 5, 9)):
         assert checks.examine(check).problem == ""

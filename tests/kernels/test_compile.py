@@ -18,7 +18,13 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels_compile.py"
 # Most shared memory of a block, CUDA C++ programming guide, technical specifications.
 SHARED_KIB = {90: 227, 80: 163, 86: 99}
-MULTIPLIES = {"_key_kernel", "_query_kernel", "_grad_hidden_kernel", "_grad_weight_kernel"}
+MULTIPLIES = {
+    "_key_kernel",
+    "_query_kernel",
+    "_grad_hidden_kernel",
+    "_grad_weight_kernel",
+    "_gram_kernel",
+}
 STREAMS = {"_update_kernel", "_rows_kernel", "_norm_kernel", "_spread_kernel"}
 
 

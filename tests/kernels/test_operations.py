@@ -9,7 +9,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from scalelab_kernels import flash, operations, reference, reference_moe
+from scalelab_kernels import flash, operations, reference, reference_gram, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
 
 
@@ -22,7 +22,8 @@ def test_operations_have_the_signatures_of_their_references(implementation):
     found = operations.get_operations(implementation, "cpu")
     assert found.implementation == implementation
     for name in names():
-        plain = getattr(reference, name, None) or getattr(reference_moe, name)
+        modules = (reference, reference_moe, reference_gram)
+        plain = next(getattr(module, name) for module in modules if hasattr(module, name))
         expected = list(inspect.signature(plain).parameters.values())
         given = list(inspect.signature(getattr(found, name)).parameters.values())
         assert [(p.name, p.kind, p.default) for p in given] == [

@@ -11,8 +11,9 @@ from scalelab.theory.shape import ModelShape
 from scalelab.train.optimizer import Optimizer
 from scalelab.train.parameters import lay_out
 
-SHAPE = ModelShape(n_layers=1, d_model=16, n_heads=2, d_head=8, d_ff=24, vocab_size=29)
-N_STEPS = 2
+SHAPE = ModelShape(
+    n_layers=1, d_model=16, n_heads=2, n_kv_heads=1, d_head=8, d_ff=24, vocab_size=29
+)
 
 
 def make_specs(fields):
@@ -21,17 +22,17 @@ def make_specs(fields):
             shape=SHAPE, seq_len=8, batch_seqs=2, n_steps=9, lr=lr, warmup_steps=0, seed=1,
             data_fingerprint="", eval_fingerprint="", tokenizer="bytes", grad_clip=clip, **fields,
         )
-        for lr, clip in ((0.01, 1.0), (0.02, 1e9), (0.03, 0.1))
+        for lr, clip in ((0.01, 1e9), (0.02, 1.0))
     ]  # fmt: skip
 
 
-def take_steps(implementation, specs, rows, *, is_half):
-    """Return the buffers after a few steps of the given rows of random state, as (K, P)."""
+def take_step(implementation, specs, rows, *, is_half):
+    """Return the buffers after a step of the given rows of a random state, as (K, P)."""
     layout = lay_out(SHAPE)
     generator = torch.Generator().manual_seed(0)
 
     def normal(scale):
-        return torch.randn(3, layout.n_values, generator=generator)[rows].squeeze(0) * scale
+        return torch.randn(2, layout.n_values, generator=generator)[rows].squeeze(0) * scale
 
     master, exp_avg = normal(0.1), normal(0.01)
     exp_avg_sq = normal(0.01).square()
@@ -40,8 +41,7 @@ def take_steps(implementation, specs, rows, *, is_half):
     own = [specs[row] for row in rows]
     optimizer = Optimizer(own, layout, master, exp_avg, exp_avg_sq, copy, operations)
     rates = torch.tensor([spec.lr for spec in own], dtype=torch.float64)
-    for step in range(1, N_STEPS + 1):
-        norms = optimizer.step(normal(1.0), torch.full((len(rows),), step), rates)
+    norms = optimizer.step(normal(1.0), torch.full((len(rows),), 3), rates)
     found = {"master": master, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "norms": norms}
     if copy is not None:
         found["copy"] = copy
@@ -55,8 +55,8 @@ FIELDS = [{"parametrization": "mup"}, {"optimizer": "muon"}]
 @pytest.mark.parametrize("fields", FIELDS)
 def test_batched_runs_with_kernels_have_the_state_of_the_references(fields, is_half):
     specs = make_specs(fields)
-    found = take_steps("triton", specs, [0, 1, 2], is_half=is_half)
-    expected = take_steps("reference", specs, [0, 1, 2], is_half=is_half)
+    found = take_step("triton", specs, [0, 1], is_half=is_half)
+    expected = take_step("reference", specs, [0, 1], is_half=is_half)
     for name in found:
         tolerance = 1e-2 if name == "copy" else 1e-5
         torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=1e-6)
@@ -65,8 +65,8 @@ def test_batched_runs_with_kernels_have_the_state_of_the_references(fields, is_h
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 def test_each_batched_run_has_the_bits_of_the_run_alone(implementation):
     specs = make_specs({"parametrization": "mup"})
-    batched = take_steps(implementation, specs, [0, 1, 2], is_half=True)
-    for row in range(3):
-        alone = take_steps(implementation, specs, [row], is_half=True)
+    batched = take_step(implementation, specs, [0, 1], is_half=True)
+    for row in range(2):
+        alone = take_step(implementation, specs, [row], is_half=True)
         for name, value in alone.items():
             assert torch.equal(batched[name][row], value[0]), name

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from scalelab_kernels.operations import get_operations
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -77,7 +78,8 @@ class ShardedEngine:
         self._averages: dict[str, Tensor] = {}
         if spec.ema_decay:
             self._averages = {n: torch.zeros_like(w.detach()) for n, w in self._weights.items()}
-        self.optimizer = ShardedOptimizer(spec, self.layout, self._weights, self.shards)
+        ops = get_operations(execution.kernels, self.device)  # type: ignore[arg-type]
+        self.optimizer = ShardedOptimizer(spec, self.layout, self._weights, self.shards, ops)
         self.n_steps = 0
         self._rates = learning_rates(spec)
 

@@ -12,16 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from scalelab_kernels.operations import Operations
 from torch import Tensor, nn
 
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.optimizer import (
-    CLIP_EPSILON,
-    MUON_MOMENTUM,
-    muon_scale,
-    orthogonalize,
-    require_optimizer,
-)
+from scalelab.train.muon import muon_scale, orthogonalize
+from scalelab.train.optimizer import CLIP_EPSILON, MUON_MOMENTUM, require_optimizer
 from scalelab.train.parameters import Entry, Layout
 from scalelab.train.parametrization import width_factors
 from scalelab.train.sharded.shards import Shards, local
@@ -42,6 +38,8 @@ class ShardedOptimizer:
         This device's shards of all weights.
     shards : Shards
         Placement of the weights.
+    ops : Operations
+        Reference or Triton operations.
 
     Raises
     ------
@@ -55,9 +53,10 @@ class ShardedOptimizer:
         layout: Layout,
         weights: Mapping[str, nn.Parameter],
         shards: Shards,
+        ops: Operations,
     ) -> None:
         require_optimizer(spec)
-        self.spec, self.weights, self.shards = spec, weights, shards
+        self.spec, self.weights, self.shards, self.ops = spec, weights, shards, ops
         n_muon = layout.n_muon if spec.optimizer == "muon" else 0
         self._muon_entries = [entry for entry in layout.entries if entry.start < n_muon]
         self._momentum = {
@@ -158,7 +157,9 @@ class ShardedOptimizer:
                 wholes[entry.name] = whole
         # A separate loop between the transfers, so that all devices compute at the same time.
         changes = {
-            e.name: _muon_update(e, wholes[e.name]) for e in self._muon_entries if e.name in wholes
+            e.name: self._muon_update(e, wholes[e.name])
+            for e in self._muon_entries
+            if e.name in wholes
         }
         for turn, entry in enumerate(self._muon_entries):
             weight = self.weights[entry.name].detach()
@@ -167,21 +168,22 @@ class ShardedOptimizer:
             )
             local(weight).mul_(1 - rate * self.spec.weight_decay).sub_(local(change), alpha=rate)
 
+    def _muon_update(self, entry: Entry, whole: Tensor) -> Tensor:
+        """Return Muon's update of a weight at learning rate 1; fused matrices are separate.
 
-def _muon_update(entry: Entry, whole: Tensor) -> Tensor:
-    """Return Muon's update of a weight at learning rate 1; fused matrices are separate.
-
-    Parameters
-    ----------
-    entry : Entry
-    whole : Tensor, shape ``entry.shape``
-    """
-    stacked = whole.view(-1, *entry.shape[-2:])
-    parts = [
-        orthogonalize(part) * muon_scale(part.shape[-2], part.shape[-1])
-        for part in torch.split(stacked, list(entry.split_rows), dim=1)
-    ]
-    return torch.cat(parts, 1).view(entry.shape)
+        Parameters
+        ----------
+        entry : Entry
+        whole : Tensor, shape ``entry.shape``
+        """
+        stacked = whole.view(-1, *entry.shape[-2:])
+        is_half = self.spec.precision != "fp32"
+        parts = [
+            orthogonalize(part, self.ops, is_half=is_half).to(whole.dtype)
+            * muon_scale(part.shape[-2], part.shape[-1])
+            for part in torch.split(stacked, list(entry.split_rows), dim=1)
+        ]
+        return torch.cat(parts, 1).view(entry.shape)
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:
