@@ -23,7 +23,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,11 @@ def way_of(execution: ExecutionSpec | Mapping[str, Any]) -> Way:
     if isinstance(execution, ExecutionSpec):
         return {name: getattr(execution, name) for name in CHOICES}
     return {name: execution[name] for name in CHOICES}
+
+
+def with_way(execution: ExecutionSpec, way: Mapping[str, Any]) -> ExecutionSpec:
+    """Return the execution with step, kernels and attention of a way."""
+    return replace(execution, step=way["step"], kernels=way["kernels"], attention=way["attention"])
 
 
 def name_of(way: Mapping[str, Any]) -> str:

@@ -70,12 +70,6 @@ def test_an_unknown_implementation_is_an_error_that_lists_the_known_ones():
         operations.get_operations("cuda", "cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="measures where there is a GPU")
-def test_measuring_attention_without_a_gpu_is_an_error():
-    with pytest.raises(KernelUnavailableError, match="without a GPU"):
-        operations.measure_attention((1, 1, 1, 8, 8), torch.float32)
-
-
 class Zeros(TorchDispatchMode):
     """Counts the buffers of zeros that are made."""
 

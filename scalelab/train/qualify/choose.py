@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -32,6 +32,7 @@ from scalelab.records.qualification import (
     read_verdict,
     ruled_out,
     way_of,
+    with_way,
     write_verdict,
 )
 from scalelab.sweep.execution import (
@@ -52,7 +53,7 @@ MAX_TRIES = 2
 """Qualifications that may run out of time on the same shape before its gaps stay."""
 LOCK_WAIT_S = LIMIT_S + 60.0
 """Longest wait for another worker's verdict. After it, a worker measures its own."""
-_TRITON_ON_CPU = ("eager", "triton", "explicit")
+_TRITON_ON_CPU = {"step": "eager", "kernels": "triton", "attention": "explicit"}
 """The way that interpreted kernels add to those of a CPU."""
 
 
@@ -112,7 +113,7 @@ def qualified(
     if best is None:
         best, note["is_qualified"] = _unqualified(request, spec, ways, out), False
     note["chosen"] = best
-    return replace(request, **best), note
+    return with_way(request, best), note
 
 
 def _unqualified(
@@ -146,7 +147,7 @@ def _unqualified(
 def _ways(request: ExecutionSpec, spec: RunSpec) -> list[ExecutionSpec]:
     """Return the ways that a request allows, with interpreted kernels on a CPU."""
     ways = list(candidates(request, spec))
-    extra = replace(request, **dict(zip(CHOICES, _TRITON_ON_CPU, strict=True)))
+    extra = with_way(request, _TRITON_ON_CPU)
     is_allowed = all(
         value in (AUTO, getattr(extra, name)) for name, value in way_of(request).items()
     )

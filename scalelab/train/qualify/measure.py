@@ -1,7 +1,7 @@
 """Measuring a verdict: the cases of a qualification, in order of value, within a time limit.
 
-The cases run in a child process. One that crashes or hangs rules its way out, and a new child goes
-on with the others. What the limit leaves no time for is "not tried"; steps compiled by torch come
+The cases run in a child process. One that crashes or hangs rules its way out, and a new child runs
+the others. What the limit leaves no time for is "not tried"; steps compiled by torch come
 last, because they take long to compile.
 """
 
@@ -46,7 +46,7 @@ _READ_BYTES = 1 << 16
 
 
 class StoppedError(Exception):
-    """The worker was asked to stop."""
+    """The worker was asked to stop; the text says why."""
 
 
 @dataclass(kw_only=True)
@@ -264,8 +264,8 @@ class _Child:
     def _read(self, until: float) -> dict[str, Any] | None:
         """Return the next answer; None at the end of the child or of the time."""
         while b"\n" not in self._buffer:
-            if self._should_stop is not None and self._should_stop() is not None:
-                raise StoppedError
+            if self._should_stop is not None and (reason := self._should_stop()) is not None:
+                raise StoppedError(reason)
             left = until - time.monotonic()
             if left <= 0:
                 return None
