@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-APART := science or bench or gpu or long
+APART := science or bench or long
 QUICK := not (slow or system or $(APART))
 REST := (slow or system) and not ($(APART))
 
-.PHONY: install system system-check demo test test-all test-long check docs science bench gpu clean
+.PHONY: install system system-check demo test test-all test-long check docs science bench gpu gpu-quick clean
 
 install: $(INSTALLED)
 
@@ -49,7 +49,7 @@ test-all: test
 
 # Before a release: second fault suites, and 1,000 random examples of every property.
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -m "long and not gpu"
+	$(BIN)/python -m pytest -m long
 	$(BIN)/python -m pytest -m "hypothesis and not (slow or system or $(APART))" \
 		--hypothesis-profile=thorough
 
@@ -76,11 +76,14 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m pytest -m bench -s
 
-# Needs a CUDA device; fails without one. Figures go to results/published/gpu.
-gpu: $(INSTALLED)
-	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu: torch \
-	sees no CUDA device: nothing is measured and nothing is claimed')"
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu -s
+# Check and measure the GPU path. Both need a CUDA device, torch, Triton and NumPy, install nothing and
+# use no network. Figures go to results/published/gpu, which says how to read them. gpu-quick takes at
+# most 9 minutes, gpu at most an hour.
+gpu-quick:
+	$(PYTHON) tests/gpu/quick.py
+
+gpu:
+	$(PYTHON) tests/gpu/quick.py --long
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .coverage
