@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "Default: the results folder.",
     "SCALELAB_KERNELS": "Kernels of the trainer: `reference` (PyTorch, default) or `triton`.",
     "SCALELAB_ATTENTION": "Attention of the trainer: `explicit`, `sdpa`, `flash`, `triton`, "
-    "`cudnn` or `measured` (the fastest on the GPU). Default: `sdpa` on CUDA, `explicit` on CPU.",
+    "`cudnn`. Default: `sdpa` on CUDA, `explicit` on CPU.",
     "SCALELAB_DASHBOARD_HOSTS": "Additional host names, separated by spaces, from which the "
     "dashboard accepts requests.",
     "SCALELAB_DEBUG": "Set to `1` to print the Python traceback of an error.",

@@ -23,6 +23,10 @@ TABLES = Path(__file__).parent / "golden" / "tables"
 
 SYSTEM_FOLDERS = tuple(Path(__file__).parent / name for name in ("slurm", "browser"))
 INTERPRETED_KERNELS = Path(__file__).parent / "kernels"
+INTERPRET = "TRITON_INTERPRET"
+INTERPRET_BEFORE = os.environ.get(INTERPRET)
+INTERPRETING = (INTERPRETED_KERNELS, Path(__file__).parent / "train" / "test_capture.py")
+"""Tests whose files set TRITON_INTERPRET when they are collected."""
 REQUIRE_SYSTEM = "SCALELAB_REQUIRE_SYSTEM"
 """Set where `make system` succeeded: a missing SLURM or browser is then a failure, not a skip."""
 
@@ -34,6 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.no_cover)
         if item.path.parent in SYSTEM_FOLDERS:
             item.add_marker(pytest.mark.system)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Interpret kernels only in the tests that want it: elsewhere, workers would qualify them."""
+    is_wanted = any(item.path.is_relative_to(place) for place in INTERPRETING)
+    value = INTERPRET_BEFORE or ("1" if is_wanted else None)
+    if value is None:
+        os.environ.pop(INTERPRET, None)
+    else:
+        os.environ[INTERPRET] = value
 
 
 @pytest.fixture(autouse=True)

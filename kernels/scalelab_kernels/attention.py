@@ -138,6 +138,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, starts, scale = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, starts, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.scale = scale

@@ -25,6 +25,7 @@ from scalelab_kernels import operations, reference, reference_gram, reference_mo
 from scalelab_kernels.operations import Operations
 
 N_DRAWS = 3
+NOT_REPEATABLE = "two evaluations differ"
 IGNORED_EVERY = 7
 """In checks of the head, every seventh label is masked."""
 
@@ -138,7 +139,7 @@ def examine(check: Check) -> Outcome:
         i = worst[0]
         problem = f"value {i} has a relative error of {errors[i]:.3g}; {allowed[i]:.3g} is accepted"
     elif not is_repeatable:
-        problem = "two evaluations differ"
+        problem = NOT_REPEATABLE
     return Outcome(errors=errors, allowed=allowed, problem=problem)
 
 

@@ -261,6 +261,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:3], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.settings = inputs[3:]

@@ -265,6 +265,8 @@ def _backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # Without this, backward would get buffers of zeros as large as the two gradients.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.weight_dtype = inputs[1].dtype

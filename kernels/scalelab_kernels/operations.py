@@ -2,8 +2,7 @@
 
 `get_operations` returns the operations of a training step. `get_attention` returns the attention,
 which is a separate choice because torch has several fast ones. Both raise if the selection cannot
-run on the device; they never fall back to another one. `measure_attention` times the repeatable
-attention paths of a GPU, so that the caller can choose the fastest and record it.
+run on the device; they never fall back to another one.
 """
 
 from __future__ import annotations
@@ -181,61 +180,3 @@ def get_attention(path: AttentionPath, device: torch.device | str) -> Callable[.
     if path == "sdpa" and device.type == "cuda":
         return functools.partial(_sdpa_only, backends.MATH)
     return functools.partial(reference.causal_attention, path=path)
-
-
-def measure_attention(
-    shape: tuple[int, int, int, int, int], dtype: torch.dtype, *, repeats: int = 20
-) -> dict[AttentionPath, float]:
-    """Return the median milliseconds of forward and backward for each repeatable path of the GPU.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        ``(B, H, G, T, D)``: sequences, query heads, key heads, positions, head size.
-    dtype : torch.dtype
-        Dtype of q, k and v.
-    repeats : int
-        Timed repetitions, after three warm-up ones.
-
-    Raises
-    ------
-    KernelUnavailableError
-        Without a CUDA device.
-    """
-    if not torch.cuda.is_available():
-        raise KernelUnavailableError(
-            "a measurement of attention without a GPU",
-            "a CUDA device",
-            "Use attention = explicit or sdpa.",
-        )
-    n_batch, n_heads, n_kv_heads, n_positions, head_dim = shape
-    q, k, v = (
-        torch.randn(
-            n_batch, n_positions, heads, head_dim, dtype=dtype, device="cuda", requires_grad=True
-        )
-        for heads in (n_heads, n_kv_heads, n_kv_heads)
-    )
-    upstream = torch.randn_like(q).transpose(1, 2)
-    times: dict[AttentionPath, float] = {}
-    for path in REPEATABLE_PATHS[1:]:
-        attend = get_attention(path, "cuda")
-        laps = []
-        try:
-            for _ in range(3 + repeats):
-                begin, end = (
-                    torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-                    for _ in range(2)
-                )
-                begin.record()
-                out = attend(*(t.transpose(1, 2) for t in (q, k, v)))
-                torch.autograd.grad(out, (q, k, v), upstream)
-                end.record()
-                end.synchronize()
-                laps.append(begin.elapsed_time(end))
-        except RuntimeError:
-            # FlashAttention raises if it does not support this shape or dtype.
-            if path != "flash":
-                raise
-            continue
-        times[path] = sorted(laps[3:])[repeats // 2]
-    return times

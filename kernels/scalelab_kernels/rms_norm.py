@@ -160,6 +160,8 @@ def _empty(x: Tensor) -> Tensor:
 
 def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _ = inputs
+    # Without this, the unused gradient of rstd would be a buffer of zeros; below, of stream too.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -172,13 +174,16 @@ def _norm_backward(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor, Tensor, 
 
 def _save_add_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, stream, rstd = output
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(stream, inputs[2], rstd)
     ctx.mark_non_differentiable(rstd)
 
 
 def _add_norm_backward(
-    ctx: Any, grad_out: Tensor, grad_stream: Tensor, _: Any
-) -> tuple[Tensor, Tensor, Tensor, None]:
+    ctx: Any, grad_out: Tensor | None, grad_stream: Tensor | None, _: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    if grad_out is None:
+        return grad_stream, grad_stream, None, None
     stream, weight, rstd = ctx.saved_tensors
     grad_x, grad_weight = _rms_norm_backward(grad_out, grad_stream, stream, weight, rstd)
     return grad_x, grad_x, grad_weight, None

@@ -28,8 +28,8 @@ BYTES_PER_BPE_TOKEN = 4.0
 UNPREPARED = "unprepared"
 
 KERNELS = ("reference", "triton")
-ATTENTIONS = ("explicit", "sdpa", "flash", "triton", "cudnn", "measured")
-"""Choices of `scalelab_kernels.operations`; ``measured`` is the fastest on the GPU."""
+ATTENTIONS = ("explicit", "sdpa", "flash", "triton", "cudnn")
+"""Choices of `scalelab_kernels.operations`."""
 
 Progress = Callable[[str, int, int], None]
 

@@ -63,8 +63,7 @@ class ExecutionSpec:
     attention : str
         ``explicit`` (baddbmm and softmax); ``sdpa`` (torch's, on a GPU its math backend); ``flash``
         (torch's FlashAttention with deterministic gradients, half precision on a GPU); ``triton``
-        (ours); ``cudnn`` (on a GPU; its gradients are not bitwise repeatable); or ``measured``: an
-        attempt uses the fastest repeatable one on its GPU and notes its name.
+        (ours); or ``cudnn`` (on a GPU; its gradients are not bitwise repeatable).
     n_threads : int
         CPU threads of a worker.
     micro_batch_seqs : int

@@ -9,17 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scalelab_kernels.errors import KernelUnavailableError
-from scalelab_kernels.operations import measure_attention
 
-from scalelab.errors import UsageError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec, is_direct_possible
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.engine import DTYPES, Engine, batch_shape
+from scalelab.train.engine import Engine, batch_shape
 from scalelab.train.sharded.ranks import own_ranks
 
-MEASURED = "measured"
 BEGUN_FIELDS = ("step", "kernels", "attention")
 """Execution fields that a resumed run keeps, because its bits depend on them."""
 _MEMORY_WORDS = re.compile(
@@ -62,47 +58,6 @@ def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> Exec
     ):
         return replace(execution, step="eager")
     return execution
-
-
-def fastest_attention(
-    spec: RunSpec, execution: ExecutionSpec, n_runs: int = 1
-) -> tuple[str, dict[str, float]]:
-    """Time forward and backward of each attention path of this GPU at the shape of a step.
-
-    An attempt measures once and stores the choice in its note. Only bitwise repeatable paths take
-    part.
-
-    Parameters
-    ----------
-    spec : RunSpec
-        Gives heads, positions and precision.
-    execution : ExecutionSpec
-        Gives the sequences of a forward pass.
-    n_runs : int
-        Batched runs.
-
-    Returns
-    -------
-    path : str
-        Value for `ExecutionSpec.attention`.
-    times : dict of float
-        Milliseconds by path, without the paths that do not support the shape.
-
-    Raises
-    ------
-    UsageError
-        Without a GPU.
-    """
-    shape = spec.shape
-    n_sequences = n_runs * (execution.micro_batch_seqs or spec.batch_seqs)
-    try:
-        times = measure_attention(
-            (n_sequences, shape.n_heads, shape.kv_heads, spec.seq_len, shape.d_head),
-            DTYPES[spec.precision],
-        )
-    except KernelUnavailableError as error:
-        raise UsageError(f"attention = {MEASURED!r}", error.allowed, error.do) from error
-    return min(times, key=lambda path: times[path]), {str(k): ms for k, ms in times.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

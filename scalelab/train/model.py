@@ -66,26 +66,50 @@ class Decoder:
         experts; it is None for a dense model.
         """
         stream = embed(tokens, self.weights["embedding"])
+        output: Tensor | None = None
         balances = []
         for layer in range(self.shape.n_layers):
-            stream, balance = self.run_block(stream, layer)
+            output, stream, balance = self.run_block(output, stream, layer)
             if balance is not None:
                 balances.append(balance)
-        normed = self.ops.rms_norm(stream, self.weights["final_norm"], NORM_EPSILON)
+        normed, _ = self._add_norm(output, stream, "final_norm")
         if self.factors.logits != 1.0:
             normed = normed * self.factors.logits
         return normed, torch.stack(balances).mean(0) if balances else None
 
-    def run_block(self, stream: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+    def run_block(
+        self, output: Tensor | None, stream: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Apply one block; a sharded model gathers its weights here."""
-        return self.block(stream, f"layers.{layer}.")
+        return self.block(output, stream, f"layers.{layer}.")
 
-    def block(self, stream: Tensor, prefix: str) -> tuple[Tensor, Tensor | None]:
-        """Return the residual stream after a block and the block's load-balance loss."""
+    def block(
+        self, output: Tensor | None, stream: Tensor, prefix: str
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Apply one block, whose last residual addition is left to the next norm.
+
+        Parameters
+        ----------
+        output : Tensor or None
+            Output of the block before, not yet added to the stream; None for the first block.
+        stream : Tensor, shape (..., T, d)
+            Residual stream.
+        prefix : str
+            Of the block's weights.
+
+        Returns
+        -------
+        output : Tensor
+            Output of this block's feed-forward part, not yet added to the stream.
+        stream : Tensor
+            Residual stream before that addition.
+        balance : Tensor or None
+            Load-balance loss of a mixture of experts.
+        """
         w = self.weights
-        normed = self.ops.rms_norm(stream, w[prefix + "attention_norm"], NORM_EPSILON)
+        normed, stream = self._add_norm(output, stream, prefix + "attention_norm")
         mixed = self.leave(self._attend(self.enter(normed), prefix))
-        normed, stream = self.ops.add_rms_norm(mixed, stream, w[prefix + "ff_norm"], NORM_EPSILON)
+        normed, stream = self._add_norm(mixed, stream, prefix + "ff_norm")
         gate_up, down = w[prefix + "gate_up"], w[prefix + "down"]
         if self.shape.n_experts:
             mixed, balance = feed_forward(
@@ -97,9 +121,15 @@ class Decoder:
                 self.ops,
                 self.enter,
             )
-            return stream + self.leave(mixed), balance
+            return self.leave(mixed), stream, balance
         hidden = self.ops.swiglu(linear(self.enter(normed), gate_up))
-        return stream + self.leave(linear(hidden, down)), None
+        return self.leave(linear(hidden, down)), stream, None
+
+    def _add_norm(self, output: Tensor | None, stream: Tensor, gain: str) -> tuple[Tensor, Tensor]:
+        """Return the norm of the stream after the addition, and the stream."""
+        if output is None:
+            return self.ops.rms_norm(stream, self.weights[gain], NORM_EPSILON), stream
+        return self.ops.add_rms_norm(output, stream, self.weights[gain], NORM_EPSILON)
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the shared input of a block; under tensor parallelism, its gradient is summed."""

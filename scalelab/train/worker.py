@@ -22,15 +22,15 @@ from scalelab.sweep.execution import ExecutionSpec, QualifyRequest, planned_exec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import Engine
 from scalelab.train.execution import (
-    MEASURED,
-    fastest_attention,
     fitting_execution,
     is_out_of_memory,
-    possible_execution,
     smaller_micro_batch,
 )
 from scalelab.train.host import torch_settings
 from scalelab.train.loop import RunsEngine, train
+from scalelab.train.qualify.attempt import attempt_execution
+from scalelab.train.qualify.choose import RuledOutError
+from scalelab.train.qualify.measure import StoppedError
 from scalelab.train.session import Session
 from scalelab.train.sharded.ranks import BrokenGroupError, RanksLostError, own_ranks
 
@@ -99,7 +99,8 @@ def run_batched(
         )
         statuses |= {session.run: session.status or "failed" for session in sessions}
         todo = [run for run in todo if smaller is not None and statuses[run] == "failed"]
-        execution = smaller or execution
+        if smaller is not None:
+            execution = replace(execution, micro_batch_seqs=smaller.micro_batch_seqs)
     found = tuple(statuses[run] for run in runs)
     if ranks.n_ranks > 1:
         from scalelab.train.sharded.group import end_run
@@ -124,17 +125,26 @@ def _attempt(
     BrokenGroupError
         When a run on several processes failed, or one of its processes did.
     """
-    execution = possible_execution(runs, execution)
     specs = [run.read_spec() for run in runs]
-    execution = planned_execution(execution, specs[0])
+    note = {**(host_note or {}), "companions": [run.run_id for run in runs]}
+    request = execution
+    try:
+        execution, chosen = attempt_execution(runs, request, qualify, should_stop)
+    except (RuledOutError, StoppedError) as error:
+        # The attempt ends before it begins; its note says why.
+        planned = planned_execution(request, specs[0])
+        sessions = [Session(run, planned, note, trunks) for run in runs]
+        for session in sessions:
+            if isinstance(error, StoppedError):
+                session.end("preempted", str(error))
+            else:
+                session.fail(error)
+        return sessions, None
+    if chosen:
+        note["qualification"] = chosen
     is_sharded = execution.n_devices > 1
     smaller: ExecutionSpec | None = None
     with torch_settings(execution):
-        note = {**(host_note or {}), "companions": [run.run_id for run in runs]}
-        if execution.attention == MEASURED:
-            path, times = fastest_attention(specs[0], execution, len(runs))
-            execution = replace(execution, attention=path)
-            note["attention_ms"] = times
         if execution.device == "cuda" and not is_sharded:
             execution = fitting_execution(specs, execution)
         sessions = [Session(run, execution, note, trunks) for run in runs]

@@ -11,6 +11,8 @@ import pytest
 import torch
 from scalelab_kernels import flash, operations, reference, reference_gram, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
+from scalelab_kernels.linear_cross_entropy import NARROW
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def names():
@@ -68,10 +70,44 @@ def test_an_unknown_implementation_is_an_error_that_lists_the_known_ones():
         operations.get_operations("cuda", "cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="measures where there is a GPU")
-def test_measuring_attention_without_a_gpu_is_an_error():
-    with pytest.raises(KernelUnavailableError, match="without a GPU"):
-        operations.measure_attention((1, 1, 1, 8, 8), torch.float32)
+class Zeros(TorchDispatchMode):
+    """Counts the buffers of zeros that are made."""
+
+    n_made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n_made += "zeros" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def unused_outputs():
+    """Give calls that leave an output of their operator unused, or that only the host can see."""
+    ops = operations.get_operations("triton", "cpu")
+    attend = operations.get_attention("triton", "cpu")
+    x, gain = torch.randn(2, 8), torch.randn(8)
+    yield "rms_norm", lambda x: ops.rms_norm(x, gain), x
+    yield "add_rms_norm, stream unused", lambda x: ops.add_rms_norm(x, x, gain)[0], x
+    yield "add_rms_norm, norm unused", lambda x: ops.add_rms_norm(x, x, gain)[1], x
+    yield "attention", lambda x: attend(x, x, x), torch.randn(1, 1, 2, 8)
+    targets = torch.zeros(2, dtype=torch.int64)
+    for width in (8, NARROW + 8):
+        head = torch.randn(5, width)
+        yield (
+            f"cross-entropy, width {width}",
+            lambda x, head=head: ops.linear_cross_entropy_sum(x, head, targets),
+            torch.randn(2, width),
+        )
+
+
+@pytest.mark.parametrize("case", list(unused_outputs()), ids=lambda case: case[0])
+def test_an_unused_output_costs_no_buffer_of_zeros_in_backward(case):
+    _, function, x = case
+    leaf = x.clone().requires_grad_()
+    out = function(leaf).sum()
+    with Zeros() as zeros:
+        (grad,) = torch.autograd.grad(out, leaf)
+    assert zeros.n_made == 0
+    assert grad.isfinite().all()
 
 
 WITHOUT_INTERPRETER = """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -315,3 +317,10 @@ def test_the_model_imports_with_the_standard_library_only() -> None:
         "import scalelab.theory.roofline\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_table_of_predictions_is_current() -> None:
+    root = Path(__file__).parents[2]
+    text = runpy.run_path(str(root / "tests/benchmarks/roofline_tables.py"))["text"]()
+    stored = (root / "results/tables/roofline.md").read_text(encoding="utf-8")
+    assert text == stored, "run: python tests/benchmarks/roofline_tables.py"

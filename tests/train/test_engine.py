@@ -16,6 +16,7 @@ from scalelab.errors import UsageError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import PRECISIONS, RunSpec
 from scalelab.train.engine import Engine, Readings, learning_rates
+from scalelab.train.gradients import Autograd
 
 
 def train(engine: Engine, dataset: Dataset, steps: range) -> Readings:
@@ -158,3 +159,27 @@ def test_compiled_steps_agree_with_eager_ones_and_resume_to_the_same_bits(
             np.testing.assert_array_equal(found.losses, losses[later])
         assert torch.equal(resumed.master, straight.master)
         assert torch.equal(resumed.state(0)["exp_avg_sq"], end["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("n_experts", [0, 4])
+def test_each_residual_addition_is_part_of_a_norm(
+    spec: RunSpec, execution: ExecutionSpec, n_experts: int
+) -> None:
+    shape = replace(spec.shape, n_experts=n_experts, n_active_experts=n_experts // 2)
+    gradients = fresh(replace(spec, shape=shape), execution).gradients
+    assert isinstance(gradients, Autograd)
+    called: list[str] = []
+
+    def counted(name: str) -> Any:
+        operation = getattr(gradients.ops, name)
+
+        def call(*arguments: Any) -> Any:
+            called.append(name)
+            return operation(*arguments)
+
+        return call
+
+    names = ("rms_norm", "add_rms_norm")
+    gradients.model.ops = replace(gradients.ops, **{name: counted(name) for name in names})
+    gradients.model.hidden(torch.zeros(1, spec.seq_len, dtype=torch.int64))
+    assert called == ["rms_norm", *["add_rms_norm"] * 2 * shape.n_layers]

@@ -1,4 +1,4 @@
-"""The micro-batch is halved until a step fits in memory; attention is chosen by measurement."""
+"""The micro-batch is halved until a step fits in memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from scalelab.corpus.dataset import Dataset
-from scalelab.errors import UsageError
 from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train import execution as executions
 from scalelab.train import gradients
-from tests.train.outcome import curve, last_note, result, run_attempt
+from tests.train.outcome import curve, last_note, result
 
 
 @pytest.fixture
@@ -152,35 +150,3 @@ def test_a_run_whose_single_sequence_does_not_fit_fails(
     # The launcher does not retry: there is no smaller micro-batch.
     kind = classify("COMPLETED", last_note(run), is_accepted=False, is_first=True)
     assert kind == "exception"
-
-
-def test_a_measured_attention_needs_a_gpu(spec: RunSpec, execution: ExecutionSpec) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU to measure on")
-    with pytest.raises(UsageError, match="CUDA"):
-        executions.fastest_attention(spec, execution)
-
-
-def test_the_fastest_attention_is_stored_with_the_attempt(
-    make_run: Callable[..., RunDir],
-    dataset: Dataset,
-    execution: ExecutionSpec,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = []
-
-    def measure(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
-        asked.append((shape, dtype))
-        return {"explicit": 3.0, "sdpa": 2.0}
-
-    monkeypatch.setattr(executions, "measure_attention", measure)
-    run = make_run(n_steps=4)
-    status = run_attempt(run.path, dataset.folder, replace(execution, attention="measured"))
-    assert status == "done"
-    spec = run.read_spec()
-    shape = (spec.batch_seqs, spec.shape.n_heads, spec.shape.kv_heads, spec.seq_len)
-    assert asked == [((*shape, spec.shape.d_head), torch.float32)]
-    (attempt,) = run.attempts()
-    kept = attempt.read_note()
-    assert kept["execution"]["attention"] == "sdpa"
-    assert kept["attention_ms"] == {"explicit": 3.0, "sdpa": 2.0}

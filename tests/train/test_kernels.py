@@ -21,7 +21,6 @@ from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, to_json
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import Engine
-from scalelab.train.execution import MEASURED
 
 PROGRAM = """
 import json, sys
@@ -87,16 +86,16 @@ def test_kernels_on_an_unsupported_device_are_an_error(
 
 def test_environment_variables_set_kernels_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proposal.KERNELS == operations.IMPLEMENTATIONS
-    assert (*operations.ATTENTION_PATHS, MEASURED) == proposal.ATTENTIONS
+    assert operations.ATTENTION_PATHS == proposal.ATTENTIONS
     assert operations.ATTENTION_PATHS == execution.ATTENTIONS
     unrepeatable = set(operations.ATTENTION_PATHS) - set(operations.REPEATABLE_PATHS)
     assert unrepeatable == set(execution.UNREPEATABLE_ATTENTIONS)
     plain = proposal.default_execution(device="cpu")
     assert (plain.kernels, plain.attention) == ("reference", "explicit")
     monkeypatch.setenv("SCALELAB_KERNELS", "triton")
-    monkeypatch.setenv("SCALELAB_ATTENTION", "measured")
+    monkeypatch.setenv("SCALELAB_ATTENTION", "flash")
     named = proposal.default_execution(device="cuda")
-    assert (named.kernels, named.attention) == ("triton", "measured")
+    assert (named.kernels, named.attention) == ("triton", "flash")
     monkeypatch.setenv("SCALELAB_KERNELS", "cuda")
     with pytest.raises(UsageError, match=r"SCALELAB_KERNELS='cuda'.*reference or triton"):
         proposal.default_execution()

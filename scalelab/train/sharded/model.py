@@ -87,11 +87,15 @@ class _Block(_Weights):
 
     decoder: Decoder
 
-    def forward(self, stream: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, output: Tensor | None, stream: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         self.decoder.weights = self.by_name()
-        stream, balance = self.decoder.block(stream, self.prefix)
+        output, stream, balance = self.decoder.block(output, stream, self.prefix)
         # fully_shard adds hooks to the outputs of a module, which must not be views.
-        return stream, None if balance is None else balance.clone()
+        if balance is None:
+            return output, stream, None
+        return output.clone(), stream, balance.clone()
 
 
 class _Decoder(_PartDecoder):
@@ -100,11 +104,13 @@ class _Decoder(_PartDecoder):
     blocks: nn.ModuleList
     recomputes_blocks: bool
 
-    def run_block(self, stream: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+    def run_block(
+        self, output: Tensor | None, stream: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         block = self.blocks[layer]
         if self.recomputes_blocks and torch.is_grad_enabled():
-            return checkpoint(block, stream, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(stream)  # type: ignore[no-any-return]
+            return checkpoint(block, output, stream, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(output, stream)  # type: ignore[no-any-return]
 
     def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         sizes = [len(part) for part in targets.flatten().tensor_split(self.tensor.n_ranks)]
