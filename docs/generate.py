@@ -25,9 +25,8 @@ ENVIRONMENT = {
     "SCALELAB_DEVICE": "Device, `cpu` or `cuda`; the same as `--device`.",
     "SCALELAB_LIVE_DIR": "Folder for the collector's working database and lock, on a local disk. "
     "Default: the results folder.",
-    "SCALELAB_KERNELS": "Kernels of the trainer: `reference` (PyTorch, default) or `triton`.",
-    "SCALELAB_ATTENTION": "Attention of the trainer: `explicit`, `sdpa`, `flash`, `triton`, "
-    "`cudnn`. Default: `sdpa` on CUDA, `explicit` on CPU.",
+    "SCALELAB_KERNELS": "Operations of a step; the same as `--kernels`.",
+    "SCALELAB_ATTENTION": "Attention of a step; the same as `--attention`.",
     "SCALELAB_DASHBOARD_HOSTS": "Additional host names, separated by spaces, from which the "
     "dashboard accepts requests.",
     "SCALELAB_DEBUG": "Set to `1` to print the Python traceback of an error.",

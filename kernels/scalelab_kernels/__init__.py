@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 
@@ -24,3 +25,8 @@ def revision() -> str:
         digest.update(f"{path.name} {len(source)}\n".encode())
         digest.update(source)
     return digest.hexdigest()[:16]
+
+
+def is_interpreting() -> bool:
+    """Return whether the environment makes Triton interpret kernels, which then run on a CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")

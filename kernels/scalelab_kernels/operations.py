@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scalelab_kernels import flash, reference, reference_gram, reference_moe
+from scalelab_kernels import flash, is_interpreting, reference, reference_gram, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
 
 Implementation = Literal["reference", "triton"]
@@ -90,8 +89,7 @@ def _check_triton(device: torch.device) -> None:
             "Triton 3.6 or newer, which exists for Linux",
             "Install scalelab[train] on Linux, or use kernels = reference.",
         )
-    is_interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-    if device.type != "cuda" and not is_interpreted:
+    if device.type != "cuda" and not is_interpreting():
         raise KernelUnavailableError(
             f"the implementation 'triton' on the device {device}",
             "a CUDA device, or TRITON_INTERPRET=1 in the environment before Triton is imported",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalelab.records.sweep_dir import Results, SavedPlan
     from scalelab.sweep.execution import ExecutionSpec
     from scalelab.sweep.spec import SweepSpec
-    from scalelab.sweep.tables import LauncherTable
+    from scalelab.sweep.tables import ExecutionTable, LauncherTable
 
 
 def plan(sweep: SweepSpec | Mapping[str, Any], *, results: str | Path = DEFAULT_RESULTS) -> Plan:
@@ -90,7 +90,9 @@ def propose(
             'Write plan({"kind": "isoflop", "budgets": "1e18..1e20"}).',
         )
     sweep = with_tuned_rule(sweep, Results(Path(results)))
-    execution, n_workers = _execution(sweep.launcher, device, workers, keep_weights)
+    execution, n_workers = _execution(
+        sweep.execution, sweep.launcher, device, workers, keep_weights
+    )
     is_local = sweep.launcher.name == "local"
     return Proposal.of(
         propose_sweep(
@@ -106,16 +108,26 @@ def propose(
 
 
 def _execution(
-    launcher: LauncherTable, device: str | None, workers: int | None, keep_weights: bool
+    table: ExecutionTable,
+    launcher: LauncherTable,
+    device: str | None,
+    workers: int | None,
+    keep_weights: bool,
 ) -> tuple[ExecutionSpec, int]:
-    """Return how runs are executed, and how many at the same time."""
-    from scalelab.launch.proposal import default_execution
-    from scalelab.launch.speed import default_workers
+    """Return the request to execute the runs, and how many run at the same time."""
+    from dataclasses import replace
+
+    from scalelab.launch.speed import default_device, default_workers
 
     is_local = launcher.name == "local"
     if not is_local:
         device = device or ("cuda" if launcher.slurm.gpus_per_run else "cpu")
-    execution = default_execution(device=device, keeps_weights=keep_weights)
+    execution = table.request(device or default_device(), keeps_weights=keep_weights)
+    if not is_local:
+        n_devices = max(1, launcher.slurm.gpus_per_run)
+        execution = replace(
+            execution, n_devices=n_devices, tensor_parallel=launcher.slurm.tensor_parallel
+        )
     room = default_workers(execution.device) if is_local else launcher.slurm.array_parallelism
     return execution, workers or room
 
@@ -194,6 +206,7 @@ def resume(
     keep_weights: bool = False,
     retry_failed: bool = False,
     launch: Mapping[str, Any] | None = None,
+    execution: Mapping[str, Any] | None = None,
     detach: bool = False,
     watch: Watcher | None = None,
 ) -> LaunchReport:
@@ -207,22 +220,26 @@ def resume(
         Whether to start failed runs again.
     launch : Mapping, optional
         Fields of ``[launcher]`` to change from now on.
+    execution : Mapping, optional
+        Fields of ``[execution]`` to change from now on. A run that has a checkpoint continues as
+        it began.
     """
     from scalelab.api.sweep_reports import LaunchReport
-    from scalelab.launch.execute import changed_launcher, save_launcher, saved_launcher
     from scalelab.launch.execute import resume as resume_sweep
+    from scalelab.launch.saved_options import changed_options, save_options, saved_options
+    from scalelab.sweep.tables import ExecutionTable, LauncherTable
 
     folder, saved = _saved(name, results)
-    launcher = saved_launcher(folder, saved.name)
-    if launch:
-        launcher = changed_launcher(launcher, launch)
-        save_launcher(folder, saved.name, launcher)
-    execution, n_workers = _execution(launcher, device, workers, keep_weights)
+    launcher = changed_options(saved_options(folder, saved.name, LauncherTable), launch or {})
+    table = changed_options(saved_options(folder, saved.name, ExecutionTable), execution or {})
+    if launch or execution:
+        save_options(folder, saved.name, launcher, table)
+    request, n_workers = _execution(table, launcher, device, workers, keep_weights)
     report = resume_sweep(
         saved,
         folder,
         watch or ignore,
-        execution=execution,
+        execution=request,
         n_workers=n_workers,
         retry_failed=retry_failed,
         is_detached=detach,
@@ -308,10 +325,11 @@ def launcher_of(name: str | None = None, *, results: str | Path = DEFAULT_RESULT
     DataError
         If there is no such sweep.
     """
-    from scalelab.launch.execute import saved_launcher
+    from scalelab.launch.saved_options import saved_options
+    from scalelab.sweep.tables import LauncherTable
 
     folder, saved = _saved(name, results)
-    return saved_launcher(folder, saved.name).name
+    return saved_options(folder, saved.name, LauncherTable).name
 
 
 def latest_sweep_name(results: str | Path = DEFAULT_RESULTS) -> str:

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalelab.cli.options import (
+    AttentionOption,
     DeviceOption,
     JsonOption,
+    KernelsOption,
     PrecisionOption,
+    StepOption,
     WorkersOption,
     checked_device,
 )
 from scalelab.cli.roofline import roofline
 from scalelab.errors import EXIT_OK, UsageError
-from scalelab.sweep.execution import STEPS
+from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
 
 if TYPE_CHECKING:
-    from scalelab.sweep.execution import ExecutionSpec
     from scalelab.sweep.run_spec import RunSpec
     from scalelab.theory.shape import ModelShape
 
@@ -34,7 +36,12 @@ app.command("roofline")(roofline)
 
 @app.command("device")
 def device(
-    device: DeviceOption = None, workers: WorkersOption = None, as_json: JsonOption = False
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    step: StepOption = AUTO,
+    kernels: KernelsOption = AUTO,
+    attention: AttentionOption = AUTO,
+    as_json: JsonOption = False,
 ) -> int:
     """Measure the training speed of this machine.
 
@@ -46,11 +53,10 @@ def device(
 
     from scalelab.cli.layout import Fitting, number_table
     from scalelab.cli.output import console, emit_json
-    from scalelab.launch.proposal import default_execution
     from scalelab.launch.speed import default_workers, measure_machine_speed
     from scalelab.units import plural
 
-    execution = default_execution(device=checked_device(device))
+    execution = requested(device, step=step, kernels=kernels, attention=attention)
     speed = measure_machine_speed(execution, workers or default_workers(execution.device))
     if as_json:
         emit_json({"schema": 1, "command": "bench device", **asdict(speed)})
@@ -82,10 +88,9 @@ def train(
     batch_seqs: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8,
     vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary size.")] = 256,
     precision: PrecisionOption = None,
-    step: Annotated[
-        str | None,
-        typer.Option(help=f"Kind of step: {', '.join(STEPS)}; default depends on the device."),
-    ] = None,
+    step: StepOption = AUTO,
+    kernels: KernelsOption = AUTO,
+    attention: AttentionOption = AUTO,
     batched_runs: Annotated[
         int, typer.Option(min=1, help="Runs trained together in each step.")
     ] = 1,
@@ -102,28 +107,36 @@ def train(
     from dataclasses import replace
 
     from scalelab.cli.output import console, emit_json
-    from scalelab.launch.proposal import default_execution
+    from scalelab.launch.executable import require_executable
+    from scalelab.sweep.execution import (
+        CHOICES,
+        default_precision,
+        execution_words,
+        planned_execution,
+    )
     from scalelab.train.calibrate import synthetic_run
     from scalelab.train.engine import require_device
     from scalelab.units import format_quantity
 
-    execution = replace(default_execution(device=checked_device(device)), batched_runs=batched_runs)
-    execution = replace(execution, step=step or execution.step)
-    require_device(execution)
+    request = requested(device, step=step, kernels=kernels, attention=attention)
+    require_device(request)
     spec = replace(
         synthetic_run(shape_named(shape, vocab_size), seq_len=seq_len, batch_seqs=batch_seqs),
-        precision=precision or ("bf16" if execution.device == "cuda" else "fp32"),
+        precision=precision or default_precision(request.device),
     )
-    if step is None and precision == "bf16" and execution.device == "cpu":
-        execution = replace(execution, step="eager")
+    require_executable(request, [spec])
+    execution = replace(planned_execution(request, spec), batched_runs=batched_runs)
     found = _measured(spec, execution, n_runs=batched_runs, seconds=seconds)
     if as_json:
-        emit_json({"schema": 1, "command": "bench train", "shape": spec.shape.label(), **found})
+        taken = {name: getattr(execution, name) for name in CHOICES}
+        shown = {"schema": 1, "command": "bench train", "shape": spec.shape.label()}
+        emit_json({**shown, "execution": taken, **found})
         return EXIT_OK
     out = console()
     out.print(
         f"{spec.shape.label()}, {format_quantity(found['n_params'])} parameters, "
-        f"{batch_seqs}x{seq_len} tokens per step, {spec.precision}, {execution.step}"
+        f"{batch_seqs}x{seq_len} tokens per step, {spec.precision}, "
+        + execution_words(execution)
         + (f", {batched_runs} batched runs" if batched_runs > 1 else "")
         + f", on {found['device']}"
     )
@@ -141,6 +154,29 @@ def train(
             soft_wrap=True,
         )
     return EXIT_OK
+
+
+def requested(device: str | None, *, step: str, kernels: str, attention: str) -> ExecutionSpec:
+    """Return the request that the options describe, on this machine's device by default.
+
+    Raises
+    ------
+    UsageError
+        When a value is unknown.
+    """
+    from scalelab.launch.speed import default_device
+
+    for name, value, known in (
+        ("step", step, STEPS),
+        ("kernels", kernels, KERNELS),
+        ("attention", attention, ATTENTIONS),
+    ):
+        if value not in (AUTO, *known):
+            raise UsageError(
+                f"--{name} {value}", f"one of {', '.join((AUTO, *known))}", f"Try --{name} auto."
+            )
+    device = checked_device(device) or default_device()
+    return ExecutionSpec(device=device, step=step, kernels=kernels, attention=attention)
 
 
 def _measured(

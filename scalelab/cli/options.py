@@ -11,6 +11,7 @@ import typer
 
 from scalelab.cli.output import set_results
 from scalelab.errors import UsageError
+from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS
 
 DEFAULT_RESULTS = Path("results")
 FROM_HELP = "CSV, TSV or Parquet file of finished runs, or public:NAME (see scalelab tables)."
@@ -70,6 +71,27 @@ DeviceOption = Annotated[
         "cpu or cuda; default cuda if the machine has a CUDA GPU.",
         "--device",
         envvar="SCALELAB_DEVICE",
+    ),
+]
+StepOption = Annotated[
+    str, option(EXECUTION, f"How a step is executed: {', '.join((AUTO, *STEPS))}.", "--step")
+]
+KernelsOption = Annotated[
+    str,
+    option(
+        EXECUTION,
+        f"Operations of a step: {', '.join((AUTO, *KERNELS))}.",
+        "--kernels",
+        envvar="SCALELAB_KERNELS",
+    ),
+]
+AttentionOption = Annotated[
+    str,
+    option(
+        EXECUTION,
+        f"Attention of a step: {', '.join((AUTO, *ATTENTIONS))}.",
+        "--attention",
+        envvar="SCALELAB_ATTENTION",
     ),
 ]
 PrecisionOption = Annotated[

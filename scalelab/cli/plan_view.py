@@ -9,6 +9,14 @@ from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.cost import PlanCost, plan_cost
+from scalelab.sweep.execution import (
+    AUTO,
+    CHOICES,
+    ExecutionSpec,
+    execution_words,
+    is_auto,
+    planned_execution,
+)
 from scalelab.sweep.plan import Plan
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
@@ -25,6 +33,7 @@ SHOWN_ROWS = 60
 LONG_S = 3600.0
 """Plans longer than this, in seconds, are compared with other devices."""
 JSON_SCHEMA = 1
+REQUESTED = (*CHOICES, "micro_batch_seqs", "batched_runs")
 
 
 def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
@@ -78,7 +87,9 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
     lines = [
         f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
         f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
-        f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; {plan.rules['schedule']}",
+        f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; {plan.rules['schedule']}; "
+        f"{plan.rules['shapes']} shapes",
+        f"execution: {_execution_line(proposal)}",
         f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
         f"{DEFAULT_FLOP_CONVENTION} (causal attention and head included)",
         f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
@@ -91,6 +102,32 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         for other in proposal.elsewhere
     ]
     return lines
+
+
+def planned_ways(proposal: Proposal) -> list[ExecutionSpec]:
+    """Return the ways in which the runs are expected to be executed, each once."""
+    rows = proposal.plan.rows
+    return list(dict.fromkeys(planned_execution(proposal.execution, row.spec) for row in rows))
+
+
+def _execution_line(proposal: Proposal) -> str:
+    """Return what was requested and what is planned, in words."""
+    request, ways = proposal.execution, planned_ways(proposal)
+    planned = " or ".join(dict.fromkeys(execution_words(way) for way in ways))
+    words = [planned]
+    if is_auto(request):
+        named = " + ".join(v for name in CHOICES if (v := getattr(request, name)) != AUTO)
+        start = ", qualified at start" if request.device == "cuda" else ""
+        words = [f"{AUTO}{f' with {named}' if named else ''} (planned: {planned}{start})"]
+    words.append(f"attention {' or '.join(dict.fromkeys(way.attention for way in ways))}")
+    if request.n_devices > 1:
+        words.append(f"{request.n_devices} devices a run")
+    if request.micro_batch_seqs:
+        words.append(f"micro-batch of {plural(request.micro_batch_seqs, 'sequence')}")
+    if request.batched_runs:
+        most = request.batched_runs
+        words.append("no batched runs" if most == 1 else f"at most {most} batched runs")
+    return "; ".join(words)
 
 
 def _shared_words(plan: Plan) -> str:
@@ -132,6 +169,15 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
             for row, seconds in zip(plan.rows, cost.run_seconds, strict=True)
         ],
         "rules": dict(plan.rules),
+        "execution": {
+            "device": proposal.execution.device,
+            "requested": {name: getattr(proposal.execution, name) for name in REQUESTED},
+            "planned": [
+                {name: getattr(way, name) for name in CHOICES} for way in planned_ways(proposal)
+            ],
+            "is_qualified_at_start": is_auto(proposal.execution)
+            and proposal.execution.device == "cuda",
+        },
         "data": {
             "tokenizer": plan.data.tokenizer,
             "n_train_tokens": plan.data.n_train_tokens,

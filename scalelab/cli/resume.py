@@ -10,7 +10,7 @@ import typer
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption, ResumeOptions, option
 from scalelab.cli.spec_options import SpecValues, spec_values, spread_options
 from scalelab.cli.sweep_launch import show_end
-from scalelab.cli.sweep_spec import launcher_changes, refuse_slurm_only
+from scalelab.cli.sweep_spec import SLURM, refuse_slurm_only, resume_changes
 from scalelab.errors import EXIT_OK, UsageError
 
 SweepArgument = Annotated[
@@ -24,7 +24,8 @@ def resume(context: typer.Context, options: ResumeOptions, sweep: SweepArgument 
 
     Finished runs are kept; the others resume from their checkpoints.
 
-    Launcher and SLURM options change the sweep's launcher from now on.
+    Execution, launcher and SLURM options change those of the sweep from now on. A run with a
+    checkpoint continues as it began.
 
     Example: scalelab resume demo
     """
@@ -124,9 +125,8 @@ def _refuse_unused(name: str | None, values: SpecValues, options: ResumeOptions)
     """Raise UsageError when SLURM flags were given for a sweep of the local launcher."""
     from scalelab.api import sweeps as api
 
-    if (values.flags or options.detach) and (
-        api.launcher_of(name, results=options.results) == "local"
-    ):
+    is_slurm_only = options.detach or any(path[:2] == SLURM for path in values.flags)
+    if is_slurm_only and api.launcher_of(name, results=options.results) == "local":
         refuse_slurm_only(values, detach=options.detach)
 
 
@@ -137,6 +137,7 @@ def _continue(
     from scalelab.cli.progress import watching
 
     results: Path = options.results
+    changes = resume_changes(values)
     with watching(results, as_json=options.as_json) as watch:
         report = api.resume(
             name,
@@ -145,7 +146,8 @@ def _continue(
             workers=options.workers,
             keep_weights=options.keep_weights,
             retry_failed=retry_failed,
-            launch=launcher_changes(values),
+            launch=changes.get("launcher"),
+            execution=changes.get("execution"),
             detach=options.detach,
             watch=watch,
         )

@@ -29,7 +29,10 @@ FIRST = (
 """Options that most people need; the first ten that a command has open its help."""
 N_FIRST = 10
 MOST_USED = "Most used"
-PANELS = ("What to run", "Search", "Data", "Training", "Execution", "Launcher", "SLURM")
+PANELS = (
+    *("What to run", "Search", "Data", "Model", "Training"),
+    *("Execution", "Launcher", "SLURM"),
+)
 LAST_PANEL = "Output"
 _VALUES = "scalelab.spec_values"
 
@@ -129,7 +132,8 @@ def options_of(command: str) -> tuple[Option, ...]:
         own = [item for item in options(TuneSpec) if item.path[0] != "sweep" and item.flag]
         chosen = [*own, *chosen]
     if command in ("resume", "retry"):
-        return tuple(o for o in chosen if o.path[0] == "launcher" and not o.commands)
+        kept = ("execution", "launcher")
+        return tuple(o for o in chosen if o.path[0] in kept and not o.commands)
     if command == "run":
         return tuple(chosen)
     return tuple(o for o in chosen if not o.commands or command in o.commands)

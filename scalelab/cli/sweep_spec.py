@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from scalelab.sweep.spec import SweepSpec
 
 SLURM: Keys = ("launcher", "slurm")
+UNHASHED = ("execution", "launcher")
+"""Tables on which the runs do not depend."""
 _CAPS = ("max_gpu_hours", "max_usd")
 
 
@@ -46,8 +48,8 @@ def content_of(values: SpecValues, **defaults: Any) -> dict[str, Any]:
 def sweep_of_file(content: Mapping[str, Any], values: SpecValues, *, source: str) -> SweepSpec:
     """Return the sweep of a file, changed by flags.
 
-    Of the settings, only those of the launcher apply, and the file takes precedence over them: the
-    runs of a sweep file are the same on every machine.
+    Of the settings, only those of execution and launcher apply, and the file takes precedence over
+    them: the runs of a sweep file are the same on every machine.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def sweep_of_file(content: Mapping[str, Any], values: SpecValues, *, source: str
     """
     from scalelab.sweep.spec import sweep_from_mapping
 
-    settings = {path: value for path, value in values.settings.items() if path[0] == "launcher"}
+    settings = {path: value for path, value in values.settings.items() if path[0] in UNHASHED}
     flags = nested(values.flags)
     launcher = merged(nested(settings), dict(content), flags).get("launcher", {}).get("name")
     usable = usable_settings(SpecValues(settings=settings), launcher=launcher or "local")
@@ -65,11 +67,10 @@ def sweep_of_file(content: Mapping[str, Any], values: SpecValues, *, source: str
     return checked(sweep_from_mapping(whole, source=source), values)
 
 
-def launcher_changes(values: SpecValues) -> dict[str, Any]:
-    """Return the fields of ``[launcher]`` that the options of `resume` change, as text."""
+def resume_changes(values: SpecValues) -> dict[str, Any]:
+    """Return the tables that the options of `resume` change, with their fields as text."""
     usable = usable_settings(values, launcher="local")
-    launcher: dict[str, Any] = nested({**usable, **values.flags}).get("launcher", {})
-    return launcher
+    return nested({**usable, **values.flags})
 
 
 def usable_settings(values: SpecValues, *, launcher: str | None = None) -> dict[Keys, Any]:

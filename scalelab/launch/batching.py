@@ -31,12 +31,16 @@ def batched_groups(
     n_equal = equal_runs(specs.values())
     gains: dict[Hashable, dict[int, float]] = {}
     for run_id, spec in specs.items():
-        if n_equal[run_id] > 1 and batch_key(spec) not in gains and is_small(spec, execution):
+        is_alone = n_equal[run_id] == 1 or execution.batched_runs == 1
+        if not is_alone and batch_key(spec) not in gains and is_small(spec, execution):
             from scalelab.train.calibrate import measure_batched_runs
 
             gains[batch_key(spec)] = measure_batched_runs(spec, execution, SECONDS_PER_SIZE)
     batches = choose_batched_runs(
-        specs.values(), lambda spec: gains.get(batch_key(spec), {}), n_workers=1
+        specs.values(),
+        lambda spec: gains.get(batch_key(spec), {}),
+        n_workers=1,
+        most=execution.batched_runs,
     )
     groups: list[list[str]] = []
     unfilled: dict[Hashable, list[str]] = {}

@@ -29,13 +29,13 @@ from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
 
 TIMEOUT_S = 300
-TRAINER_REVISION = 3
+TRAINER_REVISION = 4
 """Increased when the trainer's speed changes, so that old measurements are repeated."""
 
 SECONDS_PER_POINT = 0.25
 TIMED_STEPS_MAX = 1_000_000
-STEP_FIELDS = ("device", "step", "n_threads")
-"""Execution fields that distinguish one kind of step from another in a calibration."""
+STEP_FIELDS = ("device", "step", "kernels", "attention", "n_threads")
+"""Execution fields that a calibration depends on, as requested."""
 
 _PROGRAM = "from scalelab.launch.calibration import calibrate; calibrate()"
 
@@ -45,6 +45,7 @@ def measure(
     n_workers: int,
     specs: Sequence[tuple[RunSpec, bool]] = (),
     *,
+    precision: str,
     keeps_points: bool = False,
 ) -> dict[str, Any]:
     """Measure with all workers busy, cache the calibration and return it.
@@ -57,9 +58,10 @@ def measure(
         Runs at once.
     specs : sequence of (RunSpec, bool)
         Runs to time in addition to the general points, and whether to time them batched too.
+    precision : str
+        Precision of the general points.
     keeps_points : bool
-        Whether to reuse cached general points of the same kind of step: they take most of the
-        time.
+        Whether to reuse cached general points: they take most of the time.
 
     Raises
     ------
@@ -67,8 +69,8 @@ def measure(
         If the trainer cannot run here.
     """
     slots = worker_slots(execution.device)
-    cached = read_cache(execution.device, n_workers)
-    general = _general_points(cached, execution) if keeps_points else []
+    cached = read_cache(execution, n_workers, precision)
+    general = list(cached.get("points", [])) if keeps_points else []
     workers = []
     for index in range(n_workers):
         slot = slots[index % len(slots)]
@@ -78,6 +80,7 @@ def measure(
             "specs": [asdict(spec) for spec, _ in specs],
             "is_batched": [is_batched for _, is_batched in specs],
             "is_general": not general,
+            "precision": precision,
             "seconds": SECONDS_PER_POINT,
         }
         environment = {**os.environ, **SAFE_PATH, "OMP_NUM_THREADS": "1"}
@@ -108,7 +111,7 @@ def measure(
     content["exact"] = list(exact.values())
     # Without a writable home, the speed is measured for each plan.
     with contextlib.suppress(OSError):
-        path = cache_path(execution.device, n_workers)
+        path = cache_path(execution, n_workers, precision)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({**content, "measured_s": time.time()}, indent=1))
     return content
@@ -119,7 +122,7 @@ def calibrate() -> None:
 
     The request holds ``slot`` (a core, or None), ``execution``, ``specs`` (runs to time),
     ``is_batched`` (for each, whether to time it batched too), ``is_general`` (whether to measure
-    the general points) and ``seconds`` for each measurement.
+    the general points), their ``precision`` and ``seconds`` for each measurement.
     """
     request = json.load(sys.stdin)
     if request["slot"] is not None:
@@ -129,7 +132,12 @@ def calibrate() -> None:
 
     execution = build(ExecutionSpec, request["execution"])
     widths = WIDTHS if request["is_general"] else ()
-    answer = measure_speed(execution, widths=widths, seconds_per_point=request["seconds"])
+    answer = measure_speed(
+        execution,
+        widths=widths,
+        precision=request["precision"],
+        seconds_per_point=request["seconds"],
+    )
     answer["exact"] = []
     for content, is_batched in zip(request["specs"], request["is_batched"], strict=True):
         spec = dataclasses.replace(run_spec_from_mapping(content), n_steps=TIMED_STEPS_MAX)
@@ -152,15 +160,16 @@ def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def cache_path(device: str, n_workers: int) -> Path:
-    """Return the cache file for this machine, trainer revision and number of workers."""
+def cache_path(execution: ExecutionSpec, n_workers: int, precision: str) -> Path:
+    """Return the cache file for this machine, trainer revision, kind of step and workers."""
     try:
         torch_version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         torch_version = "none"
-    processors = "|".join(gpu_names()) if device == "cuda" else cpu_name()
-    words = (platform.node(), processors, device, n_workers, torch_version, TRAINER_REVISION)
-    key = "|".join(map(str, words))
+    processors = "|".join(gpu_names()) if execution.device == "cuda" else cpu_name()
+    words = (platform.node(), processors, n_workers, precision, torch_version, TRAINER_REVISION)
+    step = (getattr(execution, name) for name in STEP_FIELDS)
+    key = "|".join(map(str, (*words, *step)))
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
@@ -169,19 +178,12 @@ def cache_path(device: str, n_workers: int) -> Path:
     return base / "scalelab" / f"speed-{digest}.json"
 
 
-def read_cache(device: str, n_workers: int) -> dict[str, Any]:
+def read_cache(execution: ExecutionSpec, n_workers: int, precision: str) -> dict[str, Any]:
     """Return the cached calibration; empty if there is none that can be read."""
     try:
-        return read_json(cache_path(device, n_workers)) or {}
+        return read_json(cache_path(execution, n_workers, precision)) or {}
     except OSError:
         return {}
-
-
-def _general_points(cached: Mapping[str, Any], execution: ExecutionSpec) -> list[dict[str, Any]]:
-    """Return the cached general points of the same kind of step, or an empty list."""
-    earlier = cached.get("execution", {})
-    is_same = all(earlier.get(name) == getattr(execution, name) for name in STEP_FIELDS)
-    return list(cached.get("points", [])) if is_same else []
 
 
 def _key(point: Mapping[str, Any]) -> list[Any]:

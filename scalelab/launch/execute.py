@@ -10,31 +10,29 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from scalelab.corpus.dataset import open_dataset
-from scalelab.errors import DataError, SpecError
+from scalelab.errors import DataError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.caps import refuse_over_cap
+from scalelab.launch.executable import require_executable
 from scalelab.launch.local.pool import launch_local
 from scalelab.launch.proposal import Proposal
+from scalelab.launch.saved_options import save_options, saved_options
 from scalelab.launch.slurm.job_groups import jobs_execution
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
 from scalelab.launch.trackers import following
-from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.cost import Speed, seconds_by_id
 from scalelab.sweep.execution import ExecutionSpec, representative_specs
-from scalelab.sweep.option import validated
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import LauncherTable
 from scalelab.sweep.trunk import predecessors, trunk_id
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
-LAUNCHER_FILE = "launcher.json"
 
 
 def launch(
@@ -71,7 +69,7 @@ def launch(
         jobs_execution(proposal.sweep.launcher.slurm, proposal.execution, todo)
     with _disk_errors_explained(results.path):
         saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
-        save_launcher(results, saved.name, proposal.sweep.launcher)
+        save_options(results, saved.name, proposal.sweep.launcher, proposal.sweep.execution)
     return resume(
         saved,
         results,
@@ -102,7 +100,7 @@ def resume(
         If the spec of a run is missing or was edited; no run was started.
     UsageError
         If the unfinished runs exceed a cap, another process launches this sweep, or a run cannot
-        be split over its GPUs.
+        be split over its GPUs or executed as requested.
     """
     with _disk_errors_explained(results.path):
         specs = {run_id: results.run(run_id).read_spec() for run_id in saved.run_ids}
@@ -110,7 +108,7 @@ def resume(
             run_id: train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
             for run_id, spec in specs.items()
         }
-        launcher = saved_launcher(results, saved.name)
+        launcher = saved_options(results, saved.name, LauncherTable)
         request = LaunchRequest(
             results=results,
             sweep=saved.name,
@@ -160,15 +158,22 @@ def _launch(
     todo = [
         spec for run_id, spec in specs.items() if request.results.run(run_id).accepted() is None
     ]
+    require_executable(request.execution, todo)
     if launcher.name == "local":
-        device = request.execution.device
-        speed = machine_speed(device, request.n_workers)
-        batches = choose_batched_runs(todo, speed.batching_gains, request.n_workers)
+        how = request.execution
+        precision = todo[0].precision if todo else None
+        speed = machine_speed(how, request.n_workers, precision=precision)
+        batches = choose_batched_runs(
+            todo,
+            speed.batching_gains,
+            request.n_workers,
+            most=speed.max_batched_runs,
+        )
         sizes = {run_id: batch.size for run_id, batch in batches.items()}
         done = frozenset(specs).difference(spec.run_id for spec in todo)
         left = _seconds(specs, request.results, speed, done)
         hours, price = sum(left.values()) / 3600, speed.usd_per_worker_hour
-        refuse_over_cap(launcher.slurm, 0.0, hours, price, is_gpu=device == "cuda")
+        refuse_over_cap(launcher.slurm, 0.0, hours, price, is_gpu=how.device == "cuda")
         return launch_local(replace(request, batched_runs=sizes), watch)
     from scalelab.launch.slurm.arrays import SlurmOptions
     from scalelab.launch.slurm.launcher import launch_slurm
@@ -217,43 +222,3 @@ def _seconds(
         for fingerprint in {spec.data_fingerprint for spec in specs.values()}
     }
     return seconds_by_id(list(specs.values()), n_eval, speed, skip=skip)
-
-
-def save_launcher(results: Results, name: str, launcher: LauncherTable) -> None:
-    """Save the launcher options of a sweep, for `resume`."""
-    path = results.sweep(name) / LAUNCHER_FILE
-    write_atomically(path, launcher.model_dump_json(indent=1))
-
-
-def changed_launcher(launcher: LauncherTable, changes: Mapping[str, Any]) -> LauncherTable:
-    """Return launcher options with some changes.
-
-    Raises
-    ------
-    UsageError
-        If an option is out of its range.
-    """
-    slurm = {**launcher.slurm.model_dump(), **changes.get("slurm", {})}
-    changed = {**launcher.model_dump(), **changes, "slurm": slurm}
-    return validated(LauncherTable, changed, source="the options")
-
-
-def saved_launcher(results: Results, name: str) -> LauncherTable:
-    """Return the launcher options that a sweep was last launched with; default local.
-
-    Raises
-    ------
-    SpecError
-        If the file cannot be read.
-    """
-    path: Path = results.sweep(name) / LAUNCHER_FILE
-    try:
-        return LauncherTable.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return LauncherTable()
-    except ValueError as error:
-        raise SpecError(
-            f"launcher options {path}: {error}",
-            "the file as `scalelab sweep` wrote it",
-            "Run the sweep command again: it rewrites the file.",
-        ) from None

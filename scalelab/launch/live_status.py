@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scalelab.errors import ScalelabError
-from scalelab.launch.execute import saved_launcher
+from scalelab.launch.saved_options import saved_options
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.submissions import Submissions
 from scalelab.launch.worker import is_cancelled
@@ -20,6 +20,7 @@ from scalelab.records.states import BROKEN, ENDED, INTERRUPTED
 from scalelab.records.sweep_dir import Results
 from scalelab.store.run_status import RunStatus
 from scalelab.store.status import SweepStatus, read_status
+from scalelab.sweep.tables import LauncherTable
 
 _UNTOUCHED = (*ENDED, BROKEN)
 
@@ -55,7 +56,7 @@ class LiveStatus:
         """
         found = read_status(self.results.path, self.sweep, assess=self._assess)
         with contextlib.suppress(ScalelabError):
-            launcher = saved_launcher(self.results, found.sweep)
+            launcher = saved_options(self.results, found.sweep, LauncherTable)
             if launcher.name == "slurm":
                 return replace(found, gpus=launcher.slurm.gpus_per_run)
         return found

@@ -6,30 +6,25 @@ from its files and uses the cached speed of this machine, if there is one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.corpus.tokenizer import ByteTokenizer
-from scalelab.errors import UsageError
-from scalelab.launch.speed import default_device, machine_speed, speed_for
+from scalelab.launch.executable import require_executable
+from scalelab.launch.speed import machine_speed, speed_for
 from scalelab.launch.trackers import require_installed
 from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, default_precision
 from scalelab.sweep.plan import DataFacts, Plan, make_plan
 from scalelab.sweep.spec import SweepSpec
 
 ASK_ABOVE_S = 3600.0
 BYTES_PER_BPE_TOKEN = 4.0
 UNPREPARED = "unprepared"
-
-KERNELS = ("reference", "triton")
-ATTENTIONS = ("explicit", "sdpa", "flash", "triton", "cudnn")
-"""Choices of `scalelab_kernels.operations`."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,7 +44,7 @@ class Proposal:
     elsewhere : tuple of PlanCost
         Cost on one device of several named types, at the stated utilisation.
     execution : ExecutionSpec
-        How the runs are executed here.
+        How the runs are executed, as requested.
     finished : frozenset of str
         run_ids that already have an accepted record.
     """
@@ -60,40 +55,6 @@ class Proposal:
     elsewhere: tuple[PlanCost, ...]
     execution: ExecutionSpec
     finished: frozenset[str]
-
-
-def default_execution(*, device: str | None = None, keeps_weights: bool = False) -> ExecutionSpec:
-    """Return the default execution of runs on this machine.
-
-    The environment variables ``SCALELAB_KERNELS`` and ``SCALELAB_ATTENTION`` select other
-    operations than torch's. If these cannot run, the runs fail; there is no fallback.
-
-    Raises
-    ------
-    UsageError
-        If one of them has an unknown value.
-    """
-    device = device or default_device()
-    return ExecutionSpec(
-        device=device,
-        step="eager" if device == "cuda" else "direct",
-        kernels=_word_from_environment("SCALELAB_KERNELS", KERNELS, "reference"),
-        attention=_word_from_environment(
-            "SCALELAB_ATTENTION", ATTENTIONS, "sdpa" if device == "cuda" else "explicit"
-        ),
-        keeps_weights=keeps_weights,
-    )
-
-
-def _word_from_environment(name: str, allowed: tuple[str, ...], default: str) -> str:
-    word = os.environ.get(name) or default
-    if word not in allowed:
-        raise UsageError(
-            f"environment variable {name}={word!r}",
-            " or ".join(allowed),
-            f"Use one of these, for example {name}={default}, or unset the variable.",
-        )
-    return word
 
 
 def propose(
@@ -113,7 +74,7 @@ def propose(
     sweep : SweepSpec
     results : Results
     execution : ExecutionSpec
-        How runs are executed; its device sets the precision if the sweep does not.
+        How runs are executed, as requested; its device sets the precision if the sweep does not.
     n_workers : int
         Runs at once.
     is_dry_run : bool
@@ -126,7 +87,8 @@ def propose(
     Raises
     ------
     UsageError
-        If the axes do not make a plan, or a tracker is not installed.
+        If the axes do not make a plan, a tracker is not installed, or the runs cannot be executed
+        as requested.
     DataError
         If the text cannot be used.
     """
@@ -138,10 +100,12 @@ def propose(
         else prepare(source, results.path, progress=progress)
     )
     facts = _estimated_facts(source, results) if dataset is None else _facts(dataset)
-    plan = make_plan(sweep, facts, precision="bf16" if execution.device == "cuda" else "fp32")
+    precision = sweep.train.precision or default_precision(execution.device)
+    plan = make_plan(sweep, facts, precision=precision)
+    require_executable(execution, [row.spec for row in plan.rows])
     if speed is None:
         speed = (
-            machine_speed(execution.device, n_workers)
+            machine_speed(execution, n_workers, precision=precision)
             if is_dry_run
             else speed_for(plan, execution, n_workers)
         )

@@ -6,6 +6,7 @@ A measurement takes a few seconds; the result is kept in the user's cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scalelab.errors import DataError
 from scalelab.launch.calibration import measure, read_cache
@@ -13,7 +14,7 @@ from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.sweep.batched_runs import equal_runs
 from scalelab.sweep.batched_runs import is_small as is_batchable
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, default_precision
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import SlurmTable
@@ -33,13 +34,20 @@ def default_workers(device: str) -> int:
     return len(worker_slots(device))
 
 
-def machine_speed(device: str, n_workers: int) -> Speed:
-    """Return the cached speed of this machine, or a rough estimate marked as unmeasured."""
+def machine_speed(
+    execution: ExecutionSpec, n_workers: int, *, precision: str | None = None
+) -> Speed:
+    """Return the cached speed of this machine, or a rough estimate marked as unmeasured.
+
+    ``precision`` is that of the runs; its default depends on the device.
+    """
+    precision = precision or default_precision(execution.device)
     try:
-        cached = read_cache(device, n_workers)
-        return speed_from_calibration(cached, n_workers, hardware=_known_gpu(device))
+        cached = read_cache(execution, n_workers, precision)
+        speed = speed_from_calibration(cached, n_workers, hardware=_known_gpu(execution.device))
     except DataError:
-        return unmeasured_cpu_speed(n_workers)
+        speed = unmeasured_cpu_speed(n_workers)
+    return replace(speed, max_batched_runs=execution.batched_runs)
 
 
 def slurm_speed(table: SlurmTable, execution: ExecutionSpec) -> Speed:
@@ -49,7 +57,7 @@ def slurm_speed(table: SlurmTable, execution: ExecutionSpec) -> Speed:
     is the speed of this machine.
     """
     if execution.device != "cuda":
-        return machine_speed("cpu", table.array_parallelism)
+        return machine_speed(execution, table.array_parallelism)
     return named_speed(
         find_hardware(table.gpu), table.array_parallelism, devices_each=max(1, table.gpus_per_run)
     )
@@ -65,21 +73,28 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
 
     Steps above 3e9 FLOPs take long to time: they are interpolated between the general points.
     """
-    speed = machine_speed(execution.device, n_workers)
+    precision = plan.rows[0].spec.precision if plan.rows else default_precision(execution.device)
+    speed = machine_speed(execution, n_workers, precision=precision)
     n_equal = equal_runs(row.spec for row in plan.rows)
     wanted: dict[tuple[int, ...], tuple[RunSpec, bool]] = {}
     for row in plan.rows:
         spec = row.spec
         is_small = row.flops / spec.n_steps <= MEASURED_STEP_FLOPS
         is_known = any(point.matches(spec) for point in speed.exact)
-        is_batched = n_equal[spec.run_id] > n_workers and is_batchable(spec, execution)
+        is_batched = (
+            execution.batched_runs != 1
+            and n_equal[spec.run_id] > n_workers
+            and is_batchable(spec, execution)
+        )
         if (is_small and not is_known) or (is_batched and not speed.batching_gains(spec)):
             key = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
             wanted.setdefault(key, (spec, is_batched))
     if speed.is_measured and not wanted:
         return speed
     specs = tuple(wanted.values())[:MEASURED_SPECS]
-    return measure_machine_speed(execution, n_workers, specs, keeps_points=speed.is_measured)
+    return measure_machine_speed(
+        execution, n_workers, specs, precision=precision, keeps_points=speed.is_measured
+    )
 
 
 def measure_machine_speed(
@@ -87,11 +102,14 @@ def measure_machine_speed(
     n_workers: int,
     specs: Sequence[tuple[RunSpec, bool]] = (),
     *,
+    precision: str | None = None,
     keeps_points: bool = False,
 ) -> Speed:
     """Measure this machine's speed as `scalelab.launch.calibration.measure` and return it."""
-    content = measure(execution, n_workers, specs, keeps_points=keeps_points)
-    return speed_from_calibration(content, n_workers, hardware=_known_gpu(execution.device))
+    precision = precision or default_precision(execution.device)
+    content = measure(execution, n_workers, specs, precision=precision, keeps_points=keeps_points)
+    speed = speed_from_calibration(content, n_workers, hardware=_known_gpu(execution.device))
+    return replace(speed, max_batched_runs=execution.batched_runs)
 
 
 def _known_gpu(device: str) -> Hardware | None:

@@ -29,6 +29,7 @@ PLAN_SCHEMA = 1
 TUNE_KIND, LR_CHECK_KIND = "tune", "lr-check"
 OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND)
 """Sweeps that vary the learning rate; a fit uses their runs only if the user names them."""
+FINE_AS_BEFORE = "Sweeps planned before the option --shapes have --shapes fine."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,8 @@ class Results:
                     "the same specification and dataset, to continue the sweep, or a new name",
                     f"Write --name {plan.name}-2, or add these runs to the sweep with "
                     "--extend (not for "
-                    "adaptive sweeps and `tune`).",
+                    "adaptive sweeps and `tune`)."
+                    + (f" {FINE_AS_BEFORE}" if "model" in differing else ""),
                 )
         known = {} if earlier is None else earlier.budgets
         budgets = {**known, **{row.spec.run_id: row.budget_flops for row in plan.rows}}
@@ -195,7 +197,9 @@ class Results:
         if saved is not None:
             keys = sorted({*saved, *science})
             differing = [key for key in keys if saved.get(key) != science.get(key)]
-            if differing:
+            # Sweeps from before the table of shapes have none; many have the same runs in both.
+            is_same_model = "model" not in saved and run_ids == set(earlier.run_ids)
+            if differing and not (differing == ["model"] and is_same_model):
                 return differing
         elif not run_ids or not run_ids <= set(earlier.run_ids):
             return ["specification (its spec.json cannot be read, and its runs differ)"]

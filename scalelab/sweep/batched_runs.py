@@ -70,7 +70,11 @@ def equal_runs(specs: Iterable[RunSpec]) -> dict[str, int]:
 
 
 def choose_batched_runs(
-    specs: Iterable[RunSpec], gains_of: Callable[[RunSpec], Mapping[int, float]], n_workers: int
+    specs: Iterable[RunSpec],
+    gains_of: Callable[[RunSpec], Mapping[int, float]],
+    n_workers: int,
+    *,
+    most: int = 0,
 ) -> dict[str, BatchedRuns]:
     """Return the batching of each run, by run_id.
 
@@ -82,19 +86,23 @@ def choose_batched_runs(
         Measured gains of a run's step by number of batched runs; empty if not measured.
     n_workers : int
         Workers that train at once.
+    most : int
+        Maximum number of runs in a step; 0 for no limit.
     """
     specs = list(specs)
     n_equal = equal_runs(specs)
     return {
-        spec.run_id: best_batching(n_equal[spec.run_id], gains_of(spec), n_workers)
+        spec.run_id: best_batching(n_equal[spec.run_id], gains_of(spec), n_workers, most=most)
         for spec in specs
     }
 
 
-def best_batching(n_equal: int, gains: Mapping[int, float], n_workers: int) -> BatchedRuns:
+def best_batching(
+    n_equal: int, gains: Mapping[int, float], n_workers: int, *, most: int = 0
+) -> BatchedRuns:
     """Return the batching that finishes ``n_equal`` equal runs first; one run per step if no gain.
 
-    A size between two measured sizes gets the gain of the smaller one.
+    A size between two measured sizes gets the gain of the smaller one. ``most`` limits the size.
     """
 
     def rounds(batching: BatchedRuns) -> float:
@@ -102,7 +110,8 @@ def best_batching(n_equal: int, gains: Mapping[int, float], n_workers: int) -> B
         return math.ceil(n_steps / n_workers) * batching.size / batching.gain
 
     alone = best = BatchedRuns()
-    for size in range(2, math.ceil(n_equal / n_workers) + 1):
+    largest = math.ceil(n_equal / n_workers)
+    for size in range(2, (min(largest, most) if most else largest) + 1):
         measured = [known for known in gains if known <= size]
         if measured and size <= max(gains):
             batching = BatchedRuns(size=size, gain=gains[max(measured)])

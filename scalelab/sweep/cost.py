@@ -89,6 +89,8 @@ class Speed:
         Whether the points were timed on this machine with this trainer.
     note : str
         Source of the figures.
+    max_batched_runs : int
+        Maximum number of runs in a step; 0 for as many as are faster.
     """
 
     device: str
@@ -99,6 +101,7 @@ class Speed:
     watts_per_worker: float | None
     is_measured: bool
     note: str
+    max_batched_runs: int = 0
 
     def at(self, spec: RunSpec) -> tuple[float, float]:
         """Return training and evaluation FLOP/s for a run's step.
@@ -198,7 +201,10 @@ def seconds_by_id(
     """
     shared = shared_steps(specs)
     batched = choose_batched_runs(
-        [s for s in specs if s.run_id not in skip], speed.batching_gains, speed.n_workers
+        [s for s in specs if s.run_id not in skip],
+        speed.batching_gains,
+        speed.n_workers,
+        most=speed.max_batched_runs,
     )
     return {
         spec.run_id: 0.0

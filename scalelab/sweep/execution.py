@@ -70,7 +70,7 @@ class ExecutionSpec:
         Sequences in a device's forward pass; 0 means its whole batch. When memory runs out, an
         attempt uses a smaller value and notes it.
     batched_runs : int
-        Runs that train in the same step.
+        Runs that train in the same step; in a request their maximum, 0 for as many as are faster.
     n_devices : int
         Devices that share the batch and the weights of the run (``fully_shard``).
     tensor_parallel : int
@@ -185,6 +185,21 @@ def candidates(request: ExecutionSpec, spec: RunSpec) -> tuple[ExecutionSpec, ..
     asked = [*(matching or [way | named for way in ways]), ways[-1] | named]
     found = dict.fromkeys(replace(request, **way) for way in asked)
     return tuple(way for way in found if _is_possible(way, spec)) or tuple(found)[-1:]
+
+
+def execution_words(execution: ExecutionSpec) -> str:
+    """Return step and kernels as shown to people, for example ``graph + triton``."""
+    return f"{execution.step} + {execution.kernels}"
+
+
+def is_auto(request: ExecutionSpec) -> bool:
+    """Return whether a request leaves step, kernels or attention to the worker."""
+    return AUTO in (getattr(request, name) for name in CHOICES)
+
+
+def default_precision(device: str) -> str:
+    """Return the precision of runs on a device where a sweep sets none: bf16 on GPUs, or fp32."""
+    return "bf16" if device == "cuda" else "fp32"
 
 
 def is_direct_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:

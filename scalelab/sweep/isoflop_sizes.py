@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from scalelab.errors import UsageError
-from scalelab.sweep.shapes import nearest_shape, size_limits
+from scalelab.sweep.shapes import FINE, nearest_shape, size_limits
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
@@ -25,21 +25,28 @@ def expected_tokens_per_param(tokenizer: str) -> float:
 
 
 def isoflop_targets(
-    flops: float, *, sizes: int, span: float, tokens_per_param: float, vocab_size: int, seq_len: int
+    flops: float,
+    *,
+    sizes: int,
+    span: float,
+    tokens_per_param: float,
+    vocab_size: int,
+    seq_len: int,
+    table: str = FINE,
 ) -> list[float]:
     """Return target sizes, geometrically spaced around the expected optimum of a budget.
 
     At the centre, ``D = tokens_per_param * N`` tokens cost the budget in exact FLOPs. The
-    span is clipped to the sizes of the shape table.
+    span is clipped to the sizes of the shape table, ``fine`` or ``aligned``.
     """
-    smallest, largest = size_limits(vocab_size)
+    smallest, largest = size_limits(vocab_size, table)
 
     def within(n_params: float) -> float:
         return min(max(n_params, smallest), largest)
 
     centre = within(math.sqrt(tokens_at_6nd(flops, tokens_per_param)))
     for _ in range(4):
-        shape = nearest_shape(centre, vocab_size)
+        shape = nearest_shape(centre, vocab_size, table)
         n_params = count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]
         per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / n_params
         centre = within(math.sqrt(flops / (per_param * tokens_per_param)))
@@ -49,14 +56,17 @@ def isoflop_targets(
     return [low * (high / low) ** (i / (sizes - 1)) for i in range(sizes)]
 
 
-def refuse_small_budget(flops: float, tokens_per_param: float, vocab_size: int) -> None:
+def refuse_small_budget(
+    flops: float, tokens_per_param: float, vocab_size: int, table: str = FINE
+) -> None:
     """Raise UsageError if the expected optimum of a budget is below the smallest shape."""
-    smallest, _ = size_limits(vocab_size)
+    smallest, _ = size_limits(vocab_size, table)
     optimum = math.sqrt(tokens_at_6nd(flops, tokens_per_param))
     if optimum < smallest:
         raise UsageError(
             f"a budget of {format_flops(flops)} FLOPs, whose expected optimum has "
             f"{format_quantity(optimum)} parameters",
             f"an optimum above the smallest model, {format_quantity(smallest)} parameters",
-            "Use larger budgets, for example --budgets 1e12..1e13.",
+            "Use larger budgets, for example --budgets "
+            + ("1e12..1e13." if table == FINE else "1e15..1e16, or --shapes fine."),
         )

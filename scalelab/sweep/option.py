@@ -21,8 +21,8 @@ from pydantic_core import PydanticUndefined
 
 from scalelab.errors import UsageError
 
-RUNS, SEARCH, DATA, TRAINING = "What to run", "Search", "Data", "Training"
-LAUNCHER, SLURM = "Launcher", "SLURM"
+RUNS, SEARCH, DATA, MODEL, TRAINING = "What to run", "Search", "Data", "Model", "Training"
+EXECUTION, LAUNCHER, SLURM = "Execution", "Launcher", "SLURM"
 
 _Spec = TypeVar("_Spec", bound="Table")
 
@@ -264,6 +264,7 @@ _ACCEPTED = {
     "<str>": "text",
     "<range>": "LOW..HIGH, LOW..HIGH:COUNT or a list",
     "<quantity>": "a quantity such as 1e18 or 7B",
+    "auto|<int>": "auto or a whole number",
     "<time>": "minutes, H:MM:SS or D-HH:MM:SS",
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",

@@ -112,7 +112,7 @@ class Plan:
     data : DataFacts
         The text that they share.
     rules : Mapping[str, str]
-        Rules of the learning rate, the batch and the schedule, as text.
+        Rules of the shapes, the learning rate, the batch and the schedule, as text.
     n_merged : int
         Rows left out because, in whole steps, they equal another row.
     """
@@ -254,6 +254,7 @@ def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
 
 def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
     ratio = sweep.tokens_per_param or expected_tokens_per_param(data.tokenizer)
+    table = sweep.shapes()
     rows = []
     for budget in sweep.budgets:
         targets = isoflop_targets(
@@ -263,11 +264,12 @@ def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Pla
             tokens_per_param=ratio,
             vocab_size=data.vocab_size,
             seq_len=sweep.train.seq_len,
+            table=table,
         )
         try:
-            shapes = distinct_shapes(targets, data.vocab_size)
+            shapes = distinct_shapes(targets, data.vocab_size, table)
         except UsageError:
-            refuse_small_budget(budget, ratio, data.vocab_size)
+            refuse_small_budget(budget, ratio, data.vocab_size, table)
             raise
         for shape in shapes:
             per_token = train_flops_per_token(shape, sweep.train.seq_len)
@@ -277,7 +279,7 @@ def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Pla
 
 
 def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    shapes = distinct_shapes(sweep.n_params, data.vocab_size)
+    shapes = distinct_shapes(sweep.n_params, data.vocab_size, sweep.shapes())
     return [
         planned_run(shape, n_tokens, None, sweep.train, data, precision)
         for shape in shapes
@@ -293,7 +295,7 @@ def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Plan
     shortest = min(sweep.n_tokens)
     mean = math.exp(statistics.fmean(math.log(n_tokens) for n_tokens in sweep.n_tokens))
     rows = []
-    for shape in distinct_shapes(sweep.n_params, data.vocab_size):
+    for shape in distinct_shapes(sweep.n_params, data.vocab_size, sweep.shapes()):
         middle = planned_run(shape, mean, None, sweep.train, data, precision).spec
         train = sweep.train.model_copy(update={"batch_seqs": middle.batch_seqs, "lr": middle.lr})
         first = planned_run(shape, shortest, None, train, data, precision).spec
@@ -385,6 +387,7 @@ def _rule_texts(sweep: SweepSpec) -> dict[str, str]:
         if train.batch_seqs
         else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
         "schedule": train.schedule,
+        "shapes": sweep.shapes(),
     }
 
 

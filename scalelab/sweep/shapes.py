@@ -1,8 +1,12 @@
-"""Shape table: the model shape nearest to a target number of parameters.
+"""Shape tables: the model shape nearest to a target number of parameters.
 
 Widths are whole numbers of heads, and the head size grows with the width. The depth stays near
 ``2 (d_model / 32)^0.55``: close to common models (12 layers at 768, 20 at 2,048, 29 at 4,096), and
 smooth down to models of a few thousand parameters.
+
+There are two tables. ``fine`` has many sizes of small models, down to heads of 8. ``aligned`` has
+only head sizes 32, 64 and 128 and hidden widths in multiples of 64, for which the kernels and the
+tensor cores of GPUs are fast. A sweep chooses the table; the device never does.
 """
 
 from __future__ import annotations
@@ -20,20 +24,30 @@ from scalelab.theory.accounting import count_params
 from scalelab.theory.shape import FF_MULTIPLE, ModelShape
 from scalelab.units import format_quantity, plural
 
-HEAD_SIZES = ((0, 8), (64, 32), (256, 64), (2048, 128))
-MIN_WIDTH = 16
+FINE, ALIGNED = "fine", "aligned"
+SHAPES = (FINE, ALIGNED)
+ALIGNED_FROM_FLOPS = 1e15
+"""Training FLOPs of the largest run of a sweep from which its default table is `ALIGNED`."""
+HEAD_SIZES = {
+    FINE: ((0, 8), (64, 32), (256, 64), (2048, 128)),
+    ALIGNED: ((0, 32), (256, 64), (2048, 128)),
+}
+FF_STEPS = {FINE: ((0, FF_MULTIPLE), (256, 64)), ALIGNED: ((0, 64),)}
+"""Multiples of the hidden width d_ff, from a width on."""
+MIN_WIDTH = {FINE: 16, ALIGNED: 32}
 MAX_WIDTH = 32_768
 DEPTH_AT_32 = 2.0
 DEPTH_EXPONENT = 0.55
 DEPTH_TOLERANCE = 2.0
 DEPTH_PENALTY = 0.5
-LARGEST_MISS = 0.35
+LARGEST_MISS = {FINE: 0.35, ALIGNED: 0.45}
+"""Largest distance of a shape from a target size, in natural logs."""
 
 
-def shape_of(d_model: int, n_layers: int, vocab_size: int) -> ModelShape:
-    """Return the dense shape of a width and depth; rules set its head and hidden sizes."""
-    d_head = head_size(d_model)
-    multiple = FF_MULTIPLE if d_model < 256 else 64
+def shape_of(d_model: int, n_layers: int, vocab_size: int, table: str = FINE) -> ModelShape:
+    """Return the dense shape of a width and depth; the table sets its head and hidden sizes."""
+    d_head = head_size(d_model, table)
+    multiple = _from_width(FF_STEPS[table], d_model)
     return ModelShape(
         n_layers=n_layers,
         d_model=d_model,
@@ -44,9 +58,9 @@ def shape_of(d_model: int, n_layers: int, vocab_size: int) -> ModelShape:
     )
 
 
-def head_size(d_model: int) -> int:
-    """Return the head size of a width: 8 for widths below 64, up to 128 from 2,048."""
-    return next(size for start, size in reversed(HEAD_SIZES) if d_model >= start)
+def head_size(d_model: int, table: str = FINE) -> int:
+    """Return the head size of a width: 8 (aligned 32) for small widths, 128 from 2,048."""
+    return _from_width(HEAD_SIZES[table], d_model)
 
 
 def preferred_depth(d_model: int) -> float:
@@ -56,7 +70,7 @@ def preferred_depth(d_model: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ShapeTable:
-    """All shapes of one vocabulary, smallest first.
+    """All shapes of one table and vocabulary, smallest first.
 
     Attributes
     ----------
@@ -73,11 +87,11 @@ class ShapeTable:
 
 
 @functools.lru_cache(maxsize=16)
-def shape_table(vocab_size: int) -> ShapeTable:
-    """Return the shape table of a vocabulary."""
+def shape_table(vocab_size: int, table: str = FINE) -> ShapeTable:
+    """Return the shapes of a table, ``fine`` or ``aligned``, for a vocabulary."""
     shapes = [
-        shape_of(d_model, n_layers, vocab_size)
-        for d_model in _widths()
+        shape_of(d_model, n_layers, vocab_size, table)
+        for d_model in _widths(table)
         for n_layers in _depths(d_model)
     ]
     totals = {shape: count_params(shape).total for shape in shapes}
@@ -89,37 +103,39 @@ def shape_table(vocab_size: int) -> ShapeTable:
     )
 
 
-def size_limits(vocab_size: int) -> tuple[int, int]:
-    """Return the parameters of the smallest and largest shape of the table."""
-    shapes = shape_table(vocab_size).shapes
+def size_limits(vocab_size: int, table: str = FINE) -> tuple[int, int]:
+    """Return the parameters of the smallest and largest shape of a table."""
+    shapes = shape_table(vocab_size, table).shapes
     return count_params(shapes[0]).total, count_params(shapes[-1]).total
 
 
-def nearest_shape(target_params: float, vocab_size: int) -> ModelShape:
-    """Return the shape nearest to a target size, with a penalty for unusual depths.
+def nearest_shape(target_params: float, vocab_size: int, table: str = FINE) -> ModelShape:
+    """Return the shape of a table nearest to a target size, with a penalty for unusual depths.
 
     All parameters count (the ``chinchilla`` convention).
 
     Raises
     ------
     UsageError
-        When no shape is within 35 % of the target.
+        When no shape is near the target (`LARGEST_MISS`).
     """
-    table = shape_table(vocab_size)
-    size_miss = np.abs(table.log_params - math.log(target_params))
-    best = int(np.argmin(_miss(table, size_miss)))
-    if size_miss[best] > LARGEST_MISS:
-        smallest, largest = size_limits(vocab_size)
+    known = shape_table(vocab_size, table)
+    size_miss = np.abs(known.log_params - math.log(target_params))
+    best = int(np.argmin(_miss(known, size_miss)))
+    if size_miss[best] > LARGEST_MISS[table]:
+        smallest, largest = size_limits(vocab_size, table)
         raise UsageError(
             f"a model of {format_quantity(target_params)} parameters, vocabulary {vocab_size}",
             f"sizes from {format_quantity(smallest)} to {format_quantity(largest)}",
-            f"Use sizes in that range, for example --n-params {format_quantity(smallest * 2)}, or "
-            "other --budgets.",
+            f"Use sizes in that range, for example --n-params {format_quantity(smallest * 2)}, "
+            + ("other --budgets, or --shapes fine." if table == ALIGNED else "or other --budgets."),
         )
-    return table.shapes[best]
+    return known.shapes[best]
 
 
-def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShape]:
+def distinct_shapes(
+    targets: Sequence[float], vocab_size: int, table: str = FINE
+) -> list[ModelShape]:
     """Return a different nearest shape for each target, smallest first.
 
     If two targets share their nearest shape, the second gets the next best shape that is nearer to
@@ -130,18 +146,18 @@ def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShap
     UsageError
         When the range has fewer shapes than targets.
     """
-    table = shape_table(vocab_size)
+    known = shape_table(vocab_size, table)
     ordered = sorted(targets)
     logs = np.log(ordered)
-    half_step = float(np.diff(logs).min()) / 2 if len(ordered) > 1 else LARGEST_MISS
+    half_step = float(np.diff(logs).min()) / 2 if len(ordered) > 1 else LARGEST_MISS[table]
     chosen: dict[ModelShape, None] = {}
     for target, log_target in zip(ordered, logs, strict=True):
-        shape: ModelShape | None = nearest_shape(target, vocab_size)
+        shape: ModelShape | None = nearest_shape(target, vocab_size, table)
         if shape in chosen:
-            size_miss = np.abs(table.log_params - log_target)
+            size_miss = np.abs(known.log_params - log_target)
             near = np.flatnonzero(size_miss < half_step)
-            by_miss = near[np.argsort(_miss(table, size_miss)[near], kind="stable")]
-            free = (table.shapes[i] for i in by_miss if table.shapes[i] not in chosen)
+            by_miss = near[np.argsort(_miss(known, size_miss)[near], kind="stable")]
+            free = (known.shapes[i] for i in by_miss if known.shapes[i] not in chosen)
             shape = next(free, None)
         if shape is not None:
             chosen[shape] = None
@@ -150,9 +166,8 @@ def distinct_shapes(targets: Sequence[float], vocab_size: int) -> list[ModelShap
             f"{len(ordered)} sizes between {format_quantity(ordered[0])} and "
             f"{format_quantity(ordered[-1])} parameters",
             f"at most {plural(len(chosen), 'size')}, one for each different shape in that range",
-            f"Use fewer sizes, for example --sizes {max(1, len(chosen))}, or a wider range, "
-            "for example "
-            "--span 64.",
+            f"Use fewer sizes, for example --sizes {max(1, len(chosen))}, a wider range, for "
+            "example --span 64" + (", or --shapes fine." if table == ALIGNED else "."),
         )
     return sorted(chosen, key=lambda shape: count_params(shape).total)
 
@@ -161,12 +176,17 @@ def _miss(table: ShapeTable, size_miss: NDArray[np.float64]) -> NDArray[np.float
     return size_miss + DEPTH_PENALTY * table.depth_miss
 
 
-def _widths() -> Iterator[int]:
-    width = MIN_WIDTH
+def _from_width(steps: tuple[tuple[int, int], ...], d_model: int) -> int:
+    """Return the value of the last step that starts at or below a width."""
+    return next(value for start, value in reversed(steps) if d_model >= start)
+
+
+def _widths(table: str) -> Iterator[int]:
+    width = MIN_WIDTH[table]
     while width <= MAX_WIDTH:
         yield width
         # Steps of one head, at least about 3 %.
-        step = head_size(width)
+        step = head_size(width, table)
         width += step * max(1, round(width * 0.03 / step))
 
 

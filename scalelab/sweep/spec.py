@@ -17,8 +17,16 @@ from pydantic import Field, model_validator
 
 from scalelab.errors import DataError, UsageError
 from scalelab.sweep.option import DATA, Table, find_option, option, validated
-from scalelab.sweep.tables import DataTable, LauncherTable, TrainTable
+from scalelab.sweep.shapes import ALIGNED, ALIGNED_FROM_FLOPS, FINE
+from scalelab.sweep.tables import (
+    DataTable,
+    ExecutionTable,
+    LauncherTable,
+    ModelTable,
+    TrainTable,
+)
 from scalelab.sweep.values import Quantities, Quantity
+from scalelab.theory.accounting import train_flops_6nd
 
 DEFAULT_SIZES = 7
 DEFAULT_SPAN = 16.0
@@ -68,7 +76,9 @@ class SweepSpec(Table):
         False, "Allow more than 4 epochs over the text", panel=DATA, example="true"
     )
     data: DataTable = DataTable()
+    model: ModelTable = ModelTable()
     train: TrainTable = TrainTable()
+    execution: ExecutionTable = ExecutionTable()
     launcher: LauncherTable = LauncherTable()
 
     @model_validator(mode="before")
@@ -114,12 +124,30 @@ class SweepSpec(Table):
             ends = f"{len(self.n_params)}x{len(self.n_tokens)}"
         return f"{self.kind}-{ends.replace('e+', 'e')}"
 
+    def shapes(self) -> str:
+        """Return the table of shapes, ``fine`` or ``aligned``: the given one or the default.
+
+        The default depends on the largest budget; without budgets on 6ND of the largest run.
+        """
+        if self.model.shapes is not None:
+            return str(self.model.shapes)
+        most = (
+            max(self.budgets)
+            if self.budgets
+            else train_flops_6nd(max(self.n_params), max(self.n_tokens))
+        )
+        return ALIGNED if most >= ALIGNED_FROM_FLOPS else FINE
+
     def science(self) -> dict[str, Any]:
-        """Return the fields that determine the runs: all except the name and the launcher."""
-        content: dict[str, Any] = json.loads(self.model_dump_json(exclude={"name", "launcher"}))
+        """Return the fields that determine the runs: without name, execution and launcher."""
+        excluded = {"name", "execution", "launcher"}
+        content: dict[str, Any] = json.loads(self.model_dump_json(exclude=excluded))
+        # Saved sweeps from before these fields existed must compare equal.
         if content["train"]["tuned"] is None:
-            # Saved sweeps from before this field existed must compare equal.
             del content["train"]["tuned"]
+        content["model"]["shapes"] = self.shapes()
+        if content["model"] == {"shapes": FINE}:
+            del content["model"]
         return content
 
 

@@ -1,4 +1,4 @@
-"""Tables of a sweep specification: ``[data]``, ``[train]``, ``[launcher]``, ``[launcher.slurm]``.
+"""Tables of a sweep specification: data, models, training, execution and launcher.
 
 Each field is an option of the commands and a key of sweep files; see `scalelab.sweep.option`.
 """
@@ -12,9 +12,20 @@ from pydantic import Field, model_validator
 from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
 from scalelab.errors import UsageError
 from scalelab.sweep.devices import require_divisible_devices
-from scalelab.sweep.option import DATA, LAUNCHER, SLURM, TRAINING, Table, option
+from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
+from scalelab.sweep.option import (
+    DATA,
+    EXECUTION,
+    LAUNCHER,
+    MODEL,
+    SLURM,
+    TRAINING,
+    Table,
+    option,
+)
 from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
-from scalelab.sweep.values import Count, Gigabytes, Integers, Minutes
+from scalelab.sweep.shapes import ALIGNED_FROM_FLOPS, SHAPES
+from scalelab.sweep.values import AutoCount, Count, Gigabytes, Integers, Minutes
 from scalelab.theory.hardware import HARDWARE, find_hardware
 from scalelab.theory.schedule import (
     BATCH_RULES,
@@ -25,6 +36,7 @@ from scalelab.theory.schedule import (
     find_rule,
 )
 from scalelab.theory.tuned import PREFIX, TunedConstants
+from scalelab.units import format_flops
 
 SLURM_WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.,-]*$"
 KINDS = ("isoflop", "grid", "ladder")
@@ -48,6 +60,19 @@ class DataTable(Table):
     eval_tokens: Count = option(
         DEFAULT_EVAL_TOKENS, "Tokens of the evaluation set; more tokens give a more precise loss",
         example="64K", ge=1
+    )  # fmt: skip
+
+
+class ModelTable(Table):
+    """``[model]``: the shapes of the models."""
+
+    panel: ClassVar[str] = MODEL
+
+    shapes: Literal[SHAPES] | None = option(  # type: ignore[valid-type]
+        None,
+        "Table of shapes: fine has many sizes of small models; aligned has head sizes and hidden "
+        "widths that are fast on GPUs. Default: aligned where the largest run has "
+        f"{format_flops(ALIGNED_FROM_FLOPS)} FLOPs or more, else fine", example="aligned"
     )  # fmt: skip
 
 
@@ -161,6 +186,43 @@ class TrainTable(Table):
         if self.tuned is None or name != PREFIX + self.tuned.name:
             return None, None
         return self.tuned.lr_rule(), self.tuned.batch_rule()
+
+
+class ExecutionTable(Table):
+    """``[execution]``: how steps are executed; the runs and their run_ids do not depend on it."""
+
+    panel: ClassVar[str] = EXECUTION
+
+    step: Literal[(AUTO, *STEPS)] = option(  # type: ignore[valid-type]
+        AUTO,
+        "How a step is executed; auto takes the fastest way that the device qualifies",
+        example="eager",
+    )
+    kernels: Literal[(AUTO, *KERNELS)] = option(  # type: ignore[valid-type]
+        AUTO, "Operations of a step: plain torch (reference), or fused Triton kernels",
+        envvar="SCALELAB_KERNELS", example="reference"
+    )  # fmt: skip
+    attention: Literal[(AUTO, *ATTENTIONS)] = option(  # type: ignore[valid-type]
+        AUTO, "Attention of a step; auto takes only ways whose results repeat bit for bit",
+        envvar="SCALELAB_ATTENTION", example="flash"
+    )  # fmt: skip
+    micro_batch_seqs: AutoCount = option(
+        AUTO, "Sequences in a forward pass of a device; auto is its whole batch, or less if memory "
+        "runs out", flag="--micro-batch", example="4", ge=0, validate_default=True
+    )  # fmt: skip
+    batched_runs: AutoCount = option(
+        AUTO, "Maximum number of small runs in one step; auto batches runs where that is faster, "
+        "1 trains each run alone", example="1", ge=0, validate_default=True
+    )  # fmt: skip
+    checkpoint_interval_s: float = option(
+        30.0,
+        "Seconds between checkpoints of a run; longer if checkpoints would take over 2 % of the "
+        "time", flag="--checkpoint-interval", example="300", gt=0
+    )  # fmt: skip
+
+    def request(self, device: str, *, keeps_weights: bool = False) -> ExecutionSpec:
+        """Return the request to execute runs this way on a device, ``cpu`` or ``cuda``."""
+        return ExecutionSpec(device=device, keeps_weights=keeps_weights, **self.model_dump())
 
 
 class SlurmTable(Table):

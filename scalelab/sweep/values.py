@@ -42,6 +42,16 @@ def _read_count(value: Any, name: str) -> Any:
     return round(parse_quantity(value, what=name)) if isinstance(value, str) else value
 
 
+def _read_auto_count(value: Any, name: str) -> Any:
+    if value == "auto":
+        return 0
+    if isinstance(value, str) and not value.strip().isdecimal():
+        raise UsageError(
+            f"{name} {value!r}", "auto, or a whole number from 1", "auto is the default."
+        )
+    return value
+
+
 def _read_integers(value: Any, name: str) -> Any:
     if isinstance(value, str):
         return tuple(value.split(","))
@@ -112,6 +122,8 @@ Quantities = Annotated[
 ]
 Quantity = Annotated[_Bounded, _reader(_read_quantity, _Text), Metavar("<quantity>")]
 Count = Annotated[int, _reader(_read_count, _Text), Metavar("<quantity>")]
+AutoCount = Annotated[int, _reader(_read_auto_count, str | int), Metavar("auto|<int>")]
+"""A number; ``auto`` is 0."""
 Integers = Annotated[
     tuple[int, ...], _reader(_read_integers, str | int | list[int]), Metavar("<int,..>")
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scalelab.sweep.batched_runs import BATCHED_SIZES
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, planned_execution
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
@@ -33,6 +33,7 @@ def measure_speed(
     seq_len: int = 128,
     batch_seqs: int = 16,
     vocab_size: int = 256,
+    precision: str = "fp32",
     seconds_per_point: float = 0.5,
 ) -> dict[str, Any]:
     """Train a model of each width briefly and return its speed.
@@ -45,34 +46,30 @@ def measure_speed(
         Values of d_model; `shape_of_width` gives the rest.
     n_layers, seq_len, batch_seqs, vocab_size : int
         Of all points.
+    precision : str
+        Of all points.
     seconds_per_point : float
         Duration of the timed steps of a point, after the warm-up.
 
     Returns
     -------
     dict
-        ``device``: its name. ``execution``: device, step and threads. ``points``: a dict for each
-        width, as `measure_run` returns it.
+        ``device``: its name. ``points``: a dict for each width, as `measure_run` returns it.
     """
     execution = execution or ExecutionSpec()
     points = []
     for width in widths:
         shape = shape_of_width(width, n_layers=n_layers, vocab_size=vocab_size)
         spec = synthetic_run(shape, seq_len=seq_len, batch_seqs=batch_seqs)
+        spec = replace(spec, precision=precision)
         points.append(measure_run(spec, execution, seconds_per_point))
-    return {
-        "device": device_name(execution.device),
-        "execution": {
-            "device": execution.device,
-            "step": execution.step,
-            "n_threads": execution.n_threads,
-        },
-        "points": points,
-    }
+    return {"device": device_name(execution.device), "points": points}
 
 
 def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
     """Return the speed of a run's steps and of its evaluation, on random tokens.
+
+    A request with ``auto`` is timed as `planned_execution`.
 
     Returns
     -------
@@ -82,6 +79,7 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
         ``start_s`` (to build and initialise the run).
     """
     rng = np.random.default_rng(0)
+    execution = planned_execution(execution, spec)
     with torch_settings(execution):
         started = time.perf_counter()
         engine = Engine([spec], execution)
@@ -121,8 +119,10 @@ def measure_batched_runs(
 ) -> dict[int, float]:
     """Return the speedup of batching a run, by the number of batched runs.
 
-    The sizes are tried in order, until one is not faster than the best before it.
+    The sizes are tried in order, until one is not faster than the best before it. A request with
+    ``auto`` is timed as `planned_execution`.
     """
+    execution = planned_execution(execution, spec)
     alone = best = batched_speed(spec, replace(execution, batched_runs=1), seconds)
     gains = {}
     for size in sizes:

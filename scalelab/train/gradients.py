@@ -60,8 +60,7 @@ class Autograd:
             self.ops = get_operations(execution.kernels, device)  # type: ignore[arg-type]
             self._attend = get_attention(execution.attention, device)  # type: ignore[arg-type]
         except KernelUnavailableError as error:
-            do = f"{error.do} SCALELAB_KERNELS and SCALELAB_ATTENTION in the environment set these."
-            raise UsageError(error.given, error.allowed, do) from error
+            raise UsageError(error.given, error.allowed, error.do) from error
         self.leaves: dict[str, Tensor] = {}
         for entry in layout.entries:
             source = master if copy is None or entry.kind == "norm" else copy

@@ -14,8 +14,9 @@ import numpy as np
 
 from scalelab.errors import DataError, UsageError
 from scalelab.launch.base import LaunchReport, Watcher
-from scalelab.launch.execute import resume, save_launcher
+from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
+from scalelab.launch.saved_options import save_options
 from scalelab.records.sweep_dir import LR_CHECK_KIND, Results
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
@@ -99,7 +100,7 @@ def check_lr(
     plan = dataclasses.replace(proposal.plan, name=name, kind=LR_CHECK_KIND, rows=rows)
     science = {**proposal.sweep.science(), "kind": LR_CHECK_KIND, "neighbour": NEIGHBOUR}
     results.save_plan(plan, science, extend=True)
-    save_launcher(results, name, proposal.sweep.launcher)
+    save_options(results, name, proposal.sweep.launcher, proposal.sweep.execution)
     saved = dataclasses.replace(
         results.load_plan(name), run_ids=tuple(row.spec.run_id for row in rows)
     )

@@ -17,8 +17,9 @@ import numpy as np
 from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchReport, LaunchView, Watcher
 from scalelab.launch.cancel import cancel_runs
-from scalelab.launch.execute import resume, save_launcher
+from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
+from scalelab.launch.saved_options import save_options
 from scalelab.records.sweep_dir import TUNE_KIND, Results
 from scalelab.sweep.plan import Plan, PlannedRun, planned_run
 from scalelab.sweep.run_spec import RunSpec
@@ -72,7 +73,7 @@ class Search:
         self.cells = cells_of(proposal.plan)
         # Without rows: raises if another tuning or sweep has this name.
         results.save_plan(self._plan(()), spec.science(), extend=False)
-        save_launcher(results, spec.name, spec.sweep.launcher)
+        save_options(results, spec.name, spec.sweep.launcher, spec.sweep.execution)
         self.studies = Studies(results.sweep(spec.name), spec, self.cells)
         self.pruned: set[str] = set()
         self.checked_s = 0.0

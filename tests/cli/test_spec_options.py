@@ -72,8 +72,8 @@ def test_help_is_grouped_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     panels = re.findall(r"^(\w[\w ]*):$", shown, flags=re.M)
     assert panels == [
-        *(MOST_USED, "What to run", "Data", "Training", "Execution", "Launcher", "SLURM"),
-        *("Output", "Options"),
+        *(MOST_USED, "What to run", "Data", "Model", "Training", "Execution", "Launcher"),
+        *("SLURM", "Output", "Options"),
     ]
 
 

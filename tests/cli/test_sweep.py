@@ -145,7 +145,7 @@ def test_repeating_text_often_is_refused_but_a_dry_run_still_prints(scalelab, me
     assert "epochs" in out
     assert "A launch refuses more than 4" in out
     # A plan of years is not worth agreeing to where it would then be refused.
-    for more in (("--yes",), ("--n-tokens", "1T")):
+    for more in (("--yes",), ("--n-tokens", "10B")):
         code, _, err = scalelab(*words, *more)
         assert code == 2
         assert "--allow-repeats" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from scalelab.launch.slurm.job import _train_batched
 from scalelab.launch.worker import CANCELLED_FILE
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, QualifyRequest
 from scalelab.train import calibrate
 
 NOTE = {"intent": "tiny.0", "array_index": 0}
+REQUEST = ExecutionSpec(batched_runs=0)
 
 
 @pytest.fixture
@@ -50,12 +52,24 @@ def test_equal_runs_of_a_job_are_timed_once_and_grouped(
 ) -> None:
     results, saved = save(tmp_path)
     timed = gains({2: 1.5, 4: 2.0})
-    groups = batched_groups(saved.run_ids, results, ExecutionSpec())
+    groups = batched_groups(saved.run_ids, results, REQUEST)
     assert [len(group) for group in groups] == [4, 4]
     assert [run_id for group in groups for run_id in group] == list(saved.run_ids)
     assert len(timed) == 1
     gains({2: 1.02})
-    assert batched_groups(saved.run_ids, results, ExecutionSpec()) == [[r] for r in saved.run_ids]
+    assert batched_groups(saved.run_ids, results, REQUEST) == [[r] for r in saved.run_ids]
+
+
+def test_a_job_batches_at_most_as_many_runs_as_requested(
+    save: Any, tmp_path: Path, gains: Callable[..., list[str]]
+) -> None:
+    results, saved = save(tmp_path)
+    timed = gains({2: 1.5, 4: 2.0})
+    two = replace(REQUEST, batched_runs=2)
+    assert [len(group) for group in batched_groups(saved.run_ids, results, two)] == [2] * 4
+    alone = replace(REQUEST, batched_runs=1)
+    assert batched_groups(saved.run_ids, results, alone) == [[r] for r in saved.run_ids]
+    assert len(timed) == 1
 
 
 def test_a_run_resumes_with_as_many_batched_runs_as_it_began_with(
@@ -67,7 +81,7 @@ def test_a_run_resumes_with_as_many_batched_runs_as_it_began_with(
     begin(results.run(batched), step="eager", batched_runs=2)
     begin(results.run(direct), step="direct", batched_runs=1)
     gains({2: 1.5, 4: 2.0})
-    groups = batched_groups(saved.run_ids, results, ExecutionSpec())
+    groups = batched_groups(saved.run_ids, results, REQUEST)
     assert groups == [[alone], [batched], [direct, *fresh[:3]], fresh[3:]]
 
 
@@ -78,10 +92,10 @@ def test_a_run_whose_attempts_are_lost_again_and_again_is_tried_alone(
     bad, *rest = saved.run_ids
     results.run(bad).claim()
     gains({4: 2.0})
-    groups = batched_groups(saved.run_ids, results, ExecutionSpec())
+    groups = batched_groups(saved.run_ids, results, REQUEST)
     assert groups == [[bad, *rest[:3]], rest[3:]]
     results.run(bad).claim()
-    groups = batched_groups(saved.run_ids, results, ExecutionSpec())
+    groups = batched_groups(saved.run_ids, results, REQUEST)
     assert groups == [[bad], rest[:4], rest[4:]]
 
 
@@ -92,7 +106,7 @@ def test_a_spec_that_cannot_be_read_is_left_to_fail_by_itself(
     broken, *rest = saved.run_ids
     (results.run(broken).path / "spec.json").write_text("{")
     gains({4: 2.0})
-    groups = batched_groups(saved.run_ids, results, ExecutionSpec())
+    groups = batched_groups(saved.run_ids, results, REQUEST)
     assert groups == [[broken], rest[:4], rest[4:]]
 
 
@@ -121,6 +135,7 @@ def test_a_cancelled_run_leaves_its_batch_and_the_others_continue(
         Cancels(),
         time.monotonic() + 1000,
         None,
+        QualifyRequest(tmp_path, ()),
     )
     assert statuses == ["done", "preempted", "done"]
     reasons = [run.attempts()[0].read_note()["ended"]["reason"] for run in runs]

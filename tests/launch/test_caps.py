@@ -7,7 +7,7 @@ from scalelab.cli.main import main
 from scalelab.errors import UsageError
 from scalelab.launch import execute
 from scalelab.launch.base import LaunchReport
-from scalelab.launch.execute import changed_launcher
+from scalelab.launch.saved_options import changed_options
 from scalelab.sweep.spec import read_sweep_file, sweep_from_mapping
 
 
@@ -19,7 +19,7 @@ def known_speed(cache_home, monkeypatch):
 
 def propose(sweep_file, results, **caps):
     sweep = read_sweep_file(sweep_file)
-    launcher = changed_launcher(sweep.launcher, {"slurm": caps})
+    launcher = changed_options(sweep.launcher, {"slurm": caps})
     sweep = sweep.model_copy(update={"launcher": launcher})
     return api.propose(sweep, results=results.path, device="cpu", is_dry_run=True)
 
@@ -67,7 +67,7 @@ def test_a_launch_computes_the_cost_of_its_plan(sweep_file, results, monkeypatch
     usd = api.propose(sweep, results=results.path, device="cpu", workers=1).cost.usd
 
     def launch(max_usd):
-        launcher = changed_launcher(sweep.launcher, {"slurm": {"max_usd": max_usd}})
+        launcher = changed_options(sweep.launcher, {"slurm": {"max_usd": max_usd}})
         capped = sweep.model_copy(update={"launcher": launcher})
         proposal = api.propose(capped, results=results.path, device="cpu", workers=1)
         api.launch(proposal, results=results.path)

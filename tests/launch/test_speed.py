@@ -9,6 +9,7 @@ from scalelab.api import sweeps as api
 from scalelab.errors import UsageError
 from scalelab.launch import calibration, execute, speed
 from scalelab.launch.base import LaunchReport
+from scalelab.launch.saved_options import save_options
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.spec import sweep_from_mapping
@@ -26,7 +27,6 @@ def of(shape, **words):
     return {**point, "d_model": shape["d_model"], "n_layers": shape["n_layers"], **words}
 answer = {
     "device": "a test CPU",
-    "execution": {name: request["execution"][name] for name in ("device", "step", "n_threads")},
     "points": [{**point, "d_model": 64}] if request["is_general"] else [],
     "exact": [
         of(spec["shape"], seq_len=spec["seq_len"], batch_seqs=spec["batch_seqs"])
@@ -85,7 +85,9 @@ def test_another_kind_of_step_or_a_damaged_cache_is_measured_again(asked):
     speed.speed_for(plan_of("20K"), DIRECT, 1)
     speed.speed_for(plan_of("60K"), dataclasses.replace(DIRECT, step="eager"), 1)
     assert asked() == [(True, 1), (True, 1)]
-    calibration.cache_path("cpu", 1).write_text('{"points": [{}], "exact": [], "device": "cpu"}')
+    calibration.cache_path(DIRECT, 1, "fp32").write_text(
+        '{"points": [{}], "exact": [], "device": "cpu"}'
+    )
     assert speed.speed_for(plan_of("20K"), DIRECT, 1).is_measured
     assert asked() == [(True, 1)]
 
@@ -103,7 +105,7 @@ def test_a_missing_gpu_is_reported_before_anything_is_planned(monkeypatch, worke
 def test_a_sweep_on_gpus_of_slurm_is_resumed_where_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     results, run_ids = make_runs(tmp_path, 2)
-    execute.save_launcher(results, "crash", LauncherTable(name="slurm"))
+    save_options(results, "crash", LauncherTable(name="slurm"))
     monkeypatch.setattr(execute, "collect", lambda folder: None)
     monkeypatch.setattr(
         execute,
@@ -133,4 +135,4 @@ def test_where_the_home_cannot_be_written_the_speed_is_measured_and_not_kept(
         found = speed.measure_machine_speed(DIRECT, 1)
         assert found.is_measured
         assert asked() == [(True, 0)]
-    assert not speed.machine_speed("cpu", 1).is_measured
+    assert not speed.machine_speed(DIRECT, 1).is_measured

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalelab.errors import DataError, UsageError
+from scalelab.sweep.spec import SweepSpec
 from tests.launch.slurm.replayed import make_runs
 
 
@@ -81,3 +82,18 @@ def test_a_run_keeps_the_budget_for_which_it_was_planned_first(tmp_path: Path) -
     path.write_text(path.read_text().replace('"budget_flops": null', '"budget_flops": 1e9'))
     make_runs(tmp_path / "results", 2, extend=True)
     assert results.load_plan("crash").budgets[run_ids[0]] == 1e9
+
+
+def test_a_sweep_from_before_the_tables_of_shapes_continues_if_its_runs_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, run_ids = make_runs(tmp_path / "results", 2)
+    science = SweepSpec.science
+    monkeypatch.setattr(
+        SweepSpec, "science", lambda sweep: {**science(sweep), "model": {"shapes": "aligned"}}
+    )
+    with pytest.raises(UsageError, match=r"another model, train.*--shapes fine"):
+        make_runs(tmp_path / "results", 3)
+    assert make_runs(tmp_path / "results", 2)[1] == run_ids
+    content = json.loads((results.sweep("crash") / "spec.json").read_text())
+    assert content["model"] == {"shapes": "aligned"}

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from scalelab.launch.execute import save_launcher
 from scalelab.launch.proposal import propose
+from scalelab.launch.saved_options import save_options
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import unmeasured_cpu_speed
 from scalelab.sweep.execution import ExecutionSpec
@@ -151,7 +151,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
             speed=unmeasured_cpu_speed(1),
         )
         saved = results.save_plan(proposal.plan, sweep.science(), extend=False)
-        save_launcher(results, name, sweep.launcher)
+        save_options(results, name, sweep.launcher)
         return TinySweep(results, name, saved.run_ids)
 
     return make

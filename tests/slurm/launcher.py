@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.launch.base import LaunchRequest, LaunchView
-from scalelab.launch.execute import saved_launcher
+from scalelab.launch.saved_options import saved_options
 from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.launcher import launch_slurm
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.tables import LauncherTable
 
 CHANGES = ("os.rename", "os.link", "os.mkdir", "os.remove", "os.symlink", "subprocess.Popen")
 
@@ -72,7 +73,7 @@ def main() -> None:
         retry_failed=words.get("retry_failed", False),
     )
     options = SlurmOptions(
-        table=saved_launcher(results, name).slurm,
+        table=saved_options(results, name, LauncherTable).slurm,
         seconds=dict.fromkeys(saved.run_ids, words.get("seconds", 5.0)),
         usd_per_gpu_hour=2.0,
         is_detached=words.get("detach", False),

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from scalelab.launch.cancel import cancel_runs
-from scalelab.launch.execute import saved_launcher
+from scalelab.launch.saved_options import saved_options
 from scalelab.launch.slurm.intents import read_intents
 from scalelab.launch.worker import CANCELLED_FILE
+from scalelab.sweep.tables import LauncherTable
 
 WITHOUT_SACCT = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["no-sacct"])
 TINY_TOKENS = 2e4
@@ -140,7 +141,7 @@ def test_grouped_jobs_run_from_a_frozen_copy_and_share_nothing(
         assert note["snapshot"] == copy.name
         assert note["git_commit"]
         assert "source_diff" in note
-    assert saved_launcher(sweep.results, sweep.name).slurm.snapshot
+    assert saved_options(sweep.results, sweep.name, LauncherTable).slurm.snapshot
 
 
 @WITHOUT_SACCT

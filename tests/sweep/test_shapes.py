@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
 from scalelab.sweep.shapes import (
+    ALIGNED,
+    FINE,
+    LARGEST_MISS,
+    SHAPES,
     distinct_shapes,
     nearest_shape,
     preferred_depth,
@@ -17,14 +21,14 @@ from scalelab.sweep.shapes import (
 from scalelab.theory.accounting import count_params
 
 
-@given(st.floats(4.2, 12), st.sampled_from([256, 4096, 50257]))
-@settings(max_examples=60, deadline=None)
-def test_the_nearest_shape_is_near_and_sane(log10_target, vocab_size):
+@given(st.floats(4.2, 12), st.sampled_from([256, 4096, 50257]), st.sampled_from(SHAPES))
+@settings(max_examples=100, deadline=None)
+def test_the_nearest_shape_is_near_and_sane(log10_target, vocab_size, table):
     target = 10**log10_target
-    if target < 1.5 * size_limits(vocab_size)[0]:
+    if target < 1.5 * size_limits(vocab_size, table)[0]:
         return
-    shape = nearest_shape(target, vocab_size)
-    assert abs(math.log(count_params(shape).total / target)) < 0.35
+    shape = nearest_shape(target, vocab_size, table)
+    assert abs(math.log(count_params(shape).total / target)) < LARGEST_MISS[table]
     assert shape.d_model % shape.d_head == 0
     assert shape.n_heads * shape.d_head == shape.d_model
     assert 0.5 <= shape.n_layers / preferred_depth(shape.d_model) <= 2.0
@@ -62,3 +66,20 @@ def test_the_ladder_is_sorted_and_counts_all_parameters():
     table = shape_table(256)
     assert list(table.log_params) == sorted(table.log_params)
     assert table.log_params[7] == pytest.approx(math.log(count_params(table.shapes[7]).total))
+
+
+@pytest.mark.parametrize("vocab_size", [256, 50_257])
+def test_each_aligned_shape_has_the_sizes_for_which_gpus_are_fast(vocab_size):
+    shapes = shape_table(vocab_size, ALIGNED).shapes
+    assert {shape.d_head for shape in shapes} == {32, 64, 128}
+    for shape in shapes:
+        assert shape.d_ff % 64 == 0
+        assert shape.d_model % shape.d_head == 0
+    # The tables differ only where widths are small.
+    large = {shape for shape in shapes if shape.d_model >= 256}
+    assert large == {s for s in shape_table(vocab_size, FINE).shapes if s.d_model >= 256}
+
+
+def test_too_many_aligned_sizes_offer_the_fine_table():
+    with pytest.raises(UsageError, match="--shapes fine"):
+        distinct_shapes([50_000 * 1.1**i for i in range(6)], 256, ALIGNED)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalelab.errors import DataError, UsageError
+from scalelab.sweep.execution import AUTO, ExecutionSpec
 from scalelab.sweep.spec import read_sweep_file, sweep_from_mapping
 
 AN_ISOFLOP = {"kind": "isoflop", "budgets": "1e18"}
@@ -78,6 +79,33 @@ def test_the_science_leaves_out_name_and_launcher():
     two = sweep_from_mapping(base, source="")
     assert one.science() == two.science()
     assert one.science() != sweep_from_mapping({**base, "sizes": 3}, source="").science()
+
+
+def test_the_science_leaves_out_execution_and_the_fine_table_of_shapes():
+    def science(budgets, **tables):
+        content = {"kind": "isoflop", "budgets": budgets, **tables}
+        return sweep_from_mapping(content, source="").science()
+
+    small = science("9e14")
+    assert "model" not in small
+    assert "execution" not in small
+    assert small == science("9e14", execution={"step": "eager", "batched_runs": 1})
+    assert small == science("9e14", model={"shapes": "fine"})
+    assert science("9e14", model={"shapes": "aligned"})["model"] == {"shapes": "aligned"}
+    # A sweep that was saved before the tables existed has the fine one.
+    assert "model" not in science("1e15", model={"shapes": "fine"})
+    assert science("1e15")["model"] == {"shapes": "aligned"}
+
+
+def test_a_request_has_the_names_and_defaults_of_the_execution():
+    sweep = sweep_from_mapping({"kind": "isoflop", "budgets": "1e12"}, source="")
+    request = sweep.execution.request("cpu")
+    assert request == ExecutionSpec(step=AUTO, kernels=AUTO, attention=AUTO, batched_runs=0)
+    tables = {"execution": {"micro_batch_seqs": "auto", "batched_runs": "4"}}
+    content = {"kind": "isoflop", "budgets": "1e12", **tables}
+    named = sweep_from_mapping(content, source="").execution.request("cuda", keeps_weights=True)
+    assert (named.device, named.micro_batch_seqs, named.batched_runs) == ("cuda", 0, 4)
+    assert named.keeps_weights
 
 
 def test_a_sweep_names_itself_by_its_axes():

@@ -15,8 +15,7 @@ from scalelab_kernels import operations
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
-from scalelab.launch import proposal
-from scalelab.sweep import execution
+from scalelab.sweep import execution as execution_names
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, to_json
 from scalelab.theory.shape import ModelShape
@@ -84,18 +83,8 @@ def test_kernels_on_an_unsupported_device_are_an_error(
         Engine([spec], replace(execution, attention="triton"))
 
 
-def test_environment_variables_set_kernels_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert proposal.KERNELS == operations.IMPLEMENTATIONS
-    assert operations.ATTENTION_PATHS == proposal.ATTENTIONS
-    assert operations.ATTENTION_PATHS == execution.ATTENTIONS
+def test_requests_name_the_operations_that_exist() -> None:
+    assert execution_names.KERNELS == operations.IMPLEMENTATIONS
+    assert execution_names.ATTENTIONS == operations.ATTENTION_PATHS
     unrepeatable = set(operations.ATTENTION_PATHS) - set(operations.REPEATABLE_PATHS)
-    assert unrepeatable == set(execution.UNREPEATABLE_ATTENTIONS)
-    plain = proposal.default_execution(device="cpu")
-    assert (plain.kernels, plain.attention) == ("reference", "explicit")
-    monkeypatch.setenv("SCALELAB_KERNELS", "triton")
-    monkeypatch.setenv("SCALELAB_ATTENTION", "flash")
-    named = proposal.default_execution(device="cuda")
-    assert (named.kernels, named.attention) == ("triton", "flash")
-    monkeypatch.setenv("SCALELAB_KERNELS", "cuda")
-    with pytest.raises(UsageError, match=r"SCALELAB_KERNELS='cuda'.*reference or triton"):
-        proposal.default_execution()
+    assert unrepeatable == set(execution_names.UNREPEATABLE_ATTENTIONS)

@@ -12,9 +12,10 @@ from scalelab.launch.base import LaunchRequest
 from scalelab.launch.calibration import cache_path
 from scalelab.launch.local.pool import launch_local
 from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import AUTO, ExecutionSpec
 
-EXECUTION = ExecutionSpec(step="direct")
+EXECUTION = ExecutionSpec(step="direct", batched_runs=0)
+ALL_AUTO = ExecutionSpec(step=AUTO, kernels=AUTO, attention=AUTO)
 
 
 def losses(results, run_ids):
@@ -106,7 +107,7 @@ def test_a_launch_batches_runs_where_the_calibration_of_this_machine_says_so(
     )
     speed = unmeasured_cpu_speed(2)
     monkeypatch.setattr(
-        execute, "machine_speed", lambda *_: dataclasses.replace(speed, exact=(own,))
+        execute, "machine_speed", lambda *_, **__: dataclasses.replace(speed, exact=(own,))
     )
     asked: list[LaunchRequest] = []
     monkeypatch.setattr(execute, "launch_local", lambda request, watch: asked.append(request))
@@ -132,7 +133,7 @@ def test_a_calibration_times_batches_of_a_plans_small_equal_runs(
     own = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
     (point,) = [
         point
-        for point in json.loads(cache_path("cpu", 2).read_text())["exact"]
+        for point in json.loads(cache_path(ALL_AUTO, 2, "fp32").read_text())["exact"]
         if own == tuple(point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs"))
     ]
     assert {"2"} <= set(point["batching_gains"]) <= {"2", "4", "8", "16"}

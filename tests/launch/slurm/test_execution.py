@@ -11,6 +11,7 @@ import pytest
 from scalelab.errors import ScalelabError
 from scalelab.launch import execute
 from scalelab.launch.base import LaunchReport, LaunchRequest
+from scalelab.launch.saved_options import save_options
 from scalelab.launch.slurm import launcher as slurm
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.tables import LauncherTable, SlurmTable
@@ -34,7 +35,7 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
     def submit(**table: Any) -> ExecutionSpec:
         launcher = LauncherTable(name="slurm", slurm=SlurmTable(**table))
-        execute.save_launcher(results, "wide", launcher)
+        save_options(results, "wide", launcher)
         execute.resume(
             results.load_plan("wide"),
             results,

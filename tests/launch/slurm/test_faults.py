@@ -19,9 +19,10 @@ import pytest
 from scalelab.errors import DataError, SpecError, UsageError
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.cancel import cancel_runs
-from scalelab.launch.execute import _disk_errors_explained, resume, save_launcher
+from scalelab.launch.execute import _disk_errors_explained, resume
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.replace_diverged import replace_diverged
+from scalelab.launch.saved_options import save_options
 from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.batch_script import make_executor
 from scalelab.launch.slurm.intents import JobGroup, read_intents, read_job_group, write_intent
@@ -193,7 +194,7 @@ def test_a_spec_edited_by_hand_is_refused(results: Results, saved: SavedPlan) ->
     path = results.run(saved.run_ids[1]).path / "spec.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "lr": content["lr"] * 2}))
-    save_launcher(results, saved.name, LauncherTable(name="slurm", slurm=CPU_TABLE))
+    save_options(results, saved.name, LauncherTable(name="slurm", slurm=CPU_TABLE))
     with pytest.raises(SpecError, match="Undo the edit"):
         resume(saved, results, lambda view: None, execution=ExecutionSpec(), n_workers=1)
     assert not read_intents(results.sweep(saved.name))

@@ -1,0 +1,74 @@
+"""Options of a sweep's last launch that `resume` uses again: ``[launcher]`` and ``[execution]``.
+
+::
+
+    sweeps/<name>/launcher.json
+    sweeps/<name>/execution.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from scalelab.errors import SpecError
+from scalelab.records.files import write_atomically
+from scalelab.records.sweep_dir import Results
+from scalelab.sweep.option import Table, validated
+from scalelab.sweep.tables import ExecutionTable, LauncherTable
+
+FILES: Mapping[type[Table], str] = {
+    LauncherTable: "launcher.json",
+    ExecutionTable: "execution.json",
+}
+
+_Options = TypeVar("_Options", bound=Table)
+
+
+def save_options(results: Results, name: str, *tables: Table) -> None:
+    """Save tables of options of a sweep, for `resume`."""
+    for table in tables:
+        path = results.sweep(name) / FILES[type(table)]
+        write_atomically(path, table.model_dump_json(indent=1))
+
+
+def saved_options(results: Results, name: str, kind: type[_Options]) -> _Options:
+    """Return the options that a sweep was last launched with; defaults if none were saved.
+
+    Raises
+    ------
+    SpecError
+        If the file cannot be read.
+    """
+    path = results.sweep(name) / FILES[kind]
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return kind()
+    except ValueError as error:
+        raise SpecError(
+            f"options {path}: {error}",
+            "the file as `scalelab sweep` wrote it",
+            "Run the sweep command again: it rewrites the file.",
+        ) from None
+
+
+def changed_options(options: _Options, changes: Mapping[str, Any]) -> _Options:
+    """Return options with some changes, in nested tables.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of its range.
+    """
+    return validated(type(options), _merged(options.model_dump(), changes), source="the options")
+
+
+def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **content,
+        **{
+            key: _merged(content[key], value) if isinstance(value, Mapping) else value
+            for key, value in changes.items()
+        },
+    }
