@@ -30,8 +30,10 @@ from dataclasses import dataclass
 from scalelab.errors import UsageError
 from scalelab.theory.accounting import train_flops_per_token
 from scalelab.theory.hardware import CALIBRATION, HARDWARE, Hardware
+from scalelab.theory.head_work import head_work
 from scalelab.theory.shape import ModelShape
-from scalelab.theory.step_work import PARTS, StepConfig, Work, head_work, step_work
+from scalelab.theory.step_counts import step_work
+from scalelab.theory.step_work import PARTS, StepConfig, Work
 
 MICRO = 1e-6
 

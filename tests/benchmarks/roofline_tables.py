@@ -158,6 +158,7 @@ def text() -> str:
         "per cent by the PaLM",
         "convention. Times are with `flash` attention; `cudnn` does not repeat bitwise, so `auto` "
         "never takes it.",
+        "fp8 rounds each factor with torch's own operations, so it pays only for wide models.",
         "",
     ]
     header = (
@@ -182,8 +183,8 @@ def text() -> str:
         "cuBLAS products. The fused kernel pads the width to a power of two, and its tiles are "
         "half as fast above 128.",
         f"So it is faster up to d = {FUSED_HEAD_MAX_WIDTH} and slower from the next width of the "
-        "shape tables, 160. With a",
-        "small vocabulary both are short; chunks of 4,096 tokens then cost launches.",
+        "shape tables, 160, with",
+        "large and small vocabularies.",
         "",
     ]
     header = ("d", *(f"V = {vocab_size:,}" for vocab_size in HEAD_VOCABS))

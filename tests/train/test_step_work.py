@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.predicted import step_config
 from scalelab.theory.shape import ModelShape
-from scalelab.theory.step_work import step_work
+from scalelab.theory.step_counts import step_work
 from scalelab.train.calibrate import synthetic_run
 from scalelab.train.engine import Engine, batch_shape
 
