@@ -7,7 +7,7 @@ folder and needs only NumPy. `find_dataset` opens the dataset that a run's spec 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,16 +114,38 @@ class Dataset:
         DataError
             When the training part is shorter than one sequence.
         """
-        n = self.n_sequences(seq_len)
-        first, last = step * batch_seqs, (step + 1) * batch_seqs
-        parts = [
-            permuted_run(
-                max(first - epoch * n, 0), min(last - epoch * n, n), n, seed=seed, epoch=epoch
-            )
-            for epoch in range(first // n, (last - 1) // n + 1)
-        ]
-        chunks = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return self._train.rows(chunks * seq_len, seq_len + 1)
+        batch = np.empty((batch_seqs, seq_len + 1), dtype=np.int64)
+        self.read_batches([(seed, step)], batch)
+        return batch
+
+    def read_batches(self, runs: Sequence[tuple[int, int]], batches: NDArray[np.integer]) -> None:
+        """Write the `batch` of each of several runs to one array, in one pass.
+
+        Parameters
+        ----------
+        runs : sequence of (int, int)
+            Seed and step of each run.
+        batches : ndarray of int, shape (K, batch_seqs, seq_len + 1)
+            Without K for one run.
+
+        Raises
+        ------
+        DataError
+            When the training part is shorter than one sequence.
+        """
+        batch_seqs, length = batches.shape[-2:]
+        n = self.n_sequences(length - 1)
+        chunks = []
+        for seed, step in runs:
+            first, last = step * batch_seqs, (step + 1) * batch_seqs
+            chunks += [
+                permuted_run(
+                    max(first - epoch * n, 0), min(last - epoch * n, n), n, seed=seed, epoch=epoch
+                )
+                for epoch in range(first // n, (last - 1) // n + 1)
+            ]
+        whole = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        self._train.read_rows(whole * (length - 1), batches.reshape(-1, length))
 
     def eval_sequences(self, seq_len: int) -> NDArray[np.int64]:
         """Return the evaluation set as sequences, in one fixed order.
@@ -146,7 +168,9 @@ class Dataset:
                 f"sequences of at most {self.n_eval_tokens - 1} tokens",
                 "Use a smaller --seq-len, or a larger --eval-tokens.",
             )
-        return self._eval.rows(np.arange(n, dtype=np.int64) * seq_len, seq_len + 1)
+        rows = np.empty((n, seq_len + 1), dtype=np.int64)
+        self._eval.read_rows(np.arange(n, dtype=np.int64) * seq_len, rows)
+        return rows
 
     def unique_tokens(self, n_tokens: int, seq_len: int = 1) -> int:
         """Return how many distinct training tokens a run over ``n_tokens`` predicts."""

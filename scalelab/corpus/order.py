@@ -63,7 +63,8 @@ def permuted_run(start: int, stop: int, n: int, *, seed: int, epoch: int) -> NDA
     Places are 0 to n - 1. Entries are computed in blocks, so that consecutive steps share the work.
     """
     blocks = range(start // BLOCK, -(-stop // BLOCK))
-    entries = np.concatenate([_block(block, n, seed, epoch) for block in blocks])
+    parts = [_block(block, n, seed, epoch) for block in blocks]
+    entries = parts[0] if len(parts) == 1 else np.concatenate(parts)
     first = blocks.start * BLOCK
     return entries[start - first : stop - first]
 

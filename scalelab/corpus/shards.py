@@ -196,18 +196,34 @@ class TokenStream:
             np.asarray(np.memmap(folder / shard.name, dtype=kind, mode="r")) for shard in shards
         ]
         self._starts = list(accumulate((shard.n_tokens for shard in shards), initial=0))
+        self._edges = np.array(self._starts)
+        self._windows: dict[tuple[int, int], NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def rows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """Return ``length`` tokens from each of ``starts``, shape (k, length)."""
-        rows = np.empty((len(starts), length), dtype=np.int64)
-        for row, start in zip(rows, starts.tolist(), strict=True):
-            self._read_into(row, start)
-        return rows
+    def read_rows(self, starts: NDArray[np.int64], rows: NDArray[np.integer]) -> None:
+        """Fill ``rows``, shape (k, length), with the tokens from each of ``starts``, shape (k,)."""
+        length = rows.shape[1]
+        if len(self._maps) == 1:
+            rows[...] = self._window(0, length)[starts]
+            return
+        shards = np.searchsorted(self._edges, starts, side="right") - 1
+        is_whole = starts + length <= self._edges[shards + 1]
+        for shard in np.unique(shards[is_whole]).tolist():
+            here = is_whole & (shards == shard)
+            rows[here] = self._window(shard, length)[starts[here] - self._starts[shard]]
+        for index in np.flatnonzero(~is_whole).tolist():
+            self._read_into(rows[index], int(starts[index]))
 
-    def _read_into(self, row: NDArray[np.int64], start: int) -> None:
+    def _window(self, shard: int, length: int) -> NDArray[Any]:
+        """Return a shard as rows of ``length`` tokens, one from each token; copies nothing."""
+        key = (shard, length)
+        if key not in self._windows:
+            self._windows[key] = np.lib.stride_tricks.sliding_window_view(self._maps[shard], length)
+        return self._windows[key]
+
+    def _read_into(self, row: NDArray[np.integer], start: int) -> None:
         shard = bisect_right(self._starts, start) - 1
         filled = 0
         while filled < len(row):

@@ -22,6 +22,7 @@ from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.execution import STEPS, ExecutionSpec, is_direct_possible
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.schedule import learning_rate_ratio
+from scalelab.train.batches import PinnedBatch
 from scalelab.train.gradients import Autograd, Direct
 from scalelab.train.optimizer import Optimizer
 from scalelab.train.parameters import Layout, initialize_, lay_out
@@ -144,7 +145,9 @@ class Engine:
             self.copy,
             get_operations(execution.kernels, self.device),  # type: ignore[arg-type]
         )
-        self._tokens = torch.zeros(batch_shape(specs), dtype=torch.int64, device=self.device)
+        # Half the bytes on the wire to a GPU, which widens them itself.
+        wire = torch.int32 if self.device.type == "cuda" else torch.int64
+        self._tokens = torch.zeros(batch_shape(specs), dtype=wire, device=self.device)
         self.n_pending = 0
         # Loss, gradient norm and mean square of the micro-batches' gradients of steps not yet read.
         self._ring = torch.zeros(execution.metrics_interval_steps, 3, n_runs, device=self.device)
@@ -180,14 +183,18 @@ class Engine:
             self._row(getattr(self, name), run).copy_(state[name])
         self._refresh_copy(run)
 
-    def step(self, tokens: NDArray[np.int64]) -> None:
+    def step(self, tokens: NDArray[np.int64] | PinnedBatch) -> None:
         """Take one optimizer step of each run.
 
         Parameters
         ----------
-        tokens : ndarray of int, shape `batch_shape`
+        tokens : ndarray of int, shape `batch_shape`, or PinnedBatch of them
         """
-        self._tokens.copy_(torch.from_numpy(tokens))
+        if isinstance(tokens, PinnedBatch):
+            self._tokens.copy_(tokens.tokens, non_blocking=True)
+            tokens.copied.record()
+        else:
+            self._tokens.copy_(torch.from_numpy(tokens))
         if self._graph is None:
             self._take_step()
         else:
@@ -216,7 +223,7 @@ class Engine:
 
     def _take_step(self) -> None:
         """Take a step with the tokens in `_tokens`, without synchronising host and device."""
-        loss, square = self.gradients.take(self._tokens)
+        loss, square = self.gradients.take(self._tokens.long())
         rates = self.rates.gather(1, self.steps.unsqueeze(1)).squeeze(1)
         self.steps += 1
         norm = self.optimizer.step(self.grad, self.steps, rates)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.sweep.execution import ExecutionSpec
-from scalelab.train.engine import Readings, learning_rates
+from scalelab.train.batches import batches_ahead, batches_on_demand
+from scalelab.train.engine import Readings, batch_shape, learning_rates
 from scalelab.train.session import FencedError, Session
 
 POLL_INTERVAL_S = 0.25
@@ -34,8 +35,8 @@ class RunsEngine(Protocol):
     def state(self, run: int) -> dict[str, Any]:
         """Return the state that determines the rest of a run."""
 
-    def step(self, tokens: NDArray[np.int64]) -> None:
-        """Take one optimizer step of each run."""
+    def step(self, tokens: Any) -> None:
+        """Take one optimizer step of each run; tokens as `scalelab.train.batches` gives them."""
 
     def read(self) -> Readings:
         """Return and clear the readings of the steps since the last call."""
@@ -69,42 +70,62 @@ def train(
     rates = [learning_rates(session.spec) for session in sessions]
     saved = polled = time.perf_counter()
     interval_s = engine.execution.checkpoint_interval_s
-    while all(session.status is None for session in sessions):
-        started = time.perf_counter()
-        n_steps = min(session.steps_to_pause() for session in sessions)
-        for ahead in range(n_steps):
-            batches = [session.batch(ahead) for session in sessions]
-            engine.step(batches[0] if len(batches) == 1 else np.stack(batches))
-            if time.perf_counter() - polled >= POLL_INTERVAL_S:
-                break
-        readings = engine.read()
-        elapsed_s = time.perf_counter() - started
-        for run, session in enumerate(sessions):
-            with keeping_to_itself(session):
-                reason = session.observe(readings, run, rates[run], elapsed_s)
-                if reason is not None:
-                    session.diverge(reason)
-                    continue
-                if session.is_at_branch():
-                    session.save_branch(engine.state(run))
-                if session.step == session.spec.n_steps:
-                    _finish(engine, run, session)
-        now = time.perf_counter()
-        if now - polled < POLL_INTERVAL_S:
-            continue
-        polled = now
-        active = [(k, session) for k, session in enumerate(sessions) if session.status is None]
-        stop = stop_reason()
-        is_due = now - saved >= interval_s
-        for run, session in active:
-            with keeping_to_itself(session):
-                _save(engine, run, session, is_due, stop)
-        if is_due and stop is None:
-            saved = time.perf_counter()
-            interval_s = stretched_interval_s(engine.execution.checkpoint_interval_s, saved - now)
-            for _, session in active:
+    with _batches(engine, sessions) as next_batch:
+        while all(session.status is None for session in sessions):
+            started = time.perf_counter()
+            n_steps = min(session.steps_to_pause() for session in sessions)
+            for _ in range(n_steps):
+                engine.step(next_batch())
+                if time.perf_counter() - polled >= POLL_INTERVAL_S:
+                    break
+            readings = engine.read()
+            elapsed_s = time.perf_counter() - started
+            for run, session in enumerate(sessions):
                 with keeping_to_itself(session):
-                    session.note_checkpoint(saved - now, interval_s)
+                    reason = session.observe(readings, run, rates[run], elapsed_s)
+                    if reason is not None:
+                        session.diverge(reason)
+                        continue
+                    if session.is_at_branch():
+                        session.save_branch(engine.state(run))
+                    if session.step == session.spec.n_steps:
+                        _finish(engine, run, session)
+            now = time.perf_counter()
+            if now - polled < POLL_INTERVAL_S:
+                continue
+            polled = now
+            active = [(k, session) for k, session in enumerate(sessions) if session.status is None]
+            stop = stop_reason()
+            is_due = now - saved >= interval_s
+            for run, session in active:
+                with keeping_to_itself(session):
+                    _save(engine, run, session, is_due, stop)
+            if is_due and stop is None:
+                saved = time.perf_counter()
+                interval_s = stretched_interval_s(
+                    engine.execution.checkpoint_interval_s, saved - now
+                )
+                for _, session in active:
+                    with keeping_to_itself(session):
+                        session.note_checkpoint(saved - now, interval_s)
+
+
+def _batches(
+    engine: RunsEngine, sessions: Sequence[Session]
+) -> contextlib.AbstractContextManager[Callable[[], Any]]:
+    """Return the batches of the sessions' next steps, until the first session ends."""
+    specs = [session.spec for session in sessions]
+    begins = [(spec.seed, session.step) for spec, session in zip(specs, sessions, strict=True)]
+    dataset, shape = sessions[0].dataset, batch_shape(specs)
+
+    def load(index: int, tokens: NDArray[np.integer]) -> None:
+        dataset.read_batches([(seed, step + index) for seed, step in begins], tokens)
+
+    execution = engine.execution
+    if execution.device == "cuda" and execution.n_devices == 1:
+        n_steps = min(session.spec.n_steps - session.step for session in sessions)
+        return batches_ahead(load, shape, n_steps)
+    return batches_on_demand(load, shape)
 
 
 def stretched_interval_s(interval_s: float, took_s: float) -> float:

@@ -145,14 +145,15 @@ class Session:
         except OSError as error:
             self.warn(f"trunk state not saved at step {self.step}: {error}")
 
-    def batch(self, ahead: int) -> NDArray[np.int64]:
-        """Return the tokens, shape (B, T + 1), of the next step (``ahead`` 0) or a later one."""
-        spec = self.spec
-        return self._data().batch(spec.seed, self.step + ahead, spec.batch_seqs, spec.seq_len)
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset to train on."""
+        assert self._dataset is not None
+        return self._dataset
 
     def eval_sequences(self) -> NDArray[np.int64]:
         """Return the held-out sequences, shape (n, T + 1)."""
-        return self._data().eval_sequences(self.spec.seq_len)
+        return self.dataset.eval_sequences(self.spec.seq_len)
 
     def observe(
         self, readings: Readings, run: int, rates: list[float], elapsed_s: float
@@ -347,10 +348,6 @@ class Session:
     def _branch_step(self) -> int | None:
         return None if self._trunks is None else branch_step(self.spec)
 
-    def _data(self) -> Dataset:
-        assert self._dataset is not None
-        return self._dataset
-
     def _record(
         self,
         status: str,
@@ -381,7 +378,7 @@ class Session:
                 n_params=count_params(spec.shape).by_convention(),
                 flops=flops,
                 n_tokens=n_tokens,
-                unique_tokens=self._data().unique_tokens(n_tokens, spec.seq_len),
+                unique_tokens=self.dataset.unique_tokens(n_tokens, spec.seq_len),
                 n_steps=self.step,
                 wall_s=self.train_s,
                 ema_loss_nats=ema_loss,

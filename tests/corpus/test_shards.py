@@ -52,7 +52,8 @@ def test_what_is_read_is_what_was_written_across_shards(
     assert len(stream) == n
     length = data.draw(st.integers(1, n))
     starts = data.draw(st.lists(st.integers(0, n - length), min_size=1, max_size=5))
-    rows = stream.rows(np.array(starts, dtype=np.int64), length)
+    rows = np.empty((len(starts), length), dtype=np.int64)
+    stream.read_rows(np.array(starts, dtype=np.int64), rows)
     np.testing.assert_array_equal(rows, [tokens[start : start + length] for start in starts])
 
 

@@ -139,7 +139,7 @@ def test_a_full_disk_during_a_checkpoint_does_not_stop_the_run(
 def start_worker(run: RunDir, dataset: Dataset, execution: ExecutionSpec) -> subprocess.Popen[str]:
     code = (
         "import sys; from pathlib import Path\n"
-        "from scalelab.sweep.run_spec import ExecutionSpec\n"
+        "from scalelab.sweep.execution import ExecutionSpec\n"
         "from scalelab.train import loop, worker\n"
         "loop.POLL_INTERVAL_S = 0.0\n"
         f"execution = {execution!r}\n"
