@@ -76,9 +76,7 @@ def batches_ahead(
     n_steps : int
         Number of batches.
     """
-    buffers = [
-        PinnedBatch(_pinned(shape), torch.cuda.Event(blocking=True)) for _ in range(N_BUFFERS)
-    ]
+    buffers = [_pinned_batch(shape) for _ in range(N_BUFFERS)]
     free: queue.SimpleQueue[PinnedBatch] = queue.SimpleQueue()
     filled: queue.SimpleQueue[PinnedBatch | BaseException] = queue.SimpleQueue()
     is_closed = threading.Event()
@@ -116,6 +114,12 @@ def batches_ahead(
         is_closed.set()
         free.put(buffers[0])
         thread.join()
+
+
+def _pinned_batch(shape: tuple[int, ...]) -> PinnedBatch:
+    # A blocking event lets the thread sleep while it waits, and leaves its core to the steps.
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    return PinnedBatch(_pinned(shape), copied)
 
 
 def _pinned(shape: tuple[int, ...]) -> Tensor:
