@@ -31,7 +31,6 @@ app = typer.Typer(
     help="Measure this machine, or predict a GPU's speed. Example: scalelab bench device",
     no_args_is_help=True,
 )
-app.command("roofline")(roofline)
 
 
 @app.command("device")
@@ -179,6 +178,9 @@ def requested(device: str | None, *, step: str, kernels: str, attention: str) ->
     return ExecutionSpec(device=device, step=step, kernels=kernels, attention=attention)
 
 
+app.command("roofline")(roofline)
+
+
 def _measured(
     spec: RunSpec, execution: ExecutionSpec, *, n_runs: int, seconds: float
 ) -> dict[str, Any]:
@@ -211,8 +213,8 @@ def _measured(
         raise too_small from error
 
 
-def shape_named(text: str, vocab_size: int) -> ModelShape:
-    """Return the shape of a label such as ``4L-64d-2h`` or a model size such as ``1M``.
+def shape_named(text: str, vocab_size: int, table: str = "fine") -> ModelShape:
+    """Return the shape of a label such as ``4L-64d-2h``, or of a size such as ``1M`` in a table.
 
     Raises
     ------
@@ -231,7 +233,7 @@ def shape_named(text: str, vocab_size: int) -> ModelShape:
                 "a label such as 4L-64d-2h, or a size such as 1M",
                 "Write for example --shape 4L-64d-2h.",
             )
-        return nearest_shape(parse_quantity(text, what="model size"), vocab_size)
+        return nearest_shape(parse_quantity(text, what="model size"), vocab_size, table)
     n_layers, d_model, n_heads = (int(part) for part in label.groups())
     if n_heads == 0 or d_model % (2 * n_heads):
         raise UsageError(

@@ -149,6 +149,7 @@ def _config(
     from scalelab.sweep.execution import AUTO, ExecutionSpec, planned_execution
     from scalelab.sweep.predicted import step_config
     from scalelab.sweep.run_spec import RunSpec
+    from scalelab.sweep.shapes import ALIGNED
     from scalelab.theory.step_work import CHOICES
 
     given = {"precision": precision, "optimizer": optimizer, **named}
@@ -160,7 +161,7 @@ def _config(
                 f"Use for example --{option_name} {CHOICES[option_name][-1]}.",
             )
     spec = RunSpec(
-        shape=replace(shape_named(shape, vocab_size), is_tied=is_tied),
+        shape=replace(shape_named(shape, vocab_size, ALIGNED), is_tied=is_tied),
         seq_len=seq_len,
         batch_seqs=batch_seqs,
         n_steps=1,

@@ -59,11 +59,10 @@ def attention_rate_share(path: str, d_head: int, seq_len: int) -> float:
     Parameters
     ----------
     path : str
-        ``cudnn``, ``flash``, ``triton`` or ``sdpa``, which is taken for ``flash``.
+        ``cudnn``, ``flash`` or ``triton``.
     d_head, seq_len : int
         Head size and sequence length.
     """
-    path = "flash" if path == "sdpa" else path
     at_64 = CALIBRATION[f"attention_{path}_64"].value
     at_128 = CALIBRATION[f"attention_{path}_128"].value
     if d_head <= 64:
@@ -78,13 +77,16 @@ def _attention(config: StepConfig) -> Work:
     n, t = config.n_tokens, config.seq_len
     precision = "fp32" if config.precision == "fp32" else "bf16"
     launches = shape.n_layers * config.n_passes
-    if config.attention == "explicit":
+    if config.attention in ("explicit", "sdpa"):
+        if config.attention == "sdpa":
+            # On a GPU, torch's math backend, which computes in fp32.
+            precision, size = "fp32", FP32
         # Forward 2 products and backward 4 of the whole square, whose scores and weights are
         # written by one operation and read by the next: 4 passes forward, 8 backward.
         square = n * t * shape.n_heads * shape.n_layers
         return Work(
             part="attention",
-            name="explicit",
+            name=config.attention,
             n_launches=12 * launches,
             n_bytes=12 * size * square,
             flops=12 * square * shape.d_head,

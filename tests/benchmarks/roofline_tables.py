@@ -100,8 +100,8 @@ def step_rows(device: str) -> Iterator[tuple[str, ...]]:
 
 
 def plain_mfu(device: str, name: str) -> float:
-    """Return the MFU of eager steps of plain torch operations."""
-    config = replace(large_step(name), step="eager", kernels="reference", attention="sdpa")
+    """Return the MFU of eager steps of plain torch operations with FlashAttention."""
+    config = replace(large_step(name), step="eager", kernels="reference")
     return predict_step(find_hardware(device), config).mfu
 
 

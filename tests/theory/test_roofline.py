@@ -127,6 +127,7 @@ def test_the_attention_of_a_flash_kernel_does_seven_sixths_of_the_exact_flops() 
         {"batched_runs": 2},
         {"kernels": "reference"},
         {"attention": "explicit"},
+        {"attention": "sdpa"},
         {"precision": "fp32"},
         {"optimizer": "muon"},
         {"micro_batch_seqs": 8},

@@ -40,7 +40,7 @@ def test_a_known_gpu_has_a_predicted_time(
     monkeypatch.setattr(bench, "time_steps", lambda *_: [2e-3, 1e-3, 3e-3])
     monkeypatch.setattr(bench, "matmul_flops_per_s", lambda *_: 7e14)
     request = replace(execution, device="cuda", step=AUTO, kernels=AUTO, attention=AUTO)
-    found = bench.bench_train(spec, request, n_runs=2)
+    found = bench.bench_train(spec, request, n_runs=64)
     planned = planned_execution(request, spec)
     assert found["predicted_s"] == step_seconds(
         find_hardware("h200"),
@@ -52,7 +52,7 @@ def test_a_known_gpu_has_a_predicted_time(
             step=planned.step,
             kernels=planned.kernels,
             attention=planned.attention,
-            batched_runs=2,
+            batched_runs=64,
         ),
     )
     assert found["share_of_predicted"] == pytest.approx(found["predicted_s"] / 2e-3)
