@@ -28,8 +28,8 @@ def roofline(
         str,
         typer.Option(
             "--shape",
-            help="Layers, width and heads, such as 12L-768d-12h, or a model size, such as 124M; "
-            "several with commas.",
+            help="Layers, width and heads, such as 12L-768d-12h, or a size in the "
+            "aligned table of shapes, such as 124M; several with commas.",
         ),
     ] = "124M",
     device: Annotated[

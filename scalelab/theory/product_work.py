@@ -50,9 +50,15 @@ def block_products(config: StepConfig) -> list[Work]:
             n_uses=config.n_passes,
             launches=launches,
             n_layers=config.shape.n_layers,
-            precision="bf16" if (config.precision, name) == ("fp8", "router") else config.precision,
+            precision=precision_of(config, name),
         )
     return found
+
+
+def precision_of(config: StepConfig, name: str) -> str:
+    """Return the precision of the products with a weight: experts and routers have none in fp8."""
+    is_expert = config.shape.n_experts and name in ("router", "gate_up", "down")
+    return "bf16" if config.precision == "fp8" and is_expert else config.precision
 
 
 def three_products(

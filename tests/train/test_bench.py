@@ -40,6 +40,8 @@ def test_a_known_gpu_has_a_predicted_time(
     monkeypatch.setattr(bench, "time_steps", lambda *_: [2e-3, 1e-3, 3e-3])
     monkeypatch.setattr(bench, "matmul_flops_per_s", lambda *_: 7e14)
     request = replace(execution, device="cuda", step=AUTO, kernels=AUTO, attention=AUTO)
+    # Large enough that the device is busy, so that the number of runs counts.
+    spec = replace(spec, batch_seqs=4096)
     found = bench.bench_train(spec, request, n_runs=64)
     planned = planned_execution(request, spec)
     assert found["predicted_s"] == step_seconds(
