@@ -7,8 +7,9 @@ way a run takes. It needs no torch.
 Its fields::
 
     schema, platform, made_s, took_s, limit_s, host
-    kernels   one entry for the sizes of each model: class, is_whole (whether all were tried),
-              tries, and checks: op, size, status, reason, errors, accepted errors (`allowed`)
+    kernels   one entry for the sizes of each model: class, is_whole (whether nothing is worth
+              another try), tries, and checks: op, size, status, reason, errors and the accepted
+              errors (`allowed`)
     shapes    one entry for each run at which whole steps were checked: label, n_params, step_flops,
               seq_len, batch_seqs, n_runs, kind, class, is_whole, tries, chosen, candidates
     candidates of a shape: step, kernels, attention, status, reason, checks (errors by weight),
@@ -37,6 +38,8 @@ OK, NOT_TRIED = "ok", "not tried"
 RULED_OUT = ("wrong", "not repeatable", "failed", "crashed", "hung")
 """Statuses of a kernel or a way that is not used: results too far from the reference's, two replays
 that differ, an error, the end of its process, no answer in time."""
+RETRIED = (NOT_TRIED, "crashed", "hung")
+"""Statuses that the next worker tries once more: the machine may have been the reason."""
 WIN_RATIO = 0.98
 """A way replaces an earlier one if its step takes less than this share of the time."""
 _KEY_DIGITS = 10
@@ -131,10 +134,8 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     kernels = {_text(entry["class"]): entry for entry in first["kernels"]}
     for entry in second["kernels"]:
         known = kernels.get(_text(entry["class"]))
-        if known is None or (entry["is_whole"] and not known["is_whole"]):
+        if known is None or (entry["tries"] > known["tries"] and not known["is_whole"]):
             kernels[_text(entry["class"])] = entry
-        elif entry["tries"] > known["tries"]:
-            kernels[_text(entry["class"])] = {**known, "tries": entry["tries"]}
     shapes = {_shape_key(entry): entry for entry in first["shapes"]}
     for entry in second["shapes"]:
         known = shapes.get(_shape_key(entry))
@@ -145,7 +146,7 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 def _merged_shape(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     known = {_text(way_of(each)): each for each in first["candidates"]}
     for each in second["candidates"]:
-        if known.get(_text(way_of(each)), {"status": NOT_TRIED})["status"] == NOT_TRIED:
+        if known.get(_text(way_of(each)), {"status": NOT_TRIED})["status"] in RETRIED:
             known[_text(way_of(each))] = each
     found = list(known.values())
     return {

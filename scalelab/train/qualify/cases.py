@@ -25,7 +25,7 @@ from scalelab_kernels import checks
 from scalelab_kernels.operations import REPEATABLE_PATHS
 from torch import Tensor
 
-from scalelab.records.qualification import NOT_TRIED, OK, kernel_class, way_of
+from scalelab.records.qualification import OK, kernel_class, way_of
 from scalelab.sweep.execution import AUTO, ExecutionSpec, candidates
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import DTYPES, Engine, batch_shape
@@ -230,11 +230,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def out_of_memory() -> dict[str, Any]:
-    """Return the result of a case that did not fit: it says nothing about the way."""
-    return {"status": NOT_TRIED, "reason": "out of memory"}
 
 
 def _odd_runs(spec: RunSpec, n_runs: int, device: str) -> tuple[RunSpec, ...]:

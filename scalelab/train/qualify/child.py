@@ -20,7 +20,8 @@ from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import build, run_spec_from_mapping
 from scalelab.train.execution import is_out_of_memory
 from scalelab.train.host import torch_settings
-from scalelab.train.qualify.cases import Cases, free_memory, out_of_memory
+from scalelab.train.qualify.cases import Cases, free_memory
+from scalelab.train.qualify.measure import OUT_OF_MEMORY
 
 _PR_SET_PDEATHSIG = 1
 _REASON_LENGTH = 300
@@ -63,7 +64,8 @@ def _answer(cases: Cases, request: dict[str, Any]) -> dict[str, Any]:
         return cases.speed(spec, n_runs, ways["execution"], ways.get("against"))
     except Exception as error:
         if is_out_of_memory(error):
-            return out_of_memory()
+            # This says nothing about the way.
+            return {"status": NOT_TRIED, "reason": OUT_OF_MEMORY}
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}"[:_REASON_LENGTH]
         return {"status": NOT_TRIED if kind == "names" else "failed", "reason": reason}

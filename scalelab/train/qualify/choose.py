@@ -17,7 +17,7 @@ from typing import Any
 
 from scalelab.errors import UsageError
 from scalelab.records.qualification import (
-    NOT_TRIED,
+    RETRIED,
     SCHEMA,
     Platform,
     cached_verdicts,
@@ -44,7 +44,7 @@ from scalelab.sweep.execution import (
     planned_execution,
 )
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.qualify.cases import plain_reference
+from scalelab.train.qualify.cases import free_memory, plain_reference
 from scalelab.train.qualify.lock import held
 from scalelab.train.qualify.measure import LIMIT_S, Target, measure, way_id
 from scalelab.train.qualify.platform import is_measurable, this_platform
@@ -97,9 +97,8 @@ def qualified(
     note: dict[str, Any] = {"requested": way_of(request)}
     if not _needs_verdict(request, ways):
         planned = planned_execution(request, spec)
-        return planned, {**note, "chosen": way_of(planned)} if AUTO in way_of(
-            request
-        ).values() else {}
+        has_choice = AUTO in way_of(request).values()
+        return planned, {**note, "chosen": way_of(planned)} if has_choice else {}
     platform = this_platform(request.device)
     verdict, path = _verdict(platform, request, spec, n_runs, request_, should_stop, is_forced)
     out = ruled_out(verdict, spec, n_runs, ways)
@@ -160,9 +159,8 @@ def _needs_verdict(request: ExecutionSpec, ways: Sequence[ExecutionSpec]) -> boo
     """Say whether a way must be qualified: not for one device's only way, nor for a plain one."""
     if request.n_devices > 1 or not is_measurable(request.device):
         return False
-    if AUTO in way_of(request).values():
-        return len(ways) > 1
-    return any(
+    is_auto = AUTO in way_of(request).values()
+    return (is_auto and len(ways) > 1) or any(
         "triton" in (way.kernels, way.attention) or way.step in ("graph", "compiled")
         for way in ways
     )
@@ -222,11 +220,16 @@ def _measured(
 ) -> dict[str, Any]:
     """Measure targets and return their entries as a verdict."""
     started = time.monotonic()
+    free_memory()
     measure(targets, request, limit_s=LIMIT_S, should_stop=should_stop)
     return {
         **_empty(platform),
         "took_s": time.monotonic() - started,
-        "kernels": [t.kernels for t in targets if t.kernels is not None],
+        "kernels": [
+            {**(t.kernels or t.kernel_entry([])), "tries": t.tries}
+            for t in targets
+            if t.needs_kernels
+        ],
         "shapes": [t.entry() for t in targets if t.ways],
     }
 
@@ -267,7 +270,7 @@ def _targets(
         entry, kernels = own_shape(verdict, each, count), own_kernels(verdict, each, count)
         if _left(entry, ways) or (_has_triton(ways) and not _is_settled(kernels)):
             known = () if entry is None else entry["candidates"]
-            tried = {way_id(c): c for c in known if c["status"] != NOT_TRIED}
+            tried = {way_id(c): c for c in known if c["status"] not in RETRIED}
             tries = 1 + max((e["tries"] for e in (entry, kernels) if e is not None), default=0)
             targets.append(
                 Target(

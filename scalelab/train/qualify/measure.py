@@ -23,6 +23,7 @@ from scalelab.records.machine import SAFE_PATH
 from scalelab.records.qualification import (
     NOT_TRIED,
     OK,
+    RETRIED,
     fastest,
     kernel_class,
     kernel_status,
@@ -40,6 +41,8 @@ START_LIMIT_S = 60.0
 FAILED_STARTS = 2
 """A child that ends or hangs this often before its first answer is given up."""
 TIME_LIMIT = "time limit"
+NO_START = "the process that checks them does not start"
+OUT_OF_MEMORY = "out of memory"
 _SLICE_S = 0.25
 _END_S = 2.0
 _READ_BYTES = 1 << 16
@@ -61,6 +64,10 @@ class Target:
         Candidates, best expected first, the plain reference included; empty to check kernels only.
     kernels : dict or None
         Entry of the kernels, if the verdict has one.
+    tries : int
+        How often the shape was measured, this time included.
+    left_reason : str
+        Why ways were not tried.
     candidates : dict
         Figures of the ways that were tried, by way.
     """
@@ -70,16 +77,29 @@ class Target:
     ways: Sequence[ExecutionSpec]
     kernels: dict[str, Any] | None = None
     tries: int = 1
+    left_reason: str = TIME_LIMIT
     candidates: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def needs_kernels(self) -> bool:
+        """Whether the kernels are to be checked: only they are, or a candidate uses them."""
+        return not self.ways or any("triton" in (w.kernels, w.attention) for w in self.ways)
 
     def entry(self) -> dict[str, Any]:
         """Return the entry of the shape; what was not reached is "not tried"."""
-        missing = {"status": NOT_TRIED, "reason": TIME_LIMIT}
+        missing = {"status": NOT_TRIED, "reason": self.left_reason}
         found = [self.candidates.get(way_id(way), {**way_of(way), **missing}) for way in self.ways]
         is_whole = all(
-            way_id(way) in self.candidates for way in self.ways if way.step != "compiled"
+            each["status"] not in RETRIED or each["reason"] == OUT_OF_MEMORY
+            for each in found
+            if each["step"] != "compiled"
         )
         return shape_entry(self.spec, self.n_runs, found, is_whole=is_whole, tries=self.tries)
+
+    def kernel_entry(self, checks: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return an entry of the kernels that is not whole."""
+        fields = {"class": kernel_class(self.spec, self.n_runs), "is_whole": False}
+        return {**fields, "tries": self.tries, "checks": checks}
 
 
 def measure(
@@ -108,36 +128,36 @@ def measure(
         When ``should_stop`` returned a text.
     """
     child = _Child(execution, time.monotonic() + limit_s, should_stop)
-    with contextlib.closing(child), contextlib.suppress(_OverError):
-        for target in targets:
-            _measure_kernels(child, target)
-            if target.ways:
-                # The reference first: the others are compared with it.
-                for way in dict.fromkeys((target.ways[-1], target.ways[0])):
-                    if way.step != "compiled":
-                        _measure_way(child, target, way)
-        for is_compiled in (False, True):
+    with contextlib.closing(child):
+        try:
+            _measure_all(child, targets)
+        except _OverError as over:
             for target in targets:
-                for way in target.ways:
-                    if (way.step == "compiled") == is_compiled:
-                        _measure_way(child, target, way)
+                target.left_reason = str(over)
+
+
+def _measure_all(child: _Child, targets: Sequence[Target]) -> None:
+    for target in targets:
+        _measure_kernels(child, target)
+        if target.ways:
+            # The reference first: the others are compared with it.
+            for way in dict.fromkeys((target.ways[-1], target.ways[0])):
+                if way.step != "compiled":
+                    _measure_way(child, target, way)
+    for is_compiled in (False, True):
+        for target in targets:
+            for way in target.ways:
+                if (way.step == "compiled") == is_compiled:
+                    _measure_way(child, target, way)
 
 
 def _measure_kernels(child: _Child, target: Target) -> None:
-    is_used = any("triton" in (way.kernels, way.attention) for way in target.ways)
-    if target.kernels is not None and target.kernels["is_whole"]:
-        return
-    if target.ways and not is_used:
+    if not target.needs_kernels or (target.kernels is not None and target.kernels["is_whole"]):
         return
     base = {"spec": asdict(target.spec), "n_runs": target.n_runs}
     listed = child.ask({"kind": "names", **base})
     checks: list[dict[str, Any]] = []
-    target.kernels = entry = {
-        "class": kernel_class(target.spec, target.n_runs),
-        "is_whole": False,
-        "tries": target.tries,
-        "checks": checks,
-    }
+    target.kernels = entry = target.kernel_entry(checks)
     if "names" not in listed:
         checks.append({"op": "all kernels", "size": "all sizes", **listed, "status": "failed"})
         entry["is_whole"] = True
@@ -145,7 +165,7 @@ def _measure_kernels(child: _Child, target: Target) -> None:
     for index, (op, size) in enumerate(listed["names"]):
         found = child.ask({"kind": "kernel", "index": index, **base})
         checks.append({"op": op, "size": size, **found})
-    entry["is_whole"] = True
+    entry["is_whole"] = all(check["status"] not in RETRIED for check in checks)
 
 
 def _measure_way(child: _Child, target: Target, way: ExecutionSpec) -> None:
@@ -153,15 +173,15 @@ def _measure_way(child: _Child, target: Target, way: ExecutionSpec) -> None:
         return
     base = {"spec": asdict(target.spec), "n_runs": target.n_runs, "execution": asdict(way)}
     ruling = kernel_status(target.kernels, way_of(way))
-    limit_s = None if way.step == "compiled" else CASE_LIMIT_S
+    is_limited = way.step != "compiled"
     if ruling is not None:
         found = {"status": ruling[0], "reason": ruling[1]}
     else:
-        found = child.ask({"kind": "step", **base}, limit_s)
+        found = child.ask({"kind": "step", **base}, is_limited=is_limited)
         if found["status"] == OK:
             best = fastest(target.candidates.values())
             against = next((asdict(w) for w in target.ways if way_of(w) == best), None)
-            timed = child.ask({"kind": "speed", "against": against, **base}, limit_s)
+            timed = child.ask({"kind": "speed", "against": against, **base}, is_limited=is_limited)
             found |= timed
     target.candidates[way_id(way)] = {**way_of(way), **found}
 
@@ -172,7 +192,7 @@ def way_id(way: ExecutionSpec | Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class _OverError(Exception):
-    """There is no time left, or no child that works."""
+    """There is no time left, or no child that works; the text says which."""
 
 
 class _Child:
@@ -192,7 +212,7 @@ class _Child:
         self._buffer = b""
         self._n_failed_starts = 0
 
-    def ask(self, request: dict[str, Any], limit_s: float | None = CASE_LIMIT_S) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], *, is_limited: bool = True) -> dict[str, Any]:
         """Return the answer to a request; the end or the silence of the child is an answer too.
 
         Raises
@@ -206,8 +226,9 @@ class _Child:
         with contextlib.suppress(OSError):  # a broken pipe shows as an end, below
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        until = self._deadline if limit_s is None else time.monotonic() + limit_s
-        until = min(until, self._deadline)
+        until = self._deadline
+        if is_limited:
+            until = min(until, time.monotonic() + CASE_LIMIT_S)
         answer = self._read(until)
         if answer is not None:
             if answer.get("status") == "crashed":
@@ -221,8 +242,8 @@ class _Child:
             return {"status": "crashed", "reason": f"its process ended with {how}"}
         self.close()
         if time.monotonic() >= self._deadline:
-            raise _OverError
-        return {"status": "hung", "reason": f"no result within {limit_s:.0f} s"}
+            raise _OverError(TIME_LIMIT)
+        return {"status": "hung", "reason": f"no result within {CASE_LIMIT_S:.0f} s"}
 
     def close(self) -> None:
         """Kill the child."""
@@ -238,8 +259,10 @@ class _Child:
 
     def _start(self) -> None:
         while self._process is None:
-            if self._n_failed_starts >= FAILED_STARTS or time.monotonic() >= self._deadline:
-                raise _OverError
+            if time.monotonic() >= self._deadline:
+                raise _OverError(TIME_LIMIT)
+            if self._n_failed_starts >= FAILED_STARTS:
+                raise _OverError(NO_START)
             self._answers, writer = os.pipe()
             self._buffer = b""
             words = (writer, self._execution.device, self._execution.n_threads)
@@ -254,7 +277,7 @@ class _Child:
                 )
             except OSError:
                 os.close(self._answers)
-                raise _OverError from None
+                raise _OverError(NO_START) from None
             finally:
                 os.close(writer)
             if self._read(min(time.monotonic() + START_LIMIT_S, self._deadline)) is None:
