@@ -17,6 +17,7 @@ from scalelab.cli.options import (
     WorkersOption,
     checked_device,
 )
+from scalelab.cli.qualify import qualify
 from scalelab.cli.roofline import roofline
 from scalelab.errors import EXIT_OK, UsageError
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
@@ -179,6 +180,7 @@ def requested(device: str | None, *, step: str, kernels: str, attention: str) ->
 
 
 app.command("roofline")(roofline)
+app.command("qualify")(qualify)
 
 
 def _measured(

@@ -13,7 +13,9 @@ from scalelab.cli.devices import check_accelerator, check_slurm
 from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, check_memory, check_results
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json
+from scalelab.cli.qualify import check_qualification
 from scalelab.errors import DataError
+from scalelab.launch.devices import gpu_names
 from scalelab.units import plural
 
 BASE_USE = "every command"
@@ -65,6 +67,7 @@ def examine(results: Path) -> list[Check]:
         *check_results(results),
         *check_memory(),
         *check_accelerator(has_torch="torch" in usable, has_triton="triton" in usable),
+        *check_qualification(results, gpu_names()),
         check_slurm(),
     ]
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
-from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir
+from scalelab.records.qualification import name_of
+from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir, execution_of
 from scalelab.records.states import BROKEN
 from scalelab.store.status import read_run_status
+from scalelab.sweep.execution import CHOICES
 from scalelab.units import format_quantity, plural
 
 FOLLOW_INTERVAL_S = 0.5
@@ -99,6 +101,10 @@ def _describe(attempt: Attempt) -> str:
     if note.get("host"):
         job = f", job {note['job_id']}" if note.get("job_id") else ""
         parts.append(f"on {note['host']}{job}")
+    execution = execution_of(note)
+    parts += [name_of(execution)] if execution.keys() >= set(CHOICES) else []
+    if changed := (note.get("qualification") or {}).get("changed"):
+        parts.append(f"changed from {name_of(changed['from'])}: {changed['reason']}")
     source = note.get("resumed_from")
     if source:
         parts.append(f"resumed from step {source.get('step')} of attempt {source.get('attempt')}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import os
 import re
 from pathlib import Path
 
@@ -22,8 +21,7 @@ _DRIVER = re.compile(r"Kernel Module[^0-9]*([0-9]+\.[0-9.]+)")
 
 def is_measurable(device: str) -> bool:
     """Say whether there is something to qualify: a GPU, or a CPU with interpreted kernels."""
-    is_interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-    return device == "cuda" or (is_interpreted and _version("triton") != "none")
+    return device == "cuda" or (scalelab_kernels.is_interpreting() and _version("triton") != "none")
 
 
 def this_platform(device: str) -> Platform:
