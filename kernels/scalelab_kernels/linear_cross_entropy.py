@@ -146,6 +146,28 @@ def _accumulate(acc: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
         acc.baddbmm_(columns.float(), hidden.float())
 
 
+def loss_rows(
+    logits: Tensor, targets: Tensor, losses: Tensor, n_vocab: int, z_loss: float,
+    ignore_index: int, *, has_grad: bool,
+) -> None:  # fmt: skip
+    """Write each row's loss and, if ``has_grad``, replace its logits by the loss's gradient.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (n, v)
+        Columns from ``n_vocab`` are neither read nor written.
+    targets : Tensor of int64, shape (n,)
+    losses : Tensor of fp32, shape (n,)
+    """
+    config = logits_config(architecture(logits))
+    n_rows = len(logits)
+    _rows_kernel[(n_rows, 1)](
+        logits, targets, losses, losses, n_rows, logits.stride(0), n_rows, 0, n_vocab, z_loss,
+        ignore_index, HAS_GRAD=has_grad, HAS_UPSTREAM=False, COLS=config.cols,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+
+
 def _run_chunks(
     hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None,
     z_loss: float, ignore_index: int, *, has_grad: bool,
