@@ -116,6 +116,7 @@ def train(
     )
     from scalelab.train.calibrate import synthetic_run
     from scalelab.train.engine import require_device
+    from scalelab.train.precision import require_precision_here
     from scalelab.units import format_quantity
 
     request = requested(device, step=step, kernels=kernels, attention=attention)
@@ -125,6 +126,7 @@ def train(
         precision=precision or default_precision(request.device),
     )
     require_executable(request, [spec])
+    require_precision_here(spec, request.device)
     execution = replace(planned_execution(request, spec), batched_runs=batched_runs)
     found = _measured(spec, execution, n_runs=batched_runs, seconds=seconds)
     if as_json:

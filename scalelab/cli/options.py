@@ -96,7 +96,7 @@ AttentionOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", help="fp32 or bf16; default fp32 on CPU, bf16 on CUDA."),
+    typer.Option("--precision", help="fp32, bf16 or fp8; default fp32 on CPU, bf16 on CUDA."),
 ]
 LrCheckOption = Annotated[
     bool,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.corpus.tokenizer import ByteTokenizer
+from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
 from scalelab.launch.speed import machine_speed, speed_for
 from scalelab.launch.trackers import require_installed
@@ -20,6 +21,7 @@ from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
 from scalelab.sweep.execution import ExecutionSpec, default_precision
 from scalelab.sweep.plan import DataFacts, Plan, make_plan
+from scalelab.sweep.precision import require_precision
 from scalelab.sweep.spec import SweepSpec
 
 ASK_ABOVE_S = 3600.0
@@ -103,6 +105,10 @@ def propose(
     precision = sweep.train.precision or default_precision(execution.device)
     plan = make_plan(sweep, facts, precision=precision)
     require_executable(execution, [row.spec for row in plan.rows])
+    # Another machine's GPUs are not known here; its workers check their own.
+    gpus = gpu_names() if sweep.launcher.name == "local" else ()
+    for row in plan.rows:
+        require_precision(row.spec, execution.device, gpus)
     if speed is None:
         speed = (
             machine_speed(execution, n_workers, precision=precision)

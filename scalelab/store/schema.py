@@ -111,7 +111,7 @@ _RECIPE = (
     Column("z_loss", REAL, "", "Weight of the squared log-normaliser in the training loss."),
     Column("init_std", REAL, "", "Standard deviation of the initial embedding weights."),
     Column("parametrization", TEXT, "", "standard or mup."),
-    Column("precision", TEXT, "", "Number format of matrix products: fp32 or bf16."),
+    Column("precision", TEXT, "", "Number format of matrix products: fp32, bf16 or fp8."),
     Column("seed", INT, "", "Seed of the initial weights and the data order."),
     Column("tokenizer", TEXT, "", "Name of the tokenizer."),
     Column("data_fingerprint", TEXT, "", "Hash of the training tokens."),

@@ -60,11 +60,16 @@ def equal_runs(specs: Iterable[RunSpec]) -> dict[str, int]:
     """Return, by run_id, how many of the runs could share its step, including itself.
 
     Branches of a trunk are not batched, because each starts from the state of another branch.
+    Neither are runs in fp8, whose products are of single matrices.
     """
     runs = {spec.run_id: spec for spec in specs}
     before = predecessors(runs.values())
     on_trunks = {spec.run_id for spec in before.values()}.union(before)
-    keys = {run_id: batch_key(spec) for run_id, spec in runs.items() if run_id not in on_trunks}
+    keys = {
+        run_id: batch_key(spec)
+        for run_id, spec in runs.items()
+        if run_id not in on_trunks and spec.precision != "fp8"
+    }
     n_equal = Counter(keys.values())
     return {run_id: n_equal[keys[run_id]] if run_id in keys else 1 for run_id in runs}
 

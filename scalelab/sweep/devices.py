@@ -30,8 +30,15 @@ def require_multi_device(spec: RunSpec, execution: ExecutionSpec) -> None:
     Raises
     ------
     UsageError
-        When the devices or the batch do not divide evenly, or a device would have no head.
+        When the devices or the batch do not divide evenly, a device would have no head, or several
+        devices would share a run in fp8.
     """
+    if spec.precision == "fp8" and execution.n_devices > 1:
+        raise UsageError(
+            f"a run in fp8 on {execution.n_devices} devices",
+            "one device for each run in fp8",
+            "Use --gpus-per-run 1, or --precision bf16.",
+        )
     require_divisible_devices(execution.n_devices, execution.tensor_parallel)
     n_groups = execution.n_data_parallel
     kind = "devices" if execution.tensor_parallel == 1 else "groups of devices"

@@ -22,8 +22,9 @@ RUN_ID_LENGTH = 12
 HASHED_DIGITS = 6
 MAX_KEPT_IDS = 1 << 17
 SCHEDULES = ("cosine", "wsd")
-PRECISIONS = ("fp32", "bf16")
-"""fp16 is not supported: it needs loss scaling, bf16 does not."""
+PRECISIONS = ("fp32", "bf16", "fp8")
+"""fp8 multiplies in fp8 where `scalelab.theory.precision` says so, otherwise in bf16. fp16 is not
+supported: it needs loss scaling, bf16 does not."""
 OPTIMIZERS = ("adamw", "muon")
 
 _T = TypeVar("_T")

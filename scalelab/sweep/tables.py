@@ -124,7 +124,10 @@ class TrainTable(Table):
         example="0.999", ge=0, lt=1
     )  # fmt: skip
     precision: Literal[PRECISIONS] | None = option(  # type: ignore[valid-type]
-        None, "Data type of matrix products. Default: fp32 on CPU, bf16 on CUDA", example="bf16"
+        None,
+        "Data type of matrix products: fp32, bf16, or fp8 for the large ones on GPUs that have it. "
+        "Default: fp32 on CPU, bf16 on CUDA",
+        example="bf16",
     )
     seeds: Integers = option(
         (0,), "Random seeds; each size is trained once per seed", example="0,1,2", commands=KINDS,

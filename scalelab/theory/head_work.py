@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from scalelab.theory.hardware import CALIBRATION
-from scalelab.theory.product_work import three_products
+from scalelab.theory.product_work import precision_of, three_products
 from scalelab.theory.step_work import FP32, StepConfig, Work
 
 
@@ -55,7 +55,7 @@ def head_work(config: StepConfig) -> list[Work]:
     launches = n_uses * -(-k // max(1, in_memory // rows))
     products = three_products(
         config, "head", f"{route} head", n, d, v, n_matrices=k, n_uses=n_uses, launches=launches,
-        precision=config.precision,
+        precision=precision_of(config, "head", shape.padded_vocab, d),
     )  # fmt: skip
     if route == "chunked":
         # Each chunk reads and writes the fp32 sum of the weight's gradient. The loss kernel reads

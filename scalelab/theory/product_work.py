@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scalelab.theory.accounting import FLOPS_PER_PARAM_FORWARD
 from scalelab.theory.hardware import CALIBRATION
+from scalelab.theory.precision import is_fp8_product
 from scalelab.theory.shape import ModelShape
 from scalelab.theory.step_work import StepConfig, Work
 
@@ -50,15 +51,20 @@ def block_products(config: StepConfig) -> list[Work]:
             n_uses=config.n_passes,
             launches=launches,
             n_layers=config.shape.n_layers,
-            precision=precision_of(config, name),
+            precision=precision_of(config, name, n_out, n_in),
         )
     return found
 
 
-def precision_of(config: StepConfig, name: str) -> str:
-    """Return the precision of the products with a weight: experts and routers have none in fp8."""
+def precision_of(config: StepConfig, name: str, n_out: int, n_in: int) -> str:
+    """Return the precision of the products with a weight of shape (n_out, n_in).
+
+    Experts and routers have none in fp8.
+    """
     is_expert = config.shape.n_experts and name in ("router", "gate_up", "down")
-    return "bf16" if config.precision == "fp8" and is_expert else config.precision
+    if config.precision == "fp8" and (is_expert or not is_fp8_product(n_out, n_in)):
+        return "bf16"
+    return config.precision
 
 
 def three_products(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scalelab.errors import UsageError
+from scalelab.theory.precision import is_fp8_product
 from scalelab.theory.shape import ModelShape
 
 PARTS = ("matmul", "attention", "elementwise", "head", "optimizer", "gaps")
@@ -42,7 +43,7 @@ class StepConfig:
     head : str
         ``fused`` (recomputed tiles of logits), ``chunked`` (products of cuBLAS over chunks of
         tokens) or ``auto`` (``fused`` in bf16 up to `FUSED_HEAD_MAX_WIDTH`). Only Triton kernels
-        have the choice; runs in fp8 use ``chunked``.
+        have the choice; a head in fp8 uses ``chunked``.
     batched_runs : int
         Runs that train in the same step, K.
     micro_batch_seqs : int
@@ -110,7 +111,8 @@ class StepConfig:
     @property
     def head_route(self) -> str:
         """``fused``, ``chunked``, or ``plain`` (all logits in memory)."""
-        if self.precision == "fp8":
+        is_fp8_head = is_fp8_product(self.shape.padded_vocab, self.shape.d_model)
+        if self.precision == "fp8" and is_fp8_head:
             return "chunked"
         if self.kernels == "reference":
             return "plain"

@@ -15,8 +15,8 @@ from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE, match_hardware
 from scalelab.train.calibrate import time_steps
-from scalelab.train.engine import DTYPES
 from scalelab.train.host import device_name, torch_settings
+from scalelab.train.precision import DTYPES
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 
@@ -47,9 +47,10 @@ def bench_train(
         ``device``, ``n_params``, ``n_runs``, ``step_s`` (median, of ``n_steps`` steps),
         ``tokens_per_s`` (of all runs together), ``tflops_per_s`` (exact convention),
         ``matmul_tflops_per_s`` (a square product of the same dtype in this process),
-        ``share_of_matmul``, ``mfu`` (palm convention over the peak), ``predicted_s`` (the step on
-        the roofline of this GPU) and ``share_of_predicted`` (predicted over measured time). The
-        last three are None on a CPU, because the hardware table has no peak for it.
+        ``share_of_matmul``, ``mfu`` (palm convention over the bf16 peak, also for fp8 and fp32),
+        ``predicted_s`` (the step on the roofline of this GPU) and ``share_of_predicted`` (predicted
+        over measured time). The last three are None on a CPU, because the hardware table has no
+        peak for it.
 
     Raises
     ------

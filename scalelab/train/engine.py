@@ -26,6 +26,7 @@ from scalelab.train.batches import PinnedBatch
 from scalelab.train.gradients import Autograd, Direct
 from scalelab.train.optimizer import Optimizer
 from scalelab.train.parameters import Layout, initialize_, lay_out
+from scalelab.train.precision import DTYPES
 
 EVAL_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192}
 """Tokens in a forward pass of an evaluation. They are constants so that all runs sum losses in the
@@ -35,8 +36,6 @@ GRAPH_WARMUP_STEPS = 2
 STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")
 EMA_START_STEPS = 10
 """The decay of the weight average is at most (1 + step) / (EMA_START_STEPS + step)."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""By `RunSpec.precision`."""
 HALF_ATTENTIONS = ("flash", "cudnn")
 """Attentions without kernels for fp32."""
 
@@ -355,6 +354,12 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             "kernels = triton on a GPU of compute capability 9.0 or 10, where torch's grouped "
             "matmul does not wait for the host",
             "Use step = eager.",
+        )
+    if specs[0].precision == "fp8" and len(specs) > 1:
+        raise UsageError(
+            f"{len(specs)} batched runs in fp8",
+            "one run in each step, because fp8 products are of single matrices",
+            "Use batched_runs = 1.",
         )
     if execution.attention in HALF_ATTENTIONS and specs[0].precision == "fp32":
         raise UsageError(

@@ -21,6 +21,7 @@ from scalelab.train.model import Decoder
 from scalelab.train.optimizer import row_norms
 from scalelab.train.parameters import Layout
 from scalelab.train.parametrization import width_factors
+from scalelab.train.precision import products
 
 
 class Autograd:
@@ -57,10 +58,11 @@ class Autograd:
         self.specs, self.execution = specs, execution
         device = master.device
         try:
-            self.ops = get_operations(execution.kernels, device)  # type: ignore[arg-type]
+            ops = get_operations(execution.kernels, device)  # type: ignore[arg-type]
             self._attend = get_attention(execution.attention, device)  # type: ignore[arg-type]
         except KernelUnavailableError as error:
             raise UsageError(error.given, error.allowed, error.do) from error
+        self._linear, self.ops = products(specs[0], ops)
         self.leaves: dict[str, Tensor] = {}
         for entry in layout.entries:
             source = master if copy is None or entry.kind == "norm" else copy
@@ -119,7 +121,15 @@ class Autograd:
 
     def _decoder(self, weights: Mapping[str, Tensor], seq_len: int) -> Decoder:
         first = self.specs[0]
-        return Decoder(first.shape, weights, seq_len, self.ops, self._attend, width_factors(first))
+        return Decoder(
+            first.shape,
+            weights,
+            seq_len,
+            self.ops,
+            self._attend,
+            width_factors(first),
+            self._linear,
+        )
 
     def _squares(self, grads: Sequence[Tensor]) -> Tensor:
         if len(self.specs) == 1:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from scalelab.theory.shape import ModelShape
 from scalelab.train.moe import BALANCE_WEIGHT, feed_forward
 from scalelab.train.parametrization import WidthFactors
+from scalelab.train.precision import Linear, linear
 
 NORM_EPSILON = 1e-6
 
@@ -40,6 +41,8 @@ class Decoder:
         Attention function, from `scalelab_kernels.operations.get_attention`.
     factors : WidthFactors
         Factors of the parametrization.
+    linear : Callable
+        Linear layer of the blocks, from `scalelab.train.precision.products`.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Decoder:
         ops: Operations,
         attend: Callable[..., Tensor],
         factors: WidthFactors,
+        linear: Linear = linear,
     ) -> None:
+        self.linear = linear
         self.shape = shape
         self.weights = weights
         self.ops = ops
@@ -122,8 +127,8 @@ class Decoder:
                 self.enter,
             )
             return self.leave(mixed), stream, balance
-        hidden = self.ops.swiglu(linear(self.enter(normed), gate_up))
-        return self.leave(linear(hidden, down)), stream, None
+        hidden = self.ops.swiglu(self.linear(self.enter(normed), gate_up))
+        return self.leave(self.linear(hidden, down)), stream, None
 
     def _add_norm(self, output: Tensor | None, stream: Tensor, gain: str) -> tuple[Tensor, Tensor]:
         """Return the norm of the stream after the addition, and the stream."""
@@ -178,7 +183,7 @@ class Decoder:
     def _attend(self, normed: Tensor, prefix: str) -> Tensor:
         w, shape = self.weights, self.shape
         q, k, v = self.ops.qk_norm_rope(
-            linear(normed, w[prefix + "qkv"]),
+            self.linear(normed, w[prefix + "qkv"]),
             w.get(prefix + "q_norm"),
             w.get(prefix + "k_norm"),
             self.cos,
@@ -188,21 +193,13 @@ class Decoder:
             NORM_EPSILON,
         )
         mixed = self.attend(q, k, v, scale=self.factors.attention)
-        return linear(mixed.transpose(-2, -3).flatten(-2), w[prefix + "out"])
+        return self.linear(mixed.transpose(-2, -3).flatten(-2), w[prefix + "out"])
 
 
 @functools.lru_cache(maxsize=8)
 def _rope(seq_len: int, d_head: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the RoPE tables, which all decoders of a size share."""
     return rope_tables(seq_len, d_head, device=device)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x @ weight.T``, for weight (out, in), or (K, out, in) with x (K, ..., in)."""
-    if weight.ndim == 2:
-        return functional.linear(x, weight)
-    rows = x.reshape(weight.shape[0], -1, x.shape[-1])
-    return torch.bmm(rows, weight.transpose(1, 2)).view(*x.shape[:-1], weight.shape[1])
 
 
 def embed(tokens: Tensor, weight: Tensor) -> Tensor:

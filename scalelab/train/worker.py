@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from scalelab.corpus.dataset import open_dataset
-from scalelab.errors import DataError, ScalelabError
+from scalelab.errors import DataError, ScalelabError, UsageError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec, QualifyRequest, planned_execution
 from scalelab.sweep.run_spec import RunSpec
@@ -28,8 +28,8 @@ from scalelab.train.execution import (
 )
 from scalelab.train.host import torch_settings
 from scalelab.train.loop import RunsEngine, train
+from scalelab.train.precision import require_precision_here
 from scalelab.train.qualify.attempt import attempt_execution
-from scalelab.train.qualify.choose import RuledOutError
 from scalelab.train.qualify.measure import StoppedError
 from scalelab.train.session import Session
 from scalelab.train.sharded.ranks import BrokenGroupError, RanksLostError, own_ranks
@@ -129,8 +129,9 @@ def _attempt(
     note = {**(host_note or {}), "companions": [run.run_id for run in runs]}
     request = execution
     try:
+        require_precision_here(specs[0], execution.device)
         execution, chosen = attempt_execution(runs, request, qualify, should_stop)
-    except (RuledOutError, StoppedError) as error:
+    except (UsageError, StoppedError) as error:
         # The attempt ends before it begins; its note says why.
         planned = planned_execution(request, specs[0])
         sessions = [Session(run, planned, note, trunks) for run in runs]

@@ -20,6 +20,7 @@ from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.train import engine as engines
 from scalelab.train import execution as executions
+from scalelab.train import muon
 from scalelab.train.calibrate import synthetic_run
 from scalelab.train.engine import Engine, batch_shape
 from tests.train.capture import Capture, CaptureError, emulate
@@ -27,6 +28,8 @@ from tests.train.capture import Capture, CaptureError, emulate
 N_STEPS = 3
 DENSE = ModelShape(n_layers=2, d_model=16, n_heads=2, d_head=8, d_ff=24, vocab_size=61)
 FULL = replace(DENSE, n_layers=1, n_kv_heads=1, is_tied=True, has_qk_norm=True)
+WIDE = replace(FULL, d_model=128, d_head=64, d_ff=64, vocab_size=128)
+"""A shape with products in fp8."""
 EXPERTS = replace(DENSE, n_layers=1, n_experts=4, n_active_experts=2)
 
 
@@ -90,6 +93,10 @@ REFERENCE_CASES = {
         run_of(FULL, parametrization="mup", z_loss=1e-4),
         {"batched_runs": 2, "micro_batch_seqs": 3},
     ),
+    "fp8, muon, micro-batches": (
+        run_of(WIDE, precision="fp8", optimizer="muon", z_loss=1e-4),
+        {"micro_batch_seqs": 3},
+    ),
 }
 TRITON_CASES = {
     "all parts of a dense model": (run_of(FULL, z_loss=1e-4, ema_decay=0.9, n_steps=2), {}),
@@ -118,6 +125,8 @@ def test_a_captured_step_needs_no_host_and_has_the_eager_bits(
 def test_a_captured_step_of_kernels_needs_no_host_and_has_the_eager_bits(
     captures: list[Capture], monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
+    # Five interpreted Newton-Schulz steps take half a minute.
+    monkeypatch.setattr(muon, "NEWTON_SCHULZ_STEPS", 1)
     spec, settings = TRITON_CASES[case]
     settings = {"kernels": "triton", "attention": "triton", **settings}
     monkeypatch.setattr(engines, "GRAPH_WARMUP_STEPS", 1)

@@ -28,9 +28,10 @@ from torch import Tensor
 from scalelab.records.qualification import OK, kernel_class, way_of
 from scalelab.sweep.execution import AUTO, ExecutionSpec, candidates
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.engine import DTYPES, Engine, batch_shape
+from scalelab.train.engine import Engine, batch_shape
 from scalelab.train.execution import is_out_of_memory, smaller_micro_batch
 from scalelab.train.gradients import Autograd
+from scalelab.train.precision import DTYPES
 
 CHECKED_SEQS = 3
 CHECKED_STEPS = 3
@@ -263,7 +264,9 @@ def _find_truth(specs: tuple[RunSpec, ...], execution: ExecutionSpec) -> _Truth:
         wide = engine.master.double()
         exact = torch.zeros_like(wide)
         wide_execution = replace(plain, attention="explicit")
-        gradients = Autograd(specs, wide_execution, engine.layout, wide, exact, None)
+        # Products of an fp8 run are exact here, too.
+        plain_specs = [replace(spec, precision="fp32") for spec in specs]
+        gradients = Autograd(plain_specs, wide_execution, engine.layout, wide, exact, None)
         gradients.take(torch.from_numpy(batch).to(engine.device))
         own, *_ = _take(engine, batch)
         _add_squares(squares, engine, own, exact)
