@@ -76,9 +76,8 @@ class Autograd:
         for index, leaf in enumerate(self.leaves.values()):
             self._of_dtype.setdefault(leaf.dtype, []).append(index)
         self.model = self._decoder(self.leaves, specs[0].seq_len)
-        self._loss_sums = self.model.loss_sums
-        if execution.step == "compiled":
-            self._loss_sums = _compiled(self.model)
+        is_compiled = execution.step == "compiled"
+        self._loss_sums = _compiled(self.model) if is_compiled else self.model.loss_sums
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Write the gradients of the mean losses to ``grad``; return losses and squared norms.
