@@ -43,11 +43,11 @@ def leave_one_out(report: FitReport) -> list[dict[str, float]]:
     """Refit without each budget in turn: the exponent a, and the error on the omitted runs."""
     import numpy as np
 
-    from scalelab.api.fits import score
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.isoflop import budgets_of
     from scalelab.fit.parametric import fit_parametric
     from scalelab.forecast.allocate import frontier
+    from scalelab.forecast.backtest import score
 
     rows = report.observations
     budget = budgets_of(rows)[0]

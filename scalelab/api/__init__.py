@@ -15,8 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
+from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
-from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict, score
+from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
 from scalelab.api.replay import ReplayReport, replay_adaptive
 from scalelab.api.sweeps import cancel, launch, plan, propose, replace_diverged, resume
 from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
@@ -69,14 +70,33 @@ _TYPES = {
 """Modules of the types, which are imported at their first use."""
 _HOMES = {name: module for module, names in _TYPES.items() for name in names.split()}
 
-__all__ = ["AUTO_FORM", "adapt", "cancel", "check_lr", "compare", "decide", "fit", "launch", "load"]
-__all__ += ["plan", "predict", "propose", "replace_diverged", "replay_adaptive", "resume", "score"]
+__all__ = [
+    "AUTO_FORM",
+    "adapt",
+    "backtest",
+    "cancel",
+    "check_lr",
+    "compare",
+    "decide",
+    "fit",
+    "launch",
+    "load",
+]
+__all__ += ["plan", "predict", "propose", "replace_diverged", "replay_adaptive", "resume"]
 __all__ += ["tune", "tune_law"]
 # What they take.
 __all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
 __all__ += ["ProgressCallbacks", "SweepSpec", "Target", "TuneSpec"]
 # What they return.
-__all__ += ["AdaptReport", "CancelReport", "Comparison", "Decision", "FitReport", "FitWarning"]
+__all__ += [
+    "AdaptReport",
+    "BacktestReport",
+    "CancelReport",
+    "Comparison",
+    "Decision",
+    "FitReport",
+    "FitWarning",
+]
 __all__ += ["Forecast", "Holdout", "Interval", "LaunchReport", "LaunchView", "ParametricFit"]
 __all__ += ["Plan", "Proposal", "ReplayReport", "SavedPlan", "TableRead", "Tuning", "TuningAnswer"]
 __all__ += ["Verdict"]

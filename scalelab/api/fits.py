@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import ParametricFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport as BaseFitReport
-    from scalelab.forecast.fit_report import Holdout
-    from scalelab.records.types import Observations
 
 AUTO_FORM = "auto"
+LOSS = "loss_nats"
 DEFAULT_LEVEL = 0.9
 
 
@@ -76,6 +75,7 @@ def fit(
     predict: Asked = (),
     compare_forms: bool = False,
     fitted: ParametricFit | None = None,
+    forecaster: str = "law",
 ) -> FitReport:
     """Fit a scaling law: approach 3 with intervals, approaches 1 and 2 to check it, and forecasts.
 
@@ -112,6 +112,9 @@ def fit(
     fitted : ParametricFit, optional
         ``report.fit`` of an earlier call with the same rows, form, objective and bootstrap. It is
         reused, for another level or other forecasts.
+    forecaster : str
+        What predicts: ``law``, the fitted law, or ``averaged``, several forms averaged by evidence
+        with a smooth misfit, which also answers where one law is not identified.
 
     Raises
     ------
@@ -135,11 +138,21 @@ def fit(
     from scalelab.fit.select import FORMS, OBJECTIVES
     from scalelab.fit.select import compare as ranked
     from scalelab.fit.speedup import effective_speedup
-    from scalelab.forecast.allocate import derived, extrapolation_warnings, forecast
+    from scalelab.forecast.allocate import (
+        AVERAGED,
+        check_forecaster,
+        derived,
+        extrapolation_warnings,
+        forecast,
+    )
+    from scalelab.forecast.averaged import fit_average
+    from scalelab.forecast.averaged_forecast import average_forecasts
+    from scalelab.forecast.backtest import score
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.fit_report import ordered
 
     check_level(level)
+    check_forecaster(forecaster)
     requests = as_requests(predict)
     spec = as_bootstrap(bootstrap)
     objective = None if objective is None else as_objective(objective)
@@ -174,7 +187,12 @@ def fit(
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
     span = fitted_range(rows)
-    forecasts = forecast(found, requests, fitted=span, level=level) if is_trusted else ()
+    averaged = fit_average(rows) if forecaster == AVERAGED and found.law.target == LOSS else None
+    if averaged is not None:
+        forecasts = average_forecasts(averaged, requests, fitted=span, level=level)
+    else:
+        forecasts = forecast(found, requests, fitted=span, level=level) if is_trusted else ()
+    predictor = averaged or (found if is_trusted else None)
     weights = paired_weights(rows, spec, found)
     isoflop = fit_isoflop(rows, level=level, weights=weights)
     envelope = fit_envelope(along_curves(rows, table.curves), level=level, seed=spec.seed)
@@ -209,7 +227,8 @@ def fit(
         disagreement=against,
         warnings=ordered(warnings),
         forecasts=forecasts,
-        holdout=score(found, held, level) if held is not None and is_trusted else None,
+        averaged=averaged,
+        holdout=None if held is None or predictor is None else score(predictor, held, level),
         comparison=comparison,
         speedup=None
         if other is None or not is_trusted
@@ -253,6 +272,7 @@ def forecasts(
     from scalelab.errors import NotIdentifiedError
     from scalelab.fit.outcome import check_level
     from scalelab.forecast.allocate import forecast
+    from scalelab.forecast.averaged_forecast import average_forecasts
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.fit_report import FitReport
 
@@ -265,13 +285,17 @@ def forecasts(
         raise UsageError("nothing to predict", "N, D or C", 'Write predict(report, "C=1e24").')
     if level is not None:
         check_level(level)
+    fitted = fitted_range(report.observations)
+    if report.averaged is not None:
+        return average_forecasts(
+            report.averaged, requests, fitted=fitted, level=level or report.level
+        )
     if report.fit.status == "not_identified":
         raise NotIdentifiedError(
             "a fit that is not identified",
             "runs that determine the law",
             "Read report.warnings: they say what is missing.",
         )
-    fitted = fitted_range(report.observations)
     return forecast(report.fit, requests, fitted=fitted, level=level or report.level)
 
 
@@ -320,25 +344,3 @@ def compare(
         seed=seed,
     )
     return Comparison.of(found)
-
-
-def score(found: ParametricFit, held: Observations, level: float = DEFAULT_LEVEL) -> Holdout:
-    """Return how well a fit predicts rows that were not fitted."""
-    import numpy as np
-
-    from scalelab.fit.select import columns_of
-    from scalelab.forecast.fit_report import Holdout
-
-    columns = columns_of(held)
-    predicted = found.predict(columns, level=level)
-    observed = columns[found.law.target]
-    error = np.abs(predicted.value / observed - 1)
-    is_inside = (predicted.pred_low <= observed) & (observed <= predicted.pred_high)
-    return Holdout(
-        n_rows=len(held),
-        mean_relative_error=float(error.mean()),
-        max_relative_error=float(error.max()),
-        covered=int(is_inside.sum()),
-        mean_width=float((predicted.pred_high - predicted.pred_low).mean()),
-        level=level,
-    )

@@ -80,6 +80,14 @@ def fit(
             "Model to predict: C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; repeatable.",
         ),
     ] = None,
+    forecaster: Annotated[
+        str,
+        option(
+            ASK,
+            "What predicts. law: the fitted law. averaged: several forms averaged by evidence with "
+            "a smooth misfit; it also answers where one law is not identified.",
+        ),
+    ] = "law",
     holdout: Annotated[
         str | None,
         option(ASK, "SQL condition: leave these rows out, then report the error on them."),
@@ -137,6 +145,7 @@ def fit(
             level=level,
             predict=predict or (),
             compare_forms=compare,
+            forecaster=forecaster,
         )
     except UsageError as error:
         if cluster is None:

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from scalelab import __version__
 from scalelab.cli import adaptive as adaptive_commands
+from scalelab.cli import backtest as backtest_commands
 from scalelab.cli import bench as bench_commands
 from scalelab.cli import dashboard as dashboard_commands
 from scalelab.cli import data as data_commands
@@ -41,7 +42,7 @@ from scalelab.errors import (
 )
 
 ORDER = (
-    *("sweep", "status", "fit", "decide", "tune", "dashboard", "report"),
+    *("sweep", "status", "fit", "backtest", "decide", "tune", "dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
     *("data", "bench", "doctor"),
 )
@@ -74,6 +75,7 @@ app.command("logs")(results_commands.logs)
 app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
+app.command("backtest")(backtest_commands.backtest)
 app.command("tables")(tables_commands.tables)
 app.command("fit", cls=PanelCommand)(fit_commands.fit)
 app.command("decide", cls=PanelCommand)(decide_commands.decide)

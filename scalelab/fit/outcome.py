@@ -239,6 +239,11 @@ class ParametricFit:
             out[name] = Interval(value=params[name], low=low, high=high)
         return out
 
+    @property
+    def target(self) -> str:
+        """Column that the law predicts."""
+        return self.law.target
+
     def predict(self, columns: Mapping[str, ArrayLike], level: float = DEFAULT_LEVEL) -> Prediction:
         """Return the predicted target with confidence and prediction intervals.
 

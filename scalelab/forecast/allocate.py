@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
 from scalelab.forecast.extrapolation import FittedRange, extrapolation_warning
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
@@ -24,6 +24,9 @@ from scalelab.units import format_flops, parse_quantity
 COLUMN_OF_LETTER = {"N": "n_params", "D": "n_tokens", "C": "flops"}
 SIZE_COLUMNS = tuple(COLUMN_OF_LETTER.values())
 MAX_STEPS = 60
+LAW, AVERAGED = "law", "averaged"
+FORECASTERS = (LAW, AVERAGED)
+"""The fitted law, or the average of several forms (`scalelab.forecast.averaged`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +64,8 @@ class Forecast:
         ``flops`` divided by those of the largest fitted run, both as 6 N D.
     outside_range : tuple of str
         Phrases such as ``110x the FLOPs of the largest run``; empty within `EXTRAPOLATION_LIMIT`.
+    forecaster : str
+        One of `FORECASTERS`: what predicts the loss and the compute-optimal sizes.
     """
 
     asked: str
@@ -76,6 +81,7 @@ class Forecast:
     level: float
     extrapolation: float | None
     outside_range: tuple[str, ...] = ()
+    forecaster: str = LAW
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast under the names of the JSON contract."""
@@ -90,7 +96,18 @@ class Forecast:
             "allocation": self.allocation,
             **sizes,
             **{name: getattr(self, name) for name in (*rest, "level", "extrapolation")},
+            "forecaster": self.forecaster,
         }
+
+
+def check_forecaster(name: str) -> None:
+    """Raise UsageError unless the name is one of `FORECASTERS`."""
+    if name not in FORECASTERS:
+        raise UsageError(
+            f"forecaster {name!r}{did_you_mean(name, FORECASTERS)}",
+            " or ".join(FORECASTERS),
+            "Use --forecaster averaged.",
+        )
 
 
 def parse_request(text: str, *, option: str = "--predict") -> Request:
@@ -255,11 +272,11 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
             )
             values[name] = value
         allocation = (
-            f"compute-optimal at {_letter(known[0])} = {format_flops(request.values[known[0]])}"
+            f"compute-optimal at {letter_of(known[0])} = {format_flops(request.values[known[0]])}"
         )
     else:
-        allocation = f"{' and '.join(map(_letter, known)) or 'columns'} given"
-        allocation += "; C = 6 N D" if _complete(values) else ""
+        allocation = f"{' and '.join(map(letter_of, known)) or 'columns'} given"
+        allocation += "; C = 6 N D" if complete_sizes(values) else ""
     missing = [name for name in law.columns if name not in values]
     if missing:
         raise UsageError(
@@ -324,7 +341,7 @@ def _optimum(law: Law, given: str, value: float, start: float) -> tuple[float, f
     return n_params, n_tokens, flops
 
 
-def _complete(values: dict[str, float]) -> bool:
+def complete_sizes(values: dict[str, float]) -> bool:
     """Add the third of N, D and C to the values; return whether one was added."""
     rules: tuple[tuple[str, str, str, Callable[[float, float], float]], ...] = (
         ("flops", "n_params", "n_tokens", train_flops_6nd),
@@ -338,7 +355,8 @@ def _complete(values: dict[str, float]) -> bool:
     return False
 
 
-def _letter(column: str) -> str:
+def letter_of(column: str) -> str:
+    """Return N, D or C for the name of its column."""
     return next(letter for letter, name in COLUMN_OF_LETTER.items() if name == column)
 
 

@@ -22,6 +22,7 @@ from scalelab.fit.parabola import CurveMinimum
 from scalelab.fit.select import Comparison
 from scalelab.fit.speedup import Speedup
 from scalelab.forecast.allocate import Forecast
+from scalelab.forecast.averaged import AveragedFit
 from scalelab.records.types import Observations
 
 SCHEMA = 1
@@ -79,6 +80,8 @@ class FitReport:
     comparison : Comparison or None
     speedup : Speedup or None
         Each if requested.
+    averaged : AveragedFit or None
+        The averaged forecaster, if it made the forecasts.
     """
 
     observations: Observations
@@ -94,11 +97,14 @@ class FitReport:
     holdout: Holdout | None = None
     comparison: Comparison | None = None
     speedup: Speedup | None = None
+    averaged: AveragedFit | None = None
 
     @property
     def exit_code(self) -> int:
-        """0, or 4 if the rows do not determine the law."""
-        return NotIdentifiedError.exit_code if self.fit.status == "not_identified" else EXIT_OK
+        """0, or 4 if the rows do not determine the law and nothing else answered."""
+        has_answer = self.averaged is not None and len(self.forecasts) > 0
+        is_open = self.fit.status == "not_identified" and not has_answer
+        return NotIdentifiedError.exit_code if is_open else EXIT_OK
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab fit --json``; numbers at full precision."""
@@ -135,6 +141,8 @@ class FitReport:
             "minima": [{"value": m.value, "params": dict(m.params)} for m in fit.minima],
             "approaches": {"1": self._envelope_dict(), "2": self._isoflop_dict()},
             "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
+            "forecaster": "law" if self.averaged is None else "averaged",
+            "forms": None if self.averaged is None else self.averaged.weights,
             "predictions": [forecast.to_dict() for forecast in self.forecasts],
             "holdout": self.holdout
             and {name: getattr(self.holdout, name) for name in Holdout.__dataclass_fields__},

@@ -170,7 +170,7 @@ class Posterior:
         out = self.plus @ self.plus[j] - self.minus @ self.minus[j]
         distance = np.sqrt(((features - features[j]) ** 2).sum(axis=1))
         for variance, length in zip(self.misfits, self.lengths, strict=True):
-            out += variance * _matern(distance, length)
+            out += variance * matern(distance, length)
         return np.asarray(out)
 
     def variance(self) -> FloatArray:
@@ -213,7 +213,7 @@ def fit_posterior(
     found = []
     for prior in priors_of(points.columns):
         known = earlier.get(prior.law)
-        found.append(_fit(prior, here, y, rng, known) if len(y) else _untouched(prior))
+        found.append(fit_form(prior, here, y, rng, known) if len(y) else _untouched(prior))
     return _average(points, observed, y, level, found)
 
 
@@ -226,7 +226,7 @@ def _untouched(prior: Prior) -> FormPosterior:
     )
 
 
-def _fit(
+def fit_form(
     prior: Prior, here: Points, y: FloatArray, rng: np.random.Generator, known: FormPosterior | None
 ) -> FormPosterior:
     """Return the posterior of one form, by alternating between mode and hyperparameters."""
@@ -235,7 +235,7 @@ def _fit(
     if known is not None:
         starts.append(np.linalg.solve(prior.mix, known.prior.theta(known.z) - prior.mean))
     hyperparameters = Hyperparameters() if known is None else known.hyperparameters
-    kernels = {length: _matern(_distances(here.features), length) for length in LENGTH_GRID}
+    kernels = {length: matern(distances(here.features), length) for length in LENGTH_GRID}
     growth = here.noise_growth
     for _ in range(2):
         root = cholesky(
@@ -362,7 +362,7 @@ def _conditioned(
         return value, slope, np.zeros((len(value), 0))
     hyperparameters, features = form.hyperparameters, points.features
     gaps = features[:, None] - features[observed]
-    across = hyperparameters.misfit**2 * _matern(
+    across = hyperparameters.misfit**2 * matern(
         np.sqrt((gaps**2).sum(axis=2)), hyperparameters.length
     )
     across += slope @ slope[observed].T
@@ -374,12 +374,13 @@ def _conditioned(
     return mean, slope, taken
 
 
-def _distances(features: FloatArray) -> FloatArray:
+def distances(features: FloatArray) -> FloatArray:
+    """Return the distances between all points, shape (n, n)."""
     gaps = features[:, None] - features[None]
     return np.asarray(np.sqrt((gaps**2).sum(axis=2)))
 
 
-def _matern(distance: FloatArray, length: float) -> FloatArray:
+def matern(distance: FloatArray, length: float) -> FloatArray:
     """Return the Matern kernel of smoothness 3/2."""
     scaled = math.sqrt(3.0) / length * distance
     return np.asarray((1.0 + scaled) * np.exp(-scaled))

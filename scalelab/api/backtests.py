@@ -1,0 +1,164 @@
+"""The verb `backtest`: how well the forecasters predict the largest runs of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.api.data import DEFAULT_RESULTS, read_runs, split_runs
+from scalelab.api.notebook_view import NotebookView
+from scalelab.errors import ScalelabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalelab.api.data import Data
+    from scalelab.forecast.backtest import Score
+
+ALL_TABLES = "public:ALL"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class BacktestReport(NotebookView):
+    """Scores of forecasters on cuts of tables.
+
+    Attributes
+    ----------
+    scores : tuple of Score
+    skipped : Mapping[str, str]
+        Why a table has no score, by name.
+    level : float
+        Level of the intervals.
+    """
+
+    scores: tuple[Score, ...]
+    skipped: Mapping[str, str]
+    level: float
+
+    def by_table(self) -> pd.DataFrame:
+        """Return the means over the cuts of each table, one row a table and forecaster."""
+        import pandas as pd
+
+        frame = self.to_frame()
+        columns = ["mean_relative_error", "coverage", "mean_width"]
+        if frame.empty:
+            return pd.DataFrame(columns=["table", "forecaster", *columns])
+        grouped = frame.groupby(["table", "forecaster"], sort=False)
+        means = grouped[columns].mean()
+        means["answered"] = grouped["coverage"].apply(lambda column: column.notna().mean())
+        return means.reset_index()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each table, cut and forecaster."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows())
+
+    def plot(self) -> Figure:
+        """Return the mean relative error of each table and forecaster, in percent."""
+        from scalelab.report.plots import interval_figure
+
+        means = self.by_table().dropna()
+        labels = [f"{t}, {f}" for t, f in zip(means["table"], means["forecaster"], strict=True)]
+        errors = (100 * means["mean_relative_error"]).tolist()
+        rows = [
+            (label, float(error), None, None) for label, error in zip(labels, errors, strict=True)
+        ]
+        return interval_figure(rows, "mean error on the rows left out (%)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of ``scalelab backtest``."""
+        return {
+            "schema": 1,
+            "command": "backtest",
+            "level": self.level,
+            "scores": self._rows(),
+            "skipped": dict(self.skipped),
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for each in self.scores:
+            found = {} if each.holdout is None else asdict(each.holdout)
+            rows.append(
+                {
+                    "table": each.table,
+                    "cut": each.cut,
+                    "forecaster": each.forecaster,
+                    "n_rows": each.n_rows,
+                    "mean_relative_error": found.get("mean_relative_error"),
+                    "max_relative_error": found.get("max_relative_error"),
+                    "coverage": None if each.holdout is None else each.coverage,
+                    "mean_width": found.get("mean_width"),
+                    "reason": each.reason or None,
+                }
+            )
+        return rows
+
+    def _lines(self) -> Iterator[str]:
+        tables = {each.table for each in self.scores}
+        yield f"BacktestReport: {len(tables)} tables, {len(self.scores)} scores"
+        yield "see .by_table(), .to_frame(), .plot(), .to_dict()"
+
+
+def backtest(
+    data: Data | None = None,
+    *,
+    sweep: str | None = None,
+    results: str | Path = DEFAULT_RESULTS,
+    mapping: Mapping[str, str] | None = None,
+    where: str | None = None,
+    forecasters: Sequence[str] | None = None,
+    factor: float | None = None,
+    level: float = 0.9,
+) -> BacktestReport:
+    """Leave out the largest runs of a table, forecast them from the rest, and score that.
+
+    Parameters
+    ----------
+    data : file name, DataFrame or other table, optional
+        ``public:ALL`` tests every public table of the package, each with the rows that its paper
+        fits; tables that cannot be used are named in ``skipped``.
+    sweep, results, mapping, where
+        As in `fit`.
+    forecasters : sequence of str, optional
+        Default: ``law`` and ``averaged``.
+    factor : float, optional
+        Rows within this factor of the largest N, D or C are left out; default 2.
+    level : float
+        Level of the intervals.
+    """
+    from scalelab.fit.outcome import check_level
+    from scalelab.forecast import backtest as tests
+    from scalelab.forecast.allocate import FORECASTERS, check_forecaster
+    from scalelab.store.public_tables import PREFIX, list_public_tables
+
+    check_level(level)
+    names = tuple(forecasters or FORECASTERS)
+    for name in names:
+        check_forecaster(name)
+    options: dict[str, Any] = {
+        "forecasters": names,
+        "factor": factor or tests.FACTOR,
+        "level": level,
+    }
+    if str(data) != ALL_TABLES:
+        table = read_runs(data, sweep=sweep, results=results, mapping=mapping, where=where)
+        rows = split_runs(table)[0]
+        return BacktestReport(
+            scores=tests.backtest(rows, rows.source, **options), skipped={}, level=level
+        )
+    scores: list[Score] = []
+    skipped = {}
+    for public in list_public_tables():
+        try:
+            table = read_runs(Path(PREFIX + public.name), where=public.where or None)
+            scores += tests.backtest(split_runs(table)[0], public.name, **options)
+        except ScalelabError as error:
+            skipped[public.name] = error.given
+    return BacktestReport(scores=tuple(scores), skipped=skipped, level=level)

@@ -1,0 +1,94 @@
+"""``scalelab backtest``: forecast the largest runs of tables from the others, and score that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, JsonOption, ResultsOption
+from scalelab.cli.output import console, emit_json
+from scalelab.errors import EXIT_OK
+
+
+def backtest(
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help=FROM_HELP + " `public:ALL`: all public tables.")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="Sweep to test; default: the latest with results.")
+    ] = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="Columns of the file, as OURS=THEIRS,..; as in `scalelab fit`."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition on the columns, such as 'flops > 1e18'.")
+    ] = None,
+    forecaster: Annotated[
+        list[str] | None,
+        typer.Option(help="law or averaged; repeatable. Default: both."),
+    ] = None,
+    factor: Annotated[
+        float,
+        typer.Option(min=1.0, help="Leave out rows within this factor of the largest N, D or C."),
+    ] = 2.0,
+    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.9,
+    as_json: JsonOption = False,
+) -> int:
+    """Score forecasts of the largest runs of a table.
+
+    They are left out and forecast from the other rows; the answer is error and coverage.
+
+    The largest sizes, the longest runs and the largest budgets are left out in turn.
+
+    Example: scalelab backtest --from public:ALL
+    """
+    from scalelab.api.backtests import backtest as run
+    from scalelab.cli.layout import Fitting, number_table
+    from scalelab.store.tables import parse_map
+    from scalelab.units import plural
+
+    report = run(
+        from_file,
+        sweep=sweep,
+        results=results,
+        mapping=parse_map(mapping or []),
+        where=where,
+        forecasters=forecaster,
+        factor=factor,
+        level=level,
+    )
+    if as_json:
+        emit_json(report.to_dict())
+        return EXIT_OK
+    out = console()
+    table = number_table(
+        *("table", "cut", "rows", "forecaster", "error %", "covered %", "width"),
+        texts=("table", "cut", "forecaster"),
+    )
+    for each in report.scores:
+        found = each.holdout
+        table.add_row(
+            each.table,
+            each.cut,
+            str(each.n_rows),
+            each.forecaster,
+            each.reason if found is None else f"{100 * each.error:.2f}",
+            "" if found is None else f"{100 * each.coverage:.0f}",
+            "" if found is None else f"{found.mean_width:.3f}",
+        )
+    out.print(Fitting(table))
+    means = report.by_table()
+    for name, rows in means.groupby("forecaster", sort=False):
+        out.print(
+            f"{name}: mean error {100 * rows['mean_relative_error'].mean():.2f} %, coverage "
+            f"{rows['coverage'].mean():.2f} at a nominal {level:g} (mean over "
+            f"{plural(len(rows), 'table')}).",
+            soft_wrap=True,
+        )
+    for name, reason in report.skipped.items():
+        out.print(f"not tested: {name}: {reason}", soft_wrap=True, style="dim")
+    return EXIT_OK

@@ -1,0 +1,386 @@
+r"""The averaged forecaster: several forms with a smooth misfit, averaged by evidence.
+
+The model is that of `scalelab.forecast.posterior`. There, one value of the misfit, the noise and
+the length is chosen for each form, because a design compares thousands of candidate runs. Here,
+few points are asked for, so these values and the growth of the noise at small scale are averaged
+over a grid too. Rows with a large residual count for less (Student-t noise). An interval is a
+quantile of the mixture, so it contains the median, which is the forecast.
+
+Calibration: the larger sizes, the longer runs and the larger budgets are left out in turn, and
+forecast from the rest. If the errors exceed the intervals, all intervals are widened by that
+factor; they are never narrowed.
+
+References
+----------
+Hoeting et al. 1999, "Bayesian model averaging: a tutorial". Lange et al. 1989, "Robust statistical
+modeling using the t distribution" (weights of the rows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+from scipy.special import ndtri
+
+from scalelab.arrays import FloatArray
+from scalelab.fit.outcome import Prediction
+from scalelab.forecast.mixture import Mixture
+from scalelab.forecast.posterior import (
+    NOISE_GROWTH,
+    FormPosterior,
+    Points,
+    distances,
+    fit_form,
+    matern,
+)
+from scalelab.forecast.priors import priors_of
+from scalelab.records.types import Observations
+from scalelab.theory.accounting import train_flops_6nd
+
+MISFITS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+NOISES = (0.0003, 0.0006, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
+LENGTHS = (1.0, 2.0, 4.0, 8.0)
+GROWTHS = (0.0, 0.15, 0.3)
+"""Grids of tau, sigma (both of the log loss), length (natural logs) and growth exponent g."""
+PAIRS = tuple(product(MISFITS, NOISES))
+CENTRES, SPREADS = (0.004, 0.003, 3.0), (1.2, 1.2, 0.6)
+"""Prior medians of tau, sigma and length, and the spreads of their logarithms."""
+NEGLIGIBLE = 3e-3
+"""Weight of a component, relative to the largest, below which it is left out."""
+DEGREES = 4.0
+"""Degrees of freedom of the Student-t noise."""
+MOST_ROWS = 300
+LARGEST_SHARE = 0.5
+"""Of more rows, `MOST_ROWS` are used: this share is those of most compute, the rest random."""
+LARGEST_LOG = 13.0
+"""Largest log loss, relative to the median, of a form that is taken for a number."""
+LEFT_OUT = 2.0
+"""Rows within this factor of the largest N, D or C are left out to calibrate."""
+MIN_ROWS_LEFT = 6
+PRIOR_ROWS, ROWS_EACH = 9.0, 3
+"""Rows that the assumed factor 1 counts for, and the most that one of the three cuts counts for."""
+LARGEST_Z = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Whitened:
+    """Rows in which misfit and noise of every size are diagonal, for one length and growth.
+
+    Attributes
+    ----------
+    length, growth : float
+        The kernel's length, and g.
+    turn : ndarray of shape (m, m)
+        Maps columns of the rows: ``turn.T @ K @ turn`` is diagonal, the noise becomes the identity.
+    spectrum : ndarray of shape (m,)
+        That diagonal, for a misfit of 1.
+    log_scale : float
+        Log determinant of the noise's covariance, for a noise of 1.
+    """
+
+    length: float
+    growth: float
+    turn: FloatArray
+    spectrum: FloatArray
+    log_scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Component:
+    """One form with one choice of misfit, noise, length and growth.
+
+    Attributes
+    ----------
+    form : FormPosterior
+        The form at the mode of its parameters.
+    misfit, noise : float
+        tau and sigma.
+    system : Whitened
+    weight : float
+    y, slope : ndarray of shape (m,), (m, p)
+        Whitened losses relative to the linearised form, and its whitened derivative.
+    """
+
+    form: FormPosterior
+    misfit: float
+    noise: float
+    system: Whitened
+    weight: float
+    y: FloatArray
+    slope: FloatArray
+
+    def solve(self, across: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return (n,) and (n, n): prediction and reduction of the covariance at n points.
+
+        Parameters
+        ----------
+        across : ndarray of shape (m, n)
+            Prior covariance of the rows with the points.
+        """
+        diagonal, root = self._roots()
+        turned = self.system.turn.T @ across
+        scaled = turned / diagonal[:, None]
+        inner = solve_triangular(root, self.slope.T @ scaled, lower=True)
+        own = solve_triangular(root, self.slope.T @ (self.y / diagonal), lower=True)
+        return scaled.T @ self.y - inner.T @ own, turned.T @ scaled - inner.T @ inner
+
+    def _roots(self) -> tuple[FloatArray, FloatArray]:
+        """Return the diagonal of misfit and noise, and the root of the form's part (Woodbury)."""
+        diagonal = self.misfit**2 * self.system.spectrum + self.noise**2
+        inner = np.eye(self.slope.shape[1]) + self.slope.T @ (self.slope / diagonal[:, None])
+        return diagonal, cholesky(inner, lower=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AveragedFit:
+    """The forecaster, conditioned on finished runs.
+
+    Attributes
+    ----------
+    rows : Points
+        The runs that were used.
+    level : float
+        Median log loss of the rows, to which the components are relative.
+    components : tuple of Component
+    inflation : float
+        Factor of all standard deviations, at least 1.
+    """
+
+    rows: Points
+    level: float
+    components: tuple[Component, ...]
+    inflation: float = 1.0
+    target: ClassVar[str] = "loss_nats"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each form by name, the largest first."""
+        found: dict[str, float] = {}
+        for each in self.components:
+            name = each.form.prior.law.name
+            found[name] = found.get(name, 0.0) + each.weight
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def at(self, columns: Mapping[str, FloatArray]) -> Mixture:
+        """Return the distribution of the log loss at these points."""
+        points = self._points(columns)
+        scale = self.inflation**2
+        parts = [self._conditioned(each, points) for each in self.components]
+        noise = [(each.noise * _grown(points, each.system.growth)) ** 2 for each in self.components]
+        return Mixture(
+            weights=np.array([each.weight for each in self.components]),
+            means=np.stack([mean for mean, _ in parts]),
+            variances=np.stack([scale * np.maximum(np.diag(cov), 1e-14) for _, cov in parts]),
+            noise=scale * np.stack(noise),
+        )
+
+    def predict(self, columns: Mapping[str, FloatArray], level: float) -> Prediction:
+        """Return the median loss with confidence and prediction intervals, in the losses' unit."""
+        mixture = self.at({name: columns[name] for name in self.rows.columns if name in columns})
+        tails = ((1 - level) / 2, (1 + level) / 2)
+        low, high = (np.exp(mixture.quantile(q)) for q in tails)
+        new_low, new_high = (np.exp(mixture.quantile(q, is_new_run=True)) for q in tails)
+        return Prediction(
+            value=np.exp(mixture.quantile(0.5)),
+            low=low,
+            high=high,
+            pred_low=np.minimum(new_low, low),
+            pred_high=np.maximum(new_high, high),
+            level=level,
+        )
+
+    def draws(
+        self, columns: Mapping[str, FloatArray], n: int, rng: np.random.Generator
+    ) -> FloatArray:
+        """Return n joint draws of the noise-free log losses at these points, shape (n, m)."""
+        points = self._points(columns)
+        counts = rng.multinomial(n, np.array([each.weight for each in self.components]))
+        out = []
+        for each, count in zip(self.components, counts, strict=True):
+            if count:
+                mean, covariance = self._conditioned(each, points)
+                values, vectors = np.linalg.eigh(covariance)
+                root = vectors * np.sqrt(np.maximum(values, 0.0))
+                out.append(mean + self.inflation * rng.standard_normal((count, len(mean))) @ root.T)
+        return np.concatenate(out)
+
+    def _points(self, columns: Mapping[str, FloatArray]) -> Points:
+        if "unique_tokens" in self.rows.columns:
+            columns = {"unique_tokens": columns["n_tokens"], **columns}
+        return Points(columns=columns, reference_flops=self.rows.reference_flops)
+
+    def _conditioned(self, each: Component, points: Points) -> tuple[FloatArray, FloatArray]:
+        """Return mean (n,) and covariance (n, n) of the log losses under one component."""
+        prior, z, length = each.form.prior, each.form.z, each.system.length
+        value, slope = prior.log_loss(z, points.columns)
+        _, own = prior.log_loss(z, self.rows.columns)
+        gaps = np.sqrt(((self.rows.features[:, None] - points.features) ** 2).sum(axis=2))
+        across = each.misfit**2 * matern(gaps, length) + own @ slope.T
+        shift, reduction = each.solve(across)
+        prior_covariance = each.misfit**2 * matern(distances(points.features), length)
+        prior_covariance += slope @ slope.T
+        return self.level + value - slope @ z + shift, prior_covariance - reduction
+
+
+def fit_average(rows: Observations, *, is_calibrated: bool = True, seed: int = 0) -> AveragedFit:
+    """Return the averaged forecaster of finished runs.
+
+    Parameters
+    ----------
+    rows : Observations
+        At least one run.
+    is_calibrated : bool
+        Whether to widen the intervals by the errors on rows that are left out.
+    seed : int
+        Seed of the starts of the modes and of the choice among more than `MOST_ROWS` rows.
+    """
+    columns, losses = _columns(rows)
+    keep = _kept(columns, seed)
+    columns = {name: values[keep] for name, values in columns.items()}
+    losses = losses[keep]
+    found = _fit(columns, losses, seed)
+    return replace(found, inflation=_inflation(columns, losses, seed)) if is_calibrated else found
+
+
+def _columns(rows: Observations) -> tuple[dict[str, FloatArray], FloatArray]:
+    columns = {"n_params": rows.n_params, "n_tokens": rows.n_tokens}
+    unique = rows.extra.get("unique_tokens")
+    if unique is not None:
+        distinct = np.minimum(np.asarray(unique, dtype=np.float64), rows.n_tokens)
+        if (distinct < rows.n_tokens).any():
+            columns["unique_tokens"] = distinct
+    return columns, rows.loss_nats
+
+
+def _kept(columns: Mapping[str, FloatArray], seed: int) -> NDArray[np.intp]:
+    """Return the positions of the rows that are used, at most `MOST_ROWS`."""
+    flops = train_flops_6nd(columns["n_params"], columns["n_tokens"])
+    if len(flops) <= MOST_ROWS:
+        return np.arange(len(flops))
+    order = np.argsort(flops)[::-1]
+    n_largest = int(LARGEST_SHARE * MOST_ROWS)
+    rest = np.random.default_rng(seed).choice(
+        order[n_largest:], MOST_ROWS - n_largest, replace=False
+    )
+    return np.sort(np.concatenate([order[:n_largest], rest]))
+
+
+def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, seed: int) -> AveragedFit:
+    flops = train_flops_6nd(columns["n_params"], columns["n_tokens"])
+    points = Points(columns=columns, reference_flops=float(flops.max()))
+    level = float(np.median(np.log(losses)))
+    y = np.log(losses) - level
+    forms, lines = [], []
+    for prior in priors_of(columns):
+        form = fit_form(prior, points, y, np.random.default_rng(seed), None)
+        value, slope = prior.log_loss(form.z, columns)
+        if np.abs(value).max() < LARGEST_LOG:
+            forms.append(form)
+            lines.append((value, slope))
+    residuals = [y - value for value, _ in lines]
+    widened = _student(min(residuals, key=lambda each: float(np.median(np.abs(each)))), points)
+    found = []
+    for system in _systems(points, widened):
+        for form, (value, slope) in zip(forms, lines, strict=True):
+            turned = system.turn.T @ slope
+            target = system.turn.T @ (y - value + slope @ form.z)
+            evidence = _log_evidence(target, turned, system)
+            for (misfit, noise), log_evidence in zip(PAIRS, evidence, strict=True):
+                each = Component(
+                    form=form,
+                    misfit=misfit,
+                    noise=noise,
+                    system=system,
+                    weight=0.0,
+                    y=target,
+                    slope=turned,
+                )
+                found.append((log_evidence + _log_prior(misfit, noise, system.length), each))
+    largest = max(log_weight for log_weight, _ in found)
+    kept = [
+        replace(each, weight=math.exp(log_weight - largest))
+        for log_weight, each in found
+        if log_weight > largest + math.log(NEGLIGIBLE)
+    ]
+    total = math.fsum(each.weight for each in kept)
+    return AveragedFit(
+        rows=points,
+        level=level,
+        components=tuple(replace(each, weight=each.weight / total) for each in kept),
+    )
+
+
+def _systems(points: Points, widened: FloatArray) -> Iterator[Whitened]:
+    """Yield the whitened rows for each length and growth."""
+    gaps = distances(points.features)
+    for length, growth in product(LENGTHS, GROWTHS):
+        scale = _grown(points, growth) * np.sqrt(widened)
+        spectrum, vectors = np.linalg.eigh(matern(gaps, length) / np.outer(scale, scale))
+        yield Whitened(
+            length=length,
+            growth=growth,
+            turn=vectors / scale[:, None],
+            spectrum=np.maximum(spectrum, 0.0),
+            log_scale=2 * float(np.log(scale).sum()),
+        )
+
+
+def _log_evidence(y: FloatArray, slope: FloatArray, system: Whitened) -> list[float]:
+    """Return the log density of whitened losses for each of `PAIRS`, by Woodbury's identity."""
+    misfit, noise = np.array(PAIRS).T
+    diagonal = (misfit**2)[:, None] * system.spectrum + (noise**2)[:, None]
+    scaled = slope.T[None] / diagonal[:, None]
+    inner = np.eye(slope.shape[1]) + scaled @ slope
+    along = scaled @ y
+    square = (y**2 / diagonal).sum(axis=1)
+    square -= (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
+    log_det = np.log(diagonal).sum(axis=1) + np.linalg.slogdet(inner)[1] + system.log_scale
+    return list(-0.5 * (square + log_det))
+
+
+def _log_prior(misfit: float, noise: float, length: float) -> float:
+    """Return the log prior density of tau, sigma and the length, up to a constant."""
+    values = zip((misfit, noise, length), CENTRES, SPREADS, strict=True)
+    return -0.5 * sum((math.log(value / centre) / spread) ** 2 for value, centre, spread in values)
+
+
+def _student(residual: FloatArray, points: Points) -> FloatArray:
+    """Return the factor of each row's noise variance under Student-t noise, shape (m,)."""
+    relative = residual / points.noise_growth
+    scale = max(1.4826 * float(np.median(np.abs(relative))), 1e-6)
+    return np.asarray(np.maximum((DEGREES + (relative / scale) ** 2) / (DEGREES + 1), 1.0))
+
+
+def _grown(points: Points, growth: float) -> FloatArray:
+    """Return the noise relative to that at the reference compute, for an exponent g."""
+    return np.asarray(points.noise_growth ** (growth / NOISE_GROWTH))
+
+
+def _inflation(columns: Mapping[str, FloatArray], losses: FloatArray, seed: int) -> float:
+    """Return the factor by which errors on larger runs exceed their intervals, at least 1."""
+    squares, weight = PRIOR_ROWS, PRIOR_ROWS
+    for far in _cuts(columns):
+        near = ~far
+        found = _fit({name: values[near] for name, values in columns.items()}, losses[near], seed)
+        mixture = found.at({name: values[far] for name, values in columns.items()})
+        below = mixture.probability_below(np.log(losses[far]), is_new_run=True)
+        z = np.clip(ndtri(np.clip(below, 1e-9, 1 - 1e-9)), -LARGEST_Z, LARGEST_Z)
+        n = min(int(far.sum()), ROWS_EACH)
+        squares, weight = squares + n * float(np.mean(z**2)), weight + n
+    return max(1.0, math.sqrt(squares / weight))
+
+
+def _cuts(columns: Mapping[str, FloatArray]) -> Iterator[NDArray[np.bool_]]:
+    """Yield the rows of the largest N, of the largest D and of the largest C."""
+    N, D = columns["n_params"], columns["n_tokens"]
+    for values in (N, D, train_flops_6nd(N, D)):
+        far = values >= values.max() / LEFT_OUT
+        if far.mean() <= 0.5 and (~far).sum() >= MIN_ROWS_LEFT:
+            yield far

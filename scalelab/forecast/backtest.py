@@ -1,0 +1,155 @@
+"""Backtest of forecasters: leave out the largest runs of a table, forecast them from the rest.
+
+The largest sizes, the longest runs and the largest budgets are left out in turn, since each is a
+question that people ask: a larger model, more tokens, more compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.errors import DataError, ScalelabError
+from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.outcome import ParametricFit
+from scalelab.fit.parametric import fit_parametric
+from scalelab.fit.select import columns_of
+from scalelab.forecast.allocate import AVERAGED, FORECASTERS
+from scalelab.forecast.averaged import AveragedFit, fit_average
+from scalelab.forecast.fit_report import Holdout
+from scalelab.records.types import Observations
+from scalelab.theory.accounting import train_flops_6nd
+
+FACTOR = 2.0
+"""Rows within this factor of the largest N, D or C are left out."""
+MOST_LEFT_OUT = 0.4
+MIN_ROWS_LEFT = 8
+LEVEL = 0.9
+N_REPLICATES = 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """A part of a table that is forecast from the rest."""
+
+    name: str
+    is_left_out: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How one forecaster predicted one cut of one table.
+
+    Attributes
+    ----------
+    table, cut, forecaster : str
+    n_rows : int
+        Rows left out.
+    holdout : Holdout or None
+        The score; None if the forecaster gave no answer.
+    reason : str
+        Why there is no answer.
+    """
+
+    table: str
+    cut: str
+    forecaster: str
+    n_rows: int
+    holdout: Holdout | None
+    reason: str = ""
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows inside their prediction interval; NaN without an answer."""
+        return float("nan") if self.holdout is None else self.holdout.covered / self.n_rows
+
+    @property
+    def error(self) -> float:
+        """Mean relative error; NaN without an answer."""
+        return float("nan") if self.holdout is None else self.holdout.mean_relative_error
+
+
+def backtest(
+    rows: Observations,
+    table: str,
+    *,
+    forecasters: Sequence[str] = FORECASTERS,
+    factor: float = FACTOR,
+    level: float = LEVEL,
+) -> tuple[Score, ...]:
+    """Return the score of each forecaster on each cut of a table.
+
+    Raises
+    ------
+    DataError
+        If no cut leaves enough rows.
+    """
+    found = list(cuts(rows, factor))
+    if not found:
+        raise DataError(
+            f"{table}, where no cut leaves {MIN_ROWS_LEFT} rows and at most "
+            f"{MOST_LEFT_OUT:.0%} to forecast",
+            "runs of several sizes, lengths or budgets",
+            "Use a table with more runs, or a smaller --factor.",
+        )
+    return tuple(_score(rows, table, cut, name, level) for cut in found for name in forecasters)
+
+
+def cuts(rows: Observations, factor: float) -> Iterator[Cut]:
+    """Yield the cuts along N, D and C that leave enough rows; equal cuts once."""
+    seen: set[bytes] = set()
+    for name, values in (
+        ("largest sizes", rows.n_params),
+        ("longest runs", rows.n_tokens),
+        ("largest budgets", train_flops_6nd(rows.n_params, rows.n_tokens)),
+    ):
+        far = values >= values.max() / factor
+        key = far.tobytes()
+        if far.mean() <= MOST_LEFT_OUT and (~far).sum() >= MIN_ROWS_LEFT and key not in seen:
+            seen.add(key)
+            yield Cut(name=name, is_left_out=far)
+
+
+def score(found: ParametricFit | AveragedFit, held: Observations, level: float = LEVEL) -> Holdout:
+    """Return how well a fit predicts rows that were not fitted."""
+    columns = columns_of(held)
+    predicted = found.predict(columns, level=level)
+    observed = columns[found.target]
+    error = np.abs(predicted.value / observed - 1)
+    is_inside = (predicted.pred_low <= observed) & (observed <= predicted.pred_high)
+    return Holdout(
+        n_rows=len(held),
+        mean_relative_error=float(error.mean()),
+        max_relative_error=float(error.max()),
+        covered=int(is_inside.sum()),
+        mean_width=float((predicted.pred_high - predicted.pred_low).mean()),
+        level=level,
+    )
+
+
+def _score(rows: Observations, table: str, cut: Cut, name: str, level: float) -> Score:
+    near, far = rows.take(~cut.is_left_out), rows.take(cut.is_left_out)
+    holdout, reason = None, ""
+    try:
+        found: ParametricFit | AveragedFit
+        if name == AVERAGED:
+            found = fit_average(near)
+        else:
+            found = fit_parametric(near, bootstrap=BootstrapSpec(k=N_REPLICATES))
+        if isinstance(found, ParametricFit) and found.status == "not_identified":
+            reason = "not identified"
+        else:
+            holdout = score(found, far, level)
+    except ScalelabError as error:
+        reason = error.given
+    return Score(
+        table=table,
+        cut=cut.name,
+        forecaster=name,
+        n_rows=len(far),
+        holdout=holdout,
+        reason=reason,
+    )

@@ -1,0 +1,181 @@
+"""The averaged forecaster: its arithmetic, its answers, and what it refuses."""
+
+import numpy as np
+import pytest
+from scipy.linalg import cho_factor, cho_solve
+from scipy.stats import norm
+
+from scalelab import api
+from scalelab.errors import NotIdentifiedError, UsageError
+from scalelab.forecast.averaged import _log_evidence, _systems, fit_average
+from scalelab.forecast.averaged_forecast import compute_optimal_size, optimum
+from scalelab.forecast.mixture import Mixture
+from scalelab.forecast.posterior import Points, distances, matern
+from scalelab.records.types import Observations
+
+
+def loss(N, D):
+    return 1.69 + 406 * N**-0.34 + 411 * D**-0.28
+
+
+def optimal_n(flops):
+    G = (0.34 * 406 / (0.28 * 411)) ** (1 / 0.62)
+    return G * (flops / 6) ** (0.28 / 0.62)
+
+
+def runs(seed=0, noise=0.005, budgets=(1e18, 1e19, 1e20), sizes=7):
+    rng = np.random.default_rng(seed)
+    flops = np.repeat(budgets, sizes)
+    N = optimal_n(flops) * np.tile(np.geomspace(1 / 5, 5, sizes), len(budgets))
+    D = flops / 6 / N
+    losses = loss(N, D) * np.exp(noise * rng.standard_normal(len(N)))
+    return Observations(n_params=N, n_tokens=D, loss_nats=losses, flops=flops)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit_average(runs())
+
+
+def test_quantiles_of_a_mixture_of_one_are_those_of_a_gaussian():
+    one = Mixture(
+        weights=np.ones(1),
+        means=np.full((1, 2), 0.7),
+        variances=np.full((1, 2), 0.04),
+        noise=np.full((1, 2), 0.05),
+    )
+    np.testing.assert_allclose(one.quantile(0.9), norm(0.7, 0.2).ppf(0.9), rtol=1e-9)
+    np.testing.assert_allclose(one.quantile(0.1, is_new_run=True), norm(0.7, 0.3).ppf(0.1))
+    np.testing.assert_allclose(one.probability_below(np.full(2, 0.7)), 0.5)
+
+
+def test_crps_is_that_of_samples():
+    mixture = Mixture(
+        weights=np.array([0.3, 0.7]),
+        means=np.array([[0.0], [1.0]]),
+        variances=np.array([[0.01], [0.04]]),
+        noise=np.zeros((2, 1)),
+    )
+    rng = np.random.default_rng(0)
+    part = rng.random(20_000) < 0.3
+    x = np.where(part, rng.normal(0, 0.1, 20_000), rng.normal(1, 0.2, 20_000))
+    expected = np.abs(x - 0.4).mean() - np.abs(x - rng.permutation(x)).mean() / 2
+    assert mixture.crps(np.array([0.4]))[0] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_evidence_is_that_of_the_dense_covariance():
+    rng = np.random.default_rng(0)
+    N, D = np.exp(rng.uniform(15, 20, (2, 12)))
+    points = Points(
+        columns={"n_params": N, "n_tokens": D}, reference_flops=float((6 * N * D).max())
+    )
+    widened = rng.uniform(1, 3, 12)
+    slope, y = rng.standard_normal((12, 3)), rng.standard_normal(12)
+    system = list(_systems(points, widened))[4]
+    turned = system.turn.T @ slope
+    found = _log_evidence(system.turn.T @ y, turned, system)
+    from scalelab.forecast.averaged import PAIRS
+
+    for (misfit, noise), value in list(zip(PAIRS, found, strict=True))[::7]:
+        growth = points.noise_growth ** (system.growth / 0.15)
+        dense = misfit**2 * matern(distances(points.features), system.length) + slope @ slope.T
+        dense += np.diag((noise * growth) ** 2 * widened)
+        factor = cho_factor(dense)
+        expected = -0.5 * y @ cho_solve(factor, y) - np.log(np.diag(factor[0])).sum()
+        assert value == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_forecast_is_near_the_truth_and_its_interval_contains_it(fitted):
+    flops = 1e21
+    N = optimal_n(flops)
+    at = {"n_params": np.array([N]), "n_tokens": np.array([flops / 6 / N])}
+    found = fitted.predict(at, 0.9)
+    truth = loss(N, flops / 6 / N)
+    assert found.low[0] < found.value[0] < found.high[0]
+    assert found.pred_low[0] <= found.low[0] <= truth <= found.high[0] <= found.pred_high[0]
+    assert abs(found.value[0] / truth - 1) < 0.01
+
+
+def test_the_optimal_size_is_near_the_truth_and_its_interval_contains_it(fitted):
+    found = optimum(fitted, 1e20)
+    interval = found.interval(0.9)
+    assert interval.low <= interval.value <= interval.high
+    assert interval.low <= optimal_n(1e20) <= interval.high
+    assert interval.value == compute_optimal_size(fitted, 1e20)
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    rows = runs()
+    order = np.random.default_rng(1).permutation(len(rows))
+    at = {"n_params": np.array([1e9]), "n_tokens": np.array([3e10])}
+    first, second = (fit_average(each).predict(at, 0.9) for each in (rows, rows.take(order)))
+    assert first.value[0] == pytest.approx(second.value[0], rel=1e-4)
+
+
+def test_an_outlier_moves_the_forecast_less_than_its_share():
+    rows = runs()
+    losses = rows.loss_nats.copy()
+    losses[-1] *= 1.15
+    spoiled = Observations(
+        n_params=rows.n_params, n_tokens=rows.n_tokens, loss_nats=losses, flops=rows.flops
+    )
+    at = {"n_params": np.array([optimal_n(1e21)])}
+    at["n_tokens"] = 1e21 / 6 / at["n_params"]
+    clean, moved = (fit_average(each).predict(at, 0.9).value[0] for each in (rows, spoiled))
+    assert abs(moved / clean - 1) < 0.02
+
+
+def test_errors_on_the_runs_left_out_widen_the_intervals():
+    rows = runs(noise=0.002)
+    bent = rows.loss_nats * (1 + 0.08 * np.log(rows.flops / 1e18) * (rows.flops > 5e19))
+    bent_rows = Observations(
+        n_params=rows.n_params, n_tokens=rows.n_tokens, loss_nats=bent, flops=rows.flops
+    )
+    assert fit_average(bent_rows).inflation > fit_average(rows).inflation
+
+
+def test_fit_answers_with_it_where_one_law_is_not_identified():
+    line = runs(sizes=1, budgets=(1e18, 3e18, 1e19, 3e19, 1e20))
+    frame = {"n_params": line.n_params, "n_tokens": line.n_tokens, "loss_nats": line.loss_nats}
+    import pandas as pd
+
+    table = pd.DataFrame(frame)
+    N = optimal_n(3e20)
+    asked = f"N={N:.6g},D={3e20 / 6 / N:.6g}"
+    report = api.fit(table, predict=asked, forecaster="averaged", bootstrap=100)
+    assert report.fit.status == "not_identified"
+    assert report.exit_code == 0
+    (found,) = report.forecasts
+    assert found.forecaster == "averaged"
+    assert found.low <= loss(N, 3e20 / 6 / N) <= found.high
+
+
+def test_a_loss_that_nobody_can_know_is_refused(fitted):
+    with pytest.raises(NotIdentifiedError, match="too wide"):
+        api.fit(
+            {
+                "n_params": [1e7, 1e7, 1e7, 1e7],
+                "n_tokens": [1e8, 2e8, 4e8, 8e8],
+                "loss_nats": [4.0, 3.8, 3.65, 3.5],
+            },
+            predict="N=1e13,D=1e8",
+            forecaster="averaged",
+            bootstrap=50,
+        )
+
+
+@pytest.mark.parametrize("asked", ["lr=1e-3", "N=1e9,lr=1e-3"])
+def test_other_columns_are_refused(asked):
+    rows = runs()
+    frame = {
+        "n_params": rows.n_params,
+        "n_tokens": rows.n_tokens,
+        "loss_nats": rows.loss_nats,
+    }
+    with pytest.raises(UsageError):
+        api.fit(frame, predict=asked, forecaster="averaged", bootstrap=50)
+
+
+def test_an_unknown_forecaster_is_refused_with_the_nearest_name():
+    with pytest.raises(UsageError, match="averaged"):
+        api.fit({"n_params": [1.0]}, forecaster="average")
