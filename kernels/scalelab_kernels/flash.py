@@ -34,11 +34,12 @@ def deterministic_mode() -> Iterator[None]:
     settings: Any = torch.utils.deterministic
     was_filling = settings.fill_uninitialized_memory
     settings.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True)
+    # The public function would also change how torch.compile generates code.
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
+        torch._C._set_deterministic_algorithms(was_on, warn_only=was_warning)
         settings.fill_uninitialized_memory = was_filling
 
 

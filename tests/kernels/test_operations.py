@@ -9,7 +9,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from scalelab_kernels import flash, operations, reference, reference_gram, reference_moe
+from scalelab_kernels import flash, fp8, operations, reference, reference_gram, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
 from scalelab_kernels.linear_cross_entropy import NARROW
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,6 +97,13 @@ def unused_outputs():
             lambda x, head=head: ops.linear_cross_entropy_sum(x, head, targets),
             torch.randn(2, width),
         )
+    in_fp8 = fp8.operations(ops)
+    head = torch.randn(32, 32, dtype=torch.bfloat16)
+    yield (
+        "cross-entropy in fp8",
+        lambda x: in_fp8.linear_cross_entropy_sum(x, head, torch.zeros(16, dtype=torch.int64)),
+        torch.randn(16, 32, dtype=torch.bfloat16),
+    )
 
 
 @pytest.mark.parametrize("case", list(unused_outputs()), ids=lambda case: case[0])

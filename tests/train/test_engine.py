@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scalelab_kernels.reference import rope_tables
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import PRECISIONS, RunSpec
+from scalelab.train import engine as engines
+from scalelab.train import model
 from scalelab.train.engine import Engine, Readings, learning_rates
 from scalelab.train.gradients import Autograd
 
@@ -183,3 +186,54 @@ def test_each_residual_addition_is_part_of_a_norm(
     gradients.model.ops = replace(gradients.ops, **{name: counted(name) for name in names})
     gradients.model.hidden(torch.zeros(1, spec.seq_len, dtype=torch.int64))
     assert called == ["rms_norm", *["add_rms_norm"] * 2 * shape.n_layers]
+
+
+def test_an_evaluation_builds_the_rope_tables_once(
+    spec: RunSpec, execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(n_positions: int, head_dim: int, **settings: Any) -> Any:
+        made.append(n_positions)
+        return rope_tables(n_positions, head_dim, **settings)
+
+    engine = fresh(spec, execution)
+    monkeypatch.setattr(model, "rope_tables", counted)
+    monkeypatch.setitem(engines.EVAL_TOKENS_PER_BATCH, "cpu", 40)
+    # A length that no other test uses: the decoders of a process share their tables.
+    engine.evaluate(0, np.zeros((6, 38), dtype=np.int64))
+    assert made == [37]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "capability", "is_possible"),
+    [
+        ("triton", (9, 0), True),
+        ("triton", (10, 0), True),
+        ("triton", (8, 0), False),
+        ("triton", (12, 0), False),
+        ("reference", (9, 0), False),
+    ],
+)
+def test_experts_take_a_graph_where_their_products_do_not_wait_for_the_host(
+    spec: RunSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: str,
+    capability: tuple[int, int],
+    is_possible: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    run = replace(spec, shape=replace(spec.shape, n_experts=4, n_active_experts=2))
+    way = ExecutionSpec(device="cuda", step="graph", kernels=kernels, attention="sdpa")
+    if is_possible:
+        engines._require_possible([run], way)
+        return
+    with pytest.raises(UsageError, match="grouped matmul does not wait"):
+        engines._require_possible([run], way)
+
+
+@pytest.mark.parametrize("attention", engines.HALF_ATTENTIONS)
+def test_attention_without_fp32_kernels_is_refused_for_fp32(spec: RunSpec, attention: str) -> None:
+    with pytest.raises(UsageError, match="half precision"):
+        Engine([spec], ExecutionSpec(attention=attention))

@@ -12,7 +12,7 @@ import torch
 
 from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ATTENTIONS, ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train import execution as executions
 from scalelab.train import gradients
@@ -136,6 +136,17 @@ def test_a_run_that_runs_out_of_memory_continues_with_smaller_micro_batches(
     found, expected = (np.array(list(curve(run).values())) for run in (short, straight))
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     assert result(short).loss_nats == pytest.approx(result(straight).loss_nats, rel=2e-5)
+
+
+def test_an_attempt_records_whether_its_bits_are_repeatable(
+    make_run: Callable[..., RunDir], attempt_at: Callable[..., str]
+) -> None:
+    run = make_run(n_steps=2, warmup_steps=0)
+    assert attempt_at(run) == "done"
+    assert last_note(run)["is_repeatable"] is True
+    assert [name for name in ATTENTIONS if not ExecutionSpec(attention=name).is_repeatable] == [
+        "cudnn"
+    ]
 
 
 def test_a_run_whose_single_sequence_does_not_fit_fails(
