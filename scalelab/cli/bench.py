@@ -108,13 +108,8 @@ def train(
 
     from scalelab.cli.output import console, emit_json
     from scalelab.launch.executable import require_executable
-    from scalelab.sweep.execution import (
-        CHOICES,
-        default_precision,
-        execution_words,
-        planned_execution,
-    )
-    from scalelab.train.calibrate import synthetic_run
+    from scalelab.sweep.execution import CHOICES, default_precision, execution_words
+    from scalelab.train.calibrate import synthetic_run, timed_execution
     from scalelab.train.engine import require_device
     from scalelab.train.precision import require_precision_here
     from scalelab.units import format_quantity
@@ -127,7 +122,7 @@ def train(
     )
     require_executable(request, [spec])
     require_precision_here(spec, request.device)
-    execution = replace(planned_execution(request, spec), batched_runs=batched_runs)
+    execution = timed_execution(replace(request, batched_runs=batched_runs), spec)
     found = _measured(spec, execution, n_runs=batched_runs, seconds=seconds)
     if as_json:
         taken = {name: getattr(execution, name) for name in CHOICES}

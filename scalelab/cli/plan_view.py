@@ -8,15 +8,9 @@ from typing import Any
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console
 from scalelab.launch.proposal import Proposal
+from scalelab.records.qualification import way_of
 from scalelab.sweep.cost import PlanCost, plan_cost
-from scalelab.sweep.execution import (
-    AUTO,
-    CHOICES,
-    ExecutionSpec,
-    execution_words,
-    is_auto,
-    planned_execution,
-)
+from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto
 from scalelab.sweep.plan import Plan
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
@@ -104,21 +98,18 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
     return lines
 
 
-def planned_ways(proposal: Proposal) -> list[ExecutionSpec]:
-    """Return the ways in which the runs are expected to be executed, each once."""
-    rows = proposal.plan.rows
-    return list(dict.fromkeys(planned_execution(proposal.execution, row.spec) for row in rows))
-
-
 def _execution_line(proposal: Proposal) -> str:
     """Return what was requested and what is planned, in words."""
-    request, ways = proposal.execution, planned_ways(proposal)
+    request, taken = proposal.execution, proposal.taken()
+    ways = taken or proposal.planned()
     planned = " or ".join(dict.fromkeys(execution_words(way) for way in ways))
     words = [planned]
     if is_auto(request):
         named = " + ".join(v for name in CHOICES if (v := getattr(request, name)) != AUTO)
-        start = ", qualified at start" if request.device == "cuda" else ""
-        words = [f"{AUTO}{f' with {named}' if named else ''} (planned: {planned}{start})"]
+        start = f"planned: {planned}"
+        if request.device == "cuda":
+            start = f"{start}, qualified at start" if taken is None else f"qualified: {planned}"
+        words = [f"{AUTO}{f' with {named}' if named else ''} ({start})"]
     words.append(f"attention {' or '.join(dict.fromkeys(way.attention for way in ways))}")
     if request.n_devices > 1:
         words.append(f"{request.n_devices} devices a run")
@@ -169,15 +160,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
             for row, seconds in zip(plan.rows, cost.run_seconds, strict=True)
         ],
         "rules": dict(plan.rules),
-        "execution": {
-            "device": proposal.execution.device,
-            "requested": {name: getattr(proposal.execution, name) for name in REQUESTED},
-            "planned": [
-                {name: getattr(way, name) for name in CHOICES} for way in planned_ways(proposal)
-            ],
-            "is_qualified_at_start": is_auto(proposal.execution)
-            and proposal.execution.device == "cuda",
-        },
+        "execution": _execution_json(proposal),
         "data": {
             "tokenizer": plan.data.tokenizer,
             "n_train_tokens": plan.data.n_train_tokens,
@@ -187,6 +170,17 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
         "totals": {"flops": plan.total_flops, **_cost_json(cost)},
         "elsewhere": [_cost_json(other) for other in proposal.elsewhere],
         "warnings": plan.warnings(),
+    }
+
+
+def _execution_json(proposal: Proposal) -> dict[str, Any]:
+    request, taken = proposal.execution, proposal.taken()
+    return {
+        "device": request.device,
+        "requested": {name: getattr(request, name) for name in REQUESTED},
+        "planned": [way_of(way) for way in proposal.planned()],
+        "taken": None if taken is None else [way_of(way) for way in taken],
+        "is_qualified_at_start": is_auto(request) and request.device == "cuda" and taken is None,
     }
 
 

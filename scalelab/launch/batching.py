@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Hashable, Sequence
 
 from scalelab.errors import SpecError
+from scalelab.launch.calibration import batching_gains
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
@@ -33,9 +34,7 @@ def batched_groups(
     for run_id, spec in specs.items():
         is_alone = n_equal[run_id] == 1 or execution.batched_runs == 1
         if not is_alone and batch_key(spec) not in gains and is_small(spec, execution):
-            from scalelab.train.calibrate import measure_batched_runs
-
-            gains[batch_key(spec)] = measure_batched_runs(spec, execution, SECONDS_PER_SIZE)
+            gains[batch_key(spec)] = batching_gains(spec, execution, SECONDS_PER_SIZE)
     batches = choose_batched_runs(
         specs.values(),
         lambda spec: gains.get(batch_key(spec), {}),

@@ -28,7 +28,7 @@ from scalelab.records.machine import SAFE_PATH, cpu_name, ctrl_c_blocked
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
 
-TIMEOUT_S = 300
+TIMEOUT_S = {"cpu": 300, "cuda": 600}
 TRAINER_REVISION = 4
 """Increased when the trainer's speed changes, so that old measurements are repeated."""
 
@@ -100,7 +100,7 @@ def measure(
             worker.stdin.write(request_text)
             worker.stdin.close()
             worker.stdin = None
-        answers = [_answer(worker) for worker, _ in workers]
+        answers = [_answer(worker, TIMEOUT_S[execution.device]) for worker, _ in workers]
     finally:
         for worker, _ in workers:
             worker.kill()
@@ -131,7 +131,7 @@ def calibrate() -> None:
     from scalelab.train.calibrate import WIDTHS, measure_batched_runs, measure_run, measure_speed
 
     execution = build(ExecutionSpec, request["execution"])
-    widths = WIDTHS if request["is_general"] else ()
+    widths = WIDTHS[execution.device] if request["is_general"] else ()
     answer = measure_speed(
         execution,
         widths=widths,
@@ -147,8 +147,49 @@ def calibrate() -> None:
     json.dump(answer, sys.stdout)
 
 
-def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = worker.communicate(timeout=TIMEOUT_S)
+def batching_gains(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[int, float]:
+    """Return the measured speedup of batching a run, by number of runs; empty if it fails on a GPU.
+
+    On a GPU another process measures: an error there would end the use of the GPU in this one.
+    """
+    if execution.device == "cpu":
+        from scalelab.train.calibrate import measure_batched_runs
+
+        return measure_batched_runs(spec, execution, seconds)
+    request = {
+        "slot": None,
+        "execution": asdict(execution),
+        "specs": [asdict(spec)],
+        "is_batched": [True],
+        "is_general": False,
+        "precision": spec.precision,
+        "seconds": seconds,
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S[execution.device],
+            env={**os.environ, **SAFE_PATH},
+        )
+        found = json.loads(done.stdout.splitlines()[-1])["exact"][0]["batching_gains"]
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
+        print(f"scalelab: batched runs were not timed ({type(error).__name__})", file=sys.stderr)
+        return {}
+    return {int(size): gain for size, gain in found.items()}
+
+
+def _answer(worker: subprocess.Popen[str], timeout_s: float) -> dict[str, Any]:
+    try:
+        out, err = worker.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise ScalelabError(
+            f"a speed measurement of more than {timeout_s:g} s",
+            "a trainer that runs on this machine",
+            "Run `scalelab doctor`.",
+        ) from None
     if worker.returncode != 0:
         last = err.strip().splitlines()[-1] if err.strip() else "no message"
         raise ScalelabError(

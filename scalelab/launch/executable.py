@@ -7,24 +7,47 @@ from collections.abc import Iterable
 from scalelab_kernels import is_interpreting
 
 from scalelab.errors import UsageError
-from scalelab.sweep.execution import AUTO, ExecutionSpec, is_direct_possible, planned_execution
+from scalelab.launch.verdicts import Verdict
+from scalelab.records.qualification import name_of, ruled_out
+from scalelab.sweep.execution import (
+    AUTO,
+    CHOICES,
+    ExecutionSpec,
+    candidates,
+    is_direct_possible,
+    planned_execution,
+)
 from scalelab.sweep.run_spec import RunSpec
 
 FUSED_ATTENTIONS = ("flash", "cudnn")
 """Attentions of torch that need a GPU and half precision."""
 
 
-def require_executable(request: ExecutionSpec, specs: Iterable[RunSpec]) -> None:
+def require_executable(
+    request: ExecutionSpec, specs: Iterable[RunSpec], verdict: Verdict | None = None
+) -> None:
     """Raise if the named fields of a request cannot work for one of the runs.
+
+    Parameters
+    ----------
+    request : ExecutionSpec
+    specs : iterable of RunSpec
+        The runs.
+    verdict : Mapping, optional
+        What qualification found out about the GPU.
 
     Raises
     ------
     UsageError
     """
+    specs = list(specs)
     _require_device(request)
     kinds = {(bool(s.shape.n_experts), s.precision, bool(s.z_loss)): s for s in specs}
     for spec in kinds.values():
         _require_run(request, spec)
+    if verdict is not None:
+        for spec in {spec.shape: spec for spec in specs}.values():
+            _require_not_ruled_out(request, spec, verdict)
 
 
 def _require_device(request: ExecutionSpec) -> None:
@@ -86,3 +109,18 @@ def _require_run(request: ExecutionSpec, spec: RunSpec) -> None:
             "a dense fp32 model without z-loss, reference kernels and explicit attention",
             "Use --step auto.",
         )
+
+
+def _require_not_ruled_out(request: ExecutionSpec, spec: RunSpec, verdict: Verdict) -> None:
+    """Raise if qualification has ruled out each way that the request allows for a run."""
+    ways = candidates(request, spec)
+    found = ruled_out(verdict, spec, 1, ways)
+    if len(found) < len(ways):
+        return
+    named = [f"{n} = {v}" for n in CHOICES if (v := getattr(request, n)) != AUTO]
+    reasons = "; ".join(f"{name_of(each)}: {each['status']}, {each['reason']}" for each in found)
+    raise UsageError(
+        f"{' and '.join(named)}, ruled out on this GPU for {spec.shape.label()} ({reasons})",
+        "a way that gives the results of the reference here, such as auto",
+        "Use --step auto --kernels auto --attention auto.",
+    )

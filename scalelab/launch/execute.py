@@ -22,6 +22,7 @@ from scalelab.launch.saved_options import save_options, saved_options
 from scalelab.launch.slurm.job_groups import jobs_execution
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
 from scalelab.launch.trackers import following
+from scalelab.launch.verdicts import local_verdict
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.batched_runs import choose_batched_runs
@@ -158,8 +159,10 @@ def _launch(
     todo = [
         spec for run_id, spec in specs.items() if request.results.run(run_id).accepted() is None
     ]
-    require_executable(request.execution, todo)
-    if launcher.name == "local":
+    is_local = launcher.name == "local"
+    verdict = local_verdict(request.results, request.execution) if is_local else None
+    require_executable(request.execution, todo, verdict)
+    if is_local:
         how = request.execution
         precision = todo[0].precision if todo else None
         speed = machine_speed(how, request.n_workers, precision=precision)

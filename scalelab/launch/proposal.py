@@ -16,10 +16,11 @@ from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
 from scalelab.launch.speed import machine_speed, speed_for
 from scalelab.launch.trackers import require_installed
+from scalelab.launch.verdicts import Verdict, local_verdict, taken_execution
 from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
-from scalelab.sweep.execution import ExecutionSpec, default_precision
+from scalelab.sweep.execution import ExecutionSpec, default_precision, planned_execution
 from scalelab.sweep.plan import DataFacts, Plan, make_plan
 from scalelab.sweep.precision import require_precision
 from scalelab.sweep.spec import SweepSpec
@@ -49,6 +50,9 @@ class Proposal:
         How the runs are executed, as requested.
     finished : frozenset of str
         run_ids that already have an accepted record.
+    verdict : Mapping or None
+        What qualification found out about this machine's GPU; None for another device, or if
+        nothing is known.
     """
 
     sweep: SweepSpec
@@ -57,6 +61,18 @@ class Proposal:
     elsewhere: tuple[PlanCost, ...]
     execution: ExecutionSpec
     finished: frozenset[str]
+    verdict: Verdict | None = None
+
+    def taken(self) -> tuple[ExecutionSpec, ...] | None:
+        """Return the ways that earlier verdicts take for the runs, each once; None if unknown."""
+        found = [taken_execution(self.execution, r.spec, self.verdict) for r in self.plan.rows]
+        known = [way for way in found if way is not None]
+        return tuple(dict.fromkeys(known)) if found and len(known) == len(found) else None
+
+    def planned(self) -> tuple[ExecutionSpec, ...]:
+        """Return the ways in which the runs are expected to be executed, each once."""
+        ways = (planned_execution(self.execution, row.spec) for row in self.plan.rows)
+        return tuple(dict.fromkeys(ways))
 
 
 def propose(
@@ -104,9 +120,11 @@ def propose(
     facts = _estimated_facts(source, results) if dataset is None else _facts(dataset)
     precision = sweep.train.precision or default_precision(execution.device)
     plan = make_plan(sweep, facts, precision=precision)
-    require_executable(execution, [row.spec for row in plan.rows])
+    is_local = sweep.launcher.name == "local"
+    verdict = local_verdict(results, execution) if is_local else None
+    require_executable(execution, [row.spec for row in plan.rows], verdict)
     # Another machine's GPUs are not known here; its workers check their own.
-    gpus = gpu_names() if sweep.launcher.name == "local" else ()
+    gpus = gpu_names() if is_local else ()
     for row in plan.rows:
         require_precision(row.spec, execution.device, gpus)
     if speed is None:
@@ -127,6 +145,7 @@ def propose(
         elsewhere=tuple(plan_cost(plan, other, skip=finished) for other in compared_speeds()),
         execution=execution,
         finished=finished,
+        verdict=verdict,
     )
 
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scalelab.errors import DataError
+from scalelab.errors import DataError, ScalelabError
 from scalelab.launch.calibration import measure, read_cache
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.sweep.batched_runs import equal_runs
 from scalelab.sweep.batched_runs import is_small as is_batchable
 from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
-from scalelab.sweep.execution import ExecutionSpec, default_precision
+from scalelab.sweep.execution import ExecutionSpec, default_precision, representative_specs
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import SlurmTable
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 
 MEASURED_SPECS = 12
-MEASURED_STEP_FLOPS = 3e9
+MEASURED_STEP_FLOPS = {"cpu": 3e9, "cuda": 1e13}
+"""Largest steps that are timed for a plan, in FLOPs; a GPU takes milliseconds for 1e13."""
 
 
 def default_device() -> str:
@@ -46,7 +47,7 @@ def machine_speed(
         cached = read_cache(execution, n_workers, precision)
         speed = speed_from_calibration(cached, n_workers, hardware=_known_gpu(execution.device))
     except DataError:
-        speed = unmeasured_cpu_speed(n_workers)
+        speed = _assumed_speed(execution.device, n_workers)
     return replace(speed, max_batched_runs=execution.batched_runs)
 
 
@@ -71,7 +72,9 @@ def usd_per_gpu_hour(table: SlurmTable) -> float:
 def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
     """Return this machine's speed; measure it now where the plan's steps were not timed before.
 
-    Steps above 3e9 FLOPs take long to time: they are interpolated between the general points.
+    Large steps take long to time: they are interpolated between the general points. A GPU compiles
+    kernels for each shape, so it times only three shapes and those of batched runs. If a GPU cannot
+    be measured, the speed is assumed, so that the runs can start.
     """
     precision = plan.rows[0].spec.precision if plan.rows else default_precision(execution.device)
     speed = machine_speed(execution, n_workers, precision=precision)
@@ -79,7 +82,7 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
     wanted: dict[tuple[int, ...], tuple[RunSpec, bool]] = {}
     for row in plan.rows:
         spec = row.spec
-        is_small = row.flops / spec.n_steps <= MEASURED_STEP_FLOPS
+        is_small = row.flops / spec.n_steps <= MEASURED_STEP_FLOPS[execution.device]
         is_known = any(point.matches(spec) for point in speed.exact)
         is_batched = (
             execution.batched_runs != 1
@@ -91,10 +94,20 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
             wanted.setdefault(key, (spec, is_batched))
     if speed.is_measured and not wanted:
         return speed
+    if execution.device == "cuda":
+        chosen = representative_specs(row.spec for row in plan.rows)
+        wanted = {key: one for key, one in wanted.items() if one[1] or one[0] in chosen}
+        if speed.is_measured and not wanted:
+            return speed
     specs = tuple(wanted.values())[:MEASURED_SPECS]
-    return measure_machine_speed(
-        execution, n_workers, specs, precision=precision, keeps_points=speed.is_measured
-    )
+    try:
+        return measure_machine_speed(
+            execution, n_workers, specs, precision=precision, keeps_points=speed.is_measured
+        )
+    except ScalelabError as error:
+        if execution.device != "cuda":
+            raise
+        return replace(speed, note=f"{speed.note}; not measured: {error.given}")
 
 
 def measure_machine_speed(
@@ -110,6 +123,11 @@ def measure_machine_speed(
     content = measure(execution, n_workers, specs, precision=precision, keeps_points=keeps_points)
     speed = speed_from_calibration(content, n_workers, hardware=_known_gpu(execution.device))
     return replace(speed, max_batched_runs=execution.batched_runs)
+
+
+def _assumed_speed(device: str, n_workers: int) -> Speed:
+    hardware = _known_gpu(device)
+    return unmeasured_cpu_speed(n_workers) if hardware is None else named_speed(hardware, n_workers)
 
 
 def _known_gpu(device: str) -> Hardware | None:

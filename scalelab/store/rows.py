@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scalelab.records.run_dir import execution_of
 from scalelab.records.run_files import RUN_DEFAULTS, SHAPE_DEFAULTS, RunFiles
 from scalelab.store.schema import BOOL, INT, REAL, Table
+from scalelab.sweep.execution import AUTO, CHOICES
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
@@ -104,8 +105,19 @@ def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:
 def execution_columns(note: Mapping[str, Any]) -> Row:
     """Return the execution columns of an attempt."""
     execution = execution_of(note)
+    qualification = note.get("qualification")
+    requested = qualification.get("requested") if isinstance(qualification, dict) else None
+    execution["requested"] = _request_text(requested or execution)
     execution["step_mode"] = execution.pop("step", None)
     return {**execution, "device_name": note.get("device_name")}
+
+
+def _request_text(way: Any) -> str | None:
+    """Return step, kernels and attention of a request as text; None if one is unknown."""
+    words = [way.get(name) for name in CHOICES] if isinstance(way, dict) else [None]
+    if None in words:
+        return None
+    return AUTO if set(words) == {AUTO} else " + ".join(map(str, words))
 
 
 @functools.lru_cache(maxsize=4096)

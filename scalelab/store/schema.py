@@ -19,7 +19,7 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Increase it with every change of a table; the collector then rebuilds an older database."""
 
 TEXT = "VARCHAR"
@@ -126,6 +126,12 @@ _EXECUTION = (
     Column("step_mode", TEXT, "", "How a step runs: eager, compiled, graph or direct."),
     Column("kernels", TEXT, "", "reference or triton."),
     Column("attention", TEXT, "", "explicit, sdpa, flash, triton or cudnn."),
+    Column(
+        "requested",
+        TEXT,
+        "",
+        "Step, kernels and attention as requested: auto, or for example auto + triton + auto.",
+    ),
     Column("n_threads", INT, "threads", "CPU threads of the worker."),
     Column("micro_batch_seqs", INT, "sequences", "Sequences per forward pass; 0 for all."),
     Column("batched_runs", INT, "runs", "Runs trained in the same step."),

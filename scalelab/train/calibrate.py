@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from scalelab.records.qualification import cached_verdicts, choice, read_verdict, with_way
 from scalelab.sweep.batched_runs import BATCHED_SIZES
-from scalelab.sweep.execution import ExecutionSpec, planned_execution
+from scalelab.sweep.execution import ExecutionSpec, candidates, is_auto
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
 from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine, batch_shape
 from scalelab.train.host import device_name, torch_settings
+from scalelab.train.qualify.platform import this_platform
 
-WIDTHS = (16, 32, 64, 128, 256)
+WIDTHS = {"cpu": (16, 32, 64, 128, 256), "cuda": (128, 512)}
+"""Widths of the general points; few on a GPU, where each compiles its kernels."""
 WARMUP_STEPS = 2
 STEPS_MIN = 3
 BATCHED_STEPS_MAX = 1 << 14
@@ -28,7 +31,7 @@ BATCHED_STEPS_MAX = 1 << 14
 def measure_speed(
     execution: ExecutionSpec | None = None,
     *,
-    widths: Sequence[int] = WIDTHS,
+    widths: Sequence[int] = WIDTHS["cpu"],
     n_layers: int = 4,
     seq_len: int = 128,
     batch_seqs: int = 16,
@@ -69,7 +72,7 @@ def measure_speed(
 def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
     """Return the speed of a run's steps and of its evaluation, on random tokens.
 
-    A request with ``auto`` is timed as `planned_execution`.
+    A request with ``auto`` is timed as `timed_execution`.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
         ``start_s`` (to build and initialise the run).
     """
     rng = np.random.default_rng(0)
-    execution = planned_execution(execution, spec)
+    execution = timed_execution(execution, spec)
     with torch_settings(execution):
         started = time.perf_counter()
         engine = Engine([spec], execution)
@@ -120,9 +123,8 @@ def measure_batched_runs(
     """Return the speedup of batching a run, by the number of batched runs.
 
     The sizes are tried in order, until one is not faster than the best before it. A request with
-    ``auto`` is timed as `planned_execution`.
+    ``auto`` is timed as `timed_execution`.
     """
-    execution = planned_execution(execution, spec)
     alone = best = batched_speed(spec, replace(execution, batched_runs=1), seconds)
     gains = {}
     for size in sizes:
@@ -134,12 +136,27 @@ def measure_batched_runs(
     return gains
 
 
+def timed_execution(request: ExecutionSpec, spec: RunSpec) -> ExecutionSpec:
+    """Return the way in which a request is timed: the best that the user's cache knows to be right.
+
+    Without a verdict on this GPU it is the planned way.
+    """
+    ways = candidates(request, spec)
+    folder = cached_verdicts()
+    if request.device != "cuda" or not is_auto(request) or folder is None:
+        return ways[0]
+    verdict = read_verdict(folder / this_platform(request.device).file_name)
+    way = choice(verdict, spec, max(1, request.batched_runs), ways)
+    return ways[0] if way is None else with_way(request, way)
+
+
 def batched_speed(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> float:
     """Return tokens/s of all batched runs together, on random tokens."""
     # A short schedule: the engine computes the learning rates of all steps when it is built.
     spec = replace(
         spec, n_steps=BATCHED_STEPS_MAX, warmup_steps=0, schedule="cosine", decay_steps=0
     )
+    execution = timed_execution(execution, spec)
     times = time_steps(spec, execution, execution.batched_runs, seconds)
     return execution.batched_runs * spec.tokens_per_step / statistics.median(times)
 

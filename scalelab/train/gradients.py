@@ -6,7 +6,9 @@ kernels. `Direct` uses `scalelab.train.direct.step`, which is faster for dense f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
 
 import torch
 from scalelab_kernels.errors import KernelUnavailableError
@@ -74,9 +76,8 @@ class Autograd:
         for index, leaf in enumerate(self.leaves.values()):
             self._of_dtype.setdefault(leaf.dtype, []).append(index)
         self.model = self._decoder(self.leaves, specs[0].seq_len)
-        self._loss_sums = self.model.loss_sums
-        if execution.step == "compiled":
-            self._loss_sums = torch.compile(self.model.loss_sums, dynamic=False)
+        is_compiled = execution.step == "compiled"
+        self._loss_sums = _compiled(self.model) if is_compiled else self.model.loss_sums
 
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Write the gradients of the mean losses to ``grad``; return losses and squared norms.
@@ -142,6 +143,25 @@ class Autograd:
         rows = [grad.flatten(1) for grad in grads]
         each = [torch.linalg.vector_norm(row, dim=1, dtype=torch.float32) for row in rows]
         return torch.stack(each).square().sum(0)
+
+
+def _compiled(model: Decoder) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
+    """Return a model's `Decoder.loss_sums`, compiled for its shapes only.
+
+    Dynamo keeps its compilations with the code of a function, and after a few runs the function as
+    it is, with a warning. A copy of the code gives each model its own few, which end with it, and
+    reaching the limit is an error.
+    """
+    config = importlib.import_module("torch._dynamo").config  # a second to import
+    for name in ("fail_on_recompile_limit_hit", "fail_on_cache_limit_hit"):  # the name before 2.6
+        if hasattr(config, name):
+            setattr(config, name, True)
+    shared = Decoder.loss_sums
+    own = FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
+    compiled: Callable[[Tensor, float], tuple[Tensor, Tensor]] = torch.compile(
+        MethodType(own, model), dynamic=False
+    )
+    return compiled
 
 
 class Direct:

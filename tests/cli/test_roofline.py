@@ -93,6 +93,7 @@ def test_what_is_named_is_predicted(capsys: pytest.CaptureFixture[str]) -> None:
         (("--attention", "auto"), "explicit, sdpa, cudnn, flash, triton"),
         (("--optimizer", "sgd"), "adamw, muon"),
         (("--precision", "fp16"), "fp32, bf16, fp8"),
+        (("--precision", "fp8", "--device", "a100"), "fp32 or bf16 there"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(

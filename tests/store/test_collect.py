@@ -349,6 +349,30 @@ class TestBadFolders:
         assert query(make.path, "SELECT batched_runs FROM attempts") == [(n_runs,)]
         assert attempt.run.begun_execution()["batched_runs"] == n_runs
 
+    @pytest.mark.parametrize(
+        ("qualification", "requested"),
+        [
+            ({"requested": dict.fromkeys(("step", "kernels", "attention"), "auto")}, "auto"),
+            (
+                {"requested": {"step": "auto", "kernels": "triton", "attention": "auto"}},
+                "auto + triton + auto",
+            ),
+            (None, "eager + reference + explicit"),
+            (7, "eager + reference + explicit"),
+            ({"requested": "all"}, None),
+        ],
+    )
+    def test_the_tables_have_what_was_requested_and_what_was_taken(
+        self, make, qualification, requested
+    ):
+        attempt = make.attempt(make.run())
+        attempt.write_note({**attempt.read_note(), "qualification": qualification})
+        make.finish(attempt)
+        collect(make.path)
+        for table in ("runs", "attempts"):
+            columns = f"SELECT requested, step_mode, kernels, attention FROM {table}"
+            assert query(make.path, columns) == [(requested, "eager", "reference", "explicit")]
+
     def test_a_missing_folder_is_an_error(self, tmp_path):
         with pytest.raises(DataError, match="does not exist"):
             collect(tmp_path / "nowhere")

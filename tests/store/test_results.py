@@ -78,6 +78,13 @@ def test_runs_on_different_datasets_give_a_note(results):
     assert "mixed_runs" not in kept.notes
 
 
+@pytest.mark.parametrize("column", ["step_mode", "kernels", "attention"])
+def test_runs_that_were_executed_in_different_ways_are_named(results, column):
+    with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
+        store.execute(f"UPDATE runs SET {column} = CASE run_id WHEN 'r1' THEN 'a' ELSE 'b' END")
+    assert column in read_results(results, "old", ReadOptions()).notes["mixed_runs"]
+
+
 def test_without_a_finished_sweep_the_latest_import_is_the_default(results):
     with duckdb.connect(str(results / SNAPSHOT_FILE)) as store:
         store.execute("UPDATE runs SET status = 'failed'")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
 import re
 from pathlib import Path
 
-import scalelab_kernels
 import torch
+from scalelab_kernels import is_interpreting
 
-import scalelab
 from scalelab.records.qualification import Platform
+from scalelab.records.software import ABSENT, installed_version, trainer_revision
 from scalelab.train.host import device_name
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -21,7 +18,7 @@ _DRIVER = re.compile(r"Kernel Module[^0-9]*([0-9]+\.[0-9.]+)")
 
 def is_measurable(device: str) -> bool:
     """Say whether there is something to qualify: a GPU, or a CPU with interpreted kernels."""
-    return device == "cuda" or (scalelab_kernels.is_interpreting() and _version("triton") != "none")
+    return device == "cuda" or (is_interpreting() and installed_version("triton") != ABSENT)
 
 
 def this_platform(device: str) -> Platform:
@@ -30,20 +27,9 @@ def this_platform(device: str) -> Platform:
         device=device_name(device),
         driver=_driver() if device == "cuda" else "none",
         torch=str(torch.__version__),
-        triton=_version("triton"),
-        revision=_revision(),
+        triton=installed_version("triton"),
+        revision=trainer_revision(),
     )
-
-
-@functools.cache
-def _revision() -> str:
-    """Return a hash of the sources that a step consists of: the kernels and the trainer."""
-    digest = hashlib.sha256(scalelab_kernels.revision().encode())
-    folder = Path(scalelab.__file__).parent / "train"
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _driver() -> str:
@@ -55,10 +41,3 @@ def _driver() -> str:
     if found is not None:
         return found[1]
     return f"CUDA {getattr(torch._C, '_cuda_getDriverVersion', lambda: 'unknown')()}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

@@ -19,7 +19,7 @@ from typing import Any
 def main() -> None:
     """Answer requests until stdin is closed."""
     answers = os.fdopen(os.dup(1), "w")
-    # What a case prints goes to the log.
+    # All that a case prints goes to the log.
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
