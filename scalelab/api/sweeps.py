@@ -50,6 +50,7 @@ def propose(
     workers: int | None = None,
     keep_weights: bool = False,
     is_dry_run: bool = False,
+    is_plan_only: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Proposal:
     """Return the plan of a sweep with its cost. The data is prepared unless it is a dry run.
@@ -66,6 +67,9 @@ def propose(
         Whether to keep the last checkpoint of each run.
     is_dry_run : bool
         Whether to estimate the tokens from file sizes and not measure the speed.
+    is_plan_only : bool
+        Whether the runs are to be trained on another machine: the device need not exist here, and
+        the cost is that of the GPU of ``[launcher.slurm]``.
     progress : callable, optional
         Receives the progress of data preparation.
 
@@ -91,9 +95,14 @@ def propose(
         )
     sweep = with_tuned_rule(sweep, Results(Path(results)))
     execution, n_workers = _execution(
-        sweep.execution, sweep.launcher, device, workers, keep_weights
+        sweep.execution, sweep.launcher, device, workers, keep_weights, is_plan_only=is_plan_only
     )
-    is_local = sweep.launcher.name == "local"
+    speed = None
+    if is_plan_only or sweep.launcher.name != "local":
+        slurm = sweep.launcher.slurm
+        if is_plan_only:
+            slurm = slurm.model_copy(update={"array_parallelism": n_workers})
+        speed = slurm_speed(slurm, execution)
     return Proposal.of(
         propose_sweep(
             sweep,
@@ -102,7 +111,7 @@ def propose(
             n_workers=n_workers,
             is_dry_run=is_dry_run,
             progress=progress,
-            speed=None if is_local else slurm_speed(sweep.launcher.slurm, execution),
+            speed=speed,
         )
     )
 
@@ -113,6 +122,8 @@ def _execution(
     device: str | None,
     workers: int | None,
     keep_weights: bool,
+    *,
+    is_plan_only: bool = False,
 ) -> tuple[ExecutionSpec, int]:
     """Return the request to execute the runs, and how many run at the same time."""
     from dataclasses import replace
@@ -128,6 +139,8 @@ def _execution(
         execution = replace(
             execution, n_devices=n_devices, tensor_parallel=launcher.slurm.tensor_parallel
         )
+    if is_plan_only:
+        return execution, workers or 1
     room = default_workers(execution.device) if is_local else launcher.slurm.array_parallelism
     return execution, workers or room
 
@@ -164,6 +177,24 @@ def preview(
     from scalelab.records.sweep_dir import Results
 
     return preview_slurm(proposal, Results(Path(results)))
+
+
+def save_plan(
+    proposal: proposals.Proposal, *, results: str | Path = DEFAULT_RESULTS, extend: bool = False
+) -> SavedPlan:
+    """Save a proposal's plan, tokens and run folders, and train nothing.
+
+    Parameters
+    ----------
+    proposal : Proposal
+        From `propose` without ``is_dry_run``.
+    extend : bool
+        As in `launch`.
+    """
+    from scalelab.launch.execute import save
+    from scalelab.records.sweep_dir import Results
+
+    return save(proposal, Results(Path(results)), extend=extend)
 
 
 def launch(

@@ -157,6 +157,16 @@ class LaunchOptions(PlanOptions, ResumeOptions):
         bool,
         option(EXECUTION, "Add these runs to the existing sweep of the same name.", "--extend"),
     ] = False
+    plan_only: Annotated[
+        bool,
+        option(
+            EXECUTION,
+            "Save the plan, the tokens and the run folders, and train nothing. Train them later "
+            "with `scalelab resume`, or on a machine with only torch and NumPy with `python -m "
+            "scalelab.launch.folders`. --device cuda needs no GPU then.",
+            "--plan-only",
+        ),
+    ] = False
 
 
 def checked_device(device: str | None) -> str | None:

@@ -43,6 +43,7 @@ def launch_sweep(
             workers=options.workers,
             keep_weights=options.keep_weights,
             is_dry_run=options.dry_run,
+            is_plan_only=options.plan_only,
             progress=progress,
         )
     preview = api.preview(proposal, results=results)
@@ -61,6 +62,15 @@ def launch_sweep(
 
             jobs = {} if preview is None else {"slurm": dataclasses.asdict(preview)}
             emit_json({**plan_as_json(proposal), **extra, **jobs, "dry_run": True})
+        return EXIT_OK
+    if options.plan_only:
+        saved = api.save_plan(proposal, results=results, extend=options.extend)
+        if as_json:
+            from scalelab.cli.output import emit_json
+
+            emit_json({**plan_as_json(proposal), **extra, "plan_only": True})
+        else:
+            _print_saved(saved.name, options)
         return EXIT_OK
     if not options.yes:
         ask(proposal, as_json=as_json)
@@ -139,6 +149,18 @@ def show_end(
             )
         return RunsFailedError.exit_code
     return EXIT_OK
+
+
+def _print_saved(name: str, options: LaunchOptions) -> None:
+    """Print what to do with a plan that was saved only."""
+    from scalelab.cli.output import console, runnable
+
+    resume = runnable(f"`scalelab resume {name}`")
+    console().print(
+        f"Saved, not started. Train here with {resume}, or copy {options.results} and train "
+        f"there with `python -m scalelab.launch.folders {options.results} --sweep {name}`.",
+        soft_wrap=True,
+    )
 
 
 def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:

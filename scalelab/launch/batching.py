@@ -29,24 +29,13 @@ def batched_groups(
         with contextlib.suppress(SpecError):
             if results.run(run_id).accepted() is None:
                 specs[run_id] = results.run(run_id).read_spec()
-    n_equal = equal_runs(specs.values())
-    gains: dict[Hashable, dict[int, float]] = {}
-    for run_id, spec in specs.items():
-        is_alone = n_equal[run_id] == 1 or execution.batched_runs == 1
-        if not is_alone and batch_key(spec) not in gains and is_small(spec, execution):
-            gains[batch_key(spec)] = batching_gains(spec, execution, SECONDS_PER_SIZE)
-    batches = choose_batched_runs(
-        specs.values(),
-        lambda spec: gains.get(batch_key(spec), {}),
-        n_workers=1,
-        most=execution.batched_runs,
-    )
+    sizes = batch_sizes(list(specs.values()), execution, n_workers=1)
     groups: list[list[str]] = []
     unfilled: dict[Hashable, list[str]] = {}
     for run_id in run_ids:
         size = 1
-        if run_id in batches:
-            size = batched_runs_kept(results.run(run_id), batches[run_id].size)
+        if run_id in sizes:
+            size = batched_runs_kept(results.run(run_id), sizes[run_id])
         if size == 1:
             groups.append([run_id])
             continue
@@ -57,6 +46,28 @@ def batched_groups(
         if len(unfilled[key]) == size:
             del unfilled[key]
     return groups
+
+
+def batch_sizes(
+    specs: Sequence[RunSpec], execution: ExecutionSpec, n_workers: int
+) -> dict[str, int]:
+    """Return the number of batched runs in the step of each run, by run_id.
+
+    Times steps where several small runs could be batched.
+    """
+    n_equal = equal_runs(specs)
+    gains: dict[Hashable, dict[int, float]] = {}
+    for spec in specs:
+        is_alone = n_equal[spec.run_id] == 1 or execution.batched_runs == 1
+        if not is_alone and batch_key(spec) not in gains and is_small(spec, execution):
+            gains[batch_key(spec)] = batching_gains(spec, execution, SECONDS_PER_SIZE)
+    batches = choose_batched_runs(
+        specs,
+        lambda spec: gains.get(batch_key(spec), {}),
+        n_workers=n_workers,
+        most=execution.batched_runs,
+    )
+    return {run_id: batch.size for run_id, batch in batches.items()}
 
 
 def batched_runs_kept(run: RunDir, size: int) -> int:

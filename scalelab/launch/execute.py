@@ -36,6 +36,25 @@ from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
+def save(proposal: Proposal, results: Results, *, extend: bool = False) -> SavedPlan:
+    """Save a proposal's plan, the spec of each run and the options of `resume`; train nothing.
+
+    Raises
+    ------
+    UsageError
+        If a run repeats its text too often or cannot be split over its GPUs, or a sweep of that
+        name has another specification.
+    """
+    proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
+    if proposal.sweep.launcher.name == "slurm":
+        todo = [r.spec for r in proposal.plan.rows if r.spec.run_id not in proposal.finished]
+        jobs_execution(proposal.sweep.launcher.slurm, proposal.execution, todo)
+    with _disk_errors_explained(results.path):
+        saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
+        save_options(results, saved.name, proposal.sweep.launcher, proposal.sweep.execution)
+    return saved
+
+
 def launch(
     proposal: Proposal,
     results: Results,
@@ -64,13 +83,7 @@ def launch(
         If a run repeats its text too often or cannot be split over its GPUs, a sweep of that name
         has another specification, or another process launches it.
     """
-    proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
-    if proposal.sweep.launcher.name == "slurm":
-        todo = [r.spec for r in proposal.plan.rows if r.spec.run_id not in proposal.finished]
-        jobs_execution(proposal.sweep.launcher.slurm, proposal.execution, todo)
-    with _disk_errors_explained(results.path):
-        saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
-        save_options(results, saved.name, proposal.sweep.launcher, proposal.sweep.execution)
+    saved = save(proposal, results, extend=extend)
     return resume(
         saved,
         results,

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from scalelab.errors import SpecError
 from scalelab.records.files import write_atomically
-from scalelab.records.sweep_dir import Results
+from scalelab.records.sweep_dir import EXECUTION_FILE, Results
 from scalelab.sweep.option import Table, validated
 from scalelab.sweep.tables import ExecutionTable, LauncherTable
 
 FILES: Mapping[type[Table], str] = {
     LauncherTable: "launcher.json",
-    ExecutionTable: "execution.json",
+    ExecutionTable: EXECUTION_FILE,
 }
 
 _Options = TypeVar("_Options", bound=Table)

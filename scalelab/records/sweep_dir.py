@@ -4,6 +4,7 @@
 
     spec.json       the options that determine the runs
     plan.json       the runs, in the order of the plan
+    execution.json  how to execute the runs, as last asked for
     launcher.lock   locked by the process that launches the sweep
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # a worker has no pydantic, which plans need
     from scalelab.sweep.plan import Plan
 
 PLAN_SCHEMA = 1
+EXECUTION_FILE = "execution.json"
 TUNE_KIND, LR_CHECK_KIND = "tune", "lr-check"
 OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND)
 """Sweeps that vary the learning rate; a fit uses their runs only if the user names them."""

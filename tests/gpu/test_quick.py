@@ -8,27 +8,20 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import quick
-from gpu_cases import catalog
+from gpu_cases import catalog, steps
 from gpu_cases.case import CHECK, TIME, Case, Goal
 
+from scalelab.sweep.execution import AUTO, planned_execution
+from scalelab.sweep.tables import ExecutionTable
+from tests.bare_machine import bare_environment
+
 ROOT = Path(__file__).parents[2]
-ABSENT = ("duckdb", "matplotlib", "optuna", "pandas", "plotly", "pyarrow", "pydantic")
-ABSENT += ("pydantic_core", "rich", "scipy", "streamlit", "submitit", "tokenizers", "typer")
-BLOCKER = f"""
-import importlib.machinery as machinery
-
-find = machinery.PathFinder.find_spec
-
-def find_spec(name, path=None, target=None):
-    return None if name.split(".")[0] in {ABSENT} else find(name, path, target)
-
-machinery.PathFinder.find_spec = find_spec
-"""
 ODD_CASES = """
 import os, time
 
@@ -171,13 +164,27 @@ def test_the_catalog_has_the_checks_first_and_a_case_for_each_goal() -> None:
         assert {case.name.removeprefix("compile ") for case in compiled} <= set(names)
 
 
+@pytest.mark.parametrize("n_runs", [1, 16])
+@pytest.mark.parametrize("name", [*steps.MODELS, *steps.SMALL])
+def test_what_is_measured_is_what_a_sweep_plans_on_a_gpu(name: str, n_runs: int) -> None:
+    asked = ExecutionTable().request("cuda")
+    assert (asked.step, asked.kernels, asked.attention) == (AUTO, AUTO, AUTO)
+    if name in steps.SMALL:
+        spec = steps.small_spec(name, is_tiny=False)
+    else:
+        spec = steps.model_spec(name, 2048, is_tiny=False)
+    assert spec.precision == "bf16", "the precision that a sweep has on a GPU"
+    measured = steps.execution_of(spec, n_runs=n_runs)
+    assert measured == replace(planned_execution(asked, spec), batched_runs=n_runs)
+    assert (measured.step, measured.kernels) == ("graph", "triton")
+
+
 @pytest.mark.slow
 def test_all_cases_complete_at_toy_sizes_with_only_torch_triton_and_numpy(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "gpu" / "quick.py", "--tiny", "--out", out],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env=bare_environment(tmp_path),
         cwd=tmp_path,
         capture_output=True,
         text=True,

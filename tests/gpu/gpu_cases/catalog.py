@@ -17,6 +17,7 @@ KERNELS = (
     "adamw",
     "permute and unpermute",
     "grouped_linear",
+    "gram",
 )
 """Operations of `scalelab_kernels.checks`, the slowest to compile first."""
 STEPS = {
@@ -45,6 +46,15 @@ def checks(*dtypes: str, n_rows: int) -> list[Case]:
         )
         for op in KERNELS
     ]
+    kernels.append(
+        Case(
+            name="other kernels",
+            call="gpu_cases.kernel_checks:check",
+            arguments={"but": KERNELS, "dtypes": dtypes, "n_rows": n_rows},
+            limit_s=90,
+            kind=CHECK,
+        )
+    )
     steps = [
         Case(
             name=name,
@@ -123,6 +133,7 @@ WAYS = Case(
     arguments={"name": "124M", "seq_len": 1024, "seconds": 2.0},
     limit_s=150,
 )
+QUALIFICATION = Case(name="qualification", call="gpu_cases.qualification:qualify", limit_s=170)
 MUON = Case(
     name="124M Muon",
     call="gpu_cases.step_speed:optimizers",
@@ -183,6 +194,7 @@ def timings(out: str) -> list[Case]:
         *ATTENTION,
         WAYS,
         trace(out),
+        QUALIFICATION,
         model("350M", 2048),
         model("50M", 2048),
         model("1.3B", 2048),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,25 +47,33 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def check(
-    *, is_tiny: bool, op: str, dtypes: tuple[str, ...] = ("bf16",), n_rows: int = 1003
+    *,
+    is_tiny: bool,
+    dtypes: Sequence[str],
+    n_rows: int,
+    op: str | None = None,
+    but: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Check an operation at each shape; ``problems`` in the result names what is wrong."""
+    """Check an operation, or all except some, at each shape.
+
+    ``problems`` in the result names what is wrong.
+    """
     found: dict[str, Any] = {"errors": {}, "problems": []}
     worst = 0.0
     for dtype in dtypes:
         for shape, sizes in (TOYS if is_tiny else SHAPES).items():
             rows = TOY_ROWS if is_tiny else {"n_rows": n_rows}
             for case in shape_checks(sizes, device(), DTYPES[dtype], **rows):
-                if case.op != op:
+                if case.op in but or op not in (None, case.op):
                     continue
-                key = f"{shape}, {dtype}: {case.size}"
+                key = f"{case.op}, {shape}, {dtype}: {case.size}"
                 outcome = examine(case)
                 found["errors"][key] = [list(outcome.errors), list(outcome.allowed)]
                 pairs = zip(outcome.errors, outcome.allowed, strict=True)
                 worst = max(worst, *(error / allowed for error, allowed in pairs))
                 if outcome.problem:
                     found["problems"].append(f"{key}: {outcome.problem}")
-    assert found["errors"], f"no check is named {op!r}"
+    assert found["errors"] or op is None, f"no check is named {op!r}"
     found["worst_share"] = worst
     found["says"] = (
         f"{plural(len(found['errors']), 'shape')}, largest error {worst:.2f} of the accepted one"
