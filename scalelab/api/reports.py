@@ -5,6 +5,7 @@ Each class adds `NotebookView` to the value of a lower layer, which has the fiel
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from scalelab.api.notebook_view import NotebookView, gravest
@@ -37,9 +38,14 @@ class FitReport(NotebookView, fit_report.FitReport):
                 for letter, size in (("N", forecast.n_params), ("D", forecast.n_tokens))
                 if size is not None
             ]
+            new_run = (
+                f"new run {forecast.pred_low:.4f} to {forecast.pred_high:.4f}"
+                if math.isfinite(forecast.pred_high)
+                else "no interval"
+            )
             yield (
                 f"{forecast.asked}: {', '.join(sizes)}, {fit.law.target} {forecast.loss_nats:.4f}, "
-                f"new run {forecast.pred_low:.4f} to {forecast.pred_high:.4f}"
+                f"{new_run}"
             )
         if len(self.forecasts) > MAX_FORECASTS:
             yield f".. and {plural(len(self.forecasts) - MAX_FORECASTS, 'more forecast')}"

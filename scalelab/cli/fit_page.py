@@ -25,7 +25,7 @@ ANSWER_STYLE = "bold"
 WARNING_STYLE = "yellow"
 NEW_RUN = "prediction interval of a new run"
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
-IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "extrapolation")
+IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "no_interval", "extrapolation")
 NOT_GRAVE = (*IN_FIRST_LINE, "approach_", "derived_", "edge_minimum", "off_centre", "drifting")
 """Codes that the first line already includes, or that concern approaches 1 and 2 only."""
 
@@ -64,7 +64,7 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
 def print_headline(report: FitReport, out: Console) -> FitWarning | None:
     """Print the number of rows used, the answer and the gravest warning; return that warning."""
     held = report.holdout.n_rows if report.holdout is not None else 0
-    used = rows_used(report.fit.n_rows + held, report.warnings)
+    used = rows_used(report.fit.n_rows + held, report.warnings) + without_intervals(report.warnings)
     for line in _headline(report):
         out.print(used + line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
         used = ""
@@ -79,6 +79,15 @@ def rows_used(n_used: int, warnings: Sequence[FitWarning]) -> str:
         if warning.code in LEFT_OUT and (found := re.match(r"[\d,]+", warning.message)):
             left_out += int(found[0].replace(",", ""))
     return f"{n_used:,} of {n_used + left_out:,} rows used. " if left_out else ""
+
+
+def without_intervals(warnings: Sequence[FitWarning]) -> str:
+    """Return ``No intervals: `` and the reason, or nothing when there are intervals."""
+    for warning in warnings:
+        if warning.code == "no_interval":
+            reason = warning.message.split(". ")[0]
+            return f"No intervals: {reason[0].lower()}{reason[1:]}. "
+    return ""
 
 
 def print_gravest(warnings: Sequence[FitWarning], out: Console) -> FitWarning | None:
@@ -162,16 +171,19 @@ def _ground(report: FitReport) -> str:
     delta = (
         f"(delta = {objective.threshold:g})" if objective.loss in ("huber", "likelihood") else ""
     )
-    replicates = (
-        f"{plural(fit.bootstrap.k, f'{fit.bootstrap.method} bootstrap replicate')}"
-        f"{' with efficient refits' if fit.bootstrap.refits == 'efficient' else ''}, "
-        f"{fit.bootstrap.failed} failed"
-        if fit.bootstrap.k
-        else "no bootstrap, so no intervals"
-    )
+    if fit.bootstrap.refits == "posterior":
+        replicates = plural(fit.bootstrap.k, "posterior draw")
+    elif fit.bootstrap.k:
+        replicates = (
+            f"{plural(fit.bootstrap.k, f'{fit.bootstrap.method} bootstrap replicate')}"
+            f"{' with efficient refits' if fit.bootstrap.refits == 'efficient' else ''}, "
+            f"{fit.bootstrap.failed} failed"
+        )
+    else:
+        replicates = "none"
     clusters = (
         f" of {plural(fit.bootstrap.n_clusters, 'cluster')}"
-        if fit.bootstrap.n_clusters is not None
+        if fit.bootstrap.n_clusters is not None and fit.bootstrap.k
         else ""
     )
     intervals = f"Intervals: {replicates}{clusters}, seed {fit.bootstrap.seed}."

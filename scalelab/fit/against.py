@@ -56,9 +56,11 @@ def paired_weights(
 ) -> FloatArray | None:
     """Return the row weights of approach 3's replicates, in the caller's row order, shape (k, n).
 
-    None without replicates; only the first ones where all would need too much memory.
+    None without replicates, or if the draws do not resample rows; only the first ones where all
+    would need too much memory.
     """
-    if not len(fit.samples) or fit.bootstrap.method == "residual":
+    is_resampled = fit.bootstrap.method != "residual" and fit.bootstrap.refits != "posterior"
+    if not len(fit.samples) or not is_resampled:
         return None
     data = design(observations, type(fit.law), fit.objective, spec.cluster)
     replicates = plan(spec, len(observations), data.labels, data.labels_from, data.order)
@@ -110,18 +112,21 @@ def disagreement(
     ratio = float(tokens_at(isoflop.n_law.line, isoflop.d_law.line, flops)) / optimal_tokens
     bounds = (math.nan, math.nan)
     is_significant = abs(ratio - 1) > DISAGREE
+    lines = [isoflop.n_law.line, isoflop.d_law.line]
+    laws = fit.replicate_laws()
     if weights is not None and fit.kept is not None:
         # Failed replicates are not in the samples.
         weights = weights[fit.kept[: len(weights)]]
-        laws = fit.replicate_laws()[: len(weights)]
+        laws = laws[: len(weights)]
         lines = [replicate_laws(observations, isoflop, weights, axis) for axis in AXES]
+    if laws:
         # Replicates without an optimum are not finite here and are dropped below.
         with np.errstate(all="ignore"):
             tokens = np.array([law.optimal(flops)[1] for law in laws])
             draws = tokens_at(lines[0], lines[1], flops) / tokens
         draws = draws[np.isfinite(draws)]
-        bounds = percentile_limits(draws, level)
-        test = percentile_limits(draws, DISAGREE_LEVEL)
+        bounds = percentile_limits(draws, level, ratio)
+        test = percentile_limits(draws, DISAGREE_LEVEL, ratio)
         is_significant = is_significant and not test[0] <= 1 <= test[1]
 
     law = fit.law

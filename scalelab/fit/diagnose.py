@@ -16,6 +16,7 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.envelope import EnvelopeFit
 from scalelab.fit.isoflop import IsoflopFit
 from scalelab.fit.outcome import FitWarning, ParametricFit
+from scalelab.fit.rows import numbers
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_flops, plural
@@ -36,6 +37,8 @@ MISFIT_SHARE = 0.35
 """Share of the residuals' variance explained by a quadratic in log N and log D in a misfit."""
 MISFIT_ROWS = 24
 UNFINISHED = 0.999
+ROUNDING = 1e-6
+"""Residuals below this share of the target are rounding of the table's numbers, not outliers."""
 
 
 def row_warnings(
@@ -48,7 +51,7 @@ def row_warnings(
         _flops_mismatch(observations),
         _budget_mismatch(observations),
         _misfit(observations, fit),
-        _outliers(fit, lines),
+        _outliers(fit, lines, numbers(observations, fit.law.target)),
     ]
     return [warning for warning in found if warning is not None]
 
@@ -284,14 +287,22 @@ def _robust_scale(residuals: FloatArray) -> float:
     return 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
 
 
-def _outliers(fit: ParametricFit, lines: NDArray[np.int64] | None) -> FitWarning | None:
+def _outliers(
+    fit: ParametricFit, lines: NDArray[np.int64] | None, targets: FloatArray
+) -> FitWarning | None:
     residuals = fit.residuals
     if len(residuals) < 8:
         return None
-    middle = np.median(residuals)
-    scale = _robust_scale(residuals)
-    far = np.flatnonzero(np.abs(residuals - middle) > OUTLIER * scale)
-    if not len(far) or scale == 0:
+    middle = float(np.median(residuals))
+    size = np.abs(residuals - middle)
+    # The law passes through as many rows as it has parameters if the objective is nearly absolute:
+    # the scale is the median of the others.
+    n, p = len(residuals), len(fit.names) - len(fit.fixed)
+    scale = 1.4826 * float(np.quantile(size, min(0.5 * (1 + p / n), 1.0)))
+    is_log = fit.objective.residual == "log"
+    rounding = ROUNDING * (1.0 if is_log else float(np.median(targets)))
+    far = np.flatnonzero(size > max(OUTLIER * scale, rounding))
+    if not len(far):
         return None
     worst = np.sort(far[np.argsort(-np.abs(residuals[far]), kind="stable")][:5])
     where = ("row" if lines is None else "line") + ("" if len(far) == 1 else "s")

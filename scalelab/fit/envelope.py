@@ -12,6 +12,7 @@ Hoffmann et al. 2022, arXiv:2203.15556, section 3.1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.fit.isoflop import PowerLaw
+from scalelab.fit.outcome import percentile_limits
 from scalelab.records.types import Curves, Observations
 from scalelab.units import plural
 
@@ -98,8 +100,8 @@ def fit_envelope(observations: Observations, *, level: float = 0.9, seed: int = 
     log_d = curves.log_d[points[1], points[0]]
     d_slope, d_intercept = np.polyfit(curves.log_c[there], log_d, 1)
     draws = _replicates(curves, np.random.default_rng(seed))
-    n_low, n_high = _limits(draws[:, 0], level)
-    d_low, d_high = _limits(draws[:, 1], level)
+    n_low, n_high = _limits(draws[:, 0], level, float(n_slope))
+    d_low, d_high = _limits(draws[:, 1], level, float(d_slope))
     return EnvelopeFit(
         flops=np.exp(curves.log_c[there]),
         n_params=np.exp(curves.log_n[best[there]]),
@@ -209,8 +211,8 @@ def _replicates(curves: _Curves, generator: np.random.Generator) -> FloatArray:
     return np.array(draws).reshape(-1, 2)
 
 
-def _limits(draws: FloatArray, level: float) -> tuple[float | None, float | None]:
+def _limits(draws: FloatArray, level: float, value: float) -> tuple[float | None, float | None]:
     if len(draws) < REPLICATES / 2:
         return None, None
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = percentile_limits(draws, level, value)
+    return (low, high) if math.isfinite(low) else (None, None)

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.fit.bootstrap import ResamplingPlan
 from scalelab.fit.efficient import deviates, fit_efficient, newton_steps, weight_shape
+from scalelab.fit.few_rows import SPARE_ROWS, draw_few
 from scalelab.fit.newton import Box, minimise
 from scalelab.fit.noise import compute_of, local_noise
+from scalelab.fit.outcome import Refits
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
 from scalelab.fit.replicates import Optimum, refit
@@ -30,6 +32,8 @@ MOST_ROWS = 300
 """Maximum number of rows used."""
 N_REPLICATES = 64
 MIN_ROWS_AHEAD = 3
+FEW_DRAWS, FEW_STEPS = 400, 40
+"""Draws and steps of the sampler for few rows."""
 
 
 def extrapolation_inflation(
@@ -40,7 +44,7 @@ def extrapolation_inflation(
     penalty: Penalty,
     box: Box,
     *,
-    uses_efficient_refits: bool,
+    refits: Refits,
 ) -> float:
     """Return the factor, at least 1, by which errors on larger runs exceed their intervals.
 
@@ -56,8 +60,8 @@ def extrapolation_inflation(
         Optimum of all rows, the starting point of the smaller fits.
     penalty, box
         As in the full fit.
-    uses_efficient_refits : bool
-        Whether the replicates of the full fit come from `scalelab.fit.efficient`.
+    refits : {"objective", "efficient", "posterior"}
+        How the draws of the full fit were made.
 
     Returns
     -------
@@ -74,11 +78,9 @@ def extrapolation_inflation(
     factors = []
     for cut in np.quantile(compute, CUTS):
         behind = compute <= cut
-        if behind.sum() <= box.free.sum() + 1 or (~behind).sum() < MIN_ROWS_AHEAD:
+        if behind.sum() < box.free.sum() + SPARE_ROWS or (~behind).sum() < MIN_ROWS_AHEAD:
             continue
-        factor = _ratio(
-            law, columns, rows, theta, penalty, box, compute, behind, uses_efficient_refits
-        )
+        factor = _ratio(law, columns, rows, theta, penalty, box, compute, behind, refits)
         if np.isfinite(factor):
             factors.append(factor)
     return max(1.0, float(np.median(factors))) if factors else 1.0
@@ -93,7 +95,7 @@ def _ratio(
     box: Box,
     compute: FloatArray,
     behind: NDArray[np.bool_],
-    uses_efficient_refits: bool,
+    refits: Refits,
 ) -> float:
     """Return the quantile of error over half-width for one cut."""
     is_centred = bool(box.free.all())
@@ -103,12 +105,18 @@ def _ratio(
     end = minimise(near, near.eta(theta[None]), known, penalty, box, max_iterations=60)
     best = end.eta[0]
     optimum = Optimum(model=near, eta=best, rows=known, penalty=penalty, box=box)
-    draws = _efficient_draws(optimum, compute[behind]) if uses_efficient_refits else None
-    if draws is None:
-        draws = refit(optimum, ResamplingPlan(method="row", k=N_REPLICATES, n=known.n)).eta
     n, p = known.n, int(box.free.sum())
     errors = -near.residuals(best[None], known)[0] * (n / max(n - p, 1)) ** 0.5
     noise = local_noise(errors, compute[behind], compute[~behind])
+    draws = None
+    if refits == "efficient":
+        draws = _efficient_draws(optimum, compute[behind])
+    elif refits == "posterior":
+        few = draw_few(law, optimum, n, None, FEW_DRAWS, 0, steps=FEW_STEPS)
+        if few is not None:
+            draws, noise = few.eta, np.tile(few.noise, (ahead.n, 1))
+    if draws is None:
+        draws = refit(optimum, ResamplingPlan(method="row", k=N_REPLICATES, n=n)).eta
     error = far.residuals(far.eta(near.theta(best[None])), ahead)[0]
     with np.errstate(all="ignore"):
         draws = far.predicted(far.eta(near.theta(draws)))

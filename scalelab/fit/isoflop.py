@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from scalelab.arrays import FloatArray
-from scalelab.fit.outcome import Interval
+from scalelab.fit.outcome import Interval, percentile_limits
 from scalelab.fit.parabola import MIN_ROWS, CurveMinimum, fit_parabola, parabolas
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
@@ -333,8 +333,8 @@ def _with_percentiles(law: PowerLaw, samples: FloatArray, level: float) -> Power
     exponents = samples[np.isfinite(samples[:, 0]), 0]
     if len(exponents) < len(samples) / 2:
         return law
-    low, high = np.quantile(exponents, [(1 - level) / 2, (1 + level) / 2])
-    return replace(law, low=float(low), high=float(high))
+    low, high = percentile_limits(exponents, level, law.exponent)
+    return replace(law, low=low, high=high) if math.isfinite(low) else law
 
 
 def _too_few(curves: tuple[IsoflopCurve, ...]) -> str:

@@ -16,19 +16,18 @@ from scalelab.fit.objective import Objective
 from scalelab.theory.laws.base import Law
 
 Status = Literal["ok", "not_identified", "at_bound"]
+Refits = Literal["objective", "efficient", "posterior"]
 DEFAULT_LEVEL = 0.9
+ROUNDING = 1e-12
+"""Relative width up to which an interval is rounding and shows no uncertainty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitWarning:
     """A warning about a fit.
 
-    Attributes
-    ----------
-    code : str
-        Stable name, for scripts.
-    message : str
-        What is true, why it matters for the result, and what to do.
+    ``code`` is a stable name, for scripts; ``message`` says what is true, why it matters for the
+    result, and what to do.
     """
 
     code: str
@@ -37,15 +36,7 @@ class FitWarning:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Minimum:
-    """One local minimum of the objective.
-
-    Attributes
-    ----------
-    value : float
-        Objective at the minimum.
-    params : Mapping[str, float]
-        Parameters at the minimum.
-    """
+    """One local minimum of the objective: its value and the parameters there."""
 
     value: float
     params: Mapping[str, float]
@@ -69,9 +60,10 @@ class BootstrapReport:
         Column of the cluster labels, for ``cluster``.
     n_clusters : int or None
         Number of clusters.
-    refits : {"objective", "efficient"}
+    refits : {"objective", "efficient", "posterior"}
         ``objective``: refits of the objective of the fit; ``efficient``: efficient refits (see
-        `scalelab.fit.efficient`).
+        `scalelab.fit.efficient`); ``posterior``: draws from few rows or clusters (see
+        `scalelab.fit.few_rows`).
     """
 
     method: str
@@ -80,12 +72,15 @@ class BootstrapReport:
     seed: int
     cluster: str | None = None
     n_clusters: int | None = None
-    refits: Literal["objective", "efficient"] = "objective"
+    refits: Refits = "objective"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A value with its lower and upper limit, in the value's unit."""
+    """A value with its lower and upper limit, in the value's unit: low <= value <= high.
+
+    The limits are NaN where they are not known.
+    """
 
     value: float
     low: float
@@ -101,9 +96,10 @@ class Prediction:
     value : ndarray of shape (m,)
         The law at its best parameters.
     low, high : ndarray of shape (m,)
-        Confidence interval of the law's value.
+        Confidence interval of the law's value, which it contains.
     pred_low, pred_high : ndarray of shape (m,)
-        Prediction interval of one new run: uncertainty of the law and noise of the run.
+        Prediction interval of one new run: uncertainty of the law and noise of the run. It contains
+        the confidence interval.
     level : float
         Level of both intervals.
     """
@@ -168,6 +164,9 @@ class ParametricFit:
         Compute of every row from the form's columns (N D, or FLOPs), in the caller's row order. A
         prediction takes its noise from the rows nearest in compute, since small runs are often
         noisier.
+    noise : ndarray of shape (levels,), or None
+        Quantiles of the noise of a new run from few rows; NaN if they do not show it. None: from
+        the residuals.
     """
 
     form: str
@@ -189,6 +188,7 @@ class ParametricFit:
     inflation: float = 1.0
     shape: FloatArray | None = None
     compute: FloatArray | None = None
+    noise: FloatArray | None = None
 
     @property
     def params(self) -> dict[str, float]:
@@ -226,8 +226,9 @@ class ParametricFit:
         """
         check_level(level)
         draws = np.array([fn(law) for law in self.replicate_laws()], dtype=np.float64)
-        low, high = percentile_limits(draws[np.isfinite(draws)], level)
-        return Interval(value=float(fn(self.law)), low=low, high=high)
+        value = float(fn(self.law))
+        low, high = percentile_limits(draws[np.isfinite(draws)], level, value)
+        return Interval(value=value, low=low, high=high)
 
     def param_intervals(self, level: float = DEFAULT_LEVEL) -> dict[str, Interval]:
         """Return every parameter with its confidence interval, by name."""
@@ -235,7 +236,9 @@ class ParametricFit:
         params = self.params
         out = {}
         for j, name in enumerate(self.names):
-            low, high = percentile_limits(self.samples[:, j], level)
+            low, high = percentile_limits(self.samples[:, j], level, params[name])
+            if name in self.fixed and len(self.samples):
+                low = high = params[name]
             out[name] = Interval(value=params[name], low=low, high=high)
         return out
 
@@ -272,11 +275,14 @@ class ParametricFit:
         with np.errstate(all="ignore"):
             for i in range(len(value)):
                 here = draws[:, i][np.isfinite(draws[:, i])]
-                if len(here):
-                    limits[:2, i] = np.quantile(here, tails)
+                limits[:2, i] = percentile_limits(here, level, float(value[i]))
                 limits[2:, i] = np.quantile(self._new_runs(value[i], here, noise[i]), tails)
             widening = self._widening(at)
             limits[2:] = self._stretched(limits[2:], value, widening)
+        # Where a new run lands is never more certain than where the law lies.
+        is_known = limits[3] - limits[2] > ROUNDING * np.abs(value)
+        limits[2] = np.where(is_known, np.fmin(limits[2], np.fmin(limits[0], value)), np.nan)
+        limits[3] = np.where(is_known, np.fmax(limits[3], np.fmax(limits[1], value)), np.nan)
         return Prediction(
             value=np.asarray(value, dtype=np.float64),
             low=limits[0],
@@ -304,13 +310,18 @@ class ParametricFit:
             Loss of the law at this point.
         draws : ndarray of shape (k_ok,)
             Loss of every replicate at this point; if empty, only noise is counted.
+
+        Returns
+        -------
+        float
+            NaN if the noise is not known.
         """
         at = {name: np.array([x]) for name, x in columns.items()}
         with np.errstate(all="ignore"):
             # Narrowing the target by the inflation equals widening every draw by it.
             narrow = self._stretched(np.array(target), np.array(value), 1 / self._widening(at))
             runs = self._new_runs(value, draws[np.isfinite(draws)], self._noise(at, 1)[0])
-        return float((runs > narrow).mean())
+        return float((runs > narrow).mean()) if np.isfinite(runs).any() else float("nan")
 
     def _new_runs(self, value: float, draws: FloatArray, noise: FloatArray) -> FloatArray:
         """Return possible new runs at one point: all replicates (or the law) x all noise."""
@@ -346,6 +357,8 @@ class ParametricFit:
 
     def _noise(self, columns: Mapping[str, FloatArray], m: int) -> FloatArray:
         """Return quantiles of the noise of a new run at each of m points, shape (m, levels)."""
+        if self.noise is not None:
+            return np.tile(self.noise, (m, 1))
         n, p = self.n_rows, len(self.names) - len(self.fixed)
         errors = -self.residuals * (n / max(n - p, 1)) ** 0.5
         wanted = compute_of(columns)
@@ -360,10 +373,30 @@ def check_level(level: float) -> None:
         raise UsageError(f"level {level!r}", "a number between 0 and 1", "Use --level 0.9.")
 
 
-def percentile_limits(draws: FloatArray, level: float) -> tuple[float, float]:
-    """Return the central interval of replicate values; NaN without any."""
+def percentile_limits(draws: FloatArray, level: float, value: float) -> tuple[float, float]:
+    """Return the central interval of draws, extended to the value if that lies outside.
+
+    The draws can come from another estimator than the value (efficient refits, a posterior): both
+    estimate the same quantity, and the longer interval covers at least as often.
+
+    Parameters
+    ----------
+    draws : ndarray of shape (k,)
+    level : float
+        Between 0 and 1.
+    value : float
+        The estimate; NaN leaves the interval as it is.
+
+    Returns
+    -------
+    low, high : float
+        NaN without draws, or if all draws are the value itself.
+    """
     if not len(draws):
         return float("nan"), float("nan")
     with np.errstate(invalid="ignore"):  # infinite replicates
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.fmin(low, value), np.fmax(high, value)
+        if not high - low > ROUNDING * abs(high):
+            return float("nan"), float("nan")
     return float(low), float(high)

@@ -18,6 +18,8 @@ from scalelab.arrays import FloatArray
 
 MIN_ROWS = 3
 """Minimum number of different sizes in a budget for a parabola."""
+ROUNDING = 1e-9
+"""Relative width up to which an interval is rounding."""
 MAX_CONDITION = 1e12
 """Condition number above which the parabola of a replicate is not determined."""
 
@@ -33,7 +35,7 @@ class CurveMinimum:
     value : float
         x at the minimum; NaN if the parabola is not convex.
     low, high : float or None
-        Fieller interval; None if it is unbounded or there is no residual degree of freedom.
+        Fieller interval; None if it is unbounded, or without noise or a residual degree of freedom.
     loss : float
         Fitted loss at the minimum.
     edge : {"below", "above", "not_convex"} or None
@@ -86,7 +88,10 @@ def fit_parabola(x: FloatArray, y: FloatArray, level: float) -> CurveMinimum | N
             covariance = variance * np.linalg.inv(design.T @ design)
             bounds = fieller(c, covariance, float(special.stdtrit(freedom, (1 + level) / 2)))
             if bounds is not None:
-                low, high = (math.exp(centre + half_width * bound) for bound in bounds)
+                ends = [math.exp(centre + half_width * bound) for bound in bounds]
+                # Without noise the limits are the value, up to rounding.
+                if ends[1] - ends[0] > ROUNDING * value:
+                    low, high = min(ends[0], value), max(ends[1], value)
     else:
         edge, value, loss = "not_convex", math.nan, float(y.min())
     return CurveMinimum(

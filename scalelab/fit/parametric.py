@@ -1,7 +1,7 @@
 """Approach 3: fit a law to runs, with all minima, bootstrap replicates and warnings.
 
-Use `fit_parametric`. Its parts are `scalelab.fit.solver` (minimisation), `scalelab.fit.replicates`
-and `scalelab.fit.efficient` (bootstrap refits) and `scalelab.fit.identify` (status).
+Use `fit_parametric`. Its parts are `scalelab.fit.solver` (minimisation), `scalelab.fit.draws` (the
+draws behind the intervals) and `scalelab.fit.identify` (status).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan, plan
-from scalelab.fit.efficient import efficient_replicates
+from scalelab.fit.draws import FEW_CLUSTERS, draws_of
 from scalelab.fit.identify import assess
 from scalelab.fit.inflation import extrapolation_inflation
 from scalelab.fit.likelihood import best_scale, reported_value
@@ -28,7 +28,7 @@ from scalelab.fit.outcome import (
 )
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
-from scalelab.fit.replicates import Optimum, Replicates, refit, refit_clusters
+from scalelab.fit.replicates import Optimum, Replicates
 from scalelab.fit.row_model import RowModel, Rows
 from scalelab.fit.rows import Design, design
 from scalelab.fit.solver import DISAGREEMENT, Search, refine, search
@@ -41,7 +41,6 @@ FURTHEST = 700.0
 """Bound on logarithms: exp(700) is still a finite float."""
 COARSE = 4096
 """Maximum number of rows in the global search; its results are refined on all rows."""
-FEW_CLUSTERS = 10
 
 
 def fit_parametric(
@@ -104,20 +103,13 @@ def fit_parametric(
         law, theta, data.columns, r, data.rows.weight, box, is_log=data.rows.is_log
     )
     compute = compute_of(data.columns)
-    efficient = None
-    if status == "ok" and _may_be_efficient(bootstrap, replicates, objective):
-        efficient = efficient_replicates(optimum, replicates, data.columns)
-    if efficient:
-        refits, replicates = efficient
-    elif replicates.method == "cluster" and replicates.weighting == "smooth":
-        refits, replicates = refit_clusters(optimum, replicates)
-    else:
-        refits = refit(optimum, replicates)
+    drawn = draws_of(law, optimum, data.columns, replicates, bootstrap, objective, status)
+    refits, replicates = drawn.replicates, drawn.plan
     inflation = 1.0
     if uses_inflation and len(refits.eta):
         inflation = extrapolation_inflation(
             law, data.columns, data.rows, theta, found.penalty, box,
-            uses_efficient_refits=bool(efficient),
+            refits=drawn.refits,
         )  # fmt: skip
     position = np.argsort(data.order)
     residuals = np.empty_like(r)
@@ -139,35 +131,18 @@ def fit_parametric(
             seed=bootstrap.seed,
             cluster=replicates.cluster,
             n_clusters=replicates.n_clusters,
-            refits="efficient" if efficient else "objective",
+            refits=drawn.refits,
         ),
         residuals=residuals,
         fixed=held,
         n_rows=data.rows.n,
         max_flops=data.max_flops,
-        warnings=(*reasons, *_warnings(found, refits, replicates)),
+        warnings=(*reasons, *drawn.warnings, *_warnings(found, refits, replicates)),
         kept=refits.kept,
         inflation=inflation,
         shape=None if replicates.shape is None else replicates.shape[position],
         compute=None if compute is None else compute[position],
-    )
-
-
-def _may_be_efficient(
-    spec: BootstrapSpec, replicates: ResamplingPlan, objective: Objective
-) -> bool:
-    """Return whether efficient refits may make the replicates.
-
-    They may not if the user chose the resampling or row weights, or an objective that does not
-    estimate the centre of symmetric noise.
-    """
-    return (
-        spec.method == "auto"
-        and replicates.method == "row"
-        and spec.weighting == "smooth"
-        and objective.loss in ("huber", "lad")
-        and objective.overprediction == 1.0
-        and objective.weight is None
+        noise=drawn.noise,
     )
 
 
@@ -344,7 +319,7 @@ def _warnings(
                 ),
             )
         )
-    if replicates.n_clusters is not None and replicates.n_clusters < FEW_CLUSTERS:
+    if replicates.n_clusters is not None and 1 < replicates.n_clusters < FEW_CLUSTERS:
         out.append(
             FitWarning(
                 code="few_clusters",

@@ -126,7 +126,10 @@ def effective_speedup(
         drawn = recipe_b.take(generator.integers(len(recipe_b), size=len(recipe_b)))
         draws.append(_factor(law, drawn, fit.max_flops)[0])
     factors = np.array(draws).reshape(-1, 2)
-    limits = [percentile_limits(c[np.isfinite(c)], level) for c in factors.T]
+    limits = [
+        percentile_limits(c[np.isfinite(c)], level, value)
+        for c, value in zip(factors.T, point, strict=True)
+    ]
     quarter, three = np.quantile(log_s[usable], [0.25, 0.75])
     return Speedup(
         factor=Interval(value=point[0], low=limits[0][0], high=limits[0][1]),

@@ -204,7 +204,7 @@ def derived(fit: ParametricFit, level: float = 0.9) -> dict[str, Interval]:
     out = {}
     for name, value in point.items():
         column = np.array([draw[name] for draw in draws], dtype=np.float64)
-        low, high = percentile_limits(column[np.isfinite(column)], level)
+        low, high = percentile_limits(column[np.isfinite(column)], level, value)
         out[name] = Interval(value=value, low=low, high=high)
     return out
 
@@ -265,7 +265,7 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
             ]
         ).reshape(-1, len(SIZE_COLUMNS))
         for name, value, column in zip(SIZE_COLUMNS, chosen, draws.T, strict=True):
-            low, high = percentile_limits(column[np.isfinite(column)], level)
+            low, high = percentile_limits(column[np.isfinite(column)], level, value)
             is_given = name == known[0]
             sizes[name] = Interval(
                 value=value, low=value if is_given else low, high=value if is_given else high

@@ -12,7 +12,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
-from scalelab.fit.outcome import ParametricFit
+from scalelab.fit.outcome import ParametricFit, percentile_limits
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
@@ -78,11 +78,11 @@ def frontier_bands(fit: ParametricFit, flops: FloatArray, level: float = 0.9) ->
     laws = fit.replicate_laws()[:MAX_REPLICATES]
     with np.errstate(all="ignore"):
         draws = np.array([law.optimal(flops) for law in laws]).reshape(-1, 2, len(flops))
-    tails = [(1 - level) / 2, (1 + level) / 2]
     limits = np.full((2, 2, len(flops)), np.nan)
-    if len(draws):
-        draws[~np.isfinite(draws)] = np.nan
-        limits = np.nanquantile(draws, tails, axis=0)
+    for j, best in enumerate((n_params, n_tokens)):
+        for i, value in enumerate(best):
+            here = draws[:, j, i]
+            limits[:, j, i] = percentile_limits(here[np.isfinite(here)], level, float(value))
     at = fit.predict({"n_params": n_params, "n_tokens": n_tokens}, level=level)
     return Bands(
         flops=flops,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,17 +58,18 @@ class Forecaster:
         -------
         value, low, high, miss : float or None
             Loss and limits in nats; probability of a loss above the target. None without
-            replicates, fit or target.
+            replicates, fit or target, or if the rows do not show the noise.
         """
         n, d = np.array([n_params]), np.array([n_tokens])
         value = float(law_loss(self.law, n, d, unique)[0])
         draws = np.array([law_loss(law, n, d, unique)[0] for law in self.replicates])
         low = high = miss = None
         if self.replicates:
-            low, high = percentile_limits(draws, self.level)
+            low, high = percentile_limits(draws, self.level, value)
         if self.fit is not None and target is not None:
             run = {"n_params": n_params, "n_tokens": n_tokens}
-            miss = self.fit.miss_probability(run, target, value, draws)
+            share = self.fit.miss_probability(run, target, value, draws)
+            miss = None if math.isnan(share) else share
         return value, low, high, miss
 
 

@@ -106,7 +106,7 @@ def extrapolation(
         height=470,
     )
     top = float(np.quantile(rows.loss_nats, 0.97))
-    low = float(np.nanmin([np.nanmin(bands.pred_low), bands.loss.min()]))
+    low = float(np.nanmin([*bands.pred_low, bands.loss.min()]))
     figure.update_xaxes(
         **draw.log_axis(flops),
         range=[float(np.log10(flops[0])) - 0.1, float(np.log10(flops[-1])) + 0.4],

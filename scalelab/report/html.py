@@ -198,8 +198,10 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Iterator[str]:
             "" if each.n_params is None else format_quantity(each.n_params.value),
             "" if each.n_tokens is None else format_quantity(each.n_tokens.value),
             f"{each.loss_nats:.4f}",
-            f"{each.low:.4f} to {each.high:.4f}",
-            f"{each.pred_low:.4f} to {each.pred_high:.4f}",
+            *(
+                f"{low:.4f} to {high:.4f}" if math.isfinite(low + high) else "none"
+                for low, high in ((each.low, each.high), (each.pred_low, each.pred_high))
+            ),
         )
         yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</table>"

@@ -425,3 +425,22 @@ def test_every_interval_on_the_page_has_a_name(run):
     assert "90 % confidence interval 1." in out
     assert "90 % prediction interval of a new run 1." in out
     assert "In brackets: 90 % confidence intervals of N and D; 90 % prediction interval" in out
+
+
+@pytest.mark.parametrize(("step", "label"), [(10, None), (1, "ladder")])
+def test_the_first_line_says_that_there_are_no_intervals(run, file, tmp_path, step, label):
+    lines = file.read_text().splitlines()
+    some = [lines[0], *lines[1::step]]
+    if label is not None:
+        some = [f"{line},{label if i else 'cluster'}" for i, line in enumerate(some)]
+    path = tmp_path / "few.csv"
+    path.write_text("\n".join(some) + "\n")
+    out, _ = run("fit", "--from", path, "--predict", "C=1e21")
+    assert out.startswith("No intervals: ")
+    assert "confidence interval" not in out.splitlines()[0]
+    found = json.loads(run("fit", "--from", path, "--predict", "C=1e21", "--json")[0])
+    (prediction,) = found["predictions"]
+    assert prediction["loss_nats"] > 0
+    assert {prediction[name] for name in ("low", "high", "pred_low", "pred_high")} == {None}
+    assert {each["low"] for each in found["params"].values()} == {None}
+    assert "no_interval" in {warning["code"] for warning in found["warnings"]}

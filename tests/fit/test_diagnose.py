@@ -166,6 +166,20 @@ def test_outliers_are_named_by_their_lines(isoflop_runs):
     assert "lines 6, 33" in found["outliers"]
 
 
+def test_rounding_of_a_table_without_noise_is_no_outlier(isoflop_runs):
+    rows = isoflop_runs(noise=0.0)
+    # Whole numbers of parameters and tokens: the losses are off by less than 1e-7.
+    whole = replace(rows, n_params=np.floor(rows.n_params), n_tokens=np.floor(rows.n_tokens))
+    assert "outliers" not in row_codes(whole)
+
+
+def test_rows_that_the_law_passes_through_do_not_make_outliers_of_the_others(isoflop_runs):
+    # Nearly absolute deviations: five of nine residuals are 0, so their median is too.
+    for seed in range(6):
+        rows = isoflop_runs(budgets=(1e18, 1e19, 1e20), sizes=3, seed=seed)
+        assert "outliers" not in row_codes(rows)
+
+
 @pytest.mark.parametrize(("form", "is_misfit"), [("chinchilla", True), ("gamma", False)])
 def test_a_form_that_does_not_fit_real_runs_is_a_warning(tables, form, is_misfit):
     where = "dataset = 'nemotron' AND role = 'sweep'"
