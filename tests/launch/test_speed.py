@@ -35,6 +35,8 @@ answer = {
 }
 with open(ASKED, "a") as file:
     file.write(json.dumps([request["is_general"], len(request["specs"])]) + "\\n")
+with open(ASKED + ".precisions", "a") as file:
+    file.write(request["precision"] + "\\n")
 print(json.dumps(answer))
 """
 
@@ -54,7 +56,7 @@ def asked(tmp_path, monkeypatch):
     return read
 
 
-def plan_of(n_params):
+def plan_of(n_params, precision="fp32"):
     content = {"kind": "grid", "name": "t", "n_params": n_params, "n_tokens": "50K"}
     facts = DataFacts(
         fingerprint="f",
@@ -64,7 +66,19 @@ def plan_of(n_params):
         n_train_tokens=10**6,
         n_eval_tokens=4096,
     )
-    return make_plan(sweep_from_mapping(content, source="the test"), facts, precision="fp32")
+    return make_plan(sweep_from_mapping(content, source="the test"), facts, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "timed"), [("fp32", "fp32"), ("bf16", "bf16"), ("fp8", "bf16")]
+)
+def test_each_precision_is_timed_by_itself(asked, tmp_path, precision, timed):
+    speed.speed_for(plan_of("20K"), DIRECT, 1)
+    found = speed.speed_for(plan_of("20K", precision), DIRECT, 1)
+    assert found.is_measured
+    assert asked() == ([(True, 1)] if precision == "fp32" else [(True, 1)] * 2)
+    assert (tmp_path / "asked.jsonl.precisions").read_text().split()[-1] == timed
+    assert speed.machine_speed(DIRECT, 1, precision=precision).is_measured
 
 
 def test_general_points_are_measured_once_and_each_shape_once(asked):

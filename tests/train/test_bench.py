@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scalelab.errors import UnknownHardwareError
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.records.qualification import Platform
+from scalelab.sweep.execution import AUTO, ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.train import bench, calibrate
@@ -97,6 +98,38 @@ def test_calibration_gives_the_speed_of_each_width(execution: ExecutionSpec) -> 
         assert point["tokens_per_s"] == pytest.approx(32 / point["step_s"])
         assert point["flops_per_s"] > 0
         assert point["eval_tokens_per_s"] > 0
+
+
+def test_general_points_are_timed_in_the_precision_of_the_runs(
+    execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+
+    def measure(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
+        timed.append(spec.precision)
+        return {}
+
+    monkeypatch.setattr(calibrate, "measure_run", measure)
+    measure_speed(execution, widths=(16, 24), precision="bf16")
+    assert timed == ["bf16", "bf16"]
+
+
+def test_a_request_is_timed_as_the_users_cache_knows_it(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ExecutionSpec(device="cuda", step=AUTO, kernels=AUTO, attention=AUTO)
+    monkeypatch.setattr(
+        calibrate,
+        "this_platform",
+        lambda device: Platform(device="x", driver="", torch="", triton="", revision=""),
+    )
+    monkeypatch.setattr(calibrate, "read_verdict", lambda path: None)
+    assert calibrate.timed_execution(request, spec).step == "graph"
+    eager = {"step": "eager", "kernels": "reference", "attention": "sdpa"}
+    monkeypatch.setattr(calibrate, "choice", lambda verdict, spec, n_runs, ways: eager)
+    assert calibrate.timed_execution(request, spec) == ExecutionSpec(device="cuda", **eager)
+    named = ExecutionSpec(device="cuda", step="graph", kernels="triton", attention="flash")
+    assert calibrate.timed_execution(named, spec) == named
 
 
 def test_a_run_of_the_plan_can_be_timed(spec: RunSpec, execution: ExecutionSpec) -> None:
