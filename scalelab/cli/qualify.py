@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,11 +116,13 @@ def _specs(
     shapes: Sequence[str], seq_len: int, batch_seqs: int, vocab_size: int, precision: str
 ) -> list[RunSpec]:
     from scalelab.cli.bench import shape_named
+    from scalelab.sweep.shapes import ALIGNED
     from scalelab.train.calibrate import synthetic_run
 
+    shape = functools.partial(shape_named, vocab_size=vocab_size, table=ALIGNED)
     return [
         replace(
-            synthetic_run(shape_named(text, vocab_size), seq_len=seq_len, batch_seqs=batch_seqs),
+            synthetic_run(shape(text), seq_len=seq_len, batch_seqs=batch_seqs),
             precision=precision,
         )
         for text in shapes

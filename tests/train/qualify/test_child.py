@@ -35,6 +35,12 @@ def swiglu(gate_up):
     time.sleep(0.05)
     return reference.swiglu(gate_up)
 """
+WRONG_IF_EVEN = """
+from scalelab_kernels import reference
+
+def swiglu(gate_up):
+    return reference.swiglu(gate_up) * (1 if gate_up.shape[-2] % 2 else 0.5)
+"""
 CRASHING = """
 import os
 
@@ -106,6 +112,17 @@ def test_a_slow_kernel_is_right_but_not_taken(kernels: Callable[..., None], tiny
     assert times[TRITON] > 50 > 2 * times["direct + reference + explicit"]
     assert chosen.kernels == "reference"
     assert note["ruled_out"] == []
+
+
+@pytest.mark.slow
+def test_a_kernel_that_is_wrong_only_at_the_real_batch_is_ruled_out(
+    kernels: Callable[..., None], tiny: RunSpec
+) -> None:
+    kernels({"swiglu": WRONG_IF_EVEN})
+    _, note = qualified(AUTO_REQUEST, tiny, n_runs=1, request_=None)
+    status, reason = statuses(verdict_of(note))[TRITON]
+    assert status == "wrong"
+    assert "losses of 3 steps" in reason
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from scalelab.records.qualification import (
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import AUTO, ExecutionSpec, QualifyRequest
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.qualify import choose
+from scalelab.train.qualify import choose, lock
 from scalelab.train.qualify.measure import Target, way_id
 from tests.train.outcome import curve, last_note, run_attempt
 from tests.train.qualify.conftest import AUTO_REQUEST
@@ -82,6 +84,27 @@ def test_the_fastest_right_way_is_taken_and_a_second_worker_does_not_measure(
     assert asked == [[tiny.shape.label()]]
     choose.qualified(AUTO_REQUEST, tiny, n_runs=1, request_=request, is_forced=True)
     assert len(asked) == 2
+
+
+def test_of_several_workers_at_once_one_measures(
+    measured: Callable[..., Any],
+    tiny: RunSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = measured(eager_triton_explicit=0.5)
+    measure = choose.measure
+    monkeypatch.setattr(choose, "measure", lambda *a, **k: (time.sleep(0.3), measure(*a, **k)))
+    monkeypatch.setattr(lock, "POLL_S", 0.05)
+    request = QualifyRequest(tmp_path / "shared", (tiny,))
+
+    def work(_: int) -> ExecutionSpec:
+        return choose.qualified(AUTO_REQUEST, tiny, n_runs=1, request_=request)[0]
+
+    with ThreadPoolExecutor(3) as pool:
+        chosen = set(pool.map(work, range(3)))
+    assert [each.kernels for each in chosen] == ["triton"]
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("status", ["wrong", "not repeatable", "failed", "crashed", "hung"])
