@@ -13,11 +13,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from scalelab.sweep.execution import ExecutionSpec
 
 N_BUFFERS = 2
 
@@ -39,6 +42,23 @@ class PinnedBatch:
 
     tokens: Tensor
     copied: torch.cuda.Event
+
+
+def open_batches(
+    execution: ExecutionSpec, load: Load, shape: tuple[int, ...], n_steps: int
+) -> contextlib.AbstractContextManager[Callable[[], Any]]:
+    """Give a function that returns the next batch, as `Engine.step` takes it.
+
+    Parameters
+    ----------
+    execution : ExecutionSpec
+        Of the engine: one GPU gets `batches_ahead`, others get `batches_on_demand`.
+    load, shape, n_steps
+        As in `batches_ahead`.
+    """
+    if execution.device == "cuda" and execution.n_devices == 1:
+        return batches_ahead(load, shape, n_steps)
+    return batches_on_demand(load, shape)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scalelab.records.qualification import cached_verdicts, choice, read_verdict, with_way
 from scalelab.sweep.batched_runs import BATCHED_SIZES
@@ -16,6 +18,7 @@ from scalelab.sweep.execution import ExecutionSpec, candidates, is_auto
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
+from scalelab.train.batches import open_batches
 from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine, batch_shape
 from scalelab.train.host import device_name, torch_settings
 from scalelab.train.qualify.platform import this_platform
@@ -175,13 +178,25 @@ def time_steps(spec: RunSpec, execution: ExecutionSpec, n_runs: int, seconds: fl
 def _step_times(
     engine: Engine, tokens: np.ndarray[Any, np.dtype[np.int64]], seconds: float
 ) -> list[float]:
-    """Time steps for that many seconds, at least `STEPS_MIN`, after `WARMUP_STEPS` untimed ones."""
+    """Time steps for that many seconds, at least `STEPS_MIN`, after `WARMUP_STEPS` untimed ones.
+
+    On a GPU a time is the mean of as many steps as a run takes between two readings of its losses,
+    because host and device work at the same time in between.
+    """
+    is_gpu = engine.device.type == "cuda"
+    n_each = engine.execution.metrics_interval_steps if is_gpu else 1
+
+    def load(index: int, batch: NDArray[np.integer]) -> None:
+        batch[...] = tokens
+
     times: list[float] = []
-    while len(times) < WARMUP_STEPS + STEPS_MIN or sum(times[WARMUP_STEPS:]) < seconds:
-        started = time.perf_counter()
-        engine.step(tokens)
-        engine.read()
-        times.append(time.perf_counter() - started)
+    with open_batches(engine.execution, load, tokens.shape, sys.maxsize) as next_batch:
+        while len(times) < WARMUP_STEPS + STEPS_MIN or sum(times[WARMUP_STEPS:]) * n_each < seconds:
+            started = time.perf_counter()
+            for _ in range(n_each):
+                engine.step(next_batch())
+            engine.read()
+            times.append((time.perf_counter() - started) / n_each)
     return times[WARMUP_STEPS:]
 
 

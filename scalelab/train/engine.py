@@ -223,7 +223,9 @@ class Engine:
     def _take_step(self) -> None:
         """Take a step with the tokens in `_tokens`, without synchronising host and device."""
         loss, square = self.gradients.take(self._tokens.long())
-        rates = self.rates.gather(1, self.steps.unsqueeze(1)).squeeze(1)
+        # Beyond the schedule, an index out of range would end the process's use of the GPU.
+        index = self.steps.clamp(max=self.rates.shape[1] - 1).unsqueeze(1)
+        rates = self.rates.gather(1, index).squeeze(1)
         self.steps += 1
         norm = self.optimizer.step(self.grad, self.steps, rates)
         if self.ema is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.sweep.execution import ExecutionSpec
-from scalelab.train.batches import batches_ahead, batches_on_demand
+from scalelab.train.batches import open_batches
 from scalelab.train.engine import Readings, batch_shape, learning_rates
 from scalelab.train.session import FencedError, Session
 
@@ -121,11 +121,8 @@ def _batches(
     def load(index: int, tokens: NDArray[np.integer]) -> None:
         dataset.read_batches([(seed, step + index) for seed, step in begins], tokens)
 
-    execution = engine.execution
-    if execution.device == "cuda" and execution.n_devices == 1:
-        n_steps = min(session.spec.n_steps - session.step for session in sessions)
-        return batches_ahead(load, shape, n_steps)
-    return batches_on_demand(load, shape)
+    n_steps = min(session.spec.n_steps - session.step for session in sessions)
+    return open_batches(engine.execution, load, shape, n_steps)
 
 
 def stretched_interval_s(interval_s: float, took_s: float) -> float:

@@ -237,3 +237,12 @@ def test_experts_take_a_graph_where_their_products_do_not_wait_for_the_host(
 def test_attention_without_fp32_kernels_is_refused_for_fp32(spec: RunSpec, attention: str) -> None:
     with pytest.raises(UsageError, match="half precision"):
         Engine([spec], ExecutionSpec(attention=attention))
+
+
+def test_steps_beyond_the_schedule_have_its_last_learning_rate(
+    spec: RunSpec, execution: ExecutionSpec, dataset: Dataset
+) -> None:
+    short = replace(spec, n_steps=1, warmup_steps=0, schedule="wsd", decay_steps=0)
+    found = train(fresh(short, execution), dataset, range(3))
+    longer = train(fresh(replace(short, n_steps=3), execution), dataset, range(3))
+    np.testing.assert_array_equal(found.losses, longer.losses)

@@ -12,6 +12,7 @@ from gpu_cases.steps import (
     execution_of,
     make_engine,
     make_run,
+    next_batches,
     random_tokens,
     reference_of,
 )
@@ -127,9 +128,9 @@ def trained(
     """
     engine = make_engine(spec, execution, n_runs=n_runs)
     gradients = None
-    with torch_settings(execution):
-        for step in range(n_steps):
-            engine.step(random_tokens(engine, step))
+    with torch_settings(execution), next_batches(engine, n_steps) as take:
+        for _ in range(n_steps):
+            engine.step(take())
             if gradients is None:
                 rows = engine.grad.view(n_runs, -1)
                 gradients = rows / rows.norm(dim=1, keepdim=True)

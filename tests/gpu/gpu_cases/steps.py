@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +15,7 @@ from gpu_cases.timing import device, synchronize
 from scalelab.sweep.execution import AUTO, ExecutionSpec, planned_execution
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
+from scalelab.train.batches import open_batches
 from scalelab.train.calibrate import shape_of_width, synthetic_run
 from scalelab.train.engine import Engine, batch_shape
 from scalelab.train.host import torch_settings
@@ -108,6 +112,16 @@ def random_tokens(engine: Engine, seed: int = 0) -> Any:
     return rng.integers(0, engine.specs[0].shape.vocab_size, batch_shape(engine.specs))
 
 
+def next_batches(engine: Engine, n_distinct: int) -> AbstractContextManager[Callable[[], Any]]:
+    """Give batches as a sweep does, on a GPU from a thread; `random_tokens` of 0, 1, .. in turn."""
+    ready = [random_tokens(engine, seed) for seed in range(n_distinct)]
+
+    def load(index: int, tokens: Any) -> None:
+        tokens[...] = ready[index % n_distinct]
+
+    return open_batches(engine.execution, load, ready[0].shape, sys.maxsize)
+
+
 def step_seconds(engine: Engine, seconds: float, *, is_tiny: bool) -> list[float]:
     """Return the mean time of a step in each of several windows of `WINDOW` steps.
 
@@ -116,16 +130,15 @@ def step_seconds(engine: Engine, seconds: float, *, is_tiny: bool) -> list[float
     """
     n_steps, n_warmup, n_least = (1, 0, 1) if is_tiny else (WINDOW, 2, 3)
     seconds = 0.0 if is_tiny else seconds
-    tokens = [random_tokens(engine, seed) for seed in range(n_steps)]
     times: list[float] = []
-    with torch_settings(engine.execution):
+    with torch_settings(engine.execution), next_batches(engine, n_steps) as take:
         while len(times) < n_warmup + n_least or sum(times[n_warmup:]) * n_steps < (
             0.0 if is_tiny else seconds
         ):
             synchronize()
             started = time.perf_counter()
-            for batch in tokens:
-                engine.step(batch)
+            for _ in range(n_steps):
+                engine.step(take())
             engine.read()
             times.append((time.perf_counter() - started) / n_steps)
     return times[n_warmup:]
