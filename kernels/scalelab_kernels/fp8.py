@@ -89,28 +89,57 @@ def _padded_rows(x: Tensor) -> Tensor:
     return functional.pad(rows, (0, 0, 0, n_missing)) if n_missing else rows
 
 
-class _Linear(torch.autograd.Function):
-    """``x @ weight.T`` with three products in fp8."""
+# Custom operators keep the compiler out: its own backward pass gave NaN (torch 2.13 on a CPU).
+@torch.library.custom_op("scalelab::fp8_linear", mutates_args=())
+def _linear(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return ``rows @ weight.T``, and both factors in fp8 with their inverse scales."""
+    values, inverse = quantize(rows, E4M3)
+    factor, factor_inverse = quantize(weight, E4M3)
+    out = _product(values, factor, inverse, factor_inverse, is_forward=True)
+    return out, values, inverse, factor, factor_inverse
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        rows, rows_inverse = quantize(_padded_rows(x), E4M3)
-        values, inverse = quantize(weight, E4M3)
-        ctx.save_for_backward(rows, rows_inverse, values, inverse)
-        out = _product(rows, values, rows_inverse, inverse, is_forward=True)
-        n_rows = x.numel() // x.shape[-1]
-        return out[:n_rows].view(*x.shape[:-1], weight.shape[0])
 
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
-        rows, rows_inverse, weight, inverse = ctx.saved_tensors
-        grad, grad_inverse = quantize(_padded_rows(grad_out), E5M2)
-        grad_x = _product(grad, _transposed(weight), grad_inverse, inverse, is_forward=False)
-        n_rows = grad_out.numel() // grad_out.shape[-1]
-        grad_weight = _product(
-            _transposed(grad), _transposed(rows), grad_inverse, rows_inverse, is_forward=False
-        )
-        return grad_x[:n_rows].view(*grad_out.shape[:-1], weight.shape[1]), grad_weight
+@_linear.register_fake
+def _(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        rows.new_empty(rows.shape[0], weight.shape[0]),
+        torch.empty_like(rows, dtype=E4M3),
+        rows.new_empty((), dtype=torch.float32),
+        torch.empty_like(weight, dtype=E4M3),
+        rows.new_empty((), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("scalelab::fp8_linear_backward", mutates_args=())
+def _linear_backward(
+    grad_out: Tensor, rows: Tensor, inverse: Tensor, weight: Tensor, weight_inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    grad, grad_inverse = quantize(grad_out, E5M2)
+    grad_rows = _product(grad, _transposed(weight), grad_inverse, weight_inverse, is_forward=False)
+    grad_weight = _product(
+        _transposed(grad), _transposed(rows), grad_inverse, inverse, is_forward=False
+    )
+    return grad_rows, grad_weight
+
+
+@_linear_backward.register_fake
+def _(
+    grad_out: Tensor, rows: Tensor, inverse: Tensor, weight: Tensor, weight_inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    return grad_out.new_empty(rows.shape), grad_out.new_empty(weight.shape)
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward_linear(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    grads: tuple[Tensor, ...] = _linear_backward(grad_out, *ctx.saved_tensors)
+    return grads
+
+
+_linear.register_autograd(_backward_linear, setup_context=_save_linear)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -122,8 +151,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     weight : Tensor of bf16, shape (m, n)
         m and n are multiples of `MULTIPLE`.
     """
-    out: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
-    return out
+    n_rows = x.numel() // x.shape[-1]
+    out: Tensor = _linear(_padded_rows(x), weight)[0]
+    return out[:n_rows].view(*x.shape[:-1], weight.shape[0])
 
 
 def _loss_rows(

@@ -102,3 +102,23 @@ def test_registered_as_torch_expects():
     torch.library.opcheck(torch.ops.scalelab.fp8_cross_entropy_sum.default, arguments)
     still = (hidden.detach(), weight.detach(), *arguments[2:])
     torch.library.opcheck(torch.ops.scalelab.fp8_cross_entropy.default, still)
+    # The compiler's test adds up the outputs, which torch cannot do in fp8.
+    torch.library.opcheck(
+        torch.ops.scalelab.fp8_linear.default,
+        (hidden, weight),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_gradients_are_those_of_eager():
+    """With the compiler's own products, they were NaN."""
+    x = torch.randn(32, 48).bfloat16().requires_grad_()
+    weight = torch.randn(16, 48).bfloat16().requires_grad_()
+    upstream = torch.randn(32, 16).bfloat16() * 1e-5
+    found, expected = (
+        torch.autograd.grad(call(x, weight), (x, weight), upstream)
+        for call in (torch.compile(fp8.linear, dynamic=False), fp8.linear)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

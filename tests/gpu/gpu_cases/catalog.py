@@ -15,6 +15,7 @@ KERNELS = (
     "rms_norm",
     "swiglu",
     "adamw",
+    "gram",
     "permute and unpermute",
     "grouped_linear",
     "gram",
@@ -71,8 +72,9 @@ def checks(*dtypes: str, n_rows: int) -> list[Case]:
     devices = Case(
         name="step on GPU and CPU", call="gpu_cases.step_checks:devices", limit_s=90, kind=CHECK
     )
+    fp8 = Case(name="products in fp8", call="gpu_cases.precision:products", kind=CHECK)
     # Steps first: they show most, and a lane that checks a kernel has few shapes to compile.
-    return [steps[0], steps[1], *kernels, *steps[2:], devices, documents, *limits(LIMITS)]
+    return [steps[0], steps[1], *kernels, *steps[2:], devices, documents, fp8, *limits(LIMITS)]
 
 
 def limits(named: Mapping[str, str]) -> list[Case]:
@@ -140,6 +142,12 @@ MUON = Case(
     arguments={"name": "124M", "seq_len": 1024, "seconds": 2.0},
     limit_s=90,
 )
+FP8 = Case(
+    name="50M in fp8 beside bf16",
+    call="gpu_cases.precision:losses",
+    arguments={"name": "50M", "seq_len": 1024},
+    limit_s=120,
+)
 
 
 def compilations(cases: Sequence[Case]) -> list[Case]:
@@ -199,6 +207,7 @@ def timings(out: str) -> list[Case]:
         model("50M", 2048),
         model("1.3B", 2048),
         MUON,
+        FP8,
     ]
 
 
