@@ -30,45 +30,27 @@ from scalelab_kernels.attention_backward import (
     last_dense,
     load_block,
     place,
+    store_block,
 )
 from scalelab_kernels.configs import attention_config
 from scalelab_kernels.errors import KernelUnavailableError
-from scalelab_kernels.runtime import architecture, check_runs_here, dot, round_to
+from scalelab_kernels.runtime import (
+    alignment,
+    architecture,
+    check_runs_here,
+    dot,
+    multiple,
+    round_to,
+)
 
 HEAD_DIM_MAX = 128
-
-
-@triton.jit
-def _walk(
-    acc, total, top, queries, k, v, row, starts_of_row, begin, end, n_positions,
-    k_token, v_token, scale,
-    MASKED: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """Update the online softmax of a block of queries with the keys ``begin .. end``."""
-    for first in range(begin, end, KEYS):
-        col = first + tl.arange(0, KEYS)
-        keys = load_block(k, col, n_positions, k_token, D, COLS)
-        scores = dot(queries, tl.trans(keys), tl.zeros((QUERIES, KEYS), tl.float32))
-        if MASKED:
-            is_seen = (col[None, :] <= row[:, None]) & (col[None, :] >= starts_of_row[:, None])
-            scores = tl.where(is_seen, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp2(scores * scale - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
-        values = load_block(v, col, n_positions, v_token, D, COLS)
-        acc = dot(round_to(weights, values.dtype), values, acc * shrink[:, None])
-        top = new_top
-    return acc, total, top
 
 
 @triton.jit
 def _forward_kernel(
     q, k, v, starts, out, lse, scale, n_positions,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    H: tl.constexpr, GROUP: tl.constexpr, HAS_STARTS: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, HAS_STARTS: tl.constexpr, ALIGN: tl.constexpr,
     D: tl.constexpr, COLS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(QUERIES % KEYS == 0)
@@ -77,9 +59,13 @@ def _forward_kernel(
     first = (tl.cdiv(n_positions, QUERIES) - 1 - block) * QUERIES
     row = first + tl.arange(0, QUERIES)
     in_rows = row < n_positions
-    k += batch * k_batch + head // GROUP * k_head
-    v += batch * v_batch + head // GROUP * v_head
-    queries = load_block(q + batch * q_batch + head * q_head, row, n_positions, q_token, D, COLS)
+    q_token = multiple(q_token, ALIGN)
+    k_token = multiple(k_token, ALIGN)
+    v_token = multiple(v_token, ALIGN)
+    q += multiple(batch * q_batch + head * q_head, ALIGN)
+    k += multiple(batch * k_batch + head // GROUP * k_head, ALIGN)
+    v += multiple(batch * v_batch + head // GROUP * v_head, ALIGN)
+    queries = load_block(q, first, n_positions, q_token, QUERIES, D, COLS)
     begin = 0
     starts_of_row = tl.zeros((QUERIES,), tl.int32)
     if HAS_STARTS:
@@ -88,21 +74,27 @@ def _forward_kernel(
     acc = tl.zeros((QUERIES, COLS), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
-    acc, total, top = _walk(
-        acc, total, top, queries, k, v, row, starts_of_row, begin, first, n_positions,
-        k_token, v_token, scale, HAS_STARTS, D, COLS, QUERIES, KEYS,
-    )  # fmt: skip
-    acc, total, top = _walk(
-        acc, total, top, queries, k, v, row, starts_of_row, first,
-        tl.minimum(first + QUERIES, n_positions), n_positions,
-        k_token, v_token, scale, True, D, COLS, QUERIES, KEYS,
-    )  # fmt: skip
+    for start in range(begin, tl.minimum(first + QUERIES, n_positions), KEYS):
+        col = start + tl.arange(0, KEYS)
+        keys = load_block(k, start, n_positions, k_token, KEYS, D, COLS)
+        scores = dot(queries, tl.trans(keys), tl.zeros((QUERIES, KEYS), tl.float32))
+        if HAS_STARTS:
+            is_seen = (col[None, :] <= row[:, None]) & (col[None, :] >= starts_of_row[:, None])
+            scores = tl.where(is_seen, scores, float("-inf"))
+        elif start >= first:
+            scores = tl.where(col[None, :] <= row[:, None], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores * scale - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weights, 1)
+        values = load_block(v, start, n_positions, v_token, KEYS, D, COLS)
+        acc = dot(round_to(weights, values.dtype), values, acc * shrink[:, None])
+        top = new_top
     # Rows after the end have a sum of zero.
     total = tl.where(in_rows, total, 1.0)
-    col = tl.arange(0, COLS)
-    to_out = ((batch * n_positions + row) * H + head)[:, None] * D + col[None, :]
-    mask = in_rows[:, None] & (col < D)[None, :]
-    tl.store(out + to_out, round_to(acc / total[:, None], out.dtype.element_ty), mask)
+    out += (batch * n_positions * H + head) * D
+    store_block(out, first, n_positions, H * D, acc / total[:, None], QUERIES, D, COLS)
     tl.store(lse + (batch * H + head) * n_positions + row, top + tl.log2(total), in_rows)
 
 
@@ -116,11 +108,12 @@ def _attention(
     n_batch, n_heads, n_positions, head_dim = q.shape
     out = q.new_empty(n_batch, n_positions, n_heads, head_dim)
     lse = q.new_empty(n_batch, n_heads, n_positions, dtype=torch.float32)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     config = attention_config(architecture(q), head_dim, q.element_size()).forward
     _forward_kernel[(triton.cdiv(n_positions, config.rows) * n_batch * n_heads,)](
         q, k, v, q if starts is None else starts, out, lse, scale * LOG2_E, n_positions,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        H=n_heads, GROUP=n_heads // k.shape[1], HAS_STARTS=starts is not None,
+        *strides, H=n_heads, GROUP=n_heads // k.shape[1], HAS_STARTS=starts is not None,
+        ALIGN=alignment(*strides),
         D=head_dim, COLS=config.width, QUERIES=config.rows, KEYS=config.cols,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

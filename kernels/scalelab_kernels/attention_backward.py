@@ -21,20 +21,39 @@ import triton.language as tl
 from torch import Tensor
 
 from scalelab_kernels.configs import attention_config
-from scalelab_kernels.runtime import architecture, dot, round_to
+from scalelab_kernels.runtime import alignment, architecture, dot, multiple, round_to
 
 LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def load_block(pointer, row, n_rows, stride, D: tl.constexpr, COLS: tl.constexpr):
-    """Return the given rows of a head, with zeros outside it."""
+def load_block(
+    pointer, first, n_rows, stride, ROWS: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr
+):
+    """Return ROWS rows of a head from ``first`` on, with zeros outside it."""
+    # The offset of a block is a scalar of 64 bits; within a block 32 bits suffice, and they do not
+    # change in a loop. That saves registers.
+    row = tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
-    offset = row.to(tl.int64)[:, None] * stride + col[None, :]
-    mask = (row < n_rows)[:, None]
+    pointer += tl.cast(first, tl.int64) * stride
+    offset = row[:, None] * stride + col[None, :]
+    mask = (first + row < n_rows)[:, None]
     if D < COLS:
         mask = mask & (col < D)[None, :]
     return tl.load(pointer + offset, mask, other=0.0)
+
+
+@triton.jit
+def store_block(
+    pointer, first, n_rows, stride, value, ROWS: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr
+):
+    """Write rows of a head from ``first`` on; the counterpart of `load_block`."""
+    row = tl.arange(0, ROWS)
+    col = tl.arange(0, COLS)
+    pointer += tl.cast(first, tl.int64) * stride
+    mask = (first + row < n_rows)[:, None] & (col < D)[None, :]
+    value = round_to(value, pointer.dtype.element_ty)
+    tl.store(pointer + row[:, None] * stride + col[None, :], value, mask)
 
 
 @triton.jit
@@ -57,48 +76,17 @@ def _delta_kernel(
     block, batch, head = place(n_positions, ROWS, H)
     row = block * ROWS + tl.arange(0, ROWS)
     own = (batch * n_positions * H + head) * D
-    a = load_block(out + own, row, n_positions, H * D, D, COLS).to(tl.float32)
-    b = load_block(grad_out + own, row, n_positions, H * D, D, COLS).to(tl.float32)
+    a = load_block(out + own, block * ROWS, n_positions, H * D, ROWS, D, COLS).to(tl.float32)
+    b = load_block(grad_out + own, block * ROWS, n_positions, H * D, ROWS, D, COLS).to(tl.float32)
     to_delta = (batch * H + head) * n_positions + row
     tl.store(delta + to_delta, tl.sum(a * b, 1), row < n_positions)
-
-
-@triton.jit
-def _key_walk(
-    grad_k, grad_v, keys, values, q, grad_out, lse, delta, starts, col, begin, end, n_positions,
-    q_token, out_token, scale,
-    MASKED: tl.constexpr, HAS_STARTS: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """Add the gradients of a block of keys from the queries ``begin .. end`` of a head."""
-    for first in range(begin, end, QUERIES):
-        row = first + tl.arange(0, QUERIES)
-        in_rows = row < n_positions
-        queries = load_block(q, row, n_positions, q_token, D, COLS)
-        upstream = load_block(grad_out, row, n_positions, out_token, D, COLS)
-        log_sum = tl.load(lse + row, in_rows, other=float("inf"))
-        scores = dot(keys, tl.trans(queries), tl.zeros((KEYS, QUERIES), tl.float32))
-        # Queries after the end have an infinite log-partition, hence weight 0.
-        weights = tl.exp2(scores * scale - log_sum[None, :])
-        if MASKED:
-            is_seen = col[:, None] <= row[None, :]
-            if HAS_STARTS:
-                starts_of_row = tl.load(starts + row, in_rows, other=0)
-                is_seen = is_seen & (col[:, None] >= starts_of_row[None, :])
-            weights = tl.where(is_seen, weights, 0.0)
-        grad_v = dot(round_to(weights, upstream.dtype), upstream, grad_v)
-        grad_weights = dot(values, tl.trans(upstream), tl.zeros((KEYS, QUERIES), tl.float32))
-        shift = tl.load(delta + row, in_rows, other=0.0)
-        grad_scores = weights * (grad_weights - shift[None, :])
-        grad_k = dot(round_to(grad_scores, queries.dtype), queries, grad_k)
-    return grad_k, grad_v
 
 
 @triton.jit
 def _key_kernel(
     q, k, v, starts, ends, grad_out, lse, delta, grad_k, grad_v, scale, n_positions,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    H: tl.constexpr, GROUP: tl.constexpr, HAS_STARTS: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, HAS_STARTS: tl.constexpr, ALIGN: tl.constexpr,
     D: tl.constexpr, COLS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(KEYS % QUERIES == 0)
@@ -106,66 +94,60 @@ def _key_kernel(
     block, batch, kv_head = place(n_positions, KEYS, G)
     first = block * KEYS
     col = first + tl.arange(0, KEYS)
-    keys = load_block(k + batch * k_batch + kv_head * k_head, col, n_positions, k_token, D, COLS)
-    values = load_block(v + batch * v_batch + kv_head * v_head, col, n_positions, v_token, D, COLS)
+    q_token = multiple(q_token, ALIGN)
+    k_token = multiple(k_token, ALIGN)
+    v_token = multiple(v_token, ALIGN)
+    k += multiple(batch * k_batch + kv_head * k_head, ALIGN)
+    v += multiple(batch * v_batch + kv_head * v_head, ALIGN)
+    keys = load_block(k, first, n_positions, k_token, KEYS, D, COLS)
+    values = load_block(v, first, n_positions, v_token, KEYS, D, COLS)
     end = n_positions
     if HAS_STARTS:
         end = tl.load(ends + batch * n_positions + tl.minimum(first + KEYS, n_positions) - 1)
         starts += batch * n_positions
     acc_k = tl.zeros((KEYS, COLS), tl.float32)
     acc_v = tl.zeros((KEYS, COLS), tl.float32)
-    for member in range(GROUP):
+    n_steps = tl.cdiv(end - first, QUERIES)
+    # One loop over the heads of the group and their queries: the pipeline does not drain between
+    # heads, and the compiler needs fewer registers than for two loops.
+    for step in range(GROUP * n_steps):
+        member = step // n_steps if GROUP > 1 else 0
+        begin = first + (step - member * n_steps) * QUERIES
         head = kv_head * GROUP + member
         row_of_head = (batch * H + head) * n_positions
-        own_q = q + batch * q_batch + head * q_head
+        own_q = q + multiple(batch * q_batch + head * q_head, ALIGN)
         own_grad = grad_out + (batch * n_positions * H + head) * D
-        acc_k, acc_v = _key_walk(
-            acc_k, acc_v, keys, values, own_q, own_grad, lse + row_of_head, delta + row_of_head,
-            starts, col, first, tl.minimum(first + KEYS, end), n_positions, q_token, H * D, scale,
-            True, HAS_STARTS, D, COLS, QUERIES, KEYS,
-        )  # fmt: skip
-        acc_k, acc_v = _key_walk(
-            acc_k, acc_v, keys, values, own_q, own_grad, lse + row_of_head, delta + row_of_head,
-            starts, col, first + KEYS, end, n_positions, q_token, H * D, scale,
-            HAS_STARTS, HAS_STARTS, D, COLS, QUERIES, KEYS,
-        )  # fmt: skip
-    width = tl.arange(0, COLS)
-    to_grad = ((batch * n_positions + col) * G + kv_head)[:, None] * D + width[None, :]
-    mask = (col < n_positions)[:, None] & (width < D)[None, :]
+        row = begin + tl.arange(0, QUERIES)
+        in_rows = row < n_positions
+        queries = load_block(own_q, begin, n_positions, q_token, QUERIES, D, COLS)
+        upstream = load_block(own_grad, begin, n_positions, H * D, QUERIES, D, COLS)
+        log_sum = tl.load(lse + row_of_head + row, in_rows, other=float("inf"))
+        scores = dot(keys, tl.trans(queries), tl.zeros((KEYS, QUERIES), tl.float32))
+        # Queries after the end have an infinite log-partition, hence weight 0.
+        weights = tl.exp2(scores * scale - log_sum[None, :])
+        if HAS_STARTS:
+            starts_of_row = tl.load(starts + row, in_rows, other=0)
+            is_seen = (col[:, None] <= row[None, :]) & (col[:, None] >= starts_of_row[None, :])
+            weights = tl.where(is_seen, weights, 0.0)
+        elif begin < first + KEYS:
+            weights = tl.where(col[:, None] <= row[None, :], weights, 0.0)
+        grad_weights = dot(values, tl.trans(upstream), tl.zeros((KEYS, QUERIES), tl.float32))
+        shift = tl.load(delta + row_of_head + row, in_rows, other=0.0)
+        grad_scores = weights * (grad_weights - shift[None, :])
+        acc_v = dot(round_to(weights, upstream.dtype), upstream, acc_v)
+        acc_k = dot(round_to(grad_scores, queries.dtype), queries, acc_k)
+    to_grad = (batch * n_positions * G + kv_head) * D
     # `scale` includes log2(e); the factor ln 2 removes it.
     acc_k = acc_k * (scale * 0.6931471805599453)
-    tl.store(grad_k + to_grad, round_to(acc_k, grad_k.dtype.element_ty), mask)
-    tl.store(grad_v + to_grad, round_to(acc_v, grad_v.dtype.element_ty), mask)
-
-
-@triton.jit
-def _query_walk(
-    acc, queries, upstream, log_sum, shift, k, v, row, starts_of_row, begin, end, n_positions,
-    k_token, v_token, scale,
-    MASKED: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """Add the gradients of a block of queries from the keys ``begin .. end``."""
-    for first in range(begin, end, KEYS):
-        col = first + tl.arange(0, KEYS)
-        keys = load_block(k, col, n_positions, k_token, D, COLS)
-        values = load_block(v, col, n_positions, v_token, D, COLS)
-        scores = dot(queries, tl.trans(keys), tl.zeros((QUERIES, KEYS), tl.float32))
-        weights = tl.exp2(scores * scale - log_sum[:, None])
-        if MASKED:
-            is_seen = (col[None, :] <= row[:, None]) & (col[None, :] >= starts_of_row[:, None])
-            weights = tl.where(is_seen, weights, 0.0)
-        grad_weights = dot(upstream, tl.trans(values), tl.zeros((QUERIES, KEYS), tl.float32))
-        grad_scores = weights * (grad_weights - shift[:, None])
-        acc = dot(round_to(grad_scores, keys.dtype), keys, acc)
-    return acc
+    store_block(grad_k + to_grad, first, n_positions, G * D, acc_k, KEYS, D, COLS)
+    store_block(grad_v + to_grad, first, n_positions, G * D, acc_v, KEYS, D, COLS)
 
 
 @triton.jit
 def _query_kernel(
     q, k, v, starts, grad_out, lse, delta, grad_q, scale, n_positions,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    H: tl.constexpr, GROUP: tl.constexpr, HAS_STARTS: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, HAS_STARTS: tl.constexpr, ALIGN: tl.constexpr,
     D: tl.constexpr, COLS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(QUERIES % KEYS == 0)
@@ -173,11 +155,15 @@ def _query_kernel(
     first = (tl.cdiv(n_positions, QUERIES) - 1 - block) * QUERIES
     row = first + tl.arange(0, QUERIES)
     in_rows = row < n_positions
-    k += batch * k_batch + head // GROUP * k_head
-    v += batch * v_batch + head // GROUP * v_head
-    queries = load_block(q + batch * q_batch + head * q_head, row, n_positions, q_token, D, COLS)
+    q_token = multiple(q_token, ALIGN)
+    k_token = multiple(k_token, ALIGN)
+    v_token = multiple(v_token, ALIGN)
+    q += multiple(batch * q_batch + head * q_head, ALIGN)
+    k += multiple(batch * k_batch + head // GROUP * k_head, ALIGN)
+    v += multiple(batch * v_batch + head // GROUP * v_head, ALIGN)
+    queries = load_block(q, first, n_positions, q_token, QUERIES, D, COLS)
     own = (batch * n_positions * H + head) * D
-    upstream = load_block(grad_out + own, row, n_positions, H * D, D, COLS)
+    upstream = load_block(grad_out + own, first, n_positions, H * D, QUERIES, D, COLS)
     row_of_head = (batch * H + head) * n_positions + row
     log_sum = tl.load(lse + row_of_head, in_rows, other=float("inf"))
     shift = tl.load(delta + row_of_head, in_rows, other=0.0)
@@ -187,20 +173,22 @@ def _query_kernel(
         starts_of_row = tl.load(starts + batch * n_positions + row, in_rows, other=n_positions)
         begin = tl.min(starts_of_row, 0) // KEYS * KEYS
     acc = tl.zeros((QUERIES, COLS), tl.float32)
-    acc = _query_walk(
-        acc, queries, upstream, log_sum, shift, k, v, row, starts_of_row, begin, first,
-        n_positions, k_token, v_token, scale, HAS_STARTS, D, COLS, QUERIES, KEYS,
-    )  # fmt: skip
-    acc = _query_walk(
-        acc, queries, upstream, log_sum, shift, k, v, row, starts_of_row, first,
-        tl.minimum(first + QUERIES, n_positions), n_positions,
-        k_token, v_token, scale, True, D, COLS, QUERIES, KEYS,
-    )  # fmt: skip
-    width = tl.arange(0, COLS)
-    to_grad = own + row.to(tl.int64)[:, None] * (H * D) + width[None, :]
-    mask = in_rows[:, None] & (width < D)[None, :]
+    for start in range(begin, tl.minimum(first + QUERIES, n_positions), KEYS):
+        col = start + tl.arange(0, KEYS)
+        keys = load_block(k, start, n_positions, k_token, KEYS, D, COLS)
+        values = load_block(v, start, n_positions, v_token, KEYS, D, COLS)
+        scores = dot(queries, tl.trans(keys), tl.zeros((QUERIES, KEYS), tl.float32))
+        weights = tl.exp2(scores * scale - log_sum[:, None])
+        if HAS_STARTS:
+            is_seen = (col[None, :] <= row[:, None]) & (col[None, :] >= starts_of_row[:, None])
+            weights = tl.where(is_seen, weights, 0.0)
+        elif start >= first:
+            weights = tl.where(col[None, :] <= row[:, None], weights, 0.0)
+        grad_weights = dot(upstream, tl.trans(values), tl.zeros((QUERIES, KEYS), tl.float32))
+        grad_scores = weights * (grad_weights - shift[:, None])
+        acc = dot(round_to(grad_scores, keys.dtype), keys, acc)
     acc = acc * (scale * 0.6931471805599453)
-    tl.store(grad_q + to_grad, round_to(acc, grad_q.dtype.element_ty), mask)
+    store_block(grad_q + own, first, n_positions, H * D, acc, QUERIES, D, COLS)
 
 
 def last_dense(x: Tensor) -> Tensor:
@@ -231,11 +219,13 @@ def attention_backward(
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     shape = {
         "H": n_heads, "GROUP": n_heads // n_kv_heads, "HAS_STARTS": starts is not None,
-        "D": head_dim,
+        "ALIGN": alignment(*strides), "D": head_dim,
     }  # fmt: skip
-    _delta_kernel[(triton.cdiv(n_positions, config.query.rows) * n_batch * n_heads,)](
+    # A thread has 16 elements of each of two blocks in registers.
+    delta_rows = min(config.query.rows, 2048 // config.query.width)
+    _delta_kernel[(triton.cdiv(n_positions, delta_rows) * n_batch * n_heads,)](
         out, grad_out, delta, n_positions,
-        H=n_heads, D=head_dim, COLS=config.query.width, ROWS=config.query.rows,
+        H=n_heads, D=head_dim, COLS=config.query.width, ROWS=delta_rows,
     )  # fmt: skip
     _key_kernel[(triton.cdiv(n_positions, config.key.rows) * n_batch * n_kv_heads,)](
         q, k, v, q if starts is None else starts, q if ends is None else ends,

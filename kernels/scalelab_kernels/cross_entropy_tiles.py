@@ -1,6 +1,6 @@
 """Linear + cross-entropy without logits in memory: kernels recompute each tile of logits.
 
-For narrow models (d <= 256), whose head is limited by the bytes of its logits, not by matmuls.
+For narrow models (d <= 128), whose head is limited by the bytes of its logits, not by matmuls.
 Forward runs an online softmax for a block of tokens over a share of the vocabulary, then joins the
 shares. Backward recomputes each tile twice: by token blocks for the gradient of the activations,
 and by vocabulary blocks for the gradient of the weight. If there are too few blocks to fill a
@@ -30,23 +30,25 @@ import triton.language as tl
 from torch import Tensor
 
 from scalelab_kernels.configs import cross_entropy_config
-from scalelab_kernels.runtime import architecture, dot, round_to
+from scalelab_kernels.runtime import alignment, architecture, dot, multiple, round_to
 
 
 @triton.jit
 def _load_rows(pointer, first, n_rows, d, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Return rows ``first ..`` of a (n_rows, d) matrix, with zeros outside it."""
-    row = first + tl.arange(0, ROWS)
+    row = tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
-    mask = (row < n_rows)[:, None] & (col < d)[None, :]
-    return tl.load(pointer + row.to(tl.int64)[:, None] * d + col[None, :], mask, other=0.0)
+    mask = (first + row < n_rows)[:, None] & (col < d)[None, :]
+    pointer += tl.cast(first, tl.int64) * d
+    return tl.load(pointer + row[:, None] * d + col[None, :], mask, other=0.0)
 
 
 @triton.jit
 def _forward_kernel(
     hidden, weight, targets, maxima, sums, picked, n_tokens, n_vocab, d, blocks_a_share,
-    TOKENS: tl.constexpr, VOCAB: tl.constexpr, COLS: tl.constexpr,
+    ALIGN: tl.constexpr, TOKENS: tl.constexpr, VOCAB: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
+    d = multiple(d, ALIGN)
     share = tl.program_id(1)
     run = tl.program_id(2).to(tl.int64)
     first = tl.program_id(0) * TOKENS
@@ -109,8 +111,9 @@ def _join_kernel(
 def _grad_hidden_kernel(
     hidden, weight, targets, tops, rests, grad_losses, partial, n_tokens, n_vocab, d,
     blocks_a_share, z_loss, ignore_index,
-    TOKENS: tl.constexpr, VOCAB: tl.constexpr, COLS: tl.constexpr,
+    ALIGN: tl.constexpr, TOKENS: tl.constexpr, VOCAB: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
+    d = multiple(d, ALIGN)
     share = tl.program_id(1)
     run = tl.program_id(2).to(tl.int64)
     first = tl.program_id(0) * TOKENS
@@ -146,8 +149,9 @@ def _grad_hidden_kernel(
 def _grad_weight_kernel(
     hidden, weight, targets, tops, rests, grad_losses, partial, n_tokens, n_vocab, d,
     blocks_a_share, z_loss, ignore_index,
-    TOKENS: tl.constexpr, VOCAB: tl.constexpr, COLS: tl.constexpr,
+    ALIGN: tl.constexpr, TOKENS: tl.constexpr, VOCAB: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
+    d = multiple(d, ALIGN)
     share = tl.program_id(1)
     run = tl.program_id(2).to(tl.int64)
     first = tl.program_id(0) * VOCAB
@@ -194,16 +198,16 @@ def tiled_cross_entropy(
     hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
     n_runs, n_tokens, d = hidden.shape
     n_vocab = weight.shape[1]
-    config = cross_entropy_config(architecture(hidden), d, n_vocab, hidden.element_size())
-    n_blocks = triton.cdiv(n_tokens, config.tokens)
-    vocab_blocks = triton.cdiv(n_vocab, config.vocab)
-    n_shares, blocks = _shares(vocab_blocks, n_blocks * n_runs, config.programs)
+    config = cross_entropy_config(architecture(hidden), d, n_vocab)
+    walk = config.tokens
+    n_blocks = triton.cdiv(n_tokens, walk.rows)
+    n_shares, blocks = _shares(triton.cdiv(n_vocab, walk.cols), n_blocks * n_runs, config.programs)
     parts = hidden.new_empty(3, n_shares, n_runs, n_tokens, dtype=torch.float32)
     losses, partition = torch.empty_like(parts[0, 0]), torch.empty_like(parts[:2, 0])
     _forward_kernel[(n_blocks, n_shares, n_runs)](
         hidden, weight, targets, *parts, n_tokens, n_vocab, d, blocks,
-        TOKENS=config.tokens, VOCAB=config.vocab, COLS=config.cols,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        ALIGN=alignment(d), TOKENS=walk.rows, VOCAB=walk.cols, COLS=walk.width,
+        num_warps=walk.num_warps, num_stages=walk.num_stages,
     )  # fmt: skip
     _join_kernel[(triton.cdiv(n_tokens, 128), n_runs)](
         *parts, targets, losses, *partition, n_tokens, n_vocab, n_shares, z_loss, ignore_index,
@@ -231,22 +235,21 @@ def tiled_cross_entropy_backward(
     grad_losses = grad_losses.contiguous()
     n_runs, n_tokens, d = hidden.shape
     n_vocab = weight.shape[1]
-    config = cross_entropy_config(architecture(hidden), d, n_vocab, hidden.element_size())
-    n_blocks = triton.cdiv(n_tokens, config.tokens)
-    vocab_blocks = triton.cdiv(n_vocab, config.vocab)
+    config = cross_entropy_config(architecture(hidden), d, n_vocab)
     results = []
-    for kernel, like, mine, others in (
-        (_grad_hidden_kernel, hidden, n_blocks, vocab_blocks),
-        (_grad_weight_kernel, weight, vocab_blocks, n_blocks),
+    for kernel, like, others, walk, tile in (
+        (_grad_hidden_kernel, hidden, n_vocab, config.tokens, ("TOKENS", "VOCAB")),
+        (_grad_weight_kernel, weight, n_tokens, config.vocab, ("VOCAB", "TOKENS")),
     ):
-        n_shares, blocks = _shares(others, mine * n_runs, config.programs)
+        mine = triton.cdiv(like.shape[1], walk.rows)
+        n_shares, blocks = _shares(triton.cdiv(others, walk.cols), mine * n_runs, config.programs)
         dtype = like.dtype if n_shares == 1 else torch.float32
         partial = like.new_empty(n_shares, *like.shape, dtype=dtype)
         kernel[(mine, n_shares, n_runs)](
             hidden, weight, targets, *partition, grad_losses, partial, n_tokens, n_vocab, d,
             blocks, z_loss, ignore_index,
-            TOKENS=config.tokens, VOCAB=config.vocab, COLS=config.cols,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            ALIGN=alignment(d), **dict(zip(tile, (walk.rows, walk.cols), strict=True)),
+            COLS=walk.width, num_warps=walk.num_warps, num_stages=walk.num_stages,
         )  # fmt: skip
         results.append(partial[0] if n_shares == 1 else partial.sum(0).to(like.dtype))
     return results[0], results[1]

@@ -1,10 +1,11 @@
 """Linear + cross-entropy: hidden x head -> loss, with at most one chunk of logits in memory.
 
-There are two implementations, by width. Up to d = 256 (`NARROW`) the kernels recompute each tile of
-logits (`scalelab_kernels.cross_entropy_tiles`). Wider heads are limited by their matmuls, which use
-cuBLAS: a matmul projects a fixed chunk of tokens to one reused buffer of logits, a kernel replaces
-each row by its gradient and writes its loss, and two matmuls compute the gradients of activations
-and weight, the weight's in an fp32 accumulator.
+There are two implementations (`scalelab_kernels.configs.recomputes_tiles`). For narrow heads in
+half precision the kernels recompute each tile of logits (`scalelab_kernels.cross_entropy_tiles`).
+Other heads are limited by their matmuls, which use cuBLAS: a matmul projects a chunk of tokens to
+one reused buffer of logits, a kernel replaces each row by its gradient and writes its loss, and two
+matmuls compute the gradients of activations and weight, the weight's in an fp32 accumulator.
+Batched runs share a chunk if their tokens fit in it; otherwise a chunk belongs to one run.
 
 `linear_cross_entropy_sum` computes unscaled gradients in the forward pass (6 N V d FLOPs). Backward
 multiplies them by the gradient of the sum in one pass on the device, so a loss scale or a mean does
@@ -12,8 +13,9 @@ not synchronize with the host. The gradients of token losses (`linear_cross_entr
 in the forward pass, so backward projects each chunk again (8 N V d).
 
 Bytes for each token in bf16: 10 V (the first matmul writes 2, the kernel reads 2, reads again from
-L2 and writes 2, the other matmuls read 4); unfused 38 V. A label outside the vocabulary that is not
-``ignore_index`` gives a NaN loss, because raising an error would need the host.
+L2 and writes 2, the other matmuls read 4); unfused 38 V. Each chunk after a run's first also reads
+and writes the accumulator, 8 V d. A label outside the vocabulary that is not ``ignore_index`` gives
+a NaN loss, because raising an error would need the host.
 """
 
 # Triton compiles the kernels from their source, in which annotations would be wrong.
@@ -21,6 +23,8 @@ L2 and writes 2, the other matmuls read 4); unfused 38 V. A label outside the vo
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -28,74 +32,83 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scalelab_kernels.configs import chunk_tokens, logits_config
+from scalelab_kernels.configs import chunk_rows, logits_config, recomputes_tiles
 from scalelab_kernels.cross_entropy_tiles import tiled_cross_entropy
 from scalelab_kernels.reference import IGNORE_INDEX
 from scalelab_kernels.runtime import architecture, check_runs_here, round_to
-
-NARROW = 256
-"""Largest width d for which tiles are recomputed instead of stored."""
 
 ROW_MULTIPLE = 64
 """Rows of logits start at multiples of 128 bytes, which the fast products of cuBLAS need."""
 
 
 @triton.jit
-def _load_logits(row, col, n_vocab, MASKED: tl.constexpr):
-    """Return a block of a row in fp32, with -inf after its end."""
-    # Without a mask, loads are 16 bytes wide for all vocabularies.
-    mask = col < n_vocab if MASKED else None
-    return tl.load(row + col, mask, other=float("-inf") if MASKED else None).to(tl.float32)
+def _load_logits(
+    row, start, n_vocab, row_stride, MASKED: tl.constexpr, UNROLL: tl.constexpr, COLS: tl.constexpr
+):
+    """Return UNROLL blocks of a row in fp32, with -inf after its end."""
+    block = tl.arange(0, UNROLL)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    if MASKED:
+        # A mask of whole 16-byte groups keeps the loads wide for all vocabularies. The padding
+        # between `n_vocab` and `row_stride` is in memory, but not initialized.
+        col = start + block
+        x = tl.load(row + col, col < row_stride, other=0.0).to(tl.float32)
+        return tl.where(col < n_vocab, x, float("-inf"))
+    return tl.load(row + start + block).to(tl.float32)
 
 
 @triton.jit
-def _add_blocks(top, total, row, begin, end, MASKED: tl.constexpr, COLS: tl.constexpr):
+def _add_blocks(
+    top, total, row, begin, end, row_stride,
+    MASKED: tl.constexpr, UNROLL: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """Update the maximum and the sum of each lane with the columns ``begin .. end`` of a row."""
-    for start in range(begin, end, COLS):
-        x = _load_logits(row, start + tl.arange(0, COLS), end, MASKED)
-        new_top = tl.maximum(top, x)
+    for start in range(begin, end, UNROLL * COLS):
+        x = _load_logits(row, start, end, row_stride, MASKED, UNROLL, COLS)
+        # A lane is one column of each of the UNROLL blocks, in one thread.
+        new_top = tl.maximum(top, tl.max(x, 0))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp(top - base) + tl.exp(x - base)
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base[None, :]), 0)
         top = new_top
     return top, total
 
 
 @triton.jit
 def _write_gradients(
-    row, begin, end, target, top, rest, pull, scale, is_counted,
-    MASKED: tl.constexpr, COLS: tl.constexpr,
+    row, begin, end, row_stride, target, top, rest, pull, scale, is_counted,
+    MASKED: tl.constexpr, UNROLL: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Replace the columns ``begin .. end`` of a row of logits by their gradients."""
-    for start in range(begin, end, COLS):
-        col = start + tl.arange(0, COLS)
-        p = tl.exp((_load_logits(row, col, end, MASKED) - top) - rest)
-        grad = p - tl.where(col == target, 1.0, 0.0) + p * pull
+    block = tl.arange(0, UNROLL)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    for start in range(begin, end, UNROLL * COLS):
+        x = _load_logits(row, start, end, row_stride, MASKED, UNROLL, COLS)
+        p = tl.exp((x - top) - rest)
+        grad = p - tl.where(start + block == target, 1.0, 0.0) + p * pull
         grad = round_to(tl.where(is_counted, grad * scale, 0.0), row.dtype.element_ty)
         if MASKED:
-            tl.store(row + col, grad, col < end)
+            tl.store(row + start + block, grad, start + block < row_stride)
         else:
-            tl.store(row + col, grad)
+            tl.store(row + start + block, grad)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_run", "first", "n_rows", "n_tokens", "ignore_index"])
 def _rows_kernel(
-    logits, targets, upstream, losses, n_rows, row_stride, n_tokens, first, n_vocab, z_loss,
-    ignore_index,
-    HAS_GRAD: tl.constexpr, HAS_UPSTREAM: tl.constexpr, COLS: tl.constexpr,
+    logits, targets, upstream, losses, n_rows, row_stride, first_run, n_tokens, first, n_vocab,
+    z_loss, ignore_index,
+    HAS_GRAD: tl.constexpr, HAS_UPSTREAM: tl.constexpr, UNROLL: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Write the loss of one row of logits, and replace the row by its gradient."""
     run = tl.program_id(1).to(tl.int64)
-    token = run * n_tokens + first + tl.program_id(0)
+    token = (first_run + run) * n_tokens + first + tl.program_id(0)
     row = logits + (run * n_rows + tl.program_id(0)) * row_stride
     target = tl.load(targets + token)
     is_label = (target >= 0) & (target < n_vocab)
     picked = tl.load(row + target, is_label, other=float("nan")).to(tl.float32)
-    # Each lane has its own maximum and sum: one reduction for a row, not one for each block.
+    # Each lane has a maximum and a sum: one reduction for a row, not one for each block.
     lanes = tl.full((COLS,), float("-inf"), tl.float32)
     total = tl.zeros((COLS,), tl.float32)
-    n_whole = n_vocab // COLS * COLS
-    lanes, total = _add_blocks(lanes, total, row, 0, n_whole, False, COLS)
-    lanes, total = _add_blocks(lanes, total, row, n_whole, n_vocab, True, COLS)
+    n_whole = n_vocab // (UNROLL * COLS) * (UNROLL * COLS)
+    lanes, total = _add_blocks(lanes, total, row, 0, n_whole, row_stride, False, UNROLL, COLS)
+    lanes, total = _add_blocks(lanes, total, row, n_whole, n_vocab, row_stride, True, 1, COLS)
     top = tl.max(lanes, 0)
     base = tl.where(top == float("-inf"), 0.0, top)
     # As in `cross_entropy_tiles`, subtract the log-partition as two numbers.
@@ -108,10 +121,12 @@ def _rows_kernel(
         pull = 2.0 * z_loss * lse
         scale = tl.load(upstream + token) if HAS_UPSTREAM else 1.0
         _write_gradients(
-            row, 0, n_whole, target, top, rest, pull, scale, is_counted, False, COLS
+            row, 0, n_whole, row_stride, target, top, rest, pull, scale, is_counted,
+            False, UNROLL // 2, COLS,
         )  # fmt: skip
         _write_gradients(
-            row, n_whole, n_vocab, target, top, rest, pull, scale, is_counted, True, COLS
+            row, n_whole, n_vocab, row_stride, target, top, rest, pull, scale, is_counted,
+            True, 1, COLS,
         )  # fmt: skip
 
 
@@ -135,15 +150,19 @@ def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _accumulate(acc: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """Add ``grad_logits^T @ hidden`` of each run to the fp32 ``acc`` (K, V, d)."""
+def _add_weight_gradient(
+    acc: Tensor, grad_logits: Tensor, hidden: Tensor, *, is_first: bool
+) -> None:
+    """Set the fp32 ``acc`` (K, V, d) to ``grad_logits^T @ hidden``, or add it after the first."""
     columns = grad_logits.transpose(1, 2)
     if hidden.dtype == torch.float32:
-        acc.baddbmm_(columns, hidden)
-    elif hidden.is_cuda:
-        torch.ops.aten.baddbmm.dtype_out(acc, columns, hidden, torch.float32, out=acc)
+        torch.bmm(columns, hidden, out=acc) if is_first else acc.baddbmm_(columns, hidden)
+    elif not hidden.is_cuda:
+        acc.baddbmm_(columns.float(), hidden.float(), beta=0 if is_first else 1)
+    elif is_first:
+        torch.ops.aten.bmm.dtype_out(columns, hidden, torch.float32, out=acc)
     else:
-        acc.baddbmm_(columns.float(), hidden.float())
+        torch.ops.aten.baddbmm.dtype_out(acc, columns, hidden, torch.float32, out=acc)
 
 
 def loss_rows(
@@ -155,51 +174,17 @@ def loss_rows(
     Parameters
     ----------
     logits : Tensor, shape (n, v)
-        Columns from ``n_vocab`` are neither read nor written.
+        Contiguous. Columns from ``n_vocab`` do not count; their gradient is 0.
     targets : Tensor of int64, shape (n,)
     losses : Tensor of fp32, shape (n,)
     """
-    config = logits_config(architecture(logits))
+    config = logits_config(architecture(logits), n_vocab)
     n_rows = len(logits)
     _rows_kernel[(n_rows, 1)](
-        logits, targets, losses, losses, n_rows, logits.stride(0), n_rows, 0, n_vocab, z_loss,
-        ignore_index, HAS_GRAD=has_grad, HAS_UPSTREAM=False, COLS=config.cols,
-        num_warps=config.num_warps,
+        logits, targets, losses, losses, n_rows, logits.stride(0), 0, n_rows, 0, n_vocab, z_loss,
+        ignore_index, HAS_GRAD=has_grad, HAS_UPSTREAM=False,
+        UNROLL=config.rows, COLS=config.cols, num_warps=config.num_warps,
     )  # fmt: skip
-
-
-def _run_chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None,
-    z_loss: float, ignore_index: int, *, has_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Return losses (K, N) and, if ``has_grad``, both gradients, the weight's in fp32."""
-    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
-    n_runs, n_tokens, _ = hidden.shape
-    n_vocab = weight.shape[1]
-    kind = architecture(hidden)
-    chunk = max(1, min(chunk_tokens(kind) // n_runs, n_tokens))
-    config = logits_config(kind)
-    row_stride = triton.cdiv(n_vocab, ROW_MULTIPLE) * ROW_MULTIPLE
-    buffer = hidden.new_empty(n_runs * chunk * row_stride)
-    losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if has_grad else None
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if has_grad else None
-    for first in range(0, n_tokens, chunk):
-        rows = hidden[:, first : first + chunk]
-        n_rows = rows.shape[1]
-        logits = buffer[: n_runs * n_rows * row_stride].view(n_runs, n_rows, row_stride)
-        logits = logits[..., :n_vocab]
-        torch.bmm(rows, weight.transpose(1, 2), out=logits)
-        _rows_kernel[(n_rows, n_runs)](
-            logits, targets, losses if upstream is None else upstream, losses,
-            n_rows, row_stride, n_tokens, first, n_vocab, z_loss, ignore_index,
-            HAS_GRAD=has_grad, HAS_UPSTREAM=upstream is not None,
-            COLS=config.cols, num_warps=config.num_warps,
-        )  # fmt: skip
-        if grad_hidden is not None and grad_weight is not None:
-            grad_hidden[:, first : first + chunk] = torch.bmm(logits, weight)
-            _accumulate(grad_weight, logits, rows)
-    return losses, grad_hidden, grad_weight
 
 
 @torch.library.custom_op("scalelab::chunked_cross_entropy", mutates_args=())
@@ -326,7 +311,7 @@ def linear_cross_entropy(
     """
     check_runs_here(hidden)
     arguments = (*_by_run(hidden, weight, targets), z_loss, ignore_index)
-    if hidden.shape[-1] <= NARROW:
+    if recomputes_tiles(architecture(hidden), hidden.shape[-1], hidden.element_size()):
         losses: Tensor = tiled_cross_entropy(*arguments)[0]
     else:
         losses = _chunked(*arguments)
@@ -353,7 +338,7 @@ def linear_cross_entropy_sum(
     check_runs_here(hidden)
     arguments = (*_by_run(hidden, weight, targets), z_loss, ignore_index)
     is_training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    if hidden.shape[-1] <= NARROW:
+    if recomputes_tiles(architecture(hidden), hidden.shape[-1], hidden.element_size()):
         total: Tensor = tiled_cross_entropy(*arguments)[0].sum(1)
     elif is_training:
         total = _chunked_sum(*arguments)[0]

@@ -25,7 +25,7 @@ from torch.nn import functional
 from scalelab_kernels.configs import tile_config
 from scalelab_kernels.errors import KernelUnavailableError
 from scalelab_kernels.reference_moe import Route, route
-from scalelab_kernels.runtime import architecture, check_runs_here, round_to
+from scalelab_kernels.runtime import alignment, architecture, check_runs_here, multiple, round_to
 
 __all__ = ["Route", "grouped_linear", "permute", "route", "unpermute"]
 
@@ -42,9 +42,10 @@ def _tile(n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr):
 @triton.jit
 def _spread_kernel(
     x, order, weights, out, n_rows, n_cols, n_choices,
-    HAS_WEIGHTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Write the token of each row, times the row's weight."""
+    n_cols = multiple(n_cols, ALIGN)
     row, col, in_rows, mask = _tile(n_rows, n_cols, ROWS, COLS)
     copy = tl.load(order + row, in_rows, other=0)
     value = tl.load(x + (copy // n_choices)[:, None] * n_cols + col[None, :], mask, other=0.0)
@@ -57,9 +58,10 @@ def _spread_kernel(
 @triton.jit
 def _gather_kernel(
     y, slot, weights, out, n_tokens, n_cols, n_choices,
-    HAS_WEIGHTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Write the sum of the rows of each token, times their weights."""
+    n_cols = multiple(n_cols, ALIGN)
     token, col, in_rows, mask = _tile(n_tokens, n_cols, ROWS, COLS)
     total = tl.zeros((ROWS, COLS), tl.float32)
     for choice in range(n_choices):
@@ -76,9 +78,10 @@ def _gather_kernel(
 @triton.jit
 def _dot_kernel(
     y, grad_out, order, grad_weights, n_rows, n_cols, n_choices,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Write for each copy the dot product of its row with its token's gradient."""
+    n_cols = multiple(n_cols, ALIGN)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     in_rows = row < n_rows
     copy = tl.load(order + row, in_rows, other=0)
@@ -101,8 +104,8 @@ def _launch(kernel: Any, source: Tensor, index: Tensor, weights: Tensor | None, 
     grid = (triton.cdiv(n_rows, config.rows) * triton.cdiv(n_cols, config.cols),)
     kernel[grid](
         source, index, source if weights is None else weights, out, n_rows, n_cols, n_choices,
-        HAS_WEIGHTS=weights is not None, ROWS=config.rows, COLS=config.cols,
-        num_warps=config.num_warps,
+        HAS_WEIGHTS=weights is not None, ALIGN=alignment(n_cols),
+        ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
     )  # fmt: skip
     return out
 
@@ -141,7 +144,7 @@ def _dot(y: Tensor, grad_out: Tensor, order: Tensor, n_choices: int) -> Tensor:
     config = tile_config(architecture(y), n_cols)
     _dot_kernel[(triton.cdiv(n_rows, config.rows),)](
         y, grad_out, order, out, n_rows, n_cols, n_choices,
-        ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
+        ALIGN=alignment(n_cols), ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
     )  # fmt: skip
     return out
 

@@ -21,14 +21,22 @@ import triton.language as tl
 from torch import Tensor
 
 from scalelab_kernels.configs import row_config
-from scalelab_kernels.runtime import architecture, check_runs_here, n_batched, round_to
+from scalelab_kernels.runtime import (
+    alignment,
+    architecture,
+    check_runs_here,
+    multiple,
+    n_batched,
+    round_to,
+)
 
 
 @triton.jit
 def _forward_kernel(
     x, residual, weight, out, stream, rstd, n_rows, n_cols, run_stride, eps,
-    HAS_ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    HAS_ADD: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
+    n_cols = multiple(n_cols, ALIGN)
     run = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
@@ -44,7 +52,9 @@ def _forward_kernel(
         tl.store(stream + offset, value, mask)
     value = value.to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(value * value, 1) / n_cols + eps)
-    gain = tl.load(weight + run * run_stride + col, in_cols, other=0.0).to(tl.float32)
+    gain = tl.load(weight + run * multiple(run_stride, ALIGN) + col, in_cols, other=0.0).to(
+        tl.float32
+    )
     scaled = value * inverse[:, None] * gain[None, :]
     tl.store(out + offset, round_to(scaled, out.dtype.element_ty), mask)
     tl.store(rstd + row, inverse, in_rows)
@@ -53,14 +63,17 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     grad_out, grad_stream, stream, weight, rstd, grad_x, partial, n_rows, n_cols, run_stride,
-    HAS_ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    HAS_ADD: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
+    n_cols = multiple(n_cols, ALIGN)
     program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     run = tl.program_id(1).to(tl.int64)
     col = tl.arange(0, COLS)
     in_cols = col < n_cols
-    gain = tl.load(weight + run * run_stride + col, in_cols, other=0.0).to(tl.float32)
+    gain = tl.load(weight + run * multiple(run_stride, ALIGN) + col, in_cols, other=0.0).to(
+        tl.float32
+    )
     weight_sum = tl.zeros((COLS,), tl.float32)
     for block in range(program, tl.cdiv(n_rows, ROWS), n_programs):
         row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -97,7 +110,7 @@ def _launch_forward(
     _forward_kernel[(triton.cdiv(n_rows, config.rows), n_runs)](
         x, x if residual is None else residual, weight, out, stream, rstd, n_rows, n_cols,
         n_cols if weight.ndim == 2 else 0, eps, HAS_ADD=residual is not None,
-        ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
+        ALIGN=alignment(n_cols), ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
     )  # fmt: skip
     return out, stream, rstd
 
@@ -140,7 +153,7 @@ def _rms_norm_backward(
     partial = torch.empty(n_runs, n_programs, n_cols, dtype=torch.float32, device=stream.device)
     _backward_kernel[(n_programs, n_runs)](
         grad_out, grad_stream, stream, weight, rstd, grad_x, partial, n_rows, n_cols,
-        n_cols if weight.ndim == 2 else 0, HAS_ADD=has_add,
+        n_cols if weight.ndim == 2 else 0, HAS_ADD=has_add, ALIGN=alignment(n_cols),
         ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
     )  # fmt: skip
     return grad_x, partial.sum(1).view(weight.shape).to(weight.dtype)

@@ -10,6 +10,7 @@ import of Triton (slow, for tests). Elsewhere it raises `KernelUnavailableError`
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 import triton
@@ -22,8 +23,14 @@ IS_INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 """Fixed when this module is imported, because Triton decorates the kernels then."""
 
 
-ARCHITECTURES = {(8, 0): "ampere", (9, 0): "hopper"}
-"""By compute capability. 8.6 and 8.9 are not listed: they have 99 KiB of shared memory, not 163."""
+ARCHITECTURES = {
+    (8, 0): "ampere",
+    (9, 0): "hopper",
+    (10, 0): "blackwell",
+    (10, 3): "blackwell",
+}
+"""By compute capability. All others use the settings of ``ada`` (8.6, 8.9, 12.0), which have the
+smallest shared memory: 99 KiB for a block, instead of 163 (8.0) or 227."""
 
 
 def check_runs_here(tensor: Tensor) -> None:
@@ -44,7 +51,7 @@ def check_runs_here(tensor: Tensor) -> None:
 
 @functools.cache
 def _architecture_of_cuda(index: int) -> str:
-    return ARCHITECTURES.get(torch.cuda.get_device_capability(index), "generic")
+    return ARCHITECTURES.get(torch.cuda.get_device_capability(index), "ada")
 
 
 def architecture(tensor: Tensor) -> str:
@@ -64,7 +71,22 @@ def n_batched(parameter: Tensor, n_dims: int) -> int:
     return parameter.shape[0] if parameter.ndim > n_dims else 1
 
 
+def alignment(*strides: int) -> int:
+    """Return the largest power of two up to 16 that divides all strides."""
+    return math.gcd(16, *strides)
+
+
 _IS_INTERPRETED = tl.constexpr(IS_INTERPRETED)
+
+
+@triton.jit
+def multiple(n, ALIGN: tl.constexpr):
+    """Return ``n``, which is a multiple of ALIGN, in a form from which the compiler knows it.
+
+    Triton only notices multiples of 16. Rows of 216 columns start at multiples of 16 bytes in bf16,
+    but would be loaded 2 bytes at a time.
+    """
+    return n // ALIGN * ALIGN
 
 
 @triton.jit

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scalelab_kernels.configs import tile_config
-from scalelab_kernels.runtime import architecture, check_runs_here, round_to
+from scalelab_kernels.runtime import alignment, architecture, check_runs_here, multiple, round_to
 
 
 @triton.jit
@@ -33,7 +33,10 @@ def _tile(n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(gate_up, out, n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _forward_kernel(
+    gate_up, out, n_rows, n_cols, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    n_cols = multiple(n_cols, ALIGN)
     fused, to_out, mask = _tile(n_rows, n_cols, ROWS, COLS)
     gate = tl.load(gate_up + fused, mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + fused + n_cols, mask, other=0.0).to(tl.float32)
@@ -42,8 +45,10 @@ def _forward_kernel(gate_up, out, n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.c
 
 @triton.jit
 def _backward_kernel(
-    grad_out, gate_up, grad_in, n_rows, n_cols, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+    grad_out, gate_up, grad_in, n_rows, n_cols,
+    ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    n_cols = multiple(n_cols, ALIGN)
     fused, to_out, mask = _tile(n_rows, n_cols, ROWS, COLS)
     gate = tl.load(gate_up + fused, mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + fused + n_cols, mask, other=0.0).to(tl.float32)
@@ -65,7 +70,7 @@ def _swiglu(gate_up: Tensor) -> Tensor:
     grid = (triton.cdiv(n_rows, config.rows) * triton.cdiv(n_cols, config.cols),)
     _forward_kernel[grid](
         gate_up, out, n_rows, n_cols,
-        ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
+        ALIGN=alignment(n_cols), ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
     )  # fmt: skip
     return out
 
@@ -85,7 +90,7 @@ def _swiglu_backward(grad_out: Tensor, gate_up: Tensor) -> Tensor:
     grid = (triton.cdiv(n_rows, config.rows) * triton.cdiv(n_cols, config.cols),)
     _backward_kernel[grid](
         grad_out, gate_up, grad_in, n_rows, n_cols,
-        ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
+        ALIGN=alignment(n_cols), ROWS=config.rows, COLS=config.cols, num_warps=config.num_warps,
     )  # fmt: skip
     return grad_in
 

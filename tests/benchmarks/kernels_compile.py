@@ -1,37 +1,38 @@
-"""Compile all kernels for a GPU that need not be present, and print the compiler's report.
+"""Compile all kernels for a GPU that need not be present, and print what the compiler made of them.
 
-Registers, spills, shared memory, matrix instructions and 16-byte loads answer most questions about
-a kernel before it runs::
+Registers, spills, shared memory, matrix instructions and wide loads answer most questions about a
+kernel before it runs::
 
-    python tests/benchmarks/kernels_compile.py --capability 90 [--dtype bf16|fp32] [--json FILE]
+    python tests/benchmarks/kernels_compile.py --capability 90 [--every] [--only NAME] [--json FILE]
 
-``--largest`` compiles only the widest shape of each operation, with most shared memory and
-registers.
+It compiles one shape of each class (`kernels_matrix`); ``--every`` adds fp32 and the widest models.
+``--only attention`` compiles the cases whose name contains the word.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import io
 import json
 import os
-import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
+sys.path.insert(0, os.fspath(Path(__file__).parent))
 
+import kernels_matrix
+import kernels_sass
 import torch
 import triton
-from scalelab_kernels import reference
+from scalelab_kernels.runtime import ARCHITECTURES
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-ARCHITECTURES = {80: "ampere", 86: "generic", 89: "generic", 90: "hopper", 120: "generic"}
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
 FILES = ("rms_norm", "swiglu", "qk_norm_rope", "cross_entropy_tiles", "linear_cross_entropy",
          "adamw", "attention", "attention_backward", "moe", "gram")  # fmt: skip
 
@@ -55,111 +56,106 @@ class AbsentGpu:
         return torch.device("cpu")
 
 
-def compile_instead_of_run(capability: int) -> list[tuple[str, Any, str]]:
+def architecture_of(capability: int) -> str:
+    """Return the name of the settings that a device of this capability uses."""
+    return ARCHITECTURES.get(divmod(capability, 10), "ada")
+
+
+def compile_instead_of_run(capability: int) -> list[tuple[str, Any]]:
     """Make each launch compile its kernel without running it; return the list of compiled kernels.
 
-    It gets each kernel's name, the kernel, and what ptxas said as Triton ran it.
+    It gets each kernel's name and the kernel.
     """
     driver.set_active(AbsentGpu(capability))
-    # A kernel from Triton's cache has no ptxas report.
-    triton.knobs.compilation.always_compile = True
-    triton.knobs.nvidia.dump_ptxas_log = True
-    compiled: list[tuple[str, Any, str]] = []
+    compiled: list[tuple[str, Any]] = []
     original = JITFunction.run
 
     def run(self, *arguments, grid, warmup, **settings):
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            kernel = original(self, *arguments, grid=grid, warmup=True, **settings)
-        if said.getvalue():
-            compiled.append((self.fn.__name__, kernel, said.getvalue()))
+        kernel = original(self, *arguments, grid=grid, warmup=True, **settings)
+        compiled.append((self.fn.__name__, kernel))
         return kernel
 
     JITFunction.run = run
     for name in FILES:
         module = importlib.import_module(f"scalelab_kernels.{name}")
         module.check_runs_here = lambda tensor: None
-        module.architecture = lambda tensor: ARCHITECTURES[capability]
+        module.architecture = lambda tensor: architecture_of(capability)
     return compiled
 
 
-def describe(name: str, kernel: Any, report: str) -> dict[str, Any]:
-    """Return the ptxas report of one compiled kernel."""
-    ptx = kernel.asm["ptx"]
-    return {
-        "kernel": name,
-        "warps": kernel.metadata.num_warps,
-        "stages": kernel.metadata.num_stages,
-        "shared_bytes": kernel.metadata.shared,
-        "registers": max(map(int, re.findall(r"Used (\d+) registers", report))),
-        "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", report))),
-        "wgmma": ptx.count("wgmma.mma_async"),
-        "mma": ptx.count("mma.sync"),
-        "wide_loads": ptx.count("ld.global.v4"),
-        "wide_copies": len(re.findall(r"cp\.async\.c[ag]", ptx)),
-    }
+def rows(capability: int, *, every: bool, only: str = "") -> Iterator[dict[str, Any]]:
+    """Compile the classes of shapes; yield one row for each different kernel."""
+    compiled = compile_instead_of_run(capability)
+    seen = set()
+    for case in kernels_matrix.cases(architecture_of(capability), every=every):
+        if only not in case.name:
+            continue
+        compiled.clear()
+        case.run()
+        for name, kernel in compiled:
+            if kernel.hash in seen:
+                continue
+            seen.add(kernel.hash)
+            yield {
+                "triton": triton.__version__,
+                "case": case.name,
+                "kernel": name,
+                "load_bits": case.load_bits,
+                "allowed_n": case.smallest_n,
+                "warps": kernel.metadata.num_warps,
+                "stages": kernel.metadata.num_stages,
+                "shared_bytes": kernel.metadata.shared,
+                **kernels_sass.describe(kernel.asm["cubin"]),
+            }
 
 
-def launch_everything(dtype: torch.dtype, *, only_largest: bool) -> None:
-    """Call each operation forward and backward at the sizes of a sweep."""
+# Most shared memory of a block, CUDA C++ programming guide, technical specifications.
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+MULTIPLIES = ("_key_kernel", "_query_kernel", "_grad_hidden_kernel", "_grad_weight_kernel",
+              "_gram_kernel")  # fmt: skip
+# They read a few numbers for each token or parameter group.
+READ_NUMBERS = ("_join_kernel", "_settle_kernel")
 
-    def pick(*shapes: Any) -> tuple[Any, ...]:
-        """Return the shapes to compile; the widest is the last."""
-        return shapes[-1:] if only_largest else shapes
 
-    def get(name: str) -> Any:
-        return importlib.import_module(f"scalelab_kernels.{name}")
-
-    def leaf(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
-        return torch.randn(*shape, dtype=of, requires_grad=True)
-
-    for d in pick(256, 2048):
-        out, stream = get("rms_norm").add_rms_norm(leaf(64, d), leaf(64, d), leaf(d))
-        (out.sum() + stream.sum()).backward()
-    get("swiglu").swiglu(leaf(64, 4096)).sum().backward()
-    for head_dim in pick(64, 128):
-        cos, sin = reference.rope_tables(64, head_dim)
-        qkv, gains = leaf(2, 64, 8 * head_dim), (leaf(head_dim), leaf(head_dim))
-        parts = get("qk_norm_rope").qk_norm_rope(qkv, *gains, cos, sin, 4, 2)
-        sum(p.sum() for p in parts).backward()
-    # An odd vocabulary size: rows of logits must keep their wide loads.
-    for d, n_vocab in ((512, 5001), *((d, 1024) for d in pick(64, 128, 256))):
-        targets = torch.randint(0, n_vocab, (256,))
-        entropy = get("linear_cross_entropy").linear_cross_entropy_sum
-        entropy(leaf(256, d), leaf(n_vocab, d), targets).backward()
-    starts = torch.zeros(1, 256, dtype=torch.int32)
-    for head_dim, has_documents in pick((32, 0), (64, 0), (128, 0), (128, 1)):
-        q, k = leaf(1, 2, 256, head_dim), leaf(1, 1, 256, head_dim)
-        attend = get("attention").causal_attention
-        attend(q, k, k, starts=starts if has_documents else None).sum().backward()
-    way = get("moe").route(torch.randint(0, 4, (32, 2)), 4)
-    rows = get("moe").permute(leaf(32, 256), way)
-    get("moe").unpermute(rows, leaf(32, 2, of=torch.float32), way).sum().backward()
-    # 216 is a multiple of 8 but not of 16.
-    for n_rows in pick(216, 768):
-        product = get("gram").gram(torch.randn(2, n_rows, 4 * n_rows).to(dtype))
-        get("gram").gram_polynomial(product, 1.0, 1.0)
-    state = [torch.randn(2, 4096) for _ in range(4)]
-    copy, ema = torch.zeros(2, 4096, dtype=torch.bfloat16), torch.zeros(2, 4096)
-    hyper = reference.hyper_table(lr=0.1, n_runs=2)
-    get("adamw").adamw_step_(*state, torch.tensor(3), hyper, n_decay=128, copy=copy, ema=ema)
+def faults(row: dict[str, Any], capability: int) -> list[str]:
+    """Return what makes a compiled kernel slow or unable to start on a device, or nothing."""
+    found = []
+    if row["spills"]:
+        found.append(f"{row['spills']} instructions spill registers")
+    if row["shared_bytes"] > SHARED_KIB[capability] * 1024:
+        found.append(f"{row['shared_bytes']} bytes of shared memory do not fit")
+    if row["allowed_n"] and row["kernel"] in MULTIPLIES and not row["matrix"]:
+        found.append("does not use the matrix units")
+    if capability == 90 and row["matrix"] and row["smallest_n"] < row["allowed_n"]:
+        found.append(f"a product has N = {row['smallest_n']}, not {row['allowed_n']}")
+    if row["kernel"] not in READ_NUMBERS:
+        bits = {int(width): count for width, count in row["loads"].items()}
+        wide = min(64, row["load_bits"])
+        n_wide = sum(width * count for width, count in bits.items() if width >= wide)
+        # One number of 2 bytes is a target's logit, or a norm's weight of a thread.
+        if sum(n for width, n in bits.items() if width < 32) > 1 or 2 * n_wide < sum(
+            width * count for width, count in bits.items()
+        ):
+            found.append(f"narrow loads: {row['loads']}")
+    return found
 
 
 def main() -> None:
     """Compile, print one line for each kernel, and write the JSON with ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--capability", type=int, choices=ARCHITECTURES, default=90)
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--largest", action="store_true")
+    parser.add_argument("--capability", type=int, choices=CAPABILITIES, default=90)
+    parser.add_argument("--every", action="store_true")
+    parser.add_argument("--only", default="")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    compiled = compile_instead_of_run(options.capability)
-    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
-    launch_everything(dtype, only_largest=options.largest)
-    rows = [describe(*found) for found in compiled]
-    for row in rows:
+    found = []
+    for row in rows(options.capability, every=options.every, only=options.only):
+        found.append(row)
+        row["faults"] = faults(row, options.capability)
         sys.stdout.write("  ".join(f"{key} {value}" for key, value in row.items()) + "\n")
+        sys.stdout.flush()
     if options.json:
-        options.json.write_text(json.dumps(rows))
+        options.json.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ MUTANTS = {
     ),
     "attention: sees the next key": (
         "attention", attend, attention_inputs,
-        "(col[None, :] <= row[:, None])", "(col[None, :] <= row[:, None] + 1)",
+        "where(col[None, :] <= row[:, None],", "where(col[None, :] <= row[:, None] + 1,",
     ),
     "attention: sum not shrunk": (
         "attention", attend, attention_inputs,
@@ -133,7 +133,8 @@ MUTANTS = {
     ),
     "attention: wrong head of the group": (
         "attention", attend, attention_inputs,
-        "k += batch * k_batch + head // GROUP", "k += batch * k_batch + head % (H // GROUP)",
+        "k += multiple(batch * k_batch + head // GROUP",
+        "k += multiple(batch * k_batch + head % (H // GROUP)",
     ),
 }  # fmt: skip
 

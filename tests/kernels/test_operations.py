@@ -11,7 +11,7 @@ import pytest
 import torch
 from scalelab_kernels import flash, fp8, operations, reference, reference_gram, reference_moe
 from scalelab_kernels.errors import KernelUnavailableError
-from scalelab_kernels.linear_cross_entropy import NARROW
+from scalelab_kernels.configs import NARROW
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
