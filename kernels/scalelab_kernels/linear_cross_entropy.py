@@ -187,6 +187,62 @@ def loss_rows(
     )  # fmt: skip
 
 
+def _add_weight_gradient(
+    acc: Tensor, grad_logits: Tensor, hidden: Tensor, *, is_first: bool
+) -> None:
+    """Set the fp32 ``acc`` (K, V, d) to ``grad_logits^T @ hidden``, or add it after the first."""
+    columns = grad_logits.transpose(1, 2)
+    if hidden.dtype == torch.float32:
+        torch.bmm(columns, hidden, out=acc) if is_first else acc.baddbmm_(columns, hidden)
+    elif not hidden.is_cuda:
+        acc.baddbmm_(columns.float(), hidden.float(), beta=0 if is_first else 1)
+    elif is_first:
+        torch.ops.aten.bmm.dtype_out(columns, hidden, torch.float32, out=acc)
+    else:
+        torch.ops.aten.baddbmm.dtype_out(acc, columns, hidden, torch.float32, out=acc)
+
+
+def _run_chunks(
+    hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None,
+    z_loss: float, ignore_index: int, *, has_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Return losses (K, N) and, if ``has_grad``, both gradients, the weight's in fp32."""
+    hidden, targets = hidden.contiguous(), targets.contiguous()
+    n_runs, n_tokens, _ = hidden.shape
+    n_vocab = weight.shape[1]
+    kind = architecture(hidden)
+    config = logits_config(kind, n_vocab)
+    row_stride = triton.cdiv(n_vocab, ROW_MULTIPLE) * ROW_MULTIPLE
+    rows_at_a_time = chunk_rows(kind, row_stride, hidden.element_size())
+    chunk = min(rows_at_a_time, n_tokens)
+    runs_at_a_time = min(n_runs, rows_at_a_time // chunk)
+    buffer = hidden.new_empty(runs_at_a_time * chunk * row_stride)
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if has_grad else None
+    grad_weight = (
+        torch.empty(weight.shape, dtype=torch.float32, device=hidden.device) if has_grad else None
+    )
+    for first_run, first in itertools.product(
+        range(0, n_runs, runs_at_a_time), range(0, n_tokens, chunk)
+    ):
+        runs = slice(first_run, first_run + runs_at_a_time)
+        rows, own_weight = hidden[runs, first : first + chunk], weight[runs]
+        shape = (*rows.shape[:2], row_stride)
+        padded = buffer[: math.prod(shape)].view(shape)
+        logits = padded[..., :n_vocab]
+        torch.bmm(rows, own_weight.transpose(1, 2), out=logits)
+        _rows_kernel[(shape[1], shape[0])](
+            padded, targets, losses if upstream is None else upstream, losses,
+            shape[1], row_stride, first_run, n_tokens, first, n_vocab, z_loss, ignore_index,
+            HAS_GRAD=has_grad, HAS_UPSTREAM=upstream is not None,
+            UNROLL=config.rows, COLS=config.cols, num_warps=config.num_warps,
+        )  # fmt: skip
+        if grad_hidden is not None and grad_weight is not None:
+            torch.bmm(logits, own_weight, out=grad_hidden[runs, first : first + chunk])
+            _add_weight_gradient(grad_weight[runs], logits, rows, is_first=first == 0)
+    return losses, grad_hidden, grad_weight
+
+
 @torch.library.custom_op("scalelab::chunked_cross_entropy", mutates_args=())
 def _chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, ignore_index: int

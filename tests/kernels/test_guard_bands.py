@@ -18,6 +18,7 @@ import triton.language as tl
 from scalelab_kernels import (
     adamw,
     attention,
+    gram,
     linear_cross_entropy,
     moe,
     qk_norm_rope,
@@ -171,6 +172,11 @@ def optimizer(dtype, n_runs):
     return [norms, *state, copy, ema], []
 
 
+def product(dtype, n_runs):
+    (x,) = leaves(dtype, (n_runs, 40, 20))
+    return [gram.gram(x.detach())], []
+
+
 def leaves(dtype, *shapes):
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
 
@@ -186,6 +192,7 @@ OPERATIONS = {
     "cross-entropy sum": functools.partial(entropy, d=264, name="linear_cross_entropy_sum"),
     "mixture of experts": experts,
     "adamw": optimizer,
+    "symmetric product": product,
 }
 
 

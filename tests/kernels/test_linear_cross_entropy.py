@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scalelab_kernels import cross_entropy_tiles, reference
+from scalelab_kernels import configs, cross_entropy_tiles, reference
 from scalelab_kernels import linear_cross_entropy as op
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from scalelab.theory import step_work
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FUNCTIONS = ["linear_cross_entropy", "linear_cross_entropy_sum"]
@@ -37,6 +39,30 @@ def compare(check_op, name, inputs, dtype, **settings):
 )
 def test_values_and_gradients(check_op, name, d, lead, n_vocab, n_runs, dtype):
     compare(check_op, name, make(lead, d, n_vocab, n_runs), dtype, z_loss=1e-2)
+
+
+@pytest.mark.parametrize("lead", [(5, 2), (3, 7)])
+def test_runs_share_a_chunk_only_if_it_holds_them(check_op, monkeypatch, lead):
+    products = []
+    original = torch.bmm
+
+    def spy(a, b, *, out=None):
+        if out is not None and a.shape[-1] == WIDE:
+            products.append(tuple(a.shape[:2]))
+        return original(a, b, out=out)
+
+    monkeypatch.setattr(op.torch, "bmm", spy)
+    inputs = make(lead, WIDE, 33, n_runs=lead[0])
+    compare(check_op, "linear_cross_entropy_sum", inputs, torch.bfloat16)
+    # A chunk of the interpreter has 6 rows.
+    assert products == ([(3, 2), (2, 2)] if lead == (5, 2) else [(1, 6), (1, 1)] * 3)
+
+
+def test_the_roofline_assumes_the_same_choice_of_implementation():
+    assert step_work.FUSED_HEAD_MAX_WIDTH == configs.NARROW
+    for d in (128, 192):
+        assert configs.recomputes_tiles("hopper", d, 2) == (d == 128)
+        assert not configs.recomputes_tiles("hopper", d, 4)
 
 
 @pytest.mark.parametrize("route", ["tiles", "chunks"])

@@ -10,8 +10,8 @@ from dataclasses import fields
 import pytest
 import torch
 from scalelab_kernels import flash, fp8, operations, reference, reference_gram, reference_moe
-from scalelab_kernels.errors import KernelUnavailableError
 from scalelab_kernels.configs import NARROW
+from scalelab_kernels.errors import KernelUnavailableError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
