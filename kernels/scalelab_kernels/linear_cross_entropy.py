@@ -150,21 +150,6 @@ def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _add_weight_gradient(
-    acc: Tensor, grad_logits: Tensor, hidden: Tensor, *, is_first: bool
-) -> None:
-    """Set the fp32 ``acc`` (K, V, d) to ``grad_logits^T @ hidden``, or add it after the first."""
-    columns = grad_logits.transpose(1, 2)
-    if hidden.dtype == torch.float32:
-        torch.bmm(columns, hidden, out=acc) if is_first else acc.baddbmm_(columns, hidden)
-    elif not hidden.is_cuda:
-        acc.baddbmm_(columns.float(), hidden.float(), beta=0 if is_first else 1)
-    elif is_first:
-        torch.ops.aten.bmm.dtype_out(columns, hidden, torch.float32, out=acc)
-    else:
-        torch.ops.aten.baddbmm.dtype_out(acc, columns, hidden, torch.float32, out=acc)
-
-
 def loss_rows(
     logits: Tensor, targets: Tensor, losses: Tensor, n_vocab: int, z_loss: float,
     ignore_index: int, *, has_grad: bool,
