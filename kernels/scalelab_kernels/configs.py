@@ -192,7 +192,8 @@ def recomputes_tiles(architecture: str, d: int, element_size: int) -> bool:
     Tiles take 10 V d' FLOPs for each token, with d' the power of two above d; stored logits take
     6 V d FLOPs and 10 V bytes in bf16. At 450 and 790 TFLOP/s and 3.7 TB/s both take about 2.8 ps
     for each logit at d = 128. From there on stored logits win, and in fp32 at all widths, because
-    cuBLAS has larger tiles.
+    cuBLAS has larger tiles. ``results/tables/roofline.md`` has both times by the model of
+    `scalelab.theory.roofline`, which counts these routes.
     """
     return d <= NARROW and (element_size == 2 or architecture == "interpreter")
 
