@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
+from tests.bare_machine import bare_environment
 from tests.train.outcome import result
 
 PROGRAM = """
-import importlib, importlib.abc, pkgutil, sys
+import importlib, pkgutil, sys
 from pathlib import Path
 
-BLOCKED = {
-    "duckdb", "matplotlib", "optuna", "pandas", "plotly", "pyarrow", "pydantic", "rich", "scipy",
-    "streamlit", "submitit", "typer",
-}
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is not installed", name=name)
-
-sys.meta_path.insert(0, Blocker())
 import scalelab.launch.local.worker
 import scalelab.launch.slurm.job
 import scalelab.train
@@ -43,15 +33,17 @@ print(run_batched([run], dataset, ExecutionSpec(step="direct")))
 
 
 def test_a_worker_trains_without_the_packages_of_a_laptop(
-    make_run: Callable[..., RunDir], dataset: Dataset
+    make_run: Callable[..., RunDir], dataset: Dataset, tmp_path: Path
 ) -> None:
     run = make_run(n_steps=2, warmup_steps=0)
+    root = Path(__file__).parents[2]
+    environment = bare_environment(tmp_path, root, root / "kernels")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(run.path), str(dataset.folder)],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env={**environment, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "('done',)\n"
