@@ -43,7 +43,7 @@ _CUDA_EXPERTS = (
     ("eager", "triton", "triton"),
     ("eager", "reference", "sdpa"),
 )
-_CUDA_SHARDED = (("eager", "reference", "sdpa"),)
+_CUDA_SHARDED = (("eager", "reference", "flash"), ("eager", "reference", "sdpa"))
 _CPU = (("direct", "reference", "explicit"), ("eager", "reference", "explicit"))
 
 
@@ -219,9 +219,11 @@ def _ways(request: ExecutionSpec, spec: RunSpec) -> tuple[tuple[str, str, str], 
     """Return the listed ways of a device as (step, kernels, attention), the best expected first."""
     if request.device != "cuda":
         return _CPU
+    ways: tuple[tuple[str, str, str], ...] = _CUDA_DENSE
     if request.n_devices > 1:
-        return _CUDA_SHARDED
-    ways = _CUDA_EXPERTS if spec.shape.n_experts else _CUDA_DENSE
+        ways = _CUDA_SHARDED
+    elif spec.shape.n_experts:
+        ways = _CUDA_EXPERTS
     if spec.precision == "fp32":
         # FlashAttention has no fp32 kernels.
         return tuple((*way[:2], "sdpa" if way[2] == "flash" else way[2]) for way in ways)
