@@ -194,3 +194,20 @@ def test_bench_refuses_unknown_and_impossible_ways(scalelab, name):
     assert code == 2
     assert f"--{name} warp" in err
     assert f"--{name} auto" in err
+
+
+def test_fp8_is_planned_for_gpus_and_refused_on_a_cpu_and_for_narrow_models(scalelab):
+    words = ("sweep", "isoflop", "--budgets", "1e16", "--sizes", "2", "--dry-run", "--precision")
+    code, out, err = scalelab(*words, "fp8", *ON_GPUS)
+    assert code == 0, err
+    assert "planned: graph + triton" in out
+    code, _, err = scalelab(*words, "fp8", "--device", "cpu")
+    assert code == 2
+    assert "precision = fp8 on cpu" in err
+    assert "--precision bf16" in err
+    code, _, err = scalelab("sweep", "isoflop", *SMALL, "--precision", "fp8", *ON_GPUS)
+    assert code == 2
+    assert "has no product in fp8" in err
+    code, _, err = scalelab("bench", "train", "--device", "cpu", "--precision", "fp8")
+    assert code == 2
+    assert "precision = fp8 on cpu" in err
