@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 
 from gpu_cases.case import Case
 
+END_S = 5.0
+"""Seconds in which an idle child must end before it is killed."""
 Report = Callable[[Case, dict[str, Any]], None]
 
 
@@ -104,9 +106,14 @@ class Lane:
         return time.monotonic() - self.started_s
 
     def end_child(self) -> None:
-        """Kill the child and what it started, which may be compilers."""
+        """End the child and what it started, which may be compilers."""
         if self.child is None:
             return
+        if self.case is None:
+            # An idle child ends by itself at the end of its input, and gives the device back.
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self._pipe("stdin").close()
+                self.child.wait(END_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
         self.child.wait()

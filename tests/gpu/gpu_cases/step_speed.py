@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gpu_cases.child import free_memory
 from gpu_cases.steps import (
     execution_of,
     make_engine,
@@ -54,6 +55,8 @@ def measured(
     spec: RunSpec, execution: ExecutionSpec, *, n_runs: int = 1, seconds: float, is_tiny: bool
 ) -> dict[str, Any]:
     """Return the speed of a step: time, tokens/s, FLOP/s, MFU, peak memory."""
+    # A case that measures several engines has room for one.
+    free_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     engine = make_engine(spec, execution, n_runs=n_runs)
