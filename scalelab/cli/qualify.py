@@ -188,7 +188,7 @@ def check_qualification(results: Path, gpus: Sequence[str]) -> list[Check]:
                 found=text + (f". Ruled out: {', '.join(out)}" if out else ""),
                 needed_for=use,
                 do="Runs do not use what is ruled out. To measure again: scalelab bench qualify "
-                "--force"
+                "--sweep NAME --force"
                 if out
                 else "",
             )

@@ -24,7 +24,7 @@ from typing import Any
 from scalelab.errors import ScalelabError
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.records.files import read_json, write_atomically
-from scalelab.records.machine import SAFE_PATH, cpu_name, ctrl_c_blocked
+from scalelab.records.machine import SAFE_PATH, cache_folder, cpu_name, ctrl_c_blocked
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
 
@@ -212,12 +212,8 @@ def cache_path(execution: ExecutionSpec, n_workers: int, precision: str) -> Path
     words = (platform.node(), processors, n_workers, precision, torch_version, TRAINER_REVISION)
     step = (getattr(execution, name) for name in STEP_FIELDS)
     key = "|".join(map(str, (*words, *step)))
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise FileNotFoundError(str(error)) from error  # no HOME, and no entry for this user
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return base / "scalelab" / f"speed-{digest}.json"
+    return cache_folder() / f"speed-{digest}.json"
 
 
 def read_cache(execution: ExecutionSpec, n_workers: int, precision: str) -> dict[str, Any]:

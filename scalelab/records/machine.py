@@ -32,6 +32,21 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cache_folder() -> Path:
+    """Return scalelab's folder in the user's cache.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the user has no home.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error  # no HOME, and no entry for this user
+    return base / "scalelab"
+
+
 def pid_start(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot; None if it has ended."""
     try:

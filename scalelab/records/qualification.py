@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.records.files import list_entries, read_json, write_atomically
+from scalelab.records.machine import cache_folder
 from scalelab.sweep.execution import CHOICES, ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
@@ -73,21 +73,6 @@ class Platform:
         digest = hashlib.sha256("|".join(asdict(self).values()).encode()).hexdigest()
         words = re.sub(r"[^A-Za-z0-9]+", "-", self.device).strip("-").lower()
         return f"{words[:40]}-{digest[:_KEY_DIGITS]}.json"
-
-
-def cache_folder() -> Path:
-    """Return scalelab's folder in the user's cache.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the user has no home.
-    """
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise FileNotFoundError(str(error)) from error  # no HOME, and no entry for this user
-    return base / "scalelab"
 
 
 def cached_verdicts() -> Path | None:

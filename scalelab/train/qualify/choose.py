@@ -7,6 +7,7 @@ nothing, the one in the user's cache does; where that has nothing either, this w
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -139,7 +140,7 @@ def _unqualified(
         f"{words}, which qualification ruled out on this device ({reasons})",
         "a way that gives the reference's results here, such as auto",
         "Use step, kernels and attention = auto, or measure again with "
-        "`scalelab bench qualify --force`.",
+        "`scalelab bench qualify --sweep NAME --force`.",
     )
 
 
@@ -220,6 +221,12 @@ def _measured(
 ) -> dict[str, Any]:
     """Measure targets and return their entries as a verdict."""
     started = time.monotonic()
+    labels = ", ".join(dict.fromkeys(target.spec.shape.label() for target in targets))
+    print(
+        f"scalelab: qualifying {platform.device} at {labels}, at most {LIMIT_S:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
     free_memory()
     measure(targets, request, limit_s=LIMIT_S, should_stop=should_stop)
     return {

@@ -21,7 +21,7 @@ from scalelab.records.files import list_entries
 
 BEAT_S = 3.0
 STALE_S = 30.0
-POLL_S = 0.5
+POLL_S = 1.0
 _RELEASED = "released"
 
 
