@@ -34,7 +34,7 @@ def opcodes(cubin: bytes) -> list[str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [os.fspath(DISASSEMBLER), "-c", file.name]
+        command = [os.fspath(DISASSEMBLER), "-c", "-ndf", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = _INSTRUCTION.findall(done.stdout)
     if done.returncode or not found:
