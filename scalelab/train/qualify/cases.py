@@ -14,8 +14,8 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,32 +23,35 @@ import torch
 from numpy.typing import NDArray
 from scalelab_kernels import checks
 from scalelab_kernels.operations import REPEATABLE_PATHS
-from torch import Tensor
 
 from scalelab.records.qualification import OK, kernel_class, way_of
-from scalelab.sweep.execution import AUTO, ExecutionSpec, candidates
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.engine import Engine, batch_shape
+from scalelab.train.engine import Engine
 from scalelab.train.execution import is_out_of_memory, smaller_micro_batch
-from scalelab.train.gradients import Autograd
 from scalelab.train.precision import DTYPES
+from scalelab.train.qualify.steps import (
+    Truth,
+    add_squares,
+    find_truth,
+    gap_reason,
+    half_or_single,
+    is_same,
+    load_states,
+    losses_from,
+    odd_runs,
+    plain_reference,
+    roots,
+    start_engine,
+    take_losses,
+    take_step,
+    tokens_of,
+)
 
-CHECKED_SEQS = 3
-CHECKED_STEPS = 3
-CHECKED_POSITIONS = {"cuda": 257, "cpu": 9}
-"""Most positions of a checked step. Float64 and interpreted kernels are slow."""
 KERNEL_SIZES = {
     "cuda": {"n_rows": 1003, "n_positions": 257, "n_weights": 100_003},
     "cpu": {"n_rows": 3, "n_positions": 5, "n_weights": 65},
 }
-NO_CLIP = 1e30
-"""Some ways clip their gradients in place, before they can be compared."""
-DRAWS = 3
-MANY_VALUES = 50_000_000
-"""Weights of all runs above which one draw of tokens is enough: their errors average out."""
-LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp8": 5e-2}
-"""Largest difference of the losses of `CHECKED_STEPS` steps from the reference's, nats, in addition
-to twice the difference that the precision makes. A wrong optimizer is far above."""
 TIMED_STEPS_MAX = 1 << 14
 LAPS, LAPS_MIN, LAPS_S = 5, 2, 3.0
 """Most and fewest laps, and the seconds after which no more than the fewest are made."""
@@ -60,18 +63,6 @@ LAP_S = 0.02
 STEPS_PER_READ = 64
 
 
-@dataclass(frozen=True, slots=True)
-class _Truth:
-    """Gradients in float64 and what the plain reference makes of them, for one run's shape."""
-
-    specs: tuple[RunSpec, ...]
-    tokens: list[NDArray[np.int64]]
-    grads: list[Tensor]
-    own_errors: dict[str, float]
-    own_losses: NDArray[np.float32]
-    loss_limit: float
-
-
 class Cases:
     """Runs cases in this process, one after the other.
 
@@ -80,7 +71,7 @@ class Cases:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._known: tuple[Any, _Truth] | None = None
+        self._known: tuple[Any, Truth] | None = None
         self._losses: dict[tuple[RunSpec, ...], NDArray[np.float32]] = {}
         self._kept: tuple[Any, Engine] | None = None
         self._loss_limit = 0.0
@@ -101,20 +92,20 @@ class Cases:
     def step(self, spec: RunSpec, n_runs: int, execution: ExecutionSpec) -> dict[str, Any]:
         """Check whole steps by one way against the plain reference."""
         truth = self._truth(spec, n_runs, execution)
-        engine = _start(truth.specs, execution)
+        engine = start_engine(truth.specs, execution)
         saved = [engine.state(run) for run in range(n_runs)]
         squares: dict[str, list[float]] = {}
         for index, tokens in enumerate(truth.tokens):
-            _load(engine, saved)
-            first = _take(engine, tokens)
+            load_states(engine, saved)
+            first = take_step(engine, tokens)
             if index == 0 and execution.attention in REPEATABLE_PATHS:
-                _load(engine, saved)
-                again = _take(engine, tokens)
-                if not all(map(_is_same, first, again)):
+                load_states(engine, saved)
+                again = take_step(engine, tokens)
+                if not all(map(is_same, first, again)):
                     return {"status": "not repeatable", "reason": "two steps from one state differ"}
-            _add_squares(squares, engine, first[0], truth.grads[index])
-        errors = _roots(squares)
-        eps = torch.finfo(_half_or_single(spec)).eps
+            add_squares(squares, engine, first[0], truth.grads[index])
+        errors = roots(squares)
+        eps = torch.finfo(half_or_single(spec)).eps
         allowed = {name: checks.tolerance(own, eps) for name, own in truth.own_errors.items()}
         figures: dict[str, Any] = {
             "checks": {name: [errors[name], allowed[name]] for name in errors}
@@ -126,12 +117,12 @@ class Cases:
                     f"{allowed[name]:.3g} is accepted"
                 )
                 return {"status": "wrong", "reason": reason, **figures}
-        losses = _losses(engine, saved, truth.tokens[0])
+        losses = losses_from(engine, saved, truth.tokens[0])
         gap = float(np.abs(losses - truth.own_losses).max())
         figures["loss_gap_nats"] = [gap, truth.loss_limit]
         self._loss_limit = truth.loss_limit
         if not gap <= truth.loss_limit:
-            return {"status": "wrong", "reason": _gap_reason(gap), **figures}
+            return {"status": "wrong", "reason": gap_reason(gap), **figures}
         return {"status": OK, "reason": "", **figures}
 
     def speed(
@@ -167,9 +158,9 @@ class Cases:
             engine, losses = self._engine(specs, execution)
         gap = float(np.abs(losses[: len(expected)] - expected).max())
         if not gap <= self._loss_limit:
-            return {"status": "wrong", "reason": _gap_reason(gap)}
+            return {"status": "wrong", "reason": gap_reason(gap)}
         timed["own"] = engine
-        tokens = _tokens(specs)
+        tokens = tokens_of(specs)
         laps: dict[str, list[float]] = {name: [] for name in timed}
         n_steps = {name: _steps_of_a_lap(each, tokens) for name, each in timed.items()}
         started = time.perf_counter()
@@ -197,14 +188,14 @@ class Cases:
         sizes = checks.Sizes(**fields)
         return list(checks.shape_checks(sizes, self.device, dtype, **KERNEL_SIZES[self.device]))
 
-    def _truth(self, spec: RunSpec, n_runs: int, execution: ExecutionSpec) -> _Truth:
+    def _truth(self, spec: RunSpec, n_runs: int, execution: ExecutionSpec) -> Truth:
         """Return the gradients in float64, computed once for a shape."""
         key = (spec, n_runs)
         if self._known is None or self._known[0] != key:
             self._known, self._kept = None, None
             free_memory()
-            specs = _odd_runs(spec, n_runs, self.device)
-            self._known = key, _find_truth(specs, execution)
+            specs = odd_runs(spec, n_runs, self.device)
+            self._known = key, find_truth(specs, execution)
         return self._known[1]
 
     def _reference_losses(
@@ -234,8 +225,8 @@ class Cases:
         while True:
             free_memory()
             try:
-                engine = _start(specs, execution)
-                return engine, _take_losses(engine, _tokens(specs), enough_s)
+                engine = start_engine(specs, execution)
+                return engine, take_losses(engine, tokens_of(specs), enough_s)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -249,146 +240,11 @@ class Cases:
                 execution = smaller
 
 
-def plain_reference(execution: ExecutionSpec, spec: RunSpec) -> ExecutionSpec:
-    """Return the way that all others are compared with: eager steps of plain torch."""
-    return candidates(replace(execution, step=AUTO, kernels=AUTO, attention=AUTO), spec)[-1]
-
-
 def free_memory() -> None:
     """Free what earlier cases left on the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _odd_runs(spec: RunSpec, n_runs: int, device: str) -> tuple[RunSpec, ...]:
-    """Return short runs of the same model with an odd number of sequences and positions."""
-    n_positions = max(1, (min(spec.seq_len, CHECKED_POSITIONS[device]) - 1) | 1)
-    short = replace(
-        spec,
-        seq_len=min(n_positions, spec.seq_len),
-        batch_seqs=CHECKED_SEQS,
-        n_steps=4 * CHECKED_STEPS,
-        grad_clip=NO_CLIP,
-        warmup_steps=0,
-        schedule="cosine",
-        decay_steps=0,
-    )
-    return tuple(replace(short, seed=spec.seed + run) for run in range(n_runs))
-
-
-def _find_truth(specs: tuple[RunSpec, ...], execution: ExecutionSpec) -> _Truth:
-    plain = plain_reference(execution, specs[0])
-    engine = _start(specs, plain)
-    saved = [engine.state(run) for run in range(len(specs))]
-    n_draws = 1 if engine.master.numel() > MANY_VALUES else DRAWS
-    dtype = torch.float32 if _half_or_single(specs[0]) != torch.float32 else torch.float64
-    tokens, grads = [], []
-    # fp32 runs round nothing to fewer bits: their operations then run in float64 throughout.
-    wide_specs = [replace(spec, precision="fp32") for spec in specs]
-    squares: dict[str, list[float]] = {}
-    for draw in range(n_draws):
-        rng = np.random.default_rng(draw)
-        batch = rng.integers(0, specs[0].shape.vocab_size, batch_shape(specs))
-        _load(engine, saved)
-        wide = engine.master.double()
-        exact = torch.zeros_like(wide)
-        wide_execution = replace(plain, attention="explicit")
-        gradients = Autograd(wide_specs, wide_execution, engine.layout, wide, exact, None)
-        gradients.take(torch.from_numpy(batch).to(engine.device))
-        own, *_ = _take(engine, batch)
-        _add_squares(squares, engine, own, exact)
-        tokens.append(batch)
-        grads.append(exact.to(dtype))
-        del gradients, wide, exact
-    own_losses = _losses(engine, saved, tokens[0])
-    # Large learning rates spread rounding: the reference in fp32 shows how far.
-    wide_losses = _take_losses(_start(wide_specs, plain), tokens[0])
-    own_gap = float(np.abs(own_losses - wide_losses).max())
-    return _Truth(
-        specs=specs,
-        tokens=tokens,
-        grads=grads,
-        own_errors=_roots(squares),
-        own_losses=own_losses,
-        loss_limit=checks.tolerance(own_gap, LOSS_TOLERANCE[specs[0].precision]),
-    )
-
-
-def _start(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Engine:
-    engine = Engine(specs, execution)
-    for run in range(len(specs)):
-        engine.initialize(run)
-    return engine
-
-
-def _load(engine: Engine, saved: Sequence[dict[str, Any]]) -> None:
-    for run, state in enumerate(saved):
-        engine.load_state(run, state)
-
-
-def _take(engine: Engine, tokens: NDArray[np.int64]) -> tuple[Tensor, ...]:
-    """Take a step; return copies of gradients, weights, losses and norms."""
-    engine.step(tokens)
-    readings = engine.read()
-    values = (torch.from_numpy(np.array(part)) for part in (readings.losses, readings.norms))
-    return engine.grad.clone(), engine.master.clone(), *values
-
-
-def _losses(
-    engine: Engine, saved: Sequence[dict[str, Any]], tokens: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return the losses of the first steps from a state, on the same tokens."""
-    _load(engine, saved)
-    return _take_losses(engine, tokens)
-
-
-def _take_losses(
-    engine: Engine, tokens: NDArray[np.int64], enough_s: float = math.inf
-) -> NDArray[np.float32]:
-    """Take `CHECKED_STEPS` steps, fewer after ``enough_s``; return their losses, (steps, K)."""
-    started = time.perf_counter()
-    losses: list[NDArray[np.float32]] = []
-    while len(losses) < CHECKED_STEPS and (not losses or time.perf_counter() - started < enough_s):
-        engine.step(tokens)
-        losses.append(np.array(engine.read().losses[0]))
-    return np.stack(losses)
-
-
-def _tokens(specs: Sequence[RunSpec]) -> NDArray[np.int64]:
-    """Return random tokens of a step."""
-    rng = np.random.default_rng(0)
-    return rng.integers(0, specs[0].shape.vocab_size, batch_shape(specs))
-
-
-def _gap_reason(gap: float) -> str:
-    return f"losses of {CHECKED_STEPS} steps differ by {gap:.3g} nats from the reference's"
-
-
-def _is_same(a: Tensor, b: Tensor) -> bool:
-    """Say whether two values have the same bits; NaN, which is found later, counts as equal."""
-    return torch.equal(a, b) or torch.equal(a.nan_to_num(nan=0.5), b.nan_to_num(nan=0.5))
-
-
-def _add_squares(
-    squares: dict[str, list[float]], engine: Engine, grad: Tensor, exact: Tensor
-) -> None:
-    """Add the squared error and the squared norm of the gradient of each kind of weight."""
-    found, wanted = engine.layout.views(grad), engine.layout.views(exact)
-    for name, value in found.items():
-        sums = squares.setdefault(name.rpartition(".")[2], [0.0, 0.0])
-        is_finite = bool(value.isfinite().all())
-        apart = float((value.double() - wanted[name].double()).square().sum())
-        sums[0] += apart if is_finite else math.inf
-        sums[1] += float(wanted[name].double().square().sum())
-
-
-def _roots(squares: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: math.sqrt(apart / (size or 1.0)) for name, (apart, size) in squares.items()}
-
-
-def _half_or_single(spec: RunSpec) -> torch.dtype:
-    return DTYPES[kernel_class(spec, 1)["dtype"]]
 
 
 def _steps_of_a_lap(engine: Engine, tokens: NDArray[np.int64]) -> int:

@@ -45,10 +45,11 @@ from scalelab.sweep.execution import (
     planned_execution,
 )
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.qualify.cases import free_memory, plain_reference
+from scalelab.train.qualify.cases import free_memory
 from scalelab.train.qualify.lock import held
 from scalelab.train.qualify.measure import LIMIT_S, Target, measure, way_id
 from scalelab.train.qualify.platform import is_measurable, this_platform
+from scalelab.train.qualify.steps import plain_reference
 
 MAX_TRIES = 2
 """Qualifications that may run out of time on the same shape before its gaps stay."""
