@@ -10,7 +10,7 @@ from scalelab.cli.output import console
 from scalelab.launch.proposal import Proposal
 from scalelab.records.qualification import way_of
 from scalelab.sweep.cost import PlanCost, plan_cost
-from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto
+from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto, needs_qualification
 from scalelab.sweep.plan import Plan
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
@@ -107,7 +107,7 @@ def _execution_line(proposal: Proposal) -> str:
     if is_auto(request):
         named = " + ".join(v for name in CHOICES if (v := getattr(request, name)) != AUTO)
         start = f"planned: {planned}"
-        if request.device == "cuda":
+        if needs_qualification(request):
             start = f"{start}, qualified at start" if taken is None else f"qualified: {planned}"
         words = [f"{AUTO}{f' with {named}' if named else ''} ({start})"]
     words.append(f"attention {' or '.join(dict.fromkeys(way.attention for way in ways))}")
@@ -180,7 +180,7 @@ def _execution_json(proposal: Proposal) -> dict[str, Any]:
         "requested": {name: getattr(request, name) for name in REQUESTED},
         "planned": [way_of(way) for way in proposal.planned()],
         "taken": None if taken is None else [way_of(way) for way in taken],
-        "is_qualified_at_start": is_auto(request) and request.device == "cuda" and taken is None,
+        "is_qualified_at_start": needs_qualification(request) and taken is None,
     }
 
 

@@ -197,6 +197,11 @@ def is_auto(request: ExecutionSpec) -> bool:
     return AUTO in (getattr(request, name) for name in CHOICES)
 
 
+def needs_qualification(request: ExecutionSpec) -> bool:
+    """Return whether a worker qualifies its GPU for a request; several GPUs have only one way."""
+    return is_auto(request) and request.device == "cuda" and request.n_devices == 1
+
+
 def default_precision(device: str) -> str:
     """Return the precision of runs on a device where a sweep sets none: bf16 on GPUs, or fp32."""
     return "bf16" if device == "cuda" else "fp32"

@@ -62,8 +62,7 @@ def plan(scalelab):
         ),
         (
             (*ON_GPUS, "--gpus-per-run", "8"),
-            "auto (planned: eager + reference, qualified at start); attention flash; "
-            "8 devices a run",
+            "auto (planned: eager + reference); attention flash; 8 devices a run",
         ),
         ((), "auto (planned: direct + reference); attention explicit"),
         (
