@@ -44,8 +44,8 @@ from scalelab.forecast.priors import priors_of
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 
-MISFITS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
-NOISES = (0.0003, 0.0006, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
+MISFITS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+NOISES = (0.001, 0.0018, 0.0032, 0.0056, 0.01, 0.02, 0.04)
 LENGTHS = (1.0, 2.0, 4.0, 8.0)
 GROWTHS = (0.0, 0.15, 0.3)
 """Grids of tau, sigma (both of the log loss), length (natural logs) and growth exponent g."""
