@@ -18,7 +18,6 @@ KERNELS = (
     "gram",
     "permute and unpermute",
     "grouped_linear",
-    "gram",
 )
 """Operations of `scalelab_kernels.checks`, the slowest to compile first."""
 STEPS = {
