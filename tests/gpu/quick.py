@@ -30,10 +30,17 @@ from gpu_cases.lanes import Lanes  # noqa: E402
 from gpu_cases.report import Report  # noqa: E402
 
 PUBLISHED = ROOT / "results" / "published" / "gpu"
+PARTIAL = ROOT / "build" / "gpu"
+"""Where a report goes that is not one to publish: of toy sizes, or of some cases only."""
 BUDGET_S = {"quick": 530.0, "long": 3600.0, "tiny": 300.0}
 CHECKS_END, COMPILE_END = 0.4, 0.55
 """Shares of the budget by which checks and compilations are stopped."""
 LANES, TOY_LANES = 4, 2
+NO_DEVICE = (
+    "no device: nothing was measured, and an earlier report was kept.\n"
+    "expected a CUDA GPU, and a Python with torch, Triton and NumPy\n"
+    "Try `make gpu-quick PYTHON=/path/to/python`, with a Python that has torch."
+)
 TOY_ENVIRONMENT = {
     "TRITON_INTERPRET": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -58,7 +65,11 @@ def main(
     goals : sequence of Goal
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=PUBLISHED, help="folder of the report")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the report: results/published/gpu, or build/gpu with --only or --tiny",
+    )
     parser.add_argument("--budget-s", type=float, help="seconds for everything (default 530)")
     parser.add_argument("--long", action="store_true", help="more cases, within an hour")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on a CPU")
@@ -68,9 +79,10 @@ def main(
     started_s = time.monotonic()
     name = "long" if options.long else "quick"
     budget_s = options.budget_s or BUDGET_S["tiny" if is_tiny else name]
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out or (PARTIAL if options.only or is_tiny else PUBLISHED)
+    out.mkdir(parents=True, exist_ok=True)
     make = cases or (catalog.long if options.long else catalog.quick)
-    first, *others = make(str(options.out.resolve()))
+    first, *others = make(str(out.resolve()))
     words = options.only or [""]
     chosen = [case for case in others if any(word in case.name for word in words)]
     facts = {
@@ -79,7 +91,7 @@ def main(
         "budget_s": budget_s,
         "began": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    report = Report(options.out / name, facts, goals)
+    report = Report(out / name, facts, goals)
     sampler = Sampler()
 
     def add(case: Case, answer: dict) -> None:
@@ -95,11 +107,11 @@ def main(
     n_lanes = TOY_LANES if is_tiny else LANES
     try:
         with Lanes(
-            options.out, n_lanes, add, environment=environment(is_tiny=is_tiny), is_tiny=is_tiny
+            out, n_lanes, add, environment=environment(is_tiny=is_tiny), is_tiny=is_tiny
         ) as lanes:
             lanes.run([first], ends[1.0])
             if report.failed_checks:
-                print("no device: nothing was measured", file=sys.stderr)
+                print(NO_DEVICE, file=sys.stderr)
                 return 1
             lanes.run(checks, ends[CHECKS_END if timings else 1.0])
             # Toy sizes are not timed: nothing is compiled, and they share the machine.

@@ -120,6 +120,27 @@ def test_without_a_device_nothing_else_runs(odd_module: Path) -> None:
     assert list(report_of(odd_module)["cases"]) == ["device"]
 
 
+def test_an_earlier_report_stays_until_a_case_has_passed(odd_module: Path) -> None:
+    words = ["--out", str(odd_module), "--tiny"]
+    measured = [odd("device", "good", kind=CHECK), odd("kernel", "good")]
+    assert quick.main(words, lambda out: measured) == 0
+    assert quick.main(words, lambda out: [odd("device", "broken", kind=CHECK)]) == 1
+    assert list(report_of(odd_module)["cases"]) == ["device", "kernel"]
+    assert quick.main(words, lambda out: measured[:1]) == 0
+    assert list(report_of(odd_module)["cases"]) == ["device"]
+
+
+@pytest.mark.parametrize("words", [["--only", "device"], ["--tiny"]])
+def test_a_report_of_some_cases_or_of_toy_sizes_is_not_published(
+    words: list[str], odd_module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "PUBLISHED", odd_module / "published")
+    monkeypatch.setattr(quick, "PARTIAL", odd_module / "partial", raising=False)
+    assert quick.main(words, lambda out: [odd("device", "good", kind=CHECK)]) == 0
+    assert report_of(odd_module / "partial")["cases"]
+    assert not (odd_module / "published").exists()
+
+
 def test_the_budget_is_kept(odd_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "TOY_LANES", 1)
     cases = [odd("device", "good", kind=CHECK), odd("early check", "hangs", kind=CHECK)]

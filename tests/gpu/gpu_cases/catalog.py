@@ -15,7 +15,6 @@ KERNELS = (
     "rms_norm",
     "swiglu",
     "adamw",
-    "gram",
     "permute and unpermute",
     "grouped_linear",
 )

@@ -20,6 +20,8 @@ MET, MISSED, UNKNOWN = "met", "missed", "not measured"
 class Report:
     """Collects answers and writes ``NAME.json`` and ``NAME.md``.
 
+    An earlier report stays until a case has passed, which needs a device.
+
     Parameters
     ----------
     path : Path
@@ -34,6 +36,7 @@ class Report:
         self.started_s = time.monotonic()
         self.content: dict[str, Any] = {**facts, "wall_s": 0.0, "cases": {}, "goals": []}
         self.failed_checks: list[str] = []
+        self._keeps_earlier = path.with_suffix(".json").exists()
         self.save()
 
     def add(self, case: Case, answer: Mapping[str, Any], clocks: Mapping[str, Any]) -> None:
@@ -46,10 +49,13 @@ class Report:
         if case.kind == CHECK and row["status"] != "ok":
             self.failed_checks.append(case.name)
         self.content["cases"][case.name] = row
+        self._keeps_earlier &= row["status"] != "ok"
         self.save()
 
     def save(self) -> None:
         """Write both files; each is complete at all times."""
+        if self._keeps_earlier:
+            return
         cases = self.content["cases"]
         self.content["wall_s"] = time.monotonic() - self.started_s
         ceilings = cases.get("ceilings", {}).get("figures", {})
