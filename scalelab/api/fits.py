@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.api.arguments import as_bootstrap, as_names, as_objective, as_requests
 from scalelab.api.data import DEFAULT_RESULTS, frame_of, read_runs, rejected_rows, split_runs
-from scalelab.errors import UsageError
+from scalelab.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,6 +137,7 @@ def fit(
     from scalelab.fit.parametric import fit_parametric
     from scalelab.fit.select import FORMS, OBJECTIVES
     from scalelab.fit.select import compare as ranked
+    from scalelab.fit.selected import first_identified, fit_selected
     from scalelab.fit.speedup import effective_speedup
     from scalelab.forecast.allocate import (
         AVERAGED,
@@ -166,21 +167,28 @@ def fit(
         recipe_b=recipe_b,
     )
     rows, lines, held, other = split_runs(table)
-    comparison = None
+    comparison, cannot = None, None
     if compare_forms or form == AUTO_FORM:
-        best = ranked(
-            rows,
-            forms=FORMS if form in (AUTO_FORM, *FORMS) else (form, *FORMS),
-            objectives=tuple(dict.fromkeys((objective or OBJECTIVES[0], *OBJECTIVES))),
-            level=level,
-            seed=spec.seed,
-        )
-        comparison = Comparison.of(best)
-    if form == AUTO_FORM and comparison is not None:
-        form, objective = comparison.best.form, comparison.best.objective
-    found = fitted or fit_parametric(
-        rows, form=form, objective=objective or Objective(), bootstrap=spec
-    )
+        try:
+            best = ranked(
+                rows,
+                forms=FORMS if form in (AUTO_FORM, *FORMS) else (form, *FORMS),
+                objectives=tuple(dict.fromkeys((objective or OBJECTIVES[0], *OBJECTIVES))),
+                level=level,
+                seed=spec.seed,
+            )
+            comparison = Comparison.of(best)
+        except DataError as error:
+            if compare_forms or not len(rows):
+                raise
+            cannot = error
+    found = fitted
+    if found is None and form == AUTO_FORM and comparison is not None:
+        found = fit_selected(rows, comparison.candidates, spec)
+    elif found is None and cannot is not None:
+        found = first_identified(rows, objective or Objective(), spec, cannot)
+    elif found is None:
+        found = fit_parametric(rows, form=form, objective=objective or Objective(), bootstrap=spec)
     if found.bootstrap.cluster == "cluster":
         # The user's name of the column is clearer than ours.
         theirs = table.mapping.get("cluster", "cluster")

@@ -69,6 +69,8 @@ ALLOWED_RATIO = (0.5, 8.0)
 too short; a larger one, near a bound, makes it too long, which is tolerated."""
 CLIP = 2.0
 """Number of thresholds at which residuals are clipped before the F test."""
+SINGULAR = 1e-18
+"""Ratio of eigenvalues of the Hessian below which it is singular."""
 SQRT_HALF_PI = math.sqrt(math.pi / 2)
 """Standard deviation over mean absolute deviation of a normal distribution."""
 
@@ -221,7 +223,10 @@ def newton_steps(found: Optimum, replicates: ResamplingPlan) -> FloatArray | Non
     _, first, second, _ = found.penalty.parts(found.residuals, found.rows.weight)
     free = np.flatnonzero(found.box.free)
     matrix = ((slopes * second) @ slopes.T + bends @ first)[np.ix_(free, free)]
-    if not np.isfinite(matrix).all() or np.linalg.eigvalsh(matrix)[0] <= 0:
+    if not np.isfinite(matrix).all():
+        return None
+    sizes = np.linalg.eigvalsh(matrix)
+    if sizes[0] <= SINGULAR * sizes[-1]:
         return None
     pull = (slopes * first)[free].T
     batch = max(1, ENTRIES // found.rows.n)

@@ -219,6 +219,9 @@ def _first_steps(
     slopes = np.nan_to_num(slopes[optimum.box.free] * np.sqrt(optimum.rows.weight))
     precision = slopes @ slopes.T / (sigma * sigma) + np.diag(spread**-2.0)
     size = np.sqrt(np.diag(precision))
-    values, vectors = np.linalg.eigh(precision / np.outer(size, size))
+    scaled = precision / np.outer(size, size)
+    if not np.isfinite(scaled).all():
+        return np.zeros((WALKERS, len(size)))
+    values, vectors = np.linalg.eigh(scaled)
     z = rng.standard_normal((WALKERS, len(size))) / np.sqrt(np.maximum(values, 1e-12))
     return np.asarray((z @ vectors.T) / size)

@@ -116,6 +116,8 @@ def _undetermined(
     if not (size > 0).all():
         dead = [law.names()[j] for j in positions[size == 0]]
         return [f"No prediction depends on {', '.join(dead)}. Use another --form"]
+    if not np.isfinite(size).all():
+        return ["The law is not finite near its best fit. Use another --form"]
     left, singular, _ = np.linalg.svd(jacobian / size[:, None], full_matrices=False)
     if len(singular) < len(positions) or singular[-1] < RANK * singular[0]:
         mixed = [

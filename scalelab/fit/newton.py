@@ -243,8 +243,11 @@ def solve_positive(matrix: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Boo
         except np.linalg.LinAlgError:
             positive = _is_positive(matrix) & np.isfinite(rhs).all(axis=1)
             x = np.zeros_like(rhs)
-            x[positive] = np.linalg.solve(matrix[positive], rhs[positive, :, None])[:, :, 0]
-            return x, positive
+            try:
+                x[positive] = np.linalg.solve(matrix[positive], rhs[positive, :, None])[:, :, 0]
+                return x, positive
+            except np.linalg.LinAlgError:
+                pass  # singular to LAPACK only: the loop below decides
     a = np.ascontiguousarray(matrix.transpose(1, 2, 0))
     diagonal = np.einsum("pps->ps", a).copy()
     fine = np.isfinite(a).all(axis=(0, 1)) & np.isfinite(rhs).all(axis=1)

@@ -170,7 +170,7 @@ def cluster_leverages(optimum: Optimum, member: NDArray[np.intp]) -> FloatArray:
     for i in range(p):
         for j in range(p):
             blocks[:, i, j] = np.bincount(member, basis[:, i] * basis[:, j])
-    largest = np.linalg.eigvalsh(blocks)[:, -1]
+    largest = np.linalg.eigvalsh(np.nan_to_num(blocks))[:, -1]
     return np.asarray(np.clip(largest, 0.0, MOST_LEVERAGE)[member])
 
 

@@ -14,9 +14,10 @@ Tashman 2000 (rolling-origin evaluation). Hurvich and Tsai 1989 (AICc).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,11 @@ FORMS = ("chinchilla", "tied", "gamma", "kaplan")
 OBJECTIVES = (Objective(), Objective(delta=1e-2), Objective(loss="ls"))
 """Objectives with which each form is fitted: from nearly absolute to squared."""
 MAX_FOLDS = 6
+"""Largest number of budgets that are predicted; of more, a part that is spread evenly."""
+MOST_ROWS = 400
+"""Largest number of rows that a fold is fitted to; of more, a part that is spread evenly."""
+TIME_LIMIT_S = 120.0
+"""Time after which no other form and objective is started."""
 MIN_FOLDS = 3
 MIN_SPARE_ROWS = 3
 """Minimum number of rows of a fold beyond the number of parameters."""
@@ -66,6 +72,11 @@ class Candidate:
         candidates with the same residual and loss.
     unidentified_folds : int
         Folds whose rows did not determine the form.
+    is_identified : bool
+        Whether all rows determine the form; such candidates come first.
+    share : float
+        Share of bootstrap samples of the predicted rows in which this candidate is the best of the
+        identified ones.
     gap : tuple of float
         Interval of the error of this candidate minus that of the best; (0, 0) for the best.
     is_tied : bool
@@ -80,6 +91,8 @@ class Candidate:
     mean_width: float
     aicc: float
     unidentified_folds: int
+    is_identified: bool
+    share: float = 0.0
     gap: tuple[float, float] = (0.0, 0.0)
     is_tied: bool = True
 
@@ -104,27 +117,33 @@ class Comparison:
         Rows predicted from lower budgets.
     level : float
         Level of the prediction intervals.
+    skipped : tuple of str
+        Candidates that were not tried: too few rows, or `TIME_LIMIT_S`.
     """
 
     candidates: tuple[Candidate, ...]
     folds: tuple[float, ...]
     n_predicted: int
     level: float
+    skipped: tuple[str, ...] = ()
 
     @property
     def best(self) -> Candidate:
-        """The candidate with the smallest mean relative error."""
+        """The identified candidate with the smallest mean relative error."""
         return self.candidates[0]
 
     @property
     def verdict(self) -> str:
         """A sentence that names the best candidate and those tied with it."""
-        tied = [candidate.label for candidate in self.candidates[1:] if candidate.is_tied]
+        tied = [c.label for c in self.candidates[1:] if c.is_tied and c.is_identified]
         best = f"{self.best.label} predicts the next budget best"
         error = f"{100 * self.best.mean_relative_error:.2f} % mean error"
-        if not tied:
-            return f"{best} ({error})."
-        return f"{best} ({error}). The data do not separate it from: {'; '.join(tied)}."
+        said = f"{best} ({error})."
+        if tied:
+            said += f" The data do not separate it from: {'; '.join(tied)}."
+        if self.skipped:
+            said += f" Not tried: {'; '.join(self.skipped)}."
+        return said
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -133,6 +152,7 @@ class Comparison:
             "n_predicted": self.n_predicted,
             "folds": list(self.folds),
             "level": self.level,
+            "skipped": list(self.skipped),
             "candidates": [
                 {
                     "form": c.form,
@@ -145,6 +165,8 @@ class Comparison:
                     "mean_relative_width": c.mean_width,
                     "aicc": c.aicc,
                     "unidentified_folds": c.unidentified_folds,
+                    "is_identified": c.is_identified,
+                    "share": c.share,
                     "error_above_best": list(c.gap),
                     "is_tied": c.is_tied,
                 }
@@ -161,8 +183,11 @@ def compare(
     level: float = 0.9,
     k: int = REPLICATES,
     seed: int = 0,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> Comparison:
-    """Return the candidates ranked by rolling-origin extrapolation.
+    """Return the candidates ranked by rolling-origin extrapolation, identified ones first.
+
+    Forms with too many parameters for the rows are skipped.
 
     Parameters
     ----------
@@ -178,6 +203,8 @@ def compare(
         Bootstrap replicates per fold.
     seed : int
         Seed of the resampling.
+    time_limit_s : float
+        Time after which no other candidate is started.
 
     Raises
     ------
@@ -185,30 +212,39 @@ def compare(
         If the rows have too few budgets for a fold.
     """
     fold, centres = folds_of(observations)
-    most = max(_n_params(form) for form in forms)
-    origins = [
-        i
-        for i in range(1, len(centres))
-        if (fold < i).sum() >= most + MIN_SPARE_ROWS and i >= 2 and (fold == i).any()
-    ]
-    if not origins:
-        raise DataError(
-            f"{plural(len(observations), 'row')} at {plural(len(centres), 'level')} of compute",
-            f"{MIN_FOLDS} levels or more, with {most + MIN_SPARE_ROWS} rows or more below the last",
-            "Add runs at other budgets, or fit one form without --compare.",
-        )
+    later = [i for i in range(2, len(centres)) if (fold == i).any()]
+    below = max((int((fold < i).sum()) for i in later), default=0)
+    usable = [form for form in forms if below >= _n_params(form) + MIN_SPARE_ROWS]
+    if not usable:
+        _refuse(observations, len(centres), below, forms)
+    most = max(_n_params(form) for form in usable) + MIN_SPARE_ROWS
+    origins = [i for i in later if (fold < i).sum() >= most]
+    if len(origins) > MAX_FOLDS:
+        spread = np.linspace(0, len(origins) - 1, MAX_FOLDS).round().astype(int)
+        origins = [origins[j] for j in spread]
+    skipped = [f"{form} (too few rows)" for form in forms if form not in usable]
     scored = []
+    started = time.monotonic()
     labels = observations.cluster
     repeats = labels is not None and len(np.unique(labels)) < len(labels)
     # Each candidate is scored with replicates of its objective.
     spec = BootstrapSpec(k=k, seed=seed, method="cluster" if repeats else "row")
-    for form in forms:
-        for objective in objectives or (Objective(),):
+    # Every form is tried with the first objective before any is tried with the second.
+    for objective in objectives or (Objective(),):
+        for form in usable:
+            if scored and time.monotonic() - started > time_limit_s:
+                skipped.append(f"{form} with {objective.loss} (time limit of {time_limit_s:g} s)")
+                continue
             scored.append(_score(observations, fold, origins, form, objective, spec, level))
-    scored.sort(key=lambda pair: pair[0].mean_relative_error)
+    scored.sort(key=lambda pair: (not pair[0].is_identified, pair[0].mean_relative_error))
     best = scored[0][1]
     generator = np.random.default_rng(seed)
     draws = generator.integers(len(best), size=(1000, len(best)))
+    shares = _shares(scored, draws)
+    scored = [
+        (replace(candidate, share=share), errors)
+        for (candidate, errors), share in zip(scored, shares, strict=True)
+    ]
     ranked = [scored[0][0]]
     for candidate, errors in scored[1:]:
         # A candidate whose error is not finite is not tied.
@@ -223,7 +259,43 @@ def compare(
         folds=tuple(float(centres[i]) for i in origins),
         n_predicted=len(best),
         level=level,
+        skipped=tuple(skipped),
     )
+
+
+def _refuse(
+    observations: Observations, n_levels: int, below: int, forms: Sequence[str]
+) -> NoReturn:
+    """Raise DataError: no form has enough levels or enough rows below the last one."""
+    form = min(forms, key=_n_params)
+    needed = _n_params(form) + MIN_SPARE_ROWS
+    if n_levels < MIN_FOLDS:
+        given, allowed = plural(n_levels, "level"), f"{MIN_FOLDS} levels or more"
+    else:
+        given = f"{plural(below, 'row')} below the highest level"
+        allowed = f"{needed} or more ({form} has {_n_params(form)} parameters)"
+    raise DataError(
+        f"{given} of compute in {plural(len(observations), 'row')}",
+        allowed,
+        "Add runs at other budgets, or fit one form without --compare.",
+    )
+
+
+def _shares(
+    scored: Sequence[tuple[Candidate, FloatArray]], draws: NDArray[np.intp]
+) -> tuple[float, ...]:
+    """Return how often each candidate is the best identified one over resampled rows."""
+    means = np.array(
+        [
+            errors[draws].mean(axis=1) if candidate.is_identified else np.full(len(draws), np.inf)
+            for candidate, errors in scored
+        ]
+    )
+    means = np.where(np.isfinite(means), means, np.inf)
+    if not np.isfinite(means).any():
+        return (1.0, *[0.0] * (len(scored) - 1))
+    wins = np.bincount(means.argmin(axis=0), minlength=len(scored))
+    return tuple(float(share) for share in wins / len(draws))
 
 
 def folds_of(observations: Observations) -> tuple[NDArray[np.intp], FloatArray]:
@@ -276,7 +348,11 @@ def _score(
 ) -> tuple[Candidate, FloatArray]:
     errors, inside, widths, lost = [], [], [], 0
     for i in origins:
-        past = observations.take(np.flatnonzero(fold < i))
+        behind = np.flatnonzero(fold < i)
+        if len(behind) > MOST_ROWS:
+            behind = behind[np.argsort(observations.flops[behind], kind="stable")]
+            behind = behind[np.linspace(0, len(behind) - 1, MOST_ROWS).astype(int)]
+        past = observations.take(behind)
         future = observations.take(np.flatnonzero(fold == i))
         fit = fit_parametric(
             past,
@@ -306,6 +382,7 @@ def _score(
         mean_width=float(np.concatenate(widths).mean()),
         aicc=aicc(whole),
         unidentified_folds=lost,
+        is_identified=whole.status != "not_identified",
     )
     return candidate, every
 

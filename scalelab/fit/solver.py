@@ -209,7 +209,10 @@ def polish(
     scale = float(here.value[0])
     if not free.any() or not math.isfinite(scale) or scale <= 0:
         return eta, scale
-    sizes, vectors = np.linalg.eigh(here.majorant[0][np.ix_(free, free)] / scale)
+    majorant = here.majorant[0][np.ix_(free, free)] / scale
+    if not np.isfinite(majorant).all():
+        return eta, scale
+    sizes, vectors = np.linalg.eigh(majorant)
     basis = vectors / np.sqrt(np.maximum(sizes, 1e-12 * sizes.max() + 1e-300))
 
     def at(z: FloatArray) -> FloatArray:
@@ -240,14 +243,17 @@ def polish(
         return _finite(basis.T @ exact @ basis) / scale
 
     with np.errstate(all="ignore"):
-        end = minimize(
-            value,
-            np.zeros(int(free.sum())),
-            jac=gradient,
-            hess=hessian,
-            method="trust-exact",
-            options={"gtol": 1e-9, "maxiter": 30, "initial_trust_radius": 1e-3},
-        )
+        try:
+            end = minimize(
+                value,
+                np.zeros(int(free.sum())),
+                jac=gradient,
+                hess=hessian,
+                method="trust-exact",
+                options={"gtol": 1e-9, "maxiter": 30, "initial_trust_radius": 1e-3},
+            )
+        except np.linalg.LinAlgError:
+            return eta, scale  # a singular Hessian: the point stays as it is
     return at(end.x), float(expanded(end.x).value[0])
 
 

@@ -122,7 +122,8 @@ def effective_speedup(
         )
     generator = np.random.default_rng(seed)
     draws = []
-    for law in fit.replicate_laws():
+    # A draw of a form without an asymptote has no speed-up.
+    for law in (law for law in fit.replicate_laws() if "E" in law.params):
         drawn = recipe_b.take(generator.integers(len(recipe_b), size=len(recipe_b)))
         draws.append(_factor(law, drawn, fit.max_flops)[0])
     factors = np.array(draws).reshape(-1, 2)

@@ -8,6 +8,7 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.select import aicc, columns_of, compare, folds_of
+from scalelab.fit.selected import SelectedFit, first_identified, fit_selected
 from scalelab.records.types import Observations
 
 
@@ -66,6 +67,70 @@ def test_the_same_seed_gives_the_same_ranking_in_any_row_order(isoflop_runs):
 def test_too_few_budgets_are_an_error_with_the_number_needed(isoflop_runs):
     with pytest.raises(DataError, match="2 levels of compute"):
         compare(isoflop_runs(budgets=(1e18, 1e19)))
+
+
+def test_too_few_rows_below_the_last_budget_are_counted(isoflop_runs):
+    rows = isoflop_runs(budgets=(1e18, 1e19, 1e20), sizes=3)
+    with pytest.raises(DataError, match="6 rows below the highest level") as caught:
+        compare(rows)
+    assert caught.value.allowed == "7 or more (tied has 4 parameters)"
+
+
+def test_forms_with_too_many_parameters_are_skipped(isoflop_runs):
+    rows = isoflop_runs(budgets=(1e18, 1e19, 1e20), sizes=4)
+    found = compare(rows, k=10)
+    assert {c.form for c in found.candidates} >= {"chinchilla", "tied"}
+    assert found.skipped == ("gamma (too few rows)",)
+    assert found.verdict.endswith("Not tried: gamma (too few rows).")
+
+
+def test_at_most_six_budgets_are_predicted(isoflop_runs):
+    budgets = tuple(np.geomspace(1e17, 1e20, 14))
+    found = compare(isoflop_runs(budgets=budgets, sizes=4), forms=("tied",), k=5)
+    assert len(found.folds) == 6
+    assert found.folds[-1] == pytest.approx(1e20)
+
+
+def test_no_candidate_is_started_after_the_time_limit(isoflop_runs):
+    found = compare(isoflop_runs(), forms=("chinchilla", "tied"), k=5, time_limit_s=0.0)
+    assert [c.form for c in found.candidates] == ["chinchilla"]
+    assert found.skipped == ("tied with huber (time limit of 0 s)",)
+
+
+def test_candidates_that_are_not_identified_come_last(isoflop_runs):
+    # Without a model term E + A N^-alpha cannot be told apart; the form without E can be.
+    rows = isoflop_runs(noise=1e-4, E=0.0, alpha=0.05, beta=0.3)
+    found = compare(rows, forms=("chinchilla", "kaplan", "tied"), k=10)
+    identified = [c.is_identified for c in found.candidates]
+    assert identified == sorted(identified, reverse=True)
+    assert sum(c.share for c in found.candidates) == pytest.approx(1.0)
+    assert all(c.share == 0.0 for c in found.candidates if not c.is_identified)
+
+
+def test_the_intervals_of_a_chosen_form_include_its_rivals(isoflop_runs):
+    rows = isoflop_runs(noise=0.004)
+    candidates = compare(rows, forms=("chinchilla", "gamma"), k=10).candidates
+    equal = [replace(c, share=0.5) for c in candidates]
+    spec = BootstrapSpec(k=200)
+    chosen = fit_selected(rows, equal, spec)
+    alone = fit_parametric(rows, form=equal[0].form, bootstrap=spec)
+    rival = fit_parametric(rows, form=equal[1].form, bootstrap=spec)
+    assert isinstance(chosen, SelectedFit)
+    assert chosen.form == equal[0].form
+    assert {type(law).name for law in chosen.replicate_laws()} == {"chinchilla", "gamma"}
+    point = {"n_params": 1e10, "n_tokens": 1e12}
+    mixed, *both = (fit.predict(point) for fit in (chosen, alone, rival))
+    ends = sorted(each.low[0] for each in both), sorted(each.high[0] for each in both)
+    assert ends[0][0] <= mixed.low[0] <= ends[0][1]
+    assert ends[1][0] <= mixed.high[0] <= ends[1][1]
+
+
+def test_a_form_is_fitted_where_none_can_be_compared(isoflop_runs):
+    rows = isoflop_runs(budgets=(1e18, 1e19, 1e20), sizes=3)
+    reason = DataError("6 rows", "7 or more", "Add runs.")
+    fit = first_identified(rows, Objective(), BootstrapSpec(k=10), reason)
+    assert fit.form == "chinchilla"
+    assert "6 rows, and 7 or more are needed" in fit.warnings[0].message
 
 
 def test_rows_between_budgets_go_to_the_nearer_and_a_grid_to_equal_parts(isoflop_runs):

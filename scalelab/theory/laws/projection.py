@@ -53,8 +53,11 @@ def project(basis: FloatArray, target: FloatArray) -> tuple[FloatArray, FloatArr
     for size in range(1, q + 1):
         for chosen in combinations(range(q), size):
             cols = list(chosen)
-            sub = gram[:, cols][:, :, cols] + 1e-13 * np.eye(size)
-            part = np.linalg.solve(sub, onto[:, cols][..., None])[..., 0]
+            sub, right = gram[:, cols][:, :, cols], onto[:, cols][..., None]
+            try:
+                part = np.linalg.solve(sub + 1e-13 * np.eye(size), right)[..., 0]
+            except np.linalg.LinAlgError:  # functions that are equal on these rows
+                part = np.linalg.solve(sub + 1e-9 * np.eye(size), right)[..., 0]
             cost = len(target) - np.einsum("sq,sq->s", part, onto[:, cols])
             better = (part > 0).all(axis=1) & (cost < misfit)
             best[better] = 0.0
