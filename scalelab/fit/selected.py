@@ -27,7 +27,7 @@ from scalelab.fit.select import Candidate
 from scalelab.records.types import Observations
 from scalelab.theory.laws.base import Law
 
-LEAST_SHARE = 0.05
+LEAST_SHARE = 0.1
 """Smallest share of a candidate whose draws are used."""
 MOST_RIVALS = 3
 
