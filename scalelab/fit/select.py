@@ -223,7 +223,7 @@ def compare(
         spread = np.linspace(0, len(origins) - 1, MAX_FOLDS).round().astype(int)
         origins = [origins[j] for j in spread]
     skipped = [f"{form} (too few rows)" for form in forms if form not in usable]
-    scored = []
+    scored: list[tuple[Candidate, FloatArray]] = []
     started = time.monotonic()
     labels = observations.cluster
     repeats = labels is not None and len(np.unique(labels)) < len(labels)
