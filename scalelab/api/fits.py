@@ -132,6 +132,7 @@ def fit(
     )
     from scalelab.fit.envelope import along_curves, fit_envelope
     from scalelab.fit.isoflop import fit_isoflop
+    from scalelab.fit.local_minima import local_law
     from scalelab.fit.objective import Objective
     from scalelab.fit.outcome import check_level
     from scalelab.fit.parametric import fit_parametric
@@ -232,6 +233,10 @@ def fit(
         derived=derived(found, level),
         envelope=envelope,
         isoflop=isoflop,
+        local=(
+            local_law(rows, isoflop, "n", level=level, seed=spec.seed),
+            local_law(rows, isoflop, "d", level=level, seed=spec.seed),
+        ),
         disagreement=against,
         warnings=ordered(warnings),
         forecasts=forecasts,

@@ -70,6 +70,9 @@ class FitReport:
         Parameters, and a, b, G of the compute-optimal frontier (empty if the form has none).
     envelope, isoflop : EnvelopeFit or None, IsoflopFit
         Approaches 1 and 2.
+    local : tuple of PowerLaw or None
+        N_opt and D_opt through local minima of the isoFLOP curves, see
+        `scalelab.fit.local_minima`.
     disagreement : Disagreement or None
         Approach 2 against approach 3; None if one of them has no result.
     warnings : tuple of FitWarning
@@ -91,6 +94,7 @@ class FitReport:
     derived: Mapping[str, Interval]
     envelope: EnvelopeFit
     isoflop: IsoflopFit
+    local: tuple[PowerLaw | None, PowerLaw | None] = (None, None)
     disagreement: Disagreement | None = None
     warnings: tuple[FitWarning, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
@@ -168,6 +172,10 @@ class FitReport:
         return {
             "a": _exponent(isoflop.n_law),
             "b": _exponent(isoflop.d_law),
+            "local": {
+                name: None if law is None else _exponent(law)
+                for name, law in zip("ab", self.local, strict=True)
+            },
             "is_grouped": isoflop.is_grouped,
             "n_budgets": len(isoflop.curves),
             "n_interior": len(isoflop.interior),
