@@ -6,10 +6,12 @@ A process is identified by host, process number and start time, because numbers 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -19,6 +21,7 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """Environment of a Python process that must not import from the current folder."""
 
 _START_TIME_FIELD = 22
+_PR_SET_PDEATHSIG = 1
 
 
 def cpu_name() -> str:
@@ -45,6 +48,12 @@ def cache_folder() -> Path:
     except RuntimeError as error:
         raise FileNotFoundError(str(error)) from error  # no HOME, and no entry for this user
     return base / "scalelab"
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, even while a GPU kernel hangs."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def pid_start(pid: int) -> int | None:

@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +41,10 @@ RULED_OUT = ("wrong", "not repeatable", "failed", "crashed", "hung")
 that differ, an error, the end of its process, no answer in time."""
 RETRIED = (NOT_TRIED, "crashed", "hung")
 """Statuses that the next worker tries once more: the machine may have been the reason."""
+RELEASED = "released"
+"""Content of the lock file of a worker that has finished measuring."""
+LOCK_STALE_S = 30.0
+"""A lock that does not change for so long has a dead holder."""
 WIN_RATIO = 0.98
 """A way replaces an earlier one if its step takes less than this share of the time."""
 _KEY_DIGITS = 10
@@ -102,6 +107,25 @@ def read_verdicts(folder: Path | None) -> dict[Path, dict[str, Any]]:
         if path.suffix == ".json" and (verdict := read_verdict(path)) is not None:
             found[path] = verdict
     return dict(sorted(found.items(), key=lambda item: -float(item[1].get("made_s") or 0)))
+
+
+def is_measuring(folder: Path, *, now_s: float | None = None) -> bool:
+    """Return whether a worker that shares this folder of verdicts is measuring one.
+
+    Its locks are those of `scalelab.train.qualify.lock`. ``now_s`` is the Unix time.
+    """
+    now = time.time() if now_s is None else now_s
+    for lock in (entry for entry in list_entries(folder) if entry.suffix == ".lock"):
+        claims = [entry for entry in list_entries(lock) if entry.name.isdecimal()]
+        newest = max(claims, key=lambda entry: int(entry.name), default=None)
+        try:
+            if newest is None or now - newest.stat().st_mtime > LOCK_STALE_S:
+                continue
+            if newest.read_text(encoding="utf-8") != RELEASED:
+                return True
+        except OSError:
+            continue  # released and removed meanwhile
+    return False
 
 
 def write_verdict(path: Path, verdict: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 from scalelab.errors import FIRST_SWEEP, DataError, SpecError
 from scalelab.records import run_files
 from scalelab.records.machine import is_process_alive
+from scalelab.records.qualification import is_measuring
 from scalelab.records.run_dir import RunDir
 from scalelab.records.states import ACTIVE, BROKEN, INTERRUPTED, RUN_STATES, STOPPED
 from scalelab.records.sweep_dir import Results
@@ -119,7 +120,13 @@ def read_status(
         eta_s=sweep_eta(runs),
         worker_hours=math.fsum(run.spent_s for run in runs) / 3600,
         wasted_hours=math.fsum(run.wasted_s for run in runs) / 3600,
-        advice=advise(name, counts, budgets, runs),
+        advice=advise(
+            name,
+            counts,
+            budgets,
+            runs,
+            is_measuring=is_measuring(Results(results).qualification, now_s=now),
+        ),
     )
 
 
@@ -199,15 +206,24 @@ def advise(
     counts: Mapping[str, int],
     budgets: Sequence[BudgetStatus],
     runs: Sequence[RunStatus],
+    *,
+    is_measuring: bool = False,
 ) -> tuple[str, ...]:
-    """Return the next steps for the user, the most urgent first."""
+    """Return the next steps for the user, the most urgent first.
+
+    ``is_measuring`` says whether a worker of the results folder is qualifying its device.
+    """
     advice = []
     if counts.get(BROKEN):
         first = next(run for run in runs if run.state == BROKEN)
         advice.append(f"run {first.run_id} cannot be read: {first.reason}")
     is_active = any(counts.get(state) for state in ACTIVE)
     stopped = sum(counts.get(s, 0) for s in STOPPED)
-    if stopped and not is_active:
+    if is_measuring and not counts.get("running"):
+        advice.append(
+            "a worker is qualifying its device, in at most 2 minutes; runs wait for the verdict."
+        )
+    elif stopped and not is_active:
         advice.append(
             f"{plural(stopped, 'run')} left and none is running: `scalelab resume {sweep}` "
             "continues the sweep."

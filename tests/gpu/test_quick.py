@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import quick
 from gpu_cases import catalog, steps
 from gpu_cases.case import CHECK, TIME, Case, Goal
 
+from scalelab.records.machine import pid_start
 from scalelab.sweep.execution import AUTO, planned_execution
 from scalelab.sweep.tables import ExecutionTable
 from tests.bare_machine import bare_environment
@@ -171,6 +173,34 @@ def test_the_json_is_whole_after_each_case(
         quick.main(["--out", str(odd_module), "--tiny"], lambda out: cases)
     assert [names for _, names in seen] == [["device"], ["device", "one"]]
     assert list(report_of(odd_module)["cases"]) == ["device", "one"]
+
+
+def test_a_killed_program_leaves_no_child_on_the_device(odd_module: Path) -> None:
+    program = f"""
+import sys
+sys.path[:0] = [{str(ROOT / "tests" / "gpu")!r}, {str(ROOT / "kernels")!r}, {str(ROOT)!r}]
+import quick
+from gpu_cases.case import CHECK, TIME, Case
+given = dict(kind=CHECK, limit_s=99.0)
+cases = [Case(name=name, call=f"odd:{{name}}", **given) for name in ("good", "hangs")]
+quick.main(["--out", {str(odd_module)!r}, "--tiny"], lambda out: cases)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    logs = odd_module / "lane-0.log"
+    wait_until(lambda: logs.exists() and "about to hang" in logs.read_text())
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.kill()
+    parent.wait()
+    assert children
+    wait_until(lambda: not any(pid_start(int(pid)) for pid in children))
+    assert report_of(odd_module)["cases"]["good"]["status"] == "ok"
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.05)
 
 
 def test_the_catalog_has_the_checks_first_and_a_case_for_each_goal() -> None:

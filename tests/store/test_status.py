@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -135,6 +136,16 @@ class TestReading:
         (first, *_) = read_status(make.path).advice
         assert "2 runs left" in first
         assert "scalelab resume s" in first
+
+    def test_while_a_worker_qualifies_its_device_nobody_is_told_to_resume(self, make):
+        make.sweep("s", [make.run(4)])
+        lock = make.path / "qualification" / "gpu.lock" / "3"
+        lock.parent.mkdir(parents=True)
+        lock.write_text("host 17 4")
+        (advice,) = read_status(make.path).advice
+        assert "a worker is qualifying its device" in advice
+        (advice,) = read_status(make.path, now_s=time.time() + 60).advice
+        assert "scalelab resume s" in advice, "a lock that does not change has a dead holder"
 
     def test_a_budget_without_minimum_says_which_models_to_add(self, make):
         runs = [make.done(1, loss, d) for loss, d in ((3.0, 48), (2.9, 96), (2.8, 144))]

@@ -29,6 +29,7 @@ from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
 from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
 from scalelab.records.machine import ctrl_c_blocked, is_process_alive
+from scalelab.records.qualification import is_measuring
 from scalelab.records.run_dir import LOG_FILE, RunDir
 from scalelab.records.states import ENDED, FINAL
 from scalelab.sweep.batched_runs import batch_key
@@ -39,6 +40,7 @@ from scalelab.units import plural
 
 TICK_S = 0.25
 STOP_GRACE_S = 30.0
+QUALIFYING = "qualification: a worker checks and times the ways to execute a step (2 minutes)"
 
 
 class LocalPool:
@@ -69,6 +71,7 @@ class LocalPool:
         self.elsewhere = list(actions.wait)
         self.host_note = source_note(request.results.path)
         self.context = worker_context()
+        self.is_measuring = False
 
     def run(self) -> LaunchReport:
         """Train the runs of the request until each has ended."""
@@ -87,7 +90,7 @@ class LocalPool:
                 for worker in ended:
                     self._end(worker)
                 if not ended:
-                    self._notify()
+                    self._notify(self._qualification_note())
         except KeyboardInterrupt:
             is_interrupted = True
         finally:
@@ -99,6 +102,12 @@ class LocalPool:
             wall_s=time.time() - self.started_s,
             is_interrupted=is_interrupted,
         )
+
+    def _qualification_note(self) -> str:
+        """Return a note when a worker begins to qualify its device, during which no run starts."""
+        was, folder = self.is_measuring, self.request.results.qualification
+        self.is_measuring = is_measuring(folder)
+        return QUALIFYING if self.is_measuring and not was else ""
 
     def _next_run(self) -> str | None:
         """Return the next run to start; a branch waits for the checkpoint that it starts from."""

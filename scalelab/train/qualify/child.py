@@ -6,15 +6,14 @@ Answers go to the file descriptor that the command line names, because libraries
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import sys
 from typing import Any
 
 import torch
 
+from scalelab.records.machine import end_with_parent
 from scalelab.records.qualification import NOT_TRIED
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import build, run_spec_from_mapping
@@ -23,14 +22,13 @@ from scalelab.train.host import torch_settings
 from scalelab.train.qualify.cases import Cases, free_memory
 from scalelab.train.qualify.measure import OUT_OF_MEMORY
 
-_PR_SET_PDEATHSIG = 1
 _REASON_LENGTH = 300
 
 
 def main() -> None:
     """Answer requests until stdin ends. ``argv``: descriptor of the answers, device, threads."""
     answers, device, n_threads = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    _end_with_parent()
+    end_with_parent()
     os.dup2(2, 1)
     with torch_settings(ExecutionSpec(device=device, n_threads=n_threads)):
         cases = Cases(device)
@@ -94,12 +92,6 @@ def _write(descriptor: int, answer: dict[str, Any]) -> None:
     data = memoryview(json.dumps(answer).encode() + b"\n")
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when the worker dies, even while a kernel hangs."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scalelab.records.files import list_entries
+from scalelab.records.qualification import LOCK_STALE_S as STALE_S
+from scalelab.records.qualification import RELEASED
 
 BEAT_S = 3.0
-STALE_S = 30.0
 POLL_S = 1.0
-_RELEASED = "released"
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def held(path: Path, *, wait_s: float, is_needed: Callable[[], bool]) -> Iterato
         stop.set()
         beat.join()
         with contextlib.suppress(OSError):
-            own.write_text(_RELEASED, encoding="utf-8")
+            own.write_text(RELEASED, encoding="utf-8")
 
 
 def _taken(folder: Path, wait_s: float, is_needed: Callable[[], bool]) -> Path | None:
@@ -78,7 +78,7 @@ def _taken(folder: Path, wait_s: float, is_needed: Callable[[], bool]) -> Path |
             return None
         if (number, text) != seen:
             seen, changed = (number, text), now
-        if number == 0 or text == _RELEASED or now - changed > STALE_S:
+        if number == 0 or text == RELEASED or now - changed > STALE_S:
             own = folder / str(number + 1)
             try:
                 os.close(os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))

@@ -15,9 +15,12 @@ import sys
 import traceback
 from typing import Any
 
+from scalelab.records.machine import end_with_parent
+
 
 def main() -> None:
     """Answer requests until stdin is closed."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     # All that a case prints goes to the log.
     os.dup2(2, 1)

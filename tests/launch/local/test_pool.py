@@ -8,6 +8,7 @@ import time
 import pytest
 
 from scalelab.api import sweeps as api
+from scalelab.launch.local.pool import QUALIFYING, TICK_S
 from scalelab.sweep.spec import read_sweep_file
 from tests.launch.local.frozen import (
     frozen_worker,
@@ -176,14 +177,23 @@ def test_a_finished_sweep_is_not_trained_again_and_an_extended_one_only_where_ne
 
 
 @pytest.mark.slow
-def test_a_second_launcher_of_a_sweep_is_refused(start, sweep_file, results):
+def test_a_second_launcher_is_refused_and_the_first_tells_of_a_qualification(
+    start, sweep_file, results
+):
     first = start("sweep", "run", str(sweep_file), "--yes", "--json")
     with frozen_worker(results):
         second = start("sweep", "run", str(sweep_file), "--yes")
         _, err = second.communicate(timeout=60)
+        # The lock of a worker that measures, perhaps of another sweep in this results folder.
+        lock = results.qualification / "gpu.lock" / "1"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.write_text("host 17 4")
+        time.sleep(4 * TICK_S)
     assert second.returncode == 2
     assert f"process {first.pid}" in err
-    assert finish(first)["counts"] == {"done": N_RUNS}
+    out, err = first.communicate(timeout=TIMEOUT_S)
+    assert json.loads(out)["counts"] == {"done": N_RUNS}
+    assert err.count(QUALIFYING) == 1, "said once, not at each look"
 
 
 @pytest.mark.slow

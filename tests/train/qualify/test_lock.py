@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scalelab.records.qualification import is_measuring
 from scalelab.train.qualify import lock
 
 
@@ -50,6 +51,13 @@ def test_a_dead_holder_is_replaced_by_exactly_one(tmp_path: Path) -> None:
     assert sorted(workers(path, 4, work_s=0.1)) == [False, False, False, True]
     assert time.monotonic() - started >= lock.STALE_S
     assert (folder / "8").read_text() == "released"
+
+
+def test_others_see_that_a_worker_measures_until_it_releases_the_lock(tmp_path: Path) -> None:
+    assert not is_measuring(tmp_path)
+    with lock.held(tmp_path / "verdict.json", wait_s=1.0, is_needed=lambda: True):
+        assert is_measuring(tmp_path)
+    assert not is_measuring(tmp_path)
 
 
 def test_the_wait_is_limited_and_the_worker_then_measures_itself(tmp_path: Path) -> None:
