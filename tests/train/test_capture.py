@@ -172,7 +172,7 @@ def test_a_capture_leaves_no_graph_of_autograd_alive(captures: list[Capture]) ->
     engine.step(np.zeros(batch_shape(engine.specs), dtype=np.int64))
     captures.clear()
     engine._graph = None
-    # Other tests of this process may have left some.
+    # Tests before this one may have left some.
     assert not [tensor for tensor in on_a_graph() if not any(tensor is old for old in before)]
 
 
