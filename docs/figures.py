@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from scalelab import api
 from scalelab.forecast.bands import bands_between
-from scalelab.forecast.published_laws import law_by_name
+from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.sweep.shapes import nearest_shape
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.schedule import learning_rate_ratio
 
 IMAGES = Path(__file__).parent / "images"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d58a00", "#009e73", "#d55e00", "#777777"
-LAW = law_by_name("besiroglu").law
+LAW = PUBLISHED_LAWS["besiroglu"].law
 
 
 def flow() -> Figure:

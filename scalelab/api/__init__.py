@@ -18,6 +18,7 @@ from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
+from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.replay import ReplayReport, replay_adaptive
 from scalelab.api.sweeps import cancel, launch, plan, propose, replace_diverged, resume
 from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.decision import Candidate, Deployment, Limits
     from scalelab.forecast.fit_report import Holdout
+    from scalelab.forecast.law_file import SavedLaw
     from scalelab.launch.base import LaunchView
     from scalelab.launch.cancel import CancelReport
     from scalelab.records.sweep_dir import SavedPlan
@@ -58,6 +60,7 @@ _TYPES = {
     "scalelab.forecast.allocate": "Forecast",
     "scalelab.forecast.decision": "Candidate Deployment Limits",
     "scalelab.forecast.fit_report": "Holdout",
+    "scalelab.forecast.law_file": "SavedLaw",
     "scalelab.launch.base": "LaunchView",
     "scalelab.launch.cancel": "CancelReport",
     "scalelab.records.sweep_dir": "SavedPlan",
@@ -80,10 +83,12 @@ __all__ = [
     "decide",
     "fit",
     "launch",
+    "list_laws",
     "load",
+    "load_law",
 ]
 __all__ += ["plan", "predict", "propose", "replace_diverged", "replay_adaptive", "resume"]
-__all__ += ["tune", "tune_law"]
+__all__ += ["save_law", "tune", "tune_law"]
 # What they take.
 __all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
 __all__ += ["ProgressCallbacks", "SweepSpec", "Target", "TuneSpec"]
@@ -99,7 +104,7 @@ __all__ += [
 ]
 __all__ += ["Forecast", "Holdout", "Interval", "LaunchReport", "LaunchView", "ParametricFit"]
 __all__ += ["Plan", "Proposal", "ReplayReport", "SavedPlan", "TableRead", "Tuning", "TuningAnswer"]
-__all__ += ["Verdict"]
+__all__ += ["SavedLaw", "Verdict"]
 # What they raise.
 __all__ += ["DataError", "NotIdentifiedError", "RunsFailedError", "ScalelabError", "UsageError"]
 

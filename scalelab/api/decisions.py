@@ -14,25 +14,27 @@ if TYPE_CHECKING:
     from scalelab.api.reports import Decision
     from scalelab.forecast.decision import Candidate, Deployment, Limits
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.law_file import SavedLaw
 
 T = TypeVar("T")
 
 
 def decide(
-    source: FitReport | str,
+    source: FitReport | SavedLaw | str,
     limits: Limits | Mapping[str, Any] | None = None,
     deployment: Deployment | Mapping[str, Any] | None = None,
     *,
     candidates: str | Sequence[str] = (),
     target_loss: float | None = None,
     real_shapes: tuple[int, int] | None = None,
+    level: float | None = None,
 ) -> Decision:
     """Choose what to train within limits.
 
     Parameters
     ----------
-    source : FitReport or str
-        A fit, or the name of a published law.
+    source : FitReport, SavedLaw or str
+        A fit, a law from `load_law`, or what `load_law` takes: a name or a file.
     limits : Limits or dict, optional
         For example ``{"usd": 1e6, "days": 30}``.
     deployment : Deployment or dict, optional
@@ -44,40 +46,53 @@ def decide(
     real_shapes : (int, int), optional
         Vocabulary and sequence length. With them, only shapes of the shape table are considered,
         at their exact FLOPs; default: any size, with C = 6 N D.
+    level : float, optional
+        Level of the intervals of a saved law; default 0.9. A fit has its own.
 
     Raises
     ------
     UsageError
-        If no model is within the limits, a name is unknown, there is neither limit nor target, or
-        there is a target loss but no fit.
+        If no model is within the limits, a name is unknown, there is neither limit nor target,
+        there is a target loss but no noise of runs, or the law counts N by another convention than
+        the shapes.
     NotIdentifiedError
         If the runs do not determine the law of the fit.
     """
+    from scalelab.api.laws import load_law
     from scalelab.api.reports import Decision
+    from scalelab.fit.outcome import check_level
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import parse_candidate
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.forecast.extrapolation import extrapolation_warning, fitted_range
     from scalelab.forecast.fit_report import FitReport, ordered
     from scalelab.forecast.forecaster import forecaster
-    from scalelab.forecast.published_laws import law_by_name
+    from scalelab.forecast.law_file import SavedLaw
     from scalelab.forecast.size_pool import real_shapes as existing
 
     limits = from_quantities(Limits, limits, "limits")
     deployment = from_quantities(Deployment, deployment, "deployment")
-    if not isinstance(source, (str, FitReport)):
+    if isinstance(source, str):
+        source = load_law(source)
+    if not isinstance(source, (SavedLaw, FitReport)):
         raise UsageError(
             f"a {type(source).__name__} to decide from",
-            "the report of a fit, or the name of a published law",
+            "the report of a fit, or the name or file of a law",
             "Write decide(fit(df), ..) or decide('hoffmann', ..).",
         )
-    if isinstance(source, str):
-        found = forecaster(law_by_name(source).law)
+    if isinstance(source, SavedLaw):
+        if real_shapes is not None:
+            source.check_params("--real-shapes")
+        level = 0.9 if level is None else level
+        check_level(level)
+        found = forecaster(source.as_fit() if source.has_uncertainty else source.law, level)
+        fitted = source.fitted_range()
     else:
         found = forecaster(source.fit, source.level)
-    if target_loss is not None and isinstance(source, str):
+        fitted = fitted_range(source.observations)
+    if target_loss is not None and isinstance(source, SavedLaw) and source.noise is None:
         raise UsageError(
-            f"a target loss with the published law {source}",
+            f"a target loss with the law {source.name}, which has no noise of runs",
             "a fit of runs, whose noise gives the probability that a run misses the target",
             "Give --from or --sweep in place of --law, or omit --target-loss.",
         )
@@ -89,10 +104,9 @@ def decide(
         target_loss=target_loss,
         shapes=None if real_shapes is None else existing(*real_shapes),
     )
-    if isinstance(source, str):
+    if fitted is None:
         return Decision.of(answer)
     shown = answer.candidates if candidates or answer.best is None else (answer.best,)
-    fitted = fitted_range(source.observations)
     far = [
         extrapolation_warning(each.label, words)
         for each in shown

@@ -27,11 +27,12 @@ from scalelab.units import format_flops, format_money, format_quantity, parse_qu
 if TYPE_CHECKING:
     from scalelab.forecast.decision import Candidate, Decision
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.law_file import SavedLaw
 
 LIMIT, HARDWARE, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scaling law", "Output"
-OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form", "level")
-"""Options of a fit, which do not apply to a published law."""
-OF_PUBLISHED = (*OF_RUNS, "law", "results", "as_json", "published")
+OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form")
+"""Options of a fit, which do not apply to a saved or published law."""
+OF_PUBLISHED = (*OF_RUNS, "level", "law", "results", "as_json", "published")
 """Options that apply with --published."""
 
 
@@ -41,8 +42,8 @@ def decide(
         str | None,
         option(
             SOURCE,
-            "Published law, without intervals: hoffmann, hoffmann-tex, besiroglu or "
-            "besiroglu-huber. Default: fit your runs.",
+            "Law file or name of a saved or published law, such as besiroglu (see `scalelab law "
+            "list`). Default: fit your runs.",
         ),
     ] = None,
     from_file: Annotated[Path | None, option(SOURCE, FROM_HELP, "--from")] = None,
@@ -129,6 +130,7 @@ def decide(
     """
     from scalelab import api
     from scalelab.api import decisions as api_decide
+    from scalelab.api.laws import load_law
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.tables import parse_map
 
@@ -137,10 +139,12 @@ def decide(
         raise UsageError(
             f"--emit {emit}", "a file that ends in .toml", f"Write --emit {emit.stem}.toml."
         )
-    if law is not None and (idle := [options[name] for name in OF_RUNS if name in options]):
+    saved = None if law is None else load_law(law, results=results)
+    of_fit = OF_RUNS if saved is None or saved.has_uncertainty else (*OF_RUNS, "level")
+    if law is not None and (idle := [options[name] for name in of_fit if name in options]):
         raise UsageError(
             f"--law with {', '.join(idle)}",
-            "a published law, or options of a fit",
+            "a law that is known, or options of a fit",
             f"Remove --law {law}, or remove {', '.join(idle)}.",
         )
     if published and (idle := [o for name, o in options.items() if name not in OF_PUBLISHED]):
@@ -171,9 +175,9 @@ def decide(
         else parse_quantity(inference_tokens, what="inference tokens"),
         bytes_per_param=bytes_per_param,
     )
-    source: FitReport | str
-    if law is not None:
-        source = law
+    source: FitReport | SavedLaw
+    if saved is not None:
+        source = saved
     else:
         source = api.fit(
             from_file,
@@ -194,13 +198,14 @@ def decide(
         candidates=candidate or (),
         target_loss=target_loss,
         real_shapes=shapes,
+        level=level,
     )
     if emit is not None:
         _emit(emit, answer, shapes)
     if as_json:
         emit_json(answer.to_dict())
     else:
-        _print(answer, source)
+        _print(answer, source, level)
     return 0
 
 
@@ -227,11 +232,15 @@ def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
     write_text(path, as_sweep(answer.best, command, shapes), "--emit")
 
 
-def _print(answer: Decision, source: FitReport | str) -> None:
+def _print(answer: Decision, source: FitReport | SavedLaw, wanted: float) -> None:
+    from scalelab.forecast.law_file import SavedLaw
+
     out = console()
-    used = "" if isinstance(source, str) else rows_used(source.fit.n_rows, answer.warnings)
+    saved = source if isinstance(source, SavedLaw) else None
+    used = "" if isinstance(source, SavedLaw) else rows_used(source.fit.n_rows, answer.warnings)
     wraps = not out.is_terminal
-    level = "" if isinstance(source, str) else f"{100 * source.level:g} % confidence interval"
+    has_interval = saved is None or len(saved.draws) > 0
+    level = f"{100 * wanted:g} % confidence interval" if has_interval else ""
     if answer.best is None:
         out.print(f"{used}No candidate stays within the limits.", style="bold", soft_wrap=wraps)
     else:
@@ -245,8 +254,10 @@ def _print(answer: Decision, source: FitReport | str) -> None:
         if answer.best.miss is not None:
             chance = _percent(answer.best.miss)
             out.print(f"Probability that this run misses the target loss: {chance}")
-    if isinstance(source, str):
-        out.print("This published law has no intervals: only its constants are known.", style="dim")
+    if saved is not None:
+        out.print(f"Law {saved.name}: {saved.source}", style="dim", soft_wrap=wraps)
+    if not has_interval:
+        out.print("This law has no intervals: only its constants are known.", style="dim")
     has_target = any(each.miss is not None for each in answer.candidates)
     interval = [level] if level else []
     names = ("candidate", "loss", *interval, *(["misses target"] if has_target else []))
@@ -299,11 +310,13 @@ def _describe(best: Candidate, level: str) -> str:
     )
 
 
-def _print_published(source: FitReport | str, *, as_json: bool) -> int:
+def _print_published(source: FitReport | SavedLaw, *, as_json: bool) -> int:
+    from scalelab.forecast.law_file import SavedLaw
     from scalelab.forecast.published import verdicts
-    from scalelab.forecast.published_laws import law_by_name
 
-    found = verdicts(law_by_name(source).law if isinstance(source, str) else source.fit.law)
+    if isinstance(source, SavedLaw):
+        source.check_params("--published")
+    found = verdicts(source.law if isinstance(source, SavedLaw) else source.fit.law)
     if as_json:
         emit_json({"schema": 1, "command": "decide", "published": found})
         return 0

@@ -22,6 +22,7 @@ from scalelab.cli import data as data_commands
 from scalelab.cli import decide as decide_commands
 from scalelab.cli import doctor as doctor_commands
 from scalelab.cli import fit as fit_commands
+from scalelab.cli import law as law_commands
 from scalelab.cli import report as report_commands
 from scalelab.cli import results as results_commands
 from scalelab.cli import resume as resume_commands
@@ -42,7 +43,7 @@ from scalelab.errors import (
 )
 
 ORDER = (
-    *("sweep", "status", "fit", "backtest", "decide", "tune", "dashboard", "report"),
+    *("sweep", "status", "fit", "backtest", "law", "decide", "tune", "dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
     *("data", "bench", "doctor"),
 )
@@ -78,6 +79,7 @@ app.command("export")(results_commands.export)
 app.command("backtest")(backtest_commands.backtest)
 app.command("tables")(tables_commands.tables)
 app.command("fit", cls=PanelCommand)(fit_commands.fit)
+app.add_typer(law_commands.app, name="law")
 app.command("decide", cls=PanelCommand)(decide_commands.decide)
 app.command("tune", cls=SpecCommand)(tune_commands.tune)
 app.command("dashboard")(dashboard_commands.dashboard)

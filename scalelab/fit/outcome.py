@@ -355,13 +355,22 @@ class ParametricFit:
             values = np.asarray(kind.evaluate(theta, columns), dtype=np.float64)
         return np.broadcast_to(values, (len(self.samples), m))
 
+    def largest_run_noise(self) -> FloatArray:
+        """Return quantiles of the noise of a new run at the largest compute, shape (levels,)."""
+        largest = None if self.compute is None else self.compute.max(keepdims=True)
+        quantiles: FloatArray = self._noise_at(largest, 1)[0]
+        return quantiles
+
     def _noise(self, columns: Mapping[str, FloatArray], m: int) -> FloatArray:
         """Return quantiles of the noise of a new run at each of m points, shape (m, levels)."""
+        return self._noise_at(compute_of(columns), m)
+
+    def _noise_at(self, wanted: FloatArray | None, m: int) -> FloatArray:
+        """Return the same for m values of compute."""
         if self.noise is not None:
             return np.tile(self.noise, (m, 1))
         n, p = self.n_rows, len(self.names) - len(self.fixed)
         errors = -self.residuals * (n / max(n - p, 1)) ** 0.5
-        wanted = compute_of(columns)
         if wanted is None or self.compute is None:
             return np.tile(np.quantile(errors, NOISE_LEVELS), (m, 1))
         return local_noise(errors, self.compute, np.broadcast_to(wanted, (m,)))

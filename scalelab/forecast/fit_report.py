@@ -219,11 +219,11 @@ class FitReport:
         """Return the parameters as a LaTeX table; the caption states the objective."""
         objective = self.fit.objective
         rows = [
-            f"{_TEX_NAMES.get(name, _tex_text(name))} & {_tex(i.value)} & "
-            f"[{_tex(i.low)}, {_tex(i.high)}] \\\\"
+            f"{_TEX_NAMES.get(name, _tex_text(name))} & {tex_number(i.value)} & "
+            f"[{tex_number(i.low)}, {tex_number(i.high)}] \\\\"
             for name, i in (*self.params.items(), *self.derived.items())
         ]
-        delta = f", $\\delta = {_tex(objective.threshold).strip('$')}$"
+        delta = f", $\\delta = {tex_number(objective.threshold).strip('$')}$"
         caption = (
             f"{_tex_text(self.fit.form)} form, {self.fit.n_rows} runs, {objective.loss} of the "
             f"{objective.residual} residual{delta if objective.loss == 'huber' else ''}; "
@@ -280,7 +280,7 @@ def _digits(value: float) -> str:
     return repr(float(value)) if math.isfinite(value) else ""
 
 
-def _tex(value: float) -> str:
+def tex_number(value: float) -> str:
     """Return five significant digits as LaTeX mathematics."""
     if not math.isfinite(value):
         return "--"

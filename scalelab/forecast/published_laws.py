@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scalelab.errors import UsageError, did_you_mean
+import numpy as np
+
+from scalelab.forecast.law_file import SavedLaw
 from scalelab.theory.laws.chinchilla import Chinchilla
 
 
@@ -43,13 +45,14 @@ PUBLISHED_LAWS = {
 }
 
 
-def law_by_name(name: str) -> PublishedLaw:
-    """Return the published law of this name; UsageError lists the names if there is none."""
-    if name not in PUBLISHED_LAWS:
-        raise UsageError(
-            f"unknown law {name!r}",
-            f"one of {', '.join(PUBLISHED_LAWS)}",
-            did_you_mean(name, PUBLISHED_LAWS)
-            + "Use for example --law besiroglu, or fit your own runs with --from or --sweep.",
-        )
-    return PUBLISHED_LAWS[name]
+def as_saved(name: str) -> SavedLaw:
+    """Return the published law of this name, without intervals; N counts all parameters."""
+    published = PUBLISHED_LAWS[name]
+    return SavedLaw(
+        name=name,
+        law=published.law,
+        draws=np.empty((0, len(published.law.names()))),
+        param_convention="chinchilla",
+        flop_convention="6nd",
+        provenance={"source": published.source},
+    )

@@ -22,7 +22,8 @@ HALF_LIVES = np.geomspace(0.7, 200.0, 8)
 class DataConstrained(Law):
     r"""Chinchilla on effective N' and D', which grow less with each repetition.
 
-    .. math:: D' = U_D + U_D R_D^* (1 - e^{-R_D/R_D^*}), \qquad R_D = D/U_D - 1
+    .. math:: L = E + A N'^{-\alpha} + B D'^{-\beta}, \qquad
+        D' = U_D + U_D R_D^* (1 - e^{-R_D/R_D^*}), \qquad R_D = D/U_D - 1
 
     and N' alike with :math:`U_N = \min(N, N_{opt}(U_D))`, the parameters that the base law would
     spend on the unique tokens.

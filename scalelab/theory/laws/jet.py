@@ -205,7 +205,9 @@ def _value(x: Any) -> Any:
 
 
 def growth(x: Any) -> Any:
-    """Return (exp(x) - 1) / x, which is 1 at 0, of an array or a jet."""
+    """Return (exp(x) - 1) / x, which is 1 at 0, of an array, a jet or a symbol."""
+    if hasattr(x, "growth"):
+        return x.growth()
     z = np.asarray(_value(x), dtype=np.float64)
     small = np.abs(z) < 1e-2
     safe = np.where(small, 1.0, z)

@@ -17,7 +17,10 @@ from scalelab.theory.laws.chinchilla import Chinchilla
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(Law):
-    r"""Chinchilla with :math:`N_{eff} = N \prod_i (1 - e^{-P_i/\gamma_i})`.
+    r"""Chinchilla on an effective number of parameters.
+
+    .. math:: L = E + A N_{eff}^{-\alpha} + B D^{-\beta}, \qquad
+        N_{eff} = N \prod_i (1 - e^{-P_i/\gamma_i})
 
     The product runs over the bits of weights, activations and the key-value cache in training.
 

@@ -1,0 +1,124 @@
+"""`scalelab law`: saved laws answer as the fit does; names, files and conventions are checked."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from scalelab import api
+from scalelab.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def place(isoflop_runs, tmp_path_factory):
+    """Return a folder with runs.csv and the saved law demo."""
+    folder = tmp_path_factory.mktemp("laws")
+    rows = isoflop_runs(noise=0.004)
+    columns = {"n_params": rows.n_params, "n_tokens": rows.n_tokens, "loss_nats": rows.loss_nats}
+    pd.DataFrame(columns).to_csv(folder / "runs.csv", index=False)
+    pd.DataFrame(columns).rename(columns={"n_params": "n_params_kaplan"}).to_csv(
+        folder / "kaplan.csv", index=False
+    )
+    for name, file, columns in (
+        ("demo", "runs.csv", "n_params=n_params"),
+        ("kaplan", "kaplan.csv", "n_params=n_params_kaplan"),
+    ):
+        words = ["law", "save", name, "--from", str(folder / file), "--map", columns]
+        assert main([*words, "--results", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(capsys, place):
+    def call(*words, code=0):
+        capsys.readouterr()
+        assert main([*map(str, words), "--results", str(place)]) == code
+        return capsys.readouterr().out
+
+    return call
+
+
+def error(run, *words, code=2):
+    return json.loads(run(*words, "--json", code=code))["error"]
+
+
+def test_a_saved_law_decides_as_its_fit(run, place):
+    asked = ("--flops", "1e22", "--target-loss", "2.2", "--level", "0.8", "--json")
+    fitted = json.loads(run("decide", "--from", place / "runs.csv", *asked))
+    for law in ("demo", place / "laws" / "demo.json"):
+        assert json.loads(run("decide", "--law", law, *asked)) == fitted
+    assert fitted["best"]["low"] < fitted["best"]["loss_nats"]
+
+
+def test_show_gives_the_intervals_of_the_fit(run, place):
+    report = api.fit(place / "runs.csv")
+    shown = json.loads(run("law", "show", "demo", "--json"))
+    for name, interval in report.params.items():
+        expected = {"value": interval.value, "low": interval.low, "high": interval.high}
+        assert shown["params"][name] == pytest.approx(expected, rel=1e-12)
+    law = shown["law"]
+    assert law["provenance"]["n_rows"] == report.fit.n_rows
+    assert law["domain"]["n_params"] == [
+        report.observations.n_params.min(),
+        report.observations.n_params.max(),
+    ]
+    text = run("law", "show", "demo")
+    assert "alpha" in text
+    assert "90 % interval" in text
+    assert law["provenance"]["rows_sha256"] in text
+    assert "def loss_nats(n_params, n_tokens):" in run("law", "show", "demo", "--python")
+    assert "\\begin{equation}" in run("law", "show", "demo", "--tex")
+    assert "one of them" in error(run, "law", "show", "demo", "--tex")["allowed"]
+
+
+def test_list_has_saved_and_published_laws_and_files_that_cannot_be_read(run, place):
+    broken = place / "laws" / "broken.json"
+    broken.write_text("{")
+    try:
+        rows = {row["name"]: row for row in json.loads(run("law", "list", "--json"))["laws"]}
+        text = run("law", "list")
+    finally:
+        broken.unlink()
+    assert rows["demo"]["has_intervals"]
+    assert not rows["besiroglu"]["has_intervals"]
+    assert "not JSON" in rows["broken"]["error"]["given"]
+    assert "hoffmann-tex" in text
+    assert "cannot be read" in text
+
+
+def test_a_law_far_outside_its_domain_warns(run):
+    found = json.loads(run("decide", "--law", "demo", "--flops", "1e28", "--json"))
+    assert "extrapolation" in [warning["code"] for warning in found["warnings"]]
+
+
+@pytest.mark.parametrize("use", [["--published"], ["--real-shapes", "--flops", "1e21"]])
+def test_a_law_that_counts_n_differently_is_refused(run, use):
+    assert use[0] in error(run, "decide", "--law", "kaplan", *use)["given"]
+    run("decide", "--law", "demo", *use)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["law", "save", "demo"], "exists"),
+        (["law", "save", "hoffmann"], "hoffmann"),
+        (["law", "save", "a b"], "'a b'"),
+        (["law", "show", "dem"], "'dem'"),
+        (["decide", "--flops", "1e20", "--law", "nobody.json"], "nobody.json"),
+    ],
+)
+def test_names_that_cannot_be_used_are_errors(run, place, words, told):
+    more = ["--from", str(place / "runs.csv")] if words[1] == "save" else []
+    said = error(run, *words, *more)
+    assert told in said["given"]
+    if "show" in words:
+        assert "Did you mean demo?" in said["do"]
+    if "hoffmann" in words:
+        run(*words[:2], "demo", *more, "--replace")
+
+
+def test_a_fit_that_is_not_identified_is_not_saved(place):
+    report = api.fit(place / "runs.csv", mapping={"n_tokens": "1e10"}, bootstrap=20)
+    with pytest.raises(api.NotIdentifiedError):
+        api.save_law(report, "flat", results=place)
+    assert not (place / "laws" / "flat.json").exists()
