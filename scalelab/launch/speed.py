@@ -78,6 +78,9 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
     """
     precision = plan.rows[0].spec.precision if plan.rows else default_precision(execution.device)
     speed = machine_speed(execution, n_workers, precision=precision)
+    if execution.device == "cpu" and "triton" in (execution.kernels, execution.attention):
+        # Interpreted kernels take minutes for what a measurement times.
+        return replace(speed, note=f"{speed.note}; interpreted kernels are much slower")
     n_equal = equal_runs(row.spec for row in plan.rows)
     wanted: dict[tuple[int, ...], tuple[RunSpec, bool]] = {}
     for row in plan.rows:

@@ -106,6 +106,14 @@ def test_another_kind_of_step_or_a_damaged_cache_is_measured_again(asked):
     assert asked() == [(True, 1)]
 
 
+@pytest.mark.parametrize("field", ["kernels", "attention"])
+def test_interpreted_kernels_are_not_timed_because_that_takes_minutes(asked, field):
+    request = dataclasses.replace(ExecutionSpec(step="eager"), **{field: "triton"})
+    found = speed.speed_for(plan_of([30_000]), request, 1)
+    assert asked() == []
+    assert "interpreted kernels are much slower" in found.note
+
+
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_missing_gpu_is_reported_before_anything_is_planned(monkeypatch, workers):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
