@@ -70,6 +70,7 @@ def qualify(
     """
     from scalelab.cli.bench import requested
     from scalelab.cli.output import console, emit_json
+    from scalelab.launch.executable import require_executable
     from scalelab.records.qualification import cached_verdicts, read_verdict
     from scalelab.records.sweep_dir import Results
     from scalelab.sweep.execution import QualifyRequest, default_precision, representative_specs
@@ -89,6 +90,7 @@ def qualify(
         )
     else:
         specs = [kept.run(run_id).read_spec() for run_id in kept.load_plan(sweep).run_ids]
+    require_executable(request, specs)
     specs = list(representative_specs(specs))
     folder = kept.qualification if kept.qualification.exists() else cached_verdicts()
     asked = QualifyRequest(folder or kept.qualification, tuple(specs))

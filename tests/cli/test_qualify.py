@@ -81,3 +81,11 @@ def test_on_a_plain_cpu_there_is_nothing_to_measure(
     found = json.loads(capsys.readouterr().out)
     assert found["command"] == "bench qualify"
     assert found["verdict"] is None
+
+
+def test_what_the_device_cannot_do_is_refused(
+    keep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", "qualify", "--device", "cpu", "--results", str(tmp_path)]
+    assert main.main([*words, "--step", "graph"]) == 2
+    assert "step = graph on a CPU" in capsys.readouterr().err
