@@ -19,6 +19,7 @@ from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
 from scalelab.api.laws import list_laws, load_law, save_law
+from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.replay import ReplayReport, replay_adaptive
 from scalelab.api.sweeps import cancel, launch, plan, propose, replace_diverged, resume
 from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
@@ -87,8 +88,8 @@ __all__ = [
     "load",
     "load_law",
 ]
-__all__ += ["plan", "predict", "propose", "replace_diverged", "replay_adaptive", "resume"]
-__all__ += ["save_law", "tune", "tune_law"]
+__all__ += ["plan", "predict", "propose", "register", "replace_diverged", "replay_adaptive"]
+__all__ += ["resume", "save_law", "scores", "tune", "tune_law"]
 # What they take.
 __all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
 __all__ += ["ProgressCallbacks", "SweepSpec", "Target", "TuneSpec"]
@@ -103,8 +104,8 @@ __all__ += [
     "FitWarning",
 ]
 __all__ += ["Forecast", "Holdout", "Interval", "LaunchReport", "LaunchView", "ParametricFit"]
-__all__ += ["Plan", "Proposal", "ReplayReport", "SavedPlan", "TableRead", "Tuning", "TuningAnswer"]
-__all__ += ["SavedLaw", "Verdict"]
+__all__ += ["Plan", "Proposal", "ReplayReport", "SavedLaw", "SavedPlan", "ScoresReport"]
+__all__ += ["TableRead", "Tuning", "TuningAnswer", "Verdict"]
 # What they raise.
 __all__ += ["DataError", "NotIdentifiedError", "RunsFailedError", "ScalelabError", "UsageError"]
 

@@ -128,9 +128,9 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
             distance = " This is within the FLOPs of the runs."
     level = f"{100 * forecast.level:g} %"
     loss = (
-        f"{_target(target)} {_loss(forecast.loss_nats)}"
-        f"{_limits(forecast.low, forecast.high, f'{level} confidence interval')}"
-        f"{_limits(forecast.pred_low, forecast.pred_high, f'{level} {NEW_RUN}')}"
+        f"{_target(target)} {loss_text(forecast.loss_nats)}"
+        f"{limits(forecast.low, forecast.high, f'{level} confidence interval')}"
+        f"{limits(forecast.pred_low, forecast.pred_high, f'{level} {NEW_RUN}')}"
     )
     sentence = f"{_describe(forecast)}: {loss}."
     return distance + sentence if forecast.outside_range else sentence + distance
@@ -264,7 +264,7 @@ def _forecasts(report: FitReport) -> Table:
             _size(f.n_tokens),
             ratio,
             format_flops(f.flops) if f.flops is not None else "",
-            f"{_loss(f.loss_nats)}{_bounds(f.pred_low, f.pred_high)}",
+            f"{loss_text(f.loss_nats)}{_bounds(f.pred_low, f.pred_high)}",
             format_quantity(f.extrapolation) if f.extrapolation is not None else "",
         )
     return table
@@ -378,10 +378,11 @@ def _ratio_span(ratio: Interval) -> str:
     return f", confidence interval {100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} %"
 
 
-def _limits(low: float, high: float, words: str) -> str:
+def limits(low: float, high: float, words: str) -> str:
+    """Return the limits of a loss after their name, or nothing without them."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
-    return f", {words} {_loss(low)} to {_loss(high)}"
+    return f", {words} {loss_text(low)} to {loss_text(high)}"
 
 
 def _size(size: Interval | None) -> str:
@@ -398,5 +399,6 @@ def _target(name: str) -> str:
     return "loss" if name == "loss_nats" else name
 
 
-def _loss(value: float) -> str:
+def loss_text(value: float) -> str:
+    """Return a loss with the digits that people compare."""
     return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"

@@ -23,9 +23,11 @@ from scalelab.cli import decide as decide_commands
 from scalelab.cli import doctor as doctor_commands
 from scalelab.cli import fit as fit_commands
 from scalelab.cli import law as law_commands
+from scalelab.cli import predict as predict_commands
 from scalelab.cli import report as report_commands
 from scalelab.cli import results as results_commands
 from scalelab.cli import resume as resume_commands
+from scalelab.cli import scores as scores_commands
 from scalelab.cli import sweep as sweep_commands
 from scalelab.cli import tables as tables_commands
 from scalelab.cli import tune as tune_commands
@@ -43,7 +45,8 @@ from scalelab.errors import (
 )
 
 ORDER = (
-    *("sweep", "status", "fit", "backtest", "law", "decide", "tune", "dashboard", "report"),
+    *("sweep", "status", "fit", "predict", "scores", "backtest", "law", "decide", "tune"),
+    *("dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
     *("data", "bench", "doctor"),
 )
@@ -77,6 +80,8 @@ app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
 app.command("backtest")(backtest_commands.backtest)
+app.command("predict")(predict_commands.predict)
+app.command("scores")(scores_commands.scores)
 app.command("tables")(tables_commands.tables)
 app.command("fit", cls=PanelCommand)(fit_commands.fit)
 app.add_typer(law_commands.app, name="law")

@@ -172,7 +172,8 @@ class AveragedFit:
         """Return the distribution of the log loss at these points."""
         points = self._points(columns)
         scale = self.inflation**2
-        parts = [self._conditioned(each, points) for each in self.components]
+        lines = self._lines(points)
+        parts = [self._conditioned(each, points, lines) for each in self.components]
         noise = [(each.noise * _grown(points, each.system.growth)) ** 2 for each in self.components]
         return Mixture(
             weights=np.array([each.weight for each in self.components]),
@@ -201,11 +202,12 @@ class AveragedFit:
     ) -> FloatArray:
         """Return n joint draws of the noise-free log losses at these points, shape (n, m)."""
         points = self._points(columns)
+        lines = self._lines(points)
         counts = rng.multinomial(n, np.array([each.weight for each in self.components]))
         out = []
         for each, count in zip(self.components, counts, strict=True):
             if count:
-                mean, covariance = self._conditioned(each, points)
+                mean, covariance = self._conditioned(each, points, lines)
                 values, vectors = np.linalg.eigh(covariance)
                 root = vectors * np.sqrt(np.maximum(values, 0.0))
                 out.append(mean + self.inflation * rng.standard_normal((count, len(mean))) @ root.T)
@@ -216,11 +218,26 @@ class AveragedFit:
             columns = {"unique_tokens": columns["n_tokens"], **columns}
         return Points(columns=columns, reference_flops=self.rows.reference_flops)
 
-    def _conditioned(self, each: Component, points: Points) -> tuple[FloatArray, FloatArray]:
+    def _lines(self, points: Points) -> dict[str, tuple[FloatArray, FloatArray, FloatArray]]:
+        """Return, by form, value and slope at the points and slope at the rows."""
+        forms = {each.form.prior.law.name: each.form for each in self.components}
+        return {
+            name: (
+                *form.prior.log_loss(form.z, points.columns),
+                form.prior.log_loss(form.z, self.rows.columns)[1],
+            )
+            for name, form in forms.items()
+        }
+
+    def _conditioned(
+        self,
+        each: Component,
+        points: Points,
+        lines: Mapping[str, tuple[FloatArray, FloatArray, FloatArray]],
+    ) -> tuple[FloatArray, FloatArray]:
         """Return mean (n,) and covariance (n, n) of the log losses under one component."""
-        prior, z, length = each.form.prior, each.form.z, each.system.length
-        value, slope = prior.log_loss(z, points.columns)
-        _, own = prior.log_loss(z, self.rows.columns)
+        z, length = each.form.z, each.system.length
+        value, slope, own = lines[each.form.prior.law.name]
         gaps = np.sqrt(((self.rows.features[:, None] - points.features) ** 2).sum(axis=2))
         across = each.misfit**2 * matern(gaps, length) + own @ slope.T
         shift, reduction = each.solve(across)

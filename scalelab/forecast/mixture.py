@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,10 @@ class Mixture:
             is_below = self.weights @ ndtr((middle - self.means) / spread) < q
             low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
         return np.asarray((low + high) / 2)
+
+    def quantiles(self, levels: Sequence[float]) -> FloatArray:
+        """Return quantiles of new runs, shape (len(levels), n)."""
+        return np.stack([self.quantile(q, is_new_run=True) for q in levels])
 
     def probability_below(self, log_losses: FloatArray, *, is_new_run: bool = False) -> FloatArray:
         """Return the probability of a log loss below each of these, shape (n,)."""

@@ -128,6 +128,38 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedRun:
+    """A run that a registered forecast can be scored on.
+
+    Attributes
+    ----------
+    run_id : str
+        The run, or name and line of an imported row.
+    source : str
+        Its sweep or import.
+    n_params : Mapping[str, float]
+        Parameter count by convention.
+    n_tokens, loss_nats : float
+        Tokens, and final loss in nats per token.
+    eval_fingerprint : str or None
+        Hash of the held-out tokens; None for an import.
+    known_s : float
+        Unix time at which it existed for certain: its start, or the import of its row.
+    is_start_known : bool
+        Whether that is the start.
+    """
+
+    run_id: str
+    source: str
+    n_params: Mapping[str, float]
+    n_tokens: float
+    loss_nats: float
+    eval_fingerprint: str | None
+    known_s: float
+    is_start_known: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Observations:
     """Finished runs as columns, one entry per run (or checkpoint, see ``cluster``).
 

@@ -18,15 +18,15 @@ VOCABULARY = """
 accepted attempt, adaptive sweep, array, attempt, attempt note, batch, batched runs, bootstrap,
 bracketed minimum, budget, calibration, cell, checkpoint, cluster, collect, compute-optimal,
 confidence interval, convention,
-cooldown branch, diverged, edge minimum, envelope, epoch, evaluation set, excess loss,
+cooldown branch, CRPS, diverged, edge minimum, envelope, epoch, evaluation set, excess loss,
 extrapolation,
 extrapolation inflation, failed, fit, fitted range, form, grid, held-out rows,
 intent, interval, irreducible
 loss, isoFLOP curve, job, job failure, job group, launcher, law, learning rate, level, live
 status, loss, micro-batch, misfit, not identified, objective, outlier, parametrization, plan,
-posterior, prediction interval, preempted, prune, replay, replicate, residual, resume, retry,
-rule, run, run pool, schedule, seed, sequence, shape, shape table, size, snapshot, span, speed-up,
-status, step, sweep, target, tensor parallel, token, tracker, trial, trunk, warm-up,
+posterior, prediction interval, preempted, prune, registered forecast, replay, replicate,
+residual, resume, retry, rule, run, run pool, schedule, seed, sequence, shape, shape table, size,
+snapshot, span, speed-up, status, step, sweep, target, tensor parallel, token, tracker, trial, trunk, warm-up,
 wave, worker, WSD ladder
 """
 # Names, examples and placeholders in capitals that are not terms.

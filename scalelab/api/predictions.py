@@ -1,0 +1,193 @@
+"""The verbs for forecasts that are kept: `register` freezes them, `scores` scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalelab.api.arguments import as_requests
+from scalelab.api.data import DEFAULT_RESULTS
+from scalelab.api.notebook_view import NotebookView
+from scalelab.errors import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+    from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.registered import Registration, RunScore, Summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class ScoresReport(NotebookView):
+    """Registered forecasts and their scores.
+
+    Attributes
+    ----------
+    registrations : tuple of Registration
+    scores : tuple of RunScore
+        One for each forecast and each run at its point.
+    problems : tuple of str
+        Files that cannot be read.
+    """
+
+    registrations: tuple[Registration, ...]
+    scores: tuple[RunScore, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def n_forecasts(self) -> int:
+        """Number of registered forecasts, scored or not."""
+        return sum(len(each.forecasts) for each in self.registrations)
+
+    @property
+    def waiting(self) -> tuple[tuple[str, str], ...]:
+        """Name and question of the forecasts without a run."""
+        scored = {(each.name, each.asked) for each in self.scores}
+        return tuple(
+            (each.name, forecast.asked)
+            for each in self.registrations
+            for forecast in each.forecasts
+            if (each.name, forecast.asked) not in scored
+        )
+
+    def overall(self) -> Mapping[str, Summary]:
+        """Return the means over forecasts by timing; only timings that have a score."""
+        from scalelab.forecast.registered import TIMINGS, summarise
+
+        groups = {name: [s for s in self.scores if s.timing == name] for name in TIMINGS}
+        return {name: summarise(group) for name, group in groups.items() if group}
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each score."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(each) for each in self.scores])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of ``scalelab scores``."""
+        return {
+            "schema": 1,
+            "command": "scores",
+            "n_forecasts": self.n_forecasts,
+            "scores": [asdict(each) for each in self.scores],
+            "overall": {name: asdict(each) for name, each in self.overall().items()},
+            "waiting": [{"name": name, "asked": asked} for name, asked in self.waiting],
+            "problems": list(self.problems),
+        }
+
+    def _lines(self) -> Iterator[str]:
+        yield f"ScoresReport: {self.n_forecasts} forecasts, {len(self.scores)} scores"
+        for name, each in self.overall().items():
+            yield (
+                f"registered {name}: mean error {100 * each.mean_relative_error:.2f} %, coverage "
+                f"{each.coverage:.2f}, CRPS {100 * each.crps:.2f} %"
+            )
+        yield "see .to_frame(), .overall(), .to_dict()"
+
+
+def register(report: FitReport, name: str, *, results: str | Path = DEFAULT_RESULTS) -> Path:
+    """Freeze the forecasts of a fit in ``<results>/forecasts/<name>.json``, and return that path.
+
+    Parameters
+    ----------
+    report : FitReport
+        From ``fit(.., predict=[..])``.
+    name : str
+        A name that is not registered yet; registered forecasts never change.
+    results : str or Path
+        The results folder; `scores` looks for the runs there.
+
+    Raises
+    ------
+    UsageError
+        If the name is not valid or taken, or the report has no forecast of a loss.
+    NotIdentifiedError
+        If a forecast has no interval.
+    """
+    from datetime import UTC, datetime
+
+    from scalelab import __version__
+    from scalelab.forecast.registered import Registration, frozen, hashes_of
+    from scalelab.records.forecasts import forecast_file, save_forecast
+
+    path = forecast_file(Path(results), name)
+    if not report.forecasts or report.fit.law.target != "loss_nats":
+        raise UsageError(
+            "a report without a forecast of a loss",
+            "a fit that predicts",
+            'Write fit(df, predict=["N=7e9"], forecaster="averaged").',
+        )
+    rows, averaged = report.observations, report.averaged
+    found = Registration(
+        name=name,
+        registered=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        version=__version__,
+        forms={report.fit.form: 1.0} if averaged is None else averaged.weights,
+        form=report.fit.form,
+        constants=report.fit.params,
+        source=rows.source,
+        param_convention=rows.param_convention,
+        flop_convention=rows.flop_convention,
+        row_hashes=hashes_of(rows),
+        forecasts=tuple(frozen(averaged or report.fit, each) for each in report.forecasts),
+    )
+    save_forecast(path, found.to_dict())
+    return path
+
+
+def scores(results: str | Path = DEFAULT_RESULTS) -> ScoresReport:
+    """Score the registered forecasts on the finished runs at their points.
+
+    A run is at the point of a forecast if its N and D differ by at most 2 %. Runs that were fitted
+    are not used. A forecast that was registered after its run began is scored apart.
+
+    Parameters
+    ----------
+    results : str or Path
+        The results folder, with collected sweeps and imported tables.
+    """
+    from scalelab.forecast.registered import registration_of, score_runs
+    from scalelab.records.forecasts import read_forecasts
+    from scalelab.store.finished_runs import finished_runs
+
+    registrations, problems = [], []
+    for path, content in read_forecasts(Path(results)).items():
+        try:
+            registrations.append(registration_of(content or {}, str(path)))
+        except SpecError as error:
+            problems.append(str(error))
+    runs = finished_runs(Path(results)) if registrations else ()
+    return ScoresReport(
+        registrations=tuple(registrations),
+        scores=tuple(score for each in registrations for score in score_runs(each, runs)),
+        problems=tuple(problems),
+    )
+
+
+def law_answers(report: FitReport) -> tuple[Forecast | None, ...]:
+    """Return what the fitted law says to each question that the averaged forecaster answered.
+
+    None where the law has no answer, for example because it is not identified.
+    """
+    from scalelab.forecast.allocate import forecast
+    from scalelab.forecast.extrapolation import fitted_range
+
+    span = fitted_range(report.observations)
+    found: list[Forecast | None] = []
+    for each in report.forecasts:
+        try:
+            is_open = report.fit.status == "not_identified"
+            answer = (
+                ()
+                if is_open
+                else forecast(report.fit, as_requests(each.asked), fitted=span, level=report.level)
+            )
+        except UsageError:
+            answer = ()
+        found.append(answer[0] if answer else None)
+    return tuple(found)

@@ -1,0 +1,192 @@
+"""``scalelab predict``: forecast runs, and register the forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    FROM_HELP,
+    JsonOption,
+    LevelOption,
+    MapOption,
+    ResultsOption,
+)
+from scalelab.cli.output import console, emit_json, runnable
+from scalelab.errors import EXIT_OK, NotIdentifiedError, ScalelabError
+
+if TYPE_CHECKING:
+    from scalelab.api.reports import FitReport
+    from scalelab.forecast.allocate import Forecast
+
+FIT_OPTION, COMMAND = "--predict ", "scalelab predict "
+FROM_FIT = ("source", "n_rows", "param_convention", "flop_convention", "level", "forms")
+LAW_ONLY = ("at_bound", "misfit", "approach", "edge", "off_centre", "drifting", "no_interval")
+"""Beginnings of the codes of warnings that do not concern the averaged forecaster."""
+
+
+def predict(
+    questions: Annotated[
+        list[str],
+        typer.Argument(
+            help="C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; one or several.",
+            metavar="QUESTION",
+        ),
+    ],
+    from_file: Annotated[Path | None, typer.Option("--from", help=FROM_HELP)] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="Sweep to predict from; default: the latest with results.")
+    ] = None,
+    mapping: MapOption = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition on the columns, such as 'flops > 1e18'.")
+    ] = None,
+    forecaster: Annotated[
+        str,
+        typer.Option(
+            help="averaged: several forms averaged by evidence with a smooth misfit. law: the law "
+            "that `scalelab fit` fits."
+        ),
+    ] = "averaged",
+    level: LevelOption = 0.9,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Freeze the forecasts in forecasts/NAME.json of the results folder; `scalelab "
+            "scores` scores them.",
+        ),
+    ] = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Predict the loss of larger runs, with intervals.
+
+    Example: scalelab predict N=7e9,D=2e12 C=1e24 --from runs.csv --register before-7b
+    """
+    from scalelab import api
+    from scalelab.api.predictions import law_answers
+    from scalelab.records.forecasts import forecast_file
+    from scalelab.store.tables import parse_map
+
+    if register is not None:
+        forecast_file(results, register)  # a taken name is refused before the fit
+    try:
+        report = api.fit(
+            from_file,
+            sweep=sweep,
+            results=results,
+            mapping=parse_map(mapping or []),
+            where=where,
+            level=level,
+            predict=questions,
+            forecaster=forecaster,
+        )
+    except ScalelabError as error:
+        # These messages name the option of `scalelab fit`.
+        raise type(error)(
+            error.given.replace(FIT_OPTION, "question "),
+            error.allowed,
+            error.do.replace(FIT_OPTION, COMMAND),
+        ) from None
+    if not report.forecasts:
+        reason = next((w.message for w in report.warnings if w.code == "not_identified"), "")
+        raise NotIdentifiedError(
+            f"rows that do not determine the law. {reason}".rstrip(),
+            "an identified law",
+            f"Use `scalelab predict {' '.join(questions)} --forecaster averaged`, which answers "
+            "where the runs determine the asked loss.",
+        )
+    laws = () if report.averaged is None else law_answers(report)
+    path = None if register is None else api.register(report, register, results=results)
+    if as_json:
+        emit_json(_as_dict(report, laws, path))
+        return EXIT_OK
+    _print_page(report, laws)
+    if path is not None:
+        console().print(
+            runnable(f"Registered in {path}. Next, after the run: `scalelab scores`"),
+            soft_wrap=True,
+        )
+    return EXIT_OK
+
+
+def _as_dict(
+    report: FitReport, laws: tuple[Forecast | None, ...], path: Path | None
+) -> dict[str, Any]:
+    found = report.to_dict()
+    return {
+        "schema": 1,
+        "command": "predict",
+        **{name: found[name] for name in ("forecaster", *FROM_FIT)},
+        "predictions": found["predictions"],
+        "law": {
+            "form": found["form"],
+            "status": found["status"],
+            "predictions": [each and each.to_dict() for each in laws]
+            if laws
+            else found["predictions"],
+        },
+        "warnings": found["warnings"],
+        "registered": path,
+    }
+
+
+def _print_page(report: FitReport, laws: tuple[Forecast | None, ...]) -> None:
+    from scalelab.cli.fit_page import (
+        ANSWER_STYLE,
+        DIM_STYLE,
+        answer,
+        print_gravest,
+        rows_used,
+        without_intervals,
+    )
+
+    out = console()
+    is_piped = not out.is_terminal
+    used = rows_used(report.fit.n_rows, report.warnings)
+    warnings = report.warnings
+    if report.averaged is None:
+        used += without_intervals(warnings)
+    else:
+        warnings = tuple(w for w in warnings if not w.code.startswith(LAW_ONLY))
+    for i, forecast in enumerate(report.forecasts):
+        out.print(used + answer(forecast), style=ANSWER_STYLE, soft_wrap=is_piped)
+        used = ""
+        if laws:
+            out.print(_beside(report, forecast, laws[i]), style=DIM_STYLE, soft_wrap=is_piped)
+    print_gravest(warnings, out)
+    out.print(" ".join(_ground(report)), style=DIM_STYLE, soft_wrap=is_piped)
+
+
+def _beside(report: FitReport, forecast: Forecast, law: Forecast | None) -> str:
+    """Return the answer of the law in one line."""
+    from scalelab.cli.fit_page import NEW_RUN, limits, loss_text
+
+    name = f"The {report.fit.form} law alone"
+    if law is None:
+        why = "it is not identified" if report.fit.status == "not_identified" else "no finite value"
+        return f"{name}: no answer ({why})."
+    difference = 100 * (law.loss_nats / forecast.loss_nats - 1)
+    span = limits(law.pred_low, law.pred_high, f"{100 * law.level:g} % {NEW_RUN}")
+    return f"{name}: loss {loss_text(law.loss_nats)}{span} ({difference:+.2f} %)."
+
+
+def _ground(report: FitReport) -> Iterator[str]:
+    from scalelab.units import plural
+
+    rows = report.observations
+    yield f"{plural(report.fit.n_rows, 'run')} from {rows.source}."
+    if report.averaged is not None:
+        weights = (f"{name} {w:.2f}" for name, w in report.averaged.weights.items() if w >= 0.005)
+        yield f"Averaged forms: {', '.join(weights)}."
+    else:
+        yield f"Law: {report.fit.form}, {report.fit.status}."
+    yield (
+        f"Counting: N {rows.param_convention}, FLOPs {rows.flop_convention}; forecasts use "
+        "C = 6 N D."
+    )

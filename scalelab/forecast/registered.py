@@ -1,0 +1,365 @@
+"""Registered forecasts: frozen before the run, scored after it.
+
+A registration is a plain value with the quantiles of each forecast. It needs no fit to be scored,
+so a later version of scalelab scores what the earlier one said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from scalelab.arrays import FloatArray
+from scalelab.errors import NotIdentifiedError, SpecError
+from scalelab.fit.outcome import ParametricFit
+from scalelab.forecast.allocate import Forecast
+from scalelab.forecast.averaged import AveragedFit
+from scalelab.records.types import FinishedRun, Observations
+
+SCHEMA = 1
+LEVELS = tuple(i / 100 for i in range(1, 100))
+"""Levels of the quantiles that are frozen."""
+CLOSE = 0.02
+"""A run is at the point of a forecast if its N and D differ by at most this fraction."""
+BEFORE, UNKNOWN, AFTER = "before the run", "start unknown", "after the fact"
+TIMINGS = (BEFORE, UNKNOWN, AFTER)
+"""When a forecast was frozen: before its run began, unknown (imports), or after it began."""
+UNSTATED = "unstated"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrozenForecast:
+    """One forecast under the names of the JSON contract, with its quantiles.
+
+    Attributes
+    ----------
+    log_quantiles : tuple of float
+        Quantiles at `LEVELS` of the log loss of a new run. The other fields are those of
+        `scalelab.forecast.allocate.Forecast`.
+    """
+
+    asked: str
+    allocation: str
+    n_params: float
+    n_params_low: float | None
+    n_params_high: float | None
+    n_tokens: float
+    n_tokens_low: float | None
+    n_tokens_high: float | None
+    flops: float | None
+    loss_nats: float
+    low: float
+    high: float
+    pred_low: float
+    pred_high: float
+    level: float
+    extrapolation: float | None
+    forecaster: str
+    log_quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registration:
+    """Forecasts of one fit, frozen under a name.
+
+    Attributes
+    ----------
+    name : str
+    registered : str
+        Date and time in UTC, ISO 8601.
+    version : str
+        Version of scalelab.
+    forms : Mapping[str, float]
+        Weight of each form.
+    form, constants : str, Mapping[str, float]
+        Form and constants of the fitted law.
+    source, param_convention, flop_convention : str
+        Origin of the fitted rows and how they count N and C.
+    row_hashes : tuple of str
+        `row_hash` of each fitted row, sorted.
+    forecasts : tuple of FrozenForecast
+    """
+
+    name: str
+    registered: str
+    version: str
+    forms: Mapping[str, float]
+    form: str
+    constants: Mapping[str, float]
+    source: str
+    param_convention: str
+    flop_convention: str
+    row_hashes: tuple[str, ...]
+    forecasts: tuple[FrozenForecast, ...]
+
+    @property
+    def registered_s(self) -> float:
+        """Date and time as Unix time."""
+        return datetime.fromisoformat(self.registered).timestamp()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "registered": self.registered,
+            "version": self.version,
+            "forms": dict(self.forms),
+            "form": self.form,
+            "constants": dict(self.constants),
+            "source": self.source,
+            "param_convention": self.param_convention,
+            "flop_convention": self.flop_convention,
+            "rows": {
+                "n": len(self.row_hashes),
+                "sha256": _sha256("\n".join(self.row_hashes)),
+                "hashes": list(self.row_hashes),
+            },
+            "quantile_levels": list(LEVELS),
+            "predictions": [asdict(each) for each in self.forecasts],
+        }
+
+
+def registration_of(content: Mapping[str, Any], path: str) -> Registration:
+    """Return the registration in a file.
+
+    Raises
+    ------
+    SpecError
+        If the content does not have the schema, or the hash of the rows is not theirs.
+    """
+    try:
+        found = Registration(
+            row_hashes=tuple(content["rows"]["hashes"]),
+            forecasts=tuple(
+                FrozenForecast(**{**each, "log_quantiles": tuple(each["log_quantiles"])})
+                for each in content["predictions"]
+            ),
+            **{
+                name: content[name]
+                for name in Registration.__dataclass_fields__
+                if name not in ("row_hashes", "forecasts")
+            },
+        )
+        is_valid = (
+            content["schema"] == SCHEMA
+            and content["rows"] == found.to_dict()["rows"]
+            and all(len(each.log_quantiles) == len(LEVELS) for each in found.forecasts)
+            and found.registered_s > 0
+        )
+    except (KeyError, TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise SpecError(
+            f"{path}, which is not a registered forecast or was changed",
+            f"the JSON of `scalelab predict --register`, schema {SCHEMA}",
+            "Restore the file, or move it out of the folder.",
+        )
+    return found
+
+
+def frozen(found: AveragedFit | ParametricFit, forecast: Forecast) -> FrozenForecast:
+    """Return a forecast with the quantiles of a new run.
+
+    Raises
+    ------
+    NotIdentifiedError
+        If the forecast has no interval.
+    """
+    sizes = forecast.to_dict()
+    at = {name: np.array([sizes[name]]) for name in ("n_params", "n_tokens")}
+    quantiles = (
+        found.at(at).quantiles(LEVELS)[:, 0]
+        if isinstance(found, AveragedFit)
+        else _quantiles_of_law(found, at)
+    )
+    limits = [forecast.low, forecast.high, forecast.pred_low, forecast.pred_high]
+    if not np.isfinite([*limits, *quantiles]).all():
+        raise NotIdentifiedError(
+            f"{forecast.asked!r}, whose forecast has no interval",
+            "a forecast with an interval, which can be scored",
+            "Use --forecaster averaged, or add runs.",
+        )
+    known = {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in sizes.items()
+    }
+    return FrozenForecast(**known, log_quantiles=tuple(map(float, quantiles)))
+
+
+def _quantiles_of_law(found: ParametricFit, at: Mapping[str, FloatArray]) -> FloatArray:
+    """Return the ends of the prediction intervals at each level, in order."""
+    middle = len(LEVELS) // 2
+    levels = [1 - 2 * q for q in LEVELS[:middle]]
+    limits = [found.predict(at, level) for level in levels]
+    low = [float(each.pred_low[0]) for each in limits]
+    high = [float(each.pred_high[0]) for each in reversed(limits)]
+    value = float(limits[0].value[0])
+    return (
+        np.log(np.sort([*low, value, *high]))
+        if np.isfinite(low + high).all()
+        else np.full(1, np.nan)
+    )
+
+
+def hashes_of(rows: Observations) -> tuple[str, ...]:
+    """Return the sorted hash of each row."""
+    columns = zip(rows.n_params, rows.n_tokens, rows.loss_nats, strict=True)
+    return tuple(sorted(row_hash(*map(float, each)) for each in columns))
+
+
+def row_hash(n_params: float, n_tokens: float, loss_nats: float) -> str:
+    """Return a hash of N, D and loss, each to nine digits."""
+    return _sha256(f"{n_params:.9g} {n_tokens:.9g} {loss_nats:.9g}")[:16]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunScore:
+    """How well a registered forecast predicted one run.
+
+    Attributes
+    ----------
+    name, asked : str
+        The registration, and the question in it.
+    run : str
+        The run, or the import and line.
+    source : str
+        Its sweep or import.
+    timing : str
+        One of `TIMINGS`.
+    predicted, observed : float
+        Losses, nats.
+    relative_error : float
+        predicted / observed - 1.
+    is_covered : bool
+        Whether the run lies in its prediction interval.
+    level : float
+        Level of that interval.
+    crps : float
+        Continuous ranked probability score of the log loss: that of a forecast without spread is
+        its absolute error.
+    """
+
+    name: str
+    asked: str
+    run: str
+    source: str
+    timing: str
+    predicted: float
+    observed: float
+    relative_error: float
+    is_covered: bool
+    level: float
+    crps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """Means over forecasts of one timing; each forecast counts once, for any number of runs."""
+
+    n_forecasts: int
+    n_runs: int
+    mean_relative_error: float
+    coverage: float
+    crps: float
+
+
+def score_runs(registration: Registration, runs: Iterable[FinishedRun]) -> tuple[RunScore, ...]:
+    """Return a score for each forecast and each run at its point that was not fitted.
+
+    If fitted rows are runs of the results folder, other runs must share their evaluation set.
+    """
+    fitted = set(registration.row_hashes)
+    new, evaluations = [], set()
+    for run in runs:
+        is_fitted = any(
+            row_hash(n, run.n_tokens, run.loss_nats) in fitted for n in run.n_params.values()
+        )
+        if not is_fitted:
+            new.append(run)
+        elif run.eval_fingerprint is not None:
+            evaluations.add(run.eval_fingerprint)
+    return tuple(
+        _score(registration, forecast, run)
+        for forecast in registration.forecasts
+        for run in new
+        if _is_at(registration, forecast, run)
+        and (not evaluations or run.eval_fingerprint in (None, *evaluations))
+    )
+
+
+def summarise(scores: Sequence[RunScore]) -> Summary:
+    """Return the means of scores of one timing."""
+    groups: dict[tuple[str, str], list[RunScore]] = {}
+    for each in scores:
+        groups.setdefault((each.name, each.asked), []).append(each)
+    means = np.array(
+        [
+            np.mean([(abs(s.relative_error), s.is_covered, s.crps) for s in group], axis=0)
+            for group in groups.values()
+        ]
+    ).mean(axis=0)
+    return Summary(
+        n_forecasts=len(groups),
+        n_runs=len(scores),
+        mean_relative_error=float(means[0]),
+        coverage=float(means[1]),
+        crps=float(means[2]),
+    )
+
+
+def crps(log_quantiles: Sequence[float], log_loss: float) -> float:
+    """Return the CRPS from quantiles at `LEVELS`: the integral of twice the pinball loss.
+
+    Source: Gneiting and Raftery 2007, "Strictly proper scoring rules", section 4.2. The loss is 0
+    at the levels 0 and 1, so the sum over `LEVELS` is the trapezoidal rule.
+    """
+    levels = np.array(LEVELS)
+    gap = log_loss - np.array(log_quantiles)
+    return float(2 * np.maximum(levels * gap, (levels - 1) * gap).sum() / (len(LEVELS) + 1))
+
+
+def _is_at(registration: Registration, forecast: FrozenForecast, run: FinishedRun) -> bool:
+    n_params = _params(registration.param_convention, run)
+    return (
+        n_params is not None
+        and abs(n_params / forecast.n_params - 1) <= CLOSE
+        and abs(run.n_tokens / forecast.n_tokens - 1) <= CLOSE
+    )
+
+
+def _params(convention: str, run: FinishedRun) -> float | None:
+    """Return N of the run as the forecast counts it; None if that is not known."""
+    if convention in run.n_params:
+        return run.n_params[convention]
+    return next(iter(run.n_params.values())) if UNSTATED in (convention, *run.n_params) else None
+
+
+def _score(registration: Registration, forecast: FrozenForecast, run: FinishedRun) -> RunScore:
+    if run.known_s < registration.registered_s:
+        timing = AFTER
+    else:
+        timing = BEFORE if run.is_start_known else UNKNOWN
+    return RunScore(
+        name=registration.name,
+        asked=forecast.asked,
+        run=run.run_id,
+        source=run.source,
+        timing=timing,
+        predicted=forecast.loss_nats,
+        observed=run.loss_nats,
+        relative_error=forecast.loss_nats / run.loss_nats - 1,
+        is_covered=forecast.pred_low <= run.loss_nats <= forecast.pred_high,
+        level=forecast.level,
+        crps=crps(forecast.log_quantiles, float(np.log(run.loss_nats))),
+    )

@@ -1,0 +1,135 @@
+"""`scalelab predict` and `scalelab scores` as a user meets them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scalelab.cli.main import main
+
+POINT = "N=3e9,D=6e10"
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a runner of the command line: stdout and stderr."""
+
+    def call(*words, code=0):
+        capsys.readouterr()
+        found = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert found == code, f"exit {found}: {out[-800:]} {err[-800:]}"
+        return out + err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def file(isoflop_runs, tmp_path_factory):
+    rows = isoflop_runs(budgets=(1e18, 1e19, 1e20), sizes=5)
+    path = tmp_path_factory.mktemp("predict") / "runs.csv"
+    lines = ["n_params,n_tokens,loss,flops"]
+    columns = (rows.n_params, rows.n_tokens, rows.loss_nats, rows.flops)
+    lines += [",".join(repr(float(x)) for x in row) for row in zip(*columns, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_answers_are_those_of_fit(run, file):
+    asked = ("C=1e21", POINT)
+    found = json.loads(run("predict", *asked, "--from", file, "--json"))
+    options = [word for each in asked for word in ("--predict", each)]
+    for name in ("averaged", "law"):
+        fitted = json.loads(run("fit", "--from", file, *options, "--forecaster", name, "--json"))
+        mine = found if name == "averaged" else found["law"]
+        assert mine["predictions"] == fitted["predictions"]
+    assert found["registered"] is None
+
+
+def test_the_page_has_a_sentence_for_each_question_and_the_law_beside_it(run, file):
+    lines = run("predict", "C=1e23", POINT, "--from", file).splitlines()
+    assert lines[0].startswith("Extrapolation: 1Kx the FLOPs of the largest run. N ")
+    assert lines[1].startswith("The chinchilla law alone: loss ")
+    assert lines[2].startswith("N 3B on D 60B (N and D given")
+    assert "10.8 times the FLOPs of the largest run" in lines[2]
+    law = run("predict", POINT, "--from", file, "--forecaster", "law")
+    assert "law alone" not in law
+    assert "Law: chinchilla" in law
+
+
+def test_what_the_rows_do_not_answer_exits_with_4_and_says_what_to_do(run, file):
+    line = "--map", "n_tokens=20*n_params,flops=120*n_params*n_params"
+    said = run("predict", "N=1e6,D=1e17", "--from", file, *line, code=4)
+    assert "question 'N=1e6,D=1e17': a loss of" in said
+    assert "add runs nearer to it" in said
+    said = run("predict", "N=1e9", "--from", file, *line, "--forecaster", "law", code=4)
+    assert "do not determine the law" in said
+    assert "`scalelab predict N=1e9 --forecaster averaged`" in said
+    said = run("predict", "N9", "--from", file, code=2)
+    assert "--predict" not in said
+
+
+def test_a_forecast_is_registered_once_and_scored_when_its_run_is_imported(run, file, tmp_path):
+    results = "--results", tmp_path / "results"
+    assert "No registered forecasts" in run("scores", *results)
+    words = ("predict", POINT, "--from", file, *results)
+    path = tmp_path / "results/forecasts/first.json"
+    said = run(*words, "--register", "first")
+    assert f"Registered in {path}" in said
+    content = path.read_text()
+    assert f"No run yet: first, {POINT}" in run("scores", *results)
+    assert "is registered in" in run(*words, "--register", "first", code=2)
+    run(*words, "--register", "../up", code=2)
+    assert path.read_text() == content
+
+    table = tmp_path / "later.csv"
+    loss = json.loads(content)["predictions"][0]["loss_nats"] * 1.001
+    table.write_text(f"n_params,n_tokens,loss\n3.01e9,6e10,{loss}\n9e9,6e10,2.0\n")
+    run("import", table, *results)
+    run("import", file, *results)  # the fitted runs
+    found = json.loads(run("scores", *results, "--json"))
+    (score,) = found["scores"]
+    assert (score["run"], score["timing"]) == ("later:2", "start unknown")
+    assert score["relative_error"] == pytest.approx(1 / 1.001 - 1)
+    assert score["is_covered"]
+    assert list(found["overall"]) == ["start unknown"]
+    assert found["overall"]["start unknown"]["crps"] == pytest.approx(score["crps"])
+    assert found["waiting"] == []
+    # Registered now, the same run is known already.
+    run(*words, "--register", "second")
+    overall = json.loads(run("scores", *results, "--json"))["overall"]
+    assert {name: each["n_forecasts"] for name, each in overall.items()} == {
+        "start unknown": 1,
+        "after the fact": 1,
+    }
+    said = run("scores", *results)
+    assert "Registered after the fact: mean error 0.10 %, coverage 1.00" in said
+
+    path.write_text(content.replace('"n": 15', '"n": 14'))
+    said = run("scores", *results)
+    assert "first.json, which is not a registered forecast or was changed" in said
+    assert "second" in said
+
+
+def test_two_registrations_of_a_name_at_once_keep_the_first(tmp_path):
+    from scalelab.errors import UsageError
+    from scalelab.records.forecasts import forecast_file, save_forecast
+
+    path = forecast_file(tmp_path, "one")
+    save_forecast(path, {"a": 1})
+    with pytest.raises(UsageError, match="never change"):
+        save_forecast(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [each.name for each in path.parent.iterdir()] == ["one.json"]
+
+
+def test_a_forecast_without_interval_is_not_registered(isoflop_runs, tmp_path):
+    from scalelab import api
+    from scalelab.errors import NotIdentifiedError
+
+    rows = isoflop_runs(budgets=(1e18, 1e19, 1e20), sizes=5)
+    table = {name: np.array(getattr(rows, name)) for name in ("n_params", "n_tokens", "loss_nats")}
+    report = api.fit(table, predict=[POINT], bootstrap=0)
+    with pytest.raises(NotIdentifiedError, match="no interval"):
+        api.register(report, "one", results=tmp_path)
+    assert not (tmp_path / "forecasts").exists()
