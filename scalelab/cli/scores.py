@@ -8,7 +8,7 @@ from scalelab.errors import EXIT_OK
 
 
 def scores(results: ResultsOption = DEFAULT_RESULTS, as_json: JsonOption = False) -> int:
-    """Score registered forecasts on the finished runs at their points.
+    """Score registered forecasts on finished runs.
 
     A run counts if its N and D differ by at most 2 % and it was not fitted.
 

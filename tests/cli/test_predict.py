@@ -35,6 +35,7 @@ def file(isoflop_runs, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_fit(run, file):
     asked = ("C=1e21", POINT)
     found = json.loads(run("predict", *asked, "--from", file, "--json"))
@@ -57,6 +58,7 @@ def test_the_page_has_a_sentence_for_each_question_and_the_law_beside_it(run, fi
     assert "Law: chinchilla" in law
 
 
+@pytest.mark.slow
 def test_what_the_rows_do_not_answer_exits_with_4_and_says_what_to_do(run, file):
     line = "--map", "n_tokens=20*n_params,flops=120*n_params*n_params"
     said = run("predict", "N=1e6,D=1e17", "--from", file, *line, code=4)

@@ -26,8 +26,8 @@ loss, isoFLOP curve, job, job failure, job group, launcher, law, learning rate, 
 status, loss, micro-batch, misfit, not identified, objective, outlier, parametrization, plan,
 posterior, prediction interval, preempted, prune, registered forecast, replay, replicate,
 residual, resume, retry, rule, run, run pool, schedule, seed, sequence, shape, shape table, size,
-snapshot, span, speed-up, status, step, sweep, target, tensor parallel, token, tracker, trial, trunk, warm-up,
-wave, worker, WSD ladder
+snapshot, span, speed-up, status, step, sweep, target, tensor parallel, token, tracker, trial,
+trunk, warm-up, wave, worker, WSD ladder
 """
 # Names, examples and placeholders in capitals that are not terms.
 NOT_TERMS = {
