@@ -186,7 +186,7 @@ def frozen(found: AveragedFit | ParametricFit, forecast: Forecast) -> FrozenFore
             "a forecast with an interval, which can be scored",
             "Use --forecaster averaged, or add runs.",
         )
-    known = {
+    known: dict[str, Any] = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in sizes.items()
     }
