@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import ParametricFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport as BaseFitReport
+    from scalelab.forecast.law_file import SavedLaw
 
 AUTO_FORM = "auto"
 LOSS = "loss_nats"
@@ -250,19 +251,19 @@ def fit(
 
 
 def predict(
-    report: BaseFitReport, *asked: Asked, level: float | None = None, **named: Any
+    report: BaseFitReport | SavedLaw, *asked: Asked, level: float | None = None, **named: Any
 ) -> pd.DataFrame:
-    """Predict runs from a fit, one row per request.
+    """Predict runs from a fit or a law, one row per request.
 
     Parameters
     ----------
-    report : FitReport
-        From `fit`.
+    report : FitReport or SavedLaw
+        From `fit` or `load_law`. The limits of a law without replicates are NaN.
     asked : str, dict or DataFrame
         ``"N=7e9"`` (with its compute-optimal D), ``"N=7e9,D=2e12"``, ``"C=1e24"`` (training
         FLOPs), ``{"N": 7e9}``, or a DataFrame with such columns.
     level : float, optional
-        Level of the intervals; default: that of the report.
+        Level of the intervals; default: that of the report, 0.9 for a saved law.
     named
         The same as keywords: ``predict(report, C=1e24)``.
 
@@ -279,7 +280,7 @@ def predict(
 
 
 def forecasts(
-    report: BaseFitReport, *asked: Asked, level: float | None = None, **named: Any
+    report: BaseFitReport | SavedLaw, *asked: Asked, level: float | None = None, **named: Any
 ) -> tuple[Forecast, ...]:
     """Return the forecasts that `predict` has as rows; same arguments and errors."""
     from scalelab.errors import NotIdentifiedError
@@ -288,16 +289,23 @@ def forecasts(
     from scalelab.forecast.averaged_forecast import average_forecasts
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.law_file import SavedLaw
 
-    if not isinstance(report, FitReport):
+    if not isinstance(report, (FitReport, SavedLaw)):
         raise UsageError(
-            f"a {type(report).__name__} to predict from", "the report of a fit", "Use fit(df)."
+            f"a {type(report).__name__} to predict from",
+            "the report of a fit, or a law",
+            "Use fit(df) or load_law('besiroglu').",
         )
     requests = as_requests([*asked, *([named] if named else [])])
     if not requests:
         raise UsageError("nothing to predict", "N, D or C", 'Write predict(report, "C=1e24").')
     if level is not None:
         check_level(level)
+    if isinstance(report, SavedLaw):
+        return forecast(
+            report.as_fit(), requests, fitted=report.fitted_range(), level=level or DEFAULT_LEVEL
+        )
     fitted = fitted_range(report.observations)
     if report.averaged is not None:
         return average_forecasts(

@@ -24,6 +24,8 @@ from scalelab.units import format_flops, parse_quantity
 COLUMN_OF_LETTER = {"N": "n_params", "D": "n_tokens", "C": "flops"}
 SIZE_COLUMNS = tuple(COLUMN_OF_LETTER.values())
 MAX_STEPS = 60
+USUAL_FLOPS = 1e21
+"""Compute at which the search for an optimum starts where the fitted runs are not known."""
 LAW, AVERAGED = "law", "averaged"
 FORECASTERS = (LAW, AVERAGED)
 """The fitted law, or the average of several forms (`scalelab.forecast.averaged`)."""
@@ -141,7 +143,11 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
 
 
 def forecast(
-    fit: ParametricFit, requests: Sequence[Request], *, fitted: FittedRange, level: float = 0.9
+    fit: ParametricFit,
+    requests: Sequence[Request],
+    *,
+    fitted: FittedRange | None,
+    level: float = 0.9,
 ) -> tuple[Forecast, ...]:
     """Return one forecast for each request.
 
@@ -150,8 +156,8 @@ def forecast(
     fit : ParametricFit
         An identified fit.
     requests : sequence of Request
-    fitted : FittedRange
-        Ranges of the fitted runs.
+    fitted : FittedRange or None
+        Ranges of the fitted runs; None if they are not known, as for published constants.
     level : float
         Level of the intervals.
 
@@ -250,19 +256,19 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
     return math.exp(right) if abs(at_right) < 1e-9 else math.nan
 
 
-def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: float) -> Forecast:
+def _forecast(
+    fit: ParametricFit, request: Request, fitted: FittedRange | None, level: float
+) -> Forecast:
+    start = USUAL_FLOPS if fitted is None else fitted.flops
     law, values = fit.law, dict(request.values)
     _check_names(request, law)
     known = [name for name in SIZE_COLUMNS if name in values]
     needs_both = {"n_params", "n_tokens"} <= set(law.columns)
     sizes: dict[str, Interval] = {}
     if len(known) == 1 and needs_both:
-        chosen = _optimum(law, known[0], values[known[0]], fitted.flops)
+        chosen = _optimum(law, known[0], values[known[0]], start)
         draws = np.array(
-            [
-                _optimum(each, known[0], values[known[0]], fitted.flops)
-                for each in fit.replicate_laws()
-            ]
+            [_optimum(each, known[0], values[known[0]], start) for each in fit.replicate_laws()]
         ).reshape(-1, len(SIZE_COLUMNS))
         for name, value, column in zip(SIZE_COLUMNS, chosen, draws.T, strict=True):
             low, high = percentile_limits(column[np.isfinite(column)], level, value)
@@ -288,7 +294,7 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
         raise UsageError(
             f"--predict {request.text!r}, which has no finite N, D and C",
             "a size near those of the runs",
-            f"Use for example --predict C={10 * fitted.flops:.1e}.",
+            f"Use for example --predict C={10 * start:.1e}.",
         )
     predicted = fit.predict({name: np.array([values[name]]) for name in law.columns}, level=level)
     flops = values.get("flops")
@@ -304,8 +310,10 @@ def _forecast(fit: ParametricFit, request: Request, fitted: FittedRange, level: 
         pred_low=float(predicted.pred_low[0]),
         pred_high=float(predicted.pred_high[0]),
         level=level,
-        extrapolation=None if flops is None else flops / fitted.flops,
-        outside_range=fitted.describe_extrapolation(
+        extrapolation=None if flops is None or fitted is None else flops / fitted.flops,
+        outside_range=()
+        if fitted is None
+        else fitted.describe_extrapolation(
             n_params=values.get("n_params"), n_tokens=values.get("n_tokens"), flops=flops
         ),
     )

@@ -50,6 +50,21 @@ def test_a_saved_law_decides_as_its_fit(run, place):
     assert fitted["best"]["low"] < fitted["best"]["loss_nats"]
 
 
+def test_a_saved_law_predicts_as_its_fit_beyond_the_runs(place):
+    report = api.fit(place / "runs.csv")
+    saved = api.load_law("demo", results=place)
+    asked = ("C=1e23", "N=7e9", "N=7e9,D=2e12")
+    # Numbers differ by the rounding of a compute that is a product in another order.
+    pd.testing.assert_frame_equal(api.predict(saved, *asked), api.predict(report, *asked))
+
+
+def test_published_constants_predict_without_limits():
+    found = api.predict(api.load_law("besiroglu"), "N=7e9,D=2e12", "C=1e24")
+    assert found.loc[0, "loss_nats"] == pytest.approx(2.06422, abs=1e-5)
+    assert found.loc[1, "n_params"] == pytest.approx(9.5e10, rel=0.05)
+    assert found[["low", "pred_high", "extrapolation"]].isna().all(axis=None)
+
+
 def test_show_gives_the_intervals_of_the_fit(run, place):
     report = api.fit(place / "runs.csv")
     shown = json.loads(run("law", "show", "demo", "--json"))

@@ -78,6 +78,20 @@ def test_the_exported_function_equals_the_law(form):
         assert space[law.target](**columns) == pytest.approx(expected, rel=1e-10)
 
 
+def test_the_exported_function_keeps_the_order_of_operations():
+    class Odd(Chinchilla):
+        @classmethod
+        def evaluate(cls, theta, columns):
+            x, y = columns["n_params"], columns["n_tokens"]
+            a, b = x - (y - theta[0]) - 2.0, x / (y * theta[2])
+            return a * -3.0 - (-(a + b)) + (a - b) / (b / (x / y)) + np.minimum(x, -y)
+
+    odd, space = Odd(**CONSTANTS), {}
+    exec(to_python(saved(odd)), space)
+    expected = float(odd.loss({"n_params": 3.0, "n_tokens": 7.0}))
+    assert space["loss_nats"](3.0, 7.0) == pytest.approx(expected, rel=1e-12)
+
+
 @FORMS
 def test_the_formula_in_latex_has_every_constant(form):
     law = law_of(form, [0.5] * 9)
