@@ -46,6 +46,7 @@ def read_runs(
     where: str | None = None,
     holdout: str | None = None,
     recipe_b: str | None = None,
+    form: str | None = None,
 ) -> TableRead:
     """Return the runs of a table or a sweep.
 
@@ -66,13 +67,18 @@ def read_runs(
         DuckDB condition; these rows are not fitted, and the fit is scored on them.
     recipe_b : str, optional
         DuckDB condition: rows of recipe B. The other rows are recipe A, which is fitted.
+    form : str, optional
+        Name of the law that reads the rows: columns of N, D and C that it does not need may be
+        missing, and losses may have the signs that it accepts. Default: a law of N and D.
 
     Raises
     ------
     UsageError, DataError
         If an argument has the wrong type, or the table cannot be used.
     """
+    from scalelab.store.columns import SIZES, needed_sizes
     from scalelab.store.tables import ReadOptions, TableRead, read_frame, read_table
+    from scalelab.theory.laws import law_named
 
     if isinstance(data, TableRead):
         return data
@@ -90,7 +96,10 @@ def read_runs(
                 "an SQL condition on the columns, as text",
                 f'Write {name}="n_params > 1e8", or select rows first: df[df.n_params > 1e8].',
             )
+    law = None if form is None else law_named(form)
     options = ReadOptions(
+        needs=SIZES if law is None else needed_sizes(law),
+        is_signed=law is not None and law.is_signed,
         mapping=mapping or {},
         where=where,
         marks={name: text for name in (HELD, RECIPE_B) if (text := conditions[name])},

@@ -167,6 +167,7 @@ def fit(
         where=where,
         holdout=holdout,
         recipe_b=recipe_b,
+        form=None if form == AUTO_FORM else form,
     )
     rows, lines, held, other = split_runs(table)
     comparison, cannot = None, None

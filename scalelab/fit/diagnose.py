@@ -45,14 +45,16 @@ def row_warnings(
     observations: Observations, lines: NDArray[np.int64] | None, fit: ParametricFit
 ) -> list[FitWarning]:
     """Return warnings about the rows: schedules, conventions, budgets, misfit, outliers."""
-    found = [
-        _mid_schedule(observations),
-        _mixed(observations),
-        _flops_mismatch(observations),
-        _budget_mismatch(observations),
-        _misfit(observations, fit),
-        _outliers(fit, lines, numbers(observations, fit.law.target)),
-    ]
+    found = [_outliers(fit, lines, numbers(observations, fit.law.target))]
+    if observations.is_sized:
+        found = [
+            _mid_schedule(observations),
+            _mixed(observations),
+            _flops_mismatch(observations),
+            _budget_mismatch(observations),
+            _misfit(observations, fit),
+            *found,
+        ]
     return [warning for warning in found if warning is not None]
 
 

@@ -69,7 +69,7 @@ def assess(
     effect = np.abs(sensitivity[:, used]).max(axis=1)
     vanished = np.array(
         [
-            effect[j] < VANISHED if c.is_log else c.name == law.offset and theta[j] <= 0
+            effect[j] < VANISHED if c.is_log else c.name == law.offset and theta[j] <= c.low
             for j, c in enumerate(law.coordinates)
         ]
     )

@@ -34,6 +34,7 @@ GROUP_WIDTH = 0.10
 """Maximum relative distance of a row's FLOPs from an inferred budget."""
 MIN_GROUP_SPAN = 1.5
 """Minimum ratio of the largest to the smallest N in an inferred budget."""
+UNSIZED = "the rows do not have all of N, D and C"
 
 Axis = Literal["n", "d"]
 
@@ -175,6 +176,8 @@ def fit_isoflop(
     keeps_edges : bool
         Whether to use minima outside their grid too, as most publications do.
     """
+    if not observations.is_sized:
+        return IsoflopFit(curves=(), n_law=None, d_law=None, reason=UNSIZED, is_grouped=False)
     budget, is_grouped = budgets_of(observations)
     curves = tuple(
         curve

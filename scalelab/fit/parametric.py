@@ -7,6 +7,7 @@ draws behind the intervals) and `scalelab.fit.identify` (status).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from scalelab.fit.inflation import extrapolation_inflation
 from scalelab.fit.likelihood import best_scale, reported_value
 from scalelab.fit.newton import Box
 from scalelab.fit.noise import compute_of
-from scalelab.fit.objective import Objective
+from scalelab.fit.objective import Objective, Residual
 from scalelab.fit.outcome import (
     BootstrapReport,
     FitWarning,
@@ -62,7 +63,8 @@ def fit_parametric(
     form : str
         Name of a form, see `scalelab.theory.laws.LAWS`.
     objective : Objective, optional
-        Default: log residual, Huber, delta 1e-3, plain sum.
+        Default: log residual, Huber, delta 1e-3, plain sum. A law of a signed target always has
+        the linear residual.
     bootstrap : BootstrapSpec, optional
         Default: 1000 replicates, by cluster where labels repeat, else by row.
     fixed : Mapping[str, float], optional
@@ -89,6 +91,8 @@ def fit_parametric(
     objective = objective or Objective()
     bootstrap = bootstrap or BootstrapSpec()
     law = law_named(form)
+    if law.is_signed:
+        objective = replace(objective, residual="linear")
     held = dict(fixed or {})
     box = box_of(law, held)
     data = design(observations, law, objective, bootstrap.cluster)
@@ -230,7 +234,8 @@ def _seeds(law: type[Law], data: Design, box: Box, held: Mapping[str, float]) ->
         seeds = law.encode(values)
     seeds = np.clip(seeds, box.low, box.high)
     model = row_model_of(law, data.columns, is_centred=False)
-    rows = Rows(data.rows.target, data.rows.weight, "log")
+    residual: Residual = "linear" if law.is_signed else "log"
+    rows = Rows(data.rows.target, data.rows.weight, residual)
     misfit = model.value(seeds, rows, Penalty(delta=np.inf))
     order = np.argsort(misfit, kind="stable")
     return np.asarray(seeds[order[np.isfinite(misfit[order])]])

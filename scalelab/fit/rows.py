@@ -57,11 +57,14 @@ class Design:
 
 def column(observations: Observations, name: str) -> NDArray[Any]:
     """Return a column by name; UsageError lists the columns if it is missing."""
-    own = {
+    sizes = {
         "n_params": observations.n_params,
         "n_tokens": observations.n_tokens,
-        "loss_nats": observations.loss_nats,
         "flops": observations.flops,
+    }
+    own = {
+        **{key: value for key, value in sizes.items() if observations.has(key)},
+        "loss_nats": observations.loss_nats,
         "budget": observations.budget,
         "cluster": observations.cluster,
         **observations.extra,
@@ -87,12 +90,13 @@ def design(
     UsageError
         For a missing column.
     DataError
-        For no rows, or values that are not finite and positive.
+        For no rows, or values that are not finite and positive (finite, for a signed target).
     """
     if not len(observations):
         raise DataError("no rows", "1 finished run or more", "Select more rows with --where.")
     columns = {name: positive(observations, name) for name in law.columns}
-    target = positive(observations, law.target)
+    read = numbers if law.is_signed else positive
+    target = read(observations, law.target)
     weight = np.ones(len(target))
     if objective.weight is not None:
         weight = numbers(observations, objective.weight)

@@ -18,6 +18,7 @@ from scalelab.errors import DataError
 from scalelab.units import plural
 
 _COLUMNS = ("n_params", "n_tokens", "loss_nats", "flops", "budget", "cluster")
+_SIZES = ("n_params", "n_tokens", "flops")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +164,8 @@ class FinishedRun:
 class Observations:
     """Finished runs as columns, one entry per run (or checkpoint, see ``cluster``).
 
+    N, D or C is NaN in every row if the table does not have it and the law does not need it.
+
     Attributes
     ----------
     n_params : ndarray of float, shape (n,)
@@ -184,6 +187,8 @@ class Observations:
         How N and C are counted; ``unstated`` if unknown.
     source : str
         Where the rows come from, for messages.
+    is_signed : bool
+        Whether losses may be 0 or negative, as normalised losses are.
     """
 
     n_params: FloatArray
@@ -196,6 +201,7 @@ class Observations:
     param_convention: str = "unstated"
     flop_convention: str = "unstated"
     source: str = ""
+    is_signed: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.loss_nats)
@@ -209,17 +215,27 @@ class Observations:
                 )
         for name in ("n_params", "n_tokens", "loss_nats", "flops"):
             column = getattr(self, name)
-            bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-            if len(bad):
+            is_any_sign = self.is_signed and name == "loss_nats"
+            bad = np.flatnonzero(~(np.isfinite(column) & (is_any_sign | (column > 0))))
+            if len(bad) and self.has(name):
                 raise DataError(
                     f"{name} = {column[bad[0]]} in row {bad[0] + 1} "
                     f"({plural(len(bad), 'invalid row')})",
-                    "finite numbers above zero",
+                    "finite numbers" if is_any_sign else "finite numbers above zero",
                     "Remove those rows, or use `scalelab import`, which rejects them.",
                 )
 
     def __len__(self) -> int:
         return len(self.loss_nats)
+
+    def has(self, name: str) -> bool:
+        """Whether the rows have N, D or C (``n_params``, ``n_tokens``, ``flops``)."""
+        return name not in _SIZES or not np.isnan(getattr(self, name)).all()
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the rows have all of N, D and C."""
+        return all(self.has(name) for name in _SIZES)
 
     def take(self, rows: NDArray[Any]) -> Observations:
         """Return the rows at these positions, or where a mask is true."""

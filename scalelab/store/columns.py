@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from scalelab.theory.laws import LAWS
+from scalelab.theory.laws import LAWS, Law
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "n_params": (),
@@ -21,6 +21,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 CORE = ("n_params", "n_tokens", "loss_nats", "flops")
 """Columns that every observation has; one of N, D, C can be derived."""
+
+SIZES = ("n_params", "n_tokens", "flops")
+"""N, D and C: a form that does not need one of them does not ask for it."""
 
 MAPPED = tuple(
     dict.fromkeys(
@@ -58,6 +61,15 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "seq_len": ("sequence_length", "context_length", "ctx_len"),
 }
 """Usual names of our columns, the most likely first; suggested in errors, never read unasked."""
+
+
+def needed_sizes(law: type[Law]) -> tuple[str, ...]:
+    """Return the columns of N, D and C that a table needs for this law.
+
+    All three where the law trades N against D, because approaches 1 and 2 need them too.
+    """
+    needed = tuple(name for name in SIZES if name in law.columns)
+    return SIZES if {"n_params", "n_tokens"} <= set(needed) else needed
 
 
 def likely_columns(wanted: str, columns: Iterable[str]) -> list[str]:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.records.types import Curves, Observations
-from scalelab.store.columns import ALIASES, CORE, MAPPED, NON_EMBEDDING, likely_columns, map_option
+from scalelab.store.columns import (
+    ALIASES,
+    CORE,
+    MAPPED,
+    NON_EMBEDDING,
+    SIZES,
+    likely_columns,
+    map_option,
+)
 from scalelab.store.table_source import TableSource, is_numeric, open_file, open_frame, quote
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS, train_flops_6nd
 from scalelab.units import plural
@@ -117,6 +125,10 @@ class ReadOptions:
         Named conditions to evaluate on these rows.
     text_columns : sequence of str
         Text columns to keep in ``extra``, which contains all numeric columns anyway.
+    needs : sequence of str
+        Columns of N, D and C that the table must have or give by C = 6 N D.
+    is_signed : bool
+        Whether to accept losses of 0 and below.
     param_convention, flop_convention : str
         How the table counts N and C; ``unstated`` if unknown.
     """
@@ -125,6 +137,8 @@ class ReadOptions:
     where: str | None = None
     marks: Mapping[str, str] = field(default_factory=dict)
     text_columns: Sequence[str] = ()
+    needs: Sequence[str] = SIZES
+    is_signed: bool = False
     param_convention: str = "unstated"
     flop_convention: str = "unstated"
 
@@ -184,7 +198,7 @@ class _Reader:
         source.make_numeric([self.mapping[n] for n in (*CORE, "budget") if n in self.mapping])
 
     def _resolve(self) -> dict[str, str]:
-        """Return the source of each of our columns; the loss and two of N, D, C are required."""
+        """Return the source of each of our columns; the loss and the needed sizes are required."""
         lower = {name.lower(): name for name in self.source.types}
         found = {
             ours: lower.get(theirs.lower(), theirs) for ours, theirs in self.options.mapping.items()
@@ -202,10 +216,13 @@ class _Reader:
                     f"Rename the other columns, or name one of them: --map {ours}=COLUMN",
                 )
         missing = [name for name in ("loss_nats",) if name not in found]
-        sizes = [name for name in ("n_params", "n_tokens", "flops") if name not in found]
+        sizes = [name for name in SIZES if name not in found]
         unused = [name for name in self.source.types if name not in found.values()]
         sizes.sort(key=lambda name: not likely_columns(name, unused))
-        missing += sizes[: max(len(sizes) - 1, 0)]
+        # Two of the three sizes give the third.
+        if len(sizes) > 1:
+            needed = [name for name in sizes if name in self.options.needs]
+            missing += needed[: len(sizes) - 1]
         if missing:
             raise self._missing(missing, unused)
         return found
@@ -218,7 +235,9 @@ class _Reader:
         return DataError(
             f"{self.source.name} without {' and '.join(given)}; its columns are "
             f"{', '.join(self.source.types)}",
-            "a loss and two of n_params, n_tokens, flops",
+            "a loss and two of n_params, n_tokens, flops"
+            if tuple(self.options.needs) == SIZES
+            else " and ".join(("a loss", *self.options.needs)),
             f"Add {map_option(missing, unused)}",
         )
 
@@ -227,7 +246,10 @@ class _Reader:
         columns = self._columns()
         row = columns.pop("source_row").astype(np.int64)
         core = {name: columns.pop(name) for name in CORE if name in picked}
-        bad = {name: ~(np.isfinite(values) & (values > 0)) for name, values in core.items()}
+        bad = {
+            name: ~(np.isfinite(values) & (values > 0 if self._is_positive(name) else True))
+            for name, values in core.items()
+        }
         flop_convention = self._derive(core)
         is_bad = np.logical_or.reduce(list(bad.values()))
         rejects = self._explain(row, bad)
@@ -246,6 +268,7 @@ class _Reader:
             ),
             flop_convention=self._convention("flops", FLOP_CONVENTIONS, flop_convention),
             source=self.source.name + (f" where {options.where}" if options.where else ""),
+            is_signed=options.is_signed,
         )
         self._note_duplicates(observations)
         return TableRead(
@@ -284,8 +307,18 @@ class _Reader:
             query += f" WHERE (\n{options.where}\n)"
         return source.fetch(query + " ORDER BY source_row", options.where or "")
 
+    def _is_positive(self, name: str) -> bool:
+        return not (self.options.is_signed and name == "loss_nats")
+
     def _derive(self, core: dict[str, FloatArray]) -> str:
-        """Compute a missing one of N, D, C from C = 6 N D; return how C is counted."""
+        """Compute a missing one of N, D, C from C = 6 N D; return how C is counted.
+
+        Where two are missing they stay unknown: NaN in every row.
+        """
+        missing = [name for name in SIZES if name not in core]
+        if len(missing) > 1:
+            core.update({name: np.full(len(core["loss_nats"]), np.nan) for name in missing})
+            return self.options.flop_convention
         with np.errstate(all="ignore"):
             if "flops" not in core:
                 core["flops"] = train_flops_6nd(core["n_params"], core["n_tokens"])

@@ -8,6 +8,7 @@ from scalelab.theory.laws.base import Coordinate, Law
 from scalelab.theory.laws.broken import Broken
 from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
 from scalelab.theory.laws.data_constrained import DataConstrained
+from scalelab.theory.laws.experts import Experts
 from scalelab.theory.laws.farseer import Farseer
 from scalelab.theory.laws.gamma import Gamma
 from scalelab.theory.laws.kaplan import (
@@ -18,7 +19,13 @@ from scalelab.theory.laws.kaplan import (
     KaplanTokens,
 )
 from scalelab.theory.laws.overtraining import Overtraining
-from scalelab.theory.laws.precision import Precision
+from scalelab.theory.laws.parallel import Parallel
+from scalelab.theory.laws.precision import (
+    Precision,
+    PrecisionTied,
+    PrecisionWeights,
+    PrecisionWeightsActivations,
+)
 from scalelab.theory.laws.rates import (
     BatchByCompute,
     BatchSize,
@@ -27,6 +34,8 @@ from scalelab.theory.laws.rates import (
     LearningRateByCompute,
 )
 from scalelab.theory.laws.routed import Granularity, Routed
+from scalelab.theory.laws.sparsity import Sparsity
+from scalelab.theory.laws.vocabulary import Vocabulary
 
 LAWS: tuple[type[Law], ...] = (
     Chinchilla,
@@ -42,7 +51,14 @@ LAWS: tuple[type[Law], ...] = (
     Farseer,
     Routed,
     Granularity,
+    Experts,
+    Sparsity,
+    Parallel,
+    Vocabulary,
     Precision,
+    PrecisionWeights,
+    PrecisionWeightsActivations,
+    PrecisionTied,
     Broken,
     LearningRate,
     BatchSize,
@@ -77,6 +93,7 @@ __all__ = [
     "Coordinate",
     "CriticalBatch",
     "DataConstrained",
+    "Experts",
     "Farseer",
     "Gamma",
     "Granularity",
@@ -88,8 +105,14 @@ __all__ = [
     "LearningRate",
     "LearningRateByCompute",
     "Overtraining",
+    "Parallel",
     "Precision",
+    "PrecisionTied",
+    "PrecisionWeights",
+    "PrecisionWeightsActivations",
     "Routed",
+    "Sparsity",
     "TiedExponents",
+    "Vocabulary",
     "law_named",
 ]

@@ -80,6 +80,8 @@ class Law(ABC):
     """Paper and section that state the form."""
     offset: ClassVar[str | None] = None
     """Parameter that is added to the other terms: the irreducible loss E."""
+    is_signed: ClassVar[bool] = False
+    """Whether the target may be 0 or negative; its residual is then linear."""
     power: ClassVar[str | None] = None
     """Parameter, with a logarithmic coordinate, to whose power the sum of ``terms`` is raised."""
 

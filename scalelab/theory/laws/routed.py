@@ -17,6 +17,17 @@ from scalelab.theory.laws.chinchilla import Chinchilla
 LN10 = float(np.log(10.0))
 
 
+def saturated(n_experts: FloatArray, log_start: Any, log_max: Any) -> Any:
+    r"""Return the logarithm of the saturated number of experts.
+
+    :math:`1/\hat E = 1/(E - 1 + (1/E_{start} - 1/E_{max})^{-1}) + 1/E_{max}`: Clark et al. 2022,
+    arXiv:2202.01169, equation 2.
+    """
+    top = np.exp(-log_max)
+    shift = 1.0 / (np.exp(-log_start) - top)
+    return -np.log(1.0 / (n_experts - 1.0 + shift) + top)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Routed(Law):
     r"""Loss of routed models by dense-equivalent size and number of experts.
@@ -59,9 +70,7 @@ class Routed(Law):
         """Return the loss from (a, b, c, d, log E_start, log E_max)."""
         a, b, c, d, log_start, log_max = theta
         log_N = np.log(columns["n_params"]) / LN10
-        top = np.exp(-log_max)
-        shift = 1.0 / (np.exp(-log_start) - top)
-        log_E = np.log(1.0 / (columns["n_experts"] - 1.0 + shift) + top) * (-1.0 / LN10)
+        log_E = saturated(columns["n_experts"], log_start, log_max) / LN10
         return np.exp(LN10 * (a * log_N + b * log_E + c * log_N * log_E + d))
 
     @classmethod
@@ -70,8 +79,7 @@ class Routed(Law):
         log_N, log_L = np.log10(columns["n_params"]), np.log10(target)
         out = []
         for start, top in product((1.05, 1.5, 2.5, 4.0), (60.0, 150.0, 300.0, 600.0, 3000.0)):
-            shift = 1.0 / (1.0 / start - 1.0 / top)
-            log_E = -np.log10(1.0 / (columns["n_experts"] - 1.0 + shift) + 1.0 / top)
+            log_E = saturated(columns["n_experts"], np.log(start), np.log(top)) / LN10
             design = np.stack([log_N, log_E, log_N * log_E, np.ones_like(log_N)], axis=1)
             best = np.linalg.lstsq(design, log_L, rcond=None)[0]
             out.append([*best, np.log(start), np.log(top)])

@@ -21,6 +21,7 @@ from scalelab.theory.laws import (
     ComputeFrontier,
     CriticalBatch,
     DataConstrained,
+    Experts,
     Farseer,
     Gamma,
     Granularity,
@@ -31,9 +32,15 @@ from scalelab.theory.laws import (
     LearningRate,
     LearningRateByCompute,
     Overtraining,
+    Parallel,
     Precision,
+    PrecisionTied,
+    PrecisionWeights,
+    PrecisionWeightsActivations,
     Routed,
+    Sparsity,
     TiedExponents,
+    Vocabulary,
     law_named,
 )
 
@@ -54,6 +61,17 @@ EXAMPLES = [
     Precision(
         A=4299.0, B=18060.0, E=2.765, alpha=0.489, beta=0.524,
         gamma_w=2.67, gamma_a=2.21, gamma_kv=0.96,
+    ),
+    PrecisionWeights(A=4299.0, B=18060.0, E=2.765, alpha=0.489, beta=0.524, gamma_w=2.67),
+    PrecisionWeightsActivations(
+        A=4299.0, B=18060.0, E=2.765, alpha=0.489, beta=0.524, gamma_w=2.67, gamma_a=2.21
+    ),
+    PrecisionTied(A=4299.0, B=18060.0, E=2.765, alpha=0.489, beta=0.524, gamma=1.9),
+    Experts(A=69.4, E=1.6, alpha=0.224, delta=-0.073, gamma=-0.0026, E_start=2.1, E_max=290.0),
+    Sparsity(A=95.0, B=1.2e4, E=1.68, alpha=0.25, beta=0.42, g=60.0, b=0.7),
+    Parallel(A=52.0, E=1.34, alpha=0.21, k=0.35),
+    Vocabulary(
+        A=32.0, B=28.0, F=4.5e3, E=-6.1, alpha=0.19, beta=0.5, gamma=0.42, delta=0.12
     ),
     Broken(b=26.0, E=1.6, c_0=0.02, c_1=0.09, d=3e19, f=0.8),
     LearningRate(k=1.79, p=-0.713, q=0.307),
@@ -80,6 +98,10 @@ def rows_for(law, n=160, seed=3):
         "unique_tokens": D / np.where(rng.random(n) < 0.3, 1.0, np.exp(rng.uniform(0.1, 3.5, n))),
         "n_experts": rng.choice([1.0, 2.0, 4.0, 8.0, 32.0, 64.0, 128.0, 256.0, 512.0], n),
         "granularity": rng.choice([1.0, 2.0, 4.0, 8.0, 16.0], n),
+        "density": rng.choice([1.0, 0.5, 0.25, 0.125], n),
+        "n_streams": rng.choice([1.0, 2.0, 4.0, 8.0], n),
+        "vocab_size": rng.choice([4096.0, 8192.0, 16384.0, 32768.0, 65536.0], n),
+        "bits": rng.choice([3.0, 4.0, 6.0, 8.0, 12.0], n),
         "bits_weights": rng.choice([3.0, 4.0, 6.0, 8.0, 12.0], n),
         "bits_activations": rng.choice([3.0, 4.0, 6.0, 8.0, 12.0], n),
         "bits_kv": rng.choice([3.0, 4.0, 6.0, 8.0, 12.0], n),
@@ -95,7 +117,7 @@ def observations(law, columns, target):
     extra = {}
     for name, values in {**columns, law.target: target}.items():
         (base if name in base else extra)[name] = values
-    return Observations(**base, extra=extra)
+    return Observations(**base, extra=extra, is_signed=law.is_signed)
 
 
 def test_every_form_has_an_example():
@@ -152,6 +174,7 @@ def test_fast_and_general_row_models_expand_the_objective_alike(name, residual):
     fast, general = row_model_of(law, columns), GeneralRowModel(law, columns)
     n = general.n_rows
     target = general.predicted(theta)[0] * np.exp(0.01 * rng.standard_normal(n))
+    residual = "linear" if law.is_signed else residual
     rows, penalty = Rows(target, rng.exponential(size=n), residual), Penalty(delta=0.01)
     one, two = fast.expand(fast.eta(theta), rows, penalty), general.expand(theta, rows, penalty)
     np.testing.assert_allclose(one.value, two.value, rtol=1e-9)
@@ -196,7 +219,7 @@ def test_noise_free_rows_are_recovered(name):
 
 TRADING = [law for law in EXAMPLES if law.name in (
     "chinchilla", "tied", "gamma", "overtraining", "kaplan", "farseer", "granularity", "precision",
-    "data_constrained")]  # fmt: skip
+    "data_constrained", "precision_w", "precision_wa", "precision_tied", "sparsity")]  # fmt: skip
 
 
 @pytest.mark.parametrize("law", TRADING, ids=lambda law: law.name)
@@ -206,6 +229,8 @@ def test_no_neighbour_on_the_isoflop_beats_the_optimum(law, flops):
     assert pytest.approx(flops, rel=1e-12) == 6 * N * D
     extra = {
         "granularity": 1.0,
+        "density": 1.0,
+        "bits": 16.0,
         "bits_weights": 16.0,
         "bits_activations": 16.0,
         "bits_kv": 16.0,
