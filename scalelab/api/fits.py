@@ -159,6 +159,8 @@ def fit(
     requests = as_requests(predict)
     spec = as_bootstrap(bootstrap)
     objective = None if objective is None else as_objective(objective)
+    # Several forms need all of N, D and C.
+    is_one_form = form != AUTO_FORM and not compare_forms and forecaster != AVERAGED
     table = read_runs(
         data,
         sweep=sweep,
@@ -167,7 +169,7 @@ def fit(
         where=where,
         holdout=holdout,
         recipe_b=recipe_b,
-        form=None if form == AUTO_FORM else form,
+        form=form if is_one_form else None,
     )
     rows, lines, held, other = split_runs(table)
     comparison, cannot = None, None

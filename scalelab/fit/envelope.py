@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
-from scalelab.fit.isoflop import UNSIZED, PowerLaw
+from scalelab.fit.isoflop import PowerLaw, unusable
 from scalelab.fit.outcome import percentile_limits
 from scalelab.records.types import Curves, Observations
 from scalelab.units import plural
@@ -151,8 +151,9 @@ def along_curves(rows: Observations, curves: Curves | None) -> Observations:
 
 def _curves(observations: Observations) -> _Curves | str:
     """Return the curves, or why there are none."""
-    if not observations.is_sized:
-        return UNSIZED
+    reason = unusable(observations)
+    if reason is not None:
+        return reason
     if observations.cluster is None:
         return "no training curves: no column names the run of each row (--cluster)"
     runs = []

@@ -34,7 +34,7 @@ GROUP_WIDTH = 0.10
 """Maximum relative distance of a row's FLOPs from an inferred budget."""
 MIN_GROUP_SPAN = 1.5
 """Minimum ratio of the largest to the smallest N in an inferred budget."""
-UNSIZED = "the rows do not have all of N, D and C"
+
 
 Axis = Literal["n", "d"]
 
@@ -155,6 +155,15 @@ def budgets_of(observations: Observations) -> tuple[FloatArray, bool]:
     return budget, True
 
 
+def unusable(observations: Observations) -> str | None:
+    """Return why approaches 1 and 2 cannot use these rows at all, or None."""
+    if not observations.is_sized:
+        return "the rows do not have all of N, D and C"
+    if (observations.loss_nats <= 0).any():
+        return "it needs losses above zero"
+    return None
+
+
 def fit_isoflop(
     observations: Observations,
     *,
@@ -176,8 +185,9 @@ def fit_isoflop(
     keeps_edges : bool
         Whether to use minima outside their grid too, as most publications do.
     """
-    if not observations.is_sized:
-        return IsoflopFit(curves=(), n_law=None, d_law=None, reason=UNSIZED, is_grouped=False)
+    reason = unusable(observations)
+    if reason is not None:
+        return IsoflopFit(curves=(), n_law=None, d_law=None, reason=reason, is_grouped=False)
     budget, is_grouped = budgets_of(observations)
     curves = tuple(
         curve

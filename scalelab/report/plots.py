@@ -258,24 +258,26 @@ def draw_contours(axes: Axes, report: FitReport) -> None:
 
 
 def draw_residuals(axes: Axes, report: FitReport) -> None:
-    """Draw residuals against compute with their middle 90 %."""
+    """Draw residuals against compute, or the loss if it is unknown, with their middle 90 %."""
+    rows = report.observations
+    x, label = (
+        (rows.flops, "training FLOPs") if rows.has("flops") else (rows.loss_nats, "observed loss")
+    )
     residuals = report.fit.residuals
     is_log = report.fit.objective.residual == "log"
     shown = 100 * residuals if is_log else residuals
     axes.axhline(0, color=INK, lw=0.8)
     low, high = np.quantile(shown, [0.05, 0.95])
     axes.axhspan(low, high, color=FRONTIER, alpha=0.07, lw=0, label="middle 90 %")
-    colours = np.log(report.observations.n_params)
-    axes.scatter(
-        report.observations.flops, shown, s=12, c=colours, cmap="viridis", alpha=0.8, linewidths=0
-    )
-    axes.set_xscale("log")
+    colours = np.log(rows.n_params) if rows.has("n_params") else np.zeros(len(rows))
+    axes.scatter(x, shown, s=12, c=colours, cmap="viridis", alpha=0.8, linewidths=0)
+    axes.set_xscale("log" if rows.has("flops") else "linear")
     y_limit = 2.5 * max(float(np.quantile(np.abs(shown), 0.9)), 1e-12)
     beyond = np.abs(shown) > y_limit
     if beyond.any():
         at = np.sign(shown[beyond]) * y_limit * 0.97
         axes.scatter(
-            report.observations.flops[beyond],
+            x[beyond],
             at,
             s=24,
             marker="^",
@@ -284,9 +286,7 @@ def draw_residuals(axes: Axes, report: FitReport) -> None:
             label=f"{int(beyond.sum())} further out",
         )
     axes.set_ylim(-y_limit, y_limit)
-    _name(
-        axes, "training FLOPs", "predicted / observed - 1 (%)" if is_log else "predicted - observed"
-    )
+    _name(axes, label, "predicted / observed - 1 (%)" if is_log else "predicted - observed")
     axes.legend(fontsize=7, loc="lower right", framealpha=0.85, edgecolor="none")
 
 

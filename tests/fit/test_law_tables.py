@@ -100,5 +100,13 @@ def test_a_fit_without_sizes_has_no_other_approaches():
     assert not report.observations.is_sized
     assert report.isoflop.reason == report.envelope.reason
     json.dumps(report.to_dict(), allow_nan=False)
-    with pytest.raises(DataError, match="n_tokens"):
-        api.compare(table)
+    axes = report.plot().axes[0]
+    assert axes.get_xlabel() == "observed loss"
+    assert np.isfinite(axes.collections[0].get_offsets()).all()
+
+
+@pytest.mark.parametrize("asked", [{"compare_forms": True}, {"forecaster": "averaged"}])
+def test_several_forms_ask_for_all_sizes(asked):
+    table = {"n_params": [1e8, 2e8, 4e8, 8e8, 1e9, 2e9], "loss": [3.5, 3.3, 3.1, 2.95, 2.9, 2.75]}
+    with pytest.raises(DataError, match="without n_tokens"):
+        api.fit(table, form="kaplan_n", **asked)
