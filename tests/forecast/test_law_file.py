@@ -20,13 +20,14 @@ MINIMAL = {"schema": 1, "form": "chinchilla", "constants": CONSTANTS}
 FORMS = pytest.mark.parametrize("form", LAWS, ids=lambda form: form.name)
 POINT = {"n_experts": 16.0, "granularity": 4.0, "loss_nats": 2.3, "flops": 6e18}
 POINT |= {"n_params": 1e8, "n_tokens": 1e10, "unique_tokens": 2e9}
-POINT |= {"bits_weights": 8.0, "bits_activations": 8.0, "bits_kv": 16.0}
+POINT |= {"bits_weights": 8.0, "bits_activations": 8.0, "bits_kv": 16.0, "bits": 8.0}
+POINT |= {"density": 0.25, "n_streams": 4.0, "vocab_size": 3e4}
 
 
 def law_of(form, shares):
     """Return a law with constants in the bounds of its form."""
     values = dict(zip(form.names(), (0.05 + 0.8 * share for share in shares), strict=False))
-    if form.name == "routed":
+    if form.name in ("routed", "experts"):
         values["E_max"] = 300.0
     if form.name == "farseer":
         values |= dict.fromkeys("qba", -0.1)  # positive stretches overflow

@@ -16,10 +16,13 @@ from scalelab.theory.laws.routed import saturated
 
 @dataclass(frozen=True, kw_only=True)
 class Experts(Law):
-    r"""Loss :math:`L = E + A\,\hat e^{\delta} N^{-\alpha + \gamma \ln \hat e}` of e experts.
+    r"""Loss of mixtures of e experts with an irreducible loss.
 
-    The model term of the joint law of dense and MoE models at one number of tokens. The saturated
-    number of experts :math:`\hat e` is that of `scalelab.theory.laws.routed.Routed`.
+    .. math:: L = E + A\,\hat e^{\delta} N^{-\alpha + \gamma \ln \hat e}, \qquad
+        1/\hat e = 1/(e - 1 + (1/E_{start} - 1/E_{max})^{-1}) + 1/E_{max}
+
+    The model term of the joint law of dense and MoE models, for one number of tokens. The saturated
+    number of experts is that of `scalelab.theory.laws.routed.Routed`.
 
     Attributes
     ----------
