@@ -59,7 +59,7 @@ def row_config(architecture: str, n_cols: int) -> RowConfig:
     """
     cols = power_of_two(n_cols)
     tile = 256 if architecture == "interpreter" else 2048
-    num_warps = min(16, max(4, cols // 256))
+    num_warps = min(32, max(4, cols // 256))
     return RowConfig(
         rows=max(1, tile // cols),
         cols=cols,
