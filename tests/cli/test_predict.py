@@ -71,6 +71,7 @@ def test_what_the_rows_do_not_answer_exits_with_4_and_says_what_to_do(run, file)
     assert "--predict" not in said
 
 
+@pytest.mark.slow
 def test_a_forecast_is_registered_once_and_scored_when_its_run_is_imported(run, file, tmp_path):
     results = "--results", tmp_path / "results"
     assert "No registered forecasts" in run("scores", *results)

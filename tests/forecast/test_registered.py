@@ -150,7 +150,7 @@ def test_each_forecast_counts_once(registration):
     (score,) = score_runs(registration, [run_at(registration)])
     one = replace(score, relative_error=0.01, is_covered=True, crps=0.01)
     other = replace(score, asked="C=1", relative_error=-0.03, is_covered=False, crps=0.03)
-    found = summarise([one, one, one, other])
+    found = summarise([one, replace(one), replace(one), other])
     assert asdict(found) == pytest.approx(
         {
             "n_forecasts": 2,
