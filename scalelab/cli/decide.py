@@ -17,6 +17,7 @@ from scalelab.cli.options import (
     LevelOption,
     MapOption,
     ResultsOption,
+    given_options,
     option,
 )
 from scalelab.cli.output import console, emit_json, write_text
@@ -134,7 +135,7 @@ def decide(
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.tables import parse_map
 
-    options = _given(context)
+    options = given_options(context)
     if emit is not None and emit.suffix != ".toml":
         raise UsageError(
             f"--emit {emit}", "a file that ends in .toml", f"Write --emit {emit.stem}.toml."
@@ -207,16 +208,6 @@ def decide(
     else:
         _print(answer, source, level)
     return 0
-
-
-def _given(context: typer.Context) -> dict[str, str]:
-    """Return the options given on the command line, by parameter."""
-    found = {}
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name) if parameter.name else None
-        if parameter.name and source is not None and source.name == "COMMANDLINE":
-            found[parameter.name] = max(parameter.opts, key=len)
-    return found
 
 
 def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:

@@ -45,6 +45,16 @@ def option(panel: str | None, text: str, *flags: str, **more: Any) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel, **more)
 
 
+def given_options(context: typer.Context) -> dict[str, str]:
+    """Return the options given on the command line, by parameter."""
+    found = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name else None
+        if parameter.name and source is not None and source.name == "COMMANDLINE":
+            found[parameter.name] = max(parameter.opts, key=len)
+    return found
+
+
 ResultsOption = Annotated[Path, results_option(OUTPUT)]
 JsonOption = Annotated[
     bool,

@@ -15,9 +15,10 @@ from scalelab.cli.options import (
     LevelOption,
     MapOption,
     ResultsOption,
+    given_options,
 )
 from scalelab.cli.output import console, emit_json, runnable
-from scalelab.errors import EXIT_OK, NotIdentifiedError, ScalelabError
+from scalelab.errors import EXIT_OK, NotIdentifiedError, ScalelabError, UsageError
 
 if TYPE_CHECKING:
     from scalelab.api.reports import FitReport
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 
 FIT_OPTION, COMMAND = "--predict ", "scalelab predict "
 FROM_FIT = ("source", "n_rows", "param_convention", "flop_convention", "level", "forms")
+OF_RUNS = ("from_file", "sweep", "mapping", "where", "forecaster", "register")
+"""Options of a fit, which do not apply with --law."""
 LAW_ONLY = ("at_bound", "misfit", "approach", "edge", "off_centre", "drifting", "no_interval")
 """Beginnings of the codes of warnings that do not concern the averaged forecaster."""
 
 
 def predict(
+    context: typer.Context,
     questions: Annotated[
         list[str],
         typer.Argument(
@@ -52,6 +56,13 @@ def predict(
             "that `scalelab fit` fits."
         ),
     ] = "averaged",
+    law: Annotated[
+        str | None,
+        typer.Option(
+            help="Law file or name of a saved or published law (see `scalelab law list`). "
+            "Default: fit the runs."
+        ),
+    ] = None,
     level: LevelOption = 0.9,
     register: Annotated[
         str | None,
@@ -73,9 +84,19 @@ def predict(
     from scalelab.records.forecasts import forecast_file
     from scalelab.store.tables import parse_map
 
+    if law is not None:
+        options = given_options(context)
+        if idle := [options[name] for name in OF_RUNS if name in options]:
+            raise UsageError(
+                f"--law with {', '.join(idle)}",
+                "a law that is known, or options of a fit",
+                f"Remove --law {law}, or remove {', '.join(idle)}.",
+            )
     if register is not None:
         forecast_file(results, register)  # a taken name is refused before the fit
     try:
+        if law is not None:
+            return _predict_by(law, questions, level, results, as_json=as_json)
         report = api.fit(
             from_file,
             sweep=sweep,
@@ -112,6 +133,39 @@ def predict(
             runnable(f"Registered in {path}. Next, after the run: `scalelab scores`"),
             soft_wrap=True,
         )
+    return EXIT_OK
+
+
+def _predict_by(
+    name: str, questions: list[str], level: float, results: Path, *, as_json: bool
+) -> int:
+    """Print the forecasts of a saved or published law."""
+    from scalelab import api
+    from scalelab.api.fits import forecasts
+    from scalelab.cli.fit_page import ANSWER_STYLE, DIM_STYLE, answer
+
+    saved = api.load_law(name, results=results)
+    found = forecasts(saved, *questions, level=level)
+    if as_json:
+        emit_json(
+            {
+                "schema": 1,
+                "command": "predict",
+                "law": {"name": saved.name, "form": saved.law.name, "source": saved.source},
+                "predictions": [each.to_dict() for each in found],
+            }
+        )
+        return EXIT_OK
+    out = console()
+    for each in found:
+        line = answer(each, saved.law.target)
+        out.print(line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
+    out.print(
+        f"Law {saved.name}, form {saved.law.name}: {saved.source}. Counting: N "
+        f"{saved.param_convention}; forecasts use C = 6 N D.",
+        style=DIM_STYLE,
+        soft_wrap=not out.is_terminal,
+    )
     return EXIT_OK
 
 

@@ -58,6 +58,19 @@ def test_a_saved_law_predicts_as_its_fit_beyond_the_runs(place):
     pd.testing.assert_frame_equal(api.predict(saved, *asked), api.predict(report, *asked))
 
 
+def test_predict_takes_a_law_in_place_of_a_fit(run, place):
+    found = json.loads(run("predict", "N=7e9,D=2e12", "--law", "demo", "--json"))
+    (row,) = found["predictions"]
+    table = api.predict(api.load_law("demo", results=place), "N=7e9,D=2e12")
+    assert row["pred_low"] == table.loc[0, "pred_low"] < row["loss_nats"]
+    text = run("predict", "C=1e24", "--law", "besiroglu")
+    assert "loss 1.9" in text
+    assert "nan" not in text
+    said = error(run, "predict", "C=1e24", "--law", "demo", "--forecaster", "law", "--sweep", "x")
+    assert said["given"] == "--law with --sweep, --forecaster"
+    assert "question" in error(run, "predict", "Q=1", "--law", "demo")["given"]
+
+
 def test_published_constants_predict_without_limits():
     found = api.predict(api.load_law("besiroglu"), "N=7e9,D=2e12", "C=1e24")
     assert found.loc[0, "loss_nats"] == pytest.approx(2.06422, abs=1e-5)
