@@ -269,7 +269,7 @@ class ParametricFit:
         value = np.broadcast_to(self.law.loss(at), needed[0].shape)
         draws = self._values_of_replicates(at)
         tails = [(1 - level) / 2, (1 + level) / 2]
-        noise = self._noise(at, len(value))
+        noise = self._noise(compute_of(at), len(value))
         limits = np.full((4, len(value)), np.nan)
         # Where the noise is not finite, the limits are NaN.
         with np.errstate(all="ignore"):
@@ -320,7 +320,9 @@ class ParametricFit:
         with np.errstate(all="ignore"):
             # Narrowing the target by the inflation equals widening every draw by it.
             narrow = self._stretched(np.array(target), np.array(value), 1 / self._widening(at))
-            runs = self._new_runs(value, draws[np.isfinite(draws)], self._noise(at, 1)[0])
+            runs = self._new_runs(
+                value, draws[np.isfinite(draws)], self._noise(compute_of(at), 1)[0]
+            )
         return float((runs > narrow).mean()) if np.isfinite(runs).any() else float("nan")
 
     def _new_runs(self, value: float, draws: FloatArray, noise: FloatArray) -> FloatArray:
@@ -358,15 +360,11 @@ class ParametricFit:
     def largest_run_noise(self) -> FloatArray:
         """Return quantiles of the noise of a new run at the largest compute, shape (levels,)."""
         largest = None if self.compute is None else self.compute.max(keepdims=True)
-        quantiles: FloatArray = self._noise_at(largest, 1)[0]
+        quantiles: FloatArray = self._noise(largest, 1)[0]
         return quantiles
 
-    def _noise(self, columns: Mapping[str, FloatArray], m: int) -> FloatArray:
-        """Return quantiles of the noise of a new run at each of m points, shape (m, levels)."""
-        return self._noise_at(compute_of(columns), m)
-
-    def _noise_at(self, wanted: FloatArray | None, m: int) -> FloatArray:
-        """Return the same for m values of compute."""
+    def _noise(self, wanted: FloatArray | None, m: int) -> FloatArray:
+        """Return quantiles of the noise of a new run at m values of compute, shape (m, levels)."""
         if self.noise is not None:
             return np.tile(self.noise, (m, 1))
         n, p = self.n_rows, len(self.names) - len(self.fixed)
