@@ -281,3 +281,15 @@ def test_inverses():
     loss = law.loss({"n_params": 3.3e9, "n_tokens": 7.7e10})
     assert law.tokens_for(3.3e9, loss) == pytest.approx(7.7e10, rel=1e-9)
     assert np.isnan(law.tokens_for(3.3e9, law.E))
+
+
+def test_the_special_forms_equal_their_formulas():
+    N, D = 3e8, 2e10
+    at = {"n_params": N, "n_tokens": D, "density": 0.25, "n_streams": 4.0, "vocab_size": 3e4}
+    expected = {
+        "sparsity": 1.68 + (60 * 0.25**0.7 + 95) * N**-0.25 + 1.2e4 * D**-0.42,
+        "parallel": 1.34 + 52 * (N * (0.35 * np.log(4) + 1)) ** -0.21,
+        "vocabulary": -6.1 + 32 * N**-0.19 + 28 * 3e4**-0.5 + 4.5e3 * 3e4**0.12 * D**-0.42,
+    }
+    for name, loss in expected.items():
+        assert BY_NAME[name].loss(at) == pytest.approx(loss, rel=1e-12)
