@@ -25,8 +25,10 @@ SYSTEM_FOLDERS = tuple(Path(__file__).parent / name for name in ("slurm", "brows
 INTERPRETED_KERNELS = Path(__file__).parent / "kernels"
 INTERPRET = "TRITON_INTERPRET"
 INTERPRET_BEFORE = os.environ.get(INTERPRET)
+# Triton reads it when it is imported, and the collection of any test may import Triton.
+os.environ.setdefault(INTERPRET, "1")
 INTERPRETING = (INTERPRETED_KERNELS, Path(__file__).parent / "train" / "test_capture.py")
-"""Tests whose files set TRITON_INTERPRET when they are collected."""
+"""Tests that run with TRITON_INTERPRET."""
 REQUIRE_SYSTEM = "SCALELAB_REQUIRE_SYSTEM"
 """Set where `make system` succeeded: a missing SLURM or browser is then a failure, not a skip."""
 
