@@ -81,10 +81,15 @@ def exponent(interval: Interval | None, level: float) -> tuple[str, str]:
     return f"{interval.value:.3f}", limits(interval, level, "{:.3f}")
 
 
+def digits(value: float) -> str:
+    """Return six significant digits, or a dash for a limit that is not known."""
+    return f"{value:.6g}" if math.isfinite(value) else "–"
+
+
 def limits(interval: Interval, level: float, form: str) -> str:
     """Return the interval of a value as text."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return "no interval (no replicates)"
+        return "no interval"
     return f"{form.format(interval.low)} to {form.format(interval.high)} ({100 * level:g} %)"
 
 

@@ -158,7 +158,7 @@ def _span(size: Interval | None, share: str) -> str:
     if size.low == size.high == size.value:
         return "given"
     if not math.isfinite(size.low + size.high):
-        return "no interval (no replicates)"
+        return "no interval"
     return f"{format_quantity(size.low)} to {format_quantity(size.high)} ({share})"
 
 

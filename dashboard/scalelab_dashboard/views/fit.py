@@ -130,9 +130,9 @@ def _methods(report: FitReport, choice: Choice) -> None:
             pd.DataFrame(
                 {
                     "parameter": list(both),
-                    "value": [f"{i.value:.6g}" for i in both.values()],
-                    f"low, {100 * choice.level:g} %": [f"{i.low:.6g}" for i in both.values()],
-                    "high": [f"{i.high:.6g}" for i in both.values()],
+                    "value": [ui.digits(i.value) for i in both.values()],
+                    f"low, {100 * choice.level:g} %": [ui.digits(i.low) for i in both.values()],
+                    "high": [ui.digits(i.high) for i in both.values()],
                 }
             ),
             hide_index=True,

@@ -154,7 +154,7 @@ def _tokens_per_param(report: FitReport, choice: Choice, flops: float) -> tuple[
     low = found.n_tokens_low[0] / found.n_params_high[0]
     high = found.n_tokens_high[0] / found.n_params_low[0]
     if not np.isfinite(low + high):
-        return f"{value:.1f}", "no interval (no replicates)"
+        return f"{value:.1f}", "no interval"
     return (
         f"{value:.1f}",
         f"{low:.1f} to {high:.1f} tokens per parameter ({100 * report.level:g} %)",
