@@ -24,7 +24,11 @@ TABLES = Path(__file__).parent / "golden" / "tables"
 SYSTEM_FOLDERS = tuple(Path(__file__).parent / name for name in ("slurm", "browser"))
 INTERPRETED_KERNELS = Path(__file__).parent / "kernels"
 INTERPRET = "TRITON_INTERPRET"
-INTERPRET_BEFORE = os.environ.get(INTERPRET)
+BEFORE = "TESTS_TRITON_INTERPRET"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # The processes of a parallel run inherit the value that is set below.
+    os.environ[BEFORE] = os.environ.get(INTERPRET, "")
+INTERPRET_BEFORE = os.environ[BEFORE] or None
 # Triton reads it when it is imported, and the collection of any test may import Triton.
 os.environ.setdefault(INTERPRET, "1")
 INTERPRETING = (INTERPRETED_KERNELS, Path(__file__).parent / "train" / "test_capture.py")
