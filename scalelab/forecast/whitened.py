@@ -1,0 +1,145 @@
+r"""Rows in which misfit and noise are diagonal, and the evidence of one form on them.
+
+For one correlation length and one growth of the noise, an eigendecomposition of the kernel makes
+every misfit and every noise a diagonal matrix; the form's linear part is added by Woodbury's
+identity. So the evidence of a grid of misfits and noises costs one decomposition of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+
+from scalelab.arrays import FloatArray
+from scalelab.forecast.posterior import NOISE_GROWTH, FormPosterior, Points, distances, matern
+
+MISFITS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+NOISES = (0.001, 0.0018, 0.0032, 0.0056, 0.01, 0.02, 0.04)
+LENGTHS = (1.0, 2.0, 4.0, 8.0)
+GROWTHS = (0.0, 0.15, 0.3)
+"""Grids of tau, sigma (both of the log loss), length (natural logs) and growth exponent g."""
+PAIRS = tuple(product(MISFITS, NOISES))
+CENTRES, SPREADS = (0.004, 0.003, 3.0), (1.2, 1.2, 0.6)
+"""Prior medians of tau, sigma and length, and the spreads of their logarithms."""
+DEGREES = 4.0
+"""Degrees of freedom of the Student-t noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Whitened:
+    """Rows in which misfit and noise of every size are diagonal, for one length and growth.
+
+    Attributes
+    ----------
+    length, growth : float
+        The kernel's length, and g.
+    turn : ndarray of shape (m, m)
+        Maps columns of the rows: ``turn.T @ K @ turn`` is diagonal, the noise becomes the identity.
+    spectrum : ndarray of shape (m,)
+        That diagonal, for a misfit of 1.
+    log_scale : float
+        Log determinant of the noise's covariance, for a noise of 1.
+    """
+
+    length: float
+    growth: float
+    turn: FloatArray
+    spectrum: FloatArray
+    log_scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Component:
+    """One form with one choice of misfit, noise, length and growth.
+
+    Attributes
+    ----------
+    form : FormPosterior
+        The form at the mode of its parameters.
+    misfit, noise : float
+        tau and sigma.
+    system : Whitened
+    weight : float
+    y, slope : ndarray of shape (m,), (m, p)
+        Whitened losses relative to the linearised form, and its whitened derivative.
+    """
+
+    form: FormPosterior
+    misfit: float
+    noise: float
+    system: Whitened
+    weight: float
+    y: FloatArray
+    slope: FloatArray
+
+    def solve(self, across: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return (n,) and (n, n): prediction and reduction of the covariance at n points.
+
+        Parameters
+        ----------
+        across : ndarray of shape (m, n)
+            Prior covariance of the rows with the points.
+        """
+        diagonal, root = self._roots()
+        turned = self.system.turn.T @ across
+        scaled = turned / diagonal[:, None]
+        inner = solve_triangular(root, self.slope.T @ scaled, lower=True)
+        own = solve_triangular(root, self.slope.T @ (self.y / diagonal), lower=True)
+        return scaled.T @ self.y - inner.T @ own, turned.T @ scaled - inner.T @ inner
+
+    def _roots(self) -> tuple[FloatArray, FloatArray]:
+        """Return the diagonal of misfit and noise, and the root of the form's part (Woodbury)."""
+        diagonal = self.misfit**2 * self.system.spectrum + self.noise**2
+        inner = np.eye(self.slope.shape[1]) + self.slope.T @ (self.slope / diagonal[:, None])
+        return diagonal, cholesky(inner, lower=True)
+
+
+def systems(points: Points, widened: FloatArray) -> Iterator[Whitened]:
+    """Yield the whitened rows for each length and growth."""
+    gaps = distances(points.features)
+    for length, growth in product(LENGTHS, GROWTHS):
+        scale = noise_growth(points, growth) * np.sqrt(widened)
+        spectrum, vectors = np.linalg.eigh(matern(gaps, length) / np.outer(scale, scale))
+        yield Whitened(
+            length=length,
+            growth=growth,
+            turn=vectors / scale[:, None],
+            spectrum=np.maximum(spectrum, 0.0),
+            log_scale=2 * float(np.log(scale).sum()),
+        )
+
+
+def log_evidence(y: FloatArray, slope: FloatArray, system: Whitened) -> list[float]:
+    """Return the log density of whitened losses for each of `PAIRS`, by Woodbury's identity."""
+    misfit, noise = np.array(PAIRS).T
+    diagonal = (misfit**2)[:, None] * system.spectrum + (noise**2)[:, None]
+    scaled = slope.T[None] / diagonal[:, None]
+    inner = np.eye(slope.shape[1]) + scaled @ slope
+    along = scaled @ y
+    square = (y**2 / diagonal).sum(axis=1)
+    square -= (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
+    log_det = np.log(diagonal).sum(axis=1) + np.linalg.slogdet(inner)[1] + system.log_scale
+    return list(-0.5 * (square + log_det))
+
+
+def log_prior(misfit: float, noise: float, length: float) -> float:
+    """Return the log prior density of tau, sigma and the length, up to a constant."""
+    values = zip((misfit, noise, length), CENTRES, SPREADS, strict=True)
+    return -0.5 * sum((math.log(value / centre) / spread) ** 2 for value, centre, spread in values)
+
+
+def student(residual: FloatArray, points: Points) -> FloatArray:
+    """Return the factor of each row's noise variance under Student-t noise, shape (m,)."""
+    relative = residual / points.noise_growth
+    scale = max(1.4826 * float(np.median(np.abs(relative))), 1e-6)
+    return np.asarray(np.maximum((DEGREES + (relative / scale) ** 2) / (DEGREES + 1), 1.0))
+
+
+def noise_growth(points: Points, growth: float) -> FloatArray:
+    """Return the noise relative to that at the reference compute, for an exponent g."""
+    return np.asarray(points.noise_growth ** (growth / NOISE_GROWTH))

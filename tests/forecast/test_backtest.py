@@ -1,0 +1,97 @@
+"""The backtest: what is left out, how a forecaster is scored, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scalelab import api
+from scalelab.cli.main import main
+from scalelab.errors import DataError, UsageError
+from scalelab.forecast.backtest import backtest
+from scalelab.forecast.cuts import largest_cuts
+from scalelab.records.types import Observations
+
+
+def grid(seed=0, noise=0.003):
+    rng = np.random.default_rng(seed)
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
+    losses = (1.69 + 406 * N**-0.34 + 411 * D**-0.28) * np.exp(noise * rng.standard_normal(25))
+    return Observations(n_params=N, n_tokens=D, loss_nats=losses, flops=6 * N * D)
+
+
+def test_the_cuts_are_the_largest_sizes_lengths_and_budgets():
+    rows = grid()
+    found = {
+        cut.name: cut.is_left_out
+        for cut in largest_cuts(rows.n_params, rows.n_tokens, factor=2.0, share=0.4, rows_left=8)
+    }
+    assert list(found) == ["largest sizes", "longest runs", "largest budgets"]
+    assert (found["largest sizes"] == (rows.n_params > 9e8)).all()
+    assert (found["longest runs"] == (rows.n_tokens > 9e10)).all()
+    assert found["largest budgets"].sum() == 1
+
+
+@pytest.mark.parametrize(("share", "rows_left"), [(0.1, 8), (0.4, 25)])
+def test_a_cut_that_leaves_out_too_much_is_not_made(share, rows_left):
+    rows = grid()
+    found = largest_cuts(rows.n_params, rows.n_tokens, factor=2.0, share=share, rows_left=rows_left)
+    assert [cut.name for cut in found] == (["largest budgets"] if share == 0.1 else [])
+
+
+def test_scores_are_those_of_a_fit_without_the_rows():
+    rows = grid()
+    found = {score.cut: score for score in backtest(rows, "grid", forecasters=("averaged",))}
+    score = found["largest sizes"]
+    assert score.n_rows == 5
+    assert score.error < 0.02
+    assert score.coverage == score.holdout.covered / 5
+    frame = {
+        "n_params": rows.n_params,
+        "n_tokens": rows.n_tokens,
+        "loss_nats": rows.loss_nats,
+    }
+    report = api.fit(frame, holdout="n_params > 9e8", forecaster="averaged", bootstrap=20)
+    assert report.holdout.mean_relative_error == pytest.approx(score.error, rel=1e-6)
+
+
+def test_a_forecaster_without_an_answer_says_why():
+    line = Observations(
+        n_params=np.geomspace(1e7, 1e9, 12),
+        n_tokens=np.geomspace(1e9, 1e11, 12),
+        loss_nats=np.geomspace(4.0, 2.5, 12),
+        flops=np.geomspace(1e17, 1e21, 12),
+    )
+    found = backtest(line, "line", forecasters=("law",))
+    assert {score.reason for score in found} == {"not identified"}
+    assert all(score.holdout is None and np.isnan(score.error) for score in found)
+
+
+def test_a_table_without_a_cut_is_refused():
+    few = grid().take(np.arange(6))
+    with pytest.raises(DataError, match="no cut leaves"):
+        backtest(few, "few")
+
+
+def test_the_command_gives_a_table_and_json(tmp_path, capsys):
+    rows = grid()
+    path = tmp_path / "runs.csv"
+    lines = [
+        f"{n},{d},{loss}"
+        for n, d, loss in zip(rows.n_params, rows.n_tokens, rows.loss_nats, strict=True)
+    ]
+    path.write_text("\n".join(["n_params,n_tokens,loss_nats", *lines]))
+    words = ["backtest", "--from", str(path), "--forecaster", "averaged"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "largest sizes" in text
+    assert "averaged: mean error" in text
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["n_rows"] for row in found["scores"]] == [5, 5, 1]
+    assert found["skipped"] == {}
+
+
+def test_an_unknown_forecaster_is_refused():
+    with pytest.raises(UsageError, match="averaged"):
+        api.backtest({"n_params": [1.0]}, forecasters=("avraged",))
