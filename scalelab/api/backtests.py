@@ -136,6 +136,7 @@ def backtest(
     from scalelab.fit.outcome import check_level
     from scalelab.forecast import backtest as tests
     from scalelab.forecast.allocate import FORECASTERS, check_forecaster
+    from scalelab.forecast.cuts import FACTOR
     from scalelab.store.public_tables import PREFIX, list_public_tables
 
     check_level(level)
@@ -144,7 +145,7 @@ def backtest(
         check_forecaster(name)
     options: dict[str, Any] = {
         "forecasters": names,
-        "factor": factor or tests.FACTOR,
+        "factor": factor or FACTOR,
         "level": level,
     }
     if str(data) != ALL_TABLES:

@@ -19,123 +19,46 @@ modeling using the t distribution" (weights of the rows).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
 from scipy.special import ndtri
 
 from scalelab.arrays import FloatArray
+from scalelab.errors import NotIdentifiedError
 from scalelab.fit.outcome import Prediction
+from scalelab.forecast.cuts import FACTOR, largest_cuts
 from scalelab.forecast.mixture import Mixture
-from scalelab.forecast.posterior import (
-    NOISE_GROWTH,
-    FormPosterior,
-    Points,
-    distances,
-    fit_form,
-    matern,
-)
+from scalelab.forecast.posterior import Points, distances, fit_form, matern
 from scalelab.forecast.priors import priors_of
+from scalelab.forecast.whitened import (
+    PAIRS,
+    Component,
+    log_evidence,
+    log_prior,
+    noise_growth,
+    student,
+    systems,
+)
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 
-MISFITS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
-NOISES = (0.001, 0.0018, 0.0032, 0.0056, 0.01, 0.02, 0.04)
-LENGTHS = (1.0, 2.0, 4.0, 8.0)
-GROWTHS = (0.0, 0.15, 0.3)
-"""Grids of tau, sigma (both of the log loss), length (natural logs) and growth exponent g."""
-PAIRS = tuple(product(MISFITS, NOISES))
-CENTRES, SPREADS = (0.004, 0.003, 3.0), (1.2, 1.2, 0.6)
-"""Prior medians of tau, sigma and length, and the spreads of their logarithms."""
 NEGLIGIBLE = 3e-3
 """Weight of a component, relative to the largest, below which it is left out."""
-DEGREES = 4.0
-"""Degrees of freedom of the Student-t noise."""
 MOST_ROWS = 300
 LARGEST_SHARE = 0.5
 """Of more rows, `MOST_ROWS` are used: this share is those of most compute, the rest random."""
 LARGEST_LOG = 13.0
 """Largest log loss, relative to the median, of a form that is taken for a number."""
-LEFT_OUT = 2.0
-"""Rows within this factor of the largest N, D or C are left out to calibrate."""
-MIN_ROWS_LEFT = 6
+MOST_LEFT_OUT, MIN_ROWS_LEFT = 0.5, 6
+"""Limits of the cuts that calibrate."""
 PRIOR_ROWS, ROWS_EACH = 9.0, 3
 """Rows that the assumed factor 1 counts for, and the most that one of the three cuts counts for."""
 LARGEST_Z = 5.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Whitened:
-    """Rows in which misfit and noise of every size are diagonal, for one length and growth.
-
-    Attributes
-    ----------
-    length, growth : float
-        The kernel's length, and g.
-    turn : ndarray of shape (m, m)
-        Maps columns of the rows: ``turn.T @ K @ turn`` is diagonal, the noise becomes the identity.
-    spectrum : ndarray of shape (m,)
-        That diagonal, for a misfit of 1.
-    log_scale : float
-        Log determinant of the noise's covariance, for a noise of 1.
-    """
-
-    length: float
-    growth: float
-    turn: FloatArray
-    spectrum: FloatArray
-    log_scale: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Component:
-    """One form with one choice of misfit, noise, length and growth.
-
-    Attributes
-    ----------
-    form : FormPosterior
-        The form at the mode of its parameters.
-    misfit, noise : float
-        tau and sigma.
-    system : Whitened
-    weight : float
-    y, slope : ndarray of shape (m,), (m, p)
-        Whitened losses relative to the linearised form, and its whitened derivative.
-    """
-
-    form: FormPosterior
-    misfit: float
-    noise: float
-    system: Whitened
-    weight: float
-    y: FloatArray
-    slope: FloatArray
-
-    def solve(self, across: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return (n,) and (n, n): prediction and reduction of the covariance at n points.
-
-        Parameters
-        ----------
-        across : ndarray of shape (m, n)
-            Prior covariance of the rows with the points.
-        """
-        diagonal, root = self._roots()
-        turned = self.system.turn.T @ across
-        scaled = turned / diagonal[:, None]
-        inner = solve_triangular(root, self.slope.T @ scaled, lower=True)
-        own = solve_triangular(root, self.slope.T @ (self.y / diagonal), lower=True)
-        return scaled.T @ self.y - inner.T @ own, turned.T @ scaled - inner.T @ inner
-
-    def _roots(self) -> tuple[FloatArray, FloatArray]:
-        """Return the diagonal of misfit and noise, and the root of the form's part (Woodbury)."""
-        diagonal = self.misfit**2 * self.system.spectrum + self.noise**2
-        inner = np.eye(self.slope.shape[1]) + self.slope.T @ (self.slope / diagonal[:, None])
-        return diagonal, cholesky(inner, lower=True)
+SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -174,7 +97,9 @@ class AveragedFit:
         scale = self.inflation**2
         lines = self._lines(points)
         parts = [self._conditioned(each, points, lines) for each in self.components]
-        noise = [(each.noise * _grown(points, each.system.growth)) ** 2 for each in self.components]
+        noise = [
+            (each.noise * noise_growth(points, each.system.growth)) ** 2 for each in self.components
+        ]
         return Mixture(
             weights=np.array([each.weight for each in self.components]),
             means=np.stack([mean for mean, _ in parts]),
@@ -246,24 +171,19 @@ class AveragedFit:
         return self.level + value - slope @ z + shift, prior_covariance - reduction
 
 
-def fit_average(rows: Observations, *, is_calibrated: bool = True, seed: int = 0) -> AveragedFit:
+def fit_average(rows: Observations) -> AveragedFit:
     """Return the averaged forecaster of finished runs.
 
     Parameters
     ----------
     rows : Observations
         At least one run.
-    is_calibrated : bool
-        Whether to widen the intervals by the errors on rows that are left out.
-    seed : int
-        Seed of the starts of the modes and of the choice among more than `MOST_ROWS` rows.
     """
     columns, losses = _columns(rows)
-    keep = _kept(columns, seed)
+    keep = _kept(columns)
     columns = {name: values[keep] for name, values in columns.items()}
     losses = losses[keep]
-    found = _fit(columns, losses, seed)
-    return replace(found, inflation=_inflation(columns, losses, seed)) if is_calibrated else found
+    return replace(_fit(columns, losses), inflation=_inflation(columns, losses))
 
 
 def _columns(rows: Observations) -> tuple[dict[str, FloatArray], FloatArray]:
@@ -276,40 +196,46 @@ def _columns(rows: Observations) -> tuple[dict[str, FloatArray], FloatArray]:
     return columns, rows.loss_nats
 
 
-def _kept(columns: Mapping[str, FloatArray], seed: int) -> NDArray[np.intp]:
+def _kept(columns: Mapping[str, FloatArray]) -> NDArray[np.intp]:
     """Return the positions of the rows that are used, at most `MOST_ROWS`."""
     flops = train_flops_6nd(columns["n_params"], columns["n_tokens"])
     if len(flops) <= MOST_ROWS:
         return np.arange(len(flops))
     order = np.argsort(flops)[::-1]
     n_largest = int(LARGEST_SHARE * MOST_ROWS)
-    rest = np.random.default_rng(seed).choice(
+    rest = np.random.default_rng(SEED).choice(
         order[n_largest:], MOST_ROWS - n_largest, replace=False
     )
     return np.sort(np.concatenate([order[:n_largest], rest]))
 
 
-def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, seed: int) -> AveragedFit:
+def _fit(columns: Mapping[str, FloatArray], losses: FloatArray) -> AveragedFit:
     flops = train_flops_6nd(columns["n_params"], columns["n_tokens"])
     points = Points(columns=columns, reference_flops=float(flops.max()))
     level = float(np.median(np.log(losses)))
     y = np.log(losses) - level
     forms, lines = [], []
     for prior in priors_of(columns):
-        form = fit_form(prior, points, y, np.random.default_rng(seed), None)
+        form = fit_form(prior, points, y, np.random.default_rng(SEED), None)
         value, slope = prior.log_loss(form.z, columns)
         if np.abs(value).max() < LARGEST_LOG:
             forms.append(form)
             lines.append((value, slope))
+    if not forms:
+        raise NotIdentifiedError(
+            "runs whose losses no form can describe",
+            "losses that fall with N and D",
+            "Check the units of loss, N and D, or use --forecaster law.",
+        )
     residuals = [y - value for value, _ in lines]
-    widened = _student(min(residuals, key=lambda each: float(np.median(np.abs(each)))), points)
+    widened = student(min(residuals, key=lambda each: float(np.median(np.abs(each)))), points)
     found = []
-    for system in _systems(points, widened):
+    for system in systems(points, widened):
         for form, (value, slope) in zip(forms, lines, strict=True):
             turned = system.turn.T @ slope
             target = system.turn.T @ (y - value + slope @ form.z)
-            evidence = _log_evidence(target, turned, system)
-            for (misfit, noise), log_evidence in zip(PAIRS, evidence, strict=True):
+            evidences = log_evidence(target, turned, system)
+            for (misfit, noise), evidence in zip(PAIRS, evidences, strict=True):
                 each = Component(
                     form=form,
                     misfit=misfit,
@@ -319,7 +245,7 @@ def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, seed: int) -> Av
                     y=target,
                     slope=turned,
                 )
-                found.append((log_evidence + _log_prior(misfit, noise, system.length), each))
+                found.append((evidence + log_prior(misfit, noise, system.length), each))
     largest = max(log_weight for log_weight, _ in found)
     kept = [
         replace(each, weight=math.exp(log_weight - largest))
@@ -334,70 +260,21 @@ def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, seed: int) -> Av
     )
 
 
-def _systems(points: Points, widened: FloatArray) -> Iterator[Whitened]:
-    """Yield the whitened rows for each length and growth."""
-    gaps = distances(points.features)
-    for length, growth in product(LENGTHS, GROWTHS):
-        scale = _grown(points, growth) * np.sqrt(widened)
-        spectrum, vectors = np.linalg.eigh(matern(gaps, length) / np.outer(scale, scale))
-        yield Whitened(
-            length=length,
-            growth=growth,
-            turn=vectors / scale[:, None],
-            spectrum=np.maximum(spectrum, 0.0),
-            log_scale=2 * float(np.log(scale).sum()),
-        )
-
-
-def _log_evidence(y: FloatArray, slope: FloatArray, system: Whitened) -> list[float]:
-    """Return the log density of whitened losses for each of `PAIRS`, by Woodbury's identity."""
-    misfit, noise = np.array(PAIRS).T
-    diagonal = (misfit**2)[:, None] * system.spectrum + (noise**2)[:, None]
-    scaled = slope.T[None] / diagonal[:, None]
-    inner = np.eye(slope.shape[1]) + scaled @ slope
-    along = scaled @ y
-    square = (y**2 / diagonal).sum(axis=1)
-    square -= (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
-    log_det = np.log(diagonal).sum(axis=1) + np.linalg.slogdet(inner)[1] + system.log_scale
-    return list(-0.5 * (square + log_det))
-
-
-def _log_prior(misfit: float, noise: float, length: float) -> float:
-    """Return the log prior density of tau, sigma and the length, up to a constant."""
-    values = zip((misfit, noise, length), CENTRES, SPREADS, strict=True)
-    return -0.5 * sum((math.log(value / centre) / spread) ** 2 for value, centre, spread in values)
-
-
-def _student(residual: FloatArray, points: Points) -> FloatArray:
-    """Return the factor of each row's noise variance under Student-t noise, shape (m,)."""
-    relative = residual / points.noise_growth
-    scale = max(1.4826 * float(np.median(np.abs(relative))), 1e-6)
-    return np.asarray(np.maximum((DEGREES + (relative / scale) ** 2) / (DEGREES + 1), 1.0))
-
-
-def _grown(points: Points, growth: float) -> FloatArray:
-    """Return the noise relative to that at the reference compute, for an exponent g."""
-    return np.asarray(points.noise_growth ** (growth / NOISE_GROWTH))
-
-
-def _inflation(columns: Mapping[str, FloatArray], losses: FloatArray, seed: int) -> float:
+def _inflation(columns: Mapping[str, FloatArray], losses: FloatArray) -> float:
     """Return the factor by which errors on larger runs exceed their intervals, at least 1."""
     squares, weight = PRIOR_ROWS, PRIOR_ROWS
-    for far in _cuts(columns):
-        near = ~far
-        found = _fit({name: values[near] for name, values in columns.items()}, losses[near], seed)
+    for cut in largest_cuts(
+        columns["n_params"],
+        columns["n_tokens"],
+        factor=FACTOR,
+        share=MOST_LEFT_OUT,
+        rows_left=MIN_ROWS_LEFT,
+    ):
+        far, near = cut.is_left_out, ~cut.is_left_out
+        found = _fit({name: values[near] for name, values in columns.items()}, losses[near])
         mixture = found.at({name: values[far] for name, values in columns.items()})
         below = mixture.probability_below(np.log(losses[far]), is_new_run=True)
         z = np.clip(ndtri(np.clip(below, 1e-9, 1 - 1e-9)), -LARGEST_Z, LARGEST_Z)
         n = min(int(far.sum()), ROWS_EACH)
         squares, weight = squares + n * float(np.mean(z**2)), weight + n
     return max(1.0, math.sqrt(squares / weight))
-
-
-def _cuts(columns: Mapping[str, FloatArray]) -> Iterator[NDArray[np.bool_]]:
-    """Yield the rows of the largest N, of the largest D and of the largest C."""
-    N, D = columns["n_params"], columns["n_tokens"]
-    for values in (N, D, train_flops_6nd(N, D)):
-        far = values >= values.max() / LEFT_OUT
-        if far.mean() <= 0.5 and (~far).sum() >= MIN_ROWS_LEFT:
-            yield far

@@ -6,11 +6,10 @@ question that people ask: a larger model, more tokens, more compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scalelab.errors import DataError, ScalelabError
 from scalelab.fit.bootstrap import BootstrapSpec
@@ -19,24 +18,14 @@ from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.select import columns_of
 from scalelab.forecast.allocate import AVERAGED, FORECASTERS
 from scalelab.forecast.averaged import AveragedFit, fit_average
+from scalelab.forecast.cuts import FACTOR, Cut, largest_cuts
 from scalelab.forecast.fit_report import Holdout
 from scalelab.records.types import Observations
-from scalelab.theory.accounting import train_flops_6nd
 
-FACTOR = 2.0
-"""Rows within this factor of the largest N, D or C are left out."""
 MOST_LEFT_OUT = 0.4
 MIN_ROWS_LEFT = 8
 LEVEL = 0.9
 N_REPLICATES = 300
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
-    """A part of a table that is forecast from the rest."""
-
-    name: str
-    is_left_out: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +76,15 @@ def backtest(
     DataError
         If no cut leaves enough rows.
     """
-    found = list(cuts(rows, factor))
+    found = list(
+        largest_cuts(
+            rows.n_params,
+            rows.n_tokens,
+            factor=factor,
+            share=MOST_LEFT_OUT,
+            rows_left=MIN_ROWS_LEFT,
+        )
+    )
     if not found:
         raise DataError(
             f"{table}, where no cut leaves {MIN_ROWS_LEFT} rows and at most "
@@ -96,21 +93,6 @@ def backtest(
             "Use a table with more runs, or a smaller --factor.",
         )
     return tuple(_score(rows, table, cut, name, level) for cut in found for name in forecasters)
-
-
-def cuts(rows: Observations, factor: float) -> Iterator[Cut]:
-    """Yield the cuts along N, D and C that leave enough rows; equal cuts once."""
-    seen: set[bytes] = set()
-    for name, values in (
-        ("largest sizes", rows.n_params),
-        ("longest runs", rows.n_tokens),
-        ("largest budgets", train_flops_6nd(rows.n_params, rows.n_tokens)),
-    ):
-        far = values >= values.max() / factor
-        key = far.tobytes()
-        if far.mean() <= MOST_LEFT_OUT and (~far).sum() >= MIN_ROWS_LEFT and key not in seen:
-            seen.add(key)
-            yield Cut(name=name, is_left_out=far)
 
 
 def score(found: ParametricFit | AveragedFit, held: Observations, level: float = LEVEL) -> Holdout:

@@ -7,10 +7,11 @@ from scipy.stats import norm
 
 from scalelab import api
 from scalelab.errors import NotIdentifiedError, UsageError
-from scalelab.forecast.averaged import _log_evidence, _systems, fit_average
+from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_forecast import compute_optimal_size, optimum
 from scalelab.forecast.mixture import Mixture
 from scalelab.forecast.posterior import Points, distances, matern
+from scalelab.forecast.whitened import PAIRS, log_evidence, systems
 from scalelab.records.types import Observations
 
 
@@ -71,11 +72,9 @@ def test_the_evidence_is_that_of_the_dense_covariance():
     )
     widened = rng.uniform(1, 3, 12)
     slope, y = rng.standard_normal((12, 3)), rng.standard_normal(12)
-    system = list(_systems(points, widened))[4]
+    system = list(systems(points, widened))[4]
     turned = system.turn.T @ slope
-    found = _log_evidence(system.turn.T @ y, turned, system)
-    from scalelab.forecast.averaged import PAIRS
-
+    found = log_evidence(system.turn.T @ y, turned, system)
     for (misfit, noise), value in list(zip(PAIRS, found, strict=True))[::7]:
         growth = points.noise_growth ** (system.growth / 0.15)
         dense = misfit**2 * matern(distances(points.features), system.length) + slope @ slope.T
