@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scalelab_kernels import checks, reference
+from scalelab_kernels import accuracy, checks, reference
 from scalelab_kernels.operations import get_operations
 
 PLAIN = get_operations("reference", "cpu")
@@ -14,7 +14,7 @@ PLAIN = get_operations("reference", "cpu")
 
 def outcome_with(**changed):
     ops = replace(PLAIN, **changed)
-    return checks.examine(checks.Checks("cpu", torch.float32, ops).add_rms_norm(7, 12))
+    return accuracy.examine(checks.Checks("cpu", torch.float32, ops).add_rms_norm(7, 12))
 
 
 def test_torch_itself_passes():
@@ -67,4 +67,4 @@ def test_the_checks_of_a_model_are_those_of_its_kernels():
 def test_interpreted_kernels_pass(dtype):
     made = checks.Checks("cpu", dtype)
     for check in (made.swiglu(3, 5), made.rms_norm(3, 6, 2), made.adamw(2, 33), made.gram(1, 5, 9)):
-        assert checks.examine(check).problem == ""
+        assert accuracy.examine(check).problem == ""

@@ -1,11 +1,11 @@
 """The cases of a qualification, as the child process runs them: kernels, whole steps, speed.
 
 A whole step is checked at the run's shape and dtype, with an odd number of sequences and positions.
-Its gradients follow the rule of `scalelab_kernels.checks`, pooled over the layers for each kind of
-weight: at most twice the error of the plain reference, plus the rounding of the dtype, against the
-same model in float64. The losses of `CHECKED_STEPS` steps stay close to the reference's, and a step
-that is repeated from the same state has the same bits (except with an attention that never does,
-which can only be asked for by name). Speed is measured at the run's own batch.
+Its gradients follow the rule of `scalelab_kernels.accuracy`, pooled over the layers for each kind
+of weight: at most twice the error of the plain reference, plus the rounding of the dtype, against
+the same model in float64. The losses of `CHECKED_STEPS` steps stay close to the reference's, and a
+step that is repeated from the same state has the same bits (except with an attention that never
+does, which can only be asked for by name). Speed is measured at the run's own batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scalelab_kernels import checks
+from scalelab_kernels import accuracy, checks
 from scalelab_kernels.operations import REPEATABLE_PATHS
 
 from scalelab.records.qualification import OK, kernel_class, way_of
@@ -82,9 +82,9 @@ class Cases:
 
     def kernel(self, spec: RunSpec, n_runs: int, index: int) -> dict[str, Any]:
         """Check one of the kernels that `kernel_names` lists."""
-        outcome = checks.examine(self._kernel_checks(spec, n_runs)[index])
+        outcome = accuracy.examine(self._kernel_checks(spec, n_runs)[index])
         status = "wrong" if outcome.problem else OK
-        if outcome.problem == checks.NOT_REPEATABLE:
+        if outcome.problem == accuracy.NOT_REPEATABLE:
             status = "not repeatable"
         errors = {"errors": outcome.errors, "allowed": outcome.allowed}
         return {"status": status, "reason": outcome.problem, **errors}
@@ -106,7 +106,7 @@ class Cases:
             add_squares(squares, engine, first[0], truth.grads[index])
         errors = roots(squares)
         eps = torch.finfo(half_or_single(spec)).eps
-        allowed = {name: checks.tolerance(own, eps) for name, own in truth.own_errors.items()}
+        allowed = {name: accuracy.tolerance(own, eps) for name, own in truth.own_errors.items()}
         figures: dict[str, Any] = {
             "checks": {name: [errors[name], allowed[name]] for name in errors}
         }
@@ -182,7 +182,7 @@ class Cases:
             "micro_batch_seqs": engine.execution.micro_batch_seqs,
         }
 
-    def _kernel_checks(self, spec: RunSpec, n_runs: int) -> list[checks.Check]:
+    def _kernel_checks(self, spec: RunSpec, n_runs: int) -> list[accuracy.Check]:
         fields = kernel_class(spec, n_runs)
         dtype = DTYPES[fields.pop("dtype")]
         sizes = checks.Sizes(**fields)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scalelab_kernels import checks
+from scalelab_kernels import accuracy
 from torch import Tensor
 
 from scalelab.records.qualification import kernel_class
@@ -106,7 +106,7 @@ def find_truth(specs: tuple[RunSpec, ...], execution: ExecutionSpec) -> Truth:
         grads=grads,
         own_errors=roots(squares),
         own_losses=own_losses,
-        loss_limit=checks.tolerance(own_gap, LOSS_TOLERANCE[specs[0].precision]),
+        loss_limit=accuracy.tolerance(own_gap, LOSS_TOLERANCE[specs[0].precision]),
     )
 
 

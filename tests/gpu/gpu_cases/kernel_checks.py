@@ -1,4 +1,4 @@
-"""Correctness of each kernel at the shapes of models, by the rule of `scalelab_kernels.checks`."""
+"""Correctness of each kernel at the shapes of models, by `scalelab_kernels.accuracy`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scalelab_kernels.checks import Checks, Sizes, examine, shape_checks
+from scalelab_kernels.accuracy import examine
+from scalelab_kernels.checks import Checks, Sizes, shape_checks
 
 from gpu_cases.timing import device
 from scalelab.units import plural

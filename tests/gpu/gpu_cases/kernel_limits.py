@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from scalelab_kernels import operations, reference
-from scalelab_kernels.checks import relative_error
+from scalelab_kernels.accuracy import relative_error
 
 from gpu_cases.timing import device
 
