@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, JsonOption, ResultsOption
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    FROM_HELP,
+    JsonOption,
+    LevelOption,
+    MapOption,
+    ResultsOption,
+    WhereOption,
+)
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import EXIT_OK
 
@@ -20,13 +28,8 @@ def backtest(
         str | None, typer.Option(help="Sweep to test; default: the latest with results.")
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option("--map", help="Columns of the file, as OURS=THEIRS,..; as in `scalelab fit`."),
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option(help="SQL condition on the columns, such as 'flops > 1e18'.")
-    ] = None,
+    mapping: MapOption = None,
+    where: WhereOption = None,
     forecaster: Annotated[
         list[str] | None,
         typer.Option(help="law or averaged; repeatable. Default: both."),
@@ -35,7 +38,7 @@ def backtest(
         float,
         typer.Option(min=1.0, help="Leave out rows within this factor of the largest N, D or C."),
     ] = 2.0,
-    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.9,
+    level: LevelOption = 0.9,
     as_json: JsonOption = False,
 ) -> int:
     """Score forecasts of the largest runs of a table.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
-    FROM_HELP,
+    FromOption,
     JsonOption,
     LevelOption,
     MapOption,
     ResultsOption,
+    WhereOption,
 )
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import EXIT_OK, UsageError
@@ -30,14 +30,12 @@ def save(
     name: Annotated[
         str, typer.Argument(help="Name in the results folder, or a file that ends in .json.")
     ],
-    from_file: Annotated[Path | None, typer.Option("--from", help=FROM_HELP)] = None,
+    from_file: FromOption = None,
     sweep: Annotated[
         str | None, typer.Option(help="Sweep to fit; default: the latest with results.")
     ] = None,
     mapping: MapOption = None,
-    where: Annotated[
-        str | None, typer.Option(help="SQL condition on the columns, such as 'flops > 1e18'.")
-    ] = None,
+    where: WhereOption = None,
     form: Annotated[
         str, typer.Option(help="Form of the law, such as chinchilla or gamma; auto: the best.")
     ] = "chinchilla",

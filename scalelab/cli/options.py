@@ -60,6 +60,10 @@ JsonOption = Annotated[
     bool,
     option(OUTPUT, "Print one JSON object on stdout; messages go to stderr.", "--json"),
 ]
+FromOption = Annotated[Path | None, option(None, FROM_HELP, "--from")]
+WhereOption = Annotated[
+    str | None, option(None, "SQL condition on the columns, such as 'flops > 1e18'.", "--where")
+]
 MapOption = Annotated[
     list[str] | None,
     option(None, "Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help).", "--map"),

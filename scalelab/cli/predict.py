@@ -10,11 +10,12 @@ import typer
 
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
-    FROM_HELP,
+    FromOption,
     JsonOption,
     LevelOption,
     MapOption,
     ResultsOption,
+    WhereOption,
     given_options,
 )
 from scalelab.cli.output import console, emit_json, runnable
@@ -41,14 +42,12 @@ def predict(
             metavar="QUESTION",
         ),
     ],
-    from_file: Annotated[Path | None, typer.Option("--from", help=FROM_HELP)] = None,
+    from_file: FromOption = None,
     sweep: Annotated[
         str | None, typer.Option(help="Sweep to predict from; default: the latest with results.")
     ] = None,
     mapping: MapOption = None,
-    where: Annotated[
-        str | None, typer.Option(help="SQL condition on the columns, such as 'flops > 1e18'.")
-    ] = None,
+    where: WhereOption = None,
     forecaster: Annotated[
         str,
         typer.Option(
