@@ -220,7 +220,7 @@ def shape_named(text: str, vocab_size: int, table: str = "fine") -> ModelShape:
     UsageError
         When the text is neither.
     """
-    from scalelab.sweep.shapes import nearest_shape
+    from scalelab.sweep.shapes import ShapeRule, nearest_shape
     from scalelab.theory.shape import FF_MULTIPLE, ModelShape
     from scalelab.units import parse_quantity
 
@@ -232,7 +232,8 @@ def shape_named(text: str, vocab_size: int, table: str = "fine") -> ModelShape:
                 "a label such as 4L-64d-2h, or a size such as 1M",
                 "Write for example --shape 4L-64d-2h.",
             )
-        return nearest_shape(parse_quantity(text, what="model size"), vocab_size, table)
+        n_params = parse_quantity(text, what="model size")
+        return nearest_shape(n_params, vocab_size, ShapeRule(table=table))
     n_layers, d_model, n_heads = (int(part) for part in label.groups())
     if n_heads == 0 or d_model % (2 * n_heads):
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from scalelab.errors import UsageError
-from scalelab.sweep.shapes import FINE, nearest_shape, size_limits
+from scalelab.sweep.shapes import DEFAULT_RULE, FINE, ShapeRule, nearest_shape, size_limits
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
@@ -32,21 +32,21 @@ def isoflop_targets(
     tokens_per_param: float,
     vocab_size: int,
     seq_len: int,
-    table: str = FINE,
+    rule: ShapeRule = DEFAULT_RULE,
 ) -> list[float]:
     """Return target sizes, geometrically spaced around the expected optimum of a budget.
 
     At the centre, ``D = tokens_per_param * N`` tokens cost the budget in exact FLOPs. The
-    span is clipped to the sizes of the shape table, ``fine`` or ``aligned``.
+    span is clipped to the sizes that the rule of the shapes has.
     """
-    smallest, largest = size_limits(vocab_size, table)
+    smallest, largest = size_limits(vocab_size, rule)
 
     def within(n_params: float) -> float:
         return min(max(n_params, smallest), largest)
 
     centre = within(math.sqrt(tokens_at_6nd(flops, tokens_per_param)))
     for _ in range(4):
-        shape = nearest_shape(centre, vocab_size, table)
+        shape = nearest_shape(centre, vocab_size, rule)
         n_params = count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]
         per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / n_params
         centre = within(math.sqrt(flops / (per_param * tokens_per_param)))
@@ -57,10 +57,10 @@ def isoflop_targets(
 
 
 def refuse_small_budget(
-    flops: float, tokens_per_param: float, vocab_size: int, table: str = FINE
+    flops: float, tokens_per_param: float, vocab_size: int, rule: ShapeRule = DEFAULT_RULE
 ) -> None:
     """Raise UsageError if the expected optimum of a budget is below the smallest shape."""
-    smallest, _ = size_limits(vocab_size, table)
+    smallest, _ = size_limits(vocab_size, rule)
     optimum = math.sqrt(tokens_at_6nd(flops, tokens_per_param))
     if optimum < smallest:
         raise UsageError(
@@ -68,5 +68,5 @@ def refuse_small_budget(
             f"{format_quantity(optimum)} parameters",
             f"an optimum above the smallest model, {format_quantity(smallest)} parameters",
             "Use larger budgets, for example --budgets "
-            + ("1e12..1e13." if table == FINE else "1e15..1e16, or --shapes fine."),
+            + ("1e12..1e13." if rule.table == FINE else "1e15..1e16, or --shapes fine."),
         )

@@ -254,7 +254,7 @@ def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
 
 def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
     ratio = sweep.tokens_per_param or expected_tokens_per_param(data.tokenizer)
-    table = sweep.shapes()
+    rule = sweep.shape_rule()
     rows = []
     for budget in sweep.budgets:
         targets = isoflop_targets(
@@ -264,12 +264,12 @@ def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Pla
             tokens_per_param=ratio,
             vocab_size=data.vocab_size,
             seq_len=sweep.train.seq_len,
-            table=table,
+            rule=rule,
         )
         try:
-            shapes = distinct_shapes(targets, data.vocab_size, table)
+            shapes = distinct_shapes(targets, data.vocab_size, rule)
         except UsageError:
-            refuse_small_budget(budget, ratio, data.vocab_size, table)
+            refuse_small_budget(budget, ratio, data.vocab_size, rule)
             raise
         for shape in shapes:
             per_token = train_flops_per_token(shape, sweep.train.seq_len)
@@ -279,7 +279,7 @@ def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Pla
 
 
 def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    shapes = distinct_shapes(sweep.n_params, data.vocab_size, sweep.shapes())
+    shapes = distinct_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule())
     return [
         planned_run(shape, n_tokens, None, sweep.train, data, precision)
         for shape in shapes
@@ -295,7 +295,7 @@ def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Plan
     shortest = min(sweep.n_tokens)
     mean = math.exp(statistics.fmean(math.log(n_tokens) for n_tokens in sweep.n_tokens))
     rows = []
-    for shape in distinct_shapes(sweep.n_params, data.vocab_size, sweep.shapes()):
+    for shape in distinct_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule()):
         middle = planned_run(shape, mean, None, sweep.train, data, precision).spec
         train = sweep.train.model_copy(update={"batch_seqs": middle.batch_seqs, "lr": middle.lr})
         first = planned_run(shape, shortest, None, train, data, precision).spec
@@ -387,7 +387,7 @@ def _rule_texts(sweep: SweepSpec) -> dict[str, str]:
         if train.batch_seqs
         else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
         "schedule": train.schedule,
-        "shapes": sweep.shapes(),
+        "shapes": sweep.shape_rule().table,
     }
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from scalelab.errors import DataError, UsageError
 from scalelab.sweep.option import DATA, Table, find_option, option, validated
-from scalelab.sweep.shapes import ALIGNED, ALIGNED_FROM_FLOPS, FINE
+from scalelab.sweep.shapes import ALIGNED, ALIGNED_FROM_FLOPS, FINE, ShapeRule
 from scalelab.sweep.tables import (
     DataTable,
     ExecutionTable,
@@ -124,19 +124,17 @@ class SweepSpec(Table):
             ends = f"{len(self.n_params)}x{len(self.n_tokens)}"
         return f"{self.kind}-{ends.replace('e+', 'e')}"
 
-    def shapes(self) -> str:
-        """Return the table of shapes, ``fine`` or ``aligned``: the given one or the default.
+    def shape_rule(self) -> ShapeRule:
+        """Return the rule of the models' shapes.
 
-        The default depends on the largest budget; without budgets on 6ND of the largest run.
+        The default table depends on the largest budget; without budgets on 6ND of the largest run.
         """
-        if self.model.shapes is not None:
-            return str(self.model.shapes)
         most = (
             max(self.budgets)
             if self.budgets
             else train_flops_6nd(max(self.n_params), max(self.n_tokens))
         )
-        return ALIGNED if most >= ALIGNED_FROM_FLOPS else FINE
+        return self.model.rule(ALIGNED if most >= ALIGNED_FROM_FLOPS else FINE)
 
     def science(self) -> dict[str, Any]:
         """Return the fields that determine the runs: without name, execution and launcher."""
@@ -145,7 +143,7 @@ class SweepSpec(Table):
         # Saved sweeps from before these fields existed must compare equal.
         if content["train"]["tuned"] is None:
             del content["train"]["tuned"]
-        content["model"]["shapes"] = self.shapes()
+        content["model"]["shapes"] = self.shape_rule().table
         if content["model"] == {"shapes": FINE}:
             del content["model"]
         return content

@@ -24,7 +24,7 @@ from scalelab.sweep.option import (
     option,
 )
 from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
-from scalelab.sweep.shapes import ALIGNED_FROM_FLOPS, SHAPES
+from scalelab.sweep.shapes import ALIGNED_FROM_FLOPS, SHAPES, ShapeRule
 from scalelab.sweep.values import AutoCount, Count, Gigabytes, Integers, Minutes
 from scalelab.theory.hardware import HARDWARE, find_hardware
 from scalelab.theory.schedule import (
@@ -74,6 +74,10 @@ class ModelTable(Table):
         "widths that are fast on GPUs. Default: aligned where the largest run has "
         f"{format_flops(ALIGNED_FROM_FLOPS)} FLOPs or more, else fine", example="aligned"
     )  # fmt: skip
+
+    def rule(self, default_table: str) -> ShapeRule:
+        """Return the rule of the shapes; the default table applies where none is given."""
+        return ShapeRule(table=self.shapes or default_table)
 
 
 class TrainTable(Table):

@@ -62,8 +62,8 @@ def _leaf(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 @functools.cache
 def table_shapes() -> tuple[ModelShape, ...]:
     """Return the shapes of both tables; the vocabulary does not change them."""
-    tables = (shapes.FINE, shapes.ALIGNED)
-    return tuple(s for t in tables for s in shapes.shape_table(VOCABULARIES[0], t).shapes)
+    rules = (shapes.ShapeRule(table=shapes.FINE), shapes.ShapeRule(table=shapes.ALIGNED))
+    return tuple(s for rule in rules for s in shapes.shape_table(VOCABULARIES[0], rule).shapes)
 
 
 def _classes(values: Iterable[int], key: Callable[[int], Hashable]) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from gpu_cases import steps
 
 from scalelab.sweep.execution import default_precision, planned_execution
-from scalelab.sweep.shapes import ALIGNED, shape_of
+from scalelab.sweep.shapes import ALIGNED, ShapeRule
 from scalelab.sweep.spec import sweep_from_mapping
 
 
@@ -25,7 +25,7 @@ def test_the_step_that_a_sweep_plans_for_a_gpu_is_the_one_that_is_measured(name:
     assert (planned.step, planned.kernels, planned.attention) == ("graph", "triton", "flash")
     assert spec.precision == default_precision("cuda")
     # The measured shapes are those of large sweeps, with a tied head.
-    shape = shape_of(spec.shape.d_model, spec.shape.n_layers, steps.VOCAB, ALIGNED)
+    shape = ShapeRule(table=ALIGNED).shape(spec.shape.d_model, spec.shape.n_layers, steps.VOCAB)
     assert replace(shape, is_tied=True) == spec.shape
 
 
