@@ -179,6 +179,7 @@ def kernel_class(spec: RunSpec, n_runs: int) -> dict[str, Any]:
         "vocab_size": shape.vocab_size,
         "n_experts": shape.n_experts,
         "n_active_experts": shape.n_active_experts,
+        "d_shared_expert": shape.d_shared_expert,
         "n_runs": n_runs,
         "has_qk_norm": shape.has_qk_norm,
         "dtype": "fp32" if spec.precision == "fp32" else "bf16",

@@ -19,7 +19,7 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Increase it with every change of a table; the collector then rebuilds an older database."""
 
 TEXT = "VARCHAR"
@@ -83,13 +83,14 @@ _SHAPE = (
     Column("d_model", INT, "", "Width of the residual stream."),
     Column("n_heads", INT, "", "Query heads."),
     Column("d_head", INT, "", "Dimension of a head."),
-    Column("d_ff", INT, "", "Width of the SwiGLU hidden layer."),
+    Column("d_ff", INT, "", "Width of the SwiGLU hidden layer, or of one routed expert."),
     Column("vocab_size", INT, "", "Tokens in the vocabulary, without padding."),
     Column("n_kv_heads", INT, "", "Key and value heads; 0 means n_heads."),
     Column("is_tied", BOOL, "", "Whether the output head is the embedding matrix."),
     Column("has_qk_norm", BOOL, "", "Whether queries and keys are normalised per head."),
     Column("n_experts", INT, "", "Routed experts per block; 0 for a dense model."),
     Column("n_active_experts", INT, "", "Experts per token."),
+    Column("d_shared_expert", INT, "", "Width of the expert that all tokens pass; 0 for none."),
 )
 
 _RECIPE = (
@@ -109,6 +110,8 @@ _RECIPE = (
     Column("weight_decay", REAL, "", "Decoupled weight decay."),
     Column("grad_clip", REAL, "", "Global gradient norm above which gradients are scaled down."),
     Column("z_loss", REAL, "", "Weight of the squared log-normaliser in the training loss."),
+    Column("balance_weight", REAL, "", "Weight of the load-balance loss of a mixture of experts."),
+    Column("router_z_weight", REAL, "", "Weight of the squared log-normaliser of the router."),
     Column("init_std", REAL, "", "Standard deviation of the initial embedding weights."),
     Column("parametrization", TEXT, "", "standard or mup."),
     Column("precision", TEXT, "", "Number format of matrix products: fp32, bf16 or fp8."),

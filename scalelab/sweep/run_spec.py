@@ -18,6 +18,8 @@ from scalelab.theory.shape import ModelShape
 from scalelab.units import round_significant
 
 NUMERICS_REVISION = 1
+BALANCE_WEIGHT = 0.01
+"""Default weight of the load-balance loss: alpha in arXiv:2101.03961, section 2.2."""
 RUN_ID_LENGTH = 12
 HASHED_DIGITS = 6
 MAX_KEPT_IDS = 1 << 17
@@ -66,6 +68,12 @@ class RunSpec:
         Maximum global gradient norm.
     z_loss : float
         Weight of the squared log-normaliser in the training loss.
+    balance_weight : float
+        Weight of a mixture's load-balance loss in the training loss (arXiv:2101.03961, section
+        2.2), averaged over the blocks.
+    router_z_weight : float
+        Weight of a mixture's squared log-normaliser of the router (arXiv:2202.08906, equation 5),
+        averaged over the blocks; the paper uses 0.001.
     init_std : float
         Standard deviation of the embedding's initial weights; matrices use 1/sqrt(fan_in).
     parametrization : str
@@ -103,6 +111,8 @@ class RunSpec:
     parametrization: str = "standard"
     precision: str = "fp32"
     ema_decay: float = 0.0
+    balance_weight: float = BALANCE_WEIGHT
+    router_z_weight: float = 0.0
     numerics_revision: int = NUMERICS_REVISION
 
     def __post_init__(self) -> None:
@@ -119,6 +129,11 @@ class RunSpec:
         is_in_run = 0 <= self.decay_steps <= left
         _require(self, "decay_steps", is_in_run, f"0 to the {left} steps after warm-up")
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "0 to below 1")
+        for name, default in (("balance_weight", BALANCE_WEIGHT), ("router_z_weight", 0.0)):
+            value = getattr(self, name)
+            _require(self, name, value >= 0, "a number from 0")
+            is_used = self.shape.n_experts > 0 or value == default
+            _require(self, name, is_used, f"{default:g} for a dense model, which has no router")
         for name, allowed in (
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),

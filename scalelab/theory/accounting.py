@@ -62,7 +62,7 @@ class ParamCounts:
     attention : int
         Query, key, value and output matrices of all blocks.
     feed_forward : int
-        SwiGLU matrices of all blocks, every expert counted, and the routers.
+        SwiGLU matrices of all blocks, every expert counted (shared ones too), and the routers.
     feed_forward_active : int
         The same, counting only the experts that a token passes through.
     norms : int
@@ -98,14 +98,14 @@ def count_params(shape: ModelShape) -> ParamCounts:
     d = shape.d_model
     attention = shape.n_layers * (2 * d * shape.d_attention + 2 * d * shape.d_kv)
     expert = 3 * d * shape.d_ff
-    router = d * shape.n_experts
+    always = d * shape.n_experts + 3 * d * shape.d_shared_expert
     qk_norm = 2 * shape.d_head if shape.has_qk_norm else 0
     return ParamCounts(
         embedding=shape.vocab_size * d,
         head=0 if shape.is_tied else shape.vocab_size * d,
         attention=attention,
-        feed_forward=shape.n_layers * (expert * max(shape.n_experts, 1) + router),
-        feed_forward_active=shape.n_layers * (expert * max(shape.n_active_experts, 1) + router),
+        feed_forward=shape.n_layers * (expert * max(shape.n_experts, 1) + always),
+        feed_forward_active=shape.n_layers * (expert * max(shape.n_active_experts, 1) + always),
         norms=shape.n_layers * (2 * d + qk_norm) + d,
     )
 

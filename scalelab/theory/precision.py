@@ -3,7 +3,7 @@
 The rule depends on the shape only, so a run computes the same wherever and however it is executed.
 A product of a dense layer is in fp8 if both sides of its weight are multiples of `FP8_MULTIPLE`,
 which the hardware needs, and at least `FP8_SIDE_MIN`, a tile of the matrix units. The head counts
-with its padded vocabulary. Attention, routers and experts are in bf16.
+with its padded vocabulary. Attention, routers and routed experts are in bf16.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def is_fp8_product(n_out: int, n_in: int) -> bool:
 def fp8_weights(shape: ModelShape) -> tuple[str, ...]:
     """Return the names of a block's weights, and of the head, whose products an fp8 run has in fp8.
 
-    They are among ``qkv``, ``out``, ``gate_up``, ``down`` and ``head``; empty for a narrow model.
+    They are among ``qkv``, ``out``, ``gate_up``, ``down``, ``shared_gate_up``, ``shared_down`` and
+    ``head``; empty for a narrow model.
     """
     d = shape.d_model
     weights = {
@@ -37,4 +38,9 @@ def fp8_weights(shape: ModelShape) -> tuple[str, ...]:
     }
     if shape.n_experts:
         del weights["gate_up"], weights["down"]
+    if shape.d_shared_expert:
+        weights |= {
+            "shared_gate_up": (2 * shape.d_shared_expert, d),
+            "shared_down": (d, shape.d_shared_expert),
+        }
     return tuple(name for name, sides in weights.items() if is_fp8_product(*sides))

@@ -20,12 +20,21 @@ def linears(shape: ModelShape) -> tuple[tuple[str, int, int, int, int], ...]:
     """Return the products of a block: name, inputs, outputs, rows for each token, matrices."""
     experts, active = max(shape.n_experts, 1), max(shape.n_active_experts, 1)
     router = (("router", shape.d_model, shape.n_experts, 1, 1),) if shape.n_experts else ()
+    shared = (
+        (
+            ("shared_gate_up", shape.d_model, 2 * shape.d_shared_expert, 1, 1),
+            ("shared_down", shape.d_shared_expert, shape.d_model, 1, 1),
+        )
+        if shape.d_shared_expert
+        else ()
+    )
     return (
         ("qkv", shape.d_model, shape.d_attention + 2 * shape.d_kv, 1, 1),
         ("out", shape.d_attention, shape.d_model, 1, 1),
         *router,
         ("gate_up", shape.d_model, 2 * shape.d_ff, active, experts),
         ("down", shape.d_ff, shape.d_model, active, experts),
+        *shared,
     )
 
 
@@ -59,7 +68,7 @@ def block_products(config: StepConfig) -> list[Work]:
 def precision_of(config: StepConfig, name: str, n_out: int, n_in: int) -> str:
     """Return the precision of the products with a weight of shape (n_out, n_in).
 
-    Experts and routers have none in fp8.
+    Routed experts and routers have none in fp8.
     """
     is_expert = config.shape.n_experts and name in ("router", "gate_up", "down")
     if config.precision == "fp8" and (is_expert or not is_fp8_product(n_out, n_in)):

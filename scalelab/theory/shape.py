@@ -25,7 +25,7 @@ class ModelShape:
     d_head : int
         Size of a head, even (RoPE rotates pairs).
     d_ff : int
-        Width of the SwiGLU hidden layer (each of its two input matrices).
+        Width of the SwiGLU hidden layer (each of its two input matrices), or of one routed expert.
     vocab_size : int
         Tokens that occur. The head is padded to a multiple of 64 in memory; counts use this number.
     n_kv_heads : int
@@ -38,6 +38,8 @@ class ModelShape:
         Routed SwiGLU experts in each block; 0 is a dense model.
     n_active_experts : int
         Experts that each token passes through; 0 in a dense model.
+    d_shared_expert : int
+        Width of a SwiGLU expert that every token passes through beside the routed ones; 0 for none.
 
     Raises
     ------
@@ -56,6 +58,7 @@ class ModelShape:
     has_qk_norm: bool = True
     n_experts: int = 0
     n_active_experts: int = 0
+    d_shared_expert: int = 0
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "d_head", "d_ff", "vocab_size"):
@@ -85,6 +88,12 @@ class ModelShape:
                 "1 to n_experts active experts, or 0 of both",
                 "Set n_active_experts between 1 and n_experts.",
             )
+        if self.d_shared_expert < 0 or (self.d_shared_expert and not self.n_experts):
+            raise SpecError(
+                f"d_shared_expert = {self.d_shared_expert} with {self.n_experts} experts",
+                "a width from 1 in a mixture of experts, or 0",
+                "Set n_experts too, or use d_shared_expert = 0.",
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -110,15 +119,18 @@ class ModelShape:
         """Return the shape of one of ``degree`` parts of every block.
 
         A part has its share of the key and value heads, with their query heads, and of the hidden
-        units of the feed-forward layer (of every expert); if they do not divide evenly, the first
-        parts have one more. Width, depth and vocabulary are the whole model's.
+        units of the feed-forward layer (of every expert, shared or routed); if they do not divide
+        evenly, the first parts have one more. Width, depth and vocabulary are the whole model's.
 
         Raises
         ------
         UsageError
             If there are more parts than heads or hidden units.
         """
-        for name, size in (("n_kv_heads", self.kv_heads), ("d_ff", self.d_ff)):
+        sizes = {"n_kv_heads": self.kv_heads, "d_ff": self.d_ff}
+        if self.d_shared_expert:
+            sizes["d_shared_expert"] = self.d_shared_expert
+        for name, size in sizes.items():
             if size < degree:
                 raise UsageError(
                     f"tensor_parallel = {degree} for a model with {name} = {size}",
@@ -131,11 +143,13 @@ class ModelShape:
             n_heads=self.n_heads // self.kv_heads * kv_heads,
             n_kv_heads=kv_heads if self.n_kv_heads else 0,
             d_ff=_share(self.d_ff, degree, index),
+            d_shared_expert=_share(self.d_shared_expert, degree, index),
         )
 
     def label(self) -> str:
         """Return a short name such as ``4L-64d-2h``."""
         experts = f"-{self.n_active_experts}of{self.n_experts}e" if self.n_experts else ""
+        experts += "+s" if self.d_shared_expert else ""
         return f"{self.n_layers}L-{self.d_model}d-{self.n_heads}h{experts}"
 
 

@@ -114,7 +114,7 @@ def _elementwise(config: StepConfig) -> list[Work]:
     d, layers = shape.d_model, shape.n_layers
     launches = layers * config.n_passes
     heads, kv = shape.d_attention, shape.d_kv
-    hidden = max(shape.n_active_experts, 1) * shape.d_ff
+    hidden = max(shape.n_active_experts, 1) * shape.d_ff + shape.d_shared_expert
     if config.is_fused:
         # Each residual addition is part of the next norm: forward reads two and writes two rows,
         # backward reads three and writes one. The first norm has no addition.
@@ -207,10 +207,15 @@ def _optimizer(config: StepConfig) -> list[Work]:
 def _muon_matrices(shape: ModelShape) -> list[tuple[int, int, int]]:
     """Return the matrices that Muon updates: rows, columns, number."""
     d, layers, experts = shape.d_model, shape.n_layers, max(shape.n_experts, 1)
+    shared = [
+        (shape.d_shared_expert, d, 2 * layers),
+        (d, shape.d_shared_expert, layers),
+    ]
     return [
         (shape.d_attention, d, layers),
         (shape.d_kv, d, 2 * layers),
         (d, shape.d_attention, layers),
         (shape.d_ff, d, 2 * layers * experts),
         (d, shape.d_ff, layers * experts),
+        *(shared if shape.d_shared_expert else ()),
     ]

@@ -20,6 +20,7 @@ from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.direct.step import DirectStep
 from scalelab.train.model import Decoder
+from scalelab.train.moe import RouterWeights
 from scalelab.train.optimizer import row_norms
 from scalelab.train.parameters import Layout
 from scalelab.train.parametrization import width_factors
@@ -129,6 +130,7 @@ class Autograd:
             self.ops,
             self._attend,
             width_factors(first),
+            RouterWeights.of(first),
             self._linear,
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scalelab.theory.shape import ModelShape
-from scalelab.train.moe import BALANCE_WEIGHT, feed_forward
+from scalelab.train.moe import RouterWeights, feed_forward
 from scalelab.train.parametrization import WidthFactors
 from scalelab.train.precision import Linear, linear
 
@@ -41,6 +41,8 @@ class Decoder:
         Attention function, from `scalelab_kernels.operations.get_attention`.
     factors : WidthFactors
         Factors of the parametrization.
+    router_weights : RouterWeights
+        Weights of a mixture's router losses.
     linear : Callable
         Linear layer of the blocks, from `scalelab.train.precision.products`.
     """
@@ -53,6 +55,7 @@ class Decoder:
         ops: Operations,
         attend: Callable[..., Tensor],
         factors: WidthFactors,
+        router_weights: RouterWeights,
         linear: Linear = linear,
     ) -> None:
         self.linear = linear
@@ -61,26 +64,27 @@ class Decoder:
         self.ops = ops
         self.attend = attend
         self.factors = factors
+        self.router_weights = router_weights
         device = weights["final_norm"].device
         self.cos, self.sin = _rope(seq_len, shape.d_head, device)
 
     def hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the head's input, shape (..., T, d), and the load-balance loss of tokens (..., T).
+        """Return the head's input, shape (..., T, d), and the router losses of tokens (..., T).
 
-        The load-balance loss, shape () or (K,), is the mean over the blocks of a mixture of
-        experts; it is None for a dense model.
+        The weighted sum of the router losses, shape () or (K,), is the mean over the blocks of a
+        mixture of experts; it is None for a dense model.
         """
         stream = embed(tokens, self.weights["embedding"])
         output: Tensor | None = None
-        balances = []
+        penalties = []
         for layer in range(self.shape.n_layers):
-            output, stream, balance = self.run_block(output, stream, layer)
-            if balance is not None:
-                balances.append(balance)
+            output, stream, penalty = self.run_block(output, stream, layer)
+            if penalty is not None:
+                penalties.append(penalty)
         normed, _ = self._add_norm(output, stream, "final_norm")
         if self.factors.logits != 1.0:
             normed = normed * self.factors.logits
-        return normed, torch.stack(balances).mean(0) if balances else None
+        return normed, torch.stack(penalties).mean(0) if penalties else None
 
     def run_block(
         self, output: Tensor | None, stream: Tensor, layer: int
@@ -108,8 +112,8 @@ class Decoder:
             Output of this block's feed-forward part, not yet added to the stream.
         stream : Tensor
             Residual stream before that addition.
-        balance : Tensor or None
-            Load-balance loss of a mixture of experts.
+        penalty : Tensor or None
+            Weighted router losses of a mixture of experts.
         """
         w = self.weights
         normed, stream = self._add_norm(output, stream, prefix + "attention_norm")
@@ -117,18 +121,28 @@ class Decoder:
         normed, stream = self._add_norm(mixed, stream, prefix + "ff_norm")
         gate_up, down = w[prefix + "gate_up"], w[prefix + "down"]
         if self.shape.n_experts:
-            mixed, balance = feed_forward(
+            mixed, penalty = feed_forward(
                 normed,
                 w[prefix + "router"],
                 gate_up,
                 down,
                 self.shape.n_active_experts,
                 self.ops,
-                self.enter,
+                self.router_weights,
+                shared=self._shared_expert(prefix),
+                enter=self.enter,
             )
-            return self.leave(mixed), stream, balance
-        hidden = self.ops.swiglu(self.linear(self.enter(normed), gate_up))
-        return self.leave(self.linear(hidden, down)), stream, None
+            return self.leave(mixed), stream, penalty
+        return self.leave(self._swiglu(self.enter(normed), gate_up, down)), stream, None
+
+    def _shared_expert(self, prefix: str) -> Callable[[Tensor], Tensor] | None:
+        if not self.shape.d_shared_expert:
+            return None
+        gate_up, down = (self.weights[f"{prefix}shared_{name}"] for name in ("gate_up", "down"))
+        return functools.partial(self._swiglu, gate_up=gate_up, down=down)
+
+    def _swiglu(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        return self.linear(self.ops.swiglu(self.linear(x, gate_up)), down)
 
     def _add_norm(self, output: Tensor | None, stream: Tensor, gain: str) -> tuple[Tensor, Tensor]:
         """Return the norm of the stream after the addition, and the stream."""
@@ -157,15 +171,15 @@ class Decoder:
         loss : Tensor
             Cross-entropy plus z-loss in nats: the reported loss.
         objective : Tensor
-            The same plus the load-balance loss: the loss to differentiate.
+            The same plus the router losses: the loss to differentiate.
         """
-        hidden, balance = self.hidden(tokens[..., :-1])
+        hidden, penalty = self.hidden(tokens[..., :-1])
         targets = tokens[..., 1:]
         loss = self.summed_loss(hidden, targets, z_loss)
-        if balance is None:
+        if penalty is None:
             return loss, loss
-        n_targets = targets.numel() // max(balance.numel(), 1)
-        return loss, loss + BALANCE_WEIGHT * n_targets * balance
+        n_targets = targets.numel() // max(penalty.numel(), 1)
+        return loss, loss + n_targets * penalty
 
     def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target, given the head's input."""

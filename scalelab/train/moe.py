@@ -1,26 +1,42 @@
-"""Mixture of experts: top-k routing without dropped tokens, and the load-balance loss.
+"""Mixture of experts: top-k routing without dropped tokens, a shared expert, and router losses.
 
 Each token goes to its k most probable experts. Their outputs are weighted by the probabilities,
 renormalised to sum to 1. `scalelab_kernels.reference_moe` moves the tokens to the experts and back.
-Each batched run has its own group of experts.
+Each batched run has its own group of experts. The output of a shared expert, through which every
+token passes, is added with weight 1.
 
 References
 ----------
 Shazeer et al. 2017, arXiv:1701.06538 (top-k gating). Fedus et al. 2021, arXiv:2101.03961, section
-2.2 (load balance). Gale et al. 2022, arXiv:2211.15841 (dropless).
+2.2 (load balance). Gale et al. 2022, arXiv:2211.15841 (dropless). Zoph et al. 2022,
+arXiv:2202.08906, section 3.3 (router z-loss). Dai et al. 2024, arXiv:2401.06066, section 3.2
+(shared experts).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from scalelab_kernels.operations import Operations
 from scalelab_kernels.reference_moe import route
 from torch import Tensor
 
-BALANCE_WEIGHT = 0.01
-"""alpha of the load-balance loss, as in arXiv:2101.03961."""
+from scalelab.sweep.run_spec import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RouterWeights:
+    """Weights of the router's losses in the training loss: `RunSpec` describes them."""
+
+    balance: float
+    z: float
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> RouterWeights:
+        """Return the weights of a run."""
+        return cls(spec.balance_weight, spec.router_z_weight)
 
 
 def choose(logits: Tensor, n_active: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,6 +76,11 @@ def balance_loss(counts: Tensor, probabilities: Tensor) -> Tensor:
     return (shares * means).sum(-1)
 
 
+def router_z_loss(logits: Tensor) -> Tensor:
+    """Return the mean over tokens of ``logsumexp(logits)^2``, shape (K,), for logits (K, T, E)."""
+    return torch.logsumexp(logits.float(), -1).square().mean(-1)
+
+
 def feed_forward(
     x: Tensor,
     router: Tensor,
@@ -67,9 +88,12 @@ def feed_forward(
     down: Tensor,
     n_active: int,
     ops: Operations,
-    enter: Callable[[Tensor], Tensor] = lambda shared: shared,
+    losses: RouterWeights,
+    *,
+    shared: Callable[[Tensor], Tensor] | None = None,
+    enter: Callable[[Tensor], Tensor] = lambda whole: whole,
 ) -> tuple[Tensor, Tensor]:
-    """Return the experts' output for activations x and the load-balance loss.
+    """Return the experts' output for activations x and the weighted sum of the router's losses.
 
     Parameters
     ----------
@@ -81,15 +105,19 @@ def feed_forward(
         Experts for each token.
     ops : Operations
         Reference or Triton operations.
+    losses : RouterWeights
+        Weights of the load-balance and the router z-loss.
+    shared : Callable, optional
+        The shared expert, of rows (K, N, d) with K = 1 for one run; its output is added.
     enter : Callable
-        Applied to the experts' shared inputs under tensor parallelism, where each device has a part
+        Applied to the experts' common inputs under tensor parallelism, where each device has a part
         of every expert and the whole router.
 
     Returns
     -------
     out : Tensor, shape of ``x``
-    balance : Tensor, shape () or (K,)
-        From `balance_loss`.
+    penalty : Tensor of fp32, shape () or (K,)
+        Weighted sum of `balance_loss` and `router_z_loss`.
     """
     n_experts = router.shape[-2]
     n_runs = router.shape[0] if router.ndim == 3 else 1
@@ -98,10 +126,15 @@ def feed_forward(
     weights, experts, probabilities = choose(logits, n_active)
     first = torch.arange(n_runs, device=x.device).mul_(n_experts).view(-1, 1, 1)
     routing = route((experts + first).flatten(0, 1), n_runs * n_experts)
-    permuted = ops.permute(enter(rows).flatten(0, 1), routing)
+    entered = enter(rows)
+    permuted = ops.permute(entered.flatten(0, 1), routing)
     hidden = ops.swiglu(ops.grouped_linear(permuted, gate_up.flatten(0, -3), routing))
     out = ops.grouped_linear(hidden, down.flatten(0, -3), routing)
     mixed = ops.unpermute(out, enter(weights).flatten(0, 1), routing).view(x.shape)
     counts = routing.ends.diff(prepend=routing.ends.new_zeros(1)).view(n_runs, n_experts)
-    balance = balance_loss(counts, probabilities)
-    return mixed, balance if router.ndim == 3 else balance[0]
+    if shared is not None:
+        mixed = mixed + shared(entered).view(x.shape)
+    penalty = losses.balance * balance_loss(counts, probabilities)
+    if losses.z:
+        penalty = penalty + losses.z * router_z_loss(logits)
+    return mixed, penalty if router.ndim == 3 else penalty[0]

@@ -106,13 +106,14 @@ def lay_out(shape: ModelShape) -> Layout:
 
     A block has the matrices ``qkv`` (query, key and value heads), ``out``, ``gate_up`` and
     ``down``. In a mixture of experts, the last two have a leading expert dimension, and the block
-    also has a ``router``.
+    also has a ``router``; with a shared expert, also ``shared_gate_up`` and ``shared_down``.
     """
     d, d_head = shape.d_model, shape.d_head
     experts = (shape.n_experts,) if shape.n_experts else ()
     fused = {
         "qkv": (shape.d_attention, shape.d_kv, shape.d_kv),
         "gate_up": (shape.d_ff, shape.d_ff),
+        "shared_gate_up": (shape.d_shared_expert, shape.d_shared_expert),
     }
     layers = [f"layers.{layer}." for layer in range(shape.n_layers)]
     weights: list[tuple[str, tuple[int, ...], str]] = []
@@ -123,6 +124,11 @@ def lay_out(shape: ModelShape) -> Layout:
             (prefix + "gate_up", (*experts, sum(fused["gate_up"]), d), "matrix"),
             (prefix + "down", (*experts, d, shape.d_ff), "residual"),
         ]
+        if shape.d_shared_expert:
+            weights += [
+                (prefix + "shared_gate_up", (sum(fused["shared_gate_up"]), d), "matrix"),
+                (prefix + "shared_down", (d, shape.d_shared_expert), "residual"),
+            ]
     if experts:
         weights += [(prefix + "router", (shape.n_experts, d), "router") for prefix in layers]
     if not shape.is_tied:

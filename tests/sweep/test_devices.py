@@ -44,6 +44,11 @@ def test_whole_shares_are_allowed(n_devices: int, degree: int) -> None:
         (24, 24, {}, "tensor_parallel = 24 for a model with n_kv_heads = 12"),
         (4, 4, {"n_kv_heads": 3}, "n_kv_heads = 3"),
         (8, 4, {"d_ff": 2}, "d_ff = 2"),
+        (
+            *(8, 4),
+            {"n_experts": 2, "n_active_experts": 1, "d_shared_expert": 3},
+            "d_shared_expert = 3",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
@@ -61,7 +66,12 @@ def test_no_device_can_have_no_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"n_kv_heads": 6, "d_ff": 70}, {"n_experts": 3, "n_active_experts": 1}]
+    "changes",
+    [
+        {},
+        {"n_kv_heads": 6, "d_ff": 70},
+        {"n_experts": 3, "n_active_experts": 1, "d_shared_expert": 11},
+    ],
 )
 @pytest.mark.parametrize("degree", [1, 4, 5])
 def test_the_parts_of_the_blocks_are_the_whole(changes: dict[str, int], degree: int) -> None:

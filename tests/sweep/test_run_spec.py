@@ -49,15 +49,25 @@ OTHER = {
     "parametrization": "mup",
     "precision": "bf16",
     "ema_decay": 0.999,
+    "balance_weight": 0.02,
+    "router_z_weight": 1e-3,
     "numerics_revision": 2,
     "shape": dataclasses.replace(SHAPE, n_layers=4),
 }
+MIXTURE = dataclasses.replace(
+    SPEC, shape=dataclasses.replace(SHAPE, n_experts=4, n_active_experts=2)
+)
 
 
 def test_every_field_changes_the_identity():
-    ids = {dataclasses.replace(SPEC, **{name: value}).run_id for name, value in OTHER.items()}
+    # A dense model has no router.
+    bases = {"balance_weight": MIXTURE, "router_z_weight": MIXTURE}
+    ids = {
+        dataclasses.replace(bases.get(name, SPEC), **{name: value}).run_id
+        for name, value in OTHER.items()
+    }
     assert set(OTHER) == {field.name for field in dataclasses.fields(RunSpec)}
-    assert len(ids | {SPEC.run_id}) == len(OTHER) + 1
+    assert len(ids | {SPEC.run_id, MIXTURE.run_id}) == len(OTHER) + 2
 
 
 def test_the_identity_is_the_same_on_every_machine_and_day():
@@ -80,7 +90,8 @@ def test_a_field_at_its_default_is_left_out_of_the_hash():
 
 def test_a_spec_survives_its_file():
     assert run_spec_from_mapping(json.loads(to_json(SPEC))) == SPEC
-    other = dataclasses.replace(SPEC, **OTHER)
+    shape = dataclasses.replace(MIXTURE.shape, d_shared_expert=64)
+    other = dataclasses.replace(MIXTURE, **{**OTHER, "shape": shape})
     assert run_spec_from_mapping(json.loads(to_json(other))).run_id == other.run_id
 
 

@@ -23,7 +23,7 @@ from scalelab.theory.shape import ModelShape
 GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "accounting.toml").read_text())
 
 shapes = st.builds(
-    lambda layers, heads, groups, d_head, d_model, d_ff, vocab, tied, norm, experts, active: (
+    lambda layers, heads, groups, d_head, d_model, d_ff, vocab, tied, norm, experts, active, also: (
         ModelShape(
             n_layers=layers,
             d_model=d_model,
@@ -36,6 +36,7 @@ shapes = st.builds(
             has_qk_norm=norm,
             n_experts=experts,
             n_active_experts=min(active, experts),
+            d_shared_expert=also if experts else 0,
         )
     ),
     st.integers(1, 5),
@@ -49,6 +50,7 @@ shapes = st.builds(
     st.booleans(),
     st.sampled_from([0, 1, 3, 8]),
     st.integers(1, 2),
+    st.sampled_from([0, 0, 7]),
 )
 
 
@@ -66,6 +68,7 @@ def weight_shapes(shape: ModelShape) -> dict[str, list[tuple[int, ...]]]:
         "experts": expert * max(shape.n_experts, 1),
         "used": expert * max(shape.n_active_experts, 1),
         "router": [(d, shape.n_experts)] if shape.n_experts else [],
+        "shared": [(d, shape.d_shared_expert)] * 2 + [(shape.d_shared_expert, d)],
         "norms": [(d,), (d,)] + ([(shape.d_head,), (shape.d_head,)] if shape.has_qk_norm else []),
     }
     parts = {name: found * shape.n_layers for name, found in layer.items()}
@@ -85,11 +88,12 @@ def test_every_convention_is_the_sum_of_its_weights(shape):
     parts = {name: size(found) for name, found in weight_shapes(shape).items()}
     all_but_used = [name for name in parts if name != "used"]
     counts = count_params(shape).by_convention()
-    blocks = parts["attention"] + parts["experts"] + parts["router"] + parts["norms"]
+    always = parts["router"] + parts["shared"]
+    blocks = parts["attention"] + parts["experts"] + always + parts["norms"]
     head = parts["head"] or parts["embedding"]
     assert counts["chinchilla"] == sum(parts[name] for name in all_but_used)
     assert counts["kaplan"] == blocks
-    assert counts["matmul"] == parts["attention"] + parts["used"] + parts["router"] + head
+    assert counts["matmul"] == parts["attention"] + parts["used"] + always + head
     assert counts["active"] == counts["chinchilla"] - parts["experts"] + parts["used"]
     assert set(counts) == set(PARAM_CONVENTIONS)
 
@@ -98,7 +102,7 @@ def test_every_convention_is_the_sum_of_its_weights(shape):
 @settings(max_examples=60, deadline=None)
 def test_exact_flops_count_every_product_and_every_key_looked_at(shape, seq_len):
     parts = {name: size(found) for name, found in weight_shapes(shape).items()}
-    products = parts["attention"] + parts["used"] + parts["router"]
+    products = parts["attention"] + parts["used"] + parts["router"] + parts["shared"]
     products += parts["head"] or parts["embedding"]
     # Query t multiplies with t keys and t values, each d_head long, in every head: by brute force.
     looked_at = sum(

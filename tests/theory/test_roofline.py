@@ -102,9 +102,10 @@ def test_a_chunk_of_a_small_vocabulary_fits_in_the_cache_and_holds_many_runs() -
     assert sum(work.n_launches for work in head_work(replace(config, batched_runs=32))) == 8 + 2
 
 
-@pytest.mark.parametrize("experts", [(0, 0), (4, 2)])
-def test_the_flops_of_the_blocks_are_those_of_the_accounting(experts: tuple[int, int]) -> None:
-    shape = replace(TINY, n_kv_heads=1, n_experts=experts[0], n_active_experts=experts[1])
+@pytest.mark.parametrize("experts", [(0, 0, 0), (4, 2, 0), (4, 2, 24)])
+def test_the_flops_of_the_blocks_are_those_of_the_accounting(experts: tuple[int, ...]) -> None:
+    names = ("n_experts", "n_active_experts", "d_shared_expert")
+    shape = replace(TINY, n_kv_heads=1, **dict(zip(names, experts, strict=True)))
     config = replace(SMALL, shape=shape, micro_batch_seqs=3, batched_runs=5)
     counts = count_params(shape)
     assert total(config, "matmul", "flops") == (

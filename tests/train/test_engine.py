@@ -55,6 +55,7 @@ def test_accumulated_micro_batches_equal_one_batch(
         {"has_qk_norm": False},
         {"n_kv_heads": 2},
         {"n_experts": 3, "n_active_experts": 1},
+        {"n_experts": 3, "n_active_experts": 1, "d_shared_expert": 8},
     ],
 )
 def test_all_kinds_of_models_learn(

@@ -31,6 +31,7 @@ def shapes(draw: st.DrawFn) -> ModelShape:
         has_qk_norm=draw(st.booleans()),
         n_experts=n_experts,
         n_active_experts=draw(st.integers(1, n_experts)) if n_experts else 0,
+        d_shared_expert=draw(st.integers(0, 40)) if n_experts else 0,
     )
 
 

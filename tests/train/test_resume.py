@@ -15,6 +15,7 @@ from scalelab.corpus.dataset import Dataset
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.shape import ModelShape
 from scalelab.train import loop, worker
 from scalelab.train.engine import Engine
 from tests.train.outcome import curve, result
@@ -23,6 +24,20 @@ MakeRun = Callable[..., RunDir]
 N_STEPS = 30
 STOPS = sorted(random.Random(11).sample(range(1, N_STEPS), 20))
 BATCHED: list[dict[str, Any]] = [{"seed": 3}, {"seed": 4, "lr": 0.003}, {"seed": 5, "n_steps": 23}]
+EXPERTS: dict[str, Any] = {
+    "shape": ModelShape(
+        n_layers=1,
+        d_model=16,
+        n_heads=2,
+        d_head=8,
+        d_ff=16,
+        vocab_size=61,
+        n_experts=4,
+        n_active_experts=2,
+        d_shared_expert=8,
+    ),
+    "router_z_weight": 1e-3,
+}
 
 
 def final(run: RunDir) -> float:
@@ -69,8 +84,9 @@ def attempt(
         ("direct", BATCHED[:1], {"micro_batch_seqs": 4}),
         ("direct", BATCHED, {}),
         ("eager", BATCHED, {}),
+        ("eager", [{**run, **EXPERTS} for run in BATCHED], {}),
     ],
-    ids=["direct", "direct accumulated", "direct batched", "eager batched"],
+    ids=["direct", "direct accumulated", "direct batched", "eager batched", "experts batched"],
 )
 def test_a_stop_at_any_step_changes_no_bit(
     attempt: Any, step: str, members: list[dict[str, Any]], way: dict[str, Any]

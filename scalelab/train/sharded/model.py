@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.model import Decoder
+from scalelab.train.moe import RouterWeights
 from scalelab.train.parameters import Entry
 from scalelab.train.parametrization import width_factors
 from scalelab.train.sharded.shards import Shards
@@ -91,11 +92,11 @@ class _Block(_Weights):
         self, output: Tensor | None, stream: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         self.decoder.weights = self.by_name()
-        output, stream, balance = self.decoder.block(output, stream, self.prefix)
+        output, stream, penalty = self.decoder.block(output, stream, self.prefix)
         # fully_shard adds hooks to the outputs of a module, which must not be views.
-        if balance is None:
+        if penalty is None:
             return output, stream, None
-        return output.clone(), stream, balance.clone()
+        return output.clone(), stream, penalty.clone()
 
 
 class _Decoder(_PartDecoder):
@@ -165,6 +166,7 @@ class ShardedModel(_Weights):
             ops,
             attend,
             width_factors(spec),
+            RouterWeights.of(spec),
         )
         self.decoder = _Decoder(*arguments)
         self.decoder.tensor = shards.tensor

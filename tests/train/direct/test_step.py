@@ -83,7 +83,13 @@ def exact_gradients(engine: Engine, tokens: torch.Tensor) -> dict[str, torch.Ten
     model = engine.gradients.model
     leaves = {n: leaf.detach().double().requires_grad_() for n, leaf in model.weights.items()}
     exact = Decoder(
-        model.shape, leaves, tokens.shape[1] - 1, model.ops, model.attend, model.factors
+        model.shape,
+        leaves,
+        tokens.shape[1] - 1,
+        model.ops,
+        model.attend,
+        model.factors,
+        model.router_weights,
     )
     exact.cos, exact.sin = rope_tables(tokens.shape[1] - 1, model.shape.d_head, dtype=torch.float64)
     loss, _ = exact.loss_sums(tokens, 0.0)

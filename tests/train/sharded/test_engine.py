@@ -28,7 +28,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "experts": {
         "optimizer": "muon",
-        "shape": replace(WIDE, n_experts=3, n_active_experts=2, n_kv_heads=0),
+        "shape": replace(WIDE, n_experts=3, n_active_experts=2, n_kv_heads=0, d_shared_expert=13),
+        "balance_weight": 0.1,
+        "router_z_weight": 0.05,
     },
 }
 
