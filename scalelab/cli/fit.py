@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, option, results_option
 from scalelab.cli.output import console, emit_json
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 
 RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
     "Runs",
@@ -36,6 +36,15 @@ def fit(
     ] = None,
     where: Annotated[
         str | None, option(RUNS, "SQL condition on the columns, such as 'flops > 1e18'.")
+    ] = None,
+    param_convention: Annotated[
+        str | None,
+        option(
+            RUNS,
+            "How N counts parameters, from the column n_params_CONVENTION: chinchilla (all), "
+            "active (of a mixture of experts, those that a token uses), kaplan or matmul. Default: "
+            "chinchilla; active if runs of the sweep have experts.",
+        ),
     ] = None,
     form: Annotated[
         str,
@@ -123,6 +132,8 @@ def fit(
             "Keep one, for example --json.",
         )
     columns = parse_map(mapping or [])
+    if param_convention is not None:
+        columns["n_params"] = _counted(param_convention, columns)
     if cluster is not None:
         columns["cluster"] = cluster
         method = "cluster" if method == "auto" else method
@@ -166,3 +177,22 @@ def fit(
 
         print_page(report, console(), plot)
     return report.exit_code
+
+
+def _counted(convention: str, mapping: dict[str, str]) -> str:
+    """Return the column of N in a convention; raise UsageError for an unknown or second one."""
+    from scalelab.theory.accounting import PARAM_CONVENTIONS
+
+    if convention not in PARAM_CONVENTIONS:
+        raise UsageError(
+            f"--param-convention {convention}",
+            " or ".join(PARAM_CONVENTIONS),
+            f"{did_you_mean(convention, PARAM_CONVENTIONS)}Write --param-convention active.",
+        )
+    if "n_params" in mapping:
+        raise UsageError(
+            f"--param-convention {convention} with --map n_params={mapping['n_params']}",
+            "one of them",
+            "Remove --param-convention: the column's name, or you, say how it counts.",
+        )
+    return f"n_params_{convention}"

@@ -43,11 +43,13 @@ _LATEST_IMPORT = 'SELECT "import" FROM imports ORDER BY imported_s DESC, 1 LIMIT
 _RUNS = """
 SELECT r.*, s.budget_flops AS budget, s.position, 1.0 AS fraction_elapsed,
   CASE WHEN s.kind = 'ladder'
-       THEN concat_ws('/', r.n_layers, r.d_model, r.d_ff, r.lr, r.batch_seqs, r.seed)
+       THEN concat_ws('/', r.n_layers, r.d_model, r.d_ff, r.n_experts, r.n_active_experts,
+                      r.d_shared_expert, r.lr, r.batch_seqs, r.seed)
        ELSE r.run_id END AS cluster
 FROM sweeps AS s JOIN runs AS r USING (run_id)
 WHERE s.sweep = $name AND r.status = 'done' ORDER BY s.position
 """
+_WITH_EXPERTS = "SELECT n_experts FROM rows WHERE n_experts > 1 LIMIT 1"
 # A quarter of an e-fold of tokens averages enough steps to suppress the noise of batches. The first
 # twentieth of a run is warmup.
 _CURVES = """
@@ -73,7 +75,9 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
     sweep : str or None
         Name of a sweep or import; None takes the newest sweep with results, else the newest import.
     options : ReadOptions
-        As for a file; conditions and mappings use the columns of the ``runs`` table.
+        As for a file; conditions and mappings use the columns of the ``runs`` table. Without a
+        mapping of ``n_params``, N counts all parameters, or the active ones if runs have experts:
+        C = 6 N D and the laws of mixtures hold for these.
 
     Raises
     ------
@@ -105,6 +109,8 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
             )
         if not planned:
             return _imported(source, options)
+        if "n_params" not in chosen.mapping and source.texts(_WITH_EXPERTS):
+            chosen = replace(chosen, mapping={**chosen.mapping, "n_params": "n_params_active"})
         rows = read_source(source, chosen)
         notes = {**rows.notes, **_unfinished(planned, len(source)), **_mixed(source, chosen.where)}
         return replace(rows, notes=notes, curves=_curves(connection, name))

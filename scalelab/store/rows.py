@@ -65,6 +65,7 @@ def run_row(run: RunFiles) -> Row:
         row["reason"] = newest.end.get("reason") if newest else None
     row |= {f"n_params_{name}": count for name, count in n_params.items()}
     row |= {f"flops_{name}": count for name, count in flops.items()}
+    row |= _expert_columns(_model(tuple(shape.items())), n_params)
     row["n_params"] = n_params.get(DEFAULT_PARAM_CONVENTION)
     row["flops"] = flops.get(DEFAULT_FLOP_CONVENTION)
     return row
@@ -120,11 +121,27 @@ def _request_text(way: Any) -> str | None:
     return AUTO if set(words) == {AUTO} else " + ".join(map(str, words))
 
 
+def _expert_columns(shape: ModelShape, n_params: Mapping[str, int]) -> Row:
+    """Return the columns of the mixture-of-experts laws, in which a dense model has one expert."""
+    active, total = n_params.get("active"), n_params.get("chinchilla")
+    return {
+        "n_experts": max(shape.n_experts, 1),
+        "n_active_experts": max(shape.n_active_experts, 1),
+        "granularity": shape.granularity,
+        "density": active / total if active and total else None,
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _model(shape: tuple[tuple[str, Any], ...]) -> ModelShape:
+    return ModelShape(**dict(shape))
+
+
 @functools.lru_cache(maxsize=4096)
 def _planned_counts(
     shape: tuple[tuple[str, Any], ...], seq_len: int
 ) -> tuple[dict[str, int], dict[str, float]]:
-    model = ModelShape(**dict(shape))
+    model = _model(shape)
     return count_params(model).by_convention(), train_flops_per_token(model, seq_len)
 
 

@@ -88,9 +88,13 @@ _SHAPE = (
     Column("n_kv_heads", INT, "", "Key and value heads; 0 means n_heads."),
     Column("is_tied", BOOL, "", "Whether the output head is the embedding matrix."),
     Column("has_qk_norm", BOOL, "", "Whether queries and keys are normalised per head."),
-    Column("n_experts", INT, "", "Routed experts per block; 0 for a dense model."),
-    Column("n_active_experts", INT, "", "Experts per token."),
+    Column("n_experts", INT, "", "Routed experts per block; 1 for a dense model."),
+    Column("n_active_experts", INT, "", "Routed experts per token; 1 for a dense model."),
     Column("d_shared_expert", INT, "", "Width of the expert that all tokens pass; 0 for none."),
+    Column(
+        "granularity", REAL, "", "8/3 d_model over the width of an expert; 1 for a dense model."
+    ),
+    Column("density", REAL, "", "Active parameters over all parameters."),
 )
 
 _RECIPE = (

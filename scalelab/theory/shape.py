@@ -8,6 +8,9 @@ from scalelab.errors import SpecError, UsageError
 
 VOCAB_MULTIPLE = 64
 FF_MULTIPLE = 8
+DEFAULT_FF_RATIO = 8 / 3
+"""Hidden width over ``d_model``: a SwiGLU layer of this width has the parameters of an ordinary one
+of 4 x ``d_model``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +117,14 @@ class ModelShape:
     def padded_vocab(self) -> int:
         """Rows of the embedding and head in memory: ``vocab_size`` up to a multiple of 64."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def granularity(self) -> float:
+        """Width of a dense layer, ``8/3 d_model``, over that of a routed expert; 1 if dense.
+
+        Krajewski et al. 2024, arXiv:2402.07871, section 3.1, for SwiGLU layers.
+        """
+        return DEFAULT_FF_RATIO * self.d_model / self.d_ff if self.n_experts else 1.0
 
     def tensor_part(self, degree: int, index: int) -> ModelShape:
         """Return the shape of one of ``degree`` parts of every block.
