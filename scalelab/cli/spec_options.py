@@ -114,6 +114,10 @@ class SpecCommand(PanelCommand):
             value, source = ctx.params.pop(name, None), ctx.get_parameter_source(name)
             if value not in (None, [], ()):
                 is_flag = source is not None and source.name == "COMMANDLINE"
+                if found.is_mapping:
+                    from scalelab.sweep.site_options import split_pairs
+
+                    value = split_pairs(value)
                 (flags if is_flag else settings)[found.path] = value
         ctx.meta[_VALUES] = SpecValues(flags=flags, settings=settings)
         return super().invoke(ctx)

@@ -175,6 +175,8 @@ def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
         f"{format_money(preview.usd)}",
         soft_wrap=True,
     )
+    if preview.site_check:
+        out.print(f"site options: {preview.site_check}", soft_wrap=True)
     if with_script:
         out.print("batch script:")
         out.print(preview.script, markup=False, highlight=False, soft_wrap=True)

@@ -52,8 +52,9 @@ class Option:
         Accepted values, for error messages and the reference.
     commands : tuple of str
         Commands that have the option (``sweep run`` has all); empty means all sweep commands.
-    is_list, is_in_files : bool
-        Whether the flag can be repeated, and whether sweep files have the key.
+    is_list, is_mapping, is_in_files : bool
+        Whether the flag can be repeated, whether it sets one key of a table each time, and whether
+        sweep files have the key.
     """
 
     path: tuple[str, ...]
@@ -67,6 +68,7 @@ class Option:
     commands: tuple[str, ...]
     envvar: str | None
     is_list: bool
+    is_mapping: bool
     is_in_files: bool
 
     @property
@@ -226,6 +228,7 @@ def _options(model: type[Table], above: tuple[str, ...]) -> Iterator[Option]:
         marker = next((part.text for part in parts if isinstance(part, Metavar)), None)
         metavar = _metavar(parts) if marker is None else marker
         is_tuple = any(get_origin(part) is tuple for part in parts)
+        is_mapping = any(get_origin(part) is dict for part in parts)
         yield Option(
             path=path,
             flag=flag if "x-flag" in extra else None,
@@ -237,7 +240,8 @@ def _options(model: type[Table], above: tuple[str, ...]) -> Iterator[Option]:
             panel=extra.get("x-panel") or model.panel,
             commands=tuple(extra.get("x-commands", ())),
             envvar=extra.get("x-envvar"),
-            is_list=is_tuple and marker is None,
+            is_list=is_mapping or (is_tuple and marker is None),
+            is_mapping=is_mapping,
             is_in_files=model.is_in_files,
         )
 
@@ -266,6 +270,7 @@ _ACCEPTED = {
     "<quantity>": "a quantity such as 1e18 or 7B",
     "auto|<int>": "auto or a whole number",
     "<time>": "minutes, H:MM:SS or D-HH:MM:SS",
+    "<key=value>": "KEY=VALUE, or KEY for a switch",
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",
 }
@@ -289,7 +294,7 @@ def _number(value: Any) -> str:
 
 
 def _shown_default(value: Any) -> str:
-    if value is None or value == () or value is PydanticUndefined:
+    if value is None or value in ((), {}) or value is PydanticUndefined:
         return ""
     if isinstance(value, bool):
         return str(value).lower()

@@ -5,9 +5,10 @@ Each field is an option of the commands and a key of sweep files; see `scalelab.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
 from scalelab.errors import UsageError
@@ -25,7 +26,8 @@ from scalelab.sweep.option import (
 )
 from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
 from scalelab.sweep.shapes import ALIGNED_FROM_FLOPS, SHAPES, ShapeRule
-from scalelab.sweep.values import AutoCount, Count, Gigabytes, Integers, Minutes
+from scalelab.sweep.site_options import is_known, option_name, split_pairs
+from scalelab.sweep.values import AutoCount, Count, Gigabytes, Integers, Minutes, SiteOptions
 from scalelab.theory.hardware import HARDWARE, find_hardware
 from scalelab.theory.schedule import (
     BATCH_RULES,
@@ -236,6 +238,10 @@ class SlurmTable(Table):
     """``[launcher.slurm]``: resources that jobs request from SLURM, and spending caps."""
 
     panel: ClassVar[str] = SLURM
+    model_config = ConfigDict(
+        # Editors accept options of sbatch beside the keys of the table.
+        json_schema_extra={"additionalProperties": {"type": ["string", "number", "boolean"]}}
+    )
 
     partition: str | None = option(None, "SLURM partition", example="gpu", pattern=SLURM_WORD)
     account: str | None = option(None, "SLURM account", example="lab", pattern=SLURM_WORD)
@@ -255,8 +261,8 @@ class SlurmTable(Table):
         4, "CPU cores for each GPU's task, or for the job without a GPU", example="8", ge=1
     )
     mem_gb: Gigabytes = option(
-        16.0, "Memory of a job on each node, GB if no unit is given", flag="--mem", example="80G",
-        gt=0
+        16.0, "Memory of a job on each node, GB if no unit is given; 0 for all memory of the node",
+        flag="--mem", example="80G", ge=0
     )  # fmt: skip
     time_min: Minutes = option(
         240, "Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS", flag="--time",
@@ -278,10 +284,30 @@ class SlurmTable(Table):
         None, "Stop if used plus requested cost in US dollars would exceed this; retries count",
         panel=LAUNCHER, example="50", gt=0
     )  # fmt: skip
+    sbatch: SiteOptions = option(
+        {}, "Option of sbatch that your site requires, such as constraint, reservation, gres or "
+        "exclusive; repeatable. KEY=false leaves out an option that the launcher writes",
+        example="constraint=a100"
+    )  # fmt: skip
     setup: tuple[str, ...] = option(
         (), "Shell line to run before a job's runs; repeatable", example="module load cuda"
     )
     snapshot: bool = option(False, "Run jobs from a frozen copy of the source code", example="true")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _site_options_at_top(cls, content: Any) -> Any:
+        """Move keys that are options of sbatch into ``sbatch``, which takes precedence."""
+        if not isinstance(content, Mapping):
+            return content
+        moved = {key for key in content if key not in cls.model_fields and is_known(key)}
+        if not moved:
+            return content
+        kept = {key: value for key, value in content.items() if key not in moved}
+        inner = kept.get("sbatch") or {}
+        inner = inner if isinstance(inner, Mapping) else split_pairs(inner)
+        top = {option_name(key): content[key] for key in moved}
+        return {**kept, "sbatch": {**top, **{option_name(k): v for k, v in inner.items()}}}
 
     @model_validator(mode="after")
     def _gpus_are_valid(self) -> SlurmTable:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 from scalelab.errors import UsageError
 from scalelab.sweep.option import Metavar
+from scalelab.sweep.site_options import SiteValue, read_site_options
 from scalelab.units import parse_quantity, parse_range
 
 LARGEST_QUANTITY = 1e36
@@ -115,6 +116,10 @@ def parse_gigabytes(value: Any, name: str = "memory") -> Any:
     return float(match[1]) * {"M": 1 / 1024, "": 1.0, "G": 1.0, "T": 1024.0}[match[2].upper()]
 
 
+def _read_site_options(value: Any, name: str) -> Any:
+    return read_site_options(value)
+
+
 _Bounded = Annotated[float, Field(le=LARGEST_QUANTITY)]
 _Text = str | float
 Quantities = Annotated[
@@ -129,6 +134,12 @@ Integers = Annotated[
 ]
 Minutes = Annotated[int, _reader(parse_minutes, str | int), Metavar("<time>")]
 Gigabytes = Annotated[float, _reader(parse_gigabytes, _Text), Metavar("<memory>")]
+SiteOptions = Annotated[
+    dict[str, SiteValue],
+    _reader(_read_site_options, dict[str, SiteValue] | str | list[str]),
+    Metavar("<key=value>"),
+]
+"""Options of sbatch by long name."""
 Ends = Annotated[
     tuple[float, float], _reader(_read_ends, str | list[float]), Metavar("<low..high>")
 ]

@@ -13,7 +13,9 @@ from scalelab.cli.spec_options import SpecValues
 from scalelab.cli.sweep_spec import sweep_of_file
 from scalelab.errors import UsageError
 from scalelab.launch.base import LaunchReport
+from scalelab.launch.saved_options import changed_options
 from scalelab.sweep.spec import SweepSpec, read_mapping, read_sweep_file
+from scalelab.sweep.tables import LauncherTable, SlurmTable
 from scalelab.sweep.values import parse_gigabytes, parse_minutes
 from tests.launch.slurm.replayed import make_runs
 
@@ -68,6 +70,40 @@ def test_a_dry_run_needs_no_cluster_and_shows_the_batch_script(
     assert "GPU-hours" in shown
     assert "module load cuda" not in shown
     assert not (sweep_file.parent / "results").exists()
+
+
+def test_site_options_of_flags_go_over_those_of_the_file(
+    sweep_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_file.write_text(
+        FILE + 'constraint = "v100"\nsbatch = {reservation = "spring", mem = 0, licenses = "a"}\n'
+    )
+    words = ["--sbatch", "constraint=a100&fast", "--sbatch", "exclusive", "--sbatch", "mem=false"]
+    assert main(["sweep", "run", str(sweep_file), "--dry-run", *words]) == 0
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if line.startswith("#SBATCH")]
+    for line in ("constraint='a100&fast'", "exclusive", "reservation=spring", "licenses=a"):
+        assert f"#SBATCH --{line}" in lines
+    assert "--mem" not in shown
+    assert "site options: not checked, because no sbatch answers here" in shown
+    assert main(["sweep", "run", str(sweep_file), "--dry-run", "--sbatch", "array=0-9"]) == 2
+    assert "Use --array-parallelism" in capsys.readouterr().err
+    assert main(["sweep", "run", str(sweep_file), "--dry-run", "--sbatch", "gres=gpu:2"]) == 2
+    assert 'Write gres = "gpu:h100:{gpus}"' in capsys.readouterr().err
+
+
+def test_site_options_of_settings_apply_and_resume_changes_them(
+    sweep_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("scalelab.toml").write_text('sbatch = ["constraint=a100", "exclusive"]\n')
+    sweep_file.write_text(FILE + 'sbatch = {constraint = "v100", hold = true}\n')
+    assert main(["sweep", "run", str(sweep_file), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for line in ("constraint=v100", "exclusive", "hold"):
+        assert f"#SBATCH --{line}\n" in shown
+    saved = LauncherTable(name="slurm", slurm=SlurmTable(sbatch={"constraint": "v100", "nice": 3}))
+    changed = changed_options(saved, {"slurm": {"sbatch": {"constraint": "a100"}}})
+    assert changed.slurm.sbatch == {"constraint": "a100", "nice": 3}
 
 
 def test_a_dry_run_as_json(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,9 @@ from submitit.core.utils import DelayedSubmission
 from submitit.slurm import slurm as submitit_slurm
 
 from scalelab.launch.slurm.job import train_job_group
+from scalelab.launch.slurm.resources import gpus_of_node, nodes_and_tasks
 from scalelab.records.files import write_atomically
+from scalelab.sweep.site_options import apply_site_options
 from scalelab.sweep.tables import SlurmTable
 
 CALLABLE_FILE = "submitted.pkl"
@@ -31,19 +33,10 @@ def signal_delay_s(time_min: int) -> int:
     return min(SIGNAL_BEFORE_END_S, round(SIGNAL_SHARE * 60 * time_min))
 
 
-def nodes_and_tasks(gpus_per_run: int, gpus_per_node: int) -> tuple[int, int]:
-    """Return the fewest nodes that split a run's GPUs evenly, and tasks (GPUs) per node."""
-    if gpus_per_run == 0:
-        return 1, 1
-    fewest = math.ceil(gpus_per_run / gpus_per_node)
-    n_nodes = next(n for n in range(fewest, gpus_per_run + 1) if gpus_per_run % n == 0)
-    return n_nodes, gpus_per_run // n_nodes
-
-
 def sbatch_parameters(
     table: SlurmTable, folder: Path, job_name: str, n_elements: int, throttle: int
 ) -> dict[str, Any]:
-    """Return submitit's parameters for an array."""
+    """Return submitit's parameters for an array; site options take precedence."""
     n_nodes, tasks = nodes_and_tasks(table.gpus_per_run, table.gpus_per_node)
     parameters: dict[str, Any] = {
         "job_name": job_name,
@@ -69,7 +62,8 @@ def sbatch_parameters(
     for name in ("partition", "account", "qos"):
         if getattr(table, name) is not None:
             parameters[name] = getattr(table, name)
-    return parameters
+    n_gpus = gpus_of_node(table.gpus_per_run, table.gpus_per_node)
+    return apply_site_options(parameters, table.sbatch, n_gpus)
 
 
 def _guards(folder: Path) -> list[str]:

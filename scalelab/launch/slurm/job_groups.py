@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from scalelab.launch.slurm.intents import Intent, JobGroup
+from scalelab.launch.slurm.resources import gpus_of_node
 from scalelab.sweep.devices import require_multi_device
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.site_options import require_gpus
 from scalelab.sweep.tables import SlurmTable
 
 MAX_GROUP_RUNS = 1000
@@ -84,8 +86,10 @@ def jobs_execution(
     Raises
     ------
     UsageError
-        If a run cannot be split over the GPUs that the table requests.
+        If a run cannot be split over the GPUs that the table requests, or site options request
+        another number of GPUs.
     """
+    require_gpus(table.sbatch, gpus_of_node(table.gpus_per_run, table.gpus_per_node))
     execution = replace(execution, tensor_parallel=table.tensor_parallel)
     planned = replace(execution, n_devices=max(1, table.gpus_per_run))
     for spec in specs:

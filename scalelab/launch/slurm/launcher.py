@@ -24,6 +24,8 @@ from scalelab.records.files import read_json, write_atomically
 from scalelab.records.machine import is_process_alive
 from scalelab.records.run_dir import RunDir
 from scalelab.records.states import FINAL
+from scalelab.sweep.site_options import refuse_unknown
+from scalelab.sweep.tables import SlurmTable
 
 
 class SlurmLaunch:
@@ -212,11 +214,31 @@ def launch_slurm(
     ------
     UsageError
         If another process is launching this sweep, a cap would be exceeded, a batch script cannot
-        hold the results folder's name, sbatch refuses the options, or SLURM is not installed.
+        hold the results folder's name, sbatch does not have a site option or refuses an option, or
+        SLURM is not installed.
     """
     check_path(request.results.path.resolve())
+    slurm = slurm or Slurm.here()
+    check_site_options(options.table, slurm)
     with launcher_lock(request.results.sweep(request.sweep)):
-        return SlurmLaunch(request, options, watch, slurm or Slurm.here()).run()
+        return SlurmLaunch(request, options, watch, slurm).run()
+
+
+def check_site_options(table: SlurmTable, slurm: Slurm) -> str:
+    """Compare the site options with those of the installed sbatch; return how, in words.
+
+    Raises
+    ------
+    UsageError
+        If sbatch does not have one of them.
+    """
+    if not table.sbatch:
+        return ""
+    installed = slurm.sbatch_options()
+    if not installed:
+        return "not checked, because no sbatch answers here"
+    refuse_unknown(table.sbatch, installed)
+    return "the installed sbatch has them"
 
 
 def check_path(results: Path) -> None:

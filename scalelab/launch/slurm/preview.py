@@ -11,8 +11,8 @@ from scalelab.launch.proposal import Proposal
 from scalelab.launch.slurm.batch_script import make_executor
 from scalelab.launch.slurm.intents import JOB_NAME_PREFIX
 from scalelab.launch.slurm.job_groups import jobs_execution, make_job_groups
-from scalelab.launch.slurm.launcher import check_path
-from scalelab.launch.slurm.queue import DEFAULT_MAX_ARRAY_SIZE
+from scalelab.launch.slurm.launcher import check_path, check_site_options
+from scalelab.launch.slurm.queue import DEFAULT_MAX_ARRAY_SIZE, Slurm
 from scalelab.launch.speed import usd_per_gpu_hour
 from scalelab.records.sweep_dir import Results
 
@@ -31,6 +31,8 @@ class SlurmPreview:
         Array elements, arrays, and elements that run at once.
     gpu_hours, usd : float
         Expected GPU-hours and cost of the unfinished runs.
+    site_check : str
+        How the site options were checked, in words; empty if there are none.
     """
 
     script: str
@@ -39,6 +41,7 @@ class SlurmPreview:
     n_running: int
     gpu_hours: float
     usd: float
+    site_check: str
 
 
 def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
@@ -47,10 +50,12 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
     Raises
     ------
     UsageError
-        If they exceed a cap, or a run cannot be split over its GPUs.
+        If they exceed a cap, a run cannot be split over its GPUs, or the installed sbatch does not
+        have a site option.
     """
     check_path(results.path.resolve())
     table = proposal.sweep.launcher.slurm
+    site_check = check_site_options(table, Slurm())
     rows = zip(proposal.plan.rows, proposal.cost.run_seconds, strict=True)
     longest_first = sorted(rows, key=lambda pair: -pair[1])
     seconds = {row.spec.run_id: row_seconds for row, row_seconds in longest_first}
@@ -77,4 +82,5 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
         n_running=throttle,
         gpu_hours=hours,
         usd=hours * price,
+        site_check=site_check,
     )

@@ -33,6 +33,7 @@ _LINE = re.compile(
     r"(?P<job>\d+)\|(?P<index>\d+)\|(?P<state>[A-Z_]+)\+?\|(?P<elapsed>[\d:.-]+|INVALID)\|"
     r"(?P<reason>[^|]*)\|(?P<name>.+)"
 )
+_LONG_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 _DURATION = re.compile(r"(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
 
 
@@ -167,6 +168,14 @@ class Slurm:
         answer = self._run(["scontrol", "show", "config"]) or ""
         match = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
         return int(match[1]) if match else DEFAULT_MAX_ARRAY_SIZE
+
+    def sbatch_options(self) -> frozenset[str]:
+        """Return the long names of the options that sbatch lists, those of plugins included.
+
+        Empty if there is no sbatch or it does not answer.
+        """
+        texts = [self._run(["sbatch", word]) or "" for word in ("--help", "--usage")]
+        return frozenset(_LONG_OPTION.findall(" ".join(texts)))
 
     def _run(self, words: Sequence[str]) -> str | None:
         try:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
-from scalelab.launch.slurm.batch_script import make_executor, nodes_and_tasks
+from scalelab.launch.slurm.batch_script import make_executor
+from scalelab.launch.slurm.resources import nodes_and_tasks
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.tables import SlurmTable
 from tests.launch.slurm.replayed import launch, make_runs

@@ -1,0 +1,61 @@
+"""Site options on the real cluster: values arrive as they were given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalelab.launch.slurm.queue import Slurm
+from scalelab.sweep.site_options import UNLISTED, read_site_options, refuse_unknown
+
+COMMENT = 'it\'s "x" $(touch /tmp/y); #1 %j =é'
+
+
+def test_the_installed_sbatch_lists_its_options(cluster: Any) -> None:
+    installed = Slurm().sbatch_options()
+    assert {"constraint", "exclusive", "gres", "mem-per-gpu", "network", "reservation"} <= installed
+    assert not UNLISTED & installed
+    refuse_unknown({"constraint": "a", "hint": "compute_bound"}, installed)
+
+
+def test_a_job_with_site_options_runs_and_has_them(
+    cluster: Any, make_sweep: Callable[..., Any], stopping: list[Any], tmp_path: Path
+) -> None:
+    site = {"gres": "gpu:{gpus}", "mem": False, "mem-per-cpu": 300, "comment": COMMENT, "nice": 7}
+    sweep = make_sweep(
+        tmp_path / "results",
+        seeds=1,
+        n_tokens=2e4,
+        slurm={"gpus_per_run": 0, "sbatch": {**read_site_options(site), "gres": False}},
+    )
+    launcher = sweep.start_launcher()
+    stopping.append(launcher)
+    said, _ = launcher.communicate(timeout=90)
+    assert set(sweep.statuses().values()) == {"done"}, said
+    (note,) = (sweep.results.sweep(sweep.name) / "intents").glob("*/job.json")
+    job = cluster.command("scontrol", "show", "job", str(json.loads(note.read_text())["job_id"]))
+    assert f"Comment={COMMENT}\n" in job
+    assert "MinMemoryCPU=300M" in job
+    assert "Nice=7" in job
+
+
+@pytest.mark.parametrize("option", ["constraint=nowhere", "reservation=none"])
+def test_what_the_controller_refuses_is_an_error_with_its_words(
+    cluster: Any,
+    make_sweep: Callable[..., Any],
+    stopping: list[Any],
+    tmp_path: Path,
+    option: str,
+) -> None:
+    name, _, value = option.partition("=")
+    sweep = make_sweep(tmp_path / "results", seeds=1, n_tokens=2e4, slurm={"sbatch": {name: value}})
+    launcher = sweep.start_launcher()
+    stopping.append(launcher)
+    said, _ = launcher.communicate(timeout=90)
+    assert launcher.returncode == 1
+    assert "a job that sbatch refuses" in said
+    assert set(sweep.statuses().values()) == {"planned"}
