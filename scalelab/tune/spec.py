@@ -14,6 +14,7 @@ from scalelab.records.sweep_dir import TUNE_KIND
 from scalelab.sweep.option import SEARCH, Table, option
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
+from scalelab.sweep.tables import KINDS
 from scalelab.sweep.values import Ends
 
 LR_SPAN = 8.0
@@ -88,6 +89,12 @@ class TuneSpec(Table):
                 f"a tuning of a sweep of kind {self.sweep.kind}",
                 "kind = grid",
                 'Write kind = "grid" in the sweep file, or remove the key kind.',
+            )
+        if self.sweep.launcher.largest_last:
+            raise UsageError(
+                "largest_last in a tuning",
+                f"a sweep of kind {', '.join(KINDS)}",
+                "Remove the key launcher.largest_last.",
             )
         for name, (least, most) in LIMITS.items():
             ends = getattr(self, name)
