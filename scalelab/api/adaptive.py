@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scalelab.launch.adaptive import SweepRound
     from scalelab.launch.base import Watcher
     from scalelab.launch.grid_design import DesignGain
+    from scalelab.sweep.shape_rule import ShapeRule
     from scalelab.sweep.spec import SweepSpec
 
 LARGEST_SHARE = 0.25
@@ -30,7 +31,6 @@ LARGEST_SHARE = 0.25
 POOL_SIZES, POOL_LENGTHS, POOL_SPAN = 10, 12, 100.0
 LEAST_SPAN = 2.0
 """Smallest ratio of the largest to the smallest size of a default pool."""
-SMALLEST_VOCABULARY = 256
 DESIGNS = ("plain", "optimal")
 ENDS = {
     "narrow": "the interval is as narrow as requested",
@@ -127,8 +127,10 @@ def parse_target(text: str) -> Target:
     )
 
 
-def default_axes(budget: float, *, tokenizer: str) -> tuple[str, str]:
-    """Return ranges of N and D for a run pool that suits the budget.
+def default_axes(
+    budget: float, *, tokenizer: str, rule: ShapeRule | None = None
+) -> tuple[str, str]:
+    """Return ranges of N and D for a run pool that suits the budget, of shapes that the rule has.
 
     Raises
     ------
@@ -136,12 +138,13 @@ def default_axes(budget: float, *, tokenizer: str) -> tuple[str, str]:
         If the budget is too small for several sizes.
     """
     from scalelab.sweep.isoflop_sizes import expected_tokens_per_param
-    from scalelab.sweep.shapes import size_limits
+    from scalelab.sweep.shape_rule import DEFAULT_RULE
+    from scalelab.sweep.shapes import SMALLEST_VOCABULARY, size_limits
     from scalelab.theory.accounting import tokens_at_6nd
 
     ratio = expected_tokens_per_param(tokenizer)
     largest = math.sqrt(tokens_at_6nd(LARGEST_SHARE * budget, ratio))
-    smallest, top = 1.05 * size_limits(SMALLEST_VOCABULARY)[0], 2 * largest
+    smallest, top = 1.05 * size_limits(SMALLEST_VOCABULARY, rule or DEFAULT_RULE)[0], 2 * largest
     low = max(top / POOL_SPAN, smallest)
     if top < LEAST_SPAN * low:
         raise UsageError(
@@ -259,6 +262,12 @@ def propose_design(
 
     if design not in DESIGNS:
         raise UsageError(f"--design {design}", " or ".join(DESIGNS), "Write --design optimal.")
+    if design != "plain" and sweep.model.shape_list:
+        raise UsageError(
+            f"--design {design} with --shape-list",
+            "--design plain, because an optimal grid chooses its own sizes",
+            "Remove --design or --shape-list.",
+        )
     plain = sweeps.propose(sweep, **options)
     if design == "plain":
         return plain, None

@@ -113,6 +113,7 @@ def adaptive(
             "Try --target C=1e24 --budget 1e20.",
         )
     from scalelab.api.adaptive import adapt, default_axes, parse_target
+    from scalelab.sweep.shape_rule import FINE
 
     wanted = parse_target(target)
 
@@ -120,8 +121,11 @@ def adaptive(
     defaults: dict[str, Any] = {"name": f"adaptive-{target.replace(',', '-').replace('=', '')}"}
     if values.get("n_params") is None or values.get("n_tokens") is None:
         tokenizer = str(values.get("data", "tokenizer") or "bytes")
-        sizes, lengths = default_axes(flops, tokenizer=tokenizer)
-        defaults |= {"n_params": sizes, "n_tokens": lengths}
+        is_listed = values.get("model", "shape_list") is not None
+        any_axes = {"n_tokens": "1M"} if is_listed else {"n_params": "1M", "n_tokens": "1M"}
+        rule = sweep_of(values, kind="grid", **any_axes).model.rule(FINE)
+        sizes, lengths = default_axes(flops, tokenizer=tokenizer, rule=rule)
+        defaults |= {"n_tokens": lengths} if is_listed else {"n_params": sizes, "n_tokens": lengths}
     sweep = sweep_of(values, kind="grid", **defaults)
     from scalelab.cli.adaptive_view import Showing
 

@@ -220,7 +220,8 @@ def shape_named(text: str, vocab_size: int, table: str = "fine") -> ModelShape:
     UsageError
         When the text is neither.
     """
-    from scalelab.sweep.shapes import ShapeRule, nearest_shape
+    from scalelab.sweep.shape_rule import ShapeRule
+    from scalelab.sweep.shapes import nearest_shape
     from scalelab.theory.shape import FF_MULTIPLE, ModelShape
     from scalelab.units import parse_quantity
 

@@ -83,7 +83,7 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
         f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
         f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; {plan.rules['schedule']}; "
-        f"{plan.rules['shapes']} shapes",
+        f"shapes {plan.rules['shapes']}",
         f"execution: {_execution_line(proposal)}",
         f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
         f"{DEFAULT_FLOP_CONVENTION} (causal attention and head included)",

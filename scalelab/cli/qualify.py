@@ -118,7 +118,7 @@ def _specs(
     shapes: Sequence[str], seq_len: int, batch_seqs: int, vocab_size: int, precision: str
 ) -> list[RunSpec]:
     from scalelab.cli.bench import shape_named
-    from scalelab.sweep.shapes import ALIGNED
+    from scalelab.sweep.shape_rule import ALIGNED
     from scalelab.train.calibrate import synthetic_run
 
     shape = functools.partial(shape_named, vocab_size=vocab_size, table=ALIGNED)

@@ -149,7 +149,7 @@ def _config(
     from scalelab.sweep.execution import AUTO, ExecutionSpec, planned_execution
     from scalelab.sweep.predicted import step_config
     from scalelab.sweep.run_spec import RunSpec
-    from scalelab.sweep.shapes import ALIGNED
+    from scalelab.sweep.shape_rule import ALIGNED
     from scalelab.theory.step_work import CHOICES
 
     given = {"precision": precision, "optimizer": optimizer, **named}

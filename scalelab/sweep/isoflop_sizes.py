@@ -5,23 +5,65 @@ from __future__ import annotations
 import math
 
 from scalelab.errors import UsageError
-from scalelab.sweep.shapes import DEFAULT_RULE, FINE, ShapeRule, nearest_shape, size_limits
+from scalelab.sweep.shape_rule import DEFAULT_RULE, ShapeRule
+from scalelab.sweep.shapes import (
+    distinct_shapes,
+    finer_words,
+    listed_shapes,
+    nearest_shape,
+    size_limits,
+)
+from scalelab.sweep.spec import SweepSpec
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
     count_params,
     tokens_at_6nd,
+    train_flops_6nd,
     train_flops_per_token,
 )
+from scalelab.theory.shape import ModelShape
 from scalelab.units import format_flops, format_quantity
 
 TOKENS_PER_PARAM = 20.0
 BYTE_TOKENS_PER_PARAM = 40.0
+SPARE = 4.0
+"""Optimum of a budget that a message suggests, relative to the smallest shape."""
 
 
 def expected_tokens_per_param(tokenizer: str) -> float:
     """Return the tokens per parameter expected at the optimum, by tokenizer."""
     return BYTE_TOKENS_PER_PARAM if tokenizer == "bytes" else TOKENS_PER_PARAM
+
+
+def budget_shapes(
+    sweep: SweepSpec, budget: float, tokenizer: str, vocab_size: int
+) -> list[ModelShape]:
+    """Return the shapes of an isoFLOP sweep at a budget, smallest first.
+
+    Raises
+    ------
+    UsageError
+        When the budget is too small, or the sizes are more than there are shapes.
+    """
+    rule = sweep.shape_rule()
+    if rule.shape_list:
+        return listed_shapes(vocab_size, rule)
+    ratio = sweep.tokens_per_param or expected_tokens_per_param(tokenizer)
+    targets = isoflop_targets(
+        budget,
+        sizes=sweep.sizes,
+        span=sweep.span,
+        tokens_per_param=ratio,
+        vocab_size=vocab_size,
+        seq_len=sweep.train.seq_len,
+        rule=rule,
+    )
+    try:
+        return distinct_shapes(targets, vocab_size, rule)
+    except UsageError:
+        refuse_small_budget(budget, ratio, vocab_size, rule)
+        raise
 
 
 def isoflop_targets(
@@ -63,10 +105,12 @@ def refuse_small_budget(
     smallest, _ = size_limits(vocab_size, rule)
     optimum = math.sqrt(tokens_at_6nd(flops, tokens_per_param))
     if optimum < smallest:
+        n_params = SPARE * smallest
+        enough = math.ceil(math.log10(train_flops_6nd(n_params, tokens_per_param * n_params)))
         raise UsageError(
             f"a budget of {format_flops(flops)} FLOPs, whose expected optimum has "
             f"{format_quantity(optimum)} parameters",
             f"an optimum above the smallest model, {format_quantity(smallest)} parameters",
-            "Use larger budgets, for example --budgets "
-            + ("1e12..1e13." if rule.table == FINE else "1e15..1e16, or --shapes fine."),
+            f"Use larger budgets, for example --budgets 1e{enough}..1e{enough + 1}"
+            f"{finer_words(rule)}.",
         )

@@ -101,7 +101,9 @@ class Table(BaseModel):
         for name, field in cls.model_fields.items():
             value = content.get(name) if isinstance(content, Mapping) else None
             values = value if isinstance(value, (list, tuple)) else (value,)
-            if field.annotation is not bool and any(isinstance(item, bool) for item in values):
+            if bool not in _parts(field.annotation) and any(
+                isinstance(item, bool) for item in values
+            ):
                 raise UsageError(
                     f"{name} = {value!r}",
                     "a number or text",
@@ -273,6 +275,8 @@ _ACCEPTED = {
     "<key=value>": "KEY=VALUE, or KEY for a switch",
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",
+    "<aspect>": "power, a number from 1, or WIDTH:NUMBER,..",
+    "<shapes>": "labels such as 4L-64d-4h,6L-96d-6h, or a CSV file",
 }
 
 

@@ -9,19 +9,16 @@ per size, at about half the steps.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scalelab.errors import UsageError
-from scalelab.sweep.isoflop_sizes import (
-    expected_tokens_per_param,
-    isoflop_targets,
-    refuse_small_budget,
-)
+from scalelab.sweep.isoflop_sizes import budget_shapes
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.sweep.shapes import distinct_shapes
+from scalelab.sweep.shapes import chosen_shapes
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
 from scalelab.sweep.tables import TrainTable
 from scalelab.sweep.trunk import shared_steps
@@ -195,9 +192,7 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         step, two budgets with the same run, or a sequence longer than the text.
     """
     n_seeds = len(set(sweep.train.seeds))
-    count = n_seeds * max(
-        len(sweep.budgets) * sweep.sizes, len(sweep.n_params) * len(sweep.n_tokens)
-    )
+    count = n_seeds * sweep.n_sizes() * max(len(sweep.budgets), len(sweep.n_tokens))
     if count > MAX_PLANNED_RUNS:
         raise UsageError(
             f"{count:,} runs",
@@ -253,33 +248,23 @@ def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
 
 
 def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    ratio = sweep.tokens_per_param or expected_tokens_per_param(data.tokenizer)
-    rule = sweep.shape_rule()
-    rows = []
-    for budget in sweep.budgets:
-        targets = isoflop_targets(
+    per_token = functools.partial(train_flops_per_token, seq_len=sweep.train.seq_len)
+    return [
+        planned_run(
+            shape,
+            budget / per_token(shape)[DEFAULT_FLOP_CONVENTION],
             budget,
-            sizes=sweep.sizes,
-            span=sweep.span,
-            tokens_per_param=ratio,
-            vocab_size=data.vocab_size,
-            seq_len=sweep.train.seq_len,
-            rule=rule,
+            sweep.train,
+            data,
+            precision,
         )
-        try:
-            shapes = distinct_shapes(targets, data.vocab_size, rule)
-        except UsageError:
-            refuse_small_budget(budget, ratio, data.vocab_size, rule)
-            raise
-        for shape in shapes:
-            per_token = train_flops_per_token(shape, sweep.train.seq_len)
-            n_tokens = budget / per_token[DEFAULT_FLOP_CONVENTION]
-            rows.append(planned_run(shape, n_tokens, budget, sweep.train, data, precision))
-    return rows
+        for budget in sweep.budgets
+        for shape in budget_shapes(sweep, budget, data.tokenizer, data.vocab_size)
+    ]
 
 
 def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    shapes = distinct_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule())
+    shapes = chosen_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule())
     return [
         planned_run(shape, n_tokens, None, sweep.train, data, precision)
         for shape in shapes
@@ -295,7 +280,7 @@ def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Plan
     shortest = min(sweep.n_tokens)
     mean = math.exp(statistics.fmean(math.log(n_tokens) for n_tokens in sweep.n_tokens))
     rows = []
-    for shape in distinct_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule()):
+    for shape in chosen_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule()):
         middle = planned_run(shape, mean, None, sweep.train, data, precision).spec
         train = sweep.train.model_copy(update={"batch_seqs": middle.batch_seqs, "lr": middle.lr})
         first = planned_run(shape, shortest, None, train, data, precision).spec
@@ -380,6 +365,7 @@ def _batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
 def _rule_texts(sweep: SweepSpec) -> dict[str, str]:
     train = sweep.train
     lr_rule, batch_rule = train.find_lr_rule(), train.find_batch_rule()
+    preset = f"{sweep.model.preset}: " if sweep.model.preset else ""
     at = ", at the geometric mean of D" if sweep.kind == "ladder" else ""
     return {
         "lr": f"{train.lr:g}, as given" if train.lr else f"{lr_rule.name}: {lr_rule.formula}{at}",
@@ -387,7 +373,7 @@ def _rule_texts(sweep: SweepSpec) -> dict[str, str]:
         if train.batch_seqs
         else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
         "schedule": train.schedule,
-        "shapes": sweep.shape_rule().table,
+        "shapes": f"{preset}{sweep.shape_rule().words()}",
     }
 
 

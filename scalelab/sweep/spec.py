@@ -16,17 +16,18 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from scalelab.errors import DataError, UsageError
+from scalelab.sweep.model_table import ModelTable
 from scalelab.sweep.option import DATA, Table, find_option, option, validated
-from scalelab.sweep.shapes import ALIGNED, ALIGNED_FROM_FLOPS, FINE, ShapeRule
+from scalelab.sweep.shape_rule import ALIGNED, ALIGNED_FROM_FLOPS, FINE, ShapeRule
+from scalelab.sweep.shapes import SMALLEST_VOCABULARY, listed_shapes
 from scalelab.sweep.tables import (
     DataTable,
     ExecutionTable,
     LauncherTable,
-    ModelTable,
     TrainTable,
 )
 from scalelab.sweep.values import Quantities, Quantity
-from scalelab.theory.accounting import train_flops_6nd
+from scalelab.theory.accounting import count_params, train_flops_6nd
 
 DEFAULT_SIZES = 7
 DEFAULT_SPAN = 16.0
@@ -37,6 +38,8 @@ AXES = {
     "ladder": ("n_params", "n_tokens"),
 }
 """Axes that each kind of sweep needs."""
+SIZE_KEYS = ("n_params", "sizes", "span", "tokens_per_param")
+"""Keys that choose sizes, which explicit shapes replace."""
 _ISOFLOP = ("isoflop",)
 _GRID = ("grid", "ladder", "adaptive", "tune")
 
@@ -92,7 +95,7 @@ class SweepSpec(Table):
 
     @model_validator(mode="after")
     def _axes_fit_kind(self) -> SweepSpec:
-        needed = AXES[self.kind]
+        needed = self._needed_axes()
         for axis in ("budgets", "n_params", "n_tokens"):
             is_missing = axis in needed
             if is_missing != bool(getattr(self, axis)):
@@ -112,28 +115,49 @@ class SweepSpec(Table):
             )
         return self
 
+    def _needed_axes(self) -> tuple[str, ...]:
+        """Return the axes that the sweep needs; raise UsageError where two give the sizes."""
+        if not self.model.shape_list:
+            return AXES[self.kind]
+        given = [
+            name for name in SIZE_KEYS if name in self.model_fields_set and getattr(self, name)
+        ]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(
+                f"shape_list (--shape-list) with {', '.join(given)}",
+                "one of them, because the list gives every size",
+                f"Remove {flags}, or --shape-list.",
+            )
+        return tuple(axis for axis in AXES[self.kind] if axis != "n_params")
+
     def default_name(self) -> str:
         """Return the name of the sweep; without one, it is made from the axes."""
         if self.name is not None:
             return self.name
+        n_sizes = self.n_sizes()
         if self.kind == "isoflop":
-            ends = (
-                f"{min(self.budgets):.0e}-{max(self.budgets):.0e}-{len(self.budgets)}x{self.sizes}"
-            )
+            low, high = min(self.budgets), max(self.budgets)
+            ends = f"{low:.0e}-{high:.0e}-{len(self.budgets)}x{n_sizes}"
         else:
-            ends = f"{len(self.n_params)}x{len(self.n_tokens)}"
+            ends = f"{n_sizes}x{len(self.n_tokens)}"
         return f"{self.kind}-{ends.replace('e+', 'e')}"
+
+    def n_sizes(self) -> int:
+        """Return the model sizes at each budget, or in a grid."""
+        return len(self.model.shape_list or ()) or len(self.n_params) or self.sizes
 
     def shape_rule(self) -> ShapeRule:
         """Return the rule of the models' shapes.
 
         The default table depends on the largest budget; without budgets on 6ND of the largest run.
         """
-        most = (
-            max(self.budgets)
-            if self.budgets
-            else train_flops_6nd(max(self.n_params), max(self.n_tokens))
-        )
+        if self.budgets:
+            most = max(self.budgets)
+        else:
+            listed = listed_shapes(SMALLEST_VOCABULARY, self.model.rule(FINE))
+            sizes = self.n_params or [float(count_params(shape).total) for shape in listed]
+            most = train_flops_6nd(max(sizes), max(self.n_tokens))
         return self.model.rule(ALIGNED if most >= ALIGNED_FROM_FLOPS else FINE)
 
     def science(self) -> dict[str, Any]:
@@ -143,8 +167,9 @@ class SweepSpec(Table):
         # Saved sweeps from before these fields existed must compare equal.
         if content["train"]["tuned"] is None:
             del content["train"]["tuned"]
-        content["model"]["shapes"] = self.shape_rule().table
-        if content["model"] == {"shapes": FINE}:
+        # The shapes that result, with a preset or without it.
+        content["model"] = self.shape_rule().changes()
+        if not content["model"]:
             del content["model"]
         return content
 

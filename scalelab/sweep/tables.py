@@ -1,4 +1,4 @@
-"""Tables of a sweep specification: data, models, training, execution and launcher.
+"""Tables of a sweep specification: data, training, execution and launcher.
 
 Each field is an option of the commands and a key of sweep files; see `scalelab.sweep.option`.
 """
@@ -18,14 +18,12 @@ from scalelab.sweep.option import (
     DATA,
     EXECUTION,
     LAUNCHER,
-    MODEL,
     SLURM,
     TRAINING,
     Table,
     option,
 )
 from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
-from scalelab.sweep.shapes import ALIGNED_FROM_FLOPS, SHAPES, ShapeRule
 from scalelab.sweep.site_options import is_known, option_name, split_pairs
 from scalelab.sweep.values import AutoCount, Count, Gigabytes, Integers, Minutes, SiteOptions
 from scalelab.theory.hardware import HARDWARE, find_hardware
@@ -38,7 +36,6 @@ from scalelab.theory.schedule import (
     find_rule,
 )
 from scalelab.theory.tuned import PREFIX, TunedConstants
-from scalelab.units import format_flops
 
 SLURM_WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.,-]*$"
 KINDS = ("isoflop", "grid", "ladder")
@@ -63,23 +60,6 @@ class DataTable(Table):
         DEFAULT_EVAL_TOKENS, "Tokens of the evaluation set; more tokens give a more precise loss",
         example="64K", ge=1
     )  # fmt: skip
-
-
-class ModelTable(Table):
-    """``[model]``: the shapes of the models."""
-
-    panel: ClassVar[str] = MODEL
-
-    shapes: Literal[SHAPES] | None = option(  # type: ignore[valid-type]
-        None,
-        "Table of shapes: fine has many sizes of small models; aligned has head sizes and hidden "
-        "widths that are fast on GPUs. Default: aligned where the largest run has "
-        f"{format_flops(ALIGNED_FROM_FLOPS)} FLOPs or more, else fine", example="aligned"
-    )  # fmt: skip
-
-    def rule(self, default_table: str) -> ShapeRule:
-        """Return the rule of the shapes; the default table applies where none is given."""
-        return ShapeRule(table=self.shapes or default_table)
 
 
 class TrainTable(Table):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from scalelab.errors import UsageError
 from scalelab.sweep.option import Metavar
+from scalelab.sweep.shape_list import ListedShape, parse_shape_list
 from scalelab.sweep.site_options import SiteValue, read_site_options
 from scalelab.units import parse_quantity, parse_range
 
+LARGEST_ASPECT = 4096
 LARGEST_QUANTITY = 1e36
 """Upper bound of FLOPs, parameters and tokens; sums of such values stay finite."""
 
@@ -75,6 +77,41 @@ def parse_ends(text: str, name: str) -> tuple[float, float]:
         raise UsageError(f"{name} {text!r}", "a range LOW..HIGH", "Write for example 1e-3..3e-2.")
     ends = parse_range(text, what=name)
     return float(ends[0]), float(ends[-1])
+
+
+def parse_aspect(value: Any, name: str = "aspect") -> Any:
+    """Return widths with their aspects, by increasing width; ``power`` has none.
+
+    Raises
+    ------
+    UsageError
+        When the value is not ``power``, a number from 1, or ``WIDTH:NUMBER,..``.
+    """
+    if value == "power":
+        return ()
+    if isinstance(value, Mapping):
+        value = ",".join(f"{width}:{aspect}" for width, aspect in value.items())
+    if isinstance(value, (int, float)):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    found = {}
+    for part in value.split(","):
+        width, _, aspect = part.rpartition(":")
+        try:
+            pair = int(width or 1), float(aspect)
+        except ValueError:
+            pair = 0, 0.0
+        is_alone = not width and "," not in value
+        if not (pair[0] > 0 and 1 <= pair[1] <= LARGEST_ASPECT and (width or is_alone)):
+            raise UsageError(
+                f"{name} {part.strip()!r}",
+                f"power, a number from 1 to {LARGEST_ASPECT}, or WIDTH:NUMBER,.. with d_model / "
+                "n_layers at these widths",
+                "For 64 at every width, write 64; for 16 at 64 and 64 at 1024, 64:16,1024:64.",
+            )
+        found[pair[0]] = pair[1]
+    return tuple(sorted(found.items()))
 
 
 def parse_minutes(value: Any, name: str = "time") -> Any:
@@ -142,4 +179,15 @@ SiteOptions = Annotated[
 """Options of sbatch by long name."""
 Ends = Annotated[
     tuple[float, float], _reader(_read_ends, str | list[float]), Metavar("<low..high>")
+]
+Aspect = Annotated[
+    tuple[tuple[int, float], ...],
+    _reader(parse_aspect, str | float | dict[int, float]),
+    Metavar("<aspect>"),
+]
+"""Widths with their ``d_model / n_layers``; empty for the power law."""
+ShapeList = Annotated[
+    tuple[ListedShape, ...],
+    _reader(parse_shape_list, str | list[str | ListedShape]),
+    Metavar("<shapes>"),
 ]

@@ -158,10 +158,12 @@ class ModelShape:
         )
 
     def label(self) -> str:
-        """Return a short name such as ``4L-64d-2h``."""
+        """Return a short name such as ``4L-64d-2h``, or ``4L-64d-8h-2kv-tied``."""
+        shared = f"-{self.kv_heads}kv" if self.kv_heads != self.n_heads else ""
+        tied = "-tied" if self.is_tied else ""
         experts = f"-{self.n_active_experts}of{self.n_experts}e" if self.n_experts else ""
         experts += "+s" if self.d_shared_expert else ""
-        return f"{self.n_layers}L-{self.d_model}d-{self.n_heads}h{experts}"
+        return f"{self.n_layers}L-{self.d_model}d-{self.n_heads}h{shared}{experts}{tied}"
 
 
 def _share(size: int, degree: int, index: int) -> int:

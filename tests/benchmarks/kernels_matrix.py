@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from scalelab_kernels import configs, reference
 
-from scalelab.sweep import shapes
+from scalelab.sweep import shape_rule, shapes
 from scalelab.theory.shape import ModelShape
 
 VOCABULARIES = (256, 257, 1024, 4096, 32_000, 50_257, 50_304)
@@ -62,7 +62,7 @@ def _leaf(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 @functools.cache
 def table_shapes() -> tuple[ModelShape, ...]:
     """Return the shapes of both tables; the vocabulary does not change them."""
-    rules = (shapes.ShapeRule(table=shapes.FINE), shapes.ShapeRule(table=shapes.ALIGNED))
+    rules = [shape_rule.ShapeRule(table=table) for table in shape_rule.SHAPES]
     return tuple(s for rule in rules for s in shapes.shape_table(VOCABULARIES[0], rule).shapes)
 
 

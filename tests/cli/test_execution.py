@@ -184,7 +184,7 @@ def test_a_sweep_file_has_the_tables_and_the_runs_do_not_depend_on_execution(
 def test_large_sweeps_have_aligned_shapes_and_the_plan_names_the_table(scalelab, words, shapes):
     code, out, err = scalelab("sweep", *words, "--dry-run", "--allow-repeats")
     assert code == 0, err
-    assert f"; {shapes} shapes\n" in out
+    assert f"; shapes {shapes}\n" in out
 
 
 @pytest.mark.parametrize("name", ["step", "kernels", "attention"])

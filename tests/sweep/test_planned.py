@@ -8,7 +8,7 @@ import pytest
 from gpu_cases import steps
 
 from scalelab.sweep.execution import default_precision, planned_execution
-from scalelab.sweep.shapes import ALIGNED, ShapeRule
+from scalelab.sweep.shape_rule import ALIGNED, ShapeRule
 from scalelab.sweep.spec import sweep_from_mapping
 
 

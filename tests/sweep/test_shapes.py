@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
 from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.shape_rule import ALIGNED, DEFAULT_RULE, SHAPES, ShapeRule
 from scalelab.sweep.shapes import (
-    ALIGNED,
-    DEFAULT_RULE,
     LARGEST_MISS,
-    SHAPES,
-    ShapeRule,
     distinct_shapes,
     nearest_shape,
     shape_table,
