@@ -59,7 +59,7 @@ class ModelTable(Table):
         "or 64. Default: the preset's, else 8/3", example="4", gt=0, le=64
     )  # fmt: skip
     aspect: Aspect | None = option(
-        None, "d_model divided by the layers: one number for all widths, or WIDTH:NUMBER,.. with a "
+        None, "d_model divided by the layers: one number for all widths, or width:number,.. with a "
         "power law between the widths. Default: the preset's, else power, 16 (d_model / 32)^0.45",
         example="64"
     )  # fmt: skip
@@ -89,7 +89,7 @@ class ModelTable(Table):
                 "one of them, because the list gives every depth",
                 "Remove --aspect, or replace --shape-list by --n-params.",
             )
-        # Wrong whatever the vocabulary: raises.
+        # Raises where a shape is wrong, which no vocabulary changes.
         listed_shapes(SMALLEST_VOCABULARY, self.rule(FINE))
         return self
 

@@ -275,7 +275,7 @@ _ACCEPTED = {
     "<key=value>": "KEY=VALUE, or KEY for a switch",
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",
-    "<aspect>": "power, a number from 1, or WIDTH:NUMBER,..",
+    "<aspect>": "power, a number from 1, or width:number,..",
     "<shapes>": "labels such as 4L-64d-4h,6L-96d-6h, or a CSV file",
 }
 

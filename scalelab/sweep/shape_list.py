@@ -111,7 +111,7 @@ def parse_label(text: str, where: str) -> ListedShape:
     if match is None:
         raise UsageError(
             f"{where}: {text!r}",
-            "LAYERSL-WIDTHd, optionally with -HEADSh and -KEYHEADSkv",
+            "a label of layers, width and optionally heads and key heads",
             f"Write for example --shape-list {EXAMPLE}; a tied head is --tied, for all shapes.",
         )
     return _checked({key: int(part) for key, part in match.groupdict().items() if part}, where)

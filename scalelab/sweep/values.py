@@ -85,7 +85,7 @@ def parse_aspect(value: Any, name: str = "aspect") -> Any:
     Raises
     ------
     UsageError
-        When the value is not ``power``, a number from 1, or ``WIDTH:NUMBER,..``.
+        When the value is not ``power``, a number from 1, or ``width:number,..``.
     """
     if value == "power":
         return ()
@@ -106,7 +106,7 @@ def parse_aspect(value: Any, name: str = "aspect") -> Any:
         if not (pair[0] > 0 and 1 <= pair[1] <= LARGEST_ASPECT and (width or is_alone)):
             raise UsageError(
                 f"{name} {part.strip()!r}",
-                f"power, a number from 1 to {LARGEST_ASPECT}, or WIDTH:NUMBER,.. with d_model / "
+                f"power, a number from 1 to {LARGEST_ASPECT}, or width:number,.. with d_model / "
                 "n_layers at these widths",
                 "For 64 at every width, write 64; for 16 at 64 and 64 at 1024, 64:16,1024:64.",
             )
