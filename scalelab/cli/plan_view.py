@@ -83,7 +83,7 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
         f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
         f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; {plan.rules['schedule']}; "
-        f"shapes {plan.rules['shapes']}",
+        f"shapes {plan.rules['shapes']}{_parametrization_words(plan)}",
         f"execution: {_execution_line(proposal)}",
         f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
         f"{DEFAULT_FLOP_CONVENTION} (causal attention and head included)",
@@ -103,6 +103,11 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         for other in proposal.elsewhere
     ]
     return lines
+
+
+def _parametrization_words(plan: Plan) -> str:
+    kind = plan.rules["parametrization"]
+    return "" if kind == "standard" else f"; {kind} parametrization"
 
 
 def _execution_line(proposal: Proposal) -> str:

@@ -117,7 +117,7 @@ _RECIPE = (
     Column("balance_weight", REAL, "", "Weight of the load-balance loss of a mixture of experts."),
     Column("router_z_weight", REAL, "", "Weight of the squared log-normaliser of the router."),
     Column("init_std", REAL, "", "Standard deviation of the initial embedding weights."),
-    Column("parametrization", TEXT, "", "standard or mup."),
+    Column("parametrization", TEXT, "", "standard, mup or completep."),
     Column("precision", TEXT, "", "Number format of matrix products: fp32, bf16 or fp8."),
     Column("seed", INT, "", "Seed of the initial weights and the data order."),
     Column("tokenizer", TEXT, "", "Name of the tokenizer."),

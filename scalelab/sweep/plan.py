@@ -30,7 +30,7 @@ from scalelab.theory.accounting import (
     train_flops_per_token,
 )
 from scalelab.theory.schedule import RuleInputs, default_decay_steps, default_warmup_steps
-from scalelab.theory.shape import ModelShape
+from scalelab.theory.shape import BASE_WIDTH, ModelShape
 from scalelab.theory.tuned import PREFIX
 from scalelab.units import format_flops, format_quantity, plural
 
@@ -311,7 +311,7 @@ def planned_run(
         n_params=counts,
         n_tokens=n_tokens,
         flops_kaplan=train_flops_per_token(shape, train.seq_len)["6nd_kaplan"] * n_tokens,
-        d_model=shape.d_model,
+        d_model=shape.d_model if train.parametrization == "standard" else BASE_WIDTH,
     )
     batch_seqs = train.batch_seqs or _batch_seqs(inputs, train)
     n_steps = round(n_tokens / (batch_seqs * train.seq_len))
@@ -340,6 +340,7 @@ def planned_run(
         schedule=train.schedule,
         decay_steps=default_decay_steps(n_steps, train.schedule),
         optimizer=train.optimizer,
+        parametrization=train.parametrization,
         beta2=train.beta2,
         weight_decay=train.weight_decay,
         grad_clip=train.grad_clip,
@@ -367,13 +368,17 @@ def _rule_texts(sweep: SweepSpec) -> dict[str, str]:
     lr_rule, batch_rule = train.find_lr_rule(), train.find_batch_rule()
     preset = f"{sweep.model.preset}: " if sweep.model.preset else ""
     at = ", at the geometric mean of D" if sweep.kind == "ladder" else ""
+    base = "" if train.parametrization == "standard" else f", at d_model = {BASE_WIDTH}"
     return {
-        "lr": f"{train.lr:g}, as given" if train.lr else f"{lr_rule.name}: {lr_rule.formula}{at}",
+        "lr": f"{train.lr:g}, as given"
+        if train.lr
+        else f"{lr_rule.name}: {lr_rule.formula}{base}{at}",
         "batch": f"{train.batch_seqs} sequences, as given"
         if train.batch_seqs
         else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
         "schedule": train.schedule,
         "shapes": f"{preset}{sweep.shape_rule().words()}",
+        "parametrization": train.parametrization,
     }
 
 

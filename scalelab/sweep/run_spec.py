@@ -28,6 +28,7 @@ PRECISIONS = ("fp32", "bf16", "fp8")
 """fp8 multiplies in fp8 where `scalelab.theory.precision` says so, otherwise in bf16. fp16 is not
 supported: it needs loss scaling, bf16 does not."""
 OPTIMIZERS = ("adamw", "muon")
+PARAMETRIZATIONS = ("standard", "mup", "completep")
 
 _T = TypeVar("_T")
 
@@ -77,7 +78,8 @@ class RunSpec:
     init_std : float
         Standard deviation of the embedding's initial weights; matrices use 1/sqrt(fan_in).
     parametrization : str
-        ``standard`` or ``mup``.
+        One of `PARAMETRIZATIONS`: how initial values and learning rates depend on the shape
+        (`scalelab.train.parametrization`).
     precision : str
         One of `PRECISIONS`: data type of matrix products; master weights are fp32.
     ema_decay : float
@@ -138,9 +140,15 @@ class RunSpec:
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
             ("optimizer", OPTIMIZERS),
-            ("parametrization", ("standard", "mup")),
+            ("parametrization", PARAMETRIZATIONS),
         ):
             _require(self, name, getattr(self, name) in allowed, " or ".join(allowed))
+        if self.parametrization != "standard" and self.shape.n_experts:
+            raise SpecError(
+                f"parametrization = {self.parametrization!r} for a mixture of experts",
+                "a dense model, because its router has no rule",
+                "Use parametrization = standard, or n_experts = 0.",
+            )
 
     @property
     def tokens_per_step(self) -> int:

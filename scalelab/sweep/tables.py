@@ -23,7 +23,7 @@ from scalelab.sweep.option import (
     Table,
     option,
 )
-from scalelab.sweep.run_spec import OPTIMIZERS, PRECISIONS, SCHEDULES
+from scalelab.sweep.run_spec import OPTIMIZERS, PARAMETRIZATIONS, PRECISIONS, SCHEDULES
 from scalelab.sweep.site_options import is_known, option_name, split_pairs
 from scalelab.sweep.values import AutoCount, Count, Gigabytes, Integers, Minutes, SiteOptions
 from scalelab.theory.hardware import HARDWARE, find_hardware
@@ -35,6 +35,7 @@ from scalelab.theory.schedule import (
     Rule,
     find_rule,
 )
+from scalelab.theory.shape import BASE_DEPTH, BASE_HEAD, BASE_WIDTH
 from scalelab.theory.tuned import PREFIX, TunedConstants
 
 SLURM_WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.,-]*$"
@@ -97,6 +98,12 @@ class TrainTable(Table):
     optimizer: Literal[OPTIMIZERS] = option(  # type: ignore[valid-type]
         "adamw", "Optimizer", example="muon"
     )
+    parametrization: Literal[PARAMETRIZATIONS] = option(  # type: ignore[valid-type]
+        "standard",
+        "How learning rates and initial values follow the shape. mup keeps the best learning rate "
+        "over widths, completep over widths and depths. Both equal standard at d_model "
+        f"{BASE_WIDTH}, d_head {BASE_HEAD} and {BASE_DEPTH} layers", example="completep"
+    )  # fmt: skip
     weight_decay: float = option(
         0.1, "Decoupled weight decay", example="0.05", commands=NOT_TUNE, ge=0, le=10
     )
@@ -125,7 +132,22 @@ class TrainTable(Table):
         if self.tuned_name() is None or self.tuned is not None:
             self.find_lr_rule()
             self.find_batch_rule()
+            self._refuse_double_rule()
         return self
+
+    def _refuse_double_rule(self) -> None:
+        """Raise UsageError if both rule and parametrization adapt the learning rate to the size."""
+        if self.parametrization == "standard" or self.lr is not None:
+            return
+        rule = self.find_lr_rule()
+        if rule.param_convention and not self.lr_rule.startswith(PREFIX):
+            raise UsageError(
+                f"lr_rule {rule.name!r} with parametrization {self.parametrization!r}: both adapt "
+                "the learning rate to the model's size",
+                f"a learning rate, the rule {DEFAULT_LR_RULE} (taken at d_model {BASE_WIDTH}), or "
+                "tuned:NAME",
+                "Try --lr 0.01, or --parametrization standard.",
+            )
 
     def tuned_name(self) -> str | None:
         """Return the name of the tuning that the rules use, None if they use none."""

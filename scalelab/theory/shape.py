@@ -11,6 +11,11 @@ FF_MULTIPLE = 8
 DEFAULT_FF_RATIO = 8 / 3
 """Hidden width over ``d_model``: a SwiGLU layer of this width has the parameters of an ordinary one
 of 4 x ``d_model``."""
+BASE_WIDTH = 64
+BASE_HEAD = 16
+BASE_DEPTH = 2
+"""Width, head size and depth at which the parametrizations ``mup`` and ``completep`` equal
+``standard``: a learning rate that was tuned at this shape applies to all shapes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from scalelab.train.model import Decoder
 from scalelab.train.moe import RouterWeights
 from scalelab.train.optimizer import row_norms
 from scalelab.train.parameters import Layout
-from scalelab.train.parametrization import width_factors
+from scalelab.train.parametrization import shape_factors
 from scalelab.train.precision import products
 
 
@@ -129,7 +129,7 @@ class Autograd:
             seq_len,
             self.ops,
             self._attend,
-            width_factors(first),
+            shape_factors(first),
             RouterWeights.of(first),
             self._linear,
         )
@@ -229,6 +229,6 @@ class Direct:
             grads,
             n_seqs=n_seqs,
             seq_len=seq_len or first.seq_len,
-            factors=width_factors(first),
+            factors=shape_factors(first),
             grad_scale=1 / first.tokens_per_step,
         )

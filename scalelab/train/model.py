@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from scalelab.theory.shape import ModelShape
 from scalelab.train.moe import RouterWeights, feed_forward
-from scalelab.train.parametrization import WidthFactors
+from scalelab.train.parametrization import ShapeFactors
 from scalelab.train.precision import Linear, linear
 
 NORM_EPSILON = 1e-6
@@ -39,7 +39,7 @@ class Decoder:
         Reference or Triton operations.
     attend : Callable
         Attention function, from `scalelab_kernels.operations.get_attention`.
-    factors : WidthFactors
+    factors : ShapeFactors
         Factors of the parametrization.
     router_weights : RouterWeights
         Weights of a mixture's router losses.
@@ -54,7 +54,7 @@ class Decoder:
         seq_len: int,
         ops: Operations,
         attend: Callable[..., Tensor],
-        factors: WidthFactors,
+        factors: ShapeFactors,
         router_weights: RouterWeights,
         linear: Linear = linear,
     ) -> None:
@@ -117,7 +117,7 @@ class Decoder:
         """
         w = self.weights
         normed, stream = self._add_norm(output, stream, prefix + "attention_norm")
-        mixed = self.leave(self._attend(self.enter(normed), prefix))
+        mixed = self._branch(self._attend(self.enter(normed), prefix))
         normed, stream = self._add_norm(mixed, stream, prefix + "ff_norm")
         gate_up, down = w[prefix + "gate_up"], w[prefix + "down"]
         if self.shape.n_experts:
@@ -132,8 +132,13 @@ class Decoder:
                 shared=self._shared_expert(prefix),
                 enter=self.enter,
             )
-            return self.leave(mixed), stream, penalty
-        return self.leave(self._swiglu(self.enter(normed), gate_up, down)), stream, None
+            return self._branch(mixed), stream, penalty
+        return self._branch(self._swiglu(self.enter(normed), gate_up, down)), stream, None
+
+    def _branch(self, x: Tensor) -> Tensor:
+        """Return the output of attention or feed-forward layer as it enters the stream."""
+        x = self.leave(x)
+        return x if self.factors.branch == 1.0 else x * self.factors.branch
 
     def _shared_expert(self, prefix: str) -> Callable[[Tensor], Tensor] | None:
         if not self.shape.d_shared_expert:

@@ -1,8 +1,8 @@
 """Optimizers over the flat buffers of K runs: AdamW, or Muon for the blocks' matrices.
 
 When all weights have the same learning rate, one call of `adamw_step_` clips and updates them (on a
-CPU, torch's fused AdamW does). With muP or Muon, the gradients are clipped together and the blocks'
-matrices are then updated separately.
+CPU, torch's fused AdamW does). With Muon, muP or CompleteP, the gradients are clipped together, and
+then each part of the buffer with equal factors is updated.
 
 References
 ----------
@@ -20,15 +20,14 @@ from scalelab_kernels.operations import Operations
 from scalelab_kernels.reference_adamw import HYPER, hyper_table
 from torch import Tensor
 
-from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.muon import muon_scale, orthogonalize
 from scalelab.train.parameters import BUFFER_MULTIPLE, Entry, Layout
-from scalelab.train.parametrization import width_factors
+from scalelab.train.parametrization import UpdateFactors, update_factors
 
 MUON_MOMENTUM = 0.95
 CLIP_EPSILON = 1e-6
-_LR = HYPER.index("lr")
+_LR, _DECAY, _EPSILON = (HYPER.index(name) for name in ("lr", "weight_decay", "eps"))
 _MAX_NORM = HYPER.index("max_norm")
 _GRAD_SCALE = HYPER.index("grad_scale")
 
@@ -61,12 +60,11 @@ class Optimizer:
         ops: Operations,
     ) -> None:
         first = specs[0]
-        require_optimizer(first)
         self.layout = layout
         self.ops = ops
         self.master, self.exp_avg, self.exp_avg_sq, self.copy = master, exp_avg, exp_avg_sq, copy
         self.is_muon = first.optimizer == "muon"
-        self.hidden_rate = width_factors(first).hidden_rate
+        self.parts = _parts_of(first, layout)
         self.hyper = hyper_table(
             lr=0.0,
             beta1=[spec.beta1 for spec in specs],
@@ -78,10 +76,9 @@ class Optimizer:
             device=master.device,
         )
         self._matrices = _by_shape(layout) if self.is_muon else {}
-        is_plain = not self.is_muon and self.hidden_rate == 1.0 and copy is None
-        self._is_on_host = (
-            is_plain and master.device.type == "cpu" and ops.implementation == "reference"
-        )
+        self.is_plain = not self.is_muon and len(self.parts) == 1
+        is_on_cpu = master.device.type == "cpu" and ops.implementation == "reference"
+        self._is_on_host = self.is_plain and copy is None and is_on_cpu
         self._specs = tuple(specs)
 
     def step(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
@@ -97,7 +94,7 @@ class Optimizer:
         """
         if self._is_on_host:
             return self._host_adamw(grad, steps, rates)
-        if not self.is_muon and self.hidden_rate == 1.0:
+        if self.is_plain:
             self.hyper[:, _LR] = rates
             return self._adamw(grad, steps, self.hyper, 0, self.layout.n_values)
         norm = row_norms(grad)
@@ -106,14 +103,15 @@ class Optimizer:
         hyper[:, _MAX_NORM] = torch.inf
         # A NaN factor makes every part skip a run whose gradient norm is not finite.
         hyper[:, _GRAD_SCALE] = torch.where(norm.isfinite(), clip, torch.nan)
-        end = self.layout.n_muon if self.is_muon else self.layout.n_hidden
-        hyper[:, _LR] = rates * self.hidden_rate
-        if self.is_muon:
-            self._muon(grad, hyper)
-        else:
-            self._adamw(grad, steps, hyper, 0, end)
-        hyper[:, _LR] = rates
-        self._adamw(grad, steps, hyper, end, self.layout.n_values)
+        for start, end, factors in self.parts:
+            part = hyper.clone()
+            part[:, _LR] = rates * factors.rate
+            part[:, _DECAY] *= factors.decay
+            part[:, _EPSILON] *= factors.epsilon
+            if self.is_muon and end <= self.layout.n_muon:
+                self._muon(grad, part)
+            else:
+                self._adamw(grad, steps, part, start, end)
         return norm
 
     def _adamw(self, grad: Tensor, steps: Tensor, hyper: Tensor, start: int, end: int) -> Tensor:
@@ -170,7 +168,7 @@ class Optimizer:
         scale = hyper[:, _GRAD_SCALE]
         is_finite = scale.isfinite()
         rate = torch.where(is_finite, hyper[:, _LR], 0.0)
-        decay = 1 - rate * hyper[:, HYPER.index("weight_decay")]
+        decay = 1 - rate * hyper[:, _DECAY]
         n = self.layout.n_muon
         flat = grad.view(n_runs, -1)[:, :n] * scale.float().unsqueeze(1)
         flat = torch.where(is_finite.unsqueeze(1), flat, 0.0)
@@ -195,21 +193,6 @@ class Optimizer:
             self.copy.view(n_runs, -1)[:, :n].copy_(weights[:, :n])
 
 
-def require_optimizer(spec: RunSpec) -> None:
-    """Raise if the optimizer does not support the parametrization.
-
-    Raises
-    ------
-    UsageError
-    """
-    if spec.optimizer == "muon" and spec.parametrization == "mup":
-        raise UsageError(
-            "optimizer = muon with parametrization = mup",
-            "muon with standard, or adamw with standard or mup",
-            "Use parametrization = standard: Muon's update has the same size at every width.",
-        )
-
-
 def row_norms(flat: Tensor) -> Tensor:
     """Return the norm of a buffer (P,) or of each row of (K, P), shape (1,) or (K,).
 
@@ -220,6 +203,21 @@ def row_norms(flat: Tensor) -> Tensor:
     )
     norms: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=2), dim=1)
     return norms
+
+
+def _parts_of(spec: RunSpec, layout: Layout) -> list[tuple[int, int, UpdateFactors]]:
+    """Return the consecutive parts of the buffer with the same factors, as (start, end, factors).
+
+    Muon's matrices are a part.
+    """
+    found: list[tuple[int, UpdateFactors]] = []
+    for entry in layout.entries:
+        factors = update_factors(spec, entry)
+        is_after_muon = spec.optimizer == "muon" and entry.start == layout.n_muon
+        if not found or factors != found[-1][1] or is_after_muon:
+            found.append((entry.start, factors))
+    ends = [*(start for start, _ in found[1:]), layout.n_values]
+    return [(start, end, factors) for (start, factors), end in zip(found, ends, strict=True)]
 
 
 def _by_shape(layout: Layout) -> dict[tuple[int, int], list[int]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
-from scalelab.train.parametrization import width_factors
+from scalelab.train.parametrization import shape_factors
 
 ALIGNMENT = 16
 """Entries start at multiples of this many values: 64 bytes in fp32, one cache line."""
@@ -66,6 +66,16 @@ class Entry:
         """Whether weight decay applies."""
         return self.kind not in ("embedding", "norm")
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether this is a block's matrix, routers excluded: both its sides grow with width."""
+        return self.kind in ("matrix", "residual")
+
+    @property
+    def is_in_block(self) -> bool:
+        """Whether this belongs to a block."""
+        return self.name.startswith("layers.")
+
     def view(self, flat: Tensor) -> Tensor:
         """Return a view of this weight in ``flat``, shape (P,) or (K, P); keeps a leading K."""
         part = flat.narrow(-1, self.start, self.n_values)
@@ -84,16 +94,13 @@ class Layout:
         Length P of a run's flat buffer.
     n_decay : int
         Number of leading values with weight decay.
-    n_hidden : int
-        Number of leading values that are the blocks' matrices, including routers.
     n_muon : int
-        The same without routers.
+        Number of leading values that are the blocks' matrices, without routers.
     """
 
     entries: tuple[Entry, ...]
     n_values: int
     n_decay: int
-    n_hidden: int
     n_muon: int
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
@@ -162,7 +169,6 @@ def lay_out(shape: ModelShape) -> Layout:
         entries=tuple(entries),
         n_values=_round_up(start, BUFFER_MULTIPLE),
         n_decay=first_of("embedding", "norm"),
-        n_hidden=first_of("head", "embedding"),
         n_muon=first_of("router", "head", "embedding"),
     )
 
@@ -172,9 +178,9 @@ def initialize_(flat: Tensor, layout: Layout, spec: RunSpec) -> None:
 
     Norm gains are 1. Embeddings are normal with standard deviation ``spec.init_std``, matrices with
     1/sqrt(fan_in). Matrices that write to the residual stream are divided by sqrt(2 n_layers), so
-    that the stream's variance does not grow with depth (GPT-2, section 2.3). Each weight has its
-    own CPU generator, seeded by (seed, name), so it depends neither on the device nor on other
-    weights.
+    that the stream's variance does not grow with depth (GPT-2, section 2.3). A parametrization
+    changes head and residual matrices. Each weight has its own CPU generator, seeded by (seed,
+    name), so it depends neither on the device nor on other weights.
     """
     flat.zero_()
     for entry in layout.entries:
@@ -197,9 +203,9 @@ def initial_std(entry: Entry, spec: RunSpec) -> float:
     """Return the standard deviation of a weight's initial values."""
     if entry.kind == "embedding":
         return spec.init_std
-    fan_in = width_factors(spec).head_fan_in if entry.kind == "head" else entry.shape[-1]
-    std = 1 / math.sqrt(fan_in)
-    return std / math.sqrt(2 * spec.shape.n_layers) if entry.kind == "residual" else std
+    factors = shape_factors(spec)
+    std = 1 / math.sqrt(factors.head_fan_in if entry.kind == "head" else entry.shape[-1])
+    return std / math.sqrt(2 * factors.init_depth) if entry.kind == "residual" else std
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -49,7 +49,11 @@ def take_step(implementation, specs, rows, *, is_half):
     return {name: value.view(len(rows), -1) for name, value in found.items()}
 
 
-FIELDS = [{"parametrization": "mup"}, {"optimizer": "muon"}]
+FIELDS = [
+    {"parametrization": "mup"},
+    {"parametrization": "completep", "optimizer": "muon"},
+    {"optimizer": "muon"},
+]
 
 
 @pytest.mark.parametrize("is_half", [False, True])

@@ -185,3 +185,29 @@ def test_longest_runs_come_first(plan_of):
     plan = plan_of(kind="grid", n_params="50K,400K", n_tokens="1M,10M")
     flops = [row.flops for row in longest_first(plan.rows)]
     assert flops == sorted(flops, reverse=True)
+
+
+GRID = {"kind": "grid", "n_params": "20K,300K", "n_tokens": "400K"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["mup", "completep"])
+def test_a_parametrization_has_one_learning_rate_for_all_sizes(plan_of, kind, optimizer):
+    train = {"batch_seqs": 8, "parametrization": kind, "optimizer": optimizer}
+    plan = plan_of(**GRID, train=train)
+    assert {row.spec.parametrization for row in plan.rows} == {kind}
+    assert len({row.spec.shape.d_model for row in plan.rows}) == 2
+    assert {row.spec.lr for row in plan.rows} == {round(0.02 * 0.5**0.75, 5)}
+    assert plan.rules["parametrization"] == kind
+    assert "at d_model = 64" in plan.rules["lr"]
+    standard = plan_of(**GRID, train={"batch_seqs": 8})
+    assert len({row.spec.lr for row in standard.rows}) == 2
+
+
+def test_a_rule_that_adapts_the_rate_to_the_size_is_refused_beside_a_parametrization(plan_of):
+    train = {"parametrization": "mup", "lr_rule": "deepseek"}
+    with pytest.raises(UsageError, match="both adapt") as caught:
+        plan_of(**GRID, train=train)
+    assert "--lr" in caught.value.do
+    plan = plan_of(**GRID, train=train | {"lr": 0.01})
+    assert {row.spec.lr for row in plan.rows} == {0.01}

@@ -84,6 +84,10 @@ REFERENCE_CASES = {
     "micro-batches": (run_of(), {"micro_batch_seqs": 3}),
     "muon": (run_of(optimizer="muon"), {}),
     "mup": (run_of(parametrization="mup"), LAST),
+    "batched completep with muon": (
+        run_of(parametrization="completep", optimizer="muon"),
+        {"batched_runs": 2},
+    ),
     "batched": (run_of(), {"batched_runs": 2}),
     "batched, one step": (run_of(**ONE), {"batched_runs": 2}),
     "batched muon, micro-batches": (

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from scalelab.corpus.dataset import Dataset
-from scalelab.errors import UsageError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import Engine, learning_rates
@@ -140,8 +139,3 @@ def test_norms_of_rows() -> None:
     rows = torch.randn(3, 4096)
     torch.testing.assert_close(row_norms(rows), rows.norm(dim=1))
     torch.testing.assert_close(row_norms(rows[1]), rows[1:2].norm(dim=1))
-
-
-def test_muon_with_mup_is_an_error(spec: RunSpec, execution: ExecutionSpec) -> None:
-    with pytest.raises(UsageError, match="muon"):
-        Engine([replace(spec, optimizer="muon", parametrization="mup")], execution)

@@ -25,7 +25,7 @@ from scalelab.theory.shape import ModelShape
 from scalelab.train.direct.calls import Calls
 from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd
 from scalelab.train.parameters import Layout
-from scalelab.train.parametrization import WidthFactors
+from scalelab.train.parametrization import ShapeFactors
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,7 +67,7 @@ class DirectStep:
         and saves no activations.
     n_seqs, seq_len : int
         Sequences B of a run and their length T.
-    factors : WidthFactors
+    factors : ShapeFactors
         Factors of the parametrization.
     grad_scale : float
         Factor of the gradients: 1 / tokens gives the gradients of the mean loss.
@@ -82,13 +82,13 @@ class DirectStep:
         *,
         n_seqs: int,
         seq_len: int,
-        factors: WidthFactors,
+        factors: ShapeFactors,
         grad_scale: float = 1.0,
     ) -> None:
         self.shape = shape
         self.n_runs, self.n_seqs, self.seq_len = weights.shape[0], n_seqs, seq_len
         self.n_tokens = n_seqs * seq_len
-        self.logit_scale = factors.logits
+        self.logit_scale, self.branch_scale = factors.logits, factors.branch
         self._w = layout.views(weights)
         self._g = {} if grads is None else layout.views(grads)
         vocab = shape.vocab_size
@@ -193,21 +193,22 @@ class DirectStep:
         calls.matmuls(saved.folded_qkv, saved.first.normed, saved.heads.qkv)
         gains = self._gains(w, prefix)
         self.heads.forward(calls, saved.heads, gains, saved.mixed)
-        calls.matmuls(w[prefix + "out"], saved.mixed, stream, adds=True)
+        calls.matmuls(w[prefix + "out"], saved.mixed, stream, self.branch_scale, adds=True)
         self._normalize(calls, stream, saved.second)
         self._fold(calls, prefix + "ff_norm", w[prefix + "gate_up"], saved.folded_gate_up)
         calls.matmuls(saved.folded_gate_up, saved.second.normed, saved.gate_up)
         gate, up = saved.gate_up.chunk(2, 1)
         calls.add(torch.ops.aten.silu.out, gate, out=saved.gate)
         calls.add(torch.mul, saved.gate, up, out=saved.hidden)
-        calls.matmuls(w[prefix + "down"], saved.hidden, stream, adds=True)
+        calls.matmuls(w[prefix + "down"], saved.hidden, stream, self.branch_scale, adds=True)
 
     def _backward_block(self, calls: Calls, prefix: str, saved: _Saved) -> None:
         w, g, stream, branch = self._w, self._g, self._stream, self._branch
         gate, up = saved.gate_up.chunk(2, 1)
         grad_gate, grad_up = self._grad_gate_up.chunk(2, 1)
-        calls.matmuls(stream, saved.hidden.mT, g[prefix + "down"])
-        calls.matmuls(w[prefix + "down"].mT, stream, self._grad_hidden)
+        scale = self.branch_scale
+        calls.matmuls(stream, saved.hidden.mT, g[prefix + "down"], scale)
+        calls.matmuls(w[prefix + "down"].mT, stream, self._grad_hidden, scale)
         calls.add(torch.mul, self._grad_hidden, saved.gate, out=grad_up)
         calls.add(torch.mul, self._grad_hidden, up, out=self._grad_gate)
         calls.add(
@@ -217,8 +218,8 @@ class DirectStep:
         self._unfold(calls, prefix + "ff_norm", w[prefix + "gate_up"], g[prefix + "gate_up"])
         calls.matmuls(saved.folded_gate_up.mT, self._grad_gate_up, branch)
         self._add_norm_grad(calls, branch, saved.second)
-        calls.matmuls(stream, saved.mixed.mT, g[prefix + "out"])
-        calls.matmuls(w[prefix + "out"].mT, stream, self._grad_mixed)
+        calls.matmuls(stream, saved.mixed.mT, g[prefix + "out"], scale)
+        calls.matmuls(w[prefix + "out"].mT, stream, self._grad_mixed, scale)
         self.heads.backward(
             calls,
             saved.heads,

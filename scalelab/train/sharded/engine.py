@@ -35,7 +35,6 @@ from scalelab.train.engine import (
     average_decay,
     learning_rates,
 )
-from scalelab.train.optimizer import require_optimizer
 from scalelab.train.parameters import initial_values, lay_out
 from scalelab.train.sharded.model import ShardedModel
 from scalelab.train.sharded.optimizer import MOMENTS, ShardedOptimizer
@@ -59,7 +58,7 @@ class ShardedEngine:
     """
 
     def __init__(self, spec: RunSpec, execution: ExecutionSpec) -> None:
-        require_shardable(spec, execution)
+        require_multi_device(spec, execution)
         self.spec, self.execution = spec, execution
         self.rank = dist.get_rank()
         self.device = torch.device(execution.device)
@@ -193,17 +192,6 @@ class ShardedEngine:
             if self._averages:
                 self._averages[entry.name].copy_(parts["ema"])
             self.optimizer.load(entry.name, step, {name: parts[name] for name in MOMENTS})
-
-
-def require_shardable(spec: RunSpec, execution: ExecutionSpec) -> None:
-    """Raise if the devices of an execution cannot train a run together.
-
-    Raises
-    ------
-    UsageError
-    """
-    require_multi_device(spec, execution)
-    require_optimizer(spec)
 
 
 def _local(shares: dict[str, Any]) -> list[Tensor]:

@@ -27,12 +27,13 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from scalelab.sweep.devices import require_multi_device
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
 from scalelab.train.engine import Readings, require_device
 from scalelab.train.execution import is_out_of_memory
 from scalelab.train.host import torch_settings
-from scalelab.train.sharded.engine import ShardedEngine, require_shardable
+from scalelab.train.sharded.engine import ShardedEngine
 from scalelab.train.sharded.ranks import RankFailedError, RanksLostError, own_ranks
 from scalelab.train.sharded.shards import new_meshes
 
@@ -83,7 +84,7 @@ class GroupEngine:
         self.execution = execution
         self._measured: list[Tensor] = []
         # Check before announcing the run: after such an error the ranks still agree.
-        require_shardable(spec, execution)
+        require_multi_device(spec, execution)
         with _reporting_ranks():
             _join(execution)
             _announce(_Call.BEGIN)

@@ -15,7 +15,7 @@ from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.model import Decoder
 from scalelab.train.moe import RouterWeights
 from scalelab.train.parameters import Entry
-from scalelab.train.parametrization import width_factors
+from scalelab.train.parametrization import shape_factors
 from scalelab.train.sharded.shards import Shards
 from scalelab.train.sharded.tensor_parallel import SHARED_GAINS, TensorGroup
 
@@ -165,7 +165,7 @@ class ShardedModel(_Weights):
             spec.seq_len,
             ops,
             attend,
-            width_factors(spec),
+            shape_factors(spec),
             RouterWeights.of(spec),
         )
         self.decoder = _Decoder(*arguments)

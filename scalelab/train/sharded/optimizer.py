@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.muon import muon_scale, orthogonalize
-from scalelab.train.optimizer import CLIP_EPSILON, MUON_MOMENTUM, require_optimizer
+from scalelab.train.optimizer import CLIP_EPSILON, MUON_MOMENTUM
 from scalelab.train.parameters import Entry, Layout
-from scalelab.train.parametrization import width_factors
+from scalelab.train.parametrization import UpdateFactors, update_factors
 from scalelab.train.sharded.shards import Shards, local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,11 +40,6 @@ class ShardedOptimizer:
         Placement of the weights.
     ops : Operations
         Reference or Triton operations.
-
-    Raises
-    ------
-    UsageError
-        When the optimizer does not support the parametrization.
     """
 
     def __init__(
@@ -55,7 +50,6 @@ class ShardedOptimizer:
         shards: Shards,
         ops: Operations,
     ) -> None:
-        require_optimizer(spec)
         self.spec, self.weights, self.shards, self.ops = spec, weights, shards, ops
         n_muon = layout.n_muon if spec.optimizer == "muon" else 0
         self._muon_entries = [entry for entry in layout.entries if entry.start < n_muon]
@@ -63,17 +57,22 @@ class ShardedOptimizer:
             entry.name: torch.zeros_like(weights[entry.name].detach())
             for entry in self._muon_entries
         }
-        hidden_rate = width_factors(spec).hidden_rate
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        self._factors = {entry.name: update_factors(spec, entry) for entry in layout.entries}
+        groups: dict[tuple[float, UpdateFactors], list[nn.Parameter]] = {}
         for entry in layout.entries:
             if entry.name not in self._momentum:
                 decay = spec.weight_decay if entry.is_decayed else 0.0
-                rate = hidden_rate if entry.start < layout.n_hidden else 1.0
-                groups.setdefault((decay, rate), []).append(weights[entry.name])
+                key = (decay, self._factors[entry.name])
+                groups.setdefault(key, []).append(weights[entry.name])
         self._adamw = torch.optim.AdamW(
             [
-                {"params": params, "weight_decay": decay, "rate": rate}
-                for (decay, rate), params in groups.items()
+                {
+                    "params": params,
+                    "weight_decay": decay * factors.decay,
+                    "eps": spec.epsilon * factors.epsilon,
+                    "rate": factors.rate,
+                }
+                for (decay, factors), params in groups.items()
             ],
             lr=spec.lr,
             betas=(spec.beta1, spec.beta2),
@@ -166,7 +165,10 @@ class ShardedOptimizer:
             change = self.shards.send(
                 entry.name, changes.pop(entry.name, None), turn % n_ranks, weight
             )
-            local(weight).mul_(1 - rate * self.spec.weight_decay).sub_(local(change), alpha=rate)
+            factors = self._factors[entry.name]
+            own_rate = rate * factors.rate
+            decay = self.spec.weight_decay * factors.decay
+            local(weight).mul_(1 - own_rate * decay).sub_(local(change), alpha=own_rate)
 
     def _muon_update(self, entry: Entry, whole: Tensor) -> Tensor:
         """Return Muon's update of a weight at learning rate 1; fused matrices are separate.

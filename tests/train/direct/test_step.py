@@ -14,6 +14,7 @@ from scalelab.corpus.dataset import Dataset
 from scalelab.errors import UsageError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.shape import ModelShape
 from scalelab.train.direct import attention as direct_attention
 from scalelab.train.engine import Engine
 from scalelab.train.model import Decoder
@@ -26,6 +27,9 @@ SHAPES: list[dict[str, Any]] = [
     {"has_qk_norm": False},
     {"n_layers": 1, "n_heads": 1, "d_head": 10, "n_kv_heads": 1},
 ]
+
+THREE_LAYERS = ModelShape(n_layers=3, d_model=16, n_heads=2, d_head=8, d_ff=40, vocab_size=61)
+"""Neither width nor depth is that of the base shape."""
 
 
 @pytest.fixture
@@ -98,7 +102,15 @@ def exact_gradients(engine: Engine, tokens: torch.Tensor) -> dict[str, torch.Ten
     return dict(zip(leaves, grads, strict=True))
 
 
-@pytest.mark.parametrize("changes", [{}, {"parametrization": "mup"}, {"optimizer": "muon"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"parametrization": "mup"},
+        {"parametrization": "completep", "shape": THREE_LAYERS},
+        {"optimizer": "muon"},
+    ],
+)
 @pytest.mark.parametrize("micro", [0, 2, 4])
 def test_steps_equal_those_of_autograd(
     spec: RunSpec,

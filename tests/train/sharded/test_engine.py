@@ -26,6 +26,11 @@ CASES: dict[str, dict[str, Any]] = {
         "shape": replace(WIDE, n_heads=6, n_kv_heads=3, d_ff=25, has_qk_norm=False),
         "ema_decay": 0.5,
     },
+    "completep": {
+        "parametrization": "completep",
+        "optimizer": "muon",
+        "shape": replace(WIDE, n_layers=3),
+    },
     "experts": {
         "optimizer": "muon",
         "shape": replace(WIDE, n_experts=3, n_active_experts=2, n_kv_heads=0, d_shared_expert=13),
@@ -69,7 +74,7 @@ def require_same(run: RunDir, alone: RunDir, columns: Sequence[str] = tuple(RTOL
     ("n_ranks", "tensor_parallel", "micro", "cases"),
     [
         (2, 1, 0, ("adamw", "muon")),
-        (2, 2, 2, ("muon", "mup", "experts")),
+        (2, 2, 2, ("muon", "mup", "completep", "experts")),
         (4, 2, 1, ("adamw", "experts")),
     ],
 )
