@@ -32,6 +32,8 @@ class Sizes:
         As in a decoder's shape.
     n_experts, n_active_experts : int
         Of a mixture of experts; 0 is a dense model.
+    d_shared_expert : int
+        Width of the expert that all tokens pass; 0 for none.
     n_runs : int
         Batched runs K; with several, weights have a leading dimension.
     has_qk_norm : bool
@@ -46,6 +48,7 @@ class Sizes:
     vocab_size: int
     n_experts: int = 0
     n_active_experts: int = 0
+    d_shared_expert: int = 0
     n_runs: int = 1
     has_qk_norm: bool = True
 
@@ -355,7 +358,8 @@ def shape_checks(
     heads = (sizes.n_heads, sizes.n_kv_heads, sizes.d_head)
     yield checks.rms_norm(n_rows, sizes.d_model, n_runs)
     yield checks.add_rms_norm(n_rows, sizes.d_model, n_runs)
-    yield checks.swiglu(n_rows, sizes.d_ff)
+    for width in filter(None, (sizes.d_ff, sizes.d_shared_expert)):
+        yield checks.swiglu(n_rows, width)
     yield checks.qk_norm_rope(3, n_positions, *heads, n_runs, has_qk_norm=sizes.has_qk_norm)
     yield checks.adamw(n_runs, n_weights)
     if dtype != torch.float32:

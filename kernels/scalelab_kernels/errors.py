@@ -1,4 +1,4 @@
-"""The error of this package, which does not depend on scalelab."""
+"""The errors of this package, which does not depend on scalelab."""
 
 from __future__ import annotations
 
@@ -24,3 +24,18 @@ class KernelUnavailableError(RuntimeError):
 
     def __str__(self) -> str:
         return f"got {self.given}; expected {self.allowed}. {self.do}"
+
+
+def refuse_softcap(softcap: float) -> None:
+    """Raise if a head without a cap of the logits is asked for one.
+
+    Raises
+    ------
+    KernelUnavailableError
+    """
+    if softcap:
+        raise KernelUnavailableError(
+            f"softcap = {softcap:g} for a fused head",
+            "softcap = 0, or the reference operations in fp32 or bf16",
+            "Use kernels = reference.",
+        )

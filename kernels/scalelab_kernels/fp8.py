@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scalelab_kernels.errors import refuse_softcap
 from scalelab_kernels.operations import Operations
 from scalelab_kernels.reference import IGNORE_INDEX
 
@@ -282,8 +283,10 @@ def operations(ops: Operations) -> Operations:
         targets: Tensor,
         *,
         z_loss: float = 0.0,
+        softcap: float = 0.0,
         ignore_index: int = IGNORE_INDEX,
     ) -> Tensor:
+        refuse_softcap(softcap)
         arguments = (hidden, weight, targets, z_loss, ignore_index, ops.implementation)
         losses: Tensor = _losses(*arguments)
         return losses
@@ -294,8 +297,10 @@ def operations(ops: Operations) -> Operations:
         targets: Tensor,
         *,
         z_loss: float = 0.0,
+        softcap: float = 0.0,
         ignore_index: int = IGNORE_INDEX,
     ) -> Tensor:
+        refuse_softcap(softcap)
         arguments = (hidden, weight, targets, z_loss, ignore_index, ops.implementation)
         total: Tensor = _loss_sum(*arguments)[0]
         return total

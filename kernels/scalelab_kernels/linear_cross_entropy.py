@@ -34,6 +34,7 @@ from torch import Tensor
 
 from scalelab_kernels.configs import chunk_rows, logits_config, recomputes_tiles
 from scalelab_kernels.cross_entropy_tiles import tiled_cross_entropy
+from scalelab_kernels.errors import refuse_softcap
 from scalelab_kernels.reference import IGNORE_INDEX
 from scalelab_kernels.runtime import architecture, check_runs_here, round_to
 
@@ -341,6 +342,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """Return `scalelab_kernels.reference.linear_cross_entropy` of the same arguments.
@@ -348,9 +350,10 @@ def linear_cross_entropy(
     Raises
     ------
     KernelUnavailableError
-        Where Triton cannot run.
+        Where Triton cannot run, or with a cap of the logits.
     """
     check_runs_here(hidden)
+    refuse_softcap(softcap)
     arguments = (*_by_run(hidden, weight, targets), z_loss, ignore_index)
     if recomputes_tiles(architecture(hidden), hidden.shape[-1], hidden.element_size()):
         losses: Tensor = tiled_cross_entropy(*arguments)[0]
@@ -365,6 +368,7 @@ def linear_cross_entropy_sum(
     targets: Tensor,
     *,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """Return `scalelab_kernels.reference.linear_cross_entropy_sum` of the same arguments.
@@ -374,9 +378,10 @@ def linear_cross_entropy_sum(
     Raises
     ------
     KernelUnavailableError
-        Where Triton cannot run.
+        Where Triton cannot run, or with a cap of the logits.
     """
     check_runs_here(hidden)
+    refuse_softcap(softcap)
     arguments = (*_by_run(hidden, weight, targets), z_loss, ignore_index)
     is_training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if recomputes_tiles(architecture(hidden), hidden.shape[-1], hidden.element_size()):

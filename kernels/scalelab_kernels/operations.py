@@ -40,7 +40,7 @@ class Operations:
     rms_norm, add_rms_norm, swiglu, qk_norm_rope : callable
         As in `scalelab_kernels.reference`.
     linear_cross_entropy, linear_cross_entropy_sum, adamw_step_ : callable
-        As in `scalelab_kernels.reference`.
+        As in `scalelab_kernels.reference`; only the reference head has a ``softcap``.
     permute, grouped_linear, unpermute : callable
         As in `scalelab_kernels.reference_moe`.
     gram, gram_polynomial : callable

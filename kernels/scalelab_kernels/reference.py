@@ -347,6 +347,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """Return each token's loss ``lse - logit[target] + z_loss * lse^2`` in nats; 0 if masked.
@@ -361,6 +362,8 @@ def linear_cross_entropy(
         Labels in [0, V), or ``ignore_index``.
     z_loss : float
         Weight of the squared log-partition (arXiv:2204.02311, section 5).
+    softcap : float
+        Logits are ``softcap * tanh(logit / softcap)`` (arXiv:2408.00118, section 2); 0 for no cap.
     ignore_index : int
         Label of masked tokens, which have no loss and no gradient.
 
@@ -375,6 +378,8 @@ def linear_cross_entropy(
         rows = hidden.reshape(weight.shape[0], -1, hidden.shape[-1])
         logits = torch.bmm(rows, weight.transpose(1, 2))
     logits = logits.to(_work_dtype(hidden)).view(-1, weight.shape[-2])
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
     labels = targets.reshape(-1)
     losses = functional.cross_entropy(logits, labels, reduction="none", ignore_index=ignore_index)
     if z_loss:
@@ -389,6 +394,7 @@ def linear_cross_entropy_sum(
     targets: Tensor,
     *,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """Return the summed loss for a training step, shape () or (K,) with K heads.
@@ -396,5 +402,7 @@ def linear_cross_entropy_sum(
     Arguments as in `linear_cross_entropy`. For the mean, divide by the number of unmasked labels.
     With a sum, the caller can accumulate over micro-batches before dividing.
     """
-    losses = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, ignore_index=ignore_index)
+    losses = linear_cross_entropy(
+        hidden, weight, targets, z_loss=z_loss, softcap=softcap, ignore_index=ignore_index
+    )
     return losses.sum() if weight.ndim == 2 else losses.flatten(1).sum(1)

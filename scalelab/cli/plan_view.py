@@ -38,10 +38,14 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
     plan, cost = proposal.plan, proposal.cost
     if n_slurm_jobs is not None:
         speed = replace(cost.speed, n_workers=n_slurm_jobs)
-        last = frozenset(row.spec.run_id for row in proposal.largest())
-        cost = plan_cost(plan, speed, skip=proposal.finished, largest=last)
+        cost = plan_cost(plan, speed, skip=proposal.finished)
     out = console()
-    columns = ("budget", "N", "D", "D/N", "shape", "steps", "batch", "lr", "FLOPs", "time", "money")
+    decays = {row.spec.weight_decay for row in plan.rows}
+    columns = (
+        *("budget", "N", "D", "D/N", "shape", "steps", "batch", "lr"),
+        *(("wd",) if len(decays) > 1 else ()),
+        *("FLOPs", "time", "money"),
+    )
     table = number_table(*columns, title=f"{plan.name}: {plural(len(plan.rows), 'run')}")
     table.columns[columns.index("shape")].justify = "left"
     shown = list(zip(plan.rows, cost.run_seconds, strict=True))[:SHOWN_ROWS]
@@ -56,6 +60,7 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
             format_count(row.spec.n_steps),
             f"{row.spec.batch_seqs}x{row.spec.seq_len}",
             f"{row.spec.lr:.3g}",
+            *((f"{row.spec.weight_decay:.2g}",) if len(decays) > 1 else ()),
             format_flops(row.flops),
             "done" if is_done else format_duration(seconds),
             "" if is_done else format_money(seconds / 3600 * cost.speed.usd_per_worker_hour),
@@ -82,7 +87,8 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
     lines = [
         f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
         f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
-        f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; {plan.rules['schedule']}; "
+        f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; "
+        f"weight decay {plan.rules['weight_decay']}; {plan.rules['schedule']}; "
         f"shapes {plan.rules['shapes']}{_parametrization_words(plan)}",
         f"execution: {_execution_line(proposal)}",
         f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
@@ -90,12 +96,6 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
         f"{where}: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
     ]
-    if last := proposal.largest():
-        size = last[0].budget_flops or last[0].flops
-        lines.append(
-            f"order: {plural(len(last), 'run')} of {format_flops(size)} FLOPs after all others; "
-            "the forecast of their losses is registered before they start"
-        )
     if cost.wall_s < LONG_S:
         return lines
     lines += [
@@ -145,7 +145,6 @@ def _shared_words(plan: Plan) -> str:
 def plan_as_json(proposal: Proposal) -> dict[str, Any]:
     """Return the plan for the JSON of ``scalelab sweep``, with unrounded numbers."""
     plan, cost = proposal.plan, proposal.cost
-    last = {row.spec.run_id for row in proposal.largest()}
     return {
         "schema": JSON_SCHEMA,
         "command": "sweep",
@@ -164,12 +163,13 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "batch_seqs": row.spec.batch_seqs,
                 "seq_len": row.spec.seq_len,
                 "lr": row.spec.lr,
+                "weight_decay": row.spec.weight_decay,
                 "warmup_steps": row.spec.warmup_steps,
+                "decay_steps": row.spec.decay_steps,
                 "flops": row.flops,
                 "epochs": plan.epochs(row),
                 "seconds": seconds,
                 "is_finished": row.spec.run_id in proposal.finished,
-                "starts_last": row.spec.run_id in last,
             }
             for row, seconds in zip(plan.rows, cost.run_seconds, strict=True)
         ],

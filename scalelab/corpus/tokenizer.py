@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from scalelab.errors import DataError
 
+END_TOKEN = 0
+"""Token that ends each document, in all tokenizers."""
 END_OF_DOCUMENT = "<|end|>"
 BATCH_BYTES = 4 << 20
 
@@ -58,7 +60,7 @@ class ByteTokenizer:
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
         """Yield the bytes of each document and its end token, shape (n,)."""
         for document in documents:
-            yield np.frombuffer(document + b"\0", dtype=np.uint8)
+            yield np.frombuffer(document + bytes([END_TOKEN]), dtype=np.uint8)
 
     def token_bytes(self) -> NDArray[np.int64]:
         """Return ones, shape (256,)."""

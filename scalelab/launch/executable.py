@@ -12,9 +12,11 @@ from scalelab.records.qualification import name_of, ruled_out
 from scalelab.sweep.execution import (
     AUTO,
     CHOICES,
+    DIRECT_RUNS,
     ExecutionSpec,
     candidates,
     is_direct_possible,
+    loss_problem,
     planned_execution,
 )
 from scalelab.sweep.run_spec import RunSpec
@@ -42,7 +44,13 @@ def require_executable(
     """
     specs = list(specs)
     _require_device(request)
-    kinds = {(bool(s.shape.n_experts), s.precision, bool(s.z_loss)): s for s in specs}
+    kinds = {
+        (
+            *(bool(s.shape.n_experts), s.precision, bool(s.z_loss)),
+            *(bool(s.logit_softcap), s.is_document_masked),
+        ): s
+        for s in specs
+    }
     for spec in kinds.values():
         _require_run(request, spec)
     if verdict is not None:
@@ -89,6 +97,9 @@ def _require_device(request: ExecutionSpec) -> None:
 
 def _require_run(request: ExecutionSpec, spec: RunSpec) -> None:
     """Raise if the request cannot work for a run."""
+    problem = loss_problem(request, spec)
+    if problem is not None:
+        raise UsageError(*problem)
     if request.attention in FUSED_ATTENTIONS and spec.precision == "fp32":
         raise UsageError(
             f"attention = {request.attention} with precision = fp32",
@@ -105,8 +116,10 @@ def _require_run(request: ExecutionSpec, spec: RunSpec) -> None:
     if request.step == "direct" and not is_direct_possible(spec, planned):
         raise UsageError(
             f"step = direct with kernels = {planned.kernels}, attention = {planned.attention}, "
-            f"precision = {spec.precision}",
-            "a dense fp32 model without z-loss, reference kernels and explicit attention",
+            f"precision = {spec.precision}, z_loss = {spec.z_loss:g}, "
+            f"logit_softcap = {spec.logit_softcap:g}, "
+            f"is_document_masked = {str(spec.is_document_masked).lower()}",
+            DIRECT_RUNS,
             "Use --step auto.",
         )
 

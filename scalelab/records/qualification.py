@@ -188,7 +188,9 @@ def kernel_class(spec: RunSpec, n_runs: int) -> dict[str, Any]:
 
 def kind_of(spec: RunSpec, n_runs: int) -> dict[str, Any]:
     """Return what must be equal for a run to take the choice of another run's shape."""
+    more = {name: True for name in ("logit_softcap", "is_document_masked") if getattr(spec, name)}
     return {
+        **more,
         "precision": spec.precision,
         "optimizer": spec.optimizer,
         "parametrization": spec.parametrization,

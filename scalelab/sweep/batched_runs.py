@@ -23,8 +23,9 @@ GAIN_MIN = 1.1
 
 EQUAL_FIELDS = (
     *("shape", "seq_len", "batch_seqs", "precision"),
-    *("z_loss", "ema_decay", "optimizer", "parametrization"),
     *("balance_weight", "router_z_weight"),
+    *("z_loss", "logit_softcap", "is_document_masked"),
+    *("ema_decay", "optimizer", "parametrization"),
 )
 """Fields in which batched runs must agree; they must also train on the same data."""
 SMALL_PARAMS = {"cpu": 100_000, "cuda": 3_000_000}

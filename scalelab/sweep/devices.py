@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from scalelab.errors import UsageError
-from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.execution import ExecutionSpec, loss_problem
 from scalelab.sweep.run_spec import RunSpec
 
 
@@ -39,6 +39,9 @@ def require_multi_device(spec: RunSpec, execution: ExecutionSpec) -> None:
             "one device for each run in fp8",
             "Use --gpus-per-run 1, or --precision bf16.",
         )
+    problem = loss_problem(execution, spec)
+    if problem is not None:
+        raise UsageError(*problem)
     require_divisible_devices(execution.n_devices, execution.tensor_parallel)
     n_groups = execution.n_data_parallel
     kind = "devices" if execution.tensor_parallel == 1 else "groups of devices"

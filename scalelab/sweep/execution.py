@@ -25,6 +25,13 @@ ATTENTIONS = ("explicit", "sdpa", "flash", "triton", "cudnn")
 UNREPEATABLE_ATTENTIONS = ("cudnn",)
 """Attentions whose gradients can differ in their last bits from call to call. ``auto`` never
 chooses one of them."""
+MASKING_ATTENTIONS = ("explicit", "sdpa", "triton")
+"""Attentions that can stay inside a document."""
+DIRECT_RUNS = (
+    "a dense fp32 model without z-loss, cap of the logits or document mask, on a CPU with "
+    "kernels = reference and attention = explicit"
+)
+"""What the ``direct`` step supports, for error messages."""
 CHOICES = ("step", "kernels", "attention")
 """Fields that can be `AUTO` in a request. Together they are a way to execute a step."""
 
@@ -208,7 +215,10 @@ def default_precision(device: str) -> str:
 
 
 def is_direct_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
-    """Say whether the ``direct`` step supports a run: dense, fp32, on one CPU, without z-loss."""
+    """Say whether the ``direct`` step supports a run: dense, fp32, on one CPU.
+
+    It has no z-loss, no cap of the logits and no document mask.
+    """
     return (
         execution.device == "cpu"
         and execution.n_devices == 1
@@ -216,7 +226,7 @@ def is_direct_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
         and execution.attention == "explicit"
         and spec.precision == "fp32"
         and not spec.shape.n_experts
-        and not spec.z_loss
+        and not (spec.z_loss or spec.logit_softcap or spec.is_document_masked)
     )
 
 
@@ -229,13 +239,43 @@ def _ways(request: ExecutionSpec, spec: RunSpec) -> tuple[tuple[str, str, str], 
         ways = _CUDA_SHARDED
     elif spec.shape.n_experts:
         ways = _CUDA_EXPERTS
-    if spec.precision == "fp32":
-        # FlashAttention has no fp32 kernels.
-        return tuple((*way[:2], "sdpa" if way[2] == "flash" else way[2]) for way in ways)
+    if spec.precision == "fp32" or spec.is_document_masked:
+        # FlashAttention has no fp32 kernels and no document mask.
+        other = "triton" if spec.is_document_masked and request.n_devices == 1 else "sdpa"
+        ways = tuple((*way[:2], other if way[2] == "flash" else way[2]) for way in ways)
     return ways
 
 
+def loss_problem(execution: ExecutionSpec, spec: RunSpec) -> tuple[str, str, str] | None:
+    """Return why a way cannot compute a run's loss, as (given, allowed, do); None if it can.
+
+    The Triton head has no cap of the logits. FlashAttention and cuDNN have no document mask.
+    """
+    if spec.logit_softcap and execution.kernels == "triton":
+        return (
+            f"kernels = triton with logit_softcap = {spec.logit_softcap:g}",
+            "kernels = auto or reference where the logits are capped",
+            "Use --kernels auto, or --logit-softcap 0.",
+        )
+    if spec.logit_softcap and spec.precision == "fp8":
+        return (
+            f"precision = fp8 with logit_softcap = {spec.logit_softcap:g}",
+            "precision = fp32 or bf16 where the logits are capped",
+            "Use --precision bf16, or --logit-softcap 0.",
+        )
+    if spec.is_document_masked and execution.attention not in (AUTO, *MASKING_ATTENTIONS):
+        return (
+            f"attention = {execution.attention} with is_document_masked = true",
+            f"attention = auto, {', '.join(MASKING_ATTENTIONS)} where attention stays inside a "
+            "document",
+            "Use --attention auto, or remove --is-document-masked.",
+        )
+    return None
+
+
 def _is_possible(execution: ExecutionSpec, spec: RunSpec) -> bool:
+    if loss_problem(execution, spec) is not None:
+        return False
     if execution.step == "graph":
         has_groups = spec.shape.n_experts > 0
         return execution.device == "cuda" and not (has_groups and execution.kernels != "triton")

@@ -271,6 +271,7 @@ _ACCEPTED = {
     "<range>": "LOW..HIGH, LOW..HIGH:COUNT or a list",
     "<quantity>": "a quantity such as 1e18 or 7B",
     "auto|<int>": "auto or a whole number",
+    "<share|steps>": "a share of the steps below 1, or a whole number of steps",
     "<time>": "minutes, H:MM:SS or D-HH:MM:SS",
     "<key=value>": "KEY=VALUE, or KEY for a switch",
     "<memory>": "GB, or a number with M, G or T",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from scalelab.errors import UsageError
 from scalelab.sweep.isoflop_sizes import budget_shapes
+from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, rule_texts, schedule_parts
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.shapes import chosen_shapes
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
@@ -29,15 +30,12 @@ from scalelab.theory.accounting import (
     train_flops,
     train_flops_per_token,
 )
-from scalelab.theory.schedule import RuleInputs, default_decay_steps, default_warmup_steps
+from scalelab.theory.decay_rules import CONSTANT, find_weight_decay_rule
+from scalelab.theory.schedule import RuleInputs
 from scalelab.theory.shape import BASE_WIDTH, ModelShape
-from scalelab.theory.tuned import PREFIX
 from scalelab.units import format_flops, format_quantity, plural
 
 MAX_EPOCHS = 4.0
-FEW_STEPS = 300
-MIN_BATCH_SEQS = 8
-"""Minimum for published batch rules, which give less than one sequence for very small models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +211,7 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         kind=sweep.kind,
         rows=rows,
         data=data,
-        rules=_rule_texts(sweep),
+        rules=rule_texts(sweep),
         n_merged=len(planned) - len(distinct),
     )
 
@@ -273,7 +271,7 @@ def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Planne
 
 
 def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    """Return the branches of one trunk per size, with learning rate and batch of the mean length.
+    """Return the branches of one trunk per size, with the rules' values at the mean length.
 
     The warm-up is that of the shortest branch, so that all branches leave the trunk after it.
     """
@@ -282,7 +280,8 @@ def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Plan
     rows = []
     for shape in chosen_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule()):
         middle = planned_run(shape, mean, None, sweep.train, data, precision).spec
-        train = sweep.train.model_copy(update={"batch_seqs": middle.batch_seqs, "lr": middle.lr})
+        shared = {name: getattr(middle, name) for name in ("batch_seqs", "lr", "weight_decay")}
+        train = sweep.train.model_copy(update={**shared, "weight_decay_rule": CONSTANT})
         first = planned_run(shape, shortest, None, train, data, precision).spec
         for n_tokens in sweep.n_tokens:
             row = planned_run(shape, n_tokens, None, train, data, precision)
@@ -313,7 +312,7 @@ def planned_run(
         flops_kaplan=train_flops_per_token(shape, train.seq_len)["6nd_kaplan"] * n_tokens,
         d_model=shape.d_model if train.parametrization == "standard" else BASE_WIDTH,
     )
-    batch_seqs = train.batch_seqs or _batch_seqs(inputs, train)
+    batch_seqs = train.batch_seqs or rule_batch_seqs(inputs, train)
     n_steps = round(n_tokens / (batch_seqs * train.seq_len))
     if n_steps < 1:
         budget_words = f" at {format_flops(budget)} FLOPs" if budget else ""
@@ -325,25 +324,37 @@ def planned_run(
             f"{max(1, batch_seqs // 8)}.",
         )
     inputs = dataclasses.replace(inputs, batch_tokens=batch_seqs * train.seq_len)
-    lr = train.lr or train.find_lr_rule().value(inputs)
+    lr = float(f"{train.lr or train.find_lr_rule().value(inputs):.4g}")
+    decay_rule = find_weight_decay_rule(train.weight_decay_rule)
+    weight_decay = train.weight_decay
+    if decay_rule is not None:
+        weight_decay = float(f"{decay_rule.value(dataclasses.replace(inputs, lr=lr)):.4g}")
+    warmup_steps, decay_steps = schedule_parts(n_steps, train)
     spec = RunSpec(
         shape=shape,
         seq_len=train.seq_len,
         batch_seqs=batch_seqs,
         n_steps=n_steps,
-        lr=float(f"{lr:.4g}"),
-        warmup_steps=default_warmup_steps(n_steps, train.schedule),
+        lr=lr,
+        warmup_steps=warmup_steps,
         data_fingerprint=data.fingerprint,
         eval_fingerprint=data.eval_fingerprint,
         tokenizer=data.tokenizer,
         seed=0,
         schedule=train.schedule,
-        decay_steps=default_decay_steps(n_steps, train.schedule),
+        decay_steps=decay_steps,
+        lr_end_ratio=train.lr_end_ratio,
         optimizer=train.optimizer,
         parametrization=train.parametrization,
+        beta1=train.beta1,
         beta2=train.beta2,
-        weight_decay=train.weight_decay,
+        epsilon=train.epsilon,
+        weight_decay=weight_decay,
         grad_clip=train.grad_clip,
+        z_loss=train.z_loss,
+        logit_softcap=train.logit_softcap,
+        is_document_masked=train.is_document_masked,
+        init_std=train.init_std,
         ema_decay=train.ema_decay,
         precision=precision,
     )
@@ -351,35 +362,6 @@ def planned_run(
     return PlannedRun(
         spec=spec, budget_flops=budget, n_params=counts[DEFAULT_PARAM_CONVENTION], flops=flops
     )
-
-
-def _batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
-    """Return the rule's batch as a power of two that allows at least `FEW_STEPS` steps."""
-    wanted = train.find_batch_rule().value(inputs) / train.seq_len
-    allowed = inputs.n_tokens / train.seq_len / FEW_STEPS
-    exponent = min(round(math.log2(max(wanted, 1))), math.floor(math.log2(max(allowed, 1))))
-    # A tuning has measured small batches; published rules were not fitted to them.
-    floor = 1 if train.batch_rule.startswith(PREFIX) else MIN_BATCH_SEQS
-    return int(max(2**exponent, min(floor, max(allowed, 1))))
-
-
-def _rule_texts(sweep: SweepSpec) -> dict[str, str]:
-    train = sweep.train
-    lr_rule, batch_rule = train.find_lr_rule(), train.find_batch_rule()
-    preset = f"{sweep.model.preset}: " if sweep.model.preset else ""
-    at = ", at the geometric mean of D" if sweep.kind == "ladder" else ""
-    base = "" if train.parametrization == "standard" else f", at d_model = {BASE_WIDTH}"
-    return {
-        "lr": f"{train.lr:g}, as given"
-        if train.lr
-        else f"{lr_rule.name}: {lr_rule.formula}{base}{at}",
-        "batch": f"{train.batch_seqs} sequences, as given"
-        if train.batch_seqs
-        else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
-        "schedule": train.schedule,
-        "shapes": f"{preset}{sweep.shape_rule().words()}",
-        "parametrization": train.parametrization,
-    }
 
 
 def longest_first(rows: Sequence[PlannedRun]) -> list[PlannedRun]:

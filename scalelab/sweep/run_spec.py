@@ -75,6 +75,11 @@ class RunSpec:
     router_z_weight : float
         Weight of a mixture's squared log-normaliser of the router (arXiv:2202.08906, equation 5),
         averaged over the blocks; the paper uses 0.001.
+    logit_softcap : float
+        Cap c of the logits: ``c * tanh(logits / c)``, in training and in evaluation
+        (Gemma 2, arXiv:2408.00118, section 2). 0 disables it.
+    is_document_masked : bool
+        Whether attention stays inside a document, in training and in evaluation.
     init_std : float
         Standard deviation of the embedding's initial weights; matrices use 1/sqrt(fan_in).
     parametrization : str
@@ -109,6 +114,8 @@ class RunSpec:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     z_loss: float = 0.0
+    logit_softcap: float = 0.0
+    is_document_masked: bool = False
     init_std: float = 0.02
     parametrization: str = "standard"
     precision: str = "fp32"
@@ -136,6 +143,8 @@ class RunSpec:
             _require(self, name, value >= 0, "a number from 0")
             is_used = self.shape.n_experts > 0 or value == default
             _require(self, name, is_used, f"{default:g} for a dense model, which has no router")
+        for name in ("z_loss", "logit_softcap"):
+            _require(self, name, getattr(self, name) >= 0, "a number from 0")
         for name, allowed in (
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),

@@ -40,6 +40,11 @@ AXES = {
 """Axes that each kind of sweep needs."""
 SIZE_KEYS = ("n_params", "sizes", "span", "tokens_per_param")
 """Keys that choose sizes, which explicit shapes replace."""
+FIRST_TRAIN_KEYS = (
+    *("seq_len", "batch_seqs", "batch_rule", "lr", "lr_rule", "schedule", "optimizer"),
+    *("weight_decay", "beta2", "grad_clip", "ema_decay", "precision", "seeds"),
+)
+"""Keys of the training table that saved sweeps have always had; later ones only if they are set."""
 _ISOFLOP = ("isoflop",)
 _GRID = ("grid", "ladder", "adaptive", "tune")
 
@@ -165,8 +170,12 @@ class SweepSpec(Table):
         excluded = {"name", "execution", "launcher"}
         content: dict[str, Any] = json.loads(self.model_dump_json(exclude=excluded))
         # Saved sweeps from before these fields existed must compare equal.
-        if content["train"]["tuned"] is None:
-            del content["train"]["tuned"]
+        defaults = TrainTable().model_dump(mode="json")
+        content["train"] = {
+            key: value
+            for key, value in content["train"].items()
+            if key in FIRST_TRAIN_KEYS or value != defaults[key]
+        }
         # The shapes that result, with a preset or without it.
         content["model"] = self.shape_rule().changes()
         if not content["model"]:

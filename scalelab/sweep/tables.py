@@ -25,7 +25,21 @@ from scalelab.sweep.option import (
 )
 from scalelab.sweep.run_spec import OPTIMIZERS, PARAMETRIZATIONS, PRECISIONS, SCHEDULES
 from scalelab.sweep.site_options import is_known, option_name, split_pairs
-from scalelab.sweep.values import AutoCount, Count, Gigabytes, Integers, Minutes, SiteOptions
+from scalelab.sweep.values import (
+    AutoCount,
+    Count,
+    Gigabytes,
+    Integers,
+    Minutes,
+    SiteOptions,
+    StepsOrShare,
+)
+from scalelab.theory.decay_rules import (
+    CONSTANT,
+    TIMESCALE,
+    WEIGHT_DECAY_RULES,
+    find_weight_decay_rule,
+)
 from scalelab.theory.hardware import HARDWARE, find_hardware
 from scalelab.theory.schedule import (
     BATCH_RULES,
@@ -95,6 +109,20 @@ class TrainTable(Table):
         "cosine", "Learning-rate schedule; a ladder always uses wsd (warm-up, stable, decay)",
         example="wsd", commands=("isoflop", "grid", "adaptive", "tune")
     )  # fmt: skip
+    warmup: StepsOrShare | None = option(
+        None,
+        "Linear warm-up: a share of the steps below 1, or a number of steps. Default: 5 % of a "
+        "cosine run, 10 % of a wsd run", example="0.02", ge=0
+    )  # fmt: skip
+    decay: StepsOrShare | None = option(
+        None,
+        "Closing decay of wsd: a share of the steps below 1, or a number of steps. Default: 10 %",
+        example="0.2", gt=0
+    )  # fmt: skip
+    lr_end_ratio: float = option(
+        0.1, "Learning rate at the last step of a cosine, as a share of the peak", example="0",
+        commands=("isoflop", "grid", "adaptive", "tune"), ge=0, le=1
+    )  # fmt: skip
     optimizer: Literal[OPTIMIZERS] = option(  # type: ignore[valid-type]
         "adamw", "Optimizer", example="muon"
     )
@@ -107,10 +135,37 @@ class TrainTable(Table):
     weight_decay: float = option(
         0.1, "Decoupled weight decay", example="0.05", commands=NOT_TUNE, ge=0, le=10
     )
+    weight_decay_rule: str = option(
+        CONSTANT,
+        f"Rule for the weight decay: {CONSTANT} (--weight-decay), {', '.join(WEIGHT_DECAY_RULES)}, "
+        f"or {TIMESCALE}:TAU, the timescale as a share of the run's tokens", example="powerlines",
+        commands=NOT_TUNE
+    )  # fmt: skip
+    beta1: float = option(0.9, "Decay rate of AdamW's first moment", example="0.95", ge=0, lt=1)
     beta2: float = option(
         0.95, "Decay rate of AdamW's second moment", example="0.99", commands=NOT_TUNE, gt=0, lt=1
     )
+    epsilon: float = option(
+        1e-8, "Constant in the denominator of AdamW's update", example="1e-10", gt=0, le=1
+    )
     grad_clip: float = option(1.0, "Maximum global gradient norm", example="0.5", gt=0)
+    z_loss: float = option(
+        0.0,
+        "Weight of the squared log-normalizer of the logits in the training loss; 0 for none",
+        example="1e-4", ge=0
+    )  # fmt: skip
+    logit_softcap: float = option(
+        0.0,
+        "Cap c of the logits, c tanh(logits / c), in training and evaluation; 0 for none",
+        example="30", ge=0
+    )  # fmt: skip
+    is_document_masked: bool = option(
+        False, "Keep attention inside a document, in training and evaluation",
+        flag="--document-mask", example="true"
+    )  # fmt: skip
+    init_std: float = option(
+        0.02, "Standard deviation of the embedding's initial weights", example="0.01", gt=0, le=10
+    )
     ema_decay: float = option(
         0.0,
         "Decay of a moving average of the weights, evaluated beside the final weights; 0 for none",
@@ -133,6 +188,33 @@ class TrainTable(Table):
             self.find_lr_rule()
             self.find_batch_rule()
             self._refuse_double_rule()
+        find_weight_decay_rule(self.weight_decay_rule)
+        return self
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> TrainTable:
+        fields = type(self).model_fields
+        if self.weight_decay_rule != CONSTANT and (
+            self.weight_decay != fields["weight_decay"].default
+        ):
+            raise UsageError(
+                f"weight_decay = {self.weight_decay:g} with weight_decay_rule = "
+                f"{self.weight_decay_rule}",
+                "a value or a rule",
+                "Remove --weight-decay or --weight-decay-rule.",
+            )
+        if self.schedule == "cosine" and self.decay is not None:
+            raise UsageError(
+                f"decay = {self.decay:g} with schedule = cosine",
+                "a decay with schedule = wsd; a cosine decays from the end of its warm-up",
+                "Write --schedule wsd, or remove --decay.",
+            )
+        if self.schedule == "wsd" and self.lr_end_ratio != fields["lr_end_ratio"].default:
+            raise UsageError(
+                f"lr_end_ratio = {self.lr_end_ratio:g} with schedule = wsd",
+                "lr_end_ratio with schedule = cosine; wsd decays to zero",
+                "Write --schedule cosine, or remove --lr-end-ratio.",
+            )
         return self
 
     def _refuse_double_rule(self) -> None:
@@ -333,9 +415,4 @@ class LauncherTable(Table):
         flag="--tracker",
         example="tensorboard",
     )
-    largest_last: bool = option(
-        False, "Train the largest budget after all others, and register forecasts of its runs "
-        "before they start (see `scalelab scores`); without budgets, the runs with the most FLOPs",
-        example="true", commands=KINDS
-    )  # fmt: skip
     slurm: SlurmTable = SlurmTable()

@@ -61,6 +61,19 @@ def _read_integers(value: Any, name: str) -> Any:
     return (value,) if isinstance(value, int) else value
 
 
+def _read_steps(value: Any, name: str) -> Any:
+    """Return a share of a run's steps, below 1, or a whole number of steps."""
+    is_text = isinstance(value, str) and value.strip() != "0"
+    number = parse_quantity(value, what=name) if is_text else value
+    if isinstance(number, (int, float)) and number >= 1 and number != round(number):
+        raise UsageError(
+            f"{name} = {value}",
+            "a share of the steps below 1, or a whole number of steps",
+            f"Write {round(number)} for steps, or for example 0.1 for a share.",
+        )
+    return number
+
+
 def _read_ends(value: Any, name: str) -> Any:
     return value if not isinstance(value, str) else parse_ends(value, name)
 
@@ -169,6 +182,8 @@ AutoCount = Annotated[int, _reader(_read_auto_count, str | int), Metavar("auto|<
 Integers = Annotated[
     tuple[int, ...], _reader(_read_integers, str | int | list[int]), Metavar("<int,..>")
 ]
+StepsOrShare = Annotated[float, _reader(_read_steps, _Text), Metavar("<share|steps>")]
+"""Steps of a run: a share below 1, or a whole number."""
 Minutes = Annotated[int, _reader(parse_minutes, str | int), Metavar("<time>")]
 Gigabytes = Annotated[float, _reader(parse_gigabytes, _Text), Metavar("<memory>")]
 SiteOptions = Annotated[

@@ -76,6 +76,8 @@ class RuleInputs:
         Width of the residual stream.
     batch_tokens : int
         Tokens in a step; 0 before the batch is decided.
+    lr : float
+        Peak learning rate; 0 before it is decided.
     """
 
     n_params: Mapping[str, int]
@@ -83,6 +85,7 @@ class RuleInputs:
     flops_kaplan: float
     d_model: int
     batch_tokens: int = 0
+    lr: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +103,8 @@ class Rule:
     param_convention : str
         How the N (or the C) of the rule is counted; empty if the rule has neither.
     value : Callable
-        Function of `RuleInputs` that returns the learning rate, or the batch in tokens.
+        Function of `RuleInputs` that returns the learning rate, the batch in tokens, or the weight
+        decay.
     """
 
     name: str
@@ -203,8 +207,10 @@ DEFAULT_LR_RULE = "width"
 DEFAULT_BATCH_RULE = "steplaw"
 
 
-def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
-    """Return the rule of this name.
+def find_rule(
+    rules: Mapping[str, Rule], name: str, *, option: str, also: str = "tuned:NAME"
+) -> Rule:
+    """Return the rule of this name; ``also`` names the measured rules that the option takes.
 
     Raises
     ------
@@ -214,7 +220,7 @@ def find_rule(rules: Mapping[str, Rule], name: str, *, option: str) -> Rule:
     if name not in rules:
         raise UsageError(
             f"{option} {name!r}",
-            f"one of {', '.join(sorted(rules))}, or tuned:NAME after `scalelab tune`",
+            f"one of {', '.join(sorted(rules))}, or {also}",
             f"Use {option} {min(rules)}.",
         )
     return rules[name]
@@ -241,14 +247,30 @@ def published_values(n_params: float, n_tokens: float) -> list[PublishedValue]:
     ]
 
 
-def default_warmup_steps(n_steps: int, schedule: str) -> int:
+def steps_of(steps_or_share: float, n_steps: int) -> int:
+    """Return the steps of a part of a run: a share below 1 of its steps, or a number of steps."""
+    return round(steps_or_share * n_steps if steps_or_share < 1 else steps_or_share)
+
+
+def default_warmup_steps(n_steps: int, schedule: str, decay_steps: int | None = None) -> int:
     """Return the steps of linear warm-up: 5 % of a cosine run, 10 % of a WSD run, within bounds.
 
     If the run is too short for both, the warm-up is shorter.
+
+    Parameters
+    ----------
+    n_steps : int
+        Steps of the run.
+    schedule : str
+        ``cosine`` or ``wsd``.
+    decay_steps : int or None
+        Steps of the closing decay; None for the default.
     """
+    if decay_steps is None:
+        decay_steps = default_decay_steps(n_steps, schedule)
     share = WSD_WARMUP_SHARE if schedule == "wsd" else WARMUP_SHARE
     wanted = max(round(share * n_steps), WARMUP_STEPS_MIN)
-    return min(wanted, WARMUP_STEPS_MAX, n_steps - default_decay_steps(n_steps, schedule))
+    return min(wanted, WARMUP_STEPS_MAX, n_steps - decay_steps)
 
 
 def default_decay_steps(n_steps: int, schedule: str) -> int:

@@ -19,7 +19,13 @@ from torch import Tensor
 from scalelab.errors import UsageError
 from scalelab.sweep.batched_runs import EQUAL_FIELDS
 from scalelab.sweep.devices import require_divisible_devices
-from scalelab.sweep.execution import STEPS, ExecutionSpec, is_direct_possible
+from scalelab.sweep.execution import (
+    DIRECT_RUNS,
+    STEPS,
+    ExecutionSpec,
+    is_direct_possible,
+    loss_problem,
+)
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.schedule import learning_rate_ratio
 from scalelab.train.batches import PinnedBatch
@@ -369,10 +375,13 @@ def _require_possible(specs: Sequence[RunSpec], execution: ExecutionSpec) -> Non
             "a run in half precision, or another attention",
             "Use attention = sdpa or triton.",
         )
+    problem = loss_problem(execution, specs[0])
+    if problem is not None:
+        raise UsageError(*problem)
     if execution.step == "direct" and not is_direct_possible(specs[0], execution):
         raise UsageError(
             "step = 'direct' for a run that it does not support",
-            "a dense fp32 model without z-loss on a CPU, kernels = reference, attention = explicit",
+            DIRECT_RUNS,
             "Use step = eager.",
         )
 

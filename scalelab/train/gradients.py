@@ -132,6 +132,8 @@ class Autograd:
             shape_factors(first),
             RouterWeights.of(first),
             self._linear,
+            softcap=first.logit_softcap,
+            is_document_masked=first.is_document_masked,
         )
 
     def _squares(self, grads: Sequence[Tensor]) -> Tensor:

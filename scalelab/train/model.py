@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 from scalelab_kernels.operations import Operations
-from scalelab_kernels.reference import rope_tables
+from scalelab_kernels.reference import document_starts, rope_tables
 from torch import Tensor
 from torch.nn import functional
 
+from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.theory.shape import ModelShape
 from scalelab.train.moe import RouterWeights, feed_forward
 from scalelab.train.parametrization import ShapeFactors
@@ -45,6 +46,10 @@ class Decoder:
         Weights of a mixture's router losses.
     linear : Callable
         Linear layer of the blocks, from `scalelab.train.precision.products`.
+    softcap : float
+        Cap of the logits, 0 for none; only the reference operations have it.
+    is_document_masked : bool
+        Whether attention stays inside a document.
     """
 
     def __init__(
@@ -57,8 +62,13 @@ class Decoder:
         factors: ShapeFactors,
         router_weights: RouterWeights,
         linear: Linear = linear,
+        *,
+        softcap: float = 0.0,
+        is_document_masked: bool = False,
     ) -> None:
         self.linear = linear
+        self.is_document_masked = is_document_masked
+        self.softcap = softcap
         self.shape = shape
         self.weights = weights
         self.ops = ops
@@ -75,10 +85,11 @@ class Decoder:
         mixture of experts; it is None for a dense model.
         """
         stream = embed(tokens, self.weights["embedding"])
+        starts = starts_of(tokens) if self.is_document_masked else None
         output: Tensor | None = None
         penalties = []
         for layer in range(self.shape.n_layers):
-            output, stream, penalty = self.run_block(output, stream, layer)
+            output, stream, penalty = self.run_block(output, stream, layer, starts)
             if penalty is not None:
                 penalties.append(penalty)
         normed, _ = self._add_norm(output, stream, "final_norm")
@@ -87,13 +98,13 @@ class Decoder:
         return normed, torch.stack(penalties).mean(0) if penalties else None
 
     def run_block(
-        self, output: Tensor | None, stream: Tensor, layer: int
+        self, output: Tensor | None, stream: Tensor, layer: int, starts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Apply one block; a sharded model gathers its weights here."""
-        return self.block(output, stream, f"layers.{layer}.")
+        return self.block(output, stream, f"layers.{layer}.", starts)
 
     def block(
-        self, output: Tensor | None, stream: Tensor, prefix: str
+        self, output: Tensor | None, stream: Tensor, prefix: str, starts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Apply one block, whose last residual addition is left to the next norm.
 
@@ -105,6 +116,8 @@ class Decoder:
             Residual stream.
         prefix : str
             Of the block's weights.
+        starts : Tensor of int32, shape (..., T), or None
+            From `starts_of`; None lets a position see all earlier ones.
 
         Returns
         -------
@@ -117,7 +130,7 @@ class Decoder:
         """
         w = self.weights
         normed, stream = self._add_norm(output, stream, prefix + "attention_norm")
-        mixed = self._branch(self._attend(self.enter(normed), prefix))
+        mixed = self._branch(self._attend(self.enter(normed), prefix, starts))
         normed, stream = self._add_norm(mixed, stream, prefix + "ff_norm")
         gate_up, down = w[prefix + "gate_up"], w[prefix + "down"]
         if self.shape.n_experts:
@@ -188,18 +201,20 @@ class Decoder:
 
     def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target, given the head's input."""
-        return self.ops.linear_cross_entropy(hidden, self._head(), targets)
+        return self.ops.linear_cross_entropy(hidden, self._head(), targets, softcap=self.softcap)
 
     def summed_loss(self, hidden: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         """Return the sum of the targets' losses plus z-loss, given the head's input."""
-        return self.ops.linear_cross_entropy_sum(hidden, self._head(), targets, z_loss=z_loss)
+        return self.ops.linear_cross_entropy_sum(
+            hidden, self._head(), targets, z_loss=z_loss, softcap=self.softcap
+        )
 
     def _head(self) -> Tensor:
         """Return the head's weight without the padding rows of the vocabulary."""
         head = self.weights["embedding" if self.shape.is_tied else "head"]
         return head.narrow(-2, 0, self.shape.vocab_size)
 
-    def _attend(self, normed: Tensor, prefix: str) -> Tensor:
+    def _attend(self, normed: Tensor, prefix: str, starts: Tensor | None) -> Tensor:
         w, shape = self.weights, self.shape
         q, k, v = self.ops.qk_norm_rope(
             self.linear(normed, w[prefix + "qkv"]),
@@ -211,7 +226,7 @@ class Decoder:
             shape.kv_heads,
             NORM_EPSILON,
         )
-        mixed = self.attend(q, k, v, scale=self.factors.attention)
+        mixed = self.attend(q, k, v, scale=self.factors.attention, starts=starts)
         return self.linear(mixed.transpose(-2, -3).flatten(-2), w[prefix + "out"])
 
 
@@ -219,6 +234,15 @@ class Decoder:
 def _rope(seq_len: int, d_head: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the RoPE tables, which all decoders of a size share."""
     return rope_tables(seq_len, d_head, device=device)
+
+
+def starts_of(tokens: Tensor) -> Tensor:
+    """Return the first position of each position's document: int32, the shape of the tokens.
+
+    A document ends with its `END_TOKEN`. The first one of a sequence may have begun before it.
+    """
+    is_end = (tokens == END_TOKEN).int()
+    return document_starts(is_end.cumsum(-1) - is_end)
 
 
 def embed(tokens: Tensor, weight: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from scalelab.records.sweep_dir import TUNE_KIND
 from scalelab.sweep.option import SEARCH, Table, option
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
-from scalelab.sweep.tables import KINDS
 from scalelab.sweep.values import Ends
+from scalelab.theory.decay_rules import CONSTANT
 
 LR_SPAN = 8.0
 """Default search: from the rule's rate divided by this to the rule's rate times this."""
@@ -90,11 +90,12 @@ class TuneSpec(Table):
                 "kind = grid",
                 'Write kind = "grid" in the sweep file, or remove the key kind.',
             )
-        if self.sweep.launcher.largest_last:
+        rule = self.sweep.train.weight_decay_rule
+        if rule != CONSTANT:
             raise UsageError(
-                "largest_last in a tuning",
-                f"a sweep of kind {', '.join(KINDS)}",
-                "Remove the key launcher.largest_last.",
+                f"a tuning with weight_decay_rule = {rule}",
+                f"{CONSTANT}, because the trials of a cell share or search the weight decay",
+                "Remove weight_decay_rule, or search with --weight-decay 0.01..0.3.",
             )
         for name, (least, most) in LIMITS.items():
             ends = getattr(self, name)

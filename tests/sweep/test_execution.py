@@ -41,6 +41,18 @@ def changed(spec, n_experts=0, **fields):
         ("cpu", {"precision": "bf16"}, ("eager", "reference", "explicit")),
         ("cpu", {"z_loss": 1e-4}, ("eager", "reference", "explicit")),
         ("cpu", {"n_experts": 4}, ("eager", "reference", "explicit")),
+        ("cpu", {"logit_softcap": 30.0}, ("eager", "reference", "explicit")),
+        ("cpu", {"is_document_masked": True}, ("eager", "reference", "explicit")),
+        (
+            "cuda",
+            {"precision": "bf16", "is_document_masked": True},
+            ("graph", "triton", "triton"),
+        ),
+        (
+            "cuda",
+            {"precision": "bf16", "logit_softcap": 30.0},
+            ("compiled", "reference", "flash"),
+        ),
     ],
 )
 def test_auto_plans_the_fastest_way_of_each_device_and_model(spec, device, fields, planned):
@@ -49,7 +61,16 @@ def test_auto_plans_the_fastest_way_of_each_device_and_model(spec, device, field
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("fields", [{}, {"precision": "bf16"}, {"n_experts": 4}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"precision": "bf16"},
+        {"n_experts": 4},
+        {"is_document_masked": True, "precision": "bf16"},
+        {"logit_softcap": 30.0},
+    ],
+)
 def test_the_last_candidate_is_the_plain_reference_and_each_repeats_bitwise(spec, device, fields):
     request = ExecutionSpec(device=device, micro_batch_seqs=2, keeps_weights=True, **ALL_AUTO)
     found = candidates(request, changed(spec, **fields))
@@ -96,6 +117,12 @@ def test_several_gpus_train_with_eager_steps_and_plain_torch(spec):
     # The memory of sdpa grows with the square of the sequence.
     found = candidates(request, changed(spec, precision="bf16"))
     assert [way(each) for each in found] == [("eager", "reference", "flash"), *reference]
+
+
+def test_several_gpus_mask_documents_with_sdpa(spec):
+    request = ExecutionSpec(device="cuda", n_devices=4, **ALL_AUTO)
+    found = candidates(request, changed(spec, precision="bf16", is_document_masked=True))
+    assert [way(each) for each in found] == [("eager", "reference", "sdpa")]
 
 
 def test_an_impossible_request_stays_as_it_was_named(spec):

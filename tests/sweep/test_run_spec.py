@@ -45,6 +45,8 @@ OTHER = {
     "weight_decay": 0.0,
     "grad_clip": 2.0,
     "z_loss": 1e-4,
+    "logit_softcap": 30.0,
+    "is_document_masked": True,
     "init_std": 0.03,
     "parametrization": "mup",
     "precision": "bf16",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -33,6 +34,18 @@ COLUMNS = (
     "attempts",
     "device",
 )
+VARYING = (
+    *("n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "is_tied", "has_qk_norm"),
+    *("n_experts", "n_active_experts", "d_shared_expert", "granularity"),
+    *("seq_len", "schedule", "warmup_steps", "decay_steps", "lr_end_ratio"),
+    *("optimizer", "parametrization", "beta1", "beta2", "epsilon", "weight_decay", "grad_clip"),
+    *("z_loss", "logit_softcap", "is_document_masked", "balance_weight", "router_z_weight"),
+    *("init_std", "ema_decay", "precision", "tokenizer"),
+)
+"""Columns shown only where the runs of the sweep differ in them."""
+FOLLOWING = ("n_heads", "d_head", "d_ff", "n_kv_heads", "warmup_steps", "decay_steps")
+"""Columns that vary with the size or the length of a run in every sweep; shown where they do not
+follow from it."""
 AXES = ("tokens", "flops")
 PAGE_ROWS = 2_000
 """Rows sent to the browser at a time, which it can sort."""
@@ -75,7 +88,7 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         )
     found = filtered(table, states, text or "")
     shown, where = page_of(found)
-    seen, flops = view(shown)
+    seen, flops = view(shown, varying(table))
     picked = st.dataframe(
         seen,
         hide_index=True,
@@ -158,9 +171,27 @@ def filtered(table: pd.DataFrame, states: list[str], text: str) -> pd.DataFrame:
     return table[keep]
 
 
-def view(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the shown columns, and the name of FLOPs with its unit."""
+def varying(table: pd.DataFrame) -> list[str]:
+    """Return the settings in which the runs differ beyond what follows from size and length."""
+    return [name for name in VARYING if name in table and _differs(table, name)]
+
+
+def _differs(table: pd.DataFrame, name: str) -> bool:
+    # Runs that have not started have no values.
+    if len(table[name].dropna().unique()) <= 1:
+        return False
+    by = "n_steps" if name in ("warmup_steps", "decay_steps") else "d_model"
+    if name not in FOLLOWING or by not in table:
+        return True
+    pairs = table[[by, name]].dropna().drop_duplicates()
+    return bool(pairs[by].duplicated().any())
+
+
+def view(table: pd.DataFrame, more: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+    """Return the shown columns and ``more`` settings, and the name of FLOPs with its unit."""
     names = [name for name in COLUMNS if name in table]
+    at = names.index("seed") if "seed" in names else len(names)
+    names[at:at] = more
     if "reason" in names and not table["reason"].notna().any():
         names.remove("reason")
     shown = table[names].copy()

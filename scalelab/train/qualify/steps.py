@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scalelab_kernels import accuracy
 from torch import Tensor
 
+from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.records.qualification import kernel_class
 from scalelab.sweep.execution import AUTO, ExecutionSpec, candidates
 from scalelab.sweep.run_spec import RunSpec
@@ -28,6 +29,8 @@ CHECKED_SEQS = 3
 CHECKED_STEPS = 3
 CHECKED_POSITIONS = {"cuda": 257, "cpu": 9}
 """Most positions of a checked step. Float64 and interpreted kernels are slow."""
+END_SHARE = 1 / 16
+"""Share of the tokens that end a document, where attention stays inside documents."""
 NO_CLIP = 1e30
 """Some ways clip their gradients in place, before they can be compared."""
 DRAWS = 3
@@ -153,9 +156,12 @@ def take_losses(
 
 
 def tokens_of(specs: Sequence[RunSpec]) -> NDArray[np.int64]:
-    """Return random tokens of a step."""
+    """Return random tokens of a step, with ends of documents where attention is masked by them."""
     rng = np.random.default_rng(0)
-    return rng.integers(0, specs[0].shape.vocab_size, batch_shape(specs))
+    tokens = rng.integers(0, specs[0].shape.vocab_size, batch_shape(specs))
+    if specs[0].is_document_masked:
+        tokens[rng.random(tokens.shape) < END_SHARE] = END_TOKEN
+    return tokens
 
 
 def gap_reason(gap: float) -> str:

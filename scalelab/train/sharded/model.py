@@ -89,10 +89,10 @@ class _Block(_Weights):
     decoder: Decoder
 
     def forward(
-        self, output: Tensor | None, stream: Tensor
+        self, output: Tensor | None, stream: Tensor, starts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         self.decoder.weights = self.by_name()
-        output, stream, penalty = self.decoder.block(output, stream, self.prefix)
+        output, stream, penalty = self.decoder.block(output, stream, self.prefix, starts)
         # fully_shard adds hooks to the outputs of a module, which must not be views.
         if penalty is None:
             return output, stream, None
@@ -106,12 +106,12 @@ class _Decoder(_PartDecoder):
     recomputes_blocks: bool
 
     def run_block(
-        self, output: Tensor | None, stream: Tensor, layer: int
+        self, output: Tensor | None, stream: Tensor, layer: int, starts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         block = self.blocks[layer]
         if self.recomputes_blocks and torch.is_grad_enabled():
-            return checkpoint(block, output, stream, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(output, stream)  # type: ignore[no-any-return]
+            return checkpoint(block, output, stream, starts, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(output, stream, starts)  # type: ignore[no-any-return]
 
     def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         sizes = [len(part) for part in targets.flatten().tensor_split(self.tensor.n_ranks)]
@@ -168,7 +168,11 @@ class ShardedModel(_Weights):
             shape_factors(spec),
             RouterWeights.of(spec),
         )
-        self.decoder = _Decoder(*arguments)
+        loss = {
+            "softcap": spec.logit_softcap,
+            "is_document_masked": spec.is_document_masked,
+        }
+        self.decoder = _Decoder(*arguments, **loss)  # type: ignore[arg-type]
         self.decoder.tensor = shards.tensor
         self.decoder.recomputes_blocks = execution.recomputes_blocks
         self.blocks = nn.ModuleList()
@@ -176,7 +180,7 @@ class ShardedModel(_Weights):
             prefix = f"layers.{layer}."
             own = [entry for entry in entries if entry.name.startswith(prefix)]
             block = _Block(own, prefix, shards.tensor, squares)
-            inner = _PartDecoder(*arguments)
+            inner = _PartDecoder(*arguments, **loss)  # type: ignore[arg-type]
             inner.tensor = shards.tensor
             block.decoder = inner
             self.blocks.append(block)

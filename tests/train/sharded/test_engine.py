@@ -18,7 +18,12 @@ from tests.train.sharded.job import Job
 RTOL = {"loss_nats": 2e-5, "grad_norm": 2e-4, "noise_trace": 1e-4}
 WIDE = ModelShape(n_layers=2, d_model=16, n_heads=4, d_head=6, d_ff=24, vocab_size=61, n_kv_heads=2)
 CASES: dict[str, dict[str, Any]] = {
-    "adamw": {"ema_decay": 0.8, "z_loss": 1e-3},
+    "adamw": {
+        "ema_decay": 0.8,
+        "z_loss": 1e-3,
+        "logit_softcap": 2.0,
+        "is_document_masked": True,
+    },
     "muon": {"optimizer": "muon", "shape": replace(WIDE, is_tied=True)},
     # Heads and hidden units that the devices cannot share evenly.
     "mup": {
