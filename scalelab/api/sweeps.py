@@ -83,6 +83,7 @@ def propose(
     from scalelab.launch.speed import slurm_speed
     from scalelab.records.sweep_dir import Results
     from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
+    from scalelab.tune.noise import with_noise_rule
     from scalelab.tune.rule import with_tuned_rule
 
     if isinstance(sweep, Mapping):
@@ -93,7 +94,7 @@ def propose(
             "a dict of its options, or a SweepSpec",
             'Write plan({"kind": "isoflop", "budgets": "1e18..1e20"}).',
         )
-    sweep = with_tuned_rule(sweep, Results(Path(results)))
+    sweep = with_noise_rule(with_tuned_rule(sweep, Results(Path(results))), Results(Path(results)))
     execution, n_workers = _execution(
         sweep.execution, sweep.launcher, device, workers, keep_weights, is_plan_only=is_plan_only
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from scalelab.errors import UsageError
 from scalelab.sweep.tables import TrainTable
 from scalelab.theory.decay_rules import find_weight_decay_rule
+from scalelab.theory.noise_rule import NOISE_PREFIX
 from scalelab.theory.schedule import (
     RuleInputs,
     default_decay_steps,
@@ -56,8 +57,9 @@ def rule_batch_seqs(inputs: RuleInputs, train: TrainTable) -> int:
     wanted = train.find_batch_rule().value(inputs) / train.seq_len
     allowed = inputs.n_tokens / train.seq_len / FEW_STEPS
     exponent = min(round(math.log2(max(wanted, 1))), math.floor(math.log2(max(allowed, 1))))
-    # A tuning has measured small batches; published rules were not fitted to them.
-    floor = 1 if train.batch_rule.startswith(PREFIX) else MIN_BATCH_SEQS
+    # Measured rules know small batches; published rules were not fitted to them.
+    is_measured = train.batch_rule.startswith((PREFIX, NOISE_PREFIX))
+    floor = 1 if is_measured else MIN_BATCH_SEQS
     return int(max(2**exponent, min(floor, max(allowed, 1))))
 
 

@@ -25,6 +25,7 @@ from scalelab.sweep.option import (
 )
 from scalelab.sweep.run_spec import OPTIMIZERS, PARAMETRIZATIONS, PRECISIONS, SCHEDULES
 from scalelab.sweep.site_options import is_known, option_name, split_pairs
+from scalelab.sweep.train_checks import refuse_double_rule, refuse_unused_settings
 from scalelab.sweep.values import (
     AutoCount,
     Count,
@@ -41,6 +42,7 @@ from scalelab.theory.decay_rules import (
     find_weight_decay_rule,
 )
 from scalelab.theory.hardware import HARDWARE, find_hardware
+from scalelab.theory.noise_rule import NOISE_PREFIX, NoiseConstants
 from scalelab.theory.schedule import (
     BATCH_RULES,
     DEFAULT_BATCH_RULE,
@@ -89,8 +91,9 @@ class TrainTable(Table):
     )  # fmt: skip
     batch_rule: str = option(
         DEFAULT_BATCH_RULE,
-        f"Rule for the batch size, rounded to a power of two: {', '.join(BATCH_RULES)}, or "
-        "tuned:NAME", example="deepseek"
+        f"Rule for the batch size, rounded to a power of two: {', '.join(BATCH_RULES)}, "
+        "tuned:NAME, or noise:NAME from the gradient noise scale of a sweep's runs",
+        example="deepseek"
     )  # fmt: skip
     lr: float | None = option(
         None, "Peak learning rate of every run. Default: set by --lr-rule", example="1e-3",
@@ -104,6 +107,10 @@ class TrainTable(Table):
     tuned: TunedConstants | None = Field(
         default=None,
         description="Constants of the tuned:NAME rule; default: read from the results folder",
+    )
+    noise: NoiseConstants | None = Field(
+        default=None,
+        description="Constants of the noise:NAME rule; default: measured in the results folder",
     )
     schedule: Literal[SCHEDULES] = option(  # type: ignore[valid-type]
         "cosine", "Learning-rate schedule; a ladder always uses wsd (warm-up, stable, decay)",
@@ -186,50 +193,17 @@ class TrainTable(Table):
     def _rules_exist(self) -> TrainTable:
         if self.tuned_name() is None or self.tuned is not None:
             self.find_lr_rule()
-            self.find_batch_rule()
-            self._refuse_double_rule()
+            if self.noise_name() is None or self.noise is not None:
+                self.find_batch_rule()
+            refuse_double_rule(self)
         find_weight_decay_rule(self.weight_decay_rule)
+        refuse_unused_settings(self)
         return self
 
-    @model_validator(mode="after")
-    def _settings_are_used(self) -> TrainTable:
-        fields = type(self).model_fields
-        if self.weight_decay_rule != CONSTANT and (
-            self.weight_decay != fields["weight_decay"].default
-        ):
-            raise UsageError(
-                f"weight_decay = {self.weight_decay:g} with weight_decay_rule = "
-                f"{self.weight_decay_rule}",
-                "a value or a rule",
-                "Remove --weight-decay or --weight-decay-rule.",
-            )
-        if self.schedule == "cosine" and self.decay is not None:
-            raise UsageError(
-                f"decay = {self.decay:g} with schedule = cosine",
-                "a decay with schedule = wsd; a cosine decays from the end of its warm-up",
-                "Write --schedule wsd, or remove --decay.",
-            )
-        if self.schedule == "wsd" and self.lr_end_ratio != fields["lr_end_ratio"].default:
-            raise UsageError(
-                f"lr_end_ratio = {self.lr_end_ratio:g} with schedule = wsd",
-                "lr_end_ratio with schedule = cosine; wsd decays to zero",
-                "Write --schedule cosine, or remove --lr-end-ratio.",
-            )
-        return self
-
-    def _refuse_double_rule(self) -> None:
-        """Raise UsageError if both rule and parametrization adapt the learning rate to the size."""
-        if self.parametrization == "standard" or self.lr is not None:
-            return
-        rule = self.find_lr_rule()
-        if rule.param_convention and not self.lr_rule.startswith(PREFIX):
-            raise UsageError(
-                f"lr_rule {rule.name!r} with parametrization {self.parametrization!r}: both adapt "
-                "the learning rate to the model's size",
-                f"a learning rate, the rule {DEFAULT_LR_RULE} (taken at d_model {BASE_WIDTH}), or "
-                "tuned:NAME",
-                "Try --lr 0.01, or --parametrization standard.",
-            )
+    def noise_name(self) -> str | None:
+        """Return the sweep whose noise scale sets the batch, None if none does."""
+        name = self.batch_rule
+        return name.removeprefix(NOISE_PREFIX) if name.startswith(NOISE_PREFIX) else None
 
     def tuned_name(self) -> str | None:
         """Return the name of the tuning that the rules use, None if they use none."""
@@ -272,8 +246,11 @@ class TrainTable(Table):
         UsageError
             When there is none of that name, or the tuning did not vary the batch.
         """
+        if self.noise is not None and self.noise.name == self.noise_name():
+            return self.noise.batch_rule()
         own = self._tuned_rules(self.batch_rule)[1]
-        return own or find_rule(BATCH_RULES, self.batch_rule, option="batch_rule")
+        also = f"tuned:NAME after `scalelab tune`, or {NOISE_PREFIX}NAME of a finished sweep"
+        return own or find_rule(BATCH_RULES, self.batch_rule, option="batch_rule", also=also)
 
     def _tuned_rules(self, name: str) -> tuple[Rule | None, Rule | None]:
         if self.tuned is None or name != PREFIX + self.tuned.name:

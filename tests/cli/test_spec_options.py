@@ -49,7 +49,7 @@ def commands() -> dict[str, SpecCommand]:
 
 def test_every_field_of_a_sweep_has_a_flag_with_help_and_an_example() -> None:
     without = {item.key for item in options(SweepSpec) if item.flag is None}
-    assert without == {"kind", "train.tuned"}
+    assert without == {"kind", "train.tuned", "train.noise"}
     for item in options(SweepSpec):
         assert item.help
         assert not item.help.endswith(".")
