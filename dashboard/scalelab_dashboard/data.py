@@ -36,12 +36,15 @@ class Source:
         Runs by status.
     created_s : float
         Unix time.
+    has_experts : bool
+        Whether some runs train a mixture of experts.
     """
 
     name: str
     kind: str
     counts: Mapping[str, int] = field(default_factory=dict)
     created_s: float = 0.0
+    has_experts: bool = False
 
     @property
     def total(self) -> int:
@@ -78,20 +81,22 @@ def sources(results: str | Path) -> list[Source]:
 
     with open_snapshot(Path(results)) as connection:
         planned = connection.execute(
-            "SELECT sweep, any_value(kind), max(created_s), coalesce(status, 'planned'), count(*) "
+            "SELECT sweep, any_value(kind), max(created_s), coalesce(status, 'planned'), count(*), "
+            "coalesce(bool_or(n_experts > 1), false) "
             "FROM sweeps LEFT JOIN runs USING (run_id) GROUP BY sweep, status"
         ).fetchall()
         imported = connection.execute(
             'SELECT "import", max(imported_s), count(*) FROM imports GROUP BY "import"'
         ).fetchall()
     found: dict[str, Source] = {}
-    for name, kind, created_s, status, count in planned:
+    for name, kind, created_s, status, count, has_experts in planned:
         before = found.get(name)
         found[name] = Source(
             name=name,
             kind=kind or "sweep",
             counts={**(before.counts if before else {}), status: count},
             created_s=max(created_s or 0.0, before.created_s if before else 0.0),
+            has_experts=has_experts or (before is not None and before.has_experts),
         )
     for name, imported_s, count in imported:
         found.setdefault(

@@ -27,6 +27,8 @@ MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
 TABLES = "opened_tables"
 GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
+EXPERT_FORMS = ("granularity", "routed", "experts", "sparsity")
+"""Further forms where runs have experts."""
 LEVELS = (80, 90, 95)
 """In per cent, as in the URL."""
 LIVE_S = 3.0
@@ -131,7 +133,7 @@ def choose() -> Choice:
         params, flops = _conventions(source)
         form = st.selectbox(
             "Law",
-            FORMS,
+            (*FORMS, *EXPERT_FORMS) if source is not None and source.has_experts else FORMS,
             key="form",
             bind="query-params",
             help="Form of the loss law that approach 3 fits.",
@@ -241,9 +243,11 @@ def _conventions(source: Source | None) -> tuple[str | None, str | None]:
 
     if source is None or source.kind == "import":
         return None, None
+    names = list(PARAM_CONVENTIONS)
     params = st.selectbox(
         "Count N as",
-        list(PARAM_CONVENTIONS),
+        names,
+        index=names.index("active" if source.has_experts else DEFAULT_PARAM_CONVENTION),
         key="count_n",
         bind="query-params",
         help="; ".join(f"{name}: {what}" for name, what in PARAM_CONVENTIONS.items()),
@@ -257,7 +261,9 @@ def _conventions(source: Source | None) -> tuple[str | None, str | None]:
         bind="query-params",
         help="; ".join(f"{name}: {what}" for name, what in FLOP_CONVENTIONS.items()),
     )
+    # Without a choice, a fit takes the active parameters where runs have experts.
+    is_default = params == DEFAULT_PARAM_CONVENTION and not source.has_experts
     return (
-        params if params != DEFAULT_PARAM_CONVENTION else None,
+        None if is_default else params,
         flops if flops != DEFAULT_FLOP_CONVENTION else None,
     )

@@ -123,7 +123,7 @@ def adaptive(
         tokenizer = str(values.get("data", "tokenizer") or "bytes")
         is_listed = values.get("model", "shape_list") is not None
         any_axes = {"n_tokens": "1M"} if is_listed else {"n_params": "1M", "n_tokens": "1M"}
-        rule = sweep_of(values, kind="grid", **any_axes).model.rule(FINE)
+        rule = sweep_of(values, kind="grid", **any_axes).model.rules(FINE)[0]
         sizes, lengths = default_axes(flops, tokenizer=tokenizer, rule=rule)
         defaults |= {"n_tokens": lengths} if is_listed else {"n_params": sizes, "n_tokens": lengths}
     sweep = sweep_of(values, kind="grid", **defaults)

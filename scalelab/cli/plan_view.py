@@ -42,7 +42,9 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
     out = console()
     decays = {row.spec.weight_decay for row in plan.rows}
     columns = (
-        *("budget", "N", "D", "D/N", "shape", "steps", "batch", "lr"),
+        "budget",
+        *(("N active", "N total") if plan.has_experts else ("N",)),
+        *("D", "D/N", "shape", "steps", "batch", "lr"),
         *(("wd",) if len(decays) > 1 else ()),
         *("FLOPs", "time", "money"),
     )
@@ -53,6 +55,7 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
         is_done = row.spec.run_id in proposal.finished
         table.add_row(
             format_flops(row.budget_flops) if row.budget_flops else "",
+            *([format_quantity(row.n_params_active)] if plan.has_experts else []),
             format_quantity(row.n_params),
             format_quantity(row.spec.n_tokens),
             f"{row.tokens_per_param:.3g}",
@@ -91,8 +94,8 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         f"weight decay {plan.rules['weight_decay']}; {plan.rules['schedule']}; "
         f"shapes {plan.rules['shapes']}{_parametrization_words(plan)}",
         f"execution: {_execution_line(proposal)}",
-        f"counted: N {DEFAULT_PARAM_CONVENTION} (all parameters), FLOPs "
-        f"{DEFAULT_FLOP_CONVENTION} (causal attention and head included)",
+        f"counted: N {_counted(plan)}, FLOPs {DEFAULT_FLOP_CONVENTION} (causal attention and head "
+        "included)",
         f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
         f"{where}: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
     ]
@@ -108,6 +111,12 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
 def _parametrization_words(plan: Plan) -> str:
     kind = plan.rules["parametrization"]
     return "" if kind == "standard" else f"; {kind} parametrization"
+
+
+def _counted(plan: Plan) -> str:
+    if not plan.has_experts:
+        return f"{DEFAULT_PARAM_CONVENTION} (all parameters)"
+    return f"active (those that a token uses; D/N and FLOPs too) and {DEFAULT_PARAM_CONVENTION}"
 
 
 def _execution_line(proposal: Proposal) -> str:
@@ -157,6 +166,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "run_id": None if plan.data.is_estimated else row.spec.run_id,
                 "budget_flops": row.budget_flops,
                 "n_params": row.n_params,
+                "n_params_active": row.n_params_active,
                 "n_tokens": row.spec.n_tokens,
                 "shape": row.spec.shape.label(),
                 "n_steps": row.spec.n_steps,

@@ -46,7 +46,7 @@ def candidate_of(
         "usd": life_hours * deployment.device_usd_per_hour,
         "kwh": kwh,
         "kg_co2": kwh * deployment.grams_per_kwh / GRAMS_PER_KG,
-        "serving_bytes": n_params * deployment.bytes_per_param,
+        "serving_bytes": float(model.n_stored[0]) * deployment.bytes_per_param,
         "epochs": None if limits.unique_tokens is None else n_tokens / limits.unique_tokens,
     }
     used = {**costs, "flops": flops}
@@ -57,6 +57,7 @@ def candidate_of(
     )
     return Candidate(
         n_params=n_params,
+        n_stored=float(model.n_stored[0]),
         n_tokens=n_tokens,
         flops=flops,
         loss_nats=value,

@@ -144,6 +144,9 @@ class Candidate:
     Attributes
     ----------
     n_params, n_tokens : float
+        Size, of which a mixture of experts counts the active parameters, and training tokens.
+    n_stored : float
+        All parameters, which serving holds in memory.
     flops : float
         Training compute: 6 N D, or exact for a real shape.
     loss_nats : float
@@ -161,6 +164,7 @@ class Candidate:
     """
 
     n_params: float
+    n_stored: float
     n_tokens: float
     flops: float
     loss_nats: float
@@ -185,6 +189,7 @@ class Candidate:
         """Return the candidate as in the JSON output."""
         return {
             "n_params": self.n_params,
+            "n_params_total": self.n_stored,
             "n_tokens": self.n_tokens,
             "shape": self.shape,
             "flops": self.flops,

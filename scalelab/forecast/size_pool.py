@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.forecast.decision import GRAMS_PER_KG, HOURS_PER_DAY, Deployment, Limits
+from scalelab.sweep.shape_rule import DEFAULT_RULE, ShapeRule
 from scalelab.sweep.shapes import nearest_shape, size_limits
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
@@ -38,13 +39,17 @@ class SizePool:
     Attributes
     ----------
     n_params, flops_per_token : ndarray of shape (k,)
-        Size, and training FLOPs per token.
+        Size as laws count it, and training FLOPs per token. Both are of the parameters that a token
+        uses.
+    n_stored : ndarray of shape (k,)
+        Parameters in memory: with all experts.
     shapes : tuple of ModelShape, or None
         None if any size is possible.
     """
 
     n_params: FloatArray
     flops_per_token: FloatArray
+    n_stored: FloatArray
     shapes: tuple[ModelShape, ...] | None = None
 
     def at(self, where: Sequence[int] | NDArray[np.intp]) -> SizePool:
@@ -52,6 +57,7 @@ class SizePool:
         return SizePool(
             n_params=self.n_params[where],
             flops_per_token=self.flops_per_token[where],
+            n_stored=self.n_stored[where],
             shapes=None if self.shapes is None else tuple(self.shapes[int(i)] for i in where),
         )
 
@@ -64,16 +70,20 @@ class SizePool:
 
 def continuum(n_params: FloatArray) -> SizePool:
     """Return models of these sizes with C = 6 N D."""
-    return SizePool(n_params=n_params, flops_per_token=FLOPS_PER_PARAM_TRAIN * n_params)
-
-
-def real_shapes(vocab_size: int, seq_len: int) -> SizePool:
-    """Return the shapes of sweep plans at this vocabulary and sequence length."""
-    low, high = size_limits(vocab_size)
-    found = {nearest_shape(n, vocab_size): None for n in np.geomspace(low, high, N_TARGET_SIZES)}
-    shapes = tuple(sorted(found, key=lambda shape: count_params(shape).total))
     return SizePool(
-        n_params=np.array([float(count_params(shape).total) for shape in shapes]),
+        n_params=n_params, flops_per_token=FLOPS_PER_PARAM_TRAIN * n_params, n_stored=n_params
+    )
+
+
+def real_shapes(vocab_size: int, seq_len: int, rule: ShapeRule = DEFAULT_RULE) -> SizePool:
+    """Return the shapes of sweep plans at this vocabulary and sequence length."""
+    low, high = size_limits(vocab_size, rule)
+    targets = np.geomspace(low, high, N_TARGET_SIZES)
+    found = {nearest_shape(n, vocab_size, rule): None for n in targets}
+    shapes = tuple(sorted(found, key=lambda shape: count_params(shape).of_active().total))
+    return SizePool(
+        n_params=np.array([float(count_params(shape).of_active().total) for shape in shapes]),
+        n_stored=np.array([float(count_params(shape).total) for shape in shapes]),
         flops_per_token=np.array(
             [train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] for shape in shapes]
         ),
@@ -107,7 +117,7 @@ def most_tokens(pool: SizePool, limits: Limits, deployment: Deployment) -> Float
         if flops is not None:
             most = np.minimum(most, (flops - serving) / per_token)
     if limits.serving_bytes is not None:
-        is_small = n * deployment.bytes_per_param <= limits.serving_bytes * (1 + 1e-12)
+        is_small = pool.n_stored * deployment.bytes_per_param <= limits.serving_bytes * (1 + 1e-12)
         most = np.where(is_small, most, np.nan)
     return np.where(most >= 1, most, np.nan)
 

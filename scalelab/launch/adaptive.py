@@ -23,7 +23,6 @@ from scalelab.sweep.cost import plan_cost
 from scalelab.sweep.plan import MAX_EPOCHS, PlannedRun
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
-    DEFAULT_PARAM_CONVENTION,
     train_flops,
 )
 from scalelab.units import format_flops, plural
@@ -198,7 +197,7 @@ def known_runs(results: Results, pool: Proposal) -> Known:
             attempt = run.accepted()
             record = None if attempt is None else attempt.read_record()
             if record is not None and run_id not in finished and record.loss_nats is not None:
-                sizes.append(float(record.n_params[DEFAULT_PARAM_CONVENTION]))
+                sizes.append(float(record.n_params["active"]))
                 lengths.append(float(record.n_tokens))
                 losses.append(record.loss_nats)
             if record is not None or is_ours:
@@ -225,7 +224,7 @@ def _columns(
     out = []
     for n_params, n_tokens in (
         (known.n_params, known.n_tokens),
-        ([row.n_params for row in free], [row.spec.n_tokens for row in free]),
+        ([row.n_params_active for row in free], [row.spec.n_tokens for row in free]),
     ):
         D = np.array(n_tokens, dtype=np.float64)
         out.append(

@@ -225,7 +225,8 @@ def read_cache(execution: ExecutionSpec, n_workers: int, precision: str) -> dict
 
 
 def _key(point: Mapping[str, Any]) -> list[Any]:
-    return [point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs")]
+    step = [point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs")]
+    return [*step, *point.get("experts", ())]
 
 
 def _median_points(answers: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def optimal_grid(plain: Proposal, pool: Proposal) -> tuple[Proposal, DesignGain]
     target_flops = AHEAD * max(plain.sweep.budgets)
     rows = (*plain.plan.rows, *pool.plan.rows)
     columns = {
-        "n_params": np.array([float(row.n_params) for row in rows]),
+        "n_params": np.array([float(row.n_params_active) for row in rows]),
         "n_tokens": np.array([float(row.spec.n_tokens) for row in rows]),
     }
     wanted = Target(flops=target_flops).resolve((), columns)

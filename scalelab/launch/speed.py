@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from scalelab.errors import DataError, ScalelabError
 from scalelab.launch.calibration import measure, read_cache
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.sweep.batched_runs import equal_runs
 from scalelab.sweep.batched_runs import is_small as is_batchable
-from scalelab.sweep.cost import Speed, named_speed, speed_from_calibration, unmeasured_cpu_speed
+from scalelab.sweep.cost import (
+    Speed,
+    named_speed,
+    speed_from_calibration,
+    step_key,
+    unmeasured_cpu_speed,
+)
 from scalelab.sweep.execution import ExecutionSpec, default_precision, representative_specs
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import RunSpec
@@ -82,7 +89,7 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
         # Interpreted kernels take minutes for what a measurement times.
         return replace(speed, note=f"{speed.note}; interpreted kernels are much slower")
     n_equal = equal_runs(row.spec for row in plan.rows)
-    wanted: dict[tuple[int, ...], tuple[RunSpec, bool]] = {}
+    wanted: dict[tuple[Any, ...], tuple[RunSpec, bool]] = {}
     for row in plan.rows:
         spec = row.spec
         is_small = row.flops / spec.n_steps <= MEASURED_STEP_FLOPS[execution.device]
@@ -93,8 +100,7 @@ def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:
             and is_batchable(spec, execution)
         )
         if (is_small and not is_known) or (is_batched and not speed.batching_gains(spec)):
-            key = (spec.shape.d_model, spec.shape.n_layers, spec.seq_len, spec.batch_seqs)
-            wanted.setdefault(key, (spec, is_batched))
+            wanted.setdefault(step_key(spec), (spec, is_batched))
     if speed.is_measured and not wanted:
         return speed
     if execution.device == "cuda":

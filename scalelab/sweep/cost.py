@@ -41,6 +41,8 @@ class SpeedPoint:
     ----------
     d_model, n_layers, seq_len, batch_seqs : int
         The step that was timed.
+    experts : tuple of int
+        `ModelShape.experts` of its model.
     flops_per_s : float
         Training FLOP/s, exact convention.
     eval_flops_per_s : float
@@ -56,15 +58,18 @@ class SpeedPoint:
     flops_per_s: float
     eval_flops_per_s: float
     batching_gains: tuple[tuple[int, float], ...] = ()
+    experts: tuple[int, ...] = ()
 
     def matches(self, spec: RunSpec) -> bool:
         """Return whether this is a measurement of exactly the step of a run."""
-        return (self.d_model, self.n_layers, self.seq_len, self.batch_seqs) == (
-            spec.shape.d_model,
-            spec.shape.n_layers,
-            spec.seq_len,
-            spec.batch_seqs,
-        )
+        own = (self.d_model, self.n_layers, self.seq_len, self.batch_seqs, self.experts)
+        return own == step_key(spec)
+
+
+def step_key(spec: RunSpec) -> tuple[Any, ...]:
+    """Return what determines the speed of a run's step on one machine."""
+    shape = spec.shape
+    return (shape.d_model, shape.n_layers, spec.seq_len, spec.batch_seqs, shape.experts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,7 +290,7 @@ def speed_from_calibration(
     content : Mapping
         ``device`` (description), ``points`` and ``exact``: lists of timed steps, each with
         ``d_model``, ``n_layers``, ``seq_len``, ``batch_seqs``, ``flops_per_s``, ``tokens_per_s``,
-        ``eval_tokens_per_s`` and, if measured, ``batching_gains``.
+        ``eval_tokens_per_s`` and, if there are any, ``experts`` and ``batching_gains``.
     n_workers : int
         Runs trained at once.
     hardware : Hardware, optional
@@ -348,4 +353,5 @@ def _read_point(point: Mapping[str, Any]) -> SpeedPoint:
         batching_gains=tuple(
             (int(k), float(gain)) for k, gain in point.get("batching_gains", {}).items()
         ),
+        experts=tuple(int(number) for number in point.get("experts", ())),
     )

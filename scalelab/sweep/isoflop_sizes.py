@@ -16,8 +16,6 @@ from scalelab.sweep.shapes import (
 from scalelab.sweep.spec import SweepSpec
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
-    DEFAULT_PARAM_CONVENTION,
-    count_params,
     tokens_at_6nd,
     train_flops_6nd,
     train_flops_per_token,
@@ -46,7 +44,7 @@ def budget_shapes(
     UsageError
         When the budget is too small, or the sizes are more than there are shapes.
     """
-    rule = sweep.shape_rule()
+    (rule,) = sweep.shape_rules()
     if rule.shape_list:
         return listed_shapes(vocab_size, rule)
     ratio = sweep.tokens_per_param or expected_tokens_per_param(tokenizer)
@@ -89,8 +87,8 @@ def isoflop_targets(
     centre = within(math.sqrt(tokens_at_6nd(flops, tokens_per_param)))
     for _ in range(4):
         shape = nearest_shape(centre, vocab_size, rule)
-        n_params = count_params(shape).by_convention()[DEFAULT_PARAM_CONVENTION]
-        per_param = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION] / n_params
+        per_token = train_flops_per_token(shape, seq_len)[DEFAULT_FLOP_CONVENTION]
+        per_param = per_token / rule.size(shape)
         centre = within(math.sqrt(flops / (per_param * tokens_per_param)))
     if sizes == 1:
         return [centre]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from scalelab.errors import UsageError
 from scalelab.sweep.isoflop_sizes import budget_shapes
 from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, rule_texts, schedule_parts
-from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec
 from scalelab.sweep.shapes import chosen_shapes
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
 from scalelab.sweep.tables import TrainTable
@@ -89,9 +89,14 @@ class PlannedRun:
     flops: float
 
     @property
+    def n_params_active(self) -> int:
+        """Parameters that a token uses; all parameters of a dense model."""
+        return count_params(self.spec.shape).of_active().total
+
+    @property
     def tokens_per_param(self) -> float:
-        """D/N, all parameters counted."""
-        return self.spec.n_tokens / self.n_params
+        """D/N, active parameters counted."""
+        return self.spec.n_tokens / self.n_params_active
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +136,11 @@ class Plan:
         return sum(
             row.flops * (1 - shared[row.spec.run_id] / row.spec.n_steps) for row in self.rows
         )
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a run trains a mixture of experts."""
+        return any(row.spec.shape.n_experts for row in self.rows)
 
     def epochs(self, row: PlannedRun) -> float:
         """Return the epochs of a run over the text."""
@@ -190,7 +200,12 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         step, two budgets with the same run, or a sequence longer than the text.
     """
     n_seeds = len(set(sweep.train.seeds))
-    count = n_seeds * sweep.n_sizes() * max(len(sweep.budgets), len(sweep.n_tokens))
+    count = (
+        n_seeds
+        * len(sweep.model.experts())
+        * sweep.n_sizes()
+        * max(len(sweep.budgets), len(sweep.n_tokens))
+    )
     if count > MAX_PLANNED_RUNS:
         raise UsageError(
             f"{count:,} runs",
@@ -262,11 +277,19 @@ def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Pla
 
 
 def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    shapes = chosen_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule())
     return [
         planned_run(shape, n_tokens, None, sweep.train, data, precision)
-        for shape in shapes
+        for shape in _shapes(sweep, data)
         for n_tokens in sweep.n_tokens
+    ]
+
+
+def _shapes(sweep: SweepSpec, data: DataFacts) -> list[ModelShape]:
+    """Return the shapes of a grid or ladder, one mixture of experts after the other."""
+    return [
+        shape
+        for rule in sweep.shape_rules()
+        for shape in chosen_shapes(sweep.n_params, data.vocab_size, rule)
     ]
 
 
@@ -278,7 +301,7 @@ def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Plan
     shortest = min(sweep.n_tokens)
     mean = math.exp(statistics.fmean(math.log(n_tokens) for n_tokens in sweep.n_tokens))
     rows = []
-    for shape in chosen_shapes(sweep.n_params, data.vocab_size, sweep.shape_rule()):
+    for shape in _shapes(sweep, data):
         middle = planned_run(shape, mean, None, sweep.train, data, precision).spec
         shared = {name: getattr(middle, name) for name in ("batch_seqs", "lr", "weight_decay")}
         train = sweep.train.model_copy(update={**shared, "weight_decay_rule": CONSTANT})
@@ -305,9 +328,10 @@ def planned_run(
     UsageError
         When the tokens are less than one step.
     """
-    counts = count_params(shape).by_convention()
+    counts = count_params(shape)
+    # Rules were fitted to dense models: those of equal FLOPs have the active parameters.
     inputs = RuleInputs(
-        n_params=counts,
+        n_params=counts.of_active().by_convention(),
         n_tokens=n_tokens,
         flops_kaplan=train_flops_per_token(shape, train.seq_len)["6nd_kaplan"] * n_tokens,
         d_model=shape.d_model if train.parametrization == "standard" else BASE_WIDTH,
@@ -317,7 +341,7 @@ def planned_run(
     if n_steps < 1:
         budget_words = f" at {format_flops(budget)} FLOPs" if budget else ""
         raise UsageError(
-            f"{format_quantity(n_tokens)} tokens for {format_quantity(counts['chinchilla'])} "
+            f"{format_quantity(n_tokens)} tokens for {format_quantity(counts.total)} "
             f"parameters{budget_words}, less than a step of {batch_seqs * train.seq_len:,} tokens",
             f"at least one step, preferably {FEW_STEPS}",
             "Use larger budgets or --n-tokens, or smaller steps, for example --batch-seqs "
@@ -357,10 +381,14 @@ def planned_run(
         init_std=train.init_std,
         ema_decay=train.ema_decay,
         precision=precision,
+        **({name: getattr(train, name) for name in ROUTER_WEIGHTS} if shape.n_experts else {}),
     )
     flops = train_flops(shape, train.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
     return PlannedRun(
-        spec=spec, budget_flops=budget, n_params=counts[DEFAULT_PARAM_CONVENTION], flops=flops
+        spec=spec,
+        budget_flops=budget,
+        n_params=counts.by_convention()[DEFAULT_PARAM_CONVENTION],
+        flops=flops,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scalelab.sweep.shape_rule import DEFAULT_FF_MULTIPLE
+from scalelab.theory.shape import DEFAULT_FF_RATIO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Preset] = {
         values={
             "d_head": 128,
             "heads_per_kv_head": 1,
-            "ff_multiple": DEFAULT_FF_MULTIPLE,
+            "ff_multiple": DEFAULT_FF_RATIO,
             "aspect": ((4096, 128.0), (5120, 128.0), (6656, 6656 / 60), (8192, 102.4)),
             "is_tied": False,
             "has_qk_norm": False,
@@ -56,7 +56,7 @@ PRESETS: Mapping[str, Preset] = {
         values={
             "d_head": 64,
             "heads_per_kv_head": 1,
-            "ff_multiple": DEFAULT_FF_MULTIPLE,
+            "ff_multiple": DEFAULT_FF_RATIO,
             "aspect": ((768, 64.0), (1024, 1024 / 24), (1280, 1280 / 36), (1600, 1600 / 48)),
             "is_tied": True,
             "has_qk_norm": False,
@@ -71,7 +71,7 @@ PRESETS: Mapping[str, Preset] = {
         values={
             "d_head": 128,
             "heads_per_kv_head": 1,
-            "ff_multiple": DEFAULT_FF_MULTIPLE,
+            "ff_multiple": DEFAULT_FF_RATIO,
             "aspect": ((1, 64.0),),
             "is_tied": False,
             "has_qk_norm": True,
@@ -85,7 +85,7 @@ PRESETS: Mapping[str, Preset] = {
         values={
             "d_head": 128,
             "heads_per_kv_head": 1,
-            "ff_multiple": DEFAULT_FF_MULTIPLE,
+            "ff_multiple": DEFAULT_FF_RATIO,
             "aspect": ((1, 128.0),),
             "is_tied": False,
             "has_qk_norm": True,

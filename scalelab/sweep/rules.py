@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from scalelab.errors import UsageError
+from scalelab.sweep.shape_rule import shape_words
 from scalelab.sweep.tables import TrainTable
 from scalelab.theory.decay_rules import find_weight_decay_rule
 from scalelab.theory.noise_rule import NOISE_PREFIX
@@ -82,6 +83,6 @@ def rule_texts(sweep: SweepSpec) -> dict[str, str]:
         if decay_rule is None
         else f"{decay_rule.name}: {decay_rule.formula}{at}",
         "schedule": train.schedule,
-        "shapes": f"{preset}{sweep.shape_rule().words()}",
+        "shapes": f"{preset}{shape_words(sweep.shape_rules())}",
         "parametrization": train.parametrization,
     }

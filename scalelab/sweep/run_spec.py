@@ -29,6 +29,8 @@ PRECISIONS = ("fp32", "bf16", "fp8")
 supported: it needs loss scaling, bf16 does not."""
 OPTIMIZERS = ("adamw", "muon")
 PARAMETRIZATIONS = ("standard", "mup", "completep")
+ROUTER_WEIGHTS = ("balance_weight", "router_z_weight")
+"""Fields that only mixtures of experts have at other values than the default."""
 
 _T = TypeVar("_T")
 
@@ -138,7 +140,7 @@ class RunSpec:
         is_in_run = 0 <= self.decay_steps <= left
         _require(self, "decay_steps", is_in_run, f"0 to the {left} steps after warm-up")
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "0 to below 1")
-        for name, default in (("balance_weight", BALANCE_WEIGHT), ("router_z_weight", 0.0)):
+        for name, default in zip(ROUTER_WEIGHTS, (BALANCE_WEIGHT, 0.0), strict=True):
             value = getattr(self, name)
             _require(self, name, value >= 0, "a number from 0")
             is_used = self.shape.n_experts > 0 or value == default

@@ -14,15 +14,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from scalelab.errors import SpecError, UsageError
+from scalelab.sweep.expert_rule import ACTIVE, ExpertRule
 from scalelab.sweep.shape_list import ListedShape
-from scalelab.theory.shape import FF_MULTIPLE, ModelShape
+from scalelab.theory.accounting import count_params
+from scalelab.theory.shape import DEFAULT_FF_RATIO, FF_MULTIPLE, ModelShape
 from scalelab.units import plural
 
 FINE, ALIGNED = "fine", "aligned"
@@ -40,8 +42,8 @@ MAX_WIDTH = 32_768
 DEPTH_AT_32 = 2.0
 DEPTH_EXPONENT = 0.55
 DEPTH_TOLERANCE = 2.0
-DEFAULT_FF_MULTIPLE = 8 / 3
-"""A SwiGLU layer of this width has the parameters of an ordinary one of 4 x d_model."""
+EXPERT_STEPS = {FINE: FF_MULTIPLE, ALIGNED: 64}
+"""Multiples of the width of a routed expert."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,17 +69,28 @@ class ShapeRule:
         Hidden width of the feed-forward layer divided by ``d_model``, before it is rounded up.
     is_tied, has_qk_norm : bool
         As in `ModelShape`.
+    experts : ExpertRule or None
+        The experts of every block; None for dense models.
+    size_by : str
+        ``active`` or ``total``: the parameters of a mixture of experts that its size counts.
     """
 
     table: str = FINE
     d_head: int = 0
     heads_per_kv_head: int = 1
     n_kv_heads: int = 0
-    ff_multiple: float = DEFAULT_FF_MULTIPLE
+    ff_multiple: float = DEFAULT_FF_RATIO
     aspect: tuple[tuple[int, float], ...] = ()
     shape_list: tuple[ListedShape, ...] = ()
     is_tied: bool = False
     has_qk_norm: bool = True
+    experts: ExpertRule | None = None
+    size_by: str = ACTIVE
+
+    def size(self, shape: ModelShape) -> int:
+        """Return the parameters that the size of a model counts."""
+        counts = count_params(shape)
+        return counts.of_active().total if self.size_by == ACTIVE else counts.total
 
     def head_size(self, d_model: int) -> int:
         """Return the head size of a width."""
@@ -88,8 +101,13 @@ class ShapeRule:
         return self.head_size(d_model) * (self.n_kv_heads or self.heads_per_kv_head)
 
     def hidden_width(self, d_model: int) -> int:
-        """Return the width of the feed-forward layer, a multiple of the table's step."""
+        """Return the width of the dense feed-forward layer, a multiple of the table's step.
+
+        Experts are parts of it, whose width is a multiple of its own step.
+        """
         multiple = _from_width(FF_STEPS[self.table], d_model)
+        if self.experts is not None:
+            multiple = self.experts.width_step(multiple, EXPERT_STEPS[self.table])
         # Without the margin, rounding errors of the product would add a step.
         return math.ceil(self.ff_multiple * d_model / multiple - 1e-9) * multiple
 
@@ -103,8 +121,8 @@ class ShapeRule:
         Raises
         ------
         UsageError
-            When the width is not whole heads, key heads do not divide the heads, or the numbers
-            describe no valid model.
+            When the width is not whole heads, key heads do not divide the heads, the experts do not
+            divide the feed-forward layer, or the numbers describe no valid model.
         """
         d_model = given.d_model
         if given.n_heads:
@@ -119,7 +137,7 @@ class ShapeRule:
         elif n_heads % n_kv_heads:
             raise _uneven(given, "n_heads", n_heads, n_kv_heads)
         try:
-            return ModelShape(
+            dense = ModelShape(
                 n_layers=given.n_layers,
                 d_model=d_model,
                 n_heads=n_heads,
@@ -131,6 +149,7 @@ class ShapeRule:
                 is_tied=self.is_tied,
                 has_qk_norm=self.has_qk_norm,
             )
+            return dense if self.experts is None else self.experts.split(dense)
         except SpecError as error:
             given_words = f"shape {given.words()}: {error.given}"
             raise UsageError(given_words, error.allowed, error.do) from None
@@ -193,11 +212,13 @@ class ShapeRule:
             f"heads of {self.d_head}": self.d_head > 0,
             f"{self.heads_per_kv_head} heads per key head": self.heads_per_kv_head > 1,
             plural(self.n_kv_heads, "key head"): self.n_kv_heads > 0,
-            f"d_ff {self.ff_multiple:g} x d_model": self.ff_multiple != DEFAULT_FF_MULTIPLE,
+            f"d_ff {self.ff_multiple:g} x d_model": self.ff_multiple != DEFAULT_FF_RATIO,
             f"d_model / n_layers {per_width}": bool(self.aspect),
             "tied head": self.is_tied,
             "no QK-norm": not self.has_qk_norm,
         }
+        if self.experts is not None:
+            parts[self.experts.words()] = True
         return ", ".join(part for part, holds in parts.items() if holds)
 
     def _whole(self, width: int) -> int:
@@ -213,6 +234,14 @@ class ShapeRule:
         if size % divisor:
             raise _uneven(given, name, size, divisor)
         return size // divisor
+
+
+def shape_words(rules: Sequence[ShapeRule]) -> str:
+    """Return `ShapeRule.words` of rules that differ in their experts only, for a plan."""
+    if len(rules) == 1:
+        return rules[0].words()
+    experts = ["dense" if rule.experts is None else rule.experts.words() for rule in rules]
+    return f"{dataclasses.replace(rules[0], experts=None).words()}; {', '.join(experts)}"
 
 
 def _uneven(given: ListedShape, name: str, size: int, divisor: int) -> UsageError:

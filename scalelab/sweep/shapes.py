@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from scalelab.errors import UsageError
 from scalelab.sweep.shape_rule import ALIGNED, DEFAULT_RULE, FINE, HEAD_SIZES, ShapeRule
-from scalelab.theory.accounting import count_params
 from scalelab.theory.shape import ModelShape
 from scalelab.units import format_quantity, plural
 
@@ -32,7 +31,7 @@ class ShapeTable:
     ----------
     shapes : tuple of ModelShape
     log_params : ndarray of float, shape (n,)
-        Natural log of all parameters of each shape.
+        Natural log of the size of each shape, as the rule counts it.
     depth_miss : ndarray of float, shape (n,)
         Distance of the depth from `ShapeRule.preferred_depth`, in natural logs.
     """
@@ -50,11 +49,11 @@ def shape_table(vocab_size: int, rule: ShapeRule = DEFAULT_RULE) -> ShapeTable:
         for d_model in rule.widths()
         for n_layers in rule.depths(d_model)
     ]
-    totals = {shape: count_params(shape).total for shape in shapes}
-    shapes.sort(key=lambda shape: (totals[shape], shape.d_model))
+    sizes = {shape: rule.size(shape) for shape in shapes}
+    shapes.sort(key=lambda shape: (sizes[shape], shape.d_model))
     return ShapeTable(
         tuple(shapes),
-        np.log([totals[shape] for shape in shapes]),
+        np.log([sizes[shape] for shape in shapes]),
         np.array([abs(math.log(s.n_layers / rule.preferred_depth(s.d_model))) for s in shapes]),
     )
 
@@ -68,7 +67,7 @@ def listed_shapes(vocab_size: int, rule: ShapeRule) -> list[ModelShape]:
         As `ShapeRule.complete`.
     """
     found = [rule.complete(given, vocab_size) for given in rule.shape_list]
-    return sorted(found, key=lambda shape: count_params(shape).total)
+    return sorted(found, key=rule.size)
 
 
 def chosen_shapes(targets: Sequence[float], vocab_size: int, rule: ShapeRule) -> list[ModelShape]:
@@ -81,7 +80,7 @@ def chosen_shapes(targets: Sequence[float], vocab_size: int, rule: ShapeRule) ->
 def size_limits(vocab_size: int, rule: ShapeRule = DEFAULT_RULE) -> tuple[int, int]:
     """Return the parameters of the smallest and largest shape of a rule."""
     shapes = shape_table(vocab_size, rule).shapes
-    return count_params(shapes[0]).total, count_params(shapes[-1]).total
+    return rule.size(shapes[0]), rule.size(shapes[-1])
 
 
 def nearest_shape(
@@ -89,7 +88,8 @@ def nearest_shape(
 ) -> ModelShape:
     """Return the shape of a rule nearest to a target size, with a penalty for unusual depths.
 
-    All parameters count (the ``chinchilla`` convention).
+    All parameters count (the ``chinchilla`` convention); of a mixture of experts those of
+    `ShapeRule.size_by`.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def distinct_shapes(
             f"Use fewer sizes, for example --sizes {max(1, len(chosen))}, a wider range, for "
             f"example --span 64{finer_words(rule)}.",
         )
-    return sorted(chosen, key=lambda shape: count_params(shape).total)
+    return sorted(chosen, key=rule.size)
 
 
 def finer_words(rule: ShapeRule) -> str:

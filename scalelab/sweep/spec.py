@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from scalelab.errors import DataError, UsageError
 from scalelab.sweep.model_table import ModelTable
 from scalelab.sweep.option import DATA, Table, find_option, option, validated
+from scalelab.sweep.run_spec import ROUTER_WEIGHTS
 from scalelab.sweep.shape_rule import ALIGNED, ALIGNED_FROM_FLOPS, FINE, ShapeRule
 from scalelab.sweep.shapes import SMALLEST_VOCABULARY, listed_shapes
 from scalelab.sweep.tables import (
@@ -61,7 +62,10 @@ class SweepSpec(Table):
         (), "Training FLOPs of each isoFLOP curve", example="1e18..1e20:5", commands=_ISOFLOP
     )
     n_params: Quantities = option(
-        (), "Model sizes N, all parameters counted", example="1M..10M:4", commands=_GRID
+        (),
+        "Model sizes N, all parameters counted (of a mixture of experts, as --size-by says)",
+        example="1M..10M:4",
+        commands=_GRID,
     )
     n_tokens: Quantities = option((), "Training tokens D", example="20M..200M:3", commands=_GRID)
     sizes: int = option(
@@ -118,7 +122,33 @@ class SweepSpec(Table):
                 "wsd, because branches leave a trunk of constant learning rate",
                 "Write --schedule wsd, or remove the key schedule: a ladder uses wsd.",
             )
+        if self.kind == "isoflop":
+            self.require_one_mixture("isoflop sweep")
+        fields = TrainTable.model_fields
+        idle = [n for n in ROUTER_WEIGHTS if getattr(self.train, n) != fields[n].default]
+        if idle and not self.has_experts:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+            raise UsageError(
+                f"{' and '.join(idle)} ({flags}) without experts",
+                "router losses with a mixture of experts; a dense model has no router",
+                f"Add for example --n-experts 8, or remove {flags}.",
+            )
         return self
+
+    def require_one_mixture(self, what: str) -> None:
+        """Raise UsageError if the sweep has several mixtures of experts, for a command's name."""
+        if len(self.model.experts()) > 1:
+            raise UsageError(
+                f"{what} with several mixtures of experts",
+                "one of them: sizes and tokens are its only axes",
+                "Use one value of --n-experts (or --expansion), --n-active-experts and "
+                "--granularity.",
+            )
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some models are mixtures of experts."""
+        return self.model.experts() != (None,)
 
     def _needed_axes(self) -> tuple[str, ...]:
         """Return the axes that the sweep needs; raise UsageError where two give the sizes."""
@@ -145,15 +175,16 @@ class SweepSpec(Table):
             low, high = min(self.budgets), max(self.budgets)
             ends = f"{low:.0e}-{high:.0e}-{len(self.budgets)}x{n_sizes}"
         else:
-            ends = f"{n_sizes}x{len(self.n_tokens)}"
+            n_experts = len(self.model.experts())
+            ends = f"{n_sizes}x{len(self.n_tokens)}{f'x{n_experts}' if n_experts > 1 else ''}"
         return f"{self.kind}-{ends.replace('e+', 'e')}"
 
     def n_sizes(self) -> int:
         """Return the model sizes at each budget, or in a grid."""
         return len(self.model.shape_list or ()) or len(self.n_params) or self.sizes
 
-    def shape_rule(self) -> ShapeRule:
-        """Return the rule of the models' shapes.
+    def shape_rules(self) -> tuple[ShapeRule, ...]:
+        """Return the rule of the models' shapes, one for each mixture of experts.
 
         The default table depends on the largest budget; without budgets on 6ND of the largest run.
         """
@@ -163,7 +194,7 @@ class SweepSpec(Table):
             listed = listed_shapes(SMALLEST_VOCABULARY, self.model.rule(FINE))
             sizes = self.n_params or [float(count_params(shape).total) for shape in listed]
             most = train_flops_6nd(max(sizes), max(self.n_tokens))
-        return self.model.rule(ALIGNED if most >= ALIGNED_FROM_FLOPS else FINE)
+        return self.model.rules(ALIGNED if most >= ALIGNED_FROM_FLOPS else FINE)
 
     def science(self) -> dict[str, Any]:
         """Return the fields that determine the runs: without name, execution and launcher."""
@@ -177,7 +208,8 @@ class SweepSpec(Table):
             if key in FIRST_TRAIN_KEYS or value != defaults[key]
         }
         # The shapes that result, with a preset or without it.
-        content["model"] = self.shape_rule().changes()
+        rules = [rule.changes() for rule in self.shape_rules()]
+        content["model"] = rules[0] if len(rules) == 1 else {"rules": rules}
         if not content["model"]:
             del content["model"]
         return content

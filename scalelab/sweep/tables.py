@@ -23,7 +23,13 @@ from scalelab.sweep.option import (
     Table,
     option,
 )
-from scalelab.sweep.run_spec import OPTIMIZERS, PARAMETRIZATIONS, PRECISIONS, SCHEDULES
+from scalelab.sweep.run_spec import (
+    BALANCE_WEIGHT,
+    OPTIMIZERS,
+    PARAMETRIZATIONS,
+    PRECISIONS,
+    SCHEDULES,
+)
 from scalelab.sweep.site_options import is_known, option_name, split_pairs
 from scalelab.sweep.train_checks import refuse_double_rule, refuse_unused_settings
 from scalelab.sweep.values import (
@@ -177,6 +183,15 @@ class TrainTable(Table):
         0.0,
         "Decay of a moving average of the weights, evaluated beside the final weights; 0 for none",
         example="0.999", ge=0, lt=1
+    )  # fmt: skip
+    balance_weight: float = option(
+        BALANCE_WEIGHT,
+        "Weight of the load-balance loss of a mixture of experts in the training loss",
+        example="0.02", ge=0, le=10
+    )  # fmt: skip
+    router_z_weight: float = option(
+        0.0, "Weight of the squared log-normaliser of a mixture's router in the training loss "
+        "(router z-loss); ST-MoE uses 0.001", example="0.001", ge=0, le=10
     )  # fmt: skip
     precision: Literal[PRECISIONS] | None = option(  # type: ignore[valid-type]
         None,

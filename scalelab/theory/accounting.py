@@ -17,7 +17,7 @@ Pearce and Song 2024, arXiv:2406.12907 (effect of the convention on the exponent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from scalelab.theory.shape import ModelShape
@@ -81,6 +81,10 @@ class ParamCounts:
         """All parameters."""
         return self.embedding + self.head + self.attention + self.feed_forward + self.norms
 
+    def of_active(self) -> ParamCounts:
+        """Return the counts without the experts that a token does not pass through."""
+        return replace(self, feed_forward=self.feed_forward_active)
+
     def by_convention(self) -> dict[str, int]:
         """Return the count under each of `PARAM_CONVENTIONS`."""
         blocks = self.attention + self.feed_forward + self.norms
@@ -89,7 +93,7 @@ class ParamCounts:
             "chinchilla": self.total,
             "kaplan": blocks,
             "matmul": self.attention + self.feed_forward_active + head_matmul,
-            "active": self.total - self.feed_forward + self.feed_forward_active,
+            "active": self.of_active().total,
         }
 
 
@@ -121,7 +125,7 @@ def tokens_at_6nd(flops: Count, n_params: Count) -> Count:
 
 
 def train_flops_per_token(shape: ModelShape, seq_len: int) -> dict[str, float]:
-    """Return training FLOPs per token under each analytic convention.
+    """Return training FLOPs per token under each analytic convention, of active experts only.
 
     A multiply-add is two FLOPs; the backward pass is twice the forward. Causal attention costs
     ``4 * d_attention * (seq_len + 1) / 2`` per token and layer forward: position t looks at t keys.
@@ -131,16 +135,14 @@ def train_flops_per_token(shape: ModelShape, seq_len: int) -> dict[str, float]:
     dict
         FLOPs per token by name: ``6nd``, ``6nd_kaplan``, ``exact``, ``palm``.
     """
-    counts = count_params(shape).by_convention()
+    counts = count_params(shape).of_active().by_convention()
     attention_forward = 4 * shape.n_layers * shape.d_attention * (seq_len + 1) / 2
     return {
-        "6nd": train_flops_6nd(counts["active"], 1),
-        "6nd_kaplan": train_flops_6nd(
-            counts["kaplan"] - counts["chinchilla"] + counts["active"], 1
-        ),
+        "6nd": train_flops_6nd(counts["chinchilla"], 1),
+        "6nd_kaplan": train_flops_6nd(counts["kaplan"], 1),
         "exact": TRAIN_TO_FORWARD
         * (FLOPS_PER_PARAM_FORWARD * counts["matmul"] + attention_forward),
-        "palm": train_flops_6nd(counts["active"], 1)
+        "palm": train_flops_6nd(counts["chinchilla"], 1)
         + 12 * shape.n_layers * shape.d_attention * seq_len,
     }
 

@@ -124,6 +124,13 @@ class ModelShape:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
+    def experts(self) -> tuple[int, ...]:
+        """Numbers and widths of the experts; empty for a dense model."""
+        if not self.n_experts:
+            return ()
+        return (self.n_experts, self.n_active_experts, self.d_ff, self.d_shared_expert)
+
+    @property
     def granularity(self) -> float:
         """Width of a dense layer, ``8/3 d_model``, over that of a routed expert; 1 if dense.
 

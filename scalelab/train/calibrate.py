@@ -72,7 +72,7 @@ def measure_speed(
     return {"device": device_name(execution.device), "points": points}
 
 
-def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, float]:
+def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict[str, Any]:
     """Return the speed of a run's steps and of its evaluation, on random tokens.
 
     A request with ``auto`` is timed as `timed_execution`.
@@ -80,9 +80,9 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
     Returns
     -------
     dict
-        ``d_model``, ``n_layers``, ``n_params``, ``seq_len``, ``batch_seqs``, ``step_s`` (the
-        median), ``tokens_per_s``, ``flops_per_s`` (exact convention), ``eval_tokens_per_s`` and
-        ``start_s`` (to build and initialise the run).
+        ``d_model``, ``n_layers``, ``n_params``, ``experts`` (`ModelShape.experts`), ``seq_len``,
+        ``batch_seqs``, ``step_s`` (the median), ``tokens_per_s``, ``flops_per_s`` (exact
+        convention), ``eval_tokens_per_s`` and ``start_s`` (to build and initialise the run).
     """
     rng = np.random.default_rng(0)
     execution = timed_execution(execution, spec)
@@ -107,6 +107,7 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
         "d_model": spec.shape.d_model,
         "n_layers": spec.shape.n_layers,
         "n_params": count_params(spec.shape).total,
+        "experts": spec.shape.experts,
         "seq_len": spec.seq_len,
         "batch_seqs": spec.batch_seqs,
         "step_s": step_s,

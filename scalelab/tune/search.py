@@ -215,7 +215,7 @@ def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
             n_diverged += loss == DIVERGED
             continue
         spec = run.read_spec()
-        size = count_params(spec.shape).by_convention()[DEFAULT_PARAM_CONVENTION]
+        size = count_params(spec.shape).of_active().by_convention()[DEFAULT_PARAM_CONVENTION]
         rows.append((size, spec.n_tokens, spec.lr, spec.tokens_per_step, loss))
         specs.append(spec)
     columns: Any = np.array(rows, dtype=float).reshape(-1, 5).T

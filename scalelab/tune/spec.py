@@ -97,6 +97,7 @@ class TuneSpec(Table):
                 f"{CONSTANT}, because the trials of a cell share or search the weight decay",
                 "Remove weight_decay_rule, or search with --weight-decay 0.01..0.3.",
             )
+        self.sweep.require_one_mixture("a tuning")
         for name, (least, most) in LIMITS.items():
             ends = getattr(self, name)
             if ends is not None and not least <= ends[0] < ends[1] <= most:

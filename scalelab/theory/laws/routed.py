@@ -150,6 +150,9 @@ class Granularity(Law):
         self, flops: ArrayLike, *, granularity: float = 1.0
     ) -> tuple[FloatArray, FloatArray]:
         """Return the compute-optimal (N, D) at C = 6 N D, N active, at one granularity."""
+        return self.at(granularity).optimal(flops)
+
+    def at(self, granularity: float) -> Chinchilla:
+        """Return the law of N and D at one granularity."""
         scale = self.A + self.g * granularity**-self.gamma
-        at = Chinchilla(A=scale, B=self.B, E=self.E, alpha=self.alpha, beta=self.beta)
-        return at.optimal(flops)
+        return Chinchilla(A=scale, B=self.B, E=self.E, alpha=self.alpha, beta=self.beta)

@@ -82,6 +82,9 @@ class Sparsity(Law):
 
     def optimal(self, flops: ArrayLike, *, density: float = 1.0) -> tuple[FloatArray, FloatArray]:
         """Return the compute-optimal (N, D) at C = 6 N D, N active, at one density."""
+        return self.at(density).optimal(flops)
+
+    def at(self, density: float) -> Chinchilla:
+        """Return the law of N and D at one density."""
         scale = self.A + self.g * density**self.b
-        at = Chinchilla(A=scale, B=self.B, E=self.E, alpha=self.alpha, beta=self.beta)
-        return at.optimal(flops)
+        return Chinchilla(A=scale, B=self.B, E=self.E, alpha=self.alpha, beta=self.beta)
