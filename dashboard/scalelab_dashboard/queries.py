@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from scalelab.api import fits as api_fits
+from scalelab.api import predictions as api_predictions
 from scalelab.forecast.bands import bands_between
 from scalelab_dashboard import assess, data
 from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
@@ -19,6 +20,7 @@ from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scalelab.api.predictions import ScoresReport
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
@@ -65,6 +67,12 @@ def costs(results: str, sweep: str, stamp: str, rates: Rates) -> pd.DataFrame:
 def observed(key: FitKey) -> tuple[Observations, IsoflopFit] | Failure:
     """Return the rows and their isoFLOP curves, without a fit."""
     return attempt(lambda: assess.observed(**key.arguments()))
+
+
+@st.cache_resource(max_entries=2, ttl=60, show_spinner=False)
+def scores(results: str, stamp: str) -> ScoresReport | Failure:
+    """Return the scores of registered forecasts; a new file is read within a minute."""
+    return attempt(lambda: api_predictions.scores(results))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

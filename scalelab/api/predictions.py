@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport
-    from scalelab.forecast.registered import Registration, RunScore, Summary
+    from scalelab.forecast.registered import Registration
+    from scalelab.forecast.scores import RunScore, Summary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
@@ -57,7 +58,7 @@ class ScoresReport(NotebookView):
 
     def overall(self) -> Mapping[str, Summary]:
         """Return the means over forecasts by timing; only timings that have a score."""
-        from scalelab.forecast.registered import TIMINGS, summarise
+        from scalelab.forecast.scores import TIMINGS, summarise
 
         groups = {name: [s for s in self.scores if s.timing == name] for name in TIMINGS}
         return {name: summarise(group) for name, group in groups.items() if group}
@@ -90,8 +91,10 @@ class ScoresReport(NotebookView):
         yield "see .to_frame(), .overall(), .to_dict()"
 
 
-def register(report: FitReport, name: str, *, results: str | Path = DEFAULT_RESULTS) -> Path:
-    """Freeze the forecasts of a fit in ``<results>/forecasts/<name>.json``, and return that path.
+def register(
+    report: FitReport, name: str, *, results: str | Path = DEFAULT_RESULTS
+) -> Registration:
+    """Freeze the forecasts of a fit in ``<results>/forecasts/<name>.json``, and return them.
 
     Parameters
     ----------
@@ -100,7 +103,8 @@ def register(report: FitReport, name: str, *, results: str | Path = DEFAULT_RESU
     name : str
         A name that is not registered yet; registered forecasts never change.
     results : str or Path
-        The results folder; `scores` looks for the runs there.
+        The results folder; `scores` looks for the runs there. Runs at the points that have begun
+        already are named in ``forecasts[i].begun`` and scored apart.
 
     Raises
     ------
@@ -109,11 +113,9 @@ def register(report: FitReport, name: str, *, results: str | Path = DEFAULT_RESU
     NotIdentifiedError
         If a forecast has no interval.
     """
-    from datetime import UTC, datetime
-
-    from scalelab import __version__
-    from scalelab.forecast.registered import Registration, frozen, hashes_of
+    from scalelab.forecast.registered import registration
     from scalelab.records.forecasts import forecast_file, save_forecast
+    from scalelab.store.finished_runs import begun_runs
 
     path = forecast_file(Path(results), name)
     if not report.forecasts or report.fit.law.target != "loss_nats":
@@ -122,22 +124,16 @@ def register(report: FitReport, name: str, *, results: str | Path = DEFAULT_RESU
             "a fit that predicts",
             'Write fit(df, predict=["N=7e9"], forecaster="averaged").',
         )
-    rows, averaged = report.observations, report.averaged
-    found = Registration(
-        name=name,
-        registered=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        version=__version__,
-        forms={report.fit.form: 1.0} if averaged is None else averaged.weights,
-        form=report.fit.form,
-        constants=report.fit.params,
-        source=rows.source,
-        param_convention=rows.param_convention,
-        flop_convention=rows.flop_convention,
-        row_hashes=hashes_of(rows),
-        forecasts=tuple(frozen(averaged or report.fit, each) for each in report.forecasts),
+    found = registration(
+        name,
+        report.fit,
+        report.averaged,
+        report.observations,
+        report.forecasts,
+        begun_runs(Path(results)),
     )
     save_forecast(path, found.to_dict())
-    return path
+    return found
 
 
 def scores(results: str | Path = DEFAULT_RESULTS) -> ScoresReport:
@@ -151,7 +147,8 @@ def scores(results: str | Path = DEFAULT_RESULTS) -> ScoresReport:
     results : str or Path
         The results folder, with collected sweeps and imported tables.
     """
-    from scalelab.forecast.registered import registration_of, score_runs
+    from scalelab.forecast.registered import registration_of
+    from scalelab.forecast.scores import score_runs
     from scalelab.records.forecasts import read_forecasts
     from scalelab.store.finished_runs import finished_runs
 

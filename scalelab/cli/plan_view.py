@@ -38,7 +38,8 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
     plan, cost = proposal.plan, proposal.cost
     if n_slurm_jobs is not None:
         speed = replace(cost.speed, n_workers=n_slurm_jobs)
-        cost = plan_cost(plan, speed, skip=proposal.finished)
+        last = frozenset(row.spec.run_id for row in proposal.largest())
+        cost = plan_cost(plan, speed, skip=proposal.finished, largest=last)
     out = console()
     decays = {row.spec.weight_decay for row in plan.rows}
     columns = (
@@ -99,6 +100,12 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
         f"{where}: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
     ]
+    if last := proposal.largest():
+        size = last[0].budget_flops or last[0].flops
+        lines.append(
+            f"order: {plural(len(last), 'run')} of {format_flops(size)} FLOPs after all others; "
+            "the forecast of their losses is registered before they start"
+        )
     if cost.wall_s < LONG_S:
         return lines
     lines += [
@@ -154,6 +161,7 @@ def _shared_words(plan: Plan) -> str:
 def plan_as_json(proposal: Proposal) -> dict[str, Any]:
     """Return the plan for the JSON of ``scalelab sweep``, with unrounded numbers."""
     plan, cost = proposal.plan, proposal.cost
+    last = {row.spec.run_id for row in proposal.largest()}
     return {
         "schema": JSON_SCHEMA,
         "command": "sweep",
@@ -180,6 +188,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "epochs": plan.epochs(row),
                 "seconds": seconds,
                 "is_finished": row.spec.run_id in proposal.finished,
+                "starts_last": row.spec.run_id in last,
             }
             for row, seconds in zip(plan.rows, cost.run_seconds, strict=True)
         ],

@@ -80,7 +80,7 @@ def predict(
     """
     from scalelab import api
     from scalelab.api.predictions import law_answers
-    from scalelab.records.forecasts import forecast_file
+    from scalelab.records.forecasts import forecast_file, forecast_path
     from scalelab.store.tables import parse_map
 
     if law is not None:
@@ -122,12 +122,20 @@ def predict(
             "where the runs determine the asked loss.",
         )
     laws = () if report.averaged is None else law_answers(report)
-    path = None if register is None else api.register(report, register, results=results)
+    kept = None if register is None else api.register(report, register, results=results)
+    path = None if kept is None else forecast_path(results, kept.name)
     if as_json:
         emit_json(_as_dict(report, laws, path))
         return EXIT_OK
     _print_page(report, laws)
-    if path is not None:
+    if kept is not None:
+        if begun := [run for each in kept.forecasts for run in each.begun]:
+            console().print(
+                f"Runs at these points had begun or were imported already ({', '.join(begun[:3])}"
+                f"{', ..' if len(begun) > 3 else ''}): their scores are kept apart, as `after the "
+                "fact`.",
+                soft_wrap=True,
+            )
         console().print(
             runnable(f"Registered in {path}. Next, after the run: `scalelab scores`"),
             soft_wrap=True,

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scalelab.cli.new_scores import (
+    key_of,
+    new_scores,
+    print_scores,
+    scored_pairs,
+    scores_as_json,
+)
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from scalelab.cli.output import console, emit_json, runnable, warn
 from scalelab.errors import EXIT_OK, UsageError
 from scalelab.units import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalelab.forecast.scores import RunScore
     from scalelab.store.collect import CollectReport
 
 WATCH_INTERVAL_S = 2.0
@@ -38,20 +48,23 @@ def collect(
     from scalelab.store.collect import collect as collect_once
     from scalelab.store.collect import watch as collect_again
 
-    if not watch:
-        _show_collected(collect_once(results), results, as_json=as_json)
-        return EXIT_OK
-    for report in collect_again(results, interval_s=interval):
-        if report.is_published:
-            _show_collected(report, results, as_json=as_json)
+    scored = scored_pairs(results)
+    for report in collect_again(results, interval_s=interval) if watch else [collect_once(results)]:
+        if report.is_published or not watch:
+            scores = new_scores(results, scored)
+            _show_collected(report, results, scores, as_json=as_json)
+            scored |= {key_of(each) for each in scores}
     return EXIT_OK
 
 
-def _show_collected(report: CollectReport, results: Path, *, as_json: bool) -> None:
+def _show_collected(
+    report: CollectReport, results: Path, scores: Sequence[RunScore], *, as_json: bool
+) -> None:
     for problem in report.problems:
         warn(problem)
     if as_json:
-        emit_json({"schema": 1, "command": "collect", **asdict(report)})
+        content = {"schema": 1, "command": "collect", **asdict(report)}
+        emit_json({**content, "scores": scores_as_json(scores)})
         return
     parts = [
         plural(report.runs_new, "new run"),
@@ -67,6 +80,7 @@ def _show_collected(report: CollectReport, results: Path, *, as_json: bool) -> N
         f"({report.wall_s:.2f} s)",
         soft_wrap=True,
     )
+    print_scores(scores)
 
 
 def import_(
@@ -107,6 +121,7 @@ def import_(
     from scalelab.store.importers import REJECTS_FILE, import_table
     from scalelab.store.tables import ReadOptions, parse_map
 
+    scored = scored_pairs(results)
     report = import_table(
         results,
         file,
@@ -129,14 +144,17 @@ def import_(
         )
     for warning in warnings:
         warn(warning)
+    scores = new_scores(results, scored)
     if as_json:
-        emit_json({"schema": 1, "command": "import", **asdict(report)})
+        content = {"schema": 1, "command": "import", **asdict(report)}
+        emit_json({**content, "scores": scores_as_json(scores)})
         return EXIT_OK
     out = console()
     word = "imported" if report.is_new else "already imported"
     out.print(
         f"{plural(report.n_rows, 'row')} {word} as {report.name} ({report.folder})", soft_wrap=True
     )
+    print_scores(scores)
     out.print(runnable(f"Next: scalelab fit --sweep {report.name}"), soft_wrap=True)
     return EXIT_OK
 

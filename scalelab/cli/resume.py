@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from scalelab.cli.new_scores import scored_pairs
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption, ResumeOptions, option
 from scalelab.cli.spec_options import SpecValues, spec_values, spread_options
 from scalelab.cli.sweep_launch import show_end
@@ -138,6 +139,7 @@ def _continue(
 
     results: Path = options.results
     changes = resume_changes(values)
+    scored = scored_pairs(results)
     with watching(results, as_json=options.as_json) as watch:
         report = api.resume(
             name,
@@ -151,4 +153,5 @@ def _continue(
             detach=options.detach,
             watch=watch,
         )
-    return show_end(name or api.latest_sweep_name(results), report, options=options)
+    sweep = name or api.latest_sweep_name(results)
+    return show_end(sweep, report, options=options, scored=scored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from scalelab.cli.new_scores import Scored, new_scores, print_scores, scored_pairs, scores_as_json
 from scalelab.cli.options import LaunchOptions, MachineOptions
 from scalelab.cli.spec_options import SpecValues
 from scalelab.cli.sweep_spec import ask, refuse_slurm_only
@@ -74,6 +75,7 @@ def launch_sweep(
         return EXIT_OK
     if not options.yes:
         ask(proposal, as_json=as_json)
+    scored = scored_pairs(results)
     with watching(results, as_json=as_json) as watch:
         report = api.launch(
             proposal, results=results, extend=options.extend, detach=options.detach, watch=watch
@@ -81,14 +83,14 @@ def launch_sweep(
     plan = {**plan_as_json(proposal), **extra}
     has_check = lr_check and not options.detach and not report.is_interrupted
     if not has_check or not report.count("done"):
-        return show_end(proposal.plan.name, report, options=options, plan=plan)
+        return show_end(proposal.plan.name, report, options=options, scored=scored, plan=plan)
     from scalelab.api.tuning import check_lr
     from scalelab.cli.lr_check_view import print_verdicts, verdicts_as_json
 
     with watching(results, as_json=as_json) as watch:
         verdicts = check_lr(proposal, results=results, watch=watch)[1]
     plan["lr_check"] = verdicts_as_json(verdicts)
-    code = show_end(proposal.plan.name, report, options=options, plan=plan)
+    code = show_end(proposal.plan.name, report, options=options, scored=scored, plan=plan)
     if not as_json:
         print_verdicts(verdicts)
     return code
@@ -99,14 +101,19 @@ def show_end(
     report: LaunchReport,
     *,
     options: MachineOptions,
+    scored: Scored,
     plan: dict[str, Any] | None = None,
 ) -> int:
-    """Print how the launch ended and what to do next, and return the exit code."""
+    """Print how the launch ended and what to do next, and return the exit code.
+
+    ``scored`` are the scores of registered forecasts before the launch.
+    """
     from scalelab.cli.output import console, emit_json, runnable
     from scalelab.units import format_duration, plural
 
     counts = {status: report.count(status) for status in dict.fromkeys(report.statuses.values())}
     n_failed = counts.get("failed", 0)
+    scores = new_scores(options.results, scored)
     if options.as_json:
         status = "interrupted" if report.is_interrupted else "failed" if n_failed else "ok"
         emit_json(
@@ -116,12 +123,17 @@ def show_end(
                 "counts": counts,
                 "n_started": report.n_started,
                 "wall_s": report.wall_s,
+                "forecast": report.forecast or None,
+                "scores": scores_as_json(scores),
             }
         )
     else:
         words = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         out = console()
         out.print(f"{name}: {words}, in {format_duration(report.wall_s)}.", soft_wrap=True)
+        if report.forecast:
+            out.print(report.forecast, soft_wrap=True)
+        print_scores(scores)
         if report.is_interrupted or counts.get("cancelled"):
             resume = runnable(f"`scalelab resume {name}`")
             out.print(f"Stopped. To continue, run {resume}.", soft_wrap=True)

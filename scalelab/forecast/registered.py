@@ -1,4 +1,4 @@
-"""Registered forecasts: frozen before the run, scored after it.
+"""Registered forecasts: frozen before the run, scored after it (`scalelab.forecast.scores`).
 
 A registration is a plain value with the quantiles of each forecast. It needs no fit to be scored,
 so a later version of scalelab scores what the earlier one said.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,13 @@ from scalelab.errors import NotIdentifiedError, SpecError
 from scalelab.fit.outcome import ParametricFit
 from scalelab.forecast.allocate import Forecast
 from scalelab.forecast.averaged import AveragedFit
-from scalelab.records.types import FinishedRun, Observations
+from scalelab.records.types import KnownRun, Observations
 
 SCHEMA = 1
 LEVELS = tuple(i / 100 for i in range(1, 100))
 """Levels of the quantiles that are frozen."""
 CLOSE = 0.02
 """A run is at the point of a forecast if its N and D differ by at most this fraction."""
-BEFORE, UNKNOWN, AFTER = "before the run", "start unknown", "after the fact"
-TIMINGS = (BEFORE, UNKNOWN, AFTER)
-"""When a forecast was frozen: before its run began, unknown (imports), or after it began."""
 UNSTATED = "unstated"
 
 
@@ -42,6 +39,9 @@ class FrozenForecast:
     log_quantiles : tuple of float
         Quantiles at `LEVELS` of the log loss of a new run. The other fields are those of
         `scalelab.forecast.allocate.Forecast`.
+    begun : tuple of str
+        Runs at the point that had begun, and rows that were imported, when it was frozen: these
+        are scored as `scalelab.forecast.scores.AFTER`.
     """
 
     asked: str
@@ -62,6 +62,7 @@ class FrozenForecast:
     extrapolation: float | None
     forecaster: str
     log_quantiles: tuple[float, ...]
+    begun: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +139,13 @@ def registration_of(content: Mapping[str, Any], path: str) -> Registration:
         found = Registration(
             row_hashes=tuple(content["rows"]["hashes"]),
             forecasts=tuple(
-                FrozenForecast(**{**each, "log_quantiles": tuple(each["log_quantiles"])})
+                FrozenForecast(
+                    **{
+                        **each,
+                        "log_quantiles": tuple(each["log_quantiles"]),
+                        "begun": tuple(each["begun"]),
+                    }
+                )
                 for each in content["predictions"]
             ),
             **{
@@ -164,7 +171,58 @@ def registration_of(content: Mapping[str, Any], path: str) -> Registration:
     return found
 
 
-def frozen(found: AveragedFit | ParametricFit, forecast: Forecast) -> FrozenForecast:
+def registration(
+    name: str,
+    fitted: ParametricFit,
+    averaged: AveragedFit | None,
+    rows: Observations,
+    forecasts: Sequence[Forecast],
+    begun: Sequence[KnownRun],
+) -> Registration:
+    """Return the forecasts of a fit under a name, with the time of now.
+
+    Parameters
+    ----------
+    name : str
+    fitted, averaged
+        The law, and what predicts if it is not the law.
+    rows : Observations
+        The fitted rows.
+    forecasts : sequence of Forecast
+    begun : sequence of KnownRun
+        Runs that have begun, and imported rows.
+
+    Raises
+    ------
+    NotIdentifiedError
+        If a forecast has no interval.
+    """
+    from scalelab import __version__
+
+    made = Registration(
+        name=name,
+        registered=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        version=__version__,
+        forms={fitted.form: 1.0} if averaged is None else averaged.weights,
+        form=fitted.form,
+        constants=fitted.params,
+        source=rows.source,
+        param_convention=rows.param_convention,
+        flop_convention=rows.flop_convention,
+        row_hashes=hashes_of(rows),
+        forecasts=tuple(_frozen(averaged or fitted, each) for each in forecasts),
+    )
+    new = [run for run in begun if not is_fitted(run, made.row_hashes)]
+    return replace(
+        made,
+        forecasts=tuple(
+            replace(each, begun=tuple(run.run_id for run in new if is_at(made, each, run)))
+            for each in made.forecasts
+        ),
+    )
+
+
+def _frozen(found: AveragedFit | ParametricFit, forecast: Forecast) -> FrozenForecast:
     """Return a forecast with the quantiles of a new run.
 
     Raises
@@ -223,113 +281,14 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunScore:
-    """How well a registered forecast predicted one run.
-
-    Attributes
-    ----------
-    name, asked : str
-        The registration, and the question in it.
-    run : str
-        The run, or the import and line.
-    source : str
-        Its sweep or import.
-    timing : str
-        One of `TIMINGS`.
-    predicted, observed : float
-        Losses, nats.
-    relative_error : float
-        predicted / observed - 1.
-    is_covered : bool
-        Whether the run lies in its prediction interval.
-    level : float
-        Level of that interval.
-    crps : float
-        Continuous ranked probability score of the log loss: that of a forecast without spread is
-        its absolute error.
-    """
-
-    name: str
-    asked: str
-    run: str
-    source: str
-    timing: str
-    predicted: float
-    observed: float
-    relative_error: float
-    is_covered: bool
-    level: float
-    crps: float
+def is_fitted(run: KnownRun, fitted: Collection[str]) -> bool:
+    """Return whether a run is one of the fitted rows, which are given as hashes."""
+    hashes = (row_hash(n, run.n_tokens, run.loss_nats) for n in run.n_params.values())
+    return any(each in fitted for each in hashes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """Means over forecasts of one timing; each forecast counts once, for any number of runs."""
-
-    n_forecasts: int
-    n_runs: int
-    mean_relative_error: float
-    coverage: float
-    crps: float
-
-
-def score_runs(registration: Registration, runs: Iterable[FinishedRun]) -> tuple[RunScore, ...]:
-    """Return a score for each forecast and each run at its point that was not fitted.
-
-    If fitted rows are runs of the results folder, other runs must share their evaluation set.
-    """
-    fitted = set(registration.row_hashes)
-    new, evaluations = [], set()
-    for run in runs:
-        is_fitted = any(
-            row_hash(n, run.n_tokens, run.loss_nats) in fitted for n in run.n_params.values()
-        )
-        if not is_fitted:
-            new.append(run)
-        elif run.eval_fingerprint is not None:
-            evaluations.add(run.eval_fingerprint)
-    return tuple(
-        _score(registration, forecast, run)
-        for forecast in registration.forecasts
-        for run in new
-        if _is_at(registration, forecast, run)
-        and (not evaluations or run.eval_fingerprint in (None, *evaluations))
-    )
-
-
-def summarise(scores: Sequence[RunScore]) -> Summary:
-    """Return the means of scores of one timing."""
-    groups: dict[tuple[str, str], list[RunScore]] = {}
-    for each in scores:
-        groups.setdefault((each.name, each.asked), []).append(each)
-    means = np.array(
-        [
-            np.mean([(abs(s.relative_error), s.is_covered, s.crps) for s in group], axis=0)
-            for group in groups.values()
-        ]
-    ).mean(axis=0)
-    return Summary(
-        n_forecasts=len(groups),
-        n_runs=len(scores),
-        mean_relative_error=float(means[0]),
-        coverage=float(means[1]),
-        crps=float(means[2]),
-    )
-
-
-def crps(log_quantiles: Sequence[float], log_loss: float) -> float:
-    """Return the CRPS from quantiles at `LEVELS`: the integral of twice the pinball loss.
-
-    Source: Gneiting and Raftery 2007, "Strictly proper scoring rules", section 4.2. The loss is 0
-    at the levels 0 and 1, so the sum over `LEVELS` is the trapezoidal rule.
-    """
-    levels = np.array(LEVELS)
-    gap = log_loss - np.array(log_quantiles)
-    return float(2 * np.maximum(levels * gap, (levels - 1) * gap).sum() / (len(LEVELS) + 1))
-
-
-def _is_at(registration: Registration, forecast: FrozenForecast, run: FinishedRun) -> bool:
+def is_at(registration: Registration, forecast: FrozenForecast, run: KnownRun) -> bool:
+    """Return whether N and D of a run are those of a forecast, within `CLOSE`."""
     n_params = _params(registration.param_convention, run)
     return (
         n_params is not None
@@ -338,28 +297,8 @@ def _is_at(registration: Registration, forecast: FrozenForecast, run: FinishedRu
     )
 
 
-def _params(convention: str, run: FinishedRun) -> float | None:
+def _params(convention: str, run: KnownRun) -> float | None:
     """Return N of the run as the forecast counts it; None if that is not known."""
     if convention in run.n_params:
         return run.n_params[convention]
     return next(iter(run.n_params.values())) if UNSTATED in (convention, *run.n_params) else None
-
-
-def _score(registration: Registration, forecast: FrozenForecast, run: FinishedRun) -> RunScore:
-    if run.known_s < registration.registered_s:
-        timing = AFTER
-    else:
-        timing = BEFORE if run.is_start_known else UNKNOWN
-    return RunScore(
-        name=registration.name,
-        asked=forecast.asked,
-        run=run.run_id,
-        source=run.source,
-        timing=timing,
-        predicted=forecast.loss_nats,
-        observed=run.loss_nats,
-        relative_error=forecast.loss_nats / run.loss_nats - 1,
-        is_covered=forecast.pred_low <= run.loss_nats <= forecast.pred_high,
-        level=forecast.level,
-        crps=crps(forecast.log_quantiles, float(np.log(run.loss_nats))),
-    )

@@ -83,12 +83,15 @@ class LaunchReport:
         Duration of the launch, seconds.
     is_interrupted : bool
         Whether Ctrl-C stopped the launch.
+    forecast : str
+        What became of the forecast of the largest runs, in words; empty if none was due.
     """
 
     statuses: Mapping[str, str]
     n_started: int
     wall_s: float
     is_interrupted: bool = False
+    forecast: str = ""
 
     def count(self, status: str) -> int:
         """Return how many runs ended in a status."""

@@ -16,6 +16,14 @@ from scalelab.errors import DataError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.caps import refuse_over_cap
 from scalelab.launch.executable import require_executable
+from scalelab.launch.largest_last import (
+    Halves,
+    detached_error,
+    halves_of,
+    have_ended,
+    launch_halves,
+    register_largest,
+)
 from scalelab.launch.local.pool import launch_local
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.saved_options import save_options, saved_options
@@ -134,7 +142,14 @@ def resume(
         )
         try:
             with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:
-                report = _launch(request, launcher, specs, _also(watch, follow), is_detached)
+                report = _launch_in_order(
+                    request,
+                    launcher,
+                    specs,
+                    halves_of(saved, request.run_ids, flops),
+                    _also(watch, follow),
+                    is_detached,
+                )
         except BaseException:
             # Report the error that ended the launch, even if collecting fails too.
             with contextlib.suppress(Exception):
@@ -160,6 +175,31 @@ def launch_order(specs: Mapping[str, RunSpec], flops: Mapping[str, float]) -> tu
         )
 
     return tuple(sorted(specs, key=key))
+
+
+def _launch_in_order(
+    request: LaunchRequest,
+    launcher: LauncherTable,
+    specs: Mapping[str, RunSpec],
+    halves: Halves | None,
+    watch: Watcher,
+    is_detached: bool,
+) -> LaunchReport:
+    """Launch all runs at once, or the largest last; register a forecast where that is due."""
+
+    def launch_part(part: LaunchRequest, watch_part: Watcher) -> LaunchReport:
+        return _launch(part, launcher, specs, watch_part, is_detached)
+
+    if halves is None:
+        return launch_part(request, watch)
+    if have_ended(halves.smaller, request.results):
+        said = register_largest(halves, specs, request)
+        return replace(launch_part(request, watch), forecast=said)
+    if not launcher.largest_last:
+        return launch_part(request, watch)
+    if is_detached:
+        raise detached_error()
+    return launch_halves(launch_part, request, halves, specs, watch)
 
 
 def _launch(

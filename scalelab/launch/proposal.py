@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.corpus.tokenizer import ByteTokenizer
+from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
 from scalelab.launch.speed import machine_speed, speed_for
@@ -21,7 +22,8 @@ from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
 from scalelab.sweep.execution import ExecutionSpec, default_precision, planned_execution
-from scalelab.sweep.plan import DataFacts, Plan, make_plan
+from scalelab.sweep.largest import largest_runs
+from scalelab.sweep.plan import DataFacts, Plan, PlannedRun, make_plan
 from scalelab.sweep.precision import require_precision
 from scalelab.sweep.spec import SweepSpec
 
@@ -68,6 +70,11 @@ class Proposal:
         found = [taken_execution(self.execution, r.spec, self.verdict) for r in self.plan.rows]
         known = [way for way in found if way is not None]
         return tuple(dict.fromkeys(known)) if found and len(known) == len(found) else None
+
+    def largest(self) -> tuple[PlannedRun, ...]:
+        """Return the runs that `largest_last` trains after all others; empty without the option."""
+        last = _largest(self.sweep, self.plan)
+        return tuple(row for row in self.plan.rows if row.spec.run_id in last)
 
     def planned(self) -> tuple[ExecutionSpec, ...]:
         """Return the ways in which the runs are expected to be executed, each once."""
@@ -138,14 +145,33 @@ def propose(
         for row in plan.rows
         if not facts.is_estimated and results.run(row.spec.run_id).status() in FINAL
     )
+    last = _largest(sweep, plan)
+    if sweep.launcher.largest_last and len(last) == len({r.spec.run_id for r in plan.rows}):
+        raise UsageError(
+            "--largest-last for a sweep of one budget",
+            "a sweep with smaller budgets, from which the largest is forecast",
+            "Add budgets, for example --budgets 1e17..1e18:3, or remove --largest-last.",
+        )
+    cost, *elsewhere = (
+        plan_cost(plan, each, skip=finished, largest=last) for each in (speed, *compared_speeds())
+    )
     return Proposal(
         sweep=sweep,
         plan=plan,
-        cost=plan_cost(plan, speed, skip=finished),
-        elsewhere=tuple(plan_cost(plan, other, skip=finished) for other in compared_speeds()),
+        cost=cost,
+        elsewhere=tuple(elsewhere),
         execution=execution,
         finished=finished,
         verdict=verdict,
+    )
+
+
+def _largest(sweep: SweepSpec, plan: Plan) -> frozenset[str]:
+    if not sweep.launcher.largest_last:
+        return frozenset()
+    return largest_runs(
+        {row.spec.run_id: row.budget_flops for row in plan.rows},
+        {row.spec.run_id: row.flops for row in plan.rows},
     )
 
 

@@ -24,10 +24,21 @@ def forecast_file(results: Path, name: str) -> Path:
     UsageError
         If the name is not valid or taken.
     """
-    path = results / FOLDER / (check_name(name, what="forecast") + ENDING)
+    path = forecast_path(results, name)
     if path.exists():
         raise _taken(path)
     return path
+
+
+def forecast_path(results: Path, name: str) -> Path:
+    """Return the file of a name.
+
+    Raises
+    ------
+    UsageError
+        If the name is not valid.
+    """
+    return results / FOLDER / (check_name(name, what="forecast") + ENDING)
 
 
 def save_forecast(path: Path, content: Mapping[str, Any]) -> None:

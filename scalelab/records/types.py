@@ -129,8 +129,8 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinishedRun:
-    """A run that a registered forecast can be scored on.
+class KnownRun:
+    """A run or an imported row, which a registered forecast may be about.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ class FinishedRun:
     n_params : Mapping[str, float]
         Parameter count by convention.
     n_tokens, loss_nats : float
-        Tokens, and final loss in nats per token.
+        Tokens, and final loss in nats per token; NaN while the run is not finished.
     eval_fingerprint : str or None
         Hash of the held-out tokens; None for an import.
     known_s : float

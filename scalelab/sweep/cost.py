@@ -164,20 +164,35 @@ class PlanCost:
     kwh: float | None
 
 
-def plan_cost(plan: Plan, speed: Speed, *, skip: frozenset[str] = frozenset()) -> PlanCost:
-    """Return the cost of a plan at a speed; ``skip`` has finished run_ids, which cost nothing."""
+def plan_cost(
+    plan: Plan,
+    speed: Speed,
+    *,
+    skip: frozenset[str] = frozenset(),
+    largest: frozenset[str] = frozenset(),
+) -> PlanCost:
+    """Return the cost of a plan at a speed.
+
+    ``skip`` has finished run_ids, which cost nothing, and ``largest`` those that start after all
+    others have ended.
+    """
     specs = [row.spec for row in plan.rows]
     n_eval = {plan.data.fingerprint: plan.data.n_eval_tokens}
     seconds = seconds_by_id(specs, n_eval, speed, skip=skip)
     # The longest branch of a trunk waits for the whole trunk, even with many workers.
     unfinished = [spec for spec in specs if seconds[spec.run_id]]
     alone = [spec_seconds(spec, plan.data.n_eval_tokens, speed) for spec in unfinished]
-    in_order = [seconds[row.spec.run_id] for row in longest_first(plan.rows)]
+    in_order = [row.spec.run_id for row in longest_first(plan.rows)]
+    parts = ([r for r in in_order if r not in largest], [r for r in in_order if r in largest])
     hours = sum(seconds.values()) / 3600
     return PlanCost(
         speed=speed,
         run_seconds=tuple(seconds[spec.run_id] for spec in specs),
-        wall_s=max(makespan(in_order, speed.n_workers), *alone, 0.0),
+        wall_s=max(
+            sum(makespan([seconds[r] for r in part], speed.n_workers) for part in parts),
+            *alone,
+            0.0,
+        ),
         worker_hours=hours,
         usd=hours * speed.usd_per_worker_hour,
         kwh=None if speed.watts_per_worker is None else hours * speed.watts_per_worker / 1000,

@@ -407,4 +407,9 @@ class LauncherTable(Table):
         flag="--tracker",
         example="tensorboard",
     )
+    largest_last: bool = option(
+        False, "Train the largest budget after all others, and register forecasts of its runs "
+        "before they start (see `scalelab scores`); without budgets, the runs with the most FLOPs",
+        example="true", commands=KINDS
+    )  # fmt: skip
     slurm: SlurmTable = SlurmTable()

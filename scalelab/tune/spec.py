@@ -14,6 +14,7 @@ from scalelab.records.sweep_dir import TUNE_KIND
 from scalelab.sweep.option import SEARCH, Table, option
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
+from scalelab.sweep.tables import KINDS
 from scalelab.sweep.values import Ends
 from scalelab.theory.decay_rules import CONSTANT
 
@@ -98,6 +99,12 @@ class TuneSpec(Table):
                 "Remove weight_decay_rule, or search with --weight-decay 0.01..0.3.",
             )
         self.sweep.require_one_mixture("a tuning")
+        if self.sweep.launcher.largest_last:
+            raise UsageError(
+                "largest_last in a tuning",
+                f"a sweep of kind {', '.join(KINDS)}",
+                "Remove the key launcher.largest_last.",
+            )
         for name, (least, most) in LIMITS.items():
             ends = getattr(self, name)
             if ends is not None and not least <= ends[0] < ends[1] <= most:

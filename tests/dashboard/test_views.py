@@ -102,6 +102,27 @@ def test_a_wrong_target_is_told_and_not_raised(page: Opener, said: Said, small_s
     assert "many" in said(test)
 
 
+def test_registered_forecasts_have_their_scores_on_the_page(
+    page: Opener, said: Said, stores: ModuleType, tmp_path: Path
+) -> None:
+    assert "None yet." in said(page(tmp_path, page="Extrapolate"))
+    stores.generated(tmp_path, 100)
+    rows = api.load(results=tmp_path)
+    run, earlier = rows.iloc[rows.flops.argmax()], rows[rows.flops < rows.flops.max()]
+    point = f"N={run.n_params:.0f},D={run.n_tokens:.0f}"
+    report = api.fit(earlier, predict=[point, "N=1e12,D=1e13"], bootstrap=20)
+    kept = api.register(report, "late", results=tmp_path)
+    assert len(kept.forecasts[0].begun) == 1
+    test = page(tmp_path, page="Extrapolate")
+    assert not test.exception
+    means, scores = (element.value for element in test.dataframe[-2:])
+    assert means["registered"].tolist() == ["after the fact"]
+    (predicted,) = scores["predicted"]
+    assert predicted == report.forecasts[0].loss_nats
+    assert means["mean error, %"][0] == pytest.approx(100 * abs(predicted / run.loss_nats - 1))
+    assert "1 forecast without a run yet: late (N=1e12,D=1e13)" in said(test)
+
+
 def test_what_a_view_loaded_is_not_gone_through_after_every_run_of_the_script(
     page: Opener, small_store: Path
 ) -> None:

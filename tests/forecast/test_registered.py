@@ -10,19 +10,10 @@ from scipy.stats import norm
 from scalelab import api
 from scalelab.api.data import frame_of
 from scalelab.errors import SpecError
-from scalelab.forecast.registered import (
-    AFTER,
-    BEFORE,
-    LEVELS,
-    UNKNOWN,
-    crps,
-    registration_of,
-    row_hash,
-    score_runs,
-    summarise,
-)
+from scalelab.forecast.registered import LEVELS, registration_of, row_hash
+from scalelab.forecast.scores import AFTER, BEFORE, UNKNOWN, crps, score_runs, summarise
 from scalelab.records.forecasts import read_forecasts
-from scalelab.records.types import FinishedRun
+from scalelab.records.types import KnownRun
 from scalelab.store.tables import TableRead
 
 POINT = "N=3e9,D=6e10"
@@ -45,7 +36,7 @@ def registration(report, tmp_path_factory):
 
 def run_at(registration, **changes):
     (forecast,) = registration.forecasts
-    run = FinishedRun(
+    run = KnownRun(
         run_id="r1",
         source="sweep demo",
         n_params={"chinchilla": forecast.n_params},

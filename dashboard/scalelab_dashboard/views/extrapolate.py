@@ -13,7 +13,7 @@ from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
 from scalelab.units import format_flops, format_quantity, parse_quantity, plural
-from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard import queries, scores, ui, waiting
 from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ PUBLISHED_SPAN = (1e19, 1e26)
 
 def show(choice: Choice) -> None:
     """Draw the page."""
+    _forecast(choice)
+    scores.show(choice)
+
+
+def _forecast(choice: Choice) -> None:
+    """Draw the forecast of a target."""
     found = waiting.rows(choice)
     if found is None:
         return
