@@ -22,7 +22,8 @@ _IMPORTS = """
 SELECT "import", line, n_tokens, loss_nats, param_convention, n_params, imported_s
 FROM imports ORDER BY ALL
 """
-FINISHED, BEGUN = "r.status = 'done'", "a.started_s IS NOT NULL"
+FINISHED = "r.status = 'done'"
+BEGUN = f"({FINISHED} OR a.started_s IS NOT NULL)"
 
 
 def finished_runs(results: Path) -> tuple[KnownRun, ...]:
