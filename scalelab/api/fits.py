@@ -148,11 +148,11 @@ def fit(
         extrapolation_warnings,
         forecast,
     )
-    from scalelab.forecast.averaged import fit_average
     from scalelab.forecast.averaged_forecast import average_forecasts
     from scalelab.forecast.backtest import score
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.fit_report import ordered
+    from scalelab.forecast.size_column import count_warnings, fit_counts
 
     check_level(level)
     check_forecaster(forecaster)
@@ -200,7 +200,7 @@ def fit(
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
     span = fitted_range(rows)
-    averaged = fit_average(rows) if forecaster == AVERAGED and found.law.target == LOSS else None
+    averaged = fit_counts(rows) if forecaster == AVERAGED and found.law.target == LOSS else None
     if averaged is not None:
         forecasts = average_forecasts(averaged, requests, fitted=span, level=level)
     else:
@@ -225,6 +225,7 @@ def fit(
         *extrapolation_warnings(forecasts),
         *disagreement_warnings(against),
         *row_warnings(rows, lines, found),
+        *count_warnings(found, rows, forecasts, averaged, level),
         *design_warnings(isoflop, envelope),
         *rejected_rows(table),
         *notes_as_warnings(table.notes),

@@ -74,12 +74,15 @@ class AveragedFit:
     components : tuple of Component
     inflation : float
         Factor of all standard deviations, at least 1.
+    log_evidence : float
+        Log probability of the rows, up to a constant that depends on the losses only.
     """
 
     rows: Points
     level: float
     components: tuple[Component, ...]
     inflation: float = 1.0
+    log_evidence: float = 0.0
     target: ClassVar[str] = "loss_nats"
 
     @property
@@ -257,6 +260,7 @@ def _fit(columns: Mapping[str, FloatArray], losses: FloatArray) -> AveragedFit:
         rows=points,
         level=level,
         components=tuple(replace(each, weight=each.weight / total) for each in kept),
+        log_evidence=largest + math.log(total),
     )
 
 

@@ -17,9 +17,10 @@ from scalelab.fit.outcome import ParametricFit
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.select import columns_of
 from scalelab.forecast.allocate import AVERAGED, FORECASTERS
-from scalelab.forecast.averaged import AveragedFit, fit_average
+from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.cuts import FACTOR, Cut, largest_cuts
 from scalelab.forecast.fit_report import Holdout
+from scalelab.forecast.size_column import fit_counts
 from scalelab.records.types import Observations
 
 MOST_LEFT_OUT = 0.4
@@ -118,7 +119,7 @@ def _score(rows: Observations, table: str, cut: Cut, name: str, level: float) ->
     try:
         found: ParametricFit | AveragedFit
         if name == AVERAGED:
-            found = fit_average(near)
+            found = fit_counts(near)
         else:
             found = fit_parametric(near, bootstrap=BootstrapSpec(k=N_REPLICATES))
         if isinstance(found, ParametricFit) and found.status == "not_identified":

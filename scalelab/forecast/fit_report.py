@@ -312,6 +312,7 @@ SERIOUS = (
     "approaches_disagree",
     "mid_schedule",
     "mixed_conventions",
+    "count_of_n",
     "flops_mismatch",
     "mixed_runs",
     "edge_minimum",

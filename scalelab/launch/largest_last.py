@@ -142,16 +142,16 @@ def _register(results: Path, sweep: str, name: str, questions: list[str]) -> Pat
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.parametric import fit_parametric
     from scalelab.forecast.allocate import parse_request
-    from scalelab.forecast.averaged import fit_average
     from scalelab.forecast.averaged_forecast import average_forecasts
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.registered import registration
+    from scalelab.forecast.size_column import fit_counts
     from scalelab.store.finished_runs import begun_runs
     from scalelab.store.results import read_results
     from scalelab.store.tables import ReadOptions
 
     rows = read_results(results, sweep, ReadOptions()).observations
-    averaged = fit_average(rows)
+    averaged = fit_counts(rows)
     forecasts = average_forecasts(
         averaged,
         [parse_request(each) for each in questions],
