@@ -226,7 +226,7 @@ def read_cache(execution: ExecutionSpec, n_workers: int, precision: str) -> dict
 
 def _key(point: Mapping[str, Any]) -> list[Any]:
     step = [point[name] for name in ("d_model", "n_layers", "seq_len", "batch_seqs")]
-    return [*step, *point.get("experts", ())]
+    return [*step, *point.get("experts", ()), point.get("kind", "")]
 
 
 def _median_points(answers: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:

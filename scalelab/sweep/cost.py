@@ -15,6 +15,7 @@ from typing import Any
 
 from scalelab.errors import DataError
 from scalelab.sweep.batched_runs import choose_batched_runs
+from scalelab.sweep.execution import step_kind
 from scalelab.sweep.plan import Plan, longest_first
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import shared_steps
@@ -43,6 +44,8 @@ class SpeedPoint:
         The step that was timed.
     experts : tuple of int
         `ModelShape.experts` of its model.
+    kind : str
+        Of the step, from `scalelab.sweep.execution.step_kind`.
     flops_per_s : float
         Training FLOP/s, exact convention.
     eval_flops_per_s : float
@@ -59,17 +62,19 @@ class SpeedPoint:
     eval_flops_per_s: float
     batching_gains: tuple[tuple[int, float], ...] = ()
     experts: tuple[int, ...] = ()
+    kind: str = ""
 
     def matches(self, spec: RunSpec) -> bool:
         """Return whether this is a measurement of exactly the step of a run."""
-        own = (self.d_model, self.n_layers, self.seq_len, self.batch_seqs, self.experts)
-        return own == step_key(spec)
+        sizes = (self.d_model, self.n_layers, self.seq_len, self.batch_seqs, self.experts)
+        return (*sizes, self.kind) == step_key(spec)
 
 
 def step_key(spec: RunSpec) -> tuple[Any, ...]:
     """Return what determines the speed of a run's step on one machine."""
     shape = spec.shape
-    return (shape.d_model, shape.n_layers, spec.seq_len, spec.batch_seqs, shape.experts)
+    sizes = (shape.d_model, shape.n_layers, spec.seq_len, spec.batch_seqs, shape.experts)
+    return (*sizes, step_kind(spec))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -369,4 +374,5 @@ def _read_point(point: Mapping[str, Any]) -> SpeedPoint:
             (int(k), float(gain)) for k, gain in point.get("batching_gains", {}).items()
         ),
         experts=tuple(int(number) for number in point.get("experts", ())),
+        kind=str(point.get("kind", "")),
     )

@@ -157,6 +157,17 @@ def representative_specs(specs: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
     return tuple(ordered[index] for index in sorted(chosen)) if ordered else ()
 
 
+def step_kind(spec: RunSpec) -> str:
+    """Return what changes the speed of a run's step at one shape; empty for a plain step."""
+    words = {
+        spec.optimizer: spec.optimizer != "adamw",
+        "z-loss": spec.z_loss,
+        "softcap": spec.logit_softcap,
+        "documents": spec.is_document_masked,
+    }
+    return ", ".join(word for word, is_used in words.items() if is_used)
+
+
 def planned_execution(request: ExecutionSpec, spec: RunSpec) -> ExecutionSpec:
     """Return the way that is expected to win for a run: the first of `candidates`.
 

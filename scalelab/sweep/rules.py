@@ -79,7 +79,7 @@ def rule_texts(sweep: SweepSpec) -> dict[str, str]:
         "batch": f"{train.batch_seqs} sequences, as given"
         if train.batch_seqs
         else f"{batch_rule.name}: {batch_rule.formula}, to a power of two{at}",
-        "weight_decay": f"{train.weight_decay:g}, as given"
+        "weight_decay": f"constant {train.weight_decay:g}"
         if decay_rule is None
         else f"{decay_rule.name}: {decay_rule.formula}{at}",
         "schedule": train.schedule,

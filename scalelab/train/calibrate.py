@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scalelab.records.qualification import cached_verdicts, choice, read_verdict, with_way
 from scalelab.sweep.batched_runs import BATCHED_SIZES
-from scalelab.sweep.execution import ExecutionSpec, candidates, is_auto
+from scalelab.sweep.execution import ExecutionSpec, candidates, is_auto, step_kind
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
@@ -81,8 +81,9 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
     -------
     dict
         ``d_model``, ``n_layers``, ``n_params``, ``experts`` (`ModelShape.experts`), ``seq_len``,
-        ``batch_seqs``, ``step_s`` (the median), ``tokens_per_s``, ``flops_per_s`` (exact
-        convention), ``eval_tokens_per_s`` and ``start_s`` (to build and initialise the run).
+        ``batch_seqs``, ``kind`` (`step_kind`), ``step_s`` (the median), ``tokens_per_s``,
+        ``flops_per_s`` (exact convention), ``eval_tokens_per_s`` and ``start_s`` (to build and
+        initialise the run).
     """
     rng = np.random.default_rng(0)
     execution = timed_execution(execution, spec)
@@ -110,6 +111,7 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
         "experts": spec.shape.experts,
         "seq_len": spec.seq_len,
         "batch_seqs": spec.batch_seqs,
+        "kind": step_kind(spec),
         "step_s": step_s,
         "tokens_per_s": tokens_per_s,
         "flops_per_s": tokens_per_s * flops,

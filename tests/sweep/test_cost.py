@@ -13,6 +13,7 @@ from scalelab.sweep.cost import (
     speed_from_calibration,
     unmeasured_cpu_speed,
 )
+from scalelab.sweep.execution import step_kind
 
 
 def point(d_model, flops_per_s, **changes):
@@ -61,6 +62,23 @@ def test_the_plans_own_step_is_used_where_it_was_measured(plan_of):
     forward_share = (row.flops / spec.n_tokens) / 3e5
     expected = spec.n_tokens / tokens_per_s + evaluation * forward_share + RUN_OVERHEAD_S
     assert plan_cost(plan, speed).run_seconds == (pytest.approx(expected),)
+
+
+@pytest.mark.parametrize(
+    "train", [{"is_document_masked": True}, {"z_loss": 1e-4}, {"optimizer": "muon"}]
+)
+def test_a_step_of_another_kind_is_not_taken_for_the_plans_own(plan_of, train):
+    plain, other = (
+        plan_of(kind="grid", n_params="140K", n_tokens="1M", train=each).rows[0].spec
+        for each in ({}, train)
+    )
+    same = {name: getattr(plain, name) for name in ("seq_len", "batch_seqs")}
+    own = point(plain.shape.d_model, 1e9, n_layers=plain.shape.n_layers, **same)
+    speed = speed_from_calibration(calibration(exact=[own]), 2)
+    assert speed.at(plain)[0] == 1e9
+    assert speed.at(other)[0] > 1e9
+    speed = speed_from_calibration(calibration(exact=[own | {"kind": step_kind(other)}]), 2)
+    assert speed.at(other)[0] == 1e9
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=30), st.integers(1, 8))

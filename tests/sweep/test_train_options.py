@@ -65,7 +65,7 @@ def test_a_rule_sets_each_weight_decay_and_the_plan_names_it(plan_of):
         timescale = spec.tokens_per_step / (spec.lr * spec.weight_decay * spec.n_tokens)
         assert timescale == pytest.approx(0.5, rel=2e-3)
     assert plan.rules["weight_decay"] == "timescale:0.5: batch / (lr tau D), tau = 0.5"
-    assert plan_of(**GRID).rules["weight_decay"] == "0.1, as given"
+    assert plan_of(**GRID).rules["weight_decay"] == "constant 0.1"
 
 
 @pytest.mark.parametrize(
