@@ -57,7 +57,7 @@ def tune(
     """
     from scalelab.store.tables import parse_map
     from scalelab.sweep.option import validated
-    from scalelab.sweep.tables import TrainTable
+    from scalelab.sweep.train_table import TrainTable
     from scalelab.tune.spec import TuneSpec
 
     values = spec_values(context)

@@ -15,8 +15,8 @@ from scalelab.records.states import ENDED, FINAL
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.largest import largest_runs
+from scalelab.sweep.option import KINDS
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.sweep.tables import KINDS
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
 from scalelab.units import format_flops
 

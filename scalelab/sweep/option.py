@@ -24,6 +24,10 @@ from scalelab.errors import UsageError
 RUNS, SEARCH, DATA, MODEL, TRAINING = "What to run", "Search", "Data", "Model", "Training"
 EXECUTION, LAUNCHER, SLURM = "Execution", "Launcher", "SLURM"
 
+KINDS = ("isoflop", "grid", "ladder")
+NOT_TUNE = (*KINDS, "adaptive")
+"""Commands with a fixed value of a hyperparameter that `tune` searches."""
+
 _Spec = TypeVar("_Spec", bound="Table")
 
 

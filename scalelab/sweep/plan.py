@@ -21,7 +21,7 @@ from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, rule_texts, schedul
 from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec
 from scalelab.sweep.shapes import chosen_shapes
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
-from scalelab.sweep.tables import TrainTable
+from scalelab.sweep.train_table import TrainTable
 from scalelab.sweep.trunk import shared_steps
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,

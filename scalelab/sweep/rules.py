@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scalelab.errors import UsageError
 from scalelab.sweep.shape_rule import shape_words
-from scalelab.sweep.tables import TrainTable
+from scalelab.sweep.train_table import TrainTable
 from scalelab.theory.decay_rules import find_weight_decay_rule
 from scalelab.theory.noise_rule import NOISE_PREFIX
 from scalelab.theory.schedule import (

@@ -25,8 +25,8 @@ from scalelab.sweep.tables import (
     DataTable,
     ExecutionTable,
     LauncherTable,
-    TrainTable,
 )
+from scalelab.sweep.train_table import TrainTable
 from scalelab.sweep.values import Quantities, Quantity
 from scalelab.theory.accounting import count_params, train_flops_6nd
 

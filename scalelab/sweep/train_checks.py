@@ -11,7 +11,7 @@ from scalelab.theory.shape import BASE_WIDTH
 from scalelab.theory.tuned import PREFIX
 
 if TYPE_CHECKING:
-    from scalelab.sweep.tables import TrainTable
+    from scalelab.sweep.train_table import TrainTable
 
 
 def refuse_unused_settings(train: TrainTable) -> None:

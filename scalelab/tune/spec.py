@@ -11,10 +11,9 @@ from pydantic import Field, model_validator
 
 from scalelab.errors import UsageError
 from scalelab.records.sweep_dir import TUNE_KIND
-from scalelab.sweep.option import SEARCH, Table, option
+from scalelab.sweep.option import KINDS, SEARCH, Table, option
 from scalelab.sweep.plan import PlannedRun
 from scalelab.sweep.spec import SweepSpec
-from scalelab.sweep.tables import KINDS
 from scalelab.sweep.values import Ends
 from scalelab.theory.decay_rules import CONSTANT
 
