@@ -255,7 +255,7 @@ def head(path: str | Path) -> tuple[pd.DataFrame, int]:
     DataError
         If the file cannot be read.
     """
-    from scalelab.store.table_source import open_file
+    from scalelab.store.table_files import open_file
 
     with open_file(Path(path)) as source:
         names = list(source.types)

@@ -215,7 +215,7 @@ def _tables() -> list[Table]:
     opened: list[Table] = list(st.session_state.get(TABLES, []))
     given = os.environ.get(FILE_VARIABLE)
     if given and all(table.path != given for table in opened):
-        from scalelab.store.tables import parse_map
+        from scalelab.store.read_options import parse_map
 
         mapping = parse_map([os.environ.get(MAP_VARIABLE, "")]) if _has_map() else {}
         opened.append(

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from scalelab.launch.cancel import CancelReport
     from scalelab.records.sweep_dir import SavedPlan
     from scalelab.records.types import Observations
+    from scalelab.store.reading import Reading
     from scalelab.store.tables import TableRead
     from scalelab.sweep.spec import SweepSpec
     from scalelab.tune.lr_check import Verdict
@@ -66,6 +67,7 @@ _TYPES = {
     "scalelab.launch.cancel": "CancelReport",
     "scalelab.records.sweep_dir": "SavedPlan",
     "scalelab.records.types": "Observations",
+    "scalelab.store.reading": "Reading",
     "scalelab.store.tables": "TableRead",
     "scalelab.sweep.spec": "SweepSpec",
     "scalelab.tune.lr_check": "Verdict",
@@ -92,7 +94,7 @@ __all__ += ["plan", "predict", "propose", "register", "replace_diverged", "repla
 __all__ += ["resume", "save_law", "scores", "tune", "tune_law"]
 # What they take.
 __all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
-__all__ += ["ProgressCallbacks", "SweepSpec", "Target", "TuneSpec"]
+__all__ += ["ProgressCallbacks", "Reading", "SweepSpec", "Target", "TuneSpec"]
 # What they return.
 __all__ += [
     "AdaptReport",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from scalelab.fit.outcome import FitWarning
     from scalelab.records.types import Observations
+    from scalelab.store.reading import Reading
     from scalelab.store.tables import TableRead
 
     Data = (
@@ -47,6 +48,7 @@ def read_runs(
     holdout: str | None = None,
     recipe_b: str | None = None,
     form: str | None = None,
+    reading: Reading | None = None,
 ) -> TableRead:
     """Return the runs of a table or a sweep.
 
@@ -70,6 +72,8 @@ def read_runs(
     form : str, optional
         Name of the law that reads the rows: columns of N, D and C that it does not need may be
         missing, and losses may have the signs that it accepts. Default: a law of N and D.
+    reading : Reading, optional
+        Format and unit of a file, and which of its rows are kept.
 
     Raises
     ------
@@ -77,7 +81,9 @@ def read_runs(
         If an argument has the wrong type, or the table cannot be used.
     """
     from scalelab.store.columns import SIZES, needed_sizes
-    from scalelab.store.tables import ReadOptions, TableRead, read_frame, read_table
+    from scalelab.store.read_options import ReadOptions
+    from scalelab.store.reading import Reading
+    from scalelab.store.tables import TableRead, read_frame, read_table
     from scalelab.theory.laws import law_named
 
     if isinstance(data, TableRead):
@@ -103,6 +109,7 @@ def read_runs(
         mapping=mapping or {},
         where=where,
         marks={name: text for name in (HELD, RECIPE_B) if (text := conditions[name])},
+        reading=reading or Reading(),
     )
     if data is None:
         from scalelab.store.results import read_results

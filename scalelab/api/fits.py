@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport as BaseFitReport
     from scalelab.forecast.law_file import SavedLaw
+    from scalelab.store.reading import Reading
 
 AUTO_FORM = "auto"
 LOSS = "loss_nats"
@@ -39,6 +40,7 @@ def load(
     results: str | Path = DEFAULT_RESULTS,
     mapping: Mapping[str, str] | None = None,
     where: str | None = None,
+    reading: Reading | None = None,
 ) -> pd.DataFrame:
     """Return finished runs as a DataFrame with our column names.
 
@@ -55,8 +57,13 @@ def load(
         ``{"loss_nats": "val_loss"}``.
     where : str, optional
         DuckDB condition; other rows are ignored.
+    reading : Reading, optional
+        Format of a run log, unit of the losses, and which rows are kept, for example
+        ``Reading(loss_unit="bits", best_of="lr")``.
     """
-    table = read_runs(data, sweep=sweep, results=results, mapping=mapping, where=where)
+    table = read_runs(
+        data, sweep=sweep, results=results, mapping=mapping, where=where, reading=reading
+    )
     return frame_of(table)
 
 
@@ -77,6 +84,7 @@ def fit(
     compare_forms: bool = False,
     fitted: ParametricFit | None = None,
     forecaster: str = "law",
+    reading: Reading | None = None,
 ) -> FitReport:
     """Fit a scaling law: approach 3 with intervals, approaches 1 and 2 to check it, and forecasts.
 
@@ -116,6 +124,8 @@ def fit(
     forecaster : str
         What predicts: ``law``, the fitted law, or ``averaged``, several forms averaged by evidence
         with a smooth misfit, which also answers where one law is not identified.
+    reading : Reading, optional
+        Format of a run log, unit of the losses, and which rows are kept.
 
     Raises
     ------
@@ -170,6 +180,7 @@ def fit(
         holdout=holdout,
         recipe_b=recipe_b,
         form=form if is_one_form else None,
+        reading=reading,
     )
     rows, lines, held, other = split_runs(table)
     comparison, cannot = None, None

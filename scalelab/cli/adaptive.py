@@ -87,7 +87,7 @@ def adaptive(
             )
         from scalelab.api.replay import replay_adaptive
         from scalelab.cli.adaptive_view import print_replay
-        from scalelab.store.tables import parse_map
+        from scalelab.store.read_options import parse_map
 
         replayed = replay_adaptive(
             pool,

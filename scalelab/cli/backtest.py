@@ -51,7 +51,7 @@ def backtest(
     """
     from scalelab.api.backtests import backtest as run
     from scalelab.cli.layout import Fitting, number_table
-    from scalelab.store.tables import parse_map
+    from scalelab.store.read_options import parse_map
     from scalelab.units import plural
 
     report = run(

@@ -40,7 +40,7 @@ def dashboard(
     """
     from scalelab.records.machine import SAFE_PATH
     from scalelab.store.public_tables import table_path
-    from scalelab.store.tables import ReadOptions, parse_map
+    from scalelab.store.read_options import ReadOptions, parse_map
 
     ReadOptions(mapping=parse_map(mapping or []))  # raises before the server starts
     if from_file is not None and not table_path(from_file).is_file():

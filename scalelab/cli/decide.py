@@ -133,7 +133,7 @@ def decide(
     from scalelab.api import decisions as api_decide
     from scalelab.api.laws import load_law
     from scalelab.forecast.decision import Deployment, Limits
-    from scalelab.store.tables import parse_map
+    from scalelab.store.read_options import parse_map
 
     options = given_options(context)
     if emit is not None and emit.suffix != ".toml":

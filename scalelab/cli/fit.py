@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, option, results_option
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    FORMAT_HELP,
+    FROM_HELP,
+    UNFINISHED_HELP,
+    UNIT_HELP,
+    option,
+    results_option,
+)
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import UsageError, did_you_mean
 
@@ -37,6 +45,11 @@ def fit(
     where: Annotated[
         str | None, option(RUNS, "SQL condition on the columns, such as 'flops > 1e18'.")
     ] = None,
+    format: Annotated[str | None, option(RUNS, FORMAT_HELP, "--format")] = None,
+    loss_unit: Annotated[str | None, option(RUNS, UNIT_HELP, "--loss-unit")] = None,
+    include_unfinished: Annotated[
+        bool, option(RUNS, UNFINISHED_HELP, "--include-unfinished")
+    ] = False,
     param_convention: Annotated[
         str | None,
         option(
@@ -123,7 +136,8 @@ def fit(
     from scalelab import api
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
-    from scalelab.store.tables import parse_map
+    from scalelab.store.read_options import parse_map
+    from scalelab.store.reading import Reading
 
     if as_json + as_tex + as_csv > 1:
         raise UsageError(
@@ -157,6 +171,9 @@ def fit(
             predict=predict or (),
             compare_forms=compare,
             forecaster=forecaster,
+            reading=Reading(
+                format=format, loss_unit=loss_unit, includes_unfinished=include_unfinished
+            ),
         )
     except UsageError as error:
         if cluster is None:

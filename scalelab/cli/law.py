@@ -53,7 +53,7 @@ def save(
     """
     from scalelab import api
     from scalelab.api.laws import save_law
-    from scalelab.store.tables import parse_map
+    from scalelab.store.read_options import parse_map
 
     report = api.fit(
         from_file,

@@ -14,7 +14,17 @@ from scalelab.errors import UsageError
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS
 
 DEFAULT_RESULTS = Path("results")
-FROM_HELP = "CSV, TSV or Parquet file of finished runs, or public:NAME (see scalelab tables)."
+FROM_HELP = (
+    "Table of finished runs (CSV, JSON, Parquet, ..), run log or folder of run logs of another "
+    "trainer, or public:NAME (see scalelab tables)."
+)
+FORMAT_HELP = (
+    "Format of the run logs, such as wandb or nanogpt, or table; default: recognised from the file."
+)
+UNIT_HELP = (
+    "Unit of the losses: nats, bits, bits-per-byte or perplexity; default: from the column's name."
+)
+UNFINISHED_HELP = "Keep runs that failed or did not reach their planned end."
 EXECUTION, OUTPUT = "Execution", "Output"
 
 

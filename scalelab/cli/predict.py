@@ -81,7 +81,7 @@ def predict(
     from scalelab import api
     from scalelab.api.predictions import law_answers
     from scalelab.records.forecasts import forecast_file, forecast_path
-    from scalelab.store.tables import parse_map
+    from scalelab.store.read_options import parse_map
 
     if law is not None:
         options = given_options(context)

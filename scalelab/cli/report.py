@@ -48,7 +48,7 @@ def report(
     from scalelab import api
     from scalelab.report.html import render
     from scalelab.report.plots import draw_fit
-    from scalelab.store.tables import parse_map
+    from scalelab.store.read_options import parse_map
 
     beside = [
         out.with_suffix(suffix) for suffix, is_asked in ((".tex", tex), (".csv", csv)) if is_asked

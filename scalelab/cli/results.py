@@ -17,7 +17,14 @@ from scalelab.cli.new_scores import (
     scored_pairs,
     scores_as_json,
 )
-from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    FORMAT_HELP,
+    UNFINISHED_HELP,
+    UNIT_HELP,
+    JsonOption,
+    ResultsOption,
+)
 from scalelab.cli.output import console, emit_json, runnable, warn
 from scalelab.errors import EXIT_OK, UsageError
 from scalelab.units import plural
@@ -84,7 +91,13 @@ def _show_collected(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet file of finished runs.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Table of finished runs, or run log or folder of run logs of another trainer.",
+            metavar="PATH",
+        ),
+    ],
     mapping: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,6 +109,11 @@ def import_(
     where: Annotated[
         str | None, typer.Option(help="SQL condition on the columns, such as 'flops > 1e18'.")
     ] = None,
+    format: Annotated[str | None, typer.Option("--format", help=FORMAT_HELP)] = None,
+    loss_unit: Annotated[str | None, typer.Option(help=UNIT_HELP)] = None,
+    include_unfinished: Annotated[
+        bool, typer.Option("--include-unfinished", help=UNFINISHED_HELP)
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="Name of the import; default: the file name.")
     ] = None,
@@ -111,15 +129,23 @@ def import_(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Import a table of runs trained elsewhere.
+    """Import runs trained elsewhere.
+
+    PATH is a table, a run log or a folder of run logs; its format is recognised: wandb,
+    TensorBoard, MLflow, trackio, Hugging Face, Lightning, litgpt, nanoGPT, nanochat, llm.c,
+    Megatron-LM, lingua or marin. N, D and loss are derived from settings and logged values; the
+    sources are printed.
 
     Unusable rows are listed in a file with line and reason.
 
-    Example: scalelab import runs.csv --map n_params=params,n_tokens=tokens,loss_nats=val_loss
+    Example: scalelab import outputs/ --name llama-sweep
+
+    Or a table: scalelab import runs.csv --map n_params=params,n_tokens=tokens,loss_nats=val_loss
     """
     from scalelab.store.collect import collect as collect_once
     from scalelab.store.importers import REJECTS_FILE, import_table
-    from scalelab.store.tables import ReadOptions, parse_map
+    from scalelab.store.read_options import ReadOptions, parse_map
+    from scalelab.store.reading import Reading
 
     scored = scored_pairs(results)
     report = import_table(
@@ -130,12 +156,17 @@ def import_(
             where=where,
             param_convention=param_convention,
             flop_convention=flop_convention,
+            reading=Reading(
+                format=format, loss_unit=loss_unit, includes_unfinished=include_unfinished
+            ),
         ),
         name=name,
         replaces=replace,
     )
     collected = collect_once(results)
-    warnings = [*report.notes.values(), *collected.problems]
+    notes = dict(report.notes)
+    sources = notes.pop("run_logs", None)
+    warnings = [*notes.values(), *collected.problems]
     if report.n_rejects:
         warnings.insert(
             0,
@@ -150,6 +181,8 @@ def import_(
         emit_json({**content, "scores": scores_as_json(scores)})
         return EXIT_OK
     out = console()
+    if sources is not None:
+        out.print(sources, soft_wrap=True)
     word = "imported" if report.is_new else "already imported"
     out.print(
         f"{plural(report.n_rows, 'row')} {word} as {report.name} ({report.folder})", soft_wrap=True

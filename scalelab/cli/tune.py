@@ -55,7 +55,7 @@ def tune(
     Example: scalelab tune --n-params 20K..80K:3 --n-tokens 500K,1M --name small
     Example: scalelab tune --from runs.csv --map lr=peak_lr --predict N=1e9,D=1e11 --seq-len 2048
     """
-    from scalelab.store.tables import parse_map
+    from scalelab.store.read_options import parse_map
     from scalelab.sweep.option import validated
     from scalelab.sweep.train_table import TrainTable
     from scalelab.tune.spec import TuneSpec

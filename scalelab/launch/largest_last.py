@@ -147,8 +147,8 @@ def _register(results: Path, sweep: str, name: str, questions: list[str]) -> Pat
     from scalelab.forecast.registered import registration
     from scalelab.forecast.size_column import fit_counts
     from scalelab.store.finished_runs import begun_runs
+    from scalelab.store.read_options import ReadOptions
     from scalelab.store.results import read_results
-    from scalelab.store.tables import ReadOptions
 
     rows = read_results(results, sweep, ReadOptions()).observations
     averaged = fit_counts(rows)

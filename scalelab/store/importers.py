@@ -1,10 +1,11 @@
-"""Import a table into the results folder, ``<results>/imports/<name>/``.
+"""Import a table or run logs into the results folder, ``<results>/imports/<name>/``.
 
 ::
 
-    data.parquet   the usable rows in our columns, with the line of the file
-    mapping.json   source file, time, and how its columns were read
-    rejects.csv    the unusable rows: line, column, value, reason
+    data.parquet    the usable rows in our columns, with the line of the file
+    curves.parquet  training curves of the rows, if they are logged runs
+    mapping.json    source file, time, and how its columns were read
+    rejects.csv     the unusable rows: line, column, value, reason
 
 The folder is complete or absent, by rename.
 """
@@ -18,19 +19,22 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalelab.errors import DataError, UsageError, unwritable
+from scalelab.logs.files import walk
 from scalelab.records.files import fsync, read_json
 from scalelab.records.names import named_folder, suggest_name
+from scalelab.records.types import Curves
 from scalelab.store.columns import ALIASES, CORE
-from scalelab.store.sources import IMPORT_FILE
-from scalelab.store.table_source import open_file
-from scalelab.store.tables import ReadOptions, TableRead, read_source
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.sources import CURVES_FILE, IMPORT_FILE
+from scalelab.store.table_files import open_file
+from scalelab.store.tables import TableRead, read_source
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS
 
 if TYPE_CHECKING:
@@ -84,14 +88,14 @@ def import_table(
     name: str | None = None,
     replaces: bool = False,
 ) -> ImportReport:
-    """Import a CSV, TSV or Parquet file of finished runs.
+    """Import a table of finished runs, or the run logs of another trainer.
 
     Parameters
     ----------
     results : Path
         The results folder; created if missing.
     file : Path
-        The table.
+        The table, a run log, or a folder of run logs.
     options : ReadOptions
         How to read its columns.
     name : str, optional
@@ -109,7 +113,7 @@ def import_table(
     """
     _check_convention("param", options.param_convention, PARAM_CONVENTIONS)
     _check_convention("flop", options.flop_convention, FLOP_CONVENTIONS)
-    stem = file.name.split(".")[0]
+    stem = file.resolve().name.split(".")[0]
     name = suggest_name(stem, fallback="table") if name is None else name
     folder = named_folder(results / "imports", name, what="import")
     if (results / "sweeps" / name).exists():
@@ -120,7 +124,7 @@ def import_table(
         )
     identity = _identity(file, options)
     earlier = read_json(folder / MAPPING_FILE) if folder.exists() else None
-    if earlier is not None and all(earlier.get(key) == value for key, value in identity.items()):
+    if earlier is not None and _is_same(earlier, identity):
         return _report(folder, earlier, is_new=False)
     if folder.exists() and not replaces:
         raise UsageError(
@@ -157,7 +161,7 @@ def _check_convention(what: str, given: str, known: Mapping[str, str]) -> None:
 
 def _read(file: Path, options: ReadOptions) -> TableRead:
     """Read the table with its text columns, which later conditions may use."""
-    with open_file(file) as source:
+    with open_file(file, options.reading) as source:
         taken = {*options.mapping.values(), *CORE, *ALIASES, *sum(ALIASES.values(), ())}
         texts = [
             column
@@ -171,13 +175,20 @@ def _identity(file: Path, options: ReadOptions) -> dict[str, Any]:
     """Return what two equal imports have in common: file content and options."""
     digest = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
-            while part := stream.read(_HASH_BYTES):
-                digest.update(part)
+        if file.is_dir():
+            # Runs may hold checkpoints of terabytes: a changed file has another size or time.
+            for path in walk(file):
+                about = path.stat()
+                entry = (path.relative_to(file).as_posix(), about.st_size, about.st_mtime_ns)
+                digest.update(repr(entry).encode("utf-8", "surrogateescape"))
+        else:
+            with file.open("rb") as stream:
+                while part := stream.read(_HASH_BYTES):
+                    digest.update(part)
     except OSError as error:
         raise DataError(
             f"{file}, which cannot be read ({error.strerror})",
-            "a CSV or Parquet file",
+            "a table, a run log or a folder of run logs",
             "Write its path from the current folder, for example data/runs.csv, and make it "
             "readable.",
         ) from None
@@ -187,11 +198,17 @@ def _identity(file: Path, options: ReadOptions) -> dict[str, Any]:
         "where": options.where,
         "asked_param_convention": options.param_convention,
         "asked_flop_convention": options.flop_convention,
+        **({"reading": reading} if (reading := options.reading.as_dict()) else {}),
     }
 
 
+def _is_same(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    return all(earlier.get(key) == identity.get(key) for key in {*identity, "reading"})
+
+
 def _write_folder(folder: Path, read: TableRead, about: Mapping[str, Any]) -> None:
-    """Write the three files into a hidden folder and rename it when all are on disk."""
+    """Write the files into a hidden folder and rename it when all are on disk."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     token = secrets.token_hex(4)
@@ -200,6 +217,9 @@ def _write_folder(folder: Path, read: TableRead, about: Mapping[str, Any]) -> No
     try:
         partial.mkdir(parents=True)
         pq.write_table(_as_arrow(read), partial / IMPORT_FILE)
+        if read.curves is not None:
+            columns = {item.name: getattr(read.curves, item.name) for item in fields(Curves)}
+            pq.write_table(pa.table(columns), partial / CURVES_FILE)
         with (partial / REJECTS_FILE).open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(("line", "column", "value", "reason"))

@@ -13,8 +13,10 @@ from scalelab.errors import FIRST_SWEEP, DataError, UsageError, did_you_mean
 from scalelab.records.sweep_dir import OFF_RULE_KINDS
 from scalelab.records.types import Curves
 from scalelab.store.live import open_snapshot
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.sources import CURVES_FILE
 from scalelab.store.table_source import TableSource
-from scalelab.store.tables import ReadOptions, TableRead, read_source
+from scalelab.store.tables import TableRead, read_source
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import plural
 
@@ -108,7 +110,8 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
                 _advice(name, with_rows, is_planned=bool(planned)),
             )
         if not planned:
-            return _imported(source, options)
+            rows = _imported(source, options)
+            return replace(rows, curves=_imported_curves(results / "imports" / name))
         if "n_params" not in chosen.mapping and source.texts(_WITH_EXPERTS):
             chosen = replace(chosen, mapping={**chosen.mapping, "n_params": "n_params_active"})
         rows = read_source(source, chosen)
@@ -148,6 +151,22 @@ def _imported(source: TableSource, options: ReadOptions) -> TableRead:
     }
     params, flops = (words[0] if len(words) == 1 else "mixed" for words in stated.values())
     return read_source(source, replace(options, param_convention=params, flop_convention=flops))
+
+
+def _imported_curves(folder: Path) -> Curves | None:
+    """Return the training curves of imported run logs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_table(folder / CURVES_FILE)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    return Curves(
+        run_id=np.array(columns["run_id"].to_pylist(), dtype=np.str_),
+        n_tokens=columns["n_tokens"].to_numpy(),
+        loss_nats=columns["loss_nats"].to_numpy(),
+    )
 
 
 def _unfinished(planned: int, done: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PLAN_FILE = "plan.json"
 IMPORT_FILE = "data.parquet"
+CURVES_FILE = "curves.parquet"
 
 _IMPORT_CORE = ("n_params", "n_tokens", "loss_nats", "flops", "budget_flops", "cluster", "line")
 

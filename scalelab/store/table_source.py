@@ -1,4 +1,4 @@
-"""Load one table into a private in-memory DuckDB; `scalelab.store.tables` reads from it."""
+"""One table in a private in-memory DuckDB; `scalelab.store.tables` reads from it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
+from scalelab.records.types import Curves
 from scalelab.store.columns import likely_columns
-from scalelab.store.public_tables import table_path
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
-
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
-PARQUET_SUFFIXES = (".parquet", ".pq")
-MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
-"""First bytes of compressed files."""
-
-_HEADER_BYTES = 1 << 20
 
 
 class TableSource:
@@ -43,6 +36,14 @@ class TableSource:
         Lower-case names that several columns share; DuckDB renames all except one.
     malformed : list of (line, text, reason)
         Lines that are not rows of the table.
+    notes : dict of str to str
+        Notes on what was read, by code.
+    curves : Curves or None
+        Training curves of the rows.
+    param_convention : str
+        How the rows count N, where the source says so.
+    is_log : bool
+        Whether the rows are logged runs, whose losses are in the unit that the notes state.
     """
 
     def __init__(
@@ -62,6 +63,10 @@ class TableSource:
         counted = Counter(map(str.lower, header))
         self.repeated = frozenset(name for name, count in counted.items() if count > 1)
         self.malformed: list[tuple[int, str, str]] = []
+        self.notes: dict[str, str] = {}
+        self.curves: Curves | None = None
+        self.is_log = False
+        self.param_convention = "unstated"
         self._ends: NDArray[np.int64] | None = None
         if text_file is not None:
             self._find_malformed()
@@ -191,59 +196,6 @@ class TableSource:
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[TableSource]:
-    """Load a CSV, TSV or Parquet file, or a public table by the name ``public:NAME``.
-
-    Raises
-    ------
-    DataError
-        If the file does not exist or is not a table.
-    """
-    asked, path = path, table_path(path)
-    label = str(asked) if asked != path else path.name
-    if not path.is_file():
-        raise DataError(
-            f"{path}, which is {'a folder' if path.is_dir() else 'not an existing file'}",
-            "a CSV or Parquet file",
-            "Write its path from the current folder, for example data/runs.csv.",
-        )
-    if not path.stat().st_size:
-        raise DataError(
-            f"{path}, which is empty",
-            "a CSV or Parquet file",
-            "Write the table to it again; a CSV file starts with a line of column names.",
-        )
-    name = path.name.lower()
-    is_text = name.endswith(TEXT_SUFFIXES)
-    if not is_text and not name.endswith(PARQUET_SUFFIXES):
-        raise DataError(
-            path.name,
-            f"a file ending in {', '.join(TEXT_SUFFIXES + PARQUET_SUFFIXES)}",
-            "Save the table as CSV or Parquet, for example runs.csv.",
-        )
-    source = (
-        "read_csv($path, header = true, sample_size = -1, store_rejects = true)"
-        if is_text
-        else "read_parquet($path)"
-    )
-
-    header = _text_header(path) if is_text else ()
-
-    def load(connection: duckdb.DuckDBPyConnection) -> TableSource:
-        connection.execute(
-            f"CREATE TEMP TABLE source AS SELECT * FROM {source}", {"path": str(path)}
-        )
-        if is_text:
-            return TableSource(connection, label, 2, path, header)
-        import pyarrow.parquet as pq
-
-        return TableSource(connection, label, 1, header=pq.read_schema(path).names)
-
-    with _opened(load, str(path)) as table:
-        yield table
-
-
-@contextmanager
 def open_frame(frame: pd.DataFrame) -> Iterator[TableSource]:
     """Load a pandas frame; row numbers start at 1."""
 
@@ -258,7 +210,7 @@ def open_frame(frame: pd.DataFrame) -> Iterator[TableSource]:
             connection.execute("CREATE TEMP TABLE source AS SELECT * FROM given")
         return TableSource(connection, "the frame", 1, header=[str(c) for c in frame.columns])
 
-    with _opened(load, "the frame") as table:
+    with opened(load, "the frame") as table:
         yield table
 
 
@@ -281,9 +233,16 @@ def _with_known_types(frame: pd.DataFrame, connection: duckdb.DuckDBPyConnection
 
 
 @contextmanager
-def _opened(
+def opened(
     load: Callable[[duckdb.DuckDBPyConnection], TableSource], name: str
 ) -> Iterator[TableSource]:
+    """Load a table into a new DuckDB, which is closed afterwards.
+
+    Raises
+    ------
+    DataError
+        If it is not a table.
+    """
     import duckdb
 
     connection = duckdb.connect()
@@ -320,46 +279,24 @@ def is_numeric(kind: str) -> bool:
     )
 
 
-def _text_header(path: Path) -> list[str]:
-    """Return the column names in the first line of a text file.
-
-    Raises
-    ------
-    DataError
-        If the file is compressed, or its header is not UTF-8; DuckDB would invent columns.
-    """
-    is_gzip = path.name.lower().endswith(".gz")
-    with path.open("rb") as compressed:
-        start = compressed.read(4)
-    kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
-    if (kind == "gzip") != is_gzip or kind not in (None, "gzip"):
-        raise DataError(
-            f"{path}, which is {f'compressed with {kind}' if kind else 'not compressed with gzip'}",
-            "plain text, or gzip in a file that ends in .csv.gz or .tsv.gz",
-            "Rename it so that its ending fits, for example runs.csv.gz."
-            if kind in ("gzip", None)
-            else "Decompress it, for example: zstd -d FILE",
-        )
-    try:
-        with _opener(path)(path, "rb") as stream:
-            line = bytes(stream.readline(_HEADER_BYTES)).partition(b"\r")[0]
-        text = line.decode("utf-8-sig")
-        if "\0" not in text:
-            return next(csv.reader([text], delimiter=_delimiter(text)), [])
-    except (EOFError, OSError, UnicodeDecodeError, csv.Error):
-        pass
-    raise DataError(
-        f"{path}, whose first line is not UTF-8 text",
-        "UTF-8 with the column names in the first line",
-        "Convert the file to UTF-8, for example: iconv -f UTF-16 -t UTF-8 (or -f LATIN1)",
-    )
+def opener(path: Path) -> Callable[..., Any]:
+    """Return the function that opens a text file, by the ending of its name."""
+    ending = path.name.lower().rpartition(".")[2]
+    openers: dict[str, Callable[..., Any]] = {"gz": gzip.open, "zst": _open_zstd}
+    return openers.get(ending, open)
 
 
-def _opener(path: Path) -> Callable[..., Any]:
-    return gzip.open if path.name.lower().endswith(".gz") else open
+def _open_zstd(path: Path, mode: str = "rb", **text: Any) -> Any:
+    import io
+
+    import pyarrow as pa
+
+    stream = pa.input_stream(str(path), compression="zstd")
+    return stream if mode == "rb" else io.TextIOWrapper(io.BufferedReader(stream), **text)
 
 
-def _delimiter(header: str) -> str:
+def delimiter(header: str) -> str:
+    """Return the delimiter of a line of column names."""
     return max(",;\t|", key=header.count)
 
 
@@ -367,8 +304,8 @@ def _row_ends(path: Path, width: int) -> tuple[list[int], list[int]]:
     """Return the last line of each row with ``width`` cells, and of each other row."""
     ends: list[int] = []
     odd: list[int] = []
-    with _opener(path)(path, "rt", newline="", errors="replace") as stream:
-        reader = csv.reader(stream, delimiter=_delimiter(stream.readline()))
+    with opener(path)(path, "rt", newline="", errors="replace") as stream:
+        reader = csv.reader(stream, delimiter=delimiter(stream.readline()))
         for cells in reader:
             if cells:
                 (ends if len(cells) == width else odd).append(reader.line_num + 1)

@@ -1,13 +1,13 @@
 """Read an imported table as `Observations`: map columns, select rows, reject unusable rows.
 
-DuckDB reads the file (CSV, TSV or Parquet) and evaluates the user's SQL conditions. Each unusable
+DuckDB holds the table and evaluates the user's SQL conditions. Each unusable
 row is returned as a `Reject` with its line and the reason.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import DataError, UsageError, did_you_mean
+from scalelab.errors import DataError
 from scalelab.records.types import Curves, Observations
 from scalelab.store.columns import (
     ALIASES,
     CORE,
-    MAPPED,
     NON_EMBEDDING,
     SIZES,
     likely_columns,
     map_option,
 )
-from scalelab.store.table_source import TableSource, is_numeric, open_file, open_frame, quote
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.table_files import open_file
+from scalelab.store.table_source import TableSource, is_numeric, open_frame, quote
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS, train_flops_6nd
 from scalelab.units import plural
 
@@ -88,82 +89,8 @@ class TableRead:
     curves: Curves | None = None
 
 
-def parse_map(texts: Sequence[str]) -> dict[str, str]:
-    """Return ``{our column: their column or SQL expression}`` from ``n_params=params,flops=c``.
-
-    Raises
-    ------
-    UsageError
-        If an item is not of the form OURS=THEIRS or maps a column twice.
-    """
-    mapping: dict[str, str] = {}
-    for text in texts:
-        for item in re.split(r",(?![^()]*\))", text):
-            ours, equals, theirs = (part.strip() for part in item.partition("="))
-            if not (equals and ours.isidentifier() and theirs) or ours in mapping:
-                raise UsageError(
-                    f"--map {item.strip()!r}",
-                    "OURS=THEIRS pairs, each of our columns once",
-                    "For example: --map n_params=params,loss_nats=val_loss",
-                )
-            mapping[ours] = theirs
-    return mapping
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadOptions:
-    """How to read a table.
-
-    Attributes
-    ----------
-    mapping : Mapping[str, str]
-        Our column name to the table's column name, or to a DuckDB expression over its columns
-        (``n_tokens = steps * 524288``). Our name is one of `scalelab.store.columns.MAPPED`.
-    where : str or None
-        DuckDB condition on the table's columns; only rows for which it is true are read.
-    marks : Mapping[str, str]
-        Named conditions to evaluate on these rows.
-    text_columns : sequence of str
-        Text columns to keep in ``extra``, which contains all numeric columns anyway.
-    needs : sequence of str
-        Columns of N, D and C that the table must have or give by C = 6 N D.
-    is_signed : bool
-        Whether to accept losses of 0 and below.
-    param_convention, flop_convention : str
-        How the table counts N and C; ``unstated`` if unknown.
-    """
-
-    mapping: Mapping[str, str] = field(default_factory=dict)
-    where: str | None = None
-    marks: Mapping[str, str] = field(default_factory=dict)
-    text_columns: Sequence[str] = ()
-    needs: Sequence[str] = SIZES
-    is_signed: bool = False
-    param_convention: str = "unstated"
-    flop_convention: str = "unstated"
-
-    def __post_init__(self) -> None:
-        if self.where is not None and not self.where.strip():
-            raise UsageError(
-                "an empty condition (--where)",
-                'a condition on the table\'s columns, such as "n_params > 1e6"',
-                "Remove --where to read all rows. A shell variable in it may be unset.",
-            )
-        for name in self.mapping:
-            if name not in MAPPED:
-                theirs = self.mapping[name]
-                is_reversed = theirs in MAPPED and likely_columns(theirs, [name])
-                raise UsageError(
-                    f"--map {name}={theirs}, where {name} is not one of our columns",
-                    f"OURS=THEIRS with OURS one of {', '.join(MAPPED)}",
-                    f"Did you mean --map {theirs}={name}?"
-                    if is_reversed
-                    else did_you_mean(name, MAPPED) + "Write for example --map loss_nats=val_loss.",
-                )
-
-
 def read_table(path: str | Path, options: ReadOptions | None = None) -> TableRead:
-    """Return the observations of a CSV, TSV or Parquet file (``.csv.gz`` too).
+    """Return the observations of a table, or of the run logs of another trainer.
 
     Raises
     ------
@@ -172,8 +99,9 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> TableRea
     UsageError
         If a condition or expression is not valid SQL over the file's columns.
     """
-    with open_file(Path(path)) as source:
-        return read_source(source, options or ReadOptions())
+    options = options or ReadOptions()
+    with open_file(Path(path), options.reading) as source:
+        return read_source(source, options)
 
 
 def read_frame(frame: pd.DataFrame, options: ReadOptions | None = None) -> TableRead:
@@ -187,13 +115,22 @@ def read_source(source: TableSource, options: ReadOptions) -> TableRead:
     return _Reader(source, options).read()
 
 
+_FOR_LOGS = {
+    "n_params": "124e6",
+    "n_tokens": "last_step*524288",
+    "loss_nats": "COLUMN",
+    "flops": "1e18",
+}
+"""Examples of what a log may lack."""
+
+
 class _Reader:
     """One table being read."""
 
     def __init__(self, source: TableSource, options: ReadOptions) -> None:
         self.source = source
         self.options = options
-        self.notes: dict[str, str] = {}
+        self.notes: dict[str, str] = dict(source.notes)
         self.mapping = self._resolve()
         source.make_numeric([self.mapping[n] for n in (*CORE, "budget") if n in self.mapping])
 
@@ -218,7 +155,8 @@ class _Reader:
         missing = [name for name in ("loss_nats",) if name not in found]
         sizes = [name for name in SIZES if name not in found]
         unused = [name for name in self.source.types if name not in found.values()]
-        sizes.sort(key=lambda name: not likely_columns(name, unused))
+        if not self.source.is_log:
+            sizes.sort(key=lambda name: not likely_columns(name, unused))
         # Two of the three sizes give the third.
         if len(sizes) > 1:
             needed = [name for name in sizes if name in self.options.needs]
@@ -228,6 +166,14 @@ class _Reader:
         return found
 
     def _missing(self, missing: list[str], unused: list[str]) -> DataError:
+        if self.source.is_log:
+            return DataError(
+                f"{self.source.name}, whose logs hold no {' and no '.join(missing)}; the columns "
+                f"read from them are {', '.join(self.source.types)}",
+                "a number or an expression over these columns for each",
+                "Write it, for example --map "
+                + shlex.quote(",".join(f"{name}={_FOR_LOGS[name]}" for name in missing)),
+            )
         given = []
         for name in missing:
             likely = ", ".join(likely_columns(name, unused)[:3])
@@ -264,7 +210,11 @@ class _Reader:
             cluster=None if cluster is None else cluster[keep].astype(np.str_),
             extra={name: column[keep] for name, column in columns.items()},
             param_convention=self._convention(
-                "n_params", PARAM_CONVENTIONS, options.param_convention
+                "n_params",
+                PARAM_CONVENTIONS,
+                self.source.param_convention
+                if options.param_convention == "unstated"
+                else options.param_convention,
             ),
             flop_convention=self._convention("flops", FLOP_CONVENTIONS, flop_convention),
             source=self.source.name + (f" where {options.where}" if options.where else ""),
@@ -278,6 +228,7 @@ class _Reader:
             marks=marks,
             mapping=self.mapping,
             notes=self.notes,
+            curves=self.source.curves,
         )
 
     def _columns(self) -> dict[str, NDArray[Any]]:

@@ -11,8 +11,10 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.outcome import FitWarning
-from scalelab.store.table_source import TableSource, open_file
-from scalelab.store.tables import ReadOptions, TableRead, read_source
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.table_files import open_file
+from scalelab.store.table_source import TableSource
+from scalelab.store.tables import TableRead, read_source
 from scalelab.tune.runs_table import TunedRuns
 from scalelab.units import plural
 

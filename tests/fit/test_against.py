@@ -8,7 +8,8 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import fit_parametric
-from scalelab.store.tables import ReadOptions, read_table
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.tables import read_table
 from scalelab.theory.laws.data_constrained import DataConstrained
 
 

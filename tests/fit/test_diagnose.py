@@ -8,7 +8,8 @@ from scalelab.fit.diagnose import design_warnings, notes_as_warnings, row_warnin
 from scalelab.fit.envelope import fit_envelope
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.parametric import fit_parametric
-from scalelab.store.tables import ReadOptions, read_table
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.tables import read_table
 
 NONE = BootstrapSpec(k=0)
 

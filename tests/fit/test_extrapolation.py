@@ -83,7 +83,8 @@ def test_the_olmo_targets_are_predicted_from_the_ladder(tables, delta, small, la
 
 
 def _targets(tables: Path):
-    from scalelab.store.tables import ReadOptions, read_table
+    from scalelab.store.read_options import ReadOptions
+    from scalelab.store.tables import read_table
 
     rows = read_table(
         tables / "olmo_ladder" / "data.csv",

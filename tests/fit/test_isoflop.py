@@ -14,7 +14,8 @@ from scalelab.fit.isoflop import (
     replicate_laws,
 )
 from scalelab.records.types import Observations
-from scalelab.store.tables import ReadOptions, read_table
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.tables import read_table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 with (GOLDEN / "approach2_bias.toml").open("rb") as stream:

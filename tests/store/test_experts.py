@@ -9,8 +9,8 @@ from scalelab.cli.main import main
 from scalelab.records.run_dir import RunDir
 from scalelab.store.collect import collect
 from scalelab.store.live import open_snapshot
+from scalelab.store.read_options import ReadOptions
 from scalelab.store.results import read_results
-from scalelab.store.tables import ReadOptions
 from scalelab.theory.accounting import count_params
 from tests.store.conftest import BASE
 

@@ -13,8 +13,8 @@ from scalelab.store.collect import collect
 from scalelab.store.export import export_table
 from scalelab.store.importers import import_table
 from scalelab.store.live import open_snapshot
+from scalelab.store.read_options import ReadOptions
 from scalelab.store.schema import TABLES
-from scalelab.store.tables import ReadOptions
 
 
 @pytest.fixture

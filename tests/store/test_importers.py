@@ -13,7 +13,7 @@ from scalelab.store import importers
 from scalelab.store.collect import collect
 from scalelab.store.importers import import_table
 from scalelab.store.live import open_snapshot
-from scalelab.store.tables import ReadOptions
+from scalelab.store.read_options import ReadOptions
 
 TABLE = """\
 params,tokens,val_loss,recipe

@@ -9,7 +9,7 @@ from scalelab import api
 from scalelab.cli.main import main
 from scalelab.errors import DataError
 from scalelab.store.public_tables import FOLDER, list_public_tables
-from scalelab.store.table_source import open_file
+from scalelab.store.table_files import open_file
 
 TABLES = list_public_tables()
 

@@ -6,9 +6,9 @@ import pytest
 
 from scalelab.errors import DataError, UsageError
 from scalelab.store.live import SNAPSHOT_FILE
+from scalelab.store.read_options import ReadOptions
 from scalelab.store.results import read_results
 from scalelab.store.schema import create_statements
-from scalelab.store.tables import ReadOptions
 
 RUN = (
     "INSERT INTO runs (run_id, status, n_params, n_params_kaplan, n_tokens, flops, loss_nats, "

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalelab.errors import DataError, UsageError
-from scalelab.store.tables import ReadOptions, parse_map, read_frame, read_table
+from scalelab.store.read_options import ReadOptions, parse_map
+from scalelab.store.tables import read_frame, read_table
 
 HEADER = "n_params,n_tokens,loss,flops"
 

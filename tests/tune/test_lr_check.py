@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scalelab.cli.main import main
+from scalelab.store.read_options import ReadOptions
 from scalelab.store.results import read_results
-from scalelab.store.tables import ReadOptions
 from scalelab.tune.lr_check import parabola_minimum
 
 

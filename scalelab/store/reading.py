@@ -1,0 +1,79 @@
+"""How a file of runs is read, apart from the mapping of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scalelab.errors import UsageError
+from scalelab.logs.losses import checked_unit
+from scalelab.logs.registry import checked_format
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How a file of runs is read.
+
+    Attributes
+    ----------
+    format : str or None
+        Format of the log, such as ``nanogpt``, or ``table``; None recognises it.
+    loss_unit : str or None
+        Unit of the losses: nats, bits, bits-per-byte or perplexity; None takes it from the name of
+        the column.
+    includes_unfinished : bool
+        Whether to keep runs that did not reach their planned end.
+    best_of : tuple of str
+        Columns, such as ``lr``; of rows that differ only in these, the lowest loss is kept.
+    mean_of : tuple of str
+        Columns, such as ``seed``; rows that differ only in these become one row of mean loss.
+    last_of : str or None
+        Column that names the run; of the checkpoints of a run, the one of most tokens is kept.
+
+    Raises
+    ------
+    UsageError
+        If the format or the unit is not known.
+    """
+
+    format: str | None = None
+    loss_unit: str | None = None
+    includes_unfinished: bool = False
+    best_of: tuple[str, ...] = ()
+    mean_of: tuple[str, ...] = ()
+    last_of: str | None = None
+
+    def __post_init__(self) -> None:
+        checked_format(self.format)
+        if self.loss_unit is not None:
+            object.__setattr__(self, "loss_unit", checked_unit(self.loss_unit))
+        for name in ("best_of", "mean_of"):
+            given: Sequence[str] = getattr(self, name)
+            if isinstance(given, str):
+                object.__setattr__(self, name, split_names(given, name))
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the settings that are not at their default."""
+        default = Reading()
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name in self.__slots__
+            if (value := getattr(self, name)) != getattr(default, name)
+        }
+
+
+def split_names(text: str, option: str) -> tuple[str, ...]:
+    """Return the columns of ``lr,batch``.
+
+    Raises
+    ------
+    UsageError
+        If a name is empty.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        flag = option.replace("_", "-")
+        raise UsageError(
+            f"--{flag} {text!r}", "names of columns with commas", f"Write for example --{flag} lr."
+        )
+    return names

@@ -1,0 +1,69 @@
+"""Formats without a sample of their own: small files in the layout that each reader cites."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scalelab.logs.registry import read_logs
+
+
+def test_a_chart_of_wandb_has_a_run_in_each_column(tmp_path: Path) -> None:
+    (tmp_path / "chart.csv").write_text(
+        '"Step","a - eval/loss","a - eval/loss__MIN","a - eval/loss__MAX","b-1 - eval/loss",'
+        '"b-1 - eval/loss__MIN","b-1 - eval/loss__MAX"\n'
+        '"100","3.5","3.5","3.5","","",""\n"200","3.25","3.25","3.25","3.0","3.0","3.0"\n'
+    )
+    runs = {run.name: run for run in read_logs(tmp_path / "chart.csv").runs}
+    assert {name: run.derived["loss_nats"].value for name, run in runs.items()} == {
+        "a": 3.25,
+        "b-1": 3.0,
+    }
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])
+def test_rows_of_a_wandb_history_with_config_beside_them(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"_step": i, "_timestamp": 1.0, "iter": 10 * i, "val/loss": 4 - i / 10, "lr": 1e-3}
+        for i in range(5)
+    ]
+    rows[2]["val/loss"] = "NaN"
+    if kind == "csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        text = "\n".join(lines)
+    else:
+        text = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
+    (tmp_path / f"history.{kind}").write_text(text)
+    (tmp_path / "config.yaml").write_text(
+        "wandb_version: 1\nmax_iters:\n  desc: null\n  value: 40\nbatch_size:\n  value: 8\n"
+        "block_size:\n  value: 64\nparameter_count:\n  value: 1000000\n"
+    )
+    (run,) = read_logs(tmp_path / f"history.{kind}").runs
+    assert run.last_step == 40
+    assert run.derived["loss_nats"].value == pytest.approx(3.6)
+    assert run.derived["n_params"].value == 1_000_000
+    assert run.derived["n_tokens"].value == 40 * 8 * 64
+    assert run.status == "finished"
+
+
+def test_models_of_open_lm_have_the_loss_of_their_own_corpus(tmp_path: Path) -> None:
+    model = {
+        "name": "c4_original-d=96_l=8_h=4-0.5",
+        "dataset_name": "c4_original",
+        "hyperparameters": {
+            "tokens": 105_693_120, "lr": 3e-3, "params": 10_569_312, "params_no_embed": 5_727_840,
+        },
+        "results": [
+            {"loss": 6.9, "tokens": 245_760, "val_data": ["eval_data/openlm/shard_0.tar"]},
+            {"loss": 5.5526, "tokens": 1_740, "val_data": ["eval_data/c4_val/shard-{0..1}.tar"]},
+        ],
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(model, indent=4))
+    (run,) = read_logs(tmp_path).runs
+    assert run.reader == "open-lm"
+    assert run.derived["loss_nats"].value == 5.5526
+    assert run.derived["n_params"].value == 10_569_312
+    assert run.derived["n_tokens"].value == 105_693_120
+    assert run.derived["lr"].value == 3e-3
