@@ -38,7 +38,7 @@ def test_a_job_with_site_options_runs_and_has_them(
     assert set(sweep.statuses().values()) == {"done"}, said
     (note,) = (sweep.results.sweep(sweep.name) / "intents").glob("*/job.json")
     job = cluster.command("scontrol", "show", "job", str(json.loads(note.read_text())["job_id"]))
-    assert f"Comment={COMMENT}\n" in job
+    assert f"Comment={COMMENT}" in map(str.strip, job.splitlines())
     assert "MinMemoryCPU=300M" in job
     assert "Nice=7" in job
 
