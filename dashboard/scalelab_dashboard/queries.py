@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scalelab.records.types import Observations
     from scalelab_dashboard.data import Rates, Source
 
-FIRST = ("failed", "diverged", "running", "queued", "preempted", "cancelled", "planned")
+FIRST = ("failed", "diverged", "pruned", "running", "queued", "preempted", "cancelled", "planned")
 
 
 @st.cache_resource(show_spinner=False)

@@ -130,13 +130,14 @@ def _execution(
     from dataclasses import replace
 
     from scalelab.launch.speed import default_device, default_workers
+    from scalelab.sweep.gpu_counts import gpu_numbers
 
     is_local = launcher.name == "local"
     if not is_local:
-        device = device or ("cuda" if launcher.slurm.gpus_per_run else "cpu")
+        device = device or ("cuda" if launcher.slurm.uses_gpus else "cpu")
     execution = table.request(device or default_device(), keeps_weights=keep_weights)
     if not is_local:
-        n_devices = max(1, launcher.slurm.gpus_per_run)
+        n_devices = max(1, *gpu_numbers(launcher.slurm.gpus_per_run))
         execution = replace(
             execution, n_devices=n_devices, tensor_parallel=launcher.slurm.tensor_parallel
         )
@@ -297,6 +298,24 @@ def replace_diverged(
     from scalelab.launch.replace_diverged import replace_diverged as replace_runs
 
     return replace_runs(*_saved(name, results), lr_scale)
+
+
+def keep_pruned(
+    name: str | None = None, *, results: str | Path = DEFAULT_RESULTS
+) -> tuple[str, ...]:
+    """Let the pruned runs of a sweep continue with the next `resume`; return their run_ids.
+
+    They are not pruned again.
+
+    Raises
+    ------
+    UsageError
+        If no run is pruned.
+    """
+    from scalelab.launch.prune import keep_pruned as keep_runs
+
+    folder, saved = _saved(name, results)
+    return keep_runs(saved, folder)
 
 
 def cancel(

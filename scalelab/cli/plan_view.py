@@ -11,7 +11,7 @@ from scalelab.launch.proposal import Proposal
 from scalelab.records.qualification import way_of
 from scalelab.sweep.cost import PlanCost, plan_cost
 from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto, needs_qualification
-from scalelab.sweep.plan import Plan
+from scalelab.sweep.plan import Plan, PlannedRun
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
     format_count,
@@ -67,7 +67,7 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
             *((f"{row.spec.weight_decay:.2g}",) if len(decays) > 1 else ()),
             format_flops(row.flops),
             "done" if is_done else format_duration(seconds),
-            "" if is_done else format_money(seconds / 3600 * cost.speed.usd_per_worker_hour),
+            "" if is_done else format_money(_usd(row, seconds, cost)),
         )
     out.print(Fitting(table))
     if len(plan.rows) > len(shown):
@@ -79,6 +79,12 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
         out.print(line, soft_wrap=True)
     for warning in plan.warnings():
         out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+
+
+def _usd(row: PlannedRun, seconds: float, cost: PlanCost) -> float:
+    """Return the cost of a run in US dollars."""
+    n_devices = cost.speed.devices_of(row.spec.run_id) if cost.speed.n_devices else 1
+    return seconds / 3600 * n_devices * cost.speed.usd_per_worker_hour
 
 
 def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
@@ -139,8 +145,9 @@ def _execution_line(proposal: Proposal) -> str:
             start = f"{start}, qualified at start" if taken is None else f"qualified: {planned}"
         words = [f"{AUTO}{f' with {named}' if named else ''} ({start})"]
     words.append(f"attention {' or '.join(dict.fromkeys(way.attention for way in ways))}")
-    if request.n_devices > 1:
-        words.append(f"{request.n_devices} devices a run")
+    numbers = sorted({max(1, n) for n in proposal.gpus.values()}) or [request.n_devices]
+    if numbers[-1] > 1:
+        words.append(f"{' or '.join(map(str, numbers))} devices a run")
     if request.micro_batch_seqs:
         words.append(f"micro-batch of {plural(request.micro_batch_seqs, 'sequence')}")
     if request.batched_runs:
@@ -187,6 +194,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "flops": row.flops,
                 "epochs": plan.epochs(row),
                 "seconds": seconds,
+                "gpus": proposal.gpus.get(row.spec.run_id),
                 "is_finished": row.spec.run_id in proposal.finished,
                 "starts_last": row.spec.run_id in last,
             }

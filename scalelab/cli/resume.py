@@ -45,7 +45,7 @@ def retry(
         option(
             "What to run",
             "failed: start failed runs again. diverged: replace diverged runs by new ones at "
-            "a lower learning rate.",
+            "a lower learning rate. pruned: continue the runs that --stop-hopeless stopped.",
             "--status",
         ),
     ] = "failed",
@@ -63,19 +63,22 @@ def retry(
     Example: scalelab retry demo --status diverged --lr-scale 0.5
     """
     from scalelab.api import sweeps as api
+    from scalelab.records.states import PRUNED
 
-    if status not in ("failed", "diverged"):
-        raise UsageError(f"--status {status}", "failed or diverged", "Try --status failed.")
+    if status not in ("failed", "diverged", PRUNED):
+        raise UsageError(f"--status {status}", "failed, diverged or pruned", "Try --status failed.")
     if (status == "diverged") != (lr_scale is not None):
         raise UsageError(
             f"--status {status} {'without' if lr_scale is None else 'with'} --lr-scale",
-            "--status failed, or --status diverged with --lr-scale",
+            "--status diverged with --lr-scale, or another status without it",
             "At the same rate a diverged run diverges again. Try --status diverged --lr-scale 0.5.",
         )
     values = spec_values(context)
     _refuse_unused(sweep, values, options)
     if lr_scale is not None:
         api.replace_diverged(sweep, lr_scale=lr_scale, results=options.results)
+    if status == PRUNED:
+        api.keep_pruned(sweep, results=options.results)
     return _continue(sweep, values, options, retry_failed=status == "failed")
 
 

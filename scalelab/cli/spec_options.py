@@ -137,7 +137,8 @@ def options_of(command: str) -> tuple[Option, ...]:
         chosen = [*own, *chosen]
     if command in ("resume", "retry"):
         kept = ("execution", "launcher")
-        return tuple(o for o in chosen if o.path[0] in kept and not o.commands)
+        usable = (o for o in chosen if o.path[0] in kept)
+        return tuple(o for o in usable if not o.commands or command in o.commands)
     if command == "run":
         return tuple(chosen)
     return tuple(o for o in chosen if not o.commands or command in o.commands)

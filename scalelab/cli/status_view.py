@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SHOWN_RUNS = 16
-TROUBLED = ("failed", "diverged", "broken")
+TROUBLED = ("failed", "diverged", "pruned", "broken")
 SILENT_AFTER_S = 120.0
 STYLES = {
     "done": "green",
     "running": "cyan",
     "cancelled": "yellow",
     "diverged": "yellow",
+    "pruned": "yellow",
     "interrupted": "yellow",
     "failed": "red",
     "broken": "red",
@@ -65,8 +66,11 @@ def advice(status: SweepStatus) -> list[str]:
 
 
 def _hours(status: SweepStatus) -> str:
-    per_worker, word = (status.gpus, "GPU-hours") if status.gpus else (1, "worker-hours")
-    spent, wasted = per_worker * status.worker_hours, per_worker * status.wasted_hours
+    is_on_gpus = any(run.gpus for run in status.runs)
+    word = "GPU-hours" if is_on_gpus else "worker-hours"
+    factors = [run.gpus if is_on_gpus else 1 for run in status.runs]
+    spent = sum(n * run.spent_s for n, run in zip(factors, status.runs, strict=True)) / 3600
+    wasted = sum(n * run.wasted_s for n, run in zip(factors, status.runs, strict=True)) / 3600
     return f"{spent:.3g} {word} used, {wasted:.2g} wasted (no result)"
 
 

@@ -13,7 +13,7 @@ from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
 
 if TYPE_CHECKING:
     from scalelab.launch.base import LaunchReport
-    from scalelab.launch.slurm.preview import SlurmPreview
+    from scalelab.launch.slurm.preview import ArrayPreview, SlurmPreview
     from scalelab.sweep.spec import SweepSpec
 
 
@@ -145,6 +145,14 @@ def show_end(
                 ),
                 soft_wrap=True,
             )
+        if counts.get("pruned"):
+            out.print(
+                runnable(
+                    f"{plural(counts['pruned'], 'run')} stopped as hopeless; fits leave them out. "
+                    f"To train them to their end: `scalelab retry {name} --status pruned`."
+                ),
+                soft_wrap=True,
+            )
         if not report.is_interrupted and counts.get("done"):
             out.print(runnable(f"Next: scalelab fit --sweep {name}"), soft_wrap=True)
     if report.is_interrupted:
@@ -176,7 +184,7 @@ def _print_saved(name: str, options: LaunchOptions) -> None:
 
 
 def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
-    """Print the jobs that would be submitted, and the batch script of the first array."""
+    """Print the jobs that would be submitted, and the batch script of each array."""
     from scalelab.cli.output import console
     from scalelab.units import format_money, plural
 
@@ -189,6 +197,24 @@ def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
     )
     if preview.site_check:
         out.print(f"site options: {preview.site_check}", soft_wrap=True)
-    if with_script:
-        out.print("batch script:")
-        out.print(preview.script, markup=False, highlight=False, soft_wrap=True)
+    if len(preview.arrays) > 1 or with_script:
+        for array in preview.arrays:
+            out.print(_array_line(array), soft_wrap=True)
+            if with_script:
+                out.print(array.script, markup=False, highlight=False, soft_wrap=True)
+
+
+def _array_line(array: ArrayPreview) -> str:
+    """Return what an array requests, in words."""
+    from scalelab.units import format_duration, plural
+
+    gpus = plural(array.gpus, "GPU") if array.gpus else "the CPU"
+    memory = ""
+    if array.memory_gb is not None:
+        amount = f"{array.memory_gb:g} GB" if array.memory_gb else "all memory"
+        memory = f", {amount} a node"
+    return (
+        f"array: {plural(array.n_runs, 'run')} in {plural(array.n_jobs, 'job')} on {gpus} each, at "
+        f"most {array.n_running} at once; limit {format_duration(60 * array.time_min)}{memory}; "
+        f"{array.gpu_hours:,.3g} GPU-hours"
+    )

@@ -32,6 +32,8 @@ class LaunchRequest:
         Largest number of runs in one step, by run_id; default 1.
     qualify : tuple of RunSpec
         Runs at whose shapes a worker qualifies its GPU; empty uses the shape of the run.
+    stop_hopeless : bool
+        Whether to stop runs whose predicted final loss the finished runs rule out.
     """
 
     results: Results
@@ -42,6 +44,7 @@ class LaunchRequest:
     retry_failed: bool = False
     batched_runs: Mapping[str, int] = field(default_factory=dict)
     qualify: tuple[RunSpec, ...] = ()
+    stop_hopeless: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.submissions import Submissions
-from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
-from scalelab.records.states import FINAL
+from scalelab.launch.worker import CANCELLED_FILE, is_stopped
+from scalelab.records.states import FINAL, PRUNED
 from scalelab.records.sweep_dir import Results
 
 
@@ -19,7 +19,7 @@ class CancelReport:
     Attributes
     ----------
     run_ids : tuple of str
-        Runs that were marked; finished runs are not.
+        Runs that were marked; finished and pruned runs are not.
     n_jobs : int
         SLURM jobs cancelled.
     is_queue_known : bool
@@ -42,7 +42,7 @@ def cancel_runs(
     marked = []
     for run_id in run_ids:
         run = results.run(run_id)
-        if run.status() not in FINAL:
+        if run.status() not in (*FINAL, PRUNED):
             (run.path / CANCELLED_FILE).touch()
             marked.append(run_id)
     submissions = Submissions(results, results.sweep(sweep), is_owner=False)
@@ -62,6 +62,6 @@ def cancel_runs(
 
 
 def is_over(results: Results, run_id: str) -> bool:
-    """Return whether a run is finished or cancelled."""
+    """Return whether a run is finished, cancelled or pruned."""
     run = results.run(run_id)
-    return run.accepted() is not None or is_cancelled(run)
+    return run.accepted() is not None or is_stopped(run)

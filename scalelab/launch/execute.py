@@ -26,11 +26,13 @@ from scalelab.launch.largest_last import (
 )
 from scalelab.launch.local.pool import launch_local
 from scalelab.launch.proposal import Proposal
+from scalelab.launch.prune import detached_error as watchless_error
 from scalelab.launch.saved_options import save_options, saved_options
-from scalelab.launch.slurm.job_groups import jobs_execution
-from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour
+from scalelab.launch.slurm.resources import run_gpus, run_needs
+from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour, with_devices
 from scalelab.launch.trackers import following
 from scalelab.launch.verdicts import local_verdict
+from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.batched_runs import choose_batched_runs
@@ -55,8 +57,10 @@ def save(proposal: Proposal, results: Results, *, extend: bool = False) -> Saved
     """
     proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
     if proposal.sweep.launcher.name == "slurm":
-        todo = [r.spec for r in proposal.plan.rows if r.spec.run_id not in proposal.finished]
-        jobs_execution(proposal.sweep.launcher.slurm, proposal.execution, todo)
+        todo = [r for r in proposal.plan.rows if r.spec.run_id not in proposal.finished]
+        budgets = {row.spec.run_id: row.budget_flops for row in todo}
+        table = proposal.sweep.launcher.slurm
+        run_needs(table, proposal.execution, [row.spec for row in todo], budgets)
     with _disk_errors_explained(results.path):
         saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
         save_options(results, saved.name, proposal.sweep.launcher, proposal.sweep.execution)
@@ -131,6 +135,8 @@ def resume(
             for run_id, spec in specs.items()
         }
         launcher = saved_options(results, saved.name, LauncherTable)
+        if is_detached and launcher.stop_hopeless:
+            raise watchless_error()
         request = LaunchRequest(
             results=results,
             sweep=saved.name,
@@ -139,6 +145,7 @@ def resume(
             n_workers=n_workers,
             retry_failed=retry_failed,
             qualify=representative_specs(specs.values()),
+            stop_hopeless=launcher.stop_hopeless,
         )
         try:
             with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:
@@ -146,6 +153,7 @@ def resume(
                     request,
                     launcher,
                     specs,
+                    saved.budgets,
                     halves_of(saved, request.run_ids, flops),
                     _also(watch, follow),
                     is_detached,
@@ -181,6 +189,7 @@ def _launch_in_order(
     request: LaunchRequest,
     launcher: LauncherTable,
     specs: Mapping[str, RunSpec],
+    budgets: Mapping[str, float | None],
     halves: Halves | None,
     watch: Watcher,
     is_detached: bool,
@@ -188,7 +197,7 @@ def _launch_in_order(
     """Launch all runs at once, or the largest last; register a forecast where that is due."""
 
     def launch_part(part: LaunchRequest, watch_part: Watcher) -> LaunchReport:
-        return _launch(part, launcher, specs, watch_part, is_detached)
+        return _launch(part, launcher, specs, budgets, watch_part, is_detached)
 
     if halves is None:
         return launch_part(request, watch)
@@ -206,6 +215,7 @@ def _launch(
     request: LaunchRequest,
     launcher: LauncherTable,
     specs: Mapping[str, RunSpec],
+    budgets: Mapping[str, float | None],
     watch: Watcher,
     is_detached: bool,
 ) -> LaunchReport:
@@ -227,23 +237,27 @@ def _launch(
         )
         sizes = {run_id: batch.size for run_id, batch in batches.items()}
         done = frozenset(specs).difference(spec.run_id for spec in todo)
-        left = _seconds(specs, request.results, speed, done)
-        hours, price = sum(left.values()) / 3600, speed.usd_per_worker_hour
+        seconds = _seconds(specs, request.results, speed, done)
+        hours, price = sum(seconds.values()) / 3600, speed.usd_per_worker_hour
         refuse_over_cap(launcher.slurm, 0.0, hours, price, is_gpu=how.device == "cuda")
         return launch_local(replace(request, batched_runs=sizes), watch)
     from scalelab.launch.slurm.arrays import SlurmOptions
     from scalelab.launch.slurm.launcher import launch_slurm
 
-    execution = jobs_execution(launcher.slurm, request.execution, todo)
-    request = replace(request, execution=execution)
-    speed = slurm_speed(launcher.slurm, execution)
+    table = launcher.slurm
+    left = [s for s in specs.values() if request.results.run(s.run_id).status() not in FINAL]
+    execution = replace(request.execution, tensor_parallel=table.tensor_parallel)
+    speed = with_devices(
+        slurm_speed(table, execution), table, run_gpus(table, specs.values(), budgets)
+    )
     options = SlurmOptions(
-        table=launcher.slurm,
+        table=table,
+        needs=run_needs(table, execution, left, budgets),
         seconds=_seconds(specs, request.results, speed),
         usd_per_gpu_hour=usd_per_gpu_hour(launcher.slurm),
         is_detached=is_detached,
     )
-    return launch_slurm(request, options, watch)
+    return launch_slurm(replace(request, execution=execution), options, watch)
 
 
 @contextlib.contextmanager

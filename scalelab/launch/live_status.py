@@ -20,6 +20,7 @@ from scalelab.records.states import BROKEN, ENDED, INTERRUPTED
 from scalelab.records.sweep_dir import Results
 from scalelab.store.run_status import RunStatus
 from scalelab.store.status import SweepStatus, read_status
+from scalelab.sweep.gpu_counts import gpus_for
 from scalelab.sweep.tables import LauncherTable
 
 _UNTOUCHED = (*ENDED, BROKEN)
@@ -58,7 +59,12 @@ class LiveStatus:
         with contextlib.suppress(ScalelabError):
             launcher = saved_options(self.results, found.sweep, LauncherTable)
             if launcher.name == "slurm":
-                return replace(found, gpus=launcher.slurm.gpus_per_run)
+                counts = launcher.slurm.gpus_per_run
+                runs = tuple(
+                    replace(run, gpus=gpus_for(counts, run.budget_flops or run.flops or 0.0))
+                    for run in found.runs
+                )
+                return replace(found, runs=runs)
         return found
 
     def _assess(self, sweep: str, runs: Sequence[RunStatus]) -> tuple[RunStatus, ...]:

@@ -6,8 +6,8 @@ from its files and uses the cached speed of this machine, if there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
@@ -15,7 +15,8 @@ from scalelab.corpus.tokenizer import ByteTokenizer
 from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
-from scalelab.launch.speed import machine_speed, speed_for
+from scalelab.launch.slurm.resources import run_gpus
+from scalelab.launch.speed import machine_speed, speed_for, with_devices
 from scalelab.launch.trackers import require_installed
 from scalelab.launch.verdicts import Verdict, local_verdict, taken_execution
 from scalelab.records.states import FINAL
@@ -25,6 +26,7 @@ from scalelab.sweep.execution import ExecutionSpec, default_precision, planned_e
 from scalelab.sweep.largest import largest_runs
 from scalelab.sweep.plan import DataFacts, Plan, PlannedRun, make_plan
 from scalelab.sweep.precision import require_precision
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.spec import SweepSpec
 
 ASK_ABOVE_S = 3600.0
@@ -55,6 +57,8 @@ class Proposal:
     verdict : Mapping or None
         What qualification found out about this machine's GPU; None for another device, or if
         nothing is known.
+    gpus : Mapping[str, int]
+        GPUs of each run by run_id on SLURM; empty on this machine.
     """
 
     sweep: SweepSpec
@@ -64,6 +68,12 @@ class Proposal:
     execution: ExecutionSpec
     finished: frozenset[str]
     verdict: Verdict | None = None
+    gpus: Mapping[str, int] = field(default_factory=dict)
+
+    def execution_of(self, spec: RunSpec) -> ExecutionSpec:
+        """Return the requested execution of a run, on its own number of devices."""
+        n_gpus = self.gpus.get(spec.run_id, self.execution.n_devices)
+        return replace(self.execution, n_devices=max(1, n_gpus))
 
     def taken(self) -> tuple[ExecutionSpec, ...] | None:
         """Return the ways that earlier verdicts take for the runs, each once; None if unknown."""
@@ -78,7 +88,7 @@ class Proposal:
 
     def planned(self) -> tuple[ExecutionSpec, ...]:
         """Return the ways in which the runs are expected to be executed, each once."""
-        ways = (planned_execution(self.execution, row.spec) for row in self.plan.rows)
+        ways = (planned_execution(self.execution_of(row.spec), row.spec) for row in self.plan.rows)
         return tuple(dict.fromkeys(ways))
 
 
@@ -131,15 +141,20 @@ def propose(
     verdict = local_verdict(results, execution) if is_local else None
     require_executable(execution, [row.spec for row in plan.rows], verdict)
     # Another machine's GPUs are not known here; its workers check their own.
-    gpus = gpu_names() if is_local else ()
+    names = gpu_names() if is_local else ()
     for row in plan.rows:
-        require_precision(row.spec, execution.device, gpus)
+        require_precision(row.spec, execution.device, names)
     if speed is None:
         speed = (
             machine_speed(execution, n_workers, precision=precision)
             if is_dry_run
             else speed_for(plan, execution, n_workers)
         )
+    gpus: dict[str, int] = {}
+    if not is_local:
+        table, budgets = sweep.launcher.slurm, {r.spec.run_id: r.budget_flops for r in plan.rows}
+        gpus = run_gpus(table, [row.spec for row in plan.rows], budgets)
+        speed = with_devices(speed, table, gpus)
     finished = frozenset(
         row.spec.run_id
         for row in plan.rows
@@ -163,6 +178,7 @@ def propose(
         execution=execution,
         finished=finished,
         verdict=verdict,
+        gpus=gpus,
     )
 
 

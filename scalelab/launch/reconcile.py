@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scalelab.records.states import FINAL, RESTARTABLE
+from scalelab.records.states import FINAL, PRUNED, RESTARTABLE
 
 MAX_LOST_ATTEMPTS = 3
 
@@ -27,7 +27,7 @@ class RunState:
     n_lost : int
         Consecutive attempts that ended without a note (killed, out of memory, machine lost).
     is_wanted : bool
-        False if the run was cancelled: then it is not started again.
+        False if the run was cancelled or pruned: then it is not started again.
     """
 
     status: str
@@ -49,7 +49,7 @@ class Actions:
     finished : tuple of str
         With an accepted record.
     gave_up : tuple of str
-        Failed, lost too often or cancelled: started again only on request.
+        Failed, lost too often, cancelled or pruned: started again only on request.
     """
 
     start: tuple[str, ...]
@@ -79,7 +79,7 @@ def reconcile(
             parts["finished"].append(run_id)
         elif state.is_alive:
             parts["wait"].append(run_id)
-        elif not state.is_wanted:
+        elif not state.is_wanted or state.status == PRUNED:
             parts["gave_up"].append(run_id)
         elif retry_failed or (state.status in RESTARTABLE and state.n_lost < MAX_LOST_ATTEMPTS):
             parts["start"].append(run_id)

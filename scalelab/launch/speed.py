@@ -5,7 +5,7 @@ A measurement takes a few seconds; the result is kept in the user's cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from scalelab.sweep.cost import (
     unmeasured_cpu_speed,
 )
 from scalelab.sweep.execution import ExecutionSpec, default_precision, representative_specs
+from scalelab.sweep.gpu_counts import describe_numbers, gpu_numbers
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import SlurmTable
@@ -62,18 +63,29 @@ def slurm_speed(table: SlurmTable, execution: ExecutionSpec) -> Speed:
     """Return the speed of jobs on a cluster, without measuring anything.
 
     On GPUs it is the named device at its assumed utilisation, times the GPUs of a run. On CPUs it
-    is the speed of this machine.
+    is the speed of this machine. Where runs have different numbers of GPUs, it is that of one GPU;
+    `with_devices` adds those of each run.
     """
     if execution.device != "cuda":
         return machine_speed(execution, table.array_parallelism)
-    return named_speed(
-        find_hardware(table.gpu), table.array_parallelism, devices_each=max(1, table.gpus_per_run)
-    )
+    hardware, numbers = find_hardware(table.gpu), gpu_numbers(table.gpus_per_run)
+    if len(numbers) == 1:
+        each = max(1, *numbers)
+        return named_speed(hardware, table.array_parallelism, devices_each=each)
+    speed = named_speed(hardware, table.array_parallelism)
+    device = f"{describe_numbers(table.gpus_per_run)} x {speed.device}"
+    return replace(speed, device=device)
+
+
+def with_devices(speed: Speed, table: SlurmTable, gpus: Mapping[str, int]) -> Speed:
+    """Return a speed of `slurm_speed` that knows the GPUs of each run by run_id."""
+    is_per_run = len(gpu_numbers(table.gpus_per_run)) > 1
+    return replace(speed, n_devices=gpus) if is_per_run else speed
 
 
 def usd_per_gpu_hour(table: SlurmTable) -> float:
     """Return the price of one GPU-hour of a job, USD; 0 if jobs use no GPU."""
-    return find_hardware(table.gpu).usd_per_hour if table.gpus_per_run else 0.0
+    return find_hardware(table.gpu).usd_per_hour if table.uses_gpus else 0.0
 
 
 def speed_for(plan: Plan, execution: ExecutionSpec, n_workers: int) -> Speed:

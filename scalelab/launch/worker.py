@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from scalelab.records.run_dir import LOG_FILE, RunDir
+from scalelab.records.run_dir import LOG_FILE, PRUNED_FILE, RunDir
 
 EXIT_BY_STATUS = {"done": 0, "diverged": 0, "preempted": 75}
 EXIT_FAILED = 1
@@ -21,9 +21,14 @@ def is_cancelled(run: RunDir) -> bool:
     return (run.path / CANCELLED_FILE).exists()
 
 
+def is_stopped(run: RunDir) -> bool:
+    """Return whether `scalelab cancel` or a launcher (`scalelab.launch.prune`) stopped the run."""
+    return is_cancelled(run) or (run.path / PRUNED_FILE).exists()
+
+
 def cancel_reason(runs: Sequence[RunDir]) -> str | None:
-    """Return why a worker must stop its batched runs, or None if none of them was cancelled."""
-    cancelled = [run.run_id for run in runs if is_cancelled(run)]
+    """Return why a worker must stop its batched runs, or None if none of them was stopped."""
+    cancelled = [run.run_id for run in runs if is_stopped(run)]
     if not cancelled:
         return None
     return CANCELLED_REASON if len(runs) == 1 else f"{', '.join(cancelled)} {BATCH_CANCELLED}"

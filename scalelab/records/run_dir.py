@@ -33,7 +33,7 @@ from typing import Any
 
 from scalelab.errors import SpecError
 from scalelab.records.files import fsync, list_entries, read_json, write_atomically
-from scalelab.records.states import FINAL
+from scalelab.records.states import FINAL, PRUNED
 from scalelab.records.types import MetricRow, RunRecord
 from scalelab.sweep.run_spec import RunSpec, run_spec_from_mapping, to_json
 
@@ -44,6 +44,9 @@ _ATTEMPT_NAME = re.compile(r"(?P<number>\d+)-(?P<token>[0-9a-f]{16})")
 _RECORD_FIELDS = tuple(item.name for item in fields(RunRecord))
 _REQUIRED_RECORD_FIELDS = {item.name for item in fields(RunRecord) if item.default is MISSING}
 _RECORD_NUMBERS = ("n_tokens", "unique_tokens", "n_steps", "wall_s")
+PRUNED_FILE = "pruned.json"
+"""Mark of a run that was stopped as hopeless, in the run folder: step, reason and time."""
+
 LOG_FILE = "log.txt"
 """Output of the run's worker, in the run folder."""
 
@@ -328,6 +331,8 @@ class RunDir:
         if accepted is not None:
             record = accepted.read_record()
             return record.status if record else "failed"
+        if (self.path / PRUNED_FILE).exists():
+            return PRUNED
         attempts = self.attempts()
         if not attempts:
             return "planned"

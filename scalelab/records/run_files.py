@@ -21,6 +21,7 @@ from typing import Any
 from scalelab.errors import SpecError
 from scalelab.records.files import read_file, read_json, stamp_of, stat_of
 from scalelab.records.run_dir import (
+    PRUNED_FILE,
     Attempt,
     RunDir,
     attempt_keys,
@@ -28,6 +29,7 @@ from scalelab.records.run_dir import (
     parse_attempt_name,
     parse_record,
 )
+from scalelab.records.states import PRUNED
 from scalelab.records.types import RunRecord
 from scalelab.sweep.run_spec import HASHED_DIGITS, RUN_ID_LENGTH, RunSpec
 from scalelab.theory.shape import ModelShape
@@ -36,7 +38,7 @@ from scalelab.units import round_significant
 SETTLED = "settled "
 """Start of the signature of a run that has an accepted attempt and no open one."""
 
-_HEAD = ("spec.json", "accepted", "attempts")
+_HEAD = ("spec.json", "accepted", "attempts", PRUNED_FILE)
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 RUN_DEFAULTS = {f.name: f.default for f in fields(RunSpec) if f.default is not MISSING}
@@ -101,6 +103,8 @@ class RunFiles:
         Oldest first.
     accepted : AttemptFiles or None
         The accepted attempt; it has a record.
+    pruned : Mapping or None
+        Content of the mark of a pruned run, whose ``reason`` says why it was stopped.
     signature : str
         Identities of the files, for `is_unchanged`.
     """
@@ -110,12 +114,15 @@ class RunFiles:
     attempts: tuple[AttemptFiles, ...]
     accepted: AttemptFiles | None
     signature: str
+    pruned: Mapping[str, Any] | None = None
 
     @property
     def status(self) -> str:
         """State of the run, as in `scalelab.records.run_dir.RunDir.status`."""
         if self.accepted is not None and self.accepted.record is not None:
             return self.accepted.record.status
+        if self.pruned is not None:
+            return PRUNED
         if not self.attempts:
             return "planned"
         return str(self.attempts[-1].end.get("status") or "running")
@@ -193,7 +200,12 @@ def read_run(folder: str) -> RunFiles:
     else:
         signature = " ".join([signature, *stamps])
     return RunFiles(
-        run_id=run_id, spec=spec, attempts=attempts, accepted=accepted, signature=signature
+        run_id=run_id,
+        spec=spec,
+        attempts=attempts,
+        accepted=accepted,
+        signature=signature,
+        pruned=None if head[3] is None else read_json(f"{folder}/{PRUNED_FILE}"),
     )
 
 

@@ -7,6 +7,7 @@ status` adds ``interrupted`` and ``broken``. `RUN_STATES` has the meaning of eve
 from __future__ import annotations
 
 INTERRUPTED = "interrupted"
+PRUNED = "pruned"
 BROKEN = "broken"
 
 RUN_STATES = {
@@ -17,6 +18,7 @@ RUN_STATES = {
     INTERRUPTED: "The worker process died without recording an end.",
     "preempted": "The worker stopped early; the next attempt resumes from its checkpoint.",
     "cancelled": "A user cancelled the run.",
+    PRUNED: "A launcher with --stop-hopeless stopped the run; fits leave it out.",
     "diverged": "The loss diverged; fits leave the run out.",
     "failed": "The newest attempt ended with an error, or too many attempts died.",
     BROKEN: "The run folder cannot be read.",
@@ -29,7 +31,7 @@ FILE_STATES = tuple(state for state in RUN_STATES if state not in ("queued", INT
 FINAL = ("done", "diverged")
 """A result was accepted; the run is never trained again."""
 
-ENDED = (*FINAL, "failed")
+ENDED = (*FINAL, "failed", PRUNED)
 """No attempt follows unless the user asks for a retry."""
 
 ACTIVE = ("running", "queued")
@@ -41,7 +43,7 @@ STOPPED = ("planned", INTERRUPTED, "preempted", "cancelled")
 OPEN = ("planned", *ACTIVE)
 """No attempt is over, or a new one is running or queued."""
 
-LOST = ("failed", "diverged", "cancelled", "preempted")
+LOST = ("failed", PRUNED, "diverged", "cancelled", "preempted")
 """The newest attempt ended without a usable loss."""
 
 RESTARTABLE = (*ACTIVE, "planned", "preempted", "cancelled")

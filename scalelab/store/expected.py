@@ -32,6 +32,13 @@ WINDOW = 0.05
 LEVEL = 0.9
 FALSE_ALARMS = 0.01
 """Probability that any run of a normal sweep is reported by `surprising`."""
+HOPELESS_FROM = 0.3
+"""Share of its schedule after which a run can be hopeless: the warm-up and first drop are over."""
+HOPELESS_EXCESS = 0.05
+"""Share of the loss by which a hopeless run is above its expected final loss at least. Where the
+finished runs follow the form closely, the interval alone is narrower than the form's error."""
+HOPELESS_REACH = 2.0
+"""Ratio by which N and D of a hopeless run may be outside those of the finished runs."""
 
 
 def with_outlooks(runs: Sequence[RunStatus], runs_folder: str) -> tuple[RunStatus, ...]:
@@ -43,6 +50,48 @@ def with_outlooks(runs: Sequence[RunStatus], runs_folder: str) -> tuple[RunStatu
         else run
         for run in runs
     )
+
+
+def hopeless(runs: Sequence[RunStatus], runs_folder: str) -> tuple[tuple[RunStatus, str], ...]:
+    """Return the running runs whose predicted final loss is too high, each with the reason.
+
+    The predicted final loss is that expected of the run's size and length, plus what its recent
+    loss is above the losses of finished runs at the same fraction of their schedules. It is too
+    high if recent and final loss are above prediction intervals at a level that raises a false
+    alarm in `FALSE_ALARMS` of all sweeps, and by at least `HOPELESS_EXCESS` of the loss. Only runs
+    past `HOPELESS_FROM` of their schedule and near the finished runs are compared: the form is no
+    law, and a run far from the others may differ from it without being hopeless.
+    """
+    finished = [run for run in runs if _is_finished(run)]
+    running = [run for run in runs if run.state == "running" and run.n_params and run.n_tokens]
+    found = []
+    for run in running:
+        if run.step < HOPELESS_FROM * (run.n_steps or math.inf) or not _is_near(run, finished):
+            continue
+        outlook = _outlook(run, finished, runs_folder, level=1 - FALSE_ALARMS / len(runs))
+        recent, now, end = outlook.recent_loss_nats, outlook.now, outlook.end
+        if recent is None or now is None or end is None:
+            continue
+        final = end.loss_nats + recent - now.loss_nats
+        most = max(end.high_nats, (1 + HOPELESS_EXCESS) * end.loss_nats)
+        if recent > now.high_nats and final > most:
+            found.append(
+                (
+                    run,
+                    f"at {run.step / (run.n_steps or 1):.0%} of its steps its predicted final loss "
+                    f"is {final:.4f}, above {most:.4f}, the highest that the finished runs allow",
+                )
+            )
+    return tuple(found)
+
+
+def _is_near(run: RunStatus, finished: Sequence[RunStatus]) -> bool:
+    """Return whether N and D of a run are at most `HOPELESS_REACH` outside those of other runs."""
+    if len(finished) < MIN_FINISHED:
+        return False
+    places, (at,) = _places(finished), _places([run])
+    low, high = places.min(axis=0) / HOPELESS_REACH, places.max(axis=0) * HOPELESS_REACH
+    return bool(((low <= at) & (at <= high)).all())
 
 
 def expect(
@@ -112,7 +161,9 @@ def surprising(runs: Sequence[RunStatus]) -> tuple[tuple[RunStatus, Expected], .
     return tuple(found)
 
 
-def _outlook(run: RunStatus, finished: Sequence[RunStatus], runs_folder: str) -> Outlook:
+def _outlook(
+    run: RunStatus, finished: Sequence[RunStatus], runs_folder: str, *, level: float = LEVEL
+) -> Outlook:
     fraction = run.step / (run.n_steps or 1)
     recent = loss_about(f"{runs_folder}/{run.run_id}", fraction, run.n_steps or 1)
     (at,) = _places([run])
@@ -124,8 +175,8 @@ def _outlook(run: RunStatus, finished: Sequence[RunStatus], runs_folder: str) ->
     is_known = np.isfinite(losses)
     return Outlook(
         recent_loss_nats=recent,
-        now=expect(places[is_known], losses[is_known], at=at),
-        end=expect(places, final, at=at),
+        now=expect(places[is_known], losses[is_known], at=at, level=level),
+        end=expect(places, final, at=at, level=level),
     )
 
 

@@ -63,6 +63,8 @@ def run_row(run: RunFiles) -> Row:
         n_params, per_token = _planned_counts(tuple(shape.items()), spec["seq_len"])
         flops = {name: value * row["n_tokens"] for name, value in per_token.items()}
         row["reason"] = newest.end.get("reason") if newest else None
+        if run.pruned is not None:
+            row["reason"] = run.pruned.get("reason")
     row |= {f"n_params_{name}": count for name, count in n_params.items()}
     row |= {f"flops_{name}": count for name, count in flops.items()}
     row |= _expert_columns(_model(tuple(shape.items())), n_params)

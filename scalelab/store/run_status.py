@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scalelab.records.states import PRUNED
+
 MIN_SIZES = 3
 BRACKETED = "bracketed"
 FALLS_TO_SMALL = "falls to the small end"
@@ -81,6 +83,8 @@ class RunStatus:
         Seconds of all attempts, and seconds of steps that were trained again.
     outlook : Outlook or None
         Outlook of a running run.
+    gpus : int
+        GPUs of the run; 0 if unknown or none.
     """
 
     run_id: str
@@ -100,6 +104,7 @@ class RunStatus:
     spent_s: float = 0.0
     wasted_s: float = 0.0
     outlook: Outlook | None = None
+    gpus: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +116,7 @@ class BudgetStatus:
     budget_flops : float
         The budget, FLOPs.
     n_done, n_runs : int
-        Runs with a loss, and runs that did not diverge.
+        Runs with a loss, and runs that neither diverged nor were pruned.
     best_n_params, best_loss_nats : float or None
         The size with the smallest mean loss, and that loss.
     shape : str
@@ -160,7 +165,7 @@ def _budget_status(budget: float, runs: list[RunStatus]) -> BudgetStatus:
     return BudgetStatus(
         budget_flops=budget,
         n_done=sum(map(len, losses.values())),
-        n_runs=sum(run.state != "diverged" for run in runs),
+        n_runs=sum(run.state not in ("diverged", PRUNED) for run in runs),
         best_n_params=None if best is None else sizes[best],
         best_loss_nats=None if best is None else means[best],
         shape=shape,

@@ -155,7 +155,7 @@ RUNS = Table(
     ("run_id",),
     (
         Column("run_id", TEXT, "", "Hash of all settings that affect the result."),
-        Column("status", TEXT, "", "planned, running, done, diverged, failed, preempted or "
+        Column("status", TEXT, "", "planned, running, done, diverged, failed, pruned, preempted or "
                "cancelled, from the run's files."),
         Column("n_params", INT, "parameters",
                f"Parameters N by the default convention, {DEFAULT_PARAM_CONVENTION}."),

@@ -19,7 +19,7 @@ from scalelab.records import run_files
 from scalelab.records.machine import is_process_alive
 from scalelab.records.qualification import is_measuring
 from scalelab.records.run_dir import RunDir
-from scalelab.records.states import ACTIVE, BROKEN, INTERRUPTED, RUN_STATES, STOPPED
+from scalelab.records.states import ACTIVE, BROKEN, INTERRUPTED, PRUNED, RUN_STATES, STOPPED
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import MetricRow
 from scalelab.store.expected import surprising, with_outlooks
@@ -55,8 +55,6 @@ class SweepStatus:
         Hours of all attempts, and hours of steps that were trained again.
     advice : tuple of str
         Next steps for the user.
-    gpus : int
-        GPUs per worker; 0 if unknown or none.
     """
 
     sweep: str
@@ -68,7 +66,6 @@ class SweepStatus:
     worker_hours: float
     wasted_hours: float
     advice: tuple[str, ...]
-    gpus: int = 0
 
 
 Assess = Callable[[str, Sequence[RunStatus]], tuple[RunStatus, ...]]
@@ -238,6 +235,11 @@ def advise(
         advice.append(
             f"{plural(counts['diverged'], 'run')} diverged; fits leave them out. `scalelab retry "
             f"{sweep} --status diverged --lr-scale 0.5` adds runs at half the learning rate."
+        )
+    if counts.get(PRUNED):
+        advice.append(
+            f"{plural(counts[PRUNED], 'run')} pruned as hopeless; fits leave them out. `scalelab "
+            f"retry {sweep} --status pruned` trains them to their end."
         )
     for run, expected in surprising(runs):
         side = "above" if (run.loss_nats or 0.0) > expected.high_nats else "below"

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scalelab.errors import DataError
@@ -101,6 +101,9 @@ class Speed:
         Source of the figures.
     max_batched_runs : int
         Maximum number of runs in a step; 0 for as many as are faster.
+    n_devices : Mapping[str, int]
+        Devices of each run by run_id, where runs have different numbers of them. Speed, price and
+        power are then those of one device.
     """
 
     device: str
@@ -112,6 +115,11 @@ class Speed:
     is_measured: bool
     note: str
     max_batched_runs: int = 0
+    n_devices: Mapping[str, int] = field(default_factory=dict)
+
+    def devices_of(self, run_id: str) -> int:
+        """Return the factor of a run's speed and price: 1, or its own number of devices."""
+        return self.n_devices.get(run_id, 1)
 
     def at(self, spec: RunSpec) -> tuple[float, float]:
         """Return training and evaluation FLOP/s for a run's step.
@@ -156,7 +164,7 @@ class PlanCost:
     worker_hours : float
         Sum over runs.
     usd : float
-        Worker-hours at the worker's price.
+        Worker-hours at the worker's price, or device-hours at that of a device.
     kwh : float or None
         Energy, if the power is known.
     """
@@ -190,6 +198,7 @@ def plan_cost(
     in_order = [row.spec.run_id for row in longest_first(plan.rows)]
     parts = ([r for r in in_order if r not in largest], [r for r in in_order if r in largest])
     hours = sum(seconds.values()) / 3600
+    device_hours = sum(each * speed.devices_of(r) for r, each in seconds.items()) / 3600
     return PlanCost(
         speed=speed,
         run_seconds=tuple(seconds[spec.run_id] for spec in specs),
@@ -199,8 +208,10 @@ def plan_cost(
             0.0,
         ),
         worker_hours=hours,
-        usd=hours * speed.usd_per_worker_hour,
-        kwh=None if speed.watts_per_worker is None else hours * speed.watts_per_worker / 1000,
+        usd=device_hours * speed.usd_per_worker_hour,
+        kwh=None
+        if speed.watts_per_worker is None
+        else device_hours * speed.watts_per_worker / 1000,
     )
 
 
@@ -255,7 +266,8 @@ def spec_seconds(
     """
     flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
     evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
-    train_rate, eval_rate = speed.at(spec)
+    n_devices = speed.devices_of(spec.run_id) if speed.n_devices else 1
+    train_rate, eval_rate = (n_devices * rate for rate in speed.at(spec))
     own = flops * (1 - n_shared / spec.n_steps)
     return own / (train_rate * gain) + evaluation / eval_rate + RUN_OVERHEAD_S
 

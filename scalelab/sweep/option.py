@@ -277,6 +277,7 @@ _ACCEPTED = {
     "auto|<int>": "auto or a whole number",
     "<share|steps>": "a share of the steps below 1, or a whole number of steps",
     "<time>": "minutes, H:MM:SS or D-HH:MM:SS",
+    "<int>|<rules>": "a whole number from 0, or conditions such as <1e19=1,>=1e19=8",
     "<key=value>": "KEY=VALUE, or KEY for a switch",
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",

@@ -45,6 +45,9 @@ WITH_VALUE = _names(
 UNLISTED = _names("acctg-freq batch extra hint kill-on-invalid-dep prefer")
 """Options that sbatch has, though `sbatch --help` does not list them."""
 
+MEMORY_OPTIONS = _names("mem mem-per-cpu mem-per-gpu")
+"""Options that replace the memory that the launcher would request."""
+
 _LOGS = "Remove it: the launcher chooses the log file. Read it with `scalelab logs RUN`."
 _TASKS = "Use --gpus-per-run and --gpus-per-node: the launcher starts one task per GPU."
 _CPUS = "Use --cpus, for example --cpus 8."
@@ -224,7 +227,7 @@ def apply_site_options(
     for name, value in options.items():
         key = name.replace("-", "_")
         kept.pop(key, None)
-        if name in ("mem-per-cpu", "mem-per-gpu"):
+        if name in MEMORY_OPTIONS:
             kept.pop("mem", None)
         if name == "gres" and value is not False and gpus_requested(name, value):
             kept.pop("gpus_per_node", None)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, model_validator
 from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
 from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
+from scalelab.sweep.gpu_counts import gpu_numbers
 from scalelab.sweep.option import (
     DATA,
     EXECUTION,
@@ -28,6 +29,7 @@ from scalelab.sweep.values import (
     AutoCount,
     Count,
     Gigabytes,
+    GpuCounts,
     Minutes,
     SiteOptions,
 )
@@ -104,7 +106,10 @@ class SlurmTable(Table):
     partition: str | None = option(None, "SLURM partition", example="gpu", pattern=SLURM_WORD)
     account: str | None = option(None, "SLURM account", example="lab", pattern=SLURM_WORD)
     qos: str | None = option(None, "SLURM quality of service", example="high", pattern=SLURM_WORD)
-    gpus_per_run: int = option(1, "GPUs of a run; 0 trains on the CPU", example="8", ge=0)
+    gpus_per_run: GpuCounts = option(
+        1, "GPUs of a run; 0 trains on the CPU. Conditions on the FLOPs of a run give large runs "
+        "more, for example <1e19=1,>=1e19=8", example="8"
+    )  # fmt: skip
     tensor_parallel: int = option(
         1, "GPUs that share each layer of a run (tensor parallelism); must divide --gpus-per-run",
         example="4", ge=1
@@ -118,13 +123,13 @@ class SlurmTable(Table):
     cpus: int = option(
         4, "CPU cores for each GPU's task, or for the job without a GPU", example="8", ge=1
     )
-    mem_gb: Gigabytes = option(
-        16.0, "Memory of a job on each node, GB if no unit is given; 0 for all memory of the node",
-        flag="--mem", example="80G", ge=0
+    mem_gb: Gigabytes | None = option(
+        None, "Memory of a job on each node, GB if no unit is given; 0 for all memory of the node. "
+        "Default: from the models of the jobs, at least 16 GB", flag="--mem", example="80G", ge=0
     )  # fmt: skip
     time_min: Minutes = option(
-        240, "Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS", flag="--time",
-        example="4:00:00", ge=1
+        240, "Largest time limit of a job: minutes, H:MM:SS or D-HH:MM:SS. Jobs with a shorter "
+        "predicted time get a shorter limit", flag="--time", example="4:00:00", ge=1
     )  # fmt: skip
     array_parallelism: int = option(
         64, "Maximum number of jobs of the sweep that run at once", example="16", ge=1
@@ -170,8 +175,21 @@ class SlurmTable(Table):
     @model_validator(mode="after")
     def _gpus_are_valid(self) -> SlurmTable:
         find_hardware(self.gpu)
-        require_divisible_devices(max(1, self.gpus_per_run), self.tensor_parallel)
+        numbers = gpu_numbers(self.gpus_per_run)
+        if 0 in numbers and len(numbers) > 1:
+            raise UsageError(
+                f"gpus_per_run {self.gpus_per_run!r}, with runs on the CPU and on GPUs",
+                "GPUs for all runs of a sweep or for none, because their data types differ",
+                "Write at least 1 GPU in each condition.",
+            )
+        for number in numbers:
+            require_divisible_devices(max(1, number), self.tensor_parallel)
         return self
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether runs train on GPUs."""
+        return gpu_numbers(self.gpus_per_run) != (0,)
 
 
 class LauncherTable(Table):
@@ -193,5 +211,10 @@ class LauncherTable(Table):
         False, "Train the largest budget after all others, and register forecasts of its runs "
         "before they start (see `scalelab scores`); without budgets, the runs with the most FLOPs",
         example="true", commands=KINDS
+    )  # fmt: skip
+    stop_hopeless: bool = option(
+        False, "Stop a run whose predicted final loss is above the range that the finished runs "
+        "of the sweep allow; its status is then pruned, and fits leave it out", example="true",
+        commands=(*NOT_TUNE, "resume", "retry")
     )  # fmt: skip
     slurm: SlurmTable = SlurmTable()

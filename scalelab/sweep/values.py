@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from scalelab.errors import UsageError
+from scalelab.sweep.gpu_counts import read_gpu_counts
 from scalelab.sweep.option import Metavar
 from scalelab.sweep.shape_list import ListedShape, parse_shape_list
 from scalelab.sweep.site_options import SiteValue, read_site_options
@@ -166,6 +167,10 @@ def parse_gigabytes(value: Any, name: str = "memory") -> Any:
     return float(match[1]) * {"M": 1 / 1024, "": 1.0, "G": 1.0, "T": 1024.0}[match[2].upper()]
 
 
+def _read_gpu_counts(value: Any, name: str) -> Any:
+    return read_gpu_counts(value)
+
+
 def _read_site_options(value: Any, name: str) -> Any:
     return read_site_options(value)
 
@@ -186,6 +191,12 @@ StepsOrShare = Annotated[float, _reader(_read_steps, _Text), Metavar("<share|ste
 """Steps of a run: a share below 1, or a whole number."""
 Minutes = Annotated[int, _reader(parse_minutes, str | int), Metavar("<time>")]
 Gigabytes = Annotated[float, _reader(parse_gigabytes, _Text), Metavar("<memory>")]
+GpuCounts = Annotated[
+    int | str,
+    _reader(_read_gpu_counts, int | str | dict[str, int]),
+    Metavar("<int>|<rules>"),
+]
+"""A number of GPUs, or conditions on the FLOPs of a run as text (`scalelab.sweep.gpu_counts`)."""
 SiteOptions = Annotated[
     dict[str, SiteValue],
     _reader(_read_site_options, dict[str, SiteValue] | str | list[str]),

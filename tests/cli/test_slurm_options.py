@@ -110,8 +110,8 @@ def test_a_dry_run_as_json(sweep_file: Path, capsys: pytest.CaptureFixture[str])
     assert main(["sweep", "run", str(sweep_file), "--dry-run", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     jobs = content["slurm"]
-    assert jobs["n_arrays"] == 1
-    assert jobs["script"].startswith("#!/bin/bash")
+    assert jobs["n_arrays"] == len(jobs["arrays"]) == 2
+    assert all(array["script"].startswith("#!/bin/bash") for array in jobs["arrays"])
     hours = sum(row["seconds"] for row in content["rows"]) / 3600
     assert jobs["gpu_hours"] == pytest.approx(hours)
     assert "a100" in content["totals"]["device"]

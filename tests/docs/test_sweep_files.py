@@ -27,7 +27,7 @@ def test_a_sweep_file_can_be_launched_or_says_what_to_set(path, capsys, tmp_path
     sweep = read_sweep_file(path)
     if sweep.launcher.name == "slurm":
         largest = max(row["n_params"] for row in plan["rows"])
-        memory = sweep.launcher.slurm.mem_gb * 1e9
+        memory = max(array["memory_gb"] for array in plan["slurm"]["arrays"]) * 1e9
         assert memory > 1.5 * CHECKPOINT_BYTES_PER_PARAMETER * largest
 
 

@@ -45,7 +45,9 @@ def test_states_of_a_sweep_in_the_queue(sweep: tuple[Results, tuple[str, ...]]) 
         JobGroup(run_ids=runs, execution=ExecutionSpec(), seconds=1.0)
         for runs in (run_ids[:2], run_ids[2:3], run_ids[3:4])
     ]
-    intent = write_intent(results.sweep("crash"), job_groups, throttle=3, gpus=0, time_min=5)
+    intent = write_intent(
+        results.sweep("crash"), job_groups, throttle=3, gpus=0, time_min=5, memory_gb=1
+    )
     intent.note_job(7, 3)
 
     def job(index: int, state: str) -> QueuedJob:

@@ -19,6 +19,7 @@ from scalelab.launch.base import LaunchRequest, LaunchView
 from scalelab.launch.saved_options import saved_options
 from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.launcher import launch_slurm
+from scalelab.launch.slurm.resources import run_needs
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.tables import LauncherTable
@@ -72,8 +73,11 @@ def main() -> None:
         n_workers=1,
         retry_failed=words.get("retry_failed", False),
     )
+    table = saved_options(results, name, LauncherTable).slurm
+    specs = [results.run(run_id).read_spec() for run_id in saved.run_ids]
     options = SlurmOptions(
-        table=saved_options(results, name, LauncherTable).slurm,
+        table=table,
+        needs=run_needs(table, request.execution, specs, saved.budgets),
         seconds=dict.fromkeys(saved.run_ids, words.get("seconds", 5.0)),
         usd_per_gpu_hour=2.0,
         is_detached=words.get("detach", False),

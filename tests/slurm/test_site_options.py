@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scalelab.cli.main import main
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.sweep.site_options import UNLISTED, read_site_options, refuse_unknown
 
@@ -59,3 +61,25 @@ def test_what_the_controller_refuses_is_an_error_with_its_words(
     assert launcher.returncode == 1
     assert "a job that sbatch refuses" in said
     assert set(sweep.statuses().values()) == {"planned"}
+
+
+def test_the_cluster_accepts_the_scripts_of_the_example_for_clusters(
+    cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "run", "sweeps/chinchilla.toml", "--dry-run", "--json", "--cpus", "1"]
+    # The cluster of the tests has nodes with 2 GPUs.
+    words += ["--gpus-per-run", "<1e19=1,>=1e19=4", "--gpus-per-node", "2", "--mem", "100M"]
+    for option in ("gres=gpu:{gpus}", "exclusive", f"comment={COMMENT}"):
+        words += ["--sbatch", option]
+    assert main([*words, "--results", str(tmp_path)]) == 0
+    jobs = json.loads(capsys.readouterr().out)["slurm"]
+    assert jobs["site_check"] == "the installed sbatch has them"
+    assert {array["gpus"] for array in jobs["arrays"]} == {1, 4}
+    for array in jobs["arrays"]:
+        script = tmp_path / "script.sh"
+        script.write_text(array["script"])
+        answer = subprocess.run(
+            ["sbatch", "--test-only", str(script)], capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert "to start at" in answer.stderr

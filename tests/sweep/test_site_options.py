@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
 from scalelab.launch.slurm.batch_script import make_executor
+from scalelab.launch.slurm.resources import JobResources
+from scalelab.sweep.gpu_counts import gpu_numbers
 from scalelab.sweep.option import validated
 from scalelab.sweep.site_options import (
     KNOWN_OPTIONS,
@@ -29,7 +31,9 @@ def table_of(**content: Any) -> SlurmTable:
 
 def lines_of(folder: Path, **content: Any) -> dict[str, str]:
     """Return the options in the batch script of a table by name; a switch is empty text."""
-    script = make_executor(table_of(**content), folder, "scalelab.x.0", n_elements=1, throttle=1)
+    table = table_of(**content)
+    resources = JobResources(gpus=gpu_numbers(table.gpus_per_run)[0], time_min=60, memory_gb=16.0)
+    script = make_executor(table, resources, folder, "scalelab.x.0", n_elements=1, throttle=1)
     found = [line for line in script.script().splitlines() if line.startswith("#SBATCH --")]
     pairs = [line.removeprefix("#SBATCH --").partition("=") for line in found]
     assert len({name for name, _, _ in pairs}) == len(pairs)
@@ -117,8 +121,10 @@ def test_no_value_leaves_its_line(value: str) -> None:
         read_site_options({"comment": value})
     except UsageError:
         return
+    table = table_of(sbatch={"comment": value})
+    resources = JobResources(gpus=1, time_min=60, memory_gb=16.0)
     script = make_executor(
-        table_of(sbatch={"comment": value}), Path("/r"), "scalelab.x.0", n_elements=1, throttle=1
+        table, resources, Path("/r"), "scalelab.x.0", n_elements=1, throttle=1
     ).script()
     (line,) = [line for line in script.splitlines() if line.startswith("#SBATCH --comment=")]
     assert shlex.split(line.partition("=")[2]) == [value.replace("{gpus}", "1")]

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 MAX_MINIMA = 10
 KINDS = {"isoflop": "isoFLOP"}
-STATES = ("done", "running", "queued", "planned", "failed", "diverged", "preempted", "cancelled")
+STATES = (
+    *("done", "running", "queued", "planned"),
+    *("failed", "diverged", "pruned", "preempted", "cancelled"),
+)
 
 
 def show(choice: Choice) -> None:

@@ -58,7 +58,10 @@ ORDERS = {
     "longest time": ("wall_s", False),
 }
 """Sort orders of a table with several pages: column, and whether it is ascending."""
-STATES = ("done", "running", "queued", "planned", "failed", "diverged", "preempted", "cancelled")
+STATES = (
+    *("done", "running", "queued", "planned"),
+    *("failed", "diverged", "pruned", "preempted", "cancelled"),
+)
 
 
 def show(choice: Choice) -> None:
@@ -237,7 +240,7 @@ def _faults(choice: Choice, found: pd.DataFrame, chosen: pd.DataFrame) -> None:
     if not n_lost:
         return
     for _, row in chosen.iterrows():
-        if row["status"] in ("failed", "diverged") and isinstance(row.get("reason"), str):
+        if row["status"] in ("failed", "diverged", "pruned") and isinstance(row.get("reason"), str):
             st.markdown(f"**{ui.as_text(row['run_id'])}**: {ui.as_text(row['reason'])}")
     ui.command(
         ["scalelab", "retry", choice.source.name, "--results", choice.results],

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterable
 from multiprocessing.connection import wait
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
@@ -27,16 +27,19 @@ from scalelab.launch.local.worker import (
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
-from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
+from scalelab.launch.worker import CANCELLED_FILE, is_cancelled, is_stopped
 from scalelab.records.machine import ctrl_c_blocked, is_process_alive
 from scalelab.records.qualification import is_measuring
 from scalelab.records.run_dir import LOG_FILE, RunDir
-from scalelab.records.states import ENDED, FINAL
+from scalelab.records.states import ENDED, FINAL, PRUNED
 from scalelab.sweep.batched_runs import batch_key
 from scalelab.sweep.execution import QualifyRequest
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, predecessors, trunk_id
 from scalelab.units import plural
+
+if TYPE_CHECKING:
+    from scalelab.launch.prune import Pruner
 
 TICK_S = 0.25
 STOP_GRACE_S = 30.0
@@ -72,6 +75,7 @@ class LocalPool:
         self.host_note = source_note(request.results.path)
         self.context = worker_context()
         self.is_measuring = False
+        self.pruner: Pruner | None = None
 
     def run(self) -> LaunchReport:
         """Train the runs of the request until each has ended."""
@@ -89,6 +93,8 @@ class LocalPool:
                 ended = [w for w in self.workers if w.process.exitcode is not None]
                 for worker in ended:
                     self._end(worker)
+                for note in self._prune():
+                    self._notify(note)
                 if not ended:
                     self._notify(self._qualification_note())
         except KeyboardInterrupt:
@@ -102,6 +108,15 @@ class LocalPool:
             wall_s=time.time() - self.started_s,
             is_interrupted=is_interrupted,
         )
+
+    def _prune(self) -> list[str]:
+        if self.request.stop_hopeless and self.pruner is None:
+            # Only here: a machine that trains with torch and NumPy alone cannot compare runs.
+            from scalelab.launch.prune import Pruner
+
+            self.pruner = Pruner(self.request)
+        running = [run_id for worker in self.workers for run_id in worker.locks]
+        return [] if self.pruner is None else self.pruner.look(running)
 
     def _qualification_note(self) -> str:
         """Return a note when a worker begins to qualify its device, during which no run starts."""
@@ -168,8 +183,9 @@ class LocalPool:
 
     def _hold(self, run_id: str) -> TextIO | None:
         """Return the lock of a run to start, or None if it must not be started now."""
-        if is_cancelled(self._folder(run_id)):
-            self._set_status(run_id, "cancelled", "cancelled")
+        if is_stopped(self._folder(run_id)):
+            word = "cancelled" if is_cancelled(self._folder(run_id)) else PRUNED
+            self._set_status(run_id, word, word)
             return None
         lock = hold_run(self._folder(run_id).path)
         if lock is None:
@@ -208,7 +224,7 @@ class LocalPool:
         self.n_failed_starts = 0 if has_begun else self.n_failed_starts + 1
         # Cancelling a run stops the runs batched with it; these do not lose an attempt.
         is_split = len(worker.locks) > 1 and any(
-            is_cancelled(self._folder(run_id)) for run_id in worker.locks
+            is_stopped(self._folder(run_id)) for run_id in worker.locks
         )
         for run_id in worker.locks:
             self._settle(run_id, code, counts_lost=not is_split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -14,6 +14,7 @@ from scalelab.launch.slurm.batch_script import make_executor, submit, write_subm
 from scalelab.launch.slurm.intents import Intent, JobGroup, write_intent
 from scalelab.launch.slurm.job_groups import gpu_hours, make_job_groups
 from scalelab.launch.slurm.queue import Queue, Slurm
+from scalelab.launch.slurm.resources import JobResources, RunNeeds, grouped_by_resources
 from scalelab.launch.slurm.retries import share_out
 from scalelab.launch.slurm.submissions import Submissions
 from scalelab.launch.source import frozen_source
@@ -30,7 +31,9 @@ class SlurmOptions:
     Attributes
     ----------
     table : SlurmTable
-        Resources of each job.
+        Options that all jobs share.
+    needs : Mapping[str, RunNeeds]
+        GPUs and memory of each run.
     seconds : Mapping[str, float]
         Expected training time of each run, seconds.
     usd_per_gpu_hour : float
@@ -40,9 +43,21 @@ class SlurmOptions:
     """
 
     table: SlurmTable
+    needs: Mapping[str, RunNeeds]
     seconds: Mapping[str, float]
     usd_per_gpu_hour: float
     is_detached: bool = False
+
+
+def chunked(
+    arrays: Sequence[tuple[JobResources, list[JobGroup]]], size: int
+) -> list[tuple[JobResources, list[JobGroup]]]:
+    """Return the arrays in parts of at most ``size`` elements, which the cluster allows."""
+    return [
+        (resources, groups[i : i + size])
+        for resources, groups in arrays
+        for i in range(0, len(groups), size)
+    ]
 
 
 class Arrays:
@@ -68,36 +83,36 @@ class Arrays:
         UsageError
             If they would exceed a cap.
         """
-        table = self.table
+        table, needs = self.table, self.options.needs
         job_groups = make_job_groups(
             run_ids,
             self.options.seconds,
             self.request.execution,
             target_s=60 * table.target_job_minutes,
+            gpus={run_id: needs[run_id].gpus for run_id in run_ids},
             micro_batches=micro_batches,
             qualify=[spec.run_id for spec in self.request.qualify],
         )
         if not job_groups:
             return []
-        hours = table.gpus_per_run * sum(group.seconds for group in job_groups) / 3600
+        slow = {r for r in run_ids if any(f.kind == "timeout" for f in self.own.failures(r))}
+        arrays = grouped_by_resources(job_groups, needs, table, slow=slow)
+        hours = sum(each.gpus * g.seconds for each, groups in arrays for g in groups) / 3600
         used = gpu_hours(self.own.intents)
         refuse_over_cap(table, used, hours, self.options.usd_per_gpu_hour)
         if self._max_array_size is None:
             self._max_array_size = self.slurm.max_array_size()
-        size = self._max_array_size
-        chunks: list[list[JobGroup]] = [
-            job_groups[i : i + size] for i in range(0, len(job_groups), size)
-        ]
+        chunks = chunked(arrays, self._max_array_size)
         free = table.array_parallelism - sum(self._throttles().values())
         written = []
-        for chunk, share in zip(chunks, share_out(free, [len(c) for c in chunks]), strict=True):
+        shares = share_out(free, [len(chunk) for _, chunk in chunks])
+        for (resources, chunk), share in zip(chunks, shares, strict=True):
             if share:
                 intent = write_intent(
                     self.own.sweep_folder,
                     chunk,
                     throttle=share,
-                    gpus=table.gpus_per_run,
-                    time_min=table.time_min,
+                    **asdict(resources),
                 )
                 self.own.add(intent)
                 written.append(intent)
@@ -114,6 +129,7 @@ class Arrays:
         results, folder = self.own.results.path.resolve(), self.own.sweep_folder.resolve()
         executor = make_executor(
             self.table,
+            JobResources(gpus=intent.gpus, time_min=intent.time_min, memory_gb=intent.memory_gb),
             intent.path.resolve(),
             intent.job_name,
             n_elements=len(intent.job_groups),

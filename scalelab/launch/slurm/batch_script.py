@@ -17,7 +17,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.slurm import slurm as submitit_slurm
 
 from scalelab.launch.slurm.job import train_job_group
-from scalelab.launch.slurm.resources import gpus_of_node, nodes_and_tasks
+from scalelab.launch.slurm.resources import JobResources, gpus_of_node, nodes_and_tasks
 from scalelab.records.files import write_atomically
 from scalelab.sweep.site_options import apply_site_options
 from scalelab.sweep.tables import SlurmTable
@@ -34,19 +34,24 @@ def signal_delay_s(time_min: int) -> int:
 
 
 def sbatch_parameters(
-    table: SlurmTable, folder: Path, job_name: str, n_elements: int, throttle: int
+    table: SlurmTable,
+    resources: JobResources,
+    folder: Path,
+    job_name: str,
+    n_elements: int,
+    throttle: int,
 ) -> dict[str, Any]:
     """Return submitit's parameters for an array; site options take precedence."""
-    n_nodes, tasks = nodes_and_tasks(table.gpus_per_run, table.gpus_per_node)
+    n_nodes, tasks = nodes_and_tasks(resources.gpus, table.gpus_per_node)
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "comment": job_name,
-        "time": table.time_min,
+        "time": resources.time_min,
         "nodes": n_nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": table.cpus,
-        "mem": f"{math.ceil(table.mem_gb * 1024)}MB",
-        "signal_delay_s": signal_delay_s(table.time_min),
+        "mem": f"{math.ceil(resources.memory_gb * 1024)}MB",
+        "signal_delay_s": signal_delay_s(resources.time_min),
         "setup": [*_guards(folder), *table.setup],
         "array_parallelism": throttle,
         "map_count": n_elements,
@@ -54,7 +59,7 @@ def sbatch_parameters(
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True},
     }
-    if table.gpus_per_run:
+    if resources.gpus:
         parameters["gpus_per_node"] = tasks
     if n_nodes * tasks > 1:
         # Ranks wait for each other: if one fails, the others would wait until the time limit.
@@ -62,7 +67,7 @@ def sbatch_parameters(
     for name in ("partition", "account", "qos"):
         if getattr(table, name) is not None:
             parameters[name] = getattr(table, name)
-    n_gpus = gpus_of_node(table.gpus_per_run, table.gpus_per_node)
+    n_gpus = gpus_of_node(resources.gpus, table.gpus_per_node)
     return apply_site_options(parameters, table.sbatch, n_gpus)
 
 
@@ -94,6 +99,7 @@ class ArrayExecutor(submitit_slurm.SlurmExecutor):
 
 def make_executor(
     table: SlurmTable,
+    resources: JobResources,
     folder: Path,
     job_name: str,
     *,
@@ -106,7 +112,9 @@ def make_executor(
     Parameters
     ----------
     table : SlurmTable
-        Resources of each job.
+        Options that all jobs of the sweep share.
+    resources : JobResources
+        What each job of the array requests.
     folder : Path
         The intent's folder, absolute.
     job_name : str
@@ -118,7 +126,7 @@ def make_executor(
     """
     # -P: do not import modules from the folder that the job starts in.
     executor = ArrayExecutor(folder, python=f"{shlex.quote(sys.executable)} -P")
-    parameters = sbatch_parameters(table, folder, job_name, n_elements, throttle)
+    parameters = sbatch_parameters(table, resources, folder, job_name, n_elements, throttle)
     if python_path is not None:
         parameters["setup"].append(f"export PYTHONPATH={shlex.quote(str(python_path))}")
     executor.parameters = parameters

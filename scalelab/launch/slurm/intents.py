@@ -104,6 +104,8 @@ class Intent:
         GPUs per element.
     time_min : int
         Time limit of an element, minutes.
+    memory_gb : float
+        Memory of an element on each node; 0 is all of it.
     """
 
     path: Path
@@ -112,6 +114,7 @@ class Intent:
     throttle: int
     gpus: int
     time_min: int
+    memory_gb: float = 0.0
 
     @property
     def id(self) -> str:
@@ -195,7 +198,13 @@ def read_verdict(folder: Path) -> str:
 
 
 def write_intent(
-    sweep_folder: Path, job_groups: Sequence[JobGroup], *, throttle: int, gpus: int, time_min: int
+    sweep_folder: Path,
+    job_groups: Sequence[JobGroup],
+    *,
+    throttle: int,
+    gpus: int,
+    time_min: int,
+    memory_gb: float,
 ) -> Intent:
     """Write the job groups, then the intent, of an array that is about to be submitted."""
     name = f"{sweep_folder.name}.{secrets.token_hex(4)}"
@@ -203,15 +212,25 @@ def write_intent(
     group_folder = sweep_folder / "job_groups"
     for made in (folder, group_folder):
         made.mkdir(parents=True, exist_ok=True)
-    values = {"throttle": throttle, "gpus": gpus, "time_min": time_min}
-    intent = Intent(path=folder, created_s=time.time(), job_groups=tuple(job_groups), **values)
+    intent = Intent(
+        path=folder,
+        created_s=time.time(),
+        job_groups=tuple(job_groups),
+        throttle=throttle,
+        gpus=gpus,
+        time_min=time_min,
+        memory_gb=memory_gb,
+    )
     for index, job_group in enumerate(job_groups):
         text = json.dumps({"schema": INTENT_SCHEMA, **asdict(job_group)}, indent=1)
         (group_folder / f"{name}-{index}.json").write_text(text, encoding="utf-8")
     content = {
         "schema": INTENT_SCHEMA,
         "created_s": intent.created_s,
-        **values,
+        "throttle": throttle,
+        "gpus": gpus,
+        "time_min": time_min,
+        "memory_gb": memory_gb,
         "job_groups": [asdict(job_group) for job_group in job_groups],
     }
     write_atomically(folder / "intent.json", json.dumps(content), durable=True)
@@ -233,6 +252,8 @@ def read_intents(sweep_folder: Path) -> list[Intent]:
                     created_s=content["created_s"],
                     job_groups=tuple(_job_group_from(item) for item in content["job_groups"]),
                     **{name: content[name] for name in ("throttle", "gpus", "time_min")},
+                    # Intents of scalelab 0.1 do not have it.
+                    memory_gb=content.get("memory_gb", 0.0),
                 )
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -24,7 +24,7 @@ from scalelab.launch.worker import (
     EXIT_STOPPED,
     cancel_reason,
     forget_ranks,
-    is_cancelled,
+    is_stopped,
     log_to_first,
 )
 from scalelab.records.run_dir import RunDir
@@ -133,7 +133,7 @@ def _train_batched(
 ) -> list[str]:
     """Train batched runs until each has ended or the job must end; return their statuses."""
     statuses = dict.fromkeys(runs, "preempted")
-    left = [run for run in runs if not is_cancelled(run)]
+    left = [run for run in runs if not is_stopped(run)]
 
     def should_stop() -> str | None:
         if "SIGTERM" in received:
@@ -159,7 +159,7 @@ def _train_batched(
         if any("SIGTERM" in reason for reason in reasons.values()):
             received.append("SIGTERM")
         continued = [run for run, reason in reasons.items() if reason and "SIGTERM" not in reason]
-        left = [run for run in continued if not is_cancelled(run)]
+        left = [run for run in continued if not is_stopped(run)]
     return [statuses[run] for run in runs]
 
 

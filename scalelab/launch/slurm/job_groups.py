@@ -1,17 +1,12 @@
-"""Grouping of runs into jobs, their execution, and the GPU-hours of jobs; pure functions."""
+"""Grouping of runs into jobs, and the GPU-hours of jobs; pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from scalelab.launch.slurm.intents import Intent, JobGroup
-from scalelab.launch.slurm.resources import gpus_of_node
-from scalelab.sweep.devices import require_multi_device
 from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.run_spec import RunSpec
-from scalelab.sweep.site_options import require_gpus
-from scalelab.sweep.tables import SlurmTable
 
 MAX_GROUP_RUNS = 1000
 
@@ -22,10 +17,13 @@ def make_job_groups(
     execution: ExecutionSpec,
     *,
     target_s: float,
+    gpus: Mapping[str, int],
     micro_batches: Mapping[str, int] | None = None,
     qualify: Sequence[str] = (),
 ) -> list[JobGroup]:
     """Return job groups of at most ``target_s`` each, in the order given.
+
+    The runs of a group have the same number of GPUs.
 
     Parameters
     ----------
@@ -37,6 +35,8 @@ def make_job_groups(
         How to execute each run.
     target_s : float
         Longest expected time of a group, seconds; a longer run gets its own job.
+    gpus : Mapping[str, int]
+        GPUs of each run; 0 trains on the CPU.
     micro_batches : Mapping[str, int], optional
         Micro-batch of the runs that ran out of memory; each gets its own job.
     qualify : sequence of str
@@ -44,18 +44,19 @@ def make_job_groups(
     """
     micro_batches = micro_batches or {}
     groups: list[tuple[list[str], ExecutionSpec]] = []
-    current: list[str] = []
-    total = 0.0
+    current: dict[int, list[str]] = {}
     for run_id in run_ids:
+        n_gpus = gpus[run_id]
+        how = replace(execution, n_devices=max(1, n_gpus))
+        ids = current.get(n_gpus, [])
+        total = sum(seconds[i] for i in ids) + seconds[run_id]
         if run_id in micro_batches:
-            smaller = replace(execution, micro_batch_seqs=micro_batches[run_id])
-            groups.append(([run_id], smaller))
-        elif current and len(current) < MAX_GROUP_RUNS and total + seconds[run_id] <= target_s:
-            current.append(run_id)
-            total += seconds[run_id]
+            groups.append(([run_id], replace(how, micro_batch_seqs=micro_batches[run_id])))
+        elif ids and len(ids) < MAX_GROUP_RUNS and total <= target_s:
+            ids.append(run_id)
         else:
-            current, total = [run_id], seconds[run_id]
-            groups.append((current, execution))
+            current[n_gpus] = [run_id]
+            groups.append((current[n_gpus], how))
     return [
         JobGroup(
             run_ids=tuple(ids),
@@ -76,22 +77,3 @@ def gpu_hours(intents: Sequence[Intent]) -> float:
             outcome = outcomes.get(index)
             total += intent.gpus * (job_group.seconds if outcome is None else outcome.elapsed_s)
     return total / 3600
-
-
-def jobs_execution(
-    table: SlurmTable, execution: ExecutionSpec, specs: Iterable[RunSpec]
-) -> ExecutionSpec:
-    """Return the execution of runs in jobs; ``n_devices`` stays unset: a job uses its GPUs.
-
-    Raises
-    ------
-    UsageError
-        If a run cannot be split over the GPUs that the table requests, or site options request
-        another number of GPUs.
-    """
-    require_gpus(table.sbatch, gpus_of_node(table.gpus_per_run, table.gpus_per_node))
-    execution = replace(execution, tensor_parallel=table.tensor_parallel)
-    planned = replace(execution, n_devices=max(1, table.gpus_per_run))
-    for spec in specs:
-        require_multi_device(spec, planned)
-    return execution

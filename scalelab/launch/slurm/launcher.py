@@ -14,6 +14,7 @@ from pathlib import Path
 from scalelab.errors import SpecError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.lock import launcher_lock, submission_lock
+from scalelab.launch.prune import Pruner
 from scalelab.launch.reconcile import RunState, reconcile
 from scalelab.launch.slurm.arrays import Arrays, SlurmOptions
 from scalelab.launch.slurm.queue import Slurm
@@ -23,7 +24,7 @@ from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.machine import is_process_alive
 from scalelab.records.run_dir import RunDir
-from scalelab.records.states import FINAL
+from scalelab.records.states import FINAL, PRUNED
 from scalelab.sweep.site_options import refuse_unknown
 from scalelab.sweep.tables import SlurmTable
 
@@ -44,6 +45,7 @@ class SlurmLaunch:
         self.folder = self.results.sweep(request.sweep)
         self.own = Submissions(self.results, self.folder, is_owner=True)
         self.arrays = Arrays(request, options, self.own, slurm)
+        self.pruner = Pruner(request)
         self.others: dict[Path, Submissions] = {}
         self.forgiven = self._read_forgiven()
         self.retries: dict[str, Retry] = {}
@@ -68,6 +70,7 @@ class SlurmLaunch:
                     other.reload()
                     other.update(queue)
                 self._update_states()
+                self._prune()
                 if queue is not None:
                     self.arrays.cancel_held(queue)
                     self._submit_missing()
@@ -111,6 +114,8 @@ class SlurmLaunch:
         status = run.status()
         if status in FINAL:
             return RunState(status=status)
+        if status == PRUNED:
+            return RunState(status=status, is_alive=live is not None, is_wanted=False)
         if is_cancelled(run):
             return RunState(status="cancelled", is_alive=live is not None, is_wanted=False)
         if live is not None:
@@ -137,7 +142,7 @@ class SlurmLaunch:
         """Return the sequences per device in a step; a broken spec is reported later."""
         try:
             table = self.options.table
-            n_groups = max(1, table.gpus_per_run) // table.tensor_parallel
+            n_groups = max(1, self.options.needs[run.run_id].gpus) // table.tensor_parallel
             return max(1, run.read_spec().batch_seqs // n_groups)
         except SpecError:
             return 1
@@ -172,6 +177,12 @@ class SlurmLaunch:
             self.broken.add(run_id)
             self.own.notes.append(f"{run_id} failed: {error}")
         return run_id not in self.broken
+
+    def _prune(self) -> None:
+        running = [r for r, state in self.states.items() if state.status == "running"]
+        if found := self.pruner.look(running):
+            self.own.notes += found
+            self._update_states()
 
     def _cancel_unneeded(self) -> None:
         cancelled = {r for r, state in self.states.items() if not state.is_wanted}

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.launch.caps import refuse_over_cap
 from scalelab.launch.proposal import Proposal
+from scalelab.launch.slurm.arrays import chunked
 from scalelab.launch.slurm.batch_script import make_executor
 from scalelab.launch.slurm.intents import JOB_NAME_PREFIX
-from scalelab.launch.slurm.job_groups import jobs_execution, make_job_groups
+from scalelab.launch.slurm.job_groups import make_job_groups
 from scalelab.launch.slurm.launcher import check_path, check_site_options
 from scalelab.launch.slurm.queue import DEFAULT_MAX_ARRAY_SIZE, Slurm
+from scalelab.launch.slurm.resources import grouped_by_resources, run_needs
+from scalelab.launch.slurm.retries import share_out
 from scalelab.launch.speed import usd_per_gpu_hour
 from scalelab.records.sweep_dir import Results
+from scalelab.sweep.site_options import MEMORY_OPTIONS
 
 INTENT_PLACEHOLDER = "00000000"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayPreview:
+    """One array that a sweep would submit.
+
+    Attributes
+    ----------
+    script : str
+        Batch script; the real one has another id in its name.
+    n_runs, n_jobs, n_running : int
+        Runs, array elements, and elements that run at once.
+    gpus : int
+        GPUs of a job.
+    time_min : int
+        Time limit of a job, minutes.
+    memory_gb : float or None
+        Memory of a job on each node; 0 is all memory of the node. None if site options set it.
+    gpu_hours : float
+        Expected GPU-hours.
+    """
+
+    script: str
+    n_runs: int
+    n_jobs: int
+    n_running: int
+    gpus: int
+    time_min: int
+    memory_gb: float | None
+    gpu_hours: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +58,8 @@ class SlurmPreview:
 
     Attributes
     ----------
-    script : str
-        Batch script of the first array; the real one has another id in its name.
+    arrays : tuple of ArrayPreview
+        In the order of submission.
     n_jobs, n_arrays, n_running : int
         Array elements, arrays, and elements that run at once.
     gpu_hours, usd : float
@@ -35,7 +68,7 @@ class SlurmPreview:
         How the site options were checked, in words; empty if there are none.
     """
 
-    script: str
+    arrays: tuple[ArrayPreview, ...]
     n_jobs: int
     n_arrays: int
     n_running: int
@@ -60,26 +93,52 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
     longest_first = sorted(rows, key=lambda pair: -pair[1])
     seconds = {row.spec.run_id: row_seconds for row, row_seconds in longest_first}
     todo = [run_id for run_id in seconds if run_id not in proposal.finished]
-    specs = [row.spec for row in proposal.plan.rows if row.spec.run_id in todo]
-    execution = jobs_execution(table, proposal.execution, specs)
-    job_groups = make_job_groups(todo, seconds, execution, target_s=60 * table.target_job_minutes)
-    hours = table.gpus_per_run * sum(group.seconds for group in job_groups) / 3600
-    price = usd_per_gpu_hour(table)
-    refuse_over_cap(table, 0.0, hours, price)
+    todo_rows = [row for row in proposal.plan.rows if row.spec.run_id in todo]
+    needs = run_needs(
+        table,
+        proposal.execution,
+        [row.spec for row in todo_rows],
+        {row.spec.run_id: row.budget_flops for row in todo_rows},
+    )
+    job_groups = make_job_groups(
+        todo,
+        seconds,
+        proposal.execution,
+        target_s=60 * table.target_job_minutes,
+        gpus={run_id: need.gpus for run_id, need in needs.items()},
+    )
+    chunks = chunked(grouped_by_resources(job_groups, needs, table), DEFAULT_MAX_ARRAY_SIZE)
     name = f"{proposal.plan.name}.{INTENT_PLACEHOLDER}"
     folder: Path = results.sweep(proposal.plan.name).resolve() / "intents" / name
-    n_elements = min(len(job_groups), DEFAULT_MAX_ARRAY_SIZE)
-    throttle = min(table.array_parallelism, n_elements)
-    script = ""
-    if n_elements:
-        script = make_executor(
-            table, folder, JOB_NAME_PREFIX + name, n_elements=n_elements, throttle=throttle
-        ).script()
+    shares = share_out(table.array_parallelism, [len(groups) for _, groups in chunks])
+    arrays = tuple(
+        ArrayPreview(
+            script=make_executor(
+                table,
+                resources,
+                folder,
+                JOB_NAME_PREFIX + name,
+                n_elements=len(groups),
+                throttle=max(1, share),
+            ).script(),
+            n_runs=sum(len(group.run_ids) for group in groups),
+            n_jobs=len(groups),
+            n_running=share,
+            gpu_hours=resources.gpus * sum(group.seconds for group in groups) / 3600,
+            gpus=resources.gpus,
+            time_min=resources.time_min,
+            memory_gb=None if MEMORY_OPTIONS & table.sbatch.keys() else resources.memory_gb,
+        )
+        for (resources, groups), share in zip(chunks, shares, strict=True)
+    )
+    hours = sum(array.gpu_hours for array in arrays)
+    price = usd_per_gpu_hour(table)
+    refuse_over_cap(table, 0.0, hours, price)
     return SlurmPreview(
-        script=script,
+        arrays=arrays,
         n_jobs=len(job_groups),
-        n_arrays=math.ceil(len(job_groups) / DEFAULT_MAX_ARRAY_SIZE),
-        n_running=throttle,
+        n_arrays=len(arrays),
+        n_running=sum(shares),
         gpu_hours=hours,
         usd=hours * price,
         site_check=site_check,

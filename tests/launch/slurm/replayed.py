@@ -22,6 +22,7 @@ from scalelab.launch.base import LaunchReport, LaunchRequest, Watcher
 from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.intents import read_job_group, settle
 from scalelab.launch.slurm.launcher import launch_slurm
+from scalelab.launch.slurm.resources import RunNeeds
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
@@ -193,8 +194,11 @@ def launch(
     request = LaunchRequest(
         results=results, sweep=name, run_ids=run_ids, execution=ExecutionSpec(), n_workers=1
     )
+    content = {"gpus_per_run": 0, "target_job_minutes": 0, **table}
+    need = RunNeeds(gpus=content["gpus_per_run"], memory_gb=1.0)
     options = SlurmOptions(
-        table=SlurmTable(**{"gpus_per_run": 0, "target_job_minutes": 0, **table}),
+        table=SlurmTable(**content),
+        needs=dict.fromkeys(run_ids, need),
         seconds=dict.fromkeys(run_ids, 30.0),
         usd_per_gpu_hour=2.0,
         is_detached=detach,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
 from scalelab.launch.slurm.batch_script import make_executor
-from scalelab.launch.slurm.resources import nodes_and_tasks
+from scalelab.launch.slurm.resources import JobResources, nodes_and_tasks
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.tables import SlurmTable
 from tests.launch.slurm.replayed import launch, make_runs
@@ -33,7 +33,12 @@ def test_every_gpu_of_a_run_has_one_task_and_nodes_share_them_evenly(
 def test_the_request_of_a_run(tmp_path: Path, gpus: int, nodes: int, tasks: int) -> None:
     per_node = 8 if gpus != 7 else 4
     table = SlurmTable(gpus_per_run=gpus, gpus_per_node=per_node)
-    script = make_executor(table, tmp_path, "scalelab.x.0", n_elements=1, throttle=1).script()
+    resources = JobResources(gpus=gpus, time_min=90, memory_gb=0.5)
+    script = make_executor(
+        table, resources, tmp_path, "scalelab.x.0", n_elements=1, throttle=1
+    ).script()
+    assert "#SBATCH --time=90\n" in script
+    assert "#SBATCH --mem=512MB\n" in script
     assert f"#SBATCH --nodes={nodes}\n" in script
     assert f"#SBATCH --ntasks-per-node={tasks}\n" in script
     assert (f"#SBATCH --gpus-per-node={tasks}\n" in script) == (gpus > 0)

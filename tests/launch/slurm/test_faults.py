@@ -27,6 +27,7 @@ from scalelab.launch.slurm.arrays import SlurmOptions
 from scalelab.launch.slurm.batch_script import make_executor
 from scalelab.launch.slurm.intents import JobGroup, read_intents, read_job_group, write_intent
 from scalelab.launch.slurm.launcher import check_path, launch_slurm
+from scalelab.launch.slurm.resources import JobResources, RunNeeds
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.records.types import RunRecord
@@ -36,6 +37,7 @@ from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.sweep.tables import LauncherTable, SlurmTable
 
 CPU_TABLE = SlurmTable(gpus_per_run=0, target_job_minutes=0)
+CPU_JOB = JobResources(gpus=0, time_min=60, memory_gb=1.0)
 
 
 @pytest.fixture
@@ -126,7 +128,10 @@ def launch(results: Results, saved: SavedPlan, slurm: Any) -> Any:
         n_workers=1,
     )
     options = SlurmOptions(
-        table=CPU_TABLE, seconds=dict.fromkeys(saved.run_ids, 1.0), usd_per_gpu_hour=0.0
+        table=CPU_TABLE,
+        needs=dict.fromkeys(saved.run_ids, RunNeeds(gpus=0, memory_gb=1.0)),
+        seconds=dict.fromkeys(saved.run_ids, 1.0),
+        usd_per_gpu_hour=0.0,
     )
     notes: list[str] = []
     report = launch_slurm(request, options, lambda view: notes.append(view.note), slurm=slurm)
@@ -299,7 +304,7 @@ def test_paths_that_sbatch_would_change_are_refused(tmp_path: Path, path: str) -
 def test_a_path_with_shell_characters_stays_one_word(tmp_path: Path) -> None:
     folder = tmp_path / 'it\'s $(touch owned) `touch owned` & "more"; #'
     folder.mkdir()
-    executor = make_executor(CPU_TABLE, folder, "scalelab.x.0", n_elements=1, throttle=1)
+    executor = make_executor(CPU_TABLE, CPU_JOB, folder, "scalelab.x.0", n_elements=1, throttle=1)
     (folder / "submitted.pkl").touch()
     script = executor.script().replace("srun ", "true ")
     program = tmp_path / "script.sh"
@@ -311,7 +316,7 @@ def test_a_path_with_shell_characters_stays_one_word(tmp_path: Path) -> None:
 
 
 def test_a_callable_that_is_a_link_or_missing_is_not_run(tmp_path: Path) -> None:
-    executor = make_executor(CPU_TABLE, tmp_path, "scalelab.x.0", n_elements=1, throttle=1)
+    executor = make_executor(CPU_TABLE, CPU_JOB, tmp_path, "scalelab.x.0", n_elements=1, throttle=1)
     program = tmp_path / "script.sh"
     program.write_text(executor.script().replace("srun ", "echo reached "))
     environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}
@@ -327,7 +332,7 @@ def test_a_callable_that_is_a_link_or_missing_is_not_run(tmp_path: Path) -> None
 def test_an_edited_intent_is_refused(results: Results, saved: SavedPlan) -> None:
     job_group = JobGroup(run_ids=saved.run_ids, execution=ExecutionSpec(), seconds=1.0)
     folder = results.sweep(saved.name)
-    intent = write_intent(folder, [job_group], throttle=1, gpus=0, time_min=5)
+    intent = write_intent(folder, [job_group], throttle=1, gpus=0, time_min=5, memory_gb=1)
     assert read_intents(folder) == [intent]
     assert read_job_group(folder, intent.id, 0) == job_group
     (intent.path / "intent.json").write_text('{"job_groups": 3}')

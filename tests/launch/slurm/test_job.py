@@ -43,10 +43,11 @@ def test_a_job_gets_the_runs_at_whose_shapes_it_qualifies_its_gpu(save, tmp_path
         dict.fromkeys(saved.run_ids, 1.0),
         ExecutionSpec(),
         target_s=60.0,
+        gpus=dict.fromkeys(saved.run_ids, 1),
         qualify=saved.run_ids[-1:],
     )
     folder = results.sweep(saved.name)
-    intent = write_intent(folder, [group], throttle=1, gpus=1, time_min=10)
+    intent = write_intent(folder, [group], throttle=1, gpus=1, time_min=10, memory_gb=1)
     found = read_job_group(folder, intent.id, 0)
     assert found == group
     request = qualify_request(results, [*found.qualify, "0" * 12])
