@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, model_validator
 
 from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
+from scalelab.errors import UsageError
 from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
 from scalelab.sweep.gpu_counts import gpu_numbers
