@@ -46,7 +46,7 @@ def require_executable(
     _require_device(request)
     kinds = {
         (
-            *(bool(s.shape.n_experts), s.precision, bool(s.z_loss)),
+            *(bool(s.shape.n_experts), s.precision),
             *(bool(s.logit_softcap), s.is_document_masked),
         ): s
         for s in specs
@@ -116,9 +116,7 @@ def _require_run(request: ExecutionSpec, spec: RunSpec) -> None:
     if request.step == "direct" and not is_direct_possible(spec, planned):
         raise UsageError(
             f"step = direct with kernels = {planned.kernels}, attention = {planned.attention}, "
-            f"precision = {spec.precision}, z_loss = {spec.z_loss:g}, "
-            f"logit_softcap = {spec.logit_softcap:g}, "
-            f"is_document_masked = {str(spec.is_document_masked).lower()}",
+            f"precision = {spec.precision}",
             DIRECT_RUNS,
             "Use --step auto.",
         )

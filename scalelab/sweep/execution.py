@@ -27,10 +27,7 @@ UNREPEATABLE_ATTENTIONS = ("cudnn",)
 chooses one of them."""
 MASKING_ATTENTIONS = ("explicit", "sdpa", "triton")
 """Attentions that can stay inside a document."""
-DIRECT_RUNS = (
-    "a dense fp32 model without z-loss, cap of the logits or document mask, on a CPU with "
-    "kernels = reference and attention = explicit"
-)
+DIRECT_RUNS = "a dense fp32 model on a CPU with kernels = reference and attention = explicit"
 """What the ``direct`` step supports, for error messages."""
 CHOICES = ("step", "kernels", "attention")
 """Fields that can be `AUTO` in a request. Together they are a way to execute a step."""
@@ -226,10 +223,7 @@ def default_precision(device: str) -> str:
 
 
 def is_direct_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
-    """Say whether the ``direct`` step supports a run: dense, fp32, on one CPU.
-
-    It has no z-loss, no cap of the logits and no document mask.
-    """
+    """Say whether the ``direct`` step supports a run: dense, fp32, on one CPU."""
     return (
         execution.device == "cpu"
         and execution.n_devices == 1
@@ -237,7 +231,6 @@ def is_direct_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
         and execution.attention == "explicit"
         and spec.precision == "fp32"
         and not spec.shape.n_experts
-        and not (spec.z_loss or spec.logit_softcap or spec.is_document_masked)
     )
 
 

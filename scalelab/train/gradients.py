@@ -18,7 +18,7 @@ from torch import Tensor
 from scalelab.errors import UsageError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.train.direct.step import DirectStep
+from scalelab.train.direct.step import DirectStep, LossSettings
 from scalelab.train.model import Decoder
 from scalelab.train.moe import RouterWeights
 from scalelab.train.optimizer import row_norms
@@ -233,4 +233,9 @@ class Direct:
             seq_len=seq_len or first.seq_len,
             factors=shape_factors(first),
             grad_scale=1 / first.tokens_per_step,
+            loss=LossSettings(
+                z_loss=first.z_loss,
+                softcap=first.logit_softcap,
+                is_document_masked=first.is_document_masked,
+            ),
         )

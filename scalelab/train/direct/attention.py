@@ -29,6 +29,8 @@ class DirectAttention:
         N, D and T.
     scale : float
         Factor of the scores.
+    is_document_masked : bool
+        Whether a query sees only keys of its document, given by `set_documents`.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class DirectAttention:
         d_head: int,
         seq_len: int,
         scale: float,
+        is_document_masked: bool = False,
     ) -> None:
         self.scale = scale
+        self._hidden = torch.zeros(n_seqs, seq_len, seq_len) if is_document_masked else None
         self.n_rows = n_heads * n_seqs
         self.d_head = d_head
         if n_heads == n_kv_heads:
@@ -74,6 +78,12 @@ class DirectAttention:
         """Return buffers for the attention weights of each query block; `backward` reads them."""
         return [torch.empty(self.n_rows, e - s, e) for s, e in self.blocks]
 
+    def set_documents(self, starts: Tensor) -> None:
+        """Take the first position of each position's document, shape (N, T)."""
+        assert self._hidden is not None
+        positions = torch.arange(starts.shape[-1])
+        self._hidden.zero_().masked_fill_(positions < starts.unsqueeze(-1), float("-inf"))
+
     def forward(
         self, calls: Calls, q: Tensor, k: Tensor, v: Tensor, weights: list[Tensor], out: Tensor
     ) -> None:
@@ -104,6 +114,10 @@ class DirectAttention:
                     out=part,
                 )
             calls.add(scores[:, :, start:].add_, self._masks[index])
+            if self._hidden is not None:
+                # Hidden scores get a weight of zero, so the backward pass needs no mask.
+                by_head = scores.view(-1, *self._hidden.shape[:1], end - start, end)
+                calls.add(by_head.add_, self._hidden[:, start:end, :end])
             calls.add(torch.softmax, scores, -1, out=weights[index])
             for rows, keys in self._pairs:
                 calls.add(torch.bmm, v[keys, :, :end], weights[index][rows].mT, out=mixed[rows])

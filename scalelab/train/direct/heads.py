@@ -60,10 +60,19 @@ class Heads:
         K, B and T; the M = B T tokens of a run are contiguous in memory.
     scale : float
         Factor of the attention scores.
+    is_document_masked : bool
+        Whether attention stays inside a document.
     """
 
     def __init__(
-        self, shape: ModelShape, *, n_runs: int, n_seqs: int, seq_len: int, scale: float
+        self,
+        shape: ModelShape,
+        *,
+        n_runs: int,
+        n_seqs: int,
+        seq_len: int,
+        scale: float,
+        is_document_masked: bool = False,
     ) -> None:
         self.shape = shape
         self.n_runs, self.n_seqs, self.seq_len = n_runs, n_seqs, seq_len
@@ -76,6 +85,7 @@ class Heads:
             d_head=shape.d_head,
             seq_len=seq_len,
             scale=scale,
+            is_document_masked=is_document_masked,
         )
         cos, sin = rope_tables(seq_len, shape.d_head)
         self._cos, self._sin = cos.t().contiguous(), sin.t().contiguous()

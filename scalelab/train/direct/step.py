@@ -24,6 +24,7 @@ from torch import Tensor
 from scalelab.theory.shape import ModelShape
 from scalelab.train.direct.calls import Calls
 from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd
+from scalelab.train.model import starts_of
 from scalelab.train.parameters import Layout
 from scalelab.train.parametrization import ShapeFactors
 
@@ -51,6 +52,23 @@ class _Saved:
     folded_gate_up: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossSettings:
+    """Settings of the loss and of the attention, as in `scalelab.sweep.run_spec.RunSpec`.
+
+    Attributes
+    ----------
+    z_loss, softcap : float
+        Weight of the z-loss and cap of the logits; 0 disables each.
+    is_document_masked : bool
+        Whether attention stays inside a document.
+    """
+
+    z_loss: float = 0.0
+    softcap: float = 0.0
+    is_document_masked: bool = False
+
+
 class DirectStep:
     """Forward and backward pass of K runs of one shape over fixed buffers.
 
@@ -71,6 +89,8 @@ class DirectStep:
         Factors of the parametrization.
     grad_scale : float
         Factor of the gradients: 1 / tokens gives the gradients of the mean loss.
+    loss : LossSettings
+        z-loss, cap of the logits and document mask.
     """
 
     def __init__(
@@ -84,7 +104,9 @@ class DirectStep:
         seq_len: int,
         factors: ShapeFactors,
         grad_scale: float = 1.0,
+        loss: LossSettings = LossSettings(),
     ) -> None:
+        self.loss = loss
         self.shape = shape
         self.n_runs, self.n_seqs, self.seq_len = weights.shape[0], n_seqs, seq_len
         self.n_tokens = n_seqs * seq_len
@@ -96,7 +118,12 @@ class DirectStep:
         self._head = self._w[head].narrow(1, 0, vocab)
         self._head_grad = None if grads is None else self._g[head].narrow(1, 0, vocab)
         self.heads = Heads(
-            shape, n_runs=self.n_runs, n_seqs=n_seqs, seq_len=seq_len, scale=factors.attention
+            shape,
+            n_runs=self.n_runs,
+            n_seqs=n_seqs,
+            seq_len=seq_len,
+            scale=factors.attention,
+            is_document_masked=loss.is_document_masked,
         )
         d, d_ff = shape.d_model, shape.d_ff
         self._stream, self._branch, self._square = (self._buffer(d) for _ in range(3))
@@ -114,6 +141,9 @@ class DirectStep:
         self._inputs, self._targets = (
             torch.empty(self.n_runs, self.n_tokens, dtype=torch.int64) for _ in range(2)
         )
+        self._one = torch.tensor(1.0)
+        # Gradient of the z-loss with respect to the normalizer, plus 1.
+        self._pull = torch.empty(self.n_runs, self.n_tokens)
         self._forward, self._backward = Calls(), Calls()
         self._record_forward(self._forward)
         if grads is not None:
@@ -131,20 +161,31 @@ class DirectStep:
         whole = (self.n_runs, self.n_seqs, self.seq_len)
         self._inputs.view(whole).copy_(tokens[..., :-1])
         self._targets.view(whole).copy_(tokens[..., 1:])
+        if self.loss.is_document_masked:
+            self.heads.attention.set_documents(starts_of(tokens[..., :-1].flatten(0, 1)))
         self._forward.execute()
-        # The largest logit and its probability give the normalizer without another exp pass.
-        losses = self._largest - self._likeliest.log() - self._target
-        return losses.view(whole)
+        return (self._normalizer() - self._target).view(whole)
+
+    def _normalizer(self) -> Tensor:
+        """Return the log of the sum of exp(logits) of each token, shape (K, M)."""
+        # The largest logit and its probability give it without another exp pass.
+        return self._largest - self._likeliest.log()
 
     @torch.no_grad()
     def loss_sums(self, tokens: Tensor) -> Tensor:
         """Return each run's summed loss, shape (K,), and write the gradients times ``grad_scale``.
+
+        The loss includes the z-loss.
 
         Parameters
         ----------
         tokens : Tensor of int64, shape (K, B, T + 1)
         """
         losses = self.token_losses(tokens)
+        if self.loss.z_loss:
+            normalizer = self._normalizer()
+            losses += (self.loss.z_loss * normalizer.square()).view(losses.shape)
+            torch.add(self._one, normalizer, alpha=2 * self.loss.z_loss, out=self._pull)
         self._backward.execute()
         return losses.sum(-1).sum(-1)
 
@@ -160,6 +201,10 @@ class DirectStep:
         self._normalize(calls, stream, self._final)
         self._fold(calls, "final_norm", self._head, self._folded_head, self.logit_scale)
         calls.matmuls(self._final.normed.mT, self._folded_head.mT, self._logits)
+        if self.loss.softcap:
+            calls.add(self._logits.mul_, 1 / self.loss.softcap)
+            calls.add(self._logits.tanh_)
+            calls.add(self._logits.mul_, self.loss.softcap)
         calls.add(torch.softmax, self._logits, -1, out=self._probabilities)
         calls.add(torch.amax, self._logits, -1, out=self._largest)
         calls.add(torch.amax, self._probabilities, -1, out=self._likeliest)
@@ -169,8 +214,17 @@ class DirectStep:
     def _record_backward(self, calls: Calls, grad_scale: float) -> None:
         grad_logits, stream, branch = self._probabilities, self._stream, self._branch
         assert self._head_grad is not None
+        if self.loss.z_loss:
+            calls.add(grad_logits.mul_, self._pull.unsqueeze(-1))
         minus_one = torch.tensor(-1.0).expand(self.n_runs, self.n_tokens, 1)
         calls.add(grad_logits.scatter_add_, -1, self._targets.unsqueeze(-1), minus_one)
+        if self.loss.softcap:
+            # d (c tanh(x / c)) / dx = 1 - tanh^2, from the capped logits.
+            slope = self._logits
+            calls.add(slope.mul_, 1 / self.loss.softcap)
+            calls.add(slope.square_)
+            calls.add(torch.sub, self._one, slope, out=slope)
+            calls.add(grad_logits.mul_, slope)
         normed = self._final.normed
         calls.matmuls(grad_logits.mT, normed.mT, self._head_grad, grad_scale)
         self._unfold(calls, "final_norm", self._head, self._head_grad, self.logit_scale)

@@ -11,6 +11,7 @@ import torch
 from scalelab_kernels.reference import rope_tables
 
 from scalelab.corpus.dataset import Dataset
+from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.errors import UsageError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
@@ -82,6 +83,45 @@ def test_gradients_equal_those_of_autograd(
         assert exact.any() or seq_len == 1, name
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"z_loss": 0.05},
+        {"logit_softcap": 0.7},
+        {"is_document_masked": True},
+        {"z_loss": 0.05, "logit_softcap": 0.7, "is_document_masked": True},
+    ],
+)
+@pytest.mark.parametrize("fields", [{"n_kv_heads": 1}, {"is_tied": True, "n_kv_heads": 2}])
+def test_losses_of_all_settings_have_the_gradients_of_autograd(
+    spec: RunSpec,
+    execution: ExecutionSpec,
+    dataset: Dataset,
+    direct: ExecutionSpec,
+    settings: dict[str, Any],
+    fields: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_attention, "QUERY_BLOCK", 7)
+    run = replace(spec, shape=replace(spec.shape, **fields), **settings)
+    tokens = torch.from_numpy(batch(dataset, [run]))
+    tokens[:, 5::9] = END_TOKEN
+    found, plain = (with_random_gains([run], way) for way in (direct, execution))
+    for engine in (found, plain):
+        engine.layout.views(engine.master)["embedding"].mul_(20.0)
+    loss, _ = found.gradients.take(tokens)
+    torch.testing.assert_close(loss, plain.gradients.take(tokens)[0], rtol=1e-6, atol=0)
+    each = (engine.gradients.token_losses(0, tokens) for engine in (found, plain))
+    torch.testing.assert_close(*each, rtol=1e-5, atol=1e-5)
+    own = found.layout.views(found.grad)
+    for name, exact in exact_gradients(plain, tokens).items():
+        error = float((own[name] - exact).abs().max())
+        assert error <= 1e-4 * float(exact.abs().max()) + 1e-9, name
+    default = with_random_gains([replace(run, **dict.fromkeys(settings, 0))], direct)
+    default.layout.views(default.master)["embedding"].mul_(20.0)
+    assert abs(float(default.gradients.take(tokens)[0] - loss)) > 1e-3
+
+
 def exact_gradients(engine: Engine, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the gradients of the mean loss, all in float64."""
     model = engine.gradients.model
@@ -94,9 +134,11 @@ def exact_gradients(engine: Engine, tokens: torch.Tensor) -> dict[str, torch.Ten
         model.attend,
         model.factors,
         model.router_weights,
+        softcap=model.softcap,
+        is_document_masked=model.is_document_masked,
     )
     exact.cos, exact.sin = rope_tables(tokens.shape[1] - 1, model.shape.d_head, dtype=torch.float64)
-    loss, _ = exact.loss_sums(tokens, 0.0)
+    loss, _ = exact.loss_sums(tokens, engine.specs[0].z_loss)
     mean = loss / engine.specs[0].tokens_per_step
     grads = torch.autograd.grad(mean, list(leaves.values()), allow_unused=True)
     return dict(zip(leaves, grads, strict=True))
@@ -106,6 +148,7 @@ def exact_gradients(engine: Engine, tokens: torch.Tensor) -> dict[str, torch.Ten
     "changes",
     [
         {},
+        {"z_loss": 1e-2, "logit_softcap": 1.5, "is_document_masked": True},
         {"parametrization": "mup"},
         {"parametrization": "completep", "shape": THREE_LAYERS},
         {"optimizer": "muon"},
@@ -175,7 +218,6 @@ def test_large_logits_have_finite_losses(
     ("changes", "way"),
     [
         ({"precision": "bf16"}, {}),
-        ({"z_loss": 1e-4}, {}),
         ({}, {"attention": "sdpa"}),
     ],
 )
