@@ -33,7 +33,6 @@ class Pruner:
     def __init__(self, request: LaunchRequest) -> None:
         self.results = request.results
         self.budgets = request.results.load_plan(request.sweep).budgets
-        self.is_on = request.stop_hopeless
         self._looked_s = time.monotonic()
         self._finished: dict[str, RunStatus] = {}
         self._suspected: dict[str, int] = {}
@@ -41,7 +40,7 @@ class Pruner:
     def look(self, running: Sequence[str]) -> list[str]:
         """Mark the runs that are hopeless; return a note for each. At most every 5 seconds."""
         now = time.monotonic()
-        if not (self.is_on and running) or now - self._looked_s < LOOK_INTERVAL_S:
+        if not running or now - self._looked_s < LOOK_INTERVAL_S:
             return []
         self._looked_s = now
         notes: list[str] = []

@@ -6,6 +6,7 @@ Each field is an option of the commands and a key of sweep files; see `scalelab.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
@@ -25,7 +26,7 @@ from scalelab.sweep.option import (
     Table,
     option,
 )
-from scalelab.sweep.site_options import is_known, option_name, split_pairs
+from scalelab.sweep.site_options import KNOWN_OPTIONS, is_known, option_name, split_pairs
 from scalelab.sweep.values import (
     AutoCount,
     Count,
@@ -165,6 +166,14 @@ class SlurmTable(Table):
         if not isinstance(content, Mapping):
             return content
         moved = {key for key in content if key not in cls.model_fields and is_known(key)}
+        for key in set(content).difference(cls.model_fields, moved):
+            near = get_close_matches(option_name(key), sorted(KNOWN_OPTIONS), n=1, cutoff=0.8)
+            if near and not get_close_matches(key, list(cls.model_fields), n=1):
+                raise UsageError(
+                    f"unknown key {key} in [launcher.slurm]",
+                    "a key of the table, or an option of sbatch",
+                    f"Did you mean {near[0]}?",
+                )
         if not moved:
             return content
         kept = {key: value for key, value in content.items() if key not in moved}

@@ -24,7 +24,7 @@ extrapolation inflation, failed, fit, fitted range, form, grid, held-out rows,
 intent, interval, irreducible
 loss, isoFLOP curve, job, job failure, job group, launcher, law, learning rate, level, live
 status, loss, micro-batch, misfit, not identified, objective, outlier, parametrization, plan,
-posterior, prediction interval, preempted, prune, registered forecast, replay, replicate,
+posterior, prediction interval, preempted, prune, pruned, registered forecast, replay, replicate,
 residual, resume, retry, rule, run, run pool, schedule, seed, sequence, shape, shape table, size,
 snapshot, span, speed-up, status, step, sweep, target, tensor parallel, token, tracker, trial,
 trunk, warm-up, wave, worker, WSD ladder

@@ -117,6 +117,8 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
         name: str = "tiny",
         seeds: int = 12,
         n_tokens: float = 1e6,
+        lr: float = 0.01,
+        extend: bool = False,
         slurm: dict[str, Any] | None = None,
     ) -> TinySweep:
         options = {
@@ -136,7 +138,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
                 "n_tokens": n_tokens,
                 "allow_repeats": True,
                 "data": {"paths": (str(text),), "eval_tokens": 4096},
-                "train": {"seq_len": 32, "batch_seqs": 4, "lr": 0.01, "seeds": tuple(range(seeds))},
+                "train": {"seq_len": 32, "batch_seqs": 4, "lr": lr, "seeds": tuple(range(seeds))},
                 "launcher": {"name": "slurm", "slurm": options},
             },
             source="the test",
@@ -150,7 +152,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
             is_dry_run=False,
             speed=unmeasured_cpu_speed(1),
         )
-        saved = results.save_plan(proposal.plan, sweep.science(), extend=False)
+        saved = results.save_plan(proposal.plan, sweep.science(), extend=extend)
         save_options(results, name, sweep.launcher)
         return TinySweep(results, name, saved.run_ids)
 

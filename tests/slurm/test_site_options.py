@@ -14,9 +14,11 @@ from scalelab.cli.main import main
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.sweep.site_options import UNLISTED, read_site_options, refuse_unknown
 
+ONE_CLUSTER = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["no-sacct"])
 COMMENT = 'it\'s "x" $(touch /tmp/y); #1 %j =é'
 
 
+@ONE_CLUSTER
 def test_the_installed_sbatch_lists_its_options(cluster: Any) -> None:
     installed = Slurm().sbatch_options()
     assert {"constraint", "exclusive", "gres", "mem-per-gpu", "network", "reservation"} <= installed
@@ -24,6 +26,7 @@ def test_the_installed_sbatch_lists_its_options(cluster: Any) -> None:
     refuse_unknown({"constraint": "a", "hint": "compute_bound"}, installed)
 
 
+@ONE_CLUSTER
 def test_a_job_with_site_options_runs_and_has_them(
     cluster: Any, make_sweep: Callable[..., Any], stopping: list[Any], tmp_path: Path
 ) -> None:
@@ -45,6 +48,7 @@ def test_a_job_with_site_options_runs_and_has_them(
     assert "Nice=7" in job
 
 
+@ONE_CLUSTER
 @pytest.mark.parametrize("option", ["constraint=nowhere", "reservation=none"])
 def test_what_the_controller_refuses_is_an_error_with_its_words(
     cluster: Any,
@@ -63,6 +67,7 @@ def test_what_the_controller_refuses_is_an_error_with_its_words(
     assert set(sweep.statuses().values()) == {"planned"}
 
 
+@ONE_CLUSTER
 def test_the_cluster_accepts_the_scripts_of_the_example_for_clusters(
     cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scalelab.records.run_dir import RunDir
-from scalelab.store.expected import MIN_FINISHED, expect, loss_about, surprising
+from scalelab.store.expected import MIN_FINISHED, expect, hopeless, loss_about, surprising
 from scalelab.store.run_status import RunStatus
 from scalelab.store.status import read_status
 
@@ -68,6 +68,54 @@ def test_a_run_outside_the_range_of_the_others_is_reported(off):
 def test_normal_sweeps_rarely_report_a_run():
     alarms = [bool(surprising(finished(seed=seed))) for seed in range(100)]
     assert np.mean(alarms) <= 0.05
+
+
+class TestHopeless:
+    """Runs of Hoffmann's law whose training loss is 30 % above their final one at the start."""
+
+    def found(self, monkeypatch, *, excess=0.0, seed=0, fraction=0.5, at=(1.5e8, 2e9), n_done=12):
+        runs = finished(seed=seed)[:n_done]
+        finals = {run.run_id: run.loss_nats for run in runs}
+        finals["new"] = truth([at])[0] * (1 + excess)
+        noise = 0.003 * np.random.default_rng(seed).standard_normal(len(finals))
+        wobble = dict(zip(finals, noise, strict=True))
+
+        def about(folder, share, n_steps):
+            run_id = folder.rsplit("/", 1)[1]
+            return finals[run_id] * (1 + 0.3 * (1 - share)) + wobble[run_id]
+
+        monkeypatch.setattr("scalelab.store.expected.loss_about", about)
+        new = RunStatus(
+            run_id="new", state="running", n_params=int(at[0]), n_tokens=int(at[1]), n_steps=1000,
+            step=round(1000 * fraction),
+        )  # fmt: skip
+        return [(run.run_id, why) for run, why in hopeless([*runs, new], "/results/runs")]
+
+    def test_a_run_far_above_the_others_is_found_with_its_predicted_loss(self, monkeypatch):
+        ((run_id, why),) = self.found(monkeypatch, excess=0.12)
+        assert run_id == "new"
+        assert why.startswith("at 50% of its steps its predicted final loss is ")
+        predicted = float(why.split(" is ")[1].split(",")[0])
+        # The excess of 12 % is measured on a loss 15 % above the final one.
+        assert predicted == pytest.approx(truth([(1.5e8, 2e9)])[0] * (1 + 0.12 * 1.15), abs=0.02)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"excess": 0.03},  # worse than the others, but not hopeless
+            {"fraction": 0.2},
+            {"at": (5e9, 2e10)},  # far from the others: the form is no law
+            {"n_done": MIN_FINISHED - 1},
+        ],
+        ids=lambda changes: str(changes),
+    )
+    def test_others_are_left_alone(self, monkeypatch, changes):
+        assert self.found(monkeypatch, **{"excess": 0.12, **changes}) == []
+
+    def test_healthy_runs_are_never_found(self, monkeypatch):
+        for seed in range(100):
+            for at in ((1.5e8, 2e9), (4e7, 4e9), (9e8, 3e9), (2e7, 1e9)):
+                assert self.found(monkeypatch, seed=seed, at=at, fraction=0.3) == []
 
 
 class TestOutlook:

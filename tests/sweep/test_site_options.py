@@ -73,8 +73,11 @@ def test_keys_beside_those_of_the_launcher_mean_the_same() -> None:
         table_of(constraint="v100", sbatch=["constraint=a100", "mem=0", "mail-type=END"]) != whole
     )
     assert table_of(constraint="v100", sbatch="constraint=a100").sbatch == {"constraint": "a100"}
-    with pytest.raises(UsageError, match="unknown key constrain "):
+    with pytest.raises(UsageError, match="unknown key constrain in") as error:
         table_of(constrain="a100")
+    assert error.value.do == "Did you mean constraint?"
+    with pytest.raises(UsageError, match="unknown key partitio in"):
+        table_of(partitio="gpu")
 
 
 def test_what_is_saved_for_resume_is_read_as_it_was() -> None:

@@ -45,7 +45,7 @@ class SlurmLaunch:
         self.folder = self.results.sweep(request.sweep)
         self.own = Submissions(self.results, self.folder, is_owner=True)
         self.arrays = Arrays(request, options, self.own, slurm)
-        self.pruner = Pruner(request)
+        self.pruner = Pruner(request) if request.stop_hopeless else None
         self.others: dict[Path, Submissions] = {}
         self.forgiven = self._read_forgiven()
         self.retries: dict[str, Retry] = {}
@@ -180,7 +180,7 @@ class SlurmLaunch:
 
     def _prune(self) -> None:
         running = [r for r, state in self.states.items() if state.status == "running"]
-        if found := self.pruner.look(running):
+        if self.pruner is not None and (found := self.pruner.look(running)):
             self.own.notes += found
             self._update_states()
 
