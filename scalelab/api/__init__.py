@@ -21,7 +21,15 @@ from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
 from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.replay import ReplayReport, replay_adaptive
-from scalelab.api.sweeps import cancel, launch, plan, propose, replace_diverged, resume
+from scalelab.api.sweeps import (
+    cancel,
+    keep_pruned,
+    launch,
+    plan,
+    propose,
+    replace_diverged,
+    resume,
+)
 from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
 from scalelab.errors import (
     DataError,
@@ -85,6 +93,7 @@ __all__ = [
     "compare",
     "decide",
     "fit",
+    "keep_pruned",
     "launch",
     "list_laws",
     "load",
