@@ -19,7 +19,7 @@ from scalelab.launch.slurm.resources import run_gpus
 from scalelab.launch.speed import machine_speed, speed_for, with_devices
 from scalelab.launch.trackers import require_installed
 from scalelab.launch.verdicts import Verdict, local_verdict, taken_execution
-from scalelab.records.states import FINAL
+from scalelab.records.states import FINAL, PRUNED
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
 from scalelab.sweep.execution import ExecutionSpec, default_precision, planned_execution
@@ -29,6 +29,7 @@ from scalelab.sweep.precision import require_precision
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.spec import SweepSpec
 
+NOT_TRAINED = (*FINAL, PRUNED)
 ASK_ABOVE_S = 3600.0
 BYTES_PER_BPE_TOKEN = 4.0
 UNPREPARED = "unprepared"
@@ -53,7 +54,7 @@ class Proposal:
     execution : ExecutionSpec
         How the runs are executed, as requested.
     finished : frozenset of str
-        run_ids that already have an accepted record.
+        run_ids that a launch does not train: with an accepted record, or pruned.
     verdict : Mapping or None
         What qualification found out about this machine's GPU; None for another device, or if
         nothing is known.
@@ -158,7 +159,7 @@ def propose(
     finished = frozenset(
         row.spec.run_id
         for row in plan.rows
-        if not facts.is_estimated and results.run(row.spec.run_id).status() in FINAL
+        if not facts.is_estimated and results.run(row.spec.run_id).status() in NOT_TRAINED
     )
     last = _largest(sweep, plan)
     if sweep.launcher.largest_last and len(last) == len({r.spec.run_id for r in plan.rows}):
