@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # a worker has no pydantic, which plans need
 
 PLAN_SCHEMA = 1
 EXECUTION_FILE = "execution.json"
-TUNE_KIND, LR_CHECK_KIND = "tune", "lr-check"
-OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND)
+TUNE_KIND, LR_CHECK_KIND, TRANSFER_KIND = "tune", "lr-check", "transfer"
+OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND, TRANSFER_KIND)
 """Sweeps that vary the learning rate; a fit uses their runs only if the user names them."""
 FINE_AS_BEFORE = "Sweeps planned before the option --shapes have --shapes fine."
 

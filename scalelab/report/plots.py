@@ -69,18 +69,27 @@ def draw_fit(report: FitReport, path: Path) -> None:
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        figure = figure_of(report)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # without dates, the same fit writes the same bytes
-            metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, dpi=DPI, metadata=metadata)
-        except OSError as error:
-            raise DataError(
-                f"{path}, which cannot be written ({error.strerror})",
-                "a path in a writable folder",
-                "Write to another folder, for example --plot ~/fit.png.",
-            ) from None
+        save_figure(figure_of(report), path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a file, whose suffix sets the format; the same figure, the same bytes.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+        figure.savefig(path, dpi=DPI, metadata=metadata)
+    except OSError as error:
+        raise DataError(
+            f"{path}, which cannot be written ({error.strerror})",
+            "a path in a writable folder",
+            "Write to another folder, for example --plot ~/fit.png.",
+        ) from None
 
 
 def check_path(path: Path) -> None:
@@ -176,7 +185,7 @@ def as_img(figure: Figure) -> str:
 def draw_isoflop(axes: Axes, report: FitReport) -> None:
     """Draw losses, parabola and minimum of each budget, and the frontier of approach 3."""
     rows, curves = report.observations, report.isoflop.curves
-    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+    for curve, colour in zip(curves, shades(len(curves)), strict=True):
         minimum = curve.n_params
         sizes = rows.n_params[curve.rows]
         axes.plot(sizes, rows.loss_nats[curve.rows], "o", ms=3.5, color=colour, alpha=0.75)
@@ -307,7 +316,8 @@ def _widened(values: FloatArray) -> tuple[float, float]:
     return math.exp(low - margin), math.exp(high + margin)
 
 
-def _colours(count: int) -> list[Any]:
+def shades(count: int) -> list[Any]:
+    """Return this many colours of viridis, dark to light."""
     from matplotlib import colormaps
 
     return list(colormaps["viridis"](np.linspace(0.05, 0.92, max(count, 1))))
