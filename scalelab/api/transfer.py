@@ -64,7 +64,7 @@ class Transfer(NotebookView):
 
     def plot(self) -> Figure:
         """Return loss against learning rate, a panel for each parametrization."""
-        from scalelab.report.plots_transfer import transfer_figure
+        from scalelab.tune.transfer_figure import transfer_figure
 
         return transfer_figure(self.cells)
 

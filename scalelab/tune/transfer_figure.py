@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from scalelab.report.plots import FAINT, INK, PANEL_INCHES, STYLE, shades
+from scalelab.tune.transfer_fit import Cell
 from scalelab.units import format_quantity
 
 if TYPE_CHECKING:
@@ -17,21 +18,7 @@ LARGEST_RISE = 1.3
 """Losses above this many times the smallest of the figure are outside its range."""
 
 
-class RatedShape(Protocol):
-    """What the figure needs of `scalelab.tune.transfer_fit.Cell`."""
-
-    parametrization: str
-    shape: str
-    n_params: int
-    lrs: tuple[float, ...]
-    losses: tuple[float | None, ...]
-    best_lr: float | None
-    low: float | None
-    high: float | None
-    is_bound: bool
-
-
-def transfer_figure(cells: Sequence[RatedShape]) -> Figure:
+def transfer_figure(cells: Sequence[Cell]) -> Figure:
     """Return the figure of a check; a diamond with its interval marks each best learning rate."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -57,7 +44,7 @@ def transfer_figure(cells: Sequence[RatedShape]) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, cell: RatedShape, colour: str) -> None:
+def _draw(axes: Axes, cell: Cell, colour: str) -> None:
     losses = _finite(cell)
     label = f"{cell.shape}, N {format_quantity(cell.n_params)}"
     axes.plot(list(losses), list(losses.values()), "o-", ms=3.5, lw=1, color=colour, label=label)
@@ -70,6 +57,6 @@ def _draw(axes: Axes, cell: RatedShape, colour: str) -> None:
     axes.plot(cell.best_lr, lowest, marker, ms=6, color=colour, mec=INK, mew=0.8)
 
 
-def _finite(cell: RatedShape) -> dict[float, float]:
+def _finite(cell: Cell) -> dict[float, float]:
     pairs = zip(cell.lrs, cell.losses, strict=True)
     return {lr: loss for lr, loss in pairs if loss is not None and math.isfinite(loss)}
