@@ -14,7 +14,10 @@ import typer
 
 from scalelab.cli.main import app
 from scalelab.store import schema
+from scalelab.sweep.model_table import ModelTable
 from scalelab.sweep.option import Table, field_table, options
+from scalelab.sweep.presets import PRESETS
+from scalelab.sweep.shape_rule import FINE
 from scalelab.sweep.spec import SweepSpec
 from scalelab.tune.spec import TuneSpec
 
@@ -79,6 +82,7 @@ def sweep_files_page() -> str:
         text = (model.__doc__ or "").strip().splitlines()[0].rpartition("``: ")[2]
         text = text[:1].upper() + text[1:]
         parts += [f"## {heading}", text, _keys(SweepSpec, path)]
+        parts += _presets() if model is ModelTable else []
     parts += [
         "## Options of `scalelab tune`",
         "`scalelab tune` has these options in addition to those of a grid sweep. Files have no "
@@ -86,6 +90,27 @@ def sweep_files_page() -> str:
         _keys(TuneSpec, ()),
     ]
     return _page(parts)
+
+
+def _presets() -> list[str]:
+    """Return the presets of ``[model]`` with their values, differences and sources."""
+    rows = [
+        (
+            f"`{name}`",
+            ModelTable(preset=name).rule(FINE).words().removeprefix(f"{FINE}, "),
+            f"{preset.left_out}.",
+            f"`bpe:{preset.vocabulary}`",
+            preset.source,
+        )
+        for name, preset in PRESETS.items()
+    ]
+    heads = ("preset", "differs from the default in", "not as published", "tokenizer", "source")
+    return [
+        "### Presets",
+        "A preset sets the defaults of the other keys; keys that you give override them. It never "
+        "sets the tokenizer.",
+        _table(heads, rows),
+    ]
 
 
 def settings_page() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from scalelab.sweep.run_spec import RunSpec
     from scalelab.theory.shape import ModelShape
 
-_LABEL = re.compile(r"([0-9]{1,9})L-([0-9]{1,9})d-([0-9]{1,9})h")
+TIED = "-tied"
 
 app = typer.Typer(
     help="Measure this machine, or predict a GPU's speed. Example: scalelab bench device",
@@ -215,38 +214,19 @@ def _measured(
 def shape_named(text: str, vocab_size: int, table: str = "fine") -> ModelShape:
     """Return the shape of a label such as ``4L-64d-2h``, or of a size such as ``1M`` in a table.
 
+    A label is as a plan prints it, with ``-2kv`` for key heads and ``-tied`` for a tied head.
+
     Raises
     ------
     UsageError
         When the text is neither.
     """
+    from scalelab.sweep.shape_list import parse_label
     from scalelab.sweep.shape_rule import ShapeRule
     from scalelab.sweep.shapes import nearest_shape
-    from scalelab.theory.shape import FF_MULTIPLE, ModelShape
     from scalelab.units import parse_quantity
 
-    label = _LABEL.fullmatch(text)
-    if label is None:
-        if "L" in text:
-            raise UsageError(
-                f"shape {text!r}",
-                "a label such as 4L-64d-2h, or a size such as 1M",
-                "Write for example --shape 4L-64d-2h.",
-            )
-        n_params = parse_quantity(text, what="model size")
-        return nearest_shape(n_params, vocab_size, ShapeRule(table=table))
-    n_layers, d_model, n_heads = (int(part) for part in label.groups())
-    if n_heads == 0 or d_model % (2 * n_heads):
-        raise UsageError(
-            f"shape {text!r}",
-            "d_model divisible by 2 x n_heads",
-            "Write for example --shape 4L-64d-2h.",
-        )
-    return ModelShape(
-        n_layers=n_layers,
-        d_model=d_model,
-        n_heads=n_heads,
-        d_head=d_model // n_heads,
-        d_ff=-(-d_model * 8 // (3 * FF_MULTIPLE)) * FF_MULTIPLE,
-        vocab_size=vocab_size,
-    )
+    rule = ShapeRule(table=table, is_tied=text.endswith(TIED))
+    if "L" not in text:
+        return nearest_shape(parse_quantity(text, what="model size"), vocab_size, rule)
+    return rule.complete(parse_label(text.removesuffix(TIED), "--shape"), vocab_size)

@@ -160,8 +160,9 @@ def _config(
                 ", ".join(CHOICES[option_name]),
                 f"Use for example --{option_name} {CHOICES[option_name][-1]}.",
             )
+    named_shape = shape_named(shape, vocab_size, ALIGNED)
     spec = RunSpec(
-        shape=replace(shape_named(shape, vocab_size, ALIGNED), is_tied=is_tied),
+        shape=replace(named_shape, is_tied=is_tied or named_shape.is_tied),
         seq_len=seq_len,
         batch_seqs=batch_seqs,
         n_steps=1,

@@ -85,11 +85,13 @@ def parse_shape_list(value: Any, name: str = "shape_list") -> Any:
         return value
     found: dict[ListedShape, int] = {}
     for number, entry in enumerate(entries, start=1):
-        where = f"entry {number} of {source}"
+        where = f"entry {number} of {source}:"
         shape = entry if isinstance(entry, ListedShape) else _entry(entry, where)
         if shape in found:
             raise UsageError(
-                f"{where}, equal to entry {found[shape]}", "different shapes", "Remove one of them."
+                f"entry {number} of {source}, equal to entry {found[shape]}",
+                "different shapes",
+                "Remove one of them.",
             )
         found[shape] = number
     if not found:
@@ -110,9 +112,9 @@ def parse_label(text: str, where: str) -> ListedShape:
     match = LABEL.fullmatch(text)
     if match is None:
         raise UsageError(
-            f"{where}: {text!r}",
+            f"{where} {text!r}",
             "a label of layers, width and optionally heads and key heads",
-            f"Write for example --shape-list {EXAMPLE}; a tied head is --tied, for all shapes.",
+            "Write for example 4L-64d-8h or 4L-64d-8h-2kv; in a sweep, --tied is for all shapes.",
         )
     return _checked({key: int(part) for key, part in match.groupdict().items() if part}, where)
 
@@ -122,14 +124,14 @@ def _entry(entry: Any, where: str) -> ListedShape:
         return parse_label(entry, where)
     if not isinstance(entry, Mapping):
         raise UsageError(
-            f"{where}: {entry!r}",
+            f"{where} {entry!r}",
             "a label, or a table of numbers",
             "Write for example 4L-64d-4h, or {n_layers = 4, d_model = 64, n_heads = 4}.",
         )
     unknown = [key for key in entry if key not in KEYS]
     if unknown:
         raise UsageError(
-            f"{where}: unknown key {unknown[0]}",
+            f"{where} unknown key {unknown[0]}",
             f"the keys {', '.join(KEYS)}",
             did_you_mean(str(unknown[0]), KEYS) or f"Remove {unknown[0]}.",
         )
@@ -138,18 +140,23 @@ def _entry(entry: Any, where: str) -> ListedShape:
 
 def _whole(key: str, value: Any, where: str) -> int:
     is_whole = type(value) is int or (isinstance(value, str) and value.strip().isdecimal())
-    if not is_whole or int(value) < 1:
+    if not is_whole:
         raise UsageError(
-            f"{where}: {key} = {value!r}", "a whole number from 1", f"Correct or remove {key}."
+            f"{where} {key} = {value!r}", "a whole number from 1", f"Correct or remove {key}."
         )
     return int(value)
 
 
 def _checked(numbers: Mapping[str, int], where: str) -> ListedShape:
-    missing = [key for key in REQUIRED if not numbers.get(key)]
+    for key, value in numbers.items():
+        if value < 1:
+            raise UsageError(
+                f"{where} {key} = {value}", "a whole number from 1", f"Correct or remove {key}."
+            )
+    missing = [key for key in REQUIRED if key not in numbers]
     if missing:
         raise UsageError(
-            f"{where} without {' and '.join(missing)}",
+            f"{where} no {' and '.join(missing)}",
             f"{' and '.join(REQUIRED)}, and optionally {', '.join(KEYS[len(REQUIRED) :])}",
             f"Add {' and '.join(missing)}.",
         )

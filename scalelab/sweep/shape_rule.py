@@ -126,7 +126,7 @@ class ShapeRule:
         """
         d_model = given.d_model
         if given.n_heads:
-            d_head = given.d_head or self._divided(given, "d_model", d_model, given.n_heads)
+            d_head = given.d_head or 2 * self._divided(given, "d_model", d_model, 2 * given.n_heads)
             n_heads = given.n_heads
         else:
             d_head = given.d_head or self.head_size(d_model)
@@ -246,11 +246,12 @@ def shape_words(rules: Sequence[ShapeRule]) -> str:
 
 def _uneven(given: ListedShape, name: str, size: int, divisor: int) -> UsageError:
     is_width = name == "d_model"
-    what = "heads" if is_width else "heads per key head, or key heads"
+    size_of_heads = "2 x n_heads" if given.n_heads else "d_head"
+    what = size_of_heads if is_width else "heads per key head, or key heads"
     return UsageError(
         f"shape {given.words()}: {name} = {size}, not divisible by {divisor} ({what})",
-        "d_model divisible by the heads" if is_width else "n_heads divisible by n_kv_heads",
-        "Change d_model, n_heads or d_head (--d-head)."
+        f"d_model divisible by {size_of_heads}" if is_width else "n_heads divisible by n_kv_heads",
+        f"Change d_model or {'n_heads' if given.n_heads else 'd_head (--d-head)'}."
         if is_width
         else "Change n_heads, --n-kv-heads or --heads-per-kv-head.",
     )

@@ -17,7 +17,10 @@ def test_a_shape_is_named_by_its_label_or_its_size() -> None:
     shape = shape_named("4L-64d-2h", 256)
     assert (shape.label(), shape.d_head, shape.d_ff) == ("4L-64d-2h", 32, 176)
     assert count_params(shape_named("1M", 256)).total == pytest.approx(1e6, rel=0.35)
-    for wrong in ("4L-64d", "4L-66d-4h", "4L-64d-0h", "many"):
+    assert shape_named("4L-64d", 256) == shape
+    for label in ("4L-64d-8h-2kv", "4L-64d-2h-tied", "4L-64d-8h-1kv-tied"):
+        assert shape_named(label, 256).label() == label
+    for wrong in ("4L-64d-8h-3kv", "4L-66d-4h", "4L-64d-0h", "many"):
         with pytest.raises(UsageError):
             shape_named(wrong, 256)
 

@@ -74,6 +74,7 @@ def test_what_is_named_is_predicted(capsys: pytest.CaptureFixture[str]) -> None:
         *("eager", "reference", "cudnn", "muon", "plain")
     ]
     tied = answer(capsys, "--shape", "12L-768d-12h", "--tied")["shapes"][0]
+    assert answer(capsys, "--shape", "12L-768d-12h-tied")["shapes"][0] == tied
     plain = answer(capsys, "--shape", "12L-768d-12h")["shapes"][0]
     assert plain["n_params"] - tied["n_params"] == 50_304 * 768
 
@@ -83,7 +84,7 @@ def test_what_is_named_is_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--device", "h20"), "Did you mean h200? Use for example --device h200."),
         (("--device", "cuda"), "a100, b200, h100, h200"),
-        (("--shape", "12L-768d"), "12L-768d"),
+        (("--shape", "12L768d"), "'12L768d'"),
         (("--shape", "12L-768d-7h"), "divisible by 2 x n_heads"),
         (("--batch-seqs", "-3"), "at least 1"),
         (("--seq-len", "0"), "at least 1"),
