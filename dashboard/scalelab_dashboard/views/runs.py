@@ -43,6 +43,8 @@ VARYING = (
     *("init_std", "ema_decay", "precision", "tokenizer"),
 )
 """Columns shown only where the runs of the sweep differ in them."""
+ACTIVE = "n_params_active"
+"""Column shown beside all parameters where the two differ."""
 FOLLOWING = ("n_heads", "d_head", "d_ff", "n_kv_heads", "warmup_steps", "decay_steps")
 """Columns that vary with the size or the length of a run in every sweep; shown where they do not
 follow from it."""
@@ -176,7 +178,15 @@ def filtered(table: pd.DataFrame, states: list[str], text: str) -> pd.DataFrame:
 
 def varying(table: pd.DataFrame) -> list[str]:
     """Return the settings in which the runs differ beyond what follows from size and length."""
-    return [name for name in VARYING if name in table and _differs(table, name)]
+    found = [name for name in VARYING if name in table and _differs(table, name)]
+    return [ACTIVE, *found] if _has_inactive(table) else found
+
+
+def _has_inactive(table: pd.DataFrame) -> bool:
+    """Say whether some runs have experts, so that a token does not use all parameters."""
+    if ACTIVE not in table:
+        return False
+    return bool((table[ACTIVE] < table["n_params"]).any())
 
 
 def _differs(table: pd.DataFrame, name: str) -> bool:
