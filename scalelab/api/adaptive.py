@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LARGEST_SHARE = 0.25
 """Share of the budget that the largest compute-optimal run of a default pool costs."""
 POOL_SIZES, POOL_LENGTHS, POOL_SPAN = 10, 12, 100.0
+MIN_SIZES = 3
 LEAST_SPAN = 2.0
 """Smallest ratio of the largest to the smallest size of a default pool."""
 DESIGNS = ("plain", "optimal")
@@ -139,12 +140,13 @@ def default_axes(
     """
     from scalelab.sweep.isoflop_sizes import expected_tokens_per_param
     from scalelab.sweep.shape_rule import DEFAULT_RULE
-    from scalelab.sweep.shapes import SMALLEST_VOCABULARY, size_limits
+    from scalelab.sweep.shapes import SMALLEST_VOCABULARY, has_sizes, size_limits
     from scalelab.theory.accounting import tokens_at_6nd
 
+    rule = rule or DEFAULT_RULE
     ratio = expected_tokens_per_param(tokenizer)
     largest = math.sqrt(tokens_at_6nd(LARGEST_SHARE * budget, ratio))
-    smallest, top = 1.05 * size_limits(SMALLEST_VOCABULARY, rule or DEFAULT_RULE)[0], 2 * largest
+    smallest, top = 1.05 * size_limits(SMALLEST_VOCABULARY, rule)[0], 2 * largest
     low = max(top / POOL_SPAN, smallest)
     if top < LEAST_SPAN * low:
         raise UsageError(
@@ -152,10 +154,14 @@ def default_axes(
             "a budget that can train several sizes",
             "Raise --budget, or give --n-params and --n-tokens.",
         )
-    n_sizes = max(round(POOL_SIZES * math.log(top / low) / math.log(POOL_SPAN)), 3)
+    n_sizes = max(round(POOL_SIZES * math.log(top / low) / math.log(POOL_SPAN)), MIN_SIZES)
+    low, top = (float(f"{n_params:.2g}") for n_params in (low, top))
+    # Heads of a fixed size or a fixed aspect leave few shapes.
+    while n_sizes > MIN_SIZES and not has_sizes(low, top, n_sizes, SMALLEST_VOCABULARY, rule):
+        n_sizes -= 1
     longest = 2 * ratio * largest
     return (
-        f"{low:.2g}..{top:.2g}:{n_sizes}",
+        f"{low:g}..{top:g}:{n_sizes}",
         f"{longest / POOL_SPAN:.2g}..{longest:.2g}:{POOL_LENGTHS}",
     )
 

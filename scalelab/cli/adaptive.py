@@ -113,7 +113,7 @@ def adaptive(
             "Try --target C=1e24 --budget 1e20.",
         )
     from scalelab.api.adaptive import adapt, default_axes, parse_target
-    from scalelab.sweep.shape_rule import FINE
+    from scalelab.sweep.shape_rule import ALIGNED, ALIGNED_FROM_FLOPS, FINE
 
     wanted = parse_target(target)
 
@@ -123,7 +123,9 @@ def adaptive(
         tokenizer = str(values.get("data", "tokenizer") or "bytes")
         is_listed = values.get("model", "shape_list") is not None
         any_axes = {"n_tokens": "1M"} if is_listed else {"n_params": "1M", "n_tokens": "1M"}
-        rule = sweep_of(values, kind="grid", **any_axes).model.rules(FINE)[0]
+        # The largest run of the default pool costs about the budget.
+        table = ALIGNED if flops >= ALIGNED_FROM_FLOPS else FINE
+        rule = sweep_of(values, kind="grid", **any_axes).model.rules(table)[0]
         sizes, lengths = default_axes(flops, tokenizer=tokenizer, rule=rule)
         defaults |= {"n_tokens": lengths} if is_listed else {"n_params": sizes, "n_tokens": lengths}
     sweep = sweep_of(values, kind="grid", **defaults)

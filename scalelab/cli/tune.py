@@ -75,7 +75,8 @@ def tune(
     if transfer:
         given = {"--from": from_file, "--map": mapping, "--where": where, "--predict": predict}
         return _transfer(values, given, level, seed, options)
-    cells = [values.get(axis) for axis in ("n_params", "n_tokens")]
+    is_listed = values.get("model", "shape_list") is not None
+    cells = [is_listed or values.get("n_params"), values.get("n_tokens")]
     if (from_file is None) != all(cells) or (from_file is not None and any(cells)):
         raise UsageError(
             "no table and no cells to run" if from_file is None else "a table and cells to run",

@@ -151,6 +151,15 @@ def distinct_shapes(
     return sorted(chosen, key=rule.size)
 
 
+def has_sizes(low: float, high: float, n_sizes: int, vocab_size: int, rule: ShapeRule) -> bool:
+    """Return whether a rule has this many different shapes, evenly spaced in a range of sizes."""
+    try:
+        distinct_shapes(np.geomspace(low, high, n_sizes).tolist(), vocab_size, rule)
+    except UsageError:
+        return False
+    return True
+
+
 def finer_words(rule: ShapeRule) -> str:
     """Return how to get more shapes, as the end of a sentence."""
     ways = ["--shapes fine"] if rule.table == ALIGNED else []

@@ -22,6 +22,9 @@ from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
 from scalelab.sweep.cost import Speed, unmeasured_cpu_speed
 from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.model_table import ModelTable
+from scalelab.sweep.shape_rule import ALIGNED
+from scalelab.sweep.shapes import has_sizes
 from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
 from scalelab.theory.accounting import count_params, train_flops
 from scalelab.theory.laws import Chinchilla
@@ -37,6 +40,16 @@ def test_default_axes_follow_the_budget() -> None:
     assert sizes[-1] / sizes[0] == pytest.approx(100, rel=0.1)
     with pytest.raises(UsageError, match="too small"):
         default_axes(1e9, tokenizer="bytes")
+
+
+def test_default_axes_have_as_many_sizes_as_a_coarse_rule_has_shapes() -> None:
+    rule = ModelTable(preset="gpt2").rules(ALIGNED)[0]
+    sizes, _ = default_axes(1e16, tokenizer="bytes", rule=rule)
+    low, high = (float(text) for text in sizes.partition(":")[0].split(".."))
+    n_sizes = int(sizes.rpartition(":")[2])
+    assert 3 <= n_sizes < 10
+    assert has_sizes(low, high, n_sizes, 256, rule)
+    assert not has_sizes(low, high, n_sizes + 1, 256, rule)
 
 
 def test_targets_are_read() -> None:

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scalelab.sweep.plan import DataFacts, make_plan
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.theory.accounting import count_params
 from scalelab.theory.shape import ModelShape
 from scalelab.train.parameters import initial_std, initialize_, lay_out
@@ -92,3 +94,32 @@ def test_initial_values_have_the_documented_deviation(spec: RunSpec) -> None:
         counted = view.reshape(-1)[: entry.n_counted]
         assert float(counted.std()) == pytest.approx(initial_std(entry, wide), rel=0.1)
         assert not view.reshape(-1)[entry.n_counted :].any()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"is_tied": True, "heads_per_kv_head": 2, "d_head": 8},
+        {"n_kv_heads": 1, "has_qk_norm": False, "ff_multiple": 4},
+        {"preset": "gpt2", "d_head": 16, "aspect": "16"},
+        {"shape_list": "1L-16d-2h-1kv,2L-48d", "is_tied": True},
+    ],
+)
+def test_a_plan_counts_the_weights_of_the_models_that_are_trained(model: dict[str, object]) -> None:
+    sizes = {} if "shape_list" in model else {"n_params": "50K,200K"}
+    content = {"kind": "grid", **sizes, "n_tokens": "1M", "model": model}
+    facts = DataFacts(
+        fingerprint="f",
+        eval_fingerprint="e",
+        tokenizer="bytes",
+        vocab_size=256,
+        n_train_tokens=10**7,
+        n_eval_tokens=10**5,
+    )
+    plan = make_plan(sweep_from_mapping(content, source="a test"), facts, precision="fp32")
+    assert len({row.n_params for row in plan.rows}) == 2
+    for row in plan.rows:
+        # The vocabulary is a multiple of 64, so no weight is padding.
+        layout = lay_out(row.spec.shape)
+        weights = layout.views(torch.empty(layout.n_values))
+        assert sum(view.numel() for view in weights.values()) == row.n_params
