@@ -50,7 +50,10 @@ def test_branches_of_a_ladder_share_warm_up_and_weight_decay(plan_of):
     for shape in {spec.shape for spec in found}:
         branches = [spec for spec in found if spec.shape == shape]
         assert len({trunk_id(spec) for spec in branches}) == 1
-        assert len({spec.weight_decay for spec in branches}) == 1
+        (weight_decay,) = {spec.weight_decay for spec in branches}
+        # A timescale of 1 at the geometric mean of 1M and 4M tokens.
+        expected = branches[0].tokens_per_step / (branches[0].lr * 2e6)
+        assert weight_decay == pytest.approx(expected, rel=1e-3)
         shortest = min(spec.n_steps for spec in branches)
         assert {spec.warmup_steps for spec in branches} == {round(0.02 * shortest)}
         assert [spec.decay_steps for spec in branches] == [
