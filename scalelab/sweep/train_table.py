@@ -111,8 +111,8 @@ class TrainTable(Table):
     weight_decay_rule: str = option(
         CONSTANT,
         f"Rule for the weight decay: {CONSTANT} (--weight-decay), {', '.join(WEIGHT_DECAY_RULES)}, "
-        f"or {TIMESCALE}:TAU, the timescale as a share of the run's tokens", example="powerlines",
-        commands=NOT_TUNE
+        f"or {TIMESCALE}:0.2, with a timescale of this share of the run's tokens",
+        example="powerlines", commands=NOT_TUNE
     )  # fmt: skip
     beta1: float = option(0.9, "Decay rate of AdamW's first moment", example="0.95", ge=0, lt=1)
     beta2: float = option(
