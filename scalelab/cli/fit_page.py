@@ -229,13 +229,15 @@ def _approaches(report: FitReport) -> Table:
     isoflop, envelope = report.isoflop, report.envelope
     curves = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'isoFLOP curve')}"
     late = f"{plural(envelope.n_curves, 'curve')}; mid-schedule losses are too high"
-    for name, found, words in (
-        ("2, isoFLOP curves", isoflop, curves),
-        ("1, envelope of curves", envelope, late),
-    ):
-        laws = (found.n_law, found.d_law)
+    rows = [("2, parabolas", (isoflop.n_law, isoflop.d_law), isoflop.reason or curves)]
+    if any(report.local):
+        rows.append(("2, local minima", report.local, "Akima interpolation of the nearest sizes"))
+    rows.append(
+        ("1, envelope of curves", (envelope.n_law, envelope.d_law), envelope.reason or late)
+    )
+    for name, laws, words in rows:
         exponents = (_number(None if law is None else law.interval) for law in laws)
-        table.add_row(name, *exponents, found.reason or words)
+        table.add_row(name, *exponents, words)
     against = report.disagreement
     if against is not None:
         table.add_row(

@@ -20,8 +20,8 @@ from scalelab.fit.isoflop import Axis, IsoflopFit, PowerLaw
 from scalelab.fit.outcome import percentile_limits
 from scalelab.records.types import Observations
 
-MIN_SIZES = 5
-"""Minimum number of sizes of a budget."""
+MIN_SIZES = 7
+"""Minimum number of sizes of a budget: with fewer, the residuals hardly show the noise."""
 DEGREE = 4
 """Degree of the polynomial whose residuals give the noise."""
 REPLICATES = 400

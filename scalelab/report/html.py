@@ -110,6 +110,7 @@ def exponents(report: FitReport) -> list[tuple[str, Interval]]:
         found.append((f"approach 3, {report.fit.form}", a))
     for name, law in (
         ("approach 2, parabolas", report.isoflop.n_law),
+        ("approach 2, local minima", report.local[0]),
         ("approach 1, envelope", report.envelope.n_law),
     ):
         if law is not None:

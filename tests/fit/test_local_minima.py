@@ -1,15 +1,19 @@
 """Local interpolation of isoFLOP curves."""
 
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from scalelab import api
+from scalelab.cli.fit_page import print_page
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.local_minima import local_law
 from scalelab.records.types import Observations
+from scalelab.report.html import exponents
 from scalelab.theory.laws import Chinchilla
 
 STEEP = Chinchilla(A=12_000.0, B=30.0, E=1.69, alpha=0.5, beta=0.15)
@@ -64,12 +68,18 @@ def test_repeats_of_a_size_count_with_their_lowest_loss():
     assert two.exponent == pytest.approx(one.exponent, abs=1e-9)
 
 
-def test_the_report_has_both_exponents():
+def test_the_report_the_terminal_and_the_page_have_both_exponents():
     runs = drifting(noise=0.002)
     frame = pd.DataFrame(
         {name: getattr(runs, name) for name in ("n_params", "n_tokens", "loss_nats", "flops")}
     )
     report = api.fit(frame, bootstrap=20)
+    law = local_law(runs, report.isoflop, "n")
+    assert dict(exponents(report))["approach 2, local minima"] == law.interval
+    page = Console(width=200, record=True, file=StringIO())
+    print_page(report, page, None)
+    (row,) = (line for line in page.export_text().splitlines() if "2, local minima" in line)
+    assert f"{law.exponent:.4g}" in row
     second = report.to_dict()["approaches"]["2"]
     assert second["local"]["a"]["value"] == local_law(runs, report.isoflop, "n").exponent
     assert second["local"]["b"]["low"] <= second["local"]["b"]["value"]
