@@ -14,6 +14,8 @@ from scalelab.cli.main import main
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 KINDS = {
+    "documents": "is_document_masked AND logit_softcap = 30 AND z_loss = 1e-4 "
+    "AND decay_steps > 0 AND weight_decay <> 0.1",
     "gqa_tied": "is_tied AND has_qk_norm AND d_head = 8 AND n_heads = 2 * n_kv_heads",
 }
 """Sweep files with what is true of each of their rows in the runs table."""
