@@ -190,7 +190,9 @@ def _typer_options(found: tuple[Option, ...], command: str) -> list[TyperOption]
         notes = [f"default: {item.default}"] if item.default and item.metavar else []
         has_example = item.example and item.metavar and "|" not in item.metavar
         notes += [f"example: {item.example}"] if has_example else []
-        notes += ["required"] if item.path[-1] in AXES.get(command, ()) else []
+        if item.path[-1] in AXES.get(command, ()):
+            is_size = item.path == ("n_params",)
+            notes.append("required without --shape-list" if is_size else "required")
         kind = bool | None if not item.metavar else list[str] | None if item.is_list else str | None
         declared = typer.Option(
             f"{item.flag}/--no-{_name(item).replace('_', '-')}" if not item.metavar else item.flag,

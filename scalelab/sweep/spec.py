@@ -111,6 +111,7 @@ class SweepSpec(Table):
                 found = find_option(SweepSpec, (axis,))
                 assert found is not None
                 flags = " and ".join(f"--{name.replace('_', '-')}" for name in needed)
+                flags = flags.replace("--n-params", "--n-params (or --shape-list)")
                 raise UsageError(
                     f"{self.kind} sweep {'without' if is_missing else 'with'} {axis}",
                     f"{flags} for {self.kind}",
