@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scalelab.api.transfer import Transfer
     from scalelab.launch.proposal import Proposal
     from scalelab.tune.spec import TuneSpec
-    from scalelab.tune.transfer_fit import Cell
+    from scalelab.tune.transfer_fit import Cell, Drift
 
 
 def check_transfer(
@@ -117,16 +117,22 @@ def _print_end(found: Transfer, options: PlanOptions) -> None:
         column.justify = "left"
     for drift in found.drifts:
         axis = f"{drift.axis} {drift.sizes[0]} to {drift.sizes[-1]}"
-        factor = "-" if drift.factor is None else f"{drift.factor:.2f}"
         held = {True: "yes", False: "no", None: "unknown"}[drift.has_held]
-        at_least = ">= " if drift.is_bound and drift.factor is not None else ""
-        drifts.add_row(drift.parametrization, axis, at_least + factor, held)
+        drifts.add_row(drift.parametrization, axis, _factor_words(drift), held)
     out.print(Fitting(drifts))
     if any(cell.is_bound for cell in found.cells):
         words = "An optimum at an end of the rates is a bound (~). Widen --lr to find it."
         out.print(f"warning: {words}", style="yellow", soft_wrap=True)
     place = options.results / "sweeps" / found.name / FIGURE_FILE
     out.print(runnable(f"Figure: {place}"), soft_wrap=True)
+
+
+def _factor_words(drift: Drift) -> str:
+    if drift.factor is None or drift.low is None:
+        return "-"
+    if drift.is_bound or drift.high is None:
+        return f">= {drift.factor:.2f} ({drift.low:.2f}, )"
+    return f"{drift.factor:.2f} ({drift.low:.2f}, {drift.high:.2f})"
 
 
 def _in_words(cell: Cell) -> str:

@@ -67,16 +67,21 @@ class Drift:
         Widths or layers, ascending; the other one is that of most cells.
     factor : float or None
         Largest best learning rate divided by the smallest; None if a cell has none.
+    low, high : float or None
+        Confidence interval of the factor, from those of the two best rates.
     is_bound : bool
         Whether an optimum is at an end of the rates, so that the factor may be larger.
     has_held : bool or None
-        Whether the factor is at most `HELD_FACTOR`; None if that is unknown.
+        True if the factor is at most `HELD_FACTOR`; False if it is larger, with its interval; None
+        otherwise.
     """
 
     parametrization: str
     axis: str
     sizes: tuple[int, ...]
     factor: float | None
+    low: float | None
+    high: float | None
     is_bound: bool
     has_held: bool | None
 
@@ -146,16 +151,33 @@ def _on_axis(cells: Sequence[Cell], name: str, other: str) -> Mapping[int, Cell]
 
 
 def _drift(kind: str, axis: str, cells: Mapping[int, Cell]) -> Drift:
-    best = [cell.best_lr for cell in cells.values()]
-    known = [lr for lr in best if lr is not None]
-    factor = max(known) / min(known) if len(known) == len(best) else None
+    rated = [(cell.best_lr, cell) for cell in cells.values() if cell.best_lr is not None]
+    known = sorted(rated, key=lambda one: one[0])
+    factor = low = high = has_held = None
     is_bound = any(cell.is_bound for cell in cells.values())
-    has_held = None if factor is None else factor <= HELD_FACTOR
+    if known and len(known) == len(cells):
+        (smallest, first), (largest, last) = known[0], known[-1]
+        factor = largest / smallest
+        reach = math.hypot(_reach(first), _reach(last))
+        low, high = max(1.0, factor * math.exp(-reach)), factor * math.exp(reach)
+        if factor <= HELD_FACTOR:
+            has_held = None if is_bound else True
+        elif low > HELD_FACTOR:
+            has_held = False
     return Drift(
         parametrization=kind,
         axis=axis,
         sizes=tuple(cells),
         factor=factor,
+        low=low,
+        high=None if is_bound else high,
         is_bound=is_bound,
-        has_held=None if is_bound and has_held else has_held,
+        has_held=has_held,
     )
+
+
+def _reach(cell: Cell) -> float:
+    """Return half the interval of a cell's best rate, in natural logs; 0 without one."""
+    if cell.low is None or cell.high is None:
+        return 0.0
+    return math.log(cell.high / cell.low) / 2

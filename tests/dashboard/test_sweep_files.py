@@ -17,6 +17,8 @@ KINDS = {
     "documents": "is_document_masked AND logit_softcap = 30 AND z_loss = 1e-4 "
     "AND decay_steps > 0 AND weight_decay <> 0.1",
     "gqa_tied": "is_tied AND has_qk_norm AND d_head = 8 AND n_heads = 2 * n_kv_heads",
+    "mup_muon": "parametrization = 'mup' AND optimizer = 'muon' AND lr = 0.01",
+    "completep": "parametrization = 'completep' AND optimizer = 'adamw' AND lr = 0.01",
 }
 """Sweep files with what is true of each of their rows in the runs table."""
 # Such small models do not always determine a law, and a fit says so.

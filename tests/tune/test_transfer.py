@@ -45,10 +45,10 @@ def test_beyond_diverged_runs_there_is_no_optimum():
     assert best_rate(LRS, (None, *valley(0.01)[1:]), 0.9)[0] == pytest.approx(0.01, rel=1e-6)
 
 
-def cell(kind, n_layers, d_model, best, is_bound=False):
+def cell(kind, n_layers, d_model, best, is_bound=False, limits=(None, None)):
     return Cell(
         parametrization=kind, shape=f"{n_layers}L-{d_model}d", n_layers=n_layers, d_model=d_model,
-        n_params=1, lrs=LRS, losses=valley(0.01), best_lr=best, low=None, high=None,
+        n_params=1, lrs=LRS, losses=valley(0.01), best_lr=best, low=limits[0], high=limits[1],
         is_bound=is_bound,
     )  # fmt: skip
 
@@ -71,6 +71,17 @@ def test_a_bound_never_says_that_the_rate_held():
     assert found.is_bound
     assert found.has_held is None
     (found,) = drifts([cell("mup", 2, 16, 0.01, is_bound=True), cell("mup", 2, 64, 0.03)])
+    assert found.has_held is False
+
+
+def test_a_drift_that_its_intervals_do_not_establish_is_unknown():
+    first = cell("mup", 2, 64, 0.01, limits=(0.009, 0.0111))
+    (found,) = drifts([first, cell("mup", 2, 16, 0.02, limits=(0.005, 0.08))])
+    assert found.factor == pytest.approx(2.0)
+    assert found.low == 1.0
+    assert found.high == pytest.approx(2 * math.exp(math.hypot(math.log(4), math.log(1.11))), 1e-2)
+    assert found.has_held is None
+    (found,) = drifts([first, cell("mup", 2, 16, 0.02, limits=(0.018, 0.0222))])
     assert found.has_held is False
 
 
