@@ -106,6 +106,7 @@ def read_runs(
     options = ReadOptions(
         needs=SIZES if law is None else needed_sizes(law),
         is_signed=law is not None and law.is_signed,
+        law_columns=() if law is None else law.columns,
         mapping=mapping or {},
         where=where,
         marks={name: text for name in (HELD, RECIPE_B) if (text := conditions[name])},

@@ -95,6 +95,8 @@ class ReadOptions:
         Columns of N, D and C that the table must have or give by C = 6 N D.
     is_signed : bool
         Whether to accept losses of 0 and below.
+    law_columns : sequence of str
+        Columns of the law that reads the rows; a difference in these is not a mixture of runs.
     param_convention, flop_convention : str
         How the table counts N and C; ``unstated`` if unknown.
     reading : Reading
@@ -107,6 +109,7 @@ class ReadOptions:
     text_columns: Sequence[str] = ()
     needs: Sequence[str] = SIZES
     is_signed: bool = False
+    law_columns: Sequence[str] = ()
     param_convention: str = "unstated"
     flop_convention: str = "unstated"
     reading: Reading = field(default_factory=Reading)

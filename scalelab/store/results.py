@@ -29,6 +29,9 @@ ALIKE = (
     *("attention", "precision"),
 )
 """Columns that may affect the loss and are in no law; a fit warns if its runs differ in one."""
+OF_EXPERTS = ("n_experts", "n_active_experts")
+"""The same, but for laws of mixtures, which have one of `EXPERT_COLUMNS`."""
+EXPERT_COLUMNS = ("n_experts", "granularity", "density")
 
 _LATEST = f"""
 SELECT s.sweep FROM sweeps AS s JOIN runs AS r USING (run_id)
@@ -115,7 +118,7 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
         if "n_params" not in chosen.mapping and source.texts(_WITH_EXPERTS):
             chosen = replace(chosen, mapping={**chosen.mapping, "n_params": "n_params_active"})
         rows = read_source(source, chosen)
-        notes = {**rows.notes, **_unfinished(planned, len(source)), **_mixed(source, chosen.where)}
+        notes = {**rows.notes, **_unfinished(planned, len(source)), **_mixed(source, chosen)}
         return replace(rows, notes=notes, curves=_curves(connection, name))
 
 
@@ -178,11 +181,12 @@ def _unfinished(planned: int, done: int) -> dict[str, str]:
     }
 
 
-def _mixed(source: TableSource, where: str | None) -> dict[str, str]:
+def _mixed(source: TableSource, options: ReadOptions) -> dict[str, str]:
     """Return a note if the selected runs differ in a column that may affect their loss."""
-    kept = f"SELECT * FROM rows WHERE (\n{where or True}\n)"
+    kept = f"SELECT * FROM rows WHERE (\n{options.where or True}\n)"
     mixed: dict[str, list[str]] = {}
-    for name in ALIKE:
+    is_of_experts = bool(set(EXPERT_COLUMNS) & set(options.law_columns))
+    for name in ALIKE if is_of_experts else (*OF_EXPERTS, *ALIKE):
         values = source.texts(
             f"SELECT DISTINCT {name} AS stated FROM ({kept}) WHERE {name} IS NOT NULL"
         )

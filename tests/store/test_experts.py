@@ -58,6 +58,15 @@ def test_a_fit_takes_the_active_parameters_where_runs_have_experts(results):
     )
 
 
+def test_a_law_without_experts_warns_of_a_mixture_of_them(results):
+    note = read_results(results, "both", ReadOptions()).notes["mixed_runs"]
+    assert "n_experts (1, 16)" in note
+    of_law = ReadOptions(law_columns=("n_params", "n_experts"))
+    assert "mixed_runs" not in read_results(results, "both", of_law).notes
+    one = ReadOptions(where="n_experts = '16'")
+    assert "mixed_runs" not in read_results(results, "both", one).notes
+
+
 def test_an_option_says_which_parameters_a_fit_takes(results, capsys):
     words = ["fit", "--results", str(results), "--sweep", "both", "--json", "--bootstrap", "0"]
     for convention in ("chinchilla", "active", "kaplan"):
