@@ -106,7 +106,7 @@ def approaches() -> Figure:
     first.plot(computes, LAW.loss({"n_params": n, "n_tokens": d}), color=RED, label="envelope")
     first.set(ylim=(2, 6), title="1: envelope of curves")
     _name(first, "training FLOPs", "loss, nats per token")
-    report = api.fit(_runs(noise=2e-3))
+    report = api.fit(_runs(noise=2e-3), forecaster="law")
     for curve in report.isoflop.curves:
         second.plot(curve.budget, curve.n_params.value, "o", color=BLUE)
     c = np.geomspace(1e18, 3e21, 20)
@@ -126,7 +126,7 @@ def approaches() -> Figure:
 
 def intervals() -> Figure:
     """Confidence and prediction interval relative to the law, inside and beyond the runs."""
-    report = api.fit(_runs(noise=1e-2))
+    report = api.fit(_runs(noise=1e-2), forecaster="law")
     found = bands_between(report, 1e18, 1e25)
     assert found is not None
     figure, axes = plt.subplots(figsize=(6, 3.4))

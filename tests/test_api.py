@@ -36,8 +36,8 @@ MAPPING = {"n_params": "params"}
 def test_what_load_gives_fit_takes(file):
     frame = api.load(file, mapping={"n_params": "params"})
     assert list(frame)[:5] == ["n_params", "n_tokens", "loss_nats", "flops", "budget"]
-    from_frame = api.fit(frame, bootstrap=SMALL)
-    from_file = api.fit(file, mapping=MAPPING, bootstrap=SMALL)
+    from_frame = api.fit(frame, bootstrap=SMALL, forecaster="law")
+    from_file = api.fit(file, mapping=MAPPING, bootstrap=SMALL, forecaster="law")
     assert from_frame.fit.params == from_file.fit.params
     np.testing.assert_array_equal(from_frame.fit.samples, from_file.fit.samples)
 
@@ -63,7 +63,7 @@ def test_predict_refuses_a_fit_that_is_not_identified(file):
 
 @pytest.mark.slow
 def test_auto_fits_what_compare_ranks_first(file):
-    report = api.fit(file, mapping=MAPPING, bootstrap=SMALL, form="auto")
+    report = api.fit(file, mapping=MAPPING, bootstrap=SMALL, form="auto", forecaster="law")
     assert report.comparison is not None
     assert report.fit.form == report.comparison.best.form
     assert report.fit.objective == report.comparison.best.objective
@@ -80,7 +80,8 @@ def test_compare_keeps_held_out_rows_out(file):
 
 
 def test_a_speedup_fits_the_other_rows(file):
-    report = api.fit(file, mapping=MAPPING, recipe_b="recipe = 'b'", bootstrap=SMALL)
+    words = {"recipe_b": "recipe = 'b'", "bootstrap": SMALL, "forecaster": "law"}
+    report = api.fit(file, mapping=MAPPING, **words)
     assert report.speedup is not None
     assert report.speedup.n_rows_a == report.fit.n_rows == 30
     assert report.speedup.n_rows_b == 15
@@ -101,8 +102,8 @@ def test_a_file_and_a_sweep_together_are_refused(file):
 def test_the_row_order_does_not_change_the_fit(file):
     frame = api.load(file, mapping={"n_params": "params"})
     shuffled = frame.sample(frac=1, random_state=3)[list(reversed(frame.columns))]
-    one = api.fit(frame, bootstrap=SMALL, predict=["N=7e9"])
-    two = api.fit(shuffled, bootstrap=SMALL, predict=["N=7e9"])
+    one = api.fit(frame, bootstrap=SMALL, predict=["N=7e9"], forecaster="law")
+    two = api.fit(shuffled, bootstrap=SMALL, predict=["N=7e9"], forecaster="law")
     for name, interval in one.params.items():
         other = two.params[name]
         for left, right in ((interval.value, other.value), (interval.low, other.low)):
@@ -116,7 +117,7 @@ def test_the_row_order_does_not_change_the_fit(file):
 def test_rejected_rows_are_said_with_their_lines(file, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text(file.read_text() + "1e6,nan,3,1e15,,a\nx,1e9,3,1e15,,a\n")
-    report = api.fit(path, mapping=MAPPING, bootstrap=SMALL)
+    report = api.fit(path, mapping=MAPPING, bootstrap=SMALL, forecaster="law")
     (said,) = [w for w in report.warnings if w.code == "rejected_rows"]
     assert said.message.startswith("2 rows cannot be used")
     assert "line 47: n_tokens is not finite" in said.message

@@ -27,7 +27,7 @@ def report(frame):
 
 @pytest.fixture(scope="module")
 def law(frame):
-    return sl.fit(frame, bootstrap=0).fit.params
+    return sl.fit(frame, bootstrap=0, forecaster="law").fit.params
 
 
 def test_the_package_has_every_name_of_the_api():
@@ -71,7 +71,7 @@ TABLES = {
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_any_table_with_named_columns_is_fitted(frame, law, kind):
-    assert sl.fit(TABLES[kind](frame), bootstrap=0).fit.params == law
+    assert sl.fit(TABLES[kind](frame), bootstrap=0, forecaster="law").fit.params == law
 
 
 def test_a_table_of_another_library_comes_in_by_the_arrow_protocol(frame, law):
@@ -79,7 +79,7 @@ def test_a_table_of_another_library_comes_in_by_the_arrow_protocol(frame, law):
         def __arrow_c_stream__(self, requested_schema=None):
             return pa.Table.from_pandas(frame).__arrow_c_stream__(requested_schema)
 
-    assert sl.fit(Other(), bootstrap=0).fit.params == law
+    assert sl.fit(Other(), bootstrap=0, forecaster="law").fit.params == law
 
 
 COLUMNS = {
@@ -97,12 +97,12 @@ COLUMNS = {
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_a_column_of_any_dtype_that_is_not_used_changes_nothing(frame, law, kind):
     other = frame.assign(x=COLUMNS[kind](len(frame)))
-    assert sl.fit(other, bootstrap=0).fit.params == law
+    assert sl.fit(other, bootstrap=0, forecaster="law").fit.params == law
 
 
 def test_columns_of_other_dtypes_are_used_where_they_hold_numbers_or_text(frame, law):
     sparse = frame.assign(loss_nats=pd.arrays.SparseArray(frame.loss_nats))
-    assert sl.fit(sparse, bootstrap=0).fit.params == law
+    assert sl.fit(sparse, bootstrap=0, forecaster="law").fit.params == law
     months = pd.period_range("2024-01", periods=len(frame), freq="M")
     some = sl.load(frame.assign(month=months), where="month < '2024-04'")
     assert len(some) == 3
@@ -148,12 +148,12 @@ def test_a_wrong_argument_is_an_error_in_three_parts(frame, report, case):
 
 
 def test_the_bootstrap_and_objective_come_in_short_forms(frame):
-    short = sl.fit(frame, bootstrap=40, objective="ls")
-    full = sl.fit(frame, bootstrap=sl.BootstrapSpec(k=40), objective=sl.Objective(loss="ls"))
-    assert short.params == full.params
-    assert sl.fit(frame, bootstrap={"k": 40, "seed": 0}, objective={"loss": "ls"}).params == (
-        full.params
-    )
+    def params(bootstrap, objective):
+        return sl.fit(frame, bootstrap=bootstrap, objective=objective, forecaster="law").params
+
+    full = params(sl.BootstrapSpec(k=40), sl.Objective(loss="ls"))
+    assert params(40, "ls") == full
+    assert params({"k": 40, "seed": 0}, {"loss": "ls"}) == full
 
 
 def test_requests_come_as_text_dicts_keywords_and_frames(report):
@@ -176,6 +176,7 @@ def test_a_report_shows_its_answer_and_gravest_warning_in_a_few_lines(report):
     assert max(map(len, lines)) <= 160
     assert lines[0] == "FitReport: chinchilla law, 45 runs, status ok"
     assert lines[1].startswith("warning, extrapolation: ")
+    assert lines[2].startswith("forecasts by the average of ")
     assert any(line.startswith("C=1e24: N ") for line in lines)
 
 

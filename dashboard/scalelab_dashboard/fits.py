@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from scalelab.records.machine import ctrl_c_blocked
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import ParametricFit
     from scalelab.forecast.fit_report import FitReport
 
 KEPT = 12
@@ -186,7 +185,7 @@ def attempt(work: Callable[[], T]) -> T | Failure:
         return Failure(given=error.given, allowed=error.allowed, do=error.do)
 
 
-_FITTED: OrderedDict[FitKey, ParametricFit] = OrderedDict()
+_FITTED: OrderedDict[FitKey, FitReport] = OrderedDict()
 """Fits in the worker, shared by all levels: the level changes only the intervals."""
 
 
@@ -195,7 +194,7 @@ def _fit(key: FitKey) -> Any:
 
 
 def _report(key: FitKey, *, compare_forms: bool = False) -> FitReport:
-    """Return the answer of ``scalelab fit``; the law is fitted once for all levels."""
+    """Return the answer of ``scalelab fit``; it is fitted once for all levels."""
     from scalelab import api
 
     any_level = replace(key, level=0.0)
@@ -205,7 +204,7 @@ def _report(key: FitKey, *, compare_forms: bool = False) -> FitReport:
         compare_forms=compare_forms,
         fitted=_FITTED.get(any_level),
     )
-    _FITTED[any_level] = report.fit
+    _FITTED[any_level] = report
     while len(_FITTED) > KEPT:
         _FITTED.popitem(last=False)
     return report

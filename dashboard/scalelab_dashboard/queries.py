@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import streamlit as st
 
 from scalelab.api import fits as api_fits
@@ -81,6 +82,12 @@ def bands(
 ) -> Bands | None:
     """Return the frontier between two compute budgets."""
     return bands_between(_report, low, high, points)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def law_bands(key: FitKey, low: float, high: float, _report: FitReport) -> Bands | None:
+    """Return the frontier of the fitted law, beside which published models are drawn."""
+    return _report.law_forecaster.bands(np.geomspace(low, high, 60))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalelab.api.reports import Decision
     from scalelab.forecast.decision import Candidate, Deployment, Limits
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.forecaster import Forecaster
     from scalelab.forecast.law_file import SavedLaw
 
 T = TypeVar("T")
@@ -34,7 +35,8 @@ def decide(
     Parameters
     ----------
     source : FitReport, SavedLaw or str
-        A fit, a law from `load_law`, or what `load_law` takes: a name or a file.
+        A fit, whose forecaster answers (`FitReport.forecaster`); a law from `load_law`, or what
+        `load_law` takes: a name or a file.
     limits : Limits or dict, optional
         For example ``{"usd": 1e6, "days": 30}``.
     deployment : Deployment or dict, optional
@@ -56,7 +58,7 @@ def decide(
         there is a target loss but no noise of runs, or the law counts N by another convention than
         the shapes.
     NotIdentifiedError
-        If the runs do not determine the law of the fit.
+        If the runs do not answer: they lie on one line, or do not determine the law that answers.
     """
     from scalelab.api.laws import load_law
     from scalelab.api.reports import Decision
@@ -85,11 +87,13 @@ def decide(
             source.check_params("--real-shapes")
         level = 0.9 if level is None else level
         check_level(level)
-        found = forecaster(source.as_fit() if source.has_uncertainty else source.law, level)
-        fitted = source.fitted_range()
+        law = source.as_fit() if source.has_uncertainty else source.law
+        fitted, kept = source.fitted_range(), source.warnings
+        found: Forecaster = forecaster(law, level, fitted)
+        beside = None
     else:
-        found = forecaster(source.fit, source.level)
-        fitted = fitted_range(source.observations)
+        found, beside = source.forecaster, source.law_forecaster
+        fitted, kept = fitted_range(source.observations), source.answer_warnings
     if target_loss is not None and isinstance(source, SavedLaw) and source.noise is None:
         raise UsageError(
             f"a target loss with the law {source.name}, which has no noise of runs",
@@ -103,6 +107,7 @@ def decide(
         named=[parse_candidate(text) for text in as_names(candidates, "candidates", "7B:2T")],
         target_loss=target_loss,
         shapes=None if real_shapes is None else existing(*real_shapes),
+        beside=beside,
     )
     if fitted is None:
         return Decision.of(answer)
@@ -117,8 +122,8 @@ def decide(
         )
     ]
     # warnings about the forecasts of the report are not about this decision
-    kept = [warning for warning in source.warnings if warning.code != "extrapolation"]
-    warnings = ordered([*kept, *far, *answer.warnings])
+    others = [warning for warning in kept if warning.code != "extrapolation"]
+    warnings = ordered([*others, *far, *answer.warnings])
     return Decision.of(replace(answer, warnings=warnings))
 
 

@@ -22,15 +22,20 @@ if TYPE_CHECKING:
     from scalelab.api.reports import Comparison, FitReport
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
-    from scalelab.fit.outcome import ParametricFit
-    from scalelab.forecast.allocate import Forecast
+    from scalelab.fit.outcome import FitWarning
+    from scalelab.forecast.allocate import Forecast, Refusal, Request
+    from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.fit_report import FitReport as BaseFitReport
+    from scalelab.forecast.forecaster import Forecaster
     from scalelab.forecast.law_file import SavedLaw
+    from scalelab.records.types import Observations
     from scalelab.store.reading import Reading
 
 AUTO_FORM = "auto"
 LOSS = "loss_nats"
 DEFAULT_LEVEL = 0.9
+FRONTIER_FACTORS = (1.0, 10.0, 100.0)
+"""Multiples of the largest compute at which a report has the averaged frontier."""
 
 
 def load(
@@ -82,8 +87,8 @@ def fit(
     level: float = DEFAULT_LEVEL,
     predict: Asked = (),
     compare_forms: bool = False,
-    fitted: ParametricFit | None = None,
-    forecaster: str = "law",
+    fitted: BaseFitReport | None = None,
+    forecaster: str | None = None,
     reading: Reading | None = None,
 ) -> FitReport:
     """Fit a scaling law: approach 3 with intervals, approaches 1 and 2 to check it, and forecasts.
@@ -118,20 +123,22 @@ def fit(
         What to predict, as in `predict`.
     compare_forms : bool
         Whether to also rank forms by rolling-origin extrapolation.
-    fitted : ParametricFit, optional
-        ``report.fit`` of an earlier call with the same rows, form, objective and bootstrap. It is
-        reused, for another level or other forecasts.
-    forecaster : str
-        What predicts: ``law``, the fitted law, or ``averaged``, several forms averaged by evidence
-        with a smooth misfit, which also answers where one law is not identified.
+    fitted : FitReport, optional
+        Report of an earlier call with the same rows, form, objective, bootstrap and forecaster. Its
+        fits are reused, for another level or other forecasts.
+    forecaster : str, optional
+        What predicts: ``averaged``, several forms averaged by evidence with a smooth misfit, which
+        also answers where one law is not identified; or ``law``, the fitted law. Default: averaged,
+        and the law for forms of other columns than N, D and unique tokens.
     reading : Reading, optional
         Format of a run log, unit of the losses, and which rows are kept.
 
     Raises
     ------
     UsageError, DataError
-        For an invalid argument or a table that cannot be used. A fit that is not identified is
-        not an error: ``report.fit.status`` and ``report.warnings`` say so.
+        For an invalid argument or a table that cannot be used. A law that is not identified, or a
+        question that the runs do not answer, is not an error: ``report.law_status``,
+        ``report.refusals`` and ``report.warnings`` say so.
     """
     from scalelab.api.reports import Comparison, FitReport
     from scalelab.fit.against import disagreement, disagreement_warnings, paired_weights
@@ -145,32 +152,29 @@ def fit(
     from scalelab.fit.isoflop import fit_isoflop
     from scalelab.fit.local_minima import local_law
     from scalelab.fit.objective import Objective
-    from scalelab.fit.outcome import check_level
+    from scalelab.fit.outcome import FitWarning, check_level
     from scalelab.fit.parametric import fit_parametric
     from scalelab.fit.select import FORMS, OBJECTIVES
     from scalelab.fit.select import compare as ranked
     from scalelab.fit.selected import first_identified, fit_selected
     from scalelab.fit.speedup import effective_speedup
-    from scalelab.forecast.allocate import (
-        AVERAGED,
-        check_forecaster,
-        derived,
-        extrapolation_warnings,
-        forecast,
-    )
-    from scalelab.forecast.averaged_forecast import average_forecasts
+    from scalelab.forecast.allocate import derived, extrapolation_warnings
+    from scalelab.forecast.averaged_optimum import frontier_points
     from scalelab.forecast.backtest import score
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.fit_report import ordered
-    from scalelab.forecast.size_column import count_warnings, fit_counts
+    from scalelab.forecast.forecaster import answering, ask, beside, is_averaged
+    from scalelab.forecast.forecaster import forecaster as law_forecaster
+    from scalelab.forecast.size_column import count_warnings
+    from scalelab.theory.laws import Chinchilla, law_named
 
     check_level(level)
-    check_forecaster(forecaster)
+    averages = is_averaged(forecaster, Chinchilla if form == AUTO_FORM else law_named(form))
     requests = as_requests(predict)
     spec = as_bootstrap(bootstrap)
     objective = None if objective is None else as_objective(objective)
     # Several forms need all of N, D and C.
-    is_one_form = form != AUTO_FORM and not compare_forms and forecaster != AVERAGED
+    is_one_form = form != AUTO_FORM and not compare_forms
     table = read_runs(
         data,
         sweep=sweep,
@@ -198,7 +202,7 @@ def fit(
             if compare_forms or not len(rows):
                 raise
             cannot = error
-    found = fitted
+    found = None if fitted is None else fitted.fit
     if found is None and form == AUTO_FORM and comparison is not None:
         found = fit_selected(rows, comparison.candidates, spec)
     elif found is None and cannot is not None:
@@ -211,12 +215,14 @@ def fit(
         found = replace(found, bootstrap=replace(found.bootstrap, cluster=theirs))
     is_trusted = found.status != "not_identified"
     span = fitted_range(rows)
-    averaged = fit_counts(rows) if forecaster == AVERAGED and found.law.target == LOSS else None
-    if averaged is not None:
-        forecasts = average_forecasts(averaged, requests, fitted=span, level=level)
-    else:
-        forecasts = forecast(found, requests, fitted=span, level=level) if is_trusted else ()
-    predictor = averaged or (found if is_trusted else None)
+    averaged, failed = None, list[FitWarning]()
+    if fitted is not None:
+        averaged = fitted.averaged
+    elif averages and (rows.loss_nats > 0).all():
+        averaged, failed = _average(rows)
+    source = answering(found, averaged, span, level)
+    forecasts, refusals = ask(source, requests)
+    has_answer = is_trusted or averaged is not None
     weights = paired_weights(rows, spec, found)
     isoflop = fit_isoflop(rows, level=level, weights=weights)
     envelope = fit_envelope(along_curves(rows, table.curves), level=level, seed=spec.seed)
@@ -232,6 +238,7 @@ def fit(
     )
     warnings = [
         *found.warnings,
+        *failed,
         *replicate_warnings(spec, level),
         *extrapolation_warnings(forecasts),
         *disagreement_warnings(against),
@@ -256,13 +263,38 @@ def fit(
         disagreement=against,
         warnings=ordered(warnings),
         forecasts=forecasts,
+        refusals=refusals,
+        law_forecasts=()
+        if averaged is None
+        else beside(law_forecaster(found, level, span), _answered(requests, refusals)),
+        frontier=()
+        if averaged is None
+        else frontier_points(averaged, [factor * span.flops for factor in FRONTIER_FACTORS], level),
         averaged=averaged,
-        holdout=None if held is None or predictor is None else score(predictor, held, level),
+        holdout=None if held is None or not has_answer else score(source, held, level),
         comparison=comparison,
         speedup=None
         if other is None or not is_trusted
         else effective_speedup(found, other, seed=spec.seed, level=level),
     )
+
+
+def _average(rows: Observations) -> tuple[AveragedFit | None, list[FitWarning]]:
+    """Return the averaged forecaster, or None and a warning that the law answers instead."""
+    from scalelab.errors import NotIdentifiedError
+    from scalelab.fit.outcome import FitWarning
+    from scalelab.forecast.size_column import fit_counts
+
+    try:
+        return fit_counts(rows), []
+    except NotIdentifiedError as error:
+        message = f"No averaged forecast of {error.given}. The fitted law answers. {error.do}"
+        return None, [FitWarning(code="not_averaged", message=message)]
+
+
+def _answered(requests: Sequence[Request], refusals: Sequence[Refusal]) -> list[Request]:
+    refused = {each.asked for each in refusals}
+    return [each for each in requests if each.text not in refused]
 
 
 def predict(
@@ -287,7 +319,7 @@ def predict(
     UsageError
         If a request cannot be read.
     NotIdentifiedError
-        If the runs do not determine the law.
+        If the runs do not answer a request.
     """
     import pandas as pd
 
@@ -298,12 +330,9 @@ def forecasts(
     report: BaseFitReport | SavedLaw, *asked: Asked, level: float | None = None, **named: Any
 ) -> tuple[Forecast, ...]:
     """Return the forecasts that `predict` has as rows; same arguments and errors."""
-    from scalelab.errors import NotIdentifiedError
     from scalelab.fit.outcome import check_level
-    from scalelab.forecast.allocate import forecast
-    from scalelab.forecast.averaged_forecast import average_forecasts
-    from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.forecaster import forecaster
     from scalelab.forecast.law_file import SavedLaw
 
     if not isinstance(report, (FitReport, SavedLaw)):
@@ -318,21 +347,12 @@ def forecasts(
     if level is not None:
         check_level(level)
     if isinstance(report, SavedLaw):
-        return forecast(
-            report.as_fit(), requests, fitted=report.fitted_range(), level=level or DEFAULT_LEVEL
+        source: Forecaster = forecaster(
+            report.as_fit(), level or DEFAULT_LEVEL, report.fitted_range()
         )
-    fitted = fitted_range(report.observations)
-    if report.averaged is not None:
-        return average_forecasts(
-            report.averaged, requests, fitted=fitted, level=level or report.level
-        )
-    if report.fit.status == "not_identified":
-        raise NotIdentifiedError(
-            "a fit that is not identified",
-            "runs that determine the law",
-            "Read report.warnings: they say what is missing.",
-        )
-    return forecast(report.fit, requests, fitted=fitted, level=level or report.level)
+    else:
+        source = report.forecaster_at(level or report.level)
+    return tuple(source.forecast(each) for each in requests)
 
 
 def compare(

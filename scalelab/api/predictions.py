@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.api.arguments import as_requests
 from scalelab.api.data import DEFAULT_RESULTS
 from scalelab.api.notebook_view import NotebookView
 from scalelab.errors import SpecError, UsageError
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.registered import Registration
     from scalelab.forecast.scores import RunScore, Summary
@@ -122,7 +120,7 @@ def register(
         raise UsageError(
             "a report without a forecast of a loss",
             "a fit that predicts",
-            'Write fit(df, predict=["N=7e9"], forecaster="averaged").',
+            'Write fit(df, predict=["N=7e9"]).',
         )
     found = registration(
         name,
@@ -164,27 +162,3 @@ def scores(results: str | Path = DEFAULT_RESULTS) -> ScoresReport:
         scores=tuple(score for each in registrations for score in score_runs(each, runs)),
         problems=tuple(problems),
     )
-
-
-def law_answers(report: FitReport) -> tuple[Forecast | None, ...]:
-    """Return what the fitted law says to each question that the averaged forecaster answered.
-
-    None where the law has no answer, for example because it is not identified.
-    """
-    from scalelab.forecast.allocate import forecast
-    from scalelab.forecast.extrapolation import fitted_range
-
-    span = fitted_range(report.observations)
-    found: list[Forecast | None] = []
-    for each in report.forecasts:
-        try:
-            is_open = report.fit.status == "not_identified"
-            answer = (
-                ()
-                if is_open
-                else forecast(report.fit, as_requests(each.asked), fitted=span, level=report.level)
-            )
-        except UsageError:
-            answer = ()
-        found.append(answer[0] if answer else None)
-    return tuple(found)

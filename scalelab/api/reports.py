@@ -29,9 +29,13 @@ class FitReport(NotebookView, fit_report.FitReport):
 
     def _lines(self) -> Iterator[str]:
         fit = self.fit
-        status = fit.status.replace("_", " ")
+        status = self.law_status.replace("_", " ")
         yield f"FitReport: {fit.form} law, {plural(fit.n_rows, 'run')}, status {status}"
         yield from gravest(self.warnings)
+        if self.forecasts:
+            yield f"forecasts by the {self.forecaster.label}:"
+        for refusal in self.refusals[:1]:
+            yield f"no answer to {refusal.given.removeprefix('--predict ')}. {refusal.do}"
         for forecast in self.forecasts[:MAX_FORECASTS]:
             sizes = [
                 f"{letter} {format_quantity(size.value)}"

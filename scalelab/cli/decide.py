@@ -13,6 +13,7 @@ from scalelab.cli.fit_page import print_gravest, print_warnings, rows_used
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
+    FORECASTER_HELP,
     FROM_HELP,
     LevelOption,
     MapOption,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.law_file import SavedLaw
 
 LIMIT, HARDWARE, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scaling law", "Output"
-OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form")
+OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form", "forecaster")
 """Options of a fit, which do not apply to a saved or published law."""
 OF_PUBLISHED = (*OF_RUNS, "level", "law", "results", "as_json", "published")
 """Options that apply with --published."""
@@ -57,6 +58,7 @@ def decide(
     form: Annotated[
         str, option(SOURCE, "Form of the law; it must depend on N and D.")
     ] = "chinchilla",
+    forecaster: Annotated[str | None, option(SOURCE, FORECASTER_HELP, "--forecaster")] = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,6 +134,7 @@ def decide(
     from scalelab import api
     from scalelab.api import decisions as api_decide
     from scalelab.api.laws import load_law
+    from scalelab.forecast.allocate import LAW
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.read_options import parse_map
 
@@ -188,6 +191,7 @@ def decide(
             holdout=holdout,
             form=form,
             level=level,
+            forecaster=LAW if published else forecaster,
         )
     if published:
         return _print_published(source, as_json=as_json)
@@ -235,7 +239,17 @@ def _print(answer: Decision, source: FitReport | SavedLaw, wanted: float) -> Non
     if answer.best is None:
         out.print(f"{used}No candidate stays within the limits.", style="bold", soft_wrap=wraps)
     else:
-        out.print(f"{used}Best: {_describe(answer.best, level)}", style="bold", soft_wrap=wraps)
+        by = "" if isinstance(source, SavedLaw) else f"By the {source.forecaster.label}. "
+        line = f"{used}Best: {_describe(answer.best, level)}. {by}".rstrip()
+        out.print(line, style="bold", soft_wrap=wraps)
+        beside = answer.best.law_loss_nats
+        if beside is not None and not isinstance(source, SavedLaw):
+            out.print(
+                f"The {source.fit.form} law alone: loss {beside:.4f} "
+                f"({100 * (beside / answer.best.loss_nats - 1):+.2f} %).",
+                style="dim",
+                soft_wrap=wraps,
+            )
     first = print_gravest(answer.warnings, out)
     if answer.best is not None:
         for name in answer.binding:
@@ -309,7 +323,7 @@ def _print_published(source: FitReport | SavedLaw, *, as_json: bool) -> int:
         source.check_params("--published")
     found = verdicts(source.law if isinstance(source, SavedLaw) else source.fit.law)
     if as_json:
-        emit_json({"schema": 1, "command": "decide", "published": found})
+        emit_json({"schema": 2, "command": "decide", "published": found})
         return 0
     names = ("N", "D", "N / optimal N", "compute saved at optimum", "assessment")
     table = number_table("model", "year", *names, texts=("model", "assessment"))

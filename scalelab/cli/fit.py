@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
+    FORECASTER_HELP,
     FORMAT_HELP,
     FROM_HELP,
     UNFINISHED_HELP,
@@ -102,14 +103,7 @@ def fit(
             "Model to predict: C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; repeatable.",
         ),
     ] = None,
-    forecaster: Annotated[
-        str,
-        option(
-            ASK,
-            "What predicts. law: the fitted law. averaged: several forms averaged by evidence with "
-            "a smooth misfit; it also answers where one law is not identified.",
-        ),
-    ] = "law",
+    forecaster: Annotated[str | None, option(ASK, FORECASTER_HELP, "--forecaster")] = None,
     holdout: Annotated[
         str | None,
         option(ASK, "SQL condition: leave these rows out, then report the error on them."),
@@ -129,7 +123,7 @@ def fit(
     as_tex: Annotated[bool, option(OUT, "Print a LaTeX table on stdout.", "--tex")] = False,
     as_csv: Annotated[bool, option(OUT, "Print CSV on stdout.", "--csv")] = False,
 ) -> int:
-    """Fit a scaling law with intervals and predict larger runs.
+    """Fit a scaling law with intervals, and predict larger runs.
 
     Example: scalelab fit --from runs.csv --map loss_nats=val_loss --predict N=7e9
     """

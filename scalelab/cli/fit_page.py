@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
     from scalelab.fit.outcome import FitWarning, Interval
     from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.fit_report import FitReport
 
 DIM_STYLE = "dim"
 ANSWER_STYLE = "bold"
 WARNING_STYLE = "yellow"
+PREDICT = "--predict"
 NEW_RUN = "prediction interval of a new run"
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
 IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "no_interval", "extrapolation")
@@ -48,6 +50,8 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     out.print()
     out.print(Fitting(_parameters(report)))
     out.print(Fitting(_approaches(report)))
+    if report.frontier:
+        out.print(Fitting(_frontier(report)))
     if len(report.forecasts) > 1 or any(f.n_params and f.n_tokens for f in report.forecasts):
         out.print(Fitting(_forecasts(report)))
     for line in _scores(report):
@@ -64,11 +68,61 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
 def print_headline(report: FitReport, out: Console) -> FitWarning | None:
     """Print the number of rows used, the answer and the gravest warning; return that warning."""
     held = report.holdout.n_rows if report.holdout is not None else 0
-    used = rows_used(report.fit.n_rows + held, report.warnings) + without_intervals(report.warnings)
-    for line in _headline(report):
-        out.print(used + line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
-        used = ""
+    used = rows_used(report.fit.n_rows + held, report.warnings) + without_intervals(
+        report.answer_warnings
+    )
+    if report.forecasts or report.refusals:
+        lead = " ".join([*_saving(report), ""]).lstrip()
+        print_answers(report, used + lead, out)
+    else:
+        for line in _headline(report):
+            out.print(used + line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
+            used = ""
     return print_gravest(report.warnings, out)
+
+
+def print_answers(report: FitReport, used: str, out: Console) -> None:
+    """Print the answer to each question with that of the law beside it, then the refusals.
+
+    ``used`` begins the first line.
+    """
+    is_piped = not out.is_terminal
+    label = report.forecaster.label
+    for i, forecast in enumerate(report.forecasts):
+        line = answer(forecast, report.fit.law.target, label)
+        out.print(used + line, style=ANSWER_STYLE, soft_wrap=is_piped)
+        used = ""
+        if report.law_forecasts:
+            line = _beside(report, forecast, report.law_forecasts[i])
+            out.print(line, style=DIM_STYLE, soft_wrap=is_piped)
+    for refusal in report.refusals:
+        given = refusal.given.replace(f"{PREDICT} ", "", 1)
+        line = f"No answer to {given}. {refusal.do}"
+        if report.averaged is None:
+            line = f"Not identified: {_reason(report)}".rstrip()
+        out.print(used + line, style=ANSWER_STYLE, soft_wrap=is_piped)
+        used = ""
+        if report.averaged is None:
+            break
+
+
+def _beside(report: FitReport, forecast: Forecast, law: Forecast | None) -> str:
+    """Return the answer of the law in one line."""
+    name = f"The {report.fit.form} law alone"
+    if law is None:
+        why = "it is not identified" if not _is_identified(report) else "no finite value"
+        return f"{name}: no answer ({why})."
+    difference = 100 * (law.loss_nats / forecast.loss_nats - 1)
+    span = limits(law.pred_low, law.pred_high, f"{100 * law.level:g} % {NEW_RUN}")
+    return f"{name}: loss {loss_text(law.loss_nats)}{span} ({difference:+.2f} %)."
+
+
+def forms_text(averaged: AveragedFit) -> str:
+    """Return the forms of an average with their weights."""
+    from scalelab.forecast.forecaster import SHOWN_WEIGHT
+
+    shown = (f"{name} {w:.2f}" for name, w in averaged.weights.items() if w >= SHOWN_WEIGHT)
+    return ", ".join(shown)
 
 
 def rows_used(n_used: int, warnings: Sequence[FitWarning]) -> str:
@@ -115,8 +169,8 @@ def _print_warning(warning: FitWarning, out: Console) -> None:
     out.print(code + Text(runnable(warning.message)), soft_wrap=not out.is_terminal)
 
 
-def answer(forecast: Forecast, target: str = "loss_nats") -> str:
-    """Return one forecast as a sentence; a large extrapolation comes first."""
+def answer(forecast: Forecast, target: str, label: str) -> str:
+    """Return one forecast as a sentence that names its forecaster; far extrapolation first."""
     distance = ""
     if forecast.extrapolation is not None:
         times = format_quantity(forecast.extrapolation)
@@ -132,29 +186,45 @@ def answer(forecast: Forecast, target: str = "loss_nats") -> str:
         f"{limits(forecast.low, forecast.high, f'{level} confidence interval')}"
         f"{limits(forecast.pred_low, forecast.pred_high, f'{level} {NEW_RUN}')}"
     )
-    sentence = f"{_describe(forecast)}: {loss}."
+    sentence = f"By the {label}, {_describe(forecast)}: {loss}."
     return distance + sentence if forecast.outside_range else sentence + distance
 
 
 def _headline(report: FitReport) -> Iterator[str]:
-    if report.fit.status == "not_identified":
-        reason = next((w.message for w in report.warnings if w.code == "not_identified"), "")
-        yield f"Not identified: these rows do not determine the law. {reason}".rstrip()
+    if not _is_identified(report):
+        yield f"Not identified: {_reason(report)}".rstrip()
         return
-    yield from _saving(report)
-    for forecast in report.forecasts:
-        yield answer(forecast, report.fit.law.target)
-    if report.forecasts or report.speedup is not None:
+    if report.speedup is not None:
+        yield from _saving(report)
         return
+    level = f" ({_confidence(report)}s)"
     a, b = report.derived.get("a"), report.derived.get("b")
+    if report.frontier:
+        near = report.frontier[0]
+        yield (
+            f"By the {report.forecaster.label}, compute-optimal N grows as C^{_exponent(near.a)}, "
+            f"D as C^{_exponent(near.b)} around C = {format_flops(near.flops)}{level}."
+        )
+        if a is not None and math.isfinite(a.value):
+            yield f"The {report.fit.form} law alone: N as C^{_exponent(a)}."
+        return
     if a is None or b is None:
         yield f"The form {report.fit.form} is fitted to {plural(report.fit.n_rows, 'run')}."
         return
     yield (
-        f"Compute-optimal N grows as C^{_figure(a.value, _digits(a.low, a.high))}{_span(a, 3)}, "
-        f"D as C^{_figure(b.value, _digits(b.low, b.high))}{_span(b, 3)}"
-        f"{f' ({_confidence(report)}s)' if math.isfinite(a.low) else ''}."
+        f"Compute-optimal N grows as C^{_exponent(a)}, D as C^{_exponent(b)}"
+        f"{level if math.isfinite(a.low) else ''}."
     )
+
+
+def _exponent(interval: Interval) -> str:
+    return f"{_figure(interval.value, _digits(interval.low, interval.high))}{_span(interval, 3)}"
+
+
+def _reason(report: FitReport) -> str:
+    """Return why the law is not identified."""
+    reason = next((w.message for w in report.warnings if w.code == "not_identified"), "")
+    return f"these rows do not determine the law. {reason}".rstrip()
 
 
 def _confidence(report: FitReport) -> str:
@@ -189,10 +259,13 @@ def _ground(report: FitReport) -> str:
     intervals = f"Intervals: {replicates}{clusters}, seed {fit.bootstrap.seed}."
     if not _is_identified(report):
         intervals = "No intervals: the rows do not determine these values."
+    averaged = ""
+    if report.averaged is not None:
+        averaged = f"Forecasts: average of {forms_text(report.averaged)}. "
     return (
         f"{plural(fit.n_rows, 'run')} from {rows.source}. Law: {fit.form}. Objective: "
         f"{objective.loss}{delta} on {objective.residual} loss, minimum {fit.value:.8g}. "
-        f"{intervals} Status: {fit.status}. "
+        f"{intervals} Law status: {fit.status}. {averaged}"
         f"Counting: N {rows.param_convention}, FLOPs {rows.flop_convention}; forecasts use "
         "C = 6 N D."
     )
@@ -249,11 +322,26 @@ def _approaches(report: FitReport) -> Table:
     return table
 
 
+def _frontier(report: FitReport) -> Table:
+    table = _table("averaged, at C", "N_opt", "D_opt", "D/N", "a", "b", texts=("N_opt", "D_opt"))
+    table.caption = f"In brackets: {_confidence(report)}s. a, b: local exponents of N_opt, D_opt."
+    for point in report.frontier:
+        table.add_row(
+            format_flops(point.flops),
+            _size(point.n_params),
+            _size(point.n_tokens),
+            f"{point.n_tokens.value / point.n_params.value:.3g}",
+            _number(point.a),
+            _number(point.b),
+        )
+    return table
+
+
 def _forecasts(report: FitReport) -> Table:
     name = _target(report.fit.law.target)
     columns = ("asked", "N", "D", "D/N", "FLOPs", name, "x largest run")
     table = _table(*columns, texts=("asked", "N", "D", name, "x largest run"))
-    if report.fit.bootstrap.k:
+    if report.fit.bootstrap.k or report.averaged is not None:
         table.caption = (
             f"In brackets: {_confidence(report)}s of N and D; {100 * report.level:g} % prediction "
             f"interval of the {name} of a new run."

@@ -53,6 +53,7 @@ def save(
     """
     from scalelab import api
     from scalelab.api.laws import save_law
+    from scalelab.forecast.allocate import LAW
     from scalelab.store.read_options import parse_map
 
     report = api.fit(
@@ -62,6 +63,7 @@ def save(
         mapping=parse_map(mapping or []),
         where=where,
         form=form,
+        forecaster=LAW,
     )
     place = save_law(report, name, results=results, unit=unit, replace=replace)
     if as_json:

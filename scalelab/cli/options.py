@@ -78,6 +78,11 @@ MapOption = Annotated[
     list[str] | None,
     option(None, "Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help).", "--map"),
 ]
+FORECASTER_HELP = (
+    "What answers. averaged: several forms averaged by evidence with a smooth misfit. law: the "
+    "fitted law. Default: averaged, and the law for forms of other columns than N and D."
+)
+ForecasterOption = Annotated[str | None, option(None, FORECASTER_HELP, "--forecaster")]
 LevelOption = Annotated[float, option(None, "Level of the intervals, such as 0.9.")]
 WorkersOption = Annotated[
     int | None,

@@ -10,6 +10,7 @@ import typer
 
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
+    ForecasterOption,
     FromOption,
     JsonOption,
     LevelOption,
@@ -19,18 +20,15 @@ from scalelab.cli.options import (
     given_options,
 )
 from scalelab.cli.output import console, emit_json, runnable
-from scalelab.errors import EXIT_OK, NotIdentifiedError, ScalelabError, UsageError
+from scalelab.errors import EXIT_OK, ScalelabError, UsageError
 
 if TYPE_CHECKING:
     from scalelab.api.reports import FitReport
-    from scalelab.forecast.allocate import Forecast
 
 FIT_OPTION, COMMAND = "--predict ", "scalelab predict "
 FROM_FIT = ("source", "n_rows", "param_convention", "flop_convention", "level", "forms")
 OF_RUNS = ("from_file", "sweep", "mapping", "where", "forecaster", "register")
 """Options of a fit, which do not apply with --law."""
-LAW_ONLY = ("at_bound", "misfit", "approach", "edge", "off_centre", "drifting", "no_interval")
-"""Beginnings of the codes of warnings that do not concern the averaged forecaster."""
 
 
 def predict(
@@ -48,13 +46,7 @@ def predict(
     ] = None,
     mapping: MapOption = None,
     where: WhereOption = None,
-    forecaster: Annotated[
-        str,
-        typer.Option(
-            help="averaged: several forms averaged by evidence with a smooth misfit. law: the law "
-            "that `scalelab fit` fits."
-        ),
-    ] = "averaged",
+    forecaster: ForecasterOption = None,
     law: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +71,6 @@ def predict(
     Example: scalelab predict N=7e9,D=2e12 C=1e24 --from runs.csv --register before-7b
     """
     from scalelab import api
-    from scalelab.api.predictions import law_answers
     from scalelab.records.forecasts import forecast_file, forecast_path
     from scalelab.store.read_options import parse_map
 
@@ -113,21 +104,15 @@ def predict(
             error.allowed,
             error.do.replace(FIT_OPTION, COMMAND),
         ) from None
-    if not report.forecasts:
-        reason = next((w.message for w in report.warnings if w.code == "not_identified"), "")
-        raise NotIdentifiedError(
-            f"rows that do not determine the law. {reason}".rstrip(),
-            "an identified law",
-            f"Use `scalelab predict {' '.join(questions)} --forecaster averaged`, which answers "
-            "where the runs determine the asked loss.",
-        )
-    laws = () if report.averaged is None else law_answers(report)
-    kept = None if register is None else api.register(report, register, results=results)
+    # Registered forecasts never change, so all questions are answered first.
+    kept = None
+    if register is not None and not report.refusals:
+        kept = api.register(report, register, results=results)
     path = None if kept is None else forecast_path(results, kept.name)
     if as_json:
-        emit_json(_as_dict(report, laws, path))
-        return EXIT_OK
-    _print_page(report, laws)
+        emit_json(_as_dict(report, path))
+        return report.exit_code
+    _print_page(report)
     if kept is not None:
         if begun := [run for each in kept.forecasts for run in each.begun]:
             console().print(
@@ -140,7 +125,9 @@ def predict(
             runnable(f"Registered in {path}. Next, after the run: `scalelab scores`"),
             soft_wrap=True,
         )
-    return EXIT_OK
+    elif register is not None:
+        console().print(f"Not registered as {register}: a question has no answer.", soft_wrap=True)
+    return report.exit_code
 
 
 def _predict_by(
@@ -150,14 +137,18 @@ def _predict_by(
     from scalelab import api
     from scalelab.api.fits import forecasts
     from scalelab.cli.fit_page import ANSWER_STYLE, DIM_STYLE, answer
+    from scalelab.forecast.allocate import LAW
+    from scalelab.forecast.fit_report import SCHEMA
 
     saved = api.load_law(name, results=results)
     found = forecasts(saved, *questions, level=level)
     if as_json:
         emit_json(
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "command": "predict",
+                "status": "ok",
+                "forecaster": LAW,
                 "law": {"name": saved.name, "form": saved.law.name, "source": saved.source},
                 "predictions": [each.to_dict() for each in found],
             }
@@ -165,7 +156,7 @@ def _predict_by(
         return EXIT_OK
     out = console()
     for each in found:
-        line = answer(each, saved.law.target)
+        line = answer(each, saved.law.target, f"law {saved.name}")
         out.print(line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
     out.print(
         f"Law {saved.name}, form {saved.law.name}: {saved.source}. Counting: N "
@@ -176,77 +167,51 @@ def _predict_by(
     return EXIT_OK
 
 
-def _as_dict(
-    report: FitReport, laws: tuple[Forecast | None, ...], path: Path | None
-) -> dict[str, Any]:
+def _as_dict(report: FitReport, path: Path | None) -> dict[str, Any]:
     found = report.to_dict()
     return {
-        "schema": 1,
+        "schema": found["schema"],
         "command": "predict",
-        **{name: found[name] for name in ("forecaster", *FROM_FIT)},
-        "predictions": found["predictions"],
+        **{name: found[name] for name in ("status", "forecaster", *FROM_FIT)},
+        **{name: found[name] for name in ("predictions", "refused")},
         "law": {
             "form": found["form"],
-            "status": found["status"],
-            "predictions": [each and each.to_dict() for each in laws]
-            if laws
-            else found["predictions"],
+            "status": found["law_status"],
+            "predictions": found["predictions"]
+            if report.averaged is None
+            else found["law_predictions"],
         },
         "warnings": found["warnings"],
         "registered": path,
     }
 
 
-def _print_page(report: FitReport, laws: tuple[Forecast | None, ...]) -> None:
+def _print_page(report: FitReport) -> None:
     from scalelab.cli.fit_page import (
-        ANSWER_STYLE,
         DIM_STYLE,
-        answer,
+        print_answers,
         print_gravest,
         rows_used,
         without_intervals,
     )
 
     out = console()
-    is_piped = not out.is_terminal
-    used = rows_used(report.fit.n_rows, report.warnings)
-    warnings = report.warnings
-    if report.averaged is None:
-        used += without_intervals(warnings)
-    else:
-        warnings = tuple(w for w in warnings if not w.code.startswith(LAW_ONLY))
-    for i, forecast in enumerate(report.forecasts):
-        out.print(used + answer(forecast), style=ANSWER_STYLE, soft_wrap=is_piped)
-        used = ""
-        if laws:
-            out.print(_beside(report, forecast, laws[i]), style=DIM_STYLE, soft_wrap=is_piped)
-    print_gravest(warnings, out)
-    out.print(" ".join(_ground(report)), style=DIM_STYLE, soft_wrap=is_piped)
-
-
-def _beside(report: FitReport, forecast: Forecast, law: Forecast | None) -> str:
-    """Return the answer of the law in one line."""
-    from scalelab.cli.fit_page import NEW_RUN, limits, loss_text
-
-    name = f"The {report.fit.form} law alone"
-    if law is None:
-        why = "it is not identified" if report.fit.status == "not_identified" else "no finite value"
-        return f"{name}: no answer ({why})."
-    difference = 100 * (law.loss_nats / forecast.loss_nats - 1)
-    span = limits(law.pred_low, law.pred_high, f"{100 * law.level:g} % {NEW_RUN}")
-    return f"{name}: loss {loss_text(law.loss_nats)}{span} ({difference:+.2f} %)."
+    used = rows_used(report.fit.n_rows, report.warnings) + without_intervals(report.answer_warnings)
+    print_answers(report, used, out)
+    print_gravest(report.answer_warnings, out)
+    out.print(" ".join(_ground(report)), style=DIM_STYLE, soft_wrap=not out.is_terminal)
 
 
 def _ground(report: FitReport) -> Iterator[str]:
+    from scalelab.cli.fit_page import forms_text
     from scalelab.units import plural
 
     rows = report.observations
     yield f"{plural(report.fit.n_rows, 'run')} from {rows.source}."
     if report.averaged is not None:
-        weights = (f"{name} {w:.2f}" for name, w in report.averaged.weights.items() if w >= 0.005)
-        yield f"Averaged forms: {', '.join(weights)}."
+        yield f"Averaged forms: {forms_text(report.averaged)}."
     else:
-        yield f"Law: {report.fit.form}, {report.fit.status}."
+        yield f"Law: {report.fit.form}, {report.law_status}."
     yield (
         f"Counting: N {rows.param_convention}, FLOPs {rows.flop_convention}; forecasts use "
         "C = 6 N D."

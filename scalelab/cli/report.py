@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, LevelOption, MapOption, ResultsOption
+from scalelab.cli.options import (
+    DEFAULT_RESULTS,
+    FROM_HELP,
+    ForecasterOption,
+    LevelOption,
+    MapOption,
+    ResultsOption,
+)
 from scalelab.cli.output import console, emit_json, write_text
 from scalelab.errors import UsageError
 
@@ -26,6 +33,7 @@ def report(
         list[str] | None,
         typer.Option(help="Model to predict, such as C=1e24 or N=7e9; repeatable."),
     ] = None,
+    forecaster: ForecasterOption = None,
     svg: Annotated[Path | None, typer.Option(help="Folder for SVG figures.")] = None,
     pdf: Annotated[Path | None, typer.Option(help="Folder for PDF figures.")] = None,
     png: Annotated[Path | None, typer.Option(help="Folder for PNG figures.")] = None,
@@ -62,6 +70,7 @@ def report(
         form=form,
         level=level,
         predict=predict or (),
+        forecaster=forecaster,
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     write_text(out, render(found, command), "--out")
@@ -73,7 +82,7 @@ def report(
             draw_fit(found, folder / f"fit{suffix}")
             written.append(str(folder / f"fit{suffix}"))
     if as_json:
-        emit_json({"written": written, "status": found.fit.status})
+        emit_json({"written": written, "status": found.status, "law_status": found.law_status})
     else:
         from scalelab.cli.fit_page import print_headline
 

@@ -12,6 +12,10 @@ NOISE_LEVELS = (np.arange(201) + 0.5) / 201
 """Quantiles of the residuals that represent the noise of a new run."""
 NEAREST = 20
 """Minimum number of rows for the noise at a point; a third of all rows if that is more."""
+MAX_WINDOWS = 64
+"""Most windows of neighbouring rows; of more, evenly spaced ones are used."""
+WIDTH = 0.3
+"""Standard deviation of the weights of the windows around a point, in natural logs of compute."""
 
 
 def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> FloatArray:
@@ -28,22 +32,22 @@ def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> 
         Compute of the requested points.
     """
     order = np.argsort(compute, kind="stable")
-    place = np.log(compute[order])
+    # Rows of one budget are one group, in spite of rounding; a window has whole groups.
+    place = np.round(np.log(compute[order]), 9)
     errors = errors[order]
     size = min(len(errors), max(NEAREST, len(errors) // 3))
-    windows: FloatArray = np.lib.stride_tricks.sliding_window_view(place, size)
-    low, high = windows[:, 0], windows[:, -1]
-    at = np.log(wanted)
-    # The nearest rows are the window whose farther end is nearest to the point. For windows centred
-    # beyond the point the farther end is the upper one, otherwise the lower one.
-    above = np.minimum(np.searchsorted(low + high, 2 * at), len(low) - 1)
-    below = np.searchsorted(low, low[np.maximum(above - 1, 0)])
-    is_below = np.maximum(high[below] - at, at - low[below]) <= np.maximum(
-        high[above] - at, at - low[above]
-    )
-    first, which = np.unique(np.where(is_below, below, above), return_inverse=True)
-    own = np.lib.stride_tricks.sliding_window_view(errors, size)[first]
-    out: FloatArray = np.quantile(own, NOISE_LEVELS, axis=1).T[which]
+    ends = np.stack([place[: len(place) - size + 1], place[size - 1 :]], axis=1)
+    ends = np.unique(ends, axis=0)
+    some = np.unique(np.linspace(0, len(ends) - 1, MAX_WINDOWS).round().astype(int))
+    low, high = ends[some].T
+    spans = zip(np.searchsorted(place, low), np.searchsorted(place, high, "right"), strict=True)
+    quantiles = np.stack([np.quantile(errors[i:j], NOISE_LEVELS) for i, j in spans])
+    centres = (low + high) / 2
+    # Windows around the point, weighted by nearness: the noise does not jump along compute.
+    at = np.clip(np.log(wanted), centres.min(), centres.max())
+    square = ((at[:, None] - centres) / WIDTH) ** 2
+    weights = np.exp(-0.5 * (square - square.min(axis=1, keepdims=True)))
+    out: FloatArray = weights @ quantiles / weights.sum(axis=1, keepdims=True)
     overall = np.quantile(errors, NOISE_LEVELS)
     return np.where(NOISE_LEVELS < 0.5, np.minimum(out, overall), np.maximum(out, overall))
 

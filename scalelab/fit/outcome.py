@@ -18,6 +18,8 @@ from scalelab.theory.laws.base import Law
 Status = Literal["ok", "not_identified", "at_bound"]
 Refits = Literal["objective", "efficient", "posterior"]
 DEFAULT_LEVEL = 0.9
+RAMP = 2.0
+"""Factor below the largest run over which prediction intervals grow to their inflated width."""
 ROUNDING = 1e-12
 """Relative width up to which an interval is rounding and shows no uncertainty."""
 
@@ -333,11 +335,16 @@ class ParametricFit:
         return draws[:, None] + noise
 
     def _widening(self, columns: Mapping[str, FloatArray]) -> FloatArray:
-        """Return the factor on prediction intervals: `inflation` beyond the largest run, else 1."""
+        """Return the factor on prediction intervals, without a jump along compute.
+
+        It is `inflation` beyond the largest run and 1 up to `RAMP` below it; between, its logarithm
+        grows with that of the compute.
+        """
         compute = compute_of(columns)
         if compute is None or self.compute is None:
             return np.ones(1)
-        return np.where(compute > self.compute.max(), self.inflation, 1.0)
+        share = 1 + np.log(compute / self.compute.max()) / np.log(RAMP)
+        return np.asarray(self.inflation ** np.clip(share, 0.0, 1.0))
 
     def _stretched(self, limits: FloatArray, value: FloatArray, factor: FloatArray) -> FloatArray:
         """Return limits with their distance from the value multiplied by a factor."""

@@ -112,6 +112,16 @@ def check_forecaster(name: str) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A request that the runs do not answer, in the three parts of an error."""
+
+    asked: str
+    given: str
+    allowed: str
+    do: str
+
+
 def parse_request(text: str, *, option: str = "--predict") -> Request:
     """Return the request of a text such as ``N=7e9``, ``N=7B,D=2T`` or ``D=1T,lr=3e-4``.
 
@@ -142,20 +152,16 @@ def parse_request(text: str, *, option: str = "--predict") -> Request:
     return Request(text=text, values=values)
 
 
-def forecast(
-    fit: ParametricFit,
-    requests: Sequence[Request],
-    *,
-    fitted: FittedRange | None,
-    level: float = 0.9,
-) -> tuple[Forecast, ...]:
-    """Return one forecast for each request.
+def law_forecast(
+    fit: ParametricFit, request: Request, *, fitted: FittedRange | None, level: float = 0.9
+) -> Forecast:
+    """Return the forecast of one request by a law.
 
     Parameters
     ----------
     fit : ParametricFit
         An identified fit.
-    requests : sequence of Request
+    request : Request
     fitted : FittedRange or None
         Ranges of the fitted runs; None if they are not known, as for published constants.
     level : float
@@ -167,7 +173,64 @@ def forecast(
         If a request names an unknown column, lacks a column that has no compute-optimal value, or
         has no finite answer.
     """
-    return tuple(_forecast(fit, request, fitted, level) for request in requests)
+    start = USUAL_FLOPS if fitted is None else fitted.flops
+    law, values = fit.law, dict(request.values)
+    _check_names(request, law)
+    known = [name for name in SIZE_COLUMNS if name in values]
+    needs_both = {"n_params", "n_tokens"} <= set(law.columns)
+    sizes: dict[str, Interval] = {}
+    if len(known) == 1 and needs_both:
+        chosen = _optimum(law, known[0], values[known[0]], start)
+        draws = np.array(
+            [_optimum(each, known[0], values[known[0]], start) for each in fit.replicate_laws()]
+        ).reshape(-1, len(SIZE_COLUMNS))
+        for name, value, column in zip(SIZE_COLUMNS, chosen, draws.T, strict=True):
+            low, high = percentile_limits(column[np.isfinite(column)], level, value)
+            is_given = name == known[0]
+            sizes[name] = Interval(
+                value=value, low=value if is_given else low, high=value if is_given else high
+            )
+            values[name] = value
+        allocation = (
+            f"compute-optimal at {letter_of(known[0])} = {format_flops(request.values[known[0]])}"
+        )
+    else:
+        allocation = f"{' and '.join(map(letter_of, known)) or 'columns'} given"
+        allocation += "; C = 6 N D" if complete_sizes(values) else ""
+    missing = [name for name in law.columns if name not in values]
+    if missing:
+        raise UsageError(
+            f"--predict {request.text!r} without {', '.join(missing)}",
+            f"every column of the form {fit.form}: {', '.join(law.columns)}",
+            f"Use --predict {','.join([request.text, *(f'{name}=VALUE' for name in missing)])}.",
+        )
+    if not all(math.isfinite(values.get(name, 0.0)) for name in SIZE_COLUMNS):
+        raise UsageError(
+            f"--predict {request.text!r}, which has no finite N, D and C",
+            "a size near those of the runs",
+            f"Use for example --predict C={10 * start:.1e}.",
+        )
+    predicted = fit.predict({name: np.array([values[name]]) for name in law.columns}, level=level)
+    flops = values.get("flops")
+    return Forecast(
+        asked=request.text,
+        allocation=allocation,
+        n_params=sizes.get("n_params") or _exact(values.get("n_params")),
+        n_tokens=sizes.get("n_tokens") or _exact(values.get("n_tokens")),
+        flops=flops,
+        loss_nats=float(predicted.value[0]),
+        low=float(predicted.low[0]),
+        high=float(predicted.high[0]),
+        pred_low=float(predicted.pred_low[0]),
+        pred_high=float(predicted.pred_high[0]),
+        level=level,
+        extrapolation=None if flops is None or fitted is None else flops / fitted.flops,
+        outside_range=()
+        if fitted is None
+        else fitted.describe_extrapolation(
+            n_params=values.get("n_params"), n_tokens=values.get("n_tokens"), flops=flops
+        ),
+    )
 
 
 def extrapolation_warnings(forecasts: Sequence[Forecast]) -> tuple[FitWarning, ...]:
@@ -254,69 +317,6 @@ def flops_where(law: Law, column: str, value: float, start: float) -> float:
         if abs(at_right) < 1e-12:
             break
     return math.exp(right) if abs(at_right) < 1e-9 else math.nan
-
-
-def _forecast(
-    fit: ParametricFit, request: Request, fitted: FittedRange | None, level: float
-) -> Forecast:
-    start = USUAL_FLOPS if fitted is None else fitted.flops
-    law, values = fit.law, dict(request.values)
-    _check_names(request, law)
-    known = [name for name in SIZE_COLUMNS if name in values]
-    needs_both = {"n_params", "n_tokens"} <= set(law.columns)
-    sizes: dict[str, Interval] = {}
-    if len(known) == 1 and needs_both:
-        chosen = _optimum(law, known[0], values[known[0]], start)
-        draws = np.array(
-            [_optimum(each, known[0], values[known[0]], start) for each in fit.replicate_laws()]
-        ).reshape(-1, len(SIZE_COLUMNS))
-        for name, value, column in zip(SIZE_COLUMNS, chosen, draws.T, strict=True):
-            low, high = percentile_limits(column[np.isfinite(column)], level, value)
-            is_given = name == known[0]
-            sizes[name] = Interval(
-                value=value, low=value if is_given else low, high=value if is_given else high
-            )
-            values[name] = value
-        allocation = (
-            f"compute-optimal at {letter_of(known[0])} = {format_flops(request.values[known[0]])}"
-        )
-    else:
-        allocation = f"{' and '.join(map(letter_of, known)) or 'columns'} given"
-        allocation += "; C = 6 N D" if complete_sizes(values) else ""
-    missing = [name for name in law.columns if name not in values]
-    if missing:
-        raise UsageError(
-            f"--predict {request.text!r} without {', '.join(missing)}",
-            f"every column of the form {fit.form}: {', '.join(law.columns)}",
-            f"Use --predict {','.join([request.text, *(f'{name}=VALUE' for name in missing)])}.",
-        )
-    if not all(math.isfinite(values.get(name, 0.0)) for name in SIZE_COLUMNS):
-        raise UsageError(
-            f"--predict {request.text!r}, which has no finite N, D and C",
-            "a size near those of the runs",
-            f"Use for example --predict C={10 * start:.1e}.",
-        )
-    predicted = fit.predict({name: np.array([values[name]]) for name in law.columns}, level=level)
-    flops = values.get("flops")
-    return Forecast(
-        asked=request.text,
-        allocation=allocation,
-        n_params=sizes.get("n_params") or _exact(values.get("n_params")),
-        n_tokens=sizes.get("n_tokens") or _exact(values.get("n_tokens")),
-        flops=flops,
-        loss_nats=float(predicted.value[0]),
-        low=float(predicted.low[0]),
-        high=float(predicted.high[0]),
-        pred_low=float(predicted.pred_low[0]),
-        pred_high=float(predicted.pred_high[0]),
-        level=level,
-        extrapolation=None if flops is None or fitted is None else flops / fitted.flops,
-        outside_range=()
-        if fitted is None
-        else fitted.describe_extrapolation(
-            n_params=values.get("n_params"), n_tokens=values.get("n_tokens"), flops=flops
-        ),
-    )
 
 
 def _check_names(request: Request, law: Law) -> None:

@@ -96,7 +96,7 @@ class AveragedFit:
 
     def at(self, columns: Mapping[str, FloatArray]) -> Mixture:
         """Return the distribution of the log loss at these points."""
-        points = self._points(columns)
+        points = self.points(columns)
         scale = self.inflation**2
         lines = self._lines(points)
         parts = [self._conditioned(each, points, lines) for each in self.components]
@@ -129,7 +129,7 @@ class AveragedFit:
         self, columns: Mapping[str, FloatArray], n: int, rng: np.random.Generator
     ) -> FloatArray:
         """Return n joint draws of the noise-free log losses at these points, shape (n, m)."""
-        points = self._points(columns)
+        points = self.points(columns)
         lines = self._lines(points)
         counts = rng.multinomial(n, np.array([each.weight for each in self.components]))
         out = []
@@ -141,7 +141,12 @@ class AveragedFit:
                 out.append(mean + self.inflation * rng.standard_normal((count, len(mean))) @ root.T)
         return np.concatenate(out)
 
-    def _points(self, columns: Mapping[str, FloatArray]) -> Points:
+    def draw_scales(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """Return the factor of all standard deviations in n draws, shape (n,)."""
+        return np.full(n, self.inflation)
+
+    def points(self, columns: Mapping[str, FloatArray]) -> Points:
+        """Return points as the model sees them; without ``unique_tokens``, no token repeats."""
         if "unique_tokens" in self.rows.columns:
             columns = {"unique_tokens": columns["n_tokens"], **columns}
         return Points(columns=columns, reference_flops=self.rows.reference_flops)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
-from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import Interval
 from scalelab.forecast.allocate import (
@@ -20,49 +15,29 @@ from scalelab.forecast.allocate import (
     letter_of,
 )
 from scalelab.forecast.averaged import AveragedFit
+from scalelab.forecast.averaged_optimum import flops_where, frontier_points, optima, tokens_of
 from scalelab.forecast.extrapolation import FittedRange
-from scalelab.theory.accounting import tokens_at_6nd
-from scalelab.units import format_flops
+from scalelab.forecast.line import Line, line_of
+from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
+from scalelab.units import format_flops, format_quantity
 
-TOKENS_PER_PARAM = (0.1, 1e5)
-"""Range in which the compute-optimal size is searched."""
-N_COARSE, N_FINE, N_DRAWS = 121, 49, 600
-FINE_REACH = 4.0
-"""Natural logs of N on both sides of the optimum in which the draws are searched."""
 WIDEST = 1.5
 """Largest ratio of the limits of a loss that is still an answer."""
-MAX_STEPS = 40
-SEED = 0
+UNIQUE = "unique_tokens"
+LEAST_SLOPE = 0.05
+"""Smallest exponent of N_opt or D_opt by which the error of the other size is divided."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Optimum:
-    """The compute-optimal size at a compute, with the draws of its logarithm."""
-
-    n_params: float
-    log_draws: FloatArray
-
-    def interval(self, level: float) -> Interval:
-        """Return the size with the quantiles of its draws; the interval contains the size."""
-        tail = (1 - level) / 2
-        low, high = np.exp(np.quantile(self.log_draws, [tail, 1 - tail]))
-        return Interval(
-            value=self.n_params,
-            low=min(float(low), self.n_params),
-            high=max(float(high), self.n_params),
-        )
-
-
-def average_forecasts(
-    found: AveragedFit, requests: Sequence[Request], *, fitted: FittedRange, level: float = 0.9
-) -> tuple[Forecast, ...]:
-    """Return one forecast for each request.
+def average_forecast(
+    found: AveragedFit, request: Request, *, fitted: FittedRange, level: float = 0.9
+) -> Forecast:
+    """Return the forecast of one request.
 
     Parameters
     ----------
     found : AveragedFit
-    requests : sequence of Request
-        Of N, D and C only.
+    request : Request
+        Of N, D and C, and of ``unique_tokens`` where the rows have repeated tokens.
     fitted : FittedRange
         Ranges of the fitted runs.
     level : float
@@ -73,80 +48,30 @@ def average_forecasts(
     UsageError
         If a request names another column, or none of N, D and C.
     NotIdentifiedError
-        If the limits of a predicted loss differ by more than a factor of `WIDEST`.
+        If the rows do not answer it: they lie on one line and the request is off it, they show no
+        compute-optimal size, or the limits of the loss differ by more than a factor of `WIDEST`.
     """
-    return tuple(_forecast(found, request, fitted, level) for request in requests)
-
-
-def optimum(found: AveragedFit, flops: float) -> Optimum:
-    """Return the compute-optimal size at C = 6 N D."""
-    n_params = compute_optimal_size(found, flops)
-    fine = np.exp(math.log(n_params) + np.linspace(-FINE_REACH, FINE_REACH, N_FINE))
-    draws = found.draws(_at_compute(fine, flops), N_DRAWS, np.random.default_rng(SEED))
-    return Optimum(n_params=n_params, log_draws=_lowest(np.log(fine), draws))
-
-
-def _at_compute(n_params: FloatArray, flops: float) -> dict[str, FloatArray]:
-    return {"n_params": n_params, "n_tokens": flops / 6 / n_params}
-
-
-def _lowest(x: FloatArray, losses: FloatArray) -> FloatArray:
-    """Return where each row of losses (k, n) is lowest, by a parabola through three points."""
-    at = np.clip(np.argmin(losses, axis=1), 1, len(x) - 2)
-    rows = np.arange(len(losses))
-    left, middle, right = (losses[rows, at + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0)
-    return np.asarray(x[at] + np.clip(shift, -1, 1) * (x[1] - x[0]))
-
-
-def _flops_where(found: AveragedFit, column: str, value: float, start: float) -> float:
-    """Return the compute at which the compute-optimal N or D is ``value``, by bisection."""
-
-    def is_below(log_flops: float) -> bool:
-        flops = math.exp(log_flops)
-        n_params = compute_optimal_size(found, flops)
-        return (n_params if column == "n_params" else tokens_at_6nd(flops, n_params)) < value
-
-    low = high = math.log(start)
-    while is_below(high) and high < math.log(start) + MAX_STEPS:
-        high += 1.0
-    while not is_below(low) and low > math.log(start) - MAX_STEPS:
-        low -= 1.0
-    for _ in range(MAX_STEPS // 2):
-        middle = (low + high) / 2
-        low, high = (middle, high) if is_below(middle) else (low, middle)
-    return math.exp((low + high) / 2)
-
-
-def compute_optimal_size(found: AveragedFit, flops: float) -> float:
-    """Return the compute-optimal N without its draws."""
-    least, most = (math.sqrt(flops / 6 / ratio) for ratio in reversed(TOKENS_PER_PARAM))
-    coarse = np.geomspace(least, most, N_COARSE)
-    losses = found.at(_at_compute(coarse, flops)).quantile(0.5)
-    return math.exp(_lowest(np.log(coarse), losses[None])[0])
-
-
-def _forecast(found: AveragedFit, request: Request, fitted: FittedRange, level: float) -> Forecast:
-    values = dict(request.values)
-    others = [name for name in values if name not in SIZE_COLUMNS]
+    values, has_unique = dict(request.values), UNIQUE in found.rows.columns
     known = [name for name in SIZE_COLUMNS if name in values]
-    if others or not known:
+    allowed = (*SIZE_COLUMNS, *([UNIQUE] if has_unique else []))
+    if any(name not in allowed for name in values) or not known:
         raise UsageError(
             f"--predict {request.text!r} with the averaged forecaster",
-            "N, D and C",
+            "N, D and C" + (" and unique_tokens" if has_unique else ""),
             "Use --predict N=7e9,D=2e12, or --forecaster law for other columns.",
         )
-    sizes: dict[str, Interval] = {}
+    line = line_of(found.rows)
     if len(known) == 1:
         given = known[0]
+        if line is not None and not line.is_isoflop:
+            raise _no_split(request, line)
         flops = (
             values["flops"]
             if given == "flops"
-            else _flops_where(found, given, values[given], fitted.flops)
+            else flops_where(found, given, values[given], fitted.flops)
         )
-        sizes = _optimal_sizes(optimum(found, flops), given, values[given], flops, level)
-        values = {"flops": flops, **{name: size.value for name, size in sizes.items()}}
+        sizes = _optimal_sizes(found, request, given, values[given], flops, level)
+        values |= {"flops": flops, **{name: size.value for name, size in sizes.items()}}
         allocation = (
             f"compute-optimal at {letter_of(given)} = {format_flops(request.values[given])}"
         )
@@ -157,16 +82,17 @@ def _forecast(found: AveragedFit, request: Request, fitted: FittedRange, level: 
             for name in ("n_params", "n_tokens")
         }
         allocation = f"{' and '.join(map(letter_of, known))} given; C = 6 N D"
-    at = {name: np.array([values[name]]) for name in ("n_params", "n_tokens")}
+    if line is not None and not line.has(values["n_params"], values["n_tokens"]):
+        raise _off_line(request, line, values)
+    at = {
+        name: np.array([values[name]])
+        for name in ("n_params", "n_tokens", UNIQUE)
+        if name in values
+    }
     loss = found.predict(at, level)
     low, high = float(loss.low[0]), float(loss.high[0])
-    if high / low > WIDEST:
-        raise NotIdentifiedError(
-            f"--predict {request.text!r}: a loss of {low:.3g} to {high:.3g}, too wide to use",
-            f"limits within a factor of {WIDEST:g}",
-            "Ask for a size nearer to the runs, or add runs nearer to it: `scalelab sweep "
-            "adaptive` chooses them.",
-        )
+    if not high / low <= WIDEST:
+        raise _too_wide(request, found, values, low, high)
     return Forecast(
         asked=request.text,
         allocation=allocation,
@@ -188,31 +114,80 @@ def _forecast(found: AveragedFit, request: Request, fitted: FittedRange, level: 
 
 
 def _optimal_sizes(
-    found: Optimum, given: str, value: float, flops: float, level: float
+    found: AveragedFit, request: Request, given: str, value: float, flops: float, level: float
 ) -> dict[str, Interval]:
     """Return N and D with intervals.
 
-    Where N or D is given, the error of log N_opt at the compute becomes one of the other size: with
-    N_opt near C^0.5, an error of x in log N_opt is one of 2 x in log C at a given N.
+    Where N or D is given, an error x of log N_opt at the compute is one of x / a in log C at a
+    given N, and of x / b at a given D: the frontier has the local exponents a and b = 1 - a.
     """
-    size = found.interval(level)
+    at = optima(found, np.array([flops]))
+    if not at.is_inside[0]:
+        raise NotIdentifiedError(
+            f"--predict {request.text!r}: the runs show no compute-optimal N and D there",
+            "runs on both sides of the best N at one compute or more",
+            f"Give both N and D, or add runs of several sizes at one compute, for example "
+            f"`scalelab sweep isoflop --budgets {format_flops(_budget(found))}`.",
+        )
+    low_n, high_n = (float(limit[0]) for limit in at.n_limits(level))
+    size = Interval(value=float(at.n_params[0]), low=low_n, high=high_n)
     if given == "flops":
-        return {
-            "n_params": size,
-            "n_tokens": Interval(
-                value=tokens_at_6nd(flops, size.value),
-                low=tokens_at_6nd(flops, size.high),
-                high=tokens_at_6nd(flops, size.low),
-            ),
-        }
+        return {"n_params": size, "n_tokens": tokens_of(size, flops)}
+    points = frontier_points(found, [flops], level)
+    a = points[0].a.value if points else 0.5
+    slope = max(a if given == "n_params" else 1 - a, LEAST_SLOPE)
+    other = tokens_at_6nd(flops, value)
+    # The given N is the N_opt of a larger compute where N_opt is smaller than expected.
+    ratios = ((size.value / size.high) ** (1 / slope), (size.value / size.low) ** (1 / slope))
+    low, high = ratios if given == "n_params" else (1 / ratios[1], 1 / ratios[0])
     exact = Interval(value=value, low=value, high=value)
-    other = flops / 6 / value
-    low, high = (size.value / size.high) ** 2, (size.value / size.low) ** 2
-    if given == "n_tokens":
-        low, high = 1 / high, 1 / low
     free = Interval(value=other, low=other * min(low, 1.0), high=other * max(high, 1.0))
     return (
         {"n_params": exact, "n_tokens": free}
         if given == "n_params"
         else {"n_params": free, "n_tokens": exact}
+    )
+
+
+def _budget(found: AveragedFit) -> float:
+    """Return a compute in the middle of the runs, in logs."""
+    n_params, n_tokens = found.rows.columns["n_params"], found.rows.columns["n_tokens"]
+    return float(np.exp(np.log(train_flops_6nd(n_params, n_tokens)).mean()))
+
+
+def _no_split(request: Request, line: Line) -> NotIdentifiedError:
+    return NotIdentifiedError(
+        f"--predict {request.text!r}: the runs lie on {line.describe()}, which shows no "
+        "compute-optimal N and D",
+        "N and D of a run on that line",
+        f"Give both N and D, or add runs off the line, for example {line.added()}.",
+    )
+
+
+def _off_line(request: Request, line: Line, values: dict[str, float]) -> NotIdentifiedError:
+    distance = line.distance(values["n_params"], values["n_tokens"])
+    # All runs at one point have no spread to measure by.
+    far = "" if distance > 1e6 else f" by {distance:.2g} times their spread along it"
+    return NotIdentifiedError(
+        f"--predict {request.text!r}: the runs lie on {line.describe()}, and N = "
+        f"{format_quantity(values['n_params'])}, D = {format_quantity(values['n_tokens'])} is off "
+        f"it{far}",
+        "a run on that line",
+        f"Ask for a run on the line, or add runs off it, for example {line.added()}.",
+    )
+
+
+def _too_wide(
+    request: Request, found: AveragedFit, values: dict[str, float], low: float, high: float
+) -> NotIdentifiedError:
+    """Return the error with a run halfway, in logs, from the nearest run to the request."""
+    rows = np.log(np.stack([found.rows.columns[name] for name in ("n_params", "n_tokens")]))
+    asked = np.log([[values["n_params"]], [values["n_tokens"]]])
+    nearest = rows[:, [int(((rows - asked) ** 2).sum(axis=0).argmin())]]
+    N, D = np.exp((nearest + asked) / 2)[:, 0]
+    return NotIdentifiedError(
+        f"--predict {request.text!r}: a loss of {low:.3g} to {high:.3g}, too wide to use",
+        f"limits within a factor of {WIDEST:g}",
+        "Ask for a size nearer to the runs, or add runs nearer to it, for example "
+        f"N={format_quantity(float(N))},D={format_quantity(float(D))}.",
     )

@@ -6,14 +6,16 @@ question that people ask: a larger model, more tokens, more compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, ScalelabError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.outcome import ParametricFit
+from scalelab.fit.outcome import ParametricFit, Prediction
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.select import columns_of
 from scalelab.forecast.allocate import AVERAGED, FORECASTERS
@@ -27,6 +29,17 @@ MOST_LEFT_OUT = 0.4
 MIN_ROWS_LEFT = 8
 LEVEL = 0.9
 N_REPLICATES = 300
+
+
+class Predictor(Protocol):
+    """A fit or a forecaster: it predicts its target with intervals."""
+
+    @property
+    def target(self) -> str:
+        """Column that it predicts."""
+
+    def predict(self, columns: Mapping[str, FloatArray], level: float) -> Prediction:
+        """Return predictions at m points."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +109,7 @@ def backtest(
     return tuple(_score(rows, table, cut, name, level) for cut in found for name in forecasters)
 
 
-def score(found: ParametricFit | AveragedFit, held: Observations, level: float = LEVEL) -> Holdout:
+def score(found: Predictor, held: Observations, level: float = LEVEL) -> Holdout:
     """Return how well a fit predicts rows that were not fitted."""
     columns = columns_of(held)
     predicted = found.predict(columns, level=level)

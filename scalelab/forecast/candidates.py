@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
+from scalelab.errors import ScalelabError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.decision import (
     GRAMS_PER_KG,
@@ -30,10 +32,16 @@ def candidate_of(
     model: SizePool,
     n_tokens: float,
     target: float | None,
+    beside: Forecaster | None = None,
 ) -> Candidate:
     """Return a model trained on ``n_tokens``, with its loss, costs and exceeded limits."""
     n_params = float(model.n_params[0])
-    value, low, high, miss = source.loss(n_params, n_tokens, limits.unique_tokens, target)
+    other = None
+    if beside is not None and beside.name != source.name:
+        # The answer does not depend on the law beside it.
+        with contextlib.suppress(ScalelabError):
+            other = beside.run(n_params, n_tokens, limits.unique_tokens, None)[0]
+    value, low, high, miss = source.run(n_params, n_tokens, limits.unique_tokens, target)
     per_token = float(model.flops_per_token[0])
     flops = per_token * n_tokens
     total = flops + SERVING_SHARE * per_token * deployment.inference_tokens
@@ -64,6 +72,7 @@ def candidate_of(
         low=low,
         high=high,
         miss=miss,
+        law_loss_nats=other,
         costs=costs,
         broken=broken,
         shape=None if model.shapes is None else model.shapes[0].label(),

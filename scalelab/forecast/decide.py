@@ -25,9 +25,8 @@ from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.candidates import binding, candidate_of, front, repeated
 from scalelab.forecast.decision import LIMIT_OPTIONS, Candidate, Decision, Deployment, Limits
-from scalelab.forecast.forecaster import Forecaster, law_loss
+from scalelab.forecast.forecaster import Forecaster, check_decides
 from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
-from scalelab.theory.laws import Law
 from scalelab.units import format_flops, format_quantity, parse_quantity
 
 Point = tuple[SizePool, float]
@@ -53,6 +52,7 @@ def decide(
     named: Sequence[tuple[float, float]] = (),
     target_loss: float | None = None,
     shapes: SizePool | None = None,
+    beside: Forecaster | None = None,
 ) -> Decision:
     """Return the best model and alternatives.
 
@@ -67,6 +67,8 @@ def decide(
         Loss to reach, nats, for the probability of missing it.
     shapes : SizePool, optional
         Real shapes to choose among; default: any size, with C = 6 N D.
+    beside : Forecaster, optional
+        Another forecaster, whose loss each candidate has too.
 
     Raises
     ------
@@ -79,7 +81,8 @@ def decide(
             "a loss above 0 nats",
             "Use --target-loss 2.1.",
         )
-    search = _Search(law=source.law, deployment=deployment, shapes=shapes)
+    check_decides(source)
+    search = _Search(source=source, deployment=deployment, shapes=shapes)
     if named:
         points = [(search.sized(n), d) for n, d in named]
     else:
@@ -92,7 +95,9 @@ def decide(
             *search.neighbours(chosen, within),
             *search.cheaper(chosen, within),
         ]
-    candidates = tuple(candidate_of(source, limits, deployment, *p, target_loss) for p in points)
+    candidates = tuple(
+        candidate_of(source, limits, deployment, *p, target_loss, beside) for p in points
+    )
     feasible = [candidate for candidate in candidates if candidate.is_feasible]
     relaxed: dict[str, float] = {}
     if named:
@@ -114,6 +119,7 @@ def decide(
         binding=binding(limits, best, relaxed),
         relaxed=relaxed,
         warnings=tuple(warned),
+        forecaster=source.name,
     )
 
 
@@ -129,7 +135,7 @@ def parse_candidate(text: str) -> tuple[float, float]:
 class _Search:
     """The search for the best model under limits, over all sizes or over real shapes."""
 
-    law: Law
+    source: Forecaster
     deployment: Deployment
     shapes: SizePool | None
 
@@ -161,7 +167,7 @@ class _Search:
             )
         is_possible = np.isfinite(most)
         allowed = pool.at(np.flatnonzero(is_possible))
-        losses = law_loss(self.law, allowed.n_params, most[is_possible], limits.unique_tokens)
+        losses = self.source.losses(allowed.n_params, most[is_possible], limits.unique_tokens)
         i = int(losses.argmin())
         if self.shapes is not None:
             return allowed.at([i]), float(most[is_possible][i])
@@ -174,9 +180,8 @@ class _Search:
             grid = np.linspace(grid[0], grid[-1], REFINEMENT_SIZES)
             pool = continuum(np.exp(grid))
             most = most_tokens(pool, limits, self.deployment)
-            losses = law_loss(
-                self.law, pool.n_params, np.nan_to_num(most, nan=1.0), limits.unique_tokens
-            )
+            tokens = np.nan_to_num(most, nan=1.0)
+            losses = self.source.losses(pool.n_params, tokens, limits.unique_tokens)
             losses[~np.isfinite(most)] = math.inf
             k = int(losses.argmin())
             if losses[k] < loss:
@@ -188,7 +193,7 @@ class _Search:
     def loss(self, model: Point, limits: Limits) -> float:
         """Return the predicted loss of a model."""
         tokens = np.array([model[1]])
-        return float(law_loss(self.law, model[0].n_params, tokens, limits.unique_tokens)[0])
+        return float(self.source.losses(model[0].n_params, tokens, limits.unique_tokens)[0])
 
     def smallest_sufficient(self, full: Point, limits: Limits) -> Point:
         """Return the best model of the smallest compute with nearly the loss of ``full``.

@@ -8,6 +8,7 @@ from typing import Any
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
+from scalelab.forecast.allocate import LAW
 from scalelab.theory.hardware import (
     STATED_UTILISATION,
     WORLD_GRAMS_PER_KWH,
@@ -151,7 +152,7 @@ class Candidate:
         Training compute: 6 N D, or exact for a real shape.
     loss_nats : float
     low, high : float or None
-        Confidence interval of the law; None for a published law without replicates.
+        Confidence interval of the loss; None for a published law without replicates.
     miss : float or None
         Probability that a new run misses the target loss; None without a fit or a target.
     costs : dict
@@ -161,6 +162,8 @@ class Candidate:
         Limits that it exceeds.
     shape : str or None
         Layers, width and heads of a real shape.
+    law_loss_nats : float or None
+        What the fitted law predicts, if the averaged forecaster answers.
     """
 
     n_params: float
@@ -174,6 +177,7 @@ class Candidate:
     costs: dict[str, float | None]
     broken: tuple[str, ...]
     shape: str | None = None
+    law_loss_nats: float | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -196,6 +200,7 @@ class Candidate:
             "loss_nats": self.loss_nats,
             "low": self.low,
             "high": self.high,
+            "law_loss_nats": self.law_loss_nats,
             "miss_probability": self.miss,
             **self.costs,
             "is_feasible": self.is_feasible,
@@ -222,6 +227,8 @@ class Decision:
         Loss that 10 % more of each limit would save, nats.
     warnings : tuple of FitWarning
         Warnings about the answer.
+    forecaster : str
+        What predicts the losses: ``averaged`` or ``law``.
     """
 
     best: Candidate | None
@@ -230,12 +237,14 @@ class Decision:
     binding: tuple[str, ...]
     relaxed: dict[str, float]
     warnings: tuple[FitWarning, ...] = ()
+    forecaster: str = LAW
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab decide --json``."""
         return {
-            "schema": 1,
+            "schema": 2,
             "command": "decide",
+            "forecaster": self.forecaster,
             "best": None if self.best is None else self.best.to_dict(),
             "binding": list(self.binding),
             "relaxing_by_10_percent_saves_nats": self.relaxed,

@@ -1,7 +1,8 @@
 """The report of a fit: the frozen value behind the output as JSON, text, TeX and CSV.
 
-The parametric fit is the answer. Approaches 1 and 2, the held-out score, the forecasts and the
-warnings complete it. Other modules compute these parts.
+The fitted law has its own status and parameters. The forecasts are those of
+`FitReport.forecaster`: the averaged forecaster, or the law. Approaches 1 and 2, the held-out score
+and the warnings complete the report. Other modules compute these parts.
 """
 
 from __future__ import annotations
@@ -10,22 +11,30 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from scalelab.errors import EXIT_OK, NotIdentifiedError
 from scalelab.fit.against import Disagreement
 from scalelab.fit.envelope import EnvelopeFit
 from scalelab.fit.isoflop import IsoflopFit, PowerLaw
-from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
+from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, Status
 from scalelab.fit.parabola import CurveMinimum
 from scalelab.fit.select import Comparison
 from scalelab.fit.speedup import Speedup
-from scalelab.forecast.allocate import Forecast
+from scalelab.forecast.allocate import Forecast, Refusal
 from scalelab.forecast.averaged import AveragedFit
+from scalelab.forecast.averaged_optimum import FrontierPoint
+from scalelab.forecast.extrapolation import fitted_range
+from scalelab.forecast.forecaster import Forecaster, LawForecaster, answering, forecaster
 from scalelab.records.types import Observations
 
-SCHEMA = 1
+SCHEMA = 2
+LAW_ONLY = (
+    *("not_identified", "at_bound", "misfit", "approach", "edge", "off_centre", "drifting"),
+    "no_interval",
+)
+"""Beginnings of the codes of warnings that concern the fitted law, not the average of forms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,13 +87,20 @@ class FitReport:
     warnings : tuple of FitWarning
         Most serious first.
     forecasts : tuple of Forecast
-        Empty if the fit is not identified.
+        Answers of `forecaster` to the questions that the runs answer.
+    refusals : tuple of Refusal
+        The other questions, with the runs that would answer them.
+    law_forecasts : tuple of (Forecast or None)
+        What the fitted law says to each question of ``forecasts``; empty if it made them.
+    frontier : tuple of FrontierPoint
+        N_opt, D_opt and exponents of the averaged forecaster at 1, 10 and 100 times the largest
+        compute; empty without it, and where the runs do not determine them.
     holdout : Holdout or None
     comparison : Comparison or None
     speedup : Speedup or None
         Each if requested.
     averaged : AveragedFit or None
-        The averaged forecaster, if it made the forecasts.
+        The averaged forecaster; None if the law answers.
     """
 
     observations: Observations
@@ -98,17 +114,59 @@ class FitReport:
     disagreement: Disagreement | None = None
     warnings: tuple[FitWarning, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    law_forecasts: tuple[Forecast | None, ...] = ()
+    frontier: tuple[FrontierPoint, ...] = ()
     holdout: Holdout | None = None
     comparison: Comparison | None = None
     speedup: Speedup | None = None
     averaged: AveragedFit | None = None
 
     @property
+    def forecaster(self) -> Forecaster:
+        """What answers questions about other runs, with intervals of the report's level."""
+        return self.forecaster_at(self.level)
+
+    def forecaster_at(self, level: float) -> Forecaster:
+        """Return `forecaster` with intervals of another level."""
+        return answering(self.fit, self.averaged, fitted_range(self.observations), level)
+
+    @property
+    def law_forecaster(self) -> LawForecaster:
+        """The fitted law as a forecaster, beside the averaged one."""
+        return forecaster(self.fit, self.level, fitted_range(self.observations))
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether anything answers: the averaged forecaster, or an identified law."""
+        return self.averaged is not None or self.law_status != "not_identified"
+
+    @property
+    def answer_warnings(self) -> tuple[FitWarning, ...]:
+        """Warnings that concern the answers: not those of the law if it does not answer."""
+        if self.averaged is None:
+            return self.warnings
+        return tuple(each for each in self.warnings if not each.code.startswith(LAW_ONLY))
+
+    @property
+    def law_status(self) -> Status:
+        """State of the fitted law."""
+        return self.fit.status
+
+    @property
+    def status(self) -> Status:
+        """``ok`` if every question was answered, else ``not_identified``.
+
+        Without a question, the law is what was asked for.
+        """
+        if self.refusals or (not self.forecasts and self.law_status == "not_identified"):
+            return "not_identified"
+        return "ok"
+
+    @property
     def exit_code(self) -> int:
-        """0, or 4 if the rows do not determine the law and nothing else answered."""
-        has_answer = self.averaged is not None and len(self.forecasts) > 0
-        is_open = self.fit.status == "not_identified" and not has_answer
-        return NotIdentifiedError.exit_code if is_open else EXIT_OK
+        """0, or 4 if the status is ``not_identified``."""
+        return EXIT_OK if self.status == "ok" else NotIdentifiedError.exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab fit --json``; numbers at full precision."""
@@ -116,7 +174,8 @@ class FitReport:
         return {
             "schema": SCHEMA,
             "command": "fit",
-            "status": fit.status,
+            "status": self.status,
+            "law_status": self.law_status,
             "form": fit.form,
             "target": fit.law.target,
             "n_rows": fit.n_rows,
@@ -145,9 +204,16 @@ class FitReport:
             "minima": [{"value": m.value, "params": dict(m.params)} for m in fit.minima],
             "approaches": {"1": self._envelope_dict(), "2": self._isoflop_dict()},
             "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
-            "forecaster": "law" if self.averaged is None else "averaged",
+            "forecaster": self.forecaster.name,
             "forms": None if self.averaged is None else self.averaged.weights,
+            "frontier": None
+            if self.averaged is None
+            else [point.to_dict() for point in self.frontier],
             "predictions": [forecast.to_dict() for forecast in self.forecasts],
+            "law_predictions": None
+            if self.averaged is None
+            else [forecast and forecast.to_dict() for forecast in self.law_forecasts],
+            "refused": [asdict(refusal) for refusal in self.refusals],
             "holdout": self.holdout
             and {name: getattr(self.holdout, name) for name in Holdout.__dataclass_fields__},
             "compare": self.comparison and self.comparison.to_dict(),
@@ -206,6 +272,13 @@ class FitReport:
         for kind, group in (("param", self.params), ("derived", self.derived)):
             for name, i in group.items():
                 writer.writerow((kind, name, *map(_digits, (i.value, i.low, i.high)), "", ""))
+        for point in self.frontier:
+            for name in ("n_params", "n_tokens", "a", "b"):
+                i = getattr(point, name)
+                where = f"{name} at C={point.flops:g}"
+                writer.writerow(
+                    ("frontier", where, *map(_digits, (i.value, i.low, i.high)), "", "")
+                )
         for f in self.forecasts:
             for name, size in (("n_params", f.n_params), ("n_tokens", f.n_tokens)):
                 if size is not None:
@@ -228,7 +301,7 @@ class FitReport:
             f"{_tex_text(self.fit.form)} form, {self.fit.n_rows} runs, {objective.loss} of the "
             f"{objective.residual} residual{delta if objective.loss == 'huber' else ''}; "
             f"{self.level:.0%} intervals from {self.fit.bootstrap.k} {self.fit.bootstrap.method} "
-            f"bootstrap replicates; status {_tex_text(self.fit.status)}."
+            f"bootstrap replicates; status {_tex_text(self.law_status)}."
         ).replace("%", "\\%")
         return "\n".join(
             [

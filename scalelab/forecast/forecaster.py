@@ -1,18 +1,42 @@
-"""Predictions for a decision: loss, confidence interval, probability of missing a target."""
+"""What answers questions about larger runs: the averaged forecaster, or one law.
+
+`is_averaged` decides between them, once for each fit; `FitReport.forecaster` is the result.
+Commands, page, report and decisions ask the `Forecaster` and do not distinguish its kinds.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import NotIdentifiedError, UsageError
-from scalelab.fit.outcome import ParametricFit, percentile_limits
+from scalelab.errors import NotIdentifiedError, ScalelabError, UsageError
+from scalelab.fit.outcome import ParametricFit, Prediction, percentile_limits
+from scalelab.forecast.allocate import (
+    AVERAGED,
+    LAW,
+    Forecast,
+    Refusal,
+    Request,
+    check_forecaster,
+    law_forecast,
+)
+from scalelab.forecast.averaged import AveragedFit
+from scalelab.forecast.averaged_forecast import UNIQUE, average_forecast
+from scalelab.forecast.averaged_optimum import flops_where
+from scalelab.forecast.bands import Bands, averaged_bands, frontier_bands
+from scalelab.forecast.extrapolation import FittedRange
+from scalelab.forecast.line import line_of
+from scalelab.forecast.paths import paths_of
+from scalelab.theory.accounting import tokens_at_6nd
 from scalelab.theory.laws import Farseer, Gamma, Kaplan, Law, Overtraining
 from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
-from scalelab.theory.laws.data_constrained import DataConstrained
+from scalelab.theory.laws.data_constrained import DataConstrained, log_worth
 
 R_D, R_N = 15.387756, 5.309743
 """Half-lives of repeated data and excess parameters, Muennighoff et al. 2023, section 5."""
@@ -20,28 +44,154 @@ TRADE_OFF_FORMS = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Ka
 """Forms with a trade-off between N and D."""
 REPETITION_FORMS = (Chinchilla, TiedExponents, DataConstrained)
 """Forms with a published or fitted discount of repeated tokens."""
+LOSS = "loss_nats"
+AVERAGED_COLUMNS = {"n_params", "n_tokens", "flops", UNIQUE}
+"""Columns that the averaged forecaster knows; a form of other columns answers by itself."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Forecaster:
-    """A law, with the fit and its replicates if it is not a published one.
+class Forecaster(Protocol):
+    """Answers questions about runs that were not trained."""
+
+    @property
+    def name(self) -> str:
+        """``averaged`` or ``law``."""
+
+    @property
+    def label(self) -> str:
+        """The forecaster in plain words."""
+
+    @property
+    def target(self) -> str:
+        """Column that it predicts."""
+
+    @property
+    def level(self) -> float:
+        """Level of its intervals."""
+
+    def predict(self, columns: Mapping[str, FloatArray], level: float) -> Prediction:
+        """Return predictions at m points."""
+
+    def forecast(self, request: Request) -> Forecast:
+        """Return the answer to one request; NotIdentifiedError if the runs do not give it."""
+
+    def bands(self, flops: FloatArray) -> Bands | None:
+        """Return the compute-optimal frontier, or None where the runs do not determine it."""
+
+    def losses(self, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
+        """Return the losses of k models on d tokens, of which ``unique`` are distinct."""
+
+    def run(
+        self, n_params: float, n_tokens: float, unique: float | None, target: float | None
+    ) -> tuple[float, float | None, float | None, float | None]:
+        """Return loss, its confidence interval, and the probability of a loss above a target."""
+
+
+def is_averaged(name: str | None, law: type[Law]) -> bool:
+    """Return whether the averaged forecaster answers for a fit of this form.
+
+    Parameters
+    ----------
+    name : str or None
+        The forecaster that the user named. None: averaged where it applies.
+    law : type of Law
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown, or the averaged forecaster does not know the form's columns.
+    """
+    if name is not None:
+        check_forecaster(name)
+    columns = set(law.columns)
+    applies = law.target == LOSS and {"n_params", "n_tokens"} <= columns <= AVERAGED_COLUMNS
+    if name == AVERAGED and not applies:
+        raise UsageError(
+            f"the averaged forecaster with the form {law.name} of {', '.join(law.columns)}",
+            "a form of n_params and n_tokens",
+            "Use --forecaster law, or --form chinchilla.",
+        )
+    return applies and name != LAW
+
+
+def ask(
+    source: Forecaster, requests: Sequence[Request]
+) -> tuple[tuple[Forecast, ...], tuple[Refusal, ...]]:
+    """Return the forecasts of the requests that the runs answer, and a refusal for each other."""
+    answers, refusals = [], []
+    for each in requests:
+        try:
+            answers.append(source.forecast(each))
+        except NotIdentifiedError as error:
+            refusals.append(
+                Refusal(asked=each.text, given=error.given, allowed=error.allowed, do=error.do)
+            )
+    return tuple(answers), tuple(refusals)
+
+
+def beside(law: Forecaster, asked: Sequence[Request]) -> tuple[Forecast | None, ...]:
+    """Return what a law says to each request; None where it has no answer."""
+    found: list[Forecast | None] = []
+    for each in asked:
+        try:
+            found.append(law.forecast(each))
+        except ScalelabError:
+            found.append(None)
+    return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LawForecaster:
+    """One law, with the fit and its replicates if it is not a published one.
 
     Attributes
     ----------
     law : Law
-        With N and D as columns.
-    replicates : tuple of Law
+        The law; tied exponents are written as two equal ones.
     fit : ParametricFit or None
-        Source of the noise of new runs; None for a published law.
+        Source of replicates and of the noise of new runs; None for constants alone.
+    fitted : FittedRange or None
+        Ranges of the fitted runs; None if they are not known.
     level : float
     """
 
     law: Law
-    replicates: tuple[Law, ...] = ()
     fit: ParametricFit | None = None
+    fitted: FittedRange | None = None
     level: float = 0.9
+    name = LAW
 
-    def loss(
+    @property
+    def label(self) -> str:
+        """The law in plain words."""
+        return f"{self.law.name if self.fit is None else self.fit.form} law"
+
+    @property
+    def target(self) -> str:
+        """Column that the law predicts."""
+        return self.law.target
+
+    @cached_property
+    def replicates(self) -> tuple[Law, ...]:
+        """Laws of the replicates."""
+        return () if self.fit is None else tuple(map(untied, self.fit.replicate_laws()))
+
+    def predict(self, columns: Mapping[str, FloatArray], level: float) -> Prediction:
+        """Return predictions at m points."""
+        return self._identified().predict(columns, level=level)
+
+    def forecast(self, request: Request) -> Forecast:
+        """Return the answer to one request."""
+        return law_forecast(self._identified(), request, fitted=self.fitted, level=self.level)
+
+    def bands(self, flops: FloatArray) -> Bands | None:
+        """Return the compute-optimal frontier with bootstrap bands."""
+        return None if self.fit is None else frontier_bands(self.fit, flops, self.level)
+
+    def losses(self, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
+        """Return the losses of k models on d tokens, of which ``unique`` are distinct."""
+        return law_loss(self.law, n, d, unique)
+
+    def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
     ) -> tuple[float, float | None, float | None, float | None]:
         """Return the loss of one run, its confidence interval, and the probability of a miss.
@@ -72,9 +222,117 @@ class Forecaster:
             miss = None if math.isnan(share) else share
         return value, low, high, miss
 
+    def _identified(self) -> ParametricFit:
+        if self.fit is None or self.fit.status == "not_identified":
+            raise _not_identified()
+        return self.fit
 
-def forecaster(found: ParametricFit | Law, level: float = 0.9) -> Forecaster:
-    """Return the forecaster of a fit or of a published law.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AveragedForecaster:
+    """The average of several forms, with its ranges and the level of its intervals."""
+
+    found: AveragedFit
+    fitted: FittedRange
+    level: float = 0.9
+    name = AVERAGED
+    target = LOSS
+
+    @property
+    def label(self) -> str:
+        """The forecaster in plain words."""
+        forms = [name for name, weight in self.found.weights.items() if weight >= SHOWN_WEIGHT]
+        return f"average of {len(forms)} forms" if len(forms) > 1 else f"{forms[0]} with misfit"
+
+    def predict(self, columns: Mapping[str, FloatArray], level: float) -> Prediction:
+        """Return predictions at m points."""
+        return self.found.predict(columns, level)
+
+    def forecast(self, request: Request) -> Forecast:
+        """Return the answer to one request."""
+        return average_forecast(self.found, request, fitted=self.fitted, level=self.level)
+
+    def bands(self, flops: FloatArray) -> Bands | None:
+        """Return the compute-optimal frontier with bands of joint draws."""
+        return averaged_bands(self.found, flops, self.level)
+
+    def losses(self, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
+        """Return the expected losses of k models; quick, for a search."""
+        line = line_of(self.found.rows)
+        if line is not None:
+            raise NotIdentifiedError(
+                f"a search over N and D from runs that lie on {line.describe()}",
+                "runs that spread over N and D",
+                f"Name candidates on that line, or add runs off it, for example {line.added()}.",
+            )
+        return np.exp(paths_of(self.found).mean(self._columns(n, d, unique)))
+
+    def run(
+        self, n_params: float, n_tokens: float, unique: float | None, target: float | None
+    ) -> tuple[float, float | None, float | None, float | None]:
+        """Return loss, its confidence interval, and the probability of a loss above a target."""
+        line = line_of(self.found.rows)
+        if line is not None and not line.has(n_params, n_tokens):
+            raise NotIdentifiedError(
+                f"a candidate off the runs, which lie on {line.describe()}",
+                "a candidate on that line",
+                f"Add runs off the line, for example {line.added()}.",
+            )
+        at = self._columns(np.array([n_params]), np.array([n_tokens]), unique)
+        mixture = self.found.at(at)
+        tails = ((1 - self.level) / 2, 0.5, (1 + self.level) / 2)
+        low, value, high = (float(np.exp(mixture.quantile(q)[0])) for q in tails)
+        miss = None
+        if target is not None:
+            below = mixture.probability_below(np.log([target]), is_new_run=True)
+            miss = 1 - float(below[0])
+        return value, low, high, miss
+
+    def _columns(self, n: FloatArray, d: FloatArray, unique: float | None) -> dict[str, FloatArray]:
+        """Return N and D, discounted for repeats unless the rows show what repeats are worth."""
+        if unique is None:
+            return {"n_params": n, "n_tokens": d}
+        distinct = np.minimum(unique, d)
+        if UNIQUE in self.found.rows.columns:
+            return {"n_params": n, "n_tokens": d, UNIQUE: distinct}
+        # Muennighoff et al. 2023, section 3: the parameters that the distinct tokens call for.
+        called_for = np.minimum(n, _optimal_params(self.found, unique, self.fitted.flops))
+        return {
+            "n_params": called_for * np.exp(log_worth(np.log(n / called_for), np.log(R_N))),
+            "n_tokens": distinct * np.exp(log_worth(np.log(d / distinct), np.log(R_D))),
+        }
+
+
+SHOWN_WEIGHT = 0.005
+"""Weight from which a form of the average is named."""
+
+
+@lru_cache(maxsize=64)
+def _optimal_params(found: AveragedFit, n_tokens: float, start: float) -> float:
+    """Return the N for which these tokens are compute-optimal."""
+    return float(tokens_at_6nd(flops_where(found, "n_tokens", n_tokens, start), n_tokens))
+
+
+def forecaster(
+    found: ParametricFit | Law, level: float = 0.9, fitted: FittedRange | None = None
+) -> LawForecaster:
+    """Return the forecaster of a fitted, saved or published law."""
+    if isinstance(found, Law):
+        return LawForecaster(law=untied(found), level=level, fitted=fitted)
+    return LawForecaster(law=untied(found.law), fit=found, level=level, fitted=fitted)
+
+
+def answering(
+    fit: ParametricFit, averaged: AveragedFit | None, fitted: FittedRange, level: float
+) -> Forecaster:
+    """Return what answers for a fit: the averaged forecaster if there is one, else the law."""
+    if averaged is not None:
+        return AveragedForecaster(found=averaged, fitted=fitted, level=level)
+    return forecaster(fit, level, fitted)
+
+
+def check_decides(source: Forecaster) -> None:
+    """Raise unless a forecaster can compare N and D.
 
     Raises
     ------
@@ -83,28 +341,29 @@ def forecaster(found: ParametricFit | Law, level: float = 0.9) -> Forecaster:
     UsageError
         If its form has no trade-off between N and D.
     """
-    if isinstance(found, Law):
-        return Forecaster(law=_usable(found), level=level)
-    if found.status == "not_identified":
-        raise NotIdentifiedError(
-            "a fit that is not identified",
-            "rows that determine the law",
-            "Run `scalelab fit`: its warnings name the missing runs.",
+    if not isinstance(source, LawForecaster):
+        return
+    if source.fit is not None and source.fit.status == "not_identified":
+        raise _not_identified()
+    if not isinstance(source.law, TRADE_OFF_FORMS):
+        names = ", ".join(form.name for form in (TiedExponents, *TRADE_OFF_FORMS))
+        raise UsageError(
+            f"form {source.law.name}",
+            f"a form with a trade-off between N and D: {names}",
+            "Use --form chinchilla.",
         )
-    laws = [_usable(law) for law in (found.law, *found.replicate_laws())]
-    return Forecaster(law=laws[0], replicates=tuple(laws[1:]), fit=found, level=level)
 
 
-def _usable(law: Law) -> Law:
-    if isinstance(law, TiedExponents):
-        return law.untied()
-    if isinstance(law, TRADE_OFF_FORMS):
-        return law
-    names = ", ".join(form.name for form in (TiedExponents, *TRADE_OFF_FORMS))
-    raise UsageError(
-        f"form {law.name}",
-        f"a form with a trade-off between N and D: {names}",
-        "Use --form chinchilla.",
+def untied(law: Law) -> Law:
+    """Return a law with tied exponents as one with two equal exponents; other laws as they are."""
+    return law.untied() if isinstance(law, TiedExponents) else law
+
+
+def _not_identified() -> NotIdentifiedError:
+    return NotIdentifiedError(
+        "a fit that is not identified",
+        "rows that determine the law",
+        "Run `scalelab fit`: its warnings name the missing runs.",
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
 from scalelab.forecast.posterior import NOISE_GROWTH, FormPosterior, Points, distances, matern
@@ -91,6 +91,13 @@ class Component:
         inner = solve_triangular(root, self.slope.T @ scaled, lower=True)
         own = solve_triangular(root, self.slope.T @ (self.y / diagonal), lower=True)
         return scaled.T @ self.y - inner.T @ own, turned.T @ scaled - inner.T @ inner
+
+    def inverse_of_rows(self, y: FloatArray) -> FloatArray:
+        """Return the inverse covariance of the whitened rows times y, shape (m, k)."""
+        diagonal, root = self._roots()
+        scaled = self.slope / diagonal[:, None]
+        along = cho_solve((root, True), scaled.T @ y)
+        return np.asarray(y / diagonal[:, None] - scaled @ along)
 
     def _roots(self) -> tuple[FloatArray, FloatArray]:
         """Return the diagonal of misfit and noise, and the root of the form's part (Woodbury)."""

@@ -142,7 +142,7 @@ def _register(results: Path, sweep: str, name: str, questions: list[str]) -> Pat
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.parametric import fit_parametric
     from scalelab.forecast.allocate import parse_request
-    from scalelab.forecast.averaged_forecast import average_forecasts
+    from scalelab.forecast.averaged_forecast import average_forecast
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.registered import registration
     from scalelab.forecast.size_column import fit_counts
@@ -152,11 +152,10 @@ def _register(results: Path, sweep: str, name: str, questions: list[str]) -> Pat
 
     rows = read_results(results, sweep, ReadOptions()).observations
     averaged = fit_counts(rows)
-    forecasts = average_forecasts(
-        averaged,
-        [parse_request(each) for each in questions],
-        fitted=fitted_range(rows),
-        level=LEVEL,
+    span = fitted_range(rows)
+    forecasts = tuple(
+        average_forecast(averaged, parse_request(each), fitted=span, level=LEVEL)
+        for each in questions
     )
     law = fit_parametric(rows, bootstrap=BootstrapSpec(k=0))
     made = registration(name, law, averaged, rows, forecasts, begun_runs(results))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.arrays import FloatArray
+from scalelab.forecast.bands import surface
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
 from scalelab.units import format_flops, format_quantity, plural
@@ -26,7 +27,7 @@ LEVELS = 9
 
 
 def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: Look = LIGHT) -> Any:
-    """Return N_opt and D_opt against compute: approach 2 as points, approach 3 as line and band."""
+    """Return N_opt and D_opt against compute: approach 2 as points, frontier with band."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
@@ -40,15 +41,15 @@ def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: L
         name = PARAMS if axis == "n_params" else TOKENS
         seen = [getattr(rows, axis)] if bands is None else [getattr(bands, axis)]
         figure.update_yaxes(**draw.log_axis(seen, sizes=True), title_text=name, row=row, col=1)
-    approach_3 = ", the frontier of approach 3 with its bootstrap band."
+    frontier = ", and the compute-optimal frontier with its band."
     if bands is None:
-        approach_3 = ". Approach 3 has no frontier yet."
+        frontier = ". There is no frontier yet."
     draw.finish(
         figure,
         look,
         alt=(
             "Compute-optimal parameters and tokens against compute: "
-            f"{len(budgets)} minima of approach 2{approach_3}"
+            f"{len(budgets)} minima of approach 2{frontier}"
         ),
         height=620,
     )
@@ -63,13 +64,14 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
     """Return contours of the loss over N and D, with the runs and the compute-optimal frontier."""
     import plotly.graph_objects as go
 
-    rows, law = report.observations, report.fit.law
-    if report.fit.status == "not_identified" or set(law.columns) != {"n_params", "n_tokens"}:
-        return draw.empty(look, "No surface over N and D: the fit does not determine it.")
+    rows = report.observations
     span_n, span_d = _widened(rows.n_params), _widened(rows.n_tokens)
     x, y = np.geomspace(*span_n, GRID), np.geomspace(*span_d, GRID)
     n_params, n_tokens = np.meshgrid(x, y)
-    loss = law.loss({"n_params": n_params.ravel(), "n_tokens": n_tokens.ravel()}).reshape(GRID, -1)
+    losses = surface(report, n_params.ravel(), n_tokens.ravel())
+    if losses is None:
+        return draw.empty(look, "No surface over N and D: the runs do not determine it.")
+    loss = losses.reshape(GRID, -1)
     levels = np.linspace(loss.min(), np.quantile(loss, 0.9), LEVELS + 1)[1:]
     start, end, step = float(levels[0]), float(levels[-1]), float(levels[1] - levels[0])
     figure = go.Figure(
@@ -97,8 +99,8 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
         figure,
         look,
         alt=(
-            f"Contours of the fitted loss over parameters and tokens, {plural(len(rows), 'run')}, "
-            "and the compute-optimal frontier."
+            "Contours of the predicted loss over parameters and tokens, "
+            f"{plural(len(rows), 'run')}, and the compute-optimal frontier."
         ),
         x=PARAMS,
         y=TOKENS,
@@ -134,7 +136,7 @@ def _name_contours(
 
 
 def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> None:
-    name, place = "approach 3", {"row": row, "col": 1}
+    name, place = "compute-optimal frontier", {"row": row, "col": 1}
     flops, value = bands.flops, getattr(bands, axis)
     low, high = getattr(bands, f"{axis}_low"), getattr(bands, f"{axis}_high")
     style = {"color": look.accent, "width": 2.2}

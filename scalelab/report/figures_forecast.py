@@ -45,7 +45,10 @@ def extrapolation(
     from scalelab.theory.accounting import train_flops_6nd
 
     if bands is None:
-        return draw.empty(look, "No forecast: the runs do not determine the law. See the Fit view.")
+        return draw.empty(
+            look,
+            "No frontier: the runs do not determine compute-optimal N and D. See the Fit view.",
+        )
     figure = go.Figure()
     rows = report.observations
     reached = train_flops_6nd(rows.n_params, rows.n_tokens)

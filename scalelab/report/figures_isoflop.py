@@ -33,7 +33,7 @@ def isoflop_curves(
     isoflop : IsoflopFit
         Approach 2, fitted to them.
     bands : Bands, optional
-        Compute-optimal frontier of approach 3, if it is known already.
+        Compute-optimal frontier, if it is known already.
     look : Look
     """
     import plotly.graph_objects as go
@@ -57,7 +57,7 @@ def isoflop_curves(
             n_params, loss = bands.n_params[inside], bands.loss[inside]
             style = {"color": look.accent, "width": 2, "dash": "dash"}
             hover = "frontier<br>N %{x}<br>loss %{y:.4f}"
-            draw.add_curve(figure, n_params, loss, style, "frontier, approach 3", hover)
+            draw.add_curve(figure, n_params, loss, style, "compute-optimal frontier", hover)
     sizes = np.concatenate([rows.n_params[iso.rows] for iso in drawn])
     left_out = len(isoflop.curves) - len(drawn)
     above = int((losses > top).sum())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from scalelab.forecast.bands import bands_between
@@ -18,7 +18,6 @@ from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
-    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport
 
 _STYLE = """
@@ -79,11 +78,11 @@ def _figures(fit: FitReport) -> Iterator[str]:
     yield "</section><section><h2>Compute-optimal N and D</h2>"
     yield _figure(figures.optima(fit.isoflop, bands, fit.observations), "optima")
     yield "</section></div>"
-    if fit.fit.status != "not_identified":
+    if fit.has_answer:
         yield "<h2>Loss over N and D</h2>"
         yield _figure(figures.contours(fit, bands), "contours")
         yield "<h2>Extrapolation</h2>"
-        yield from _forecasts(fit.forecasts)
+        yield from _forecasts(fit)
         farthest = max((each.flops for each in fit.forecasts if each.flops), default=100 * high)
         extended = bands_between(fit, low / 2, 3 * max(farthest, high))
         drawn = figures_forecast.extrapolation(fit, extended, fit.forecasts)
@@ -103,8 +102,11 @@ def _figures(fit: FitReport) -> Iterator[str]:
 
 
 def exponents(report: FitReport) -> list[tuple[str, Interval]]:
-    """Return the exponent a of each approach that has one, approach 3 first."""
+    """Return the exponent a of the average, if it answers, and of each approach that has one."""
     found = []
+    if report.frontier:
+        near = report.frontier[0]
+        found.append((f"{report.forecaster.label}, at {format_flops(near.flops)}", near.a))
     a = report.derived.get("a")
     if a is not None and report.fit.status != "not_identified":
         found.append((f"approach 3, {report.fit.form}", a))
@@ -133,14 +135,24 @@ def _figure(figure: Any, name: str) -> str:
 
 def _cards(report: FitReport) -> Iterator[str]:
     yield '<div class="cards">'
-    if report.fit.status == "not_identified":
+    if report.law_status == "not_identified":
         yield (
-            '<div class="card">status<b>not identified</b><span class="faint">these runs do not '
-            "determine the law; do not use its numbers</span></div></div>"
+            '<div class="card">fitted law<b>not identified</b><span class="faint">these runs do '
+            "not determine the law; do not use its numbers</span></div>"
         )
-        return
-    names = {"a": "exponent a of N_opt", "b": "exponent b of D_opt", "E": "irreducible loss E"}
-    both = {**report.params, **report.derived}
+        names, both = {}, {}
+    else:
+        names = {"a": "exponent a of N_opt", "b": "exponent b of D_opt", "E": "irreducible loss E"}
+        names = {name: f"{words}, {report.fit.form} law" for name, words in names.items()}
+        both = {**report.params, **report.derived}
+    if report.frontier:
+        near = report.frontier[0]
+        for name, slope in (("a of N_opt", near.a), ("b of D_opt", near.b)):
+            yield (
+                f'<div class="card">exponent {name}, {html.escape(report.forecaster.label)}'
+                f'<b>{slope.value:.3f}</b><span class="faint">'
+                f"{_limits(slope, '{:.3f}', report.level)}</span></div>"
+            )
     for name, words in names.items():
         interval = both.get(name)
         if interval is not None and math.isfinite(interval.value):
@@ -183,16 +195,25 @@ def _parameters(report: FitReport) -> Iterator[str]:
     yield "</table>"
 
 
-def _forecasts(forecasts: Sequence[Forecast]) -> Iterator[str]:
-    if not forecasts:
+def _forecasts(report: FitReport) -> Iterator[str]:
+    for refusal in report.refusals:
+        yield (
+            f'<p class="warning"><b>No answer</b> to {html.escape(refusal.given)}. '
+            f"{html.escape(refusal.do)}</p>"
+        )
+    if not report.forecasts:
         return
-    share = f"{100 * forecasts[0].level:g} %"
+    share = f"{100 * report.level:g} %"
+    yield f'<p class="faint">By the {html.escape(report.forecaster.label)}.</p>'
+    laws = report.law_forecasts
+    beside = f"<th>{html.escape(report.fit.form)} law alone</th>" if laws else ""
     yield (
         "<table><tr><th>request</th><th>C, FLOP</th><th>N</th><th>D</th><th>loss, nats</th>"
         f"<th>{share} confidence interval</th><th>{share} prediction interval of a new run</th>"
-        "</tr>"
+        f"{beside}</tr>"
     )
-    for each in forecasts:
+    for i, each in enumerate(report.forecasts):
+        law = laws[i] if laws else None
         cells = (
             html.escape(each.asked),
             "" if each.flops is None else format_flops(each.flops),
@@ -203,6 +224,7 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Iterator[str]:
                 f"{low:.4f} to {high:.4f}" if math.isfinite(low + high) else "none"
                 for low, high in ((each.low, each.high), (each.pred_low, each.pred_high))
             ),
+            *([f"{law.loss_nats:.4f}" if law else "no answer"] if laws else []),
         )
         yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</table>"

@@ -18,8 +18,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
-from scalelab.fit.outcome import ParametricFit
-from scalelab.forecast.bands import frontier_bands
+from scalelab.forecast.bands import bands_between, surface
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_flops, format_quantity, plural
 
@@ -36,7 +35,7 @@ PANEL_INCHES = (6.2, 4.8)
 DPI, HTML_DPI = 150, 80
 INK, FAINT, FRONTIER = "#222222", "#9a9a9a", "#c0392b"
 CURVE_POINTS = 200
-BAND_STEP = 10
+BAND_POINTS = 40
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -114,7 +113,7 @@ def figure_of(report: FitReport) -> Figure:
         "n_tokens",
         "flops",
     }:
-        panels.append((f"{report.fit.form} law", draw_contours))
+        panels.append((report.forecaster.label, draw_contours))
     panels.append(("residuals", draw_residuals))
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width * len(panels), height), layout="constrained")
@@ -183,7 +182,7 @@ def as_img(figure: Figure) -> str:
 
 
 def draw_isoflop(axes: Axes, report: FitReport) -> None:
-    """Draw losses, parabola and minimum of each budget, and the frontier of approach 3."""
+    """Draw losses, parabola and minimum of each budget, and the compute-optimal frontier."""
     rows, curves = report.observations, report.isoflop.curves
     for curve, colour in zip(curves, shades(len(curves)), strict=True):
         minimum = curve.n_params
@@ -197,12 +196,10 @@ def draw_isoflop(axes: Axes, report: FitReport) -> None:
             if minimum.low is not None and minimum.high is not None:
                 axes.hlines(minimum.loss, minimum.low, minimum.high, color=INK, lw=1.1, zorder=3)
             axes.plot(minimum.value, minimum.loss, "D", ms=6, color=colour, mec=INK, mew=0.8)
-    if _has_frontier(report.fit):
-        budgets = np.array([curve.budget for curve in curves])
-        flops = np.geomspace(budgets.min() / 2, budgets.max() * 2, CURVE_POINTS)
-        n_params, n_tokens = report.fit.law.optimal(flops)
-        best = report.fit.law.loss({"n_params": n_params, "n_tokens": n_tokens, "flops": flops})
-        axes.plot(n_params, best, "--", lw=1.6, color=FRONTIER, label="frontier (approach 3)")
+    budgets = np.array([curve.budget for curve in curves])
+    bands = bands_between(report, budgets.min() / 2, budgets.max() * 2, BAND_POINTS)
+    if bands is not None:
+        axes.plot(bands.n_params, bands.loss, "--", lw=1.6, color=FRONTIER, label="compute-optimal")
     axes.set_xscale("log")
     losses = np.concatenate([rows.loss_nats[curve.rows] for curve in curves])
     low, high = losses.min(), np.quantile(losses, 0.98)
@@ -222,32 +219,26 @@ def draw_isoflop(axes: Axes, report: FitReport) -> None:
 
 def draw_contours(axes: Axes, report: FitReport) -> None:
     """Draw contours of the loss over N and D, the runs, and the compute-optimal frontier."""
-    rows, law = report.observations, report.fit.law
+    rows = report.observations
     span_n = _widened(rows.n_params)
     span_d = _widened(rows.n_tokens)
     n_params, n_tokens = np.meshgrid(np.geomspace(*span_n, 120), np.geomspace(*span_d, 120))
-    loss = law.loss(
-        {
-            "n_params": n_params.ravel(),
-            "n_tokens": n_tokens.ravel(),
-            "flops": train_flops_6nd(n_params.ravel(), n_tokens.ravel()),
-        }
-    ).reshape(n_params.shape)
-    levels = np.quantile(loss, np.linspace(0.02, 0.9, 9))
-    if np.all(np.diff(levels) > 0):
+    losses = surface(report, n_params.ravel(), n_tokens.ravel())
+    if losses is not None:
+        loss = losses.reshape(n_params.shape)
+        levels = np.quantile(loss, np.linspace(0.02, 0.9, 9))
+    if losses is not None and np.all(np.diff(levels) > 0):
         lines = axes.contour(
             n_params, n_tokens, loss, levels=levels, cmap="viridis_r", linewidths=0.9
         )
         axes.clabel(lines, fmt="%.2f", fontsize=7)
     axes.scatter(rows.n_params, rows.n_tokens, s=9, c=INK, alpha=0.5, linewidths=0, label="runs")
-    if _has_frontier(report.fit):
-        corners = train_flops_6nd(
-            np.array([span_n[0], span_n[1]]), np.array([span_d[0], span_d[1]])
-        )
-        flops = np.geomspace(corners[0], corners[1], CURVE_POINTS)
-        axes.plot(*law.optimal(flops), "--", lw=1.6, color=FRONTIER, label="compute-optimal")
-        bands = frontier_bands(report.fit, flops[::BAND_STEP], report.level)
-        if bands is not None and np.isfinite(bands.n_params_low).all():
+    corners = train_flops_6nd(np.array([span_n[0], span_n[1]]), np.array([span_d[0], span_d[1]]))
+    bands = bands_between(report, float(corners[0]), float(corners[1]), BAND_POINTS)
+    if bands is not None:
+        style: Any = {"ls": "--", "lw": 1.6, "color": FRONTIER, "label": "compute-optimal"}
+        axes.plot(bands.n_params, bands.n_tokens, **style)
+        if np.isfinite(bands.n_params_low).all():
             axes.fill_betweenx(
                 bands.n_tokens,
                 bands.n_params_low,
@@ -297,16 +288,6 @@ def draw_residuals(axes: Axes, report: FitReport) -> None:
     axes.set_ylim(-y_limit, y_limit)
     _name(axes, label, "predicted / observed - 1 (%)" if is_log else "predicted - observed")
     axes.legend(fontsize=7, loc="lower right", framealpha=0.85, edgecolor="none")
-
-
-def _has_frontier(fit: ParametricFit) -> bool:
-    if fit.status == "not_identified":
-        return False
-    try:
-        sizes = fit.law.optimal(np.array([fit.max_flops]))
-    except UsageError:
-        return False
-    return bool(np.isfinite(sizes).all())
 
 
 def _widened(values: FloatArray) -> tuple[float, float]:

@@ -58,7 +58,16 @@ def test_the_reference_has_its_42_rows():
 
 @pytest.mark.parametrize("row", reference_rows(), ids=name_of)
 def test_the_reference_optima_are_reached_from_the_command_line(run, tables, row):
-    words = ["fit", "--from", tables / row["file"], "--bootstrap", 0, "--json"]
+    words = [
+        "fit",
+        "--from",
+        tables / row["file"],
+        "--bootstrap",
+        0,
+        "--json",
+        "--forecaster",
+        "law",
+    ]
     words += ["--residual", row["residual"], "--loss", row["loss"]]
     if row["where_sql"]:
         words += ["--where", row["where_sql"]]
@@ -74,7 +83,7 @@ def test_the_reference_optima_are_reached_from_the_command_line(run, tables, row
     # A lower value than the reference's own digits would be another objective.
     assert found["objective"]["value"] >= float(row["objective_sum"]) * (1 - 1e-9)
     if runs_to_zero:
-        assert found["status"] == "not_identified"
+        assert found["status"] == found["law_status"] == "not_identified"
         assert found["predictions"] == []
     else:
         assert not row["note"]
@@ -87,6 +96,7 @@ def test_the_optimum_at_chinchillas_compute(run, tables):
     """N_opt and D_opt of the published table's row 4, at 5.76e23 FLOP."""
     words = ["--from", tables / "chinchilla" / "data.csv"]
     words += ["--where", "excluded_besiroglu=0", "--predict", "C=5.76e23", "--bootstrap", 0]
+    words += ["--forecaster", "law"]
     out, _ = run("fit", *words, "--json")
     (found,) = json.loads(out)["predictions"]
     assert found["n_params"] == pytest.approx(73.19e9, rel=1e-4)
@@ -97,11 +107,15 @@ def test_the_optimum_at_chinchillas_compute(run, tables):
 def test_the_first_line_is_the_answer(run, file):
     out, err = run("fit", "--from", file, "--predict", "N=1e9", "--bootstrap", 50)
     first = out.splitlines()[0]
-    assert first.startswith("N 1B on D ")
+    assert first.startswith("By the average of ")
+    assert " forms, N 1B on D " in first
     assert "compute-optimal" in first
     assert "90 % " in first
     assert "times the FLOPs of the largest run" in first
+    assert out.splitlines()[1].startswith("The chinchilla law alone: loss ")
     assert err == ""
+    words = ["--from", file, "--predict", "N=1e9", "--bootstrap", 50, "--forecaster", "law"]
+    assert run("fit", *words)[0].startswith("By the chinchilla law, N 1B on D ")
 
 
 @pytest.mark.parametrize("command", ["fit", "decide", "report"])
@@ -125,7 +139,7 @@ def test_the_first_line_says_how_many_rows_are_used_and_the_second_the_gravest_w
         "decide": ["--flops", "1e21"],
         "report": ["--out", tmp_path / "r.html"],
     }
-    out, _ = run(command, "--from", table, *words[command])
+    out, _ = run(command, "--from", table, *words[command], "--forecaster", "law")
     first, second = out.splitlines()[:2]
     n = len(lines) - 1
     assert first.startswith(f"{n} of {n + 3} rows used. ")
@@ -151,23 +165,27 @@ def test_narrow_output_cuts_no_number_and_keeps_its_width(run, file, monkeypatch
 
 
 def test_a_far_forecast_carries_its_warning_in_its_first_line(run, file):
-    out, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50)
+    out, _ = run(
+        "fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50, "--forecaster", "law"
+    )
     assert out.splitlines()[0].startswith("Extrapolation: ")
     assert "extrapolation: N=7e12 is far outside the fitted runs" in out
-    found, _ = run("fit", "--from", file, "--predict", "N=7e12", "--bootstrap", 50, "--json")
+    words = ["--predict", "N=7e12", "--bootstrap", 50, "--json", "--forecaster", "law"]
+    found, _ = run("fit", "--from", file, *words)
     assert json.loads(found)["warnings"][0]["code"] == "extrapolation"
 
 
 @pytest.mark.parametrize(("k", "level", "is_few"), [(19, 0.9, 1), (20, 0.9, 0), (39, 0.95, 1)])
 def test_replicates_too_few_for_their_level_are_said(run, file, k, level, is_few):
-    out, _ = run("fit", "--from", file, "--bootstrap", k, "--level", level, "--json")
+    words = ["--bootstrap", k, "--level", level, "--json", "--forecaster", "law"]
+    out, _ = run("fit", "--from", file, *words)
     codes = [warning["code"] for warning in json.loads(out)["warnings"]]
     assert codes.count("few_replicates") == is_few
 
 
 def test_piped_output_is_plain_and_whole(run, file):
     long = " AND ".join(["flops > 0"] * 40)
-    out, _ = run("fit", "--from", file, "--where", long, "--bootstrap", 20)
+    out, _ = run("fit", "--from", file, "--where", long, "--bootstrap", 20, "--forecaster", "law")
     assert "\x1b" not in out
     assert "…" not in out
     assert long in out
@@ -178,7 +196,8 @@ def test_no_number_is_cut_off_on_a_narrow_terminal(run, file, monkeypatch, colum
     monkeypatch.setenv("COLUMNS", str(columns))
     out, _ = run("fit", "--from", file, "--predict", "C=1e21", "--bootstrap", 50)
     assert "…" not in out
-    wide = run("fit", "--from", file, "--predict", "C=1e21", "--bootstrap", 50, "--csv")[0]
+    words = ["--predict", "C=1e21", "--bootstrap", 50, "--csv", "--forecaster", "law"]
+    wide = run("fit", "--from", file, *words)[0]
     beta = next(line for line in wide.splitlines() if line.startswith("param,beta"))
     assert f"{float(beta.split(',')[2]):.7g}" in out
 
@@ -265,16 +284,26 @@ def test_json_is_one_object_on_stdout_with_nothing_beside_it(run, file, tmp_path
 
 
 def test_tex_and_csv_go_to_stdout(run, file):
-    assert run("fit", "--from", file, "--tex", "--bootstrap", 20)[0].startswith("\\begin{table}")
-    rows = list(
-        csv.DictReader(run("fit", "--from", file, "--csv", "--bootstrap", 20)[0].splitlines())
-    )
+    words = ["fit", "--from", file, "--bootstrap", 20, "--forecaster", "law"]
+    assert run(*words, "--tex")[0].startswith("\\begin{table}")
+    rows = list(csv.DictReader(run(*words, "--csv")[0].splitlines()))
     assert {row["name"] for row in rows} >= {"A", "B", "E", "alpha", "beta", "a"}
 
 
 def test_the_seed_decides_the_intervals_and_nothing_else(run, file):
     def fitted(seed):
-        words = ["fit", "--from", file, "--json", "--bootstrap", 50, "--seed", seed]
+        words = [
+            "fit",
+            "--from",
+            file,
+            "--json",
+            "--bootstrap",
+            50,
+            "--seed",
+            seed,
+            "--forecaster",
+            "law",
+        ]
         return json.loads(run(*words)[0])["params"]["alpha"]
 
     assert fitted(1) == fitted(1)
@@ -290,7 +319,7 @@ def test_a_named_cluster_is_resampled_whole(run, tmp_path, isoflop_runs):
         lines.append(",".join(repr(float(value)) for value in row) + f",t{i // 3}")
     path = tmp_path / "runs.csv"
     path.write_text("\n".join(lines) + "\n")
-    words = ["fit", "--from", path, "--json", "--bootstrap", 50]
+    words = ["fit", "--from", path, "--json", "--bootstrap", 50, "--forecaster", "law"]
     assert json.loads(run(*words)[0])["bootstrap"]["method"] == "row"
     found = json.loads(run(*words, "--cluster", "trunk")[0])["bootstrap"]
     assert found["method"] == "cluster"
@@ -298,7 +327,17 @@ def test_a_named_cluster_is_resampled_whole(run, tmp_path, isoflop_runs):
 
 
 def test_a_speedup_is_printed_as_compute_saved(run, file):
-    words = ["fit", "--from", file, "--bootstrap", 50, "--speedup", "n_params % 2 < 1"]
+    words = [
+        "fit",
+        "--from",
+        file,
+        "--bootstrap",
+        50,
+        "--speedup",
+        "n_params % 2 < 1",
+        "--forecaster",
+        "law",
+    ]
     out, _ = run(*words)
     assert out.startswith("Recipe B ")
     assert "(speed-up " in out.splitlines()[0]
@@ -322,7 +361,15 @@ def test_the_help_has_an_example(run):
 @pytest.mark.parametrize("no_color", ["1", None])
 def test_the_installed_command_runs_as_a_process(tables, no_color):
     command = Path(sys.executable).with_name("scalelab")
-    words = ["fit", "--from", tables / "llama3" / "data.csv", "--predict", "C=3.8e25"]
+    words = [
+        "fit",
+        "--from",
+        tables / "llama3" / "data.csv",
+        "--predict",
+        "C=3.8e25",
+        "--forecaster",
+        "law",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
     if no_color:
         environment["NO_COLOR"] = no_color
@@ -347,7 +394,7 @@ def test_a_process_that_is_not_identified_ends_with_four(tables):
     )
     assert done.returncode == 4
     found = json.loads(done.stdout)
-    assert found["status"] == "not_identified"
+    assert found["status"] == found["law_status"] == "not_identified"
     assert np.isfinite(found["objective"]["value"])
     assert found["param_convention"] == "kaplan"
 
@@ -358,7 +405,7 @@ def test_a_reader_that_stops_ends_the_command_quietly(tmp_path, file, output):
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run(
-        [sys.executable, "-m", "scalelab", "fit", "--from", file, "--bootstrap", "20", *output],
+        [sys.executable, "-m", "scalelab", "fit", "--from", file, "--forecaster", "law", *output],
         stdout=write_end,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
@@ -399,7 +446,17 @@ def test_order_of_rows_and_columns_changes_nothing(run, tmp_path):
         lines = [",".join(names[j] for j in columns)]
         lines += [",".join(repr(float(v)) for v in row) for row in table[rows][:, columns]]
         (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n")
-        words = ["--predict", "C=1e24", "--predict", "N=7e9", "--bootstrap", "200", "--json"]
+        words = [
+            "--predict",
+            "C=1e24",
+            "--predict",
+            "N=7e9",
+            "--bootstrap",
+            "200",
+            "--json",
+            "--forecaster",
+            "law",
+        ]
         return json.loads(run("fit", "--from", tmp_path / "runs.csv", *words)[0])
 
     plain = said(np.arange(60), [0, 1, 2, 3])
@@ -437,10 +494,11 @@ def test_the_first_line_says_that_there_are_no_intervals(run, file, tmp_path, ch
         some = [f"{line},{label if i else 'cluster'}" for i, line in enumerate(some)]
     path = tmp_path / "few.csv"
     path.write_text("\n".join(some) + "\n")
-    out, _ = run("fit", "--from", path, "--predict", "C=1e21")
+    asked = ["fit", "--from", path, "--predict", "C=1e21"]
+    out, _ = run(*asked, "--forecaster", "law")
     assert out.startswith("No intervals: ")
     assert "confidence interval" not in out.splitlines()[0]
-    found = json.loads(run("fit", "--from", path, "--predict", "C=1e21", "--json")[0])
+    found = json.loads(run(*asked, "--forecaster", "law", "--json")[0])
     (prediction,) = found["predictions"]
     assert prediction["loss_nats"] > 0
     assert {prediction[name] for name in ("low", "high", "pred_low", "pred_high")} == {None}

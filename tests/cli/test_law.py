@@ -44,14 +44,15 @@ def error(run, *words, code=2):
 
 def test_a_saved_law_decides_as_its_fit(run, place):
     asked = ("--flops", "1e22", "--target-loss", "2.2", "--level", "0.8", "--json")
-    fitted = json.loads(run("decide", "--from", place / "runs.csv", *asked))
+    own = ("--from", place / "runs.csv", "--forecaster", "law")
+    fitted = json.loads(run("decide", *own, *asked))
     for law in ("demo", place / "laws" / "demo.json"):
         assert json.loads(run("decide", "--law", law, *asked)) == fitted
     assert fitted["best"]["low"] < fitted["best"]["loss_nats"]
 
 
 def test_a_saved_law_predicts_as_its_fit_beyond_the_runs(place):
-    report = api.fit(place / "runs.csv")
+    report = api.fit(place / "runs.csv", forecaster="law")
     saved = api.load_law("demo", results=place)
     asked = ("C=1e23", "N=7e9", "N=7e9,D=2e12")
     # Numbers differ by the rounding of a compute that is a product in another order.
@@ -79,7 +80,7 @@ def test_published_constants_predict_without_limits():
 
 
 def test_show_gives_the_intervals_of_the_fit(run, place):
-    report = api.fit(place / "runs.csv")
+    report = api.fit(place / "runs.csv", forecaster="law")
     shown = json.loads(run("law", "show", "demo", "--json"))
     for name, interval in report.params.items():
         expected = {"value": interval.value, "low": interval.low, "high": interval.high}

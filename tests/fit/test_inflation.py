@@ -1,7 +1,8 @@
 """Extrapolation inflation, and the noise of a new run."""
 
+from dataclasses import replace
+
 import numpy as np
-import pytest
 
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.noise import NOISE_LEVELS, local_noise
@@ -29,16 +30,17 @@ def test_a_wrong_form_has_inflation_and_a_right_one_has_none(isoflop_runs):
     assert wrong.inflation > 1.3 * right.inflation
 
 
-def test_only_predictions_beyond_the_largest_run_are_widened(isoflop_runs):
+def test_predictions_are_widened_beyond_the_largest_run_without_a_jump(isoflop_runs):
     fit = fit_parametric(bent(isoflop_runs(sizes=12), 0.15), bootstrap=BootstrapSpec(k=60))
-    limit = fit.compute.max()
+    plain = replace(fit, inflation=1.0)
     D = 1e10
-    at = fit.predict({"n_params": np.array([0.999, 1.001]) * limit / D, "n_tokens": D})
-    half = np.log(at.pred_high / at.value)
-    # the two points are 0.2 % of compute apart
-    assert half[1] / half[0] == pytest.approx(fit.inflation, rel=1e-2)
+    at = {"n_params": np.array([0.49, 0.5**0.5, 1.001, 9.0]) * fit.compute.max() / D, "n_tokens": D}
+    wide, narrow = fit.predict(at), plain.predict(at)
+    factor = np.log(wide.pred_high / wide.value) / np.log(narrow.pred_high / narrow.value)
+    assert fit.inflation > 1.2
+    np.testing.assert_allclose(factor, fit.inflation ** np.array([0.0, 0.5, 1.0, 1.0]), rtol=1e-6)
     # The confidence interval comes from the replicates alone, inside and beyond the runs.
-    assert at.high[1] / at.value[1] == pytest.approx(at.high[0] / at.value[0], rel=1e-3)
+    np.testing.assert_array_equal(wide.high, narrow.high)
 
 
 def test_local_noise_follows_the_rows_nearest_in_compute():

@@ -105,8 +105,9 @@ def test_a_fit_without_sizes_has_no_other_approaches():
     assert np.isfinite(axes.collections[0].get_offsets()).all()
 
 
-@pytest.mark.parametrize("asked", [{"compare_forms": True}, {"forecaster": "averaged"}])
-def test_several_forms_ask_for_all_sizes(asked):
+def test_several_forms_ask_for_all_sizes():
     table = {"n_params": [1e8, 2e8, 4e8, 8e8, 1e9, 2e9], "loss": [3.5, 3.3, 3.1, 2.95, 2.9, 2.75]}
     with pytest.raises(DataError, match="without n_tokens"):
-        api.fit(table, form="kaplan_n", **asked)
+        api.fit(table, form="kaplan_n", compare_forms=True)
+    with pytest.raises(UsageError, match="averaged forecaster with the form kaplan_n"):
+        api.fit(table, form="kaplan_n", forecaster="averaged")

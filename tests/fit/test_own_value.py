@@ -13,7 +13,7 @@ from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import percentile_limits
 from scalelab.fit.parametric import fit_parametric
-from scalelab.forecast.allocate import derived, forecast, parse_request
+from scalelab.forecast.allocate import derived, law_forecast, parse_request
 from scalelab.forecast.bands import frontier_bands
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.records.types import Observations
@@ -93,7 +93,7 @@ def intervals(runs, objective, spec, form):
     if fit.status == "not_identified":
         return
     asked = [parse_request("C=1e22"), parse_request("N=1e8,D=1e10")]
-    for f in forecast(fit, asked, fitted=fitted_range(runs)):
+    for f in (law_forecast(fit, each, fitted=fitted_range(runs)) for each in asked):
         for size in (f.n_params, f.n_tokens):
             if size.low != size.high:  # a size that was asked for
                 yield "size", size.value, size.low, size.high

@@ -13,8 +13,8 @@ from scalelab.forecast.allocate import (
     derived,
     extrapolation_warnings,
     flops_where,
-    forecast,
     frontier,
+    law_forecast,
     parse_request,
 )
 from scalelab.forecast.extrapolation import FittedRange
@@ -29,8 +29,7 @@ def fit(isoflop_runs):
 
 
 def one(fit, text, level=0.9):
-    (found,) = forecast(fit, [parse_request(text)], fitted=REACH, level=level)
-    return found
+    return law_forecast(fit, parse_request(text), fitted=REACH, level=level)
 
 
 @pytest.mark.parametrize(

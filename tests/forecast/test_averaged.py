@@ -8,11 +8,12 @@ from scipy.stats import norm
 from scalelab import api
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.forecast.averaged import fit_average
-from scalelab.forecast.averaged_forecast import compute_optimal_size, optimum
+from scalelab.forecast.averaged_optimum import compute_optimal_size, optima
 from scalelab.forecast.mixture import Mixture
 from scalelab.forecast.posterior import Points, distances, matern
 from scalelab.forecast.whitened import PAIRS, log_evidence, systems
 from scalelab.records.types import Observations
+from scalelab.units import parse_quantity
 
 
 def loss(N, D):
@@ -96,11 +97,12 @@ def test_the_forecast_is_near_the_truth_and_its_interval_contains_it(fitted):
 
 
 def test_the_optimal_size_is_near_the_truth_and_its_interval_contains_it(fitted):
-    found = optimum(fitted, 1e20)
-    interval = found.interval(0.9)
-    assert interval.low <= interval.value <= interval.high
-    assert interval.low <= optimal_n(1e20) <= interval.high
-    assert interval.value == compute_optimal_size(fitted, 1e20)
+    found = optima(fitted, np.array([1e20]))
+    low, high = found.n_limits(0.9)[:, 0]
+    assert found.is_inside.all()
+    assert low <= found.n_params[0] <= high
+    assert low <= optimal_n(1e20) <= high
+    assert found.n_params[0] == pytest.approx(compute_optimal_size(fitted, 1e20), rel=1e-12)
 
 
 def test_the_order_of_the_rows_changes_nothing():
@@ -139,28 +141,51 @@ def test_fit_answers_with_it_where_one_law_is_not_identified():
     import pandas as pd
 
     table = pd.DataFrame(frame)
-    N = optimal_n(3e20)
-    asked = f"N={N:.6g},D={3e20 / 6 / N:.6g}"
-    report = api.fit(table, predict=asked, forecaster="averaged", bootstrap=100)
-    assert report.fit.status == "not_identified"
-    assert report.exit_code == 0
+    N = optimal_n(3e20) / 5  # the line of these runs
+    on_it, off_it = f"N={N:.6g},D={3e20 / 6 / N:.6g}", f"N={20 * N:.6g},D={3e20 / 120 / N:.6g}"
+    report = api.fit(table, predict=on_it, bootstrap=100)
+    assert report.law_status == "not_identified"
+    assert (report.status, report.exit_code) == ("ok", 0)
     (found,) = report.forecasts
     assert found.forecaster == "averaged"
     assert found.low <= loss(N, 3e20 / 6 / N) <= found.high
+    assert report.law_forecasts == (None,)
+    assert report.frontier == ()
+    both = api.fit(table, predict=[on_it, off_it, "C=1e21"], fitted=report, bootstrap=100)
+    assert both.forecasts == report.forecasts
+    assert [each.asked for each in both.refusals] == [off_it, "C=1e21"]
+    assert all("add runs off" in each.do for each in both.refusals)
+    assert (both.status, both.exit_code) == ("not_identified", 4)
+    # The runs that the refusal proposes make the question answerable.
+    proposed = dict(
+        part.split("=")
+        for part in both.refusals[0].do.split("example ")[1].split(" and ")[0].split(",")
+    )
+    new_n, new_d = (parse_quantity(proposed[name].rstrip("."), what=name) for name in "ND")
+    added = pd.concat(
+        [
+            table,
+            pd.DataFrame([{"n_params": new_n, "n_tokens": new_d, "loss_nats": loss(new_n, new_d)}]),
+        ]
+    )
+    assert api.fit(added, predict=off_it, bootstrap=50).exit_code == 0
 
 
-def test_a_loss_that_nobody_can_know_is_refused(fitted):
+def test_a_loss_that_nobody_can_know_is_refused():
+    report = api.fit(
+        {
+            "n_params": [1e7, 1e7, 1e7, 4e7],
+            "n_tokens": [1e8, 2e8, 4e8, 8e8],
+            "loss_nats": [4.0, 3.8, 3.65, 3.2],
+        },
+        predict="N=1e13,D=1e8",
+        bootstrap=50,
+    )
+    (refusal,) = report.refusals
+    assert "too wide" in refusal.given
+    assert "add runs nearer to it, for example N=" in refusal.do
     with pytest.raises(NotIdentifiedError, match="too wide"):
-        api.fit(
-            {
-                "n_params": [1e7, 1e7, 1e7, 1e7],
-                "n_tokens": [1e8, 2e8, 4e8, 8e8],
-                "loss_nats": [4.0, 3.8, 3.65, 3.5],
-            },
-            predict="N=1e13,D=1e8",
-            forecaster="averaged",
-            bootstrap=50,
-        )
+        api.predict(report, "N=1e13,D=1e8")
 
 
 @pytest.mark.parametrize("asked", ["lr=1e-3", "N=1e9,lr=1e-3"])

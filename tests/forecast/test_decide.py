@@ -181,7 +181,7 @@ def test_other_forms_decide_too() -> None:
             forecaster(Gamma(**base, gamma=0.6)), Limits(flops=1e20, unique_tokens=1e9), deployment
         )
     with pytest.raises(UsageError, match="trade-off between N and D"):
-        forecaster(BatchSize(k=1.0, q=0.5))
+        best_of(forecaster(BatchSize(k=1.0, q=0.5)), Limits(flops=1e20), deployment)
 
 
 def test_named_candidates_are_assessed() -> None:
@@ -265,12 +265,20 @@ def test_contradictory_limits_are_named() -> None:
 
 
 def test_a_fit_that_is_not_identified_cannot_decide() -> None:
-    from types import SimpleNamespace
-
     from scalelab.errors import NotIdentifiedError
 
+    rows = [(1e8, 2e9, 3.5), (2e8, 4e9, 3.3), (4e8, 8e9, 3.1), (8e8, 16e9, 2.95)]
+    table = dict(zip(("n_params", "n_tokens", "loss"), zip(*rows, strict=True), strict=True))
+    law = fit(table, bootstrap=0, forecaster="law")
     with pytest.raises(NotIdentifiedError, match="not identified"):
-        forecaster(SimpleNamespace(status="not_identified"))  # type: ignore[arg-type]
+        decide(law, Limits(flops=1e21))
+    line = fit(table, bootstrap=0)
+    with pytest.raises(NotIdentifiedError, match="one line of N and D"):
+        decide(line, Limits(flops=1e21))
+    on_it = decide(line, Limits(flops=1e21), candidates="1.6B:32B").best
+    assert on_it is not None
+    assert on_it.low is not None
+    assert on_it.low < on_it.loss_nats < 2.95
 
 
 def test_the_json_of_decide(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -302,7 +310,7 @@ def test_clean_power_lifts_the_limit_on_co2() -> None:
 
 @pytest.fixture(scope="module")
 def report(tables: Path) -> FitReport:
-    return fit(tables / "chinchilla" / "data.csv", bootstrap=BootstrapSpec(k=200))
+    return fit(tables / "chinchilla" / "data.csv", bootstrap=BootstrapSpec(k=200), forecaster="law")
 
 
 @pytest.mark.parametrize("flops", [1e21, BUDGET])
@@ -389,7 +397,7 @@ def test_options_that_contradict_each_other_are_errors(
 def test_the_text_has_the_warnings_and_the_probability_of_a_miss(
     tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["decide", "--from", str(tables / "llama3" / "data.csv")]
+    words = ["decide", "--from", str(tables / "llama3" / "data.csv"), "--forecaster", "law"]
     assert main([*words, "--flops", "3.8e25", "--target-loss", "0.55"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[3].startswith("Probability that this run misses")

@@ -39,6 +39,7 @@ CONTRACT = {
     "schema": int,
     "command": str,
     "status": str,
+    "law_status": str,
     "form": str,
     "n_rows": int,
     "param_convention": str,
@@ -50,7 +51,12 @@ CONTRACT = {
     "minima": list,
     "approaches": {"1": type(None), "2": dict},
     "warnings": list,
+    "forecaster": str,
+    "forms": dict,
+    "frontier": list,
     "predictions": list,
+    "law_predictions": list,
+    "refused": list,
     "holdout": type(None),
 }
 PREDICTION = {
@@ -74,9 +80,16 @@ def assert_shape(value, shape, where="$"):
 def test_the_json_keeps_its_contract(report):
     found = json.loads(json.dumps(as_plain(report.to_dict()), allow_nan=False))
     assert_shape(found, CONTRACT)
-    assert (found["schema"], found["command"], found["status"]) == (1, "fit", "ok")
-    for prediction in found["predictions"]:
+    assert (found["schema"], found["command"], found["status"]) == (2, "fit", "ok")
+    assert (found["law_status"], found["forecaster"]) == ("ok", "averaged")
+    for prediction in (*found["predictions"], *found["law_predictions"]):
         assert_shape(prediction, PREDICTION)
+    assert found["refused"] == []
+    assert [point["flops"] for point in found["frontier"]] == pytest.approx([1e20, 1e21, 1e22])
+    for point in found["frontier"]:
+        for name in ("n_params", "n_tokens", "a", "b"):
+            assert point[name]["low"] < point[name]["value"] < point[name]["high"]
+        assert point["a"]["value"] + point["b"]["value"] == pytest.approx(1)
     assert set(found["params"]) == {"A", "B", "E", "alpha", "beta"}
     for interval in found["params"].values():
         assert interval["low"] < interval["value"] < interval["high"]
@@ -93,7 +106,9 @@ def test_numbers_carry_full_precision(report):
 
 
 def test_without_a_bootstrap_limits_are_null_and_values_stay(frame):
-    found = as_plain(api.fit(frame, bootstrap=BootstrapSpec(k=0), predict=["C=1e21"]).to_dict())
+    report = api.fit(frame, bootstrap=0, predict=["C=1e21"], forecaster="law")
+    found = as_plain(report.to_dict())
+    assert found["forms"] is found["frontier"] is found["law_predictions"] is None
     assert found["params"]["A"]["low"] is None
     assert math.isfinite(found["params"]["A"]["value"])
     (prediction,) = found["predictions"]
@@ -102,12 +117,22 @@ def test_without_a_bootstrap_limits_are_null_and_values_stay(frame):
     assert found["bootstrap"]["k"] == 0
 
 
-def test_a_fit_that_is_not_identified_has_params_and_no_forecasts(frame):
-    found = api.fit(frame.assign(n_tokens=1e10), bootstrap=BootstrapSpec(k=20), predict=["N=7e9"])
+@pytest.mark.parametrize("forecaster", ["law", None])
+def test_a_fit_that_is_not_identified_has_params_and_says_what_it_cannot_answer(frame, forecaster):
+    found = api.fit(
+        frame.assign(n_tokens=1e10),
+        bootstrap=BootstrapSpec(k=20),
+        predict=["N=7e9"],
+        forecaster=forecaster,
+    )
     plain = as_plain(found.to_dict())
     assert found.exit_code == 4
-    assert plain["status"] == "not_identified"
+    assert (plain["status"], plain["law_status"]) == ("not_identified", "not_identified")
     assert plain["predictions"] == []
+    (refused,) = plain["refused"]
+    assert refused["asked"] == "N=7e9"
+    if forecaster is None:
+        assert "the runs lie on one line of N and D (D = 10B)" in refused["given"]
     assert math.isfinite(plain["objective"]["value"])
     assert set(plain["params"]) == {"A", "B", "E", "alpha", "beta"}
     assert plain["warnings"][0]["code"] == "not_identified"
@@ -153,7 +178,7 @@ def test_warnings_come_once_and_the_serious_first():
 
 
 def test_held_out_rows_are_scored_by_hand(frame):
-    found = api.fit(frame, bootstrap=BootstrapSpec(k=100), holdout="flops > 5e19")
+    found = api.fit(frame, bootstrap=100, holdout="flops > 5e19", forecaster="law")
     held = frame[frame.flops > 5e19]
     assert found.fit.n_rows == len(frame) - len(held)
     predicted = found.fit.predict({"n_params": held.n_params, "n_tokens": held.n_tokens})

@@ -36,7 +36,8 @@ def report(isoflop_runs: Callable[..., Observations]) -> FitReport:
     """Return a fit of simulated runs with 200 replicates and one forecast."""
     rows = isoflop_runs(noise=0.003)
     table = TableRead(observations=rows, lines=np.arange(len(rows)))
-    return fit(frame_of(table), bootstrap=BootstrapSpec(k=200), predict=["C=1e23"])
+    words = {"predict": ["C=1e23"], "forecaster": "law"}
+    return fit(frame_of(table), bootstrap=BootstrapSpec(k=200), **words)
 
 
 def values(encoded: Any) -> np.ndarray:
@@ -147,7 +148,7 @@ def test_axes_read_b_and_powers_of_ten() -> None:
 def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> None:
     vague = replace(report, fit=replace(report.fit, status="not_identified"))
     assert bands_between(vague, 1e18, 1e24) is None
-    assert "does not determine" in figures.contours(vague, None).layout.meta["alt"]
+    assert "do not determine" in figures.contours(vague, None).layout.meta["alt"]
     text = render(vague, "c")
     assert "not identified" in text
 

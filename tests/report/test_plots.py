@@ -14,7 +14,7 @@ NONE = BootstrapSpec(k=0)
 
 def report_of(rows, **words):
     table = TableRead(observations=rows, lines=np.arange(len(rows)) + 2)
-    return api.fit(table, bootstrap=NONE, **words)
+    return api.fit(table, bootstrap=NONE, forecaster="law", **words)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,6 @@ def test_a_fit_that_is_not_identified_is_drawn_without_a_frontier_and_says_so(is
 
 @pytest.mark.parametrize("name", ["chinchilla", "llama3", "xlstm", "datablations"])
 def test_real_tables_are_drawn(tables, tmp_path, name):
-    report = api.fit(tables / name / "data.csv", bootstrap=NONE)
+    report = api.fit(tables / name / "data.csv", bootstrap=NONE, forecaster="law")
     draw_fit(report, tmp_path / "fit.svg")
     assert (tmp_path / "fit.svg").stat().st_size > 20_000

@@ -60,7 +60,7 @@ def show(choice: Choice) -> None:
         report = waiting.report(choice)
         if report is None:
             return
-        if report.fit.status == "not_identified":
+        if not report.has_answer:
             waiting.not_identified(report)
             return
         source = report
@@ -290,6 +290,8 @@ def _binding(answer: Decision) -> None:
 
 def _row(each: Candidate) -> dict[str, str]:
     interval = {} if each.low is None else {"interval": f"{each.low:.4f} to {each.high:.4f}"}
+    if each.law_loss_nats is not None:
+        interval["law alone"] = f"{each.law_loss_nats:.4f}"
     return {
         "candidate": each.label,
         "loss, nats": f"{each.loss_nats:.4f}",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from scalelab.errors import UsageError
-from scalelab.forecast.allocate import extrapolation_warnings
+from scalelab.forecast.allocate import extrapolation_warnings, parse_request
+from scalelab.forecast.forecaster import beside
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
@@ -50,7 +51,7 @@ def _forecast(choice: Choice) -> None:
     report = waiting.report(choice)
     if report is None or choice.key is None:
         return
-    if report.fit.status == "not_identified":
+    if not report.has_answer:
         waiting.not_identified(report)
         return
     if isinstance(request, Failure):
@@ -60,7 +61,7 @@ def _forecast(choice: Choice) -> None:
     if isinstance(forecast, Failure):
         ui.failure(forecast)
         return
-    _answer(forecast)
+    _answer(report, forecast)
     _picture(choice, report, forecast)
     st.download_button(
         "Save this run as a sweep file",
@@ -127,7 +128,7 @@ def request_of(by: str, text: str, hardware: str, utilisation: float) -> str:
     return f"C={flops:.6g}"
 
 
-def _answer(forecast: Forecast) -> None:
+def _answer(report: FitReport, forecast: Forecast) -> None:
     """Show N, D, C and the loss with intervals, and the extrapolation distance."""
     share = f"{100 * forecast.level:g} %"
     columns = st.columns(3)
@@ -139,7 +140,7 @@ def _answer(forecast: Forecast) -> None:
         ui.number(
             "predicted loss, nats per token",
             f"{forecast.loss_nats:.4f}",
-            f"law {forecast.low:.4f} to {forecast.high:.4f}; new run {forecast.pred_low:.4f} to "
+            f"loss {forecast.low:.4f} to {forecast.high:.4f}; new run {forecast.pred_low:.4f} to "
             f"{forecast.pred_high:.4f} ({share})",
         )
     flops = "" if forecast.flops is None else f"C = {format_flops(forecast.flops)} FLOP. "
@@ -154,8 +155,21 @@ def _answer(forecast: Forecast) -> None:
         )
     allocation = forecast.allocation[0].upper() + forecast.allocation[1:]
     st.markdown(ui.as_text(f"{flops}{allocation}. ") + f"**{distance}**")
+    st.caption(ui.as_text(_basis(report, forecast)))
     for warning in extrapolation_warnings([forecast]):
         st.warning(ui.as_text(warning.message))
+
+
+def _basis(report: FitReport, forecast: Forecast) -> str:
+    """Return what predicts, and what the fitted law says beside it."""
+    by = f"By the {report.forecaster.label}."
+    if report.averaged is None:
+        return by
+    (law,) = beside(report.law_forecaster, [parse_request(forecast.asked)])
+    if law is None:
+        return f"{by} The {report.fit.form} law alone has no answer."
+    difference = 100 * (law.loss_nats / forecast.loss_nats - 1)
+    return f"{by} The {report.fit.form} law alone: {law.loss_nats:.4f} ({difference:+.2f} %)."
 
 
 def _span(size: Interval | None, share: str) -> str:
@@ -181,8 +195,8 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
         forecast.asked,
     )
     st.caption(
-        "Inner band: confidence interval of the law. Outer band: prediction interval of a new run. "
-        "Grey: compute range of the fitted runs."
+        "Inner band: confidence interval of the loss. Outer band: prediction interval of a new "
+        "run. Grey: compute range of the fitted runs."
     )
     if report.holdout is not None:
         score = report.holdout
@@ -202,12 +216,12 @@ def sweep_file(forecast: Forecast, choice: Choice) -> str:
 
 def _published(choice: Choice, report: FitReport) -> None:
     assert choice.key is not None
-    st.subheader("Published models compared with the optimum of this fit")
+    st.subheader(f"Published models compared with the optimum of the {report.fit.form} law")
     table = queries.against_published(choice.key, report)
     if not len(table):
-        st.caption("This form has no compute-optimal N and D.")
+        st.caption("This law has no compute-optimal N and D, or is not identified.")
         return
-    bands = queries.bands(choice.key, *PUBLISHED_SPAN, report)
+    bands = queries.law_bands(choice.key, *PUBLISHED_SPAN, report)
     models = [model for model in PUBLISHED_MODELS if model.is_decoder]
     ui.plot(
         "published",

@@ -44,10 +44,11 @@ def show(choice: Choice) -> None:
         low, high = _span(rows)
         bands = queries.bands(choice.key, low, high, report)
         with top:
-            if report.fit.status == "not_identified":
+            if not report.has_answer:
                 waiting.not_identified(report)
             else:
                 _headline(report, choice, float(rows.flops.max()))
+    by = "frontier" if report is None else f"frontier by the {report.forecaster.label}"
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.subheader("IsoFLOP curves")
@@ -60,15 +61,15 @@ def show(choice: Choice) -> None:
         )
         st.caption(
             "Labels: budget in FLOP. Diamonds: minimum of each parabola with its interval. Dashed: "
-            "compute-optimal loss of approach 3."
+            "compute-optimal loss of the forecaster."
         )
     with right:
         st.subheader("Compute-optimal N and D")
         ui.plot("optima", choice.key, lambda look: figures.optima(isoflop, bands, rows, look), more)
-        st.caption("Line and band: approach 3. Diamonds with bars: minima of approach 2.")
+        st.caption(ui.as_text(f"Line and band: {by}. Diamonds with bars: minima of approach 2."))
     if report is None:
         return
-    if report.fit.status != "not_identified":
+    if report.has_answer:
         left, right = st.columns([3, 2], gap="medium")
         with left:
             st.subheader("Loss over N and D")
@@ -131,8 +132,14 @@ def _span_of(minimum: CurveMinimum) -> str:
 def _headline(report: FitReport, choice: Choice, flops: float) -> None:
     columns = st.columns(4)
     a, b = report.derived.get("a"), report.derived.get("b")
+    note = ""
+    if report.averaged is not None:
+        if a is not None and report.law_status != "not_identified":
+            note = f"The {report.fit.form} law alone: a = {ui.exponent(a, choice.level)[0]}."
+        near = report.frontier[0] if report.frontier else None
+        a, b = (near.a, near.b) if near else (None, None)
     with columns[0]:
-        ui.number("exponent a, N_opt ∝ Cᵃ", *ui.exponent(a, choice.level))
+        ui.number("exponent a, N_opt ∝ Cᵃ", *ui.exponent(a, choice.level), note or None)
     with columns[1]:
         ui.number("exponent b, D_opt ∝ Cᵇ", *ui.exponent(b, choice.level))
     with columns[2]:
@@ -140,9 +147,9 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
         ui.number(f"D/N at {format_flops(flops)} FLOP", value, limits)
     with columns[3]:
         irreducible = report.params.get("E")
-        if irreducible is not None:
+        if irreducible is not None and report.law_status != "not_identified":
             ui.number(
-                "irreducible loss E, nats per token",
+                f"irreducible loss E of the {report.fit.form} law",
                 f"{irreducible.value:.3f}",
                 ui.limits(irreducible, choice.level, "{:.3f}"),
             )

@@ -64,8 +64,8 @@ class DataConstrained(Law):
         log_optimal = log_G + (beta / alpha) * (log_G + log_U)
         log_N = np.log(columns["n_params"])
         log_U_N = np.minimum(log_N + 0.0 * log_optimal, log_optimal)
-        log_n = log_U_N + _worth(log_N - log_U_N, log_R_N)
-        log_d = log_U + _worth(np.log(columns["n_tokens"]) - log_U, log_R_D)
+        log_n = log_U_N + log_worth(log_N - log_U_N, log_R_N)
+        log_d = log_U + log_worth(np.log(columns["n_tokens"]) - log_U, log_R_D)
         return E + np.exp(log_A - alpha * log_n) + np.exp(log_B - beta * log_d)
 
     @classmethod
@@ -103,7 +103,7 @@ class DataConstrained(Law):
         return best_split(loss, flops)
 
 
-def _worth(log_ratio: Any, log_half_life: Any) -> Any:
+def log_worth(log_ratio: Any, log_half_life: Any) -> Any:
     """Return log(1 + R* (1 - exp(-R/R*))) for R = exp(log_ratio) - 1.
 
     ``expm1``, since 1 - exp(-x) loses all digits for the long half-lives that fits try.
