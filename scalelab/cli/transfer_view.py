@@ -119,7 +119,8 @@ def _print_end(found: Transfer, options: PlanOptions) -> None:
         axis = f"{drift.axis} {drift.sizes[0]} to {drift.sizes[-1]}"
         held = {True: "yes", False: "no", None: "unknown"}[drift.has_held]
         drifts.add_row(drift.parametrization, axis, _factor_words(drift), held)
-    out.print(Fitting(drifts))
+    if found.drifts:
+        out.print(Fitting(drifts))
     if any(cell.is_bound for cell in found.cells):
         words = "An optimum at an end of the rates is a bound (~). Widen --lr to find it."
         out.print(f"warning: {words}", style="yellow", soft_wrap=True)

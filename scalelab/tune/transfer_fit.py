@@ -32,11 +32,11 @@ class Cell:
         Their losses, nats; infinite for a diverged run, None for an unfinished run.
     best_lr : float or None
         Minimum of a parabola in log lr through the log losses of the best run and up to `WINDOW`
-        neighbours on each side. At an end of the rates, that end, which is a bound. None if no run
-        has a loss.
+        neighbours on each side. At an end of the rates, that end. None if no run has a loss.
     low, high : float or None
         Confidence interval of ``best_lr`` from the residuals of the parabola. It contains neither
-        the noise of seeds nor the choice of the window. None without enough runs.
+        the noise of seeds nor the choice of the window. None without enough runs. At an end of the
+        rates, the neighbour of the end is one limit, and the other is None.
     is_bound : bool
         Whether the best run is at an end of the rates: the optimum may be beyond it.
     """
@@ -95,11 +95,12 @@ def best_rate(
     if not finite:
         return None, None, None, False
     best = min(range(len(finite)), key=lambda index: finite[index][1])
-    ends = {0: lrs[0], len(finite) - 1: lrs[-1]}
     edge = finite[best][0]
-    if best in ends:
+    if best in (0, len(finite) - 1):
         # Beyond the last finite rate, runs may have diverged: then the optimum is not beyond it.
-        return edge, None, None, edge == ends[best]
+        is_bound = edge in (lrs[0], lrs[-1])
+        inner = finite[1 if best == 0 else -2][0] if is_bound and len(finite) > 1 else None
+        return edge, *((None, inner) if best == 0 else (inner, None)), is_bound
     start = max(0, best - WINDOW)
     part = finite[start : best + WINDOW + 1]
     x = np.log([lr for lr, _ in part]) - math.log(edge)
@@ -178,6 +179,9 @@ def _drift(kind: str, axis: str, cells: Mapping[int, Cell]) -> Drift:
 
 def _reach(cell: Cell) -> float:
     """Return half the interval of a cell's best rate, in natural logs; 0 without one."""
+    if cell.is_bound:
+        inner = cell.high if cell.low is None else cell.low
+        return 0.0 if inner is None or cell.best_lr is None else abs(math.log(inner / cell.best_lr))
     if cell.low is None or cell.high is None:
         return 0.0
     return math.log(cell.high / cell.low) / 2

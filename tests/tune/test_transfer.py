@@ -34,8 +34,8 @@ def test_the_interval_holds_the_optimum_as_often_as_it_says():
 
 
 def test_an_optimum_at_an_end_of_the_rates_is_a_bound():
-    assert best_rate(LRS, valley(0.0001), 0.9) == (LRS[0], None, None, True)
-    assert best_rate(LRS, valley(1.0), 0.9) == (LRS[-1], None, None, True)
+    assert best_rate(LRS, valley(0.0001), 0.9) == (LRS[0], None, LRS[1], True)
+    assert best_rate(LRS, valley(1.0), 0.9) == (LRS[-1], LRS[-2], None, True)
 
 
 def test_beyond_diverged_runs_there_is_no_optimum():
