@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scalelab.errors import ScalelabError, UsageError
+import numpy as np
+
+from scalelab.errors import NotIdentifiedError, ScalelabError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.records.forecasts import forecast_path, save_forecast
 from scalelab.records.names import MAX_NAME_LENGTH
@@ -17,8 +19,8 @@ from scalelab.store.collect import collect
 from scalelab.sweep.largest import largest_runs
 from scalelab.sweep.option import KINDS
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
-from scalelab.units import format_flops
+from scalelab.theory.accounting import count_params
+from scalelab.units import format_flops, plural
 
 LEVEL = 0.9
 
@@ -123,22 +125,15 @@ def register_largest(halves: Halves, specs: Mapping[str, RunSpec], request: Laun
     if has_begun or forecast_path(results.path, halves.name).exists():
         return ""
     collect(results.path)
-    sizes = {
-        (
-            count_params(specs[run_id].shape).by_convention()[DEFAULT_PARAM_CONVENTION],
-            specs[run_id].n_tokens,
-        ): None
-        for run_id in halves.largest
-    }
-    questions = [f"N={n:.0f},D={d:.0f}" for n, d in sizes]
     try:
-        path = _register(results.path, request.sweep, halves.name, questions)
-    except ScalelabError as error:
+        return _register(results.path, halves, specs, request.sweep)
+    except (ScalelabError, ArithmeticError, np.linalg.LinAlgError) as error:
+        # A forecast that fails must not end the sweep.
         return f"No forecast of the largest runs is registered: {error}"
-    return f"Forecasts of the largest runs are registered in {path}."
 
 
-def _register(results: Path, sweep: str, name: str, questions: list[str]) -> Path:
+def _register(results: Path, halves: Halves, specs: Mapping[str, RunSpec], sweep: str) -> str:
+    """Register the forecasts that the smaller runs can answer, and return what was done."""
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.parametric import fit_parametric
     from scalelab.forecast.allocate import parse_request
@@ -151,14 +146,28 @@ def _register(results: Path, sweep: str, name: str, questions: list[str]) -> Pat
     from scalelab.store.results import read_results
 
     rows = read_results(results, sweep, ReadOptions()).observations
-    averaged = fit_counts(rows)
-    span = fitted_range(rows)
-    forecasts = tuple(
-        average_forecast(averaged, parse_request(each), fitted=span, level=LEVEL)
-        for each in questions
-    )
+    averaged, span = fit_counts(rows), fitted_range(rows)
+    found, refused = [], ""
+    for question in _questions(halves.largest, specs, rows.param_convention):
+        try:
+            asked = parse_request(question)
+            found.append(average_forecast(averaged, asked, fitted=span, level=LEVEL))
+        except NotIdentifiedError as error:
+            refused = str(error)
+    if not found:
+        return f"No forecast of the largest runs is registered: {refused}"
     law = fit_parametric(rows, bootstrap=BootstrapSpec(k=0))
-    made = registration(name, law, averaged, rows, forecasts, begun_runs(results))
-    path = forecast_path(results, name)
+    made = registration(halves.name, law, averaged, rows, found, begun_runs(results))
+    path = forecast_path(results, halves.name)
     save_forecast(path, made.to_dict())
-    return path
+    return f"{plural(len(found), 'forecast')} of the largest runs registered in {path}."
+
+
+def _questions(
+    run_ids: Collection[str], specs: Mapping[str, RunSpec], convention: str
+) -> dict[str, None]:
+    """Return N and D of runs as questions, each once, with N in the count of the fitted rows."""
+    counts = {r: count_params(specs[r].shape).by_convention() for r in run_ids}
+    return dict.fromkeys(
+        f"N={counts[run_id][convention]:.0f},D={specs[run_id].n_tokens:.0f}" for run_id in run_ids
+    )

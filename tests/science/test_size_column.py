@@ -9,7 +9,7 @@ import pytest
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.parametric import fit_parametric
 from scalelab.forecast.allocate import derived, parse_request
-from scalelab.forecast.averaged_forecast import average_forecasts
+from scalelab.forecast.averaged_forecast import average_forecast
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.size_column import count_warnings, fit_counts
 from tests.forecast.test_size_column import A, best, loss, table, total
@@ -36,7 +36,8 @@ def answers(seed, largest=1e20):
             low, high = float(says.low[0]), float(says.high[0])
             cells += [low <= truth <= high, abs(says.value[0] / truth - 1), np.log(high / low) / 2]
         out.append(cells)
-    asked = average_forecasts(found, questions, fitted=fitted_range(rows), level=LEVEL)
+    span = fitted_range(rows)
+    asked = [average_forecast(found, each, fitted=span, level=LEVEL) for each in questions]
     law = fit_parametric(rows, bootstrap=BootstrapSpec(k=100))
     is_warned = bool(count_warnings(law, rows, asked, found, LEVEL))
     return np.array(out, float), is_warned
