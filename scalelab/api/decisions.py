@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.forecaster import Forecaster
     from scalelab.forecast.law_file import SavedLaw
+    from scalelab.sweep.expert_rule import ExpertRule
+    from scalelab.sweep.shape_rule import ShapeRule
 
 T = TypeVar("T")
 
@@ -28,6 +30,7 @@ def decide(
     candidates: str | Sequence[str] = (),
     target_loss: float | None = None,
     real_shapes: tuple[int, int] | None = None,
+    experts: Mapping[str, int] | None = None,
     level: float | None = None,
 ) -> Decision:
     """Choose what to train within limits.
@@ -48,6 +51,10 @@ def decide(
     real_shapes : (int, int), optional
         Vocabulary and sequence length. With them, only shapes of the shape table are considered,
         at their exact FLOPs; default: any size, with C = 6 N D.
+    experts : dict, optional
+        Mixture of experts of every candidate: ``n_experts``, and optionally ``n_active_experts``,
+        ``granularity`` and ``n_shared_experts``, as in the table ``[model]`` of a sweep. Needs
+        ``real_shapes``. N and compute count active parameters, memory counts all of them.
     level : float, optional
         Level of the intervals of a saved law; default 0.9. A fit has its own.
 
@@ -70,8 +77,16 @@ def decide(
     from scalelab.forecast.fit_report import FitReport, ordered
     from scalelab.forecast.forecaster import forecaster
     from scalelab.forecast.law_file import SavedLaw
+    from scalelab.forecast.of_experts import at_experts
     from scalelab.forecast.size_pool import real_shapes as existing
 
+    rule = _mixture(experts)
+    if rule is not None and real_shapes is None:
+        raise UsageError(
+            "experts without real shapes",
+            "a vocabulary and sequence length, which give the parameters of every shape",
+            "Add --real-shapes, or real_shapes=(32_768, 4096).",
+        )
     limits = from_quantities(Limits, limits, "limits")
     deployment = from_quantities(Deployment, deployment, "deployment")
     if isinstance(source, str):
@@ -84,7 +99,7 @@ def decide(
         )
     if isinstance(source, SavedLaw):
         if real_shapes is not None:
-            source.check_params("--real-shapes")
+            source.check_params("--real-shapes", "chinchilla" if rule is None else "active")
         level = 0.9 if level is None else level
         check_level(level)
         law = source.as_fit() if source.has_uncertainty else source.law
@@ -94,6 +109,7 @@ def decide(
     else:
         found, beside = source.forecaster, source.law_forecaster
         fitted, kept = fitted_range(source.observations), source.answer_warnings
+    found = at_experts(found, rule)
     if target_loss is not None and isinstance(source, SavedLaw) and source.noise is None:
         raise UsageError(
             f"a target loss with the law {source.name}, which has no noise of runs",
@@ -106,7 +122,7 @@ def decide(
         deployment,
         named=[parse_candidate(text) for text in as_names(candidates, "candidates", "7B:2T")],
         target_loss=target_loss,
-        shapes=None if real_shapes is None else existing(*real_shapes),
+        shapes=None if real_shapes is None else existing(*real_shapes, _rule(rule)),
         beside=beside,
     )
     if fitted is None:
@@ -127,6 +143,25 @@ def decide(
     return Decision.of(replace(answer, warnings=warnings))
 
 
+def _mixture(experts: Mapping[str, int] | None) -> ExpertRule | None:
+    """Return the mixture of experts that a dict describes; None for dense models."""
+    if not experts:
+        return None
+    from scalelab.sweep.model_table import ModelTable
+    from scalelab.sweep.option import validated
+
+    return validated(ModelTable, experts, source="experts").experts()[0]
+
+
+def _rule(experts: ExpertRule | None) -> ShapeRule:
+    """Return the rule of the shapes; experts have widths that are fast on GPUs."""
+    from scalelab.sweep.shape_rule import ALIGNED, DEFAULT_RULE
+
+    return (
+        DEFAULT_RULE if experts is None else replace(DEFAULT_RULE, table=ALIGNED, experts=experts)
+    )
+
+
 def from_quantities(kind: type[T], given: T | Mapping[str, Any] | None, argument: str) -> T:
     """Return limits or a deployment; text in a dict is read as a quantity."""
     if isinstance(given, Mapping):
@@ -139,7 +174,12 @@ def from_quantities(kind: type[T], given: T | Mapping[str, Any] | None, argument
     return value_of(kind, {} if given is None else given, argument)
 
 
-def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None = None) -> str:
+def as_sweep(
+    best: Candidate,
+    made_by: str,
+    real_shapes: tuple[int, int] | None = None,
+    experts: Mapping[str, int] | None = None,
+) -> str:
     """Return a sweep file, a grid of one run, for a candidate; ``scalelab sweep run`` takes it.
 
     Parameters
@@ -150,6 +190,8 @@ def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None 
     real_shapes : (int, int), optional
         Vocabulary and sequence length for which its shape was chosen. With them the plan has the
         same shape and FLOPs.
+    experts : dict, optional
+        Its mixture of experts, as for `decide`.
     """
     from scalelab.corpus.tokenizer import ByteTokenizer
     from scalelab.units import format_flops
@@ -166,6 +208,8 @@ def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None 
         counted = f"# {best.shape}, {format_flops(best.flops)} FLOPs by exact count.\n"
         tokenizer = "bytes" if vocab_size == ByteTokenizer.vocab_size else f"bpe:{vocab_size}"
         made_for = f'\n[data]\ntokenizer = "{tokenizer}"\n\n[train]\nseq_len = {seq_len}\n'
+    keys = "".join(f"{name} = {value}\n" for name, value in (experts or {}).items())
+    mixture = f'\n[model]\nshapes = "aligned"\n{keys}' if keys else ""
     words = "".join(letter for letter in made_by if letter.isprintable())
     limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
     return (
@@ -175,5 +219,5 @@ def as_sweep(best: Candidate, made_by: str, real_shapes: tuple[int, int] | None 
         'kind = "grid"\n'
         f'n_params = "{best.n_params:.6g}"\n'
         f'n_tokens = "{best.n_tokens:.6g}"\n'
-        f"{made_for}"
+        f"{made_for}{mixture}"
     )

@@ -109,6 +109,26 @@ def decide(
     ] = False,
     vocab_size: Annotated[int, option(HARDWARE, "Vocabulary for --real-shapes.", min=1)] = 32_768,
     seq_len: Annotated[int, option(HARDWARE, "Tokens per sequence.", min=1)] = 4096,
+    n_experts: Annotated[
+        int | None,
+        option(
+            HARDWARE,
+            "Routed experts in each block of every candidate, with --real-shapes. Compute counts "
+            "active parameters, memory all of them. Default: dense models.",
+            "--n-experts",
+        ),
+    ] = None,
+    n_active_experts: Annotated[
+        int | None,
+        option(HARDWARE, "Experts that a token uses; default as many as the granularity."),
+    ] = None,
+    granularity: Annotated[
+        int | None,
+        option(HARDWARE, "Width of the dense layer divided by that of an expert; default 1."),
+    ] = None,
+    n_shared_experts: Annotated[
+        int | None, option(HARDWARE, "Experts that every token uses; default 0.")
+    ] = None,
     target_loss: Annotated[
         float | None,
         typer.Option(help="Loss to reach, nats; prints the probability of missing it."),
@@ -196,6 +216,13 @@ def decide(
     if published:
         return _print_published(source, as_json=as_json)
     shapes = (vocab_size, seq_len) if real_shapes else None
+    asked = {
+        "n_experts": n_experts,
+        "n_active_experts": n_active_experts,
+        "granularity": granularity,
+        "n_shared_experts": n_shared_experts,
+    }
+    experts = {name: value for name, value in asked.items() if value is not None}
     answer = api_decide.decide(
         source,
         limits,
@@ -203,10 +230,11 @@ def decide(
         candidates=candidate or (),
         target_loss=target_loss,
         real_shapes=shapes,
+        experts=experts,
         level=level,
     )
     if emit is not None:
-        _emit(emit, answer, shapes)
+        _emit(emit, answer, shapes, experts)
     if as_json:
         emit_json(answer.to_dict())
     else:
@@ -214,7 +242,9 @@ def decide(
     return 0
 
 
-def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
+def _emit(
+    path: Path, answer: Decision, shapes: tuple[int, int] | None, experts: dict[str, int]
+) -> None:
     from scalelab.api.decisions import as_sweep
 
     if answer.best is None:
@@ -224,7 +254,7 @@ def _emit(path: Path, answer: Decision, shapes: tuple[int, int] | None) -> None:
             "Raise a limit: the last column of the table names those exceeded.",
         )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    write_text(path, as_sweep(answer.best, command, shapes), "--emit")
+    write_text(path, as_sweep(answer.best, command, shapes, experts), "--emit")
 
 
 def _print(answer: Decision, source: FitReport | SavedLaw, wanted: float) -> None:
@@ -309,8 +339,10 @@ def _percent(share: float) -> str:
 
 def _describe(best: Candidate, level: str) -> str:
     interval = "" if best.low is None else f" ({level} {best.low:.4f} to {best.high:.4f})"
+    is_mixture = best.n_stored > best.n_params
+    size = f" active of {format_quantity(best.n_stored)}" if is_mixture else ""
     return (
-        f"N {format_quantity(best.n_params)} on D {format_quantity(best.n_tokens)} tokens, "
+        f"N {format_quantity(best.n_params)}{size} on D {format_quantity(best.n_tokens)} tokens, "
         f"C {format_flops(best.flops)} FLOPs: loss {best.loss_nats:.4f}{interval}"
     )
 

@@ -134,13 +134,13 @@ class SavedLaw:
             noise=np.array([math.nan]) if self.noise is None else self.noise,
         )
 
-    def check_params(self, use: str) -> None:
-        """Raise UsageError if N of the law is not counted as ``use`` counts it: all parameters."""
-        if self.param_convention not in (UNSTATED, "chinchilla"):
+    def check_params(self, use: str, convention: str = "chinchilla") -> None:
+        """Raise UsageError if N of the law is not counted as ``use`` counts it."""
+        if self.param_convention not in (UNSTATED, convention):
             raise UsageError(
                 f"{use} with the law {self.name}, whose convention of N is "
                 f"{self.param_convention} ({PARAM_CONVENTIONS[self.param_convention]})",
-                f"the convention chinchilla ({PARAM_CONVENTIONS['chinchilla']})",
+                f"the convention {convention} ({PARAM_CONVENTIONS[convention]})",
                 f"Leave out {use}, or save a law of that N: scalelab law save NAME --from FILE "
                 "--map n_params=COLUMN.",
             )
