@@ -6,9 +6,12 @@ few points are asked for, so these values and the growth of the noise at small s
 over a grid too. Rows with a large residual count for less (Student-t noise). An interval is a
 quantile of the mixture, so it contains the median, which is the forecast.
 
+Rows of one cluster, or of one isoFLOP budget, may share a part of their noise; how large it is, is
+averaged over too.
+
 Calibration: the larger sizes, the longer runs and the larger budgets are left out in turn, and
-forecast from the rest. If the errors exceed the intervals, all intervals are widened by that
-factor; they are never narrowed.
+forecast from the rest. A factor of all standard deviations, at least 1, has a prior and is weighted
+by these errors. It is not known exactly, so the tails are longer than those of one Gaussian.
 
 References
 ----------
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -28,35 +31,37 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import NotIdentifiedError
+from scalelab.fit.isoflop import budgets_of
 from scalelab.fit.outcome import Prediction
 from scalelab.forecast.cuts import FACTOR, largest_cuts
+from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
-from scalelab.forecast.posterior import Points, distances, fit_form, matern
-from scalelab.forecast.priors import priors_of
+from scalelab.forecast.posterior import Points, distances, matern
 from scalelab.forecast.whitened import (
     PAIRS,
     Component,
     log_evidence,
     log_prior,
     noise_growth,
-    student,
     systems,
 )
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
+
+Labels = NDArray[np.intp]
 
 NEGLIGIBLE = 3e-3
 """Weight of a component, relative to the largest, below which it is left out."""
 MOST_ROWS = 300
 LARGEST_SHARE = 0.5
 """Of more rows, `MOST_ROWS` are used: this share is those of most compute, the rest random."""
-LARGEST_LOG = 13.0
-"""Largest log loss, relative to the median, of a form that is taken for a number."""
 MOST_LEFT_OUT, MIN_ROWS_LEFT = 0.5, 6
 """Limits of the cuts that calibrate."""
-PRIOR_ROWS, ROWS_EACH = 9.0, 3
-"""Rows that the assumed factor 1 counts for, and the most that one of the three cuts counts for."""
+ROWS_EACH = 3
+"""Most rows that one of the three cuts counts for: their errors are correlated."""
+SCALES = tuple(np.exp(np.linspace(0.0, 1.4, 8)))
+SCALE_SPREAD = 0.25
+"""Grid of the factor of all standard deviations; prior spread of its logarithm around 0."""
 LARGEST_Z = 5.0
 SEED = 0
 
@@ -72,17 +77,18 @@ class AveragedFit:
     level : float
         Median log loss of the rows, to which the components are relative.
     components : tuple of Component
-    inflation : float
-        Factor of all standard deviations, at least 1.
     log_evidence : float
         Log probability of the rows, up to a constant that depends on the losses only.
+    scales, scale_weights : ndarray of shape (s,)
+        Factors of all standard deviations, and their weights.
     """
 
     rows: Points
     level: float
     components: tuple[Component, ...]
-    inflation: float = 1.0
     log_evidence: float = 0.0
+    scales: FloatArray = field(default_factory=lambda: np.ones(1))
+    scale_weights: FloatArray = field(default_factory=lambda: np.ones(1))
     target: ClassVar[str] = "loss_nats"
 
     @property
@@ -97,17 +103,24 @@ class AveragedFit:
     def at(self, columns: Mapping[str, FloatArray]) -> Mixture:
         """Return the distribution of the log loss at these points."""
         points = self.points(columns)
-        scale = self.inflation**2
         lines = self._lines(points)
         parts = [self._conditioned(each, points, lines) for each in self.components]
-        noise = [
-            (each.noise * noise_growth(points, each.system.growth)) ** 2 for each in self.components
-        ]
+        noise = np.stack(
+            [
+                (1 + each.system.share)
+                * (each.noise * noise_growth(points, each.system.growth)) ** 2
+                for each in self.components
+            ]
+        )
+        means = np.stack([mean for mean, _ in parts])
+        variances = np.stack([np.maximum(np.diag(cov), 1e-14) for _, cov in parts])
+        weights = np.array([each.weight for each in self.components])
+        squares = self.scales**2
         return Mixture(
-            weights=np.array([each.weight for each in self.components]),
-            means=np.stack([mean for mean, _ in parts]),
-            variances=np.stack([scale * np.maximum(np.diag(cov), 1e-14) for _, cov in parts]),
-            noise=scale * np.stack(noise),
+            weights=np.outer(self.scale_weights, weights).ravel(),
+            means=np.concatenate([means] * len(squares)),
+            variances=np.concatenate([square * variances for square in squares]),
+            noise=np.concatenate([square * noise for square in squares]),
         )
 
     def predict(self, columns: Mapping[str, FloatArray], level: float) -> Prediction:
@@ -138,12 +151,13 @@ class AveragedFit:
                 mean, covariance = self._conditioned(each, points, lines)
                 values, vectors = np.linalg.eigh(covariance)
                 root = vectors * np.sqrt(np.maximum(values, 0.0))
-                out.append(mean + self.inflation * rng.standard_normal((count, len(mean))) @ root.T)
+                scale = self.draw_scales(count, rng)[:, None]
+                out.append(mean + scale * rng.standard_normal((count, len(mean))) @ root.T)
         return np.concatenate(out)
 
     def draw_scales(self, n: int, rng: np.random.Generator) -> FloatArray:
         """Return the factor of all standard deviations in n draws, shape (n,)."""
-        return np.full(n, self.inflation)
+        return rng.choice(self.scales, n, p=self.scale_weights)
 
     def points(self, columns: Mapping[str, FloatArray]) -> Points:
         """Return points as the model sees them; without ``unique_tokens``, no token repeats."""
@@ -190,8 +204,9 @@ def fit_average(rows: Observations) -> AveragedFit:
     columns, losses = _columns(rows)
     keep = _kept(columns)
     columns = {name: values[keep] for name, values in columns.items()}
-    losses = losses[keep]
-    return replace(_fit(columns, losses), inflation=_inflation(columns, losses))
+    losses, clusters = losses[keep], _clusters(rows)[keep]
+    scales, weights = _scales(columns, losses, clusters)
+    return replace(_fit(columns, losses, clusters), scales=scales, scale_weights=weights)
 
 
 def _columns(rows: Observations) -> tuple[dict[str, FloatArray], FloatArray]:
@@ -202,6 +217,23 @@ def _columns(rows: Observations) -> tuple[dict[str, FloatArray], FloatArray]:
         if (distinct < rows.n_tokens).any():
             columns["unique_tokens"] = distinct
     return columns, rows.loss_nats
+
+
+def _clusters(rows: Observations) -> Labels:
+    """Return a number for each row, the same for rows that share a part of their noise.
+
+    These are the rows of one cluster where labels repeat, otherwise those of one isoFLOP budget.
+    """
+    alone = np.arange(len(rows))
+    if rows.cluster is not None and len(np.unique(rows.cluster)) < len(rows):
+        return np.unique(rows.cluster, return_inverse=True)[1]
+    if not rows.is_sized:
+        return alone
+    budgets, _ = budgets_of(rows)
+    has_one = np.isfinite(budgets)
+    found = alone + len(rows)
+    found[has_one] = np.unique(budgets[has_one], return_inverse=True)[1]
+    return found
 
 
 def _kept(columns: Mapping[str, FloatArray]) -> NDArray[np.intp]:
@@ -217,28 +249,14 @@ def _kept(columns: Mapping[str, FloatArray]) -> NDArray[np.intp]:
     return np.sort(np.concatenate([order[:n_largest], rest]))
 
 
-def _fit(columns: Mapping[str, FloatArray], losses: FloatArray) -> AveragedFit:
+def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels) -> AveragedFit:
     flops = train_flops_6nd(columns["n_params"], columns["n_tokens"])
     points = Points(columns=columns, reference_flops=float(flops.max()))
     level = float(np.median(np.log(losses)))
     y = np.log(losses) - level
-    forms, lines = [], []
-    for prior in priors_of(columns):
-        form = fit_form(prior, points, y, np.random.default_rng(SEED), None)
-        value, slope = prior.log_loss(form.z, columns)
-        if np.abs(value).max() < LARGEST_LOG:
-            forms.append(form)
-            lines.append((value, slope))
-    if not forms:
-        raise NotIdentifiedError(
-            "runs whose losses no form can describe",
-            "losses that fall with N and D",
-            "Check the units of loss, N and D, or use --forecaster law.",
-        )
-    residuals = [y - value for value, _ in lines]
-    widened = student(min(residuals, key=lambda each: float(np.median(np.abs(each)))), points)
+    forms, lines, widened = describing_forms(points, y)
     found = []
-    for system in systems(points, widened):
+    for system in systems(points, widened, clusters):
         for form, (value, slope) in zip(forms, lines, strict=True):
             turned = system.turn.T @ slope
             target = system.turn.T @ (y - value + slope @ form.z)
@@ -269,9 +287,12 @@ def _fit(columns: Mapping[str, FloatArray], losses: FloatArray) -> AveragedFit:
     )
 
 
-def _inflation(columns: Mapping[str, FloatArray], losses: FloatArray) -> float:
-    """Return the factor by which errors on larger runs exceed their intervals, at least 1."""
-    squares, weight = PRIOR_ROWS, PRIOR_ROWS
+def _scales(
+    columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels
+) -> tuple[FloatArray, FloatArray]:
+    """Return `SCALES` and their weights, from errors on larger runs in units of their intervals."""
+    scales = np.array(SCALES)
+    log_weights = -0.5 * (np.log(scales) / SCALE_SPREAD) ** 2
     for cut in largest_cuts(
         columns["n_params"],
         columns["n_tokens"],
@@ -280,10 +301,12 @@ def _inflation(columns: Mapping[str, FloatArray], losses: FloatArray) -> float:
         rows_left=MIN_ROWS_LEFT,
     ):
         far, near = cut.is_left_out, ~cut.is_left_out
-        found = _fit({name: values[near] for name, values in columns.items()}, losses[near])
+        within = {name: values[near] for name, values in columns.items()}
+        found = _fit(within, losses[near], clusters[near])
         mixture = found.at({name: values[far] for name, values in columns.items()})
         below = mixture.probability_below(np.log(losses[far]), is_new_run=True)
         z = np.clip(ndtri(np.clip(below, 1e-9, 1 - 1e-9)), -LARGEST_Z, LARGEST_Z)
         n = min(int(far.sum()), ROWS_EACH)
-        squares, weight = squares + n * float(np.mean(z**2)), weight + n
-    return max(1.0, math.sqrt(squares / weight))
+        log_weights -= n * (0.5 * float(np.mean(z**2)) / scales**2 + np.log(scales))
+    weights = np.exp(log_weights - log_weights.max())
+    return scales, weights / weights.sum()

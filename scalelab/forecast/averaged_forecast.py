@@ -21,7 +21,7 @@ from scalelab.forecast.line import Line, line_of
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.units import format_flops, format_quantity
 
-WIDEST = 1.5
+WIDEST = 2.0
 """Largest ratio of the limits of a loss that is still an answer."""
 UNIQUE = "unique_tokens"
 LEAST_SLOPE = 0.05

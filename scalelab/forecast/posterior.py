@@ -227,16 +227,24 @@ def _untouched(prior: Prior) -> FormPosterior:
 
 
 def fit_form(
-    prior: Prior, here: Points, y: FloatArray, rng: np.random.Generator, known: FormPosterior | None
+    prior: Prior,
+    here: Points,
+    y: FloatArray,
+    rng: np.random.Generator,
+    known: FormPosterior | None,
+    widened: FloatArray | None = None,
 ) -> FormPosterior:
-    """Return the posterior of one form, by alternating between mode and hyperparameters."""
+    """Return the posterior of one form, by alternating between mode and hyperparameters.
+
+    ``widened`` is a factor of each row's noise variance, shape (m,); None for 1.
+    """
     p = len(prior.mean)
     starts = [np.zeros(p), *rng.standard_normal((N_STARTS, p))]
     if known is not None:
         starts.append(np.linalg.solve(prior.mix, known.prior.theta(known.z) - prior.mean))
     hyperparameters = Hyperparameters() if known is None else known.hyperparameters
     kernels = {length: matern(distances(here.features), length) for length in LENGTH_GRID}
-    growth = here.noise_growth
+    growth = here.noise_growth if widened is None else here.noise_growth * np.sqrt(widened)
     for _ in range(2):
         root = cholesky(
             hyperparameters.misfit**2 * kernels[hyperparameters.length]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
@@ -23,6 +24,8 @@ NOISES = (0.001, 0.0018, 0.0032, 0.0056, 0.01, 0.02, 0.04)
 LENGTHS = (1.0, 2.0, 4.0, 8.0)
 GROWTHS = (0.0, 0.15, 0.3)
 """Grids of tau, sigma (both of the log loss), length (natural logs) and growth exponent g."""
+SHARES = (0.0, 1.0)
+"""Grid of rho: variance of the noise that rows of one cluster share, relative to their own."""
 PAIRS = tuple(product(MISFITS, NOISES))
 CENTRES, SPREADS = (0.004, 0.003, 3.0), (1.2, 1.2, 0.6)
 """Prior medians of tau, sigma and length, and the spreads of their logarithms."""
@@ -36,8 +39,8 @@ class Whitened:
 
     Attributes
     ----------
-    length, growth : float
-        The kernel's length, and g.
+    length, growth, share : float
+        The kernel's length, g and rho.
     turn : ndarray of shape (m, m)
         Maps columns of the rows: ``turn.T @ K @ turn`` is diagonal, the noise becomes the identity.
     spectrum : ndarray of shape (m,)
@@ -48,6 +51,7 @@ class Whitened:
 
     length: float
     growth: float
+    share: float
     turn: FloatArray
     spectrum: FloatArray
     log_scale: float
@@ -106,19 +110,37 @@ class Component:
         return diagonal, cholesky(inner, lower=True)
 
 
-def systems(points: Points, widened: FloatArray) -> Iterator[Whitened]:
-    """Yield the whitened rows for each length and growth."""
-    gaps = distances(points.features)
-    for length, growth in product(LENGTHS, GROWTHS):
-        scale = noise_growth(points, growth) * np.sqrt(widened)
-        spectrum, vectors = np.linalg.eigh(matern(gaps, length) / np.outer(scale, scale))
-        yield Whitened(
-            length=length,
-            growth=growth,
-            turn=vectors / scale[:, None],
-            spectrum=np.maximum(spectrum, 0.0),
-            log_scale=2 * float(np.log(scale).sum()),
-        )
+def systems(points: Points, widened: FloatArray, clusters: NDArray[np.intp]) -> Iterator[Whitened]:
+    """Yield the whitened rows for each length, growth and share.
+
+    Parameters
+    ----------
+    points : Points
+    widened : ndarray of shape (m,)
+        Factor of each row's own noise variance.
+    clusters : ndarray of int, shape (m,)
+        Rows with the same number share a part of their noise.
+    """
+    kernels = [matern(distances(points.features), length) for length in LENGTHS]
+    shared = clusters[:, None] == clusters
+    shares = SHARES if shared.sum() > len(points) else SHARES[:1]
+    for growth, share in product(GROWTHS, shares):
+        growths = noise_growth(points, growth)
+        noise = share * np.outer(growths, growths) * shared
+        noise[np.diag_indices(len(points))] += growths**2 * widened
+        root = cholesky(noise, lower=True)
+        log_scale = 2 * float(np.log(np.diag(root)).sum())
+        inverse = solve_triangular(root, np.eye(len(points)), lower=True)
+        for length, kernel in zip(LENGTHS, kernels, strict=True):
+            spectrum, vectors = np.linalg.eigh(inverse @ kernel @ inverse.T)
+            yield Whitened(
+                length=length,
+                growth=growth,
+                share=share,
+                turn=inverse.T @ vectors,
+                spectrum=np.maximum(spectrum, 0.0),
+                log_scale=log_scale,
+            )
 
 
 def log_evidence(y: FloatArray, slope: FloatArray, system: Whitened) -> list[float]:

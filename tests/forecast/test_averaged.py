@@ -1,5 +1,7 @@
 """The averaged forecaster: its arithmetic, its answers, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.linalg import cho_factor, cho_solve
@@ -9,6 +11,7 @@ from scalelab import api
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_optimum import compute_optimal_size, optima
+from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
 from scalelab.forecast.posterior import Points, distances, matern
 from scalelab.forecast.whitened import PAIRS, log_evidence, systems
@@ -72,14 +75,18 @@ def test_the_evidence_is_that_of_the_dense_covariance():
         columns={"n_params": N, "n_tokens": D}, reference_flops=float((6 * N * D).max())
     )
     widened = rng.uniform(1, 3, 12)
+    clusters = np.repeat(np.arange(4), 3)
     slope, y = rng.standard_normal((12, 3)), rng.standard_normal(12)
-    system = list(systems(points, widened))[4]
+    system = list(systems(points, widened, clusters))[4]
+    assert system.share > 0
     turned = system.turn.T @ slope
     found = log_evidence(system.turn.T @ y, turned, system)
     for (misfit, noise), value in list(zip(PAIRS, found, strict=True))[::7]:
         growth = points.noise_growth ** (system.growth / 0.15)
         dense = misfit**2 * matern(distances(points.features), system.length) + slope @ slope.T
-        dense += np.diag((noise * growth) ** 2 * widened)
+        dense += noise**2 * np.diag(growth**2 * widened)
+        same = clusters[:, None] == clusters
+        dense += noise**2 * system.share * np.outer(growth, growth) * same
         factor = cho_factor(dense)
         expected = -0.5 * y @ cho_solve(factor, y) - np.log(np.diag(factor[0])).sum()
         assert value == pytest.approx(expected, rel=1e-6)
@@ -132,7 +139,43 @@ def test_errors_on_the_runs_left_out_widen_the_intervals():
     bent_rows = Observations(
         n_params=rows.n_params, n_tokens=rows.n_tokens, loss_nats=bent, flops=rows.flops
     )
-    assert fit_average(bent_rows).inflation > fit_average(rows).inflation
+    bent_fit, fit = fit_average(bent_rows), fit_average(rows)
+    assert bent_fit.scale_weights @ bent_fit.scales > 1.1 * (fit.scale_weights @ fit.scales)
+
+
+def test_diverged_runs_do_not_move_the_forecast():
+    rows = runs(budgets=(1e18, 3e18, 1e19, 3e19, 1e20))
+    losses = rows.loss_nats.copy()
+    losses[[4, 12, 20]] *= 3.5
+    at = {"n_params": np.array([optimal_n(1e21)])}
+    at["n_tokens"] = 1e21 / 6 / at["n_params"]
+    spoiled = replace(rows, loss_nats=losses)
+    clean, moved = (fit_average(each).predict(at, 0.9) for each in (rows, spoiled))
+    assert abs(moved.value[0] / clean.value[0] - 1) < 0.01
+    assert moved.high[0] / moved.low[0] < 2 * clean.high[0] / clean.low[0]
+
+
+def test_noise_that_a_budget_shares_widens_the_interval():
+    rows = runs(noise=0.001, budgets=tuple(np.geomspace(1e18, 1e20, 5)), sizes=9)
+    budget_noise = 0.006 * np.random.default_rng(3).standard_normal(5)
+    shared = replace(rows, loss_nats=rows.loss_nats * np.exp(np.repeat(budget_noise, 9)))
+    at = {"n_params": np.array([optimal_n(1e21)])}
+    at["n_tokens"] = 1e21 / 6 / at["n_params"]
+    fit = fit_average(shared)
+    weight = sum(each.weight for each in fit.components if each.system.share > 0)
+    assert weight > 0.9
+    found = fit.predict(at, 0.9)
+    assert found.low[0] <= loss(at["n_params"], at["n_tokens"])[0] <= found.high[0]
+
+
+def test_a_form_that_rises_beyond_the_rows_is_left_out():
+    rows = runs()
+    points = Points(
+        columns={"n_params": rows.n_params, "n_tokens": rows.n_tokens}, reference_flops=1e20
+    )
+    rising = np.log(rows.loss_nats * (rows.n_tokens / 1e9) ** 0.3)
+    forms, _, _ = describing_forms(points, rising - np.median(rising))
+    assert {form.prior.law.name for form in forms} == {"farseer"}
 
 
 def test_fit_answers_with_it_where_one_law_is_not_identified():
