@@ -154,7 +154,7 @@ def test_repeating_text_often_is_refused_but_a_dry_run_still_prints(scalelab, me
 def test_retry_lists_the_states_that_it_knows(scalelab):
     code, _, err = scalelab("retry", "--status", "bogus")
     assert code == 2
-    assert "failed or diverged" in err
+    assert "failed, diverged or pruned" in err
     code, _, err = scalelab("retry", "--status", "diverged")
     assert code == 2
     assert "--status diverged without --lr-scale" in err

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
-from scalelab.records.states import FILE_STATES, FINAL
+from scalelab.records.states import FILE_STATES, FINAL, PRUNED
 
 run_ids = st.lists(st.sampled_from([f"r{i}" for i in range(12)]), max_size=15)
 states = st.dictionaries(
@@ -32,6 +32,7 @@ def test_every_run_gets_exactly_one_action(
     for run_id in actions.start:
         state = known.get(run_id, RunState(status="planned"))
         assert state.status not in FINAL, "finished runs are never redone"
+        assert state.status != PRUNED, "pruned runs are left alone"
         assert not state.is_alive, "living runs are never doubled"
         assert state.is_wanted, "cancelled runs are left alone"
         assert retry or (state.status != "failed" and state.n_lost < MAX_LOST_ATTEMPTS)

@@ -116,7 +116,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
         *,
         name: str = "tiny",
         seeds: int = 12,
-        n_tokens: float = 1e6,
+        n_tokens: float | str = 1e6,
         lr: float = 0.01,
         extend: bool = False,
         slurm: dict[str, Any] | None = None,

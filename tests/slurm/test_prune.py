@@ -29,7 +29,7 @@ def test_a_job_of_a_hopeless_run_ends_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prune, "LOOK_INTERVAL_S", 0.5)
-    healthy = make_sweep(tmp_path / "results", name="tiny", seeds=6, n_tokens=4e6)
+    healthy = make_sweep(tmp_path / "results", name="tiny", seeds=3, n_tokens="1e6,2.2e6")
     sweep = make_sweep(
         tmp_path / "results", name="tiny", seeds=1, n_tokens=4e6, lr=1e-6, extend=True
     )

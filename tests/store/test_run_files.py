@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from scalelab.errors import SpecError
 from scalelab.records import run_files
 from scalelab.records.files import list_folders
+from scalelab.records.run_dir import PRUNED_FILE
+from scalelab.store.rows import run_row
 from scalelab.sweep.run_spec import to_json
 
 positive = st.floats(1e-12, 1e6)
@@ -64,6 +66,18 @@ class TestSignature:
         assert run_files.is_unchanged(str(run.path), before)
         act()
         return not run_files.is_unchanged(str(run.path), before)
+
+    def test_a_pruned_run_is_detected_until_a_result_is_accepted(self, make):
+        run = make.run()
+        attempt = make.attempt(run, [10])
+        mark = run.path / PRUNED_FILE
+        assert self.changes(run, lambda: mark.write_text('{"reason": "above 1.2", "step": 10}'))
+        found = run_files.read_run(str(run.path))
+        assert (found.status, run.status(), run_row(found)["reason"]) == (
+            *("pruned", "pruned", "above 1.2"),
+        )
+        make.finish(attempt)
+        assert run_files.read_run(str(run.path)).status == run.status() == "done"
 
     def test_every_event_of_a_run_is_detected(self, make):
         run = make.run()
