@@ -102,7 +102,7 @@ def test_the_dry_run_prints_the_script_of_each_array(
     content = json.loads(capsys.readouterr().out)
     arrays = content["slurm"]["arrays"]
     assert [(array["gpus"], array["time_min"], array["n_jobs"]) for array in arrays] == [
-        *((8, 720, 3), (1, 240, 3), (8, 240, 3))
+        *((8, 720, 3), (8, 240, 3), (1, 240, 3))
     ]
     for array in arrays:
         lines = array["script"].splitlines()
@@ -111,7 +111,7 @@ def test_the_dry_run_prints_the_script_of_each_array(
         assert f"#SBATCH --time={array['time_min']}" in lines
         assert f"#SBATCH --mem={array['memory_gb'] * 1024:.0f}MB" in lines
         assert "--gpus-per-node" not in array["script"]
-    assert arrays[0]["memory_gb"] > arrays[1]["memory_gb"] == 16
+    assert arrays[0]["memory_gb"] > arrays[1]["memory_gb"] > arrays[2]["memory_gb"] == 16
     rows = content["rows"]
     assert [row["gpus"] for row in rows] == [1] * 3 + [8] * 6
     # Eight GPUs take an eighth of the time and cost the same.
