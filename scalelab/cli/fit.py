@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from scalelab.cli.options import (
+    BEST_HELP,
     DEFAULT_RESULTS,
     FORECASTER_HELP,
     FORMAT_HELP,
     FROM_HELP,
+    LAST_HELP,
+    MEAN_HELP,
     UNFINISHED_HELP,
     UNIT_HELP,
     option,
@@ -51,6 +54,9 @@ def fit(
     include_unfinished: Annotated[
         bool, option(RUNS, UNFINISHED_HELP, "--include-unfinished")
     ] = False,
+    best_of: Annotated[str | None, option(RUNS, BEST_HELP, "--best-of")] = None,
+    mean_of: Annotated[str | None, option(RUNS, MEAN_HELP, "--mean-of")] = None,
+    last_of: Annotated[str | None, option(RUNS, LAST_HELP, "--last-of")] = None,
     param_convention: Annotated[
         str | None,
         option(
@@ -131,7 +137,7 @@ def fit(
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
     from scalelab.store.read_options import parse_map
-    from scalelab.store.reading import Reading
+    from scalelab.store.reading import Reading, split_names
 
     if as_json + as_tex + as_csv > 1:
         raise UsageError(
@@ -166,7 +172,12 @@ def fit(
             compare_forms=compare,
             forecaster=forecaster,
             reading=Reading(
-                format=format, loss_unit=loss_unit, includes_unfinished=include_unfinished
+                format=format,
+                loss_unit=loss_unit,
+                includes_unfinished=include_unfinished,
+                best_of=() if best_of is None else split_names(best_of, "best_of"),
+                mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
+                last_of=last_of,
             ),
         )
     except UsageError as error:

@@ -24,6 +24,11 @@ FORMAT_HELP = (
 UNIT_HELP = (
     "Unit of the losses: nats, bits, bits-per-byte or perplexity; default: from the column's name."
 )
+BEST_HELP = (
+    "Settings such as lr,batch: of rows that differ only in these, keep the one of lowest loss."
+)
+MEAN_HELP = "Settings such as seed: average the losses of rows that differ only in these."
+LAST_HELP = "Column that names the run: keep the last checkpoint of each run."
 UNFINISHED_HELP = "Keep runs that failed or did not reach their planned end."
 EXECUTION, OUTPUT = "Execution", "Output"
 

@@ -18,8 +18,11 @@ from scalelab.cli.new_scores import (
     scores_as_json,
 )
 from scalelab.cli.options import (
+    BEST_HELP,
     DEFAULT_RESULTS,
     FORMAT_HELP,
+    LAST_HELP,
+    MEAN_HELP,
     UNFINISHED_HELP,
     UNIT_HELP,
     JsonOption,
@@ -114,6 +117,9 @@ def import_(
     include_unfinished: Annotated[
         bool, typer.Option("--include-unfinished", help=UNFINISHED_HELP)
     ] = False,
+    best_of: Annotated[str | None, typer.Option("--best-of", help=BEST_HELP)] = None,
+    mean_of: Annotated[str | None, typer.Option("--mean-of", help=MEAN_HELP)] = None,
+    last_of: Annotated[str | None, typer.Option("--last-of", help=LAST_HELP)] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the import; default: the file name.")
     ] = None,
@@ -145,7 +151,7 @@ def import_(
     from scalelab.store.collect import collect as collect_once
     from scalelab.store.importers import REJECTS_FILE, import_table
     from scalelab.store.read_options import ReadOptions, parse_map
-    from scalelab.store.reading import Reading
+    from scalelab.store.reading import Reading, split_names
 
     scored = scored_pairs(results)
     report = import_table(
@@ -157,7 +163,12 @@ def import_(
             param_convention=param_convention,
             flop_convention=flop_convention,
             reading=Reading(
-                format=format, loss_unit=loss_unit, includes_unfinished=include_unfinished
+                format=format,
+                loss_unit=loss_unit,
+                includes_unfinished=include_unfinished,
+                best_of=() if best_of is None else split_names(best_of, "best_of"),
+                mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
+                last_of=last_of,
             ),
         ),
         name=name,
@@ -165,7 +176,7 @@ def import_(
     )
     collected = collect_once(results)
     notes = dict(report.notes)
-    sources = notes.pop("run_logs", None)
+    sources = [notes.pop(code) for code in ("run_logs", "found_columns") if code in notes]
     warnings = [*notes.values(), *collected.problems]
     if report.n_rejects:
         warnings.insert(
@@ -181,8 +192,8 @@ def import_(
         emit_json({**content, "scores": scores_as_json(scores)})
         return EXIT_OK
     out = console()
-    if sources is not None:
-        out.print(sources, soft_wrap=True)
+    for source in sources:
+        out.print(source, soft_wrap=True)
     word = "imported" if report.is_new else "already imported"
     out.print(
         f"{plural(report.n_rows, 'row')} {word} as {report.name} ({report.folder})", soft_wrap=True

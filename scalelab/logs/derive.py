@@ -144,7 +144,7 @@ def _add_loss(
         return "", None
     name = ranked[0]
     unit = checked_unit(asked) if asked else unit_of(name)
-    value = in_nats(final[name], unit)
+    value = float(in_nats(np.array([final[name]]), unit)[0])
     step = ends[name][0] if name in ends else None
     if math.isfinite(value):
         words = f"last value of {name}"
@@ -298,5 +298,5 @@ def _curve(
     return {
         "step": steps.astype(np.float64),
         "tokens": seen,
-        "loss_nats": np.array([in_nats(float(v), unit) for v in losses]),
+        "loss_nats": in_nats(losses, unit),
     }

@@ -6,6 +6,9 @@ import math
 import re
 from collections.abc import Iterable
 
+import numpy as np
+
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 
 NATS, BITS, BPB, PERPLEXITY = "nats", "bits", "bits-per-byte", "perplexity"
@@ -81,10 +84,11 @@ def checked_unit(unit: str) -> str:
     return found
 
 
-def in_nats(value: float, unit: str) -> float:
-    """Return a loss in nats per token; bits per byte stay as they are."""
+def in_nats(values: FloatArray, unit: str) -> FloatArray:
+    """Return losses in nats per token; bits per byte stay as they are."""
     if unit == BITS:
-        return value * math.log(2)
+        return values * math.log(2)
     if unit == PERPLEXITY:
-        return math.log(value) if value > 0 else math.nan
-    return value
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.log(values)
+    return values

@@ -16,11 +16,16 @@ from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError
 from scalelab.records.types import Curves
+from scalelab.store.cells import has_decimal_commas, parse_cell
 from scalelab.store.columns import likely_columns
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
+
+
+_PART = 500
+"""Rows of one INSERT."""
 
 
 class TableSource:
@@ -68,6 +73,7 @@ class TableSource:
         self.is_log = False
         self.param_convention = "unstated"
         self._ends: NDArray[np.int64] | None = None
+        self._n_cells = 0
         if text_file is not None:
             self._find_malformed()
         # Conditions are SQL from the user and must not read files.
@@ -77,8 +83,16 @@ class TableSource:
     def __len__(self) -> int:
         return int(self.fetch("SELECT count(*) AS n FROM source")["n"][0])
 
-    def make_numeric(self, columns: Sequence[str]) -> None:
+    def make_numeric(self, columns: Sequence[str], small: Sequence[str] = ()) -> None:
         """Convert text columns to numbers; cells that are not numbers become NULL.
+
+        Numbers may be written as people write them, see `scalelab.store.cells.parse_cell`.
+
+        Parameters
+        ----------
+        columns : sequence of str
+        small : sequence of str
+            Columns of small numbers, in which ``3,364`` is 3.364.
 
         Raises
         ------
@@ -88,7 +102,7 @@ class TableSource:
         dirty = [c for c in dict.fromkeys(columns) if self.types.get(c) == "VARCHAR"]
         if not dirty:
             return
-        casts = ", ".join(f"TRY_CAST({quote(c)} AS DOUBLE) AS {quote(c)}" for c in dirty)
+        casts = ", ".join(f"{self._number_of(c, is_small=c in small)} AS {quote(c)}" for c in dirty)
         self._connection.execute(
             "CREATE OR REPLACE TEMP VIEW rows AS "
             f"SELECT * REPLACE ({casts}), rowid AS source_row FROM source"
@@ -104,6 +118,30 @@ class TableSource:
                     f"numbers in {column}.",
                 )
             self.types[column] = "DOUBLE"
+
+    def _number_of(self, column: str, *, is_small: bool) -> str:
+        """Return the expression of a text column's numbers."""
+        name = quote(column)
+        cast = f"TRY_CAST({name} AS DOUBLE)"
+        texts = self.texts(
+            f"SELECT DISTINCT {name} FROM source WHERE {name} IS NOT NULL AND {cast} IS NULL"
+        )
+        comma = has_decimal_commas(texts, is_small=is_small)
+        numbers = {text: parse_cell(text, decimal_comma=comma) for text in texts}
+        known = {text: number for text, number in numbers.items() if number is not None}
+        if not known:
+            return cast
+        self._n_cells += 1
+        table = f"cells_{self._n_cells}"
+        self._connection.execute(f"CREATE TEMP TABLE {table} (written VARCHAR, number DOUBLE)")
+        for start in range(0, len(known), _PART):
+            part = list(known.items())[start : start + _PART]
+            marks = ", ".join("(?, ?)" for _ in part)
+            self._connection.execute(
+                f"INSERT INTO {table} VALUES {marks}", [cell for row in part for cell in row]
+            )
+        # Inside this view, source is the only other table.
+        return f"coalesce({cast}, (SELECT number FROM {table} WHERE written = source.{name}))"
 
     def check(self, query: str, shown: str) -> None:
         """Raise UsageError unless ``query`` is one valid statement over the columns."""

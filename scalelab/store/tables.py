@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError
+from scalelab.logs.losses import NATS
 from scalelab.records.types import Curves, Observations
 from scalelab.store.columns import (
     ALIASES,
@@ -26,6 +27,10 @@ from scalelab.store.columns import (
     likely_columns,
     map_option,
 )
+from scalelab.store.comparable import finished_condition, select, settings_as_text
+from scalelab.store.found_columns import find_needed
+from scalelab.store.loss_units import convert_loss
+from scalelab.store.plausible import plausibility_notes
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.table_files import open_file
 from scalelab.store.table_source import TableSource, is_numeric, open_frame, quote
@@ -132,7 +137,11 @@ class _Reader:
         self.options = options
         self.notes: dict[str, str] = dict(source.notes)
         self.mapping = self._resolve()
-        source.make_numeric([self.mapping[n] for n in (*CORE, "budget") if n in self.mapping])
+        loss = self.mapping.get("loss_nats", "")
+        written = [self.mapping[n] for n in (*CORE, "budget") if n in self.mapping]
+        source.make_numeric(
+            [*written, *settings_as_text(source, self.options.text_columns)], small=[loss]
+        )
 
     def _resolve(self) -> dict[str, str]:
         """Return the source of each of our columns; the loss and the needed sizes are required."""
@@ -152,6 +161,10 @@ class _Reader:
                     "one column of that name",
                     f"Rename the other columns, or name one of them: --map {ours}=COLUMN",
                 )
+        if not self.source.is_log:
+            able, note = find_needed(self.source, found, self.options.needs)
+            found |= able
+            self.notes |= note
         missing = [name for name in ("loss_nats",) if name not in found]
         sizes = [name for name in SIZES if name not in found]
         unused = [name for name in self.source.types if name not in found.values()]
@@ -192,6 +205,8 @@ class _Reader:
         columns = self._columns()
         row = columns.pop("source_row").astype(np.int64)
         core = {name: columns.pop(name) for name in CORE if name in picked}
+        unit, note = convert_loss(core, self.mapping["loss_nats"], self.source, options)
+        self.notes |= note
         bad = {
             name: ~(np.isfinite(values) & (values > 0 if self._is_positive(name) else True))
             for name, values in core.items()
@@ -221,11 +236,14 @@ class _Reader:
             is_signed=options.is_signed,
         )
         self._note_duplicates(observations)
+        observations, kept, notes = select(observations, marks, options.reading)
+        self.notes |= notes
+        self.notes |= plausibility_notes(observations, is_nats=unit == NATS)
         return TableRead(
             observations=observations,
-            lines=self.source.lines(row[keep]),
+            lines=self.source.lines(row[keep][kept]),
             rejects=rejects,
-            marks=marks,
+            marks={name: mark[kept] for name, mark in marks.items()},
             mapping=self.mapping,
             notes=self.notes,
             curves=self.source.curves,
@@ -241,10 +259,11 @@ class _Reader:
             source.check(f"SELECT {expression} FROM rows", f"--map {ours}={theirs}")
             select[ours] = f"TRY_CAST({expression} AS {kind})"
         used = set(self.mapping.values())
+        texts = self._texts()
         for name, kind in source.types.items():
-            if name in select or (name in used and name not in options.text_columns):
+            if name in select or (name in used and name not in texts):
                 continue
-            if name in options.text_columns:
+            if name in texts:
                 select[name] = f"CAST({quote(name)} AS VARCHAR)"
             elif is_numeric(kind):
                 select[name] = f"CAST({quote(name)} AS DOUBLE)"
@@ -253,10 +272,21 @@ class _Reader:
             select[f"mark:{name}"] = f"coalesce((\n{condition}\n), false)"
         listed = ", ".join(f"{value} AS {quote(name)}" for name, value in select.items())
         query = f"SELECT {listed} FROM rows"
+        conditions, note = finished_condition(source, options.reading)
+        self.notes |= note
         if options.where:
             source.check(f"SELECT * FROM rows WHERE (\n{options.where}\n)", options.where)
-            query += f" WHERE (\n{options.where}\n)"
+            conditions.append(options.where)
+        if conditions:
+            query += " WHERE " + " AND ".join(f"(\n{condition}\n)" for condition in conditions)
         return source.fetch(query + " ORDER BY source_row", options.where or "")
+
+    def _texts(self) -> set[str]:
+        """Return the text columns to keep: those asked for, and those that select rows."""
+        reading = self.options.reading
+        asked = {*reading.best_of, *reading.mean_of, reading.last_of}
+        named = {n for n, kind in self.source.types.items() if n in asked and kind == "VARCHAR"}
+        return {*self.options.text_columns, *named}
 
     def _is_positive(self, name: str) -> bool:
         return not (self.options.is_signed and name == "loss_nats")

@@ -25,6 +25,9 @@ SEQUENCE_NAMES = ("batch_seqs", "batch_sequences")
 EITHER_NAMES = ("batch", "batch_size", "global_batch_size")
 """Counted in sequences if their length is given, else in tokens."""
 
+OF_A_LAW = ("derived_flops", "swept_settings", "seed_replicates", "checkpoints")
+"""Notes of a table that concern laws of N and D only: here the settings are what is fitted."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TunedTable:
@@ -152,7 +155,7 @@ def _as_runs(table: TableRead, seq_len: int | None, *, is_labelled: bool) -> Tun
         param_convention=rows.param_convention,
         n_diverged=n_diverged,
     )
-    return TunedTable(runs=runs, warnings=tuple(w for w in warnings if w.code != "derived_flops"))
+    return TunedTable(runs=runs, warnings=tuple(w for w in warnings if w.code not in OF_A_LAW))
 
 
 def _batch_in_tokens(
