@@ -57,10 +57,11 @@ class LogsRead:
     problems: tuple[str, ...] = ()
 
 
-def reader_of(path: Path, head: bytes | None = None) -> LogReader | None:
-    """Return the reader that recognises a file, None if no format matches."""
+def reader_of(path: Path, head: bytes | None = None, format: str | None = None) -> LogReader | None:
+    """Return the reader (of this format) that recognises a file, None if none does."""
     head = read_head(path) if head is None else head
-    return next((reader for reader in READERS if reader.sniff(path, head)), None)
+    able = (reader for reader in READERS if format in (None, reader.name))
+    return next((reader for reader in able if reader.sniff(path, head)), None)
 
 
 def is_log(path: Path) -> bool:
@@ -110,7 +111,10 @@ def read_logs(path: Path, *, format: str | None = None, loss_unit: str | None = 
     titles: dict[str, None] = {}
     for file in walk(path) if path.is_dir() else [path]:
         head = read_head(file)
-        reader = _asked(format, file, head) if format else reader_of(file, head)
+        reader = reader_of(file, head, format)
+        if reader is None and format is not None and not path.is_dir():
+            # The user knows better what a single file is; in a folder, most files are no logs.
+            reader = next(reader for reader in READERS if reader.name == format)
         if reader is None:
             continue
         try:
@@ -134,14 +138,6 @@ def read_logs(path: Path, *, format: str | None = None, loss_unit: str | None = 
         runs=tuple(_named(_with_evals(logged), path)),
         readers=tuple(titles),
         problems=tuple(problems),
-    )
-
-
-def _asked(format: str, file: Path, head: bytes) -> LogReader | None:
-    """Return the named reader; where several share the name, the one that recognises the file."""
-    named = [reader for reader in READERS if reader.name == format]
-    return next(
-        (reader for reader in named if reader.sniff(file, head)), named[0] if named else None
     )
 
 

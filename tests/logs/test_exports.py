@@ -67,3 +67,49 @@ def test_models_of_open_lm_have_the_loss_of_their_own_corpus(tmp_path: Path) -> 
     assert run.derived["n_params"].value == 10_569_312
     assert run.derived["n_tokens"].value == 105_693_120
     assert run.derived["lr"].value == 3e-3
+
+
+def test_a_run_whose_loss_became_nan_is_not_finished(tmp_path: Path) -> None:
+    (tmp_path / "main.log").write_text("s:1 trl:3.0\ns:2 trl:nan\ns:2 tel:-nan\n")
+    (run,) = read_logs(tmp_path).runs
+    assert run.incomplete == "its last val_loss is not a finite number"
+    assert "loss_nats" not in run.derived
+
+
+def test_without_config_the_size_by_total_flos_is_offered(tmp_path: Path) -> None:
+    state = {
+        "global_step": 10, "max_steps": 10, "num_input_tokens_seen": 1000, "total_flos": 6e9,
+        "log_history": [{"step": 10, "eval_loss": 3.0}],
+    }  # fmt: skip
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    (run,) = read_logs(tmp_path).runs
+    assert "n_params" not in run.derived
+    assert "--map n_params=1e+06" in run.notes[0]
+
+
+def test_tokens_follow_from_total_flos_where_the_trainer_did_not_count(tmp_path: Path) -> None:
+    samples = Path(__file__).parent / "samples/huggingface/done"
+    state = json.loads((samples / "trainer_state.json").read_text())
+    state["num_input_tokens_seen"] = 0
+    for row in state["log_history"]:
+        row.pop("num_input_tokens_seen", None)
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    (tmp_path / "config.json").write_text((samples / "config.json").read_text())
+    (run,) = read_logs(tmp_path).runs
+    assert run.derived["n_tokens"].value == pytest.approx(20_480)
+    assert "total_flos" in run.derived["n_tokens"].source
+
+
+def test_megatron_arguments_give_the_size_and_the_tokens(tmp_path: Path) -> None:
+    sample = Path(__file__).parent / "samples/megatron/run.log"
+    arguments = {
+        "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 256, "num_attention_heads": 2,
+        "seq_length": 64, "max_position_embeddings": 64, "padded_vocab_size": 256,
+    }  # fmt: skip
+    listed = "".join(f"  {name} {'.' * 30} {value}\n" for name, value in arguments.items())
+    head = "------------------------ arguments ------------------------\n"
+    (tmp_path / "run.log").write_text(head + listed + sample.read_text())
+    (run,) = read_logs(tmp_path).runs
+    block = 12 * 64**2 + (3 * 64 + 64 + 256 + 64) + 4 * 64
+    assert run.derived["n_params"].value == 2 * block + 128 + 256 * 64 + 64 * 64
+    assert run.derived["n_tokens"].value == 320 * 64

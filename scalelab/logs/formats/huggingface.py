@@ -16,7 +16,7 @@ from scalelab.logs.files import read_document, sibling_document, unreadable
 from scalelab.logs.shapes import count_logged
 from scalelab.logs.types import Derived, RawRun
 from scalelab.logs.values import Settings, as_count, as_number, as_step, flatten
-from scalelab.theory.accounting import train_flops_6nd
+from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _AXES = ("step", "epoch", "total_flos")
@@ -83,10 +83,17 @@ def _add_tokens(run: RawRun, state: Mapping[str, Any], step: int | None) -> None
 
     transformers' ``floating_point_ops`` is 6 x tokens x parameters without input embeddings.
     """
-    if as_number(state.get("num_input_tokens_seen")) or not step:
-        return
     settings = Settings(run.config)
     counted, flops = count_logged(settings), as_number(state.get("total_flos"))
+    seen = as_number(state.get("num_input_tokens_seen"))
+    if counted is None and seen and flops and flops > 0:
+        rest = tokens_at_6nd(flops, 1.0) / seen
+        run.notes.append(
+            f"no config.json with its shape; by total_flos it has {rest:,.0f} parameters without "
+            f"the input embedding (--map n_params={rest:.6g})"
+        )
+    if seen or not step:
+        return
     vocab, width = settings.count("vocab_size"), settings.count("hidden_size", "n_embd")
     if counted is None or not flops or not vocab or not width:
         return
