@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,26 @@ class History:
             number = value if type(value) is float else as_number(value)
             if number is not None and (series := self._named(name)) is not None:
                 series.add(step, number)
+
+    def add_rows(
+        self, steps: Sequence[int], rows: Sequence[Mapping[str, Any]], skip: Iterable[str] = ()
+    ) -> None:
+        """Add the numbers of rows; columns of rows that have the same names are added at once."""
+        if any(row.keys() != rows[0].keys() for row in rows):
+            for step, row in zip(steps, rows, strict=True):
+                self.add_row(step, row, skip)
+            return
+        at = np.array(steps, dtype=np.int64)
+        for name in rows[0] if rows else ():
+            if name in skip:
+                continue
+            column = [row[name] for row in rows]
+            try:
+                self.add_many(name, at, np.frombuffer(array("d", column)))
+            except (TypeError, OverflowError):
+                for step, value in zip(steps, column, strict=True):
+                    if (number := as_number(value)) is not None:
+                        self.add(step, name, number)
 
     def extend(self, later: History) -> None:
         """Add the values of a later log of the same run."""
