@@ -31,6 +31,8 @@ STATUS_NAMES = ("status", "state", "run_status")
 BAD_STATUS = ("failed", "crashed", "killed", "diverged", "running", "preempted", "error",
               "errored", "cancelled", "canceled", "unfinished", "aborted", "oom")  # fmt: skip
 FEW_CHECKPOINTS = 3
+MOST_CHECKED = 200_000
+"""Rows that are searched for swept settings; sorting millions of labels takes seconds."""
 
 
 def find_settings(asked: Sequence[str], columns: Iterable[str], option: str) -> list[str]:
@@ -204,7 +206,7 @@ def _said(rows: Observations, kept: NDArray[np.intp], what: str) -> str:
 def _warnings(rows: Observations, reading: Reading) -> dict[str, str]:
     """Return notes on rows of one size that differ in a setting, and on checkpoints."""
     notes: dict[str, str] = {}
-    if not rows.is_sized or len(rows) < 2:
+    if not rows.is_sized or not 2 <= len(rows) <= MOST_CHECKED:
         return notes
     no_marks: Mapping[str, NDArray[np.bool_]] = {}
     group = _groups(_keys(rows, no_marks, np.arange(len(rows)), []))
