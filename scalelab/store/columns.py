@@ -43,7 +43,8 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "n_params": (
         *("params", "n", "num_params", "parameters", "num_parameters", "param_count"),
         *("total_params", "model_params", "non_embedding_params", "params_non_embedding"),
-        *("n_params_nonembed", "model_size", "size"),
+        *("n_params_nonembed", "n_params_non_embedding", "non_embedding_parameters"),
+        *("model_size", "size"),
     ),
     "n_tokens": (
         *("tokens", "d", "num_tokens", "train_tokens", "training_tokens", "total_tokens"),

@@ -61,7 +61,10 @@ def open_file(path: Path, reading: Reading | None = None) -> Iterator[TableSourc
             "a table or a run log",
             "Write the table to it again; a CSV file starts with a line of column names.",
         )
-    if reading.format not in (None, TABLE) or (reading.format is None and is_log(path)):
+    is_public = asked != path
+    if not is_public and (
+        reading.format not in (None, TABLE) or (reading.format is None and is_log(path))
+    ):
         logs = read_log_table(
             path,
             format=reading.format,

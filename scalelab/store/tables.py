@@ -317,7 +317,7 @@ class _Reader:
     def _convention(self, ours: str, known: Mapping[str, str], otherwise: str) -> str:
         """Return the convention that the column's name states, else ``otherwise``."""
         theirs = self.mapping.get(ours, "").lower().removeprefix(f"{ours}_")
-        if theirs.replace("_", "") in NON_EMBEDDING:
+        if any(word in theirs.replace("_", "") for word in NON_EMBEDDING):
             return "kaplan"
         return theirs if theirs in known else otherwise
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scalelab.logs.registry import read_logs
+from scalelab.logs.registry import read_logs, reader_of
 
 
 def test_a_chart_of_wandb_has_a_run_in_each_column(tmp_path: Path) -> None:
@@ -113,3 +113,15 @@ def test_megatron_arguments_give_the_size_and_the_tokens(tmp_path: Path) -> None
     block = 12 * 64**2 + (3 * 64 + 64 + 256 + 64) + 4 * 64
     assert run.derived["n_params"].value == 2 * block + 128 + 256 * 64 + 64 * 64
     assert run.derived["n_tokens"].value == 320 * 64
+
+
+def test_a_table_of_runs_with_their_last_steps_is_no_history(tmp_path: Path) -> None:
+    lines = {
+        "table": "hyper_id,_step,loss\n1,300,3.0\n2,100,3.1\n3,200,3.2\n",
+        "named": "Name,State,_step,loss\na,finished,100,3.0\nb,crashed,200,3.1\n",
+        "history": "_step,_runtime,val/loss\n0,1,4.0\n1,2,3.5\n2,3,3.0\n",
+    }
+    for name, text in lines.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    recognised = {name for name in lines if reader_of(tmp_path / f"{name}.csv") is not None}
+    assert recognised == {"history"}

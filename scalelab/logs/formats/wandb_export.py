@@ -20,6 +20,8 @@ from scalelab.logs.values import as_number, as_step, flatten, load_json
 
 _BETWEEN = " - "
 _LARGEST_TEXT = 1 << 20
+_OF_TABLES = {"name", "state", "id", "run", "run_id", "run_name", "runid"}
+"""Columns that a table of runs has, and the history of one run has not."""
 
 
 class WandbExport:
@@ -30,14 +32,8 @@ class WandbExport:
 
     def sniff(self, path: Path, head: bytes) -> bool:
         """Return whether it is a chart's CSV, or rows with ``_step``."""
-        first = head.lstrip().partition(b"\n")[0]
         if path.name.lower().endswith((".csv", ".csv.gz")):
-            return (
-                b'"_step"' in first
-                or b"_step," in first
-                or b",_step" in first
-                or (first.startswith((b'"Step"', b"Step,")) and b"__MIN" in first)
-            )
+            return _is_history(head.decode("utf-8", "replace"))
         return (
             path.name.lower().endswith((".json", ".jsonl", ".ndjson"))
             and head.lstrip()[:1] in (b"[", b"{")
@@ -114,6 +110,26 @@ class WandbExport:
                 if not name.endswith("/desc") and not name.startswith("_wandb")
             }
         return run
+
+
+def _is_history(head: str) -> bool:
+    """Return whether the beginning of a CSV file is a chart, or one run's rows in order of steps.
+
+    A table of runs may have a column ``_step`` too: the last step of each run.
+    """
+    lines = head.splitlines()
+    try:
+        names, *rows = list(csv.reader(lines[:-1] if len(lines) > 2 else lines))
+    except (csv.Error, ValueError):
+        return False
+    if names and names[0] in ("Step", "global_step", "_step") and any("__MIN" in n for n in names):
+        return True
+    if "_step" not in names or {name.lower() for name in names} & _OF_TABLES:
+        return False
+    at = names.index("_step")
+    steps = [as_step(row[at]) for row in rows if len(row) > at]
+    known = [step for step in steps if step is not None]
+    return len(known) > 1 and known == sorted(set(known))
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
