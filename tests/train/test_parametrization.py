@@ -47,7 +47,7 @@ def sizes(spec: RunSpec, dataset: Dataset, execution: ExecutionSpec) -> dict[str
     def outputs() -> tuple[torch.Tensor, torch.Tensor]:
         stream, output = embed(inputs, model.weights["embedding"]), None
         for layer in range(spec.shape.n_layers):
-            output, stream, _ = model.run_block(output, stream, layer)
+            output, stream, _ = model.run_block(output, stream, layer, None)
         return stream + output, model.hidden(inputs)[0] @ model.weights["head"][:61].T
 
     def size(x: torch.Tensor) -> float:
