@@ -27,14 +27,14 @@ def main(sweep: str = "demo", results: str = "results") -> None:
     carried_error = np.abs(carried / held["loss_nats"].to_numpy()[: len(carried)] - 1)
 
     print(f"{sweep}: fitted on {len(runs) - len(held)} runs up to {format_flops(below)} FLOPs")
-    print(f"fit: {report.fit.status}")
+    print(f"law: {report.law_status}")
     print(f"baseline: mean relative error {carried_error.mean():.2%}")
     score = report.holdout
     if score is None:
-        print("The fit is not identified: there is no prediction.")
+        print("Nothing answers: there is no prediction.")
         return
     print(
-        f"law at {format_flops(largest)} FLOPs: mean relative error "
+        f"{report.forecaster.label} at {format_flops(largest)} FLOPs: mean relative error "
         f"{score.mean_relative_error:.2%}, largest {score.max_relative_error:.2%}"
     )
     print(
