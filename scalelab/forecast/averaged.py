@@ -36,6 +36,7 @@ from scalelab.fit.outcome import Prediction
 from scalelab.forecast.cuts import FACTOR, largest_cuts
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
+from scalelab.forecast.one_thread import on_one_thread
 from scalelab.forecast.posterior import Points, distances, matern
 from scalelab.forecast.whitened import (
     PAIRS,
@@ -100,6 +101,7 @@ class AveragedFit:
             found[name] = found.get(name, 0.0) + each.weight
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    @on_one_thread
     def at(self, columns: Mapping[str, FloatArray]) -> Mixture:
         """Return the distribution of the log loss at these points."""
         points = self.points(columns)
@@ -138,6 +140,7 @@ class AveragedFit:
             level=level,
         )
 
+    @on_one_thread
     def draws(
         self, columns: Mapping[str, FloatArray], n: int, rng: np.random.Generator
     ) -> FloatArray:
@@ -193,6 +196,7 @@ class AveragedFit:
         return self.level + value - slope @ z + shift, prior_covariance - reduction
 
 
+@on_one_thread
 def fit_average(rows: Observations) -> AveragedFit:
     """Return the averaged forecaster of finished runs.
 

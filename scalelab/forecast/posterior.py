@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
+from scalelab.forecast.one_thread import on_one_thread
 from scalelab.forecast.priors import Prior, priors_of
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws.base import Law
@@ -184,6 +185,7 @@ class Posterior:
         return max(self.forms, key=lambda form: form.weight)
 
 
+@on_one_thread
 def fit_posterior(
     points: Points,
     observed: Positions,
