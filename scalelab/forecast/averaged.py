@@ -37,11 +37,11 @@ from scalelab.forecast.cuts import FACTOR, largest_cuts
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
 from scalelab.forecast.one_thread import on_one_thread
-from scalelab.forecast.posterior import Points, distances, matern
+from scalelab.forecast.posterior import Points
+from scalelab.forecast.spectrum import distances, log_evidence, matern
 from scalelab.forecast.whitened import (
     PAIRS,
     Component,
-    log_evidence,
     log_prior,
     noise_growth,
     systems,
@@ -264,7 +264,7 @@ def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels
         for form, (value, slope) in zip(forms, lines, strict=True):
             turned = system.turn.T @ slope
             target = system.turn.T @ (y - value + slope @ form.z)
-            evidences = log_evidence(target, turned, system)
+            evidences = log_evidence(target, turned, system, *np.array(PAIRS).T)
             for (misfit, noise), evidence in zip(PAIRS, evidences, strict=True):
                 each = Component(
                     form=form,

@@ -39,7 +39,7 @@ class Optima:
     log_draws : ndarray of shape (draws, k)
         Draws of log N_opt; each row is one frontier.
     is_inside : ndarray of bool, shape (k,)
-        Whether the loss has a minimum inside the searched range, known within it.
+        Whether the mean loss has a minimum inside the searched range.
     """
 
     flops: FloatArray
@@ -88,14 +88,16 @@ class FrontierPoint:
 
 
 def optima(found: AveragedFit, flops: FloatArray) -> Optima:
-    """Return the compute-optimal sizes at these values of the compute, C = 6 N D."""
+    """Return the compute-optimal sizes at these values of the compute, C = 6 N D.
+
+    A draw is searched within a factor of e^`REACH` of the optimum of the mean. A limit there says
+    that the runs do not bound N_opt on that side.
+    """
     paths = paths_of(found)
     log_n, is_inside = _lowest_mean(paths, flops)
     grid = log_n[:, None] + np.linspace(-REACH, REACH, N_DRAWN)
     drawn = paths.draws(_at_compute(np.exp(grid), flops)).reshape(-1, *grid.shape)
     log_draws = np.stack([_lowest(grid[i], drawn[:, i]) for i in range(len(flops))], axis=1)
-    least, most = np.quantile(log_draws, [0.05, 0.95], axis=0)
-    is_inside &= (least > grid[:, 1]) & (most < grid[:, -2])
     return Optima(flops=flops, n_params=np.exp(log_n), log_draws=log_draws, is_inside=is_inside)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
-from scalelab.forecast.posterior import FormPosterior, Points, fit_form
+from scalelab.forecast.posterior import FormPosterior, Points, fit_form, row_covariances
 from scalelab.forecast.priors import Prior, priors_of
 from scalelab.forecast.whitened import student
 
@@ -82,8 +82,9 @@ def _at_modes(
 ) -> list[tuple[FormPosterior, Line]]:
     """Return the forms at their modes with their lines, without those of absurd size."""
     found = []
+    covariances = row_covariances(points, widened)
     for prior in priors_of(points.columns):
-        form = fit_form(prior, points, y, np.random.default_rng(SEED), None, widened)
+        form = fit_form(prior, points, y, np.random.default_rng(SEED), None, covariances)
         line = prior.log_loss(form.z, points.columns)
         if np.abs(line[0]).max() < LARGEST_LOG:
             found.append((form, line))

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.forecast.averaged import AveragedFit
-from scalelab.forecast.posterior import FormPosterior, Points, matern
+from scalelab.forecast.posterior import FormPosterior, Points
 from scalelab.forecast.size_column import CountedFit, SizeCount
+from scalelab.forecast.spectrum import matern
 from scalelab.forecast.whitened import Component
 
 N_DRAWS = 600

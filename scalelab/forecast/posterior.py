@@ -34,6 +34,14 @@ from scipy.linalg import cholesky, solve_triangular
 from scalelab.arrays import FloatArray
 from scalelab.forecast.one_thread import on_one_thread
 from scalelab.forecast.priors import Prior, priors_of
+from scalelab.forecast.spectrum import (
+    RowCovariances,
+    Spectrum,
+    covariances_of,
+    distances,
+    log_evidence,
+    matern,
+)
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws.base import Law
 
@@ -212,10 +220,14 @@ def fit_posterior(
     y = np.log(losses) - level
     here = points.at(observed)
     earlier = {form.prior.law: form for form in before}
-    found = []
-    for prior in priors_of(points.columns):
-        known = earlier.get(prior.law)
-        found.append(fit_form(prior, here, y, rng, known) if len(y) else _untouched(prior))
+    priors = priors_of(points.columns)
+    if len(y):
+        covariances = row_covariances(here)
+        found = [
+            fit_form(prior, here, y, rng, earlier.get(prior.law), covariances) for prior in priors
+        ]
+    else:
+        found = [_untouched(prior) for prior in priors]
     return _average(points, observed, y, level, found)
 
 
@@ -228,38 +240,40 @@ def _untouched(prior: Prior) -> FormPosterior:
     )
 
 
+def row_covariances(here: Points, widened: FloatArray | None = None) -> RowCovariances:
+    """Return the covariances of rows, the same for every form.
+
+    ``widened`` is a factor of each row's noise variance, shape (m,); None for 1.
+    """
+    noise = here.noise_growth if widened is None else here.noise_growth * np.sqrt(widened)
+    return covariances_of(distances(here.features), noise, LENGTH_GRID)
+
+
 def fit_form(
     prior: Prior,
     here: Points,
     y: FloatArray,
     rng: np.random.Generator,
     known: FormPosterior | None,
-    widened: FloatArray | None = None,
+    covariances: RowCovariances,
 ) -> FormPosterior:
-    """Return the posterior of one form, by alternating between mode and hyperparameters.
-
-    ``widened`` is a factor of each row's noise variance, shape (m,); None for 1.
-    """
+    """Return the posterior of one form, by alternating between mode and hyperparameters."""
     p = len(prior.mean)
     starts = [np.zeros(p), *rng.standard_normal((N_STARTS, p))]
     if known is not None:
         starts.append(np.linalg.solve(prior.mix, known.prior.theta(known.z) - prior.mean))
     hyperparameters = Hyperparameters() if known is None else known.hyperparameters
-    kernels = {length: matern(distances(here.features), length) for length in LENGTH_GRID}
-    growth = here.noise_growth if widened is None else here.noise_growth * np.sqrt(widened)
     for _ in range(2):
         root = cholesky(
-            hyperparameters.misfit**2 * kernels[hyperparameters.length]
-            + np.diag((hyperparameters.noise * growth) ** 2),
+            hyperparameters.misfit**2 * covariances.kernels[hyperparameters.length]
+            + np.diag((hyperparameters.noise * covariances.noise) ** 2),
             lower=True,
         )
         ends = [_mode(prior, here.columns, y, root, start) for start in starts]
         z = min(ends, key=lambda end: end[1])[0]
         starts = [z]
         value, slope = prior.log_loss(z, here.columns)
-        evidence, best = _best_hyperparameters(
-            y - value + slope @ z, slope @ slope.T, kernels, growth
-        )
+        evidence, best = _best_hyperparameters(y - value + slope @ z, slope, covariances.spectra)
         if best == hyperparameters:
             break
         hyperparameters = best
@@ -301,19 +315,18 @@ def _mode(
 
 
 def _best_hyperparameters(
-    y: FloatArray, prior: FloatArray, kernels: Mapping[float, FloatArray], growth: FloatArray
+    y: FloatArray, slope: FloatArray, spectra: Mapping[float, Spectrum]
 ) -> tuple[float, Hyperparameters]:
     """Return the largest log evidence of the linearised form and its hyperparameters."""
     best = (-math.inf, Hyperparameters())
-    for misfit, noise, length in product(MISFIT_GRID, NOISE_GRID, LENGTH_GRID):
-        total = misfit**2 * kernels[length] + prior
-        total[np.diag_indices(len(y))] += (noise * growth) ** 2
-        root = cholesky(total, lower=True, overwrite_a=True, check_finite=False)
-        white = solve_triangular(root, y, lower=True, check_finite=False)
-        hyperparameters = Hyperparameters(misfit=misfit, noise=noise, length=length)
-        log_evidence = -0.5 * float(white @ white) - float(np.log(np.diag(root)).sum())
-        if log_evidence + hyperparameters.log_prior > best[0]:
-            best = (log_evidence + hyperparameters.log_prior, hyperparameters)
+    pairs = tuple(product(MISFIT_GRID, NOISE_GRID))
+    for length, spectrum in spectra.items():
+        turned = spectrum.turn.T @ slope
+        evidences = log_evidence(spectrum.turn.T @ y, turned, spectrum, *np.array(pairs).T)
+        for (misfit, noise), evidence in zip(pairs, evidences, strict=True):
+            hyperparameters = Hyperparameters(misfit=misfit, noise=noise, length=length)
+            if evidence + hyperparameters.log_prior > best[0]:
+                best = (evidence + hyperparameters.log_prior, hyperparameters)
     return best
 
 
@@ -382,15 +395,3 @@ def _conditioned(
     centre = value - slope @ form.z
     mean = centre + taken @ solve_triangular(root, y - centre[observed], lower=True)
     return mean, slope, taken
-
-
-def distances(features: FloatArray) -> FloatArray:
-    """Return the distances between all points, shape (n, n)."""
-    gaps = features[:, None] - features[None]
-    return np.asarray(np.sqrt((gaps**2).sum(axis=2)))
-
-
-def matern(distance: FloatArray, length: float) -> FloatArray:
-    """Return the Matern kernel of smoothness 3/2."""
-    scaled = math.sqrt(3.0) / length * distance
-    return np.asarray((1.0 + scaled) * np.exp(-scaled))

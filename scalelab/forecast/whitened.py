@@ -1,9 +1,4 @@
-r"""Rows in which misfit and noise are diagonal, and the evidence of one form on them.
-
-For one correlation length and one growth of the noise, an eigendecomposition of the kernel makes
-every misfit and every noise a diagonal matrix; the form's linear part is added by Woodbury's
-identity. So the evidence of a grid of misfits and noises costs one decomposition of the rows.
-"""
+"""The components of the average: forms with choices of misfit, noise, length, growth and share."""
 
 from __future__ import annotations
 
@@ -17,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
-from scalelab.forecast.posterior import NOISE_GROWTH, FormPosterior, Points, distances, matern
+from scalelab.forecast.posterior import NOISE_GROWTH, FormPosterior, Points
+from scalelab.forecast.spectrum import Spectrum, distances, matern, spectrum_of
 
 MISFITS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 NOISES = (0.001, 0.0018, 0.0032, 0.0056, 0.01, 0.02, 0.04)
@@ -34,27 +30,12 @@ DEGREES = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Whitened:
-    """Rows in which misfit and noise of every size are diagonal, for one length and growth.
-
-    Attributes
-    ----------
-    length, growth, share : float
-        The kernel's length, g and rho.
-    turn : ndarray of shape (m, m)
-        Maps columns of the rows: ``turn.T @ K @ turn`` is diagonal, the noise becomes the identity.
-    spectrum : ndarray of shape (m,)
-        That diagonal, for a misfit of 1.
-    log_scale : float
-        Log determinant of the noise's covariance, for a noise of 1.
-    """
+class Whitened(Spectrum):
+    """The spectrum of the rows for a length, a growth g and a share rho of the noise."""
 
     length: float
     growth: float
     share: float
-    turn: FloatArray
-    spectrum: FloatArray
-    log_scale: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -105,7 +86,7 @@ class Component:
 
     def _roots(self) -> tuple[FloatArray, FloatArray]:
         """Return the diagonal of misfit and noise, and the root of the form's part (Woodbury)."""
-        diagonal = self.misfit**2 * self.system.spectrum + self.noise**2
+        diagonal = self.misfit**2 * self.system.values + self.noise**2
         inner = np.eye(self.slope.shape[1]) + self.slope.T @ (self.slope / diagonal[:, None])
         return diagonal, cholesky(inner, lower=True)
 
@@ -129,31 +110,16 @@ def systems(points: Points, widened: FloatArray, clusters: NDArray[np.intp]) -> 
         noise = share * np.outer(growths, growths) * shared
         noise[np.diag_indices(len(points))] += growths**2 * widened
         root = cholesky(noise, lower=True)
-        log_scale = 2 * float(np.log(np.diag(root)).sum())
-        inverse = solve_triangular(root, np.eye(len(points)), lower=True)
         for length, kernel in zip(LENGTHS, kernels, strict=True):
-            spectrum, vectors = np.linalg.eigh(inverse @ kernel @ inverse.T)
+            found = spectrum_of(kernel, root)
             yield Whitened(
+                turn=found.turn,
+                values=found.values,
+                log_scale=found.log_scale,
                 length=length,
                 growth=growth,
                 share=share,
-                turn=inverse.T @ vectors,
-                spectrum=np.maximum(spectrum, 0.0),
-                log_scale=log_scale,
             )
-
-
-def log_evidence(y: FloatArray, slope: FloatArray, system: Whitened) -> list[float]:
-    """Return the log density of whitened losses for each of `PAIRS`, by Woodbury's identity."""
-    misfit, noise = np.array(PAIRS).T
-    diagonal = (misfit**2)[:, None] * system.spectrum + (noise**2)[:, None]
-    scaled = slope.T[None] / diagonal[:, None]
-    inner = np.eye(slope.shape[1]) + scaled @ slope
-    along = scaled @ y
-    square = (y**2 / diagonal).sum(axis=1)
-    square -= (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
-    log_det = np.log(diagonal).sum(axis=1) + np.linalg.slogdet(inner)[1] + system.log_scale
-    return list(-0.5 * (square + log_det))
 
 
 def log_prior(misfit: float, noise: float, length: float) -> float:

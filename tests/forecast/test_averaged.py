@@ -13,8 +13,9 @@ from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_optimum import compute_optimal_size, optima
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
-from scalelab.forecast.posterior import Points, distances, matern
-from scalelab.forecast.whitened import PAIRS, log_evidence, systems
+from scalelab.forecast.posterior import Points
+from scalelab.forecast.spectrum import distances, log_evidence, matern
+from scalelab.forecast.whitened import PAIRS, systems
 from scalelab.records.types import Observations
 from scalelab.units import parse_quantity
 
@@ -80,7 +81,7 @@ def test_the_evidence_is_that_of_the_dense_covariance():
     system = list(systems(points, widened, clusters))[4]
     assert system.share > 0
     turned = system.turn.T @ slope
-    found = log_evidence(system.turn.T @ y, turned, system)
+    found = log_evidence(system.turn.T @ y, turned, system, *np.array(PAIRS).T)
     for (misfit, noise), value in list(zip(PAIRS, found, strict=True))[::7]:
         growth = points.noise_growth ** (system.growth / 0.15)
         dense = misfit**2 * matern(distances(points.features), system.length) + slope @ slope.T

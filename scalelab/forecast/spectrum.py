@@ -1,0 +1,119 @@
+"""Rows in which misfit and noise are diagonal, and the evidence of one linearised form on them.
+
+For one correlation length, an eigendecomposition of the kernel makes every misfit and every noise a
+diagonal matrix; the form's linear part is added by Woodbury's identity. So the evidence of a grid
+of misfits and noises costs one decomposition of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from scalelab.arrays import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Spectrum:
+    """The decomposition of the kernel of m rows, relative to their noise.
+
+    Attributes
+    ----------
+    turn : ndarray of shape (m, m)
+        Maps columns of the rows: ``turn.T @ K @ turn`` is diagonal, the noise becomes the identity.
+    values : ndarray of shape (m,)
+        That diagonal, for a misfit of 1.
+    log_scale : float
+        Log determinant of the noise's covariance, for a noise of 1.
+    """
+
+    turn: FloatArray
+    values: FloatArray
+    log_scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RowCovariances:
+    """Covariances of rows: misfit of several lengths, and noise.
+
+    Attributes
+    ----------
+    kernels : Mapping[float, ndarray of shape (m, m)]
+        Correlation of the misfit for each length.
+    noise : ndarray of shape (m,)
+        Standard deviation of the noise, for a noise of 1.
+    spectra : Mapping[float, Spectrum]
+        Decompositions of the kernels relative to the noise.
+    """
+
+    kernels: Mapping[float, FloatArray]
+    noise: FloatArray
+    spectra: Mapping[float, Spectrum]
+
+
+def spectrum_of(kernel: FloatArray, noise: FloatArray) -> Spectrum:
+    """Return the spectrum of a kernel, shape (m, m).
+
+    ``noise`` holds the standard deviations of independent noise, shape (m,), or the lower Cholesky
+    root of its covariance, shape (m, m).
+    """
+    if noise.ndim == 1:
+        values, vectors = np.linalg.eigh(kernel / np.outer(noise, noise))
+        turn, scales = vectors / noise[:, None], noise
+    else:
+        inverse = solve_triangular(noise, np.eye(len(noise)), lower=True)
+        values, vectors = np.linalg.eigh(inverse @ kernel @ inverse.T)
+        turn, scales = inverse.T @ vectors, np.diag(noise)
+    return Spectrum(
+        turn=turn, values=np.maximum(values, 0.0), log_scale=2 * float(np.log(scales).sum())
+    )
+
+
+def covariances_of(gaps: FloatArray, noise: FloatArray, lengths: Sequence[float]) -> RowCovariances:
+    """Return the covariances of rows with these distances, shape (m, m), and noises, shape (m,)."""
+    kernels = {length: matern(gaps, length) for length in lengths}
+    return RowCovariances(
+        kernels=kernels,
+        noise=noise,
+        spectra={length: spectrum_of(kernel, noise) for length, kernel in kernels.items()},
+    )
+
+
+def log_evidence(
+    y: FloatArray, slope: FloatArray, spectrum: Spectrum, misfit: FloatArray, noise: FloatArray
+) -> list[float]:
+    """Return the log density of turned losses for k misfits and noises, up to a constant.
+
+    Parameters
+    ----------
+    y : ndarray of shape (m,)
+        Log losses relative to the linearised form, turned.
+    slope : ndarray of shape (m, p)
+        Derivative of the form by its parameters, turned; these are standard normal.
+    spectrum : Spectrum
+    misfit, noise : ndarray of shape (k,)
+    """
+    diagonal = (misfit**2)[:, None] * spectrum.values + (noise**2)[:, None]
+    scaled = slope.T[None] / diagonal[:, None]
+    inner = np.eye(slope.shape[1]) + scaled @ slope
+    along = scaled @ y
+    square = (y**2 / diagonal).sum(axis=1)
+    square -= (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
+    log_det = np.log(diagonal).sum(axis=1) + np.linalg.slogdet(inner)[1] + spectrum.log_scale
+    return list(-0.5 * (square + log_det))
+
+
+def distances(features: FloatArray) -> FloatArray:
+    """Return the distances between all points, shape (n, n)."""
+    gaps = features[:, None] - features[None]
+    return np.asarray(np.sqrt((gaps**2).sum(axis=2)))
+
+
+def matern(distance: FloatArray, length: float) -> FloatArray:
+    """Return the Matern kernel of smoothness 3/2."""
+    scaled = math.sqrt(3.0) / length * distance
+    return np.asarray((1.0 + scaled) * np.exp(-scaled))
