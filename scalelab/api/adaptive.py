@@ -213,6 +213,7 @@ def adapt(
     pool = sweeps.propose(
         sweep, results=results, device=device, workers=workers, is_dry_run=is_dry_run
     )
+    pool.sweep.require_one_mixture("adaptive sweep")
     launches: list[LaunchReport] = []
     found = None
     while True:
