@@ -14,8 +14,9 @@ NEAREST = 20
 """Minimum number of rows for the noise at a point; a third of all rows if that is more."""
 MAX_WINDOWS = 64
 """Most windows of neighbouring rows; of more, evenly spaced ones are used."""
-WIDTH = 0.3
-"""Standard deviation of the weights of the windows around a point, in natural logs of compute."""
+WIDTH = 0.1
+"""Standard deviation of the weights of the windows around a point, in natural logs of compute. It is
+small, so that the noise is that of the nearest rows, and only does not jump between windows."""
 
 
 def local_noise(errors: FloatArray, compute: FloatArray, wanted: FloatArray) -> FloatArray:

@@ -22,22 +22,24 @@ MARIN_SETS = ("comma", "nemotron")
 """The third set, dclm, has no validation runs in the table."""
 
 
-def marin(tables: Path, dataset: str, **options):
+def marin(tables: Path, dataset: str, forecaster: str = "law", **options):
     return api.fit(
         tables / "marin" / "data.csv",
         where=f"dataset = '{dataset}'",
         holdout="role = 'validation_optimal'",
         bootstrap=SPEC,
+        forecaster=forecaster,
         **options,
     )
 
 
-def olmo(tables: Path, **options):
+def olmo(tables: Path, forecaster: str = "law", **options):
     return api.fit(
         tables / "olmo_ladder" / "data.csv",
         where=OLMO,
         holdout="mode = 'eval'",
         bootstrap=SPEC,
+        forecaster=forecaster,
         **options,
     )
 
@@ -53,7 +55,7 @@ def mean_error(holdouts):
     return np.average([holdout.mean_relative_error for holdout in holdouts], weights=rows)
 
 
-def test_the_default_predicts_real_runs_and_its_intervals_cover(tables):
+def test_the_default_law_predicts_real_runs_and_its_intervals_cover(tables):
     holdouts = [marin(tables, name).holdout for name in MARIN_SETS]
     assert sum(holdout.n_rows for holdout in holdouts) == 15
     assert mean_error(holdouts) <= 0.013
@@ -63,6 +65,19 @@ def test_the_default_predicts_real_runs_and_its_intervals_cover(tables):
     # Losses are near 3: intervals of 4 % on marin's sets, of 10 % on OLMo's from 16 small runs.
     assert max(holdout.mean_width for holdout in holdouts[:2]) <= 0.15
     assert holdouts[2].mean_width <= 0.27
+
+
+def test_the_averaged_forecast_predicts_real_runs_closer_than_any_law(tables):
+    holdouts = [marin(tables, name, "averaged").holdout for name in MARIN_SETS]
+    assert mean_error(holdouts) <= 0.007
+    report = olmo(tables, "averaged", predict=[f"N={n},D={d}" for n, d, _ in _targets(tables)])
+    for found, (_, _, loss), limit in zip(
+        report.forecasts, _targets(tables), (0.008, 0.023), strict=True
+    ):
+        assert abs(found.loss_nats / loss - 1) <= limit
+        assert found.pred_low <= loss <= found.pred_high
+    # The goal, 85 % of 17 rows, is missed by one row: results/tables/backtest.md.
+    assert sum(holdout.covered for holdout in [*holdouts, report.holdout]) >= 14
 
 
 def test_the_default_form_warns_of_a_misfit_on_marins_runs(tables):
