@@ -15,7 +15,7 @@ NEAREST = 20
 MAX_WINDOWS = 64
 """Most windows of neighbouring rows; of more, evenly spaced ones are used."""
 WIDTH = 0.1
-"""Standard deviation of the weights of the windows around a point, in natural logs of compute. It is
+"""Standard deviation of the weights of windows around a point, in natural logs of compute. It is
 small, so that the noise is that of the nearest rows, and only does not jump between windows."""
 
 
