@@ -170,7 +170,8 @@ def test_the_error_of_squeue_is_kept_and_a_machine_without_slurm_is_refused(
 
 def test_job_groups_hold_every_run_once_and_fill_the_target() -> None:
     seconds = {f"r{i}": 7.0 + 3 * (i % 5) for i in range(40)} | {"long": 1000.0}
-    job_groups = make_job_groups(list(seconds), seconds, ExecutionSpec(), target_s=60.0)
+    gpus = dict.fromkeys(seconds, 1)
+    job_groups = make_job_groups(list(seconds), seconds, ExecutionSpec(), target_s=60.0, gpus=gpus)
     assert [run_id for group in job_groups for run_id in group.run_ids] == list(seconds)
     for group in job_groups:
         assert group.seconds == sum(seconds[run_id] for run_id in group.run_ids)
@@ -178,7 +179,7 @@ def test_job_groups_hold_every_run_once_and_fill_the_target() -> None:
     full = [group.seconds for group in job_groups if group.run_ids != ("long",)]
     assert min(full[:-1]) > 60 - max(7.0 + 3 * 4, 0)
     (small,) = make_job_groups(
-        ["r1"], seconds, ExecutionSpec(), target_s=60, micro_batches={"r1": 2}
+        ["r1"], seconds, ExecutionSpec(), target_s=60, gpus=gpus, micro_batches={"r1": 2}
     )
     assert small.execution.micro_batch_seqs == 2
 
