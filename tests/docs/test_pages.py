@@ -158,7 +158,7 @@ def test_the_example_gives_the_figures_of_the_readme(tmp_path):
         assert answer.returncode == 0, answer.stderr
     error = re.search(r"mean relative error ([\d.]+)%, largest", answer.stdout)[1]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"with a mean error of {error} %" in " ".join(readme.split())
+    assert f"has a mean error of {error} %" in " ".join(readme.split())
     assert "6 of 6 losses inside" in answer.stdout
 
 
