@@ -97,11 +97,12 @@ def finished_condition(source: TableSource, reading: Reading) -> tuple[list[str]
         )
         n_bad, n_rows = int(counts["bad"][0]), int(counts["n"][0])
         if 0 < n_bad < n_rows:
-            note = (
+            notes: dict[str, str] = {}
+            notes["unfinished_rows"] = (
                 f"{plural(n_bad, 'row')} of {n_rows:,} left out: their {name} says that the run "
                 "did not finish. Keep them with --include-unfinished."
             )
-            return [f"coalesce(NOT {bad}, true)"], {"unfinished_rows": note}
+            return [f"coalesce(NOT {bad}, true)"], notes
     return [], {}
 
 

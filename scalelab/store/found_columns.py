@@ -69,8 +69,11 @@ def find_needed(
     chosen = expressions(able)
     words = ", ".join(f"{ours} from {theirs}" for ours, theirs in able.items())
     option = shlex.quote(",".join(f"{ours}={theirs}" for ours, theirs in chosen.items()))
-    note = f"Columns found by their names: {words}. To choose others: --map {option}."
-    return chosen, {"found_columns": note}
+    notes: dict[str, str] = {}
+    notes["found_columns"] = (
+        f"Columns found by their names: {words}. To choose others: --map {option}."
+    )
+    return chosen, notes
 
 
 def expressions(found: Mapping[str, str]) -> dict[str, str]:

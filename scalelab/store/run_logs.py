@@ -105,10 +105,11 @@ def _notes(
     columns = [
         f"{name} = {source}" for name in FIRST[:3] if (source := _sources(runs, name)) is not None
     ]
-    notes = {
-        "run_logs": f"Read {plural(len(runs), 'run')} of {' and '.join(read.readers)} in {path}: "
+    notes: dict[str, str] = {}
+    notes["run_logs"] = (
+        f"Read {plural(len(runs), 'run')} of {' and '.join(read.readers)} in {path}: "
         f"{'; '.join(columns)}."
-    }
+    )
     if unfinished:
         verb = "is" if len(unfinished) == 1 else "are"
         notes["unfinished_logs"] = (
