@@ -78,8 +78,8 @@ class Registration:
         Version of scalelab.
     forms : Mapping[str, float]
         Weight of each form.
-    form, constants : str, Mapping[str, float]
-        Form and constants of the fitted law.
+    form, constants : str, Mapping[str, float or None]
+        Form and constants of the fitted law; None for one that the runs leave infinite.
     source, param_convention, flop_convention : str
         Origin of the fitted rows and how they count N and C.
     row_hashes : tuple of str
@@ -92,7 +92,7 @@ class Registration:
     version: str
     forms: Mapping[str, float]
     form: str
-    constants: Mapping[str, float]
+    constants: Mapping[str, float | None]
     source: str
     param_convention: str
     flop_convention: str
@@ -205,7 +205,9 @@ def registration(
         version=__version__,
         forms={fitted.form: 1.0} if averaged is None else averaged.weights,
         form=fitted.form,
-        constants=fitted.params,
+        constants={
+            name: value if math.isfinite(value) else None for name, value in fitted.params.items()
+        },
         source=rows.source,
         param_convention=rows.param_convention,
         flop_convention=rows.flop_convention,

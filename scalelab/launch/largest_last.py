@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from scalelab.errors import NotIdentifiedError, ScalelabError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.records.forecasts import forecast_path, save_forecast
@@ -127,7 +125,7 @@ def register_largest(halves: Halves, specs: Mapping[str, RunSpec], request: Laun
     collect(results.path)
     try:
         return _register(results.path, halves, specs, request.sweep)
-    except (ScalelabError, ArithmeticError, np.linalg.LinAlgError) as error:
+    except (ScalelabError, ArithmeticError, ValueError) as error:
         # A forecast that fails must not end the sweep.
         return f"No forecast of the largest runs is registered: {error}"
 
