@@ -39,7 +39,7 @@ system-check:
 demo: $(INSTALLED)
 	sh examples/demo.sh $(BIN)
 
-# What matters while you change the code: under 8 minutes on 2 cores, coverage printed.
+# What matters while you change the code: about 13 minutes on 2 cores, coverage printed.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)" --cov --cov-report=term
 

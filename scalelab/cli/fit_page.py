@@ -8,20 +8,35 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalelab.cli.fit_tables import (
+    DIM_STYLE,
+    approaches,
+    candidates,
+    forecasts,
+    frontier,
+    is_identified,
+    level_text,
+    parameters,
+)
+from scalelab.cli.interval_text import (
+    exponent_text,
+    limits,
+    loss_text,
+    span_text,
+    target_text,
+)
 from scalelab.cli.layout import Fitting
 from scalelab.cli.output import runnable
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-    from scalelab.fit.outcome import FitWarning, Interval
+    from scalelab.fit.outcome import FitWarning
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.fit_report import FitReport
 
-DIM_STYLE = "dim"
 ANSWER_STYLE = "bold"
 WARNING_STYLE = "yellow"
 PREDICT = "--predict"
@@ -48,16 +63,16 @@ def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
     out.print()
     out.print(_ground(report), style=DIM_STYLE, soft_wrap=is_piped)
     out.print()
-    out.print(Fitting(_parameters(report)))
-    out.print(Fitting(_approaches(report)))
+    out.print(Fitting(parameters(report)))
+    out.print(Fitting(approaches(report)))
     if report.frontier:
-        out.print(Fitting(_frontier(report)))
+        out.print(Fitting(frontier(report)))
     if len(report.forecasts) > 1 or any(f.n_params and f.n_tokens for f in report.forecasts):
-        out.print(Fitting(_forecasts(report)))
+        out.print(Fitting(forecasts(report)))
     for line in _scores(report):
         out.print(line, soft_wrap=is_piped)
     if report.comparison is not None:
-        out.print(Fitting(_candidates(report)))
+        out.print(Fitting(candidates(report)))
         out.print(report.comparison.verdict, soft_wrap=is_piped)
     print_warnings([w for w in report.warnings if w is not first], out)
     if plot is not None:
@@ -110,7 +125,7 @@ def _beside(report: FitReport, forecast: Forecast, law: Forecast | None) -> str:
     """Return the answer of the law in one line."""
     name = f"The {report.fit.form} law alone"
     if law is None:
-        why = "it is not identified" if not _is_identified(report) else "no finite value"
+        why = "it is not identified" if not is_identified(report) else "no finite value"
         return f"{name}: no answer ({why})."
     difference = 100 * (law.loss_nats / forecast.loss_nats - 1)
     span = limits(law.pred_low, law.pred_high, f"{100 * law.level:g} % {NEW_RUN}")
@@ -182,7 +197,7 @@ def answer(forecast: Forecast, target: str, label: str) -> str:
             distance = " This is within the FLOPs of the runs."
     level = f"{100 * forecast.level:g} %"
     loss = (
-        f"{_target(target)} {loss_text(forecast.loss_nats)}"
+        f"{target_text(target)} {loss_text(forecast.loss_nats)}"
         f"{limits(forecast.low, forecast.high, f'{level} confidence interval')}"
         f"{limits(forecast.pred_low, forecast.pred_high, f'{level} {NEW_RUN}')}"
     )
@@ -191,48 +206,37 @@ def answer(forecast: Forecast, target: str, label: str) -> str:
 
 
 def _headline(report: FitReport) -> Iterator[str]:
-    if not _is_identified(report):
+    if not is_identified(report):
         yield f"Not identified: {_reason(report)}".rstrip()
         return
     if report.speedup is not None:
         yield from _saving(report)
         return
-    level = f" ({_confidence(report)}s)"
+    level = f" ({level_text(report)}s)"
     a, b = report.derived.get("a"), report.derived.get("b")
     if report.frontier:
         near = report.frontier[0]
         yield (
-            f"By the {report.forecaster.label}, compute-optimal N grows as C^{_exponent(near.a)}, "
-            f"D as C^{_exponent(near.b)} around C = {format_flops(near.flops)}{level}."
+            f"By the {report.forecaster.label}, compute-optimal N grows as "
+            f"C^{exponent_text(near.a)}, D as C^{exponent_text(near.b)} around "
+            f"C = {format_flops(near.flops)}{level}."
         )
         if a is not None and math.isfinite(a.value):
-            yield f"The {report.fit.form} law alone: N as C^{_exponent(a)}."
+            yield f"The {report.fit.form} law alone: N as C^{exponent_text(a)}."
         return
     if a is None or b is None:
         yield f"The form {report.fit.form} is fitted to {plural(report.fit.n_rows, 'run')}."
         return
     yield (
-        f"Compute-optimal N grows as C^{_exponent(a)}, D as C^{_exponent(b)}"
+        f"Compute-optimal N grows as C^{exponent_text(a)}, D as C^{exponent_text(b)}"
         f"{level if math.isfinite(a.low) else ''}."
     )
-
-
-def _exponent(interval: Interval) -> str:
-    return f"{_figure(interval.value, _digits(interval.low, interval.high))}{_span(interval, 3)}"
 
 
 def _reason(report: FitReport) -> str:
     """Return why the law is not identified."""
     reason = next((w.message for w in report.warnings if w.code == "not_identified"), "")
     return f"these rows do not determine the law. {reason}".rstrip()
-
-
-def _confidence(report: FitReport) -> str:
-    return f"{100 * report.level:g} % confidence interval"
-
-
-def _is_identified(report: FitReport) -> bool:
-    return report.fit.status != "not_identified"
 
 
 def _ground(report: FitReport) -> str:
@@ -257,7 +261,7 @@ def _ground(report: FitReport) -> str:
         else ""
     )
     intervals = f"Intervals: {replicates}{clusters}, seed {fit.bootstrap.seed}."
-    if not _is_identified(report):
+    if not is_identified(report):
         intervals = "No intervals: the rows do not determine these values."
     averaged = ""
     if report.averaged is not None:
@@ -269,95 +273,6 @@ def _ground(report: FitReport) -> str:
         f"Counting: N {rows.param_convention}, FLOPs {rows.flop_convention}; forecasts use "
         "C = 6 N D."
     )
-
-
-def _parameters(report: FitReport) -> Table:
-    if not _is_identified(report):
-        table = _table("", "value")
-        for name, interval in report.params.items():
-            table.add_row(name, f"{interval.value:.3g}")
-        return table
-    table = _table("", "value", _confidence(report), "meaning")
-    for name, interval in report.params.items():
-        table.add_row(name, f"{interval.value:.7g}", _span(interval, 5).strip(), "")
-    notes = {"a": "N_opt = G (C/6)^a", "b": "D_opt = (C/6)^b / G"}
-    for name, interval in report.derived.items():
-        if not math.isfinite(interval.value):
-            continue
-        span = _span(interval, 5).strip()
-        table.add_row(name, f"{interval.value:.6g}", span, notes.get(name, ""))
-    return table
-
-
-def _approaches(report: FitReport) -> Table:
-    table = _table("approach", "a (N_opt)", "b (D_opt)", "based on", texts=("approach", "based on"))
-    if _is_identified(report):
-        a, b = report.derived.get("a"), report.derived.get("b")
-        runs = plural(report.fit.n_rows, "run")
-        table.add_row("3, parametric fit", _number(a), _number(b), runs)
-        if report.fit.bootstrap.k:
-            table.caption = f"In brackets: {_confidence(report)}s."
-    else:
-        table.add_row("3, parametric fit", "-", "-", "not identified")
-    isoflop, envelope = report.isoflop, report.envelope
-    curves = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'isoFLOP curve')}"
-    late = f"{plural(envelope.n_curves, 'curve')}; mid-schedule losses are too high"
-    rows = [("2, parabolas", (isoflop.n_law, isoflop.d_law), isoflop.reason or curves)]
-    if any(report.local):
-        rows.append(("2, local minima", report.local, "Akima interpolation of the nearest sizes"))
-    rows.append(
-        ("1, envelope of curves", (envelope.n_law, envelope.d_law), envelope.reason or late)
-    )
-    for name, laws, words in rows:
-        exponents = (_number(None if law is None else law.interval) for law in laws)
-        table.add_row(name, *exponents, words)
-    against = report.disagreement
-    if against is not None:
-        table.add_row(
-            "2 compared with 3",
-            "",
-            f"D {100 * (against.ratio.value - 1):+.1f} %",
-            f"at {format_flops(against.flops)} FLOPs{_ratio_span(against.ratio)}",
-        )
-    return table
-
-
-def _frontier(report: FitReport) -> Table:
-    table = _table("averaged, at C", "N_opt", "D_opt", "D/N", "a", "b", texts=("N_opt", "D_opt"))
-    table.caption = f"In brackets: {_confidence(report)}s. a, b: local exponents of N_opt, D_opt."
-    for point in report.frontier:
-        table.add_row(
-            format_flops(point.flops),
-            _size(point.n_params),
-            _size(point.n_tokens),
-            f"{point.n_tokens.value / point.n_params.value:.3g}",
-            _number(point.a),
-            _number(point.b),
-        )
-    return table
-
-
-def _forecasts(report: FitReport) -> Table:
-    name = _target(report.fit.law.target)
-    columns = ("asked", "N", "D", "D/N", "FLOPs", name, "x largest run")
-    table = _table(*columns, texts=("asked", "N", "D", name, "x largest run"))
-    if report.fit.bootstrap.k or report.averaged is not None:
-        table.caption = (
-            f"In brackets: {_confidence(report)}s of N and D; {100 * report.level:g} % prediction "
-            f"interval of the {name} of a new run."
-        )
-    for f in report.forecasts:
-        ratio = f"{f.n_tokens.value / f.n_params.value:.3g}" if f.n_params and f.n_tokens else ""
-        table.add_row(
-            f.asked,
-            _size(f.n_params),
-            _size(f.n_tokens),
-            ratio,
-            format_flops(f.flops) if f.flops is not None else "",
-            f"{loss_text(f.loss_nats)}{_bounds(f.pred_low, f.pred_high)}",
-            format_quantity(f.extrapolation) if f.extrapolation is not None else "",
-        )
-    return table
 
 
 def _scores(report: FitReport) -> Iterator[str]:
@@ -381,42 +296,12 @@ def _saving(report: FitReport) -> Iterator[str]:
     else:
         words = f"needs {1 / factor.value:.3g} times the compute of recipe A for the same loss"
     yield (
-        f"Recipe B {words} (speed-up {factor.value:.3g}{_span(factor, 3)}"
-        f"{f', {_confidence(report)}' if math.isfinite(factor.low) else ''}): its reducible "
+        f"Recipe B {words} (speed-up {factor.value:.3g}{span_text(factor, 3)}"
+        f"{f', {level_text(report)}' if math.isfinite(factor.low) else ''}): its reducible "
         "loss is "
         f"{speed.reducible_ratio.value:.4g} times that of A. {plural(speed.n_rows_a, 'run')} of A, "
         f"{speed.n_rows_b:,} of B."
     )
-
-
-def _candidates(report: FitReport) -> Table:
-    columns = ("form and objective", "next budget", "worst", "inside", "width", "AICc", "")
-    table = _table(*columns, texts=("form and objective", ""))
-    comparison = report.comparison
-    assert comparison is not None
-    for candidate in comparison.candidates:
-        lost = candidate.unidentified_folds
-        table.add_row(
-            candidate.label,
-            f"{100 * candidate.mean_relative_error:.2f} %",
-            f"{100 * candidate.max_relative_error:.2f} %",
-            f"{100 * candidate.covered:.0f} %",
-            f"{100 * candidate.mean_width:.2f} %",
-            f"{candidate.aicc:.1f}",
-            f"not identified in {lost} of {len(comparison.folds)}" if lost else "",
-        )
-    return table
-
-
-def _table(*names: str, texts: Sequence[str] = ()) -> Table:
-    """Return a table with these columns; those of ``texts`` may be folded."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style=DIM_STYLE, caption_justify="left")
-    for name in names:
-        table.add_column(name, overflow="fold", no_wrap=name not in texts)
-    return table
 
 
 def _describe(forecast: Forecast) -> str:
@@ -425,70 +310,3 @@ def _describe(forecast: Forecast) -> str:
         return forecast.asked
     sizes = f"N {format_quantity(n.value)} on D {format_quantity(d.value)}"
     return f"{sizes} ({forecast.allocation})"
-
-
-def _number(interval: Interval | None) -> str:
-    if interval is None or not math.isfinite(interval.value):
-        return "-"
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return f"{interval.value:.4f}"
-    digits = _digits(interval.low, interval.high)
-    return (
-        f"{_figure(interval.value, max(4, digits))}{_bounds(interval.low, interval.high, digits)}"
-    )
-
-
-def _span(interval: Interval, digits: int) -> str:
-    return _bounds(interval.low, interval.high, digits)
-
-
-def _bounds(low: float, high: float, digits: int = 4) -> str:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return ""
-    digits = _digits(low, high, digits)
-    return f" [{_figure(low, digits)}, {_figure(high, digits)}]"
-
-
-def _figure(value: float, digits: int) -> str:
-    """Return a number with this many significant digits, including trailing zeros."""
-    return f"{value:#.{digits}g}".rstrip(".")
-
-
-def _digits(low: float, high: float, least: int = 3) -> int:
-    """Return the digits that show an interval's width to two digits, at least ``least``."""
-    width = high - low
-    if not (math.isfinite(width) and width > 0):
-        return least
-    return min(9, max(least, 2 + math.floor(math.log10(max(abs(low), abs(high)) / width))))
-
-
-def _ratio_span(ratio: Interval) -> str:
-    if not math.isfinite(ratio.low):
-        return ""
-    return f", confidence interval {100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} %"
-
-
-def limits(low: float, high: float, words: str) -> str:
-    """Return the limits of a loss after their name, or nothing without them."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return ""
-    return f", {words} {loss_text(low)} to {loss_text(high)}"
-
-
-def _size(size: Interval | None) -> str:
-    if size is None:
-        return ""
-    if not math.isfinite(size.low) or size.low == size.high:
-        return format_quantity(size.value)
-    return (
-        f"{format_quantity(size.value)} [{format_quantity(size.low)}, {format_quantity(size.high)}]"
-    )
-
-
-def _target(name: str) -> str:
-    return "loss" if name == "loss_nats" else name
-
-
-def loss_text(value: float) -> str:
-    """Return a loss with the digits that people compare."""
-    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"

@@ -136,7 +136,8 @@ def _predict_by(
     """Print the forecasts of a saved or published law."""
     from scalelab import api
     from scalelab.api.fits import forecasts
-    from scalelab.cli.fit_page import ANSWER_STYLE, DIM_STYLE, answer
+    from scalelab.cli.fit_page import ANSWER_STYLE, answer
+    from scalelab.cli.fit_tables import DIM_STYLE
     from scalelab.forecast.allocate import LAW
     from scalelab.forecast.fit_report import SCHEMA
 
@@ -188,12 +189,12 @@ def _as_dict(report: FitReport, path: Path | None) -> dict[str, Any]:
 
 def _print_page(report: FitReport) -> None:
     from scalelab.cli.fit_page import (
-        DIM_STYLE,
         print_answers,
         print_gravest,
         rows_used,
         without_intervals,
     )
+    from scalelab.cli.fit_tables import DIM_STYLE
 
     out = console()
     used = rows_used(report.fit.n_rows, report.warnings) + without_intervals(report.answer_warnings)
