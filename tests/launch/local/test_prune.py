@@ -21,7 +21,7 @@ from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
 
 HOPELESS_LR = 3e-5
-N_STEPS = 300
+N_STEPS = 1500
 
 
 def saved_sweep(results: Results, text: Path, *, lr: float, seeds: str, extend: bool) -> Any:
