@@ -25,8 +25,8 @@ from scalelab.errors import ScalelabError
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.machine import SAFE_PATH, cache_folder, cpu_name, ctrl_c_blocked
-from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
+from scalelab.sweep.execution import ExecutionSpec, execution_from_mapping
+from scalelab.sweep.run_spec import RunSpec, run_spec_from_mapping
 
 TIMEOUT_S = {"cpu": 300, "cuda": 600}
 TRAINER_REVISION = 4
@@ -131,7 +131,7 @@ def calibrate() -> None:
 
     from scalelab.train.calibrate import WIDTHS, measure_batched_runs, measure_run, measure_speed
 
-    execution = build(ExecutionSpec, request["execution"])
+    execution = execution_from_mapping(request["execution"])
     widths = WIDTHS[execution.device] if request["is_general"] else ()
     answer = measure_speed(
         execution,

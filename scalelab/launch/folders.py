@@ -26,8 +26,12 @@ from scalelab.launch.local.pool import launch_local
 from scalelab.launch.worker import EXIT_STOPPED
 from scalelab.records.files import read_json
 from scalelab.records.sweep_dir import EXECUTION_FILE, Results
-from scalelab.sweep.execution import AUTO, ExecutionSpec, representative_specs
-from scalelab.sweep.run_spec import build
+from scalelab.sweep.execution import (
+    AUTO,
+    ExecutionSpec,
+    execution_from_mapping,
+    representative_specs,
+)
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
 from scalelab.units import plural
 
@@ -99,7 +103,7 @@ def requested_execution(results: Results, sweep: str, device: str) -> ExecutionS
     """Return the execution that the sweep was planned with, on this device; default ``auto``."""
     content = read_json(results.sweep(sweep) / EXECUTION_FILE) or {}
     automatic = {"step": AUTO, "kernels": AUTO, "attention": AUTO}
-    return build(ExecutionSpec, {**automatic, **content, "device": device})
+    return execution_from_mapping({**automatic, **content, "device": device})
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from scalelab.records.run_dir import (
 )
 from scalelab.records.states import PRUNED
 from scalelab.records.types import RunRecord
+from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.run_spec import HASHED_DIGITS, RUN_ID_LENGTH, RunSpec
 from scalelab.theory.shape import ModelShape
 from scalelab.units import round_significant
@@ -43,6 +44,11 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 RUN_DEFAULTS = {f.name: f.default for f in fields(RunSpec) if f.default is not MISSING}
 SHAPE_DEFAULTS = {f.name: f.default for f in fields(ModelShape) if f.default is not MISSING}
+PROGRAM_DEFAULTS = {
+    f.name: [] if f.default == () else f.default
+    for f in fields(ProgramSpec)
+    if f.default is not MISSING
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,6 +226,8 @@ def quick_run_id(spec: Mapping[str, Any]) -> str | None:
         return None
     content = _without_defaults(spec, RUN_DEFAULTS)
     content["shape"] = _without_defaults(shape, SHAPE_DEFAULTS)
+    if isinstance(program := spec.get("program"), dict):
+        content["program"] = _without_defaults(program, PROGRAM_DEFAULTS)
     return hashlib.sha256(_encode(content).encode()).hexdigest()[:RUN_ID_LENGTH]
 
 

@@ -9,12 +9,14 @@ On a GPU a worker qualifies the candidates before it takes one. An attempt store
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from scalelab.errors import SpecError
-from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.program import ProgramExecution, as_tuples
+from scalelab.sweep.run_spec import RunSpec, build
 from scalelab.theory.accounting import count_params
 
 AUTO = "auto"
@@ -89,6 +91,8 @@ class ExecutionSpec:
         Steps between rows of the training curve.
     keeps_weights : bool
         Whether the last checkpoint is kept when the run is done.
+    program : ProgramExecution or None
+        How to start the user's program that trains the runs; None for the built-in trainer.
     """
 
     device: str = "cpu"
@@ -104,6 +108,7 @@ class ExecutionSpec:
     checkpoint_interval_s: float = 30.0
     metrics_interval_steps: int = 10
     keeps_weights: bool = False
+    program: ProgramExecution | None = None
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -122,6 +127,20 @@ class ExecutionSpec:
     def n_data_parallel(self) -> int:
         """Number of device groups that divide the batch."""
         return self.n_devices // self.tensor_parallel
+
+
+def execution_from_mapping(content: Mapping[str, Any]) -> ExecutionSpec:
+    """Return the `ExecutionSpec` that ``dataclasses.asdict`` gave, after JSON.
+
+    Raises
+    ------
+    SpecError
+        When a field is unknown or of the wrong type.
+    """
+    program = content.get("program")
+    if isinstance(program, Mapping):
+        content = {**content, "program": build(ProgramExecution, as_tuples(program))}
+    return build(ExecutionSpec, content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from scalelab.errors import SpecError
+from scalelab.sweep.program import ProgramSpec, as_tuples
 from scalelab.theory.shape import ModelShape
 from scalelab.units import round_significant
 
@@ -92,6 +93,9 @@ class RunSpec:
     ema_decay : float
         Decay of a moving average of the weights; its held-out loss is recorded in addition to that
         of the final weights. 0 disables it.
+    program : ProgramSpec or None
+        The user's training program that trains the run; None for the built-in trainer. Fields above
+        that the program's command does not use have no effect.
     numerics_revision : int
         Incremented by hand when the trainer's mathematics changes.
     """
@@ -124,6 +128,7 @@ class RunSpec:
     ema_decay: float = 0.0
     balance_weight: float = BALANCE_WEIGHT
     router_z_weight: float = 0.0
+    program: ProgramSpec | None = None
     numerics_revision: int = NUMERICS_REVISION
 
     def __post_init__(self) -> None:
@@ -217,6 +222,9 @@ def run_spec_from_mapping(content: Mapping[str, Any]) -> RunSpec:
             "a table of shape fields",
             "Restore spec.json from the version that the sweep command wrote.",
         )
+    program = content.pop("program", None)
+    if isinstance(program, Mapping):
+        content["program"] = build(ProgramSpec, as_tuples(program))
     return build(RunSpec, {**content, "shape": build(ModelShape, shape)})
 
 
@@ -239,14 +247,14 @@ def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
         )
     values: dict[str, Any] = {}
     for name, entry in content.items():
-        kind = hints[name]
+        kind = tuple if get_origin(hints[name]) is tuple else hints[name]
         if kind is float and isinstance(entry, int) and not isinstance(entry, bool):
             entry = float(entry)
         if not isinstance(entry, kind) or (kind is int and isinstance(entry, bool)):
             raise SpecError(
                 f"{name} = {entry!r} in {cls.__name__}",
-                f"a {kind.__name__}",
-                f"Give {name} a value of type {kind.__name__}.",
+                f"a {getattr(kind, '__name__', kind)}",
+                f"Give {name} a value of type {getattr(kind, '__name__', kind)}.",
             )
         values[name] = entry
     return cls(**values)

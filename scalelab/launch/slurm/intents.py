@@ -27,8 +27,7 @@ from typing import Any
 
 from scalelab.errors import SpecError
 from scalelab.records.files import write_atomically
-from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.run_spec import build
+from scalelab.sweep.execution import ExecutionSpec, execution_from_mapping
 
 INTENT_SCHEMA = 1
 JOB_NAME_PREFIX = "scalelab."
@@ -287,7 +286,7 @@ def read_job_group(sweep_folder: Path, intent_id: str, index: int) -> JobGroup:
 def _job_group_from(content: Mapping[str, Any]) -> JobGroup:
     return JobGroup(
         run_ids=tuple(content["run_ids"]),
-        execution=build(ExecutionSpec, content["execution"]),
+        execution=execution_from_mapping(content["execution"]),
         seconds=float(content["seconds"]),
         qualify=tuple(content.get("qualify", ())),
     )

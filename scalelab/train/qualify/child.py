@@ -15,8 +15,8 @@ import torch
 
 from scalelab.records.machine import end_with_parent
 from scalelab.records.qualification import NOT_TRIED
-from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.run_spec import build, run_spec_from_mapping
+from scalelab.sweep.execution import ExecutionSpec, execution_from_mapping
+from scalelab.sweep.run_spec import run_spec_from_mapping
 from scalelab.train.execution import is_out_of_memory
 from scalelab.train.host import torch_settings
 from scalelab.train.qualify.cases import Cases, free_memory
@@ -48,7 +48,7 @@ def _answer(cases: Cases, request: dict[str, Any]) -> dict[str, Any]:
     kind, n_runs = request["kind"], request["n_runs"]
     spec = run_spec_from_mapping(request["spec"])
     ways = {
-        name: build(ExecutionSpec, request[name])
+        name: execution_from_mapping(request[name])
         for name in ("execution", "against")
         if request.get(name) is not None
     }

@@ -28,8 +28,8 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from scalelab.sweep.devices import require_multi_device
-from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.run_spec import RunSpec, build, run_spec_from_mapping
+from scalelab.sweep.execution import ExecutionSpec, execution_from_mapping
+from scalelab.sweep.run_spec import RunSpec, run_spec_from_mapping
 from scalelab.train.engine import Readings, require_device
 from scalelab.train.execution import is_out_of_memory
 from scalelab.train.host import torch_settings
@@ -209,7 +209,7 @@ def _follow() -> tuple[str, ...] | None:
                 return tuple(json.loads(_receive_text()))
             if call == _Call.BEGIN:
                 content = json.loads(_receive_text())
-                execution = build(ExecutionSpec, content["execution"])
+                execution = execution_from_mapping(content["execution"])
                 settings.enter_context(torch_settings(execution))
                 engine = ShardedEngine(run_spec_from_mapping(content["spec"]), execution)
                 continue
