@@ -23,6 +23,7 @@ BASE = {"kind": "grid", "n_params": "300K", "n_tokens": "3M", "train.lr": "2e-3"
 
 NOT_SET = {
     "numerics_revision": "the version of the trainer's mathematics",
+    "program": "the user's trainer: the table [program], which only sweep files have",
     "data_fingerprint": "the hash of the text, which `data.paths` chooses",
     "eval_fingerprint": "the hash of the held-out text",
 }

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from scalelab.errors import SpecError
 from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.program import ProgramExecution, ProgramSpec
 from scalelab.sweep.run_spec import RunSpec, canonical, run_spec_from_mapping, to_json
 from scalelab.theory.shape import ModelShape
 
@@ -53,6 +54,7 @@ OTHER = {
     "ema_decay": 0.999,
     "balance_weight": 0.02,
     "router_z_weight": 1e-3,
+    "program": ProgramSpec(command=("train",), size=(("depth", 12),)),
     "numerics_revision": 2,
     "shape": dataclasses.replace(SHAPE, n_layers=4),
 }
@@ -84,6 +86,36 @@ def test_the_seventh_digit_is_the_same_run(lr):
     assert nudged.run_id == dataclasses.replace(SPEC, lr=lr).run_id
 
 
+PROGRAM = ProgramSpec(command=("train",), n_params=10)
+OTHER_PROGRAM = {
+    "command": ("train", "--fast"),
+    "derive": (("half", "n_steps // 2"),),
+    "files": (("run.yaml", "lr: {lr}"),),
+    "env": (("SEED", "{seed}"),),
+    "version": "v2",
+    "container": "sha256:1",
+    "reader": "nanogpt",
+    "result_path": "*.log",
+    "final_step": "n_steps - 1",
+    "loss_unit": "bits",
+    "bytes_per_token": 4.5,
+    "size_by": "table",
+    "size": (("depth", 12),),
+    "n_params": 11,
+    "flops_per_token": 60.0,
+}
+
+
+def test_every_field_of_a_program_changes_the_identity():
+    assert set(OTHER_PROGRAM) == names_of(ProgramSpec)
+    programs = [
+        PROGRAM,
+        *(dataclasses.replace(PROGRAM, **{k: v}) for k, v in OTHER_PROGRAM.items()),
+    ]
+    ids = {dataclasses.replace(SPEC, program=program).run_id for program in programs}
+    assert len(ids) == len(programs)
+
+
 def test_a_field_at_its_default_is_left_out_of_the_hash():
     assert "schedule" not in canonical(SPEC)
     assert "is_tied" not in canonical(SPEC)["shape"]
@@ -93,7 +125,10 @@ def test_a_field_at_its_default_is_left_out_of_the_hash():
 def test_a_spec_survives_its_file():
     assert run_spec_from_mapping(json.loads(to_json(SPEC))) == SPEC
     shape = dataclasses.replace(MIXTURE.shape, d_shared_expert=64)
-    other = dataclasses.replace(MIXTURE, **{**OTHER, "shape": shape, "parametrization": "standard"})
+    program = ProgramSpec(**OTHER_PROGRAM)
+    changes = {"shape": shape, "parametrization": "standard", "program": program}
+    other = dataclasses.replace(MIXTURE, **{**OTHER, **changes})
+    assert run_spec_from_mapping(json.loads(to_json(other))) == other
     assert run_spec_from_mapping(json.loads(to_json(other))).run_id == other.run_id
 
 
@@ -116,10 +151,16 @@ def test_a_file_that_was_edited_wrongly_is_refused(change, words):
         run_spec_from_mapping(content)
 
 
+def names_of(*types):
+    return {field.name for kind in types for field in dataclasses.fields(kind)}
+
+
 def test_how_it_is_executed_is_not_part_of_the_run():
-    assert not {f.name for f in dataclasses.fields(ExecutionSpec)} & {
-        f.name for f in dataclasses.fields(RunSpec)
-    }
+    # Both have a program: what it computes, and how it is started.
+    assert names_of(ExecutionSpec) & names_of(RunSpec) == {"program"}
+    both = names_of(ProgramSpec) & names_of(ProgramExecution)
+    # The name of the container is part of a run, the arguments that start it are not.
+    assert both == {"container"}
 
 
 def test_tokens_are_steps_times_batch():
