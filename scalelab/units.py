@@ -186,6 +186,15 @@ def format_count(value: float) -> str:
     return f"{round(value):,}"
 
 
+def format_bytes(n: float) -> str:
+    """Return a size in 3 digits with a decimal unit: ``1.35 GB``."""
+    units = ["B", "KB", "MB", "GB", "TB"]
+    while n >= 999.5 and len(units) > 1:
+        n /= 1000
+        del units[0]
+    return f"{n:.3g} {units[0]}" if n < 999.5 else f"{n:,.0f} {units[0]}"
+
+
 def plural(n: int, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun: ``1 row``, ``12,345 rows``; name an irregular plural."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -18,6 +18,7 @@ from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
+from scalelab.api.folders import merge
 from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.replay import ReplayReport, replay_adaptive
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.law_file import SavedLaw
     from scalelab.launch.base import LaunchView
     from scalelab.launch.cancel import CancelReport
+    from scalelab.records.merge import MergePlan
     from scalelab.records.sweep_dir import SavedPlan
     from scalelab.records.types import Observations
     from scalelab.store.reading import Reading
@@ -73,6 +75,7 @@ _TYPES = {
     "scalelab.forecast.law_file": "SavedLaw",
     "scalelab.launch.base": "LaunchView",
     "scalelab.launch.cancel": "CancelReport",
+    "scalelab.records.merge": "MergePlan",
     "scalelab.records.sweep_dir": "SavedPlan",
     "scalelab.records.types": "Observations",
     "scalelab.store.reading": "Reading",
@@ -98,6 +101,7 @@ __all__ = [
     "list_laws",
     "load",
     "load_law",
+    "merge",
 ]
 __all__ += ["plan", "predict", "propose", "register", "replace_diverged", "replay_adaptive"]
 __all__ += ["resume", "save_law", "scores", "tune", "tune_law"]
@@ -114,7 +118,15 @@ __all__ += [
     "FitReport",
     "FitWarning",
 ]
-__all__ += ["Forecast", "Holdout", "Interval", "LaunchReport", "LaunchView", "ParametricFit"]
+__all__ += [
+    "Forecast",
+    "Holdout",
+    "Interval",
+    "LaunchReport",
+    "LaunchView",
+    "MergePlan",
+    "ParametricFit",
+]
 __all__ += ["Plan", "Proposal", "ReplayReport", "SavedLaw", "SavedPlan", "ScoresReport"]
 __all__ += ["TableRead", "Tuning", "TuningAnswer", "Verdict"]
 # What they raise.

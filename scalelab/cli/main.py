@@ -22,6 +22,7 @@ from scalelab.cli import data as data_commands
 from scalelab.cli import decide as decide_commands
 from scalelab.cli import doctor as doctor_commands
 from scalelab.cli import fit as fit_commands
+from scalelab.cli import folders as folders_commands
 from scalelab.cli import law as law_commands
 from scalelab.cli import predict as predict_commands
 from scalelab.cli import report as report_commands
@@ -48,6 +49,7 @@ ORDER = (
     *("sweep", "status", "fit", "predict", "scores", "backtest", "law", "decide", "tune"),
     *("dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
+    *("merge",),
     *("data", "bench", "doctor"),
 )
 """Commands in the order of the help: what to run first comes first."""
@@ -79,6 +81,7 @@ app.command("logs")(results_commands.logs)
 app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
+app.command("merge")(folders_commands.merge)
 app.command("backtest")(backtest_commands.backtest)
 app.command("predict")(predict_commands.predict)
 app.command("scores")(scores_commands.scores)

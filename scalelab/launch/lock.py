@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, unwritable
 
 
 @contextlib.contextmanager
@@ -46,4 +46,32 @@ def submission_lock(results: Path) -> Iterator[None]:
     """
     with (results / "sweeps" / ".submission.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def folders_lock(results: Path) -> Iterator[None]:
+    """Hold the lock for moving whole parts of a results folder: merge, remove, restore.
+
+    Raises
+    ------
+    UsageError
+        If another process holds it.
+    DataError
+        If the folder cannot be written.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        file = (results / ".scalelab-folders.lock").open("a")
+    except OSError as error:
+        raise unwritable(results, "parts", error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{results}, which another merge, remove or restore is changing",
+                "one of them at a time",
+                "Wait until it ends, then run the same command again.",
+            ) from None
         yield

@@ -44,6 +44,15 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(folder: Path) -> None:
+    """Wait until everything in a folder is on disk; 16 files at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = [folder, *folder.rglob("*")]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(fsync, paths))
+
+
 def list_entries(folder: Path) -> list[Path]:
     """Return the entries of a folder, empty if the folder is missing."""
     try:

@@ -50,7 +50,7 @@ PRUNED_FILE = "pruned.json"
 LOG_FILE = "log.txt"
 """Output of the run's worker, in the run folder."""
 
-_PARTIAL = ".partial-"
+PARTIAL_CHECKPOINT = ".partial-"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(?P<step>\d+)")
 
 
@@ -136,7 +136,7 @@ class Attempt:
         keeps the newest two checkpoints.
         """
         final = self.path / f"checkpoint-{step}"
-        partial = self.path / f"{_PARTIAL}{step}"
+        partial = self.path / f"{PARTIAL_CHECKPOINT}{step}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -164,7 +164,7 @@ class Attempt:
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints of this attempt, incomplete ones included."""
         for entry in list_entries(self.path):
-            if _CHECKPOINT_NAME.fullmatch(entry.name) or entry.name.startswith(_PARTIAL):
+            if _CHECKPOINT_NAME.fullmatch(entry.name) or entry.name.startswith(PARTIAL_CHECKPOINT):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def write_record(self, record: RunRecord) -> None:
