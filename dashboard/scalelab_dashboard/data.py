@@ -38,6 +38,8 @@ class Source:
         Unix time.
     has_experts : bool
         Whether some runs train a mixture of experts.
+    rows_stamp : str
+        Changes when the finished runs or rows change, not with the progress of running ones.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Source:
     counts: Mapping[str, int] = field(default_factory=dict)
     created_s: float = 0.0
     has_experts: bool = False
+    rows_stamp: str = ""
 
     @property
     def total(self) -> int:
@@ -82,14 +85,15 @@ def sources(results: str | Path) -> list[Source]:
     with open_snapshot(Path(results)) as connection:
         planned = connection.execute(
             "SELECT sweep, any_value(kind), max(created_s), coalesce(status, 'planned'), count(*), "
-            "coalesce(bool_or(n_experts > 1), false) "
+            "coalesce(bool_or(n_experts > 1), false), bit_xor(hash(run_id, loss_nats)) "
             "FROM sweeps LEFT JOIN runs USING (run_id) GROUP BY sweep, status"
         ).fetchall()
         imported = connection.execute(
-            'SELECT "import", max(imported_s), count(*) FROM imports GROUP BY "import"'
+            'SELECT "import", max(imported_s), count(*), bit_xor(hash(line, loss_nats)) '
+            'FROM imports GROUP BY "import"'
         ).fetchall()
     found: dict[str, Source] = {}
-    for name, kind, created_s, status, count, has_experts in planned:
+    for name, kind, created_s, status, count, has_experts, rows in planned:
         before = found.get(name)
         found[name] = Source(
             name=name,
@@ -97,11 +101,22 @@ def sources(results: str | Path) -> list[Source]:
             counts={**(before.counts if before else {}), status: count},
             created_s=max(created_s or 0.0, before.created_s if before else 0.0),
             has_experts=has_experts or (before is not None and before.has_experts),
+            rows_stamp=f"{count}-{rows:x}"
+            if status == "done"
+            else before.rows_stamp
+            if before
+            else "",
         )
-    for name, imported_s, count in imported:
+    for name, imported_s, count, rows in imported:
         found.setdefault(
             name,
-            Source(name=name, kind="import", counts={"done": count}, created_s=imported_s or 0.0),
+            Source(
+                name=name,
+                kind="import",
+                counts={"done": count},
+                created_s=imported_s or 0.0,
+                rows_stamp=f"{imported_s}-{rows:x}",
+            ),
         )
     return sorted(found.values(), key=lambda source: (-source.created_s, source.name))
 

@@ -35,7 +35,7 @@ class FitKey:
     Attributes
     ----------
     stamp : str
-        State of the snapshot or file, which changes with it.
+        State of the file, or of the finished runs of the sweep, which changes with them.
     results : str
         The results folder.
     file : str or None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import streamlit as st
 from scalelab.api import fits as api_fits
 from scalelab.api import predictions as api_predictions
 from scalelab.forecast.bands import bands_between
+from scalelab.store.status import read_status
 from scalelab_dashboard import assess, data
 from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
+    from scalelab.store.status import SweepStatus
     from scalelab_dashboard.data import Rates, Source
 
 FIRST = ("failed", "diverged", "pruned", "running", "queued", "preempted", "cancelled", "planned")
@@ -50,6 +53,12 @@ def runs(results: str, sweep: str, stamp: str) -> pd.DataFrame:
     table = data.runs(results, sweep)
     order = table["status"].map({status: i for i, status in enumerate(FIRST)}).fillna(len(FIRST))
     return table.iloc[order.to_numpy().argsort(kind="stable")]
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def status(results: str, sweep: str, stamp: str) -> SweepStatus | Failure:
+    """Return the status of a sweep from its run folders, at the time of a snapshot."""
+    return attempt(lambda: read_status(Path(results), sweep))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

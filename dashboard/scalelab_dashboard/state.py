@@ -157,7 +157,7 @@ def choose() -> Choice:
     if table is not None:
         stamp = queries.stamp_of(results, table.path)
     key = FitKey(
-        stamp=stamp,
+        stamp=stamp if source is None or table is not None else source.rows_stamp,
         results=results,
         file=table.path if table is not None else None,
         sweep=source.name if source is not None else None,

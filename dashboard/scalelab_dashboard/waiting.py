@@ -96,8 +96,11 @@ def nothing(choice: Choice) -> None:
 
 
 def unfinished(choice: Choice) -> None:
-    """Show that no run is done yet, and what to do."""
+    """Show that no run is done yet, and what to do; the Overview shows the progress itself."""
     assert choice.source is not None
+    if choice.source.counts.get("running"):
+        st.info("No run of this sweep is done yet. This page updates by itself.")
+        return
     counts = ", ".join(f"{count} {status}" for status, count in choice.source.counts.items())
     st.info(f"No run of this sweep is done yet: {counts}.")
     st.markdown("This page updates by itself. To resume interrupted or failed runs:")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from scalelab.launch.largest_last import (
 from scalelab.launch.local.pool import launch_local
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.prune import detached_error as watchless_error
+from scalelab.launch.publishing import publishing
 from scalelab.launch.saved_options import save_options, saved_options
 from scalelab.launch.slurm.resources import run_gpus, run_needs
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour, with_devices
@@ -148,14 +149,17 @@ def resume(
             stop_hopeless=launcher.stop_hopeless,
         )
         try:
-            with following(launcher.trackers, results, saved.name, saved.run_ids) as follow:
+            with (
+                publishing(results.path) as publish,
+                following(launcher.trackers, results, saved.name, saved.run_ids) as follow,
+            ):
                 report = _launch_in_order(
                     request,
                     launcher,
                     specs,
                     saved.budgets,
                     halves_of(saved, request.run_ids, flops),
-                    _also(watch, follow),
+                    _all(watch, publish, lambda view: follow()),
                     is_detached,
                 )
         except BaseException:
@@ -276,12 +280,12 @@ def _disk_errors_explained(results: Path) -> Iterator[None]:
         ) from None
 
 
-def _also(watch: Watcher, follow: Callable[[], None]) -> Watcher:
-    def both(view: LaunchView) -> None:
-        watch(view)
-        follow()
+def _all(*watchers: Watcher) -> Watcher:
+    def each(view: LaunchView) -> None:
+        for watch in watchers:
+            watch(view)
 
-    return both
+    return each
 
 
 def _seconds(

@@ -25,6 +25,11 @@ FIRST_PANEL = 1.7
 PANEL_HEIGHT = 185
 
 
+def losses(table: pd.DataFrame, look: Look = LIGHT) -> Any:
+    """Return the training losses of runs against tokens, in one panel; see `curves`."""
+    return curves(table.assign(**{key: None for key, _ in PANELS[1:]}), look=look)
+
+
 def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
     """Return loss, learning rate, gradient norm and speed of runs, with labels at their ends.
 

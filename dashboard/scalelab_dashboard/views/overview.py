@@ -10,6 +10,7 @@ import streamlit as st
 from scalelab.report import figures, figures_isoflop
 from scalelab.units import format_flops, format_quantity, plural
 from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard.views import live
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
@@ -95,8 +96,7 @@ def _state(choice: Choice) -> None:
     kind = "import" if source.kind == "import" else f"{KINDS.get(source.kind, source.kind)} sweep"
     st.markdown(f"**{ui.as_text(source.name)}**, {ui.as_text(kind)}: " + ", ".join(parts))
     if source.is_running and source.total:
-        done = source.counts.get("done", 0)
-        st.progress(done / source.total, text=f"{done:,} of {source.total:,} runs are done")
+        live.show(choice)
     failed = sum(source.counts.get(status, 0) for status in ("failed", "diverged"))
     if failed:
         st.markdown(
