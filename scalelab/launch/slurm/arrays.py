@@ -14,7 +14,12 @@ from scalelab.launch.slurm.batch_script import make_executor, submit, write_subm
 from scalelab.launch.slurm.intents import Intent, JobGroup, write_intent
 from scalelab.launch.slurm.job_groups import gpu_hours, make_job_groups
 from scalelab.launch.slurm.queue import Queue, Slurm
-from scalelab.launch.slurm.resources import JobResources, RunNeeds, grouped_by_resources
+from scalelab.launch.slurm.resources import (
+    JobResources,
+    RunNeeds,
+    grouped_by_resources,
+    program_launcher,
+)
 from scalelab.launch.slurm.retries import share_out
 from scalelab.launch.slurm.submissions import Submissions
 from scalelab.launch.source import frozen_source
@@ -135,6 +140,7 @@ class Arrays:
             n_elements=len(intent.job_groups),
             throttle=intent.throttle,
             python_path=frozen_source(results, folder) if self.table.snapshot else None,
+            launcher=program_launcher(self.request.execution),
         )
         script = write_submission(executor, folder)
         try:

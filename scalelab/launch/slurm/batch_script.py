@@ -40,16 +40,21 @@ def sbatch_parameters(
     job_name: str,
     n_elements: int,
     throttle: int,
+    launcher: str | None = None,
 ) -> dict[str, Any]:
-    """Return submitit's parameters for an array; site options take precedence."""
-    n_nodes, tasks = nodes_and_tasks(resources.gpus, table.gpus_per_node)
+    """Return submitit's parameters for an array; site options take precedence.
+
+    Parameters are those of `make_executor`.
+    """
+    n_nodes, gpus = nodes_and_tasks(resources.gpus, table.gpus_per_node)
+    tasks = gpus if launcher in (None, "srun") else 1
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "comment": job_name,
         "time": resources.time_min,
         "nodes": n_nodes,
         "ntasks_per_node": tasks,
-        "cpus_per_task": table.cpus,
+        "cpus_per_task": table.cpus * (gpus // tasks),
         "mem": f"{math.ceil(resources.memory_gb * 1024)}MB",
         "signal_delay_s": signal_delay_s(resources.time_min),
         "setup": [*_guards(folder), *table.setup],
@@ -60,8 +65,11 @@ def sbatch_parameters(
         "additional_parameters": {"requeue": True},
     }
     if resources.gpus:
-        parameters["gpus_per_node"] = tasks
-    if n_nodes * tasks > 1:
+        parameters["gpus_per_node"] = gpus
+    if n_nodes * tasks > 1 and launcher is not None:
+        # One process of the job makes the attempt; it starts the program's tasks as a step.
+        parameters["srun_args"] = ["--nodes=1", "--ntasks=1"]
+    elif n_nodes * tasks > 1:
         # Ranks wait for each other: if one fails, the others would wait until the time limit.
         parameters["srun_args"] = ["--kill-on-bad-exit=1"]
     for name in ("partition", "account", "qos"):
@@ -106,6 +114,7 @@ def make_executor(
     n_elements: int,
     throttle: int,
     python_path: Path | None = None,
+    launcher: str | None = None,
 ) -> ArrayExecutor:
     """Return the executor of an array.
 
@@ -123,10 +132,15 @@ def make_executor(
         Number of elements, and how many may run at once.
     python_path : Path, optional
         Frozen source that jobs import instead of the installed package.
+    launcher : str, optional
+        How the processes of a user's program are started (`scalelab.sweep.program.LAUNCHERS`);
+        None for the built-in trainer, which has one task a GPU.
     """
     # -P: do not import modules from the folder that the job starts in.
     executor = ArrayExecutor(folder, python=f"{shlex.quote(sys.executable)} -P")
-    parameters = sbatch_parameters(table, resources, folder, job_name, n_elements, throttle)
+    parameters = sbatch_parameters(
+        table, resources, folder, job_name, n_elements, throttle, launcher
+    )
     if python_path is not None:
         parameters["setup"].append(f"export PYTHONPATH={shlex.quote(str(python_path))}")
     executor.parameters = parameters

@@ -13,7 +13,7 @@ from scalelab.launch.slurm.intents import JOB_NAME_PREFIX
 from scalelab.launch.slurm.job_groups import make_job_groups
 from scalelab.launch.slurm.launcher import check_path, check_site_options
 from scalelab.launch.slurm.queue import DEFAULT_MAX_ARRAY_SIZE, Slurm
-from scalelab.launch.slurm.resources import grouped_by_resources, run_needs
+from scalelab.launch.slurm.resources import grouped_by_resources, program_launcher, run_needs
 from scalelab.launch.slurm.retries import share_out
 from scalelab.launch.speed import usd_per_gpu_hour
 from scalelab.records.sweep_dir import Results
@@ -120,6 +120,7 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
                 JOB_NAME_PREFIX + name,
                 n_elements=len(groups),
                 throttle=max(1, share),
+                launcher=program_launcher(proposal.execution),
             ).script(),
             n_runs=sum(len(group.run_ids) for group in groups),
             n_jobs=len(groups),

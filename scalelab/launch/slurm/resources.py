@@ -10,14 +10,15 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scalelab.errors import UsageError
 from scalelab.launch.slurm.intents import JobGroup
+from scalelab.sweep import run_size
 from scalelab.sweep.devices import require_multi_device
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.gpu_counts import gpus_for
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.site_options import require_gpus
 from scalelab.sweep.tables import SlurmTable
-from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, count_params, train_flops
 
 TIME_MARGIN = 3.0
 """Time limit over predicted time: predictions assume a utilisation and can be far off."""
@@ -93,7 +94,7 @@ def planned_flops(spec: RunSpec, budget: float | None) -> float:
     """
     if budget is not None:
         return budget
-    return train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
+    return run_size.planned_flops(spec)
 
 
 def run_gpus(
@@ -125,11 +126,23 @@ def run_needs(
     needs = {}
     for spec in specs:
         n_gpus = gpus[spec.run_id]
-        require_multi_device(spec, execution_on(table, execution, n_gpus))
-        n_tasks = nodes_and_tasks(n_gpus, table.gpus_per_node)[1]
+        n_nodes, n_tasks = nodes_and_tasks(n_gpus, table.gpus_per_node)
+        if execution.program is None:
+            require_multi_device(spec, execution_on(table, execution, n_gpus))
+        elif execution.program.launcher == "single" and n_nodes > 1:
+            raise UsageError(
+                f"launcher = single for a run on {n_nodes} nodes",
+                "launcher = torchrun (one process leads each node) or srun (one task a GPU)",
+                f"Set launcher in [program], or --gpus-per-run {table.gpus_per_node} at most.",
+            )
         memory = run_memory_gb(spec, n_tasks, is_on_cpu=n_gpus == 0)
         needs[spec.run_id] = RunNeeds(gpus=n_gpus, memory_gb=memory)
     return needs
+
+
+def program_launcher(execution: ExecutionSpec) -> str | None:
+    """Return how the processes of a user's program are started; None for the built-in trainer."""
+    return execution.program.launcher if execution.program is not None else None
 
 
 def execution_on(table: SlurmTable, execution: ExecutionSpec, n_gpus: int) -> ExecutionSpec:
@@ -146,9 +159,10 @@ def run_memory_gb(spec: RunSpec, n_tasks: int, *, is_on_cpu: bool) -> float:
     n_tasks : int
         Processes on the node; one of them gathers the checkpoint.
     is_on_cpu : bool
-        Whether the model is in this memory too.
+        Whether the model is in this memory too. The activations of a model that only a table of
+        sizes describes are not known and not counted.
     """
-    n_params = count_params(spec.shape).total
+    n_params = run_size.run_size(spec).total
     n_bytes = n_params * (CHECKPOINT_BYTES + (EMA_BYTES if spec.ema_decay else 0))
     if is_on_cpu:
         per_token = CPU_ACTIVATION_VALUES * spec.shape.d_model * spec.shape.n_layers

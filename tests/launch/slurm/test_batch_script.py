@@ -67,3 +67,33 @@ def test_a_sweep_whose_name_leaves_the_results_folder_is_refused(tmp_path: Path,
     with pytest.raises(UsageError, match="sweep"):
         launch(results, run_ids, name=name)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "expected"),
+    [
+        ("single", 8, {"nodes": 1, "ntasks-per-node": 1, "cpus-per-task": 32}),
+        ("torchrun", 16, {"nodes": 2, "ntasks-per-node": 1, "cpus-per-task": 32}),
+        ("srun", 16, {"nodes": 2, "ntasks-per-node": 8, "cpus-per-task": 4}),
+        ("torchrun", 0, {"nodes": 1, "ntasks-per-node": 1, "cpus-per-task": 4}),
+    ],
+)
+def test_the_job_of_a_program_has_the_tasks_of_its_launcher(
+    tmp_path: Path, launcher: str, gpus: int, expected: dict[str, int]
+) -> None:
+    script = make_executor(
+        SlurmTable(gpus_per_run=gpus, gpus_per_node=8, cpus=4),
+        JobResources(gpus=gpus, time_min=90, memory_gb=0.5),
+        tmp_path,
+        "scalelab.x.0",
+        n_elements=1,
+        throttle=1,
+        launcher=launcher,
+    ).script()
+    for name, value in expected.items():
+        assert f"#SBATCH --{name}={value}\n" in script
+    assert ("#SBATCH --gpus-per-node=8\n" in script) == (gpus > 0)
+    # One process makes the attempt, whatever the number of tasks.
+    has_more = expected["nodes"] * expected["ntasks-per-node"] > 1
+    assert ("--nodes=1 --ntasks=1" in script) == has_more
+    assert "--kill-on-bad-exit" not in script
