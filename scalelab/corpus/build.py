@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ from scalelab.corpus.shards import (
 from scalelab.corpus.source import DataSource, SourceFile, find_files, unreadable
 from scalelab.corpus.split import SHARES, is_enough, smallest_window, window
 from scalelab.corpus.spool import Progress, Spool, spool_documents
+from scalelab.corpus.token_dataset import write_token_dataset
+from scalelab.corpus.token_files import find_eval_tokens, find_tokens
+from scalelab.corpus.token_source import TokenSource
 from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, cached_bpe
 from scalelab.errors import DataError, unwritable
 from scalelab.units import plural
@@ -45,6 +48,9 @@ TOKENIZER_TRAIN_BYTES = 64 << 20
 LEFTOVER_AGE_S = 24 * 3600.0
 UNSETTLED_S = 2.0
 ENOUGH_DOCUMENTS = 16
+FIRST_FIELDS = ("paths", "tokenizer", "field", "column", "eval_tokens")
+"""Fields of a source that its listing always has; later fields only with another value than the
+default, so that prepared data is found again."""
 COUNTED = ("n_duplicates", "n_empty", "n_skipped_files")
 """Manifest fields that count input files; with `Manifest.source`, they depend on the input."""
 
@@ -64,7 +70,7 @@ def build_dataset(
     """
     data = results / "data"
     started_s = time.time()
-    files = find_files(source, results)
+    tokens, evaluation, files = _inputs(source, results)
     listing, newest_s = _listing(source, files)
     known = data / "sources" / f"{listing}.json"
     found = _known_dataset(source, known, data, checks_hashes=checks_hashes)
@@ -73,8 +79,11 @@ def build_dataset(
     with _scratch_folder(data) as scratch:
         whole = scratch / "whole"
         whole.mkdir()
-        spool = spool_documents(source, files, scratch / "text", progress)
-        manifest = _write_dataset(source, spool, whole, data / "tokenizers", progress)
+        if tokens is None:
+            spool = spool_documents(source, files, scratch / "text", progress)
+            manifest = _write_dataset(source, spool, whole, data / "tokenizers", progress)
+        else:
+            manifest = write_token_dataset(source, tokens, evaluation, whole, progress)
         folder = _publish(whole, manifest, data)
         # A file that changed within the last clock tick could change again with the same time.
         if newest_s < started_s - UNSETTLED_S:
@@ -88,14 +97,33 @@ def build_dataset(
 
 def find_built(source: DataSource, results: Path) -> tuple[Path, Manifest] | None:
     """Return the dataset that was built from these files, or None."""
-    listing, _ = _listing(source, find_files(source, results))
+    listing, _ = _listing(source, _inputs(source, results)[-1])
     data = results / "data"
     return _known_dataset(source, data / "sources" / f"{listing}.json", data, checks_hashes=False)
 
 
+def _inputs(
+    source: DataSource, results: Path
+) -> tuple[TokenSource | None, TokenSource | None, tuple[SourceFile, ...]]:
+    """Return the training and evaluation tokens, None if they are text, and all files to read."""
+    tokens = find_tokens(source, results)
+    if tokens is None:
+        source.require_text()
+        return None, None, find_files(source, results)
+    evaluation = find_eval_tokens(source, results)
+    read = (*tokens.files, *(evaluation.files if evaluation else ()))
+    files = tuple(SourceFile(path=path, kind="tokens", is_named=True) for path in read)
+    return tokens, evaluation, files
+
+
 def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, float]:
     """Return a hash of the source and its files (path, size, times), and the newest time."""
-    hashed = hashlib.sha256(json.dumps([FORMAT, asdict(source)]).encode())
+    content = {
+        field.name: getattr(source, field.name)
+        for field in fields(source)
+        if field.name in FIRST_FIELDS or getattr(source, field.name) != field.default
+    }
+    hashed = hashlib.sha256(json.dumps([FORMAT, content]).encode())
     newest_ns = 0
     for file in files:
         try:
@@ -278,6 +306,9 @@ def _publish(whole: Path, manifest: Manifest, data: Path) -> Path:
                 folder.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
         else:
+            if manifest.files:
+                # The same tokens may have moved to other files.
+                (whole / MANIFEST_NAME).replace(folder / MANIFEST_NAME)
             return folder
 
 

@@ -2,7 +2,8 @@
 
 A dataset's folder holds ``train-00000.bin``, .. and ``eval-00000.bin``, which contain only tokens:
 little endian, one, two or four bytes each. ``manifest.json`` describes them. The folder appears
-complete with one rename and never changes afterwards.
+complete with one rename and never changes afterwards. Tokens that another program wrote stay in its
+files, and the manifest says where.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.corpus.token_identity import TokenFile
 from scalelab.errors import DataError
 
 FORMAT = 1
@@ -31,11 +34,24 @@ _HASH_BLOCK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One file of tokens: its name, how many tokens, and the SHA-256 of its bytes."""
+    """Consecutive tokens in a file.
+
+    Attributes
+    ----------
+    name : str
+        Name of the file in the folder, or the path of a token file of the user.
+    n_tokens : int
+        Number of tokens.
+    sha256 : str
+        Hash of the file's bytes; empty for a file in `Manifest.files`.
+    offset : int
+        Bytes before the first token.
+    """
 
     name: str
     n_tokens: int
     sha256: str
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +72,10 @@ class Manifest:
     vocab_size : int
         Vocabulary size without padding.
     dtype : str
-        ``uint8``, ``uint16`` or ``uint32``.
-    n_documents, n_train_documents, n_held_out_documents : int
-        Distinct documents in total, for training and for evaluation.
+        ``uint8``, ``uint16`` or ``uint32``; token files of others can have signed types.
+    n_documents, n_train_documents, n_held_out_documents : int or None
+        Distinct documents in total, for training and for evaluation; None if the documents of
+        token files were not counted.
     n_duplicates : int
         Documents with the same text as another; not used. On disk this, the next two and
         ``source`` describe the files that the folder was first built from.
@@ -67,16 +84,24 @@ class Manifest:
     n_skipped_files : int
         Files in folders that were skipped because they are not UTF-8 text.
     held_out_share : float
-        Share of all possible document hashes that is held out.
+        Share of all possible document hashes that is held out; of token files, the share of the
+        tokens.
     eval_window_tokens : int
         Largest number of tokens that one held-out document adds to the evaluation set.
-    bytes_per_token : float
+    bytes_per_token : float or None
         Mean bytes of UTF-8 text per token of the evaluation set (a document's end counts as one
-        byte), so that bits per byte = nats per token / ln 2 / bytes_per_token.
+        byte), so that bits per byte = nats per token / ln 2 / bytes_per_token. None for token
+        files without their tokenizer.
     source : str
         Description of the text source; not part of the fingerprint.
     train, evaluation : tuple of Shard
-        The files.
+        Where the tokens are.
+    files : tuple of TokenFile
+        Token files of the user from which the training tokens are read in place.
+    end_token : int or None
+        Token that ends a document; None if token files have none.
+    is_scanned : bool
+        Whether every token was compared with the vocabulary; if not, each batch is.
     format : int
         Version of this layout.
     """
@@ -87,18 +112,21 @@ class Manifest:
     tokenizer_sha256: str | None
     vocab_size: int
     dtype: str
-    n_documents: int
-    n_train_documents: int
-    n_held_out_documents: int
+    n_documents: int | None
+    n_train_documents: int | None
+    n_held_out_documents: int | None
     n_duplicates: int
     n_skipped_files: int
     held_out_share: float
     eval_window_tokens: int
-    bytes_per_token: float
+    bytes_per_token: float | None
     source: str
     train: tuple[Shard, ...]
     evaluation: tuple[Shard, ...]
     n_empty: int = 0
+    files: tuple[TokenFile, ...] = ()
+    end_token: int | None = 0
+    is_scanned: bool = True
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -107,7 +135,7 @@ class Manifest:
 
 
 NAMES = {field.name for field in fields(Manifest)}
-OPTIONAL = {"n_empty"}
+OPTIONAL = {"n_empty", "files", "end_token", "is_scanned"}
 """Fields that older manifests do not have."""
 
 
@@ -192,8 +220,13 @@ class TokenStream:
     def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
         kind = np.dtype(dtype).newbyteorder("<")
         # Plain arrays: a slice of np.memmap is several times slower.
+        files = {
+            name: np.asarray(np.memmap(folder / name, dtype=np.uint8, mode="r"))
+            for name in dict.fromkeys(shard.name for shard in shards)
+        }
         self._maps = [
-            np.asarray(np.memmap(folder / shard.name, dtype=kind, mode="r")) for shard in shards
+            np.frombuffer(files[shard.name], dtype=kind, count=shard.n_tokens, offset=shard.offset)
+            for shard in shards
         ]
         self._starts = list(accumulate((shard.n_tokens for shard in shards), initial=0))
         self._edges = np.array(self._starts)
@@ -215,6 +248,12 @@ class TokenStream:
             rows[here] = self._window(shard, length)[starts[here] - self._starts[shard]]
         for index in np.flatnonzero(~is_whole).tolist():
             self._read_into(rows[index], int(starts[index]))
+
+    def chunks(self, length: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield all tokens in order as arrays of at most ``length``, each with its position."""
+        for start, tokens in zip(self._starts, self._maps, strict=False):
+            for offset in range(0, len(tokens), length):
+                yield start + offset, tokens[offset : offset + length]
 
     def _window(self, shard: int, length: int) -> NDArray[Any]:
         """Return a shard as rows of ``length`` tokens, one from each token; copies nothing."""
@@ -264,13 +303,16 @@ def read_manifest(folder: Path) -> Manifest:
         if content.get("format") != FORMAT or set(content) | OPTIONAL != NAMES:
             raise damaged(folder, f"a manifest of format {content.get('format')!r}")
         shards = {key: tuple(Shard(**s) for s in content[key]) for key in ("train", "evaluation")}
-        manifest = Manifest(**{**content, **shards})
+        files = tuple(TokenFile(**file) for file in content.get("files", ()))
+        manifest = Manifest(**{**content, **shards, "files": files})
     except FileNotFoundError as error:
         raise damaged(folder, "no manifest") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(folder, f"a manifest that cannot be read ({error})") from error
     itemsize = np.dtype(manifest.dtype).itemsize
-    for shard in (*manifest.train, *manifest.evaluation):
+    for token_file in manifest.files:
+        token_file.require_unchanged(folder)
+    for shard in _own_shards(manifest):
         path = folder / shard.name
         size = path.stat().st_size if path.is_file() else None
         if size != shard.n_tokens * itemsize:
@@ -280,17 +322,25 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_hashes(folder: Path, manifest: Manifest) -> None:
-    """Compare every shard with its hash in the manifest.
+    """Compare every shard and token file with its hash in the manifest.
 
     Raises
     ------
     DataError
         When one differs.
     """
-    for shard in (*manifest.train, *manifest.evaluation):
+    for token_file in manifest.files:
+        token_file.require_unchanged(folder, reads_content=True)
+    for shard in _own_shards(manifest):
         with (folder / shard.name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 raise damaged(folder, f"{shard.name} with changed content")
+
+
+def _own_shards(manifest: Manifest) -> list[Shard]:
+    """Return the shards that were written for this dataset."""
+    shared = {file.path for file in manifest.files}
+    return [s for s in (*manifest.train, *manifest.evaluation) if s.name not in shared]
 
 
 def damaged(folder: Path, what: str) -> DataError:

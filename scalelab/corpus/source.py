@@ -20,6 +20,12 @@ from pathlib import Path
 from scalelab.errors import DataError, UsageError
 
 DEFAULT_EVAL_TOKENS = 262_144
+AUTO = "auto"
+TOKEN_FORMATS = ("raw", "npy", "llmc", "megatron", "huggingface", "mds")
+FORMATS = (AUTO, "text", *TOKEN_FORMATS)
+TOKEN_DTYPES = ("uint8", "uint16", "uint32", "int32", "int64")
+"""Types of a token in token files; all little endian."""
+FINGERPRINTS = ("sampled", "whole")
 BPE_SIZES = (300, 200_000)
 
 # Left out of the standard library: other packages; build settings, which differ between machines;
@@ -50,6 +56,19 @@ class DataSource:
         Column of the text in Parquet files.
     eval_tokens : int
         Tokens of the evaluation set, from held-out documents.
+    format : str
+        ``auto``, ``text``, or the format of token files (`scalelab.corpus.token_files`).
+    eval_paths : tuple of str
+        Token files of the evaluation set; empty to hold out training tokens.
+    dtype : str
+        Type of a token in files without a header; ``auto`` for uint16.
+    vocab_size : int or None
+        Vocabulary of token files; None for the largest token + 1.
+    end_token : int or None
+        Token that ends a document in token files; None for what the files say.
+    fingerprint : str
+        ``sampled`` or ``whole``: how many tokens of token files are read for their fingerprint and
+        for the check of the vocabulary.
 
     Raises
     ------
@@ -62,9 +81,15 @@ class DataSource:
     field: str = "text"
     column: str = "text"
     eval_tokens: int = DEFAULT_EVAL_TOKENS
+    format: str = AUTO
+    eval_paths: tuple[str, ...] = ()
+    dtype: str = AUTO
+    vocab_size: int | None = None
+    end_token: int | None = None
+    fingerprint: str = "sampled"
 
     def __post_init__(self) -> None:
-        if "" in self.paths:
+        if "" in (*self.paths, *self.eval_paths):
             raise UsageError(
                 "--data with an empty path",
                 "files, folders and globs of text",
@@ -78,6 +103,17 @@ class DataSource:
                 f"bytes, or bpe:SIZE with SIZE from {low} to {high}",
                 "Write for example --tokenizer bpe:4096.",
             )
+        for flag, value, allowed in (
+            ("--data-format", self.format, FORMATS),
+            ("--token-dtype", self.dtype, (AUTO, *TOKEN_DTYPES)),
+            ("--fingerprint", self.fingerprint, FINGERPRINTS),
+        ):
+            if value not in allowed:
+                raise UsageError(
+                    f"{flag} {value!r}",
+                    " or ".join(allowed),
+                    f"Write for example {flag} {allowed[-1]}.",
+                )
         if self.eval_tokens < 1:
             raise UsageError(
                 f"an evaluation set of {self.eval_tokens} tokens",
@@ -89,6 +125,22 @@ class DataSource:
     def bpe_size(self) -> int | None:
         """Requested vocabulary size of the BPE tokenizer; None for bytes."""
         return int(self.tokenizer.partition(":")[2]) if self.tokenizer != "bytes" else None
+
+    def require_text(self) -> None:
+        """Raise UsageError when an option of token files is set, because the data are text."""
+        for flag, is_set in (
+            ("--eval-data", self.eval_paths),
+            ("--token-dtype", self.dtype != AUTO),
+            ("--vocab-size", self.vocab_size),
+            ("--end-token", self.end_token is not None),
+            ("--fingerprint whole", self.fingerprint != "sampled"),
+        ):
+            if is_set:
+                raise UsageError(
+                    f"{flag} for text",
+                    "token files as --data; text is tokenized here, and --tokenizer says how",
+                    f"Remove {flag.split()[0]}. If the files hold tokens, add --data-format raw.",
+                )
 
     def describe(self) -> str:
         """Return a description of the source."""
@@ -132,9 +184,9 @@ def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
         return _standard_library(results)
     found: dict[Path, bool] = {}
     for text in source.paths:
-        for path in _expand(text):
+        for path in expand_path(text):
             if path.is_dir():
-                for file in _walk(path, results):
+                for file in walk(path, results):
                     found.setdefault(file, False)
             elif _is_file(path):
                 found[path] = found.get(path, False) or str(path) == os.path.expanduser(text)
@@ -155,7 +207,7 @@ def _standard_library(results: Path) -> tuple[SourceFile, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     files = tuple(
         SourceFile(path=path, kind="text", is_named=False)
-        for path in (_walk(root, results, left_out=STDLIB_LEFT_OUT) if root.is_dir() else ())
+        for path in (walk(root, results, left_out=STDLIB_LEFT_OUT) if root.is_dir() else ())
         if path.suffix == ".py"
     )
     if not files:
@@ -167,7 +219,7 @@ def _standard_library(results: Path) -> tuple[SourceFile, ...]:
     return tuple(sorted(files, key=lambda file: str(file.path)))
 
 
-def _expand(text: str) -> list[Path]:
+def expand_path(text: str) -> list[Path]:
     path = Path(os.path.expanduser(text))
     try:
         is_there = path.exists()
@@ -191,7 +243,7 @@ def _expand(text: str) -> list[Path]:
     return matches
 
 
-def _walk(root: Path, results: Path, left_out: tuple[str, ...] = ()) -> list[Path]:
+def walk(root: Path, results: Path, left_out: tuple[str, ...] = ()) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename or root), error) from error
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
 
-from scalelab.corpus.source import DEFAULT_EVAL_TOKENS
+from scalelab.corpus.source import AUTO as DETECTED
+from scalelab.corpus.source import DEFAULT_EVAL_TOKENS, FINGERPRINTS, FORMATS, TOKEN_DTYPES
 from scalelab.errors import UsageError
 from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
@@ -56,6 +57,31 @@ class DataTable(Table):
     eval_tokens: Count = option(
         DEFAULT_EVAL_TOKENS, "Tokens of the evaluation set; more tokens give a more precise loss",
         example="64K", ge=1
+    )  # fmt: skip
+    format: Literal[FORMATS] = option(  # type: ignore[valid-type]
+        DETECTED, "What the files hold: text, or tokens in the format of another program; auto "
+        "reads .bin, .idx and .npy files and folders of Hugging Face or MosaicML as tokens",
+        flag="--data-format", example="raw"
+    )  # fmt: skip
+    eval_paths: tuple[str, ...] = option(
+        (), "Token files of the evaluation set; repeatable. Without it, a part of the training "
+        "tokens is held out", flag="--eval-data", example="val.bin"
+    )  # fmt: skip
+    dtype: Literal[(DETECTED, *TOKEN_DTYPES)] = option(  # type: ignore[valid-type]
+        DETECTED, "Type of a token in files without a header; auto is uint16",
+        flag="--token-dtype", example="uint32"
+    )  # fmt: skip
+    vocab_size: Count | None = option(
+        None, "Vocabulary size of token files. Default: the largest token + 1", example="50257",
+        ge=1
+    )  # fmt: skip
+    end_token: int | None = option(
+        None, "Token that ends a document in token files. Default: what the files say, or none",
+        example="50256", ge=0
+    )  # fmt: skip
+    fingerprint: Literal[FINGERPRINTS] = option(  # type: ignore[valid-type]
+        "sampled", "Token files are identified by samples, or by all their tokens",
+        example="whole"
     )  # fmt: skip
 
 

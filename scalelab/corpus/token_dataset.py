@@ -1,0 +1,320 @@
+"""A dataset from token files: what is held out, the checks of the tokens, and the manifest.
+
+Training tokens stay in the files of the user; only the evaluation tokens are copied. The held-out
+windows are spread evenly over the tokens and begin at the start of a document where documents end
+with a known token. They depend only on the tokens and on the size of the evaluation set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.corpus.shards import (
+    FINGERPRINT_LENGTH,
+    Manifest,
+    Shard,
+    ShardWriter,
+    TokenStream,
+)
+from scalelab.corpus.source import DataSource
+from scalelab.corpus.spool import Progress
+from scalelab.corpus.split import WINDOW_TOKENS
+from scalelab.corpus.token_identity import identify, sampled_digest
+from scalelab.corpus.token_source import Stretch, TokenSource
+from scalelab.errors import DataError, UsageError
+
+FINGERPRINTED = 1
+"""Version of what the fingerprint of token files covers."""
+FEWEST_WINDOWS = 16
+SEARCHED_TOKENS = 1 << 20
+"""How far from a window the end of its document is searched."""
+SCANNED_BYTES = 8 << 30
+"""Larger token files are checked by samples, unless the whole fingerprint is asked for."""
+SCAN_SAMPLES = 4096
+CHUNK_TOKENS = 1 << 22
+UNNAMED = "tokens"
+"""Name of an unknown tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """A held-out part of the stream: evaluated from ``start`` to ``stop``, left out to ``end``."""
+
+    start: int
+    stop: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """What reading the tokens found: the largest, whether all were read, and their hash."""
+
+    largest: int
+    is_whole: bool
+    digest: str
+
+
+def write_token_dataset(
+    source: DataSource,
+    tokens: TokenSource,
+    evaluation: TokenSource | None,
+    folder: Path,
+    progress: Progress,
+) -> Manifest:
+    """Write the evaluation tokens into the folder, and return the manifest.
+
+    Raises
+    ------
+    UsageError
+        When the vocabulary must be given.
+    DataError
+        When a token is outside the vocabulary, or there are too few tokens.
+    """
+    shards = _shards(tokens, folder, progress)
+    stream = TokenStream(folder, shards, tokens.dtype)
+    end_token = tokens.end_token if source.end_token is None else source.end_token
+    scan = scan_tokens(source, shards, folder, tokens.dtype, progress)
+    given = None if evaluation is None else _eval_tokens(source, evaluation)
+    vocab_size = source.vocab_size or max(scan.largest, 0 if given is None else given.max()) + 1
+    if end_token is not None and end_token >= vocab_size:
+        raise UsageError(
+            f"--end-token {end_token} with a vocabulary of {vocab_size} tokens",
+            f"a token from 0 to {vocab_size - 1}",
+            f"Give the vocabulary, for example --vocab-size {end_token + 1}.",
+        )
+    if given is None:
+        parts = held_out(stream, source.eval_tokens, end_token)
+        train = _without(shards, parts, np.dtype(tokens.dtype).itemsize)
+        windows = [_read(stream, part.start, part.stop) for part in parts]
+    else:
+        train, parts = shards, []
+        windows = [given]
+    eval_tokens = np.concatenate(windows)
+    writer = ShardWriter(folder, "eval", np.dtype(tokens.dtype))
+    writer.append(eval_tokens)
+    held = writer.finish()
+    n_held_out = sum(part.end - part.start for part in parts)
+    kind = [UNNAMED, FINGERPRINTED, vocab_size, end_token]
+    eval_digest = hashlib.sha256(np.ascontiguousarray(eval_tokens, "<u4").data).hexdigest()
+    return Manifest(
+        fingerprint=_short([*kind, scan.digest, eval_digest]),
+        eval_fingerprint=_short([*kind, eval_digest]),
+        tokenizer=UNNAMED,
+        tokenizer_sha256=None,
+        vocab_size=vocab_size,
+        dtype=tokens.dtype,
+        n_documents=None,
+        n_train_documents=None,
+        n_held_out_documents=None,
+        n_duplicates=0,
+        n_skipped_files=0,
+        held_out_share=n_held_out / len(stream),
+        eval_window_tokens=max(len(window) for window in windows),
+        bytes_per_token=None,
+        source=f"{source.describe()} ({tokens.format})",
+        train=train,
+        evaluation=held,
+        files=tuple(
+            identify(Path(name)) for name in dict.fromkeys(s.name for s in shards if not s.sha256)
+        ),
+        end_token=end_token,
+        is_scanned=scan.is_whole,
+    )
+
+
+def _shards(tokens: TokenSource, folder: Path, progress: Progress) -> tuple[Shard, ...]:
+    """Return the shards of a source; tokens without a layout to map are written to the folder."""
+    return tuple(
+        Shard(
+            name=os.path.abspath(stretch.path),
+            n_tokens=stretch.n_tokens,
+            sha256="",
+            offset=stretch.offset,
+        )
+        for stretch in tokens.stretches
+    )
+
+
+def scan_tokens(
+    source: DataSource, shards: tuple[Shard, ...], folder: Path, dtype: str, progress: Progress
+) -> Scan:
+    """Read the tokens and compare them with the vocabulary; large files by samples.
+
+    Raises
+    ------
+    UsageError
+        When large files need the size of the vocabulary.
+    DataError
+        When a token is outside the vocabulary, with its position.
+    """
+    stream = TokenStream(folder, shards, dtype)
+    is_hashed = source.fingerprint == "whole"
+    is_whole = is_hashed or len(stream) * np.dtype(dtype).itemsize <= SCANNED_BYTES
+    if not is_whole and source.vocab_size is None:
+        raise UsageError(
+            f"{len(stream):,} tokens without the size of their vocabulary",
+            "the size of the vocabulary, or files of at most 8 GiB, which are read to find it",
+            "Give it, for example --vocab-size 50257. Or read all: --fingerprint whole.",
+        )
+    hashed = hashlib.sha256(f"{len(stream)} whole ".encode())
+    largest = 0
+    for start, chunk in _chunks(stream, is_whole=is_whole):
+        largest = max(largest, int(chunk.max()))
+        low = int(chunk.min())
+        if low < 0 or (source.vocab_size is not None and largest >= source.vocab_size):
+            limit = largest + 1 if source.vocab_size is None else source.vocab_size
+            is_outside = (chunk < 0) | (chunk >= limit)
+            place = start + int(is_outside.argmax())
+            raise outside_vocabulary(shards, place, chunk, limit, start)
+        if is_hashed:
+            hashed.update(np.ascontiguousarray(chunk, "<u4").data)
+        progress("checking the tokens", start + len(chunk), len(stream))
+    digest = hashed.hexdigest() if is_hashed else sampled_digest(stream.read_rows, len(stream))
+    return Scan(largest=largest, is_whole=is_whole, digest=digest)
+
+
+def outside_vocabulary(
+    shards: tuple[Shard, ...], place: int, chunk: NDArray[Any], vocab_size: int, start: int = 0
+) -> DataError:
+    """Return the error for the token at a place of the stream, with its file and place in it."""
+    token, name = int(chunk[place - start]), ""
+    before = 0
+    for shard in shards:
+        if place < before + shard.n_tokens:
+            name = shard.name
+            break
+        before += shard.n_tokens
+    return DataError(
+        f"token {token} at position {place:,}, which is position {place - before:,} in {name}",
+        f"tokens from 0 to {vocab_size - 1}",
+        "Give the real vocabulary, for example "
+        f"--vocab-size {max(token, vocab_size) + 1}, or the type of the tokens, for example "
+        "--token-dtype uint32.",
+    )
+
+
+def _chunks(stream: TokenStream, *, is_whole: bool) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield all tokens in chunks with their places, or samples spread evenly."""
+    if is_whole:
+        yield from stream.chunks(CHUNK_TOKENS)
+        return
+    length = min(WINDOW_TOKENS, len(stream))
+    for index in range(SCAN_SAMPLES):
+        start = index * (len(stream) - length) // (SCAN_SAMPLES - 1)
+        yield start, _read(stream, start, start + length)
+
+
+def held_out(stream: TokenStream, eval_tokens: int, end_token: int | None) -> list[HeldOut]:
+    """Return windows that together hold ``eval_tokens``, spread evenly over the stream.
+
+    Each begins after the first end of a document in the middle of its part of the stream. Where
+    there is none within `SEARCHED_TOKENS`, it begins in the middle. The rest of the last document
+    of a window is left out of training, too.
+
+    Raises
+    ------
+    DataError
+        When fewer than twice as many tokens exist.
+    """
+    n_tokens = len(stream)
+    if 2 * eval_tokens > n_tokens:
+        raise DataError(
+            f"{n_tokens:,} tokens for an evaluation set of {eval_tokens:,}",
+            "at least twice as many tokens as the evaluation set has",
+            f"Use a smaller evaluation set, for example --eval-tokens {max(1, n_tokens // 16)}.",
+        )
+    window = min(WINDOW_TOKENS, -(-eval_tokens // FEWEST_WINDOWS))
+    n_windows = -(-eval_tokens // window)
+    found: list[HeldOut] = []
+    for index in range(n_windows):
+        length = min(window, eval_tokens - index * window)
+        last = (index + 1) * n_tokens // n_windows
+        start = (index * n_tokens // n_windows + last - length) // 2
+        if end_token is not None:
+            begin = _find_end(stream, start, last - length, end_token)
+            start = start if begin is None else begin
+        stop = start + length
+        end = stop
+        if end_token is not None:
+            # The window may end with a document.
+            end = _find_end(stream, stop - 1, last, end_token) or stop
+        found.append(HeldOut(start=start, stop=stop, end=end))
+    return found
+
+
+def _find_end(stream: TokenStream, start: int, limit: int, end_token: int) -> int | None:
+    """Return the place after the first end of a document from ``start``; None up to ``limit``."""
+    limit = min(limit, start + SEARCHED_TOKENS)
+    while start < limit:
+        part = _read(stream, start, min(limit, start + WINDOW_TOKENS))
+        ends = np.flatnonzero(part == end_token)
+        if len(ends):
+            return start + int(ends[0]) + 1
+        start += len(part)
+    return None
+
+
+def _read(stream: TokenStream, start: int, stop: int) -> NDArray[Any]:
+    row = np.empty((1, stop - start), dtype=np.int64)
+    stream.read_rows(np.array([start], dtype=np.int64), row)
+    return row[0]
+
+
+def _without(
+    shards: tuple[Shard, ...], parts: list[HeldOut], itemsize: int
+) -> tuple[Shard, ...]:
+    """Return the shards without the held-out parts."""
+    kept: list[Shard] = []
+    before = index = 0
+    for shard in shards:
+        place, end = before, before + shard.n_tokens
+        while index < len(parts) and parts[index].start < end:
+            part = parts[index]
+            kept.append(_cut(shard, place - before, max(part.start, before) - before, itemsize))
+            place = min(part.end, end)
+            if part.end > end:
+                break
+            index += 1
+        kept.append(_cut(shard, place - before, end - before, itemsize))
+        before = end
+    return tuple(shard for shard in kept if shard.n_tokens)
+
+
+def _cut(shard: Shard, first: int, end: int, itemsize: int) -> Shard:
+    return Shard(
+        name=shard.name,
+        n_tokens=end - first,
+        sha256="",
+        offset=shard.offset + first * itemsize,
+    )
+
+
+def _eval_tokens(source: DataSource, tokens: TokenSource) -> NDArray[np.int64]:
+    """Return the first ``eval_tokens`` of the evaluation files, or all if there are fewer."""
+    parts: list[NDArray[Any]] = []
+    n_tokens = 0
+    for part in tokens.read():
+        parts.append(part[: source.eval_tokens - n_tokens])
+        n_tokens += len(parts[-1])
+        if n_tokens == source.eval_tokens:
+            break
+    found = np.concatenate(parts).astype(np.int64)
+    limit = source.vocab_size or np.iinfo(np.int64).max
+    is_outside = (found < 0) | (found >= limit)
+    if is_outside.any():
+        shards = (Shard(name=source.eval_paths[0], n_tokens=len(found), sha256=""),)
+        raise outside_vocabulary(shards, int(is_outside.argmax()), found, limit)
+    return found
+
+
+def _short(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:FINGERPRINT_LENGTH]
