@@ -13,6 +13,7 @@ from scalelab.cli.progress import preparing
 
 if TYPE_CHECKING:
     from scalelab.corpus.dataset import Dataset
+    from scalelab.corpus.shards import Manifest
 
 
 def prepare(
@@ -31,15 +32,41 @@ def prepare(
     eval_tokens: Annotated[
         str | None, typer.Option(help="Tokens of the evaluation set; default 262,144.")
     ] = None,
+    data_format: Annotated[
+        str,
+        typer.Option(help="What the files hold: auto, text, or the format of token files."),
+    ] = "auto",
+    eval_data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Token files of the evaluation set; repeatable."),
+    ] = None,
+    token_dtype: Annotated[
+        str, typer.Option(help="Type of a token in files without a header; auto is uint16.")
+    ] = "auto",
+    vocab_size: Annotated[
+        str | None, typer.Option(help="Vocabulary of token files; default: largest token + 1.")
+    ] = None,
+    end_token: Annotated[
+        int | None, typer.Option(min=0, help="Token that ends a document in token files.")
+    ] = None,
+    fingerprint: Annotated[
+        str,
+        typer.Option(help="Identify token files by samples, or by all tokens: whole."),
+    ] = "sampled",
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Tokenize text before a sweep.
+    """Tokenize text, or check token files, before a sweep.
 
     Without PATHS, the text is the source code of Python's standard library. Folders are read
     recursively. *.jsonl and *.parquet hold one document per row; any other file is one document of
     UTF-8 text. With the same text as before, the prepared data is checked against its hashes and
     repaired if needed.
+
+    Token files of nanoGPT, llm.c, Megatron, OLMo, NumPy, Hugging Face and MosaicML are read where
+    they are; only the evaluation tokens are copied.
+
+    Example: scalelab data prepare train.bin --eval-data val.bin --vocab-size 50257
 
     Example: scalelab data prepare corpus/ 'more/**/*.jsonl' --field body --tokenizer bpe:4096
     """
@@ -55,6 +82,14 @@ def prepare(
         eval_tokens=DEFAULT_EVAL_TOKENS
         if eval_tokens is None
         else int(parse_quantity(eval_tokens, what="--eval-tokens")),
+        format=data_format,
+        eval_paths=tuple(eval_data or ()),
+        dtype=token_dtype,
+        vocab_size=None
+        if vocab_size is None
+        else int(parse_quantity(vocab_size, what="--vocab-size")),
+        end_token=end_token,
+        fingerprint=fingerprint,
     )
     with preparing() as progress:
         dataset = prepare_dataset(source, results, progress=progress, checks_hashes=True)
@@ -91,27 +126,48 @@ def _print_table(dataset: Dataset) -> None:
         if count
     ]
     table = Table.grid(padding=(0, 2))
+    per_token = (
+        "bytes per token unknown"
+        if manifest.bytes_per_token is None
+        else f"{manifest.bytes_per_token:.2f} bytes per token"
+    )
+    vocabulary = f"{manifest.tokenizer}, vocabulary {format_count(manifest.vocab_size)}"
+    training = f"{format_count(dataset.n_train_tokens)} tokens"
+    evaluation = f"{format_count(dataset.n_eval_tokens)} tokens"
+    if manifest.files:
+        rows: tuple[tuple[str, str], ...] = (
+            ("tokens", manifest.source),
+            ("tokenizer", f"{vocabulary}, {per_token}"),
+            ("end of document", _end_text(manifest)),
+            ("training", f"{training}, read in place from {plural(len(manifest.files), 'file')}"),
+            ("evaluation", f"{evaluation}, copied"),
+        )
+    else:
+        rows = (
+            ("text", manifest.source),
+            ("documents", f"{format_count(manifest.n_documents or 0)} distinct"),
+            ("left out", ", ".join(left_out) or "nothing"),
+            ("tokenizer", f"{vocabulary}, {per_token}"),
+            (
+                "training",
+                f"{training} of {format_count(manifest.n_train_documents or 0)} documents",
+            ),
+            (
+                "evaluation",
+                f"{evaluation} of {format_count(manifest.n_held_out_documents or 0)} held-out "
+                "documents",
+            ),
+        )
     for name, value in (
-        ("text", manifest.source),
-        ("documents", f"{format_count(manifest.n_documents)} distinct"),
-        ("left out", ", ".join(left_out) or "nothing"),
-        (
-            "tokenizer",
-            f"{manifest.tokenizer}, vocabulary {format_count(manifest.vocab_size)}, "
-            f"{manifest.bytes_per_token:.2f} bytes per token",
-        ),
-        (
-            "training",
-            f"{format_count(dataset.n_train_tokens)} tokens of "
-            f"{format_count(manifest.n_train_documents)} documents",
-        ),
-        (
-            "evaluation",
-            f"{format_count(dataset.n_eval_tokens)} tokens of "
-            f"{format_count(manifest.n_held_out_documents)} held-out documents",
-        ),
+        *rows,
         ("fingerprint", manifest.fingerprint),
         ("folder", str(dataset.folder)),
     ):
         table.add_row(name, value)
     console().print(table)
+
+
+def _end_text(manifest: Manifest) -> str:
+    if manifest.end_token is None:
+        return "unknown; give it with --end-token to hold out whole documents"
+    return f"token {manifest.end_token}"

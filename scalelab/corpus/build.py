@@ -297,19 +297,24 @@ def _publish(whole: Path, manifest: Manifest, data: Path) -> Path:
                 raise
         else:
             return folder
-        try:
-            check_hashes(folder, read_manifest(folder))
-        except DataError:
+        if not _is_intact(folder, manifest):
             # Damaged: move it away (open readers keep their files) and publish ours.
             aside = data / f".preparing-{secrets.token_hex(8)}"
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            if manifest.files:
-                # The same tokens may have moved to other files.
-                (whole / MANIFEST_NAME).replace(folder / MANIFEST_NAME)
             return folder
+
+
+def _is_intact(folder: Path, manifest: Manifest) -> bool:
+    """Return whether a folder of the same content is not damaged, and reads the same files."""
+    try:
+        found = read_manifest(folder)
+        check_hashes(folder, found)
+    except DataError:
+        return False
+    return found.files == manifest.files
 
 
 def _too_small(source: DataSource, spool: Spool, problem: str) -> DataError:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.corpus.order import permuted_run
-from scalelab.corpus.shards import Manifest, TokenStream, read_manifest
+from scalelab.corpus.shards import Manifest, TokenStream, outside_vocabulary, read_manifest
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.spool import Progress
 from scalelab.errors import DataError
@@ -53,13 +53,18 @@ class Dataset:
 
     @property
     def tokenizer(self) -> str:
-        """Name of the tokenizer: ``bytes`` or ``bpe:SIZE``."""
+        """Name of the tokenizer: ``bytes``, ``bpe:SIZE``, ``tokens`` if it is unknown."""
         return self.manifest.tokenizer
 
     @property
     def vocab_size(self) -> int:
         """Vocabulary size without padding."""
         return self.manifest.vocab_size
+
+    @property
+    def end_token(self) -> int | None:
+        """Token that ends a document; None if the documents have no such token."""
+        return self.manifest.end_token
 
     @property
     def n_train_tokens(self) -> int:
@@ -131,7 +136,8 @@ class Dataset:
         Raises
         ------
         DataError
-            When the training part is shorter than one sequence.
+            When the training part is shorter than one sequence, or a token of large token files is
+            outside the vocabulary.
         """
         batch_seqs, length = batches.shape[-2:]
         n = self.n_sequences(length - 1)
@@ -145,7 +151,19 @@ class Dataset:
                 for epoch in range(first // n, (last - 1) // n + 1)
             ]
         whole = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        self._train.read_rows(whole * (length - 1), batches.reshape(-1, length))
+        rows = batches.reshape(-1, length)
+        self._train.read_rows(whole * (length - 1), rows)
+        if not self.manifest.is_scanned:
+            self._require_vocabulary(whole * (length - 1), rows)
+
+    def _require_vocabulary(self, starts: NDArray[np.int64], rows: NDArray[np.integer]) -> None:
+        is_outside = (rows < 0) | (rows >= self.vocab_size)
+        if is_outside.any():
+            row, column = np.argwhere(is_outside)[0]
+            place = int(starts[row] + column)
+            raise outside_vocabulary(
+                self.manifest.train, place, int(rows[row, column]), self.vocab_size
+            )
 
     def eval_sequences(self, seq_len: int) -> NDArray[np.int64]:
         """Return the evaluation set as sequences, in one fixed order.
@@ -182,7 +200,7 @@ class Dataset:
 
     @functools.cached_property
     def _eval(self) -> TokenStream:
-        return TokenStream(self.folder, self.manifest.evaluation, self.manifest.dtype)
+        return TokenStream(self.folder, self.manifest.evaluation, self.manifest.eval_dtype)
 
 
 def prepare(

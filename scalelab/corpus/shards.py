@@ -26,6 +26,8 @@ from scalelab.errors import DataError
 
 FORMAT = 1
 SHARD_BYTES = 1 << 30
+EVAL_DTYPE = "uint32"
+"""Type in which the evaluation tokens of token files are copied."""
 MANIFEST_NAME = "manifest.json"
 FINGERPRINT_LENGTH = 16
 
@@ -128,6 +130,11 @@ class Manifest:
     end_token: int | None = 0
     is_scanned: bool = True
     format: int = FORMAT
+
+    @property
+    def eval_dtype(self) -> str:
+        """Type of an evaluation token on disk; the same for token files of any type."""
+        return EVAL_DTYPE if self.files else self.dtype
 
     def to_json(self) -> str:
         """Return the content of ``manifest.json``."""
@@ -309,10 +316,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder, "no manifest") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(folder, f"a manifest that cannot be read ({error})") from error
-    itemsize = np.dtype(manifest.dtype).itemsize
     for token_file in manifest.files:
         token_file.require_unchanged(folder)
     for shard in _own_shards(manifest):
+        is_held_out = shard in manifest.evaluation
+        itemsize = np.dtype(manifest.eval_dtype if is_held_out else manifest.dtype).itemsize
         path = folder / shard.name
         size = path.stat().st_size if path.is_file() else None
         if size != shard.n_tokens * itemsize:
@@ -341,6 +349,22 @@ def _own_shards(manifest: Manifest) -> list[Shard]:
     """Return the shards that were written for this dataset."""
     shared = {file.path for file in manifest.files}
     return [s for s in (*manifest.train, *manifest.evaluation) if s.name not in shared]
+
+
+def outside_vocabulary(
+    shards: tuple[Shard, ...], place: int, token: int, vocab_size: int
+) -> DataError:
+    """Return the error for the token at a position of the shards, with its byte in its file."""
+    ends = list(accumulate(shard.n_tokens for shard in shards))
+    shard = shards[bisect_right(ends, place)]
+    inside = place - (ends[bisect_right(ends, place)] - shard.n_tokens)
+    return DataError(
+        f"token {token} at position {place:,} of the tokens: token {inside:,} after byte "
+        f"{shard.offset:,} of {shard.name}",
+        f"tokens from 0 to {vocab_size - 1}",
+        f"Give the real vocabulary, for example --vocab-size {max(token, vocab_size) + 1}, or the "
+        "type of the tokens, for example --token-dtype uint32.",
+    )
 
 
 def damaged(folder: Path, what: str) -> DataError:

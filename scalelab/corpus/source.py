@@ -220,6 +220,13 @@ def _standard_library(results: Path) -> tuple[SourceFile, ...]:
 
 
 def expand_path(text: str) -> list[Path]:
+    """Return the path if it exists, otherwise the matches of the glob.
+
+    Raises
+    ------
+    DataError
+        When nothing exists there.
+    """
     path = Path(os.path.expanduser(text))
     try:
         is_there = path.exists()
@@ -244,6 +251,14 @@ def expand_path(text: str) -> list[Path]:
 
 
 def walk(root: Path, results: Path, left_out: tuple[str, ...] = ()) -> list[Path]:
+    """Return the files in a folder and its subfolders that are not hidden or left out.
+
+    Raises
+    ------
+    DataError
+        When a folder cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename or root), error) from error
 

@@ -19,17 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.corpus.shards import (
+    EVAL_DTYPE,
     FINGERPRINT_LENGTH,
     Manifest,
     Shard,
     ShardWriter,
     TokenStream,
+    outside_vocabulary,
 )
 from scalelab.corpus.source import DataSource
-from scalelab.corpus.spool import Progress
 from scalelab.corpus.split import WINDOW_TOKENS
+from scalelab.corpus.spool import Progress
+from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_identity import identify, sampled_digest
-from scalelab.corpus.token_source import Stretch, TokenSource
+from scalelab.corpus.token_source import TokenSource
 from scalelab.errors import DataError, UsageError
 
 FINGERPRINTED = 1
@@ -99,7 +102,8 @@ def write_token_dataset(
         train, parts = shards, []
         windows = [given]
     eval_tokens = np.concatenate(windows)
-    writer = ShardWriter(folder, "eval", np.dtype(tokens.dtype))
+    _require_vocabulary(eval_tokens, vocab_size, source.describe())
+    writer = ShardWriter(folder, "eval", np.dtype(EVAL_DTYPE))
     writer.append(eval_tokens)
     held = writer.finish()
     n_held_out = sum(part.end - part.start for part in parts)
@@ -129,6 +133,49 @@ def write_token_dataset(
         end_token=end_token,
         is_scanned=scan.is_whole,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Described:
+    """Facts of token files that planning needs, without preparing them."""
+
+    tokenizer: str
+    vocab_size: int
+    n_train_tokens: int
+    n_eval_tokens: int
+    end_token: int | None
+
+
+def describe_tokens(source: DataSource, results: Path) -> Described | None:
+    """Return the facts of a source's token files; None if it is text. Writes nothing.
+
+    Raises
+    ------
+    UsageError, DataError
+        As `write_token_dataset`.
+    """
+    tokens = find_tokens(source, results)
+    if tokens is None:
+        return None
+    evaluation = find_eval_tokens(source, results)
+    n_eval = source.eval_tokens
+    if evaluation is not None:
+        n_eval = min(n_eval, evaluation.n_tokens)
+    vocab_size = source.vocab_size
+    if vocab_size is None:
+        shards = _shards(tokens, results, _ignore)
+        vocab_size = scan_tokens(source, shards, results, tokens.dtype, _ignore).largest + 1
+    return Described(
+        tokenizer=UNNAMED,
+        vocab_size=vocab_size,
+        n_train_tokens=max(1, tokens.n_tokens - (0 if evaluation else n_eval)),
+        n_eval_tokens=n_eval,
+        end_token=tokens.end_token if source.end_token is None else source.end_token,
+    )
+
+
+def _ignore(stage: str, done: int, total: int) -> None:
+    """Ignore the progress."""
 
 
 def _shards(tokens: TokenSource, folder: Path, progress: Progress) -> tuple[Shard, ...]:
@@ -173,33 +220,13 @@ def scan_tokens(
         if low < 0 or (source.vocab_size is not None and largest >= source.vocab_size):
             limit = largest + 1 if source.vocab_size is None else source.vocab_size
             is_outside = (chunk < 0) | (chunk >= limit)
-            place = start + int(is_outside.argmax())
-            raise outside_vocabulary(shards, place, chunk, limit, start)
+            found = int(is_outside.argmax())
+            raise outside_vocabulary(shards, start + found, int(chunk[found]), limit)
         if is_hashed:
             hashed.update(np.ascontiguousarray(chunk, "<u4").data)
         progress("checking the tokens", start + len(chunk), len(stream))
     digest = hashed.hexdigest() if is_hashed else sampled_digest(stream.read_rows, len(stream))
     return Scan(largest=largest, is_whole=is_whole, digest=digest)
-
-
-def outside_vocabulary(
-    shards: tuple[Shard, ...], place: int, chunk: NDArray[Any], vocab_size: int, start: int = 0
-) -> DataError:
-    """Return the error for the token at a place of the stream, with its file and place in it."""
-    token, name = int(chunk[place - start]), ""
-    before = 0
-    for shard in shards:
-        if place < before + shard.n_tokens:
-            name = shard.name
-            break
-        before += shard.n_tokens
-    return DataError(
-        f"token {token} at position {place:,}, which is position {place - before:,} in {name}",
-        f"tokens from 0 to {vocab_size - 1}",
-        "Give the real vocabulary, for example "
-        f"--vocab-size {max(token, vocab_size) + 1}, or the type of the tokens, for example "
-        "--token-dtype uint32.",
-    )
 
 
 def _chunks(stream: TokenStream, *, is_whole: bool) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -216,9 +243,9 @@ def _chunks(stream: TokenStream, *, is_whole: bool) -> Iterator[tuple[int, NDArr
 def held_out(stream: TokenStream, eval_tokens: int, end_token: int | None) -> list[HeldOut]:
     """Return windows that together hold ``eval_tokens``, spread evenly over the stream.
 
-    Each begins after the first end of a document in the middle of its part of the stream. Where
-    there is none within `SEARCHED_TOKENS`, it begins in the middle. The rest of the last document
-    of a window is left out of training, too.
+    Each begins after the first end of a document from the middle of its part of the stream, and
+    the rest of its last document is left out of training, too. A document that is longer than
+    `SEARCHED_TOKENS` or than its part of the stream is cut.
 
     Raises
     ------
@@ -266,12 +293,10 @@ def _find_end(stream: TokenStream, start: int, limit: int, end_token: int) -> in
 def _read(stream: TokenStream, start: int, stop: int) -> NDArray[Any]:
     row = np.empty((1, stop - start), dtype=np.int64)
     stream.read_rows(np.array([start], dtype=np.int64), row)
-    return row[0]
+    return row.ravel()
 
 
-def _without(
-    shards: tuple[Shard, ...], parts: list[HeldOut], itemsize: int
-) -> tuple[Shard, ...]:
+def _without(shards: tuple[Shard, ...], parts: list[HeldOut], itemsize: int) -> tuple[Shard, ...]:
     """Return the shards without the held-out parts."""
     kept: list[Shard] = []
     before = index = 0
@@ -309,11 +334,16 @@ def _eval_tokens(source: DataSource, tokens: TokenSource) -> NDArray[np.int64]:
             break
     found = np.concatenate(parts).astype(np.int64)
     limit = source.vocab_size or np.iinfo(np.int64).max
-    is_outside = (found < 0) | (found >= limit)
-    if is_outside.any():
-        shards = (Shard(name=source.eval_paths[0], n_tokens=len(found), sha256=""),)
-        raise outside_vocabulary(shards, int(is_outside.argmax()), found, limit)
+    _require_vocabulary(found, limit, ", ".join(source.eval_paths))
     return found
+
+
+def _require_vocabulary(tokens: NDArray[Any], vocab_size: int, name: str) -> None:
+    is_outside = (tokens < 0) | (tokens >= vocab_size)
+    if is_outside.any():
+        place = int(is_outside.argmax())
+        shards = (Shard(name=f"the evaluation set of {name}", n_tokens=len(tokens), sha256=""),)
+        raise outside_vocabulary(shards, place, int(tokens[place]), vocab_size)
 
 
 def _short(content: Any) -> str:

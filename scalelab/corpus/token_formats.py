@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def _sidecar_mark(path: Path, tokens: NDArray[Any]) -> int | None:
     try:
         with gzip.open(sidecar, "rb") as file:
             text = file.read(_SIDECAR_BYTES).decode("utf-8", errors="replace")
-        rows = [row for row, _ in zip(csv.reader(io.StringIO(text)), range(MARK_DOCUMENTS))]
+        rows = list(itertools.islice(csv.reader(io.StringIO(text)), MARK_DOCUMENTS))
         # The last row may be cut where the text was.
         spans = np.array([(int(row[0]), int(row[1])) for row in rows[: len(rows) - 1] or rows])
     except (OSError, EOFError, ValueError, IndexError, csv.Error) as error:
@@ -212,7 +213,7 @@ def read_megatron(path: Path, dtype: str = AUTO) -> TokenSource:
             offset=int(places[first]),
             n_tokens=int(stops[last - 1] - places[first]) // width,
         )
-        for first, last in zip(breaks, breaks[1:], strict=False)
+        for first, last in itertools.pairwise(breaks)
         if int(stops[last - 1]) > int(places[first])
     )
     if not stretches:

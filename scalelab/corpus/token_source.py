@@ -139,6 +139,7 @@ def damaged_tokens(path: Path, problem: str, do: str = "") -> DataError:
     return DataError(
         f"{path}: {problem}",
         "a complete token file",
-        do or "Write or copy the file again, or name its layout, for example --data-format raw "
+        do
+        or "Write or copy the file again, or name its layout, for example --data-format raw "
         "--token-dtype uint16.",
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
+from scalelab.corpus.token_dataset import describe_tokens
 from scalelab.corpus.tokenizer import ByteTokenizer
 from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
@@ -200,10 +201,23 @@ def _facts(dataset: Dataset) -> DataFacts:
         vocab_size=dataset.vocab_size,
         n_train_tokens=dataset.n_train_tokens,
         n_eval_tokens=dataset.n_eval_tokens,
+        end_token=dataset.end_token,
     )
 
 
 def _estimated_facts(source: DataSource, results: Results) -> DataFacts:
+    tokens = describe_tokens(source, results.path)
+    if tokens is not None:
+        return DataFacts(
+            fingerprint=UNPREPARED,
+            eval_fingerprint=UNPREPARED,
+            tokenizer=tokens.tokenizer,
+            vocab_size=tokens.vocab_size,
+            n_train_tokens=tokens.n_train_tokens,
+            n_eval_tokens=tokens.n_eval_tokens,
+            end_token=tokens.end_token,
+            is_estimated=True,
+        )
     n_bytes = sum(file.path.stat().st_size for file in find_files(source, results.path))
     per_token = 1.0 if source.bpe_size is None else BYTES_PER_BPE_TOKEN
     n_tokens = round(n_bytes / per_token)

@@ -116,6 +116,7 @@ _RECIPE = (
     Column("z_loss", REAL, "", "Weight of the squared log-normaliser in the training loss."),
     Column("logit_softcap", REAL, "", "Cap of the logits in training and evaluation; 0 for none."),
     Column("is_document_masked", BOOL, "", "Whether attention stays inside a document."),
+    Column("end_token", INT, "", "Token that ends a document, where attention stays inside."),
     Column("balance_weight", REAL, "", "Weight of the load-balance loss of a mixture of experts."),
     Column("router_z_weight", REAL, "", "Weight of the squared log-normaliser of the router."),
     Column("init_std", REAL, "", "Standard deviation of the initial embedding weights."),

@@ -24,7 +24,7 @@ GAIN_MIN = 1.1
 EQUAL_FIELDS = (
     *("shape", "seq_len", "batch_seqs", "precision"),
     *("balance_weight", "router_z_weight"),
-    *("z_loss", "logit_softcap", "is_document_masked"),
+    *("z_loss", "logit_softcap", "is_document_masked", "end_token"),
     *("ema_decay", "optimizer", "parametrization"),
 )
 """Fields in which batched runs must agree; they must also train on the same data."""

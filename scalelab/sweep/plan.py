@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.errors import UsageError
 from scalelab.sweep.isoflop_sizes import budget_shapes
 from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, rule_texts, schedule_parts
@@ -56,6 +57,8 @@ class DataFacts:
         Held-out tokens.
     is_estimated : bool
         Whether the token counts were estimated from file sizes.
+    end_token : int or None
+        Token that ends a document; None if there is none.
     """
 
     fingerprint: str
@@ -65,6 +68,7 @@ class DataFacts:
     n_train_tokens: int
     n_eval_tokens: int
     is_estimated: bool = False
+    end_token: int | None = END_TOKEN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -378,6 +382,7 @@ def planned_run(
         z_loss=train.z_loss,
         logit_softcap=train.logit_softcap,
         is_document_masked=train.is_document_masked,
+        end_token=_end_token(data) if train.is_document_masked else END_TOKEN,
         init_std=train.init_std,
         ema_decay=train.ema_decay,
         precision=precision,
@@ -390,6 +395,16 @@ def planned_run(
         n_params=counts.by_convention()[DEFAULT_PARAM_CONVENTION],
         flops=flops,
     )
+
+
+def _end_token(data: DataFacts) -> int:
+    if data.end_token is None:
+        raise UsageError(
+            "is_document_masked = true for tokens without a token that ends a document",
+            "tokens whose documents end with one token",
+            "Give it, for example --end-token 50256, or remove --is-document-masked.",
+        )
+    return data.end_token
 
 
 def longest_first(rows: Sequence[PlannedRun]) -> list[PlannedRun]:

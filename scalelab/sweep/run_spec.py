@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_origin, get_type_hints
 
+from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.errors import SpecError
 from scalelab.sweep.program import ProgramSpec, as_tuples
 from scalelab.theory.shape import ModelShape
@@ -83,6 +84,8 @@ class RunSpec:
         (Gemma 2, arXiv:2408.00118, section 2). 0 disables it.
     is_document_masked : bool
         Whether attention stays inside a document, in training and in evaluation.
+    end_token : int
+        Token that ends a document; at its default unless ``is_document_masked``.
     init_std : float
         Standard deviation of the embedding's initial weights; matrices use 1/sqrt(fan_in).
     parametrization : str
@@ -122,6 +125,7 @@ class RunSpec:
     z_loss: float = 0.0
     logit_softcap: float = 0.0
     is_document_masked: bool = False
+    end_token: int = END_TOKEN
     init_std: float = 0.02
     parametrization: str = "standard"
     precision: str = "fp32"

@@ -35,6 +35,7 @@ from scalelab.sweep.values import (
     GpuCounts,
     Minutes,
     SiteOptions,
+    Texts,
 )
 from scalelab.theory.hardware import HARDWARE, find_hardware
 
@@ -46,7 +47,7 @@ class DataTable(Table):
 
     panel: ClassVar[str] = DATA
 
-    paths: tuple[str, ...] = option(
+    paths: Texts = option(
         (),
         "Text to train on: a file, folder or glob of text, JSONL or Parquet; repeatable. Without "
         "it, the source text of Python's standard library", flag="--data", example="corpus/*.txt"
@@ -63,7 +64,7 @@ class DataTable(Table):
         "reads .bin, .idx and .npy files and folders of Hugging Face or MosaicML as tokens",
         flag="--data-format", example="raw"
     )  # fmt: skip
-    eval_paths: tuple[str, ...] = option(
+    eval_paths: Texts = option(
         (), "Token files of the evaluation set; repeatable. Without it, a part of the training "
         "tokens is held out", flag="--eval-data", example="val.bin"
     )  # fmt: skip

@@ -62,6 +62,10 @@ def _read_integers(value: Any, name: str) -> Any:
     return (value,) if isinstance(value, int) else value
 
 
+def _read_texts(value: Any, name: str) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 def _read_steps(value: Any, name: str) -> Any:
     """Return a share of a run's steps, below 1, or a whole number of steps."""
     is_text = isinstance(value, str) and value.strip() != "0"
@@ -187,6 +191,8 @@ AutoCount = Annotated[int, _reader(_read_auto_count, str | int), Metavar("auto|<
 Integers = Annotated[
     tuple[int, ...], _reader(_read_integers, str | int | list[int]), Metavar("<int,..>")
 ]
+Texts = Annotated[tuple[str, ...], _reader(_read_texts, str | list[str])]
+"""Texts; sweep files may have one without a list."""
 StepsOrShare = Annotated[float, _reader(_read_steps, _Text), Metavar("<share|steps>")]
 """Steps of a run: a share below 1, or a whole number."""
 Minutes = Annotated[int, _reader(parse_minutes, str | int), Metavar("<time>")]

@@ -134,6 +134,7 @@ class Autograd:
             self._linear,
             softcap=first.logit_softcap,
             is_document_masked=first.is_document_masked,
+            end_token=first.end_token,
         )
 
     def _squares(self, grads: Sequence[Tensor]) -> Tensor:
@@ -237,5 +238,6 @@ class Direct:
                 z_loss=first.z_loss,
                 softcap=first.logit_softcap,
                 is_document_masked=first.is_document_masked,
+                end_token=first.end_token,
             ),
         )

@@ -50,6 +50,8 @@ class Decoder:
         Cap of the logits, 0 for none; only the reference operations have it.
     is_document_masked : bool
         Whether attention stays inside a document.
+    end_token : int
+        Token that ends a document.
     """
 
     def __init__(
@@ -65,9 +67,11 @@ class Decoder:
         *,
         softcap: float = 0.0,
         is_document_masked: bool = False,
+        end_token: int = END_TOKEN,
     ) -> None:
         self.linear = linear
         self.is_document_masked = is_document_masked
+        self.end_token = end_token
         self.softcap = softcap
         self.shape = shape
         self.weights = weights
@@ -85,7 +89,7 @@ class Decoder:
         mixture of experts; it is None for a dense model.
         """
         stream = embed(tokens, self.weights["embedding"])
-        starts = starts_of(tokens) if self.is_document_masked else None
+        starts = starts_of(tokens, self.end_token) if self.is_document_masked else None
         output: Tensor | None = None
         penalties = []
         for layer in range(self.shape.n_layers):
@@ -236,12 +240,12 @@ def _rope(seq_len: int, d_head: int, device: torch.device) -> tuple[Tensor, Tens
     return rope_tables(seq_len, d_head, device=device)
 
 
-def starts_of(tokens: Tensor) -> Tensor:
+def starts_of(tokens: Tensor, end_token: int = END_TOKEN) -> Tensor:
     """Return the first position of each position's document: int32, the shape of the tokens.
 
-    A document ends with its `END_TOKEN`. The first one of a sequence may have begun before it.
+    A document ends with its ``end_token``. The first one of a sequence may have begun before it.
     """
-    is_end = (tokens == END_TOKEN).int()
+    is_end = (tokens == end_token).int()
     return document_starts(is_end.cumsum(-1) - is_end)
 
 

@@ -210,7 +210,7 @@ def test_text_that_cannot_be_used_is_refused_and_nothing_is_left(
     results = tmp_path / "results"
     binary = tmp_path / "binary"
     binary.mkdir()
-    (binary / "a.bin").write_bytes(b"\0\1\2")
+    (binary / "a.dat").write_bytes(b"\0\1\2")
     refused(binary, results, "1 file without UTF-8 text")
     refused(write_files(tmp_path / "empty", ["", ""]), results, "no text in .*2 empty documents")
     refused(write_files(tmp_path / "one", ["a word " * 10_000]), results, "1 distinct document ")

@@ -7,9 +7,11 @@ A key of the same name is found without an entry in `DOORS`; its value is the ex
 from __future__ import annotations
 
 import dataclasses
+import gzip
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scalelab.api import propose
@@ -41,6 +43,7 @@ DOORS: dict[str, tuple[str, str]] = {
     "warmup_steps": ("train.warmup", "0.2"),
     "decay_steps": ("train.decay", "0.2"),
     "d_shared_expert": ("model.n_shared_experts", "1"),
+    "end_token": ("data.end_token", "7"),
 }
 OF_EXPERTS = (
     *("model.n_active_experts", "model.n_shared_experts"),
@@ -51,6 +54,11 @@ NEEDED: dict[str, dict[str, str]] = {
     "train.decay": {"train.schedule": "wsd"},
     "model.shape_list": {"n_params": ""},
     **{key: {"model.n_experts": "8"} for key in OF_EXPERTS},
+    "data.end_token": {
+        "data.paths": "marked.npy",
+        "data.eval_tokens": "1000",
+        "train.is_document_masked": "true",
+    },
 }
 FIELDS = [
     *(item.name for item in dataclasses.fields(RunSpec) if item.name != "shape"),
@@ -93,6 +101,10 @@ def test_a_key_and_a_flag_set_the_field(
     field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Token files whose documents end with token 9.
+    np.tile(np.arange(10, dtype="<u2"), 500).tofile("marked.npy")
+    with gzip.open("marked.csv.gz", "wt") as file:
+        file.writelines(f"{start},{start + 10}\n" for start in range(0, 5000, 10))
     option, value = door_of(field)
     if field in NOT_SET:
         assert option is None

@@ -48,6 +48,7 @@ OTHER = {
     "z_loss": 1e-4,
     "logit_softcap": 30.0,
     "is_document_masked": True,
+    "end_token": 256,
     "init_std": 0.03,
     "parametrization": "mup",
     "precision": "bf16",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.theory.shape import ModelShape
 from scalelab.train.direct.calls import Calls
 from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd
@@ -62,11 +63,14 @@ class LossSettings:
         Weight of the z-loss and cap of the logits; 0 disables each.
     is_document_masked : bool
         Whether attention stays inside a document.
+    end_token : int
+        Token that ends a document.
     """
 
     z_loss: float = 0.0
     softcap: float = 0.0
     is_document_masked: bool = False
+    end_token: int = END_TOKEN
 
 
 class DirectStep:
@@ -162,7 +166,8 @@ class DirectStep:
         self._inputs.view(whole).copy_(tokens[..., :-1])
         self._targets.view(whole).copy_(tokens[..., 1:])
         if self.loss.is_document_masked:
-            self.heads.attention.set_documents(starts_of(tokens[..., :-1].flatten(0, 1)))
+            inputs = tokens[..., :-1].flatten(0, 1)
+            self.heads.attention.set_documents(starts_of(inputs, self.loss.end_token))
         self._forward.execute()
         return (self._normalizer() - self._target).view(whole)
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scalelab_kernels import accuracy
 from torch import Tensor
 
-from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.records.qualification import kernel_class
 from scalelab.sweep.execution import AUTO, ExecutionSpec, candidates
 from scalelab.sweep.run_spec import RunSpec
@@ -160,7 +159,7 @@ def tokens_of(specs: Sequence[RunSpec]) -> NDArray[np.int64]:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, specs[0].shape.vocab_size, batch_shape(specs))
     if specs[0].is_document_masked:
-        tokens[rng.random(tokens.shape) < END_SHARE] = END_TOKEN
+        tokens[rng.random(tokens.shape) < END_SHARE] = specs[0].end_token
     return tokens
 
 

@@ -171,6 +171,7 @@ class ShardedModel(_Weights):
         loss = {
             "softcap": spec.logit_softcap,
             "is_document_masked": spec.is_document_masked,
+            "end_token": spec.end_token,
         }
         self.decoder = _Decoder(*arguments, **loss)  # type: ignore[arg-type]
         self.decoder.tensor = shards.tensor
