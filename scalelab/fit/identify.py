@@ -64,7 +64,7 @@ def assess(
             f"{combinations} cannot determine {plural(int(free.sum()), 'parameter')}. Add runs "
             "with other values, or choose a form with fewer parameters (--form tied)"
         )
-    value, gradient, _ = law.derivatives(theta[None], columns)
+    value, gradient = law.slopes(theta[None], columns)
     sensitivity = gradient[:, 0, :] / value[0]
     effect = np.abs(sensitivity[:, used]).max(axis=1)
     vanished = np.array(

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.forecast.design import Choice, ProposedRuns, propose_runs
-from scalelab.forecast.posterior import FormPosterior, Points, Posterior, fit_posterior
+from scalelab.forecast.modes import FormPosterior
+from scalelab.forecast.points import Points
+from scalelab.forecast.posterior import Posterior, fit_posterior
 from scalelab.forecast.priors import priors_of
 from scalelab.theory.accounting import train_flops_6nd
 

@@ -36,13 +36,14 @@ from scalelab.fit.outcome import Prediction
 from scalelab.forecast.cuts import FACTOR, largest_cuts
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
+from scalelab.forecast.modes import FormPosterior
 from scalelab.forecast.one_thread import on_one_thread
-from scalelab.forecast.posterior import Points
+from scalelab.forecast.points import Points
 from scalelab.forecast.spectrum import distances, log_evidence, matern
 from scalelab.forecast.whitened import (
     PAIRS,
     Component,
-    log_prior,
+    log_priors,
     noise_growth,
     systems,
 )
@@ -100,6 +101,11 @@ class AveragedFit:
             name = each.form.prior.law.name
             found[name] = found.get(name, 0.0) + each.weight
         return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @property
+    def forms(self) -> tuple[FormPosterior, ...]:
+        """The forms at their modes."""
+        return tuple({id(each.form): each.form for each in self.components}.values())
 
     @on_one_thread
     def at(self, columns: Mapping[str, FloatArray]) -> Mixture:
@@ -209,8 +215,9 @@ def fit_average(rows: Observations) -> AveragedFit:
     keep = _kept(columns)
     columns = {name: values[keep] for name, values in columns.items()}
     losses, clusters = losses[keep], _clusters(rows)[keep]
-    scales, weights = _scales(columns, losses, clusters)
-    return replace(_fit(columns, losses, clusters), scales=scales, scale_weights=weights)
+    found = _fit(columns, losses, clusters)
+    scales, weights = _scales(columns, losses, clusters, found)
+    return replace(found, scales=scales, scale_weights=weights)
 
 
 def _columns(rows: Observations) -> tuple[dict[str, FloatArray], FloatArray]:
@@ -253,34 +260,40 @@ def _kept(columns: Mapping[str, FloatArray]) -> NDArray[np.intp]:
     return np.sort(np.concatenate([order[:n_largest], rest]))
 
 
-def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels) -> AveragedFit:
+def _fit(
+    columns: Mapping[str, FloatArray],
+    losses: FloatArray,
+    clusters: Labels,
+    near: AveragedFit | None = None,
+) -> AveragedFit:
+    """Return the average; ``near`` is that of more rows, from whose modes the forms start."""
     flops = train_flops_6nd(columns["n_params"], columns["n_tokens"])
     points = Points(columns=columns, reference_flops=float(flops.max()))
     level = float(np.median(np.log(losses)))
     y = np.log(losses) - level
-    forms, lines, widened = describing_forms(points, y)
-    found = []
+    forms, lines, widened = describing_forms(points, y, () if near is None else near.forms)
+    misfits, noises = np.array(PAIRS).T
+    tried = []
     for system in systems(points, widened, clusters):
+        prior = log_priors(system.length)
         for form, (value, slope) in zip(forms, lines, strict=True):
             turned = system.turn.T @ slope
             target = system.turn.T @ (y - value + slope @ form.z)
-            evidences = log_evidence(target, turned, system, *np.array(PAIRS).T)
-            for (misfit, noise), evidence in zip(PAIRS, evidences, strict=True):
-                each = Component(
-                    form=form,
-                    misfit=misfit,
-                    noise=noise,
-                    system=system,
-                    weight=0.0,
-                    y=target,
-                    slope=turned,
-                )
-                found.append((evidence + log_prior(misfit, noise, system.length), each))
-    largest = max(log_weight for log_weight, _ in found)
+            evidences = log_evidence(target, turned, system, misfits, noises)
+            tried.append((evidences + prior, form, system, target, turned))
+    largest = max(float(log_weights.max()) for log_weights, *_ in tried)
     kept = [
-        replace(each, weight=math.exp(log_weight - largest))
-        for log_weight, each in found
-        if log_weight > largest + math.log(NEGLIGIBLE)
+        Component(
+            form=form,
+            misfit=PAIRS[i][0],
+            noise=PAIRS[i][1],
+            system=system,
+            weight=math.exp(log_weights[i] - largest),
+            y=target,
+            slope=turned,
+        )
+        for log_weights, form, system, target, turned in tried
+        for i in np.flatnonzero(log_weights > largest + math.log(NEGLIGIBLE))
     ]
     total = math.fsum(each.weight for each in kept)
     return AveragedFit(
@@ -292,7 +305,7 @@ def _fit(columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels
 
 
 def _scales(
-    columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels
+    columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels, whole: AveragedFit
 ) -> tuple[FloatArray, FloatArray]:
     """Return `SCALES` and their weights, from errors on larger runs in units of their intervals."""
     scales = np.array(SCALES)
@@ -306,7 +319,7 @@ def _scales(
     ):
         far, near = cut.is_left_out, ~cut.is_left_out
         within = {name: values[near] for name, values in columns.items()}
-        found = _fit(within, losses[near], clusters[near])
+        found = _fit(within, losses[near], clusters[near], whole)
         mixture = found.at({name: values[far] for name, values in columns.items()})
         below = mixture.probability_below(np.log(losses[far]), is_new_run=True)
         z = np.clip(ndtri(np.clip(below, 1e-9, 1 - 1e-9)), -LARGEST_Z, LARGEST_Z)

@@ -6,13 +6,20 @@ parameters or more data beyond the rows, as a flexible form can when the rows do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
-from scalelab.forecast.posterior import FormPosterior, Points, fit_form, row_covariances
+from scalelab.forecast.modes import (
+    FormPosterior,
+    Hyperparameters,
+    fit_form,
+    random_starts,
+    row_covariances,
+)
+from scalelab.forecast.points import Points
 from scalelab.forecast.priors import Prior, priors_of
 from scalelab.forecast.whitened import student
 
@@ -29,7 +36,7 @@ Line = tuple[FloatArray, FloatArray]
 
 
 def describing_forms(
-    points: Points, y: FloatArray
+    points: Points, y: FloatArray, near: Sequence[FormPosterior] = ()
 ) -> tuple[list[FormPosterior], list[Line], FloatArray]:
     """Return the forms, their values and slopes at the rows, and the factors of the noise variance.
 
@@ -39,13 +46,16 @@ def describing_forms(
         The rows, m of them.
     y : ndarray of shape (m,)
         Their log losses, relative to the median.
+    near : sequence of FormPosterior
+        Forms at the modes of a table that has these rows and others: the modes are searched from
+        there.
 
     Raises
     ------
     NotIdentifiedError
         If no form describes the losses.
     """
-    found = _at_modes(points, y, _outliers(points, y))
+    found = _at_modes(points, y, _outliers(points, y), near)
     kept = [each for each in found if _falls(each[0].prior, each[0].z, points.columns)]
     if not kept:
         raise NotIdentifiedError(
@@ -78,13 +88,18 @@ def _outliers(points: Points, y: FloatArray) -> FloatArray:
 
 
 def _at_modes(
-    points: Points, y: FloatArray, widened: FloatArray
+    points: Points, y: FloatArray, widened: FloatArray, near: Sequence[FormPosterior]
 ) -> list[tuple[FormPosterior, Line]]:
     """Return the forms at their modes with their lines, without those of absurd size."""
     found = []
     covariances = row_covariances(points, widened)
+    known = {form.prior.law: form for form in near}
     for prior in priors_of(points.columns):
-        form = fit_form(prior, points, y, np.random.default_rng(SEED), None, covariances)
+        if prior.law in known:
+            starts = [prior.standardised(known[prior.law].theta)]
+        else:
+            starts = random_starts(prior, np.random.default_rng(SEED))
+        form = fit_form(prior, points, y, starts, Hyperparameters(), covariances)
         line = prior.log_loss(form.z, points.columns)
         if np.abs(line[0]).max() < LARGEST_LOG:
             found.append((form, line))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.forecast.posterior import Points
+from scalelab.forecast.points import Points
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_flops, format_quantity
 
@@ -88,7 +88,8 @@ def line_of(points: Points) -> Line | None:
     """Return the line on which these runs lie, or None if they spread over N and D."""
     logs = np.log(np.stack([points.columns["n_params"], points.columns["n_tokens"]], axis=1))
     centre = logs.mean(axis=0)
-    _, spread, directions = np.linalg.svd(logs - centre, full_matrices=True)
+    # The triangular factor has the same singular values, and 2 rows at most.
+    _, spread, directions = np.linalg.svd(np.linalg.qr(logs - centre, mode="r"))
     along, across = np.append(spread, [0.0, 0.0])[:2] / np.sqrt(len(logs))
     if across > ACROSS * along:
         return None

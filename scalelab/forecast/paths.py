@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.forecast.averaged import AveragedFit
-from scalelab.forecast.posterior import FormPosterior, Points
+from scalelab.forecast.modes import FormPosterior
+from scalelab.forecast.points import Points
 from scalelab.forecast.size_column import CountedFit, SizeCount
 from scalelab.forecast.spectrum import matern
 from scalelab.forecast.whitened import Component

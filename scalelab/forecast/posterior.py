@@ -21,130 +21,30 @@ MacKay 1992, "Bayesian interpolation" (evidence). Matern kernel: Rasmussen and W
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
-from scalelab.forecast.one_thread import on_one_thread
-from scalelab.forecast.priors import Prior, priors_of
-from scalelab.forecast.spectrum import (
-    RowCovariances,
-    Spectrum,
-    covariances_of,
-    distances,
-    log_evidence,
-    matern,
+from scalelab.forecast.modes import (
+    FormPosterior,
+    Hyperparameters,
+    fit_form,
+    random_starts,
+    row_covariances,
 )
-from scalelab.theory.accounting import train_flops_6nd
-from scalelab.theory.laws.base import Law
+from scalelab.forecast.one_thread import on_one_thread
+from scalelab.forecast.points import Points
+from scalelab.forecast.priors import Prior, priors_of
+from scalelab.forecast.spectrum import matern
 
 Positions = NDArray[np.intp]
 
-MISFIT_GRID = (0.001, 0.003, 0.01, 0.03, 0.1)
-NOISE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01)
-LENGTH_GRID = (1.0, 2.0, 4.0, 8.0)
-"""Grids of tau, sigma (in log loss) and of the kernel's length (in natural logs of N and D)."""
-MISFIT, NOISE, LENGTH = 0.01, 0.002, 4.0
-SPREADS = (1.0, 1.0, 0.5)
-"""Prior medians of tau, sigma and the length, and the spreads of their logarithms."""
-NOISE_GROWTH = 0.15
-"""Exponent g: the noise is 1.4 times larger for a tenth of the compute."""
-N_STARTS = 2
-MAX_STEPS = 60
 NEGLIGIBLE_WEIGHT = 1e-3
 """Weight below which a form is left out of the average."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Points:
-    """Finished runs, run pool and targets, as columns.
-
-    Attributes
-    ----------
-    columns : Mapping[str, ndarray of shape (n,)]
-        ``n_params``, ``n_tokens`` and, where data repeat, ``unique_tokens``.
-    reference_flops : float
-        C_ref, the compute at which the noise is sigma.
-    """
-
-    columns: Mapping[str, FloatArray]
-    reference_flops: float
-
-    def __len__(self) -> int:
-        return len(self.columns["n_params"])
-
-    def at(self, where: Any) -> Points:
-        """Return the points at these positions."""
-        return Points(
-            columns={name: values[where] for name, values in self.columns.items()},
-            reference_flops=self.reference_flops,
-        )
-
-    @property
-    def features(self) -> FloatArray:
-        """Coordinates of the misfit, shape (n, q): log N, log D and the log of the repeats."""
-        N, D = self.columns["n_params"], self.columns["n_tokens"]
-        axes = [np.log(N), np.log(D)]
-        if "unique_tokens" in self.columns:
-            axes.append(np.log(np.maximum(D / self.columns["unique_tokens"], 1.0)))
-        return np.stack(axes, axis=1)
-
-    @property
-    def noise_growth(self) -> FloatArray:
-        """Noise relative to that at the reference compute, shape (n,); at least 1."""
-        flops = train_flops_6nd(self.columns["n_params"], self.columns["n_tokens"])
-        return np.asarray(np.minimum(flops / self.reference_flops, 1.0) ** -NOISE_GROWTH)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hyperparameters:
-    """Misfit of a form (tau), noise of a run (sigma), and correlation length of the misfit."""
-
-    misfit: float = MISFIT
-    noise: float = NOISE
-    length: float = LENGTH
-
-    @property
-    def log_prior(self) -> float:
-        """Log density of these hyperparameters, up to a constant."""
-        centres = zip(
-            (self.misfit, self.noise, self.length), (MISFIT, NOISE, LENGTH), SPREADS, strict=True
-        )
-        return -0.5 * sum((math.log(value / m) / s) ** 2 for value, m, s in centres)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class FormPosterior:
-    """The posterior of one form.
-
-    Attributes
-    ----------
-    prior : Prior
-    z : ndarray of shape (p,)
-        Posterior mode, standardised.
-    hyperparameters : Hyperparameters
-    log_evidence : float
-    weight : float
-        Weight in the average.
-    """
-
-    prior: Prior
-    z: FloatArray
-    hyperparameters: Hyperparameters
-    log_evidence: float
-    weight: float = 1.0
-
-    @property
-    def law(self) -> Law:
-        """The law at the posterior mode, in units of the median loss of the runs."""
-        return self.prior.law.from_coordinates(self.prior.theta(self.z))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -223,9 +123,14 @@ def fit_posterior(
     priors = priors_of(points.columns)
     if len(y):
         covariances = row_covariances(here)
-        found = [
-            fit_form(prior, here, y, rng, earlier.get(prior.law), covariances) for prior in priors
-        ]
+        found = []
+        for prior in priors:
+            known = earlier.get(prior.law)
+            starts, hyperparameters = random_starts(prior, rng), Hyperparameters()
+            if known is not None:
+                starts.append(prior.standardised(known.theta))
+                hyperparameters = known.hyperparameters
+            found.append(fit_form(prior, here, y, starts, hyperparameters, covariances))
     else:
         found = [_untouched(prior) for prior in priors]
     return _average(points, observed, y, level, found)
@@ -238,96 +143,6 @@ def _untouched(prior: Prior) -> FormPosterior:
         hyperparameters=Hyperparameters(),
         log_evidence=0.0,
     )
-
-
-def row_covariances(here: Points, widened: FloatArray | None = None) -> RowCovariances:
-    """Return the covariances of rows, the same for every form.
-
-    ``widened`` is a factor of each row's noise variance, shape (m,); None for 1.
-    """
-    noise = here.noise_growth if widened is None else here.noise_growth * np.sqrt(widened)
-    return covariances_of(distances(here.features), noise, LENGTH_GRID)
-
-
-def fit_form(
-    prior: Prior,
-    here: Points,
-    y: FloatArray,
-    rng: np.random.Generator,
-    known: FormPosterior | None,
-    covariances: RowCovariances,
-) -> FormPosterior:
-    """Return the posterior of one form, by alternating between mode and hyperparameters."""
-    p = len(prior.mean)
-    starts = [np.zeros(p), *rng.standard_normal((N_STARTS, p))]
-    if known is not None:
-        starts.append(np.linalg.solve(prior.mix, known.prior.theta(known.z) - prior.mean))
-    hyperparameters = Hyperparameters() if known is None else known.hyperparameters
-    for _ in range(2):
-        root = cholesky(
-            hyperparameters.misfit**2 * covariances.kernels[hyperparameters.length]
-            + np.diag((hyperparameters.noise * covariances.noise) ** 2),
-            lower=True,
-        )
-        ends = [_mode(prior, here.columns, y, root, start) for start in starts]
-        z = min(ends, key=lambda end: end[1])[0]
-        starts = [z]
-        value, slope = prior.log_loss(z, here.columns)
-        evidence, best = _best_hyperparameters(y - value + slope @ z, slope, covariances.spectra)
-        if best == hyperparameters:
-            break
-        hyperparameters = best
-    return FormPosterior(prior=prior, z=z, hyperparameters=hyperparameters, log_evidence=evidence)
-
-
-def _mode(
-    prior: Prior,
-    columns: Mapping[str, FloatArray],
-    y: FloatArray,
-    root: FloatArray,
-    z: FloatArray,
-) -> tuple[FloatArray, float]:
-    """Return the posterior mode near z and its misfit, by Levenberg-Marquardt."""
-
-    def at(z: FloatArray) -> tuple[FloatArray, FloatArray, float]:
-        value, slope = prior.log_loss(z, columns)
-        white = solve_triangular(root, np.column_stack([y - value, slope]), lower=True)
-        return white[:, 0], white[:, 1:], 0.5 * float(white[:, 0] @ white[:, 0] + z @ z)
-
-    residual, slope, cost = at(z)
-    damping = 1e-3
-    for _ in range(MAX_STEPS):
-        hessian = slope.T @ slope + np.eye(len(z))
-        gradient = slope.T @ residual - z
-        gain = 0.0
-        while damping < 1e8:
-            step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
-            tried = at(z + step)
-            if tried[2] < cost:
-                gain, z = cost - tried[2], z + step
-                residual, slope, cost = tried
-                damping = max(damping / 5.0, 1e-9)
-                break
-            damping *= 4.0
-        if gain < 1e-6:
-            break
-    return z, cost
-
-
-def _best_hyperparameters(
-    y: FloatArray, slope: FloatArray, spectra: Mapping[float, Spectrum]
-) -> tuple[float, Hyperparameters]:
-    """Return the largest log evidence of the linearised form and its hyperparameters."""
-    best = (-math.inf, Hyperparameters())
-    pairs = tuple(product(MISFIT_GRID, NOISE_GRID))
-    for length, spectrum in spectra.items():
-        turned = spectrum.turn.T @ slope
-        evidences = log_evidence(spectrum.turn.T @ y, turned, spectrum, *np.array(pairs).T)
-        for (misfit, noise), evidence in zip(pairs, evidences, strict=True):
-            hyperparameters = Hyperparameters(misfit=misfit, noise=noise, length=length)
-            if evidence + hyperparameters.log_prior > best[0]:
-                best = (evidence + hyperparameters.log_prior, hyperparameters)
-    return best
 
 
 def _average(

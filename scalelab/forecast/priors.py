@@ -65,6 +65,10 @@ class Prior:
         """Return the law's coordinates of standardised coordinates z, shape (p,)."""
         return self.mean + self.mix @ z
 
+    def standardised(self, theta: FloatArray) -> FloatArray:
+        """Return standardised coordinates of the law's coordinates, shape (p,)."""
+        return np.asarray(np.linalg.solve(self.mix, theta - self.mean))
+
     def log_loss(
         self, z: FloatArray, columns: Mapping[str, FloatArray]
     ) -> tuple[FloatArray, FloatArray]:
@@ -73,7 +77,7 @@ class Prior:
         If the law has no positive finite value, the loss is `IMPOSSIBLE` and its slope 0.
         """
         with np.errstate(all="ignore"):
-            value, gradient, _ = self.law.derivatives(self.theta(z)[None], columns)
+            value, gradient = self.law.slopes(self.theta(z)[None], columns)
             slope = gradient[:, 0] / value[0]
             is_possible = np.isfinite(value[0]) & (value[0] > 0) & np.isfinite(slope).all(axis=0)
         slope = np.where(is_possible, slope, 0.0)

@@ -8,11 +8,11 @@ of misfits and noises costs one decomposition of the rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
 
@@ -56,21 +56,28 @@ class RowCovariances:
 
 
 def spectrum_of(kernel: FloatArray, noise: FloatArray) -> Spectrum:
-    """Return the spectrum of a kernel, shape (m, m).
+    """Return the spectrum of a kernel, shape (m, m), and independent noise.
 
-    ``noise`` holds the standard deviations of independent noise, shape (m,), or the lower Cholesky
-    root of its covariance, shape (m, m).
+    ``noise`` holds the standard deviations of the rows, shape (m,).
     """
-    if noise.ndim == 1:
-        values, vectors = np.linalg.eigh(kernel / np.outer(noise, noise))
-        turn, scales = vectors / noise[:, None], noise
-    else:
-        inverse = solve_triangular(noise, np.eye(len(noise)), lower=True)
-        values, vectors = np.linalg.eigh(inverse @ kernel @ inverse.T)
-        turn, scales = inverse.T @ vectors, np.diag(noise)
+    values, vectors = np.linalg.eigh(kernel / np.outer(noise, noise))
     return Spectrum(
-        turn=turn, values=np.maximum(values, 0.0), log_scale=2 * float(np.log(scales).sum())
+        turn=vectors / noise[:, None],
+        values=np.maximum(values, 0.0),
+        log_scale=2 * float(np.log(noise).sum()),
     )
+
+
+def spectra_of(kernels: Iterable[FloatArray], covariance: FloatArray) -> Iterator[Spectrum]:
+    """Yield the spectra of kernels, shape (m, m), and noise of this covariance, shape (m, m)."""
+    root = cholesky(covariance, lower=True, check_finite=False)
+    inverse = solve_triangular(root, np.eye(len(root)), lower=True, check_finite=False)
+    log_scale = 2 * float(np.log(np.diag(root)).sum())
+    for kernel in kernels:
+        values, vectors = np.linalg.eigh(inverse @ kernel @ inverse.T)
+        yield Spectrum(
+            turn=inverse.T @ vectors, values=np.maximum(values, 0.0), log_scale=log_scale
+        )
 
 
 def covariances_of(gaps: FloatArray, noise: FloatArray, lengths: Sequence[float]) -> RowCovariances:
@@ -85,8 +92,8 @@ def covariances_of(gaps: FloatArray, noise: FloatArray, lengths: Sequence[float]
 
 def log_evidence(
     y: FloatArray, slope: FloatArray, spectrum: Spectrum, misfit: FloatArray, noise: FloatArray
-) -> list[float]:
-    """Return the log density of turned losses for k misfits and noises, up to a constant.
+) -> FloatArray:
+    """Return the log density of turned losses for k misfits and noises, up to a constant, (k,).
 
     Parameters
     ----------
@@ -97,14 +104,20 @@ def log_evidence(
     spectrum : Spectrum
     misfit, noise : ndarray of shape (k,)
     """
-    diagonal = (misfit**2)[:, None] * spectrum.values + (noise**2)[:, None]
-    scaled = slope.T[None] / diagonal[:, None]
-    inner = np.eye(slope.shape[1]) + scaled @ slope
-    along = scaled @ y
-    square = (y**2 / diagonal).sum(axis=1)
-    square -= (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
-    log_det = np.log(diagonal).sum(axis=1) + np.linalg.slogdet(inner)[1] + spectrum.log_scale
-    return list(-0.5 * (square + log_det))
+    p = slope.shape[1]
+    inverse = 1.0 / ((misfit**2)[:, None] * spectrum.values + (noise**2)[:, None])
+    joint = np.column_stack([slope, y])
+    upper = np.triu_indices(p + 1)
+    # All products of two columns at once: one matrix product instead of k small ones.
+    products = inverse @ (joint[:, upper[0]] * joint[:, upper[1]])
+    inner = np.empty((len(inverse), p + 1, p + 1))
+    inner[:, upper[0], upper[1]] = products
+    inner[:, upper[1], upper[0]] = products
+    along, square = inner[:, :p, p], inner[:, p, p]
+    inner = inner[:, :p, :p] + np.eye(p)
+    square = square - (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
+    log_det = np.linalg.slogdet(inner)[1] - np.log(inverse).sum(axis=1) + spectrum.log_scale
+    return np.asarray(-0.5 * (square + log_det))
 
 
 def distances(features: FloatArray) -> FloatArray:

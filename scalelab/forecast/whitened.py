@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
-from scalelab.forecast.posterior import NOISE_GROWTH, FormPosterior, Points
-from scalelab.forecast.spectrum import Spectrum, distances, matern, spectrum_of
+from scalelab.forecast.modes import FormPosterior
+from scalelab.forecast.points import NOISE_GROWTH, Points
+from scalelab.forecast.spectrum import Spectrum, distances, matern, spectra_of, spectrum_of
 
 MISFITS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 NOISES = (0.001, 0.0018, 0.0032, 0.0056, 0.01, 0.02, 0.04)
@@ -107,11 +107,13 @@ def systems(points: Points, widened: FloatArray, clusters: NDArray[np.intp]) -> 
     shares = SHARES if shared.sum() > len(points) else SHARES[:1]
     for growth, share in product(GROWTHS, shares):
         growths = noise_growth(points, growth)
-        noise = share * np.outer(growths, growths) * shared
-        noise[np.diag_indices(len(points))] += growths**2 * widened
-        root = cholesky(noise, lower=True)
-        for length, kernel in zip(LENGTHS, kernels, strict=True):
-            found = spectrum_of(kernel, root)
+        own = growths**2 * widened
+        if share:
+            noise = share * np.outer(growths, growths) * shared + np.diag(own)
+            spectra = spectra_of(kernels, noise)
+        else:
+            spectra = (spectrum_of(kernel, np.sqrt(own)) for kernel in kernels)
+        for length, found in zip(LENGTHS, spectra, strict=True):
             yield Whitened(
                 turn=found.turn,
                 values=found.values,
@@ -122,10 +124,10 @@ def systems(points: Points, widened: FloatArray, clusters: NDArray[np.intp]) -> 
             )
 
 
-def log_prior(misfit: float, noise: float, length: float) -> float:
-    """Return the log prior density of tau, sigma and the length, up to a constant."""
-    values = zip((misfit, noise, length), CENTRES, SPREADS, strict=True)
-    return -0.5 * sum((math.log(value / centre) / spread) ** 2 for value, centre, spread in values)
+def log_priors(length: float) -> FloatArray:
+    """Return the log prior density of each of `PAIRS` with a length, up to a constant."""
+    values = np.column_stack([PAIRS, np.full(len(PAIRS), length)])
+    return np.asarray(-0.5 * ((np.log(values / CENTRES) / SPREADS) ** 2).sum(axis=1))
 
 
 def student(residual: FloatArray, points: Points) -> FloatArray:

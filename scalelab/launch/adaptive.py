@@ -16,7 +16,7 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.forecast.adaptive import BUDGET_SHARES, Round, Target, next_round
-from scalelab.forecast.posterior import FormPosterior
+from scalelab.forecast.modes import FormPosterior
 from scalelab.launch.proposal import Proposal
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import plan_cost

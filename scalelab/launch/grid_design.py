@@ -14,7 +14,8 @@ import numpy as np
 
 from scalelab.forecast.adaptive import Target
 from scalelab.forecast.design import ProposedRuns, propose_runs, variance_after
-from scalelab.forecast.posterior import Points, fit_posterior
+from scalelab.forecast.points import Points
+from scalelab.forecast.posterior import fit_posterior
 from scalelab.launch.adaptive import of_rows
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.spec import SweepSpec

@@ -17,7 +17,7 @@ from scalelab.forecast.bands import bands_between
 from scalelab.forecast.forecaster import is_averaged
 from scalelab.forecast.line import line_of
 from scalelab.forecast.paths import N_DRAWS, paths_of
-from scalelab.forecast.posterior import Points
+from scalelab.forecast.points import Points
 from scalelab.theory.laws import LAWS, Chinchilla, law_named
 from scalelab.theory.laws.rates import LearningRate
 

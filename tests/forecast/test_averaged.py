@@ -13,7 +13,7 @@ from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_optimum import compute_optimal_size, optima
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
-from scalelab.forecast.posterior import Points
+from scalelab.forecast.points import Points
 from scalelab.forecast.spectrum import distances, log_evidence, matern
 from scalelab.forecast.whitened import PAIRS, systems
 from scalelab.records.types import Observations
@@ -41,6 +41,21 @@ def runs(seed=0, noise=0.005, budgets=(1e18, 1e19, 1e20), sizes=7):
 @pytest.fixture(scope="module")
 def fitted():
     return fit_average(runs())
+
+
+@pytest.mark.parametrize("n_left", [12, 18])
+def test_modes_searched_from_those_of_more_rows_are_the_same(fitted, n_left):
+    rows = runs().take(np.arange(n_left))
+    points = Points(
+        columns={"n_params": rows.n_params, "n_tokens": rows.n_tokens},
+        reference_flops=float(rows.flops.max()),
+    )
+    y = np.log(rows.loss_nats / np.median(rows.loss_nats))
+    searched, near = describing_forms(points, y), describing_forms(points, y, fitted.forms)
+    assert {form.prior.law for form in fitted.forms} <= {form.prior.law for form in searched[0]}
+    for (one, _), (two, _) in zip(searched[1], near[1], strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+    np.testing.assert_allclose(searched[2], near[2], rtol=0.05)
 
 
 def test_quantiles_of_a_mixture_of_one_are_those_of_a_gaussian():

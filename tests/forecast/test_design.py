@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from scalelab.forecast.design import COST_POWERS, propose_runs, variance_after
-from scalelab.forecast.posterior import Points, Posterior, fit_posterior
+from scalelab.forecast.points import Points
+from scalelab.forecast.posterior import Posterior, fit_posterior
 from scalelab.theory.laws import Chinchilla
 
 TRUTH = Chinchilla(A=482.0, B=2085.4, E=1.817, alpha=0.3478, beta=0.3659)

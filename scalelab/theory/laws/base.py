@@ -197,6 +197,19 @@ class Law(ABC):
         out: Jet = cls.evaluate(Jet.variables(theta), columns)
         return out.full((s, n), p)
 
+    @classmethod
+    def slopes(
+        cls, theta: FloatArray, columns: Mapping[str, FloatArray]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return value (s, n) and gradient (p, s, n), as `derivatives` does, without a Hessian."""
+        s, p = theta.shape
+        n = len(next(iter(columns.values())))
+        out: Jet = cls.evaluate(Jet.variables(theta, order=1), columns)
+        gradient = np.zeros((p, s, n))
+        for j, part in out.grad.items():
+            gradient[j] = part
+        return np.broadcast_to(out.value, (s, n)), gradient
+
     def optimal(self, flops: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Return the compute-optimal (N, D) at a budget of ``flops`` under C = 6 N D.
 

@@ -7,7 +7,8 @@ here, and any other raises TypeError.
 
 Storage: parts have shape (..., s, n) and broadcast, so a quantity that depends on coordinates only
 stays (s, 1). Only the coordinates that a quantity depends on carry derivatives, which keeps
-``A N^-alpha`` at two of them for a form of any size.
+``A N^-alpha`` at two of them for a form of any size. Jets of order 1 carry no Hessian: nine
+coordinates have 45 second derivatives, which a Gauss-Newton step does not need.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.polynomial.polynomial import polyder, polyval
 
 from scalelab.arrays import FloatArray
 
@@ -29,9 +31,11 @@ class Jet:
         First derivatives by coordinate; a missing coordinate is zero.
     hess : dict of (int, int) to ndarray
         Second derivatives by coordinate pair (i <= j); a missing pair is zero.
+    order : {1, 2}
+        1: second derivatives are not computed, and ``hess`` is empty.
     """
 
-    __slots__ = ("grad", "hess", "value")
+    __slots__ = ("grad", "hess", "order", "value")
     __array_priority__ = 1000
 
     def __init__(
@@ -39,16 +43,18 @@ class Jet:
         value: FloatArray,
         grad: dict[int, FloatArray],
         hess: dict[tuple[int, int], FloatArray],
+        order: int = 2,
     ) -> None:
         self.value = value
         self.grad = grad
         self.hess = hess
+        self.order = order
 
     @staticmethod
-    def variables(theta: FloatArray) -> tuple[Jet, ...]:
+    def variables(theta: FloatArray, order: int = 2) -> tuple[Jet, ...]:
         """Return one jet a coordinate for a batch of points, theta of shape (s, p)."""
         one = np.ones((1, 1))
-        return tuple(Jet(theta[:, j : j + 1], {j: one}, {}) for j in range(theta.shape[1]))
+        return tuple(Jet(theta[:, j : j + 1], {j: one}, {}, order) for j in range(theta.shape[1]))
 
     def full(self, shape: tuple[int, int], p: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return value (s, n), gradient (p, s, n) and Hessian (p, p, s, n) as whole arrays."""
@@ -65,6 +71,8 @@ class Jet:
     def chain(self, value: FloatArray, first: FloatArray, second: FloatArray) -> Jet:
         """Return f(self) from f, f' and f'' at the value."""
         grad = {j: first * g for j, g in self.grad.items()}
+        if self.order == 1:
+            return Jet(value, grad, {}, 1)
         hess = {ij: first * h for ij, h in self.hess.items()}
         keys = sorted(self.grad)
         for a, i in enumerate(keys):
@@ -113,13 +121,13 @@ def _plus(x: Any, y: Any) -> Jet:
     if not isinstance(x, Jet):
         x, y = y, x
     if not isinstance(y, Jet):
-        return Jet(x.value + y, x.grad, x.hess)
+        return Jet(x.value + y, x.grad, x.hess, x.order)
     grad, hess = dict(x.grad), dict(x.hess)
     for j, part in y.grad.items():
         _add(grad, j, part)
     for ij, part in y.hess.items():
         _add(hess, ij, part)
-    return Jet(x.value + y.value, grad, hess)
+    return Jet(x.value + y.value, grad, hess, min(x.order, y.order))
 
 
 def _times(x: Any, y: Any) -> Jet:
@@ -127,13 +135,15 @@ def _times(x: Any, y: Any) -> Jet:
         x, y = y, x
     if not isinstance(y, Jet):
         grad = {j: g * y for j, g in x.grad.items()}
-        return Jet(x.value * y, grad, {ij: h * y for ij, h in x.hess.items()})
+        return Jet(x.value * y, grad, {ij: h * y for ij, h in x.hess.items()}, x.order)
     grad = {j: g * y.value for j, g in x.grad.items()}
     hess = {ij: h * y.value for ij, h in x.hess.items()}
     for j, g in y.grad.items():
         _add(grad, j, x.value * g)
     for ij, h in y.hess.items():
         _add(hess, ij, x.value * h)
+    if min(x.order, y.order) == 1:
+        return Jet(x.value * y.value, grad, {}, 1)
     for i, gi in x.grad.items():
         for j, gj in y.grad.items():
             cross = gi * gj
@@ -193,6 +203,7 @@ def _select(x: Any, y: Any, takes_first: Any) -> Jet:
             ij: pick(first.hess.get(ij, 0.0), second.hess.get(ij, 0.0))
             for ij in {**first.hess, **second.hess}
         },
+        min(first.order, second.order),
     )
 
 
@@ -210,20 +221,31 @@ def growth(x: Any) -> Any:
         return x.growth()
     z = np.asarray(_value(x), dtype=np.float64)
     small = np.abs(z) < 1e-2
-    safe = np.where(small, 1.0, z)
-    e = np.exp(safe)
+    any_small = bool(small.any())
+    safe: FloatArray = np.where(small, 1.0, z) if any_small else z
+
+    def joined(series: FloatArray, exact: Any) -> FloatArray:
+        if not any_small:
+            return np.asarray(exact)
+        out = np.array(exact)
+        out[small] = polyval(z[small], series)
+        return out
+
     ratio = np.expm1(safe) / safe
-    first = (e - ratio) / safe
-    second = (e - 2.0 * first) / safe
-    # Taylor: sum z^k / (k+1)! and its derivatives, exact to rounding below 1e-2
-    factors = 1.0 / np.cumprod(np.arange(1.0, 12.0))
-    series = np.polynomial.Polynomial(factors)
-    value = np.where(small, series(z), ratio)
+    value = joined(GROWTH_SERIES[0], ratio)
     if not isinstance(x, Jet):
         return value
-    first = np.where(small, series.deriv()(z), first)
-    second = np.where(small, series.deriv(2)(z), second)
-    return x.chain(value, first, second)
+    e = np.exp(safe)
+    first = (e - ratio) / safe
+    second = (e - 2.0 * first) / safe
+    return x.chain(value, joined(GROWTH_SERIES[1], first), joined(GROWTH_SERIES[2], second))
+
+
+GROWTH_SERIES: tuple[FloatArray, ...] = tuple(
+    np.asarray(polyder(1.0 / np.cumprod(np.arange(1.0, 12.0)), order)) for order in range(3)
+)
+"""Taylor series of `growth` at 0, sum z^k / (k+1)!, and of its two derivatives: coefficients, exact
+to rounding below 1e-2."""
 
 
 _RULES: dict[np.ufunc, Any] = {

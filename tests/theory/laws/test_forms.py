@@ -148,6 +148,15 @@ def test_derivatives_agree_with_central_differences(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_slopes_are_the_derivatives_without_a_hessian(name):
+    law = BY_NAME[name]
+    columns, theta = rows_for(law, n=23), law.to_coordinates()[None]
+    value, gradient, _ = law.derivatives(theta, columns)
+    for found, expected in zip(law.slopes(theta, columns), (value, gradient), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_fast_and_general_row_models_agree(name):
     law = type(BY_NAME[name])
     columns = rows_for(law)
