@@ -150,9 +150,12 @@ class _Tail:
 def _curve_line(line: str) -> str:
     with contextlib.suppress(ValueError, TypeError, KeyError):
         row = json.loads(line)
-        extra = f"  held-out {row['eval_loss_nats']:.4f}" if row.get("eval_loss_nats") else ""
-        return (
-            f"step {row['step']:>8,}  loss {row['loss_nats']:.4f}  lr {row['lr']:.3g}  "
-            f"grad {row['grad_norm']:.3g}  {format_quantity(row['tokens_per_s'])} tokens/s{extra}"
-        )
+        parts = [f"step {row['step']:>8,}", f"loss {row['loss_nats']:.4f}"]
+        for name, word in (("lr", "lr"), ("grad_norm", "grad")):
+            parts += [f"{word} {row[name]:.3g}"] if row.get(name) is not None else []
+        if row.get("tokens_per_s"):
+            parts.append(f"{format_quantity(row['tokens_per_s'])} tokens/s")
+        if row.get("eval_loss_nats"):
+            parts.append(f"held-out {row['eval_loss_nats']:.4f}")
+        return "  ".join(parts)
     return line.translate(CONTROLS)

@@ -106,6 +106,38 @@ def read_logs(path: Path, *, format: str | None = None, loss_unit: str | None = 
         If nothing below the path is a run log, or none can be read.
     """
     checked_format(format)
+    raw, titles, problems = read_raw(path, format=format)
+    logged = [derive(run, loss_unit) for run in raw]
+    return LogsRead(
+        runs=tuple(_named(_with_evals(logged), path)), readers=titles, problems=problems
+    )
+
+
+def read_raw(
+    path: Path, *, format: str | None = None
+) -> tuple[tuple[RawRun, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return what the logs below a path say, with the parts of a run joined.
+
+    Parameters
+    ----------
+    path : Path
+        A log file, or a folder.
+    format : str, optional
+        Name of the format; default: recognised for each file.
+
+    Returns
+    -------
+    runs : tuple of RawRun
+    readers : tuple of str
+        Titles of the formats.
+    problems : tuple of str
+        Logs that could not be read, with reasons.
+
+    Raises
+    ------
+    DataError
+        If nothing below the path is a run log, or none can be read.
+    """
     found: list[RawRun] = []
     problems: list[str] = []
     titles: dict[str, None] = {}
@@ -133,12 +165,7 @@ def read_logs(path: Path, *, format: str | None = None, loss_unit: str | None = 
             f"logs of {', '.join(FORMATS)}; or a table",
             "Name the folder of the runs, or the format of one file with --format.",
         )
-    logged = [derive(raw, loss_unit) for raw in _joined(found)]
-    return LogsRead(
-        runs=tuple(_named(_with_evals(logged), path)),
-        readers=tuple(titles),
-        problems=tuple(problems),
-    )
+    return tuple(_joined(found)), tuple(titles), tuple(problems)
 
 
 def _joined(parts: Sequence[RawRun]) -> Iterator[RawRun]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic_core import from_json
+try:
+    from pydantic_core import from_json
+except ModuleNotFoundError:  # A worker has only NumPy.
+    from_json = None  # type: ignore[assignment]
 
 Scalar = str | int | float | bool | None
 
@@ -57,8 +61,10 @@ def as_step(value: Any) -> int | None:
 def load_json(text: str | bytes) -> Any:
     """Return the content of a JSON document (NaN and Infinity allowed), else None."""
     try:
+        if from_json is None:
+            return json.loads(text)
         return from_json(text, allow_inf_nan=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

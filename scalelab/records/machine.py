@@ -12,13 +12,18 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """Environment of a Python process that must not import from the current folder."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""SLURM and submitit send these before an allocation ends."""
 
 _START_TIME_FIELD = 22
 _PR_SET_PDEATHSIG = 1
@@ -114,3 +119,23 @@ def ctrl_c_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+@contextlib.contextmanager
+def listening_for_signals() -> Iterator[Callable[[], str | None]]:
+    """Give a function that returns the first stop signal received, as a reason, or None.
+
+    Python handles signals only in the main thread; in another one the function returns None.
+    """
+    received: list[str] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS} if is_main else {}
+    try:
+        yield lambda: f"received {received[0]}" if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -33,12 +33,13 @@ class MetricRow:
         Tokens seen so far.
     loss_nats : float
         Training loss of this step's batch, nats per token (not finite when the run diverges).
-    lr : float
-        Learning rate used in this step.
-    grad_norm : float
-        Global gradient norm before clipping.
-    tokens_per_s : float
-        Throughput since the previous row, excluding evaluation and checkpoints.
+    lr : float or None
+        Learning rate used in this step; None if a user's program does not report it.
+    grad_norm : float or None
+        Global gradient norm before clipping; None if a user's program does not report it.
+    tokens_per_s : float or None
+        Throughput since the previous row, excluding evaluation and checkpoints. For a user's
+        program, its own figure or the time between its rows; None before the second reading.
     tflops_per_s : float or None
         Exact-convention FLOPs per second of each device since the previous row, in units of 1e12.
     mfu : float or None
@@ -56,9 +57,9 @@ class MetricRow:
     step: int
     tokens: int
     loss_nats: float
-    lr: float
-    grad_norm: float
-    tokens_per_s: float
+    lr: float | None = None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
     tflops_per_s: float | None = None
     mfu: float | None = None
     loss_scale: float | None = None

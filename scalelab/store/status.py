@@ -162,7 +162,7 @@ def run_status(
         Whether its worker process is known to be dead.
     """
     is_running = row["status"] == "running" and not is_gone
-    speed = last.tokens_per_s if last and is_running and last.tokens_per_s > 0 else None
+    speed = (last.tokens_per_s or None) if last and is_running else None
     loss = row.get("loss_nats")
     return RunStatus(
         run_id=row["run_id"],

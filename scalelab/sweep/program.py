@@ -105,6 +105,8 @@ class ProgramExecution:
         Minutes without a row and without output after which the program counts as hung; 0 never.
     train_data, eval_data, tokenizer : str
         Paths for the placeholders of these names; empty if not declared.
+    unique_tokens : int
+        Distinct training tokens of the program's data; 0 if not declared.
     """
 
     cwd: str
@@ -121,6 +123,7 @@ class ProgramExecution:
     train_data: str = ""
     eval_data: str = ""
     tokenizer: str = ""
+    unique_tokens: int = 0
 
 
 def as_tuples(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from scalelab.corpus.dataset import Dataset
 from scalelab.errors import DataError, ScalelabError
+from scalelab.records.attempt_note import first_note
+from scalelab.records.divergence import DivergenceDetector
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.types import MetricRow, RunRecord
 from scalelab.sweep.execution import ExecutionSpec
@@ -32,10 +34,9 @@ from scalelab.theory.accounting import (
 )
 from scalelab.theory.hardware import match_hardware
 from scalelab.train import checkpoint, trunk
-from scalelab.train.divergence import DivergenceDetector
 from scalelab.train.energy import EnergyMeter
 from scalelab.train.engine import Readings
-from scalelab.train.host import device_name, first_note
+from scalelab.train.host import device_name, torch_version
 from scalelab.train.noise_scale import NoiseScale
 
 EVAL_LOSSES_FILE = "eval_losses.npy"
@@ -88,7 +89,14 @@ class Session:
         self._flops_per_token = train_flops_per_token(self.spec.shape, self.spec.seq_len)
         hardware = match_hardware(device_name(execution.device))
         self._peak = None if hardware is None else hardware.peak_flops_per_s
-        self._note = first_note(self.attempt, self.spec, execution, host_note)
+        self._note = first_note(
+            self.attempt,
+            self.spec,
+            execution,
+            host_note,
+            device_name=device_name(execution.device),
+            versions=torch_version(),
+        )
         self.attempt.write_note(self._note)
 
     def use(self, dataset: Dataset) -> None:

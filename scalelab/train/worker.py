@@ -6,17 +6,14 @@ writes only into the run folders. Its statuses are in `scalelab.records.states.F
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import DataError, ScalelabError, UsageError
+from scalelab.records.machine import listening_for_signals
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec, QualifyRequest, planned_execution
 from scalelab.sweep.run_spec import RunSpec
@@ -33,9 +30,6 @@ from scalelab.train.qualify.attempt import attempt_execution
 from scalelab.train.qualify.measure import StoppedError
 from scalelab.train.session import Session
 from scalelab.train.sharded.ranks import BrokenGroupError, RanksLostError, own_ranks
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""SLURM and submitit send these before an allocation ends."""
 
 
 def run_batched(
@@ -207,23 +201,3 @@ def _engine(specs: Sequence[RunSpec], execution: ExecutionSpec) -> RunsEngine:
 
     (spec,) = specs
     return GroupEngine(spec, execution)
-
-
-@contextlib.contextmanager
-def listening_for_signals() -> Iterator[Callable[[], str | None]]:
-    """Give a function that returns the first stop signal received, as a reason, or None.
-
-    Python handles signals only in the main thread; in another one the function returns None.
-    """
-    received: list[str] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number).name)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS} if is_main else {}
-    try:
-        yield lambda: f"received {received[0]}" if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

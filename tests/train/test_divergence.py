@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from scalelab.train.divergence import BLOCK_STEPS_MIN, SPIKED_BLOCKS, DivergenceDetector
+from scalelab.records.divergence import BLOCK_STEPS_MIN, SPIKED_BLOCKS, DivergenceDetector
 
 
 def healthy_losses(n: int, seed: int = 0) -> list[float]:

@@ -72,8 +72,10 @@ class LocalPool:
         self.on_trunks = first.union(self.before)
         self.batch_keys = {spec.run_id: batch_key(spec) for spec in specs}
         self.elsewhere = list(actions.wait)
-        self.host_note = source_note(request.results.path)
-        self.context = worker_context()
+        self.host_note = {**source_note(request.results.path), "sweep": request.sweep}
+        program = request.execution.program
+        self.context = worker_context(has_program=program is not None)
+        self.stop_grace_s = STOP_GRACE_S + (program.grace_s if program is not None else 0.0)
         self.is_measuring = False
         self.pruner: Pruner | None = None
 
@@ -273,10 +275,13 @@ class LocalPool:
         self._set_status(run_id, "failed", f"failed: {reason}")
 
     def _stop_workers(self) -> None:
-        """Ask workers to save a checkpoint and end; kill those that do not within 30 seconds."""
+        """Ask workers to save a checkpoint and end; kill those that do not within 30 seconds.
+
+        A user's program has its ``grace_s`` in addition.
+        """
         for worker in self.workers:
             worker.process.terminate()
-        deadline = time.monotonic() + STOP_GRACE_S
+        deadline = time.monotonic() + self.stop_grace_s
         for worker in self.workers:
             with contextlib.suppress(KeyboardInterrupt):
                 worker.process.join(max(deadline - time.monotonic(), 0))

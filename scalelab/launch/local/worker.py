@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import scalelab
 from scalelab.errors import RunsFailedError
+from scalelab.launch.attempts import attempt_runs
 from scalelab.launch.worker import (
     EXIT_BY_STATUS,
     EXIT_FAILED,
@@ -70,10 +71,14 @@ class Worker:
         return code
 
 
-def worker_context() -> ForkServerContext:
-    """Return the context that forks workers from a server with the trainer already imported."""
+def worker_context(*, has_program: bool = False) -> ForkServerContext:
+    """Return the context that forks workers from a server with the trainer already imported.
+
+    Runs of a user's program do not need the built-in trainer, nor torch.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "scalelab.train.worker"])
+    trainer = "scalelab.launch.program" if has_program else "scalelab.train.worker"
+    context.set_forkserver_preload([__name__, trainer])
     return context
 
 
@@ -157,9 +162,7 @@ def train_runs(
 
     forget_ranks()
 
-    from scalelab.train.worker import run_batched
-
-    statuses = run_batched(
+    statuses = attempt_runs(
         run_paths,
         dataset,
         execution,

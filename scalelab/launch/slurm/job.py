@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from scalelab.errors import ScalelabError
+from scalelab.launch.attempts import attempt_runs
 from scalelab.launch.batching import batched_groups
 from scalelab.launch.slurm.intents import read_job_group, settle
 from scalelab.launch.slurm.retries import TIME_LIMIT_REASON
@@ -143,9 +144,7 @@ def _train_batched(
         return cancel_reason(left)
 
     while left and should_stop() is None:
-        from scalelab.train.worker import run_batched
-
-        found = run_batched(
+        found = attempt_runs(
             [run.path for run in left],
             results.dataset(left[0].read_spec().data_fingerprint),
             execution,

@@ -1,0 +1,91 @@
+"""Train one run with a user's program: attempts until it has a result or may not be repeated.
+
+The counterpart of `scalelab.train.worker.run_batched`; it needs no torch. Each attempt is in
+`scalelab.launch.program_attempt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scalelab.corpus.dataset import open_dataset
+from scalelab.errors import ScalelabError
+from scalelab.launch.program_attempt import ProgramAttempt
+from scalelab.launch.program_failures import RetryRule
+from scalelab.records.machine import listening_for_signals
+from scalelab.records.run_dir import RunDir
+from scalelab.sweep.execution import ExecutionSpec
+
+
+def run_program(
+    run_path: Path,
+    execution: ExecutionSpec,
+    *,
+    dataset: Path | None = None,
+    host_note: Mapping[str, Any] | None = None,
+    should_stop: Callable[[], str | None] | None = None,
+) -> str:
+    """Train a run with its program and return how it ended.
+
+    Parameters
+    ----------
+    run_path : Path
+        Run folder, with its ``spec.json`` and named by the run's id.
+    execution : ExecutionSpec
+        With the execution of the program.
+    dataset : Path, optional
+        Folder of prepared tokens for the placeholders ``{train_data}`` and ``{eval_data}``.
+    host_note : Mapping
+        Facts of the launcher to add to ``attempt.json``; ``sweep`` is the name of the sweep and
+        ``deadline_s`` the Unix time at which the worker will stop the program.
+    should_stop : Callable
+        Called several times a second. If it returns a text, the program gets its stop signal and
+        the attempt ends as preempted. SIGTERM and SIGUSR2 do the same.
+
+    Returns
+    -------
+    str
+        ``done`` or ``diverged`` (recorded), ``preempted`` (resume later) or ``failed`` (the reason
+        is in ``attempt.json``). A run that was accepted before is not started again.
+    """
+    run = RunDir(run_path.resolve())
+    accepted = run.accept_finished()
+    if accepted is not None and (record := accepted.read_record()) is not None:
+        return record.status
+    rule, start = RetryRule(), "resume"
+    data = _token_files(dataset)
+    with listening_for_signals() as signalled:
+
+        def stop_reason() -> str | None:
+            return signalled() or (should_stop() if should_stop is not None else None)
+
+        while True:
+            attempt = ProgramAttempt(
+                run, execution, host_note or {}, data, stop_reason, is_fresh=start == "fresh"
+            )
+            ending = attempt.make()
+            print(f"scalelab: attempt {attempt.attempt.number}: {ending.status}", flush=True)
+            if ending.reason:
+                print(f"scalelab: {ending.reason}", flush=True)
+            if ending.status != "failed" or stop_reason() is not None:
+                return ending.status
+            start = rule.next_start(ending.kind, attempt.checkpoint_step)
+            if start == "none":
+                return ending.status
+
+
+def _token_files(dataset: Path | None) -> dict[str, str]:
+    """Return the paths of prepared tokens, empty without any; several shards are their folder."""
+    try:
+        manifest = None if dataset is None else open_dataset(dataset).manifest
+    except (OSError, ScalelabError):
+        return {}
+    if dataset is None or manifest is None:
+        return {}
+    parts = {"train_data": manifest.train, "eval_data": manifest.evaluation}
+    return {
+        name: str(dataset / shards[0].name if len(shards) == 1 else dataset)
+        for name, shards in parts.items()
+    }
