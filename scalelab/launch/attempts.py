@@ -1,4 +1,4 @@
-"""One attempt at runs, by whoever trains them: a user's program, or the built-in trainer."""
+"""Train runs with a user's program, or with the built-in trainer."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class ProgramAttempt:
         With the execution of the program.
     host_note : Mapping
         Facts of the launcher; ``sweep`` and ``deadline_s`` are used here.
-    dataset : Mapping
+    data : Mapping
         ``train_data`` and ``eval_data`` of prepared tokens, where the program declares none.
     stop_reason : Callable
         Returns why the attempt must stop, or None.
@@ -380,7 +380,8 @@ class ProgramAttempt:
             n_nodes=n_nodes,
             gpus_per_node=max(n_devices // n_nodes, 1),
             micro_batch_seqs=self.execution.micro_batch_seqs,
-            **self.data,
+            train_data=self.data.get("train_data", ""),
+            eval_data=self.data.get("eval_data", ""),
         )
 
     def _with_checkpoint(self, place: Place) -> Place:

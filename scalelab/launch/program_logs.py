@@ -135,11 +135,9 @@ class LogOutput:
                 continue
             self._shown_step = step
             beside = {field: column.get(at) for field, column in others.items()}
-            if beside.get("eval_loss_nats") is not None:
+            if (held := beside.get("eval_loss_nats")) is not None:
                 beside["eval_loss_nats"] = in_nats(
-                    beside["eval_loss_nats"],
-                    self._program.loss_unit,
-                    self._program.bytes_per_token,
+                    held, self._program.loss_unit, self._program.bytes_per_token
                 )
             rows.append(
                 MetricRow(

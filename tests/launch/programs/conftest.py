@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import sys
 import textwrap
 from pathlib import Path
 
@@ -104,6 +102,3 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-assert os.name == "posix" and sys.platform == "linux"

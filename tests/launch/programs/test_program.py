@@ -1,10 +1,6 @@
 """One attempt of a program: results, failures, stops, resumes; and no process left behind."""
 
-import time
-
-import pytest
-
-from tests.launch.programs.conftest import N_PARAMS, is_alive
+from tests.launch.programs.conftest import N_PARAMS
 
 
 def test_a_program_that_writes_its_rows_and_its_final_loss_is_done(program):
