@@ -18,7 +18,7 @@ from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
-from scalelab.api.folders import merge
+from scalelab.api.folders import merge, remove
 from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.replay import ReplayReport, replay_adaptive
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from scalelab.launch.base import LaunchView
     from scalelab.launch.cancel import CancelReport
     from scalelab.records.merge import MergePlan
+    from scalelab.records.removal import RemovalPlan
     from scalelab.records.sweep_dir import SavedPlan
     from scalelab.records.types import Observations
     from scalelab.store.reading import Reading
@@ -76,6 +77,7 @@ _TYPES = {
     "scalelab.launch.base": "LaunchView",
     "scalelab.launch.cancel": "CancelReport",
     "scalelab.records.merge": "MergePlan",
+    "scalelab.records.removal": "RemovalPlan",
     "scalelab.records.sweep_dir": "SavedPlan",
     "scalelab.records.types": "Observations",
     "scalelab.store.reading": "Reading",
@@ -103,7 +105,15 @@ __all__ = [
     "load_law",
     "merge",
 ]
-__all__ += ["plan", "predict", "propose", "register", "replace_diverged", "replay_adaptive"]
+__all__ += [
+    "plan",
+    "predict",
+    "propose",
+    "register",
+    "remove",
+    "replace_diverged",
+    "replay_adaptive",
+]
 __all__ += ["resume", "save_law", "scores", "tune", "tune_law"]
 # What they take.
 __all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
@@ -127,7 +137,15 @@ __all__ += [
     "MergePlan",
     "ParametricFit",
 ]
-__all__ += ["Plan", "Proposal", "ReplayReport", "SavedLaw", "SavedPlan", "ScoresReport"]
+__all__ += [
+    "Plan",
+    "Proposal",
+    "RemovalPlan",
+    "ReplayReport",
+    "SavedLaw",
+    "SavedPlan",
+    "ScoresReport",
+]
 __all__ += ["TableRead", "Tuning", "TuningAnswer", "Verdict"]
 # What they raise.
 __all__ += ["DataError", "NotIdentifiedError", "RunsFailedError", "ScalelabError", "UsageError"]

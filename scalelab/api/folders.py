@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalelab.api.data import DEFAULT_RESULTS
-from scalelab.errors import UsageError
+from scalelab.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from scalelab.records.merge import MergePlan
     from scalelab.records.parts import Progress
+    from scalelab.records.removal import RemovalPlan
 
 
 def merge(
@@ -53,6 +54,7 @@ def merge(
     from scalelab.records.parts import RUN, SWEEP, list_parts
     from scalelab.records.sweep_dir import Results
     from scalelab.store.collect import collect
+    from scalelab.store.live import forget_live
 
     here, there = Results(Path(results)), Results(Path(folder))
     if conflicts not in (None, OURS, THEIRS):
@@ -80,5 +82,94 @@ def merge(
         changed = {kind: [p.name for p in plan.changed if p.kind == kind] for kind in (RUN, SWEEP)}
         with nothing_runs(here, changed[SWEEP], changed[RUN]):
             apply_merge(here.path, plan, progress=progress)
+    if conflicts == THEIRS:
+        # A replaced curve may look like a longer one: the tables are built again.
+        forget_live(here.path)
     collect(here.path)
     return plan
+
+
+def remove(
+    *names: str,
+    results: str | Path = DEFAULT_RESULTS,
+    checkpoints: bool = False,
+    superseded: bool = False,
+    unused_data: bool = False,
+    orphans: bool = False,
+    caches: bool = False,
+    dry_run: bool = False,
+) -> RemovalPlan:
+    """Remove sweeps, imports and runs, or what finished runs no longer need. Nothing is asked.
+
+    Runs that other sweeps have stay.
+
+    Parameters
+    ----------
+    names : str
+        Sweeps, imports and runs. With ``checkpoints`` or ``superseded``, only those of their runs
+        are removed; without names, of all runs.
+    checkpoints : bool
+        Remove the checkpoints of finished runs.
+    superseded : bool
+        Remove the attempts of finished runs from which the result does not come.
+    unused_data : bool
+        Remove datasets that no run uses.
+    orphans : bool
+        Remove runs that no sweep has.
+    caches : bool
+        Remove trunk states, and what killed commands left behind.
+    dry_run : bool
+        Whether to only say what would be removed.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown, or a run is training.
+    DataError
+        If a plan cannot be read, or the folder cannot be written.
+    """
+    from scalelab.launch.active import nothing_runs
+    from scalelab.launch.lock import folders_lock
+    from scalelab.records.files import list_folders
+    from scalelab.records.removal import RemoveOptions, apply_removal, plan_removal
+    from scalelab.records.sweep_dir import Results
+    from scalelab.store.collect import collect
+
+    folder = existing(results)
+    options = RemoveOptions(
+        names=names,
+        checkpoints=checkpoints,
+        superseded=superseded,
+        unused_data=unused_data,
+        orphans=orphans,
+        caches=caches,
+    )
+    if dry_run:
+        return plan_removal(folder, options)
+    with folders_lock(folder):
+        plan = plan_removal(folder, options)
+        # A run that trains may start from a trunk state, or be about to name a dataset.
+        is_general = caches or unused_data
+        run_ids = list_folders(str(folder / "runs")) if is_general else plan.run_ids
+        with nothing_runs(Results(folder), plan.sweeps, run_ids):
+            apply_removal(folder, plan)
+    collect(folder)
+    return plan
+
+
+def existing(results: str | Path) -> Path:
+    """Return the path of a results folder that exists.
+
+    Raises
+    ------
+    DataError
+        If it does not.
+    """
+    folder = Path(results)
+    if not folder.is_dir():
+        raise DataError(
+            f"results folder {folder}, which does not exist",
+            "a results folder",
+            "Name it with --results.",
+        )
+    return folder

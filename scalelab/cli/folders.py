@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from scalelab.units import format_bytes, plural
 if TYPE_CHECKING:
     from scalelab.records.merge import MergePlan
     from scalelab.records.parts import Part
+    from scalelab.records.removal import RemovalPlan
 
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what would happen; change nothing.")
@@ -69,6 +71,121 @@ def merge(
         )
     show_merge(plan, "merge", results, is_dry=dry_run, as_json=as_json)
     return EXIT_OK
+
+
+def remove(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SWEEP|RUN]...", help="Sweeps, imports, and run IDs."),
+    ] = None,
+    checkpoints: Annotated[
+        bool,
+        typer.Option("--checkpoints", help="Only the checkpoints of finished runs."),
+    ] = False,
+    superseded: Annotated[
+        bool,
+        typer.Option(
+            "--superseded", help="Only attempts of finished runs that the result is not from."
+        ),
+    ] = False,
+    unused_data: Annotated[
+        bool, typer.Option("--unused-data", help="Datasets that no run uses.")
+    ] = False,
+    orphans: Annotated[bool, typer.Option("--orphans", help="Runs that no sweep has.")] = False,
+    caches: Annotated[
+        bool,
+        typer.Option("--caches", help="Trunk states, and leftovers of interrupted commands."),
+    ] = False,
+    dry_run: DryRunOption = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Remove sweeps, runs, or what finished runs no longer need.
+
+    A sweep is removed with its runs, except runs that other sweeps have. A run that is named is
+    also taken out of its sweep's plan. Runs that train now are refused.
+
+    Example: scalelab remove old-sweep --dry-run
+
+    Free space: scalelab remove --checkpoints --superseded --unused-data
+    """
+    from scalelab.api import folders as api
+
+    what: dict[str, Any] = {
+        "checkpoints": checkpoints,
+        "superseded": superseded,
+        "unused_data": unused_data,
+        "orphans": orphans,
+        "caches": caches,
+        "results": results,
+    }
+    plan = api.remove(*(names or ()), **what, dry_run=True)
+    has_work = bool(plan.parts or plan.folders)
+    if not as_json:
+        _print_removal(plan)
+    if has_work and not dry_run:
+        if not yes:
+            _ask(f"Remove {_removed(plan)}?", as_json=as_json)
+        plan = api.remove(*(names or ()), **what)
+    if as_json:
+        emit_json(
+            {
+                "schema": 1,
+                "command": "remove",
+                "parts": plan.parts,
+                "folders": plan.folders,
+                "shared": plan.shared,
+                "shortened": plan.shortened,
+                "n_bytes": plan.n_bytes,
+                "dry_run": dry_run,
+            }
+        )
+    elif has_work and not dry_run:
+        console().print(f"removed; {format_bytes(plan.n_bytes)} free again", soft_wrap=True)
+    return EXIT_OK
+
+
+def _ask(question: str, *, as_json: bool) -> None:
+    """Ask on a terminal; elsewhere, raise UsageError, which names --yes."""
+    if not as_json and sys.stdin.isatty() and sys.stderr.isatty():
+        if not typer.confirm(question, err=True):
+            raise typer.Abort
+        return
+    raise UsageError(
+        "a removal without --yes where nobody can be asked",
+        "--yes, or --dry-run",
+        "Look with --dry-run first, then add --yes.",
+    )
+
+
+def _removed(plan: RemovalPlan) -> str:
+    """Return what a removal takes away in words."""
+    kinds = Counter(_kind_of(folder) for folder in plan.folders)
+    words = [count_kinds(plan.parts), *(plural(n, kind) for kind, n in kinds.items())]
+    return ", ".join(word for word in words if word)
+
+
+def _kind_of(folder: Path) -> str:
+    if folder.name.startswith(("checkpoint-", ".partial-")):
+        return "checkpoint"
+    return "attempt" if folder.parent.name == "attempts" else "cache"
+
+
+def _print_removal(plan: RemovalPlan) -> None:
+    out = console()
+    for name, run_ids in plan.shortened.items():
+        out.print(f"taken out of the plan of {name}: {', '.join(run_ids)}", soft_wrap=True)
+    if plan.shared:
+        sweeps = sorted({name for names in plan.shared.values() for name in names})
+        out.print(
+            f"{plural(len(plan.shared), 'run')} of other sweeps stay: {', '.join(sweeps)}",
+            soft_wrap=True,
+        )
+    if not (plan.parts or plan.folders):
+        out.print("nothing to remove")
+        return
+    out.print(f"to remove: {_removed(plan)}; frees {format_bytes(plan.n_bytes)}", soft_wrap=True)
 
 
 def show_merge(

@@ -49,7 +49,7 @@ ORDER = (
     *("sweep", "status", "fit", "predict", "scores", "backtest", "law", "decide", "tune"),
     *("dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
-    *("merge",),
+    *("merge", "remove"),
     *("data", "bench", "doctor"),
 )
 """Commands in the order of the help: what to run first comes first."""
@@ -82,6 +82,7 @@ app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
 app.command("merge")(folders_commands.merge)
+app.command("remove")(folders_commands.remove)
 app.command("backtest")(backtest_commands.backtest)
 app.command("predict")(predict_commands.predict)
 app.command("scores")(scores_commands.scores)

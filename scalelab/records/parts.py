@@ -174,6 +174,8 @@ def disk_bytes(path: Path) -> int:
     total = 0
     with contextlib.suppress(OSError):
         total = _blocks(path.lstat())
+    if path.is_symlink():
+        return total
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             with contextlib.suppress(OSError):

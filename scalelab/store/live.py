@@ -224,6 +224,14 @@ def open_live(folder: Path) -> tuple[duckdb.DuckDBPyConnection, str | None]:
     return connection, discarded
 
 
+def forget_live(results: Path) -> None:
+    """Delete the live database, so that the next collection reads all files again."""
+    folder = live_folder(results)
+    with collector_lock(folder, wait_s=10.0):
+        for name in (LIVE_FILE, f"{LIVE_FILE}.wal"):
+            (folder / name).unlink(missing_ok=True)
+
+
 def _schema_version(connection: duckdb.DuckDBPyConnection) -> int | None:
     import duckdb
 
