@@ -82,10 +82,10 @@ class NamedParts:
         if name != _name(part) and about is not None:
             text = json.dumps({**about, "name": name}, indent=1)
             texts[_ABOUT[part.kind]] = text + "\n" * part.is_file
-        saved = Results(self.theirs).load_plan(part.name) if part.kind == SWEEP else None
         other = {SWEEP: IMPORT, IMPORT: SWEEP}.get(part.kind)
         if other is not None and Part(other, name).path(self.ours).exists():
             return here, (), (Conflict(here, f"its name is that of {_article(other)} here"),)
+        saved = Results(self.theirs).load_plan(part.name) if part.kind == SWEEP else None
         target = here.path(self.ours)
         if not target.exists():
             skips = self.skips if part.kind == SWEEP else frozenset()

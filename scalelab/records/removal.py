@@ -166,14 +166,12 @@ def apply_removal(results: Path, plan: RemovalPlan) -> None:
     DataError
         If the folder cannot be written.
     """
-    order = (RUN, SWEEP, IMPORT, DATASET)
-    parts = sorted(plan.parts, key=lambda part: order.index(part.kind))
     with scratch_folder(results) as scratch:
-        for index, part in enumerate(part for part in parts if part.kind == RUN):
+        for index, part in enumerate(part for part in plan.parts if part.kind == RUN):
             _move(part.path(results), scratch / f"run{index}")
         for name, run_ids in plan.shortened.items():
             _shorten(results, name, run_ids)
-        rest = [part.path(results) for part in parts if part.kind != RUN]
+        rest = [part.path(results) for part in plan.parts if part.kind != RUN]
         for index, path in enumerate((*rest, *plan.folders)):
             _move(path, scratch / f"part{index}")
 
@@ -265,25 +263,26 @@ def _named_parts(
     """Return the parts to remove, the shared runs with their sweeps, and the shortened plans."""
     removed = {part.name for part in named if part.kind == SWEEP}
     holders: dict[str, list[str]] = {}
-    for name, run_ids in members.items():
+    for name, members_of in members.items():
         if name not in removed:
-            for run_id in run_ids:
+            for run_id in members_of:
                 holders.setdefault(run_id, []).append(name)
     shared: dict[str, tuple[str, ...]] = {}
     shortened: dict[str, list[str]] = {}
-    run_ids: dict[str, None] = {}
+    gone: dict[str, None] = {}
     for part in named:
         for run_id in _runs_of(part, members):
             others = holders.get(run_id, [])
             if len(others) > (part.kind == RUN):
                 shared[run_id] = tuple(others)
                 continue
-            run_ids[run_id] = None
+            gone[run_id] = None
             for name in others:
                 shortened.setdefault(name, []).append(run_id)
-    parts = [Part(RUN, run_id) for run_id in run_ids]
+    parts = [Part(RUN, run_id) for run_id in gone]
     parts += [part for part in dict.fromkeys(named) if part.kind != RUN]
-    return parts, shared, {name: tuple(run_ids) for name, run_ids in shortened.items()}
+    shared = {run_id: names for run_id, names in shared.items() if run_id not in gone}
+    return parts, shared, {name: tuple(found) for name, found in shortened.items()}
 
 
 def _runs_of(part: Part, members: dict[str, tuple[str, ...]]) -> Sequence[str]:
