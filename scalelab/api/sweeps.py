@@ -52,6 +52,7 @@ def propose(
     is_dry_run: bool = False,
     is_plan_only: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    allow_source_change: bool = False,
 ) -> Proposal:
     """Return the plan of a sweep with its cost. The data is prepared unless it is a dry run.
 
@@ -72,12 +73,17 @@ def propose(
         the cost is that of the GPU of ``[launcher.slurm]``.
     progress : callable, optional
         Receives the progress of data preparation.
+    allow_source_change : bool
+        Whether a saved sweep of that name continues with the version of its program for which it
+        was planned, although the program's files have changed.
 
     Raises
     ------
     UsageError, DataError
         For a sweep, a text or a device that cannot be used.
     """
+    from dataclasses import replace
+
     from scalelab.api.sweep_reports import Proposal
     from scalelab.launch.proposal import propose as propose_sweep
     from scalelab.launch.speed import slurm_speed
@@ -98,6 +104,13 @@ def propose(
     execution, n_workers = _execution(
         sweep.execution, sweep.launcher, device, workers, keep_weights, is_plan_only=is_plan_only
     )
+    version = ""
+    if sweep.program is not None:
+        from scalelab.launch.program_source import saved_version
+
+        execution = replace(execution, program=sweep.program.execution())
+        if allow_source_change:
+            version = saved_version(Results(Path(results)), sweep.default_name())
     speed = None
     if is_plan_only or sweep.launcher.name != "local":
         slurm = sweep.launcher.slurm
@@ -113,6 +126,8 @@ def propose(
             is_dry_run=is_dry_run,
             progress=progress,
             speed=speed,
+            is_elsewhere=is_plan_only,
+            program_version=version,
         )
     )
 
@@ -173,6 +188,7 @@ def preview(
             sum(proposal.cost.run_seconds) / 3600,
             proposal.cost.speed.usd_per_worker_hour,
             is_gpu=proposal.execution.device == "cuda",
+            is_known=proposal.cost.speed.is_known,
         )
         return None
     from scalelab.launch.slurm.preview import preview_slurm
@@ -205,6 +221,7 @@ def launch(
     results: str | Path = DEFAULT_RESULTS,
     extend: bool = False,
     detach: bool = False,
+    allow_source_change: bool = False,
     watch: Watcher | None = None,
 ) -> LaunchReport:
     """Run a proposal to its end and collect the results.
@@ -217,6 +234,8 @@ def launch(
         Whether to add the runs to an existing sweep of that name with another specification.
     detach : bool
         SLURM: whether to return after submission.
+    allow_source_change : bool
+        As in `propose`.
     watch : callable, optional
         Receives a `LaunchView` after each change.
     """
@@ -225,7 +244,12 @@ def launch(
     from scalelab.records.sweep_dir import Results
 
     report = launch_proposal(
-        proposal, Results(Path(results)), watch or ignore, extend=extend, is_detached=detach
+        proposal,
+        Results(Path(results)),
+        watch or ignore,
+        extend=extend,
+        is_detached=detach,
+        allow_source_change=allow_source_change,
     )
     return LaunchReport.of(report)
 
@@ -241,6 +265,7 @@ def resume(
     launch: Mapping[str, Any] | None = None,
     execution: Mapping[str, Any] | None = None,
     detach: bool = False,
+    allow_source_change: bool = False,
     watch: Watcher | None = None,
 ) -> LaunchReport:
     """Run the unfinished runs of a sweep to their end and collect the results.
@@ -256,9 +281,14 @@ def resume(
     execution : Mapping, optional
         Fields of ``[execution]`` to change from now on. A run that has a checkpoint continues as
         it began.
+    allow_source_change : bool
+        Whether the program of the sweep may have changed since its runs were planned.
     """
+    from dataclasses import replace
+
     from scalelab.api.sweep_reports import LaunchReport
     from scalelab.launch.execute import resume as resume_sweep
+    from scalelab.launch.program_source import saved_program
     from scalelab.launch.saved_options import changed_options, save_options, saved_options
     from scalelab.sweep.tables import ExecutionTable, LauncherTable
 
@@ -268,6 +298,7 @@ def resume(
     if launch or execution:
         save_options(folder, saved.name, launcher, table)
     request, n_workers = _execution(table, launcher, device, workers, keep_weights)
+    request = replace(request, program=saved_program(folder, saved.name))
     report = resume_sweep(
         saved,
         folder,
@@ -276,6 +307,7 @@ def resume(
         n_workers=n_workers,
         retry_failed=retry_failed,
         is_detached=detach,
+        allow_source_change=allow_source_change,
     )
     return LaunchReport.of(report)
 

@@ -7,12 +7,23 @@ from typing import Any
 
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console
+from scalelab.cli.program_view import (
+    data_words,
+    flop_convention,
+    flop_words,
+    model_words,
+    print_commands,
+    program_as_json,
+    program_words,
+)
 from scalelab.launch.proposal import Proposal
 from scalelab.records.qualification import way_of
 from scalelab.sweep.cost import PlanCost, plan_cost
 from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto, needs_qualification
-from scalelab.sweep.plan import Plan, PlannedRun
-from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
+from scalelab.sweep.plan import Plan
+from scalelab.sweep.planned_run import PlannedRun, used_names
+from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
     format_count,
     format_duration,
@@ -60,14 +71,14 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
             format_quantity(row.n_params),
             format_quantity(row.spec.n_tokens),
             f"{row.tokens_per_param:.3g}",
-            row.spec.shape.label(),
+            model_words(row.spec),
             format_count(row.spec.n_steps),
             f"{row.spec.batch_seqs}x{row.spec.seq_len}",
-            f"{row.spec.lr:.3g}",
+            _lr_words(row.spec),
             *((f"{row.spec.weight_decay:.2g}",) if len(decays) > 1 else ()),
             format_flops(row.flops),
-            "done" if is_done else format_duration(seconds),
-            "" if is_done else format_money(_usd(row, seconds, cost)),
+            "done" if is_done else _time_words(seconds, cost),
+            "" if is_done or not cost.speed.is_known else format_money(_usd(row, seconds, cost)),
         )
     out.print(Fitting(table))
     if len(plan.rows) > len(shown):
@@ -77,8 +88,20 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
     where = "here" if n_slurm_jobs is None else "on SLURM"
     for line in _summary_lines(proposal, cost, where):
         out.print(line, soft_wrap=True)
+    if proposal.commands:
+        print_commands(proposal.commands)
     for warning in plan.warnings():
         out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+
+
+def _time_words(seconds: float, cost: PlanCost) -> str:
+    return format_duration(seconds) if cost.speed.is_known else "unknown"
+
+
+def _lr_words(spec: RunSpec) -> str:
+    """Return the learning rate; empty if a program does not receive it."""
+    is_used = spec.program is None or used_names(spec.program).intersection(("lr", "lr_end"))
+    return f"{spec.lr:.3g}" if is_used else ""
 
 
 def _usd(row: PlannedRun, seconds: float, cost: PlanCost) -> float:
@@ -95,16 +118,19 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
     done = f", {plural(len(proposal.finished), 'run')} already done" if proposal.finished else ""
     speed = cost.speed
     lines = [
-        f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
+        data_words(plan)
+        if facts.n_train_tokens is None or not facts.n_eval_tokens
+        else f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
         f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
         f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; "
         f"weight decay {plan.rules['weight_decay']}; {plan.rules['schedule']}; "
         f"shapes {plan.rules['shapes']}{_parametrization_words(plan)}",
-        f"execution: {_execution_line(proposal)}",
-        f"counted: N {_counted(plan)}, FLOPs {DEFAULT_FLOP_CONVENTION} (causal attention and head "
-        "included)",
+        program_words(proposal) or f"execution: {_execution_line(proposal)}",
+        f"counted: N {_counted(plan)}, FLOPs {flop_words(plan)}",
         f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
-        f"{where}: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})",
+        f"{where}: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})"
+        if speed.is_known
+        else f"{where}: unknown time on {speed.n_workers} x {speed.device} ({speed.note})",
     ]
     if last := proposal.largest():
         size = last[0].budget_flops or last[0].flops
@@ -112,7 +138,7 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
             f"order: {plural(len(last), 'run')} of {format_flops(size)} FLOPs after all others; "
             "the forecast of their losses is registered before they start"
         )
-    if cost.wall_s < LONG_S:
+    if cost.wall_s < LONG_S and speed.is_known:
         return lines
     lines += [
         f"on one {other.speed.device}: {_cost_words(other)} ({other.speed.note})"
@@ -175,7 +201,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
         "name": plan.name,
         "kind": plan.kind,
         "param_convention": DEFAULT_PARAM_CONVENTION,
-        "flop_convention": DEFAULT_FLOP_CONVENTION,
+        "flop_convention": flop_convention(plan),
         "rows": [
             {
                 "run_id": None if plan.data.is_estimated else row.spec.run_id,
@@ -183,7 +209,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "n_params": row.n_params,
                 "n_params_active": row.n_params_active,
                 "n_tokens": row.spec.n_tokens,
-                "shape": row.spec.shape.label(),
+                "shape": model_words(row.spec),
                 "n_steps": row.spec.n_steps,
                 "batch_seqs": row.spec.batch_seqs,
                 "seq_len": row.spec.seq_len,
@@ -193,7 +219,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "decay_steps": row.spec.decay_steps,
                 "flops": row.flops,
                 "epochs": plan.epochs(row),
-                "seconds": seconds,
+                "seconds": seconds if cost.speed.is_known else None,
                 "gpus": proposal.gpus.get(row.spec.run_id),
                 "is_finished": row.spec.run_id in proposal.finished,
                 "starts_last": row.spec.run_id in last,
@@ -201,7 +227,8 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
             for row, seconds in zip(plan.rows, cost.run_seconds, strict=True)
         ],
         "rules": dict(plan.rules),
-        "execution": _execution_json(proposal),
+        "execution": _execution_json(proposal) if not proposal.commands else None,
+        "program": program_as_json(proposal),
         "data": {
             "tokenizer": plan.data.tokenizer,
             "n_train_tokens": plan.data.n_train_tokens,
@@ -236,10 +263,10 @@ def _cost_json(cost: PlanCost) -> dict[str, Any]:
     return {
         "device": cost.speed.device,
         "n_workers": cost.speed.n_workers,
-        "wall_s": cost.wall_s,
-        "worker_hours": cost.worker_hours,
-        "usd": cost.usd,
-        "kwh": cost.kwh,
+        "wall_s": cost.wall_s if cost.speed.is_known else None,
+        "worker_hours": cost.worker_hours if cost.speed.is_known else None,
+        "usd": cost.usd if cost.speed.is_known else None,
+        "kwh": cost.kwh if cost.speed.is_known else None,
         "is_measured": cost.speed.is_measured,
         "note": cost.speed.note,
     }

@@ -20,11 +20,11 @@ from scalelab.forecast.modes import FormPosterior
 from scalelab.launch.proposal import Proposal
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import plan_cost
-from scalelab.sweep.plan import MAX_EPOCHS, PlannedRun
-from scalelab.theory.accounting import (
-    DEFAULT_FLOP_CONVENTION,
-    train_flops,
-)
+from scalelab.sweep.plan import MAX_EPOCHS
+from scalelab.sweep.planned_run import PlannedRun
+from scalelab.sweep.program import ProgramSpec
+from scalelab.sweep.run_size import planned_flops
+from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION
 from scalelab.units import format_flops, plural
 
 KIND = "adaptive"
@@ -117,7 +117,7 @@ def next_batch(
     free = [
         row
         for row in pool.plan.rows
-        if row.spec.run_id not in known.run_ids and pool.plan.epochs(row) <= most_epochs
+        if row.spec.run_id not in known.run_ids and (pool.plan.epochs(row) or 0.0) <= most_epochs
     ]
     flops = np.array([row.flops for row in free])
     if not known.spent and not free:
@@ -137,7 +137,7 @@ def next_batch(
     ceiling = next(
         (s * budget for s in BUDGET_SHARES if s * budget > known.spent * (1 + 1e-9)), budget
     )
-    made, could = _columns(known, free, pool.plan.data.n_train_tokens)
+    made, could = _columns(known, free, pool.plan.data.n_train_tokens or np.inf)
     found = next_round(
         made,
         np.array(known.losses),
@@ -185,6 +185,7 @@ def known_runs(results: Results, pool: Proposal) -> Known:
     finished: set[str] = set()
     spent = 0.0
     text = (pool.plan.data.fingerprint, pool.plan.data.eval_fingerprint)
+    programs = {_program_key(row.spec.program) for row in pool.plan.rows}
     for name in results.sweep_names():
         for run_id in results.load_plan(name).run_ids:
             is_ours = name == pool.plan.name
@@ -194,17 +195,19 @@ def known_runs(results: Results, pool: Proposal) -> Known:
             spec = run.read_spec()
             if (spec.data_fingerprint, spec.eval_fingerprint) != text:
                 continue
+            if _program_key(spec.program) not in programs:
+                continue
             attempt = run.accepted()
             record = None if attempt is None else attempt.read_record()
             if record is not None and run_id not in finished and record.loss_nats is not None:
-                sizes.append(float(record.n_params["active"]))
+                counts = record.n_params
+                sizes.append(float(counts.get("active", counts[DEFAULT_PARAM_CONVENTION])))
                 lengths.append(float(record.n_tokens))
                 losses.append(record.loss_nats)
             if record is not None or is_ours:
                 finished.add(run_id)
             if is_ours:
-                flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)
-                spent += flops[DEFAULT_FLOP_CONVENTION]
+                spent += planned_flops(spec)
     return Known(
         n_params=tuple(sizes),
         n_tokens=tuple(lengths),
@@ -212,6 +215,13 @@ def known_runs(results: Results, pool: Proposal) -> Known:
         run_ids=frozenset(finished),
         spent=spent,
     )
+
+
+def _program_key(program: ProgramSpec | None) -> ProgramSpec | None:
+    """Return a program without its size: runs of other programs are not comparable."""
+    if program is None:
+        return None
+    return dataclasses.replace(program, size=(), n_params=0, flops_per_token=0.0)
 
 
 def _columns(

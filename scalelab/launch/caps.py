@@ -13,6 +13,7 @@ def refuse_over_cap(
     usd_per_hour: float,
     *,
     is_gpu: bool = True,
+    is_known: bool = True,
 ) -> None:
     """Raise UsageError if used and new hours together exceed a cap of the table.
 
@@ -25,7 +26,15 @@ def refuse_over_cap(
     usd_per_hour : float
     is_gpu : bool
         Whether these are GPU-hours; otherwise they are worker-hours on CPU cores.
+    is_known : bool
+        Whether the new hours are known; a cap on an unknown time is refused.
     """
+    if not is_known and (table.max_gpu_hours is not None or table.max_usd is not None):
+        raise UsageError(
+            "--max-gpu-hours or --max-usd for a program whose speed is unknown",
+            "a limit with an estimate of the time",
+            "Add program.tokens_per_s, for example tokens_per_s = '180K', or remove the limit.",
+        )
     total = used_hours + new_hours
     unit = "GPU-hours" if is_gpu else "worker-hours"
     given = f"{new_hours:.3g} {unit} in addition to {used_hours:.3g} used or submitted"

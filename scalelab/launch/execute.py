@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from scalelab.launch.largest_last import (
     register_largest,
 )
 from scalelab.launch.local.pool import launch_local
+from scalelab.launch.program_source import require_same_source, save_program
+from scalelab.launch.program_speed import saved_speed, table_rates
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.prune import detached_error as watchless_error
 from scalelab.launch.publishing import publishing
@@ -39,10 +42,10 @@ from scalelab.store.collect import collect
 from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.cost import Speed, seconds_by_id
 from scalelab.sweep.execution import ExecutionSpec, representative_specs
+from scalelab.sweep.run_size import planned_flops
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.tables import LauncherTable
 from scalelab.sweep.trunk import predecessors, trunk_id
-from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
@@ -65,6 +68,9 @@ def save(proposal: Proposal, results: Results, *, extend: bool = False) -> Saved
     with _disk_errors_explained(results.path):
         saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
         save_options(results, saved.name, proposal.sweep.launcher, proposal.sweep.execution)
+        if proposal.sweep.program is not None:
+            program = proposal.sweep.program
+            save_program(results, saved.name, program, table_rates(program))
     return saved
 
 
@@ -75,6 +81,7 @@ def launch(
     *,
     extend: bool = False,
     is_detached: bool = False,
+    allow_source_change: bool = False,
 ) -> LaunchReport:
     """Save a proposal's plan, train its runs, and collect the results.
 
@@ -89,6 +96,8 @@ def launch(
         Whether to add the runs to a sweep of that name with another specification.
     is_detached : bool
         On SLURM, whether to return once every job is submitted.
+    allow_source_change : bool
+        Whether a program may train runs that were planned with another version of its files.
 
     Raises
     ------
@@ -104,6 +113,7 @@ def launch(
         execution=proposal.execution,
         n_workers=proposal.cost.speed.n_workers,
         is_detached=is_detached,
+        allow_source_change=allow_source_change,
     )
 
 
@@ -116,6 +126,7 @@ def resume(
     n_workers: int,
     retry_failed: bool = False,
     is_detached: bool = False,
+    allow_source_change: bool = False,
 ) -> LaunchReport:
     """Train the unfinished runs of a saved plan, and collect the results.
 
@@ -131,10 +142,11 @@ def resume(
     """
     with _disk_errors_explained(results.path):
         specs = {run_id: results.run(run_id).read_spec() for run_id in saved.run_ids}
-        flops = {
-            run_id: train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
-            for run_id, spec in specs.items()
-        }
+        flops = {run_id: planned_flops(spec) for run_id, spec in specs.items()}
+        todo = [s for run_id, s in specs.items() if results.run(run_id).accepted() is None]
+        note = require_same_source(results, saved.name, todo, allow_change=allow_source_change)
+        if note:
+            print(f"scalelab: {note}", file=sys.stderr)
         launcher = saved_options(results, saved.name, LauncherTable)
         if is_detached and launcher.stop_hopeless:
             raise watchless_error()
@@ -227,12 +239,18 @@ def _launch(
         spec for run_id, spec in specs.items() if request.results.run(run_id).accepted() is None
     ]
     is_local = launcher.name == "local"
-    verdict = local_verdict(request.results, request.execution) if is_local else None
-    require_executable(request.execution, todo, verdict)
+    is_program = request.execution.program is not None
+    if not is_program:
+        verdict = local_verdict(request.results, request.execution) if is_local else None
+        require_executable(request.execution, todo, verdict)
+
+    def own(speed: Speed) -> Speed:
+        return saved_speed(speed, request.results, request.sweep, specs) if is_program else speed
+
     if is_local:
         how = request.execution
         precision = todo[0].precision if todo else None
-        speed = machine_speed(how, request.n_workers, precision=precision)
+        speed = own(machine_speed(how, request.n_workers, precision=precision))
         batches = choose_batched_runs(
             todo,
             speed.batching_gains,
@@ -243,7 +261,10 @@ def _launch(
         done = frozenset(specs).difference(spec.run_id for spec in todo)
         seconds = _seconds(specs, request.results, speed, done)
         hours, price = sum(seconds.values()) / 3600, speed.usd_per_worker_hour
-        refuse_over_cap(launcher.slurm, 0.0, hours, price, is_gpu=how.device == "cuda")
+        is_gpu = how.device == "cuda"
+        refuse_over_cap(
+            launcher.slurm, 0.0, hours, price, is_gpu=is_gpu, is_known=speed.is_known or not todo
+        )
         return launch_local(replace(request, batched_runs=sizes), watch)
     from scalelab.launch.slurm.arrays import SlurmOptions
     from scalelab.launch.slurm.launcher import launch_slurm
@@ -252,7 +273,7 @@ def _launch(
     left = [s for s in specs.values() if request.results.run(s.run_id).status() not in FINAL]
     execution = replace(request.execution, tensor_parallel=table.tensor_parallel)
     speed = with_devices(
-        slurm_speed(table, execution), table, run_gpus(table, specs.values(), budgets)
+        own(slurm_speed(table, execution)), table, run_gpus(table, specs.values(), budgets)
     )
     options = SlurmOptions(
         table=table,
@@ -291,6 +312,8 @@ def _all(*watchers: Watcher) -> Watcher:
 def _seconds(
     specs: Mapping[str, RunSpec], results: Results, speed: Speed, skip: frozenset[str] = frozenset()
 ) -> dict[str, float]:
+    if speed.is_program:
+        return seconds_by_id(list(specs.values()), {}, speed, skip=skip)
     n_eval = {
         fingerprint: open_dataset(results.dataset(fingerprint)).n_eval_tokens
         for fingerprint in {spec.data_fingerprint for spec in specs.values()}

@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scalelab.errors import EXIT_OK, DataError, RunsFailedError, ScalelabError
@@ -23,6 +24,7 @@ from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView
 from scalelab.launch.batching import batch_sizes
 from scalelab.launch.devices import gpu_slots, worker_slots
 from scalelab.launch.local.pool import launch_local
+from scalelab.launch.program_source import saved_program
 from scalelab.launch.worker import EXIT_STOPPED
 from scalelab.records.files import read_json
 from scalelab.records.sweep_dir import EXECUTION_FILE, Results
@@ -32,7 +34,7 @@ from scalelab.sweep.execution import (
     execution_from_mapping,
     representative_specs,
 )
-from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops
+from scalelab.sweep.run_size import planned_flops
 from scalelab.units import plural
 
 
@@ -69,10 +71,7 @@ def train_folders(
     ends_s = None if deadline_s is None else time.monotonic() + deadline_s
     saved = results.load_plan(sweep)
     specs = {run_id: results.run(run_id).read_spec() for run_id in saved.run_ids}
-    flops = {
-        run_id: train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
-        for run_id, spec in specs.items()
-    }
+    flops = {run_id: planned_flops(spec) for run_id, spec in specs.items()}
     device = device or ("cuda" if gpu_slots() else "cpu")
     execution = requested_execution(results, sweep, device)
     todo = [spec for run_id, spec in specs.items() if results.run(run_id).accepted() is None]
@@ -103,7 +102,8 @@ def requested_execution(results: Results, sweep: str, device: str) -> ExecutionS
     """Return the execution that the sweep was planned with, on this device; default ``auto``."""
     content = read_json(results.sweep(sweep) / EXECUTION_FILE) or {}
     automatic = {"step": AUTO, "kernels": AUTO, "attention": AUTO}
-    return execution_from_mapping({**automatic, **content, "device": device})
+    execution = execution_from_mapping({**automatic, **content, "device": device})
+    return replace(execution, program=saved_program(results, sweep))
 
 
 def main(words: Sequence[str] | None = None) -> int:

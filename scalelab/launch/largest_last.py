@@ -16,8 +16,8 @@ from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.store.collect import collect
 from scalelab.sweep.largest import largest_runs
 from scalelab.sweep.option import KINDS
+from scalelab.sweep.run_size import run_size
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.theory.accounting import count_params
 from scalelab.units import format_flops, plural
 
 LEVEL = 0.9
@@ -165,7 +165,8 @@ def _questions(
     run_ids: Collection[str], specs: Mapping[str, RunSpec], convention: str
 ) -> dict[str, None]:
     """Return N and D of runs as questions, each once, with N in the count of the fitted rows."""
-    counts = {r: count_params(specs[r].shape).by_convention() for r in run_ids}
+    sizes = {r: run_size(specs[r]) for r in run_ids}
+    counts = {r: {**size.n_params, "active": size.active} for r, size in sizes.items()}
     return dict.fromkeys(
         f"N={counts[run_id][convention]:.0f},D={specs[run_id].n_tokens:.0f}" for run_id in run_ids
     )

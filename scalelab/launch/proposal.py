@@ -16,6 +16,27 @@ from scalelab.corpus.tokenizer import ByteTokenizer
 from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
+from scalelab.launch.program_plan import (
+    UNKNOWN,
+    has_prepared_text,
+    identity_of,
+    program_facts,
+    program_notes,
+)
+from scalelab.launch.program_ready import (
+    RenderedRun,
+    place_problems,
+    planned_place,
+    render_problems,
+    require_format,
+    shown_runs,
+)
+from scalelab.launch.program_speed import (
+    learned_rates,
+    program_speed,
+    sweep_run_ids,
+    table_rates,
+)
 from scalelab.launch.slurm.resources import run_gpus
 from scalelab.launch.speed import machine_speed, speed_for, with_devices
 from scalelab.launch.trackers import require_installed
@@ -25,9 +46,12 @@ from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
 from scalelab.sweep.execution import ExecutionSpec, default_precision, planned_execution
 from scalelab.sweep.largest import largest_runs
-from scalelab.sweep.plan import DataFacts, Plan, PlannedRun, make_plan
+from scalelab.sweep.plan import Plan, make_plan
+from scalelab.sweep.planned_run import DataFacts, PlannedRun
 from scalelab.sweep.precision import require_precision
-from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.program_render import rendered
+from scalelab.sweep.program_table import ProgramTable
+from scalelab.sweep.run_spec import PRECISIONS, RunSpec
 from scalelab.sweep.spec import SweepSpec
 
 NOT_TRAINED = (*FINAL, PRUNED)
@@ -61,6 +85,8 @@ class Proposal:
         nothing is known.
     gpus : Mapping[str, int]
         GPUs of each run by run_id on SLURM; empty on this machine.
+    commands : tuple of RenderedRun
+        Commands of the smallest, the middle and the largest run of a program.
     """
 
     sweep: SweepSpec
@@ -71,6 +97,7 @@ class Proposal:
     finished: frozenset[str]
     verdict: Verdict | None = None
     gpus: Mapping[str, int] = field(default_factory=dict)
+    commands: tuple[RenderedRun, ...] = ()
 
     def execution_of(self, spec: RunSpec) -> ExecutionSpec:
         """Return the requested execution of a run, on its own number of devices."""
@@ -103,6 +130,8 @@ def propose(
     is_dry_run: bool,
     progress: Progress | None = None,
     speed: Speed | None = None,
+    is_elsewhere: bool = False,
+    program_version: str = "",
 ) -> Proposal:
     """Return the proposal of a sweep.
 
@@ -120,6 +149,10 @@ def propose(
         Called during the preparation of the text.
     speed : Speed, optional
         Speed for the cost if the runs are executed elsewhere.
+    is_elsewhere : bool
+        Whether a program need not exist on this machine.
+    program_version : str
+        Version of the program, if it is not that of its files now.
 
     Raises
     ------
@@ -130,22 +163,34 @@ def propose(
         If the text cannot be used.
     """
     require_installed(sweep.launcher.trackers)
-    source = DataSource(**sweep.data.model_dump())
-    dataset = (
-        find_prepared(source, results.path)
-        if is_dry_run
-        else prepare(source, results.path, progress=progress)
-    )
-    facts = _estimated_facts(source, results) if dataset is None else _facts(dataset)
+    table, program = sweep.program, None
+    facts = None
+    if table is None or has_prepared_text(table):
+        facts = _text_facts(sweep, results, is_dry_run=is_dry_run, progress=progress)
     precision = sweep.train.precision or default_precision(execution.device)
-    plan = make_plan(sweep, facts, precision=precision)
+    if table is not None:
+        require_format(table)
+        program = identity_of(
+            table, results.path, version=program_version, is_dry_run=is_dry_run or is_elsewhere
+        )
+        facts, precision = program_facts(table, facts), PRECISIONS[0]
+        if program.version == UNKNOWN:
+            facts = replace(facts, is_estimated=True)
+    assert facts is not None
+    plan = make_plan(sweep, facts, precision=precision, program=program)
     is_local = sweep.launcher.name == "local"
-    verdict = local_verdict(results, execution) if is_local else None
-    require_executable(execution, [row.spec for row in plan.rows], verdict)
-    # Another machine's GPUs are not known here; its workers check their own.
-    names = gpu_names() if is_local else ()
-    for row in plan.rows:
-        require_precision(row.spec, execution.device, names)
+    verdict = None
+    if table is None:
+        verdict = local_verdict(results, execution) if is_local else None
+        require_executable(execution, [row.spec for row in plan.rows], verdict)
+        # Another machine's GPUs are not known here; its workers check their own.
+        names = gpu_names() if is_local else ()
+        for row in plan.rows:
+            require_precision(row.spec, execution.device, names)
+    if table is not None:
+        base = speed or machine_speed(execution, n_workers, precision=precision)
+        learned = learned_rates(results, sweep_run_ids(results, plan.name))
+        speed = program_speed(base, table.tokens_per_s, table_rates(table), learned)
     if speed is None:
         speed = (
             machine_speed(execution, n_workers, precision=precision)
@@ -154,9 +199,9 @@ def propose(
         )
     gpus: dict[str, int] = {}
     if not is_local:
-        table, budgets = sweep.launcher.slurm, {r.spec.run_id: r.budget_flops for r in plan.rows}
-        gpus = run_gpus(table, [row.spec for row in plan.rows], budgets)
-        speed = with_devices(speed, table, gpus)
+        slurm, budgets = sweep.launcher.slurm, {r.spec.run_id: r.budget_flops for r in plan.rows}
+        gpus = run_gpus(slurm, [row.spec for row in plan.rows], budgets)
+        speed = with_devices(speed, slurm, gpus)
     finished = frozenset(
         row.spec.run_id
         for row in plan.rows
@@ -172,7 +217,7 @@ def propose(
     cost, *elsewhere = (
         plan_cost(plan, each, skip=finished, largest=last) for each in (speed, *compared_speeds())
     )
-    return Proposal(
+    proposal = Proposal(
         sweep=sweep,
         plan=plan,
         cost=cost,
@@ -182,6 +227,55 @@ def propose(
         verdict=verdict,
         gpus=gpus,
     )
+    if table is None:
+        return proposal
+    return _with_commands(proposal, table, results, is_checked=not (is_dry_run or is_elsewhere))
+
+
+def _with_commands(
+    proposal: Proposal, table: ProgramTable, results: Results, *, is_checked: bool
+) -> Proposal:
+    """Return the proposal of a program with its commands and warnings.
+
+    What is missing on this machine is an error if ``is_checked``, else a warning.
+    """
+    plan, sweep = proposal.plan, proposal.sweep
+    per_node = 0 if sweep.launcher.name == "local" else sweep.launcher.slurm.gpus_per_node
+    places = {
+        row.spec.run_id: planned_place(
+            row.spec,
+            proposal.execution_of(row.spec),
+            sweep=plan.name,
+            results=results.path.absolute(),
+            gpus_per_node=per_node,
+        )
+        for row in plan.rows
+    }
+    execution = table.execution()
+    for problem in render_problems(plan.rows, places, execution):
+        raise problem
+    commands = tuple(
+        RenderedRun(row, rendered(row.spec, execution, places[row.spec.run_id]))
+        for row in shown_runs(plan.rows)
+    )
+    problems = place_problems(table, commands, is_prepared=has_prepared_text(table))
+    if problems and is_checked:
+        raise problems[0]
+    notes = (*program_notes(sweep, table), *(f"a launch will fail: {each}" for each in problems))
+    return replace(proposal, plan=replace(plan, notes=notes), commands=commands)
+
+
+def _text_facts(
+    sweep: SweepSpec, results: Results, *, is_dry_run: bool, progress: Progress | None
+) -> DataFacts:
+    """Return the facts about the text of ``[data]``, which is prepared unless in a dry run."""
+    source = DataSource(**sweep.data.model_dump())
+    dataset = (
+        find_prepared(source, results.path)
+        if is_dry_run
+        else prepare(source, results.path, progress=progress)
+    )
+    return _estimated_facts(source, results) if dataset is None else _facts(dataset)
 
 
 def _largest(sweep: SweepSpec, plan: Plan) -> frozenset[str]:

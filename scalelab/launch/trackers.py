@@ -18,7 +18,7 @@ from scalelab.errors import UsageError
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import MetricRow
-from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, train_flops_per_token
+from scalelab.sweep.run_size import run_size
 
 FOLLOW_INTERVAL_S = 2.0
 HOW = {"tensorboard": "pip install 'scalelab[trackers]'", "wandb": "pip install wandb"}
@@ -154,8 +154,7 @@ class Follower:
     def _scalars(self, run: RunDir, row: MetricRow) -> dict[str, float]:
         if run.run_id not in self._flops_per_token:
             spec = run.read_spec()
-            per_token = train_flops_per_token(spec.shape, spec.seq_len)
-            self._flops_per_token[run.run_id] = per_token[DEFAULT_FLOP_CONVENTION]
+            self._flops_per_token[run.run_id] = run_size(spec).planned_per_token
         values = {name: getattr(row, name) for name in _SHOWN}
         values["flops"] = row.tokens * self._flops_per_token[run.run_id]
         return {name: value for name, value in values.items() if value is not None}

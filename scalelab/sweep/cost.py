@@ -17,9 +17,10 @@ from scalelab.errors import DataError
 from scalelab.sweep.batched_runs import choose_batched_runs
 from scalelab.sweep.execution import step_kind
 from scalelab.sweep.plan import Plan, longest_first
+from scalelab.sweep.run_size import planned_flops, run_size
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import shared_steps
-from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, TRAIN_TO_FORWARD, train_flops
+from scalelab.theory.accounting import TRAIN_TO_FORWARD
 from scalelab.theory.hardware import (
     CPU_CORE_USD_PER_HOUR,
     CPU_PRICE_SOURCE,
@@ -101,6 +102,12 @@ class Speed:
         Source of the figures.
     max_batched_runs : int
         Maximum number of runs in a step; 0 for as many as are faster.
+    is_program : bool
+        Whether a user's program trains; its speed is then ``tokens_per_s`` or ``token_rates``.
+    tokens_per_s : float
+        Training tokens per second of every run of a program; 0 if it depends on the run.
+    token_rates : tuple of (float, float)
+        FLOPs per token and training tokens per second of runs of a program, smallest first.
     n_devices : Mapping[str, int]
         Devices of each run by run_id, where runs have different numbers of them. Speed, price and
         power are then those of one device.
@@ -115,7 +122,31 @@ class Speed:
     is_measured: bool
     note: str
     max_batched_runs: int = 0
+    is_program: bool = False
+    tokens_per_s: float = 0.0
+    token_rates: tuple[tuple[float, float], ...] = ()
     n_devices: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an estimate; only the time of a program can be unknown."""
+        return bool(self.points or self.tokens_per_s or self.token_rates)
+
+    def token_rate(self, spec: RunSpec) -> float:
+        """Return training tokens per second of a program's run; 0 if unknown.
+
+        Interpolates log-linearly between the sizes that were measured; beyond them the FLOP/s of
+        the nearest one are kept.
+        """
+        if self.tokens_per_s or not self.token_rates:
+            return self.tokens_per_s
+        wanted = run_size(spec).planned_per_token
+        for (low, low_rate), (high, high_rate) in itertools.pairwise(self.token_rates):
+            if low <= wanted <= high:
+                share = math.log(wanted / low) / math.log(high / low)
+                return float(low_rate ** (1 - share) * high_rate**share)
+        size, rate = self.token_rates[0 if wanted <= self.token_rates[0][0] else -1]
+        return rate * size / wanted
 
     def devices_of(self, run_id: str) -> int:
         """Return the factor of a run's speed and price: 1, or its own number of devices."""
@@ -230,7 +261,7 @@ def seconds_by_id(
         All runs of the sweep. A branch of a trunk costs only the steps that no earlier branch
         takes, and batched runs cost less each.
     n_eval_tokens : Mapping
-        Held-out tokens by the fingerprint of the data.
+        Held-out tokens by the fingerprint of the data; 0 for the data of a program.
     speed : Speed
     skip : frozenset of str
         run_ids of finished runs, which cost nothing.
@@ -247,7 +278,7 @@ def seconds_by_id(
         if spec.run_id in skip
         else spec_seconds(
             spec,
-            n_eval_tokens[spec.data_fingerprint],
+            n_eval_tokens.get(spec.data_fingerprint, 0),
             speed,
             n_shared=shared[spec.run_id],
             gain=batched[spec.run_id].gain,
@@ -262,9 +293,12 @@ def spec_seconds(
     """Return a worker's seconds for one run: start, training and final evaluation.
 
     The first ``n_shared`` steps are taken by another branch of the trunk and cost nothing. Batched
-    runs train ``gain`` times as fast.
+    runs train ``gain`` times as fast. 0 if the speed of a program is unknown.
     """
-    flops = train_flops(spec.shape, spec.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
+    if speed.is_program:
+        rate = speed.token_rate(spec)
+        return spec.n_tokens / rate + RUN_OVERHEAD_S if rate else 0.0
+    flops = planned_flops(spec)
     evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
     n_devices = speed.devices_of(spec.run_id) if speed.n_devices else 1
     train_rate, eval_rate = (n_devices * rate for rate in speed.at(spec))

@@ -16,8 +16,8 @@ from typing import Any
 
 from scalelab.errors import SpecError
 from scalelab.sweep.program import ProgramExecution, as_tuples
+from scalelab.sweep.run_size import run_size
 from scalelab.sweep.run_spec import RunSpec, build
-from scalelab.theory.accounting import count_params
 
 AUTO = "auto"
 """Value of a field that the worker chooses: the fastest qualified way on its device."""
@@ -167,7 +167,7 @@ def representative_specs(specs: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
     """
     by_shape: dict[tuple[int, str], RunSpec] = {}
     for spec in sorted(specs, key=lambda spec: spec.run_id):
-        by_shape.setdefault((count_params(spec.shape).total, spec.shape.label()), spec)
+        by_shape.setdefault((run_size(spec).total, spec.shape.label()), spec)
     ordered = [by_shape[key] for key in sorted(by_shape)]
     chosen = {0, len(ordered) // 2, len(ordered) - 1}
     return tuple(ordered[index] for index in sorted(chosen)) if ordered else ()

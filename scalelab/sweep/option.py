@@ -23,6 +23,7 @@ from scalelab.errors import UsageError
 
 RUNS, SEARCH, DATA, MODEL, TRAINING = "What to run", "Search", "Data", "Model", "Training"
 EXECUTION, LAUNCHER, SLURM = "Execution", "Launcher", "SLURM"
+PROGRAM = "Training program"
 
 KINDS = ("isoflop", "grid", "ladder")
 NOT_TUNE = (*KINDS, "adaptive")
@@ -166,9 +167,9 @@ def find_option(model: type[Table], path: tuple[str, ...]) -> Option | None:
 
 
 def field_table(field: FieldInfo) -> type[Table] | None:
-    """Return the table that a field holds, None when it holds a value."""
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Table) else None
+    """Return the table that a field holds, or several of; None when it holds a value."""
+    kinds = (part for part in _parts(field.annotation) if isinstance(part, type))
+    return next((kind for kind in kinds if issubclass(kind, Table)), None)
 
 
 def validated(model: type[_Spec], content: Mapping[str, Any], *, source: str) -> _Spec:
@@ -190,6 +191,8 @@ def _as_usage_error(error: ValidationError, model: type[Table], source: str) -> 
     first = error.errors(include_url=False)[0]
     path = tuple(str(part) for part in first["loc"])
     where = ".".join(path)
+    # Entries of a list of tables have the same keys.
+    path = tuple(part for part in path if not part.isdigit())
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
         near = get_close_matches(path[-1], known, n=1)
@@ -198,7 +201,8 @@ def _as_usage_error(error: ValidationError, model: type[Table], source: str) -> 
             f"one of {', '.join(known)}",
             f"Did you mean {near[0]}?" if near else f"Remove {where}, or use one of these keys.",
         )
-    found = next((o for o in options(model) if o.path == path[: len(o.path)]), None)
+    holders = [o for o in options(model) if o.path == path[: len(o.path)]]
+    found = max(holders, key=lambda holder: len(holder.path), default=None)
     flag = f" ({found.flag})" if found is not None and found.flag else ""
     do = f"Give {where} an accepted value." if found is None else found.suggestion
     cause = first.get("ctx", {}).get("error")
@@ -225,10 +229,11 @@ def _known_keys(model: type[Table], path: tuple[str, ...]) -> list[str]:
 def _options(model: type[Table], above: tuple[str, ...]) -> Iterator[Option]:
     for name, field in model.model_fields.items():
         path, table = (*above, name), field_table(field)
+        extra: Any = field.json_schema_extra or {}
         if table is not None:
             yield from _options(table, path)
-            continue
-        extra: Any = field.json_schema_extra or {}
+            if "x-flag" not in extra:
+                continue
         flag = extra.get("x-flag") or f"--{name.replace('_', '-')}"
         parts = [*field.metadata, *_parts(field.annotation)]
         marker = next((part.text for part in parts if isinstance(part, Metavar)), None)

@@ -9,98 +9,28 @@ per size, at about half the steps.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.errors import UsageError
-from scalelab.sweep.isoflop_sizes import budget_shapes
-from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, rule_texts, schedule_parts
-from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec
+from scalelab.sweep.isoflop_sizes import budget_shapes, expected_tokens_per_param
+from scalelab.sweep.planned_run import DataFacts, PlannedRun, planned_run
+from scalelab.sweep.program import ProgramSpec
+from scalelab.sweep.program_table import ProgramTable
+from scalelab.sweep.rules import FEW_STEPS, rule_texts
+from scalelab.sweep.run_size import model_size
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.shapes import chosen_shapes
+from scalelab.sweep.size_table import SizeRow, budget_rows, nearest_rows
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
-from scalelab.sweep.train_table import TrainTable
 from scalelab.sweep.trunk import shared_steps
-from scalelab.theory.accounting import (
-    DEFAULT_FLOP_CONVENTION,
-    DEFAULT_PARAM_CONVENTION,
-    count_params,
-    train_flops,
-    train_flops_per_token,
-)
-from scalelab.theory.decay_rules import CONSTANT, find_weight_decay_rule
-from scalelab.theory.schedule import RuleInputs
-from scalelab.theory.shape import BASE_WIDTH, ModelShape
-from scalelab.units import format_flops, format_quantity, plural
+from scalelab.theory.decay_rules import CONSTANT
+from scalelab.theory.shape import ModelShape
+from scalelab.units import format_quantity, plural
 
 MAX_EPOCHS = 4.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataFacts:
-    """Facts about the text that planning needs.
-
-    Attributes
-    ----------
-    fingerprint, eval_fingerprint : str
-        Content hashes of the training and held-out tokens; ``unprepared`` in a dry run.
-    tokenizer : str
-        Name of the tokenizer.
-    vocab_size : int
-        Tokens of the vocabulary that occur.
-    n_train_tokens : int
-        Unique training tokens.
-    n_eval_tokens : int
-        Held-out tokens.
-    is_estimated : bool
-        Whether the token counts were estimated from file sizes.
-    end_token : int or None
-        Token that ends a document; None if there is none.
-    """
-
-    fingerprint: str
-    eval_fingerprint: str
-    tokenizer: str
-    vocab_size: int
-    n_train_tokens: int
-    n_eval_tokens: int
-    is_estimated: bool = False
-    end_token: int | None = END_TOKEN
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedRun:
-    """One row of a plan.
-
-    Attributes
-    ----------
-    spec : RunSpec
-        The run.
-    budget_flops : float or None
-        Its isoFLOP budget.
-    n_params : int
-        All parameters (the ``chinchilla`` convention).
-    flops : float
-        Training FLOPs, exact convention.
-    """
-
-    spec: RunSpec
-    budget_flops: float | None
-    n_params: int
-    flops: float
-
-    @property
-    def n_params_active(self) -> int:
-        """Parameters that a token uses; all parameters of a dense model."""
-        return count_params(self.spec.shape).of_active().total
-
-    @property
-    def tokens_per_param(self) -> float:
-        """D/N, active parameters counted."""
-        return self.spec.n_tokens / self.n_params_active
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +49,8 @@ class Plan:
         Rules of the shapes, the learning rate, the batch and the schedule, as text.
     n_merged : int
         Rows left out because, in whole steps, they equal another row.
+    notes : tuple of str
+        Warnings about a user's program.
     """
 
     name: str
@@ -127,10 +59,11 @@ class Plan:
     data: DataFacts
     rules: Mapping[str, str]
     n_merged: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def total_flops(self) -> float:
-        """Training FLOPs of all rows, exact convention."""
+        """Training FLOPs of all rows, by their planned convention."""
         return sum(row.flops for row in self.rows)
 
     @property
@@ -146,30 +79,32 @@ class Plan:
         """Whether a run trains a mixture of experts."""
         return any(row.spec.shape.n_experts for row in self.rows)
 
-    def epochs(self, row: PlannedRun) -> float:
-        """Return the epochs of a run over the text."""
-        return row.spec.n_tokens / self.data.n_train_tokens
+    def epochs(self, row: PlannedRun) -> float | None:
+        """Return the epochs of a run over the text; None if its unique tokens are not known."""
+        unique = self.data.n_train_tokens
+        return None if unique is None else row.spec.n_tokens / unique
 
     def warnings(self) -> list[str]:
         """Return warnings to read before a launch."""
-        found = []
+        found = list(self.notes)
         if self.n_merged:
             found.append(
                 f"{plural(self.n_merged, 'row')} left out: in whole steps, equal to another row of "
                 "the same size."
             )
-        if self.data.n_train_tokens < self.data.n_eval_tokens:
+        unique = self.data.n_train_tokens
+        if unique is not None and unique < self.data.n_eval_tokens:
             found.append(
                 f"the text is too small to hold out {format_quantity(self.data.n_eval_tokens)} "
                 "tokens and train on as many; a launch will fail. Try --eval-tokens 16K."
             )
-        repeating = [row for row in self.rows if self.epochs(row) > 1]
-        if repeating:
-            worst = max(self.epochs(row) for row in repeating)
+        repeating = [epochs for row in self.rows if (epochs := self.epochs(row) or 0.0) > 1]
+        if repeating and unique is not None:
+            worst = max(repeating)
             found.append(
                 f"{len(repeating)} of {plural(len(self.rows), 'run')} "
                 f"{'repeats' if len(repeating) == 1 else 'repeat'} text, up to "
-                f"{worst:,.1f} epochs of {format_quantity(self.data.n_train_tokens)} unique tokens."
+                f"{worst:,.1f} epochs of {format_quantity(unique)} unique tokens."
             )
             if worst > MAX_EPOCHS:
                 found[-1] += f" A launch refuses more than {MAX_EPOCHS:g} without --allow-repeats."
@@ -184,18 +119,22 @@ class Plan:
 
     def refuse_repeats(self, *, allow_repeats: bool) -> None:
         """Raise UsageError when a run exceeds 4 epochs and that is not allowed."""
-        worst = max((self.epochs(row) for row in self.rows), default=0.0)
-        if worst > MAX_EPOCHS and not allow_repeats:
+        unique = self.data.n_train_tokens
+        worst = max((self.epochs(row) or 0.0 for row in self.rows), default=0.0)
+        if unique is not None and worst > MAX_EPOCHS and not allow_repeats:
             raise UsageError(
-                f"a run of {worst:.1f} epochs over {format_quantity(self.data.n_train_tokens)} "
-                "unique tokens",
+                f"a run of {worst:.1f} epochs over {format_quantity(unique)} unique tokens",
                 f"at most {MAX_EPOCHS:g} epochs, because further repeats improve the loss little",
                 "Add text with --data corpus/, use smaller budgets, or add --allow-repeats.",
             )
 
 
-def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
+def make_plan(
+    sweep: SweepSpec, data: DataFacts, *, precision: str, program: ProgramSpec | None = None
+) -> Plan:
     """Return the plan of a sweep; ``precision`` applies if the sweep does not set it.
+
+    ``program`` is what the program of ``[program]`` computes, without a row of its table of sizes.
 
     Raises
     ------
@@ -218,7 +157,7 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
         )
     _require_sequences(sweep.train.seq_len, data)
     make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows, "ladder": _ladder_rows}[sweep.kind]
-    planned = make_rows(sweep, data, sweep.train.precision or precision)
+    planned = make_rows(sweep, data, sweep.train.precision or precision, program)
     distinct = _distinct(planned)
     rows = tuple(
         dataclasses.replace(row, spec=dataclasses.replace(row.spec, seed=seed))
@@ -237,6 +176,8 @@ def make_plan(sweep: SweepSpec, data: DataFacts, *, precision: str) -> Plan:
 
 def _require_sequences(seq_len: int, data: DataFacts) -> None:
     for part, n_tokens in (("training", data.n_train_tokens), ("held-out", data.n_eval_tokens)):
+        if not n_tokens:
+            continue  # a program's data that is not declared
         # The last token of a part is a target, never an input.
         if seq_len > n_tokens - 1:
             raise UsageError(
@@ -264,27 +205,71 @@ def _distinct(rows: Sequence[PlannedRun]) -> list[PlannedRun]:
     return list(found.values())
 
 
-def _isoflop_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
-    per_token = functools.partial(train_flops_per_token, seq_len=sweep.train.seq_len)
+Models = list[tuple[ModelShape, ProgramSpec | None]]
+
+
+def _isoflop_rows(
+    sweep: SweepSpec, data: DataFacts, precision: str, program: ProgramSpec | None
+) -> list[PlannedRun]:
+    rows = []
+    for budget in sweep.budgets:
+        for shape, of_size in _budget_models(sweep, budget, data, program):
+            size = model_size(shape, sweep.train.seq_len, of_size)
+            n_tokens = budget / size.planned_per_token
+            rows.append(planned_run(shape, n_tokens, budget, sweep.train, data, precision, of_size))
+    return rows
+
+
+def _grid_rows(
+    sweep: SweepSpec, data: DataFacts, precision: str, program: ProgramSpec | None
+) -> list[PlannedRun]:
     return [
-        planned_run(
-            shape,
-            budget / per_token(shape)[DEFAULT_FLOP_CONVENTION],
-            budget,
-            sweep.train,
-            data,
-            precision,
-        )
-        for budget in sweep.budgets
-        for shape in budget_shapes(sweep, budget, data.tokenizer, data.vocab_size)
+        planned_run(shape, n_tokens, None, sweep.train, data, precision, of_size)
+        for shape, of_size in _models(sweep, data, program)
+        for n_tokens in sweep.n_tokens
     ]
 
 
-def _grid_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
+def _budget_models(
+    sweep: SweepSpec, budget: float, data: DataFacts, program: ProgramSpec | None
+) -> Models:
+    """Return the models of an isoFLOP curve with their programs, smallest first."""
+    if sweep.program is None or program is None or not sweep.program.rows():
+        shapes = budget_shapes(sweep, budget, data.tokenizer, data.vocab_size)
+        return [(shape, program) for shape in shapes]
+    ratio = sweep.tokens_per_param or expected_tokens_per_param(data.tokenizer)
+    rows = budget_rows(
+        sweep.program.sizes(),
+        budget,
+        sizes=sweep.n_sizes(),
+        span=sweep.span,
+        tokens_per_param=ratio,
+    )
+    return _of_rows(rows, sweep.program, program)
+
+
+def _models(sweep: SweepSpec, data: DataFacts, program: ProgramSpec | None) -> Models:
+    """Return the models of a grid with their programs."""
+    if sweep.program is None or program is None or not sweep.program.rows():
+        return [(shape, program) for shape in _shapes(sweep, data)]
+    rows = sorted(sweep.program.sizes(), key=lambda row: row.n_params)
+    if sweep.n_params:
+        rows = nearest_rows(rows, sweep.n_params, asked="a number of --n-params of")
+    return _of_rows(rows, sweep.program, program)
+
+
+def _of_rows(rows: Sequence[SizeRow], table: ProgramTable, program: ProgramSpec) -> Models:
     return [
-        planned_run(shape, n_tokens, None, sweep.train, data, precision)
-        for shape in _shapes(sweep, data)
-        for n_tokens in sweep.n_tokens
+        (
+            row.shape(table.vocab_size),
+            dataclasses.replace(
+                program,
+                size=row.identity,
+                n_params=row.n_params,
+                flops_per_token=row.flops_per_token,
+            ),
+        )
+        for row in rows
     ]
 
 
@@ -297,7 +282,9 @@ def _shapes(sweep: SweepSpec, data: DataFacts) -> list[ModelShape]:
     ]
 
 
-def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[PlannedRun]:
+def _ladder_rows(
+    sweep: SweepSpec, data: DataFacts, precision: str, program: ProgramSpec | None
+) -> list[PlannedRun]:
     """Return the branches of one trunk per size, with the rules' values at the mean length.
 
     The warm-up is that of the shortest branch, so that all branches leave the trunk after it.
@@ -315,96 +302,6 @@ def _ladder_rows(sweep: SweepSpec, data: DataFacts, precision: str) -> list[Plan
             spec = dataclasses.replace(row.spec, warmup_steps=first.warmup_steps)
             rows.append(dataclasses.replace(row, spec=spec))
     return rows
-
-
-def planned_run(
-    shape: ModelShape,
-    n_tokens: float,
-    budget: float | None,
-    train: TrainTable,
-    data: DataFacts,
-    precision: str,
-) -> PlannedRun:
-    """Return the run of a shape on this many tokens, in whole steps, with the rules applied.
-
-    Raises
-    ------
-    UsageError
-        When the tokens are less than one step.
-    """
-    counts = count_params(shape)
-    # Rules were fitted to dense models: those of equal FLOPs have the active parameters.
-    inputs = RuleInputs(
-        n_params=counts.of_active().by_convention(),
-        n_tokens=n_tokens,
-        flops_kaplan=train_flops_per_token(shape, train.seq_len)["6nd_kaplan"] * n_tokens,
-        d_model=shape.d_model if train.parametrization == "standard" else BASE_WIDTH,
-    )
-    batch_seqs = train.batch_seqs or rule_batch_seqs(inputs, train)
-    n_steps = round(n_tokens / (batch_seqs * train.seq_len))
-    if n_steps < 1:
-        budget_words = f" at {format_flops(budget)} FLOPs" if budget else ""
-        raise UsageError(
-            f"{format_quantity(n_tokens)} tokens for {format_quantity(counts.total)} "
-            f"parameters{budget_words}, less than a step of {batch_seqs * train.seq_len:,} tokens",
-            f"at least one step, preferably {FEW_STEPS}",
-            "Use larger budgets or --n-tokens, or smaller steps, for example --batch-seqs "
-            f"{max(1, batch_seqs // 8)}.",
-        )
-    inputs = dataclasses.replace(inputs, batch_tokens=batch_seqs * train.seq_len)
-    lr = float(f"{train.lr or train.find_lr_rule().value(inputs):.4g}")
-    decay_rule = find_weight_decay_rule(train.weight_decay_rule)
-    weight_decay = train.weight_decay
-    if decay_rule is not None:
-        weight_decay = float(f"{decay_rule.value(dataclasses.replace(inputs, lr=lr)):.4g}")
-    warmup_steps, decay_steps = schedule_parts(n_steps, train)
-    spec = RunSpec(
-        shape=shape,
-        seq_len=train.seq_len,
-        batch_seqs=batch_seqs,
-        n_steps=n_steps,
-        lr=lr,
-        warmup_steps=warmup_steps,
-        data_fingerprint=data.fingerprint,
-        eval_fingerprint=data.eval_fingerprint,
-        tokenizer=data.tokenizer,
-        seed=0,
-        schedule=train.schedule,
-        decay_steps=decay_steps,
-        lr_end_ratio=train.lr_end_ratio,
-        optimizer=train.optimizer,
-        parametrization=train.parametrization,
-        beta1=train.beta1,
-        beta2=train.beta2,
-        epsilon=train.epsilon,
-        weight_decay=weight_decay,
-        grad_clip=train.grad_clip,
-        z_loss=train.z_loss,
-        logit_softcap=train.logit_softcap,
-        is_document_masked=train.is_document_masked,
-        end_token=_end_token(data) if train.is_document_masked else END_TOKEN,
-        init_std=train.init_std,
-        ema_decay=train.ema_decay,
-        precision=precision,
-        **({name: getattr(train, name) for name in ROUTER_WEIGHTS} if shape.n_experts else {}),
-    )
-    flops = train_flops(shape, train.seq_len, spec.n_tokens)[DEFAULT_FLOP_CONVENTION]
-    return PlannedRun(
-        spec=spec,
-        budget_flops=budget,
-        n_params=counts.by_convention()[DEFAULT_PARAM_CONVENTION],
-        flops=flops,
-    )
-
-
-def _end_token(data: DataFacts) -> int:
-    if data.end_token is None:
-        raise UsageError(
-            "is_document_masked = true for tokens without a token that ends a document",
-            "tokens whose documents end with one token",
-            "Give it, for example --end-token 50256, or remove --is-document-masked.",
-        )
-    return data.end_token
 
 
 def longest_first(rows: Sequence[PlannedRun]) -> list[PlannedRun]:

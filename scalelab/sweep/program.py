@@ -92,7 +92,8 @@ class ProgramExecution:
     in_place : bool
         Whether all attempts of a run share one ``out_dir`` instead of cloning the checkpoint.
     pass_env : tuple of str
-        Names of variables of the worker's environment that the program sees, globs allowed.
+        Names of variables of the worker's environment that the program sees, globs allowed;
+        empty for all.
     container : tuple of str
         Arguments before the command that start it in a container.
     launcher : str

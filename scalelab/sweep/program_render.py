@@ -16,7 +16,7 @@ from pathlib import PurePath
 from scalelab.errors import UsageError, did_you_mean
 from scalelab.sweep.expression import Number, parse
 from scalelab.sweep.program import ProgramExecution, ProgramSpec
-from scalelab.sweep.run_size import has_shape, planned_flops
+from scalelab.sweep.run_size import NO_SHAPE, has_shape, planned_flops
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.units import round_significant
 
@@ -265,7 +265,12 @@ def _run_values(spec: RunSpec) -> dict[str, Value]:
     if has_shape(spec):
         found |= {name: getattr(shape, name) for name in OF_SHAPE}
         found["n_kv_heads"] = shape.kv_heads
-    return found | {SIZE_PREFIX + column: value for column, value in program.size}
+        if shape.vocab_size == NO_SHAPE.vocab_size:
+            del found["vocab_size"]
+    if program.n_params:
+        stated = {"n_params": program.n_params, "flops_per_token": program.flops_per_token}
+        found |= {SIZE_PREFIX + column: value for column, value in (*program.size, *stated.items())}
+    return found
 
 
 def _end_ratio(spec: RunSpec) -> float:
@@ -318,9 +323,10 @@ def unknown_placeholder(name: str, where: str, found: Iterable[str]) -> UsageErr
     """Return the error for a placeholder without a value, with the reason if there is one."""
     if name in OF_SHAPE:
         return UsageError(
-            f"the placeholder {{{name}}} in {where} of a run without a shape",
-            "placeholders {size.COLUMN}: the table of sizes has no shape",
-            f"Add the columns n_layers, d_model and n_heads to the table, or remove {{{name}}}.",
+            f"the placeholder {{{name}}} in {where}, which the table of sizes does not give",
+            "placeholders {size.COLUMN}, or a table with the columns n_layers, d_model, n_heads "
+            "and, unless program.vocab_size is set, vocab_size",
+            f"Add these columns to the table, or remove {{{name}}}.",
         )
     if name in ("micro_batch_seqs", "grad_accum"):
         return UsageError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
@@ -68,9 +69,14 @@ class RunSize:
 
 def run_size(spec: RunSpec) -> RunSize:
     """Return the size of a run: by its row in a table of sizes, else by its shape."""
-    if spec.program is None or not spec.program.n_params:
-        return shape_size(spec.shape, spec.seq_len)
-    return table_size(dict(spec.program.size), spec.program.n_params, spec.program.flops_per_token)
+    return model_size(spec.shape, spec.seq_len, spec.program)
+
+
+def model_size(shape: ModelShape, seq_len: int, program: ProgramSpec | None) -> RunSize:
+    """Return the size of a model: by its row in a program's table of sizes, else by its shape."""
+    if program is None or not program.n_params:
+        return shape_size(shape, seq_len)
+    return table_size(dict(program.size), program.n_params, program.flops_per_token)
 
 
 def shape_size(shape: ModelShape, seq_len: int) -> RunSize:

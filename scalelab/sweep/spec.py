@@ -11,13 +11,15 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from scalelab.errors import DataError, UsageError
 from scalelab.sweep.model_table import ModelTable
-from scalelab.sweep.option import DATA, Table, find_option, option, validated
+from scalelab.sweep.option import DATA, PROGRAM, Metavar, Table, find_option, option, validated
+from scalelab.sweep.program_checks import refuse_unused_tables
+from scalelab.sweep.program_table import ProgramTable, located_program, read_program
 from scalelab.sweep.run_spec import ROUTER_WEIGHTS
 from scalelab.sweep.shape_rule import ALIGNED, ALIGNED_FROM_FLOPS, FINE, ShapeRule
 from scalelab.sweep.shapes import SMALLEST_VOCABULARY, listed_shapes
@@ -92,6 +94,13 @@ class SweepSpec(Table):
     train: TrainTable = TrainTable()
     execution: ExecutionTable = ExecutionTable()
     launcher: LauncherTable = LauncherTable()
+    program: Annotated[ProgramTable | None, BeforeValidator(read_program), Metavar("<file>")] = (
+        option(
+            None, "Train the runs with a program of yours instead of the built-in trainer: a sweep "
+            "file with the table [program]", panel=PROGRAM, example="program.toml",
+            commands=("isoflop", "grid", "adaptive", "tune")
+        )
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +134,8 @@ class SweepSpec(Table):
             )
         if self.kind == "isoflop":
             self.require_one_mixture("isoflop sweep")
+        if self.program is not None:
+            refuse_unused_tables(self, self.program)
         fields = TrainTable.model_fields
         idle = [n for n in ROUTER_WEIGHTS if getattr(self.train, n) != fields[n].default]
         if idle and not self.has_experts:
@@ -153,6 +164,10 @@ class SweepSpec(Table):
 
     def _needed_axes(self) -> tuple[str, ...]:
         """Return the axes that the sweep needs; raise UsageError where two give the sizes."""
+        if self.program is not None and self.program.size.by == "table":
+            # The table has the sizes; a grid may choose some of them.
+            has_sizes = bool(self.n_params) and self.kind != "isoflop"
+            return tuple(axis for axis in AXES[self.kind] if axis != "n_params" or has_sizes)
         if not self.model.shape_list:
             return AXES[self.kind]
         given = [
@@ -182,6 +197,11 @@ class SweepSpec(Table):
 
     def n_sizes(self) -> int:
         """Return the model sizes at each budget, or in a grid."""
+        if self.program is not None and self.program.size.by == "table":
+            n_rows = len(self.program.rows())
+            # The default number of sizes is at most what the table has.
+            asked = self.sizes if "sizes" in self.model_fields_set else min(self.sizes, n_rows)
+            return asked if self.kind == "isoflop" else len(self.n_params) or n_rows
         return len(self.model.shape_list or ()) or len(self.n_params) or self.sizes
 
     def shape_rules(self) -> tuple[ShapeRule, ...]:
@@ -199,7 +219,7 @@ class SweepSpec(Table):
 
     def science(self) -> dict[str, Any]:
         """Return the fields that determine the runs: without name, execution and launcher."""
-        excluded = {"name", "execution", "launcher"}
+        excluded = {"name", "execution", "launcher", "program"}
         content: dict[str, Any] = json.loads(self.model_dump_json(exclude=excluded))
         # Saved sweeps from before these fields existed must compare equal.
         defaults = TrainTable().model_dump(mode="json")
@@ -213,6 +233,8 @@ class SweepSpec(Table):
         content["model"] = rules[0] if len(rules) == 1 else {"rules": rules}
         if not content["model"]:
             del content["model"]
+        if self.program is not None:
+            content["program"] = self.program.science()
         return content
 
 
@@ -243,7 +265,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         When the file is missing or is not TOML.
     """
     try:
-        return {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
+        content = {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
     except OSError as error:
         raise DataError(
             f"sweep file {path}: {error.strerror}", "a readable TOML file", "Check the path."
@@ -254,3 +276,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             "a TOML file such as sweeps/demo.toml",
             "Fix the line that the message names.",
         ) from None
+    program = content.get("program")
+    if isinstance(program, str):
+        return {**content, "program": str(path.parent / program)}
+    return content if program is None else {**content, "program": located_program(program, path)}

@@ -72,8 +72,8 @@ class RuleInputs:
         Training tokens D.
     flops_kaplan : float
         Training FLOPs from matrix products without embedding and head.
-    d_model : int
-        Width of the residual stream.
+    d_model : float
+        Width of the residual stream; NaN if it is not known.
     batch_tokens : int
         Tokens in a step; 0 before the batch is decided.
     lr : float
@@ -83,7 +83,7 @@ class RuleInputs:
     n_params: Mapping[str, int]
     n_tokens: float
     flops_kaplan: float
-    d_model: int
+    d_model: float
     batch_tokens: int = 0
     lr: float = 0.0
 

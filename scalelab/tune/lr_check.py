@@ -18,7 +18,7 @@ from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.saved_options import save_options
 from scalelab.records.sweep_dir import LR_CHECK_KIND, Results
-from scalelab.sweep.plan import PlannedRun
+from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.spec import SweepSpec
 from scalelab.tune.run_end import DIVERGED, final_loss
 

@@ -21,9 +21,11 @@ from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.saved_options import save_options
 from scalelab.records.sweep_dir import TUNE_KIND, Results
-from scalelab.sweep.plan import Plan, PlannedRun, planned_run
+from scalelab.sweep.plan import Plan
+from scalelab.sweep.planned_run import PlannedRun, planned_run
+from scalelab.sweep.run_size import run_size
 from scalelab.sweep.run_spec import RunSpec
-from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
+from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION
 from scalelab.tune.run_end import DIVERGED, curve_by_percent, final_loss
 from scalelab.tune.runs_table import COLUMNS, TunedRuns
 from scalelab.tune.spec import TuneSpec
@@ -127,6 +129,7 @@ class Search:
             self.spec.sweep.train.model_copy(update=changed),
             self.proposal.plan.data,
             row.spec.precision,
+            row.spec.program,
         )
         spec = dataclasses.replace(planned.spec, seed=row.spec.seed)
         return dataclasses.replace(planned, spec=spec)
@@ -215,7 +218,7 @@ def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
             n_diverged += loss == DIVERGED
             continue
         spec = run.read_spec()
-        size = count_params(spec.shape).of_active().by_convention()[DEFAULT_PARAM_CONVENTION]
+        size = run_size(spec).active
         rows.append((size, spec.n_tokens, spec.lr, spec.tokens_per_step, loss))
         specs.append(spec)
     columns: Any = np.array(rows, dtype=float).reshape(-1, 5).T

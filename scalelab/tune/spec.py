@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from scalelab.errors import UsageError
 from scalelab.records.sweep_dir import TUNE_KIND
 from scalelab.sweep.option import KINDS, SEARCH, Table, option
-from scalelab.sweep.plan import PlannedRun
+from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.spec import SweepSpec
 from scalelab.sweep.values import Ends
 from scalelab.theory.decay_rules import CONSTANT

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
-from scalelab.sweep.plan import PlannedRun
+from scalelab.sweep.planned_run import PlannedRun
 from scalelab.tune.run_end import REPORT_EVERY
 from scalelab.tune.spec import Range, TuneSpec, powers_of_two
 

@@ -24,7 +24,7 @@ from scalelab.launch.saved_options import save_options
 from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import TRANSFER_KIND, Results
 from scalelab.sweep.cost import plan_cost
-from scalelab.sweep.plan import PlannedRun
+from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.run_spec import PARAMETRIZATIONS
 from scalelab.theory.shape import BASE_DEPTH, BASE_HEAD, BASE_WIDTH
 from scalelab.tune.run_end import final_loss

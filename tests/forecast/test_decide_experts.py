@@ -16,7 +16,8 @@ from scalelab.cli.main import main
 from scalelab.errors import UsageError
 from scalelab.forecast.decision import Limits
 from scalelab.forecast.fit_report import FitReport
-from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.theory.accounting import count_params, train_flops
 from scalelab.theory.laws import Granularity

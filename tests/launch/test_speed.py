@@ -11,7 +11,8 @@ from scalelab.launch import calibration, execute, speed
 from scalelab.launch.base import LaunchReport
 from scalelab.launch.saved_options import save_options
 from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.sweep.tables import LauncherTable
 from tests.launch.slurm.replayed import make_runs

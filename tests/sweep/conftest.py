@@ -2,7 +2,8 @@
 
 import pytest
 
-from scalelab.sweep.plan import DataFacts, Plan, make_plan
+from scalelab.sweep.plan import Plan, make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.spec import sweep_from_mapping
 
 

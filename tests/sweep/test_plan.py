@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
-from scalelab.sweep.plan import DataFacts, longest_first, make_plan
+from scalelab.sweep.plan import longest_first, make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.theory.accounting import count_params, train_flops
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalelab.errors import UsageError
-from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.shape_rule import ALIGNED, DEFAULT_RULE, SHAPES, ShapeRule
 from scalelab.sweep.shapes import (
     LARGEST_MISS,

@@ -6,7 +6,8 @@ import pytest
 
 from scalelab.errors import UsageError
 from scalelab.sweep.cost import plan_cost, unmeasured_cpu_speed
-from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.sweep.trunk import branch_step, predecessors, shared_steps, trunk_id

@@ -4,7 +4,8 @@ import pytest
 
 from scalelab.errors import NotIdentifiedError, SpecError, UsageError
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.theory.accounting import count_params
 from scalelab.tune.rule import LAW_FILE, save_law, with_tuned_rule

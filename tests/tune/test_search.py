@@ -13,7 +13,8 @@ import pytest
 from scalelab.cli.main import main
 from scalelab.errors import UsageError
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.sweep.values import parse_ends
 from scalelab.tune.run_end import curve_by_percent

@@ -32,7 +32,8 @@ from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results, SavedPlan
 from scalelab.records.types import RunRecord
 from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.plan import DataFacts, make_plan
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.sweep.tables import LauncherTable, SlurmTable
 
