@@ -78,8 +78,9 @@ def sweep_files_page() -> str:
     ]
     tables = [((), SweepSpec), *_tables(SweepSpec, ())]
     for path, model in tables:
-        heading = f"`[{'.'.join(path)}]`" if path else "Top level"
-        text = (model.__doc__ or "").strip().splitlines()[0].rpartition("``: ")[2]
+        title, _, text = (model.__doc__ or "").strip().splitlines()[0].rpartition("``: ")
+        # ``[[program.file]]`` is a list of tables.
+        heading = f"`{title.strip('`')}`" if path else "Top level"
         text = text[:1].upper() + text[1:]
         parts += [f"## {heading}", text, _keys(SweepSpec, path)]
         parts += _presets() if model is ModelTable else []

@@ -30,7 +30,7 @@ FIRST = (
 N_FIRST = 10
 MOST_USED = "Most used"
 PANELS = (
-    *("What to run", "Search", "Data", "Model", "Training"),
+    *("What to run", "Search", "Data", "Model", "Training", "Training program"),
     *("Execution", "Launcher", "SLURM"),
 )
 LAST_PANEL = "Output"

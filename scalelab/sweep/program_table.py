@@ -164,8 +164,8 @@ class ProgramTable(Table):
         example='["apptainer", "exec", "--nv", "train.sif"]'
     )  # fmt: skip
     launcher: Literal[LAUNCHERS] = key(  # type: ignore[valid-type]
-        "single", "single: one process. torchrun: one process for each node, the command starts "
-        "the rest. srun: one process for each GPU", example="torchrun"
+        "single", "single: one process. torchrun: torchrun is put before the command and starts "
+        "one process for each GPU. srun: SLURM starts one process for each GPU", example="torchrun"
     )  # fmt: skip
     stop_signal: str = key("TERM", "Signal that asks the program to save and end", example="USR1")
     grace_s: float = key(60.0, "Seconds from that signal to SIGKILL", example="300", ge=0)

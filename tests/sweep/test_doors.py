@@ -25,13 +25,13 @@ BASE = {"kind": "grid", "n_params": "300K", "n_tokens": "3M", "train.lr": "2e-3"
 
 NOT_SET = {
     "numerics_revision": "the version of the trainer's mathematics",
-    "program": "the user's trainer: the table [program], which only sweep files have",
     "data_fingerprint": "the hash of the text, which `data.paths` chooses",
     "eval_fingerprint": "the hash of the held-out text",
 }
 """Fields that no key may set, with what they are."""
 
 DOORS: dict[str, tuple[str, str]] = {
+    "program": ("program", "program.toml"),
     # Fields that a key of another name sets, with a value; the rest of the keys have their name.
     "n_layers": ("model.aspect", "8"),
     "d_model": ("model.shape_list", "2L-48d-2h"),
@@ -105,6 +105,7 @@ def test_a_key_and_a_flag_set_the_field(
     np.tile(np.arange(10, dtype="<u2"), 500).tofile("marked.npy")
     with gzip.open("marked.csv.gz", "wt") as file:
         file.writelines(f"{start},{start + 10}\n" for start in range(0, 5000, 10))
+    Path("program.toml").write_text('program = {command = ["echo", "{lr}"], vocab_size = 256}')
     option, value = door_of(field)
     if field in NOT_SET:
         assert option is None
