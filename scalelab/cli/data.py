@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
-from scalelab.cli.output import console, emit_json
+from scalelab.cli.output import console, emit_json, warn
 from scalelab.cli.progress import preparing
+from scalelab.units import format_count, plural
 
 if TYPE_CHECKING:
     from scalelab.corpus.dataset import Dataset
@@ -27,15 +28,31 @@ def prepare(
     tokenizer: Annotated[
         str, typer.Option(help="bytes, or bpe:SIZE trained on the text, such as bpe:4096.")
     ] = "bytes",
-    field: Annotated[str, typer.Option(help="Field of the text in JSONL files.")] = "text",
-    column: Annotated[str, typer.Option(help="Column of the text in Parquet files.")] = "text",
+    field: Annotated[
+        str,
+        typer.Option(help="Field of the text in JSON files; nested: meta.text."),
+    ] = "text",
+    column: Annotated[
+        str,
+        typer.Option(help="Column of the text in Parquet files; nested: meta.text."),
+    ] = "text",
     eval_tokens: Annotated[
         str | None, typer.Option(help="Tokens of the evaluation set; default 262,144.")
     ] = None,
     data_format: Annotated[
         str,
-        typer.Option(help="What the files hold: auto, text, or the format of token files."),
+        typer.Option(
+            help="How the files are read: auto (by ending and content), text (each file is one "
+            "document, markup included), json, parquet, or the format of token files."
+        ),
     ] = "auto",
+    max_rejects: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest share of documents that may be unusable (null, NUL, cut, not UTF-8); "
+            "they are left out and listed. Default 0.1."
+        ),
+    ] = None,
     eval_data: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="Token files of the evaluation set; repeatable."),
@@ -59,9 +76,14 @@ def prepare(
     """Tokenize text, or check token files, before a sweep.
 
     Without PATHS, the text is the source code of Python's standard library. Folders are read
-    recursively. *.jsonl and *.parquet hold one document per row; any other file is one document of
-    UTF-8 text. With the same text as before, the prepared data is checked against its hashes and
-    repaired if needed.
+    recursively. JSON, JSON Lines and Parquet hold one document per row. Any other file is one
+    document of UTF-8 text. Files of gzip, zstd, bzip2 and xz are unpacked. Of one long text, a
+    stretch at its end is held out. With the same text as before, the prepared data is checked
+    against its hashes and repaired if needed.
+
+    Example: scalelab data prepare book.txt --eval-tokens 20K
+
+    Example: scalelab data prepare 'shards/*.jsonl.zst' --field meta.text --max-rejects 0.02
 
     Token files of nanoGPT, llm.c, Megatron, OLMo, NumPy, Hugging Face and MosaicML are read where
     they are; only the evaluation tokens are copied.
@@ -71,7 +93,7 @@ def prepare(
     Example: scalelab data prepare corpus/ 'more/**/*.jsonl' --field body --tokenizer bpe:4096
     """
     from scalelab.corpus.dataset import prepare as prepare_dataset
-    from scalelab.corpus.source import DEFAULT_EVAL_TOKENS, DataSource
+    from scalelab.corpus.source import DEFAULT_EVAL_TOKENS, DEFAULT_MAX_REJECTS, DataSource
     from scalelab.units import parse_quantity
 
     source = DataSource(
@@ -83,6 +105,7 @@ def prepare(
         if eval_tokens is None
         else int(parse_quantity(eval_tokens, what="--eval-tokens")),
         format=data_format,
+        max_rejects=DEFAULT_MAX_REJECTS if max_rejects is None else max_rejects,
         eval_paths=tuple(eval_data or ()),
         dtype=token_dtype,
         vocab_size=None
@@ -113,14 +136,13 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
 def _print_table(dataset: Dataset) -> None:
     from rich.table import Table
 
-    from scalelab.units import format_count, plural
-
     manifest = dataset.manifest
     left_out = [
         f"{plural(count, what)}{more}"
         for count, what, more in (
             (manifest.n_duplicates, "duplicate", ""),
             (manifest.n_empty, "empty document", ""),
+            (manifest.n_rejected, "document", " that cannot be used"),
             (manifest.n_skipped_files, "file", " without UTF-8 text"),
         )
         if count
@@ -147,16 +169,10 @@ def _print_table(dataset: Dataset) -> None:
             ("text", manifest.source),
             ("documents", f"{format_count(manifest.n_documents or 0)} distinct"),
             ("left out", ", ".join(left_out) or "nothing"),
+            *([("listed in", str(dataset.rejects))] if dataset.rejects else []),
             ("tokenizer", f"{vocabulary}, {per_token}"),
-            (
-                "training",
-                f"{training} of {format_count(manifest.n_train_documents or 0)} documents",
-            ),
-            (
-                "evaluation",
-                f"{evaluation} of {format_count(manifest.n_held_out_documents or 0)} held-out "
-                "documents",
-            ),
+            ("training", f"{training} of {plural(manifest.n_train_documents or 0, 'document')}"),
+            ("evaluation", f"{evaluation} {_held_out(manifest)}"),
         )
     for name, value in (
         *rows,
@@ -165,6 +181,17 @@ def _print_table(dataset: Dataset) -> None:
     ):
         table.add_row(name, value)
     console().print(table)
+    for note in dataset.warnings():
+        warn(note)
+
+
+def _held_out(manifest: Manifest) -> str:
+    """Return what was held out: whole documents, or a stretch."""
+    n = manifest.n_held_out_documents or 0
+    if manifest.split == "documents":
+        return f"of {plural(n, 'held-out document')}"
+    share = f"the last {100 * manifest.held_out_share:.2g} %"
+    return f"from {share} of {'the document' if n == 1 else f'each of {n:,} documents'}"
 
 
 def _end_text(manifest: Manifest) -> str:

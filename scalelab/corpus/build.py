@@ -15,14 +15,22 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from scalelab.corpus.held_out import (
+    DOCUMENTS,
+    STRETCH,
+    Split,
+    TooFewError,
+    make_tokenizer,
+    split_documents,
+    split_stretch,
+)
+from scalelab.corpus.pieces import encode_pieces
+from scalelab.corpus.rejects import Rejects
 from scalelab.corpus.shards import (
     FINGERPRINT_LENGTH,
     FORMAT,
@@ -35,23 +43,20 @@ from scalelab.corpus.shards import (
     read_manifest,
 )
 from scalelab.corpus.source import DataSource, SourceFile, find_files, unreadable
-from scalelab.corpus.split import SHARES, is_enough, smallest_window, window
 from scalelab.corpus.spool import Progress, Spool, spool_documents
 from scalelab.corpus.token_dataset import write_token_dataset
 from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_source import TokenSource
-from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, cached_bpe
+from scalelab.corpus.tokenizer import Tokenizer
 from scalelab.errors import DataError, unwritable
 from scalelab.units import plural
 
-TOKENIZER_TRAIN_BYTES = 64 << 20
 LEFTOVER_AGE_S = 24 * 3600.0
 UNSETTLED_S = 2.0
-ENOUGH_DOCUMENTS = 16
 FIRST_FIELDS = ("paths", "tokenizer", "field", "column", "eval_tokens")
 """Fields of a source that its listing always has; later fields only with another value than the
 default, so that prepared data is found again."""
-COUNTED = ("n_duplicates", "n_empty", "n_skipped_files")
+COUNTED = ("n_duplicates", "n_empty", "n_skipped_files", "n_rejected", "n_markup_files")
 """Manifest fields that count input files; with `Manifest.source`, they depend on the input."""
 
 _DISK_ERRORS = (
@@ -77,19 +82,21 @@ def build_dataset(
     if found is not None:
         return found
     with _scratch_folder(data) as scratch:
-        whole = scratch / "whole"
-        whole.mkdir()
         if tokens is None:
-            spool = spool_documents(source, files, scratch / "text", progress)
-            manifest = _write_dataset(source, spool, whole, data / "tokenizers", progress)
+            with Rejects(data / "rejects" / f"{listing}.jsonl") as rejects:
+                spool = spool_documents(source, files, scratch / "text", rejects, progress)
+            manifest = _write_dataset(source, spool, scratch, data / "tokenizers", progress)
+            manifest = replace(manifest, rejects=rejects.path.name if rejects.n_listed else None)
         else:
+            whole = scratch / "whole"
+            whole.mkdir()
             manifest = write_token_dataset(source, tokens, evaluation, whole, progress)
-        folder = _publish(whole, manifest, data)
+        folder = _publish(scratch / "whole", manifest, data)
         # A file that changed within the last clock tick could change again with the same time.
         if newest_s < started_s - UNSETTLED_S:
             known.parent.mkdir(exist_ok=True)
             note = scratch / "note.json"
-            kept = {name: getattr(manifest, name) for name in ("fingerprint", *COUNTED)}
+            kept = {name: getattr(manifest, name) for name in ("fingerprint", *COUNTED, "rejects")}
             note.write_text(json.dumps(kept))
             note.replace(known)
     return folder, manifest
@@ -145,6 +152,7 @@ def _known_dataset(
         folder = data / str(note["fingerprint"])
         manifest = read_manifest(folder)
         counted: dict[str, Any] = {name: int(note[name]) for name in COUNTED}
+        counted["rejects"] = note["rejects"]
         if checks_hashes:
             check_hashes(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, DataError):
@@ -178,26 +186,39 @@ def _remove_leftovers(data: Path) -> None:
 
 
 def _write_dataset(
-    source: DataSource, spool: Spool, folder: Path, cache: Path, progress: Progress
+    source: DataSource, spool: Spool, scratch: Path, cache: Path, progress: Progress
 ) -> Manifest:
-    """Write the shards and the tokenizer into the folder, and return its manifest."""
-    tokenizer = _tokenizer(source, spool, cache, progress)
-    share, held_out = _hold_out(source, spool, tokenizer)
-    window_tokens = smallest_window([len(tokens) for tokens in held_out], source.eval_tokens)
+    """Write the shards of a corpus to ``scratch / "whole"``, split in the first way that works."""
+    folder = scratch / "whole"
+    ways = ((DOCUMENTS, split_documents), (STRETCH, split_stretch))
+    problem = ""
+    for kind, split in ways if len(spool) > 1 else ways[1:]:
+        folder.mkdir()
+        try:
+            tokenizer = make_tokenizer(source, spool, kind, cache, progress)
+            parts = split(source, spool, tokenizer, scratch)
+            train = _write_train(spool, parts, tokenizer, folder, progress)
+            n_train_tokens = sum(shard.n_tokens for shard in train)
+            if n_train_tokens >= source.eval_tokens:
+                return _write_rest(source, spool, parts, tokenizer, train, folder)
+            problem = f"only {plural(n_train_tokens, 'token')} would be left for training"
+        except TooFewError as error:
+            problem = str(error)
+        shutil.rmtree(folder)
+    raise _too_small(source, spool, problem)
 
+
+def _write_rest(
+    source: DataSource,
+    spool: Spool,
+    parts: Split,
+    tokenizer: Tokenizer,
+    train: tuple[Shard, ...],
+    folder: Path,
+) -> Manifest:
     writer = ShardWriter(folder, "eval", tokenizer.dtype)
-    windows = [
-        window(tokens, window_tokens, int(low))
-        for tokens, low in zip(held_out, spool.low, strict=False)
-    ]
-    eval_tokens: NDArray[Any] = np.concatenate(windows)[: source.eval_tokens]
-    writer.append(eval_tokens)
+    writer.append(parts.eval_tokens)
     evaluation = writer.finish()
-    train = _write_train(spool, len(held_out), tokenizer, folder, progress)
-    n_train_tokens = sum(shard.n_tokens for shard in train)
-    if n_train_tokens < source.eval_tokens:
-        raise _too_small(source, spool, f"only {n_train_tokens} tokens would be left for training")
-
     tokenizer_sha256 = None
     if tokenizer.file is not None:
         content = tokenizer.file.read_bytes()
@@ -214,71 +235,39 @@ def _write_dataset(
         vocab_size=tokenizer.vocab_size,
         dtype=tokenizer.dtype.name,
         n_documents=len(spool),
-        n_train_documents=len(spool) - len(held_out),
-        n_held_out_documents=len(held_out),
+        n_train_documents=len(parts.train),
+        n_held_out_documents=parts.n_held_out,
         n_duplicates=spool.n_duplicates,
         n_empty=spool.n_empty,
         n_skipped_files=spool.n_skipped_files,
-        held_out_share=share,
-        eval_window_tokens=window_tokens,
-        bytes_per_token=float(tokenizer.token_bytes()[eval_tokens].mean()),
+        n_rejected=spool.n_rejected,
+        n_markup_files=spool.n_markup_files,
+        split=parts.kind,
+        held_out_share=parts.share,
+        eval_window_tokens=parts.window_tokens,
+        bytes_per_token=float(tokenizer.token_bytes()[parts.eval_tokens].mean()),
         source=source.describe(),
         train=train,
         evaluation=evaluation,
     )
 
 
-def _tokenizer(source: DataSource, spool: Spool, cache: Path, progress: Progress) -> Tokenizer:
-    if source.bpe_size is None:
-        return ByteTokenizer()
-    # Train only on the half that no share holds out, so that the vocabulary never sees the
-    # evaluation set. In hash order, that half is a random sample of the documents.
-    first = int(np.searchsorted(spool.high, np.uint64(1 << 63)))
-    sizes = np.cumsum(spool.lengths[first:])
-    end = first + max(1, int(np.searchsorted(sizes, TOKENIZER_TRAIN_BYTES, side="right")))
-    end = min(end, len(spool))
-    if first == end:
-        raise _too_small(source, spool, "no document would be left to train the tokenizer on")
-    n_bytes = int(spool.lengths[first:end].sum())
-    halves = np.stack([spool.high[first:end], spool.low[first:end]])
-    progress("training the tokenizer", 0, n_bytes)
-    file = cached_bpe(
-        spool.documents(first, end),
-        hashlib.sha256(halves.astype(">u8").tobytes()).hexdigest(),
-        source.bpe_size,
-        cache,
-    )
-    progress("training the tokenizer", n_bytes, n_bytes)
-    return BpeTokenizer(file)
-
-
-def _hold_out(
-    source: DataSource, spool: Spool, tokenizer: Tokenizer
-) -> tuple[float, list[NDArray[Any]]]:
-    """Return the held-out share and the tokens of each held-out document, in hash order."""
-    held_out: list[NDArray[Any]] = []
-    for share in SHARES:
-        end = int(np.searchsorted(spool.high, np.uint64(int(share * 2**64))))
-        held_out.extend(tokenizer.encode(spool.documents(len(held_out), end)))
-        if is_enough([len(tokens) for tokens in held_out], share, source.eval_tokens):
-            return share, held_out
-    found = sum(len(tokens) for tokens in held_out)
-    raise _too_small(source, spool, f"half of them hold {found} tokens")
-
-
 def _write_train(
-    spool: Spool, first: int, tokenizer: Tokenizer, folder: Path, progress: Progress
+    spool: Spool, parts: Split, tokenizer: Tokenizer, folder: Path, progress: Progress
 ) -> tuple[Shard, ...]:
     writer = ShardWriter(folder, "train", tokenizer.dtype)
-    done, reported = 0, 0
-    tokens_of: Iterable[NDArray[Any]] = tokenizer.encode(spool.documents(first, len(spool)))
-    for tokens, length in zip(tokens_of, spool.lengths[first:], strict=True):
+    sizes = parts.train[:, 1] - parts.train[:, 0]
+    total = int(sizes.sum())
+    done = reported = n_documents = 0
+    for tokens, is_last in encode_pieces(tokenizer, spool.text, parts.train):
         writer.append(tokens)
-        done += int(length)
+        if is_last:
+            done += int(sizes[n_documents])
+            n_documents += 1
         if done - reported >= 1 << 20:
-            progress("tokenizing", done, spool.n_bytes)
+            progress("tokenizing", done, total)
             reported = done
-    progress("tokenizing", spool.n_bytes, spool.n_bytes)
+    progress("tokenizing", total, total)
     return writer.finish()
 
 
@@ -320,12 +309,9 @@ def _is_intact(folder: Path, manifest: Manifest) -> bool:
 def _too_small(source: DataSource, spool: Spool, problem: str) -> DataError:
     # A sixteenth of the tokens if a token has four bytes.
     fewer = max(1, spool.n_bytes // 64)
-    do = "Give more text, in more documents (one per file, or per row of JSONL or Parquet)"
-    if len(spool) >= ENOUGH_DOCUMENTS:
-        do += f", or use a smaller evaluation set, for example --eval-tokens {fewer}"
     return DataError(
-        f"{plural(len(spool), 'distinct document')} with {spool.n_bytes} bytes for an evaluation "
-        f"set of {source.eval_tokens} tokens: {problem}",
-        "enough documents to hold some out and to train on the others",
-        f"{do}.",
+        f"{plural(len(spool), 'distinct document')} with {spool.n_bytes:,} bytes for an evaluation "
+        f"set of {source.eval_tokens:,} tokens: {problem}",
+        "at least as many tokens for training as for the evaluation",
+        f"Give more text, or use a smaller evaluation set, for example --eval-tokens {fewer}.",
     )

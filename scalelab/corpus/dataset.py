@@ -19,6 +19,7 @@ from scalelab.corpus.shards import Manifest, TokenStream, outside_vocabulary, re
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.spool import Progress
 from scalelab.errors import DataError
+from scalelab.units import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,29 @@ class Dataset:
     def n_eval_tokens(self) -> int:
         """Tokens of the evaluation set."""
         return sum(shard.n_tokens for shard in self.manifest.evaluation)
+
+    @property
+    def rejects(self) -> Path | None:
+        """The list of documents and files that were left out; None if there are none."""
+        name = self.manifest.rejects
+        return None if name is None else self.folder.parent / "rejects" / name
+
+    def warnings(self) -> list[str]:
+        """Return what to know about the text before training on it."""
+        found = []
+        if n := self.manifest.n_rejected:
+            is_one = n == 1
+            found.append(
+                f"{plural(n, 'document')} cannot be used and {'was' if is_one else 'were'} left "
+                f"out; {self.rejects} lists {'it' if is_one else 'them'}."
+            )
+        if n := self.manifest.n_markup_files:
+            found.append(
+                f"{plural(n, 'file')} of HTML, XML or JSON {'was' if n == 1 else 'were'} read as "
+                "text, markup included. For rows of JSON, name the field of the text, for example "
+                "--field content."
+            )
+        return found
 
     def n_sequences(self, seq_len: int) -> int:
         """Return the training sequences of one epoch: the corpus cut into chunks of ``seq_len``.

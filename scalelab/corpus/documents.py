@@ -1,128 +1,139 @@
-"""Read documents from files: one per text file, JSONL line or Parquet row.
+"""Read documents from files: one per text file, or per row of JSON or Parquet.
 
 A document is UTF-8 text as bytes, without NUL; it may be empty.
 """
 
 from __future__ import annotations
 
-import json
+import codecs
+import io
+import re
 from collections.abc import Iterator
-from pathlib import Path
 
-from scalelab.corpus.source import DataSource, SourceFile, unreadable
-from scalelab.errors import DataError
+from scalelab.corpus.fields import document_of, is_missing
+from scalelab.corpus.json_rows import HEAD_BYTES, RawRow, parse, read_raw_rows
+from scalelab.corpus.opening import BLOCK_BYTES, open_stream
+from scalelab.corpus.parquet_rows import read_parquet
+from scalelab.corpus.rejects import Reject, shown
+from scalelab.corpus.source import (
+    AUTO,
+    JSON,
+    LINES,
+    PARQUET,
+    TEXT,
+    DataSource,
+    SourceFile,
+    unreadable,
+)
 
-PARQUET_ROWS = 1024
+SNIFF_BYTES = 1 << 16
+MARKUP = re.compile(
+    rb'\s*(?:<!doctype\b|<html\b|<\?xml\b|<mediawiki\b|[\[\s]*\{\s*"[^"\n]{1,200}"\s*:)',
+    re.IGNORECASE,
+)
+"""The start of HTML, XML and JSON."""
 
 
 class NotTextError(Exception):
-    """A file is not UTF-8 text, or contains NUL as binary files do."""
+    """A file is not UTF-8 text, or contains NUL as binary files do; the message says which."""
 
 
-def read_documents(file: SourceFile, source: DataSource) -> Iterator[bytes]:
-    """Yield the documents of a file in order; a null in Parquet gives an empty document.
+def kind_of(file: SourceFile, source: DataSource) -> tuple[str, bool]:
+    """Return how a file is read, ``text``, ``json`` or ``parquet``, and whether it is markup.
+
+    The content decides where the ending does not: a file of JSON rows with the field of the text is
+    read as rows under any name. Other markup is text, and the caller says so.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read.
+    """
+    if source.format != AUTO:
+        return source.format, False
+    if file.kind in (LINES, PARQUET):
+        return (JSON if file.kind == LINES else PARQUET), False
+    try:
+        with open_stream(file.path) as (stream, _):
+            head = stream.read(SNIFF_BYTES).removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise unreadable(file.path, error) from error
+    if head.startswith(b"PAR1"):
+        return PARQUET, False
+    if file.kind == JSON and head.lstrip()[:1] in (b"{", b"[", b'"', b""):
+        return JSON, False
+    if head.lstrip()[:1] in (b"{", b"["):
+        stream = io.BufferedReader(io.BytesIO(head))
+        first = next(read_raw_rows(stream, head, file.path, is_lines=False), None)
+        try:
+            row = None if first is None else parse(first.content)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and not is_missing(row, source.field):
+            return JSON, False
+    return TEXT, MARKUP.match(head) is not None
+
+
+def read_text(file: SourceFile) -> Iterator[tuple[bytes, int]]:
+    """Yield the text of a file in blocks, and the bytes of the file that were read.
 
     Raises
     ------
     NotTextError
-        When a text file is not UTF-8 text.
+        When the file is not UTF-8 text.
     DataError
-        When the file cannot be read, a row is malformed, or the field or column is missing.
+        When the file cannot be read.
     """
-    readers = {
-        "text": lambda: _read_text(file.path),
-        "jsonl": lambda: _read_jsonl(file.path, source.field),
-        "parquet": lambda: _read_parquet(file.path, source.column),
-    }
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    at = 0
     try:
-        yield from readers[file.kind]()
+        with open_stream(file.path) as (stream, packed):
+            while block := stream.read(BLOCK_BYTES):
+                if b"\0" in block:
+                    where = at + block.index(b"\0") + 1
+                    raise NotTextError(f"byte {where:,} is NUL, as in binary files and UTF-16")
+                decoder.decode(block)
+                at += len(block)
+                yield block, packed.n_packed
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        held = len(error.object) - len(block) if block else len(error.object)
+        where = at - held + error.start + 1
+        raise NotTextError(f"byte {where:,} is not UTF-8") from error
     except OSError as error:
         raise unreadable(file.path, error) from error
 
 
-def _read_text(path: Path) -> Iterator[bytes]:
-    text = path.read_bytes()
-    if b"\0" in text:
-        raise NotTextError
+def read_rows(
+    file: SourceFile, source: DataSource, kind: str
+) -> Iterator[tuple[bytes | Reject, int]]:
+    """Yield the text of each row or why it has none, and the bytes of the file that were read.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read, or has no such column.
+    """
     try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise NotTextError from error
-    yield text
+        if kind == PARQUET:
+            size = file.path.stat().st_size
+            for document in read_parquet(file.path, source.column):
+                yield document, size
+            return
+        with open_stream(file.path) as (stream, packed):
+            head = stream.peek(BLOCK_BYTES)[:HEAD_BYTES]
+            is_lines = file.kind == LINES
+            for row in read_raw_rows(stream, head, file.path, is_lines=is_lines):
+                yield _document(row, source.field), packed.n_packed
+    except OSError as error:
+        raise unreadable(file.path, error) from error
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.isspace():
-                continue
-            place = f"line {number} of {path}"
-            try:
-                row = json.loads(line.decode("utf-8" if number > 1 else "utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise _bad_row(place, f"is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise _bad_row(place, f"is a {type(row).__name__}, not an object")
-            if field not in row:
-                raise DataError(
-                    f"no field {field!r} in {place}, which has {sorted(row)}",
-                    "the name of the text field, present in every line",
-                    "Give its name, for example --field content.",
-                )
-            text = row[field]
-            if not isinstance(text, str):
-                raise _bad_row(place, f"has a {type(text).__name__} as {field!r}")
-            yield _encoded(text, place)
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[bytes]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as table:
-            schema = table.schema_arrow
-            if column not in schema.names:
-                raise DataError(
-                    f"no column {column!r} in {path}, which has {sorted(schema.names)}",
-                    "the name of the text column",
-                    "Give its name, for example --column content.",
-                )
-            kind = schema.field(column).type
-            value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(value_kind) or pa.types.is_large_string(value_kind)):
-                raise DataError(
-                    f"column {column!r} of {path}, which holds {kind}",
-                    "a column of strings",
-                    "Name a column of text, for example --column text.",
-                )
-            number = 0
-            for rows in table.iter_batches(PARQUET_ROWS, columns=[column]):
-                for text in rows.column(0).to_pylist():
-                    number += 1
-                    yield _encoded(text or "", f"row {number} of {path}")
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{path}, which is not Parquet ({str(error).splitlines()[0]})",
-            "a complete Parquet file",
-            "Write the file again, or rename it to the ending of its real format.",
-        ) from error
-
-
-def _encoded(text: str, place: str) -> bytes:
-    """Return the bytes of a row's text; DataError if it is not valid in a document."""
-    try:
-        document = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _bad_row(place, "has half of a surrogate pair") from error
-    if b"\0" in document:
-        raise _bad_row(place, "contains the character U+0000, which marks the end of documents")
-    return document
-
-
-def _bad_row(place: str, problem: str) -> DataError:
-    return DataError(
-        f"{place}, which {problem}",
-        "one text per row; in JSONL one object per line with its text as a string",
-        'Fix that row, for example: {"text": ".."}, or remove it.',
-    )
+def _document(row: RawRow, field: str) -> bytes | Reject:
+    problem = row.problem
+    if not problem:
+        try:
+            return document_of(parse(row.content), field, row.place, row.content)
+        except ValueError as error:
+            problem = str(error)
+    return Reject(place=row.place, reason=problem, start=shown(row.content))

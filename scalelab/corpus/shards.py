@@ -79,15 +79,23 @@ class Manifest:
         Distinct documents in total, for training and for evaluation; None if the documents of
         token files were not counted.
     n_duplicates : int
-        Documents with the same text as another; not used. On disk this, the next two and
-        ``source`` describe the files that the folder was first built from.
+        Documents with the same text as another; not used. On disk the counts, ``rejects``
+        and ``source`` describe the files that the folder was first built from.
     n_empty : int
-        Documents without text (null in a row); not used.
+        Documents without text; not used.
     n_skipped_files : int
         Files in folders that were skipped because they are not UTF-8 text.
+    n_rejected : int
+        Rows and named files that cannot be used, such as null or text that is not UTF-8.
+    rejects : str or None
+        File in ``data/rejects`` that lists them and the skipped files, one JSON object per line.
+    n_markup_files : int
+        Files of HTML, XML or JSON that were read as text, markup included.
+    split : str
+        ``documents``: whole documents are held out. ``stretch``: the end of each document is.
     held_out_share : float
-        Share of all possible document hashes that is held out; of token files, the share of the
-        tokens.
+        Share of all possible document hashes that is held out; of the bytes for ``stretch``, of the
+        tokens for token files.
     eval_window_tokens : int
         Largest number of tokens that one held-out document adds to the evaluation set.
     bytes_per_token : float or None
@@ -129,6 +137,10 @@ class Manifest:
     files: tuple[TokenFile, ...] = ()
     end_token: int | None = 0
     is_scanned: bool = True
+    n_rejected: int = 0
+    rejects: str | None = None
+    n_markup_files: int = 0
+    split: str = "documents"
     format: int = FORMAT
 
     @property
@@ -142,7 +154,10 @@ class Manifest:
 
 
 NAMES = {field.name for field in fields(Manifest)}
-OPTIONAL = {"n_empty", "files", "end_token", "is_scanned"}
+OPTIONAL = {
+    *("n_empty", "files", "end_token", "is_scanned"),
+    *("n_rejected", "rejects", "n_markup_files", "split"),
+}
 """Fields that older manifests do not have."""
 
 

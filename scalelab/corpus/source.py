@@ -20,9 +20,11 @@ from pathlib import Path
 from scalelab.errors import DataError, UsageError
 
 DEFAULT_EVAL_TOKENS = 262_144
-AUTO = "auto"
+DEFAULT_MAX_REJECTS = 0.1
+AUTO, TEXT, JSON, LINES, PARQUET = "auto", "text", "json", "lines", "parquet"
+TEXT_FORMATS = (TEXT, JSON, PARQUET)
 TOKEN_FORMATS = ("raw", "npy", "llmc", "megatron", "huggingface", "mds")
-FORMATS = (AUTO, "text", *TOKEN_FORMATS)
+FORMATS = (AUTO, *TEXT_FORMATS, *TOKEN_FORMATS)
 TOKEN_DTYPES = ("uint8", "uint16", "uint32", "int32", "int64")
 """Types of a token in token files; all little endian."""
 FINGERPRINTS = ("sampled", "whole")
@@ -37,7 +39,13 @@ STDLIB_LEFT_OUT = (
 )
 
 _TOKENIZER = re.compile(r"bytes|bpe:(?P<size>[0-9]{1,9})")
-_KINDS = {".jsonl": "jsonl", ".parquet": "parquet"}
+_KINDS = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), LINES),
+    **dict.fromkeys((".parquet", ".pq"), PARQUET),
+    ".json": JSON,
+}
+COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+"""Endings of compressed files; the content decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +59,17 @@ class DataSource:
     tokenizer : str
         ``bytes`` (vocabulary 256) or ``bpe:SIZE``, trained on the text.
     field : str
-        Field of the text in JSONL files.
+        Field of the text in JSON files; a dot enters a nested one, as in ``meta.text``.
     column : str
-        Column of the text in Parquet files.
+        Column of the text in Parquet files, named in the same way.
     eval_tokens : int
-        Tokens of the evaluation set, from held-out documents.
+        Tokens of the evaluation set, from held-out text.
     format : str
-        ``auto``, ``text``, or the format of token files (`scalelab.corpus.token_files`).
+        ``auto`` decides by ending and content. ``text``: each file is one document, markup
+        included. ``json`` and ``parquet``: each file holds rows. Or the format of token files
+        (`scalelab.corpus.token_files`).
+    max_rejects : float
+        Largest share of documents that may be unusable, from 0 to 1.
     eval_paths : tuple of str
         Token files of the evaluation set; empty to hold out training tokens.
     dtype : str
@@ -73,7 +85,8 @@ class DataSource:
     Raises
     ------
     UsageError
-        When a path, the tokenizer or the size of the evaluation set is invalid.
+        When a path, the tokenizer, the format, the share of unusable rows or the size of the
+        evaluation set is invalid.
     """
 
     paths: tuple[str, ...] = ()
@@ -82,6 +95,7 @@ class DataSource:
     column: str = "text"
     eval_tokens: int = DEFAULT_EVAL_TOKENS
     format: str = AUTO
+    max_rejects: float = DEFAULT_MAX_REJECTS
     eval_paths: tuple[str, ...] = ()
     dtype: str = AUTO
     vocab_size: int | None = None
@@ -119,6 +133,12 @@ class DataSource:
                 f"an evaluation set of {self.eval_tokens} tokens",
                 "a whole number of at least 1",
                 f"Write for example --eval-tokens {DEFAULT_EVAL_TOKENS}.",
+            )
+        if not 0 <= self.max_rejects <= 1:
+            raise UsageError(
+                f"a share of unusable rows of {self.max_rejects:g}",
+                "a number from 0 to 1",
+                "Write for example --max-rejects 0.02 for 2 %.",
             )
 
     @property
@@ -159,15 +179,18 @@ class SourceFile:
     path : Path
         Path of the file.
     kind : str
-        ``text``, ``jsonl`` or ``parquet``.
+        What the ending promises: ``text``, ``json``, ``lines`` (JSON Lines) or ``parquet``.
     is_named : bool
-        Whether the user named this file. A named file must be text; a file found through a folder
-        or glob is skipped and counted if it is not text.
+        Whether the user named this file. If a named file is not text, it counts as an unusable row.
+        A file found through a folder or glob is skipped then.
+    is_packed : bool
+        Whether the ending says that it is compressed.
     """
 
     path: Path
     kind: str
     is_named: bool
+    is_packed: bool = False
 
 
 def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
@@ -193,20 +216,32 @@ def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
     if not found:
         raise DataError(
             f"no file in {source.describe()}",
-            "text, JSONL or Parquet files that are not hidden",
+            "text, JSON or Parquet files that are not hidden",
             "Name a folder that holds text, for example --data corpus/.",
         )
     return tuple(
-        SourceFile(path=path, kind=_KINDS.get(path.suffix.lower(), "text"), is_named=found[path])
+        SourceFile(
+            path=path,
+            kind=_KINDS.get(_ending(path), TEXT),
+            is_named=found[path],
+            is_packed=path.suffix.lower() in COMPRESSED,
+        )
         for path in sorted(found, key=str)
     )
+
+
+def _ending(path: Path) -> str:
+    """Return the ending of a name in lower case, without that of its compression."""
+    name = path.name.lower()
+    stem, dot, last = name.rpartition(".")
+    return Path(stem if dot + last in COMPRESSED else name).suffix
 
 
 @functools.lru_cache(maxsize=8)
 def _standard_library(results: Path) -> tuple[SourceFile, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     files = tuple(
-        SourceFile(path=path, kind="text", is_named=False)
+        SourceFile(path=path, kind=TEXT, is_named=False)
         for path in (walk(root, results, left_out=STDLIB_LEFT_OUT) if root.is_dir() else ())
         if path.suffix == ".py"
     )

@@ -27,9 +27,14 @@ SPREAD_UP_TO = 1 / 16
 _DIGEST_BYTES = 16
 
 
+def new_digest(document: bytes = b"") -> hashlib.blake2b:
+    """Return the hash that orders documents (BLAKE2b, 16 bytes), to be updated with more text."""
+    return hashlib.blake2b(document, digest_size=_DIGEST_BYTES, person=b"scalelab split")
+
+
 def digest(document: bytes) -> bytes:
-    """Return the hash that orders documents (BLAKE2b, 16 bytes)."""
-    return hashlib.blake2b(document, digest_size=_DIGEST_BYTES, person=b"scalelab split").digest()
+    """Return the hash of a whole document."""
+    return new_digest(document).digest()
 
 
 def is_enough(lengths: Sequence[int], share: float, eval_tokens: int) -> bool:

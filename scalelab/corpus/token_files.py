@@ -71,7 +71,7 @@ def find_eval_tokens(source: DataSource, results: Path) -> TokenSource | None:
 def _open(
     source: DataSource, paths: Sequence[str], results: Path, *, is_evaluation: bool
 ) -> TokenSource | None:
-    if source.format == "text" or not paths:
+    if source.format in TEXT_FORMATS or not paths:
         return None
     tokens: dict[Path, str] = {}
     text: list[str] = []

@@ -57,6 +57,8 @@ from scalelab.sweep.spec import SweepSpec
 NOT_TRAINED = (*FINAL, PRUNED)
 ASK_ABOVE_S = 3600.0
 BYTES_PER_BPE_TOKEN = 4.0
+UNPACKED = 3
+"""Bytes of text per byte of a compressed file, where it was not unpacked yet."""
 UNPREPARED = "unprepared"
 
 Progress = Callable[[str, int, int], None]
@@ -296,6 +298,7 @@ def _facts(dataset: Dataset) -> DataFacts:
         n_train_tokens=dataset.n_train_tokens,
         n_eval_tokens=dataset.n_eval_tokens,
         end_token=dataset.end_token,
+        warnings=tuple(dataset.warnings()),
     )
 
 
@@ -312,7 +315,10 @@ def _estimated_facts(source: DataSource, results: Results) -> DataFacts:
             end_token=tokens.end_token,
             is_estimated=True,
         )
-    n_bytes = sum(file.path.stat().st_size for file in find_files(source, results.path))
+    n_bytes = sum(
+        file.path.stat().st_size * (UNPACKED if file.is_packed else 1)
+        for file in find_files(source, results.path)
+    )
     per_token = 1.0 if source.bpe_size is None else BYTES_PER_BPE_TOKEN
     n_tokens = round(n_bytes / per_token)
     n_held_out = min(source.eval_tokens, n_tokens // 2)

@@ -86,7 +86,7 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """Return warnings to read before a launch."""
-        found = list(self.notes)
+        found = [*self.notes, *self.data.warnings]
         if self.n_merged:
             found.append(
                 f"{plural(self.n_merged, 'row')} left out: in whole steps, equal to another row of "

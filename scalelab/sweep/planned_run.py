@@ -45,6 +45,8 @@ class DataFacts:
         Whether the token counts were estimated from file sizes.
     end_token : int or None
         Token that ends a document; None if there is none.
+    warnings : tuple of str
+        What to know about the text before training on it.
     """
 
     fingerprint: str
@@ -55,6 +57,7 @@ class DataFacts:
     n_eval_tokens: int
     is_estimated: bool = False
     end_token: int | None = END_TOKEN
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, model_validator
 
 from scalelab.corpus.source import AUTO as DETECTED
-from scalelab.corpus.source import DEFAULT_EVAL_TOKENS, FINGERPRINTS, FORMATS, TOKEN_DTYPES
+from scalelab.corpus.source import (
+    DEFAULT_EVAL_TOKENS,
+    DEFAULT_MAX_REJECTS,
+    FINGERPRINTS,
+    FORMATS,
+    TOKEN_DTYPES,
+)
 from scalelab.errors import UsageError
 from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
@@ -48,21 +54,31 @@ class DataTable(Table):
     panel: ClassVar[str] = DATA
 
     paths: Texts = option(
-        (),
-        "Text to train on: a file, folder or glob of text, JSONL or Parquet; repeatable. Without "
-        "it, the source text of Python's standard library", flag="--data", example="corpus/*.txt"
+        (), "Text to train on: a file, folder or glob of text, JSON, JSON Lines or Parquet, also "
+        "compressed; repeatable. Without it, the source text of Python's standard library",
+        flag="--data", example="corpus/*.txt"
     )  # fmt: skip
     tokenizer: str = option("bytes", "bytes, or bpe:SIZE trained on the text", example="bpe:4096")
-    field: str = option("text", "Field of the text in JSONL files", example="content")
-    column: str = option("text", "Column of the text in Parquet files", example="content")
+    field: str = option(
+        "text", "Field of the text in JSON files; a dot enters a nested field", example="meta.text"
+    )  # fmt: skip
+    column: str = option(
+        "text", "Column of the text in Parquet files; a dot enters a nested column",
+        example="content"
+    )  # fmt: skip
     eval_tokens: Count = option(
         DEFAULT_EVAL_TOKENS, "Tokens of the evaluation set; more tokens give a more precise loss",
         example="64K", ge=1
     )  # fmt: skip
     format: Literal[FORMATS] = option(  # type: ignore[valid-type]
-        DETECTED, "What the files hold: text, or tokens in the format of another program; auto "
-        "reads .bin, .idx and .npy files and folders of Hugging Face or MosaicML as tokens",
-        flag="--data-format", example="raw"
+        DETECTED, "How the files are read: text (each file is one document, markup included), rows "
+        "of json or parquet, or tokens in the format of another program. auto decides by ending and"
+        " content, and reads .bin, .idx and .npy files and folders of Hugging Face or MosaicML as "
+        "tokens", flag="--data-format", example="raw"
+    )  # fmt: skip
+    max_rejects: float = option(
+        DEFAULT_MAX_REJECTS, "Largest share of documents that may be unusable (null, NUL, cut, not "
+        "UTF-8); they are left out and listed", example="0.02", ge=0, le=1
     )  # fmt: skip
     eval_paths: Texts = option(
         (), "Token files of the evaluation set; repeatable. Without it, a part of the training "

@@ -11,17 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalelab.corpus.documents import NotTextError, read_documents
-from scalelab.corpus.source import DataSource, SourceFile
+from scalelab.corpus.documents import NotTextError, kind_of, read_rows, read_text
+from scalelab.corpus.rejects import Reject
+from scalelab.corpus.source import TEXT, DataSource, find_files
 from scalelab.errors import DataError
 
-KINDS = {".jsonl": "jsonl", ".parquet": "parquet"}
+
+def rows_of(path: Path, field: str = "text", column: str = "text") -> list[bytes | Reject]:
+    source = DataSource(paths=(str(path),), field=field, column=column)
+    (file,) = find_files(source, path.parent / "results")
+    kind, _ = kind_of(file, source)
+    if kind == TEXT:
+        return [b"".join(block for block, _ in read_text(file))]
+    return [row for row, _ in read_rows(file, source, kind)]
 
 
 def read(path: Path, field: str = "text", column: str = "text") -> list[str]:
-    file = SourceFile(path=path, kind=KINDS.get(path.suffix, "text"), is_named=True)
-    documents = read_documents(file, DataSource(field=field, column=column))
-    return [document.decode() for document in documents if document]
+    rows = rows_of(path, field, column)
+    return [row.decode() for row in rows if isinstance(row, bytes) and row]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +48,12 @@ def test_rows_come_back_as_they_were_written(folder: Path, texts: list[str]) -> 
     lines = folder / "rows.jsonl"
     lines.write_text("".join(json.dumps({"n": 1, "body": text}) + "\n" for text in texts))
     assert read(lines, field="body") == kept
-    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+    for kind in (
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())),
+        *(pa.binary(), pa.large_binary(), pa.binary_view()),
+    ):
         table = folder / "rows.parquet"
-        pq.write_table(pa.table({"body": pa.array([*texts, None], type=kind)}), table)
+        pq.write_table(pa.table({"body": pa.array([*texts, None]).cast(kind)}), table)
         assert read(table, column="body") == kept
 
 
@@ -72,34 +82,96 @@ def test_content_other_than_utf8_text_is_detected(tmp_path: Path, content: bytes
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"text": "a"', "line 3 .* is not JSON"),
-        (b'{"text": "caf\xe9"}', "line 3 .* is not JSON"),
-        (b'["a"]', "line 3 .* is a list, not an object"),
-        (b'{"body": "a", "id": 4}', r"no field 'text' in line 3 .* \['body', 'id'\].*--field"),
-        (b'{"text": 4}', "line 3 .* has a int as 'text'"),
-        (b'{"text": null}', "line 3 .* has a NoneType as 'text'"),
-        (b'{"text": "\\ud800"}', "line 3 .* surrogate"),
-        (b'{"text": "a\\u0000b"}', r"line 3 .* U\+0000"),
-        (b'{"text":' + 100_000 * b"[", "line 3 .* is not JSON"),
+        (b'{"text": "a"', "is not JSON, or is cut"),
+        (b'{"text": "caf\xe9"}', "is not UTF-8 (byte 0xe9)"),
+        (b'["a"]', "is a list, not an object"),
+        (b"null", "is null, not an object"),
+        (b'{"body": "a", "id": 4}', "has no field 'text'"),
+        (b'{"text": 4}', "has a number as 'text'"),
+        (b'{"text": null}', "has null as 'text'"),
+        (b'{"text": ["a", null]}', "has null as 'text'"),
+        (b'{"text": "\\ud800"}', "has half of a surrogate pair"),
+        (b'{"text": "a\\u0000b"}', "contains the character U+0000"),
+        (b'{"text":' + 100_000 * b"[", "nested too deeply"),
+        (b'{"text": ' + 5000 * b"9" + b"}", "is not JSON"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
+def test_a_bad_line_is_left_out_with_its_place(tmp_path: Path, line: bytes, problem: str) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"text": "good"}\n\n' + line + b"\n")
-    with pytest.raises(DataError, match=problem):
-        read(path)
+    path.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "next"}\n')
+    first, reject, last = rows_of(path)
+    assert (first, last) == (b"good", b"next")
+    assert isinstance(reject, Reject)
+    assert reject.place == "line 3"
+    assert problem in reject.reason
+    assert line.startswith(reject.start[:3].encode())
+
+
+def test_the_same_bad_row_has_the_same_reason_in_every_format(tmp_path: Path) -> None:
+    lines, table = tmp_path / "rows.jsonl", tmp_path / "rows.parquet"
+    lines.write_text('{"text": "a"}\n{"text": null}\n{"text": "b\\u0000c"}\n')
+    pq.write_table(pa.table({"text": ["a", None, "b\0c"]}), table)
+    reasons = [[r.reason for r in rows_of(p) if isinstance(r, Reject)] for p in (lines, table)]
+    assert reasons[0] == reasons[1]
+    assert len(reasons[0]) == 2
 
 
 def test_a_missing_column_or_one_of_numbers_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"body": ["a"], "n": [4]}), path)
-    with pytest.raises(DataError, match=r"no column 'text' in .*\['body', 'n'\].*--column"):
+    inner = pa.array([{"words": "b", "n": 1}])
+    pq.write_table(pa.table({"body": ["a"], "n": [4], "meta": inner}), path)
+    with pytest.raises(DataError, match=r"no column 'text' in .* has body, meta\.words.*--column"):
         read(path)
     with pytest.raises(DataError, match=r"column 'n' of .* holds int64"):
         read(path, column="n")
-    pq.write_table(pa.table({"body": ["a", None, "b\0c"]}), path)
-    with pytest.raises(DataError, match=r"row 3 of .* U\+0000"):
-        read(path, column="body")
+    with pytest.raises(DataError, match=r"no column 'meta\.none'"):
+        read(path, column="meta.none")
+
+
+def test_strings_that_are_not_utf8_in_parquet_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    for kind in (pa.string(), pa.binary()):
+        content = pa.array([b"good", b"caf\xe9", b"more"], pa.binary()).view(kind)
+        pq.write_table(pa.table({"text": content}), path)
+        first, reject, last = rows_of(path)
+        assert (first, last) == (b"good", b"more")
+        assert isinstance(reject, Reject)
+        assert (reject.place, reject.reason) == ("row 2", "is not UTF-8 (byte 0xe9)")
+
+
+nested = st.recursive(
+    st.fixed_dictionaries({"text": st.text(st.characters(codec="utf-8", exclude_characters="\0"))}),
+    lambda inner: st.fixed_dictionaries({"meta": inner}),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(row=nested, depth=st.integers(0, 3))
+def test_a_nested_field_is_found_in_json_and_parquet(
+    folder: Path, row: dict[str, object], depth: int
+) -> None:
+    name, inner = "text", row
+    while "meta" in inner:
+        name, inner = f"meta.{name}", inner["meta"]  # type: ignore[assignment]
+    expected = [inner["text"]] if inner["text"] else []
+    lines, table = folder / "nested.jsonl", folder / "nested.parquet"
+    lines.write_text(json.dumps(row) + "\n")
+    pq.write_table(pa.table({key: [value] for key, value in row.items()}), table)
+    assert read(lines, field=name) == expected
+    assert read(table, column=name) == expected
+    # A key with the whole name goes before a nested one.
+    lines.write_text(json.dumps({**row, f"a.{name}": "whole", "a": row}) + "\n")
+    assert read(lines, field=f"a.{name}") == ["whole"]
+
+
+def test_lists_of_text_become_lines(tmp_path: Path) -> None:
+    rows = [{"turns": [{"said": "a"}, {"said": "b"}]}, {"turns": []}]
+    lines, table = tmp_path / "rows.jsonl", tmp_path / "rows.parquet"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    assert read(lines, field="turns.said") == ["a\nb"]
+    assert read(table, column="turns.said") == ["a\nb"]
 
 
 def test_parquet_that_is_none_or_cut_off_is_said(tmp_path: Path) -> None:

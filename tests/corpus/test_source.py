@@ -33,7 +33,7 @@ def test_a_folder_means_all_files_beneath_it(tree: Path) -> None:
     assert found(tree, str(tree / "a")) == {
         "a/one.txt": ("text", False),
         "a/b/two.md": ("text", False),
-        "a/b/rows.jsonl": ("jsonl", False),
+        "a/b/rows.jsonl": ("lines", False),
         "a/table.PARQUET": ("parquet", False),
         "a/no_ending": ("text", False),
     }

@@ -1,0 +1,195 @@
+"""The evaluation set: whole documents by their hash, or the end of each document.
+
+Whole documents are held out if there are enough of them; see `scalelab.corpus.split`. A corpus of
+one text, or of few with very different lengths, cannot be split this way. Then a stretch at the end
+of each document is held out, which starts at a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.corpus.pieces import SEARCH_BYTES, Spans, character_start, encode_whole
+from scalelab.corpus.source import DataSource
+from scalelab.corpus.split import SHARES, is_enough, smallest_window, window
+from scalelab.corpus.spool import Progress, Spool
+from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, cached_bpe
+from scalelab.units import plural
+
+TOKENIZER_TRAIN_BYTES = 64 << 20
+DOCUMENTS, STRETCH = "documents", "stretch"
+LEAST_STRETCH_BYTES = 256
+"""A shorter end of a document is not worth a cut, if there are other documents."""
+
+
+class TooFewError(Exception):
+    """The text cannot be split in this way; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """A corpus in two parts.
+
+    Attributes
+    ----------
+    kind : str
+        ``documents`` or ``stretch``.
+    share : float
+        Share that is held out: of all hashes, or of the bytes.
+    window_tokens : int
+        Largest number of tokens of one document in the evaluation set.
+    eval_tokens : ndarray, shape (eval_tokens,)
+        The evaluation set.
+    n_held_out : int
+        Documents that are held out, whole or with their end.
+    train : ndarray of int64, shape (n, 2)
+        First byte and end of the text of each training document.
+    """
+
+    kind: str
+    share: float
+    window_tokens: int
+    eval_tokens: NDArray[Any]
+    n_held_out: int
+    train: Spans
+
+
+def split_documents(source: DataSource, spool: Spool, tokenizer: Tokenizer, scratch: Path) -> Split:
+    """Hold out whole documents.
+
+    Raises
+    ------
+    TooFewError
+        When half of the documents have too few tokens.
+    """
+    held_out: list[NDArray[Any]] = []
+    for share in SHARES:
+        end = int(np.searchsorted(spool.high, np.uint64(int(share * 2**64))))
+        spans = spool.spans(len(held_out), end)
+        held_out.extend(encode_whole(tokenizer, spool.text, spans, scratch))
+        if is_enough([len(tokens) for tokens in held_out], share, source.eval_tokens):
+            break
+    else:
+        found = sum(len(tokens) for tokens in held_out)
+        raise TooFewError(f"half of them hold {plural(found, 'token')}")
+    length = smallest_window([len(tokens) for tokens in held_out], source.eval_tokens)
+    windows = [
+        window(tokens, length, int(low)) for tokens, low in zip(held_out, spool.low, strict=False)
+    ]
+    return Split(
+        kind=DOCUMENTS,
+        share=share,
+        window_tokens=length,
+        eval_tokens=np.concatenate(windows)[: source.eval_tokens],
+        n_held_out=len(held_out),
+        train=spool.spans(len(held_out)),
+    )
+
+
+def split_stretch(source: DataSource, spool: Spool, tokenizer: Tokenizer, scratch: Path) -> Split:
+    """Hold out the end of each document, as much of each as of the others.
+
+    Raises
+    ------
+    TooFewError
+        When half of the text has too few tokens.
+    """
+    # A token has at least one byte.
+    share = source.eval_tokens / spool.n_bytes
+    while True:
+        share = min(share, 0.5)
+        train = _without_ends(spool, share)
+        ends = np.stack([train[:, 1], spool.spans()[:, 1]], axis=1)
+        ends = ends[ends[:, 0] < ends[:, 1]]
+        held_out = list(encode_whole(tokenizer, spool.text, ends, scratch))
+        found = sum(len(tokens) for tokens in held_out)
+        if found >= source.eval_tokens:
+            break
+        if share == 0.5:
+            raise TooFewError(f"half of the text holds {plural(found, 'token')}")
+        share *= max(1.02, 1.01 * source.eval_tokens / found) if found else 2.0
+    return Split(
+        kind=STRETCH,
+        share=float((ends[:, 1] - ends[:, 0]).sum() / spool.n_bytes),
+        window_tokens=max(map(len, held_out)),
+        eval_tokens=np.concatenate(held_out)[: source.eval_tokens],
+        n_held_out=len(held_out),
+        train=train,
+    )
+
+
+def _without_ends(spool: Spool, share: float) -> Spans:
+    """Return each document without about this share at its end, which starts at a line."""
+    spans = spool.spans()
+    lengths = np.ceil(share * (spans[:, 1] - spans[:, 0])).astype(np.int64)
+    least = LEAST_STRETCH_BYTES if len(spool) > 1 else 1
+    for index in np.flatnonzero(lengths >= least):
+        start, end = map(int, spans[index])
+        half = _half(spool, start, end)
+        spans[index, 1] = _line_start(spool.text, half, max(half, end - int(lengths[index])))
+    return spans
+
+
+def _line_start(text: NDArray[np.uint8], first: int, at: int) -> int:
+    """Return the last start of a line from ``first`` to ``at``, else of a word, else ``at``."""
+    low = max(first, at - SEARCH_BYTES)
+    before = text[low:at].tobytes()
+    found = before.rfind(b"\n") + 1 or before.rfind(b" ") + 1
+    return low + found if found else max(first, character_start(text, at))
+
+
+def _half(spool: Spool, start: int, end: int) -> int:
+    """Return the middle of a document; a stretch never begins before it."""
+    return character_start(spool.text, start + (end - start + 1) // 2)
+
+
+def make_tokenizer(
+    source: DataSource, spool: Spool, kind: str, cache: Path, progress: Progress
+) -> Tokenizer:
+    """Return the tokenizer of a source; train a BPE on text that is never held out.
+
+    Raises
+    ------
+    TooFewError
+        When there is no such text.
+    """
+    if source.bpe_size is None:
+        return ByteTokenizer()
+    first = 0
+    spans = spool.spans()
+    key = b""
+    if kind == DOCUMENTS:
+        # The half that no share holds out. In hash order, that half is a random sample.
+        first = int(np.searchsorted(spool.high, np.uint64(1 << 63)))
+        spans = spans[first:]
+    else:
+        spans[:, 1] = [_half(spool, int(start), int(end)) for start, end in spans]
+        key = b"first halves"
+    sizes = np.cumsum(spans[:, 1] - spans[:, 0])
+    n = min(len(spans), max(1, int(np.searchsorted(sizes, TOKENIZER_TRAIN_BYTES, side="right"))))
+    if not n:
+        raise TooFewError("no document would be left to train the tokenizer on")
+    n_bytes = int(sizes[n - 1])
+    halves = np.stack([spool.high[first : first + n], spool.low[first : first + n]])
+    progress("training the tokenizer", 0, n_bytes)
+    file = cached_bpe(
+        _train_texts(spool.text, spans[:n]),
+        hashlib.sha256(halves.astype(">u8").tobytes() + key).hexdigest(),
+        source.bpe_size,
+        cache,
+    )
+    progress("training the tokenizer", n_bytes, n_bytes)
+    return BpeTokenizer(file)
+
+
+def _train_texts(text: NDArray[np.uint8], spans: Spans) -> Iterator[bytes]:
+    for start, end in spans.tolist():
+        limit = start + 4 * TOKENIZER_TRAIN_BYTES
+        yield text[start : end if end <= limit else character_start(text, limit)].tobytes()

@@ -1,0 +1,129 @@
+"""Rows and files that are no usable text: counted, listed in a file, an error beyond a share."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from scalelab.errors import DataError, unwritable
+from scalelab.units import plural
+
+MOST_LISTED = 100_000
+"""Rows in the list; all are counted."""
+SHOWN_BYTES = 80
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reject:
+    """A row or a file that is not used.
+
+    Attributes
+    ----------
+    place : str
+        ``line 7``, ``row 7`` or ``file``.
+    reason : str
+        What is wrong, to be read after the place: ``has null as 'text'``.
+    start : str
+        The first characters of the row.
+    has_field : bool
+        Whether the row has the field of the text; files without any such row may be text.
+    has : tuple of str
+        The fields of a row that lacks it, the one with the longest text first.
+    """
+
+    place: str
+    reason: str
+    start: str = ""
+    has_field: bool = False
+    has: tuple[str, ...] = ()
+
+
+def shown(content: bytes) -> str:
+    """Return the first characters of a row for the list."""
+    return content[:SHOWN_BYTES].decode("utf-8", "backslashreplace")
+
+
+class Rejects:
+    """Collects the rows that are not used, and writes them to a file of JSON Lines.
+
+    Parameters
+    ----------
+    path : Path
+        The list; it is created with the first row, an older one is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_rejected = self.n_listed = 0
+        self.reasons: Counter[str] = Counter()
+        self._examples: dict[str, tuple[Path, Reject]] = {}
+        self._file: TextIO | None = None
+
+    def add(self, file: Path, reject: Reject) -> None:
+        """Count a row and list it."""
+        self.n_rejected += 1
+        self.reasons[reject.reason] += 1
+        self._examples.setdefault(reject.reason, (file, reject))
+        self.list_only(file, reject)
+
+    def list_only(self, file: Path, reject: Reject) -> None:
+        """List a file that a folder brought and that is no text; it counts as no row."""
+        self.n_listed += 1
+        if self.n_listed > MOST_LISTED:
+            return
+        row = {
+            "file": str(file),
+            "place": reject.place,
+            "reason": reject.reason,
+            "start": reject.start,
+        }
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8")
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, "the list of unused rows", error) from error
+
+    def __enter__(self) -> Rejects:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def require_share(self, n_rows: int, most: float, field: str) -> None:
+        """Raise DataError if more than the share ``most`` of all documents cannot be used."""
+        if self.n_rejected <= most * n_rows:
+            return
+        reason = self.reasons.most_common(1)[0][0]
+        file, first = self._examples[reason]
+        many = f"{self.n_rejected:,} of {plural(n_rows, 'document')}"
+        if first.has:
+            raise missing_field(file, first, field, f"{many} cannot be used")
+        do = f"Correct or convert them; {self.path} lists them."
+        if self.n_rejected < n_rows:
+            share = math.ceil(100 * self.n_rejected / n_rows) / 100
+            do += f" Or leave them out with --max-rejects {share:g}."
+        raise DataError(
+            f"{many} cannot be used, for example {first.place} of {file}, which {reason}",
+            f"at most a share of {most:g} that cannot be used (--max-rejects)",
+            do,
+        )
+
+
+def missing_field(file: Path, reject: Reject, field: str, why: str) -> DataError:
+    """Return the error for rows without the field of the text."""
+    likely = reject.has[0] if reject.has else "content"
+    return DataError(
+        f"no field {field!r} in {reject.place} of {file}, which has "
+        f"{', '.join(reject.has) or 'no fields'} ({why})",
+        "the name of the field with the text; a dot enters a nested one, as in meta.text",
+        f"Give its name, for example --field {likely}. Or train on the JSON as it is: "
+        "--data-format text.",
+    )
