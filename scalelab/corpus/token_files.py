@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalelab.corpus.source import DataSource, expand_path, unreadable, walk
+from scalelab.corpus.source import TEXT_FORMATS, DataSource, expand_path, unreadable, walk
 from scalelab.corpus.token_formats import (
     LLMC_KINDS,
     MEGATRON_MAGIC,
