@@ -53,8 +53,10 @@ def batch_sizes(
 ) -> dict[str, int]:
     """Return the number of batched runs in the step of each run, by run_id.
 
-    Times steps where several small runs could be batched.
+    Times steps where several small runs could be batched. Runs of a user's program never are.
     """
+    if execution.program is not None:
+        return {}
     n_equal = equal_runs(specs)
     gains: dict[Hashable, dict[int, float]] = {}
     for spec in specs:

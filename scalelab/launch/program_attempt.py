@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +40,7 @@ from scalelab.launch.program_failures import (
     output_tail,
     with_tail,
 )
+from scalelab.launch.program_launcher import devices_of, end_step, is_step, launched
 from scalelab.launch.program_logs import LogOutput
 from scalelab.launch.program_output import OwnOutput, ProgramOutput
 from scalelab.launch.program_process import TOKEN_VARIABLE, ProcessTree, kill_all_of
@@ -165,15 +165,20 @@ class ProgramAttempt:
             output = LogOutput(self.out_dir, self.output_path, self.spec)
         else:
             output = OwnOutput(Path(place.metrics), self.spec)
-        environment = program_environment(self.program, command.env, self._own_variables(place))
+        devices = devices_of(self.execution.n_devices)
+        argv = launched(command.argv, self.program, devices, self.attempt.token)
+        is_a_step = is_step(self.program, devices)
+        environment = program_environment(
+            self.program, command.env, self._own_variables(place), is_step=is_a_step
+        )
         print(f"scalelab: attempt {self.attempt.number}: output in {self.output_path}", flush=True)
         cwd = self.program.cwd or str(self.out_dir)
-        tree = ProcessTree(command.argv, environment, cwd, self.output_path)
+        tree = ProcessTree(argv, environment, cwd, self.output_path)
         try:
             ending = self._follow(tree, output)
         finally:
             tree.close()
-            if tree.has_ended:
+            if tree.has_ended and (not is_a_step or end_step(self.attempt.token)):
                 (self.attempt.path / ENDED_FILE).touch()
         self._look_for_checkpoint(is_last=True)
         return ending
@@ -367,8 +372,7 @@ class ProgramAttempt:
         return ending
 
     def _place(self) -> Place:
-        n_nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-        n_devices = self.execution.n_devices
+        devices = devices_of(self.execution.n_devices)
         return Place(
             run_id=self.run.run_id,
             sweep=str(self.note.get("sweep") or ""),
@@ -376,9 +380,9 @@ class ProgramAttempt:
             metrics=str(self.attempt.path / REPORTED_FILE),
             run_json=str(self.run.path / "spec.json"),
             python=sys.executable,
-            n_devices=n_devices,
-            n_nodes=n_nodes,
-            gpus_per_node=max(n_devices // n_nodes, 1),
+            n_devices=devices.n_devices,
+            n_nodes=devices.n_nodes,
+            gpus_per_node=devices.per_node,
             micro_batch_seqs=self.execution.micro_batch_seqs,
             train_data=self.data.get("train_data", ""),
             eval_data=self.data.get("eval_data", ""),

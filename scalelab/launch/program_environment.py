@@ -30,6 +30,7 @@ def program_environment(
     declared: Mapping[str, str],
     own: Mapping[str, str],
     *,
+    is_step: bool = False,
     base: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the whole environment of a program.
@@ -37,19 +38,22 @@ def program_environment(
     Parameters
     ----------
     execution : ProgramExecution
-        With ``pass_env`` and the launcher; ``srun`` needs the variables of SLURM.
+        With ``pass_env``.
     declared : Mapping
         Variables of the sweep file.
     own : Mapping
         Variables of scalelab, ``SCALELAB_*``.
+    is_step : bool
+        Whether srun starts the program, which needs the variables of SLURM.
     base : Mapping, optional
         The worker's environment; default that of this process.
     """
     found = dict(os.environ if base is None else base)
     if execution.pass_env:
-        found = _matching(found, (*ALWAYS_PASSED, *execution.pass_env))
+        needed = ("SLURM_*",) if is_step else ()
+        found = _matching(found, (*ALWAYS_PASSED, *needed, *execution.pass_env))
     # The worker imports nothing from its folder; a program may import its neighbours.
-    removed = (*SAFE_PATH, "SCALELAB_*", *(() if execution.launcher == "srun" else RANKS))
+    removed = (*SAFE_PATH, "SCALELAB_*", *(() if is_step else RANKS))
     for name in _matching(found, removed):
         if name not in execution.pass_env:
             del found[name]

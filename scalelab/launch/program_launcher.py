@@ -1,8 +1,8 @@
 """How the processes of one program are started: alone, by torchrun, or as a step of a SLURM job.
 
-The command of the sweep file is the same for all: ``torchrun`` and ``srun`` are put before it, with
-the GPUs and nodes of the run. A program that one process of a node leads (``torchrun``) and
-one of several nodes run as a step of the job, which `scalelab.launch.slurm.step` starts and stops.
+The command of the sweep file is the same for all: torchrun and srun are put before it, with the
+GPUs and nodes of the run. With srun, or on several nodes, the program is a step of the job, which
+`scalelab.launch.slurm.step` starts and stops.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from scalelab.launch.slurm import step
 from scalelab.launch.slurm.step import signal_step
@@ -22,6 +23,10 @@ from scalelab.sweep.program import ProgramExecution
 FIRST_PORT, N_PORTS = 20_000, 12_000
 """Ports of rendezvous, below those that Linux gives to clients."""
 STEP_PREFIX = "scalelab-"
+END_S = 30.0
+TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
+_FIRST_WORDS = 4
+"""Words of a command among which torchrun stands: ``python -u -m torch.distributed.run``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,14 +79,14 @@ def launched(
     """
     port = FIRST_PORT + zlib.crc32(token.encode()) % N_PORTS
     address = socket.gethostname() if devices.n_nodes > 1 else "127.0.0.1"
-    if execution.launcher == "torchrun":
+    n_container = len(execution.container)
+    if execution.launcher == "torchrun" and not _starts_torchrun(argv[n_container:]):
         rendezvous = ["--standalone"]
         if devices.n_nodes > 1:
             rendezvous = [
                 f"--nnodes={devices.n_nodes}", "--rdzv-backend=c10d", f"--rdzv-id={token}",
                 f"--rdzv-endpoint={address}:{port}",
             ]  # fmt: skip
-        n_container = len(execution.container)
         python = execution.python or sys.executable
         argv = [
             *argv[:n_container], python, "-m", "torch.distributed.run", *rendezvous,
@@ -100,9 +105,24 @@ def launched(
     )  # fmt: skip
 
 
-def end_step(token: str) -> None:
-    """Kill what is left of an attempt's step; srun may have died before its tasks."""
-    signal_step(f"{STEP_PREFIX}{token}", "SIGKILL", search_s=0.0)
+def end_step(token: str) -> bool:
+    """Kill what is left of an attempt's step, since srun may have died before its tasks.
+
+    Returns
+    -------
+    bool
+        Whether the step has ended.
+    """
+    ends_s = time.monotonic() + END_S
+    while signal_step(f"{STEP_PREFIX}{token}", "SIGKILL", search_s=0.0):
+        if time.monotonic() >= ends_s:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _starts_torchrun(words: Sequence[str]) -> bool:
+    return any(PurePath(word).name in TORCHRUN for word in words[:_FIRST_WORDS])
 
 
 def _cpus_per_task() -> int:

@@ -125,15 +125,22 @@ def ctrl_c_blocked() -> Iterator[None]:
 def listening_for_signals() -> Iterator[Callable[[], str | None]]:
     """Give a function that returns the first stop signal received, as a reason, or None.
 
-    Python handles signals only in the main thread; in another one the function returns None.
+    A handler that was there before is called too. Python handles signals only in the main thread;
+    in another one the function returns None.
     """
     received: list[str] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
+        earlier = before.get(signal.Signals(number))
+        if callable(earlier):
+            earlier(number, frame)
 
     is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS} if is_main else {}
+    numbers = STOP_SIGNALS if is_main else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, handle)
     try:
         yield lambda: f"received {received[0]}" if received else None
     finally:

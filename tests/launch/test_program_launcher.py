@@ -28,6 +28,15 @@ def test_torchrun_of_one_node_starts_inside_the_container() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "own",
+    [("/env/bin/torchrun", "train.py"), ("python", "-m", "torch.distributed.run", "train.py")],
+)
+def test_a_command_that_starts_torchrun_itself_is_left_as_it_is(own: tuple[str, ...]) -> None:
+    argv = ("apptainer", *own)
+    assert launched(argv, how("torchrun"), devices_of(8, {}), "token") == argv
+
+
 def test_torchrun_of_several_nodes_is_one_task_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_GPUS_PER_NODE", "8")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,17 @@ class TinySweep:
     results: Results
     name: str
     run_ids: tuple[str, ...]
+    program: dict[str, Any] | None = None
+    """How the program of the runs is started; None for the built-in trainer."""
 
     def start_launcher(self, *, kill_at: str = "", **changes: Any) -> subprocess.Popen[str]:
         """Launch in a separate process, which kills itself at step ``kill_at``."""
-        words = {"checkpoint_interval_s": CHECKPOINT_INTERVAL_S, "kill_at": kill_at, **changes}
+        words = {
+            "checkpoint_interval_s": CHECKPOINT_INTERVAL_S,
+            "kill_at": kill_at,
+            "program": self.program,
+            **changes,
+        }
         return subprocess.Popen(
             [
                 sys.executable,
@@ -120,6 +127,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
         lr: float = 0.01,
         extend: bool = False,
         slurm: dict[str, Any] | None = None,
+        program: dict[str, Any] | None = None,
     ) -> TinySweep:
         options = {
             "gpus_per_run": 0,
@@ -140,6 +148,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
                 "data": {"paths": (str(text),), "eval_tokens": 4096},
                 "train": {"seq_len": 32, "batch_seqs": 4, "lr": lr, "seeds": tuple(range(seeds))},
                 "launcher": {"name": "slurm", "slurm": options},
+                **({"program": program} if program else {}),
             },
             source="the test",
         )
@@ -154,7 +163,8 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
         )
         saved = results.save_plan(proposal.plan, sweep.science(), extend=extend)
         save_options(results, name, sweep.launcher)
-        return TinySweep(results, name, saved.run_ids)
+        how = proposal.execution.program
+        return TinySweep(results, name, saved.run_ids, asdict(how) if how else None)
 
     return make
 

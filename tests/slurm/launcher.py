@@ -22,6 +22,7 @@ from scalelab.launch.slurm.launcher import launch_slurm
 from scalelab.launch.slurm.resources import run_needs
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.program import ProgramExecution, as_tuples
 from scalelab.sweep.tables import LauncherTable
 
 CHANGES = ("os.rename", "os.link", "os.mkdir", "os.remove", "os.symlink", "subprocess.Popen")
@@ -63,12 +64,15 @@ def main() -> None:
     folder, name, words = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     results = Results(folder)
     saved = results.load_plan(name)
+    program = words.get("program")
     request = LaunchRequest(
         results=results,
         sweep=name,
         run_ids=saved.run_ids,
         execution=ExecutionSpec(
-            step="direct", checkpoint_interval_s=words["checkpoint_interval_s"]
+            step="direct",
+            checkpoint_interval_s=words["checkpoint_interval_s"],
+            program=ProgramExecution(**as_tuples(program)) if program else None,
         ),
         n_workers=1,
         retry_failed=words.get("retry_failed", False),

@@ -18,13 +18,16 @@ import pytest
 
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local.pool import launch_local
+from scalelab.launch.program_process import processes_of
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train.loop import POLL_INTERVAL_S
 from tests.launch.local.frozen import process_state
+from tests.programs.adversary import adversary_table, final_loss
 
 N_RUNS = 12
 N_AT_ONCE = 8
 N_TOKENS = 1e5
+PROGRAM_TOKENS = 4e4
 CHECKPOINT_INTERVAL_S = 0.5
 
 
@@ -55,10 +58,15 @@ class Frozen:
     run_id: str
     element: str
     node: str
-    pid: int
+    pids: tuple[int, ...]
+    """The job's process, then those of its program."""
 
     def is_dead(self) -> bool:
-        return process_state(self.pid) in "XZ"
+        return process_state(self.pids[0]) in "XZ"
+
+    def thaw(self) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 class Freezer:
@@ -80,24 +88,27 @@ class Freezer:
                 continue
             note = run.attempts()[-1].read_note()
             element = f"{note.get('array_job_id')}_{note.get('array_task_id')}"
-            if element in nodes and self._freeze(run, note["pid"]):
-                self.found.append(Frozen(run_id, element, nodes[element], note["pid"]))
+            if element in nodes and (pids := self._freeze(run, note["pid"])):
+                self.found.append(Frozen(run_id, element, nodes[element], pids))
         return len(self.found)
 
-    def _freeze(self, run: Any, pid: int) -> bool:
-        """Stop a process; return whether its run is unfinished."""
+    def _freeze(self, run: Any, pid: int) -> tuple[int, ...]:
+        """Stop a job's process and its program; return them, or nothing if the run has ended."""
         try:
             os.kill(pid, signal.SIGSTOP)
             while process_state(pid) not in "TXZ":
                 time.sleep(0.001)
             attempt = run.attempts()[-1]
             is_midway = not attempt.read_record() and "ended" not in attempt.read_note()
-            if not is_midway or not run.checkpoints():
+            pids = (pid, *processes_of(attempt.token))
+            if not is_midway or not run.checkpoints() or (self.sweep.program and len(pids) == 1):
                 os.kill(pid, signal.SIGCONT)
-                return False
+                return ()
+            for own in pids[1:]:
+                os.kill(own, signal.SIGSTOP)
         except ProcessLookupError:
-            return False
-        return process_state(pid) == "T"
+            return ()
+        return pids if process_state(pid) == "T" else ()
 
     @contextlib.contextmanager
     def hold(self, *held: Frozen) -> Iterator[None]:
@@ -108,10 +119,10 @@ class Freezer:
 
         def watch() -> None:
             while not is_over.wait(0.02):
-                for frozen in held:
-                    if process_state(frozen.pid) not in "TXZ":
+                for pid in (pid for frozen in held for pid in frozen.pids):
+                    if process_state(pid) not in "TXZ":
                         with contextlib.suppress(ProcessLookupError):
-                            os.kill(frozen.pid, signal.SIGSTOP)
+                            os.kill(pid, signal.SIGSTOP)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -128,6 +139,30 @@ class Freezer:
         return found
 
 
+@pytest.fixture(params=["builtin", "program"])
+def disturbed(
+    request: pytest.FixtureRequest, make_sweep: Callable[..., Any], tmp_path: Path
+) -> tuple[Any, dict[str, float]]:
+    """Return a sweep of our trainer or of a program, and the losses that it has without faults."""
+    slurm = {"partition": "low", "array_parallelism": N_AT_ONCE}
+    if request.param == "builtin":
+        sweep = make_sweep(tmp_path / "results", seeds=N_RUNS, n_tokens=N_TOKENS, slurm=slurm)
+        losses = request.getfixturevalue("undisturbed")
+        assert set(sweep.run_ids) == set(losses)
+        return sweep, losses
+    sweep = make_sweep(
+        tmp_path / "results",
+        seeds=N_RUNS,
+        n_tokens=PROGRAM_TOKENS,
+        slurm=slurm,
+        program=adversary_table("--step-s=0.02"),
+    )
+    specs = {run_id: sweep.results.run(run_id).read_spec() for run_id in sweep.run_ids}
+    return sweep, {
+        run_id: final_loss(spec.seed, spec.n_steps, spec.lr) for run_id, spec in specs.items()
+    }
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "cluster",
@@ -136,19 +171,11 @@ class Freezer:
 )
 def test_faults_cost_no_result(
     cluster: Any,
-    make_sweep: Callable[..., Any],
-    undisturbed: dict[str, float],
-    tmp_path: Path,
+    disturbed: tuple[Any, dict[str, float]],
     stopping: list[subprocess.Popen[str]],
     wait_for: Callable[..., None],
 ) -> None:
-    sweep = make_sweep(
-        tmp_path / "results",
-        seeds=N_RUNS,
-        n_tokens=N_TOKENS,
-        slurm={"partition": "low", "array_parallelism": N_AT_ONCE},
-    )
-    assert set(sweep.run_ids) == set(undisturbed)
+    sweep, losses = disturbed
 
     def launch() -> subprocess.Popen[str]:
         launcher: subprocess.Popen[str] = sweep.start_launcher(
@@ -194,17 +221,18 @@ def test_faults_cost_no_result(
         cluster.kill("n1")
         time.sleep(1)
         cluster.revive("n1")
-        os.kill(left_alone.pid, signal.SIGCONT)
+        left_alone.thaw()
         wait_for(limited.is_dead, "end of the job whose time was up", 150)
     output, _ = launcher.communicate(timeout=400)
 
     assert launcher.returncode == 0, output
     report = json.loads(output.splitlines()[-1])
     assert set(report["statuses"].values()) == {"done"}, output
-    assert sweep.losses() == undisturbed
+    assert sweep.losses() == losses
     for run_id in sweep.run_ids:
         assert_one_accepted(sweep.results.run(run_id))
-        assert_little_lost(sweep.results.run(run_id))
+        if sweep.program is None:
+            assert_little_lost(sweep.results.run(run_id))
     n_attempts = {r: len(sweep.results.run(r).attempts()) for r in sweep.run_ids}
     for hit in (limited, cancelled, requeued, preempted, *on_n1):
         assert n_attempts[hit.run_id] > 1, output
@@ -216,6 +244,12 @@ def test_faults_cost_no_result(
     again = launch()
     output, _ = again.communicate(timeout=60)
     assert json.loads(output.splitlines()[-1])["n_started"] == 0
+    if sweep.program is not None:
+        attempts = [a for run_id in sweep.run_ids for a in sweep.results.run(run_id).attempts()]
+        assert [a.token for a in attempts if processes_of(a.token)] == []
+        for hit in (limited, cancelled, requeued, preempted, *on_n1):
+            notes = [a.read_note() for a in sweep.results.run(hit.run_id).attempts()]
+            assert any(note.get("resumed_from") for note in notes), hit
 
 
 def assert_one_accepted(run: Any) -> None:

@@ -34,6 +34,8 @@ from scalelab.sweep.execution import ExecutionSpec, QualifyRequest
 
 END_MARGIN_S = 60.0
 END_MARGIN_SHARE = 0.1
+PROGRAM_START_S = 120.0
+"""A user's program that was stopped is not started again with less time than this, seconds."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -43,7 +45,8 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
     If the launcher has given up this submission, the job exits at once. At USR2, which SLURM may
     send up to a minute early, the job saves a checkpoint and continues. At SIGTERM, or shortly
     before the time limit, it saves a checkpoint and ends. Only the launcher resubmits jobs. For a
-    run on several GPUs the first task does all this and the other tasks follow it.
+    run on several GPUs the first task does all this and the other tasks follow it; a job of a
+    user's program has one task, which starts the program on all its devices.
 
     Parameters
     ----------
@@ -61,9 +64,7 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
         _follow(Path(sweep_path), intent_id)
         return
 
-    from scalelab.train.sharded.ranks import BrokenGroupError
-
-    stop_s = time.monotonic() + 60 * time_min - min(END_MARGIN_S, END_MARGIN_SHARE * 60 * time_min)
+    ends_s = time.monotonic() + 60 * time_min
     sweep = Path(sweep_path)
     job, index = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
     with _recorded_signals() as received:
@@ -74,7 +75,15 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
         job_group = read_job_group(sweep, intent_id, index)
         run_ids, execution = job_group.run_ids, job_group.execution
         results = Results(sweep.parent.parent)
-        note = {"intent": intent_id, "array_index": index, **source_note(results.path)}
+        stop_s = ends_s - end_margin_s(execution, time_min)
+        note = {
+            "intent": intent_id,
+            "array_index": index,
+            "sweep": sweep.name,
+            "deadline_s": time.time() + stop_s - time.monotonic(),
+            **source_note(results.path),
+        }
+        broken_group = broken_group_errors(execution)
         trunks = results.trunks if len(run_ids) > 1 else None
         qualify = qualify_request(results, job_group.qualify)
         streams = os.dup(1), os.dup(2)
@@ -91,7 +100,7 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
             except (OSError, ScalelabError) as error:
                 # A run folder was removed or edited; the job continues with its other runs.
                 print(f"scalelab: {error}", file=sys.stderr, flush=True)
-            except BrokenGroupError as error:
+            except broken_group as error:
                 is_broken = True
                 print(f"scalelab: {error.__cause__}", file=sys.stderr, flush=True)
             finally:
@@ -111,6 +120,26 @@ def train_job_group(sweep_path: str, intent_id: str, time_min: int) -> None:
         sys.exit(EXIT_FAILED)
     if has_stopped:
         sys.exit(EXIT_STOPPED)
+
+
+def end_margin_s(execution: ExecutionSpec, time_min: int) -> float:
+    """Return how long before the time limit a job stops its run, seconds.
+
+    A user's program gets its ``grace_s`` to save, at most half of the time.
+    """
+    margin = min(END_MARGIN_S, END_MARGIN_SHARE * 60 * time_min)
+    if execution.program is None:
+        return margin
+    return min(margin + execution.program.grace_s, 60 * time_min / 2)
+
+
+def broken_group_errors(execution: ExecutionSpec) -> tuple[type[Exception], ...]:
+    """Return the errors of a broken process group of the built-in trainer; a program has none."""
+    if execution.program is not None:
+        return ()
+    from scalelab.train.sharded.ranks import BrokenGroupError
+
+    return (BrokenGroupError,)
 
 
 def qualify_request(results: Results, run_ids: Sequence[str]) -> QualifyRequest:
@@ -159,6 +188,8 @@ def _train_batched(
             received.append("SIGTERM")
         continued = [run for run, reason in reasons.items() if reason and "SIGTERM" not in reason]
         left = [run for run in continued if not is_stopped(run)]
+        if execution.program is not None and stop_s - time.monotonic() < PROGRAM_START_S:
+            break
     return [statuses[run] for run in runs]
 
 
