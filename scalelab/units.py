@@ -153,6 +153,13 @@ def format_flops(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
+def format_times(ratio: float) -> str:
+    """Return ``1.25x``, ``10x``, ``1,200x`` or ``3e13x``."""
+    if ratio >= 1e6:
+        return f"{format_flops(ratio)}x"
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{_plain(ratio, 3)}x"
+
+
 def format_duration(seconds: float) -> str:
     """Return ``4.2 s``, ``12 min``, ``3.4 h``, ``2.1 days`` or ``35 years``."""
     for limit, unit, scale in (
@@ -167,11 +174,14 @@ def format_duration(seconds: float) -> str:
 
 
 def format_money(usd: float) -> str:
-    """Return ``$0.04``, ``$12.50``, ``$1,250`` or ``$3.1 million``; ``< $0.01`` below a cent."""
+    """Return ``$0.04``, ``$12.50``, ``$1,250``, ``$807K`` or ``$3.1M``; ``< $0.01`` below a cent.
+
+    `parse_quantity` reads it back without its sign.
+    """
     if 0 < usd < 0.005:
         return "< $0.01"
-    if usd >= 1e6:
-        return f"${_count(usd / 1e6)} million"
+    if usd >= 1e4:
+        return f"${format_quantity(usd)}"
     return f"${usd:,.2f}" if usd < 100 else f"${usd:,.0f}"
 
 

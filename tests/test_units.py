@@ -141,7 +141,8 @@ def test_durations_are_in_the_unit_that_a_person_would_use(seconds, text):
         (0, "$0.00"),
         (12.5, "$12.50"),
         (1250, "$1,250"),
-        (3.1e6, "$3.1 million"),
+        (806_876, "$807K"),
+        (3.1e6, "$3.1M"),
     ],
 )
 def test_money_never_rounds_to_nothing(usd, text):

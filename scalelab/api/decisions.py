@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from scalelab.sweep.shape_rule import ShapeRule
 
 T = TypeVar("T")
+CHINCHILLA_FLOPS = 5.76e23
+"""The budget of Chinchilla and Gopher, arXiv:2203.15556."""
+BOUNDS = ("flops", "gpu_hours", "days", "usd", "kwh", "kg_co2")
+"""Limits that bound the compute of training."""
 
 
 def decide(
@@ -41,7 +45,8 @@ def decide(
         A fit, whose forecaster answers (`FitReport.forecaster`); a law from `load_law`, or what
         `load_law` takes: a name or a file.
     limits : Limits or dict, optional
-        For example ``{"usd": 1e6, "days": 30}``.
+        For example ``{"usd": 1e6, "days": 30}``. Without a limit that bounds compute and without
+        candidates, the compute is limited to `usual_flops`.
     deployment : Deployment or dict, optional
         For example ``{"gpu": "h100", "inference_tokens": "10T"}``.
     candidates : str or sequence of str
@@ -61,9 +66,8 @@ def decide(
     Raises
     ------
     UsageError
-        If no model is within the limits, a name is unknown, there is neither limit nor target,
-        there is a target loss but no noise of runs, or the law counts N by another convention than
-        the shapes.
+        If no model is within the limits, a name is unknown, there is a target loss but no noise of
+        runs, or the law counts N by another convention than the shapes.
     NotIdentifiedError
         If the runs do not answer: they lie on one line, or do not determine the law that answers.
     """
@@ -110,6 +114,8 @@ def decide(
         found, beside = source.forecaster, source.law_forecaster
         fitted, kept = fitted_range(source.observations), source.answer_warnings
     found = at_experts(found, rule)
+    if not candidates and not is_bounded(limits):
+        limits = replace(limits, flops=usual_flops(source))
     if target_loss is not None and isinstance(source, SavedLaw) and source.noise is None:
         raise UsageError(
             f"a target loss with the law {source.name}, which has no noise of runs",
@@ -141,6 +147,26 @@ def decide(
     others = [warning for warning in kept if warning.code != "extrapolation"]
     warnings = ordered([*others, *far, *answer.warnings])
     return Decision.of(replace(answer, warnings=warnings))
+
+
+def is_bounded(limits: Limits) -> bool:
+    """Return whether a limit bounds the compute of training."""
+    return bool(set(limits.given()) & set(BOUNDS))
+
+
+def usual_flops(source: FitReport | SavedLaw) -> float:
+    """Return the compute for which `decide` answers without a limit, FLOPs.
+
+    Ten times that of the largest run; the compute of Chinchilla for a law of unknown runs.
+    """
+    from scalelab.forecast.headline import FACTOR, next_compute
+    from scalelab.forecast.law_file import SavedLaw
+    from scalelab.units import round_significant
+
+    if not isinstance(source, SavedLaw):
+        return next_compute(source.observations)
+    fitted = source.fitted_range()
+    return CHINCHILLA_FLOPS if fitted is None else round_significant(FACTOR * fitted.flops, 2)
 
 
 def _mixture(experts: Mapping[str, int] | None) -> ExpertRule | None:

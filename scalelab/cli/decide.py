@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalelab.cli.fit_page import print_gravest, print_warnings, rows_used
-from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
     FORECASTER_HELP,
@@ -21,13 +19,13 @@ from scalelab.cli.options import (
     given_options,
     option,
 )
-from scalelab.cli.output import console, emit_json, write_text
+from scalelab.cli.output import emit_json, write_text
 from scalelab.errors import UsageError
 from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
-from scalelab.units import format_flops, format_money, format_quantity, parse_quantity
+from scalelab.units import parse_quantity
 
 if TYPE_CHECKING:
-    from scalelab.forecast.decision import Candidate, Decision
+    from scalelab.forecast.decision import Decision
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.law_file import SavedLaw
 
@@ -140,6 +138,9 @@ def decide(
             "--published", help="Compare published models with the law instead of searching."
         ),
     ] = False,
+    wide: Annotated[
+        bool, option(OUT, "Also print GPU-hours, energy and CO2 of each candidate.", "--wide")
+    ] = False,
     emit: Annotated[
         Path | None, option(OUT, "Write the best candidate as a sweep file, such as best.toml.")
     ] = None,
@@ -147,13 +148,15 @@ def decide(
 ) -> int:
     """Find the best model to train within limits.
 
-    Shows candidates with loss and cost, and the binding limit.
+    Shows candidates with loss and cost, and the binding limit. Without a limit it answers for 10
+    times the compute of the largest run.
 
     Example: scalelab decide --law besiroglu --flops 5.76e23
     """
     from scalelab import api
     from scalelab.api import decisions as api_decide
     from scalelab.api.laws import load_law
+    from scalelab.cli.decide_view import print_decision, print_published
     from scalelab.forecast.allocate import LAW
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.read_options import parse_map
@@ -214,7 +217,7 @@ def decide(
             forecaster=LAW if published else forecaster,
         )
     if published:
-        return _print_published(source, as_json=as_json)
+        return print_published(source, as_json=as_json)
     shapes = (vocab_size, seq_len) if real_shapes else None
     asked = {
         "n_experts": n_experts,
@@ -238,7 +241,8 @@ def decide(
     if as_json:
         emit_json(answer.to_dict())
     else:
-        _print(answer, source, level)
+        is_usual = not (candidate or api_decide.is_bounded(limits))
+        print_decision(answer, source, level, is_usual=is_usual, is_wide=wide)
     return 0
 
 
@@ -255,119 +259,3 @@ def _emit(
         )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     write_text(path, as_sweep(answer.best, command, shapes, experts), "--emit")
-
-
-def _print(answer: Decision, source: FitReport | SavedLaw, wanted: float) -> None:
-    from scalelab.forecast.law_file import SavedLaw
-
-    out = console()
-    saved = source if isinstance(source, SavedLaw) else None
-    used = "" if isinstance(source, SavedLaw) else rows_used(source.fit.n_rows, answer.warnings)
-    wraps = not out.is_terminal
-    has_interval = saved is None or len(saved.draws) > 0
-    level = f"{100 * wanted:g} % confidence interval" if has_interval else ""
-    if answer.best is None:
-        out.print(f"{used}No candidate stays within the limits.", style="bold", soft_wrap=wraps)
-    else:
-        by = "" if isinstance(source, SavedLaw) else f"By the {source.forecaster.label}. "
-        line = f"{used}Best: {_describe(answer.best, level)}. {by}".rstrip()
-        out.print(line, style="bold", soft_wrap=wraps)
-        beside = answer.best.law_loss_nats
-        if beside is not None and not isinstance(source, SavedLaw):
-            out.print(
-                f"The {source.fit.form} law alone: loss {beside:.4f} "
-                f"({100 * (beside / answer.best.loss_nats - 1):+.2f} %).",
-                style="dim",
-                soft_wrap=wraps,
-            )
-    first = print_gravest(answer.warnings, out)
-    if answer.best is not None:
-        for name in answer.binding:
-            gain = answer.relaxed.get(name)
-            more = f": 10 % more saves {gain:.4f} nats" if gain is not None else ""
-            out.print(f"Binding limit: {name.replace('_', ' ')}{more}", soft_wrap=wraps)
-        if answer.best.miss is not None:
-            chance = _percent(answer.best.miss)
-            out.print(f"Probability that this run misses the target loss: {chance}")
-    if saved is not None:
-        out.print(f"Law {saved.name}: {saved.source}", style="dim", soft_wrap=wraps)
-    if not has_interval:
-        out.print("This law has no intervals: only its constants are known.", style="dim")
-    has_target = any(each.miss is not None for each in answer.candidates)
-    interval = [level] if level else []
-    names = ("candidate", "loss", *interval, *(["misses target"] if has_target else []))
-    names = (*names, "C", "GPU-hours", "cost", "kWh", "kg CO2", "")
-    table = number_table(*names, texts=("candidate", ""))
-    if level:
-        table.columns[names.index(level)].no_wrap = False
-    for each in answer.candidates:
-        table.add_row(
-            each.label if each.shape is None else f"{each.label}, {each.shape}",
-            f"{each.loss_nats:.4f}",
-            *(
-                ["" if each.low is None else f"{each.low:.4f} to {each.high:.4f}"]
-                if interval
-                else []
-            ),
-            *(["" if each.miss is None else _percent(each.miss)] if has_target else []),
-            format_flops(each.flops),
-            format_quantity(each.costs["gpu_hours"] or 0.0),
-            format_money(each.costs["usd"] or 0.0),
-            format_quantity(each.costs["kwh"] or 0.0),
-            format_quantity(each.costs["kg_co2"] or 0.0),
-            _note(each, answer.best),
-        )
-    out.print(Fitting(table))
-    print_warnings([w for w in answer.warnings if w is not first], out)
-
-
-def _note(candidate: Candidate, best: Candidate | None) -> str:
-    if best is None or not candidate.is_feasible:
-        return "exceeds " + ", ".join(candidate.broken).replace("_", " ")
-    saving, ratio = best.loss_nats - candidate.loss_nats, candidate.flops / best.flops
-    if saving > 0:
-        return f"only {saving:.1g} nats lower for {format_quantity(ratio)}x the FLOPs"
-    return "best" if candidate is best else ""
-
-
-def _percent(share: float) -> str:
-    """Return a probability such as ``< 0.1 %``, ``3.2 %`` or ``50 %``."""
-    if not 0.001 <= share <= 0.999:
-        return "< 0.1 %" if share < 0.5 else "> 99.9 %"
-    return f"{100 * share:.1f} %" if not 0.1 <= share <= 0.9 else f"{100 * share:.0f} %"
-
-
-def _describe(best: Candidate, level: str) -> str:
-    interval = "" if best.low is None else f" ({level} {best.low:.4f} to {best.high:.4f})"
-    is_mixture = best.n_stored > best.n_params
-    size = f" active of {format_quantity(best.n_stored)}" if is_mixture else ""
-    return (
-        f"N {format_quantity(best.n_params)}{size} on D {format_quantity(best.n_tokens)} tokens, "
-        f"C {format_flops(best.flops)} FLOPs: loss {best.loss_nats:.4f}{interval}"
-    )
-
-
-def _print_published(source: FitReport | SavedLaw, *, as_json: bool) -> int:
-    from scalelab.forecast.law_file import SavedLaw
-    from scalelab.forecast.published import verdicts
-
-    if isinstance(source, SavedLaw):
-        source.check_params("--published")
-    found = verdicts(source.law if isinstance(source, SavedLaw) else source.fit.law)
-    if as_json:
-        emit_json({"schema": 2, "command": "decide", "published": found})
-        return 0
-    names = ("N", "D", "N / optimal N", "compute saved at optimum", "assessment")
-    table = number_table("model", "year", *names, texts=("model", "assessment"))
-    for row in found:
-        table.add_row(
-            row["model"],
-            str(row["year"]),
-            format_quantity(row["n_params"]),
-            format_quantity(row["n_tokens"]),
-            f"{row['ratio']:.2f}",
-            f"{100 * row['saved']:.0f} %",
-            row["verdict"],
-        )
-    console().print(Fitting(table))
-    return 0

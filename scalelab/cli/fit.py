@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from scalelab.cli.options import (
     BEST_HELP,
@@ -16,12 +18,23 @@ from scalelab.cli.options import (
     MEAN_HELP,
     UNFINISHED_HELP,
     UNIT_HELP,
+    given_options,
     option,
     results_option,
 )
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import UsageError, did_you_mean
 
+if TYPE_CHECKING:
+    from scalelab.forecast.headline import NextCommand
+
+DECIDES = ("from_file", "sweep", "holdout", "form", "level", "forecaster", "results", "mapping")
+"""Options of the runs and of the law that `scalelab decide` has too."""
+SELECTS = (
+    *("where", "format", "loss_unit", "include_unfinished", "best_of", "mean_of", "last_of"),
+    *("residual", "loss", "delta", "overprediction", "weight", "param_convention", "cluster"),
+)
+"""Further options that change the answer."""
 RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
     "Runs",
     "Law and objective",
@@ -32,6 +45,7 @@ RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
 
 
 def fit(
+    context: typer.Context,
     from_file: Annotated[Path | None, option(RUNS, FROM_HELP, "--from")] = None,
     sweep: Annotated[
         str | None, option(RUNS, "Sweep to fit; default: the latest with results.")
@@ -125,6 +139,12 @@ def fit(
         ),
     ] = None,
     plot: Annotated[Path | None, option(OUT, "Write a figure: .png, .svg or .pdf.")] = None,
+    verbose: Annotated[
+        bool,
+        option(
+            OUT, "Also print the objective, the counting and the parameters.", "--verbose", "-v"
+        ),
+    ] = False,
     as_json: Annotated[bool, option(OUT, "Print one JSON object on stdout.", "--json")] = False,
     as_tex: Annotated[bool, option(OUT, "Print a LaTeX table on stdout.", "--tex")] = False,
     as_csv: Annotated[bool, option(OUT, "Print CSV on stdout.", "--csv")] = False,
@@ -136,6 +156,7 @@ def fit(
     from scalelab import api
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
+    from scalelab.forecast.headline import headline
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import Reading, split_names
 
@@ -190,15 +211,32 @@ def fit(
         from scalelab.report.plots import draw_fit
 
         draw_fit(report, plot)
+    command = _next_command(context)
     if as_json:
-        emit_json(report.to_dict())
+        emit_json({**report.to_dict(), "headline": headline(report, command).to_dict()})
     elif as_tex or as_csv:
         sys.stdout.write(report.to_tex() if as_tex else report.to_csv())
     else:
         from scalelab.cli.fit_page import print_page
 
-        print_page(report, console(), plot)
+        head = headline(report, command, next(iter(report.forecasts), None))
+        print_page(report, head, console(), plot, details=verbose)
     return report.exit_code
+
+
+def _next_command(context: typer.Context) -> NextCommand:
+    """Return the command that asks about larger runs from the same runs and law."""
+    from scalelab.forecast.headline import NextCommand
+
+    given = given_options(context)
+    words = []
+    for name, flag in given.items():
+        value = context.params[name]
+        if name == "results" or name not in (*DECIDES, *SELECTS):
+            continue
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            words += [flag] if each is True else [flag, str(each)]
+    return NextCommand(runs=tuple(words), can_decide=not set(given) & set(SELECTS))
 
 
 def _counted(convention: str, mapping: dict[str, str]) -> str:

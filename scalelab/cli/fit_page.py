@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from scalelab.cli.fit_tables import (
     DIM_STYLE,
     approaches,
     candidates,
+    disagreement_text,
     forecasts,
     frontier,
     is_identified,
@@ -26,7 +28,14 @@ from scalelab.cli.interval_text import (
     target_text,
 )
 from scalelab.cli.layout import Fitting
-from scalelab.cli.output import runnable
+from scalelab.cli.output import WARNING_STYLE, runnable, say, verbatim
+from scalelab.forecast.headline import (
+    NOT_IDENTIFIED,
+    SOUND,
+    WITH_WARNINGS,
+    exponents,
+    grave_warnings,
+)
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -36,64 +45,100 @@ if TYPE_CHECKING:
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.headline import Headline
 
 ANSWER_STYLE = "bold"
-WARNING_STYLE = "yellow"
+VERDICT_STYLES = {SOUND: "green", WITH_WARNINGS: WARNING_STYLE, NOT_IDENTIFIED: "bold red"}
 PREDICT = "--predict"
 NEW_RUN = "prediction interval of a new run"
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
-IN_FIRST_LINE = (*LEFT_OUT, "not_identified", "no_interval", "extrapolation")
-NOT_GRAVE = (*IN_FIRST_LINE, "approach_", "derived_", "edge_minimum", "off_centre", "drifting")
-"""Codes that the first line already includes, or that concern approaches 1 and 2 only."""
+"""Codes that the first line already includes."""
 
 
-def print_page(report: FitReport, out: Console, plot: Path | None) -> None:
+def print_page(
+    report: FitReport, head: Headline, out: Console, plot: Path | None = None, *, details: bool
+) -> None:
     """Print the whole page.
 
     Parameters
     ----------
     report : FitReport
+    head : Headline
     out : Console
     plot : Path or None
         The figure that was written.
+    details : bool
+        Whether to print the methods and the parameters too.
     """
     # A terminal wraps at words; a pipe gets each sentence on one line.
-    is_piped = not out.is_terminal
-    first = print_headline(report, out)
-    out.print()
-    out.print(_ground(report), style=DIM_STYLE, soft_wrap=is_piped)
-    out.print()
-    out.print(Fitting(parameters(report)))
+    print_headline(report, head, out)
+    lines = list(_exponents(report))
+    if lines:
+        out.print()
+    for line in lines:
+        say(line, out)
     out.print(Fitting(approaches(report)))
+    if words := disagreement_text(report):
+        say(words, out)
     if report.frontier:
         out.print(Fitting(frontier(report)))
     if len(report.forecasts) > 1 or any(f.n_params and f.n_tokens for f in report.forecasts):
         out.print(Fitting(forecasts(report)))
     for line in _scores(report):
-        out.print(line, soft_wrap=is_piped)
+        say(line, out)
     if report.comparison is not None:
         out.print(Fitting(candidates(report)))
-        out.print(report.comparison.verdict, soft_wrap=is_piped)
-    print_warnings([w for w in report.warnings if w is not first], out)
-    if plot is not None:
+        say(report.comparison.verdict, out)
+    if details:
         out.print()
-        out.print(f"figure: {plot}", style=DIM_STYLE, soft_wrap=is_piped)
+        say(_ground(report), out)
+        out.print(Fitting(parameters(report)))
+    out.print()
+    if plot is not None:
+        say(f"Figure: {plot}", out)
+    print_next(head, out)
+    if not details:
+        say("The same command with -v prints parameters and methods too.", out, style=DIM_STYLE)
 
 
-def print_headline(report: FitReport, out: Console) -> FitWarning | None:
-    """Print the number of rows used, the answer and the gravest warning; return that warning."""
+def print_headline(report: FitReport, head: Headline, out: Console) -> None:
+    """Print the rows used, the answer, and the verdict with its warnings."""
     held = report.holdout.n_rows if report.holdout is not None else 0
     used = rows_used(report.fit.n_rows + held, report.warnings) + without_intervals(
         report.answer_warnings
     )
+    lead, basis = " ".join([*_saving(report), ""]).lstrip(), ""
     if report.forecasts or report.refusals:
-        lead = " ".join([*_saving(report), ""]).lstrip()
         print_answers(report, used + lead, out)
     else:
-        for line in _headline(report):
-            out.print(used + line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
-            used = ""
-    return print_gravest(report.warnings, out)
+        say(used + lead + head.sentence, out, style=ANSWER_STYLE)
+        basis = f" {head.basis}".rstrip()
+    runs = f"{plural(report.fit.n_rows, 'run')} from {report.observations.source}."
+    say(f"{runs}{basis}", out, style=DIM_STYLE)
+    print_verdict(head.warnings, out, verdict=head.verdict)
+
+
+def print_verdict(warnings: Sequence[FitWarning], out: Console, verdict: str | None = None) -> None:
+    """Print a verdict and the warnings that it is based on, most serious first.
+
+    Without a ``verdict``, it follows from the warnings.
+    """
+    grave = grave_warnings(warnings)
+    verdict = verdict or (WITH_WARNINGS if grave else SOUND)
+    out.print()
+    say(f"Verdict: {verdict}.", out, style=VERDICT_STYLES[verdict])
+    for warning in grave:
+        _print_warning(warning, out)
+
+
+def print_next(head: Headline, out: Console) -> None:
+    """Print the next command, with what it does as a comment."""
+    command, comment = runnable(f"Next: {shlex.join(head.command)}"), f"# {head.purpose}"
+    if out.is_terminal and len(command) + 2 + len(comment) > out.width:
+        verbatim(command, out)
+        verbatim(f"      {comment}", out, style=DIM_STYLE)
+    else:
+        verbatim(f"{command}  {comment}", out)
 
 
 def print_answers(report: FitReport, used: str, out: Console) -> None:
@@ -101,21 +146,20 @@ def print_answers(report: FitReport, used: str, out: Console) -> None:
 
     ``used`` begins the first line.
     """
-    is_piped = not out.is_terminal
     label = report.forecaster.label
     for i, forecast in enumerate(report.forecasts):
         line = answer(forecast, report.fit.law.target, label)
-        out.print(used + line, style=ANSWER_STYLE, soft_wrap=is_piped)
+        say(used + line, out, style=ANSWER_STYLE)
         used = ""
         if report.law_forecasts:
             line = _beside(report, forecast, report.law_forecasts[i])
-            out.print(line, style=DIM_STYLE, soft_wrap=is_piped)
+            say(line, out, style=DIM_STYLE)
     for refusal in report.refusals:
         given = refusal.given.replace(f"{PREDICT} ", "", 1)
         line = f"No answer to {given}. {refusal.do}"
         if report.averaged is None:
-            line = f"Not identified: {_reason(report)}".rstrip()
-        out.print(used + line, style=ANSWER_STYLE, soft_wrap=is_piped)
+            line = "No answer: these rows do not determine the law."
+        say(used + line, out, style=ANSWER_STYLE)
         used = ""
         if report.averaged is None:
             break
@@ -159,42 +203,18 @@ def without_intervals(warnings: Sequence[FitWarning]) -> str:
     return ""
 
 
-def print_gravest(warnings: Sequence[FitWarning], out: Console) -> FitWarning | None:
-    """Print and return the gravest warning that the first line does not already include."""
-    first = next((w for w in warnings if not w.code.startswith(NOT_GRAVE)), None)
-    if first is not None:
-        _print_warning(first, out)
-    return first
-
-
-def print_warnings(warnings: Sequence[FitWarning], out: Console) -> None:
-    """Print each warning as a paragraph, its code first."""
-    for warning in warnings:
-        # The first line gives the one; the table of approaches shows the others.
-        if warning.code == "not_identified" or warning.code.startswith("approach_"):
-            continue
-        out.print()
-        _print_warning(warning, out)
-
-
 def _print_warning(warning: FitWarning, out: Console) -> None:
     from rich.text import Text
 
     code = Text(f"{warning.code.replace('_', ' ')}: ", style=WARNING_STYLE)
-    out.print(code + Text(runnable(warning.message)), soft_wrap=not out.is_terminal)
+    say(code + Text(runnable(warning.message)), out, indent=2)
 
 
 def answer(forecast: Forecast, target: str, label: str) -> str:
     """Return one forecast as a sentence that names its forecaster; far extrapolation first."""
-    distance = ""
-    if forecast.extrapolation is not None:
-        times = format_quantity(forecast.extrapolation)
-        if forecast.outside_range:
-            distance = f"Extrapolation: {', '.join(forecast.outside_range)}. "
-        elif forecast.extrapolation > 1:
-            distance = f" This is {times} times the FLOPs of the largest run."
-        else:
-            distance = " This is within the FLOPs of the runs."
+    distance = f" {forecast.distance}".rstrip()
+    if forecast.outside_range:
+        distance = f"Extrapolation: {', '.join(forecast.outside_range)}. "
     level = f"{100 * forecast.level:g} %"
     loss = (
         f"{target_text(target)} {loss_text(forecast.loss_nats)}"
@@ -205,15 +225,10 @@ def answer(forecast: Forecast, target: str, label: str) -> str:
     return distance + sentence if forecast.outside_range else sentence + distance
 
 
-def _headline(report: FitReport) -> Iterator[str]:
-    if not is_identified(report):
-        yield f"Not identified: {_reason(report)}".rstrip()
-        return
-    if report.speedup is not None:
-        yield from _saving(report)
-        return
+def _exponents(report: FitReport) -> Iterator[str]:
+    """Yield the exponents of what answers, then those of the law."""
+    found, law = exponents(report), report.derived.get("a")
     level = f" ({level_text(report)}s)"
-    a, b = report.derived.get("a"), report.derived.get("b")
     if report.frontier:
         near = report.frontier[0]
         yield (
@@ -221,22 +236,16 @@ def _headline(report: FitReport) -> Iterator[str]:
             f"C^{exponent_text(near.a)}, D as C^{exponent_text(near.b)} around "
             f"C = {format_flops(near.flops)}{level}."
         )
-        if a is not None and math.isfinite(a.value):
-            yield f"The {report.fit.form} law alone: N as C^{exponent_text(a)}."
-        return
-    if a is None or b is None:
+        if law is not None and math.isfinite(law.value) and is_identified(report):
+            yield f"The {report.fit.form} law alone: N as C^{exponent_text(law)}."
+    elif found is not None and is_identified(report):
+        a, b = found
+        yield (
+            f"Compute-optimal N grows as C^{exponent_text(a)}, D as C^{exponent_text(b)}"
+            f"{level if math.isfinite(a.low) else ''}."
+        )
+    elif is_identified(report):
         yield f"The form {report.fit.form} is fitted to {plural(report.fit.n_rows, 'run')}."
-        return
-    yield (
-        f"Compute-optimal N grows as C^{exponent_text(a)}, D as C^{exponent_text(b)}"
-        f"{level if math.isfinite(a.low) else ''}."
-    )
-
-
-def _reason(report: FitReport) -> str:
-    """Return why the law is not identified."""
-    reason = next((w.message for w in report.warnings if w.code == "not_identified"), "")
-    return f"these rows do not determine the law. {reason}".rstrip()
 
 
 def _ground(report: FitReport) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from scalelab.cli.interval_text import (
     bounds_text,
+    exponent_text,
     interval_text,
     loss_text,
     ratio_span,
@@ -50,46 +51,47 @@ def approaches(report: FitReport) -> Table:
     if is_identified(report):
         a, b = report.derived.get("a"), report.derived.get("b")
         runs = plural(report.fit.n_rows, "run")
-        table.add_row("3, parametric fit", interval_text(a), interval_text(b), runs)
+        table.add_row("3, parametric", interval_text(a), interval_text(b), runs)
         if report.fit.bootstrap.k:
             table.caption = f"In brackets: {level_text(report)}s."
     else:
-        table.add_row("3, parametric fit", "-", "-", "not identified")
+        table.add_row("3, parametric", "-", "-", "not identified")
     isoflop, envelope = report.isoflop, report.envelope
-    curves = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'isoFLOP curve')}"
-    late = f"{plural(envelope.n_curves, 'curve')}; mid-schedule losses are too high"
+    curves = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'curve')}"
+    late = f"{plural(envelope.n_curves, 'curve')}, mid-schedule"
     rows = [("2, parabolas", (isoflop.n_law, isoflop.d_law), isoflop.reason or curves)]
     if any(report.local):
-        rows.append(("2, local minima", report.local, "Akima interpolation of the nearest sizes"))
-    rows.append(
-        ("1, envelope of curves", (envelope.n_law, envelope.d_law), envelope.reason or late)
-    )
+        rows.append(("2, local minima", report.local, "Akima interpolation"))
+    rows.append(("1, envelope", (envelope.n_law, envelope.d_law), envelope.reason or late))
     for name, laws, words in rows:
         exponents = (interval_text(None if law is None else law.interval) for law in laws)
         table.add_row(name, *exponents, words)
-    against = report.disagreement
-    if against is not None:
-        table.add_row(
-            "2 compared with 3",
-            "",
-            f"D {100 * (against.ratio.value - 1):+.1f} %",
-            f"at {format_flops(against.flops)} FLOPs{ratio_span(against.ratio)}",
-        )
     return table
+
+
+def disagreement_text(report: FitReport) -> str:
+    """Return how approaches 2 and 3 differ in D_opt, empty if one of them has no result."""
+    against = report.disagreement
+    if against is None:
+        return ""
+    return (
+        f"At {format_flops(against.flops)} FLOPs, D_opt of approach 2 differs from that of "
+        f"approach 3 by {100 * (against.ratio.value - 1):+.1f} %{ratio_span(against.ratio)}."
+    )
 
 
 def frontier(report: FitReport) -> Table:
     """Return the table of the averaged frontier."""
-    table = _table("averaged, at C", "N_opt", "D_opt", "D/N", "a", "b", texts=("N_opt", "D_opt"))
-    table.caption = f"In brackets: {level_text(report)}s. a, b: local exponents of N_opt, D_opt."
+    table = _table("C", "N_opt", "D_opt", "D/N", "a", texts=("N_opt", "D_opt"))
+    brackets = f"In brackets: {level_text(report)}s."
+    table.caption = f"By the average. a: local exponent of N_opt, b = 1 - a. {brackets}"
     for point in report.frontier:
         table.add_row(
             format_flops(point.flops),
             size_text(point.n_params),
             size_text(point.n_tokens),
             f"{point.n_tokens.value / point.n_params.value:.3g}",
-            interval_text(point.a),
-            interval_text(point.b),
+            exponent_text(point.a),
         )
     return table
 

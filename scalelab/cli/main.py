@@ -42,7 +42,6 @@ from scalelab.errors import (
     EXIT_PIPE,
     DataError,
     ScalelabError,
-    UsageError,
 )
 
 ORDER = (
@@ -156,8 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         return report_error(error, as_json=as_json and not isinstance(error, OutputError))
     except TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            console(stderr=True).print(error.format_message(), soft_wrap=True)
-            return UsageError.exit_code
+            console().print(error.format_message(), soft_wrap=True)
+            return EXIT_OK
         return report_error(as_usage_error(error, words, command), as_json=as_json)
     except (typer.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop.__cause__, EOFError):

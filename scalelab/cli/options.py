@@ -187,6 +187,10 @@ class ResumeOptions(MachineOptions):
 class LaunchOptions(PlanOptions, ResumeOptions):
     """Options of commands that launch a sweep."""
 
+    wide: Annotated[
+        bool,
+        option(OUTPUT, "Also print steps, batch, FLOPs, time and money of each run.", "--wide"),
+    ] = False
     extend: Annotated[
         bool,
         option(EXECUTION, "Add these runs to the existing sweep of the same name.", "--extend"),

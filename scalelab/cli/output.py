@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from scalelab.errors import DataError, ScalelabError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 PIPED_WIDTH = 200
+WARNING_STYLE = "yellow"
 _COMMAND = re.compile(r"`(scalelab [^`]+)`|(?<=Next: )(scalelab .+)")
 _given_results: Path | None = None
 _root: Any = None
@@ -118,11 +121,53 @@ def find_command(words: Sequence[str], group: Any) -> tuple[str, Any]:
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console; piped output is plain and wide, so that nothing is cut."""
-    from rich.console import Console
-
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False)
+    found: Console = _page_console()(file=stream, width=width, highlight=False, markup=False)
+    return found
+
+
+@cache
+def _page_console() -> Any:
+    """Return the class of consoles; a function, because Rich is imported when it is needed."""
+    from rich.console import Console
+
+    class PageConsole(Console):
+        """A console that wraps at words on a terminal, and prints one line each in a pipe."""
+
+        def print(self, *objects: Any, soft_wrap: bool | None = None, **more: Any) -> None:
+            super().print(*objects, soft_wrap=bool(soft_wrap) and not self.is_terminal, **more)
+
+    return PageConsole
+
+
+def verbatim(text: str, out: Console, *, style: str = "") -> None:
+    """Print commands or a script unchanged, so that they can be copied from a terminal."""
+    out.print(text, style=style, no_wrap=True, overflow="ignore", crop=False)
+
+
+def say(text: str | Text, out: Console, *, style: str = "", indent: int = 0) -> None:
+    """Print a paragraph: wrapped at words on a terminal, on one line in a pipe.
+
+    Parameters
+    ----------
+    text : str or Text
+    out : Console
+    style : str
+    indent : int
+        Spaces before the first line; the next lines have two more, if it is not 0.
+    """
+    from rich.text import Text
+
+    words = Text(text) if isinstance(text, str) else text
+    words.style = style or words.style
+    if not out.is_terminal:
+        out.print(Text(" " * indent) + words, soft_wrap=True)
+        return
+    hanging = indent + 2 if indent else 0
+    for i, line in enumerate(words.wrap(out, max(20, out.width - hanging))):
+        line.rstrip()
+        out.print(Text(" " * (hanging if i else indent)) + line)
 
 
 def emit_json(value: Any) -> None:
@@ -164,8 +209,12 @@ def write_text(path: Path, text: str, flag: str) -> None:
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    line = f"warning: {runnable(text)}"
-    console(stderr=True).print(line, style="yellow", soft_wrap=True)
+    warn_here(text, console(stderr=True))
+
+
+def warn_here(text: str, out: Console) -> None:
+    """Print a warning of a page, below its answer."""
+    say(f"warning: {runnable(text)}", out, style=WARNING_STYLE)
 
 
 def report_error(error: ScalelabError, *, as_json: bool) -> int:
@@ -174,7 +223,7 @@ def report_error(error: ScalelabError, *, as_json: bool) -> int:
         emit_json({"error": {**error.as_dict(), "do": runnable(error.do)}})
     else:
         out = console(stderr=True)
-        out.print(f"error: {error.given}", style="bold red", soft_wrap=True)
-        out.print(f"expected {error.allowed}", soft_wrap=True)
-        out.print(runnable(error.do), soft_wrap=True)
+        say(f"error: {error.given}", out, style="bold red")
+        say(f"expected {error.allowed}", out)
+        say(runnable(error.do), out)
     return error.exit_code

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.layout import Fitting, number_table
-from scalelab.cli.output import console
+from scalelab.cli.output import WARNING_STYLE, console, say, warn_here
 from scalelab.cli.program_view import (
     data_words,
     flop_convention,
@@ -22,6 +22,7 @@ from scalelab.sweep.cost import PlanCost, plan_cost
 from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto, needs_qualification
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.planned_run import PlannedRun, used_names
+from scalelab.sweep.rules import FEW_STEPS
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
@@ -34,6 +35,9 @@ from scalelab.units import (
     plural,
 )
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 SHOWN_ROWS = 60
 LONG_S = 3600.0
 """Plans longer than this, in seconds, are compared with other devices."""
@@ -41,10 +45,18 @@ JSON_SCHEMA = 1
 REQUESTED = (*CHOICES, "micro_batch_seqs", "batched_runs")
 
 
-def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
+def print_plan(
+    proposal: Proposal, n_slurm_jobs: int | None = None, *, is_wide: bool = False
+) -> None:
     """Print the plan, its totals, its cost here and on other devices, and its warnings.
 
-    With ``n_slurm_jobs``, the number of SLURM jobs that run at once, the cost is that on SLURM.
+    Parameters
+    ----------
+    proposal : Proposal
+    n_slurm_jobs : int or None
+        Number of SLURM jobs that run at once; the cost is then that on SLURM.
+    is_wide : bool
+        Whether to print steps, batch, weight decay, FLOPs, time and money of each run.
     """
     plan, cost = proposal.plan, proposal.cost
     if n_slurm_jobs is not None:
@@ -52,46 +64,80 @@ def print_plan(proposal: Proposal, n_slurm_jobs: int | None = None) -> None:
         last = frozenset(row.spec.run_id for row in proposal.largest())
         cost = plan_cost(plan, speed, skip=proposal.finished, largest=last)
     out = console()
+    out.print(Fitting(_runs(proposal, cost, is_wide=is_wide)))
+    if len(plan.rows) > SHOWN_ROWS:
+        left = plural(len(plan.rows) - SHOWN_ROWS, "more run")
+        say(f".. and {left}; --json prints all of them.", out)
+    where = "here" if n_slurm_jobs is None else "on SLURM"
+    for line in _summary_lines(proposal, cost, where):
+        say(line, out)
+    if proposal.commands:
+        print_commands(proposal.commands)
+    for warning in plan.warnings():
+        warn_here(warning, out)
+
+
+def _runs(proposal: Proposal, cost: PlanCost, *, is_wide: bool) -> Table:
+    """Return the first runs of a plan; the last column names what is wrong with a run."""
+    plan = proposal.plan
     decays = {row.spec.weight_decay for row in plan.rows}
+    has_decay = is_wide and len(decays) > 1
     columns = (
-        "budget",
+        "C",
         *(("N active", "N total") if plan.has_experts else ("N",)),
-        *("D", "D/N", "shape", "steps", "batch", "lr"),
-        *(("wd",) if len(decays) > 1 else ()),
-        *("FLOPs", "time", "money"),
+        *("D", "D/N", "shape"),
+        *(("steps", "batch") if is_wide else ()),
+        "lr",
+        *(("wd",) if has_decay else ()),
+        *(("FLOPs", "time", "money") if is_wide else ()),
+        "",
     )
     table = number_table(*columns, title=f"{plan.name}: {plural(len(plan.rows), 'run')}")
     table.columns[columns.index("shape")].justify = "left"
+    table.columns[-1].justify = "left"
     shown = list(zip(plan.rows, cost.run_seconds, strict=True))[:SHOWN_ROWS]
     for row, seconds in shown:
         is_done = row.spec.run_id in proposal.finished
+        note = _problem(plan, row)
         table.add_row(
-            format_flops(row.budget_flops) if row.budget_flops else "",
+            format_flops(row.budget_flops or row.flops),
             *([format_quantity(row.n_params_active)] if plan.has_experts else []),
             format_quantity(row.n_params),
             format_quantity(row.spec.n_tokens),
             f"{row.tokens_per_param:.3g}",
             model_words(row.spec),
-            format_count(row.spec.n_steps),
-            f"{row.spec.batch_seqs}x{row.spec.seq_len}",
+            *(
+                (format_count(row.spec.n_steps), f"{row.spec.batch_seqs}x{row.spec.seq_len}")
+                if is_wide
+                else ()
+            ),
             _lr_words(row.spec),
-            *((f"{row.spec.weight_decay:.2g}",) if len(decays) > 1 else ()),
-            format_flops(row.flops),
-            "done" if is_done else _time_words(seconds, cost),
-            "" if is_done or not cost.speed.is_known else format_money(_usd(row, seconds, cost)),
+            *((f"{row.spec.weight_decay:.2g}",) if has_decay else ()),
+            *(
+                (
+                    format_flops(row.flops),
+                    "done" if is_done else _time_words(seconds, cost),
+                    ""
+                    if is_done or not cost.speed.is_known
+                    else format_money(_usd(row, seconds, cost)),
+                )
+                if is_wide
+                else ()
+            ),
+            note or ("done" if is_done and not is_wide else ""),
+            style=WARNING_STYLE if note else None,
         )
-    out.print(Fitting(table))
-    if len(plan.rows) > len(shown):
-        out.print(
-            f".. and {plural(len(plan.rows) - len(shown), 'more run')}; --json prints all of them."
-        )
-    where = "here" if n_slurm_jobs is None else "on SLURM"
-    for line in _summary_lines(proposal, cost, where):
-        out.print(line, soft_wrap=True)
-    if proposal.commands:
-        print_commands(proposal.commands)
-    for warning in plan.warnings():
-        out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    return table
+
+
+def _problem(plan: Plan, row: PlannedRun) -> str:
+    """Return what is wrong with a run in a few words, empty if nothing is."""
+    found = []
+    if (epochs := plan.epochs(row)) is not None and epochs > 1:
+        found.append(f"{format_quantity(epochs, 2)} epochs")
+    if row.spec.n_steps < FEW_STEPS:
+        found.append(f"{row.spec.n_steps} steps")
+    return ", ".join(found)
 
 
 def _time_words(seconds: float, cost: PlanCost) -> str:

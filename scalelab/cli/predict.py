@@ -19,7 +19,7 @@ from scalelab.cli.options import (
     WhereOption,
     given_options,
 )
-from scalelab.cli.output import console, emit_json, runnable
+from scalelab.cli.output import console, emit_json, runnable, say
 from scalelab.errors import EXIT_OK, ScalelabError, UsageError
 
 if TYPE_CHECKING:
@@ -190,17 +190,20 @@ def _as_dict(report: FitReport, path: Path | None) -> dict[str, Any]:
 def _print_page(report: FitReport) -> None:
     from scalelab.cli.fit_page import (
         print_answers,
-        print_gravest,
+        print_verdict,
         rows_used,
         without_intervals,
     )
     from scalelab.cli.fit_tables import DIM_STYLE
+    from scalelab.forecast.headline import headline
 
     out = console()
     used = rows_used(report.fit.n_rows, report.warnings) + without_intervals(report.answer_warnings)
     print_answers(report, used, out)
-    print_gravest(report.answer_warnings, out)
-    out.print(" ".join(_ground(report)), style=DIM_STYLE, soft_wrap=not out.is_terminal)
+    head = headline(report, forecast=next(iter(report.forecasts), None))
+    print_verdict(head.warnings, out, verdict=head.verdict)
+    out.print()
+    say(" ".join(_ground(report)), out, style=DIM_STYLE)
 
 
 def _ground(report: FitReport) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scalelab.cli.output import console
+from scalelab.cli.output import console, verbatim
 from scalelab.launch.program_ready import RenderedRun
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.plan import Plan
@@ -75,7 +75,7 @@ def print_commands(commands: Sequence[RenderedRun]) -> None:
         out.print(title, soft_wrap=True)
         env = [f"{name}={value}" for name, value in each.rendered.env.items()]
         words = ("env", *env, *each.rendered.argv) if env else each.rendered.argv
-        out.print(f"  {shown_command(words)}", markup=False, highlight=False, soft_wrap=True)
+        verbatim(f"  {shown_command(words)}", out)
         for path, text in each.rendered.files.items():
             lines = len(text.splitlines())
             out.print(f"  writes {path}, {lines} lines", markup=False, soft_wrap=True)

@@ -54,6 +54,7 @@ def report(
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """
     from scalelab import api
+    from scalelab.forecast.headline import headline
     from scalelab.report.html import render
     from scalelab.report.plots import draw_fit
     from scalelab.store.read_options import parse_map
@@ -86,7 +87,9 @@ def report(
     else:
         from scalelab.cli.fit_page import print_headline
 
-        print_headline(found, console())
+        print_headline(
+            found, headline(found, forecast=next(iter(found.forecasts), None)), console()
+        )
         for name in written:
             console().print(f"written: {name}", soft_wrap=True)
     return found.exit_code

@@ -50,7 +50,8 @@ def launch_sweep(
     preview = api.preview(proposal, results=results)
     extra = {} if gain is None else {"design": dataclasses.asdict(gain)}
     if not as_json:
-        print_plan(proposal, None if preview is None else preview.n_running)
+        n_jobs = None if preview is None else preview.n_running
+        print_plan(proposal, n_jobs, is_wide=options.wide)
         if gain is not None:
             from scalelab.cli.adaptive_view import print_gain
 
@@ -185,7 +186,7 @@ def _print_saved(name: str, options: LaunchOptions) -> None:
 
 def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
     """Print the jobs that would be submitted, and the batch script of each array."""
-    from scalelab.cli.output import console
+    from scalelab.cli.output import console, verbatim
     from scalelab.units import format_money, plural
 
     out = console()
@@ -201,7 +202,7 @@ def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
         for array in preview.arrays:
             out.print(_array_line(array), soft_wrap=True)
             if with_script:
-                out.print(array.script, markup=False, highlight=False, soft_wrap=True)
+                verbatim(array.script, out)
 
 
 def _array_line(array: ArrayPreview) -> str:

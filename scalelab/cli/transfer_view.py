@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import PlanOptions
-from scalelab.cli.output import console, emit_json, runnable
+from scalelab.cli.output import console, emit_json, runnable, warn_here
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _print_plan(proposal: Proposal) -> None:
         soft_wrap=True,
     )
     for warning in plan.warnings():
-        out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+        warn_here(warning, out)
 
 
 def _print_end(found: Transfer, options: PlanOptions) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import PlanOptions
-from scalelab.cli.output import console, emit_json, runnable
+from scalelab.cli.output import console, emit_json, runnable, warn_here
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _print_cells(
     speed = proposal.cost.speed
     out.print(f"at most about {wall} on {speed.n_workers} x {speed.device}{early}", soft_wrap=True)
     for warning in proposal.plan.warnings():
-        out.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+        warn_here(warning, out)
 
 
 def _print_end(found: Tuning) -> None:

@@ -66,6 +66,8 @@ class Forecast:
         ``flops`` divided by those of the largest fitted run, both as 6 N D.
     outside_range : tuple of str
         Phrases such as ``110x the FLOPs of the largest run``; empty within `EXTRAPOLATION_LIMIT`.
+    distance : str
+        How far its compute is from the fitted runs, as a sentence; empty if they are not known.
     forecaster : str
         One of `FORECASTERS`: what predicts the loss and the compute-optimal sizes.
     """
@@ -83,6 +85,7 @@ class Forecast:
     level: float
     extrapolation: float | None
     outside_range: tuple[str, ...] = ()
+    distance: str = ""
     forecaster: str = LAW
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,6 +233,7 @@ def law_forecast(
         else fitted.describe_extrapolation(
             n_params=values.get("n_params"), n_tokens=values.get("n_tokens"), flops=flops
         ),
+        distance="" if flops is None or fitted is None else fitted.describe_distance(flops),
     )
 
 

@@ -109,6 +109,7 @@ def average_forecast(
         outside_range=fitted.describe_extrapolation(
             n_params=values["n_params"], n_tokens=values["n_tokens"], flops=values["flops"]
         ),
+        distance=fitted.describe_distance(values["flops"]),
         forecaster=AVERAGED,
     )
 

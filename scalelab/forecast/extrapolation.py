@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scalelab.fit.outcome import FitWarning
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
-from scalelab.units import format_quantity
+from scalelab.units import format_times
 
 EXTRAPOLATION_LIMIT = 100.0
 """Ratio to the fitted range of FLOPs, N or D above which a prediction has a warning."""
@@ -23,11 +23,25 @@ class FittedRange:
         Compute of the largest run as 6 N D, for any convention of the table.
     n_params, n_tokens : (float, float)
         Smallest and largest N and D.
+    least_flops : float
+        Compute of the smallest run as 6 N D; 0 if it is not known.
     """
 
     flops: float
     n_params: tuple[float, float]
     n_tokens: tuple[float, float]
+    least_flops: float = 0.0
+
+    def describe_distance(self, flops: float) -> str:
+        """Return how far a compute, as 6 N D, is from the fitted runs, as a sentence."""
+        if flops > self.flops:
+            return (
+                f"Extrapolation: {format_times(flops / self.flops)} the FLOPs of the largest run."
+            )
+        if flops < self.least_flops:
+            times = format_times(self.least_flops / flops)
+            return f"Extrapolation: {times} below the FLOPs of the smallest run."
+        return "Within the FLOPs of the runs."
 
     def describe_extrapolation(
         self, *, n_params: float | None, n_tokens: float | None, flops: float | None
@@ -40,16 +54,18 @@ class FittedRange:
             ("the largest D", n_tokens, self.n_tokens),
         ):
             if value is not None and value > EXTRAPOLATION_LIMIT * high:
-                found.append(f"{format_quantity(value / high)}x {name}")
+                found.append(f"{format_times(value / high)} {name}")
             elif value is not None and EXTRAPOLATION_LIMIT * value < low:
-                found.append(f"{format_quantity(low / value)}x below the smallest {name[-1]}")
+                found.append(f"{format_times(low / value)} below the smallest {name[-1]}")
         return tuple(found)
 
 
 def fitted_range(rows: Observations) -> FittedRange:
     """Return the ranges of these rows."""
+    product = train_flops_6nd(rows.n_params, rows.n_tokens)
     return FittedRange(
-        flops=float(train_flops_6nd(rows.n_params, rows.n_tokens).max()),
+        flops=float(product.max()),
+        least_flops=float(product.min()),
         n_params=(float(rows.n_params.min()), float(rows.n_params.max())),
         n_tokens=(float(rows.n_tokens.min()), float(rows.n_tokens.max())),
     )

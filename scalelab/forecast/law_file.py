@@ -100,6 +100,7 @@ class SavedLaw:
             return None
         return FittedRange(
             flops=self.domain[FLOPS_6ND][1],
+            least_flops=self.domain[FLOPS_6ND][0],
             n_params=self.domain["n_params"],
             n_tokens=self.domain["n_tokens"],
         )

@@ -111,7 +111,7 @@ def test_the_first_line_is_the_answer(run, file):
     assert " forms, N 1B on D " in first
     assert "compute-optimal" in first
     assert "90 % " in first
-    assert "times the FLOPs of the largest run" in first
+    assert "x the FLOPs of the largest run" in first
     assert out.splitlines()[1].startswith("The chinchilla law alone: loss ")
     assert err == ""
     words = ["--from", file, "--predict", "N=1e9", "--bootstrap", 50, "--forecaster", "law"]
@@ -119,7 +119,7 @@ def test_the_first_line_is_the_answer(run, file):
 
 
 @pytest.mark.parametrize("command", ["fit", "decide", "report"])
-def test_the_first_line_says_how_many_rows_are_used_and_the_second_the_gravest_warning(
+def test_the_rows_used_the_answer_and_the_verdict_with_its_warnings_come_first(
     run, file, tmp_path, command
 ):
     lines = file.read_text().splitlines()
@@ -140,10 +140,12 @@ def test_the_first_line_says_how_many_rows_are_used_and_the_second_the_gravest_w
         "report": ["--out", tmp_path / "r.html"],
     }
     out, _ = run(command, "--from", table, *words[command], "--forecaster", "law")
-    first, second = out.splitlines()[:2]
     n = len(lines) - 1
-    assert first.startswith(f"{n} of {n + 3} rows used. ")
-    assert second.startswith("outliers: 1 row")
+    said = out.splitlines()
+    assert said[0].startswith(f"{n} of {n + 3} rows used. With ")
+    assert "your largest " in said[0]
+    assert said[2:4] == ["", "Verdict: with warnings."]
+    assert any(line.startswith("  outliers: 1 row") for line in said[4:10])
     assert out.count("outliers: ") == 1
 
 
@@ -194,7 +196,7 @@ def test_piped_output_is_plain_and_whole(run, file):
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_no_number_is_cut_off_on_a_narrow_terminal(run, file, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    out, _ = run("fit", "--from", file, "--predict", "C=1e21", "--bootstrap", 50)
+    out, _ = run("fit", "--from", file, "--predict", "C=1e21", "--bootstrap", 50, "-v")
     assert "…" not in out
     words = ["--predict", "C=1e21", "--bootstrap", 50, "--csv", "--forecaster", "law"]
     wide = run("fit", "--from", file, *words)[0]
@@ -468,8 +470,8 @@ def test_order_of_rows_and_columns_changes_nothing(run, tmp_path):
 def test_a_fit_that_is_not_identified_shows_no_intervals(run, tmp_path):
     (tmp_path / "two.csv").write_text("n_params,n_tokens,loss\n1e6,1e7,3\n2e6,2e7,2.8\n")
     out, _ = run("fit", "--from", tmp_path / "two.csv", code=4)
-    assert out.startswith("Not identified: ")
-    assert "No intervals" in out
+    assert out.startswith("No answer")
+    assert "Verdict: not identified." in out
     assert out.count("2 distinct") == 1
     for words in ("[", "0 failed", "(answer)", "confidence interval"):
         assert words not in out

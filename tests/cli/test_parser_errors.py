@@ -36,6 +36,9 @@ def test_the_parser_says_what_to_type(line, lines, capsys, tmp_path, monkeypatch
     assert len(err.splitlines()) == 3
 
 
-def test_a_group_without_a_command_prints_its_help(capsys):
-    assert main(["sweep"]) == 2
-    assert capsys.readouterr().err.startswith("Usage: scalelab sweep")
+@pytest.mark.parametrize("group", ["", "sweep", "bench", "law", "data"])
+def test_a_group_without_a_command_prints_its_help(capsys, group):
+    assert main(group.split()) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"Usage: {f'scalelab {group}'.strip()}")
+    assert err == ""

@@ -50,10 +50,12 @@ def test_the_answers_are_those_of_fit(run, file):
 
 def test_the_page_has_a_sentence_for_each_question_and_the_law_beside_it(run, file):
     lines = run("predict", "C=1e23", POINT, "--from", file).splitlines()
-    assert lines[0].startswith("Extrapolation: 1Kx the FLOPs of the largest run. By the average of")
+    assert lines[0].startswith(
+        "Extrapolation: 1,000x the FLOPs of the largest run. By the average of"
+    )
     assert lines[1].startswith("The chinchilla law alone: loss ")
     assert " forms, N 3B on D 60B (N and D given" in lines[2]
-    assert "10.8 times the FLOPs of the largest run" in lines[2]
+    assert "Extrapolation: 10.8x the FLOPs of the largest run" in lines[2]
     law = run("predict", POINT, "--from", file, "--forecaster", "law")
     assert "law alone" not in law
     assert "Law: chinchilla" in law

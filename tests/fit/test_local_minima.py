@@ -12,6 +12,7 @@ from scalelab import api
 from scalelab.cli.fit_page import print_page
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.local_minima import local_law
+from scalelab.forecast.headline import headline
 from scalelab.records.types import Observations
 from scalelab.report.html import exponents
 from scalelab.theory.laws import Chinchilla
@@ -77,7 +78,7 @@ def test_the_report_the_terminal_and_the_page_have_both_exponents():
     law = local_law(runs, report.isoflop, "n")
     assert dict(exponents(report))["approach 2, local minima"] == law.interval
     page = Console(width=200, record=True, file=StringIO())
-    print_page(report, page, None)
+    print_page(report, headline(report), page, details=False)
     (row,) = (line for line in page.export_text().splitlines() if "2, local minima" in line)
     assert f"{law.exponent:.4g}" in row
     second = report.to_dict()["approaches"]["2"]

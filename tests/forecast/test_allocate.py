@@ -121,7 +121,7 @@ def test_a_request_beyond_a_hundred_times_the_largest_run_gives_a_warning(fit):
         ("N=9.9e11,D=1e8", []),
         (
             "N=1e15,D=1e4",
-            ["100Kx the largest N", "10Kx below the smallest D"],
+            ["100,000x the largest N", "10,000x below the smallest D"],
         ),
         ("N=9e4,D=1e12", ["111x below the smallest N"]),
     ],

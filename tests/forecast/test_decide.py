@@ -215,11 +215,28 @@ def test_the_best_candidate_is_written_as_a_sweep_file() -> None:
     assert spec.n_params == pytest.approx((best.n_params,), rel=1e-5)
 
 
+@pytest.mark.parametrize("limits", [{}, {"unique_tokens": 1e14}])
+def test_without_a_limit_on_compute_a_law_answers_for_the_compute_of_chinchilla(
+    limits: dict[str, float],
+) -> None:
+    best = decide("besiroglu", limits).best
+    assert best is not None
+    assert best.flops == pytest.approx(5.76e23)
+
+
+def test_without_a_limit_a_fit_answers_for_ten_times_its_largest_run(
+    tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["decide", "--from", str(tables / "llama3" / "data.csv"), "--forecaster", "law"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("With 1e23 FLOP (10x your largest run): ")
+    assert "No limit was given, so the compute is limited to 1e23 FLOP" in out
+
+
 @pytest.mark.parametrize(
     ("limits", "demand", "words"),
     [
-        ({}, {}, "no limit"),
-        ({"serving_bytes": 1e9}, {}, "no limit"),
         ({"usd": 1.0}, {"inference_tokens": 1e16}, "exclude every model"),
         ({"flops": -1.0}, {}, "above 0"),
         ({"flops": 1e20}, {"inference_tokens": -1.0}, "number from 0"),
@@ -400,7 +417,10 @@ def test_the_text_has_the_warnings_and_the_probability_of_a_miss(
     words = ["decide", "--from", str(tables / "llama3" / "data.csv"), "--forecaster", "law"]
     assert main([*words, "--flops", "3.8e25", "--target-loss", "0.55"]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[3].startswith("Probability that this run misses")
+    lines = out.splitlines()
+    assert lines[2:4] == ["", "Verdict: with warnings."]
+    (chance,) = (i for i, line in enumerate(lines) if line.startswith("Probability that this run"))
+    assert chance < lines.index(next(line for line in lines if line.startswith("candidate")))
     assert "misses" in out
     assert "extrapolation: " in out
     assert "approach 1 unavailable" not in out

@@ -1,0 +1,267 @@
+"""The headline of a fit: what to train with ten times the compute, how sound it is, what is next.
+
+The command line, the report and the page show the same one.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalelab.errors import NotIdentifiedError, UsageError
+from scalelab.fit.outcome import FitWarning
+from scalelab.forecast.allocate import parse_request
+from scalelab.units import format_flops, format_quantity, format_times, round_significant
+
+if TYPE_CHECKING:
+    from scalelab.fit.outcome import Interval
+    from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.fit_report import FitReport
+    from scalelab.records.types import Observations
+
+FACTOR = 10.0
+"""The headline is about this many times the largest compute."""
+TARGET_DIGITS = 2
+SAME = 1.5
+"""A largest budget within this factor of the largest run stands for it."""
+WIDE = 10.0
+"""Ratio of the limits of the compute-optimal N above which the headline has a warning."""
+WIDE_OPTIMUM = "wide_optimum"
+SOUND, WITH_WARNINGS, NOT_IDENTIFIED = "sound", "with warnings", "not identified"
+NOTES = ("rejected_rows", "unfinished_runs", "approach_", "derived_")
+"""Beginnings of the codes of warnings that do not change the verdict: they state what was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NextCommand:
+    """How the next command selects the same runs and law.
+
+    Attributes
+    ----------
+    runs : tuple of str
+        Options with their values.
+    can_decide : bool
+        Whether `scalelab decide` has all of them; else the command is `scalelab fit`.
+    """
+
+    runs: tuple[str, ...] = ()
+    can_decide: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headline:
+    """What a fit says first.
+
+    Attributes
+    ----------
+    sentence : str
+        N, D and loss at `FACTOR` times the largest compute, or why there is no such answer.
+    basis : str
+        What the limits in the sentence are, and what predicts; empty without limits.
+    verdict : str
+        One of `SOUND`, `WITH_WARNINGS`, `NOT_IDENTIFIED`.
+    warnings : tuple of FitWarning
+        What the verdict is based on, most serious first.
+    command : tuple of str
+        Words of the next command.
+    purpose : str
+        What that command does.
+    flops : float
+        The compute that the sentence is about.
+    forecast : Forecast or None
+    """
+
+    sentence: str
+    basis: str
+    verdict: str
+    warnings: tuple[FitWarning, ...]
+    command: tuple[str, ...]
+    purpose: str
+    flops: float
+    forecast: Forecast | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the headline as in the JSON of ``scalelab fit``."""
+        return {
+            "sentence": self.sentence,
+            "verdict": self.verdict,
+            "warnings": [each.code for each in self.warnings],
+            "next": shlex.join(self.command),
+            "prediction": self.forecast and self.forecast.to_dict(),
+        }
+
+
+def largest_compute(rows: Observations) -> tuple[float, str]:
+    """Return the compute of the largest budget or run, and which of the two it is."""
+    run = float(rows.flops.max())
+    budgets = rows.budget
+    if budgets is not None and np.isfinite(budgets).any():
+        budget = float(np.nanmax(budgets))
+        if 1 / SAME <= budget / run <= SAME:
+            return budget, "budget"
+    return run, "run"
+
+
+def next_compute(rows: Observations) -> float:
+    """Return `FACTOR` times the largest compute, in FLOPs of two significant digits."""
+    return round_significant(FACTOR * largest_compute(rows)[0], TARGET_DIGITS)
+
+
+def distance(rows: Observations, flops: float) -> str:
+    """Return how far a compute is from the runs, such as ``10x your largest budget``."""
+    largest, what = largest_compute(rows)
+    smallest = float(rows.flops.min())
+    if flops > largest:
+        return f"{format_times(flops / largest)} your largest {what}"
+    if flops < smallest:
+        return f"{format_times(smallest / flops)} below your smallest run"
+    return "within the compute of your runs"
+
+
+def sentence_of(rows: Observations, forecast: Forecast) -> str:
+    """Return a forecast as a sentence: compute, distance, N, D and the interval of a new run."""
+    n, d = forecast.n_params, forecast.n_tokens
+    parts = []
+    if n is not None:
+        parts.append(f"{format_quantity(n.value)} parameters")
+    if d is not None:
+        parts.append(f"{format_quantity(d.value)} tokens")
+    what = " on ".join(parts)
+    if forecast.flops is None:
+        start = forecast.asked
+    else:
+        start = f"{format_flops(forecast.flops)} FLOP ({distance(rows, forecast.flops)})"
+    loss = loss_words(forecast.loss_nats, forecast.pred_low, forecast.pred_high)
+    return f"With {start}: {what}{', ' if what else ''}loss {loss}."
+
+
+def loss_words(loss: float, low: float | None, high: float | None) -> str:
+    """Return a loss with its limits in brackets, in digits that show their distance."""
+    if low is None or high is None or not math.isfinite(low + high):
+        return f"{loss:.3f}"
+    width = high - low
+    digits = 3 if not 0 < width < 0.02 else min(6, 1 - math.floor(math.log10(width)))
+    return f"{loss:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def headline(
+    report: FitReport, command: NextCommand | None = None, forecast: Forecast | None = None
+) -> Headline:
+    """Return the headline of a fit.
+
+    Parameters
+    ----------
+    report : FitReport
+    command : NextCommand, optional
+        How the next command selects the same runs and law.
+    forecast : Forecast, optional
+        Answer to the user's question; default: that at `next_compute`.
+    """
+    rows = report.observations
+    flops = next_compute(rows)
+    has_split, why = True, ""
+    if forecast is not None and forecast.flops is not None:
+        flops = forecast.flops
+    if not report.has_answer:
+        why = "No answer: these rows do not determine the law."
+    elif forecast is None:
+        try:
+            forecast = report.forecaster.forecast(parse_request(f"C={format_flops(flops)}"))
+        except NotIdentifiedError as error:
+            # The message begins with the question, in the words of the command line.
+            reason = error.given.partition(": ")[2] or error.given
+            why = f"No answer at {format_flops(flops)} FLOP: {reason}. {error.do}"
+        except UsageError:
+            has_split = False
+    warnings = grave_warnings(report.warnings)
+    if forecast is not None:
+        warnings = (*_wide(forecast), *warnings)
+    verdict = NOT_IDENTIFIED if why else WITH_WARNINGS if warnings else SOUND
+    if not has_split:
+        form = report.fit.form
+        why = f"The {form} law has no compute-optimal N and D: --predict asks for a model."
+    needs_runs = verdict == NOT_IDENTIFIED or any(each.code == WIDE_OPTIMUM for each in warnings)
+    command = command or NextCommand()
+    if needs_runs:
+        words, purpose = _more_runs(next_compute(rows)), "plans runs that would determine it"
+    elif not has_split:
+        words, purpose = ("scalelab", "fit", *command.runs, "-v"), "prints the parameters too"
+    else:
+        words, purpose = _next(command, flops)
+    return Headline(
+        sentence=why if forecast is None else sentence_of(rows, forecast) + _growth(report),
+        basis="" if forecast is None else _basis(report, forecast),
+        verdict=verdict,
+        warnings=warnings,
+        command=words,
+        purpose=purpose,
+        flops=flops,
+        forecast=forecast,
+    )
+
+
+def _basis(report: FitReport, forecast: Forecast) -> str:
+    by = f"by the {report.forecaster.label}"
+    if math.isfinite(forecast.pred_low + forecast.pred_high):
+        return f"In brackets: {100 * forecast.level:g} % interval of a new run, {by}."
+    return f"B{by[1:]}, without intervals."
+
+
+def grave_warnings(warnings: Sequence[FitWarning]) -> tuple[FitWarning, ...]:
+    """Return the warnings that make an answer less than sound."""
+    return tuple(each for each in warnings if not each.code.startswith(NOTES))
+
+
+def exponents(report: FitReport) -> tuple[Interval, Interval] | None:
+    """Return a and b of what answers: local at the largest compute for the average."""
+    if report.frontier:
+        return report.frontier[0].a, report.frontier[0].b
+    a, b = report.derived.get("a"), report.derived.get("b")
+    if report.averaged is not None or a is None or b is None or not math.isfinite(a.value):
+        return None
+    return a, b
+
+
+def _growth(report: FitReport) -> str:
+    found = exponents(report)
+    if found is None:
+        return ""
+    factor = FACTOR ** found[0].value
+    return f" Every {FACTOR:g}x compute wants {format_quantity(factor, 2)}x N."
+
+
+def _wide(forecast: Forecast) -> tuple[FitWarning, ...]:
+    size = forecast.n_params
+    if size is None or not size.high > WIDE * size.low > 0:
+        return ()
+    return (
+        FitWarning(
+            code=WIDE_OPTIMUM,
+            message=(
+                f"At {forecast.asked} the compute-optimal N lies between "
+                f"{format_quantity(size.low)} and {format_quantity(size.high)}: these runs "
+                "constrain it poorly. Add runs at larger budgets, with sizes on both sides of the "
+                "minimum."
+            ),
+        ),
+    )
+
+
+def _more_runs(flops: float) -> tuple[str, ...]:
+    """Return the command that plans a decade of budgets up to a third of this compute."""
+    low, high = (format_flops(round_significant(flops / by, 1)) for by in (30, 3))
+    return "scalelab", "sweep", "isoflop", "--budgets", f"{low}..{high}", "--dry-run"
+
+
+def _next(given: NextCommand, flops: float) -> tuple[tuple[str, ...], str]:
+    """Return the words of the next command and what it does."""
+    if given.can_decide:
+        words = ("scalelab", "decide", *given.runs, "--flops", format_flops(flops))
+        return words, "compares models for this compute, with their costs"
+    words = ("scalelab", "fit", *given.runs, "--predict", f"C={format_flops(FACTOR * flops)}")
+    return words, "predicts a larger run"
