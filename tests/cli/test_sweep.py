@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -58,11 +59,26 @@ def test_every_committed_sweep_can_be_looked_at(scalelab, tmp_path, path):
 def test_the_plan_shows_what_a_person_asks_for(scalelab):
     code, out, _ = scalelab("sweep", "isoflop", "--budgets", "1e18..1e20", "--dry-run")
     assert code == 0
-    for word in ("D/N", "shape", "steps", "batch", "lr", "FLOPs", "time", "money", "total"):
+    for word in ("D/N", "shape", "lr", "epochs", "total"):
         assert word in out
+    assert all(word not in out for word in ("steps", "money"))
+    # what is wrong comes last
+    assert [line.startswith("warning: ") for line in out.splitlines()[-2:]] == [False, True]
     assert "years" in out
     assert "h100" in out
     assert "assumes 40 % of peak" in out
+    words = ("sweep", "isoflop", "--budgets", "1e18..1e20", "--dry-run", "--wide")
+    wide = scalelab(*words)[1]
+    for word in ("D/N", "shape", "steps", "batch", "lr", "FLOPs", "time", "money", "total"):
+        assert word in wide
+
+
+def test_the_table_of_a_plan_fits_80_columns(scalelab, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = scalelab("sweep", "isoflop", "--budgets", "1e18..1e20", "--dry-run")[1]
+    rows = [line for line in out.splitlines() if re.search(r"\d+L-\d+d-\d+h", line)]
+    assert len(rows) == 35
+    assert all(len(line) <= 80 for line in rows)
 
 
 def test_json_is_one_object_with_unrounded_numbers(scalelab):

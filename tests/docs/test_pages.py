@@ -174,7 +174,7 @@ def test_the_tutorial_compares_the_approaches_truly():
     assert a3_low < a2_high
     assert b2_high < b3_low
     assert a2 + b2 < 1
-    pattern = r" D \+([\d.]+) %.*\n +confidence interval\s+(-[\d.]+) to \+"
+    pattern = r"of approach 3 by \+([\d.]+) %, confidence interval\s+(-[\d.]+) to \+"
     difference, low = re.search(pattern, block).groups()
     assert f"D_opt differs by {difference} %" in page
     assert float(low) < 0
