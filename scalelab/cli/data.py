@@ -26,7 +26,10 @@ def prepare(
         list[str] | None, typer.Option(metavar="PATH", help="Same as PATHS; repeatable.")
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="bytes, or bpe:SIZE trained on the text, such as bpe:4096.")
+        str,
+        typer.Option(
+            help="bytes, bpe:SIZE trained on the text, a file of a tokenizer, or hf:NAME."
+        ),
     ] = "bytes",
     field: Annotated[
         str,
@@ -64,12 +67,19 @@ def prepare(
         str | None, typer.Option(help="Vocabulary of token files; default: largest token + 1.")
     ] = None,
     end_token: Annotated[
-        int | None, typer.Option(min=0, help="Token that ends a document in token files.")
+        int | None, typer.Option(min=0, help="Token that ends a document; default: by the files.")
     ] = None,
     fingerprint: Annotated[
         str,
         typer.Option(help="Identify token files by samples, or by all tokens: whole."),
     ] = "sampled",
+    tokenizer_pattern: Annotated[
+        str | None,
+        typer.Option(help="Pattern of a *.tiktoken tokenizer: gpt2, cl100k, o200k or a regex."),
+    ] = None,
+    special_tokens: Annotated[
+        bool, typer.Option(help="Read special tokens that the text spells as such.")
+    ] = False,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,6 +123,8 @@ def prepare(
         else int(parse_quantity(vocab_size, what="--vocab-size")),
         end_token=end_token,
         fingerprint=fingerprint,
+        tokenizer_pattern=tokenizer_pattern,
+        special_tokens=special_tokens,
     )
     with preparing() as progress:
         dataset = prepare_dataset(source, results, progress=progress, checks_hashes=True)

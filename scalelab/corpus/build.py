@@ -48,6 +48,8 @@ from scalelab.corpus.token_dataset import write_token_dataset
 from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_source import TokenSource
 from scalelab.corpus.tokenizer import Tokenizer
+from scalelab.corpus.tokenizer_files import FileTokenizer
+from scalelab.corpus.tokenizer_names import find_tokenizer, is_file_name, short_name
 from scalelab.errors import DataError, unwritable
 from scalelab.units import plural
 
@@ -132,6 +134,9 @@ def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, fl
     }
     hashed = hashlib.sha256(json.dumps([FORMAT, content]).encode())
     newest_ns = 0
+    if is_file_name(source.tokenizer):
+        made_by = find_tokenizer(source.tokenizer)
+        files = (*files, SourceFile(path=made_by, kind="tokenizer", is_named=True))
     for file in files:
         try:
             stat = file.path.stat()
@@ -223,14 +228,14 @@ def _write_rest(
     if tokenizer.file is not None:
         content = tokenizer.file.read_bytes()
         tokenizer_sha256 = hashlib.sha256(content).hexdigest()
-        (folder / "tokenizer.json").write_bytes(content)
+        (folder / f"tokenizer{tokenizer.file.suffix.lower()}").write_bytes(content)
     fingerprint, eval_fingerprint = fingerprints(
-        source.tokenizer, tokenizer_sha256, train, evaluation
+        short_name(source.tokenizer), tokenizer_sha256, train, evaluation
     )
     return Manifest(
         fingerprint=fingerprint,
         eval_fingerprint=eval_fingerprint,
-        tokenizer=source.tokenizer,
+        tokenizer=short_name(source.tokenizer),
         tokenizer_sha256=tokenizer_sha256,
         vocab_size=tokenizer.vocab_size,
         dtype=tokenizer.dtype.name,
@@ -245,11 +250,26 @@ def _write_rest(
         split=parts.kind,
         held_out_share=parts.share,
         eval_window_tokens=parts.window_tokens,
-        bytes_per_token=float(tokenizer.token_bytes()[parts.eval_tokens].mean()),
+        bytes_per_token=_bytes_per_token(tokenizer, parts),
+        end_token=tokenizer.end_token,
         source=source.describe(),
         train=train,
         evaluation=evaluation,
     )
+
+
+def _bytes_per_token(tokenizer: Tokenizer, parts: Split) -> float:
+    """Return the mean bytes of text per evaluation token; an end of a document counts as one.
+
+    A tokenizer from a file may change the text before it cuts it, so that the bytes of its tokens
+    are not those of the text; then they are scaled to the held-out text.
+    """
+    lengths = tokenizer.token_bytes()
+    found = float(lengths[parts.eval_tokens].mean())
+    if isinstance(tokenizer, FileTokenizer):
+        n_bytes = sum(int(lengths[tokens].sum()) for tokens in parts.held_out)
+        found *= (parts.n_held_out_bytes + parts.n_held_out) / n_bytes
+    return found
 
 
 def _write_train(

@@ -21,6 +21,7 @@ from scalelab.corpus.source import DataSource
 from scalelab.corpus.split import SHARES, is_enough, smallest_window, window
 from scalelab.corpus.spool import Progress, Spool
 from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, cached_bpe
+from scalelab.corpus.tokenizer_files import source_tokenizer
 from scalelab.units import plural
 
 TOKENIZER_TRAIN_BYTES = 64 << 20
@@ -47,8 +48,10 @@ class Split:
         Largest number of tokens of one document in the evaluation set.
     eval_tokens : ndarray, shape (eval_tokens,)
         The evaluation set.
-    n_held_out : int
-        Documents that are held out, whole or with their end.
+    n_held_out, n_held_out_bytes : int
+        Documents that are held out, whole or with their end, and the bytes of their text.
+    held_out : list of ndarray
+        Tokens of each of them.
     train : ndarray of int64, shape (n, 2)
         First byte and end of the text of each training document.
     """
@@ -58,6 +61,8 @@ class Split:
     window_tokens: int
     eval_tokens: NDArray[Any]
     n_held_out: int
+    n_held_out_bytes: int
+    held_out: list[NDArray[Any]]
     train: Spans
 
 
@@ -89,6 +94,8 @@ def split_documents(source: DataSource, spool: Spool, tokenizer: Tokenizer, scra
         window_tokens=length,
         eval_tokens=np.concatenate(windows)[: source.eval_tokens],
         n_held_out=len(held_out),
+        n_held_out_bytes=_n_bytes(spool.spans(0, len(held_out))),
+        held_out=held_out,
         train=spool.spans(len(held_out)),
     )
 
@@ -121,8 +128,14 @@ def split_stretch(source: DataSource, spool: Spool, tokenizer: Tokenizer, scratc
         window_tokens=max(map(len, held_out)),
         eval_tokens=np.concatenate(held_out)[: source.eval_tokens],
         n_held_out=len(held_out),
+        n_held_out_bytes=_n_bytes(ends),
+        held_out=held_out,
         train=train,
     )
+
+
+def _n_bytes(spans: Spans) -> int:
+    return int((spans[:, 1] - spans[:, 0]).sum())
 
 
 def _without_ends(spool: Spool, share: float) -> Spans:
@@ -160,6 +173,9 @@ def make_tokenizer(
     TooFewError
         When there is no such text.
     """
+    made = source_tokenizer(source)
+    if made is not None:
+        return made
     if source.bpe_size is None:
         return ByteTokenizer()
     first = 0

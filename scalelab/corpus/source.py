@@ -17,6 +17,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalelab.corpus.tokenizer_names import BPE, is_file_name, tokenizer_name
 from scalelab.errors import DataError, UsageError
 
 DEFAULT_EVAL_TOKENS = 262_144
@@ -28,7 +29,6 @@ FORMATS = (AUTO, *TEXT_FORMATS, *TOKEN_FORMATS)
 TOKEN_DTYPES = ("uint8", "uint16", "uint32", "int32", "int64")
 """Types of a token in token files; all little endian."""
 FINGERPRINTS = ("sampled", "whole")
-BPE_SIZES = (300, 200_000)
 
 # Left out of the standard library: other packages; build settings, which differ between machines;
 # and the generated character tables of `encodings`, because near-duplicates on both sides of the
@@ -38,7 +38,6 @@ STDLIB_LEFT_OUT = (
     *("config-*", "_sysconfigdata*", "encodings"),
 )
 
-_TOKENIZER = re.compile(r"bytes|bpe:(?P<size>[0-9]{1,9})")
 _KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), LINES),
     **dict.fromkeys((".parquet", ".pq"), PARQUET),
@@ -57,7 +56,8 @@ class DataSource:
     paths : tuple of str
         Files, folders and globs; empty for the standard library of the running CPython.
     tokenizer : str
-        ``bytes`` (vocabulary 256) or ``bpe:SIZE``, trained on the text.
+        ``bytes`` (vocabulary 256), ``bpe:SIZE``, trained on the text, a file, or ``hf:NAME``
+        (`scalelab.corpus.tokenizer_names`).
     field : str
         Field of the text in JSON files; a dot enters a nested one, as in ``meta.text``.
     column : str
@@ -77,10 +77,15 @@ class DataSource:
     vocab_size : int or None
         Vocabulary of token files; None for the largest token + 1.
     end_token : int or None
-        Token that ends a document in token files; None for what the files say.
+        Token that ends a document; None for what the token files or the tokenizer say.
     fingerprint : str
         ``sampled`` or ``whole``: how many tokens of token files are read for their fingerprint and
         for the check of the vocabulary.
+    tokenizer_pattern : str or None
+        Pattern of a rank file: a name or a regular expression
+        (`scalelab.corpus.tokenizer_files.PATTERNS`).
+    special_tokens : bool
+        Whether special tokens that the text spells become special tokens; otherwise they are text.
 
     Raises
     ------
@@ -101,6 +106,8 @@ class DataSource:
     vocab_size: int | None = None
     end_token: int | None = None
     fingerprint: str = "sampled"
+    tokenizer_pattern: str | None = None
+    special_tokens: bool = False
 
     def __post_init__(self) -> None:
         if "" in (*self.paths, *self.eval_paths):
@@ -109,14 +116,18 @@ class DataSource:
                 "files, folders and globs of text",
                 "Write for example --data corpus/. A shell variable may be unset.",
             )
-        match = _TOKENIZER.fullmatch(self.tokenizer)
-        low, high = BPE_SIZES
-        if match is None or (match["size"] and not low <= int(match["size"]) <= high):
-            raise UsageError(
-                f"tokenizer {self.tokenizer!r}",
-                f"bytes, or bpe:SIZE with SIZE from {low} to {high}",
-                "Write for example --tokenizer bpe:4096.",
-            )
+        object.__setattr__(self, "tokenizer", tokenizer_name(self.tokenizer))
+        has_file = is_file_name(self.tokenizer)
+        for flag, is_set in (
+            ("--tokenizer-pattern", self.tokenizer_pattern is not None),
+            ("--special-tokens", self.special_tokens),
+        ):
+            if is_set and not has_file:
+                raise UsageError(
+                    f"{flag} with --tokenizer {self.tokenizer}",
+                    "a tokenizer from a file, such as tokenizer.json or ranks.tiktoken",
+                    f"Remove {flag}.",
+                )
         for flag, value, allowed in (
             ("--data-format", self.format, FORMATS),
             ("--token-dtype", self.dtype, (AUTO, *TOKEN_DTYPES)),
@@ -143,8 +154,9 @@ class DataSource:
 
     @property
     def bpe_size(self) -> int | None:
-        """Requested vocabulary size of the BPE tokenizer; None for bytes."""
-        return int(self.tokenizer.partition(":")[2]) if self.tokenizer != "bytes" else None
+        """Requested vocabulary size of the BPE tokenizer; None for another tokenizer."""
+        is_bpe = self.tokenizer.startswith(BPE)
+        return int(self.tokenizer.removeprefix(BPE)) if is_bpe else None
 
     def require_text(self) -> None:
         """Raise UsageError when an option of token files is set, because the data are text."""
@@ -152,13 +164,13 @@ class DataSource:
             ("--eval-data", self.eval_paths),
             ("--token-dtype", self.dtype != AUTO),
             ("--vocab-size", self.vocab_size),
-            ("--end-token", self.end_token is not None),
+            ("--end-token", self.end_token is not None and not is_file_name(self.tokenizer)),
             ("--fingerprint whole", self.fingerprint != "sampled"),
         ):
             if is_set:
                 raise UsageError(
                     f"{flag} for text",
-                    "token files as --data; text is tokenized here, and --tokenizer says how",
+                    "token files as --data; the tokenizer of text has its own vocabulary and end",
                     f"Remove {flag.split()[0]}. If the files hold tokens, add --data-format raw.",
                 )
 

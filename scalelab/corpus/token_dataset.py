@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,19 @@ from scalelab.corpus.spool import Progress
 from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_identity import identify, sampled_digest
 from scalelab.corpus.token_source import TokenSource
-from scalelab.errors import DataError, UsageError
+from scalelab.corpus.token_split import held_out, read_stream, without
+from scalelab.corpus.tokenizer_files import FileTokenizer, source_tokenizer
+from scalelab.corpus.tokenizer_names import short_name
+from scalelab.errors import UsageError
 
 FINGERPRINTED = 1
 """Version of what the fingerprint of token files covers."""
-FEWEST_WINDOWS = 16
-SEARCHED_TOKENS = 1 << 20
-"""How far from a window the end of its document is searched."""
 SCANNED_BYTES = 8 << 30
 """Larger token files are checked by samples, unless the whole fingerprint is asked for."""
 SCAN_SAMPLES = 4096
 CHUNK_TOKENS = 1 << 22
 UNNAMED = "tokens"
 """Name of an unknown tokenizer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeldOut:
-    """A held-out part of the stream: evaluated from ``start`` to ``stop``, left out to ``end``."""
-
-    start: int
-    stop: int
-    end: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,10 +75,14 @@ def write_token_dataset(
     """
     shards = _shards(tokens, folder, progress)
     stream = TokenStream(folder, shards, tokens.dtype)
-    end_token = tokens.end_token if source.end_token is None else source.end_token
+    tokenizer = token_tokenizer(source)
+    end_token = _end_token(source, tokens, tokenizer)
+    source = replace(source, vocab_size=_declared_vocab(source, tokenizer))
     scan = scan_tokens(source, shards, folder, tokens.dtype, progress)
     given = None if evaluation is None else _eval_tokens(source, evaluation)
-    vocab_size = source.vocab_size or max(scan.largest, 0 if given is None else given.max()) + 1
+    vocab_size = source.vocab_size
+    if vocab_size is None:
+        vocab_size = max(scan.largest, 0 if given is None else int(given.max())) + 1
     if end_token is not None and end_token >= vocab_size:
         raise UsageError(
             f"--end-token {end_token} with a vocabulary of {vocab_size} tokens",
@@ -96,8 +91,8 @@ def write_token_dataset(
         )
     if given is None:
         parts = held_out(stream, source.eval_tokens, end_token)
-        train = _without(shards, parts, np.dtype(tokens.dtype).itemsize)
-        windows = [_read(stream, part.start, part.stop) for part in parts]
+        train = without(shards, parts, np.dtype(tokens.dtype).itemsize)
+        windows = [read_stream(stream, part.start, part.stop) for part in parts]
     else:
         train, parts = shards, []
         windows = [given]
@@ -107,13 +102,24 @@ def write_token_dataset(
     writer.append(eval_tokens)
     held = writer.finish()
     n_held_out = sum(part.end - part.start for part in parts)
-    kind = [UNNAMED, FINGERPRINTED, vocab_size, end_token]
+    name = UNNAMED
+    sha256 = bytes_per_token = None
+    if tokenizer is not None and tokenizer.file is not None:
+        name, sha256 = (
+            short_name(source.tokenizer),
+            hashlib.sha256(tokenizer.file.read_bytes()).hexdigest(),
+        )
+        lengths = np.ones(vocab_size, dtype=np.int64)
+        known = tokenizer.token_bytes()
+        lengths[: len(known)] = known[:vocab_size]
+        bytes_per_token = float(lengths[eval_tokens].mean())
+    kind = [name, sha256, FINGERPRINTED, vocab_size, end_token]
     eval_digest = hashlib.sha256(np.ascontiguousarray(eval_tokens, "<u4").data).hexdigest()
     return Manifest(
         fingerprint=_short([*kind, scan.digest, eval_digest]),
         eval_fingerprint=_short([*kind, eval_digest]),
-        tokenizer=UNNAMED,
-        tokenizer_sha256=None,
+        tokenizer=name,
+        tokenizer_sha256=sha256,
         vocab_size=vocab_size,
         dtype=tokens.dtype,
         n_documents=None,
@@ -123,7 +129,7 @@ def write_token_dataset(
         n_skipped_files=0,
         held_out_share=n_held_out / len(stream),
         eval_window_tokens=max(len(window) for window in windows),
-        bytes_per_token=None,
+        bytes_per_token=bytes_per_token,
         source=f"{source.describe()} ({tokens.format})",
         train=train,
         evaluation=held,
@@ -161,17 +167,51 @@ def describe_tokens(source: DataSource, results: Path) -> Described | None:
     n_eval = source.eval_tokens
     if evaluation is not None:
         n_eval = min(n_eval, evaluation.n_tokens)
-    vocab_size = source.vocab_size
+    tokenizer = token_tokenizer(source)
+    vocab_size = _declared_vocab(source, tokenizer)
     if vocab_size is None:
         shards = _shards(tokens, results, _ignore)
         vocab_size = scan_tokens(source, shards, results, tokens.dtype, _ignore).largest + 1
     return Described(
-        tokenizer=UNNAMED,
+        tokenizer=UNNAMED if tokenizer is None else short_name(source.tokenizer),
         vocab_size=vocab_size,
         n_train_tokens=max(1, tokens.n_tokens - (0 if evaluation else n_eval)),
         n_eval_tokens=n_eval,
-        end_token=tokens.end_token if source.end_token is None else source.end_token,
+        end_token=_end_token(source, tokens, tokenizer),
     )
+
+
+def token_tokenizer(source: DataSource) -> FileTokenizer | None:
+    """Return the tokenizer that made token files, None if it is unknown.
+
+    Raises
+    ------
+    UsageError
+        When a tokenizer would be trained.
+    """
+    if source.bpe_size is not None:
+        raise UsageError(
+            f"--tokenizer {source.tokenizer} for token files",
+            "the tokenizer that made them, such as tokenizer.json, for the bytes of their tokens",
+            "Remove --tokenizer, or name its file.",
+        )
+    return source_tokenizer(source)
+
+
+def _declared_vocab(source: DataSource, tokenizer: FileTokenizer | None) -> int | None:
+    if source.vocab_size is not None:
+        return source.vocab_size
+    return None if tokenizer is None else tokenizer.vocab_size
+
+
+def _end_token(
+    source: DataSource, tokens: TokenSource, tokenizer: FileTokenizer | None
+) -> int | None:
+    if source.end_token is not None:
+        return source.end_token
+    if tokens.end_token is not None or tokenizer is None:
+        return tokens.end_token
+    return tokenizer.end_token
 
 
 def _ignore(stage: str, done: int, total: int) -> None:
@@ -237,90 +277,7 @@ def _chunks(stream: TokenStream, *, is_whole: bool) -> Iterator[tuple[int, NDArr
     length = min(WINDOW_TOKENS, len(stream))
     for index in range(SCAN_SAMPLES):
         start = index * (len(stream) - length) // (SCAN_SAMPLES - 1)
-        yield start, _read(stream, start, start + length)
-
-
-def held_out(stream: TokenStream, eval_tokens: int, end_token: int | None) -> list[HeldOut]:
-    """Return windows that together hold ``eval_tokens``, spread evenly over the stream.
-
-    Each begins after the first end of a document from the middle of its part of the stream, and
-    the rest of its last document is left out of training, too. A document that is longer than
-    `SEARCHED_TOKENS` or than its part of the stream is cut.
-
-    Raises
-    ------
-    DataError
-        When fewer than twice as many tokens exist.
-    """
-    n_tokens = len(stream)
-    if 2 * eval_tokens > n_tokens:
-        raise DataError(
-            f"{n_tokens:,} tokens for an evaluation set of {eval_tokens:,}",
-            "at least twice as many tokens as the evaluation set has",
-            f"Use a smaller evaluation set, for example --eval-tokens {max(1, n_tokens // 16)}.",
-        )
-    window = min(WINDOW_TOKENS, -(-eval_tokens // FEWEST_WINDOWS))
-    n_windows = -(-eval_tokens // window)
-    found: list[HeldOut] = []
-    for index in range(n_windows):
-        length = min(window, eval_tokens - index * window)
-        last = (index + 1) * n_tokens // n_windows
-        start = (index * n_tokens // n_windows + last - length) // 2
-        if end_token is not None:
-            begin = _find_end(stream, start, last - length, end_token)
-            start = start if begin is None else begin
-        stop = start + length
-        end = stop
-        if end_token is not None:
-            # The window may end with a document.
-            end = _find_end(stream, stop - 1, last, end_token) or stop
-        found.append(HeldOut(start=start, stop=stop, end=end))
-    return found
-
-
-def _find_end(stream: TokenStream, start: int, limit: int, end_token: int) -> int | None:
-    """Return the place after the first end of a document from ``start``; None up to ``limit``."""
-    limit = min(limit, start + SEARCHED_TOKENS)
-    while start < limit:
-        part = _read(stream, start, min(limit, start + WINDOW_TOKENS))
-        ends = np.flatnonzero(part == end_token)
-        if len(ends):
-            return start + int(ends[0]) + 1
-        start += len(part)
-    return None
-
-
-def _read(stream: TokenStream, start: int, stop: int) -> NDArray[Any]:
-    row = np.empty((1, stop - start), dtype=np.int64)
-    stream.read_rows(np.array([start], dtype=np.int64), row)
-    return row.ravel()
-
-
-def _without(shards: tuple[Shard, ...], parts: list[HeldOut], itemsize: int) -> tuple[Shard, ...]:
-    """Return the shards without the held-out parts."""
-    kept: list[Shard] = []
-    before = index = 0
-    for shard in shards:
-        place, end = before, before + shard.n_tokens
-        while index < len(parts) and parts[index].start < end:
-            part = parts[index]
-            kept.append(_cut(shard, place - before, max(part.start, before) - before, itemsize))
-            place = min(part.end, end)
-            if part.end > end:
-                break
-            index += 1
-        kept.append(_cut(shard, place - before, end - before, itemsize))
-        before = end
-    return tuple(shard for shard in kept if shard.n_tokens)
-
-
-def _cut(shard: Shard, first: int, end: int, itemsize: int) -> Shard:
-    return Shard(
-        name=shard.name,
-        n_tokens=end - first,
-        sha256="",
-        offset=shard.offset + first * itemsize,
-    )
+        yield start, read_stream(stream, start, start + length)
 
 
 def _eval_tokens(source: DataSource, tokens: TokenSource) -> NDArray[np.int64]:

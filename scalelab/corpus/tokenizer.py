@@ -1,4 +1,4 @@
-"""Tokenizers: raw bytes, or a byte-level BPE trained on the corpus.
+"""Tokenizers made here: raw bytes, or a byte-level BPE trained on the corpus.
 
 Both end each document with a token that cannot occur in text: byte 0 (files with NUL are not text),
 or token 0 of the BPE. Both are lossless for any UTF-8 text.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scalelab.errors import DataError
 
 END_TOKEN = 0
-"""Token that ends each document, in all tokenizers."""
+"""Token that ends each document, in all tokenizers made here."""
 END_OF_DOCUMENT = "<|end|>"
 BATCH_BYTES = 4 << 20
 
@@ -35,11 +35,14 @@ class Tokenizer(Protocol):
         Smallest unsigned integer type for the tokens.
     file : Path or None
         File of the vocabulary; None for bytes.
+    end_token : int
+        Token that ends each document.
     """
 
     vocab_size: int
     dtype: np.dtype[Any]
     file: Path | None
+    end_token: int
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of each document with its end token, shape (n,)."""
@@ -56,6 +59,7 @@ class ByteTokenizer:
     vocab_size = 256
     dtype = np.dtype(np.uint8)
     file: Path | None = None
+    end_token = END_TOKEN
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
         """Yield the bytes of each document and its end token, shape (n,)."""
@@ -82,7 +86,7 @@ class BpeTokenizer:
         self.file: Path | None = file
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-            self._end = self._tokenizer.get_vocab()[END_OF_DOCUMENT]
+            self.end_token: int = self._tokenizer.get_vocab()[END_OF_DOCUMENT]
         except Exception as error:  # the library raises only Exception
             raise DataError(
                 f"{file}, which is not a tokenizer of scalelab ({error})",
@@ -92,14 +96,14 @@ class BpeTokenizer:
         # The characters of the end marker in a text are encoded as text.
         self._tokenizer.encode_special_tokens = True
         self.vocab_size: int = self._tokenizer.get_vocab_size()
-        self.dtype: np.dtype[Any] = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        self.dtype: np.dtype[Any] = smallest_dtype(self.vocab_size)
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of each document and its end token, shape (n,)."""
-        for batch in _batches(documents):
+        for batch in batches(documents):
             texts = [document.decode("utf-8") for document in batch]
             for encoding in self._tokenizer.encode_batch_fast(texts):
-                yield np.asarray([*encoding.ids, self._end], dtype=self.dtype)
+                yield np.asarray([*encoding.ids, self.end_token], dtype=self.dtype)
 
     def token_bytes(self) -> NDArray[np.int64]:
         """Return the bytes in each token, shape (vocab_size,).
@@ -108,7 +112,7 @@ class BpeTokenizer:
         """
         lengths = np.ones(self.vocab_size, dtype=np.int64)
         for token, index in self._tokenizer.get_vocab().items():
-            if index != self._end:
+            if index != self.end_token:
                 lengths[index] = len(token)
         return lengths
 
@@ -148,7 +152,13 @@ def _train_bpe(documents: Iterable[bytes], vocab_size: int) -> str:
     return str(tokenizer.to_str(pretty=True))
 
 
-def _batches(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
+def smallest_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest type of two or four bytes for the tokens of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def batches(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the documents in lists of about `BATCH_BYTES`."""
     batch: list[bytes] = []
     size = 0
     for document in documents:

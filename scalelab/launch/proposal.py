@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.corpus.token_dataset import describe_tokens
-from scalelab.corpus.tokenizer import ByteTokenizer
+from scalelab.corpus.tokenizer import END_TOKEN, ByteTokenizer
+from scalelab.corpus.tokenizer_files import source_tokenizer
+from scalelab.corpus.tokenizer_names import short_name
 from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
@@ -319,14 +321,17 @@ def _estimated_facts(source: DataSource, results: Results) -> DataFacts:
         file.path.stat().st_size * (UNPACKED if file.is_packed else 1)
         for file in find_files(source, results.path)
     )
-    per_token = 1.0 if source.bpe_size is None else BYTES_PER_BPE_TOKEN
+    made = source_tokenizer(source)
+    vocab_size = made.vocab_size if made else source.bpe_size or ByteTokenizer.vocab_size
+    per_token = 1.0 if source.tokenizer == "bytes" else BYTES_PER_BPE_TOKEN
     n_tokens = round(n_bytes / per_token)
     n_held_out = min(source.eval_tokens, n_tokens // 2)
     return DataFacts(
         fingerprint=UNPREPARED,
         eval_fingerprint=UNPREPARED,
-        tokenizer=source.tokenizer,
-        vocab_size=source.bpe_size or ByteTokenizer.vocab_size,
+        tokenizer=short_name(source.tokenizer),
+        vocab_size=vocab_size,
+        end_token=made.end_token if made else END_TOKEN,
         n_train_tokens=max(n_tokens - n_held_out, 1),
         n_eval_tokens=source.eval_tokens,
         is_estimated=True,

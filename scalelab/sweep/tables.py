@@ -42,6 +42,7 @@ from scalelab.sweep.values import (
     Minutes,
     SiteOptions,
     Texts,
+    TokenizerName,
 )
 from scalelab.theory.hardware import HARDWARE, find_hardware
 
@@ -58,7 +59,11 @@ class DataTable(Table):
         "compressed; repeatable. Without it, the source text of Python's standard library",
         flag="--data", example="corpus/*.txt"
     )  # fmt: skip
-    tokenizer: str = option("bytes", "bytes, or bpe:SIZE trained on the text", example="bpe:4096")
+    tokenizer: TokenizerName = option(
+        "bytes", "bytes, bpe:SIZE trained on the text, a file (tokenizer.json, *.model of "
+        "sentencepiece, *.tiktoken), or hf:NAME from the local cache of Hugging Face",
+        example="bpe:4096"
+    )  # fmt: skip
     field: str = option(
         "text", "Field of the text in JSON files; a dot enters a nested field", example="meta.text"
     )  # fmt: skip
@@ -93,12 +98,20 @@ class DataTable(Table):
         ge=1
     )  # fmt: skip
     end_token: int | None = option(
-        None, "Token that ends a document in token files. Default: what the files say, or none",
-        example="50256", ge=0
+        None, "Token that ends a document, of token files or of a tokenizer from a file. Default: "
+        "what the files say", example="50256", ge=0
     )  # fmt: skip
     fingerprint: Literal[FINGERPRINTS] = option(  # type: ignore[valid-type]
         "sampled", "Token files are identified by samples, or by all their tokens",
         example="whole"
+    )  # fmt: skip
+    tokenizer_pattern: str | None = option(
+        None, "How a *.tiktoken tokenizer cuts text into words: gpt2, cl100k, o200k or a regular "
+        "expression", example="cl100k"
+    )  # fmt: skip
+    special_tokens: bool = option(
+        False, "Read special tokens that the text spells, such as <|endoftext|>, as such; "
+        "otherwise they are text", example="true"
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
+from scalelab.corpus.tokenizer_names import tokenizer_name
 from scalelab.errors import UsageError
 from scalelab.sweep.gpu_counts import read_gpu_counts
 from scalelab.sweep.option import Metavar
@@ -64,6 +65,10 @@ def _read_integers(value: Any, name: str) -> Any:
 
 def _read_texts(value: Any, name: str) -> Any:
     return (value,) if isinstance(value, str) else value
+
+
+def _read_tokenizer(value: Any, name: str) -> Any:
+    return tokenizer_name(value) if isinstance(value, str) else value
 
 
 def _read_steps(value: Any, name: str) -> Any:
@@ -193,6 +198,7 @@ Integers = Annotated[
 ]
 Texts = Annotated[tuple[str, ...], _reader(_read_texts, str | list[str])]
 """Texts; sweep files may have one without a list."""
+TokenizerName = Annotated[str, _reader(_read_tokenizer, str)]
 StepsOrShare = Annotated[float, _reader(_read_steps, _Text), Metavar("<share|steps>")]
 """Steps of a run: a share below 1, or a whole number."""
 Minutes = Annotated[int, _reader(parse_minutes, str | int), Metavar("<time>")]

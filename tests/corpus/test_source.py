@@ -114,7 +114,7 @@ def test_the_default_is_the_standard_library_without_what_a_build_or_program_wro
     ],
 )
 def test_an_invalid_tokenizer_is_refused(tokenizer: str) -> None:
-    with pytest.raises(UsageError, match="bytes, or bpe:SIZE"):
+    with pytest.raises(UsageError, match="bytes, bpe:SIZE"):
         DataSource(tokenizer=tokenizer)
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from scalelab.corpus.dataset import Dataset, open_dataset, prepare
 from scalelab.corpus.source import DataSource
-from scalelab.corpus.token_dataset import held_out
 from scalelab.corpus.token_files import find_tokens
+from scalelab.corpus.token_split import held_out
 from scalelab.errors import DataError, UsageError
 
 SAMPLES = Path(__file__).parent / "samples"
