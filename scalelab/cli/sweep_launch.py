@@ -192,8 +192,8 @@ def _print_preview(preview: SlurmPreview, *, with_script: bool) -> None:
     out = console()
     out.print(
         f"jobs: {plural(preview.n_jobs, 'job')} in {plural(preview.n_arrays, 'array')}, at "
-        f"most {preview.n_running} at once; {preview.gpu_hours:,.3g} GPU-hours, "
-        f"{format_money(preview.usd)}",
+        f"most {preview.n_running} at once; {_hours(preview.gpu_hours)}"
+        f"{'' if preview.usd is None else f', {format_money(preview.usd)}'}",
         soft_wrap=True,
     )
     if preview.site_check:
@@ -217,5 +217,9 @@ def _array_line(array: ArrayPreview) -> str:
     return (
         f"array: {plural(array.n_runs, 'run')} in {plural(array.n_jobs, 'job')} on {gpus} each, at "
         f"most {array.n_running} at once; limit {format_duration(60 * array.time_min)}{memory}; "
-        f"{array.gpu_hours:,.3g} GPU-hours"
+        f"{_hours(array.gpu_hours)}"
     )
+
+
+def _hours(gpu_hours: float | None) -> str:
+    return "unknown GPU-hours" if gpu_hours is None else f"{gpu_hours:,.3g} GPU-hours"

@@ -118,11 +118,13 @@ def size_problem(spec: RunSpec, output: ProgramOutput) -> str:
 def sizes_of(spec: RunSpec, output: ProgramOutput, in_checkpoint: int | None) -> dict[str, int]:
     """Return the parameters of a run by source, `scalelab.sweep.program.SIZE_SOURCES`."""
     assert spec.program is not None
+    table = spec.program.n_params or None
     found = {
         "report": output.n_params,
         "checkpoint": in_checkpoint,
-        "shape": count_params(spec.shape).total if has_shape(spec) else None,
-        "table": spec.program.n_params or None,
+        # With a table, a shape only gives placeholders: the program's model may differ from ours.
+        "shape": None if table or not has_shape(spec) else count_params(spec.shape).total,
+        "table": table,
     }
     return {name: count for name, count in found.items() if count}
 

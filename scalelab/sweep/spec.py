@@ -213,7 +213,9 @@ class SweepSpec(Table):
             most = max(self.budgets)
         else:
             listed = listed_shapes(SMALLEST_VOCABULARY, self.model.rule(FINE))
-            sizes = self.n_params or [float(count_params(shape).total) for shape in listed]
+            rows = self.program.rows() if self.program is not None else ()
+            sizes = self.n_params or [float(row.n_params) for row in rows]
+            sizes = sizes or [float(count_params(shape).total) for shape in listed]
             most = train_flops_6nd(max(sizes), max(self.n_tokens))
         return self.model.rules(ALIGNED if most >= ALIGNED_FROM_FLOPS else FINE)
 

@@ -153,17 +153,17 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
             source="the test",
         )
         results = Results(folder)
+        how = sweep.program.execution() if sweep.program else None
         proposal = propose(
             sweep,
             results,
-            execution=ExecutionSpec(),
+            execution=ExecutionSpec(program=how),
             n_workers=1,
             is_dry_run=False,
             speed=unmeasured_cpu_speed(1),
         )
         saved = results.save_plan(proposal.plan, sweep.science(), extend=extend)
         save_options(results, name, sweep.launcher)
-        how = proposal.execution.program
         return TinySweep(results, name, saved.run_ids, asdict(how) if how else None)
 
     return make

@@ -23,6 +23,7 @@ from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
 N_BYTES = 256
+TEXT = (".txt", ".md", ".py")
 
 
 @dataclass
@@ -57,8 +58,11 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 
 
 def read(path: Path) -> torch.Tensor:
-    """Return the bytes of a file."""
-    return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    """Return the bytes of a file, or of the text files below a folder, in the order of paths."""
+    files = sorted(f for f in path.rglob("*") if f.suffix in TEXT) if path.is_dir() else [path]
+    return torch.frombuffer(
+        bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8
+    )
 
 
 def main() -> None:

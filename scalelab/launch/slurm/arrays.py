@@ -18,6 +18,7 @@ from scalelab.launch.slurm.resources import (
     JobResources,
     RunNeeds,
     grouped_by_resources,
+    is_timed,
     program_launcher,
 )
 from scalelab.launch.slurm.retries import share_out
@@ -104,7 +105,8 @@ class Arrays:
         arrays = grouped_by_resources(job_groups, needs, table, slow=slow)
         hours = sum(each.gpus * g.seconds for each, groups in arrays for g in groups) / 3600
         used = gpu_hours(self.own.intents)
-        refuse_over_cap(table, used, hours, self.options.usd_per_gpu_hour)
+        is_known = all(map(is_timed, job_groups))
+        refuse_over_cap(table, used, hours, self.options.usd_per_gpu_hour, is_known=is_known)
         if self._max_array_size is None:
             self._max_array_size = self.slurm.max_array_size()
         chunks = chunked(arrays, self._max_array_size)

@@ -30,11 +30,12 @@ def make_job_groups(
     run_ids : sequence of str
         In the order in which they should start.
     seconds : Mapping[str, float]
-        Expected training time of each run, seconds.
+        Expected training time of each run, seconds; 0 if it is unknown, for a user's program.
     execution : ExecutionSpec
         How to execute each run.
     target_s : float
-        Longest expected time of a group, seconds; a longer run gets its own job.
+        Longest expected time of a group, seconds; a longer run gets its own job, and one whose
+        time is unknown.
     gpus : Mapping[str, int]
         GPUs of each run; 0 trains on the CPU.
     micro_batches : Mapping[str, int], optional
@@ -52,6 +53,8 @@ def make_job_groups(
         total = sum(seconds[i] for i in ids) + seconds[run_id]
         if run_id in micro_batches:
             groups.append(([run_id], replace(how, micro_batch_seqs=micro_batches[run_id])))
+        elif execution.program is not None and not seconds[run_id]:
+            groups.append(([run_id], how))
         elif ids and len(ids) < MAX_GROUP_RUNS and total <= target_s:
             ids.append(run_id)
         else:

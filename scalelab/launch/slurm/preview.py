@@ -13,7 +13,12 @@ from scalelab.launch.slurm.intents import JOB_NAME_PREFIX
 from scalelab.launch.slurm.job_groups import make_job_groups
 from scalelab.launch.slurm.launcher import check_path, check_site_options
 from scalelab.launch.slurm.queue import DEFAULT_MAX_ARRAY_SIZE, Slurm
-from scalelab.launch.slurm.resources import grouped_by_resources, program_launcher, run_needs
+from scalelab.launch.slurm.resources import (
+    grouped_by_resources,
+    is_timed,
+    program_launcher,
+    run_needs,
+)
 from scalelab.launch.slurm.retries import share_out
 from scalelab.launch.speed import usd_per_gpu_hour
 from scalelab.records.sweep_dir import Results
@@ -38,8 +43,8 @@ class ArrayPreview:
         Time limit of a job, minutes.
     memory_gb : float or None
         Memory of a job on each node; 0 is all memory of the node. None if site options set it.
-    gpu_hours : float
-        Expected GPU-hours.
+    gpu_hours : float or None
+        Expected GPU-hours; None if the speed of a user's program is unknown.
     """
 
     script: str
@@ -49,7 +54,7 @@ class ArrayPreview:
     gpus: int
     time_min: int
     memory_gb: float | None
-    gpu_hours: float
+    gpu_hours: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +67,8 @@ class SlurmPreview:
         In the order of submission.
     n_jobs, n_arrays, n_running : int
         Array elements, arrays, and elements that run at once.
-    gpu_hours, usd : float
-        Expected GPU-hours and cost of the unfinished runs.
+    gpu_hours, usd : float or None
+        Expected GPU-hours and cost of the unfinished runs; None if unknown.
     site_check : str
         How the site options were checked, in words; empty if there are none.
     """
@@ -72,8 +77,8 @@ class SlurmPreview:
     n_jobs: int
     n_arrays: int
     n_running: int
-    gpu_hours: float
-    usd: float
+    gpu_hours: float | None
+    usd: float | None
     site_check: str
 
 
@@ -125,22 +130,25 @@ def preview_slurm(proposal: Proposal, results: Results) -> SlurmPreview:
             n_runs=sum(len(group.run_ids) for group in groups),
             n_jobs=len(groups),
             n_running=share,
-            gpu_hours=resources.gpus * sum(group.seconds for group in groups) / 3600,
+            gpu_hours=resources.gpus * sum(group.seconds for group in groups) / 3600
+            if all(map(is_timed, groups))
+            else None,
             gpus=resources.gpus,
             time_min=resources.time_min,
             memory_gb=None if MEMORY_OPTIONS & table.sbatch.keys() else resources.memory_gb,
         )
         for (resources, groups), share in zip(chunks, shares, strict=True)
     )
-    hours = sum(array.gpu_hours for array in arrays)
+    hours = sum(array.gpu_hours or 0.0 for array in arrays)
     price = usd_per_gpu_hour(table)
-    refuse_over_cap(table, 0.0, hours, price)
+    is_known = all(map(is_timed, job_groups))
+    refuse_over_cap(table, 0.0, hours, price, is_known=is_known)
     return SlurmPreview(
         arrays=arrays,
         n_jobs=len(job_groups),
         n_arrays=len(arrays),
         n_running=sum(shares),
-        gpu_hours=hours,
-        usd=hours * price,
+        gpu_hours=hours if is_known else None,
+        usd=hours * price if is_known else None,
         site_check=site_check,
     )

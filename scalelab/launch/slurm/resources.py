@@ -183,6 +183,11 @@ def memory_limit_gb(memory_gb: float) -> float:
     return float(next((size for size in MEMORY_CLASSES_GB if size >= wanted), math.ceil(wanted)))
 
 
+def is_timed(group: JobGroup) -> bool:
+    """Say whether the time of a job is known; that of a user's program may not be."""
+    return group.execution.program is None or group.seconds > 0
+
+
 def grouped_by_resources(
     job_groups: Sequence[JobGroup],
     needs: Mapping[str, RunNeeds],
@@ -201,11 +206,12 @@ def grouped_by_resources(
     table : SlurmTable
         ``time_min`` is the largest time limit; ``mem_gb``, if given, the memory of every job.
     slow : collection of str
-        Runs that reached a time limit before: their jobs get the largest.
+        Runs that reached a time limit before: their jobs get the largest, and those of unknown
+        time.
     """
     found: dict[tuple[int, int], list[JobGroup]] = {}
     for group in job_groups:
-        is_slow = any(run_id in slow for run_id in group.run_ids)
+        is_slow = any(run_id in slow for run_id in group.run_ids) or not is_timed(group)
         limit = table.time_min if is_slow else time_limit_min(group.seconds, table.time_min)
         found.setdefault((needs[group.run_ids[0]].gpus, limit), []).append(group)
     return [

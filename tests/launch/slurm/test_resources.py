@@ -17,6 +17,7 @@ from scalelab.launch.slurm.resources import (
     time_limit_min,
 )
 from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.program import ProgramExecution
 from scalelab.sweep.tables import SlurmTable
 from tests.launch.slurm.replayed import make_runs
 
@@ -121,3 +122,15 @@ def test_the_dry_run_prints_the_script_of_each_array(
     words = ["--gpus-per-run", "<1e19=1,>=1e19=512", "--sbatch", "gres=false"]
     assert main(["sweep", "run", str(path), "--dry-run", *words]) == 2
     assert "sequences a batch over 512 devices" in capsys.readouterr().err
+
+
+def test_a_run_of_unknown_time_gets_its_own_job_with_the_largest_limit() -> None:
+    execution = ExecutionSpec(program=ProgramExecution(cwd="/"))
+    seconds = {"a": 60.0, "b": 0.0, "c": 0.0, "d": 60.0}
+    groups = make_job_groups(
+        list(seconds), seconds, execution, target_s=1e4, gpus=dict.fromkeys(seconds, 1)
+    )
+    assert [group.run_ids for group in groups] == [("a", "d"), ("b",), ("c",)]
+    needs = dict.fromkeys(seconds, RunNeeds(gpus=1, memory_gb=1.0))
+    arrays = grouped_by_resources(groups, needs, SlurmTable(time_min=720))
+    assert [(each.time_min, len(found)) for each, found in arrays] == [(30, 1), (720, 2)]
