@@ -23,6 +23,8 @@ EXIT_OK = 0
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
+SHOWN_NAMES = 8
+"""Names that a message lists when a table can have many of them."""
 FIRST_SWEEP = "`scalelab sweep isoflop --budgets 1e12..1e13`"
 """A small sweep that runs on any machine, for advice in messages."""
 
@@ -90,8 +92,26 @@ class RunsFailedError(ScalelabError):
 
 def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     """Return ``Did you mean ..? `` with the most similar known word, empty if none is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"Did you mean {prefix}{near[0]}? " if near else ""
+    by_case = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), list(by_case), n=1)
+    return f"Did you mean {prefix}{by_case[near[0]]}? " if near else ""
+
+
+def listed(names: Iterable[str], near: str = "") -> str:
+    """Return names for a message, the most similar to ``near`` first, and how many are left out."""
+    every = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, name, near).ratio())
+    left = len(every) - SHOWN_NAMES
+    return ", ".join(every[:SHOWN_NAMES]) + (f" and {left:,} more" if left > 0 else "")
+
+
+def near_file(path: Path) -> str:
+    """Return ``Did you mean ..? `` with the most similar file of the same folder, or nothing."""
+    try:
+        names = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    start = "" if str(path.parent) == "." else f"{path.parent}/"
+    return did_you_mean(path.name, names, prefix=start)
 
 
 def unwritable(place: Path, what: str, error: OSError) -> DataError:

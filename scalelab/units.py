@@ -19,9 +19,12 @@ MOST_ROUNDED = 0.15
 """Largest shift of a point by rounding, as a share of the step between points."""
 
 ENERGY_UNITS = {1e6: "GWh", 1e3: "MWh", 1.0: "kWh", 1e-3: "Wh"}
+SCALE_WORDS = {"thousand": "K", "million": "M", "billion": "B", "trillion": "T"}
 _NUMBER = re.compile(
-    r"(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(?P<suffix>[kKmMbBtT])?",
-    re.ASCII,
+    r"\$?(?P<number>[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:e[+-]?\d+)?)"
+    r"\s*(?P<suffix>[kmbt](?![a-z])|thousand|million|billion|trillion)?"
+    r"\s*(?:flops?|tokens?|param(?:eter)?s?)?",
+    re.ASCII | re.IGNORECASE,
 )
 _COUNT = re.compile(r"[0-9]{1,9}")
 _QUANTITY_HELP = "a number above zero such as 1e18, 7B, 1.2T or 7_000"
@@ -34,7 +37,8 @@ def parse_quantity(text: str | float, *, what: str = "quantity") -> float:
     Parameters
     ----------
     text : str or float
-        ``1e18``, ``7B``, ``1.2T``, ``7_000``; suffixes K, M, B, T are powers of a thousand.
+        ``1e18``, ``7B``, ``1.2T``, ``7_000``; suffixes K, M, B, T are powers of a thousand. Words
+        are read too: ``2 million``, ``8e12 FLOP``, ``20B tokens``, ``$1M``.
     what : str
         Name of the quantity in error messages.
 
@@ -44,11 +48,11 @@ def parse_quantity(text: str | float, *, what: str = "quantity") -> float:
         When the text is not a finite number above zero.
     """
     match = _NUMBER.fullmatch(str(text).strip())
-    value = (
-        float(match["number"].replace("_", "")) * SUFFIXES.get((match["suffix"] or "").upper(), 1.0)
-        if match
-        else math.nan
-    )
+    value = math.nan
+    if match:
+        suffix = (match["suffix"] or "").lower()
+        scale = SUFFIXES.get(SCALE_WORDS.get(suffix, suffix.upper()), 1.0)
+        value = float(match["number"].replace("_", "")) * scale
     if not (math.isfinite(value) and value > 0):
         raise UsageError(f"{what} {str(text)!r}", _QUANTITY_HELP, "Write a number, for example 7B.")
     return value

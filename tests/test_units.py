@@ -34,6 +34,12 @@ from scalelab.units import (
         (".5M", 5e5),
         (" 3e4 ", 3e4),
         (42, 42.0),
+        ("2 million", 2e6),
+        ("20 Billion parameters", 2e10),
+        ("8e12 FLOP", 8e12),
+        ("3e18 flops", 3e18),
+        ("7B tokens", 7e9),
+        ("$1.6M", 1.6e6),
     ],
 )
 def test_a_quantity_is_read_as_it_is_written(text, value):
@@ -41,7 +47,23 @@ def test_a_quantity_is_read_as_it_is_written(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["abc", "", "-1", "0", "nan", "inf", "1e999", "٣", "7Q", "1e", "7B7"]
+    "text",
+    [
+        "abc",
+        "",
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "1e999",
+        "٣",
+        "7Q",
+        "1e",
+        "7B7",
+        "million",
+        "7 bananas",
+        "7BB",
+    ],
 )
 def test_a_text_that_is_not_a_quantity_is_refused_with_its_name(text):
     with pytest.raises(UsageError) as caught:

@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 UNKNOWN = {"value": None, "low": None, "high": None}
 
 
+def short_estimate(found: Estimate) -> str:
+    """Return a value with its limits in brackets."""
+    from scalelab.units import format_quantity
+
+    if found.low is None or found.high is None:
+        return format_quantity(found.value)
+    low, high = format_quantity(found.low), format_quantity(found.high)
+    return f"{format_quantity(found.value)} [{low}, {high}]"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class TuningAnswer(NotebookView):
     """The answer of `tune_law`.
@@ -58,6 +68,29 @@ class TuningAnswer(NotebookView):
         """0, or 4 when the law or the prediction is not identified."""
         is_lost = any(warning.code == "not_identified" for warning in self.warnings)
         return NotIdentifiedError.exit_code if is_lost else EXIT_OK
+
+    def sentence(self) -> str:
+        """Return the answer: the best values of the requested model, else of the largest cell."""
+        from scalelab.units import format_quantity
+
+        law, lr, batch = self.law, self.lr, self.batch_tokens
+        n_params, n_tokens, whose = self.n_params, self.n_tokens, ""
+        if law is not None and lr is None and n_params is None:
+            (n_params, n_tokens), whose = law.largest_cell(), ", your largest cell"
+            try:
+                lr, batch = law.best(n_params, n_tokens)
+            except NotIdentifiedError:
+                lr = None
+        if lr is None or n_params is None or n_tokens is None:
+            return "No answer: these runs do not determine the best learning rate."
+        size = f"N {format_quantity(n_params)} on D {format_quantity(n_tokens)} tokens{whose}"
+        words = f"For {size}: learning rate {short_estimate(lr)}"
+        if batch is not None:
+            words += f", batch {short_estimate(batch)} tokens"
+        if law is not None:
+            one = law.lr()
+            words += f". The rate grows as N^{one.p.value:.2f} D^{one.q.value:.2f}"
+        return f"{words}."
 
     def _lines(self) -> Iterator[str]:
         if self.law is None:

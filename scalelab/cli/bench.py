@@ -18,7 +18,7 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.qualify import qualify
 from scalelab.cli.roofline import roofline
-from scalelab.errors import EXIT_OK, UsageError
+from scalelab.errors import EXIT_OK, UsageError, did_you_mean
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
 
 if TYPE_CHECKING:
@@ -169,7 +169,9 @@ def requested(device: str | None, *, step: str, kernels: str, attention: str) ->
     ):
         if value not in (AUTO, *known):
             raise UsageError(
-                f"--{name} {value}", f"one of {', '.join((AUTO, *known))}", f"Try --{name} auto."
+                f"--{name} {value}",
+                f"one of {', '.join((AUTO, *known))}",
+                f"{did_you_mean(value, known)}Try --{name} auto.",
             )
     device = checked_device(device) or default_device()
     return ExecutionSpec(device=device, step=step, kernels=kernels, attention=attention)

@@ -12,7 +12,7 @@ from pathlib import Path
 from scalelab.cli.devices import check_accelerator, check_slurm
 from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, check_memory, check_results
 from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption
-from scalelab.cli.output import console, emit_json
+from scalelab.cli.output import console, emit_json, say
 from scalelab.cli.qualify import check_qualification
 from scalelab.errors import DataError
 from scalelab.launch.devices import gpu_names
@@ -50,7 +50,7 @@ def doctor(
     if as_json:
         emit_json({"schema": 1, "command": "doctor", "ok": not bad, "checks": checks})
     else:
-        _print_table(checks, bad)
+        _print_page(checks, bad)
     return DataError.exit_code if bad else 0
 
 
@@ -175,29 +175,41 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
-def _print_table(checks: Sequence[Check], bad: Sequence[Check]) -> None:
-    from rich.table import Table
+def _print_page(checks: Sequence[Check], bad: Sequence[Check]) -> None:
+    """Print the conclusion, then what is wrong and its remedy, then what is fine."""
     from rich.text import Text
 
-    from scalelab.cli.layout import Fitting
+    from scalelab.cli.layout import Fitting, number_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "status", "found", "needed for", "what to do"):
-        is_short = heading in ("", "status")
-        table.add_column(heading, overflow="fold", no_wrap=is_short)
-    for check in checks:
-        status = Text(check.status, style=_STYLES[check.status])
-        table.add_row(check.name, status, check.found, check.needed_for, check.do)
     out = console()
-    out.print(Fitting(table))
-    missing = sum(check.status == MISSING for check in checks)
-    problems = sum(check.status == PROBLEM for check in checks)
+    wrong = sorted(
+        (check for check in checks if check.status != OK),
+        key=lambda check: (not check.is_base, check.status != PROBLEM),
+    )
     if bad:
-        out.print(f"\nscalelab does not work here. Fix: {', '.join(c.name for c in bad)}.")
-    elif missing or problems:
-        out.print(
-            f"\nPlanning, importing and fitting work. Optional: {missing} missing, {problems} "
-            "with a problem; the column `what to do` has the remedy."
+        first = f"scalelab does not work here. Fix: {', '.join(check.name for check in bad)}."
+    elif wrong:
+        missing = sum(check.status == MISSING for check in wrong)
+        first = (
+            f"Planning, importing and fitting work. Optional: {missing} missing, "
+            f"{len(wrong) - missing} with a problem."
         )
     else:
-        out.print("\nAll checks passed.")
+        first = "All checks passed."
+    say(first, out, style="bold")
+    out.print()
+    for check in wrong:
+        status = Text(f"{check.status}: ", style=_STYLES[check.status])
+        words = f"{check.name} (for {check.needed_for}): {check.found}. {check.do}"
+        say(status + Text(words), out, indent=2)
+    if wrong:
+        out.print()
+    fine = [check for check in checks if check.status == OK]
+    texts = ("ok", "found", "needed for")
+    table = number_table(*texts, *(["note"] if any(c.do for c in fine) else []), texts=texts[1:])
+    for column in table.columns:
+        column.justify, column.overflow = "left", "fold"
+    for check in fine:
+        row = (check.name, check.found, check.needed_for, check.do)
+        table.add_row(*row[: len(table.columns)])
+    out.print(Fitting(table))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from scalelab.cli.output import set_results
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS
 
 DEFAULT_RESULTS = Path("results")
@@ -210,5 +210,6 @@ class LaunchOptions(PlanOptions, ResumeOptions):
 def checked_device(device: str | None) -> str | None:
     """Return the device; raise UsageError unless it is ``cpu``, ``cuda`` or None."""
     if device not in (None, "cpu", "cuda"):
-        raise UsageError(f"--device {device}", "cpu or cuda", "Try --device cpu.")
+        near = did_you_mean(device or "", ("cpu", "cuda"))
+        raise UsageError(f"--device {device}", "cpu or cuda", f"{near}Try --device cpu.")
     return device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from typer.exceptions import TyperException
 
 from scalelab.cli.output import find_command
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 
 _KINDS = {"a valid integer": "a whole number", "a valid number": "a number"}
 
@@ -105,5 +104,4 @@ def _is_option(parameter: Any) -> bool:
 
 
 def _near(word: str, known: Iterable[str], before: str = "") -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"Did you mean {before}{near[0]}?" if near else ""
+    return did_you_mean(word, known, prefix=before).rstrip()

@@ -12,7 +12,7 @@ from scalelab.cli.options import DEFAULT_RESULTS, JsonOption, ResultsOption, Res
 from scalelab.cli.spec_options import SpecValues, spec_values, spread_options
 from scalelab.cli.sweep_launch import show_end
 from scalelab.cli.sweep_spec import SLURM, refuse_slurm_only, resume_changes
-from scalelab.errors import EXIT_OK, UsageError
+from scalelab.errors import EXIT_OK, UsageError, did_you_mean
 
 SweepArgument = Annotated[
     str | None, typer.Argument(help="Name of the sweep; default the latest.", metavar="[SWEEP]")
@@ -66,7 +66,11 @@ def retry(
     from scalelab.records.states import PRUNED
 
     if status not in ("failed", "diverged", PRUNED):
-        raise UsageError(f"--status {status}", "failed, diverged or pruned", "Try --status failed.")
+        known = ("failed", "diverged", PRUNED)
+        near = did_you_mean(status, known)
+        raise UsageError(
+            f"--status {status}", "failed, diverged or pruned", f"{near}Try --status failed."
+        )
     if (status == "diverged") != (lr_scale is not None):
         raise UsageError(
             f"--status {status} {'without' if lr_scale is None else 'with'} --lr-scale",

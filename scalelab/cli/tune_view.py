@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import PlanOptions
-from scalelab.cli.output import console, emit_json, runnable, warn_here
+from scalelab.cli.output import console, emit_json, runnable, say, warn_here
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
     from scalelab.api.tuning import Tuning, TuningAnswer
     from scalelab.launch.proposal import Proposal
-    from scalelab.tune.law import Estimate
     from scalelab.tune.spec import TuneSpec
 
 
@@ -118,48 +117,46 @@ def print_answer(answer: TuningAnswer, *, as_json: bool = False) -> None:
         return
     from rich.table import Table
 
+    from scalelab.api.tuning import short_estimate
     from scalelab.units import plural
 
     out = console()
     law = answer.law
+    say(answer.sentence(), out, style="bold")
     if law is not None:
-        share = f"{law.level:.0%}"
         counts = f"{plural(law.n_rows, 'run')}, {plural(law.n_cells, 'cell')}"
-        table = Table(box=None, title=f"{counts}; {share} intervals")
-        for column in ("k N^p D^q", "k", "p", "q"):
+        say(f"{counts}. In brackets: {100 * law.level:g} % intervals.", out, style="dim")
+        table = Table(box=None, title="k N^p D^q", title_justify="left")
+        for column in ("", "k", "p", "q"):
             table.add_column(column, no_wrap=True)
         for name, one in (("lr", law.lr()), ("batch, tokens", law.batch_tokens())):
             if one is not None:
-                table.add_row(name, *(_in_words(item) for item in (one.k, one.p, one.q)))
+                table.add_row(name, *(short_estimate(item) for item in (one.k, one.p, one.q)))
         out.print(Fitting(table))
     if answer.lr is not None and answer.n_params is not None and answer.n_tokens is not None:
         _print_prediction(answer, answer.n_params, answer.n_tokens)
     for warning in answer.warnings:
-        out.print(f"{warning.code}: {warning.message}", style="yellow", soft_wrap=True)
+        warn_here(f"{warning.code.replace('_', ' ')}: {warning.message}", out)
 
 
 def _print_prediction(answer: TuningAnswer, n_params: float, n_tokens: float) -> None:
     from rich.table import Table
 
+    from scalelab.api.tuning import short_estimate
     from scalelab.theory.schedule import published_values
     from scalelab.units import format_quantity
 
     size = f"N {format_quantity(n_params)}, D {format_quantity(n_tokens)}"
-    table = Table(box=None, title=size)
-    for column in ("rule", "lr", "batch, tokens", "N counts", "source"):
-        table.add_column(column, no_wrap=True)
-    lr, batch = (_in_words(item) for item in (answer.lr, answer.batch_tokens))
-    convention = "" if answer.law is None else answer.law.param_convention
-    table.add_row("this law", lr, batch, convention, "these runs")
+    table = Table(box=None, title=f"Rules at {size}", title_justify="left")
+    for column in ("rule", "lr", "batch, tokens", "source"):
+        table.add_column(column, no_wrap=column != "source", overflow="fold")
+    lr, batch = (
+        "-" if item is None else short_estimate(item) for item in (answer.lr, answer.batch_tokens)
+    )
+    counted = "" if answer.law is None else f", N counted {answer.law.param_convention}"
+    table.add_row("this law", lr, batch, f"these runs{counted}")
     for row in published_values(n_params, n_tokens):
-        batch = "" if row.batch_tokens is None else f"{row.batch_tokens:,.0f}"
-        table.add_row(row.name, f"{row.lr:.4g}", batch, row.param_convention, row.source)
+        batch = "" if row.batch_tokens is None else format_quantity(row.batch_tokens)
+        source = f"{row.source}, N counted {row.param_convention}"
+        table.add_row(row.name, f"{row.lr:.3g}", batch, source)
     console().print(Fitting(table))
-
-
-def _in_words(found: Estimate | None) -> str:
-    if found is None:
-        return "-"
-    if found.low is None or found.high is None:
-        return f"{found.value:.4g}"
-    return f"{found.value:.4g} ({found.low:.4g}, {found.high:.4g})"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 
 Method = Literal["auto", "row", "cluster", "residual", "none"]
 
@@ -66,7 +66,7 @@ class BootstrapSpec:
             raise UsageError(
                 f"bootstrap method {self.method!r}",
                 f"one of {', '.join(METHODS)}",
-                "Use for example --bootstrap-method row.",
+                f"{did_you_mean(self.method, METHODS)}Use for example --bootstrap-method row.",
             )
         if self.weighting not in ("smooth", "counts"):
             raise UsageError(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 
 Residual = Literal["log", "linear"]
 Loss = Literal["huber", "ls", "lad", "likelihood"]
@@ -63,7 +63,7 @@ class Objective:
                 raise UsageError(
                     f"{what} {given!r}",
                     f"one of {', '.join(allowed)}",
-                    f"Use for example --{what} {allowed[0]}.",
+                    f"{did_you_mean(given, allowed)}Use for example --{what} {allowed[0]}.",
                 )
         for what, number in (("delta", self.delta), ("overprediction", self.overprediction)):
             if number is not None and not (math.isfinite(number) and number > 0):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError, UsageError, did_you_mean, listed
 from scalelab.fit.objective import Objective
 from scalelab.fit.row_model import Rows
 from scalelab.records.types import Observations
@@ -74,8 +74,9 @@ def column(observations: Observations, name: str) -> NDArray[Any]:
         there = sorted(key for key, value in own.items() if value is not None)
         raise UsageError(
             f"column {name!r}",
-            f"one of {', '.join(there)}",
-            f"Map it from a column of the file with --map {name}=COLUMN, or name another.",
+            f"one of {listed(there, name)}",
+            f"{did_you_mean(name, there)}Map it from a column of the file with --map "
+            f"{name}=COLUMN, or name another.",
         )
     return found
 

@@ -109,9 +109,9 @@ def check_forecaster(name: str) -> None:
     """Raise UsageError unless the name is one of `FORECASTERS`."""
     if name not in FORECASTERS:
         raise UsageError(
-            f"forecaster {name!r}{did_you_mean(name, FORECASTERS)}",
+            f"forecaster {name!r}",
             " or ".join(FORECASTERS),
-            "Use --forecaster averaged.",
+            f"{did_you_mean(name, FORECASTERS)}Use --forecaster averaged.",
         )
 
 

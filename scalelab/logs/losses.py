@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 
 NATS, BITS, BPB, PERPLEXITY = "nats", "bits", "bits-per-byte", "perplexity"
 LOSS_UNITS = (NATS, BITS, BPB, PERPLEXITY)
@@ -79,7 +79,7 @@ def checked_unit(unit: str) -> str:
         raise UsageError(
             f"--loss-unit {unit}",
             f"one of {', '.join(LOSS_UNITS)}",
-            "Write for example --loss-unit bits-per-byte.",
+            f"{did_you_mean(unit, LOSS_UNITS)}Write for example --loss-unit bits-per-byte.",
         )
     return found
 

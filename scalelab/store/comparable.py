@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.errors import UsageError, did_you_mean
+from scalelab.errors import UsageError, did_you_mean, listed
 from scalelab.logs.losses import plain
 from scalelab.records.types import Observations
 from scalelab.store.reading import Reading
@@ -164,10 +164,11 @@ def _labels(rows: Observations, name: str) -> NDArray[np.str_]:
     if column is None and rows.cluster is not None:
         column = rows.cluster
     if column is None:
+        known = listed(rows.extra, name) or "there is none"
         raise UsageError(
             f"--last-of {name}",
-            f"a column that names the run of each row: {', '.join(rows.extra) or 'there is none'}",
-            "Write for example --last-of run.",
+            f"a column that names the run of each row: {known}",
+            f"{did_you_mean(name, rows.extra)}Write for example --last-of run.",
         )
     return np.asarray(column).astype(np.str_)
 

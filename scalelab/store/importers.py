@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalelab.errors import DataError, UsageError, unwritable
+from scalelab.errors import DataError, UsageError, did_you_mean, unwritable
 from scalelab.logs.files import walk
 from scalelab.records.files import fsync, read_json
 from scalelab.records.names import named_folder, suggest_name
@@ -155,7 +155,8 @@ def _check_convention(what: str, given: str, known: Mapping[str, str]) -> None:
         raise UsageError(
             f"--{what}-convention {given!r}",
             f"one of {', '.join(known)}, or unstated",
-            f"Write how the file counts, for example --{what}-convention {next(iter(known))}.",
+            f"{did_you_mean(given, known)}Write how the file counts, for example "
+            f"--{what}-convention {next(iter(known))}.",
         )
 
 

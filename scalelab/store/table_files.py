@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.errors import DataError
+from scalelab.errors import DataError, near_file
 from scalelab.logs.files import read_document, read_lines
 from scalelab.logs.registry import TABLE, is_log
 from scalelab.logs.values import flatten, load_json
@@ -53,7 +53,7 @@ def open_file(path: Path, reading: Reading | None = None) -> Iterator[TableSourc
         raise DataError(
             f"{path}, which is not an existing file",
             "a table, a run log or a folder of run logs",
-            "Write its path from the current folder, for example data/runs.csv.",
+            f"{near_file(path)}Write its path from the current folder, for example data/runs.csv.",
         )
     if path.is_file() and not path.stat().st_size:
         raise DataError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError, UsageError, listed
 from scalelab.records.types import Curves
 from scalelab.store.cells import has_decimal_commas, parse_cell
 from scalelab.store.columns import likely_columns
@@ -225,7 +225,7 @@ class TableSource:
         likely = likely_columns(unknown[1], self.types)[:1] if unknown else []
         return UsageError(
             f"{shown!r} ({first_line(error)})",
-            f"DuckDB SQL over the columns {', '.join(self.types)}",
+            f"DuckDB SQL over the columns {listed(self.types, unknown[1] if unknown else '')}",
             f"Did you mean {likely[0]}?"
             if likely
             else "Put text in single quotes, and column names with special characters in double "

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError, UsageError, near_file
 from scalelab.sweep.model_table import ModelTable
 from scalelab.sweep.option import DATA, PROGRAM, Metavar, Table, find_option, option, validated
 from scalelab.sweep.program_checks import refuse_unused_tables
@@ -270,7 +270,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
         content = {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
     except OSError as error:
         raise DataError(
-            f"sweep file {path}: {error.strerror}", "a readable TOML file", "Check the path."
+            f"sweep file {path}: {error.strerror}",
+            "a readable TOML file",
+            near_file(path) or "Check the path.",
         ) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(

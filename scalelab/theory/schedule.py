@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scalelab.errors import UsageError
+from scalelab.errors import UsageError, did_you_mean
 from scalelab.theory.accounting import train_flops_6nd
 
 WSD_WARMUP_SHARE = 0.1
@@ -221,7 +221,7 @@ def find_rule(
         raise UsageError(
             f"{option} {name!r}",
             f"one of {', '.join(sorted(rules))}, or {also}",
-            f"Use {option} {min(rules)}.",
+            f"{did_you_mean(name, rules)}Use {option} {min(rules)}.",
         )
     return rules[name]
 

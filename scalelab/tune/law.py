@@ -104,6 +104,11 @@ class TuningLaw:
         """Return the law of the batch in tokens; None if batches do not differ within cells."""
         return self._law(1, self.origin.log_batch) if self.axes.has_batch else None
 
+    def largest_cell(self) -> tuple[float, float]:
+        """Return N and D of the cell of most compute."""
+        log_n, log_d = self.cell_place[self.cell_place.sum(axis=1).argmax()]
+        return math.exp(log_n + self.origin.log_n), math.exp(log_d + self.origin.log_d)
+
     def best(self, n_params: float, n_tokens: float) -> tuple[Estimate, Estimate | None]:
         """Return the best learning rate and batch (tokens) of a model, with intervals.
 

@@ -104,6 +104,19 @@ def test_a_base_that_does_not_work_is_said_with_exit_code_3(
     assert "does not work here. Fix: results folder" in page
 
 
+def test_what_is_wrong_is_printed_first_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", versions_of_all_but("torch"))
+    page = run("--results", str(tmp_path))[1].splitlines()
+    assert page[0].startswith("Planning, importing and fitting work. Optional: ")
+    table = next(i for i, line in enumerate(page) if line.startswith("ok "))
+    (torch,) = (i for i, line in enumerate(page) if line.startswith("  missing: torch "))
+    assert torch < table
+    assert page[torch].endswith("pip install 'scalelab[train]'")
+    assert not any("missing" in line or "problem" in line for line in page[table:])
+
+
 def test_a_missing_extra_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", versions_of_all_but("torch"))
     code, page = run("--results", str(tmp_path))
