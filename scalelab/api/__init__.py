@@ -18,7 +18,7 @@ from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
-from scalelab.api.folders import merge, remove
+from scalelab.api.folders import archive, merge, remove, restore
 from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.replay import ReplayReport, replay_adaptive
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.law_file import SavedLaw
     from scalelab.launch.base import LaunchView
     from scalelab.launch.cancel import CancelReport
+    from scalelab.records.archive import ArchiveReport
     from scalelab.records.merge import MergePlan
     from scalelab.records.removal import RemovalPlan
     from scalelab.records.sweep_dir import SavedPlan
@@ -76,6 +77,7 @@ _TYPES = {
     "scalelab.forecast.law_file": "SavedLaw",
     "scalelab.launch.base": "LaunchView",
     "scalelab.launch.cancel": "CancelReport",
+    "scalelab.records.archive": "ArchiveReport",
     "scalelab.records.merge": "MergePlan",
     "scalelab.records.removal": "RemovalPlan",
     "scalelab.records.sweep_dir": "SavedPlan",
@@ -92,6 +94,7 @@ _HOMES = {name: module for module, names in _TYPES.items() for name in names.spl
 __all__ = [
     "AUTO_FORM",
     "adapt",
+    "archive",
     "backtest",
     "cancel",
     "check_lr",
@@ -114,13 +117,14 @@ __all__ += [
     "replace_diverged",
     "replay_adaptive",
 ]
-__all__ += ["resume", "save_law", "scores", "tune", "tune_law"]
+__all__ += ["restore", "resume", "save_law", "scores", "tune", "tune_law"]
 # What they take.
 __all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
 __all__ += ["ProgressCallbacks", "Reading", "SweepSpec", "Target", "TuneSpec"]
 # What they return.
 __all__ += [
     "AdaptReport",
+    "ArchiveReport",
     "BacktestReport",
     "CancelReport",
     "Comparison",

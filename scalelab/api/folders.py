@@ -10,6 +10,7 @@ from scalelab.api.data import DEFAULT_RESULTS
 from scalelab.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from scalelab.records.archive import ArchiveReport
     from scalelab.records.merge import MergePlan
     from scalelab.records.parts import Progress
     from scalelab.records.removal import RemovalPlan
@@ -50,15 +51,14 @@ def merge(
     """
     from scalelab.launch.active import nothing_runs, open_attempt
     from scalelab.launch.lock import folders_lock
-    from scalelab.records.merge import OURS, THEIRS, apply_merge, plan_merge
+    from scalelab.records.merge import THEIRS, apply_merge, plan_merge
     from scalelab.records.parts import RUN, SWEEP, list_parts
     from scalelab.records.sweep_dir import Results
     from scalelab.store.collect import collect
     from scalelab.store.live import forget_live
 
     here, there = Results(Path(results)), Results(Path(folder))
-    if conflicts not in (None, OURS, THEIRS):
-        raise UsageError(f"conflicts {conflicts!r}", "ours or theirs", "Try --conflicts ours.")
+    _check_choice(conflicts)
     open_there = {
         part.name: attempt.token
         for part in list_parts(there.path)
@@ -173,3 +173,116 @@ def existing(results: str | Path) -> Path:
             "Name it with --results.",
         )
     return folder
+
+
+def archive(
+    name: str,
+    file: str | Path,
+    *,
+    results: str | Path = DEFAULT_RESULTS,
+    with_data: bool = True,
+    with_checkpoints: bool = True,
+    progress: Progress | None = None,
+) -> ArchiveReport:
+    """Write a sweep with its runs and dataset, or an import, to one file. Nothing is removed.
+
+    Parameters
+    ----------
+    name : str
+        The sweep or import.
+    file : str or Path
+        A new file that ends in ``.tar.gz`` or ``.tar.zst``.
+    with_data : bool
+        Whether the file holds the dataset of the sweep.
+    with_checkpoints : bool
+        Whether it holds checkpoints.
+    progress : callable, optional
+        Receives what is done, and how many bytes of how many.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown, a run is training, or the file exists.
+    DataError
+        If something cannot be read or written.
+    """
+    from scalelab.launch.active import nothing_runs
+    from scalelab.records.archive import parts_of, write_archive
+    from scalelab.records.parts import RUN, SWEEP
+    from scalelab.records.sweep_dir import Results
+
+    folder = existing(results)
+    parts = parts_of(folder, name)
+    sweeps = [part.name for part in parts if part.kind == SWEEP]
+    run_ids = [part.name for part in parts if part.kind == RUN]
+    with nothing_runs(Results(folder), sweeps, run_ids):
+        return write_archive(
+            folder,
+            name,
+            Path(file),
+            with_data=with_data,
+            with_checkpoints=with_checkpoints,
+            progress=progress,
+        )
+
+
+def restore(
+    file: str | Path,
+    *,
+    results: str | Path = DEFAULT_RESULTS,
+    conflicts: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> MergePlan:
+    """Bring the content of an archive in. The whole archive is checked first.
+
+    Parameters
+    ----------
+    file : str or Path
+        A file of `archive`.
+    conflicts, rename, dry_run, progress
+        As in `merge`.
+
+    Raises
+    ------
+    UsageError
+        If an option is not valid, or a run that would change is training.
+    DataError
+        If the archive is damaged or not safe, it contradicts the folder, or the folder cannot be
+        written.
+    """
+    from scalelab.launch.active import nothing_runs
+    from scalelab.launch.lock import folders_lock
+    from scalelab.records.merge import THEIRS, place_archive, plan_merge, scratch_folder
+    from scalelab.records.parts import RUN, SWEEP
+    from scalelab.records.sweep_dir import Results
+    from scalelab.records.unpack import unpack
+    from scalelab.store.collect import collect
+    from scalelab.store.live import forget_live
+
+    _check_choice(conflicts)
+    here = Results(Path(results))
+    with folders_lock(here.path), scratch_folder(here.path) as scratch:
+        unpacked, staged = scratch / "archive", scratch / "staged"
+        unpacked.mkdir()
+        staged.mkdir()
+        unpack(Path(file), unpacked, progress=progress)
+        plan = plan_merge(here.path, unpacked, prefer=conflicts, renames=rename, is_archive=True)
+        if dry_run:
+            return plan
+        plan.refuse_conflicts()
+        changed = {kind: [p.name for p in plan.changed if p.kind == kind] for kind in (RUN, SWEEP)}
+        with nothing_runs(here, changed[SWEEP], changed[RUN]):
+            place_archive(plan, staged)
+    if conflicts == THEIRS:
+        forget_live(here.path)
+    collect(here.path)
+    return plan
+
+
+def _check_choice(conflicts: str | None) -> None:
+    from scalelab.records.merge import OURS, THEIRS
+
+    if conflicts not in (None, OURS, THEIRS):
+        raise UsageError(f"conflicts {conflicts!r}", "ours or theirs", "Try --conflicts ours.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -186,6 +187,79 @@ def _print_removal(plan: RemovalPlan) -> None:
         out.print("nothing to remove")
         return
     out.print(f"to remove: {_removed(plan)}; frees {format_bytes(plan.n_bytes)}", soft_wrap=True)
+
+
+def archive(
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep or import.")],
+    file: Annotated[Path, typer.Argument(help="A new file, .tar.gz or .tar.zst.")],
+    without_data: Annotated[
+        bool, typer.Option("--without-data", help="Leave the dataset out.")
+    ] = False,
+    without_checkpoints: Annotated[
+        bool, typer.Option("--without-checkpoints", help="Leave checkpoints out.")
+    ] = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Write a sweep to one compressed file.
+
+    The file holds plan, runs, dataset and checksums; `scalelab restore` reads it. Nothing is
+    removed.
+
+    Example: scalelab archive demo demo.tar.zst
+    """
+    from scalelab.api import folders as api
+
+    with preparing() as progress:
+        report = api.archive(
+            sweep,
+            file,
+            results=results,
+            with_data=not without_data,
+            with_checkpoints=not without_checkpoints,
+            progress=progress,
+        )
+    if as_json:
+        emit_json({"schema": 1, "command": "archive", **asdict(report)})
+        return EXIT_OK
+    out = console()
+    out.print(
+        f"{report.file}: {count_kinds(report.parts)}; {plural(report.n_files, 'file')} of "
+        f"{format_bytes(report.n_bytes)} in {format_bytes(report.archive_bytes)}",
+        soft_wrap=True,
+    )
+    out.print(f"To bring it back: scalelab restore {shlex.quote(str(report.file))}", soft_wrap=True)
+    return EXIT_OK
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="An archive, .tar.gz or .tar.zst.")],
+    conflicts: ConflictsOption = None,
+    rename: RenameOption = None,
+    dry_run: DryRunOption = False,
+    results: ResultsOption = DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> int:
+    """Bring an archived sweep back.
+
+    The whole archive is checked before anything is written. What is here already stays, as in
+    `scalelab merge`.
+
+    Example: scalelab restore demo.tar.zst
+    """
+    from scalelab.api import folders as api
+
+    with preparing() as progress:
+        plan = api.restore(
+            file,
+            results=results,
+            conflicts=conflicts,
+            rename=renames_of(rename or ()),
+            dry_run=dry_run,
+            progress=progress,
+        )
+    show_merge(plan, "restore", results, is_dry=dry_run, as_json=as_json)
+    return EXIT_OK
 
 
 def show_merge(

@@ -48,7 +48,7 @@ ORDER = (
     *("sweep", "status", "fit", "predict", "scores", "backtest", "law", "decide", "tune"),
     *("dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
-    *("merge", "remove"),
+    *("merge", "remove", "archive", "restore"),
     *("data", "bench", "doctor"),
 )
 """Commands in the order of the help: what to run first comes first."""
@@ -82,6 +82,8 @@ app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
 app.command("merge")(folders_commands.merge)
 app.command("remove")(folders_commands.remove)
+app.command("archive")(folders_commands.archive)
+app.command("restore")(folders_commands.restore)
 app.command("backtest")(backtest_commands.backtest)
 app.command("predict")(predict_commands.predict)
 app.command("scores")(scores_commands.scores)

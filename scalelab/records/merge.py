@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def plan_merge(
     prefer: str | None = None,
     renames: Mapping[str, str] | None = None,
     open_there: Mapping[str, str] | None = None,
-    with_jobs: bool = False,
+    is_archive: bool = False,
 ) -> MergePlan:
     """Compare two results folders.
 
@@ -108,8 +108,9 @@ def plan_merge(
         New names of their sweeps, imports and forecasts.
     open_there : Mapping[str, str], optional
         Token of the attempt that runs there now, by run_id; it is left out.
-    with_jobs : bool
-        Whether the SLURM jobs of new sweeps come along.
+    is_archive : bool
+        Whether theirs is an unpacked archive: SLURM jobs of new sweeps come along, and the folder
+        may be in ours.
 
     Raises
     ------
@@ -118,8 +119,9 @@ def plan_merge(
     DataError
         If a folder is not a results folder, or one is inside the other.
     """
-    _check_folders(ours, theirs)
-    named = NamedParts(ours, theirs, prefer=prefer, renames=renames or {}, with_jobs=with_jobs)
+    if not is_archive:
+        _check_folders(ours, theirs)
+    named = NamedParts(ours, theirs, prefer=prefer, renames=renames or {}, with_jobs=is_archive)
     new: list[Part] = []
     changed: list[Part] = []
     writes: list[Write] = []
@@ -170,12 +172,8 @@ def plan_merge(
     )
 
 
-def apply_merge(
-    ours: Path, plan: MergePlan, *, moves: bool = False, progress: Progress | None = None
-) -> None:
-    """Write a plan without conflicts.
-
-    ``moves`` moves parts of the other folder instead of copying them.
+def apply_merge(ours: Path, plan: MergePlan, *, progress: Progress | None = None) -> None:
+    """Copy the parts of a plan without conflicts.
 
     Raises
     ------
@@ -192,15 +190,35 @@ def apply_merge(
             progress("merging", done, plan.n_bytes)
 
     with scratch_folder(ours) as scratch:
-        for batch in _batches(plan.writes):
-            staged = [scratch / str(index) for index in range(len(batch))]
-            for write, place in zip(batch, staged, strict=True):
-                copy(write, place, moves=moves, wrote=wrote)
-            fsync_tree(scratch)
-            for write, place in zip(batch, staged, strict=True):
-                _put(write, place)
-            for parent in {write.target.parent for write in batch}:
-                fsync(parent)
+        _write_all(plan.writes, scratch, wrote, moves=False)
+
+
+def place_archive(plan: MergePlan, scratch: Path) -> None:
+    """Move the parts of a plan without conflicts out of an unpacked archive.
+
+    ``scratch`` is an empty folder in the results folder.
+
+    Raises
+    ------
+    DataError
+        As for `apply_merge`.
+    """
+    plan.refuse_conflicts()
+    _write_all(plan.writes, scratch, lambda n_bytes: None, moves=True)
+
+
+def _write_all(
+    writes: Sequence[Write], scratch: Path, wrote: Callable[[int], None], *, moves: bool
+) -> None:
+    for number, batch in enumerate(_batches(writes)):
+        staged = [scratch / f"{number}-{index}" for index in range(len(batch))]
+        for write, place in zip(batch, staged, strict=True):
+            copy(write, place, moves=moves, wrote=wrote)
+        fsync_tree(scratch)
+        for write, place in zip(batch, staged, strict=True):
+            _put(write, place)
+        for parent in {write.target.parent for write in batch}:
+            fsync(parent)
 
 
 @contextlib.contextmanager

@@ -141,9 +141,7 @@ def walk(path: Path, skips: frozenset[str] = frozenset()) -> Iterator[tuple[str,
                 pending.append((f"{name}/", entry))
 
 
-def copy(
-    write: Write, staged: Path, *, moves: bool = False, wrote: Callable[[int], None] | None = None
-) -> None:
+def copy(write: Write, staged: Path, *, moves: bool, wrote: Callable[[int], None]) -> None:
     """Put the content of a `Write` at ``staged``, which does not exist.
 
     With ``moves``, the source is moved if nothing in it changes. ``wrote`` receives the bytes of
@@ -163,8 +161,7 @@ def copy(
             target.mkdir()
         elif name not in write.texts:
             shutil.copyfile(path, target)
-            if wrote is not None:
-                wrote(target.stat().st_size)
+            wrote(target.stat().st_size)
     for name, text in write.texts.items():
         (staged / name if name else staged).write_text(text, encoding="utf-8")
 
