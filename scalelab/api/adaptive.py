@@ -178,6 +178,7 @@ def adapt(
     device: str | None = None,
     workers: int | None = None,
     is_dry_run: bool = False,
+    allow_source_change: bool = False,
 ) -> AdaptReport:
     """Choose runs of a grid batch by batch and train them, until the target is predicted well.
 
@@ -196,7 +197,7 @@ def adapt(
         Stop when the target's 90 % confidence interval, divided by its loss, is this narrow.
     seed : int
         Seed of the random starts of the fits.
-    results, device, workers, is_dry_run
+    results, device, workers, is_dry_run, allow_source_change
         As in `propose`.
 
     Raises
@@ -211,7 +212,12 @@ def adapt(
     target = parse_target(target) if isinstance(target, str) else target
     folder = Results(Path(results))
     pool = sweeps.propose(
-        sweep, results=results, device=device, workers=workers, is_dry_run=is_dry_run
+        sweep,
+        results=results,
+        device=device,
+        workers=workers,
+        is_dry_run=is_dry_run,
+        allow_source_change=allow_source_change,
     )
     pool.sweep.require_one_mixture("adaptive sweep")
     launches: list[LaunchReport] = []
@@ -274,6 +280,12 @@ def propose_design(
             f"--design {design} with --shape-list",
             "--design plain, because an optimal grid chooses its own sizes",
             "Remove --design or --shape-list.",
+        )
+    if design != "plain" and sweep.program is not None and sweep.program.size.by == "table":
+        raise UsageError(
+            f"--design {design} with a table of sizes",
+            "--design plain, because an optimal grid needs sizes between those of the table",
+            "Remove --design.",
         )
     plain = sweeps.propose(sweep, **options)
     if design == "plain":

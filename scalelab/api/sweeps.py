@@ -104,13 +104,8 @@ def propose(
     execution, n_workers = _execution(
         sweep.execution, sweep.launcher, device, workers, keep_weights, is_plan_only=is_plan_only
     )
-    version = ""
     if sweep.program is not None:
-        from scalelab.launch.program_source import saved_version
-
         execution = replace(execution, program=sweep.program.execution())
-        if allow_source_change:
-            version = saved_version(Results(Path(results)), sweep.default_name())
     speed = None
     if is_plan_only or sweep.launcher.name != "local":
         slurm = sweep.launcher.slurm
@@ -127,7 +122,7 @@ def propose(
             progress=progress,
             speed=speed,
             is_elsewhere=is_plan_only,
-            program_version=version,
+            allow_source_change=allow_source_change,
         )
     )
 
@@ -221,7 +216,6 @@ def launch(
     results: str | Path = DEFAULT_RESULTS,
     extend: bool = False,
     detach: bool = False,
-    allow_source_change: bool = False,
     watch: Watcher | None = None,
 ) -> LaunchReport:
     """Run a proposal to its end and collect the results.
@@ -234,8 +228,6 @@ def launch(
         Whether to add the runs to an existing sweep of that name with another specification.
     detach : bool
         SLURM: whether to return after submission.
-    allow_source_change : bool
-        As in `propose`.
     watch : callable, optional
         Receives a `LaunchView` after each change.
     """
@@ -244,12 +236,7 @@ def launch(
     from scalelab.records.sweep_dir import Results
 
     report = launch_proposal(
-        proposal,
-        Results(Path(results)),
-        watch or ignore,
-        extend=extend,
-        is_detached=detach,
-        allow_source_change=allow_source_change,
+        proposal, Results(Path(results)), watch or ignore, extend=extend, is_detached=detach
     )
     return LaunchReport.of(report)
 

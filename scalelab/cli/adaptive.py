@@ -121,6 +121,8 @@ def adaptive(
     defaults: dict[str, Any] = {"name": f"adaptive-{target.replace(',', '-').replace('=', '')}"}
     if values.get("n_params") is None or values.get("n_tokens") is None:
         tokenizer = str(values.get("data", "tokenizer") or "bytes")
+        if values.get("program") is not None:
+            tokenizer = "of the program"
         is_listed = values.get("model", "shape_list") is not None
         any_axes = {"n_tokens": "1M"} if is_listed else {"n_params": "1M", "n_tokens": "1M"}
         # The largest run of the default pool costs about the budget.
@@ -142,6 +144,7 @@ def adaptive(
         device=options.device,
         workers=options.workers,
         is_dry_run=options.dry_run,
+        allow_source_change=options.allow_source_change,
         callbacks=showing,
     )
     return showing.end(report)

@@ -157,7 +157,22 @@ class MachineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(MachineOptions):
+class SourceOptions(MachineOptions):
+    """Options of commands that start runs."""
+
+    allow_source_change: Annotated[
+        bool,
+        option(
+            "Training program",
+            "Continue a saved sweep although the files of its program have changed: unfinished "
+            "runs train with the new files and keep their run_ids.",
+            "--allow-source-change",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(SourceOptions):
     """Options of commands that show a plan before they start it."""
 
     dry_run: Annotated[
@@ -167,7 +182,7 @@ class PlanOptions(MachineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions(MachineOptions):
+class ResumeOptions(SourceOptions):
     """Options of commands that finish the runs of a sweep."""
 
     keep_weights: Annotated[

@@ -158,6 +158,7 @@ def _continue(
             launch=changes.get("launcher"),
             execution=changes.get("execution"),
             detach=options.detach,
+            allow_source_change=options.allow_source_change,
             watch=watch,
         )
     sweep = name or api.latest_sweep_name(results)

@@ -46,6 +46,7 @@ def launch_sweep(
             is_dry_run=options.dry_run,
             is_plan_only=options.plan_only,
             progress=progress,
+            allow_source_change=options.allow_source_change,
         )
     preview = api.preview(proposal, results=results)
     extra = {} if gain is None else {"design": dataclasses.asdict(gain)}

@@ -42,6 +42,7 @@ def search(spec: TuneSpec, asked: dict[str, Any], options: PlanOptions) -> int:
             workers=options.workers,
             is_dry_run=options.dry_run,
             progress=progress,
+            allow_source_change=options.allow_source_change,
         )
     bounds = [spec.bounds(row) for row in proposal.plan.rows]
     if not as_json:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scalelab.corpus.dataset import open_dataset
-from scalelab.errors import DataError
+from scalelab.errors import DataError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.caps import refuse_over_cap
 from scalelab.launch.executable import require_executable
@@ -26,12 +26,12 @@ from scalelab.launch.largest_last import (
     register_largest,
 )
 from scalelab.launch.local.pool import launch_local
-from scalelab.launch.program_source import require_same_source, save_program
-from scalelab.launch.program_speed import saved_speed, table_rates
+from scalelab.launch.program_source import require_same_source, saved_version
+from scalelab.launch.program_speed import saved_speed
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.prune import detached_error as watchless_error
 from scalelab.launch.publishing import publishing
-from scalelab.launch.saved_options import save_options, saved_options
+from scalelab.launch.saved_options import save_launch, saved_options
 from scalelab.launch.slurm.resources import run_gpus, run_needs
 from scalelab.launch.speed import machine_speed, slurm_speed, usd_per_gpu_hour, with_devices
 from scalelab.launch.trackers import following
@@ -65,13 +65,27 @@ def save(proposal: Proposal, results: Results, *, extend: bool = False) -> Saved
         budgets = {row.spec.run_id: row.budget_flops for row in todo}
         table = proposal.sweep.launcher.slurm
         run_needs(table, proposal.execution, [row.spec for row in todo], budgets)
+    if not extend:
+        _refuse_other_version(proposal, results)
     with _disk_errors_explained(results.path):
         saved = results.save_plan(proposal.plan, proposal.sweep.science(), extend=extend)
-        save_options(results, saved.name, proposal.sweep.launcher, proposal.sweep.execution)
-        if proposal.sweep.program is not None:
-            program = proposal.sweep.program
-            save_program(results, saved.name, program, table_rates(program))
+        save_launch(results, saved.name, proposal.sweep)
     return saved
+
+
+def _refuse_other_version(proposal: Proposal, results: Results) -> None:
+    """Raise UsageError if the runs of a saved sweep are those of another version of a program."""
+    now = next((r.spec.program.version for r in proposal.plan.rows if r.spec.program), "")
+    planned = saved_version(results, proposal.plan.name) if now else ""
+    if planned and planned != now:
+        raise UsageError(
+            f"sweep {proposal.plan.name!r}, whose runs were planned with version {planned} of the "
+            f"program; its files are now version {now}",
+            "the version of the program that the sweep has, because it is part of each run",
+            f"Write --name {proposal.plan.name}-2 to train all runs with the new version, or add "
+            "--allow-source-change: unfinished runs then train with the new files and keep their "
+            "run_ids.",
+        )
 
 
 def launch(
@@ -81,7 +95,6 @@ def launch(
     *,
     extend: bool = False,
     is_detached: bool = False,
-    allow_source_change: bool = False,
 ) -> LaunchReport:
     """Save a proposal's plan, train its runs, and collect the results.
 
@@ -96,8 +109,6 @@ def launch(
         Whether to add the runs to a sweep of that name with another specification.
     is_detached : bool
         On SLURM, whether to return once every job is submitted.
-    allow_source_change : bool
-        Whether a program may train runs that were planned with another version of its files.
 
     Raises
     ------
@@ -113,7 +124,7 @@ def launch(
         execution=proposal.execution,
         n_workers=proposal.cost.speed.n_workers,
         is_detached=is_detached,
-        allow_source_change=allow_source_change,
+        allow_source_change=proposal.allows_source_change,
     )
 
 
@@ -130,7 +141,8 @@ def resume(
 ) -> LaunchReport:
     """Train the unfinished runs of a saved plan, and collect the results.
 
-    The launcher is the one that the sweep was last launched with: local or SLURM.
+    The launcher is the one that the sweep was last launched with: local or SLURM. With
+    ``allow_source_change``, a program may train runs that were planned with other files of it.
 
     Raises
     ------
@@ -272,9 +284,10 @@ def _launch(
     table = launcher.slurm
     left = [s for s in specs.values() if request.results.run(s.run_id).status() not in FINAL]
     execution = replace(request.execution, tensor_parallel=table.tensor_parallel)
-    speed = with_devices(
-        own(slurm_speed(table, execution)), table, run_gpus(table, specs.values(), budgets)
-    )
+    base = own(slurm_speed(table, execution))
+    if not base.is_known:
+        refuse_over_cap(table, 0.0, 0.0, 0.0, is_known=not left)
+    speed = with_devices(base, table, run_gpus(table, specs.values(), budgets))
     options = SlurmOptions(
         table=table,
         needs=run_needs(table, execution, left, budgets),

@@ -33,6 +33,7 @@ from scalelab.launch.program_ready import (
     require_format,
     shown_runs,
 )
+from scalelab.launch.program_source import saved_version
 from scalelab.launch.program_speed import (
     learned_rates,
     program_speed,
@@ -45,7 +46,7 @@ from scalelab.launch.trackers import require_installed
 from scalelab.launch.verdicts import Verdict, local_verdict, taken_execution
 from scalelab.records.states import FINAL, PRUNED
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.cost import PlanCost, Speed, compared_speeds, plan_cost
+from scalelab.sweep.cost import PlanCost, Speed, plan_cost
 from scalelab.sweep.execution import ExecutionSpec, default_precision, planned_execution
 from scalelab.sweep.largest import largest_runs
 from scalelab.sweep.plan import Plan, make_plan
@@ -55,6 +56,7 @@ from scalelab.sweep.program_render import rendered
 from scalelab.sweep.program_table import ProgramTable
 from scalelab.sweep.run_spec import PRECISIONS, RunSpec
 from scalelab.sweep.spec import SweepSpec
+from scalelab.sweep.speeds import compared_speeds
 
 NOT_TRAINED = (*FINAL, PRUNED)
 ASK_ABOVE_S = 3600.0
@@ -91,6 +93,8 @@ class Proposal:
         GPUs of each run by run_id on SLURM; empty on this machine.
     commands : tuple of RenderedRun
         Commands of the smallest, the middle and the largest run of a program.
+    allows_source_change : bool
+        Whether a program may train runs that were planned with another version of its files.
     """
 
     sweep: SweepSpec
@@ -102,6 +106,7 @@ class Proposal:
     verdict: Verdict | None = None
     gpus: Mapping[str, int] = field(default_factory=dict)
     commands: tuple[RenderedRun, ...] = ()
+    allows_source_change: bool = False
 
     def execution_of(self, spec: RunSpec) -> ExecutionSpec:
         """Return the requested execution of a run, on its own number of devices."""
@@ -135,7 +140,7 @@ def propose(
     progress: Progress | None = None,
     speed: Speed | None = None,
     is_elsewhere: bool = False,
-    program_version: str = "",
+    allow_source_change: bool = False,
 ) -> Proposal:
     """Return the proposal of a sweep.
 
@@ -155,8 +160,8 @@ def propose(
         Speed for the cost if the runs are executed elsewhere.
     is_elsewhere : bool
         Whether a program need not exist on this machine.
-    program_version : str
-        Version of the program, if it is not that of its files now.
+    allow_source_change : bool
+        Whether a saved sweep keeps the version of its program for which it was planned.
 
     Raises
     ------
@@ -174,8 +179,9 @@ def propose(
     precision = sweep.train.precision or default_precision(execution.device)
     if table is not None:
         require_format(table)
+        version = saved_version(results, sweep.default_name()) if allow_source_change else ""
         program = identity_of(
-            table, results.path, version=program_version, is_dry_run=is_dry_run or is_elsewhere
+            table, results.path, version=version, is_dry_run=is_dry_run or is_elsewhere
         )
         facts, precision = program_facts(table, facts), PRECISIONS[0]
         if program.version == UNKNOWN:
@@ -230,6 +236,7 @@ def propose(
         finished=finished,
         verdict=verdict,
         gpus=gpus,
+        allows_source_change=allow_source_change,
     )
     if table is None:
         return proposal

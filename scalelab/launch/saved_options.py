@@ -1,9 +1,10 @@
-"""Options of a sweep's last launch that `resume` uses again: ``[launcher]`` and ``[execution]``.
+"""What `resume` needs of a sweep's last launch: ``[launcher]``, ``[execution]``, ``[program]``.
 
 ::
 
     sweeps/<name>/launcher.json
     sweeps/<name>/execution.json
+    sweeps/<name>/program.json    of a user's program only
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from scalelab.errors import SpecError
+from scalelab.launch.program_source import save_program
+from scalelab.launch.program_speed import table_rates
 from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import EXECUTION_FILE, Results
 from scalelab.sweep.option import Table, validated
+from scalelab.sweep.spec import SweepSpec
 from scalelab.sweep.tables import ExecutionTable, LauncherTable
 
 FILES: Mapping[type[Table], str] = {
@@ -23,6 +27,13 @@ FILES: Mapping[type[Table], str] = {
 }
 
 _Options = TypeVar("_Options", bound=Table)
+
+
+def save_launch(results: Results, name: str, sweep: SweepSpec) -> None:
+    """Save the tables of a sweep's specification that `resume` uses again."""
+    save_options(results, name, sweep.launcher, sweep.execution)
+    if sweep.program is not None:
+        save_program(results, name, sweep.program, table_rates(sweep.program))
 
 
 def save_options(results: Results, name: str, *tables: Table) -> None:

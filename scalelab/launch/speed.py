@@ -14,17 +14,12 @@ from scalelab.launch.calibration import measure, read_cache
 from scalelab.launch.devices import gpu_names, worker_slots
 from scalelab.sweep.batched_runs import equal_runs
 from scalelab.sweep.batched_runs import is_small as is_batchable
-from scalelab.sweep.cost import (
-    Speed,
-    named_speed,
-    speed_from_calibration,
-    step_key,
-    unmeasured_cpu_speed,
-)
+from scalelab.sweep.cost import Speed, step_key
 from scalelab.sweep.execution import ExecutionSpec, default_precision, representative_specs
 from scalelab.sweep.gpu_counts import describe_numbers, gpu_numbers
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.speeds import named_speed, speed_from_calibration, unmeasured_cpu_speed
 from scalelab.sweep.tables import SlurmTable
 from scalelab.theory.hardware import Hardware, find_hardware, match_hardware
 

@@ -16,7 +16,7 @@ from scalelab.errors import DataError, UsageError
 from scalelab.launch.base import LaunchReport, Watcher
 from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
-from scalelab.launch.saved_options import save_options
+from scalelab.launch.saved_options import save_launch
 from scalelab.records.sweep_dir import LR_CHECK_KIND, Results
 from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.spec import SweepSpec
@@ -60,7 +60,13 @@ class Verdict:
 
 
 def refuse_without_budgets(sweep: SweepSpec) -> None:
-    """Raise UsageError if a sweep has no budgets."""
+    """Raise UsageError if a sweep has no budgets, or its program does not receive the rate."""
+    if sweep.program is not None and "lr" not in sweep.program.used():
+        raise UsageError(
+            "--lr-check of a program without {lr}",
+            "a command that receives the learning rate",
+            "Add for example '--learning_rate={lr}' to program.command, or remove --lr-check.",
+        )
     if not sweep.budgets:
         raise UsageError(
             f"--lr-check with a sweep of kind {sweep.kind}, which has no budgets",
@@ -100,12 +106,17 @@ def check_lr(
     plan = dataclasses.replace(proposal.plan, name=name, kind=LR_CHECK_KIND, rows=rows)
     science = {**proposal.sweep.science(), "kind": LR_CHECK_KIND, "neighbour": NEIGHBOUR}
     results.save_plan(plan, science, extend=True)
-    save_options(results, name, proposal.sweep.launcher, proposal.sweep.execution)
+    save_launch(results, name, proposal.sweep)
     saved = dataclasses.replace(
         results.load_plan(name), run_ids=tuple(row.spec.run_id for row in rows)
     )
     report = resume(
-        saved, results, watch, execution=proposal.execution, n_workers=proposal.cost.speed.n_workers
+        saved,
+        results,
+        watch,
+        execution=proposal.execution,
+        n_workers=proposal.cost.speed.n_workers,
+        allow_source_change=proposal.allows_source_change,
     )
     return report, [_verdict(budget, trio, results) for budget, trio in trios.items()]
 

@@ -19,7 +19,7 @@ from scalelab.launch.base import LaunchReport, LaunchView, Watcher
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
-from scalelab.launch.saved_options import save_options
+from scalelab.launch.saved_options import save_launch
 from scalelab.records.sweep_dir import TUNE_KIND, Results
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.planned_run import PlannedRun, planned_run
@@ -75,7 +75,7 @@ class Search:
         self.cells = cells_of(proposal.plan)
         # Without rows: raises if another tuning or sweep has this name.
         results.save_plan(self._plan(()), spec.science(), extend=False)
-        save_options(results, spec.name, spec.sweep.launcher, spec.sweep.execution)
+        save_launch(results, spec.name, spec.sweep)
         self.studies = Studies(results.sweep(spec.name), spec, self.cells)
         self.pruned: set[str] = set()
         self.checked_s = 0.0
@@ -144,6 +144,7 @@ class Search:
             self._pruning(by_id.__getitem__),
             execution=self.proposal.execution,
             n_workers=self.proposal.cost.speed.n_workers,
+            allow_source_change=self.proposal.allows_source_change,
         )
 
     def _pruning(self, opened_of: Callable[[str], OpenTrial]) -> Watcher:

@@ -98,6 +98,12 @@ class TuneSpec(Table):
                 "Remove weight_decay_rule, or search with --weight-decay 0.01..0.3.",
             )
         self.sweep.require_one_mixture("a tuning")
+        if self.sweep.program is not None and "lr" not in self.sweep.program.used():
+            raise UsageError(
+                "a tuning of a program without {lr}",
+                "a command that receives the learning rate",
+                "Add for example '--learning_rate={lr}' to program.command.",
+            )
         if self.sweep.launcher.largest_last:
             raise UsageError(
                 "largest_last in a tuning",

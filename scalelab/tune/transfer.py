@@ -20,7 +20,7 @@ from scalelab.errors import UsageError
 from scalelab.launch.base import LaunchReport, Watcher
 from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
-from scalelab.launch.saved_options import save_options
+from scalelab.launch.saved_options import save_launch
 from scalelab.records.states import FINAL
 from scalelab.records.sweep_dir import TRANSFER_KIND, Results
 from scalelab.sweep.cost import plan_cost
@@ -89,6 +89,12 @@ def proposed(
     UsageError
         If the sweep has several numbers of tokens, or a range is given for another hyperparameter.
     """
+    if spec.sweep.program is not None:
+        raise UsageError(
+            "--transfer with [program]",
+            "the built-in trainer, whose parametrizations are compared",
+            "Remove --program.",
+        )
     ranged = [name for name in ("batch_seqs", "weight_decay", "beta2") if getattr(spec, name)]
     if ranged or len(spec.sweep.n_tokens) > 1:
         raise UsageError(
@@ -126,7 +132,7 @@ def train(spec: TuneSpec, proposal: Proposal, results: Results, watch: Watcher) 
     plan = proposal.plan
     science = {"kind": TRANSFER_KIND, "sweep": spec.sweep.science()}
     results.save_plan(plan, science, extend=True)
-    save_options(results, plan.name, spec.sweep.launcher, spec.sweep.execution)
+    save_launch(results, plan.name, spec.sweep)
     saved = dataclasses.replace(
         results.load_plan(plan.name), run_ids=tuple(row.spec.run_id for row in plan.rows)
     )

@@ -13,9 +13,9 @@ import pytest
 
 from scalelab.launch.proposal import propose
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.cost import unmeasured_cpu_speed
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 
 N_RUNS = 6
 SWEEP = f"""

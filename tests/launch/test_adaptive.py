@@ -20,12 +20,13 @@ from scalelab.launch.base import LaunchReport, LaunchRequest
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord
-from scalelab.sweep.cost import Speed, unmeasured_cpu_speed
+from scalelab.sweep.cost import Speed
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.model_table import ModelTable
 from scalelab.sweep.shape_rule import ALIGNED
 from scalelab.sweep.shapes import has_sizes
 from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 from scalelab.theory.accounting import count_params, train_flops
 from scalelab.theory.laws import Chinchilla
 from scalelab.units import parse_range

@@ -15,9 +15,9 @@ from scalelab.launch.execute import save
 from scalelab.launch.proposal import propose
 from scalelab.records.sweep_dir import Results
 from scalelab.store.live import collector_lock, live_folder, open_snapshot, snapshot_path
-from scalelab.sweep.cost import unmeasured_cpu_speed
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 
 WAIT_S = 20.0
 """More than a busy machine needs; the test ends as soon as the tables change."""

@@ -21,9 +21,9 @@ import pytest
 from scalelab.launch.proposal import propose
 from scalelab.launch.saved_options import save_options
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.cost import unmeasured_cpu_speed
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 from tests.slurm.cluster import Cluster, missing_programs
 
 HERE = Path(__file__).parent

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.sweep.batched_runs import GAIN_MIN, best_batching, choose_batched_runs
-from scalelab.sweep.cost import plan_cost, speed_from_calibration
+from scalelab.sweep.cost import plan_cost
+from scalelab.sweep.speeds import speed_from_calibration
 
 GAINS = {2: 1.6, 4: 2.1, 8: 2.0}
 

@@ -5,15 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalelab.errors import DataError
-from scalelab.sweep.cost import (
-    RUN_OVERHEAD_S,
-    compared_speeds,
-    makespan,
-    plan_cost,
-    speed_from_calibration,
-    unmeasured_cpu_speed,
-)
+from scalelab.sweep.cost import RUN_OVERHEAD_S, makespan, plan_cost
 from scalelab.sweep.execution import step_kind
+from scalelab.sweep.speeds import compared_speeds, speed_from_calibration, unmeasured_cpu_speed
 
 
 def point(d_model, flops_per_s, **changes):

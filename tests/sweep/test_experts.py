@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from scalelab.errors import UsageError
-from scalelab.sweep.cost import speed_from_calibration
 from scalelab.sweep.run_spec import BALANCE_WEIGHT
 from scalelab.sweep.spec import SweepSpec, sweep_from_mapping
+from scalelab.sweep.speeds import speed_from_calibration
 from scalelab.theory.accounting import count_params
 from tests.sweep.test_cost import calibration, point
 

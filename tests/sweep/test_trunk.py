@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from scalelab.errors import UsageError
-from scalelab.sweep.cost import plan_cost, unmeasured_cpu_speed
+from scalelab.sweep.cost import plan_cost
 from scalelab.sweep.plan import make_plan
 from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 from scalelab.sweep.trunk import branch_step, predecessors, shared_steps, trunk_id
 from scalelab.theory.shape import ModelShape
 

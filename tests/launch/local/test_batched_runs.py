@@ -11,8 +11,9 @@ from scalelab.launch import execute
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.calibration import cache_path
 from scalelab.launch.local.pool import launch_local
-from scalelab.sweep.cost import SpeedPoint, unmeasured_cpu_speed
+from scalelab.sweep.cost import SpeedPoint
 from scalelab.sweep.execution import AUTO, ExecutionSpec
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 
 EXECUTION = ExecutionSpec(step="direct", batched_runs=0)
 ALL_AUTO = ExecutionSpec(step=AUTO, kernels=AUTO, attention=AUTO)

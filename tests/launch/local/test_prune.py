@@ -16,9 +16,9 @@ from scalelab.launch.proposal import propose
 from scalelab.records.run_dir import PRUNED_FILE
 from scalelab.records.sweep_dir import Results
 from scalelab.store.expected import HOPELESS_FROM
-from scalelab.sweep.cost import unmeasured_cpu_speed
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.spec import sweep_from_mapping
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 
 HOPELESS_LR = 3e-5
 N_STEPS = 1500
