@@ -21,7 +21,8 @@ from scalelab.records.qualification import way_of
 from scalelab.sweep.cost import PlanCost, plan_cost
 from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto, needs_qualification
 from scalelab.sweep.plan import Plan
-from scalelab.sweep.planned_run import PlannedRun, used_names
+from scalelab.sweep.planned_run import PlannedRun
+from scalelab.sweep.program_render import used_names
 from scalelab.sweep.rules import FEW_STEPS
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION

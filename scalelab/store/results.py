@@ -117,6 +117,9 @@ def read_results(results: Path, sweep: str | None, options: ReadOptions) -> Tabl
             return replace(rows, curves=_imported_curves(results / "imports" / name))
         if "n_params" not in chosen.mapping and source.texts(_WITH_EXPERTS):
             chosen = replace(chosen, mapping={**chosen.mapping, "n_params": "n_params_active"})
+        default = f"coalesce(flop_convention, '{DEFAULT_FLOP_CONVENTION}')"
+        counted = source.texts(f"SELECT DISTINCT {default} FROM rows")
+        chosen = replace(chosen, flop_convention=counted[0] if len(counted) == 1 else "mixed")
         rows = read_source(source, chosen)
         notes = {**rows.notes, **_unfinished(planned, len(source)), **_mixed(source, chosen)}
         return replace(rows, notes=notes, curves=_curves(connection, name))

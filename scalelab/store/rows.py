@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.records.run_dir import execution_of
 from scalelab.records.run_files import RUN_DEFAULTS, SHAPE_DEFAULTS, RunFiles
+from scalelab.store.program_columns import program_columns, program_of
 from scalelab.store.schema import BOOL, INT, REAL, Table
 from scalelab.sweep.execution import AUTO, CHOICES
+from scalelab.sweep.run_size import flop_convention, model_size
 from scalelab.theory.accounting import (
-    DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
     count_params,
     train_flops_per_token,
@@ -37,6 +38,7 @@ def run_row(run: RunFiles) -> Row:
     """Return the run's row of ``runs``."""
     shape = {**SHAPE_DEFAULTS, **run.spec["shape"]}
     spec = {**RUN_DEFAULTS, **run.spec}
+    program = program_of(run.spec)
     tokens_per_step = spec["batch_seqs"] * spec["seq_len"]
     newest = run.accepted or (run.attempts[-1] if run.attempts else None)
     row: Row = {
@@ -61,6 +63,9 @@ def run_row(run: RunFiles) -> Row:
         }
     else:
         n_params, per_token = _planned_counts(tuple(shape.items()), spec["seq_len"])
+        if program is not None:
+            size = model_size(_model(tuple(shape.items())), spec["seq_len"], program)
+            n_params, per_token = dict(size.n_params), dict(size.flops_per_token)
         flops = {name: value * row["n_tokens"] for name, value in per_token.items()}
         row["reason"] = newest.end.get("reason") if newest else None
         if run.pruned is not None:
@@ -69,7 +74,10 @@ def run_row(run: RunFiles) -> Row:
     row |= {f"flops_{name}": count for name, count in flops.items()}
     row |= _expert_columns(_model(tuple(shape.items())), n_params)
     row["n_params"] = n_params.get(DEFAULT_PARAM_CONVENTION)
-    row["flops"] = flops.get(DEFAULT_FLOP_CONVENTION)
+    row["flop_convention"] = flop_convention(flops)
+    row["flops"] = flops.get(row["flop_convention"] or "")
+    if program is not None:
+        row |= program_columns(program, _model(tuple(shape.items())))
     return row
 
 

@@ -19,7 +19,7 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Increase it with every change of a table; the collector then rebuilds an older database."""
 
 TEXT = "VARCHAR"
@@ -130,6 +130,14 @@ _RECIPE = (
     Column("numerics_revision", INT, "", "Revision of the trainer's numerics."),
 )
 
+_PROGRAM = (
+    Column("program", TEXT, "", "Command of the program that trained the run, a JSON list; NULL "
+           "for the built-in trainer. Columns that it does not receive are NULL."),
+    Column("program_version", TEXT, "", "Its version: declared, or commit and hash of changes."),
+    Column("program_size", TEXT, "", "Its row of a table of sizes, as JSON; NULL without one."),
+    Column("program_format", TEXT, "", "Format of its training log."),
+)  # fmt: skip
+
 _EXECUTION = (
     Column("device", TEXT, "", "cpu or cuda."),
     Column("device_name", TEXT, "", "Model name of the GPU or CPU."),
@@ -162,8 +170,10 @@ RUNS = Table(
                f"Parameters N by the default convention, {DEFAULT_PARAM_CONVENTION}."),
         Column("n_tokens", INT, "tokens",
                "Training tokens D, including repeats; planned tokens until the run ends."),
-        Column("flops", REAL, "FLOPs",
-               f"Training compute C by the default convention, {DEFAULT_FLOP_CONVENTION}."),
+        Column("flops", REAL, "FLOPs", "Training compute C by flop_convention."),
+        Column("flop_convention", TEXT, "",
+               f"Convention of flops: {DEFAULT_FLOP_CONVENTION}, or reported or 6nd for a program "
+               "whose shape is unknown."),
         Column("loss_nats", REAL, "nats/token", "Final held-out loss; NULL unless done."),
         Column("loss_se_nats", REAL, "nats/token",
                "Standard error of that mean over held-out sequences, shared by a sweep's runs."),
@@ -175,6 +185,7 @@ RUNS = Table(
         *_FLOP_COUNTS,
         *_SHAPE,
         *_RECIPE,
+        *_PROGRAM,
         Column("attempts", INT, "attempts", "Attempts made so far."),
         Column("accepted_attempt", INT, "", "Number of the accepted attempt; NULL if none."),
         Column("steps_taken", INT, "steps", "Optimizer steps of that attempt; NULL if none."),

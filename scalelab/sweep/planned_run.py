@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 
 from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.errors import UsageError
-from scalelab.sweep.program import ProgramExecution, ProgramSpec
-from scalelab.sweep.program_render import used_placeholders
+from scalelab.sweep.program import ProgramSpec
+from scalelab.sweep.program_render import used_names
 from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, schedule_parts
-from scalelab.sweep.run_size import NO_SHAPE, RunSize, model_size, run_size
+from scalelab.sweep.run_size import NO_SHAPE, RunSize, model_size, run_size, shape_size
 from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec
 from scalelab.sweep.train_table import TrainTable
-from scalelab.theory.accounting import count_params, train_flops_per_token
+from scalelab.theory.accounting import count_params
 from scalelab.theory.decay_rules import find_weight_decay_rule
 from scalelab.theory.schedule import RuleInputs
 from scalelab.theory.shape import BASE_WIDTH, ModelShape
@@ -181,12 +180,6 @@ def _end_token(data: DataFacts) -> int:
     return data.end_token
 
 
-@functools.lru_cache(maxsize=1024)
-def used_names(program: ProgramSpec) -> frozenset[str]:
-    """Return the placeholders that the command and the files of a program use."""
-    return used_placeholders(program, ProgramExecution(cwd=""))
-
-
 def _rule_inputs(
     shape: ModelShape, n_tokens: float, train: TrainTable, size: RunSize
 ) -> RuleInputs:
@@ -199,11 +192,12 @@ def _rule_inputs(
             flops_kaplan=kaplan * n_tokens,
             d_model=math.nan,
         )
+    size_of_shape = shape_size(shape, train.seq_len)
     # Rules were fitted to dense models: those of equal FLOPs have the active parameters.
     return RuleInputs(
         n_params=count_params(shape).of_active().by_convention(),
         n_tokens=n_tokens,
-        flops_kaplan=train_flops_per_token(shape, train.seq_len)["6nd_kaplan"] * n_tokens,
+        flops_kaplan=size_of_shape.flops_per_token["6nd_kaplan"] * n_tokens,
         d_model=shape.d_model if train.parametrization == "standard" else BASE_WIDTH,
     )
 

@@ -7,6 +7,7 @@ import this module: no pydantic, no torch.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -200,6 +201,12 @@ def used_placeholders(program: ProgramSpec, execution: ProgramExecution) -> froz
         used |= new
         todo += [name for name in new if name in derive]
     return frozenset(used)
+
+
+@functools.lru_cache(maxsize=1024)
+def used_names(program: ProgramSpec) -> frozenset[str]:
+    """Return the placeholders of a program that change what it computes."""
+    return used_placeholders(program, ProgramExecution(cwd=""))
 
 
 def fill(template: str, found: Mapping[str, Value], *, is_yaml: bool = False) -> str:

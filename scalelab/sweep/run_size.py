@@ -6,6 +6,7 @@ table of sizes, which gives N and FLOPs of a model whose shape only the program 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,14 +58,22 @@ class RunSize:
 
     @property
     def flop_convention(self) -> str:
-        """Convention of planned FLOPs: exact where the shape is known, else reported, else 6nd."""
-        known = (DEFAULT_FLOP_CONVENTION, REPORTED, "6nd")
-        return next(name for name in known if name in self.flops_per_token)
+        """Convention of planned FLOPs, by `flop_convention`."""
+        return flop_convention(self.flops_per_token) or DEFAULT_FLOP_CONVENTION
 
     @property
     def planned_per_token(self) -> float:
         """Training FLOPs per token by `flop_convention`."""
         return self.flops_per_token[self.flop_convention]
+
+
+def flop_convention(counts: Mapping[str, object]) -> str | None:
+    """Return the convention that names C among the counts of a run; None if it has no count.
+
+    It is exact where the shape is known, else what was reported, else 6ND.
+    """
+    known = (DEFAULT_FLOP_CONVENTION, REPORTED, "6nd")
+    return next((name for name in known if name in counts), None)
 
 
 def run_size(spec: RunSpec) -> RunSize:
@@ -79,6 +88,7 @@ def model_size(shape: ModelShape, seq_len: int, program: ProgramSpec | None) -> 
     return table_size(dict(program.size), program.n_params, program.flops_per_token)
 
 
+@functools.lru_cache(maxsize=4096)
 def shape_size(shape: ModelShape, seq_len: int) -> RunSize:
     """Return the size of a model of this shape."""
     return RunSize(count_params(shape).by_convention(), train_flops_per_token(shape, seq_len))

@@ -39,6 +39,7 @@ FLOP_CONVENTIONS = {
     "6nd_kaplan": "6 x parameters without embeddings x tokens",
     "exact": "three times the forward matrix products, causal attention and head included",
     "palm": "6 x parameters + 12 x layers x attention width x sequence length, per token",
+    "reported": "as the training program or its table of sizes states them",
     "executed": "as exact, with padding, unmasked attention and recomputation as they were run",
 }
 DEFAULT_PARAM_CONVENTION = "chinchilla"
