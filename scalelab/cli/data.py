@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -173,7 +174,7 @@ def _print_table(dataset: Dataset) -> None:
             ("tokens", manifest.source),
             ("tokenizer", f"{vocabulary}, {per_token}"),
             ("end of document", _end_text(manifest)),
-            ("training", f"{training}, read in place from {plural(len(manifest.files), 'file')}"),
+            ("training", f"{training}, {_where(manifest)}"),
             ("evaluation", f"{evaluation}, copied"),
         )
     else:
@@ -204,6 +205,12 @@ def _held_out(manifest: Manifest) -> str:
         return f"of {plural(n, 'held-out document')}"
     share = f"the last {100 * manifest.held_out_share:.2g} %"
     return f"from {share} of {'the document' if n == 1 else f'each of {n:,} documents'}"
+
+
+def _where(manifest: Manifest) -> str:
+    files = plural(len(manifest.files), "file")
+    is_converted = all(not Path(file.path).is_absolute() for file in manifest.files)
+    return f"converted to {files} of the folder" if is_converted else f"read in place from {files}"
 
 
 def _end_text(manifest: Manifest) -> str:

@@ -22,6 +22,7 @@ from scalelab.errors import DataError, UsageError
 
 DEFAULT_EVAL_TOKENS = 262_144
 DEFAULT_MAX_REJECTS = 0.1
+DEFAULT_COLUMN = "text"
 AUTO, TEXT, JSON, LINES, PARQUET = "auto", "text", "json", "lines", "parquet"
 TEXT_FORMATS = (TEXT, JSON, PARQUET)
 TOKEN_FORMATS = ("raw", "npy", "llmc", "megatron", "huggingface", "mds")
@@ -97,7 +98,7 @@ class DataSource:
     paths: tuple[str, ...] = ()
     tokenizer: str = "bytes"
     field: str = "text"
-    column: str = "text"
+    column: str = DEFAULT_COLUMN
     eval_tokens: int = DEFAULT_EVAL_TOKENS
     format: str = AUTO
     max_rejects: float = DEFAULT_MAX_REJECTS

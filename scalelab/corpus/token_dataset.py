@@ -44,6 +44,8 @@ SCANNED_BYTES = 8 << 30
 """Larger token files are checked by samples, unless the whole fingerprint is asked for."""
 SCAN_SAMPLES = 4096
 CHUNK_TOKENS = 1 << 22
+CONVERTED = "tokens"
+"""Prefix of the files of converted tokens."""
 UNNAMED = "tokens"
 """Name of an unknown tokenizer."""
 
@@ -133,9 +135,7 @@ def write_token_dataset(
         source=f"{source.describe()} ({tokens.format})",
         train=train,
         evaluation=held,
-        files=tuple(
-            identify(Path(name)) for name in dict.fromkeys(s.name for s in shards if not s.sha256)
-        ),
+        files=tuple(identify(folder, name) for name in dict.fromkeys(s.name for s in shards)),
         end_token=end_token,
         is_scanned=scan.is_whole,
     )
@@ -220,6 +220,14 @@ def _ignore(stage: str, done: int, total: int) -> None:
 
 def _shards(tokens: TokenSource, folder: Path, progress: Progress) -> tuple[Shard, ...]:
     """Return the shards of a source; tokens without a layout to map are written to the folder."""
+    if tokens.arrays is not None:
+        writer = ShardWriter(folder, CONVERTED, np.dtype(tokens.dtype))
+        n_done = 0
+        for part in tokens.read():
+            writer.append(part)
+            n_done += len(part)
+            progress("converting the tokens", n_done, n_done)
+        return tuple(replace(shard, sha256="") for shard in writer.finish())
     return tuple(
         Shard(
             name=os.path.abspath(stretch.path),

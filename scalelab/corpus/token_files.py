@@ -12,7 +12,15 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalelab.corpus.source import TEXT_FORMATS, DataSource, expand_path, unreadable, walk
+from scalelab.corpus.source import (
+    AUTO,
+    DEFAULT_COLUMN,
+    TEXT_FORMATS,
+    DataSource,
+    expand_path,
+    unreadable,
+    walk,
+)
 from scalelab.corpus.token_formats import (
     LLMC_KINDS,
     MEGATRON_MAGIC,
@@ -22,9 +30,12 @@ from scalelab.corpus.token_formats import (
     read_npy,
     read_raw,
 )
+from scalelab.corpus.token_huggingface import is_huggingface, read_huggingface
+from scalelab.corpus.token_mds import is_mds, read_mds
 from scalelab.corpus.token_source import TokenSource, joined
 from scalelab.errors import DataError, UsageError
 
+HUGGINGFACE, MDS = "huggingface", "mds"
 READERS: dict[str, Reader] = {
     "raw": read_raw,
     "npy": read_npy,
@@ -95,11 +106,18 @@ def _open(
     if not is_evaluation:
         _refuse_validation(tokens, paths)
     try:
-        return joined(
-            [READERS[kind](path, source.dtype) for path, kind in sorted(tokens.items(), key=str)]
-        )
+        return joined([_read(path, kind, source) for path, kind in sorted(tokens.items(), key=str)])
     except OSError as error:
         raise unreadable(Path(error.filename or next(iter(tokens))), error) from error
+
+
+def _read(path: Path, kind: str, source: DataSource) -> TokenSource:
+    column = None if source.column == DEFAULT_COLUMN else source.column
+    if kind == HUGGINGFACE:
+        return read_huggingface(path, column)
+    if kind == MDS:
+        return read_mds(path, column, source.dtype)
+    return READERS[kind](path, source.dtype)
 
 
 def _refuse_validation(tokens: dict[Path, str], paths: Sequence[str]) -> None:
@@ -118,16 +136,28 @@ def _refuse_validation(tokens: dict[Path, str], paths: Sequence[str]) -> None:
 
 def _formats(path: Path, wanted: str, results: Path) -> dict[Path, str]:
     """Return the token files at a path, each with its format; empty if it is text."""
+    if path.is_dir() and wanted in (AUTO, HUGGINGFACE) and is_huggingface(path):
+        return {path: HUGGINGFACE}
+    if path.is_dir() and wanted in (AUTO, MDS) and is_mds(path):
+        return {path: MDS}
+    if wanted in (HUGGINGFACE, MDS):
+        raise UsageError(
+            f"--data {path} with --data-format {wanted}",
+            "the folder that save_to_disk wrote"
+            if wanted == HUGGINGFACE
+            else "the folder of index.json and its shards",
+            f"Name that folder, for example --data {path if path.is_dir() else path.parent}.",
+        )
     if path.is_dir():
         files = walk(path, results)
-        if wanted != "auto":
+        if wanted != AUTO:
             return dict.fromkeys(_without_sidecars(files), wanted)
         tokens = [file for file in files if file.suffix.lower() in SUFFIXES]
         n_bytes = sum(file.stat().st_size for file in tokens)
         if 2 * n_bytes <= sum(file.stat().st_size for file in files):
             return {}
         return {file: _format(file) for file in _without_sidecars(tokens)}
-    if wanted != "auto":
+    if wanted != AUTO:
         return {path: wanted}
     return {path: _format(path)} if path.suffix.lower() in SUFFIXES else {}
 

@@ -10,6 +10,8 @@ import gzip
 import io
 import itertools
 import struct
+import tokenize
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,10 @@ HIGH_HALF_MAX = 15
 """Largest upper half of a 4-byte token: vocabularies stay below 2^20."""
 _PROBED_TOKENS = 1 << 16
 _SIDECAR_BYTES = 1 << 20
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, IndexError, OverflowError),
+    *(csv.Error, zlib.error),
+)
 
 
 def read_raw(path: Path, dtype: str = AUTO) -> TokenSource:
@@ -90,12 +96,14 @@ def _sidecar_mark(path: Path, tokens: NDArray[Any]) -> int | None:
             text = file.read(_SIDECAR_BYTES).decode("utf-8", errors="replace")
         rows = list(itertools.islice(csv.reader(io.StringIO(text)), MARK_DOCUMENTS))
         # The last row may be cut where the text was.
-        spans = np.array([(int(row[0]), int(row[1])) for row in rows[: len(rows) - 1] or rows])
-    except (OSError, EOFError, ValueError, IndexError, csv.Error) as error:
+        found = [(int(row[0]), int(row[1])) for row in rows[: len(rows) - 1] or rows]
+        spans = np.array(found, dtype=np.int64).reshape(-1, 2)
+    except _UNREADABLE as error:
         raise damaged_tokens(
             sidecar, f"not a list of document starts and ends ({error})", f"Remove {sidecar}."
         ) from error
-    if (spans[:, 1] > len(tokens)).any() or (spans[:, 0] >= spans[:, 1]).any():
+    is_wrong = (spans[:, 0] < 0) | (spans[:, 1] > len(tokens)) | (spans[:, 0] >= spans[:, 1])
+    if is_wrong.any():
         raise damaged_tokens(
             sidecar,
             f"documents outside the {len(tokens)} tokens of {path.name}",
@@ -119,7 +127,10 @@ def read_npy(path: Path, dtype: str = AUTO) -> TokenSource:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, is_fortran, kind = read_header(file)
-        except (ValueError, KeyError, TypeError, SyntaxError, RecursionError) as error:
+        except (
+            *(ValueError, KeyError, TypeError, SyntaxError, RecursionError),
+            tokenize.TokenError,
+        ) as error:
             raise damaged_tokens(path, f"a NumPy header that cannot be read ({error})") from error
         offset = file.tell()
     is_little = kind.byteorder in "<|" or (kind.byteorder == "=" and np.little_endian)

@@ -9,7 +9,6 @@ or their names.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +73,12 @@ class TokenFile:
         )
 
 
-def identify(path: Path) -> TokenFile:
-    """Return the identity of a file as it is now."""
+def identify(folder: Path, name: str) -> TokenFile:
+    """Return the identity of a file as it is now; ``name`` is a name in the folder or a path."""
+    path = folder / name
     stat = path.stat()
     return TokenFile(
-        path=os.path.abspath(path),
+        path=name,
         size=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
         sha256=_sampled_hash(path, stat.st_size),

@@ -6,6 +6,7 @@ the tokens uncompressed, it lists `Stretch`es that a worker maps into memory; no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class TokenSource:
         Without stretches, yields the tokens as arrays, shape (n,), in order.
     converted : tuple of Path
         Without stretches, the files.
+    n_estimated : int
+        Without stretches, the number of tokens, exact or estimated from the size of the files.
     end_token : int or None
         Token that ends a document, if the files say so.
     """
@@ -56,12 +59,13 @@ class TokenSource:
     stretches: tuple[Stretch, ...] = ()
     arrays: Arrays | None = None
     converted: tuple[Path, ...] = ()
+    n_estimated: int = 0
     end_token: int | None = None
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all stretches."""
-        return sum(stretch.n_tokens for stretch in self.stretches)
+        """Tokens of all stretches; an estimate if there are none."""
+        return self.n_estimated or sum(stretch.n_tokens for stretch in self.stretches)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -101,6 +105,7 @@ def joined(sources: Sequence[TokenSource]) -> TokenSource:
         stretches=tuple(s for source in sources for s in source.stretches) if is_in_place else (),
         arrays=None if is_in_place else arrays,
         converted=() if is_in_place else tuple(file for s in sources for file in s.files),
+        n_estimated=0 if is_in_place else sum(source.n_tokens for source in sources),
         end_token=marks.pop() if len(marks) == 1 else None,
     )
 
@@ -132,6 +137,37 @@ def common_last_token(
         return None
     last = tokens[ends]
     return int(last[0]) if (last == last[0]).all() else None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return a file that an index names; raise DataError if it is outside the index's folder."""
+    path = Path(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+        raise damaged_tokens(
+            folder,
+            f"names {name!r}, outside the folder",
+            "Use only data of a source that you trust, and correct the name.",
+        )
+    return folder / path
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises
+    ------
+    DataError
+        When there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise damaged_tokens(path, "does not exist") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged_tokens(path, f"no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise damaged_tokens(path, "no JSON object")
+    return content
 
 
 def damaged_tokens(path: Path, problem: str, do: str = "") -> DataError:

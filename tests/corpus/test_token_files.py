@@ -345,6 +345,38 @@ def test_any_bytes_are_tokens_or_a_clear_error(
     assert said if found is None else found.n_tokens
 
 
+@given(data=st.data())
+def test_any_change_of_a_sample_is_tokens_or_a_clear_error(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "changed"
+    shutil.rmtree(folder, ignore_errors=True)
+    changed = data.draw(
+        st.sampled_from(
+            [
+                "data_llmc_bin/tiny_gpt2.bin",
+                "data_megatron_idx/tiny_text_document.idx",
+                "data_olmo_npy/part-00000.csv.gz",
+                "data_olmo_npy/real_numpy_header.npy",
+            ]
+        )
+    )
+    shutil.copytree((SAMPLES / changed).parent, folder)
+    file = folder / Path(changed).name
+    content = bytearray(file.read_bytes())
+    last = min(len(content), 400) - 1
+    for place in data.draw(st.lists(st.integers(0, last), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    name = "part-00000.npy" if file.suffix == ".gz" else file.name
+    try:
+        found = find_tokens(source_of(folder / name), folder)
+    except DataError as refusal:
+        found = None
+        said = refusal.do
+    assert said if found is None else found.n_tokens
+
+
 def test_the_dataset_opens_anywhere_by_its_absolute_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
