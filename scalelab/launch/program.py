@@ -7,16 +7,18 @@ The counterpart of `scalelab.train.worker.run_batched`; it needs no torch. Each 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scalelab.corpus.dataset import open_dataset
 from scalelab.errors import ScalelabError
 from scalelab.launch.program_attempt import ProgramAttempt
-from scalelab.launch.program_failures import RetryRule
+from scalelab.launch.program_failures import OUT_OF_MEMORY, RetryRule
 from scalelab.records.machine import listening_for_signals
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.program_render import used_placeholders
 
 
 def run_program(
@@ -71,9 +73,23 @@ def run_program(
                 print(f"scalelab: {ending.reason}", flush=True)
             if ending.status != "failed" or stop_reason() is not None:
                 return ending.status
+            if ending.kind == OUT_OF_MEMORY and (smaller := _smaller_micro_batch(attempt)):
+                execution, start = replace(execution, micro_batch_seqs=smaller), "resume"
+                continue
             start = rule.next_start(ending.kind, attempt.checkpoint_step)
             if start == "none":
                 return ending.status
+
+
+def _smaller_micro_batch(attempt: ProgramAttempt) -> int:
+    """Return half the micro-batch if the command uses it and it can be halved, else 0."""
+    spec, execution = attempt.spec, attempt.execution
+    assert spec.program is not None
+    used = used_placeholders(spec.program, attempt.program)
+    share = spec.batch_seqs // execution.n_devices
+    micro = execution.micro_batch_seqs or share
+    is_used = not used.isdisjoint(("micro_batch_seqs", "grad_accum"))
+    return micro // 2 if is_used and micro % 2 == 0 else 0
 
 
 def _token_files(dataset: Path | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -124,9 +125,10 @@ class ProgramAttempt:
         self.earlier_wall_s = 0.0
         self.resumed_step = 0
         self.last_step = 0
-        self.checkpoint_step = 0
+        self.checkpoint_step: int | None = None
         self._pattern: CheckpointPattern | None = None
         self._checkpoint_stamp: object = None
+        self._noted_stamp: object = None
         self._detector = DivergenceDetector()
         self._n_not_finite = 0
         self._since_rows: tuple[float, int] | None = None
@@ -402,16 +404,25 @@ class ProgramAttempt:
         is_named = "checkpoint" in used_placeholders(self.spec.program, self.program)
         paths = found.paths if in_place or is_named else clone(found, self.out_dir)
         self.resumed_step = self.checkpoint_step = found.step
+        own = tuple(path for path in paths if path.is_relative_to(self.out_dir))
+        if own and not in_place:
+            cloned = replace(found, attempt=self.attempt.number, paths=own, out_dir=self.out_dir)
+            self._noted_stamp = cloned.stamp()
+            note_checkpoint(self.attempt, cloned, self.earlier_wall_s)
         self.note["resumed_from"] = {"attempt": found.attempt, "step": found.step}
         self.attempt.write_note(self.note)
         return replace(place, checkpoint=str(paths[0]), checkpoint_step=found.step)
 
     def _correct_resumed_step(self, step: int, output: ProgramOutput) -> None:
-        """Set the step of the resumed checkpoint where the first row shows that it was lower."""
+        """Set the step of the resumed checkpoint to that before the first row.
+
+        The name of a checkpoint may not tell its step, and a program may start over. Logs that
+        are not written for scalelab may begin with rows of the attempt that was resumed.
+        """
         source = self.note["resumed_from"]
-        # Other logs may begin with the rows of the attempt that was resumed.
-        is_told = "{step}" in self.program.checkpoint and not isinstance(output, OwnOutput)
-        if source is not None and not is_told and step < self.resumed_step:
+        is_named = "{step}" in self.program.checkpoint
+        is_lower = step < self.resumed_step and isinstance(output, OwnOutput)
+        if source is not None and (is_lower or (not is_named and step != self.resumed_step)):
             source["step"] = self.resumed_step = step
             self.attempt.write_note(self.note)
 
@@ -422,12 +433,13 @@ class ProgramAttempt:
         found: list[ProgramCheckpoint] = []
         with contextlib.suppress(OSError):
             found = self._pattern.find(self.attempt, self.out_dir)
-        if not found or found[0].step <= self.checkpoint_step:
+        if not found:
             return
-        stamp = found[0].stamp()
-        if stamp != self._checkpoint_stamp and not is_last:
-            self._checkpoint_stamp = stamp
+        stamp, before = found[0].stamp(), self._checkpoint_stamp
+        self._checkpoint_stamp = stamp
+        if stamp == self._noted_stamp or (stamp != before and not is_last):
             return
+        self._noted_stamp = stamp
         self.checkpoint_step = found[0].step
         with contextlib.suppress(OSError):
             note_checkpoint(self.attempt, found[0], self._wall_s())
@@ -466,7 +478,7 @@ class ProgramAttempt:
                 return (
                     f"in_place = true, and processes of attempt {attempt.number} on "
                     f"{note.get('host')} may still write into {self.out_dir}. If none is left, "
-                    f"type: touch {mark}"
+                    f"type: touch {shlex.quote(str(mark))}"
                 )
         return ""
 

@@ -136,17 +136,17 @@ class RetryRule:
         self._failures: dict[int, int] = {}
         self._has_restarted = False
 
-    def next_start(self, kind: str, step: int) -> str:
+    def next_start(self, kind: str, step: int | None) -> str:
         """Return ``resume``, ``fresh`` or ``none``.
 
         Parameters
         ----------
         kind : str
             How the attempt failed, one of `KINDS`.
-        step : int
-            Step of the newest checkpoint after it, 0 without one.
+        step : int or None
+            Step of the newest checkpoint after it; None without one.
         """
-        if kind in (USAGE, NO_RESULT, DIVERGED) or step == 0:
+        if kind in (USAGE, NO_RESULT, DIVERGED) or step is None:
             return "none"
         self._failures[step] = self._failures.get(step, 0) + 1
         if self._failures[step] < MOST_AT_ONE_CHECKPOINT:

@@ -216,7 +216,7 @@ class OwnOutput:
 
 
 class _Tail:
-    """Lines that were added to a file, in bounded memory; a file that is written anew is reread."""
+    """New lines of a file, in bounded memory; a file that was replaced is read again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -35,8 +35,6 @@ class ProcessTree:
         Folder in which the program starts.
     output : Path
         File to which output and errors are appended.
-    linger_s : float
-        Seconds for the last processes after the main one has ended.
     """
 
     def __init__(
@@ -45,8 +43,6 @@ class ProcessTree:
         env: Mapping[str, str],
         cwd: str,
         output: Path,
-        *,
-        linger_s: float = LINGER_S,
     ) -> None:
         self.code: int | None = None
         """Exit code of the main process, negative for a signal; None while it runs or if lost."""
@@ -65,7 +61,7 @@ class ProcessTree:
                 start_new_session=True,
                 bufsize=0,
             )
-        order = {"argv": list(argv), "env": dict(env), "cwd": cwd, "linger_s": linger_s}
+        order = {"argv": list(argv), "env": dict(env), "cwd": cwd, "linger_s": LINGER_S}
         self._send(json.dumps(order))
 
     def wait(self, timeout_s: float) -> bool:

@@ -27,6 +27,7 @@ from scalelab.launch.local.worker import (
 from scalelab.launch.lock import launcher_lock
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
+from scalelab.launch.usage_failures import UsageFailures
 from scalelab.launch.worker import CANCELLED_FILE, is_cancelled, is_stopped
 from scalelab.records.machine import ctrl_c_blocked, is_process_alive
 from scalelab.records.qualification import is_measuring
@@ -77,6 +78,7 @@ class LocalPool:
         self.context = worker_context(has_program=program is not None)
         self.stop_grace_s = STOP_GRACE_S + (program.grace_s if program is not None else 0.0)
         self.is_measuring = False
+        self.usage_failures = UsageFailures(request.sweep)
         self.pruner: Pruner | None = None
 
     def run(self) -> LaunchReport:
@@ -258,6 +260,8 @@ class LocalPool:
             status = found
         if status:
             self._set_status(run_id, status, status)
+            if status == "failed":
+                self.usage_failures.add([folder])
             return
         if self._was_taken(run_id):
             return
@@ -334,7 +338,8 @@ def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
     UsageError
         If another process is launching this sweep.
     RunsFailedError
-        If several workers in a row end before they begin a run.
+        If several workers in a row end before they begin a run, or the program of two runs fails
+        before its first row.
     """
     with launcher_lock(request.results.sweep(request.sweep)):
         return LocalPool(request, watch).run()

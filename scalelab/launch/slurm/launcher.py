@@ -11,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from scalelab.errors import SpecError, UsageError
+from scalelab.errors import RunsFailedError, SpecError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.lock import launcher_lock, submission_lock
 from scalelab.launch.prune import Pruner
@@ -20,6 +20,7 @@ from scalelab.launch.slurm.arrays import Arrays, SlurmOptions
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.retries import Retry, decide_retry
 from scalelab.launch.slurm.submissions import Submissions, other_sweeps
+from scalelab.launch.usage_failures import UsageFailures
 from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.machine import is_process_alive
@@ -51,6 +52,7 @@ class SlurmLaunch:
         self.retries: dict[str, Retry] = {}
         self.states: dict[str, RunState] = {}
         self.broken: set[str] = set()
+        self.usage_failures = UsageFailures(request.sweep)
 
     def run(self) -> LaunchReport:
         """Launch until every run of the request has ended or, if detached, is submitted."""
@@ -70,6 +72,7 @@ class SlurmLaunch:
                     other.reload()
                     other.update(queue)
                 self._update_states()
+                self._stop_wrong_command()
                 self._prune()
                 if queue is not None:
                     self.arrays.cancel_held(queue)
@@ -85,6 +88,15 @@ class SlurmLaunch:
             wall_s=time.time() - self.started_s,
             is_interrupted=is_interrupted,
         )
+
+    def _stop_wrong_command(self) -> None:
+        """Cancel the jobs of this sweep and end the launch if the program's command is wrong."""
+        failed = [run_id for run_id, state in self.states.items() if state.status == "failed"]
+        try:
+            self.usage_failures.add(self._run(run_id) for run_id in failed)
+        except RunsFailedError:
+            self.slurm.cancel(self.own.unneeded_elements(set(self.states), lambda run_id: True))
+            raise
 
     def _is_over(self) -> bool:
         actions = reconcile(self.request.run_ids, self.states)
@@ -227,6 +239,8 @@ def launch_slurm(
         If another process is launching this sweep, a cap would be exceeded, a batch script cannot
         hold the results folder's name, sbatch does not have a site option or refuses an option, or
         SLURM is not installed.
+    RunsFailedError
+        If the program of two runs fails before its first row.
     """
     check_path(request.results.path.resolve())
     slurm = slurm or Slurm.here()

@@ -134,7 +134,8 @@ def classify(
     ended = note.get("ended") or {}
     reason = str(ended.get("reason") or "")
     if ended.get("status") == "failed":
-        is_oom = any(word in reason for word in _OOM_WORDS)
+        # A program's own attempts have tried a smaller micro-batch.
+        is_oom = any(word in reason for word in _OOM_WORDS) and not ended.get("kind")
         # The trainer itself reduces the micro-batch where it can: at 1 there is nothing to try.
         is_smallest = (note.get("execution") or {}).get("micro_batch_seqs") == 1
         return "oom" if is_oom and not is_smallest else "exception"

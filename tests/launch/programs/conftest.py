@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scalelab.launch import program_attempt
+from scalelab.launch import program_attempt, program_process
 from scalelab.launch.program import run_program
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec
@@ -46,6 +46,8 @@ def program(tmp_path, monkeypatch):
     monkeypatch.setattr(program_attempt, "CHECKPOINT_INTERVAL_S", 0.05)
     monkeypatch.setattr(program_attempt, "ASKED_WAIT_S", 0.05)
 
+    monkeypatch.setattr(program_process, "LINGER_S", 0.2)
+
     def make(text: str, *, header: str = HEADER, spec=None, **execution) -> Program:
         script = tmp_path / "train.py"
         script.write_text(header + textwrap.dedent(text))
@@ -76,7 +78,7 @@ class Program:
 
     def ends(self) -> list[dict]:
         """Return how its attempts ended."""
-        return [attempt.read_note()["ended"] for attempt in self.run.attempts()]
+        return [attempt.read_note().get("ended", {}) for attempt in self.run.attempts()]
 
     def end(self) -> dict:
         """Return how its last attempt ended."""
