@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scalelab.corpus.dataset import open_dataset
-from scalelab.errors import ScalelabError
 from scalelab.launch.program_attempt import ProgramAttempt
 from scalelab.launch.program_failures import OUT_OF_MEMORY, RetryRule
 from scalelab.records.machine import listening_for_signals
@@ -57,7 +55,6 @@ def run_program(
     if accepted is not None and (record := accepted.read_record()) is not None:
         return record.status
     rule, start = RetryRule(), "resume"
-    data = _token_files(dataset)
     with listening_for_signals() as signalled:
 
         def stop_reason() -> str | None:
@@ -65,7 +62,7 @@ def run_program(
 
         while True:
             attempt = ProgramAttempt(
-                run, execution, host_note or {}, data, stop_reason, is_fresh=start == "fresh"
+                run, execution, host_note or {}, dataset, stop_reason, is_fresh=start == "fresh"
             )
             ending = attempt.make()
             print(f"scalelab: attempt {attempt.attempt.number}: {ending.status}", flush=True)
@@ -90,18 +87,3 @@ def _smaller_micro_batch(attempt: ProgramAttempt) -> int:
     micro = execution.micro_batch_seqs or share
     is_used = not used.isdisjoint(("micro_batch_seqs", "grad_accum"))
     return micro // 2 if is_used and micro % 2 == 0 else 0
-
-
-def _token_files(dataset: Path | None) -> dict[str, str]:
-    """Return the paths of prepared tokens, empty without any; several shards are their folder."""
-    try:
-        manifest = None if dataset is None else open_dataset(dataset).manifest
-    except (OSError, ScalelabError):
-        return {}
-    if dataset is None or manifest is None:
-        return {}
-    parts = {"train_data": manifest.train, "eval_data": manifest.evaluation}
-    return {
-        name: str(dataset / shards[0].name if len(shards) == 1 else dataset)
-        for name, shards in parts.items()
-    }

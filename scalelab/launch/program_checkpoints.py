@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalelab.launch.program_curve import read_rows
 from scalelab.records.files import read_json
 from scalelab.records.run_dir import Attempt, RunDir
-from scalelab.records.types import MetricRow
 from scalelab.sweep.program_render import Value, fill
 
 FICLONE = 0x40049409
@@ -279,13 +279,10 @@ def _step_of(attempt: Attempt, paths: list[Path]) -> int:
     saved_s = max(path.stat().st_mtime for path in paths)
     source = attempt.read_note().get("resumed_from")
     step = int(source["step"]) if isinstance(source, dict) and source.get("step") else 0
-    with contextlib.suppress(FileNotFoundError), attempt.metrics_path.open("rb") as file:
-        for line in file:
-            with contextlib.suppress(ValueError, TypeError):
-                row = MetricRow(**json.loads(line))
-                if row.time_s > saved_s:
-                    break
-                step = row.step
+    for row in read_rows(attempt):
+        if row.time_s > saved_s:
+            break
+        step = row.step
     return step
 
 

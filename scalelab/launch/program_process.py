@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from scalelab.records.machine import own_process
+from scalelab.records.run_dir import Attempt
 
 LINGER_S = 10.0
 """Seconds for the last processes of a program whose main process has ended."""
@@ -19,6 +22,10 @@ KILL_S = 30.0
 """Seconds to wait for the end of killed processes; one in a device call may take long."""
 TOKEN_VARIABLE = "SCALELAB_TOKEN"
 """Environment variable with the attempt's claim token, by which its processes are found."""
+ENDED_FILE = "processes-ended"
+"""Mark in an attempt's folder that no process of the program is left."""
+PROOF_S = 30.0
+"""Seconds to wait for the proof that an earlier attempt has left a shared folder."""
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
@@ -148,3 +155,25 @@ def kill_all_of(token: str) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def earlier_alive(own: Attempt, stop_reason: Callable[[], str | None]) -> Attempt | None:
+    """Return an earlier attempt whose processes may be alive; None with proof that none is.
+
+    The proof is the mark that a worker leaves, or a search on this machine, which also kills. Waits
+    up to 30 seconds for a worker elsewhere: it ends its program when it sees the newer claim.
+    """
+    ends_s = time.monotonic() + PROOF_S
+    host = own_process()["host"]
+    for attempt in own.run.attempts():
+        note, mark = attempt.read_note(), attempt.path / ENDED_FILE
+        if attempt.token == own.token or "command" not in note:
+            continue
+        while not mark.exists():
+            if note.get("host") == host and kill_all_of(attempt.token):
+                mark.touch()
+            elif time.monotonic() >= ends_s or stop_reason() is not None:
+                return attempt
+            else:
+                time.sleep(0.1)
+    return None

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from scalelab.launch.program_checkpoints import count_safetensors
 from scalelab.launch.program_output import ProgramOutput
+from scalelab.records.run_dir import Attempt
+from scalelab.records.types import RunRecord
 from scalelab.sweep.program_render import final_step
-from scalelab.sweep.run_size import has_shape
+from scalelab.sweep.run_size import REPORTED, has_shape, run_size
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION, count_params
 
@@ -107,6 +109,61 @@ def result_of(spec: RunSpec, output: ProgramOutput, out_dir: Path) -> ProgramRes
         n_params={DEFAULT_PARAM_CONVENTION: sizes[by]},
         flops_per_token=output.flops_per_token,
         evals=final.evals,
+    )
+
+
+def record_of(
+    attempt: Attempt,
+    spec: RunSpec,
+    status: str,
+    reason: str | None,
+    result: ProgramResult | None,
+    *,
+    last_step: int,
+    unique_tokens: int,
+    wall_s: float,
+) -> RunRecord:
+    """Return the record of an attempt.
+
+    Parameters
+    ----------
+    attempt : Attempt
+    spec : RunSpec
+    status : str
+        ``done`` or ``diverged``.
+    reason : str or None
+        Why the run diverged.
+    result : ProgramResult or None
+        None for a run that diverged before its end.
+    last_step : int
+        Last step shown.
+    unique_tokens : int
+        Distinct training tokens, 0 if not known: all are taken for distinct.
+    wall_s : float
+        Seconds of training, over all attempts that led here.
+    """
+    size = run_size(spec)
+    is_done = status == "done" and result is not None
+    n_steps = last_step if result is None else spec.n_steps
+    n_tokens = n_steps * spec.tokens_per_step if result is None else result.n_tokens
+    flops = {name: per_token * n_tokens for name, per_token in size.flops_per_token.items()}
+    if result is not None and result.flops_per_token:
+        flops[REPORTED] = result.flops_per_token * n_tokens
+    return RunRecord(
+        run_id=attempt.run.run_id,
+        attempt=attempt.number,
+        token=attempt.token,
+        status=status,
+        loss_nats=result.loss_nats if result is not None and is_done else None,
+        loss_se_nats=result.loss_se_nats if result is not None and is_done else None,
+        n_params={**size.n_params, **(result.n_params if result is not None else {})},
+        flops=flops,
+        n_tokens=n_tokens,
+        unique_tokens=min(unique_tokens or n_tokens, n_tokens),
+        n_steps=n_steps,
+        wall_s=wall_s,
+        diverged_at_step=None if is_done else n_steps,
+        reason=reason,
     )
 
 

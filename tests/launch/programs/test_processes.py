@@ -107,7 +107,7 @@ def test_in_place_waits_for_the_end_of_the_earlier_processes(program):
 
 
 def test_in_place_does_not_start_without_proof_that_another_host_is_done(program, monkeypatch):
-    monkeypatch.setattr("scalelab.launch.program_attempt.PROOF_S", 0.1)
+    monkeypatch.setattr("scalelab.launch.program_process.PROOF_S", 0.1)
     trained = program("train(1, 20)\nfinish()", in_place=True)
     earlier = trained.run.claim()
     earlier.write_note({"host": "elsewhere", "command": ["x"], "pid": 1, "pid_start": 1})
