@@ -38,7 +38,7 @@ def prepare(
     ] = "text",
     column: Annotated[
         str,
-        typer.Option(help="Column of the text in Parquet files; nested: meta.text."),
+        typer.Option(help="Column of the text in CSV and Parquet files; nested: meta.text."),
     ] = "text",
     eval_tokens: Annotated[
         str | None, typer.Option(help="Tokens of the evaluation set; default 262,144.")
@@ -47,7 +47,7 @@ def prepare(
         str,
         typer.Option(
             help="How the files are read: auto (by ending and content), text (each file is one "
-            "document, markup included), json, parquet, or the format of token files."
+            "document, markup included), json, csv, parquet, or the format of token files."
         ),
     ] = "auto",
     max_rejects: Annotated[
@@ -87,7 +87,7 @@ def prepare(
     """Tokenize text, or check token files, before a sweep.
 
     Without PATHS, the text is the source code of Python's standard library. Folders are read
-    recursively. JSON, JSON Lines and Parquet hold one document per row. Any other file is one
+    recursively. JSON, CSV and Parquet hold one document per row. Any other file is one
     document of UTF-8 text. Files of gzip, zstd, bzip2 and xz are unpacked. Of one long text, a
     stretch at its end is held out. With the same text as before, the prepared data is checked
     against its hashes and repaired if needed.
@@ -143,6 +143,8 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
         "n_train_tokens": dataset.n_train_tokens,
         "n_eval_tokens": dataset.n_eval_tokens,
         **asdict(dataset.manifest),
+        "rejects": dataset.rejects,
+        "warnings": dataset.warnings(),
     }
 
 
@@ -194,8 +196,8 @@ def _print_table(dataset: Dataset) -> None:
     ):
         table.add_row(name, value)
     console().print(table)
-    for note in dataset.warnings():
-        warn(note)
+    if text := dataset.markup_warning():
+        warn(text)
 
 
 def _held_out(manifest: Manifest) -> str:

@@ -92,13 +92,18 @@ class Dataset:
                 f"{plural(n, 'document')} cannot be used and {'was' if is_one else 'were'} left "
                 f"out; {self.rejects} lists {'it' if is_one else 'them'}."
             )
-        if n := self.manifest.n_markup_files:
-            found.append(
-                f"{plural(n, 'file')} of HTML, XML or JSON {'was' if n == 1 else 'were'} read as "
-                "text, markup included. For rows of JSON, name the field of the text, for example "
-                "--field content."
-            )
-        return found
+        return [*found, *filter(None, [self.markup_warning()])]
+
+    def markup_warning(self) -> str:
+        """Return a warning about files that were read as text with their markup, or nothing."""
+        n = self.manifest.n_markup_files
+        if not n:
+            return ""
+        return (
+            f"{plural(n, 'file')} of HTML, XML, JSON or CSV {'was' if n == 1 else 'were'} read as "
+            "text, markup included. If they hold rows, name the field or column of the text, for "
+            "example --field content or --column content."
+        )
 
     def n_sequences(self, seq_len: int) -> int:
         """Return the training sequences of one epoch: the corpus cut into chunks of ``seq_len``.

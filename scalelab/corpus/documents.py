@@ -1,4 +1,4 @@
-"""Read documents from files: one per text file, or per row of JSON or Parquet.
+"""Read documents from files: one per text file, or per row of JSON, CSV or Parquet.
 
 A document is UTF-8 text as bytes, without NUL; it may be empty.
 """
@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
+import json
 import re
 from collections.abc import Iterator
 
+from scalelab.corpus.csv_rows import header_of, read_csv
 from scalelab.corpus.fields import document_of, is_missing
 from scalelab.corpus.json_rows import HEAD_BYTES, RawRow, parse, read_raw_rows
 from scalelab.corpus.opening import BLOCK_BYTES, open_stream
 from scalelab.corpus.parquet_rows import read_parquet
-from scalelab.corpus.rejects import Reject, shown
+from scalelab.corpus.rejects import SHOWN_BYTES, Reject, shown
 from scalelab.corpus.source import (
     AUTO,
+    CSV,
     JSON,
     LINES,
     PARQUET,
@@ -39,7 +43,7 @@ class NotTextError(Exception):
 
 
 def kind_of(file: SourceFile, source: DataSource) -> tuple[str, bool]:
-    """Return how a file is read, ``text``, ``json`` or ``parquet``, and whether it is markup.
+    """Return how a file is read, ``text``, ``json``, ``csv`` or ``parquet``, and if it is markup.
 
     The content decides where the ending does not: a file of JSON rows with the field of the text is
     read as rows under any name. Other markup is text, and the caller says so.
@@ -62,6 +66,8 @@ def kind_of(file: SourceFile, source: DataSource) -> tuple[str, bool]:
         return PARQUET, False
     if file.kind == JSON and head.lstrip()[:1] in (b"{", b"[", b'"', b""):
         return JSON, False
+    if file.kind == CSV and source.column in header_of(head):
+        return CSV, False
     if head.lstrip()[:1] in (b"{", b"["):
         stream = io.BufferedReader(io.BytesIO(head))
         first = next(read_raw_rows(stream, head, file.path, is_lines=False), None)
@@ -71,7 +77,7 @@ def kind_of(file: SourceFile, source: DataSource) -> tuple[str, bool]:
             row = None
         if isinstance(row, dict) and not is_missing(row, source.field):
             return JSON, False
-    return TEXT, MARKUP.match(head) is not None
+    return TEXT, file.kind != TEXT or MARKUP.match(head) is not None
 
 
 def read_text(file: SourceFile) -> Iterator[tuple[bytes, int]]:
@@ -121,12 +127,36 @@ def read_rows(
                 yield document, size
             return
         with open_stream(file.path) as (stream, packed):
+            if kind == CSV:
+                for document in read_csv(stream, source.column):
+                    yield document, packed.n_packed
+                return
             head = stream.peek(BLOCK_BYTES)[:HEAD_BYTES]
-            is_lines = file.kind == LINES
-            for row in read_raw_rows(stream, head, file.path, is_lines=is_lines):
+            rows = read_raw_rows(stream, head, file.path, is_lines=file.kind == LINES)
+            first = list(itertools.islice(rows, 2))
+            if len(first) == 1 and file.kind == JSON:
+                for document in _members(first[0], source.field):
+                    yield document, packed.n_packed
+                return
+            for row in itertools.chain(first, rows):
                 yield _document(row, source.field), packed.n_packed
     except OSError as error:
         raise unreadable(file.path, error) from error
+
+
+def _members(row: RawRow, field: str) -> Iterator[bytes | Reject]:
+    """Yield the documents of a file with one object: those of its list, if the field is in one."""
+    key, _, rest = field.partition(".")
+    try:
+        members = parse(row.content)[key] if rest else None
+    except (ValueError, TypeError, KeyError):
+        members = None
+    if not isinstance(members, list):
+        yield _document(row, field)
+        return
+    for number, member in enumerate(members, start=1):
+        content = json.dumps(member).encode()[:SHOWN_BYTES]
+        yield document_of(member, rest, f"member {number} of {key}", content)
 
 
 def _document(row: RawRow, field: str) -> bytes | Reject:

@@ -8,6 +8,8 @@ from typing import Any
 from scalelab.corpus.rejects import Reject, shown
 
 _MISSING = object()
+MOST_NAMED = 20
+MOST_DEPTH = 4
 _KINDS = {bool: "true or false", int: "a number", float: "a number", dict: "an object"}
 
 
@@ -49,12 +51,12 @@ def document_of(row: Any, name: str, place: str, content: bytes) -> bytes | Reje
     if isinstance(row, Mapping):
         value = find_value(row, name)
     if value is _MISSING:
-        longest = sorted(row, key=lambda key: -len(row[key]) if isinstance(row[key], str) else 1)
         return Reject(
             place=place,
             reason=f"has no field {name!r}",
             start=shown(content),
-            has=tuple(longest[:20]),
+            missing="field",
+            has=_fields_of(row),
         )
     texts = list(_texts(value))
     if not all(isinstance(text, str) for text in texts):
@@ -68,6 +70,25 @@ def document_of(row: Any, name: str, place: str, content: bytes) -> bytes | Reje
 
 
 NUL = "contains the character U+0000, which marks the end of documents"
+
+
+def _fields_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields of a row with text, the longest text first; all fields if none has text."""
+    found: dict[str, int] = {}
+
+    def visit(value: Any, path: str, depth: int) -> None:
+        if isinstance(value, str):
+            found[path] = found.get(path, 0) + len(value)
+        elif isinstance(value, Mapping) and depth < MOST_DEPTH:
+            for key, inner in value.items():
+                visit(inner, f"{path}.{key}" if path else str(key), depth + 1)
+        elif isinstance(value, list):
+            for inner in value[:MOST_NAMED]:
+                visit(inner, path, depth)
+
+    visit(row, "", 0)
+    named = sorted(found, key=lambda path: -found[path]) or [str(key) for key in row]
+    return tuple(named[:MOST_NAMED])
 
 
 def _texts(value: Any) -> list[Any]:

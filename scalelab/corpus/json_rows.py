@@ -62,8 +62,9 @@ def is_in_lines(head: bytes) -> bool:
     lines = [line for line in head.splitlines()[:_HEAD_LINES] if line.strip()]
     if len(lines) > 1 and len(head) >= HEAD_BYTES:
         lines = lines[:-1]
-    n_objects = sum(_is_object(line) for line in lines)
-    return _is_object(lines[0]) or n_objects > len(lines) / 2
+    is_object = [_is_object(line) for line in lines]
+    # An indented object may begin with a whole one: {} or the last member of a list inside it.
+    return 2 * sum(is_object) >= len(lines) + (not is_object[0])
 
 
 def _is_object(line: bytes) -> bool:

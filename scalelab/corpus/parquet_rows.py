@@ -14,8 +14,9 @@ from scalelab.errors import DataError
 
 MOST_BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
-MOST_ROWS_PER_BYTE = 1000
-"""Rows claimed per byte of the file; a page of equal rows is short, a text is not."""
+MOST_ROWS_PER_BYTE = 20
+"""Rows claimed per byte of the file; a page of nulls or equal rows is short, texts are not."""
+FREE_ROWS = 1_000_000
 
 
 def read_parquet(path: Path, column: str) -> Iterator[bytes | Reject]:
@@ -193,7 +194,7 @@ def _names(schema: Any) -> list[str]:
 
 def _require_plausible(path: Path, metadata: Any) -> None:
     n_bytes = path.stat().st_size
-    if metadata.num_rows > MOST_ROWS_PER_BYTE * n_bytes:
+    if metadata.num_rows > max(FREE_ROWS, MOST_ROWS_PER_BYTE * n_bytes):
         raise damaged(path, f"it claims {metadata.num_rows:,} rows in {n_bytes:,} bytes")
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from scalelab.corpus.source import DataSource
 from scalelab.errors import DataError, unwritable
 from scalelab.units import plural
 
 MOST_LISTED = 100_000
 """Rows in the list; all are counted."""
 SHOWN_BYTES = 80
+FILE = "file"
+"""Place of a reject that is a whole file."""
+CONVERT = "Convert text to UTF-8, for example with iconv -f LATIN1 -t UTF-8;"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +34,8 @@ class Reject:
         What is wrong, to be read after the place: ``has null as 'text'``.
     start : str
         The first characters of the row.
+    missing : str
+        ``field`` or ``column`` if the row lacks that of the text, else empty.
     has_field : bool
         Whether the row has the field of the text; files without any such row may be text.
     has : tuple of str
@@ -38,6 +45,7 @@ class Reject:
     place: str
     reason: str
     start: str = ""
+    missing: str = ""
     has_field: bool = False
     has: tuple[str, ...] = ()
 
@@ -97,33 +105,34 @@ class Rejects:
             self._file.close()
             self._file = None
 
-    def require_share(self, n_rows: int, most: float, field: str) -> None:
-        """Raise DataError if more than the share ``most`` of all documents cannot be used."""
-        if self.n_rejected <= most * n_rows:
+    def require_share(self, n_rows: int, source: DataSource) -> None:
+        """Raise DataError if more than the allowed share of all documents cannot be used."""
+        if self.n_rejected <= source.max_rejects * n_rows:
             return
         reason = self.reasons.most_common(1)[0][0]
         file, first = self._examples[reason]
         many = f"{self.n_rejected:,} of {plural(n_rows, 'document')}"
-        if first.has:
-            raise missing_field(file, first, field, f"{many} cannot be used")
-        do = f"Correct or convert them; {self.path} lists them."
+        if first.missing:
+            raise missing_field(file, first, source, f"{many} cannot be used")
+        do = f"{CONVERT if first.place == FILE else 'Correct them;'} {self.path} lists them."
         if self.n_rejected < n_rows:
             share = math.ceil(100 * self.n_rejected / n_rows) / 100
             do += f" Or leave them out with --max-rejects {share:g}."
         raise DataError(
             f"{many} cannot be used, for example {first.place} of {file}, which {reason}",
-            f"at most a share of {most:g} that cannot be used (--max-rejects)",
+            f"at most a share of {source.max_rejects:g} that cannot be used (--max-rejects)",
             do,
         )
 
 
-def missing_field(file: Path, reject: Reject, field: str, why: str) -> DataError:
-    """Return the error for rows without the field of the text."""
-    likely = reject.has[0] if reject.has else "content"
+def missing_field(file: Path, reject: Reject, source: DataSource, why: str) -> DataError:
+    """Return the error for rows without the field or column of the text."""
+    name = source.column if reject.missing == "column" else source.field
+    what, likely = reject.missing, (reject.has[0] if reject.has else "content")
     return DataError(
-        f"no field {field!r} in {reject.place} of {file}, which has "
-        f"{', '.join(reject.has) or 'no fields'} ({why})",
-        "the name of the field with the text; a dot enters a nested one, as in meta.text",
-        f"Give its name, for example --field {likely}. Or train on the JSON as it is: "
-        "--data-format text.",
+        f"no {what} {name!r} in {reject.place} of {file}, which has "
+        f"{', '.join(reject.has) or f'no {what}s'} ({why})",
+        f"the name of the {what} with the text; a dot enters a nested one, as in meta.text",
+        f"Give its name, for example --{what} {shlex.quote(likely)}. Or train on the files as they "
+        "are: --data-format text.",
     )

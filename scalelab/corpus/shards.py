@@ -90,7 +90,7 @@ class Manifest:
     rejects : str or None
         File in ``data/rejects`` that lists them and the skipped files, one JSON object per line.
     n_markup_files : int
-        Files of HTML, XML or JSON that were read as text, markup included.
+        Files of HTML, XML, JSON or CSV that were read as text, markup included.
     split : str
         ``documents``: whole documents are held out. ``stretch``: the end of each document is.
     held_out_share : float

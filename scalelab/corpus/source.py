@@ -1,8 +1,9 @@
 """Text sources: `DataSource` describes one, `find_files` lists its files.
 
 Without a path, the source is the source code of the running CPython's standard library, which
-every machine has. A folder stands for all files in it and its subfolders. ``*.jsonl`` and
-``*.parquet`` are tables with one document per row; any other file is one document of UTF-8 text.
+every machine has. A folder stands for all files in it and its subfolders. JSON, CSV and
+Parquet have one document per row; any other file is one document of UTF-8 text. Compressed files
+are unpacked.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from scalelab.errors import DataError, UsageError
 DEFAULT_EVAL_TOKENS = 262_144
 DEFAULT_MAX_REJECTS = 0.1
 DEFAULT_COLUMN = "text"
-AUTO, TEXT, JSON, LINES, PARQUET = "auto", "text", "json", "lines", "parquet"
-TEXT_FORMATS = (TEXT, JSON, PARQUET)
+MOST_NAMED = 8
+"""Paths in the description of a source."""
+AUTO, TEXT, JSON, LINES, CSV, PARQUET = "auto", "text", "json", "lines", "csv", "parquet"
+TEXT_FORMATS = (TEXT, JSON, CSV, PARQUET)
 TOKEN_FORMATS = ("raw", "npy", "llmc", "megatron", "huggingface", "mds")
 FORMATS = (AUTO, *TEXT_FORMATS, *TOKEN_FORMATS)
 TOKEN_DTYPES = ("uint8", "uint16", "uint32", "int32", "int64")
@@ -42,6 +45,7 @@ STDLIB_LEFT_OUT = (
 _KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), LINES),
     **dict.fromkeys((".parquet", ".pq"), PARQUET),
+    **dict.fromkeys((".csv", ".tsv"), CSV),
     ".json": JSON,
 }
 COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -62,13 +66,13 @@ class DataSource:
     field : str
         Field of the text in JSON files; a dot enters a nested one, as in ``meta.text``.
     column : str
-        Column of the text in Parquet files, named in the same way.
+        Column of the text in Parquet files, named in the same way, and in CSV files.
     eval_tokens : int
         Tokens of the evaluation set, from held-out text.
     format : str
         ``auto`` decides by ending and content. ``text``: each file is one document, markup
-        included. ``json`` and ``parquet``: each file holds rows. Or the format of token files
-        (`scalelab.corpus.token_files`).
+        included. ``json``, ``csv`` and ``parquet``: each file holds rows. Or the format of token
+        files (`scalelab.corpus.token_files`).
     max_rejects : float
         Largest share of documents that may be unusable, from 0 to 1.
     eval_paths : tuple of str
@@ -178,7 +182,9 @@ class DataSource:
     def describe(self) -> str:
         """Return a description of the source."""
         if self.paths:
-            return ", ".join(self.paths)
+            more = len(self.paths) - MOST_NAMED
+            named = ", ".join(self.paths[:MOST_NAMED])
+            return f"{named} and {more:,} more" if more > 0 else named
         version = ".".join(str(part) for part in sys.version_info[:3])
         return f"the standard library of CPython {version}"
 
@@ -192,7 +198,8 @@ class SourceFile:
     path : Path
         Path of the file.
     kind : str
-        What the ending promises: ``text``, ``json``, ``lines`` (JSON Lines) or ``parquet``.
+        What the ending promises: ``text``, ``json``, ``lines`` (JSON Lines), ``csv`` or
+        ``parquet``.
     is_named : bool
         Whether the user named this file. If a named file is not text, it counts as an unusable row.
         A file found through a folder or glob is skipped then.
@@ -229,7 +236,7 @@ def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
     if not found:
         raise DataError(
             f"no file in {source.describe()}",
-            "text, JSON or Parquet files that are not hidden",
+            "text, JSON, CSV or Parquet files that are not hidden",
             "Name a folder that holds text, for example --data corpus/.",
         )
     return tuple(

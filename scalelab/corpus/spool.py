@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.corpus.documents import NotTextError, kind_of, read_rows, read_text
-from scalelab.corpus.rejects import Reject, Rejects, missing_field
+from scalelab.corpus.rejects import FILE, Reject, Rejects, missing_field
 from scalelab.corpus.source import AUTO, JSON, TEXT, DataSource, SourceFile
 from scalelab.corpus.split import digest, new_digest
 from scalelab.errors import DataError
@@ -147,7 +147,7 @@ class _Reader:
         except NotTextError as error:
             self._text.seek(start)
             self._text.truncate()
-            reject = Reject(place="file", reason=f"is not text: {error}")
+            reject = Reject(place=FILE, reason=f"is not text: {error}")
             if file.is_named:
                 self.rejects.add(file.path, reject)
             else:
@@ -159,9 +159,8 @@ class _Reader:
             self.markup.append(file.path)
 
     def _read_rows(self, file: SourceFile, kind: str) -> None:
-        """Read rows; a JSON file without any row of text that a folder brought is text."""
-        may_be_text = file.kind == JSON and kind == JSON and not file.is_named
-        may_be_text = may_be_text and self.source.format == AUTO
+        """Read rows; a JSON file without any row that has the field of the text is text."""
+        may_be_text = file.kind == kind == JSON and self.source.format == AUTO
         held: list[Reject] = []
         for document, n_read in read_rows(file, self.source, kind):
             if isinstance(document, bytes):
@@ -177,7 +176,7 @@ class _Reader:
                     self.rejects.add(file.path, document)
             self._report(n_read)
         if may_be_text:
-            if held and held[0].has and self._json is None:
+            if held and held[0].missing and self._json is None:
                 self._json = file.path, held[0]
             self._n_json_bytes += file.path.stat().st_size
             self._read_text(file, is_markup=True)
@@ -200,11 +199,11 @@ class _Reader:
     def require_text(self) -> None:
         """Raise DataError if there is no text, or too many rows are unusable or markup."""
         n_rows = len(self.lengths) + self.n_empty + self.rejects.n_rejected
-        self.rejects.require_share(n_rows, self.source.max_rejects, self.source.field)
+        self.rejects.require_share(n_rows, self.source)
         if self._json is not None and self._n_json_bytes > self._total / 2:
             path, reject = self._json
             why = "most of the text is JSON without it"
-            raise missing_field(path, reject, self.source.field, why)
+            raise missing_field(path, reject, self.source, why)
         if self.lengths:
             return
         if self.skipped:

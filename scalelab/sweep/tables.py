@@ -55,7 +55,7 @@ class DataTable(Table):
     panel: ClassVar[str] = DATA
 
     paths: Texts = option(
-        (), "Text to train on: a file, folder or glob of text, JSON, JSON Lines or Parquet, also "
+        (), "Text to train on: a file, folder or glob of text, JSON, CSV or Parquet, also "
         "compressed; repeatable. Without it, the source text of Python's standard library",
         flag="--data", example="corpus/*.txt"
     )  # fmt: skip
@@ -68,7 +68,7 @@ class DataTable(Table):
         "text", "Field of the text in JSON files; a dot enters a nested field", example="meta.text"
     )  # fmt: skip
     column: str = option(
-        "text", "Column of the text in Parquet files; a dot enters a nested column",
+        "text", "Column of the text in CSV and Parquet files; a dot enters a nested column",
         example="content"
     )  # fmt: skip
     eval_tokens: Count = option(
@@ -77,9 +77,9 @@ class DataTable(Table):
     )  # fmt: skip
     format: Literal[FORMATS] = option(  # type: ignore[valid-type]
         DETECTED, "How the files are read: text (each file is one document, markup included), rows "
-        "of json or parquet, or tokens in the format of another program. auto decides by ending and"
-        " content, and reads .bin, .idx and .npy files and folders of Hugging Face or MosaicML as "
-        "tokens", flag="--data-format", example="raw"
+        "of json, csv or parquet, or tokens in the format of another program. auto decides by "
+        "ending and content, and reads .bin, .idx and .npy files and folders of Hugging Face or "
+        "MosaicML as tokens", flag="--data-format", example="raw"
     )  # fmt: skip
     max_rejects: float = option(
         DEFAULT_MAX_REJECTS, "Largest share of documents that may be unusable (null, NUL, cut, not "
