@@ -44,13 +44,11 @@ def document_of(row: Any, name: str, place: str, content: bytes) -> bytes | Reje
     def reject(reason: str) -> Reject:
         return Reject(place=place, reason=reason, start=shown(content), has_field=True)
 
-    value = row if isinstance(row, str) else _MISSING
     if not isinstance(row, (str, Mapping)):
         reason = f"is {_kind(row)}, not an object"
         return Reject(place=place, reason=reason, start=shown(content))
-    if isinstance(row, Mapping):
-        value = find_value(row, name)
-    if value is _MISSING:
+    value = row if isinstance(row, str) else find_value(row, name)
+    if isinstance(row, Mapping) and value is _MISSING:
         return Reject(
             place=place,
             reason=f"has no field {name!r}",
