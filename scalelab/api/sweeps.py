@@ -53,6 +53,7 @@ def propose(
     is_plan_only: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     allow_source_change: bool = False,
+    keep_problems: bool = False,
 ) -> Proposal:
     """Return the plan of a sweep with its cost. The data is prepared unless it is a dry run.
 
@@ -76,6 +77,8 @@ def propose(
     allow_source_change : bool
         Whether a saved sweep of that name continues with the version of its program for which it
         was planned, although the program's files have changed.
+    keep_problems : bool
+        As in `check_program`: whether problems of a program's commands are no errors.
 
     Raises
     ------
@@ -123,6 +126,7 @@ def propose(
             speed=speed,
             is_elsewhere=is_plan_only,
             allow_source_change=allow_source_change,
+            keep_problems=keep_problems,
         )
     )
 

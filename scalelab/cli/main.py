@@ -25,6 +25,7 @@ from scalelab.cli import fit as fit_commands
 from scalelab.cli import folders as folders_commands
 from scalelab.cli import law as law_commands
 from scalelab.cli import predict as predict_commands
+from scalelab.cli import program as program_commands
 from scalelab.cli import report as report_commands
 from scalelab.cli import results as results_commands
 from scalelab.cli import resume as resume_commands
@@ -49,7 +50,7 @@ ORDER = (
     *("dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
     *("merge", "remove", "archive", "restore"),
-    *("data", "bench", "doctor"),
+    *("data", "program", "bench", "doctor"),
 )
 """Commands in the order of the help: what to run first comes first."""
 
@@ -95,6 +96,7 @@ app.command("tune", cls=SpecCommand)(tune_commands.tune)
 app.command("dashboard")(dashboard_commands.dashboard)
 app.command("report")(report_commands.report)
 app.add_typer(data_app, name="data")
+app.add_typer(program_commands.app, name="program")
 app.add_typer(bench_commands.app, name="bench")
 app.command("doctor")(doctor_commands.doctor)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalelab.errors import UsageError, did_you_mean
+from scalelab.launch.program_attempt import REPORTED_FILE
 from scalelab.launch.program_source import data_fingerprint
 from scalelab.launch.slurm.resources import nodes_and_tasks
 from scalelab.logs.registry import FORMATS
@@ -45,7 +46,7 @@ def planned_place(
         run_id=spec.run_id,
         sweep=sweep,
         out_dir=str(attempt / "out"),
-        metrics=str(attempt / "out" / "metrics.jsonl"),
+        metrics=str(attempt / REPORTED_FILE),
         run_json=str(folder / "spec.json"),
         python=sys.executable,
         n_devices=execution.n_devices,

@@ -180,7 +180,9 @@ def sizes_of(spec: RunSpec, output: ProgramOutput, in_checkpoint: int | None) ->
         "report": output.n_params,
         "checkpoint": in_checkpoint,
         # With a table, a shape only gives placeholders: the program's model may differ from ours.
-        "shape": None if table or not has_shape(spec) else count_params(spec.shape).total,
+        "shape": None
+        if table or spec.program.size or not has_shape(spec)
+        else count_params(spec.shape).total,
         "table": table,
     }
     return {name: count for name, count in found.items() if count}

@@ -6,6 +6,7 @@ from its files and uses the cached speed of this machine, if there is one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -52,7 +53,7 @@ from scalelab.sweep.largest import largest_runs
 from scalelab.sweep.plan import Plan, make_plan
 from scalelab.sweep.planned_run import DataFacts, PlannedRun
 from scalelab.sweep.precision import require_precision
-from scalelab.sweep.program_render import rendered
+from scalelab.sweep.program_render import Place, rendered
 from scalelab.sweep.program_table import ProgramTable
 from scalelab.sweep.run_spec import PRECISIONS, RunSpec
 from scalelab.sweep.spec import SweepSpec
@@ -141,6 +142,7 @@ def propose(
     speed: Speed | None = None,
     is_elsewhere: bool = False,
     allow_source_change: bool = False,
+    keep_problems: bool = False,
 ) -> Proposal:
     """Return the proposal of a sweep.
 
@@ -162,6 +164,8 @@ def propose(
         Whether a program need not exist on this machine.
     allow_source_change : bool
         Whether a saved sweep keeps the version of its program for which it was planned.
+    keep_problems : bool
+        Whether to return a program's proposal whose commands have problems (`program_problems`).
 
     Raises
     ------
@@ -240,40 +244,66 @@ def propose(
     )
     if table is None:
         return proposal
-    return _with_commands(proposal, table, results, is_checked=not (is_dry_run or is_elsewhere))
+    return _with_commands(
+        proposal,
+        table,
+        results,
+        is_dry_run=is_dry_run or is_elsewhere,
+        is_checked=not keep_problems,
+    )
+
+
+def program_problems(proposal: Proposal, results: Results) -> tuple[UsageError, ...]:
+    """Return what a launch of a program would refuse: its commands, and what is missing here."""
+    table = proposal.sweep.program
+    if table is None:
+        return ()
+    places = {row.spec.run_id: _place(proposal, row, results) for row in proposal.plan.rows}
+    found = render_problems(proposal.plan.rows, places, table.execution())
+    is_prepared = has_prepared_text(table)
+    return (*found, *place_problems(table, proposal.commands, is_prepared=is_prepared))
 
 
 def _with_commands(
-    proposal: Proposal, table: ProgramTable, results: Results, *, is_checked: bool
+    proposal: Proposal, table: ProgramTable, results: Results, *, is_dry_run: bool, is_checked: bool
 ) -> Proposal:
     """Return the proposal of a program with its commands and warnings.
 
-    What is missing on this machine is an error if ``is_checked``, else a warning.
+    Raises
+    ------
+    UsageError
+        If ``is_checked`` and a command cannot be rendered, two runs have the same, or, unless in a
+        dry run, something is missing on this machine.
     """
-    plan, sweep = proposal.plan, proposal.sweep
-    per_node = 0 if sweep.launcher.name == "local" else sweep.launcher.slurm.gpus_per_node
-    places = {
-        row.spec.run_id: planned_place(
-            row.spec,
-            proposal.execution_of(row.spec),
-            sweep=plan.name,
-            results=results.path.absolute(),
-            gpus_per_node=per_node,
-        )
-        for row in plan.rows
-    }
-    execution = table.execution()
-    for problem in render_problems(plan.rows, places, execution):
-        raise problem
-    commands = tuple(
-        RenderedRun(row, rendered(row.spec, execution, places[row.spec.run_id]))
-        for row in shown_runs(plan.rows)
+    execution, commands = table.execution(), []
+    for row in shown_runs(proposal.plan.rows):
+        # Problems are said below, all together.
+        with contextlib.suppress(UsageError):
+            made = rendered(row.spec, execution, _place(proposal, row, results))
+            commands.append(RenderedRun(row, made))
+    plan = replace(proposal.plan, notes=program_notes(proposal.sweep, table))
+    proposal = replace(proposal, plan=plan, commands=tuple(commands))
+    problems = program_problems(proposal, results) if is_checked else ()
+    is_here = len(commands) == len(shown_runs(plan.rows))
+    missing = place_problems(table, commands, is_prepared=has_prepared_text(table))
+    own = [each for each in problems if str(each) not in {str(other) for other in missing}]
+    if own or (problems and not is_dry_run):
+        raise (own or list(problems))[0]
+    if not is_checked or not is_here:
+        return proposal
+    notes = (*plan.notes, *(f"a launch will fail: {each}" for each in missing))
+    return replace(proposal, plan=replace(plan, notes=notes))
+
+
+def _place(proposal: Proposal, row: PlannedRun, results: Results) -> Place:
+    launcher = proposal.sweep.launcher
+    return planned_place(
+        row.spec,
+        proposal.execution_of(row.spec),
+        sweep=proposal.plan.name,
+        results=results.path.absolute(),
+        gpus_per_node=0 if launcher.name == "local" else launcher.slurm.gpus_per_node,
     )
-    problems = place_problems(table, commands, is_prepared=has_prepared_text(table))
-    if problems and is_checked:
-        raise problems[0]
-    notes = (*program_notes(sweep, table), *(f"a launch will fail: {each}" for each in problems))
-    return replace(proposal, plan=replace(plan, notes=notes), commands=commands)
 
 
 def _text_facts(

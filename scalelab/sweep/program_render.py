@@ -274,9 +274,11 @@ def _run_values(spec: RunSpec) -> dict[str, Value]:
         found["n_kv_heads"] = shape.kv_heads
         if shape.vocab_size == NO_SHAPE.vocab_size:
             del found["vocab_size"]
+    found |= {SIZE_PREFIX + column: value for column, value in program.size}
     if program.n_params:
-        stated = {"n_params": program.n_params, "flops_per_token": program.flops_per_token}
-        found |= {SIZE_PREFIX + column: value for column, value in (*program.size, *stated.items())}
+        found[f"{SIZE_PREFIX}n_params"] = program.n_params
+    if program.flops_per_token:
+        found[f"{SIZE_PREFIX}flops_per_token"] = program.flops_per_token
     return found
 
 

@@ -265,21 +265,26 @@ class ProgramTable(Table):
         known = {*PLACEHOLDERS, *self.derive, *columns}
         templates = [*self.command, *self.resume, *self.container, *self.env.values()]
         templates += [part for pair in self.files() for part in pair]
-        for template in templates:
+        problems: dict[str, UsageError] = {}
+        for template in (*templates, self.checkpoint):
+            also = {"step"} if template == self.checkpoint else set()
             for name in placeholders(template):
-                if name not in known:
-                    raise unknown_placeholder(name, repr(template), known)
-        for name in placeholders(self.checkpoint):
-            if name not in {*known, "step"}:
-                raise unknown_placeholder(name, repr(self.checkpoint), known)
+                if name not in known | also:
+                    problems.setdefault(name, unknown_placeholder(name, repr(template), known))
         for text in (*self.derive.values(), self.result.final_step):
-            for name in sorted(parse(text).names):
-                if name not in known:
-                    raise UsageError(
+            for name in sorted(parse(text).names - known):
+                problems.setdefault(
+                    name,
+                    UsageError(
                         f"the name {name} in {text!r}",
                         "a placeholder of a number, or an entry of [program.derive]",
                         f"{did_you_mean(name, known)}Correct or remove the name.",
-                    )
+                    ),
+                )
+        if problems:
+            first, *others = problems.values()
+            more = "".join(f"; and {other.given}" for other in others)
+            raise UsageError(f"{first.given}{more}", first.allowed, first.do)
 
     def spec(self, *, version: str, container: str = "", row: SizeRow | None = None) -> ProgramSpec:
         """Return what the program computes, for a row of the table of sizes."""

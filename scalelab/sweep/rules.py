@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from scalelab.errors import UsageError
 from scalelab.sweep.shape_rule import shape_words
+from scalelab.sweep.size_table import table_words
 from scalelab.sweep.train_table import TrainTable
 from scalelab.theory.decay_rules import find_weight_decay_rule
 from scalelab.theory.noise_rule import NOISE_PREFIX
@@ -72,8 +73,12 @@ def rule_texts(sweep: SweepSpec) -> dict[str, str]:
     preset = f"{sweep.model.preset}: " if sweep.model.preset else ""
     at = ", at the geometric mean of D" if sweep.kind == "ladder" else ""
     base = "" if train.parametrization == "standard" else f", at d_model = {BASE_WIDTH}"
+    unused = sweep.program is not None and not {"lr", "lr_end"} & sweep.program.used()
+    rows = () if sweep.program is None else sweep.program.rows()
     return {
-        "lr": f"{train.lr:g}, as given"
+        "lr": "of the program"
+        if unused
+        else f"{train.lr:g}, as given"
         if train.lr
         else f"{lr_rule.name}: {lr_rule.formula}{base}{at}",
         "batch": f"{train.batch_seqs} sequences, as given"
@@ -83,6 +88,6 @@ def rule_texts(sweep: SweepSpec) -> dict[str, str]:
         if decay_rule is None
         else f"{decay_rule.name}: {decay_rule.formula}{at}",
         "schedule": train.schedule,
-        "shapes": f"{preset}{shape_words(sweep.shape_rules())}",
+        "shapes": table_words(rows) if rows else f"{preset}{shape_words(sweep.shape_rules())}",
         "parametrization": train.parametrization,
     }
