@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
+from scalelab.launch.program_failures import plain_text
 from scalelab.records.qualification import name_of
-from scalelab.records.run_dir import LOG_FILE, Attempt, RunDir, execution_of
+from scalelab.records.run_dir import (
+    LOG_FILE,
+    PROGRAM_OUTPUT_FILE,
+    Attempt,
+    RunDir,
+    execution_of,
+)
 from scalelab.records.states import BROKEN
 from scalelab.store.status import read_run_status
 from scalelab.sweep.execution import CHOICES
@@ -65,11 +73,11 @@ def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
     out.print(_state_line(run), soft_wrap=True)
     for attempt in run.attempts():
         out.print(_describe(attempt), soft_wrap=True)
-    tails = [_Tail(run.path / LOG_FILE, is_curve=False)]
+    tails = [_Tail(run.path / LOG_FILE)]
     if run.attempts():
-        tails.append(_Tail(run.attempts()[-1].metrics_path, is_curve=True))
+        tails += _tails_of(run.attempts()[-1])
     for tail in tails:
-        for line in tail.read(last=n_lines):
+        for line in tail.read(last=n_lines, is_last=not follows):
             out.print(line, soft_wrap=True)
     is_active = follows
     while is_active:
@@ -78,14 +86,22 @@ def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:
         newest = run.attempts()[-1].metrics_path if run.attempts() else None
         if newest is not None and newest not in [tail.path for tail in tails]:
             out.print(_describe(run.attempts()[-1]), soft_wrap=True)
-            tails.append(_Tail(newest, is_curve=True))
+            tails += _tails_of(run.attempts()[-1])
         for tail in tails:
-            for line in tail.read():
+            for line in tail.read(is_last=not is_active):
                 out.print(line, soft_wrap=True)
         if is_active:
             time.sleep(FOLLOW_INTERVAL_S)
     if follows:
         out.print(_state_line(run), soft_wrap=True)
+
+
+def _tails_of(attempt: Attempt) -> list[_Tail]:
+    """Return the growing files of an attempt: output of the user's program, and the curve."""
+    return [
+        _Tail(attempt.path / PROGRAM_OUTPUT_FILE, _program_lines),
+        _Tail(attempt.metrics_path, _curve_lines),
+    ]
 
 
 def _state_line(run: RunDir) -> str:
@@ -102,7 +118,10 @@ def _describe(attempt: Attempt) -> str:
         job = f", job {note['job_id']}" if note.get("job_id") else ""
         parts.append(f"on {note['host']}{job}")
     execution = execution_of(note)
-    parts += [name_of(execution)] if execution.keys() >= set(CHOICES) else []
+    if command := note.get("command"):
+        parts.append(shlex.join(map(str, command)))
+    elif execution.keys() >= set(CHOICES) and not execution.get("program"):
+        parts.append(name_of(execution))
     if changed := (note.get("qualification") or {}).get("changed"):
         parts.append(f"changed from {name_of(changed['from'])}: {changed['reason']}")
     source = note.get("resumed_from")
@@ -110,8 +129,12 @@ def _describe(attempt: Attempt) -> str:
         parts.append(f"resumed from step {source.get('step')} of attempt {source.get('attempt')}")
     ended = note.get("ended") or {}
     if ended:
-        reason = f" ({ended['reason']})" if ended.get("reason") else ""
-        parts.append(f"ended {ended.get('status')}{reason}")
+        why = ": ".join(
+            str(ended[key]).replace("_", " ") if key == "kind" else str(ended[key])
+            for key in ("kind", "reason")
+            if ended.get(key)
+        )
+        parts.append(f"ended {ended.get('status')}{f' ({why})' if why else ''}")
     parts += [f"warning: {w.get('message')}" for w in note.get("warnings") or ()]
     return "; ".join(parts).translate(CONTROLS)
 
@@ -119,13 +142,16 @@ def _describe(attempt: Attempt) -> str:
 class _Tail:
     """The last lines of a growing file."""
 
-    def __init__(self, path: Path, *, is_curve: bool) -> None:
+    def __init__(self, path: Path, shown: Callable[[str], Iterable[str]] | None = None) -> None:
         self.path = path
-        self.is_curve = is_curve
+        self._shown = shown or _plain_lines
         self.offset: int | None = None
 
-    def read(self, last: int | None = None) -> Iterator[str]:
-        """Yield the lines added since the last call; the first call yields the last lines."""
+    def read(self, last: int | None = None, *, is_last: bool = False) -> Iterator[str]:
+        """Yield the lines added since the last call; the first call yields the last lines.
+
+        An unfinished line waits for its end, or for the call with ``is_last``.
+        """
         try:
             with self.path.open("rb") as file:
                 if self.offset is None:
@@ -140,11 +166,22 @@ class _Tail:
                 "a readable file",
                 f"Make it readable: chmod u+r {self.path}",
             ) from error
-        end = data.rfind(b"\n") + 1
+        end = len(data) if is_last else data.rfind(b"\n") + 1
         self.offset += end
-        lines = data[:end].decode("utf-8", "replace").splitlines()
-        for line in lines if last is None else lines[len(lines) - min(last, len(lines)) :]:
-            yield _curve_line(line) if self.is_curve else line.translate(CONTROLS)
+        lines = list(self._shown(data[:end].decode("utf-8", "replace")))
+        yield from lines if last is None else lines[len(lines) - min(last, len(lines)) :]
+
+
+def _plain_lines(text: str) -> Iterator[str]:
+    return (line.translate(CONTROLS) for line in text.splitlines())
+
+
+def _program_lines(text: str) -> Iterator[str]:
+    return (line.translate(CONTROLS) for line in plain_text(text).splitlines())
+
+
+def _curve_lines(text: str) -> Iterator[str]:
+    return map(_curve_line, text[: text.rfind("\n") + 1].splitlines())
 
 
 def _curve_line(line: str) -> str:

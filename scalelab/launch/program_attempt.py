@@ -50,7 +50,7 @@ from scalelab.launch.program_process import ENDED_FILE, TOKEN_VARIABLE, ProcessT
 from scalelab.launch.program_result import ProgramResult, record_of, result_of, size_problem
 from scalelab.records.attempt_note import first_note
 from scalelab.records.machine import cpu_name
-from scalelab.records.run_dir import Attempt, RunDir
+from scalelab.records.run_dir import PROGRAM_OUTPUT_FILE, Attempt, RunDir
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.program import OWN_READER, ProgramExecution
 from scalelab.sweep.program_render import Place, rendered, used_placeholders, values
@@ -62,8 +62,6 @@ FENCE_INTERVAL_S = 1.0
 CHECKPOINT_INTERVAL_S = 2.0
 ASKED_WAIT_S = 0.5
 """Seconds in which a stop request may follow the signal that the program got directly."""
-OUTPUT_FILE = "output.txt"
-"""Output of the program, in the attempt's folder."""
 REPORTED_FILE = "reported.jsonl"
 """Rows that the program writes for scalelab, in the attempt's folder; its curve is made of them."""
 FENCED = Ending(status="preempted", reason="a newer attempt has claimed the run")
@@ -116,7 +114,7 @@ class ProgramAttempt:
             self.note[FRESH_START] = True
         self.attempt.write_note(self.note)
         self.out_dir = out_dir_of(self.attempt, in_place=self.program.in_place)
-        self.output_path = self.attempt.path / OUTPUT_FILE
+        self.output_path = self.attempt.path / PROGRAM_OUTPUT_FILE
         self.started_s = time.monotonic()
         self.earlier_wall_s = 0.0
         self.checkpoint_step: int | None = None
@@ -273,10 +271,8 @@ class ProgramAttempt:
             self._correct_resumed_step(rows[0].step - 1, output)
         if reason := self.curve.add(rows):
             return Ending(status="diverged", kind=DIVERGED, reason=reason)
-        problem = output.problem or size_problem(self.spec, output)
-        if problem:
-            tail = () if output.problem else output_tail(self.output_path)
-            return Ending(status="failed", kind=NO_RESULT, reason=with_tail(problem, tail))
+        if problem := output.problem or size_problem(self.spec, output):
+            return Ending(status="failed", kind=NO_RESULT, reason=problem)
         return None
 
     def _record(self, result: ProgramResult) -> Ending:

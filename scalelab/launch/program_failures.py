@@ -60,11 +60,7 @@ class Ending:
 
 
 def output_tail(path: Path) -> tuple[str, ...]:
-    """Return the last lines of a program's output as plain text.
-
-    Colours and other control characters are removed; of a line that was rewritten with carriage
-    returns, as progress bars do, the last version counts.
-    """
+    """Return the last lines of a program's output, as `plain_text` gives them."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -72,12 +68,20 @@ def output_tail(path: Path) -> tuple[str, ...]:
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ()
+    return tuple([line for line in plain_text(text).split("\n") if line][-TAIL_LINES:])
+
+
+def plain_text(text: str) -> str:
+    """Return output of a program without colours and control characters, in lines.
+
+    Of a line that was rewritten with carriage returns, as progress bars do, the last version
+    counts. Long lines are cut.
+    """
     lines = []
     for line in _ANSI.sub("", text).split("\n"):
         last = line.rstrip("\r").rpartition("\r")[2]
-        if plain := _CONTROL.sub("", last).rstrip():
-            lines.append(plain[:LONGEST_LINE])
-    return tuple(lines[-TAIL_LINES:])
+        lines.append(_CONTROL.sub("", last).rstrip()[:LONGEST_LINE])
+    return "\n".join(lines)
 
 
 def failure_kind(code: int | None, tail: Sequence[str], *, has_row: bool, is_resumed: bool) -> str:
@@ -121,8 +125,8 @@ def code_words(code: int | None) -> str:
 
 
 def with_tail(sentence: str, tail: Sequence[str]) -> str:
-    """Return a reason with the last lines of the program's output."""
-    return sentence if not tail else "\n".join([f"{sentence}; its last output:", *tail])
+    """Return a reason with the last lines of the program's output, in one line for tables."""
+    return sentence if not tail else f"{sentence}; its last output: {' | '.join(tail)}"
 
 
 class RetryRule:

@@ -7,6 +7,8 @@
     attempts/<k>-<token>/attempt.json  host, execution and end of the attempt
     attempts/<k>-<token>/metrics.jsonl training curve; only lines that end in a newline count
     attempts/<k>-<token>/checkpoint-<step>/  complete or absent, by rename
+    attempts/<k>-<token>/out/          files of a user's program, if one trains the run
+    attempts/<k>-<token>/output.txt    its output
     attempts/<k>-<token>/record.json   the result, by rename
     accepted                           name of the accepted attempt, created with O_EXCL
 
@@ -49,6 +51,9 @@ PRUNED_FILE = "pruned.json"
 
 LOG_FILE = "log.txt"
 """Output of the run's worker, in the run folder."""
+
+PROGRAM_OUTPUT_FILE = "output.txt"
+"""Output of the user's program, in the attempt folder."""
 
 PARTIAL_CHECKPOINT = ".partial-"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(?P<step>\d+)")

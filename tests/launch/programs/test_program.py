@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scalelab.program_log import ProgramLog
 from scalelab.records.run_dir import RunDir
 from scalelab.store.status import read_run_status
 from tests.launch.programs.conftest import N_PARAMS, is_alive
@@ -124,7 +125,7 @@ def test_the_error_has_the_last_lines_without_colours_and_progress_bars(program)
     """
     trained = program(text)
     trained.train()
-    assert trained.end()["reason"].splitlines()[-3:] == ["red end", "90 %", "no newline"]
+    assert trained.end()["reason"].endswith("its last output: red end | 90 % | no newline")
 
 
 def test_steps_that_are_repeated_after_a_restart_are_shown_once(program):
@@ -314,6 +315,29 @@ def test_pass_env_hides_the_other_variables(program, monkeypatch):
     names = (trained.run.attempts()[0].path / "output.txt").read_text().split()
     assert {"HF_HOME", "PATH"} <= set(names)
     assert "SECRET_TOKEN" not in names
+
+
+def test_the_helper_writes_what_is_read(program, monkeypatch):
+    header = f"""
+from scalelab.program_log import ProgramLog
+log = ProgramLog(n_params={N_PARAMS}, flops_per_token=7.0)
+for step in range(1, 21):
+    log.row(step, 5.0, lr=0.1, grad_norm=1.5)
+log.final(3.25, loss_se=0.01, evals={{"code": 2}})
+"""
+    trained = program("", header=header)
+    assert trained.train() == "done"
+    record = trained.record()
+    assert (record.loss_nats, record.loss_se_nats) == (3.25, 0.01)
+    assert record.flops["reported"] == 7 * 2560
+    assert trained.rows()[-1]["grad_norm"] == 1.5
+    assert trained.end()["evals"] == {"code": 2}
+    monkeypatch.delenv("SCALELAB_METRICS", raising=False)
+    ProgramLog().row(1, 2.0)
+    monkeypatch.setenv("SCALELAB_METRICS", str(trained.run.path / "other"))
+    monkeypatch.setenv("RANK", "1")
+    ProgramLog().row(1, 2.0)
+    assert not (trained.run.path / "other").exists()
 
 
 def test_units_other_than_nats_are_converted(program):

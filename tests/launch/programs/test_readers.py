@@ -2,12 +2,17 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from scalelab.launch.program_checkpoints import count_safetensors
-from tests.launch.programs.conftest import N_PARAMS
+from scalelab.launch.program_failures import output_tail
+from scalelab.launch.program_output import OwnOutput
+from scalelab.sweep.program import ProgramSpec
+from scalelab.sweep.run_spec import RunSpec
+from tests.launch.programs.conftest import N_PARAMS, SHAPE
 
 NANOGPT = f"""
 import os, sys, time
@@ -128,3 +133,25 @@ def test_parameters_are_counted_in_the_headers_of_safetensors(tmp_path):
     assert count_safetensors(tmp_path) == 37
     path.write_bytes(path.read_bytes()[:-1])
     assert count_safetensors(tmp_path) is None
+
+
+def test_endless_lines_and_outputs_are_read_in_little_memory(tmp_path):
+    path = tmp_path / "reported.jsonl"
+    row = b'{"step": 1, "loss": 5.0}\n'
+    path.write_bytes(row + bytes(48 << 20) + b"\n" + row)
+    output = OwnOutput(path, _spec())
+    tracemalloc.start()
+    rows = output.read(is_last=True)
+    assert output_tail(path)[-1] == '{"step": 1, "loss": 5.0}'
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(rows), output.last_step) == (2, 1)
+    assert peak < 24 << 20
+
+
+def _spec() -> RunSpec:
+    return RunSpec(
+        shape=SHAPE, seq_len=32, batch_seqs=4, n_steps=20, lr=1e-3, warmup_steps=2,
+        data_fingerprint="undeclared", eval_fingerprint="undeclared", tokenizer="bytes", seed=1,
+        program=ProgramSpec(command=("x",)),
+    )  # fmt: skip
