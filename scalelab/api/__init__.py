@@ -18,7 +18,7 @@ from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
-from scalelab.api.folders import archive, merge, remove, restore
+from scalelab.api.folders import archive, disk_usage, merge, remove, restore
 from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.replay import ReplayReport, replay_adaptive
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from scalelab.records.archive import ArchiveReport
     from scalelab.records.merge import MergePlan
     from scalelab.records.removal import RemovalPlan
+    from scalelab.records.space import DiskUsage
     from scalelab.records.sweep_dir import SavedPlan
     from scalelab.records.types import Observations
     from scalelab.store.reading import Reading
@@ -80,6 +81,7 @@ _TYPES = {
     "scalelab.records.archive": "ArchiveReport",
     "scalelab.records.merge": "MergePlan",
     "scalelab.records.removal": "RemovalPlan",
+    "scalelab.records.space": "DiskUsage",
     "scalelab.records.sweep_dir": "SavedPlan",
     "scalelab.records.types": "Observations",
     "scalelab.store.reading": "Reading",
@@ -100,6 +102,7 @@ __all__ = [
     "check_lr",
     "compare",
     "decide",
+    "disk_usage",
     "fit",
     "keep_pruned",
     "launch",
@@ -129,6 +132,7 @@ __all__ += [
     "CancelReport",
     "Comparison",
     "Decision",
+    "DiskUsage",
     "FitReport",
     "FitWarning",
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalelab.records.merge import MergePlan
     from scalelab.records.parts import Progress
     from scalelab.records.removal import RemovalPlan
+    from scalelab.records.space import DiskUsage
 
 
 def merge(
@@ -286,3 +287,16 @@ def _check_choice(conflicts: str | None) -> None:
 
     if conflicts not in (None, OURS, THEIRS):
         raise UsageError(f"conflicts {conflicts!r}", "ours or theirs", "Try --conflicts ours.")
+
+
+def disk_usage(results: str | Path = DEFAULT_RESULTS) -> DiskUsage:
+    """Return what takes space in a results folder, and what could go with which command.
+
+    Raises
+    ------
+    DataError
+        If the folder does not exist, or a plan cannot be read.
+    """
+    from scalelab.records.space import disk_usage as measure
+
+    return measure(existing(results))

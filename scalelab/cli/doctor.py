@@ -8,6 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from scalelab.cli.devices import check_accelerator, check_slurm
 from scalelab.cli.machine import MISSING, OK, PROBLEM, Check, check_memory, check_results
@@ -35,6 +38,12 @@ _STYLES = {OK: "green", MISSING: "yellow", PROBLEM: "bold red"}
 
 
 def doctor(
+    disk: Annotated[
+        bool,
+        typer.Option(
+            "--disk", help="Instead, say what takes space in the results folder and what could go."
+        ),
+    ] = False,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
@@ -44,7 +53,19 @@ def doctor(
     are missing.
 
     Example: scalelab doctor --results runs/
+
+    What takes space: scalelab doctor --disk
     """
+    if disk:
+        from scalelab.api.folders import disk_usage
+        from scalelab.cli.space_view import print_space
+
+        usage = disk_usage(results)
+        if as_json:
+            emit_json({"schema": 1, "command": "doctor", "disk": usage})
+        else:
+            print_space(usage, results)
+        return 0
     checks = examine(results)
     bad = [check for check in checks if check.is_base and check.status != OK]
     if as_json:

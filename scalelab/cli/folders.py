@@ -222,6 +222,8 @@ def archive(
     if as_json:
         emit_json({"schema": 1, "command": "archive", **asdict(report)})
         return EXIT_OK
+    for name in report.left_out:
+        warn(f"left out: {name}, which is a link to a folder, or no file")
     out = console()
     out.print(
         f"{report.file}: {count_kinds(report.parts)}; {plural(report.n_files, 'file')} of "

@@ -5,7 +5,7 @@ to the other machine. There, from a checkout of the source::
 
     PYTHONPATH=.:kernels python -m scalelab.launch.folders RESULTS --sweep NAME
 
-Copy the run folders back, then ``scalelab collect`` and ``scalelab fit``. The local launcher's
+Bring the folder back with ``scalelab merge``, then ``scalelab fit``. The local launcher's
 workers train the runs, those with the fewest FLOPs first, so that a sweep that is stopped early has
 whole budgets. Run the same command again to continue.
 """

@@ -33,6 +33,7 @@ from scalelab.records.parts import (
     SWEEP,
     Part,
     Progress,
+    odd_entries,
     walk,
 )
 from scalelab.records.sweep_dir import Results
@@ -61,6 +62,8 @@ class ArchiveReport:
         Files in it and their size.
     archive_bytes : int
         Size of the archive.
+    left_out : tuple of str
+        Entries that are not in it, such as links to folders.
     """
 
     file: Path
@@ -69,6 +72,7 @@ class ArchiveReport:
     n_files: int
     n_bytes: int
     archive_bytes: int
+    left_out: tuple[str, ...]
 
 
 def ending_of(file: Path) -> str:
@@ -203,6 +207,11 @@ def write_archive(
         n_files=len(files),
         n_bytes=total,
         archive_bytes=archive_bytes,
+        left_out=tuple(
+            f"{FOLDERS[part.kind]}/{part.name}/{name}"
+            for part in parts
+            for name in odd_entries(part.path(results))
+        ),
     )
 
 

@@ -31,6 +31,7 @@ from scalelab.records.parts import (
     Write,
     copy,
     list_parts,
+    odd_entries,
 )
 from scalelab.records.run_dir import RunDir
 from scalelab.units import plural
@@ -156,6 +157,9 @@ def plan_merge(
                 continue
             is_new = not part.path(ours).exists()
         writes += found
+        for write in found:
+            if write.source is not None and (odd := odd_entries(write.source)):
+                left_out.append(f"{part.label}: {odd[0]} is no file{_more(odd)}")
         if prefer is None or part.kind != RUN:
             conflicts += issues
         if found:
@@ -297,6 +301,10 @@ def _merge_run(
         for name in (f"attempts/{attempt.path.name}", f"{CLAIMS}/{attempt.number}")
     }
     return [Write(target=here.path, source=there.path, skips=frozenset(skips))], []
+
+
+def _more(names: Sequence[str]) -> str:
+    return f", and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _known_entries() -> set[str]:

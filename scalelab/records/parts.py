@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scalelab.corpus.shards import MANIFEST_NAME
-from scalelab.errors import DataError
 from scalelab.records.files import list_entries
 from scalelab.records.run_dir import PARTIAL_CHECKPOINT
 
@@ -36,6 +36,9 @@ FOLDERS = {
 LOCK_FILE = "launcher.lock"
 SCRATCH = ".scalelab-scratch-"
 """Start of the name of a working folder of merge, remove and restore, in the results folder."""
+
+_TEMPORARY = re.compile(rf"{re.escape(PARTIAL_CHECKPOINT)}.*|\..+\.\d+(\.[0-9a-f]{{8}})?")
+"""Names of files and folders that are being written (`scalelab.records.files`)."""
 
 Progress = Callable[[str, int, int], None]
 """Receives what is done, and how many bytes of how many."""
@@ -117,15 +120,33 @@ def list_parts(results: Path) -> list[Part]:
 def walk(path: Path, skips: frozenset[str] = frozenset()) -> Iterator[tuple[str, Path]]:
     """Yield the files and folders of a part with their paths in it, a folder before its content.
 
-    A file yields itself as ``""``. Locks and hidden files, which are temporary, are left out.
-
-    Raises
-    ------
-    DataError
-        If something is neither a file nor a folder, or is a link to a folder.
+    A file yields itself as ``""``. Locks, temporary files, and what `odd_entries` returns are left
+    out. A link to a file counts as the file.
     """
+    for name, entry in _entries(path, skips):
+        if not is_odd(entry):
+            yield name, entry
+
+
+def odd_entries(path: Path) -> list[str]:
+    """Return what `walk` leaves out because it is neither a file nor a folder, or cannot be read.
+
+    Links to folders are among it: programs make them, for example ``latest``.
+    """
+    return [name for name, entry in _entries(path, frozenset()) if is_odd(entry)]
+
+
+def is_odd(path: Path) -> bool:
+    """Whether a path is neither a regular file, or link to one, nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return True
+    return not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and not path.is_symlink()))
+
+
+def _entries(path: Path, skips: frozenset[str]) -> Iterator[tuple[str, Path]]:
     if not path.is_dir():
-        _check_kind(path)
         yield "", path
         return
     pending = [("", path)]
@@ -133,11 +154,10 @@ def walk(path: Path, skips: frozenset[str] = frozenset()) -> Iterator[tuple[str,
         prefix, folder = pending.pop(0)
         for entry in sorted(folder.iterdir()):
             name = f"{prefix}{entry.name}"
-            if entry.name.startswith(".") or entry.name == LOCK_FILE or name in skips:
+            if _TEMPORARY.fullmatch(entry.name) or entry.name == LOCK_FILE or name in skips:
                 continue
-            _check_kind(entry)
             yield name, entry
-            if entry.is_dir():
+            if entry.is_dir() and not entry.is_symlink():
                 pending.append((f"{name}/", entry))
 
 
@@ -191,17 +211,3 @@ def checkpoint_folders(attempt: Path) -> list[Path]:
 
 def _blocks(status: os.stat_result) -> int:
     return status.st_blocks * 512
-
-
-def _check_kind(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise DataError(
-            f"{path}, which cannot be read ({error.strerror})",
-            "files and folders that this user may read",
-            "Make it readable, or remove it.",
-        ) from None
-    if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and not path.is_symlink())):
-        what = "a link to a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
-        raise DataError(f"{path}, which is {what}", "files and folders", "Move it elsewhere.")

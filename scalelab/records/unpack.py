@@ -1,9 +1,9 @@
 """Unpack an archive of `scalelab.records.archive` into an empty folder.
 
 An archive may come from a stranger. Only regular files are accepted, only with the names and sizes
-of the manifest, and only names that a results folder has: no absolute names, no ``..``, no links,
-no hidden files. Nothing is written that the manifest does not announce, and it may not announce
-more than the disk has free.
+of the manifest, and only names that a results folder has: no absolute names, no ``..``, no links.
+What the manifest does not announce is not written, and it may not announce more than the disk has
+free.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_NAME_BYTES = 1024
 MAX_DEPTH = 16
 _ROOTS = {FOLDERS[kind]: kind for kind in (RUN, SWEEP, IMPORT, DATASET, SOURCE)}
 _RUN_ID = re.compile(rf"[0-9a-f]{{{RUN_ID_LENGTH}}}")
-_COMPONENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
+_COMPONENT = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f]{1,200}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MEMBER_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
@@ -172,7 +172,7 @@ class _Reader:
             return (header.name if long_name is None else long_name), header.size
 
     def read(self, n_bytes: int) -> bytes:
-        """Return exactly so many bytes."""
+        """Return exactly this number of bytes."""
         parts, left = [], n_bytes
         while left:
             part = self.stream.read(min(left, COPIED_BYTES))
@@ -239,6 +239,7 @@ def _checked(file: Path, path: Any, *, is_folder: bool = False) -> str:
         and all(_COMPONENT.fullmatch(part) and part != LOCK_FILE for part in parts)
         and path.isprintable()
         and parts[0] in _ROOTS
+        and not parts[1].startswith(".")
         and (parts[0] != FOLDERS[RUN] or _RUN_ID.fullmatch(parts[1]))
         and (is_folder or parts[0] == FOLDERS[SOURCE] or len(parts) > 2)
     )

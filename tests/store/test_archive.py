@@ -148,10 +148,33 @@ def test_what_cannot_be_archived_is_refused(make, tmp_path):
     api.archive("demo", tmp_path / "a.tar.gz", results=make.path)
     with pytest.raises(UsageError, match="which exists"):
         api.archive("demo", tmp_path / "a.tar.gz", results=make.path)
-    (run.path / "link").symlink_to(tmp_path)
-    with pytest.raises(DataError, match="a link to a folder"):
-        api.archive("demo", tmp_path / "b.tar.gz", results=make.path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar.gz", "results"]
+
+
+def test_links_to_folders_are_named_and_hidden_files_come_along(make, tmp_path):
+    run = make.done(1)
+    out = make.run(1).attempts()[0].path / "out"
+    (out / ".hydra").mkdir(parents=True)
+    (out / ".hydra" / "config.yaml").write_text("lr: 1")
+    (out / "latest").symlink_to(out / ".hydra")
+    (out / "dangling").symlink_to(out / "gone")
+    (out / "best.pt").symlink_to(out / ".hydra" / "config.yaml")
+    os.mkfifo(out / "pipe")
+    (run.path / ".accepted.77.0123abcd").write_text("")
+    make.sweep("demo", [run])
+    report = api.archive("demo", tmp_path / "a.tar.gz", results=make.path)
+    odd = [name.rpartition("/")[2] for name in report.left_out]
+    assert odd == ["dangling", "latest", "pipe"]
+    plan = api.restore(tmp_path / "a.tar.gz", results=tmp_path / "restored")
+    assert plan.left_out == ()
+    plan = api.merge(make.path, results=tmp_path / "merged")
+    assert "dangling is no file, and 2 more" in plan.left_out[0]
+    for name in ("restored", "merged"):
+        copy = tmp_path / name / out.relative_to(make.path)
+        assert sorted(p.name for p in copy.iterdir()) == [".hydra", "best.pt"]
+        assert (copy / ".hydra" / "config.yaml").read_text() == "lr: 1"
+        assert (copy / "best.pt").read_text() == "lr: 1"
+        assert not list((tmp_path / name / "runs" / run.run_id).glob(".accepted*"))
 
 
 # Hostile archives.
@@ -186,7 +209,7 @@ def special(kind: bytes, name: str = GOOD, target: str = "", size: int = 0) -> t
 ONE = manifest_of([entry(GOOD)])
 BAD_NAMES = (
     *("../x", "/etc/passwd", "runs/../../x", "sweeps/demo/../../../x", "sweeps/../x/y"),
-    *("sweeps/.x/y", "sweeps/demo/.hidden", ".scalelab-live.duckdb", "scalelab.duckdb"),
+    *("sweeps/.x/y", ".scalelab-live.duckdb", "scalelab.duckdb"),
     *("runs/zz/spec.json", "runs/0123456789ab", "trunks/x/y", "sweeps/demo", "sweeps", ""),
     *("sweeps/demo/launcher.lock", "sweeps\\demo\\x", "sweeps/demo/a\\b", "sweeps/demo/a\0b"),
     *("sweeps/demo/a\nb", "sweeps/-rf/x", "sweeps/" + "n" * 65 + "/x", "data//x", "./sweeps/a/b"),
