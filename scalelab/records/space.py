@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalelab.errors import DataError
@@ -115,7 +115,7 @@ def disk_usage(results: Path) -> DiskUsage:
     removable, problems = [], []
     for option, what in FREEING.items():
         try:
-            plan = plan_removal(results, RemoveOptions(**{option: True}))
+            plan = plan_removal(results, replace(RemoveOptions(), **{option: True}))
         except DataError as error:
             problems.append(f"{what}: {error.given}")
             continue
