@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.errors import DataError
@@ -28,13 +28,21 @@ from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
 from scalelab.units import plural
 
-FREEING = {
-    "checkpoints": "checkpoints of finished runs",
-    "superseded": "attempts of finished runs that the result is not from",
-    "unused_data": "datasets that no run uses",
-    "orphans": "runs that no sweep has",
-    "caches": "trunk states and leftovers of interrupted commands",
-}
+FREEING = (
+    ("checkpoints", "checkpoints of finished runs", RemoveOptions(checkpoints=True)),
+    (
+        "superseded",
+        "attempts of finished runs that the result is not from",
+        RemoveOptions(superseded=True),
+    ),
+    ("unused-data", "datasets that no run uses", RemoveOptions(unused_data=True)),
+    ("orphans", "runs that no sweep has", RemoveOptions(orphans=True)),
+    (
+        "caches",
+        "trunk states and leftovers of interrupted commands",
+        RemoveOptions(caches=True),
+    ),
+)
 """Options of `scalelab remove`, and what each removes."""
 
 _KINDS = {
@@ -113,15 +121,15 @@ def disk_usage(results: Path) -> DiskUsage:
             kinds["curves and records"] -= n_bytes
     kinds["other"] = kinds.get("other", 0) + disk_bytes(results) - sum(kinds.values())
     removable, problems = [], []
-    for option, what in FREEING.items():
+    for option, what, options in FREEING:
         try:
-            plan = plan_removal(results, replace(RemoveOptions(), **{option: True}))
+            plan = plan_removal(results, options)
         except DataError as error:
             problems.append(f"{what}: {error.given}")
             continue
         count = len(plan.parts) + len(plan.folders)
         if count:
-            command = f"scalelab remove --{option.replace('_', '-')}"
+            command = f"scalelab remove --{option}"
             removable.append(Removable(what=what, n_bytes=plan.n_bytes, command=command))
     removable += _sweeps(folder, sizes)
     return DiskUsage(
