@@ -21,6 +21,7 @@ from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
 from scalelab.api.folders import archive, disk_usage, merge, remove, restore
 from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.predictions import ScoresReport, register, scores
+from scalelab.api.programs import ProgramCheck, check_program, probe_program
 from scalelab.api.replay import ReplayReport, replay_adaptive
 from scalelab.api.sweeps import (
     cancel,
@@ -100,6 +101,7 @@ __all__ = [
     "backtest",
     "cancel",
     "check_lr",
+    "check_program",
     "compare",
     "decide",
     "disk_usage",
@@ -114,6 +116,7 @@ __all__ = [
 __all__ += [
     "plan",
     "predict",
+    "probe_program",
     "propose",
     "register",
     "remove",
@@ -147,6 +150,7 @@ __all__ += [
 ]
 __all__ += [
     "Plan",
+    "ProgramCheck",
     "Proposal",
     "RemovalPlan",
     "ReplayReport",

@@ -9,7 +9,7 @@ import typer
 
 from scalelab.cli.options import PlanOptions, option
 from scalelab.cli.spec_options import spec_values, spread_options
-from scalelab.cli.sweep_spec import sweep_of
+from scalelab.cli.sweep_spec import gives_sizes, sweep_of
 from scalelab.errors import EXIT_OK, UsageError
 
 REPLAY = "Replay on existing runs"
@@ -123,7 +123,7 @@ def adaptive(
         tokenizer = str(values.get("data", "tokenizer") or "bytes")
         if values.get("program") is not None:
             tokenizer = "of the program"
-        is_listed = values.get("model", "shape_list") is not None
+        is_listed = gives_sizes(values)
         any_axes = {"n_tokens": "1M"} if is_listed else {"n_params": "1M", "n_tokens": "1M"}
         # The largest run of the default pool costs about the budget.
         table = ALIGNED if flops >= ALIGNED_FROM_FLOPS else FINE

@@ -67,6 +67,18 @@ def sweep_of_file(content: Mapping[str, Any], values: SpecValues, *, source: str
     return checked(sweep_from_mapping(whole, source=source), values)
 
 
+def gives_sizes(values: SpecValues) -> bool:
+    """Say whether the options list the models themselves: explicit shapes, or a table of sizes."""
+    is_listed, program = values.get("model", "shape_list") is not None, values.get("program")
+    if is_listed or program is None:
+        return is_listed
+    from scalelab.sweep.option import validated
+    from scalelab.sweep.program_table import ProgramTable, read_program
+
+    table = validated(ProgramTable, read_program(program), source=str(program))
+    return bool(table.size.by == "table")
+
+
 def resume_changes(values: SpecValues) -> dict[str, Any]:
     """Return the tables that the options of `resume` change, with their fields as text."""
     usable = usable_settings(values, launcher="local")

@@ -9,7 +9,7 @@ import typer
 
 from scalelab.cli.options import FROM_HELP, PlanOptions, option
 from scalelab.cli.spec_options import SpecValues, spec_values, spread_options
-from scalelab.cli.sweep_spec import checked, content_of
+from scalelab.cli.sweep_spec import checked, content_of, gives_sizes
 from scalelab.cli.tune_view import print_answer, search
 from scalelab.errors import UsageError
 
@@ -75,8 +75,7 @@ def tune(
     if transfer:
         given = {"--from": from_file, "--map": mapping, "--where": where, "--predict": predict}
         return _transfer(values, given, level, seed, options)
-    is_listed = values.get("model", "shape_list") is not None
-    cells = [is_listed or values.get("n_params"), values.get("n_tokens")]
+    cells = [gives_sizes(values) or values.get("n_params"), values.get("n_tokens")]
     if (from_file is None) != all(cells) or (from_file is not None and any(cells)):
         raise UsageError(
             "no table and no cells to run" if from_file is None else "a table and cells to run",

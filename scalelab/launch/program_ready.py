@@ -51,7 +51,7 @@ def planned_place(
         python=sys.executable,
         n_devices=execution.n_devices,
         n_nodes=n_nodes,
-        gpus_per_node=n_tasks if execution.device == "cuda" else 0,
+        gpus_per_node=n_tasks,
         micro_batch_seqs=execution.micro_batch_seqs,
     )
 

@@ -188,7 +188,10 @@ def validated(model: type[_Spec], content: Mapping[str, Any], *, source: str) ->
 
 def _as_usage_error(error: ValidationError, model: type[Table], source: str) -> UsageError:
     """Return the first problem of a validation, with the flag, the key and an example."""
-    first = error.errors(include_url=False)[0]
+    found_errors = error.errors(include_url=False)
+    # A misspelt key may be the one that is missing.
+    misspelt = (each for each in found_errors if each["type"] == "extra_forbidden")
+    first = next(misspelt, found_errors[0])
     path = tuple(str(part) for part in first["loc"])
     where = ".".join(path)
     # Entries of a list of tables have the same keys.
@@ -287,6 +290,7 @@ _ACCEPTED = {
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",
     "<aspect>": "power, a number from 1, or width:number,..",
+    "<file>": "the path of a sweep file, or a table",
     "<shapes>": "labels such as 4L-64d-4h,6L-96d-6h, or a CSV file",
 }
 
@@ -319,5 +323,5 @@ def _shown_default(value: Any) -> str:
 
 
 def _as_toml(value: str) -> str:
-    is_plain = re.fullmatch(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?|true|false", value)
+    is_plain = re.fullmatch(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?|true|false|\[.*\]|\{.*=.*\}", value)
     return value if is_plain else f'"{value}"'

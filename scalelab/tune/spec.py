@@ -83,6 +83,22 @@ class TuneSpec(Table):
         return {**rest, "sweep": {**content["sweep"], "train": train}}
 
     @model_validator(mode="after")
+    def _cells_of_a_program_need_no_rule(self) -> TuneSpec:
+        """Put the centre of a searched range in place of a rule, which may need a shape."""
+        train, changes = self.sweep.train, {}
+        if self.sweep.program is None:
+            return self
+        if self.lr is not None and train.lr is None:
+            changes["lr"] = float(f"{math.sqrt(self.lr[0] * self.lr[1]):.4g}")
+        if self.batch_seqs is not None and train.batch_seqs is None:
+            low, high = powers_of_two(self.batch_seqs)
+            changes["batch_seqs"] = 2 ** ((low + high) // 2)
+        if not changes:
+            return self
+        sweep = self.sweep.model_copy(update={"train": train.model_copy(update=changes)})
+        return self.model_copy(update={"sweep": sweep})
+
+    @model_validator(mode="after")
     def _search_is_possible(self) -> TuneSpec:
         if self.sweep.kind != "grid":
             raise UsageError(
