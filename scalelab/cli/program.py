@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalelab.sweep.spec import SweepSpec
 
 app = typer.Typer(
-    help="Your own training program: check the command of a sweep file, measure its models. "
+    help="Check your own training program. "
     "Example: scalelab program check examples/programs/nanogpt/sweep.toml",
     no_args_is_help=True,
 )

@@ -93,7 +93,7 @@ def test_the_job_of_a_program_has_the_tasks_of_its_launcher(
     for name, value in expected.items():
         assert f"#SBATCH --{name}={value}\n" in script
     assert ("#SBATCH --gpus-per-node=8\n" in script) == (gpus > 0)
-    # One process makes the attempt, whatever the number of tasks.
+    # One process makes the attempt, for any number of tasks.
     has_more = expected["nodes"] * expected["ntasks-per-node"] > 1
     assert ("--nodes=1 --ntasks=1" in script) == has_more
     assert "--kill-on-bad-exit" not in script
