@@ -10,6 +10,7 @@ from pathlib import Path
 
 ABSENT = ("duckdb", "matplotlib", "optuna", "pandas", "plotly", "pyarrow", "pydantic")
 ABSENT += ("pydantic_core", "rich", "scipy", "streamlit", "submitit", "tokenizers", "typer")
+ABSENT += ("sentencepiece", "tiktoken")
 HIDE = f"""
 import importlib.machinery as machinery
 

@@ -33,7 +33,7 @@ from scalelab.corpus.spool import Progress
 from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_identity import identify, sampled_digest
 from scalelab.corpus.token_source import TokenSource
-from scalelab.corpus.token_split import held_out, read_stream, without
+from scalelab.corpus.token_split import held_out, read_stream, require_enough, without
 from scalelab.corpus.tokenizer_files import FileTokenizer, source_tokenizer
 from scalelab.corpus.tokenizer_names import short_name
 from scalelab.errors import UsageError
@@ -167,6 +167,8 @@ def describe_tokens(source: DataSource, results: Path) -> Described | None:
     n_eval = source.eval_tokens
     if evaluation is not None:
         n_eval = min(n_eval, evaluation.n_tokens)
+    elif tokens.arrays is None:
+        require_enough(tokens.n_tokens, n_eval)
     tokenizer = token_tokenizer(source)
     vocab_size = _declared_vocab(source, tokenizer)
     if vocab_size is None:

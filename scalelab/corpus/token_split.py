@@ -39,12 +39,7 @@ def held_out(stream: TokenStream, eval_tokens: int, end_token: int | None) -> li
         When fewer than twice as many tokens exist.
     """
     n_tokens = len(stream)
-    if 2 * eval_tokens > n_tokens:
-        raise DataError(
-            f"{n_tokens:,} tokens for an evaluation set of {eval_tokens:,}",
-            "at least twice as many tokens as the evaluation set has",
-            f"Use a smaller evaluation set, for example --eval-tokens {max(1, n_tokens // 16)}.",
-        )
+    require_enough(n_tokens, eval_tokens)
     window = min(WINDOW_TOKENS, -(-eval_tokens // FEWEST_WINDOWS))
     n_windows = -(-eval_tokens // window)
     found: list[HeldOut] = []
@@ -62,6 +57,16 @@ def held_out(stream: TokenStream, eval_tokens: int, end_token: int | None) -> li
             end = _find_end(stream, stop - 1, last, end_token) or stop
         found.append(HeldOut(start=start, stop=stop, end=end))
     return found
+
+
+def require_enough(n_tokens: int, eval_tokens: int) -> None:
+    """Raise DataError when fewer than twice as many tokens exist as are held out."""
+    if 2 * eval_tokens > n_tokens:
+        raise DataError(
+            f"{n_tokens:,} tokens for an evaluation set of {eval_tokens:,}",
+            "at least twice as many tokens as the evaluation set has",
+            f"Use a smaller evaluation set, for example --eval-tokens {max(1, n_tokens // 16)}.",
+        )
 
 
 def _find_end(stream: TokenStream, start: int, limit: int, end_token: int) -> int | None:

@@ -291,7 +291,7 @@ def loss_problem(execution: ExecutionSpec, spec: RunSpec) -> tuple[str, str, str
             f"attention = {execution.attention} with is_document_masked = true",
             f"attention = auto, {', '.join(MASKING_ATTENTIONS)} where attention stays inside a "
             "document",
-            "Use --attention auto, or remove --is-document-masked.",
+            "Use --attention auto, or remove --document-mask.",
         )
     return None
 

@@ -173,9 +173,9 @@ def planned_run(
 def _end_token(data: DataFacts) -> int:
     if data.end_token is None:
         raise UsageError(
-            "is_document_masked = true for tokens without a token that ends a document",
+            "--document-mask for tokens without a token that ends a document",
             "tokens whose documents end with one token",
-            "Give it, for example --end-token 50256, or remove --is-document-masked.",
+            "Give it, for example --end-token 50256, or remove --document-mask.",
         )
     return data.end_token
 
