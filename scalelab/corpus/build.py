@@ -80,7 +80,7 @@ def build_dataset(
     tokens, evaluation, files = _inputs(source, results)
     listing, newest_s = _listing(source, files)
     known = data / "sources" / f"{listing}.json"
-    found = _known_dataset(source, known, data, checks_hashes=checks_hashes)
+    found = _known_dataset(source, files, known, checks_hashes=checks_hashes)
     if found is not None:
         return found
     with _scratch_folder(data) as scratch:
@@ -106,9 +106,10 @@ def build_dataset(
 
 def find_built(source: DataSource, results: Path) -> tuple[Path, Manifest] | None:
     """Return the dataset that was built from these files, or None."""
-    listing, _ = _listing(source, _inputs(source, results)[-1])
-    data = results / "data"
-    return _known_dataset(source, data / "sources" / f"{listing}.json", data, checks_hashes=False)
+    files = _inputs(source, results)[-1]
+    listing, _ = _listing(source, files)
+    known = results / "data" / "sources" / f"{listing}.json"
+    return _known_dataset(source, files, known, checks_hashes=False)
 
 
 def _inputs(
@@ -149,17 +150,23 @@ def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, fl
 
 
 def _known_dataset(
-    source: DataSource, known: Path, data: Path, *, checks_hashes: bool
+    source: DataSource, files: tuple[SourceFile, ...], known: Path, *, checks_hashes: bool
 ) -> tuple[Path, Manifest] | None:
-    """Return the dataset built earlier from this listing, or None if it is missing or damaged."""
+    """Return the dataset built earlier from this listing, or None if it is missing or damaged.
+
+    Also None if it reads the same tokens in place from other files.
+    """
     try:
         note = json.loads(known.read_text())
-        folder = data / str(note["fingerprint"])
+        folder = known.parents[1] / str(note["fingerprint"])
         manifest = read_manifest(folder)
         counted: dict[str, Any] = {name: int(note[name]) for name in COUNTED}
         counted["rejects"] = note["rejects"]
         if checks_hashes:
             check_hashes(folder, manifest)
+        named = {os.path.abspath(file.path) for file in files}
+        if any(os.path.isabs(file.path) and file.path not in named for file in manifest.files):
+            return None
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
     return folder, replace(manifest, source=source.describe(), **counted)

@@ -65,7 +65,9 @@ def test_samples_have_the_values_of_their_readme(
     assert (len(found), int((found == END).sum())) == (44_491, 49)
 
 
-def test_equal_tokens_are_equal_data_in_every_format(tmp_path: Path) -> None:
+def test_equal_tokens_are_equal_data_in_every_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = [
         prepare(source_of(SAMPLES / name, end_token=END), tmp_path / str(index))
         for index, name in enumerate(FILES)
@@ -73,11 +75,12 @@ def test_equal_tokens_are_equal_data_in_every_format(tmp_path: Path) -> None:
     assert len({(d.fingerprint, d.eval_fingerprint, d.vocab_size) for d in made}) == 1
     assert len({d.batch(1, 2, 3, 50).tobytes() for d in made}) == 1
     assert len({d.eval_sequences(100).tobytes() for d in made}) == 1
-    # One folder of results serves whichever file was named last.
-    for name in FILES:
+    # One folder of results reads the file that was named last.
+    monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 0.0)
+    for name in (*FILES, *FILES):
         again = prepare(source_of(SAMPLES / name, end_token=END), tmp_path / "0")
         assert again.folder == made[0].folder
-        assert {Path(shard.name).parent for shard in again.manifest.train} == {
+        assert {Path(shard.name).parent for shard in open_dataset(again.folder).manifest.train} == {
             (SAMPLES / name).parent if (SAMPLES / name).is_file() else SAMPLES / name
         }
         np.testing.assert_array_equal(
