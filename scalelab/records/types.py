@@ -109,6 +109,8 @@ class RunRecord:
         Step at which divergence was detected.
     reason : str or None
         Why the run diverged.
+    bytes_per_token : float or None
+        Mean bytes of text per held-out token; None if unknown.
     """
 
     run_id: str
@@ -127,6 +129,7 @@ class RunRecord:
     energy_j: float | None = None
     diverged_at_step: int | None = None
     reason: str | None = None
+    bytes_per_token: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.records.run_dir import execution_of
 from scalelab.records.run_files import RUN_DEFAULTS, SHAPE_DEFAULTS, RunFiles
+from scalelab.records.types import RunRecord
 from scalelab.store.program_columns import program_columns, program_of
 from scalelab.store.schema import BOOL, INT, REAL, Table
 from scalelab.sweep.execution import AUTO, CHOICES
@@ -57,6 +58,7 @@ def run_row(run: RunFiles) -> Row:
         row |= {
             **{name: getattr(record, name) for name in _FROM_RECORD},
             "loss_nats": record.loss_nats if record.status == "done" else None,
+            **_bits_per_byte(record),
             "epochs": record.n_tokens / record.unique_tokens if record.unique_tokens else None,
             "accepted_attempt": run.accepted.number,
             "steps_taken": record.n_steps,
@@ -79,6 +81,16 @@ def run_row(run: RunFiles) -> Row:
     if program is not None:
         row |= program_columns(program, _model(tuple(shape.items())))
     return row
+
+
+def _bits_per_byte(record: RunRecord) -> Row:
+    """Return the loss in bits per byte of text, which runs with other tokenizers share."""
+    found, loss = record.bytes_per_token, record.loss_nats
+    if not isinstance(found, (int, float)) or not found > 0:
+        return {}
+    if record.status != "done" or loss is None:
+        return {"bytes_per_token": found}
+    return {"bytes_per_token": found, "bits_per_byte": loss / math.log(2) / found}
 
 
 def attempt_rows(run: RunFiles, torn: Mapping[int, int]) -> list[Row]:

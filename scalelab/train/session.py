@@ -390,6 +390,7 @@ class Session:
                 n_steps=self.step,
                 wall_s=self.train_s,
                 ema_loss_nats=ema_loss,
+                bytes_per_token=self.dataset.manifest.bytes_per_token,
                 energy_j=self._total_j(),
                 diverged_at_step=self.step if status == "diverged" else None,
                 reason=reason,

@@ -1,6 +1,7 @@
 """The tables depend only on the files, not on how and when they were collected."""
 
 import json
+import math
 import random
 import shutil
 from types import SimpleNamespace
@@ -56,6 +57,19 @@ class TestOnce:
         assert query(make.path, "SELECT n_params, flops > 0 FROM runs WHERE seed = 1")[0][1]
         assert query(make.path, "FROM metrics") == []
         assert len(query(make.path, "FROM attempt_metrics")) == 8
+
+    @pytest.mark.parametrize(
+        ("known", "bits"), [(2.5, 2 / math.log(2) / 2.5), (None, None), ("4", None), (0.0, None)]
+    )
+    def test_the_loss_is_in_bits_per_byte_where_the_bytes_of_tokens_are_known(
+        self, make, known, bits
+    ):
+        run = make.done(loss=2.0)
+        file = run.accepted().path / "record.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "bytes_per_token": known}))
+        collect(make.path)
+        found = query(make.path, "SELECT bits_per_byte, bytes_per_token FROM runs")
+        assert found == [(bits, known if bits else None)]
 
     def test_a_diverged_run_has_no_loss(self, make):
         run = make.run()
