@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,17 +16,15 @@ from scalelab.launch.devices import gpu_names
 from scalelab.launch.program_checkpoints import (
     FRESH_START,
     CheckpointPattern,
-    ProgramCheckpoint,
     clone,
     newest_checkpoint,
-    note_checkpoint,
     out_dir_of,
     remove_checkpoints,
     wall_s_at,
 )
 from scalelab.launch.program_curve import ProgramCurve
 from scalelab.launch.program_data import PreparedData, prepared_data
-from scalelab.launch.program_environment import program_environment
+from scalelab.launch.program_environment import own_variables, program_environment
 from scalelab.launch.program_failures import (
     DIVERGED,
     EARLY_EXIT,
@@ -44,15 +41,21 @@ from scalelab.launch.program_failures import (
     with_tail,
 )
 from scalelab.launch.program_launcher import devices_of, end_step, is_step, launched
-from scalelab.launch.program_logs import LogOutput
-from scalelab.launch.program_output import OwnOutput, ProgramOutput
-from scalelab.launch.program_process import ENDED_FILE, TOKEN_VARIABLE, ProcessTree, earlier_alive
+from scalelab.launch.program_logs import output_of
+from scalelab.launch.program_output import OwnOutput, ProgramOutput, reported_path
+from scalelab.launch.program_process import (
+    ENDED_FILE,
+    ProcessTree,
+    kill_all_of,
+    unproven_end,
+)
 from scalelab.launch.program_result import ProgramResult, record_of, result_of, size_problem
+from scalelab.launch.program_watch import CheckpointWatch
 from scalelab.records.attempt_note import first_note
 from scalelab.records.machine import cpu_name
-from scalelab.records.run_dir import PROGRAM_OUTPUT_FILE, Attempt, RunDir
+from scalelab.records.run_dir import PROGRAM_OUTPUT_FILE, Attempt, RunDir, end_of
 from scalelab.sweep.execution import ExecutionSpec
-from scalelab.sweep.program import OWN_READER, ProgramExecution
+from scalelab.sweep.program import ProgramExecution
 from scalelab.sweep.program_render import Place, rendered, used_placeholders, values
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.units import plural
@@ -62,8 +65,6 @@ FENCE_INTERVAL_S = 1.0
 CHECKPOINT_INTERVAL_S = 2.0
 ASKED_WAIT_S = 0.5
 """Seconds in which a stop request may follow the signal that the program got directly."""
-REPORTED_FILE = "reported.jsonl"
-"""Rows that the program writes for scalelab, in the attempt's folder; its curve is made of them."""
 FENCED = Ending(status="preempted", reason="a newer attempt has claimed the run")
 NOT_ENDED = "processes of the program do not end, although they were killed"
 
@@ -117,10 +118,13 @@ class ProgramAttempt:
         self.output_path = self.attempt.path / PROGRAM_OUTPUT_FILE
         self.started_s = time.monotonic()
         self.earlier_wall_s = 0.0
-        self.checkpoint_step: int | None = None
-        self._pattern: CheckpointPattern | None = None
-        self._checkpoint_stamp: object = None
-        self._noted_stamp: object = None
+        self._watch: CheckpointWatch | None = None
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """Step of the newest checkpoint, None without one."""
+        newest = None if self._watch is None else self._watch.newest
+        return None if newest is None else newest.step
 
     def make(self) -> Ending:
         """Make the attempt, record how it ended and return it."""
@@ -137,21 +141,18 @@ class ProgramAttempt:
         return ending
 
     def _make(self) -> Ending:
-        if self.program.in_place:
-            alive = earlier_alive(self.attempt, self.stop_reason)
-            if alive is not None:
-                mark = shlex.quote(str(alive.path / ENDED_FILE))
-                reason = (
-                    f"in_place = true, and processes of attempt {alive.number} may still write "
-                    f"into {self.out_dir}. If none is left, type: touch {mark}"
-                )
-                return Ending(status="preempted", kind=INFRASTRUCTURE, reason=reason)
+        if self.program.in_place and (reason := unproven_end(self.attempt, self.stop_reason)):
+            return Ending(status="preempted", kind=INFRASTRUCTURE, reason=reason)
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self.data = prepared_data(self.dataset, self.spec)
         place = self._place()
         found = values(self.spec, self.program, place)
-        self._pattern = CheckpointPattern(self.program.checkpoint, found)
-        place = self._with_checkpoint(place)
+        pattern = CheckpointPattern(self.program.checkpoint, found)
+        watch = CheckpointWatch(self.attempt, pattern, in_place=self.program.in_place)
+        self._watch = watch
+        if ending := self._finished_before():
+            return ending
+        place = self._with_checkpoint(place, watch)
         command = rendered(self.spec, self.program, place)
         for name, text in command.files.items():
             path = self.out_dir / name
@@ -159,35 +160,32 @@ class ProgramAttempt:
             path.write_text(text, encoding="utf-8")
         self.note["command"] = list(command.argv)
         self.attempt.write_note(self.note)
-        output: ProgramOutput
-        if self.spec.program is not None and self.spec.program.reader != OWN_READER:
-            output = LogOutput(self.out_dir, self.output_path, self.spec)
-        else:
-            output = OwnOutput(Path(place.metrics), self.spec)
+        output = output_of(self.attempt, self.out_dir, self.spec)
         devices = devices_of(self.execution.n_devices)
         argv = launched(command.argv, self.program, devices, self.attempt.token)
         is_a_step = is_step(self.program, devices)
-        environment = program_environment(
-            self.program, command.env, self._own_variables(place), is_step=is_a_step
-        )
+        own = own_variables(self.attempt, place, self.note.get("deadline_s"))
+        environment = program_environment(self.program, command.env, own, is_step=is_a_step)
         print(f"scalelab: attempt {self.attempt.number}: output in {self.output_path}", flush=True)
         cwd = self.program.cwd or str(self.out_dir)
         tree = ProcessTree(argv, environment, cwd, self.output_path)
         try:
-            ending, asked, hung = self._follow(tree, output)
+            ending, asked, hung = self._follow(tree, output, watch)
         finally:
             tree.close()
             has_ended = tree.has_ended and (not is_a_step or end_step(self.attempt.token))
             if has_ended:
                 (self.attempt.path / ENDED_FILE).touch()
-        self._look_for_checkpoint(is_last=True)
+        watch.look(self.note, self._wall_s(), is_last=True)
         if not has_ended:
             return Ending(status="preempted", kind=INFRASTRUCTURE, reason=NOT_ENDED)
         if ending is None:
             ending = self._observe(output, is_last=True) or self._ending(tree, output, asked, hung)
         return self._diverged(ending.reason) if ending.status == "diverged" else ending
 
-    def _follow(self, tree: ProcessTree, output: ProgramOutput) -> tuple[Ending | None, str, str]:
+    def _follow(
+        self, tree: ProcessTree, output: ProgramOutput, watch: CheckpointWatch
+    ) -> tuple[Ending | None, str, str]:
         """Follow the program to the end of its processes.
 
         Returns
@@ -210,7 +208,7 @@ class ProgramAttempt:
                 if self.attempt.is_fenced():
                     return FENCED, "", ""
             if now_s - checkpoint_s >= CHECKPOINT_INTERVAL_S:
-                self._look_for_checkpoint()
+                watch.look(self.note, self._wall_s())
                 checkpoint_s = time.monotonic()
             grown = self.output_path.stat().st_size + (output.last_step or 0)
             if grown != size:
@@ -236,7 +234,8 @@ class ProgramAttempt:
             )
         if self.attempt.is_fenced():
             return FENCED
-        result = result_of(self.spec, output, self.out_dir)
+        newest = None if self._watch is None else self._watch.newest
+        result = result_of(self.spec, output, self.out_dir, newest)
         if result.is_complete:
             if tree.code:
                 self._warn(f"the program ended with {code_words(tree.code)} after its result")
@@ -300,8 +299,8 @@ class ProgramAttempt:
         )
         self.attempt.write_record(record)
         is_accepted = self.attempt.accept()
-        if is_accepted and not self.execution.keeps_weights and self._pattern is not None:
-            remove_checkpoints(self.run, self._pattern, in_place=self.program.in_place)
+        if is_accepted and not self.execution.keeps_weights and self._watch is not None:
+            remove_checkpoints(self.run, self._watch.pattern, in_place=self.program.in_place)
         kind = "" if status == "done" else DIVERGED
         ending = Ending(status=status, kind=kind, reason=reason or "")
         evals = dict(result.evals) if result is not None else {}
@@ -314,7 +313,7 @@ class ProgramAttempt:
             run_id=self.run.run_id,
             sweep=str(self.note.get("sweep") or ""),
             out_dir=str(self.out_dir),
-            metrics=str(self.attempt.path / REPORTED_FILE),
+            metrics=str(reported_path(self.attempt)),
             run_json=str(self.run.path / "spec.json"),
             python=sys.executable,
             n_devices=devices.n_devices,
@@ -325,26 +324,49 @@ class ProgramAttempt:
             eval_data=self.data.eval_data,
         )
 
-    def _with_checkpoint(self, place: Place) -> Place:
+    def _finished_before(self) -> Ending | None:
+        """Record the result of the attempt before, if its worker was killed before it could.
+
+        Starting such a run again would train it beyond its end.
+        """
+        earlier = [other for other in self.run.attempts() if other.number < self.attempt.number]
+        source = earlier[-1] if earlier else None
+        if source is None or end_of(source.read_note()) or "command" not in source.read_note():
+            return None
+        out_dir = out_dir_of(source, in_place=self.program.in_place)
+        output = output_of(source, out_dir, self.spec)
+        rows = output.read(is_last=True)
+        result = result_of(self.spec, output, out_dir, None)
+        if not result.is_complete:
+            return None
+        kill_all_of(source.token)
+        last = source.last_metrics()
+        step = 0 if last is None else last.step
+        self.note["resumed_from"] = {"attempt": source.number, "step": step}
+        self._warn(f"records the result of attempt {source.number}, whose worker was killed")
+        started_s = source.read_note()["started_s"]
+        self.earlier_wall_s = max((started_s if last is None else last.time_s) - started_s, 0.0)
+        self.curve.resume(self.run, source.number, step)
+        if reason := self.curve.add(rows):
+            return self._diverged(reason)
+        return FENCED if self.attempt.is_fenced() else self._record(result)
+
+    def _with_checkpoint(self, place: Place, watch: CheckpointWatch) -> Place:
         """Return the place with the newest checkpoint, cloned where the command needs it."""
-        assert self._pattern is not None
         if self.note.get(FRESH_START) or not self.program.checkpoint:
             return place
         in_place = self.program.in_place
-        found = newest_checkpoint(self.run, self._pattern, in_place=in_place)
+        found = newest_checkpoint(self.run, watch.pattern, in_place=in_place)
         if found is None:
             return place
         self.earlier_wall_s = wall_s_at(self.run, found)
         assert self.spec.program is not None
         is_named = "checkpoint" in used_placeholders(self.spec.program, self.program)
-        paths = found.paths if in_place or is_named else clone(found, self.out_dir)
-        self.checkpoint_step = found.step
+        is_cloned = not in_place and not is_named
+        paths = clone(found, self.out_dir) if is_cloned else found.paths
+        own = replace(found, attempt=self.attempt.number, paths=paths, out_dir=self.out_dir)
+        watch.start_from(own if is_cloned else found, self.earlier_wall_s, is_own=is_cloned)
         self.curve.resume(self.run, found.attempt, found.step)
-        own = tuple(path for path in paths if path.is_relative_to(self.out_dir))
-        if own and not in_place:
-            cloned = replace(found, attempt=self.attempt.number, paths=own, out_dir=self.out_dir)
-            self._noted_stamp = cloned.stamp()
-            note_checkpoint(self.attempt, cloned, self.earlier_wall_s)
         self.note["resumed_from"] = {"attempt": found.attempt, "step": found.step}
         self.attempt.write_note(self.note)
         return replace(place, checkpoint=str(paths[0]), checkpoint_step=found.step)
@@ -361,40 +383,6 @@ class ProgramAttempt:
         if source is not None and (is_lower or (not is_named and step != self.curve.resumed_step)):
             source["step"] = self.curve.resumed_step = step
             self.attempt.write_note(self.note)
-
-    def _look_for_checkpoint(self, *, is_last: bool = False) -> None:
-        """Record a new checkpoint of the program; while it runs, only one that stopped changing."""
-        if self._pattern is None or self.note.get("ended") is not None:
-            return
-        found: list[ProgramCheckpoint] = []
-        with contextlib.suppress(OSError):
-            found = self._pattern.find(self.attempt, self.out_dir)
-        if not found:
-            return
-        stamp, before = found[0].stamp(), self._checkpoint_stamp
-        self._checkpoint_stamp = stamp
-        if stamp == self._noted_stamp or (stamp != before and not is_last):
-            return
-        self._noted_stamp = stamp
-        self.checkpoint_step = found[0].step
-        with contextlib.suppress(OSError):
-            note_checkpoint(self.attempt, found[0], self._wall_s())
-            self.note["checkpoint"] = {"step": found[0].step, "time_s": time.time()}
-            self.attempt.write_note(self.note)
-
-    def _own_variables(self, place: Place) -> dict[str, str]:
-        own = {
-            "SCALELAB_RUN_ID": self.run.run_id,
-            "SCALELAB_RUN_JSON": place.run_json,
-            "SCALELAB_METRICS": place.metrics,
-            "SCALELAB_OUT_DIR": place.out_dir,
-            "SCALELAB_CHECKPOINT": place.checkpoint,
-            "SCALELAB_ATTEMPT": str(self.attempt.number),
-            TOKEN_VARIABLE: self.attempt.token,
-        }
-        if (deadline_s := self.note.get("deadline_s")) is not None:
-            own["SCALELAB_DEADLINE"] = str(int(deadline_s))
-        return own
 
     def _wall_s(self) -> float:
         return self.earlier_wall_s + time.monotonic() - self.started_s

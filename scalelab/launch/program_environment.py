@@ -6,8 +6,12 @@ import fnmatch
 import os
 from collections.abc import Mapping
 
+from scalelab.launch.program_process import TOKEN_VARIABLE
+from scalelab.program_log import METRICS_VARIABLE
 from scalelab.records.machine import SAFE_PATH
+from scalelab.records.run_dir import Attempt
 from scalelab.sweep.program import ProgramExecution
+from scalelab.sweep.program_render import Place
 
 ALWAYS_PASSED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TMPDIR", "TERM"),
@@ -58,6 +62,30 @@ def program_environment(
         if name not in execution.pass_env:
             del found[name]
     return {**DEFAULTS, **found, **declared, **own}
+
+
+def own_variables(attempt: Attempt, place: Place, deadline_s: float | None) -> dict[str, str]:
+    """Return the variables ``SCALELAB_*`` of an attempt.
+
+    Parameters
+    ----------
+    attempt : Attempt
+    place : Place
+        Where it executes.
+    deadline_s : float or None
+        Unix time at which the worker will stop the program; None without a limit.
+    """
+    deadline = {} if deadline_s is None else {"SCALELAB_DEADLINE": str(int(deadline_s))}
+    return {
+        "SCALELAB_RUN_ID": place.run_id,
+        "SCALELAB_RUN_JSON": place.run_json,
+        METRICS_VARIABLE: place.metrics,
+        "SCALELAB_OUT_DIR": place.out_dir,
+        "SCALELAB_CHECKPOINT": place.checkpoint,
+        "SCALELAB_ATTEMPT": str(attempt.number),
+        TOKEN_VARIABLE: attempt.token,
+        **deadline,
+    }
 
 
 def _matching(found: Mapping[str, str], patterns: tuple[str, ...]) -> dict[str, str]:

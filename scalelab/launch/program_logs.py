@@ -7,12 +7,20 @@ import time
 from pathlib import Path
 
 from scalelab.errors import DataError
-from scalelab.launch.program_output import FinalLoss, in_nats
+from scalelab.launch.program_output import (
+    FinalLoss,
+    OwnOutput,
+    ProgramOutput,
+    in_nats,
+    reported_path,
+)
 from scalelab.logs.derive import derive
-from scalelab.logs.losses import is_held_out, rank_losses, unit_of
+from scalelab.logs.losses import NATS, is_held_out, rank_losses, unit_of
 from scalelab.logs.registry import read_raw
 from scalelab.logs.types import RawRun
+from scalelab.records.run_dir import PROGRAM_OUTPUT_FILE, Attempt
 from scalelab.records.types import MetricRow
+from scalelab.sweep.program import OWN_READER
 from scalelab.sweep.run_spec import RunSpec
 
 READING_INTERVAL_S = 2.0
@@ -21,6 +29,21 @@ READING_SHARE = 0.05
 RATES = ("learning_rate", "lr", "optim/lr", "optim/learning_rate", "train/learning_rate")
 NORMS = ("grad_norm", "grad-norm", "optim/grad_norm", "train/grad_norm", "norm")
 _UNITS = {"bits-per-byte": "bits_per_byte"}
+
+
+def output_of(attempt: Attempt, out_dir: Path, spec: RunSpec) -> ProgramOutput:
+    """Return what an attempt's program says, by the format of the run.
+
+    Parameters
+    ----------
+    attempt : Attempt
+    out_dir : Path
+        Folder of the program's files.
+    spec : RunSpec
+    """
+    if spec.program is not None and spec.program.reader != OWN_READER:
+        return LogOutput(out_dir, attempt.path / PROGRAM_OUTPUT_FILE, spec)
+    return OwnOutput(reported_path(attempt), spec)
 
 
 class LogOutput:
@@ -114,11 +137,13 @@ class LogOutput:
         name = next((n for n in rank_losses(series) if not is_held_out(n)), None)
         if name is None:
             return []
+        held_out = next((n for n in rank_losses(series) if is_held_out(n)), None)
         unit = _UNITS.get(unit_of(name), unit_of(name))
-        unit = self._program.loss_unit if unit == "nats" else unit
+        if unit == "nats" and (held_out is None or unit_of(held_out) == NATS):
+            # Where the name of the final loss says its unit, that of the training loss would too.
+            unit = self._program.loss_unit
         if unit == "bits_per_byte" and not self._program.bytes_per_token:
             return []
-        held_out = next((n for n in rank_losses(series) if is_held_out(n)), None)
         others = {
             field: dict(zip(*(column.tolist() for column in series[found].points()), strict=True))
             for field, found in (

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from scalelab.errors import DataError
 from scalelab.logs.values import as_count, as_number, as_step
+from scalelab.records.run_dir import Attempt
 from scalelab.records.types import MetricRow
 from scalelab.sweep.program import LOSS_UNITS
 from scalelab.sweep.run_spec import RunSpec
@@ -25,6 +26,15 @@ from scalelab.sweep.run_spec import RunSpec
 CHUNK_BYTES = 4 << 20
 MOST_LINE_BYTES = 1 << 20
 """A longer line is no row; it is skipped, so that memory stays bounded."""
+
+
+REPORTED_FILE = "reported.jsonl"
+"""Rows that a program writes for scalelab, in the attempt's folder; its curve is made of them."""
+
+
+def reported_path(attempt: Attempt) -> Path:
+    """Return the file for ``{metrics}`` of an attempt."""
+    return attempt.path / REPORTED_FILE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

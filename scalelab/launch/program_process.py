@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -157,8 +158,8 @@ def kill_all_of(token: str) -> bool:
     return True
 
 
-def earlier_alive(own: Attempt, stop_reason: Callable[[], str | None]) -> Attempt | None:
-    """Return an earlier attempt whose processes may be alive; None with proof that none is.
+def unproven_end(own: Attempt, stop_reason: Callable[[], str | None]) -> str:
+    """Return why an earlier attempt may still write into a shared folder; empty with proof.
 
     The proof is the mark that a worker leaves, or a search on this machine, which also kills. Waits
     up to 30 seconds for a worker elsewhere: it ends its program when it sees the newer claim.
@@ -173,7 +174,11 @@ def earlier_alive(own: Attempt, stop_reason: Callable[[], str | None]) -> Attemp
             if note.get("host") == host and kill_all_of(attempt.token):
                 mark.touch()
             elif time.monotonic() >= ends_s or stop_reason() is not None:
-                return attempt
+                return (
+                    f"in_place = true, and processes of attempt {attempt.number} on "
+                    f"{note.get('host')} may still write into the folder of the run. If none is "
+                    f"left, type: touch {shlex.quote(str(mark))}"
+                )
             else:
                 time.sleep(0.1)
-    return None
+    return ""

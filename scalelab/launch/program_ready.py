@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalelab.errors import UsageError, did_you_mean
-from scalelab.launch.program_attempt import REPORTED_FILE
+from scalelab.launch.program_output import REPORTED_FILE
 from scalelab.launch.program_source import data_fingerprint
 from scalelab.launch.slurm.resources import nodes_and_tasks
 from scalelab.logs.registry import FORMATS

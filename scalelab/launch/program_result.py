@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from scalelab.launch.program_checkpoints import count_safetensors
-from scalelab.launch.program_output import ProgramOutput
+from scalelab.launch.program_checkpoints import ProgramCheckpoint, count_safetensors
+from scalelab.launch.program_output import OwnOutput, ProgramOutput
 from scalelab.records.run_dir import Attempt
 from scalelab.records.types import RunRecord
 from scalelab.sweep.program_render import final_step
@@ -65,12 +65,24 @@ class ProgramResult:
         return not self.problem
 
 
-def result_of(spec: RunSpec, output: ProgramOutput, out_dir: Path) -> ProgramResult:
+def result_of(
+    spec: RunSpec, output: ProgramOutput, out_dir: Path, checkpoint: ProgramCheckpoint | None
+) -> ProgramResult:
     """Return the result of a program whose processes have ended.
 
     A run is complete with a loss on held-out data at its final step, after the planned tokens
     within a step, and a count of its parameters. The exit code does not tell: several trainers
     exit with 0 after a graceful stop.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    output : ProgramOutput
+        Read to its end.
+    out_dir : Path
+        Folder of the program's files; its ``.safetensors`` files count the parameters.
+    checkpoint : ProgramCheckpoint or None
+        The newest checkpoint, where such files are if the folder has none.
     """
     assert spec.program is not None
     planned, last = final_step(spec), output.last_step or 0
@@ -78,7 +90,10 @@ def result_of(spec: RunSpec, output: ProgramOutput, out_dir: Path) -> ProgramRes
     reached = max(last, final.step if final is not None else 0)
     # A trainer that counts from 0 shows its last step as one less.
     if reached < planned - 1:
-        return ProgramResult(problem=f"it reached step {reached:,} of {planned:,}")
+        problem = f"it reached step {reached:,} of {planned:,}"
+        if final is not None and isinstance(output, OwnOutput):
+            problem += " (write a row after the last step, or `step` in the final line)"
+        return ProgramResult(problem=problem)
     if final is None:
         return ProgramResult(
             problem=f"it reached step {reached:,} and wrote no final loss on held-out data",
@@ -96,7 +111,9 @@ def result_of(spec: RunSpec, output: ProgramOutput, out_dir: Path) -> ProgramRes
             problem=f"it saw {n_tokens:,} tokens, and {spec.n_tokens:,} were planned",
             is_at_end=True,
         )
-    sizes = sizes_of(spec, output, count_safetensors(out_dir))
+    folders = [out_dir, *(checkpoint.paths if checkpoint is not None else ())]
+    counts = (count_safetensors(folder) for folder in folders)
+    sizes = sizes_of(spec, output, next(filter(None, counts), None))
     by = spec.program.size_by
     if (problem := difference(sizes)) or by not in sizes:
         missing = f"its size is to come from {by!r}, which gives no number of parameters"

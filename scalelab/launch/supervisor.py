@@ -44,7 +44,7 @@ def main() -> int:
     main_pid = _start(order, prctl)
     _report(pid=main_pid)
     ends_s: float | None = None
-    is_killing = False
+    is_killing, pause_s = False, PAUSE_S
     killed: set[int] = set()
     while True:
         code = _reap(main_pid)
@@ -58,7 +58,8 @@ def main() -> int:
         is_killing = is_killing or (ends_s is not None and time.monotonic() >= ends_s)
         if is_killing:
             killed |= _kill_descendants()
-            time.sleep(PAUSE_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, POLL_S)  # One in a device call may take long to end.
             continue
         ready, _, _ = select.select([woken, *orders.readable()], [], [], POLL_S)
         if woken in ready:

@@ -257,6 +257,22 @@ def test_a_cut_checkpoint_is_passed_over(program):
     assert trained.run.attempts()[-1].read_note()["resumed_from"]["step"] == 10
 
 
+def test_a_result_that_its_killed_worker_did_not_record_is_taken_over(program):
+    trained = program("sys.exit('it must not start again')", **CHECKPOINT)
+    killed = trained.run.claim()
+    killed.write_note({"command": ["x"], "started_s": time.time() - 9, "host": "elsewhere"})
+    lines = [{"scalelab": 1, "n_params": N_PARAMS}]
+    lines += [{"step": step, "loss": 5 - step / 10} for step in range(1, 21)]
+    lines.append({"final": True, "eval_loss": 3.25})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (killed.path / "reported.jsonl").write_text(text)
+    assert trained.train() == "done"
+    assert trained.record().loss_nats == 3.25
+    assert len(trained.rows()) == 20
+    (warning,) = trained.run.attempts()[-1].read_note()["warnings"]
+    assert "the result of attempt 1" in warning["message"]
+
+
 def test_a_checkpoint_without_a_step_in_its_name_gets_the_step_of_the_rows(program):
     text = RESUMING.replace("save(step)", "save('x')").replace("json.load(open(checkpoint))", "10")
     text = text.replace("FAULT", "if step == 12 and first == 1: time.sleep(0.1); sys.exit('bad')")

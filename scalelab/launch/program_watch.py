@@ -1,0 +1,71 @@
+"""Notice the checkpoints that a running program saves."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+from scalelab.launch.program_checkpoints import (
+    CheckpointPattern,
+    ProgramCheckpoint,
+    note_checkpoint,
+    out_dir_of,
+)
+from scalelab.records.run_dir import Attempt
+
+
+class CheckpointWatch:
+    """Records each new checkpoint of an attempt, for status, retries and the next attempt.
+
+    Parameters
+    ----------
+    attempt : Attempt
+    pattern : CheckpointPattern
+    in_place : bool
+        Whether all attempts of the run share one folder.
+    """
+
+    def __init__(self, attempt: Attempt, pattern: CheckpointPattern, *, in_place: bool) -> None:
+        self.pattern = pattern
+        self.newest: ProgramCheckpoint | None = None
+        """The newest checkpoint, also one that was cloned."""
+        self._attempt = attempt
+        self._out_dir = out_dir_of(attempt, in_place=in_place)
+        self._seen: object = None
+        self._noted: object = None
+
+    def start_from(self, checkpoint: ProgramCheckpoint, wall_s: float, *, is_own: bool) -> None:
+        """Begin with the checkpoint that the attempt resumes; record one that is its own clone."""
+        self.newest = checkpoint
+        self._noted = checkpoint.stamp()
+        if is_own:
+            note_checkpoint(self._attempt, checkpoint, wall_s)
+
+    def look(self, note: dict[str, Any], wall_s: float, *, is_last: bool = False) -> None:
+        """Record a new checkpoint in the folder and the note of the attempt.
+
+        Parameters
+        ----------
+        note : dict
+            Content of ``attempt.json``.
+        wall_s : float
+            Seconds of training so far.
+        is_last : bool
+            Whether the program has ended; while it runs, only a checkpoint that has not changed
+            since the last call counts.
+        """
+        found: list[ProgramCheckpoint] = []
+        with contextlib.suppress(OSError):
+            found = self.pattern.find(self._attempt, self._out_dir)
+        if not found:
+            return
+        stamp, before = found[0].stamp(), self._seen
+        self._seen = stamp
+        if stamp == self._noted or (stamp != before and not is_last):
+            return
+        self._noted, self.newest = stamp, found[0]
+        with contextlib.suppress(OSError):
+            note_checkpoint(self._attempt, found[0], wall_s)
+            note["checkpoint"] = {"step": found[0].step, "time_s": time.time()}
+            self._attempt.write_note(note)
