@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,7 +22,7 @@ from scalelab.launch.program_checkpoints import (
     wall_s_at,
 )
 from scalelab.launch.program_curve import ProgramCurve
-from scalelab.launch.program_data import PreparedData, prepared_data
+from scalelab.launch.program_data import PreparedData, place_of, prepared_data
 from scalelab.launch.program_environment import own_variables, program_environment
 from scalelab.launch.program_failures import (
     DIVERGED,
@@ -42,7 +41,7 @@ from scalelab.launch.program_failures import (
 )
 from scalelab.launch.program_launcher import devices_of, end_step, is_step, launched
 from scalelab.launch.program_logs import output_of
-from scalelab.launch.program_output import OwnOutput, ProgramOutput, reported_path
+from scalelab.launch.program_output import OwnOutput, ProgramOutput
 from scalelab.launch.program_process import (
     ENDED_FILE,
     ProcessTree,
@@ -145,7 +144,8 @@ class ProgramAttempt:
             return Ending(status="preempted", kind=INFRASTRUCTURE, reason=reason)
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self.data = prepared_data(self.dataset, self.spec)
-        place = self._place()
+        sweep = str(self.note.get("sweep") or "")
+        place = place_of(self.attempt, self.out_dir, self.execution, self.data, sweep)
         found = values(self.spec, self.program, place)
         pattern = CheckpointPattern(self.program.checkpoint, found)
         watch = CheckpointWatch(self.attempt, pattern, in_place=self.program.in_place)
@@ -232,6 +232,9 @@ class ProgramAttempt:
                 f"{plural(n_left, 'process', 'processes')} of the program ran on after its end; "
                 "scalelab killed them"
             )
+        if isinstance(output, OwnOutput) and output.n_unreadable:
+            lines = plural(output.n_unreadable, "line")
+            self._warn(f"{lines} that the program wrote to its metrics cannot be read")
         if self.attempt.is_fenced():
             return FENCED
         newest = None if self._watch is None else self._watch.newest
@@ -306,23 +309,6 @@ class ProgramAttempt:
         evals = dict(result.evals) if result is not None else {}
         self._end(ending, is_accepted=is_accepted, **({"evals": evals} if evals else {}))
         return ending
-
-    def _place(self) -> Place:
-        devices = devices_of(self.execution.n_devices)
-        return Place(
-            run_id=self.run.run_id,
-            sweep=str(self.note.get("sweep") or ""),
-            out_dir=str(self.out_dir),
-            metrics=str(reported_path(self.attempt)),
-            run_json=str(self.run.path / "spec.json"),
-            python=sys.executable,
-            n_devices=devices.n_devices,
-            n_nodes=devices.n_nodes,
-            gpus_per_node=devices.per_node,
-            micro_batch_seqs=self.execution.micro_batch_seqs,
-            train_data=self.data.train_data,
-            eval_data=self.data.eval_data,
-        )
 
     def _finished_before(self) -> Ending | None:
         """Record the result of the attempt before, if its worker was killed before it could.

@@ -39,7 +39,7 @@ class ProgramCurve:
         self.last_step = 0
         """Highest step that this attempt has shown."""
         self.resumed_step = 0
-        self.not_finite = 0
+        self._n_not_finite = 0
         self._n_devices = n_devices
         self._size = run_size(spec)
         self._hardware = match_hardware(device_name)
@@ -91,11 +91,11 @@ class ProgramCurve:
     def _divergence(self, rows: Sequence[MetricRow]) -> str | None:
         for row in rows:
             if not math.isfinite(row.loss_nats):
-                self.not_finite += 1
-                if self.not_finite >= MOST_NOT_FINITE:
+                self._n_not_finite += 1
+                if self._n_not_finite >= MOST_NOT_FINITE:
                     return f"the training loss is {row.loss_nats} at step {row.step}"
                 continue
-            self.not_finite = 0
+            self._n_not_finite = 0
             if reason := self._detector.observe(row.loss_nats, 0.0):
                 return reason
         return None

@@ -1,11 +1,17 @@
-"""The prepared tokens that a program gets where it declares no data of its own."""
+"""Where an attempt of a program executes, and the prepared tokens that it may get."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.corpus.dataset import open_dataset
+from scalelab.launch.program_launcher import devices_of
+from scalelab.launch.program_output import reported_path
+from scalelab.records.run_dir import Attempt
+from scalelab.sweep.execution import ExecutionSpec
+from scalelab.sweep.program_render import Place
 from scalelab.sweep.run_spec import RunSpec
 
 
@@ -45,4 +51,25 @@ def prepared_data(dataset: Path | None, spec: RunSpec) -> PreparedData:
         train_data=train,
         eval_data=evaluation,
         unique_tokens=found.unique_tokens(spec.n_tokens, spec.seq_len),
+    )
+
+
+def place_of(
+    attempt: Attempt, out_dir: Path, execution: ExecutionSpec, data: PreparedData, sweep: str
+) -> Place:
+    """Return the place of an attempt that starts without a checkpoint."""
+    devices = devices_of(execution.n_devices)
+    return Place(
+        run_id=attempt.run.run_id,
+        sweep=sweep,
+        out_dir=str(out_dir),
+        metrics=str(reported_path(attempt)),
+        run_json=str(attempt.run.path / "spec.json"),
+        python=sys.executable,
+        n_devices=devices.n_devices,
+        n_nodes=devices.n_nodes,
+        gpus_per_node=devices.per_node,
+        micro_batch_seqs=execution.micro_batch_seqs,
+        train_data=data.train_data,
+        eval_data=data.eval_data,
     )

@@ -217,7 +217,11 @@ class OwnOutput:
             tokens=self._tokens if tokens is None else tokens,
             loss_nats=nats,
             loss_se_nats=error if error is not None and math.isfinite(error) else None,
-            evals={str(n): value for n, v in found if (value := as_number(v)) is not None},
+            evals={
+                str(name): value
+                for name, entry in found
+                if (value := as_number(entry)) is not None and math.isfinite(value)
+            },
             source="the line with final in metrics.jsonl",
         )
 

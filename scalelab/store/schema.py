@@ -19,7 +19,7 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Increase it with every change of a table; the collector then rebuilds an older database."""
 
 TEXT = "VARCHAR"
@@ -211,7 +211,11 @@ ATTEMPTS = Table(
         Column("status", TEXT, "", "How it ended; running if it recorded no end."),
         Column("is_accepted", BOOL, "", "Whether the run's result is from this attempt."),
         Column("loss_nats", REAL, "nats/token", "Loss of this attempt, whether accepted or not."),
+        Column("kind", TEXT, "",
+               "How a user's program failed, such as usage; NULL without a failure."),
         Column("reason", TEXT, "", "Why it ended, unless done."),
+        Column("evals", TEXT, "",
+               "Other measurements at the end that a user's program reports, as JSON."),
         Column("resumed_from_attempt", INT, "",
                "Attempt whose checkpoint it resumed from; NULL if it started from step 0."),
         Column("resumed_from_step", INT, "steps", "Step of that checkpoint."),

@@ -31,7 +31,7 @@ from scalelab.launch.usage_failures import UsageFailures
 from scalelab.launch.worker import CANCELLED_FILE, is_cancelled, is_stopped
 from scalelab.records.machine import ctrl_c_blocked, is_process_alive
 from scalelab.records.qualification import is_measuring
-from scalelab.records.run_dir import LOG_FILE, RunDir
+from scalelab.records.run_dir import LOG_FILE, RunDir, end_of
 from scalelab.records.states import ENDED, FINAL, PRUNED
 from scalelab.sweep.batched_runs import batch_key
 from scalelab.sweep.execution import QualifyRequest
@@ -267,14 +267,17 @@ class LocalPool:
             return
         n_lost = self.states[run_id].n_lost + counts_lost
         self.states[run_id] = RunState(status="planned", n_lost=n_lost)
-        how = describe_exit(code)
+        attempts = folder.attempts()
+        ended = end_of(attempts[-1].read_note()) if attempts else {}
+        # A program that ended because of its machine says more than the exit code of the worker.
+        how = str(ended["reason"]) if ended.get("kind") else describe_exit(code)
         if n_lost < MAX_LOST_ATTEMPTS:
             self.queue.insert(0, run_id)
             self._notify(f"{run_id} lost its worker ({how}); it resumes from its last checkpoint")
             return
         reason = f"its worker was lost {n_lost} times, the last time by {how}"
-        if attempts := folder.attempts():
-            ended = {"status": "failed", "reason": reason, "time_s": time.time()}
+        if attempts:
+            ended = {**ended, "status": "failed", "reason": reason, "time_s": time.time()}
             attempts[-1].write_note({**attempts[-1].read_note(), "ended": ended})
         self._set_status(run_id, "failed", f"failed: {reason}")
 

@@ -91,8 +91,8 @@ def test_a_silent_program_is_stopped_as_hung(program):
 
 
 def test_a_program_that_shows_output_without_rows_is_not_hung(program):
-    text = "for _ in range(12):\n    print('.', end='', flush=True)\n    time.sleep(0.05)\n"
-    trained = program(text + "train(1, 20)\nfinish()", idle_min=0.3 / 60)
+    text = "for _ in range(20):\n    print('.', end='', flush=True)\n    time.sleep(0.1)\n"
+    trained = program(text + "train(1, 20)\nfinish()", idle_min=1.5 / 60)
     assert trained.train() == "done"
 
 
@@ -144,6 +144,8 @@ def test_broken_lines_do_not_hide_the_rows(program):
     trained = program(text)
     assert trained.train() == "done"
     assert len(trained.rows()) == 20
+    (warning,) = trained.run.attempts()[0].read_note()["warnings"]
+    assert warning["message"].startswith("6 lines that the program wrote")
 
 
 def test_a_final_line_without_a_newline_counts(program):

@@ -42,7 +42,8 @@ def test_logs_name_the_kind_of_a_failure(program, capsys):
 
 
 def test_trackers_and_store_take_rows_without_rate_norm_and_speed(program):
-    trained = program("for step in range(1, 21): say(step=step, loss=4.0)\nfinish()")
+    text = "for step in range(1, 21): say(step=step, loss=4.0)\nfinish(evals={'code': 1.5})"
+    trained = program(text)
     trained.train()
     results = Results(trained.run.path.parents[1])
     recorder = Recorder()
@@ -52,5 +53,7 @@ def test_trackers_and_store_take_rows_without_rate_norm_and_speed(program):
     with open_snapshot(results.path) as store:
         rows = store.execute("SELECT step, tokens, lr, grad_norm FROM metrics").fetchall()
         run = store.execute("SELECT status, loss_nats, n_tokens FROM runs").fetchone()
+        ended = store.execute("SELECT status, kind, evals FROM attempts").fetchone()
+    assert ended == ("done", None, '{"code": 1.5}')
     assert rows[0] == (1, 128, None, None)
     assert run == ("done", 3.25, 2560)
