@@ -85,7 +85,7 @@ def build_dataset(
         return found
     with _scratch_folder(data) as scratch:
         if tokens is None:
-            with Rejects(data / "rejects" / f"{listing}.jsonl") as rejects:
+            with Rejects(data / "rejects" / f"{listing}.jsonl", scratch / "rejects") as rejects:
                 spool = spool_documents(source, files, scratch / "text", rejects, progress)
             manifest = _write_dataset(source, spool, scratch, data / "tokenizers", progress)
             manifest = replace(manifest, rejects=rejects.path.name if rejects.n_listed else None)

@@ -16,7 +16,7 @@ DELIMITERS = ",;\t|"
 def header_of(head: bytes) -> list[str]:
     """Return the column names in the first line of a table."""
     line = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8", "replace")
-    return next(csv.reader([line], delimiter=_delimiter(line)), [])
+    return _names(line)
 
 
 def read_csv(stream: io.BufferedReader, column: str) -> Iterator[bytes | Reject]:
@@ -25,7 +25,7 @@ def read_csv(stream: io.BufferedReader, column: str) -> Iterator[bytes | Reject]
     # Bytes that are not UTF-8 become half surrogate pairs, so that they are seen in their row only.
     lines = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     first = lines.readline(MOST_ROW_BYTES)
-    header = next(csv.reader([first], delimiter=_delimiter(first)), [])
+    header = _names(first)
     index = header.index(column) if column in header else None
     rows = csv.reader(lines, delimiter=_delimiter(first), strict=True)
     while True:
@@ -49,6 +49,13 @@ def read_csv(stream: io.BufferedReader, column: str) -> Iterator[bytes | Reject]
             yield Reject(place=place, reason=reason, start=start, has_field=True)
         else:
             yield _document(row[index], place, start)
+
+
+def _names(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=_delimiter(line)), [])
+    except csv.Error:
+        return []
 
 
 def _document(text: str, place: str, start: str) -> bytes | Reject:

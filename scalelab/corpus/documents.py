@@ -6,6 +6,7 @@ A document is UTF-8 text as bytes, without NUL; it may be empty.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import itertools
 import json
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 
 from scalelab.corpus.csv_rows import header_of, read_csv
 from scalelab.corpus.fields import document_of, is_missing
-from scalelab.corpus.json_rows import HEAD_BYTES, RawRow, parse, read_raw_rows
+from scalelab.corpus.json_rows import HEAD_BYTES, NESTED, RawRow, parse, read_raw_rows
 from scalelab.corpus.opening import BLOCK_BYTES, open_stream
 from scalelab.corpus.parquet_rows import read_parquet
 from scalelab.corpus.rejects import SHOWN_BYTES, Reject, shown
@@ -32,7 +33,7 @@ from scalelab.corpus.source import (
 
 SNIFF_BYTES = 1 << 16
 MARKUP = re.compile(
-    rb'\s*(?:<!doctype\b|<html\b|<\?xml\b|<mediawiki\b|[\[\s]*\{\s*"[^"\n]{1,200}"\s*:)',
+    rb"""\s*(?:<!doctype\b|<html\b|<\?xml\b|<mediawiki\b|[\[\s]*\{\s*(["'])[^"'\n]{1,200}\1\s*:)""",
     re.IGNORECASE,
 )
 """The start of HTML, XML and JSON."""
@@ -40,6 +41,10 @@ MARKUP = re.compile(
 
 class NotTextError(Exception):
     """A file is not UTF-8 text, or contains NUL as binary files do; the message says which."""
+
+
+class CutTextError(Exception):
+    """The last character of a text is cut; all before it was read."""
 
 
 def kind_of(file: SourceFile, source: DataSource) -> tuple[str, bool]:
@@ -60,6 +65,8 @@ def kind_of(file: SourceFile, source: DataSource) -> tuple[str, bool]:
     try:
         with open_stream(file.path) as (stream, _):
             head = stream.read(SNIFF_BYTES).removeprefix(codecs.BOM_UTF8)
+            if head.lstrip()[:1] in (b"{", b"["):
+                head += stream.read(HEAD_BYTES)  # a long row
     except OSError as error:
         raise unreadable(file.path, error) from error
     if head.startswith(b"PAR1"):
@@ -71,12 +78,10 @@ def kind_of(file: SourceFile, source: DataSource) -> tuple[str, bool]:
     if head.lstrip()[:1] in (b"{", b"["):
         stream = io.BufferedReader(io.BytesIO(head))
         first = next(read_raw_rows(stream, head, file.path, is_lines=False), None)
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             row = None if first is None else parse(first.content)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and not is_missing(row, source.field):
-            return JSON, False
+            if isinstance(row, dict) and not is_missing(row, source.field):
+                return JSON, False
     return TEXT, file.kind != TEXT or MARKUP.match(head) is not None
 
 
@@ -87,27 +92,35 @@ def read_text(file: SourceFile) -> Iterator[tuple[bytes, int]]:
     ------
     NotTextError
         When the file is not UTF-8 text.
+    CutTextError
+        After the last block, when the file ends inside a character.
     DataError
         When the file cannot be read.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    at = 0
+    at = n_characters = 0
+    held = b""
     try:
         with open_stream(file.path) as (stream, packed):
             while block := stream.read(BLOCK_BYTES):
                 if b"\0" in block:
                     where = at + block.index(b"\0") + 1
                     raise NotTextError(f"byte {where:,} is NUL, as in binary files and UTF-16")
-                decoder.decode(block)
+                n_characters += len(decoder.decode(block))
                 at += len(block)
-                yield block, packed.n_packed
-            decoder.decode(b"", final=True)
+                whole = held + block
+                held = decoder.getstate()[0]
+                yield whole[: len(whole) - len(held)], packed.n_packed
     except UnicodeDecodeError as error:
-        held = len(error.object) - len(block) if block else len(error.object)
-        where = at - held + error.start + 1
+        where = at - len(held) + error.start + 1
         raise NotTextError(f"byte {where:,} is not UTF-8") from error
     except OSError as error:
         raise unreadable(file.path, error) from error
+    if held and n_characters == at - len(held):
+        # Only ASCII before it, so this is no character of UTF-8: Latin-1 ends like this.
+        raise NotTextError(f"byte {at - len(held) + 1:,} is not UTF-8")
+    if held:
+        raise CutTextError
 
 
 def read_rows(
@@ -155,8 +168,12 @@ def _members(row: RawRow, field: str) -> Iterator[bytes | Reject]:
         yield _document(row, field)
         return
     for number, member in enumerate(members, start=1):
-        content = json.dumps(member).encode()[:SHOWN_BYTES]
-        yield document_of(member, rest, f"member {number} of {key}", content)
+        place = f"member {number} of {key}"
+        try:
+            content = json.dumps(member).encode()[:SHOWN_BYTES]
+            yield document_of(member, rest, place, content)
+        except RecursionError:
+            yield Reject(place=place, reason=NESTED, has_field=True)
 
 
 def _document(row: RawRow, field: str) -> bytes | Reject:
@@ -166,4 +183,6 @@ def _document(row: RawRow, field: str) -> bytes | Reject:
             return document_of(parse(row.content), field, row.place, row.content)
         except ValueError as error:
             problem = str(error)
+        except RecursionError:
+            problem = NESTED
     return Reject(place=row.place, reason=problem, start=shown(row.content))

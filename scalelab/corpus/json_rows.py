@@ -20,6 +20,7 @@ from scalelab.errors import DataError
 MOST_ROW_BYTES = 256 << 20
 HEAD_BYTES = 1 << 20
 _HEAD_LINES = 20
+NESTED = "is nested too deeply"
 _SPACE = b" \t\r\n"
 
 # A string, a bracket or a comma; a lone quote is a string that the buffer cuts.
@@ -33,6 +34,10 @@ class RawRow:
     place: str
     content: bytes
     problem: str = ""
+
+
+class TooLongError(DataError):
+    """A value is too long to be a row."""
 
 
 def parse(content: bytes) -> Any:
@@ -50,7 +55,7 @@ def parse(content: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON, or is cut ({error.msg})") from error
     except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+        raise ValueError(NESTED) from error
     except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"is not JSON ({error})") from error
 
@@ -83,11 +88,15 @@ def read_raw_rows(
 
     Raises
     ------
-    DataError
+    TooLongError
         When a value is too long to be a row.
     """
+    if is_in_lines(head):
+        return read_lines(stream)
+    lines = head.strip().splitlines()
+    is_indented = len(lines) > 1 and not any(map(_is_object, lines[:_HEAD_LINES]))
     is_list = head.lstrip(b"\xef\xbb\xbf" + _SPACE)[:1] == b"["
-    if is_in_lines(head) or (is_lines and not is_list):
+    if is_lines and not is_list and not is_indented:
         return read_lines(stream)
     return read_values(stream, path)
 
@@ -112,7 +121,7 @@ def read_values(stream: io.BufferedReader, path: Path) -> Iterator[RawRow]:
 
     Raises
     ------
-    DataError
+    TooLongError
         When a value is too long to be a row.
     """
     buffer = stream.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
@@ -159,7 +168,7 @@ def read_values(stream: io.BufferedReader, path: Path) -> Iterator[RawRow]:
         buffer, scanned = buffer[kept:], resume - kept
         start, after = (None if start is None else 0), 0
         if len(buffer) > MOST_ROW_BYTES:
-            raise DataError(
+            raise TooLongError(
                 f"{path}, in which a value is longer than {MOST_ROW_BYTES >> 20} MiB",
                 "JSON with one text per row",
                 "Split it into rows, or remove it. A bracket or a quote may be missing.",

@@ -61,11 +61,13 @@ class Rejects:
     Parameters
     ----------
     path : Path
-        The list; it is created with the first row, an older one is replaced.
+        The list, if there is any row; it replaces an older one at the end.
+    scratch : Path
+        File to write to until then.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self.path, self._scratch = path, scratch
         self.n_rejected = self.n_listed = 0
         self.reasons: Counter[str] = Counter()
         self._examples: dict[str, tuple[Path, Reject]] = {}
@@ -91,8 +93,7 @@ class Rejects:
         }
         try:
             if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("w", encoding="utf-8")
+                self._file = self._scratch.open("w", encoding="utf-8")
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         except OSError as error:
             raise unwritable(self.path, "the list of unused rows", error) from error
@@ -101,9 +102,14 @@ class Rejects:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.close()
-            self._file = None
+            self.path.parent.mkdir(exist_ok=True)
+            self._scratch.replace(self.path)
+        except OSError as error:
+            raise unwritable(self.path, "the list of unused rows", error) from error
 
     def require_share(self, n_rows: int, source: DataSource) -> None:
         """Raise DataError if more than the allowed share of all documents cannot be used."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.corpus.tokenizer_names import BPE, is_file_name, tokenizer_name
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError, UsageError, did_you_mean
 
 DEFAULT_EVAL_TOKENS = 262_144
 DEFAULT_MAX_REJECTS = 0.1
@@ -142,7 +142,7 @@ class DataSource:
                 raise UsageError(
                     f"{flag} {value!r}",
                     " or ".join(allowed),
-                    f"Write for example {flag} {allowed[-1]}.",
+                    f"{did_you_mean(value, allowed)}Write for example {flag} {allowed[1]}.",
                 )
         if self.eval_tokens < 1:
             raise UsageError(
@@ -152,8 +152,8 @@ class DataSource:
             )
         if not 0 <= self.max_rejects <= 1:
             raise UsageError(
-                f"a share of unusable rows of {self.max_rejects:g}",
-                "a number from 0 to 1",
+                f"--max-rejects {self.max_rejects:g}",
+                "a share of the documents, from 0 to 1",
                 "Write for example --max-rejects 0.02 for 2 %.",
             )
 

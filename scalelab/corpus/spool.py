@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.corpus.documents import NotTextError, kind_of, read_rows, read_text
+from scalelab.corpus.documents import CutTextError, NotTextError, kind_of, read_rows, read_text
+from scalelab.corpus.json_rows import TooLongError
 from scalelab.corpus.rejects import FILE, Reject, Rejects, missing_field
 from scalelab.corpus.source import AUTO, JSON, TEXT, DataSource, SourceFile
 from scalelab.corpus.split import digest, new_digest
@@ -144,6 +145,9 @@ class _Reader:
                 hashed.update(block)
                 self._text.write(block)
                 self._report(n_read)
+        except CutTextError:
+            reason = "ends inside a character, which is left out"
+            self.rejects.list_only(file.path, Reject(place="end", reason=reason))
         except NotTextError as error:
             self._text.seek(start)
             self._text.truncate()
@@ -154,27 +158,30 @@ class _Reader:
                 self.skipped.append(file.path)
                 self.rejects.list_only(file.path, reject)
             return
-        self._end_document(hashed.digest(), self._text.tell() - start)
-        if is_markup:
+        length = self._text.tell() - start
+        self._end_document(hashed.digest(), length)
+        if is_markup and length:
             self.markup.append(file.path)
 
     def _read_rows(self, file: SourceFile, kind: str) -> None:
         """Read rows; a JSON file without any row that has the field of the text is text."""
         may_be_text = file.kind == kind == JSON and self.source.format == AUTO
         held: list[Reject] = []
-        for document, n_read in read_rows(file, self.source, kind):
-            if isinstance(document, bytes):
-                may_be_text = False
-                if document:
+        try:
+            for document, n_read in read_rows(file, self.source, kind):
+                if isinstance(document, bytes):
+                    may_be_text = False
                     self._text.write(document)
-                self._end_document(digest(document), len(document))
-            else:
-                may_be_text = may_be_text and not document.has_field and len(held) < MOST_HELD
-                if may_be_text:
+                    self._end_document(digest(document), len(document))
+                elif may_be_text and not document.has_field and len(held) < MOST_HELD:
                     held.append(document)
                 else:
+                    may_be_text = False
                     self.rejects.add(file.path, document)
-            self._report(n_read)
+                self._report(n_read)
+        except TooLongError:
+            if not may_be_text:
+                raise
         if may_be_text:
             if held and held[0].missing and self._json is None:
                 self._json = file.path, held[0]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalelab.corpus.documents import NotTextError, kind_of, read_rows, read_text
+from scalelab.corpus import documents
+from scalelab.corpus.documents import CutTextError, NotTextError, kind_of, read_rows, read_text
 from scalelab.corpus.rejects import Reject
 from scalelab.corpus.source import TEXT, DataSource, find_files
 from scalelab.errors import DataError
@@ -41,20 +42,25 @@ texts = st.lists(
 )
 
 
+STRINGS = {
+    str(kind): kind
+    for kind in (
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())),
+        *(pa.binary(), pa.large_binary(), pa.binary_view()),
+    )
+}
+
+
 @settings(max_examples=40, deadline=None)
-@given(texts=texts)
-def test_rows_come_back_as_they_were_written(folder: Path, texts: list[str]) -> None:
+@given(texts=texts, kind=st.sampled_from(sorted(STRINGS)))
+def test_rows_come_back_as_they_were_written(folder: Path, texts: list[str], kind: str) -> None:
     kept = [text for text in texts if text]
     lines = folder / "rows.jsonl"
     lines.write_text("".join(json.dumps({"n": 1, "body": text}) + "\n" for text in texts))
     assert read(lines, field="body") == kept
-    for kind in (
-        *(pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())),
-        *(pa.binary(), pa.large_binary(), pa.binary_view()),
-    ):
-        table = folder / "rows.parquet"
-        pq.write_table(pa.table({"body": pa.array([*texts, None]).cast(kind)}), table)
-        assert read(table, column="body") == kept
+    table = folder / "rows.parquet"
+    pq.write_table(pa.table({"body": pa.array([*texts, None]).cast(STRINGS[kind])}), table)
+    assert read(table, column="body") == kept
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,6 +75,50 @@ def test_a_byte_order_mark_before_the_rows_is_no_part_of_them(tmp_path: Path) ->
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}')
     assert read(path) == ["a", "b"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60),
+    bad=st.sampled_from([b"\xff", b"\0", b"\xe9 x", b"\xc0\x80"]),
+    block=st.integers(1, 20),
+    share=st.floats(0, 1),
+)
+def test_the_first_byte_that_is_no_text_is_named(
+    folder: Path, text: str, bad: bytes, block: int, share: float
+) -> None:
+    at = len(text[: int(share * len(text))].encode())
+    content = text.encode()[:at] + bad + text.encode()[at:]
+    path = folder / "bad.txt"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "BLOCK_BYTES", block)
+        with pytest.raises(NotTextError, match=rf"byte {at + 1:,} is"):
+            read(path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.text("aé日𝄞", min_size=1, max_size=40), n=st.integers(0, 40), block=st.integers(1, 9)
+)
+def test_a_text_cut_inside_a_character_is_kept_without_it(
+    folder: Path, text: str, n: int, block: int
+) -> None:
+    whole = ("é" + text).encode()
+    content = whole[: len(whole) - min(n, len(whole) - 2)]
+    path = folder / "cut.txt"
+    path.write_bytes(content)
+    source = DataSource(paths=(str(path),))
+    (file,) = find_files(source, folder / "results")
+    found = b""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "BLOCK_BYTES", block)
+        try:
+            for part, _ in read_text(file):
+                found += part
+        except CutTextError:
+            assert found != content
+    assert found == content.decode("utf-8", "ignore").encode()
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00h", b"caf\xe9", b"text\0more", b"\x80"])
@@ -163,6 +213,23 @@ def test_a_nested_field_is_found_in_json_and_parquet(
     # A key with the whole name goes before a nested one.
     lines.write_text(json.dumps({**row, f"a.{name}": "whole", "a": row}) + "\n")
     assert read(lines, field=f"a.{name}") == ["whole"]
+
+
+def test_a_long_first_row_and_deep_nesting_are_seen_in_a_file_of_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "dump.txt"
+    path.write_text(json.dumps({"text": "x" * 200_000}) + '\n{"text": "b"}\n')
+    assert [len(text) for text in read(path)] == [200_000, 1]
+    path.write_text('{"text": "a"}\n{"text": ' + 900 * "[" + 900 * "]" + "}\n")
+    first, reject = rows_of(path)
+    assert first == b"a"
+    assert isinstance(reject, Reject)
+    assert reject.reason == "is nested too deeply"
+
+
+def test_indented_objects_in_a_file_of_json_lines_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"id": 1, "text": text}, indent=2) for text in "abc"))
+    assert read(path) == ["a", "b", "c"]
 
 
 def test_lists_of_text_become_lines(tmp_path: Path) -> None:
