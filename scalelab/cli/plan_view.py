@@ -11,7 +11,6 @@ from scalelab.cli.program_view import (
     data_words,
     flop_convention,
     flop_words,
-    model_words,
     print_commands,
     program_as_json,
     program_words,
@@ -25,6 +24,7 @@ from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.program_render import used_names
 from scalelab.sweep.rules import FEW_STEPS
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.sweep.size_table import model_label
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION
 from scalelab.units import (
     format_count,
@@ -106,7 +106,7 @@ def _runs(proposal: Proposal, cost: PlanCost, *, is_wide: bool) -> Table:
             format_quantity(row.n_params),
             format_quantity(row.spec.n_tokens),
             f"{row.tokens_per_param:.3g}",
-            model_words(row.spec),
+            model_label(row.spec),
             *(
                 (format_count(row.spec.n_steps), f"{row.spec.batch_seqs}x{row.spec.seq_len}")
                 if is_wide
@@ -256,7 +256,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "n_params": row.n_params,
                 "n_params_active": row.n_params_active,
                 "n_tokens": row.spec.n_tokens,
-                "shape": model_words(row.spec),
+                "shape": model_label(row.spec),
                 "n_steps": row.spec.n_steps,
                 "batch_seqs": row.spec.batch_seqs,
                 "seq_len": row.spec.seq_len,

@@ -10,9 +10,7 @@ from scalelab.launch.program_ready import RenderedRun
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.program_table import shown_command
-from scalelab.sweep.run_size import REPORTED, has_shape, run_size
-from scalelab.sweep.run_spec import RunSpec
-from scalelab.sweep.size_table import SizeRow
+from scalelab.sweep.run_size import REPORTED, run_size
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION
 from scalelab.units import format_flops, format_quantity
 
@@ -21,14 +19,6 @@ _FLOP_WORDS = {
     REPORTED: f"{REPORTED} (flops_per_token of the table of sizes)",
     "6nd": "6nd (6 x parameters x tokens)",
 }
-
-
-def model_words(spec: RunSpec) -> str:
-    """Return the label of a run's shape, or its row of a table of sizes."""
-    if has_shape(spec):
-        return spec.shape.label()
-    assert spec.program is not None
-    return SizeRow(spec.program.size).label()
 
 
 def flop_convention(plan: Plan) -> str:

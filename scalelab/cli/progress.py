@@ -76,10 +76,12 @@ class Reader:
 
     def read(self, run_id: str) -> RunProgress:
         """Return the progress of a run."""
+        from scalelab.sweep.size_table import model_label
+
         folder = self.results.run(run_id)
         if run_id not in self.known:
             spec = folder.read_spec()
-            self.known[run_id] = (spec.shape.label(), spec.n_steps, spec.tokens_per_step)
+            self.known[run_id] = (model_label(spec), spec.n_steps, spec.tokens_per_step)
         label, n_steps, _ = self.known[run_id]
         attempts = folder.attempts()
         row = attempts[-1].last_metrics() if attempts else None

@@ -159,15 +159,17 @@ def ask(proposal: Proposal, *, as_json: bool, n_times: int = 1) -> None:
     from scalelab.units import format_duration
 
     proposal.plan.refuse_repeats(allow_repeats=proposal.sweep.allow_repeats)
-    if n_times * proposal.cost.wall_s <= ASK_ABOVE_S:
+    is_known = proposal.cost.speed.is_known
+    if is_known and n_times * proposal.cost.wall_s <= ASK_ABOVE_S:
         return
-    duration = format_duration(n_times * proposal.cost.wall_s)
+    duration = f"about {format_duration(n_times * proposal.cost.wall_s)}"
+    duration = duration if is_known else "an unknown time"
     if not as_json and sys.stdin.isatty() and sys.stderr.isatty():
-        if not typer.confirm(f"This takes about {duration} on this machine. Start?", err=True):
+        if not typer.confirm(f"This takes {duration} on this machine. Start?", err=True):
             raise typer.Abort
         return
     raise UsageError(
-        f"a plan of about {duration} on this machine without --yes",
-        "--yes for a plan that takes more than an hour",
+        f"a plan of {duration} on this machine without --yes",
+        "--yes for a plan that takes more than an hour, or whose time is unknown",
         "Show the plan with --dry-run, then add --yes, or use --launcher slurm.",
     )

@@ -66,6 +66,7 @@ def search(spec: TuneSpec, asked: dict[str, Any], options: PlanOptions) -> int:
 def _print_cells(
     spec: TuneSpec, proposal: Proposal, bounds: list[dict[str, tuple[float, float]]]
 ) -> None:
+    from scalelab.sweep.size_table import model_label
     from scalelab.units import format_duration, format_quantity, plural
 
     names = list(dict.fromkeys(name for cell in bounds for name in cell))
@@ -76,7 +77,7 @@ def _print_cells(
         table.add_row(
             format_quantity(row.n_params),
             format_quantity(row.spec.n_tokens),
-            row.spec.shape.label(),
+            model_label(row.spec),
             *(
                 f"{cell[name][0]:.3g} to {cell[name][1]:.3g}" if name in cell else ""
                 for name in names
@@ -86,7 +87,8 @@ def _print_cells(
     wall = format_duration(spec.trials * proposal.cost.wall_s)
     early = ", less with pruned trials" if spec.is_pruned else ""
     speed = proposal.cost.speed
-    out.print(f"at most about {wall} on {speed.n_workers} x {speed.device}{early}", soft_wrap=True)
+    most = f"at most about {wall}" if speed.is_known else f"unknown time ({speed.note})"
+    out.print(f"{most} on {speed.n_workers} x {speed.device}{early}", soft_wrap=True)
     for warning in proposal.plan.warnings():
         warn_here(warning, out)
 

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import subprocess
+import tomllib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,19 +55,23 @@ def program_version(table: ProgramTable, results: Path) -> str:
 
 
 def folder_version(folder: Path, ignored: Collection[Path]) -> str:
-    """Return the version of the files of a folder, without some files and folders; as above."""
+    """Return the version of the files of a folder, without some files and folders; as above.
+
+    Sweep files in the folder do not count: they say what to run, not how.
+    """
     if not folder.is_dir():
         raise UsageError(
             f"program.cwd = {str(folder)!r}, which is not a folder",
             "the folder in which the program starts",
             "Correct cwd; it starts from the folder of the sweep file.",
         )
-    commit = _git(folder, "log", "-1", "--format=%H", "--", ".")
+    ignored = {*ignored, *(path.resolve() for path in folder.glob("*.toml") if _is_sweep(path))}
+    root = folder.resolve()
+    below = sorted(path.relative_to(root) for path in ignored if path.is_relative_to(root))
+    excluded = [f":(exclude){path}" for path in below if path.parts]
+    commit = _git(folder, "log", "-1", "--format=%H", "--", ".", *excluded)
     if commit is None or not commit.strip():
         return f"files-{_hash_of(_files(folder, ignored), folder)}"
-    root = folder.resolve()
-    below = [path.relative_to(root) for path in ignored if path.is_relative_to(root)]
-    excluded = [f":(exclude){path}" for path in below if path.parts]
     diff = _git(folder, "diff", "HEAD", "--binary", "--", ".", *excluded) or b""
     listed = _git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--", ".", *excluded)
     untracked = [folder / name.decode() for name in (listed or b"").split(b"\0") if name]
@@ -241,6 +246,14 @@ def _hash_of(files: Iterable[Path], folder: Path) -> str:
                 "Correct the permissions, or declare program.version.",
             ) from None
     return digest.hexdigest()[:HASH_LENGTH]
+
+
+def _is_sweep(path: Path) -> bool:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "program" in content and ("command" in content["program"] or "kind" in content)
 
 
 def _is_file(word: str) -> bool:

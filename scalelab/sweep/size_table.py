@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import DataError, UsageError
-from scalelab.sweep.run_size import NO_SHAPE, TABLE_FLOPS, TABLE_PARAMS, RunSize, table_size
+from scalelab.sweep.run_size import (
+    NO_SHAPE,
+    TABLE_FLOPS,
+    TABLE_PARAMS,
+    RunSize,
+    has_shape,
+    table_size,
+)
+from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import FF_MULTIPLE, ModelShape
 from scalelab.units import format_quantity, parse_quantity
 
@@ -84,6 +92,13 @@ class SizeRow:
             vocab_size=int(row.get("vocab_size", vocab_size or NO_SHAPE.vocab_size)),
             n_kv_heads=int(row.get("n_kv_heads", 0)),
         )
+
+
+def model_label(spec: RunSpec) -> str:
+    """Return the label of a run's shape, or what its row of a table of sizes tells the program."""
+    if spec.program is None or has_shape(spec):
+        return spec.shape.label()
+    return SizeRow(spec.program.size).label() or f"N = {format_quantity(spec.program.n_params)}"
 
 
 def read_size_table(value: Any, folder: Path) -> tuple[SizeRow, ...]:

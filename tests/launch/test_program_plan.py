@@ -189,6 +189,7 @@ def test_the_version_is_commit_changes_and_untracked_files(folder, tmp_path) -> 
     inside.mkdir()
     (inside / "log.txt").write_text("x")
     (folder / "sweep.toml").write_text("")
+    (folder / "other.toml").write_text('kind = "grid"\nprogram = "sweep.toml"\n')
     (folder / "sizes.csv").write_text("depth,n_params\n2,10\n")
     table = {"by": "table", "table": "sizes.csv"}
     command = ["{python}", "train.py", "--depth={size.depth}"]

@@ -13,11 +13,11 @@ import pytest
 from scalelab.launch.program_result import difference, sizes_of
 from scalelab.launch.proposal import propose
 from scalelab.records.sweep_dir import Results
-from scalelab.sweep.cost import unmeasured_cpu_speed
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.program_render import Place, final_step, rendered
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.spec import read_mapping, sweep_from_mapping
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 
 EXAMPLES = Path(__file__).parents[2] / "examples/programs"
 SAMPLES = Path(__file__).parents[1] / "logs/samples"
