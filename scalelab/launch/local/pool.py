@@ -259,7 +259,7 @@ class LocalPool:
         if (found := folder.status()) in ENDED:
             status = found
         if status:
-            self._set_status(run_id, status, status)
+            self._set_status(run_id, status, _event(folder, status))
             if status == "failed":
                 self.usage_failures.add([folder])
             return
@@ -329,6 +329,15 @@ class LocalPool:
                 note=note,
             )
         )
+
+
+def _event(folder: RunDir, status: str) -> str:
+    """Return the end of a run as a note; of a failed run with the first line of the reason."""
+    if status not in ("failed", "diverged"):
+        return status
+    attempts = folder.attempts()
+    reason = str(end_of(attempts[-1].read_note()).get("reason") or "") if attempts else ""
+    return f"{status}: {reason.splitlines()[0]}" if reason else status
 
 
 def launch_local(request: LaunchRequest, watch: Watcher) -> LaunchReport:
