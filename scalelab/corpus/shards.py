@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ FORMAT = 1
 SHARD_BYTES = 1 << 30
 EVAL_DTYPE = "uint32"
 """Type in which the evaluation tokens of token files are copied."""
+CACHED_BYTES = 8 << 30
+"""Files that are larger together may not stay in memory."""
 MANIFEST_NAME = "manifest.json"
 FINGERPRINT_LENGTH = 16
 
@@ -237,15 +240,23 @@ class TokenStream:
         In order.
     dtype : str
         Type of a token on disk.
+    is_random : bool
+        Whether rows are read in random order; then the system does not read ahead in large files.
     """
 
-    def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: str) -> None:
+    def __init__(
+        self, folder: Path, shards: tuple[Shard, ...], dtype: str, *, is_random: bool = True
+    ) -> None:
         kind = np.dtype(dtype).newbyteorder("<")
         # Plain arrays: a slice of np.memmap is several times slower.
         files = {
-            name: np.asarray(np.memmap(folder / name, dtype=np.uint8, mode="r"))
-            for name in dict.fromkeys(shard.name for shard in shards)
+            name: _map(folder / name) for name in dict.fromkeys(shard.name for shard in shards)
         }
+        is_large = sum(map(len, files.values())) > CACHED_BYTES
+        if is_random and is_large and hasattr(mmap, "MADV_RANDOM"):
+            # Reading ahead would read many times the row.
+            for content in files.values():
+                content.madvise(mmap.MADV_RANDOM)
         self._maps = [
             np.frombuffer(files[shard.name], dtype=kind, count=shard.n_tokens, offset=shard.offset)
             for shard in shards
@@ -293,6 +304,11 @@ class TokenStream:
             row[filled : filled + len(part)] = part
             filled += len(part)
             shard += 1
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def fingerprints(

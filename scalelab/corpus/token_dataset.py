@@ -253,9 +253,10 @@ def scan_tokens(
     DataError
         When a token is outside the vocabulary, with its position.
     """
-    stream = TokenStream(folder, shards, dtype)
+    n_tokens = sum(shard.n_tokens for shard in shards)
     is_hashed = source.fingerprint == "whole"
-    is_whole = is_hashed or len(stream) * np.dtype(dtype).itemsize <= SCANNED_BYTES
+    is_whole = is_hashed or n_tokens * np.dtype(dtype).itemsize <= SCANNED_BYTES
+    stream = TokenStream(folder, shards, dtype, is_random=not is_whole)
     if not is_whole and source.vocab_size is None:
         raise UsageError(
             f"{len(stream):,} tokens without the size of their vocabulary",
