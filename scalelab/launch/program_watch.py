@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from scalelab.launch.program_checkpoints import (
@@ -13,6 +14,10 @@ from scalelab.launch.program_checkpoints import (
     out_dir_of,
 )
 from scalelab.records.run_dir import Attempt
+
+
+WATCHED = 100
+"""The newest checkpoints of a program that are compared while it writes."""
 
 
 class CheckpointWatch:
@@ -32,7 +37,7 @@ class CheckpointWatch:
         """The newest checkpoint, also one that was cloned."""
         self._attempt = attempt
         self._out_dir = out_dir_of(attempt, in_place=in_place)
-        self._seen: object = None
+        self._seen: Mapping[int, object] = {}
         self._noted: object = None
 
     def start_from(self, checkpoint: ProgramCheckpoint, wall_s: float, *, is_own: bool) -> None:
@@ -53,19 +58,23 @@ class CheckpointWatch:
             Seconds of training so far.
         is_last : bool
             Whether the program has ended; while it runs, only a checkpoint that has not changed
-            since the last call counts.
+            since the last call counts. That is not always the newest: a program may save more
+            often than this is called.
         """
         found: list[ProgramCheckpoint] = []
         with contextlib.suppress(OSError):
             found = self.pattern.find(self._attempt, self._out_dir)
-        if not found:
+        stamps = {item.step: item.stamp() for item in found[:WATCHED]}
+        before, self._seen = self._seen, stamps
+        saved = next(
+            (i for i in found[:WATCHED] if is_last or stamps[i.step] == before.get(i.step)), None
+        )
+        if saved is None or (self.newest is not None and saved.step < self.newest.step):
             return
-        stamp, before = found[0].stamp(), self._seen
-        self._seen = stamp
-        if stamp == self._noted or (stamp != before and not is_last):
+        if stamps[saved.step] == self._noted:
             return
-        self._noted, self.newest = stamp, found[0]
+        self._noted, self.newest = stamps[saved.step], saved
         with contextlib.suppress(OSError):
-            note_checkpoint(self._attempt, found[0], wall_s)
-            note["checkpoint"] = {"step": found[0].step, "time_s": time.time()}
+            note_checkpoint(self._attempt, saved, wall_s)
+            note["checkpoint"] = {"step": saved.step, "time_s": time.time()}
             self._attempt.write_note(note)

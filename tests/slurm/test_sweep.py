@@ -92,6 +92,11 @@ class Freezer:
                 self.found.append(Frozen(run_id, element, nodes[element], pids))
         return len(self.found)
 
+    @property
+    def _n_alone(self) -> int:
+        """Processes of a job whose program is not running; without a program, never that many."""
+        return 1 if self.sweep.program else 0
+
     def _freeze(self, run: Any, pid: int) -> tuple[int, ...]:
         """Stop a job's process and its program; return them, or nothing if the run has ended."""
         try:
@@ -101,7 +106,7 @@ class Freezer:
             attempt = run.attempts()[-1]
             is_midway = not attempt.read_record() and "ended" not in attempt.read_note()
             pids = (pid, *processes_of(attempt.token))
-            if not is_midway or not run.checkpoints() or (self.sweep.program and len(pids) == 1):
+            if not is_midway or not run.checkpoints() or len(pids) == self._n_alone:
                 os.kill(pid, signal.SIGCONT)
                 return ()
             for own in pids[1:]:
@@ -155,7 +160,7 @@ def disturbed(
         seeds=N_RUNS,
         n_tokens=PROGRAM_TOKENS,
         slurm=slurm,
-        program=adversary_table("--step-s=0.02"),
+        program=adversary_table("--step-s=0.03"),
     )
     specs = {run_id: sweep.results.run(run_id).read_spec() for run_id in sweep.run_ids}
     return sweep, {

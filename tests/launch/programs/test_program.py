@@ -386,3 +386,13 @@ def _stop_after_rows(trained):
 
 def _has(trained, name: str) -> bool:
     return any(trained.run.path.rglob(name))
+
+
+def test_checkpoints_are_recorded_of_a_program_that_saves_all_the_time(program):
+    text = (
+        "for step in range(1, 2000):\n    train(step, step)\n    save(step)\n    time.sleep(0.001)"
+    )
+    trained = program(text, **CHECKPOINT)
+    # The newest one is always being written: an older one is recorded while the program runs.
+    assert trained.train(lambda: "enough" if trained.run.checkpoints() else None) == "preempted"
+    assert trained.rows()[-1]["step"] < 1500
