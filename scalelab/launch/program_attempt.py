@@ -39,7 +39,13 @@ from scalelab.launch.program_failures import (
     output_tail,
     with_tail,
 )
-from scalelab.launch.program_launcher import devices_of, end_step, is_step, launched
+from scalelab.launch.program_launcher import (
+    devices_of,
+    end_step,
+    ignored_signals,
+    is_step,
+    launched,
+)
 from scalelab.launch.program_logs import output_of
 from scalelab.launch.program_output import OwnOutput, ProgramOutput
 from scalelab.launch.program_process import (
@@ -168,7 +174,8 @@ class ProgramAttempt:
         environment = program_environment(self.program, command.env, own, is_step=is_a_step)
         print(f"scalelab: attempt {self.attempt.number}: output in {self.output_path}", flush=True)
         cwd = self.program.cwd or str(self.out_dir)
-        tree = ProcessTree(argv, environment, cwd, self.output_path)
+        ignored = () if is_a_step else ignored_signals(self.program)
+        tree = ProcessTree(argv, environment, cwd, self.output_path, ignored=ignored)
         try:
             ending, asked, hung = self._follow(tree, output, watch)
         finally:

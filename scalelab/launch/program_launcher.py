@@ -8,6 +8,7 @@ GPUs and nodes of the run. With srun, or on several nodes, the program is a step
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path, PurePath
 
 from scalelab.launch.slurm import step
 from scalelab.launch.slurm.step import signal_step
+from scalelab.records.machine import STOP_SIGNALS
 from scalelab.sweep.program import ProgramExecution
 
 FIRST_PORT, N_PORTS = 20_000, 12_000
@@ -63,6 +65,16 @@ def is_step(execution: ProgramExecution, devices: Devices) -> bool:
     )
 
 
+def ignored_signals(execution: ProgramExecution) -> tuple[signal.Signals, ...]:
+    """Return the stop signals of SLURM that a program does not get by itself.
+
+    SLURM may send them to every process of a job, and they would kill a program that is to save
+    at another signal. torchrun ends its own processes with SIGTERM.
+    """
+    needed = {f"SIG{execution.stop_signal}", "SIGTERM" if execution.launcher == "torchrun" else ""}
+    return tuple(number for number in STOP_SIGNALS if number.name not in needed)
+
+
 def launched(
     argv: Sequence[str], execution: ProgramExecution, devices: Devices, token: str
 ) -> tuple[str, ...]:
@@ -99,6 +111,7 @@ def launched(
     return (
         sys.executable, "-I", "-S", str(Path(step.__file__).resolve()), "run",
         f"--name={STEP_PREFIX}{token}", f"--address={address}", f"--port={port}",
+        f"--ignored={','.join(str(int(number)) for number in ignored_signals(execution))}",
         f"--nodes={devices.n_nodes}", f"--tasks-per-node={tasks}",
         f"--gpus-per-task={devices.per_node // tasks if has_gpus else 0}",
         f"--cpus-per-task={_cpus_per_task()}", "--", *argv,

@@ -43,6 +43,8 @@ class ProcessTree:
         Folder in which the program starts.
     output : Path
         File to which output and errors are appended.
+    ignored : sequence of int
+        Signals that the program ignores, unless it handles them itself.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class ProcessTree:
         env: Mapping[str, str],
         cwd: str,
         output: Path,
+        *,
+        ignored: Sequence[int] = (),
     ) -> None:
         self.code: int | None = None
         """Exit code of the main process, negative for a signal; None while it runs or if lost."""
@@ -69,7 +73,13 @@ class ProcessTree:
                 start_new_session=True,
                 bufsize=0,
             )
-        order = {"argv": list(argv), "env": dict(env), "cwd": cwd, "linger_s": LINGER_S}
+        order = {
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": cwd,
+            "linger_s": LINGER_S,
+            "ignored": list(map(int, ignored)),
+        }
         self._send(json.dumps(order))
 
     def wait(self, timeout_s: float) -> bool:

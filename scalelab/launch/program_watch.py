@@ -15,7 +15,6 @@ from scalelab.launch.program_checkpoints import (
 )
 from scalelab.records.run_dir import Attempt
 
-
 WATCHED = 100
 """The newest checkpoints of a program that are compared while it writes."""
 

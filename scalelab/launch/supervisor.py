@@ -124,6 +124,8 @@ def _start(order: dict[str, Any], prctl: Any) -> int:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, *IGNORED, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        for number in order["ignored"]:
+            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

@@ -3,7 +3,8 @@
 The worker starts this file as a script, with the standard library only. ``step.py run`` is the
 program's main process: it starts a job step with srun and waits for it. srun answers SIGTERM by
 killing its tasks, so signals go to the step through scancel instead. ``step.py task`` is what each
-task of the step starts: it sets torch's variables for ranks and becomes the program.
+task of the step starts: it sets torch's variables for ranks and becomes the program. SLURM sends
+the signals of a job to the tasks too; those that do not ask the program to save are ignored there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
 def run_step(options: list[str], argv: list[str]) -> int:
     """Start the step and wait for it; return srun's exit code."""
     parser = argparse.ArgumentParser()
-    for name in ("name", "address", "port"):
+    for name in ("name", "address", "port", "ignored"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("nodes", "tasks-per-node", "gpus-per-task", "cpus-per-task"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -48,7 +49,8 @@ def run_step(options: list[str], argv: list[str]) -> int:
     ]  # fmt: skip
     if asked.gpus_per_task:
         words.append(f"--gpus-per-task={asked.gpus_per_task}")
-    task = ["task", f"--address={asked.address}", f"--port={asked.port}", "--", *argv]
+    own = (f"--{name}={getattr(asked, name)}" for name in ("address", "port", "ignored"))
+    task = ["task", *own, "--", *argv]
     waiting: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -72,7 +74,7 @@ def run_step(options: list[str], argv: list[str]) -> int:
 def become_task(options: list[str], argv: list[str]) -> None:
     """Set the variables from which torch.distributed makes its group; replace this process."""
     parser = argparse.ArgumentParser()
-    for name in ("address", "port"):
+    for name in ("address", "port", "ignored"):
         parser.add_argument(f"--{name}", required=True)
     asked = parser.parse_args(options)
     for variable, of_slurm in (
@@ -83,6 +85,8 @@ def become_task(options: list[str], argv: list[str]) -> None:
         os.environ[variable] = os.environ[of_slurm]
     os.environ["LOCAL_WORLD_SIZE"] = os.environ["SLURM_NTASKS_PER_NODE"]
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = asked.address, asked.port
+    for number in filter(None, asked.ignored.split(",")):
+        signal.signal(int(number), signal.SIG_IGN)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:

@@ -396,3 +396,10 @@ def test_checkpoints_are_recorded_of_a_program_that_saves_all_the_time(program):
     # The newest one is always being written: an older one is recorded while the program runs.
     assert trained.train(lambda: "enough" if trained.run.checkpoints() else None) == "preempted"
     assert trained.rows()[-1]["step"] < 1500
+
+
+def test_signals_that_slurm_sends_to_every_process_do_not_end_a_program(program):
+    text = "os.kill(os.getpid(), signal.SIGUSR2)\ntrain(1, 20)\nfinish()"
+    assert program(text).train() == "done"
+    text = "os.kill(os.getpid(), signal.SIGTERM)\n" + text
+    assert program(text, stop_signal="INT").train() == "done"
