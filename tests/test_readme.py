@@ -38,9 +38,10 @@ SCALELAB = [line for line in commands() if line.startswith("scalelab ")]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Return a reader's folder: the sweep files, some notes, and a CSV of runs."""
+    """Return a reader's folder: the sweep files, examples, some notes, and a CSV of runs."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "sweeps", folder / "sweeps")
+    shutil.copytree(ROOT / "examples", folder / "examples")
     notes = folder / "notes"
     notes.mkdir()
     for package in ("asyncio", "concurrent/futures", "email", "http", "logging", "unittest"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scalelab.corpus.tokenizer import END_TOKEN
 from scalelab.errors import UsageError
 from scalelab.sweep.program import ProgramSpec
-from scalelab.sweep.program_render import used_names
+from scalelab.sweep.program_render import steps_with_evaluations, used_names
 from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, schedule_parts
 from scalelab.sweep.run_size import NO_SHAPE, RunSize, model_size, run_size, shape_size
 from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec
@@ -122,6 +122,8 @@ def planned_run(
             "Use larger budgets or --n-tokens, or smaller steps, for example --batch-seqs "
             f"{max(1, batch_seqs // 8)}.",
         )
+    if program is not None and "eval_every" in used_names(program):
+        n_steps = steps_with_evaluations(n_steps)
     inputs = dataclasses.replace(inputs, batch_tokens=batch_seqs * train.seq_len)
     lr = UNUSED_LR
     if train.lr or program is None or used_names(program).intersection(("lr", "lr_end")):

@@ -227,6 +227,16 @@ def evaluation_interval(n_steps: int) -> int:
     return next(n for n in range(-(-n_steps // MAX_EVALUATIONS), n_steps + 1) if n_steps % n == 0)
 
 
+def steps_with_evaluations(n_steps: int) -> int:
+    """Return steps near these that ``eval_every`` divides well: at most 1 % more or less.
+
+    A prime number of steps would have one evaluation, and in many trainers one checkpoint, at the
+    end.
+    """
+    unit = min(MAX_EVALUATIONS, max(1, n_steps // 50))
+    return round(n_steps / unit) * unit
+
+
 def step_ratio(part: int, n_steps: int) -> float:
     """Return a ratio whose product with the steps gives the part, rounded or rounded up.
 

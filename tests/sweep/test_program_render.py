@@ -20,6 +20,7 @@ from scalelab.sweep.program_render import (
     placeholders,
     rendered,
     step_ratio,
+    steps_with_evaluations,
     values,
 )
 from scalelab.sweep.run_size import NO_SHAPE
@@ -230,3 +231,10 @@ def test_a_program_gets_its_arguments_and_no_shell_reads_them(texts: list[str]) 
     command = argv("{python}", "-c", *escaped, execution=execution)
     done = subprocess.run(command, capture_output=True, check=True)
     assert json.loads(done.stdout) == given
+
+
+@given(n_steps=st.integers(1, 10**7))
+def test_planned_steps_have_evaluations_and_change_by_at_most_a_percent(n_steps: int) -> None:
+    steps = steps_with_evaluations(n_steps)
+    assert abs(steps - n_steps) <= 0.01 * n_steps
+    assert steps // evaluation_interval(steps) >= min(5, 1 + n_steps // 150)
