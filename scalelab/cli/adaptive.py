@@ -113,6 +113,9 @@ def adaptive(
             "Try --target C=1e24 --budget 1e20.",
         )
     from scalelab.api.adaptive import adapt, default_axes, parse_target
+    from scalelab.corpus.source import DataSource
+    from scalelab.corpus.token_dataset import UNNAMED
+    from scalelab.corpus.token_files import find_tokens
     from scalelab.sweep.shape_rule import ALIGNED, ALIGNED_FROM_FLOPS, FINE
 
     wanted = parse_target(target)
@@ -120,14 +123,17 @@ def adaptive(
     values = spec_values(context)
     defaults: dict[str, Any] = {"name": f"adaptive-{target.replace(',', '-').replace('=', '')}"}
     if values.get("n_params") is None or values.get("n_tokens") is None:
-        tokenizer = str(values.get("data", "tokenizer") or "bytes")
-        if values.get("program") is not None:
-            tokenizer = "of the program"
         is_listed = gives_sizes(values)
         any_axes = {"n_tokens": "1M"} if is_listed else {"n_params": "1M", "n_tokens": "1M"}
         # The largest run of the default pool costs about the budget.
         table = ALIGNED if flops >= ALIGNED_FROM_FLOPS else FINE
-        rule = sweep_of(values, kind="grid", **any_axes).model.rules(table)[0]
+        any_sweep = sweep_of(values, kind="grid", **any_axes)
+        rule = any_sweep.model.rules(table)[0]
+        tokenizer = any_sweep.data.tokenizer
+        if values.get("program") is not None:
+            tokenizer = "of the program"
+        elif find_tokens(DataSource(**any_sweep.data.model_dump()), options.results) is not None:
+            tokenizer = UNNAMED
         sizes, lengths = default_axes(flops, tokenizer=tokenizer, rule=rule)
         defaults |= {"n_tokens": lengths} if is_listed else {"n_params": sizes, "n_tokens": lengths}
     sweep = sweep_of(values, kind="grid", **defaults)

@@ -27,6 +27,7 @@ EXTRA_USES = {
     "tune": "scalelab tune",
     "dashboard": "scalelab dashboard",
     "trackers": "TensorBoard",
+    "tokenizers": "tokenizers of sentencepiece and tiktoken",
 }
 
 _REQUIREMENT = re.compile(

@@ -1,4 +1,6 @@
-"""Names of tokenizers: ``bytes``, ``bpe:SIZE``, a file, or ``hf:NAME`` from the local cache.
+"""Names of tokenizers: ``bytes``, ``bpe:SIZE``, a file, or ``hf:NAME``.
+
+``hf:NAME`` is a model of Hugging Face: a local folder, or a name in the local cache.
 
 A name is checked without reading a file; `find_tokenizer` finds the file. Nothing is downloaded.
 """
@@ -18,6 +20,8 @@ FILE_SUFFIXES = (".json", ".model", ".tiktoken")
 """Endings of a file of the tokenizers library, of sentencepiece, and of tiktoken."""
 FILE_NAMES = ("tokenizer.json", "tokenizer.model")
 """Files that a folder of a model may have, the first found is used."""
+PATH_STARTS = ("/", "./", "../", "~")
+"""How the name of a local folder begins."""
 ALLOWED = (
     f"bytes, bpe:SIZE with SIZE from {BPE_SIZES[0]} to {BPE_SIZES[1]}, a file "
     "(tokenizer.json, *.model of sentencepiece, *.tiktoken), or hf:NAME"
@@ -44,7 +48,8 @@ def tokenizer_name(text: str) -> str:
         if low <= size <= high and size == int(size):
             return f"{BPE}{int(size)}"
     elif name.startswith(HUB):
-        if _HUB_NAME.fullmatch(name.removeprefix(HUB)):
+        model = name.removeprefix(HUB)
+        if _HUB_NAME.fullmatch(model) or model.startswith(PATH_STARTS):
             return name
     elif name == "bytes" or name.lower().endswith(FILE_SUFFIXES):
         return name
@@ -61,7 +66,9 @@ def is_file_name(name: str) -> bool:
 
 def short_name(name: str) -> str:
     """Return the name that runs have: of a file without its folder, which differs by machine."""
-    return name if name.startswith(HUB) else Path(name).name
+    model = name.removeprefix(HUB)
+    is_hub_name = name.startswith(HUB) and not model.startswith(PATH_STARTS)
+    return name if is_hub_name else name[: -len(model)] + Path(model).name
 
 
 def find_tokenizer(name: str) -> Path:
@@ -81,15 +88,25 @@ def find_tokenizer(name: str) -> Path:
                 f"Write the path from the current folder, {Path.cwd()}.",
             )
         return file
-    cache = _hub_cache()
-    folder = cache / f"models--{name.removeprefix(HUB).replace('/', '--')}"
-    for snapshot in _snapshots(folder):
-        for file_name in FILE_NAMES:
-            if (snapshot / file_name).is_file():
-                return snapshot / file_name
     model = name.removeprefix(HUB)
+    local = Path(os.path.expanduser(model))
+    if local.is_dir() or model.startswith(PATH_STARTS):
+        folders, where = [local], local
+    else:
+        where = _hub_cache()
+        folders = _snapshots(where / f"models--{model.replace('/', '--')}")
+    for folder in folders:
+        for file_name in FILE_NAMES:
+            if (folder / file_name).is_file():
+                return folder / file_name
+    if where is local:
+        raise DataError(
+            f"tokenizer {name}: no {' or '.join(FILE_NAMES)} in {local}",
+            "the folder of a model with its tokenizer",
+            "Name the file of the tokenizer, for example --tokenizer models/tokenizer.json.",
+        )
     raise DataError(
-        f"tokenizer {name}, which is not in {cache}",
+        f"tokenizer {name}, which is not in {where}",
         "a model whose tokenizer is in the local cache of Hugging Face; scalelab downloads nothing",
         f"Run `hf download {model} tokenizer.json` where there is a network, or name the file, for "
         "example --tokenizer models/tokenizer.json.",

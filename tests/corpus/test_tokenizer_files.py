@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scalelab.corpus.dataset import prepare
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.tokenizer_files import PATTERNS, FileTokenizer, open_tokenizer
-from scalelab.corpus.tokenizer_names import find_tokenizer, tokenizer_name
+from scalelab.corpus.tokenizer_names import find_tokenizer, short_name, tokenizer_name
 from scalelab.errors import DataError, UsageError
 
 SAMPLES = Path(__file__).parent / "samples/tokenizers"
@@ -160,7 +160,7 @@ def test_patterns_are_those_of_tiktoken() -> None:
 def test_names_read_like_every_quantity() -> None:
     assert tokenizer_name("bpe:32K") == tokenizer_name("bpe:32000") == "bpe:32000"
     assert DataSource(tokenizer="bpe:4.096K") == DataSource(tokenizer="bpe:4096")
-    for wrong in ("bpe:0.5", "bpe:2M", "bpe:K", "hf:../x", "hf:", "gpt2", "hf:a/b/c", ""):
+    for wrong in ("bpe:0.5", "bpe:2M", "bpe:K", "hf:", "gpt2", "hf:a/b/c", ""):
         with pytest.raises(UsageError, match="bpe:SIZE") as caught:
             tokenizer_name(wrong)
         assert "--tokenizer bpe:4096" in caught.value.do
@@ -181,6 +181,16 @@ def test_the_hub_is_the_local_cache_and_the_revision_main_wins(
     (model / "refs").mkdir()
     (model / "refs/main").write_text("b2\n")
     assert find_tokenizer("hf:lab/model") == model / "snapshots/b2/tokenizer.json"
+    # A local folder is a model, too; runs have its name without the folders above it.
+    snapshot = model / "snapshots/a1"
+    assert find_tokenizer(f"hf:{snapshot}") == snapshot / "tokenizer.json"
+    monkeypatch.chdir(model / "snapshots")
+    assert find_tokenizer(tokenizer_name("hf:./a1")) == Path("a1/tokenizer.json")
+    assert [short_name(name) for name in (f"hf:{snapshot}", "hf:lab/model", "a/b.json")] == [
+        "hf:a1", "hf:lab/model", "b.json"
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"no tokenizer.json or tokenizer.model in"):
+        find_tokenizer(f"hf:{model}")
 
 
 def ranks(lines: int = 256, **changes: str) -> str:
