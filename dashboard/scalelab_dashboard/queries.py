@@ -16,6 +16,8 @@ import streamlit as st
 from scalelab.api import fits as api_fits
 from scalelab.api import predictions as api_predictions
 from scalelab.forecast.bands import bands_between
+from scalelab.forecast.headline import NextCommand
+from scalelab.forecast.headline import headline as make_headline
 from scalelab.store.status import read_status
 from scalelab_dashboard import assess, data
 from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.headline import Headline
     from scalelab.records.types import Observations
     from scalelab.store.status import SweepStatus
     from scalelab_dashboard.data import Rates, Source
@@ -109,6 +112,14 @@ def against_published(key: FitKey, _report: FitReport) -> pd.DataFrame:
 def forecast(key: FitKey, asked: str, _report: FitReport) -> Forecast | Failure:
     """Return one forecast: the answer that ``scalelab fit --predict`` prints."""
     return attempt(lambda: api_fits.forecasts(_report, asked)[0])
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def headline(
+    key: FitKey, runs: tuple[str, ...], asked: str, _report: FitReport, _forecast: Forecast | None
+) -> Headline:
+    """Return the headline of a fit, about a forecast if one was asked for."""
+    return make_headline(_report, NextCommand(runs=runs), _forecast)
 
 
 @st.cache_resource(max_entries=48, show_spinner=False)

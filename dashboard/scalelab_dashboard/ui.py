@@ -6,11 +6,12 @@ import html
 import math
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from scalelab.forecast import headline
 from scalelab.report.look import DARK, LIGHT, Look
 from scalelab.units import format_flops
 from scalelab_dashboard import queries
@@ -18,11 +19,17 @@ from scalelab_dashboard import queries
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.outcome import FitWarning, Interval
     from scalelab.records.types import Observations
     from scalelab_dashboard.fits import Failure
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$:~&@/=^\"'])")
+COLOURS = {
+    headline.SOUND: "green",
+    headline.WITH_WARNINGS: "orange",
+    headline.NOT_IDENTIFIED: "red",
+}
+"""Colour of the badge of each verdict."""
 CONFIG = {
     "displaylogo": False,
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
@@ -71,7 +78,40 @@ def number(label: str, value: str, limits: str, help_text: str | None = None) ->
 
 def next_compute(rows: Observations) -> str:
     """Return ten times the compute of the largest run, the default target."""
-    return format_flops(float(f"{10 * rows.flops.max():.0e}"))
+    return format_flops(headline.next_compute(rows))
+
+
+def answer(sentence: str, basis: str, verdict: str | None, found: Sequence[FitWarning]) -> None:
+    """Show the answer in one sentence, then the verdict with its warnings.
+
+    Parameters
+    ----------
+    sentence, basis : str
+        The answer; what its limits are and what predicts.
+    verdict : str or None
+        `SOUND`, `WITH_WARNINGS` or `NOT_IDENTIFIED` of `scalelab.forecast.headline`; None: the law
+        has no fit that could be assessed.
+    found : sequence of FitWarning
+        Most serious first.
+    """
+    st.markdown(f"#### {as_text(sentence)}")
+    if basis:
+        st.caption(as_text(basis))
+    if verdict is None:
+        return
+    names = ", ".join(dict.fromkeys(each.code.replace("_", " ") for each in found))
+    st.markdown(
+        f":{COLOURS[verdict]}-badge[{as_text(verdict)}]"
+        + (f" {as_text(names)}" if names else " no warnings")
+    )
+    if found:
+        with st.expander(f"What the warnings say ({len(found)})"):
+            warnings(found)
+
+
+def next_step(head: headline.Headline) -> None:
+    """Show the next command and what it does."""
+    command(list(head.command), f"Next: {head.purpose}")
 
 
 def exponent(interval: Interval | None, level: float) -> tuple[str, str]:

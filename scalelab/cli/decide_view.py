@@ -8,7 +8,7 @@ from scalelab.cli.fit_page import ANSWER_STYLE, print_verdict, rows_used
 from scalelab.cli.fit_tables import DIM_STYLE
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console, emit_json, say
-from scalelab.forecast.headline import distance, loss_words
+from scalelab.forecast.headline import decision_sentence
 from scalelab.forecast.law_file import SavedLaw
 from scalelab.units import format_flops, format_money, format_quantity, plural
 
@@ -47,7 +47,8 @@ def print_decision(
     if answer.best is None:
         say(f"{used}No candidate stays within the limits.", out, style=ANSWER_STYLE)
     else:
-        say(f"{used}{_sentence(answer.best, source)}", out, style=ANSWER_STYLE)
+        rows = None if isinstance(source, SavedLaw) else source.observations
+        say(f"{used}{decision_sentence(answer.best, rows)}", out, style=ANSWER_STYLE)
     say(_basis(answer.best, source, level if has_interval else None), out, style=DIM_STYLE)
     if is_usual and answer.best is not None:
         say(
@@ -70,20 +71,6 @@ def print_decision(
     out.print(_table(answer, has_interval=has_interval, is_wide=is_wide))
     if not has_interval and answer.warnings:
         print_verdict(answer.warnings, out)
-
-
-def _sentence(best: Candidate, source: FitReport | SavedLaw) -> str:
-    where = ""
-    if not isinstance(source, SavedLaw):
-        where = f" ({distance(source.observations, best.flops)})"
-    is_mixture = best.n_stored > best.n_params
-    size = f" active of {format_quantity(best.n_stored)}" if is_mixture else ""
-    loss = loss_words(best.loss_nats, best.low, best.high)
-    return (
-        f"With {format_flops(best.flops)} FLOP{where}: {format_quantity(best.n_params)}{size} "
-        f"parameters on {format_quantity(best.n_tokens)} tokens, loss {loss}, "
-        f"{format_money(best.costs['usd'] or 0.0)}."
-    )
 
 
 def _basis(best: Candidate | None, source: FitReport | SavedLaw, level: float | None) -> str:

@@ -35,6 +35,7 @@ from scalelab.forecast.headline import (
     WITH_WARNINGS,
     exponents,
     grave_warnings,
+    verdict_of,
 )
 from scalelab.units import format_flops, format_quantity, plural
 
@@ -123,11 +124,10 @@ def print_verdict(warnings: Sequence[FitWarning], out: Console, verdict: str | N
 
     Without a ``verdict``, it follows from the warnings.
     """
-    grave = grave_warnings(warnings)
-    verdict = verdict or (WITH_WARNINGS if grave else SOUND)
+    verdict = verdict or verdict_of(warnings)
     out.print()
     say(f"Verdict: {verdict}.", out, style=VERDICT_STYLES[verdict])
-    for warning in grave:
+    for warning in grave_warnings(warnings):
         _print_warning(warning, out)
 
 

@@ -15,12 +15,19 @@ import numpy as np
 
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
-from scalelab.forecast.allocate import parse_request
-from scalelab.units import format_flops, format_quantity, format_times, round_significant
+from scalelab.forecast.allocate import extrapolation_warnings, parse_request
+from scalelab.units import (
+    format_flops,
+    format_money,
+    format_quantity,
+    format_times,
+    round_significant,
+)
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.decision import Candidate
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
@@ -140,6 +147,19 @@ def sentence_of(rows: Observations, forecast: Forecast) -> str:
     return f"With {start}: {what}{', ' if what else ''}loss {loss}."
 
 
+def decision_sentence(best: Candidate, rows: Observations | None) -> str:
+    """Return the best candidate of a decision as a sentence; ``rows`` None: runs not known."""
+    where = "" if rows is None else f" ({distance(rows, best.flops)})"
+    is_mixture = best.n_stored > best.n_params
+    size = f" active of {format_quantity(best.n_stored)}" if is_mixture else ""
+    loss = loss_words(best.loss_nats, best.low, best.high)
+    return (
+        f"With {format_flops(best.flops)} FLOP{where}: {format_quantity(best.n_params)}{size} "
+        f"parameters on {format_quantity(best.n_tokens)} tokens, loss {loss}, "
+        f"{format_money(best.costs['usd'] or 0.0)}."
+    )
+
+
 def loss_words(loss: float, low: float | None, high: float | None) -> str:
     """Return a loss with its limits in brackets, in digits that show their distance."""
     if low is None or high is None or not math.isfinite(low + high):
@@ -180,15 +200,19 @@ def headline(
             has_split = False
     warnings = grave_warnings(report.warnings)
     if forecast is not None:
-        warnings = (*_wide(forecast), *warnings)
-    verdict = NOT_IDENTIFIED if why else WITH_WARNINGS if warnings else SOUND
+        far = () if forecast in report.forecasts else extrapolation_warnings([forecast])
+        warnings = (*far, *_wide(forecast), *warnings)
+    verdict = NOT_IDENTIFIED if why else verdict_of(warnings)
     if not has_split:
         form = report.fit.form
         why = f"The {form} law has no compute-optimal N and D: --predict asks for a model."
     needs_runs = verdict == NOT_IDENTIFIED or any(each.code == WIDE_OPTIMUM for each in warnings)
     command = command or NextCommand()
     if needs_runs:
-        words, purpose = _more_runs(next_compute(rows)), "plans runs that would determine it"
+        words, purpose = (
+            _more_runs(next_compute(rows)),
+            "plans runs that would determine the optimum",
+        )
     elif not has_split:
         words, purpose = ("scalelab", "fit", *command.runs, "-v"), "prints the parameters too"
     else:
@@ -210,6 +234,11 @@ def _basis(report: FitReport, forecast: Forecast) -> str:
     if math.isfinite(forecast.pred_low + forecast.pred_high):
         return f"In brackets: {100 * forecast.level:g} % interval of a new run, {by}."
     return f"B{by[1:]}, without intervals."
+
+
+def verdict_of(warnings: Sequence[FitWarning]) -> str:
+    """Return the verdict on an answer that exists."""
+    return WITH_WARNINGS if grave_warnings(warnings) else SOUND
 
 
 def grave_warnings(warnings: Sequence[FitWarning]) -> tuple[FitWarning, ...]:

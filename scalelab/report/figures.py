@@ -142,7 +142,7 @@ def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> Non
     style = {"color": look.accent, "width": 2.2}
     draw.add_band(figure, flops, low, high, look.with_alpha(look.accent, 0.2), **place)
     draw.add_curve(figure, flops, value, style, name, f"{name}<br>C %{{x:.2e}}<br>%{{y}}", **place)
-    draw.label_end(figure, flops[-1], value[-1], name, look.accent, log_y=True, **place)
+    draw.label_end(figure, flops[-1], value[-1], "frontier", look.accent, log_y=True, **place)
 
 
 def _points(figure: Any, isoflop: IsoflopFit, axis: str, look: Look, row: int) -> None:

@@ -109,7 +109,9 @@ def extrapolation(
         height=470,
     )
     top = float(np.quantile(rows.loss_nats, 0.97))
-    low = float(np.nanmin([*bands.pred_low, bands.loss.min()]))
+    targets = [each.loss_nats for each in asked if each.flops is not None]
+    top = max([top, *(_or(each.pred_high, each.loss_nats) for each in asked if each.flops)])
+    low = float(np.nanmin([*bands.pred_low, bands.loss.min(), *targets]))
     figure.update_xaxes(
         **draw.log_axis(flops),
         range=[float(np.log10(flops[0])) - 0.1, float(np.log10(flops[-1])) + 0.4],

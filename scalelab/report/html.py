@@ -8,10 +8,12 @@ from __future__ import annotations
 import html
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from scalelab.forecast.bands import bands_between
+from scalelab.forecast.headline import headline
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.units import format_flops, format_quantity
@@ -25,6 +27,9 @@ _STYLE = """
 body { font: 16px/1.5 Helvetica, Arial, sans-serif; color: #1f2430; background: #fff;
   max-width: 1120px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 8px; }
+.answer { font-size: 21px; line-height: 1.4; margin: 16px 0 4px; }
+.verdict { border-radius: 6px; padding: 2px 10px; color: #fff; background: #b3261e; }
+.verdict.sound { background: #1f7a3d; } .verdict.with-warnings { background: #a15c00; }
 .faint { color: #5b6270; font-size: 14px; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
 .card { border: 1px solid #d5d9e0; border-radius: 8px; padding: 12px 16px; min-width: 190px; }
@@ -58,8 +63,8 @@ def render(fit: FitReport, command: str) -> str:
         f"<script>{get_plotlyjs()}</script></head><body><main>",
         f"<h1>{title}</h1>",
         f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
+        *_answer(fit),
         *_cards(fit),
-        *_warnings(fit),
         *_figures(fit),
         "<h2>Parameters</h2>",
         *_parameters(fit),
@@ -83,8 +88,9 @@ def _figures(fit: FitReport) -> Iterator[str]:
         yield _figure(figures.contours(fit, bands), "contours")
         yield "<h2>Extrapolation</h2>"
         yield from _forecasts(fit)
-        farthest = max((each.flops for each in fit.forecasts if each.flops), default=100 * high)
-        extended = bands_between(fit, low / 2, 3 * max(farthest, high))
+        asked = [each.flops for each in fit.forecasts if each.flops]
+        farthest, nearest = max(asked, default=100 * high), min(asked, default=low)
+        extended = bands_between(fit, min(nearest, low) / 2, 3 * max(farthest, high))
         drawn = figures_forecast.extrapolation(fit, extended, fit.forecasts)
         yield _figure(drawn, "extrapolation")
         yield "<h2>Published models compared with this optimum</h2>"
@@ -172,12 +178,25 @@ def _cards(report: FitReport) -> Iterator[str]:
     yield "</div>"
 
 
-def _warnings(report: FitReport) -> Iterator[str]:
-    for warning in report.warnings:
+def _answer(report: FitReport) -> Iterator[str]:
+    """Yield the answer in one sentence, the verdict with its warnings, and the next command."""
+    head = headline(report, forecast=next(iter(report.forecasts), None))
+    yield f'<p class="answer">{html.escape(head.sentence)}</p>'
+    if head.basis:
+        yield f'<p class="faint">{html.escape(head.basis)}</p>'
+    words = "" if head.warnings else ", no warnings"
+    kind = head.verdict.replace(" ", "-")
+    yield f'<p>Verdict: <b class="verdict {kind}">{html.escape(head.verdict)}</b>{words}</p>'
+    for warning in head.warnings:
         title = warning.code.replace("_", " ").capitalize()
         yield (
             f'<p class="warning"><b>{html.escape(title)}</b>: {html.escape(warning.message)}</p>'
         )
+    for note in report.warnings:
+        if note not in head.warnings:
+            yield f'<p class="faint">{html.escape(note.message)}</p>'
+    yield f'<p class="faint">Next: {html.escape(head.purpose)}</p>'
+    yield f"<code>{html.escape(shlex.join(head.command))}</code>"
 
 
 def _parameters(report: FitReport) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.forecast.bands import bands_between, surface
+from scalelab.forecast.headline import exponents, headline
+from scalelab.report.look import LIGHT
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_flops, format_quantity, plural
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from scalelab.fit.outcome import Interval
     from scalelab.forecast.fit_report import FitReport
 
 Panel = Callable[["Axes", "FitReport"], None]
@@ -33,7 +37,19 @@ Panel = Callable[["Axes", "FitReport"], None]
 SUFFIXES = (".png", ".svg", ".pdf")
 PANEL_INCHES = (6.2, 4.8)
 DPI, HTML_DPI = 150, 80
-INK, FAINT, FRONTIER = "#222222", "#9a9a9a", "#c0392b"
+INK, FAINT, FRONTIER = LIGHT.ink, LIGHT.faint, LIGHT.accent
+"""Colours of the page in its light theme."""
+LEGEND: Any = {
+    "fontsize": 8,
+    "loc": "upper left",
+    "bbox_to_anchor": (0, -0.16),
+    "ncols": 3,
+    "frameon": False,
+    "borderaxespad": 0.2,
+}
+"""A legend below its panel, where it covers no run."""
+TITLE_CHARACTERS = 190
+"""Characters of a line above three panels."""
 CURVE_POINTS = 200
 BAND_POINTS = 40
 STYLE: Any = {
@@ -122,15 +138,33 @@ def figure_of(report: FitReport) -> Figure:
     ):
         draw(axes, report)
         axes.set_title(title, loc="left", fontsize=11, color=INK)
-    status = "" if report.fit.status == "ok" else f" ({report.fit.status.replace('_', ' ')})"
-    figure.suptitle(
-        f"{report.observations.source}: {plural(report.fit.n_rows, 'run')}{status}",
-        x=0.01,
-        ha="left",
-        fontsize=9,
-        color=FAINT,
-    )
+    figure.suptitle(_title(report), x=0.01, ha="left", fontsize=10, color=INK)
     return figure
+
+
+def _title(report: FitReport) -> str:
+    """Return the answer, the exponents with their intervals, and what was fitted."""
+    found, lines = exponents(report), [headline(report).sentence]
+    if found is not None and report.has_answer:
+        a, b = found
+        brackets = f" ({100 * report.level:g} % confidence intervals)"
+        lines.append(
+            f"N_opt grows as C^{_exponent(a)}, D_opt as C^{_exponent(b)}"
+            + (brackets if math.isfinite(a.low) else "")
+        )
+    status = "" if report.fit.status == "ok" else f" ({report.fit.status.replace('_', ' ')})"
+    lines.append(
+        f"{report.observations.source}: {plural(report.fit.n_rows, 'run')}, {report.fit.form} "
+        f"law{status}; frontier by the {report.forecaster.label}"
+    )
+    width = TITLE_CHARACTERS if report.isoflop.curves else TITLE_CHARACTERS * 2 // 3
+    # "$" would start mathematics
+    return "\n".join(textwrap.fill(line, width) for line in lines).replace("$", r"\$")
+
+
+def _exponent(found: Interval) -> str:
+    limits = f" [{found.low:.3f}, {found.high:.3f}]" if math.isfinite(found.low) else ""
+    return f"{found.value:.3f}{limits}"
 
 
 def interval_figure(
@@ -183,15 +217,31 @@ def as_img(figure: Figure) -> str:
 
 def draw_isoflop(axes: Axes, report: FitReport) -> None:
     """Draw losses, parabola and minimum of each budget, and the compute-optimal frontier."""
+    from matplotlib.lines import Line2D
+
     rows, curves = report.observations, report.isoflop.curves
+    losses = np.concatenate([rows.loss_nats[curve.rows] for curve in curves])
+    low, high = losses.min(), np.quantile(losses, 0.98)
+    y_low, y_high = low - 0.06 * (high - low), high + 0.06 * (high - low)
     for curve, colour in zip(curves, shades(len(curves)), strict=True):
         minimum = curve.n_params
         sizes = rows.n_params[curve.rows]
         axes.plot(sizes, rows.loss_nats[curve.rows], "o", ms=3.5, color=colour, alpha=0.75)
         span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
-        axes.plot(
-            span, minimum.curve(span), "-", lw=1, color=colour, label=format_flops(curve.budget)
-        )
+        fitted = minimum.curve(span)
+        # A curve without a minimum inside its sizes is dotted.
+        axes.plot(span, fitted, "-" if curve.is_interior else ":", lw=1, color=colour)
+        inside = np.flatnonzero((fitted > y_low) & (fitted < y_high))
+        if len(inside):
+            axes.annotate(
+                format_flops(curve.budget),
+                (span[inside[-1]], fitted[inside[-1]]),
+                xytext=(3, 0),
+                textcoords="offset points",
+                fontsize=7,
+                color=colour,
+                va="center",
+            )
         if curve.is_interior:
             if minimum.low is not None and minimum.high is not None:
                 axes.hlines(minimum.loss, minimum.low, minimum.high, color=INK, lw=1.1, zorder=3)
@@ -201,20 +251,17 @@ def draw_isoflop(axes: Axes, report: FitReport) -> None:
     if bands is not None:
         axes.plot(bands.n_params, bands.loss, "--", lw=1.6, color=FRONTIER, label="compute-optimal")
     axes.set_xscale("log")
-    losses = np.concatenate([rows.loss_nats[curve.rows] for curve in curves])
-    low, high = losses.min(), np.quantile(losses, 0.98)
-    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    axes.set_ylim(y_low, y_high)
+    axes.margins(x=0.1)
     _name(axes, "parameters N", "loss (nats per token)")
     _sizes_on(axes.xaxis)
-    axes.legend(
-        title="FLOPs",
-        fontsize=7,
-        title_fontsize=7,
-        ncols=2,
-        loc="upper right",
-        framealpha=0.85,
-        edgecolor="none",
-    )
+    keys = [
+        Line2D([], [], marker="D", ls="", ms=5, color="none", mec=INK, label="minimum, interval"),
+        Line2D([], [], lw=1, color=INK, label="parabola of a budget, FLOP"),
+    ]
+    if any(not curve.is_interior for curve in curves):
+        keys.append(Line2D([], [], ls=":", lw=1, color=INK, label="no minimum inside"))
+    axes.legend(handles=[*axes.get_legend_handles_labels()[0], *keys], **{**LEGEND, "ncols": 2})
 
 
 def draw_contours(axes: Axes, report: FitReport) -> None:
@@ -228,10 +275,9 @@ def draw_contours(axes: Axes, report: FitReport) -> None:
         loss = losses.reshape(n_params.shape)
         levels = np.quantile(loss, np.linspace(0.02, 0.9, 9))
     if losses is not None and np.all(np.diff(levels) > 0):
-        lines = axes.contour(
-            n_params, n_tokens, loss, levels=levels, cmap="viridis_r", linewidths=0.9
-        )
-        axes.clabel(lines, fmt="%.2f", fontsize=7)
+        colours = shades(len(levels))[::-1]
+        lines = axes.contour(n_params, n_tokens, loss, levels=levels, colors=colours, linewidths=1)
+        axes.clabel(lines, fmt="%.2f", fontsize=7, colors=INK)
     axes.scatter(rows.n_params, rows.n_tokens, s=9, c=INK, alpha=0.5, linewidths=0, label="runs")
     corners = train_flops_6nd(np.array([span_n[0], span_n[1]]), np.array([span_d[0], span_d[1]]))
     bands = bands_between(report, float(corners[0]), float(corners[1]), BAND_POINTS)
@@ -254,7 +300,7 @@ def draw_contours(axes: Axes, report: FitReport) -> None:
     _name(axes, "parameters N", "tokens D")
     _sizes_on(axes.xaxis)
     _sizes_on(axes.yaxis)
-    axes.legend(fontsize=7, loc="lower right", framealpha=0.85, edgecolor="none")
+    axes.legend(**LEGEND)
 
 
 def draw_residuals(axes: Axes, report: FitReport) -> None:
@@ -270,7 +316,16 @@ def draw_residuals(axes: Axes, report: FitReport) -> None:
     low, high = np.quantile(shown, [0.05, 0.95])
     axes.axhspan(low, high, color=FRONTIER, alpha=0.07, lw=0, label="middle 90 %")
     colours = np.log(rows.n_params) if rows.has("n_params") else np.zeros(len(rows))
-    axes.scatter(x, shown, s=12, c=colours, cmap="viridis", alpha=0.8, linewidths=0)
+    axes.scatter(
+        x,
+        shown,
+        s=12,
+        c=colours,
+        cmap=_ramp(),
+        alpha=0.8,
+        linewidths=0,
+        label="run, darker: small N",
+    )
     axes.set_xscale("log" if rows.has("flops") else "linear")
     y_limit = 2.5 * max(float(np.quantile(np.abs(shown), 0.9)), 1e-12)
     beyond = np.abs(shown) > y_limit
@@ -287,7 +342,7 @@ def draw_residuals(axes: Axes, report: FitReport) -> None:
         )
     axes.set_ylim(-y_limit, y_limit)
     _name(axes, label, "predicted / observed - 1 (%)" if is_log else "predicted - observed")
-    axes.legend(fontsize=7, loc="lower right", framealpha=0.85, edgecolor="none")
+    axes.legend(**LEGEND)
 
 
 def _widened(values: FloatArray) -> tuple[float, float]:
@@ -298,10 +353,14 @@ def _widened(values: FloatArray) -> tuple[float, float]:
 
 
 def shades(count: int) -> list[Any]:
-    """Return this many colours of viridis, dark to light."""
-    from matplotlib import colormaps
+    """Return this many colours of the page's ramp, dark to light."""
+    return LIGHT.shades(count)
 
-    return list(colormaps["viridis"](np.linspace(0.05, 0.92, max(count, 1))))
+
+def _ramp() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("page", shades(9))
 
 
 def _name(axes: Axes, x: str, y: str) -> None:

@@ -128,3 +128,22 @@ def test_real_tables_are_drawn(tables, tmp_path, name):
     report = api.fit(tables / name / "data.csv", bootstrap=NONE, forecaster="law")
     draw_fit(report, tmp_path / "fit.svg")
     assert (tmp_path / "fit.svg").stat().st_size > 20_000
+
+
+def test_the_title_has_the_answer_and_the_legends_cover_no_run(report):
+    figure = figure_of(report)
+    title = figure.get_suptitle()
+    assert title.startswith("With ")
+    assert "N_opt grows as C^" in title
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+
+
+def test_no_line_of_the_contours_is_yellow(report, axes):
+    draw_contours(axes, report)
+    (lines,) = [each for each in axes.collections if hasattr(each, "levels")]
+    red, green, _ = lines.get_edgecolor()[:, :3].T
+    assert (red < green).any()
+    assert (red < 0.6).all()

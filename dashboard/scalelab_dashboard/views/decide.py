@@ -9,6 +9,7 @@ import streamlit as st
 
 from scalelab.api import decisions as api_decide
 from scalelab.errors import ScalelabError
+from scalelab.forecast.headline import decision_sentence, grave_warnings, verdict_of
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import (
@@ -51,6 +52,7 @@ def show(choice: Choice) -> None:
         help="Your fit has intervals; published laws have none.",
     )
     usual = _usual(choice, law)
+    top = st.container()
     asked = _ask(usual)
     words = ["scalelab", "decide"]
     source: FitReport | str = law
@@ -75,6 +77,8 @@ def show(choice: Choice) -> None:
         ui.failure(Failure(given=error.given, allowed=error.allowed, do=error.do))
         return
     share = "" if isinstance(source, str) else f"{100 * choice.level:g} %"
+    with top:
+        _answer_first(answer, source, law, share)
     _show(answer, asked, share, (key, law, asked))
     if answer.best is not None:
         st.download_button(
@@ -193,10 +197,6 @@ def _limits(usual: str) -> tuple[tuple[str, str], ...]:
 def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
     """Draw the answer; ``share`` is the level of its intervals, empty if it has none."""
     best = answer.best
-    if best is None:
-        st.warning("No candidate is within the limits. Raise a limit, or enter smaller candidates.")
-    else:
-        _headline(best, share, len(answer.candidates))
     left, right = st.columns([3, 2], gap="medium")
     with left:
         cost = st.selectbox("Cost axis", list(COSTS), key="against_cost", bind="query-params")
@@ -239,9 +239,23 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
         hide_index=True,
         alt="Candidates with predicted loss and costs",
     )
-    if answer.warnings:
-        st.subheader("Warnings")
-        ui.warnings(answer.warnings)
+
+
+def _answer_first(answer: Decision, source: FitReport | str, law: str, share: str) -> None:
+    """Show the best model in one sentence, the verdict, and its numbers."""
+    best = answer.best
+    if best is None:
+        st.warning("No candidate is within the limits. Raise a limit, or enter smaller candidates.")
+        return
+    if isinstance(source, str):
+        rows, basis = None, f"By the published law {law}, which has no intervals."
+    else:
+        rows = source.observations
+        basis = f"In brackets: {share} confidence interval, by the {source.forecaster.label}."
+    found = grave_warnings(answer.warnings)
+    verdict = None if rows is None and not found else verdict_of(answer.warnings)
+    ui.answer(decision_sentence(best, rows), basis, verdict, found)
+    _headline(best, share, len(answer.candidates))
 
 
 def _headline(best: Candidate, share: str, count: int) -> None:

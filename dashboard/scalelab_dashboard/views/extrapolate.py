@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from scalelab.errors import UsageError
-from scalelab.forecast.allocate import extrapolation_warnings, parse_request
+from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.forecaster import beside
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import figures_forecast
@@ -61,6 +61,8 @@ def _forecast(choice: Choice) -> None:
     if isinstance(forecast, Failure):
         ui.failure(forecast)
         return
+    head = queries.headline(choice.key, tuple(choice.words()[2:]), forecast.asked, report, forecast)
+    ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
     _answer(report, forecast)
     _picture(choice, report, forecast)
     st.download_button(
@@ -144,20 +146,9 @@ def _answer(report: FitReport, forecast: Forecast) -> None:
             f"{forecast.pred_high:.4f} ({share})",
         )
     flops = "" if forecast.flops is None else f"C = {format_flops(forecast.flops)} FLOP. "
-    distance = ""
-    if forecast.extrapolation is not None:
-        ratio = forecast.extrapolation
-        times = format_flops(ratio) if ratio >= 1e6 else f"{ratio:,.{0 if ratio >= 100 else 1}f}"
-        distance = (
-            f"Extrapolation: {times}x the compute of the largest run."
-            if forecast.extrapolation > 1
-            else "Within the compute range of the runs."
-        )
     allocation = forecast.allocation[0].upper() + forecast.allocation[1:]
-    st.markdown(ui.as_text(f"{flops}{allocation}. ") + f"**{distance}**")
+    st.markdown(ui.as_text(f"{flops}{allocation}."))
     st.caption(ui.as_text(_basis(report, forecast)))
-    for warning in extrapolation_warnings([forecast]):
-        st.warning(ui.as_text(warning.message))
 
 
 def _basis(report: FitReport, forecast: Forecast) -> str:
@@ -185,7 +176,7 @@ def _span(size: Interval | None, share: str) -> str:
 def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
     assert choice.key is not None
     flops = forecast.flops or report.fit.max_flops
-    low = float(report.observations.flops.min()) / 2
+    low = min(float(report.observations.flops.min()), flops) / 2
     bands = queries.bands(choice.key, low, max(flops, report.fit.max_flops) * 3, report)
     held = queries.held_out(choice.key, report)
     ui.plot(

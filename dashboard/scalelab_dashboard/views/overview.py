@@ -44,10 +44,11 @@ def show(choice: Choice) -> None:
     if report is not None and choice.key is not None:
         low, high = _span(rows)
         bands = queries.bands(choice.key, low, high, report)
+        head = queries.headline(choice.key, tuple(choice.words()[2:]), "", report, None)
         with top:
-            if not report.has_answer:
-                waiting.not_identified(report)
-            else:
+            ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
+            ui.next_step(head)
+            if report.has_answer:
                 _headline(report, choice, float(rows.flops.max()))
     by = "frontier" if report is None else f"frontier by the {report.forecaster.label}"
     left, right = st.columns([3, 2], gap="medium")
@@ -76,10 +77,6 @@ def show(choice: Choice) -> None:
             st.subheader("Loss over N and D")
             ui.plot("contours", choice.key, lambda look: figures.contours(report, bands, look))
         with right:
-            st.subheader("Warnings")
-            ui.warnings(report.warnings)
-            if not report.warnings:
-                st.markdown("None.")
             _minima(isoflop)
     st.caption(ui.as_text(figures.caption(report)))
     ui.command(choice.words())

@@ -1,0 +1,113 @@
+"""The headline of a fit: its target, its sentence, its verdict and the next command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scalelab import api
+from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.forecast.headline import (
+    NOT_IDENTIFIED,
+    SOUND,
+    WITH_WARNINGS,
+    NextCommand,
+    distance,
+    headline,
+    loss_words,
+    next_compute,
+)
+from scalelab.store.tables import TableRead
+
+
+def report_of(rows, k=60, **words):
+    table = TableRead(observations=rows, lines=np.arange(len(rows)) + 2)
+    return api.fit(table, bootstrap=BootstrapSpec(k=k), forecaster="law", **words)
+
+
+@pytest.fixture(scope="module")
+def rows(isoflop_runs):
+    return isoflop_runs(noise=0.002)
+
+
+@pytest.fixture(scope="module")
+def report(rows):
+    return report_of(rows)
+
+
+def test_the_target_is_ten_times_the_largest_budget(rows):
+    assert next_compute(rows) == 10 * rows.budget.max()
+    # a budget far below the largest run does not stand for it
+    assert next_compute(replace(rows, budget=rows.budget / 7)) == pytest.approx(
+        10 * rows.flops.max(), rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (10.0, "10x your largest budget"),
+        (1e9, "1e9x your largest budget"),
+        (0.5, "within the compute of your runs"),
+        (1e-4, "100x below your smallest run"),
+    ],
+)
+def test_the_distance_is_said_in_both_directions(rows, factor, words):
+    flops = factor * rows.budget.max()
+    assert distance(rows, flops) == words
+
+
+def test_a_sound_fit_has_the_sentence_and_a_command(report):
+    head = headline(report, NextCommand(runs=("--sweep", "demo")))
+    forecast = head.forecast
+    assert head.verdict == SOUND
+    assert head.sentence.startswith("With 1e21 FLOP (10x your largest budget): ")
+    assert f"loss {forecast.loss_nats:.3f} [" in head.sentence
+    assert f"[{forecast.pred_low:.3f}, {forecast.pred_high:.3f}]" in head.sentence
+    factor = 10 ** report.derived["a"].value
+    assert f"Every 10x compute wants {factor:.2g}x N." in head.sentence
+    assert head.command == ("scalelab", "decide", "--sweep", "demo", "--flops", "1e21")
+    unable = headline(report, NextCommand(runs=("--where", "flops > 1"), can_decide=False))
+    assert unable.command[:2] == ("scalelab", "fit")
+
+
+def test_what_the_fit_warns_of_lowers_the_verdict(rows):
+    losses = rows.loss_nats.copy()
+    losses[3] *= 2
+    head = headline(report_of(replace(rows, loss_nats=losses)))
+    assert head.verdict == WITH_WARNINGS
+    assert "outliers" in [each.code for each in head.warnings]
+
+
+@pytest.mark.slow
+def test_a_law_that_is_not_identified_has_no_numbers_and_asks_for_runs(rows):
+    head = headline(report_of(replace(rows, n_tokens=np.full(len(rows), 1e10))))
+    assert head.verdict == NOT_IDENTIFIED
+    assert head.forecast is None
+    assert head.sentence.startswith("No answer")
+    assert head.command[:3] == ("scalelab", "sweep", "isoflop")
+
+
+def test_a_wide_optimum_is_a_warning_and_asks_for_runs(report):
+    wide = headline(report).forecast
+    size = replace(wide.n_params, low=wide.n_params.value / 5, high=wide.n_params.value * 5)
+    head = headline(report, forecast=replace(wide, n_params=size))
+    assert [each.code for each in head.warnings] == ["wide_optimum"]
+    assert head.verdict == WITH_WARNINGS
+    assert head.command[:3] == ("scalelab", "sweep", "isoflop")
+
+
+def test_limits_have_the_digits_that_show_their_distance():
+    assert loss_words(1.33612, 1.30812, 1.36634) == "1.336 [1.308, 1.366]"
+    assert loss_words(1.33612, 1.33597, 1.33634) == "1.33612 [1.33597, 1.33634]"
+    assert loss_words(1.33612, float("nan"), 1.4) == "1.336"
+
+
+def test_a_form_of_n_alone_has_no_sentence_about_d(rows):
+    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(len(rows)))
+    of_n = replace(rows, loss_nats=(8.8e13 / rows.n_params) ** 0.076 * noise)
+    head = headline(report_of(of_n, k=0, form="kaplan_n"))
+    assert "no compute-optimal N and D" in head.sentence
+    assert head.command == ("scalelab", "fit", "-v")
