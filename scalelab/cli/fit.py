@@ -22,7 +22,7 @@ from scalelab.cli.options import (
     option,
     results_option,
 )
-from scalelab.cli.output import console, emit_json
+from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -213,7 +213,9 @@ def fit(
         draw_fit(report, plot)
     command = _next_command(context)
     if as_json:
-        emit_json({**report.to_dict(), "headline": headline(report, command).to_dict()})
+        found = headline(report, command).to_dict()
+        found["next"] = runnable(f"`{found['next']}`").strip("`")
+        emit_json({**report.to_dict(), "headline": found})
     elif as_tex or as_csv:
         sys.stdout.write(report.to_tex() if as_tex else report.to_csv())
     else:

@@ -46,7 +46,12 @@ CHOICES: tuple[dict[str, str], ...] = (
 
 @pytest.mark.parametrize("choices", CHOICES, ids=["default", "conventions", "form-and-holdout"])
 def test_fit_and_overview_say_what_fit_prints(
-    page: Opener, said: Said, printed: Teller, small_store: Path, choices: dict[str, str]
+    page: Opener,
+    said: Said,
+    commands: Commands,
+    printed: Teller,
+    small_store: Path,
+    choices: dict[str, str],
 ) -> None:
     test = page(small_store, page="Fit", **choices)
     answer = printed(test)
@@ -59,7 +64,16 @@ def test_fit_and_overview_say_what_fit_prints(
         assert shown.loc[name].tolist() == expected, name
     for warning in answer["warnings"]:
         assert warning["message"].replace("`", "") in said(test).replace("`", "")
-    overview = said(page(small_store, page="Overview", **choices))
+    head = answer["headline"]
+    overview_page = page(small_store, page="Overview", **choices)
+    # the command line has this results folder from the environment
+    asked = set(shlex.split(commands(overview_page)[0])) - {"--results", str(small_store)}
+    assert set(shlex.split(head["next"])) == asked
+    overview = said(overview_page)
+    assert f"#### {head['sentence']}" in overview
+    assert f"-badge[{head['verdict']}]" in overview
+    for code in head["warnings"]:
+        assert code.replace("_", " ") in overview
     for name in ("a", "b"):
         interval = answer["frontier"][0][name]
         assert f"### {interval['value']:.3f}" in overview
