@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -80,3 +82,43 @@ def test_bad_options_are_errors_on_purpose(
     options = [str(text), "--results", str(tmp_path / "r"), "--eval-tokens", "500", *words]
     result = CliRunner().invoke(app, options)
     assert type(result.exception) is kind
+
+
+def test_one_text_file_is_a_corpus_and_the_share_held_out_is_said(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("".join(f"line {i:05}\n" for i in range(1000)))
+    page = invoke(tmp_path / "input.txt", "--results", tmp_path / "results", "--eval-tokens", "2K")
+    assert "tokens of 1 document " in page
+    assert "2,000 tokens from the last 18 % of the document" in page
+
+
+def test_unusable_rows_and_markup_are_said(text: Path, tmp_path: Path) -> None:
+    options = ("--results", tmp_path / "results", "--eval-tokens", 500)
+    (text / "rows.ndjson").write_text('{"text": "a row"}\n{"text": null}\n')
+    (text / "page.html").write_text("<html>page")
+    result = CliRunner().invoke(app, [str(word) for word in (text, *options)])
+    assert "1 document that cannot be used" in result.stdout
+    assert "listed in" in result.stdout
+    assert "1 file of HTML, XML, JSON or CSV was read as text, markup included" in result.stderr
+    found = json.loads(invoke(text, *options, "--json"))
+    assert found["n_rejected"] == found["n_markup_files"] == 1
+    assert "line 2" in Path(found["rejects"]).read_text()
+    assert len(found["warnings"]) == 2
+    with pytest.raises(DataError, match="at most a share of 0 that cannot be used"):
+        invoke(text, *options, "--max-rejects", 0)
+    # As text, each file is one document, and its markup is what was asked for.
+    words = (text, *options, "--data-format", "text")
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert "62 distinct" in result.stdout
+    assert "warning" not in result.stderr
+
+
+def test_nested_fields_and_columns_are_options(tmp_path: Path) -> None:
+    rows = [{"meta": {"body": f"row {i} " + "word " * i}} for i in range(40)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    options = ("--results", tmp_path / "results", "--eval-tokens", 300, "--json")
+    found = [
+        json.loads(invoke(tmp_path / name, flag, "meta.body", *options))["fingerprint"]
+        for name, flag in (("a.json", "--field"), ("a.parquet", "--column"))
+    ]
+    assert found[0] == found[1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -88,7 +89,6 @@ def test_where_documents_are_added_none_passes_from_training_to_the_held_out_sid
 
 
 def test_rows_and_files_of_equal_text_are_the_same_corpus(text: Path, tmp_path: Path) -> None:
-    import json
 
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -292,3 +292,34 @@ def test_the_standard_library_is_prepared_in_seconds(tmp_path: Path) -> None:
     assert dataset.manifest.n_held_out_documents >= 50
     assert dataset.manifest.held_out_share <= 1 / 8
     shutil.rmtree(tmp_path / "data")
+
+
+def numbered(kind: str, n: int) -> list[str]:
+    return [
+        f"{kind} {i}: " + " ".join(str(i * k % 97) for k in range(20 + i % 30)) for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "fingerprints"),
+    [
+        ("bytes", ("7c66a2b8808c07a9", "d4bad415d89f2b1f")),
+        ("bpe:400", ("415fb6ab436165fd", "d2c53126eb359748")),
+    ],
+)
+def test_text_and_rows_keep_the_fingerprints_of_the_first_reader(
+    tmp_path: Path, tokenizer: str, fingerprints: tuple[str, str]
+) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number, text in enumerate(numbered("file", 40)):
+        (folder / f"{number}.txt").write_text(text)
+    (folder / "long.md").write_text("\n\n".join(numbered("part é", 300)))
+    rows = [json.dumps({"text": text}) + "\n" for text in numbered("line", 40)]
+    (folder / "rows.jsonl").write_text("".join(rows))
+    pq.write_table(pa.table({"text": numbered("row", 40)}), folder / "rows.parquet")
+    (folder / "image.png").write_bytes(b"\x89PNG\0")
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    dataset = prepare(source_of(folder, 2000, tokenizer), tmp_path / "results")
+    assert (dataset.fingerprint, dataset.eval_fingerprint) == fingerprints
+    assert dataset.manifest.split == "documents"
