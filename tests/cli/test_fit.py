@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from scalelab.cli.main import main
+from scalelab.fit import select
 
 REFERENCE = Path(__file__).parents[1] / "golden" / "reference_optima.csv"
 
@@ -39,6 +40,25 @@ def run(capsys):
         return out, err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def rankings():
+    return {}
+
+
+@pytest.fixture
+def ranked_once(rankings, monkeypatch):
+    """Rank the forms of the same rows once: the tests that use it are about what is printed."""
+    rank = select.compare
+
+    def once(rows, **options):
+        key = (rows.loss_nats.tobytes(), repr(sorted(options.items())))
+        if key not in rankings:
+            rankings[key] = rank(rows, **options)
+        return rankings[key]
+
+    monkeypatch.setattr(select, "compare", once)
 
 
 @pytest.fixture(scope="module")
@@ -149,21 +169,22 @@ def test_the_rows_used_the_answer_and_the_verdict_with_its_warnings_come_first(
     assert out.count("outliers: ") == 1
 
 
-@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.usefixtures("ranked_once")
 @pytest.mark.parametrize("command", ["fit", "decide", "doctor"])
-def test_narrow_output_cuts_no_number_and_keeps_its_width(run, file, monkeypatch, columns, command):
+def test_narrow_output_cuts_no_number_and_keeps_its_width(run, file, monkeypatch, command):
     words = {
         "fit": ["--from", file, "--bootstrap", 20, "--predict", "C=1e21", "--compare"],
         "decide": ["--from", file, "--flops", "1e21"],
         "doctor": [],
     }
     wide, _ = run(command, *words[command])
-    monkeypatch.setenv("COLUMNS", str(columns))
-    out, _ = run(command, *words[command])
-    assert "…" not in out
-    numbers = set(re.findall(r"\d+\.\d{2,}", wide)) if command != "doctor" else set()
-    assert numbers <= set(re.findall(r"\d+\.\d{2,}", out))
-    assert any(len(line.rstrip()) <= columns for line in out.splitlines())
+    for columns in (40, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out, _ = run(command, *words[command])
+        assert "…" not in out
+        numbers = set(re.findall(r"\d+\.\d{2,}", wide)) if command != "doctor" else set()
+        assert numbers <= set(re.findall(r"\d+\.\d{2,}", out))
+        assert any(len(line.rstrip()) <= columns for line in out.splitlines())
 
 
 def test_a_far_forecast_carries_its_warning_in_its_first_line(run, file):
@@ -272,6 +293,7 @@ def test_garbage_gets_the_right_answer(run, tmp_path, content, code):
         assert found["warnings"][0]["code"] == "not_identified"
 
 
+@pytest.mark.usefixtures("ranked_once")
 def test_json_is_one_object_on_stdout_with_nothing_beside_it(run, file, tmp_path):
     plot = tmp_path / "fit.svg"
     out, err = run("fit", "--from", file, "--json", "--bootstrap", 20, "--plot", plot, "--compare")
