@@ -91,9 +91,10 @@ class SlurmLaunch:
 
     def _stop_wrong_command(self) -> None:
         """Cancel the jobs of this sweep and end the launch if the program's command is wrong."""
-        failed = [run_id for run_id, state in self.states.items() if state.status == "failed"]
+        # The queue may still show a job whose run has failed.
+        begun = [r for r, state in self.states.items() if state.status in ("running", "failed")]
         try:
-            self.usage_failures.add(self._run(run_id) for run_id in failed)
+            self.usage_failures.add(self._run(run_id) for run_id in begun)
         except RunsFailedError:
             self.slurm.cancel(self.own.unneeded_elements(set(self.states), lambda run_id: True))
             raise

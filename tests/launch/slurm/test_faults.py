@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from scalelab.errors import DataError, SpecError, UsageError
+from scalelab.errors import DataError, RunsFailedError, SpecError, UsageError
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import _disk_errors_explained, resume
@@ -270,6 +270,24 @@ def test_a_controller_that_does_not_answer_is_reported_once_and_retried(
     report, notes = launch(results, saved, slurm)
     assert set(report.statuses.values()) == {"done"}
     assert notes.count("SLURM does not answer, retrying: squeue: no route") == 1
+
+
+def test_two_runs_whose_program_refuses_its_command_end_the_launch(
+    results: Results, saved: SavedPlan, sbatch: list[Path]
+) -> None:
+    slurm = FakeSlurm(results, saved.name)
+
+    def refuse(look: int) -> None:
+        for run_id in saved.run_ids[:2]:
+            attempt = results.run(run_id).claim()
+            ended = {"status": "failed", "kind": "usage", "reason": "no such option --x"}
+            attempt.write_note({"ended": {**ended, "time_s": time.time()}})
+
+    slurm.before_look = refuse
+    with pytest.raises(RunsFailedError, match="no such option --x"):
+        launch(results, saved, slurm)
+    assert slurm.looks == 1
+    assert not sbatch
 
 
 def test_a_second_launcher_is_refused_and_names_the_first(
