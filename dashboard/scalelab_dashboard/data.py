@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from scalelab.store.reading import Reading
+
 MAX_CURVE_POINTS = 400
 PREVIEW_ROWS = 200
 JOULES_PER_KWH = 3.6e6
@@ -262,7 +264,7 @@ def costs(table: pd.DataFrame, rates: Rates) -> pd.DataFrame:
     return frame.groupby("budget", dropna=False, sort=True).sum(min_count=0).reset_index()
 
 
-def head(path: str | Path) -> tuple[pd.DataFrame, int]:
+def head(path: str | Path, reading: Reading) -> tuple[pd.DataFrame, int]:
     """Return the first rows of a table file, all cells as text, and its number of rows.
 
     Raises
@@ -272,7 +274,7 @@ def head(path: str | Path) -> tuple[pd.DataFrame, int]:
     """
     from scalelab.store.table_files import open_file
 
-    with open_file(Path(path)) as source:
+    with open_file(Path(path), reading) as source:
         names = list(source.types)
         count = int(source.texts("SELECT count(*) FROM rows")[0])
         listed = ", ".join(_cell(name) for name in names)
@@ -282,7 +284,7 @@ def head(path: str | Path) -> tuple[pd.DataFrame, int]:
     return pd.DataFrame({name: cells[name].astype(str) for name in names}), count
 
 
-def read(path: str | Path, mapping: Mapping[str, str]) -> dict[str, Any]:
+def read(path: str | Path, mapping: Mapping[str, str], reading: Reading) -> dict[str, Any]:
     """Return the content of a table file: usable rows, rejected rows, conventions and notes.
 
     Raises
@@ -294,7 +296,7 @@ def read(path: str | Path, mapping: Mapping[str, str]) -> dict[str, Any]:
 
     from scalelab.api.data import frame_of, read_runs
 
-    table = read_runs(path, mapping=mapping)
+    table = read_runs(path, mapping=mapping, reading=reading)
     return {
         "rows": frame_of(table),
         "rejects": pd.DataFrame(

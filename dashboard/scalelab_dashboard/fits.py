@@ -16,10 +16,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.records.machine import ctrl_c_blocked
+from scalelab.store.reading import Reading
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
@@ -45,6 +46,8 @@ class FitKey:
     where, holdout : str or None
     form : str
     level : float
+    reading : Reading
+        How the table is read.
     """
 
     stamp: str
@@ -56,6 +59,7 @@ class FitKey:
     holdout: str | None = None
     form: str = "chinchilla"
     level: float = 0.9
+    reading: Reading = field(default_factory=Reading)
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the API verbs."""
@@ -67,6 +71,7 @@ class FitKey:
             "where": self.where,
             "holdout": self.holdout,
             "level": self.level,
+            "reading": self.reading,
         }
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
     from scalelab.records.types import Observations
+    from scalelab.store.reading import Reading
     from scalelab.store.status import SweepStatus
     from scalelab_dashboard.data import Rates, Source
 
@@ -157,12 +158,12 @@ def stamp_of(results: str, file: str | None) -> str:
     return data.file_stamp(file) if file else data.stamp(results)
 
 
-def read_file(path: str, stamp: str, mapping: dict[str, str]) -> Any:
+def read_file(path: str, stamp: str, mapping: dict[str, str], reading: Reading) -> Any:
     """Return the content of a table under a mapping, or why it cannot be read."""
-    return attempt(lambda: data.read(path, mapping))
+    return attempt(lambda: data.read(path, mapping, reading))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def head(path: str, stamp: str) -> Any:
+def head(path: str, stamp: str, reading: Reading) -> Any:
     """Return the first rows of a table, or why it cannot be read."""
-    return attempt(lambda: data.head(path))
+    return attempt(lambda: data.head(path, reading))

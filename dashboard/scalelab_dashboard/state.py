@@ -6,6 +6,7 @@ session.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.state import get_session_state
 
+from scalelab.store.reading import Reading
 from scalelab_dashboard import queries, ui
 from scalelab_dashboard.fits import FitKey
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 RESULTS_VARIABLE = "SCALELAB_RESULTS"
 FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
 MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
+READING_VARIABLE = "SCALELAB_DASHBOARD_READING"
 TABLES = "opened_tables"
 GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
@@ -36,11 +39,12 @@ LIVE_S = 3.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """An opened file: path, label, and mapping of its columns."""
+    """An opened file: path, label, mapping of its columns, and how it is read."""
 
     path: str
     label: str
     mapping: tuple[tuple[str, str], ...] = ()
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +90,8 @@ class Choice:
         mapping = dict(self.key.mapping) if self.key is not None else {}
         if mapping:
             words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
+        if self.table is not None:
+            words += self.table.reading.words()
         if self.form != FORMS[0]:
             words += ["--form", self.form]
         if self.level != 0.9:
@@ -163,6 +169,7 @@ def choose() -> Choice:
         sweep=source.name if source is not None else None,
         mapping=tuple(sorted(mapping.items())),
         holdout=holdout.strip() or None if holdout else None,
+        reading=table.reading if table is not None else Reading(),
         form=form,
         level=level,
     )
@@ -219,9 +226,20 @@ def _tables() -> list[Table]:
 
         mapping = parse_map([os.environ.get(MAP_VARIABLE, "")]) if _has_map() else {}
         opened.append(
-            Table(path=given, label=Path(given).name, mapping=tuple(sorted(mapping.items())))
+            Table(
+                path=given,
+                label=Path(given).name,
+                mapping=tuple(sorted(mapping.items())),
+                reading=_given_reading(),
+            )
         )
     return opened
+
+
+def _given_reading() -> Reading:
+    """Return how the file of the command line is read."""
+    content = json.loads(os.environ.get(READING_VARIABLE) or "{}")
+    return Reading(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
 
 
 def _has_map() -> bool:

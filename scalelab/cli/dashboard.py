@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
 import sys
@@ -11,19 +12,44 @@ from typing import Annotated
 
 import typer
 
-from scalelab.cli.options import DEFAULT_RESULTS, FROM_HELP, MapOption, ResultsOption
+from scalelab.cli.options import (
+    BEST_HELP,
+    DEFAULT_RESULTS,
+    FORMAT_HELP,
+    FROM_HELP,
+    LAST_HELP,
+    MEAN_HELP,
+    UNFINISHED_HELP,
+    UNIT_HELP,
+    MapOption,
+    ResultsOption,
+    given_options,
+)
 from scalelab.cli.output import warn
 from scalelab.errors import DataError, UsageError
 
 DEFAULT_PORT = 8501
 LOOPBACK = "127.0.0.1"
 PORTS_TRIED = 20
+ABOUT_FILE = (
+    *("mapping", "format", "loss_unit", "include_unfinished", "best_of", "mean_of", "last_of"),
+)
+"""Parameters that say how the file of --from is read."""
 
 
 def dashboard(
+    context: typer.Context,
     results: ResultsOption = DEFAULT_RESULTS,
     from_file: Annotated[Path | None, typer.Option("--from", help=FROM_HELP)] = None,
     mapping: MapOption = None,
+    format: Annotated[str | None, typer.Option("--format", help=FORMAT_HELP)] = None,
+    loss_unit: Annotated[str | None, typer.Option(help=UNIT_HELP)] = None,
+    include_unfinished: Annotated[
+        bool, typer.Option("--include-unfinished", help=UNFINISHED_HELP)
+    ] = False,
+    best_of: Annotated[str | None, typer.Option("--best-of", help=BEST_HELP)] = None,
+    mean_of: Annotated[str | None, typer.Option("--mean-of", help=MEAN_HELP)] = None,
+    last_of: Annotated[str | None, typer.Option("--last-of", help=LAST_HELP)] = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Port; default 8501, or the next free port."),
@@ -41,12 +67,29 @@ def dashboard(
     from scalelab.records.machine import SAFE_PATH
     from scalelab.store.public_tables import table_path
     from scalelab.store.read_options import ReadOptions, parse_map
+    from scalelab.store.reading import Reading, split_names
 
-    ReadOptions(mapping=parse_map(mapping or []))  # raises before the server starts
-    if from_file is not None and not table_path(from_file).is_file():
+    # Both raise before the server starts.
+    ReadOptions(mapping=parse_map(mapping or []))
+    reading = Reading(
+        format=format,
+        loss_unit=loss_unit,
+        includes_unfinished=include_unfinished,
+        best_of=() if best_of is None else split_names(best_of, "best_of"),
+        mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
+        last_of=last_of,
+    )
+    unused = [flag for name, flag in given_options(context).items() if name in ABOUT_FILE]
+    if from_file is None and unused:
+        raise UsageError(
+            f"{unused[0]} without --from",
+            "an option about a file together with --from",
+            "Name the file, for example --from runs.csv.",
+        )
+    if from_file is not None and not table_path(from_file).exists():
         raise DataError(
-            f"{from_file}, which is not a file",
-            "a CSV or Parquet file",
+            f"{from_file}, which does not exist",
+            "a table, a run log or a folder of run logs",
             "Write its path from the current folder, for example --from data/runs.csv.",
         )
     app = app_path()
@@ -54,6 +97,7 @@ def dashboard(
     if from_file is not None:
         environment["SCALELAB_DASHBOARD_FILE"] = str(from_file)
         environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])
+        environment["SCALELAB_DASHBOARD_READING"] = json.dumps(reading.as_dict())
     if not results.is_dir() and from_file is None:
         warn(
             f"{results} does not exist yet. The page stays empty until you run a sweep or import "

@@ -61,6 +61,15 @@ class Reading:
             if (value := getattr(self, name)) != getattr(default, name)
         }
 
+    def words(self) -> list[str]:
+        """Return the options of the command line that read a file this way."""
+        words = []
+        for name, value in self.as_dict().items():
+            flag = f"--{'include_unfinished' if value is True else name}".replace("_", "-")
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            words += [flag] if value is True else [flag, str(text)]
+        return words
+
 
 def split_names(text: str, option: str) -> tuple[str, ...]:
     """Return the columns of ``lr,batch``.

@@ -143,7 +143,8 @@ def test_the_reference_pages_are_up_to_date() -> None:
 
 
 def test_the_table_of_environment_variables_is_complete() -> None:
-    internal = {"SCALELAB_DASHBOARD_FILE", "SCALELAB_DASHBOARD_MAP", "SCALELAB_TOKEN"}
+    internal = {f"SCALELAB_DASHBOARD_{name}" for name in ("FILE", "MAP", "READING")}
+    internal.add("SCALELAB_TOKEN")
     read = set()
     for folder in ("scalelab", "dashboard", "kernels"):
         for path in (ROOT / folder).rglob("*.py"):

@@ -1,5 +1,6 @@
 """Closed or full output, a removed folder, and printed commands that work as printed."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -163,6 +164,27 @@ def test_the_dashboard_imports_nothing_from_the_current_folder(table, monkeypatc
     assert environment["PYTHONSAFEPATH"] == "1"
     # The secrets of the user's home are not read: that home may be unusable.
     assert any(word.startswith("--secrets.files=") for word in words)
+
+
+def test_the_dashboard_reads_its_file_with_the_options_of_fit(table, monkeypatch, capsys):
+    pytest.importorskip("streamlit")
+    started = []
+    monkeypatch.setattr("os.execve", lambda *words: started.append(words))
+    words = ["--loss-unit", "bpb", "--best-of", "lr,batch", "--last-of", "run", "--format", "table"]
+    main(["dashboard", "--from", str(table), *words, "--include-unfinished"])
+    ((_, _, environment),) = started
+    assert json.loads(environment["SCALELAB_DASHBOARD_READING"]) == {
+        "format": "table",
+        "loss_unit": "bits-per-byte",
+        "includes_unfinished": True,
+        "best_of": ["lr", "batch"],
+        "last_of": "run",
+    }
+    assert main(["dashboard", "--from", str(table), "--loss-unit", "miles"]) == 2
+    assert main(["dashboard", "--best-of", "lr"]) == 2
+    assert "--best-of without --from" in capsys.readouterr().err
+    main(["dashboard", "--from", str(table.parent)])
+    assert started[-1][2]["SCALELAB_DASHBOARD_FILE"] == str(table.parent)
 
 
 def test_a_settings_file_suggests_the_nearest_option(tmp_path, monkeypatch, capsys):

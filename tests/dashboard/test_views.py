@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +162,39 @@ def test_hostile_text_is_shown_as_it_is(
     assert not held.exception
     assert "several statements" in said(held) or "Got" in said(held)
     assert len(api.load(results=tmp_path)) == 66
+
+
+def test_a_table_is_read_with_the_options_of_fit(
+    page: Opener,
+    said: Said,
+    commands: Commands,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = tmp_path / "runs.csv"
+    rows = [
+        f"{n:.6g},{d:.6g},{lr},{2.5 + 400 / n**0.34 + 410 / d**0.28 + extra:.6f}"
+        for n in (1e7, 3e7, 1e8)
+        for d in (1e9, 4e9, 1.6e10)
+        for lr, extra in ((1e-3, 0.0), (4e-3, 0.25))
+    ]
+    table.write_text("\n".join(["n_params,n_tokens,lr,val_bits", *rows]) + "\n")
+    monkeypatch.setenv("SCALELAB_DASHBOARD_MAP", "loss_nats=val_bits")
+    options = {"loss_unit": "bits", "best_of": ["lr"]}
+    monkeypatch.setenv("SCALELAB_DASHBOARD_READING", json.dumps(options))
+    test = page(tmp_path, table, page="Data")
+    assert not test.exception
+    assert "9 usable rows" in said(test)
+    shown = "\n".join(commands(test))
+    assert "--loss-unit bits --best-of lr" in shown
+    # The widgets change it, and an invalid value is an error on the page.
+    test.text_input(key="read_best").set_value("").run()
+    assert "18 usable rows" in said(test)
+    assert "--best-of" not in "\n".join(commands(test))
+    test.text_input(key="read_best").set_value("lr,,").run()
+    assert not test.exception
+    assert "names of columns with commas" in said(test) + str([e.value for e in test.error])
+    fitted = page(tmp_path, table, page="Fit")
+    assert not fitted.exception
+    words = "\n".join(commands(fitted))
+    assert f"--from {table} --map loss_nats=val_bits --loss-unit bits --best-of lr" in words

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from scalelab.logs.registry import TABLE
+from scalelab.store.reading import Reading, split_names
 from scalelab.units import plural
 from scalelab_dashboard import queries, state, ui
-from scalelab_dashboard.fits import Failure
+from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
@@ -31,6 +33,7 @@ OURS = {
     "cluster": "run (rows that share noise)",
 }
 NONE = "(none)"
+AUTOMATIC = "recognised"
 GUESSES = {
     "n_params": ("n_params", "params", "parameters", "n", "model_size"),
     "n_tokens": ("n_tokens", "tokens", "training_tokens", "d"),
@@ -44,10 +47,11 @@ GUESSES = {
 def show(choice: Choice) -> None:
     """Draw the page."""
     st.markdown(
-        "Open a CSV or Parquet file of finished runs. It stays in the memory of this page until "
-        "you close the tab; nothing is saved."
+        "Open a table or run log of finished runs: CSV, JSON, Parquet, Arrow, Excel, or a log of "
+        "another trainer. It stays in the memory of this page until you close the tab; nothing is "
+        "saved."
     )
-    uploaded = st.file_uploader("CSV or Parquet file", type=["csv", "tsv", "parquet"], key="upload")
+    uploaded = st.file_uploader("Table or run log", key="upload")
     table = choice.table
     if uploaded is not None:
         path = _spooled(uploaded.name, uploaded.getvalue())
@@ -58,7 +62,11 @@ def show(choice: Choice) -> None:
         )
         return
     stamp = queries.stamp_of(choice.results, table.path)
-    head = queries.head(table.path, stamp)
+    reading = _reading(table.reading)
+    if isinstance(reading, Failure):
+        ui.failure(reading)
+        return
+    head = queries.head(table.path, stamp, reading)
     if isinstance(head, Failure):
         ui.failure(head)
         return
@@ -68,12 +76,17 @@ def show(choice: Choice) -> None:
     st.caption(f"{plural(count, 'row')}; showing the first {len(frame):,}, unchanged.")
     st.subheader("Columns")
     mapping = _mapping(list(frame.columns), dict(table.mapping))
-    read = queries.read_file(table.path, stamp, mapping)
+    read = queries.read_file(table.path, stamp, mapping, reading)
     if isinstance(read, Failure):
         ui.failure(read)
         return
     _show_read(read)
-    chosen = state.Table(path=table.path, label=table.label, mapping=tuple(sorted(mapping.items())))
+    chosen = state.Table(
+        path=table.path,
+        label=table.label,
+        mapping=tuple(sorted(mapping.items())),
+        reading=reading,
+    )
     st.button(
         "Use this table in all views",
         type="primary",
@@ -84,6 +97,7 @@ def show(choice: Choice) -> None:
     words = ["scalelab", "import", Path(table.label.removesuffix(" (opened here)")).name]
     if mapping:
         words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
+    words += reading.words()
     ui.command([*words, "--results", choice.results], "To save it in the results folder:")
 
 
@@ -91,6 +105,62 @@ def guess(ours: str, columns: list[str]) -> str:
     """Return the column that most likely matches ours, or `NONE`."""
     lower = {column.lower(): column for column in columns}
     return next((lower[name] for name in GUESSES[ours] if name in lower), NONE)
+
+
+def _reading(given: Reading) -> Reading | Failure:
+    """Draw how the file is read, and return it or why it is not valid."""
+    from scalelab.logs.losses import LOSS_UNITS
+    from scalelab.logs.registry import FORMATS
+
+    formats, units = [AUTOMATIC, TABLE, *FORMATS], [AUTOMATIC, *LOSS_UNITS]
+    with st.expander("How the file is read", expanded=given != Reading()):
+        left, right = st.columns(2)
+        format = left.selectbox(
+            "Format", formats, index=formats.index(given.format or AUTOMATIC), key="read_format"
+        )
+        unit = right.selectbox(
+            "Unit of the losses",
+            units,
+            index=units.index(given.loss_unit or AUTOMATIC),
+            key="read_unit",
+        )
+        best = left.text_input(
+            "Best of",
+            ",".join(given.best_of),
+            key="read_best",
+            placeholder="lr,batch",
+            help="Of rows that differ only in these columns, keep the one of lowest loss.",
+        )
+        mean = right.text_input(
+            "Mean of",
+            ",".join(given.mean_of),
+            key="read_mean",
+            placeholder="seed",
+            help="Average the losses of rows that differ only in these columns.",
+        )
+        last = left.text_input(
+            "Last of",
+            given.last_of or "",
+            key="read_last",
+            placeholder="run",
+            help="Column that names the run: keep the last checkpoint of each run.",
+        )
+        unfinished = right.checkbox(
+            "Keep unfinished runs",
+            given.includes_unfinished,
+            key="read_unfinished",
+            help="Keep runs that failed or did not reach their planned end.",
+        )
+    return attempt(
+        lambda: Reading(
+            format=None if format == AUTOMATIC else format,
+            loss_unit=None if unit == AUTOMATIC else unit,
+            includes_unfinished=unfinished,
+            best_of=split_names(best, "best_of") if best.strip() else (),
+            mean_of=split_names(mean, "mean_of") if mean.strip() else (),
+            last_of=last.strip() or None,
+        )
+    )
 
 
 def _mapping(columns: list[str], given: dict[str, str]) -> dict[str, str]:
@@ -148,8 +218,14 @@ def _folder() -> Path:
 
 def _spooled(name: str, content: bytes) -> Path:
     """Write an uploaded file to a temporary folder; the same content is written once."""
-    suffix = Path(name).suffix if Path(name).suffix in (".csv", ".tsv", ".parquet") else ".csv"
-    path = _folder() / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    # Readers look at the name of a log, so only the folder is named by the content.
+    path = _folder() / hashlib.sha256(content).hexdigest()[:16] / _file_name(name)
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
     return path
+
+
+def _file_name(name: str) -> str:
+    """Return the name of an uploaded file without folders and leading dots."""
+    return Path(name).name.lstrip(".") or "table.csv"
