@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -238,8 +238,9 @@ def _tables() -> list[Table]:
 
 def _given_reading() -> Reading:
     """Return how the file of the command line is read."""
-    content = json.loads(os.environ.get(READING_VARIABLE) or "{}")
-    return Reading(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+    content: dict[str, Any] = json.loads(os.environ.get(READING_VARIABLE) or "{}")
+    lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+    return Reading(**{**content, **lists})
 
 
 def _has_map() -> bool:
