@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from scalelab.api.notebook_view import NotebookView
 from scalelab.launch import base, proposal
 from scalelab.sweep import plan
+from scalelab.sweep.run_size import has_shape
+from scalelab.sweep.size_table import model_label
 from scalelab.units import format_duration, format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -44,8 +46,9 @@ class Plan(NotebookView, plan.Plan):
                     "n_params": row.n_params,
                     "n_tokens": row.spec.n_tokens,
                     "flops": row.flops,
-                    "n_layers": row.spec.shape.n_layers,
-                    "d_model": row.spec.shape.d_model,
+                    "n_layers": row.spec.shape.n_layers if has_shape(row.spec) else None,
+                    "d_model": row.spec.shape.d_model if has_shape(row.spec) else None,
+                    "model": model_label(row.spec),
                     "n_steps": row.spec.n_steps,
                 }
                 for row in self.rows
@@ -68,7 +71,8 @@ class Proposal(NotebookView, proposal.Proposal):
 
     def _lines(self) -> Iterator[str]:
         speed = self.cost.speed
-        yield f"Proposal: about {format_duration(self.cost.wall_s)} on {speed.n_workers} workers"
+        time = f"about {format_duration(self.cost.wall_s)}" if speed.is_known else "unknown time"
+        yield f"Proposal: {time} on {speed.n_workers} workers"
         yield f"{plural(len(self.finished), 'run')} finished already; see .plan, .cost"
         yield repr(Plan.of(self.plan))
 

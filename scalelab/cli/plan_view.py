@@ -260,7 +260,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "n_steps": row.spec.n_steps,
                 "batch_seqs": row.spec.batch_seqs,
                 "seq_len": row.spec.seq_len,
-                "lr": row.spec.lr,
+                "lr": row.spec.lr if _lr_words(row.spec) else None,
                 "weight_decay": row.spec.weight_decay,
                 "warmup_steps": row.spec.warmup_steps,
                 "decay_steps": row.spec.decay_steps,

@@ -9,6 +9,7 @@ from scalelab.errors import UsageError
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results, SavedPlan
+from scalelab.sweep.program_render import used_names
 
 ORIGIN_FILE = "origin.json"
 
@@ -23,7 +24,8 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
     Raises
     ------
     UsageError
-        If the scale is not between 0 and 1, or no run diverged.
+        If the scale is not between 0 and 1, no run diverged, or a program does not receive the
+        learning rate.
     """
     if not 0 < lr_scale < 1:
         raise UsageError(
@@ -44,6 +46,12 @@ def replace_diverged(results: Results, saved: SavedPlan, lr_scale: float) -> Sav
     known = {row["run_id"] for row in content["rows"]}
     for run_id in diverged:
         old = results.run(run_id).read_spec()
+        if old.program is not None and not used_names(old.program) & {"lr", "lr_end"}:
+            raise UsageError(
+                "--lr-scale for a program without {lr}",
+                "a command that receives the learning rate",
+                "Plan a new sweep with '--learning_rate={lr}' in program.command.",
+            )
         new = dataclasses.replace(old, lr=old.lr * lr_scale)
         run = results.run(new.run_id)
         is_lost = new.run_id in known and not run.has_spec()

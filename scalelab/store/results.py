@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ALIKE = (
     *("tokenizer", "data_fingerprint", "eval_fingerprint", "seq_len", "schedule", "optimizer"),
     *("parametrization", "numerics_revision", "device", "device_name", "step_mode", "kernels"),
-    *("attention", "precision"),
+    *("attention", "precision", "program", "program_version"),
 )
 """Columns that may affect the loss and are in no law; a fit warns if its runs differ in one."""
 OF_EXPERTS = ("n_experts", "n_active_experts")

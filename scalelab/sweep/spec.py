@@ -94,7 +94,11 @@ class SweepSpec(Table):
     train: TrainTable = TrainTable()
     execution: ExecutionTable = ExecutionTable()
     launcher: LauncherTable = LauncherTable()
-    program: Annotated[ProgramTable | None, BeforeValidator(read_program), Metavar("<file>")] = (
+    program: Annotated[
+        ProgramTable | None,
+        BeforeValidator(read_program, json_schema_input_type=ProgramTable | str | None),
+        Metavar("<file>"),
+    ] = (
         option(
             None, "Train the runs with a program of yours instead of the built-in trainer: a sweep "
             "file with the table [program]", panel=PROGRAM, example="program.toml",
