@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 FAULTS = """
-exit0:S      end with code 0 at step S, as after a graceful stop
+exit0:S      end with code 0 at step S, as after a graceful stop; not in a resumed run
 crash:S      raise an exception at step S
-kill:S       be killed by SIGKILL at step S
+kill:S       be killed by SIGKILL at step S; not in a resumed run
 usage        end with code 2 before the first step
 nothing      end with code 0 without a row
 nan:S        report NaN from step S on
@@ -72,7 +72,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--wait-for", type=Path, help="train only while this file exists")
     parser.add_argument("--fault", default="")
-    return parser.parse_args()
+    parser.add_argument("--faults", default="", help="the fault of each seed, after commas")
+    asked = parser.parse_args()
+    if asked.faults:
+        asked.fault = asked.faults.split(",")[asked.seed]
+    return asked
 
 
 def save(out: Path, step: int, state: float) -> None:
@@ -152,12 +156,12 @@ def main() -> None:
         state = next_state(state, step, asked.lr)
         loss = 2.0 + 3.0 / math.sqrt(step) + 0.01 * state
         if fault_step and step >= fault_step:
-            if fault == "exit0":
+            if fault == "exit0" and not asked.resume:
                 save(asked.out, step, state)
                 return
             if fault == "crash":
                 raise RuntimeError(f"the data loader broke at step {step}")
-            if fault == "kill":
+            if fault == "kill" and not asked.resume:
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "nan":
                 loss = math.nan
