@@ -183,7 +183,10 @@ def _print_table(dataset: Dataset) -> None:
         rows = (
             ("text", manifest.source),
             ("documents", f"{format_count(manifest.n_documents or 0)} distinct"),
-            ("left out", ", ".join(left_out) or "nothing"),
+            (
+                "left out",
+                ", ".join(left_out) or ("a cut character" if dataset.rejects else "nothing"),
+            ),
             *([("listed in", str(dataset.rejects))] if dataset.rejects else []),
             ("tokenizer", f"{vocabulary}, {per_token}"),
             ("training", f"{training} of {plural(manifest.n_train_documents or 0, 'document')}"),
@@ -206,7 +209,9 @@ def _held_out(manifest: Manifest) -> str:
     if manifest.split == "documents":
         return f"of {plural(n, 'held-out document')}"
     share = f"the last {100 * manifest.held_out_share:.2g} %"
-    return f"from {share} of {'the document' if n == 1 else f'each of {n:,} documents'}"
+    if manifest.n_documents == 1:
+        return f"from {share} of the document"
+    return f"from {share} of the text, at the end of {plural(n, 'document')}"
 
 
 def _where(manifest: Manifest) -> str:

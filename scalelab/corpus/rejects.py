@@ -19,7 +19,6 @@ MOST_LISTED = 100_000
 SHOWN_BYTES = 80
 FILE = "file"
 """Place of a reject that is a whole file."""
-CONVERT = "Convert text to UTF-8, for example with iconv -f LATIN1 -t UTF-8;"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +119,16 @@ class Rejects:
         many = f"{self.n_rejected:,} of {plural(n_rows, 'document')}"
         if first.missing:
             raise missing_field(file, first, source, f"{many} cannot be used")
-        do = f"{CONVERT if first.place == FILE else 'Correct them;'} {self.path} lists them."
+        where = f"{first.place} of {file}"
+        do = f"Correct them; {self.path} lists them."
+        if first.place == FILE:
+            where = str(file)
+            do = f"{_convert(file, first)} {self.path} lists every such file."
         if self.n_rejected < n_rows:
             share = math.ceil(100 * self.n_rejected / n_rows) / 100
             do += f" Or leave them out with --max-rejects {share:g}."
         raise DataError(
-            f"{many} cannot be used, for example {first.place} of {file}, which {reason}",
+            f"{many} cannot be used, for example {where}, which {reason}",
             f"at most a share of {source.max_rejects:g} that cannot be used (--max-rejects)",
             do,
         )
@@ -141,4 +144,18 @@ def missing_field(file: Path, reject: Reject, source: DataSource, why: str) -> D
         f"the name of the {what} with the text; a dot enters a nested one, as in meta.text",
         f"Give its name, for example --{what} {shlex.quote(likely)}. Or train on the files as they "
         "are: --data-format text.",
+    )
+
+
+def _convert(file: Path, reject: Reject) -> str:
+    """Return how to make UTF-8 of a file."""
+    name = shlex.quote(str(file))
+    if "NUL" in reject.reason:
+        return (
+            f"If it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8 {name} > NEW. If it is text "
+            f"with single NULs, drop them: tr -d '\\000' < {name} > NEW."
+        )
+    return (
+        f"Convert it to UTF-8, for example: iconv -f LATIN1 -t UTF-8 {name} > NEW. Or drop what is "
+        f"not UTF-8: iconv -c -f UTF-8 -t UTF-8 {name} > NEW."
     )
