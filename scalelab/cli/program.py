@@ -38,9 +38,9 @@ def check(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Render the commands of a program and print every problem; start nothing.
+    """Print a program's commands and every problem.
 
-    Prints the value of each placeholder for the smallest run.
+    Starts nothing. Prints the value of each placeholder for the smallest run too.
 
     Example: scalelab program check examples/programs/nanogpt/sweep.toml
     """
@@ -94,7 +94,7 @@ def probe(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Train each model of a table of sizes for one step, and write its parameters to the table.
+    """Fill a table of sizes by one-step runs.
 
     Planning needs n_params of each row, and uses flops_per_token and tokens_per_s where the
     program states them.

@@ -242,6 +242,7 @@ def _budget_models(
         sweep.program.sizes(),
         budget,
         sizes=sweep.n_sizes(),
+        is_most="sizes" not in sweep.model_fields_set,
         span=sweep.span,
         tokens_per_param=ratio,
     )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -356,7 +357,8 @@ class ProgramTable(Table):
 
     def path(self, text: str) -> Path:
         """Return a path of the table, which starts from the folder of the sweep file."""
-        return Path(self.folder or ".").absolute().joinpath(Path(text).expanduser())
+        joined = Path(self.folder or ".").absolute().joinpath(Path(text).expanduser())
+        return Path(os.path.normpath(joined))
 
     def science(self) -> dict[str, Any]:
         """Return the keys on which the runs depend, with the contents of the files they name."""

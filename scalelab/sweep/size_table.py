@@ -32,6 +32,8 @@ N_PARAMS = "n_params"
 TOKENS_PER_S = "tokens_per_s"
 MEASURED = (N_PARAMS, TABLE_FLOPS, TOKENS_PER_S)
 """Columns that a probe measures."""
+MIN_ROWS = 3
+"""Fewest sizes of an isoFLOP curve, which a parabola needs."""
 _NUMBERS = (*TABLE_PARAMS.values(), TABLE_FLOPS, TOKENS_PER_S)
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -188,17 +190,44 @@ def nearest_rows(rows: Sequence[SizeRow], targets: Iterable[float], *, asked: st
 
 
 def budget_rows(
-    rows: Sequence[SizeRow], budget: float, *, sizes: int, span: float, tokens_per_param: float
+    rows: Sequence[SizeRow],
+    budget: float,
+    *,
+    sizes: int,
+    is_most: bool,
+    span: float,
+    tokens_per_param: float,
 ) -> list[SizeRow]:
-    """Return the rows of an isoFLOP curve, spaced around the expected optimum of the budget."""
-    centre = min(
-        rows,
-        key=lambda row: abs(
-            math.log(budget / row.size.planned_per_token / row.size.active / tokens_per_param)
-        ),
-    )
+    """Return the rows of an isoFLOP curve, spaced around the expected optimum of the budget.
+
+    Parameters
+    ----------
+    rows : sequence of SizeRow
+    budget : float
+        FLOPs, by the convention of the rows.
+    sizes : int
+        Number of rows to return.
+    is_most : bool
+        Whether fewer are enough: only rows within the span, but at least `MIN_ROWS`.
+    span : float
+        Ratio of the largest to the smallest size.
+    tokens_per_param : float
+        D/N at the optimum.
+    """
+
+    def miss(row: SizeRow) -> float:
+        tokens = budget / row.size.planned_per_token
+        return abs(math.log(tokens / row.size.active / tokens_per_param))
+
+    centre = min(rows, key=miss)
     if sizes == 1:
         return [centre]
+    if is_most:
+        half = math.log(span) / 2 + 1e-9
+        near = sorted(rows, key=lambda row: abs(math.log(row.n_params / centre.n_params)))
+        within = [row for row in near if abs(math.log(row.n_params / centre.n_params)) <= half]
+        rows = within if len(within) >= MIN_ROWS else near[:MIN_ROWS]
+        sizes = min(sizes, len(rows))
     low, high = centre.n_params / math.sqrt(span), centre.n_params * math.sqrt(span)
     low = max(low, min(row.n_params for row in rows))
     high = min(high, max(row.n_params for row in rows))

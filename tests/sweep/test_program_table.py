@@ -128,6 +128,25 @@ def test_a_table_of_sizes_gives_n_and_flops() -> None:
         assert row.spec.lr == 1.0
 
 
+def test_a_budget_takes_the_rows_within_the_span_around_its_optimum() -> None:
+    table = [
+        {"depth": d, "n_params": 1000 * 2**d, "flops_per_token": 6000 * 2**d} for d in range(14)
+    ]
+    program = {**BY_DEPTH, "size": {"by": "table", "table": table}}
+
+    def sizes(**keys: Any) -> dict[float, list[int]]:
+        found: dict[float, list[int]] = {}
+        for row in plan_of(sweep_of(program, train={"batch_seqs": 8}, **keys)).rows:
+            found.setdefault(row.budget_flops, []).append(row.spec.program.size[0][1])
+        return found
+
+    # 20 tokens a parameter: N = sqrt(C / 120) is 91K and 183K, nearest to 2^7 K and 2^8 K.
+    assert sizes() == {1e12: [5, 6, 7, 8, 9], 4e12: [6, 7, 8, 9, 10]}
+    assert sizes(span=4) == {1e12: [6, 7, 8], 4e12: [7, 8, 9]}
+    assert {len(found) for found in sizes(sizes=9).values()} == {9}
+    assert {len(found) for found in sizes(span=1.01).values()} == {3}
+
+
 def test_a_table_without_flops_counts_six_n_d() -> None:
     table = [{"depth": 2, "n_params": "40K"}, {"depth": 4, "n_params": "100K"}]
     program = {**BY_DEPTH, "size": {"by": "table", "table": table}}
