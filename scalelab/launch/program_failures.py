@@ -126,7 +126,9 @@ def code_words(code: int | None) -> str:
 
 def with_tail(sentence: str, tail: Sequence[str]) -> str:
     """Return a reason with the last lines of the program's output, in one line for tables."""
-    return sentence if not tail else f"{sentence}; its last output: {' | '.join(tail)}"
+    # Python marks the place of an error with carets below the line.
+    lines = [line.strip() for line in tail if line.strip(" ^~")]
+    return sentence if not lines else f"{sentence}; its last output: {' | '.join(lines)}"
 
 
 class RetryRule:

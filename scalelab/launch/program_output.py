@@ -132,7 +132,7 @@ class OwnOutput:
         self.n_params: int | None = None
         self.flops_per_token: float | None = None
         self.problem = ""
-        self.n_unreadable = 0
+        self._n_unreadable = 0
         self._tail = _Tail(path)
         self._per_step = spec.tokens_per_step
         self._declared = spec.program.loss_unit
@@ -150,7 +150,7 @@ class OwnOutput:
             except (ValueError, RecursionError):
                 content = None
             if not isinstance(content, dict):
-                self.n_unreadable += bool(line.strip())
+                self._n_unreadable += bool(line.strip())
             elif "scalelab" in content:
                 self._take_header(content)
             elif content.get("final"):
@@ -158,6 +158,11 @@ class OwnOutput:
             elif (row := self._row(content)) is not None:
                 rows.append(row)
         return rows
+
+    @property
+    def n_unreadable(self) -> int:
+        """Number of lines that are neither a row nor a header nor the final line."""
+        return self._n_unreadable + self._tail.n_skipped
 
     def _take_header(self, content: Mapping[str, Any]) -> None:
         if content["scalelab"] != 1:
@@ -181,7 +186,7 @@ class OwnOutput:
         step, loss = as_step(content.get("step")), as_number(content.get("loss"))
         eval_loss = as_number(content.get("eval_loss"))
         if step is None or (loss is None and eval_loss is None):
-            self.n_unreadable += 1
+            self._n_unreadable += 1
             return None
         tokens = as_step(content.get("tokens"))
         self._step, self._tokens = step, tokens
@@ -238,6 +243,8 @@ class _Tail:
         self._inode = 0
         self._rest = b""
         self._is_skipping = False
+        self.n_skipped = 0
+        """Lines that were too long."""
 
     def lines(self, *, is_last: bool = False) -> Iterator[bytes]:
         """Yield new complete lines; at the last call all, and an unfinished one."""
@@ -245,7 +252,9 @@ class _Tail:
             data = self._chunk()
             *whole, self._rest = (self._rest + data).split(b"\n")
             for line in whole:
-                if not self._is_skipping:
+                if self._is_skipping or len(line) > MOST_LINE_BYTES:
+                    self.n_skipped += 1
+                else:
                     yield line
                 self._is_skipping = False
             if len(self._rest) > MOST_LINE_BYTES:

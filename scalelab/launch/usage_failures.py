@@ -39,7 +39,7 @@ class UsageFailures:
                 f"{len(self._reasons)} runs whose program failed before its first row, the last of "
                 f"them {run_id}: {reason}",
                 "a command that the program accepts",
-                "Correct [program] in the sweep file, try it with `scalelab program check`, and "
-                "start the sweep again; or correct the program, then type "
+                "Correct [program] in the sweep file, try it with `scalelab program check FILE`, "
+                "and start the sweep again; or correct the program, then type "
                 f"`scalelab retry {self._sweep}`.",
             )

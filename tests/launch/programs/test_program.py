@@ -145,7 +145,7 @@ def test_broken_lines_do_not_hide_the_rows(program):
     assert trained.train() == "done"
     assert len(trained.rows()) == 20
     (warning,) = trained.run.attempts()[0].read_note()["warnings"]
-    assert warning["message"].startswith("6 lines that the program wrote")
+    assert warning["message"].startswith("7 lines that the program wrote")
 
 
 def test_a_final_line_without_a_newline_counts(program):
