@@ -95,6 +95,7 @@ def remove(
     results: str | Path = DEFAULT_RESULTS,
     checkpoints: bool = False,
     superseded: bool = False,
+    outputs: bool = False,
     unused_data: bool = False,
     orphans: bool = False,
     caches: bool = False,
@@ -107,12 +108,14 @@ def remove(
     Parameters
     ----------
     names : str
-        Sweeps, imports and runs. With ``checkpoints`` or ``superseded``, only those of their runs
-        are removed; without names, of all runs.
+        Sweeps, imports and runs. With ``checkpoints``, ``superseded`` or ``outputs``, only those
+        of their runs are removed; without names, of all runs.
     checkpoints : bool
         Remove the checkpoints of finished runs.
     superseded : bool
         Remove the attempts of finished runs from which the result does not come.
+    outputs : bool
+        Remove what users' programs of finished runs wrote beside curve and record.
     unused_data : bool
         Remove datasets that no run uses.
     orphans : bool
@@ -141,6 +144,7 @@ def remove(
         names=names,
         checkpoints=checkpoints,
         superseded=superseded,
+        outputs=outputs,
         unused_data=unused_data,
         orphans=orphans,
         caches=caches,

@@ -89,6 +89,10 @@ def remove(
             "--superseded", help="Only attempts of finished runs that the result is not from."
         ),
     ] = False,
+    outputs: Annotated[
+        bool,
+        typer.Option("--outputs", help="Only files that users' programs of finished runs wrote."),
+    ] = False,
     unused_data: Annotated[
         bool, typer.Option("--unused-data", help="Datasets that no run uses.")
     ] = False,
@@ -116,6 +120,7 @@ def remove(
     what: dict[str, Any] = {
         "checkpoints": checkpoints,
         "superseded": superseded,
+        "outputs": outputs,
         "unused_data": unused_data,
         "orphans": orphans,
         "caches": caches,
@@ -168,8 +173,12 @@ def _removed(plan: RemovalPlan) -> str:
 
 
 def _kind_of(folder: Path) -> str:
+    from scalelab.records.parts import OUT_FOLDER
+
     if folder.name.startswith(("checkpoint-", ".partial-")):
         return "checkpoint"
+    if folder.name == OUT_FOLDER:
+        return "output folder"
     return "attempt" if folder.parent.name == "attempts" else "cache"
 
 

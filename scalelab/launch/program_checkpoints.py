@@ -22,6 +22,7 @@ from pathlib import Path
 
 from scalelab.launch.program_curve import read_rows
 from scalelab.records.files import read_json
+from scalelab.records.parts import OUT_FOLDER
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.sweep.program_render import Value, fill
 
@@ -123,7 +124,7 @@ class CheckpointPattern:
 
 def out_dir_of(attempt: Attempt, *, in_place: bool) -> Path:
     """Return the folder of a program's files: of the attempt, or of the run for ``in_place``."""
-    return (attempt.run.path if in_place else attempt.path) / "out"
+    return (attempt.run.path if in_place else attempt.path) / OUT_FOLDER
 
 
 def newest_checkpoint(

@@ -171,10 +171,10 @@ class _Merging:
         last: list[Write] = []
         for name, path in walk(theirs.path, frozenset(old)):
             target = ours.path / name
-            if "/" in name or (path.is_dir() and target.exists()):
+            if "/" in name or (name.startswith("checkpoint-") and target.exists()):
                 continue
             text = {"": texts[name]} if name in texts else {}
-            write = Write(target=target, source=path, texts=text, replaces=path.is_file())
+            write = Write(target=target, source=path, texts=text, replaces=True)
             (last if name in (RECORD, NOTE) else self.writes).append(write)
         self.writes += sorted(last, key=lambda write: write.target.name, reverse=True)
 

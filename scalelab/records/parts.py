@@ -33,6 +33,9 @@ FOLDERS = {
 }
 """Folder of each kind, in the order of writing: what a plan needs comes before the plan."""
 
+OUT_FOLDER = "out"
+"""Folder of what a user's program writes, in the attempt or the run."""
+
 LOCK_FILE = "launcher.lock"
 SCRATCH = ".scalelab-scratch-"
 """Start of the name of a working folder of merge, remove and restore, in the results folder."""

@@ -22,6 +22,7 @@ from scalelab.records.parts import (
     DATASET,
     FOLDERS,
     IMPORT,
+    OUT_FOLDER,
     RUN,
     SCRATCH,
     SWEEP,
@@ -45,12 +46,15 @@ class RemoveOptions:
     Attributes
     ----------
     names : tuple of str
-        Sweeps, imports, and runs (run_id or its first characters). With ``checkpoints`` or
-        ``superseded``, only those of these names' runs are removed; without names, of all runs.
+        Sweeps, imports, and runs (run_id or its first characters). With ``checkpoints``,
+        ``superseded`` or ``outputs``, only those of these names' runs are removed; without names,
+        of all runs.
     checkpoints : bool
         Whether to remove the checkpoints of finished runs.
     superseded : bool
         Whether to remove the attempts of finished runs that the result does not come from.
+    outputs : bool
+        Whether to remove what users' programs of finished runs wrote beside curve and record.
     unused_data : bool
         Whether to remove datasets that no run uses.
     orphans : bool
@@ -62,6 +66,7 @@ class RemoveOptions:
     names: tuple[str, ...] = ()
     checkpoints: bool = False
     superseded: bool = False
+    outputs: bool = False
     unused_data: bool = False
     orphans: bool = False
     caches: bool = False
@@ -110,12 +115,12 @@ def plan_removal(results: Path, options: RemoveOptions) -> RemovalPlan:
     DataError
         If a plan cannot be read: its runs may be shared.
     """
-    is_narrow = options.checkpoints or options.superseded
+    is_narrow = options.checkpoints or options.superseded or options.outputs
     is_global = options.unused_data or options.orphans or options.caches
     if options.names and is_global:
         raise UsageError(
             "names with an option that is about the whole results folder",
-            "names alone, or with --checkpoints or --superseded",
+            "names alone, or with --checkpoints, --superseded or --outputs",
             "Run two commands.",
         )
     if not (options.names or is_narrow or is_global):
@@ -250,11 +255,21 @@ def finished_checkpoints(run: RunDir) -> list[Path]:
     return [path for attempt in run.attempts() for path in checkpoint_folders(attempt.path)]
 
 
+def finished_outputs(run: RunDir) -> list[Path]:
+    """Return the folders of what a user's program wrote in a finished run; of another one, none."""
+    if run.status() not in FINAL:
+        return []
+    places = [run.path, *(attempt.path for attempt in run.attempts())]
+    return [path for place in places if (path := place / OUT_FOLDER).is_dir()]
+
+
 def _parts_of_run(run: RunDir, options: RemoveOptions) -> Iterator[Path]:
     gone = [attempt.path for attempt in superseded_attempts(run)] if options.superseded else []
     yield from gone
     if options.checkpoints:
         yield from (path for path in finished_checkpoints(run) if path.parent not in gone)
+    if options.outputs:
+        yield from (path for path in finished_outputs(run) if path.parent not in gone)
 
 
 def _named_parts(

@@ -10,6 +10,7 @@ from scalelab.errors import DataError
 from scalelab.records.files import list_entries, list_folders
 from scalelab.records.parts import (
     FOLDERS,
+    OUT_FOLDER,
     RUN,
     SCRATCH,
     SWEEP,
@@ -35,6 +36,7 @@ FREEING = (
         "attempts of finished runs that the result is not from",
         RemoveOptions(superseded=True),
     ),
+    ("outputs", "files of users' programs in finished runs", RemoveOptions(outputs=True)),
     ("unused-data", "datasets that no run uses", RemoveOptions(unused_data=True)),
     ("orphans", "runs that no sweep has", RemoveOptions(orphans=True)),
     (
@@ -149,7 +151,10 @@ def _run_kinds(run: RunDir) -> dict[str, int]:
     checkpoints = done or [p for a in run.attempts() for p in checkpoint_folders(a.path)]
     kept = [path for path in checkpoints if path.parent not in gone]
     which = "finished" if is_finished else "unfinished"
+    places = [run.path, *(attempt.path for attempt in run.attempts())]
+    outputs = [place / OUT_FOLDER for place in places if place not in gone]
     return {
+        "files of users' programs": sum(disk_bytes(p) for p in outputs if p.is_dir()),
         f"checkpoints of {which} runs": sum(map(disk_bytes, kept)),
         "superseded attempts": sum(map(disk_bytes, gone)),
     }

@@ -174,6 +174,11 @@ def test_an_attempt_copied_while_it_trained_is_continued(maker, tmp_path):
     attempt = cluster.attempt(cluster.run(7), range(10, 50, 10))
     merge(laptop.path, cluster.path)
     half = tree(laptop.path)
+    (attempt.path / "out").mkdir()
+    (attempt.path / "out" / "log.csv").write_text("1,2")
+    merge(laptop.path, cluster.path)
+    (attempt.path / "out" / "log.csv").write_text("1,2\n3,4")
+    (attempt.path / "out" / "new.csv").write_text("5")
     attempt.append_metrics([cluster.row(50), cluster.row(60)])
     with attempt.writing_checkpoint(60) as folder:
         (folder / "state.bin").write_bytes(b"weights")

@@ -24,6 +24,9 @@ def filled(make, monkeypatch):
         with attempt.writing_checkpoint(20) as folder:
             (folder / "state.bin").write_bytes(bytes(50_000 * (number + 1)))
         make.end(attempt)
+    for attempt in (last, open_attempt):
+        (attempt.path / "out" / ".hydra").mkdir(parents=True)
+        (attempt.path / "out" / "model.pt").write_bytes(bytes(120_000))
     make.finish(last)
     make.sweep("demo", [finished, stopped])
     make.sweep("other", [finished])
@@ -47,13 +50,14 @@ def test_the_kinds_add_up_to_what_du_counts(filled):
         ["du", "-s", "-B1", str(filled.path)], capture_output=True, text=True, check=True
     )
     assert usage.n_bytes == sum(usage.kinds.values()) == int(said.stdout.split()[0])
-    assert list(usage.kinds)[:2] == ["datasets", "trunk states"]
+    assert list(usage.kinds)[:2] == ["datasets", "files of users' programs"]
     for kind, least in {
         "datasets": 300_000,
         "trunk states": 200_000,
         "checkpoints of unfinished runs": 150_000,
         "checkpoints of finished runs": 100_000,
         "superseded attempts": 50_000,
+        "files of users' programs": 240_000,
         "leftovers": 80_000,
         "source code of runs": 70_000,
         "other": 90_000,
@@ -68,7 +72,7 @@ def test_each_command_exists_and_frees_what_its_line_says(filled, tmp_path, caps
     lines = json.loads(capsys.readouterr().out)["disk"]["removable"]
     commands = [line["command"] for line in lines]
     assert sorted(commands) == [
-        *(f"scalelab remove --{o}" for o in ("caches", "checkpoints", "orphans")),
+        *(f"scalelab remove --{o}" for o in ("caches", "checkpoints", "orphans", "outputs")),
         *(f"scalelab remove --{o}" for o in ("superseded", "unused-data")),
         "scalelab remove demo",
         "scalelab remove other",
