@@ -7,6 +7,7 @@ bytes are in token files.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ READERS: dict[str, Reader] = {
     "megatron": read_megatron,
 }
 SUFFIXES = (".bin", ".idx", ".npy")
+ARROW = ".arrow"
+OF_FOLDERS = (ARROW, ".mds")
+"""Endings of files that are read with the folder they are in."""
 _VALIDATION = re.compile(r"(?:^|[^a-z])(?:val|valid|validation)(?:[^a-z]|$)")
 
 
@@ -136,14 +140,15 @@ def _refuse_validation(tokens: dict[Path, str], paths: Sequence[str]) -> None:
 
 def _formats(path: Path, wanted: str, results: Path) -> dict[Path, str]:
     """Return the token files at a path, each with its format; empty if it is text."""
-    if path.is_dir() and wanted in (AUTO, HUGGINGFACE) and is_huggingface(path):
+    is_arrow = path.suffix.lower() == ARROW and path.is_file()
+    if wanted in (AUTO, HUGGINGFACE) and (is_arrow or (path.is_dir() and is_huggingface(path))):
         return {path: HUGGINGFACE}
     if path.is_dir() and wanted in (AUTO, MDS) and is_mds(path):
         return {path: MDS}
     if wanted in (HUGGINGFACE, MDS):
         raise UsageError(
             f"--data {path} with --data-format {wanted}",
-            "the folder that save_to_disk wrote"
+            "the folder that save_to_disk wrote, or an .arrow file"
             if wanted == HUGGINGFACE
             else "the folder of index.json and its shards",
             f"Name that folder, for example --data {path if path.is_dir() else path.parent}.",
@@ -152,10 +157,18 @@ def _formats(path: Path, wanted: str, results: Path) -> dict[Path, str]:
         files = walk(path, results)
         if wanted != AUTO:
             return dict.fromkeys(_without_sidecars(files), wanted)
-        tokens = [file for file in files if file.suffix.lower() in SUFFIXES]
+        tokens = [file for file in files if file.suffix.lower() in (*SUFFIXES, *OF_FOLDERS)]
         n_bytes = sum(file.stat().st_size for file in tokens)
         if 2 * n_bytes <= sum(file.stat().st_size for file in files):
             return {}
+        inner = {file.parent for file in tokens if file.suffix.lower() in OF_FOLDERS}
+        if inner:
+            shown = sorted(os.path.relpath(folder, path) for folder in inner)
+            raise DataError(
+                f"{path}, which holds the datasets {', '.join(shown[:8])}",
+                "one dataset of Hugging Face or MosaicML",
+                f"Name it, for example --data {path / shown[0]}.",
+            )
         return {file: _format(file) for file in _without_sidecars(tokens)}
     if wanted != AUTO:
         return {path: wanted}

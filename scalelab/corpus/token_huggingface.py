@@ -49,7 +49,7 @@ def read_huggingface(folder: Path, column: str | None = None) -> TokenSource:
     Parameters
     ----------
     folder : Path
-        The folder that ``save_to_disk`` wrote.
+        The folder that ``save_to_disk`` wrote, or one Arrow file.
     column : str or None
         Column of the tokens; None for the first of `COLUMNS`, or the only one of whole numbers.
 
@@ -58,6 +58,8 @@ def read_huggingface(folder: Path, column: str | None = None) -> TokenSource:
     DataError
         When the folder is damaged, or the column does not hold tokens without padding.
     """
+    if folder.is_file():
+        return _read_arrow(folder, column)
     if (folder / DICT_FILE).is_file():
         splits = read_json_object(folder / DICT_FILE).get("splits")
         if not isinstance(splits, list) or TRAIN not in splits:

@@ -88,9 +88,8 @@ def joined(sources: Sequence[TokenSource]) -> TokenSource:
             raise DataError(
                 f"token files of {first.dtype} ({first.format}) and {other.dtype} "
                 f"({other.format}) together",
-                "files whose tokens have the same number of bytes",
-                "Convert some of them, for example "
-                f"np.fromfile(FILE, '{other.dtype}').astype('{first.dtype}').tofile(NEW).",
+                "files whose tokens have the same type",
+                f"Name files of one type, for example --data {first.files[0]}.",
             )
     is_in_place = all(source.arrays is None for source in sources)
     marks = {source.end_token for source in sources}

@@ -105,6 +105,8 @@ def test_batches_of_any_kind_of_list_give_their_tokens(
     assert (tokens.arrays is None) == (compression is None)
     assert tokens.n_tokens == sum(map(len, texts))
     np.testing.assert_array_equal(np.concatenate(list(tokens.read())), np.concatenate(texts))
+    half = found(folder / "data-00001-of-00002.arrow")
+    assert half.n_tokens == sum(map(len, texts[20:]))
 
 
 def test_fixed_lists_and_rows_that_are_a_slice_give_their_tokens(tmp_path: Path) -> None:
@@ -316,3 +318,12 @@ def test_any_change_of_a_shard_or_its_index_is_tokens_or_a_clear_error(
     except ScalelabError as refusal:
         said = refusal.do
     assert said or n_read
+
+
+def test_a_folder_of_datasets_names_them(tmp_path: Path) -> None:
+    column = pa.array([[1, 2, 3]] * 2000, type=pa.list_(pa.int32()))
+    for name in ("train", "test"):
+        save(tmp_path / "d" / name, pa.table({"input_ids": column}))
+    refused(tmp_path / "d", r"d, which holds the datasets test, train")
+    write_mds(tmp_path / "m/val", FIXED * 50, "ndarray:int32:8")
+    refused(tmp_path / "m", r"m, which holds the datasets val")
