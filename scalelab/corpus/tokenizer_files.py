@@ -251,8 +251,10 @@ class RankTokenizer(FileTokenizer):
 
     def _ids(self, texts: list[str]) -> Iterable[list[int]]:
         if self._is_special_parsed:
-            return (self._encoding.encode(text, allowed_special="all") for text in texts)
-        return (self._encoding.encode_ordinary(text) for text in texts)
+            parsed: list[list[int]] = self._encoding.encode_batch(texts, allowed_special="all")
+            return parsed
+        ordinary: list[list[int]] = self._encoding.encode_ordinary_batch(texts)
+        return ordinary
 
     def _length(self, index: int) -> int:
         return len(self._words.get(index, b"?"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.corpus.token_dataset import describe_tokens
+from scalelab.corpus.token_files import find_tokens
 from scalelab.corpus.tokenizer import END_TOKEN, ByteTokenizer
 from scalelab.corpus.tokenizer_files import source_tokenizer
 from scalelab.corpus.tokenizer_names import short_name
@@ -311,6 +312,13 @@ def _text_facts(
 ) -> DataFacts:
     """Return the facts about the text of ``[data]``, which is prepared unless in a dry run."""
     source = DataSource(**sweep.data.model_dump())
+    if sweep.program is not None and find_tokens(source, results.path) is not None:
+        raise UsageError(
+            f"token files {source.describe()} in [data] for a program",
+            "text in [data], or token files that the program opens itself",
+            'Name them in [program], for example train_data = "train.bin" and eval_data = '
+            '"val.bin", and leave out --data.',
+        )
     dataset = (
         find_prepared(source, results.path)
         if is_dry_run

@@ -139,6 +139,15 @@ def test_the_tokens_of_data_are_prepared_where_the_command_has_them(folder, tmp_
     assert (tmp_path / "results" / "data" / plan.data.fingerprint).is_dir()
 
 
+def test_token_files_are_named_in_program(folder, tmp_path) -> None:
+    (tmp_path / "train.bin").write_bytes(bytes(100_000))
+    sweep = sweep_of(folder, command=[*COMMAND, "--data={train_data}"], vocab_size=0)
+    data = sweep.data.model_copy(update={"paths": (str(tmp_path / "train.bin"),)})
+    with pytest.raises(UsageError, match=r"token files .*train.bin in \[data\]") as caught:
+        propose(sweep.model_copy(update={"data": data}), tmp_path)
+    assert 'train_data = "train.bin"' in caught.value.do
+
+
 def test_declared_data_is_fingerprinted_and_not_prepared(folder, tmp_path) -> None:
     data = folder / "train.bin"
     data.write_bytes(bytes(range(256)) * 8192)
