@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.corpus.order import permuted_run
-from scalelab.corpus.shards import Manifest, TokenStream, outside_vocabulary, read_manifest
+from scalelab.corpus.shards import Manifest, read_manifest
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.spool import Progress
+from scalelab.corpus.token_stream import TokenStream, outside_vocabulary
 from scalelab.errors import DataError
 from scalelab.units import plural
 

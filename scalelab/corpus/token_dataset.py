@@ -18,15 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.corpus.shards import (
-    EVAL_DTYPE,
-    FINGERPRINT_LENGTH,
-    Manifest,
-    Shard,
-    ShardWriter,
-    TokenStream,
-    outside_vocabulary,
-)
+from scalelab.corpus.shards import EVAL_DTYPE, FINGERPRINT_LENGTH, Manifest, Shard, ShardWriter
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.split import WINDOW_TOKENS
 from scalelab.corpus.spool import Progress
@@ -34,6 +26,7 @@ from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_identity import identify, sampled_digest
 from scalelab.corpus.token_source import TokenSource
 from scalelab.corpus.token_split import held_out, read_stream, require_enough, without
+from scalelab.corpus.token_stream import TokenStream, outside_vocabulary
 from scalelab.corpus.tokenizer_files import FileTokenizer, source_tokenizer
 from scalelab.corpus.tokenizer_names import short_name
 from scalelab.errors import UsageError

@@ -25,7 +25,7 @@ STREAM_SAMPLES = 256
 STREAM_SAMPLE_TOKENS = 4096
 
 ReadRows = Callable[[NDArray[np.int64], NDArray[Any]], None]
-"""`scalelab.corpus.shards.TokenStream.read_rows`."""
+"""`scalelab.corpus.token_stream.TokenStream.read_rows`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.corpus.shards import Shard, TokenStream
+from scalelab.corpus.shards import Shard
 from scalelab.corpus.split import WINDOW_TOKENS
+from scalelab.corpus.token_stream import TokenStream
 from scalelab.errors import DataError
 
 FEWEST_WINDOWS = 16

@@ -14,11 +14,11 @@ from scalelab.corpus.shards import (
     Manifest,
     Shard,
     ShardWriter,
-    TokenStream,
     check_hashes,
     fingerprints,
     read_manifest,
 )
+from scalelab.corpus.token_stream import TokenStream
 from scalelab.errors import DataError
 
 

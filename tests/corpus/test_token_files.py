@@ -185,7 +185,7 @@ def test_tokens_too_large_to_read_whole_are_checked_in_every_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scalelab.corpus.token_dataset.SCANNED_BYTES", 1)
-    monkeypatch.setattr("scalelab.corpus.shards.CACHED_BYTES", 1)
+    monkeypatch.setattr("scalelab.corpus.token_stream.CACHED_BYTES", 1)
     monkeypatch.setattr("scalelab.corpus.token_dataset.SCAN_SAMPLES", 3)
     monkeypatch.setattr("scalelab.corpus.token_dataset.WINDOW_TOKENS", 16)
     tokens = np.arange(5000, dtype="<u2") % 100

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from scalelab.corpus.dataset import Dataset
-from scalelab.corpus.shards import TokenStream
+from scalelab.corpus.token_stream import TokenStream
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train import batches
