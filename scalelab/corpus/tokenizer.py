@@ -16,10 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import DataError
 
-END_TOKEN = 0
-"""Token that ends each document, in all tokenizers made here."""
 END_OF_DOCUMENT = "<|end|>"
 BATCH_BYTES = 4 << 20
 

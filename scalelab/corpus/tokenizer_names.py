@@ -14,6 +14,8 @@ from pathlib import Path
 from scalelab.errors import DataError, UsageError
 from scalelab.units import parse_quantity
 
+END_TOKEN = 0
+"""Token that ends each document, in all tokenizers made here."""
 BPE_SIZES = (300, 200_000)
 BPE, HUB = "bpe:", "hf:"
 FILE_SUFFIXES = (".json", ".model", ".tiktoken")

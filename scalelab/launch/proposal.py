@@ -14,9 +14,9 @@ from scalelab.corpus.dataset import Dataset, find_prepared, prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.corpus.token_dataset import describe_tokens
 from scalelab.corpus.token_files import find_tokens
-from scalelab.corpus.tokenizer import END_TOKEN, ByteTokenizer
+from scalelab.corpus.tokenizer import ByteTokenizer
 from scalelab.corpus.tokenizer_files import source_tokenizer
-from scalelab.corpus.tokenizer_names import short_name
+from scalelab.corpus.tokenizer_names import END_TOKEN, short_name
 from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable

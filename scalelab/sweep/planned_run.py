@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from scalelab.corpus.tokenizer import END_TOKEN
+from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import UsageError
 from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.program_render import steps_with_evaluations, used_names

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from scalelab.corpus.tokenizer import END_TOKEN
+from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import SpecError
 from scalelab.sweep.program import ProgramSpec, as_tuples
 from scalelab.theory.shape import ModelShape

@@ -16,7 +16,7 @@ from scalelab_kernels.reference import document_starts, rope_tables
 from torch import Tensor
 from torch.nn import functional
 
-from scalelab.corpus.tokenizer import END_TOKEN
+from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.theory.shape import ModelShape
 from scalelab.train.moe import RouterWeights, feed_forward
 from scalelab.train.parametrization import ShapeFactors

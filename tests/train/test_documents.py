@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scalelab.corpus.tokenizer import END_TOKEN
+from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import UsageError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalelab.corpus.tokenizer import END_TOKEN
+from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.theory.shape import ModelShape
 from scalelab.train.direct.calls import Calls
 from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd

@@ -11,7 +11,7 @@ import torch
 from scalelab_kernels.reference import rope_tables
 
 from scalelab.corpus.dataset import Dataset
-from scalelab.corpus.tokenizer import END_TOKEN
+from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import UsageError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
