@@ -44,7 +44,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"
 
-# The same tests with the coverage of each file, which makes them about a third slower.
+# The same tests with the coverage of each file, which takes about 1.6 times as long.
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)" --cov --cov-report=term
 

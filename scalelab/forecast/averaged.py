@@ -112,7 +112,7 @@ class AveragedFit:
         """Return the distribution of the log loss at these points."""
         points = self.points(columns)
         lines = self._lines(points)
-        parts = [self._conditioned(each, points, lines) for each in self.components]
+        parts = [self._conditioned(each, points, lines, is_joint=False) for each in self.components]
         noise = np.stack(
             [
                 (1 + each.system.share)
@@ -121,7 +121,7 @@ class AveragedFit:
             ]
         )
         means = np.stack([mean for mean, _ in parts])
-        variances = np.stack([np.maximum(np.diag(cov), 1e-14) for _, cov in parts])
+        variances = np.stack([np.maximum(variance, 1e-14) for _, variance in parts])
         weights = np.array([each.weight for each in self.components])
         squares = self.scales**2
         return Mixture(
@@ -190,16 +190,23 @@ class AveragedFit:
         each: Component,
         points: Points,
         lines: Mapping[str, tuple[FloatArray, FloatArray, FloatArray]],
+        *,
+        is_joint: bool = True,
     ) -> tuple[FloatArray, FloatArray]:
-        """Return mean (n,) and covariance (n, n) of the log losses under one component."""
+        """Return mean (n,) and covariance (n, n) of the log losses under one component.
+
+        If not joint, the second array has the variances alone, shape (n,).
+        """
         z, length = each.form.z, each.system.length
         value, slope, own = lines[each.form.prior.law.name]
         gaps = np.sqrt(((self.rows.features[:, None] - points.features) ** 2).sum(axis=2))
         across = each.misfit**2 * matern(gaps, length) + own @ slope.T
-        shift, reduction = each.solve(across)
-        prior_covariance = each.misfit**2 * matern(distances(points.features), length)
-        prior_covariance += slope @ slope.T
-        return self.level + value - slope @ z + shift, prior_covariance - reduction
+        shift, reduction = each.solve(across, is_joint=is_joint)
+        if is_joint:
+            prior = each.misfit**2 * matern(distances(points.features), length) + slope @ slope.T
+        else:
+            prior = each.misfit**2 + (slope**2).sum(axis=1)
+        return self.level + value - slope @ z + shift, prior - reduction
 
 
 @on_one_thread

@@ -62,20 +62,25 @@ class Component:
     y: FloatArray
     slope: FloatArray
 
-    def solve(self, across: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def solve(self, across: FloatArray, *, is_joint: bool = True) -> tuple[FloatArray, FloatArray]:
         """Return (n,) and (n, n): prediction and reduction of the covariance at n points.
 
         Parameters
         ----------
         across : ndarray of shape (m, n)
             Prior covariance of the rows with the points.
+        is_joint : bool
+            If not, the reduction is that of the variances alone, shape (n,).
         """
         diagonal, root = self._roots()
         turned = self.system.turn.T @ across
         scaled = turned / diagonal[:, None]
         inner = solve_triangular(root, self.slope.T @ scaled, lower=True)
         own = solve_triangular(root, self.slope.T @ (self.y / diagonal), lower=True)
-        return scaled.T @ self.y - inner.T @ own, turned.T @ scaled - inner.T @ inner
+        shift = scaled.T @ self.y - inner.T @ own
+        if not is_joint:
+            return shift, (turned * scaled).sum(axis=0) - (inner**2).sum(axis=0)
+        return shift, turned.T @ scaled - inner.T @ inner
 
     def inverse_of_rows(self, y: FloatArray) -> FloatArray:
         """Return the inverse covariance of the whitened rows times y, shape (m, k)."""

@@ -100,6 +100,7 @@ def test_documents_see_only_themselves(check_op, lengths, dtype):
     compare(check_op, make((2,), 2, 1, 40, 8), dtype, starts=starts)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     n_positions=st.integers(1, 40),

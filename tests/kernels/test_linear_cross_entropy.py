@@ -177,6 +177,7 @@ def allocated(function, *arguments):
     return seen.sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["_chunked_sum", "_chunked", "_chunked_backward"])
 def test_chunked_memory_is_bounded_by_the_chunk_and_not_by_the_tokens(name):
     d, n_vocab, chunk = 8, 97, 6

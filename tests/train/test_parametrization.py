@@ -85,7 +85,7 @@ def over_depth(spec: RunSpec, dataset: Dataset, execution: ExecutionSpec) -> Any
     return measure
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_under_mup_activations_and_their_changes_do_not_grow_with_width(
     over_width: Any, optimizer: str
 ) -> None:

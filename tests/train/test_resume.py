@@ -82,9 +82,9 @@ def attempt(
     [
         ("direct", BATCHED[:1], {}),
         ("direct", BATCHED[:1], {"micro_batch_seqs": 4}),
-        ("direct", BATCHED, {}),
-        ("eager", BATCHED, {}),
-        ("eager", [{**run, **EXPERTS} for run in BATCHED], {}),
+        pytest.param("direct", BATCHED, {}, marks=pytest.mark.slow),
+        pytest.param("eager", BATCHED, {}, marks=pytest.mark.slow),
+        pytest.param("eager", [{**run, **EXPERTS} for run in BATCHED], {}, marks=pytest.mark.slow),
     ],
     ids=["direct", "direct accumulated", "direct batched", "eager batched", "experts batched"],
 )

@@ -26,6 +26,7 @@ from tests.train.outcome import curve, last_note, result
 MakeRun = Callable[..., RunDir]
 
 
+@pytest.mark.slow
 def test_resuming_at_any_step_changes_no_bit(
     make_run: MakeRun, attempt_at: Callable[..., str]
 ) -> None:
@@ -180,6 +181,7 @@ def test_after_a_signal_the_run_saves_a_checkpoint_and_ends_as_preempted(
     assert curve(run)
 
 
+@pytest.mark.slow
 def test_slow_checkpoints_are_less_frequent_and_noted(
     make_run: MakeRun, attempt_at: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +211,7 @@ def test_slow_checkpoints_are_less_frequent_and_noted(
     assert note["interval_s"] == pytest.approx(note["took_s"] * 49)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_time_ends_with_the_bits_of_an_undisturbed_one(
     make_run: MakeRun,
     attempt_at: Callable[..., str],
