@@ -56,7 +56,7 @@ def test_the_trainer_of_hugging_face_trains_an_isoflop_sweep_in_jobs(
 
 
 @WITHOUT_SACCT
-@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+@pytest.mark.parametrize("launcher", ["srun", pytest.param("torchrun", marks=pytest.mark.long)])
 def test_a_program_on_two_nodes_is_started_and_stopped_as_a_whole(
     cluster: Any,
     make_sweep: Callable[..., Any],
@@ -89,7 +89,7 @@ def test_a_program_on_two_nodes_is_started_and_stopped_as_a_whole(
     assert len(list(first.path.glob("out/stopped_?"))) == 3
     assert "stopped at step" in (first.path / "output.txt").read_text()
     assert processes_of(first.token) == []
-    # The job goes on with a second attempt, from the checkpoint.
+    # The job continues with a second attempt, from the checkpoint.
     wait_for(lambda: len(run.attempts()) == 2, "second attempt", 60)
     second = run.attempts()[1]
     wait_for(lambda: second.read_note().get("resumed_from") is not None, "resume", 60)
