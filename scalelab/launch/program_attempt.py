@@ -27,6 +27,7 @@ from scalelab.launch.program_environment import own_variables, program_environme
 from scalelab.launch.program_failures import (
     DIVERGED,
     EARLY_EXIT,
+    EXCEPTION,
     HUNG,
     INFRASTRUCTURE,
     NO_RESULT,
@@ -135,12 +136,13 @@ class ProgramAttempt:
         """Make the attempt, record how it ended and return it."""
         try:
             ending = self._make()
-        except UsageError as error:
-            ending = Ending(status="failed", kind=USAGE, reason=f"UsageError: {error}")
         except (OSError, ScalelabError) as error:
-            ending = Ending(
-                status="failed", kind=INFRASTRUCTURE, reason=f"{type(error).__name__}: {error}"
-            )
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError):
+                ending = Ending(status="preempted", kind=INFRASTRUCTURE, reason=reason)
+            else:
+                kind = USAGE if isinstance(error, UsageError) else EXCEPTION
+                ending = Ending(status="failed", kind=kind, reason=reason)
         if self.note.get("ended") is None:
             self._end(ending)
         return ending

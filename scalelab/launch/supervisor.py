@@ -132,9 +132,10 @@ def _start(order: dict[str, Any], prctl: Any) -> int:
         os.dup2(2, 1)
         os.chdir(order["cwd"])
         os.execvpe(order["argv"][0], order["argv"], order["env"])
-    except OSError as error:
+    except (OSError, ValueError) as error:
         code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
-        text = f"scalelab: cannot start {order['argv'][0]!r} in {order['cwd']}: {error.strerror}\n"
+        why = error.strerror if isinstance(error, OSError) else error
+        text = f"scalelab: cannot start {order['argv'][0]!r} in {order['cwd']}: {why}\n"
         os.write(2, text.encode(errors="backslashreplace"))
     finally:
         os._exit(code)

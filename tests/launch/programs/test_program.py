@@ -56,12 +56,12 @@ def test_without_a_result_an_attempt_fails_for_a_reason(program, text, kind, wor
     assert len(trained.ends()) == 1
 
 
-@pytest.mark.parametrize("command", [("/nowhere/train",), ("/etc/passwd",)])
+@pytest.mark.parametrize("command", [("/nowhere/train",), ("/etc/passwd",), ("nul\0byte",)])
 def test_a_program_that_cannot_start_is_a_wrong_command(program, command):
     trained = program("", spec={"command": command})
     assert trained.train() == "failed"
     assert trained.end()["kind"] == "usage"
-    assert f"cannot start '{command[0]}'" in trained.end()["reason"]
+    assert f"cannot start {command[0]!r}" in trained.end()["reason"]
 
 
 def test_a_loss_that_stays_not_finite_ends_the_run(program):
