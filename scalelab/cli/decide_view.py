@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from scalelab.cli.fit_page import ANSWER_STYLE, print_verdict, rows_used
 from scalelab.cli.fit_tables import DIM_STYLE
 from scalelab.cli.layout import Fitting, number_table
-from scalelab.cli.output import console, emit_json, say
+from scalelab.cli.output import console, emit_json, say, warn_here
 from scalelab.forecast.headline import decision_sentence
 from scalelab.forecast.law_file import SavedLaw
 from scalelab.units import format_flops, format_money, format_quantity, plural
@@ -143,7 +143,8 @@ def _percent(share: float) -> str:
 
 def print_published(source: FitReport | SavedLaw, *, as_json: bool) -> int:
     """Print published models, each compared with the optimum of a law, and return the exit code."""
-    from scalelab.forecast.published import NEAR_FACTOR, verdicts
+    from scalelab.forecast.extrapolation import fitted_range
+    from scalelab.forecast.published import NEAR_FACTOR, far_words, verdicts
 
     if isinstance(source, SavedLaw):
         source.check_params("--published")
@@ -161,6 +162,11 @@ def print_published(source: FitReport | SavedLaw, *, as_json: bool) -> int:
         out,
         style=ANSWER_STYLE,
     )
+    fitted = (
+        source.fitted_range() if isinstance(source, SavedLaw) else fitted_range(source.observations)
+    )
+    if fitted and (far := far_words([row["flops"] for row in found], fitted.flops)):
+        warn_here(far, out)
     names = ("N", "D", "N/N_opt", "saved")
     table = number_table("model", "year", *names, "assessment", texts=("model", "assessment"))
     for row in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,23 +18,12 @@ from scalelab.cli.options import (
     MEAN_HELP,
     UNFINISHED_HELP,
     UNIT_HELP,
-    given_options,
     option,
     results_option,
 )
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import UsageError, did_you_mean
 
-if TYPE_CHECKING:
-    from scalelab.forecast.headline import NextCommand
-
-DECIDES = ("from_file", "sweep", "holdout", "form", "level", "forecaster", "results", "mapping")
-"""Options of the runs and of the law that `scalelab decide` has too."""
-SELECTS = (
-    *("where", "format", "loss_unit", "include_unfinished", "best_of", "mean_of", "last_of"),
-    *("residual", "loss", "delta", "overprediction", "weight", "param_convention", "cluster"),
-)
-"""Further options that change the answer."""
 RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
     "Runs",
     "Law and objective",
@@ -211,7 +200,9 @@ def fit(
         from scalelab.report.plots import draw_fit
 
         draw_fit(report, plot)
-    command = _next_command(context)
+    from scalelab.cli.fit_page import next_command, print_page
+
+    command = next_command(context)
     if as_json:
         found = headline(report, command).to_dict()
         found["next"] = runnable(f"`{found['next']}`").strip("`")
@@ -219,26 +210,9 @@ def fit(
     elif as_tex or as_csv:
         sys.stdout.write(report.to_tex() if as_tex else report.to_csv())
     else:
-        from scalelab.cli.fit_page import print_page
-
         head = headline(report, command, next(iter(report.forecasts), None))
         print_page(report, head, console(), plot, details=verbose)
     return report.exit_code
-
-
-def _next_command(context: typer.Context) -> NextCommand:
-    """Return the command that asks about larger runs from the same runs and law."""
-    from scalelab.forecast.headline import NextCommand
-
-    given = given_options(context)
-    words = []
-    for name, flag in given.items():
-        value = context.params[name]
-        if name == "results" or name not in (*DECIDES, *SELECTS):
-            continue
-        for each in value if isinstance(value, (list, tuple)) else (value,):
-            words += [flag] if each is True else [flag, str(each)]
-    return NextCommand(runs=tuple(words), can_decide=not set(given) & set(SELECTS))
 
 
 def _counted(convention: str, mapping: dict[str, str]) -> str:

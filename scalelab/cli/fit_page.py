@@ -28,11 +28,13 @@ from scalelab.cli.interval_text import (
     target_text,
 )
 from scalelab.cli.layout import Fitting
+from scalelab.cli.options import given_options
 from scalelab.cli.output import WARNING_STYLE, runnable, say, verbatim
 from scalelab.forecast.headline import (
     NOT_IDENTIFIED,
     SOUND,
     WITH_WARNINGS,
+    NextCommand,
     exponents,
     grave_warnings,
     verdict_of,
@@ -40,6 +42,7 @@ from scalelab.forecast.headline import (
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
+    import typer
     from rich.console import Console
 
     from scalelab.fit.outcome import FitWarning
@@ -52,8 +55,28 @@ ANSWER_STYLE = "bold"
 VERDICT_STYLES = {SOUND: "green", WITH_WARNINGS: WARNING_STYLE, NOT_IDENTIFIED: "bold red"}
 PREDICT = "--predict"
 NEW_RUN = "prediction interval of a new run"
+DECIDES = ("from_file", "sweep", "holdout", "form", "level", "forecaster", "results", "mapping")
+"""Options of the runs and of the law that `scalelab decide` has too."""
+SELECTS = (
+    *("where", "format", "loss_unit", "include_unfinished", "best_of", "mean_of", "last_of"),
+    *("residual", "loss", "delta", "overprediction", "weight", "param_convention", "cluster"),
+)
+"""Further options that change the answer."""
 LEFT_OUT = ("rejected_rows", "unfinished_runs")
 """Codes that the first line already includes."""
+
+
+def next_command(context: typer.Context) -> NextCommand:
+    """Return the command that asks about larger runs from the same runs and law."""
+    given = given_options(context)
+    words = []
+    for name, flag in given.items():
+        value = context.params[name]
+        if name not in (*DECIDES, *SELECTS):
+            continue
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            words += [flag] if each is True else [flag, str(each)]
+    return NextCommand(runs=tuple(words), can_decide=not set(given) & set(SELECTS))
 
 
 def print_page(

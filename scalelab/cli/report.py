@@ -22,6 +22,7 @@ from scalelab.errors import UsageError
 
 
 def report(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     from_file: Annotated[Path | None, typer.Option("--from", help=FROM_HELP)] = None,
     sweep: Annotated[str | None, typer.Option(help="Sweep to report; default: the latest.")] = None,
@@ -54,6 +55,7 @@ def report(
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """
     from scalelab import api
+    from scalelab.cli.fit_page import next_command, print_headline
     from scalelab.forecast.headline import headline
     from scalelab.report.html import render
     from scalelab.report.plots import draw_fit
@@ -74,7 +76,8 @@ def report(
         forecaster=forecaster,
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    write_text(out, render(found, command), "--out")
+    head = headline(found, next_command(context), next(iter(found.forecasts), None))
+    write_text(out, render(found, command, head), "--out")
     for path in beside:
         write_text(path, found.to_tex() if path.suffix == ".tex" else found.to_csv(), "--out")
     written = [str(path) for path in (out, *beside)]
@@ -85,11 +88,8 @@ def report(
     if as_json:
         emit_json({"written": written, "status": found.status, "law_status": found.law_status})
     else:
-        from scalelab.cli.fit_page import print_headline
-
-        print_headline(
-            found, headline(found, forecast=next(iter(found.forecasts), None)), console()
-        )
+        print_headline(found, head, console())
+        console().print()
         for name in written:
             console().print(f"written: {name}", soft_wrap=True)
     return found.exit_code

@@ -62,7 +62,7 @@ def render_status(status: SweepStatus) -> RenderableType:
 
 def advice(status: SweepStatus) -> list[str]:
     """Return what to do next, as lines."""
-    return [f"-> {runnable(line)}" for line in status.advice]
+    return [f"Next: {runnable(line)}" for line in status.advice]
 
 
 def _hours(status: SweepStatus) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from scalelab.errors import UsageError
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.theory.laws.base import Law
-from scalelab.units import format_flops
+from scalelab.units import format_flops, format_times, plural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +179,30 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+FAR = 1000.0
+"""Ratio to the compute of the largest run above which an assessment is a guess."""
+
+
+def far_words(flops: Sequence[float], largest: float) -> str:
+    """Return how far models are beyond the largest run, empty if none is beyond `FAR` times it.
+
+    Parameters
+    ----------
+    flops : sequence of float
+        Training compute of each model, FLOP.
+    largest : float
+        Compute of the largest fitted run, FLOP.
+    """
+    far = [each / largest for each in flops if each > FAR * largest]
+    if not far:
+        return ""
+    return (
+        f"{len(far)} of {plural(len(flops), 'model')} have more than {FAR:,.0f}x the compute of "
+        f"the largest run ({format_times(min(far))} to {format_times(max(far))}): their "
+        "assessments are guesses."
+    )
 
 
 NEAR_FACTOR = 1.25

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from scalelab.forecast.bands import bands_between
-from scalelab.forecast.headline import headline
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.units import format_flops, format_quantity
@@ -21,6 +20,7 @@ from scalelab.units import format_flops, format_quantity
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.headline import Headline
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -48,8 +48,16 @@ PUBLISHED_SPAN = (1e19, 1e26)
 _CONFIG = {"displaylogo": False, "responsive": True}
 
 
-def render(fit: FitReport, command: str) -> str:
-    """Return the HTML page of a fit; ``command`` is the command line that makes it."""
+def render(fit: FitReport, command: str, head: Headline) -> str:
+    """Return the HTML page of a fit.
+
+    Parameters
+    ----------
+    fit : FitReport
+    command : str
+        Command line that makes the page.
+    head : Headline
+    """
     from plotly.offline import get_plotlyjs
 
     title = html.escape(f"Scaling law of {fit.observations.source}")
@@ -63,7 +71,7 @@ def render(fit: FitReport, command: str) -> str:
         f"<script>{get_plotlyjs()}</script></head><body><main>",
         f"<h1>{title}</h1>",
         f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
-        *_answer(fit),
+        *_answer(fit, head),
         *_cards(fit),
         *_figures(fit),
         "<h2>Parameters</h2>",
@@ -178,9 +186,8 @@ def _cards(report: FitReport) -> Iterator[str]:
     yield "</div>"
 
 
-def _answer(report: FitReport) -> Iterator[str]:
+def _answer(report: FitReport, head: Headline) -> Iterator[str]:
     """Yield the answer in one sentence, the verdict with its warnings, and the next command."""
-    head = headline(report, forecast=next(iter(report.forecasts), None))
     yield f'<p class="answer">{html.escape(head.sentence)}</p>'
     if head.basis:
         yield f'<p class="faint">{html.escape(head.basis)}</p>'

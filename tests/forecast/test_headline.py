@@ -19,6 +19,7 @@ from scalelab.forecast.headline import (
     loss_words,
     next_compute,
 )
+from scalelab.forecast.published import far_words
 from scalelab.store.tables import TableRead
 
 
@@ -111,3 +112,10 @@ def test_a_form_of_n_alone_has_no_sentence_about_d(rows):
     head = headline(report_of(of_n, k=0, form="kaplan_n"))
     assert "no compute-optimal N and D" in head.sentence
     assert head.command == ("scalelab", "fit", "-v")
+
+
+def test_published_models_far_beyond_the_runs_are_called_guesses():
+    assert far_words([1e21, 1e23], 1e21) == ""
+    words = far_words([1e21, 2e24, 3e25], 1e21)
+    assert words.startswith("2 of 3 models have more than 1,000x the compute of the largest run ")
+    assert "(2,000x to 30,000x)" in words

@@ -19,6 +19,7 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
+from scalelab.forecast.headline import headline
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, verdicts
 from scalelab.records.types import Observations
 from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop, figures_runs
@@ -149,7 +150,7 @@ def test_a_fit_that_is_not_identified_draws_no_frontier(report: FitReport) -> No
     vague = replace(report, fit=replace(report.fit, status="not_identified"))
     assert bands_between(vague, 1e18, 1e24) is None
     assert "do not determine" in figures.contours(vague, None).layout.meta["alt"]
-    text = render(vague, "c")
+    text = render(vague, "c", headline(vague))
     assert "not identified" in text
 
 

@@ -13,6 +13,7 @@ import pytest
 from scalelab.api import fit
 from scalelab.cli.main import main
 from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.forecast.headline import headline
 from scalelab.records.types import Observations
 from scalelab.report.html import render
 from scalelab.store.tables import TableRead
@@ -44,7 +45,7 @@ def text(isoflop_runs: Callable[..., Observations]) -> str:
     rows = replace(isoflop_runs(noise=0.003), source="<script>alert(1)</script>")
     table = TableRead(observations=rows, lines=np.arange(len(rows)))
     found = fit(table, bootstrap=BootstrapSpec(k=100), predict=["C=1e23"])
-    return render(found, "scalelab report --out '<b>'")
+    return render(found, "scalelab report --out '<b>'", headline(found))
 
 
 def test_nothing_is_fetched_and_every_figure_is_described(text: str) -> None:

@@ -10,7 +10,8 @@ import streamlit as st
 from scalelab.errors import UsageError
 from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.forecaster import beside
-from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
+from scalelab.forecast.headline import largest_compute
+from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, far_words
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
 from scalelab.units import format_flops, format_quantity, parse_quantity, plural
@@ -212,6 +213,9 @@ def _published(choice: Choice, report: FitReport) -> None:
     if not len(table):
         st.caption("This law has no compute-optimal N and D, or is not identified.")
         return
+    largest = largest_compute(report.observations)[0]
+    if far := far_words([float(each) for each in table["flops"]], largest):
+        st.warning(ui.as_text(far))
     bands = queries.law_bands(choice.key, *PUBLISHED_SPAN, report)
     models = [model for model in PUBLISHED_MODELS if model.is_decoder]
     ui.plot(
@@ -223,6 +227,7 @@ def _published(choice: Choice, report: FitReport) -> None:
     flops, name = ui.scaled(table, "flops")
     shown = shown.assign(saved=100 * table["saved"])
     shown.insert(4, name, flops)
+    shown.insert(5, "x largest run", table["flops"] / largest)
     shown = shown.sort_values("year", ascending=False, kind="stable")
     st.dataframe(
         shown,
@@ -233,6 +238,7 @@ def _published(choice: Choice, report: FitReport) -> None:
             "n_params": st.column_config.NumberColumn("N", format="compact", width=64),
             "n_tokens": st.column_config.NumberColumn("D, tokens", format="compact", width=80),
             name: st.column_config.NumberColumn(format="%.3g", width=100),
+            "x largest run": st.column_config.NumberColumn(format="%.3g", width=100),
             "ratio": st.column_config.NumberColumn("N / optimal N", format="%.2f", width=100),
             "saved": st.column_config.NumberColumn(
                 "saved, %",
