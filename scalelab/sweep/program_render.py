@@ -224,7 +224,7 @@ def format_value(value: Value) -> str:
 
 def evaluation_interval(n_steps: int) -> int:
     """Return ``eval_every``: divides the steps, so that the last evaluation is of the last step."""
-    return next(n for n in range(-(-n_steps // MAX_EVALUATIONS), n_steps + 1) if n_steps % n == 0)
+    return next(n_steps // n for n in range(MAX_EVALUATIONS, 0, -1) if n_steps % n == 0)
 
 
 def steps_with_evaluations(n_steps: int) -> int:
