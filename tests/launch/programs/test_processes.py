@@ -21,6 +21,8 @@ from scalelab.launch.program_process import processes_of
 from scalelab.records.sweep_dir import Results
 from tests.launch.programs.conftest import is_alive
 
+pytestmark = pytest.mark.slow
+
 FAMILY = """
 child = "import os,time,signal\\nsignal.signal(15, signal.SIG_IGN)\\nos.fork() or os.setsid()\\n"
 child += "time.sleep(60)"

@@ -90,6 +90,7 @@ def test_a_silent_program_is_stopped_as_hung(program):
     assert trained.end()["kind"] == "hung"
 
 
+@pytest.mark.slow
 def test_a_program_that_shows_output_without_rows_is_not_hung(program):
     text = "for _ in range(20):\n    print('.', end='', flush=True)\n    time.sleep(0.1)\n"
     trained = program(text + "train(1, 20)\nfinish()", idle_min=1.5 / 60)
@@ -241,6 +242,7 @@ def test_two_failures_at_one_checkpoint_lead_to_one_fresh_start(program):
     assert [note.get("is_fresh_start", False) for note in notes] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_after_its_fresh_start_too_has_failed(program):
     fault = "if step == 12: sys.exit('always')"
     trained = program(RESUMING.replace("FAULT", fault), **CHECKPOINT)
@@ -368,6 +370,7 @@ def test_units_other_than_nats_are_converted(program):
     assert trained.rows()[0]["loss_nats"] == pytest.approx(4.9 * math.log(2))
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_is_too_large_is_halved_where_the_command_uses_it(program):
     text = "train(1, 2)\nif int(sys.argv[1]) > 1: raise MemoryError\ntrain(3, 20)\nfinish()"
     trained = program(text)

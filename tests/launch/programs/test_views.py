@@ -1,5 +1,7 @@
 """Commands show the runs of a program as they show ours."""
 
+import pytest
+
 from scalelab.cli.log_view import show_logs
 from scalelab.launch.trackers import Follower
 from scalelab.records.sweep_dir import Results
@@ -41,6 +43,7 @@ def test_logs_name_the_kind_of_a_failure(program, capsys):
     assert "ended failed (usage: the program ended with exit code 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_trackers_and_store_take_rows_without_rate_norm_and_speed(program):
     text = "for step in range(1, 21): say(step=step, loss=4.0)\nfinish(evals={'code': 1.5})"
     trained = program(text)
