@@ -175,11 +175,11 @@ def test_ten_thousand_runs_are_planned_in_less_than_five_seconds(facts):
         "n_tokens": [1e8 * 1.05**i for i in range(100)],
     }
     sweep = sweep_from_mapping(content, source="a test")
-    started = time.perf_counter()
+    started = time.process_time()
     plan = make_plan(sweep, facts, precision="fp32")
     assert len(plan.rows) == 10_000
     assert len({row.spec.run_id for row in plan.rows}) == 10_000
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_longest_runs_come_first(plan_of):
