@@ -79,14 +79,22 @@ def sweep_run_ids(results: Results, name: str) -> Sequence[str]:
         return ()
 
 
-def learned_rates(results: Results, run_ids: Iterable[str]) -> Rates:
-    """Return FLOPs per token and tokens per second of finished runs, the median of each size."""
+def learned_rates(
+    results: Results, run_ids: Iterable[str], command: tuple[str, ...] | None = None
+) -> Rates:
+    """Return FLOPs per token and tokens per second of finished runs, the median of each size.
+
+    With a ``command``, only of runs that have it: a new sweep may take the name of another one.
+    """
     found: dict[float, list[float]] = {}
     for run_id in run_ids:
         run = results.run(run_id)
         attempt = run.accepted()
         record = None if attempt is None else attempt.read_record()
         if record is not None and record.status == "done" and record.wall_s:
-            per_token = run_size(run.read_spec()).planned_per_token
+            spec = run.read_spec()
+            if command is not None and (spec.program is None or spec.program.command != command):
+                continue
+            per_token = run_size(spec).planned_per_token
             found.setdefault(per_token, []).append(record.n_tokens / record.wall_s)
     return tuple((size, statistics.median(rates)) for size, rates in sorted(found.items()))

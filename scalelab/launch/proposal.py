@@ -204,7 +204,8 @@ def propose(
             require_precision(row.spec, execution.device, names)
     if table is not None:
         base = speed or machine_speed(execution, n_workers, precision=precision)
-        learned = learned_rates(results, sweep_run_ids(results, plan.name))
+        ids = sweep_run_ids(results, plan.name)
+        learned = learned_rates(results, ids, table.command)
         speed = program_speed(base, table.tokens_per_s, table_rates(table), learned)
     if speed is None:
         speed = (

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from scalelab.launch.program_result import difference, sizes_of
+from scalelab.launch.program_speed import learned_rates
 from scalelab.launch.proposal import propose
 from scalelab.records.sweep_dir import Results
+from scalelab.records.types import RunRecord
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.program_render import Place, final_step, rendered
 from scalelab.sweep.run_spec import RunSpec
@@ -185,3 +187,23 @@ def test_torchtitans_configuration_is_a_module(tmp_path: Path) -> None:
     compile(text, "scalelab_run.py", "exec")
     assert f"steps={specs[0].n_steps}," in text
     assert command.env == {"PYTHONPATH": "/out"}
+
+
+def test_a_speed_is_learned_only_from_runs_of_the_same_command(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    specs, _ = planned("hf_trainer", tmp_path)
+    run = results.run(specs[0].run_id)
+    run.write_spec(specs[0])
+    attempt = run.claim()
+    record = RunRecord(
+        run_id=run.run_id, attempt=1, token=attempt.token, status="done", loss_nats=3.0,
+        loss_se_nats=None, n_params={"chinchilla": 1}, flops={"exact": 1.0}, n_tokens=1000,
+        unique_tokens=1000, n_steps=1, wall_s=2.0,
+    )  # fmt: skip
+    attempt.write_record(record)
+    assert attempt.accept()
+    assert specs[0].program is not None
+    for command in (None, specs[0].program.command):
+        ((_, rate),) = learned_rates(results, [run.run_id], command)
+        assert rate == 500.0
+    assert learned_rates(results, [run.run_id], ("another",)) == ()
