@@ -73,6 +73,12 @@ def refuse_unused_tables(sweep: SweepSpec, program: ProgramTable) -> None:
             "Write size = {by = 'table', table = 'sizes.csv'} with the columns n_params, "
             "n_params_active and flops_per_token.",
         )
+    if sweep.data.paths and (program.train_data or "train_data" not in program.used()):
+        raise UsageError(
+            "data.paths (--data) with a program that does not receive it",
+            "a command with {train_data}, and no program.train_data",
+            "Add '{train_data}' to program.command, or remove data.paths.",
+        )
     if program.size.by == "table" and sweep.model.model_fields_set:
         raise UsageError(
             f"model.{min(sweep.model.model_fields_set)} with a table of sizes",

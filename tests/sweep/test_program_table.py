@@ -84,6 +84,7 @@ def test_a_wrong_table_is_refused_with_what_to_type(program, words) -> None:
         ({"train": {"optimizer": "muon"}}, "train.optimizer"),
         ({"train": {"precision": "bf16"}}, "train.precision"),
         ({"train": {"seeds": [0, 1]}}, r"--seed=\{seed\}"),
+        ({"data": {"paths": ["corpus"]}}, "does not receive it"),
         ({"execution": {"kernels": "triton"}}, "execution.kernels"),
         ({"execution": {"batched_runs": 4}}, "execution.batched_runs"),
         ({"model": {"n_experts": 8}}, "mixtures of experts"),
