@@ -138,6 +138,7 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
             "array_parallelism": 8,
             **(slurm or {}),
         }
+        data = {"paths": (str(text),), "eval_tokens": 4096}
         sweep = sweep_from_mapping(
             {
                 "kind": "grid",
@@ -145,10 +146,9 @@ def make_sweep(text: Path) -> Callable[..., TinySweep]:
                 "n_params": "12K",
                 "n_tokens": n_tokens,
                 "allow_repeats": True,
-                "data": {"paths": (str(text),), "eval_tokens": 4096},
                 "train": {"seq_len": 32, "batch_seqs": 4, "lr": lr, "seeds": tuple(range(seeds))},
                 "launcher": {"name": "slurm", "slurm": options},
-                **({"program": program} if program else {}),
+                **({"program": program} if program else {"data": data}),
             },
             source="the test",
         )
