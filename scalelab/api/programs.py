@@ -12,7 +12,7 @@ from scalelab.api.sweeps import propose
 from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
-    from scalelab.launch.program_probe import ProbedRow
+    from scalelab.launch.programs.probe import ProbedRow
     from scalelab.launch.proposal import Proposal
     from scalelab.sweep.program_render import Value
     from scalelab.sweep.program_table import ProgramTable
@@ -57,7 +57,7 @@ def check_program(
     UsageError
         If the sweep has no program, or cannot be planned.
     """
-    from scalelab.launch.program_ready import planned_place
+    from scalelab.launch.programs.ready import planned_place
     from scalelab.launch.proposal import program_problems
     from scalelab.records.sweep_dir import Results
     from scalelab.sweep.program_render import values
@@ -122,7 +122,7 @@ def probe_program(
     RunsFailedError
         If a run fails or states no parameters.
     """
-    from scalelab.launch.program_probe import SOURCES, probe_rows, write_table
+    from scalelab.launch.programs.probe import SOURCES, probe_rows, write_table
     from scalelab.launch.speed import default_device
     from scalelab.records.sweep_dir import Results
 

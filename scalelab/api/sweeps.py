@@ -279,7 +279,7 @@ def resume(
 
     from scalelab.api.sweep_reports import LaunchReport
     from scalelab.launch.execute import resume as resume_sweep
-    from scalelab.launch.program_source import saved_program
+    from scalelab.launch.programs.source import saved_program
     from scalelab.launch.saved_options import changed_options, save_options, saved_options
     from scalelab.sweep.tables import ExecutionTable, LauncherTable
 

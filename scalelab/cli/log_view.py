@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scalelab.cli.output import console
 from scalelab.errors import DataError, UsageError
-from scalelab.launch.program_failures import plain_text
+from scalelab.launch.programs.failures import plain_text
 from scalelab.records.qualification import name_of
 from scalelab.records.run_dir import (
     LOG_FILE,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scalelab.cli.output import console, verbatim
-from scalelab.launch.program_ready import RenderedRun
+from scalelab.launch.programs.ready import RenderedRun
 from scalelab.launch.proposal import Proposal
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.program_table import shown_command

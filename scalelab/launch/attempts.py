@@ -26,7 +26,7 @@ def attempt_runs(
     after the other, and never import torch; their ``dataset`` may be None.
     """
     if RunDir(run_paths[0]).read_spec().program is not None:
-        from scalelab.launch.program import run_program
+        from scalelab.launch.programs.run import run_program
 
         return tuple(
             run_program(

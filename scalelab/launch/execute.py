@@ -26,8 +26,8 @@ from scalelab.launch.largest_last import (
     register_largest,
 )
 from scalelab.launch.local.pool import launch_local
-from scalelab.launch.program_source import require_same_source, saved_version
-from scalelab.launch.program_speed import saved_speed
+from scalelab.launch.programs.source import require_same_source, saved_version
+from scalelab.launch.programs.speed import saved_speed
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.prune import detached_error as watchless_error
 from scalelab.launch.publishing import publishing

@@ -24,7 +24,7 @@ from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView
 from scalelab.launch.batching import batch_sizes
 from scalelab.launch.devices import gpu_slots, worker_slots
 from scalelab.launch.local.pool import launch_local
-from scalelab.launch.program_source import saved_program
+from scalelab.launch.programs.source import saved_program
 from scalelab.launch.worker import EXIT_STOPPED
 from scalelab.records.files import read_json
 from scalelab.records.sweep_dir import EXECUTION_FILE, Results

@@ -20,14 +20,14 @@ from scalelab.corpus.tokenizer_names import END_TOKEN, short_name
 from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
-from scalelab.launch.program_plan import (
+from scalelab.launch.programs.plan import (
     UNKNOWN,
     has_prepared_text,
     identity_of,
     program_facts,
     program_notes,
 )
-from scalelab.launch.program_ready import (
+from scalelab.launch.programs.ready import (
     RenderedRun,
     place_problems,
     planned_place,
@@ -35,8 +35,8 @@ from scalelab.launch.program_ready import (
     require_format,
     shown_runs,
 )
-from scalelab.launch.program_source import saved_version
-from scalelab.launch.program_speed import (
+from scalelab.launch.programs.source import saved_version
+from scalelab.launch.programs.speed import (
     learned_rates,
     program_speed,
     sweep_run_ids,

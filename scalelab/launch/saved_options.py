@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from scalelab.errors import SpecError
-from scalelab.launch.program_source import save_program
-from scalelab.launch.program_speed import table_rates
+from scalelab.launch.programs.source import save_program
+from scalelab.launch.programs.speed import table_rates
 from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import EXECUTION_FILE, Results
 from scalelab.sweep.option import Table, validated

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scalelab.launch.program_launcher import Devices, devices_of, launched
+from scalelab.launch.programs.launcher import Devices, devices_of, launched
 from scalelab.sweep.program import ProgramExecution
 
 ARGV = ("apptainer", "python", "train.py", "--text=a b;$(c)")

@@ -16,14 +16,14 @@ from scalelab.api.sweeps import preview
 from scalelab.errors import UsageError
 from scalelab.launch.execute import save
 from scalelab.launch.folders import requested_execution
-from scalelab.launch.program_source import (
+from scalelab.launch.programs.source import (
     data_fingerprint,
     folder_version,
     program_version,
     require_same_source,
     saved_program,
 )
-from scalelab.launch.program_speed import program_speed
+from scalelab.launch.programs.speed import program_speed
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.speed import machine_speed
 from scalelab.records.sweep_dir import Results

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scalelab.launch.program_process import processes_of
+from scalelab.launch.programs.process import processes_of
 from scalelab.records.sweep_dir import Results
 from tests.launch.local.frozen import wait_for
 from tests.programs.adversary import adversary_table, final_loss

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from scalelab.launch.program_result import difference, sizes_of
-from scalelab.launch.program_speed import learned_rates
+from scalelab.launch.programs.result import difference, sizes_of
+from scalelab.launch.programs.speed import learned_rates
 from scalelab.launch.proposal import propose
 from scalelab.records.sweep_dir import Results
 from scalelab.records.types import RunRecord

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scalelab.launch.program_process import processes_of
+from scalelab.launch.programs.process import processes_of
 from scalelab.launch.slurm.intents import read_intents
 from scalelab.records.sweep_dir import Results
 from tests.programs.adversary import adversary_table

@@ -18,7 +18,7 @@ import pytest
 
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local.pool import launch_local
-from scalelab.launch.program_process import processes_of
+from scalelab.launch.programs.process import processes_of
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train.loop import POLL_INTERVAL_S
 from tests.launch.local.frozen import process_state

@@ -25,9 +25,9 @@ from scalelab.launch.local.worker import (
     worker_context,
 )
 from scalelab.launch.lock import launcher_lock
+from scalelab.launch.programs.usage_failures import UsageFailures
 from scalelab.launch.reconcile import MAX_LOST_ATTEMPTS, RunState, reconcile
 from scalelab.launch.source import source_note
-from scalelab.launch.usage_failures import UsageFailures
 from scalelab.launch.worker import CANCELLED_FILE, is_cancelled, is_stopped
 from scalelab.records.machine import ctrl_c_blocked, is_process_alive
 from scalelab.records.qualification import is_measuring

@@ -77,7 +77,7 @@ def worker_context(*, has_program: bool = False) -> ForkServerContext:
     Runs of a user's program do not need the built-in trainer, nor torch.
     """
     context = multiprocessing.get_context("forkserver")
-    trainer = "scalelab.launch.program" if has_program else "scalelab.train.worker"
+    trainer = "scalelab.launch.programs.run" if has_program else "scalelab.train.worker"
     context.set_forkserver_preload([__name__, trainer])
     return context
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from scalelab.errors import RunsFailedError, SpecError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.lock import launcher_lock, submission_lock
+from scalelab.launch.programs.usage_failures import UsageFailures
 from scalelab.launch.prune import Pruner
 from scalelab.launch.reconcile import RunState, reconcile
 from scalelab.launch.slurm.arrays import Arrays, SlurmOptions
 from scalelab.launch.slurm.queue import Slurm
 from scalelab.launch.slurm.retries import Retry, decide_retry
 from scalelab.launch.slurm.submissions import Submissions, other_sweeps
-from scalelab.launch.usage_failures import UsageFailures
 from scalelab.launch.worker import CANCELLED_FILE, is_cancelled
 from scalelab.records.files import read_json, write_atomically
 from scalelab.records.machine import is_process_alive

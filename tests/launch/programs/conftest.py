@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scalelab.launch import program_attempt, program_process
-from scalelab.launch.program import run_program
+from scalelab.launch.programs import attempt, process
+from scalelab.launch.programs.run import run_program
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.program import ProgramExecution, ProgramSpec
@@ -41,12 +41,12 @@ say(scalelab=1, n_params={N_PARAMS}, unit="nats")
 @pytest.fixture
 def program(tmp_path, monkeypatch):
     """Return a function that makes a run whose program is this Python text."""
-    monkeypatch.setattr(program_attempt, "POLL_S", 0.02)
-    monkeypatch.setattr(program_attempt, "FENCE_INTERVAL_S", 0.05)
-    monkeypatch.setattr(program_attempt, "CHECKPOINT_INTERVAL_S", 0.05)
-    monkeypatch.setattr(program_attempt, "ASKED_WAIT_S", 0.05)
+    monkeypatch.setattr(attempt, "POLL_S", 0.02)
+    monkeypatch.setattr(attempt, "FENCE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(attempt, "CHECKPOINT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(attempt, "ASKED_WAIT_S", 0.05)
 
-    monkeypatch.setattr(program_process, "LINGER_S", 0.2)
+    monkeypatch.setattr(process, "LINGER_S", 0.2)
 
     def make(text: str, *, header: str = HEADER, spec=None, **execution) -> Program:
         script = tmp_path / "train.py"

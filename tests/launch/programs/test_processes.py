@@ -17,7 +17,7 @@ import pytest
 from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local.pool import launch_local
-from scalelab.launch.program_process import processes_of
+from scalelab.launch.programs.process import processes_of
 from scalelab.records.sweep_dir import Results
 from tests.launch.programs.conftest import is_alive
 
@@ -54,7 +54,7 @@ def _train_elsewhere(trained) -> subprocess.Popen:
     """Train the run in a process of its own."""
     text = f"""
     from pathlib import Path
-    from scalelab.launch.program import run_program
+    from scalelab.launch.programs.run import run_program
     from scalelab.sweep.execution import execution_from_mapping
     execution = execution_from_mapping({_mapping(trained.execution)})
     print(run_program(Path({str(trained.run.path)!r}), execution))
@@ -109,7 +109,7 @@ def test_in_place_waits_for_the_end_of_the_earlier_processes(program):
 
 
 def test_in_place_does_not_start_without_proof_that_another_host_is_done(program, monkeypatch):
-    monkeypatch.setattr("scalelab.launch.program_process.PROOF_S", 0.1)
+    monkeypatch.setattr("scalelab.launch.programs.process.PROOF_S", 0.1)
     trained = program("train(1, 20)\nfinish()", in_place=True)
     earlier = trained.run.claim()
     earlier.write_note({"host": "elsewhere", "command": ["x"], "pid": 1, "pid_start": 1})

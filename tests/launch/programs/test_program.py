@@ -303,7 +303,7 @@ def test_a_newer_claim_ends_the_program_and_takes_the_result(program):
 
 def test_a_result_after_a_newer_claim_is_not_recorded(program, monkeypatch):
     trained = program("train(1, 20)\nfinish()\ntime.sleep(0.2)")
-    monkeypatch.setattr("scalelab.launch.program_attempt.FENCE_INTERVAL_S", 99)
+    monkeypatch.setattr("scalelab.launch.programs.attempt.FENCE_INTERVAL_S", 99)
     claims = []
     assert trained.train(lambda: claims or claims.append(trained.run.claim())) == "preempted"
     assert trained.run.accepted() is None

@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scalelab.launch.program_checkpoints import count_safetensors
-from scalelab.launch.program_failures import output_tail
-from scalelab.launch.program_output import OwnOutput
+from scalelab.launch.programs.checkpoints import count_safetensors
+from scalelab.launch.programs.failures import output_tail
+from scalelab.launch.programs.output import OwnOutput
 from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.run_spec import RunSpec
 from tests.launch.programs.conftest import N_PARAMS, SHAPE

@@ -1,4 +1,4 @@
-"""The processes of one attempt of a program, which `scalelab.launch.supervisor` starts."""
+"""The processes of one attempt of a program, which `scalelab.launch.programs.supervisor` starts."""
 
 from __future__ import annotations
 

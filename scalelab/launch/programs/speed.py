@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scalelab.errors import DataError
-from scalelab.launch.program_source import saved_rates
+from scalelab.launch.programs.source import saved_rates
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import Speed
 from scalelab.sweep.run_size import run_size

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from scalelab.errors import RunsFailedError
-from scalelab.launch.program_failures import USAGE
+from scalelab.launch.programs.failures import USAGE
 from scalelab.records.run_dir import RunDir, end_of
 
 MOST_USAGE_FAILURES = 2

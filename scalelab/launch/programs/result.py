@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from scalelab.launch.program_checkpoints import ProgramCheckpoint, count_safetensors
-from scalelab.launch.program_output import OwnOutput, ProgramOutput
+from scalelab.launch.programs.checkpoints import ProgramCheckpoint, count_safetensors
+from scalelab.launch.programs.output import OwnOutput, ProgramOutput
 from scalelab.records.run_dir import Attempt
 from scalelab.records.types import RunRecord
 from scalelab.sweep.program_render import final_step

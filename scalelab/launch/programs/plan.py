@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scalelab.errors import UsageError
-from scalelab.launch.program_source import container_identity, data_fingerprint, program_version
+from scalelab.launch.programs.source import container_identity, data_fingerprint, program_version
 from scalelab.sweep.planned_run import DataFacts
 from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.program_checks import unused_settings

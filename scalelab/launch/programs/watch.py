@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from scalelab.launch.program_checkpoints import (
+from scalelab.launch.programs.checkpoints import (
     CheckpointPattern,
     ProgramCheckpoint,
     note_checkpoint,

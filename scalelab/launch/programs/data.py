@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.corpus.dataset import open_dataset
-from scalelab.launch.program_launcher import devices_of
-from scalelab.launch.program_output import reported_path
+from scalelab.launch.programs.launcher import devices_of
+from scalelab.launch.programs.output import reported_path
 from scalelab.records.run_dir import Attempt
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.program_render import Place

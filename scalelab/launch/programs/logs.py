@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from scalelab.errors import DataError
-from scalelab.launch.program_output import (
+from scalelab.launch.programs.output import (
     FinalLoss,
     OwnOutput,
     ProgramOutput,

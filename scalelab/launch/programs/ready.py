@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalelab.errors import UsageError, did_you_mean
-from scalelab.launch.program_output import REPORTED_FILE
-from scalelab.launch.program_source import data_fingerprint
+from scalelab.launch.programs.output import REPORTED_FILE
+from scalelab.launch.programs.source import data_fingerprint
 from scalelab.launch.slurm.resources import nodes_and_tasks
 from scalelab.logs.registry import FORMATS
 from scalelab.sweep.execution import ExecutionSpec

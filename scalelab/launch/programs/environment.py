@@ -6,7 +6,7 @@ import fnmatch
 import os
 from collections.abc import Mapping
 
-from scalelab.launch.program_process import TOKEN_VARIABLE
+from scalelab.launch.programs.process import TOKEN_VARIABLE
 from scalelab.program_log import METRICS_VARIABLE
 from scalelab.records.machine import SAFE_PATH
 from scalelab.records.run_dir import Attempt

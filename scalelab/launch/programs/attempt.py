@@ -12,7 +12,7 @@ from typing import Any
 
 from scalelab.errors import ScalelabError, UsageError
 from scalelab.launch.devices import gpu_names
-from scalelab.launch.program_checkpoints import (
+from scalelab.launch.programs.checkpoints import (
     FRESH_START,
     CheckpointPattern,
     clone,
@@ -21,10 +21,10 @@ from scalelab.launch.program_checkpoints import (
     remove_checkpoints,
     wall_s_at,
 )
-from scalelab.launch.program_curve import ProgramCurve
-from scalelab.launch.program_data import PreparedData, place_of, prepared_data
-from scalelab.launch.program_environment import own_variables, program_environment
-from scalelab.launch.program_failures import (
+from scalelab.launch.programs.curve import ProgramCurve
+from scalelab.launch.programs.data import PreparedData, place_of, prepared_data
+from scalelab.launch.programs.environment import own_variables, program_environment
+from scalelab.launch.programs.failures import (
     DIVERGED,
     EARLY_EXIT,
     EXCEPTION,
@@ -40,23 +40,23 @@ from scalelab.launch.program_failures import (
     output_tail,
     with_tail,
 )
-from scalelab.launch.program_launcher import (
+from scalelab.launch.programs.launcher import (
     devices_of,
     end_step,
     ignored_signals,
     is_step,
     launched,
 )
-from scalelab.launch.program_logs import output_of
-from scalelab.launch.program_output import OwnOutput, ProgramOutput
-from scalelab.launch.program_process import (
+from scalelab.launch.programs.logs import output_of
+from scalelab.launch.programs.output import OwnOutput, ProgramOutput
+from scalelab.launch.programs.process import (
     ENDED_FILE,
     ProcessTree,
     kill_all_of,
     unproven_end,
 )
-from scalelab.launch.program_result import ProgramResult, record_of, result_of, size_problem
-from scalelab.launch.program_watch import CheckpointWatch
+from scalelab.launch.programs.result import ProgramResult, record_of, result_of, size_problem
+from scalelab.launch.programs.watch import CheckpointWatch
 from scalelab.records.attempt_note import first_note
 from scalelab.records.machine import cpu_name
 from scalelab.records.run_dir import PROGRAM_OUTPUT_FILE, Attempt, RunDir, end_of

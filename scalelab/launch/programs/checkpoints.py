@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scalelab.launch.program_curve import read_rows
+from scalelab.launch.programs.curve import read_rows
 from scalelab.records.files import read_json
 from scalelab.records.parts import OUT_FOLDER
 from scalelab.records.run_dir import Attempt, RunDir

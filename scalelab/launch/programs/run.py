@@ -1,7 +1,7 @@
 """Train one run with a user's program: attempts until it has a result or may not be repeated.
 
 The counterpart of `scalelab.train.worker.run_batched`; it needs no torch. Each attempt is in
-`scalelab.launch.program_attempt`.
+`scalelab.launch.programs.attempt`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scalelab.launch.program_attempt import ProgramAttempt
-from scalelab.launch.program_failures import OUT_OF_MEMORY, RetryRule
+from scalelab.launch.programs.attempt import ProgramAttempt
+from scalelab.launch.programs.failures import OUT_OF_MEMORY, RetryRule
 from scalelab.records.machine import listening_for_signals
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.execution import ExecutionSpec

@@ -15,9 +15,9 @@ from pathlib import Path
 from scalelab.corpus.dataset import prepare
 from scalelab.corpus.source import DataSource
 from scalelab.errors import RunsFailedError, UsageError
-from scalelab.launch.program import run_program
-from scalelab.launch.program_plan import has_prepared_text, identity_of, program_facts
-from scalelab.launch.program_ready import require_format
+from scalelab.launch.programs.plan import has_prepared_text, identity_of, program_facts
+from scalelab.launch.programs.ready import require_format
+from scalelab.launch.programs.run import run_program
 from scalelab.records.files import write_atomically
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.execution import ExecutionSpec

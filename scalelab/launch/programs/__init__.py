@@ -1,0 +1,1 @@
+"""Runs of a training program of the user: plan, start, follow, stop, resume and record."""
