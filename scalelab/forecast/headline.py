@@ -38,7 +38,6 @@ SAME = 1.5
 """A largest budget within this factor of the largest run stands for it."""
 WIDE = 10.0
 """Ratio of the limits of the compute-optimal N above which the headline has a warning."""
-WIDE_OPTIMUM = "wide_optimum"
 SOUND, WITH_WARNINGS, NOT_IDENTIFIED = "sound", "with warnings", "not identified"
 NOTES = ("rejected_rows", "unfinished_runs", "approach_", "derived_")
 """Beginnings of the codes of warnings that do not change the verdict: they state what was read."""
@@ -184,12 +183,13 @@ def headline(
     """
     rows = report.observations
     flops = next_compute(rows)
-    has_split, why = True, ""
+    # Rows without N, D or C have no compute, and their law no compute-optimal N and D.
+    has_split, why = math.isfinite(flops), ""
     if forecast is not None and forecast.flops is not None:
         flops = forecast.flops
     if not report.has_answer:
         why = "No answer: these rows do not determine the law."
-    elif forecast is None:
+    elif forecast is None and has_split:
         try:
             forecast = report.forecaster.forecast(parse_request(f"C={format_flops(flops)}"))
         except NotIdentifiedError as error:
@@ -206,9 +206,9 @@ def headline(
     if not has_split:
         form = report.fit.form
         why = f"The {form} law has no compute-optimal N and D: --predict asks for a model."
-    needs_runs = verdict == NOT_IDENTIFIED or any(each.code == WIDE_OPTIMUM for each in warnings)
+    needs_runs = verdict == NOT_IDENTIFIED or any(each.code == "wide_optimum" for each in warnings)
     command = command or NextCommand()
-    if needs_runs:
+    if needs_runs and math.isfinite(flops):
         words, purpose = (
             _more_runs(next_compute(rows)),
             "plans runs that would determine the optimum",
@@ -270,7 +270,7 @@ def _wide(forecast: Forecast) -> tuple[FitWarning, ...]:
         return ()
     return (
         FitWarning(
-            code=WIDE_OPTIMUM,
+            code="wide_optimum",
             message=(
                 f"At {forecast.asked} the compute-optimal N lies between "
                 f"{format_quantity(size.low)} and {format_quantity(size.high)}: these runs "

@@ -56,7 +56,7 @@ def test_a_form_without_tokens_reads_a_table_without_them(capsys):
     asked = ["fit", "--from", "public:scalebench_moe_train", "--map", mapped, "--bootstrap", "20"]
     assert main([*asked, "--form", "experts", "--predict", "N=1e9,n_experts=64"]) == 0
     out = capsys.readouterr().out
-    assert "Law: experts" in out
+    assert "By the experts law" in out
     assert "N=1e9,n_experts=64: loss 2." in out
     # a law of N and D still asks for D
     assert main([*asked, "--form", "chinchilla"]) == 3
