@@ -13,8 +13,10 @@ from scalelab.store.collect import collect
 
 INTERVAL_S = 2.0
 """Shortest time between two collections while runs train."""
-SHARE = 0.05
+CPU_SHARE = 0.05
 """Largest share of one core that collecting takes from a launch."""
+TIME_SHARE = 0.2
+"""Largest share of the time in which it reads files: they may lie on a slow parallel filesystem."""
 
 
 class Publisher:
@@ -42,13 +44,17 @@ class Publisher:
         self._thread.join()
 
     def _work(self) -> None:
+        # What the first collection takes is mostly the import of its libraries.
+        is_first = True
         while not self._is_over:
             self._wake.clear()
-            started = time.thread_time()
+            started_s, started_cpu_s = time.monotonic(), time.thread_time()
             with contextlib.suppress(Exception):
                 collect(self.results, wait_s=0.0)
-            took = time.thread_time() - started
-            self._wait(max(INTERVAL_S, took / SHARE))
+            took_s, cpu_s = time.monotonic() - started_s, time.thread_time() - started_cpu_s
+            limit_s = 0.0 if is_first else max(cpu_s / CPU_SHARE, took_s / TIME_SHARE)
+            self._wait(max(INTERVAL_S, limit_s))
+            is_first = False
 
     def _wait(self, pause_s: float) -> None:
         """Wait until the next collection is allowed, and then for an event or one more interval."""

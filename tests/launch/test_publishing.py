@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -103,3 +104,20 @@ def test_another_collector_is_not_waited_for(planned: tuple[Results, str]) -> No
             pass
         assert time.monotonic() - started < 2.0
     assert not snapshot_path(results.path).exists()
+
+
+def test_a_slow_file_system_is_read_less_often(
+    planned: tuple[Results, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = []
+
+    def slow(results: Path, *, wait_s: float) -> None:
+        began.append(time.monotonic())
+        time.sleep(0.1)
+
+    monkeypatch.setattr(publishing, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(publishing, "collect", slow)
+    with publishing.publishing(planned[0].path):
+        wait_for(lambda: len(began) > 3)
+    pauses = [later - before for before, later in pairwise(began)]
+    assert min(pauses[1:]) >= 0.1 / publishing.TIME_SHARE
