@@ -90,14 +90,16 @@ class FrontierPoint:
 def optima(found: AveragedFit, flops: FloatArray) -> Optima:
     """Return the compute-optimal sizes at these values of the compute, C = 6 N D.
 
-    A draw is searched within a factor of e^`REACH` of the optimum of the mean. A limit there says
-    that the runs do not bound N_opt on that side.
+    Each draw has the minimum of its own valley around the optimum of the mean: the search goes
+    downhill from there. Far from all rows a drawn misfit can fall below the valley, at sizes that
+    no run speaks of; such minima do not count. A draw that falls up to a factor of e^`REACH` has
+    that limit, which says that the runs do not bound N_opt on that side.
     """
     paths = paths_of(found)
     log_n, is_inside = _lowest_mean(paths, flops)
     grid = log_n[:, None] + np.linspace(-REACH, REACH, N_DRAWN)
     drawn = paths.draws(_at_compute(np.exp(grid), flops)).reshape(-1, *grid.shape)
-    log_draws = np.stack([_lowest(grid[i], drawn[:, i]) for i in range(len(flops))], axis=1)
+    log_draws = np.stack([_valley(grid[i], drawn[:, i]) for i in range(len(flops))], axis=1)
     return Optima(flops=flops, n_params=np.exp(log_n), log_draws=log_draws, is_inside=is_inside)
 
 
@@ -198,9 +200,23 @@ def _lowest_mean(paths: Paths, flops: FloatArray) -> tuple[FloatArray, NDArray[n
     return found, (at > 0) & (at < N_COARSE - 1)
 
 
+def _valley(x: FloatArray, losses: FloatArray) -> FloatArray:
+    """Return the minimum that each row of losses (k, n) has downhill from the middle of x."""
+    middle, rows = len(x) // 2, np.arange(len(losses))
+    rises, end = np.diff(losses, axis=1) > 0, np.ones((len(losses), 1), dtype=bool)
+    right = middle + np.hstack([rises[:, middle:], end]).argmax(axis=1)
+    left = middle - np.hstack([~rises[:, :middle][:, ::-1], end]).argmax(axis=1)
+    return _vertex(x, losses, np.where(losses[rows, left] < losses[rows, right], left, right))
+
+
 def _lowest(x: FloatArray, losses: FloatArray) -> FloatArray:
-    """Return where each row of losses (k, n) is lowest, by a parabola through three points."""
-    at = np.clip(np.argmin(losses, axis=1), 1, len(x) - 2)
+    """Return where each row of losses (k, n) is lowest."""
+    return _vertex(x, losses, np.argmin(losses, axis=1))
+
+
+def _vertex(x: FloatArray, losses: FloatArray, at: NDArray[np.intp]) -> FloatArray:
+    """Return the minimum near a position of each row, by a parabola through three points."""
+    at = np.clip(at, 1, len(x) - 2)
     rows = np.arange(len(losses))
     left, middle, right = (losses[rows, at + shift] for shift in (-1, 0, 1))
     bend = left - 2 * middle + right

@@ -8,6 +8,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
 
 from scalelab import api
+from scalelab.api.data import read_runs
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_optimum import compute_optimal_size, optima
@@ -262,3 +263,10 @@ def test_other_columns_are_refused(asked):
 def test_an_unknown_forecaster_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match="averaged"):
         api.fit({"n_params": [1.0]}, forecaster="average")
+
+
+def test_a_minimum_far_from_the_runs_does_not_widen_the_optimum():
+    found = fit_average(read_runs("public:chinchilla").observations)
+    low, high = optima(found, np.array([1e22])).n_limits(0.9)
+    assert low[0] < 7e9 < high[0]
+    assert high[0] < 10 * low[0], "some drawn misfits fall again at 50 times the optimum"
