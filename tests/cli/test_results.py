@@ -254,7 +254,7 @@ def test_export_writes_files_and_standard_output(results, run, tmp_path):
     code, out, _ = run("export", "--format", "parquet", "--out", "runs.parquet", "--json")
     assert json.loads(out)["rows"] == 4
     assert (tmp_path / "runs.parquet").read_bytes()[:4] == b"PAR1"
-    assert run("export", "--format", "xlsx")[0] == 2
+    assert run("export", "--format", "orc")[0] == 2
     assert run("export", "--json")[0] == 2
 
 

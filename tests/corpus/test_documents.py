@@ -259,3 +259,9 @@ def test_a_file_that_may_not_be_read_is_said(
     path.chmod(0)
     with ordinary_user(), pytest.raises(DataError, match="cannot be read"):
         read(path)
+
+
+def test_the_shards_that_nanochat_wrote_are_read() -> None:
+    samples = Path(__file__).parent / "samples/data_nanochat_parquet"
+    found = [read(path) for path in sorted(samples.glob("*.parquet"))]
+    assert [len(texts) for texts in found] == [30, 19]

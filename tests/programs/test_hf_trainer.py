@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scalelab_dashboard import app
+from streamlit.testing.v1 import AppTest
 
 from scalelab.launch.programs.process import processes_of
 from scalelab.records.sweep_dir import Results
@@ -59,7 +61,9 @@ def check_runs(results: Results) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_trainer_of_hugging_face_trains_an_isoflop_sweep_here(tmp_path: Path) -> None:
+def test_the_trainer_of_hugging_face_trains_an_isoflop_sweep_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = scalelab(*TINY, results=tmp_path)
     assert report["counts"] == {"done": N_RUNS}
     check_runs(Results(tmp_path))
@@ -80,3 +84,8 @@ def test_the_trainer_of_hugging_face_trains_an_isoflop_sweep_here(tmp_path: Path
         accepted=(0, NOT_IDENTIFIED),
     )
     assert page.stat().st_size > 10_000
+    monkeypatch.setenv("SCALELAB_RESULTS", str(tmp_path))
+    monkeypatch.delenv("SCALELAB_DASHBOARD_FILE", raising=False)
+    overview = AppTest.from_file(str(Path(app.__file__)), default_timeout=60).run()
+    assert not overview.exception
+    assert f"{N_RUNS} done" in "\n".join(element.value for element in overview.markdown)
