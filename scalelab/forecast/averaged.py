@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from scalelab.arrays import FloatArray
+from scalelab.errors import NotIdentifiedError
 from scalelab.fit.isoflop import budgets_of
 from scalelab.fit.outcome import Prediction
 from scalelab.forecast.cuts import FACTOR, largest_cuts
@@ -49,11 +50,14 @@ from scalelab.forecast.whitened import (
 )
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
+from scalelab.units import plural
 
 Labels = NDArray[np.intp]
 
 NEGLIGIBLE = 3e-3
 """Weight of a component, relative to the largest, below which it is left out."""
+MOST_EVIDENCE = 1e10
+"""Largest size of a log evidence: `MOST_ROWS` rows that are off by all of the loss have 1e9."""
 MOST_ROWS = 300
 LARGEST_SHARE = 0.5
 """Of more rows, `MOST_ROWS` are used: this share is those of most compute, the rest random."""
@@ -287,7 +291,16 @@ def _fit(
             turned = system.turn.T @ slope
             target = system.turn.T @ (y - value + slope @ form.z)
             evidences = log_evidence(target, turned, system, misfits, noises)
+            # A form with slopes too large for double precision gives evidences that no rows have.
+            if not np.abs(evidences).max() < MOST_EVIDENCE:
+                continue
             tried.append((evidences + prior, form, system, target, turned))
+    if not tried:
+        raise NotIdentifiedError(
+            f"{plural(len(y), 'row')} that no form describes in double precision",
+            "runs whose losses a law can describe",
+            "Check the units of the columns, or use --forecaster law.",
+        )
     largest = max(float(log_weights.max()) for log_weights, *_ in tried)
     kept = [
         Component(

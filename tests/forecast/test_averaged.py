@@ -270,3 +270,30 @@ def test_a_minimum_far_from_the_runs_does_not_widen_the_optimum():
     low, high = optima(found, np.array([1e22])).n_limits(0.9)
     assert low[0] < 7e9 < high[0]
     assert high[0] < 10 * low[0], "some drawn misfits fall again at 50 times the optimum"
+
+
+TINY_RUNS = """
+    50368 18432 3.5855904 8e+09
+    77680 26624 3.4992983 1.6e+10
+    27792 30720 3.4988132 8e+09
+    110880 36864 3.3888350 3.2e+10
+    12640 59392 3.4721475 8e+09
+    27792 61440 3.2511182 1.6e+10
+    50368 75776 3.2156413 3.2e+10
+    12640 116736 3.2741566 1.6e+10
+    27792 122880 2.9782906 3.2e+10
+    3376 157696 2.7171917 8e+09
+    12640 233472 2.8907423 3.2e+10
+    3376 315392 2.4785643 1.6e+10
+"""
+"""N without embeddings, D, loss and budget of tiny models. Without the largest runs, a fit of
+Farseer has slopes of 1e9."""
+
+
+def test_a_form_that_double_precision_cannot_follow_is_left_out():
+    lines = TINY_RUNS.strip().splitlines()
+    N, D, L, B = np.array([line.split() for line in lines], dtype=float).T
+    found = fit_average(
+        Observations(n_params=N, n_tokens=D, loss_nats=L, flops=6 * N * D, budget=B)
+    )
+    assert np.isfinite(found.log_evidence)
