@@ -67,16 +67,16 @@ def dashboard(
     from scalelab.records.machine import SAFE_PATH
     from scalelab.store.public_tables import table_path
     from scalelab.store.read_options import ReadOptions, parse_map
-    from scalelab.store.reading import Reading, split_names
+    from scalelab.store.reading import reading_of_texts
 
     # Both raise before the server starts.
     ReadOptions(mapping=parse_map(mapping or []))
-    reading = Reading(
+    reading = reading_of_texts(
         format=format,
         loss_unit=loss_unit,
         includes_unfinished=include_unfinished,
-        best_of=() if best_of is None else split_names(best_of, "best_of"),
-        mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
+        best_of=best_of,
+        mean_of=mean_of,
         last_of=last_of,
     )
     unused = [flag for name, flag in given_options(context).items() if name in ABOUT_FILE]

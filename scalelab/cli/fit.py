@@ -147,7 +147,7 @@ def fit(
     from scalelab.fit.objective import Objective
     from scalelab.forecast.headline import headline
     from scalelab.store.read_options import parse_map
-    from scalelab.store.reading import Reading, split_names
+    from scalelab.store.reading import reading_of_texts
 
     if as_json + as_tex + as_csv > 1:
         raise UsageError(
@@ -181,12 +181,12 @@ def fit(
             predict=predict or (),
             compare_forms=compare,
             forecaster=forecaster,
-            reading=Reading(
+            reading=reading_of_texts(
                 format=format,
                 loss_unit=loss_unit,
                 includes_unfinished=include_unfinished,
-                best_of=() if best_of is None else split_names(best_of, "best_of"),
-                mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
+                best_of=best_of,
+                mean_of=mean_of,
                 last_of=last_of,
             ),
         )

@@ -151,7 +151,7 @@ def import_(
     from scalelab.store.collect import collect as collect_once
     from scalelab.store.importers import REJECTS_FILE, import_table
     from scalelab.store.read_options import ReadOptions, parse_map
-    from scalelab.store.reading import Reading, split_names
+    from scalelab.store.reading import reading_of_texts
 
     scored = scored_pairs(results)
     report = import_table(
@@ -162,12 +162,12 @@ def import_(
             where=where,
             param_convention=param_convention,
             flop_convention=flop_convention,
-            reading=Reading(
+            reading=reading_of_texts(
                 format=format,
                 loss_unit=loss_unit,
                 includes_unfinished=include_unfinished,
-                best_of=() if best_of is None else split_names(best_of, "best_of"),
-                mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
+                best_of=best_of,
+                mean_of=mean_of,
                 last_of=last_of,
             ),
         ),

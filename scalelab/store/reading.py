@@ -86,3 +86,29 @@ def split_names(text: str, option: str) -> tuple[str, ...]:
             f"--{flag} {text!r}", "names of columns with commas", f"Write for example --{flag} lr."
         )
     return names
+
+
+def reading_of_texts(
+    *,
+    format: str | None,
+    loss_unit: str | None,
+    includes_unfinished: bool,
+    best_of: str | None,
+    mean_of: str | None,
+    last_of: str | None,
+) -> Reading:
+    """Return the reading of options as a user types them, columns as ``lr,batch``.
+
+    Raises
+    ------
+    UsageError
+        If an option is not valid.
+    """
+    return Reading(
+        format=format,
+        loss_unit=loss_unit,
+        includes_unfinished=includes_unfinished,
+        best_of=() if best_of is None else split_names(best_of, "best_of"),
+        mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
+        last_of=last_of,
+    )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from scalelab.logs.registry import TABLE
-from scalelab.store.reading import Reading, split_names
+from scalelab.store.reading import Reading, reading_of_texts
 from scalelab.units import plural
 from scalelab_dashboard import queries, state, ui
 from scalelab_dashboard.fits import Failure, attempt
@@ -152,12 +152,12 @@ def _reading(given: Reading) -> Reading | Failure:
             help="Keep runs that failed or did not reach their planned end.",
         )
     return attempt(
-        lambda: Reading(
+        lambda: reading_of_texts(
             format=None if format == AUTOMATIC else format,
             loss_unit=None if unit == AUTOMATIC else unit,
             includes_unfinished=unfinished,
-            best_of=split_names(best, "best_of") if best.strip() else (),
-            mean_of=split_names(mean, "mean_of") if mean.strip() else (),
+            best_of=best.strip() or None,
+            mean_of=mean.strip() or None,
             last_of=last.strip() or None,
         )
     )
