@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from scalelab.records.run_dir import (
 from scalelab.records.states import PRUNED
 from scalelab.records.types import RunRecord
 from scalelab.sweep.program import ProgramSpec
-from scalelab.sweep.run_spec import HASHED_DIGITS, RUN_ID_LENGTH, RunSpec
+from scalelab.sweep.run_spec import HASHED_DIGITS, PARTS, RUN_ID_LENGTH, RunSpec, to_json
 from scalelab.theory.shape import ModelShape
 from scalelab.units import round_significant
 
@@ -42,7 +42,11 @@ SETTLED = "settled "
 _HEAD = ("spec.json", "accepted", "attempts", PRUNED_FILE)
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
-RUN_DEFAULTS = {f.name: f.default for f in fields(RunSpec) if f.default is not MISSING}
+RUN_DEFAULTS = {
+    f.name: [] if f.default == () else f.default
+    for f in fields(RunSpec)
+    if f.default is not MISSING
+}
 SHAPE_DEFAULTS = {f.name: f.default for f in fields(ModelShape) if f.default is not MISSING}
 PROGRAM_DEFAULTS = {
     f.name: [] if f.default == () else f.default
@@ -181,7 +185,7 @@ def read_run(folder: str) -> RunFiles:
     spec = read_json(f"{folder}/spec.json")
     if spec is None or quick_run_id(spec) != run_id:
         # The slow path accepts every spelling of the numbers and raises the exact error.
-        spec = asdict(RunDir(Path(folder)).read_spec())
+        spec = json.loads(to_json(RunDir(Path(folder)).read_spec()))
     name = read_file(f"{folder}/accepted")
     stamps: list[str] = []
     attempts: tuple[AttemptFiles, ...] = ()
@@ -226,6 +230,11 @@ def quick_run_id(spec: Mapping[str, Any]) -> str | None:
         return None
     content = _without_defaults(spec, RUN_DEFAULTS)
     content["shape"] = _without_defaults(shape, SHAPE_DEFAULTS)
+    for name in PARTS.keys() & content.keys():
+        parts = content[name]
+        if not (isinstance(parts, list) and all(isinstance(part, dict) for part in parts)):
+            return None
+        content[name] = [_without_defaults(part, {}) for part in parts]
     if isinstance(program := spec.get("program"), dict):
         content["program"] = _without_defaults(program, PROGRAM_DEFAULTS)
     return hashlib.sha256(_encode(content).encode()).hexdigest()[:RUN_ID_LENGTH]

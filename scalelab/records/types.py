@@ -111,6 +111,8 @@ class RunRecord:
         Why the run diverged.
     bytes_per_token : float or None
         Mean bytes of text per held-out token; None if unknown.
+    eval_tokens : int or None
+        Held-out tokens that the loss is the mean of; None if unknown.
     """
 
     run_id: str
@@ -130,6 +132,7 @@ class RunRecord:
     diverged_at_step: int | None = None
     reason: str | None = None
     bytes_per_token: float | None = None
+    eval_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from scalelab.store import live
 from scalelab.store.curves import Progress
 from scalelab.store.portions import Portion
 from scalelab.store.readers import read_portions
+from scalelab.store.schema import RUN_TABLES
 from scalelab.store.sources import insert_rows, query_with, refresh_sources
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class _Collection:
         replaced = [name for name in signatures if name in self.known]
         with self._transaction():
             self._delete(restarted, ("attempt_metrics", "collector.files"))
-            self._delete(replaced, ("runs", "attempts", "collector.runs"))
+            self._delete(replaced, ("runs", "attempts", "evals", "collector.runs"))
             self._forget_progress(tables["collector.files"])
             for name, rows in tables.items():
                 insert_rows(self.connection, name, rows)
@@ -244,8 +245,8 @@ class _Collection:
         if not names:
             return
         with self._transaction():
-            tables = ("runs", "attempts", "attempt_metrics", "collector.runs", "collector.files")
-            self._delete(names, tables)
+            self._delete(names, tuple(table.name for table in RUN_TABLES))
+            self._delete(names, ("collector.runs", "collector.files"))
             self._raise_generation()
         for name in names:
             del self.known[name]

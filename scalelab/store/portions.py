@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from scalelab.errors import ScalelabError
 from scalelab.records import run_files
 from scalelab.store.curves import CurveRows, Progress, read_new_rows
+from scalelab.store.eval_rows import eval_rows
 from scalelab.store.rows import Row, arrow_columns, as_arrow, attempt_rows, run_row
-from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, RUNS
+from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, EVALS, RUNS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +33,7 @@ class Portion:
     Attributes
     ----------
     tables : Mapping[str, pyarrow.Table]
-        Rows of ``runs``, ``attempts``, ``attempt_metrics`` and ``collector.files``.
+        Rows of ``runs``, ``attempts``, ``evals``, ``attempt_metrics`` and ``collector.files``.
     signatures : Mapping[str, str]
         By completely read run, for `scalelab.records.run_files.is_unchanged`.
     restarted : tuple of str
@@ -84,6 +85,7 @@ class _Reading:
     max_rows: int
     run_rows: list[Row] = field(default_factory=list)
     attempt_rows: list[Row] = field(default_factory=list)
+    eval_rows: list[Row] = field(default_factory=list)
     curves: CurveRows = field(default_factory=CurveRows)
     curve_tables: list[pa.Table] = field(default_factory=list)
     progress: dict[tuple[str, int], Progress] = field(default_factory=dict)
@@ -128,6 +130,7 @@ class _Reading:
             torn[number] = progress.torn + (is_over and progress.bytes_read < attempt.metrics_bytes)
         self.run_rows.append(run_row(run))
         self.attempt_rows += attempt_rows(run, torn)
+        self.eval_rows += eval_rows(run)
         self.signatures[run.run_id] = run.signature
 
     def _add_curve(self, run_id: str, number: int, rows: list[Mapping[str, Any]]) -> None:
@@ -156,6 +159,7 @@ class _Reading:
             tables={
                 "runs": as_arrow(RUNS, self.run_rows),
                 "attempts": as_arrow(ATTEMPTS, self.attempt_rows),
+                "evals": as_arrow(EVALS, self.eval_rows),
                 "attempt_metrics": pa.concat_tables(self.curve_tables),
                 "collector.files": pa.table(files),
             },

@@ -13,9 +13,10 @@ from scalelab.records.run_dir import execution_of
 from scalelab.records.run_files import RUN_DEFAULTS, SHAPE_DEFAULTS, RunFiles
 from scalelab.records.types import RunRecord
 from scalelab.store.program_columns import program_columns, program_of
-from scalelab.store.schema import BOOL, INT, REAL, Table
+from scalelab.store.table_types import BOOL, INT, REAL, Table
 from scalelab.sweep.execution import AUTO, CHOICES
 from scalelab.sweep.run_size import flop_convention, model_size
+from scalelab.sweep.run_spec import PARTS
 from scalelab.theory.accounting import (
     DEFAULT_PARAM_CONVENTION,
     count_params,
@@ -45,6 +46,7 @@ def run_row(run: RunFiles) -> Row:
     row: Row = {
         **spec,
         **shape,
+        **{name: _json(parts) if (parts := spec[name]) else None for name in PARTS},
         "run_id": run.run_id,
         "status": run.status,
         "n_tokens": tokens_per_step * spec["n_steps"],

@@ -10,8 +10,7 @@ attempt. The others are tables. Rows have no fixed order; use ORDER BY.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from scalelab.store.table_types import BOOL, INT, REAL, TEXT, Column, Table
 from scalelab.theory.accounting import (
     DEFAULT_FLOP_CONVENTION,
     DEFAULT_PARAM_CONVENTION,
@@ -19,50 +18,8 @@ from scalelab.theory.accounting import (
     PARAM_CONVENTIONS,
 )
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Increase it with every change of a table; the collector then rebuilds an older database."""
-
-TEXT = "VARCHAR"
-INT = "BIGINT"
-REAL = "DOUBLE"
-BOOL = "BOOLEAN"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a public table.
-
-    Attributes
-    ----------
-    name : str
-        Name of the column, and of the field or option that it comes from.
-    type : str
-        DuckDB type.
-    unit : str
-        Unit of a number; empty for names, counts and booleans.
-    meaning : str
-        Description, and when the value is NULL.
-    """
-
-    name: str
-    type: str
-    unit: str
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One public table: meaning of a row, key columns, and all columns."""
-
-    name: str
-    row: str
-    key: tuple[str, ...]
-    columns: tuple[Column, ...]
-
-    def column_names(self) -> tuple[str, ...]:
-        """Return the column names in order."""
-        return tuple(column.name for column in self.columns)
-
 
 _PARAM_COUNTS = tuple(
     Column(f"n_params_{name}", INT, "parameters", f"Parameters: {meaning}.")
@@ -127,8 +84,14 @@ _RECIPE = (
     Column("data_fingerprint", TEXT, "", "Hash of the training tokens."),
     Column("eval_fingerprint", TEXT, "", "Hash of the held-out tokens."),
     Column("ema_decay", REAL, "", "Decay rate of the moving average of the weights; 0 for none."),
+    Column("eval_sets", TEXT, "", "Named evaluation sets with fingerprint and tokens, a JSON list; "
+           "NULL without."),
+    Column("eval_every", REAL, "", "Share of the schedule between evaluations; 0: only at its "
+           "end."),
+    Column("mixture", TEXT, "", "Sources of the training tokens with fingerprint and weight, a "
+           "JSON list; NULL for one text."),
     Column("numerics_revision", INT, "", "Revision of the trainer's numerics."),
-)
+)  # fmt: skip
 
 _PROGRAM = (
     Column("program", TEXT, "", "Command of the program that trained the run, a JSON list; NULL "
@@ -305,10 +268,41 @@ IMPORTS = Table(
     ),
 )
 
-TABLES = (RUNS, METRICS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
+EVALS = Table(
+    "evals",
+    "One evaluation of a finished run, or a measurement that it reports, or a loss of an imported "
+    "row. Evaluations during training are from the same attempts as the rows of `metrics`.",
+    ("run_id", "step", "set", "kind"),
+    (
+        Column("run_id", TEXT, "", "The run; IMPORT/LINE for an imported row."),
+        Column("step", INT, "steps", "Optimizer steps taken so far; NULL if unknown."),
+        Column("set", TEXT, "", "Name of the evaluation set, task or measurement; heldout is the "
+               "part of the training text that every run evaluates."),
+        Column("kind", TEXT, "", "text: a loss on a text. task: items with choices. reported: a "
+               "number of a user's program."),
+        Column("loss_nats", REAL, "nats/token", "Mean loss per token."),
+        Column("bits_per_byte", REAL, "bits/byte", "Loss per byte of the text; for a task with "
+               "choices, of the right answer. NULL if the bytes are unknown."),
+        Column("accuracy", REAL, "", "Share of items whose right answer has the highest mean "
+               "log-likelihood per byte; NULL for a text."),
+        Column("stderr", REAL, "", "Standard error of loss_nats for a text, of accuracy for a "
+               "task."),
+        Column("n_tokens", INT, "tokens", "Tokens that the evaluation predicts; NULL if unknown."),
+        Column("n_bytes", INT, "bytes", "Bytes of text of these tokens; NULL if unknown."),
+        Column("n_items", INT, "", "Items of a task; NULL for a text."),
+        Column("value", REAL, "", "A reported measurement, in the unit of its program."),
+        Column("is_final", BOOL, "", "Whether the run's training had ended."),
+        Column("source", TEXT, "", "training, evaluate (scalelab evaluate), program or import."),
+    ),
+)  # fmt: skip
+
+TABLES = (RUNS, METRICS, EVALS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
 """The public tables, in the order of the documentation."""
 
-STORED = (RUNS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
+STORED = (RUNS, EVALS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
+
+RUN_TABLES = (RUNS, ATTEMPTS, EVALS, ATTEMPT_METRICS)
+"""Tables with rows from run folders."""
 
 _METRICS_VIEW = """
 CREATE VIEW metrics AS

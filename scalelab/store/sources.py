@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.records.files import list_folders, read_json, stamp_of, stat_of
 from scalelab.store.rows import as_arrow
-from scalelab.store.schema import IMPORTS, SWEEPS, Table
+from scalelab.store.schema import IMPORTS, SWEEPS
+from scalelab.store.table_types import Table
 
 if TYPE_CHECKING:
     import duckdb

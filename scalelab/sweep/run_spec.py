@@ -9,6 +9,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import operator
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -25,6 +28,12 @@ BALANCE_WEIGHT = 0.01
 RUN_ID_LENGTH = 12
 HASHED_DIGITS = 6
 MAX_KEPT_IDS = 1 << 17
+SET_NAME = r"[a-z][a-z0-9_]*"
+"""Names of evaluation sets and of sources of a mixture."""
+WEIGHT_TOLERANCE = 1e-6
+"""Largest difference between 1 and the sum of a mixture's weights."""
+HELD_OUT = "heldout"
+"""Name of the evaluation set that is a part of the training text; every run has it."""
 SCHEDULES = ("cosine", "wsd")
 PRECISIONS = ("fp32", "bf16", "fp8")
 """fp8 multiplies in fp8 where `scalelab.theory.precision` says so, otherwise in bf16. fp16 is not
@@ -35,6 +44,53 @@ ROUTER_WEIGHTS = ("balance_weight", "router_z_weight")
 """Fields that only mixtures of experts have at other values than the default."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSetRef:
+    """A named evaluation set of a run.
+
+    Attributes
+    ----------
+    name : str
+        Matches `SET_NAME`; not `HELD_OUT`.
+    fingerprint : str
+        Content hash of its tokens.
+    n_tokens : int
+        Tokens that each evaluation predicts, at most; whole sequences are evaluated.
+    """
+
+    name: str
+    fingerprint: str
+    n_tokens: int
+
+    def __post_init__(self) -> None:
+        _require_set_name(self.name)
+        _require(self, "n_tokens", self.n_tokens >= 1, "a whole number from 1")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceWeight:
+    """A source of a mixture of data, and its share of the training tokens.
+
+    Attributes
+    ----------
+    name : str
+        Matches `SET_NAME`; not `HELD_OUT`.
+    fingerprint : str
+        Content hash of the source's training tokens.
+    weight : float
+        Share of the training tokens, 0 to 1.
+    """
+
+    name: str
+    fingerprint: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        _require_set_name(self.name)
+        object.__setattr__(self, "weight", float(self.weight))
+        _require(self, "weight", 0 <= self.weight <= 1, "a share, 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +155,13 @@ class RunSpec:
     program : ProgramSpec or None
         The user's training program that trains the run; None for the built-in trainer. Fields above
         that the program's command does not use have no effect.
+    eval_sets : tuple of EvalSetRef
+        Named evaluation sets, beside the held-out one; kept in the order of their names.
+    eval_every : float
+        Share of the schedule between evaluations during training; 0 evaluates at the end only.
+    mixture : tuple of SourceWeight
+        Sources of the training tokens and their weights, which sum to 1; empty for a single text.
+        Kept in the order of their names.
     numerics_revision : int
         Incremented by hand when the trainer's mathematics changes.
     """
@@ -133,6 +196,9 @@ class RunSpec:
     balance_weight: float = BALANCE_WEIGHT
     router_z_weight: float = 0.0
     program: ProgramSpec | None = None
+    eval_sets: tuple[EvalSetRef, ...] = ()
+    eval_every: float = 0.0
+    mixture: tuple[SourceWeight, ...] = ()
     numerics_revision: int = NUMERICS_REVISION
 
     def __post_init__(self) -> None:
@@ -140,6 +206,12 @@ class RunSpec:
             # 1 and 1.0 are the same run and must hash to the same run_id.
             if type(getattr(self, name)) is int:
                 object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("eval_sets", "mixture"):
+            if parts := getattr(self, name):
+                ordered = tuple(sorted(parts, key=operator.attrgetter("name")))
+                object.__setattr__(self, name, ordered)
+                names = [part.name for part in ordered]
+                _require(self, name, len(set(names)) == len(names), "names that differ")
         for name in ("seq_len", "batch_seqs", "n_steps"):
             _require(self, name, getattr(self, name) >= 1, "a whole number from 1")
         _require(self, "lr", self.lr > 0, "a number above zero")
@@ -154,6 +226,9 @@ class RunSpec:
             _require(self, name, value >= 0, "a number from 0")
             is_used = self.shape.n_experts > 0 or value == default
             _require(self, name, is_used, f"{default:g} for a dense model, which has no router")
+        _require(self, "eval_every", 0 <= self.eval_every <= 1, "a share of the schedule, 0 to 1")
+        total = math.fsum(source.weight for source in self.mixture) if self.mixture else 1.0
+        _require(self, "mixture", abs(total - 1) <= WEIGHT_TOLERANCE, "weights that sum to 1")
         for name in ("z_loss", "logit_softcap"):
             _require(self, name, getattr(self, name) >= 0, "a number from 0")
         for name, allowed in (
@@ -198,6 +273,9 @@ def canonical(value: Any) -> Any:
         if dataclasses.is_dataclass(entry):
             content[item.name] = canonical(entry)
             continue
+        if isinstance(entry, tuple) and entry and dataclasses.is_dataclass(entry[0]):
+            content[item.name] = [canonical(part) for part in entry]
+            continue
         if isinstance(entry, float):
             entry = round_significant(entry, HASHED_DIGITS)
         if item.default is dataclasses.MISSING or entry != item.default:
@@ -229,7 +307,26 @@ def run_spec_from_mapping(content: Mapping[str, Any]) -> RunSpec:
     program = content.pop("program", None)
     if isinstance(program, Mapping):
         content["program"] = build(ProgramSpec, as_tuples(program))
+    for name, cls in PARTS.items():
+        content[name] = tuple(_part(cls, part, name) for part in content.get(name, ()))
     return build(RunSpec, {**content, "shape": build(ModelShape, shape)})
+
+
+PARTS: Mapping[str, type[EvalSetRef] | type[SourceWeight]] = {
+    "eval_sets": EvalSetRef,
+    "mixture": SourceWeight,
+}
+"""Fields that hold several dataclasses."""
+
+
+def _part(cls: type[_T], content: Any, name: str) -> _T:
+    if not isinstance(content, Mapping):
+        raise SpecError(
+            f"{name} with {content!r}",
+            f"a list of tables with {', '.join(item.name for item in fields(cls))}",  # type: ignore[arg-type]
+            "Restore spec.json from the version that the sweep command wrote.",
+        )
+    return build(cls, content)
 
 
 def build(cls: type[_T], content: Mapping[str, Any]) -> _T:
@@ -286,7 +383,17 @@ def _type_hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _require(spec: RunSpec, name: str, holds: bool, allowed: str) -> None:
+def _require_set_name(name: str) -> None:
+    if not re.fullmatch(SET_NAME, name) or name == HELD_OUT:
+        raise SpecError(
+            f"evaluation set or source {name!r}",
+            f"lower-case letters, digits and _, after a letter; not {HELD_OUT}, the part of the "
+            "training text that every run evaluates",
+            "Choose another name, for example code.",
+        )
+
+
+def _require(spec: Any, name: str, holds: bool, allowed: str) -> None:
     if not holds:
         raise SpecError(
             f"{name} = {getattr(spec, name)!r}", allowed, f"Give {name} an accepted value."

@@ -298,7 +298,13 @@ class Session:
         n = len(eval_losses)
         error = float(eval_losses.std(ddof=1) / math.sqrt(n)) if n > 1 else None
         ema_loss = None if ema_losses is None else float(ema_losses.mean())
-        self._record("done", loss=loss, loss_se=error, ema_loss=ema_loss)
+        self._record(
+            "done",
+            loss=loss,
+            loss_se=error,
+            ema_loss=ema_loss,
+            eval_tokens=eval_losses.size * self.spec.seq_len,
+        )
 
     def diverge(self, reason: str) -> None:
         """Record that the run diverged at the current step."""
@@ -364,6 +370,7 @@ class Session:
         loss_se: float | None = None,
         ema_loss: float | None = None,
         reason: str | None = None,
+        eval_tokens: int | None = None,
     ) -> None:
         spec = self.spec
         self.flush()
@@ -391,6 +398,7 @@ class Session:
                 wall_s=self.train_s,
                 ema_loss_nats=ema_loss,
                 bytes_per_token=self.dataset.manifest.bytes_per_token,
+                eval_tokens=eval_tokens,
                 energy_j=self._total_j(),
                 diverged_at_step=self.step if status == "diverged" else None,
                 reason=reason,

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scalelab.errors import SpecError
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.program import ProgramExecution, ProgramSpec
-from scalelab.sweep.run_spec import RunSpec, canonical, run_spec_from_mapping, to_json
+from scalelab.sweep.run_spec import (
+    EvalSetRef,
+    RunSpec,
+    SourceWeight,
+    canonical,
+    run_spec_from_mapping,
+    to_json,
+)
 from scalelab.theory.shape import ModelShape
 
 SHAPE = ModelShape(n_layers=3, d_model=48, n_heads=3, d_head=16, d_ff=128, vocab_size=256)
@@ -56,6 +63,9 @@ OTHER = {
     "balance_weight": 0.02,
     "router_z_weight": 1e-3,
     "program": ProgramSpec(command=("train",), size=(("depth", 12),)),
+    "eval_sets": (EvalSetRef("code", "f1", 4096),),
+    "eval_every": 0.25,
+    "mixture": (SourceWeight("code", "f1", 0.7), SourceWeight("web", "f2", 0.3)),
     "numerics_revision": 2,
     "shape": dataclasses.replace(SHAPE, n_layers=4),
 }
@@ -166,3 +176,61 @@ def test_how_it_is_executed_is_not_part_of_the_run():
 
 def test_tokens_are_steps_times_batch():
     assert SPEC.n_tokens == 777 * 8 * 128
+
+
+WITH_SETS = dataclasses.replace(
+    SPEC,
+    eval_sets=(EvalSetRef("web", "f2", 512), EvalSetRef("code", "f1", 4096)),
+    eval_every=0.25,
+    mixture=(SourceWeight("web", "f4", 0.3), SourceWeight("code", "f3", 0.7)),
+)
+
+
+def test_the_order_of_sets_and_sources_is_not_part_of_the_identity():
+    turned = {name: tuple(reversed(getattr(WITH_SETS, name))) for name in ("eval_sets", "mixture")}
+    assert dataclasses.replace(WITH_SETS, **turned).run_id == WITH_SETS.run_id
+    assert [ref.name for ref in WITH_SETS.eval_sets] == ["code", "web"]
+
+
+def test_a_spec_with_sets_survives_json():
+    assert run_spec_from_mapping(json.loads(to_json(WITH_SETS))) == WITH_SETS
+
+
+def test_each_part_of_a_set_changes_the_identity():
+    (code, web) = WITH_SETS.eval_sets
+    changed = [
+        dataclasses.replace(code, name="cade"),
+        dataclasses.replace(code, fingerprint="f9"),
+        dataclasses.replace(code, n_tokens=4097),
+    ]
+    ids = {dataclasses.replace(WITH_SETS, eval_sets=(ref, web)).run_id for ref in changed}
+    assert len(ids | {WITH_SETS.run_id}) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("eval_every", 1.5),
+        ("eval_every", -0.1),
+        ("eval_sets", (EvalSetRef("a", "f", 1), EvalSetRef("a", "g", 1))),
+        ("mixture", (SourceWeight("a", "f", 0.5), SourceWeight("b", "g", 0.4))),
+    ],
+)
+def test_invalid_sets_and_mixtures_are_refused(field, value):
+    with pytest.raises(SpecError, match=field):
+        dataclasses.replace(SPEC, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["heldout", "Code", "a b", "", "1a", "../a"])
+def test_names_of_sets_that_are_refused(name):
+    with pytest.raises(SpecError, match="lower-case"):
+        EvalSetRef(name, "f", 1)
+    with pytest.raises(SpecError, match="lower-case"):
+        SourceWeight(name, "f", 1.0)
+
+
+@pytest.mark.parametrize("field", ["eval_sets", "mixture"])
+def test_parts_that_are_no_tables_are_refused(field):
+    content = {**json.loads(to_json(SPEC)), field: ["code"]}
+    with pytest.raises(SpecError, match=field):
+        run_spec_from_mapping(content)
