@@ -18,8 +18,8 @@ def eval_rows(run: RunFiles) -> list[Row]:
     """Return the run's rows of ``evals``; none before it is done."""
     if run.accepted is None or (record := run.accepted.record) is None or record.status != "done":
         return []
-    per_token, n_tokens, loss = record.bytes_per_token, record.eval_tokens, record.loss_nats
-    is_known = isinstance(per_token, int | float) and per_token > 0 and loss is not None
+    n_tokens, loss, found = record.eval_tokens, record.loss_nats, record.bytes_per_token
+    per_token = found if isinstance(found, int | float) and found > 0 else None
     source = PROGRAM if run.spec.get("program") else TRAINING
     return [
         {
@@ -28,10 +28,12 @@ def eval_rows(run: RunFiles) -> list[Row]:
             "set": HELD_OUT,
             "kind": TEXT,
             "loss_nats": loss,
-            "bits_per_byte": loss / math.log(2) / per_token if is_known else None,
+            "bits_per_byte": loss / math.log(2) / per_token
+            if per_token and loss is not None
+            else None,
             "stderr": record.loss_se_nats,
             "n_tokens": n_tokens,
-            "n_bytes": round(n_tokens * per_token) if is_known and n_tokens else None,
+            "n_bytes": round(n_tokens * per_token) if per_token and n_tokens else None,
             "is_final": True,
             "source": source,
         }

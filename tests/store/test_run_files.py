@@ -1,7 +1,7 @@
 """Reading run folders: the fast run_id is the run_id, and every change is detected."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -43,8 +43,8 @@ def test_content_that_is_not_a_spec_has_no_run_id(content):
 def test_a_spec_written_by_an_older_version_is_read(make):
     """Missing new fields have their default."""
     run = make.done()
-    content = asdict(run.read_spec())
-    for name in ("z_loss", "parametrization", "beta1"):
+    content = json.loads(to_json(run.read_spec()))
+    for name in ("z_loss", "parametrization", "beta1", "eval_sets", "mixture"):
         del content[name]
     del content["shape"]["n_experts"]
     (run.path / "spec.json").write_text(json.dumps(content))
