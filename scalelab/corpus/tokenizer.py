@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.corpus.merged_ranks import encode_in_threads, has_long_blank, rank_encoder
 from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import DataError
 
@@ -84,7 +85,8 @@ class BpeTokenizer:
 
         self.file: Path | None = file
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            content = file.read_text(encoding="utf-8")
+            self._tokenizer = tokenizers.Tokenizer.from_str(content)
             self.end_token: int = self._tokenizer.get_vocab()[END_OF_DOCUMENT]
         except Exception as error:  # the library raises only Exception
             raise DataError(
@@ -96,13 +98,17 @@ class BpeTokenizer:
         self._tokenizer.encode_special_tokens = True
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self.dtype: np.dtype[Any] = smallest_dtype(self.vocab_size)
+        self._by_ranks = rank_encoder(content, END_OF_DOCUMENT)
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of each document and its end token, shape (n,)."""
-        for batch in batches(documents):
-            texts = [document.decode("utf-8") for document in batch]
-            for encoding in self._tokenizer.encode_batch_fast(texts):
-                yield np.asarray([*encoding.ids, self.end_token], dtype=self.dtype)
+        return encode_in_threads(self._ids, documents, self.end_token, self.dtype)
+
+    def _ids(self, text: str) -> list[int]:
+        if self._by_ranks is None or has_long_blank(text):
+            ids: list[int] = self._tokenizer.encode(text).ids
+            return ids
+        return self._by_ranks(text)
 
     def token_bytes(self) -> NDArray[np.int64]:
         """Return the bytes in each token, shape (vocab_size,).
