@@ -81,6 +81,10 @@ def prepare(
     special_tokens: Annotated[
         bool, typer.Option(help="Read special tokens that the text spells as such.")
     ] = False,
+    bpe_sample: Annotated[
+        str | None,
+        typer.Option(help="Bytes of text that a bpe:SIZE tokenizer is trained on; default 16M."),
+    ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +108,12 @@ def prepare(
     Example: scalelab data prepare corpus/ 'more/**/*.jsonl' --field body --tokenizer bpe:4096
     """
     from scalelab.corpus.dataset import prepare as prepare_dataset
-    from scalelab.corpus.source import DEFAULT_EVAL_TOKENS, DEFAULT_MAX_REJECTS, DataSource
+    from scalelab.corpus.source import (
+        DEFAULT_BPE_SAMPLE,
+        DEFAULT_EVAL_TOKENS,
+        DEFAULT_MAX_REJECTS,
+        DataSource,
+    )
     from scalelab.units import parse_quantity
 
     source = DataSource(
@@ -126,6 +135,9 @@ def prepare(
         fingerprint=fingerprint,
         tokenizer_pattern=tokenizer_pattern,
         special_tokens=special_tokens,
+        bpe_sample=DEFAULT_BPE_SAMPLE
+        if bpe_sample is None
+        else int(parse_quantity(bpe_sample, what="--bpe-sample")),
     )
     with preparing() as progress:
         dataset = prepare_dataset(source, results, progress=progress, checks_hashes=True)

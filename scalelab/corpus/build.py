@@ -131,7 +131,9 @@ def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, fl
     content = {
         field.name: getattr(source, field.name)
         for field in fields(source)
-        if field.name in FIRST_FIELDS or getattr(source, field.name) != field.default
+        if field.name in FIRST_FIELDS
+        or (field.name == "bpe_sample" and source.bpe_size is not None)
+        or getattr(source, field.name) != field.default
     }
     hashed = hashlib.sha256(json.dumps([FORMAT, content]).encode())
     newest_ns = 0

@@ -24,7 +24,6 @@ from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, ca
 from scalelab.corpus.tokenizer_files import source_tokenizer
 from scalelab.units import plural
 
-TOKENIZER_TRAIN_BYTES = 64 << 20
 DOCUMENTS, STRETCH = "documents", "stretch"
 LEAST_STRETCH_BYTES = 256
 """A shorter end of a document is not worth a cut, if there are other documents."""
@@ -189,14 +188,14 @@ def make_tokenizer(
         spans[:, 1] = [_half(spool, int(start), int(end)) for start, end in spans]
         key = b"first halves"
     sizes = np.cumsum(spans[:, 1] - spans[:, 0])
-    n = min(len(spans), max(1, int(np.searchsorted(sizes, TOKENIZER_TRAIN_BYTES, side="right"))))
+    n = min(len(spans), max(1, int(np.searchsorted(sizes, source.bpe_sample, side="right"))))
     if not n:
         raise TooFewError("no document would be left to train the tokenizer on")
     n_bytes = int(sizes[n - 1])
     halves = np.stack([spool.high[first : first + n], spool.low[first : first + n]])
     progress("training the tokenizer", 0, n_bytes)
     file = cached_bpe(
-        _train_texts(spool.text, spans[:n]),
+        _train_texts(spool.text, spans[:n], source.bpe_sample),
         hashlib.sha256(halves.astype(">u8").tobytes() + key).hexdigest(),
         source.bpe_size,
         cache,
@@ -205,7 +204,7 @@ def make_tokenizer(
     return BpeTokenizer(file)
 
 
-def _train_texts(text: NDArray[np.uint8], spans: Spans) -> Iterator[bytes]:
+def _train_texts(text: NDArray[np.uint8], spans: Spans, n_bytes: int) -> Iterator[bytes]:
     for start, end in spans.tolist():
-        limit = start + 4 * TOKENIZER_TRAIN_BYTES
+        limit = start + 4 * n_bytes
         yield text[start : end if end <= limit else character_start(text, limit)].tobytes()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.corpus.merged_ranks import BLANK_BLOCK, has_long_blank
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.tokenizer import Tokenizer, batches, smallest_dtype
 from scalelab.corpus.tokenizer_names import find_tokenizer, is_file_name
@@ -250,6 +251,12 @@ class RankTokenizer(FileTokenizer):
         super().__init__(file, n_tokens, end, None)
 
     def _ids(self, texts: list[str]) -> Iterable[list[int]]:
+        if any(map(has_long_blank, texts)):
+            raise DataError(
+                f"a text with {BLANK_BLOCK:,} blanks in a row or more",
+                "fewer: the regular expressions of tiktoken fail on them",
+                "Shorten the blanks, or leave the text out.",
+            )
         if self._is_special_parsed:
             parsed: list[list[int]] = self._encoding.encode_batch(texts, allowed_special="all")
             return parsed

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, model_validator
 
 from scalelab.corpus.source import AUTO as DETECTED
 from scalelab.corpus.source import (
+    DEFAULT_BPE_SAMPLE,
     DEFAULT_EVAL_TOKENS,
     DEFAULT_MAX_REJECTS,
     FINGERPRINTS,
@@ -112,6 +113,10 @@ class DataTable(Table):
     special_tokens: bool = option(
         False, "Read special tokens that the text spells, such as <|endoftext|>, as such; "
         "otherwise they are text", example="true"
+    )  # fmt: skip
+    bpe_sample: Count = option(
+        DEFAULT_BPE_SAMPLE, "Bytes of text that a bpe:SIZE tokenizer is trained on; a larger "
+        "sample takes longer and gives slightly fewer tokens", example="64M", ge=1
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from scalelab.corpus.build import build_dataset
 from scalelab.corpus.dataset import Dataset, open_dataset, prepare
 from scalelab.corpus.source import DataSource
-from scalelab.errors import DataError
+from scalelab.errors import DataError, UsageError
 from tests.corpus.prepared import eval_text, leftovers, source_of, train_documents, train_text
 
 WriteFiles = Callable[[Path, list[str]], Path]
@@ -163,6 +164,28 @@ def test_the_vocabulary_is_trained_on_text_that_can_never_be_held_out(
     assert largest.manifest.held_out_share == 0.5
     assert seen
     assert set(seen) <= set(train_documents(largest))
+
+
+def test_the_vocabulary_is_trained_on_a_sample_of_the_asked_size(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scalelab.corpus import tokenizer
+
+    sizes: list[int] = []
+    train = tokenizer._train_bpe
+
+    def watching(documents: Iterator[bytes], vocab_size: int) -> str:
+        seen = list(documents)
+        sizes.append(sum(map(len, seen)))
+        return train(seen, vocab_size)
+
+    monkeypatch.setattr(tokenizer, "_train_bpe", watching)
+    source = source_of(text, 100, "bpe:350")
+    prepare(source, tmp_path / "results")
+    prepare(replace(source, bpe_sample=sizes[0] // 2), tmp_path / "results")
+    assert 0 < sizes[1] <= sizes[0] // 2
+    with pytest.raises(UsageError, match="bpe-sample 0"):
+        replace(source, bpe_sample=0)
 
 
 def test_files_that_are_not_text_are_skipped_and_counted(text: Path, tmp_path: Path) -> None:

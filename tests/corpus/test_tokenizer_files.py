@@ -228,6 +228,14 @@ def test_damaged_files_are_named_with_what_is_wrong(name: str, tmp_path: Path) -
     assert caught.value.do
 
 
+def test_a_rank_file_refuses_a_million_blanks_before_its_library_fails() -> None:
+    tokenizer = open_tokenizer(
+        SAMPLES / "tiny.tiktoken", pattern="gpt2", end_token=None, is_special_parsed=False
+    )
+    with pytest.raises(DataError, match="100,000 blanks"):
+        next(tokenizer.encode([b"x" + b" " * 1_100_000 + b"x"]))
+
+
 def test_a_rank_file_needs_its_pattern_and_no_other_file_takes_one() -> None:
     with pytest.raises(UsageError, match=r"tiny.tiktoken without --tokenizer-pattern") as caught:
         open_tokenizer(
