@@ -28,6 +28,7 @@ STYLE = """
 .block-container {padding-top: 2.4rem; padding-bottom: 3rem;}
 [data-testid="stSidebarHeader"] {height: 1.5rem;}
 h2 {padding-top: 0.2rem;}
+h3 {font-size: 1.3rem;}
 [data-testid="stSidebar"] [role="radiogroup"] > label {padding: 0.1rem 0; width: 100%;}
 [data-testid="stSidebar"] [role="radiogroup"] p {font-size: 1rem;}
 .terminal {

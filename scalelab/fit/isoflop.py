@@ -14,7 +14,7 @@ Hoffmann et al. 2022, arXiv:2203.15556, section 3.2. Czech 2026, arXiv:2603.2233
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,14 @@ GROUP_WIDTH = 0.10
 """Maximum relative distance of a row's FLOPs from an inferred budget."""
 MIN_GROUP_SPAN = 1.5
 """Minimum ratio of the largest to the smallest N in an inferred budget."""
+OUTLIER = 4.0
+"""Robust standard deviations from the parabola beyond which a row is left out of it."""
+MAD_TO_SD = 1.4826
+"""Standard deviation of a normal variable over its median absolute deviation."""
+MIN_ROWS_LEFT = 8
+"""Rows of a budget from which its outliers can be found."""
+MAX_OUTLIER_SHARE = 0.15
+"""Largest share of the rows of a budget that can be outliers; more is the shape of the curve."""
 
 
 Axis = Literal["n", "d"]
@@ -41,12 +49,30 @@ Axis = Literal["n", "d"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IsoflopCurve:
-    """The rows of one budget and the minima of their loss in N and in D."""
+    """The rows of one budget and the minima of their loss in N and in D.
+
+    Attributes
+    ----------
+    budget : float
+        FLOP.
+    rows : ndarray of int
+        The rows through which the parabolas go.
+    n_params, n_tokens : CurveMinimum
+        The interval of D is that of N, along the D of these rows as a power of their N.
+    outliers : ndarray of int
+        Rows of the budget that are left out; see `OUTLIER`.
+    """
 
     budget: float
     rows: NDArray[np.intp]
     n_params: CurveMinimum
     n_tokens: CurveMinimum
+    outliers: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+
+    @property
+    def every_row(self) -> NDArray[np.intp]:
+        """The rows of the budget, outliers included."""
+        return np.concatenate([self.rows, self.outliers])
 
     @property
     def is_interior(self) -> bool:
@@ -183,7 +209,7 @@ def fit_isoflop(
         Bootstrap replicates as row weights; the intervals of the exponents are percentiles over
         them. Without weights they are the t intervals of the line through the minima.
     keeps_edges : bool
-        Whether to use minima outside their grid too, as most publications do.
+        Whether to use minima outside their grid and outliers too, as most publications do.
     """
     reason = unusable(observations)
     if reason is not None:
@@ -192,7 +218,15 @@ def fit_isoflop(
     curves = tuple(
         curve
         for value in np.unique(budget[np.isfinite(budget)])
-        if (curve := _curve(observations, value, np.flatnonzero(budget == value), level))
+        if (
+            curve := _curve(
+                observations,
+                value,
+                np.flatnonzero(budget == value),
+                level,
+                keeps_outliers=keeps_edges,
+            )
+        )
     )
     fit = IsoflopFit(
         curves=curves,
@@ -304,7 +338,12 @@ def expected_bias(
 
 
 def _curve(
-    observations: Observations, budget: float, rows: NDArray[np.intp], level: float
+    observations: Observations,
+    budget: float,
+    rows: NDArray[np.intp],
+    level: float,
+    *,
+    keeps_outliers: bool,
 ) -> IsoflopCurve | None:
     # Canonical order: the result does not depend on the order of the table.
     keys = observations.loss_nats[rows], observations.n_tokens[rows], observations.n_params[rows]
@@ -313,7 +352,50 @@ def _curve(
     n_tokens = fit_parabola(observations.n_tokens[rows], observations.loss_nats[rows], level)
     if n_params is None or n_tokens is None:
         return None
-    return IsoflopCurve(budget=float(budget), rows=rows, n_params=n_params, n_tokens=n_tokens)
+    is_outlier = _outliers(observations, rows, n_params)
+    if is_outlier.any() and not keeps_outliers:
+        kept = _curve(observations, budget, rows[~is_outlier], level, keeps_outliers=False)
+        return kept and replace(kept, outliers=np.sort([*kept.outliers, *rows[is_outlier]]))
+    return IsoflopCurve(
+        budget=float(budget),
+        rows=rows,
+        n_params=n_params,
+        n_tokens=_with_interval_of(n_params, n_tokens, observations, rows),
+    )
+
+
+def _outliers(
+    observations: Observations, rows: NDArray[np.intp], found: CurveMinimum
+) -> NDArray[np.bool_]:
+    """Say which rows of a budget are too far from its parabola to be part of it."""
+    residual = observations.loss_nats[rows] - found.curve(observations.n_params[rows])
+    freedom = len(rows) - MIN_ROWS
+    if len(rows) < MIN_ROWS_LEFT:
+        return np.zeros(len(rows), bool)
+    scale = MAD_TO_SD * float(np.median(np.abs(residual))) * math.sqrt(len(rows) / freedom)
+    is_outlier = np.abs(residual) > OUTLIER * scale
+    is_few = is_outlier.sum() <= MAX_OUTLIER_SHARE * len(rows)
+    return is_outlier if scale > 0 and is_few else np.zeros(len(rows), bool)
+
+
+def _with_interval_of(
+    n_params: CurveMinimum,
+    n_tokens: CurveMinimum,
+    observations: Observations,
+    rows: NDArray[np.intp],
+) -> CurveMinimum:
+    """Return the minimum in D with the interval of N, since one compute ties D to N.
+
+    Two Fieller intervals of one budget could contradict each other where the rows differ in C.
+    """
+    if n_params.low is None or n_params.high is None or not math.isfinite(n_tokens.value):
+        return replace(n_tokens, low=None, high=None)
+    log_n, log_d = np.log(observations.n_params[rows]), np.log(observations.n_tokens[rows])
+    slope = float(np.polyfit(log_n - log_n.mean(), log_d, 1)[0])
+    ends = [
+        n_tokens.value * (end / n_params.value) ** slope for end in (n_params.low, n_params.high)
+    ]
+    return replace(n_tokens, low=min(ends), high=max(ends))
 
 
 def _line(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:

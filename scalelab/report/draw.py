@@ -50,7 +50,13 @@ def finish(
     """
     figure.update_layout(
         height=height,
-        margin={"l": 8, "r": 16, "t": 12, "b": 8},
+        # the strip above the plot is for the mode bar, which covers no curve there
+        margin={"l": 8, "r": 16, "t": 34, "b": 8},
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": look.faint,
+            "activecolor": look.accent,
+        },
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": look.ink, "size": 13, "family": "Source Sans, Helvetica, Arial, sans-serif"},
@@ -118,7 +124,7 @@ def log_axis(values: Sequence[FloatArray] | FloatArray, *, sizes: bool = False) 
             for step in steps
         ],
         "minor": {"ticks": "outside", "ticklen": 2, "dtick": "D1"},
-        # hover text: 7.1B, not 7.1G
+        # where a number is written without a text of ours: 7.1B, not 7.1G
         "exponentformat": "B" if sizes else "power",
     }
 
@@ -224,6 +230,18 @@ def add_curve(
     )
 
 
+def sizes(values: FloatArray) -> list[str]:
+    """Return parameters or tokens for a hover text: 7.1B, 18.9K."""
+    return [format_quantity(float(value)) for value in np.asarray(values, float)]
+
+
+def interval(low: float | None, high: float | None, fallback: str = "interval unbounded") -> str:
+    """Return the limits of a size for a hover text, such as ``27K to 59K``."""
+    if low is None or high is None or not math.isfinite(low + high):
+        return fallback
+    return f"{format_quantity(low)} to {format_quantity(high)}"
+
+
 def note_corner(figure: Any, text: str, look: Look) -> None:
     """Write a small note in the lower left corner of a figure."""
     figure.add_annotation(
@@ -235,6 +253,7 @@ def note_corner(figure: Any, text: str, look: Look) -> None:
         xref="paper",
         yref="paper",
         showarrow=False,
+        align="left",
         font={"size": 11, "color": look.faint},
     )
 

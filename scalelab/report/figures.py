@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
+CLIP = 3.0
+"""Factor beyond the drawn values at which intervals are clipped."""
 GRID = 60
 LEVELS = 9
 
@@ -34,13 +36,21 @@ def optima(isoflop: IsoflopFit, bands: Bands | None, rows: Observations, look: L
     budgets = np.array([curve.budget for curve in isoflop.interior])
     flops = [budgets, *([bands.flops] if bands is not None else []), rows.flops]
     for row, axis in ((1, "n_params"), (2, "n_tokens")):
+        minima = np.array([getattr(curve, axis).value for curve in isoflop.interior])
+        seen = [minima, getattr(rows if bands is None else bands, axis)]
+        span = _clipped(seen)
         if bands is not None:
-            _frontier(figure, bands, axis, look, row)
+            _frontier(figure, bands, axis, look, row, span)
         if len(budgets):
-            _points(figure, isoflop, axis, look, row)
+            _points(figure, isoflop, axis, look, row, span)
         name = PARAMS if axis == "n_params" else TOKENS
-        seen = [getattr(rows, axis)] if bands is None else [getattr(bands, axis)]
-        figure.update_yaxes(**draw.log_axis(seen, sizes=True), title_text=name, row=row, col=1)
+        figure.update_yaxes(
+            **draw.log_axis(seen, sizes=True),
+            range=[float(np.log10(end)) for end in span],
+            title_text=name,
+            row=row,
+            col=1,
+        )
     frontier = ", and the compute-optimal frontier with its band."
     if bands is None:
         frontier = ". There is no frontier yet."
@@ -72,7 +82,9 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
     if losses is None:
         return draw.empty(look, "No surface over N and D: the runs do not determine it.")
     loss = losses.reshape(GRID, -1)
-    levels = np.linspace(loss.min(), np.quantile(loss, 0.9), LEVELS + 1)[1:]
+    # the losses of the runs: far from them, the surface would take all levels
+    top = min(float(np.quantile(loss, 0.9)), float(np.quantile(rows.loss_nats, 0.98)))
+    levels = np.linspace(loss.min(), max(top, float(loss.min()) + 1e-6), LEVELS + 1)[1:]
     start, end, step = float(levels[0]), float(levels[-1]), float(levels[1] - levels[0])
     figure = go.Figure(
         go.Contour(
@@ -84,17 +96,40 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
             reversescale=True,
             line={"width": 1.4},
             showscale=False,
-            hovertemplate="N %{x}, D %{y}<br>loss %{z:.4f}<extra></extra>",
+            customdata=[[[n, d] for n in draw.sizes(x)] for d in draw.sizes(y)],
+            hovertemplate="N %{customdata[0]}, D %{customdata[1]}<br>loss %{z:.4f}<extra></extra>",
         )
     )
     some = draw.thinned(len(rows))
     runs = rows.take(some)
-    style = {"color": look.ink, "size": 4 if len(some) < 500 else 2, "opacity": 0.45}
-    draw.add_curve(figure, runs.n_params, runs.n_tokens, style, "runs", "run<br>N %{x}, D %{y}")
+    style = {"color": look.ink, "size": 6 if len(some) < 500 else 4, "opacity": 0.5}
+    at = "N %{customdata[0]}, D %{customdata[1]}"
+    draw.add_curve(
+        figure,
+        runs.n_params,
+        runs.n_tokens,
+        style,
+        "runs",
+        f"run<br>{at}<br>loss %{{customdata[2]}}",
+        customdata=[
+            [n, d, f"{loss:.4f}"]
+            for n, d, loss in zip(
+                draw.sizes(runs.n_params), draw.sizes(runs.n_tokens), runs.loss_nats, strict=True
+            )
+        ],
+    )
     if bands is not None:
-        name, hover = "compute-optimal frontier", "frontier<br>N %{x}, D %{y}"
-        style = {"color": look.accent, "width": 2.4}
-        draw.add_curve(figure, bands.n_params, bands.n_tokens, style, name, hover)
+        draw.add_curve(
+            figure,
+            bands.n_params,
+            bands.n_tokens,
+            {"color": look.accent, "width": 2.4},
+            "compute-optimal frontier",
+            f"frontier<br>{at}",
+            customdata=list(
+                zip(draw.sizes(bands.n_params), draw.sizes(bands.n_tokens), strict=True)
+            ),
+        )
     draw.finish(
         figure,
         look,
@@ -135,32 +170,85 @@ def _name_contours(
     figure.update_layout(margin={"r": 44})
 
 
-def _frontier(figure: Any, bands: Bands, axis: str, look: Look, row: int) -> None:
-    name, place = "compute-optimal frontier", {"row": row, "col": 1}
+def _frontier(
+    figure: Any, bands: Bands, axis: str, look: Look, row: int, span: tuple[float, float]
+) -> None:
+    name = "compute-optimal frontier"
+    place: dict[str, Any] = {"row": row, "col": 1}
     flops, value = bands.flops, getattr(bands, axis)
     low, high = getattr(bands, f"{axis}_low"), getattr(bands, f"{axis}_high")
     style = {"color": look.accent, "width": 2.2}
-    draw.add_band(figure, flops, low, high, look.with_alpha(look.accent, 0.2), **place)
-    draw.add_curve(figure, flops, value, style, name, f"{name}<br>C %{{x:.2e}}<br>%{{y}}", **place)
+    # beyond the axis by a tenth, so that a clipped band has no edge inside
+    bottom, top = np.maximum(low, span[0] / 1.1), np.minimum(high, span[1] * 1.1)
+    draw.add_band(figure, flops, bottom, top, look.with_alpha(look.accent, 0.2), **place)
+    text = [
+        [format_flops(float(c)), size, draw.interval(float(one), float(two), "no interval")]
+        for c, size, one, two in zip(flops, draw.sizes(value), low, high, strict=True)
+    ]
+    hover = f"{name}<br>C %{{customdata[0]}} FLOP<br>%{{customdata[1]}}, %{{customdata[2]}}"
+    draw.add_curve(figure, flops, value, style, name, hover, customdata=text, **place)
     draw.label_end(figure, flops[-1], value[-1], "frontier", look.accent, log_y=True, **place)
 
 
-def _points(figure: Any, isoflop: IsoflopFit, axis: str, look: Look, row: int) -> None:
+def _points(
+    figure: Any, isoflop: IsoflopFit, axis: str, look: Look, row: int, span: tuple[float, float]
+) -> None:
+    """Draw the minima of approach 2; bars end at the axis with an arrow where they leave it."""
     minima = [getattr(curve, axis) for curve in isoflop.interior]
+    budgets = np.array([curve.budget for curve in isoflop.interior])
     value = np.array([each.value for each in minima])
-    high = np.array([each.high or each.value for each in minima])
-    low = np.array([each.low or each.value for each in minima])
+    low = np.array([np.nan if each.low is None else each.low for each in minima])
+    high = np.array([np.nan if each.high is None else each.high for each in minima])
+    name = "N" if axis == "n_params" else "D"
+    limits = [draw.interval(each.low, each.high) for each in minima]
+    text = [
+        [format_flops(c), value, limit]
+        for c, value, limit in zip(budgets, draw.sizes(value), limits, strict=True)
+    ]
+    size = 7 if len(minima) < 20 else 5
+    is_bounded = np.isfinite(low + high)
+    place: dict[str, Any] = {"row": row, "col": 1}
     draw.add_curve(
         figure,
-        np.array([curve.budget for curve in isoflop.interior]),
+        budgets,
         value,
-        {"color": look.second, "size": 7 if len(minima) < 20 else 4, "symbol": "diamond"},
+        {
+            "color": [look.second if each else look.paper for each in is_bounded],
+            "size": size,
+            "symbol": "diamond",
+            "line": {"color": look.second, "width": 1.4},
+        },
         "approach 2",
-        "approach 2<br>C %{x:.2e}<br>%{y}",
-        row=row,
-        col=1,
-        error_y=draw.error_bars(value, low, high, look.second, 3, 1.2),
+        f"minimum of approach 2<br>C %{{customdata[0]}} FLOP<br>{name} %{{customdata[1]}}, "
+        "%{customdata[2]}",
+        error_y=draw.error_bars(
+            value, np.maximum(low, span[0]), np.minimum(high, span[1]), look.second, 3, 1.2
+        ),
+        customdata=text,
+        **place,
     )
+    for is_out, end, symbol in (
+        (low < span[0], span[0], "triangle-down"),
+        (high > span[1], span[1], "triangle-up"),
+    ):
+        if is_out.any():
+            draw.add_curve(
+                figure,
+                budgets[is_out],
+                np.full(int(is_out.sum()), end),
+                {"color": look.second, "size": 9, "symbol": symbol},
+                "interval beyond the axis",
+                f"the interval leaves the axis<br>{name} %{{customdata}}",
+                customdata=[limit for limit, out in zip(limits, is_out, strict=True) if out],
+                **place,
+            )
+
+
+def _clipped(values: list[FloatArray]) -> tuple[float, float]:
+    """Return the range of a size axis: its drawn values, and half a decade at each end."""
+    every = np.concatenate(values)
+    every = every[np.isfinite(every) & (every > 0)]
+    return float(every.min()) / CLIP, float(every.max()) * CLIP
 
 
 def _widened(values: FloatArray) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from scipy import special
 from scalelab.arrays import FloatArray
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
-from scalelab.units import plural
+from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
@@ -80,7 +80,10 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
     shown, unit = _shown(report)
     rows = report.observations
     some = draw.thinned(len(shown), CLOUD)
-    figure = make_subplots(rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.1)
+    # the panels of a row share their y axis: no labels between them that could collide
+    figure = make_subplots(
+        rows=2, cols=2, vertical_spacing=0.16, horizontal_spacing=0.05, shared_yaxes=True
+    )
     places = (
         (1, 1, rows.n_params, PARAMS),
         (1, 2, rows.n_tokens, TOKENS),
@@ -94,8 +97,13 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
     )
     for row, col, values, name in places:
         at: dict[str, Any] = {"row": row, "col": col}
-        hover = "%{x}<br>%{y:.3f}"
-        draw.add_curve(figure, values[some], clipped[some], points, hover=hover, **at)
+        words = (
+            [format_flops(v) for v in values[some]] if name == FLOPS else draw.sizes(values[some])
+        )
+        hover = f"{name} %{{customdata}}<br>residual %{{y:.3f}} {unit}"
+        draw.add_curve(
+            figure, values[some], clipped[some], points, hover=hover, customdata=words, **at
+        )
         figure.add_hline(y=0, line={"color": look.ink, "width": 1}, **at)
         figure.add_hrect(y0=low, y1=high, fillcolor=look.accent, opacity=0.1, line_width=0, **at)
         figure.update_xaxes(**draw.log_axis(values, sizes=name != FLOPS), title_text=name, **at)
@@ -112,10 +120,9 @@ def residuals(report: FitReport, look: Look = LIGHT) -> Any:
         ),
         height=640,
     )
-    for row, col in ((1, 1), (1, 2), (2, 1)):
-        figure.update_yaxes(title_text=f"residual, {unit}", row=row, col=col)
+    for row in (1, 2):
+        figure.update_yaxes(title_text=f"residual, {unit}", row=row, col=1)
     figure.update_xaxes(title_text="normal quantile", row=2, col=2)
-    figure.update_yaxes(title_text=f"residual, {unit}", row=2, col=2)
     draw.note_thinned(figure, len(some), len(shown), look)
     return figure
 
@@ -200,24 +207,26 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
     if not table:
         return draw.empty(look, "Leave-one-budget-out needs at least three budgets.", height=240)
     budgets = np.array([row["budget"] for row in table])
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-    for col, key, scale, name in (
-        (1, "a", 1.0, "exponent a without that budget"),
-        (2, "mean_relative_error", 100.0, "mean error on that budget, %"),
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    for row, key, scale, name, unit in (
+        (1, "a", 1.0, "a without it", ""),
+        (2, "mean_relative_error", 100.0, "mean error on it, %", " %"),
     ):
         figure.add_trace(
             go.Scatter(
                 x=budgets,
-                y=[scale * row[key] for row in table],
+                y=[scale * each[key] for each in table],
                 mode="lines+markers",
                 line={"color": look.faint, "width": 1},
                 marker={"color": look.accent, "size": 9},
-                hovertemplate="without %{x:.2e} FLOP<br>%{y:.4f}<extra></extra>",
+                customdata=[format_flops(budget) for budget in budgets],
+                hovertemplate=f"without %{{customdata}} FLOP<br>{name.split(' ')[0]} %{{y:.3f}}"
+                f"{unit}<extra></extra>",
             ),
-            row=1,
-            col=col,
+            row=row,
+            col=1,
         )
-        figure.update_yaxes(title_text=name, row=1, col=col)
+        figure.update_yaxes(title_text=name, row=row, col=1)
     draw.finish(
         figure,
         look,
@@ -225,10 +234,11 @@ def left_out(table: Sequence[dict[str, float]], look: Look = LIGHT) -> Any:
             f"Leaving out each of {len(table)} budgets in turn: a runs from "
             f"{min(row['a'] for row in table):.3f} to {max(row['a'] for row in table):.3f}."
         ),
-        height=340,
+        height=440,
     )
-    figure.update_xaxes(**draw.log_axis(budgets), title_text="omitted budget, FLOP")
-    figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    figure.update_xaxes(**draw.log_axis(budgets))
+    figure.update_xaxes(title_text="omitted budget, FLOP", row=2, col=1)
+    figure.update_yaxes(rangemode="tozero", row=2, col=1)
     return figure
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, LOSS, PARAMS, TOKENS, Look
-from scalelab.units import format_flops
+from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
     from scalelab.forecast.allocate import Forecast
@@ -64,9 +64,20 @@ def extrapolation(
         figure, flops, bands.pred_low, bands.pred_high, look.with_alpha(look.second, 0.16)
     )
     draw.add_band(figure, flops, bands.low, bands.high, look.with_alpha(look.accent, 0.3))
-    hover = "compute-optimal<br>C %{x:.2e} FLOP<br>loss %{y:.4f}"
+    hover = (
+        "compute-optimal<br>C %{customdata[0]} FLOP: N %{customdata[1]}, D %{customdata[2]}<br>"
+        "loss %{y:.4f}"
+    )
     style = {"color": look.accent, "width": 2.4}
-    draw.add_curve(figure, flops, bands.loss, style, "compute-optimal", hover)
+    words = zip(
+        map(format_flops, flops),
+        draw.sizes(bands.n_params),
+        draw.sizes(bands.n_tokens),
+        strict=True,
+    )
+    draw.add_curve(
+        figure, flops, bands.loss, style, "compute-optimal", hover, customdata=list(words)
+    )
     some = draw.thinned(len(rows))
     _runs(figure, reached[some], rows.loss_nats[some], "fitted runs", look.faint, 4)
     if held is not None and len(held):
@@ -83,8 +94,9 @@ def extrapolation(
             loss,
             {"symbol": "star", "size": 15, "color": look.accent},
             "target",
-            "target<br>C %{x:.2e} FLOP<br>loss %{y:.4f}",
+            "target<br>C %{customdata[0]} FLOP<br>loss %{customdata[1]}",
             error_y=draw.error_bars(loss, [each.pred_low], [each.pred_high], look.ink, 6, 2),
+            customdata=[[format_flops(each.flops), _with_limits(each)]],
         )
         figure.add_annotation(
             x=float(np.log10(each.flops)),
@@ -121,71 +133,80 @@ def extrapolation(
     return figure
 
 
-def published_planes(
+def published_plane(
     models: Sequence[PublishedModel],
     bands: Bands | None,
+    axis: Literal["n_tokens", "flops"],
     named: Sequence[str] = (),
     look: Look = LIGHT,
 ) -> Any:
-    """Return published models in the N-D and N-C planes, with the frontier of this fit.
+    """Return published models in the N-D or the N-C plane, with the frontier of this fit.
 
     Parameters
     ----------
     models : sequence of PublishedModel
     bands : Bands or None
         Frontier of this fit over the compute of the models.
+    axis : {"n_tokens", "flops"}
+        The x axis.
     named : sequence of str
         Models whose names are written.
     look : Look
     """
     import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1)
+    title = TOKENS if axis == "n_tokens" else FLOPS
     n_params = np.array([model.n_params for model in models])
     names = [model.name for model in models]
-    for col, axis, title in ((1, "n_tokens", TOKENS), (2, "flops", FLOPS)):
-        values = np.array([getattr(model, axis) for model in models])
-        places = _places(values, n_params, [name in named for name in names], names)
-        if bands is not None:
-            _law_line(figure, bands, axis, look, col)
-        figure.add_trace(
-            go.Scatter(
-                x=values,
-                y=n_params,
-                mode="markers+text",
-                marker={
-                    "color": [look.ink if name in named else look.second for name in names],
-                    "size": [8 if name in named else 5 for name in names],
-                    "opacity": [1.0 if name in named else 0.55 for name in names],
-                },
-                text=[
-                    draw.plain(name) if place else ""
-                    for name, place in zip(names, places, strict=True)
-                ],
-                textposition=[place or "top center" for place in places],
-                textfont={"size": 11, "color": look.ink},
-                customdata=[[draw.plain(m.name), m.year, draw.plain(m.source)] for m in models],
-                hovertemplate="%{customdata[0]} (%{customdata[1]})<br>N %{y}, %{x}"
-                "<br>%{customdata[2]}<extra></extra>",
-            ),
-            row=1,
-            col=col,
+    values = np.array([getattr(model, axis) for model in models])
+    places = _places(values, n_params, [name in named for name in names], names)
+    figure = go.Figure()
+    if bands is not None:
+        _law_line(figure, bands, axis, look)
+    figure.add_trace(
+        go.Scatter(
+            x=values,
+            y=n_params,
+            mode="markers+text",
+            marker={
+                "color": [look.ink if name in named else look.second for name in names],
+                "size": [8 if name in named else 5 for name in names],
+                "opacity": [1.0 if name in named else 0.55 for name in names],
+            },
+            text=[
+                draw.plain(name) if place else "" for name, place in zip(names, places, strict=True)
+            ],
+            textposition=[place or "top center" for place in places],
+            textfont={"size": 11, "color": look.ink},
+            customdata=[
+                [
+                    f"{draw.plain(m.name)} ({m.year})",
+                    format_quantity(m.n_params),
+                    format_quantity(m.n_tokens),
+                    format_flops(m.flops),
+                    draw.plain(m.source),
+                ]
+                for m in models
+            ],
+            hovertemplate="%{customdata[0]}<br>N %{customdata[1]}, D %{customdata[2]}, "
+            "C %{customdata[3]} FLOP<br>%{customdata[4]}<extra></extra>",
         )
-        x = draw.log_axis(values, sizes=axis == "n_tokens")
-        y = draw.log_axis(n_params, sizes=True)
-        span = [np.log10(values.min()) - 0.25, np.log10(values.max()) + 0.25]
-        figure.update_xaxes(**x, title_text=title, range=span, row=1, col=col)
-        figure.update_yaxes(**y, title_text=PARAMS, range=[7.3, 12.3], row=1, col=col)
-    return draw.finish(
+    )
+    draw.finish(
         figure,
         look,
         alt=(
-            f"{len(models)} published models by parameters against tokens and against compute"
+            f"{len(models)} published models by parameters against {title}"
             + (", with the frontier of this fit and its band." if bands is not None else ".")
         ),
-        height=520,
+        x=title,
+        y=PARAMS,
+        height=500,
     )
+    span = [np.log10(values.min()) - 0.25, np.log10(values.max()) + 0.25]
+    figure.update_xaxes(**draw.log_axis(values, sizes=axis == "n_tokens"), range=span)
+    figure.update_yaxes(**draw.log_axis(n_params, sizes=True), range=[7.3, 12.3])
+    return figure
 
 
 def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = LIGHT) -> Any:
@@ -232,9 +253,11 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
             middle,
             {"color": colour, "symbol": symbol, "size": 16 if name == "best" else 8},
             name,
-            "%{customdata}<br>%{x}<br>loss %{y:.4f}",
+            f"%{{customdata[0]}}<br>{unit} %{{customdata[1]}}<br>loss %{{customdata[2]}}",
             error_y=draw.error_bars(middle, low, high, colour, 3, 1),
-            customdata=[draw.plain(p["label"]) for p in chosen],
+            customdata=[
+                [draw.plain(p["label"]), format_quantity(p[cost]), _span_words(p)] for p in chosen
+            ],
         )
     best = next((p for p in points if p["is_best"]), None)
     if best is not None:
@@ -261,16 +284,30 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
 
 
 def _runs(figure: Any, x: FloatArray, y: FloatArray, name: str, colour: str, size: int) -> None:
-    hover = f"{name}<br>C %{{x:.2e}} FLOP<br>loss %{{y:.4f}}"
+    hover = f"{name}<br>C %{{x:.3g}} FLOP<br>loss %{{y:.4f}}"
     draw.add_curve(figure, x, y, {"color": colour, "size": size, "opacity": 0.6}, name, hover)
 
 
-def _law_line(figure: Any, bands: Bands, axis: str, look: Look, col: int) -> None:
-    x, place = getattr(bands, axis), {"row": 1, "col": col}
-    low, high, fill = bands.n_params_low, bands.n_params_high, look.with_alpha(look.accent, 0.18)
-    draw.add_band(figure, x, low, high, fill, **place)
-    style, name = {"color": look.accent, "width": 2.2}, "this fit's optimum"
-    draw.add_curve(figure, x, bands.n_params, style, name, "optimum<br>N %{y}, %{x}", **place)
+def _law_line(figure: Any, bands: Bands, axis: str, look: Look) -> None:
+    x, low, high = getattr(bands, axis), bands.n_params_low, bands.n_params_high
+    draw.add_band(figure, x, low, high, look.with_alpha(look.accent, 0.18))
+    style = {"color": look.accent, "width": 2.2}
+    at = zip(
+        map(format_flops, bands.flops),
+        draw.sizes(bands.n_params),
+        draw.sizes(bands.n_tokens),
+        strict=True,
+    )
+    hover = "optimum at C %{customdata[0]} FLOP<br>N %{customdata[1]}, D %{customdata[2]}"
+    draw.add_curve(
+        figure, x, bands.n_params, style, "this fit's optimum", hover, customdata=list(at)
+    )
+
+
+def _with_limits(each: Forecast) -> str:
+    if not np.isfinite(each.pred_low + each.pred_high):
+        return f"{each.loss_nats:.4f}"
+    return f"{each.loss_nats:.4f}, new run {each.pred_low:.4f} to {each.pred_high:.4f}"
 
 
 def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:
@@ -304,6 +341,13 @@ def _overlap(
     one: tuple[float, float, float, float], other: tuple[float, float, float, float]
 ) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _span_words(point: dict[str, Any]) -> str:
+    loss = f"{point['loss_nats']:.4f}"
+    if point["low"] is None or not np.isfinite(point["low"] + point["high"]):
+        return loss
+    return f"{loss} ({point['low']:.4f} to {point['high']:.4f})"
 
 
 def _or(value: float | None, other: float) -> float:

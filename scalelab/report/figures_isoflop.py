@@ -8,7 +8,7 @@ import numpy as np
 
 from scalelab.report import draw
 from scalelab.report.look import LIGHT, LOSS, PARAMS, Look
-from scalelab.units import format_flops, format_quantity, plural
+from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopCurve, IsoflopFit
@@ -45,7 +45,7 @@ def isoflop_curves(
     colours = look.shades(len(drawn))
     named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
     share = max(30, draw.MAX_POINTS // len(drawn))
-    losses = np.concatenate([rows.loss_nats[iso.rows] for iso in drawn])
+    losses = np.concatenate([rows.loss_nats[iso.every_row] for iso in drawn])
     low, high = float(losses.min()), float(np.quantile(losses, 0.97))
     top = high + 0.08 * (high - low)
     for i, (iso, colour) in enumerate(zip(drawn, colours, strict=True)):
@@ -56,17 +56,23 @@ def isoflop_curves(
         if inside.sum() > 1:
             n_params, loss = bands.n_params[inside], bands.loss[inside]
             style = {"color": look.accent, "width": 2, "dash": "dash"}
-            hover = "frontier<br>N %{x}<br>loss %{y:.4f}"
-            draw.add_curve(figure, n_params, loss, style, "compute-optimal frontier", hover)
+            hover = "frontier<br>N %{customdata}<br>loss %{y:.4f}"
+            name, words = "compute-optimal frontier", draw.sizes(n_params)
+            draw.add_curve(figure, n_params, loss, style, name, hover, customdata=words)
     sizes = np.concatenate([rows.n_params[iso.rows] for iso in drawn])
     left_out = len(isoflop.curves) - len(drawn)
     above = int((losses > top).sum())
-    note = f" {left_out} of {len(isoflop.curves)} budgets not drawn." if left_out else ""
+    notes = [f"{left_out} of {len(isoflop.curves)} budgets not drawn."] if left_out else []
     if above:
-        note += f" {plural(above, 'run')} above the plotted range."
-    shown = sum(min(len(iso.rows), share) for iso in drawn)
+        notes.append(f"{plural(above, 'run')} above the plotted range.")
+    shown = sum(min(len(iso.rows), share) + len(iso.outliers) for iso in drawn)
     if shown < len(losses):
-        note += f" {shown:,} of {len(losses):,} runs drawn."
+        notes.append(f"{shown:,} of {len(losses):,} runs drawn.")
+    n_outliers = sum(len(iso.outliers) for iso in drawn)
+    if n_outliers:
+        notes.append(f"Hollow: {plural(n_outliers, 'outlier')}, not in the parabolas.")
+    if any(not iso.is_interior for iso in drawn):
+        notes.append("Dashed: no minimum inside the grid.")
     found = sum(iso.is_interior for iso in isoflop.curves)
     draw.finish(
         figure,
@@ -75,7 +81,7 @@ def isoflop_curves(
             f"Loss against parameters: {plural(len(isoflop.curves), 'isoFLOP curve')} from "
             f"{format_flops(isoflop.curves[0].budget)} to "
             f"{format_flops(isoflop.curves[-1].budget)} FLOP; {found} with a minimum "
-            f"inside the grid.{note}"
+            f"inside the grid. {' '.join(notes)}"
         ),
         x=PARAMS,
         y=LOSS,
@@ -83,8 +89,8 @@ def isoflop_curves(
     )
     figure.update_xaxes(**draw.log_axis(sizes, sizes=True))
     figure.update_yaxes(range=[low - 0.08 * (high - low), top])
-    if note:
-        draw.note_corner(figure, note.strip(), look)
+    if notes:
+        draw.note_corner(figure, "<br>".join(notes), look)
     figure.update_layout(margin={"r": 76})
     return figure
 
@@ -100,18 +106,34 @@ def _curve(
     """Draw runs and parabola of one budget; its label is where it ends or leaves the plot."""
     name = f"{format_flops(iso.budget)} FLOP"
     some = rows.take(iso.rows[draw.thinned(len(iso.rows), share)])
-    style = {"color": colour, "size": 6 if len(some) < 200 else 3.5, "opacity": 0.75}
-    hover = f"{name}<br>N %{{x}}<br>loss %{{y:.4f}}"
-    draw.add_curve(figure, some.n_params, some.loss_nats, style, name, hover)
+    size = 6 if len(some) < 200 else 4.5
+    style = {"color": colour, "size": size, "opacity": 0.75}
+    _runs(figure, some, style, name, "")
+    if len(iso.outliers):
+        hollow = {**style, "size": size + 1, "symbol": "circle-open", "line": {"width": 1.6}}
+        _runs(figure, rows.take(iso.outliers), hollow, name, "<br>outlier: not in the parabola")
     sizes = rows.n_params[iso.rows]
     span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
     curve = iso.n_params.curve(span)
-    draw.add_curve(figure, span, curve, {"color": colour, "width": 1.6}, name)
+    line = {"color": colour, "width": 1.6, "dash": "solid" if iso.is_interior else "4px,3px"}
+    draw.add_curve(figure, span, curve, line, name)
     if top is not None:
         end = int(np.flatnonzero(curve <= top)[-1]) if (curve <= top).any() else -1
         draw.label_end(
             figure, float(span[end]), float(curve[end]), format_flops(iso.budget), colour
         )
+
+
+def _runs(figure: Any, rows: Observations, style: dict[str, Any], name: str, note: str) -> None:
+    draw.add_curve(
+        figure,
+        rows.n_params,
+        rows.loss_nats,
+        style,
+        name,
+        f"{name}<br>N %{{customdata[0]}}, D %{{customdata[1]}}<br>loss %{{y:.4f}}{note}",
+        customdata=list(zip(draw.sizes(rows.n_params), draw.sizes(rows.n_tokens), strict=True)),
+    )
 
 
 def _minima(figure: Any, drawn: tuple[IsoflopCurve, ...], look: Look) -> None:
@@ -122,16 +144,22 @@ def _minima(figure: Any, drawn: tuple[IsoflopCurve, ...], look: Look) -> None:
     value = np.array([minimum.value for minimum in found])
     low = np.array([minimum.low or minimum.value for minimum in found])
     high = np.array([minimum.high or minimum.value for minimum in found])
-    line, limits = {"color": look.ink, "width": 1.6}, zip(low, high, strict=True)
+    line = {"color": look.ink, "width": 1.6}
     draw.add_curve(
         figure,
         value,
         np.array([minimum.loss for minimum in found]),
         {"symbol": "diamond", "size": 9, "color": look.paper, "line": line},
         "minimum with its interval",
-        "minimum<br>N %{x} (%{customdata[0]} to %{customdata[1]})<br>loss %{y:.4f}",
+        "minimum<br>N %{customdata[0]}, %{customdata[1]}<br>loss %{y:.4f}",
         error_x=draw.error_bars(value, low, high, look.ink, 4, 1.3),
-        customdata=[[format_quantity(float(end)) for end in ends] for ends in limits],
+        customdata=list(
+            zip(
+                draw.sizes(value),
+                [draw.interval(minimum.low, minimum.high) for minimum in found],
+                strict=True,
+            )
+        ),
     )
 
 

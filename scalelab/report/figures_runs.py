@@ -58,7 +58,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
         ],
         row_heights=[FIRST_PANEL, *([1.0] * (n_rows - 1))],
         vertical_spacing=0.22 / n_rows,
-        horizontal_spacing=0.09,
+        horizontal_spacing=0.14,
     )
     groups = list(table.groupby("run_id", sort=False))
     colours = look.shades(len(groups))
@@ -69,7 +69,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
                 continue
             label = draw.plain(good["label"].iloc[0])
             x, y, style = good[by].to_numpy(), good[key].to_numpy(), {"color": colour, "width": 1.6}
-            hover = f"{label}<br>%{{x}}<br>%{{y:.4g}}"
+            hover = f"{label}<br>{by} %{{x:.3g}}<br>{name} %{{y:.4g}}"
             draw.add_curve(figure, x, y, style, label, hover, row=row, col=col)
         values = table[key].dropna().to_numpy(float)
         if np.ptp(values) <= 1e-6 * np.abs(values).max():
@@ -99,7 +99,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
 
 def _places(count: int) -> tuple[int, list[tuple[int, int]]]:
     """Return the number of columns, and row and column of each panel; the first spans a row."""
-    n_cols = 3 if count == 4 else 2
+    n_cols = 2  # more would collide on a narrow page
     return n_cols, [(1, 1), *((2 + i // n_cols, 1 + i % n_cols) for i in range(count - 1))]
 
 

@@ -104,8 +104,9 @@ def _figures(fit: FitReport) -> Iterator[str]:
         yield "<h2>Published models compared with this optimum</h2>"
         models = [model for model in PUBLISHED_MODELS if model.is_decoder]
         planes = bands_between(fit, *PUBLISHED_SPAN)
-        drawn = figures_forecast.published_planes(models, planes, LABELLED_MODELS)
-        yield _figure(drawn, "published")
+        for axis in ("n_tokens", "flops"):
+            drawn = figures_forecast.published_plane(models, planes, axis, LABELLED_MODELS)
+            yield _figure(drawn, f"published_{axis}")
     yield "<h2>Exponent a by method</h2>"
     yield _figure(figures_fit.forest(exponents(fit)), "forest")
     yield "<h2>Residuals</h2>"

@@ -225,3 +225,20 @@ def test_curves_of_equal_row_weights_keep_their_minimum_and_change_their_weight(
     np.testing.assert_allclose(found, expected, rtol=1e-8)
     whole = fit_isoflop(rows, weights=weights)
     assert whole.n_law.high - whole.n_law.low > 1e-3
+
+
+def test_the_interval_of_d_follows_from_that_of_n_where_compute_is_given(isoflop_runs):
+    rows = isoflop_runs(noise=0.02, half_width=3.0)
+    # as in tables whose budgets are inferred: each row's compute is within 5 % of its budget
+    shifts = np.random.default_rng(3).uniform(-0.05, 0.05, len(rows))
+    found = fit_isoflop(replace(rows, n_tokens=rows.n_tokens * np.exp(shifts)))
+    bounded = [curve for curve in found.interior if curve.n_params.low is not None]
+    assert len(bounded) >= 2
+    for curve in bounded:
+        n, d = curve.n_params, curve.n_tokens
+        # C = 6 N D: as many times as N may be larger, D may be smaller
+        assert d.high / d.value == pytest.approx(n.value / n.low, rel=0.1)
+        assert d.value / d.low == pytest.approx(n.high / n.value, rel=0.1)
+    for curve in found.interior:
+        if curve.n_params.low is None:
+            assert (curve.n_tokens.low, curve.n_tokens.high) == (None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from scalelab.api import fit
 from scalelab.api.data import frame_of
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.isoflop import fit_isoflop
+from scalelab.fit.isoflop import MIN_ROWS_LEFT, IsoflopCurve, fit_isoflop
 from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.headline import headline
@@ -62,7 +63,9 @@ def every_figure(report: FitReport, look: Any) -> dict[str, Any]:
         "extrapolation": figures_forecast.extrapolation(
             report, bands, report.forecasts, None, look
         ),
-        "published": figures_forecast.published_planes(models, bands, LABELLED_MODELS, look),
+        "published": figures_forecast.published_plane(
+            models, bands, "flops", LABELLED_MODELS, look
+        ),
     }
 
 
@@ -73,6 +76,64 @@ def test_every_figure_has_alternative_text_and_a_bounded_payload(
     for name, figure in every_figure(report, look).items():
         assert len(figure.layout.meta["alt"]) > 40, name
         assert len(figure.to_json()) < MAX_BYTES, name
+
+
+def test_hover_texts_are_words_and_not_the_numbers_of_the_browser(report: FitReport) -> None:
+    raw = re.compile(r"%\{[xyz]\}")
+    for name, figure in every_figure(report, LIGHT).items():
+        for trace in figure.data:
+            if trace.type == "scatter" and isinstance(trace.y[0], str):
+                continue  # a name on the axis
+            said = raw.findall((trace.hovertemplate or "").replace("%{y}<extra>", "<extra>"))
+            assert not said, (name, trace.name, trace.hovertemplate)
+
+
+def test_an_interval_beyond_the_axis_is_clipped_with_an_arrow(report: FitReport) -> None:
+    def widened(curve: IsoflopCurve) -> IsoflopCurve:
+        if curve is not report.isoflop.interior[-1]:
+            return curve
+        return replace(
+            curve,
+            n_params=replace(curve.n_params, low=None, high=None),
+            n_tokens=replace(curve.n_tokens, low=1.0),
+        )
+
+    found = replace(report.isoflop, curves=tuple(map(widened, report.isoflop.curves)))
+    bands = bands_between(report, 1e18, 1e22)
+    plain_range = figures.optima(report.isoflop, bands, report.observations).layout.yaxis2.range
+    figure = figures.optima(found, bands, report.observations)
+    assert figure.layout.yaxis2.range == plain_range
+    arrows = [trace for trace in figure.data if trace.name == "interval beyond the axis"]
+    assert [trace.marker.symbol for trace in arrows] == ["triangle-down"]
+    assert float(values(arrows[0].y)[0]) == pytest.approx(10 ** plain_range[0])
+    n_opt = next(trace for trace in figure.data if trace.name == "approach 2")
+    assert n_opt.customdata[-1][2] == "interval unbounded"
+
+
+def test_outliers_are_hollow_and_parabolas_without_a_minimum_dashed(
+    isoflop_runs: Callable[..., Observations],
+) -> None:
+    rows = isoflop_runs(noise=0.002)
+    budgets = np.unique(rows.budget)
+    first = np.flatnonzero(rows.budget == budgets[0])
+    assert len(first) >= MIN_ROWS_LEFT
+    losses = rows.loss_nats.copy()
+    losses[first[1]] += 0.5
+    # the last budget has only its sizes above the minimum
+    last = rows.budget == budgets[-1]
+    keep = ~last | (rows.n_params > np.median(rows.n_params[last]))
+    found = fit_isoflop(replace(rows, loss_nats=losses).take(np.flatnonzero(keep)))
+    assert [int(i) for i in found.curves[0].outliers] == [int(first[1])]
+    clean = fit_isoflop(rows).curves[0].n_params
+    assert found.curves[0].n_params.value == pytest.approx(clean.value, rel=0.05)
+    figure = figures_isoflop.isoflop_curves(
+        replace(rows, loss_nats=losses).take(np.flatnonzero(keep)), found
+    )
+    assert sum(trace.marker.symbol == "circle-open" for trace in figure.data) == 1
+    dashes = [trace.line.dash for trace in figure.data if trace.mode == "lines"]
+    assert dashes[0] == "solid"
+    assert dashes[-1] != "solid"
+    assert "Hollow: 1 outlier" in figure.layout.meta["alt"]
 
 
 def test_isoflop_curves_mark_the_minima_of_the_fit(report: FitReport) -> None:

@@ -52,7 +52,7 @@ def test_nothing_is_fetched_and_every_figure_is_described(text: str) -> None:
     outline = Outline()
     outline.feed(text)
     assert outline.fetched == []
-    assert len(outline.labels) == 8
+    assert len(outline.labels) == 9
     assert all(len(label) > 40 for label in outline.labels)
     assert "link" in outline.tags
 

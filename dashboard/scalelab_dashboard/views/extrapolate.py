@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
@@ -21,8 +22,10 @@ from scalelab_dashboard.fits import Failure, attempt
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
+    from scalelab.report.look import Look
     from scalelab_dashboard.state import Choice
 
 BY = ("Compute C", "Parameters N", "Tokens D", "GPU-hours", "Money")
@@ -35,6 +38,7 @@ EXAMPLES = {
 }
 SECONDS_PER_HOUR = 3600
 PUBLISHED_SPAN = (1e19, 1e26)
+PLANES: tuple[Literal["n_tokens", "flops"], ...] = ("n_tokens", "flops")
 
 
 def show(choice: Choice) -> None:
@@ -206,6 +210,11 @@ def sweep_file(forecast: Forecast, choice: Choice) -> str:
     return run_as_sweep(forecast, " ".join(choice.words("--predict", forecast.asked)))
 
 
+def _plane(bands: Bands | None, axis: Literal["n_tokens", "flops"], look: Look) -> Any:
+    models = [model for model in PUBLISHED_MODELS if model.is_decoder]
+    return figures_forecast.published_plane(models, bands, axis, LABELLED_MODELS, look)
+
+
 def _published(choice: Choice, report: FitReport) -> None:
     assert choice.key is not None
     st.subheader(f"Published models compared with the optimum of the {report.fit.form} law")
@@ -217,12 +226,10 @@ def _published(choice: Choice, report: FitReport) -> None:
     if far := far_words([float(each) for each in table["flops"]], largest):
         st.warning(ui.as_text(far))
     bands = queries.law_bands(choice.key, *PUBLISHED_SPAN, report)
-    models = [model for model in PUBLISHED_MODELS if model.is_decoder]
-    ui.plot(
-        "published",
-        choice.key,
-        lambda look: figures_forecast.published_planes(models, bands, LABELLED_MODELS, look),
-    )
+    for column, axis in zip(st.columns(2, gap="medium"), PLANES, strict=True):
+        draw = partial(_plane, bands, axis)
+        with column:
+            ui.plot(f"published_{axis}", choice.key, draw)
     shown = table[["model", "year", "n_params", "n_tokens", "ratio", "saved", "verdict", "source"]]
     flops, name = ui.scaled(table, "flops")
     shown = shown.assign(saved=100 * table["saved"])

@@ -62,8 +62,8 @@ def show(choice: Choice) -> None:
             more,
         )
         st.caption(
-            "Labels: budget in FLOP. Diamonds: minimum of each parabola with its interval. Dashed: "
-            "compute-optimal loss of the forecaster."
+            "Labels: budget in FLOP. Diamonds: minimum of each parabola with its interval. Dashed "
+            "orange: compute-optimal loss of the forecaster."
         )
     with right:
         st.subheader("Compute-optimal N and D")
