@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.records.machine import ctrl_c_blocked
@@ -116,6 +117,10 @@ class Fits:
     def comparison(self, key: FitKey) -> Job:
         """Return the job that ranks other forms against this one."""
         return self._ask("comparison", key, _comparison)
+
+    def explorer(self, key: FitKey, asked: str | None) -> Job:
+        """Return the job that computes the compute slider, which starts at a request."""
+        return self._ask(f"explorer {asked}", key, partial(_explorer, asked=asked))
 
     def _ask(self, kind: str, key: FitKey, work: Callable[[FitKey], Any]) -> Job:
         with self._lock:
@@ -223,3 +228,15 @@ def _left_out(key: FitKey) -> Any:
     from scalelab_dashboard import assess
 
     return attempt(lambda: assess.leave_one_out(_report(key)))
+
+
+def _explorer(key: FitKey, asked: str | None) -> Any:
+    from scalelab.forecast.allocate import parse_request
+    from scalelab.report.explorer import explorer
+
+    def work() -> Any:
+        report = _report(key)
+        start = None if asked is None else report.forecaster.forecast(parse_request(asked))
+        return explorer(report, start)
+
+    return attempt(work)

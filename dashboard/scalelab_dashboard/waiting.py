@@ -12,8 +12,10 @@ from scalelab_dashboard.fits import Failure, Job, answer
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.fit.select import Comparison
+    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
+    from scalelab.report.explorer import Explorer
     from scalelab_dashboard.state import Choice
 
 FIRST_WAIT_S = 0.4
@@ -66,6 +68,15 @@ def comparison(choice: Choice) -> Comparison | None:
         return None
     found = _told(queries.fits().comparison(choice.key), "Fitting every form to every fold")
     return cast("Comparison | None", found)
+
+
+def explorer(choice: Choice, forecast: Forecast | None) -> Explorer | None:
+    """Return the compute slider; None while it is computed, or if there is no answer to move."""
+    if choice.key is None:
+        return None
+    asked = None if forecast is None or forecast.flops is None else forecast.asked
+    found = _told(queries.fits().explorer(choice.key, asked), "Computing the slider")
+    return cast("Explorer | None", found)
 
 
 def _told(job: Job, doing: str) -> object | None:

@@ -76,8 +76,9 @@ def report(
         forecaster=forecaster,
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    head = headline(found, next_command(context), next(iter(found.forecasts), None))
-    write_text(out, render(found, command, head), "--out")
+    runs = next_command(context)
+    head = headline(found, runs, next(iter(found.forecasts), None))
+    write_text(out, render(found, command, head, runs.runs), "--out")
     for path in beside:
         write_text(path, found.to_tex() if path.suffix == ".tex" else found.to_csv(), "--out")
     written = [str(path) for path in (out, *beside)]

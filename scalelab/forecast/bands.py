@@ -21,9 +21,6 @@ from scalelab.theory.accounting import tokens_at_6nd
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
 
-MAX_REPLICATES = 400
-"""Largest number of replicates in a band; more would move its edges by less than a pixel."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Bands:
@@ -127,7 +124,7 @@ def frontier_bands(fit: ParametricFit, flops: FloatArray, level: float = 0.9) ->
         return None
     if not np.all(np.isfinite(n_params) & (n_params > 0)):
         return None
-    laws = fit.replicate_laws()[:MAX_REPLICATES]
+    laws = fit.replicate_laws()
     with np.errstate(all="ignore"):
         draws = np.array([law.optimal(flops) for law in laws]).reshape(-1, 2, len(flops))
     limits = np.full((2, 2, len(flops)), np.nan)

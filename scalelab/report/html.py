@@ -9,12 +9,12 @@ import html
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
-from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop
+from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ PUBLISHED_SPAN = (1e19, 1e26)
 _CONFIG = {"displaylogo": False, "responsive": True}
 
 
-def render(fit: FitReport, command: str, head: Headline) -> str:
+def render(fit: FitReport, command: str, head: Headline, runs: Sequence[str] = ()) -> str:
     """Return the HTML page of a fit.
 
     Parameters
@@ -57,6 +57,8 @@ def render(fit: FitReport, command: str, head: Headline) -> str:
     command : str
         Command line that makes the page.
     head : Headline
+    runs : sequence of str
+        Options that select the runs and the law, for the commands of the slider.
     """
     from plotly.offline import get_plotlyjs
 
@@ -73,6 +75,7 @@ def render(fit: FitReport, command: str, head: Headline) -> str:
         f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
         *_answer(fit, head),
         *_cards(fit),
+        *_slider(fit, runs),
         *_figures(fit),
         "<h2>Parameters</h2>",
         *_parameters(fit),
@@ -81,6 +84,15 @@ def render(fit: FitReport, command: str, head: Headline) -> str:
         "</main></body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _slider(fit: FitReport, runs: Sequence[str]) -> Iterator[str]:
+    """Yield the compute slider, if the fit has a compute-optimal frontier."""
+    asked = next((each for each in fit.forecasts if each.flops is not None), None)
+    found = explorer.explorer(fit, asked)
+    if found is not None:
+        yield "<h2>Move the compute</h2>"
+        yield explorer.in_html(found, shlex.join(["scalelab", "fit", *runs]))
 
 
 def _figures(fit: FitReport) -> Iterator[str]:

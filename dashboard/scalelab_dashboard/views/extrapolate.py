@@ -16,7 +16,7 @@ from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, far_w
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
 from scalelab.units import format_flops, format_quantity, parse_quantity, plural
-from scalelab_dashboard import queries, scores, ui, waiting
+from scalelab_dashboard import queries, scores, slider, ui, waiting
 from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _forecast(choice: Choice) -> None:
         help="A sweep file with this one run.",
     )
     ui.command(choice.words("--predict", request))
+    slider.show(choice, forecast)
     _published(choice, report)
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from scalelab.report import figures, figures_isoflop
 from scalelab.units import format_flops, format_quantity, plural
-from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard import queries, slider, ui, waiting
 from scalelab_dashboard.views import live
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def show(choice: Choice) -> None:
     if report is None:
         return
     if report.has_answer:
+        slider.show(choice)
         left, right = st.columns([3, 2], gap="medium")
         with left:
             st.subheader("Loss over N and D")
