@@ -36,10 +36,8 @@ from scalelab.forecast.paths import paths_of
 from scalelab.theory.accounting import tokens_at_6nd
 from scalelab.theory.laws import Farseer, Gamma, Kaplan, Law, Overtraining
 from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
-from scalelab.theory.laws.data_constrained import DataConstrained, log_worth
+from scalelab.theory.laws.data_constrained import R_D, R_N, DataConstrained, log_worth
 
-R_D, R_N = 15.387756, 5.309743
-"""Half-lives of repeated data and excess parameters, Muennighoff et al. 2023, section 5."""
 TRADE_OFF_FORMS = (Chinchilla, Gamma, Farseer, DataConstrained, Overtraining, Kaplan)
 """Forms with a trade-off between N and D."""
 REPETITION_FORMS = (Chinchilla, TiedExponents, DataConstrained)

@@ -15,6 +15,8 @@ from scalelab.theory.laws.allocation import best_split
 from scalelab.theory.laws.base import Law, log_coordinates
 from scalelab.theory.laws.chinchilla import Chinchilla
 
+R_D, R_N = 15.387756, 5.309743
+"""Half-lives of repeated data and excess parameters in the paper, section 5."""
 HALF_LIVES = np.geomspace(0.7, 200.0, 8)
 
 

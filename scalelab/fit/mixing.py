@@ -1,0 +1,278 @@
+"""Runs of data mixtures, and the mixture laws that were fitted to them.
+
+`MixtureRuns` are the runs. `scalelab.fit.mixing_search.fit_mixtures` fits the laws and compares
+their forms; its result is a `MixtureFit` with a law for each evaluation set.
+`scalelab.fit.best_mixing` finds the best weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalelab.arrays import FloatArray
+from scalelab.errors import UsageError, did_you_mean
+from scalelab.fit.mixture_checks import check_design, check_weights
+from scalelab.fit.outcome import FitWarning, Interval, check_level, percentile_limits
+from scalelab.theory.laws.mixing import SCALES, WEIGHT, MixingLaw
+
+if TYPE_CHECKING:
+    from scalelab.fit.best_mixing import BestWeights
+    from scalelab.fit.mixing_goal import MixtureLimits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MixtureRuns:
+    """Runs with weights of sources and losses on evaluation sets.
+
+    Attributes
+    ----------
+    sources : tuple of str
+    weights : ndarray of shape (n, m)
+        Shares of the training tokens, each row sums to 1.
+    losses : Mapping[str, ndarray of shape (n,)]
+        Losses by evaluation set.
+    n_params, n_tokens : ndarray of shape (n,), or None
+        N and D, None if not known.
+    unit : str
+        Unit of the losses.
+    names : tuple of str
+        Name of each run.
+    unique_tokens : Mapping[str, float]
+        Distinct tokens of a source, where known.
+    source : str
+        Where the runs come from, for messages.
+    n_incomplete : int
+        Rows that were not used because a loss is missing.
+
+    Raises
+    ------
+    DataError
+        If weights are negative or do not sum to 1, or there are too few or collinear mixtures.
+    """
+
+    sources: tuple[str, ...]
+    weights: FloatArray
+    losses: Mapping[str, FloatArray]
+    n_params: FloatArray | None = None
+    n_tokens: FloatArray | None = None
+    unit: str = "nats/token"
+    names: tuple[str, ...] = ()
+    unique_tokens: Mapping[str, float] = field(default_factory=dict)
+    source: str = "the runs"
+    n_incomplete: int = 0
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, self.sources, self.source)
+        object.__setattr__(self, "weights", self.weights / self.weights.sum(axis=1, keepdims=True))
+        check_design(self.weights, self.sources, self.source)
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return len(self.weights)
+
+    @property
+    def scale(self) -> tuple[str, ...]:
+        """Those of N and D that differ between runs."""
+        return tuple(
+            name
+            for name in SCALES
+            if (column := getattr(self, name)) is not None and np.ptp(column) > 1e-9 * column.max()
+        )
+
+    @property
+    def mixtures(self) -> NDArray[np.intp]:
+        """Number of the mixture of each run; equal weights have equal numbers."""
+        _, number = np.unique(np.round(self.weights, 9), axis=0, return_inverse=True)
+        return np.asarray(number).reshape(-1)
+
+    def columns(self) -> dict[str, FloatArray]:
+        """Return the columns of a law."""
+        out = {WEIGHT + name: self.weights[:, j] for j, name in enumerate(self.sources)}
+        return out | {name: np.asarray(getattr(self, name), float) for name in self.scale}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FormScore:
+    """Error of one form on runs that were left out.
+
+    Attributes
+    ----------
+    form : str
+    scheme : str
+        ``leave_10_out``, ``leave_mixture_out`` or ``leave_size_out``.
+    r2 : Mapping[str, float]
+        R^2 of the held-out predictions of each evaluation set.
+    rmse : Mapping[str, float]
+        Root mean square of predicted minus observed, in the unit of the losses.
+    n_folds : int
+    """
+
+    form: str
+    scheme: str
+    r2: Mapping[str, float]
+    rmse: Mapping[str, float]
+    n_folds: int
+
+    @property
+    def mean_r2(self) -> float:
+        """Mean R^2 over the evaluation sets."""
+        return float(np.mean(list(self.r2.values())))
+
+    @property
+    def mean_rmse(self) -> float:
+        """Root mean square over the evaluation sets of ``rmse``."""
+        return float(np.sqrt(np.mean(np.square(list(self.rmse.values())))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SetLaw:
+    """The law of one evaluation set.
+
+    Attributes
+    ----------
+    name : str
+        The evaluation set.
+    law : MixingLaw
+    r2, rmse : float
+        Of the runs that were fitted.
+    samples : ndarray of shape (k, p)
+        Coordinates of the bootstrap replicates; whole mixtures are resampled.
+    """
+
+    name: str
+    law: MixingLaw
+    r2: float
+    rmse: float
+    samples: FloatArray
+
+    def at(self, columns: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the loss at columns, in their shape."""
+        return self.law.loss(columns)
+
+    def draws(self, columns: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the loss of each replicate; columns of shape (q,) or (k, q), result (k, q)."""
+        theta = tuple(self.samples[:, j : j + 1] for j in range(self.samples.shape[1]))
+        with np.errstate(all="ignore"):
+            return np.asarray(self.law.evaluate(theta, columns), dtype=np.float64)
+
+    @property
+    def form(self) -> str:
+        """Name of the law's form."""
+        return self.law.name
+
+    def param_intervals(self, level: float) -> dict[str, Interval]:
+        """Return every parameter with its interval, by name."""
+        values = self.law.decode(self.samples) if len(self.samples) else self.samples
+        out = {}
+        for j, (name, value) in enumerate(self.law.params.items()):
+            draws = values[:, j] if len(values) else np.array([])
+            low, high = percentile_limits(draws, level, value)
+            out[name] = Interval(value=value, low=low, high=high)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MixtureFit:
+    """Mixture laws of all evaluation sets, each of the form with the least held-out error.
+
+    Attributes
+    ----------
+    runs : MixtureRuns
+    laws : Mapping[str, SetLaw]
+        The law of each evaluation set.
+    scores : tuple of FormScore
+        Every form under every scheme.
+    level : float
+        Level of the intervals.
+    warnings : tuple of FitWarning
+    """
+
+    runs: MixtureRuns
+    laws: Mapping[str, SetLaw]
+    scores: tuple[FormScore, ...]
+    level: float
+    warnings: tuple[FitWarning, ...] = ()
+
+    def columns(
+        self,
+        weights: FloatArray,
+        *,
+        n_params: float | None = None,
+        n_tokens: float | None = None,
+    ) -> dict[str, FloatArray]:
+        """Return the columns of the laws at weights (.., m); N and D default to the largest."""
+        out = {WEIGHT + name: weights[..., j] for j, name in enumerate(self.runs.sources)}
+        for name, given in (("n_params", n_params), ("n_tokens", n_tokens)):
+            if name in self.runs.scale:
+                column = getattr(self.runs, name)
+                out[name] = np.asarray(column.max() if given is None else given, dtype=np.float64)
+        return out
+
+    def predict(
+        self,
+        weights: Mapping[str, float],
+        *,
+        n_params: float | None = None,
+        n_tokens: float | None = None,
+        level: float | None = None,
+    ) -> dict[str, Interval]:
+        """Return the loss of each evaluation set at weights, with confidence intervals.
+
+        Raises
+        ------
+        UsageError
+            If a source is unknown or the weights do not sum to 1.
+        """
+        level = self.level if level is None else level
+        check_level(level)
+        h = checked_weights(weights, self.runs.sources)
+        columns = self.columns(h[None], n_params=n_params, n_tokens=n_tokens)
+        out = {}
+        for name, each in self.laws.items():
+            value = float(each.at(columns).reshape(-1)[0])
+            draws = each.draws(columns)[:, 0]
+            low, high = percentile_limits(draws[np.isfinite(draws)], level, value)
+            out[name] = Interval(value=value, low=low, high=high)
+        return out
+
+    def best_weights(
+        self,
+        target: Mapping[str, float],
+        limits: MixtureLimits | None = None,
+        *,
+        n_params: float | None = None,
+        n_tokens: float | None = None,
+        level: float | None = None,
+        seed: int = 0,
+    ) -> BestWeights:
+        """Return the weights with the lowest target; see `scalelab.fit.best_mixing`."""
+        from scalelab.fit.best_mixing import best_weights
+
+        return best_weights(
+            self, target, limits, n_params=n_params, n_tokens=n_tokens, level=level, seed=seed
+        )
+
+
+def checked_weights(weights: Mapping[str, float], sources: Sequence[str]) -> FloatArray:
+    """Return weights in the order of the sources, missing ones 0; UsageError if they are wrong."""
+    for name in weights:
+        if name not in sources:
+            raise UsageError(
+                f"source {name!r}",
+                f"one of {', '.join(sources)}",
+                did_you_mean(name, sources) or f"Write for example {sources[0]}=1.",
+            )
+    h = np.array([float(weights.get(name, 0.0)) for name in sources])
+    if not np.isfinite(h).all() or (h < 0).any() or abs(h.sum() - 1) > 1e-6:
+        raise UsageError(
+            f"weights that sum to {h.sum():.6g}",
+            "weights of 0 or more that sum to 1",
+            f"Divide each weight by {h.sum():.6g}." if h.sum() > 0 else "Give weights above 0.",
+        )
+    return h
