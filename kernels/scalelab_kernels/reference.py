@@ -24,11 +24,13 @@ from torch.nn import functional
 from scalelab_kernels.reference_adamw import HYPER, adamw_step_, hyper_table
 
 IGNORE_INDEX = -100
+ROPE_BASE = 10_000.0
 AttentionPath = Literal["explicit", "sdpa"]
 
 __all__ = [
     "HYPER",
     "IGNORE_INDEX",
+    "ROPE_BASE",
     "adamw_step_",
     "add_rms_norm",
     "apply_rope",
@@ -152,7 +154,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def rope_tables(
     n_positions: int,
     head_dim: int,
-    base: float = 10_000.0,
+    base: float = ROPE_BASE,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,

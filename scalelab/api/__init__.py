@@ -33,6 +33,7 @@ from scalelab.api.sweeps import (
     resume,
 )
 from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
+from scalelab.api.weights import export_model
 from scalelab.errors import (
     DataError,
     NotIdentifiedError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from scalelab.launch.base import LaunchView
     from scalelab.launch.cancel import CancelReport
     from scalelab.records.archive import ArchiveReport
+    from scalelab.records.exported_model import ExportedModel
     from scalelab.records.merge import MergePlan
     from scalelab.records.removal import RemovalPlan
     from scalelab.records.space import DiskUsage
@@ -88,6 +90,7 @@ _TYPES = {
     "scalelab.store.reading": "Reading",
     "scalelab.store.tables": "TableRead",
     "scalelab.sweep.spec": "SweepSpec",
+    "scalelab.records.exported_model": "ExportedModel",
     "scalelab.tune.lr_check": "Verdict",
     "scalelab.tune.spec": "TuneSpec",
 }
@@ -105,6 +108,7 @@ __all__ = [
     "compare",
     "decide",
     "disk_usage",
+    "export_model",
     "fit",
     "keep_pruned",
     "launch",
@@ -136,6 +140,7 @@ __all__ += [
     "Comparison",
     "Decision",
     "DiskUsage",
+    "ExportedModel",
     "FitReport",
     "FitWarning",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from scalelab.cli.output import console
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError
 from scalelab.launch.programs.failures import plain_text
 from scalelab.records.qualification import name_of
 from scalelab.records.run_dir import (
@@ -23,39 +23,12 @@ from scalelab.records.run_dir import (
 from scalelab.records.states import BROKEN
 from scalelab.store.status import read_run_status
 from scalelab.sweep.execution import CHOICES
-from scalelab.units import format_quantity, plural
+from scalelab.units import format_quantity
 
 FOLLOW_INTERVAL_S = 0.5
 TAIL_BYTES = 1 << 16
-SHOWN_NAMES = 8
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\t"}
 """Control characters in worker output are shown by their code."""
-
-
-def find_run(results: Path, prefix: str) -> RunDir:
-    """Return the run whose run_id begins with ``prefix``.
-
-    Raises
-    ------
-    UsageError
-        When no run or several runs match.
-    """
-    folder = results / "runs"
-    names = sorted(e.name for e in folder.iterdir() if e.is_dir()) if folder.is_dir() else []
-    found = [name for name in names if prefix and name.startswith(prefix)]
-    if prefix in found:
-        found = [prefix]
-    if len(found) != 1:
-        shown = ", ".join((found or names)[:SHOWN_NAMES])
-        more = ", .." if len(found or names) > SHOWN_NAMES else ""
-        raise UsageError(
-            f"run {prefix!r}, which matches {plural(len(found), 'run')} in {folder}",
-            f"the first characters of one of {shown}{more}"
-            if names
-            else "a run of a launched sweep",
-            "Run `scalelab status --json` to list the runs of a sweep.",
-        )
-    return RunDir(folder / found[0])
 
 
 def show_logs(run: RunDir, *, n_lines: int, follows: bool) -> None:

@@ -316,7 +316,8 @@ def logs(
 
     Example: scalelab logs 3f9a -f
     """
-    from scalelab.cli.log_view import find_run, show_logs
+    from scalelab.cli.log_view import show_logs
+    from scalelab.records.run_names import find_run
 
     show_logs(find_run(results, run), n_lines=lines, follows=follow)
     return EXIT_OK

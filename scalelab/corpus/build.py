@@ -261,6 +261,8 @@ def _write_rest(
         eval_window_tokens=parts.window_tokens,
         bytes_per_token=_bytes_per_token(tokenizer, parts),
         end_token=tokenizer.end_token,
+        tokenizer_pattern=source.tokenizer_pattern,
+        special_tokens=source.special_tokens,
         source=source.describe(),
         train=train,
         evaluation=evaluation,

@@ -109,6 +109,10 @@ class Manifest:
         Token that ends a document; None if token files have none.
     is_scanned : bool
         Whether every token was compared with the vocabulary; if not, each batch is.
+    tokenizer_pattern : str or None
+        Pattern of a rank file, `scalelab.corpus.source.DataSource.tokenizer_pattern`.
+    special_tokens : bool
+        Whether special tokens that the text spells became special tokens.
     format : int
         Version of this layout.
     """
@@ -138,6 +142,8 @@ class Manifest:
     rejects: str | None = None
     n_markup_files: int = 0
     split: str = "documents"
+    tokenizer_pattern: str | None = None
+    special_tokens: bool = False
     format: int = FORMAT
 
     @property
@@ -154,6 +160,7 @@ NAMES = {field.name for field in fields(Manifest)}
 OPTIONAL = {
     *("n_empty", "files", "end_token", "is_scanned"),
     *("n_rejected", "rejects", "n_markup_files", "split"),
+    *("tokenizer_pattern", "special_tokens"),
 }
 """Fields that older manifests do not have."""
 

@@ -100,10 +100,9 @@ def write_token_dataset(
     name = UNNAMED
     sha256 = bytes_per_token = None
     if tokenizer is not None and tokenizer.file is not None:
-        name, sha256 = (
-            short_name(source.tokenizer),
-            hashlib.sha256(tokenizer.file.read_bytes()).hexdigest(),
-        )
+        content = tokenizer.file.read_bytes()
+        name, sha256 = short_name(source.tokenizer), hashlib.sha256(content).hexdigest()
+        (folder / f"tokenizer{tokenizer.file.suffix.lower()}").write_bytes(content)
         lengths = np.ones(vocab_size, dtype=np.int64)
         known = tokenizer.token_bytes()
         lengths[: len(known)] = known[:vocab_size]
@@ -131,6 +130,8 @@ def write_token_dataset(
         files=tuple(identify(folder, name) for name in dict.fromkeys(s.name for s in shards)),
         end_token=end_token,
         is_scanned=scan.is_whole,
+        tokenizer_pattern=source.tokenizer_pattern,
+        special_tokens=source.special_tokens,
     )
 
 

@@ -166,9 +166,9 @@ class Attempt:
         ]
         return sorted(checkpoints, key=lambda item: item.step, reverse=True)
 
-    def remove_checkpoints(self) -> None:
-        """Remove the checkpoints of this attempt, incomplete ones included."""
-        for entry in list_entries(self.path):
+    def remove_checkpoints(self, *, kept: Path | None = None) -> None:
+        """Remove the checkpoints of this attempt but ``kept``, incomplete ones included."""
+        for entry in [each for each in list_entries(self.path) if each != kept]:
             if _CHECKPOINT_NAME.fullmatch(entry.name) or entry.name.startswith(PARTIAL_CHECKPOINT):
                 shutil.rmtree(entry, ignore_errors=True)
 

@@ -205,16 +205,16 @@ class Decoder:
 
     def each_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target, given the head's input."""
-        return self.ops.linear_cross_entropy(hidden, self._head(), targets, softcap=self.softcap)
+        return self.ops.linear_cross_entropy(hidden, self.head(), targets, softcap=self.softcap)
 
     def summed_loss(self, hidden: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         """Return the sum of the targets' losses plus z-loss, given the head's input."""
         return self.ops.linear_cross_entropy_sum(
-            hidden, self._head(), targets, z_loss=z_loss, softcap=self.softcap
+            hidden, self.head(), targets, z_loss=z_loss, softcap=self.softcap
         )
 
-    def _head(self) -> Tensor:
-        """Return the head's weight without the padding rows of the vocabulary."""
+    def head(self) -> Tensor:
+        """Return the head's weight, shape (V, d), without the padding rows of the vocabulary."""
         head = self.weights["embedding" if self.shape.is_tied else "head"]
         return head.narrow(-2, 0, self.shape.vocab_size)
 

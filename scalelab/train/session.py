@@ -405,7 +405,10 @@ class Session:
             )
         )
         is_accepted = self.attempt.accept()
-        if is_accepted and not self.execution.keeps_weights:
+        is_kept = self.execution.keeps_weights
+        # If the last step's checkpoint could not be written, the earlier ones are the best.
+        last = [c.path for c in self.attempt.checkpoints() if is_kept and c.step == self.step]
+        if is_accepted and (last or not is_kept):
             for attempt in self.run.attempts():
-                attempt.remove_checkpoints()
+                attempt.remove_checkpoints(kept=last[0] if last else None)
         self.end(status, reason, is_accepted=is_accepted)

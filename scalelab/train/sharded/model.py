@@ -129,8 +129,8 @@ class _Decoder(_PartDecoder):
         hidden, targets = (x.tensor_split(self.tensor.n_ranks)[self.tensor.rank] for x in rows)
         return hidden, targets
 
-    def _head(self) -> Tensor:
-        return self.enter(super()._head())
+    def head(self) -> Tensor:
+        return self.enter(super().head())
 
 
 class ShardedModel(_Weights):
