@@ -268,18 +268,21 @@ class RunSpec:
 def canonical(value: Any) -> Any:
     """Return a dataclass as nested dicts for hashing: without defaults, with rounded floats."""
     content: dict[str, Any] = {}
-    for item in fields(value):
-        entry = getattr(value, item.name)
+    for name, default in _defaults(type(value)):
+        entry = getattr(value, name)
+        # Most fields are at their default, so this comes first: a plan hashes many thousand runs.
+        if entry is default or entry == default:
+            continue
         if dataclasses.is_dataclass(entry):
-            content[item.name] = canonical(entry)
-            continue
-        if isinstance(entry, tuple) and entry and dataclasses.is_dataclass(entry[0]):
-            content[item.name] = [canonical(part) for part in entry]
-            continue
-        if isinstance(entry, float):
-            entry = round_significant(entry, HASHED_DIGITS)
-        if item.default is dataclasses.MISSING or entry != item.default:
-            content[item.name] = entry
+            content[name] = canonical(entry)
+        elif isinstance(entry, tuple) and entry and dataclasses.is_dataclass(entry[0]):
+            content[name] = [canonical(part) for part in entry]
+        elif isinstance(entry, float):
+            rounded = round_significant(entry, HASHED_DIGITS)
+            if rounded != default:
+                content[name] = rounded
+        else:
+            content[name] = entry
     return content
 
 
@@ -366,6 +369,12 @@ def _content_hash(spec: RunSpec) -> str:
     """Return the hash of a spec's content; cached, because planning uses it a dozen times."""
     content = json.dumps(canonical(spec), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:RUN_ID_LENGTH]
+
+
+@functools.cache
+def _defaults(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the name and default of each field; MISSING, which equals no value, without one."""
+    return tuple((item.name, item.default) for item in fields(cls))
 
 
 @functools.cache
