@@ -268,7 +268,7 @@ class RunSpec:
 def canonical(value: Any) -> Any:
     """Return a dataclass as nested dicts for hashing: without defaults, with rounded floats."""
     content: dict[str, Any] = {}
-    for name, default in _defaults(type(value)):
+    for name, default in _defaults(type(value)):  # type: ignore[arg-type]
         entry = getattr(value, name)
         # Most fields are at their default, so this comes first: a plan hashes many thousand runs.
         if entry is default or entry == default:
