@@ -102,7 +102,7 @@ class AdaptReport(NotebookView):
             (f"target {i + 1}", float(found.loss[i]), float(found.low[i]), float(found.high[i]))
             for i in range(len(found.loss))
         ]
-        return interval_figure(rows, "loss (nats per token)")
+        return interval_figure(rows, self.last.metric.axis)
 
 
 def parse_target(text: str) -> Target:

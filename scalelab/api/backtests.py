@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from scalelab.api.data import Data
     from scalelab.forecast.backtest import Score
+    from scalelab.store.reading import Reading
 
 ALL_TABLES = "public:ALL"
 
@@ -116,6 +117,7 @@ def backtest(
     forecasters: Sequence[str] | None = None,
     factor: float | None = None,
     level: float = 0.9,
+    reading: Reading | None = None,
 ) -> BacktestReport:
     """Leave out the largest runs of a table, forecast them from the rest, and score that.
 
@@ -132,6 +134,8 @@ def backtest(
         Rows within this factor of the largest N, D or C are left out; default 2.
     level : float
         Level of the intervals.
+    reading : Reading, optional
+        How the table is read, and its metric; not for ``public:ALL``.
     """
     from scalelab.fit.outcome import check_level
     from scalelab.forecast import backtest as tests
@@ -149,7 +153,9 @@ def backtest(
         "level": level,
     }
     if str(data) != ALL_TABLES:
-        table = read_runs(data, sweep=sweep, results=results, mapping=mapping, where=where)
+        table = read_runs(
+            data, sweep=sweep, results=results, mapping=mapping, where=where, reading=reading
+        )
         rows = split_runs(table)[0]
         return BacktestReport(
             scores=tests.backtest(rows, rows.source, **options), skipped={}, level=level

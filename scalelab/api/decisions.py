@@ -52,7 +52,7 @@ def decide(
     candidates : str or sequence of str
         Models to compare, for example ``"7B:2T"``; default: search all sizes.
     target_loss : float, optional
-        Loss to reach, nats per token.
+        Loss to reach, in the unit of the law's metric.
     real_shapes : (int, int), optional
         Vocabulary and sequence length. With them, only shapes of the shape table are considered,
         at their exact FLOPs; default: any size, with C = 6 N D.
@@ -83,6 +83,7 @@ def decide(
     from scalelab.forecast.law_file import SavedLaw
     from scalelab.forecast.of_experts import at_experts
     from scalelab.forecast.size_pool import real_shapes as existing
+    from scalelab.records.metric import parse_metric
 
     rule = _mixture(experts)
     if rule is not None and real_shapes is None:
@@ -131,6 +132,11 @@ def decide(
         shapes=None if real_shapes is None else existing(*real_shapes, _rule(rule)),
         beside=beside,
     )
+    if isinstance(source, SavedLaw):
+        answer = replace(answer, metric=parse_metric(source.metric), unit=source.unit)
+    else:
+        metric = source.observations.metric
+        answer = replace(answer, metric=metric, unit=metric.unit)
     if fitted is None:
         return Decision.of(answer)
     shown = answer.candidates if candidates or answer.best is None else (answer.best,)
@@ -203,6 +209,7 @@ def from_quantities(kind: type[T], given: T | Mapping[str, Any] | None, argument
 def as_sweep(
     best: Candidate,
     made_by: str,
+    unit: str,
     real_shapes: tuple[int, int] | None = None,
     experts: Mapping[str, int] | None = None,
 ) -> str:
@@ -213,6 +220,8 @@ def as_sweep(
     best : Candidate
     made_by : str
         Command that gives the same answer; written as a comment.
+    unit : str
+        Unit of its loss.
     real_shapes : (int, int), optional
         Vocabulary and sequence length for which its shape was chosen. With them the plan has the
         same shape and FLOPs.
@@ -240,7 +249,7 @@ def as_sweep(
     limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
     return (
         f"# {words}\n"
-        f"# Predicted loss {best.loss_nats:.4f} nats{limits}.\n"
+        f"# Predicted loss {best.loss_nats:.4f} {unit}{limits}.\n"
         f"{counted}"
         'kind = "grid"\n'
         f'n_params = "{best.n_params:.6g}"\n'

@@ -40,7 +40,7 @@ def save_law(
     results : str or Path
         The results folder.
     unit : str, optional
-        Unit of the loss; default nats per token.
+        Unit of the loss; default that of the fit's metric.
     replace : bool
         Whether to overwrite an existing file.
 
@@ -54,7 +54,7 @@ def save_law(
     import time
 
     from scalelab import __version__
-    from scalelab.forecast.law_file import NATS, saved_law
+    from scalelab.forecast.law_file import saved_law
     from scalelab.forecast.published_laws import PUBLISHED_LAWS
     from scalelab.records.files import write_atomically
 
@@ -74,7 +74,7 @@ def save_law(
     saved = saved_law(
         report,
         place.stem,
-        unit=unit or NATS,
+        unit=unit,
         version=__version__,
         date=time.strftime("%Y-%m-%d", time.gmtime()),
     )

@@ -128,7 +128,7 @@ def register(
         report.averaged,
         report.observations,
         report.forecasts,
-        begun_runs(Path(results)),
+        begun_runs(Path(results), report.observations.metric.text),
     )
     save_forecast(path, found.to_dict())
     return found
@@ -156,9 +156,15 @@ def scores(results: str | Path = DEFAULT_RESULTS) -> ScoresReport:
             registrations.append(registration_of(content or {}, str(path)))
         except SpecError as error:
             problems.append(str(error))
-    runs = finished_runs(Path(results)) if registrations else ()
+    # A forecast of one metric is scored on that metric only.
+    runs = {
+        metric: finished_runs(Path(results), metric)
+        for metric in dict.fromkeys(each.metric for each in registrations)
+    }
     return ScoresReport(
         registrations=tuple(registrations),
-        scores=tuple(score for each in registrations for score in score_runs(each, runs)),
+        scores=tuple(
+            score for each in registrations for score in score_runs(each, runs[each.metric])
+        ),
         problems=tuple(problems),
     )

@@ -77,6 +77,8 @@ class ReplayReport(NotebookView):
         return {
             "schema": 1,
             "command": "sweep adaptive",
+            "metric": wanted.metric.text,
+            "unit": wanted.metric.unit,
             "rows": rows,
             "lines": [int(line) for line in self.pool.lines[rows]],
             "n_rows": len(rows),
@@ -119,6 +121,7 @@ def replay_adaptive(
     until_width: float | None = None,
     seed: int = 0,
     mapping: Mapping[str, str] | None = None,
+    metric: str | None = None,
 ) -> ReplayReport:
     """Choose runs adaptively among those of a table, and score the prediction of target rows.
 
@@ -139,6 +142,8 @@ def replay_adaptive(
         Seed of the random starts of the fits.
     mapping : Mapping[str, str], optional
         From our column names to those of the tables.
+    metric : str, optional
+        Which loss, as after ``--metric``; default: the held-out loss.
 
     Raises
     ------
@@ -150,8 +155,10 @@ def replay_adaptive(
     import numpy as np
 
     from scalelab.forecast.adaptive import Target, r_squared, replay
+    from scalelab.store.reading import Reading
 
-    tables = [read_runs(source, mapping=mapping) for source in (pool, target)]
+    reading = Reading(metric=metric)
+    tables = [read_runs(source, mapping=mapping, reading=reading) for source in (pool, target)]
     runs, wanted = (table.observations for table in tables)
     if (budget_share is None) == (budget is None):
         raise UsageError(

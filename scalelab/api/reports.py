@@ -122,7 +122,7 @@ class Decision(NotebookView, decision.Decision):
             limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
             yield (
                 f"Decision: train {best.label} tokens, {format_flops(best.flops)} FLOPs, predicted "
-                f"loss {best.loss_nats:.4f}{limits}"
+                f"{self.metric.label} {best.loss_nats:.4f} {self.unit}{limits}"
             )
         yield from gravest(self.warnings)
         if self.binding:
@@ -136,11 +136,13 @@ class Decision(NotebookView, decision.Decision):
         """Return the candidates with their costs."""
         import pandas as pd
 
-        return pd.DataFrame([candidate.to_dict() for candidate in self.candidates])
+        return pd.DataFrame(self.to_dict()["candidates"])
 
     def plot(self) -> Figure | None:
         """Return the predicted loss of each candidate with its interval."""
         from scalelab.report.plots import interval_figure
 
         rows = [(c.label, c.loss_nats, c.low, c.high) for c in self.candidates]
-        return interval_figure(rows, "predicted loss (nats per token)") if rows else None
+        return (
+            interval_figure(rows, f"predicted {self.metric.label} ({self.unit})") if rows else None
+        )

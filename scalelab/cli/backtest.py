@@ -13,6 +13,7 @@ from scalelab.cli.options import (
     JsonOption,
     LevelOption,
     MapOption,
+    MetricOption,
     ResultsOption,
     WhereOption,
 )
@@ -29,6 +30,7 @@ def backtest(
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
+    metric: MetricOption = None,
     where: WhereOption = None,
     forecaster: Annotated[
         list[str] | None,
@@ -52,6 +54,7 @@ def backtest(
     from scalelab.api.backtests import backtest as run
     from scalelab.cli.layout import Fitting, number_table
     from scalelab.store.read_options import parse_map
+    from scalelab.store.reading import Reading
     from scalelab.units import plural
 
     report = run(
@@ -63,6 +66,7 @@ def backtest(
         forecasters=forecaster,
         factor=factor,
         level=level,
+        reading=Reading(metric=metric),
     )
     if as_json:
         emit_json(report.to_dict())

@@ -13,6 +13,7 @@ from scalelab.cli.options import (
     DEFAULT_RESULTS,
     FORECASTER_HELP,
     FROM_HELP,
+    METRIC_HELP,
     LevelOption,
     MapOption,
     ResultsOption,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.law_file import SavedLaw
 
 LIMIT, HARDWARE, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scaling law", "Output"
-OF_RUNS = ("from_file", "sweep", "mapping", "holdout", "form", "forecaster")
+OF_RUNS = ("from_file", "sweep", "mapping", "metric", "holdout", "form", "forecaster")
 """Options of a fit, which do not apply to a saved or published law."""
 OF_PUBLISHED = (*OF_RUNS, "level", "law", "results", "as_json", "published")
 """Options that apply with --published."""
@@ -50,6 +51,7 @@ def decide(
     sweep: Annotated[str | None, option(SOURCE, "Sweep to fit.")] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
+    metric: Annotated[str | None, option(SOURCE, METRIC_HELP, "--metric")] = None,
     holdout: Annotated[
         str | None, option(SOURCE, "SQL condition: rows to leave out of the fit.")
     ] = None,
@@ -129,7 +131,9 @@ def decide(
     ] = None,
     target_loss: Annotated[
         float | None,
-        typer.Option(help="Loss to reach, nats; prints the probability of missing it."),
+        typer.Option(
+            help="Loss to reach, in the unit of --metric; prints the probability of missing it."
+        ),
     ] = None,
     level: LevelOption = 0.9,
     published: Annotated[
@@ -160,6 +164,7 @@ def decide(
     from scalelab.forecast.allocate import LAW
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.read_options import parse_map
+    from scalelab.store.reading import Reading
 
     options = given_options(context)
     if emit is not None and emit.suffix != ".toml":
@@ -215,6 +220,7 @@ def decide(
             form=form,
             level=level,
             forecaster=LAW if published else forecaster,
+            reading=Reading(metric=metric),
         )
     if published:
         return print_published(source, as_json=as_json)
@@ -258,4 +264,4 @@ def _emit(
             "Raise a limit: the last column of the table names those exceeded.",
         )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    write_text(path, as_sweep(answer.best, command, shapes, experts), "--emit")
+    write_text(path, as_sweep(answer.best, command, answer.unit, shapes, experts), "--emit")

@@ -48,7 +48,11 @@ def print_decision(
         say(f"{used}No candidate stays within the limits.", out, style=ANSWER_STYLE)
     else:
         rows = None if isinstance(source, SavedLaw) else source.observations
-        say(f"{used}{decision_sentence(answer.best, rows)}", out, style=ANSWER_STYLE)
+        say(
+            f"{used}{decision_sentence(answer.best, rows, answer.metric.label, answer.unit)}",
+            out,
+            style=ANSWER_STYLE,
+        )
     say(_basis(answer.best, source, level if has_interval else None), out, style=DIM_STYLE)
     if is_usual and answer.best is not None:
         say(
@@ -63,7 +67,7 @@ def print_decision(
     if answer.best is not None and not is_usual:
         for name in answer.binding:
             gain = answer.relaxed.get(name)
-            more = f": 10 % more saves {gain:.4f} nats" if gain is not None else ""
+            more = f": 10 % more saves {gain:.4f} {answer.unit}" if gain is not None else ""
             say(f"Binding limit: {name.replace('_', ' ')}{more}", out)
     if answer.best is not None and answer.best.miss is not None:
         chance = _percent(answer.best.miss)
@@ -92,7 +96,7 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
     """Return the candidates with loss and costs."""
     has_target = any(each.miss is not None for each in answer.candidates)
     names = (
-        *("candidate", "loss"),
+        *("candidate", f"{answer.metric.label} ({answer.unit})"),
         *(["interval"] if has_interval else []),
         *(["misses target"] if has_target else []),
         *("FLOPs", "cost"),
@@ -120,17 +124,18 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
                 if is_wide
                 else []
             ),
-            _note(each, answer.best),
+            _note(each, answer),
         )
     return Fitting(table)
 
 
-def _note(candidate: Candidate, best: Candidate | None) -> str:
+def _note(candidate: Candidate, answer: Decision) -> str:
+    best = answer.best
     if best is None or not candidate.is_feasible:
         return "exceeds " + ", ".join(candidate.broken).replace("_", " ")
     saving, ratio = best.loss_nats - candidate.loss_nats, candidate.flops / best.flops
     if saving > 0:
-        return f"only {saving:.1g} nats lower for {format_quantity(ratio)}x the FLOPs"
+        return f"only {saving:.1g} {answer.unit} lower for {format_quantity(ratio)}x the FLOPs"
     return "best" if candidate is best else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from scalelab.cli.options import (
     FROM_HELP,
     LAST_HELP,
     MEAN_HELP,
+    METRIC_HELP,
     UNFINISHED_HELP,
     UNIT_HELP,
     option,
@@ -23,6 +24,9 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from scalelab.forecast.metric_comparison import MetricComparison
 
 RUNS, OBJECTIVE, INTERVALS, ASK, OUT = (
     "Runs",
@@ -51,6 +55,10 @@ def fit(
     ] = None,
     where: Annotated[
         str | None, option(RUNS, "SQL condition on the columns, such as 'flops > 1e18'.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        option(RUNS, f"{METRIC_HELP} all: compare every set.", "--metric"),
     ] = None,
     format: Annotated[str | None, option(RUNS, FORMAT_HELP, "--format")] = None,
     loss_unit: Annotated[str | None, option(RUNS, UNIT_HELP, "--loss-unit")] = None,
@@ -143,9 +151,11 @@ def fit(
     Example: scalelab fit --from runs.csv --map loss_nats=val_loss --predict N=7e9
     """
     from scalelab import api
+    from scalelab.api.metrics import fit_metrics
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
     from scalelab.forecast.headline import headline
+    from scalelab.records.metric import ALL
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import reading_of_texts
 
@@ -165,30 +175,39 @@ def fit(
     words: dict[str, Any] = {"residual": residual, "loss": loss, "delta": delta}
     objective = Objective(**words, overprediction=overprediction, weight=weight)
     resampling: dict[str, Any] = {"k": bootstrap, "method": method, "seed": seed}
+    options: dict[str, Any] = {
+        "sweep": sweep,
+        "results": results,
+        "mapping": columns,
+        "where": where,
+        "form": form,
+        "objective": None if form == api.AUTO_FORM and objective == Objective() else objective,
+        "bootstrap": BootstrapSpec(**resampling),
+        "level": level,
+        "forecaster": forecaster,
+        "reading": reading_of_texts(
+            format=format,
+            loss_unit=loss_unit,
+            includes_unfinished=include_unfinished,
+            best_of=best_of,
+            mean_of=mean_of,
+            last_of=last_of,
+            metric=None if metric == ALL else metric,
+        ),
+    }
+    if metric == ALL:
+        asked = {"--holdout": holdout, "--compare": compare, "--speedup": speedup}
+        _refuse_with_all(asked, predict)
+        every = fit_metrics(from_file, at=next(iter(predict or ()), None), **options)
+        return _show_metrics(every, plot, as_json=as_json, as_tex=as_tex, as_csv=as_csv)
     try:
         report = api.fit(
             from_file,
-            sweep=sweep,
-            results=results,
-            mapping=columns,
-            where=where,
             holdout=holdout,
             recipe_b=speedup,
-            form=form,
-            objective=None if form == api.AUTO_FORM and objective == Objective() else objective,
-            bootstrap=BootstrapSpec(**resampling),
-            level=level,
             predict=predict or (),
             compare_forms=compare,
-            forecaster=forecaster,
-            reading=reading_of_texts(
-                format=format,
-                loss_unit=loss_unit,
-                includes_unfinished=include_unfinished,
-                best_of=best_of,
-                mean_of=mean_of,
-                last_of=last_of,
-            ),
+            **options,
         )
     except UsageError as error:
         if cluster is None:
@@ -213,6 +232,43 @@ def fit(
         head = headline(report, command, next(iter(report.forecasts), None))
         print_page(report, head, console(), plot, details=verbose)
     return report.exit_code
+
+
+def _refuse_with_all(given: dict[str, Any], predict: list[str] | None) -> None:
+    """Raise UsageError for an option that needs one metric."""
+    if wrong := [flag for flag, value in given.items() if value]:
+        raise UsageError(
+            f"--metric all with {wrong[0]}",
+            "one metric",
+            f"Write for example --metric code, or remove {wrong[0]}.",
+        )
+    if predict and len(predict) > 1:
+        raise UsageError(
+            f"--metric all with {len(predict)} predictions",
+            "one compute, at which the metrics are compared",
+            f"Keep for example --predict {predict[0]}.",
+        )
+
+
+def _show_metrics(
+    found: MetricComparison, plot: Path | None, *, as_json: bool, as_tex: bool, as_csv: bool
+) -> int:
+    """Print a comparison of metrics, and return the exit code."""
+    if plot is not None:
+        from scalelab.report.metric_figure import metric_figure
+        from scalelab.report.plots import check_path, save_figure
+
+        check_path(plot)
+        save_figure(metric_figure(found), plot)
+    if as_json:
+        emit_json(found.to_dict())
+    elif as_tex or as_csv:
+        sys.stdout.write(found.to_tex() if as_tex else found.to_csv())
+    else:
+        from scalelab.cli.metric_view import print_metrics
+
+        print_metrics(found, console(), plot)
+    return found.exit_code
 
 
 def _counted(convention: str, mapping: dict[str, str]) -> str:

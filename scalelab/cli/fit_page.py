@@ -25,7 +25,6 @@ from scalelab.cli.interval_text import (
     limits,
     loss_text,
     span_text,
-    target_text,
 )
 from scalelab.cli.layout import Fitting
 from scalelab.cli.options import given_options
@@ -62,7 +61,7 @@ SELECTS = (
     *("residual", "loss", "delta", "overprediction", "weight", "param_convention", "cluster"),
 )
 """Further options that change the answer."""
-LEFT_OUT = ("rejected_rows", "unfinished_runs")
+LEFT_OUT = ("rejected_rows", "unfinished_runs", "no_metric")
 """Codes that the first line already includes."""
 
 
@@ -171,7 +170,7 @@ def print_answers(report: FitReport, used: str, out: Console) -> None:
     """
     label = report.forecaster.label
     for i, forecast in enumerate(report.forecasts):
-        line = answer(forecast, report.fit.law.target, label)
+        line = answer(forecast, label, report.label, report.unit)
         say(used + line, out, style=ANSWER_STYLE)
         used = ""
         if report.law_forecasts:
@@ -196,7 +195,8 @@ def _beside(report: FitReport, forecast: Forecast, law: Forecast | None) -> str:
         return f"{name}: no answer ({why})."
     difference = 100 * (law.loss_nats / forecast.loss_nats - 1)
     span = limits(law.pred_low, law.pred_high, f"{100 * law.level:g} % {NEW_RUN}")
-    return f"{name}: loss {loss_text(law.loss_nats)}{span} ({difference:+.2f} %)."
+    value = loss_text(law.loss_nats, report.unit)
+    return f"{name}: {report.label} {value}{span} ({difference:+.2f} %)."
 
 
 def forms_text(averaged: AveragedFit) -> str:
@@ -233,18 +233,27 @@ def _print_warning(warning: FitWarning, out: Console) -> None:
     say(code + Text(runnable(warning.message)), out, indent=2)
 
 
-def answer(forecast: Forecast, target: str, label: str) -> str:
-    """Return one forecast as a sentence that names its forecaster; far extrapolation first."""
+def answer(forecast: Forecast, by: str, target: str, unit: str) -> str:
+    """Return one forecast as a sentence; far extrapolation first.
+
+    Parameters
+    ----------
+    forecast : Forecast
+    by : str
+        Name of the forecaster.
+    target, unit : str
+        Name and unit of what is predicted.
+    """
     distance = f" {forecast.distance}".rstrip()
     if forecast.outside_range:
         distance = f"Extrapolation: {', '.join(forecast.outside_range)}. "
     level = f"{100 * forecast.level:g} %"
     loss = (
-        f"{target_text(target)} {loss_text(forecast.loss_nats)}"
+        f"{target} {loss_text(forecast.loss_nats, unit)}"
         f"{limits(forecast.low, forecast.high, f'{level} confidence interval')}"
         f"{limits(forecast.pred_low, forecast.pred_high, f'{level} {NEW_RUN}')}"
     )
-    sentence = f"By the {label}, {_describe(forecast)}: {loss}."
+    sentence = f"By the {by}, {_describe(forecast)}: {loss}."
     return distance + sentence if forecast.outside_range else sentence + distance
 
 

@@ -14,7 +14,6 @@ from scalelab.cli.interval_text import (
     ratio_span,
     size_text,
     span_text,
-    target_text,
 )
 from scalelab.units import format_flops, format_quantity, plural
 
@@ -98,9 +97,9 @@ def frontier(report: FitReport) -> Table:
 
 def forecasts(report: FitReport) -> Table:
     """Return the table of the forecasts."""
-    name = target_text(report.fit.law.target)
-    columns = ("asked", "N", "D", "D/N", "FLOPs", name, "x largest run")
-    table = _table(*columns, texts=("asked", "N", "D", name, "x largest run"))
+    name, unit = report.label, f" ({report.unit})" if report.unit else ""
+    columns = ("asked", "N", "D", "D/N", "FLOPs", f"{name}{unit}", "x largest run")
+    table = _table(*columns, texts=("asked", "N", "D", f"{name}{unit}", "x largest run"))
     if report.fit.bootstrap.k or report.averaged is not None:
         table.caption = (
             f"In brackets: {level_text(report)}s of N and D; {100 * report.level:g} % "

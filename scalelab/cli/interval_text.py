@@ -79,11 +79,7 @@ def size_text(size: Interval | None) -> str:
     )
 
 
-def target_text(name: str) -> str:
-    """Return the name of what a law predicts."""
-    return "loss" if name == "loss_nats" else name
-
-
-def loss_text(value: float) -> str:
-    """Return a loss with the digits that people compare."""
-    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"
+def loss_text(value: float, unit: str = "") -> str:
+    """Return a loss with the digits that people compare, and its unit."""
+    words = f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"
+    return f"{words} {unit}".rstrip()

@@ -13,6 +13,7 @@ from scalelab.cli.options import (
     JsonOption,
     LevelOption,
     MapOption,
+    MetricOption,
     ResultsOption,
     WhereOption,
 )
@@ -35,11 +36,15 @@ def save(
         str | None, typer.Option(help="Sweep to fit; default: the latest with results.")
     ] = None,
     mapping: MapOption = None,
+    metric: MetricOption = None,
     where: WhereOption = None,
     form: Annotated[
         str, typer.Option(help="Form of the law, such as chinchilla or gamma; auto: the best.")
     ] = "chinchilla",
-    unit: Annotated[str, typer.Option(help="Unit of the loss in the table.")] = "nats per token",
+    unit: Annotated[
+        str | None,
+        typer.Option(help="Unit of the loss in the table; default: that of the metric."),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
@@ -55,6 +60,7 @@ def save(
     from scalelab.api.laws import save_law
     from scalelab.forecast.allocate import LAW
     from scalelab.store.read_options import parse_map
+    from scalelab.store.reading import Reading
 
     report = api.fit(
         from_file,
@@ -64,6 +70,7 @@ def save(
         where=where,
         form=form,
         forecaster=LAW,
+        reading=Reading(metric=metric),
     )
     place = save_law(report, name, results=results, unit=unit, replace=replace)
     if as_json:
@@ -173,7 +180,7 @@ def _print(saved: SavedLaw, level: float) -> None:
     wraps = not out.is_terminal
     out.print(f"{saved.name}: form {saved.law.name}", style="bold", soft_wrap=wraps)
     out.print(
-        f"Predicts {saved.law.target} in {saved.unit}. N counts: {saved.param_convention}. "
+        f"Predicts {saved.label} in {saved.unit}. N counts: {saved.param_convention}. "
         f"C counts: {saved.flop_convention}.",
         soft_wrap=wraps,
     )

@@ -30,6 +30,11 @@ BEST_HELP = (
 MEAN_HELP = "Settings such as seed: average the losses of rows that differ only in these."
 LAST_HELP = "Column that names the run: keep the last checkpoint of each run."
 UNFINISHED_HELP = "Keep runs that failed or did not reach their planned end."
+METRIC_HELP = (
+    "Which loss: an evaluation set such as code, bpb:code (bits per byte), task:NAME (bits per "
+    "byte of the right answer), acc:NAME (1 - accuracy), or a mean such as 0.7*code+0.3*web. "
+    "Default: heldout."
+)
 EXECUTION, OUTPUT = "Execution", "Output"
 
 
@@ -88,6 +93,7 @@ FORECASTER_HELP = (
     "fitted law. Default: averaged, and the law for forms of other columns than N and D."
 )
 ForecasterOption = Annotated[str | None, option(None, FORECASTER_HELP, "--forecaster")]
+MetricOption = Annotated[str | None, option(None, METRIC_HELP, "--metric")]
 LevelOption = Annotated[float, option(None, "Level of the intervals, such as 0.9.")]
 WorkersOption = Annotated[
     int | None,

@@ -15,6 +15,7 @@ from scalelab.cli.options import (
     JsonOption,
     LevelOption,
     MapOption,
+    MetricOption,
     ResultsOption,
     WhereOption,
     given_options,
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
     from scalelab.api.reports import FitReport
 
 FIT_OPTION, COMMAND = "--predict ", "scalelab predict "
-FROM_FIT = ("source", "n_rows", "param_convention", "flop_convention", "level", "forms")
-OF_RUNS = ("from_file", "sweep", "mapping", "where", "forecaster", "register")
+FROM_FIT = (
+    "metric",
+    "unit",
+    "source",
+    "n_rows",
+    "param_convention",
+    "flop_convention",
+    "level",
+    "forms",
+)
+OF_RUNS = ("from_file", "sweep", "mapping", "metric", "where", "forecaster", "register")
 """Options of a fit, which do not apply with --law."""
 
 
@@ -45,6 +55,7 @@ def predict(
         str | None, typer.Option(help="Sweep to predict from; default: the latest with results.")
     ] = None,
     mapping: MapOption = None,
+    metric: MetricOption = None,
     where: WhereOption = None,
     forecaster: ForecasterOption = None,
     law: Annotated[
@@ -73,6 +84,7 @@ def predict(
     from scalelab import api
     from scalelab.records.forecasts import forecast_file, forecast_path
     from scalelab.store.read_options import parse_map
+    from scalelab.store.reading import Reading
 
     if law is not None:
         options = given_options(context)
@@ -96,6 +108,7 @@ def predict(
             level=level,
             predict=questions,
             forecaster=forecaster,
+            reading=Reading(metric=metric),
         )
     except ScalelabError as error:
         # These messages name the option of `scalelab fit`.
@@ -151,13 +164,15 @@ def _predict_by(
                 "status": "ok",
                 "forecaster": LAW,
                 "law": {"name": saved.name, "form": saved.law.name, "source": saved.source},
+                "metric": saved.metric,
+                "unit": saved.unit,
                 "predictions": [each.to_dict() for each in found],
             }
         )
         return EXIT_OK
     out = console()
     for each in found:
-        line = answer(each, saved.law.target, f"law {saved.name}")
+        line = answer(each, f"law {saved.name}", saved.label, saved.unit)
         out.print(line, style=ANSWER_STYLE, soft_wrap=not out.is_terminal)
     out.print(
         f"Law {saved.name}, form {saved.law.name}: {saved.source}. Counting: N "

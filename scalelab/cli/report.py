@@ -15,6 +15,7 @@ from scalelab.cli.options import (
     ForecasterOption,
     LevelOption,
     MapOption,
+    MetricOption,
     ResultsOption,
 )
 from scalelab.cli.output import console, emit_json, write_text
@@ -28,6 +29,7 @@ def report(
     sweep: Annotated[str | None, typer.Option(help="Sweep to report; default: the latest.")] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
+    metric: MetricOption = None,
     form: Annotated[str, typer.Option(help="Form of the law.")] = "chinchilla",
     level: LevelOption = 0.9,
     predict: Annotated[
@@ -60,6 +62,7 @@ def report(
     from scalelab.report.html import render
     from scalelab.report.plots import draw_fit
     from scalelab.store.read_options import parse_map
+    from scalelab.store.reading import Reading
 
     beside = [
         out.with_suffix(suffix) for suffix, is_asked in ((".tex", tex), (".csv", csv)) if is_asked
@@ -74,6 +77,7 @@ def report(
         level=level,
         predict=predict or (),
         forecaster=forecaster,
+        reading=Reading(metric=metric),
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     runs = next_command(context)

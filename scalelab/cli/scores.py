@@ -41,9 +41,9 @@ def scores(results: ResultsOption = DEFAULT_RESULTS, as_json: JsonOption = False
             soft_wrap=True,
         )
     table = number_table(
-        *("forecast", "question", "run", "source", "registered"),
+        *("forecast", "question", "run", "source", "registered", "metric"),
         *("predicted", "observed", "error %", "inside", "CRPS %"),
-        texts=("forecast", "question", "run", "source", "registered", "inside"),
+        texts=("forecast", "question", "run", "source", "registered", "metric", "inside"),
     )
     for score in report.scores:
         table.add_row(
@@ -52,6 +52,7 @@ def scores(results: ResultsOption = DEFAULT_RESULTS, as_json: JsonOption = False
             score.run,
             score.source,
             score.timing,
+            f"{score.metric}, {score.unit}",
             f"{score.predicted:.4f}",
             f"{score.observed:.4f}",
             f"{100 * score.relative_error:+.2f}",

@@ -38,8 +38,8 @@ REFINEMENTS, REFINEMENT_SIZES = 8, 33
 RELAX_FACTOR = 1.10
 NEIGHBOUR_FACTORS = (0.25, 0.5, 2.0, 4.0)
 CHEAPER_SHARES = (0.5, 0.2, 0.1)
-MIN_SAVING_NATS = 1e-3
-"""Loss that doubled compute must save, nats; less is within the noise between runs."""
+MIN_SAVING = 1e-3
+"""Loss that doubled compute must save, in its unit; less is within the noise between runs."""
 MIN_COMPUTE_SHARE, BISECTIONS = 1e-12, 20
 """Smallest share of the full compute that is searched, and the number of bisections."""
 
@@ -64,7 +64,7 @@ def decide(
     named : sequence of (n_params, n_tokens)
         Candidates to compare; if empty, search for the best model.
     target_loss : float, optional
-        Loss to reach, nats, for the probability of missing it.
+        Loss to reach, for the probability of missing it.
     shapes : SizePool, optional
         Real shapes to choose among; default: any size, with C = 6 N D.
     beside : Forecaster, optional
@@ -78,7 +78,7 @@ def decide(
     if target_loss is not None and not (math.isfinite(target_loss) and target_loss > 0):
         raise UsageError(
             f"target loss {target_loss:g}",
-            "a loss above 0 nats",
+            "a loss above 0",
             "Use --target-loss 2.1.",
         )
     check_decides(source)
@@ -199,11 +199,11 @@ class _Search:
         """Return the best model of the smallest compute with nearly the loss of ``full``.
 
         With repeated tokens the loss reaches a floor. If half the compute raises the loss by less
-        than `MIN_SAVING_NATS`, return the smallest compute whose loss is at most that above.
+        than `MIN_SAVING`, return the smallest compute whose loss is at most that above.
         """
         if limits.unique_tokens is None:
             return full
-        target = self.loss(full, limits) + MIN_SAVING_NATS
+        target = self.loss(full, limits) + MIN_SAVING
 
         def at(log_share: float) -> Point | None:
             flops = math.exp(log_share) * _flops(full)
@@ -248,7 +248,7 @@ class _Search:
         return out
 
     def relaxed(self, limits: Limits, loss: float) -> dict[str, float]:
-        """Return the loss that 10 % more of each limit saves, nats."""
+        """Return the loss that 10 % more of each limit saves."""
         out = {}
         for name, value in limits.given().items():
             wider = replace(limits, **{name: value * RELAX_FACTOR})
@@ -286,11 +286,12 @@ def _at_edge(best: Candidate, sizes: FloatArray) -> list[FitWarning]:
 
 
 def _saturated(best: Candidate, full: Candidate) -> FitWarning:
+    saved = 100 * (best.loss_nats / full.loss_nats - 1)
     return FitWarning(
         code="saturated",
         message=(
             f"Training with {format_flops(full.flops)} instead of {format_flops(best.flops)} FLOPs "
-            f"lowers the loss by only {best.loss_nats - full.loss_nats:.1g} nats. To use more "
-            "compute, add unique tokens."
+            f"lowers the loss by only {saved:.1g} %. To use more compute, add unique "
+            "tokens."
         ),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import LAW
+from scalelab.records.metric import HELDOUT, NATS, Metric, with_unit
 from scalelab.theory.hardware import (
     STATED_UTILISATION,
     WORLD_GRAMS_PER_KWH,
@@ -229,6 +230,10 @@ class Decision:
         Warnings about the answer.
     forecaster : str
         What predicts the losses: ``averaged`` or ``law``.
+    metric : Metric
+        Which loss the candidates have.
+    unit : str
+        Its unit.
     """
 
     best: Candidate | None
@@ -238,13 +243,17 @@ class Decision:
     relaxed: dict[str, float]
     warnings: tuple[FitWarning, ...] = ()
     forecaster: str = LAW
+    metric: Metric = HELDOUT
+    unit: str = NATS
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab decide --json``."""
-        return {
+        content = {
             "schema": 2,
             "command": "decide",
             "forecaster": self.forecaster,
+            "metric": self.metric.text,
+            "unit": self.unit,
             "best": None if self.best is None else self.best.to_dict(),
             "binding": list(self.binding),
             "relaxing_by_10_percent_saves_nats": self.relaxed,
@@ -252,3 +261,4 @@ class Decision:
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
         }
+        return dict(with_unit(content, self.metric))

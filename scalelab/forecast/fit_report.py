@@ -27,9 +27,11 @@ from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.averaged_optimum import FrontierPoint
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.forecaster import Forecaster, LawForecaster, answering, forecaster
+from scalelab.records.metric import Metric, with_unit
 from scalelab.records.types import Observations
 
 SCHEMA = 2
+LOSS = "loss_nats"
 LAW_ONLY = (
     *("not_identified", "at_bound", "misfit", "approach", "edge", "off_centre", "drifting"),
     "no_interval",
@@ -123,6 +125,21 @@ class FitReport:
     averaged: AveragedFit | None = None
 
     @property
+    def metric(self) -> Metric | None:
+        """Which loss is fitted; None if the law predicts another column."""
+        return self.observations.metric if self.fit.law.target == LOSS else None
+
+    @property
+    def label(self) -> str:
+        """What is predicted, without its unit."""
+        return self.fit.law.target if self.metric is None else self.metric.label
+
+    @property
+    def unit(self) -> str:
+        """Unit of what is predicted; empty if the law predicts another column."""
+        return "" if self.metric is None else self.metric.unit
+
+    @property
     def forecaster(self) -> Forecaster:
         """What answers questions about other runs, with intervals of the report's level."""
         return self.forecaster_at(self.level)
@@ -170,6 +187,10 @@ class FitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab fit --json``; numbers at full precision."""
+        found = self._dict()
+        return found if self.metric is None else dict(with_unit(found, self.metric))
+
+    def _dict(self) -> dict[str, Any]:
         fit, objective = self.fit, self.fit.objective
         return {
             "schema": SCHEMA,
@@ -178,6 +199,8 @@ class FitReport:
             "law_status": self.law_status,
             "form": fit.form,
             "target": fit.law.target,
+            "metric": None if self.metric is None else self.metric.text,
+            "unit": self.unit or None,
             "n_rows": fit.n_rows,
             "source": self.observations.source,
             "param_convention": self.observations.param_convention,
@@ -285,23 +308,26 @@ class FitReport:
                     limits = map(_digits, (size.value, size.low, size.high))
                     writer.writerow(("prediction", f"{name} at {f.asked}", *limits, "", ""))
             limits = map(_digits, (f.loss_nats, f.low, f.high, f.pred_low, f.pred_high))
-            writer.writerow(("prediction", f"loss_nats at {f.asked}", *limits))
+            key = "loss_nats" if self.metric is None else self.metric.key
+            writer.writerow(("prediction", f"{key} at {f.asked}", *limits))
         return out.getvalue()
 
     def to_tex(self) -> str:
         """Return the parameters as a LaTeX table; the caption states the objective."""
         objective = self.fit.objective
         rows = [
-            f"{_TEX_NAMES.get(name, _tex_text(name))} & {tex_number(i.value)} & "
+            f"{_TEX_NAMES.get(name, tex_text(name))} & {tex_number(i.value)} & "
             f"[{tex_number(i.low)}, {tex_number(i.high)}] \\\\"
             for name, i in (*self.params.items(), *self.derived.items())
         ]
         delta = f", $\\delta = {tex_number(objective.threshold).strip('$')}$"
         caption = (
-            f"{_tex_text(self.fit.form)} form, {self.fit.n_rows} runs, {objective.loss} of the "
-            f"{objective.residual} residual{delta if objective.loss == 'huber' else ''}; "
+            f"{tex_text(self.fit.form)} form, {tex_text(self.label)}"
+            f"{f' ({self.unit})' if self.unit else ''}, {self.fit.n_rows} runs, "
+            f"{objective.loss} of the {objective.residual} residual"
+            f"{delta if objective.loss == 'huber' else ''}; "
             f"{self.level:.0%} intervals from {self.fit.bootstrap.k} {self.fit.bootstrap.method} "
-            f"bootstrap replicates; status {_tex_text(self.law_status)}."
+            f"bootstrap replicates; status {tex_text(self.law_status)}."
         ).replace("%", "\\%")
         return "\n".join(
             [
@@ -364,7 +390,8 @@ def tex_number(value: float) -> str:
     return f"${text}$"
 
 
-def _tex_text(text: str) -> str:
+def tex_text(text: str) -> str:
+    """Return text as LaTeX."""
     return text.replace("_", r"\_")
 
 

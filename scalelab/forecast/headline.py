@@ -143,18 +143,28 @@ def sentence_of(rows: Observations, forecast: Forecast) -> str:
     else:
         start = f"{format_flops(forecast.flops)} FLOP ({distance(rows, forecast.flops)})"
     loss = loss_words(forecast.loss_nats, forecast.pred_low, forecast.pred_high)
-    return f"With {start}: {what}{', ' if what else ''}loss {loss}."
+    metric = rows.metric
+    return f"With {start}: {what}{', ' if what else ''}{metric.label} {loss} {metric.unit}."
 
 
-def decision_sentence(best: Candidate, rows: Observations | None) -> str:
-    """Return the best candidate of a decision as a sentence; ``rows`` None: runs not known."""
+def decision_sentence(best: Candidate, rows: Observations | None, label: str, unit: str) -> str:
+    """Return the best candidate of a decision as a sentence.
+
+    Parameters
+    ----------
+    best : Candidate
+    rows : Observations or None
+        The fitted rows; None if they are not known.
+    label, unit : str
+        Name and unit of the loss.
+    """
     where = "" if rows is None else f" ({distance(rows, best.flops)})"
     is_mixture = best.n_stored > best.n_params
     size = f" active of {format_quantity(best.n_stored)}" if is_mixture else ""
     loss = loss_words(best.loss_nats, best.low, best.high)
     return (
         f"With {format_flops(best.flops)} FLOP{where}: {format_quantity(best.n_params)}{size} "
-        f"parameters on {format_quantity(best.n_tokens)} tokens, loss {loss}, "
+        f"parameters on {format_quantity(best.n_tokens)} tokens, {label} {loss} {unit}, "
         f"{format_money(best.costs['usd'] or 0.0)}."
     )
 

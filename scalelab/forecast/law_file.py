@@ -21,7 +21,8 @@ from scalelab.errors import DataError, NotIdentifiedError, UsageError
 from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import BootstrapReport, FitWarning, Interval, ParametricFit
 from scalelab.forecast.extrapolation import FittedRange, fitted_range
-from scalelab.forecast.fit_report import FitReport
+from scalelab.forecast.fit_report import LOSS, FitReport
+from scalelab.records.metric import HELDOUT, NATS, parse_metric
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import (
     FLOP_CONVENTIONS,
@@ -34,7 +35,6 @@ SCHEMA = 1
 MAX_DRAWS = 1000
 """Replicates that a file has at most."""
 UNSTATED = "unstated"
-NATS = "nats per token"
 FLOPS_6ND = "flops_6nd"
 """Key of the domain for compute as 6 N D, for any convention of the table."""
 
@@ -57,6 +57,8 @@ class SavedLaw:
         Extrapolation inflation (`scalelab.fit.inflation`), at least 1.
     unit : str
         Unit of the predicted loss.
+    metric : str
+        Which loss it predicts, as after ``--metric``.
     param_convention, flop_convention : str
         How N and C are counted; ``unstated`` if unknown.
     domain : Mapping[str, (float, float)]
@@ -74,6 +76,7 @@ class SavedLaw:
     noise: FloatArray | None = None
     inflation: float = 1.0
     unit: str = NATS
+    metric: str = HELDOUT.text
     param_convention: str = UNSTATED
     flop_convention: str = UNSTATED
     domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -84,6 +87,11 @@ class SavedLaw:
     def source(self) -> str:
         """Where the constants come from, in words."""
         return str(self.provenance.get("source") or "not stated")
+
+    @property
+    def label(self) -> str:
+        """What the law predicts, without its unit."""
+        return parse_metric(self.metric).label if self.law.target == LOSS else self.law.target
 
     @property
     def has_uncertainty(self) -> bool:
@@ -155,6 +163,7 @@ class SavedLaw:
             "form": self.law.name,
             "target": self.law.target,
             "unit": self.unit,
+            **({"metric": self.metric} if self.metric != HELDOUT.text else {}),
             "constants": self.law.params,
             "draws": dict(zip(self.law.names(), self.draws.T.tolist(), strict=True)),
             "noise": noise and {"residual": self.residual, "quantiles": noise},
@@ -166,15 +175,17 @@ class SavedLaw:
         }
 
 
-def saved_law(report: FitReport, name: str, *, unit: str, version: str, date: str) -> SavedLaw:
+def saved_law(
+    report: FitReport, name: str, *, unit: str | None, version: str, date: str
+) -> SavedLaw:
     """Return the law of a fit as a saved law.
 
     Parameters
     ----------
     report : FitReport
     name : str
-    unit : str
-        Unit of the loss.
+    unit : str or None
+        Unit of the loss; None takes it from the metric of the fit.
     version, date : str
         Version of scalelab, and the day of the fit as YYYY-MM-DD.
 
@@ -207,7 +218,8 @@ def saved_law(report: FitReport, name: str, *, unit: str, version: str, date: st
         residual=fit.objective.residual,
         noise=noise if np.isfinite(noise).all() else None,
         inflation=fit.inflation,
-        unit=unit,
+        unit=unit or report.unit or NATS,
+        metric=HELDOUT.text if report.metric is None else report.metric.text,
         param_convention=rows.param_convention,
         flop_convention=rows.flop_convention,
         domain=spans,
@@ -288,12 +300,20 @@ def parse_law(text: str, place: str) -> SavedLaw:
         noise=quantiles if len(quantiles) else None,
         inflation=float(inflation),
         unit=str(content.get("unit", NATS)),
+        metric=_metric(content.get("metric", HELDOUT.text), place),
         param_convention=_convention(counted, "n_params", PARAM_CONVENTIONS, place),
         flop_convention=_convention(counted, "flops", FLOP_CONVENTIONS, place),
         domain=_domain(content, place),
         warnings=_warnings(content.get("warnings") or [], place),
         provenance=_mapping(content, "provenance", place),
     )
+
+
+def _metric(given: Any, place: str) -> str:
+    try:
+        return parse_metric(str(given)).text
+    except UsageError as error:
+        raise DataError(f"{place} with {error.given}", error.allowed, error.do) from None
 
 
 def _constants(given: Any, form: type[Law], place: str) -> dict[str, float]:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import NotIdentifiedError, SpecError
+from scalelab.errors import NotIdentifiedError, SpecError, UsageError
 from scalelab.fit.outcome import ParametricFit
 from scalelab.forecast.allocate import Forecast
 from scalelab.forecast.averaged import AveragedFit
+from scalelab.records.metric import HELDOUT, parse_metric
 from scalelab.records.types import KnownRun, Observations
 
 SCHEMA = 1
@@ -85,6 +86,8 @@ class Registration:
     row_hashes : tuple of str
         `row_hash` of each fitted row, sorted.
     forecasts : tuple of FrozenForecast
+    metric : str
+        Which loss they are about, as after ``--metric``.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Registration:
     flop_convention: str
     row_hashes: tuple[str, ...]
     forecasts: tuple[FrozenForecast, ...]
+    metric: str = HELDOUT.text
 
     @property
     def registered_s(self) -> float:
@@ -111,6 +115,7 @@ class Registration:
             "name": self.name,
             "registered": self.registered,
             "version": self.version,
+            **({"metric": self.metric} if self.metric != HELDOUT.text else {}),
             "forms": dict(self.forms),
             "form": self.form,
             "constants": dict(self.constants),
@@ -151,8 +156,9 @@ def registration_of(content: Mapping[str, Any], path: str) -> Registration:
             **{
                 name: content[name]
                 for name in Registration.__dataclass_fields__
-                if name not in ("row_hashes", "forecasts")
+                if name not in ("row_hashes", "forecasts", "metric")
             },
+            metric=parse_metric(content.get("metric", HELDOUT.text)).text,
         )
         is_valid = (
             content["schema"] == SCHEMA
@@ -160,7 +166,7 @@ def registration_of(content: Mapping[str, Any], path: str) -> Registration:
             and all(len(each.log_quantiles) == len(LEVELS) for each in found.forecasts)
             and found.registered_s > 0
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
         is_valid = False
     if not is_valid:
         raise SpecError(
@@ -213,6 +219,7 @@ def registration(
         flop_convention=rows.flop_convention,
         row_hashes=hashes_of(rows),
         forecasts=tuple(_frozen(averaged or fitted, each) for each in forecasts),
+        metric=rows.metric.text,
     )
     new = [run for run in begun if not is_fitted(run, made.row_hashes)]
     return replace(

@@ -14,6 +14,7 @@ from scalelab.forecast.registered import (
     is_at,
     is_fitted,
 )
+from scalelab.records.metric import parse_metric
 from scalelab.records.types import KnownRun
 
 BEFORE, UNKNOWN, AFTER = "before the run", "start unknown", "after the fact"
@@ -35,8 +36,12 @@ class RunScore:
         Its sweep or import.
     timing : str
         One of `TIMINGS`.
+    metric : str
+        Which loss, as after ``--metric``.
+    unit : str
+        Its unit.
     predicted, observed : float
-        Losses, nats.
+        Losses in that unit.
     relative_error : float
         predicted / observed - 1.
     is_covered : bool
@@ -53,6 +58,8 @@ class RunScore:
     run: str
     source: str
     timing: str
+    metric: str
+    unit: str
     predicted: float
     observed: float
     relative_error: float
@@ -80,6 +87,8 @@ def score_runs(registration: Registration, runs: Iterable[KnownRun]) -> tuple[Ru
     fitted = frozenset(registration.row_hashes)
     new, evaluations = [], set()
     for run in runs:
+        if not np.isfinite(run.loss_nats):
+            continue  # the run does not have the metric
         if not is_fitted(run, fitted):
             new.append(run)
         elif run.eval_fingerprint is not None:
@@ -135,6 +144,8 @@ def _score(registration: Registration, forecast: FrozenForecast, run: KnownRun) 
         run=run.run_id,
         source=run.source,
         timing=timing,
+        metric=registration.metric,
+        unit=parse_metric(registration.metric).unit,
         predicted=forecast.loss_nats,
         observed=run.loss_nats,
         relative_error=forecast.loss_nats / run.loss_nats - 1,

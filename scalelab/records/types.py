@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError
+from scalelab.records.metric import HELDOUT, Metric
 from scalelab.units import plural
 
 _COLUMNS = ("n_params", "n_tokens", "loss_nats", "flops", "budget", "cluster")
@@ -180,8 +181,7 @@ class Observations:
     n_tokens : ndarray of float, shape (n,)
         Training tokens D, including repeats.
     loss_nats : ndarray of float, shape (n,)
-        Final loss, nats per token. An imported table may use another unit; every loss of its fits
-        is then in that unit.
+        Final loss in the unit of ``metric``.
     flops : ndarray of float, shape (n,)
         Training compute C, counted by ``flop_convention``.
     budget : ndarray of float, shape (n,), or None
@@ -196,6 +196,8 @@ class Observations:
         Where the rows come from, for messages.
     is_signed : bool
         Whether losses may be 0 or negative, as normalised losses are.
+    metric : Metric
+        Which loss ``loss_nats`` is, with its unit.
     """
 
     n_params: FloatArray
@@ -209,6 +211,7 @@ class Observations:
     flop_convention: str = "unstated"
     source: str = ""
     is_signed: bool = False
+    metric: Metric = HELDOUT
 
     def __post_init__(self) -> None:
         n = len(self.loss_nats)

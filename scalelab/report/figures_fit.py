@@ -314,7 +314,7 @@ def _quantiles(figure: Any, shown: FloatArray, look: Look) -> None:
 def _shown(report: FitReport) -> tuple[FloatArray, str]:
     if report.fit.objective.residual == "log":
         return 100 * report.fit.residuals, "%"
-    return report.fit.residuals, "nats"
+    return report.fit.residuals, report.unit
 
 
 def _differ(draws: FloatArray) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.report import draw
-from scalelab.report.look import FLOPS, LIGHT, LOSS, PARAMS, TOKENS, Look
+from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def extrapolation(
             "prediction (outer) bands; the range of the fitted runs is shaded."
         ),
         x=FLOPS,
-        y=LOSS,
+        y=f"{report.label} ({report.unit})" if report.unit else report.label,
         height=470,
     )
     top = float(np.quantile(rows.loss_nats, 0.97))
@@ -209,7 +209,9 @@ def published_plane(
     return figure
 
 
-def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = LIGHT) -> Any:
+def pareto(
+    points: Sequence[dict[str, Any]], cost: str, unit: str, axis: str, look: Look = LIGHT
+) -> Any:
     """Return loss against cost: candidates within and outside the limits, Pareto front, best.
 
     Parameters
@@ -221,6 +223,8 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
         Key of the cost.
     unit : str
         Its name with unit, for the axis.
+    axis : str
+        Name of the loss with its unit.
     look : Look
     """
     import plotly.graph_objects as go
@@ -272,7 +276,7 @@ def pareto(points: Sequence[dict[str, Any]], cost: str, unit: str, look: Look = 
             + (f"; the best within the limits is {best['label']}." if best is not None else ".")
         ),
         x=unit,
-        y=LOSS,
+        y=axis,
         legend=True,
         height=480,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.report import draw
-from scalelab.report.look import LIGHT, LOSS, PARAMS, Look
+from scalelab.report.look import LIGHT, PARAMS, Look
 from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def isoflop_curves(
             f"inside the grid. {' '.join(notes)}"
         ),
         x=PARAMS,
-        y=LOSS,
+        y=rows.metric.axis,
         height=620,
     )
     figure.update_xaxes(**draw.log_axis(sizes, sizes=True))

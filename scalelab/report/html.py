@@ -247,7 +247,8 @@ def _forecasts(report: FitReport) -> Iterator[str]:
     laws = report.law_forecasts
     beside = f"<th>{html.escape(report.fit.form)} law alone</th>" if laws else ""
     yield (
-        "<table><tr><th>request</th><th>C, FLOP</th><th>N</th><th>D</th><th>loss, nats</th>"
+        "<table><tr><th>request</th><th>C, FLOP</th><th>N</th><th>D</th>"
+        f"<th>{html.escape(report.label)}, {report.unit}</th>"
         f"<th>{share} confidence interval</th><th>{share} prediction interval of a new run</th>"
         f"{beside}</tr>"
     )

@@ -7,12 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-PARAMS, TOKENS, FLOPS, LOSS = (
-    "parameters N",
-    "training tokens D",
-    "training compute C, FLOP",
-    "loss, nats per token",
-)
+PARAMS, TOKENS, FLOPS = "parameters N", "training tokens D", "training compute C, FLOP"
 _VIRIDIS = (
     (0.0, (68, 1, 84)),
     (0.125, (71, 44, 122)),

@@ -253,7 +253,7 @@ def draw_isoflop(axes: Axes, report: FitReport) -> None:
     axes.set_xscale("log")
     axes.set_ylim(y_low, y_high)
     axes.margins(x=0.1)
-    _name(axes, "parameters N", "loss (nats per token)")
+    _name(axes, "parameters N", rows.metric.axis)
     _sizes_on(axes.xaxis)
     keys = [
         Line2D([], [], marker="D", ls="", ms=5, color="none", mec=INK, label="minimum, interval"),

@@ -140,6 +140,7 @@ def import_table(
         "imported_s": time.time(),
         "source": str(file.resolve()),
         "columns": dict(read.mapping),
+        "metric": read.observations.metric.text,
         "param_convention": read.observations.param_convention,
         "flop_convention": read.observations.flop_convention,
         "rows": len(read.observations),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scalelab.errors import UsageError
 from scalelab.logs.losses import checked_unit
 from scalelab.logs.registry import checked_format
+from scalelab.records.metric import parse_metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +30,14 @@ class Reading:
         Columns, such as ``seed``; rows that differ only in these become one row of mean loss.
     last_of : str or None
         Column that names the run; of the checkpoints of a run, the one of most tokens is kept.
+    metric : str or None
+        Which loss is read, see `scalelab.records.metric.parse_metric`; None reads the held-out
+        loss.
 
     Raises
     ------
     UsageError
-        If the format or the unit is not known.
+        If the format, the unit or the metric is not known.
     """
 
     format: str | None = None
@@ -42,11 +46,15 @@ class Reading:
     best_of: tuple[str, ...] = ()
     mean_of: tuple[str, ...] = ()
     last_of: str | None = None
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         checked_format(self.format)
         if self.loss_unit is not None:
             object.__setattr__(self, "loss_unit", checked_unit(self.loss_unit))
+        if self.metric is not None:
+            metric = parse_metric(self.metric)
+            object.__setattr__(self, "metric", None if metric.is_default else metric.text)
         for name in ("best_of", "mean_of"):
             given: Sequence[str] = getattr(self, name)
             if isinstance(given, str):
@@ -96,6 +104,7 @@ def reading_of_texts(
     best_of: str | None,
     mean_of: str | None,
     last_of: str | None,
+    metric: str | None = None,
 ) -> Reading:
     """Return the reading of options as a user types them, columns as ``lr,batch``.
 
@@ -111,4 +120,5 @@ def reading_of_texts(
         best_of=() if best_of is None else split_names(best_of, "best_of"),
         mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
         last_of=last_of,
+        metric=metric,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.records.files import list_folders, read_json, stamp_of, stat_of
 from scalelab.store.rows import as_arrow
-from scalelab.store.schema import IMPORTS, SWEEPS
+from scalelab.store.schema import EVALS, IMPORTS, SWEEPS
 from scalelab.store.table_types import Table
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _refresh(
     kind: str,
     folder: Path,
     file: str,
-    read: Callable[[Path, str], pa.Table],
+    read: Callable[[Path, str], Mapping[str, pa.Table]],
 ) -> bool:
     known = dict(
         connection.execute(
@@ -72,24 +72,27 @@ def _refresh(
     )
     for name in stale:
         connection.execute(f'DELETE FROM {table.name} WHERE "{kind}" = ?', [name])
+        if table is IMPORTS:
+            connection.execute("DELETE FROM evals WHERE starts_with(run_id, ?)", [f"{name}/"])
         connection.execute(
             "DELETE FROM collector.sources WHERE kind = ? AND name = ?", [kind, name]
         )
         if name not in found:
             continue
         try:
-            rows = read(folder / name, name)
+            tables = read(folder / name, name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{kind} {name} skipped: {folder / name / file}: {error!r}")
             continue
-        insert_rows(connection, table.name, rows)
+        for target, rows in tables.items():
+            insert_rows(connection, target, rows)
         connection.execute(
             "INSERT INTO collector.sources VALUES (?, ?, ?)", [kind, name, found[name]]
         )
     return bool(stale)
 
 
-def _sweep_rows(folder: Path, name: str) -> pa.Table:
+def _sweep_rows(folder: Path, name: str) -> dict[str, pa.Table]:
     plan = read_json(folder / PLAN_FILE)
     if plan is None:
         raise ValueError("not a JSON object")
@@ -106,16 +109,18 @@ def _sweep_rows(folder: Path, name: str) -> pa.Table:
         }
         for position, (run_id, budget) in enumerate(members.items(), start=1)
     ]
-    return as_arrow(SWEEPS, rows)
+    return {SWEEPS.name: as_arrow(SWEEPS, rows)}
 
 
-def _import_rows(folder: Path, name: str) -> pa.Table:
+def _import_rows(folder: Path, name: str) -> dict[str, pa.Table]:
     import pyarrow.parquet as pq
+
+    from scalelab.store.import_evals import import_eval_rows
 
     table = pq.read_table(folder / IMPORT_FILE)
     about: Mapping[str, Any] = read_json(folder / "mapping.json") or {}
-    rows = []
-    for row in table.to_pylist():
+    rows, given = [], table.to_pylist()
+    for row in given:
         extra = {key: value for key, value in row.items() if key not in _IMPORT_CORE}
         rows.append(
             {
@@ -128,4 +133,5 @@ def _import_rows(folder: Path, name: str) -> pa.Table:
                 "extra": json.dumps(extra, sort_keys=True, default=str) if extra else None,
             }
         )
-    return as_arrow(IMPORTS, rows)
+    evals = import_eval_rows(name, given, about)
+    return {IMPORTS.name: as_arrow(IMPORTS, rows), EVALS.name: as_arrow(EVALS, evals)}

@@ -49,6 +49,8 @@ class TableSource:
         How the rows count N, where the source says so.
     is_log : bool
         Whether the rows are logged runs, whose losses are in the unit that the notes state.
+    metrics : dict of str to str, or None
+        Column by metric, such as ``bpb:code``; None takes them from the names of the columns.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class TableSource:
         self.notes: dict[str, str] = {}
         self.curves: Curves | None = None
         self.is_log = False
+        self.metrics: dict[str, str] | None = None
         self.param_convention = "unstated"
         self._ends: NDArray[np.int64] | None = None
         self._n_cells = 0

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import DataError
-from scalelab.logs.losses import NATS
+from scalelab.errors import DataError, UsageError
+from scalelab.logs.losses import BPB
+from scalelab.records.metric import HELDOUT, HELDOUT_BPB, NATS
 from scalelab.records.types import Curves, Observations
 from scalelab.store.columns import (
     ALIASES,
@@ -30,6 +31,7 @@ from scalelab.store.columns import (
 from scalelab.store.comparable import finished_condition, select, settings_as_text
 from scalelab.store.found_columns import find_needed
 from scalelab.store.loss_units import convert_loss
+from scalelab.store.metric import metric_expression, parse_metric, without_metric
 from scalelab.store.plausible import plausibility_notes
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.table_files import open_file
@@ -136,11 +138,22 @@ class _Reader:
         self.source = source
         self.options = options
         self.notes: dict[str, str] = dict(source.notes)
+        self.metric = (
+            None if options.reading.metric is None else parse_metric(options.reading.metric)
+        )
+        if self.metric is not None and not self.metric.terms:
+            raise UsageError(
+                "--metric all, for an answer about one loss",
+                "one metric",
+                "Write for example --metric code. `scalelab fit --metric all` compares them.",
+            )
+        self.of_metric: list[str] = []
         self.mapping = self._resolve()
         loss = self.mapping.get("loss_nats", "")
         written = [self.mapping[n] for n in (*CORE, "budget") if n in self.mapping]
         source.make_numeric(
-            [*written, *settings_as_text(source, self.options.text_columns)], small=[loss]
+            [*written, *self.of_metric, *settings_as_text(source, self.options.text_columns)],
+            small=[loss, *self.of_metric],
         )
 
     def _resolve(self) -> dict[str, str]:
@@ -165,6 +178,8 @@ class _Reader:
             able, note = find_needed(self.source, found, self.options.needs)
             found |= able
             self.notes |= note
+        if self.metric is not None:
+            found["loss_nats"] = self._metric_source(found.get("loss_nats"))
         missing = [name for name in ("loss_nats",) if name not in found]
         sizes = [name for name in SIZES if name not in found]
         unused = [name for name in self.source.types if name not in found.values()]
@@ -176,6 +191,21 @@ class _Reader:
             missing += needed[: len(sizes) - 1]
         if missing:
             raise self._missing(missing, unused)
+        return found
+
+    def _metric_source(self, heldout: str | None) -> str:
+        """Return the SQL expression of the metric; ``heldout`` is the held-out loss."""
+        assert self.metric is not None
+        mapped = self.options.mapping.get("loss_nats")
+        if mapped is not None and not self.metric.is_heldout:
+            raise UsageError(
+                f"--metric {self.metric.text} with --map loss_nats={mapped}",
+                "one of them",
+                "Remove --map loss_nats to read the metric.",
+            )
+        found, self.of_metric = metric_expression(
+            self.source, self.metric, heldout, self.options.reading.loss_unit
+        )
         return found
 
     def _missing(self, missing: list[str], unused: list[str]) -> DataError:
@@ -205,8 +235,11 @@ class _Reader:
         columns = self._columns()
         row = columns.pop("source_row").astype(np.int64)
         core = {name: columns.pop(name) for name in CORE if name in picked}
-        unit, note = convert_loss(core, self.mapping["loss_nats"], self.source, options)
-        self.notes |= note
+        metric = self.metric
+        if metric is None:
+            unit, note = convert_loss(core, self.mapping["loss_nats"], self.source, options)
+            self.notes |= note
+            metric = HELDOUT_BPB if unit == BPB else HELDOUT
         bad = {
             name: ~(np.isfinite(values) & (values > 0 if self._is_positive(name) else True))
             for name, values in core.items()
@@ -234,11 +267,12 @@ class _Reader:
             flop_convention=self._convention("flops", FLOP_CONVENTIONS, flop_convention),
             source=self.source.name + (f" where {options.where}" if options.where else ""),
             is_signed=options.is_signed,
+            metric=metric,
         )
         self._note_duplicates(observations)
         observations, kept, notes = select(observations, marks, options.reading)
         self.notes |= notes
-        self.notes |= plausibility_notes(observations, is_nats=unit == NATS)
+        self.notes |= plausibility_notes(observations, is_nats=metric.unit == NATS)
         return TableRead(
             observations=observations,
             lines=self.source.lines(row[keep][kept]),
@@ -274,6 +308,12 @@ class _Reader:
         query = f"SELECT {listed} FROM rows"
         conditions, note = finished_condition(source, options.reading)
         self.notes |= note
+        if self.metric is not None:
+            condition, note = without_metric(
+                source, self.metric, self.mapping["loss_nats"], [*conditions, options.where or ""]
+            )
+            self.notes |= note
+            conditions.append(condition)
         if options.where:
             source.check(f"SELECT * FROM rows WHERE (\n{options.where}\n)", options.where)
             conditions.append(options.where)

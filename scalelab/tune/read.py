@@ -12,6 +12,7 @@ from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.store.read_options import ReadOptions
+from scalelab.store.reading import Reading
 from scalelab.store.table_files import open_file
 from scalelab.store.table_source import TableSource
 from scalelab.store.tables import TableRead, read_source
@@ -43,6 +44,7 @@ def read_tuned_runs(
     mapping: Mapping[str, str] | None = None,
     where: str | None = None,
     seq_len: int | None = None,
+    metric: str | None = None,
 ) -> TunedTable:
     """Return the runs of a CSV or Parquet file.
 
@@ -57,6 +59,8 @@ def read_tuned_runs(
         DuckDB condition on the file's columns.
     seq_len : int, optional
         Sequence length, tokens; the batch is then counted in sequences.
+    metric : str, optional
+        Which loss, as after ``--metric``; default: the held-out loss.
 
     Raises
     ------
@@ -65,12 +69,13 @@ def read_tuned_runs(
     UsageError
         If a condition is not valid SQL, or a batch in sequences has no sequence length.
     """
-    with open_file(Path(path)) as source:
+    reading = Reading(metric=metric)
+    with open_file(Path(path), reading) as source:
         wanted = {name: theirs for name, theirs in (mapping or {}).items() if name != "loss"}
         if "loss" in (mapping or {}):
             wanted.setdefault("loss_nats", (mapping or {})["loss"])
         wanted = _with_found_columns(source, wanted, has_length=seq_len is not None)
-        table = read_source(source, ReadOptions(mapping=wanted, where=where))
+        table = read_source(source, ReadOptions(mapping=wanted, where=where, reading=reading))
     return _as_runs(table, seq_len, is_labelled="cluster" in wanted)
 
 

@@ -83,7 +83,7 @@ def show(choice: Choice) -> None:
     if answer.best is not None:
         st.download_button(
             "Save the winner as a sweep file",
-            api_decide.as_sweep(answer.best, " ".join(words)),
+            api_decide.as_sweep(answer.best, " ".join(words), answer.unit),
             "winner.toml",
             "application/toml",
             on_click="ignore",
@@ -201,6 +201,7 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
     with left:
         cost = st.selectbox("Cost axis", list(COSTS), key="against_cost", bind="query-params")
         column, unit = COSTS[cost]
+        loss = f"{answer.metric.label} ({answer.unit})"
         points = [
             {
                 **each.costs,
@@ -217,7 +218,7 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
         ui.plot(
             "pareto",
             question,
-            lambda look: figures_forecast.pareto(points, column, unit, look),
+            lambda look: figures_forecast.pareto(points, column, unit, loss, look),
             cost,
         )
     with right:
@@ -235,7 +236,7 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
             )
         )
     st.dataframe(
-        pd.DataFrame([_row(each) for each in answer.candidates]),
+        pd.DataFrame([_row(each, answer) for each in answer.candidates]),
         hide_index=True,
         alt="Candidates with predicted loss and costs",
     )
@@ -254,11 +255,14 @@ def _answer_first(answer: Decision, source: FitReport | str, law: str, share: st
         basis = f"In brackets: {share} confidence interval, by the {source.forecaster.label}."
     found = grave_warnings(answer.warnings)
     verdict = None if rows is None and not found else verdict_of(answer.warnings)
-    ui.answer(decision_sentence(best, rows), basis, verdict, found)
-    _headline(best, share, len(answer.candidates))
+    ui.answer(
+        decision_sentence(best, rows, answer.metric.label, answer.unit), basis, verdict, found
+    )
+    _headline(best, share, answer)
 
 
-def _headline(best: Candidate, share: str, count: int) -> None:
+def _headline(best: Candidate, share: str, answer: Decision) -> None:
+    count = len(answer.candidates)
     columns = st.columns(4)
     with columns[0]:
         ui.number(
@@ -278,7 +282,9 @@ def _headline(best: Candidate, share: str, count: int) -> None:
             if not share or best.low is None
             else f"{best.low:.4f} to {best.high:.4f} ({share})"
         )
-        ui.number("predicted loss, nats per token", f"{best.loss_nats:.4f}", interval)
+        ui.number(
+            f"predicted {answer.metric.label}, {answer.unit}", f"{best.loss_nats:.4f}", interval
+        )
     with columns[3]:
         ui.number(
             "cost",
@@ -298,17 +304,17 @@ def _binding(answer: Decision) -> None:
         more = ""
         if gain is not None:
             saved = "less than 0.0001" if gain < 1e-4 else f"{gain:.4f}"
-            more = f" 10 % more would lower the loss by {saved} nats."
+            more = f" 10 % more would lower the loss by {saved} {answer.unit}."
         st.markdown(f"**{labels[name]}** is reached.{more}")
 
 
-def _row(each: Candidate) -> dict[str, str]:
+def _row(each: Candidate, answer: Decision) -> dict[str, str]:
     interval = {} if each.low is None else {"interval": f"{each.low:.4f} to {each.high:.4f}"}
     if each.law_loss_nats is not None:
         interval["law alone"] = f"{each.law_loss_nats:.4f}"
     return {
         "candidate": each.label,
-        "loss, nats": f"{each.loss_nats:.4f}",
+        f"{answer.metric.label}, {answer.unit}": f"{each.loss_nats:.4f}",
         **interval,
         "C, FLOP": format_flops(each.flops),
         "GPU-hours": format_quantity(each.costs["gpu_hours"] or 0.0),

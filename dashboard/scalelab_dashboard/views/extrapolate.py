@@ -146,7 +146,7 @@ def _answer(report: FitReport, forecast: Forecast) -> None:
             ui.number(label, format_quantity(size.value) if size else "–", _span(size, share))
     with columns[2]:
         ui.number(
-            "predicted loss, nats per token",
+            f"predicted {report.label}, {report.unit}",
             f"{forecast.loss_nats:.4f}",
             f"loss {forecast.low:.4f} to {forecast.high:.4f}; new run {forecast.pred_low:.4f} to "
             f"{forecast.pred_high:.4f} ({share})",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.fit.parabola import CurveMinimum
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.records.metric import Metric
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 
@@ -78,7 +79,7 @@ def show(choice: Choice) -> None:
             st.subheader("Loss over N and D")
             ui.plot("contours", choice.key, lambda look: figures.contours(report, bands, look))
         with right:
-            _minima(isoflop)
+            _minima(isoflop, rows.metric)
     st.caption(ui.as_text(figures.caption(report)))
     ui.command(choice.words())
 
@@ -103,7 +104,7 @@ def _state(choice: Choice) -> None:
         )
 
 
-def _minima(isoflop: IsoflopFit) -> None:
+def _minima(isoflop: IsoflopFit, metric: Metric) -> None:
     """Show the minima of the isoFLOP curves as a table; of many, an evenly spaced selection."""
     found = [curve for curve in isoflop.curves if curve.is_interior]
     if not found:
@@ -117,7 +118,8 @@ def _minima(isoflop: IsoflopFit) -> None:
         for curve in (found[int(i)] for i in some)
     ]
     # Markdown, because a Streamlit table makes the browser load and compile 0.7 MB more.
-    head = ("| C, FLOP | N_opt | interval | D/N | loss, nats |", "|" + "--:|" * 5)
+    name = ui.as_text(f"{metric.label}, {metric.unit}")
+    head = (f"| C, FLOP | N_opt | interval | D/N | {name} |", "|" + "--:|" * 5)
     st.markdown("\n".join((*head, *rows)))
 
 
