@@ -18,6 +18,7 @@ from scalelab.errors import UsageError
 from scalelab.forecast.adaptive import BUDGET_SHARES, Round, Target, next_round
 from scalelab.forecast.modes import FormPosterior
 from scalelab.launch.proposal import Proposal
+from scalelab.records.metric import HELDOUT, Metric
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import plan_cost
 from scalelab.sweep.plan import MAX_EPOCHS
@@ -69,6 +70,8 @@ class SweepRound:
         FLOPs of this sweep.
     stop : str or None
         Why the sweep ends: ``narrow`` or ``spent``; None while it continues.
+    metric : Metric
+        Which loss is predicted.
     """
 
     round: Round
@@ -78,6 +81,7 @@ class SweepRound:
     spent: float
     budget: float
     stop: str | None
+    metric: Metric = HELDOUT
 
 
 def next_batch(

@@ -22,7 +22,7 @@ from scalelab.forecast.bands import Bands, surface
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.headline import headline, next_compute
 from scalelab.report import draw
-from scalelab.report.look import FLOPS, LIGHT, LOSS, PARAMS, Look
+from scalelab.report.look import FLOPS, LIGHT, PARAMS, Look
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.units import format_flops
 
@@ -54,9 +54,12 @@ class Explorer:
     content : dict
         ``steps`` (one answer each), ``runs``, ``fitted`` (range of the compute of the runs),
         ``words`` (warnings by number) and ``start`` (index of the first shown step).
+    axis : str
+        Name of the loss with its unit.
     """
 
     content: dict[str, Any]
+    axis: str
 
     def data(self, look: Look, command: str) -> dict[str, Any]:
         """Return the data of `explorer.js` in the colours of a theme.
@@ -68,7 +71,7 @@ class Explorer:
             Command line that fits these runs; the browser adds ``--predict``.
         """
         colours = {name: getattr(look, name) for name in COLOURS}
-        titles = {"flops": FLOPS, "loss": LOSS, "params": PARAMS}
+        titles = {"flops": FLOPS, "loss": self.axis, "params": PARAMS}
         return {**self.content, "colours": colours, "command": command, "titles": titles}
 
 
@@ -115,7 +118,8 @@ def explorer(report: FitReport, asked: Forecast | None = None) -> Explorer | Non
             ],
             "words": list(words),
             "level": f"{100 * report.level:g} %",
-        }
+        },
+        axis=rows.metric.axis,
     )
 
 

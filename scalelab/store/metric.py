@@ -123,7 +123,9 @@ def metric_expression(
         if column is None or (is_nats and term.kind == BPB and per_byte is None):
             raise _unknown(source, term, known, has_heldout=heldout is not None)
         is_column = column in source.types
-        columns += [name for name in (column, per_byte) if name in source.types]
+        columns += [
+            name for name in (column, per_byte) if name is not None and name in source.types
+        ]
         values = quote(column) if is_column else f"(\n{column}\n)"
         # The loss of logged runs is converted when they are read.
         is_converted = is_nats and source.is_log
