@@ -113,7 +113,6 @@ def adaptive(
             "Try --target C=1e24 --budget 1e20.",
         )
     from scalelab.api.adaptive import adapt, default_axes, parse_target
-    from scalelab.corpus.source import DataSource
     from scalelab.corpus.token_dataset import UNNAMED
     from scalelab.corpus.token_files import find_tokens
     from scalelab.sweep.shape_rule import ALIGNED, ALIGNED_FROM_FLOPS, FINE
@@ -132,7 +131,7 @@ def adaptive(
         tokenizer = any_sweep.data.tokenizer
         if values.get("program") is not None:
             tokenizer = "of the program"
-        elif find_tokens(DataSource(**any_sweep.data.model_dump()), options.results) is not None:
+        elif find_tokens(any_sweep.data.source(), options.results) is not None:
             tokenizer = UNNAMED
         sizes, lengths = default_axes(flops, tokenizer=tokenizer, rule=rule)
         defaults |= {"n_tokens": lengths} if is_listed else {"n_params": sizes, "n_tokens": lengths}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.layout import Fitting, number_table
+from scalelab.cli.mixture_view import mixture_json, mixture_words, source_columns, weight_cells
 from scalelab.cli.output import WARNING_STYLE, console, say, warn_here
 from scalelab.cli.program_view import (
     data_words,
@@ -22,6 +23,7 @@ from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto, ne
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.program_render import used_names
+from scalelab.sweep.repeats import epochs_by_source
 from scalelab.sweep.rules import FEW_STEPS
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.size_table import model_label
@@ -83,36 +85,43 @@ def _runs(proposal: Proposal, cost: PlanCost, *, is_wide: bool) -> Table:
     plan = proposal.plan
     decays = {row.spec.weight_decay for row in plan.rows}
     has_decay = is_wide and len(decays) > 1
+    mixes = source_columns(plan)
     columns = (
-        "C",
+        *([] if mixes else ["C"]),
         *(("N active", "N total") if plan.has_experts else ("N",)),
-        *("D", "D/N", "shape"),
+        *(("D",) if mixes and not is_wide else ("D", "D/N", "shape")),
+        *mixes,
         *(("steps", "batch") if is_wide else ()),
-        "lr",
+        *(["lr"] if is_wide or not mixes else []),
         *(("wd",) if has_decay else ()),
         *(("FLOPs", "time", "money") if is_wide else ()),
         "",
     )
     table = number_table(*columns, title=f"{plan.name}: {plural(len(plan.rows), 'run')}")
-    table.columns[columns.index("shape")].justify = "left"
+    if "shape" in columns:
+        table.columns[columns.index("shape")].justify = "left"
     table.columns[-1].justify = "left"
     shown = list(zip(plan.rows, cost.run_seconds, strict=True))[:SHOWN_ROWS]
     for row, seconds in shown:
         is_done = row.spec.run_id in proposal.finished
         note = _problem(plan, row)
         table.add_row(
-            format_flops(row.budget_flops or row.flops),
+            *([] if mixes else [format_flops(row.budget_flops or row.flops)]),
             *([format_quantity(row.n_params_active)] if plan.has_experts else []),
             format_quantity(row.n_params),
             format_quantity(row.spec.n_tokens),
-            f"{row.tokens_per_param:.3g}",
-            model_label(row.spec),
+            *(
+                []
+                if mixes and not is_wide
+                else [f"{row.tokens_per_param:.3g}", model_label(row.spec)]
+            ),
+            *(weight_cells(row.spec) if mixes else []),
             *(
                 (format_count(row.spec.n_steps), f"{row.spec.batch_seqs}x{row.spec.seq_len}")
                 if is_wide
                 else ()
             ),
-            _lr_words(row.spec),
+            *([_lr_words(row.spec)] if is_wide or not mixes else []),
             *((f"{row.spec.weight_decay:.2g}",) if has_decay else ()),
             *(
                 (
@@ -134,8 +143,10 @@ def _runs(proposal: Proposal, cost: PlanCost, *, is_wide: bool) -> Table:
 def _problem(plan: Plan, row: PlannedRun) -> str:
     """Return what is wrong with a run in a few words, empty if nothing is."""
     found = []
-    if (epochs := plan.epochs(row)) is not None and epochs > 1:
-        found.append(f"{format_quantity(epochs, 2)} epochs")
+    for name, epochs in epochs_by_source(row.spec, plan.data).items():
+        if epochs > 1:
+            of_source = f" of {name}" if name else ""
+            found.append(f"{format_quantity(epochs, 2)} epochs{of_source}")
     if row.spec.n_steps < FEW_STEPS:
         found.append(f"{row.spec.n_steps} steps")
     return ", ".join(found)
@@ -167,6 +178,8 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
     lines = [
         data_words(plan)
         if facts.n_train_tokens is None or not facts.n_eval_tokens
+        else mixture_words(plan)
+        if facts.sources
         else f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
         f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
         f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; "
@@ -266,6 +279,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
                 "decay_steps": row.spec.decay_steps,
                 "flops": row.flops,
                 "epochs": plan.epochs(row),
+                "mixture": mixture_json(plan, row),
                 "seconds": seconds if cost.speed.is_known else None,
                 "gpus": proposal.gpus.get(row.spec.run_id),
                 "is_finished": row.spec.run_id in proposal.finished,
@@ -281,6 +295,7 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
             "n_train_tokens": plan.data.n_train_tokens,
             "n_eval_tokens": plan.data.n_eval_tokens,
             "is_estimated": plan.data.is_estimated,
+            "sources": [asdict(source) for source in plan.data.sources],
         },
         "totals": {"flops": plan.total_flops, **_cost_json(cost)},
         "elsewhere": [_cost_json(other) for other in proposal.elsewhere],

@@ -115,9 +115,9 @@ class SpecCommand(PanelCommand):
             if value not in (None, [], ()):
                 is_flag = source is not None and source.name == "COMMANDLINE"
                 if found.is_mapping:
-                    from scalelab.sweep.site_options import split_pairs
+                    from scalelab.sweep.flag_tables import flag_table
 
-                    value = split_pairs(value)
+                    value = flag_table(found, value)
                 (flags if is_flag else settings)[found.path] = value
         ctx.meta[_VALUES] = SpecValues(flags=flags, settings=settings)
         return super().invoke(ctx)

@@ -67,6 +67,20 @@ def ladder(context: typer.Context, options: LaunchOptions) -> int:
     return launch_sweep(sweep_of(spec_values(context), kind="ladder"), options)
 
 
+@app.command("mixture", cls=SpecCommand)
+@spread_options
+def mixture(context: typer.Context, options: LaunchOptions) -> int:
+    """Train many mixtures of named sources of text.
+
+    The mixtures fill the simplex of the weights: corners, centre, and points far from each other.
+    Every run reports its loss on the held-out part of each source.
+
+    Example: scalelab sweep mixture --mix-source code=src/ --mix-source web=pages/
+    --runs 24 --n-params 1M --n-tokens 20M --dry-run
+    """
+    return launch_sweep(sweep_of(spec_values(context), kind="mixture"), options)
+
+
 @app.command("run", cls=SpecCommand)
 @spread_options
 def run_file(

@@ -47,7 +47,7 @@ from scalelab.corpus.spool import Progress, Spool, spool_documents
 from scalelab.corpus.token_dataset import write_token_dataset
 from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_source import TokenSource
-from scalelab.corpus.tokenizer import Tokenizer
+from scalelab.corpus.tokenizer import BpeTokenizer, SharedTokenizer, Tokenizer
 from scalelab.corpus.tokenizer_files import FileTokenizer
 from scalelab.corpus.tokenizer_names import find_tokenizer, is_file_name, short_name
 from scalelab.errors import DataError, unwritable
@@ -68,7 +68,12 @@ _DISK_ERRORS = (
 
 
 def build_dataset(
-    source: DataSource, results: Path, progress: Progress, *, checks_hashes: bool = False
+    source: DataSource,
+    results: Path,
+    progress: Progress,
+    *,
+    checks_hashes: bool = False,
+    shared: SharedTokenizer | None = None,
 ) -> tuple[Path, Manifest]:
     """Return the folder and the manifest of a source's dataset; build it if needed.
 
@@ -77,17 +82,19 @@ def build_dataset(
     """
     data = results / "data"
     started_s = time.time()
-    tokens, evaluation, files = _inputs(source, results)
-    listing, newest_s = _listing(source, files)
+    tokens, evaluation, files = inputs_of(source, results)
+    listing, newest_s = listing_of(source, files, shared)
     known = data / "sources" / f"{listing}.json"
     found = _known_dataset(source, files, known, checks_hashes=checks_hashes)
     if found is not None:
         return found
-    with _scratch_folder(data) as scratch:
+    with scratch_folder(data) as scratch:
         if tokens is None:
             with Rejects(data / "rejects" / f"{listing}.jsonl", scratch / "rejects") as rejects:
                 spool = spool_documents(source, files, scratch / "text", rejects, progress)
-            manifest = _write_dataset(source, spool, scratch, data / "tokenizers", progress)
+            made = BpeTokenizer(shared.file()) if shared is not None else None
+            cache = data / "tokenizers"
+            manifest = _write_dataset(source, spool, scratch, cache, progress, made)
             manifest = replace(manifest, rejects=rejects.path.name if rejects.n_listed else None)
         else:
             whole = scratch / "whole"
@@ -104,15 +111,17 @@ def build_dataset(
     return folder, manifest
 
 
-def find_built(source: DataSource, results: Path) -> tuple[Path, Manifest] | None:
+def find_built(
+    source: DataSource, results: Path, *, shared: SharedTokenizer | None = None
+) -> tuple[Path, Manifest] | None:
     """Return the dataset that was built from these files, or None."""
-    files = _inputs(source, results)[-1]
-    listing, _ = _listing(source, files)
+    files = inputs_of(source, results)[-1]
+    listing, _ = listing_of(source, files, shared)
     known = results / "data" / "sources" / f"{listing}.json"
     return _known_dataset(source, files, known, checks_hashes=False)
 
 
-def _inputs(
+def inputs_of(
     source: DataSource, results: Path
 ) -> tuple[TokenSource | None, TokenSource | None, tuple[SourceFile, ...]]:
     """Return the training and evaluation tokens, None if they are text, and all files to read."""
@@ -126,7 +135,9 @@ def _inputs(
     return tokens, evaluation, files
 
 
-def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, float]:
+def listing_of(
+    source: DataSource, files: tuple[SourceFile, ...], shared: SharedTokenizer | None = None
+) -> tuple[str, float]:
     """Return a hash of the source and its files (path, size, times), and the newest time."""
     content = {
         field.name: getattr(source, field.name)
@@ -135,6 +146,8 @@ def _listing(source: DataSource, files: tuple[SourceFile, ...]) -> tuple[str, fl
         or (field.name == "bpe_sample" and source.bpe_size is not None)
         or getattr(source, field.name) != field.default
     }
+    if shared is not None:
+        content["tokenizer_of"] = shared.key
     hashed = hashlib.sha256(json.dumps([FORMAT, content]).encode())
     newest_ns = 0
     if is_file_name(source.tokenizer):
@@ -175,7 +188,7 @@ def _known_dataset(
 
 
 @contextlib.contextmanager
-def _scratch_folder(data: Path) -> Iterator[Path]:
+def scratch_folder(data: Path) -> Iterator[Path]:
     """Yield an empty folder next to the datasets; it is removed when the block ends."""
     scratch = data / f".preparing-{secrets.token_hex(8)}"
     try:
@@ -200,16 +213,24 @@ def _remove_leftovers(data: Path) -> None:
 
 
 def _write_dataset(
-    source: DataSource, spool: Spool, scratch: Path, cache: Path, progress: Progress
+    source: DataSource,
+    spool: Spool,
+    scratch: Path,
+    cache: Path,
+    progress: Progress,
+    made: Tokenizer | None,
 ) -> Manifest:
-    """Write the shards of a corpus to ``scratch / "whole"``, split in the first way that works."""
+    """Write the shards of a corpus to ``scratch / "whole"``, split in the first way that works.
+
+    ``made`` is the tokenizer if it was trained on other text as well.
+    """
     folder = scratch / "whole"
     ways = ((DOCUMENTS, split_documents), (STRETCH, split_stretch))
     problem = ""
     for kind, split in ways if len(spool) > 1 else ways[1:]:
         folder.mkdir()
         try:
-            tokenizer = make_tokenizer(source, spool, kind, cache, progress)
+            tokenizer = made or make_tokenizer(source, spool, kind, cache, progress)
             parts = split(source, spool, tokenizer, scratch)
             train = _write_train(spool, parts, tokenizer, folder, progress)
             n_train_tokens = sum(shard.n_tokens for shard in train)

@@ -69,6 +69,11 @@ class Dataset:
         return self.manifest.end_token
 
     @property
+    def bytes_per_token(self) -> float | None:
+        """Mean bytes of text per evaluation token; None for token files without their tokenizer."""
+        return self.manifest.bytes_per_token
+
+    @property
     def n_train_tokens(self) -> int:
         """Tokens of the training part."""
         return sum(shard.n_tokens for shard in self.manifest.train)
@@ -170,21 +175,39 @@ class Dataset:
             outside the vocabulary.
         """
         batch_seqs, length = batches.shape[-2:]
-        n = self.n_sequences(length - 1)
-        chunks = []
-        for seed, step in runs:
-            first, last = step * batch_seqs, (step + 1) * batch_seqs
-            chunks += [
-                permuted_run(
-                    max(first - epoch * n, 0), min(last - epoch * n, n), n, seed=seed, epoch=epoch
-                )
-                for epoch in range(first // n, (last - 1) // n + 1)
-            ]
-        whole = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        rows = batches.reshape(-1, length)
-        self._train.read_rows(whole * (length - 1), rows)
+        places = [(seed, step * batch_seqs, (step + 1) * batch_seqs) for seed, step in runs]
+        self.read_sequences(places, batches.reshape(-1, length))
+
+    def read_sequences(
+        self, places: Sequence[tuple[int, int, int]], rows: NDArray[np.integer]
+    ) -> None:
+        """Write training sequences to the rows of an array, in the order of `batch`.
+
+        Parameters
+        ----------
+        places : sequence of (int, int, int)
+            Seed of an order, and the first and the last place in it (from 0, the last excluded).
+        rows : ndarray of int, shape (k, seq_len + 1)
+            The sequences of all places, one after the other.
+
+        Raises
+        ------
+        DataError
+            As `read_batches`.
+        """
+        seq_len = rows.shape[1] - 1
+        n = self.n_sequences(seq_len)
+        chunks = [
+            permuted_run(
+                max(first - epoch * n, 0), min(last - epoch * n, n), n, seed=seed, epoch=epoch
+            )
+            for seed, first, last in places
+            for epoch in range(first // n, (last - 1) // n + 1)
+        ]
+        starts = (chunks[0] if len(chunks) == 1 else np.concatenate(chunks)) * seq_len
+        self._train.read_rows(starts, rows)
         if not self.manifest.is_scanned:
-            self._require_vocabulary(whole * (length - 1), rows)
+            self._require_vocabulary(starts, rows)
 
     def _require_vocabulary(self, starts: NDArray[np.int64], rows: NDArray[np.integer]) -> None:
         is_outside = (rows < 0) | (rows >= self.vocab_size)
@@ -264,7 +287,7 @@ def prepare(
     from scalelab.corpus.build import build_dataset
 
     folder, manifest = build_dataset(
-        source, results, progress or _ignore, checks_hashes=checks_hashes
+        source, results, progress or ignore_progress, checks_hashes=checks_hashes
     )
     return Dataset(folder=folder, manifest=manifest)
 
@@ -314,5 +337,5 @@ def find_dataset(results: Path, fingerprint: str) -> Dataset:
     return open_dataset(folder)
 
 
-def _ignore(stage: str, done: int, total: int) -> None:
+def ignore_progress(stage: str, done: int, total: int) -> None:
     """Ignore the progress."""

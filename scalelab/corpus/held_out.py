@@ -188,14 +188,14 @@ def make_tokenizer(
         spans[:, 1] = [_half(spool, int(start), int(end)) for start, end in spans]
         key = b"first halves"
     sizes = np.cumsum(spans[:, 1] - spans[:, 0])
-    n = min(len(spans), max(1, int(np.searchsorted(sizes, source.bpe_sample, side="right"))))
+    n = _n_up_to(sizes, source.bpe_sample)
     if not n:
         raise TooFewError("no document would be left to train the tokenizer on")
     n_bytes = int(sizes[n - 1])
     halves = np.stack([spool.high[first : first + n], spool.low[first : first + n]])
     progress("training the tokenizer", 0, n_bytes)
     file = cached_bpe(
-        _train_texts(spool.text, spans[:n], source.bpe_sample),
+        texts_of(spool.text, spans[:n], source.bpe_sample),
         hashlib.sha256(halves.astype(">u8").tobytes() + key).hexdigest(),
         source.bpe_size,
         cache,
@@ -204,7 +204,28 @@ def make_tokenizer(
     return BpeTokenizer(file)
 
 
-def _train_texts(text: NDArray[np.uint8], spans: Spans, n_bytes: int) -> Iterator[bytes]:
+def never_held_out(spool: Spool, n_bytes: int) -> tuple[Spans, bytes]:
+    """Return about ``n_bytes`` of text that no way to split the documents holds out, and its hash.
+
+    These are the first halves of documents from the half that no share holds out, or of all
+    documents if there is none in that half: then only the end of each document can be held out.
+    """
+    first = int(np.searchsorted(spool.high, np.uint64(1 << 63)))
+    first = 0 if first == len(spool) else first
+    spans = spool.spans(first)
+    spans[:, 1] = [_half(spool, int(start), int(end)) for start, end in spans]
+    n = _n_up_to(np.cumsum(spans[:, 1] - spans[:, 0]), n_bytes)
+    halves = np.stack([spool.high[first : first + n], spool.low[first : first + n]])
+    return spans[:n], hashlib.sha256(halves.astype(">u8").tobytes() + b"first halves").digest()
+
+
+def _n_up_to(ends: NDArray[np.int64], n_bytes: int) -> int:
+    """Return how many documents end within ``n_bytes``, at least one if there is one."""
+    return min(len(ends), max(1, int(np.searchsorted(ends, n_bytes, side="right"))))
+
+
+def texts_of(text: NDArray[np.uint8], spans: Spans, n_bytes: int) -> Iterator[bytes]:
+    """Yield the text of documents to train a tokenizer on, at most 4 times ``n_bytes`` each."""
     for start, end in spans.tolist():
         limit = start + 4 * n_bytes
         yield text[start : end if end <= limit else character_start(text, limit)].tobytes()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,6 +121,22 @@ class BpeTokenizer:
             if index != self.end_token:
                 lengths[index] = len(token)
         return lengths
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedTokenizer:
+    """A BPE tokenizer that several sources share.
+
+    Attributes
+    ----------
+    key : str
+        Hash of the text of all sources that it is trained on.
+    file : callable
+        Returns its file; trains it first if it does not exist.
+    """
+
+    key: str
+    file: Callable[[], Path]
 
 
 def cached_bpe(documents: Iterable[bytes], digest: str, vocab_size: int, cache: Path) -> Path:

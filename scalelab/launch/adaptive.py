@@ -21,9 +21,9 @@ from scalelab.launch.proposal import Proposal
 from scalelab.records.metric import HELDOUT, Metric
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import plan_cost
-from scalelab.sweep.plan import MAX_EPOCHS
 from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.program import ProgramSpec
+from scalelab.sweep.repeats import MAX_EPOCHS
 from scalelab.sweep.run_size import planned_flops
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION
 from scalelab.units import format_flops, plural

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from scalelab.corpus.dataset import open_dataset
+from scalelab.corpus.mixed import open_data
 from scalelab.errors import DataError, UsageError
 from scalelab.launch.base import LaunchReport, LaunchRequest, LaunchView, Watcher
 from scalelab.launch.caps import refuse_over_cap
@@ -328,7 +328,7 @@ def _seconds(
     if speed.is_program:
         return seconds_by_id(list(specs.values()), {}, speed, skip=skip)
     n_eval = {
-        fingerprint: open_dataset(results.dataset(fingerprint)).n_eval_tokens
+        fingerprint: open_data(results.dataset(fingerprint)).n_eval_tokens
         for fingerprint in {spec.data_fingerprint for spec in specs.values()}
     }
     return seconds_by_id(list(specs.values()), n_eval, speed, skip=skip)

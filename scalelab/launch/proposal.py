@@ -7,16 +7,9 @@ from its files and uses the cached speed of this machine, if there is one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from scalelab.corpus.dataset import Dataset, find_prepared, prepare
-from scalelab.corpus.source import DataSource, find_files
-from scalelab.corpus.token_dataset import describe_tokens
-from scalelab.corpus.token_files import find_tokens
-from scalelab.corpus.tokenizer import ByteTokenizer
-from scalelab.corpus.tokenizer_files import source_tokenizer
-from scalelab.corpus.tokenizer_names import END_TOKEN, short_name
 from scalelab.errors import UsageError
 from scalelab.launch.devices import gpu_names
 from scalelab.launch.executable import require_executable
@@ -44,6 +37,7 @@ from scalelab.launch.programs.speed import (
 )
 from scalelab.launch.slurm.resources import run_gpus
 from scalelab.launch.speed import machine_speed, speed_for, with_devices
+from scalelab.launch.text_facts import Progress, text_facts
 from scalelab.launch.trackers import require_installed
 from scalelab.launch.verdicts import Verdict, local_verdict, taken_execution
 from scalelab.records.states import FINAL, PRUNED
@@ -52,7 +46,7 @@ from scalelab.sweep.cost import PlanCost, Speed, plan_cost
 from scalelab.sweep.execution import ExecutionSpec, default_precision, planned_execution
 from scalelab.sweep.largest import largest_runs
 from scalelab.sweep.plan import Plan, make_plan
-from scalelab.sweep.planned_run import DataFacts, PlannedRun
+from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.precision import require_precision
 from scalelab.sweep.program_render import Place, rendered
 from scalelab.sweep.program_table import ProgramTable
@@ -62,12 +56,6 @@ from scalelab.sweep.speeds import compared_speeds
 
 NOT_TRAINED = (*FINAL, PRUNED)
 ASK_ABOVE_S = 3600.0
-BYTES_PER_BPE_TOKEN = 4.0
-UNPACKED = 3
-"""Bytes of text per byte of a compressed file, where it was not unpacked yet."""
-UNPREPARED = "unprepared"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +168,7 @@ def propose(
     table, program = sweep.program, None
     facts = None
     if table is None or has_prepared_text(table):
-        facts = _text_facts(sweep, results, is_dry_run=is_dry_run, progress=progress)
+        facts = text_facts(sweep, results, is_dry_run=is_dry_run, progress=progress)
     precision = sweep.train.precision or default_precision(execution.device)
     if table is not None:
         require_format(table)
@@ -308,77 +296,10 @@ def _place(proposal: Proposal, row: PlannedRun, results: Results) -> Place:
     )
 
 
-def _text_facts(
-    sweep: SweepSpec, results: Results, *, is_dry_run: bool, progress: Progress | None
-) -> DataFacts:
-    """Return the facts about the text of ``[data]``, which is prepared unless in a dry run."""
-    source = DataSource(**sweep.data.model_dump())
-    if sweep.program is not None and find_tokens(source, results.path) is not None:
-        raise UsageError(
-            f"token files {source.describe()} in [data] for a program",
-            "text in [data], or token files that the program opens itself",
-            'Name them in [program], for example train_data = "train.bin" and eval_data = '
-            '"val.bin", and leave out --data.',
-        )
-    dataset = (
-        find_prepared(source, results.path)
-        if is_dry_run
-        else prepare(source, results.path, progress=progress)
-    )
-    return _estimated_facts(source, results) if dataset is None else _facts(dataset)
-
-
 def _largest(sweep: SweepSpec, plan: Plan) -> frozenset[str]:
     if not sweep.launcher.largest_last:
         return frozenset()
     return largest_runs(
         {row.spec.run_id: row.budget_flops for row in plan.rows},
         {row.spec.run_id: row.flops for row in plan.rows},
-    )
-
-
-def _facts(dataset: Dataset) -> DataFacts:
-    return DataFacts(
-        fingerprint=dataset.fingerprint,
-        eval_fingerprint=dataset.eval_fingerprint,
-        tokenizer=dataset.tokenizer,
-        vocab_size=dataset.vocab_size,
-        n_train_tokens=dataset.n_train_tokens,
-        n_eval_tokens=dataset.n_eval_tokens,
-        end_token=dataset.end_token,
-        warnings=tuple(dataset.warnings()),
-    )
-
-
-def _estimated_facts(source: DataSource, results: Results) -> DataFacts:
-    tokens = describe_tokens(source, results.path)
-    if tokens is not None:
-        return DataFacts(
-            fingerprint=UNPREPARED,
-            eval_fingerprint=UNPREPARED,
-            tokenizer=tokens.tokenizer,
-            vocab_size=tokens.vocab_size,
-            n_train_tokens=tokens.n_train_tokens,
-            n_eval_tokens=tokens.n_eval_tokens,
-            end_token=tokens.end_token,
-            is_estimated=True,
-        )
-    n_bytes = sum(
-        file.path.stat().st_size * (UNPACKED if file.is_packed else 1)
-        for file in find_files(source, results.path)
-    )
-    made = source_tokenizer(source)
-    vocab_size = made.vocab_size if made else source.bpe_size or ByteTokenizer.vocab_size
-    per_token = 1.0 if source.tokenizer == "bytes" else BYTES_PER_BPE_TOKEN
-    n_tokens = round(n_bytes / per_token)
-    n_held_out = min(source.eval_tokens, n_tokens // 2)
-    return DataFacts(
-        fingerprint=UNPREPARED,
-        eval_fingerprint=UNPREPARED,
-        tokenizer=short_name(source.tokenizer),
-        vocab_size=vocab_size,
-        end_token=made.end_token if made else END_TOKEN,
-        n_train_tokens=max(n_tokens - n_held_out, 1),
-        n_eval_tokens=source.eval_tokens,
-        is_estimated=True,
     )

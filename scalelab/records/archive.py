@@ -33,6 +33,7 @@ from scalelab.records.parts import (
     SWEEP,
     Part,
     Progress,
+    data_of,
     odd_entries,
     walk,
 )
@@ -118,8 +119,8 @@ def parts_of(results: Path, name: str) -> tuple[Part, ...]:
     named: dict[Part, None] = {}
     for run_id in run_ids:
         run = folder.run(run_id)
-        fingerprint = (read_json(run.path / "spec.json") or {}).get("data_fingerprint")
-        named[Part(DATASET, str(fingerprint))] = None
+        for fingerprint in data_of(read_json(run.path / "spec.json") or {}):
+            named[Part(DATASET, fingerprint)] = None
         for attempt in run.attempts():
             diff = str(attempt.read_note().get("source_diff") or "")
             named[Part(SOURCE, diff.removeprefix(f"{FOLDERS[SOURCE]}/"))] = None

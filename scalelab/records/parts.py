@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scalelab.corpus.shards import MANIFEST_NAME
 from scalelab.records.files import list_entries
@@ -118,6 +119,13 @@ def list_parts(results: Path) -> list[Part]:
                 continue
             found.append(Part(kind, entry.name))
     return found
+
+
+def data_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the datasets that a run reads, of the content of its ``spec.json``."""
+    sources = [each for each in spec.get("mixture") or () if isinstance(each, Mapping)]
+    found = (spec.get("data_fingerprint"), *(source.get("fingerprint") for source in sources))
+    return tuple(name for name in found if isinstance(name, str))
 
 
 def walk(path: Path, skips: frozenset[str] = frozenset()) -> Iterator[tuple[str, Path]]:

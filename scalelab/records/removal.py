@@ -28,6 +28,7 @@ from scalelab.records.parts import (
     SWEEP,
     Part,
     checkpoint_folders,
+    data_of,
     disk_bytes,
     list_parts,
 )
@@ -207,7 +208,7 @@ def unused_datasets(results: Results) -> list[str]:
     DataError
         If the spec of a run cannot be read.
     """
-    used = set()
+    used: set[str] = set()
     for run_id in list_folders(str(results.path / "runs")):
         spec = read_json(results.run(run_id).path / "spec.json")
         if spec is None:
@@ -216,7 +217,7 @@ def unused_datasets(results: Results) -> list[str]:
                 "runs that can be read",
                 f"Remove it with `scalelab remove {run_id}`, or run the sweep's command again.",
             )
-        used.add(spec.get("data_fingerprint"))
+        used.update(data_of(spec))
     datasets = [part.name for part in list_parts(results.path) if part.kind == DATASET]
     return [name for name in datasets if name not in used]
 

@@ -26,7 +26,7 @@ EXECUTION, LAUNCHER, SLURM = "Execution", "Launcher", "SLURM"
 PROGRAM = "Training program"
 
 KINDS = ("isoflop", "grid", "ladder")
-NOT_TUNE = (*KINDS, "adaptive")
+NOT_TUNE = (*KINDS, "adaptive", "mixture")
 """Commands with a fixed value of a hyperparameter that `tune` searches."""
 
 _Spec = TypeVar("_Spec", bound="Table")
@@ -287,6 +287,8 @@ _ACCEPTED = {
     "<time>": "minutes, H:MM:SS or D-HH:MM:SS",
     "<int>|<rules>": "a whole number from 0, or conditions such as <1e19=1,>=1e19=8",
     "<key=value>": "KEY=VALUE, or KEY for a switch",
+    "<name=path>": "NAME=PATH",
+    "<name=share>": "NAME=SHARE",
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",
     "<aspect>": "power, a number from 1, or width:number,..",

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from scalelab.errors import UsageError
 from scalelab.sweep.isoflop_sizes import budget_shapes, expected_tokens_per_param
+from scalelab.sweep.mixture_design import mixture_design
 from scalelab.sweep.planned_run import DataFacts, PlannedRun, planned_run
 from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.program_table import ProgramTable
+from scalelab.sweep.repeats import MAX_EPOCHS, epochs_by_source, find_repeats
 from scalelab.sweep.rules import FEW_STEPS, rule_texts
 from scalelab.sweep.run_size import model_size
 from scalelab.sweep.run_spec import RunSpec
@@ -30,7 +32,7 @@ from scalelab.theory.decay_rules import CONSTANT
 from scalelab.theory.shape import ModelShape
 from scalelab.units import format_quantity, plural
 
-MAX_EPOCHS = 4.0
+PARTS = ("training", "held-out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +52,7 @@ class Plan:
     n_merged : int
         Rows left out because, in whole steps, they equal another row.
     notes : tuple of str
-        Warnings about a user's program.
+        Warnings about a user's program, or about the design of a sweep over mixtures.
     """
 
     name: str
@@ -80,9 +82,11 @@ class Plan:
         return any(row.spec.shape.n_experts for row in self.rows)
 
     def epochs(self, row: PlannedRun) -> float | None:
-        """Return the epochs of a run over the text; None if its unique tokens are not known."""
-        unique = self.data.n_train_tokens
-        return None if unique is None else row.spec.n_tokens / unique
+        """Return the epochs of a run over its text; None if its unique tokens are not known.
+
+        Of a mixture, the epochs over the source that is repeated most.
+        """
+        return max(epochs_by_source(row.spec, self.data).values(), default=None)
 
     def warnings(self) -> list[str]:
         """Return warnings to read before a launch."""
@@ -92,22 +96,14 @@ class Plan:
                 f"{plural(self.n_merged, 'row')} left out: in whole steps, equal to another row of "
                 "the same size."
             )
-        unique = self.data.n_train_tokens
-        if unique is not None and unique < self.data.n_eval_tokens:
-            found.append(
-                f"the text is too small to hold out {format_quantity(self.data.n_eval_tokens)} "
-                "tokens and train on as many; a launch will fail. Try --eval-tokens 16K."
-            )
-        repeating = [epochs for row in self.rows if (epochs := self.epochs(row) or 0.0) > 1]
-        if repeating and unique is not None:
-            worst = max(repeating)
-            found.append(
-                f"{len(repeating)} of {plural(len(self.rows), 'run')} "
-                f"{'repeats' if len(repeating) == 1 else 'repeat'} text, up to "
-                f"{worst:,.1f} epochs of {format_quantity(unique)} unique tokens."
-            )
-            if worst > MAX_EPOCHS:
-                found[-1] += f" A launch refuses more than {MAX_EPOCHS:g} without --allow-repeats."
+        for unique, held_out, name in self._parts():
+            if unique is not None and unique < held_out:
+                text = f"the text of source {name}" if name else "the text"
+                found.append(
+                    f"{text} is too small to hold out {format_quantity(held_out)} tokens and train "
+                    "on as many; a launch will fail. Try --eval-tokens 16K."
+                )
+        found += [repeat.warning(len(self.rows)) for repeat in find_repeats(self.rows, self.data)]
         short = [row for row in self.rows if row.spec.n_steps < FEW_STEPS]
         if short:
             fewest = min(row.spec.n_steps for row in short)
@@ -119,14 +115,15 @@ class Plan:
 
     def refuse_repeats(self, *, allow_repeats: bool) -> None:
         """Raise UsageError when a run exceeds 4 epochs and that is not allowed."""
-        unique = self.data.n_train_tokens
-        worst = max((self.epochs(row) or 0.0 for row in self.rows), default=0.0)
-        if unique is not None and worst > MAX_EPOCHS and not allow_repeats:
-            raise UsageError(
-                f"a run of {worst:.1f} epochs over {format_quantity(unique)} unique tokens",
-                f"at most {MAX_EPOCHS:g} epochs, because further repeats improve the loss little",
-                "Add text with --data corpus/, use smaller budgets, or add --allow-repeats.",
-            )
+        for repeat in find_repeats(self.rows, self.data)[:1]:
+            if repeat.epochs > MAX_EPOCHS and not allow_repeats:
+                raise repeat.error()
+
+    def _parts(self) -> list[tuple[int | None, int, str]]:
+        """Return training tokens, held-out tokens and name of each source, or of the only text."""
+        if self.data.sources:
+            return [(s.n_train_tokens, s.n_eval_tokens, s.name) for s in self.data.sources]
+        return [(self.data.n_train_tokens, self.data.n_eval_tokens, "")]
 
 
 def make_plan(
@@ -148,6 +145,7 @@ def make_plan(
         * len(sweep.model.experts())
         * sweep.n_sizes()
         * max(len(sweep.budgets), len(sweep.n_tokens))
+        * (sweep.runs if sweep.kind == "mixture" else 1)
     )
     if count > MAX_PLANNED_RUNS:
         raise UsageError(
@@ -156,8 +154,13 @@ def make_plan(
             "Use fewer points, for example --n-params 1M..100M:5, or fewer --seeds.",
         )
     _require_sequences(sweep.train.seq_len, data)
-    make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows, "ladder": _ladder_rows}[sweep.kind]
-    planned = make_rows(sweep, data, sweep.train.precision or precision, program)
+    make_rows = {"isoflop": _isoflop_rows, "grid": _grid_rows, "ladder": _ladder_rows}
+    precision = sweep.train.precision or precision
+    notes: tuple[str, ...] = ()
+    if sweep.kind == "mixture":
+        planned, notes = _mixture_rows(sweep, data, precision)
+    else:
+        planned = make_rows[sweep.kind](sweep, data, precision, program)
     distinct = _distinct(planned)
     rows = tuple(
         dataclasses.replace(row, spec=dataclasses.replace(row.spec, seed=seed))
@@ -171,11 +174,14 @@ def make_plan(
         data=data,
         rules=rule_texts(sweep),
         n_merged=len(planned) - len(distinct),
+        notes=notes,
     )
 
 
 def _require_sequences(seq_len: int, data: DataFacts) -> None:
-    for part, n_tokens in (("training", data.n_train_tokens), ("held-out", data.n_eval_tokens)):
+    parts = [(source.n_train_tokens, source.n_eval_tokens) for source in data.sources]
+    parts = parts or [(data.n_train_tokens or 0, data.n_eval_tokens)]
+    for part, n_tokens in [pair for each in parts for pair in zip(PARTS, each, strict=True)]:
         if not n_tokens:
             continue  # a program's data that is not declared
         # The last token of a part is a target, never an input.
@@ -228,6 +234,34 @@ def _grid_rows(
         for shape, of_size in _models(sweep, data, program)
         for n_tokens in sweep.n_tokens
     ]
+
+
+def _mixture_rows(
+    sweep: SweepSpec, data: DataFacts, precision: str
+) -> tuple[list[PlannedRun], tuple[str, ...]]:
+    """Return the runs of each designed mixture at each size, and what to know of the design."""
+    most = max(sweep.n_tokens)
+    limits = {source.name: 1.0 for source in data.sources}
+    if not sweep.allow_repeats:
+        for source in data.sources:
+            # A source may be drawn a few sequences more often than its weight says.
+            slack = (len(data.sources) + 1) * sweep.train.seq_len
+            limits[source.name] = (MAX_EPOCHS * source.n_train_tokens - slack) / most
+    design = mixture_design(sweep.runs, limits)
+    unique = {source.name: source.n_train_tokens for source in data.sources}
+    notes = tuple(
+        f"the corner of source {name} is at {limit:g}, because {MAX_EPOCHS:g} epochs of its "
+        f"{format_quantity(unique[name])} unique tokens fill no more of {format_quantity(most)}. "
+        "Add text, or use fewer --n-tokens."
+        for name, limit in design.moved.items()
+    )
+    rows = [
+        planned_run(shape, n_tokens, None, sweep.train, data.with_weights(weights), precision)
+        for shape in _shapes(sweep, data)
+        for n_tokens in sweep.n_tokens
+        for weights in design.mixtures
+    ]
+    return rows, notes
 
 
 def _budget_models(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scalelab.corpus.tokenizer_names import END_TOKEN
@@ -12,7 +13,7 @@ from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.program_render import steps_with_evaluations, used_names
 from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, schedule_parts
 from scalelab.sweep.run_size import NO_SHAPE, RunSize, model_size, run_size, shape_size
-from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec
+from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec, SourceWeight
 from scalelab.sweep.train_table import TrainTable
 from scalelab.theory.accounting import count_params
 from scalelab.theory.decay_rules import find_weight_decay_rule
@@ -22,6 +23,27 @@ from scalelab.units import format_flops, format_quantity
 
 UNUSED_LR = 1.0
 """Learning rate of runs whose program has no placeholder for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFacts:
+    """Facts about a source of a mixture.
+
+    Attributes
+    ----------
+    name, fingerprint : str
+        Its name and the content hash of its tokens.
+    n_train_tokens, n_eval_tokens : int
+        Unique training tokens, and held-out tokens.
+    weight : float or None
+        Its share of the training tokens; None before a sweep over mixtures chooses it.
+    """
+
+    name: str
+    fingerprint: str
+    n_train_tokens: int
+    n_eval_tokens: int
+    weight: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +68,9 @@ class DataFacts:
         Token that ends a document; None if there is none.
     warnings : tuple of str
         What to know about the text before training on it.
+    sources : tuple of SourceFacts
+        Sources of a mixture in the order of their names; empty for one text. The other facts are
+        then of all sources together.
     """
 
     fingerprint: str
@@ -57,6 +82,23 @@ class DataFacts:
     is_estimated: bool = False
     end_token: int | None = END_TOKEN
     warnings: tuple[str, ...] = ()
+    sources: tuple[SourceFacts, ...] = ()
+
+    @property
+    def mixture(self) -> tuple[SourceWeight, ...]:
+        """The sources and their weights, as a run has them; empty without weights."""
+        return tuple(
+            SourceWeight(name=each.name, fingerprint=each.fingerprint, weight=each.weight)
+            for each in self.sources
+            if each.weight is not None
+        )
+
+    def with_weights(self, weights: Mapping[str, float]) -> DataFacts:
+        """Return the facts with other weights of the sources, by name."""
+        sources = tuple(
+            dataclasses.replace(each, weight=weights[each.name]) for each in self.sources
+        )
+        return dataclasses.replace(self, sources=sources)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +204,7 @@ def planned_run(
         ema_decay=train.ema_decay,
         precision=precision,
         program=program,
+        mixture=data.mixture,
         **({name: getattr(train, name) for name in ROUTER_WEIGHTS} if shape.n_experts else {}),
     )
     return PlannedRun(

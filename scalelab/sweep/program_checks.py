@@ -41,6 +41,12 @@ def refuse_unused_tables(sweep: SweepSpec, program: ProgramTable) -> None:
             "isoflop or grid: a ladder's trunk needs checkpoints of the built-in trainer",
             "Write kind = 'grid', with the same n_params and n_tokens.",
         )
+    if sweep.data.mix:
+        raise UsageError(
+            f"a mixture of {', '.join(sweep.data.mix)} with [program]",
+            "one text in [data], or data that the program mixes itself",
+            "Remove the sources, or train with the built-in trainer.",
+        )
     fields = type(sweep.train).model_fields
     given = [
         name

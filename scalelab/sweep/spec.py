@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from scalelab.errors import DataError, UsageError, near_file
+from scalelab.sweep.mix_table import require_weights
 from scalelab.sweep.model_table import ModelTable
 from scalelab.sweep.option import DATA, PROGRAM, Metavar, Table, find_option, option, validated
 from scalelab.sweep.program_checks import refuse_unused_tables
@@ -33,32 +34,39 @@ from scalelab.sweep.values import Quantities, Quantity
 from scalelab.theory.accounting import count_params, train_flops_6nd
 
 DEFAULT_SIZES = 7
+DEFAULT_MIXTURES = 24
 DEFAULT_SPAN = 16.0
 MAX_PLANNED_RUNS = 100_000
 AXES = {
     "isoflop": ("budgets",),
     "grid": ("n_params", "n_tokens"),
     "ladder": ("n_params", "n_tokens"),
+    "mixture": ("n_params", "n_tokens"),
 }
 """Axes that each kind of sweep needs."""
 SIZE_KEYS = ("n_params", "sizes", "span", "tokens_per_param")
 """Keys that choose sizes, which explicit shapes replace."""
+FIRST_DATA_KEYS = (
+    *("paths", "tokenizer", "field", "column", "eval_tokens", "format", "max_rejects"),
+    *("eval_paths", "dtype", "vocab_size", "end_token", "fingerprint"),
+    *("tokenizer_pattern", "special_tokens"),
+)
 FIRST_TRAIN_KEYS = (
     *("seq_len", "batch_seqs", "batch_rule", "lr", "lr_rule", "schedule", "optimizer"),
     *("weight_decay", "beta2", "grad_clip", "ema_decay", "precision", "seeds"),
 )
-"""Keys of the training table that saved sweeps have always had; later ones only if they are set."""
+"""Keys of a table that saved sweeps have always had; later ones only if they are set."""
 _ISOFLOP = ("isoflop",)
-_GRID = ("grid", "ladder", "adaptive", "tune")
+_GRID = ("grid", "ladder", "adaptive", "tune", "mixture")
 
 
 class SweepSpec(Table):
     """One sweep: which runs, on which text, executed where."""
 
-    kind: Literal["isoflop", "grid", "ladder"] = Field(
+    kind: Literal["isoflop", "grid", "ladder", "mixture"] = Field(
         description="isoflop: several sizes at each FLOP budget. grid: each size with each number "
         "of tokens. ladder: like grid, with one constant-rate trunk per size and a cooldown branch "
-        "per number of tokens"
+        "per number of tokens. mixture: like grid, with many mixtures of the sources of [data.mix]"
     )
     budgets: Quantities = option(
         (), "Training FLOPs of each isoFLOP curve", example="1e18..1e20:5", commands=_ISOFLOP
@@ -70,6 +78,10 @@ class SweepSpec(Table):
         commands=_GRID,
     )
     n_tokens: Quantities = option((), "Training tokens D", example="20M..200M:3", commands=_GRID)
+    runs: int = option(
+        DEFAULT_MIXTURES, "Mixtures of the sources, each trained at each size with each number of "
+        "tokens", example="24", commands=("mixture",), ge=3
+    )  # fmt: skip
     sizes: int = option(
         DEFAULT_SIZES, "Model sizes at each budget", example="9", commands=_ISOFLOP, ge=1
     )
@@ -138,6 +150,7 @@ class SweepSpec(Table):
             )
         if self.kind == "isoflop":
             self.require_one_mixture("isoflop sweep")
+        self._require_mixture()
         if self.program is not None:
             refuse_unused_tables(self, self.program)
         fields = TrainTable.model_fields
@@ -150,6 +163,33 @@ class SweepSpec(Table):
                 f"Add for example --n-experts 8, or remove {flags}.",
             )
         return self
+
+    def _require_mixture(self) -> None:
+        """Raise UsageError if a sweep over mixtures has no sources, or another one no weights."""
+        mix = self.data.mix
+        if self.kind != "mixture":
+            if mix:
+                require_weights(mix)
+            if self.runs != DEFAULT_MIXTURES:
+                raise UsageError(
+                    f"runs = {self.runs} for a sweep of kind {self.kind}",
+                    "runs for kind mixture, where it is the number of mixtures",
+                    "Remove runs.",
+                )
+            return
+        if not mix:
+            raise UsageError(
+                "mixture sweep without sources",
+                "at least two sources of text",
+                "Write for example --mix-source code=src/ --mix-source web=pages/.",
+            )
+        weighted = [name for name, source in mix.items() if source.weight is not None]
+        if weighted:
+            raise UsageError(
+                f"mixture sweep with a weight of {', '.join(weighted)}",
+                "sources without weights, because the sweep tries many",
+                "Remove the weights. To train one mixture, use `scalelab sweep grid`.",
+            )
 
     def require_one_mixture(self, what: str) -> None:
         """Raise UsageError if the sweep has several mixtures of experts, for a command's name."""
@@ -197,6 +237,8 @@ class SweepSpec(Table):
         else:
             n_experts = len(self.model.experts())
             ends = f"{n_sizes}x{len(self.n_tokens)}{f'x{n_experts}' if n_experts > 1 else ''}"
+        if self.kind == "mixture":
+            ends = f"{self.runs}x{ends}"
         return f"{self.kind}-{ends.replace('e+', 'e')}"
 
     def n_sizes(self) -> int:
@@ -228,12 +270,15 @@ class SweepSpec(Table):
         excluded = {"name", "execution", "launcher", "program"}
         content: dict[str, Any] = json.loads(self.model_dump_json(exclude=excluded))
         # Saved sweeps from before these fields existed must compare equal.
-        defaults = TrainTable().model_dump(mode="json")
-        content["train"] = {
-            key: value
-            for key, value in content["train"].items()
-            if key in FIRST_TRAIN_KEYS or value != defaults[key]
-        }
+        for name, first in (("data", FIRST_DATA_KEYS), ("train", FIRST_TRAIN_KEYS)):
+            defaults = type(getattr(self, name))().model_dump(mode="json")
+            content[name] = {
+                key: value
+                for key, value in content[name].items()
+                if key in first or value != defaults[key]
+            }
+        if self.kind != "mixture":
+            del content["runs"]
         # The shapes that result, with a preset or without it.
         rules = [rule.changes() for rule in self.shape_rules()]
         content["model"] = rules[0] if len(rules) == 1 else {"rules": rules}

@@ -6,6 +6,7 @@ Each field is an option of the commands and a key of sweep files; see `scalelab.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
@@ -19,11 +20,13 @@ from scalelab.corpus.source import (
     FINGERPRINTS,
     FORMATS,
     TOKEN_DTYPES,
+    DataSource,
 )
 from scalelab.errors import UsageError
 from scalelab.sweep.devices import require_divisible_devices
 from scalelab.sweep.execution import ATTENTIONS, AUTO, KERNELS, STEPS, ExecutionSpec
 from scalelab.sweep.gpu_counts import gpu_numbers
+from scalelab.sweep.mix_table import Mix, MixWeights, split_named, with_weights
 from scalelab.sweep.option import (
     DATA,
     EXECUTION,
@@ -47,6 +50,8 @@ from scalelab.sweep.values import (
 )
 from scalelab.theory.hardware import HARDWARE, find_hardware
 
+MIX_WEIGHTS = (*KINDS, "adaptive", "tune")
+"""Commands that train one mixture; a sweep over mixtures chooses the weights."""
 SLURM_WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.,-]*$"
 
 
@@ -118,6 +123,68 @@ class DataTable(Table):
         DEFAULT_BPE_SAMPLE, "Bytes of text that a bpe:SIZE tokenizer is trained on; a larger "
         "sample takes longer and gives slightly fewer tokens", example="64M", ge=1
     )  # fmt: skip
+    mix: Mix = option(
+        {}, "Source of a mixture of texts, NAME=PATH; repeatable, and again for more paths of the "
+        "same source. In a sweep file a table [data.mix] of sources by name, each with paths and "
+        "weight, and if it differs, field, column and format", flag="--mix-source",
+        example="code=src/"
+    )  # fmt: skip
+    mix_weight: MixWeights = option(
+        {}, "Share of the training tokens that come from a source, NAME=SHARE; repeatable. The "
+        "weights sum to 1", flag="--mix-weight", example="code=0.7", commands=MIX_WEIGHTS
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_join_sources(cls, content: Any) -> Any:
+        """Move the weights of ``--mix-weight`` into the sources."""
+        given = content.get("mix_weight") if isinstance(content, Mapping) else None
+        if not given:
+            return content
+        if not isinstance(given, Mapping):
+            pairs = [given] if isinstance(given, str) else given
+            given = split_named(pairs, "data.mix_weight", "code=0.7")
+        mixed = with_weights(content.get("mix") or {}, given)
+        return {**{k: v for k, v in content.items() if k != "mix_weight"}, "mix": mixed}
+
+    @model_validator(mode="after")
+    def _mixture_is_the_text(self) -> DataTable:
+        if not self.mix:
+            return self
+        for flag, is_set in (("--data", self.paths), ("--eval-data", self.eval_paths)):
+            if is_set:
+                raise UsageError(
+                    f"{flag} with a mixture of {', '.join(self.mix)}",
+                    "either one text, or a mixture of sources, each with its own held-out part",
+                    f"Remove {flag}, or name its text with --mix-source NAME=PATH.",
+                )
+        if len(self.mix) == 1:
+            (name,) = self.mix
+            raise UsageError(
+                f"a mixture of one source, {name}",
+                "at least two sources",
+                f"Add a source, for example --mix-source other=PATH, or write --data "
+                f"{self.mix[name].paths[0]}.",
+            )
+        return self
+
+    def source(self) -> DataSource:
+        """Return the text and its tokenizer, without a mixture."""
+        return DataSource(**self.model_dump(exclude={"mix", "mix_weight"}))
+
+    def sources(self) -> dict[str, DataSource]:
+        """Return the sources of the mixture by name; empty without one."""
+        base = self.source()
+        return {
+            name: replace(
+                base,
+                paths=source.paths,
+                field=source.field or base.field,
+                column=source.column or base.column,
+                format=source.format or base.format,
+            )
+            for name, source in self.mix.items()
+        }
 
 
 class ExecutionTable(Table):

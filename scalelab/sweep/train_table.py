@@ -160,7 +160,8 @@ class TrainTable(Table):
         example="bf16",
     )
     seeds: Integers = option(
-        (0,), "Random seeds; each size is trained once per seed", example="0,1,2", commands=KINDS,
+        (0,), "Random seeds; each size is trained once per seed", example="0,1,2",
+        commands=(*KINDS, "mixture"),
         min_length=1
     )  # fmt: skip
 

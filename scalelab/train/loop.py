@@ -116,10 +116,16 @@ def _batches(
     """Return the batches of the sessions' next steps, until the first session ends."""
     specs = [session.spec for session in sessions]
     begins = [(spec.seed, session.step) for spec, session in zip(specs, sessions, strict=True)]
-    dataset, shape = sessions[0].dataset, batch_shape(specs)
+    datasets, shape = [session.dataset for session in sessions], batch_shape(specs)
+    is_shared = all(dataset == datasets[0] for dataset in datasets)
 
     def load(index: int, tokens: NDArray[np.integer]) -> None:
-        dataset.read_batches([(seed, step + index) for seed, step in begins], tokens)
+        if is_shared:
+            datasets[0].read_batches([(seed, step + index) for seed, step in begins], tokens)
+            return
+        # Runs with different weights of a mixture.
+        for dataset, (seed, step), part in zip(datasets, begins, tokens, strict=True):
+            dataset.read_batches([(seed, step + index)], part)
 
     n_steps = min(session.spec.n_steps - session.step for session in sessions)
     return open_batches(engine.execution, load, shape, n_steps)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.corpus.dataset import Dataset
+from scalelab.corpus.mixed import AnyDataset, MixedDataset
 from scalelab.errors import DataError, ScalelabError
 from scalelab.records.attempt_note import first_note
 from scalelab.records.divergence import DivergenceDetector
@@ -82,7 +82,7 @@ class Session:
         self.noise = NoiseScale()
         self.status: str | None = None
         self._saved_step: int | None = None
-        self._dataset: Dataset | None = None
+        self._dataset: AnyDataset | None = None
         self._trunks = trunks
         self._rows: list[MetricRow] = []
         self._since_row = (0, 0.0)
@@ -99,8 +99,8 @@ class Session:
         )
         self.attempt.write_note(self._note)
 
-    def use(self, dataset: Dataset) -> None:
-        """Set the dataset to train on.
+    def use(self, dataset: AnyDataset) -> None:
+        """Set the dataset to train on; a mixture gets the weights of the run.
 
         Raises
         ------
@@ -115,7 +115,10 @@ class Session:
                 f"the dataset that the run was planned with, {planned}",
                 "Give the path of the planned dataset, or plan the sweep again with this dataset.",
             )
-        self._dataset = dataset
+        weights = {source.name: source.weight for source in self.spec.mixture}
+        self._dataset = (
+            dataset.with_weights(weights) if isinstance(dataset, MixedDataset) else dataset
+        )
 
     def restore(self) -> dict[str, Any] | None:
         """Set the session's fields and return the engine state to resume from; None at the start.
@@ -154,7 +157,7 @@ class Session:
             self.warn(f"trunk state not saved at step {self.step}: {error}")
 
     @property
-    def dataset(self) -> Dataset:
+    def dataset(self) -> AnyDataset:
         """The dataset to train on."""
         assert self._dataset is not None
         return self._dataset
@@ -397,7 +400,7 @@ class Session:
                 n_steps=self.step,
                 wall_s=self.train_s,
                 ema_loss_nats=ema_loss,
-                bytes_per_token=self.dataset.manifest.bytes_per_token,
+                bytes_per_token=self.dataset.bytes_per_token,
                 eval_tokens=eval_tokens,
                 energy_j=self._total_j(),
                 diverged_at_step=self.step if status == "diverged" else None,

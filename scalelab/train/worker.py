@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scalelab.corpus.dataset import open_dataset
+from scalelab.corpus.mixed import open_data
 from scalelab.errors import DataError, ScalelabError, UsageError
 from scalelab.records.machine import listening_for_signals
 from scalelab.records.run_dir import RunDir
@@ -167,7 +167,7 @@ def _train_all(
     dataset_path: Path,
     should_stop: Callable[[], str | None] | None,
 ) -> None:
-    dataset = open_dataset(dataset_path)
+    dataset = open_data(dataset_path)
     states: dict[str, Any] = {}
     for session in sessions:
         try:

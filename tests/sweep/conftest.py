@@ -21,7 +21,7 @@ def facts():
 
 @pytest.fixture
 def plan_of(facts):
-    def make(data=facts, **content) -> Plan:
-        return make_plan(sweep_from_mapping(content, source="a test"), data, precision="fp32")
+    def make(given=facts, **content) -> Plan:
+        return make_plan(sweep_from_mapping(content, source="a test"), given, precision="fp32")
 
     return make

@@ -30,7 +30,13 @@ NOT_SET = {
 }
 """Fields that no key may set, with what they are."""
 
-DOORS: dict[str, tuple[str, str]] = {
+MIX = {
+    "csv": {"paths": "marked.csv.gz", "format": "text", "weight": 0.7},
+    "toml": {"paths": "program.toml", "weight": 0.3},
+}
+
+DOORS: dict[str, tuple[str, Any]] = {
+    "mixture": ("data.mix", MIX),
     "program": ("program", "program.toml"),
     # Fields that a key of another name sets, with a value; the rest of the keys have their name.
     "n_layers": ("model.aspect", "8"),
@@ -54,6 +60,7 @@ NEEDED: dict[str, dict[str, str]] = {
     "train.decay": {"train.schedule": "wsd"},
     "model.shape_list": {"n_params": ""},
     **{key: {"model.n_experts": "8"} for key in OF_EXPERTS},
+    "data.mix": {"data.eval_tokens": "1000", "train.seq_len": "16"},
     "data.end_token": {
         "data.paths": "marked.npy",
         "data.eval_tokens": "1000",
@@ -66,7 +73,7 @@ FIELDS = [
 ]
 
 
-def runs_of(keys: dict[str, str]) -> list[RunSpec]:
+def runs_of(keys: dict[str, Any]) -> list[RunSpec]:
     """Return the runs of a sweep, planned as a dry run plans it."""
     content: dict[str, Any] = {}
     for key, value in keys.items():
@@ -81,7 +88,7 @@ def runs_of(keys: dict[str, str]) -> list[RunSpec]:
     return [row.spec for row in plan.rows]
 
 
-def door_of(field: str) -> tuple[Option | None, str]:
+def door_of(field: str) -> tuple[Option | None, Any]:
     """Return the option that sets a field, None without one, and a value for it."""
     name = field.removeprefix("shape.")
     key, value = DOORS.get(name, ("", ""))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.corpus.dataset import prepare
-from scalelab.corpus.source import DataSource
 from scalelab.errors import RunsFailedError, UsageError
 from scalelab.launch.programs.plan import has_prepared_text, identity_of, program_facts
 from scalelab.launch.programs.ready import require_format
@@ -115,7 +114,7 @@ def probe_rows(
     rows = [row for row in table.rows() if probes_all or not row.n_params]
     dataset = None
     if has_prepared_text(table):
-        prepared = prepare(DataSource(**sweep.data.model_dump()), results.path)
+        prepared = prepare(sweep.data.source(), results.path)
         dataset = results.dataset(prepared.fingerprint)
     found = []
     with tempfile.TemporaryDirectory(prefix="scalelab-probe-") as folder:
