@@ -20,6 +20,7 @@ from scalelab.api.decisions import decide
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
 from scalelab.api.folders import archive, disk_usage, merge, remove, restore
 from scalelab.api.laws import list_laws, load_law, save_law
+from scalelab.api.mixtures import best_mixture, fit_mixture
 from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.programs import ProgramCheck, check_program, probe_program
 from scalelab.api.replay import ReplayReport, replay_adaptive
@@ -45,7 +46,10 @@ from scalelab.errors import (
 if TYPE_CHECKING:
     from scalelab.api.reports import Comparison, Decision, FitReport
     from scalelab.api.sweep_reports import LaunchReport, Plan, Proposal
+    from scalelab.fit.best_mixing import BestWeights
     from scalelab.fit.bootstrap import BootstrapSpec
+    from scalelab.fit.mixing import MixtureFit
+    from scalelab.fit.mixing_goal import MixtureLimits
     from scalelab.fit.objective import Objective
     from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
     from scalelab.forecast.adaptive import Target
@@ -71,7 +75,10 @@ if TYPE_CHECKING:
 _TYPES = {
     "scalelab.api.reports": "Comparison Decision FitReport",
     "scalelab.api.sweep_reports": "LaunchReport Plan Proposal",
+    "scalelab.fit.best_mixing": "BestWeights",
     "scalelab.fit.bootstrap": "BootstrapSpec",
+    "scalelab.fit.mixing": "MixtureFit",
+    "scalelab.fit.mixing_goal": "MixtureLimits",
     "scalelab.fit.objective": "Objective",
     "scalelab.fit.outcome": "FitWarning Interval ParametricFit",
     "scalelab.forecast.adaptive": "Target",
@@ -102,6 +109,7 @@ __all__ = [
     "adapt",
     "archive",
     "backtest",
+    "best_mixture",
     "cancel",
     "check_lr",
     "check_program",
@@ -110,6 +118,7 @@ __all__ = [
     "disk_usage",
     "export_model",
     "fit",
+    "fit_mixture",
     "keep_pruned",
     "launch",
     "list_laws",
@@ -130,12 +139,13 @@ __all__ += [
 __all__ += ["restore", "resume", "save_law", "scores", "tune", "tune_law"]
 # What they take.
 __all__ += ["BootstrapSpec", "Candidate", "Deployment", "Limits", "Objective", "Observations"]
-__all__ += ["ProgressCallbacks", "Reading", "SweepSpec", "Target", "TuneSpec"]
+__all__ += ["MixtureLimits", "ProgressCallbacks", "Reading", "SweepSpec", "Target", "TuneSpec"]
 # What they return.
 __all__ += [
     "AdaptReport",
     "ArchiveReport",
     "BacktestReport",
+    "BestWeights",
     "CancelReport",
     "Comparison",
     "Decision",
@@ -151,6 +161,7 @@ __all__ += [
     "LaunchReport",
     "LaunchView",
     "MergePlan",
+    "MixtureFit",
     "ParametricFit",
 ]
 __all__ += [

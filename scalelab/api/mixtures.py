@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,41 +108,41 @@ def best_mixture(
     UsageError
         For an unknown set or source, or limits that no mixture meets.
     """
+    from dataclasses import replace
+
+    from scalelab.fit.mixing_goal import MixtureLimits
+
     goal = parse_target(target) if isinstance(target, str) else target
+    limits = limits or MixtureLimits()
+    if not limits.unique_tokens:
+        limits = replace(limits, unique_tokens=fit.runs.unique_tokens)
     return fit.best_weights(
         goal, limits, n_params=n_params, n_tokens=n_tokens, level=level, seed=seed
     )
 
 
-def parse_target(text: str) -> dict[str, float]:
-    """Return the weight of each set in ``0.5*code+0.5*web``; a name alone has weight 1.
+def parse_target(text: str, option: str = "--target") -> dict[str, float]:
+    """Return the weight of each set in ``0.5*code+0.5*web``; sets without weights count alike.
 
     Raises
     ------
     UsageError
         If the text is not such a sum, or its weights do not sum to 1.
     """
-    terms: dict[str, float] = {}
-    for part in text.split("+"):
-        factor, times, name = part.rpartition("*")
-        try:
-            weight = float(factor) if times else 1.0
-        except ValueError:
-            weight = -1.0
-        name = name.strip()
-        if not name or weight < 0 or name in terms:
-            raise UsageError(
-                f"target {text!r}",
-                "evaluation sets with weights, such as 0.5*code+0.5*web, each set once",
-                "Write for example --target 0.5*code+0.5*web.",
-            )
-        terms[name] = weight
-    total = sum(terms.values())
-    if abs(total - 1) > 1e-6:
-        equal = round(1 / len(terms), 4)
-        raise UsageError(
-            f"target {text!r}, whose weights sum to {total:.6g}",
-            "weights that sum to 1",
-            "Write for example --target " + "+".join(f"{equal:g}*{name}" for name in terms) + ".",
+    from scalelab.records.metric import parse_metric
+
+    try:
+        metric = parse_metric(text)
+    except UsageError as error:
+        words = (
+            part.replace("--metric", option) for part in (error.given, error.allowed, error.do)
         )
-    return terms
+        raise UsageError(*words) from None
+    return {term.name: term.weight for term in metric.terms}
+
+
+def checked_epochs(epochs: float) -> float:
+    """Return the most passes over a source; UsageError unless finite and above 0."""
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise UsageError(f"max_epochs {epochs:g}", "a number above 0", "Write --max-epochs 4.")
+    return epochs

@@ -22,6 +22,7 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.output import emit_json, write_text
 from scalelab.errors import UsageError
+from scalelab.sweep.plan import MAX_EPOCHS
 from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
 from scalelab.units import parse_quantity
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from scalelab.forecast.law_file import SavedLaw
 
 LIMIT, HARDWARE, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scaling law", "Output"
+MIXTURE = "Mixture of sources"
+OF_MIXTURE = ("target", "n_params", "n_tokens", "max_epochs")
+"""Options that apply with --mixture only."""
 OF_RUNS = ("from_file", "sweep", "mapping", "metric", "holdout", "form", "forecaster")
 """Options of a fit, which do not apply to a saved or published law."""
 OF_PUBLISHED = (*OF_RUNS, "level", "law", "results", "as_json", "published")
@@ -78,7 +82,12 @@ def decide(
         str | None, option(LIMIT, "Emissions in kg CO2, including serving.")
     ] = None,
     unique_tokens: Annotated[
-        str | None, option(LIMIT, "Distinct training tokens; repeated tokens count less.")
+        str | None,
+        option(
+            LIMIT,
+            "Distinct training tokens; repeated tokens count less. With --mixture those of the "
+            "sources, such as code=2e9,web=50B.",
+        ),
     ] = None,
     serving_gb: Annotated[
         str | None, option(LIMIT, "Memory for the served weights in GB, such as 80.")
@@ -135,6 +144,34 @@ def decide(
             help="Loss to reach, in the unit of --metric; prints the probability of missing it."
         ),
     ] = None,
+    mixture: Annotated[
+        bool,
+        option(
+            MIXTURE,
+            "Find the weights of the sources with the lowest --target, from runs of different "
+            "mixtures.",
+            "--mixture",
+        ),
+    ] = False,
+    target: Annotated[
+        str | None,
+        option(
+            MIXTURE,
+            "Loss to minimise: an evaluation set, or weights that sum to 1, such as "
+            "0.5*code+0.5*web. Default: all sets alike.",
+        ),
+    ] = None,
+    n_params: Annotated[
+        str | None,
+        option(MIXTURE, "Parameters of the planned model; default: those of the largest run."),
+    ] = None,
+    n_tokens: Annotated[
+        str | None, option(MIXTURE, "Training tokens; default: those of the longest run.")
+    ] = None,
+    max_epochs: Annotated[
+        float | None,
+        option(MIXTURE, f"Most passes over a source with --unique-tokens; default {MAX_EPOCHS:g}."),
+    ] = None,
     level: LevelOption = 0.9,
     published: Annotated[
         bool,
@@ -167,6 +204,27 @@ def decide(
     from scalelab.store.reading import Reading
 
     options = given_options(context)
+    if mixture:
+        from scalelab.cli.mixture_decision import decide_mixture
+
+        return decide_mixture(
+            options,
+            from_file=from_file,
+            sweep=sweep,
+            results=results,
+            mapping=parse_map(mapping or []),
+            target=target,
+            n_params=n_params,
+            n_tokens=n_tokens,
+            unique_tokens=unique_tokens,
+            max_epochs=max_epochs,
+            level=level,
+            as_json=as_json,
+        )
+    if idle := [options[name] for name in OF_MIXTURE if name in options]:
+        raise UsageError(
+            f"{', '.join(idle)} without --mixture", "--mixture with it", "Add --mixture."
+        )
     if emit is not None and emit.suffix != ".toml":
         raise UsageError(
             f"--emit {emit}", "a file that ends in .toml", f"Write --emit {emit.stem}.toml."

@@ -19,6 +19,7 @@ from scalelab.cli.options import (
     METRIC_HELP,
     UNFINISHED_HELP,
     UNIT_HELP,
+    given_options,
     option,
     results_option,
 )
@@ -49,7 +50,8 @@ def fit(
         option(
             RUNS,
             "Columns of the file, as OURS=THEIRS,..: n_params, n_tokens, loss_nats, flops, "
-            "budget or cluster from a column or SQL expression, such as loss_nats=val_loss.",
+            "budget or cluster from a column or SQL expression, such as loss_nats=val_loss. With "
+            "--form mixture also weight_SOURCE and loss_SET.",
             "--map",
         ),
     ] = None,
@@ -79,7 +81,11 @@ def fit(
     ] = None,
     form: Annotated[
         str,
-        option(OBJECTIVE, "Form of the law, such as chinchilla or gamma; auto: best by --compare."),
+        option(
+            OBJECTIVE,
+            "Form of the law, such as chinchilla or gamma. auto: best by --compare. mixture: laws "
+            "of the weights of the sources, one for each evaluation set.",
+        ),
     ] = "chinchilla",
     residual: Annotated[str, option(OBJECTIVE, "Residual: log or linear loss.")] = "log",
     loss: Annotated[str, option(OBJECTIVE, "Objective: huber, ls, lad or likelihood.")] = "huber",
@@ -166,6 +172,26 @@ def fit(
             "Keep one, for example --json.",
         )
     columns = parse_map(mapping or [])
+    if form == "mixture":
+        from scalelab.cli.mixture_laws import fit_mixtures
+
+        return fit_mixtures(
+            given_options(context),
+            from_file,
+            sweep=sweep,
+            results=results,
+            mapping=mapping or (),
+            where=where,
+            format=format,
+            metric=None if metric == ALL else metric,
+            bootstrap=bootstrap,
+            level=level,
+            seed=seed,
+            plot=plot,
+            details=verbose,
+            as_json=as_json,
+            as_csv=as_csv,
+        )
     if param_convention is not None:
         columns["n_params"] = _counted(param_convention, columns)
     if cluster is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,10 @@ class BestWeights:
     gain: Interval
     binding: tuple[str, ...] = ()
     warnings: tuple[FitWarning, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types, field by field."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 def best_weights(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,7 @@ class FormScore:
     rmse : Mapping[str, float]
         Root mean square of predicted minus observed, in the unit of the losses.
     n_folds : int
+    n_parameters : int
     """
 
     form: str
@@ -118,6 +119,7 @@ class FormScore:
     r2: Mapping[str, float]
     rmse: Mapping[str, float]
     n_folds: int
+    n_parameters: int
 
     @property
     def mean_r2(self) -> float:
@@ -198,6 +200,69 @@ class MixtureFit:
     scores: tuple[FormScore, ...]
     level: float
     warnings: tuple[FitWarning, ...] = ()
+
+    @property
+    def n_parameters(self) -> dict[str, int]:
+        """Parameters of each form that was compared, largest over the evaluation sets."""
+        return {s.form: s.n_parameters for s in self.scores}
+
+    def effects(self, share: float = 0.1) -> dict[str, dict[str, Interval]]:
+        """Return the change of each set's loss if a share of the tokens moves to each source.
+
+        The tokens come from all sources in proportion to their weights at the mean mixture of the
+        runs, at the largest N and D.
+        """
+        centre = self.runs.weights.mean(axis=0)
+        points = np.stack([centre, *((1 - share) * centre + share * np.eye(len(centre)))])
+        columns = self.columns(points)
+        out: dict[str, dict[str, Interval]] = {}
+        for name, law in self.laws.items():
+            value = law.at(columns)
+            draws = law.draws(columns) if len(law.samples) else np.empty((0, len(value)))
+            out[name] = {}
+            for j, source in enumerate(self.runs.sources, 1):
+                change = float(value[j] - value[0])
+                drawn = draws[:, j] - draws[:, 0]
+                low, high = percentile_limits(drawn[np.isfinite(drawn)], self.level, change)
+                out[name][source] = Interval(value=change, low=low, high=high)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the laws, scores and effects as JSON types."""
+        return {
+            "command": "fit",
+            "form": "mixture",
+            "source": self.runs.source,
+            "sources": list(self.runs.sources),
+            "unit": self.runs.unit,
+            "n_runs": self.runs.n,
+            "n_mixtures": len(np.unique(self.runs.mixtures)),
+            "level": self.level,
+            "sets": {
+                name: {
+                    "law": law.form,
+                    "r2": law.r2,
+                    "rmse": law.rmse,
+                    "params": law.param_intervals(self.level),
+                }
+                for name, law in self.laws.items()
+            },
+            "scores": [
+                {
+                    "law": s.form,
+                    "scheme": s.scheme,
+                    "n_parameters": s.n_parameters,
+                    "n_folds": s.n_folds,
+                    "mean_r2": s.mean_r2,
+                    "mean_rmse": s.mean_rmse,
+                    "r2": dict(s.r2),
+                    "rmse": dict(s.rmse),
+                }
+                for s in self.scores
+            ],
+            "effects": self.effects(),
+            "warnings": list(self.warnings),
+        }
 
     def columns(
         self,

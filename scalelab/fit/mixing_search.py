@@ -71,12 +71,11 @@ def fit_mixtures(
         )
     folds = folds_of(runs.mixtures, runs.n_params if "n_params" in runs.scale else None, seed=seed)
     sets = {law.name: {name: _Fitted.of(law, runs, name) for name in runs.losses} for law in laws}
-    scores = [
-        score
-        for law in laws
-        for score in _scores(law.name, {k: f.held_out(folds) for k, f in sets[law.name].items()},
-                             runs, folds)
-    ]  # fmt: skip
+    scores = []
+    for form, fitted in sets.items():
+        held_out = {name: each.held_out(folds) for name, each in fitted.items()}
+        count = max(len(each.law.coordinates) for each in fitted.values())
+        scores += _scores(form, count, held_out, runs, folds)
     chosen = {name: choose_form([law.name for law in laws], scores, name) for name in runs.losses}
     return MixtureFit(
         runs=runs,
@@ -220,7 +219,11 @@ class _Fitted:
 
 
 def _scores(
-    form: str, held_out: Mapping[str, FloatArray], runs: MixtureRuns, folds: Folds
+    form: str,
+    n_parameters: int,
+    held_out: Mapping[str, FloatArray],
+    runs: MixtureRuns,
+    folds: Folds,
 ) -> list[FormScore]:
     out = []
     for j, scheme in enumerate(folds.schemes):
@@ -235,6 +238,7 @@ def _scores(
                     for k, p in predicted.items()
                 },
                 n_folds=folds.counts[j],
+                n_parameters=n_parameters,
             )
         )
     return out

@@ -12,7 +12,9 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError, did_you_mean, listed
 from scalelab.fit.mixing import MixtureRuns
+from scalelab.records.metric import BITS_PER_BYTE, BPB, HELDOUT_SET, LOSS, NATS, parse_metric
 from scalelab.store.live import open_snapshot
+from scalelab.store.metric import metrics_of
 from scalelab.store.reading import Reading
 from scalelab.store.table_files import open_file
 from scalelab.store.table_source import TableSource, open_frame, quote
@@ -23,10 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WEIGHT_STARTS = ("weight_", "proportion_", "share_", "ratio_")
-LOSS_STARTS = {"loss_": "nats/token", "bpb_": "bits/byte"}
-"""Start of a column with the loss of an evaluation set, and its unit."""
-NOT_SETS = ("nats", "nats_per_token")
-"""Ends of names of columns with the one loss of a table."""
 SIZE_COLUMNS = ("n_params", "num_params", "params")
 TOKEN_COLUMNS = ("n_tokens", "num_tokens", "tokens")
 SIZE_NAMES = ("group", "model", "model_size", "size")
@@ -223,24 +221,24 @@ def _loss_columns(
 ) -> tuple[dict[str, str], str]:
     """Return the column or expression of each evaluation set's loss, and their unit."""
     mapped = {
-        "heldout" if k == "loss_nats" else k.removeprefix("loss_"): c
+        HELDOUT_SET if k == "loss_nats" else k.removeprefix("loss_"): c
         for k, c in mapping.items()
         if k.startswith("loss_")
     }
     if mapped:
-        return mapped, "nats/token"
-    for start, unit in LOSS_STARTS.items():
-        found = {
-            c[len(start) :]: c
-            for c in table.types
-            if c.lower().startswith(start) and c not in used and c[len(start) :] not in NOT_SETS
-        }
+        return mapped, NATS
+    named = metrics_of(name for name in table.types if name not in used)
+    for kind, unit in ((LOSS, NATS), (BPB, BITS_PER_BYTE)):
+        found = {}
+        for metric, column in named.items():
+            (term,) = parse_metric(metric).terms
+            if term.kind == kind:
+                found[term.name] = column
         if found:
             return found, unit
-    ending = {c[: -len("_loss")]: c for c in table.types if c.lower().endswith("_loss")}
     one = _present(("loss_nats", "loss"), table)
-    if ending or one:
-        return ending or {"heldout": str(one)}, "nats/token"
+    if one:
+        return {HELDOUT_SET: one}, NATS
     raise DataError(
         f"{table.name}, which has no columns of losses",
         f"columns loss_SET or bpb_SET (it has {listed(table.types)})",

@@ -127,7 +127,9 @@ def test_folds_leave_every_run_out_once_per_scheme():
 
 def test_the_simpler_of_similar_forms_is_chosen():
     def score(form, rmse):
-        return FormScore(form=form, scheme="x", r2={"a": 0.9}, rmse={"a": rmse}, n_folds=5)
+        return FormScore(
+            form=form, scheme="x", r2={"a": 0.9}, rmse={"a": rmse}, n_folds=5, n_parameters=4
+        )
 
     forms = ["simple", "rich"]
     assert choose_form(forms, [score("simple", 1.02), score("rich", 1.0)], "a") == "simple"

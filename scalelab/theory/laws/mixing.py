@@ -248,7 +248,7 @@ class JointMixing(MixingLaw):
         weights = [columns[WEIGHT + name] for name in cls.sources]
         worth: Any = 0.0
         for log_C, gamma, h in zip(theta[1 : 1 + m], theta[1 + m :], weights, strict=False):
-            # A source with weight 0 adds nothing, whatever its exponent.
+            # A source with weight 0 adds nothing, at any exponent.
             worth = worth + np.exp(log_C + gamma * np.log(np.where(h > 0, h, 1.0))) * (h > 0)
         total = theta[0] + np.exp(-np.log(worth))
         at, ends = 1 + 2 * m, len(theta) - 2 * len(cls.scale)
