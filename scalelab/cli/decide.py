@@ -22,7 +22,7 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.output import emit_json, write_text
 from scalelab.errors import UsageError
-from scalelab.sweep.plan import MAX_EPOCHS
+from scalelab.sweep.repeats import MAX_EPOCHS
 from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
 from scalelab.units import parse_quantity
 

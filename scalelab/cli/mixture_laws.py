@@ -101,7 +101,7 @@ def fit_mixtures(
     return 0
 
 
-def runs_options(from_file: Path | None, sweep: str | None, mapping: Sequence[str] | None) -> str:
+def runs_options(from_file: Path | None, sweep: str | None, mapping: Sequence[str]) -> str:
     """Return the options that select the runs, as typed."""
     words = [] if from_file is None else ["--from", str(from_file)]
     words += [] if sweep is None else ["--sweep", sweep]
