@@ -114,6 +114,8 @@ class RunRecord:
         Mean bytes of text per held-out token; None if unknown.
     eval_tokens : int or None
         Held-out tokens that the loss is the mean of; None if unknown.
+    source_tokens : Mapping[str, int] or None
+        Distinct training tokens that each source of a mixture has; None without a mixture.
     """
 
     run_id: str
@@ -134,6 +136,7 @@ class RunRecord:
     reason: str | None = None
     bytes_per_token: float | None = None
     eval_tokens: int | None = None
+    source_tokens: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -230,7 +230,7 @@ class _Collection:
         replaced = [name for name in signatures if name in self.known]
         with self._transaction():
             self._delete(restarted, ("attempt_metrics", "collector.files"))
-            self._delete(replaced, ("runs", "attempts", "evals", "collector.runs"))
+            self._delete(replaced, ("runs", "attempts", "evals", "mixtures", "collector.runs"))
             self._forget_progress(tables["collector.files"])
             for name, rows in tables.items():
                 insert_rows(self.connection, name, rows)

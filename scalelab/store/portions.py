@@ -14,8 +14,9 @@ from scalelab.errors import ScalelabError
 from scalelab.records import run_files
 from scalelab.store.curves import CurveRows, Progress, read_new_rows
 from scalelab.store.eval_rows import eval_rows
+from scalelab.store.mixture_rows import mixture_rows
 from scalelab.store.rows import Row, arrow_columns, as_arrow, attempt_rows, run_row
-from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, EVALS, RUNS
+from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, EVALS, MIXTURES, RUNS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,8 @@ class Portion:
     Attributes
     ----------
     tables : Mapping[str, pyarrow.Table]
-        Rows of ``runs``, ``attempts``, ``evals``, ``attempt_metrics`` and ``collector.files``.
+        Rows of ``runs``, ``attempts``, ``evals``, ``mixtures``, ``attempt_metrics`` and
+        ``collector.files``.
     signatures : Mapping[str, str]
         By completely read run, for `scalelab.records.run_files.is_unchanged`.
     restarted : tuple of str
@@ -86,6 +88,7 @@ class _Reading:
     run_rows: list[Row] = field(default_factory=list)
     attempt_rows: list[Row] = field(default_factory=list)
     eval_rows: list[Row] = field(default_factory=list)
+    mixture_rows: list[Row] = field(default_factory=list)
     curves: CurveRows = field(default_factory=CurveRows)
     curve_tables: list[pa.Table] = field(default_factory=list)
     progress: dict[tuple[str, int], Progress] = field(default_factory=dict)
@@ -131,6 +134,7 @@ class _Reading:
         self.run_rows.append(run_row(run))
         self.attempt_rows += attempt_rows(run, torn)
         self.eval_rows += eval_rows(run)
+        self.mixture_rows += mixture_rows(run)
         self.signatures[run.run_id] = run.signature
 
     def _add_curve(self, run_id: str, number: int, rows: list[Mapping[str, Any]]) -> None:
@@ -160,6 +164,7 @@ class _Reading:
                 "runs": as_arrow(RUNS, self.run_rows),
                 "attempts": as_arrow(ATTEMPTS, self.attempt_rows),
                 "evals": as_arrow(EVALS, self.eval_rows),
+                "mixtures": as_arrow(MIXTURES, self.mixture_rows),
                 "attempt_metrics": pa.concat_tables(self.curve_tables),
                 "collector.files": pa.table(files),
             },

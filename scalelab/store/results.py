@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ALIKE = (
     *("tokenizer", "data_fingerprint", "eval_fingerprint", "seq_len", "schedule", "optimizer"),
     *("parametrization", "numerics_revision", "device", "device_name", "step_mode", "kernels"),
-    *("attention", "precision", "program", "program_version"),
+    *("attention", "precision", "program", "program_version", "mixture"),
 )
 """Columns that may affect the loss and are in no law; a fit warns if its runs differ in one."""
 OF_EXPERTS = ("n_experts", "n_active_experts")
@@ -286,8 +286,16 @@ def _mixed(source: TableSource, options: ReadOptions) -> dict[str, str]:
             mixed[name] = sorted(values)
     if not mixed:
         return {}
-    words = [f"{name} ({', '.join(values)})" for name, values in mixed.items()]
+    words = [
+        f"{name} ({'weights of sources' if name == 'mixture' else ', '.join(values)})"
+        for name, values in mixed.items()
+    ]
     name, (value, *_) = next(iter(mixed.items()))
+    if name == "mixture":
+        return {
+            "mixed_runs": f"The runs differ in {words[0]}, which a law of N and D does not know. "
+            "Fit the weights with `scalelab fit --form mixture`."
+        }
     return {
         "mixed_runs": f"The runs differ in {'; '.join(words)}, which may affect their losses. "
         f"Select one kind with --where, for example: --where \"{name} = '{value}'\""

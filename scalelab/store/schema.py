@@ -296,12 +296,30 @@ EVALS = Table(
     ),
 )  # fmt: skip
 
-TABLES = (RUNS, METRICS, EVALS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
+MIXTURES = Table(
+    "mixtures",
+    "One source of the mixture of texts that a run trains on.",
+    ("run_id", "source"),
+    (
+        Column("run_id", TEXT, "", "The run."),
+        Column("source", TEXT, "", "Name of the source; the evaluation set of this name is its "
+               "held-out part."),
+        Column("weight", REAL, "", "Its share of the training tokens."),
+        Column("n_tokens", INT, "tokens", "Training tokens that the planned run draws from it, "
+               "repeats included."),
+        Column("unique_tokens", INT, "tokens", "Distinct training tokens that it has; NULL until "
+               "the end of the run."),
+        Column("epochs", REAL, "", "n_tokens / unique_tokens; below 1, a part of it is not used. "
+               "NULL until the end of the run."),
+    ),
+)  # fmt: skip
+
+TABLES = (RUNS, METRICS, EVALS, MIXTURES, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
 """The public tables, in the order of the documentation."""
 
-STORED = (RUNS, EVALS, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
+STORED = (RUNS, EVALS, MIXTURES, SWEEPS, IMPORTS, ATTEMPTS, ATTEMPT_METRICS)
 
-RUN_TABLES = (RUNS, ATTEMPTS, EVALS, ATTEMPT_METRICS)
+RUN_TABLES = (RUNS, ATTEMPTS, EVALS, MIXTURES, ATTEMPT_METRICS)
 """Tables with rows from run folders."""
 
 _METRICS_VIEW = """

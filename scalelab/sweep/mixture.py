@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from scalelab.corpus.drawing import n_drawn
 from scalelab.sweep.run_spec import RunSpec
 
@@ -11,9 +13,15 @@ def drawn_tokens(spec: RunSpec) -> dict[str, int]:
 
     They are exact: `scalelab.corpus.drawing` draws as many.
     """
-    if not spec.mixture:
+    weights = {source.name: source.weight for source in spec.mixture}
+    return tokens_of_weights(weights, spec.n_steps * spec.batch_seqs, spec.seq_len)
+
+
+def tokens_of_weights(
+    weights: Mapping[str, float], n_sequences: int, seq_len: int
+) -> dict[str, int]:
+    """Return the training tokens from each source; ``weights`` are in the order of the names."""
+    if not weights:
         return {}
-    weights = tuple(source.weight for source in spec.mixture)
-    counts = n_drawn(weights, spec.n_steps * spec.batch_seqs).tolist()
-    named = zip(spec.mixture, counts, strict=True)
-    return {source.name: n * spec.seq_len for source, n in named}
+    counts = n_drawn(tuple(weights.values()), n_sequences).tolist()
+    return {name: n * seq_len for name, n in zip(weights, counts, strict=True)}

@@ -397,6 +397,7 @@ class Session:
                 flops=flops,
                 n_tokens=n_tokens,
                 unique_tokens=self.dataset.unique_tokens(n_tokens, spec.seq_len),
+                source_tokens=_source_tokens(self.dataset),
                 n_steps=self.step,
                 wall_s=self.train_s,
                 ema_loss_nats=ema_loss,
@@ -415,3 +416,10 @@ class Session:
             for attempt in self.run.attempts():
                 attempt.remove_checkpoints(kept=last[0] if last else None)
         self.end(status, reason, is_accepted=is_accepted)
+
+
+def _source_tokens(dataset: AnyDataset) -> dict[str, int] | None:
+    """Return the training tokens of each source of a mixture; None for one text."""
+    if not isinstance(dataset, MixedDataset):
+        return None
+    return {name: source.n_train_tokens for name, source in dataset.sources.items()}
