@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from scalelab.forecast.scores import RunScore
     from scalelab.store.collect import CollectReport
+    from scalelab.store.parquet_folder import ParquetReport
 
 WATCH_INTERVAL_S = 2.0
 
@@ -46,6 +47,15 @@ def collect(
     interval: Annotated[
         float, typer.Option(min=0.1, help="Seconds between two collections with --watch.")
     ] = 10.0,
+    to: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            "--to",
+            metavar="parquet DIR",
+            help="Also write the tables to DIR as Parquet files, a partition for each sweep; "
+            "other engines read them there. Only changed partitions are written again.",
+        ),
+    ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
@@ -54,27 +64,39 @@ def collect(
     Fits, exports and the dashboard read the snapshot.
 
     Example: scalelab collect --watch
+
+    Example: scalelab collect --to parquet warehouse/
     """
     from scalelab.store.collect import collect as collect_once
     from scalelab.store.collect import watch as collect_again
+    from scalelab.store.parquet_folder import write_parquet
 
+    if to is not None and to[0] != "parquet":
+        raise UsageError(f"--to {to[0]}", "parquet and a folder", f"Write --to parquet {to[1]}.")
     scored = scored_pairs(results)
     for report in collect_again(results, interval_s=interval) if watch else [collect_once(results)]:
         if report.is_published or not watch:
             scores = new_scores(results, scored)
-            _show_collected(report, results, scores, as_json=as_json)
+            written = None if to is None else write_parquet(results, to[1])
+            _show_collected(report, results, scores, written, as_json=as_json)
             scored |= {key_of(each) for each in scores}
     return EXIT_OK
 
 
 def _show_collected(
-    report: CollectReport, results: Path, scores: Sequence[RunScore], *, as_json: bool
+    report: CollectReport,
+    results: Path,
+    scores: Sequence[RunScore],
+    written: ParquetReport | None,
+    *,
+    as_json: bool,
 ) -> None:
     for problem in report.problems:
         warn(problem)
     if as_json:
         content = {"schema": 1, "command": "collect", **asdict(report)}
-        emit_json({**content, "scores": scores_as_json(scores)})
+        parquet = {} if written is None else {"parquet": asdict(written)}
+        emit_json({**content, **parquet, "scores": scores_as_json(scores)})
         return
     parts = [
         plural(report.runs_new, "new run"),
@@ -90,6 +112,10 @@ def _show_collected(
         f"({report.wall_s:.2f} s)",
         soft_wrap=True,
     )
+    if written is not None:
+        console().print(
+            f"{written.written:,} of {plural(written.partitions, 'partition')} written as Parquet"
+        )
     print_scores(scores)
 
 

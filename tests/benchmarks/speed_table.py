@@ -1,0 +1,293 @@
+"""CPU time of scalelab's commands: ``python tests/benchmarks/speed_table.py [--against PYTHON]``.
+
+Each work runs in processes of its own, in turn with a yardstick (a fixed load of Python and NumPy).
+Its figure is the median of its CPU time, user and system; its ratio is the median of CPU time over
+that of the yardstick of the same turn, which depends less on the machine. ``--against`` measures a
+second installation, such as an older version, in the same turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMITTED = Path(__file__).with_name("speed_ratios.json")
+CORPUS_BYTES = 150_000_000
+N_RUNS = 10_000
+SLACK = 1.2
+
+YARDSTICK = """
+import json, numpy as np
+total = 0.0
+for k in range(30):
+    a = np.random.default_rng(k).standard_normal((120, 120))
+    total += float(np.linalg.svd(a @ a.T, compute_uv=False)[0])
+    text = json.dumps({str(i): [i, i / 7, str(i)] for i in range(4000)}, sort_keys=True)
+    total += sum(len(key) for key in json.loads(text))
+"""
+
+FIT = """
+import csv
+import sys
+import time
+import numpy as np
+from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.parametric import fit_parametric
+from scalelab.records.types import Observations
+with open(sys.argv[1]) as file:
+    rows = [row for row in csv.DictReader(file) if row["excluded_besiroglu"] == "0"]
+names = ("n_params", "n_tokens", "flops", "loss")
+N, D, C, loss = (np.array([float(row[name]) for row in rows]) for name in names)
+data = Observations(n_params=N, n_tokens=D, flops=C, loss_nats=loss)
+k, times = int(sys.argv[2]), []
+for _ in range(int(sys.argv[3])):
+    start = time.process_time()
+    fit_parametric(data, bootstrap=BootstrapSpec(k=k))
+    times.append(time.process_time() - start)
+print(sorted(times)[len(times) // 2])
+"""
+
+PLAN = """
+import time
+from scalelab.sweep.plan import make_plan
+from scalelab.sweep.planned_run import DataFacts
+from scalelab.sweep.spec import sweep_from_mapping
+facts = DataFacts(fingerprint="f" * 16, eval_fingerprint="e" * 16, tokenizer="bytes",
+                  vocab_size=256, n_train_tokens=30_000_000, n_eval_tokens=262_144)
+grid = {"kind": "grid", "n_params": [3e6 * 1.12**i for i in range(100)],
+        "n_tokens": [1e8 * 1.05**i for i in range(100)]}
+start = time.process_time()
+plan = make_plan(sweep_from_mapping(grid, source="a benchmark"), facts, precision="fp32")
+assert len({row.spec.run_id for row in plan.rows}) == 10_000
+print(time.process_time() - start)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One line of the table.
+
+    Attributes
+    ----------
+    name, goal : str
+    seconds : function
+        From a Python executable to the CPU seconds of the work.
+    turns : int
+        Measurements of it.
+    """
+
+    name: str
+    goal: str
+    seconds: Callable[[str], float]
+    turns: int = 5
+
+
+def process_seconds(arguments: list[str], **environment: str) -> float:
+    """Return the CPU seconds of a command and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        arguments, check=True, capture_output=True, env={**os.environ, **ONE_THREAD, **environment}
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def said_seconds(arguments: list[str]) -> float:
+    """Return the seconds that a script prints."""
+    done = subprocess.run(
+        arguments, check=True, capture_output=True, text=True, env={**os.environ, **ONE_THREAD}
+    )
+    return float(done.stdout)
+
+
+def works(folder: Path) -> Iterator[Work]:
+    """Yield the lines of the table; their inputs are written to ``folder``."""
+    import scalelab
+    from scalelab.store.live import LIVE_FILE, SNAPSHOT_FILE
+
+    table = Path(scalelab.__file__).parent / "public_tables" / "chinchilla" / "data.csv"
+    corpus, n_bytes = write_corpus(folder / "corpus")
+    lines = folder / "corpus.jsonl"
+    with lines.open("w", encoding="utf-8") as file:
+        for path in sorted(corpus.iterdir()):
+            file.write(json.dumps({"text": path.read_text(encoding="utf-8")}) + "\n")
+    if n_bytes < CORPUS_BYTES:
+        print(f"Only {n_bytes / 1e6:.0f} MB of text were found.", file=sys.stderr)
+
+    def prepare(text: Path, tokenizer: str) -> Callable[[str], float]:
+        def seconds(python: str) -> float:
+            results = folder / "prepared"
+            shutil.rmtree(results, ignore_errors=True)
+            return process_seconds(
+                [python, "-m", "scalelab", "data", "prepare", str(text), "--tokenizer", tokenizer,
+                 "--results", str(results)]
+            )  # fmt: skip
+
+        return seconds
+
+    def command(*words: str) -> Callable[[str], float]:
+        return lambda python: process_seconds([python, "-m", "scalelab", *words])
+
+    def fit(n_replicates: int, times: int) -> Callable[[str], float]:
+        given = [str(table), str(n_replicates), str(times)]
+        return lambda python: said_seconds([python, "-c", FIT, *given])
+
+    runs = folder / "runs"
+    write_runs(runs)
+
+    def collect(python: str) -> float:
+        for name in (LIVE_FILE, SNAPSHOT_FILE):
+            (runs / name).unlink(missing_ok=True)
+        return process_seconds([python, "-m", "scalelab", "collect", "--results", str(runs)])
+
+    yield Work(
+        name="data prepare --tokenizer bpe:32000, 150 MB in small files",
+        goal="a sixth of 125 s: 21 s",
+        seconds=prepare(corpus, "bpe:32000"),
+        turns=2,
+    )
+    yield Work(
+        name="data prepare --tokenizer bytes, the same files",
+        goal="150 MB/s: 1 s",
+        seconds=prepare(corpus, "bytes"),
+        turns=3,
+    )
+    yield Work(
+        name="data prepare --tokenizer bytes, the same text in a file of JSON Lines",
+        goal="150 MB/s: 1 s",
+        seconds=prepare(lines, "bytes"),
+        turns=3,
+    )
+    yield Work(name="full fit, 240 rows", goal="0.05 s", seconds=fit(0, 15))
+    yield Work(name="full fit with 4,000 replicates", goal="0.5 s", seconds=fit(4000, 3))
+    yield Work(
+        name="scalelab fit, 240 rows, whole process",
+        goal="0.7 s",
+        seconds=command("fit", "--from", "public:chinchilla"),
+    )
+    yield Work(
+        name="scalelab fit --predict C=1e24, whole process",
+        goal="2 s",
+        seconds=command("fit", "--from", "public:chinchilla", "--predict", "C=1e24"),
+    )
+    yield Work(
+        name=f"scalelab collect, {N_RUNS:,} records, whole process", goal="0.7 s", seconds=collect
+    )
+    yield Work(
+        name="plan of 10,000 runs",
+        goal="1 s",
+        seconds=lambda python: said_seconds([python, "-c", PLAN]),
+    )
+    yield Work(name="scalelab --help", goal="", seconds=command("--help"))
+    yield Work(name="scalelab tables", goal="", seconds=command("tables"))
+    yield Work(
+        name="scalelab sweep isoflop --dry-run",
+        goal="",
+        seconds=command(
+            "sweep", "isoflop", "--budgets", "1e18..1e20", "--dry-run", "--results",
+            str(folder / "planned"),
+        ),
+        turns=3,
+    )  # fmt: skip
+
+
+def write_corpus(folder: Path) -> tuple[Path, int]:
+    """Write up to `CORPUS_BYTES` of the text files of this Python and its packages."""
+    folder.mkdir()
+    endings = {".py", ".html", ".md", ".txt", ".json", ".rst", ".h", ".hpp", ".js", ".pyi"}
+    roots = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share"]
+    total = 0
+    for path in (p for root in roots for p in sorted(Path(root).rglob("*"))):
+        if total >= CORPUS_BYTES or path.suffix not in endings or not path.is_file():
+            continue
+        try:
+            content = path.read_bytes()
+            content.decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if content.strip() and b"\0" not in content:
+            (folder / f"{total}.txt").write_bytes(content)
+            total += len(content)
+    return folder, total
+
+
+def write_runs(results: Path) -> None:
+    """Write the folders of `N_RUNS` finished runs without curves."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.store.conftest import BASE, Maker
+    from tests.store.test_collect_speed import write_many
+
+    results.mkdir()
+    write_many(Maker(results), BASE, 0)
+
+
+def measure(pythons: Mapping[str, str], folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return seconds and ratio by work and installation; print each line when it is known."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for work in works(folder):
+        turns: dict[str, list[tuple[float, float]]] = {name: [] for name in pythons}
+        for _ in range(work.turns):
+            for name, python in pythons.items():
+                unit = process_seconds([sys.executable, "-c", YARDSTICK])
+                turns[name].append((work.seconds(python), unit))
+        found[work.name] = {
+            name: {
+                "seconds": statistics.median(seconds for seconds, _ in each),
+                "ratio": statistics.median(seconds / unit for seconds, unit in each),
+            }
+            for name, each in turns.items()
+        }
+        print(line(work, found[work.name]), flush=True)
+    return found
+
+
+def line(work: Work, found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a line of the Markdown table."""
+    cells = [f"{each['seconds']:.3g} s | {each['ratio']:.3g}" for each in found.values()]
+    return f"| {work.name} | {work.goal} | {' | '.join(cells)} |"
+
+
+def behind(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Return the works whose ratio is more than 20 % above the committed one."""
+    committed = json.loads(COMMITTED.read_text())
+    return [
+        f"{name}: ratio {each['here']['ratio']:.3g}, committed {committed[name]:.3g}"
+        for name, each in found.items()
+        if name in committed and each["here"]["ratio"] > SLACK * committed[name]
+    ]
+
+
+def main() -> None:
+    """Print the table; with ``--commit`` write the ratios that later runs are compared with."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--against", metavar="PYTHON", help="Python of another installation")
+    parser.add_argument("--commit", action="store_true", help=f"write {COMMITTED.name}")
+    arguments = parser.parse_args()
+    pythons = {"here": sys.executable}
+    if arguments.against:
+        pythons["before"] = arguments.against
+    heads = "".join(f" {name} | ratio |" for name in pythons)
+    print(f"| work | goal |{heads}\n|---|---|{len(pythons) * '---|---|'}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(pythons, Path(folder))
+    if arguments.commit:
+        ratios = {name: round(each["here"]["ratio"], 3) for name, each in found.items()}
+        COMMITTED.write_text(json.dumps(ratios, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
