@@ -15,6 +15,7 @@ import typer
 from scalelab.cli.options import (
     BEST_HELP,
     DEFAULT_RESULTS,
+    EXCLUDE_HELP,
     FORMAT_HELP,
     FROM_HELP,
     LAST_HELP,
@@ -50,6 +51,9 @@ def dashboard(
     best_of: Annotated[str | None, typer.Option("--best-of", help=BEST_HELP)] = None,
     mean_of: Annotated[str | None, typer.Option("--mean-of", help=MEAN_HELP)] = None,
     last_of: Annotated[str | None, typer.Option("--last-of", help=LAST_HELP)] = None,
+    exclude: Annotated[
+        str | None, typer.Option("--exclude", help=EXCLUDE_HELP, metavar="RUN,..")
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Port; default 8501, or the next free port."),
@@ -78,6 +82,7 @@ def dashboard(
         best_of=best_of,
         mean_of=mean_of,
         last_of=last_of,
+        exclude=exclude,
     )
     unused = [flag for name, flag in given_options(context).items() if name in ABOUT_FILE]
     if from_file is None and unused:
@@ -98,6 +103,8 @@ def dashboard(
         environment["SCALELAB_DASHBOARD_FILE"] = str(from_file)
         environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])
         environment["SCALELAB_DASHBOARD_READING"] = json.dumps(reading.as_dict())
+    if exclude is not None:
+        environment["SCALELAB_DASHBOARD_EXCLUDE"] = exclude
     if not results.is_dir() and from_file is None:
         warn(
             f"{results} does not exist yet. The page stays empty until you run a sweep or import "

@@ -11,6 +11,7 @@ import typer
 
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
+    EXCLUDE_HELP,
     FORECASTER_HELP,
     FROM_HELP,
     METRIC_HELP,
@@ -35,7 +36,7 @@ LIMIT, HARDWARE, SOURCE, OUT = "Limits", "Hardware, prices and serving", "Scalin
 MIXTURE = "Mixture of sources"
 OF_MIXTURE = ("target", "n_params", "n_tokens", "max_epochs")
 """Options that apply with --mixture only."""
-OF_RUNS = ("from_file", "sweep", "mapping", "metric", "holdout", "form", "forecaster")
+OF_RUNS = ("from_file", "sweep", "mapping", "metric", "holdout", "exclude", "form", "forecaster")
 """Options of a fit, which do not apply to a saved or published law."""
 OF_PUBLISHED = (*OF_RUNS, "level", "law", "results", "as_json", "published")
 """Options that apply with --published."""
@@ -58,6 +59,9 @@ def decide(
     metric: Annotated[str | None, option(SOURCE, METRIC_HELP, "--metric")] = None,
     holdout: Annotated[
         str | None, option(SOURCE, "SQL condition: rows to leave out of the fit.")
+    ] = None,
+    exclude: Annotated[
+        str | None, option(SOURCE, EXCLUDE_HELP, "--exclude", metavar="RUN,..")
     ] = None,
     form: Annotated[
         str, option(SOURCE, "Form of the law; it must depend on N and D.")
@@ -201,7 +205,7 @@ def decide(
     from scalelab.forecast.allocate import LAW
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.read_options import parse_map
-    from scalelab.store.reading import Reading
+    from scalelab.store.reading import reading_of_texts
 
     options = given_options(context)
     if mixture:
@@ -278,7 +282,7 @@ def decide(
             form=form,
             level=level,
             forecaster=LAW if published else forecaster,
-            reading=Reading(metric=metric),
+            reading=reading_of_texts(metric=metric, exclude=exclude),
         )
     if published:
         return print_published(source, as_json=as_json)

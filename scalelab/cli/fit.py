@@ -11,6 +11,7 @@ import typer
 from scalelab.cli.options import (
     BEST_HELP,
     DEFAULT_RESULTS,
+    EXCLUDE_HELP,
     FORECASTER_HELP,
     FORMAT_HELP,
     FROM_HELP,
@@ -70,6 +71,9 @@ def fit(
     best_of: Annotated[str | None, option(RUNS, BEST_HELP, "--best-of")] = None,
     mean_of: Annotated[str | None, option(RUNS, MEAN_HELP, "--mean-of")] = None,
     last_of: Annotated[str | None, option(RUNS, LAST_HELP, "--last-of")] = None,
+    exclude: Annotated[
+        str | None, option(RUNS, EXCLUDE_HELP, "--exclude", metavar="RUN,..")
+    ] = None,
     param_convention: Annotated[
         str | None,
         option(
@@ -219,6 +223,7 @@ def fit(
             mean_of=mean_of,
             last_of=last_of,
             metric=None if metric == ALL else metric,
+            exclude=exclude,
         ),
     }
     if metric == ALL:

@@ -54,7 +54,10 @@ ANSWER_STYLE = "bold"
 VERDICT_STYLES = {SOUND: "green", WITH_WARNINGS: WARNING_STYLE, NOT_IDENTIFIED: "bold red"}
 PREDICT = "--predict"
 NEW_RUN = "prediction interval of a new run"
-DECIDES = ("from_file", "sweep", "holdout", "form", "level", "forecaster", "results", "mapping")
+DECIDES = (
+    *("from_file", "sweep", "holdout", "form", "level", "forecaster", "results", "mapping"),
+    *("metric", "exclude"),
+)
 """Options of the runs and of the law that `scalelab decide` has too."""
 SELECTS = (
     *("where", "format", "loss_unit", "include_unfinished", "best_of", "mean_of", "last_of"),

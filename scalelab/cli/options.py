@@ -35,6 +35,9 @@ METRIC_HELP = (
     "byte of the right answer), acc:NAME (1 - accuracy), or a mean such as 0.7*code+0.3*web. "
     "Default: heldout."
 )
+EXCLUDE_HELP = (
+    "Runs to leave out: run_ids of a sweep, runs or lines of a table, with commas, such as 12,15."
+)
 EXECUTION, OUTPUT = "Execution", "Output"
 
 
@@ -88,6 +91,7 @@ MapOption = Annotated[
     list[str] | None,
     option(None, "Columns of the file, as OURS=THEIRS,.. (see scalelab fit --help).", "--map"),
 ]
+ExcludeOption = Annotated[str | None, option(None, EXCLUDE_HELP, "--exclude", metavar="RUN,..")]
 FORECASTER_HELP = (
     "What answers. averaged: several forms averaged by evidence with a smooth misfit. law: the "
     "fitted law. Default: averaged, and the law for forms of other columns than N and D."

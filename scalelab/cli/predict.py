@@ -10,6 +10,7 @@ import typer
 
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
+    ExcludeOption,
     ForecasterOption,
     FromOption,
     JsonOption,
@@ -37,7 +38,7 @@ FROM_FIT = (
     "level",
     "forms",
 )
-OF_RUNS = ("from_file", "sweep", "mapping", "metric", "where", "forecaster", "register")
+OF_RUNS = ("from_file", "sweep", "mapping", "metric", "where", "exclude", "forecaster", "register")
 """Options of a fit, which do not apply with --law."""
 
 
@@ -56,6 +57,7 @@ def predict(
     ] = None,
     mapping: MapOption = None,
     metric: MetricOption = None,
+    exclude: ExcludeOption = None,
     where: WhereOption = None,
     forecaster: ForecasterOption = None,
     law: Annotated[
@@ -84,7 +86,7 @@ def predict(
     from scalelab import api
     from scalelab.records.forecasts import forecast_file, forecast_path
     from scalelab.store.read_options import parse_map
-    from scalelab.store.reading import Reading
+    from scalelab.store.reading import reading_of_texts
 
     if law is not None:
         options = given_options(context)
@@ -108,7 +110,7 @@ def predict(
             level=level,
             predict=questions,
             forecaster=forecaster,
-            reading=Reading(metric=metric),
+            reading=reading_of_texts(metric=metric, exclude=exclude),
         )
     except ScalelabError as error:
         # These messages name the option of `scalelab fit`.

@@ -12,6 +12,7 @@ import typer
 from scalelab.cli.options import (
     DEFAULT_RESULTS,
     FROM_HELP,
+    ExcludeOption,
     ForecasterOption,
     LevelOption,
     MapOption,
@@ -30,6 +31,7 @@ def report(
     results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
     metric: MetricOption = None,
+    exclude: ExcludeOption = None,
     form: Annotated[str, typer.Option(help="Form of the law.")] = "chinchilla",
     level: LevelOption = 0.9,
     predict: Annotated[
@@ -62,7 +64,7 @@ def report(
     from scalelab.report.html import render
     from scalelab.report.plots import draw_fit
     from scalelab.store.read_options import parse_map
-    from scalelab.store.reading import Reading
+    from scalelab.store.reading import reading_of_texts
 
     beside = [
         out.with_suffix(suffix) for suffix, is_asked in ((".tex", tex), (".csv", csv)) if is_asked
@@ -77,7 +79,7 @@ def report(
         level=level,
         predict=predict or (),
         forecaster=forecaster,
-        reading=Reading(metric=metric),
+        reading=reading_of_texts(metric=metric, exclude=exclude),
     )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     runs = next_command(context)

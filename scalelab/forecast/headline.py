@@ -39,7 +39,7 @@ SAME = 1.5
 WIDE = 10.0
 """Ratio of the limits of the compute-optimal N above which the headline has a warning."""
 SOUND, WITH_WARNINGS, NOT_IDENTIFIED = "sound", "with warnings", "not identified"
-NOTES = ("rejected_rows", "unfinished_runs", "approach_", "derived_")
+NOTES = ("rejected_rows", "unfinished_runs", "excluded_", "approach_", "derived_")
 """Beginnings of the codes of warnings that do not change the verdict: they state what was read."""
 
 

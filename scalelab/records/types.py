@@ -18,7 +18,7 @@ from scalelab.errors import DataError
 from scalelab.records.metric import HELDOUT, Metric
 from scalelab.units import plural
 
-_COLUMNS = ("n_params", "n_tokens", "loss_nats", "flops", "budget", "cluster")
+_COLUMNS = ("n_params", "n_tokens", "loss_nats", "flops", "budget", "cluster", "names")
 _SIZES = ("n_params", "n_tokens", "flops")
 
 
@@ -191,6 +191,8 @@ class Observations:
         isoFLOP budget of each row, FLOPs; NaN for a row without one.
     cluster : ndarray of str, shape (n,), or None
         Label of rows with correlated noise: checkpoints of one run, branches of one trunk.
+    names : ndarray of str or int, shape (n,), or None
+        Name of the run of each row, or its line in the table; what ``--exclude`` takes.
     extra : Mapping[str, ndarray]
         Further columns that a law or objective may use: ``unique_tokens``, ``lr``, ``weight``, ..
     param_convention, flop_convention : str
@@ -209,6 +211,7 @@ class Observations:
     flops: FloatArray
     budget: FloatArray | None = None
     cluster: NDArray[np.str_] | None = None
+    names: NDArray[Any] | None = None
     extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     param_convention: str = "unstated"
     flop_convention: str = "unstated"

@@ -9,6 +9,7 @@ from scalelab.errors import UsageError
 from scalelab.logs.losses import checked_unit
 from scalelab.logs.registry import checked_format
 from scalelab.records.metric import parse_metric
+from scalelab.store.excluded import names_of_text, text_of_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,8 @@ class Reading:
     metric : str or None
         Which loss is read, see `scalelab.records.metric.parse_metric`; None reads the held-out
         loss.
+    exclude : tuple of str
+        Runs to leave out: run_ids, or lines of a table.
 
     Raises
     ------
@@ -47,6 +50,7 @@ class Reading:
     mean_of: tuple[str, ...] = ()
     last_of: str | None = None
     metric: str | None = None
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checked_format(self.format)
@@ -59,6 +63,8 @@ class Reading:
             given: Sequence[str] = getattr(self, name)
             if isinstance(given, str):
                 object.__setattr__(self, name, split_names(given, name))
+        if isinstance(self.exclude, str):
+            object.__setattr__(self, "exclude", names_of_text(self.exclude))
 
     def as_dict(self) -> dict[str, object]:
         """Return the settings that are not at their default."""
@@ -74,7 +80,7 @@ class Reading:
         words = []
         for name, value in self.as_dict().items():
             flag = f"--{'include_unfinished' if value is True else name}".replace("_", "-")
-            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            text = text_of_names(map(str, value)) if isinstance(value, list) else value
             words += [flag] if value is True else [flag, str(text)]
         return words
 
@@ -98,13 +104,14 @@ def split_names(text: str, option: str) -> tuple[str, ...]:
 
 def reading_of_texts(
     *,
-    format: str | None,
-    loss_unit: str | None,
-    includes_unfinished: bool,
-    best_of: str | None,
-    mean_of: str | None,
-    last_of: str | None,
+    format: str | None = None,
+    loss_unit: str | None = None,
+    includes_unfinished: bool = False,
+    best_of: str | None = None,
+    mean_of: str | None = None,
+    last_of: str | None = None,
     metric: str | None = None,
+    exclude: str | None = None,
 ) -> Reading:
     """Return the reading of options as a user types them, columns as ``lr,batch``.
 
@@ -121,4 +128,5 @@ def reading_of_texts(
         mean_of=() if mean_of is None else split_names(mean_of, "mean_of"),
         last_of=last_of,
         metric=metric,
+        exclude=() if exclude is None else names_of_text(exclude),
     )

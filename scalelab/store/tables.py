@@ -29,6 +29,7 @@ from scalelab.store.columns import (
     map_option,
 )
 from scalelab.store.comparable import finished_condition, select, settings_as_text
+from scalelab.store.excluded import is_excluded, name_column, text_of_names
 from scalelab.store.found_columns import find_needed
 from scalelab.store.loss_units import convert_loss
 from scalelab.store.metric import metric_expression, parse_metric, without_metric
@@ -129,6 +130,10 @@ _FOR_LOGS = {
     "flops": "1e18",
 }
 """Examples of what a log may lack."""
+
+
+NAME = "mark of the run"
+"""Name of the fetched column that names the run of each row."""
 
 
 class _Reader:
@@ -234,6 +239,7 @@ class _Reader:
         options, picked = self.options, set(self.mapping)
         columns = self._columns()
         row = columns.pop("source_row").astype(np.int64)
+        names = columns.pop(NAME, None)
         core = {name: columns.pop(name) for name in CORE if name in picked}
         metric = self.metric
         if metric is None:
@@ -250,12 +256,25 @@ class _Reader:
         keep = np.flatnonzero(~is_bad)
         if not len(keep):
             raise self._nothing_left(rejects)
+        names = self.source.lines(row) if names is None else names.astype(np.str_)
+        source = self.source.name + (f" where {options.where}" if options.where else "")
+        if asked := options.reading.exclude:
+            self.source.count_lines()
+            lines = self.source.lines(row[keep])
+            is_out = is_excluded(asked, names[keep], lines, self.source.name)
+            keep = keep[~is_out]
+            n_out = int(is_out.sum())
+            source += f" without {plural(n_out, 'excluded row')}"
+            self.notes["excluded_runs"] = (
+                f"{plural(n_out, 'row')} left out by --exclude {text_of_names(asked)}."
+            )
         marks = {name: columns.pop(f"mark:{name}")[keep].astype(bool) for name in options.marks}
         budget, cluster = columns.pop("budget", None), columns.pop("cluster", None)
         observations = Observations(
             **{name: core[name][keep] for name in CORE},
             budget=None if budget is None else _positive_or_nan(budget[keep]),
             cluster=None if cluster is None else cluster[keep].astype(np.str_),
+            names=names[keep],
             extra={name: column[keep] for name, column in columns.items()},
             param_convention=self._convention(
                 "n_params",
@@ -265,7 +284,7 @@ class _Reader:
                 else options.param_convention,
             ),
             flop_convention=self._convention("flops", FLOP_CONVENTIONS, flop_convention),
-            source=self.source.name + (f" where {options.where}" if options.where else ""),
+            source=source,
             is_signed=options.is_signed,
             metric=metric,
         )
@@ -301,6 +320,8 @@ class _Reader:
                 select[name] = f"CAST({quote(name)} AS VARCHAR)"
             elif is_numeric(kind):
                 select[name] = f"CAST({quote(name)} AS DOUBLE)"
+        if named := name_column(source.types):
+            select[NAME] = f"CAST({quote(named)} AS VARCHAR)"
         for name, condition in options.marks.items():
             source.check(f"SELECT * FROM rows WHERE (\n{condition}\n)", condition)
             select[f"mark:{name}"] = f"coalesce((\n{condition}\n), false)"
