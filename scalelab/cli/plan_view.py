@@ -16,9 +16,11 @@ from scalelab.cli.program_view import (
     program_as_json,
     program_words,
 )
+from scalelab.corpus.eval_text import HELD_OUT
 from scalelab.launch.proposal import Proposal
 from scalelab.records.qualification import way_of
 from scalelab.sweep.cost import PlanCost, plan_cost
+from scalelab.sweep.evaluation import evaluation_steps
 from scalelab.sweep.execution import AUTO, CHOICES, execution_words, is_auto, needs_qualification
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.planned_run import PlannedRun
@@ -182,6 +184,7 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         if facts.sources
         else f"text: {about}{format_quantity(facts.n_train_tokens)} training tokens "
         f"({facts.tokenizer}), {format_quantity(facts.n_eval_tokens)} held out",
+        *_evaluation_lines(plan),
         f"rules: lr {plan.rules['lr']}; batch {plan.rules['batch']}; "
         f"weight decay {plan.rules['weight_decay']}; {plan.rules['schedule']}; "
         f"shapes {plan.rules['shapes']}{_parametrization_words(plan)}",
@@ -205,6 +208,20 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         for other in proposal.elsewhere
     ]
     return lines
+
+
+def _evaluation_lines(plan: Plan) -> list[str]:
+    """Return how much each run evaluates, and the share of the cost; nothing by default."""
+    if not plan.names_evaluation:
+        return []
+    sets = [f"{ref.name} {format_quantity(ref.n_tokens)}" for ref in plan.data.eval_sets]
+    sets.insert(0, f"{HELD_OUT} {format_quantity(plan.data.n_eval_tokens)}")
+    counts = sorted({len(evaluation_steps(row.spec)) + 1 for row in plan.rows})
+    often = plural(counts[-1], "time") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} times"
+    return [
+        f"evaluation: {', '.join(sets)} tokens, {often} a run; {plan.evaluation_share:.1%} of the "
+        "compute"
+    ]
 
 
 def _parametrization_words(plan: Plan) -> str:
@@ -296,6 +313,11 @@ def plan_as_json(proposal: Proposal) -> dict[str, Any]:
             "n_eval_tokens": plan.data.n_eval_tokens,
             "is_estimated": plan.data.is_estimated,
             "sources": [asdict(source) for source in plan.data.sources],
+            "eval_sets": {ref.name: ref.n_tokens for ref in plan.data.eval_sets},
+        },
+        "evaluation": {
+            "share_of_flops": plan.evaluation_share,
+            "times": sorted({len(evaluation_steps(row.spec)) + 1 for row in plan.rows}),
         },
         "totals": {"flops": plan.total_flops, **_cost_json(cost)},
         "elsewhere": [_cost_json(other) for other in proposal.elsewhere],

@@ -20,6 +20,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scalelab.corpus.held_out import (
     DOCUMENTS,
     STRETCH,
@@ -74,6 +77,7 @@ def build_dataset(
     *,
     checks_hashes: bool = False,
     shared: SharedTokenizer | None = None,
+    keeps_documents: bool = False,
 ) -> tuple[Path, Manifest]:
     """Return the folder and the manifest of a source's dataset; build it if needed.
 
@@ -96,11 +100,13 @@ def build_dataset(
             cache = data / "tokenizers"
             manifest = _write_dataset(source, spool, scratch, cache, progress, made)
             manifest = replace(manifest, rejects=rejects.path.name if rejects.n_listed else None)
+            if keeps_documents and newest_s < started_s - UNSETTLED_S:
+                keep_hashes(spool, documents_file(data, listing), scratch)
         else:
             whole = scratch / "whole"
             whole.mkdir()
             manifest = write_token_dataset(source, tokens, evaluation, whole, progress)
-        folder = _publish(scratch / "whole", manifest, data)
+        folder = publish(scratch / "whole", manifest, data)
         # A file that changed within the last clock tick could change again with the same time.
         if newest_s < started_s - UNSETTLED_S:
             known.parent.mkdir(exist_ok=True)
@@ -136,9 +142,15 @@ def inputs_of(
 
 
 def listing_of(
-    source: DataSource, files: tuple[SourceFile, ...], shared: SharedTokenizer | None = None
+    source: DataSource,
+    files: tuple[SourceFile, ...],
+    shared: SharedTokenizer | None = None,
+    also: str = "",
 ) -> tuple[str, float]:
-    """Return a hash of the source and its files (path, size, times), and the newest time."""
+    """Return a hash of the source and its files (path, size, times), and the newest time.
+
+    ``also`` is hashed too.
+    """
     content = {
         field.name: getattr(source, field.name)
         for field in fields(source)
@@ -148,7 +160,7 @@ def listing_of(
     }
     if shared is not None:
         content["tokenizer_of"] = shared.key
-    hashed = hashlib.sha256(json.dumps([FORMAT, content]).encode())
+    hashed = hashlib.sha256(json.dumps([FORMAT, content]).encode() + also.encode())
     newest_ns = 0
     if is_file_name(source.tokenizer):
         made_by = find_tokenizer(source.tokenizer)
@@ -185,6 +197,21 @@ def _known_dataset(
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
     return folder, replace(manifest, source=source.describe(), **counted)
+
+
+def documents_file(data: Path, listing: str) -> Path:
+    """Return the file of the hashes of a source's documents, by the hash of its listing."""
+    return data / "sources" / f"{listing}.documents.npy"
+
+
+def keep_hashes(spool: Spool, file: Path, scratch: Path) -> NDArray[np.uint64]:
+    """Write the hashes of all documents, in order, and return them, shape (n, 2)."""
+    hashes = np.stack([spool.high, spool.low], axis=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (scratch / "documents.npy").open("wb") as out:
+        np.save(out, hashes)
+    (scratch / "documents.npy").replace(file)
+    return hashes
 
 
 @contextlib.contextmanager
@@ -235,7 +262,7 @@ def _write_dataset(
             train = _write_train(spool, parts, tokenizer, folder, progress)
             n_train_tokens = sum(shard.n_tokens for shard in train)
             if n_train_tokens >= source.eval_tokens:
-                return _write_rest(source, spool, parts, tokenizer, train, folder)
+                return write_rest(source, spool, parts, tokenizer, train, folder)
             problem = f"only {plural(n_train_tokens, 'token')} would be left for training"
         except TooFewError as error:
             problem = str(error)
@@ -243,7 +270,7 @@ def _write_dataset(
     raise _too_small(source, spool, problem)
 
 
-def _write_rest(
+def write_rest(
     source: DataSource,
     spool: Spool,
     parts: Split,
@@ -251,6 +278,7 @@ def _write_rest(
     train: tuple[Shard, ...],
     folder: Path,
 ) -> Manifest:
+    """Write the evaluation tokens and the tokenizer of a corpus, and return its manifest."""
     writer = ShardWriter(folder, "eval", tokenizer.dtype)
     writer.append(parts.eval_tokens)
     evaluation = writer.finish()
@@ -323,7 +351,7 @@ def _write_train(
     return writer.finish()
 
 
-def _publish(whole: Path, manifest: Manifest, data: Path) -> Path:
+def publish(whole: Path, manifest: Manifest, data: Path) -> Path:
     """Rename the finished folder to its fingerprint, unless an intact equal one exists."""
     with (whole / MANIFEST_NAME).open("w", encoding="utf-8") as file:
         file.write(manifest.to_json())

@@ -262,6 +262,7 @@ def prepare(
     *,
     progress: Progress | None = None,
     checks_hashes: bool = False,
+    keeps_documents: bool = False,
 ) -> Dataset:
     """Return the dataset of a source; build it if it does not exist yet.
 
@@ -278,6 +279,8 @@ def prepare(
     checks_hashes : bool
         Whether to compare an existing dataset with its hashes and rebuild it if it is damaged;
         otherwise only file sizes are checked.
+    keeps_documents : bool
+        Whether to keep the hashes of the documents, which `scalelab.corpus.eval_sets` compares.
 
     Raises
     ------
@@ -287,7 +290,11 @@ def prepare(
     from scalelab.corpus.build import build_dataset
 
     folder, manifest = build_dataset(
-        source, results, progress or ignore_progress, checks_hashes=checks_hashes
+        source,
+        results,
+        progress or ignore_progress,
+        checks_hashes=checks_hashes,
+        keeps_documents=keeps_documents,
     )
     return Dataset(folder=folder, manifest=manifest)
 

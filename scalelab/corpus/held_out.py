@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,34 @@ def split_documents(source: DataSource, spool: Spool, tokenizer: Tokenizer, scra
     else:
         found = sum(len(tokens) for tokens in held_out)
         raise TooFewError(f"half of them hold {plural(found, 'token')}")
-    length = smallest_window([len(tokens) for tokens in held_out], source.eval_tokens)
+    return _of_documents(source, spool, held_out, share)
+
+
+def whole_set(source: DataSource, spool: Spool, tokenizer: Tokenizer, scratch: Path) -> Split:
+    """Return a text that is only evaluated: as many documents in hash order as are needed.
+
+    The set is smaller than ``eval_tokens`` if the text is.
+    """
+    held_out: list[NDArray[Any]] = []
+    for share in (*SHARES, 1.0):
+        end = len(spool)
+        if share < 1:
+            end = int(np.searchsorted(spool.high, np.uint64(int(share * 2**64))))
+        held_out.extend(
+            encode_whole(tokenizer, spool.text, spool.spans(len(held_out), end), scratch)
+        )
+        if is_enough([len(tokens) for tokens in held_out], share, source.eval_tokens):
+            break
+    split = _of_documents(source, spool, held_out, share)
+    return replace(split, train=split.train[:0])
+
+
+def _of_documents(
+    source: DataSource, spool: Spool, held_out: list[NDArray[Any]], share: float
+) -> Split:
+    """Return the split that holds out these documents, the first in hash order."""
+    lengths = [len(tokens) for tokens in held_out]
+    length = smallest_window(lengths, min(source.eval_tokens, sum(lengths)))
     windows = [
         window(tokens, length, int(low)) for tokens, low in zip(held_out, spool.low, strict=False)
     ]

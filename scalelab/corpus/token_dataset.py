@@ -97,18 +97,13 @@ def write_token_dataset(
     writer.append(eval_tokens)
     held = writer.finish()
     n_held_out = sum(part.end - part.start for part in parts)
-    name = UNNAMED
-    sha256 = bytes_per_token = None
+    name, sha256 = UNNAMED, None
     if tokenizer is not None and tokenizer.file is not None:
         content = tokenizer.file.read_bytes()
         name, sha256 = short_name(source.tokenizer), hashlib.sha256(content).hexdigest()
         (folder / f"tokenizer{tokenizer.file.suffix.lower()}").write_bytes(content)
-        lengths = np.ones(vocab_size, dtype=np.int64)
-        known = tokenizer.token_bytes()
-        lengths[: len(known)] = known[:vocab_size]
-        bytes_per_token = float(lengths[eval_tokens].mean())
     kind = [name, sha256, FINGERPRINTED, vocab_size, end_token]
-    eval_digest = hashlib.sha256(np.ascontiguousarray(eval_tokens, "<u4").data).hexdigest()
+    eval_digest = _digest(eval_tokens)
     return Manifest(
         fingerprint=_short([*kind, scan.digest, eval_digest]),
         eval_fingerprint=_short([*kind, eval_digest]),
@@ -123,7 +118,7 @@ def write_token_dataset(
         n_skipped_files=0,
         held_out_share=n_held_out / len(stream),
         eval_window_tokens=max(len(window) for window in windows),
-        bytes_per_token=bytes_per_token,
+        bytes_per_token=_bytes_per_token(tokenizer, eval_tokens, vocab_size),
         source=f"{source.describe()} ({tokens.format})",
         train=train,
         evaluation=held,
@@ -133,6 +128,67 @@ def write_token_dataset(
         tokenizer_pattern=source.tokenizer_pattern,
         special_tokens=source.special_tokens,
     )
+
+
+def write_eval_tokens(
+    source: DataSource, tokens: TokenSource, training: Manifest, folder: Path
+) -> Manifest:
+    """Write the first ``eval_tokens`` of files as an evaluation set; return its manifest.
+
+    Parameters
+    ----------
+    source : DataSource
+        Describes the files.
+    tokens : TokenSource
+        Their tokens.
+    training : Manifest
+        Of the training tokens, whose vocabulary and tokenizer the set has.
+    folder : Path
+        Folder to write to.
+
+    Raises
+    ------
+    DataError
+        When a token is outside the vocabulary.
+    """
+    source = replace(source, vocab_size=training.vocab_size, eval_paths=source.paths)
+    found = _eval_tokens(source, tokens)
+    writer = ShardWriter(folder, "eval", np.dtype(EVAL_DTYPE))
+    writer.append(found)
+    held = writer.finish()
+    kind = [training.tokenizer, training.tokenizer_sha256, FINGERPRINTED]
+    kind += [training.vocab_size, training.end_token]
+    fingerprint = _short([*kind, "evaluation set", _digest(found)])
+    return replace(
+        training,
+        fingerprint=fingerprint,
+        eval_fingerprint=fingerprint,
+        dtype=EVAL_DTYPE,
+        held_out_share=1.0,
+        eval_window_tokens=len(found),
+        bytes_per_token=_bytes_per_token(token_tokenizer(source), found, training.vocab_size),
+        source=f"{source.describe()} ({tokens.format})",
+        train=(),
+        evaluation=held,
+        files=(),
+        is_scanned=True,
+    )
+
+
+def _digest(tokens: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tokens, "<u4").data).hexdigest()
+
+
+def _bytes_per_token(
+    tokenizer: FileTokenizer | None, tokens: NDArray[Any], vocab_size: int
+) -> float | None:
+    """Return the mean bytes of text of these tokens; None if their tokenizer is unknown."""
+    if tokenizer is None or tokenizer.file is None:
+        return None
+    lengths = np.ones(vocab_size, dtype=np.int64)
+    known = tokenizer.token_bytes()
+    lengths[: len(known)] = known[:vocab_size]
+    return float(lengths[tokens].mean())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

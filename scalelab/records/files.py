@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,18 @@ def stat_of(path: str | Path) -> os.stat_result | None:
 def stamp_of(found: os.stat_result | None) -> str:
     """Return the identity of a file: inode, time and size; it changes with the content."""
     return "-" if found is None else f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a file of JSON Lines; readers ignore an incomplete last line.
+
+    If an earlier call left an incomplete line (full disk), ends that line first, so that the next
+    row stays readable.
+    """
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with path.open("a+b", buffering=0) as file:
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            text = "\n" + text
+        data = memoryview(text.encode())
+        while data:
+            data = data[file.write(data) :]

@@ -20,6 +20,7 @@ from typing import Any
 from scalelab.corpus.shards import MANIFEST_NAME
 from scalelab.records.files import list_entries
 from scalelab.records.run_dir import PARTIAL_CHECKPOINT
+from scalelab.sweep.run_spec import PARTS
 
 RUN, SWEEP, IMPORT, FORECAST, DATASET, SOURCE = (
     *("run", "sweep", "import", "forecast", "dataset", "source"),
@@ -122,9 +123,12 @@ def list_parts(results: Path) -> list[Part]:
 
 
 def data_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the datasets that a run reads, of the content of its ``spec.json``."""
-    sources = [each for each in spec.get("mixture") or () if isinstance(each, Mapping)]
-    found = (spec.get("data_fingerprint"), *(source.get("fingerprint") for source in sources))
+    """Return the names of the datasets that a run reads, of the content of its ``spec.json``.
+
+    They are its training data, the sources of a mixture, and its evaluation sets.
+    """
+    parts = [each for name in PARTS for each in spec.get(name) or () if isinstance(each, Mapping)]
+    found = (spec.get("data_fingerprint"), *(part.get("fingerprint") for part in parts))
     return tuple(name for name in found if isinstance(name, str))
 
 

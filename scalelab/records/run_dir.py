@@ -6,6 +6,8 @@
     claims/<k>                         the token of attempt k, created with O_EXCL
     attempts/<k>-<token>/attempt.json  host, execution and end of the attempt
     attempts/<k>-<token>/metrics.jsonl training curve; only lines that end in a newline count
+    attempts/<k>-<token>/evals.jsonl   losses on evaluation sets, written in the same way
+    attempts/<k>-<token>/eval_losses.<set>.npy  final losses of its sequences; heldout has no .<set>
     attempts/<k>-<token>/checkpoint-<step>/  complete or absent, by rename
     attempts/<k>-<token>/out/          files of a user's program, if one trains the run
     attempts/<k>-<token>/output.txt    its output
@@ -34,9 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import SpecError
-from scalelab.records.files import fsync, list_entries, read_json, write_atomically
+from scalelab.records.files import append_lines, fsync, list_entries, read_json, write_atomically
 from scalelab.records.states import FINAL, PRUNED
-from scalelab.records.types import MetricRow, RunRecord
+from scalelab.records.types import EvalRow, MetricRow, RunRecord
 from scalelab.sweep.run_spec import RunSpec, run_spec_from_mapping, to_json
 
 KEPT_CHECKPOINTS = 2
@@ -48,6 +50,9 @@ _REQUIRED_RECORD_FIELDS = {item.name for item in fields(RunRecord) if item.defau
 _RECORD_NUMBERS = ("n_tokens", "unique_tokens", "n_steps", "wall_s")
 PRUNED_FILE = "pruned.json"
 """Mark of a run that was stopped as hopeless, in the run folder: step, reason and time."""
+
+EVALS_FILE = "evals.jsonl"
+"""Losses on evaluation sets, in the attempt folder; only runs with named sets or ``eval_every``."""
 
 LOG_FILE = "log.txt"
 """Output of the run's worker, in the run folder."""
@@ -107,18 +112,12 @@ class Attempt:
         return read_json(self.path / "attempt.json") or {}
 
     def append_metrics(self, rows: list[MetricRow]) -> None:
-        """Append rows to the training curve; readers ignore an incomplete last line.
+        """Append rows to the training curve; readers ignore an incomplete last line."""
+        append_lines(self.metrics_path, map(asdict, rows))
 
-        If an earlier call left an incomplete line (full disk), ends that line first, so that the
-        next row stays readable.
-        """
-        text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-        with self.metrics_path.open("a+b", buffering=0) as file:
-            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                text = "\n" + text
-            data = memoryview(text.encode())
-            while data:
-                data = data[file.write(data) :]
+    def append_evals(self, rows: list[EvalRow]) -> None:
+        """Append losses on evaluation sets, as `append_metrics` does."""
+        append_lines(self.path / EVALS_FILE, map(asdict, rows))
 
     def last_metrics(self) -> MetricRow | None:
         """Return the newest complete row of the training curve; reads only the end of the file."""

@@ -206,11 +206,17 @@ class Results:
         elif not run_ids or not run_ids <= set(earlier.run_ids):
             return ["specification (its spec.json cannot be read, and its runs differ)"]
         texts = set()
+        planned_sets = sorted(plan.data.eval_sets, key=lambda ref: ref.name)
         for run_id in earlier.run_ids:
             with contextlib.suppress(SpecError):
-                texts.add(self.run(run_id).read_spec().data_fingerprint)
-            if plan.data.fingerprint in texts:
-                return []
+                spec = self.run(run_id).read_spec()
+                texts.add(spec.data_fingerprint)
+                if plan.data.fingerprint in texts:
+                    changed = set(planned_sets) - set(spec.eval_sets)
+                    return [
+                        f"text of evaluation set {ref.name}"
+                        for ref in sorted(changed, key=lambda ref: ref.name)
+                    ]
         if not texts:
             return []
         return [

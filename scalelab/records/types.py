@@ -71,6 +71,37 @@ class MetricRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvalRow:
+    """One line of ``evals.jsonl``: the loss of a run on an evaluation set after a step.
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps taken so far.
+    set : str
+        Name of the set; ``heldout`` for the held-out part of the training text.
+    loss_nats : float
+        Mean loss, nats per token.
+    stderr_nats : float or None
+        Standard error of that mean over sequences; None for a single sequence.
+    n_tokens : int
+        Tokens that were predicted.
+    n_bytes : int or None
+        Bytes of text of these tokens; None if unknown.
+    ema_loss_nats : float or None
+        Loss of the moving average of the weights; None if the run keeps none.
+    """
+
+    step: int
+    set: str
+    loss_nats: float
+    stderr_nats: float | None
+    n_tokens: int
+    n_bytes: int | None
+    ema_loss_nats: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """The result of one attempt at one run: ``record.json``.
 

@@ -131,9 +131,11 @@ class _Reading:
                 self._add_curve(run.run_id, number, rows)
             # Stop before an unfinished last line: a worker that was taken for dead may finish it.
             torn[number] = progress.torn + (is_over and progress.bytes_read < attempt.metrics_bytes)
+        evaluations, torn_evaluations = eval_rows(run)
+        torn |= {number: torn[number] + n for number, n in torn_evaluations.items()}
         self.run_rows.append(run_row(run))
         self.attempt_rows += attempt_rows(run, torn)
-        self.eval_rows += eval_rows(run)
+        self.eval_rows += evaluations
         self.mixture_rows += mixture_rows(run)
         self.signatures[run.run_id] = run.signature
 

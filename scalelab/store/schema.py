@@ -186,7 +186,7 @@ ATTEMPTS = Table(
                "Its rows after this step are part of the run's curve; NULL if none are."),
         Column("curve_to_step", INT, "steps",
                "Its rows up to this step are part of it; NULL: no limit."),
-        Column("torn_lines", INT, "lines", "Unreadable lines of its curve."),
+        Column("torn_lines", INT, "lines", "Unreadable lines of its curve and its evaluations."),
         Column("started_s", REAL, "Unix s", "Start time."),
         Column("ended_s", REAL, "Unix s", "End time; NULL if it recorded no end."),
         Column("host", TEXT, "", "Host name of the machine."),
@@ -285,6 +285,8 @@ EVALS = Table(
                "choices, of the right answer. NULL if the bytes are unknown."),
         Column("accuracy", REAL, "", "Share of items whose right answer has the highest mean "
                "log-likelihood per byte; NULL for a text."),
+        Column("ema_loss_nats", REAL, "nats/token", "Loss of the moving average of the weights; "
+               "NULL if the run keeps none."),
         Column("stderr", REAL, "", "Standard error of loss_nats for a text, of accuracy for a "
                "task."),
         Column("n_tokens", INT, "tokens", "Tokens that the evaluation predicts; NULL if unknown."),

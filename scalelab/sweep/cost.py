@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scalelab.sweep.batched_runs import choose_batched_runs
+from scalelab.sweep.evaluation import evaluated_tokens
 from scalelab.sweep.execution import step_kind
 from scalelab.sweep.plan import Plan, longest_first
 from scalelab.sweep.run_size import planned_flops, run_size
@@ -279,7 +280,7 @@ def seconds_by_id(
 def spec_seconds(
     spec: RunSpec, n_eval_tokens: int, speed: Speed, *, n_shared: int = 0, gain: float = 1.0
 ) -> float:
-    """Return a worker's seconds for one run: start, training and final evaluation.
+    """Return a worker's seconds for one run: start, training and evaluations.
 
     The first ``n_shared`` steps are taken by another branch of the trunk and cost nothing. Batched
     runs train ``gain`` times as fast. 0 if the speed of a program is unknown.
@@ -288,7 +289,8 @@ def spec_seconds(
         rate = speed.token_rate(spec)
         return spec.n_tokens / rate + RUN_OVERHEAD_S if rate else 0.0
     flops = planned_flops(spec)
-    evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_eval_tokens
+    n_evaluated = evaluated_tokens(spec, n_eval_tokens)
+    evaluation = flops / spec.n_tokens / TRAIN_TO_FORWARD * n_evaluated
     n_devices = speed.devices_of(spec.run_id) if speed.n_devices else 1
     train_rate, eval_rate = (n_devices * rate for rate in speed.at(spec))
     own = flops * (1 - n_shared / spec.n_steps)

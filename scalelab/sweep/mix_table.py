@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from scalelab.corpus.eval_text import HELD_OUT, SET_NAME
 from scalelab.errors import UsageError, did_you_mean
 from scalelab.sweep.option import Metavar
-from scalelab.sweep.run_spec import HELD_OUT, SET_NAME, WEIGHT_TOLERANCE
+from scalelab.sweep.run_spec import WEIGHT_TOLERANCE
 
 WEIGHT_DECIMALS = 3
 """Of weights in messages and of designed mixtures."""

@@ -287,7 +287,7 @@ _ACCEPTED = {
     "<time>": "minutes, H:MM:SS or D-HH:MM:SS",
     "<int>|<rules>": "a whole number from 0, or conditions such as <1e19=1,>=1e19=8",
     "<key=value>": "KEY=VALUE, or KEY for a switch",
-    "<name=path>": "NAME=PATH",
+    "<name=path>": "NAME=PATH, or a table of names and paths",
     "<name=share>": "NAME=SHARE",
     "<memory>": "GB, or a number with M, G or T",
     "<low..high>": "a range LOW..HIGH",

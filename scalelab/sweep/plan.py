@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scalelab.errors import UsageError
+from scalelab.sweep.evaluation import MUCH_EVALUATION, evaluation_share
 from scalelab.sweep.isoflop_sizes import budget_shapes, expected_tokens_per_param
 from scalelab.sweep.mixture_design import mixture_design
 from scalelab.sweep.planned_run import DataFacts, PlannedRun, planned_run
@@ -88,6 +89,16 @@ class Plan:
         """
         return max(epochs_by_source(row.spec, self.data).values(), default=None)
 
+    @property
+    def evaluation_share(self) -> float:
+        """Share of evaluation in the FLOPs of training and evaluation of all rows."""
+        return evaluation_share([row.spec for row in self.rows], self.data.n_eval_tokens)
+
+    @property
+    def names_evaluation(self) -> bool:
+        """Whether the sweep asks for more than the final held-out loss."""
+        return any(row.spec.eval_sets or row.spec.eval_every for row in self.rows)
+
     def warnings(self) -> list[str]:
         """Return warnings to read before a launch."""
         found = [*self.notes, *self.data.warnings]
@@ -104,6 +115,12 @@ class Plan:
                     "on as many; a launch will fail. Try --eval-tokens 16K."
                 )
         found += [repeat.warning(len(self.rows)) for repeat in find_repeats(self.rows, self.data)]
+        if self.names_evaluation and (share := self.evaluation_share) > MUCH_EVALUATION:
+            found.append(
+                f"evaluation takes {share:.0%} of the compute. Evaluate on fewer tokens, for "
+                f"example --eval-tokens {format_quantity(self._fewer_eval_tokens(share))}, or less "
+                "often (--eval-every)."
+            )
         short = [row for row in self.rows if row.spec.n_steps < FEW_STEPS]
         if short:
             fewest = min(row.spec.n_steps for row in short)
@@ -112,6 +129,12 @@ class Plan:
                 f"{fewest}): warm-up dominates their losses. Use a smaller --batch-seqs."
             )
         return found
+
+    def _fewer_eval_tokens(self, share: float) -> int:
+        """Return a size of each set at which evaluation takes less than the share that warns."""
+        factor = MUCH_EVALUATION / (1 - MUCH_EVALUATION) * (1 - share) / share
+        largest = max([self.data.n_eval_tokens, *(ref.n_tokens for ref in self.data.eval_sets)])
+        return int(2 ** math.floor(math.log2(max(1.0, largest * factor))))
 
     def refuse_repeats(self, *, allow_repeats: bool) -> None:
         """Raise UsageError when a run exceeds 4 epochs and that is not allowed."""
@@ -179,6 +202,15 @@ def make_plan(
 
 
 def _require_sequences(seq_len: int, data: DataFacts) -> None:
+    for ref in data.eval_sets:
+        if seq_len > ref.n_tokens - 1:
+            raise UsageError(
+                f"sequences of {seq_len:,} tokens from {plural(ref.n_tokens, 'token')} of "
+                f"evaluation set {ref.name}",
+                f"sets with more tokens than a sequence, at least {seq_len + 1:,}",
+                f"Add text to the set, for example --eval-set {ref.name}=MORE, or use --seq-len "
+                f"{max(1, ref.n_tokens - 1)} or less.",
+            )
     parts = [(source.n_train_tokens, source.n_eval_tokens) for source in data.sources]
     parts = parts or [(data.n_train_tokens or 0, data.n_eval_tokens)]
     for part, n_tokens in [pair for each in parts for pair in zip(PARTS, each, strict=True)]:

@@ -13,7 +13,7 @@ from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.program_render import steps_with_evaluations, used_names
 from scalelab.sweep.rules import FEW_STEPS, rule_batch_seqs, schedule_parts
 from scalelab.sweep.run_size import NO_SHAPE, RunSize, model_size, run_size, shape_size
-from scalelab.sweep.run_spec import ROUTER_WEIGHTS, RunSpec, SourceWeight
+from scalelab.sweep.run_spec import ROUTER_WEIGHTS, EvalSetRef, RunSpec, SourceWeight
 from scalelab.sweep.train_table import TrainTable
 from scalelab.theory.accounting import count_params
 from scalelab.theory.decay_rules import find_weight_decay_rule
@@ -71,6 +71,8 @@ class DataFacts:
     sources : tuple of SourceFacts
         Sources of a mixture in the order of their names; empty for one text. The other facts are
         then of all sources together.
+    eval_sets : tuple of EvalSetRef
+        Named evaluation sets; fingerprints are ``unprepared`` in a dry run.
     """
 
     fingerprint: str
@@ -82,6 +84,7 @@ class DataFacts:
     is_estimated: bool = False
     end_token: int | None = END_TOKEN
     warnings: tuple[str, ...] = ()
+    eval_sets: tuple[EvalSetRef, ...] = ()
     sources: tuple[SourceFacts, ...] = ()
 
     @property
@@ -205,6 +208,8 @@ def planned_run(
         precision=precision,
         program=program,
         mixture=data.mixture,
+        eval_sets=data.eval_sets,
+        eval_every=train.eval_every,
         **({name: getattr(train, name) for name in ROUTER_WEIGHTS} if shape.n_experts else {}),
     )
     return PlannedRun(

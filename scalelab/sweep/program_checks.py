@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 NO_PLACEHOLDER = (
     *("optimizer", "parametrization", "epsilon", "z_loss", "logit_softcap", "is_document_masked"),
-    *("init_std", "ema_decay", "balance_weight", "router_z_weight", "precision"),
+    *("init_std", "ema_decay", "eval_every", "balance_weight", "router_z_weight", "precision"),
 )
 """Keys of ``[train]`` that only the built-in trainer has."""
 PLACEHOLDERS_OF = {
@@ -59,6 +59,15 @@ def refuse_unused_tables(sweep: SweepSpec, program: ProgramTable) -> None:
             f"train.{given[0]} with [program]",
             "settings that the program receives by a placeholder",
             f"Remove {given[0]}, and set it in program.command.",
+        )
+    if sweep.data.eval:
+        name = next(iter(sweep.data.eval))
+        raise UsageError(
+            f"evaluation set {name} ([data.eval], --eval-set) with [program]",
+            "sets that the program evaluates itself and reports under their names",
+            "Remove it, and let the program report the loss: scalelab.program_log's "
+            f'final(.., evals={{"{name}": loss}}), or the line {{"evals": {{"{name}": 2.31}}}}. It '
+            "is then in the table evals.",
         )
     fields = type(sweep.execution).model_fields
     given = [

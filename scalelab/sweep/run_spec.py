@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_origin, get_type_hints
 
+from scalelab.corpus.eval_text import HELD_OUT, SET_NAME
 from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import SpecError
 from scalelab.sweep.program import ProgramSpec, as_tuples
@@ -28,12 +29,8 @@ BALANCE_WEIGHT = 0.01
 RUN_ID_LENGTH = 12
 HASHED_DIGITS = 6
 MAX_KEPT_IDS = 1 << 17
-SET_NAME = r"[a-z][a-z0-9_]*"
-"""Names of evaluation sets and of sources of a mixture."""
 WEIGHT_TOLERANCE = 1e-6
 """Largest difference between 1 and the sum of a mixture's weights."""
-HELD_OUT = "heldout"
-"""Name of the evaluation set that is a part of the training text; every run has it."""
 SCHEDULES = ("cosine", "wsd")
 PRECISIONS = ("fp32", "bf16", "fp8")
 """fp8 multiplies in fp8 where `scalelab.theory.precision` says so, otherwise in bf16. fp16 is not

@@ -41,6 +41,7 @@ from scalelab.sweep.site_options import KNOWN_OPTIONS, is_known, option_name, sp
 from scalelab.sweep.values import (
     AutoCount,
     Count,
+    EvalTexts,
     Gigabytes,
     GpuCounts,
     Minutes,
@@ -134,6 +135,12 @@ class DataTable(Table):
         "weights sum to 1", flag="--mix-weight", example="code=0.7", commands=MIX_WEIGHTS
     )  # fmt: skip
 
+    eval: EvalTexts = option(
+        {}, "Another evaluation set, which every run evaluates beside the held-out text: its name "
+        "and a file, folder or glob; repeatable, also for more paths of a set",
+        flag="--eval-set", example="code=eval/*.py"
+    )  # fmt: skip
+
     @model_validator(mode="before")
     @classmethod
     def _weights_join_sources(cls, content: Any) -> Any:
@@ -168,9 +175,20 @@ class DataTable(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sets_are_no_sources(self) -> DataTable:
+        both = sorted(set(self.eval) & set(self.mix))
+        if both:
+            raise UsageError(
+                f"evaluation set {both[0]}, which is also a source of the mixture",
+                "another name: the held-out part of each source is evaluated under its name",
+                f"Remove --eval-set {both[0]}, or rename the set or the source.",
+            )
+        return self
+
     def source(self) -> DataSource:
         """Return the text and its tokenizer, without a mixture."""
-        return DataSource(**self.model_dump(exclude={"mix", "mix_weight"}))
+        return DataSource(**self.model_dump(exclude={"mix", "mix_weight", "eval"}))
 
     def sources(self) -> dict[str, DataSource]:
         """Return the sources of the mixture by name; empty without one."""

@@ -144,6 +144,11 @@ class TrainTable(Table):
         "Decay of a moving average of the weights, evaluated beside the final weights; 0 for none",
         example="0.999", ge=0, lt=1
     )  # fmt: skip
+    eval_every: float = option(
+        0.0,
+        "Share of the schedule between evaluations during training, of the held-out text and of "
+        "each --eval-set; 0 evaluates only at the end", example="0.25", ge=0, le=1
+    )  # fmt: skip
     balance_weight: float = option(
         BALANCE_WEIGHT,
         "Weight of the load-balance loss of a mixture of experts in the training loss",

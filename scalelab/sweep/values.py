@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
+from scalelab.corpus.eval_text import EvalText, read_eval_sets
 from scalelab.corpus.tokenizer_names import tokenizer_name
 from scalelab.errors import UsageError
 from scalelab.sweep.gpu_counts import read_gpu_counts
@@ -184,6 +185,10 @@ def _read_site_options(value: Any, name: str) -> Any:
     return read_site_options(value)
 
 
+def _read_eval_sets(value: Any, name: str) -> Any:
+    return read_eval_sets(value)
+
+
 _Bounded = Annotated[float, Field(le=LARGEST_QUANTITY)]
 _Text = str | float
 Quantities = Annotated[
@@ -215,6 +220,12 @@ SiteOptions = Annotated[
     Metavar("<key=value>"),
 ]
 """Options of sbatch by long name."""
+EvalTexts = Annotated[
+    dict[str, EvalText],
+    _reader(_read_eval_sets, dict[str, str | list[str] | EvalText] | list[str]),
+    Metavar("<name=path>"),
+]
+"""Evaluation texts by name (`scalelab.corpus.eval_text`)."""
 Ends = Annotated[
     tuple[float, float], _reader(_read_ends, str | list[float]), Metavar("<low..high>")
 ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.train.batches import open_batches
 from scalelab.train.engine import Readings, batch_shape, learning_rates
+from scalelab.train.evaluation import Evaluated
 from scalelab.train.session import FencedError, Session
 
 POLL_INTERVAL_S = 0.25
@@ -88,6 +89,9 @@ def train(
                         continue
                     if session.is_at_branch():
                         session.save_branch(engine.state(run))
+                    if session.is_at_evaluation():
+                        session.require_claim()
+                        session.note_evaluation(_evaluated(engine, run, session))
                     if session.step == session.spec.n_steps:
                         _finish(engine, run, session)
             now = time.perf_counter()
@@ -139,11 +143,19 @@ def stretched_interval_s(interval_s: float, took_s: float) -> float:
 def _finish(engine: RunsEngine, run: int, session: Session) -> None:
     """Evaluate a run after its last step and record the result."""
     session.require_claim()
-    sequences = session.eval_sequences()
-    losses = engine.evaluate(run, sequences)
-    average = engine.evaluate_average(run, sequences)
+    evaluated = _evaluated(engine, run, session)
     state = engine.state(run) if engine.execution.keeps_weights else None
-    session.finish(losses, state, ema_losses=average)
+    session.finish(evaluated, state)
+
+
+def _evaluated(engine: RunsEngine, run: int, session: Session) -> dict[str, Evaluated]:
+    """Return a run's losses on each of its evaluation sets."""
+
+    def evaluate(sequences: NDArray[np.int64]) -> Evaluated:
+        average = engine.evaluate_average(run, sequences)
+        return Evaluated(engine.evaluate(run, sequences), average)
+
+    return session.sets.evaluated(evaluate)
 
 
 def _save(engine: RunsEngine, run: int, session: Session, is_due: bool, stop: str | None) -> None:

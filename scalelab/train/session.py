@@ -14,15 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from scalelab.corpus.eval_text import HELD_OUT
 from scalelab.corpus.mixed import AnyDataset, MixedDataset
 from scalelab.errors import DataError, ScalelabError
 from scalelab.records.attempt_note import first_note
 from scalelab.records.divergence import DivergenceDetector
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.types import MetricRow, RunRecord
+from scalelab.sweep.evaluation import evaluation_steps
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, trunk_id
@@ -36,10 +35,10 @@ from scalelab.theory.hardware import match_hardware
 from scalelab.train import checkpoint, trunk
 from scalelab.train.energy import EnergyMeter
 from scalelab.train.engine import Readings
+from scalelab.train.evaluation import Evaluated, EvaluationSets, write_losses
 from scalelab.train.host import device_name, torch_version
 from scalelab.train.noise_scale import NoiseScale
 
-EVAL_LOSSES_FILE = "eval_losses.npy"
 TERA = 1e12
 
 
@@ -83,6 +82,8 @@ class Session:
         self.status: str | None = None
         self._saved_step: int | None = None
         self._dataset: AnyDataset | None = None
+        self._sets: EvaluationSets | None = None
+        self._evaluation_steps = frozenset(evaluation_steps(self.spec))
         self._trunks = trunks
         self._rows: list[MetricRow] = []
         self._since_row = (0, 0.0)
@@ -105,7 +106,8 @@ class Session:
         Raises
         ------
         DataError
-            When the run was planned with another dataset.
+            When the run was planned with another dataset, or an evaluation set is missing or
+            another one.
         """
         planned = (self.spec.data_fingerprint, self.spec.eval_fingerprint)
         found = (dataset.fingerprint, dataset.eval_fingerprint)
@@ -119,6 +121,7 @@ class Session:
         self._dataset = (
             dataset.with_weights(weights) if isinstance(dataset, MixedDataset) else dataset
         )
+        self._sets = EvaluationSets(self.spec, dataset)
 
     def restore(self) -> dict[str, Any] | None:
         """Set the session's fields and return the engine state to resume from; None at the start.
@@ -141,12 +144,18 @@ class Session:
         """Return the most steps that the loop may take before it calls `observe`."""
         interval = self.execution.metrics_interval_steps
         n = min(self.spec.n_steps - self.step, interval - self.step % interval)
+        ahead = [step - self.step for step in self._evaluation_steps if step > self.step]
+        n = min(n, *ahead) if ahead else n
         branch = self._branch_step()
         return n if branch is None or self.step >= branch else min(n, branch - self.step)
 
     def is_at_branch(self) -> bool:
         """Say whether longer runs of the trunk can start from the state after this step."""
         return self.step == self._branch_step()
+
+    def is_at_evaluation(self) -> bool:
+        """Say whether the run evaluates after this step, which is not its last."""
+        return self.step in self._evaluation_steps
 
     def save_branch(self, engine_state: dict[str, Any]) -> None:
         """Save the state for longer runs of the trunk; if that fails, add a warning to the note."""
@@ -162,9 +171,11 @@ class Session:
         assert self._dataset is not None
         return self._dataset
 
-    def eval_sequences(self) -> NDArray[np.int64]:
-        """Return the held-out sequences, shape (n, T + 1)."""
-        return self.dataset.eval_sequences(self.spec.seq_len)
+    @property
+    def sets(self) -> EvaluationSets:
+        """The evaluation sets."""
+        assert self._sets is not None
+        return self._sets
 
     def observe(
         self, readings: Readings, run: int, rates: list[float], elapsed_s: float
@@ -198,6 +209,7 @@ class Session:
                 self._measure_noise(float(squares[index, run]), norm)
             reason = self.detector.observe(loss, norm)
             is_row = self.step % self.execution.metrics_interval_steps == 0
+            is_row = is_row or self.is_at_evaluation()
             if is_row or self.step in (1, self.spec.n_steps) or reason:
                 trace, grad_sq = self.noise.means or (None, None)
                 self._rows.append(
@@ -264,12 +276,15 @@ class Session:
             }
             self.attempt.write_note(self._note)
 
+    def note_evaluation(self, evaluated: Mapping[str, Evaluated]) -> None:
+        """Append the losses after this step, and put the held-out one into the training curve."""
+        if self._rows:
+            loss = evaluated[HELD_OUT].loss
+            self._rows[-1] = replace(self._rows[-1], eval_loss_nats=loss)
+        self._append_evals(evaluated)
+
     def finish(
-        self,
-        eval_losses: NDArray[np.float64],
-        engine_state: dict[str, Any] | None,
-        *,
-        ema_losses: NDArray[np.float64] | None = None,
+        self, evaluated: Mapping[str, Evaluated], engine_state: dict[str, Any] | None
     ) -> None:
         """Record the result.
 
@@ -278,14 +293,13 @@ class Session:
 
         Parameters
         ----------
-        eval_losses : ndarray of fp64
-            Held-out loss of each sequence, nats per token.
+        evaluated : Mapping
+            Losses on each evaluation set by name.
         engine_state : dict or None
             Given when the final weights are kept.
-        ema_losses : ndarray of fp64 or None
-            The same losses with the weight average, if the run keeps one.
         """
-        loss = float(eval_losses.mean())
+        held_out = evaluated[HELD_OUT]
+        loss = held_out.loss
         if not math.isfinite(loss):
             self.diverge(f"the held-out loss is {loss}")
             return
@@ -296,18 +310,20 @@ class Session:
             self._rows[-1] = replace(self._rows[-1], eval_loss_nats=loss)
         if engine_state is not None:
             self.save(engine_state)
-        with (self.attempt.path / EVAL_LOSSES_FILE).open("wb") as file:
-            np.save(file, eval_losses)
-        n = len(eval_losses)
-        error = float(eval_losses.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-        ema_loss = None if ema_losses is None else float(ema_losses.mean())
+        write_losses(self.attempt.path, evaluated)
+        if self._evaluation_steps or not self.sets.is_only_held_out:
+            self._append_evals(evaluated)
         self._record(
             "done",
             loss=loss,
-            loss_se=error,
-            ema_loss=ema_loss,
-            eval_tokens=eval_losses.size * self.spec.seq_len,
+            loss_se=held_out.stderr,
+            ema_loss=held_out.ema_loss,
+            eval_tokens=held_out.losses.size * self.spec.seq_len,
         )
+
+    def _append_evals(self, evaluated: Mapping[str, Evaluated]) -> None:
+        self.require_claim()
+        self.attempt.append_evals(self.sets.rows(self.step, evaluated))
 
     def diverge(self, reason: str) -> None:
         """Record that the run diverged at the current step."""

@@ -66,7 +66,7 @@ def start_preparing(text: Path, results: Path, extra: str = "") -> subprocess.Po
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("stage", ["_write_train", "fingerprints", "_publish"])
+@pytest.mark.parametrize("stage", ["_write_train", "fingerprints", "publish"])
 def test_one_that_is_killed_leaves_nothing_half_made(
     text: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -50,6 +50,7 @@ DOORS: dict[str, tuple[str, Any]] = {
     "decay_steps": ("train.decay", "0.2"),
     "d_shared_expert": ("model.n_shared_experts", "1"),
     "end_token": ("data.end_token", "7"),
+    "eval_sets": ("data.eval", "code=marked.txt"),
 }
 OF_EXPERTS = (
     *("model.n_active_experts", "model.n_shared_experts"),
@@ -112,6 +113,7 @@ def test_a_key_and_a_flag_set_the_field(
     np.tile(np.arange(10, dtype="<u2"), 500).tofile("marked.npy")
     with gzip.open("marked.csv.gz", "wt") as file:
         file.writelines(f"{start},{start + 10}\n" for start in range(0, 5000, 10))
+    Path("marked.txt").write_text("a text that is only evaluated " * 100)
     Path("program.toml").write_text('program = {command = ["echo", "{lr}"], vocab_size = 256}')
     option, value = door_of(field)
     if field in NOT_SET:

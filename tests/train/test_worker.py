@@ -18,7 +18,7 @@ from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.theory.accounting import count_params, train_flops, train_flops_per_token
 from scalelab.theory.hardware import HARDWARE
-from scalelab.train import loop, session, worker
+from scalelab.train import evaluation, loop, session, worker
 from tests.train.outcome import curve, last_note, result, run_attempt
 
 MakeRun = Callable[..., RunDir]
@@ -114,13 +114,13 @@ def test_an_attempt_fenced_at_its_end_is_not_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = make_run()
-    original = session.Session.eval_sequences
+    original = evaluation.EvaluationSets.evaluated
 
-    def claimed_meanwhile(self: session.Session) -> Any:
+    def claimed_meanwhile(self: evaluation.EvaluationSets, evaluate: Any) -> Any:
         run.claim()
-        return original(self)
+        return original(self, evaluate)
 
-    monkeypatch.setattr(session.Session, "eval_sequences", claimed_meanwhile)
+    monkeypatch.setattr(evaluation.EvaluationSets, "evaluated", claimed_meanwhile)
     assert attempt_at(run) == "preempted"
     assert run.accepted() is None
 

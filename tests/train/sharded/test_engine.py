@@ -11,7 +11,7 @@ import pytest
 
 from scalelab.records.run_dir import RunDir
 from scalelab.theory.shape import ModelShape
-from scalelab.train.session import EVAL_LOSSES_FILE
+from scalelab.train.evaluation import EVAL_LOSSES_FILE
 from tests.train.outcome import curve, last_note, result
 from tests.train.sharded.job import Job
 
