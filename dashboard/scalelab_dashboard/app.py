@@ -1,4 +1,4 @@
-"""The Streamlit app of ``scalelab dashboard``: a sidebar with the data choice, and seven views.
+"""The Streamlit app of ``scalelab dashboard``: a sidebar with the data choice, and eight views.
 
 The view is a query parameter, not a path: with ``/fit``, the browser would look for Streamlit's
 files under that path and report each as missing.
@@ -12,11 +12,12 @@ import gc
 import streamlit as st
 
 from scalelab_dashboard import state
-from scalelab_dashboard.views import cost, data, decide, extrapolate, fit, overview, runs
+from scalelab_dashboard.views import cost, data, decide, domains, extrapolate, fit, overview, runs
 
 VIEWS = {
     "Overview": overview.show,
     "Fit": fit.show,
+    "Domains": domains.show,
     "Extrapolate": extrapolate.show,
     "Decide": decide.show,
     "Runs": runs.show,

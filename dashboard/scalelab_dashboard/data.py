@@ -87,8 +87,11 @@ def sources(results: str | Path) -> list[Source]:
     with open_snapshot(Path(results)) as connection:
         planned = connection.execute(
             "SELECT sweep, any_value(kind), max(created_s), coalesce(status, 'planned'), count(*), "
-            "coalesce(bool_or(n_experts > 1), false), bit_xor(hash(run_id, loss_nats)) "
-            "FROM sweeps LEFT JOIN runs USING (run_id) GROUP BY sweep, status"
+            "coalesce(bool_or(n_experts > 1), false), "
+            "bit_xor(hash(run_id, loss_nats, evaluations)) "
+            "FROM sweeps LEFT JOIN runs USING (run_id) LEFT JOIN (SELECT run_id, bit_xor(hash("
+            "set, kind, loss_nats, bits_per_byte, accuracy, value)) AS evaluations FROM evals "
+            "WHERE is_final GROUP BY run_id) USING (run_id) GROUP BY sweep, status"
         ).fetchall()
         imported = connection.execute(
             'SELECT "import", max(imported_s), count(*), bit_xor(hash(line, loss_nats)) '

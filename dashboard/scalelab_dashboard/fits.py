@@ -118,6 +118,11 @@ class Fits:
         """Return the job that ranks other forms against this one."""
         return self._ask("comparison", key, _comparison)
 
+    def metrics(self, key: FitKey) -> Job:
+        """Return the job that fits every metric of the runs of a fit and compares them."""
+        any_metric = replace(key, reading=replace(key.reading, metric=None))
+        return self._ask("metrics", any_metric, _metrics)
+
     def explorer(self, key: FitKey, asked: str | None) -> Job:
         """Return the job that computes the compute slider, which starts at a request."""
         return self._ask(f"explorer {asked}", key, partial(_explorer, asked=asked))
@@ -228,6 +233,16 @@ def _left_out(key: FitKey) -> Any:
     from scalelab_dashboard import assess
 
     return attempt(lambda: assess.leave_one_out(_report(key)))
+
+
+def _metrics(key: FitKey) -> Any:
+    from scalelab.api.metrics import fit_metrics
+
+    def work() -> Any:
+        options = {name: value for name, value in key.arguments().items() if name != "holdout"}
+        return fit_metrics(**options, form=key.form)
+
+    return attempt(work)
 
 
 def _explorer(key: FitKey, asked: str | None) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import streamlit as st
 
 from scalelab.api import fits as api_fits
+from scalelab.api import metrics as api_metrics
 from scalelab.api import predictions as api_predictions
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.headline import NextCommand
@@ -49,6 +50,26 @@ def fits() -> Fits:
 def sources(results: str, stamp: str) -> list[Source]:
     """Return the sweeps of a snapshot."""
     return data.sources(results) if stamp else []
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def metrics(
+    results: str,
+    stamp: str,
+    file: str | None,
+    sweep: str | None,
+    mapping: tuple[tuple[str, str], ...],
+    reading: Reading,
+) -> tuple[str, ...]:
+    """Return every metric of a table or a sweep; none if it cannot be read."""
+    if not stamp:
+        return ()
+    found = attempt(
+        lambda: api_metrics.metrics(
+            file, sweep=sweep, results=results, mapping=dict(mapping), reading=reading
+        )
+    )
+    return () if isinstance(found, Failure) else tuple(each.text for each in found)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

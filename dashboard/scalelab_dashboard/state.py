@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.state import get_session_state
 
+from scalelab.errors import UsageError
+from scalelab.records.metric import HELDOUT, parse_metric
 from scalelab.store.reading import Reading
 from scalelab_dashboard import queries, ui
 from scalelab_dashboard.fits import FitKey
@@ -27,6 +29,7 @@ RESULTS_VARIABLE = "SCALELAB_RESULTS"
 FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
 MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
 READING_VARIABLE = "SCALELAB_DASHBOARD_READING"
+METRIC_VARIABLE = "SCALELAB_DASHBOARD_METRIC"
 TABLES = "opened_tables"
 GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
@@ -67,6 +70,8 @@ class Choice:
     level : float
     key : FitKey or None
         The fit of this choice; None if there is nothing to fit.
+    metrics : tuple of str
+        Every metric of these runs.
     """
 
     results: str
@@ -78,6 +83,7 @@ class Choice:
     form: str = "chinchilla"
     level: float = 0.9
     key: FitKey | None = None
+    metrics: tuple[str, ...] = ()
     labels: tuple[str, ...] = field(default=())
 
     def words(self, *more: str) -> list[str]:
@@ -90,8 +96,8 @@ class Choice:
         mapping = dict(self.key.mapping) if self.key is not None else {}
         if mapping:
             words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
-        if self.table is not None:
-            words += self.table.reading.words()
+        if self.key is not None:
+            words += self.key.reading.words()
         if self.form != FORMS[0]:
             words += ["--form", self.form]
         if self.level != 0.9:
@@ -136,6 +142,11 @@ def choose() -> Choice:
                 f"folder. Showing **{ui.as_text(name)}**."
             )
         table, source = tables.get(name), found.get(name)
+        reading = table.reading if table is not None else Reading()
+        mapping = dict(table.mapping) if table is not None else {}
+        if table is not None:
+            stamp = queries.stamp_of(results, table.path)
+        metric, metrics = _metric(results, stamp, table, source, tuple(sorted(mapping.items())))
         params, flops = _conventions(source)
         form = st.selectbox(
             "Law",
@@ -155,13 +166,10 @@ def choose() -> Choice:
             help="These runs are not fitted. The Extrapolate view scores the fit on them.",
         )
     level = percent / 100
-    mapping = dict(table.mapping) if table is not None else {}
     if params is not None:
         mapping["n_params"] = f"n_params_{params}"
     if flops is not None:
         mapping["flops"] = f"flops_{flops}"
-    if table is not None:
-        stamp = queries.stamp_of(results, table.path)
     key = FitKey(
         stamp=stamp if source is None or table is not None else source.rows_stamp,
         results=results,
@@ -169,7 +177,7 @@ def choose() -> Choice:
         sweep=source.name if source is not None else None,
         mapping=tuple(sorted(mapping.items())),
         holdout=holdout.strip() or None if holdout else None,
-        reading=table.reading if table is not None else Reading(),
+        reading=replace(reading, metric=metric),
         form=form,
         level=level,
     )
@@ -183,6 +191,7 @@ def choose() -> Choice:
         form=form,
         level=level,
         key=key,
+        metrics=metrics,
         labels=labels,
     )
 
@@ -249,6 +258,46 @@ def _has_map() -> bool:
 
 def _has_results(name: str, tables: dict[str, Table], found: dict[str, Source]) -> bool:
     return name in tables or found[name].counts.get("done", 0) > 0
+
+
+def _metric(
+    results: str,
+    stamp: str,
+    table: Table | None,
+    source: Source | None,
+    mapping: tuple[tuple[str, str], ...],
+) -> tuple[str | None, tuple[str, ...]]:
+    """Draw the choice of the metric, where there are several; return it and all metrics."""
+    found = queries.metrics(
+        results,
+        stamp,
+        None if table is None else table.path,
+        None if source is None or table is not None else source.name,
+        mapping,
+        Reading() if table is None else table.reading,
+    )
+    given = os.environ.get(METRIC_VARIABLE) or None
+    if "metric" not in st.session_state and given and "metric" not in st.query_params:
+        st.query_params["metric"] = st.session_state["metric"] = given
+    asked = st.session_state.get("metric") or st.query_params.get("metric")
+    names = tuple(dict.fromkeys((*found, *([asked] if asked else []))))
+    if len(names) < 2:
+        return (None if not names or names[0] == HELDOUT.text else names[0]), found
+    name = st.selectbox(
+        "Loss (metric)",
+        names,
+        index=None if asked else 0,
+        key="metric",
+        bind="query-params",
+        accept_new_options=True,
+        help="An evaluation set, bpb:SET for bits per byte, task:NAME, or a mean such as "
+        "0.7*code+0.3*web. Every view shows this loss.",
+    )
+    try:
+        return parse_metric(name or names[0]).text, found
+    except UsageError as error:
+        st.warning(ui.as_text(str(error)))
+        return None, found
 
 
 def _conventions(source: Source | None) -> tuple[str | None, str | None]:

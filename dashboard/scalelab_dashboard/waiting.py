@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalelab.fit.select import Comparison
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.metric_comparison import MetricComparison
     from scalelab.records.types import Observations
     from scalelab.report.explorer import Explorer
     from scalelab_dashboard.state import Choice
@@ -68,6 +69,14 @@ def comparison(choice: Choice) -> Comparison | None:
         return None
     found = _told(queries.fits().comparison(choice.key), "Fitting every form to every fold")
     return cast("Comparison | None", found)
+
+
+def metrics(choice: Choice) -> MetricComparison | None:
+    """Return the comparison of all metrics, or None while it is computed."""
+    if choice.key is None:
+        return None
+    found = _told(queries.fits().metrics(choice.key), "Fitting every metric")
+    return cast("MetricComparison | None", found)
 
 
 def explorer(choice: Choice, forecast: Forecast | None) -> Explorer | None:

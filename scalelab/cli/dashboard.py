@@ -23,6 +23,7 @@ from scalelab.cli.options import (
     UNFINISHED_HELP,
     UNIT_HELP,
     MapOption,
+    MetricOption,
     ResultsOption,
     given_options,
 )
@@ -54,6 +55,7 @@ def dashboard(
     exclude: Annotated[
         str | None, typer.Option("--exclude", help=EXCLUDE_HELP, metavar="RUN,..")
     ] = None,
+    metric: MetricOption = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Port; default 8501, or the next free port."),
@@ -71,7 +73,7 @@ def dashboard(
     from scalelab.records.machine import SAFE_PATH
     from scalelab.store.public_tables import table_path
     from scalelab.store.read_options import ReadOptions, parse_map
-    from scalelab.store.reading import reading_of_texts
+    from scalelab.store.reading import Reading, reading_of_texts
 
     # Both raise before the server starts.
     ReadOptions(mapping=parse_map(mapping or []))
@@ -99,6 +101,8 @@ def dashboard(
         )
     app = app_path()
     environment = {**os.environ, **SAFE_PATH, "SCALELAB_RESULTS": str(results)}
+    if (chosen := Reading(metric=metric).metric) is not None:
+        environment["SCALELAB_DASHBOARD_METRIC"] = chosen
     if from_file is not None:
         environment["SCALELAB_DASHBOARD_FILE"] = str(from_file)
         environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])

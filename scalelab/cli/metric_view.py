@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from scalelab.cli.fit_page import ANSWER_STYLE, forms_text
 from scalelab.cli.fit_tables import DIM_STYLE
-from scalelab.cli.interval_text import bounds_text, figure_text
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import runnable, say
+from scalelab.forecast.metric_comparison import with_limits
 from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from scalelab.fit.outcome import Interval
-    from scalelab.forecast.metric_comparison import MetricComparison, RatioDisagreement
+    from scalelab.forecast.metric_comparison import MetricComparison
 
 MOST_PAIRS = 8
 NAMES = {"a": "a (N_opt)", "tokens_per_param": "D/N"}
@@ -26,9 +26,11 @@ NAMES = {"a": "a (N_opt)", "tokens_per_param": "D/N"}
 def print_metrics(found: MetricComparison, out: Console, plot: Path | None = None) -> None:
     """Print where metrics disagree, the table, and what the columns are."""
     pairs = found.disagreements
-    say(verdict_of(found), out, style=ANSWER_STYLE)
+    say(found.sentence, out, style=ANSWER_STYLE)
+    if pairs:
+        say(found.agreement, out)
     for pair in pairs[:MOST_PAIRS]:
-        say(pair_text(pair), out, indent=2)
+        say(pair.sentence, out, indent=2)
     if len(pairs) > MOST_PAIRS:
         say(
             f".. and {plural(len(pairs) - MOST_PAIRS, 'more pair')} (--json has all).",
@@ -58,37 +60,8 @@ def print_metrics(found: MetricComparison, out: Console, plot: Path | None = Non
         say(runnable(f"Next: one metric alone, for example --metric {named.metric.text}"), out)
 
 
-def verdict_of(found: MetricComparison) -> str:
-    """Return whether the metrics agree on the compute-optimal D/N."""
-    at = f"At {format_flops(found.flops)} FLOP"
-    known = sum(row.tokens_per_param is not None for row in found.rows)
-    if known < 2:
-        return f"{at}, {plural(known, 'metric')} of {len(found.rows)} has a compute-optimal D/N."
-    pairs = found.disagreements
-    if not pairs:
-        return (
-            f"{at}, no two of {plural(known, 'metric')} disagree on the compute-optimal D/N: all "
-            "intervals overlap."
-        )
-    verb = "disagrees" if len(pairs) == 1 else "disagree"
-    return (
-        f"{at}, {plural(len(pairs), 'pair')} of metrics {verb} on the "
-        " compute-optimal D/N: these intervals do not overlap."
-    )
-
-
-def pair_text(pair: RatioDisagreement) -> str:
-    """Return one disagreement with both numbers."""
-    return (
-        f"{pair.low}: D/N {_cell(pair.low_ratio)}; {pair.high}: D/N {_cell(pair.high_ratio)} "
-        f"({pair.high_ratio.value / pair.low_ratio.value:.2g}x)."
-    )
-
-
 def _cell(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    return figure_text(interval.value, 3) + bounds_text(interval.low, interval.high, 3)
+    return "-" if interval is None else with_limits(interval)
 
 
 def _notes(found: MetricComparison) -> Iterator[str]:

@@ -15,11 +15,14 @@ from scalelab.fit.outcome import Interval
 from scalelab.forecast.fit_report import FitReport, tex_number, tex_text
 from scalelab.records.metric import Metric
 from scalelab.theory.accounting import FLOPS_PER_PARAM_TRAIN
+from scalelab.units import format_flops, plural
 
 SCHEMA = 1
 CONSTANTS = ("E", "alpha", "beta")
 """Constants of a law that the table has, where its form has them."""
 EXPONENT = "a"
+ZERO = 1e-9
+"""A constant below this is at its bound of 0."""
 RATIO = "tokens_per_param"
 
 
@@ -66,6 +69,15 @@ class RatioDisagreement:
     high: str
     low_ratio: Interval
     high_ratio: Interval
+
+    @property
+    def sentence(self) -> str:
+        """Both metrics with their D/N."""
+        return (
+            f"{self.low}: D/N {with_limits(self.low_ratio)}; {self.high}: D/N "
+            f"{with_limits(self.high_ratio)} "
+            f"({self.high_ratio.value / self.low_ratio.value:.2g} times)."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the pair as in the JSON of ``scalelab fit --metric all``."""
@@ -121,6 +133,36 @@ class MetricComparison:
                 )
                 found.append(pair)
         return tuple(sorted(found, key=lambda p: p.low_ratio.value / p.high_ratio.value))
+
+    @property
+    def sentence(self) -> str:
+        """Whether the metrics agree on the compute-optimal D/N."""
+        at = f"At {format_flops(self.flops)} FLOP"
+        known = sum(row.tokens_per_param is not None for row in self.rows)
+        if known < 2:
+            return f"{at}, {known} of {plural(len(self.rows), 'metric')} has a compute-optimal D/N."
+        pairs = self.disagreements
+        if not pairs:
+            return (
+                f"{at}, no two of {plural(known, 'metric')} disagree on the compute-optimal D/N: "
+                "all intervals overlap."
+            )
+        low, high = pairs[0].low_ratio, pairs[0].high_ratio
+        return (
+            f"{at}, metrics disagree on the compute-optimal D/N: {pairs[0].low} wants "
+            f"{with_limits(low)}, {pairs[0].high} {with_limits(high)}, which is "
+            f"{high.value / low.value:.2g} times as much."
+        )
+
+    @property
+    def agreement(self) -> str:
+        """How many pairs of metrics disagree."""
+        known = sum(row.tokens_per_param is not None for row in self.rows)
+        count = len(self.disagreements)
+        return (
+            f"The intervals of D/N do not overlap for {count} of "
+            f"{plural(known * (known - 1) // 2, 'pair')} of metrics."
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -200,11 +242,7 @@ class MetricComparison:
             cells = []
             for name in self.columns:
                 found = row.interval(name)
-                if found is None:
-                    cells.append("--")
-                    continue
-                ends = f" [{_short(found.low)}, {_short(found.high)}]"
-                cells.append(_short(found.value) + (ends if math.isfinite(found.low) else ""))
+                cells.append("--" if found is None else with_limits(found))
             count = "--" if row.report is None else str(row.report.fit.n_rows)
             head = (tex_text(row.metric.text), row.metric.unit, count)
             yield " & ".join((*head, *cells)) + " \\\\"
@@ -217,6 +255,13 @@ _TEX = {
     EXPONENT: r"$a$ ($N_\mathrm{opt} \propto C^a$)",
     RATIO: "$D/N$",
 }
+
+
+def with_limits(interval: Interval) -> str:
+    """Return a value with its limits in brackets, three digits each."""
+    if not math.isfinite(interval.low + interval.high):
+        return _short(interval.value)
+    return f"{_short(interval.value)} [{_short(interval.low)}, {_short(interval.high)}]"
 
 
 def ratio_of(n_params: Interval, flops: float) -> Interval:
@@ -236,4 +281,4 @@ def _limits(interval: Interval | None) -> dict[str, float | None] | None:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:#.3g}".rstrip(".") if abs(value) >= ZERO else "0"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 MEANING = (
-    "E: irreducible loss, nats per token. A and alpha, B and beta: scale and exponent of the terms "
-    "in N and in D. a, b: exponents of N_opt and D_opt in C. G: N_opt = G (C/6)^a."
+    "E: irreducible loss, in the unit of the metric. A and alpha, B and beta: scale and exponent "
+    "of the terms in N and in D. a, b: exponents of N_opt and D_opt in C. G: N_opt = G (C/6)^a."
 )
 VIEWS = ("Methods", "Other forms", "Bootstrap", "Residuals", "Leave one budget out")
 
