@@ -29,6 +29,10 @@ LEAST_STRETCH_BYTES = 256
 """A shorter end of a document is not worth a cut, if there are other documents."""
 
 
+SPREAD_OVER = 16
+"""Tokens of the documents of a text that is only evaluated, over the tokens of the set."""
+
+
 class TooFewError(Exception):
     """The text cannot be split in this way; the message says why."""
 
@@ -89,7 +93,8 @@ def split_documents(source: DataSource, spool: Spool, tokenizer: Tokenizer, scra
 def whole_set(source: DataSource, spool: Spool, tokenizer: Tokenizer, scratch: Path) -> Split:
     """Return a text that is only evaluated: as many documents in hash order as are needed.
 
-    The set is smaller than ``eval_tokens`` if the text is.
+    They have `SPREAD_OVER` times its tokens, so that a document gives few of them. The set is
+    smaller than ``eval_tokens`` if the text is.
     """
     held_out: list[NDArray[Any]] = []
     for share in (*SHARES, 1.0):
@@ -99,7 +104,7 @@ def whole_set(source: DataSource, spool: Spool, tokenizer: Tokenizer, scratch: P
         held_out.extend(
             encode_whole(tokenizer, spool.text, spool.spans(len(held_out), end), scratch)
         )
-        if is_enough([len(tokens) for tokens in held_out], share, source.eval_tokens):
+        if sum(map(len, held_out)) >= SPREAD_OVER * source.eval_tokens:
             break
     split = _of_documents(source, spool, held_out, share)
     return replace(split, train=split.train[:0])

@@ -12,7 +12,7 @@ from scalelab.sweep.mixture import tokens_of_weights
 def mixture_rows(run: RunFiles) -> list[Row]:
     """Return a row for each source of a run's mixture; none for a run over one text."""
     spec = run.spec
-    if not spec["mixture"]:
+    if not spec.get("mixture"):
         return []
     weights = {source["name"]: float(source["weight"]) for source in spec["mixture"]}
     drawn = tokens_of_weights(weights, spec["n_steps"] * spec["batch_seqs"], spec["seq_len"])
