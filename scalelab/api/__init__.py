@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
+from scalelab.api.evaluations import evaluate
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
 from scalelab.api.folders import archive, disk_usage, merge, remove, restore
 from scalelab.api.laws import list_laws, load_law, save_law
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from scalelab.launch.base import LaunchView
     from scalelab.launch.cancel import CancelReport
     from scalelab.records.archive import ArchiveReport
+    from scalelab.records.evaluation_report import EvaluationReport
     from scalelab.records.exported_model import ExportedModel
     from scalelab.records.merge import MergePlan
     from scalelab.records.removal import RemovalPlan
@@ -97,6 +99,7 @@ _TYPES = {
     "scalelab.store.reading": "Reading",
     "scalelab.store.tables": "TableRead",
     "scalelab.sweep.spec": "SweepSpec",
+    "scalelab.records.evaluation_report": "EvaluationReport",
     "scalelab.records.exported_model": "ExportedModel",
     "scalelab.tune.lr_check": "Verdict",
     "scalelab.tune.spec": "TuneSpec",
@@ -116,6 +119,7 @@ __all__ = [
     "compare",
     "decide",
     "disk_usage",
+    "evaluate",
     "export_model",
     "fit",
     "fit_mixture",
@@ -150,6 +154,7 @@ __all__ += [
     "Comparison",
     "Decision",
     "DiskUsage",
+    "EvaluationReport",
     "ExportedModel",
     "FitReport",
     "FitWarning",

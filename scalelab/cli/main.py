@@ -21,6 +21,7 @@ from scalelab.cli import dashboard as dashboard_commands
 from scalelab.cli import data as data_commands
 from scalelab.cli import decide as decide_commands
 from scalelab.cli import doctor as doctor_commands
+from scalelab.cli import evaluate as evaluate_commands
 from scalelab.cli import export_model as export_model_commands
 from scalelab.cli import fit as fit_commands
 from scalelab.cli import folders as folders_commands
@@ -50,7 +51,7 @@ ORDER = (
     *("sweep", "status", "fit", "predict", "scores", "backtest", "law", "decide", "tune"),
     *("dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
-    "export-model",
+    *("evaluate", "export-model"),
     *("merge", "remove", "archive", "restore"),
     *("data", "program", "bench", "doctor"),
 )
@@ -83,6 +84,7 @@ app.command("logs")(results_commands.logs)
 app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)
 app.command("export")(results_commands.export)
+app.command("evaluate")(evaluate_commands.evaluate)
 app.command("export-model")(export_model_commands.export_model)
 app.command("merge")(folders_commands.merge)
 app.command("remove")(folders_commands.remove)

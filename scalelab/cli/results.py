@@ -242,7 +242,7 @@ def export(
         typer.Option(help="File to write, such as runs.csv.gz; default standard output."),
     ] = None,
     table: Annotated[
-        str, typer.Option(help="runs, metrics, sweeps, imports, attempts, attempt_metrics.")
+        str, typer.Option(help="runs, metrics, evals, sweeps, imports, attempts, attempt_metrics.")
     ] = "runs",
     sweep: Annotated[
         str | None, typer.Option(help="Only the runs of this sweep, or the rows of this import.")

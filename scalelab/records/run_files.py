@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.errors import SpecError
+from scalelab.records.evaluations import Evaluation, read_evaluations
 from scalelab.records.files import read_file, read_json, stamp_of, stat_of
 from scalelab.records.run_dir import (
     PRUNED_FILE,
@@ -39,7 +40,9 @@ from scalelab.units import round_significant
 SETTLED = "settled "
 """Start of the signature of a run that has an accepted attempt and no open one."""
 
-_HEAD = ("spec.json", "accepted", "attempts", PRUNED_FILE)
+_HEAD = ("spec.json", "accepted", "attempts", ".")
+"""What is checked of a finished run. Marks and evaluations are replaced by rename, which changes
+the run folder itself."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 RUN_DEFAULTS = {
@@ -114,7 +117,10 @@ class RunFiles:
     accepted : AttemptFiles or None
         The accepted attempt; it has a record.
     pruned : Mapping or None
-        Content of the mark of a pruned run, whose ``reason`` says why it was stopped.
+        Content of the mark of a pruned run, whose ``reason`` says why it was stopped; None if an
+        attempt is accepted.
+    evaluations : tuple of Evaluation
+        Of the kept weights.
     signature : str
         Identities of the files, for `is_unchanged`.
     """
@@ -125,6 +131,7 @@ class RunFiles:
     accepted: AttemptFiles | None
     signature: str
     pruned: Mapping[str, Any] | None = None
+    evaluations: tuple[Evaluation, ...] = ()
 
     @property
     def status(self) -> str:
@@ -200,7 +207,8 @@ def read_run(folder: str) -> RunFiles:
         if not os.path.exists(f"{folder}/accepted") and any(a.record for a in attempts):
             # Without permission to write, acceptance is left to the owner of the folder.
             with contextlib.suppress(OSError):
-                RunDir(Path(folder)).accept_finished()
+                if RunDir(Path(folder)).accept_finished() is not None:
+                    head[3] = stat_of(f"{folder}/.")
         head[1] = stat_of(f"{folder}/accepted")
         name = read_file(f"{folder}/accepted")
     accepted = None if name is None else _accepted(folder, name, attempts)
@@ -215,7 +223,8 @@ def read_run(folder: str) -> RunFiles:
         attempts=attempts,
         accepted=accepted,
         signature=signature,
-        pruned=None if head[3] is None else read_json(f"{folder}/{PRUNED_FILE}"),
+        pruned=None if accepted is not None else read_json(f"{folder}/{PRUNED_FILE}"),
+        evaluations=() if accepted is None else read_evaluations(folder),
     )
 
 

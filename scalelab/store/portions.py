@@ -14,6 +14,7 @@ from scalelab.errors import ScalelabError
 from scalelab.records import run_files
 from scalelab.store.curves import CurveRows, Progress, read_new_rows
 from scalelab.store.eval_rows import eval_rows
+from scalelab.store.evaluation_rows import evaluation_rows
 from scalelab.store.mixture_rows import mixture_rows
 from scalelab.store.rows import Row, arrow_columns, as_arrow, attempt_rows, run_row
 from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, EVALS, MIXTURES, RUNS
@@ -135,7 +136,7 @@ class _Reading:
         torn |= {number: torn[number] + n for number, n in torn_evaluations.items()}
         self.run_rows.append(run_row(run))
         self.attempt_rows += attempt_rows(run, torn)
-        self.eval_rows += evaluations
+        self.eval_rows += evaluations + evaluation_rows(run, evaluations)
         self.mixture_rows += mixture_rows(run)
         self.signatures[run.run_id] = run.signature
 

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 
 from scalelab.errors import SpecError
 from scalelab.records import run_files
+from scalelab.records.evaluations import (
+    EVALUATIONS_FILE,
+    Evaluation,
+    read_evaluations,
+    save_evaluations,
+)
 from scalelab.records.files import list_folders
 from scalelab.records.run_dir import PRUNED_FILE
+from scalelab.store.evaluation_rows import evaluation_rows
 from scalelab.store.rows import run_row
 from scalelab.sweep.run_spec import to_json
 
@@ -143,3 +150,43 @@ def test_names_are_those_of_visible_folders(make):
     assert [n for n in list_folders(str(runs)) if len(n) == 1] == ["a", "b"]
     assert "file" not in list_folders(str(runs))
     assert list_folders(str(make.path / "nowhere")) == []
+
+
+class TestEvaluations:
+    """Evaluations of kept weights: read with the run, and a new one is seen."""
+
+    def evaluation(self, **changes):
+        numbers = {"step": 10, "set": "sums", "kind": "task", "fingerprint": "a", "accuracy": 0.5}
+        return Evaluation(**{**numbers, **changes})
+
+    def test_a_new_evaluation_is_seen_and_takes_the_place_of_an_earlier_one(self, make):
+        run = make.done()
+        before = run_files.read_run(str(run.path))
+        assert before.signature.startswith(run_files.SETTLED)
+        save_evaluations(run.path, [self.evaluation()])
+        assert not run_files.is_unchanged(str(run.path), before.signature)
+        after = run_files.read_run(str(run.path))
+        assert after.evaluations == (self.evaluation(),)
+        save_evaluations(run.path, [self.evaluation(accuracy=0.75), self.evaluation(set="two")])
+        assert not run_files.is_unchanged(str(run.path), after.signature)
+        found = run_files.read_run(str(run.path)).evaluations
+        assert [(each.set, each.accuracy) for each in found] == [("sums", 0.75), ("two", 0.5)]
+
+    def test_lines_that_are_no_evaluation_are_left_out(self, make):
+        run = make.done()
+        save_evaluations(run.path, [self.evaluation()])
+        lines = ["", "{", "[]", '{"step": 1}', '{"step": "1", "set": "a", "kind": "task"}']
+        with (run.path / EVALUATIONS_FILE).open("a") as file:
+            file.write("\n".join(lines))
+        assert read_evaluations(run.path) == (self.evaluation(),)
+
+    def test_a_set_that_training_evaluated_keeps_its_row(self, make):
+        run = make.done()
+        step = run.accepted().read_record().n_steps
+        known = [{"step": step, "set": "code", "kind": "text"}]
+        new = [self.evaluation(step=step, set=name, kind="text") for name in ("code", "web")]
+        save_evaluations(run.path, new)
+        rows = evaluation_rows(run_files.read_run(str(run.path)), known)
+        assert [(row["set"], row["source"], row["is_final"]) for row in rows] == [
+            ("web", "evaluate", True)
+        ]
