@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,9 @@ from scalelab.units import format_count, plural
 
 if TYPE_CHECKING:
     from scalelab.corpus.dataset import Dataset
+    from scalelab.corpus.mixed import MixedDataset
     from scalelab.corpus.shards import Manifest
+    from scalelab.corpus.source import DataSource
 
 
 def prepare(
@@ -85,6 +87,14 @@ def prepare(
         str | None,
         typer.Option(help="Bytes of text that a bpe:SIZE tokenizer is trained on; default 16M."),
     ] = None,
+    mix_source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Source of a mixture; repeatable. Each has its own held-out part, and all have "
+            "one tokenizer.",
+        ),
+    ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,6 +116,8 @@ def prepare(
     Example: scalelab data prepare train.bin --eval-data val.bin --vocab-size 50257
 
     Example: scalelab data prepare corpus/ 'more/**/*.jsonl' --field body --tokenizer bpe:4096
+
+    Example: scalelab data prepare --mix-source code=src/ --mix-source web=pages/
     """
     from scalelab.corpus.dataset import prepare as prepare_dataset
     from scalelab.corpus.source import (
@@ -139,12 +151,55 @@ def prepare(
         if bpe_sample is None
         else int(parse_quantity(bpe_sample, what="--bpe-sample")),
     )
+    if mix_source:
+        mixed = _prepare_mixture(source, mix_source, results)
+        if as_json:
+            emit_json(_mixture_summary(mixed))
+            return
+        for name, each in mixed.sources.items():
+            console().print(f"source {name}", style="bold")
+            _print_table(each)
+        return
     with preparing() as progress:
         dataset = prepare_dataset(source, results, progress=progress, checks_hashes=True)
     if as_json:
         emit_json(_summary(dataset))
     else:
         _print_table(dataset)
+
+
+def _prepare_mixture(source: DataSource, pairs: list[str], results: Path) -> MixedDataset:
+    """Return the prepared sources of ``NAME=PATH`` texts, which are read as ``source`` says."""
+    from scalelab.corpus.mixing import prepare_mixture
+    from scalelab.errors import UsageError
+    from scalelab.sweep.mix_table import read_mix, split_named
+
+    given = source.paths or source.eval_paths
+    if given:
+        raise UsageError(
+            f"--mix-source with {given[0]}",
+            "either one text, or a mixture of sources, each with its own held-out part",
+            f"Remove {given[0]}, or name its source: --mix-source NAME={given[0]}.",
+        )
+    named = split_named(pairs, "--mix-source", "--mix-source code=src/")
+    mix = read_mix({name: {"paths": found} for name, found in named.items()})
+    sources = {name: replace(source, paths=each.paths) for name, each in mix.items()}
+    with preparing() as progress:
+        return prepare_mixture(sources, results, progress=progress, checks_hashes=True)
+
+
+def _mixture_summary(mixed: MixedDataset) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "command": "data prepare",
+        "folder": mixed.folder,
+        "fingerprint": mixed.fingerprint,
+        "eval_fingerprint": mixed.eval_fingerprint,
+        "n_train_tokens": mixed.n_train_tokens,
+        "n_eval_tokens": mixed.n_eval_tokens,
+        "sources": {name: _summary(each) for name, each in mixed.sources.items()},
+        "warnings": mixed.warnings(),
+    }
 
 
 def _summary(dataset: Dataset) -> dict[str, Any]:

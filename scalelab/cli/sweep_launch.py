@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.cli.new_scores import Scored, new_scores, print_scores, scored_pairs, scores_as_json
@@ -111,6 +112,7 @@ def show_end(
     ``scored`` are the scores of registered forecasts before the launch.
     """
     from scalelab.cli.output import console, emit_json, runnable
+    from scalelab.records.sweep_dir import Results, fit_command
     from scalelab.units import format_duration, plural
 
     counts = {status: report.count(status) for status in dict.fromkeys(report.statuses.values())}
@@ -156,7 +158,8 @@ def show_end(
                 soft_wrap=True,
             )
         if not report.is_interrupted and counts.get("done"):
-            out.print(runnable(f"Next: scalelab fit --sweep {name}"), soft_wrap=True)
+            kind = Results(Path(options.results)).load_plan(name).kind
+            out.print(runnable(f"Next: {fit_command(name, kind)}"), soft_wrap=True)
     if report.is_interrupted:
         return EXIT_INTERRUPTED
     if n_failed:

@@ -29,9 +29,17 @@ if TYPE_CHECKING:  # a worker has no pydantic, which plans need
 PLAN_SCHEMA = 1
 EXECUTION_FILE = "execution.json"
 TUNE_KIND, LR_CHECK_KIND, TRANSFER_KIND = "tune", "lr-check", "transfer"
-OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND, TRANSFER_KIND)
-"""Sweeps that vary the learning rate; a fit uses their runs only if the user names them."""
+MIXTURE_KIND = "mixture"
+OFF_RULE_KINDS = (TUNE_KIND, LR_CHECK_KIND, TRANSFER_KIND, MIXTURE_KIND)
+"""Sweeps that vary the learning rate or the text; a fit uses their runs only if the user names
+them."""
 FINE_AS_BEFORE = "Sweeps planned before the option --shapes have --shapes fine."
+
+
+def fit_command(sweep: str, kind: str) -> str:
+    """Return the command that fits the runs of a sweep."""
+    form = " --form mixture" if kind == MIXTURE_KIND else ""
+    return f"scalelab fit{form} --sweep {sweep}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

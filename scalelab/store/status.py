@@ -20,7 +20,7 @@ from scalelab.records.machine import is_process_alive
 from scalelab.records.qualification import is_measuring
 from scalelab.records.run_dir import RunDir
 from scalelab.records.states import ACTIVE, BROKEN, INTERRUPTED, PRUNED, RUN_STATES, STOPPED
-from scalelab.records.sweep_dir import Results
+from scalelab.records.sweep_dir import MIXTURE_KIND, Results, fit_command
 from scalelab.records.types import MetricRow
 from scalelab.store.expected import surprising, with_outlooks
 from scalelab.store.rows import Row, run_row
@@ -104,7 +104,10 @@ def read_status(
         read_run_status(results / "runs" / run_id, budget, now)
         for run_id, budget in saved.budgets.items()
     )
-    runs = with_outlooks(runs if assess is None else assess(name, runs), str(results / "runs"))
+    runs = runs if assess is None else assess(name, runs)
+    if saved.kind != MIXTURE_KIND:
+        # Mixtures of one size have different losses.
+        runs = with_outlooks(runs, str(results / "runs"))
     found = Counter(run.state for run in runs)
     counts = {state: found[state] for state in RUN_STATES if found[state]}
     budgets = budget_statuses(runs)
@@ -122,6 +125,7 @@ def read_status(
             counts,
             budgets,
             runs,
+            kind=saved.kind,
             is_measuring=is_measuring(Results(results).qualification, now_s=now),
         ),
     )
@@ -204,6 +208,7 @@ def advise(
     budgets: Sequence[BudgetStatus],
     runs: Sequence[RunStatus],
     *,
+    kind: str,
     is_measuring: bool = False,
 ) -> tuple[str, ...]:
     """Return the next steps for the user, the most urgent first.
@@ -241,7 +246,7 @@ def advise(
             f"{plural(counts[PRUNED], 'run')} pruned as hopeless; fits leave them out. `scalelab "
             f"retry {sweep} --status pruned` trains them to their end."
         )
-    for run, expected in surprising(runs):
+    for run, expected in surprising(runs) if kind != MIXTURE_KIND else ():
         side = "above" if (run.loss_nats or 0.0) > expected.high_nats else "below"
         advice.append(
             f"run {run.run_id} ended at a loss of {run.loss_nats:.4f}, {side} the range predicted "
@@ -257,7 +262,7 @@ def advise(
                 f"model is the best. Add {add} models with a wider --span and --extend."
             )
     if counts.get("done") and not stopped and not is_active:
-        advice.append(f"`scalelab fit --sweep {sweep}` fits the finished runs.")
+        advice.append(f"`{fit_command(sweep, kind)}` fits the finished runs.")
     return tuple(advice)
 
 

@@ -60,7 +60,16 @@ def read_mix(value: Any) -> Any:
         value = split_named(pairs, "data.mix", "code=src/")
     if not isinstance(value, Mapping):
         raise UsageError(f"data.mix = {value!r}", "a table of sources by name", EXAMPLE)
-    return {str(name): _source(str(name), value[name]) for name in value}
+    found = {str(name): _source(str(name), value[name]) for name in value}
+    if len(found) == 1:
+        ((name, source),) = found.items()
+        raise UsageError(
+            f"a mixture of one source, {name}",
+            "at least two sources",
+            "Add a source, for example --mix-source other=PATH, or write --data "
+            f"{source.paths[0]}.",
+        )
+    return found
 
 
 def split_named(pairs: Iterable[Any], what: str, example: str) -> dict[str, list[str]]:

@@ -183,6 +183,13 @@ class SweepSpec(Table):
                 "at least two sources of text",
                 "Write for example --mix-source code=src/ --mix-source web=pages/.",
             )
+        if self.launcher.stop_hopeless or self.launcher.largest_last:
+            flag = "stop_hopeless" if self.launcher.stop_hopeless else "largest_last"
+            raise UsageError(
+                f"{flag} for a sweep over mixtures",
+                "sweeps whose runs differ in N and D only, from which losses are predicted",
+                f"Remove {flag}.",
+            )
         weighted = [name for name, source in mix.items() if source.weight is not None]
         if weighted:
             raise UsageError(

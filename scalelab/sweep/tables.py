@@ -165,14 +165,6 @@ class DataTable(Table):
                     "either one text, or a mixture of sources, each with its own held-out part",
                     f"Remove {flag}, or name its text with --mix-source NAME=PATH.",
                 )
-        if len(self.mix) == 1:
-            (name,) = self.mix
-            raise UsageError(
-                f"a mixture of one source, {name}",
-                "at least two sources",
-                f"Add a source, for example --mix-source other=PATH, or write --data "
-                f"{self.mix[name].paths[0]}.",
-            )
         return self
 
     @model_validator(mode="after")
@@ -371,6 +363,6 @@ class LauncherTable(Table):
     stop_hopeless: bool = option(
         False, "Stop a run whose predicted final loss is above the range that the finished runs "
         "of the sweep allow; its status is then pruned, and fits leave it out", example="true",
-        commands=(*NOT_TUNE, "resume", "retry")
+        commands=(*KINDS, "adaptive", "resume", "retry")
     )  # fmt: skip
     slurm: SlurmTable = SlurmTable()
