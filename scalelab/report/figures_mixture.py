@@ -1,0 +1,448 @@
+"""Figures of mixtures: the target over a triangle, the best weights, predictions, effects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalelab.arrays import FloatArray
+from scalelab.report import draw
+from scalelab.report.look import LIGHT, Look
+from scalelab.report.mixture_answer import GRID, TERNARY
+from scalelab.units import plural
+
+if TYPE_CHECKING:
+    from scalelab.report.mixture_answer import MixtureAnswer
+
+HIGH = math.sqrt(3) / 2
+"""Height of a triangle with edges of 1."""
+TICKS = (0.2, 0.4, 0.6, 0.8)
+MAX_BARS = 24
+"""Most sources drawn; of more, those with the largest weights."""
+
+
+def ternary(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
+    """Return the predicted target over the weights of three sources.
+
+    Each corner is one source alone. Dots are the trained mixtures. The star is the best mixture;
+    the outline around it has the weights that are inside all intervals.
+    """
+    import plotly.graph_objects as go
+
+    if len(answer.sources) != TERNARY:
+        return draw.empty(look, "A triangle needs three sources.")
+    figure = go.Figure()
+    _surface(figure, answer, look)
+    _frame(figure, answer.sources, look)
+    runs = answer.runs
+    x, y = _place(runs.weights)
+    draw.add_curve(
+        figure,
+        x,
+        y,
+        {"size": 8, "color": look.paper, "line": {"color": look.ink, "width": 1.4}},
+        "trained mixture",
+        "%{customdata[0]}<br>%{customdata[1]}<br>measured %{customdata[2]}, predicted "
+        "%{customdata[3]}",
+        customdata=[
+            (name, _words(answer.sources, row), f"{seen:.4f}", f"{said:.4f}")
+            for name, row, seen, said in zip(
+                _run_names(answer),
+                runs.weights,
+                answer.observed,
+                answer.at_runs,
+                strict=True,
+            )
+        ],
+    )
+    _optimum(figure, answer, look)
+    best = ", ".join(f"{n} {w.value:.2f}" for n, w in answer.best.weights.items())
+    draw.finish(
+        figure,
+        look,
+        alt=(
+            f"Triangle of the weights of {', '.join(answer.sources)}: predicted "
+            f"{answer.target_words}, lowest at {best}; {plural(runs.n, 'run')} drawn."
+        ),
+        height=560,
+    )
+    figure.update_xaxes(visible=False, range=[-0.2, 1.2], constrain="domain")
+    figure.update_yaxes(visible=False, range=[-0.13, HIGH + 0.12], scaleanchor="x")
+    figure.update_layout(margin={"l": 8, "r": 8, "t": 30, "b": 8})
+    return figure
+
+
+def weights(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
+    """Return the best weight of each source with its interval, and those of the best run."""
+    import plotly.graph_objects as go
+
+    best = answer.best
+    names = list(best.weights)
+    if len(names) > MAX_BARS:
+        names = sorted(names, key=lambda name: -best.weights[name].value)[:MAX_BARS]
+    # Plotly draws the first category at the bottom.
+    names = names[::-1]
+    labels = [draw.plain(name) for name in names]
+    value = np.array([best.weights[name].value for name in names])
+    low = np.array([best.weights[name].low for name in names])
+    high = np.array([best.weights[name].high for name in names])
+    figure = go.Figure()
+    figure.add_trace(
+        go.Bar(
+            y=labels,
+            x=value,
+            orientation="h",
+            marker={"color": look.with_alpha(look.accent, 0.75)},
+            error_x=draw.error_bars(value, low, high, look.ink, 5, 1.6),
+            name="best weights, with interval",
+            customdata=[_bar_words(answer, name) for name in names],
+            hovertemplate="%{y}: %{customdata}<extra></extra>",
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            y=labels,
+            x=[best.best_run_weights[name] for name in names],
+            mode="markers",
+            marker={
+                "symbol": "diamond-open",
+                "size": 11,
+                "color": look.second,
+                "line": {"width": 2},
+            },
+            name=f"best trained mixture, {draw.plain(best.best_run)}",
+            hovertemplate="%{y}: %{x:.3f} in the best trained mixture<extra></extra>",
+        )
+    )
+    limits = [_limit(answer, name) for name in names]
+    if any(limit is not None for limit in limits):
+        figure.add_trace(
+            go.Scatter(
+                y=[label for label, limit in zip(labels, limits, strict=True) if limit is not None],
+                x=[limit for limit in limits if limit is not None],
+                mode="markers",
+                marker={
+                    "symbol": "line-ns",
+                    "size": 22,
+                    "line": {"width": 2.5, "color": look.faint},
+                },
+                name="limit of its unique tokens",
+                hovertemplate="%{y}: at most %{x:.3f}<extra></extra>",
+            )
+        )
+    left_out = len(best.weights) - len(names)
+    shown = ", ".join(f"{n} {best.weights[n].value:.2f}" for n in names[::-1])
+    draw.finish(
+        figure,
+        look,
+        alt=f"Best weights for {answer.target_words}: {shown}.",
+        x="share of the training tokens",
+        height=150 + 44 * len(names),
+        legend=True,
+    )
+    figure.update_xaxes(range=[0, 1], tickformat=".0%")
+    figure.update_yaxes(ticklabelstandoff=6)
+    figure.update_layout(legend={"y": -90 / (60 + 44 * len(names)), "x": 0}, margin={"r": 34})
+    if left_out:
+        draw.note_corner(figure, f"{plural(left_out, 'source')} with less weight left out.", look)
+    return figure
+
+
+def agreement(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
+    """Return measured against predicted loss, one panel for each evaluation set."""
+    from plotly.subplots import make_subplots
+
+    runs, laws = answer.runs, answer.laws
+    columns = min(3, len(laws))
+    n_rows = -(-len(laws) // columns)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=columns,
+        subplot_titles=[f"{draw.plain(law.name)}, R² {law.r2:.3f}" for law in laws],
+        horizontal_spacing=0.1,
+        vertical_spacing=0.28 / n_rows,
+    )
+    sizes = np.unique(runs.n_params) if runs.n_params is not None else np.array([])
+    shades = dict(zip(sizes.tolist(), look.shades(len(sizes)), strict=False))
+    some = draw.thinned(runs.n, draw.MAX_POINTS // len(laws))
+    colours = [
+        look.second if runs.n_params is None else shades[float(runs.n_params[i])] for i in some
+    ]
+    words = [f"{name}: {_words(runs.sources, runs.weights[i])}"
+             for i, name in enumerate(_run_names(answer))]  # fmt: skip
+    for index, law in enumerate(laws):
+        place = {"row": index // columns + 1, "col": index % columns + 1}
+        measured = runs.losses[law.name]
+        both = np.concatenate([measured, law.predicted])
+        ends = np.array([both.min(), both.max()])
+        line = {"color": look.faint, "width": 1, "dash": "4px,3px"}
+        draw.add_curve(figure, ends, ends, line, **place)
+        draw.add_curve(
+            figure,
+            law.predicted[some],
+            measured[some],
+            {"size": 6, "color": colours, "opacity": 0.85},
+            "",
+            "%{customdata}<br>predicted %{x:.4f}, measured %{y:.4f}",
+            customdata=[words[i] for i in some],
+            **place,
+        )
+    draw.finish(
+        figure,
+        look,
+        alt=f"Measured against predicted loss of {plural(len(laws), 'evaluation set')}; points on "
+        "the dashed line are predicted exactly.",
+        height=60 + 270 * n_rows,
+    )
+    figure.update_annotations(font={"size": 13, "color": look.ink})
+    figure.update_xaxes(nticks=5)
+    figure.update_yaxes(nticks=6)
+    for column in range(1, columns + 1):
+        row = n_rows if column <= (len(laws) - 1) % columns + 1 else max(1, n_rows - 1)
+        figure.update_xaxes(title_text=f"predicted, {runs.unit}", row=row, col=column)
+    for row in range(1, n_rows + 1):
+        figure.update_yaxes(title_text="measured", row=row, col=1)
+    figure.update_layout(margin={"t": 44, "b": 40})
+    return figure
+
+
+def effects(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
+    """Return how each set's loss changes if 10 % more of the tokens come from a source."""
+    import plotly.graph_objects as go
+
+    laws, sources = answer.laws, list(answer.sources)
+    values = np.array([[law.effects[source].value for source in sources] for law in laws])
+    most = float(np.abs(values).max()) or 1.0
+    text = [[f"{value:+.3f}" for value in row] for row in values]
+    hover = [
+        [_effect_words(law.name, source, law.effects[source], answer.level) for source in sources]
+        for law in laws
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=[draw.plain(source) for source in sources],
+            y=[draw.plain(law.name) for law in laws],
+            zmin=-most,
+            zmax=most,
+            colorscale=[[0.0, look.third], [0.5, look.paper], [1.0, look.accent]],
+            text=text,
+            texttemplate="%{text}",
+            textfont={"color": look.ink},
+            customdata=hover,
+            hovertemplate="%{customdata}<extra></extra>",
+            showscale=False,
+            xgap=2,
+            ygap=2,
+        )
+    )
+    rows = "; ".join(f"{law.name}: {', '.join(t)}" for law, t in zip(laws, text, strict=True))
+    draw.finish(
+        figure,
+        look,
+        alt="Change of the loss of each evaluation set if 10 % more of the tokens come from a "
+        f"source: {rows}.",
+        x="10 % more of the tokens from",
+        height=130 + 40 * len(laws),
+    )
+    figure.update_yaxes(autorange="reversed", ticks="", title_text="change of the loss on")
+    figure.update_xaxes(ticks="", showgrid=False)
+    return figure
+
+
+def _run_names(answer: MixtureAnswer) -> list[str]:
+    names = answer.runs.names or [f"run {i + 1}" for i in range(answer.runs.n)]
+    return [draw.plain(name) for name in names]
+
+
+def _place(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the place of weights (n, 3) in the plane: the first source at the lower left."""
+    return weights[:, 1] + weights[:, 2] / 2, weights[:, 2] * HIGH
+
+
+def _surface(figure: Any, answer: MixtureAnswer, look: Look) -> None:
+    """Draw the predicted target as coloured small triangles' corners, with contour lines."""
+    import plotly.graph_objects as go
+
+    # A rectangular grid over the triangle, from the values on the oblique one.
+    rows, columns = GRID + 1, 2 * GRID + 1
+    z = np.full((rows, columns), np.nan)
+    for i in range(rows):
+        line = answer.surface[i, : GRID + 1 - i]
+        # Row i begins at i half steps and has a value at every second half step.
+        at = np.arange(i, 2 * GRID - i + 1)
+        z[i, at] = np.interp(at, i + 2 * np.arange(len(line)), line)
+    figure.add_trace(
+        go.Contour(
+            x=np.arange(columns) / (2 * GRID),
+            y=np.arange(rows) / GRID * HIGH,
+            z=z,
+            colorscale=look.scale(),
+            reversescale=True,
+            ncontours=14,
+            line={"width": 0.8, "color": look.with_alpha(look.ink, 0.5)},
+            opacity=0.75,
+            connectgaps=False,
+            hoverinfo="skip",
+            colorbar={
+                "title": {"text": f"{draw.plain(answer.target_words)}<br>{answer.runs.unit}"},
+                "thickness": 14,
+                "len": 0.8,
+                "outlinewidth": 0,
+                "tickfont": {"color": look.ink},
+            },
+        )
+    )
+
+
+def _frame(figure: Any, sources: Sequence[str], look: Look) -> None:
+    """Draw the edges, their ticks and the names of the corners."""
+    corners = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    draw.add_curve(figure, *_place(corners), {"color": look.ink, "width": 1.6})
+    # The ticks of a source are on the edge that ends in its corner, counter-clockwise.
+    for index, dx in enumerate((-0.05, 0.0, 0.05)):
+        before = (index + 2) % 3
+        for tick in TICKS:
+            row = np.zeros((1, 3))
+            row[0, index], row[0, before] = tick, 1 - tick
+            x, y = _place(row)
+            figure.add_annotation(
+                x=float(x[0]) + (0.03 if index == 2 else -0.035 if index == 0 else 0.0),
+                y=float(y[0]) + (-0.03 if index == 1 else 0.0),
+                text=f"{100 * tick:.0f}",
+                showarrow=False,
+                font={"size": 11, "color": look.faint},
+            )
+        middle = np.zeros((1, 3))
+        middle[0, [index, before]] = 0.5
+        x, y = _place(middle)
+        figure.add_annotation(
+            x=float(x[0]) + (-0.09, 0.0, 0.09)[index],
+            y=float(y[0]) + (0.05, -0.075, 0.05)[index],
+            text=f"{draw.plain(sources[index])}, %",
+            textangle=(-60, 0, 60)[index],
+            showarrow=False,
+            font={"size": 12, "color": look.faint},
+        )
+        x, y = _place(corners[index : index + 1])
+        figure.add_annotation(
+            x=float(x[0]) + dx,
+            y=float(y[0]) + (0.05 if index == 2 else -0.07),
+            text=f"<b>{draw.plain(sources[index])}</b> 100 %",
+            showarrow=False,
+            xanchor=("left", "right", "center")[index],
+            font={"size": 14, "color": look.ink},
+        )
+
+
+def _optimum(figure: Any, answer: MixtureAnswer, look: Look) -> None:
+    best = answer.best.weights
+    outline = _outline([(each.low, each.high) for each in best.values()])
+    if len(outline) > 2:
+        import plotly.graph_objects as go
+
+        x, y = _place(np.array([*outline, outline[0]]))
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                fill="toself",
+                fillcolor=look.with_alpha(look.accent, 0.25),
+                line={"color": look.accent, "width": 1.6},
+                hoverinfo="skip",
+                name="interval",
+            )
+        )
+    value = np.array([[each.value for each in best.values()]])
+    x, y = _place(value)
+    draw.add_curve(
+        figure,
+        x,
+        y,
+        {
+            "symbol": "star",
+            "size": 19,
+            "color": look.accent,
+            "line": {"color": look.paper, "width": 1.2},
+        },
+        "best mixture",
+        "best: %{customdata}",
+        customdata=[
+            "<br>".join(
+                f"{draw.plain(name)} {_limits(each.value, each.low, each.high)}"
+                for name, each in best.items()
+            )
+        ],
+    )
+
+
+def _outline(limits: Sequence[tuple[float, float]]) -> list[FloatArray]:
+    """Return the corners of the weights (3,) that are inside all limits, in order."""
+    if not all(math.isfinite(low + high) for low, high in limits):
+        return []
+    found = []
+    for index in range(3):
+        for side in (0, 1):
+            first = limits[index][side]
+            for other in range(3):
+                if other == index:
+                    continue
+                for end in (0, 1):
+                    row = np.zeros(3)
+                    row[index], row[other] = first, limits[other][end]
+                    third = 3 - index - other
+                    row[third] = 1 - first - row[other]
+                    low, high = limits[third]
+                    if low - 1e-9 <= row[third] <= high + 1e-9:
+                        found.append(row)
+    if not found:
+        return []
+    corners = np.unique(np.round(found, 6), axis=0)
+    x, y = _place(corners)
+    angle = np.arctan2(y - y.mean(), x - x.mean())
+    return [corners[i] for i in np.argsort(angle)]
+
+
+def _limit(answer: MixtureAnswer, name: str) -> float | None:
+    """Return the largest weight that the unique tokens of a source allow; None if 1."""
+    from scalelab.fit.mixing_goal import MixtureLimits
+
+    unique, n_tokens = answer.unique_tokens.get(name), answer.best.n_tokens
+    if unique is None or not n_tokens:
+        return None
+    most = MixtureLimits().max_epochs * unique / n_tokens
+    return most if most < 1 else None
+
+
+def _bar_words(answer: MixtureAnswer, name: str) -> str:
+    weight = answer.best.weights[name]
+    epochs = answer.best.epochs.get(name)
+    words = _limits(weight.value, weight.low, weight.high)
+    return words if epochs is None else f"{words}<br>{epochs:.2g} epochs"
+
+
+def _limits(value: float, low: float, high: float) -> str:
+    span = f" ({low:.3f} to {high:.3f})" if math.isfinite(low + high) else ""
+    return f"{value:.3f}{span}"
+
+
+def _words(sources: Sequence[str], row: FloatArray) -> str:
+    found = [
+        f"{draw.plain(name)} {100 * weight:.0f} %"
+        for name, weight in zip(sources, row, strict=True)
+        if weight > 0
+    ]
+    return ", ".join(found)
+
+
+def _effect_words(name: str, source: str, change: Any, level: float) -> str:
+    span = (
+        f"<br>{change.low:+.4f} to {change.high:+.4f} ({100 * level:g} %)"
+        if math.isfinite(change.low)
+        else ""
+    )
+    return f"{draw.plain(name)} {change.value:+.4f} with 10 % more of {draw.plain(source)}{span}"
