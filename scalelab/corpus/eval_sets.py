@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scalelab.corpus.build import (
     UNSETTLED_S,
@@ -28,12 +27,16 @@ from scalelab.corpus.build import (
     write_rest,
 )
 from scalelab.corpus.dataset import Dataset, open_dataset
-from scalelab.corpus.documents import CutTextError, NotTextError, kind_of, read_rows, read_text
 from scalelab.corpus.eval_text import EvalText
-from scalelab.corpus.held_out import DOCUMENTS, whole_set
+from scalelab.corpus.held_out import whole_set
 from scalelab.corpus.rejects import Rejects
-from scalelab.corpus.source import TEXT, DataSource, SourceFile, find_files
-from scalelab.corpus.split import digest, new_digest
+from scalelab.corpus.shared_documents import (
+    Hashes,
+    named_places,
+    shared_documents,
+    trained_documents,
+)
+from scalelab.corpus.source import DataSource, SourceFile, find_files
 from scalelab.corpus.spool import Progress, spool_documents
 from scalelab.corpus.token_dataset import UNNAMED, write_eval_tokens
 from scalelab.corpus.token_files import find_tokens
@@ -42,15 +45,8 @@ from scalelab.corpus.tokenizer_files import source_tokenizer
 from scalelab.errors import DataError, UsageError
 from scalelab.units import plural
 
-MOST_NAMED = 3
-"""Files of documents in both texts that an error names."""
-
-Hashes = NDArray[np.uint64]
-"""Hashes of documents, shape (n, 2), in their order."""
 Trained = tuple[tuple[DataSource, Dataset], ...]
 """The training text, or the sources of a mixture, each with its prepared tokens."""
-Key = tuple[int, int]
-"""The two halves of a hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +134,7 @@ def prepare_eval_sets(
         is_compared = is_text and not dataset.manifest.files
         if is_compared and hashes is not None:
             training = training or [
-                _training_hashes(text_source, prepared_text, results, progress)
+                trained_documents(text_source, prepared_text, results, progress)
                 for text_source, prepared_text in trained
             ]
             for (text_source, _), each in zip(trained, training, strict=True):
@@ -254,29 +250,6 @@ def _tokenizer(own: DataSource, dataset: Dataset) -> Tokenizer:
     return BpeTokenizer(dataset.folder / "tokenizer.json")
 
 
-def _training_hashes(
-    source: DataSource, dataset: Dataset, results: Path, progress: Progress
-) -> Hashes:
-    """Return the hashes of the documents that are trained on; read the text if they are unknown."""
-    data = results / "data"
-    started_s = time.time()
-    files = find_files(source, results)
-    listing, newest_s = listing_of(source, files)
-    kept = documents_file(data, listing)
-    if kept.exists():
-        hashes: Hashes = np.load(kept)
-    else:
-        with scratch_folder(data) as scratch:
-            with Rejects(scratch / "rejects", scratch / "list") as rejects:
-                spool = spool_documents(source, files, scratch / "text", rejects, progress)
-            hashes = keep_hashes(spool, kept, scratch)
-        if newest_s >= started_s - UNSETTLED_S:
-            kept.unlink(missing_ok=True)
-    manifest = dataset.manifest
-    n_held_out = manifest.n_held_out_documents if manifest.split == DOCUMENTS else 0
-    return hashes[n_held_out or 0 :]
-
-
 def _refuse_shared(
     name: str,
     own: DataSource,
@@ -286,61 +259,16 @@ def _refuse_shared(
     results: Path,
 ) -> None:
     """Raise DataError if a document of a set is trained on."""
-    # The first halves are compared fast; whole hashes only where these agree.
-    near = hashes[np.isin(hashes[:, 0], training[:, 0])]
-    if not len(near):
-        return
-    known = set(map(tuple, training[np.isin(training[:, 0], near[:, 0])].tolist()))
-    shared = {key for pair in near.tolist() if (key := tuple(pair)) in known}
-    if not shared:
-        return
-    evaluated = dict(_places(own, shared, results))
-    trained = dict(_places(source, shared, results, most=len(evaluated)))
-    named = [
-        f"{path} (also {trained[key]})" if key in trained and trained[key] != path else str(path)
-        for key, path in list(evaluated.items())[:MOST_NAMED]
-    ]
-    more = len(shared) - len(named)
-    raise DataError(
-        f"evaluation set {name}, of which {plural(len(shared), 'document')} of {len(hashes):,} "
-        f"{'is' if len(shared) == 1 else 'are'} also in the training text: {', '.join(named)}"
-        + (f" and {more:,} more" if more else ""),
-        "texts without a common document: the loss on a text that was trained on is too low",
-        "Leave these files out of the training text, or name other files for the set: --eval-set "
-        f"{name}=PATH.",
-    )
-
-
-def _places(
-    source: DataSource, sought: set[Key], results: Path, most: int = MOST_NAMED
-) -> Iterator[tuple[Key, Path]]:
-    """Yield the hash and the file of the first documents with these hashes."""
-    left = set(sought)
-    for file in find_files(source, results):
-        for key in _keys(file, source):
-            if key in left:
-                left.discard(key)
-                yield key, file.path
-                if len(sought) - len(left) == most:
-                    return
-
-
-def _keys(file: SourceFile, source: DataSource) -> Iterator[Key]:
-    """Yield the hashes of a file's documents, and of the file as one text if it has no rows."""
-    kind, _ = kind_of(file, source)
-    if kind != TEXT:
-        for document, _ in read_rows(file, source, kind):
-            if isinstance(document, bytes):
-                yield _key(digest(document))
-    hashed = new_digest()
-    with contextlib.suppress(CutTextError, NotTextError):
-        for block, _ in read_text(file):
-            hashed.update(block)
-    yield _key(hashed.digest())
-
-
-def _key(found: bytes) -> Key:
-    return int.from_bytes(found[:8], "big"), int.from_bytes(found[8:], "big")
+    shared = shared_documents(hashes, training)
+    if shared:
+        raise DataError(
+            f"evaluation set {name}, of which {plural(len(shared), 'document')} of "
+            f"{len(hashes):,} {'is' if len(shared) == 1 else 'are'} also in the training text: "
+            f"{named_places(shared, own, source, results)}",
+            "texts without a common document: the loss on a text that was trained on is too low",
+            "Leave these files out of the training text, or name other files for the set: "
+            f"--eval-set {name}=PATH.",
+        )
 
 
 @contextlib.contextmanager

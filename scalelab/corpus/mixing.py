@@ -27,10 +27,18 @@ from scalelab.corpus.held_out import never_held_out, texts_of
 from scalelab.corpus.mixed import MixedDataset, mixture_of
 from scalelab.corpus.rejects import Rejects
 from scalelab.corpus.shards import FINGERPRINT_LENGTH, MANIFEST_NAME
+from scalelab.corpus.shared_documents import (
+    all_documents,
+    held_out_documents,
+    n_held_out,
+    named_places,
+    shared_documents,
+)
 from scalelab.corpus.source import DataSource
 from scalelab.corpus.spool import Progress, spool_documents
 from scalelab.corpus.tokenizer import SharedTokenizer, cached_bpe
 from scalelab.errors import DataError, ScalelabError
+from scalelab.units import plural
 
 Sources = Mapping[str, DataSource]
 """Sources of a mixture by name, with the same tokenizer."""
@@ -50,7 +58,8 @@ def prepare_mixture(
     Raises
     ------
     UsageError, DataError
-        When a source cannot be used, or two sources have the same text.
+        When a source cannot be used, two sources have the same text, or a held-out document of one
+        is trained on in another.
     """
     progress = progress or ignore_progress
     shared = _shared_tokenizer(sources, results, progress)
@@ -63,10 +72,12 @@ def prepare_mixture(
                 _named(progress, name),
                 checks_hashes=checks_hashes,
                 shared=shared,
+                keeps_documents=True,
             )
         found[name] = Dataset(folder=folder, manifest=manifest)
     mixed = mixture_of(results / "data", found)
     _require_different(mixed)
+    _refuse_leaks(sources, mixed, results, progress, shared)
     if not _is_published(mixed):
         _publish(mixed, results / "data")
     return mixed
@@ -183,6 +194,38 @@ def _require_different(mixed: MixedDataset) -> None:
                 f"sources {other} and {name} with the same text",
                 "different text for each source",
                 f"Remove {name}, and add its weight to {other}.",
+            )
+
+
+def _refuse_leaks(
+    sources: Sources,
+    mixed: MixedDataset,
+    results: Path,
+    progress: Progress,
+    shared: SharedTokenizer | None,
+) -> None:
+    """Raise DataError when a held-out document of a source is in the training part of another.
+
+    Token files have no documents to compare.
+    """
+    texts = {name: data for name, data in mixed.sources.items() if not data.manifest.files}
+    hashes = {}
+    for name in texts:
+        with of_source(name):
+            own = _named(progress, name)
+            hashes[name] = all_documents(sources[name], results, own, shared=shared)
+    for name, other in itertools.permutations(texts, 2):
+        trained = hashes[other][n_held_out(texts[other]) :]
+        found = shared_documents(held_out_documents(texts[name], hashes[name]), trained)
+        if found:
+            places = named_places(found, sources[name], sources[other], results)
+            is_one = len(found) == 1
+            raise DataError(
+                f"source {name}, of which {plural(len(found), 'held-out document')} "
+                f"{'is' if is_one else 'are'} in the training part of source {other}: {places}",
+                "sources without a common document: the loss on a text that was trained on is too "
+                "low",
+                f"Leave {'this file' if is_one else 'these files'} out of one of the sources.",
             )
 
 

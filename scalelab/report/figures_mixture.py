@@ -174,12 +174,12 @@ def agreement(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
     words = [f"{name}: {_words(runs.sources, runs.weights[i])}"
              for i, name in enumerate(_run_names(answer))]  # fmt: skip
     for index, law in enumerate(laws):
-        place = {"row": index // columns + 1, "col": index % columns + 1}
+        row, col = index // columns + 1, index % columns + 1
         measured = runs.losses[law.name]
         both = np.concatenate([measured, law.predicted])
         ends = np.array([both.min(), both.max()])
         line = {"color": look.faint, "width": 1, "dash": "4px,3px"}
-        draw.add_curve(figure, ends, ends, line, **place)
+        draw.add_curve(figure, ends, ends, line, row=row, col=col)
         draw.add_curve(
             figure,
             law.predicted[some],
@@ -188,7 +188,8 @@ def agreement(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
             "",
             "%{customdata}<br>predicted %{x:.4f}, measured %{y:.4f}",
             customdata=[words[i] for i in some],
-            **place,
+            row=row,
+            col=col,
         )
     draw.finish(
         figure,

@@ -152,3 +152,20 @@ def test_a_changed_source_is_noticed(sources: dict[str, DataSource], tmp_path: P
     # The next preparation repairs it.
     assert prepare_mixture(sources, tmp_path / "r").folder == mixed.folder
     assert open_data(mixed.folder).fingerprint == mixed.fingerprint
+
+
+def test_a_held_out_document_that_another_source_trains_on_is_refused(
+    tmp_path: Path, write_files: Write
+) -> None:
+    ours, theirs = make_documents(80, seed=1), make_documents(400, seed=2)
+    web = source_of(write_files(tmp_path / "web", [*theirs, *ours]), 6000)
+    code = source_of(write_files(tmp_path / "code", ours), 6000)
+    with pytest.raises(DataError) as found:
+        prepare_mixture({"web": web, "code": code}, tmp_path / "r")
+    assert "held-out document" in found.value.given
+    assert "in the training part of source" in found.value.given
+    assert "(also " in found.value.given
+    alone = source_of(write_files(tmp_path / "alone", theirs), 6000)
+    mixed = prepare_mixture({"web": alone, "code": code}, tmp_path / "r")
+    # The hashes are kept only for files that have not changed just now.
+    assert prepare_mixture({"web": alone, "code": code}, tmp_path / "r").folder == mixed.folder
