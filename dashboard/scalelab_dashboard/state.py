@@ -19,8 +19,8 @@ from streamlit.runtime.state import get_session_state
 from scalelab.errors import UsageError
 from scalelab.records.metric import HELDOUT, parse_metric
 from scalelab.store.reading import Reading
-from scalelab_dashboard import queries, ui
-from scalelab_dashboard.fits import FitKey
+from scalelab_dashboard import point, queries, ui
+from scalelab_dashboard.fits import Failure, FitKey, attempt
 
 if TYPE_CHECKING:
     from scalelab_dashboard.data import Source
@@ -30,6 +30,7 @@ FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
 MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
 READING_VARIABLE = "SCALELAB_DASHBOARD_READING"
 METRIC_VARIABLE = "SCALELAB_DASHBOARD_METRIC"
+EXCLUDE_VARIABLE = "SCALELAB_DASHBOARD_EXCLUDE"
 TABLES = "opened_tables"
 GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
@@ -72,6 +73,10 @@ class Choice:
         The fit of this choice; None if there is nothing to fit.
     metrics : tuple of str
         Every metric of these runs.
+    whole : FitKey or None
+        The same fit without excluded runs.
+    excluded : tuple of str
+        Runs, or lines of a table, that are left out.
     """
 
     results: str
@@ -84,6 +89,8 @@ class Choice:
     level: float = 0.9
     key: FitKey | None = None
     metrics: tuple[str, ...] = ()
+    whole: FitKey | None = None
+    excluded: tuple[str, ...] = ()
     labels: tuple[str, ...] = field(default=())
 
     def words(self, *more: str) -> list[str]:
@@ -132,7 +139,7 @@ def choose() -> Choice:
                 key="sweep",
                 bind="query-params",
                 help="Sweeps and imports of the results folder, latest first.",
-                on_change=lambda: st.session_state.pop(GONE, None),
+                on_change=_forget_runs,
             )
             or latest
         )
@@ -165,12 +172,13 @@ def choose() -> Choice:
             placeholder="n_params > 1e9",
             help="These runs are not fitted. The Extrapolate view scores the fit on them.",
         )
+        excluded_field = st.container()
     level = percent / 100
     if params is not None:
         mapping["n_params"] = f"n_params_{params}"
     if flops is not None:
         mapping["flops"] = f"flops_{flops}"
-    key = FitKey(
+    whole = FitKey(
         stamp=stamp if source is None or table is not None else source.rows_stamp,
         results=results,
         file=table.path if table is not None else None,
@@ -181,6 +189,8 @@ def choose() -> Choice:
         form=form,
         level=level,
     )
+    with excluded_field:
+        key, excluded = _excluded(whole)
     return Choice(
         results=results,
         stamp=stamp,
@@ -192,8 +202,45 @@ def choose() -> Choice:
         level=level,
         key=key,
         metrics=metrics,
+        whole=whole,
+        excluded=excluded,
         labels=labels,
     )
+
+
+def _excluded(whole: FitKey) -> tuple[FitKey, tuple[str, ...]]:
+    """Draw the field of excluded runs; return the fit without them, and their names.
+
+    Names that are wrong are told at the field, and nothing is left out.
+    """
+    if point.EXCLUDE not in st.session_state and point.EXCLUDE not in st.query_params:
+        st.session_state[point.EXCLUDE] = os.environ.get(EXCLUDE_VARIABLE, "")
+    text = st.text_input(
+        "Exclude runs",
+        key=point.EXCLUDE,
+        bind="query-params",
+        placeholder="click a point, or 12,15",
+        help="run_ids, or runs or lines of a table, with commas: scalelab fit --exclude.",
+    )
+    names = attempt(lambda: point.parsed(text))
+    if isinstance(names, Failure):
+        ui.failure(names)
+        return whole, ()
+    if not names:
+        return whole, ()
+    key = replace(whole, reading=replace(whole.reading, exclude=names))
+    found = queries.observed(key)
+    if isinstance(found, Failure) and not isinstance(queries.observed(whole), Failure):
+        ui.failure(found)
+        return whole, ()
+    return key, names
+
+
+def _forget_runs() -> None:
+    """Forget what named runs of another sweep."""
+    st.session_state.pop(GONE, None)
+    st.session_state[point.EXCLUDE] = ""
+    st.query_params.pop(point.RUN, None)
 
 
 @st.fragment(run_every=LIVE_S)

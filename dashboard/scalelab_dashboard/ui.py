@@ -57,15 +57,33 @@ def look() -> Look:
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
-def draw(figure: Any, key: str) -> None:
-    """Show a figure with its alternative text."""
-    st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=str(figure.layout.meta["alt"]))
+def draw(figure: Any, key: str, on_click: Callable[[str], None] | None = None) -> None:
+    """Show a figure with its alternative text; ``on_click`` is told the key when a point is."""
+    alt = str(figure.layout.meta["alt"])
+    if on_click is None:
+        st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt)
+        return
+    st.plotly_chart(
+        figure,
+        key=key,
+        theme=None,
+        config=CONFIG,
+        alt=alt,
+        selection_mode="points",
+        on_select=lambda: on_click(key),
+    )
 
 
-def plot(name: str, key: object, drawn: Callable[[Look], Any], more: object = None) -> None:
+def plot(
+    name: str,
+    key: object,
+    drawn: Callable[[Look], Any],
+    more: object = None,
+    on_click: Callable[[str], None] | None = None,
+) -> None:
     """Show a figure, drawn once per key, theme and ``more``, what else it depends on."""
     colours = look()
-    draw(queries.figure(name, key, colours.name, more, lambda: drawn(colours)), name)
+    draw(queries.figure(name, key, colours.name, more, lambda: drawn(colours)), name, on_click)
 
 
 def number(label: str, value: str, limits: str, help_text: str | None = None) -> None:

@@ -55,6 +55,14 @@ def report(choice: Choice) -> FitReport | None:
     return cast("FitReport", found)
 
 
+def whole_report(choice: Choice) -> FitReport | None:
+    """Return the fit with the excluded runs; None without any, or while it is fitted."""
+    if choice.whole is None or not choice.excluded:
+        return None
+    found = _told(queries.fits().fit(choice.whole), "Fitting all runs, to compare")
+    return cast("FitReport | None", found)
+
+
 def budgets_left_out(choice: Choice) -> list[dict[str, float]] | None:
     """Return the leave-one-budget-out table, or None while it is computed."""
     if choice.key is None:

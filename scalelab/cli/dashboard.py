@@ -71,6 +71,7 @@ def dashboard(
     Example: scalelab dashboard --from runs.csv
     """
     from scalelab.records.machine import SAFE_PATH
+    from scalelab.store.excluded import names_of_text
     from scalelab.store.public_tables import table_path
     from scalelab.store.read_options import ReadOptions, parse_map
     from scalelab.store.reading import Reading, reading_of_texts
@@ -84,7 +85,6 @@ def dashboard(
         best_of=best_of,
         mean_of=mean_of,
         last_of=last_of,
-        exclude=exclude,
     )
     unused = [flag for name, flag in given_options(context).items() if name in ABOUT_FILE]
     if from_file is None and unused:
@@ -108,6 +108,7 @@ def dashboard(
         environment["SCALELAB_DASHBOARD_MAP"] = ",".join(mapping or [])
         environment["SCALELAB_DASHBOARD_READING"] = json.dumps(reading.as_dict())
     if exclude is not None:
+        names_of_text(exclude)
         environment["SCALELAB_DASHBOARD_EXCLUDE"] = exclude
     if not results.is_dir() and from_file is None:
         warn(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.report.look import Look
 from scalelab.units import format_quantity
+
+if TYPE_CHECKING:
+    from scalelab.records.types import Observations
 
 HEIGHT = 430
 MAX_POINTS = 1000
@@ -280,6 +283,21 @@ def plain(text: object) -> str:
     """Return text with HTML escaped and at most 80 characters."""
     words = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return words if len(words) <= 80 else words[:79] + "…"
+
+
+def of_runs(rows: Observations) -> list[tuple[str, ...]]:
+    """Return N, D and the name of each run as custom data; a click takes the last of them.
+
+    The name is there twice if its hover text, without HTML, differs from it.
+    """
+    found: list[tuple[str, ...]] = []
+    both = zip(sizes(rows.n_params), sizes(rows.n_tokens), strict=True)
+    if rows.names is None:
+        return [tuple(each) for each in both]
+    for each, name in zip(both, map(str, rows.names), strict=True):
+        words = plain(name)
+        found.append((*each, words) if words == name else (*each, words, name))
+    return found
 
 
 def empty(look: Look, message: str, *, height: int = HEIGHT) -> Any:

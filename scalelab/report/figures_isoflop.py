@@ -131,8 +131,9 @@ def _runs(figure: Any, rows: Observations, style: dict[str, Any], name: str, not
         rows.loss_nats,
         style,
         name,
-        f"{name}<br>N %{{customdata[0]}}, D %{{customdata[1]}}<br>loss %{{y:.4f}}{note}",
-        customdata=list(zip(draw.sizes(rows.n_params), draw.sizes(rows.n_tokens), strict=True)),
+        f"{name}<br>N %{{customdata[0]}}, D %{{customdata[1]}}<br>loss %{{y:.4f}}{note}"
+        + ("" if rows.names is None else "<br>%{customdata[2]}"),
+        customdata=draw.of_runs(rows),
     )
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
 
-from scalelab.report import figures, figures_isoflop
+from scalelab.report import figures, figures_isoflop, overlay
 from scalelab.units import format_flops, format_quantity, plural
-from scalelab_dashboard import queries, slider, ui, waiting
+from scalelab_dashboard import point, queries, slider, ui, waiting
 from scalelab_dashboard.views import live
 
 if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.fit.parabola import CurveMinimum
+    from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.metric import Metric
     from scalelab.records.types import Observations
+    from scalelab.report.look import Look
     from scalelab_dashboard.state import Choice
 
 MAX_MINIMA = 10
@@ -41,11 +45,12 @@ def show(choice: Choice) -> None:
         )
     top = st.container()
     report = waiting.report(choice)
-    bands = None
+    bands = old = None
     if report is not None and choice.key is not None:
         low, high = _span(rows)
         bands = queries.bands(choice.key, low, high, report)
         head = queries.headline(choice.key, tuple(choice.words()[2:]), "", report, None)
+        old = _before(choice, report, low, high, top)
         with top:
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
             ui.next_step(head)
@@ -55,21 +60,26 @@ def show(choice: Choice) -> None:
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.subheader("IsoFLOP curves")
-        more = bands is not None
+        more = (bands is not None, old is not None, point.chosen(), choice.excluded)
         ui.plot(
             "isoflop",
             choice.key,
-            lambda look: figures_isoflop.isoflop_curves(rows, isoflop, bands, look),
+            lambda look: point.overlaid(
+                figures_isoflop.isoflop_curves(rows, isoflop, bands, look), choice, look, old
+            ),
             more,
+            point.take_click,
         )
         st.caption(
             "Labels: budget in FLOP. Diamonds: minimum of each parabola with its interval. Dashed "
-            "orange: compute-optimal loss of the forecaster."
+            "orange: compute-optimal loss of the forecaster. Click a point to see its run."
+            + (" Crosses: excluded runs. Dotted: the frontier with them." if old else "")
         )
     with right:
         st.subheader("Compute-optimal N and D")
-        ui.plot("optima", choice.key, lambda look: figures.optima(isoflop, bands, rows, look), more)
+        ui.plot("optima", choice.key, lambda look: _optima(isoflop, bands, rows, old, look), more)
         st.caption(ui.as_text(f"Line and band: {by}. Diamonds with bars: minima of approach 2."))
+    point.panel(choice, report)
     if report is None:
         return
     if report.has_answer:
@@ -82,6 +92,28 @@ def show(choice: Choice) -> None:
             _minima(isoflop, rows.metric)
     st.caption(ui.as_text(figures.caption(report)))
     ui.command(choice.words())
+
+
+def _optima(
+    isoflop: IsoflopFit, bands: Bands | None, rows: Observations, old: Bands | None, look: Look
+) -> Any:
+    """Return the figure of N_opt and D_opt, with the old frontier if runs are excluded."""
+    figure = figures.optima(isoflop, bands, rows, look)
+    if old is not None:
+        overlay.ghost_optima(figure, old, look)
+    return figure
+
+
+def _before(
+    choice: Choice, report: FitReport, low: float, high: float, top: DeltaGenerator
+) -> Bands | None:
+    """Say what the excluded runs change; return the frontier with them, None while it is fitted."""
+    if not choice.excluded or choice.whole is None:
+        return None
+    with top:
+        whole = waiting.whole_report(choice)
+        point.change(choice, report, whole)
+    return None if whole is None else queries.bands(choice.whole, low, high, whole)
 
 
 def _state(choice: Choice) -> None:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from scalelab.report import figures_runs
 from scalelab.units import plural
-from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard import point, queries, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
@@ -110,9 +110,21 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         f"of a row to select it (up to {MAX_SELECTED})."
     )
     _faults(choice, found, shown.iloc[chosen])
+    if len(chosen) == 1:
+        _one(choice, str(shown["run_id"].iloc[chosen[0]]))
     ids = tuple(shown["run_id"].iloc[chosen]) or _best(found)
     if ids and choice.source.kind != "import":
         curves(choice, ids, is_chosen=bool(chosen))
+
+
+def _one(choice: Choice, name: str) -> None:
+    """Draw what can be done with one selected run."""
+    with st.container(horizontal=True):
+        if st.button(
+            "Show on the Overview", on_click=point.to_overview, args=(name,), key="to_overview"
+        ):
+            st.rerun()  # the whole page, not only this fragment
+        point.exclude_button(choice, name)
 
 
 def page_of(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
