@@ -145,6 +145,23 @@ def fit(
             ASK, "SQL condition for recipe B: report the compute it saves against the other rows."
         ),
     ] = None,
+    chain: Annotated[
+        bool,
+        option(
+            ASK,
+            "With --metric task:NAME or task:all: predict task loss, and accuracy from it. "
+            "With --last-of, the accuracy is fitted to all checkpoints.",
+            "--chain",
+        ),
+    ] = False,
+    chance: Annotated[
+        float | None,
+        option(
+            ASK,
+            "With --chain: accuracy of guessing, such as 0.25 for 4 choices. Default: known for "
+            "usual benchmarks, else the best fit.",
+        ),
+    ] = None,
     plot: Annotated[Path | None, option(OUT, "Write a figure: .png, .svg or .pdf.")] = None,
     verbose: Annotated[
         bool,
@@ -226,6 +243,21 @@ def fit(
             exclude=exclude,
         ),
     }
+    if chain or chance is not None:
+        from scalelab.cli.chain_view import run_chain
+
+        return run_chain(
+            given_options(context),
+            from_file,
+            metric=metric,
+            chance=chance,
+            predict=predict or (),
+            plot=plot,
+            details=verbose,
+            as_json=as_json,
+            as_csv=as_csv,
+            options=options,
+        )
     if metric == ALL:
         asked = {"--holdout": holdout, "--compare": compare, "--speedup": speedup}
         _refuse_with_all(asked, predict)
