@@ -179,6 +179,7 @@ def adapt(
     workers: int | None = None,
     is_dry_run: bool = False,
     allow_source_change: bool = False,
+    metric: str | None = None,
 ) -> AdaptReport:
     """Choose runs of a grid batch by batch and train them, until the target is predicted well.
 
@@ -199,6 +200,9 @@ def adapt(
         Seed of the random starts of the fits.
     results, device, workers, is_dry_run, allow_source_change
         As in `propose`.
+    metric : str, optional
+        Which loss is predicted: an evaluation set of these runs, such as ``"code"`` or
+        ``"bpb:code"``; default: the held-out loss.
 
     Raises
     ------
@@ -206,9 +210,11 @@ def adapt(
         If the budget buys no run of the grid.
     """
     from scalelab.launch.adaptive import next_batch
+    from scalelab.records.metric import HELDOUT, parse_metric
     from scalelab.records.sweep_dir import Results
 
     callbacks = callbacks or ProgressCallbacks()
+    wanted = HELDOUT if metric is None else parse_metric(metric)
     target = parse_target(target) if isinstance(target, str) else target
     folder = Results(Path(results))
     pool = sweeps.propose(
@@ -231,6 +237,7 @@ def adapt(
             until_width=until_width,
             seed=seed,
             before=() if found is None else found.round.posterior.forms,
+            metric=wanted,
         )
         callbacks.on_batch(found, is_dry_run=is_dry_run)
         status = "planned" if is_dry_run else found.stop

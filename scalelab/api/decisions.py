@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.api.arguments import as_names, value_of
 from scalelab.errors import UsageError
+from scalelab.records.metric import NATS
 from scalelab.units import parse_quantity
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def from_quantities(kind: type[T], given: T | Mapping[str, Any] | None, argument
 def as_sweep(
     best: Candidate,
     made_by: str,
-    unit: str,
+    unit: str = NATS,
     real_shapes: tuple[int, int] | None = None,
     experts: Mapping[str, int] | None = None,
 ) -> str:
@@ -220,7 +221,7 @@ def as_sweep(
     best : Candidate
     made_by : str
         Command that gives the same answer; written as a comment.
-    unit : str
+    unit : str, optional
         Unit of its loss.
     real_shapes : (int, int), optional
         Vocabulary and sequence length for which its shape was chosen. With them the plan has the

@@ -226,6 +226,7 @@ def tune(
     RunsFailedError
         If all runs of a wave fail.
     """
+    from scalelab.records.metric import parse_metric
     from scalelab.records.sweep_dir import Results
     from scalelab.tune.rule import save_law
 
@@ -244,7 +245,7 @@ def tune(
     search = Search(spec, proposal, folder, watch).run()
     if search.is_interrupted:
         return Tuning(name=spec.name, search=search, answer=None, others={})
-    runs, specs = runs_of(folder, spec.name)
+    runs, specs = runs_of(folder, spec.name, parse_metric(spec.metric))
     tuning = Tuning(
         name=spec.name,
         search=search,
@@ -265,6 +266,7 @@ def tune_law(
     level: float | None = None,
     n_replicates: int | None = None,
     seed: int = 0,
+    metric: str | None = None,
 ) -> TuningAnswer:
     """Fit the laws of the best learning rate and batch to a table of runs.
 
@@ -288,6 +290,8 @@ def tune_law(
         Bootstrap replicates; default 300.
     seed : int
         Seed of the bootstrap.
+    metric : str, optional
+        Which loss, as after ``--metric``; default: the held-out loss.
 
     Raises
     ------
@@ -299,7 +303,7 @@ def tune_law(
 
     asked = _asked(predict)
     level, bootstrap = intervals(level, n_replicates, seed)
-    table = read_tuned_runs(source, mapping=mapping, where=where, seq_len=seq_len)
+    table = read_tuned_runs(source, mapping=mapping, where=where, seq_len=seq_len, metric=metric)
     return answer(table.runs, asked, level=level, bootstrap=bootstrap, warnings=table.warnings)
 
 

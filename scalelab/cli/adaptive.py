@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scalelab.cli.options import PlanOptions, option
+from scalelab.cli.options import METRIC_HELP, PlanOptions, option
 from scalelab.cli.spec_options import spec_values, spread_options
 from scalelab.cli.sweep_spec import gives_sizes, sweep_of
 from scalelab.errors import EXIT_OK, UsageError
@@ -38,6 +38,7 @@ def adaptive(
             "--until-width",
         ),
     ] = None,
+    metric: Annotated[str | None, option("What to run", METRIC_HELP, "--metric")] = None,
     explain: Annotated[
         bool, option("Output", "Print the reason for each chosen run.", "--explain")
     ] = False,
@@ -97,6 +98,7 @@ def adaptive(
             until_width=width,
             seed=seed,
             mapping=parse_map(mapping or []),
+            metric=metric,
         )
         print_replay(replayed, as_json=options.as_json)
         return EXIT_OK
@@ -151,6 +153,7 @@ def adaptive(
         is_dry_run=options.dry_run,
         allow_source_change=options.allow_source_change,
         callbacks=showing,
+        metric=metric,
     )
     return showing.end(report)
 

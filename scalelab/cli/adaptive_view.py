@@ -11,6 +11,7 @@ from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.options import PlanOptions
 from scalelab.cli.output import console, emit_json, runnable
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK, RunsFailedError
+from scalelab.records.metric import with_unit
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class Showing(ProgressCallbacks):
 def round_as_dict(batch: SweepRound) -> dict[str, Any]:
     """Return one round for the JSON output."""
     found = batch.round
-    return {
+    content = {
+        "metric": batch.metric.text,
+        "unit": batch.metric.unit,
         "target": [
             {
                 "n_params": float(found.target["n_params"][i]),
@@ -126,6 +129,7 @@ def round_as_dict(batch: SweepRound) -> dict[str, Any]:
             for row, choice in zip(batch.proposal.plan.rows, found.batch, strict=False)
         ],
     }
+    return dict(with_unit(content, batch.metric))
 
 
 def expected_width(batch: SweepRound) -> float:
@@ -142,7 +146,8 @@ def print_round(batch: SweepRound, *, explains: bool) -> None:
     where = f"target N {format_quantity(n_params)}, D {format_quantity(n_tokens)}"
     if batch.n_known:
         out.print(
-            f"{where}: loss {found.loss[0]:.4f} ({found.low[0]:.4f} to {found.high[0]:.4f}), "
+            f"{where}: {batch.metric.label} {found.loss[0]:.4f} {batch.metric.unit} "
+            f"({found.low[0]:.4f} to {found.high[0]:.4f}), "
             f"90 % confidence interval of the noise-free loss {100 * found.width:.2f} % wide, "
             f"from {plural(batch.n_known, 'run')}; "
             f"{format_flops(batch.spent)} of {format_flops(batch.budget)} FLOPs used.",

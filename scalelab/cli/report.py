@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,10 +59,12 @@ def report(
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """
     from scalelab import api
+    from scalelab.api.metrics import fit_metrics, metrics
     from scalelab.cli.fit_page import next_command, print_headline
     from scalelab.forecast.headline import headline
     from scalelab.report.html import render
     from scalelab.report.plots import draw_fit
+    from scalelab.store.metric import to_compare
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import reading_of_texts
 
@@ -70,21 +72,24 @@ def report(
         out.with_suffix(suffix) for suffix, is_asked in ((".tex", tex), (".csv", csv)) if is_asked
     ]
     _check_paths(out, beside, from_file)
-    found = api.fit(
-        from_file,
-        sweep=sweep,
-        results=results,
-        mapping=parse_map(mapping or []),
-        form=form,
-        level=level,
-        predict=predict or (),
-        forecaster=forecaster,
-        reading=reading_of_texts(metric=metric, exclude=exclude),
-    )
+    options: dict[str, Any] = {
+        "sweep": sweep,
+        "results": results,
+        "mapping": parse_map(mapping or []),
+    }
+    asked: dict[str, Any] = {"form": form, "level": level, "forecaster": forecaster}
+    reading = reading_of_texts(metric=metric, exclude=exclude)
+    found = api.fit(from_file, **options, **asked, predict=predict or (), reading=reading)
+    several = to_compare(metrics(from_file, **options))
+    every = None
+    if len(several) > 1:
+        every = fit_metrics(
+            from_file, **options, **asked, reading=reading_of_texts(metric=None, exclude=exclude)
+        )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     runs = next_command(context)
     head = headline(found, runs, next(iter(found.forecasts), None))
-    write_text(out, render(found, command, head, runs.runs), "--out")
+    write_text(out, render(found, command, head, runs.runs, every), "--out")
     for path in beside:
         write_text(path, found.to_tex() if path.suffix == ".tex" else found.to_csv(), "--out")
     written = [str(path) for path in (out, *beside)]

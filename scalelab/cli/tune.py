@@ -89,8 +89,10 @@ def tune(
             seq_len = table.seq_len
         from scalelab.api.tuning import tune_law
 
+        given = values.get("metric")
         answer = tune_law(
             from_file,
+            metric=None if given is None else str(given),
             mapping=parse_map(mapping or []),
             where=where,
             seq_len=seq_len,

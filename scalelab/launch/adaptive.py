@@ -8,6 +8,7 @@ continue any other sweep. Each batch is added to the sweep; the same command res
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from scalelab.forecast.adaptive import BUDGET_SHARES, Round, Target, next_round
 from scalelab.forecast.modes import FormPosterior
 from scalelab.launch.proposal import Proposal
 from scalelab.records.metric import HELDOUT, Metric
+from scalelab.records.run_metric import check_in_training, final_metric, fingerprints
 from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import plan_cost
 from scalelab.sweep.planned_run import PlannedRun
@@ -38,7 +40,7 @@ class Known:
     Attributes
     ----------
     n_params, n_tokens, losses : tuple of float
-        N, D and loss (nats) of the finished runs of all sweeps in the results folder.
+        N, D and loss of the finished runs of all sweeps in the results folder.
     run_ids : frozenset of str
         Runs that must not be chosen again: finished, diverged, or part of this sweep.
     spent : float
@@ -93,6 +95,7 @@ def next_batch(
     until_width: float | None = None,
     seed: int = 0,
     before: Sequence[FormPosterior] = (),
+    metric: Metric = HELDOUT,
 ) -> SweepRound:
     """Return the next batch of an adaptive sweep.
 
@@ -110,13 +113,17 @@ def next_batch(
         Seed of the random starts of the fits.
     before : sequence of FormPosterior
         Posteriors of the previous round.
+    metric : Metric
+        Which loss is predicted.
 
     Raises
     ------
     UsageError
-        If the budget is below the cheapest run of the pool, or all its runs are finished.
+        If the runs of the pool do not evaluate the metric, the budget is below the cheapest run of
+        the pool, or all its runs are finished.
     """
-    known = known_runs(results, pool)
+    check_in_training(metric, (row.spec for row in pool.plan.rows))
+    known = known_runs(results, pool, metric)
     most_epochs = np.inf if pool.sweep.allow_repeats else MAX_EPOCHS
     free = [
         row
@@ -167,6 +174,7 @@ def next_batch(
         spent=known.spent,
         budget=budget,
         stop=stop,
+        metric=metric,
     )
 
 
@@ -181,14 +189,15 @@ def of_rows(pool: Proposal, rows: Sequence[PlannedRun]) -> Proposal:
     )
 
 
-def known_runs(results: Results, pool: Proposal) -> Known:
-    """Return the finished runs of the results folder on the pool's text."""
+def known_runs(results: Results, pool: Proposal, metric: Metric = HELDOUT) -> Known:
+    """Return the finished runs of the results folder on the pool's text and evaluation sets."""
     sizes: list[float] = []
     lengths: list[float] = []
     losses: list[float] = []
     finished: set[str] = set()
     spent = 0.0
     text = (pool.plan.data.fingerprint, pool.plan.data.eval_fingerprint)
+    sets = fingerprints(pool.plan.rows[0].spec, metric)
     programs = {_program_key(row.spec.program) for row in pool.plan.rows}
     for name in results.sweep_names():
         for run_id in results.load_plan(name).run_ids:
@@ -199,15 +208,21 @@ def known_runs(results: Results, pool: Proposal) -> Known:
             spec = run.read_spec()
             if (spec.data_fingerprint, spec.eval_fingerprint) != text:
                 continue
-            if _program_key(spec.program) not in programs:
+            if _program_key(spec.program) not in programs or fingerprints(spec, metric) != sets:
                 continue
             attempt = run.accepted()
             record = None if attempt is None else attempt.read_record()
-            if record is not None and run_id not in finished and record.loss_nats is not None:
+            loss = final_metric(run, metric)
+            if (
+                record is not None
+                and run_id not in finished
+                and loss is not None
+                and math.isfinite(loss)
+            ):
                 counts = record.n_params
                 sizes.append(float(counts.get("active", counts[DEFAULT_PARAM_CONVENTION])))
                 lengths.append(float(record.n_tokens))
-                losses.append(record.loss_nats)
+                losses.append(loss)
             if record is not None or is_ours:
                 finished.add(run_id)
             if is_ours:

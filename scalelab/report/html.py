@@ -6,21 +6,22 @@ It has the figures of the dashboard and contains plotly.js. Text from files is e
 from __future__ import annotations
 
 import html
-import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
+from scalelab.report.html_metrics import figure_div, metrics_section
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
+    from scalelab.forecast.metric_comparison import MetricComparison
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -45,10 +46,15 @@ code { background: #f3f4f6; padding: 10px 14px; display: block; border-radius: 6
 """
 PUBLISHED_SPAN = (1e19, 1e26)
 """Range of the compute of the published models, FLOP."""
-_CONFIG = {"displaylogo": False, "responsive": True}
 
 
-def render(fit: FitReport, command: str, head: Headline, runs: Sequence[str] = ()) -> str:
+def render(
+    fit: FitReport,
+    command: str,
+    head: Headline,
+    runs: Sequence[str] = (),
+    metrics: MetricComparison | None = None,
+) -> str:
     """Return the HTML page of a fit.
 
     Parameters
@@ -59,6 +65,8 @@ def render(fit: FitReport, command: str, head: Headline, runs: Sequence[str] = (
     head : Headline
     runs : sequence of str
         Options that select the runs and the law, for the commands of the slider.
+    metrics : MetricComparison, optional
+        Fits of all metrics of the runs, where there are several.
     """
     from plotly.offline import get_plotlyjs
 
@@ -77,6 +85,7 @@ def render(fit: FitReport, command: str, head: Headline, runs: Sequence[str] = (
         *_cards(fit),
         *_slider(fit, runs),
         *_figures(fit),
+        *([] if metrics is None else metrics_section(metrics)),
         "<h2>Parameters</h2>",
         *_parameters(fit),
         "<h2>Command</h2>",
@@ -99,33 +108,35 @@ def _figures(fit: FitReport) -> Iterator[str]:
     low, high = float(fit.observations.flops.min()), float(fit.observations.flops.max())
     bands = bands_between(fit, low / 1.5, high * 1.5)
     yield '<div class="pair"><section><h2>IsoFLOP curves</h2>'
-    yield _figure(figures_isoflop.isoflop_curves(fit.observations, fit.isoflop, bands), "isoflop")
+    yield figure_div(
+        figures_isoflop.isoflop_curves(fit.observations, fit.isoflop, bands), "isoflop"
+    )
     yield "</section><section><h2>Compute-optimal N and D</h2>"
-    yield _figure(figures.optima(fit.isoflop, bands, fit.observations), "optima")
+    yield figure_div(figures.optima(fit.isoflop, bands, fit.observations), "optima")
     yield "</section></div>"
     if fit.has_answer:
         yield "<h2>Loss over N and D</h2>"
-        yield _figure(figures.contours(fit, bands), "contours")
+        yield figure_div(figures.contours(fit, bands), "contours")
         yield "<h2>Extrapolation</h2>"
         yield from _forecasts(fit)
         asked = [each.flops for each in fit.forecasts if each.flops]
         farthest, nearest = max(asked, default=100 * high), min(asked, default=low)
         extended = bands_between(fit, min(nearest, low) / 2, 3 * max(farthest, high))
         drawn = figures_forecast.extrapolation(fit, extended, fit.forecasts)
-        yield _figure(drawn, "extrapolation")
+        yield figure_div(drawn, "extrapolation")
         yield "<h2>Published models compared with this optimum</h2>"
         models = [model for model in PUBLISHED_MODELS if model.is_decoder]
         planes = bands_between(fit, *PUBLISHED_SPAN)
         for axis in ("n_tokens", "flops"):
             drawn = figures_forecast.published_plane(models, planes, axis, LABELLED_MODELS)
-            yield _figure(drawn, f"published_{axis}")
+            yield figure_div(drawn, f"published_{axis}")
     yield "<h2>Exponent a by method</h2>"
-    yield _figure(figures_fit.forest(exponents(fit)), "forest")
+    yield figure_div(figures_fit.forest(exponents(fit)), "forest")
     yield "<h2>Residuals</h2>"
-    yield _figure(figures_fit.residuals(fit), "residuals")
+    yield figure_div(figures_fit.residuals(fit), "residuals")
     if len(fit.fit.samples) > 1:
         yield "<h2>Bootstrap</h2>"
-        yield _figure(figures_fit.pairs(fit), "pairs")
+        yield figure_div(figures_fit.pairs(fit), "pairs")
 
 
 def exponents(report: FitReport) -> list[tuple[str, Interval]]:
@@ -145,19 +156,6 @@ def exponents(report: FitReport) -> list[tuple[str, Interval]]:
         if law is not None:
             found.append((name, law.interval))
     return found
-
-
-def _figure(figure: Any, name: str) -> str:
-    """Return a figure as a labelled div and the script that draws it."""
-    alt = html.escape(str(figure.layout.meta["alt"]), quote=True)
-    data = json.loads(figure.to_json())
-    # "</" would end the script; in JSON "<\/" means the same
-    body = json.dumps({"data": data["data"], "layout": data["layout"]}).replace("</", "<\\/")
-    return (
-        f'<div id="{name}" role="img" aria-label="{alt}"></div>'
-        f"<script>(f => Plotly.newPlot('{name}', f.data, f.layout, {json.dumps(_CONFIG)}))"
-        f"({body})</script>"
-    )
 
 
 def _cards(report: FitReport) -> Iterator[str]:

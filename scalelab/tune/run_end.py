@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 
+from scalelab.records.metric import HELDOUT, Metric
 from scalelab.records.run_dir import RunDir
+from scalelab.records.run_metric import final_metric
 
 DIVERGED = math.inf
 """Loss of a diverged run, to distinguish it from a missing loss."""
@@ -16,13 +18,9 @@ REPORT_EVERY = 10
 """Percent of a run's tokens between points of its curve."""
 
 
-def final_loss(run: RunDir) -> float | None:
-    """Return a run's loss, nats; infinite if it diverged, None if it is unfinished."""
-    accepted = run.accepted()
-    record = accepted.read_record() if accepted else None
-    if record is None:
-        return None
-    return DIVERGED if record.loss_nats is None else record.loss_nats
+def final_loss(run: RunDir, metric: Metric = HELDOUT) -> float | None:
+    """Return a run's loss in the unit of the metric; infinite if diverged, None if unfinished."""
+    return final_metric(run, metric)
 
 
 def curve_by_percent(run: RunDir) -> dict[int, float]:

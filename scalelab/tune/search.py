@@ -20,6 +20,8 @@ from scalelab.launch.cancel import cancel_runs
 from scalelab.launch.execute import resume
 from scalelab.launch.proposal import Proposal
 from scalelab.launch.saved_options import save_launch
+from scalelab.records.metric import HELDOUT, Metric, parse_metric
+from scalelab.records.run_metric import check_in_training
 from scalelab.records.sweep_dir import TUNE_KIND, Results
 from scalelab.sweep.plan import Plan
 from scalelab.sweep.planned_run import PlannedRun, planned_run
@@ -73,6 +75,8 @@ class Search:
         proposal.plan.refuse_repeats(allow_repeats=spec.sweep.allow_repeats)
         self.spec, self.proposal, self.results, self.watch = spec, proposal, results, watch
         self.cells = cells_of(proposal.plan)
+        self.metric = parse_metric(spec.metric)
+        check_in_training(self.metric, (row.spec for row in self.cells))
         # Without rows: raises if another tuning or sweep has this name.
         results.save_plan(self._plan(()), spec.science(), extend=False)
         save_launch(results, spec.name, spec.sweep)
@@ -169,7 +173,7 @@ class Search:
         n_failed = 0
         for opened in wave:
             run = self.results.run(opened.run_id)
-            status, loss = run.status(), final_loss(run)
+            status, loss = run.status(), final_loss(run, self.metric)
             if loss is None and report.is_interrupted and opened.run_id not in self.pruned:
                 continue
             if loss is not None and self.spec.is_pruned:
@@ -204,7 +208,9 @@ def cells_of(plan: Plan) -> list[PlannedRun]:
     return list(cells.values())
 
 
-def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
+def runs_of(
+    results: Results, name: str, metric: Metric = HELDOUT
+) -> tuple[TunedRuns, list[RunSpec]]:
     """Return the finished runs of a tuning and their specs, N in the default convention.
 
     Diverged runs are only counted; pruned and failed runs are left out.
@@ -214,7 +220,7 @@ def runs_of(results: Results, name: str) -> tuple[TunedRuns, list[RunSpec]]:
     n_diverged = 0
     for run_id in results.load_plan(name).run_ids:
         run = results.run(run_id)
-        loss = final_loss(run)
+        loss = final_loss(run, metric)
         if loss is None or loss == DIVERGED:
             n_diverged += loss == DIVERGED
             continue

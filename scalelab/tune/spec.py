@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scalelab.errors import UsageError
+from scalelab.records.metric import HELDOUT, parse_metric
 from scalelab.records.sweep_dir import TUNE_KIND
 from scalelab.sweep.option import KINDS, SEARCH, Table, option
 from scalelab.sweep.planned_run import PlannedRun
@@ -66,7 +67,22 @@ class TuneSpec(Table):
     is_pruned: bool = option(
         True, "Stop trials that are worse than the 75th percentile of their cell", flag="--prune"
     )
+    metric: str = option(
+        HELDOUT.text,
+        "Loss that the search lowers: an evaluation set such as code, bpb:code (bits per byte), or "
+        "a mean such as 0.7*code+0.3*web", example="code"
+    )  # fmt: skip
     seed: int = Field(default=0, description="Seed of the search")
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_one(cls, text: str) -> str:
+        metric = parse_metric(text)
+        if not metric.terms:
+            raise UsageError(
+                f"--metric {text} in a tuning", "one metric", "Write for example --metric code."
+            )
+        return metric.text
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +159,8 @@ class TuneSpec(Table):
 
     def science(self) -> dict[str, Any]:
         """Return the fields that determine the search; more trials continue the same search."""
-        content = json.loads(self.model_dump_json(exclude={"sweep", "trials", "wave"}))
+        left_out = {"sweep", "trials", "wave", *(["metric"] if self.metric == HELDOUT.text else [])}
+        content = json.loads(self.model_dump_json(exclude=left_out))
         return {"kind": TUNE_KIND, "tune": content, "sweep": self.sweep.science()}
 
     def bounds(self, row: PlannedRun) -> dict[str, Range]:
