@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from scalelab.errors import FIRST_SWEEP, DataError, unwritable
 from scalelab.records import run_files
 from scalelab.records.files import list_folders
+from scalelab.records.overlapped import overlapped
 from scalelab.store import live
 from scalelab.store.curves import Progress
 from scalelab.store.portions import Portion
@@ -184,11 +185,10 @@ class _Collection:
         """Update all tables."""
         names = list_folders(self.runs_folder)
         self._remove(sorted(self.known.keys() - set(names)))
+        # A check that fails leaves the run to the reader, which reports the reason.
+        unchanged = overlapped(self._is_unchanged, names)
         changed = [
-            name
-            for name in names
-            if (signature := self.known.get(name)) is None
-            or not run_files.is_unchanged(f"{self.runs_folder}/{name}", signature)
+            name for name, is_same in zip(names, unchanged, strict=True) if is_same is not True
         ]
         progress = self._load_progress(changed)
         group = [(name, progress.get(name, {})) for name in changed]
@@ -210,6 +210,12 @@ class _Collection:
         with self._transaction():
             if refresh_sources(self.connection, self.results, self.problems):
                 self._raise_generation()
+
+    def _is_unchanged(self, name: str) -> bool:
+        signature = self.known.get(name)
+        return signature is not None and run_files.is_unchanged(
+            f"{self.runs_folder}/{name}", signature
+        )
 
     def _commit(self, batch: _Batch) -> None:
         """Write the batch in one transaction."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.errors import ScalelabError
 from scalelab.records import run_files
+from scalelab.records.overlapped import overlapped
 from scalelab.store.curves import CurveRows, Progress, read_new_rows
 from scalelab.store.eval_rows import eval_rows
 from scalelab.store.evaluation_rows import evaluation_rows
@@ -68,12 +69,16 @@ def read_portion(runs: str, group: Group, *, max_rows: int) -> Portion:
         of `scalelab.store.curves.CHUNK_BYTES`, so the portion may have more rows.
     """
     reading = _Reading(max_rows=max_rows)
+    found = overlapped(run_files.read_run, [f"{runs}/{name}" for name, _ in group])
     for index, (name, earlier) in enumerate(group):
         if reading.is_full():
             reading.rest += group[index:]
             break
+        run = next(found)
         try:
-            reading.take(run_files.read_run(f"{runs}/{name}"), earlier)
+            if isinstance(run, Exception):
+                raise run
+            reading.take(run, earlier)
         except ScalelabError as error:
             reading.refused[name] = str(error)
         except OSError as error:
