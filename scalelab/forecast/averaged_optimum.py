@@ -12,21 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from scalelab.arrays import FloatArray
+from scalelab.errors import NotIdentifiedError
 from scalelab.fit.outcome import Interval
 from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.line import line_of
-from scalelab.forecast.paths import Paths, paths_of
+from scalelab.forecast.valley import valley_of
 from scalelab.theory.accounting import tokens_at_6nd
+from scalelab.units import format_quantity
 
-TOKENS_PER_PARAM = (0.1, 1e5)
-"""Range in which the compute-optimal size is searched."""
-N_COARSE, N_NEAR, N_DRAWN = 61, 13, 49
-REACH = 4.0
-"""Natural logs of N on both sides of the optimum in which the draws are searched."""
 DECADE = math.log(10.0)
-MAX_STEPS, BISECTIONS = 40, 40
+MAX_STEPS = 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -39,7 +37,7 @@ class Optima:
     log_draws : ndarray of shape (draws, k)
         Draws of log N_opt; each row is one frontier.
     is_inside : ndarray of bool, shape (k,)
-        Whether the mean loss has a minimum inside the searched range.
+        Whether the runs show an optimum.
     """
 
     flops: FloatArray
@@ -90,22 +88,23 @@ class FrontierPoint:
 def optima(found: AveragedFit, flops: FloatArray) -> Optima:
     """Return the compute-optimal sizes at these values of the compute, C = 6 N D.
 
-    Each draw has the minimum of its own valley around the optimum of the mean: the search goes
-    downhill from there. Far from all rows a drawn misfit can fall below the valley, at sizes that
-    no run speaks of; such minima do not count. A draw that falls up to a factor of e^`REACH` has
-    that limit, which says that the runs do not bound N_opt on that side.
+    The mean loss and each draw have the bottom of their own valley, followed from the middle of the
+    runs (`scalelab.forecast.valley`). So N_opt exists and is continuous in C wherever the runs show
+    an optimum, however far the compute is from theirs.
     """
-    paths = paths_of(found)
-    log_n, is_inside = _lowest_mean(paths, flops)
-    grid = log_n[:, None] + np.linspace(-REACH, REACH, N_DRAWN)
-    drawn = paths.draws(_at_compute(np.exp(grid), flops)).reshape(-1, *grid.shape)
-    log_draws = np.stack([_valley(grid[i], drawn[:, i]) for i in range(len(flops))], axis=1)
-    return Optima(flops=flops, n_params=np.exp(log_n), log_draws=log_draws, is_inside=is_inside)
+    valley = valley_of(found)
+    log_n, log_draws = valley.sizes(np.log(flops))
+    return Optima(
+        flops=flops,
+        n_params=np.exp(log_n),
+        log_draws=log_draws,
+        is_inside=np.full(len(flops), valley.is_inside),
+    )
 
 
 def compute_optimal_size(found: AveragedFit, flops: float) -> float:
     """Return the compute-optimal N without its draws."""
-    return math.exp(_lowest_mean(paths_of(found), np.array([flops]))[0][0])
+    return math.exp(valley_of(found).size(math.log(flops)))
 
 
 def frontier_points(
@@ -156,69 +155,35 @@ def tokens_of(size: Interval, flops: float) -> Interval:
 
 
 def flops_where(found: AveragedFit, column: str, value: float, start: float) -> float:
-    """Return the compute at which the compute-optimal N or D is ``value``, by bisection."""
+    """Return the compute at which the compute-optimal N or D is ``value``.
 
-    def is_below(log_flops: float) -> bool:
+    N_opt and D_opt do not fall with compute, so there is one such compute or a range of them.
+
+    Raises
+    ------
+    NotIdentifiedError
+        If they do not reach the value within a factor of e^`MAX_STEPS` of ``start``.
+    """
+
+    def excess(log_flops: float) -> float:
         flops = math.exp(log_flops)
-        n_params = compute_optimal_size(found, flops)
-        return (n_params if column == "n_params" else tokens_at_6nd(flops, n_params)) < value
+        size = compute_optimal_size(found, flops)
+        return math.log((size if column == "n_params" else tokens_at_6nd(flops, size)) / value)
 
     low = high = math.log(start)
-    while is_below(high) and high < math.log(start) + MAX_STEPS:
-        high += 1.0
-    while not is_below(low) and low > math.log(start) - MAX_STEPS:
-        low -= 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if is_below(middle) else (low, middle)
-    return math.exp((low + high) / 2)
+    while excess(high) < 0 and high < math.log(start) + MAX_STEPS:
+        high += 2.0
+    while excess(low) > 0 and low > math.log(start) - MAX_STEPS:
+        low -= 2.0
+    if excess(low) > 0 or excess(high) < 0:
+        name = "N" if column == "n_params" else "D"
+        raise NotIdentifiedError(
+            f"{name} = {format_quantity(value)}, which the runs show to be compute-optimal nowhere",
+            f"a {name} that is nearer to the runs",
+            "Give both N and D, or add runs nearer to it.",
+        )
+    return math.exp(brentq(excess, low, high, xtol=1e-9)) if low < high else math.exp(low)
 
 
 def _tails(level: float) -> list[float]:
     return [(1 - level) / 2, (1 + level) / 2]
-
-
-def _at_compute(n_params: FloatArray, flops: FloatArray) -> dict[str, FloatArray]:
-    """Return the points of k rows of sizes, each row at its compute, as columns."""
-    return {
-        "n_params": n_params.ravel(),
-        "n_tokens": np.ravel(tokens_at_6nd(flops[:, None], n_params)),
-    }
-
-
-def _lowest_mean(paths: Paths, flops: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Return log N_opt at k values of the compute, and whether the minimum is inside."""
-    least, most = (np.log(np.sqrt(flops / 6 / ratio)) for ratio in reversed(TOKENS_PER_PARAM))
-    grid = np.linspace(least, most, N_COARSE, axis=1)
-    losses = paths.mean(_at_compute(np.exp(grid), flops)).reshape(grid.shape)
-    at = losses.argmin(axis=1)
-    step = grid[0, 1] - grid[0, 0]
-    rows = np.arange(len(flops))
-    near = grid[rows, at][:, None] + np.linspace(-step, step, N_NEAR)
-    losses = paths.mean(_at_compute(np.exp(near), flops)).reshape(near.shape)
-    found = np.array([_lowest(near[i], losses[None, i])[0] for i in rows])
-    return found, (at > 0) & (at < N_COARSE - 1)
-
-
-def _valley(x: FloatArray, losses: FloatArray) -> FloatArray:
-    """Return the minimum that each row of losses (k, n) has downhill from the middle of x."""
-    middle, rows = len(x) // 2, np.arange(len(losses))
-    rises, end = np.diff(losses, axis=1) > 0, np.ones((len(losses), 1), dtype=bool)
-    right = middle + np.hstack([rises[:, middle:], end]).argmax(axis=1)
-    left = middle - np.hstack([~rises[:, :middle][:, ::-1], end]).argmax(axis=1)
-    return _vertex(x, losses, np.where(losses[rows, left] < losses[rows, right], left, right))
-
-
-def _lowest(x: FloatArray, losses: FloatArray) -> FloatArray:
-    """Return where each row of losses (k, n) is lowest."""
-    return _vertex(x, losses, np.argmin(losses, axis=1))
-
-
-def _vertex(x: FloatArray, losses: FloatArray, at: NDArray[np.intp]) -> FloatArray:
-    """Return the minimum near a position of each row, by a parabola through three points."""
-    at = np.clip(at, 1, len(x) - 2)
-    rows = np.arange(len(losses))
-    left, middle, right = (losses[rows, at + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0)
-    return np.asarray(x[at] + np.clip(shift, -1, 1) * (x[1] - x[0]))

@@ -33,6 +33,7 @@ from scalelab.forecast.bands import Bands, averaged_bands, frontier_bands
 from scalelab.forecast.extrapolation import FittedRange
 from scalelab.forecast.line import line_of
 from scalelab.forecast.paths import paths_of
+from scalelab.forecast.valley import valley_of
 from scalelab.theory.accounting import tokens_at_6nd
 from scalelab.theory.laws import Farseer, Gamma, Kaplan, Law, Overtraining
 from scalelab.theory.laws.chinchilla import Chinchilla, TiedExponents
@@ -255,7 +256,10 @@ class AveragedForecaster:
         return averaged_bands(self.found, flops, self.level)
 
     def losses(self, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
-        """Return the expected losses of k models; quick, for a search."""
+        """Return the expected losses of k models; quick, for a search.
+
+        Beyond the valley of a compute they do not fall again (`Valley.rising`).
+        """
         line = line_of(self.found.rows)
         if line is not None:
             raise NotIdentifiedError(
@@ -263,7 +267,10 @@ class AveragedForecaster:
                 "runs that spread over N and D",
                 f"Name candidates on that line, or add runs off it, for example {line.added()}.",
             )
-        return np.exp(paths_of(self.found).mean(self._columns(n, d, unique)))
+        columns = self._columns(n, d, unique)
+        if UNIQUE in columns:
+            return np.exp(paths_of(self.found).mean(columns))
+        return np.exp(valley_of(self.found).rising(columns))
 
     def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
