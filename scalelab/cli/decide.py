@@ -202,7 +202,6 @@ def decide(
     from scalelab.api import decisions as api_decide
     from scalelab.api.laws import load_law
     from scalelab.cli.decide_view import print_decision, print_published
-    from scalelab.forecast.allocate import LAW
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import reading_of_texts
@@ -281,7 +280,7 @@ def decide(
             holdout=holdout,
             form=form,
             level=level,
-            forecaster=LAW if published else forecaster,
+            forecaster=forecaster,
             reading=reading_of_texts(metric=metric, exclude=exclude),
         )
     if published:

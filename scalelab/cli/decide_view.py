@@ -148,22 +148,26 @@ def _percent(share: float) -> str:
 
 def print_published(source: FitReport | SavedLaw, *, as_json: bool) -> int:
     """Print published models, each compared with the optimum of a law, and return the exit code."""
+    from scalelab.forecast.allocate import LAW
     from scalelab.forecast.extrapolation import fitted_range
     from scalelab.forecast.published import NEAR_FACTOR, far_words, verdicts
 
     if isinstance(source, SavedLaw):
         source.check_params("--published")
-    found = verdicts(source.law if isinstance(source, SavedLaw) else source.fit.law)
+    if isinstance(source, SavedLaw):
+        found, what, name = verdicts(source.law), f"law {source.name}", LAW
+    else:
+        found = verdicts(source.averaged or source.fit.law)
+        what, name = source.forecaster.label, source.forecaster.name
     if as_json:
-        emit_json({"schema": 2, "command": "decide", "published": found})
+        emit_json({"schema": 2, "command": "decide", "forecaster": name, "published": found})
         return 0
     out = console()
-    law = f"law {source.name}" if isinstance(source, SavedLaw) else f"{source.fit.form} law"
     counts = {name: sum(_short(row) == name for row in found) for name in ASSESSMENTS}
     say(
         f"Of {plural(len(found), 'published model')}, "
         + ", ".join(f"{count} are {name}" for name, count in counts.items())
-        + f" by the {law}.",
+        + f" by the {what}.",
         out,
         style=ANSWER_STYLE,
     )

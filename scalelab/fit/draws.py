@@ -24,11 +24,13 @@ from scalelab.fit.few_rows import MOST_ROWS, ROWS_PER_PARAMETER, SPARE_ROWS, dra
 from scalelab.fit.noise import NOISE_LEVELS
 from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import FitWarning, Refits, Status
-from scalelab.fit.replicates import Optimum, Replicates, refit, refit_clusters
+from scalelab.fit.replicates import MANY_ROWS, Optimum, Replicates, refit, refit_clusters
 from scalelab.theory.laws.base import Law
 from scalelab.units import plural
 
 FEW_CLUSTERS = 10
+OPEN_ROWS = 1000
+"""Number of rows from which a law that is not identified has one Newton step per replicate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,6 +79,8 @@ def draws_of(
     objective : Objective
     status : {"ok", "not_identified", "at_bound"}
     """
+    # Refits of an unidentified law drift along its flat direction and rarely converge.
+    many_rows = OPEN_ROWS if status == "not_identified" else MANY_ROWS
     if plan.method in ("none", "weights"):
         return Draws(replicates=refit(optimum, plan), plan=plan)
     equal = equal_rows(columns, optimum)
@@ -103,9 +107,9 @@ def draws_of(
         if found is not None:
             return Draws(replicates=found[0], plan=found[1], refits="efficient")
     if plan.member is not None and plan.weighting == "smooth":
-        replicates, shaped = refit_clusters(optimum, plan)
+        replicates, shaped = refit_clusters(optimum, plan, many_rows=many_rows)
         return Draws(replicates=replicates, plan=shaped, warnings=warnings)
-    return Draws(replicates=refit(optimum, plan), plan=plan)
+    return Draws(replicates=refit(optimum, plan, many_rows=many_rows), plan=plan)
 
 
 def equal_rows(columns: Mapping[str, FloatArray], optimum: Optimum) -> NDArray[np.intp]:

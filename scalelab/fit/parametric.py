@@ -26,6 +26,7 @@ from scalelab.fit.outcome import (
     FitWarning,
     Minimum,
     ParametricFit,
+    Status,
 )
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.powered_sum import row_model_of
@@ -110,7 +111,7 @@ def fit_parametric(
     drawn = draws_of(law, optimum, data.columns, replicates, bootstrap, objective, status)
     refits, replicates = drawn.replicates, drawn.plan
     inflation = 1.0
-    if uses_inflation and len(refits.eta):
+    if uses_inflation and len(refits.eta) and status != "not_identified":
         inflation = extrapolation_inflation(
             law, data.columns, data.rows, theta, found.penalty, box,
             refits=drawn.refits,
@@ -141,7 +142,7 @@ def fit_parametric(
         fixed=held,
         n_rows=data.rows.n,
         max_flops=data.max_flops,
-        warnings=(*reasons, *drawn.warnings, *_warnings(found, refits, replicates)),
+        warnings=(*reasons, *drawn.warnings, *_warnings(found, refits, replicates, status)),
         kept=refits.kept,
         inflation=inflation,
         shape=None if replicates.shape is None else replicates.shape[position],
@@ -277,7 +278,7 @@ def _minima(
 
 
 def _warnings(
-    found: Search, refits: Replicates, replicates: ResamplingPlan
+    found: Search, refits: Replicates, replicates: ResamplingPlan, status: Status
 ) -> tuple[FitWarning, ...]:
     out = []
     if not found.converged:
@@ -313,7 +314,8 @@ def _warnings(
             )
         )
     tried = len(refits.eta) + refits.failed
-    if refits.failed > 0.05 * tried:
+    # A law that is not identified has no intervals.
+    if refits.failed > 0.05 * tried and status != "not_identified":
         out.append(
             FitWarning(
                 code="replicates_failed",

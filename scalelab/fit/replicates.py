@@ -97,15 +97,20 @@ class Optimum:
         return slopes, hessian / value - slopes[:, None] * slopes[None]
 
 
-def refit(optimum: Optimum, replicates: ResamplingPlan) -> Replicates:
-    """Return the optimum of every replicate, started at the optimum of all rows."""
+def refit(
+    optimum: Optimum, replicates: ResamplingPlan, *, many_rows: int = MANY_ROWS
+) -> Replicates:
+    """Return the optimum of every replicate, started at the optimum of all rows.
+
+    From ``many_rows`` rows, one Newton step per replicate.
+    """
     rows, p = optimum.rows, len(optimum.eta)
     if replicates.method == "none":
         return Replicates(eta=np.empty((0, p)), failed=0, kept=np.zeros(0, dtype=bool))
     batch = max(1, min(BATCH, ENTRIES // rows.n))
     ends = []
     for one in _samples(optimum, replicates, batch):
-        if rows.n >= MANY_ROWS and one.target.ndim == 1:
+        if rows.n >= many_rows and one.target.ndim == 1:
             ends.append(_one_step(optimum, one))
         else:
             ends.append(_refit_batch(optimum, one))
@@ -115,7 +120,7 @@ def refit(optimum: Optimum, replicates: ResamplingPlan) -> Replicates:
 
 
 def refit_clusters(
-    optimum: Optimum, replicates: ResamplingPlan
+    optimum: Optimum, replicates: ResamplingPlan, *, many_rows: int = MANY_ROWS
 ) -> tuple[Replicates, ResamplingPlan]:
     """Return the optima of replicates that resample whole clusters, and their resampling plan.
 
@@ -133,7 +138,7 @@ def refit_clusters(
     member, best, box = replicates.member, optimum.eta, optimum.box
     assert member is not None
     shaped = replace(replicates, shape=(1.0 - cluster_leverages(optimum, member)) ** 2)
-    plain = refit(optimum, shaped)
+    plain = refit(optimum, shaped, many_rows=many_rows)
     freedom = max(int(member.max()) + 1 - optimum.n_free, 1)
     return replace(plain, eta=stretched(best, plain.eta - best, freedom, box, shaped.seed)), shaped
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from scalelab.fit.outcome import FitWarning
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import format_times
 
+SAME = 1.5
+"""A largest budget within this factor of the largest run stands for it."""
 EXTRAPOLATION_LIMIT = 100.0
 """Ratio to the fitted range of FLOPs, N or D above which a prediction has a warning."""
 
@@ -20,24 +25,27 @@ class FittedRange:
     Attributes
     ----------
     flops : float
-        Compute of the largest run as 6 N D, for any convention of the table.
+        Largest compute: that of the largest run as 6 N D, for any convention of the table, or the
+        largest budget where it is within a factor of `SAME` of that.
     n_params, n_tokens : (float, float)
         Smallest and largest N and D.
     least_flops : float
         Compute of the smallest run as 6 N D; 0 if it is not known.
+    largest : str
+        ``run`` or ``budget``: what ``flops`` is of.
     """
 
     flops: float
     n_params: tuple[float, float]
     n_tokens: tuple[float, float]
     least_flops: float = 0.0
+    largest: str = "run"
 
     def describe_distance(self, flops: float) -> str:
         """Return how far a compute, as 6 N D, is from the fitted runs, as a sentence."""
         if flops > self.flops:
-            return (
-                f"Extrapolation: {format_times(flops / self.flops)} the FLOPs of the largest run."
-            )
+            times = format_times(flops / self.flops)
+            return f"Extrapolation: {times} the FLOPs of the largest {self.largest}."
         if flops < self.least_flops:
             times = format_times(self.least_flops / flops)
             return f"Extrapolation: {times} below the FLOPs of the smallest run."
@@ -49,7 +57,7 @@ class FittedRange:
         """Return a phrase for each of FLOPs, N and D that exceeds `EXTRAPOLATION_LIMIT`."""
         found = []
         for name, value, (low, high) in (
-            ("the FLOPs of the largest run", flops, (0.0, self.flops)),
+            (f"the FLOPs of the largest {self.largest}", flops, (0.0, self.flops)),
             ("the largest N", n_params, self.n_params),
             ("the largest D", n_tokens, self.n_tokens),
         ):
@@ -63,8 +71,13 @@ class FittedRange:
 def fitted_range(rows: Observations) -> FittedRange:
     """Return the ranges of these rows."""
     product = train_flops_6nd(rows.n_params, rows.n_tokens)
+    run, budget = float(product.max()), math.nan
+    if rows.budget is not None and np.isfinite(rows.budget).any():
+        budget = float(np.nanmax(rows.budget))
+    is_budget = 1 / SAME <= budget / run <= SAME
     return FittedRange(
-        flops=float(product.max()),
+        flops=budget if is_budget else run,
+        largest="budget" if is_budget else "run",
         least_flops=float(product.min()),
         n_params=(float(rows.n_params.min()), float(rows.n_params.max())),
         n_tokens=(float(rows.n_tokens.min()), float(rows.n_tokens.max())),

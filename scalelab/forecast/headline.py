@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import extrapolation_warnings, parse_request
+from scalelab.forecast.extrapolation import fitted_range
 from scalelab.units import (
     format_flops,
     format_money,
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 FACTOR = 10.0
 """The headline is about this many times the largest compute."""
 TARGET_DIGITS = 2
-SAME = 1.5
-"""A largest budget within this factor of the largest run stands for it."""
 WIDE = 10.0
 """Ratio of the limits of the compute-optimal N above which the headline has a warning."""
 SOUND, WITH_WARNINGS, NOT_IDENTIFIED = "sound", "with warnings", "not identified"
@@ -102,30 +99,18 @@ class Headline:
         }
 
 
-def largest_compute(rows: Observations) -> tuple[float, str]:
-    """Return the compute of the largest budget or run, and which of the two it is."""
-    run = float(rows.flops.max())
-    budgets = rows.budget
-    if budgets is not None and np.isfinite(budgets).any():
-        budget = float(np.nanmax(budgets))
-        if 1 / SAME <= budget / run <= SAME:
-            return budget, "budget"
-    return run, "run"
-
-
 def next_compute(rows: Observations) -> float:
     """Return `FACTOR` times the largest compute, in FLOPs of two significant digits."""
-    return round_significant(FACTOR * largest_compute(rows)[0], TARGET_DIGITS)
+    return round_significant(FACTOR * fitted_range(rows).flops, TARGET_DIGITS)
 
 
 def distance(rows: Observations, flops: float) -> str:
     """Return how far a compute is from the runs, such as ``10x your largest budget``."""
-    largest, what = largest_compute(rows)
-    smallest = float(rows.flops.min())
-    if flops > largest:
-        return f"{format_times(flops / largest)} your largest {what}"
-    if flops < smallest:
-        return f"{format_times(smallest / flops)} below your smallest run"
+    span = fitted_range(rows)
+    if flops > span.flops:
+        return f"{format_times(flops / span.flops)} your largest {span.largest}"
+    if flops < span.least_flops:
+        return f"{format_times(span.least_flops / flops)} below your smallest run"
     return "within the compute of your runs"
 
 

@@ -20,7 +20,7 @@ from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, NotIdentifiedError, UsageError
 from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import BootstrapReport, FitWarning, Interval, ParametricFit
-from scalelab.forecast.extrapolation import FittedRange, fitted_range
+from scalelab.forecast.extrapolation import FittedRange
 from scalelab.forecast.fit_report import LOSS, FitReport
 from scalelab.records.metric import HELDOUT, NATS, parse_metric
 from scalelab.records.types import Observations
@@ -210,7 +210,7 @@ def saved_law(
     columns |= {each: _column(rows, each) for each in fit.law.columns}
     spans = {each: (float(c.min()), float(c.max())) for each, c in columns.items()}
     product = FLOPS_PER_PARAM_TRAIN * rows.n_params * rows.n_tokens
-    spans[FLOPS_6ND] = (float(product.min()), fitted_range(rows).flops)
+    spans[FLOPS_6ND] = (float(product.min()), float(product.max()))
     return SavedLaw(
         name=name,
         law=fit.law,

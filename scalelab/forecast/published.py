@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scalelab.errors import UsageError
-from scalelab.theory.accounting import train_flops_6nd
+from scalelab.errors import NotIdentifiedError, UsageError
+from scalelab.forecast.averaged import AveragedFit
+from scalelab.forecast.line import line_of
+from scalelab.forecast.paths import paths_of
+from scalelab.forecast.valley import valley_of
+from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws.base import Law
 from scalelab.units import format_flops, format_times, plural
 
@@ -132,8 +136,8 @@ def flops_for_loss(law: Law, loss_nats: float, start: float) -> float:
     return math.exp(high)
 
 
-def verdicts(law: Law) -> list[dict[str, Any]]:
-    """Return each published decoder, compared with the law's optimum at equal compute.
+def verdicts(source: Law | AveragedFit) -> list[dict[str, Any]]:
+    """Return each published decoder, compared with the optimum at equal compute.
 
     ``ratio`` is N divided by the optimal N. Above 1 the model is too large, with too few tokens.
     ``saved`` is the share of its compute that the optimum saves at the same predicted loss.
@@ -142,17 +146,39 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
     ------
     UsageError
         If the form has no trade-off between N and D alone, or a term of the law is 0.
+    NotIdentifiedError
+        If the averaged forecaster's runs lie on one line of N and D, or show no optimum.
     """
+    models = [model for model in PUBLISHED_MODELS if model.is_decoder]
+    compared = (
+        _averaged(source, models) if isinstance(source, AveragedFit) else _law(source, models)
+    )
+    return [
+        {
+            "model": model.name,
+            "year": model.year,
+            "n_params": model.n_params,
+            "n_tokens": model.n_tokens,
+            "flops": model.flops,
+            "optimal_n_params": optimal,
+            "ratio": model.n_params / optimal,
+            "verdict": _verdict(model.n_params / optimal),
+            "saved": 1 - enough / model.flops,
+            "source": model.source,
+        }
+        for model, (optimal, enough) in zip(models, compared, strict=True)
+    ]
+
+
+def _law(law: Law, models: Sequence[PublishedModel]) -> Iterator[tuple[float, float]]:
+    """Yield each model's optimal N, and the compute at which the law's optimum has its loss."""
     if set(law.columns) != {"n_params", "n_tokens"}:
         raise UsageError(
             f"published models with the form {law.name}",
             "a form of n_params and n_tokens",
             "Use --form chinchilla.",
         )
-    out = []
-    for model in PUBLISHED_MODELS:
-        if not model.is_decoder:
-            continue
+    for model in models:
         with np.errstate(all="ignore"):
             optimal = float(law.optimal(model.flops)[0])
         if not (math.isfinite(optimal) and optimal > 0):
@@ -163,24 +189,37 @@ def verdicts(law: Law) -> list[dict[str, Any]]:
                 "Use --law besiroglu, or add runs: one term of the law is 0.",
             )
         loss = float(law.loss({"n_params": model.n_params, "n_tokens": model.n_tokens}))
-        ratio = model.n_params / optimal
-        out.append(
-            {
-                "model": model.name,
-                "year": model.year,
-                "n_params": model.n_params,
-                "n_tokens": model.n_tokens,
-                "flops": model.flops,
-                "optimal_n_params": optimal,
-                "ratio": ratio,
-                "verdict": _verdict(ratio),
-                "saved": 1 - flops_for_loss(law, loss, model.flops * (1 + 1e-9)) / model.flops,
-                "source": model.source,
-            }
+        yield optimal, flops_for_loss(law, loss, model.flops * (1 + 1e-9))
+
+
+def _averaged(
+    found: AveragedFit, models: Sequence[PublishedModel]
+) -> Iterator[tuple[float, float]]:
+    """Yield each model's optimal N, and the compute at which the average's optimum has its loss."""
+    line, valley = line_of(found.rows), valley_of(found)
+    if line is not None or not valley.is_inside:
+        raise NotIdentifiedError(
+            "published models with runs that "
+            + ("show no optimum" if line is None else f"lie on {line.describe()}"),
+            "runs that show the compute-optimal N and D",
+            "Add runs of several sizes at one compute, or use --law besiroglu.",
         )
-    return out
+    sizes, tokens, flops = (
+        np.array([getattr(model, name) for model in models])
+        for name in ("n_params", "n_tokens", "flops")
+    )
+    losses = valley.rising({"n_params": sizes, "n_tokens": tokens})
+    optimal = np.exp(valley.bottoms(np.log(flops), is_drawn=False)[0])
+    frontier = np.arange(np.log(flops.min()) - FRONTIER_REACH, np.log(flops.max()) + 0.1, 0.1)
+    best = np.exp(valley.bottoms(frontier, is_drawn=False)[0])
+    at = {"n_params": best, "n_tokens": tokens_at_6nd(np.exp(frontier), best)}
+    falling = np.minimum.accumulate(paths_of(found).mean(at))
+    enough = np.exp(np.interp(-losses, -falling, frontier))
+    yield from zip(optimal.tolist(), np.minimum(enough, flops).tolist(), strict=True)
 
 
+FRONTIER_REACH = 12.0
+"""Natural logs of compute below the smallest model in which an equal loss is searched."""
 FAR = 1000.0
 """Ratio to the compute of the largest run above which an assessment is a guess."""
 

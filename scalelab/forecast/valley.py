@@ -6,31 +6,33 @@ speaks of, and Farseer's law, whose asymptote falls to zero, ends at models with
 parameters. So the valley is found in the middle of the runs and followed from there in small steps
 of the compute, downhill from the last optimum.
 
-Between two values of the compute, neither N_opt nor D_opt falls: the exponent lies between 0 and 1.
-This bounds each step, so a valley that ends is continued by its limit, and N_opt(C) is continuous.
+Each step is bounded, so N_opt(C) is continuous and a valley that ends is continued. Among the runs,
+neither N_opt nor D_opt falls as the compute grows: the exponent lies between 0 and 1. Beyond the
+runs it differs by at most `MOST_CHANGE` from the exponent over the runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.forecast.averaged import AveragedFit
-from scalelab.forecast.paths import Paths, paths_of
+from scalelab.forecast.paths import paths_of
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 
 Positions = NDArray[np.intp]
 
 STEP = 1.0
 """Step in log C by which a valley is followed."""
-BLOCK = 4
-"""Steps that are followed at once."""
+MOST_CHANGE = 0.25
+"""Largest change of the exponent of N_opt beyond the runs."""
+USUAL, USUAL_RANGE = 0.5, 2.0
+"""Exponent of N_opt over a range of runs in log C much smaller than this."""
 REACH, N_POINTS = 4.0, 41
 """Natural logs of N on both sides of a centre, and points, in which a valley is searched."""
 SPACING = 2 * REACH / (N_POINTS - 1)
@@ -42,47 +44,34 @@ NEAR, N_ON_WAY = 1.0, 8
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Valley:
-    """The valleys of the draws of one fit.
+    """The valleys of the mean loss and of the draws of one fit.
 
     Attributes
     ----------
     found : AveragedFit
-    log_flops : float
-        Middle of the runs.
+    middle, low, high : float
+        Log C of the middle of the runs, the smallest and the largest run.
     centre : float
-        Log N_opt of the mean loss there.
-    start : ndarray of shape (draws,)
-        Log N_opt of the draws there.
+        Log N_opt of the mean loss in the middle.
     is_inside : bool
         Whether the mean loss has a minimum there.
     """
 
     found: AveragedFit
-    log_flops: float
+    middle: float
+    low: float
+    high: float
     centre: float
-    start: FloatArray
     is_inside: bool
 
     def sizes(self, log_flops: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return log N_opt of the mean loss (k,) and of each draw (draws, k) at k log C."""
-        mean, draws = np.empty(len(log_flops)), np.empty((len(self.start), len(log_flops)))
-        for sign, where, steps, knots in self._sides(log_flops):
-            ahead, paths = log_flops[where] - knots, paths_of(self.found)
-            centres, followed = _followed(self, sign, -(-int(steps.max()) // BLOCK))
-            grid = _grid(centres[steps] + ahead / 2)
-            at = _at_compute(grid, log_flops[where])
-            losses = paths.draws(at).reshape(-1, *grid.shape)
-            mean[where] = _bottoms(grid, paths.mean(at).reshape(grid.shape), centres[steps], ahead)
-            for i, j in enumerate(where):
-                last, step = followed[:, steps[i]], np.full(len(followed), ahead[i])
-                draws[:, j] = _bottoms(grid[[i]], losses[:, i], last, step)
-        return mean, draws
+        found = self.bottoms(log_flops, is_drawn=True)
+        return found[0], found[1:]
 
     def size(self, log_flops: float) -> float:
         """Return log N_opt of the mean loss at one log C; quick, for a search."""
-        ((sign, _, steps, knots),) = self._sides(np.array([log_flops]))
-        centre = _centres(self, sign, -(-int(steps[0]) // BLOCK))[steps[0]]
-        return _next(paths_of(self.found), centre, float(knots[0]), log_flops)
+        return float(self.bottoms(np.array([log_flops]), is_drawn=False)[0, 0])
 
     def rising(self, columns: Mapping[str, FloatArray]) -> FloatArray:
         """Return the mean log loss at n points, which does not fall again beyond the valley, (n,).
@@ -106,110 +95,109 @@ class Valley:
             out[far] = np.maximum(out[far], losses.max(axis=1))
         return out
 
+    def bottoms(self, log_flops: FloatArray, *, is_drawn: bool) -> FloatArray:
+        """Return log N_opt of the mean loss, and of the draws, at k log C, shape (1 + draws, k)."""
+        gaps = (log_flops - self.middle) / STEP
+        knots = [_followed(self, int(np.trunc(gap)), is_drawn) for gap in gaps]
+        return self.stepped(
+            np.stack(knots, axis=1), self.middle + STEP * np.trunc(gaps), log_flops, is_drawn
+        )
+
+    def stepped(
+        self, last: FloatArray, here: FloatArray, there: FloatArray, is_drawn: bool
+    ) -> FloatArray:
+        """Return log N_opt at k log C ``there``, each one step from ``here``, shape (r, k).
+
+        Parameters
+        ----------
+        last : ndarray of shape (r, k)
+            Log N_opt at ``here``; the first row is that of the mean loss.
+        here, there : ndarray of shape (k,)
+            Log C.
+        is_drawn : bool
+            Whether the other rows are those of the draws.
+        """
+        steps = there - here
+        grid = _grid(last[0] + steps / 2)
+        losses = _losses(self.found, grid, there, is_drawn)
+        found = np.stack(
+            [
+                _downhill(grid[i], losses[:, i], last[:, i] + steps[i] / 2)
+                for i in range(len(steps))
+            ],
+            axis=1,
+        )
+        least, most = np.zeros_like(last), np.ones_like(last)
+        is_beyond = (there < self.low - 1e-9) | (there > self.high + 1e-9)
+        if is_beyond.any():
+            usual = _exponents(self, is_drawn)[:, None]
+            least[:, is_beyond] = np.maximum(usual - MOST_CHANGE, 0.0)
+            most[:, is_beyond] = np.minimum(usual + MOST_CHANGE, 1.0)
+        limits = last + np.sort([least * steps, most * steps], axis=0)
+        return np.asarray(np.clip(found, *limits))
+
     def _between_steps(self, log_flops: FloatArray) -> FloatArray:
         """Return log N_opt of the mean loss, linear between the steps of log C."""
-        gaps = np.append((log_flops - self.log_flops) / STEP, 0.0)
-        down, up = (
-            _centres(self, sign, -(-int(np.ceil(most)) // BLOCK))
-            for sign, most in ((-1, -gaps.min()), (1, gaps.max()))
-        )
-        steps = np.arange(1 - len(down), len(up))
-        return np.asarray(np.interp(gaps[:-1], steps, np.concatenate([down[:0:-1], up])))
-
-    def _sides(
-        self, log_flops: FloatArray
-    ) -> Iterator[tuple[int, Positions, Positions, FloatArray]]:
-        """Yield sign, positions, steps and their ends, below and above the middle of the runs."""
-        gaps = (log_flops - self.log_flops) / STEP
-        for sign, is_here in ((-1, gaps < 0), (1, gaps >= 0)):
-            where = np.flatnonzero(is_here)
-            if len(where):
-                steps = np.floor(np.abs(gaps[where])).astype(np.intp)
-                yield sign, where, steps, np.asarray(self.log_flops + sign * STEP * steps)
+        gaps = (log_flops - self.middle) / STEP
+        steps = np.arange(np.floor(gaps.min()), np.ceil(gaps.max()) + 1)
+        known = [_followed(self, int(step), False)[0] for step in steps]
+        return np.asarray(np.interp(gaps, steps, known))
 
 
 @lru_cache(maxsize=8)
 def valley_of(found: AveragedFit) -> Valley:
-    """Return the valley of a fit in the middle of its runs."""
-    paths = paths_of(found)
+    """Return the valley of a fit, from the middle of its runs."""
     N, D = found.rows.columns["n_params"], found.rows.columns["n_tokens"]
-    log_flops = np.log(train_flops_6nd(N, D)).mean(keepdims=True)
-    ratios = np.log(D / N)
+    log_flops, ratios = np.log(train_flops_6nd(N, D)), np.log(D / N)
+    middle = log_flops.mean(keepdims=True)
     low, high = ratios.min() - np.log(WIDER), ratios.max() + np.log(WIDER)
-    coarse = 0.5 * (log_flops - np.log(6) - np.linspace(high, low, N_COARSE))
-    first = coarse[[paths.mean(_at_compute(coarse[None], log_flops)).argmin()]]
+    coarse = 0.5 * (middle - np.log(6) - np.linspace(high, low, N_COARSE))[None]
+    first = coarse[0, [_losses(found, coarse, middle, False)[0, 0].argmin()]]
     grid = _grid(first)
-    centre = _downhill(grid, paths.mean(_at_compute(grid, log_flops))[None], first)
-    grid = _grid(centre)
-    losses = paths.draws(_at_compute(grid, log_flops))
+    centre = _downhill(grid[0], _losses(found, grid, middle, False)[0], first)
     return Valley(
         found=found,
-        log_flops=float(log_flops[0]),
+        middle=float(middle[0]),
+        low=float(log_flops.min()),
+        high=float(log_flops.max()),
         centre=float(centre[0]),
-        start=_downhill(grid, losses, np.broadcast_to(centre, len(losses))),
         is_inside=bool(abs(centre - first)[0] < REACH - 2 * SPACING),
     )
 
 
-@lru_cache(maxsize=64)
-def _centres(valley: Valley, sign: int, blocks: int) -> FloatArray:
-    """Return log N_opt of the mean loss at steps 0, 1, .. of log C."""
-    if blocks == 0:
-        return np.array([valley.centre])
-    found = list(_centres(valley, sign, blocks - 1))
-    for here, there in pairwise(_knots(valley, sign, blocks)):
-        found.append(_next(paths_of(valley.found), found[-1], float(here), float(there)))
-    return np.array(found)
+@lru_cache(maxsize=512)
+def _followed(valley: Valley, step: int, is_drawn: bool) -> FloatArray:
+    """Return log N_opt of the mean loss, and of the draws, some steps from the middle, (r,)."""
+    if step == 0:
+        middle = np.array([valley.middle])
+        grid = _grid(np.array([valley.centre]))
+        losses = _losses(valley.found, grid, middle, is_drawn)[:, 0]
+        found = _downhill(grid[0], losses, np.full(len(losses), valley.centre))
+        found[0] = valley.centre
+        return found
+    before = step - 1 if step > 0 else step + 1
+    last = _followed(valley, before, is_drawn)[:, None]
+    here, there = (np.array([valley.middle + STEP * i]) for i in (before, step))
+    return valley.stepped(last, here, there, is_drawn)[:, 0]
 
 
-@lru_cache(maxsize=64)
-def _followed(valley: Valley, sign: int, blocks: int) -> tuple[FloatArray, FloatArray]:
-    """Return log N_opt of the mean (k,) and of the draws (draws, k) at steps 0, 1, .. of log C."""
-    centres = _centres(valley, sign, blocks)
-    if blocks == 0:
-        return centres, valley.start[:, None]
-    found = [*_followed(valley, sign, blocks - 1)[1].T]
-    knots = _knots(valley, sign, blocks)
-    grid = _grid(centres[-BLOCK:])
-    losses = paths_of(valley.found).draws(_at_compute(grid, knots[1:]))
-    for i, each in enumerate(np.split(losses, BLOCK, axis=1)):
-        step = np.full(len(each), knots[i + 1] - knots[i])
-        found.append(_bottoms(grid[[i]], each, found[-1], step))
-    return centres, np.array(found).T
+@lru_cache(maxsize=16)
+def _exponents(valley: Valley, is_drawn: bool) -> FloatArray:
+    """Return the exponent of N_opt over the runs, of the mean loss and of the draws, shape (r,)."""
+    ends = valley.bottoms(np.array([valley.low, valley.high]), is_drawn=is_drawn)
+    span = valley.high - valley.low
+    return (ends[:, 1] - ends[:, 0] + USUAL * USUAL_RANGE) / (span + USUAL_RANGE)
 
 
-def _knots(valley: Valley, sign: int, blocks: int) -> FloatArray:
-    """Return log C at the steps of the last block and at the one before it."""
-    return np.asarray(
-        valley.log_flops + sign * STEP * (np.arange(BLOCK + 1) + (blocks - 1) * BLOCK)
-    )
-
-
-def _next(paths: Paths, last: float, here: float, there: float) -> float:
-    """Return log N_opt of the mean loss at a log C near one where it is known."""
-    step = np.array([there - here])
-    grid = _grid(last + step / 2)
-    losses = paths.mean(_at_compute(grid, np.array([there])))[None]
-    return float(_bottoms(grid, losses, np.array([last]), step)[0])
-
-
-def _bottoms(
-    grid: FloatArray, losses: FloatArray, last: FloatArray, step: FloatArray
+def _losses(
+    found: AveragedFit, grid: FloatArray, log_flops: FloatArray, is_drawn: bool
 ) -> FloatArray:
-    """Return the bottoms of k valleys, one step of log C from where they are known.
-
-    Neither N nor D falls as the compute grows.
-
-    Parameters
-    ----------
-    grid : ndarray of shape (k, n) or (1, n)
-        Log sizes.
-    losses : ndarray of shape (k, n)
-    last, step : ndarray of shape (k,)
-        Log N_opt where it is known, and the step from there.
-    """
-    found = _downhill(grid, losses, last + step / 2)
-    return np.clip(found, last + np.minimum(step, 0.0), last + np.maximum(step, 0.0))
+    """Return the mean log loss, and the draws, on k rows of log sizes, shape (1 + draws, k, n)."""
+    at, paths = _at_compute(grid, log_flops), paths_of(found)
+    losses = paths.mean(at)[None]
+    if is_drawn:
+        losses = np.concatenate([losses, paths.draws(at)])
+    return losses.reshape(-1, *grid.shape)
 
 
 def _grid(centres: FloatArray) -> FloatArray:
@@ -225,25 +213,25 @@ def _at_compute(log_n: FloatArray, log_flops: FloatArray) -> dict[str, FloatArra
     }
 
 
-def _downhill(grid: FloatArray, losses: FloatArray, start: FloatArray) -> FloatArray:
+def _downhill(x: FloatArray, losses: FloatArray, start: FloatArray) -> FloatArray:
     """Return the minimum that each row of losses (k, n) has downhill from a start, shape (k,).
 
     Parameters
     ----------
-    grid : ndarray of shape (k, n) or (1, n)
+    x : ndarray of shape (n,)
         From `_grid`.
     losses : ndarray of shape (k, n)
     start : ndarray of shape (k,)
     """
-    rows, n = np.arange(len(losses)), losses.shape[1]
-    at = np.clip(np.rint((start - grid[:, 0]) / SPACING), 0, n - 1)[:, None]
+    rows, n = np.arange(len(losses)), len(x)
+    at = np.clip(np.rint((start - x[0]) / SPACING), 0, n - 1)[:, None]
     rises = np.diff(losses, axis=1) > 0
     edges, end = np.arange(n - 1), np.ones((len(losses), 1), dtype=bool)
     # The first rise to the right of the start, and the first fall to its left, end the descent.
     right = np.hstack([rises & (edges >= at), end]).argmax(axis=1)
     left = n - 1 - np.hstack([end, ~rises & (edges < at)])[:, ::-1].argmax(axis=1)
     best = np.where(losses[rows, left] < losses[rows, right], left, right)
-    return grid[:, 0] + SPACING * _vertex(losses, best)
+    return np.asarray(x[0] + SPACING * _vertex(losses, best))
 
 
 def _vertex(losses: FloatArray, best: Positions) -> FloatArray:

@@ -17,7 +17,7 @@ from scalelab.forecast.averaged_optimum import (
     optima,
 )
 from scalelab.forecast.size_column import fit_counts
-from scalelab.forecast.valley import STEP, _bottoms, valley_of
+from scalelab.forecast.valley import MOST_CHANGE, STEP, _exponents, valley_of
 from scalelab.records.types import Observations
 from scalelab.store.public_tables import PREFIX, list_public_tables
 
@@ -104,11 +104,22 @@ def test_the_compute_of_an_optimal_size_is_found(fitted, column):
     assert flops_where(fitted, column, value, 1e20) == pytest.approx(flops, rel=1e-6)
 
 
-def test_a_valley_that_ends_is_continued_with_constant_tokens():
-    grid = np.linspace(-4, 4, 41)[None]
-    losses = np.stack([-grid[0], (grid[0] - 0.3) ** 2, grid[0]])
-    found = _bottoms(grid, losses, np.zeros(3), np.full(3, STEP))
-    assert found == pytest.approx([STEP, 0.3, 0.0], abs=1e-9)
+def test_a_valley_that_ends_is_continued_with_its_exponent(fitted, monkeypatch):
+    valley = valley_of(fitted)
+
+    def endless(found, grid, log_flops, is_drawn):
+        """Return losses that fall with N at each compute."""
+        return -np.broadcast_to(grid, (1, *grid.shape))
+
+    monkeypatch.setattr("scalelab.forecast.valley._losses", endless)
+    here = np.array([valley.high])
+    last = valley.bottoms(here, is_drawn=False)
+    among = valley.stepped(last, here - STEP, here, is_drawn=False)
+    beyond = valley.stepped(last, here, here + STEP, is_drawn=False)
+    assert among[0, 0] - last[0, 0] == pytest.approx(STEP), "tokens do not fall"
+    exponent = _exponents(valley, False)[0]
+    assert beyond[0, 0] - last[0, 0] == pytest.approx(STEP * (exponent + MOST_CHANGE))
+    assert exponent == pytest.approx(0.45, abs=0.1)
 
 
 def test_losses_of_a_search_do_not_fall_again_beyond_the_valley(fitted):

@@ -10,8 +10,8 @@ import streamlit as st
 
 from scalelab.errors import UsageError
 from scalelab.forecast.allocate import parse_request
+from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.forecaster import beside
-from scalelab.forecast.headline import largest_compute
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, far_words
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
@@ -223,7 +223,7 @@ def _published(choice: Choice, report: FitReport) -> None:
     if not len(table):
         st.caption("This law has no compute-optimal N and D, or is not identified.")
         return
-    largest = largest_compute(report.observations)[0]
+    largest = fitted_range(report.observations).flops
     if far := far_words([float(each) for each in table["flops"]], largest):
         st.warning(ui.as_text(far))
     bands = queries.law_bands(choice.key, *PUBLISHED_SPAN, report)
