@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.api.data import DEFAULT_RESULTS, read_runs, split_runs
 from scalelab.api.notebook_view import NotebookView
-from scalelab.errors import ScalelabError
+from scalelab.errors import ScalelabError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,18 @@ class BacktestReport(NotebookView):
         means = grouped[columns].mean()
         means["answered"] = grouped["coverage"].apply(lambda column: column.notna().mean())
         return means.reset_index()
+
+    def best_form(self) -> pd.DataFrame:
+        """Return the rows of `by_table` of the single form with the least error on each table.
+
+        It is chosen by the rows that are left out. Empty unless several forms were tested.
+        """
+        from scalelab.forecast.backtest import SINGLE_FORMS, best_forms
+
+        means = self.by_table()
+        if means["forecaster"].isin(SINGLE_FORMS).sum() <= means["table"].nunique():
+            return means.iloc[:0]
+        return means[means["table"].map(best_forms(self.scores)) == means["forecaster"]]
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each table, cut and forecaster."""
@@ -129,7 +141,8 @@ def backtest(
     sweep, results, mapping, where
         As in `fit`.
     forecasters : sequence of str, optional
-        Default: ``law`` and ``averaged``.
+        ``law``, ``averaged``, ``auto`` (the form that `--form auto` chooses), or the name of a form
+        of N and D. Default: ``law`` and ``averaged``.
     factor : float, optional
         Rows within this factor of the largest N, D or C are left out; default 2.
     level : float
@@ -139,14 +152,19 @@ def backtest(
     """
     from scalelab.fit.outcome import check_level
     from scalelab.forecast import backtest as tests
-    from scalelab.forecast.allocate import FORECASTERS, check_forecaster
+    from scalelab.forecast.allocate import FORECASTERS
     from scalelab.forecast.cuts import FACTOR
     from scalelab.store.public_tables import PREFIX, list_public_tables
 
     check_level(level)
     names = tuple(forecasters or FORECASTERS)
     for name in names:
-        check_forecaster(name)
+        if name not in tests.BACKTESTED:
+            raise UsageError(
+                f"forecaster {name!r}",
+                ", ".join(tests.BACKTESTED),
+                f"{did_you_mean(name, tests.BACKTESTED)}Use --forecaster averaged.",
+            )
     options: dict[str, Any] = {
         "forecasters": names,
         "factor": factor or FACTOR,

@@ -34,7 +34,10 @@ def backtest(
     where: WhereOption = None,
     forecaster: Annotated[
         list[str] | None,
-        typer.Option(help="law or averaged; repeatable. Default: both."),
+        typer.Option(
+            help="law, averaged, auto (what --form auto chooses) or a form such as gamma; "
+            "repeatable. Default: law and averaged."
+        ),
     ] = None,
     factor: Annotated[
         float,
@@ -94,6 +97,14 @@ def backtest(
             f"{name}: mean error {100 * rows['mean_relative_error'].mean():.2f} %, coverage "
             f"{rows['coverage'].mean():.2f} at a nominal {level:g} (mean over "
             f"{plural(len(rows), 'table')}).",
+            soft_wrap=True,
+        )
+    best = report.best_form()
+    if len(best):
+        out.print(
+            f"best single form of each table ({', '.join(best['forecaster'].unique())}), chosen by "
+            f"the rows that are left out: mean error {100 * best['mean_relative_error'].mean():.2f}"
+            f" %, coverage {best['coverage'].mean():.2f}.",
             soft_wrap=True,
         )
     for name, reason in report.skipped.items():

@@ -91,7 +91,7 @@ def average_forecast(
     }
     loss = found.predict(at, level)
     low, high = float(loss.low[0]), float(loss.high[0])
-    if not high / low <= WIDEST:
+    if not high <= WIDEST * low:
         raise _too_wide(request, found, values, low, high)
     return Forecast(
         asked=request.text,

@@ -15,10 +15,12 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, ScalelabError
 from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import ParametricFit, Prediction
 from scalelab.fit.parametric import fit_parametric
-from scalelab.fit.select import columns_of
-from scalelab.forecast.allocate import AVERAGED, FORECASTERS
+from scalelab.fit.select import OBJECTIVES, columns_of, compare
+from scalelab.fit.selected import first_identified, fit_selected
+from scalelab.forecast.allocate import AVERAGED, FORECASTERS, LAW
 from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.cuts import FACTOR, Cut, largest_cuts
 from scalelab.forecast.fit_report import Holdout
@@ -28,7 +30,14 @@ from scalelab.records.types import Observations
 MOST_LEFT_OUT = 0.4
 MIN_ROWS_LEFT = 8
 LEVEL = 0.9
-N_REPLICATES = 300
+SPEC = BootstrapSpec(k=300)
+
+
+AUTO = "auto"
+"""Forecaster: the form that `--form auto` chooses."""
+SINGLE_FORMS = ("chinchilla", "tied", "gamma", "farseer", "overtraining", "data_constrained")
+"""Forecasters: one fitted law of that form."""
+BACKTESTED = (*FORECASTERS, AUTO, *SINGLE_FORMS)
 
 
 class Predictor(Protocol):
@@ -49,6 +58,7 @@ class Score:
     Attributes
     ----------
     table, cut, forecaster : str
+        The forecaster is one of `BACKTESTED`.
     n_rows : int
         Rows left out.
     holdout : Holdout or None
@@ -109,6 +119,22 @@ def backtest(
     return tuple(_score(rows, table, cut, name, level) for cut in found for name in forecasters)
 
 
+def best_forms(scores: Sequence[Score]) -> dict[str, str]:
+    """Return the single form of the least mean error for each table that several forms answer.
+
+    It is chosen by the rows that are left out, so it is a limit for one law, not a method.
+    """
+    best: dict[str, tuple[int, float, str]] = {}
+    for table in dict.fromkeys(each.table for each in scores):
+        for form in SINGLE_FORMS:
+            own = [each for each in scores if (each.table, each.forecaster) == (table, form)]
+            answered = [each.error for each in own if each.holdout is not None]
+            if answered:
+                key = (len(own) - len(answered), float(np.mean(answered)), form)
+                best[table] = min(best.get(table, key), key)
+    return {table: form for table, (_, _, form) in best.items()}
+
+
 def score(found: Predictor, held: Observations, level: float = LEVEL) -> Holdout:
     """Return how well a fit predicts rows that were not fitted."""
     columns = columns_of(held)
@@ -126,6 +152,15 @@ def score(found: Predictor, held: Observations, level: float = LEVEL) -> Holdout
     )
 
 
+def _chosen(rows: Observations) -> ParametricFit:
+    """Return the fit of `--form auto`."""
+    try:
+        ranked = compare(rows, objectives=OBJECTIVES)
+    except DataError as error:
+        return first_identified(rows, Objective(), SPEC, error)
+    return fit_selected(rows, ranked.candidates, SPEC)
+
+
 def _score(rows: Observations, table: str, cut: Cut, name: str, level: float) -> Score:
     near, far = rows.take(~cut.is_left_out), rows.take(cut.is_left_out)
     holdout, reason = None, ""
@@ -133,8 +168,11 @@ def _score(rows: Observations, table: str, cut: Cut, name: str, level: float) ->
         found: ParametricFit | AveragedFit
         if name == AVERAGED:
             found = fit_counts(near)
+        elif name == AUTO:
+            found = _chosen(near)
         else:
-            found = fit_parametric(near, bootstrap=BootstrapSpec(k=N_REPLICATES))
+            form = SINGLE_FORMS[0] if name == LAW else name
+            found = fit_parametric(near, form=form, bootstrap=SPEC)
         if isinstance(found, ParametricFit) and found.status == "not_identified":
             reason = "not identified"
         else:
