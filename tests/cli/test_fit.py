@@ -131,7 +131,7 @@ def test_the_first_line_is_the_answer(run, file):
     assert " forms, N 1B on D " in first
     assert "compute-optimal" in first
     assert "90 % " in first
-    assert "x the FLOPs of the largest run" in first
+    assert "x the FLOPs of the largest budget" in first
     assert out.splitlines()[1].startswith("The chinchilla law alone: loss ")
     assert err == ""
     words = ["--from", file, "--predict", "N=1e9", "--bootstrap", 50, "--forecaster", "law"]
