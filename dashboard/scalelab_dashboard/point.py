@@ -86,6 +86,7 @@ def panel(choice: Choice, report: FitReport | None) -> None:
         else:
             _numbers_of(rows.take(at[-1:]), report)
         _settings(choice, name, rows, at)
+        ui.notes(queries.notes(choice.results, (name,)))
         _buttons(choice, name, is_fitted=bool(len(at)))
 
 
@@ -197,6 +198,9 @@ def _settings(choice: Choice, name: str, rows: Observations, at: Any) -> None:
 
 
 def _buttons(choice: Choice, name: str, *, is_fitted: bool) -> None:
+    if choice.source is not None and choice.source.kind != "import":
+        words = ["scalelab", "note", name, "what you saw", "--results", choice.results]
+        ui.command(words, "To write a note about it")
     with st.container(horizontal=True):
         if is_fitted:
             exclude_button(choice, name)

@@ -19,6 +19,7 @@ from scalelab.api import predictions as api_predictions
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.headline import NextCommand
 from scalelab.forecast.headline import headline as make_headline
+from scalelab.records.notes import Note, read_notes
 from scalelab.store.status import read_status
 from scalelab_dashboard import assess, data
 from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
@@ -78,6 +79,11 @@ def runs(results: str, sweep: str, stamp: str) -> pd.DataFrame:
     table = data.runs(results, sweep)
     order = table["status"].map({status: i for i, status in enumerate(FIRST)}).fillna(len(FIRST))
     return table.iloc[order.to_numpy().argsort(kind="stable")]
+
+
+def notes(results: str, about: tuple[str, ...]) -> tuple[Note, ...]:
+    """Return the notes about some runs and sweeps; they change without a new snapshot."""
+    return read_notes(Path(results), about)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scalelab.fit.outcome import FitWarning, Interval
+    from scalelab.records.notes import Note
     from scalelab.records.types import Observations
     from scalelab_dashboard.fits import Failure
 
@@ -125,6 +126,12 @@ def answer(sentence: str, basis: str, verdict: str | None, found: Sequence[FitWa
     if found:
         with st.expander(f"What the warnings say ({len(found)})"):
             warnings(found)
+
+
+def notes(found: Sequence[Note]) -> None:
+    """Show notes of people, with the name that each is about."""
+    for note in found:
+        st.markdown(f":material/sticky_note_2: **{as_text(note.about)}**: {as_text(note.text)}")
 
 
 def next_step(head: headline.Headline) -> None:

@@ -26,6 +26,7 @@ from scalelab.cli import export_model as export_model_commands
 from scalelab.cli import fit as fit_commands
 from scalelab.cli import folders as folders_commands
 from scalelab.cli import law as law_commands
+from scalelab.cli import note as note_commands
 from scalelab.cli import predict as predict_commands
 from scalelab.cli import program as program_commands
 from scalelab.cli import report as report_commands
@@ -50,7 +51,7 @@ from scalelab.errors import (
 ORDER = (
     *("sweep", "status", "fit", "predict", "scores", "backtest", "law", "decide", "tune"),
     *("dashboard", "report"),
-    *("resume", "retry", "cancel", "logs", "collect", "import", "export", "tables"),
+    *("resume", "retry", "cancel", "logs", "note", "collect", "import", "export", "tables"),
     *("evaluate", "export-model"),
     *("merge", "remove", "archive", "restore"),
     *("data", "program", "bench", "doctor"),
@@ -80,6 +81,7 @@ app.command("resume", cls=SpecCommand)(resume_commands.resume)
 app.command("retry", cls=SpecCommand)(resume_commands.retry)
 app.command("cancel")(resume_commands.cancel)
 app.command("status")(results_commands.status)
+app.command("note")(note_commands.note)
 app.command("logs")(results_commands.logs)
 app.command("collect")(results_commands.collect)
 app.command("import")(results_commands.import_)

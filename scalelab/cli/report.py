@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,10 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.output import console, emit_json, write_text
 from scalelab.errors import UsageError
+
+if TYPE_CHECKING:
+    from scalelab.api.reports import FitReport
+    from scalelab.records.notes import Note
 
 
 def report(
@@ -89,7 +93,8 @@ def report(
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     runs = next_command(context)
     head = headline(found, runs, next(iter(found.forecasts), None))
-    write_text(out, render(found, command, head, runs.runs, every), "--out")
+    told = _notes(found, results, from_file)
+    write_text(out, render(found, command, head, runs.runs, every, told), "--out")
     for path in beside:
         write_text(path, found.to_tex() if path.suffix == ".tex" else found.to_csv(), "--out")
     written = [str(path) for path in (out, *beside)]
@@ -105,6 +110,21 @@ def report(
         for name in written:
             console().print(f"written: {name}", soft_wrap=True)
     return found.exit_code
+
+
+def _notes(found: FitReport, results: Path, from_file: Path | None) -> tuple[Note, ...]:
+    """Return the notes about the sweep and the runs of a report; a file has none."""
+    from scalelab.records.notes import read_notes
+    from scalelab.records.parts import RUN
+
+    if from_file is not None:
+        return ()
+    rows = found.observations
+    runs = set() if rows.names is None else {str(name) for name in rows.names}
+    words = rows.source.split()
+    return tuple(
+        each for each in read_notes(results) if each.about in (runs if each.kind == RUN else words)
+    )
 
 
 def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:

@@ -290,8 +290,10 @@ def status(
 
     Example: scalelab status demo --watch
     """
+    from scalelab.cli.note import note_line
     from scalelab.cli.status_view import advice, render_status
     from scalelab.launch.live_status import LiveStatus
+    from scalelab.records.notes import read_notes
     from scalelab.records.states import ACTIVE
 
     if watch and as_json:
@@ -313,10 +315,14 @@ def status(
                     return EXIT_OK
                 time.sleep(WATCH_INTERVAL_S)
     found = live.read()
+    notes = read_notes(results, [found.sweep, *(run.run_id for run in found.runs)])
     if as_json:
-        emit_json({"schema": 1, "command": "status", **asdict(found)})
+        told = [asdict(note) for note in notes]
+        emit_json({"schema": 1, "command": "status", **asdict(found), "notes": told})
         return EXIT_OK
     console().print(render_status(found))
+    for note in notes:
+        console().print(f"note {note_line(note)}", markup=False, soft_wrap=True)
     for line in advice(found):
         # Not wrapped: a line break would be part of the copied command.
         console().print(line, soft_wrap=True)

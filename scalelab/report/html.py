@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
     from scalelab.forecast.metric_comparison import MetricComparison
+    from scalelab.records.notes import Note
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -38,6 +39,7 @@ h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 8p
 table { border-collapse: collapse; margin: 8px 0; }
 th, td { text-align: right; padding: 4px 14px 4px 0; border-bottom: 1px solid #e6e8ec; }
 th:first-child, td:first-child { text-align: left; }
+.note { border-left: 4px solid #0060a0; padding: 4px 12px; margin: 8px 0; }
 .warning { border-left: 4px solid #c4460a; padding: 4px 12px; margin: 8px 0; }
 code { background: #f3f4f6; padding: 10px 14px; display: block; border-radius: 6px;
   overflow-x: auto; }
@@ -54,6 +56,7 @@ def render(
     head: Headline,
     runs: Sequence[str] = (),
     metrics: MetricComparison | None = None,
+    notes: Sequence[Note] = (),
 ) -> str:
     """Return the HTML page of a fit.
 
@@ -67,6 +70,8 @@ def render(
         Options that select the runs and the law, for the commands of the slider.
     metrics : MetricComparison, optional
         Fits of all metrics of the runs, where there are several.
+    notes : sequence of Note
+        Notes about the runs and the sweep.
     """
     from plotly.offline import get_plotlyjs
 
@@ -82,6 +87,7 @@ def render(
         f"<h1>{title}</h1>",
         f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
         *_answer(fit, head),
+        *_notes(notes),
         *_cards(fit),
         *_slider(fit, runs),
         *_figures(fit),
@@ -93,6 +99,14 @@ def render(
         "</main></body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _notes(notes: Sequence[Note]) -> Iterator[str]:
+    for note in notes:
+        yield (
+            f'<p class="note">Note about {note.kind} <b>{html.escape(note.about)}</b>: '
+            f"{html.escape(note.text)}</p>"
+        )
 
 
 def _slider(fit: FitReport, runs: Sequence[str]) -> Iterator[str]:

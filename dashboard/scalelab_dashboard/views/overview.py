@@ -128,6 +128,7 @@ def _state(choice: Choice) -> None:
     st.markdown(f"**{ui.as_text(source.name)}**, {ui.as_text(kind)}: " + ", ".join(parts))
     if source.is_running and source.total:
         live.show(choice)
+    ui.notes(queries.notes(choice.results, (source.name,)))
     failed = sum(source.counts.get(status, 0) for status in ("failed", "diverged"))
     if failed:
         st.markdown(
