@@ -1,4 +1,4 @@
-"""The Streamlit app of ``scalelab dashboard``: a sidebar with the data choice, and eight views.
+"""The Streamlit app of ``scalelab dashboard``: a sidebar with the data choice, and its views.
 
 The view is a query parameter, not a path: with ``/fit``, the browser would look for Streamlit's
 files under that path and report each as missing.
@@ -12,7 +12,17 @@ import gc
 import streamlit as st
 
 from scalelab_dashboard import state
-from scalelab_dashboard.views import cost, data, decide, domains, extrapolate, fit, overview, runs
+from scalelab_dashboard.views import (
+    compare,
+    cost,
+    data,
+    decide,
+    domains,
+    extrapolate,
+    fit,
+    overview,
+    runs,
+)
 
 VIEWS = {
     "Overview": overview.show,
@@ -20,18 +30,25 @@ VIEWS = {
     "Domains": domains.show,
     "Extrapolate": extrapolate.show,
     "Decide": decide.show,
+    "Compare": compare.show,
     "Runs": runs.show,
     "Cost and energy": cost.show,
     "Data": data.show,
 }
+# Views that a table does not have: it has no training curves and no cost. (A comment, because
+# Streamlit would show a text after an assignment on the page.)
+OF_SWEEPS = ("Runs", "Cost and energy")
 STYLE = """
 <style>
 .block-container {padding-top: 2.4rem; padding-bottom: 3rem;}
 [data-testid="stSidebarHeader"] {height: 1.5rem;}
 h2 {padding-top: 0.2rem;}
-h3 {font-size: 1.3rem;}
+[data-testid="stMain"] h3 {font-size: 1.3rem !important;}
 [data-testid="stSidebar"] [role="radiogroup"] > label {padding: 0.1rem 0; width: 100%;}
 [data-testid="stSidebar"] [role="radiogroup"] p {font-size: 1rem;}
+[data-testid="stMain"] [data-testid="stMarkdownContainer"] table {
+  display: block; overflow-x: auto;
+}
 .terminal {
   user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
   padding: 0.8rem 1rem; border-radius: 0.5rem; background: rgba(128, 128, 128, 0.12);
@@ -53,16 +70,28 @@ def main() -> None:
     st.html(STYLE)
     with st.sidebar:
         st.markdown("#### scalelab")
-        title = st.radio(
-            "View", list(VIEWS), key="page", bind="query-params", label_visibility="collapsed"
-        )
+        navigation = st.container()
         st.divider()
     choice = state.choose()
+    views = [view for view in VIEWS if choice.table is None or view not in OF_SWEEPS]
+    if _asked_view() not in views:
+        # a link or the view before showed what this table does not have
+        st.session_state["page"] = views[0]
+    with navigation:
+        title = st.radio(
+            "View", views, key="page", bind="query-params", label_visibility="collapsed"
+        )
     state.follow(choice)
     st.header(title)
     VIEWS[title](choice)
     state.keep_address()
     settle(title)
+
+
+def _asked_view() -> str:
+    """Return the view that the session or the address names; default the first."""
+    first = next(iter(VIEWS))
+    return st.session_state.get("page") or st.query_params.get("page") or first
 
 
 @st.cache_resource(show_spinner=False)

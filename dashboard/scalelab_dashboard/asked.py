@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 CHINCHILLA_FLOPS = "5.76e23"
 """The budget of Chinchilla and Gopher, arXiv:2203.15556."""
+USUAL_DAYS = 30.0
+SECONDS_PER_DAY = 86400.0
 # Name of the limit, label, option, factor of its unit, example.
 LIMITS = (
     ("flops", "Training compute, FLOP", "--flops", 1.0, CHINCHILLA_FLOPS),
@@ -94,11 +97,7 @@ class Asked:
         ScalelabError
             If an input is not a quantity, or no model is within the limits.
         """
-        scale = {name: factor for name, _, _, factor, _ in LIMITS}
-        limits = {
-            name: parse_quantity(text.lstrip("$"), what=name.replace("_", " ")) * scale[name]
-            for name, text in self.limits
-        }
+        limits = {name: check_limit(name, text) for name, text in self.limits}
         deployment = Deployment(
             gpu=self.gpu,
             n_devices=self.count,
@@ -110,6 +109,31 @@ class Asked:
             else 0.0,
         )
         return api_decide.decide(source, Limits(**limits), deployment, candidates=self.named)
+
+
+def usual_count(flops: float, gpu: str, share: float) -> int:
+    """Return the devices, a power of two, with which training takes at most `USUAL_DAYS`."""
+    per_day = SECONDS_PER_DAY * HARDWARE[gpu].peak_flops_per_s * share
+    return int(2 ** max(0, math.ceil(math.log2(flops / per_day / USUAL_DAYS))))
+
+
+def check_limit(name: str, text: str) -> float:
+    """Return a limit in its unit.
+
+    Raises
+    ------
+    UsageError
+        If the text is not a quantity above zero.
+    """
+    scale = {each: factor for each, _, _, factor, _ in LIMITS}
+    value = parse_quantity(text.lstrip("$"), what=name.replace("_", " ")) * scale[name]
+    Limits(**{name: value})
+    return value
+
+
+def check_rate(text: str) -> float:
+    """Return a price or an intensity; raise UsageError if the text is none."""
+    return _rate(text.lstrip("$"), "price or intensity")
 
 
 def _rate(text: str, what: str) -> float:

@@ -16,10 +16,14 @@ import streamlit as st
 from scalelab.api import fits as api_fits
 from scalelab.api import metrics as api_metrics
 from scalelab.api import predictions as api_predictions
+from scalelab.api.comparisons import source_of
+from scalelab.api.laws import load_law
 from scalelab.forecast.bands import bands_between
+from scalelab.forecast.comparing import compare_sources
 from scalelab.forecast.headline import NextCommand
 from scalelab.forecast.headline import headline as make_headline
 from scalelab.records.notes import Note, read_notes
+from scalelab.store.public_tables import list_public_tables, table_path
 from scalelab.store.status import read_status
 from scalelab_dashboard import assess, data
 from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
@@ -31,9 +35,12 @@ if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
+    from scalelab.forecast.comparing import Source as Compared
+    from scalelab.forecast.comparing import SourceComparison
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
     from scalelab.records.types import Observations
+    from scalelab.store.public_tables import PublicTable
     from scalelab.store.reading import Reading
     from scalelab.store.status import SweepStatus
     from scalelab_dashboard.data import Rates, Source
@@ -47,10 +54,16 @@ def fits() -> Fits:
     return Fits()
 
 
+@st.cache_resource(show_spinner=False)
+def public_tables() -> tuple[PublicTable, ...]:
+    """Return the public tables of the package."""
+    return list_public_tables()
+
+
 @st.cache_resource(max_entries=8, show_spinner=False)
-def sources(results: str, stamp: str) -> list[Source]:
-    """Return the sweeps of a snapshot."""
-    return data.sources(results) if stamp else []
+def sources(results: str, stamp: str) -> list[Source] | Failure:
+    """Return the sweeps of a snapshot, or why it cannot be read."""
+    return attempt(lambda: data.sources(results)) if stamp else []
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -172,6 +185,25 @@ def figure(name: str, key: object, look: str, more: object, _draw: Callable[[], 
     return drawn
 
 
+@st.cache_resource(max_entries=8, show_spinner=False)
+def comparison(
+    names: tuple[str, ...],
+    keys: tuple[FitKey, ...],
+    flops: float | None,
+    level: float,
+    _reports: dict[str, FitReport],
+) -> SourceComparison | Failure:
+    """Return fits and published laws over one another; the first is the reference."""
+
+    def source(name: str) -> Compared:
+        if name in _reports:
+            return source_of(name, _reports[name], level)
+        law = name.removeprefix("law ")
+        return source_of(law, load_law(law), level)
+
+    return attempt(lambda: compare_sources([source(n) for n in names], flops=flops, level=level))
+
+
 def held_out(key: FitKey, report: FitReport) -> Observations | None:
     """Return the held-out rows of a fit."""
     if key.holdout is None:
@@ -182,7 +214,7 @@ def held_out(key: FitKey, report: FitReport) -> Observations | None:
 
 def stamp_of(results: str, file: str | None) -> str:
     """Return the state of the snapshot or file."""
-    return data.file_stamp(file) if file else data.stamp(results)
+    return data.file_stamp(table_path(Path(file))) if file else data.stamp(results)
 
 
 def read_file(path: str, stamp: str, mapping: dict[str, str], reading: Reading) -> Any:

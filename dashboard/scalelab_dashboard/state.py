@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from streamlit.runtime.state import get_session_state
 
 from scalelab.errors import UsageError
 from scalelab.records.metric import HELDOUT, parse_metric
+from scalelab.store.public_tables import PREFIX
 from scalelab.store.reading import Reading
 from scalelab_dashboard import point, queries, ui
 from scalelab_dashboard.fits import Failure, FitKey, attempt
@@ -32,12 +34,15 @@ READING_VARIABLE = "SCALELAB_DASHBOARD_READING"
 METRIC_VARIABLE = "SCALELAB_DASHBOARD_METRIC"
 EXCLUDE_VARIABLE = "SCALELAB_DASHBOARD_EXCLUDE"
 TABLES = "opened_tables"
+VALID_HOLDOUT = "last_valid_holdout"
 GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
 EXPERT_FORMS = ("granularity", "routed", "experts", "sparsity")
 """Further forms where runs have experts."""
 LEVELS = (80, 90, 95)
 """In per cent, as in the URL."""
+OPENED = " (opened here)"
+"""End of the label of an uploaded file."""
 LIVE_S = 3.0
 
 
@@ -92,6 +97,14 @@ class Choice:
     whole: FitKey | None = None
     excluded: tuple[str, ...] = ()
     labels: tuple[str, ...] = field(default=())
+    keys: Mapping[str, FitKey] = field(default_factory=dict, hash=False, compare=False)
+
+    @property
+    def shown(self) -> str:
+        """Name of what is shown."""
+        if self.table is not None:
+            return self.table.label
+        return "" if self.source is None else self.source.name
 
     def words(self, *more: str) -> list[str]:
         """Return the ``scalelab fit`` command that gives the same answer."""
@@ -119,12 +132,22 @@ def choose() -> Choice:
     results = os.environ.get(RESULTS_VARIABLE, "results")
     tables = {table.label: table for table in _tables()}
     stamp = queries.stamp_of(results, None)
-    found = {source.name: source for source in queries.sources(results, stamp)}
-    labels = (*tables, *found)
+    stored = queries.sources(results, stamp)
+    if isinstance(stored, Failure):
+        # An older snapshot, for example. Tables can be shown all the same.
+        with st.sidebar:
+            ui.failure(stored)
+        stored = []
+    found = {source.name: source for source in stored}
+    own = (*tables, *found)
+    examples = {name: table for name, table in _examples().items() if name not in own}
+    tables |= examples
+    labels = (*own, *examples)
     with st.sidebar:
-        if not labels:
+        if not own and _asked_for() not in labels:
+            _choose_example(labels)
             return Choice(results=results, stamp=stamp)
-        ready = [name for name in labels if _has_results(name, tables, found)]
+        ready = [name for name in own if _has_results(name, tables, found)]
         latest = ready[0] if ready else labels[0]
         if "sweep" not in st.session_state and st.query_params.get("sweep") not in labels:
             # Set in the URL, so that a link keeps showing this sweep after later launches.
@@ -138,16 +161,14 @@ def choose() -> Choice:
                 index=None,
                 key="sweep",
                 bind="query-params",
-                help="Sweeps and imports of the results folder, latest first.",
+                help="Sweeps and imports of the results folder, latest first; then the public "
+                "tables of the package.",
                 on_change=_forget_runs,
             )
             or latest
         )
         if GONE in st.session_state:
-            st.warning(
-                f"The linked sweep **{ui.as_text(st.session_state[GONE])}** is not in this results "
-                f"folder. Showing **{ui.as_text(name)}**."
-            )
+            st.warning(_gone_words(str(st.session_state[GONE]), name))
         table, source = tables.get(name), found.get(name)
         reading = table.reading if table is not None else Reading()
         mapping = dict(table.mapping) if table is not None else {}
@@ -172,6 +193,7 @@ def choose() -> Choice:
             placeholder="n_params > 1e9",
             help="These runs are not fitted. The Extrapolate view scores the fit on them.",
         )
+        below_holdout = st.container()
         excluded_field = st.container()
     level = percent / 100
     if params is not None:
@@ -189,6 +211,9 @@ def choose() -> Choice:
         form=form,
         level=level,
     )
+    if whole.holdout is not None:
+        with below_holdout:
+            whole = _usable(whole)
     with excluded_field:
         key, excluded = _excluded(whole)
     return Choice(
@@ -205,6 +230,25 @@ def choose() -> Choice:
         whole=whole,
         excluded=excluded,
         labels=labels,
+        keys={
+            **{
+                label: FitKey(
+                    stamp=found[label].rows_stamp
+                    if label in found
+                    else queries.stamp_of(results, tables[label].path),
+                    results=results,
+                    file=tables[label].path if label in tables else None,
+                    sweep=label if label in found else None,
+                    mapping=tables[label].mapping if label in tables else (),
+                    reading=tables[label].reading if label in tables else Reading(),
+                    form=form,
+                    level=level,
+                )
+                for label in labels
+                if _has_results(label, tables, found)
+            },
+            name: key,
+        },
     )
 
 
@@ -243,6 +287,20 @@ def _forget_runs() -> None:
     st.query_params.pop(point.RUN, None)
 
 
+def _usable(key: FitKey) -> FitKey:
+    """Return the fit with the last valid condition if this one is not; the error is drawn here."""
+    found = queries.observed(key)
+    if not isinstance(found, Failure):
+        st.session_state[VALID_HOLDOUT] = (key.results, key.file, key.sweep, key.holdout)
+        return key
+    if not isinstance(queries.observed(replace(key, holdout=None)), Failure):
+        ui.field_error(found)
+        *where, holdout = st.session_state.get(VALID_HOLDOUT, (None,) * 4)
+        is_same = where == [key.results, key.file, key.sweep]
+        return replace(key, holdout=holdout if is_same else None)
+    return key
+
+
 @st.fragment(run_every=LIVE_S)
 def follow(choice: Choice) -> None:
     """Check every few seconds for a new snapshot, and show it."""
@@ -266,6 +324,51 @@ def keep_address() -> None:
             binding = address.get_binding_for_param(name)
             if binding is not None and binding.widget_id not in drawn:
                 address.unbind_widget(binding.widget_id)
+
+
+def open_example(name: str) -> None:
+    """Choose a public table of the package, and show the Overview."""
+    st.session_state["sweep"] = name
+    st.session_state["page"] = "Overview"
+
+
+def _asked_for() -> str | None:
+    """Return the sweep or table that the session or the address names."""
+    return st.session_state.get("sweep") or st.query_params.get("sweep")
+
+
+def _examples() -> dict[str, Table]:
+    """Return the public tables of the package by their name."""
+    names = (f"{PREFIX}{table.name}" for table in queries.public_tables())
+    return {name: Table(path=name, label=name) for name in names}
+
+
+def _choose_example(labels: tuple[str, ...]) -> None:
+    """Draw the choice of a page that has no runs of its own."""
+    st.selectbox(
+        "Sweep or table",
+        labels,
+        index=None,
+        key="sweep",
+        bind="query-params",
+        placeholder="Open an example",
+        help="This results folder has no runs yet. These are the public tables of the package.",
+    )
+
+
+def _gone_words(asked: str, shown: str) -> str:
+    """Return why the sweep or table of a link is not shown."""
+    if asked.endswith(OPENED):
+        file = asked.removesuffix(OPENED)
+        return (
+            f"The link shows the uploaded file **{ui.as_text(file)}**, which was only in the "
+            "memory of that page. Upload it again in the **Data** view, or import it once to make "
+            f"a link that works. Showing **{ui.as_text(shown)}**."
+        )
+    return (
+        f"The linked sweep **{ui.as_text(asked)}** is not in this results folder. "
+        f"Showing **{ui.as_text(shown)}**."
+    )
 
 
 def open_table(table: Table) -> None:

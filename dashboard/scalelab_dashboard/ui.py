@@ -15,6 +15,7 @@ from scalelab.forecast import headline
 from scalelab.report.look import DARK, LIGHT, Look
 from scalelab.units import format_flops
 from scalelab_dashboard import queries
+from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning, Interval
     from scalelab.records.notes import Note
     from scalelab.records.types import Observations
-    from scalelab_dashboard.fits import Failure
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$:~&@/=^\"'])")
 COLOURS = {
@@ -113,7 +113,7 @@ def answer(sentence: str, basis: str, verdict: str | None, found: Sequence[FitWa
     found : sequence of FitWarning
         Most serious first.
     """
-    st.markdown(f"#### {as_text(sentence)}")
+    st.markdown(f"#### {prose(sentence)}")
     if basis:
         st.caption(as_text(basis))
     if verdict is None:
@@ -146,6 +146,13 @@ def exponent(interval: Interval | None, level: float) -> tuple[str, str]:
     return f"{interval.value:.3f}", limits(interval, level, "{:.3f}")
 
 
+def bracketed(interval: Interval, form: Callable[[float], str]) -> str:
+    """Return a value with its limits in brackets, if it has any."""
+    if not math.isfinite(interval.low + interval.high) or interval.low == interval.high:
+        return form(interval.value)
+    return f"{form(interval.value)} [{form(interval.low)}, {form(interval.high)}]"
+
+
 def digits(value: float) -> str:
     """Return six significant digits, or a dash for a limit that is not known."""
     return f"{value:.6g}" if math.isfinite(value) else "–"
@@ -162,6 +169,37 @@ def failure(found: Failure) -> None:
     """Show an error: what is wrong, what is accepted, what to do."""
     st.warning(f"**Got** {as_text(found.given)}.")
     st.markdown(f"Expected {as_text(found.allowed)}. **{prose(found.do)}**")
+
+
+def field_error(found: Failure) -> None:
+    """Show an error below the field that it is about; the figure stays."""
+    st.markdown(
+        f":red[**Got** {as_text(found.given)}. Expected {as_text(found.allowed)}.] "
+        f"{prose(found.do)}"
+    )
+
+
+def checked_input(label: str, key: str, check: Callable[[str], object], **options: Any) -> str:
+    """Draw a text field and return its text; of a wrong one, the last valid text with the error.
+
+    Parameters
+    ----------
+    label, key : str
+        The label; the key in the session and the address.
+    check : callable
+        Raises `scalelab.errors.ScalelabError` for text that is not valid.
+    **options
+        Of `st.text_input`.
+    """
+    text = (st.text_input(label, key=key, bind="query-params", **options) or "").strip()
+    if not text:
+        return ""
+    found = attempt(lambda: check(text))
+    if isinstance(found, Failure):
+        field_error(found)
+        return str(st.session_state.get(f"valid_{key}", ""))
+    st.session_state[f"valid_{key}"] = text
+    return text
 
 
 def warnings(found: Any) -> None:

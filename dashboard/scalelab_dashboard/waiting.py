@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 import streamlit as st
 
-from scalelab_dashboard import queries, ui
+from scalelab.store.public_tables import PREFIX
+from scalelab_dashboard import queries, state, ui
 from scalelab_dashboard.fits import Failure, Job, answer
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from scalelab.forecast.metric_comparison import MetricComparison
     from scalelab.records.types import Observations
     from scalelab.report.explorer import Explorer
+    from scalelab_dashboard.fits import FitKey
     from scalelab_dashboard.state import Choice
 
 FIRST_WAIT_S = 0.4
 """Wait for a fit before showing the parts that do not need it."""
 SHORT_WAIT_S = 0.05
 POLL_S = 0.7
+SHOWN_EXAMPLES = 6
 
 
 def rows(choice: Choice) -> tuple[Observations, IsoflopFit] | None:
@@ -40,11 +43,12 @@ def rows(choice: Choice) -> tuple[Observations, IsoflopFit] | None:
     return found
 
 
-def report(choice: Choice) -> FitReport | None:
-    """Return the fit, or show that it runs and rerun the page when it ends."""
-    if choice.key is None:
+def report(choice: Choice, key: FitKey | None = None) -> FitReport | None:
+    """Return the fit of the choice or of another key, or show that it runs and rerun the page."""
+    key = key or choice.key
+    if key is None:
         return None
-    job = queries.fits().fit(choice.key)
+    job = queries.fits().fit(key)
     found = answer(job, FIRST_WAIT_S)
     if found is None:
         _poll(job, "Fitting with 1000 bootstrap replicates")
@@ -119,8 +123,29 @@ def nothing(choice: Choice) -> None:
         ["scalelab", "import", "RUNS.csv", "--results", choice.results],
         ["scalelab", "dashboard", "--from", "RUNS.csv"],
     )
+    examples()
     if choice.stamp == "":
         st.caption("The results folder has no snapshot yet. This page updates when there is one.")
+
+
+def examples() -> None:
+    """Offer the public tables of the package by name."""
+    st.markdown("Or read what exists: public runs that come with scalelab.")
+    tables = queries.public_tables()
+    with st.container(horizontal=True):
+        for table in tables[:SHOWN_EXAMPLES]:
+            name = f"{PREFIX}{table.name}"
+            st.button(
+                f"{table.name} ({table.rows:,} runs)",
+                key=f"open_{table.name}",
+                help=f"{table.title}. {table.cite}",
+                on_click=state.open_example,
+                args=(name,),
+            )
+    st.caption(
+        f"{len(tables)} tables are in the sidebar under **Sweep or table**; `scalelab tables` "
+        "lists them with their sources."
+    )
 
 
 def unfinished(choice: Choice) -> None:

@@ -17,6 +17,7 @@ from scalelab import __version__
 from scalelab.cli import adaptive as adaptive_commands
 from scalelab.cli import backtest as backtest_commands
 from scalelab.cli import bench as bench_commands
+from scalelab.cli import compare as compare_commands
 from scalelab.cli import dashboard as dashboard_commands
 from scalelab.cli import data as data_commands
 from scalelab.cli import decide as decide_commands
@@ -49,7 +50,8 @@ from scalelab.errors import (
 )
 
 ORDER = (
-    *("sweep", "status", "fit", "predict", "scores", "backtest", "law", "decide", "tune"),
+    *("sweep", "status", "fit", "predict", "scores", "backtest", "compare"),
+    *("law", "decide", "tune"),
     *("dashboard", "report"),
     *("resume", "retry", "cancel", "logs", "note", "collect", "import", "export", "tables"),
     *("evaluate", "export-model"),
@@ -93,6 +95,7 @@ app.command("remove")(folders_commands.remove)
 app.command("archive")(folders_commands.archive)
 app.command("restore")(folders_commands.restore)
 app.command("backtest")(backtest_commands.backtest)
+app.command("compare")(compare_commands.compare)
 app.command("predict")(predict_commands.predict)
 app.command("scores")(scores_commands.scores)
 app.command("tables")(tables_commands.tables)

@@ -1,4 +1,4 @@
-"""Extrapolated loss, published models compared with the law, and candidates of a decision."""
+"""Extrapolated loss, and published models compared with the law."""
 
 from __future__ import annotations
 
@@ -209,84 +209,6 @@ def published_plane(
     return figure
 
 
-def pareto(
-    points: Sequence[dict[str, Any]], cost: str, unit: str, axis: str, look: Look = LIGHT
-) -> Any:
-    """Return loss against cost: candidates within and outside the limits, Pareto front, best.
-
-    Parameters
-    ----------
-    points : sequence of dict
-        ``label``, ``loss_nats``, ``low``, ``high``, ``is_feasible``, ``is_front``, ``is_best`` and
-        the cost.
-    cost : str
-        Key of the cost.
-    unit : str
-        Its name with unit, for the axis.
-    axis : str
-        Name of the loss with its unit.
-    look : Look
-    """
-    import plotly.graph_objects as go
-
-    points = [point for point in points if point.get(cost)]
-    if not points:
-        return draw.empty(look, "No candidate to draw.")
-    figure = go.Figure()
-    outside = [p for p in points if not p["is_feasible"]]
-    within = [p for p in points if p["is_feasible"] and not p["is_best"]]
-    groups = (
-        ("outside the limits", look.faint, "x", outside),
-        ("within the limits", look.second, "circle", within),
-        ("best", look.accent, "star", [p for p in points if p["is_best"]]),
-    )
-    front = sorted((p for p in points if p["is_front"]), key=lambda p: p[cost])
-    if len(front) > 1:
-        at = np.array([p[cost] for p in front])
-        loss = np.array([p["loss_nats"] for p in front])
-        draw.add_curve(figure, at, loss, {"color": look.third, "width": 2}, "Pareto front")
-    for name, colour, symbol, chosen in groups:
-        if not chosen:
-            continue
-        middle = np.array([p["loss_nats"] for p in chosen])
-        low = np.array([_or(p["low"], p["loss_nats"]) for p in chosen])
-        high = np.array([_or(p["high"], p["loss_nats"]) for p in chosen])
-        draw.add_curve(
-            figure,
-            np.array([p[cost] for p in chosen]),
-            middle,
-            {"color": colour, "symbol": symbol, "size": 16 if name == "best" else 8},
-            name,
-            f"%{{customdata[0]}}<br>{unit} %{{customdata[1]}}<br>loss %{{customdata[2]}}",
-            error_y=draw.error_bars(middle, low, high, colour, 3, 1),
-            customdata=[
-                [draw.plain(p["label"]), format_quantity(p[cost]), _span_words(p)] for p in chosen
-            ],
-        )
-    best = next((p for p in points if p["is_best"]), None)
-    if best is not None:
-        draw.label_end(
-            figure, best[cost], best["loss_nats"], draw.plain(best["label"]), look.ink, gap=14
-        )
-    draw.finish(
-        figure,
-        look,
-        alt=(
-            f"Predicted loss against {unit} for {len(points)} candidates"
-            + (f"; the best within the limits is {best['label']}." if best is not None else ".")
-        ),
-        x=unit,
-        y=axis,
-        legend=True,
-        height=480,
-    )
-    values = np.array([p[cost] for p in points])
-    left, right = float(np.log10(values.min())), float(np.log10(values.max()))
-    margin = 0.15 * (right - left) + 0.1
-    figure.update_xaxes(**draw.log_axis(values), range=[left - margin, right + 2 * margin])
-    return figure
-
-
 def _runs(figure: Any, x: FloatArray, y: FloatArray, name: str, colour: str, size: int) -> None:
     hover = f"{name}<br>C %{{x:.3g}} FLOP<br>loss %{{y:.4f}}"
     draw.add_curve(figure, x, y, {"color": colour, "size": size, "opacity": 0.6}, name, hover)
@@ -345,13 +267,6 @@ def _overlap(
     one: tuple[float, float, float, float], other: tuple[float, float, float, float]
 ) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _span_words(point: dict[str, Any]) -> str:
-    loss = f"{point['loss_nats']:.4f}"
-    if point["low"] is None or not np.isfinite(point["low"] + point["high"]):
-        return loss
-    return f"{loss} ({point['low']:.4f} to {point['high']:.4f})"
 
 
 def _or(value: float | None, other: float) -> float:

@@ -91,3 +91,9 @@ def _between(ramp: tuple[tuple[float, tuple[int, int, int]], ...], at: float) ->
     stops = [stop for stop, _ in ramp]
     channels = [np.interp(at, stops, [colour[i] for _, colour in ramp]) for i in range(3)]
     return "#" + "".join(f"{round(float(channel)):02x}" for channel in channels)
+
+
+def compared_colours(look: Look, count: int) -> list[str]:
+    """Return the colours of compared sources, the reference first."""
+    own = (look.accent, look.second, look.third, look.ink, look.faint)
+    return [*own, *look.shades(max(2, count - len(own)))][:count]

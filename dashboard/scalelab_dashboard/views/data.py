@@ -55,7 +55,11 @@ def show(choice: Choice) -> None:
     table = choice.table
     if uploaded is not None:
         path = _spooled(uploaded.name, uploaded.getvalue())
-        table = state.Table(path=str(path), label=f"{uploaded.name} (opened here)")
+        table = state.Table(path=str(path), label=f"{uploaded.name}{state.OPENED}")
+        st.caption(
+            "A link to this page cannot restore an uploaded file. For a link that works, save the "
+            "table with the command below, or start the page with `--from FILE`."
+        )
     if table is None:
         st.info(
             "No table is open. Upload a file above, or run `scalelab dashboard --from FILE.csv`."
@@ -92,9 +96,9 @@ def show(choice: Choice) -> None:
         type="primary",
         on_click=_choose,
         args=(chosen,),
-        help="Selects this table in the sidebar, with these columns.",
+        help="Selects this table in the sidebar, with these columns, and shows the Overview.",
     )
-    words = ["scalelab", "import", Path(table.label.removesuffix(" (opened here)")).name]
+    words = ["scalelab", "import", Path(table.label.removesuffix(state.OPENED)).name]
     if mapping:
         words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
     words += reading.words()
@@ -207,6 +211,7 @@ def _show_read(read: dict[str, Any]) -> None:
 def _choose(table: state.Table) -> None:
     state.open_table(table)
     st.session_state["sweep"] = table.label
+    st.session_state["page"] = "Overview"
 
 
 @st.cache_resource(show_spinner=False)

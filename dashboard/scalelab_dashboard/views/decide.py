@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
 
 from scalelab.api import decisions as api_decide
-from scalelab.errors import ScalelabError
+from scalelab.arrays import FloatArray
+from scalelab.forecast.bands import surface
+from scalelab.forecast.decide import parse_candidate
+from scalelab.forecast.decision import Deployment
 from scalelab.forecast.headline import decision_sentence, grave_warnings, verdict_of
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
-from scalelab.report import figures_forecast
+from scalelab.report import figures_decide
 from scalelab.theory.hardware import (
     GRID_SOURCE,
     HARDWARE,
@@ -19,10 +23,26 @@ from scalelab.theory.hardware import (
     UTILISATION_SOURCE,
     WORLD_GRAMS_PER_KWH,
 )
-from scalelab.units import format_flops, format_money, format_quantity, plural
+from scalelab.units import (
+    format_duration,
+    format_flops,
+    format_money,
+    format_quantity,
+    parse_quantity,
+    plural,
+)
 from scalelab_dashboard import queries, ui, waiting
-from scalelab_dashboard.asked import CHINCHILLA_FLOPS, LIMITS, Asked
-from scalelab_dashboard.fits import Failure, FitKey
+from scalelab_dashboard.asked import (
+    CHINCHILLA_FLOPS,
+    LIMITS,
+    SECONDS_PER_DAY,
+    USUAL_DAYS,
+    Asked,
+    check_limit,
+    check_rate,
+    usual_count,
+)
+from scalelab_dashboard.fits import Failure, FitKey, attempt
 
 if TYPE_CHECKING:
     from scalelab.forecast.decision import Candidate, Decision
@@ -30,6 +50,8 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 OWN = "this fit"
+AT_COMPUTE = "Parameters at this compute"
+ANSWERED = "last_answered_question"
 RECOMMENDED = "besiroglu"
 """Refit of the Chinchilla runs; the published constants do not fit them, arXiv:2404.10102."""
 COSTS = {
@@ -41,19 +63,20 @@ COSTS = {
 
 
 def show(choice: Choice) -> None:
-    """Draw the page."""
-    others = sorted(PUBLISHED_LAWS, key=lambda name: name != RECOMMENDED)
-    laws = [*([OWN] if choice.key is not None else []), *others]
-    law = st.selectbox(
-        "Law",
-        laws,
-        key="law",
-        bind="query-params",
-        help="Your fit has intervals; published laws have none.",
-    )
-    usual = _usual(choice, law)
-    top = st.container()
-    asked = _ask(usual)
+    """Draw the page: the answer and its figure, then the question."""
+    top, inputs = st.container(), st.expander("Law, limits and hardware", expanded=_is_changed())
+    with inputs:
+        others = sorted(PUBLISHED_LAWS, key=lambda name: name != RECOMMENDED)
+        laws = [*([OWN] if choice.key is not None else []), *others]
+        law = st.selectbox(
+            "Law of the decision",
+            laws,
+            key="law",
+            bind="query-params",
+            help="Your fit has intervals; published laws have none.",
+        )
+        asked = _ask(_usual(choice, law))
+        below = st.container()
     words = ["scalelab", "decide"]
     source: FitReport | str = law
     if law == OWN:
@@ -69,26 +92,40 @@ def show(choice: Choice) -> None:
         words += choice.words()[2:]
     else:
         words += ["--law", law]
-    try:
-        words += asked.options()
-        key = choice.key if law == OWN else None
-        answer = _answer(key, law, asked, source)
-    except ScalelabError as error:
-        ui.failure(Failure(given=error.given, allowed=error.allowed, do=error.do))
-        return
+    key = choice.key if law == OWN else None
+    found = attempt(lambda: _answer(key, law, asked, source))
+    if isinstance(found, Failure):
+        with below:
+            ui.field_error(found)
+        last = st.session_state.get(ANSWERED)
+        if last is None or last[:2] != (key, law):
+            with top:
+                ui.failure(found)
+            return
+        asked = last[2]
+        found = _answer(key, law, asked, source)
+    st.session_state[ANSWERED] = (key, law, asked)
+    words += asked.options()
     share = "" if isinstance(source, str) else f"{100 * choice.level:g} %"
     with top:
-        _answer_first(answer, source, law, share)
-    _show(answer, asked, share, (key, law, asked))
-    if answer.best is not None:
+        _answer_first(found, source, law, share)
+        _show(found, asked, source, (key, law, asked))
+    if found.best is not None:
         st.download_button(
             "Save the winner as a sweep file",
-            api_decide.as_sweep(answer.best, " ".join(words), answer.unit),
+            api_decide.as_sweep(found.best, " ".join(words), found.unit),
             "winner.toml",
             "application/toml",
             on_click="ignore",
         )
     ui.command(words)
+
+
+def _is_changed() -> bool:
+    """Say whether an input of the view has a value in the session or the address."""
+    keys = [f"max_{name}" for name, *_ in LIMITS]
+    keys += ["law", "device", "gpus", "price", "use", "serve", "grid_co2", "named"]
+    return any(st.session_state.get(key) or key in st.query_params for key in keys)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -121,21 +158,12 @@ def _ask(usual: str) -> Asked:
             key="device",
             bind="query-params",
         )
-        price = st.text_input(
+        price = ui.checked_input(
             "US dollars per GPU-hour",
-            key="price",
-            bind="query-params",
+            "price",
+            check_rate,
             placeholder=f"default {HARDWARE[gpu].usd_per_hour:g}",
             help=HARDWARE[gpu].price_source,
-        )
-    with second:
-        count = st.number_input("GPUs", 1, 10**6, 1024, 1, key="gpus", bind="query-params")
-        grid = st.text_input(
-            "g CO2 per kWh",
-            key="grid_co2",
-            bind="query-params",
-            placeholder=f"default {WORLD_GRAMS_PER_KWH:g}, world mean",
-            help=GRID_SOURCE,
         )
     with third:
         share = st.number_input(
@@ -148,33 +176,59 @@ def _ask(usual: str) -> Asked:
             bind="query-params",
             help=UTILISATION_SOURCE,
         )
-        served = st.text_input(
+        served = ui.checked_input(
             "Tokens served in total",
-            key="serve",
-            bind="query-params",
+            "serve",
+            lambda text: parse_quantity(text, what="served tokens"),
             placeholder="default none; e.g. 10T",
             help="Serving costs 2 N FLOPs per token. It is part of money, energy and CO2.",
         )
+    with second:
+        flops = parse_quantity(dict(limits).get("flops", usual), what="training compute")
+        fitting = usual_count(flops, gpu, share)
+        given = ui.checked_input(
+            "GPUs",
+            "gpus",
+            lambda text: Deployment(n_devices=parse_quantity(text, what="GPUs")),
+            placeholder=f"default {fitting:,}",
+            help=f"Default: a power of two that trains this in {USUAL_DAYS:g} days or less.",
+        )
+        grid = ui.checked_input(
+            "g CO2 per kWh",
+            "grid_co2",
+            check_rate,
+            placeholder=f"default {WORLD_GRAMS_PER_KWH:g}, world mean",
+            help=GRID_SOURCE,
+        )
     with fourth:
-        named = st.text_input(
+        named = ui.checked_input(
             "Candidates, N:D",
-            key="named",
-            bind="query-params",
+            "named",
+            _check_candidates,
             placeholder="default all; e.g. 7B:2T, 13B:1T",
         )
-    if not limits and not (named or "").strip():
+    if not limits and not named:
         limits = (("flops", usual),)
         st.caption(f"No limit given: showing the best model for {usual} FLOP of training.")
     return Asked(
         limits=limits,
         gpu=gpu,
-        count=count,
+        count=parse_quantity(given, what="GPUs") if given else float(fitting),
         share=share,
-        served=(served or "").strip(),
-        price=(price or "").strip(),
-        grid=(grid or "").strip(),
-        named=tuple(part.strip() for part in (named or "").split(",") if part.strip()),
+        served=served,
+        price=price,
+        grid=grid,
+        named=_split(named),
     )
+
+
+def _split(named: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in named.split(",") if part.strip())
+
+
+def _check_candidates(named: str) -> None:
+    for part in _split(named):
+        parse_candidate(part)
 
 
 def _limits(usual: str) -> tuple[tuple[str, str], ...]:
@@ -183,47 +237,60 @@ def _limits(usual: str) -> tuple[tuple[str, str], ...]:
     places = st.columns(4)
     for i, (name, label, _, _, example) in enumerate(LIMITS):
         with places[i % 4]:
-            text = st.text_input(
+            text = ui.checked_input(
                 label,
-                key=f"max_{name}",
-                bind="query-params",
+                f"max_{name}",
+                partial(check_limit, name),
                 placeholder=f"no limit; e.g. {usual if name == 'flops' else example}",
             )
-        if text and text.strip():
-            given.append((name, text.strip()))
+        if text:
+            given.append((name, text))
     return tuple(given)
 
 
-def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
-    """Draw the answer; ``share`` is the level of its intervals, empty if it has none."""
-    best = answer.best
+def _show(answer: Decision, asked: Asked, source: FitReport | str, question: object) -> None:
+    """Draw the answer: a figure, the limits that are reached, and the candidates."""
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        cost = st.selectbox("Cost axis", list(COSTS), key="against_cost", bind="query-params")
-        column, unit = COSTS[cost]
+        axis = st.selectbox("Loss against", [AT_COMPUTE, *COSTS], key="axis", bind="query-params")
         loss = f"{answer.metric.label} ({answer.unit})"
         points = [
             {
                 **each.costs,
+                "n_params": each.n_params,
+                "flops": each.flops,
                 "label": each.label,
                 "loss_nats": each.loss_nats,
                 "low": each.low,
                 "high": each.high,
                 "is_feasible": each.is_feasible,
                 "is_front": i in answer.front,
-                "is_best": each is best,
+                "is_best": each is answer.best,
             }
             for i, each in enumerate(answer.candidates)
         ]
-        ui.plot(
-            "pareto",
-            question,
-            lambda look: figures_forecast.pareto(points, column, unit, loss, look),
-            cost,
-        )
+        if axis == AT_COMPUTE:
+            curve = None if answer.best is None else partial(_losses, source)
+            ui.plot(
+                "at_compute",
+                question,
+                lambda look: figures_decide.at_compute(points, curve, loss, look),
+            )
+            st.caption(
+                "Line: predicted loss of every size at the compute of the best model. Points: "
+                "candidates of that compute, with their intervals."
+            )
+        else:
+            column, unit = COSTS[axis]
+            ui.plot(
+                "pareto",
+                question,
+                lambda look: figures_decide.pareto(points, column, unit, loss, look),
+                axis,
+            )
     with right:
         st.subheader("Active limits")
-        if best is not None:
+        if answer.best is not None:
             _binding(answer)
         st.caption(
             ui.as_text(
@@ -240,6 +307,16 @@ def _show(answer: Decision, asked: Asked, share: str, question: object) -> None:
         hide_index=True,
         alt="Candidates with predicted loss and costs",
     )
+
+
+def _losses(
+    source: FitReport | str, n_params: FloatArray, n_tokens: FloatArray
+) -> FloatArray | None:
+    """Return the predicted losses of these sizes and tokens, or None without an answer."""
+    if isinstance(source, str):
+        law = PUBLISHED_LAWS[source].law
+        return law.loss({"n_params": n_params, "n_tokens": n_tokens})
+    return surface(source, n_params, n_tokens)
 
 
 def _answer_first(answer: Decision, source: FitReport | str, law: str, share: str) -> None:
@@ -289,9 +366,15 @@ def _headline(best: Candidate, share: str, answer: Decision) -> None:
         ui.number(
             "cost",
             format_money(best.costs["usd"] or 0.0),
-            f"{format_quantity(best.costs['gpu_hours'] or 0.0)} GPU-hours, "
-            f"{best.costs['days'] or 0.0:.3g} days, {format_flops(best.flops)} FLOP",
+            f"{_time(best)} of training, {format_quantity(best.costs['gpu_hours'] or 0.0)} "
+            f"GPU-hours, {format_flops(best.flops)} FLOP",
         )
+
+
+def _time(each: Candidate) -> str:
+    """Return the time of training on all devices."""
+    seconds = SECONDS_PER_DAY * (each.costs["days"] or 0.0)
+    return format_duration(seconds) if seconds >= 1 else "< 1 s"
 
 
 def _binding(answer: Decision) -> None:
@@ -318,7 +401,7 @@ def _row(each: Candidate, answer: Decision) -> dict[str, str]:
         **interval,
         "C, FLOP": format_flops(each.flops),
         "GPU-hours": format_quantity(each.costs["gpu_hours"] or 0.0),
-        "days": f"{each.costs['days'] or 0.0:.3g}",
+        "time": _time(each),
         "money": format_money(each.costs["usd"] or 0.0),
         "kWh": format_quantity(each.costs["kwh"] or 0.0),
         "kg CO2": format_quantity(each.costs["kg_co2"] or 0.0),

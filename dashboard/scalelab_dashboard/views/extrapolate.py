@@ -37,6 +37,7 @@ EXAMPLES = {
     "Money": "1M",
 }
 SECONDS_PER_HOUR = 3600
+ANSWERED = "last_answered_target"
 PUBLISHED_SPAN = (1e19, 1e26)
 PLANES: tuple[Literal["n_tokens", "flops"], ...] = ("n_tokens", "flops")
 
@@ -59,13 +60,17 @@ def _forecast(choice: Choice) -> None:
     if not report.has_answer:
         waiting.not_identified(report)
         return
-    if isinstance(request, Failure):
-        ui.failure(request)
-        return
     forecast = queries.forecast(choice.key, request, report)
     if isinstance(forecast, Failure):
-        ui.failure(forecast)
-        return
+        ui.field_error(forecast)
+        source, request = st.session_state.get(ANSWERED, ("", ""))
+        if source != choice.shown:
+            return
+        st.caption(ui.as_text(f"Below: {request}, the last target with an answer."))
+        forecast = queries.forecast(choice.key, request, report)
+        if isinstance(forecast, Failure):
+            return
+    st.session_state[ANSWERED] = (choice.shown, request)
     head = queries.headline(choice.key, tuple(choice.words()[2:]), forecast.asked, report, forecast)
     ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
     _answer(report, forecast)
@@ -83,22 +88,15 @@ def _forecast(choice: Choice) -> None:
     _published(choice, report)
 
 
-def _ask(rows: Observations) -> str | Failure:
-    """Draw the inputs; return the request in the form of the command line."""
+def _ask(rows: Observations) -> str:
+    """Draw the inputs; return the request in the form of the command line.
+
+    Of a target that is no quantity, the last valid one; the error is below the field.
+    """
     columns = st.columns([2, 2, 1, 1])
     with columns[0]:
         by = st.selectbox("Target by", BY, key="by", bind="query-params")
-    with columns[1]:
-        next_c = by == "Compute C"
-        usual = ui.next_compute(rows) if next_c else EXAMPLES[by]
-        text = st.text_input(
-            "Target",
-            key="target",
-            bind="query-params",
-            placeholder=f"{usual}, 10x the largest run" if next_c else usual,
-            help="For example 1e24, 7B or 2T; money in US dollars.",
-        )
-    text = text or usual
+    place = columns[1].container()
     hardware, utilisation = "h100", STATED_UTILISATION
     if by in ("GPU-hours", "Money"):
         with columns[2]:
@@ -109,7 +107,19 @@ def _ask(rows: Observations) -> str | Failure:
             utilisation = st.number_input(
                 "Utilisation", 0.01, 1.0, STATED_UTILISATION, 0.05, key="mfu", bind="query-params"
             )
-    return attempt(lambda: request_of(by, text, hardware, utilisation))
+    with place:
+        next_c = by == "Compute C"
+        usual = ui.next_compute(rows) if next_c else EXAMPLES[by]
+        text = ui.checked_input(
+            "Target",
+            "target",
+            lambda text: parse_request(request_of(by, text, hardware, utilisation)),
+            placeholder=f"{usual}, 10x the largest run" if next_c else usual,
+            help="For example 1e24, 7B or 2T; money in US dollars.",
+        )
+    # the last valid text may belong to another choice of "Target by"
+    found = attempt(lambda: request_of(by, text or usual, hardware, utilisation))
+    return request_of(by, usual, hardware, utilisation) if isinstance(found, Failure) else found
 
 
 def request_of(by: str, text: str, hardware: str, utilisation: float) -> str:

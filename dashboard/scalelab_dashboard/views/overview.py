@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import streamlit as st
 
 from scalelab.report import figures, figures_isoflop, overlay
 from scalelab.units import format_flops, format_quantity, plural
-from scalelab_dashboard import point, queries, slider, ui, waiting
+from scalelab_dashboard import point, queries, slider, state, ui, waiting
 from scalelab_dashboard.views import live
 
 if TYPE_CHECKING:
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 MAX_MINIMA = 10
+REMEDIES = {
+    "checkpoints": "the last row of each run",
+    "swept_settings": "the best of each size",
+    "seed_replicates": "the mean of all seeds",
+}
+"""What the options in the message of a warning do, by its code."""
+_OPTION = re.compile(r"--(last-of|best-of|mean-of) ([\w,]+)")
 KINDS = {"isoflop": "isoFLOP"}
 STATES = (
     *("done", "running", "queued", "planned"),
@@ -53,6 +62,7 @@ def show(choice: Choice) -> None:
         old = _before(choice, report, low, high, top)
         with top:
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
+            _remedy(choice, report)
             ui.next_step(head)
             if report.has_answer:
                 _headline(report, choice, float(rows.flops.max()))
@@ -114,6 +124,40 @@ def _before(
         whole = waiting.whole_report(choice)
         point.change(choice, report, whole)
     return None if whole is None else queries.bands(choice.whole, low, high, whole)
+
+
+def _remedy(choice: Choice, report: FitReport) -> None:
+    """Offer to read a table as its warnings say: the last row of each run, the best of each size.
+
+    The warnings name the options; the button and the command line then read the same rows.
+    """
+    if choice.table is None:
+        return
+    given = choice.table.reading
+    found = {
+        code: dict(_OPTION.findall(each.message))
+        for each in report.warnings
+        if (code := each.code) in REMEDIES
+    }
+    options = {name: value for each in found.values() for name, value in each.items()}
+    if not options:
+        return
+    words = {name.replace("-", "_"): value for name, value in options.items()}
+    reading = replace(
+        given,
+        last_of=words.get("last_of", given.last_of),
+        best_of=tuple(words["best_of"].split(",")) if "best_of" in words else given.best_of,
+        mean_of=tuple(words["mean_of"].split(",")) if "mean_of" in words else given.mean_of,
+    )
+    said = " and ".join(REMEDIES[code] for code in REMEDIES if code in found)
+    st.button(
+        f"Keep {said}",
+        type="primary",
+        on_click=state.open_table,
+        args=(replace(choice.table, reading=reading),),
+        help="Reads the table again: "
+        + " ".join(f"--{name} {value}" for name, value in options.items()),
+    )
 
 
 def _state(choice: Choice) -> None:

@@ -1,0 +1,155 @@
+"""Compare: sweeps, tables and laws over one another, with exponents and speed-up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from scalelab.forecast.comparing import MAX_SOURCES, NO_SPEEDUP, SAME_SET, SourceComparison
+from scalelab.forecast.published_laws import PUBLISHED_LAWS
+from scalelab.report import figures_compare
+from scalelab.units import format_flops, format_quantity, parse_quantity
+from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard.fits import Failure
+
+if TYPE_CHECKING:
+    from scalelab.fit.outcome import Interval
+    from scalelab.forecast.comparing import Compared
+    from scalelab.forecast.fit_report import FitReport
+    from scalelab_dashboard.state import Choice
+
+RECOMMENDED = "besiroglu"
+LAW = "law "
+"""Beginning of the name of a published law in the list, so that it differs from a table."""
+
+
+def show(choice: Choice) -> None:
+    """Draw the page: what is compared, what it says, the frontiers, exponents and speed-ups."""
+    laws = [f"{LAW}{name}" for name in PUBLISHED_LAWS]
+    others = [label for label in choice.keys if label != choice.shown]
+    left, right = st.columns([3, 1])
+    with left:
+        chosen = st.multiselect(
+            f"Compare {choice.shown or 'these'} with",
+            [*others, *laws],
+            key="with",
+            bind="query-params",
+            max_selections=MAX_SOURCES - 1,
+            placeholder="other sweeps, tables, published laws",
+            help="The sweep or table of the sidebar is the reference.",
+        )
+    with right:
+        text = ui.checked_input(
+            "At compute, FLOP",
+            "at",
+            lambda text: parse_quantity(text, what="compute"),
+            placeholder="within the runs of all",
+            help="Where the optima are compared. Default: the largest compute within the runs of "
+            "all.",
+        )
+    if choice.key is None or not choice.shown:
+        waiting.nothing(choice)
+        return
+    if not chosen:
+        st.caption(f"Showing the law {RECOMMENDED} until you choose.")
+        chosen = [f"{LAW}{RECOMMENDED}"]
+    reports = _reports(choice, chosen)
+    if reports is None:
+        return
+    flops = parse_quantity(text, what="compute") if text else None
+    keys = tuple(choice.keys[name] for name in (choice.shown, *chosen) if name in choice.keys)
+    found = queries.comparison((choice.shown, *chosen), keys, flops, choice.level, reports)
+    if isinstance(found, Failure):
+        ui.failure(found)
+        return
+    _draw(found, (choice.shown, *chosen, keys, flops, choice.level))
+    words = ["scalelab", "compare", *(_word(choice, name) for name in (choice.shown, *chosen))]
+    words += ["--results", choice.results, *(["--flops", text] if text else [])]
+    words += ["--level", f"{choice.level:g}"] if choice.level != 0.9 else []
+    ui.command(words)
+
+
+def _word(choice: Choice, name: str) -> str:
+    """Return a source as the command line names it."""
+    key = choice.keys.get(name)
+    return name.removeprefix(LAW) if key is None else key.file or name
+
+
+def _reports(choice: Choice, chosen: list[str]) -> dict[str, FitReport] | None:
+    """Return the fits of the chosen runs, or None while one runs or if one failed."""
+    found: dict[str, FitReport] = {}
+    for name in (choice.shown, *chosen):
+        if name in choice.keys:
+            report = waiting.report(choice, choice.keys[name])
+            if report is None:
+                return None
+            found[name] = report
+    return found
+
+
+def _draw(found: SourceComparison, question: object) -> None:
+    for sentence in found.sentences:
+        said, missing, why = sentence.partition(NO_SPEEDUP)
+        st.markdown(f"#### {ui.as_text(said)}")
+        if missing:
+            st.markdown(ui.as_text(f"{missing}{why}"))
+    if any(part.speedup is not None for part in found.parts):
+        st.caption(SAME_SET)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.subheader("Compute-optimal N")
+        ui.plot(
+            "compare_n",
+            question,
+            lambda look: figures_compare.frontiers(found, "n_params", look),
+        )
+    with right:
+        st.subheader("Compute-optimal D")
+        ui.plot(
+            "compare_d",
+            question,
+            lambda look: figures_compare.frontiers(found, "n_tokens", look),
+        )
+    with left:
+        st.subheader("Exponent a")
+        ui.plot("compare_a", question, lambda look: figures_compare.exponent_forest(found, look))
+    if any(part.speedup is not None for part in found.parts):
+        with right:
+            st.subheader("Speed-up")
+            ui.plot("compare_s", question, lambda look: figures_compare.speedup_forest(found, look))
+    st.markdown(_table(found))
+    st.caption(
+        f"Bands and brackets: {100 * found.level:g} % confidence intervals. Dashed: a law without "
+        f"runs. Dotted: {format_flops(found.flops)} FLOP, where the optima are compared."
+    )
+
+
+def _table(found: SourceComparison) -> str:
+    head = (
+        f"| source | runs | verdict | a | N at {format_flops(found.flops)} FLOP | D | speed-up |",
+        "|:--|--:|:--|--:|--:|--:|--:|",
+    )
+    return "\n".join((*head, *(_row(part, is_first=i == 0) for i, part in enumerate(found.parts))))
+
+
+def _row(part: Compared, *, is_first: bool) -> str:
+    source, forecast = part.source, part.forecast
+    a = None if source.exponents is None else source.exponents[0]
+    sizes = (None, None) if forecast is None else (forecast.n_params, forecast.n_tokens)
+    speedup = "reference" if is_first else "–"
+    if part.speedup is not None:
+        speedup = ui.bracketed(part.speedup.factor, "{:.2f}".format)
+    cells = (
+        ui.as_text(source.name),
+        "law" if source.rows is None else f"{len(source.rows):,}",
+        source.verdict or "–",
+        "–" if a is None else ui.bracketed(a, "{:.3f}".format),
+        *(_size(size) for size in sizes),
+        speedup,
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _size(size: Interval | None) -> str:
+    return "–" if size is None else ui.bracketed(size, format_quantity)

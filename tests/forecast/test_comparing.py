@@ -1,0 +1,113 @@
+"""Sweeps, tables and laws over one another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalelab.api import fit
+from scalelab.api.comparisons import compare_runs, source_of
+from scalelab.api.data import frame_of
+from scalelab.api.laws import load_law
+from scalelab.cli.main import main
+from scalelab.errors import DataError, UsageError
+from scalelab.forecast.comparing import SourceComparison, compare_sources
+from scalelab.records.types import Observations
+from scalelab.report import figures_compare
+from scalelab.report.look import LIGHT, compared_colours
+from scalelab.store.tables import TableRead
+
+SAVING = 1.5
+"""Compute that recipe B saves."""
+
+
+@pytest.fixture(scope="module")
+def compared(isoflop_runs: Callable[..., Observations]) -> SourceComparison:
+    """Return recipe A, recipe B with 1.5 times the effective compute, and the published law."""
+    a, same = isoflop_runs(noise=0.002), isoflop_runs(noise=0.002, seed=11)
+    gamma = 0.348 * 0.366 / (0.348 + 0.366)
+    b = replace(same, loss_nats=1.82 + (same.loss_nats - 1.82) * SAVING**-gamma)
+    sources = [
+        source_of(
+            name,
+            fit(
+                frame_of(TableRead(observations=rows, lines=np.arange(len(rows)))),
+                bootstrap=100,
+                forecaster="law",
+            ),
+        )
+        for name, rows in (("recipe-a", a), ("recipe-b", b))
+    ]
+    return compare_sources([*sources, source_of("besiroglu", load_law("besiroglu"))])
+
+
+def test_the_better_recipe_is_named_with_its_speed_up(compared: SourceComparison) -> None:
+    speedup = compared.parts[1].speedup
+    assert speedup is not None
+    assert speedup.factor.low < SAVING < speedup.factor.high
+    assert speedup.factor.low > 1
+    assert compared.sentences[0].startswith("recipe-b is better than recipe-a")
+    assert compared.parts[2].speedup is None
+    assert compared.parts[2].reason == ""
+
+
+def test_the_optima_and_exponents_of_all_are_compared_at_one_compute(
+    compared: SourceComparison,
+) -> None:
+    assert compared.flops == pytest.approx(1e20)
+    for part in compared.parts:
+        assert part.forecast is not None
+        assert part.bands is not None
+        assert part.source.exponents is not None
+        assert part.source.exponents[0].value == pytest.approx(0.366 / 0.714, abs=0.03)
+    assert np.array_equal(compared.parts[0].bands.flops, compared.parts[2].bands.flops)
+    assert set(compared.to_dict()) == {"flops", "level", "sentences", "note", "sources"}
+
+
+def test_the_figures_show_every_source(compared: SourceComparison) -> None:
+    for axis in ("n_params", "n_tokens"):
+        figure = figures_compare.frontiers(compared, axis)
+        assert {"recipe-a", "recipe-b", "besiroglu"} <= {trace.name for trace in figure.data}
+    assert "besiroglu" in figures_compare.exponent_forest(compared).layout.meta["alt"]
+    assert len(figures_compare.speedup_forest(compared).data) == 1
+    assert len(set(compared_colours(LIGHT, 6))) == 6
+
+
+def test_one_source_and_a_repeated_name_are_refused(compared: SourceComparison) -> None:
+    first = compared.parts[0].source
+    with pytest.raises(UsageError, match="1 source"):
+        compare_sources([first])
+    with pytest.raises(UsageError, match="twice"):
+        compare_sources([first, first])
+
+
+def test_a_law_of_its_own_cannot_be_the_reference_of_a_speed_up(
+    compared: SourceComparison,
+) -> None:
+    law, runs = compared.parts[2].source, compared.parts[0].source
+    found = compare_sources([law, runs], flops=1e19)
+    assert found.parts[1].speedup is None
+    assert "besiroglu is a law without runs" in found.sentences[0]
+
+
+def test_an_unknown_name_lists_what_is_known(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Did you mean besiroglu"):
+        compare_runs(["besiroglo", "hoffmann"], results=tmp_path)
+
+
+def test_two_published_laws_are_compared_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "besiroglu", "hoffmann", "--results", str(tmp_path), "--flops", "1e22"]
+    assert main([*words, "--plot", str(tmp_path / "laws.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in found["sources"]] == ["besiroglu", "hoffmann"]
+    assert found["sources"][1]["a"]["value"] == pytest.approx(0.28 / 0.62, abs=1e-6)
+    assert (tmp_path / "laws.png").stat().st_size > 10_000
+    assert main(words) == 0
+    assert "1e22 FLOP" in capsys.readouterr().out
