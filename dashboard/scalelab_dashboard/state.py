@@ -6,12 +6,10 @@ session.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -19,21 +17,17 @@ from streamlit.runtime.state import get_session_state
 
 from scalelab.errors import UsageError
 from scalelab.records.metric import HELDOUT, parse_metric
-from scalelab.store.public_tables import PREFIX
 from scalelab.store.reading import Reading
-from scalelab_dashboard import point, queries, ui
+from scalelab_dashboard import point, queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, FitKey, attempt
+from scalelab_dashboard.tables_of import Table
 
 if TYPE_CHECKING:
     from scalelab_dashboard.data import Source
 
 RESULTS_VARIABLE = "SCALELAB_RESULTS"
-FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
-MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
-READING_VARIABLE = "SCALELAB_DASHBOARD_READING"
 METRIC_VARIABLE = "SCALELAB_DASHBOARD_METRIC"
 EXCLUDE_VARIABLE = "SCALELAB_DASHBOARD_EXCLUDE"
-TABLES = "opened_tables"
 VALID_HOLDOUT = "last_valid_holdout"
 GONE = "sweep_of_a_link_that_is_not_here"
 FORMS = ("chinchilla", "tied", "gamma", "kaplan")
@@ -41,19 +35,7 @@ EXPERT_FORMS = ("granularity", "routed", "experts", "sparsity")
 """Further forms where runs have experts."""
 LEVELS = (80, 90, 95)
 """In per cent, as in the URL."""
-OPENED = " (opened here)"
-"""End of the label of an uploaded file."""
 LIVE_S = 3.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """An opened file: path, label, mapping of its columns, and how it is read."""
-
-    path: str
-    label: str
-    mapping: tuple[tuple[str, str], ...] = ()
-    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +112,7 @@ class Choice:
 def choose() -> Choice:
     """Draw the sidebar and return the choice."""
     results = os.environ.get(RESULTS_VARIABLE, "results")
-    tables = {table.label: table for table in _tables()}
+    tables = {table.label: table for table in tables_of.opened()}
     stamp = queries.stamp_of(results, None)
     stored = queries.sources(results, stamp)
     if isinstance(stored, Failure):
@@ -140,12 +122,12 @@ def choose() -> Choice:
         stored = []
     found = {source.name: source for source in stored}
     own = (*tables, *found)
-    examples = {name: table for name, table in _examples().items() if name not in own}
+    examples = {name: table for name, table in tables_of.examples().items() if name not in own}
     tables |= examples
     labels = (*own, *examples)
     with st.sidebar:
         if not own and _asked_for() not in labels:
-            _choose_example(labels)
+            tables_of.choose_example(labels)
             return Choice(results=results, stamp=stamp)
         ready = [name for name in own if _has_results(name, tables, found)]
         latest = ready[0] if ready else labels[0]
@@ -168,7 +150,7 @@ def choose() -> Choice:
             or latest
         )
         if GONE in st.session_state:
-            st.warning(_gone_words(str(st.session_state[GONE]), name))
+            st.warning(tables_of.gone_words(str(st.session_state[GONE]), name))
         table, source = tables.get(name), found.get(name)
         reading = table.reading if table is not None else Reading()
         mapping = dict(table.mapping) if table is not None else {}
@@ -326,84 +308,9 @@ def keep_address() -> None:
                 address.unbind_widget(binding.widget_id)
 
 
-def open_example(name: str) -> None:
-    """Choose a public table of the package, and show the Overview."""
-    st.session_state["sweep"] = name
-    st.session_state["page"] = "Overview"
-
-
 def _asked_for() -> str | None:
     """Return the sweep or table that the session or the address names."""
     return st.session_state.get("sweep") or st.query_params.get("sweep")
-
-
-def _examples() -> dict[str, Table]:
-    """Return the public tables of the package by their name."""
-    names = (f"{PREFIX}{table.name}" for table in queries.public_tables())
-    return {name: Table(path=name, label=name) for name in names}
-
-
-def _choose_example(labels: tuple[str, ...]) -> None:
-    """Draw the choice of a page that has no runs of its own."""
-    st.selectbox(
-        "Sweep or table",
-        labels,
-        index=None,
-        key="sweep",
-        bind="query-params",
-        placeholder="Open an example",
-        help="This results folder has no runs yet. These are the public tables of the package.",
-    )
-
-
-def _gone_words(asked: str, shown: str) -> str:
-    """Return why the sweep or table of a link is not shown."""
-    if asked.endswith(OPENED):
-        file = asked.removesuffix(OPENED)
-        return (
-            f"The link shows the uploaded file **{ui.as_text(file)}**, which was only in the "
-            "memory of that page. Upload it again in the **Data** view, or import it once to make "
-            f"a link that works. Showing **{ui.as_text(shown)}**."
-        )
-    return (
-        f"The linked sweep **{ui.as_text(asked)}** is not in this results folder. "
-        f"Showing **{ui.as_text(shown)}**."
-    )
-
-
-def open_table(table: Table) -> None:
-    """Add a table to this session."""
-    kept = [each for each in st.session_state.get(TABLES, []) if each.label != table.label]
-    st.session_state[TABLES] = [table, *kept]
-
-
-def _tables() -> list[Table]:
-    opened: list[Table] = list(st.session_state.get(TABLES, []))
-    given = os.environ.get(FILE_VARIABLE)
-    if given and all(table.path != given for table in opened):
-        from scalelab.store.read_options import parse_map
-
-        mapping = parse_map([os.environ.get(MAP_VARIABLE, "")]) if _has_map() else {}
-        opened.append(
-            Table(
-                path=given,
-                label=Path(given).name,
-                mapping=tuple(sorted(mapping.items())),
-                reading=_given_reading(),
-            )
-        )
-    return opened
-
-
-def _given_reading() -> Reading:
-    """Return how the file of the command line is read."""
-    content: dict[str, Any] = json.loads(os.environ.get(READING_VARIABLE) or "{}")
-    lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
-    return Reading(**{**content, **lists})
-
-
-def _has_map() -> bool:
-    return bool(os.environ.get(MAP_VARIABLE))
 
 
 def _has_results(name: str, tables: dict[str, Table], found: dict[str, Source]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import streamlit as st
 
 from scalelab.store.public_tables import PREFIX
-from scalelab_dashboard import queries, state, ui
+from scalelab_dashboard import queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, Job, answer
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def examples() -> None:
                 f"{table.name} ({table.rows:,} runs)",
                 key=f"open_{table.name}",
                 help=f"{table.title}. {table.cite}",
-                on_click=state.open_example,
+                on_click=tables_of.open_example,
                 args=(name,),
             )
     st.caption(

@@ -18,7 +18,7 @@ import streamlit as st
 from scalelab.logs.registry import TABLE
 from scalelab.store.reading import Reading, reading_of_texts
 from scalelab.units import plural
-from scalelab_dashboard import queries, state, ui
+from scalelab_dashboard import queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def show(choice: Choice) -> None:
     table = choice.table
     if uploaded is not None:
         path = _spooled(uploaded.name, uploaded.getvalue())
-        table = state.Table(path=str(path), label=f"{uploaded.name}{state.OPENED}")
+        table = tables_of.Table(path=str(path), label=f"{uploaded.name}{tables_of.OPENED}")
         st.caption(
             "A link to this page cannot restore an uploaded file. For a link that works, save the "
             "table with the command below, or start the page with `--from FILE`."
@@ -85,7 +85,7 @@ def show(choice: Choice) -> None:
         ui.failure(read)
         return
     _show_read(read)
-    chosen = state.Table(
+    chosen = tables_of.Table(
         path=table.path,
         label=table.label,
         mapping=tuple(sorted(mapping.items())),
@@ -98,7 +98,7 @@ def show(choice: Choice) -> None:
         args=(chosen,),
         help="Selects this table in the sidebar, with these columns, and shows the Overview.",
     )
-    words = ["scalelab", "import", Path(table.label.removesuffix(state.OPENED)).name]
+    words = ["scalelab", "import", Path(table.label.removesuffix(tables_of.OPENED)).name]
     if mapping:
         words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
     words += reading.words()
@@ -208,8 +208,8 @@ def _show_read(read: dict[str, Any]) -> None:
         )
 
 
-def _choose(table: state.Table) -> None:
-    state.open_table(table)
+def _choose(table: tables_of.Table) -> None:
+    tables_of.open_table(table)
     st.session_state["sweep"] = table.label
     st.session_state["page"] = "Overview"
 

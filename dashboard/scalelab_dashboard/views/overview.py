@@ -11,7 +11,7 @@ import streamlit as st
 
 from scalelab.report import figures, figures_isoflop, overlay
 from scalelab.units import format_flops, format_quantity, plural
-from scalelab_dashboard import point, queries, slider, state, ui, waiting
+from scalelab_dashboard import point, queries, slider, tables_of, ui, waiting
 from scalelab_dashboard.views import live
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _remedy(choice: Choice, report: FitReport) -> None:
     st.button(
         f"Keep {said}",
         type="primary",
-        on_click=state.open_table,
+        on_click=tables_of.open_table,
         args=(replace(choice.table, reading=reading),),
         help="Reads the table again: "
         + " ".join(f"--{name} {value}" for name, value in options.items()),
