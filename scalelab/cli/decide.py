@@ -23,7 +23,6 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.output import emit_json, write_text
 from scalelab.errors import UsageError
-from scalelab.sweep.repeats import MAX_EPOCHS
 from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
 from scalelab.units import parse_quantity
 
@@ -174,7 +173,7 @@ def decide(
     ] = None,
     max_epochs: Annotated[
         float | None,
-        option(MIXTURE, f"Most passes over a source with --unique-tokens; default {MAX_EPOCHS:g}."),
+        option(MIXTURE, "Most passes over a source with --unique-tokens; default 4."),
     ] = None,
     level: LevelOption = 0.9,
     published: Annotated[
