@@ -145,13 +145,17 @@ def scores(results: str | Path = DEFAULT_RESULTS) -> ScoresReport:
     results : str or Path
         The results folder, with collected sweeps and imported tables.
     """
+    from scalelab.records.forecasts import read_forecasts
+
+    files = read_forecasts(Path(results))
+    if not files:
+        return ScoresReport(registrations=(), scores=())
     from scalelab.forecast.registered import registration_of
     from scalelab.forecast.scores import score_runs
-    from scalelab.records.forecasts import read_forecasts
     from scalelab.store.finished_runs import finished_runs
 
     registrations, problems = [], []
-    for path, content in read_forecasts(Path(results)).items():
+    for path, content in files.items():
         try:
             registrations.append(registration_of(content or {}, str(path)))
         except SpecError as error:

@@ -35,6 +35,8 @@ def new_scores(results: Path, scored: Scored) -> tuple[RunScore, ...]:
 
 def print_scores(scores: Sequence[RunScore]) -> None:
     """Print one line for each registration and time of registration that has new scores."""
+    if not scores:
+        return
     from scalelab.forecast.scores import summarise
     from scalelab.units import plural
 

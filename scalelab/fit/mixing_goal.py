@@ -12,7 +12,7 @@ from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError, did_you_mean
 from scalelab.fit.mixing import MixtureFit
 from scalelab.fit.outcome import Interval, percentile_limits
-from scalelab.sweep.repeats import MAX_EPOCHS
+from scalelab.theory.epochs import MAX_EPOCHS
 from scalelab.theory.laws.data_constrained import R_D, log_worth
 from scalelab.theory.laws.mixing import WEIGHT
 

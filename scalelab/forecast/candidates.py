@@ -16,7 +16,7 @@ from scalelab.forecast.decision import (
 )
 from scalelab.forecast.forecaster import Forecaster
 from scalelab.forecast.size_pool import SERVING_SHARE, SizePool
-from scalelab.sweep.repeats import MAX_EPOCHS
+from scalelab.theory.epochs import MAX_EPOCHS
 from scalelab.units import format_quantity
 
 BINDING_SHARE = 0.999

@@ -25,9 +25,9 @@ from scalelab.records.sweep_dir import Results
 from scalelab.sweep.cost import plan_cost
 from scalelab.sweep.planned_run import PlannedRun
 from scalelab.sweep.program import ProgramSpec
-from scalelab.sweep.repeats import MAX_EPOCHS
 from scalelab.sweep.run_size import planned_flops
 from scalelab.theory.accounting import DEFAULT_PARAM_CONVENTION
+from scalelab.theory.epochs import MAX_EPOCHS
 from scalelab.units import format_flops, plural
 
 KIND = "adaptive"

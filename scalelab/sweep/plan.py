@@ -21,7 +21,7 @@ from scalelab.sweep.mixture_design import mixture_design
 from scalelab.sweep.planned_run import DataFacts, PlannedRun, planned_run
 from scalelab.sweep.program import ProgramSpec
 from scalelab.sweep.program_table import ProgramTable
-from scalelab.sweep.repeats import MAX_EPOCHS, epochs_by_source, find_repeats
+from scalelab.sweep.repeats import epochs_by_source, find_repeats
 from scalelab.sweep.rules import FEW_STEPS, rule_texts
 from scalelab.sweep.run_size import model_size
 from scalelab.sweep.run_spec import RunSpec
@@ -30,6 +30,7 @@ from scalelab.sweep.size_table import SizeRow, budget_rows, nearest_rows
 from scalelab.sweep.spec import MAX_PLANNED_RUNS, SweepSpec
 from scalelab.sweep.trunk import shared_steps
 from scalelab.theory.decay_rules import CONSTANT
+from scalelab.theory.epochs import MAX_EPOCHS
 from scalelab.theory.shape import ModelShape
 from scalelab.units import format_quantity, plural
 

@@ -1,9 +1,4 @@
-"""How often runs repeat their text: warnings, and the limit of epochs.
-
-References
-----------
-Muennighoff et al. 2023, arXiv:2305.16264 (up to 4 epochs are almost as good as new text).
-"""
+"""How often runs repeat their text, and the warnings (`scalelab.theory.epochs`)."""
 
 from __future__ import annotations
 
@@ -14,10 +9,8 @@ from scalelab.errors import UsageError
 from scalelab.sweep.mixture import drawn_tokens
 from scalelab.sweep.planned_run import DataFacts, PlannedRun
 from scalelab.sweep.run_spec import RunSpec
+from scalelab.theory.epochs import MAX_EPOCHS
 from scalelab.units import format_quantity, plural
-
-MAX_EPOCHS = 4.0
-"""Largest number of epochs over a text or a source without --allow-repeats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
