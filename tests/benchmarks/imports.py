@@ -51,7 +51,7 @@ def main() -> None:
             ("sweep grid --dry-run",
              ["sweep", "grid", "--n-params", "20K", "--n-tokens", "100K", "--dry-run", *small]),
             ("sweep grid (trains in a worker)",
-             ["sweep", "grid", "--n-params", "5K", "--n-tokens", "20K", "--yes", *small]),
+             ["sweep", "grid", "--n-params", "20K", "--n-tokens", "200K", "--yes", *small]),
             ("collect", ["collect", *at]),
             ("status", ["status", *at]),
             ("export", ["export", *at]),
