@@ -119,8 +119,8 @@ class Plan:
         if self.names_evaluation and (share := self.evaluation_share) > MUCH_EVALUATION:
             found.append(
                 f"evaluation takes {share:.0%} of the compute. Evaluate on fewer tokens, for "
-                f"example --eval-tokens {format_quantity(self._fewer_eval_tokens(share))}, or less "
-                "often (--eval-every)."
+                f"example --eval-tokens {self._fewer_eval_tokens(share)}, or less often "
+                "(--eval-every)."
             )
         short = [row for row in self.rows if row.spec.n_steps < FEW_STEPS]
         if short:
@@ -134,8 +134,9 @@ class Plan:
     def _fewer_eval_tokens(self, share: float) -> int:
         """Return a size of each set at which evaluation takes less than the share that warns."""
         factor = MUCH_EVALUATION / (1 - MUCH_EVALUATION) * (1 - share) / share
-        largest = max([self.data.n_eval_tokens, *(ref.n_tokens for ref in self.data.eval_sets)])
-        return int(2 ** math.floor(math.log2(max(1.0, largest * factor))))
+        sizes = [self.data.n_eval_tokens, *(ref.n_tokens for ref in self.data.eval_sets)]
+        each = sum(sizes) * factor / len(sizes)
+        return int(2 ** math.floor(math.log2(max(1.0, each))))
 
     def refuse_repeats(self, *, allow_repeats: bool) -> None:
         """Raise UsageError when a run exceeds 4 epochs and that is not allowed."""
