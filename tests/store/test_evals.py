@@ -8,7 +8,12 @@ from dataclasses import replace
 import duckdb
 import pytest
 
+from scalelab.cli.main import main
+from scalelab.records.archive import parts_of
+from scalelab.records.parts import DATASET
+from scalelab.records.removal import unused_datasets
 from scalelab.records.run_dir import RunDir
+from scalelab.records.sweep_dir import Results
 from scalelab.records.types import EvalRow
 from scalelab.store.collect import collect
 from scalelab.store.live import open_snapshot
@@ -152,3 +157,26 @@ def test_two_hundred_runs_with_five_sets_are_collected_quickly(make, base_spec):
     started = time.process_time()
     collect(make.path)
     assert time.process_time() - started < 0.5
+
+
+def test_the_sets_of_a_run_stay_when_unused_data_is_removed_and_are_archived(make, base_spec):
+    run = finished(make, base_spec, n_sets=1)
+    for name in (run.read_spec().data_fingerprint, "f" * 16, "other"):
+        folder = make.path / "data" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    assert unused_datasets(Results(make.path)) == ["other"]
+    make.sweep("sets", [run])
+    kept = {part.name for part in parts_of(make.path, "sets") if part.kind == DATASET}
+    assert kept == {run.read_spec().data_fingerprint, "f" * 16}
+
+
+def test_merged_runs_keep_their_evaluations(make, base_spec, tmp_path):
+    run = finished(make, base_spec)
+    make.sweep("sets", [run])
+    collect(make.path)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    assert main(["merge", str(make.path), "--results", str(merged)]) == 0
+    collect(merged)
+    assert rows_of(merged) == rows_of(make.path)

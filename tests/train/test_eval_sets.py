@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,8 @@ from scalelab.store.eval_rows import eval_rows
 from scalelab.sweep.evaluation import evaluation_steps
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import EvalSetRef, RunSpec
+from scalelab.train import loop
+from scalelab.train.engine import Engine
 from scalelab.train.session import Session
 from scalelab.train.worker import run_batched
 from tests.train.outcome import curve, last_note, result
@@ -248,3 +252,45 @@ def test_the_steps_of_evaluations(every: float, steps: tuple[int, ...]) -> None:
 def test_a_set_opens_from_the_folder_of_the_data(dataset: Dataset, tmp_path: Path) -> None:
     ref = add_set(dataset, "noise", np.arange(50) % 61)
     assert open_dataset(dataset.folder.parent / ref.fingerprint).n_eval_tokens == 50
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_evaluates_ends_with_the_rows_of_an_undisturbed_one(
+    make_run: MakeRun, attempt_at: AttemptAt, sets: tuple[EvalSetRef, ...], dataset: Dataset
+) -> None:
+    changes = {"eval_sets": sets, "eval_every": 0.1, "n_steps": 60}
+    whole = make_run("whole", **changes)
+    assert attempt_at(whole) == "done"
+    run = make_run("killed", **changes)
+    context = multiprocessing.get_context("fork")
+    for _ in range(2):
+        before = len(run.attempts())
+        process = context.Process(target=train_slowly, args=(run.path, dataset.folder))
+        process.start()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            attempts = run.attempts()
+            written = attempts[-1].path / "evals.jsonl" if len(attempts) > before else None
+            if written is not None and written.exists() and written.read_text().count("\n") > 3:
+                break
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+        assert run.accepted() is None
+    assert attempt_at(run) == "done"
+    assert rows_of(run) == rows_of(whole)
+    assert curve(run) == curve(whole)
+
+
+def train_slowly(run: Path, data: Path) -> None:
+    """Train with a checkpoint after every step, and a pause after each set of an evaluation."""
+    evaluate = Engine.evaluate
+
+    def slow(self: Engine, *args: Any) -> Any:
+        time.sleep(0.05)
+        return evaluate(self, *args)
+
+    Engine.evaluate = slow  # type: ignore[method-assign]
+    loop.POLL_INTERVAL_S = 0.0
+    execution = ExecutionSpec(metrics_interval_steps=4, checkpoint_interval_s=1e-3)
+    run_batched([run], data, execution)

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scalelab.corpus.dataset import Dataset
 from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
 from tests.train.outcome import curve, last_note, result
 from tests.train.sharded.job import Job
+from tests.train.test_eval_sets import add_set, rows_of
 
 MakeRun = Callable[..., RunDir]
 
@@ -124,3 +126,23 @@ def test_a_single_device_imports_nothing_distributed() -> None:
         "assert 'torch.distributed.fsdp' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_two_ranks_report_the_losses_of_one_on_named_sets(
+    make_run: MakeRun,
+    attempt_at: Callable[..., str],
+    together: Callable[..., str],
+    dataset: Dataset,
+) -> None:
+    tokens = np.random.default_rng(1).integers(0, 61, 311)
+    sets = (add_set(dataset, "noise", tokens),)
+    alone, run = (make_run(group, eval_sets=sets, eval_every=0.5) for group in ("alone", "two"))
+    assert attempt_at(alone) == "done"
+    assert together(run, 2) == "done"
+    expected, found = rows_of(alone), rows_of(run)
+    assert found.keys() == expected.keys()
+    assert len(found) == 4
+    for key, row in expected.items():
+        assert found[key]["loss_nats"] == pytest.approx(row["loss_nats"], rel=2e-5)
+        assert found[key]["n_tokens"] == row["n_tokens"]
