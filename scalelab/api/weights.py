@@ -11,7 +11,6 @@ from scalelab.api.folders import existing
 from scalelab.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from scalelab.corpus.dataset import Dataset
     from scalelab.records.exported_model import ExportedModel
 
 FORMATS = ("hf",)
@@ -53,6 +52,7 @@ def export_model(
         If the run is not done or its weights were not kept, the folder cannot be written, or the
         check finds other logits.
     """
+    from scalelab.launch.evaluation import first_dataset
     from scalelab.records.run_names import find_run
 
     if format not in FORMATS:
@@ -65,7 +65,7 @@ def export_model(
     from scalelab.train.weights import load_weights
 
     weights = load_weights(place, average=average)
-    dataset = dataset_of(Path(results), weights.spec.data_fingerprint)
+    dataset = first_dataset(Path(results), weights.spec.data_fingerprint)
     out = Path(folder) if folder is not None else Path(f"{place.run_id}-hf")
     model = export_huggingface(weights, dataset, out, dtype=dtype)
     if not check:
@@ -80,15 +80,6 @@ def export_model(
             "Do not use this folder. Report this as a bug, with its config.json.",
         )
     return replace(model, max_logit_difference=difference)
-
-
-def dataset_of(results: Path, fingerprint: str) -> Dataset | None:
-    """Return the dataset of a run; None if it is not in the results folder any more."""
-    from scalelab.corpus.dataset import open_dataset
-    from scalelab.records.sweep_dir import Results
-
-    folder = Results(results).dataset(fingerprint)
-    return open_dataset(folder) if folder.is_dir() else None
 
 
 def require_torch() -> None:

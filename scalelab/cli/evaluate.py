@@ -35,6 +35,14 @@ def evaluate(
             help="JSONL file of items, or tasks of lm-evaluation-harness; repeatable.",
         ),
     ] = None,
+    eval_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval-set",
+            metavar="NAME=PATH",
+            help="Text to evaluate on, as in a sweep; repeatable, the same name adds a path.",
+        ),
+    ] = None,
     include_path: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +53,7 @@ def evaluate(
     results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> int:
-    """Evaluate finished runs on tasks.
+    """Evaluate finished runs on tasks and texts.
 
     No run is trained again: it must have been trained with --keep-weights. Results go to the
     table evals; what was evaluated before is not computed again.
@@ -61,6 +69,7 @@ def evaluate(
         report = api.evaluate(
             *names,
             tasks=tasks or (),
+            sets=eval_set or (),
             results=results,
             device=device,
             include=include_path,

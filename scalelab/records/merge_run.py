@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scalelab.records.evaluations import EVALUATIONS_FILE, evaluations_text, read_evaluations
 from scalelab.records.files import list_entries, read_json
 from scalelab.records.parts import RUN, Part, Write, walk
 from scalelab.records.run_dir import Attempt, RunDir, end_of
@@ -62,6 +63,8 @@ def merge_run(
         if attempt.token not in skipped:
             merging.add(attempt)
     merging.accept(skipped)
+    if ours.attempts():
+        merging.add_evaluations()
     return RunMerge(writes=tuple(merging.writes), conflicts=tuple(merging.conflicts))
 
 
@@ -144,6 +147,19 @@ class _Merging:
         target = self.ours.path / ACCEPTED
         replaces = self.accepted is not None
         self.writes.append(Write(target=target, texts={"": name}, replaces=replaces))
+
+    def add_evaluations(self) -> None:
+        """Add their evaluations of the same weights; ours stay where both have one."""
+        accepted = self._token(self.accepted)
+        if accepted is not None and accepted != self._token(self.their_accepted):
+            return
+        own = {found.key: found for found in read_evaluations(self.ours.path)}
+        other = {found.key: found for found in read_evaluations(self.theirs.path)}
+        both = own | other if self.prefers_theirs else other | own
+        if both != own:
+            target = self.ours.path / EVALUATIONS_FILE
+            content = evaluations_text(list(both.values()))
+            self.writes.append(Write(target=target, texts={"": content}, replaces=True))
 
     def _continue(self, ours: Attempt, theirs: Attempt) -> None:
         """Take the later of two states of one attempt."""

@@ -6,9 +6,12 @@ it; `scalelab.train.huggingface` writes it for other programs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scalelab_kernels.operations import get_attention, get_operations
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +20,7 @@ from scalelab.errors import DataError, UsageError
 from scalelab.records.run_dir import RunDir
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train import checkpoint
+from scalelab.train.engine import EVAL_TOKENS_PER_BATCH
 from scalelab.train.model import Decoder
 from scalelab.train.moe import RouterWeights
 from scalelab.train.parameters import Layout, lay_out
@@ -175,6 +179,27 @@ class WeightsModel:
         hidden, _ = decoder.hidden(tokens[:, :-1])
         # The head multiplies only the positions that count.
         return decoder.each_loss(hidden[is_target], tokens[:, 1:][is_target]).cpu()
+
+    def sequence_losses(
+        self, sequences: NDArray[np.int64], progress: Callable[[int], None]
+    ) -> NDArray[np.float64]:
+        """Return the mean loss of each sequence, as `scalelab.train.engine.Engine.evaluate`.
+
+        Parameters
+        ----------
+        sequences : ndarray of int, shape (n, T + 1)
+        progress : callable
+            Called with the number of sequences done.
+        """
+        n_rows = max(1, EVAL_TOKENS_PER_BATCH[self.device.type] // (sequences.shape[1] - 1))
+        means = []
+        for start in range(0, len(sequences), n_rows):
+            tokens = torch.from_numpy(sequences[start : start + n_rows])
+            is_target = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+            losses = self.target_losses(tokens, is_target)
+            means.append(losses.double().view(len(tokens), -1).mean(-1))
+            progress(min(start + n_rows, len(sequences)))
+        return torch.cat(means).numpy()
 
     def _decoder(self, seq_len: int) -> Decoder:
         if seq_len not in self._decoders:

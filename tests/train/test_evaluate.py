@@ -164,7 +164,7 @@ def test_runs_without_weights_are_left_out_with_their_reason(
 def test_wrong_names_are_usage_errors(run, sums, results):
     with pytest.raises(UsageError, match="matches 0 runs"):
         api.evaluate("nothing", tasks=[str(sums)], results=results)
-    with pytest.raises(UsageError, match="no task"):
+    with pytest.raises(UsageError, match="nothing to evaluate on"):
         api.evaluate(run.run_id, results=results)
     with pytest.raises(UsageError, match="second task named sums"):
         api.evaluate(run.run_id, tasks=[str(sums), str(sums)], results=results)
