@@ -47,7 +47,7 @@ def rank_encoder(tokenizer_json: str, end_of_document: str) -> Ids | None:
     import tiktoken
 
     model = json.loads(tokenizer_json)["model"]
-    characters = _byte_characters()
+    characters = byte_characters()
     ranks: dict[bytes, int] = {
         bytes(characters[character] for character in token): index
         for token, index in model["vocab"].items()
@@ -71,7 +71,7 @@ def _is_in_rank_order(merges: Iterable[Any], vocabulary: Mapping[str, int]) -> b
     return all(first < second for first, second in itertools.pairwise(made))
 
 
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """Return the byte of each character of the byte-level alphabet (GPT-2, `bytes_to_unicode`)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in set(shown)]

@@ -232,18 +232,19 @@ class RankTokenizer(FileTokenizer):
                 "Write for example --tokenizer-pattern cl100k.",
             )
         library = _library("tiktoken")
-        self._ranks = _read_ranks(file)
-        n_tokens = max(self._ranks.values()) + 1
+        self.ranks = _read_ranks(file)
+        self.pattern = PATTERNS.get(pattern, pattern)
+        n_tokens = max(self.ranks.values()) + 1
         end = n_tokens if end_token is None else end_token
-        self._words = {rank: word for word, rank in self._ranks.items()}
+        self._words = {rank: word for word, rank in self.ranks.items()}
         self._special = {} if end in self._words else {END_NAMES[0]: end}
         self._is_special_parsed = is_special_parsed
         self._encoding = _guarded(
             file,
             lambda: library.Encoding(
                 file.stem,
-                pat_str=PATTERNS.get(pattern, pattern),
-                mergeable_ranks=self._ranks,
+                pat_str=self.pattern,
+                mergeable_ranks=self.ranks,
                 special_tokens=self._special,
             ),
             f"or with --tokenizer-pattern {pattern!r}, which is no regular expression",

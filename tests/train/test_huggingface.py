@@ -1,15 +1,20 @@
 """Exported models in transformers: equal logits, equal tokens, refusals."""
 
+import base64
 import json
 import stat
 from dataclasses import replace
 
 import pytest
+import sentencepiece
 import torch
+from tokenizers import Tokenizer
 
 from scalelab.corpus.dataset import prepare
+from scalelab.corpus.merged_ranks import byte_characters
 from scalelab.corpus.prepared_tokenizer import prepared_tokenizer
 from scalelab.corpus.source import DataSource
+from scalelab.corpus.tokenizer import END_OF_DOCUMENT, cached_bpe
 from scalelab.errors import UsageError
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.shape import ModelShape
@@ -135,13 +140,76 @@ def text(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def tokenizers(text, tmp_path_factory):
+    """Return the names of small tokenizers of each format, trained here."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    corpus = folder / "corpus"
+    corpus.write_text("\n".join(path.read_text() for path in sorted(text.iterdir())))
+    made = cached_bpe([corpus.read_bytes()], "x", 320, folder)
+    content = json.loads(made.read_text())
+    # What a published tokenizer has beside its vocabulary.
+    content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst"}
+    content["truncation"]["stride"] = 0
+    piece = {"SpecialToken": {"id": END_OF_DOCUMENT, "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {
+            END_OF_DOCUMENT: {"id": END_OF_DOCUMENT, "ids": [0], "tokens": [END_OF_DOCUMENT]}
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokens = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
+    bytes_of = byte_characters()
+    words = [bytes(bytes_of[c] for c in token) for token, index in tokens if index]
+    ranks = [f"{base64.b64encode(word).decode()} {rank}" for rank, word in enumerate(words)]
+    (folder / "ranks.tiktoken").write_text("\n".join(ranks))
+    for kind in ("unigram", "bpe"):
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(corpus),
+            model_prefix=str(folder / kind),
+            vocab_size=360,
+            model_type=kind,
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("tokenizer.json", None), ("bpe.model", None), ("unigram.model", None)]
+    + [("ranks.tiktoken", pattern) for pattern in ("gpt2", "cl100k", "o200k", r"\S+|\s+")],
+)
+def test_a_tokenizer_of_a_file_gives_the_ids_of_the_data(text, tokenizers, name, pattern, tmp_path):
+    source = DataSource(
+        paths=(str(text),),
+        tokenizer=str(tokenizers / name),
+        tokenizer_pattern=pattern,
+        eval_tokens=64,
+    )
+    dataset = prepare(source, tmp_path)
+    files, warnings = tokenizer_files(dataset, 64)
+    assert len(warnings) == (name == "unigram.model")
+    written = Tokenizer.from_str(files["tokenizer.json"])
+    written.encode_special_tokens = True
+    words = [*PROBES, "the model's ids, 1234567 TIMES\n\n x", "$ ^ \n$\n end\n"]
+    ours = prepared_tokenizer(dataset).encode(each.encode() for each in words)
+    for each, found in zip(words, ours, strict=True):
+        assert written.encode(each).ids == found[:-1].tolist()
+    config = json.loads(files["tokenizer_config.json"])
+    assert written.token_to_id(config["eos_token"]) == dataset.end_token
+
+
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
 def test_a_tokenizer_json_gives_the_ids_of_the_data(text, tokenizer, tmp_path):
-    from tokenizers import Tokenizer
-
     source = DataSource(paths=(str(text),), tokenizer=tokenizer, eval_tokens=64)
     dataset = prepare(source, tmp_path)
-    files = tokenizer_files(dataset, 64)
+    files, warnings = tokenizer_files(dataset, 64)
+    assert not warnings
     written = Tokenizer.from_str(files["tokenizer.json"])
     written.encode_special_tokens = json.loads(files["tokenizer_config.json"])[
         "split_special_tokens"

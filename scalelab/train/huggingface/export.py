@@ -73,7 +73,8 @@ def export_huggingface(
     else:
         end_token = dataset.end_token
         try:
-            files = tokenizer_files(dataset, spec.seq_len)
+            files, found = tokenizer_files(dataset, spec.seq_len)
+            warnings += found
         except ScalelabError as error:
             warnings.append(f"no tokenizer: {error.given}. {error.do}")
     if spec.is_document_masked:

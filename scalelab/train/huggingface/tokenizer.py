@@ -12,15 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.corpus.dataset import Dataset
+from scalelab.corpus.merged_ranks import byte_characters
 from scalelab.corpus.prepared_tokenizer import prepared_tokenizer
 from scalelab.corpus.tokenizer import END_OF_DOCUMENT, ByteTokenizer, Tokenizer
 from scalelab.corpus.tokenizer_files import (
-    END_NAMES,
     JsonTokenizer,
     RankTokenizer,
     SentencePieceTokenizer,
 )
 from scalelab.errors import DataError
+from scalelab.train.huggingface.tokenizer_parts import (
+    added_token,
+    bpe_model,
+    byte_level,
+    byte_level_steps,
+    name_of,
+    with_end,
+)
+from scalelab.train.huggingface.tokenizer_pieces import pieces_json
+from scalelab.train.huggingface.tokenizer_ranks import ranks_json
 
 PROBES = (
     "",
@@ -30,15 +40,16 @@ PROBES = (
     "naïve café — “quotes” … ½ ﬁ Ａ e\u0301 \u00a0x",
     "Ā ā 漢字かな 한국어 עברית العربية हिन्दी",
     "👩‍👩‍👧‍👦 🇩🇪 \u200b zero width",
-    f"{END_OF_DOCUMENT} <|endoftext|> </s> <s> <unk> [CLS] ▁",
     "def f(x):\n    return x**2  # it's HTTPServer's CamelCase_and_snake 0x1F\n",
-    "a" * 300 + "\x01\x7f",
+    "".join(chr(97 + place * place % 26) for place in range(300)) + "\x01\x7f",
 )
 """Texts on which a written tokenizer must give the ids of the data's tokenizer."""
+SPELLED = f"{END_OF_DOCUMENT} <|endoftext|> </s> <s> <unk> [CLS] ▁"
+"""A text with special tokens. A Unigram model of the tokenizers library reads them as such."""
 
 
-def tokenizer_files(dataset: Dataset, seq_len: int) -> dict[str, str]:
-    """Return names and contents of the files of a dataset's tokenizer.
+def tokenizer_files(dataset: Dataset, seq_len: int) -> tuple[dict[str, str], list[str]]:
+    """Return names and contents of the files of a dataset's tokenizer, and warnings.
 
     Parameters
     ----------
@@ -57,8 +68,8 @@ def tokenizer_files(dataset: Dataset, seq_len: int) -> dict[str, str]:
     tokenizer = prepared_tokenizer(dataset)
     content = tokenizer_json(tokenizer)
     text = json.dumps(content, ensure_ascii=False, indent=1)
-    _require_equal(text, tokenizer, is_special_parsed=dataset.manifest.special_tokens)
-    end = _name_of(content, tokenizer.end_token)
+    warnings = _compare(text, tokenizer, is_special_parsed=dataset.manifest.special_tokens)
+    end = name_of(content, tokenizer.end_token)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": end,
@@ -67,7 +78,8 @@ def tokenizer_files(dataset: Dataset, seq_len: int) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    return {"tokenizer.json": text, "tokenizer_config.json": json.dumps(config, indent=1)}
+    files = {"tokenizer.json": text, "tokenizer_config.json": json.dumps(config, indent=1)}
+    return files, warnings
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -80,8 +92,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """
     if isinstance(tokenizer, ByteTokenizer):
         return _bytes_json()
-    if isinstance(tokenizer, (RankTokenizer, SentencePieceTokenizer)):
-        raise _not_equal(tokenizer, "ranks and sentencepiece models cannot be written so")
+    if isinstance(tokenizer, RankTokenizer):
+        return ranks_json(tokenizer)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return pieces_json(tokenizer)
     assert tokenizer.file is not None
     content: dict[str, Any] = json.loads(tokenizer.file.read_text(encoding="utf-8"))
     if isinstance(tokenizer, JsonTokenizer):
@@ -90,71 +104,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     return with_end(content, tokenizer.end_token)
 
 
-def added_token(index: int, name: str, *, special: bool = True) -> dict[str, Any]:
-    """Return an entry of ``added_tokens``."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": index, "content": name, **flags, "special": special}
-
-
-def with_end(content: dict[str, Any], end_token: int) -> dict[str, Any]:
-    """Return a tokenizer with a token that ends documents, if it has none with that number."""
-    if _name_of(content, end_token) is not None:
-        return content
-    taken = {*content["model"]["vocab"]} if isinstance(content["model"]["vocab"], dict) else set()
-    taken |= {token["content"] for token in content["added_tokens"]}
-    name = next(name for name in (*END_NAMES, f"<|end-{end_token}|>") if name not in taken)
-    tokens = [*content["added_tokens"], added_token(end_token, name)]
-    return {**content, "added_tokens": sorted(tokens, key=lambda token: token["id"])}
-
-
-def byte_characters() -> list[str]:
-    """Return the character of each byte in the byte-level alphabet (GPT-2, ``encoder.py``)."""
-    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
-
-
-def byte_level_steps(pre_tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of a ``tokenizer.json`` around a byte-level BPE."""
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": byte_level(),
-    }
-
-
-def byte_level() -> dict[str, Any]:
-    """Return the step between bytes and the characters of the byte-level alphabet."""
-    flags = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {"type": "ByteLevel", **flags}
-
-
-def bpe_model(vocab: dict[str, int], merges: list[list[str]], **more: Any) -> dict[str, Any]:
-    """Return the model of a byte-level BPE."""
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": vocab,
-        "merges": merges,
-    }
-    return {**model, **more}
-
-
 def _bytes_json() -> dict[str, Any]:
     """Return the byte tokenizer as a BPE without merges."""
     # The end has the place of byte 0, which does not occur in text.
-    vocab = {character: byte for byte, character in enumerate(byte_characters()) if byte}
+    vocab = {character: byte for character, byte in byte_characters().items() if byte}
     content = byte_level_steps(byte_level())
     content["added_tokens"] = [added_token(ByteTokenizer.end_token, END_OF_DOCUMENT)]
     content["model"] = bpe_model({END_OF_DOCUMENT: ByteTokenizer.end_token, **vocab}, [])
@@ -171,19 +124,8 @@ def _without_templates(step: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "Sequence", "processors": kept} if kept else None
 
 
-def _name_of(content: dict[str, Any], index: int) -> str | None:
-    """Return the text of a token."""
-    added = {token["id"]: token["content"] for token in content["added_tokens"]}
-    if index in added:
-        return str(added[index])
-    vocab = content["model"]["vocab"]
-    if isinstance(vocab, list):
-        return str(vocab[index][0]) if index < len(vocab) else None
-    return next((name for name, each in vocab.items() if each == index), None)
-
-
-def _require_equal(text: str, tokenizer: Tokenizer, *, is_special_parsed: bool) -> None:
-    """Raise DataError if the written tokenizer gives other ids than that of the data."""
+def _compare(text: str, tokenizer: Tokenizer, *, is_special_parsed: bool) -> list[str]:
+    """Return warnings; raise DataError if a tokenizer gives other ids than that of the data."""
     from tokenizers import Tokenizer as Library
 
     try:
@@ -191,13 +133,25 @@ def _require_equal(text: str, tokenizer: Tokenizer, *, is_special_parsed: bool) 
     except Exception as error:  # the library raises only Exception
         raise _not_equal(tokenizer, f"the tokenizers library refuses it: {error}") from error
     written.encode_special_tokens = not is_special_parsed
-    probes = [probe.encode() for probe in PROBES]
-    for probe, found in zip(PROBES, tokenizer.encode(probes), strict=True):
-        if written.encode(probe).ids != found[:-1].tolist():
+    texts = (*PROBES, SPELLED)
+    ours = tokenizer.encode(each.encode() for each in texts)
+    differing = [
+        each
+        for each, found in zip(texts, ours, strict=True)
+        if written.encode(each).ids != found[:-1].tolist()
+    ]
+    for probe in differing:
+        if probe != SPELLED:
             raise _not_equal(tokenizer, f"it encodes {probe[:40]!r} differently")
     name = written.id_to_token(tokenizer.end_token)
     if name is None or written.token_to_id(name) != tokenizer.end_token:
         raise _not_equal(tokenizer, f"it has no token {tokenizer.end_token} to end a document")
+    if not differing:
+        return []
+    return [
+        "transformers reads special tokens that a text spells, such as </s>, as special tokens; in "
+        "the training text they were text"
+    ]
 
 
 def _not_equal(tokenizer: Tokenizer, reason: str) -> DataError:
