@@ -210,9 +210,10 @@ def from_quantities(kind: type[T], given: T | Mapping[str, Any] | None, argument
 def as_sweep(
     best: Candidate,
     made_by: str,
-    unit: str = NATS,
     real_shapes: tuple[int, int] | None = None,
     experts: Mapping[str, int] | None = None,
+    *,
+    unit: str = NATS,
 ) -> str:
     """Return a sweep file, a grid of one run, for a candidate; ``scalelab sweep run`` takes it.
 
@@ -221,13 +222,13 @@ def as_sweep(
     best : Candidate
     made_by : str
         Command that gives the same answer; written as a comment.
-    unit : str, optional
-        Unit of its loss.
     real_shapes : (int, int), optional
         Vocabulary and sequence length for which its shape was chosen. With them the plan has the
         same shape and FLOPs.
     experts : dict, optional
         Its mixture of experts, as for `decide`.
+    unit : str, optional
+        Unit of its loss.
     """
     from scalelab.corpus.tokenizer import ByteTokenizer
     from scalelab.units import format_flops

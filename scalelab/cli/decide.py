@@ -324,4 +324,4 @@ def _emit(
             "Raise a limit: the last column of the table names those exceeded.",
         )
     command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    write_text(path, as_sweep(answer.best, command, answer.unit, shapes, experts), "--emit")
+    write_text(path, as_sweep(answer.best, command, shapes, experts, unit=answer.unit), "--emit")

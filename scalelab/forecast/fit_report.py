@@ -198,7 +198,7 @@ class FitReport:
             "status": self.status,
             "law_status": self.law_status,
             "form": fit.form,
-            "target": fit.law.target,
+            "target": fit.law.target if self.metric is None else self.metric.key,
             "metric": None if self.metric is None else self.metric.text,
             "unit": self.unit or None,
             "n_rows": fit.n_rows,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.errors import FIRST_SWEEP, DataError, UsageError, did_you_mean
-from scalelab.records.metric import HELDOUT_BPB, Metric
+from scalelab.records.metric import BITS_PER_BYTE, HELDOUT, HELDOUT_BPB, Metric, parse_metric
 from scalelab.records.sweep_dir import OFF_RULE_KINDS
 from scalelab.records.types import Curves
 from scalelab.store.live import open_snapshot
@@ -33,6 +33,8 @@ ALIKE = (
     *("attention", "precision", "program", "program_version", "mixture"),
 )
 """Columns that may affect the loss and are in no law; a fit warns if its runs differ in one."""
+OF_TOKENS = ("tokenizer", "data_fingerprint", "eval_fingerprint")
+"""Columns in which runs of different tokenizers differ."""
 OF_EXPERTS = ("n_experts", "n_active_experts")
 """The same, but for laws of mixtures, which have one of `EXPERT_COLUMNS`."""
 EXPERT_COLUMNS = ("n_experts", "granularity", "density")
@@ -284,6 +286,16 @@ def _mixed(source: TableSource, options: ReadOptions) -> dict[str, str]:
         )
         if len(values) > 1:
             mixed[name] = sorted(values)
+    if "tokenizer" in mixed:
+        metric = parse_metric(options.reading.metric or HELDOUT.text)
+        if metric.unit != BITS_PER_BYTE:
+            named = ", ".join(mixed["tokenizer"])
+            return {
+                "mixed_runs": f"The runs have different tokenizers ({named}), whose losses in "
+                "nats per token do not compare. Bits per byte do: add --metric bpb:heldout."
+            }
+        # Bits per byte of the same documents compare over tokenizers.
+        mixed = {name: values for name, values in mixed.items() if name not in OF_TOKENS}
     if not mixed:
         return {}
     words = [
