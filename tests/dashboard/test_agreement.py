@@ -134,7 +134,8 @@ def test_decide_says_what_decide_prints(
     for warning in answer["warnings"]:
         assert warning["message"].replace("`", "") in text.replace("`", "")
     shown = test.dataframe[0].value
-    assert shown["loss, nats"].tolist() == [f"{c['loss_nats']:.4f}" for c in answer["candidates"]]
+    losses = [f"{c['loss_nats']:.4f}" for c in answer["candidates"]]
+    assert shown["loss, nats/token"].tolist() == losses
     assert shown["kg CO2"].tolist() == [
         format_quantity(c["kg_co2"] or 0.0) for c in answer["candidates"]
     ]

@@ -113,7 +113,7 @@ def show(choice: Choice) -> None:
     if found.best is not None:
         st.download_button(
             "Save the winner as a sweep file",
-            api_decide.as_sweep(found.best, " ".join(words), found.unit),
+            api_decide.as_sweep(found.best, " ".join(words), unit=found.unit),
             "winner.toml",
             "application/toml",
             on_click="ignore",
