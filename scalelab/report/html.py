@@ -1,20 +1,25 @@
 """The HTML report of a fit: one file with figures, numbers and warnings that works offline.
 
-It has the figures of the dashboard and contains plotly.js. Text from files is escaped.
+It has the figures of the dashboard and contains plotly.js, compressed. Text from files is escaped.
 """
 
 from __future__ import annotations
 
 import html
 import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import TYPE_CHECKING
 
+from scalelab import __version__
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.report.html_metrics import figure_div, metrics_section
+from scalelab.report.packed import first_script, last_script
+from scalelab.report.stamp import fingerprint, line_of
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
@@ -43,9 +48,16 @@ th:first-child, td:first-child { text-align: left; }
 .warning { border-left: 4px solid #c4460a; padding: 4px 12px; margin: 8px 0; }
 code { background: #f3f4f6; padding: 10px 14px; display: block; border-radius: 6px;
   overflow-x: auto; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 15px; margin: 12px 0; }
+nav a { color: #0060a0; }
+figure { margin: 0; min-width: 0; } section { min-width: 0; }
+figcaption { color: #5b6270; font-size: 14px; margin: 2px 0 12px; }
+h1, p { overflow-wrap: anywhere; }
+@media (max-width: 700px) { body { padding: 12px; } table { display: block; overflow-x: auto; } }
 .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 16px; }
 @media (max-width: 900px) { .pair { grid-template-columns: 1fr; } }
 """
+_HEADING = re.compile("<h2>([^<]*)</h2>")
 PUBLISHED_SPAN = (1e19, 1e26)
 """Range of the compute of the published models, FLOP."""
 
@@ -73,8 +85,7 @@ def render(
     notes : sequence of Note
         Notes about the runs and the sweep.
     """
-    from plotly.offline import get_plotlyjs
-
+    line = line_of(fit.observations, fit, fit.level)
     title = html.escape(f"Scaling law of {fit.observations.source}")
     parts = [
         "<!doctype html>",
@@ -83,22 +94,46 @@ def render(
         # an empty icon, so that browsers do not request one
         '<link rel="icon" href="data:,">',
         f"<title>{title}</title><style>{_STYLE}</style>",
-        f"<script>{get_plotlyjs()}</script></head><body><main>",
+        first_script(),
+        "</head><body><main>",
         f"<h1>{title}</h1>",
         f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
+    ]
+    body = [
+        "<h2>Conclusion</h2>",
         *_answer(fit, head),
         *_notes(notes),
         *_cards(fit),
         *_slider(fit, runs),
-        *_figures(fit),
-        *([] if metrics is None else metrics_section(metrics)),
+        *_figures(fit, line),
+        *([] if metrics is None else metrics_section(metrics, line)),
         "<h2>Parameters</h2>",
         *_parameters(fit),
         "<h2>Command</h2>",
         f"<code>{html.escape(command)}</code>",
-        "</main></body></html>",
+        "<h2>About this file</h2>",
+        f"<p>scalelab {__version__}, {date.today().isoformat()}. {html.escape(line)}. Data "
+        f"fingerprint {fingerprint(fit.observations)}: equal for equal N, D, C and losses.</p>",
+        "</main>",
+        last_script(),
+        "</body></html>",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, *_with_contents(body)]) + "\n"
+
+
+def _with_contents(body: Sequence[str]) -> Iterator[str]:
+    """Yield the contents with links, and the body whose headings they lead to."""
+    titles: list[str] = []
+    out = []
+    for part in body:
+        heading = _HEADING.search(part)
+        if heading is not None:
+            titles.append(heading[1])
+            part = _HEADING.sub(f'<h2 id="part-{len(titles)}">{heading[1]}</h2>', part, count=1)
+        out.append(part)
+    links = (f'<a href="#part-{i}">{title}</a>' for i, title in enumerate(titles, 1))
+    yield f'<nav aria-label="Contents">{" ".join(links)}</nav>'
+    yield from out
 
 
 def _notes(notes: Sequence[Note]) -> Iterator[str]:
@@ -118,39 +153,39 @@ def _slider(fit: FitReport, runs: Sequence[str]) -> Iterator[str]:
         yield explorer.in_html(found, shlex.join(["scalelab", "fit", *runs]))
 
 
-def _figures(fit: FitReport) -> Iterator[str]:
+def _figures(fit: FitReport, line: str) -> Iterator[str]:
     low, high = float(fit.observations.flops.min()), float(fit.observations.flops.max())
     bands = bands_between(fit, low / 1.5, high * 1.5)
     yield '<div class="pair"><section><h2>IsoFLOP curves</h2>'
     yield figure_div(
-        figures_isoflop.isoflop_curves(fit.observations, fit.isoflop, bands), "isoflop"
+        figures_isoflop.isoflop_curves(fit.observations, fit.isoflop, bands), "isoflop", line
     )
     yield "</section><section><h2>Compute-optimal N and D</h2>"
-    yield figure_div(figures.optima(fit.isoflop, bands, fit.observations), "optima")
+    yield figure_div(figures.optima(fit.isoflop, bands, fit.observations), "optima", line)
     yield "</section></div>"
     if fit.has_answer:
         yield "<h2>Loss over N and D</h2>"
-        yield figure_div(figures.contours(fit, bands), "contours")
+        yield figure_div(figures.contours(fit, bands), "contours", line)
         yield "<h2>Extrapolation</h2>"
         yield from _forecasts(fit)
         asked = [each.flops for each in fit.forecasts if each.flops]
         farthest, nearest = max(asked, default=100 * high), min(asked, default=low)
         extended = bands_between(fit, min(nearest, low) / 2, 3 * max(farthest, high))
         drawn = figures_forecast.extrapolation(fit, extended, fit.forecasts)
-        yield figure_div(drawn, "extrapolation")
+        yield figure_div(drawn, "extrapolation", line)
         yield "<h2>Published models compared with this optimum</h2>"
         models = [model for model in PUBLISHED_MODELS if model.is_decoder]
         planes = bands_between(fit, *PUBLISHED_SPAN)
         for axis in ("n_tokens", "flops"):
             drawn = figures_forecast.published_plane(models, planes, axis, LABELLED_MODELS)
-            yield figure_div(drawn, f"published_{axis}")
+            yield figure_div(drawn, f"published_{axis}", line)
     yield "<h2>Exponent a by method</h2>"
-    yield figure_div(figures_fit.forest(exponents(fit)), "forest")
+    yield figure_div(figures_fit.forest(exponents(fit)), "forest", line)
     yield "<h2>Residuals</h2>"
-    yield figure_div(figures_fit.residuals(fit), "residuals")
+    yield figure_div(figures_fit.residuals(fit), "residuals", line)
     if len(fit.fit.samples) > 1:
         yield "<h2>Bootstrap</h2>"
-        yield figure_div(figures_fit.pairs(fit), "pairs")
+        yield figure_div(figures_fit.pairs(fit), "pairs", line)
 
 
 def exponents(report: FitReport) -> list[tuple[str, Interval]]:

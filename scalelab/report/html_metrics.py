@@ -9,29 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.forecast.metric_comparison import RATIO, with_limits
 from scalelab.report import figures_metrics
+from scalelab.report.draw import HEIGHT
+from scalelab.report.look import LIGHT
+from scalelab.report.packed import figure_script
+from scalelab.report.stamp import stamp
 from scalelab.units import format_flops
 
 if TYPE_CHECKING:
     from scalelab.forecast.metric_comparison import MetricComparison, MetricRow
 
-_CONFIG = {"displaylogo": False, "responsive": True}
 _NAMES = {"a": "a of N_opt", RATIO: "D/N"}
 
 
-def figure_div(figure: Any, name: str) -> str:
-    """Return a figure as a labelled div and the script that draws it."""
+def figure_div(figure: Any, name: str, line: str) -> str:
+    """Return a figure with its source line, as a labelled div, its caption and its script."""
+    said = str(figure.layout.meta["alt"])
+    stamp(figure, name, line, LIGHT)
     alt = html.escape(str(figure.layout.meta["alt"]), quote=True)
     data = json.loads(figure.to_json())
-    # "</" would end the script; in JSON "<\/" means the same
-    body = json.dumps({"data": data["data"], "layout": data["layout"]}).replace("</", "<\\/")
+    height = int(figure.layout.height or HEIGHT)
     return (
-        f'<div id="{name}" role="img" aria-label="{alt}"></div>'
-        f"<script>(f => Plotly.newPlot('{name}', f.data, f.layout, {json.dumps(_CONFIG)}))"
-        f"({body})</script>"
+        f'<figure><div id="{name}" role="img" aria-label="{alt}" style="min-height:{height}px">'
+        f"</div><figcaption>{html.escape(said)}</figcaption></figure>"
+        + figure_script(name, {"data": data["data"], "layout": data["layout"]})
     )
 
 
-def metrics_section(found: MetricComparison) -> Iterator[str]:
+def metrics_section(found: MetricComparison, line: str) -> Iterator[str]:
     """Yield what the metrics disagree on, a valley of each, and the table of their laws."""
     yield "<h2>Evaluation sets</h2>"
     yield f"<p>{html.escape(found.sentence)}</p>"
@@ -39,7 +43,7 @@ def metrics_section(found: MetricComparison) -> Iterator[str]:
         yield f'<p class="faint">{html.escape(found.agreement)}</p><ul>'
         yield from (f"<li>{html.escape(pair.sentence)}</li>" for pair in found.disagreements)
         yield "</ul>"
-    yield figure_div(figures_metrics.valleys(found), "valleys")
+    yield figure_div(figures_metrics.valleys(found), "valleys", line)
     yield (
         f"<table><caption class='faint'>E, alpha, beta, a: {html.escape(found.form)} law of each "
         "set, E in its unit. D/N: by its forecaster at C = 6 N D = "
@@ -50,7 +54,7 @@ def metrics_section(found: MetricComparison) -> Iterator[str]:
     yield "<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"
     yield from (_row(row, found.columns) for row in found.rows)
     yield "</table>"
-    yield figure_div(figures_metrics.ratios(found), "ratios")
+    yield figure_div(figures_metrics.ratios(found), "ratios", line)
 
 
 def _row(row: MetricRow, columns: tuple[str, ...]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,11 +20,21 @@ FIGURES = (
     "optima",
     "contours",
     "extrapolation",
-    "published",
+    "published_n_tokens",
+    "published_flops",
     "forest",
     "residuals",
     "pairs",
 )
+MAX_BYTES = 2_500_000
+OVERLAPS = """() => [...document.querySelectorAll('[role=img]:has(.main-svg)')].flatMap(plot => {
+  const boxes = [...plot.querySelectorAll('.annotation')]
+    .filter(e => getComputedStyle(e).visibility === 'visible')
+    .map(e => [e.textContent, e.getBoundingClientRect()]);
+  return boxes.flatMap(([name, a], i) => boxes.slice(i + 1)
+    .filter(([, b]) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+    .map(([other]) => [plot.id, name, other]));
+})"""
 
 
 def test_the_report_opens_offline_and_says_what_fit_prints(
@@ -52,6 +64,24 @@ def test_the_report_opens_offline_and_says_what_fit_prints(
         assert f"{low} to {high}" in text
     assert f"{forecast['loss_nats']:.4f}" in text
     assert stores.HOSTILE_NAME in text
-    assert page.locator("img[src='x'], a").count() == 0
+    assert page.locator("img[src='x'], a:not(nav a)").count() == 0
     assert asked == [out.as_uri()]
+    assert out.stat().st_size <= MAX_BYTES
+    for link in page.locator("nav a").all():
+        heading = page.locator(link.get_attribute("href"))
+        assert heading.inner_text() == link.inner_text()
+    assert page.locator("nav a").count() >= len(FIGURES)
+    assert re.search(r"fingerprint [0-9a-f]{12}:", text)
+    assert page.locator("figcaption").count() >= len(FIGURES)
+    for name in FIGURES:
+        title = page.locator(f"#{name} .gtitle").text_content()
+        assert "90 % intervals" in title
+        assert date.today().isoformat()[:7] in title
+    page.set_viewport_size({"width": 420, "height": 900})
+    page.reload()
+    page.wait_for_function(
+        "n => document.querySelectorAll('[role=img]:has(.main-svg)').length === n", arg=len(FIGURES)
+    )
+    assert page.evaluate(OVERLAPS) == []
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
     assert errors == []
