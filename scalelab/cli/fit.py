@@ -127,7 +127,8 @@ def fit(
         list[str] | None,
         option(
             ASK,
-            "Model to predict: C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; repeatable.",
+            "Model to predict: C=1e24, N=7e9 (D compute-optimal), N=7B,D=2T or D=1T; with --form "
+            "mixture code=0.4,web=0.6,N=1B. Repeatable.",
         ),
     ] = None,
     forecaster: Annotated[str | None, option(ASK, FORECASTER_HELP, "--forecaster")] = None,
@@ -205,6 +206,8 @@ def fit(
             where=where,
             format=format,
             metric=None if metric == ALL else metric,
+            holdout=holdout,
+            predict=predict or (),
             bootstrap=bootstrap,
             level=level,
             seed=seed,

@@ -30,17 +30,24 @@ def decide_mixture(
     as_json: bool,
 ) -> int:
     """Fit the mixture laws, find the best weights, print them and return the exit code."""
-    from scalelab.api.mixtures import best_mixture, checked_epochs, fit_mixture, parse_target
+    from scalelab.api.mixtures import (
+        best_mixture,
+        checked_epochs,
+        fit_mixture,
+        parse_target,
+        target_sets,
+    )
     from scalelab.fit.mixing_goal import MixtureLimits
 
     refuse_others(given, DECIDE_OPTIONS, "--mixture")
-    goal = None if target is None else parse_target(target)
+    if target is not None:
+        parse_target(target)  # before the fit, which takes longer
     unique = {} if unique_tokens is None else parse_amounts([unique_tokens], "--unique-tokens")
     limits = MixtureLimits(unique_tokens=unique)
     if max_epochs is not None:
         limits = MixtureLimits(unique_tokens=unique, max_epochs=checked_epochs(max_epochs))
     fit = fit_mixture(from_file, sweep=sweep, results=results, mapping=mapping, level=level)
-    goal = goal or dict.fromkeys(fit.laws, 1 / len(fit.laws))
+    goal = target_sets(fit, target or dict.fromkeys(fit.laws, 1 / len(fit.laws)))
     best = best_mixture(
         fit,
         goal,

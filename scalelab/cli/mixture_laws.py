@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from scalelab.fit.best_mixing import BestWeights
     from scalelab.fit.mixing import MixtureFit
+    from scalelab.fit.outcome import Interval
 
 FORM = "mixture"
 SCHEMES = {
@@ -30,6 +31,7 @@ SCHEMES = {
 }
 FIT_OPTIONS = (
     *("from_file", "sweep", "results", "mapping", "where", "format", "metric", "form"),
+    *("predict", "holdout"),
     *("bootstrap", "level", "seed", "plot", "verbose", "as_json", "as_csv"),
 )
 """Options of ``fit`` that apply to mixture laws."""
@@ -61,6 +63,8 @@ def fit_mixtures(
     where: str | None,
     format: str | None,
     metric: str | None,
+    holdout: str | None,
+    predict: Sequence[str],
     bootstrap: int,
     level: float,
     seed: int,
@@ -70,7 +74,7 @@ def fit_mixtures(
     as_csv: bool,
 ) -> int:
     """Fit the mixture laws, print them as a page, JSON or CSV, and return the exit code."""
-    from scalelab.api.mixtures import fit_mixture, parse_target
+    from scalelab.api.mixtures import fit_mixture, parse_mixture, parse_target
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import Reading
 
@@ -81,23 +85,29 @@ def fit_mixtures(
         results=results,
         mapping=parse_map(mapping),
         where=where,
+        holdout=holdout,
         sets=None if metric is None else list(parse_target(metric, "--metric")),
         bootstrap=bootstrap if "bootstrap" in options else None,
         level=level,
         seed=seed,
         reading=Reading(format=format),
     )
+    answers = {}
+    for text in predict:
+        weights, sizes = parse_mixture(text, fit.runs.sources)
+        answers[text] = fit.predict(weights, **sizes)
     if plot is not None:
         from scalelab.report.mixture_plot import draw_mixture_fit
 
         draw_mixture_fit(fit, plot)
     if as_json:
-        emit_json(fit.to_dict())
+        asked = [{"asked": text, "losses": losses} for text, losses in answers.items()]
+        emit_json({**fit.to_dict(), "predictions": asked})
     elif as_csv:
         sys.stdout.write(_csv(fit))
     else:
         given = runs_options(from_file, sweep, mapping)
-        _print_page(fit, console(), plot, given, details=details)
+        _print_page(fit, console(), answers, plot, given, details=details)
     return 0
 
 
@@ -111,7 +121,13 @@ def runs_options(from_file: Path | None, sweep: str | None, mapping: Sequence[st
 
 
 def _print_page(
-    fit: MixtureFit, out: Console, plot: Path | None, given: str, *, details: bool
+    fit: MixtureFit,
+    out: Console,
+    answers: Mapping[str, Mapping[str, Interval]],
+    plot: Path | None,
+    given: str,
+    *,
+    details: bool,
 ) -> None:
     from scalelab.units import format_quantity, plural
 
@@ -168,6 +184,20 @@ def _print_page(
             for parameter, interval in law.param_intervals(fit.level).items():
                 table.add_row(parameter, interval_text(interval))
             out.print(Fitting(table))
+    if answers:
+        out.print()
+        table = number_table("predicted", *fit.laws, texts=("predicted",))
+        for text, losses in answers.items():
+            table.add_row(text, *(interval_text(losses[name]) for name in fit.laws))
+        out.print(Fitting(table))
+    if fit.holdout is not None:
+        out.print()
+        table = number_table(
+            "set", "R2", "RMSE", texts=("set",), title=f"{plural(fit.holdout.n, 'held-out run')}"
+        )
+        for name in fit.laws:
+            table.add_row(name, f"{fit.holdout.r2[name]:.4f}", f"{fit.holdout.rmse[name]:.4f}")
+        out.print(Fitting(table))
     for warning in fit.warnings:
         warn_here(warning.message, out)
     if plot is not None:
@@ -213,7 +243,9 @@ def print_best(fit: MixtureFit, best: BestWeights, target: Mapping[str, float], 
         for letter, value in (("N", best.n_params), ("D", best.n_tokens))
         if value is not None
     )
-    words = " + ".join(f"{weight:g} {name}" for name, weight in target.items())
+    words = " + ".join(
+        name if weight == 1 else f"{weight:.3g} {name}" for name, weight in target.items()
+    )
     at = f" at {scale}" if scale else ""
     say(
         f"Lowest {words}{at}: {interval_text(best.target)} {fit.runs.unit}. "

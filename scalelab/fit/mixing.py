@@ -7,16 +7,16 @@ their forms; its result is a `MixtureFit` with a law for each evaluation set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import UsageError, did_you_mean
-from scalelab.fit.mixture_checks import check_design, check_weights
+from scalelab.errors import DataError, UsageError
+from scalelab.fit.mixture_checks import check_weights, checked_weights
 from scalelab.fit.outcome import FitWarning, Interval, check_level, percentile_limits
 from scalelab.theory.laws.mixing import SCALES, WEIGHT, MixingLaw
 
@@ -52,7 +52,7 @@ class MixtureRuns:
     Raises
     ------
     DataError
-        If weights are negative or do not sum to 1, or there are too few or collinear mixtures.
+        If weights are negative or do not sum to 1.
     """
 
     sources: tuple[str, ...]
@@ -69,7 +69,6 @@ class MixtureRuns:
     def __post_init__(self) -> None:
         check_weights(self.weights, self.sources, self.source)
         object.__setattr__(self, "weights", self.weights / self.weights.sum(axis=1, keepdims=True))
-        check_design(self.weights, self.sources, self.source)
 
     @property
     def n(self) -> int:
@@ -130,6 +129,23 @@ class FormScore:
     def mean_rmse(self) -> float:
         """Root mean square over the evaluation sets of ``rmse``."""
         return float(np.sqrt(np.mean(np.square(list(self.rmse.values())))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureHoldout:
+    """Errors on runs that were held out of the fit.
+
+    Attributes
+    ----------
+    n : int
+        Number of runs.
+    r2, rmse : Mapping[str, float]
+        By evaluation set.
+    """
+
+    n: int
+    r2: Mapping[str, float]
+    rmse: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -193,6 +209,8 @@ class MixtureFit:
     level : float
         Level of the intervals.
     warnings : tuple of FitWarning
+    holdout : MixtureHoldout or None
+        Errors on held-out runs, if there are any.
     """
 
     runs: MixtureRuns
@@ -200,6 +218,7 @@ class MixtureFit:
     scores: tuple[FormScore, ...]
     level: float
     warnings: tuple[FitWarning, ...] = ()
+    holdout: MixtureHoldout | None = None
 
     @property
     def n_parameters(self) -> dict[str, int]:
@@ -261,6 +280,7 @@ class MixtureFit:
                 for s in self.scores
             ],
             "effects": self.effects(),
+            "holdout": self.holdout,
             "warnings": list(self.warnings),
         }
 
@@ -274,8 +294,15 @@ class MixtureFit:
         """Return the columns of the laws at weights (.., m); N and D default to the largest."""
         out = {WEIGHT + name: weights[..., j] for j, name in enumerate(self.runs.sources)}
         for name, given in (("n_params", n_params), ("n_tokens", n_tokens)):
-            if name in self.runs.scale:
-                column = getattr(self.runs, name)
+            column = getattr(self.runs, name)
+            if name not in self.runs.scale:
+                if given is not None and (column is None or abs(given / column.max() - 1) > 0.01):
+                    raise UsageError(
+                        f"a prediction at {name} = {given:g}",
+                        f"runs of several {name}: the laws do not depend on it",
+                        f"Leave {name} out, or add runs that differ in it.",
+                    )
+            else:
                 out[name] = np.asarray(column.max() if given is None else given, dtype=np.float64)
         return out
 
@@ -306,6 +333,42 @@ class MixtureFit:
             out[name] = Interval(value=value, low=low, high=high)
         return out
 
+    def predicted(self, runs: MixtureRuns) -> dict[str, FloatArray]:
+        """Return the loss of each evaluation set at the weights, N and D of other runs.
+
+        Raises
+        ------
+        DataError
+            If they have other sources, or no N or D where the laws need it.
+        """
+        if set(runs.sources) != set(self.runs.sources):
+            raise DataError(
+                f"runs with the sources {', '.join(runs.sources)}",
+                f"the sources of the fit: {', '.join(self.runs.sources)}",
+                "Name their columns with --map weight_SOURCE=COLUMN.",
+            )
+        columns = {WEIGHT + name: runs.weights[:, j] for j, name in enumerate(runs.sources)}
+        for name in self.runs.scale:
+            values = getattr(runs, name)
+            if values is None:
+                raise DataError(
+                    f"runs without {name}", f"{name} in each run", f"Add --map {name}=COLUMN."
+                )
+            columns[name] = values
+        return {name: law.at(columns) for name, law in self.laws.items()}
+
+    def scored(self, held: MixtureRuns) -> MixtureFit:
+        """Return the fit with its errors on held-out runs."""
+        predicted = self.predicted(held)
+        found = MixtureHoldout(
+            n=held.n,
+            r2={k: r_squared(held.losses[k], p) for k, p in predicted.items()},
+            rmse={
+                k: float(np.sqrt(np.mean((p - held.losses[k]) ** 2))) for k, p in predicted.items()
+            },
+        )
+        return replace(self, holdout=found)
+
     def best_weights(
         self,
         target: Mapping[str, float],
@@ -324,20 +387,7 @@ class MixtureFit:
         )
 
 
-def checked_weights(weights: Mapping[str, float], sources: Sequence[str]) -> FloatArray:
-    """Return weights in the order of the sources, missing ones 0; UsageError if they are wrong."""
-    for name in weights:
-        if name not in sources:
-            raise UsageError(
-                f"source {name!r}",
-                f"one of {', '.join(sources)}",
-                did_you_mean(name, sources) or f"Write for example {sources[0]}=1.",
-            )
-    h = np.array([float(weights.get(name, 0.0)) for name in sources])
-    if not np.isfinite(h).all() or (h < 0).any() or abs(h.sum() - 1) > 1e-6:
-        raise UsageError(
-            f"weights that sum to {h.sum():.6g}",
-            "weights of 0 or more that sum to 1",
-            f"Divide each weight by {h.sum():.6g}." if h.sum() > 0 else "Give weights above 0.",
-        )
-    return h
+def r_squared(observed: FloatArray, predicted: FloatArray) -> float:
+    """Return 1 - sum of squared errors / sum of squares about the mean; NaN for equal values."""
+    total = float(((observed - observed.mean()) ** 2).sum())
+    return 1 - float(((observed - predicted) ** 2).sum()) / total if total > 0 else float("nan")

@@ -10,8 +10,9 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.fit.gauss_newton import GaussNewtonModel
-from scalelab.fit.mixing import FormScore, MixtureFit, MixtureRuns, SetLaw
+from scalelab.fit.mixing import FormScore, MixtureFit, MixtureRuns, SetLaw, r_squared
 from scalelab.fit.mixing_folds import Folds, folds_of
+from scalelab.fit.mixture_checks import check_design
 from scalelab.fit.newton import minimise
 from scalelab.fit.outcome import FitWarning, check_level
 from scalelab.fit.parametric import box_of
@@ -58,9 +59,10 @@ def fit_mixtures(
     UsageError
         For an unknown form.
     DataError
-        If no form has few enough parameters for the runs.
+        If there are too few or collinear mixtures.
     """
     check_level(level)
+    check_design(runs.weights, runs.sources, runs.source)
     laws, warnings = _fitting_forms(runs, forms)
     if runs.n_incomplete:
         warnings.append(
@@ -242,9 +244,3 @@ def _scores(
             )
         )
     return out
-
-
-def r_squared(observed: FloatArray, predicted: FloatArray) -> float:
-    """Return 1 - sum of squared errors / sum of squares about the mean; NaN for equal values."""
-    total = float(((observed - observed.mean()) ** 2).sum())
-    return 1 - float(((observed - predicted) ** 2).sum()) / total if total > 0 else float("nan")

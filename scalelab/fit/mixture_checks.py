@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import DataError
+from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.units import plural
 
 SUM_TOLERANCE = 5e-3
@@ -75,3 +75,22 @@ def check_design(h: FloatArray, sources: Sequence[str], source: str) -> None:
             "Train mixtures with other ratios of these sources, or merge them into one source "
             f"with --map weight_{tied[0]}={'+'.join(tied)}.",
         )
+
+
+def checked_weights(weights: Mapping[str, float], sources: Sequence[str]) -> FloatArray:
+    """Return weights in the order of the sources, missing ones 0; UsageError if they are wrong."""
+    for name in weights:
+        if name not in sources:
+            raise UsageError(
+                f"source {name!r}",
+                f"one of {', '.join(sources)}",
+                did_you_mean(name, sources) or f"Write for example {sources[0]}=1.",
+            )
+    h = np.array([float(weights.get(name, 0.0)) for name in sources])
+    if not np.isfinite(h).all() or (h < 0).any() or abs(h.sum() - 1) > 1e-6:
+        raise UsageError(
+            f"weights that sum to {h.sum():.6g}",
+            "weights of 0 or more that sum to 1",
+            f"Divide each weight by {h.sum():.6g}." if h.sum() > 0 else "Give weights above 0.",
+        )
+    return h

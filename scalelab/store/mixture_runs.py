@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from scalelab.store.live import open_snapshot
 from scalelab.store.metric import metrics_of
 from scalelab.store.reading import Reading
 from scalelab.store.table_files import open_file
-from scalelab.store.table_source import TableSource, open_frame, quote
+from scalelab.store.table_source import TableSource, first_line, open_frame, quote
 from scalelab.units import parse_quantity
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SELECT r.run_id, r.n_params, r.n_tokens, m.source, m.weight, m.unique_tokens,
 FROM sweeps AS s JOIN runs AS r USING (run_id) JOIN mixtures AS m USING (run_id)
 JOIN evals AS e USING (run_id)
 WHERE s.sweep = $name AND r.status = 'done' AND e.is_final AND e.kind = 'text'
-  AND isfinite(e.loss_nats)
+  AND isfinite(e.loss_nats) {where}
 ORDER BY s.position, m.source, set_name
 """
 _LATEST = """
@@ -141,9 +141,15 @@ def _read(
 
 
 def read_sweep_mixtures(
-    results: Path, sweep: str | None, *, sets: Sequence[str] | None = None
+    results: Path,
+    sweep: str | None,
+    *,
+    where: str | None = None,
+    sets: Sequence[str] | None = None,
 ) -> MixtureRuns:
     """Return the finished runs of a sweep of mixtures; default: the latest such sweep.
+
+    ``where`` is an SQL condition on the columns of the table ``runs``.
 
     Raises
     ------
@@ -154,7 +160,7 @@ def read_sweep_mixtures(
     """
     with open_snapshot(results) as connection:
         name = sweep or _latest(connection)
-        rows = connection.execute(_SWEEP, {"name": name}).fetchnumpy() if name else {}
+        rows = _sweep_rows(connection, name, where) if name else {}
     if not name or not len(rows["run_id"]):
         raise DataError(
             f"sweep {name!r}, which has no finished run of a mixture"
@@ -182,6 +188,9 @@ def read_sweep_mixtures(
         if distinct:
             unique[source] = float(distinct)
     complete = {k: v for k, v in losses.items() if np.isfinite(v).all()}
+    if set(sources) <= set(complete) and HELDOUT_SET not in (sets or ()):
+        # The mean over the sources, which their laws give.
+        complete.pop(HELDOUT_SET, None)
     chosen = _chosen({k: k for k in complete}, sets)
     return MixtureRuns(
         sources=tuple(sources),
@@ -193,6 +202,25 @@ def read_sweep_mixtures(
         unique_tokens=unique,
         source=f"sweep {name}",
     )
+
+
+def _sweep_rows(
+    connection: duckdb.DuckDBPyConnection, name: str, where: str | None
+) -> dict[str, Any]:
+    import duckdb
+
+    query = _SWEEP.format(
+        where=f"AND run_id IN (SELECT run_id FROM runs WHERE (\n{where}\n))" if where else ""
+    )
+    try:
+        found: dict[str, Any] = connection.execute(query, {"name": name}).fetchnumpy()
+    except duckdb.Error as error:
+        raise UsageError(
+            f"{where!r} ({first_line(error)})",
+            "DuckDB SQL over the columns of the table runs",
+            "Write for example --where 'n_params > 1e6'.",
+        ) from None
+    return found
 
 
 def _latest(connection: duckdb.DuckDBPyConnection) -> str | None:

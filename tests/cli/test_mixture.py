@@ -11,13 +11,14 @@ from scalelab.cli.main import main
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """Return a table of six mixtures of three sources: enough for the exponential law only."""
+    """Return a table of six mixtures of three sources, one of them trained twice."""
     h = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0], [0, 0.5, 0.5], [0.3, 0.3, 0.4]])
+    h = np.concatenate([h, h[:1]])
     rows = {f"proportion_{name}": h[:, j] for j, name in enumerate(("code", "web", "books"))}
     rows["loss_code"] = 1.0 + np.exp(h @ np.array([-3.0, -0.2, -0.4]))
     rows["loss_web"] = 1.5 + np.exp(h @ np.array([-0.3, -2.0, -0.8]))
     path = tmp_path_factory.mktemp("mixture") / "runs.csv"
-    pd.DataFrame(rows).assign(run=[f"mix{i}" for i in range(6)], size=["70M"] * 6).to_csv(
+    pd.DataFrame(rows).assign(run=[f"mix{i}" for i in range(7)], size=["70M"] * 7).to_csv(
         path, index=False
     )
     return path
@@ -37,7 +38,7 @@ def run(capsys, file):
 
 def test_the_page_names_laws_errors_and_the_next_command(run, file, tmp_path):
     out = run("fit", "--form", "mixture", "--bootstrap", "20", "--plot", str(tmp_path / "m.png"))
-    assert "6 runs: 3 sources, 6 mixtures" in out
+    assert "7 runs: 3 sources, 6 mixtures" in out
     assert "leave 10 runs out" in out
     assert "joint_mixing was not compared: it needs 8 mixtures" in out
     assert f"Next: scalelab decide --mixture --from {file} --target code" in out
@@ -51,6 +52,16 @@ def test_json_and_csv_have_the_parameters(run):
     lines = run("fit", "--form", "mixture", "--bootstrap", "0", "--csv").splitlines()
     assert lines[0] == "set,law,parameter,value,low,high,level"
     assert lines[1].startswith("code,exponential_mixing,E,")
+
+
+def test_new_mixtures_and_held_out_runs_are_predicted(run):
+    words = ("--bootstrap", "0", "--predict", "code=0.2,web=0.8", "--holdout", "run = 'mix3'")
+    found = json.loads(run("fit", "--form", "mixture", *words, "--json"))
+    (answer,) = found["predictions"]
+    true = 1.0 + np.exp(0.2 * -3 + 0.8 * -0.2)
+    assert answer["losses"]["code"]["value"] == pytest.approx(true, rel=1e-3)
+    assert (found["holdout"]["n"], found["n_runs"]) == (1, 6)
+    assert found["holdout"]["rmse"]["code"] < 1e-3
 
 
 def test_decide_gives_weights_within_unique_tokens(run):
@@ -73,6 +84,8 @@ def test_decide_gives_weights_within_unique_tokens(run):
         (("fit", "--form", "mixture", "--residual", "linear"), "Remove --residual"),
         (("fit", "--form", "mixture", "--map", "weight_a=proportion_code"), "1 source"),
         (("fit", "--form", "mixture", "--map", "loss_code=nope"), "nope"),
+        (("fit", "--form", "mixture", "--predict", "code=0.5,web=0.6"), "sum to 1.1"),
+        (("fit", "--form", "mixture", "--predict", "code=1,N=1B"), "several n_params"),
         (("decide", "--mixture", "--target", "0.5*code+0.6*web"), "sum to 1.1"),
         (("decide", "--mixture", "--target", "cod"), "Did you mean code"),
         (("decide", "--mixture", "--flops", "1e20"), "Remove --flops"),

@@ -100,7 +100,7 @@ def test_a_point_outside_the_trained_mixtures_is_flagged(runs):
 )
 def test_bad_weights_are_refused(runs, change, message):
     with pytest.raises(DataError, match=message):
-        MixtureRuns(sources=SOURCES, weights=change(runs.weights), losses=runs.losses)
+        fit_mixtures(MixtureRuns(sources=SOURCES, weights=change(runs.weights), losses=runs.losses))
 
 
 def test_forms_with_too_many_parameters_are_named(runs):
