@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -170,12 +172,32 @@ def environment_page() -> str:
     )
 
 
+def glossary() -> str:
+    """Return the terms of the glossary with their definitions in one line, as JSON for the page."""
+    terms: dict[str, str] = {}
+    name = ""
+    for line in (REFERENCE.parent / "glossary.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith(":"):
+            terms[name] = line.removeprefix(":").strip()
+        elif line.startswith("    ") and name in terms:
+            terms[name] += f" {line.strip()}"
+        elif line.strip():
+            name = line.strip()
+    # Links of the documentation lead nowhere on the page.
+    short = {
+        term: re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", re.sub(r" (See|see) \[.*?\)\.", "", text))
+        for term, text in terms.items()
+    }
+    return json.dumps(short, indent=1, ensure_ascii=False) + "\n"
+
+
 PAGES = {
     "commands.md": commands_page,
     "sweep-files.md": sweep_files_page,
     "settings.md": settings_page,
     "environment.md": environment_page,
     "tables.md": schema.as_markdown,
+    "../../dashboard/scalelab_dashboard/glossary.json": glossary,
 }
 
 
@@ -183,7 +205,7 @@ def main(words: list[str]) -> int:
     """Write the pages, or compare them; return the exit code."""
     stale = []
     for name, page in PAGES.items():
-        path, text = REFERENCE / name, page()
+        path, text = (REFERENCE / name).resolve(), page()
         if "--check" not in words:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:

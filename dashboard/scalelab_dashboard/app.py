@@ -11,7 +11,7 @@ import gc
 
 import streamlit as st
 
-from scalelab_dashboard import state
+from scalelab_dashboard import glossary, state
 from scalelab_dashboard.views import (
     compare,
     cost,
@@ -34,6 +34,7 @@ VIEWS = {
     "Runs": runs.show,
     "Cost and energy": cost.show,
     "Data": data.show,
+    "Glossary": glossary.show,
 }
 # Views that a table does not have: it has no training curves and no cost. (A comment, because
 # Streamlit would show a text after an assignment on the page.)
@@ -84,6 +85,7 @@ def main() -> None:
     state.follow(choice)
     st.header(title)
     VIEWS[title](choice)
+    glossary.words(title)
     state.keep_address()
     settle(title)
 

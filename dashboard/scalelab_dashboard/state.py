@@ -18,7 +18,7 @@ from streamlit.runtime.state import get_session_state
 from scalelab.errors import UsageError
 from scalelab.records.metric import HELDOUT, parse_metric
 from scalelab.store.reading import Reading
-from scalelab_dashboard import point, queries, tables_of, ui
+from scalelab_dashboard import glossary, point, queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, FitKey, attempt
 from scalelab_dashboard.tables_of import Table
 
@@ -163,10 +163,16 @@ def choose() -> Choice:
             (*FORMS, *EXPERT_FORMS) if source is not None and source.has_experts else FORMS,
             key="form",
             bind="query-params",
-            help="Form of the loss law that approach 3 fits.",
+            help="Form of the loss law that approach 3 fits.\n\n"
+            + glossary.about("Form", "Approach 1, 2, 3", "E, A, B, alpha, beta"),
         )
         percent = st.selectbox(
-            "Level of the intervals, %", LEVELS, index=1, key="level", bind="query-params"
+            "Level of the intervals, %",
+            LEVELS,
+            index=1,
+            key="level",
+            bind="query-params",
+            help=glossary.about("Level", "Confidence interval", "Prediction interval"),
         )
         holdout = st.text_input(
             "Hold out runs (SQL condition)",
@@ -364,19 +370,27 @@ def _conventions(source: Source | None) -> tuple[str | None, str | None]:
         DEFAULT_PARAM_CONVENTION,
         FLOP_CONVENTIONS,
         PARAM_CONVENTIONS,
+        PARAM_WORDS,
     )
 
     if source is None or source.kind == "import":
         return None, None
-    names = list(PARAM_CONVENTIONS)
-    params = st.selectbox(
+    # The names of the command line are those of laws too; the page has words.
+    if (old := st.query_params.get("count_n")) in PARAM_WORDS:
+        st.query_params["count_n"] = PARAM_WORDS[old]
+    usual = "active" if source.has_experts else DEFAULT_PARAM_CONVENTION
+    words = list(PARAM_WORDS.values())
+    chosen = st.selectbox(
         "Count N as",
-        names,
-        index=names.index("active" if source.has_experts else DEFAULT_PARAM_CONVENTION),
+        words,
+        index=words.index(PARAM_WORDS[usual]),
         key="count_n",
         bind="query-params",
-        help="; ".join(f"{name}: {what}" for name, what in PARAM_CONVENTIONS.items()),
+        help="; ".join(f"{word}: {PARAM_CONVENTIONS[name]}" for name, word in PARAM_WORDS.items())
+        + "\n\n"
+        + glossary.about("Convention"),
     )
+    params = next(name for name, word in PARAM_WORDS.items() if word == chosen)
     names = list(FLOP_CONVENTIONS)
     flops = st.selectbox(
         "Count C as",
@@ -384,7 +398,9 @@ def _conventions(source: Source | None) -> tuple[str | None, str | None]:
         index=names.index(DEFAULT_FLOP_CONVENTION),
         key="count_c",
         bind="query-params",
-        help="; ".join(f"{name}: {what}" for name, what in FLOP_CONVENTIONS.items()),
+        help="; ".join(f"{name}: {what}" for name, what in FLOP_CONVENTIONS.items())
+        + "\n\n"
+        + glossary.about("C", "Convention"),
     )
     # Without a choice, a fit takes the active parameters where runs have experts.
     is_default = params == DEFAULT_PARAM_CONVENTION and not source.has_experts

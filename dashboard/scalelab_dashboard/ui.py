@@ -14,7 +14,7 @@ import streamlit as st
 from scalelab.forecast import headline
 from scalelab.report.look import DARK, LIGHT, Look
 from scalelab.units import format_flops
-from scalelab_dashboard import queries
+from scalelab_dashboard import glossary, queries
 from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def answer(sentence: str, basis: str, verdict: str | None, found: Sequence[FitWa
     names = ", ".join(dict.fromkeys(each.code.replace("_", " ") for each in found))
     st.markdown(
         f":{COLOURS[verdict]}-badge[{as_text(verdict)}]"
-        + (f" {as_text(names)}" if names else " no warnings")
+        + (f" {as_text(names)}" if names else " no warnings"),
+        help=glossary.about(glossary.VERDICT),
     )
     if found:
         with st.expander(f"What the warnings say ({len(found)})"):
@@ -146,7 +147,7 @@ def exponent(interval: Interval | None, level: float) -> tuple[str, str]:
     return f"{interval.value:.3f}", limits(interval, level, "{:.3f}")
 
 
-def bracketed(interval: Interval, form: Callable[[float], str]) -> str:
+def with_limits(interval: Interval, form: Callable[[float], str]) -> str:
     """Return a value with its limits in brackets, if it has any."""
     if not math.isfinite(interval.low + interval.high) or interval.low == interval.high:
         return form(interval.value)

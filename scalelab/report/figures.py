@@ -14,6 +14,7 @@ from scalelab.arrays import FloatArray
 from scalelab.forecast.bands import surface
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
+from scalelab.theory.accounting import PARAM_WORDS
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def caption(report: FitReport) -> str:
     rows = report.observations
     return (
         f"{plural(report.fit.n_rows, 'run')} from {rows.source}; N counted "
-        f"{rows.param_convention}, FLOPs counted {rows.flop_convention}; largest run "
-        f"{format_flops(report.fit.max_flops)} FLOP, "
+        f"{PARAM_WORDS.get(rows.param_convention, rows.param_convention)}, FLOPs counted "
+        f"{rows.flop_convention}; largest run {format_flops(report.fit.max_flops)} FLOP, "
         f"N {format_quantity(float(rows.n_params.max()))}; forecasts use C = 6 N D."
     )

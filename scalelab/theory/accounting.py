@@ -34,8 +34,15 @@ PARAM_CONVENTIONS = {
     "matmul": "parameters that multiply activations: blocks and head, no embedding, no norms",
     "active": "as chinchilla, counting only the experts that a token passes through",
 }
+PARAM_WORDS = {
+    "chinchilla": "all parameters",
+    "kaplan": "without embeddings",
+    "matmul": "matmul",
+    "active": "active",
+}
+"""Each of `PARAM_CONVENTIONS` in words that are not the name of a law."""
 FLOP_CONVENTIONS = {
-    "6nd": "6 x parameters (chinchilla convention) x tokens",
+    "6nd": "6 x all parameters x tokens",
     "6nd_kaplan": "6 x parameters without embeddings x tokens",
     "exact": "three times the forward matrix products, causal attention and head included",
     "palm": "6 x parameters + 12 x layers x attention width x sequence length, per token",

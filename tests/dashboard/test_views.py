@@ -81,7 +81,7 @@ def test_the_convention_changes_the_fit_and_the_command(
     assert "--map flops=flops_6nd,n_params=n_params_kaplan" in commands(test)[-1]
     by_default = page(small_store)
     assert said(test) != said(by_default)
-    assert "N counted kaplan" in said(test)
+    assert "N counted without embeddings" in said(test)
 
 
 def test_the_saved_run_is_a_sweep_file(small_store: Path) -> None:

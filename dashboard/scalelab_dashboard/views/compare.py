@@ -10,7 +10,7 @@ from scalelab.forecast.comparing import MAX_SOURCES, NO_SPEEDUP, SAME_SET, Sourc
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_compare
 from scalelab.units import format_flops, format_quantity, parse_quantity
-from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard import glossary, queries, ui, waiting
 from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def _draw(found: SourceComparison, question: object) -> None:
             lambda look: figures_compare.frontiers(found, "n_tokens", look),
         )
     with left:
-        st.subheader("Exponent a")
+        st.subheader("Exponent a", help=glossary.about("Exponents a and b"))
         ui.plot("compare_a", question, lambda look: figures_compare.exponent_forest(found, look))
     if any(part.speedup is not None for part in found.parts):
         with right:
-            st.subheader("Speed-up")
+            st.subheader("Speed-up", help=glossary.about("Speed-up"))
             ui.plot("compare_s", question, lambda look: figures_compare.speedup_forest(found, look))
     st.markdown(_table(found))
     st.caption(
@@ -139,12 +139,12 @@ def _row(part: Compared, *, is_first: bool) -> str:
     sizes = (None, None) if forecast is None else (forecast.n_params, forecast.n_tokens)
     speedup = "reference" if is_first else "–"
     if part.speedup is not None:
-        speedup = ui.bracketed(part.speedup.factor, "{:.2f}".format)
+        speedup = ui.with_limits(part.speedup.factor, "{:.2f}".format)
     cells = (
         ui.as_text(source.name),
         "law" if source.rows is None else f"{len(source.rows):,}",
         source.verdict or "–",
-        "–" if a is None else ui.bracketed(a, "{:.3f}".format),
+        "–" if a is None else ui.with_limits(a, "{:.3f}".format),
         *(_size(size) for size in sizes),
         speedup,
     )
@@ -152,4 +152,4 @@ def _row(part: Compared, *, is_first: bool) -> str:
 
 
 def _size(size: Interval | None) -> str:
-    return "–" if size is None else ui.bracketed(size, format_quantity)
+    return "–" if size is None else ui.with_limits(size, format_quantity)

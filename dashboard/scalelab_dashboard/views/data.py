@@ -17,6 +17,7 @@ import streamlit as st
 
 from scalelab.logs.registry import TABLE
 from scalelab.store.reading import Reading, reading_of_texts
+from scalelab.theory.accounting import PARAM_WORDS
 from scalelab.units import plural
 from scalelab_dashboard import queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, attempt
@@ -188,9 +189,10 @@ def _mapping(columns: list[str], given: dict[str, str]) -> dict[str, str]:
 
 def _show_read(read: dict[str, Any]) -> None:
     rows, rejects = read["rows"], read["rejects"]
+    count, flops = str(read["param_convention"]), read["flop_convention"]
     st.markdown(
         f"**{plural(len(rows), 'usable row')}, {len(rejects):,} unusable.** N counted "
-        f"{ui.as_text(read['param_convention'])}, C counted {ui.as_text(read['flop_convention'])}."
+        f"{ui.as_text(PARAM_WORDS.get(count, count))}, C counted {ui.as_text(flops)}."
     )
     if "unstated" in (read["param_convention"], read["flop_convention"]):
         st.caption(

@@ -16,7 +16,7 @@ from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, far_w
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
 from scalelab.units import format_flops, format_quantity, parse_quantity, plural
-from scalelab_dashboard import queries, scores, slider, ui, waiting
+from scalelab_dashboard import glossary, queries, scores, slider, ui, waiting
 from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def _answer(report: FitReport, forecast: Forecast) -> None:
             f"{forecast.loss_nats:.4f}",
             f"loss {forecast.low:.4f} to {forecast.high:.4f}; new run {forecast.pred_low:.4f} to "
             f"{forecast.pred_high:.4f} ({share})",
+            glossary.about("Confidence interval", "Prediction interval"),
         )
     flops = "" if forecast.flops is None else f"C = {format_flops(forecast.flops)} FLOP. "
     allocation = forecast.allocation[0].upper() + forecast.allocation[1:]

@@ -9,8 +9,9 @@ import streamlit as st
 
 from scalelab.report import figures_fit
 from scalelab.report.html import exponents
+from scalelab.theory.accounting import PARAM_WORDS
 from scalelab.units import plural
-from scalelab_dashboard import ui, waiting
+from scalelab_dashboard import glossary, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
@@ -103,11 +104,19 @@ def _forms(choice: Choice) -> None:
     ui.command(choice.words("--compare"))
 
 
+def _count_words(report: FitReport) -> str:
+    """Return how N is counted, in words that are not the name of a law."""
+    name = report.observations.param_convention
+    return PARAM_WORDS.get(name, name)
+
+
 def _methods(report: FitReport, choice: Choice) -> None:
     rows = exponents(report)
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        st.subheader("Exponent a by method")
+        st.subheader(
+            "Exponent a by method", help=glossary.about("Exponents a and b", "Approach 1, 2, 3")
+        )
         ui.plot("forest", choice.key, lambda look: figures_fit.forest(rows, look))
         if report.disagreement is not None:
             ratio = report.disagreement.ratio
@@ -124,7 +133,12 @@ def _methods(report: FitReport, choice: Choice) -> None:
             st.subheader("Warnings")
             ui.warnings(report.warnings)
     with right:
-        st.subheader("Parameters")
+        st.subheader(
+            "Parameters",
+            help=glossary.about(
+                "E, A, B, alpha, beta", "Exponents a and b", "G", "Huber loss", "Objective"
+            ),
+        )
         both = {**report.params, **report.derived}
         st.dataframe(
             pd.DataFrame(
@@ -143,7 +157,7 @@ def _methods(report: FitReport, choice: Choice) -> None:
             ui.as_text(
                 f"{report.fit.form} form, {objective.loss} of the {objective.residual} residual, "
                 f"objective {report.fit.value:.8g}, status {report.fit.status}, N counted "
-                f"{report.observations.param_convention}, C counted "
+                f"{_count_words(report)}, C counted "
                 f"{report.observations.flop_convention}."
             )
         )

@@ -9,7 +9,7 @@ import streamlit as st
 from scalelab.report import figures_runs
 from scalelab.store.expected import LEVEL
 from scalelab.units import format_duration, format_flops, format_quantity
-from scalelab_dashboard import queries, ui
+from scalelab_dashboard import glossary, queries, ui
 from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def show(choice: Choice) -> None:
 
 
 def _runs(running: Sequence[RunStatus]) -> None:
-    st.markdown("**Running now**")
+    st.markdown("**Running now**", help=glossary.about("State, status", "Step"))
     rows = [
         f"| `{run.run_id}` | {_quantity(run.n_params)} | {_quantity(run.n_tokens)} "
         f"| {run.step / (run.n_steps or 1):.0%} | {_loss(run)} | {_expected(run)} | {_left(run)} |"
@@ -104,7 +104,7 @@ def _curves(choice: Choice, running: Sequence[RunStatus]) -> None:
 
 
 def _budgets(budgets: Sequence[BudgetStatus]) -> None:
-    st.markdown("**Budgets**")
+    st.markdown("**Budgets**", help=glossary.about("Budget", "Bracketed minimum", "Edge minimum"))
     rows = [
         f"| {format_flops(budget.budget_flops)} | {budget.n_done} of {budget.n_runs} "
         f"| {_quantity(budget.best_n_params)} | {_verdict(budget)} |"

@@ -11,7 +11,7 @@ import streamlit as st
 
 from scalelab.report import figures, figures_isoflop, overlay
 from scalelab.units import format_flops, format_quantity, plural
-from scalelab_dashboard import point, queries, slider, tables_of, ui, waiting
+from scalelab_dashboard import glossary, point, queries, slider, tables_of, ui, waiting
 from scalelab_dashboard.views import live
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ def show(choice: Choice) -> None:
     by = "frontier" if report is None else f"frontier by the {report.forecaster.label}"
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        st.subheader("IsoFLOP curves")
+        st.subheader(
+            "IsoFLOP curves",
+            help=glossary.about("isoFLOP curve", "Approach 1, 2, 3", "Edge minimum", "Outlier"),
+        )
         more = (bands is not None, old is not None, point.chosen(), choice.excluded)
         ui.plot(
             "isoflop",
@@ -86,7 +89,7 @@ def show(choice: Choice) -> None:
             + (" Crosses: excluded runs. Dotted: the frontier with them." if old else "")
         )
     with right:
-        st.subheader("Compute-optimal N and D")
+        st.subheader("Compute-optimal N and D", help=glossary.about("D_opt, N_opt", "Frontier"))
         ui.plot("optima", choice.key, lambda look: _optima(isoflop, bands, rows, old, look), more)
         st.caption(ui.as_text(f"Line and band: {by}. Diamonds with bars: minima of approach 2."))
     point.panel(choice, report)
@@ -186,7 +189,10 @@ def _minima(isoflop: IsoflopFit, metric: Metric) -> None:
     found = [curve for curve in isoflop.curves if curve.is_interior]
     if not found:
         return
-    st.markdown("**Minima of the isoFLOP curves** (approach 2)")
+    st.markdown(
+        "**Minima of the isoFLOP curves** (approach 2)",
+        help=glossary.about("Approach 1, 2, 3", "D/N"),
+    )
     some = np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_MINIMA)).round())
     rows = [
         f"| {format_flops(curve.budget)} | {format_quantity(curve.n_params.value)} "
@@ -216,12 +222,20 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
         near = report.frontier[0] if report.frontier else None
         a, b = (near.a, near.b) if near else (None, None)
     with columns[0]:
-        ui.number("exponent a, N_opt ∝ Cᵃ", *ui.exponent(a, choice.level), note or None)
+        ui.number(
+            "exponent a, N_opt ∝ Cᵃ",
+            *ui.exponent(a, choice.level),
+            f"{note}\n\n" + glossary.about("Exponents a and b", "Confidence interval"),
+        )
     with columns[1]:
-        ui.number("exponent b, D_opt ∝ Cᵇ", *ui.exponent(b, choice.level))
+        ui.number(
+            "exponent b, D_opt ∝ Cᵇ",
+            *ui.exponent(b, choice.level),
+            glossary.about("Exponents a and b", "D_opt, N_opt"),
+        )
     with columns[2]:
         value, limits = _tokens_per_param(report, choice, flops)
-        ui.number(f"D/N at {format_flops(flops)} FLOP", value, limits)
+        ui.number(f"D/N at {format_flops(flops)} FLOP", value, limits, glossary.about("D/N"))
     with columns[3]:
         irreducible = report.params.get("E")
         if irreducible is not None and report.law_status != "not_identified":
@@ -229,6 +243,7 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
                 f"irreducible loss E of the {report.fit.form} law",
                 f"{irreducible.value:.3f}",
                 ui.limits(irreducible, choice.level, "{:.3f}"),
+                glossary.about("Irreducible loss", "E, A, B, alpha, beta"),
             )
 
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from scalelab.report import figures_runs
 from scalelab.units import plural
-from scalelab_dashboard import point, queries, ui, waiting
+from scalelab_dashboard import glossary, point, queries, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
@@ -85,7 +85,12 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
     left, right = st.columns(2)
     with left:
         states = st.multiselect(
-            "Status", STATES, key="status", bind="query-params", placeholder="all"
+            "Status",
+            STATES,
+            key="status",
+            bind="query-params",
+            placeholder="all",
+            help=glossary.about("State, status"),
         )
     with right:
         text = st.text_input(
