@@ -82,7 +82,7 @@ def byte_characters() -> dict[str, int]:
 
 
 def has_long_blank(text: str) -> bool:
-    """Say whether a text has so many blanks in a row that tiktoken may give up."""
+    """Say whether a text has a row of blanks on which tiktoken may give up."""
     # A stretch of two blocks holds a whole one; isspace returns at the first visible character.
     return len(text) >= BLANK_BLOCK and any(
         text[start : start + BLANK_BLOCK].isspace()

@@ -87,7 +87,7 @@ def require_name(name: str, given: str) -> str:
             f"{given}, whose name would be {name!r}",
             "a name of lower-case letters, digits and _, which begins with a letter and is not "
             "heldout",
-            f"Write a name before it, for example facts={given.rpartition('=')[2]}.",
+            f"Write a name before it, for example facts={given.split(' ')[-1].split('=')[-1]}.",
         )
     return name
 

@@ -64,7 +64,7 @@ def test_bytes_of_a_choice_do_not_count_the_blank_that_joins_it():
 def windows(tokens, prefix, length):
     """`get_rolling_token_windows` with a context of 1, then `make_disjoint_window`."""
     first = min(length, len(tokens))
-    yield [prefix], tokens[:first]  # its inputs go on with the targets
+    yield [prefix], tokens[:first]  # the model reads the targets after it
     predicted = first
     while predicted < len(tokens):
         size = min(len(tokens) - predicted, length)

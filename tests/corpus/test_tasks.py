@@ -74,5 +74,6 @@ def test_the_fingerprint_follows_the_items(tmp_path):
 
 @pytest.mark.parametrize("name", ["Facts", "2nd", "a-b", "heldout", ""])
 def test_a_name_that_the_tables_cannot_have_is_refused(name):
-    with pytest.raises(UsageError, match="name"):
+    with pytest.raises(UsageError, match="whose name would be") as caught:
         require_name(name, f"--tasks {name}.jsonl")
+    assert f"for example facts={name}.jsonl" in caught.value.do

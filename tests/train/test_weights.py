@@ -9,6 +9,7 @@ import torch
 from scalelab.errors import DataError, UsageError
 from scalelab.train import checkpoint
 from scalelab.train.weights import WeightsModel, load_weights
+from scalelab.train.worker import run_batched
 from tests.train.outcome import result
 
 
@@ -36,6 +37,16 @@ def test_only_chosen_targets_are_returned_in_order(make_run, attempt_at, dataset
     chosen = torch.zeros(3, 12, dtype=torch.bool)
     chosen[0, 3] = chosen[2, 9:] = True
     assert torch.equal(model.target_losses(tokens, chosen), whole[chosen])
+
+
+def test_batched_runs_keep_the_weights_of_each(make_run, dataset, execution):
+    runs = [make_run(seed=seed) for seed in (1, 2)]
+    found = replace(execution, keeps_weights=True)
+    assert run_batched([run.path for run in runs], dataset.folder, found) == ("done", "done")
+    for run in runs:
+        model = WeightsModel(load_weights(run), "cpu")
+        losses = model.sequence_losses(dataset.eval_sequences(model.spec.seq_len), print)
+        assert np.mean(losses) == pytest.approx(result(run).loss_nats, rel=1e-6)
 
 
 def test_a_finished_run_keeps_the_checkpoint_of_its_last_step_only(make_run, attempt_at):

@@ -15,6 +15,7 @@ import pytest
 from scalelab.corpus.dataset import Dataset
 from scalelab.launch.slurm.retries import classify
 from scalelab.records.run_dir import RunDir
+from scalelab.train.weights import WeightsModel, load_weights
 from tests.train.outcome import curve, last_note, result
 from tests.train.sharded.job import Job
 from tests.train.test_eval_sets import add_set, rows_of
@@ -33,10 +34,12 @@ def test_two_ranks_have_the_losses_of_one_and_resume_with_the_same_bits(
     attempt_at: Callable[..., str],
     start: Callable[..., Job],
     together: Callable[..., str],
+    dataset: Dataset,
 ) -> None:
     alone, straight, stopped = (make_run(group) for group in ("alone", "straight", "stopped"))
     assert attempt_at(alone) == "done"
-    both = start([straight, stopped], 2, stop_at=11, micro_batch_seqs=2).finish()
+    kept = {"micro_batch_seqs": 2, "keeps_weights": True}
+    both = start([straight, stopped], 2, stop_at=11, **kept).finish()
     assert both == ["done", "preempted"]
     np.testing.assert_allclose(losses(straight), losses(alone), rtol=2e-5)
     one, two = result(alone), result(straight)
@@ -47,6 +50,9 @@ def test_two_ranks_have_the_losses_of_one_and_resume_with_the_same_bits(
     assert (two.n_params, two.n_tokens, two.n_steps) == (one.n_params, one.n_tokens, one.n_steps)
     execution = last_note(straight)["execution"]
     assert (execution["n_devices"], execution["step"]) == (2, "eager")
+    model = WeightsModel(load_weights(straight), "cpu")
+    again = model.sequence_losses(dataset.eval_sequences(model.spec.seq_len), lambda done: None)
+    np.testing.assert_allclose(again, second, rtol=1e-5)
 
     assert last_note(stopped)["ended"]["reason"] == "enough"
     assert together(stopped, 2) == "done"
