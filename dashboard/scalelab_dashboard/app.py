@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+from collections.abc import Callable
 
 import streamlit as st
 
@@ -20,11 +21,12 @@ from scalelab_dashboard.views import (
     domains,
     extrapolate,
     fit,
+    mixture,
     overview,
     runs,
 )
 
-VIEWS = {
+VIEWS: dict[str, Callable[[state.Choice], None]] = {
     "Overview": overview.show,
     "Fit": fit.show,
     "Domains": domains.show,
@@ -39,6 +41,9 @@ VIEWS = {
 # Views that a table does not have: it has no training curves and no cost. (A comment, because
 # Streamlit would show a text after an assignment on the page.)
 OF_SWEEPS = ("Runs", "Cost and energy")
+# Of runs that mix sources of text, and of tables with their weights. Not a docstring, which
+# Streamlit would write on the page.
+MIXTURE = "Mixture"
 STYLE = """
 <style>
 .block-container {padding-top: 2.4rem; padding-bottom: 3rem;}
@@ -74,7 +79,8 @@ def main() -> None:
         navigation = st.container()
         st.divider()
     choice = state.choose()
-    views = [view for view in VIEWS if choice.table is None or view not in OF_SWEEPS]
+    shown = views_of(choice)
+    views = list(shown)
     if _asked_view() not in views:
         # a link or the view before showed what this table does not have
         st.session_state["page"] = views[0]
@@ -84,7 +90,7 @@ def main() -> None:
         )
     state.follow(choice)
     st.header(title)
-    VIEWS[title](choice)
+    shown[title](choice)
     glossary.words(title)
     state.keep_address()
     settle(title)
@@ -94,6 +100,20 @@ def _asked_view() -> str:
     """Return the view that the session or the address names; default the first."""
     first = next(iter(VIEWS))
     return st.session_state.get("page") or st.query_params.get("page") or first
+
+
+def views_of(choice: state.Choice) -> dict[str, Callable[[state.Choice], None]]:
+    """Return the views of a choice by title.
+
+    Mixture is there only if the runs mix sources, and what only sweeps have is not for a table.
+    """
+    views: dict[str, Callable[[state.Choice], None]] = {}
+    for view, show in VIEWS.items():
+        if choice.table is None or view not in OF_SWEEPS:
+            views[view] = show
+        if len(views) == 1 and choice.has_mixture:
+            views[MIXTURE] = mixture.show
+    return views
 
 
 @st.cache_resource(show_spinner=False)

@@ -40,6 +40,8 @@ class Source:
         Unix time.
     has_experts : bool
         Whether some runs train a mixture of experts.
+    has_mixture : bool
+        Whether the runs train on different mixtures of sources.
     rows_stamp : str
         Changes when the finished runs or rows change, not with the progress of running ones.
     """
@@ -49,6 +51,7 @@ class Source:
     counts: Mapping[str, int] = field(default_factory=dict)
     created_s: float = 0.0
     has_experts: bool = False
+    has_mixture: bool = False
     rows_stamp: str = ""
 
     @property
@@ -93,6 +96,10 @@ def sources(results: str | Path) -> list[Source]:
             "set, kind, loss_nats, bits_per_byte, accuracy, value)) AS evaluations FROM evals "
             "WHERE is_final GROUP BY run_id) USING (run_id) GROUP BY sweep, status"
         ).fetchall()
+        mixed = connection.execute(
+            "SELECT sweep FROM sweeps JOIN runs USING (run_id) WHERE mixture IS NOT NULL "
+            "GROUP BY sweep HAVING count(DISTINCT mixture) > 1"
+        ).fetchall()
         imported = connection.execute(
             'SELECT "import", max(imported_s), count(*), bit_xor(hash(line, loss_nats)) '
             'FROM imports GROUP BY "import"'
@@ -105,6 +112,7 @@ def sources(results: str | Path) -> list[Source]:
             kind=kind or "sweep",
             counts={**(before.counts if before else {}), status: count},
             created_s=max(created_s or 0.0, before.created_s if before else 0.0),
+            has_mixture=(name,) in mixed,
             has_experts=has_experts or (before is not None and before.has_experts),
             rows_stamp=f"{count}-{rows:x}"
             if status == "done"
@@ -285,6 +293,22 @@ def head(path: str | Path, reading: Reading) -> tuple[pd.DataFrame, int]:
     import pandas as pd
 
     return pd.DataFrame({name: cells[name].astype(str) for name in names}), count
+
+
+def has_weights(path: str | Path, reading: Reading) -> bool:
+    """Return whether a table file has columns with the weights of several sources.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read.
+    """
+    from scalelab.store.mixture_runs import WEIGHT_STARTS
+    from scalelab.store.table_files import open_file
+
+    with open_file(Path(path), reading) as source:
+        names = [name.lower() for name in source.types]
+    return any(sum(name.startswith(start) for name in names) > 1 for start in WEIGHT_STARTS[:2])
 
 
 def read(path: str | Path, mapping: Mapping[str, str], reading: Reading) -> dict[str, Any]:

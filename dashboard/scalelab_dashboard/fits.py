@@ -24,6 +24,7 @@ from scalelab.records.machine import ctrl_c_blocked
 from scalelab.store.reading import Reading
 
 if TYPE_CHECKING:
+    from scalelab.fit.mixing import MixtureFit
     from scalelab.forecast.fit_report import FitReport
 
 KEPT = 12
@@ -123,6 +124,11 @@ class Fits:
         any_metric = replace(key, reading=replace(key.reading, metric=None))
         return self._ask("metrics", any_metric, _metrics)
 
+    def mixture(self, key: FitKey, target: str, n_tokens: str) -> Job:
+        """Return the job that finds the best weights of the sources for a target."""
+        work = partial(_mixture, target=target, n_tokens=n_tokens)
+        return self._ask(f"mixture {target} {n_tokens}", key, work)
+
     def explorer(self, key: FitKey, asked: str | None) -> Job:
         """Return the job that computes the compute slider, which starts at a request."""
         return self._ask(f"explorer {asked}", key, partial(_explorer, asked=asked))
@@ -202,6 +208,8 @@ def attempt(work: Callable[[], T]) -> T | Failure:
 
 _FITTED: OrderedDict[FitKey, FitReport] = OrderedDict()
 """Fits in the worker, shared by all levels: the level changes only the intervals."""
+_MIXTURES: OrderedDict[FitKey, MixtureFit] = OrderedDict()
+"""Mixture laws in the worker, shared by all targets."""
 
 
 def _fit(key: FitKey) -> Any:
@@ -241,6 +249,27 @@ def _metrics(key: FitKey) -> Any:
     def work() -> Any:
         options = {name: value for name, value in key.arguments().items() if name != "holdout"}
         return fit_metrics(**options, form=key.form)
+
+    return attempt(work)
+
+
+def _mixture(key: FitKey, target: str, n_tokens: str) -> Any:
+    from scalelab.api.mixtures import fit_mixture, parse_target
+    from scalelab.report.mixture_answer import mixture_answer
+    from scalelab.units import parse_quantity
+
+    def work() -> Any:
+        goal = parse_target(target, "Target") if target else None
+        tokens = parse_quantity(n_tokens, what="Training tokens D") if n_tokens else None
+        fit = _MIXTURES.get(key)
+        if fit is None:
+            given = key.arguments()
+            names = ("data", "sweep", "results", "mapping", "where", "level", "reading")
+            fit = fit_mixture(**{name: given[name] for name in names})
+            _MIXTURES[key] = fit
+            while len(_MIXTURES) > KEPT:
+                _MIXTURES.popitem(last=False)
+        return mixture_answer(fit, goal, n_tokens=tokens)
 
     return attempt(work)
 

@@ -217,6 +217,12 @@ def stamp_of(results: str, file: str | None) -> str:
     return data.file_stamp(table_path(Path(file))) if file else data.stamp(results)
 
 
+@st.cache_resource(max_entries=8, show_spinner=False)
+def has_weights(path: str, stamp: str, reading: Reading) -> bool:
+    """Return whether a table has the weights of several sources."""
+    return attempt(lambda: data.has_weights(path, reading)) is True
+
+
 def read_file(path: str, stamp: str, mapping: dict[str, str], reading: Reading) -> Any:
     """Return the content of a table under a mapping, or why it cannot be read."""
     return attempt(lambda: data.read(path, mapping, reading))

@@ -88,6 +88,13 @@ class Choice:
             return self.table.label
         return "" if self.source is None else self.source.name
 
+    @property
+    def has_mixture(self) -> bool:
+        """Whether the runs mix sources of text in different proportions."""
+        if self.table is not None:
+            return queries.has_weights(self.table.path, self.stamp, self.table.reading)
+        return self.source is not None and self.source.has_mixture
+
     def words(self, *more: str) -> list[str]:
         """Return the ``scalelab fit`` command that gives the same answer."""
         words = ["scalelab", "fit"]

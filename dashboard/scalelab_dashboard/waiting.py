@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.metric_comparison import MetricComparison
     from scalelab.records.types import Observations
     from scalelab.report.explorer import Explorer
+    from scalelab.report.mixture_answer import MixtureAnswer
     from scalelab_dashboard.fits import FitKey
     from scalelab_dashboard.state import Choice
 
@@ -98,6 +99,15 @@ def explorer(choice: Choice, forecast: Forecast | None) -> Explorer | None:
     asked = None if forecast is None or forecast.flops is None else forecast.asked
     found = _told(queries.fits().explorer(choice.key, asked), "Computing the slider")
     return cast("Explorer | None", found)
+
+
+def mixture(choice: Choice, target: str, n_tokens: str) -> MixtureAnswer | None:
+    """Return the best weights of the sources, or None while they are computed."""
+    if choice.key is None:
+        return None
+    job = queries.fits().mixture(choice.key, target, n_tokens)
+    found = _told(job, "Fitting mixture laws with 200 bootstrap replicates")
+    return cast("MixtureAnswer | None", found)
 
 
 def _told(job: Job, doing: str) -> object | None:

@@ -15,6 +15,7 @@ from scalelab.cli.interval_text import interval_text, loss_text
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console, emit_json, say, warn_here
 from scalelab.errors import UsageError
+from scalelab.fit.mixing_folds import SCHEMES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
 
 FORM = "mixture"
-SCHEMES = {
-    "leave_10_out": "leave 10 runs out",
-    "leave_mixture_out": "leave a mixture out",
-    "leave_size_out": "leave a size out",
-}
 FIT_OPTIONS = (
     *("from_file", "sweep", "results", "mapping", "where", "format", "metric", "form"),
     *("predict", "holdout"),

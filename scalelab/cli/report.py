@@ -19,7 +19,7 @@ from scalelab.cli.options import (
     MetricOption,
     ResultsOption,
 )
-from scalelab.cli.output import console, emit_json, write_text
+from scalelab.cli.output import console, emit_json, say, write_text
 from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,17 @@ def report(
     mapping: MapOption = None,
     metric: MetricOption = None,
     exclude: ExcludeOption = None,
-    form: Annotated[str, typer.Option(help="Form of the law.")] = "chinchilla",
+    form: Annotated[
+        str,
+        typer.Option(help="Form of the law; mixture: the best weights of the sources of text."),
+    ] = "chinchilla",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="With --form mixture: the loss to minimise, such as 0.5*code+0.5*web. Default: "
+            "the mean of all evaluation sets."
+        ),
+    ] = None,
     level: LevelOption = 0.9,
     predict: Annotated[
         list[str] | None,
@@ -76,6 +86,16 @@ def report(
         out.with_suffix(suffix) for suffix, is_asked in ((".tex", tex), (".csv", csv)) if is_asked
     ]
     _check_paths(out, beside, from_file)
+    command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    if form == "mixture" or target is not None:
+        idle = {"--predict": predict, "--forecaster": forecaster, "--metric": metric,
+                "--exclude": exclude, "--tex": tex, "--csv": csv, "--svg": svg, "--pdf": pdf,
+                "--png": png}  # fmt: skip
+        _refuse_idle(form, [flag for flag, value in idle.items() if value])
+        return _mixture_report(
+            out, from_file, sweep=sweep, results=results, mapping=parse_map(mapping or []),
+            target=target, level=level, command=command, as_json=as_json,
+        )  # fmt: skip
     options: dict[str, Any] = {
         "sweep": sweep,
         "results": results,
@@ -90,7 +110,6 @@ def report(
         every = fit_metrics(
             from_file, **options, **asked, reading=reading_of_texts(metric=None, exclude=exclude)
         )
-    command = "scalelab " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     runs = next_command(context)
     head = headline(found, runs, next(iter(found.forecasts), None))
     told = _notes(found, results, from_file)
@@ -125,6 +144,52 @@ def _notes(found: FitReport, results: Path, from_file: Path | None) -> tuple[Not
     return tuple(
         each for each in read_notes(results) if each.about in (runs if each.kind == RUN else words)
     )
+
+
+def _refuse_idle(form: str, flags: list[str]) -> None:
+    """Raise UsageError for options that the report of a mixture does not use."""
+    if form != "mixture":
+        raise UsageError(
+            f"--target with --form {form}",
+            "--form mixture, whose report has the weights with the lowest target",
+            "Add --form mixture, or remove --target.",
+        )
+    if flags:
+        raise UsageError(
+            f"{', '.join(flags)} with --form mixture",
+            "options of the runs, --target, --level and --out",
+            f"Remove {', '.join(flags)}.",
+        )
+
+
+def _mixture_report(
+    out: Path,
+    from_file: Path | None,
+    *,
+    sweep: str | None,
+    results: Path,
+    mapping: dict[str, str],
+    target: str | None,
+    level: float,
+    command: str,
+    as_json: bool,
+) -> int:
+    """Write the report of mixture laws, and return the exit code."""
+    from scalelab.api.mixtures import fit_mixture, parse_target
+    from scalelab.report.mixture_answer import mixture_answer
+    from scalelab.report.mixture_html import render_mixture
+
+    goal = None if target is None else parse_target(target)
+    fit = fit_mixture(from_file, sweep=sweep, results=results, mapping=mapping, level=level)
+    answer = mixture_answer(fit, goal)
+    write_text(out, render_mixture(answer, command), "--out")
+    if as_json:
+        emit_json({"written": [str(out)], "weights": answer.best.weights})
+        return 0
+    say(f"{answer.sentence()} {answer.basis()}", console())
+    console().print()
+    console().print(f"written: {out}", soft_wrap=True)
+    return 0
 
 
 def _check_paths(out: Path, beside: list[Path], from_file: Path | None) -> None:

@@ -13,6 +13,12 @@ LEFT_OUT = 10
 """Runs of a fold of ``leave_10_out``; fewer where there are fewer than 50 runs."""
 FEWEST_SIZES = 4
 """Sizes from which ``leave_size_out`` is used: a law of N has three parameters."""
+SCHEMES = {
+    "leave_10_out": "leave 10 runs out",
+    "leave_mixture_out": "leave a mixture out",
+    "leave_size_out": "leave a size out",
+}
+"""Ways to leave runs out, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

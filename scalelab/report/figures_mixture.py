@@ -67,11 +67,11 @@ def ternary(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
             f"Triangle of the weights of {', '.join(answer.sources)}: predicted "
             f"{answer.target_words}, lowest at {best}; {plural(runs.n, 'run')} drawn."
         ),
-        height=560,
+        height=600,
     )
     figure.update_xaxes(visible=False, range=[-0.2, 1.2], constrain="domain")
-    figure.update_yaxes(visible=False, range=[-0.13, HIGH + 0.12], scaleanchor="x")
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 30, "b": 8})
+    figure.update_yaxes(visible=False, range=[-0.13, HIGH + 0.1], scaleanchor="x")
+    figure.update_layout(margin={"l": 8, "r": 8, "t": 30, "b": 70})
     return figure
 
 
@@ -203,7 +203,7 @@ def agreement(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
     figure.update_yaxes(nticks=6)
     for column in range(1, columns + 1):
         row = n_rows if column <= (len(laws) - 1) % columns + 1 else max(1, n_rows - 1)
-        figure.update_xaxes(title_text=f"predicted, {runs.unit}", row=row, col=column)
+        figure.update_xaxes(title_text="predicted", row=row, col=column)
     for row in range(1, n_rows + 1):
         figure.update_yaxes(title_text="measured", row=row, col=1)
     figure.update_layout(margin={"t": 44, "b": 40})
@@ -229,7 +229,11 @@ def effects(answer: MixtureAnswer, look: Look = LIGHT) -> Any:
             y=[draw.plain(law.name) for law in laws],
             zmin=-most,
             zmax=most,
-            colorscale=[[0.0, look.third], [0.5, look.paper], [1.0, look.accent]],
+            colorscale=[
+                [0.0, look.with_alpha(look.third, 0.6)],
+                [0.5, look.with_alpha(look.paper, 0.6)],
+                [1.0, look.with_alpha(look.accent, 0.6)],
+            ],
             text=text,
             texttemplate="%{text}",
             textfont={"color": look.ink},
@@ -289,9 +293,16 @@ def _surface(figure: Any, answer: MixtureAnswer, look: Look) -> None:
             connectgaps=False,
             hoverinfo="skip",
             colorbar={
-                "title": {"text": f"{draw.plain(answer.target_words)}<br>{answer.runs.unit}"},
-                "thickness": 14,
-                "len": 0.8,
+                "title": {
+                    "text": f"predicted target, {answer.runs.unit}",
+                    "font": {"size": 12, "color": look.ink},
+                    "side": "bottom",
+                },
+                "orientation": "h",
+                "thickness": 12,
+                "len": 0.7,
+                "y": -0.02,
+                "yanchor": "top",
                 "outlinewidth": 0,
                 "tickfont": {"color": look.ink},
             },
@@ -353,7 +364,7 @@ def _optimum(figure: Any, answer: MixtureAnswer, look: Look) -> None:
                 mode="lines",
                 fill="toself",
                 fillcolor=look.with_alpha(look.accent, 0.25),
-                line={"color": look.accent, "width": 1.6},
+                line={"color": LIGHT.ink, "width": 2},
                 hoverinfo="skip",
                 name="interval",
             )
@@ -368,7 +379,7 @@ def _optimum(figure: Any, answer: MixtureAnswer, look: Look) -> None:
             "symbol": "star",
             "size": 19,
             "color": look.accent,
-            "line": {"color": look.paper, "width": 1.2},
+            "line": {"color": LIGHT.ink, "width": 1.2},
         },
         "best mixture",
         "best: %{customdata}",

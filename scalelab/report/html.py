@@ -86,7 +86,31 @@ def render(
         Notes about the runs and the sweep.
     """
     line = line_of(fit.observations, fit, fit.level)
-    title = html.escape(f"Scaling law of {fit.observations.source}")
+    return page(
+        f"Scaling law of {fit.observations.source}",
+        figures.caption(fit),
+        [
+            "<h2>Conclusion</h2>",
+            *_answer(fit, head),
+            *_notes(notes),
+            *_cards(fit),
+            *_slider(fit, runs),
+            *_figures(fit, line),
+            *([] if metrics is None else metrics_section(metrics, line)),
+            "<h2>Parameters</h2>",
+            *_parameters(fit),
+            "<h2>Command</h2>",
+            f"<code>{html.escape(command)}</code>",
+            "<h2>About this file</h2>",
+            f"<p>scalelab {__version__}, {date.today().isoformat()}. {html.escape(line)}. Data "
+            f"fingerprint {fingerprint(fit.observations)}: equal for equal N, D, C and losses.</p>",
+        ],
+    )
+
+
+def page(title: str, about: str, body: Sequence[str]) -> str:
+    """Return a report that works offline; ``body`` is HTML with headings, the others are text."""
+    title = html.escape(title)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -97,28 +121,13 @@ def render(
         first_script(),
         "</head><body><main>",
         f"<h1>{title}</h1>",
-        f'<p class="faint">{html.escape(figures.caption(fit))}</p>',
-    ]
-    body = [
-        "<h2>Conclusion</h2>",
-        *_answer(fit, head),
-        *_notes(notes),
-        *_cards(fit),
-        *_slider(fit, runs),
-        *_figures(fit, line),
-        *([] if metrics is None else metrics_section(metrics, line)),
-        "<h2>Parameters</h2>",
-        *_parameters(fit),
-        "<h2>Command</h2>",
-        f"<code>{html.escape(command)}</code>",
-        "<h2>About this file</h2>",
-        f"<p>scalelab {__version__}, {date.today().isoformat()}. {html.escape(line)}. Data "
-        f"fingerprint {fingerprint(fit.observations)}: equal for equal N, D, C and losses.</p>",
+        f'<p class="faint">{html.escape(about)}</p>',
+        *_with_contents(body),
         "</main>",
         last_script(),
         "</body></html>",
     ]
-    return "\n".join([*parts, *_with_contents(body)]) + "\n"
+    return "\n".join(parts) + "\n"
 
 
 def _with_contents(body: Sequence[str]) -> Iterator[str]:

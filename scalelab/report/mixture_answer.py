@@ -10,6 +10,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.fit.mixing_goal import Goal, MixtureLimits
+from scalelab.sweep.run_spec import WEIGHT_TOLERANCE
 
 if TYPE_CHECKING:
     from scalelab.fit.best_mixing import BestWeights
@@ -92,8 +93,16 @@ class MixtureAnswer:
         return self.runs.sources
 
     @property
+    def is_mean(self) -> bool:
+        """Whether every evaluation set has the same weight in the target."""
+        weights = [self.target.get(law.name, 0.0) for law in self.laws]
+        return max(weights) - min(weights) < WEIGHT_TOLERANCE
+
+    @property
     def target_words(self) -> str:
-        """The target as on the command line: ``0.5*code+0.5*web``."""
+        """The target in words, or as on the command line: ``0.5*code+0.5*web``."""
+        if len(self.laws) > 1 and self.is_mean:
+            return f"mean over all {len(self.laws)} evaluation sets"
         terms = [(name, weight) for name, weight in self.target.items() if weight]
         if len(terms) == 1:
             return terms[0][0]
@@ -112,11 +121,11 @@ class MixtureAnswer:
     def basis(self) -> str:
         """Return what the answer is compared with, in one or two sentences."""
         gain = self.best.gain
-        ends = f" ({gain.low:+.4f} to {gain.high:+.4f})" if np.isfinite(gain.low) else ""
+        ends = f" ({gain.low:.4f} to {gain.high:.4f})" if np.isfinite(gain.low) else ""
         limited = ", ".join(self.best.binding)
         words = f" The unique tokens of {limited} limit its weight." if limited else ""
         return (
-            f"That is {gain.value:+.4f}{ends} below the prediction for the best trained mixture, "
+            f"That is {gain.value:.4f}{ends} below the prediction for the best trained mixture, "
             f"{self.best.best_run}.{words}"
         )
 

@@ -38,6 +38,10 @@ TITLES = {
     "costs": "Cost by budget",
     "valleys": "Valleys of the evaluation sets",
     "ratios": "D/N of the evaluation sets",
+    "ternary": "Predicted target over the weights",
+    "mix_weights": "Best weights of the sources",
+    "mix_effects": "What 10 % more of a source does",
+    "mix_fit": "Measured against predicted loss",
 }
 LINE_CHARACTERS = 62
 """Characters of a line of the source: it fits a window of 420 pixels."""

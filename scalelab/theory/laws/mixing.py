@@ -13,9 +13,10 @@ a term of them, as Chinchilla has; otherwise the term is a part of E.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from itertools import product
 from typing import Any, ClassVar, cast
 
@@ -35,6 +36,17 @@ TYPICAL_SIZE = 1e8
 """Parameters at which the w of `TransferMixing` are those of the formula."""
 SMALLEST = 1e-4
 """Smallest value of a positive coefficient in `seeds`."""
+
+
+def _with_valid_names(coordinates: tuple[Coordinate, ...]) -> tuple[Coordinate, ...]:
+    """Return coordinates whose names are Python names: sources may be called ``docs-en``."""
+    names: list[str] = []
+    for coordinate in coordinates:
+        name = re.sub(r"\W", "_", coordinate.name)
+        while name in names:
+            name += "_"
+        names.append(name)
+    return tuple(replace(c, name=name) for c, name in zip(coordinates, names, strict=True))
 
 
 class MixingLaw(Law):
@@ -75,6 +87,7 @@ class MixingLaw(Law):
                 )
             ),
         )
+        coordinates = _with_valid_names(coordinates)
         made = make_dataclass(
             cls.__name__,
             [(c.name, float) for c in coordinates],
