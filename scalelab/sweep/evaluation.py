@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import bisect
+from collections.abc import Iterable, Sequence
 
 from scalelab.sweep.run_size import planned_flops
 from scalelab.sweep.run_spec import RunSpec
@@ -19,6 +20,12 @@ def evaluation_steps(spec: RunSpec) -> tuple[int, ...]:
     n_parts = int(1 / spec.eval_every) + 1
     steps = {round(part * spec.eval_every * spec.n_steps) for part in range(1, n_parts + 1)}
     return tuple(sorted(step for step in steps if 0 < step < spec.n_steps))
+
+
+def steps_until(steps: Sequence[int], step: int) -> int | None:
+    """Return the number of steps from a step to the next of some sorted steps; None after them."""
+    index = bisect.bisect_right(steps, step)
+    return steps[index] - step if index < len(steps) else None
 
 
 def evaluated_tokens(spec: RunSpec, n_held_out: int) -> int:

@@ -11,15 +11,16 @@ import hashlib
 import json
 import math
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from scalelab.corpus.eval_text import HELD_OUT, SET_NAME
 from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import SpecError
 from scalelab.sweep.program import ProgramSpec, as_tuples
+from scalelab.sweep.run_parts import EvalSetRef as EvalSetRef
+from scalelab.sweep.run_parts import SourceWeight as SourceWeight
+from scalelab.sweep.run_parts import require
 from scalelab.theory.shape import ModelShape
 from scalelab.units import round_significant
 
@@ -41,53 +42,6 @@ ROUTER_WEIGHTS = ("balance_weight", "router_z_weight")
 """Fields that only mixtures of experts have at other values than the default."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class EvalSetRef:
-    """A named evaluation set of a run.
-
-    Attributes
-    ----------
-    name : str
-        Matches `SET_NAME`; not `HELD_OUT`.
-    fingerprint : str
-        Content hash of its tokens.
-    n_tokens : int
-        Tokens that each evaluation predicts, at most; whole sequences are evaluated.
-    """
-
-    name: str
-    fingerprint: str
-    n_tokens: int
-
-    def __post_init__(self) -> None:
-        _require_set_name(self.name)
-        _require(self, "n_tokens", self.n_tokens >= 1, "a whole number from 1")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceWeight:
-    """A source of a mixture of data, and its share of the training tokens.
-
-    Attributes
-    ----------
-    name : str
-        Matches `SET_NAME`; not `HELD_OUT`.
-    fingerprint : str
-        Content hash of the source's training tokens.
-    weight : float
-        Share of the training tokens, 0 to 1.
-    """
-
-    name: str
-    fingerprint: str
-    weight: float
-
-    def __post_init__(self) -> None:
-        _require_set_name(self.name)
-        object.__setattr__(self, "weight", float(self.weight))
-        _require(self, "weight", 0 <= self.weight <= 1, "a share, 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,33 +162,33 @@ class RunSpec:
                 ordered = tuple(sorted(parts, key=operator.attrgetter("name")))
                 object.__setattr__(self, name, ordered)
                 names = [part.name for part in ordered]
-                _require(self, name, len(set(names)) == len(names), "names that differ")
+                require(self, name, len(set(names)) == len(names), "names that differ")
         for name in ("seq_len", "batch_seqs", "n_steps"):
-            _require(self, name, getattr(self, name) >= 1, "a whole number from 1")
-        _require(self, "lr", self.lr > 0, "a number above zero")
+            require(self, name, getattr(self, name) >= 1, "a whole number from 1")
+        require(self, "lr", self.lr > 0, "a number above zero")
         is_in_run = 0 <= self.warmup_steps <= self.n_steps
-        _require(self, "warmup_steps", is_in_run, f"0 to the run's {self.n_steps} steps")
+        require(self, "warmup_steps", is_in_run, f"0 to the run's {self.n_steps} steps")
         left = self.n_steps - self.warmup_steps
         is_in_run = 0 <= self.decay_steps <= left
-        _require(self, "decay_steps", is_in_run, f"0 to the {left} steps after warm-up")
-        _require(self, "ema_decay", 0 <= self.ema_decay < 1, "0 to below 1")
+        require(self, "decay_steps", is_in_run, f"0 to the {left} steps after warm-up")
+        require(self, "ema_decay", 0 <= self.ema_decay < 1, "0 to below 1")
         for name, default in zip(ROUTER_WEIGHTS, (BALANCE_WEIGHT, 0.0), strict=True):
             value = getattr(self, name)
-            _require(self, name, value >= 0, "a number from 0")
+            require(self, name, value >= 0, "a number from 0")
             is_used = self.shape.n_experts > 0 or value == default
-            _require(self, name, is_used, f"{default:g} for a dense model, which has no router")
-        _require(self, "eval_every", 0 <= self.eval_every <= 1, "a share of the schedule, 0 to 1")
+            require(self, name, is_used, f"{default:g} for a dense model, which has no router")
+        require(self, "eval_every", 0 <= self.eval_every <= 1, "a share of the schedule, 0 to 1")
         total = math.fsum(source.weight for source in self.mixture) if self.mixture else 1.0
-        _require(self, "mixture", abs(total - 1) <= WEIGHT_TOLERANCE, "weights that sum to 1")
+        require(self, "mixture", abs(total - 1) <= WEIGHT_TOLERANCE, "weights that sum to 1")
         for name in ("z_loss", "logit_softcap"):
-            _require(self, name, getattr(self, name) >= 0, "a number from 0")
+            require(self, name, getattr(self, name) >= 0, "a number from 0")
         for name, allowed in (
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
             ("optimizer", OPTIMIZERS),
             ("parametrization", PARAMETRIZATIONS),
         ):
-            _require(self, name, getattr(self, name) in allowed, " or ".join(allowed))
+            require(self, name, getattr(self, name) in allowed, " or ".join(allowed))
         if self.parametrization != "standard" and self.shape.n_experts:
             raise SpecError(
                 f"parametrization = {self.parametrization!r} for a mixture of experts",
@@ -387,20 +341,3 @@ def _required_fields(cls: type[Any]) -> frozenset[str]:
 @functools.cache
 def _type_hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
-
-
-def _require_set_name(name: str) -> None:
-    if not re.fullmatch(SET_NAME, name) or name == HELD_OUT:
-        raise SpecError(
-            f"evaluation set or source {name!r}",
-            f"lower-case letters, digits and _, after a letter; not {HELD_OUT}, the part of the "
-            "training text that every run evaluates",
-            "Choose another name, for example code.",
-        )
-
-
-def _require(spec: Any, name: str, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise SpecError(
-            f"{name} = {getattr(spec, name)!r}", allowed, f"Give {name} an accepted value."
-        )

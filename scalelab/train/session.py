@@ -1,7 +1,4 @@
-"""One attempt at one run: its files, training curve, checkpoints and result.
-
-The engine does the arithmetic of one or more runs; a `Session` does the bookkeeping of one run.
-"""
+"""One attempt at one run: a `Session` does the bookkeeping, the engine does the arithmetic."""
 
 from __future__ import annotations
 
@@ -15,22 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from scalelab.corpus.eval_text import HELD_OUT
-from scalelab.corpus.mixed import AnyDataset, MixedDataset
-from scalelab.errors import DataError, ScalelabError
+from scalelab.corpus.mixed import AnyDataset
+from scalelab.errors import ScalelabError
 from scalelab.records.attempt_note import first_note
 from scalelab.records.divergence import DivergenceDetector
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.types import MetricRow, RunRecord
-from scalelab.sweep.evaluation import evaluation_steps
+from scalelab.sweep.evaluation import evaluation_steps, steps_until
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.sweep.trunk import branch_step, trunk_id
-from scalelab.theory.accounting import (
-    count_params,
-    executed_flops_per_token,
-    train_flops,
-    train_flops_per_token,
-)
+from scalelab.theory.accounting import train_flops_per_token
 from scalelab.theory.hardware import match_hardware
 from scalelab.train import checkpoint, trunk
 from scalelab.train.energy import EnergyMeter
@@ -38,6 +30,7 @@ from scalelab.train.engine import Readings
 from scalelab.train.evaluation import Evaluated, EvaluationSets, write_losses
 from scalelab.train.host import device_name, torch_version
 from scalelab.train.noise_scale import NoiseScale
+from scalelab.train.run_data import counts, planned_dataset
 
 TERA = 1e12
 
@@ -83,7 +76,7 @@ class Session:
         self._saved_step: int | None = None
         self._dataset: AnyDataset | None = None
         self._sets: EvaluationSets | None = None
-        self._evaluation_steps = frozenset(evaluation_steps(self.spec))
+        self._evaluation_steps = evaluation_steps(self.spec)
         self._trunks = trunks
         self._rows: list[MetricRow] = []
         self._since_row = (0, 0.0)
@@ -106,21 +99,9 @@ class Session:
         Raises
         ------
         DataError
-            When the run was planned with another dataset, or an evaluation set is missing or
-            another one.
+            When the run was planned with other data, or an evaluation set is missing.
         """
-        planned = (self.spec.data_fingerprint, self.spec.eval_fingerprint)
-        found = (dataset.fingerprint, dataset.eval_fingerprint)
-        if planned != found:
-            raise DataError(
-                f"a dataset with fingerprints {found} for run {self.run.run_id}",
-                f"the dataset that the run was planned with, {planned}",
-                "Give the path of the planned dataset, or plan the sweep again with this dataset.",
-            )
-        weights = {source.name: source.weight for source in self.spec.mixture}
-        self._dataset = (
-            dataset.with_weights(weights) if isinstance(dataset, MixedDataset) else dataset
-        )
+        self._dataset = planned_dataset(self.spec, dataset)
         self._sets = EvaluationSets(self.spec, dataset)
 
     def restore(self) -> dict[str, Any] | None:
@@ -144,8 +125,7 @@ class Session:
         """Return the most steps that the loop may take before it calls `observe`."""
         interval = self.execution.metrics_interval_steps
         n = min(self.spec.n_steps - self.step, interval - self.step % interval)
-        ahead = [step - self.step for step in self._evaluation_steps if step > self.step]
-        n = min(n, *ahead) if ahead else n
+        n = min(n, steps_until(self._evaluation_steps, self.step) or n)
         branch = self._branch_step()
         return n if branch is None or self.step >= branch else min(n, branch - self.step)
 
@@ -155,7 +135,7 @@ class Session:
 
     def is_at_evaluation(self) -> bool:
         """Say whether the run evaluates after this step, which is not its last."""
-        return self.step in self._evaluation_steps
+        return steps_until(self._evaluation_steps, self.step - 1) == 1
 
     def save_branch(self, engine_state: dict[str, Any]) -> None:
         """Save the state for longer runs of the trunk; if that fails, add a warning to the note."""
@@ -279,8 +259,7 @@ class Session:
     def note_evaluation(self, evaluated: Mapping[str, Evaluated]) -> None:
         """Append the losses after this step, and put the held-out one into the training curve."""
         if self._rows:
-            loss = evaluated[HELD_OUT].loss
-            self._rows[-1] = replace(self._rows[-1], eval_loss_nats=loss)
+            self._rows[-1] = replace(self._rows[-1], eval_loss_nats=evaluated[HELD_OUT].loss)
         self._append_evals(evaluated)
 
     def finish(
@@ -296,7 +275,7 @@ class Session:
         evaluated : Mapping
             Losses on each evaluation set by name.
         engine_state : dict or None
-            Given when the final weights are kept.
+            Given to keep the final weights.
         """
         held_out = evaluated[HELD_OUT]
         loss = held_out.loss
@@ -391,16 +370,7 @@ class Session:
         reason: str | None = None,
         eval_tokens: int | None = None,
     ) -> None:
-        spec = self.spec
         self.flush()
-        n_tokens = self.step * spec.tokens_per_step
-        flops = train_flops(spec.shape, spec.seq_len, n_tokens)
-        flops["executed"] = n_tokens * executed_flops_per_token(
-            spec.shape,
-            spec.seq_len,
-            skips_masked=self.execution.attention != "explicit",
-            recomputes_blocks=self.execution.recomputes_blocks,
-        )
         self.attempt.write_record(
             RunRecord(
                 run_id=self.run.run_id,
@@ -409,15 +379,9 @@ class Session:
                 status=status,
                 loss_nats=loss,
                 loss_se_nats=loss_se,
-                n_params=count_params(spec.shape).by_convention(),
-                flops=flops,
-                n_tokens=n_tokens,
-                unique_tokens=self.dataset.unique_tokens(n_tokens, spec.seq_len),
-                source_tokens=_source_tokens(self.dataset),
-                n_steps=self.step,
+                **counts(self.spec, self.execution, self.dataset, self.step),
                 wall_s=self.train_s,
                 ema_loss_nats=ema_loss,
-                bytes_per_token=self.dataset.bytes_per_token,
                 eval_tokens=eval_tokens,
                 energy_j=self._total_j(),
                 diverged_at_step=self.step if status == "diverged" else None,
@@ -432,10 +396,3 @@ class Session:
             for attempt in self.run.attempts():
                 attempt.remove_checkpoints(kept=last[0] if last else None)
         self.end(status, reason, is_accepted=is_accepted)
-
-
-def _source_tokens(dataset: AnyDataset) -> dict[str, int] | None:
-    """Return the training tokens of each source of a mixture; None for one text."""
-    if not isinstance(dataset, MixedDataset):
-        return None
-    return {name: source.n_train_tokens for name, source in dataset.sources.items()}
