@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from scalelab_dashboard import glossary, state
+from scalelab_dashboard import glossary, share, state
 from scalelab_dashboard.views import (
     compare,
     cost,
@@ -92,6 +92,7 @@ def main() -> None:
     st.header(title)
     shown[title](choice)
     glossary.words(title)
+    share.show(choice)
     state.keep_address()
     settle(title)
 

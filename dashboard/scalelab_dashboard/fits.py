@@ -111,6 +111,13 @@ class Fits:
         """Return the job of a fit; start it if needed."""
         return self._ask("fit", key, _fit)
 
+    def done(self, key: FitKey) -> FitReport | None:
+        """Return a fit that has ended; None while it runs, after a failure, or if not asked."""
+        with self._lock:
+            job = self._jobs.get(("fit", key))
+        found = None if job is None or not job.future.done() else answer(job)
+        return None if found is None or isinstance(found, Failure) else found
+
     def budgets_left_out(self, key: FitKey) -> Job:
         """Return the job that refits without each budget in turn."""
         return self._ask("left_out", key, _left_out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from scalelab.forecast.comparing import compare_sources
 from scalelab.forecast.headline import NextCommand
 from scalelab.forecast.headline import headline as make_headline
 from scalelab.records.notes import Note, read_notes
+from scalelab.report.stamp import line_of
 from scalelab.store.public_tables import list_public_tables, table_path
 from scalelab.store.status import read_status
 from scalelab_dashboard import assess, data
@@ -202,6 +204,14 @@ def comparison(
         return source_of(law, load_law(law), level)
 
     return attempt(lambda: compare_sources([source(n) for n in names], flops=flops, level=level))
+
+
+def source_line(key: object) -> str:
+    """Return what a figure says about its source: runs, law, level and date."""
+    found = observed(key) if isinstance(key, FitKey) else None
+    if found is None or isinstance(found, Failure) or not isinstance(key, FitKey):
+        return date.today().isoformat()
+    return line_of(found[0], fits().done(key), key.level)
 
 
 def held_out(key: FitKey, report: FitReport) -> Observations | None:

@@ -13,6 +13,7 @@ import streamlit as st
 
 from scalelab.forecast import headline
 from scalelab.report.look import DARK, LIGHT, Look
+from scalelab.report.stamp import stamp
 from scalelab.units import format_flops
 from scalelab_dashboard import glossary, queries
 from scalelab_dashboard.fits import Failure, attempt
@@ -83,8 +84,12 @@ def plot(
     on_click: Callable[[str], None] | None = None,
 ) -> None:
     """Show a figure, drawn once per key, theme and ``more``, what else it depends on."""
-    colours = look()
-    draw(queries.figure(name, key, colours.name, more, lambda: drawn(colours)), name, on_click)
+    colours, line = look(), queries.source_line(key)
+
+    def stamped() -> Any:
+        return stamp(drawn(colours), name, line, colours)
+
+    draw(queries.figure(name, key, colours.name, (more, line), stamped), name, on_click)
 
 
 def number(label: str, value: str, limits: str, help_text: str | None = None) -> None:

@@ -80,6 +80,7 @@ def stamp(figure: Any, name: str, line: str, look: Look) -> Any:
             "pad": {"l": 4, "t": 20},  # Plotly puts the first baseline here
         },
         margin={"t": margin + more},
+        paper_bgcolor=look.paper,  # a saved picture has its own background
         height=None if height is None else height + more,
     )
     return figure
