@@ -140,9 +140,12 @@ def notes(found: Sequence[Note]) -> None:
         st.markdown(f":material/sticky_note_2: **{as_text(note.about)}**: {as_text(note.text)}")
 
 
-def next_step(head: headline.Headline) -> None:
-    """Show the next command and what it does."""
+def next_step(head: headline.Headline, rows: Observations) -> None:
+    """Show the next command and what it does, and which runs to add."""
     command(list(head.command), f"Next: {head.purpose}")
+    words = headline.more_runs(headline.next_compute(rows))
+    if words != head.command and math.isfinite(head.flops):
+        command(list(words), "To narrow the answer: plans runs for this law at larger budgets")
 
 
 def exponent(interval: Interval | None, level: float) -> tuple[str, str]:

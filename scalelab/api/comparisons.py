@@ -62,6 +62,33 @@ def compare_runs(
     return compare_sources(sources, flops=flops, level=level)
 
 
+def compare_with(
+    name: str,
+    report: FitReport,
+    others: Sequence[str],
+    *,
+    results: str | Path = DEFAULT_RESULTS,
+    form: str = "chinchilla",
+    level: float = 0.9,
+) -> SourceComparison:
+    """Compare a fit with sweeps, tables and laws by name, as `compare_runs` does.
+
+    Parameters
+    ----------
+    name : str
+        Name of the runs of the fit, which are the reference.
+    report : FitReport
+    others : sequence of str
+        One to five names.
+    results, form, level
+        As in `compare_runs`.
+    """
+    from scalelab.forecast.comparing import compare_sources
+
+    sources = [_source(each, Path(results), None, form, None, level) for each in others]
+    return compare_sources([source_of(name, report, level), *sources], level=level)
+
+
 def source_of(name: str, found: FitReport | SavedLaw, level: float = 0.9) -> Source:
     """Return a fit or a law as one of the compared."""
     from scalelab.forecast.comparing import Source

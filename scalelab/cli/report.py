@@ -53,6 +53,12 @@ def report(
         typer.Option(help="Model to predict, such as C=1e24 or N=7e9; repeatable."),
     ] = None,
     forecaster: ForecasterOption = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sweep, table or law to compare with, as in `scalelab compare`; repeatable."
+        ),
+    ] = None,
     svg: Annotated[Path | None, typer.Option(help="Folder for SVG figures.")] = None,
     pdf: Annotated[Path | None, typer.Option(help="Folder for PDF figures.")] = None,
     png: Annotated[Path | None, typer.Option(help="Folder for PNG figures.")] = None,
@@ -73,6 +79,7 @@ def report(
     Example: scalelab report --from runs.csv --out report.html --svg figures
     """
     from scalelab import api
+    from scalelab.api.comparisons import compare_with
     from scalelab.api.metrics import fit_metrics, metrics
     from scalelab.cli.fit_page import next_command, print_headline
     from scalelab.forecast.headline import headline
@@ -113,7 +120,12 @@ def report(
     runs = next_command(context)
     head = headline(found, runs, next(iter(found.forecasts), None))
     told = _notes(found, results, from_file)
-    write_text(out, render(found, command, head, runs.runs, every, told), "--out")
+    compared = None
+    if compare:
+        compared = compare_with(
+            found.observations.source, found, compare, results=results, form=form, level=level
+        )
+    write_text(out, render(found, command, head, runs.runs, every, told, compared), "--out")
     for path in beside:
         write_text(path, found.to_tex() if path.suffix == ".tex" else found.to_csv(), "--out")
     written = [str(path) for path in (out, *beside)]

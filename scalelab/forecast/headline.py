@@ -205,7 +205,7 @@ def headline(
     command = command or NextCommand()
     if needs_runs and math.isfinite(flops):
         words, purpose = (
-            _more_runs(next_compute(rows)),
+            more_runs(next_compute(rows)),
             "plans runs that would determine the optimum",
         )
     elif not has_split:
@@ -276,7 +276,7 @@ def _wide(forecast: Forecast) -> tuple[FitWarning, ...]:
     )
 
 
-def _more_runs(flops: float) -> tuple[str, ...]:
+def more_runs(flops: float) -> tuple[str, ...]:
     """Return the command that plans a decade of budgets up to a third of this compute."""
     low, high = (format_flops(round_significant(flops / by, 1)) for by in (30, 3))
     return "scalelab", "sweep", "isoflop", "--budgets", f"{low}..{high}", "--dry-run"

@@ -17,6 +17,7 @@ from scalelab import __version__
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
+from scalelab.report.html_compare import comparison_section
 from scalelab.report.html_metrics import figure_div, metrics_section
 from scalelab.report.packed import first_script, last_script
 from scalelab.report.stamp import fingerprint, line_of
@@ -24,6 +25,7 @@ from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
+    from scalelab.forecast.comparing import SourceComparison
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
     from scalelab.forecast.metric_comparison import MetricComparison
@@ -69,6 +71,7 @@ def render(
     runs: Sequence[str] = (),
     metrics: MetricComparison | None = None,
     notes: Sequence[Note] = (),
+    compared: SourceComparison | None = None,
 ) -> str:
     """Return the HTML page of a fit.
 
@@ -84,6 +87,8 @@ def render(
         Fits of all metrics of the runs, where there are several.
     notes : sequence of Note
         Notes about the runs and the sweep.
+    compared : SourceComparison, optional
+        The runs beside other sweeps, tables and laws.
     """
     line = line_of(fit.observations, fit, fit.level)
     return page(
@@ -97,6 +102,7 @@ def render(
             *_slider(fit, runs),
             *_figures(fit, line),
             *([] if metrics is None else metrics_section(metrics, line)),
+            *([] if compared is None else comparison_section(compared, line)),
             "<h2>Parameters</h2>",
             *_parameters(fit),
             "<h2>Command</h2>",

@@ -104,10 +104,35 @@ def test_two_published_laws_are_compared_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["compare", "besiroglu", "hoffmann", "--results", str(tmp_path), "--flops", "1e22"]
-    assert main([*words, "--plot", str(tmp_path / "laws.png"), "--json"]) == 0
+    assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in found["sources"]] == ["besiroglu", "hoffmann"]
     assert found["sources"][1]["a"]["value"] == pytest.approx(0.28 / 0.62, abs=1e-6)
-    assert (tmp_path / "laws.png").stat().st_size > 10_000
     assert main(words) == 0
     assert "1e22 FLOP" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_figure_of_a_comparison_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "laws.png"
+    words = ["compare", "besiroglu", "hoffmann", "--results", str(tmp_path), "--plot", str(path)]
+    assert main(words) == 0
+    assert path.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_report_has_the_comparison(tmp_path: Path, tables: Path) -> None:
+    out = tmp_path / "report.html"
+    words = ["report", "--from", str(tables / "llama3" / "data.csv"), "--out", str(out)]
+    assert main([*words, "--compare", "besiroglu", "--results", str(tmp_path)]) == 0
+    text = out.read_text()
+    assert "Compared with others" in text
+    assert "besiroglu wants" in text
+    assert len(text.encode()) < 2_500_000
+
+
+def test_a_speed_up_of_runs_far_from_the_reference_says_so(compared: SourceComparison) -> None:
+    first, second = compared.parts[0].source, compared.parts[1].source
+    far = replace(first, span=(first.span[0] / 1e4, first.span[0] / 1e3))
+    found = compare_sources([far, second], flops=1e19)
+    assert "extrapolates that law" in found.sentences[0]

@@ -31,7 +31,7 @@ def show(choice: Choice) -> None:
     left, right = st.columns([3, 1])
     with left:
         chosen = st.multiselect(
-            f"Compare {choice.shown or 'these'} with",
+            "Compare with",
             [*others, *laws],
             key="with",
             bind="query-params",

@@ -63,7 +63,7 @@ def show(choice: Choice) -> None:
         with top:
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
             _remedy(choice, report)
-            ui.next_step(head)
+            ui.next_step(head, rows)
             if report.has_answer:
                 _headline(report, choice, float(rows.flops.max()))
     by = "frontier" if report is None else f"frontier by the {report.forecaster.label}"
@@ -190,7 +190,7 @@ def _minima(isoflop: IsoflopFit, metric: Metric) -> None:
     if not found:
         return
     st.markdown(
-        "**Minima of the isoFLOP curves** (approach 2)",
+        f"**Minima of the isoFLOP curves** (approach 2, {ui.as_text(metric.unit)})",
         help=glossary.about("Approach 1, 2, 3", "D/N"),
     )
     some = np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_MINIMA)).round())
@@ -201,7 +201,7 @@ def _minima(isoflop: IsoflopFit, metric: Metric) -> None:
         for curve in (found[int(i)] for i in some)
     ]
     # Markdown, because a Streamlit table makes the browser load and compile 0.7 MB more.
-    name = ui.as_text(f"{metric.label}, {metric.unit}")
+    name = ui.as_text(metric.label)
     head = (f"| C, FLOP | N_opt | interval | D/N | {name} |", "|" + "--:|" * 5)
     st.markdown("\n".join((*head, *rows)))
 
