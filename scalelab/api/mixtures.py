@@ -134,14 +134,7 @@ def best_mixture(
     UsageError
         For an unknown set or source, or limits that no mixture meets.
     """
-    from dataclasses import replace
-
-    from scalelab.fit.mixing_goal import MixtureLimits
-
     goal = target_sets(fit, target)
-    limits = limits or MixtureLimits()
-    if not limits.unique_tokens:
-        limits = replace(limits, unique_tokens=fit.runs.unique_tokens)
     return fit.best_weights(
         goal, limits, n_params=n_params, n_tokens=n_tokens, level=level, seed=seed
     )

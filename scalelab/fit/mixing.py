@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
+from scalelab.fit.effective_data import effective_data
 from scalelab.fit.mixture_checks import check_weights, checked_weights
 from scalelab.fit.outcome import FitWarning, Interval, check_level, percentile_limits
 from scalelab.theory.laws.mixing import SCALES, WEIGHT, MixingLaw
@@ -91,9 +92,13 @@ class MixtureRuns:
         return np.asarray(number).reshape(-1)
 
     def columns(self) -> dict[str, FloatArray]:
-        """Return the columns of a law."""
-        out = {WEIGHT + name: self.weights[:, j] for j, name in enumerate(self.sources)}
-        return out | {name: np.asarray(getattr(self, name), float) for name in self.scale}
+        """Return the columns of a law; repeated tokens count as what they are worth."""
+        sizes = {name: np.asarray(getattr(self, name), float) for name in self.scale}
+        h = self.weights
+        if self.unique_tokens and self.n_tokens is not None:
+            h, tokens = effective_data(h, self.n_tokens, self.unique_tokens, self.sources)
+            sizes |= {name: tokens for name in sizes if name == "n_tokens"}
+        return {WEIGHT + name: h[:, j] for j, name in enumerate(self.sources)} | sizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,8 +296,11 @@ class MixtureFit:
         n_params: float | None = None,
         n_tokens: float | None = None,
     ) -> dict[str, FloatArray]:
-        """Return the columns of the laws at weights (.., m); N and D default to the largest."""
-        out = {WEIGHT + name: weights[..., j] for j, name in enumerate(self.runs.sources)}
+        """Return the laws' columns at weights (.., m), N and D (default: the largest).
+
+        Repeats count as in the runs, if these record unique tokens.
+        """
+        sizes: dict[str, FloatArray] = {}
         for name, given in (("n_params", n_params), ("n_tokens", n_tokens)):
             column = getattr(self.runs, name)
             if name not in self.runs.scale:
@@ -303,8 +311,13 @@ class MixtureFit:
                         f"Leave {name} out, or add runs that differ in it.",
                     )
             else:
-                out[name] = np.asarray(column.max() if given is None else given, dtype=np.float64)
-        return out
+                sizes[name] = np.asarray(column.max() if given is None else given, dtype=np.float64)
+        runs = self.runs
+        if runs.unique_tokens and runs.n_tokens is not None:
+            planned = float(runs.n_tokens.max()) if n_tokens is None else n_tokens
+            weights, tokens = effective_data(weights, planned, runs.unique_tokens, runs.sources)
+            sizes |= {name: tokens for name in sizes if name == "n_tokens"}
+        return {WEIGHT + name: weights[..., j] for j, name in enumerate(runs.sources)} | sizes
 
     def predict(
         self,
@@ -347,27 +360,22 @@ class MixtureFit:
                 f"the sources of the fit: {', '.join(self.runs.sources)}",
                 "Name their columns with --map weight_SOURCE=COLUMN.",
             )
-        columns = {WEIGHT + name: runs.weights[:, j] for j, name in enumerate(runs.sources)}
+        known = runs.columns()
+        columns = {name: known[name] for name in known if name.startswith(WEIGHT)}
         for name in self.runs.scale:
-            values = getattr(runs, name)
-            if values is None:
+            if getattr(runs, name) is None:
                 raise DataError(
-                    f"runs without {name}", f"{name} in each run", f"Add --map {name}=COLUMN."
+                    f"runs without {name}", f"{name} in each", f"Add --map {name}=COLUMN."
                 )
-            columns[name] = values
+            columns[name] = known.get(name, np.asarray(getattr(runs, name), dtype=np.float64))
         return {name: law.at(columns) for name, law in self.laws.items()}
 
     def scored(self, held: MixtureRuns) -> MixtureFit:
         """Return the fit with its errors on held-out runs."""
-        predicted = self.predicted(held)
-        found = MixtureHoldout(
-            n=held.n,
-            r2={k: r_squared(held.losses[k], p) for k, p in predicted.items()},
-            rmse={
-                k: float(np.sqrt(np.mean((p - held.losses[k]) ** 2))) for k, p in predicted.items()
-            },
-        )
-        return replace(self, holdout=found)
+        found = self.predicted(held)
+        rmse = {k: float(np.sqrt(np.mean((p - held.losses[k]) ** 2))) for k, p in found.items()}
+        r2 = {k: r_squared(held.losses[k], p) for k, p in found.items()}
+        return replace(self, holdout=MixtureHoldout(n=held.n, r2=r2, rmse=rmse))
 
     def best_weights(
         self,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError, did_you_mean
+from scalelab.fit.effective_data import effective_data
 from scalelab.fit.mixing import MixtureFit
 from scalelab.fit.outcome import Interval, percentile_limits
 from scalelab.theory.epochs import MAX_EPOCHS
-from scalelab.theory.laws.data_constrained import R_D, log_worth
 from scalelab.theory.laws.mixing import WEIGHT
 
 N_NEAR, N_ROUNDS = 48, 30
@@ -30,7 +30,7 @@ class MixtureLimits:
     Attributes
     ----------
     unique_tokens : Mapping[str, float]
-        Distinct tokens of a source. Repeats count less, as in
+        Distinct tokens of a source; default: those that the runs record. Repeats count less, as in
         `scalelab.theory.laws.data_constrained`.
     max_epochs : float
         Most passes over a source with known ``unique_tokens``.
@@ -94,6 +94,8 @@ class Goal:
                         or f"Write for example {fit.runs.sources[0]}=1e9.",
                     )
         known = fit.runs
+        if not limits.unique_tokens:
+            limits = replace(limits, unique_tokens=known.unique_tokens)
         size = None if known.n_params is None else float(known.n_params.max())
         tokens = None if known.n_tokens is None else float(known.n_tokens.max())
         if limits.unique_tokens and (n_tokens or tokens) is None:
@@ -134,15 +136,7 @@ class Goal:
         tokens = None if self.n_tokens is None else np.full(h.shape[:-1], self.n_tokens)
         unique = self.limits.unique_tokens
         if unique and tokens is not None:
-            drawn = h * tokens[..., None]
-            worth = drawn.copy()
-            for j, name in enumerate(self.fit.runs.sources):
-                if name in unique:
-                    repeats = np.maximum(drawn[..., j] / unique[name], 1.0)
-                    once = np.minimum(drawn[..., j], unique[name])
-                    worth[..., j] = once * np.exp(log_worth(np.log(repeats), math.log(R_D)))
-            tokens = worth.sum(axis=-1)
-            h = worth / tokens[..., None]
+            h, tokens = effective_data(h, tokens, unique, self.fit.runs.sources)
         out = {WEIGHT + name: h[..., j] for j, name in enumerate(self.fit.runs.sources)}
         scale = self.fit.runs.scale
         if "n_params" in scale and self.n_params is not None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from scalelab.errors import DataError, UsageError
+from scalelab.fit.effective_data import effective_data
 from scalelab.fit.mixing import FormScore, MixtureRuns
 from scalelab.fit.mixing_folds import folds_of
 from scalelab.fit.mixing_goal import MixtureLimits, within
@@ -168,3 +169,28 @@ def test_weights_are_moved_into_their_limits():
     assert h.sum(axis=1) == pytest.approx(np.ones(50))
     assert (h >= low - 1e-12).all()
     assert (h <= high + 1e-12).all()
+
+
+def test_repeats_in_the_runs_count_as_in_predictions():
+    rng = np.random.default_rng(5)
+    h = np.concatenate([np.eye(2), rng.dirichlet(np.ones(2), size=10)])
+    unique = {"code": 1e6, "web": 2e6}
+    effective, _ = effective_data(h, 1e7, unique, ("code", "web"))
+    loss = 1.0 + np.exp(effective @ np.array([-2.0, -0.5]))
+    runs = MixtureRuns(
+        sources=("code", "web"), weights=h, losses={"code": loss},
+        n_tokens=np.full(len(h), 1e7), unique_tokens=unique,
+    )  # fmt: skip
+    fit = fit_mixtures(runs, forms=["exponential_mixing"], replicates=0)
+    assert fit.laws["code"].law.params == pytest.approx(
+        {"E": 1.0, "t_code": -2.0, "t_web": -0.5}, rel=1e-3
+    )
+    at = fit.predict({"code": h[5, 0], "web": h[5, 1]})
+    assert at["code"].value == pytest.approx(loss[5], rel=1e-4)
+
+
+def test_ten_epochs_are_worth_less_than_ten_times_the_text():
+    h, tokens = effective_data(np.array([0.5, 0.5]), 20.0, {"a": 1.0}, ("a", "b"))
+    worth = 1 + 15.387756 * (1 - np.exp(-9 / 15.387756))
+    assert float(tokens) == pytest.approx(10 + worth)
+    assert h[0] == pytest.approx(worth / (10 + worth))
