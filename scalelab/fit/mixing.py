@@ -191,11 +191,10 @@ class SetLaw:
 
     def param_intervals(self, level: float) -> dict[str, Interval]:
         """Return every parameter with its interval, by name."""
-        values = self.law.decode(self.samples) if len(self.samples) else self.samples
+        values = self.law.decode(self.samples)
         out = {}
         for j, (name, value) in enumerate(self.law.params.items()):
-            draws = values[:, j] if len(values) else np.array([])
-            low, high = percentile_limits(draws, level, value)
+            low, high = percentile_limits(values[:, j], level, value)
             out[name] = Interval(value=value, low=low, high=high)
         return out
 
@@ -227,7 +226,7 @@ class MixtureFit:
 
     @property
     def n_parameters(self) -> dict[str, int]:
-        """Parameters of each form that was compared, largest over the evaluation sets."""
+        """Parameters of each form that was compared."""
         return {s.form: s.n_parameters for s in self.scores}
 
     def effects(self, share: float = 0.1) -> dict[str, dict[str, Interval]]:
