@@ -179,7 +179,7 @@ def decide(
     published: Annotated[
         bool,
         typer.Option(
-            "--published", help="Compare published models with the law instead of searching."
+            "--published", help="Compare published models with the optimum instead of searching."
         ),
     ] = False,
     wide: Annotated[

@@ -12,12 +12,14 @@ from scalelab import api
 from scalelab.cli.output import as_plain
 from scalelab.errors import UsageError
 from scalelab.forecast.averaged import fit_average
-from scalelab.forecast.averaged_optimum import frontier_points, optima
+from scalelab.forecast.averaged_optimum import compute_optimal_size, frontier_points, optima
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.forecaster import is_averaged
+from scalelab.forecast.headline import distance
 from scalelab.forecast.line import line_of
 from scalelab.forecast.paths import N_DRAWS, paths_of
 from scalelab.forecast.points import Points
+from scalelab.forecast.published import verdicts
 from scalelab.theory.laws import LAWS, Chinchilla, law_named
 from scalelab.theory.laws.rates import LearningRate
 
@@ -52,6 +54,29 @@ def test_the_averaged_forecaster_answers_for_the_forms_whose_columns_it_knows():
     with pytest.raises(UsageError, match="form precision_w of"):
         is_averaged("averaged", law_named("precision_w"))
     assert not is_averaged(None, LearningRate)  # it predicts another target
+
+
+def test_published_models_are_compared_with_the_optimum_of_the_average(report):
+    found = verdicts(report.averaged)
+    assert [row["model"] for row in found] == [row["model"] for row in verdicts(report.fit.law)]
+    for row in found[::12]:
+        optimal = compute_optimal_size(report.averaged, row["flops"])
+        assert row["optimal_n_params"] == pytest.approx(optimal, rel=1e-9)
+        assert row["ratio"] == pytest.approx(row["n_params"] / optimal)
+        # At 1 - saved of its compute, the optimum has the loss of the model.
+        enough = (1 - row["saved"]) * row["flops"]
+        N = compute_optimal_size(report.averaged, enough)
+        at = {"n_params": np.array([N]), "n_tokens": np.array([enough / 6 / N])}
+        own = {"n_params": np.array([row["n_params"]]), "n_tokens": np.array([row["n_tokens"]])}
+        paths = paths_of(report.averaged)
+        assert paths.mean(at)[0] == pytest.approx(paths.mean(own)[0], abs=0.002)
+
+
+def test_the_distance_of_a_forecast_and_of_the_headline_are_one(report):
+    asked = report.forecasts[0]
+    assert asked.extrapolation == pytest.approx(10.0)
+    assert asked.distance == "Extrapolation: 10x the FLOPs of the largest run."
+    assert distance(report.observations, asked.flops) == "10x your largest run"
 
 
 def test_one_place_decides_and_every_answer_follows_it(report, law_report, table):

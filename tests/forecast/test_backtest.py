@@ -8,7 +8,7 @@ import pytest
 from scalelab import api
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
-from scalelab.forecast.backtest import backtest
+from scalelab.forecast.backtest import backtest, best_forms
 from scalelab.forecast.cuts import largest_cuts
 from scalelab.records.types import Observations
 
@@ -65,6 +65,25 @@ def test_a_forecaster_without_an_answer_says_why():
     found = backtest(line, "line", forecasters=("law",))
     assert {score.reason for score in found} == {"not identified"}
     assert all(score.holdout is None and np.isnan(score.error) for score in found)
+
+
+def test_single_forms_are_scored_and_the_best_is_named():
+    found = backtest(grid(), "grid", forecasters=("law", "chinchilla", "tied", "data_constrained"))
+    by = {name: [s for s in found if s.forecaster == name] for name in ("law", "chinchilla")}
+    assert [s.error for s in by["law"]] == [s.error for s in by["chinchilla"]]
+    reasons = {s.reason for s in found if s.forecaster == "data_constrained"}
+    assert all("unique_tokens" in reason for reason in reasons)
+    errors = {
+        name: np.mean([s.error for s in found if s.forecaster == name])
+        for name in ("chinchilla", "tied")
+    }
+    assert best_forms(found) == {"grid": min(errors, key=errors.get)}
+
+
+@pytest.mark.slow
+def test_the_form_that_is_chosen_without_the_rows_is_scored():
+    found = backtest(grid(), "grid", forecasters=("auto",))
+    assert all(score.error < 0.02 for score in found)
 
 
 def test_a_table_without_a_cut_is_refused():

@@ -9,6 +9,7 @@ import pytest
 
 from scalelab import api
 from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.headline import (
     NOT_IDENTIFIED,
     SOUND,
@@ -44,6 +45,18 @@ def test_the_target_is_ten_times_the_largest_budget(rows):
     assert next_compute(replace(rows, budget=rows.budget / 7)) == pytest.approx(
         10 * rows.flops.max(), rel=0.05
     )
+
+
+def test_forecasts_count_from_the_same_compute_as_the_headline(rows):
+    span = fitted_range(rows)
+    assert (span.flops, span.largest) == (rows.budget.max(), "budget")
+    far = 30 * rows.budget.max()
+    assert distance(rows, far) == "30x your largest budget"
+    assert span.describe_distance(far) == "Extrapolation: 30x the FLOPs of the largest budget."
+    # a budget far below the largest run does not stand for it
+    alone = fitted_range(replace(rows, budget=rows.budget / 7))
+    product = 6 * rows.n_params * rows.n_tokens
+    assert (alone.flops, alone.largest) == (pytest.approx(product.max()), "run")
 
 
 @pytest.mark.parametrize(
