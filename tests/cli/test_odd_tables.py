@@ -1,5 +1,7 @@
 """Tables that no law was meant for: every command answers or refuses, and none breaks."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,17 @@ def test_a_fit_of_an_odd_table_is_answered_or_refused(runs, capsys):
     words = ["fit", *runs, "--bootstrap", "20", "--predict", "N=7e9", "--predict", "C=1e22"]
     assert main([*words, "--json"]) in ANSWERS
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", ["wild losses", "one ratio", "equal losses"], indirect=True)
+def test_a_question_far_from_an_odd_table_is_answered_or_refused(runs, capsys):
+    asked = ["C=1e12", "C=1e30", "N=1,D=1", "N=1e15", "D=10"]
+    assert main(["predict", *asked, *runs, "--json"]) in ANSWERS
+    found = json.loads(capsys.readouterr().out)
+    refused = [each for each in found["refused"] if each["do"]]
+    assert {each["asked"] for each in (*found["predictions"], *refused)} == set(asked)
+    assert all(each["low"] <= each["loss_nats"] <= each["high"] for each in found["predictions"])
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from scalelab.records.types import Observations
 from scalelab.theory.laws import Farseer
 
 N_TABLES = int(os.environ.get("SCALELAB_SCIENCE_TABLES", "400"))
-"""Tables of each truth; 400 take about 20 minutes of one core each."""
+"""Tables of each truth; 400 take about 10 minutes of one core."""
 LEVEL, FEWEST_COVERED = 0.9, 0.85
 AHEAD = (1e21, 1e22, 1e23)
 NOISE = 0.005
