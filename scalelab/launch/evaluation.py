@@ -21,6 +21,7 @@ from scalelab.records.evaluation_report import EvaluatedRun, EvaluationReport
 from scalelab.records.evaluations import Evaluation, read_evaluations, save_evaluations
 from scalelab.records.run_dir import RunDir
 from scalelab.records.sweep_dir import Results
+from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params
 from scalelab.units import plural
@@ -115,6 +116,7 @@ class KeptEvaluation:
         UsageError, DataError
             If what is wanted cannot be evaluated on any run of this kind.
         """
+        from scalelab.train.host import torch_settings
         from scalelab.train.weights import WeightsModel, load_weights
 
         spec = run.read_spec()
@@ -133,11 +135,13 @@ class KeptEvaluation:
         except (DataError, UsageError) as error:
             self.left_out[run.run_id] = error.given.partition(", ")[2] or error.given
             return
-        model = WeightsModel(weights, self.device)
-        for task in todo:
-            self._score(run, model, weights, task, tokenizer, stage)
-        for found, is_new in self._sets.evaluate(run, model, weights, known, stage):
-            self._add(run, spec, found, is_new=is_new)
+        # One CPU thread, as in training: two that wait for each other on a busy machine are slower.
+        with torch_settings(ExecutionSpec(device=self.device)):
+            model = WeightsModel(weights, self.device)
+            for task in todo:
+                self._score(run, model, weights, task, tokenizer, stage)
+            for found, is_new in self._sets.evaluate(run, model, weights, known, stage):
+                self._add(run, spec, found, is_new=is_new)
         if later:
             self._run_harness(run, weights, dataset, later, stage)
 
