@@ -17,6 +17,7 @@ from scalelab.corpus.dataset import Dataset, open_dataset
 from scalelab.corpus.shards import ShardWriter, fingerprints
 from scalelab.records.run_dir import RunDir
 from scalelab.records.run_files import read_run
+from scalelab.records.types import EvalRow
 from scalelab.store.eval_rows import eval_rows
 from scalelab.sweep.evaluation import evaluation_steps
 from scalelab.sweep.execution import ExecutionSpec
@@ -191,6 +192,9 @@ def test_evaluations_after_the_checkpoint_of_a_killed_attempt_do_not_count(
             attempt_at(run)
     for checkpoint in run.attempts()[1].checkpoints():
         shutil.rmtree(checkpoint.path)
+    # After the checkpoint from which the run resumes, at a step that is not evaluated again.
+    late = EvalRow(step=29, set="noise", loss_nats=99.0, stderr_nats=1.0, n_tokens=1, n_bytes=1)
+    run.attempts()[0].append_evals([late])
     assert attempt_at(run) == "done"
     rows = rows_of(run)
     assert {step for step, _ in rows} == set(evaluation_steps(run.read_spec())) | {30}
