@@ -135,7 +135,7 @@ def app_path() -> Path:
             "an installation with the extra [dashboard]",
             "Install it: pip install 'scalelab[dashboard]'.",
         )
-    return Path(found.origin).with_name("app.py")
+    return Path(found.origin).with_name("server.py")
 
 
 def free_port(asked: int | None) -> int:
@@ -171,6 +171,7 @@ def server_words(app: Path, port: int, *, is_headless: bool = True) -> list[str]
         "server.headless": str(is_headless).lower(),
         "server.fileWatcherType": "none",
         "server.disconnectedSessionTTL": "5",
+        "server.enableWebsocketCompression": "true",
         "server.maxUploadSize": "200",
         "browser.gatherUsageStats": "false",
         "secrets.files": str(app.with_name("secrets.toml")),  # not those of the user's home
