@@ -35,7 +35,7 @@ EXPERT_FORMS = ("granularity", "routed", "experts", "sparsity")
 """Further forms where runs have experts."""
 LEVELS = (80, 90, 95)
 """In per cent, as in the URL."""
-LIVE_S = 3.0
+LIVE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,7 +298,7 @@ def _usable(key: FitKey) -> FitKey:
 
 @st.fragment(run_every=LIVE_S)
 def follow(choice: Choice) -> None:
-    """Check every few seconds for a new snapshot, and show it."""
+    """Check every second for a new snapshot, and show it."""
     file = choice.table.path if choice.table is not None else None
     if queries.stamp_of(choice.results, file) != choice.stamp:
         st.rerun()
