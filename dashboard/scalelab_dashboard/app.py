@@ -55,6 +55,9 @@ h2 {padding-top: 0.2rem;}
 [data-testid="stMain"] [data-testid="stMarkdownContainer"] table {
   display: block; overflow-x: auto;
 }
+[data-testid="stMain"] [data-testid="stMarkdownContainer"] :is(td, th) {
+  padding: 0.25rem 0.45rem !important;
+}
 .terminal {
   user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
   padding: 0.8rem 1rem; border-radius: 0.5rem; background: rgba(128, 128, 128, 0.12);

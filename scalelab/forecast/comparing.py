@@ -221,8 +221,10 @@ def compare_sources(
     if flops is None:
         reached = [source.span[1] for source in sources if source.kind == "runs"]
         flops = min(reached, default=CHINCHILLA_FLOPS)
-    low = min(source.span[0] for source in sources) / SPAN
-    high = max([*(source.span[1] for source in sources), flops]) * SPAN
+    # A published law states no range; it is drawn over that of the runs.
+    spans = [s.span for s in sources if s.kind == "runs"] or [s.span for s in sources]
+    low = min(flops, *(span[0] for span in spans)) / SPAN
+    high = max(flops, *(span[1] for span in spans)) * SPAN
     grid: FloatArray = np.geomspace(low, high, BAND_POINTS)
     parts = tuple(
         _compared(source, sources[0], flops, grid, level, seed) for source in sources

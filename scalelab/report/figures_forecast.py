@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from scalelab.arrays import FloatArray
+from scalelab.forecast.published import FAR
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
 from scalelab.units import format_flops, format_quantity
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.published import PublishedModel
     from scalelab.records.types import Observations
+
+FADED = 0.18
+"""Opacity of models so far beyond the runs that their assessment is a guess."""
 
 
 def extrapolation(
@@ -139,6 +144,8 @@ def published_plane(
     axis: Literal["n_tokens", "flops"],
     named: Sequence[str] = (),
     look: Look = LIGHT,
+    *,
+    largest: float = math.inf,
 ) -> Any:
     """Return published models in the N-D or the N-C plane, with the frontier of this fit.
 
@@ -152,6 +159,8 @@ def published_plane(
     named : sequence of str
         Models whose names are written.
     look : Look
+    largest : float
+        Compute of the largest run, FLOP; models beyond 1,000 times it are faded.
     """
     import plotly.graph_objects as go
 
@@ -171,7 +180,10 @@ def published_plane(
             marker={
                 "color": [look.ink if name in named else look.second for name in names],
                 "size": [8 if name in named else 5 for name in names],
-                "opacity": [1.0 if name in named else 0.55 for name in names],
+                "opacity": [
+                    FADED if model.flops > FAR * largest else 1.0 if model.name in named else 0.55
+                    for model in models
+                ],
             },
             text=[
                 draw.plain(name) if place else "" for name, place in zip(names, places, strict=True)

@@ -192,7 +192,9 @@ def _figures(fit: FitReport, line: str) -> Iterator[str]:
         models = [model for model in PUBLISHED_MODELS if model.is_decoder]
         planes = bands_between(fit, *PUBLISHED_SPAN)
         for axis in ("n_tokens", "flops"):
-            drawn = figures_forecast.published_plane(models, planes, axis, LABELLED_MODELS)
+            drawn = figures_forecast.published_plane(
+                models, planes, axis, LABELLED_MODELS, largest=fit.fit.max_flops
+            )
             yield figure_div(drawn, f"published_{axis}", line)
     yield "<h2>Exponent a by method</h2>"
     yield figure_div(figures_fit.forest(exponents(fit)), "forest", line)

@@ -244,3 +244,14 @@ def test_replicates_that_are_all_alike_have_a_figure_that_says_so(report: FitRep
     same = replace(report.fit, samples=np.tile(report.fit.samples[:1], (5, 1)))
     figure = figures_fit.pairs(replace(report, fit=same))
     assert "No parameter differs" in figure.layout.meta["alt"]
+
+
+def test_models_beyond_a_thousand_times_the_runs_are_faded() -> None:
+    models = [model for model in PUBLISHED_MODELS if model.is_decoder]
+    largest = 1e20
+    figure = figures_forecast.published_plane(models, None, "flops", LABELLED_MODELS, largest=1e20)
+    opacity = np.array(figure.data[-1].marker.opacity)
+    is_far = np.array([model.flops > 1000 * largest for model in models])
+    assert is_far.any()
+    assert not is_far.all()
+    assert opacity[is_far].max() < opacity[~is_far].min()

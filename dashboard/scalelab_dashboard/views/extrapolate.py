@@ -222,9 +222,13 @@ def sweep_file(forecast: Forecast, choice: Choice) -> str:
     return run_as_sweep(forecast, " ".join(choice.words("--predict", forecast.asked)))
 
 
-def _plane(bands: Bands | None, axis: Literal["n_tokens", "flops"], look: Look) -> Any:
+def _plane(
+    bands: Bands | None, axis: Literal["n_tokens", "flops"], largest: float, look: Look
+) -> Any:
     models = [model for model in PUBLISHED_MODELS if model.is_decoder]
-    return figures_forecast.published_plane(models, bands, axis, LABELLED_MODELS, look)
+    return figures_forecast.published_plane(
+        models, bands, axis, LABELLED_MODELS, look, largest=largest
+    )
 
 
 def _published(choice: Choice, report: FitReport) -> None:
@@ -239,7 +243,7 @@ def _published(choice: Choice, report: FitReport) -> None:
         st.warning(ui.as_text(far))
     bands = queries.law_bands(choice.key, *PUBLISHED_SPAN, report)
     for column, axis in zip(st.columns(2, gap="medium"), PLANES, strict=True):
-        draw = partial(_plane, bands, axis)
+        draw = partial(_plane, bands, axis, largest)
         with column:
             ui.plot(f"published_{axis}", choice.key, draw)
     shown = table[["model", "year", "n_params", "n_tokens", "ratio", "saved", "verdict", "source"]]
@@ -270,6 +274,6 @@ def _published(choice: Choice, report: FitReport) -> None:
         },
     )
     st.caption(
-        "N: parameters used per token. C = 6 N D. Data and tokenizers differ, so compare sizes, "
-        "not losses."
+        "Faded: more than 1,000 times the compute of the largest run. N: parameters used per "
+        "token. C = 6 N D. Data and tokenizers differ, so compare sizes, not losses."
     )
