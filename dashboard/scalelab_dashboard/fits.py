@@ -261,12 +261,12 @@ def _metrics(key: FitKey) -> Any:
 
 
 def _mixture(key: FitKey, target: str, n_tokens: str) -> Any:
-    from scalelab.api.mixtures import fit_mixture, parse_target
+    from scalelab.api.mixtures import fit_mixture, parse_target, target_sets
     from scalelab.report.mixture_answer import mixture_answer
     from scalelab.units import parse_quantity
 
     def work() -> Any:
-        goal = parse_target(target, "Target") if target else None
+        goal = parse_target(target, "Target") if target else None  # before a long fit
         tokens = parse_quantity(n_tokens, what="Training tokens D") if n_tokens else None
         fit = _MIXTURES.get(key)
         if fit is None:
@@ -276,6 +276,7 @@ def _mixture(key: FitKey, target: str, n_tokens: str) -> Any:
             _MIXTURES[key] = fit
             while len(_MIXTURES) > KEPT:
                 _MIXTURES.popitem(last=False)
+        goal = None if goal is None else target_sets(fit, goal)
         return mixture_answer(fit, goal, n_tokens=tokens)
 
     return attempt(work)

@@ -187,13 +187,13 @@ def _mixture_report(
     as_json: bool,
 ) -> int:
     """Write the report of mixture laws, and return the exit code."""
-    from scalelab.api.mixtures import fit_mixture, parse_target
+    from scalelab.api.mixtures import fit_mixture, parse_target, target_sets
     from scalelab.report.mixture_answer import mixture_answer
     from scalelab.report.mixture_html import render_mixture
 
     goal = None if target is None else parse_target(target)
     fit = fit_mixture(from_file, sweep=sweep, results=results, mapping=mapping, level=level)
-    answer = mixture_answer(fit, goal)
+    answer = mixture_answer(fit, None if goal is None else target_sets(fit, goal))
     write_text(out, render_mixture(answer, command), "--out")
     if as_json:
         emit_json({"written": [str(out)], "weights": answer.best.weights})

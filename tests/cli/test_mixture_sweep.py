@@ -66,7 +66,7 @@ def test_two_sources_and_three_sets_from_the_plan_to_the_best_weights(
     assert main(["fit", "--form", "mixture", "--sweep", "mix", "--bootstrap", "20", "--json"]) == 0
     fit = json.loads(capsys.readouterr().out)
     assert fit["sources"] == ["code", "docs"]
-    assert {"code", "docs", "json", "html", "heldout"} == set(fit["sets"])
+    assert {"code", "docs", "json", "html"} <= set(fit["sets"])
     assert main(["decide", "--mixture", "--sweep", "mix", "--target", "code", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"]["code"]["value"] > 0.8
     assert main(["status", "mix"]) == 0
