@@ -77,12 +77,17 @@ def measure(folder: Path, n_runs: int, n_rows: int, latency_s: float) -> None:
 
 
 def report(name: str, command: list[str], environment: dict[str, str]) -> None:
-    """Run a command; print its time and the largest memory of a process so far."""
+    """Run a command; print its time, CPU time, and the largest memory of a process so far."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
     taken = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-    print(f"{name}: {taken:.1f} s, peak memory {peak:.0f} MB", flush=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(
+        f"{name}: {taken:.1f} s, {cpu:.1f} s of CPU, peak memory {after.ru_maxrss / 1e3:.0f} MB",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
