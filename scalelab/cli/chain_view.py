@@ -96,7 +96,7 @@ def _print_page(report: ChainReport, out: Console, plot: Path | None, *, details
         out,
     )
     out.print()
-    if asked or any(chain.status == "at_chance" for chain in report.chains):
+    if any(chain.forecasts or chain.status == "at_chance" for chain in report.chains):
         table = number_table(
             *("task", "run", "N", "D", "FLOPs", "task loss, bits/byte", "accuracy"),
             "direct law of compute",

@@ -41,7 +41,7 @@ ORDER BY s.position, m.source, set_name
 """
 _LATEST = """
 SELECT s.sweep FROM sweeps AS s JOIN mixtures AS m USING (run_id) JOIN runs AS r USING (run_id)
-WHERE r.status = 'done' ORDER BY r.finished_s DESC LIMIT 1
+WHERE r.status = 'done' GROUP BY s.sweep ORDER BY max(s.created_s) DESC, s.sweep LIMIT 1
 """
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scalelab.api.mixtures import target_sets
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.effective_data import effective_data
 from scalelab.fit.mixing import FormScore, MixtureRuns
@@ -194,3 +195,12 @@ def test_ten_epochs_are_worth_less_than_ten_times_the_text():
     worth = 1 + 15.387756 * (1 - np.exp(-9 / 15.387756))
     assert float(tokens) == pytest.approx(10 + worth)
     assert h[0] == pytest.approx(worth / (10 + worth))
+
+
+def test_the_held_out_loss_of_a_sweep_is_the_mean_over_its_sources(runs):
+    losses = {**runs.losses, "books": runs.losses["web"]}
+    every = MixtureRuns(sources=SOURCES, weights=runs.weights, losses=losses)
+    fit = fit_mixtures(every, forms=["exponential_mixing"], replicates=0)
+    assert target_sets(fit, "0.4*heldout+0.6*code") == pytest.approx(
+        {"code": 0.6 + 0.4 / 3, "web": 0.4 / 3, "books": 0.4 / 3}
+    )
