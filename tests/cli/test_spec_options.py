@@ -143,7 +143,8 @@ def test_the_reference_pages_are_up_to_date() -> None:
 
 
 def test_the_table_of_environment_variables_is_complete() -> None:
-    internal = {f"SCALELAB_DASHBOARD_{name}" for name in ("FILE", "MAP", "READING")}
+    of_command = ("FILE", "MAP", "READING", "METRIC", "EXCLUDE")
+    internal = {f"SCALELAB_DASHBOARD_{name}" for name in of_command}
     internal.add("SCALELAB_TOKEN")
     read = set()
     for folder in ("scalelab", "dashboard", "kernels"):
