@@ -81,7 +81,7 @@ def metrics(
     if not stamp:
         return ()
     found = attempt(
-        lambda: api_metrics.metrics(
+        lambda: api_metrics.list_metrics(
             file, sweep=sweep, results=results, mapping=dict(mapping), reading=reading
         )
     )

@@ -87,6 +87,7 @@ def _scores(report: ScoresReport) -> None:
                 "run": frame["run"],
                 "source": frame["source"],
                 "registered": frame["timing"],
+                "metric": frame["metric"] + ", " + frame["unit"],
                 "predicted": frame["predicted"],
                 "observed": frame["observed"],
                 "error, %": 100 * frame["relative_error"],

@@ -21,6 +21,7 @@ from scalelab.api.evaluations import evaluate
 from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
 from scalelab.api.folders import archive, disk_usage, merge, remove, restore
 from scalelab.api.laws import list_laws, load_law, save_law
+from scalelab.api.metrics import fit_metrics, list_metrics
 from scalelab.api.mixtures import best_mixture, fit_mixture
 from scalelab.api.predictions import ScoresReport, register, scores
 from scalelab.api.programs import ProgramCheck, check_program, probe_program
@@ -45,7 +46,7 @@ from scalelab.errors import (
 )
 
 if TYPE_CHECKING:
-    from scalelab.api.reports import Comparison, Decision, FitReport
+    from scalelab.api.reports import Comparison, Decision, FitReport, MetricComparison
     from scalelab.api.sweep_reports import LaunchReport, Plan, Proposal
     from scalelab.fit.best_mixing import BestWeights
     from scalelab.fit.bootstrap import BootstrapSpec
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from scalelab.tune.spec import TuneSpec
 
 _TYPES = {
-    "scalelab.api.reports": "Comparison Decision FitReport",
+    "scalelab.api.reports": "Comparison Decision FitReport MetricComparison",
     "scalelab.api.sweep_reports": "LaunchReport Plan Proposal",
     "scalelab.fit.best_mixing": "BestWeights",
     "scalelab.fit.bootstrap": "BootstrapSpec",
@@ -122,10 +123,12 @@ __all__ = [
     "evaluate",
     "export_model",
     "fit",
+    "fit_metrics",
     "fit_mixture",
     "keep_pruned",
     "launch",
     "list_laws",
+    "list_metrics",
     "load",
     "load_law",
     "merge",
@@ -166,6 +169,7 @@ __all__ += [
     "LaunchReport",
     "LaunchView",
     "MergePlan",
+    "MetricComparison",
     "MixtureFit",
     "ParametricFit",
 ]

@@ -122,10 +122,11 @@ def _tasks(
     data: Data | None, asked: Sequence[str], source: dict[str, Any], reading: Reading
 ) -> list[str]:
     """Return the names of the tasks to fit."""
-    from scalelab.api.metrics import metrics
+    from scalelab.api.metrics import list_metrics
     from scalelab.records.metric import ACCURACY, TASK
 
-    terms = [m.terms[0] for m in metrics(data, reading=reading, **source) if len(m.terms) == 1]
+    every = list_metrics(data, reading=reading, **source)
+    terms = [each.terms[0] for each in every if len(each.terms) == 1]
     losses = [term.name for term in terms if term.kind == TASK]
     scored = {term.name for term in terms if term.kind == ACCURACY}
     known = [name for name in losses if name in scored]

@@ -1,67 +1,27 @@
-"""The verbs for several metrics: `metrics` lists them, `fit_metrics` fits each and compares."""
+"""The verbs for several metrics: `list_metrics`, and `fit_metrics`, which compares their laws."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalelab.api.arguments import as_names, as_requests
 from scalelab.api.data import DEFAULT_RESULTS, as_frame
-from scalelab.api.notebook_view import NotebookView
 from scalelab.errors import DataError, NotIdentifiedError, UsageError
-from scalelab.forecast import metric_comparison
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
     from scalelab.api.data import Data
-    from scalelab.api.reports import FitReport
+    from scalelab.api.reports import FitReport, MetricComparison
     from scalelab.fit.outcome import Interval
+    from scalelab.forecast.metric_comparison import MetricRow
     from scalelab.records.metric import Metric
     from scalelab.store.reading import Reading
 
 
-class MetricComparison(NotebookView, metric_comparison.MetricComparison):
-    """The answer of `fit_metrics`: a fit of each metric, and where their D/N disagrees."""
-
-    __slots__ = ()
-
-    def _lines(self) -> Iterator[str]:
-        yield f"MetricComparison: {len(self.rows)} metrics of {self.source}"
-        for pair in self.disagreements[:3]:
-            yield (
-                f"D/N {pair.low_ratio.value:.3g} on {pair.low}, {pair.high_ratio.value:.3g} on "
-                f"{pair.high}"
-            )
-        yield "see .rows, .disagreements, .to_frame(), .plot(), .to_dict()"
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row for each metric, with the limits of each number."""
-        import pandas as pd
-
-        found = []
-        for row in self.rows:
-            cells: dict[str, Any] = {"metric": row.metric.text, "unit": row.metric.unit}
-            for name in self.columns:
-                interval = row.interval(name)
-                for end in ("value", "low", "high"):
-                    key = name if end == "value" else f"{name}_{end}"
-                    cells[key] = None if interval is None else getattr(interval, end)
-            found.append(cells)
-        return pd.DataFrame(found)
-
-    def plot(self) -> Figure:
-        """Return constants, exponents and D/N of each metric with their intervals."""
-        from scalelab.report.metric_figure import metric_figure
-
-        return metric_figure(self)
-
-
-def metrics(
+def list_metrics(
     data: Data | None = None,
     *,
     sweep: str | None = None,
@@ -70,7 +30,7 @@ def metrics(
     reading: Reading | None = None,
 ) -> tuple[Metric, ...]:
     """Return every metric of a table or a sweep; parameters are those of `fit`."""
-    from scalelab.store.metric import list_metrics
+    from scalelab.store.metric import list_metrics as listed
     from scalelab.store.reading import Reading
     from scalelab.store.results import results_metrics
     from scalelab.store.table_files import open_file
@@ -80,9 +40,9 @@ def metrics(
         return results_metrics(Path(results), sweep)
     if isinstance(data, (str, os.PathLike)):
         with open_file(Path(data), reading or Reading()) as source:
-            return list_metrics(source, mapping or {})
+            return listed(source, mapping or {})
     with open_frame(as_frame(data)) as source:
-        return list_metrics(source, mapping or {})
+        return listed(source, mapping or {})
 
 
 def fit_metrics(
@@ -114,6 +74,7 @@ def fit_metrics(
     UsageError, DataError
         As in `fit`; DataError if no metric can be fitted.
     """
+    from scalelab.api.reports import MetricComparison
     from scalelab.records.metric import parse_metric
     from scalelab.store.metric import to_compare
     from scalelab.store.reading import Reading
@@ -121,7 +82,7 @@ def fit_metrics(
     reading = reading or Reading()
     source: dict[str, Any] = {"sweep": sweep, "results": results, "mapping": mapping}
     if metrics is None:
-        found = to_compare(_listed(data, reading=reading, **source))
+        found = to_compare(list_metrics(data, reading=reading, **source))
     else:
         found = tuple(map(parse_metric, as_names(metrics, "metrics", "bpb:code")))
     reports: dict[Metric, FitReport | DataError] = {}
@@ -145,10 +106,6 @@ def fit_metrics(
         source=fitted[0].observations.source,
         form=fitted[0].fit.form,
     )
-
-
-_listed = metrics
-"""`metrics` under another name: `fit_metrics` has an argument of that name."""
 
 
 def _fitted(
@@ -179,9 +136,7 @@ def _compute(at: str | None, fitted: Sequence[FitReport]) -> float:
     return float(request.values["flops"])
 
 
-def _row(
-    metric: Metric, report: FitReport | DataError, flops: float
-) -> metric_comparison.MetricRow:
+def _row(metric: Metric, report: FitReport | DataError, flops: float) -> MetricRow:
     from scalelab.forecast.metric_comparison import MetricRow, ratio_of
 
     if isinstance(report, DataError):

@@ -6,11 +6,11 @@ Each class adds `NotebookView` to the value of a lower layer, which has the fiel
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalelab.api.notebook_view import NotebookView, gravest
 from scalelab.fit import select
-from scalelab.forecast import decision, fit_report
+from scalelab.forecast import decision, fit_report, metric_comparison
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -146,3 +146,39 @@ class Decision(NotebookView, decision.Decision):
         return (
             interval_figure(rows, f"predicted {self.metric.label} ({self.unit})") if rows else None
         )
+
+
+class MetricComparison(NotebookView, metric_comparison.MetricComparison):
+    """The answer of `fit_metrics`: a fit of each metric, and where their D/N disagrees."""
+
+    __slots__ = ()
+
+    def _lines(self) -> Iterator[str]:
+        yield f"MetricComparison: {len(self.rows)} metrics of {self.source}"
+        for pair in self.disagreements[:3]:
+            yield (
+                f"D/N {pair.low_ratio.value:.3g} on {pair.low}, {pair.high_ratio.value:.3g} on "
+                f"{pair.high}"
+            )
+        yield "see .rows, .disagreements, .to_frame(), .plot(), .to_dict()"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each metric, with the limits of each number."""
+        import pandas as pd
+
+        found = []
+        for row in self.rows:
+            cells: dict[str, Any] = {"metric": row.metric.text, "unit": row.metric.unit}
+            for name in self.columns:
+                interval = row.interval(name)
+                for end in ("value", "low", "high"):
+                    key = name if end == "value" else f"{name}_{end}"
+                    cells[key] = None if interval is None else getattr(interval, end)
+            found.append(cells)
+        return pd.DataFrame(found)
+
+    def plot(self) -> Figure:
+        """Return constants, exponents and D/N of each metric with their intervals."""
+        from scalelab.report.metric_figure import metric_figure
+
+        return metric_figure(self)

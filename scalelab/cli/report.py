@@ -80,7 +80,7 @@ def report(
     """
     from scalelab import api
     from scalelab.api.comparisons import compare_with
-    from scalelab.api.metrics import fit_metrics, metrics
+    from scalelab.api.metrics import fit_metrics, list_metrics
     from scalelab.cli.fit_page import next_command, print_headline
     from scalelab.forecast.headline import headline
     from scalelab.report.html import render
@@ -111,7 +111,7 @@ def report(
     asked: dict[str, Any] = {"form": form, "level": level, "forecaster": forecaster}
     reading = reading_of_texts(metric=metric, exclude=exclude)
     found = api.fit(from_file, **options, **asked, predict=predict or (), reading=reading)
-    several = to_compare(metrics(from_file, **options))
+    several = to_compare(list_metrics(from_file, **options))
     every = None
     if len(several) > 1:
         every = fit_metrics(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import streamlit as st
 from scalelab_dashboard.app import VIEWS
@@ -38,6 +39,30 @@ def test_every_view_renders_on_a_finished_sweep(page: Opener, small_store: Path,
     test = page(small_store, page=view)
     assert not test.exception
     assert test.header[0].value == view
+
+
+@pytest.mark.slow
+def test_the_loss_of_every_view_is_the_chosen_metric(
+    page: Opener, said: Said, commands: Commands, tmp_path: Path
+) -> None:
+    table = tmp_path / "runs.csv"
+    rows = [
+        f"{n:.6g},{c / 6 / n:.6g},{c},{1.7 + 400 / n**0.34 + 410 / (c / 6 / n) ** 0.28:.6f},"
+        f"{0.9 + 300 / n**0.36 + 150 / (c / 6 / n) ** 0.24:.6f}"
+        for c in (1e18, 1e19, 1e20)
+        for n in (c / 120) ** 0.5 * 2.0 ** np.arange(-2, 3)
+    ]
+    table.write_text("\n".join(["n_params,n_tokens,budget,loss,loss_code", *rows]) + "\n")
+    test = page(tmp_path, table, page="Domains")
+    assert not test.exception
+    assert "code" in said(test)
+    assert "metrics disagree on the compute-optimal D/N" in said(test)
+    assert commands(test)[-1].endswith("--metric all")
+    fitted = page(tmp_path, table, page="Overview", metric="code")
+    assert not fitted.exception
+    assert "loss on code" in said(fitted)
+    assert all("--metric code" in command for command in commands(fitted))
+    assert not page(tmp_path, table, page="Overview", metric="bpb:nothing").exception
 
 
 @pytest.mark.parametrize("view", list(VIEWS))
