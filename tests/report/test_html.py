@@ -33,7 +33,8 @@ class Outline(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href") and not (value or "").startswith(("data:", "#")):
                 self.fetched.append(value or "")
-            if name == "aria-label":
+            # The contents of the page have a label, too.
+            if name == "aria-label" and ("role", "img") in attrs:
                 self.labels.append(value or "")
 
 
