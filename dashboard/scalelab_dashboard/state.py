@@ -384,7 +384,7 @@ def _conventions(source: Source | None) -> tuple[str | None, str | None]:
         return None, None
     # The names of the command line are those of laws too; the page has words.
     if (old := st.query_params.get("count_n")) in PARAM_WORDS:
-        st.query_params["count_n"] = PARAM_WORDS[old]
+        st.query_params["count_n"] = st.session_state["count_n"] = PARAM_WORDS[old]
     usual = "active" if source.has_experts else DEFAULT_PARAM_CONVENTION
     words = list(PARAM_WORDS.values())
     chosen = st.selectbox(

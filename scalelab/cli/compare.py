@@ -47,7 +47,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Compare sweeps, tables or laws: optima, exponents and speed-up.
+    """Compare the optima and speed-up of sweeps, tables and laws.
 
     The speed-up says how much less compute a recipe needs than the first one for the same loss.
 
