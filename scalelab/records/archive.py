@@ -15,7 +15,7 @@ import os
 import secrets
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,12 @@ from typing import IO, Any
 from scalelab import __version__
 from scalelab.errors import DataError, UsageError, did_you_mean, unwritable
 from scalelab.records.files import fsync, list_folders, read_json
+from scalelab.records.notes import read_notes
 from scalelab.records.parts import (
     DATASET,
     FOLDERS,
     IMPORT,
+    NOTE,
     RUN,
     SOURCE,
     SWEEP,
@@ -107,7 +109,7 @@ def parts_of(results: Path, name: str) -> tuple[Part, ...]:
     imports = list_folders(str(results / FOLDERS[IMPORT]))
     sweeps = list_folders(str(results / FOLDERS[SWEEP]))
     if name in imports:
-        return (Part(IMPORT, name),)
+        return (Part(IMPORT, name), *_notes(results, [name]))
     if name not in sweeps:
         known = [*sweeps, *imports]
         raise UsageError(
@@ -132,7 +134,12 @@ def parts_of(results: Path, name: str) -> tuple[Part, ...]:
         *(part for part in shared if part.path(results).exists()),
         *(Part(RUN, run_id) for run_id in run_ids),
         Part(SWEEP, name),
+        *_notes(results, [name, *run_ids]),
     )
+
+
+def _notes(results: Path, about: Sequence[str]) -> list[Part]:
+    return [Part(NOTE, note.file_name) for note in read_notes(results, about)]
 
 
 def write_archive(

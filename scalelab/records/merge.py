@@ -20,9 +20,11 @@ from scalelab.errors import DataError, ScalelabError, UsageError, unwritable
 from scalelab.records.files import fsync, fsync_tree, list_entries
 from scalelab.records.merge_named import NamedParts
 from scalelab.records.merge_run import CLAIMS, Conflict, merge_run
+from scalelab.records.notes import renamed_note
 from scalelab.records.parts import (
     DATASET,
     FOLDERS,
+    NOTE,
     RUN,
     SCRATCH,
     SOURCE,
@@ -140,6 +142,11 @@ def plan_merge(
         is_new = not target.exists()
         if part.kind in (DATASET, SOURCE):
             found = [Write(target=target, source=part.path(theirs))] if is_new else []
+        elif part.kind == NOTE:
+            renamed = renamed_note(part.path(theirs), renames or {})
+            found = (
+                [Write(target=target, source=part.path(theirs), texts=renamed)] if is_new else []
+            )
         elif part.kind == RUN:
             try:
                 found, issues = _merge_run(ours, theirs, part.name, prefer, open_there or {})

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scalelab.errors import UsageError, did_you_mean, listed, unwritable
 from scalelab.records.files import fsync, list_entries, list_folders, read_json, write_atomically
-from scalelab.records.parts import FOLDERS, IMPORT, RUN, SWEEP
+from scalelab.records.parts import FOLDERS, IMPORT, NOTE, RUN, SWEEP
 
-FOLDER = "notes"
+FOLDER = FOLDERS[NOTE]
 ENDING = ".json"
 MAX_CHARACTERS = 2000
 
@@ -42,6 +42,11 @@ class Note:
     text: str
     time_s: float
 
+    @property
+    def file_name(self) -> str:
+        """Name of its file."""
+        return f"{self.id}{ENDING}"
+
 
 def add_note(results: Path, about: str, text: str) -> Note:
     """Write a note about a run, sweep or import of a results folder.
@@ -64,7 +69,7 @@ def add_note(results: Path, about: str, text: str) -> Note:
     now = time.time()
     digest = hashlib.sha256(f"{about}\n{words}\n{now}\n{os.getpid()}".encode()).hexdigest()[:8]
     note = Note(id=digest, about=about, kind=kind, text=words, time_s=now)
-    path = results / FOLDER / f"{note.id}{ENDING}"
+    path = results / FOLDER / note.file_name
     try:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps(asdict(note), indent=1) + "\n")
@@ -89,6 +94,15 @@ def read_notes(results: Path, about: Iterable[str] | None = None) -> tuple[Note,
         if wanted is None or note.about in wanted:
             found.append(note)
     return tuple(sorted(found, key=lambda each: (each.time_s, each.id)))
+
+
+def renamed_note(path: Path, renames: Mapping[str, str]) -> dict[str, str]:
+    """Return the text of a note about a renamed sweep or import as `Write.texts`, else nothing."""
+    content = read_json(path) or {}
+    about = content.get("about")
+    if not isinstance(about, str) or about not in renames or content.get("kind") == RUN:
+        return {}
+    return {"": json.dumps({**content, "about": renames[about]}, indent=1) + "\n"}
 
 
 def notes_about(results: Path, about: str) -> tuple[Note, ...]:

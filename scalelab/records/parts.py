@@ -1,8 +1,8 @@
 """The parts of a results folder that are merged, removed, archived and restored as a whole.
 
-A part is one folder or file: a run, a sweep, an import, a registered forecast, a dataset, or a
-saved version of the source code. Everything else in a results folder is a cache, a database that
-the collector rebuilds, or output of another program.
+A part is one folder or file: a run, a sweep, an import, a note, a registered forecast, a dataset,
+or a saved version of the source code. Everything else in a results folder is a cache, a database
+that the collector rebuilds, or output of another program.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from scalelab.records.files import list_entries
 from scalelab.records.run_dir import PARTIAL_CHECKPOINT
 from scalelab.sweep.run_spec import PARTS
 
-RUN, SWEEP, IMPORT, FORECAST, DATASET, SOURCE = (
-    *("run", "sweep", "import", "forecast", "dataset", "source"),
+RUN, SWEEP, IMPORT, NOTE, FORECAST, DATASET, SOURCE = (
+    *("run", "sweep", "import", "note", "forecast", "dataset", "source"),
 )
 FOLDERS = {
     SOURCE: "source",
@@ -31,6 +31,7 @@ FOLDERS = {
     RUN: "runs",
     IMPORT: "imports",
     SWEEP: "sweeps",
+    NOTE: "notes",
     FORECAST: "forecasts",
 }
 """Folder of each kind, in the order of writing: what a plan needs comes before the plan."""
@@ -68,7 +69,7 @@ class Part:
     @property
     def is_file(self) -> bool:
         """Whether it is a file."""
-        return self.kind == FORECAST
+        return self.kind in (FORECAST, NOTE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,9 +115,9 @@ def list_parts(results: Path) -> list[Part]:
             if kind == DATASET and not (entry / MANIFEST_NAME).is_file():
                 continue
             is_file = entry.is_file()
-            if kind == FORECAST and not (is_file and entry.suffix == ".json"):
+            if kind in (FORECAST, NOTE) and not (is_file and entry.suffix == ".json"):
                 continue
-            if kind not in (FORECAST, SOURCE) and is_file:
+            if kind not in (FORECAST, NOTE, SOURCE) and is_file:
                 continue
             found.append(Part(kind, entry.name))
     return found

@@ -52,6 +52,7 @@ _KINDS = {
     "imports": "imports",
     "sweeps": "plans and jobs",
     "forecasts": "forecasts",
+    "notes": "notes",
     "trunks": "trunk states",
     "source": "source code of runs",
     "scalelab.duckdb": "tables",

@@ -31,14 +31,24 @@ from scalelab.records.archive import (
     ending_of,
 )
 from scalelab.records.names import check_name
-from scalelab.records.parts import DATASET, FOLDERS, IMPORT, LOCK_FILE, RUN, SOURCE, SWEEP, Progress
+from scalelab.records.parts import (
+    DATASET,
+    FOLDERS,
+    IMPORT,
+    LOCK_FILE,
+    NOTE,
+    RUN,
+    SOURCE,
+    SWEEP,
+    Progress,
+)
 from scalelab.sweep.run_spec import RUN_ID_LENGTH
 from scalelab.units import format_bytes
 
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_NAME_BYTES = 1024
 MAX_DEPTH = 16
-_ROOTS = {FOLDERS[kind]: kind for kind in (RUN, SWEEP, IMPORT, DATASET, SOURCE)}
+_ROOTS = {FOLDERS[kind]: kind for kind in (RUN, SWEEP, IMPORT, NOTE, DATASET, SOURCE)}
 _RUN_ID = re.compile(rf"[0-9a-f]{{{RUN_ID_LENGTH}}}")
 _COMPONENT = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f]{1,200}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -241,7 +251,7 @@ def _checked(file: Path, path: Any, *, is_folder: bool = False) -> str:
         and parts[0] in _ROOTS
         and not parts[1].startswith(".")
         and (parts[0] != FOLDERS[RUN] or _RUN_ID.fullmatch(parts[1]))
-        and (is_folder or parts[0] == FOLDERS[SOURCE] or len(parts) > 2)
+        and (is_folder or parts[0] in (FOLDERS[SOURCE], FOLDERS[NOTE]) or len(parts) > 2)
     )
     if not is_valid:
         raise refused(file, f"the name {path[:80]!r} is not that of a file of a sweep")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scalelab import api
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
+from scalelab.records import notes
 from scalelab.records.machine import own_process
 from scalelab.records.unpack import unpack
 from scalelab.store.live import open_snapshot
@@ -103,6 +104,25 @@ def test_a_sweep_that_was_removed_comes_back_byte_for_byte(make, tmp_path, capsy
         if ending == ".tar.gz":
             assert archive.extractfile("source/0123.diff").read() == b"diff"
             assert "source/9999.diff" not in archive.getnames()
+
+
+def test_notes_come_along_in_archives_and_merges(make, tmp_path):
+    fill(make)
+    run = make.run(1)
+    written = {
+        notes.add_note(make.path, "demo", "the first sweep").id,
+        notes.add_note(make.path, run.run_id, "loss spike at step 300").id,
+    }
+    notes.add_note(make.path, make.done(90).run_id, "a run of no sweep")
+    file = tmp_path / "demo.tar.zst"
+    api.archive("demo", file, results=make.path)
+    api.restore(file, results=tmp_path / "back")
+    assert {note.id for note in notes.read_notes(tmp_path / "back")} == written
+    api.merge(make.path, results=tmp_path / "merged", rename={"demo": "renamed"})
+    about = {note.text: note.about for note in notes.read_notes(tmp_path / "merged")}
+    assert about["the first sweep"] == "renamed"
+    assert about["loss spike at step 300"] == run.run_id
+    assert len(about) == 3
 
 
 def test_an_archive_without_data_and_checkpoints_and_one_of_an_import(make, tmp_path):
