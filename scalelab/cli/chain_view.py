@@ -55,9 +55,10 @@ def run_chain(
         **{**options, "reading": replace(options["reading"], metric=None)},
     )
     if plot is not None:
-        from scalelab.report.chain_plot import draw_chains
+        from scalelab.report.chain_plot import chain_figure
+        from scalelab.report.plots import write_figure
 
-        draw_chains(report.chains, plot)
+        write_figure(lambda: chain_figure(report.chains), plot)
     if as_json:
         emit_json(report.to_dict())
     elif as_csv:

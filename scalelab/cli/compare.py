@@ -71,9 +71,10 @@ def compare(
         level=level,
     )
     if plot is not None:
-        from scalelab.report.plots_compare import draw_comparison
+        from scalelab.report.plots import write_figure
+        from scalelab.report.plots_compare import comparison_figure
 
-        draw_comparison(found, plot)
+        write_figure(lambda: comparison_figure(found), plot)
     if as_json:
         emit_json(found.to_dict())
     else:

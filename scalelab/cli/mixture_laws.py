@@ -93,9 +93,10 @@ def fit_mixtures(
         weights, sizes = parse_mixture(text, fit.runs.sources)
         answers[text] = fit.predict(weights, **sizes)
     if plot is not None:
-        from scalelab.report.mixture_plot import draw_mixture_fit
+        from scalelab.report.mixture_plot import mixture_figure
+        from scalelab.report.plots import write_figure
 
-        draw_mixture_fit(fit, plot)
+        write_figure(lambda: mixture_figure(fit), plot)
     if as_json:
         asked = [{"asked": text, "losses": losses} for text, losses in answers.items()]
         emit_json({**fit.to_dict(), "predictions": asked})

@@ -105,21 +105,22 @@ def encode_in_threads(
         ]
 
     with ThreadPoolExecutor(n_threads) as threads:
-        tasks = _tasks(texts)
+        tasks = batches(texts, TASK_BYTES)
         waiting = [threads.submit(run, task) for task in itertools.islice(tasks, 2 * n_threads)]
         while waiting:
             yield from waiting.pop(0).result()
             waiting += [threads.submit(run, task) for task in itertools.islice(tasks, 1)]
 
 
-def _tasks(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    task: list[bytes] = []
+def batches(documents: Iterable[bytes], n_bytes: int) -> Iterator[list[bytes]]:
+    """Yield the documents in lists of about ``n_bytes``."""
+    batch: list[bytes] = []
     size = 0
-    for text in texts:
-        task.append(text)
-        size += len(text)
-        if size >= TASK_BYTES:
-            yield task
-            task, size = [], 0
-    if task:
-        yield task
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= n_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -22,7 +22,6 @@ from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.errors import DataError
 
 END_OF_DOCUMENT = "<|end|>"
-BATCH_BYTES = 4 << 20
 
 
 class Tokenizer(Protocol):
@@ -177,17 +176,3 @@ def _train_bpe(documents: Iterable[bytes], vocab_size: int) -> str:
 def smallest_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smallest type of two or four bytes for the tokens of a vocabulary."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-
-
-def batches(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the documents in lists of about `BATCH_BYTES`."""
-    batch: list[bytes] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.corpus.merged_ranks import BLANK_BLOCK, has_long_blank
+from scalelab.corpus.merged_ranks import BLANK_BLOCK, batches, has_long_blank
 from scalelab.corpus.source import DataSource
-from scalelab.corpus.tokenizer import Tokenizer, batches, smallest_dtype
+from scalelab.corpus.tokenizer import Tokenizer, smallest_dtype
 from scalelab.corpus.tokenizer_names import find_tokenizer, is_file_name
 from scalelab.errors import DataError, UsageError
 
+BATCH_BYTES = 4 << 20
+"""Bytes of text that a library gets at a time."""
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "<|im_end|>")
 """Tokens that end a document in published tokenizers, in the order in which they are tried."""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -144,7 +146,7 @@ class FileTokenizer(Tokenizer):
 
     def encode(self, documents: Iterable[bytes]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of each document and its end token, shape (n,)."""
-        for batch in batches(documents):
+        for batch in batches(documents, BATCH_BYTES):
             texts = [document.decode("utf-8") for document in batch]
             for ids in self._ids(texts):
                 yield np.asarray([*ids, self.end_token], dtype=self.dtype)

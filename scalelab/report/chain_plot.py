@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalelab.report.plots import FAINT, FRONTIER, INK, STYLE, check_path, save_figure
+from scalelab.report.plots import FAINT, FRONTIER, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,23 +16,6 @@ if TYPE_CHECKING:
     from scalelab.forecast.chain import TaskChain
 
 PANEL = (5.0, 3.4)
-
-
-def draw_chains(chains: Sequence[TaskChain], path: Path) -> None:
-    """Write the figure to a file, whose suffix sets the format.
-
-    Raises
-    ------
-    UsageError
-        If the suffix is not .png, .svg or .pdf.
-    DataError
-        If the file cannot be written.
-    """
-    check_path(path)
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        save_figure(chain_figure(chains), path)
 
 
 def chain_figure(chains: Sequence[TaskChain]) -> Figure:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalelab.report.plots import FAINT, FRONTIER, INK, STYLE, check_path, save_figure
+from scalelab.report.plots import FAINT, FRONTIER, INK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,23 +16,6 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 PANEL = (3.6, 3.3)
-
-
-def draw_mixture_fit(fit: MixtureFit, path: Path) -> None:
-    """Write the figure to a file, whose suffix sets the format.
-
-    Raises
-    ------
-    UsageError
-        If the suffix is not .png, .svg or .pdf.
-    DataError
-        If the file cannot be written.
-    """
-    check_path(path)
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        save_figure(mixture_figure(fit), path)
 
 
 def mixture_figure(fit: MixtureFit) -> Figure:

@@ -65,18 +65,23 @@ STYLE: Any = {
 
 
 def draw_fit(report: FitReport, path: Path) -> None:
-    """Write the figure of a fit to a file.
+    """Write the figure of a fit, as `write_figure` does."""
+    write_figure(lambda: figure_of(report), path)
+
+
+def write_figure(make: Callable[[], Figure], path: Path) -> None:
+    """Write the figure that ``make`` returns to a file, in the style of all figures.
 
     Parameters
     ----------
-    report : FitReport
+    make : callable
     path : Path
         The suffix sets the format.
 
     Raises
     ------
     UsageError
-        If the suffix is not .png, .svg or .pdf.
+        If the suffix is not .png, .svg or .pdf; ``make`` is then not called.
     DataError
         If the file cannot be written.
     """
@@ -84,7 +89,7 @@ def draw_fit(report: FitReport, path: Path) -> None:
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        save_figure(figure_of(report), path)
+        save_figure(make(), path)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scalelab.report.look import LIGHT, compared_colours
-from scalelab.report.plots import PANEL_INCHES, STYLE, check_path, save_figure
+from scalelab.report.plots import PANEL_INCHES
 from scalelab.units import format_quantity
 
 if TYPE_CHECKING:
@@ -17,23 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from scalelab.forecast.comparing import SourceComparison
-
-
-def draw_comparison(found: SourceComparison, path: Path) -> None:
-    """Write the figure of a comparison; the suffix sets the format.
-
-    Raises
-    ------
-    UsageError
-        If the suffix is not .png, .svg or .pdf.
-    DataError
-        If the file cannot be written.
-    """
-    check_path(path)
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        save_figure(comparison_figure(found), path)
 
 
 def comparison_figure(found: SourceComparison) -> Figure:
