@@ -48,8 +48,10 @@ def text(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-def test_every_committed_sweep_can_be_looked_at(scalelab, tmp_path, path):
-    code, out, _ = scalelab("sweep", "run", str(path), "--dry-run")
+def test_every_committed_sweep_can_be_looked_at(scalelab, tmp_path, path, monkeypatch):
+    monkeypatch.chdir(path.parents[1])  # mixtures.toml names files of the repository
+    results = ("--results", str(tmp_path / "results"))
+    code, out, _ = scalelab("sweep", "run", str(path), "--dry-run", *results)
     assert code == 0
     assert path.stem in out
     assert "FLOPs exact" in out
