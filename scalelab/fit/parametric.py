@@ -14,7 +14,7 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan, plan
-from scalelab.fit.draws import FEW_CLUSTERS, draws_of
+from scalelab.fit.draws import FEW_CLUSTERS, OPEN_ROWS, draws_of
 from scalelab.fit.identify import assess
 from scalelab.fit.inflation import extrapolation_inflation
 from scalelab.fit.likelihood import best_scale, reported_value
@@ -111,7 +111,9 @@ def fit_parametric(
     drawn = draws_of(law, optimum, data.columns, replicates, bootstrap, objective, status)
     refits, replicates = drawn.replicates, drawn.plan
     inflation = 1.0
-    if uses_inflation and len(refits.eta) and status != "not_identified":
+    # A law that is not identified has no intervals; many rows would cost seconds for nothing.
+    is_worth_it = status != "not_identified" or data.rows.n < OPEN_ROWS
+    if uses_inflation and len(refits.eta) and is_worth_it:
         inflation = extrapolation_inflation(
             law, data.columns, data.rows, theta, found.penalty, box,
             refits=drawn.refits,
