@@ -128,7 +128,7 @@ class Decision(NotebookView, decision.Decision):
         if self.binding:
             yield f"binding limits: {', '.join(self.binding)}"
         for each in self.candidates[:5]:
-            broken = f", exceeds {', '.join(each.broken)}" if each.broken else ""
+            broken = f", exceeds {each.exceeded}" if each.exceeded else ""
             yield f"{each.label}: loss {each.loss_nats:.4f}{broken}"
         yield f"{plural(len(self.candidates), 'candidate')}; see .warnings, .to_frame(), .plot()"
 

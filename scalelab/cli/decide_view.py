@@ -131,8 +131,10 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
 
 def _note(candidate: Candidate, answer: Decision) -> str:
     best = answer.best
-    if best is None or not candidate.is_feasible:
-        return "exceeds " + ", ".join(candidate.broken).replace("_", " ")
+    if candidate is not best and candidate.exceeded:
+        return f"exceeds {candidate.exceeded}"
+    if best is None:
+        return ""
     saving, ratio = best.loss_nats - candidate.loss_nats, candidate.flops / best.flops
     if saving > 0:
         return f"only {saving:.1g} {answer.unit} lower for {format_quantity(ratio)}x the FLOPs"

@@ -75,6 +75,7 @@ def candidate_of(
         law_loss_nats=other,
         costs=costs,
         broken=broken,
+        is_in_valley=source.in_valley(n_params, n_tokens, limits.unique_tokens),
         shape=None if model.shapes is None else model.shapes[0].label(),
     )
 
@@ -95,13 +96,20 @@ def binding(limits: Limits, best: Candidate | None, relaxed: dict[str, float]) -
     )
 
 
+def comparable(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the feasible candidates in the valley of the runs; without one, all feasible ones."""
+    feasible = [each for each in candidates if each.is_feasible]
+    return [each for each in feasible if each.is_in_valley] or feasible
+
+
 def front(candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    """Return the Pareto front of the feasible candidates in loss and total FLOPs."""
+    """Return the Pareto front in loss and total FLOPs of the candidates that can be the best."""
 
     def total(candidate: Candidate) -> float:
         return candidate.costs["total_flops"] or 0.0
 
-    kept = [i for i, candidate in enumerate(candidates) if candidate.is_feasible]
+    compared = {id(each) for each in comparable(candidates)}
+    kept = [i for i, candidate in enumerate(candidates) if id(candidate) in compared]
     return tuple(
         i
         for i in kept

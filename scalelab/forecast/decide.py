@@ -23,7 +23,7 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
-from scalelab.forecast.candidates import binding, candidate_of, front, repeated
+from scalelab.forecast.candidates import binding, candidate_of, comparable, front, repeated
 from scalelab.forecast.decision import LIMIT_OPTIONS, Candidate, Decision, Deployment, Limits
 from scalelab.forecast.forecaster import Forecaster, check_decides
 from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
@@ -98,10 +98,10 @@ def decide(
     candidates = tuple(
         candidate_of(source, limits, deployment, *p, target_loss, beside) for p in points
     )
-    feasible = [candidate for candidate in candidates if candidate.is_feasible]
+    compared = comparable(candidates)
     relaxed: dict[str, float] = {}
     if named:
-        best = min(feasible, key=lambda c: (c.loss_nats, c.flops)) if feasible else None
+        best = min(compared, key=lambda c: (c.loss_nats, c.flops)) if compared else None
         warned = repeated(candidates)
     else:
         best = candidates[0]

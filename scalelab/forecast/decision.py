@@ -164,7 +164,10 @@ class Candidate:
     shape : str or None
         Layers, width and heads of a real shape.
     law_loss_nats : float or None
-        What the fitted law predicts, if the averaged forecaster answers.
+        What the fitted law predicts for this N and D, if the averaged forecaster answers.
+    is_in_valley : bool
+        False where the loss falls away from the valley of the runs. There it cannot be compared
+        with that of the others: no run shows whether it is so low.
     """
 
     n_params: float
@@ -179,6 +182,7 @@ class Candidate:
     broken: tuple[str, ...]
     shape: str | None = None
     law_loss_nats: float | None = None
+    is_in_valley: bool = True
 
     @property
     def is_feasible(self) -> bool:
@@ -189,6 +193,12 @@ class Candidate:
     def label(self) -> str:
         """N and D as text."""
         return f"{format_quantity(self.n_params)} on {format_quantity(self.n_tokens)}"
+
+    @property
+    def exceeded(self) -> str:
+        """The limits that it exceeds as text, and the valley of the runs if it is outside."""
+        names = [name.replace("_", " ") for name in self.broken]
+        return ", ".join(names if self.is_in_valley else [*names, "valley of the runs"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the candidate as in the JSON output."""
@@ -206,6 +216,7 @@ class Candidate:
             **self.costs,
             "is_feasible": self.is_feasible,
             "broken": list(self.broken),
+            "is_in_valley": self.is_in_valley,
         }
 
 
@@ -216,8 +227,8 @@ class Decision:
     Attributes
     ----------
     best : Candidate or None
-        Feasible candidate of least loss, or one of less compute within 0.001 nats of it if tokens
-        repeat; None if no candidate is feasible.
+        Feasible candidate of least loss in the valley of the runs, or one of less compute within
+        0.001 nats of it if tokens repeat; None if no candidate is feasible.
     candidates : tuple of Candidate
         The given candidates; or the best one, its neighbours in size and cheaper ones.
     front : tuple of int

@@ -79,6 +79,9 @@ class Forecaster(Protocol):
     def losses(self, n: FloatArray, d: FloatArray, unique: float | None) -> FloatArray:
         """Return the losses of k models on d tokens, of which ``unique`` are distinct."""
 
+    def in_valley(self, n_params: float, n_tokens: float, unique: float | None) -> bool:
+        """Return whether a model is in the valley of the runs, where losses can be compared."""
+
     def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
     ) -> tuple[float, float | None, float | None, float | None]:
@@ -190,6 +193,10 @@ class LawForecaster:
         """Return the losses of k models on d tokens, of which ``unique`` are distinct."""
         return law_loss(self.law, n, d, unique)
 
+    def in_valley(self, n_params: float, n_tokens: float, unique: float | None) -> bool:
+        """Return True: the optimum of one law is its minimum at a compute."""
+        return True
+
     def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
     ) -> tuple[float, float | None, float | None, float | None]:
@@ -271,6 +278,17 @@ class AveragedForecaster:
         if UNIQUE in columns:
             return np.exp(paths_of(self.found).mean(columns))
         return np.exp(valley_of(self.found).rising(columns))
+
+    def in_valley(self, n_params: float, n_tokens: float, unique: float | None) -> bool:
+        """Return whether the loss has not fallen away from the valley of the runs.
+
+        Without a split of N and D, or where the rows show what repeats are worth, it is True: there
+        is no valley to leave.
+        """
+        columns = self._columns(np.array([n_params]), np.array([n_tokens]), unique)
+        if UNIQUE in columns or line_of(self.found.rows) is not None:
+            return True
+        return bool(valley_of(self.found).contains(columns)[0])
 
     def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None

@@ -38,8 +38,12 @@ REACH, N_POINTS = 4.0, 41
 SPACING = 2 * REACH / (N_POINTS - 1)
 N_COARSE, WIDER = 61, 3.0
 """Points, and factor beyond the tokens per parameter of the runs, of the search in their middle."""
-NEAR, N_ON_WAY = 1.0, 8
-"""Natural logs of N around the bottom that need no search for a rim; points on the way beyond."""
+N_ON_WAY = 8
+"""Points on the way from the bottom to a point, in the search for a rim."""
+TIE, MOST_FALL = 1e-7, 2e-5
+"""Log loss for each log N from the bottom; fall of the log loss that no table shows."""
+ROUNDED, MOST_COMPUTES = 12, 64
+"""Digits of log C that tell computes apart; computes whose bottom is searched, not interpolated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -74,9 +78,11 @@ class Valley:
         return float(self.bottoms(np.array([log_flops]), is_drawn=False)[0, 0])
 
     def rising(self, columns: Mapping[str, FloatArray]) -> FloatArray:
-        """Return the mean log loss at n points, which does not fall again beyond the valley, (n,).
+        """Return the mean log loss at n points, which does not fall away from the valley, (n,).
 
-        It is the largest on the way from the bottom of the valley to the point, at one compute.
+        It is the largest on the way from the bottom of the valley to the point, at one compute. Of
+        points with the same, that nearest to the bottom has the least, by `TIE` per log N: so the
+        least at one compute is the bottom, also where a valley that ended is continued.
 
         Parameters
         ----------
@@ -84,16 +90,23 @@ class Valley:
             N and D.
         """
         paths = paths_of(self.found)
-        out = paths.mean(columns)
         log_n = np.log(columns["n_params"])
         log_flops = np.log(train_flops_6nd(columns["n_params"], columns["n_tokens"]))
-        bottoms = self._between_steps(log_flops)
-        far = np.flatnonzero(np.abs(log_n - bottoms) > NEAR)
-        if len(far):
-            way = np.linspace(bottoms[far], log_n[far], N_ON_WAY, endpoint=False, axis=1)
-            losses = paths.mean(_at_compute(way, log_flops[far])).reshape(way.shape)
-            out[far] = np.maximum(out[far], losses.max(axis=1))
-        return out
+        # At a limit of the compute all points have one compute, up to rounding.
+        computes = np.unique(log_flops.round(ROUNDED))
+        if len(computes) > MOST_COMPUTES:
+            computes = np.linspace(computes[0], computes[-1], MOST_COMPUTES)
+        known = self.bottoms(computes, is_drawn=False)[0]
+        bottoms = np.interp(log_flops, computes, known)
+        way = np.linspace(bottoms, log_n, N_ON_WAY, endpoint=False, axis=1)
+        losses = paths.mean(_at_compute(way, log_flops)).reshape(way.shape).max(axis=1)
+        distance = np.abs(log_n - bottoms)
+        return np.asarray(np.maximum(paths.mean(columns), losses) + TIE * distance)
+
+    def contains(self, columns: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
+        """Return whether the mean loss at n points has not fallen away from the valley, (n,)."""
+        fall = self.rising(columns) - paths_of(self.found).mean(columns)
+        return np.asarray(fall < MOST_FALL)
 
     def bottoms(self, log_flops: FloatArray, *, is_drawn: bool) -> FloatArray:
         """Return log N_opt of the mean loss, and of the draws, at k log C, shape (1 + draws, k)."""
@@ -135,13 +148,6 @@ class Valley:
             most[:, is_beyond] = np.minimum(usual + MOST_CHANGE, 1.0)
         limits = last + np.sort([least * steps, most * steps], axis=0)
         return np.asarray(np.clip(found, *limits))
-
-    def _between_steps(self, log_flops: FloatArray) -> FloatArray:
-        """Return log N_opt of the mean loss, linear between the steps of log C."""
-        gaps = (log_flops - self.middle) / STEP
-        steps = np.arange(np.floor(gaps.min()), np.ceil(gaps.max()) + 1)
-        known = [_followed(self, int(step), False)[0] for step in steps]
-        return np.asarray(np.interp(gaps, steps, known))
 
 
 @lru_cache(maxsize=8)

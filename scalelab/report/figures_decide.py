@@ -31,7 +31,8 @@ def at_compute(
     Parameters
     ----------
     points : sequence of dict
-        ``label``, ``n_params``, ``flops``, ``loss_nats``, ``low``, ``high`` and ``is_best``.
+        ``label``, ``n_params``, ``flops``, ``loss_nats``, ``low``, ``high``, ``is_in_valley`` and
+        ``is_best``.
     losses : callable, optional
         Returns the predicted losses of arrays of N and D; None without a best candidate.
     axis : str
@@ -44,7 +45,12 @@ def at_compute(
     if best is None or losses is None:
         return draw.empty(look, "No candidate is within the limits.")
     flops = float(best["flops"])
-    same = [p for p in points if abs(p["flops"] / flops - 1) <= SAME_COMPUTE]
+    # The line is level beyond the valley of the runs, so it does not go through points there.
+    same = [
+        p
+        for p in points
+        if abs(p["flops"] / flops - 1) <= SAME_COMPUTE and (p["is_in_valley"] or p["is_best"])
+    ]
     sizes = np.array([p["n_params"] for p in same], float)
     size = float(best["n_params"])
     ends = min(sizes.min(), size / MIN_SPAN) / 1.2, max(sizes.max(), size * MIN_SPAN) * 1.2
@@ -117,8 +123,8 @@ def pareto(
     Parameters
     ----------
     points : sequence of dict
-        ``label``, ``loss_nats``, ``low``, ``high``, ``is_feasible``, ``is_front``, ``is_best`` and
-        the cost.
+        ``label``, ``loss_nats``, ``low``, ``high``, ``is_feasible``, ``is_in_valley``,
+        ``is_front``, ``is_best`` and the cost.
     cost : str
         Key of the cost.
     unit : str
@@ -134,9 +140,12 @@ def pareto(
         return draw.empty(look, "No candidate to draw.")
     figure = go.Figure()
     outside = [p for p in points if not p["is_feasible"]]
-    within = [p for p in points if p["is_feasible"] and not p["is_best"]]
+    others = [p for p in points if p["is_feasible"] and not p["is_best"]]
+    within = [p for p in others if p["is_in_valley"]]
+    beyond = [p for p in others if not p["is_in_valley"]]
     groups = (
         ("outside the limits", look.faint, "x", outside),
+        ("outside the valley of the runs", look.faint, "circle-open", beyond),
         ("within the limits", look.second, "circle", within),
         ("best", look.accent, "star", [p for p in points if p["is_best"]]),
     )

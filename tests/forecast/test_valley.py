@@ -16,8 +16,12 @@ from scalelab.forecast.averaged_optimum import (
     frontier_points,
     optima,
 )
+from scalelab.forecast.decide import decide
+from scalelab.forecast.decision import Deployment, Limits
+from scalelab.forecast.extrapolation import fitted_range
+from scalelab.forecast.forecaster import AveragedForecaster
 from scalelab.forecast.size_column import fit_counts
-from scalelab.forecast.valley import MOST_CHANGE, STEP, _exponents, valley_of
+from scalelab.forecast.valley import MOST_CHANGE, STEP, Valley, _exponents, valley_of
 from scalelab.records.types import Observations
 from scalelab.store.public_tables import PREFIX, list_public_tables
 
@@ -29,6 +33,10 @@ def isoflop_runs(loss, noise=0.002):
     D = flops / 6 / N
     losses = loss(N, D) * np.exp(noise * rng.standard_normal(len(N)))
     return Observations(n_params=N, n_tokens=D, loss_nats=losses, flops=flops)
+
+
+def forecaster_of(found):
+    return AveragedForecaster(found=found, fitted=fitted_range(isoflop_runs(chinchilla)))
 
 
 def chinchilla(N, D):
@@ -131,3 +139,33 @@ def test_losses_of_a_search_do_not_fall_again_beyond_the_valley(fitted):
     right = losses[np.log(N / best) > 1]
     # The points on the way are not those of the grid, so a small fall is left.
     assert np.diff(right).min() > -0.02
+
+
+@pytest.mark.parametrize("flops", [1e19, 1e21, 1e24])
+def test_a_decision_at_one_compute_is_the_compute_optimal_size(fitted, flops):
+    answer = decide(forecaster_of(fitted), Limits(flops=flops), Deployment())
+    assert answer.best.n_params == pytest.approx(compute_optimal_size(fitted, flops), rel=1e-6)
+    assert answer.best.loss_nats == min(c.loss_nats for c in answer.candidates)
+    assert all(c.is_in_valley for c in answer.candidates)
+
+
+def test_a_decision_stays_in_a_valley_from_which_the_loss_falls_away(fitted, monkeypatch):
+    """As of Farseer's law with public:olmo_ladder, whose loss falls with N at 4e24 FLOP."""
+    flops, shift, bottoms = 1e21, 1.5, Valley.bottoms
+
+    def smaller(self, log_flops, *, is_drawn):
+        return bottoms(self, log_flops, is_drawn=is_drawn) - shift
+
+    monkeypatch.setattr(Valley, "bottoms", smaller)
+    best = compute_optimal_size(fitted, flops)
+    answer = decide(forecaster_of(fitted), Limits(flops=flops), Deployment())
+    assert answer.best.n_params == pytest.approx(best, rel=1e-6)
+    lower = [c for c in answer.candidates if c.loss_nats < answer.best.loss_nats]
+    assert lower, "the loss falls towards larger N"
+    assert all(c.exceeded == "valley of the runs" for c in lower)
+    assert not any(answer.candidates[i] in lower for i in answer.front)
+    assert [c["is_in_valley"] for c in answer.to_dict()["candidates"]].count(False) == len(lower)
+    named = [(c.n_params, c.n_tokens) for c in (answer.best, lower[0])]
+    assert decide(forecaster_of(fitted), Limits(), Deployment(), named=named).best.n_params == (
+        answer.best.n_params
+    )

@@ -264,6 +264,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
                 "low": each.low,
                 "high": each.high,
                 "is_feasible": each.is_feasible,
+                "is_in_valley": each.is_in_valley,
                 "is_front": i in answer.front,
                 "is_best": each is answer.best,
             }
@@ -278,7 +279,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
             )
             st.caption(
                 "Line: predicted loss of every size at the compute of the best model. Points: "
-                "candidates of that compute, with their intervals."
+                "candidates of that compute in the valley of the runs, with their intervals."
             )
         else:
             column, unit = COSTS[axis]
@@ -405,5 +406,5 @@ def _row(each: Candidate, answer: Decision) -> dict[str, str]:
         "money": format_money(each.costs["usd"] or 0.0),
         "kWh": format_quantity(each.costs["kwh"] or 0.0),
         "kg CO2": format_quantity(each.costs["kg_co2"] or 0.0),
-        "exceeds": ", ".join(each.broken).replace("_", " "),
+        "exceeds": each.exceeded,
     }
