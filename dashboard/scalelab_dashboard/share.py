@@ -64,6 +64,10 @@ const save = (plot, kind, file) => {
   plot._context.toImageButtonOptions = { format, filename: file, scale: kind === "PNG" ? 2 : 1 };
   plot.querySelector('.modebar-btn[data-title^="Download plot"]').click();
 };
+const titleOf = plot => plot.querySelector(".gtitle tspan")?.textContent ?? "Figure";
+// Streamlit keeps the elements of the view before until the new one is drawn.
+const figures = () => [...document.querySelectorAll(".js-plotly-plot")].filter(
+  plot => !plot.closest('[data-stale="true"]') && plot.checkVisibility());
 export default function ({ parentElement }) {
   const root = parentElement.querySelector(".share"), list = root.querySelector(".list");
   root.querySelector(".copy").onclick = async () => {
@@ -75,10 +79,10 @@ export default function ({ parentElement }) {
       told.textContent = location.href;
     }
   };
-  root.ontoggle = () => {
+  const draw = plots => {
     list.replaceChildren();
-    for (const plot of document.querySelectorAll(".js-plotly-plot")) {
-      const title = plot.querySelector(".gtitle tspan")?.textContent ?? "Figure";
+    for (const plot of plots) {
+      const title = titleOf(plot);
       const row = document.createElement("div"), words = document.createElement("span");
       words.textContent = title;
       row.append(words);
@@ -92,6 +96,31 @@ export default function ({ parentElement }) {
       }
       list.append(row);
     }
+  };
+  // The page stays open while its view changes: the list follows the figures.
+  let listed = "", later;
+  const ids = root.ids ??= new WeakMap();
+  const follow = () => {
+    if (!root.open) return;
+    const plots = figures();
+    for (const plot of plots) if (!ids.has(plot)) ids.set(plot, (root.last = (root.last ?? 0) + 1));
+    const now = plots.map(plot => ids.get(plot) + titleOf(plot)).join("|");
+    if (now !== listed) {
+      listed = now;
+      draw(plots);
+    }
+  };
+  root.ontoggle = follow;
+  const watch = new MutationObserver(() => {
+    clearTimeout(later);
+    later = setTimeout(follow, 200);
+  });
+  watch.observe(document.body, {
+    subtree: true, childList: true, attributes: true, attributeFilter: ["data-stale"],
+  });
+  return () => {
+    watch.disconnect();
+    clearTimeout(later);
   };
 }
 """
