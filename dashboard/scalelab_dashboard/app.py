@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from scalelab_dashboard import glossary, share, state
+from scalelab_dashboard import glossary, share, state, ui
 from scalelab_dashboard.views import (
     compare,
     cost,
@@ -44,6 +44,7 @@ OF_SWEEPS = ("Runs", "Cost and energy")
 # Of runs that mix sources of text, and of tables with their weights. Not a docstring, which
 # Streamlit would write on the page.
 MIXTURE = "Mixture"
+UNKNOWN = "view_of_a_link_that_is_not_here"
 STYLE = """
 <style>
 .block-container {padding-top: 2.4rem; padding-bottom: 3rem;}
@@ -84,20 +85,52 @@ def main() -> None:
     choice = state.choose()
     shown = views_of(choice)
     views = list(shown)
+    _named_view(views)
     if _asked_view() not in views:
         # a link or the view before showed what this table does not have
         st.session_state["page"] = views[0]
     with navigation:
         title = st.radio(
-            "View", views, key="page", bind="query-params", label_visibility="collapsed"
+            "View",
+            views,
+            key="page",
+            bind="query-params",
+            label_visibility="collapsed",
+            on_change=lambda: st.session_state.pop(UNKNOWN, None),
         )
     state.follow(choice)
     st.header(title)
+    if UNKNOWN in st.session_state:
+        st.warning(
+            f"There is no view **{ui.as_text(st.session_state[UNKNOWN])}** of "
+            f"{ui.as_text(choice.shown)}. Views: {', '.join(views)}."
+        )
     shown[title](choice)
     glossary.words(title)
     share.show(choice)
     state.keep_address()
     settle(title)
+
+
+def _named_view(views: list[str]) -> None:
+    """Choose the view that a link names, in any case; keep a name that is no view, to tell it.
+
+    ``view`` is the tab of the Fit view; where it names a page, the page is meant.
+    """
+    if "page" in st.session_state:
+        return
+    known = {view.lower(): view for view in views}
+    asked, tab = st.query_params.get("page"), st.query_params.get("view", "")
+    if asked is None and tab.lower() in known:
+        asked = tab
+        del st.query_params["view"]
+    if asked is None:
+        if tab and tab not in fit.VIEWS:
+            st.session_state[UNKNOWN] = tab
+    elif (found := known.get(asked.lower())) is not None:
+        st.query_params["page"] = st.session_state["page"] = found
+    else:
+        st.session_state[UNKNOWN] = asked
 
 
 def _asked_view() -> str:

@@ -158,6 +158,8 @@ def choose() -> Choice:
         )
         if GONE in st.session_state:
             st.warning(tables_of.gone_words(str(st.session_state[GONE]), name))
+        if name in tables:
+            tables[name] = tables_of.as_in_address(tables[name])
         table, source = tables.get(name), found.get(name)
         reading = table.reading if table is not None else Reading()
         mapping = dict(table.mapping) if table is not None else {}
@@ -276,7 +278,8 @@ def _excluded(whole: FitKey) -> tuple[FitKey, tuple[str, ...]]:
 
 
 def _forget_runs() -> None:
-    """Forget what named runs of another sweep."""
+    """Forget what named runs and columns of another sweep."""
+    tables_of.forget_reading()
     st.session_state.pop(GONE, None)
     st.session_state[point.EXCLUDE] = ""
     st.query_params.pop(point.RUN, None)

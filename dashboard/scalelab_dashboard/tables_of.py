@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from scalelab.store.public_tables import PREFIX
-from scalelab.store.reading import Reading
+from scalelab.store.reading import Reading, reading_of_texts
 from scalelab_dashboard import queries, ui
+from scalelab_dashboard.fits import Failure, attempt
 
 FILE_VARIABLE = "SCALELAB_DASHBOARD_FILE"
 MAP_VARIABLE = "SCALELAB_DASHBOARD_MAP"
 READING_VARIABLE = "SCALELAB_DASHBOARD_READING"
 TABLES = "opened_tables"
+OF = ("last_of", "best_of", "mean_of")
+"""Which rows of a table are kept, in the address: names of columns with commas."""
 OPENED = " (opened here)"
 """End of the label of an uploaded file."""
 
@@ -37,6 +40,7 @@ class Table:
 
 def open_example(name: str) -> None:
     """Choose a public table of the package, and show the Overview."""
+    forget_reading()
     st.session_state["sweep"] = name
     st.session_state["page"] = "Overview"
 
@@ -79,6 +83,36 @@ def open_table(table: Table) -> None:
     """Add a table to this session."""
     kept = [each for each in st.session_state.get(TABLES, []) if each.label != table.label]
     st.session_state[TABLES] = [table, *kept]
+
+
+def forget_reading() -> None:
+    """Remove from the address which rows are kept, when another table is chosen."""
+    for name in OF:
+        st.query_params.pop(name, None)
+
+
+def keep_rows(reading: Reading) -> None:
+    """Put into the address which rows are kept, so that a reload and a link keep them."""
+    given = reading.as_dict()
+    for name in OF:
+        value = given.get(name)
+        if value is None:
+            st.query_params.pop(name, None)
+        else:
+            st.query_params[name] = ",".join(value) if isinstance(value, list) else str(value)
+
+
+def as_in_address(table: Table) -> Table:
+    """Return a table with the kept rows of the address; a wrong one is told and not used."""
+    asked = {name: st.query_params[name] for name in OF if st.query_params.get(name)}
+    if not asked:
+        return table
+    found = attempt(lambda: reading_of_texts(**asked))
+    if isinstance(found, Failure):
+        ui.failure(found)
+        return table
+    kept = {name: getattr(found, name) for name in asked}
+    return replace(table, reading=replace(table.reading, **kept))
 
 
 def opened() -> list[Table]:

@@ -14,7 +14,7 @@ import streamlit as st
 from scalelab.forecast import headline
 from scalelab.report.look import DARK, LIGHT, Look
 from scalelab.report.stamp import stamp
-from scalelab.units import format_flops
+from scalelab.units import format_flops, format_quantity
 from scalelab_dashboard import glossary, queries
 from scalelab_dashboard.fits import Failure, attempt
 
@@ -32,6 +32,8 @@ COLOURS = {
     headline.NOT_IDENTIFIED: "red",
 }
 """Colour of the badge of each verdict."""
+COMPUTE = "max_flops"
+"""The compute in the address, one for all views: Extrapolate, Decide (its limit) and Compare."""
 CONFIG = {
     "displaylogo": False,
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
@@ -163,8 +165,23 @@ def with_limits(interval: Interval, form: Callable[[float], str]) -> str:
 
 
 def digits(value: float) -> str:
-    """Return six significant digits, or a dash for a limit that is not known."""
-    return f"{value:.6g}" if math.isfinite(value) else "–"
+    """Return six significant digits, four of far powers of ten, or a dash for no limit."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.6g}" if value == 0 or 1e-3 <= abs(value) < 1e6 else format_quantity(value, 4)
+
+
+def short_number(text: str) -> str:
+    """Return the text of a number with at most six digits, such as 6.796B; other text as it is."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(value) or len(text) < 7:
+        return text
+    if abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
+        return format_quantity(value, 4)
+    return f"{value:.6g}"
 
 
 def limits(interval: Interval, level: float, form: str) -> str:

@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[dict[str, str], str, str]] = {
     "Fit": ({"form": "tied"}, "Law", "tied"),
     "Extrapolate": ({"target": "7B", "by": "Parameters N"}, "Target", "7B"),
     "Decide": ({"max_usd": "2M"}, "Money, US dollars", "2M"),
-    "Compare": ({"at": "1e20"}, "At compute, FLOP", "1e20"),
+    "Compare": ({"max_flops": "1e20"}, "At compute, FLOP", "1e20"),
     "Runs": ({"find": "a"}, "Find", "a"),
     "Cost and energy": ({"cost": "Energy"}, "Show", "Energy"),
     "Data": ({"holdout": "n_params > 1e9"}, "Hold out runs (SQL condition)", "n_params > 1e9"),
@@ -82,7 +82,7 @@ def test_what_a_person_changes_survives_reload_and_navigation(
     target.fill("3e23")
     target.press("Enter")
     page.wait_for_function(
-        "() => location.search.includes('target=3e23') && location.search.includes('level=95')"
+        "() => location.search.includes('max_flops=3e23') && location.search.includes('level=95')"
     )
     command = page.locator(".terminal").first
     expect(command).to_contain_text("--predict C=3e23")
@@ -102,7 +102,7 @@ def test_what_a_person_changes_survives_reload_and_navigation(
     page.reload()
     settle(page, "Decide")
     link = page.url
-    for kept in ("sweep=demo", "level=95", "target=3e23", "view=Residuals"):
+    for kept in ("sweep=demo", "level=95", "max_flops=3e23", "view=Residuals"):
         assert kept in link
     again, _ = visit(link)
     settle(again, "Decide")

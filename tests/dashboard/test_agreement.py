@@ -37,6 +37,11 @@ def printed(capsys: pytest.CaptureFixture[str], commands: Commands) -> Teller:
     return run
 
 
+def _six(value: float) -> str:
+    far = value != 0 and not 1e-3 <= abs(value) < 1e6
+    return format_quantity(value, 4) if far else f"{value:.6g}"
+
+
 CHOICES: tuple[dict[str, str], ...] = (
     {},
     {"count_n": "kaplan", "count_c": "6nd", "level": "80"},
@@ -60,7 +65,7 @@ def test_fit_and_overview_say_what_fit_prints(
     assert list(shown.index) == list(every)
     for name, interval in every.items():
         ends = [interval[key] for key in ("value", "low", "high")]
-        expected = ["–" if end is None else f"{end:.6g}" for end in ends]
+        expected = ["–" if end is None else _six(end) for end in ends]
         assert shown.loc[name].tolist() == expected, name
     for warning in answer["warnings"]:
         assert warning["message"].replace("`", "") in said(test).replace("`", "")
@@ -82,7 +87,7 @@ def test_fit_and_overview_say_what_fit_prints(
 @pytest.mark.parametrize(
     "choices",
     [
-        {"target": "3e24"},
+        {"max_flops": "3e24"},
         {"target": "7B", "by": "Parameters N", "level": "80"},
         {"target": "2T", "by": "Tokens D"},
         {"target": "100K", "by": "GPU-hours", "gpu": "a100"},

@@ -60,6 +60,32 @@ def test_a_table_has_no_runs_and_cost_views(page: Opener, tables: Path, tmp_path
     assert set(VIEWS) - {"Runs", "Cost and energy"} == set(test.radio("page").options)
 
 
+def test_a_link_may_name_its_page_as_view_and_a_wrong_name_is_told(
+    page: Opener, said: Said, tmp_path: Path
+) -> None:
+    for query in ({"view": "glossary"}, {"page": "GLOSSARY"}):
+        test = page(tmp_path, sweep="public:llama3", **query)
+        assert "no view" not in said(test)
+        assert test.radio("page").value == "Glossary"
+        assert "view" not in test.query_params
+    assert "no view **Decode**" in said(page(tmp_path, sweep="public:llama3", page="Decode"))
+
+
+def test_a_compute_is_carried_from_view_to_view(page: Opener, small_store: Path) -> None:
+    test = page(small_store, page="Extrapolate")
+    test.text_input("max_flops").set_value("3e22").run()
+    for view in ("Compare", "Decide", "Extrapolate"):
+        test.radio("page").set_value(view).run()
+        assert test.text_input("max_flops").value == "3e22", view
+
+
+def test_long_numbers_of_a_table_are_rounded() -> None:
+    from scalelab_dashboard.ui import short_number
+
+    given = ("6795600349.289497", "9.993852799709755e+18", "2.3456789012", "0.0001234567", "run-12")
+    assert list(map(short_number, given)) == ["6.796B", "9.994e18", "2.34568", "1.235e-4", "run-12"]
+
+
 def test_the_link_of_an_upload_says_what_it_cannot_restore(
     page: Opener, said: Said, small_store: Path
 ) -> None:
@@ -72,13 +98,13 @@ def test_the_link_of_an_upload_says_what_it_cannot_restore(
 def test_a_target_that_is_no_number_keeps_the_figure_and_has_its_error_at_the_field(
     page: Opener, said: Said, small_store: Path
 ) -> None:
-    test = page(small_store, page="Extrapolate", target="3e22")
+    test = page(small_store, page="Extrapolate", max_flops="3e22")
     assert "With 3e22 FLOP" in said(test)
-    test.text_input("target").set_value("2 milion").run()
+    test.text_input("max_flops").set_value("2 milion").run()
     assert "2 milion" in said(test)
     assert "With 3e22 FLOP" in said(test)
     assert test.get("plotly_chart")
-    test.text_input("target").set_value("2 million").run()
+    test.text_input("max_flops").set_value("2 million").run()
     assert "milion'" not in said(test)
 
 
@@ -120,6 +146,10 @@ def test_checkpoints_are_left_out_in_one_click(
     assert not test.exception
     assert any("--last-of run" in command for command in commands(test))
     assert "a table of 25 rows" in said(test)
+    assert test.query_params["last_of"] == "run"
+    reloaded = page(tmp_path, checkpoints, last_of="run")
+    assert any("--last-of run" in command for command in commands(reloaded))
+    assert "a table of 25 rows" in said(reloaded)
 
 
 def test_a_snapshot_that_cannot_be_read_is_named_and_tables_still_open(

@@ -123,7 +123,7 @@ def test_the_saved_run_is_a_sweep_file(small_store: Path) -> None:
 
 
 def test_a_wrong_target_is_told_and_not_raised(page: Opener, said: Said, small_store: Path) -> None:
-    test = page(small_store, page="Extrapolate", target="many")
+    test = page(small_store, page="Extrapolate", max_flops="many")
     assert not test.exception
     assert "many" in said(test)
 

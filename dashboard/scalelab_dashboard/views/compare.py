@@ -42,7 +42,7 @@ def show(choice: Choice) -> None:
     with right:
         text = ui.checked_input(
             "At compute, FLOP",
-            "at",
+            ui.COMPUTE,
             lambda text: parse_quantity(text, what="compute"),
             placeholder="within the runs of all",
             help="Where the optima are compared. Default: the largest compute within the runs of "

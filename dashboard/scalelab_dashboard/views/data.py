@@ -35,6 +35,8 @@ OURS = {
 }
 NONE = "(none)"
 AUTOMATIC = "recognised"
+NAMES = ("id", "seed", "hash", "name", "date")
+"""Ends of the names of columns that are shown as they are written."""
 GUESSES = {
     "n_params": ("n_params", "params", "parameters", "n", "model_size"),
     "n_tokens": ("n_tokens", "tokens", "training_tokens", "d"),
@@ -77,8 +79,10 @@ def show(choice: Choice) -> None:
         return
     frame, count = head
     st.subheader("Rows")
-    st.dataframe(frame, hide_index=True, height=240, alt=f"First rows of {count} in the table")
-    st.caption(f"{plural(count, 'row')}; showing the first {len(frame):,}, unchanged.")
+    numbers = [name for name in frame.columns if not str(name).lower().endswith(NAMES)]
+    shown = frame.assign(**{name: frame[name].map(ui.short_number) for name in numbers})
+    st.dataframe(shown, hide_index=True, height=240, alt=f"First rows of {count} in the table")
+    st.caption(f"{plural(count, 'row')}; showing the first {len(frame):,}, long numbers rounded.")
     st.subheader("Columns")
     mapping = _mapping(list(frame.columns), dict(table.mapping))
     read = queries.read_file(table.path, stamp, mapping, reading)
@@ -212,6 +216,7 @@ def _show_read(read: dict[str, Any]) -> None:
 
 def _choose(table: tables_of.Table) -> None:
     tables_of.open_table(table)
+    tables_of.keep_rows(table.reading)
     st.session_state["sweep"] = table.label
     st.session_state["page"] = "Overview"
 

@@ -108,11 +108,11 @@ def _ask(rows: Observations) -> str:
                 "Utilisation", 0.01, 1.0, STATED_UTILISATION, 0.05, key="mfu", bind="query-params"
             )
     with place:
-        next_c = by == "Compute C"
+        next_c = by == BY[0]
         usual = ui.next_compute(rows) if next_c else EXAMPLES[by]
         text = ui.checked_input(
             "Target",
-            "target",
+            ui.COMPUTE if next_c else "target",
             lambda text: parse_request(request_of(by, text, hardware, utilisation)),
             placeholder=f"{usual}, 10x the largest run" if next_c else usual,
             help="For example 1e24, 7B or 2T; money in US dollars.",

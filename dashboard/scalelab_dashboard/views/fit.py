@@ -156,7 +156,8 @@ def _methods(report: FitReport, choice: Choice) -> None:
         st.caption(
             ui.as_text(
                 f"{report.fit.form} form, {objective.loss} of the {objective.residual} residual, "
-                f"objective {report.fit.value:.8g}, status {report.fit.status}, N counted "
+                f"objective {report.fit.value:.8g}, status "
+                f"{report.fit.status.replace('_', ' ')}, N counted "
                 f"{_count_words(report)}, C counted "
                 f"{report.observations.flop_convention}."
             )

@@ -156,8 +156,8 @@ def _remedy(choice: Choice, report: FitReport) -> None:
     st.button(
         f"Keep {said}",
         type="primary",
-        on_click=tables_of.open_table,
-        args=(replace(choice.table, reading=reading),),
+        on_click=tables_of.keep_rows,
+        args=(reading,),
         help="Reads the table again: "
         + " ".join(f"--{name} {value}" for name, value in options.items()),
     )
