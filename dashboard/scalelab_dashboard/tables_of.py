@@ -107,7 +107,13 @@ def as_in_address(table: Table) -> Table:
     asked = {name: st.query_params[name] for name in OF if st.query_params.get(name)}
     if not asked:
         return table
-    found = attempt(lambda: reading_of_texts(**asked))
+    found = attempt(
+        lambda: reading_of_texts(
+            last_of=asked.get("last_of"),
+            best_of=asked.get("best_of"),
+            mean_of=asked.get("mean_of"),
+        )
+    )
     if isinstance(found, Failure):
         ui.failure(found)
         return table
