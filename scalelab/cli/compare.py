@@ -92,6 +92,8 @@ def _print(found: SourceComparison) -> None:
     from scalelab.units import format_flops
 
     out = console()
+    if any(part.speedup is not None for part in found.parts):
+        say(SAME_SET, out, style=ANSWER_STYLE)
     for sentence in found.sentences:
         say(sentence, out, style=ANSWER_STYLE)
     at = format_flops(found.flops)
@@ -102,10 +104,7 @@ def _print(found: SourceComparison) -> None:
     for part in found.parts:
         table.add_row(*_row(part, is_first=part is found.parts[0]))
     out.print(Fitting(table))
-    brackets = f"In brackets: {100 * found.level:g} % confidence intervals."
-    if any(part.speedup is not None for part in found.parts):
-        brackets += f" {SAME_SET}"
-    say(brackets, out, style=DIM_STYLE)
+    say(f"In brackets: {100 * found.level:g} % confidence intervals.", out, style=DIM_STYLE)
 
 
 def _row(part: Compared, *, is_first: bool) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ SPAN = 3.0
 NO_SPEEDUP = "No speed-up"
 FAR = 1.5
 """Factor beyond the reference's compute at which a run counts as outside."""
-SAME_SET = "A speed-up is only valid for losses on the same evaluation set with the same tokenizer."
+SAME_SET = "Comparable only if both losses are of one evaluation set, in one unit."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,17 +280,7 @@ def _sentence(part: Compared, first: Compared, flops: float) -> str:
     if part.forecast is not None and first.forecast is not None:
         ours, theirs = part.forecast.n_params, first.forecast.n_params
         if ours is not None and theirs is not None:
-            ratio = ours.value / theirs.value
-            size = (
-                "as many" if 1 / 1.05 < ratio < 1.05
-                else f"{format_times(ratio)} the" if ratio > 1
-                else f"1/{format_quantity(1 / ratio, 2)} of the"
-            )  # fmt: skip
-            end = " as" if size == "as many" else " of"
-            said.append(
-                f"At {format_flops(flops)} FLOP {name} wants {format_quantity(ours.value)} "
-                f"parameters, {size} parameters{end} {reference}."
-            )
+            said.append(_size_words(ours, theirs, name, reference, flops))
     if part.reason and part.speedup is None and part.source.rows is not None:
         end = "" if part.reason.endswith("?") else "."
         said.append(f"{NO_SPEEDUP} of {name}: {part.reason}{end}")
@@ -321,8 +311,43 @@ def _speedup_words(found: Speedup, name: str, reference: str) -> str:
             f"{factor.value:.2f} of the compute, a speed-up of {factor.value:.2f}{limits}."
         )
     return (
-        f"{name} is worse than {reference}: the same loss takes {1 / factor.value:.2f} times the "
-        f"compute, a speed-up of {factor.value:.2f}{limits}."
+        f"{name} is worse than {reference}: it needs {format_quantity(1 / factor.value)} times the "
+        f"compute for the same loss{_inverse(factor)}."
+    )
+
+
+def _inverse(factor: Interval) -> str:
+    """Return the limits of one over a factor in brackets, if they are known."""
+    if not math.isfinite(factor.low + factor.high) or factor.low <= 0:
+        return ""
+    return f" [{format_quantity(1 / factor.high)}, {format_quantity(1 / factor.low)}]"
+
+
+def _size_words(ours: Interval, theirs: Interval, name: str, reference: str, flops: float) -> str:
+    """Return how the compute-optimal N differs; no clear difference if the intervals overlap."""
+    at = f"At {format_flops(flops)} FLOP"
+    spans = [
+        (each.low, each.high) if math.isfinite(each.low + each.high) else (each.value, each.value)
+        for each in (ours, theirs)
+    ]
+    (low, high), (other_low, other_high) = spans
+    has_interval = low < high or other_low < other_high
+    if has_interval and low <= other_high and other_low <= high:
+        sizes = " and ".join(
+            f"{format_quantity(each.value)} of {source}"
+            for each, source in ((ours, name), (theirs, reference))
+        )
+        return f"{at} there is no clear difference in the best parameters: {sizes}."
+    ratio = ours.value / theirs.value
+    size = (
+        "as many" if 1 / 1.05 < ratio < 1.05
+        else f"{format_times(ratio)} the" if ratio > 1
+        else f"1/{format_quantity(1 / ratio, 2)} of the"
+    )  # fmt: skip
+    end = " as" if size == "as many" else " of"
+    return (
+        f"{at} {name} wants {format_quantity(ours.value)} parameters, {size} parameters{end} "
+        f"{reference}."
     )
 
 

@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 def comparison_section(found: SourceComparison, line: str) -> Iterator[str]:
     """Yield the heading, what the comparison says, its figures and its table."""
     yield "<h2>Compared with others</h2>"
-    for sentence in found.sentences:
-        yield f"<p><b>{html.escape(sentence)}</b></p>"
     has_speedup = any(part.speedup is not None for part in found.parts)
-    if has_speedup:
-        yield f'<p class="faint">{html.escape(SAME_SET)}</p>'
+    for sentence in ((SAME_SET,) if has_speedup else ()) + found.sentences:
+        yield f"<p><b>{html.escape(sentence)}</b></p>"
     yield figure_div(figures_compare.frontiers(found, "n_params"), "compare_n", line)
     yield figure_div(figures_compare.frontiers(found, "n_tokens"), "compare_d", line)
     yield figure_div(figures_compare.exponent_forest(found), "compare_a", line)

@@ -56,6 +56,26 @@ def test_the_better_recipe_is_named_with_its_speed_up(compared: SourceComparison
     assert compared.parts[2].reason == ""
 
 
+def test_a_worse_recipe_needs_more_compute_and_has_no_speed_up_below_one(
+    compared: SourceComparison,
+) -> None:
+    a, b = compared.parts[0].source, compared.parts[1].source
+    (said,) = compare_sources([b, a], flops=1e20).sentences
+    assert said.startswith("recipe-a is worse than recipe-b: it needs 1.")
+    assert "times the compute for the same loss [1." in said
+    assert "speed-up" not in said
+
+
+def test_overlapping_optima_have_no_clear_difference(compared: SourceComparison) -> None:
+    ours, theirs = (part.forecast.n_params for part in compared.parts[1::-1] if part.forecast)
+    assert ours is not None
+    assert theirs is not None
+    assert ours.low < theirs.high
+    assert theirs.low < ours.high
+    assert "no clear difference" in compared.sentences[0]
+    assert " wants " not in compared.sentences[0]
+
+
 def test_the_optima_and_exponents_of_all_are_compared_at_one_compute(
     compared: SourceComparison,
 ) -> None:

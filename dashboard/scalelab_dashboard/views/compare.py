@@ -89,13 +89,13 @@ def _reports(choice: Choice, chosen: list[str]) -> dict[str, FitReport] | None:
 
 
 def _draw(found: SourceComparison, question: object) -> None:
+    if any(part.speedup is not None for part in found.parts):
+        st.markdown(f"#### {SAME_SET}")
     for sentence in found.sentences:
         said, missing, why = sentence.partition(NO_SPEEDUP)
         st.markdown(f"#### {ui.as_text(said)}")
         if missing:
             st.markdown(ui.as_text(f"{missing}{why}"))
-    if any(part.speedup is not None for part in found.parts):
-        st.caption(SAME_SET)
     left, right = st.columns(2, gap="medium")
     with left:
         st.subheader("Compute-optimal N")
