@@ -249,26 +249,30 @@ def _with_limits(each: Forecast) -> str:
 
 
 def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:
-    """Return the position of each wanted name such that none overlap; empty if there is no room.
+    """Return the position of each wanted name; empty where it would cover a name or a point.
 
-    Boxes are in fractions of the panel: a letter is about 1.5 % wide, a line about 3.6 % high.
+    Boxes are in fractions of a panel of 360 by 390 pixels, the one of a page of 1,400 pixels: a
+    letter is about 1.8 % wide, a line about 3.6 % high.
     """
-    across = (np.log10(x) - np.log10(x.min())) / max(float(np.ptp(np.log10(x))) + 0.5, 1e-9)
+    across = (np.log10(x) - np.log10(x.min()) + 0.25) / (float(np.ptp(np.log10(x))) + 0.5)
     up = (np.log10(y) - 7.3) / 5.0
+    points = [(a - 0.007, b - 0.007, a + 0.007, b + 0.007) for a, b in zip(across, up, strict=True)]
     taken: list[tuple[float, float, float, float]] = []
     out = [""] * len(names)
     for i in np.argsort(-y):
         if not wanted[i]:
             continue
-        width = 0.015 * len(names[i])
+        width = 0.018 * len(names[i])
+        others = [*points[:i], *points[i + 1 :], *taken]
         for place, left, low in (
             ("top center", -width / 2, 0.012),
             ("middle right", 0.015, -0.017),
             ("middle left", -width - 0.015, -0.017),
-            ("bottom center", -width / 2, -0.046),
+            ("bottom center", -width / 2, -0.048),
         ):
             box = (across[i] + left, up[i] + low, across[i] + left + width, up[i] + low + 0.036)
-            if box[2] < 1.02 and not any(_overlap(box, other) for other in taken):
+            is_inside = box[0] > 0.0 and box[2] < 1.02
+            if is_inside and not any(_overlap(box, other) for other in others):
                 taken.append(box)
                 out[i] = place
                 break

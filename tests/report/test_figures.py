@@ -246,6 +246,22 @@ def test_replicates_that_are_all_alike_have_a_figure_that_says_so(report: FitRep
     assert "No parameter differs" in figure.layout.meta["alt"]
 
 
+def test_names_of_models_cover_neither_points_nor_each_other() -> None:
+    models = [model for model in PUBLISHED_MODELS if model.is_decoder]
+    alone = models[:1]
+    (name,) = (model.name for model in alone)
+    crowd = [
+        replace(alone[0], name=f"other {i} {k}", n_params=alone[0].n_params * 1.1**i,
+                n_tokens=alone[0].n_tokens * 1.1**k)
+        for i in range(-5, 6) for k in range(-20, 21) if i or k
+    ]  # fmt: skip
+    far = [replace(alone[0], name="far", n_tokens=alone[0].n_tokens * 1e6)]
+    free = figures_forecast.published_plane([*alone, *far], None, "n_tokens", [name])
+    full = figures_forecast.published_plane([*alone, *crowd, *far], None, "n_tokens", [name])
+    assert plain(name) in free.data[-1].text
+    assert plain(name) not in full.data[-1].text
+
+
 def test_models_beyond_a_thousand_times_the_runs_are_faded() -> None:
     models = [model for model in PUBLISHED_MODELS if model.is_decoder]
     largest = 1e20

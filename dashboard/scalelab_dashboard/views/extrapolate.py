@@ -274,6 +274,7 @@ def _published(choice: Choice, report: FitReport) -> None:
         },
     )
     st.caption(
-        "Faded: more than 1,000 times the compute of the largest run. N: parameters used per "
-        "token. C = 6 N D. Data and tokenizers differ, so compare sizes, not losses."
+        "Point at a model for its name. Faded: more than 1,000 times the compute of the largest "
+        "run. N: parameters used per token. C = 6 N D. Data and tokenizers differ, so compare "
+        "sizes, not losses."
     )
