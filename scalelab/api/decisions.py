@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.api.arguments import as_names, value_of
-from scalelab.errors import UsageError
+from scalelab.errors import ScalelabError, UsageError
 from scalelab.records.metric import NATS
 from scalelab.units import parse_quantity
 
@@ -75,16 +76,19 @@ def decide(
     from scalelab.api.laws import load_law
     from scalelab.api.reports import Decision
     from scalelab.fit.outcome import check_level
+    from scalelab.forecast.allocate import parse_request
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import parse_candidate
     from scalelab.forecast.decision import Deployment, Limits
     from scalelab.forecast.extrapolation import extrapolation_warning, fitted_range
     from scalelab.forecast.fit_report import FitReport, ordered
     from scalelab.forecast.forecaster import forecaster
+    from scalelab.forecast.headline import wide_optimum
     from scalelab.forecast.law_file import SavedLaw
     from scalelab.forecast.of_experts import at_experts
     from scalelab.forecast.size_pool import real_shapes as existing
     from scalelab.records.metric import parse_metric
+    from scalelab.units import format_flops
 
     rule = _mixture(experts)
     if rule is not None and real_shapes is None:
@@ -114,7 +118,7 @@ def decide(
         beside = None
     else:
         found, beside = source.forecaster, source.law_forecaster
-        fitted, kept = fitted_range(source.observations), source.answer_warnings
+        fitted, kept = fitted_range(source.observations), source.warnings
     found = at_experts(found, rule)
     if not candidates and not is_bounded(limits):
         limits = replace(limits, flops=usual_flops(source))
@@ -152,6 +156,10 @@ def decide(
     ]
     # warnings about the forecasts of the report are not about this decision
     others = [warning for warning in kept if warning.code != "extrapolation"]
+    if isinstance(source, FitReport) and answer.best is not None and not candidates:
+        with contextlib.suppress(ScalelabError):
+            at = parse_request(f"C={format_flops(answer.best.flops)}")
+            others += wide_optimum(source.forecaster.forecast(at))
     warnings = ordered([*others, *far, *answer.warnings])
     return Decision.of(replace(answer, warnings=warnings))
 

@@ -88,7 +88,10 @@ def _basis(best: Candidate | None, source: FitReport | SavedLaw, level: float | 
     law = ""
     if best is not None and best.law_loss_nats is not None and not isinstance(source, SavedLaw):
         difference = 100 * (best.law_loss_nats / best.loss_nats - 1)
-        law = f" The {source.fit.form} law alone: {best.law_loss_nats:.4f} ({difference:+.2f} %)."
+        law = (
+            f" The {source.fit.form} law alone, at the same N and D: {best.law_loss_nats:.4f} "
+            f"({difference:+.2f} %)."
+        )
     return f"In brackets: {100 * level:g} % confidence interval, {by}.{law}"
 
 

@@ -406,6 +406,7 @@ SERIOUS = (
     "not_identified",
     "at_bound",
     "extrapolation",
+    "wide_optimum",
     "impossible_loss",
     "impossible_size",
     "impossible_tokens",

@@ -196,7 +196,7 @@ def headline(
     warnings = grave_warnings(report.warnings)
     if forecast is not None:
         far = () if forecast in report.forecasts else extrapolation_warnings([forecast])
-        warnings = (*far, *_wide(forecast), *warnings)
+        warnings = (*far, *wide_optimum(forecast), *warnings)
     verdict = NOT_IDENTIFIED if why else verdict_of(warnings)
     if not has_split:
         form = report.fit.form
@@ -259,7 +259,8 @@ def _growth(report: FitReport) -> str:
     return f" Every {FACTOR:g}x compute wants {format_quantity(factor, 2)}x N."
 
 
-def _wide(forecast: Forecast) -> tuple[FitWarning, ...]:
+def wide_optimum(forecast: Forecast) -> tuple[FitWarning, ...]:
+    """Return a warning if the limits of the compute-optimal N are far apart."""
     size = forecast.n_params
     if size is None or not size.high > WIDE * size.low > 0:
         return ()

@@ -19,11 +19,13 @@ from scalelab.api.decisions import as_sweep, decide
 from scalelab.cli.main import main
 from scalelab.errors import UnknownHardwareError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.decide import decide as best_of
 from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Deployment, Limits
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import forecaster
+from scalelab.forecast.headline import grave_warnings, headline
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.theory.accounting import train_flops_6nd
@@ -355,8 +357,13 @@ def test_warnings_of_the_fit_and_of_extrapolation_are_kept(report: FitReport) ->
     near = decide(report, Limits(flops=1e21))
     assert near.warnings == report.warnings
     far = decide(report, Limits(flops=1e32))
-    (own,) = [warning for warning in far.warnings if warning not in report.warnings]
-    assert own.code == "extrapolation"
+    # The fit asks the same question, and says the same of the answer.
+    request = parse_request("C=1e32")
+    head = headline(report, forecast=report.forecaster.forecast(request))
+    codes = [each.code for each in grave_warnings(far.warnings)]
+    assert [each.code for each in head.warnings] == codes
+    own, wide = [warning for warning in far.warnings if warning not in report.warnings]
+    assert [own.code, wide.code] == ["extrapolation", "wide_optimum"]
     assert "x the FLOPs of the largest run" in own.message
     assert far.to_dict()["warnings"][0] == {"code": "extrapolation", "message": own.message}
     named = decide(report, Limits(), candidates=["1B:1T", "1T:1M"])

@@ -395,7 +395,7 @@ def _binding(answer: Decision) -> None:
 def _row(each: Candidate, answer: Decision) -> dict[str, str]:
     interval = {} if each.low is None else {"interval": f"{each.low:.4f} to {each.high:.4f}"}
     if each.law_loss_nats is not None:
-        interval["law alone"] = f"{each.law_loss_nats:.4f}"
+        interval["law at this N and D"] = f"{each.law_loss_nats:.4f}"
     return {
         "candidate": each.label,
         f"{answer.metric.label}, {answer.unit}": f"{each.loss_nats:.4f}",
