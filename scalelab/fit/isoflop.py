@@ -14,6 +14,7 @@ Hoffmann et al. 2022, arXiv:2203.15556, section 3.2. Czech 2026, arXiv:2603.2233
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -42,6 +43,10 @@ MIN_ROWS_LEFT = 8
 """Rows of a budget from which its outliers can be found."""
 MAX_OUTLIER_SHARE = 0.15
 """Largest share of the rows of a budget that can be outliers; more is the shape of the curve."""
+MISFIT = 3.0
+"""Residual, in units of the median one of the other budgets, above which a parabola misses."""
+VISIBLE = 0.01
+"""Share of the range of all losses below which a residual cannot be seen in a figure."""
 
 
 Axis = Literal["n", "d"]
@@ -376,6 +381,25 @@ def _outliers(
     is_outlier = np.abs(residual) > OUTLIER * scale
     is_few = is_outlier.sum() <= MAX_OUTLIER_SHARE * len(rows)
     return is_outlier if scale > 0 and is_few else np.zeros(len(rows), bool)
+
+
+def misfits(observations: Observations, curves: Sequence[IsoflopCurve]) -> list[bool]:
+    """Say of each curve whether its parabola misses its rows, so that its minimum is none.
+
+    A parabola misses if its residual standard deviation is more than `MISFIT` times the median of
+    the other budgets and at least `VISIBLE`; with fewer than two others, none does.
+    """
+    noise = []
+    for curve in curves:
+        rows = curve.rows
+        residual = observations.loss_nats[rows] - curve.n_params.curve(observations.n_params[rows])
+        noise.append(math.sqrt(float(residual @ residual) / max(1, len(rows) - MIN_ROWS)))
+    usual = [float(np.median(noise[:i] + noise[i + 1 :] or [0.0])) for i in range(len(noise))]
+    size = float(np.ptp(observations.loss_nats)) if len(noise) > 2 else math.inf
+    return [
+        each > MISFIT * other and each > VISIBLE * size
+        for each, other in zip(noise, usual, strict=True)
+    ]
 
 
 def _with_interval_of(

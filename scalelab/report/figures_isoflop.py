@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalelab.fit.isoflop import misfits
 from scalelab.report import draw
 from scalelab.report.look import LIGHT, PARAMS, Look
 from scalelab.units import format_flops, plural
@@ -42,6 +43,7 @@ def isoflop_curves(
         return draw.empty(look, "No isoFLOP curve: no budget has three sizes yet.")
     figure = go.Figure()
     drawn = _some(isoflop.curves, MAX_CURVES)
+    is_missed = misfits(rows, drawn)
     colours = look.shades(len(drawn))
     named = set(range(0, len(drawn), max(1, -(-len(drawn) // MAX_LABELS)))) | {len(drawn) - 1}
     share = max(30, draw.MAX_POINTS // len(drawn))
@@ -49,7 +51,8 @@ def isoflop_curves(
     low, high = float(losses.min()), float(np.quantile(losses, 0.97))
     top = high + 0.08 * (high - low)
     for i, (iso, colour) in enumerate(zip(drawn, colours, strict=True)):
-        _curve(figure, rows, iso, colour, share, top if i in named else None)
+        is_sound = iso.is_interior and not is_missed[i]
+        _curve(figure, rows, iso, colour, share, top if i in named else None, is_sound=is_sound)
     _minima(figure, drawn, look)
     if bands is not None:
         inside = (bands.loss >= low - 0.1 * (high - low)) & (bands.loss <= high)
@@ -70,9 +73,17 @@ def isoflop_curves(
         notes.append(f"{shown:,} of {len(losses):,} runs drawn.")
     n_outliers = sum(len(iso.outliers) for iso in drawn)
     if n_outliers:
-        notes.append(f"Hollow: {plural(n_outliers, 'outlier')}, not in the parabolas.")
+        notes.append(
+            f"Hollow: {plural(n_outliers, 'outlier')} of a parabola, left out of it. The warnings "
+            "count those of the law."
+        )
     if any(not iso.is_interior for iso in drawn):
         notes.append("Dashed: no minimum inside the grid.")
+    if any(is_missed):
+        missed = ", ".join(
+            format_flops(iso.budget) for iso, is_bad in zip(drawn, is_missed, strict=True) if is_bad
+        )
+        notes.append(f"Dashed, {missed} FLOP: the parabola misses its runs.")
     found = sum(iso.is_interior for iso in isoflop.curves)
     draw.finish(
         figure,
@@ -102,6 +113,8 @@ def _curve(
     colour: str,
     share: int,
     top: float | None,
+    *,
+    is_sound: bool,
 ) -> None:
     """Draw runs and parabola of one budget; its label is where it ends or leaves the plot."""
     name = f"{format_flops(iso.budget)} FLOP"
@@ -115,7 +128,7 @@ def _curve(
     sizes = rows.n_params[iso.rows]
     span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
     curve = iso.n_params.curve(span)
-    line = {"color": colour, "width": 1.6, "dash": "solid" if iso.is_interior else "4px,3px"}
+    line = {"color": colour, "width": 1.6, "dash": "solid" if is_sound else "4px,3px"}
     draw.add_curve(figure, span, curve, line, name)
     if top is not None:
         end = int(np.flatnonzero(curve <= top)[-1]) if (curve <= top).any() else -1

@@ -17,7 +17,7 @@ from scalelab.api import fit
 from scalelab.api.data import frame_of
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.isoflop import MIN_ROWS_LEFT, IsoflopCurve, fit_isoflop
+from scalelab.fit.isoflop import MIN_ROWS_LEFT, IsoflopCurve, fit_isoflop, misfits
 from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.headline import headline
@@ -244,6 +244,21 @@ def test_replicates_that_are_all_alike_have_a_figure_that_says_so(report: FitRep
     same = replace(report.fit, samples=np.tile(report.fit.samples[:1], (5, 1)))
     figure = figures_fit.pairs(replace(report, fit=same))
     assert "No parameter differs" in figure.layout.meta["alt"]
+
+
+def test_a_parabola_that_misses_its_runs_is_dashed_and_named(
+    isoflop_runs: Callable[..., Observations],
+) -> None:
+    rows = isoflop_runs(noise=0.003)
+    budget = fit_isoflop(rows).curves[1]
+    losses = rows.loss_nats.copy()
+    losses[budget.rows[::2]] += 0.2
+    missed = replace(rows, loss_nats=losses)
+    for table, count in ((rows, 0), (missed, 1)):
+        isoflop = fit_isoflop(table)
+        assert sum(misfits(table, isoflop.curves)) == count
+        figure = figures_isoflop.isoflop_curves(table, isoflop)
+        assert ("the parabola misses its runs" in figure.layout.meta["alt"]) == bool(count)
 
 
 def test_names_of_models_cover_neither_points_nor_each_other() -> None:

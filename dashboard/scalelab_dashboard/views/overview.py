@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
+from scalelab.fit.isoflop import MISFIT, misfits
 from scalelab.report import figures, figures_isoflop, overlay
 from scalelab.units import format_flops, format_quantity, plural
 from scalelab_dashboard import glossary, point, queries, slider, tables_of, ui, waiting
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from scalelab.fit.parabola import CurveMinimum
     from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
-    from scalelab.records.metric import Metric
     from scalelab.records.types import Observations
     from scalelab.report.look import Look
     from scalelab_dashboard.state import Choice
@@ -102,7 +102,7 @@ def show(choice: Choice) -> None:
             st.subheader("Loss over N and D")
             ui.plot("contours", choice.key, lambda look: figures.contours(report, bands, look))
         with right:
-            _minima(isoflop, rows.metric)
+            _minima(isoflop, rows)
     st.caption(ui.as_text(figures.caption(report)))
     ui.command(choice.words())
 
@@ -184,9 +184,13 @@ def _state(choice: Choice) -> None:
         )
 
 
-def _minima(isoflop: IsoflopFit, metric: Metric) -> None:
+def _minima(isoflop: IsoflopFit, runs: Observations) -> None:
     """Show the minima of the isoFLOP curves as a table; of many, an evenly spaced selection."""
     found = [curve for curve in isoflop.curves if curve.is_interior]
+    is_missed = dict(
+        zip([curve.budget for curve in isoflop.curves], misfits(runs, isoflop.curves), strict=True)
+    )
+    metric = runs.metric
     if not found:
         return
     st.markdown(
@@ -195,7 +199,8 @@ def _minima(isoflop: IsoflopFit, metric: Metric) -> None:
     )
     some = np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_MINIMA)).round())
     rows = [
-        f"| {format_flops(curve.budget)} | {format_quantity(curve.n_params.value)} "
+        f"| {format_flops(curve.budget)}{' †' if is_missed[curve.budget] else ''} "
+        f"| {format_quantity(curve.n_params.value)} "
         f"| {_span_of(curve.n_params)} | {curve.n_tokens.value / curve.n_params.value:.1f} "
         f"| {curve.n_params.loss:.4f} |"
         for curve in (found[int(i)] for i in some)
@@ -204,6 +209,11 @@ def _minima(isoflop: IsoflopFit, metric: Metric) -> None:
     name = ui.as_text(metric.label)
     head = (f"| C, FLOP | N_opt | interval | D/N | {name} |", "|" + "--:|" * 5)
     st.markdown("\n".join((*head, *rows)))
+    if any(is_missed[curve.budget] for curve in found):
+        st.caption(
+            f"† The parabola misses its runs: its residual is over {MISFIT:g} times that of the "
+            "other budgets. Do not use this minimum."
+        )
 
 
 def _span_of(minimum: CurveMinimum) -> str:
