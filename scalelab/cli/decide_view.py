@@ -92,7 +92,7 @@ def _basis(best: Candidate | None, source: FitReport | SavedLaw, level: float | 
             f" The {source.fit.form} law alone, at the same N and D: {best.law_loss_nats:.4f} "
             f"({difference:+.2f} %)."
         )
-    return f"In brackets: {100 * level:g} % confidence interval, {by}.{law}"
+    return f"In brackets: {100 * level:g} % confidence interval of the noise-free loss, {by}.{law}"
 
 
 def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:

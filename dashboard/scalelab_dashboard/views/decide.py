@@ -330,7 +330,10 @@ def _answer_first(answer: Decision, source: FitReport | str, law: str, share: st
         rows, basis = None, f"By the published law {law}, which has no intervals."
     else:
         rows = source.observations
-        basis = f"In brackets: {share} confidence interval, by the {source.forecaster.label}."
+        basis = (
+            f"In brackets: {share} confidence interval of the noise-free loss, by the "
+            f"{source.forecaster.label}."
+        )
     found = grave_warnings(answer.warnings)
     verdict = None if rows is None and not found else verdict_of(answer.warnings)
     ui.answer(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import streamlit as st
 
 from scalelab.errors import UsageError
-from scalelab.forecast.allocate import parse_request
+from scalelab.forecast.allocate import SIZE_COLUMNS, parse_request
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.forecaster import beside
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, far_words
@@ -177,7 +177,11 @@ def _basis(report: FitReport, forecast: Forecast) -> str:
     if law is None:
         return f"{by} The {report.fit.form} law alone has no answer."
     difference = 100 * (law.loss_nats / forecast.loss_nats - 1)
-    return f"{by} The {report.fit.form} law alone: {law.loss_nats:.4f} ({difference:+.2f} %)."
+    asked = parse_request(forecast.asked).values
+    where = "at its own optimum" if len(set(asked) & set(SIZE_COLUMNS)) == 1 else "there"
+    return (
+        f"{by} The {report.fit.form} law alone, {where}: {law.loss_nats:.4f} ({difference:+.2f} %)."
+    )
 
 
 def _span(size: Interval | None, share: str) -> str:
