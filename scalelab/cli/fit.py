@@ -291,6 +291,10 @@ def fit(
     if as_json:
         found = headline(report, command).to_dict()
         found["next"] = runnable(f"`{found['next']}`").strip("`")
+        if report.metric is not None:
+            from scalelab.records.metric import with_unit
+
+            found = with_unit(found, report.metric)
         emit_json({**report.to_dict(), "headline": found})
     elif as_tex or as_csv:
         sys.stdout.write(report.to_tex() if as_tex else report.to_csv())
