@@ -76,7 +76,7 @@ def test_what_a_person_changes_survives_reload_and_navigation(
 ) -> None:
     page, seen = visit(address("demo").at(page="Extrapolate"))
     settle(page, "Extrapolate")
-    page.get_by_label("Level of the intervals, %").click()
+    page.get_by_label("Level of the intervals, %", exact=True).click()
     page.get_by_role("option", name="95").click()
     target = page.get_by_label("Target", exact=True)
     target.fill("3e23")
@@ -107,7 +107,7 @@ def test_what_a_person_changes_survives_reload_and_navigation(
     again, _ = visit(link)
     settle(again, "Decide")
     for shown in (page, again):
-        expect(shown.get_by_label("Level of the intervals, %")).to_have_value("95")
+        expect(shown.get_by_label("Level of the intervals, %", exact=True)).to_have_value("95")
         shown.get_by_test_id("stSidebar").get_by_text("Fit", exact=True).click()
         settle(shown, "Fit")
         main = shown.get_by_test_id("stMain")

@@ -61,7 +61,7 @@ def test_a_clicked_run_is_shown_left_out_and_taken_in_again(
     page.get_by_role("button", name="Include it again").click()
     expect(main.get_by_text("With all runs: a =")).to_have_count(0)
     page.get_by_role("button", name="Open in Runs").click()
-    expect(page.get_by_label("Find")).to_have_value(name)
+    expect(page.get_by_label("Find", exact=True)).to_have_value(name)
     settle(page, "Runs")
     assert seen.errors == []
 

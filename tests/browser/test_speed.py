@@ -122,7 +122,7 @@ def test_ten_thousand_runs(
 
     def select() -> float:
         wanted = next(levels)
-        page.get_by_label("Level of the intervals, %").click()
+        page.get_by_label("Level of the intervals, %", exact=True).click()
         option = page.get_by_role("option", name=wanted, exact=True)
         option.wait_for()
         started = time.perf_counter()

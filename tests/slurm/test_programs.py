@@ -43,6 +43,7 @@ finally:
 
 
 @WITHOUT_SACCT
+@pytest.mark.long  # the same sweep trains on the local pool in tests/programs
 @pytest.mark.timeout(600)
 def test_the_trainer_of_hugging_face_trains_an_isoflop_sweep_in_jobs(
     cluster: Any, tmp_path: Path
