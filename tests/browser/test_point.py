@@ -47,7 +47,7 @@ def test_a_clicked_run_is_shown_left_out_and_taken_in_again(
     expect(main.get_by_role("heading", name=f"Run {name}")).to_be_visible()
     assert asked(page, "run") == name
     expect(main.get_by_text("interval of a new run").first).to_be_visible()
-    expect(main.get_by_text("Training curves")).to_be_visible()
+    expect(main.get_by_role("heading", name="Training curves")).to_be_visible()
     page.get_by_role("button", name="Exclude it and refit").click()
     expect(main.get_by_text("With all runs: a =")).to_be_visible()
     settle(page, "Overview")
