@@ -9,6 +9,7 @@ second installation, such as an older version, in the same turns.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -114,12 +115,53 @@ def said_seconds(arguments: list[str]) -> float:
     return float(done.stdout)
 
 
-def works(folder: Path) -> Iterator[Work]:
-    """Yield the lines of the table; their inputs are written to ``folder``."""
+def light_works(folder: Path) -> Iterator[Work]:
+    """Yield the lines that need no large input."""
     import scalelab
-    from scalelab.store.live import LIVE_FILE, SNAPSHOT_FILE
 
     table = Path(scalelab.__file__).parent / "public_tables" / "chinchilla" / "data.csv"
+
+    def command(*words: str) -> Callable[[str], float]:
+        return lambda python: process_seconds([python, "-m", "scalelab", *words])
+
+    def fit(n_replicates: int, times: int) -> Callable[[str], float]:
+        given = [str(table), str(n_replicates), str(times)]
+        return lambda python: said_seconds([python, "-c", FIT, *given])
+
+    yield Work(name="full fit, 240 rows", goal="0.05 s", seconds=fit(0, 15))
+    yield Work(name="full fit with 4,000 replicates", goal="0.5 s", seconds=fit(4000, 3))
+    yield Work(
+        name="scalelab fit, 240 rows, whole process",
+        goal="0.7 s",
+        seconds=command("fit", "--from", "public:chinchilla"),
+    )
+    yield Work(
+        name="scalelab fit --predict C=1e24, whole process",
+        goal="2 s",
+        seconds=command("fit", "--from", "public:chinchilla", "--predict", "C=1e24"),
+    )
+    yield Work(
+        name="plan of 10,000 runs",
+        goal="1 s",
+        seconds=lambda python: said_seconds([python, "-c", PLAN]),
+    )
+    yield Work(name="scalelab --help", goal="", seconds=command("--help"))
+    yield Work(name="scalelab tables", goal="", seconds=command("tables"))
+    yield Work(
+        name="scalelab sweep isoflop --dry-run",
+        goal="",
+        seconds=command(
+            "sweep", "isoflop", "--budgets", "1e18..1e20", "--dry-run", "--results",
+            str(folder / "planned"),
+        ),
+        turns=3,
+    )  # fmt: skip
+
+
+def heavy_works(folder: Path) -> Iterator[Work]:
+    """Yield the lines on 150 MB of text and on 10,000 runs, which are written to ``folder``."""
+    from scalelab.store.live import LIVE_FILE, SNAPSHOT_FILE
+
     corpus, n_bytes = write_corpus(folder / "corpus")
     lines = folder / "corpus.jsonl"
     with lines.open("w", encoding="utf-8") as file:
@@ -139,21 +181,6 @@ def works(folder: Path) -> Iterator[Work]:
 
         return seconds
 
-    def command(*words: str) -> Callable[[str], float]:
-        return lambda python: process_seconds([python, "-m", "scalelab", *words])
-
-    def fit(n_replicates: int, times: int) -> Callable[[str], float]:
-        given = [str(table), str(n_replicates), str(times)]
-        return lambda python: said_seconds([python, "-c", FIT, *given])
-
-    runs = folder / "runs"
-    write_runs(runs)
-
-    def collect(python: str) -> float:
-        for name in (LIVE_FILE, SNAPSHOT_FILE):
-            (runs / name).unlink(missing_ok=True)
-        return process_seconds([python, "-m", "scalelab", "collect", "--results", str(runs)])
-
     yield Work(
         name="data prepare --tokenizer bpe:32000, 150 MB in small files",
         goal="a sixth of 125 s: 21 s",
@@ -172,37 +199,17 @@ def works(folder: Path) -> Iterator[Work]:
         seconds=prepare(lines, "bytes"),
         turns=3,
     )
-    yield Work(name="full fit, 240 rows", goal="0.05 s", seconds=fit(0, 15))
-    yield Work(name="full fit with 4,000 replicates", goal="0.5 s", seconds=fit(4000, 3))
-    yield Work(
-        name="scalelab fit, 240 rows, whole process",
-        goal="0.7 s",
-        seconds=command("fit", "--from", "public:chinchilla"),
-    )
-    yield Work(
-        name="scalelab fit --predict C=1e24, whole process",
-        goal="2 s",
-        seconds=command("fit", "--from", "public:chinchilla", "--predict", "C=1e24"),
-    )
+    runs = folder / "runs"
+    write_runs(runs)
+
+    def collect(python: str) -> float:
+        for name in (LIVE_FILE, SNAPSHOT_FILE):
+            (runs / name).unlink(missing_ok=True)
+        return process_seconds([python, "-m", "scalelab", "collect", "--results", str(runs)])
+
     yield Work(
         name=f"scalelab collect, {N_RUNS:,} records, whole process", goal="0.7 s", seconds=collect
     )
-    yield Work(
-        name="plan of 10,000 runs",
-        goal="1 s",
-        seconds=lambda python: said_seconds([python, "-c", PLAN]),
-    )
-    yield Work(name="scalelab --help", goal="", seconds=command("--help"))
-    yield Work(name="scalelab tables", goal="", seconds=command("tables"))
-    yield Work(
-        name="scalelab sweep isoflop --dry-run",
-        goal="",
-        seconds=command(
-            "sweep", "isoflop", "--budgets", "1e18..1e20", "--dry-run", "--results",
-            str(folder / "planned"),
-        ),
-        turns=3,
-    )  # fmt: skip
 
 
 def write_corpus(folder: Path) -> tuple[Path, int]:
@@ -235,10 +242,12 @@ def write_runs(results: Path) -> None:
     write_many(Maker(results), BASE, 0)
 
 
-def measure(pythons: Mapping[str, str], folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def measure(
+    pythons: Mapping[str, str], folder: Path, *, is_light: bool = False
+) -> dict[str, dict[str, dict[str, float]]]:
     """Return seconds and ratio by work and installation; print each line when it is known."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for work in works(folder):
+    for work in itertools.chain(light_works(folder), () if is_light else heavy_works(folder)):
         turns: dict[str, list[tuple[float, float]]] = {name: [] for name in pythons}
         for _ in range(work.turns):
             for name, python in pythons.items():
@@ -276,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--against", metavar="PYTHON", help="Python of another installation")
     parser.add_argument("--commit", action="store_true", help=f"write {COMMITTED.name}")
+    parser.add_argument("--light", action="store_true", help="only lines without large inputs")
     arguments = parser.parse_args()
     pythons = {"here": sys.executable}
     if arguments.against:
@@ -283,9 +293,10 @@ def main() -> None:
     heads = "".join(f" {name} | ratio |" for name in pythons)
     print(f"| work | goal |{heads}\n|---|---|{len(pythons) * '---|---|'}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(pythons, Path(folder))
+        found = measure(pythons, Path(folder), is_light=arguments.light)
     if arguments.commit:
-        ratios = {name: round(each["here"]["ratio"], 3) for name, each in found.items()}
+        ratios = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
+        ratios |= {name: round(each["here"]["ratio"], 3) for name, each in found.items()}
         COMMITTED.write_text(json.dumps(ratios, indent=1) + "\n")
 
 
