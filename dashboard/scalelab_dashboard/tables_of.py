@@ -80,7 +80,7 @@ def gone_words(asked: str, shown: str) -> str:
 
 
 def open_table(table: Table) -> None:
-    """Add a table to this session."""
+    """Add a table that this visitor opened."""
     kept = [each for each in st.session_state.get(TABLES, []) if each.label != table.label]
     st.session_state[TABLES] = [table, *kept]
 
@@ -122,7 +122,7 @@ def as_in_address(table: Table) -> Table:
 
 
 def opened() -> list[Table]:
-    """Return the tables of this session, and the one of the command line."""
+    """Return the tables that this visitor opened, and the one of the command line."""
     found: list[Table] = list(st.session_state.get(TABLES, []))
     given = os.environ.get(FILE_VARIABLE)
     if given and all(table.path != given for table in found):
