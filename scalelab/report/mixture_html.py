@@ -10,7 +10,7 @@ from datetime import date
 from scalelab import __version__
 from scalelab.fit.mixing_folds import SCHEMES
 from scalelab.fit.outcome import Interval
-from scalelab.report import figures_mixture
+from scalelab.report import figures_mixture, figures_ternary
 from scalelab.report.html import page
 from scalelab.report.html_metrics import figure_div
 from scalelab.report.mixture_answer import TERNARY, MixtureAnswer
@@ -65,7 +65,7 @@ def render_mixture(answer: MixtureAnswer, command: str) -> str:
 def _figures(answer: MixtureAnswer, line: str) -> Iterator[str]:
     if len(answer.sources) == TERNARY:
         yield '<div class="pair"><section><h2>Target over the weights</h2>'
-        yield figure_div(figures_mixture.ternary(answer), "ternary", line)
+        yield figure_div(figures_ternary.ternary(answer), "ternary", line)
         yield "</section><section><h2>Weights of the sources</h2>"
         yield figure_div(figures_mixture.weights(answer), "mix_weights", line)
         yield "</section></div>"

@@ -10,7 +10,7 @@ import pytest
 
 from scalelab.api.mixtures import fit_mixture
 from scalelab.errors import UsageError
-from scalelab.report import figures_mixture
+from scalelab.report import figures_mixture, figures_ternary
 from scalelab.report.look import DARK, LIGHT
 from scalelab.report.mixture_answer import GRID, MixtureAnswer, mixture_answer
 from scalelab.report.mixture_html import render_mixture
@@ -62,7 +62,7 @@ def test_every_figure_draws_the_numbers(answer: MixtureAnswer) -> None:
 
 
 def test_the_triangle_has_the_lowest_target_at_the_star(answer: MixtureAnswer) -> None:
-    figure = figures_mixture.ternary(answer)
+    figure = figures_ternary.ternary(answer)
     if len(answer.sources) != 3:
         assert "needs three sources" in figure.layout.meta["alt"]
         return

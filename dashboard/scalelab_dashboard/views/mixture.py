@@ -9,7 +9,7 @@ import streamlit as st
 
 from scalelab.fit.mixing_folds import SCHEMES
 from scalelab.forecast.headline import SOUND, WITH_WARNINGS
-from scalelab.report import figures_mixture
+from scalelab.report import figures_mixture, figures_ternary
 from scalelab.report.mixture_answer import TERNARY
 from scalelab_dashboard import ui, waiting
 
@@ -77,7 +77,7 @@ def _best(found: MixtureAnswer, choice: Choice, asked: tuple[str, str]) -> None:
         left, right = st.columns([3, 2], gap="medium")
         with left:
             st.subheader("Target over the weights")
-            ui.plot("ternary", choice.key, lambda k: figures_mixture.ternary(found, k), asked)
+            ui.plot("ternary", choice.key, lambda k: figures_ternary.ternary(found, k), asked)
             st.caption(
                 "Predicted target. Circles: trained mixtures. Star: lowest prediction. Outline: "
                 f"weights inside all {100 * found.level:g} % intervals."
