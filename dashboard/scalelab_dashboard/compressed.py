@@ -1,14 +1,18 @@
 """Streamlit's own files, compressed once and kept: a third of the bytes of a first visit.
 
 Streamlit sends its scripts as they are, because compressing them at every request takes time. Here
-each is compressed once, and the largest ones when the server starts.
+each is compressed once, and the largest ones when the server starts. The first page also names the
+scripts of the first view, so that the browser loads and compiles Plotly while it waits for the
+answer; Streamlit asks for it only when the first figure has arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +25,10 @@ STATIC = Path(streamlit.__file__).parent / "static"
 ENDINGS = {".js": b"application/javascript", ".css": b"text/css"}
 FIRST = ("PlotlyChart.*.js", "index.*.js", "index.*.css", "react-dom.*.js")
 """Files of the first view that are compressed at the start."""
+PARTS = ("PlotlyChart", "Radio", "Selectbox", "TextInput", "Html", "Expander")
+"""Scripts of the first view that Streamlit loads when an element of theirs arrives."""
+PAGES = ("/", "/index.html")
+_IMPORT = re.compile(r'(?:from|import)\s*"\./([\w.-]+\.js)"')
 GZIP, BROTLI = "gzip", "br"
 LEVELS = {GZIP: 6, BROTLI: 9}
 """Level by encoding; browsers accept Brotli from this machine and over HTTPS."""
@@ -37,6 +45,9 @@ class Compressed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in PAGES:
+            await _answer(send, await asyncio.to_thread(first_page))
+            return
         found = file_of(scope)
         if found is None:
             await self.app(scope, receive, send)
@@ -69,9 +80,52 @@ class Compressed:
         return body
 
     def _prepare(self) -> None:
+        first_page()
         for pattern in FIRST:
             for path in STATIC.glob(f"static/*/{pattern}"):
                 self._compress(path, BROTLI)
+
+
+@lru_cache(maxsize=1)
+def first_page() -> bytes:
+    """Return Streamlit's page with the scripts of the first view named as well."""
+    text = (STATIC / "index.html").read_text(encoding="utf-8")
+    links = [
+        f'<link rel="modulepreload" crossorigin href="./static/js/{name}">'
+        for name in scripts_of(PARTS)
+        if f"/{name}" not in text
+    ]
+    return text.replace("</head>", "\n".join([*links, "</head>"]), 1).encode()
+
+
+def scripts_of(parts: tuple[str, ...]) -> list[str]:
+    """Return the files of some scripts and of what they import, in the order of their names.
+
+    Parameters
+    ----------
+    parts : tuple of str
+        Names without their hash; one that this version of Streamlit does not have is left out.
+    """
+    folder = STATIC / "static" / "js"
+    found: set[str] = set()
+    waiting = [path.name for part in parts for path in folder.glob(f"{part}.*.js")]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and (folder / name).is_file():
+            found.add(name)
+            waiting += _IMPORT.findall((folder / name).read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+async def _answer(send: Send, page: bytes) -> None:
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-length", str(len(page)).encode()),
+        # as Streamlit sends it: the page names other scripts after an upgrade
+        (b"cache-control", b"no-cache"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": page})
 
 
 def file_of(scope: Scope) -> tuple[Path, str] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from pathlib import Path
 
 from starlette.middleware import Middleware
@@ -9,4 +11,14 @@ from streamlit.starlette import App
 
 from scalelab_dashboard.compressed import Compressed
 
+USED = ("scalelab_dashboard.app", "plotly.graph_objects", "plotly.io")
+"""Modules of the first view. They load while the browser starts, not when it asks."""
+
+
+def _load() -> None:
+    for name in USED:
+        importlib.import_module(name)
+
+
+threading.Thread(target=_load, daemon=True).start()
 app = App(Path(__file__).with_name("app.py"), middleware=[Middleware(Compressed)])

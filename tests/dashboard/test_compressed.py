@@ -65,3 +65,21 @@ def test_a_client_that_takes_no_compression_or_a_part_gets_the_file_itself() -> 
     assert file_of(request(f"/static/js/{script()}")) is not None
     assert file_of(request(f"/static/js/{script()}", "identity")) is None
     assert file_of(request(f"/static/js/{script()}", headers=[(b"range", b"bytes=0-1")])) is None
+
+
+def test_the_first_page_names_the_scripts_of_the_first_view() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(Compressed(None)(request("/"), None, send))  # type: ignore[arg-type]
+    page = sent[1]["body"].decode()
+    folder = STATIC / "static" / "js"
+    linked = [part.split('"')[0] for part in page.split("./static/js/")[1:]]
+    assert int(dict(sent[0]["headers"])[b"content-length"]) == len(sent[1]["body"])
+    assert len(linked) == len(set(linked))
+    assert all((folder / name).is_file() for name in linked)
+    parts = {name.split(".")[0] for name in linked}
+    assert {"PlotlyChart", "Radio", "Selectbox", "withFullScreenWrapper"} <= parts
+    assert page.endswith((STATIC / "index.html").read_text().split("</head>", 1)[1])
