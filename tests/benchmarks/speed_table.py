@@ -3,7 +3,11 @@
 Each work runs in processes of its own, in turn with a yardstick (a fixed load of Python and NumPy).
 Its figure is the median of its CPU time, user and system; its ratio is the median of CPU time over
 that of the yardstick of the same turn, which depends less on the machine. ``--against`` measures a
-second installation, such as an older version, in the same turns.
+second installation, such as an older version, in the same turns. Commands run with compiled modules
+(bytecode), as after an installation.
+
+``--commit`` writes the ratios and the table of results/tables/speed.md after each line, so a run
+that is stopped keeps the lines that it has measured.
 """
 
 from __future__ import annotations
@@ -19,14 +23,25 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 COMMITTED = Path(__file__).with_name("speed_ratios.json")
 CORPUS_BYTES = 150_000_000
 N_RUNS = 10_000
 SLACK = 1.2
+MINUTES = 20.0
+"""Time after which no other line is started."""
+TABLE = Path(__file__).parents[2] / "results" / "tables" / "speed.md"
+START, END = "<!-- speed_table.py: start -->", "<!-- speed_table.py: end -->"
+ELSEWHERE = """
+Lines with a benchmark of their own: the page and the Overview of 100,000 runs in
+[dashboard](dashboard.md), the CPU step in [training speed](training_speed.md), `make demo` in
+`tests/benchmarks/demo_baseline.py`.
+"""
 
 YARDSTICK = """
 import json, numpy as np
@@ -73,6 +88,12 @@ plan = make_plan(sweep_from_mapping(grid, source="a benchmark"), facts, precisio
 assert len({row.spec.run_id for row in plan.rows}) == 10_000
 print(time.process_time() - start)
 """
+
+
+Found = dict[str, dict[str, dict[str, float]]]
+"""Seconds and ratio by work and installation."""
+WARM_TURNS = 5
+"""Works of as many turns have another one first, which does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +228,20 @@ def heavy_works(folder: Path) -> Iterator[Work]:
             (runs / name).unlink(missing_ok=True)
         return process_seconds([python, "-m", "scalelab", "collect", "--results", str(runs)])
 
+    def to_parquet(python: str) -> float:
+        warehouse = folder / "warehouse"
+        shutil.rmtree(warehouse, ignore_errors=True)
+        words = ["collect", "--results", str(runs), "--to", "parquet", str(warehouse)]
+        return process_seconds([python, "-m", "scalelab", *words])
+
     yield Work(
         name=f"scalelab collect, {N_RUNS:,} records, whole process", goal="0.7 s", seconds=collect
+    )
+    yield Work(
+        name=f"scalelab collect --to parquet, {N_RUNS:,} collected runs",
+        goal="",
+        seconds=to_parquet,
+        turns=3,
     )
 
 
@@ -243,11 +276,31 @@ def write_runs(results: Path) -> None:
 
 
 def measure(
-    pythons: Mapping[str, str], folder: Path, *, is_light: bool = False
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Return seconds and ratio by work and installation; print each line when it is known."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    pythons: Mapping[str, str],
+    folder: Path,
+    *,
+    is_light: bool = False,
+    minutes: float = MINUTES,
+    after_line: Callable[[Found, list[str]], None] = lambda found, lines: None,
+) -> Found:
+    """Return seconds and ratio by work and installation; print each line when it is known.
+
+    ``after_line`` is called with all results and lines so far. After ``minutes`` no other line is
+    started.
+    """
+    start = time.monotonic()
+    # Without bytecode every process compiles each module again, which no installed command does.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+    found: Found = {}
+    lines: list[str] = []
     for work in itertools.chain(light_works(folder), () if is_light else heavy_works(folder)):
+        if time.monotonic() - start > 60 * minutes:
+            print(f"Stopped after {minutes:g} minutes, before: {work.name}", file=sys.stderr)
+            break
+        if work.turns >= WARM_TURNS:
+            for python in pythons.values():
+                work.seconds(python)  # compiles the modules
         turns: dict[str, list[tuple[float, float]]] = {name: [] for name in pythons}
         for _ in range(work.turns):
             for name, python in pythons.items():
@@ -260,8 +313,34 @@ def measure(
             }
             for name, each in turns.items()
         }
-        print(line(work, found[work.name]), flush=True)
+        lines.append(line(work, found[work.name]))
+        print(lines[-1], flush=True)
+        after_line(found, lines)
     return found
+
+
+def has_amx() -> bool:
+    """Return whether this CPU multiplies bf16 matrices by AMX."""
+    facts = Path("/proc/cpuinfo")
+    return facts.exists() and "amx_bf16" in facts.read_text()
+
+
+def write_table(head: str, lines: list[str]) -> None:
+    """Replace the generated part of `TABLE`, or add it at the end."""
+    amx = "has AMX: see `scalelab bench`" if has_amx() else "has no AMX (probe of /proc/cpuinfo)"
+    part = (
+        f"{START}\n{date.today()}, {os.cpu_count()} cores, `python tests/benchmarks/speed_table.py "
+        f"--commit`.\n\n{head}\n"
+        + "\n".join(lines)
+        + f"\n\nThe step in bf16: this machine {amx}.\n"
+        f"{ELSEWHERE}{END}"
+    )
+    text = TABLE.read_text()
+    if START in text:
+        before, rest = text.split(START, 1)
+        TABLE.write_text(before + part + rest.split(END, 1)[1])
+    else:
+        TABLE.write_text(f"{text.rstrip()}\n\n## Latest table\n\n{part}\n")
 
 
 def line(work: Work, found: Mapping[str, Mapping[str, float]]) -> str:
@@ -286,18 +365,35 @@ def main() -> None:
     parser.add_argument("--against", metavar="PYTHON", help="Python of another installation")
     parser.add_argument("--commit", action="store_true", help=f"write {COMMITTED.name}")
     parser.add_argument("--light", action="store_true", help="only lines without large inputs")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="start no line after this time"
+    )
     arguments = parser.parse_args()
     pythons = {"here": sys.executable}
     if arguments.against:
         pythons["before"] = arguments.against
     heads = "".join(f" {name} | ratio |" for name in pythons)
-    print(f"| work | goal |{heads}\n|---|---|{len(pythons) * '---|---|'}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(pythons, Path(folder), is_light=arguments.light)
-    if arguments.commit:
+    head = f"| work | goal |{heads}\n|---|---|{len(pythons) * '---|---|'}"
+    print(head, flush=True)
+
+    def save(found: Found, lines: list[str]) -> None:
+        if not arguments.commit:
+            return
         ratios = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
         ratios |= {name: round(each["here"]["ratio"], 3) for name, each in found.items()}
         COMMITTED.write_text(json.dumps(ratios, indent=1) + "\n")
+        write_table(head, lines)
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(
+            pythons,
+            Path(folder),
+            is_light=arguments.light,
+            minutes=arguments.minutes,
+            after_line=save,
+        )
+    if slower := behind(found):
+        sys.exit("\n".join(slower))
 
 
 if __name__ == "__main__":
