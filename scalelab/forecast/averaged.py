@@ -42,6 +42,7 @@ from scalelab.forecast.one_thread import on_one_thread
 from scalelab.forecast.points import Points
 from scalelab.forecast.spectrum import distances, log_evidence, matern
 from scalelab.forecast.whitened import (
+    ALL,
     PAIRS,
     Component,
     log_priors,
@@ -56,6 +57,8 @@ Labels = NDArray[np.intp]
 
 NEGLIGIBLE = 3e-3
 """Weight of a component, relative to the largest, below which it is left out."""
+MAIN = 0.01
+"""Least weight of a length and growth of the noise that are asked again where rows are left out."""
 MOST_EVIDENCE = 1e10
 """Largest size of a log evidence: `MOST_ROWS` rows that are off by all of the loss have 1e9."""
 MOST_ROWS = 300
@@ -105,6 +108,15 @@ class AveragedFit:
             name = each.form.prior.law.name
             found[name] = found.get(name, 0.0) + each.weight
         return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @property
+    def main_systems(self) -> tuple[tuple[float, float], ...]:
+        """Pairs of length and growth that have a weight of `MAIN` or more."""
+        found: dict[tuple[float, float], float] = {}
+        for each in self.components:
+            pair = each.system.length, each.system.growth
+            found[pair] = found.get(pair, 0.0) + each.weight
+        return tuple(pair for pair, weight in found.items() if weight >= MAIN)
 
     @property
     def forms(self) -> tuple[FormPosterior, ...]:
@@ -214,20 +226,22 @@ class AveragedFit:
 
 
 @on_one_thread
-def fit_average(rows: Observations) -> AveragedFit:
+def fit_average(rows: Observations, *, is_only_count: bool = True) -> AveragedFit:
     """Return the averaged forecaster of finished runs.
 
     Parameters
     ----------
     rows : Observations
         At least one run.
+    is_only_count : bool
+        Whether the rows have one count of N (`scalelab.forecast.bent`).
     """
     columns, losses = _columns(rows)
     keep = _kept(columns)
     columns = {name: values[keep] for name, values in columns.items()}
     losses, clusters = losses[keep], _clusters(rows)[keep]
-    found = _fit(columns, losses, clusters)
-    scales, weights = _scales(columns, losses, clusters, found)
+    found = _fit(columns, losses, clusters, is_only_count=is_only_count)
+    scales, weights = _scales(columns, losses, clusters, found, is_only_count)
     return replace(found, scales=scales, scale_weights=weights)
 
 
@@ -276,16 +290,25 @@ def _fit(
     losses: FloatArray,
     clusters: Labels,
     near: AveragedFit | None = None,
+    *,
+    is_only_count: bool = True,
 ) -> AveragedFit:
-    """Return the average; ``near`` is that of more rows, from whose modes the forms start."""
+    """Return the average.
+
+    ``near`` is that of more rows: forms start from its modes, and only its main lengths and growths
+    are asked.
+    """
     flops = train_flops_6nd(columns["n_params"], columns["n_tokens"])
     points = Points(columns=columns, reference_flops=float(flops.max()))
     level = float(np.median(np.log(losses)))
     y = np.log(losses) - level
-    forms, lines, widened = describing_forms(points, y, () if near is None else near.forms)
+    forms, lines, widened = describing_forms(
+        points, y, () if near is None else near.forms, is_only_count=is_only_count
+    )
     misfits, noises = np.array(PAIRS).T
     tried = []
-    for system in systems(points, widened, clusters):
+    asked = ALL if near is None else near.main_systems
+    for system in systems(points, widened, clusters, asked):
         prior = log_priors(system.length)
         for form, (value, slope) in zip(forms, lines, strict=True):
             turned = system.turn.T @ slope
@@ -325,7 +348,11 @@ def _fit(
 
 
 def _scales(
-    columns: Mapping[str, FloatArray], losses: FloatArray, clusters: Labels, whole: AveragedFit
+    columns: Mapping[str, FloatArray],
+    losses: FloatArray,
+    clusters: Labels,
+    whole: AveragedFit,
+    is_only_count: bool,
 ) -> tuple[FloatArray, FloatArray]:
     """Return `SCALES` and their weights, from errors on larger runs in units of their intervals."""
     scales = np.array(SCALES)
@@ -339,7 +366,7 @@ def _scales(
     ):
         far, near = cut.is_left_out, ~cut.is_left_out
         within = {name: values[near] for name, values in columns.items()}
-        found = _fit(within, losses[near], clusters[near], whole)
+        found = _fit(within, losses[near], clusters[near], whole, is_only_count=is_only_count)
         mixture = found.at({name: values[far] for name, values in columns.items()})
         below = mixture.probability_below(np.log(losses[far]), is_new_run=True)
         z = np.clip(ndtri(np.clip(below, 1e-9, 1 - 1e-9)), -LARGEST_Z, LARGEST_Z)

@@ -12,6 +12,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
+from scalelab.forecast.bent import bent_priors
 from scalelab.forecast.modes import (
     FormPosterior,
     Hyperparameters,
@@ -36,7 +37,11 @@ Line = tuple[FloatArray, FloatArray]
 
 
 def describing_forms(
-    points: Points, y: FloatArray, near: Sequence[FormPosterior] = ()
+    points: Points,
+    y: FloatArray,
+    near: Sequence[FormPosterior] = (),
+    *,
+    is_only_count: bool = True,
 ) -> tuple[list[FormPosterior], list[Line], FloatArray]:
     """Return the forms, their values and slopes at the rows, and the factors of the noise variance.
 
@@ -49,13 +54,15 @@ def describing_forms(
     near : sequence of FormPosterior
         Forms at the modes of a table that has these rows and others: the modes are searched from
         there.
+    is_only_count : bool
+        Whether the rows have one count of N.
 
     Raises
     ------
     NotIdentifiedError
         If no form describes the losses.
     """
-    found = _at_modes(points, y, _outliers(points, y), near)
+    found = _at_modes(points, y, _outliers(points, y), near, is_only_count)
     kept = [each for each in found if _falls(each[0].prior, each[0].z, points.columns)]
     if not kept:
         raise NotIdentifiedError(
@@ -88,13 +95,18 @@ def _outliers(points: Points, y: FloatArray) -> FloatArray:
 
 
 def _at_modes(
-    points: Points, y: FloatArray, widened: FloatArray, near: Sequence[FormPosterior]
+    points: Points,
+    y: FloatArray,
+    widened: FloatArray,
+    near: Sequence[FormPosterior],
+    is_only_count: bool,
 ) -> list[tuple[FormPosterior, Line]]:
     """Return the forms at their modes with their lines, without those of absurd size."""
     found = []
     covariances = row_covariances(points, widened)
     known = {form.prior.law: form for form in near}
-    for prior in priors_of(points.columns):
+    bent = bent_priors(points.columns, is_only_count=is_only_count)
+    for prior in (*priors_of(points.columns), *bent):
         if prior.law in known:
             starts = [prior.standardised(known[prior.law].theta)]
         else:

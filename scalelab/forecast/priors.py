@@ -97,13 +97,13 @@ def priors_of(columns: Mapping[str, FloatArray]) -> tuple[Prior, ...]:
     """
     x = float(np.log(columns["n_params"]).mean())
     y = float(np.log(columns["n_tokens"]).mean())
-    found = [_chinchilla(x, y), _gamma(x, y), _farseer(x, y)]
+    found = [chinchilla_prior(x, y), _gamma(x, y), _farseer(x, y)]
     if "unique_tokens" in columns:
         found.append(_data_constrained(x, y))
     return tuple(found)
 
 
-def _chinchilla(x: float, y: float) -> Prior:
+def chinchilla_prior(x: float, y: float) -> Prior:
     """Return the prior, with terms at the middle of the pool: log A = log(term) + alpha x."""
     term = np.log(TERM_SHARE)
     mean = np.array([term, term, FLOOR_SHARE, EXPONENT, EXPONENT])
@@ -114,14 +114,14 @@ def _chinchilla(x: float, y: float) -> Prior:
 
 
 def _gamma(x: float, y: float) -> Prior:
-    base = _chinchilla(x, y)
+    base = chinchilla_prior(x, y)
     return Prior(
         law=Gamma, mean=np.append(base.mean, 0.0), mix=_block(base.mix, np.diag([POWER_SPREAD]))
     )
 
 
 def _data_constrained(x: float, y: float) -> Prior:
-    base = _chinchilla(x, y)
+    base = chinchilla_prior(x, y)
     return Prior(
         law=DataConstrained,
         mean=np.append(base.mean, np.log([DATA_HALF_LIFE, PARAMS_HALF_LIFE])),

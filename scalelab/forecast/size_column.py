@@ -127,10 +127,10 @@ def fit_counts(rows: Observations) -> AveragedFit:
     if not relations:
         return fit_average(rows)
     rows = _thinned(rows)
-    fits: dict[str, AveragedFit] = {ASKED: fit_average(rows)}
+    fits: dict[str, AveragedFit] = {ASKED: fit_average(rows, is_only_count=False)}
     for name in relations:
         try:
-            fits[name] = fit_average(counted_by(rows, name))
+            fits[name] = fit_average(counted_by(rows, name), is_only_count=False)
         except ScalelabError:  # a count that no form describes has no weight
             continue
     largest = max(found.log_evidence for found in fits.values())

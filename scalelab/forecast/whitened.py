@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,6 +20,7 @@ NOISES = (0.001, 0.0018, 0.0032, 0.0056, 0.01, 0.02, 0.04)
 LENGTHS = (1.0, 2.0, 4.0, 8.0)
 GROWTHS = (0.0, 0.15, 0.3)
 """Grids of tau, sigma (both of the log loss), length (natural logs) and growth exponent g."""
+ALL = tuple(product(LENGTHS, GROWTHS))
 SHARES = (0.0, 1.0)
 """Grid of rho: variance of the noise that rows of one cluster share, relative to their own."""
 PAIRS = tuple(product(MISFITS, NOISES))
@@ -98,7 +99,12 @@ class Component:
         return diagonal, cholesky(inner, lower=True)
 
 
-def systems(points: Points, widened: FloatArray, clusters: NDArray[np.intp]) -> Iterator[Whitened]:
+def systems(
+    points: Points,
+    widened: FloatArray,
+    clusters: NDArray[np.intp],
+    asked: Collection[tuple[float, float]] = ALL,
+) -> Iterator[Whitened]:
     """Yield the whitened rows for each length, growth and share.
 
     Parameters
@@ -108,19 +114,25 @@ def systems(points: Points, widened: FloatArray, clusters: NDArray[np.intp]) -> 
         Factor of each row's own noise variance.
     clusters : ndarray of int, shape (m,)
         Rows with the same number share a part of their noise.
+    asked : collection of (float, float)
+        Pairs of length and growth; the default is all.
     """
-    kernels = [matern(distances(points.features), length) for length in LENGTHS]
+    gaps = distances(points.features)
+    kernels = {length: matern(gaps, length) for length in dict(asked)}
     shared = clusters[:, None] == clusters
     shares = SHARES if shared.sum() > len(points) else SHARES[:1]
     for growth, share in product(GROWTHS, shares):
+        lengths = [length for length in kernels if (length, growth) in asked]
+        if not lengths:
+            continue
         growths = noise_growth(points, growth)
         own = growths**2 * widened
         if share:
             noise = share * np.outer(growths, growths) * shared + np.diag(own)
-            spectra = spectra_of(kernels, noise)
+            spectra = spectra_of((kernels[length] for length in lengths), noise)
         else:
-            spectra = (spectrum_of(kernel, np.sqrt(own)) for kernel in kernels)
-        for length, found in zip(LENGTHS, spectra, strict=True):
+            spectra = (spectrum_of(kernels[length], np.sqrt(own)) for length in lengths)
+        for length, found in zip(lengths, spectra, strict=True):
             yield Whitened(
                 turn=found.turn,
                 values=found.values,
