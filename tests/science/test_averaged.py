@@ -74,9 +74,7 @@ TRUTHS: dict[str, Callable] = {
     "break beyond the data": broken(1e21),
 }
 MISSED = {
-    "drifting data exponent": "N_opt at 1,000 times the largest budget",
-    "Farseer": "its optimum leaves the sizes that the runs cover",
-    "N without embeddings": "N_opt where only one count of N is offered",
+    "Farseer": "the loss; its optimum leaves the sizes that the runs cover",
     "break inside the data": "the far side of a break",
     "break beyond the data": "the far side of a break",
 }
