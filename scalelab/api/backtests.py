@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,11 +42,17 @@ class BacktestReport(NotebookView):
     skipped: Mapping[str, str]
     level: float
 
-    def by_table(self) -> pd.DataFrame:
-        """Return the means over the cuts of each table, one row a table and forecaster."""
+    def by_table(self, *, is_common: bool = False) -> pd.DataFrame:
+        """Return the means over the cuts of each table, one row a table and forecaster.
+
+        ``is_common``: over the cuts that every forecaster answers, on which they can be compared.
+        """
         import pandas as pd
 
         frame = self.to_frame()
+        if is_common and not frame.empty:
+            answered = frame["coverage"].notna().groupby([frame["table"], frame["cut"]])
+            frame = frame[answered.transform("all")]
         columns = ["mean_relative_error", "coverage", "mean_width"]
         if frame.empty:
             return pd.DataFrame(columns=["table", "forecaster", *columns])
@@ -91,8 +98,23 @@ class BacktestReport(NotebookView):
             "command": "backtest",
             "level": self.level,
             "scores": self._rows(),
+            "means": self.means(is_common=False),
+            "means_of_common_cuts": self.means(is_common=True),
             "skipped": dict(self.skipped),
         }
+
+    def means(self, *, is_common: bool = False) -> list[dict[str, Any]]:
+        """Return error and coverage of each forecaster, in which each table has one vote."""
+        means = self.by_table(is_common=is_common).groupby("forecaster", sort=False)
+        return [
+            {
+                "forecaster": name,
+                "mean_relative_error": _number(rows["mean_relative_error"].mean()),
+                "coverage": _number(rows["coverage"].mean()),
+                "n_tables": int(rows["coverage"].notna().sum()),
+            }
+            for name, rows in means
+        ]
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
@@ -117,6 +139,10 @@ class BacktestReport(NotebookView):
         tables = {each.table for each in self.scores}
         yield f"BacktestReport: {len(tables)} tables, {len(self.scores)} scores"
         yield "see .by_table(), .to_frame(), .plot(), .to_dict()"
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def backtest(

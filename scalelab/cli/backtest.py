@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,9 @@ from scalelab.cli.options import (
 )
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import EXIT_OK
+from scalelab.units import plural
+
+NO_COMMON_CUT = "No cut has an answer of every forecaster."
 
 
 def backtest(
@@ -58,7 +62,6 @@ def backtest(
     from scalelab.cli.layout import Fitting, number_table
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import Reading
-    from scalelab.units import plural
 
     report = run(
         from_file,
@@ -91,14 +94,13 @@ def backtest(
             "" if found is None else f"{found.mean_width:.3f}",
         )
     out.print(Fitting(table))
-    means = report.by_table()
-    for name, rows in means.groupby("forecaster", sort=False):
-        out.print(
-            f"{name}: mean error {100 * rows['mean_relative_error'].mean():.2f} %, coverage "
-            f"{rows['coverage'].mean():.2f} at a nominal {level:g} (mean over "
-            f"{plural(len(rows), 'table')}).",
-            soft_wrap=True,
-        )
+    own, common = report.means(), report.means(is_common=True)
+    for mean in own:
+        out.print(_sentence(mean, level), soft_wrap=True)
+    if common != own:
+        out.print("On the cuts that every forecaster answers:" if common else NO_COMMON_CUT)
+        for mean in common:
+            out.print(f"  {_sentence(mean, level)}", soft_wrap=True)
     best = report.best_form()
     if len(best):
         out.print(
@@ -110,3 +112,13 @@ def backtest(
     for name, reason in report.skipped.items():
         out.print(f"not tested: {name}: {reason}", soft_wrap=True, style="dim")
     return EXIT_OK
+
+
+def _sentence(mean: Mapping[str, Any], level: float) -> str:
+    name, error = mean["forecaster"], mean["mean_relative_error"]
+    if error is None:
+        return f"{name}: no answer."
+    return (
+        f"{name}: mean error {100 * error:.2f} %, coverage {mean['coverage']:.2f} at a nominal "
+        f"{level:g} (mean over {plural(mean['n_tables'], 'table')})."
+    )

@@ -179,6 +179,8 @@ def _score(rows: Observations, table: str, cut: Cut, name: str, level: float) ->
             holdout = score(found, far, level)
     except ScalelabError as error:
         reason = error.given
+    except np.linalg.LinAlgError:
+        reason = "rows whose fit is singular"
     return Score(
         table=table,
         cut=cut.name,

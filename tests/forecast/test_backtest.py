@@ -1,6 +1,7 @@
 """The backtest: what is left out, how a forecaster is scored, and the command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,27 @@ def test_the_command_gives_a_table_and_json(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [row["n_rows"] for row in found["scores"]] == [5, 5, 1]
     assert found["skipped"] == {}
+
+
+def test_forecasters_are_compared_on_the_cuts_that_all_answer(tmp_path, capsys):
+    rows = grid()
+    frame = {"n_params": rows.n_params, "n_tokens": rows.n_tokens, "loss_nats": rows.loss_nats}
+    report = api.backtest(frame, forecasters=("averaged", "chinchilla"))
+    refused = next(each for each in report.scores if each.forecaster == "chinchilla")
+    scores = tuple(
+        replace(each, holdout=None, reason="refused") if each is refused else each
+        for each in report.scores
+    )
+    some = replace(report, scores=scores)
+    left = [each for each in scores if each.cut != refused.cut and each.forecaster == "averaged"]
+    by_name = {mean["forecaster"]: mean for mean in some.means(is_common=True)}
+    assert by_name["averaged"]["mean_relative_error"] == pytest.approx(
+        np.mean([each.error for each in left])
+    )
+    assert some.means()[0] == report.means()[0] != by_name["averaged"]
+    none = replace(report, scores=tuple(replace(each, holdout=None) for each in scores[1::2]))
+    assert none.means(is_common=True) == []
+    assert none.to_dict()["means"][0]["coverage"] is None
 
 
 def test_an_unknown_forecaster_is_refused():

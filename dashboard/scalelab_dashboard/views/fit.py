@@ -57,7 +57,7 @@ def show(choice: Choice) -> None:
     else:
         table = waiting.budgets_left_out(choice)
         if table is not None:
-            ui.draw(figures_fit.left_out(table, ui.look()), "left_out")
+            ui.plot("left_out", choice.key, lambda look: figures_fit.left_out(table, look))
             st.caption("If omitting a budget changes the exponent a lot, the fit depends on it.")
     ui.command(choice.words())
 
@@ -67,7 +67,7 @@ def _forms(choice: Choice) -> None:
     found = waiting.comparison(choice)
     if found is not None:
         st.markdown(ui.as_text(found.verdict))
-        ui.draw(figures_fit.forms(found, ui.look()), "forms")
+        ui.plot("forms", choice.key, lambda look: figures_fit.forms(found, look))
         st.caption(
             "Each form is fitted to the smaller budgets and predicts the next one: "
             f"{plural(found.n_predicted, 'run')} predicted. Bars: error minus that of the best "
