@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from scalelab.forecast import headline
+from scalelab.forecast import headline, more_runs
 from scalelab.report.look import DARK, LIGHT, Look
 from scalelab.report.stamp import stamp
 from scalelab.units import format_flops, format_quantity
@@ -142,9 +142,16 @@ def notes(found: Sequence[Note]) -> None:
         st.markdown(f":material/sticky_note_2: **{as_text(note.about)}**: {as_text(note.text)}")
 
 
-def next_step(head: headline.Headline, rows: Observations) -> None:
+def next_step(head: headline.Headline, rows: Observations, level: float) -> None:
     """Show the next command and what it does, and which runs to add."""
     command(list(head.command), f"Next: {head.purpose}")
+    if head.to_add:
+        lines = [more_runs.HEADS, ("---",) * len(more_runs.HEADS)]
+        lines += [tuple(as_text(cell) for cell in each.cells()) for each in head.to_add]
+        st.caption(as_text(more_runs.caption_of(head.to_add, head.flops, level)))
+        st.markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        command(list(head.to_add[-1].command), "Plans the last of these; another budget: --budgets")
+        return
     words = headline.more_runs(headline.next_compute(rows))
     if words != head.command and math.isfinite(head.flops):
         command(list(words), "To narrow the answer: plans runs for this law at larger budgets")

@@ -19,6 +19,7 @@ from scalelab.cli.fit_tables import (
     is_identified,
     level_text,
     parameters,
+    runs_to_add,
 )
 from scalelab.cli.interval_text import (
     exponent_text,
@@ -119,6 +120,8 @@ def print_page(
         out.print()
         say(_ground(report), out)
         out.print(Fitting(parameters(report)))
+    if head.to_add:
+        out.print(Fitting(runs_to_add(head, report.level)))
     out.print()
     if plot is not None:
         say(f"Figure: {plot}", out)

@@ -15,12 +15,14 @@ from scalelab.cli.interval_text import (
     size_text,
     span_text,
 )
+from scalelab.forecast.more_runs import HEADS, caption_of
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.forecast.headline import Headline
 
 DIM_STYLE = "dim"
 
@@ -92,6 +94,15 @@ def frontier(report: FitReport) -> Table:
             f"{point.n_tokens.value / point.n_params.value:.3g}",
             exponent_text(point.a),
         )
+    return table
+
+
+def runs_to_add(head: Headline, level: float) -> Table:
+    """Return the table of runs that would narrow the answer; the headline has some."""
+    table = _table(*HEADS, texts=HEADS)
+    table.caption = caption_of(head.to_add, head.flops, level)
+    for each in head.to_add:
+        table.add_row(*each.cells())
     return table
 
 

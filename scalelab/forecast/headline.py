@@ -15,6 +15,7 @@ from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import extrapolation_warnings, parse_request
 from scalelab.forecast.extrapolation import fitted_range
+from scalelab.forecast.more_runs import AddedBudget, budgets_to_add
 from scalelab.units import (
     format_flops,
     format_money,
@@ -77,6 +78,8 @@ class Headline:
     flops : float
         The compute that the sentence is about.
     forecast : Forecast or None
+    to_add : tuple of AddedBudget
+        Runs that would narrow the forecast of the average, the cheapest first.
     """
 
     sentence: str
@@ -87,6 +90,7 @@ class Headline:
     purpose: str
     flops: float
     forecast: Forecast | None
+    to_add: tuple[AddedBudget, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the headline as in the JSON of ``scalelab fit``."""
@@ -96,6 +100,7 @@ class Headline:
             "warnings": [each.code for each in self.warnings],
             "next": shlex.join(self.command),
             "prediction": self.forecast and self.forecast.to_dict(),
+            "runs_to_add": [each.to_dict() for each in self.to_add],
         }
 
 
@@ -221,7 +226,15 @@ def headline(
         purpose=purpose,
         flops=flops,
         forecast=forecast,
+        to_add=_to_add(report, forecast),
     )
+
+
+def _to_add(report: FitReport, forecast: Forecast | None) -> tuple[AddedBudget, ...]:
+    # Without a frontier the runs show no optimum around which sizes could be chosen.
+    if report.averaged is None or forecast is None or not report.frontier:
+        return ()
+    return budgets_to_add(report.averaged, report.observations, forecast)
 
 
 def _basis(report: FitReport, forecast: Forecast) -> str:

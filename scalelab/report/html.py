@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from scalelab import __version__
 from scalelab.forecast.bands import bands_between
+from scalelab.forecast.more_runs import HEADS, caption_of
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.report.html_compare import comparison_section
@@ -279,8 +280,18 @@ def _answer(report: FitReport, head: Headline) -> Iterator[str]:
     for note in report.warnings:
         if note not in head.warnings:
             yield f'<p class="faint">{html.escape(note.message)}</p>'
+    if head.to_add:
+        yield from _runs_to_add(head, report.level)
     yield f'<p class="faint">Next: {html.escape(head.purpose)}</p>'
     yield f"<code>{html.escape(shlex.join(head.command))}</code>"
+
+
+def _runs_to_add(head: Headline, level: float) -> Iterator[str]:
+    caption = html.escape(caption_of(head.to_add, head.flops, level))
+    yield f"<table><caption class='faint'>{caption}</caption>"
+    for tag, cells in (("th", HEADS), *(("td", each.cells()) for each in head.to_add)):
+        yield "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    yield "</table>"
 
 
 def _parameters(report: FitReport) -> Iterator[str]:

@@ -63,7 +63,7 @@ def show(choice: Choice) -> None:
         with top:
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
             _remedy(choice, report)
-            ui.next_step(head, rows)
+            ui.next_step(head, rows, choice.level)
             if report.has_answer:
                 _headline(report, choice, float(rows.flops.max()))
     by = "frontier" if report is None else f"frontier by the {report.forecaster.label}"
