@@ -162,16 +162,17 @@ def _too_few(plan: ResamplingPlan, n_distinct: int, n_free: int, n_rows: int) ->
     """Return why there are no intervals; None if there are."""
     if plan.n_clusters == 1:
         return (
-            f"All {plural(n_rows, 'row')} have the same label in {plan.cluster}, so their errors "
-            "count as one. If the rows are independent runs, use --bootstrap-method row; otherwise "
-            "add runs with other labels."
+            f"The fitted law has no intervals: all {plural(n_rows, 'row')} have the same label in "
+            f"{plan.cluster}, so their errors count as one. If the rows are independent runs, use "
+            "--bootstrap-method row; otherwise add runs with other labels."
         )
     if n_distinct >= n_free + SPARE_ROWS:
         return None
     return (
-        f"{plural(n_distinct, 'different row')} for {plural(n_free, 'parameter')} do not show the "
-        "noise. The values can be far off. Add runs until there are "
-        f"{n_free + SPARE_ROWS} or more, or fit a form with fewer parameters (--form tied)."
+        f"The fitted law has no intervals: {plural(n_distinct, 'different row')} for "
+        f"{plural(n_free, 'parameter')} do not show the noise. The values can be far off. Add runs "
+        f"until there are {n_free + SPARE_ROWS} or more, or fit a form with fewer parameters "
+        "(--form tied)."
     )
 
 
