@@ -148,7 +148,7 @@ def next_step(head: headline.Headline, rows: Observations, level: float) -> None
     if head.to_add:
         lines = [more_runs.HEADS, ("---",) * len(more_runs.HEADS)]
         lines += [tuple(as_text(cell) for cell in each.cells()) for each in head.to_add]
-        st.caption(as_text(more_runs.caption_of(head.to_add, head.flops, level)))
+        st.caption(as_text(head.caption_of_runs_to_add(level)))
         st.markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
         command(list(head.to_add[-1].command), "Plans the last of these; another budget: --budgets")
         return

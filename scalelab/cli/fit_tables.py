@@ -15,7 +15,7 @@ from scalelab.cli.interval_text import (
     size_text,
     span_text,
 )
-from scalelab.forecast.more_runs import HEADS, caption_of
+from scalelab.forecast.more_runs import HEADS
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def frontier(report: FitReport) -> Table:
 def runs_to_add(head: Headline, level: float) -> Table:
     """Return the table of runs that would narrow the answer; the headline has some."""
     table = _table(*HEADS, texts=HEADS)
-    table.caption = caption_of(head.to_add, head.flops, level)
+    table.caption = head.caption_of_runs_to_add(level)
     for each in head.to_add:
         table.add_row(*each.cells())
     return table

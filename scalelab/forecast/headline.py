@@ -15,7 +15,7 @@ from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import extrapolation_warnings, parse_request
 from scalelab.forecast.extrapolation import fitted_range
-from scalelab.forecast.more_runs import AddedBudget, budgets_to_add
+from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, caption_of
 from scalelab.units import (
     format_flops,
     format_money,
@@ -91,6 +91,10 @@ class Headline:
     flops: float
     forecast: Forecast | None
     to_add: tuple[AddedBudget, ...] = ()
+
+    def caption_of_runs_to_add(self, level: float) -> str:
+        """Return what the table of ``to_add`` says; there is a forecast if it has rows."""
+        return caption_of(self.to_add, self.forecast.asked if self.forecast else "", level)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the headline as in the JSON of ``scalelab fit``."""

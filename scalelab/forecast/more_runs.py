@@ -3,8 +3,7 @@
 The draws of the averaged forecaster are joint functions of N and D. If runs were added, the
 variance at the question would fall by what the runs and the question share: a linear-Gaussian
 update on the covariance of the draws, with the noise of a run. The losses of the new runs need not
-be known. In simulation the intervals of real refits are as expected, or up to a third wider where
-no form is true (`tests/forecast/test_more_runs.py`).
+be known. `tests/forecast/test_more_runs.py` compares it with refits.
 """
 
 from __future__ import annotations
@@ -139,10 +138,10 @@ def budgets_to_add(
     return tuple(out)
 
 
-def caption_of(budgets: tuple[AddedBudget, ...], flops: float, level: float) -> str:
-    """Return what a table of `AddedBudget.cells` says, for the compute that is asked about."""
+def caption_of(budgets: tuple[AddedBudget, ...], asked: str, level: float) -> str:
+    """Return what a table of `AddedBudget.cells` says, for a question such as ``C=1e22``."""
     return (
-        f"Runs to add: the {100 * level:g} % interval of the loss at {format_flops(flops)} FLOP is "
+        f"Runs to add: the {100 * level:g} % interval of the loss at {asked} is "
         f"± {100 * budgets[0].now:.2g} % now. Cost: in all, and relative to your runs."
     )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scalelab import __version__
 from scalelab.forecast.bands import bands_between
-from scalelab.forecast.more_runs import HEADS, caption_of
+from scalelab.forecast.more_runs import HEADS
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.report.html_compare import comparison_section
@@ -287,7 +287,7 @@ def _answer(report: FitReport, head: Headline) -> Iterator[str]:
 
 
 def _runs_to_add(head: Headline, level: float) -> Iterator[str]:
-    caption = html.escape(caption_of(head.to_add, head.flops, level))
+    caption = html.escape(head.caption_of_runs_to_add(level))
     yield f"<table><caption class='faint'>{caption}</caption>"
     for tag, cells in (("th", HEADS), *(("td", each.cells()) for each in head.to_add)):
         yield "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

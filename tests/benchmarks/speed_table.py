@@ -392,7 +392,7 @@ def main() -> None:
             minutes=arguments.minutes,
             after_line=save,
         )
-    if slower := behind(found):
+    if not arguments.commit and (slower := behind(found)):
         sys.exit("\n".join(slower))
 
 

@@ -31,8 +31,9 @@ def empty_app(tmp_path: Path) -> Iterator[str]:
     """Return the address of an empty Streamlit app."""
     app = tmp_path / "empty.py"
     app.write_text("import streamlit as st\nst.write('an empty app')\n")
-    words = ["--server.port", str(PORT), "--server.headless", "true"]
-    words += ["--server.fileWatcherType", "none", "--browser.gatherUsageStats", "false"]
+    words = ["--server.address", "127.0.0.1", "--server.port", str(PORT)]
+    words += ["--server.headless", "true", "--server.fileWatcherType", "none"]
+    words += ["--browser.gatherUsageStats", "false"]
     server = subprocess.Popen([sys.executable, "-m", "streamlit", "run", str(app), *words])
     url = f"http://127.0.0.1:{PORT}"
     for _ in range(300):

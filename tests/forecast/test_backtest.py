@@ -112,7 +112,7 @@ def test_the_command_gives_a_table_and_json(tmp_path, capsys):
     assert found["skipped"] == {}
 
 
-def test_forecasters_are_compared_on_the_cuts_that_all_answer(tmp_path, capsys):
+def test_forecasters_are_compared_on_the_cuts_that_all_answer():
     rows = grid()
     frame = {"n_params": rows.n_params, "n_tokens": rows.n_tokens, "loss_nats": rows.loss_nats}
     report = api.backtest(frame, forecasters=("averaged", "chinchilla"))

@@ -58,9 +58,12 @@ def runs_frame():
     return dict(zip(("n_params", "n_tokens", "loss_nats"), runs(0), strict=True))
 
 
-def test_the_law_as_forecaster_and_a_question_without_a_split_have_none(report):
+def test_the_law_as_forecaster_has_none():
     law = api.fit(runs_frame(), bootstrap=20, forecaster="law")
     assert headline(law).to_add == ()
+
+
+def test_a_question_of_given_n_and_d_has_some(report):
     free = api.fit(runs_frame(), bootstrap=20, predict="N=1e9,D=2e10").forecasts[0]
     assert budgets_to_add(report.averaged, report.observations, free)[0].after > 0
 
