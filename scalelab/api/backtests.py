@@ -51,14 +51,18 @@ class BacktestReport(NotebookView):
 
         frame = self.to_frame()
         if is_common and not frame.empty:
-            answered = frame["coverage"].notna().groupby([frame["table"], frame["cut"]])
-            frame = frame[answered.transform("all")]
+            answered = frame["mean_relative_error"].notna()
+            frame = frame[answered.groupby([frame["table"], frame["cut"]]).transform("all")]
         columns = ["mean_relative_error", "coverage", "mean_width"]
         if frame.empty:
-            return pd.DataFrame(columns=["table", "forecaster", *columns])
+            return pd.DataFrame(
+                columns=["table", "forecaster", *columns, "answered", "no_interval"]
+            )
+        frame = frame.astype(dict.fromkeys(columns, float))
         grouped = frame.groupby(["table", "forecaster"], sort=False)
         means = grouped[columns].mean()
-        means["answered"] = grouped["coverage"].apply(lambda column: column.notna().mean())
+        means["answered"] = grouped["mean_relative_error"].count() / grouped.size()
+        means["no_interval"] = grouped["mean_relative_error"].count() - grouped["coverage"].count()
         return means.reset_index()
 
     def best_form(self) -> pd.DataFrame:
@@ -83,7 +87,7 @@ class BacktestReport(NotebookView):
         """Return the mean relative error of each table and forecaster, in percent."""
         from scalelab.report.plots import interval_figure
 
-        means = self.by_table().dropna()
+        means = self.by_table().dropna(subset=["mean_relative_error"])
         labels = [f"{t}, {f}" for t, f in zip(means["table"], means["forecaster"], strict=True)]
         errors = (100 * means["mean_relative_error"]).tolist()
         rows = [
@@ -104,14 +108,18 @@ class BacktestReport(NotebookView):
         }
 
     def means(self, *, is_common: bool = False) -> list[dict[str, Any]]:
-        """Return error and coverage of each forecaster, in which each table has one vote."""
+        """Return error and coverage of each forecaster, in which each table has one vote.
+
+        An answer without intervals is counted in ``n_without_intervals`` (cuts), not in coverage.
+        """
         means = self.by_table(is_common=is_common).groupby("forecaster", sort=False)
         return [
             {
                 "forecaster": name,
                 "mean_relative_error": _number(rows["mean_relative_error"].mean()),
                 "coverage": _number(rows["coverage"].mean()),
-                "n_tables": int(rows["coverage"].notna().sum()),
+                "n_tables": int(rows["mean_relative_error"].notna().sum()),
+                "n_without_intervals": int(rows["no_interval"].sum()),
             }
             for name, rows in means
         ]
@@ -128,8 +136,9 @@ class BacktestReport(NotebookView):
                     "n_rows": each.n_rows,
                     "mean_relative_error": found.get("mean_relative_error"),
                     "max_relative_error": found.get("max_relative_error"),
-                    "coverage": None if each.holdout is None else each.coverage,
-                    "mean_width": found.get("mean_width"),
+                    "n_intervals": found.get("n_intervals", 0),
+                    "coverage": _number(each.coverage),
+                    "mean_width": _number(found.get("mean_width", math.nan)),
                     "reason": each.reason or None,
                 }
             )
@@ -155,6 +164,7 @@ def backtest(
     forecasters: Sequence[str] | None = None,
     factor: float | None = None,
     level: float = 0.9,
+    time_limit_s: float | None = None,
     reading: Reading | None = None,
 ) -> BacktestReport:
     """Leave out the largest runs of a table, forecast them from the rest, and score that.
@@ -173,8 +183,18 @@ def backtest(
         Rows within this factor of the largest N, D or C are left out; default 2.
     level : float
         Level of the intervals.
+    time_limit_s : float, optional
+        Time of one fit of one forecaster, in seconds; default 60. A longer fit is no answer, and
+        its ``reason`` says so.
     reading : Reading, optional
-        How the table is read, and its metric; not for ``public:ALL``.
+        How the table is read, and its metric.
+
+    Raises
+    ------
+    UsageError
+        For an unknown forecaster, or ``public:ALL`` with another argument of how a table is read.
+    DataError
+        If no cut leaves enough rows.
     """
     from scalelab.fit.outcome import check_level
     from scalelab.forecast import backtest as tests
@@ -195,6 +215,7 @@ def backtest(
         "forecasters": names,
         "factor": factor or FACTOR,
         "level": level,
+        "time_limit_s": tests.TIME_LIMIT_S if time_limit_s is None else time_limit_s,
     }
     if str(data) != ALL_TABLES:
         table = read_runs(
@@ -204,6 +225,7 @@ def backtest(
         return BacktestReport(
             scores=tests.backtest(rows, rows.source, **options), skipped={}, level=level
         )
+    _check_all(mapping, where, reading)
     scores: list[Score] = []
     skipped = {}
     for public in list_public_tables():
@@ -213,3 +235,17 @@ def backtest(
         except ScalelabError as error:
             skipped[public.name] = error.given
     return BacktestReport(scores=tuple(scores), skipped=skipped, level=level)
+
+
+def _check_all(
+    mapping: Mapping[str, str] | None, where: str | None, reading: Reading | None
+) -> None:
+    """Raise UsageError for an argument of one table with all public tables."""
+    words = [*(["--map"] if mapping else []), *(["--where"] if where else [])]
+    words += [word for word in (reading.words() if reading else ()) if word.startswith("--")]
+    if words:
+        raise UsageError(
+            f"--from {ALL_TABLES} with {', '.join(words)}",
+            "one table with options of how it is read, or all public tables as they are",
+            f"Remove {', '.join(words)}, or name one table, for example --from public:llama3.",
+        )

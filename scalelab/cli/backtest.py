@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scalelab.cli.options import (
+    BEST_HELP,
+    CONVENTION_HELP,
     DEFAULT_RESULTS,
+    FORMAT_HELP,
     FROM_HELP,
+    LAST_HELP,
+    MEAN_HELP,
+    UNFINISHED_HELP,
+    UNIT_HELP,
+    ExcludeOption,
     JsonOption,
     LevelOption,
     MapOption,
     MetricOption,
     ResultsOption,
     WhereOption,
+    counted_columns,
 )
 from scalelab.cli.output import console, emit_json
 from scalelab.errors import EXIT_OK
 from scalelab.units import plural
+
+if TYPE_CHECKING:
+    from scalelab.forecast.backtest import Score
 
 NO_COMMON_CUT = "No cut has an answer of every forecaster."
 
@@ -36,6 +48,18 @@ def backtest(
     mapping: MapOption = None,
     metric: MetricOption = None,
     where: WhereOption = None,
+    format: Annotated[str | None, typer.Option("--format", help=FORMAT_HELP)] = None,
+    loss_unit: Annotated[str | None, typer.Option("--loss-unit", help=UNIT_HELP)] = None,
+    include_unfinished: Annotated[
+        bool, typer.Option("--include-unfinished", help=UNFINISHED_HELP)
+    ] = False,
+    best_of: Annotated[str | None, typer.Option("--best-of", help=BEST_HELP)] = None,
+    mean_of: Annotated[str | None, typer.Option("--mean-of", help=MEAN_HELP)] = None,
+    last_of: Annotated[str | None, typer.Option("--last-of", help=LAST_HELP)] = None,
+    exclude: ExcludeOption = None,
+    param_convention: Annotated[
+        str | None, typer.Option("--param-convention", help=CONVENTION_HELP)
+    ] = None,
     forecaster: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,6 +72,12 @@ def backtest(
         typer.Option(min=1.0, help="Leave out rows within this factor of the largest N, D or C."),
     ] = 2.0,
     level: LevelOption = 0.9,
+    time_limit: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Seconds for one fit of one forecaster; a longer fit is no answer."
+        ),
+    ] = 60.0,
     as_json: JsonOption = False,
 ) -> int:
     """Score forecasts of the largest runs of a table.
@@ -61,18 +91,28 @@ def backtest(
     from scalelab.api.backtests import backtest as run
     from scalelab.cli.layout import Fitting, number_table
     from scalelab.store.read_options import parse_map
-    from scalelab.store.reading import Reading
+    from scalelab.store.reading import reading_of_texts
 
     report = run(
         from_file,
         sweep=sweep,
         results=results,
-        mapping=parse_map(mapping or []),
+        mapping=counted_columns(param_convention, parse_map(mapping or [])),
         where=where,
         forecasters=forecaster,
         factor=factor,
         level=level,
-        reading=Reading(metric=metric),
+        time_limit_s=time_limit,
+        reading=reading_of_texts(
+            format=format,
+            loss_unit=loss_unit,
+            includes_unfinished=include_unfinished,
+            best_of=best_of,
+            mean_of=mean_of,
+            last_of=last_of,
+            metric=metric,
+            exclude=exclude,
+        ),
     )
     if as_json:
         emit_json(report.to_dict())
@@ -90,8 +130,7 @@ def backtest(
             str(each.n_rows),
             each.forecaster,
             each.reason if found is None else f"{100 * each.error:.2f}",
-            "" if found is None else f"{100 * each.coverage:.0f}",
-            "" if found is None else f"{found.mean_width:.3f}",
+            *_interval_cells(each),
         )
     out.print(Fitting(table))
     own, common = report.means(), report.means(is_common=True)
@@ -114,11 +153,27 @@ def backtest(
     return EXIT_OK
 
 
+def _interval_cells(score: Score) -> tuple[str, str]:
+    """Return the cells of coverage and width."""
+    if score.holdout is None:
+        return "", ""
+    if not score.holdout.n_intervals:
+        return "no interval", ""
+    return f"{100 * score.coverage:.0f}", f"{score.holdout.mean_width:.3f}"
+
+
 def _sentence(mean: Mapping[str, Any], level: float) -> str:
     name, error = mean["forecaster"], mean["mean_relative_error"]
     if error is None:
         return f"{name}: no answer."
+    without = mean["n_without_intervals"]
+    covered = (
+        "no intervals"
+        if mean["coverage"] is None
+        else f"coverage {mean['coverage']:.2f} at a nominal {level:g}"
+    )
+    more = f"; {plural(without, 'cut')} without intervals" if without else ""
     return (
-        f"{name}: mean error {100 * error:.2f} %, coverage {mean['coverage']:.2f} at a nominal "
-        f"{level:g} (mean over {plural(mean['n_tables'], 'table')})."
+        f"{name}: mean error {100 * error:.2f} %, {covered} (mean over "
+        f"{plural(mean['n_tables'], 'table')}{more})."
     )

@@ -10,6 +10,7 @@ import typer
 
 from scalelab.cli.options import (
     BEST_HELP,
+    CONVENTION_HELP,
     DEFAULT_RESULTS,
     EXCLUDE_HELP,
     FORECASTER_HELP,
@@ -20,12 +21,13 @@ from scalelab.cli.options import (
     METRIC_HELP,
     UNFINISHED_HELP,
     UNIT_HELP,
+    counted_columns,
     given_options,
     option,
     results_option,
 )
 from scalelab.cli.output import console, emit_json, runnable
-from scalelab.errors import UsageError, did_you_mean
+from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
     from scalelab.forecast.metric_comparison import MetricComparison
@@ -74,15 +76,7 @@ def fit(
     exclude: Annotated[
         str | None, option(RUNS, EXCLUDE_HELP, "--exclude", metavar="RUN,..")
     ] = None,
-    param_convention: Annotated[
-        str | None,
-        option(
-            RUNS,
-            "How N counts parameters, from the column n_params_CONVENTION: chinchilla (all), "
-            "active (of a mixture of experts, those that a token uses), kaplan or matmul. Default: "
-            "chinchilla; active if runs of the sweep have experts.",
-        ),
-    ] = None,
+    param_convention: Annotated[str | None, option(RUNS, CONVENTION_HELP)] = None,
     form: Annotated[
         str,
         option(
@@ -216,8 +210,7 @@ def fit(
             as_json=as_json,
             as_csv=as_csv,
         )
-    if param_convention is not None:
-        columns["n_params"] = _counted(param_convention, columns)
+    columns = counted_columns(param_convention, columns)
     if cluster is not None:
         columns["cluster"] = cluster
         method = "cluster" if method == "auto" else method
@@ -339,22 +332,3 @@ def _show_metrics(
 
         print_metrics(found, console(), plot)
     return found.exit_code
-
-
-def _counted(convention: str, mapping: dict[str, str]) -> str:
-    """Return the column of N in a convention; raise UsageError for an unknown or second one."""
-    from scalelab.theory.accounting import PARAM_CONVENTIONS
-
-    if convention not in PARAM_CONVENTIONS:
-        raise UsageError(
-            f"--param-convention {convention}",
-            " or ".join(PARAM_CONVENTIONS),
-            f"{did_you_mean(convention, PARAM_CONVENTIONS)}Write --param-convention active.",
-        )
-    if "n_params" in mapping:
-        raise UsageError(
-            f"--param-convention {convention} with --map n_params={mapping['n_params']}",
-            "one of them",
-            "Remove --param-convention: the column's name, or you, say how it counts.",
-        )
-    return f"n_params_{convention}"

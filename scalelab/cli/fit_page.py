@@ -325,11 +325,15 @@ def _ground(report: FitReport) -> str:
 def _scores(report: FitReport) -> Iterator[str]:
     held = report.holdout
     if held is not None:
+        inside = (
+            f"{held.covered} of {held.n_intervals} are inside their {100 * held.level:g} % "
+            f"prediction interval (mean width {held.mean_width:.3g})."
+        )
         yield (
             f"Held out: {plural(held.n_rows, 'row')}, mean error "
             f"{100 * held.mean_relative_error:.2f} %, largest error "
-            f"{100 * held.max_relative_error:.2f} %. {held.covered} of {held.n_rows} are inside "
-            f"their {100 * held.level:g} % prediction interval (mean width {held.mean_width:.3g})."
+            f"{100 * held.max_relative_error:.2f} %. "
+            f"{inside if held.n_intervals else 'They have no prediction intervals.'}"
         )
 
 

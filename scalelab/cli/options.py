@@ -38,6 +38,11 @@ METRIC_HELP = (
 EXCLUDE_HELP = (
     "Runs to leave out: run_ids of a sweep, runs or lines of a table, with commas, such as 12,15."
 )
+CONVENTION_HELP = (
+    "How N counts parameters, from the column n_params_CONVENTION: chinchilla (all), active (of a "
+    "mixture of experts, those that a token uses), kaplan or matmul. Default: chinchilla; active "
+    "if runs of the sweep have experts."
+)
 EXECUTION, OUTPUT = "Execution", "Output"
 
 
@@ -230,6 +235,33 @@ class LaunchOptions(PlanOptions, ResumeOptions):
             "--plan-only",
         ),
     ] = False
+
+
+def counted_columns(convention: str | None, mapping: dict[str, str]) -> dict[str, str]:
+    """Return the mapping with the column of N in a convention, if one is given.
+
+    Raises
+    ------
+    UsageError
+        For an unknown convention, or a second column of N.
+    """
+    from scalelab.theory.accounting import PARAM_CONVENTIONS
+
+    if convention is None:
+        return mapping
+    if convention not in PARAM_CONVENTIONS:
+        raise UsageError(
+            f"--param-convention {convention}",
+            " or ".join(PARAM_CONVENTIONS),
+            f"{did_you_mean(convention, PARAM_CONVENTIONS)}Write --param-convention active.",
+        )
+    if "n_params" in mapping:
+        raise UsageError(
+            f"--param-convention {convention} with --map n_params={mapping['n_params']}",
+            "one of them",
+            "Remove --param-convention: the column's name, or you, say how it counts.",
+        )
+    return {**mapping, "n_params": f"n_params_{convention}"}
 
 
 def checked_device(device: str | None) -> str | None:

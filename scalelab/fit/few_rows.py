@@ -34,6 +34,7 @@ from scalelab.fit.newton import minimise
 from scalelab.fit.noise import NOISE_LEVELS
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.replicates import Optimum
+from scalelab.fit.time_limit import check_time
 from scalelab.theory.laws.base import Law
 
 ROWS_PER_PARAMETER = 4
@@ -181,6 +182,7 @@ def sample(
     halves = np.arange(walkers // 2), np.arange(walkers // 2, walkers)
     kept = []
     for step in range(2 * steps):
+        check_time()
         for own, other in (halves, halves[::-1]):
             z = ((STRETCH - 1.0) * rng.random(len(own)) + 1.0) ** 2 / STRETCH
             mate = at[other[rng.integers(len(other), size=len(own))]]

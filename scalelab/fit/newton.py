@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.fit.penalty import Penalty
 from scalelab.fit.row_model import Expansion, RowModel, Rows
+from scalelab.fit.time_limit import check_time
 
 BoolArray = NDArray[np.bool_]
 
@@ -114,6 +115,7 @@ def minimise(
     for _ in range(max_iterations):
         if not len(index):
             break
+        check_time()
         step, gain = _step(here, damping, at, box)
         small = gain <= tolerance * here.value + ABSOLUTE * model.n_rows
         # The last step is still taken: it doubles the number of correct digits.

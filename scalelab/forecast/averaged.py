@@ -151,10 +151,12 @@ class AveragedFit:
         """Return the median loss with confidence and prediction intervals, in the losses' unit."""
         mixture = self.at({name: columns[name] for name in self.rows.columns if name in columns})
         tails = ((1 - level) / 2, (1 + level) / 2)
-        low, high = (np.exp(mixture.quantile(q)) for q in tails)
-        new_low, new_high = (np.exp(mixture.quantile(q, is_new_run=True)) for q in tails)
+        with np.errstate(over="ignore"):  # limits too large for a float are infinite
+            low, high = (np.exp(mixture.quantile(q)) for q in tails)
+            new_low, new_high = (np.exp(mixture.quantile(q, is_new_run=True)) for q in tails)
+            value = np.exp(mixture.quantile(0.5))
         return Prediction(
-            value=np.exp(mixture.quantile(0.5)),
+            value=value,
             low=low,
             high=high,
             pred_low=np.minimum(new_low, low),

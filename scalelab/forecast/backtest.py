@@ -20,9 +20,10 @@ from scalelab.fit.outcome import ParametricFit, Prediction
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.select import OBJECTIVES, columns_of, compare
 from scalelab.fit.selected import first_identified, fit_selected
+from scalelab.fit.time_limit import time_limit
 from scalelab.forecast.allocate import AVERAGED, FORECASTERS, LAW
 from scalelab.forecast.averaged import AveragedFit
-from scalelab.forecast.cuts import FACTOR, Cut, largest_cuts
+from scalelab.forecast.cuts import FACTOR, largest_cuts
 from scalelab.forecast.fit_report import Holdout
 from scalelab.forecast.size_column import fit_counts
 from scalelab.records.types import Observations
@@ -31,7 +32,8 @@ MOST_LEFT_OUT = 0.4
 MIN_ROWS_LEFT = 8
 LEVEL = 0.9
 SPEC = BootstrapSpec(k=300)
-
+TIME_LIMIT_S = 60.0
+"""Time of one fit of one forecaster to one cut."""
 
 AUTO = "auto"
 """Forecaster: the form that `--form auto` chooses."""
@@ -76,8 +78,10 @@ class Score:
 
     @property
     def coverage(self) -> float:
-        """Share of the rows inside their prediction interval; NaN without an answer."""
-        return float("nan") if self.holdout is None else self.holdout.covered / self.n_rows
+        """Share of the intervals that contain their row; NaN without intervals."""
+        if self.holdout is None or not self.holdout.n_intervals:
+            return float("nan")
+        return self.holdout.covered / self.holdout.n_intervals
 
     @property
     def error(self) -> float:
@@ -92,8 +96,11 @@ def backtest(
     forecasters: Sequence[str] = FORECASTERS,
     factor: float = FACTOR,
     level: float = LEVEL,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> tuple[Score, ...]:
     """Return the score of each forecaster on each cut of a table.
+
+    A fit that takes longer than the limit is no answer, and its score says so.
 
     Raises
     ------
@@ -116,7 +123,26 @@ def backtest(
             "runs of several sizes, lengths or budgets",
             "Use a table with more runs, or a smaller --factor.",
         )
-    return tuple(_score(rows, table, cut, name, level) for cut in found for name in forecasters)
+    scores = []
+    for cut in found:
+        near, far = rows.take(~cut.is_left_out), rows.take(cut.is_left_out)
+        answers: dict[str, tuple[Holdout | None, str]] = {}
+        for name in forecasters:
+            model = SINGLE_FORMS[0] if name == LAW else name
+            if model not in answers:
+                answers[model] = _answer(near, far, model, level, time_limit_s)
+            holdout, reason = answers[model]
+            scores.append(
+                Score(
+                    table=table,
+                    cut=cut.name,
+                    forecaster=name,
+                    n_rows=len(far),
+                    holdout=holdout,
+                    reason=reason,
+                )
+            )
+    return tuple(scores)
 
 
 def best_forms(scores: Sequence[Score]) -> dict[str, str]:
@@ -142,50 +168,45 @@ def score(found: Predictor, held: Observations, level: float = LEVEL) -> Holdout
     observed = columns[found.target]
     error = np.abs(predicted.value / observed - 1)
     is_inside = (predicted.pred_low <= observed) & (observed <= predicted.pred_high)
+    width = predicted.pred_high - predicted.pred_low
+    width = width[~np.isnan(width)]
     return Holdout(
         n_rows=len(held),
         mean_relative_error=float(error.mean()),
         max_relative_error=float(error.max()),
         covered=int(is_inside.sum()),
-        mean_width=float((predicted.pred_high - predicted.pred_low).mean()),
+        n_intervals=len(width),
+        mean_width=float(width.mean()) if len(width) else float("nan"),
         level=level,
     )
 
 
-def _chosen(rows: Observations) -> ParametricFit:
-    """Return the fit of `--form auto`."""
+def _chosen(rows: Observations, time_limit_s: float) -> ParametricFit:
+    """Return the fit of `--form auto`, whose forms are compared in half of the time."""
     try:
-        ranked = compare(rows, objectives=OBJECTIVES)
+        ranked = compare(rows, objectives=OBJECTIVES, time_limit_s=time_limit_s / 2)
     except DataError as error:
         return first_identified(rows, Objective(), SPEC, error)
     return fit_selected(rows, ranked.candidates, SPEC)
 
 
-def _score(rows: Observations, table: str, cut: Cut, name: str, level: float) -> Score:
-    near, far = rows.take(~cut.is_left_out), rows.take(cut.is_left_out)
-    holdout, reason = None, ""
+def _answer(
+    near: Observations, far: Observations, name: str, level: float, time_limit_s: float
+) -> tuple[Holdout | None, str]:
+    """Return how well a forecaster of the near rows predicts the far ones, or why it does not."""
+    found: ParametricFit | AveragedFit
     try:
-        found: ParametricFit | AveragedFit
-        if name == AVERAGED:
-            found = fit_counts(near)
-        elif name == AUTO:
-            found = _chosen(near)
-        else:
-            form = SINGLE_FORMS[0] if name == LAW else name
-            found = fit_parametric(near, form=form, bootstrap=SPEC)
+        with time_limit(time_limit_s):
+            if name == AVERAGED:
+                found = fit_counts(near)
+            elif name == AUTO:
+                found = _chosen(near, time_limit_s)
+            else:
+                found = fit_parametric(near, form=name, bootstrap=SPEC)
         if isinstance(found, ParametricFit) and found.status == "not_identified":
-            reason = "not identified"
-        else:
-            holdout = score(found, far, level)
+            return None, "not identified"
+        return score(found, far, level), ""
     except ScalelabError as error:
-        reason = error.given
+        return None, error.given
     except np.linalg.LinAlgError:
-        reason = "rows whose fit is singular"
-    return Score(
-        table=table,
-        cut=cut.name,
-        forecaster=name,
-        n_rows=len(far),
-        holdout=holdout,
-        reason=reason,
-    )
+        return None, "rows whose fit is singular"

@@ -51,8 +51,10 @@ class Holdout:
         Mean and largest of abs(predicted / observed - 1).
     covered : int
         Rows inside their own prediction interval.
+    n_intervals : int
+        Rows that have a prediction interval; the others are not counted as missed.
     mean_width : float
-        Mean width of those intervals, in the unit of the loss.
+        Mean width of those intervals, in the unit of the loss; NaN without intervals.
     level : float
         Level of the intervals.
     """
@@ -61,6 +63,7 @@ class Holdout:
     mean_relative_error: float
     max_relative_error: float
     covered: int
+    n_intervals: int
     mean_width: float
     level: float
 

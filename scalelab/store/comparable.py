@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError, did_you_mean, listed
 from scalelab.logs.losses import plain
 from scalelab.records.types import Observations
@@ -179,11 +180,14 @@ def _keys(
 ) -> list[NDArray[np.generic]]:  # fmt: skip
     sizes = [rows.n_params, rows.n_tokens] if rows.is_sized else [rows.flops]
     columns = [*sizes, *(rows.extra[name] for name in settings)]
-    # Seven digits: one size that two programs print differently is one size.
-    rounded = [
-        column.astype(np.float32) if column.dtype.kind == "f" else column for column in columns
-    ]
+    rounded = [_rounded(column) if column.dtype.kind == "f" else column for column in columns]
     return [*rounded, *(mark[kept] for mark in marks.values())]
+
+
+def _rounded(column: FloatArray) -> FloatArray:
+    """Return numbers with seven digits: a size that two programs print differently is one size."""
+    mantissa, exponent = np.frexp(column)
+    return np.ldexp(np.round(mantissa * 2**24), exponent)
 
 
 def _groups(keys: Sequence[NDArray[np.generic]]) -> NDArray[np.intp]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from scalelab import api
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
+from scalelab.fit.outcome import Prediction
+from scalelab.forecast import backtest as tests
 from scalelab.forecast.backtest import backtest, best_forms
 from scalelab.forecast.cuts import largest_cuts
 from scalelab.records.types import Observations
@@ -110,6 +113,83 @@ def test_the_command_gives_a_table_and_json(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [row["n_rows"] for row in found["scores"]] == [5, 5, 1]
     assert found["skipped"] == {}
+
+
+def written(path, rows, **more):
+    """Write runs as a CSV file with other columns, and return the start of a command."""
+    columns = {"n_params": rows.n_params, "n_tokens": rows.n_tokens, **more}
+    lines = [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    path.write_text("\n".join([",".join(columns), *lines]))
+    return ["backtest", "--from", str(path), "--forecaster", "chinchilla", "--json"]
+
+
+def reasons_of(words, capsys):
+    assert main(words) == 0
+    return [each["reason"] for each in json.loads(capsys.readouterr().out)["scores"]]
+
+
+def test_a_table_is_read_as_by_fit(tmp_path, capsys, monkeypatch):
+    def sums(near, far, *_):
+        return None, f"{near.loss_nats.sum():.6f} {far.loss_nats.sum():.6f}"
+
+    monkeypatch.setattr(tests, "_answer", sums)
+    rows = grid()
+    plain = reasons_of(written(tmp_path / "a.csv", rows, loss_nats=rows.loss_nats), capsys)
+    twice = rows.take(np.repeat(np.arange(25), 2))
+    bits, lr = twice.loss_nats / np.log(2) + np.tile([0.0, 0.1], 25), np.tile([1e-3, 1e-2], 25)
+    words = written(tmp_path / "a.csv", twice, loss=bits, lr=lr)
+    read = ["--map", "loss_nats=loss", "--loss-unit", "bits", "--best-of", "lr"]
+    assert reasons_of([*words, *read], capsys) == plain
+    assert reasons_of([*words, *read, "--exclude", "3"], capsys) == plain
+    assert reasons_of([*words, *read, "--exclude", "2"], capsys) != plain
+    words = written(tmp_path / "a.csv", rows, n_params_kaplan=rows.n_params, loss=rows.loss_nats)
+    counted = ["--map", "loss_nats=loss", "--param-convention"]
+    assert reasons_of([*words, *counted, "kaplan"], capsys) == plain
+    assert main([*words, *counted, "kaplann"]) == 2
+    assert "Did you mean kaplan?" in capsys.readouterr().out
+
+
+def test_options_of_one_table_are_refused_with_all_tables(capsys):
+    words = ["backtest", "--from", "public:ALL", "--best-of", "lr", "--where", "flops > 1"]
+    assert main(words) == 2
+    assert "Remove --where, --best-of" in capsys.readouterr().err
+
+
+def test_a_fit_beyond_the_time_limit_is_no_answer(tmp_path, capsys):
+    words = written(tmp_path / "a.csv", grid(), loss_nats=grid().loss_nats)
+    for name in ("chinchilla", "auto"):
+        words[4] = name
+        found = reasons_of([*words, "--time-limit", "0"], capsys)
+        assert set(found) == {"a fit that takes longer than 0 s"}
+
+
+def test_law_and_chinchilla_are_one_fit(monkeypatch):
+    fits = []
+    monkeypatch.setattr(tests, "_answer", lambda *_: fits.append(1) or (None, ""))
+    found = backtest(grid(), "grid", forecasters=("law", "averaged", "chinchilla"))
+    assert len(found) == 9
+    assert len(fits) == 6
+
+
+def test_a_fit_without_intervals_is_not_counted_as_missed():
+    rows = grid()
+    none = np.full(25, np.nan)
+    prediction = Prediction(
+        value=rows.loss_nats, low=none, high=none, pred_low=none, pred_high=none, level=0.9
+    )
+    holdout = tests.score(
+        SimpleNamespace(target="loss_nats", predict=lambda *_, **__: prediction), rows
+    )
+    assert (holdout.n_intervals, holdout.covered) == (0, 0)
+    frame = {"n_params": rows.n_params, "n_tokens": rows.n_tokens, "loss_nats": rows.loss_nats}
+    report = api.backtest(frame, forecasters=("chinchilla",))
+    first, *others = report.scores
+    report = replace(report, scores=(replace(first, holdout=holdout), *others))
+    (mean,) = report.means()
+    assert mean["coverage"] == pytest.approx(np.mean([each.coverage for each in others]))
+    assert mean["n_without_intervals"] == 1
+    assert report.to_dict()["scores"][0]["coverage"] is None
+    assert [row["n_intervals"] for row in report.to_dict()["scores"]] == [0, 5, 1]
 
 
 def test_forecasters_are_compared_on_the_cuts_that_all_answer():

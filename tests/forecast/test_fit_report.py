@@ -189,6 +189,7 @@ def test_held_out_rows_are_scored_by_hand(frame):
     assert found.holdout.mean_relative_error == pytest.approx(error.mean())
     assert found.holdout.max_relative_error == pytest.approx(error.max())
     assert found.holdout.covered == inside.sum()
+    assert found.holdout.n_intervals == len(held)
     assert found.holdout.mean_width == pytest.approx(
         np.mean(predicted.pred_high - predicted.pred_low)
     )
@@ -198,6 +199,7 @@ def test_held_out_rows_are_scored_by_hand(frame):
         "mean_relative_error",
         "max_relative_error",
         "covered",
+        "n_intervals",
         "mean_width",
         "level",
     }

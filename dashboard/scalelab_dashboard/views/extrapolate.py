@@ -213,8 +213,8 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
     if report.holdout is not None:
         score = report.holdout
         st.markdown(
-            f"{score.covered:,} of {plural(score.n_rows, 'held-out run')} inside the prediction "
-            f"interval; mean error {100 * score.mean_relative_error:.2f} %, largest "
+            f"{score.covered:,} of {plural(score.n_intervals, 'held-out run')} inside the "
+            f"prediction interval; mean error {100 * score.mean_relative_error:.2f} %, largest "
             f"{100 * score.max_relative_error:.2f} %."
         )
 

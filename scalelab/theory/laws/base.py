@@ -147,7 +147,7 @@ class Law(ABC):
         return {f.name: float(getattr(self, f.name)) for f in fields(self)}
 
     def loss(self, columns: Columns) -> FloatArray:
-        """Return the predicted target at these columns.
+        """Return the predicted target at these columns; infinite where it is too large for a float.
 
         ``columns`` has an entry for each of ``self.columns``; scalars and arrays broadcast.
 
@@ -157,7 +157,8 @@ class Law(ABC):
             When a column is missing.
         """
         theta = tuple(np.float64(t) for t in self.to_coordinates())
-        value = self.evaluate(theta, self.columns_of(columns))
+        with np.errstate(over="ignore"):
+            value = self.evaluate(theta, self.columns_of(columns))
         return np.asarray(value, dtype=np.float64)
 
     @classmethod

@@ -52,14 +52,16 @@ class Kaplan(Law):
     def seeds(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> FloatArray:
         """Return projections of L^(1/alpha_d), which is linear given the exponents."""
         x, y = np.log(columns["n_params"]), np.log(columns["n_tokens"])
+        level = float(np.median(target))  # powers of losses far from 1 have no float
         grid = np.array(list(product(np.geomspace(0.02, 0.6, 10), repeat=2)))
         out = []
         for alpha_n, alpha_d in grid:
             ratio = alpha_n / alpha_d
             basis = np.stack([np.exp(-ratio * (x - x.mean())), np.exp(-(y - y.mean()))])
-            c, _ = project(basis[None], target ** (1 / alpha_d))
-            log_N_c = np.log(c[0, 0]) / ratio + x.mean()
-            log_D_c = np.log(c[0, 1]) + y.mean()
+            c, _ = project(basis[None], (target / level) ** (1 / alpha_d))
+            log_c = np.log(c[0]) + np.log(level) / alpha_d
+            log_N_c = log_c[0] / ratio + x.mean()
+            log_D_c = log_c[1] + y.mean()
             out.append([log_N_c, log_D_c, np.log(alpha_n), np.log(alpha_d)])
         return np.array(out)
 
