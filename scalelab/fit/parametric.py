@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.errors import UsageError
+from scalelab.errors import DataError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan, plan
 from scalelab.fit.draws import FEW_CLUSTERS, OPEN_ROWS, draws_of
 from scalelab.fit.identify import assess
@@ -242,7 +242,16 @@ def _seeds(law: type[Law], data: Design, box: Box, held: Mapping[str, float]) ->
     rows = Rows(data.rows.target, data.rows.weight, residual)
     misfit = model.value(seeds, rows, Penalty(delta=np.inf))
     order = np.argsort(misfit, kind="stable")
-    return np.asarray(seeds[order[np.isfinite(misfit[order])]])
+    order = order[np.isfinite(misfit[order])]
+    if not len(order):
+        raise DataError(
+            f"{plural(data.rows.n, 'row')} that the form {law.name} does not describe in double "
+            f"precision ({law.target} of {data.rows.target.min():.3g} to "
+            f"{data.rows.target.max():.3g})",
+            "numbers whose powers are within the range of a float",
+            "Change the unit of the columns, for example --map 'loss_nats=loss * 1000'.",
+        )
+    return np.asarray(seeds[order])
 
 
 def _thinned(data: Design) -> Design:

@@ -130,9 +130,13 @@ class RowModel(ABC):
         """Return value (n,), gradient (p, n) and Hessian (p, p, n) of every row at one point."""
 
     def residuals(self, eta: FloatArray, rows: Rows) -> FloatArray:
-        """Return predicted minus observed (of logarithms for the ``log`` residual), (s, n)."""
-        f = self.predicted(eta)
-        return (np.log(f) if rows.is_log else f) - rows.compared
+        """Return predicted minus observed (of logarithms for the ``log`` residual), (s, n).
+
+        It is not finite where the law is not.
+        """
+        with np.errstate(all="ignore"):
+            f = self.predicted(eta)
+            return (np.log(f) if rows.is_log else f) - rows.compared
 
     def value(self, eta: FloatArray, rows: Rows, penalty: Penalty) -> FloatArray:
         """Return the objective, shape (s,); infinity where the law is not finite."""

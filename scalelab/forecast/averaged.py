@@ -252,6 +252,12 @@ def _columns(rows: Observations) -> tuple[dict[str, FloatArray], FloatArray]:
     unique = rows.extra.get("unique_tokens")
     if unique is not None:
         distinct = np.minimum(np.asarray(unique, dtype=np.float64), rows.n_tokens)
+        if n_unknown := int((~(distinct > 0)).sum()):
+            raise NotIdentifiedError(
+                f"{plural(len(rows), 'row')}, of which {n_unknown} have no unique_tokens",
+                "unique_tokens above zero in every row, or no such column",
+                "Complete the column, or use --where 'unique_tokens > 0'.",
+            )
         if (distinct < rows.n_tokens).any():
             columns["unique_tokens"] = distinct
     return columns, rows.loss_nats

@@ -23,13 +23,16 @@ from scalelab.fit.selected import first_identified, fit_selected
 from scalelab.fit.time_limit import time_limit
 from scalelab.forecast.allocate import AVERAGED, FORECASTERS, LAW
 from scalelab.forecast.averaged import AveragedFit
-from scalelab.forecast.cuts import FACTOR, largest_cuts
+from scalelab.forecast.cuts import FACTOR, Cut, largest_cuts
 from scalelab.forecast.fit_report import Holdout
 from scalelab.forecast.size_column import fit_counts
 from scalelab.records.types import Observations
+from scalelab.units import plural
 
 MOST_LEFT_OUT = 0.4
 MIN_ROWS_LEFT = 8
+FACTORS = (1.5, 1.2, 1.05, 1.0)
+"""Smaller factors that are proposed where the asked one makes no cut."""
 LEVEL = 0.9
 SPEC = BootstrapSpec(k=300)
 TIME_LIMIT_S = 60.0
@@ -107,21 +110,16 @@ def backtest(
     DataError
         If no cut leaves enough rows.
     """
-    found = list(
-        largest_cuts(
-            rows.n_params,
-            rows.n_tokens,
-            factor=factor,
-            share=MOST_LEFT_OUT,
-            rows_left=MIN_ROWS_LEFT,
-        )
-    )
+    found = _cuts(rows, factor)
     if not found:
+        smaller = next((each for each in FACTORS if each < factor and _cuts(rows, each)), None)
         raise DataError(
-            f"{table}, where no cut leaves {MIN_ROWS_LEFT} rows and at most "
-            f"{MOST_LEFT_OUT:.0%} to forecast",
-            "runs of several sizes, lengths or budgets",
-            "Use a table with more runs, or a smaller --factor.",
+            f"{table} with {plural(len(rows), 'row')}, where no cut leaves {MIN_ROWS_LEFT} rows "
+            f"and at most {MOST_LEFT_OUT:.0%} to forecast",
+            f"{MIN_ROWS_LEFT} rows or more below the largest sizes, lengths or budgets",
+            f"Use --factor {smaller:g}."
+            if smaller
+            else "Add smaller runs, or test a table with more, for example --from public:llama3.",
         )
     scores = []
     for cut in found:
@@ -143,6 +141,18 @@ def backtest(
                 )
             )
     return tuple(scores)
+
+
+def _cuts(rows: Observations, factor: float) -> list[Cut]:
+    return list(
+        largest_cuts(
+            rows.n_params,
+            rows.n_tokens,
+            factor=factor,
+            share=MOST_LEFT_OUT,
+            rows_left=MIN_ROWS_LEFT,
+        )
+    )
 
 
 def best_forms(scores: Sequence[Score]) -> dict[str, str]:

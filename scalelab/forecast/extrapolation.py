@@ -16,6 +16,8 @@ SAME = 1.5
 """A largest budget within this factor of the largest run stands for it."""
 EXTRAPOLATION_LIMIT = 100.0
 """Ratio to the fitted range of FLOPs, N or D above which a prediction has a warning."""
+ROUNDED = 1.02
+"""Factor between a compute and that of a run whose N and D were rounded by who typed them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +45,10 @@ class FittedRange:
 
     def describe_distance(self, flops: float) -> str:
         """Return how far a compute, as 6 N D, is from the fitted runs, as a sentence."""
-        if flops > self.flops:
+        if flops > ROUNDED * self.flops:
             times = format_times(flops / self.flops)
             return f"Extrapolation: {times} the FLOPs of the largest {self.largest}."
-        if flops < self.least_flops:
+        if ROUNDED * flops < self.least_flops:
             times = format_times(self.least_flops / flops)
             return f"Extrapolation: {times} below the FLOPs of the smallest run."
         return "Within the FLOPs of the runs."

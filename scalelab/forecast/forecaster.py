@@ -272,7 +272,8 @@ class AveragedForecaster:
             raise NotIdentifiedError(
                 f"a search over N and D from runs that lie on {line.describe()}",
                 "runs that spread over N and D",
-                f"Name candidates on that line, or add runs off it, for example {line.added()}.",
+                f"Name runs there, for example {line.candidate()}, or add runs off it, for example "
+                f"{line.added()}.",
             )
         columns = self._columns(n, d, unique)
         if UNIQUE in columns:
@@ -298,8 +299,9 @@ class AveragedForecaster:
         if line is not None and not line.has(n_params, n_tokens):
             raise NotIdentifiedError(
                 f"a candidate off the runs, which lie on {line.describe()}",
-                "a candidate on that line",
-                f"Add runs off the line, for example {line.added()}.",
+                "a candidate among those runs",
+                f"Name one, for example {line.candidate()}, or add runs off the line, for example "
+                f"{line.added()}.",
             )
         at = self._columns(np.array([n_params]), np.array([n_tokens]), unique)
         mixture = self.found.at(at)

@@ -20,6 +20,8 @@ ACROSS = 0.1
 """Spread across a line relative to that along it, below which the runs lie on the line."""
 NEAR = 0.25
 """Distance from the line, in spreads of the runs along it, up to which it answers."""
+ROUNDED = 0.01
+"""Distance from the line, in logs, of the runs as people write them: with three digits."""
 SPLIT = np.array([1.0, -1.0]) / np.sqrt(2.0)
 """Direction in log N and log D along which N is traded for D at one compute."""
 SAME_DIRECTION = 0.98
@@ -58,7 +60,7 @@ class Line:
 
     def has(self, n_params: float, n_tokens: float) -> bool:
         """Return whether a run is on the line."""
-        near = max(NEAR, 2 * self.across / max(self.along, 1e-9))
+        near = max(NEAR, max(2 * self.across, ROUNDED) / max(self.along, 1e-9))
         return self.distance(n_params, n_tokens) <= near
 
     def describe(self) -> str:
@@ -73,6 +75,12 @@ class Line:
         if self.is_isoflop:
             return f"one line of N and D (C = {format_flops(float(train_flops_6nd(N, D)))} FLOPs)"
         return f"one line of N and D (about {D / N:.3g} tokens per parameter at its middle)"
+
+    def candidate(self) -> str:
+        """Return a run on the line, larger than its middle, as the option of a decision."""
+        larger = self.direction if self.direction.sum() >= 0 else -self.direction
+        N, D = np.exp(self.centre + self.along * larger)
+        return f"--candidate {format_quantity(float(N))}:{format_quantity(float(D))}"
 
     def added(self) -> str:
         """Return two runs, off the line at its middle, that would answer questions beside it."""

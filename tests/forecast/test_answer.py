@@ -22,6 +22,7 @@ from scalelab.forecast.points import Points
 from scalelab.forecast.published import verdicts
 from scalelab.theory.laws import LAWS, Chinchilla, law_named
 from scalelab.theory.laws.rates import LearningRate
+from scalelab.units import parse_quantity
 
 LARGEST = 1e20
 
@@ -212,6 +213,16 @@ def test_a_line_has_its_own_runs_and_not_those_beside_it(centre, angle, across):
     spread = np.exp(np.array(centre) + rng.standard_normal((6, 2)))
     columns = {"n_params": spread[:, 0], "n_tokens": spread[:, 1]}
     assert line_of(Points(columns=columns, reference_flops=1.0)) is None
+
+
+@pytest.mark.parametrize("n_tokens", [6.451e8, [6.451e8, 6.451e8], [6.451e8, 6.451e9]])
+def test_the_candidate_of_a_refusal_lies_on_the_line(n_tokens):
+    D = np.atleast_1d(n_tokens)
+    columns = {"n_params": np.full(len(D), 8.1436e7), "n_tokens": D}
+    line = line_of(Points(columns=columns, reference_flops=1.0))
+    option, candidate = line.candidate().split()
+    assert option == "--candidate"
+    assert line.has(*map(parse_quantity, candidate.split(":")))
 
 
 @pytest.mark.parametrize("forecaster", ["averaged", "law"])

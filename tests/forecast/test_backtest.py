@@ -92,8 +92,15 @@ def test_the_form_that_is_chosen_without_the_rows_is_scored():
 
 def test_a_table_without_a_cut_is_refused():
     few = grid().take(np.arange(6))
-    with pytest.raises(DataError, match="no cut leaves"):
+    with pytest.raises(DataError, match=r"no cut leaves 8 rows .* Add smaller runs"):
         backtest(few, "few")
+
+
+def test_a_smaller_factor_is_proposed_where_it_makes_a_cut():
+    rows = grid()
+    near = replace(rows, n_params=rows.n_params**0.1, n_tokens=rows.n_tokens**0.1)
+    with pytest.raises(DataError, match=r"Use --factor 1\.5"):
+        backtest(near, "near", factor=3.0)
 
 
 def test_the_command_gives_a_table_and_json(tmp_path, capsys):

@@ -53,6 +53,9 @@ def test_forecasts_count_from_the_same_compute_as_the_headline(rows):
     far = 30 * rows.budget.max()
     assert distance(rows, far) == "30x your largest budget"
     assert span.describe_distance(far) == "Extrapolation: 30x the FLOPs of the largest budget."
+    # N and D with three digits are those of a run
+    for rounded in (1.01 * span.flops, span.least_flops / 1.01):
+        assert span.describe_distance(rounded) == "Within the FLOPs of the runs."
     # a budget far below the largest run does not stand for it
     alone = fitted_range(replace(rows, budget=rows.budget / 7))
     product = 6 * rows.n_params * rows.n_tokens

@@ -212,6 +212,14 @@ def test_the_best_and_the_mean_of_each_size(tmp_path: Path) -> None:
     assert {"swept_settings", "seed_replicates"}.isdisjoint(table.notes)
 
 
+@pytest.mark.parametrize("factor", [1e-50, 1e50])
+def test_sizes_beyond_single_precision_are_not_one_size(factor: float, tmp_path: Path) -> None:
+    lines = ["n_params,n_tokens,loss_nats,lr"]
+    lines += [f"{n * factor},{d},{law(n, d) + lr},{lr}" for n, d in SIZES for lr in (1e-3, 2e-3)]
+    table = read(tmp_path / "a.csv", "\n".join(lines) + "\n", best_of="lr")
+    np.testing.assert_allclose(table.observations.loss_nats, [law(n, d) + 1e-3 for n, d in SIZES])
+
+
 def test_seeds_alone_are_replicates(tmp_path: Path) -> None:
     table = sweep_table(tmp_path, best_of="lr")
     assert len(table.observations) == 18
