@@ -2,7 +2,7 @@
 
 Each pool is 30 random runs of a shared table. Its 3 targets are random runs of the tenth with most
 compute; the runs of the pool have at most a third of their compute. Ten pools a table; the
-printed table goes to results/tables/adaptive.md.
+printed table, with standard errors of the differences, goes to results/tables/adaptive.md.
 """
 
 import numpy as np
@@ -73,8 +73,11 @@ def test_the_adaptive_choice_is_not_worse_than_the_cheapest_runs(name):
     rows, *_ = split_runs(read_runs(PREFIX + name, where=public.where or None))
     found = np.array([[errors_of(rows, seed, share) for share in SHARES] for seed in range(SEEDS)])
     adaptive, cheapest = found.mean(axis=0).T
+    gaps = found[..., 0] - found[..., 1]
+    errors = gaps.std(axis=0, ddof=1) / np.sqrt(SEEDS)
     cells = " | ".join(
-        f"{100 * a:.2f}, {100 * c:.2f}" for a, c in zip(adaptive, cheapest, strict=True)
+        f"{100 * a:.2f}, {100 * c:.2f} ({100 * (a - c):+.2f} +- {100 * e:.2f})"
+        for a, c, e in zip(adaptive, cheapest, errors, strict=True)
     )
     print(f"\n| {name} | {cells} |")
     assert (adaptive <= cheapest).all()
