@@ -199,6 +199,27 @@ def test_a_fit_without_intervals_is_not_counted_as_missed():
     assert [row["n_intervals"] for row in report.to_dict()["scores"]] == [0, 5, 1]
 
 
+def test_the_page_of_a_fit_says_that_held_out_rows_have_no_intervals(tmp_path, capsys):
+    rows = grid(noise=0.005).take(np.array([0, 3, 7, 11, 15, 19, 24]))
+    _, *runs = written(tmp_path / "a.csv", rows, loss_nats=rows.loss_nats)[:3]
+    words = [
+        "fit",
+        *runs,
+        "--holdout",
+        "n_params > 9e8",
+        "--forecaster",
+        "law",
+        "--bootstrap",
+        "20",
+    ]
+    assert main([*words, "--json"]) == 0
+    holdout = json.loads(capsys.readouterr().out)["holdout"]
+    assert (holdout["n_rows"], holdout["n_intervals"], holdout["covered"]) == (2, 0, 0)
+    assert holdout["mean_width"] is None
+    assert main([*words, "-v"]) == 0
+    assert "They have no prediction intervals." in " ".join(capsys.readouterr().out.split())
+
+
 def test_forecasters_are_compared_on_the_cuts_that_all_answer():
     rows = grid()
     frame = {"n_params": rows.n_params, "n_tokens": rows.n_tokens, "loss_nats": rows.loss_nats}

@@ -212,9 +212,14 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
     )
     if report.holdout is not None:
         score = report.holdout
-        st.markdown(
+        inside = (
             f"{score.covered:,} of {plural(score.n_intervals, 'held-out run')} inside the "
-            f"prediction interval; mean error {100 * score.mean_relative_error:.2f} %, largest "
+            "prediction interval"
+            if score.n_intervals
+            else f"{plural(score.n_rows, 'held-out run')} without prediction intervals"
+        )
+        st.markdown(
+            f"{inside}; mean error {100 * score.mean_relative_error:.2f} %, largest "
             f"{100 * score.max_relative_error:.2f} %."
         )
 
