@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,9 @@ class BacktestReport(NotebookView):
             "scores": self._rows(),
             "means": self.means(is_common=False),
             "means_of_common_cuts": self.means(is_common=True),
+            "pairs": [
+                {"forecaster": pair[0]["forecaster"], "means": pair} for pair in self.pairs()
+            ],
             "skipped": dict(self.skipped),
         }
 
@@ -123,6 +126,24 @@ class BacktestReport(NotebookView):
             }
             for name, rows in means
         ]
+
+    def pairs(self) -> list[list[dict[str, Any]]]:
+        """Return, for each other forecaster, its means and those of the reference.
+
+        Each pair is over the cuts that both answer; without such a cut it is left out. The
+        reference is ``averaged``, or else the first forecaster.
+        """
+        from scalelab.forecast.allocate import AVERAGED
+
+        names = list(dict.fromkeys(each.forecaster for each in self.scores))
+        reference = AVERAGED if AVERAGED in names else next(iter(names), None)
+        found = []
+        for name in names:
+            if name != reference:
+                both = [each for each in self.scores if each.forecaster in (name, reference)]
+                means = replace(self, scores=tuple(both)).means(is_common=True)
+                found.append(sorted(means, key=lambda mean: mean["forecaster"] == reference))
+        return [pair for pair in found if pair]
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []

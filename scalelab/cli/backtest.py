@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ from scalelab.units import plural
 if TYPE_CHECKING:
     from scalelab.forecast.backtest import Score
 
-NO_COMMON_CUT = "No cut has an answer of every forecaster."
+NO_COMMON_CUT = "No cut has an answer of two forecasters."
 
 
 def backtest(
@@ -133,13 +133,15 @@ def backtest(
             *_interval_cells(each),
         )
     out.print(Fitting(table))
-    own, common = report.means(), report.means(is_common=True)
+    own, pairs = report.means(), report.pairs()
     for mean in own:
         out.print(_sentence(mean, level), soft_wrap=True)
-    if common != own:
-        out.print("On the cuts that every forecaster answers:" if common else NO_COMMON_CUT)
-        for mean in common:
-            out.print(f"  {_sentence(mean, level)}", soft_wrap=True)
+    if len(own) > 1 and not pairs:
+        out.print(NO_COMMON_CUT)
+    elif any(mean not in own for pair in pairs for mean in pair):
+        out.print("On the cuts that both answer:")
+        for pair in pairs:
+            out.print(f"  {_pair_sentence(pair)}", soft_wrap=True)
     best = report.best_form()
     if len(best):
         out.print(
@@ -160,6 +162,16 @@ def _interval_cells(score: Score) -> tuple[str, str]:
     if not score.holdout.n_intervals:
         return "no interval", ""
     return f"{100 * score.coverage:.0f}", f"{score.holdout.mean_width:.3f}"
+
+
+def _pair_sentence(pair: Sequence[Mapping[str, Any]]) -> str:
+    names = " and ".join(mean["forecaster"] for mean in pair)
+    errors = " and ".join(f"{100 * mean['mean_relative_error']:.2f} %" for mean in pair)
+    covered = " and ".join(
+        "none" if mean["coverage"] is None else f"{mean['coverage']:.2f}" for mean in pair
+    )
+    tables = plural(pair[0]["n_tables"], "table")
+    return f"{names}: mean error {errors}, coverage {covered} (mean over {tables})."
 
 
 def _sentence(mean: Mapping[str, Any], level: float) -> str:

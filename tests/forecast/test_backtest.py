@@ -14,6 +14,7 @@ from scalelab.fit.outcome import Prediction
 from scalelab.forecast import backtest as tests
 from scalelab.forecast.backtest import backtest, best_forms
 from scalelab.forecast.cuts import largest_cuts
+from scalelab.forecast.fit_report import Holdout
 from scalelab.records.types import Observations
 
 
@@ -239,6 +240,30 @@ def test_forecasters_are_compared_on_the_cuts_that_all_answer():
     none = replace(report, scores=tuple(replace(each, holdout=None) for each in scores[1::2]))
     assert none.means(is_common=True) == []
     assert none.to_dict()["means"][0]["coverage"] is None
+
+
+def test_each_forecaster_is_compared_with_the_average_on_the_cuts_that_both_answer():
+    holdout = Holdout(
+        n_rows=2, mean_relative_error=0.01, max_relative_error=0.02, covered=1, n_intervals=2,
+        mean_width=0.1, level=0.9,
+    )  # fmt: skip
+    errors = {"averaged": (0.01, 0.03), "gamma": (0.02, None), "farseer": (None, 0.05)}
+    scores = tuple(
+        tests.Score(
+            table="t", cut=cut, forecaster=name, n_rows=2, reason="",
+            holdout=None if error is None else replace(holdout, mean_relative_error=error),
+        )
+        for name, both in errors.items()
+        for cut, error in zip("ab", both, strict=True)
+    )  # fmt: skip
+    report = api.BacktestReport(scores=scores, skipped={}, level=0.9)
+    assert report.means(is_common=True) == []  # no cut has all three answers
+    found = [[(m["forecaster"], m["mean_relative_error"]) for m in pair] for pair in report.pairs()]
+    assert found == [
+        [("gamma", 0.02), ("averaged", 0.01)],
+        [("farseer", 0.05), ("averaged", 0.03)],
+    ]
+    assert [each["forecaster"] for each in report.to_dict()["pairs"]] == ["gamma", "farseer"]
 
 
 def test_an_unknown_forecaster_is_refused():
