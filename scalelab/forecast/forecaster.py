@@ -277,8 +277,11 @@ class AveragedForecaster:
             )
         columns = self._columns(n, d, unique)
         if UNIQUE in columns:
-            return np.exp(paths_of(self.found).mean(columns))
-        return np.exp(valley_of(self.found).rising(columns))
+            logs = paths_of(self.found).mean(columns)
+        else:
+            logs = valley_of(self.found).rising(columns)
+        with np.errstate(over="ignore"):  # losses too large for a float are infinite
+            return np.exp(logs)
 
     def in_valley(self, n_params: float, n_tokens: float, unique: float | None) -> bool:
         """Return whether the loss has not fallen away from the valley of the runs.
@@ -306,7 +309,8 @@ class AveragedForecaster:
         at = self._columns(np.array([n_params]), np.array([n_tokens]), unique)
         mixture = self.found.at(at)
         tails = ((1 - self.level) / 2, 0.5, (1 + self.level) / 2)
-        low, value, high = (float(np.exp(mixture.quantile(q)[0])) for q in tails)
+        with np.errstate(over="ignore"):
+            low, value, high = (float(np.exp(mixture.quantile(q)[0])) for q in tails)
         miss = None
         if target is not None:
             below = mixture.probability_below(np.log([target]), is_new_run=True)

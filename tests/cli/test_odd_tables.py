@@ -74,6 +74,13 @@ def test_every_command_answers_or_refuses_hundreds_of_odd_tables(tmp_path):
 
 
 @pytest.mark.slow
+def test_losses_too_large_for_a_float_are_decided_without_a_warning(tmp_path):
+    write("wild losses", 159, tmp_path / "runs.csv")
+    words = ["decide", "--from", str(tmp_path / "runs.csv"), "--flops", "1e22", "--json"]
+    check(words, "wild losses")
+
+
+@pytest.mark.slow
 def test_repeats_that_some_rows_do_not_state_are_not_averaged(tmp_path, capsys):
     write("unique tokens in part", 0, tmp_path / "runs.csv")
     words = [
