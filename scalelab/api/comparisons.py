@@ -23,6 +23,7 @@ def compare_runs(
     mapping: Mapping[str, str] | None = None,
     form: str = "chinchilla",
     bootstrap: BootstrapSpec | int | None = None,
+    metric: str | None = None,
     flops: float | None = None,
     level: float = 0.9,
 ) -> SourceComparison:
@@ -41,6 +42,8 @@ def compare_runs(
         Law that is fitted to the runs.
     bootstrap : BootstrapSpec or int, optional
         Bootstrap replicates of each fit; default 1000.
+    metric : str, optional
+        Loss of the runs, such as ``"bpb:code"``; default: the held-out loss.
     flops : float, optional
         Compute at which the optima are compared; default: the largest within the runs of all.
     level : float
@@ -54,7 +57,7 @@ def compare_runs(
     from scalelab.forecast.comparing import compare_sources
 
     sources = [
-        _source(name, Path(results), mapping, form, bootstrap, level)
+        _source(name, Path(results), mapping, form, bootstrap, level, metric)
         for name in dict.fromkeys(names)
     ]
     if len(sources) != len(names):
@@ -106,12 +109,16 @@ def _source(
     form: str,
     bootstrap: BootstrapSpec | int | None,
     level: float,
+    metric: str | None = None,
 ) -> Source:
     from scalelab.api.fits import fit
     from scalelab.api.laws import list_laws, load_law
     from scalelab.store.public_tables import PREFIX
+    from scalelab.store.reading import Reading
 
     fitting: dict[str, Any] = {"form": form, "bootstrap": bootstrap, "level": level}
+    if metric is not None:
+        fitting["reading"] = Reading(metric=metric)
     if name.startswith(PREFIX):
         return source_of(name, fit(name, **fitting))
     sweeps = _sweeps(results)

@@ -33,6 +33,13 @@ def compare(
     results: ResultsOption = DEFAULT_RESULTS,
     mapping: MapOption = None,
     form: Annotated[str, typer.Option(help="Law that is fitted to runs.")] = "chinchilla",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Which loss of the runs: an evaluation set such as code, or bpb:code (bits per "
+            "byte), which compares over tokenizers. Default: heldout."
+        ),
+    ] = None,
     flops: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +56,8 @@ def compare(
 ) -> int:
     """Compare the optima and speed-up of sweeps, tables and laws.
 
-    The speed-up says how much less compute a recipe needs than the first one for the same loss.
+    The answer says how much compute a recipe needs for the same loss as the first one. It needs
+    losses of one text, and of one tokenizer or in bits per byte.
 
     Example: scalelab compare public:chinchilla public:llama3 besiroglu
     """
@@ -67,6 +75,7 @@ def compare(
         mapping=parse_map(mapping or []),
         form=form,
         bootstrap=bootstrap,
+        metric=metric,
         flops=None if flops is None else parse_quantity(flops, what="--flops"),
         level=level,
     )
@@ -88,21 +97,22 @@ def _print(found: SourceComparison) -> None:
     from scalelab.cli.fit_page import ANSWER_STYLE
     from scalelab.cli.fit_tables import DIM_STYLE
     from scalelab.cli.layout import Fitting, number_table
-    from scalelab.forecast.comparing import SAME_SET
     from scalelab.units import format_flops
 
     out = console()
-    if any(part.speedup is not None for part in found.parts):
-        say(SAME_SET, out, style=ANSWER_STYLE)
-    for sentence in found.sentences:
-        say(sentence, out, style=ANSWER_STYLE)
+    for answer, details in zip(found.answers, found.details, strict=True):
+        say(answer, out, style=ANSWER_STYLE)
+        for each in details:
+            say(each, out)
     at = format_flops(found.flops)
     table = number_table(
-        *("source", "runs", "verdict", "a (N_opt)", f"N at {at}", "D", "speed-up"),
+        *("source", "runs", "verdict", "a (N_opt)", f"N at {at}", "D"),
+        *(["speed-up"] if found.has_speedup else []),
         texts=("source", "verdict"),
     )
     for part in found.parts:
-        table.add_row(*_row(part, is_first=part is found.parts[0]))
+        cells = _row(part, is_first=part is found.parts[0])
+        table.add_row(*cells[: len(table.columns)])
     out.print(Fitting(table))
     say(f"In brackets: {100 * found.level:g} % confidence intervals.", out, style=DIM_STYLE)
 

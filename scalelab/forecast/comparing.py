@@ -1,14 +1,14 @@
 """Several sweeps, tables or laws over one another: optima, exponents and effective speed-up.
 
-The first is the reference. Speed-ups compare runs with its law, so they need losses on the same
-evaluation set; sizes and exponents compare in any case.
+The first is the reference. Speed-ups compare runs with its law, so they need losses on one text,
+and per token of one tokenizer; sizes and exponents compare in any case.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from scalelab.fit.outcome import Interval, ParametricFit
 from scalelab.fit.speedup import Speedup, effective_speedup
 from scalelab.forecast.allocate import Forecast, derived, frontier, parse_request
 from scalelab.forecast.bands import Bands
+from scalelab.forecast.comparable import NO, Comparability, comparability
+from scalelab.forecast.comparison_words import answer_of, details_of
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import Forecaster, forecaster
 from scalelab.forecast.headline import exponents, verdict_of
 from scalelab.forecast.law_file import SavedLaw
 from scalelab.records.types import Observations
-from scalelab.units import format_flops, format_quantity, format_times, plural
+from scalelab.units import format_flops, plural
 
 CHINCHILLA_FLOPS = 5.76e23
 MIN_SOURCES = 2
@@ -32,10 +34,6 @@ MAX_SOURCES = 6
 BAND_POINTS = 60
 SPAN = 3.0
 """Factor by which frontiers are drawn beyond the runs."""
-NO_SPEEDUP = "No speed-up"
-FAR = 1.5
-"""Factor beyond the reference's compute at which a run counts as outside."""
-SAME_SET = "Comparable only if both losses are of one evaluation set, in one unit."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +125,8 @@ class Compared:
         Compute of the reference over its compute at equal loss; None for laws and the reference.
     reason : str
         Why there is no speed-up or no forecast.
+    comparable : Comparability or None
+        Whether its losses compare with those of the reference; None for the reference.
     """
 
     source: Source
@@ -134,6 +134,7 @@ class Compared:
     bands: Bands | None
     speedup: Speedup | None = None
     reason: str = ""
+    comparable: Comparability | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -148,6 +149,7 @@ class Compared:
             "optimum": None if self.forecast is None else self.forecast.to_dict(),
             "speedup": None if self.speedup is None else self.speedup.to_dict(),
             "reason": self.reason or None,
+            "comparable": self.comparable and self.comparable.to_dict(),
         }
 
 
@@ -162,22 +164,30 @@ class SourceComparison:
     level : float
         Level of every interval.
     parts : tuple of Compared
-    sentences : tuple of str
-        What the comparison says, one for each source after the first.
+    answers : tuple of str
+        Whether each source after the first is better than the first.
+    details : tuple of tuple of str
+        What qualifies each answer: distance, sizes, D/N, exponents, and how to make it comparable.
     """
 
     flops: float
     level: float
     parts: tuple[Compared, ...]
-    sentences: tuple[str, ...] = field(default=())
+    answers: tuple[str, ...]
+    details: tuple[tuple[str, ...], ...]
+
+    @property
+    def has_speedup(self) -> bool:
+        """Whether one of the sources has a speed-up."""
+        return any(part.speedup is not None for part in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object."""
         return {
             "flops": self.flops,
             "level": self.level,
-            "sentences": list(self.sentences),
-            "note": SAME_SET,
+            "answers": list(self.answers),
+            "details": [list(each) for each in self.details],
             "sources": [part.to_dict() for part in self.parts],
         }
 
@@ -233,7 +243,8 @@ def compare_sources(
         flops=flops,
         level=level,
         parts=parts,
-        sentences=tuple(_sentence(part, parts[0], flops) for part in parts[1:]),
+        answers=tuple(answer_of(part, parts[0]) for part in parts[1:]),
+        details=tuple(details_of(part, parts[0], flops) for part in parts[1:]),
     )
 
 
@@ -246,11 +257,10 @@ def _compared(
         bands = source.forecaster.bands(grid)
     except ScalelabError as error:
         reason = error.given
-    if source is first or source.rows is None:
+    if source is first:
         return Compared(source=source, forecast=forecast, bands=bands, reason=reason)
-    if first.fit is None:
-        reason = reason or f"{first.name} is a law without runs"
-    else:
+    comparable = comparability(source.name, source.rows, first.name, first.rows)
+    if comparable.answer != NO and first.fit is not None and source.rows is not None:
         try:
             speedup = effective_speedup(first.fit, source.rows, seed=seed, level=level)
         except NotIdentifiedError:
@@ -262,93 +272,9 @@ def _compared(
                 + "; are the losses of one evaluation set, in one unit?"
             )
     return Compared(
-        source=source, forecast=forecast, bands=bands, speedup=speedup, reason=reason
+        source=source, forecast=forecast, bands=bands, speedup=speedup, reason=reason,
+        comparable=comparable,
     )  # fmt: skip
-
-
-def _sentence(part: Compared, first: Compared, flops: float) -> str:
-    """Return how one source compares with the reference: sizes, then the speed-up."""
-    name, reference = part.source.name, first.source.name
-    said = []
-    if part.speedup is not None:
-        said.append(_speedup_words(part.speedup, name, reference))
-        if _is_outside(part.source, first.source):
-            said.append(
-                f"Most of its runs are outside the compute of {reference}, so this extrapolates "
-                "that law: compare runs of the same compute."
-            )
-    if part.forecast is not None and first.forecast is not None:
-        ours, theirs = part.forecast.n_params, first.forecast.n_params
-        if ours is not None and theirs is not None:
-            said.append(_size_words(ours, theirs, name, reference, flops))
-    if part.reason and part.speedup is None and part.source.rows is not None:
-        end = "" if part.reason.endswith("?") else "."
-        said.append(f"{NO_SPEEDUP} of {name}: {part.reason}{end}")
-    return " ".join(said) or f"{name} has no optimum at {format_flops(flops)} FLOP."
-
-
-def _is_outside(source: Source, first: Source) -> bool:
-    """Say whether most runs are beyond those of the reference in compute."""
-    if source.rows is None:
-        return False
-    low, high = first.span[0] / FAR, first.span[1] * FAR
-    return float(np.mean((source.rows.flops < low) | (source.rows.flops > high))) > 0.5
-
-
-def _speedup_words(found: Speedup, name: str, reference: str) -> str:
-    factor = found.factor
-    limits = (
-        f" [{factor.low:.2f}, {factor.high:.2f}]" if math.isfinite(factor.low + factor.high) else ""
-    )
-    if limits and factor.low <= 1 <= factor.high:
-        return (
-            f"{name} is neither better nor worse than {reference} as far as these runs show: "
-            f"speed-up {factor.value:.2f}{limits}."
-        )
-    if factor.value >= 1:
-        return (
-            f"{name} is better than {reference}: it reaches the same loss with 1/"
-            f"{factor.value:.2f} of the compute, a speed-up of {factor.value:.2f}{limits}."
-        )
-    return (
-        f"{name} is worse than {reference}: it needs {format_quantity(1 / factor.value)} times the "
-        f"compute for the same loss{_inverse(factor)}."
-    )
-
-
-def _inverse(factor: Interval) -> str:
-    """Return the limits of one over a factor in brackets, if they are known."""
-    if not math.isfinite(factor.low + factor.high) or factor.low <= 0:
-        return ""
-    return f" [{format_quantity(1 / factor.high)}, {format_quantity(1 / factor.low)}]"
-
-
-def _size_words(ours: Interval, theirs: Interval, name: str, reference: str, flops: float) -> str:
-    """Return how the compute-optimal N differs; no clear difference if the intervals overlap."""
-    at = f"At {format_flops(flops)} FLOP"
-    spans = [
-        (each.low, each.high) if math.isfinite(each.low + each.high) else (each.value, each.value)
-        for each in (ours, theirs)
-    ]
-    (low, high), (other_low, other_high) = spans
-    has_interval = low < high or other_low < other_high
-    if has_interval and low <= other_high and other_low <= high:
-        sizes = " and ".join(
-            f"{format_quantity(each.value)} of {source}"
-            for each, source in ((ours, name), (theirs, reference))
-        )
-        return f"{at} there is no clear difference in the best parameters: {sizes}."
-    ratio = ours.value / theirs.value
-    size = (
-        "as many" if 1 / 1.05 < ratio < 1.05
-        else f"{format_times(ratio)} the" if ratio > 1
-        else f"1/{format_quantity(1 / ratio, 2)} of the"
-    )  # fmt: skip
-    end = " as" if size == "as many" else " of"
-    return (
-        f"{at} {name} wants {format_quantity(ours.value)} parameters, {size} parameters{end} "
-        f"{reference}."
-    )
 
 
 def _point(value: float) -> Interval:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError
+from scalelab.records.evaluated import UNKNOWN, EvaluatedOn
 from scalelab.records.metric import HELDOUT, Metric
 from scalelab.units import plural
 
@@ -234,6 +235,8 @@ class Observations:
         Whether losses may be 0 or negative, as normalised losses are.
     metric : Metric
         Which loss ``loss_nats`` is, with its unit.
+    evaluated : EvaluatedOn
+        Text and tokenizer of the losses, as far as they are known.
     """
 
     n_params: FloatArray
@@ -249,6 +252,7 @@ class Observations:
     source: str = ""
     is_signed: bool = False
     metric: Metric = HELDOUT
+    evaluated: EvaluatedOn = UNKNOWN
 
     def __post_init__(self) -> None:
         n = len(self.loss_nats)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from scalelab.forecast.comparing import SAME_SET
 from scalelab.report import figures_compare
 from scalelab.report.html_metrics import figure_div
 from scalelab.units import format_flops, format_quantity
@@ -20,19 +19,20 @@ if TYPE_CHECKING:
 def comparison_section(found: SourceComparison, line: str) -> Iterator[str]:
     """Yield the heading, what the comparison says, its figures and its table."""
     yield "<h2>Compared with others</h2>"
-    has_speedup = any(part.speedup is not None for part in found.parts)
-    for sentence in ((SAME_SET,) if has_speedup else ()) + found.sentences:
-        yield f"<p><b>{html.escape(sentence)}</b></p>"
+    for answer, details in zip(found.answers, found.details, strict=True):
+        yield f"<p><b>{html.escape(answer)}</b></p>"
+        yield f"<p>{html.escape(' '.join(details))}</p>"
     yield figure_div(figures_compare.frontiers(found, "n_params"), "compare_n", line)
     yield figure_div(figures_compare.frontiers(found, "n_tokens"), "compare_d", line)
     yield figure_div(figures_compare.exponent_forest(found), "compare_a", line)
-    if has_speedup:
+    if found.has_speedup:
         yield figure_div(figures_compare.speedup_forest(found), "compare_s", line)
     at = html.escape(format_flops(found.flops))
     heads = ("source", "runs", "verdict", "a", f"N at {at} FLOP", "D", "speed-up")
+    heads = heads if found.has_speedup else heads[:-1]
     yield "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
     for part in found.parts:
-        cells = _cells(part, is_first=part is found.parts[0])
+        cells = _cells(part, is_first=part is found.parts[0])[: len(heads)]
         yield "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
     yield "</table>"
 

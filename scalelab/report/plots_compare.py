@@ -29,7 +29,7 @@ def comparison_figure(found: SourceComparison) -> Figure:
     _frontiers(middle, found, "n_tokens", "compute-optimal tokens D")
     _forest(right, found)
     left.legend(fontsize=8, frameon=False, loc="upper left")
-    figure.suptitle("\n".join(found.sentences), x=0.01, ha="left", fontsize=9, color=LIGHT.ink)
+    figure.suptitle("\n".join(found.answers), x=0.01, ha="left", fontsize=9, color=LIGHT.ink)
     return figure
 
 

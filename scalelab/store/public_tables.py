@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.errors import DataError, did_you_mean
+from scalelab.records.evaluated import EvaluatedOn
 
 PREFIX = "public:"
 FOLDER = Path(__file__).parents[1] / "public_tables"
@@ -31,6 +32,8 @@ class PublicTable:
         Number of rows.
     where : str
         ``--where`` condition of the rows that the paper fits; empty for all rows.
+    text, tokenizer : str
+        Evaluated text and tokenizer of the losses; empty if the source does not state them.
     """
 
     name: str
@@ -41,6 +44,8 @@ class PublicTable:
     licence: str
     cite: str
     where: str = ""
+    text: str = ""
+    tokenizer: str = ""
 
 
 def list_public_tables() -> tuple[PublicTable, ...]:
@@ -69,3 +74,17 @@ def table_path(path: Path) -> Path:
             did_you_mean(name, tables, prefix=PREFIX) + "List the tables with `scalelab tables`.",
         )
     return FOLDER / tables[name].file
+
+
+def published_text(path: Path) -> EvaluatedOn | None:
+    """Return what the losses of ``public:NAME`` are of; None for any other path."""
+    name = str(path).removeprefix(PREFIX)
+    found = [table for table in list_public_tables() if table.name == name]
+    if not str(path).startswith(PREFIX) or not found:
+        return None
+    (table,) = found
+    return EvaluatedOn(
+        texts=(table.text,) if table.text else (),
+        tokenizers=(table.tokenizer,) if table.tokenizer else (),
+        is_named=True,
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import DataError, UsageError, listed
+from scalelab.records.evaluated import EvaluatedOn
 from scalelab.records.types import Curves
 from scalelab.store.cells import has_decimal_commas, parse_cell
 from scalelab.store.columns import likely_columns
@@ -51,6 +52,8 @@ class TableSource:
         Whether the rows are logged runs, whose losses are in the unit that the notes state.
     metrics : dict of str to str, or None
         Column by metric, such as ``bpb:code``; None takes them from the names of the columns.
+    evaluated : EvaluatedOn or None
+        Text and tokenizer of the losses that the source states; None reads them from columns.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class TableSource:
         self.is_log = False
         self.metrics: dict[str, str] | None = None
         self.param_convention = "unstated"
+        self.evaluated: EvaluatedOn | None = None
         self._ends: NDArray[np.int64] | None = None
         self._n_cells = 0
         if text_file is not None:

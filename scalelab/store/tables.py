@@ -29,11 +29,13 @@ from scalelab.store.columns import (
     map_option,
 )
 from scalelab.store.comparable import finished_condition, select, settings_as_text
+from scalelab.store.evaluated import evaluated_on
 from scalelab.store.excluded import is_excluded, name_column, text_of_names
 from scalelab.store.found_columns import find_needed
 from scalelab.store.loss_units import convert_loss
 from scalelab.store.metric import metric_expression, parse_metric, without_metric
 from scalelab.store.plausible import plausibility_notes
+from scalelab.store.public_tables import published_text
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.table_files import open_file
 from scalelab.store.table_source import TableSource, is_numeric, open_frame, quote
@@ -109,6 +111,7 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> TableRea
     """
     options = options or ReadOptions()
     with open_file(Path(path), options.reading) as source:
+        source.evaluated = published_text(Path(path))
         return read_source(source, options)
 
 
@@ -287,6 +290,7 @@ class _Reader:
             source=source,
             is_signed=options.is_signed,
             metric=metric,
+            evaluated=evaluated_on(self.source, options, metric),
         )
         self._note_duplicates(observations)
         observations, kept, notes = select(observations, marks, options.reading)

@@ -16,14 +16,28 @@ from scalelab.api.data import frame_of
 from scalelab.api.laws import load_law
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
-from scalelab.forecast.comparing import SourceComparison, compare_sources
+from scalelab.forecast.comparable import Comparability
+from scalelab.forecast.comparing import Source, SourceComparison, compare_sources
+from scalelab.records.evaluated import EvaluatedOn
+from scalelab.records.metric import parse_metric
 from scalelab.records.types import Observations
 from scalelab.report import figures_compare
 from scalelab.report.look import LIGHT, compared_colours
-from scalelab.store.tables import TableRead
+from scalelab.store.read_options import ReadOptions
+from scalelab.store.tables import TableRead, read_table
 
 SAVING = 1.5
 """Compute that recipe B saves."""
+
+
+def of_text(source: Source, text: str, tokenizer: str = "gpt2", metric: str = "heldout") -> Source:
+    """Return the source with losses of this text, tokenizer and metric; unknown if empty."""
+    assert source.rows is not None
+    evaluated = EvaluatedOn(
+        texts=(text,) if text else (), tokenizers=(tokenizer,) if tokenizer else ()
+    )
+    rows = replace(source.rows, evaluated=evaluated, metric=parse_metric(metric))
+    return replace(source, rows=rows)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +57,7 @@ def compared(isoflop_runs: Callable[..., Observations]) -> SourceComparison:
         )
         for name, rows in (("recipe-a", a), ("recipe-b", b))
     ]
+    sources = [of_text(source, "c4") for source in sources]
     return compare_sources([*sources, source_of("besiroglu", load_law("besiroglu"))])
 
 
@@ -51,18 +66,88 @@ def test_the_better_recipe_is_named_with_its_speed_up(compared: SourceComparison
     assert speedup is not None
     assert speedup.factor.low < SAVING < speedup.factor.high
     assert speedup.factor.low > 1
-    assert compared.sentences[0].startswith("recipe-b is better than recipe-a")
+    assert compared.answers[0].startswith("recipe-b is better than recipe-a: it needs 0.6")
+    assert compared.answers[0].endswith("of the compute of recipe-a for the same loss.")
+    assert compared.to_dict()["sources"][1]["comparable"]["answer"] == "yes"
     assert compared.parts[2].speedup is None
     assert compared.parts[2].reason == ""
+    assert (
+        compared.answers[1]
+        == "No losses to compare: besiroglu is a law without runs. Compare N, D and the exponents."
+    )
 
 
-def test_a_worse_recipe_needs_more_compute_and_has_no_speed_up_below_one(
+def test_losses_of_other_texts_or_tokenizers_have_no_speed_up_but_d_over_n(
+    compared: SourceComparison,
+) -> None:
+    a, b = (part.source for part in compared.parts[:2])
+    for other in (of_text(b, "wiki"), of_text(b, "c4", "llama"), of_text(b, "c4", "gpt2", "code")):
+        found = compare_sources([a, other], flops=1e20)
+        assert not found.has_speedup
+        assert found.answers[0].startswith("Not comparable: ")
+        assert "better" not in found.answers[0].partition("Nothing here shows whether")[0]
+        details = " ".join(found.details[0])
+        assert "D/N at 1e20 FLOP" in details
+        assert "Exponent a" in details
+        assert "scalelab compare recipe-a recipe-b --metric bpb:both" in details
+        comparable = found.to_dict()["sources"][1]["comparable"]
+        assert comparable["answer"] == "no"
+        assert comparable["reasons"]
+
+
+def test_losses_of_unknown_text_are_answered_with_the_condition(compared: SourceComparison) -> None:
+    a, b = (part.source for part in compared.parts[:2])
+    for other in (of_text(b, ""), of_text(b, "c4", "")):
+        found = compare_sources([a, other], flops=1e20)
+        assert found.answers[0].startswith("Not known whether recipe-b is better than recipe-a")
+        assert "If both losses are of one text and one tokenizer, " in found.answers[0]
+        assert found.to_dict()["sources"][1]["comparable"]["answer"] == "unknown"
+
+
+def test_bits_per_byte_compare_over_tokenizers_if_the_text_is_the_same(
+    compared: SourceComparison,
+) -> None:
+    bits = [
+        of_text(part.source, "c4", tokenizer, "bpb:heldout")
+        for part, tokenizer in zip(compared.parts[:2], ("gpt2", "llama"), strict=True)
+    ]
+    # The fingerprint is of tokens: it does not show that the text is the same.
+    assert compare_sources(bits, flops=1e20).parts[1].comparable == Comparability(
+        answer="unknown",
+        reasons=("whether both losses are of one text",),
+        do=compare_sources(bits, flops=1e20).parts[1].comparable.do,
+    )
+    same = [of_text(source, "c4", "gpt2", "bpb:heldout") for source in bits]
+    assert compare_sources(same, flops=1e20).has_speedup
+
+
+def test_public_tables_state_their_text(tables: Path) -> None:
+    texts = {
+        name: read_table(Path(f"public:{name}")).observations.evaluated.texts
+        for name in ("chinchilla", "olmo_ladder", "datablations")
+    }
+    assert texts["chinchilla"] == ("MassiveText",)
+    assert texts["olmo_ladder"] == texts["datablations"] == ("C4 validation",)
+
+
+def test_a_table_states_text_and_tokenizer_in_its_columns(tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    head = "n_params,n_tokens,loss,tokenizer,eval_fingerprint,keep"
+    rows = ("1e6,2e7,4.0,gpt2,abc,1", "2e6,4e7,3.8,gpt2,abc,1", "2e6,4e7,3.7,llama,def,0")
+    table.write_text("\n".join((head, *rows)) + "\n")
+    every = read_table(table).observations.evaluated
+    assert (every.texts, every.tokenizers) == (("abc", "def"), ("gpt2", "llama"))
+    kept = read_table(table, ReadOptions(where="keep = 1")).observations.evaluated
+    assert (kept.texts, kept.tokenizers) == (("abc",), ("gpt2",))
+
+
+def test_a_worse_recipe_needs_more_compute(
     compared: SourceComparison,
 ) -> None:
     a, b = compared.parts[0].source, compared.parts[1].source
-    (said,) = compare_sources([b, a], flops=1e20).sentences
+    (said,) = compare_sources([b, a], flops=1e20).answers
     assert said.startswith("recipe-a is worse than recipe-b: it needs 1.")
-    assert "times the compute for the same loss [1." in said
+    assert "x [1." in said
     assert "speed-up" not in said
 
 
@@ -72,8 +157,8 @@ def test_overlapping_optima_have_no_clear_difference(compared: SourceComparison)
     assert theirs is not None
     assert ours.low < theirs.high
     assert theirs.low < ours.high
-    assert "no clear difference" in compared.sentences[0]
-    assert " wants " not in compared.sentences[0]
+    assert "no clear difference" in compared.details[0][0]
+    assert " wants " not in " ".join(compared.details[0])
 
 
 def test_the_optima_and_exponents_of_all_are_compared_at_one_compute(
@@ -86,7 +171,7 @@ def test_the_optima_and_exponents_of_all_are_compared_at_one_compute(
         assert part.source.exponents is not None
         assert part.source.exponents[0].value == pytest.approx(0.366 / 0.714, abs=0.03)
     assert np.array_equal(compared.parts[0].bands.flops, compared.parts[2].bands.flops)
-    assert set(compared.to_dict()) == {"flops", "level", "sentences", "note", "sources"}
+    assert set(compared.to_dict()) == {"flops", "level", "answers", "details", "sources"}
 
 
 def test_the_figures_show_every_source(compared: SourceComparison) -> None:
@@ -112,7 +197,7 @@ def test_a_law_of_its_own_cannot_be_the_reference_of_a_speed_up(
     law, runs = compared.parts[2].source, compared.parts[0].source
     found = compare_sources([law, runs], flops=1e19)
     assert found.parts[1].speedup is None
-    assert "besiroglu is a law without runs" in found.sentences[0]
+    assert "besiroglu is a law without runs" in found.answers[0]
 
 
 def test_an_unknown_name_lists_what_is_known(tmp_path: Path) -> None:
@@ -155,4 +240,4 @@ def test_a_speed_up_of_runs_far_from_the_reference_says_so(compared: SourceCompa
     first, second = compared.parts[0].source, compared.parts[1].source
     far = replace(first, span=(first.span[0] / 1e4, first.span[0] / 1e3))
     found = compare_sources([far, second], flops=1e19)
-    assert "extrapolates that law" in found.sentences[0]
+    assert "extrapolates that law" in found.details[0][0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from scalelab.forecast.comparing import MAX_SOURCES, NO_SPEEDUP, SAME_SET, SourceComparison
+from scalelab.forecast.comparing import MAX_SOURCES, SourceComparison
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_compare
 from scalelab.units import format_flops, format_quantity, parse_quantity
@@ -89,13 +89,9 @@ def _reports(choice: Choice, chosen: list[str]) -> dict[str, FitReport] | None:
 
 
 def _draw(found: SourceComparison, question: object) -> None:
-    if any(part.speedup is not None for part in found.parts):
-        st.markdown(f"#### {SAME_SET}")
-    for sentence in found.sentences:
-        said, missing, why = sentence.partition(NO_SPEEDUP)
-        st.markdown(f"#### {ui.as_text(said)}")
-        if missing:
-            st.markdown(ui.as_text(f"{missing}{why}"))
+    for answer, details in zip(found.answers, found.details, strict=True):
+        st.markdown(f"#### {ui.as_text(answer)}")
+        st.markdown(ui.as_text(" ".join(details)))
     left, right = st.columns(2, gap="medium")
     with left:
         st.subheader("Compute-optimal N")
@@ -114,7 +110,7 @@ def _draw(found: SourceComparison, question: object) -> None:
     with left:
         st.subheader("Exponent a", help=glossary.about("Exponents a and b"))
         ui.plot("compare_a", question, lambda look: figures_compare.exponent_forest(found, look))
-    if any(part.speedup is not None for part in found.parts):
+    if found.has_speedup:
         with right:
             st.subheader("Speed-up", help=glossary.about("Speed-up"))
             ui.plot("compare_s", question, lambda look: figures_compare.speedup_forest(found, look))
@@ -126,21 +122,21 @@ def _draw(found: SourceComparison, question: object) -> None:
 
 
 def _table(found: SourceComparison) -> str:
-    head = (
-        f"| source | runs | verdict | a | N at {format_flops(found.flops)} FLOP | D | speed-up |",
-        "|:--|--:|:--|--:|--:|--:|--:|",
-    )
-    return "\n".join((*head, *(_row(part, is_first=i == 0) for i, part in enumerate(found.parts))))
+    heads = ["source", "runs", "verdict", "a", f"N at {format_flops(found.flops)} FLOP", "D"]
+    heads += ["speed-up"] if found.has_speedup else []
+    rows = [_row(part, is_first=i == 0)[: len(heads)] for i, part in enumerate(found.parts)]
+    marks = [":--" if head in ("source", "verdict") else "--:" for head in heads]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, marks, *rows))
 
 
-def _row(part: Compared, *, is_first: bool) -> str:
+def _row(part: Compared, *, is_first: bool) -> tuple[str, ...]:
     source, forecast = part.source, part.forecast
     a = None if source.exponents is None else source.exponents[0]
     sizes = (None, None) if forecast is None else (forecast.n_params, forecast.n_tokens)
     speedup = "reference" if is_first else "–"
     if part.speedup is not None:
         speedup = ui.with_limits(part.speedup.factor, "{:.2f}".format)
-    cells = (
+    return (
         ui.as_text(source.name),
         "law" if source.rows is None else f"{len(source.rows):,}",
         source.verdict or "–",
@@ -148,7 +144,6 @@ def _row(part: Compared, *, is_first: bool) -> str:
         *(_size(size) for size in sizes),
         speedup,
     )
-    return "| " + " | ".join(cells) + " |"
 
 
 def _size(size: Interval | None) -> str:

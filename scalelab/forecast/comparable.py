@@ -1,0 +1,129 @@
+"""Whether the losses of two sources compare: one metric, one text, and per token one tokenizer."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from scalelab.records.metric import BITS_PER_BYTE, Metric
+from scalelab.records.types import Observations
+
+YES, UNKNOWN, NO = "yes", "unknown", "no"
+OF_SWEEP = "sweep"
+"""First word of the source of rows that were trained here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparability:
+    """Whether the losses of a source compare with those of the reference.
+
+    Attributes
+    ----------
+    answer : {"yes", "unknown", "no"}
+    reasons : tuple of str
+        What differs, or what is not known; empty for yes.
+    do : str
+        What makes them comparable, with a command; empty for yes and for a law.
+    """
+
+    answer: str
+    reasons: tuple[str, ...] = ()
+    do: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {"answer": self.answer, "reasons": list(self.reasons), "do": self.do or None}
+
+
+def comparability(
+    name: str, rows: Observations | None, reference: str, base: Observations | None
+) -> Comparability:
+    """Return whether the losses of two sources compare.
+
+    Parameters
+    ----------
+    name, reference : str
+        Names of the source and of the reference.
+    rows, base : Observations or None
+        Their runs; None for a law, which has no losses to compare.
+    """
+    laws = [each for each, of in ((name, rows), (reference, base)) if of is None]
+    if rows is None or base is None:
+        are = "is a law" if len(laws) == 1 else "are laws"
+        return Comparability(answer=NO, reasons=(f"{' and '.join(laws)} {are} without runs",))
+    different, unknown = _found(name, rows, reference, base)
+    if not different and not unknown:
+        return Comparability(answer=YES)
+    return Comparability(
+        answer=NO if different else UNKNOWN,
+        reasons=tuple(different or unknown),
+        do=_remedy(name, rows, reference, base),
+    )
+
+
+def _found(
+    name: str, rows: Observations, reference: str, base: Observations
+) -> tuple[list[str], list[str]]:
+    """Return what differs and what is not known."""
+    different: list[str] = []
+    unknown: list[str] = []
+    if rows.metric.text != base.metric.text:
+        different.append(
+            f"the losses of {name} are {_words(rows.metric)}, those of {reference} "
+            f"{_words(base.metric)}"
+        )
+    ours, theirs = rows.evaluated, base.evaluated
+    is_per_byte = rows.metric.unit == base.metric.unit == BITS_PER_BYTE
+    other_tokens = set(ours.tokenizers) != set(theirs.tokenizers)
+    if not is_per_byte:
+        for each, of in ((name, ours), (reference, theirs)):
+            if len(of.tokenizers) > 1:
+                different.append(f"{each} has several tokenizers ({', '.join(of.tokenizers)})")
+        if not ours.tokenizers or not theirs.tokenizers:
+            unknown.append(
+                "the tokenizer of " + _unstated(name, ours.tokenizers, reference, theirs.tokenizers)
+            )
+        elif other_tokens:
+            different.append(
+                f"the losses are per token of different tokenizers ({', '.join(ours.tokenizers)} "
+                f"and {', '.join(theirs.tokenizers)})"
+            )
+    if not ours.texts or not theirs.texts:
+        unknown.append(
+            "the evaluated text of " + _unstated(name, ours.texts, reference, theirs.texts)
+        )
+    elif ours.is_named != theirs.is_named or (
+        # The fingerprint is of tokens, so that one text has another with each tokenizer.
+        is_per_byte and other_tokens and not ours.is_named
+    ):
+        unknown.append("whether both losses are of one text")
+    elif len({*ours.texts, *theirs.texts}) > 1:
+        different.append(
+            f"the losses are of different texts ({', '.join(ours.texts)} of {name}, "
+            f"{', '.join(theirs.texts)} of {reference})"
+        )
+    return different, unknown
+
+
+def _words(metric: Metric) -> str:
+    return f"{metric.text} in {metric.unit}"
+
+
+def _unstated(name: str, ours: tuple[str, ...], reference: str, theirs: tuple[str, ...]) -> str:
+    return " and ".join(each for each, known in ((name, ours), (reference, theirs)) if not known)
+
+
+def _remedy(name: str, rows: Observations, reference: str, base: Observations) -> str:
+    both = shlex.join([reference, name])
+    again = f"`scalelab compare {both} --metric bpb:both`"
+    if all(each.source.startswith(OF_SWEEP) for each in (rows, base)):
+        return (
+            "To compare the losses, evaluate both on one text in bits per byte: "
+            f"`scalelab evaluate {both} --eval-set both=text.txt`, then {again}."
+        )
+    return (
+        "To compare the losses, both need a loss on one text in bits per byte: a column "
+        f"both_bits_per_byte in each table, then {again}. If text and tokenizer are the same, "
+        "state them in the columns eval_fingerprint and tokenizer of each table."
+    )
