@@ -28,7 +28,7 @@ def comparison_section(found: SourceComparison, line: str) -> Iterator[str]:
     if found.has_speedup:
         yield figure_div(figures_compare.speedup_forest(found), "compare_s", line)
     at = html.escape(format_flops(found.flops))
-    heads = ("source", "runs", "verdict", "a", f"N at {at} FLOP", "D", "speed-up")
+    heads: tuple[str, ...] = ("source", "runs", "verdict", "a", f"N at {at} FLOP", "D", "speed-up")
     heads = heads if found.has_speedup else heads[:-1]
     yield "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
     for part in found.parts:
