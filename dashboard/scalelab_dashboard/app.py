@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from scalelab_dashboard import glossary, share, state, ui
+from scalelab_dashboard import glossary, link, share, state, ui
 from scalelab_dashboard.views import (
     compare,
     cost,
@@ -78,6 +78,7 @@ def main() -> None:
     """Draw the page; Streamlit calls this after every change."""
     st.set_page_config(page_title="scalelab", page_icon="📉", layout="wide")
     st.html(STYLE)
+    link.remember()
     with st.sidebar:
         st.markdown("#### scalelab")
         navigation = st.container()
@@ -105,7 +106,10 @@ def main() -> None:
             f"There is no view **{ui.as_text(st.session_state[UNKNOWN])}** of "
             f"{ui.as_text(choice.shown)}. Views: {', '.join(views)}."
         )
+    of_link = st.container()
     shown[title](choice)
+    with of_link:
+        link.tell(title, st.session_state.get(UNKNOWN))
     glossary.words(title)
     share.show(choice)
     state.keep_address()
