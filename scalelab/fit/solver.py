@@ -252,8 +252,8 @@ def polish(
                 method="trust-exact",
                 options={"gtol": 1e-9, "maxiter": 30, "initial_trust_radius": 1e-3},
             )
-        except np.linalg.LinAlgError:
-            return eta, scale  # a singular Hessian: the point stays as it is
+        except ValueError:
+            return eta, scale  # a singular Hessian or an infinite factor: the point stays
     return at(end.x), float(expanded(end.x).value[0])
 
 

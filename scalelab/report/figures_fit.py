@@ -325,6 +325,6 @@ def _differ(draws: FloatArray) -> bool:
 
 def _in_logs(draws: FloatArray) -> tuple[FloatArray, bool]:
     """Return log10 of the replicates if they span a factor of three or more."""
-    if draws.min() > 0 and draws.max() / draws.min() > 3:
+    if 0 < 3 * draws.min() < draws.max():
         return np.log10(draws), True
     return draws, False
