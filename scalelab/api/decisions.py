@@ -83,10 +83,10 @@ def decide(
     from scalelab.forecast.extrapolation import extrapolation_warning, fitted_range
     from scalelab.forecast.fit_report import FitReport, ordered
     from scalelab.forecast.forecaster import forecaster
-    from scalelab.forecast.headline import wide_optimum
     from scalelab.forecast.law_file import SavedLaw
     from scalelab.forecast.of_experts import at_experts
     from scalelab.forecast.size_pool import real_shapes as existing
+    from scalelab.forecast.verdict import wide_optimum
     from scalelab.records.metric import parse_metric
     from scalelab.units import format_flops
 

@@ -61,8 +61,9 @@ def print_decision(
             out,
             style=DIM_STYLE,
         )
-    if has_interval:
-        print_verdict(answer.warnings, out)
+    verdict = answer.verdict
+    if has_interval and verdict is not None:
+        print_verdict(verdict, out)
     out.print()
     if answer.best is not None and not is_usual:
         for name in answer.binding:
@@ -73,8 +74,8 @@ def print_decision(
         chance = _percent(answer.best.miss)
         say(f"Probability that this run misses the target loss: {chance}", out)
     out.print(_table(answer, has_interval=has_interval, is_wide=is_wide))
-    if not has_interval and answer.warnings:
-        print_verdict(answer.warnings, out)
+    if not has_interval and verdict is not None:
+        print_verdict(verdict, out)
 
 
 def _basis(best: Candidate | None, source: FitReport | SavedLaw, level: float | None) -> str:

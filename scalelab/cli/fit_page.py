@@ -31,14 +31,10 @@ from scalelab.cli.layout import Fitting
 from scalelab.cli.options import given_options
 from scalelab.cli.output import WARNING_STYLE, runnable, say, verbatim
 from scalelab.forecast.headline import (
-    NOT_IDENTIFIED,
-    SOUND,
-    WITH_WARNINGS,
     NextCommand,
     exponents,
-    grave_warnings,
-    verdict_of,
 )
+from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS, Verdict
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -144,18 +140,14 @@ def print_headline(report: FitReport, head: Headline, out: Console) -> None:
         basis = f" {head.basis}".rstrip()
     runs = f"{plural(report.fit.n_rows, 'run')} from {report.observations.source}."
     say(f"{runs}{basis}", out, style=DIM_STYLE)
-    print_verdict(head.warnings, out, verdict=head.verdict)
+    print_verdict(Verdict(label=head.verdict, warnings=head.warnings), out)
 
 
-def print_verdict(warnings: Sequence[FitWarning], out: Console, verdict: str | None = None) -> None:
-    """Print a verdict and the warnings that it is based on, most serious first.
-
-    Without a ``verdict``, it follows from the warnings.
-    """
-    verdict = verdict or verdict_of(warnings)
+def print_verdict(verdict: Verdict, out: Console) -> None:
+    """Print a verdict and the warnings that it is based on, most serious first."""
     out.print()
-    say(f"Verdict: {verdict}.", out, style=VERDICT_STYLES[verdict])
-    for warning in grave_warnings(warnings):
+    say(f"Verdict: {verdict.label}.", out, style=VERDICT_STYLES[verdict.label])
+    for warning in verdict.warnings:
         _print_warning(warning, out)
 
 

@@ -186,6 +186,8 @@ def _predict_by(
 
 
 def _as_dict(report: FitReport, path: Path | None) -> dict[str, Any]:
+    from scalelab.forecast.headline import headline
+
     found = report.to_dict()
     return {
         "schema": found["schema"],
@@ -199,6 +201,7 @@ def _as_dict(report: FitReport, path: Path | None) -> dict[str, Any]:
             if report.averaged is None
             else found["law_predictions"],
         },
+        "verdict": headline(report, forecast=next(iter(report.forecasts), None)).verdict,
         "warnings": found["warnings"],
         "registered": path,
     }
@@ -213,12 +216,13 @@ def _print_page(report: FitReport) -> None:
     )
     from scalelab.cli.fit_tables import DIM_STYLE
     from scalelab.forecast.headline import headline
+    from scalelab.forecast.verdict import Verdict
 
     out = console()
     used = rows_used(report.fit.n_rows, report.warnings) + without_intervals(report.answer_warnings)
     print_answers(report, used, out)
     head = headline(report, forecast=next(iter(report.forecasts), None))
-    print_verdict(head.warnings, out, verdict=head.verdict)
+    print_verdict(Verdict(label=head.verdict, warnings=head.warnings), out)
     out.print()
     say(" ".join(_ground(report)), out, style=DIM_STYLE)
 

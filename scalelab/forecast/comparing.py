@@ -23,8 +23,9 @@ from scalelab.forecast.comparable import NO, Comparability, comparability
 from scalelab.forecast.comparison_words import answer_of, details_of
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import Forecaster, forecaster
-from scalelab.forecast.headline import exponents, verdict_of
+from scalelab.forecast.headline import exponents
 from scalelab.forecast.law_file import SavedLaw
+from scalelab.forecast.verdict import verdict_on
 from scalelab.records.types import Observations
 from scalelab.units import format_flops, plural
 
@@ -74,7 +75,7 @@ class Source:
             kind="runs",
             forecaster=report.forecaster,
             exponents=exponents(report) if report.has_answer else None,
-            verdict=verdict_of(report.warnings) if report.has_answer else "not identified",
+            verdict=verdict_on(report.warnings, has_answer=report.has_answer).label,
             fit=report.fit,
             rows=rows,
             span=(float(rows.flops.min()), float(rows.flops.max())),

@@ -9,6 +9,7 @@ from typing import Any
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import LAW
+from scalelab.forecast.verdict import Verdict, verdict_on
 from scalelab.records.metric import HELDOUT, NATS, Metric, with_unit
 from scalelab.theory.hardware import (
     STATED_UTILISATION,
@@ -257,6 +258,12 @@ class Decision:
     metric: Metric = HELDOUT
     unit: str = NATS
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """How sound the answer is; None for a law without intervals and warnings."""
+        has_interval = any(each.low is not None for each in self.candidates)
+        return verdict_on(self.warnings) if has_interval or self.warnings else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of ``scalelab decide --json``."""
         content = {
@@ -265,6 +272,7 @@ class Decision:
             "forecaster": self.forecaster,
             "metric": self.metric.text,
             "unit": self.unit,
+            "verdict": self.verdict and self.verdict.label,
             "best": None if self.best is None else self.best.to_dict(),
             "binding": list(self.binding),
             "relaxing_by_10_percent_saves_nats": self.relaxed,

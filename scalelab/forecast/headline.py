@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
-from scalelab.forecast.allocate import extrapolation_warnings, parse_request
+from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, caption_of
+from scalelab.forecast.verdict import NOT_IDENTIFIED, verdict_on
 from scalelab.units import (
     format_flops,
     format_money,
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 FACTOR = 10.0
 """The headline is about this many times the largest compute."""
 TARGET_DIGITS = 2
-WIDE = 10.0
-"""Ratio of the limits of the compute-optimal N above which the headline has a warning."""
-SOUND, WITH_WARNINGS, NOT_IDENTIFIED = "sound", "with warnings", "not identified"
-NOTES = ("rejected_rows", "unfinished_runs", "excluded_", "approach_", "derived_")
-"""Beginnings of the codes of warnings that do not change the verdict: they state what was read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +63,7 @@ class Headline:
     basis : str
         What the limits in the sentence are, and what predicts; empty without limits.
     verdict : str
-        One of `SOUND`, `WITH_WARNINGS`, `NOT_IDENTIFIED`.
+        Label of `scalelab.forecast.verdict.verdict_on`.
     warnings : tuple of FitWarning
         What the verdict is based on, most serious first.
     command : tuple of str
@@ -202,15 +197,11 @@ def headline(
             why = f"No answer at {format_flops(flops)} FLOP: {reason}. {error.do}"
         except UsageError:
             has_split = False
-    warnings = grave_warnings(report.warnings)
-    if forecast is not None:
-        far = () if forecast in report.forecasts else extrapolation_warnings([forecast])
-        warnings = (*far, *wide_optimum(forecast), *warnings)
-    verdict = NOT_IDENTIFIED if why else verdict_of(warnings)
+    verdict = verdict_on(report.warnings, forecast=forecast, has_answer=not why)
     if not has_split:
         form = report.fit.form
         why = f"The {form} law has no compute-optimal N and D: --predict asks for a model."
-    needs_runs = verdict == NOT_IDENTIFIED or any(each.code == "wide_optimum" for each in warnings)
+    needs_runs = verdict.label == NOT_IDENTIFIED or verdict.has("wide_optimum")
     command = command or NextCommand()
     if needs_runs and math.isfinite(flops):
         words, purpose = (
@@ -224,8 +215,8 @@ def headline(
     return Headline(
         sentence=why if forecast is None else sentence_of(rows, forecast) + _growth(report),
         basis="" if forecast is None else _basis(report, forecast),
-        verdict=verdict,
-        warnings=warnings,
+        verdict=verdict.label,
+        warnings=verdict.warnings,
         command=words,
         purpose=purpose,
         flops=flops,
@@ -248,16 +239,6 @@ def _basis(report: FitReport, forecast: Forecast) -> str:
     return f"B{by[1:]}, without intervals."
 
 
-def verdict_of(warnings: Sequence[FitWarning]) -> str:
-    """Return the verdict on an answer that exists."""
-    return WITH_WARNINGS if grave_warnings(warnings) else SOUND
-
-
-def grave_warnings(warnings: Sequence[FitWarning]) -> tuple[FitWarning, ...]:
-    """Return the warnings that make an answer less than sound."""
-    return tuple(each for each in warnings if not each.code.startswith(NOTES))
-
-
 def exponents(report: FitReport) -> tuple[Interval, Interval] | None:
     """Return a and b of what answers: local at the largest compute for the average."""
     if report.frontier:
@@ -274,24 +255,6 @@ def _growth(report: FitReport) -> str:
         return ""
     factor = FACTOR ** found[0].value
     return f" Every {FACTOR:g}x compute wants {format_quantity(factor, 2)}x N."
-
-
-def wide_optimum(forecast: Forecast) -> tuple[FitWarning, ...]:
-    """Return a warning if the limits of the compute-optimal N are far apart."""
-    size = forecast.n_params
-    if size is None or not size.high > WIDE * size.low > 0:
-        return ()
-    return (
-        FitWarning(
-            code="wide_optimum",
-            message=(
-                f"At {forecast.asked} the compute-optimal N lies between "
-                f"{format_quantity(size.low)} and {format_quantity(size.high)}: these runs "
-                "constrain it poorly. Add runs at larger budgets, with sizes on both sides of the "
-                "minimum."
-            ),
-        ),
-    )
 
 
 def more_runs(flops: float) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ def test_the_answers_are_those_of_fit(run, file):
         fitted = json.loads(run("fit", "--from", file, *options, "--forecaster", name, "--json"))
         mine = found if name == "averaged" else found["law"]
         assert mine["predictions"] == fitted["predictions"]
+    assert found["verdict"] == fitted["headline"]["verdict"]
     assert found["registered"] is None
     assert (found["schema"], found["status"], found["refused"]) == (2, "ok", [])
 

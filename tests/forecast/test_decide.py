@@ -25,7 +25,7 @@ from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Deployment, Limits
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import forecaster
-from scalelab.forecast.headline import grave_warnings, headline
+from scalelab.forecast.headline import headline
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.sweep.spec import sweep_from_mapping
 from scalelab.theory.accounting import train_flops_6nd
@@ -360,8 +360,11 @@ def test_warnings_of_the_fit_and_of_extrapolation_are_kept(report: FitReport) ->
     # The fit asks the same question, and says the same of the answer.
     request = parse_request("C=1e32")
     head = headline(report, forecast=report.forecaster.forecast(request))
-    codes = [each.code for each in grave_warnings(far.warnings)]
+    assert far.verdict is not None
+    codes = [each.code for each in far.verdict.warnings]
     assert [each.code for each in head.warnings] == codes
+    assert far.to_dict()["verdict"] == head.verdict == "with warnings"
+    assert decide("hoffmann", Limits(flops=1e21)).to_dict()["verdict"] is None
     own, wide = [warning for warning in far.warnings if warning not in report.warnings]
     assert [own.code, wide.code] == ["extrapolation", "wide_optimum"]
     assert "x the FLOPs of the largest run" in own.message

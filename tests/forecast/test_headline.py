@@ -11,9 +11,6 @@ from scalelab import api
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.headline import (
-    NOT_IDENTIFIED,
-    SOUND,
-    WITH_WARNINGS,
     NextCommand,
     distance,
     headline,
@@ -21,6 +18,7 @@ from scalelab.forecast.headline import (
     next_compute,
 )
 from scalelab.forecast.published import far_words
+from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS
 from scalelab.store.tables import TableRead
 
 

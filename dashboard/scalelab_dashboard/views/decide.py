@@ -13,7 +13,7 @@ from scalelab.arrays import FloatArray
 from scalelab.forecast.bands import surface
 from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Deployment
-from scalelab.forecast.headline import decision_sentence, grave_warnings, verdict_of
+from scalelab.forecast.headline import decision_sentence
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_decide
 from scalelab.theory.hardware import (
@@ -334,10 +334,12 @@ def _answer_first(answer: Decision, source: FitReport | str, law: str, share: st
             f"In brackets: {share} confidence interval of the noise-free loss, by the "
             f"{source.forecaster.label}."
         )
-    found = grave_warnings(answer.warnings)
-    verdict = None if rows is None and not found else verdict_of(answer.warnings)
+    verdict = answer.verdict
     ui.answer(
-        decision_sentence(best, rows, answer.metric.label, answer.unit), basis, verdict, found
+        decision_sentence(best, rows, answer.metric.label, answer.unit),
+        basis,
+        verdict and verdict.label,
+        () if verdict is None else verdict.warnings,
     )
     _headline(best, share, answer)
 

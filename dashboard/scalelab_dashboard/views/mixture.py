@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from scalelab.fit.mixing_folds import SCHEMES
-from scalelab.forecast.headline import SOUND, WITH_WARNINGS
+from scalelab.forecast.verdict import verdict_on
 from scalelab.report import figures_mixture, figures_ternary
 from scalelab.report.mixture_answer import TERNARY
 from scalelab_dashboard import ui, waiting
@@ -47,8 +47,8 @@ def show(choice: Choice) -> None:
     found = waiting.mixture(choice, *asked)
     if found is None:
         return
-    verdict = WITH_WARNINGS if found.warnings else SOUND
-    ui.answer(found.sentence(), found.basis(), verdict, found.warnings)
+    verdict = verdict_on(found.warnings)
+    ui.answer(found.sentence(), found.basis(), verdict.label, verdict.warnings)
     _best(found, choice, asked)
     st.subheader("What each source does")
     ui.plot("mix_effects", choice.key, lambda look: figures_mixture.effects(found, look), asked)
