@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from scalelab.forecast import headline, more_runs
+from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS
 from scalelab.report.look import DARK, LIGHT, Look
 from scalelab.report.stamp import stamp
 from scalelab.units import format_flops, format_quantity
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$:~&@/=^\"'])")
 COLOURS = {
-    headline.SOUND: "green",
-    headline.WITH_WARNINGS: "orange",
-    headline.NOT_IDENTIFIED: "red",
+    SOUND: "green",
+    WITH_WARNINGS: "orange",
+    NOT_IDENTIFIED: "red",
 }
 """Colour of the badge of each verdict."""
 COMPUTE = "max_flops"
@@ -115,7 +116,7 @@ def answer(sentence: str, basis: str, verdict: str | None, found: Sequence[FitWa
     sentence, basis : str
         The answer; what its limits are and what predicts.
     verdict : str or None
-        `SOUND`, `WITH_WARNINGS` or `NOT_IDENTIFIED` of `scalelab.forecast.headline`; None: the law
+        `SOUND`, `WITH_WARNINGS` or `NOT_IDENTIFIED` of `scalelab.forecast.verdict`; None: the law
         has no fit that could be assessed.
     found : sequence of FitWarning
         Most serious first.

@@ -338,7 +338,7 @@ def _answer_first(answer: Decision, source: FitReport | str, law: str, share: st
     ui.answer(
         decision_sentence(best, rows, answer.metric.label, answer.unit),
         basis,
-        verdict and verdict.label,
+        None if verdict is None else verdict.label,
         () if verdict is None else verdict.warnings,
     )
     _headline(best, share, answer)
