@@ -15,11 +15,16 @@ import streamlit as st
 FILE = Path(__file__).with_name("glossary.json")
 VIEW = "Glossary"
 LINK = f"[All words](?page={VIEW})"
+LOSSES = "huber, ls, lad, likelihood"
+FORMS = "chinchilla, tied, gamma, kaplan"
+EXPERT_FORMS = "granularity, routed, experts, sparsity"
+PUBLISHED = "besiroglu, besiroglu-huber, hoffmann, hoffmann-tex"
+ROWS = "Best of, mean of, last of"
 VERDICT = "Sound, with warnings, not identified"
 FIT_WORDS = (
     *("Approach 1, 2, 3", "isoFLOP curve", "D_opt, N_opt", "Exponents a and b", "D/N"),
     *("E, A, B, alpha, beta", "Confidence interval", "Prediction interval", VERDICT),
-    *("Outlier", "Misfit", "Convention"),
+    *("Outlier", "Misfit", "Convention", "Form", FORMS, EXPERT_FORMS),
 )
 WORDS_OF: Mapping[str, tuple[str, ...]] = {
     "Overview": (
@@ -32,15 +37,23 @@ WORDS_OF: Mapping[str, tuple[str, ...]] = {
     ),
     "Fit": (
         *(*FIT_WORDS, "G", "Huber loss", "Delta", "Objective", "Residual", "Bootstrap"),
-        *("Replicate", "AICc", "State, status"),
+        *("Replicate", "AICc", "State, status", LOSSES),
     ),
     "Domains": (*FIT_WORDS, "Evaluation set", "Frontier"),
     "Extrapolate": (
-        *(*FIT_WORDS, "Extrapolation", "Frontier", "Held-out rows", "Utilisation", "Coverage"),
+        *(
+            *FIT_WORDS,
+            "Extrapolation",
+            "Frontier",
+            "Held-out rows",
+            "Utilisation",
+            "Coverage",
+            "Forecaster",
+        ),
         *("CRPS", "Registered forecast", "Public table", "MFU", "GPU-hours"),
     ),
-    "Decide": (*FIT_WORDS, "Utilisation", "Epoch", "GPU-hours", "USD, kWh, CO2"),
-    "Compare": (*FIT_WORDS, "Speed-up", "Frontier", "Law", "Public table"),
+    "Decide": (*FIT_WORDS, PUBLISHED, "Utilisation", "Epoch", "GPU-hours", "USD, kWh, CO2"),
+    "Compare": (*FIT_WORDS, PUBLISHED, "Speed-up", "Frontier", "Law", "Public table"),
     "Runs": (
         *("State, status", "Loss", "Learning rate, lr", "Batch", "Epoch", "MFU", "Shape"),
         *("Seed", "Attempt", "isoFLOP curve"),
@@ -53,6 +66,7 @@ WORDS_OF: Mapping[str, tuple[str, ...]] = {
         "Convention",
         "Budget",
         "Cluster",
+        ROWS,
         "Loss",
         "Seed",
         "Public table",

@@ -173,7 +173,7 @@ def choose() -> Choice:
             key="form",
             bind="query-params",
             help="Form of the loss law that approach 3 fits.\n\n"
-            + glossary.about("Form", "Approach 1, 2, 3", "E, A, B, alpha, beta"),
+            + glossary.about("Form", glossary.FORMS, "Approach 1, 2, 3", "E, A, B, alpha, beta"),
         )
         percent = st.selectbox(
             "Level of the intervals, %",

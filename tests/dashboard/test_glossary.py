@@ -9,8 +9,13 @@ import pytest
 from scalelab_dashboard import glossary, state
 from scalelab_dashboard.app import VIEWS
 
+from scalelab.fit.objective import LOSSES
+from scalelab.forecast.allocate import FORECASTERS
+from scalelab.forecast.backtest import SINGLE_FORMS
+from scalelab.forecast.published_laws import PUBLISHED_LAWS
+from scalelab.records.states import RUN_STATES
 from scalelab.store.public_tables import list_public_tables
-from scalelab.theory.accounting import PARAM_CONVENTIONS, PARAM_WORDS
+from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS, PARAM_WORDS
 
 FOLDER = Path(glossary.__file__).parent
 FILES = {
@@ -79,3 +84,26 @@ def test_no_name_means_a_law_and_a_count_on_one_screen() -> None:
     assert set(PARAM_WORDS.values()).isdisjoint(state.FORMS)
     names = {f"public:{table.name}" for table in list_public_tables()}
     assert names.isdisjoint(state.FORMS)
+
+
+ENUMERATIONS = {
+    "objectives": (LOSSES, "Fit"),
+    "forms": (state.FORMS, "Fit"),
+    "forms of experts": (state.EXPERT_FORMS, "Fit"),
+    "forms of a backtest": (SINGLE_FORMS, None),
+    "forecasters": (FORECASTERS, "Extrapolate"),
+    "published laws": (PUBLISHED_LAWS, "Decide"),
+    "counts of N": (PARAM_WORDS.values(), "Fit"),
+    "counts of C": (FLOP_CONVENTIONS, "Fit"),
+    "states": (RUN_STATES, None),
+    "rows of a table": (("best of", "mean of", "last of"), "Data"),
+}
+"""Names that views list, and the view whose words explain them (None: the glossary alone)."""
+
+
+@pytest.mark.parametrize("kind", ENUMERATIONS)
+def test_every_name_that_a_view_lists_has_a_line(kind: str) -> None:
+    names, view = ENUMERATIONS[kind]
+    terms = glossary.entries() if view is None else glossary.WORDS_OF[view]
+    lines = "\n".join(f"{term}: {glossary.entries()[term]}" for term in terms).lower()
+    assert not [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", lines)]

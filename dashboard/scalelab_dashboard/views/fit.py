@@ -136,7 +136,12 @@ def _methods(report: FitReport, choice: Choice) -> None:
         st.subheader(
             "Parameters",
             help=glossary.about(
-                "E, A, B, alpha, beta", "Exponents a and b", "G", "Huber loss", "Objective"
+                "E, A, B, alpha, beta",
+                "Exponents a and b",
+                "G",
+                "Huber loss",
+                "Objective",
+                glossary.LOSSES,
             ),
         )
         both = {**report.params, **report.derived}
