@@ -35,7 +35,9 @@ def answer_of(part: Compared, first: Compared) -> str:
         words = f"No answer for {name}: {part.reason}" if part.reason else f"No answer for {name}"
         return words if words.endswith("?") else f"{words}."
     if found.answer == YES:
-        return _speedup_words(part.speedup.factor, name, reference) + "."
+        words = _speedup_words(part.speedup.factor, name, reference)
+        # The name of a source keeps its letters.
+        return f"N{words[1:]}." if words.startswith("no difference") else f"{words}."
     words = _speedup_words(part.speedup.factor, name, reference)
     return (
         f"Not known whether {name} is better than {reference}: these tables do not state "

@@ -241,3 +241,9 @@ def test_a_speed_up_of_runs_far_from_the_reference_says_so(compared: SourceCompa
     far = replace(first, span=(first.span[0] / 1e4, first.span[0] / 1e3))
     found = compare_sources([far, second], flops=1e19)
     assert "extrapolates that law" in found.details[0][0]
+
+
+def test_equal_recipes_have_no_difference_beyond_noise(compared: SourceComparison) -> None:
+    first = compared.parts[0].source
+    found = compare_sources([first, replace(first, name="again")], flops=1e20)
+    assert found.answers[0].startswith("No difference beyond noise between again and recipe-a: ")
