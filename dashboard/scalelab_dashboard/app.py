@@ -99,7 +99,7 @@ def main() -> None:
             label_visibility="collapsed",
             on_change=lambda: st.session_state.pop(UNKNOWN, None),
         )
-    state.follow(choice)
+    state.follow(choice, state.asked())
     st.header(title)
     if UNKNOWN in st.session_state:
         st.warning(

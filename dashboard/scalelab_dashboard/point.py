@@ -96,14 +96,13 @@ def to_overview(name: str) -> None:
     st.query_params[RUN] = name
 
 
-def exclude_button(choice: Choice, name: str) -> None:
-    """Draw the button that leaves a run out of the fit, or takes it in again."""
+def exclude_button(choice: Choice, name: str) -> bool:
+    """Draw the button that leaves a run out of the fit, or takes it in again; True if clicked."""
     if name in choice.excluded:
         words, names = "Include it again", tuple(x for x in choice.excluded if x != name)
     else:
         words, names = "Exclude it and refit", (*choice.excluded, name)
-    if st.button(words, on_click=_set_excluded, args=(names,), key="exclude_one"):
-        st.rerun()  # the whole page, where a fragment draws the button
+    return st.button(words, on_click=_set_excluded, args=(names,), key="exclude_one")
 
 
 def parsed(text: str | None) -> tuple[str, ...]:

@@ -36,6 +36,19 @@ EXPERT_FORMS = ("granularity", "routed", "experts", "sparsity")
 LEVELS = (80, 90, 95)
 """In per cent, as in the URL."""
 LIVE_S = 1.0
+WIDGETS = (
+    "page",
+    "sweep",
+    "metric",
+    "count_n",
+    "count_c",
+    "form",
+    "level",
+    "holdout",
+    point.EXCLUDE,
+)
+"""Keys of the widgets that choose what is shown."""
+CHECKED = "asked_at_the_last_check"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,11 +312,26 @@ def _usable(key: FitKey) -> FitKey:
     return key
 
 
+def asked() -> dict[str, str | None]:
+    """Return what the sidebar and the address ask for, by key."""
+    widgets = {key: st.session_state.get(key) for key in WIDGETS}
+    return {**widgets, point.RUN: point.chosen()}
+
+
 @st.fragment(run_every=LIVE_S)
-def follow(choice: Choice) -> None:
-    """Check every second for a new snapshot, and show it."""
+def follow(choice: Choice, drawn: dict[str, str | None]) -> None:
+    """Check every second for a new snapshot, and for a choice that the page does not show.
+
+    The browser sends its state with each check. A check that it sends before it hears what a
+    button has set undoes that choice here, not there. So the next checks bring the choice back:
+    one that two checks in a row ask for is drawn.
+    """
     file = choice.table.path if choice.table is not None else None
     if queries.stamp_of(choice.results, file) != choice.stamp:
+        st.rerun()
+    now = asked()
+    before, st.session_state[CHECKED] = st.session_state.get(CHECKED), now
+    if now == before != drawn:
         st.rerun()
 
 

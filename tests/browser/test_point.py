@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, WebSocketRoute, expect
+from streamlit.proto.BackMsg_pb2 import BackMsg
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,6 +24,8 @@ FIRST_RUN = """() => {
     runs.customdata[0].at(-1),
   ];
 }"""
+CHECK_MS = 1_300
+"""Longer than the page waits between two checks for changes."""
 TRACES = "() => document.querySelector('.js-plotly-plot')._fullData.map(each => each.name)"
 
 
@@ -79,3 +82,43 @@ def test_a_run_leads_to_its_point_and_a_wrong_name_is_told_at_the_field(
     side = page.get_by_test_id("stSidebar")
     expect(side.get_by_text(f"Did you mean {name}?")).to_be_visible()
     expect(page.get_by_role("heading", name="IsoFLOP curves")).to_be_visible()
+
+
+def test_a_check_that_the_browser_sends_before_the_answer_does_not_undo_a_click(
+    address: Callable[[str], Any], visit: Callable[..., Any], settle: Callable[[Page, str], None]
+) -> None:
+    """A check carries the state of the browser, which does not yet know what the click has set."""
+    server = address("demo")
+    page, _ = visit("about:blank")
+    late: list[bytes] = []
+
+    def connect(route: WebSocketRoute) -> None:
+        to_server = route.connect_to_server()
+
+        def forward(data: str | bytes) -> None:
+            to_server.send(data)
+            message = BackMsg.FromString(data if isinstance(data, bytes) else data.encode())
+            rerun = message.rerun_script
+            if rerun.is_auto_rerun:
+                late[:] = [message.SerializeToString()]
+            elif any(each.id.endswith("-exclude_one") for each in rerun.widget_states.widgets):
+                for each in late:
+                    to_server.send(each)
+
+        route.on_message(forward)
+
+    page.route_web_socket("**/_stcore/stream*", connect)
+    page.goto(server.at(sweep="demo"))
+    settle(page, "Overview")
+    x, y, name = page.evaluate(FIRST_RUN)
+    page.mouse.move(x, y)
+    page.mouse.click(x, y)
+    main = page.get_by_test_id("stMain")
+    expect(main.get_by_role("heading", name=f"Run {name}")).to_be_visible()
+    page.wait_for_timeout(CHECK_MS)
+    page.get_by_role("button", name="Exclude it and refit").click()
+    expect(main.get_by_text("With all runs: a =")).to_be_visible()
+    page.wait_for_timeout(3 * CHECK_MS)
+    settle(page, "Overview")
+    expect(main.get_by_text("With all runs: a =")).to_be_visible()
+    assert asked(page, "exclude") == name

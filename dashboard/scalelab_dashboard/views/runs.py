@@ -125,11 +125,11 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
 def _one(choice: Choice, name: str) -> None:
     """Draw what can be done with one selected run."""
     with st.container(horizontal=True):
-        if st.button(
+        to_overview = st.button(
             "Show on the Overview", on_click=point.to_overview, args=(name,), key="to_overview"
-        ):
+        )
+        if point.exclude_button(choice, name) or to_overview:
             st.rerun()  # the whole page, not only this fragment
-        point.exclude_button(choice, name)
 
 
 def page_of(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
