@@ -5,6 +5,8 @@ The chosen run and the excluded ones are in the address.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,12 +35,22 @@ def chosen() -> str | None:
     return st.query_params.get(RUN)
 
 
-def take_click(key: str) -> None:
-    """Put the clicked run of a figure into the address."""
-    points = st.session_state[key]["selection"]["points"]
-    names = [str(point["customdata"][-1]) for point in points if _is_run(point)]
-    if names:
-        st.query_params[RUN] = names[-1]
+def clicks(choice: Choice) -> Callable[[str], None]:
+    """Return what puts the clicked run of a figure into the address; curves are no runs."""
+
+    def take(key: str) -> None:
+        points = st.session_state[key]["selection"]["points"]
+        clicked = [str(point["customdata"][-1]) for point in points if _is_run(point)]
+        if not clicked or choice.whole is None:
+            return
+        found = queries.observed(replace(choice.whole, holdout=None))
+        if isinstance(found, Failure) or found[0].names is None:
+            return
+        known = set(map(str, found[0].names))
+        if names := [name for name in clicked if name in known]:
+            st.query_params[RUN] = names[-1]
+
+    return take
 
 
 def whole_rows(choice: Choice) -> Observations | None:

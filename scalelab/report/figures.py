@@ -111,13 +111,9 @@ def contours(report: FitReport, bands: Bands | None, look: Look = LIGHT) -> Any:
         runs.n_tokens,
         style,
         "runs",
-        f"run<br>{at}<br>loss %{{customdata[2]}}",
-        customdata=[
-            [n, d, f"{loss:.4f}"]
-            for n, d, loss in zip(
-                draw.sizes(runs.n_params), draw.sizes(runs.n_tokens), runs.loss_nats, strict=True
-            )
-        ],
+        f"run<br>{at}<br>loss %{{text}}" + ("" if runs.names is None else "<br>%{customdata[2]}"),
+        text=[f"{loss:.4f}" for loss in runs.loss_nats],
+        customdata=draw.of_runs(runs),
     )
     if bands is not None:
         draw.add_curve(

@@ -84,11 +84,11 @@ def extrapolation(
         figure, flops, bands.loss, style, "compute-optimal", hover, customdata=list(words)
     )
     some = draw.thinned(len(rows))
-    _runs(figure, reached[some], rows.loss_nats[some], "fitted runs", look.faint, 4)
+    _runs(figure, reached[some], rows.take(some), "fitted runs", look.faint, 4)
     if held is not None and len(held):
         held = held.take(draw.thinned(len(held)))
         at = train_flops_6nd(held.n_params, held.n_tokens)
-        _runs(figure, at, held.loss_nats, "held-out runs", look.third, 7)
+        _runs(figure, at, held, "held-out runs", look.third, 7)
     for each in asked:
         if each.flops is None:
             continue
@@ -221,9 +221,13 @@ def published_plane(
     return figure
 
 
-def _runs(figure: Any, x: FloatArray, y: FloatArray, name: str, colour: str, size: int) -> None:
+def _runs(
+    figure: Any, flops: FloatArray, rows: Observations, name: str, colour: str, size: int
+) -> None:
     hover = f"{name}<br>C %{{x:.3g}} FLOP<br>loss %{{y:.4f}}"
-    draw.add_curve(figure, x, y, {"color": colour, "size": size, "opacity": 0.6}, name, hover)
+    hover += "" if rows.names is None else "<br>%{customdata[2]}"
+    style = {"color": colour, "size": size, "opacity": 0.6}
+    draw.add_curve(figure, flops, rows.loss_nats, style, name, hover, customdata=draw.of_runs(rows))
 
 
 def _law_line(figure: Any, bands: Bands, axis: str, look: Look) -> None:

@@ -16,7 +16,7 @@ from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, far_w
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
 from scalelab.units import format_flops, format_quantity, parse_quantity, plural
-from scalelab_dashboard import glossary, queries, scores, slider, ui, waiting
+from scalelab_dashboard import glossary, point, queries, scores, slider, ui, waiting
 from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _forecast(choice: Choice) -> None:
     ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
     _answer(report, forecast)
     _picture(choice, report, forecast)
+    point.panel(choice, report)
     st.download_button(
         "Save this run as a sweep file",
         sweep_file(forecast, choice),
@@ -205,10 +206,11 @@ def _picture(choice: Choice, report: FitReport, forecast: Forecast) -> None:
         choice.key,
         lambda look: figures_forecast.extrapolation(report, bands, [forecast], held, look),
         forecast.asked,
+        point.clicks(choice),
     )
     st.caption(
         "Inner band: confidence interval of the loss. Outer band: prediction interval of a new "
-        "run. Grey: compute range of the fitted runs."
+        "run. Grey: compute range of the fitted runs. Click a point to see its run."
     )
     if report.holdout is not None:
         score = report.holdout

@@ -81,7 +81,7 @@ def show(choice: Choice) -> None:
                 figures_isoflop.isoflop_curves(rows, isoflop, bands, look), choice, look, old
             ),
             more,
-            point.take_click,
+            point.clicks(choice),
         )
         st.caption(
             "Labels: budget in FLOP. Diamonds: minimum of each parabola with its interval. Dashed "
@@ -100,7 +100,12 @@ def show(choice: Choice) -> None:
         left, right = st.columns([3, 2], gap="medium")
         with left:
             st.subheader("Loss over N and D")
-            ui.plot("contours", choice.key, lambda look: figures.contours(report, bands, look))
+            ui.plot(
+                "contours",
+                choice.key,
+                lambda look: figures.contours(report, bands, look),
+                on_click=point.clicks(choice),
+            )
         with right:
             _minima(isoflop, rows)
     st.caption(ui.as_text(figures.caption(report)))
