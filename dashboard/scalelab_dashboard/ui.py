@@ -147,15 +147,20 @@ def next_step(head: headline.Headline, rows: Observations, level: float) -> None
     """Show the next command and what it does, and which runs to add."""
     command(list(head.command), f"Next: {head.purpose}")
     if head.to_add:
-        lines = [more_runs.HEADS, ("---",) * len(more_runs.HEADS)]
-        lines += [tuple(as_text(cell) for cell in each.cells()) for each in head.to_add]
-        st.caption(as_text(head.caption_of_runs_to_add(level)))
-        st.markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-        command(list(head.to_add[-1].command), "Plans the last of these; another budget: --budgets")
+        runs_to_add(head.to_add, level)
         return
     words = headline.more_runs(headline.next_compute(rows))
     if words != head.command and math.isfinite(head.flops):
         command(list(words), "To narrow the answer: plans runs for this law at larger budgets")
+
+
+def runs_to_add(budgets: tuple[more_runs.AddedBudget, ...], level: float) -> None:
+    """Show the budgets that would narrow an answer, at least one, and how to plan them."""
+    lines = [more_runs.HEADS, ("---",) * len(more_runs.HEADS)]
+    lines += [tuple(as_text(cell) for cell in each.cells()) for each in budgets]
+    st.caption(as_text(more_runs.caption_of(budgets, level)))
+    st.markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    command(list(budgets[-1].command), "Plans the last of these; another budget: --budgets")
 
 
 def exponent(interval: Interval | None, level: float) -> tuple[str, str]:

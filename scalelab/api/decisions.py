@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from scalelab.api.arguments import as_names, value_of
 from scalelab.errors import ScalelabError, UsageError
 from scalelab.records.metric import NATS
-from scalelab.units import parse_quantity
+from scalelab.units import format_quantity, parse_quantity
 
 if TYPE_CHECKING:
     from scalelab.api.reports import Decision
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.forecaster import Forecaster
     from scalelab.forecast.law_file import SavedLaw
+    from scalelab.forecast.more_runs import AddedBudget
     from scalelab.sweep.expert_rule import ExpertRule
     from scalelab.sweep.shape_rule import ShapeRule
 
@@ -156,12 +157,32 @@ def decide(
     ]
     # warnings about the forecasts of the report are not about this decision
     others = [warning for warning in kept if warning.code != "extrapolation"]
-    if isinstance(source, FitReport) and answer.best is not None and not candidates:
+    if isinstance(source, FitReport) and answer.best is not None:
         with contextlib.suppress(ScalelabError):
-            at = parse_request(f"C={format_flops(answer.best.flops)}")
-            others += wide_optimum(source.forecaster.forecast(at))
+            if not candidates:
+                at = parse_request(f"C={format_flops(answer.best.flops)}")
+                others += wide_optimum(source.forecaster.forecast(at))
+        with contextlib.suppress(ScalelabError):
+            answer = replace(answer, to_add=_narrower(source, answer.best))
     warnings = ordered([*others, *far, *answer.warnings])
     return Decision.of(replace(answer, warnings=warnings))
+
+
+def _narrower(source: FitReport, chosen: Candidate) -> tuple[AddedBudget, ...]:
+    """Return the runs that would narrow the loss of a candidate, if the average answers.
+
+    Within the compute of the runs there are none: they would cost more than the candidate.
+    """
+    from scalelab.forecast.allocate import AVERAGED, parse_request
+    from scalelab.forecast.extrapolation import fitted_range
+    from scalelab.forecast.headline import runs_to_add
+
+    is_within = chosen.flops <= fitted_range(source.observations).flops
+    if is_within or source.forecaster.name != AVERAGED:
+        return ()
+    n_params, n_tokens = (format_quantity(x, 4) for x in (chosen.n_params, chosen.n_tokens))
+    asked = parse_request(f"N={n_params},D={n_tokens}")
+    return runs_to_add(source, source.forecaster.forecast(asked))
 
 
 def is_bounded(limits: Limits) -> bool:

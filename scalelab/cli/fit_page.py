@@ -117,7 +117,7 @@ def print_page(
         say(_ground(report), out)
         out.print(Fitting(parameters(report)))
     if head.to_add:
-        out.print(Fitting(runs_to_add(head, report.level)))
+        out.print(Fitting(runs_to_add(head.to_add, report.level)))
     out.print()
     if plot is not None:
         say(f"Figure: {plot}", out)

@@ -15,14 +15,14 @@ from scalelab.cli.interval_text import (
     size_text,
     span_text,
 )
-from scalelab.forecast.more_runs import HEADS
+from scalelab.forecast.more_runs import HEADS, caption_of
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from scalelab.forecast.fit_report import FitReport
-    from scalelab.forecast.headline import Headline
+    from scalelab.forecast.more_runs import AddedBudget
 
 DIM_STYLE = "dim"
 
@@ -97,11 +97,11 @@ def frontier(report: FitReport) -> Table:
     return table
 
 
-def runs_to_add(head: Headline, level: float) -> Table:
-    """Return the table of runs that would narrow the answer; the headline has some."""
+def runs_to_add(budgets: tuple[AddedBudget, ...], level: float) -> Table:
+    """Return the table of runs that would narrow the answer, of one budget or more."""
     table = _table(*HEADS, texts=HEADS)
-    table.caption = head.caption_of_runs_to_add(level)
-    for each in head.to_add:
+    table.caption = caption_of(budgets, level)
+    for each in budgets:
         table.add_row(*each.cells())
     return table
 

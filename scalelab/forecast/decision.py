@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
@@ -18,6 +18,9 @@ from scalelab.theory.hardware import (
     find_hardware,
 )
 from scalelab.units import format_quantity
+
+if TYPE_CHECKING:
+    from scalelab.forecast.more_runs import AddedBudget
 
 LIMIT_OPTIONS = {
     "flops": "--flops 1e22",
@@ -246,6 +249,8 @@ class Decision:
         Which loss the candidates have.
     unit : str
         Its unit.
+    to_add : tuple of AddedBudget
+        Runs that would narrow the predicted loss of the best, the cheapest first.
     """
 
     best: Candidate | None
@@ -257,6 +262,7 @@ class Decision:
     forecaster: str = LAW
     metric: Metric = HELDOUT
     unit: str = NATS
+    to_add: tuple[AddedBudget, ...] = ()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -279,5 +285,6 @@ class Decision:
             "pareto": list(self.front),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
+            "runs_to_add": [each.to_dict() for each in self.to_add],
         }
         return dict(with_unit(content, self.metric))

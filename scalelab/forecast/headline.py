@@ -14,7 +14,7 @@ from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.extrapolation import fitted_range
-from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, caption_of
+from scalelab.forecast.more_runs import AddedBudget, budgets_to_add
 from scalelab.forecast.verdict import NOT_IDENTIFIED, verdict_on
 from scalelab.units import (
     format_flops,
@@ -86,10 +86,6 @@ class Headline:
     flops: float
     forecast: Forecast | None
     to_add: tuple[AddedBudget, ...] = ()
-
-    def caption_of_runs_to_add(self, level: float) -> str:
-        """Return what the table of ``to_add`` says; there is a forecast if it has rows."""
-        return caption_of(self.to_add, self.forecast.asked if self.forecast else "", level)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the headline as in the JSON of ``scalelab fit``."""
@@ -221,13 +217,16 @@ def headline(
         purpose=purpose,
         flops=flops,
         forecast=forecast,
-        to_add=_to_add(report, forecast),
+        to_add=() if forecast is None else runs_to_add(report, forecast),
     )
 
 
-def _to_add(report: FitReport, forecast: Forecast | None) -> tuple[AddedBudget, ...]:
-    # Without a frontier the runs show no optimum around which sizes could be chosen.
-    if report.averaged is None or forecast is None or not report.frontier:
+def runs_to_add(report: FitReport, forecast: Forecast) -> tuple[AddedBudget, ...]:
+    """Return budgets that would narrow a forecast of the average, the cheapest first.
+
+    Without a frontier there are none: the runs show no optimum around which to choose sizes.
+    """
+    if report.averaged is None or not report.frontier:
         return ()
     return budgets_to_add(report.averaged, report.observations, forecast)
 

@@ -41,6 +41,8 @@ class AddedBudget:
 
     Attributes
     ----------
+    asked : str
+        The question that they would answer more narrowly, such as ``C=1e22``.
     budget, flops, share : float
         FLOPs of each run; of all its runs; these relative to the FLOPs of the finished runs.
     n_params, n_tokens : tuple of float
@@ -50,6 +52,7 @@ class AddedBudget:
         now, and as expected with these runs.
     """
 
+    asked: str
     budget: float
     flops: float
     share: float
@@ -126,6 +129,7 @@ def budgets_to_add(
         flops = float(train_flops_6nd(sizes[i], tokens[i]).sum())
         out.append(
             AddedBudget(
+                asked=forecast.asked,
                 budget=budget,
                 flops=flops,
                 share=flops / float(spent.sum()),
@@ -138,10 +142,10 @@ def budgets_to_add(
     return tuple(out)
 
 
-def caption_of(budgets: tuple[AddedBudget, ...], asked: str, level: float) -> str:
-    """Return what a table of `AddedBudget.cells` says, for a question such as ``C=1e22``."""
+def caption_of(budgets: tuple[AddedBudget, ...], level: float) -> str:
+    """Return what the table of `AddedBudget.cells` of one or more budgets says."""
     return (
-        f"Runs to add: the {100 * level:g} % interval of the loss at {asked} is "
+        f"Runs to add: the {100 * level:g} % interval of the loss at {budgets[0].asked} is "
         f"± {100 * budgets[0].now:.2g} % now. Cost: in all, and relative to your runs."
     )
 

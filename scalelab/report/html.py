@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scalelab import __version__
 from scalelab.forecast.bands import bands_between
-from scalelab.forecast.more_runs import HEADS
+from scalelab.forecast.more_runs import HEADS, caption_of
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.report.html_compare import comparison_section
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
     from scalelab.forecast.metric_comparison import MetricComparison
+    from scalelab.forecast.more_runs import AddedBudget
     from scalelab.records.notes import Note
 
 _STYLE = """
@@ -281,15 +282,15 @@ def _answer(report: FitReport, head: Headline) -> Iterator[str]:
         if note not in head.warnings:
             yield f'<p class="faint">{html.escape(note.message)}</p>'
     if head.to_add:
-        yield from _runs_to_add(head, report.level)
+        yield from _runs_to_add(head.to_add, report.level)
     yield f'<p class="faint">Next: {html.escape(head.purpose)}</p>'
     yield f"<code>{html.escape(shlex.join(head.command))}</code>"
 
 
-def _runs_to_add(head: Headline, level: float) -> Iterator[str]:
-    caption = html.escape(head.caption_of_runs_to_add(level))
+def _runs_to_add(budgets: tuple[AddedBudget, ...], level: float) -> Iterator[str]:
+    caption = html.escape(caption_of(budgets, level))
     yield f"<table><caption class='faint'>{caption}</caption>"
-    for tag, cells in (("th", HEADS), *(("td", each.cells()) for each in head.to_add)):
+    for tag, cells in (("th", HEADS), *(("td", each.cells()) for each in budgets)):
         yield "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
     yield "</table>"
 

@@ -68,6 +68,19 @@ def test_a_question_of_given_n_and_d_has_some(report):
     assert budgets_to_add(report.averaged, report.observations, free)[0].after > 0
 
 
+def test_a_decision_has_those_for_its_best(report):
+    found = api.decide(report, {"flops": 1e21})
+    assert found.to_add
+    assert [each["half_width_after"] for each in found.to_dict()["runs_to_add"]] == [
+        each.after for each in found.to_add
+    ]
+    best = found.best
+    own = api.decide(report, candidates=f"{best.n_params:.4g}:{best.n_tokens:.4g}").to_add
+    assert [each.budget for each in own] == [each.budget for each in found.to_add]
+    within = api.decide(report, candidates=f"{best.n_params / 100:.4g}:{best.n_tokens / 100:.4g}")
+    assert within.to_add == ()
+
+
 def test_json_has_the_runs(report):
     found = headline(report).to_dict()["runs_to_add"][0]
     assert found["command"][:3] == ["scalelab", "sweep", "isoflop"]

@@ -109,6 +109,8 @@ def show(choice: Choice) -> None:
     share = "" if isinstance(source, str) else f"{100 * choice.level:g} %"
     with top:
         _answer_first(found, source, law, share)
+        if found.to_add:
+            ui.runs_to_add(found.to_add, choice.level)
         _show(found, asked, source, (key, law, asked))
     if found.best is not None:
         st.download_button(
