@@ -183,7 +183,12 @@ def decide(
         ),
     ] = False,
     wide: Annotated[
-        bool, option(OUT, "Also print GPU-hours, energy and CO2 of each candidate.", "--wide")
+        bool,
+        option(
+            OUT,
+            "Also print the interval of a new run, GPU-hours, energy and CO2 of each candidate.",
+            "--wide",
+        ),
     ] = False,
     emit: Annotated[
         Path | None, option(OUT, "Write the best candidate as a sweep file, such as best.toml.")

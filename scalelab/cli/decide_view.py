@@ -106,6 +106,7 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
     names = (
         *("candidate", f"{answer.metric.label} ({answer.unit})"),
         *(["interval"] if has_interval else []),
+        *(["of a new run"] if has_interval and is_wide else []),
         *(["misses target"] if has_target else []),
         *("FLOPs", "cost"),
         *(["GPU-hours", "kWh", "kg CO2"] if is_wide else []),
@@ -116,11 +117,8 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
         table.add_row(
             each.label if each.shape is None else f"{each.label}, {each.shape}",
             f"{each.loss_nats:.4f}",
-            *(
-                ["" if each.low is None else f"{each.low:.4f} to {each.high:.4f}"]
-                if has_interval
-                else []
-            ),
+            *([_limits(each.low, each.high)] if has_interval else []),
+            *([_limits(each.pred_low, each.pred_high)] if has_interval and is_wide else []),
             *(["" if each.miss is None else _percent(each.miss)] if has_target else []),
             format_flops(each.flops),
             format_money(each.costs["usd"] or 0.0),
@@ -135,6 +133,10 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
             _note(each, answer),
         )
     return Fitting(table)
+
+
+def _limits(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{low:.4f} to {high:.4f}"
 
 
 def _note(candidate: Candidate, answer: Decision) -> str:

@@ -269,7 +269,23 @@ class ParametricFit:
         needed = np.broadcast_arrays(*(np.atleast_1d(v) for v in kind.columns_of(columns).values()))
         at = dict(zip(kind.columns, needed, strict=True))
         value = np.broadcast_to(self.law.loss(at), needed[0].shape)
-        draws = self._values_of_replicates(at)
+        return self.around(at, value, self._values_of_replicates(at), level)
+
+    def around(
+        self, at: Mapping[str, FloatArray], value: FloatArray, draws: FloatArray, level: float
+    ) -> Prediction:
+        """Return predictions with their intervals where the values are known.
+
+        Parameters
+        ----------
+        at : Mapping[str, ndarray of shape (m,)]
+            Columns that give the compute of the points.
+        value : ndarray of shape (m,)
+            Of the law.
+        draws : ndarray of shape (k, m)
+            Of the replicates.
+        level : float
+        """
         tails = [(1 - level) / 2, (1 + level) / 2]
         noise = self._noise(compute_of(at), len(value))
         limits = np.full((4, len(value)), np.nan)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+import numpy as np
+
+from scalelab.arrays import FloatArray
 from scalelab.errors import ScalelabError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.decision import (
@@ -40,8 +43,9 @@ def candidate_of(
     if beside is not None and beside.name != source.name:
         # The answer does not depend on the law beside it.
         with contextlib.suppress(ScalelabError):
-            other = beside.run(n_params, n_tokens, limits.unique_tokens, None)[0]
-    value, low, high, miss = source.run(n_params, n_tokens, limits.unique_tokens, target)
+            beside_it, _ = beside.run(n_params, n_tokens, limits.unique_tokens, None)
+            other = float(beside_it.value[0])
+    found, miss = source.run(n_params, n_tokens, limits.unique_tokens, target)
     per_token = float(model.flops_per_token[0])
     flops = per_token * n_tokens
     total = flops + SERVING_SHARE * per_token * deployment.inference_tokens
@@ -68,9 +72,11 @@ def candidate_of(
         n_stored=float(model.n_stored[0]),
         n_tokens=n_tokens,
         flops=flops,
-        loss_nats=value,
-        low=low,
-        high=high,
+        loss_nats=float(found.value[0]),
+        low=_known(found.low),
+        high=_known(found.high),
+        pred_low=_known(found.pred_low),
+        pred_high=_known(found.pred_high),
         miss=miss,
         law_loss_nats=other,
         costs=costs,
@@ -78,6 +84,11 @@ def candidate_of(
         is_in_valley=source.in_valley(n_params, n_tokens, limits.unique_tokens),
         shape=None if model.shapes is None else model.shapes[0].label(),
     )
+
+
+def _known(limit: FloatArray) -> float | None:
+    """Return the limit at one point; None if there is none."""
+    return None if np.isnan(limit[0]) else float(limit[0])
 
 
 def binding(limits: Limits, best: Candidate | None, relaxed: dict[str, float]) -> tuple[str, ...]:

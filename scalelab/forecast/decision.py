@@ -157,7 +157,9 @@ class Candidate:
         Training compute: 6 N D, or exact for a real shape.
     loss_nats : float
     low, high : float or None
-        Confidence interval of the loss; None for a published law without replicates.
+        Confidence interval of the noise-free loss; None for a published law without replicates.
+    pred_low, pred_high : float or None
+        Prediction interval of the loss of a new run, which has noise; None where it is not known.
     miss : float or None
         Probability that a new run misses the target loss; None without a fit or a target.
     costs : dict
@@ -181,6 +183,8 @@ class Candidate:
     loss_nats: float
     low: float | None
     high: float | None
+    pred_low: float | None
+    pred_high: float | None
     miss: float | None
     costs: dict[str, float | None]
     broken: tuple[str, ...]
@@ -215,6 +219,8 @@ class Candidate:
             "loss_nats": self.loss_nats,
             "low": self.low,
             "high": self.high,
+            "pred_low": self.pred_low,
+            "pred_high": self.pred_high,
             "law_loss_nats": self.law_loss_nats,
             "miss_probability": self.miss,
             **self.costs,

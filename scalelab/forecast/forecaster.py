@@ -16,7 +16,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, ScalelabError, UsageError
-from scalelab.fit.outcome import ParametricFit, Prediction, percentile_limits
+from scalelab.fit.outcome import ParametricFit, Prediction
 from scalelab.forecast.allocate import (
     AVERAGED,
     LAW,
@@ -84,8 +84,8 @@ class Forecaster(Protocol):
 
     def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
-    ) -> tuple[float, float | None, float | None, float | None]:
-        """Return loss, its confidence interval, and the probability of a loss above a target."""
+    ) -> tuple[Prediction, float | None]:
+        """Return the loss of one run with its intervals, and the probability to miss a target."""
 
 
 def is_averaged(name: str | None, law: type[Law]) -> bool:
@@ -199,8 +199,8 @@ class LawForecaster:
 
     def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
-    ) -> tuple[float, float | None, float | None, float | None]:
-        """Return the loss of one run, its confidence interval, and the probability of a miss.
+    ) -> tuple[Prediction, float | None]:
+        """Return the loss of one run with its intervals, and the probability of a miss.
 
         Parameters
         ----------
@@ -212,21 +212,32 @@ class LawForecaster:
 
         Returns
         -------
-        value, low, high, miss : float or None
-            Loss and limits in nats; probability of a loss above the target. None without
-            replicates, fit or target, or if the rows do not show the noise.
+        found : Prediction
+            One point; limits are NaN without a fit or replicates, those of a new run also if the
+            rows do not show the noise.
+        miss : float or None
+            Probability of a loss above the target. None without a fit or target, or if the rows
+            do not show the noise.
         """
         n, d = np.array([n_params]), np.array([n_tokens])
-        value = float(law_loss(self.law, n, d, unique)[0])
-        draws = np.array([law_loss(law, n, d, unique)[0] for law in self.replicates])
-        low = high = miss = None
-        if self.replicates:
-            low, high = percentile_limits(draws, self.level, value)
-        if self.fit is not None and target is not None:
-            run = {"n_params": n_params, "n_tokens": n_tokens}
-            share = self.fit.miss_probability(run, target, value, draws)
-            miss = None if math.isnan(share) else share
-        return value, low, high, miss
+        value = law_loss(self.law, n, d, unique)
+        if self.fit is None:
+            unknown = np.full(1, np.nan)
+            return Prediction(
+                value=value,
+                low=unknown,
+                high=unknown,
+                pred_low=unknown,
+                pred_high=unknown,
+                level=self.level,
+            ), None
+        draws = np.array([law_loss(law, n, d, unique) for law in self.replicates]).reshape(-1, 1)
+        found = self.fit.around({"n_params": n, "n_tokens": d}, value, draws, self.level)
+        if target is None:
+            return found, None
+        run = {"n_params": n_params, "n_tokens": n_tokens}
+        share = self.fit.miss_probability(run, target, float(value[0]), draws[:, 0])
+        return found, None if math.isnan(share) else share
 
     def _identified(self) -> ParametricFit:
         if self.fit is None or self.fit.status == "not_identified":
@@ -296,8 +307,8 @@ class AveragedForecaster:
 
     def run(
         self, n_params: float, n_tokens: float, unique: float | None, target: float | None
-    ) -> tuple[float, float | None, float | None, float | None]:
-        """Return loss, its confidence interval, and the probability of a loss above a target."""
+    ) -> tuple[Prediction, float | None]:
+        """Return the loss of one run with its intervals, and the probability to miss a target."""
         line = line_of(self.found.rows)
         if line is not None and not line.has(n_params, n_tokens):
             raise NotIdentifiedError(
@@ -307,15 +318,11 @@ class AveragedForecaster:
                 f"{line.added()}.",
             )
         at = self._columns(np.array([n_params]), np.array([n_tokens]), unique)
-        mixture = self.found.at(at)
-        tails = ((1 - self.level) / 2, 0.5, (1 + self.level) / 2)
-        with np.errstate(over="ignore"):
-            low, value, high = (float(np.exp(mixture.quantile(q)[0])) for q in tails)
-        miss = None
-        if target is not None:
-            below = mixture.probability_below(np.log([target]), is_new_run=True)
-            miss = 1 - float(below[0])
-        return value, low, high, miss
+        found = self.found.predict(at, self.level)
+        if target is None:
+            return found, None
+        below = self.found.at(at).probability_below(np.log([target]), is_new_run=True)
+        return found, 1 - float(below[0])
 
     def _columns(self, n: FloatArray, d: FloatArray, unique: float | None) -> dict[str, FloatArray]:
         """Return N and D, discounted for repeats unless the rows show what repeats are worth."""

@@ -180,6 +180,8 @@ def test_the_time_of_a_small_run_is_in_words() -> None:
         loss_nats=1.0,
         low=None,
         high=None,
+        pred_low=None,
+        pred_high=None,
         miss=None,
         costs={"days": 2.29e-10},
         broken=(),

@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -434,3 +435,19 @@ def test_the_text_has_the_warnings_and_the_probability_of_a_miss(
     assert "misses" in out
     assert "extrapolation: " in out
     assert "approach 1 unavailable" not in out
+
+
+@pytest.mark.parametrize("name", ["averaged", "law"])
+def test_a_candidate_has_the_intervals_of_the_forecast_at_its_n_and_d(
+    tables: Path, name: str
+) -> None:
+    data = tables / "chinchilla" / "data.csv"
+    found = fit(data, bootstrap=BootstrapSpec(k=50), forecaster=name)
+    best = decide(found, candidates="3e9:6e10").best
+    assert best is not None
+    at = {"n_params": np.array([3e9]), "n_tokens": np.array([6e10])}
+    own = found.forecaster.predict(at, found.level)
+    ends = [own.pred_low[0], own.low[0], own.high[0], own.pred_high[0]]
+    given = [best.pred_low, best.low, best.high, best.pred_high]
+    assert given == pytest.approx(ends, rel=1e-12)
+    assert sorted(set(given)) == given

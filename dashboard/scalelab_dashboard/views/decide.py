@@ -400,7 +400,13 @@ def _binding(answer: Decision) -> None:
 
 
 def _row(each: Candidate, answer: Decision) -> dict[str, str]:
-    interval = {} if each.low is None else {"interval": f"{each.low:.4f} to {each.high:.4f}"}
+    interval = {}
+    for name, low, high in (
+        ("noise-free interval", each.low, each.high),
+        ("interval of a new run", each.pred_low, each.pred_high),
+    ):
+        if low is not None:
+            interval[name] = f"{low:.4f} to {high:.4f}"
     if each.law_loss_nats is not None:
         interval["law at this N and D"] = f"{each.law_loss_nats:.4f}"
     return {
