@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scalelab.api.arguments import as_bootstrap, as_names, as_objective, as_requests
 from scalelab.api.data import DEFAULT_RESULTS, frame_of, read_runs, rejected_rows, split_runs
 from scalelab.errors import DataError, UsageError
+from scalelab.forecast.one_thread import on_one_thread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +73,7 @@ def load(
     return frame_of(table)
 
 
+@on_one_thread
 def fit(
     data: Data | None = None,
     *,

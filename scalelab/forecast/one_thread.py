@@ -1,7 +1,7 @@
 """One BLAS thread for the linear algebra of small tables.
 
-The forecaster solves thousands of systems of a few dozen rows. Threads of the BLAS library wait for
-one another at each of them: with two threads on two busy cores a forecast took 10 times longer.
+Fits and forecasts solve thousands of systems of a few dozen rows. Threads of the BLAS library
+wait for one another at each: with two threads on two busy cores a forecast took 10 times longer.
 """
 
 from __future__ import annotations
@@ -29,5 +29,10 @@ def on_one_thread(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    """Return the BLAS libraries of NumPy and SciPy, which are loaded by now."""
+    """Return the BLAS libraries of NumPy and SciPy.
+
+    It loads both first: a library that is loaded later would keep all its threads.
+    """
+    import scipy.linalg  # noqa: F401 -- SciPy has its own BLAS library beside NumPy's
+
     return ThreadpoolController()
