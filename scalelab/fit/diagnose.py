@@ -45,7 +45,7 @@ def row_warnings(
     observations: Observations, lines: NDArray[np.int64] | None, fit: ParametricFit
 ) -> list[FitWarning]:
     """Return warnings about the rows: schedules, conventions, budgets, misfit, outliers."""
-    found = [_outliers(fit, lines, numbers(observations, fit.law.target))]
+    found = [_outliers(fit, lines, observations, numbers(observations, fit.law.target))]
     if observations.is_sized:
         found = [
             _mid_schedule(observations),
@@ -290,7 +290,10 @@ def _robust_scale(residuals: FloatArray) -> float:
 
 
 def _outliers(
-    fit: ParametricFit, lines: NDArray[np.int64] | None, targets: FloatArray
+    fit: ParametricFit,
+    lines: NDArray[np.int64] | None,
+    observations: Observations,
+    targets: FloatArray,
 ) -> FitWarning | None:
     residuals = fit.residuals
     if len(residuals) < 8:
@@ -307,8 +310,13 @@ def _outliers(
     if not len(far):
         return None
     worst = np.sort(far[np.argsort(-np.abs(residuals[far]), kind="stable")][:5])
-    where = ("row" if lines is None else "line") + ("" if len(far) == 1 else "s")
-    names = ", ".join(str(lines[i] if lines is not None else i + 1) for i in worst)
+    kind, labels = "row", np.arange(1, n + 1)
+    if lines is not None:
+        kind, labels = "line", lines
+    elif observations.names is not None and observations.names.dtype.kind != "i":
+        kind, labels = "run", observations.names
+    where = kind if len(far) == 1 else f"{kind}s"
+    names = ", ".join(str(labels[i]) for i in worst)
     more = ", .." if len(far) > len(worst) else ""
     effect = {
         "ls": "Least squares gives them a large effect; --loss huber limits it.",

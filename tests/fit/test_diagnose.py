@@ -167,6 +167,15 @@ def test_outliers_are_named_by_their_lines(isoflop_runs):
     assert "lines 6, 33" in found["outliers"]
 
 
+def test_outliers_of_a_sweep_are_named_by_their_runs(isoflop_runs):
+    rows = isoflop_runs()
+    loss = rows.loss_nats.copy()
+    loss[[4, 31]] *= 1.3
+    names = np.array([f"run{i:02}" for i in range(len(rows))])
+    found = row_codes(replace(rows, loss_nats=loss, names=names))
+    assert "runs run04, run31" in found["outliers"]
+
+
 def test_rounding_of_a_table_without_noise_is_no_outlier(isoflop_runs):
     rows = isoflop_runs(noise=0.0)
     # Whole numbers of parameters and tokens: the losses are off by less than 1e-7.
