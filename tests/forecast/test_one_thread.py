@@ -1,4 +1,4 @@
-"""The limit of one BLAS thread holds for every library, whatever was loaded before the call."""
+"""The limit of one BLAS thread holds for every library, also for one that loads inside the call."""
 
 from __future__ import annotations
 
