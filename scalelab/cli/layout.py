@@ -68,6 +68,8 @@ class Fitting:
                     line, is_first = Text(), False
                 line = Text.assemble(line, "  " if line else "", item)
             yield line if is_first else Padding(line, (0, 0, 0, 2))
+        if self.table.caption:
+            yield Text.assemble((_text(self.table.caption).plain, "dim"))
 
 
 def _text(cell: Any) -> Text:
