@@ -90,8 +90,8 @@ def _reports(choice: Choice, chosen: list[str]) -> dict[str, FitReport] | None:
 
 def _draw(found: SourceComparison, question: object) -> None:
     for answer, details in zip(found.answers, found.details, strict=True):
-        st.markdown(f"#### {ui.as_text(answer)}")
-        st.markdown(ui.as_text(" ".join(details)))
+        st.markdown(f"#### {ui.prose(answer)}")
+        st.markdown(ui.prose(" ".join(details)))
     left, right = st.columns(2, gap="medium")
     with left:
         st.subheader("Compute-optimal N")
