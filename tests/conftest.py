@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from scalelab.records.types import Observations
 from scalelab.store import public_tables
+from scalelab.theory.laws import Chinchilla
 
 # The same examples in every run. `make test-long` draws other and many more ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -80,6 +81,48 @@ def give_up() -> Callable[[str], None]:
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a cache folder that all launches share, so that the speed is measured once."""
     return tmp_path_factory.mktemp("cache")
+
+
+NARROW_OUTLIERS = (14, 36, 49)
+"""Rows of `narrow_runs` whose loss is too high."""
+NARROW_LAW = Chinchilla(E=1.69, A=406.0, alpha=0.34, B=411.0, beta=0.28)
+
+
+@pytest.fixture(scope="session")
+def narrow_runs() -> Callable[..., Observations]:
+    """Return a maker of narrow isoFLOP sweeps whose centre drifts away from the optimum.
+
+    Ten sizes over a factor of four at each of five budgets. The centre is the best size at the
+    first budget and ``drift`` times it at the last, so small sizes are missing there. The losses
+    of three runs are 5 % too high: inside the second and the fourth budget, and at the end of the
+    last.
+    """
+
+    def make(
+        *, noise: float = 0.002, drift: float = 3.0, has_outliers: bool = True, seed: int = 0
+    ) -> Observations:
+        sizes, budgets = 10, np.geomspace(1e18, 1e20, 5)
+        rng = np.random.default_rng(seed)
+        best = np.array([NARROW_LAW.optimal(budget)[0] for budget in budgets])
+        centres = best * np.geomspace(1.0, drift, len(budgets))
+        n_params = (centres[:, None] * np.geomspace(0.5, 2.0, sizes)).ravel()
+        flops = np.repeat(budgets, sizes)
+        n_tokens = flops / (6 * n_params)
+        loss = NARROW_LAW.loss({"n_params": n_params, "n_tokens": n_tokens})
+        loss *= np.exp(noise * rng.standard_normal(len(loss)))
+        if has_outliers:
+            loss[list(NARROW_OUTLIERS)] *= 1.05
+        return Observations(
+            n_params=n_params,
+            n_tokens=n_tokens,
+            loss_nats=loss,
+            flops=flops,
+            budget=flops,
+            flop_convention="6nd",
+            names=np.array([f"run-{i:02}" for i in range(len(loss))]),
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.envelope import EnvelopeFit
-from scalelab.fit.isoflop import IsoflopFit
+from scalelab.fit.isoflop import IsoflopFit, line_through
 from scalelab.fit.outcome import FitWarning, ParametricFit
 from scalelab.fit.rows import numbers
 from scalelab.records.types import Observations
@@ -27,6 +27,10 @@ CENTRE_SHIFT = 2.0
 """Change of that ratio from the smallest to the largest budget above which the grid drifts."""
 OUTLIER = 6.0
 """Robust standard deviations above which a residual is an outlier."""
+DRIFT_LEVEL = 0.9
+"""Level of the interval of a change with minima outside their grid; it must not contain 0."""
+FARTHEST = 2.0
+"""Half widths of a grid beyond which a minimum outside it is not looked for."""
 BY_6ND = (("6nd", "chinchilla"), ("6nd", "unstated"), ("6nd_kaplan", "kaplan"))
 """FLOP and parameter conventions for which C = 6ND in the table's own N."""
 ANY_COUNT = 100.0
@@ -120,15 +124,12 @@ def _edges(isoflop: IsoflopFit) -> FitWarning | None:
 
 def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
     inside = isoflop.interior
-    if len(inside) < 2:
+    if not inside:
         return []
-    offsets = np.array([curve.n_params.offset for curve in inside])
-    log_c = np.log([curve.budget for curve in inside])
-    slope = np.polyfit(log_c, offsets, 1)[0]
-    shift = float(slope * np.ptp(log_c))
-    mean = float(offsets.mean())
+    shift = _drift(isoflop)
+    mean = float(np.mean([curve.n_params.offset for curve in inside]))
     found = []
-    if abs(mean) > math.log(OFF_CENTRE):
+    if len(inside) > 1 and abs(mean) > math.log(OFF_CENTRE):
         side = "larger" if mean > 0 else "smaller"
         found.append(
             FitWarning(
@@ -152,6 +153,29 @@ def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
             )
         )
     return found
+
+
+def _drift(isoflop: IsoflopFit) -> float:
+    """Return how the offset of the minimum changes from the first budget to the last, in log N.
+
+    A grid that drifts loses its minima at the last budgets, so those outside their grid count too,
+    up to `FARTHEST` from the centre. As they are uncertain, their trend must be significant.
+    """
+    shifts = [0.0]
+    for curves in (isoflop.interior, isoflop.curves):
+        seen = [curve for curve in curves if curve.n_params.edge != "not_convex"]
+        if len(seen) < 2:
+            continue
+        minima = [curve.n_params for curve in seen]
+        log_c = np.log([curve.budget for curve in seen])
+        far = [FARTHEST * each.half_width for each in minima]
+        trend = line_through(
+            log_c, np.clip([m.offset for m in minima], np.negative(far), far), DRIFT_LEVEL
+        )
+        limits = trend.interval
+        if all(m.edge is None for m in minima) or limits.low > 0 or limits.high < 0:
+            shifts.append(trend.exponent * float(np.ptp(log_c)))
+    return max(shifts, key=abs)
 
 
 def _mid_schedule(observations: Observations) -> FitWarning | None:

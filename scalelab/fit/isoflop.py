@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from scalelab.arrays import FloatArray
+from scalelab.fit.budget_outliers import outliers_of
 from scalelab.fit.outcome import Interval, percentile_limits
 from scalelab.fit.parabola import MIN_ROWS, CurveMinimum, fit_parabola, parabolas
 from scalelab.records.types import Observations
@@ -35,14 +36,6 @@ GROUP_WIDTH = 0.10
 """Maximum relative distance of a row's FLOPs from an inferred budget."""
 MIN_GROUP_SPAN = 1.5
 """Minimum ratio of the largest to the smallest N in an inferred budget."""
-OUTLIER = 4.0
-"""Robust standard deviations from the parabola beyond which a row is left out of it."""
-MAD_TO_SD = 1.4826
-"""Standard deviation of a normal variable over its median absolute deviation."""
-MIN_ROWS_LEFT = 8
-"""Rows of a budget from which its outliers can be found."""
-MAX_OUTLIER_SHARE = 0.15
-"""Largest share of the rows of a budget that can be outliers; more is the shape of the curve."""
 MISFIT = 3.0
 """Residual, in units of the median one of the other budgets, above which a parabola misses."""
 VISIBLE = 0.01
@@ -65,7 +58,7 @@ class IsoflopCurve:
     n_params, n_tokens : CurveMinimum
         The interval of D is that of N, along the D of these rows as a power of their N.
     outliers : ndarray of int
-        Rows of the budget that are left out; see `OUTLIER`.
+        Rows of the budget that are left out; see `budget_outliers`.
     """
 
     budget: float
@@ -245,8 +238,8 @@ def fit_isoflop(
     if len(inside) < 2:
         return replace(fit, reason=_too_few(curves))
     log_c = np.log([curve.budget for curve in inside])
-    n_law = _line(log_c, np.log([curve.n_params.value for curve in inside]), level)
-    d_law = _line(log_c, np.log([curve.n_tokens.value for curve in inside]), level)
+    n_law = line_through(log_c, np.log([curve.n_params.value for curve in inside]), level)
+    d_law = line_through(log_c, np.log([curve.n_tokens.value for curve in inside]), level)
     if weights is not None and len(weights):
         n_law = _with_percentiles(n_law, replicate_laws(observations, fit, weights, "n"), level)
         d_law = _with_percentiles(d_law, replicate_laws(observations, fit, weights, "d"), level)
@@ -357,30 +350,17 @@ def _curve(
     n_tokens = fit_parabola(observations.n_tokens[rows], observations.loss_nats[rows], level)
     if n_params is None or n_tokens is None:
         return None
-    is_outlier = _outliers(observations, rows, n_params)
-    if is_outlier.any() and not keeps_outliers:
-        kept = _curve(observations, budget, rows[~is_outlier], level, keeps_outliers=False)
-        return kept and replace(kept, outliers=np.sort([*kept.outliers, *rows[is_outlier]]))
+    if not keeps_outliers:
+        is_outlier = outliers_of(np.log(observations.n_params[rows]), observations.loss_nats[rows])
+        if is_outlier.any():
+            kept = _curve(observations, budget, rows[~is_outlier], level, keeps_outliers=True)
+            return kept and replace(kept, outliers=np.sort(rows[is_outlier]))
     return IsoflopCurve(
         budget=float(budget),
         rows=rows,
         n_params=n_params,
         n_tokens=_with_interval_of(n_params, n_tokens, observations, rows),
     )
-
-
-def _outliers(
-    observations: Observations, rows: NDArray[np.intp], found: CurveMinimum
-) -> NDArray[np.bool_]:
-    """Say which rows of a budget are too far from its parabola to be part of it."""
-    residual = observations.loss_nats[rows] - found.curve(observations.n_params[rows])
-    freedom = len(rows) - MIN_ROWS
-    if len(rows) < MIN_ROWS_LEFT:
-        return np.zeros(len(rows), bool)
-    scale = MAD_TO_SD * float(np.median(np.abs(residual))) * math.sqrt(len(rows) / freedom)
-    is_outlier = np.abs(residual) > OUTLIER * scale
-    is_few = is_outlier.sum() <= MAX_OUTLIER_SHARE * len(rows)
-    return is_outlier if scale > 0 and is_few else np.zeros(len(rows), bool)
 
 
 def misfits(observations: Observations, curves: Sequence[IsoflopCurve]) -> list[bool]:
@@ -422,7 +402,8 @@ def _with_interval_of(
     return replace(n_tokens, low=min(ends), high=max(ends))
 
 
-def _line(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:
+def line_through(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:
+    """Return the least-squares line through (log C, log y) with the t interval of its slope."""
     slope, intercept = _lines(log_c, log_y[None, :], np.ones((1, len(log_c))))[0]
     low = high = None
     if len(log_c) > 2:

@@ -20,6 +20,8 @@ MIN_ROWS = 3
 """Minimum number of different sizes in a budget for a parabola."""
 ROUNDING = 1e-9
 """Relative width up to which an interval is rounding."""
+FARTHEST = 100.0
+"""Distance in log x from the centre of the grid beyond which a minimum or a limit is none."""
 MAX_CONDITION = 1e12
 """Condition number above which the parabola of a replicate is not determined."""
 
@@ -79,7 +81,8 @@ def fit_parabola(x: FloatArray, y: FloatArray, level: float) -> CurveMinimum | N
     c, _, _, _ = np.linalg.lstsq(design, y, rcond=None)
     freedom = len(u) - 3
     low = high = None
-    if c[2] > 0:
+    farthest = FARTHEST / half_width
+    if abs(c[1]) < 2 * c[2] * farthest:
         at = -c[1] / (2 * c[2])
         edge: Edge | None = "below" if at < -1 else "above" if at > 1 else None
         value, loss = math.exp(centre + half_width * at), c[0] + at * (c[1] + at * c[2])
@@ -87,7 +90,7 @@ def fit_parabola(x: FloatArray, y: FloatArray, level: float) -> CurveMinimum | N
             variance = np.sum((y - design @ c) ** 2) / freedom
             covariance = variance * np.linalg.inv(design.T @ design)
             bounds = fieller(c, covariance, float(special.stdtrit(freedom, (1 + level) / 2)))
-            if bounds is not None:
+            if bounds is not None and max(map(abs, bounds)) < farthest:
                 ends = [math.exp(centre + half_width * bound) for bound in bounds]
                 # Without noise the limits are the value, up to rounding.
                 if ends[1] - ends[0] > ROUNDING * value:

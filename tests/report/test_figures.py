@@ -17,7 +17,8 @@ from scalelab.api import fit
 from scalelab.api.data import frame_of
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.isoflop import MIN_ROWS_LEFT, IsoflopCurve, fit_isoflop, misfits
+from scalelab.fit.budget_outliers import LEAST_ROWS
+from scalelab.fit.isoflop import IsoflopCurve, fit_isoflop, misfits
 from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.headline import headline
@@ -116,7 +117,7 @@ def test_outliers_are_hollow_and_parabolas_without_a_minimum_dashed(
     rows = isoflop_runs(noise=0.002)
     budgets = np.unique(rows.budget)
     first = np.flatnonzero(rows.budget == budgets[0])
-    assert len(first) >= MIN_ROWS_LEFT
+    assert len(first) >= LEAST_ROWS
     losses = rows.loss_nats.copy()
     losses[first[1]] += 0.5
     # the last budget has only its sizes above the minimum
