@@ -8,6 +8,8 @@ the larger ones, and compare the errors with their prediction intervals.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +38,13 @@ FEW_DRAWS, FEW_STEPS = 400, 40
 """Draws and steps of the sampler for few rows."""
 
 
-def extrapolation_inflation(
-    law: type[Law],
-    columns: Mapping[str, FloatArray],
-    rows: Rows,
-    theta: FloatArray,
-    penalty: Penalty,
-    box: Box,
-    *,
-    refits: Refits,
-) -> float:
-    """Return the factor, at least 1, by which errors on larger runs exceed their intervals.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inflation:
+    """The extrapolation inflation of a fit, computed when it is first asked for.
 
-    Parameters
+    It costs as much as the fit itself, and most questions are answered without it.
+
+    Attributes
     ----------
     law : type[Law]
         The form.
@@ -62,12 +58,39 @@ def extrapolation_inflation(
         As in the full fit.
     refits : {"objective", "efficient", "posterior"}
         How the draws of the full fit were made.
-
-    Returns
-    -------
-    float
-        Median over the cuts of the 90 % quantile of error over half-width; 1 with too few rows.
     """
+
+    law: type[Law]
+    columns: Mapping[str, FloatArray]
+    rows: Rows
+    theta: FloatArray
+    penalty: Penalty
+    box: Box
+    refits: Refits
+
+    def __call__(self) -> float:
+        """Return the factor, at least 1, by which errors on larger runs exceed their intervals.
+
+        Median over the cuts of the 90 % quantile of error over half-width; 1 with too few rows.
+        """
+        return self._factor
+
+    @cached_property
+    def _factor(self) -> float:
+        return _inflation(
+            self.law, self.columns, self.rows, self.theta, self.penalty, self.box, self.refits
+        )
+
+
+def _inflation(
+    law: type[Law],
+    columns: Mapping[str, FloatArray],
+    rows: Rows,
+    theta: FloatArray,
+    penalty: Penalty,
+    box: Box,
+    refits: Refits,
+) -> float:
     compute = compute_of(columns)
     if compute is None:
         return 1.0

@@ -155,10 +155,8 @@ class ParametricFit:
         Compute of the largest run fitted.
     warnings : tuple of FitWarning
         Warnings of the solver, of identification and of the replicates.
-    inflation : float
-        Extrapolation inflation, at least 1 (see `scalelab.fit.inflation`): ratio of error to
-        prediction interval when larger runs are predicted from smaller ones. It widens prediction
-        intervals beyond the largest run.
+    inflation_of : callable, or None
+        Returns `inflation`; None: it is 1.
     shape : ndarray of shape (n,), or None
         Gamma shapes of the replicates' weights in the caller's row order; None for exponential
         weights.
@@ -187,7 +185,7 @@ class ParametricFit:
     max_flops: float
     warnings: tuple[FitWarning, ...]
     kept: NDArray[np.bool_] | None = None
-    inflation: float = 1.0
+    inflation_of: Callable[[], float] | None = None
     shape: FloatArray | None = None
     compute: FloatArray | None = None
     noise: FloatArray | None = None
@@ -196,6 +194,15 @@ class ParametricFit:
     def params(self) -> dict[str, float]:
         """Parameters by name."""
         return self.law.params
+
+    @property
+    def inflation(self) -> float:
+        """Extrapolation inflation, at least 1 (see `scalelab.fit.inflation`).
+
+        Ratio of error to prediction interval when larger runs are predicted from smaller ones. It
+        widens prediction intervals beyond the largest run.
+        """
+        return 1.0 if self.inflation_of is None else self.inflation_of()
 
     @property
     def failed(self) -> int:
@@ -360,6 +367,8 @@ class ParametricFit:
         if compute is None or self.compute is None:
             return np.ones(1)
         share = 1 + np.log(compute / self.compute.max()) / np.log(RAMP)
+        if not (share > 0).any():
+            return np.ones(1)
         return np.asarray(self.inflation ** np.clip(share, 0.0, 1.0))
 
     def _stretched(self, limits: FloatArray, value: FloatArray, factor: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ from scalelab.errors import DataError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, ResamplingPlan, plan
 from scalelab.fit.draws import FEW_CLUSTERS, OPEN_ROWS, draws_of
 from scalelab.fit.identify import assess
-from scalelab.fit.inflation import extrapolation_inflation
+from scalelab.fit.inflation import Inflation
 from scalelab.fit.likelihood import best_scale, reported_value
 from scalelab.fit.newton import Box
 from scalelab.fit.noise import compute_of
@@ -73,8 +73,8 @@ def fit_parametric(
     n_starts : int
         Starting points of the global search.
     uses_inflation : bool
-        Whether to compute `scalelab.fit.inflation`, which widens prediction intervals beyond the
-        largest run and costs a few refits.
+        Whether `scalelab.fit.inflation` widens prediction intervals beyond the largest run. It
+        costs a few refits when such an interval is first asked for.
 
     Returns
     -------
@@ -110,14 +110,19 @@ def fit_parametric(
     compute = compute_of(data.columns)
     drawn = draws_of(law, optimum, data.columns, replicates, bootstrap, objective, status)
     refits, replicates = drawn.replicates, drawn.plan
-    inflation = 1.0
+    inflation: Inflation | None = None
     # A law that is not identified has no intervals; many rows would cost seconds for nothing.
     is_worth_it = status != "not_identified" or data.rows.n < OPEN_ROWS
     if uses_inflation and len(refits.eta) and is_worth_it:
-        inflation = extrapolation_inflation(
-            law, data.columns, data.rows, theta, found.penalty, box,
+        inflation = Inflation(
+            law=law,
+            columns=data.columns,
+            rows=data.rows,
+            theta=theta,
+            penalty=found.penalty,
+            box=box,
             refits=drawn.refits,
-        )  # fmt: skip
+        )
     position = np.argsort(data.order)
     residuals = np.empty_like(r)
     residuals[data.order] = r
@@ -146,7 +151,7 @@ def fit_parametric(
         max_flops=data.max_flops,
         warnings=(*reasons, *drawn.warnings, *_warnings(found, refits, replicates, status)),
         kept=refits.kept,
-        inflation=inflation,
+        inflation_of=inflation,
         shape=None if replicates.shape is None else replicates.shape[position],
         compute=None if compute is None else compute[position],
         noise=drawn.noise,

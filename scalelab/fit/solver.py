@@ -3,7 +3,8 @@
 `search` runs every start twice: through a sequence of decreasing Huber thresholds, of which the
 first are nearly quadratic and have few minima, and directly on the objective. Refits under random
 row weights then give further starting points ("bumping"), often beyond a barrier that the other
-starts do not cross. `scipy.optimize` refines and checks the best point with the exact Hessian.
+starts do not cross. `scipy.optimize` refines and checks the best point with the exact Hessian,
+unless the gradient and the Hessian there show a minimum to rounding.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ SAME = 1e-5
 N_REWEIGHTED = 16
 SMALLEST = 1e-9
 """Threshold used in place of 0 (least absolute deviations), relative to the residuals."""
+ROUNDING = 1e-15
+"""Relative decrease of the objective that its rounding hides."""
 DISAGREEMENT = 1e-9
 """Relative improvement by `scipy.optimize` above which the fit warns."""
 
@@ -202,8 +205,6 @@ def polish(
     The free coordinates are transformed so that the majorant is the identity: the trust region is
     then a ball in terms of the residuals.
     """
-    from scipy.optimize import minimize
-
     free = box.free & (eta > box.low) & (eta < box.high)
     here = model.expand(eta[None], rows, penalty)
     scale = float(here.value[0])
@@ -214,6 +215,11 @@ def polish(
         return eta, scale
     sizes, vectors = np.linalg.eigh(majorant)
     basis = vectors / np.sqrt(np.maximum(sizes, 1e-12 * sizes.max() + 1e-300))
+    slope = basis.T @ here.gradient[0][free] / scale
+    bend = basis.T @ here.hessian[0][np.ix_(free, free)] @ basis / scale
+    if _is_lowest(slope, bend):
+        return eta, scale
+    from scipy.optimize import minimize
 
     def at(z: FloatArray) -> FloatArray:
         out = eta.copy()
@@ -255,6 +261,19 @@ def polish(
         except ValueError:
             return eta, scale  # a singular Hessian or an infinite factor: the point stays
     return at(end.x), float(expanded(end.x).value[0])
+
+
+def _is_lowest(slope: FloatArray, bend: FloatArray) -> bool:
+    """Return whether no step can lower the objective by more than its rounding.
+
+    The import of `scipy.optimize` costs more than a fit, so a point that passes is not refined.
+    """
+    if not (np.isfinite(slope).all() and np.isfinite(bend).all()):
+        return False
+    sizes, vectors = np.linalg.eigh(bend)
+    if sizes[0] <= 0:
+        return False
+    return bool(0.5 * np.sum((slope @ vectors) ** 2 / sizes) < ROUNDING)
 
 
 def _finite(values: FloatArray) -> FloatArray:

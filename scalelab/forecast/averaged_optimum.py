@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
@@ -164,6 +163,7 @@ def flops_where(found: AveragedFit, column: str, value: float, start: float) -> 
     NotIdentifiedError
         If they do not reach the value within a factor of e^`MAX_STEPS` of ``start``.
     """
+    from scipy.optimize import brentq  # costs 0.15 s, and few questions need it
 
     def excess(log_flops: float) -> float:
         flops = math.exp(log_flops)

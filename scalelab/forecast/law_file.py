@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ class SavedLaw:
             n_rows=int(self.provenance.get("n_rows") or 0),
             max_flops=self.domain.get("flops", (math.nan, math.nan))[1],
             warnings=(),
-            inflation=self.inflation,
+            inflation_of=partial(float, self.inflation),
             compute=largest,
             noise=np.array([math.nan]) if self.noise is None else self.noise,
         )

@@ -528,3 +528,16 @@ def test_the_first_line_says_that_there_are_no_intervals(run, file, tmp_path, ch
     assert {prediction[name] for name in ("low", "high", "pred_low", "pred_high")} == {None}
     assert {each["low"] for each in found["params"].values()} == {None}
     assert "no_interval" in {warning["code"] for warning in found["warnings"]}
+
+
+def test_a_fit_loads_no_library_that_it_does_not_use():
+    code = (
+        "import sys\n"
+        "from scalelab.cli.main import main\n"
+        "assert main(['fit', '--from', 'public:chinchilla', '--bootstrap', '40']) == 0\n"
+        "heavy = {'scipy.optimize', 'scipy.interpolate', 'scipy.stats', 'pandas', 'pyarrow',"
+        " 'matplotlib', 'torch'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

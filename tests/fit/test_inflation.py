@@ -32,7 +32,7 @@ def test_a_wrong_form_has_inflation_and_a_right_one_has_none(isoflop_runs):
 
 def test_predictions_are_widened_beyond_the_largest_run_without_a_jump(isoflop_runs):
     fit = fit_parametric(bent(isoflop_runs(sizes=12), 0.15), bootstrap=BootstrapSpec(k=60))
-    plain = replace(fit, inflation=1.0)
+    plain = replace(fit, inflation_of=None)
     D = 1e10
     at = {"n_params": np.array([0.49, 0.5**0.5, 1.001, 9.0]) * fit.compute.max() / D, "n_tokens": D}
     wide, narrow = fit.predict(at), plain.predict(at)

@@ -7,17 +7,27 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy.interpolate import Akima1DInterpolator
 
 from scalelab import api
 from scalelab.cli.fit_page import print_page
 from scalelab.fit.isoflop import fit_isoflop
-from scalelab.fit.local_minima import local_law
+from scalelab.fit.local_minima import akima, local_law
 from scalelab.forecast.headline import headline
 from scalelab.records.types import Observations
 from scalelab.report.html import exponents
 from scalelab.theory.laws import Chinchilla
 
 STEEP = Chinchilla(A=12_000.0, B=30.0, E=1.69, alpha=0.5, beta=0.15)
+
+
+@pytest.mark.parametrize("n", [3, 4, 12])
+def test_the_interpolant_is_that_of_scipy(n):
+    rng = np.random.default_rng(n)
+    x = np.sort(rng.standard_normal(n))
+    y = np.stack([*rng.standard_normal((20, n)), np.ones(n), 2 * x, np.maximum(x, x[n // 2])])
+    at = np.linspace(x[0], x[-1], 101)
+    np.testing.assert_allclose(akima(x, y, at), Akima1DInterpolator(x, y.T)(at).T, atol=1e-11)
 
 
 def drifting(noise=0.0, seed=0):
