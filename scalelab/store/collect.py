@@ -19,6 +19,7 @@ from scalelab.records import run_files
 from scalelab.records.files import list_folders
 from scalelab.records.overlapped import overlapped
 from scalelab.store import live
+from scalelab.store.arrow_columns import text_table
 from scalelab.store.curves import Progress
 from scalelab.store.portions import Portion
 from scalelab.store.readers import read_portions
@@ -232,7 +233,7 @@ class _Collection:
         if not (signatures or restarted or tables["collector.files"].num_rows):
             return
         columns = {"run_id": list(signatures), "signature": list(signatures.values())}
-        tables["collector.runs"] = _text_table(columns)
+        tables["collector.runs"] = text_table(columns)
         replaced = [name for name in signatures if name in self.known]
         with self._transaction():
             self._delete(restarted, ("attempt_metrics", "collector.files"))
@@ -266,7 +267,7 @@ class _Collection:
         columns = [item.name for item in fields(Progress)]
         rows = query_with(
             self.connection,
-            _text_table({"run_id": names}),
+            text_table({"run_id": names}),
             f"SELECT run_id, attempt, {', '.join(columns)} FROM collector.files "
             "SEMI JOIN incoming USING (run_id)",
         )
@@ -281,7 +282,7 @@ class _Collection:
         query_with(self.connection, reached, f"{query} AND f.attempt = r.attempt")
 
     def _delete(self, names: list[str], tables: tuple[str, ...]) -> None:
-        rows = _text_table({"run_id": names})
+        rows = text_table({"run_id": names})
         for table in tables:
             query = f"DELETE FROM {table} WHERE run_id IN (SELECT run_id FROM incoming)"
             query_with(self.connection, rows, query)
@@ -298,9 +299,3 @@ class _Collection:
             self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
-
-
-def _text_table(columns: dict[str, list[str]]) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})

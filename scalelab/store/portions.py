@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from scalelab.errors import ScalelabError
 from scalelab.records import run_files
 from scalelab.records.overlapped import overlapped
+from scalelab.store.arrow_columns import arrow_array, arrow_columns
 from scalelab.store.curves import CurveRows, Progress, read_new_rows
 from scalelab.store.eval_rows import eval_rows
 from scalelab.store.evaluation_rows import evaluation_rows
 from scalelab.store.mixture_rows import mixture_rows
-from scalelab.store.rows import Row, arrow_columns, as_arrow, attempt_rows, run_row
+from scalelab.store.rows import Row, as_arrow, attempt_rows, run_row
 from scalelab.store.schema import ATTEMPT_METRICS, ATTEMPTS, EVALS, MIXTURES, RUNS
+from scalelab.store.table_types import INT, TEXT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -165,8 +167,8 @@ class _Reading:
             "attempt": [attempt for _, attempt in self.progress],
             **{f.name: [getattr(value, f.name) for value in values] for f in fields(Progress)},
         }
-        types = {"run_id": pa.string(), "token": pa.string()}
-        files = {name: pa.array(v, types.get(name, pa.int64())) for name, v in columns.items()}
+        types = {"run_id": TEXT, "token": TEXT}
+        files = {name: arrow_array(v, types.get(name, INT)) for name, v in columns.items()}
         return Portion(
             tables={
                 "runs": as_arrow(RUNS, self.run_rows),

@@ -6,14 +6,15 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scalelab.records.run_dir import execution_of
 from scalelab.records.run_files import RUN_DEFAULTS, SHAPE_DEFAULTS, RunFiles
 from scalelab.records.types import RunRecord
+from scalelab.store.arrow_columns import arrow_columns
 from scalelab.store.program_columns import program_columns, program_of
-from scalelab.store.table_types import BOOL, INT, REAL, Table
+from scalelab.store.table_types import Table
 from scalelab.sweep.execution import AUTO, CHOICES
 from scalelab.sweep.run_size import flop_convention, model_size
 from scalelab.sweep.run_spec import PARTS
@@ -189,44 +190,10 @@ def _json(value: Any) -> str:
 def as_arrow(table: Table, rows: Iterable[Row]) -> pa.Table:
     """Return rows as an Arrow table with the columns of ``table``; missing values are null.
 
-    A value of the wrong type (an edited file) becomes null, so that the row is not lost.
+    Values of the wrong type are as in `scalelab.store.arrow_columns.arrow_columns`.
     """
     names = table.column_names()
     blank, values_of = dict.fromkeys(names), operator.itemgetter(*names)
     tuples = [values_of({**blank, **row}) for row in rows]
     columns = zip(*tuples, strict=True) if tuples else ([] for _ in names)
     return arrow_columns(table, dict(zip(names, columns, strict=True)))
-
-
-def arrow_columns(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Return lists of values, one per column, as an Arrow table."""
-    import pyarrow as pa
-
-    types = {INT: pa.int64(), REAL: pa.float64(), BOOL: pa.bool_()}
-    arrays = {}
-    for column in table.columns:
-        values, kind = columns[column.name], types.get(column.type, pa.string())
-        try:
-            arrays[column.name] = pa.array(values, kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            arrays[column.name] = pa.array([_coerced(v, column.type) for v in values], kind)
-    return pa.table(arrays)
-
-
-def _coerced(value: Any, kind: str) -> Any:
-    """Return ``value`` converted to the column's type, None if that is not possible."""
-    if value is None:
-        return None
-    if kind == BOOL:
-        return value if isinstance(value, bool) else None
-    if kind not in (INT, REAL):
-        return str(value)
-    try:
-        number = float(value)
-    except OverflowError:
-        return math.inf if kind == REAL else None
-    except (TypeError, ValueError):
-        return None
-    if kind == REAL:
-        return number
-    return int(value) if math.isfinite(number) and abs(number) < 2**63 else None
