@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalelab.api.arguments import as_names, value_of
 from scalelab.errors import ScalelabError, UsageError
+from scalelab.forecast.one_thread import on_one_thread
 from scalelab.records.metric import NATS
 from scalelab.units import format_quantity, parse_quantity
 
@@ -29,6 +30,7 @@ BOUNDS = ("flops", "gpu_hours", "days", "usd", "kwh", "kg_co2")
 """Limits that bound the compute of training."""
 
 
+@on_one_thread
 def decide(
     source: FitReport | SavedLaw | str,
     limits: Limits | Mapping[str, Any] | None = None,

@@ -328,6 +328,7 @@ def predict(
     return pd.DataFrame([f.to_dict() for f in forecasts(report, *asked, level=level, **named)])
 
 
+@on_one_thread
 def forecasts(
     report: BaseFitReport | SavedLaw, *asked: Asked, level: float | None = None, **named: Any
 ) -> tuple[Forecast, ...]:

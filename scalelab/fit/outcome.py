@@ -276,7 +276,7 @@ class ParametricFit:
         needed = np.broadcast_arrays(*(np.atleast_1d(v) for v in kind.columns_of(columns).values()))
         at = dict(zip(kind.columns, needed, strict=True))
         value = np.broadcast_to(self.law.loss(at), needed[0].shape)
-        return self.around(at, value, self._values_of_replicates(at), level)
+        return self.around(at, value, self.values_of_replicates(at), level)
 
     def around(
         self, at: Mapping[str, FloatArray], value: FloatArray, draws: FloatArray, level: float
@@ -379,7 +379,7 @@ class ParametricFit:
             wide = value + (limits - value) * factor
         return np.where(factor == 1.0, limits, wide)
 
-    def _values_of_replicates(self, columns: Mapping[str, FloatArray]) -> FloatArray:
+    def values_of_replicates(self, columns: Mapping[str, FloatArray]) -> FloatArray:
         """Return the predictions of every replicate, shape (k_ok, m)."""
         kind = type(self.law)
         encoded = kind.encode(self.samples)

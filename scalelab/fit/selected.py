@@ -53,11 +53,12 @@ class SelectedFit(ParametricFit):
         every = [own, *(rival.replicate_laws() for rival in self.rivals)]
         return tuple(every[j][i % len(every[j])] for i, j in enumerate(self.owner))
 
-    def _values_of_replicates(self, columns: Mapping[str, FloatArray]) -> FloatArray:
-        values = np.array(ParametricFit._values_of_replicates(self, columns))
+    def values_of_replicates(self, columns: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the predictions of every draw, shape (k_ok, m)."""
+        values = np.array(ParametricFit.values_of_replicates(self, columns))
         for j, rival in enumerate(self.rivals, start=1):
             place = np.flatnonzero(self.owner == j)
-            theirs = rival._values_of_replicates(columns)
+            theirs = rival.values_of_replicates(columns)
             values[place] = theirs[place % len(theirs)]
         return values
 

@@ -231,7 +231,12 @@ class LawForecaster:
                 pred_high=unknown,
                 level=self.level,
             ), None
-        draws = np.array([law_loss(law, n, d, unique) for law in self.replicates]).reshape(-1, 1)
+        if unique is None:
+            columns = {"n_params": n, "n_tokens": d, "unique_tokens": d}
+            draws = self.fit.values_of_replicates(columns)
+        else:
+            each = [law_loss(law, n, d, unique) for law in self.replicates]
+            draws = np.array(each).reshape(-1, 1)
         found = self.fit.around({"n_params": n, "n_tokens": d}, value, draws, self.level)
         if target is None:
             return found, None

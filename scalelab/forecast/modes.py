@@ -130,6 +130,7 @@ def fit_form(
             hyperparameters.misfit**2 * covariances.kernels[hyperparameters.length]
             + np.diag((hyperparameters.noise * covariances.noise) ** 2),
             lower=True,
+            check_finite=False,
         )
         ends = [_mode(prior, here.columns, y, root, start) for start in starts]
         z = min(ends, key=lambda end: end[1])[0]
@@ -153,17 +154,19 @@ def _mode(
 
     def at(z: FloatArray) -> tuple[FloatArray, FloatArray, float]:
         value, slope = prior.log_loss(z, columns)
-        white = solve_triangular(root, np.column_stack([y - value, slope]), lower=True)
+        joint = np.column_stack([y - value, slope])
+        white = solve_triangular(root, joint, lower=True, check_finite=False)
         return white[:, 0], white[:, 1:], 0.5 * float(white[:, 0] @ white[:, 0] + z @ z)
 
     residual, slope, cost = at(z)
     damping = 1e-3
     for _ in range(MAX_STEPS):
         hessian = slope.T @ slope + np.eye(len(z))
+        diagonal = np.diag(np.diag(hessian))
         gradient = slope.T @ residual - z
         gain = 0.0
         while damping < 1e8:
-            step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
+            step = np.linalg.solve(hessian + damping * diagonal, gradient)
             tried = at(z + step)
             if tried[2] < cost:
                 gain, z = cost - tried[2], z + step

@@ -274,5 +274,9 @@ def _frequencies(n_axes: int, length: float, rng: np.random.Generator) -> FloatA
 def _waves(features: FloatArray, frequencies: FloatArray) -> FloatArray:
     """Return cosines and sines with the kernel's variance of 1, shape (n, 2 frequencies)."""
     phase = features @ frequencies
-    waves = np.hstack([np.cos(phase), np.sin(phase)])
-    return np.asarray(waves / np.sqrt(frequencies.shape[1]))
+    n, k = phase.shape
+    waves = np.empty((n, 2 * k))
+    np.cos(phase, out=waves[:, :k])
+    np.sin(phase, out=waves[:, k:])
+    waves /= np.sqrt(k)
+    return waves

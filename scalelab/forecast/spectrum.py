@@ -129,4 +129,7 @@ def distances(features: FloatArray) -> FloatArray:
 def matern(distance: FloatArray, length: float) -> FloatArray:
     """Return the Matern kernel of smoothness 3/2."""
     scaled = math.sqrt(3.0) / length * distance
-    return np.asarray((1.0 + scaled) * np.exp(-scaled))
+    out: FloatArray = np.exp(-scaled)
+    scaled += 1.0
+    out *= scaled
+    return out

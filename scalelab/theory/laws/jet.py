@@ -237,8 +237,11 @@ def growth(x: Any) -> Any:
         return value
     e = np.exp(safe)
     first = (e - ratio) / safe
+    slope = joined(GROWTH_SERIES[1], first)
+    if x.order == 1:
+        return x.chain(value, slope, slope)  # the second derivative is not used
     second = (e - 2.0 * first) / safe
-    return x.chain(value, joined(GROWTH_SERIES[1], first), joined(GROWTH_SERIES[2], second))
+    return x.chain(value, slope, joined(GROWTH_SERIES[2], second))
 
 
 GROWTH_SERIES: tuple[FloatArray, ...] = tuple(
