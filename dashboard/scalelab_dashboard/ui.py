@@ -145,7 +145,8 @@ def notes(found: Sequence[Note]) -> None:
 
 def next_step(head: headline.Headline, rows: Observations, level: float) -> None:
     """Show the next command and what it does, and which runs to add."""
-    command(list(head.command), f"Next: {head.purpose}")
+    if head.is_apart:
+        command(list(head.command), f"Next: {head.purpose}")
     if head.to_add:
         runs_to_add(head.to_add, level)
         return
@@ -155,12 +156,14 @@ def next_step(head: headline.Headline, rows: Observations, level: float) -> None
 
 
 def runs_to_add(budgets: tuple[more_runs.AddedBudget, ...], level: float) -> None:
-    """Show the budgets that would narrow an answer, at least one, and how to plan them."""
+    """Show the runs to add, of at least one budget, and how to plan those that come first."""
     lines = [more_runs.HEADS, ("---",) * len(more_runs.HEADS)]
     lines += [tuple(as_text(cell) for cell in each.cells()) for each in budgets]
     st.caption(as_text(more_runs.caption_of(budgets, level)))
     st.markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-    command(list(budgets[-1].command), "Plans the last of these; another budget: --budgets")
+    planned = more_runs.to_plan(budgets)
+    st.caption(as_text(more_runs.plan_words(planned)))
+    terminal(*(list(each.command) for each in planned))
 
 
 def exponent(interval: Interval | None, level: float) -> tuple[str, str]:

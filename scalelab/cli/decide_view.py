@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
-from scalelab.cli.fit_page import ANSWER_STYLE, print_verdict, rows_used
-from scalelab.cli.fit_tables import DIM_STYLE, runs_to_add
+from scalelab.cli.fit_page import ANSWER_STYLE, print_runs_to_add, print_verdict, rows_used
+from scalelab.cli.fit_tables import DIM_STYLE
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console, emit_json, say, warn_here
 from scalelab.forecast.headline import decision_sentence
@@ -76,8 +75,7 @@ def print_decision(
         say(f"Probability that this run misses the target loss: {chance}", out)
     out.print(_table(answer, has_interval=has_interval, is_wide=is_wide))
     if answer.to_add:
-        out.print(Fitting(runs_to_add(answer.to_add, level)))
-        say(f"To plan the last of these: {shlex.join(answer.to_add[-1].command)}", out)
+        print_runs_to_add(answer.to_add, level, out)
     if not has_interval and verdict is not None:
         print_verdict(verdict, out)
 

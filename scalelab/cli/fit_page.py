@@ -34,6 +34,7 @@ from scalelab.forecast.headline import (
     NextCommand,
     exponents,
 )
+from scalelab.forecast.more_runs import plan_words, to_plan
 from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS, Verdict
 from scalelab.units import format_flops, format_quantity, plural
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
+    from scalelab.forecast.more_runs import AddedBudget
 
 ANSWER_STYLE = "bold"
 VERDICT_STYLES = {SOUND: "green", WITH_WARNINGS: WARNING_STYLE, NOT_IDENTIFIED: "bold red"}
@@ -117,11 +119,12 @@ def print_page(
         say(_ground(report), out)
         out.print(Fitting(parameters(report)))
     if head.to_add:
-        out.print(Fitting(runs_to_add(head.to_add, report.level)))
+        print_runs_to_add(head.to_add, report.level, out)
     out.print()
     if plot is not None:
         say(f"Figure: {plot}", out)
-    print_next(head, out)
+    if head.is_apart:
+        print_next(head, out)
     if not details:
         say("The same command with -v prints parameters and methods too.", out, style=DIM_STYLE)
 
@@ -149,6 +152,15 @@ def print_verdict(verdict: Verdict, out: Console) -> None:
     say(f"Verdict: {verdict.label}.", out, style=VERDICT_STYLES[verdict.label])
     for warning in verdict.warnings:
         _print_warning(warning, out)
+
+
+def print_runs_to_add(added: tuple[AddedBudget, ...], level: float, out: Console) -> None:
+    """Print the runs to add, of at least one budget, and how to plan those that come first."""
+    out.print(Fitting(runs_to_add(added, level)))
+    planned = to_plan(added)
+    say(plan_words(planned), out)
+    for each in planned:
+        verbatim(f"  {runnable(shlex.join(each.command))}", out)
 
 
 def print_next(head: Headline, out: Console) -> None:

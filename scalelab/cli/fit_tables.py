@@ -99,7 +99,7 @@ def frontier(report: FitReport) -> Table:
 
 def runs_to_add(budgets: tuple[AddedBudget, ...], level: float) -> Table:
     """Return the table of runs that would narrow the answer, of one budget or more."""
-    table = _table(*HEADS, texts=HEADS)
+    table = _table(*HEADS, texts=HEADS[-1:])
     table.caption = caption_of(budgets, level)
     for each in budgets:
         table.add_row(*each.cells())

@@ -126,7 +126,7 @@ def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
     inside = isoflop.interior
     if not inside:
         return []
-    shift = _drift(isoflop)
+    shift = drift(isoflop)
     mean = float(np.mean([curve.n_params.offset for curve in inside]))
     found = []
     if len(inside) > 1 and abs(mean) > math.log(OFF_CENTRE):
@@ -155,7 +155,7 @@ def _centring(isoflop: IsoflopFit) -> list[FitWarning]:
     return found
 
 
-def _drift(isoflop: IsoflopFit) -> float:
+def drift(isoflop: IsoflopFit) -> float:
     """Return how the offset of the minimum changes from the first budget to the last, in log N.
 
     A grid that drifts loses its minima at the last budgets, so those outside their grid count too,
@@ -335,10 +335,10 @@ def _outliers(
         return None
     worst = np.sort(far[np.argsort(-np.abs(residuals[far]), kind="stable")][:5])
     kind, labels = "row", np.arange(1, n + 1)
-    if lines is not None:
-        kind, labels = "line", lines
-    elif observations.names is not None and observations.names.dtype.kind != "i":
+    if observations.names is not None and observations.names.dtype.kind != "i":
         kind, labels = "run", observations.names
+    elif lines is not None:
+        kind, labels = "line", lines
     where = kind if len(far) == 1 else f"{kind}s"
     names = ", ".join(str(labels[i]) for i in worst)
     more = ", .." if len(far) > len(worst) else ""
@@ -350,7 +350,7 @@ def _outliers(
         code="outliers",
         message=(
             f"{plural(len(far), 'row')} {'is' if len(far) == 1 else 'are'} more than {OUTLIER:g} "
-            f"robust standard deviations from the law ({where} {names}{more}). {effect} Check "
-            "those runs."
+            f"times the usual distance from the law ({where} {names}{more}). {effect} Check those "
+            "runs."
         ),
     )

@@ -14,7 +14,7 @@ from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.extrapolation import fitted_range
-from scalelab.forecast.more_runs import AddedBudget, budgets_to_add
+from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, in_folder, to_plan
 from scalelab.forecast.verdict import NOT_IDENTIFIED, verdict_on
 from scalelab.units import (
     format_flops,
@@ -74,7 +74,7 @@ class Headline:
         The compute that the sentence is about.
     forecast : Forecast or None
     to_add : tuple of AddedBudget
-        Runs that would narrow the forecast of the average, the cheapest first.
+        Runs to add: the sizes that budgets lack, then those that would narrow the forecast.
     """
 
     sentence: str
@@ -86,6 +86,11 @@ class Headline:
     flops: float
     forecast: Forecast | None
     to_add: tuple[AddedBudget, ...] = ()
+
+    @property
+    def is_apart(self) -> bool:
+        """True if the next command is none of those that plan the runs to add."""
+        return all(self.command != each.command for each in to_plan(self.to_add))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the headline as in the JSON of ``scalelab fit``."""
@@ -199,11 +204,11 @@ def headline(
         why = f"The {form} law has no compute-optimal N and D: --predict asks for a model."
     needs_runs = verdict.label == NOT_IDENTIFIED or verdict.has("wide_optimum")
     command = command or NextCommand()
+    added = in_folder(runs_to_add(report, forecast), command.runs) if has_split else ()
     if needs_runs and math.isfinite(flops):
-        words, purpose = (
-            more_runs(next_compute(rows)),
-            "plans runs that would determine the optimum",
-        )
+        repairs = [each for each in added if each.is_repair]
+        words = repairs[0].command if repairs else more_runs(next_compute(rows))
+        purpose = "plans runs that would determine the optimum"
     elif not has_split:
         words, purpose = ("scalelab", "fit", *command.runs, "-v"), "prints the parameters too"
     else:
@@ -217,18 +222,17 @@ def headline(
         purpose=purpose,
         flops=flops,
         forecast=forecast,
-        to_add=() if forecast is None else runs_to_add(report, forecast),
+        to_add=added,
     )
 
 
-def runs_to_add(report: FitReport, forecast: Forecast) -> tuple[AddedBudget, ...]:
-    """Return budgets that would narrow a forecast of the average, the cheapest first.
+def runs_to_add(report: FitReport, forecast: Forecast | None) -> tuple[AddedBudget, ...]:
+    """Return the sizes that budgets lack, then budgets that would narrow a forecast.
 
-    Without a frontier there are none: the runs show no optimum around which to choose sizes.
+    Without a frontier there are no larger budgets: the runs show no optimum for their sizes.
     """
-    if report.averaged is None or not report.frontier:
-        return ()
-    return budgets_to_add(report.averaged, report.observations, forecast)
+    averaged = report.averaged if report.frontier else None
+    return budgets_to_add(averaged, report.observations, report.isoflop, forecast)
 
 
 def _basis(report: FitReport, forecast: Forecast) -> str:

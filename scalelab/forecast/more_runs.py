@@ -1,14 +1,19 @@
-"""Which runs to add: what another budget costs, and how much narrower it makes a forecast.
+"""Which runs to add: what they cost, and how much narrower they make a forecast.
 
-The draws of the averaged forecaster are joint functions of N and D. If runs were added, the
-variance at the question would fall by what the runs and the question share: a linear-Gaussian
-update on the covariance of the draws, with the noise of a run. The losses of the new runs need not
-be known. `tests/forecast/test_more_runs.py` compares it with refits.
+First come the sizes that a budget lacks (`missing_sizes`), then larger budgets. The draws of the
+averaged forecaster are joint functions of N and D. If runs were added, the variance at the question
+would fall by what the runs and the question share: a linear-Gaussian update on the covariance of
+the draws, with the noise of a run. The losses of the new runs need not be known.
+`tests/forecast/test_more_runs.py` compares it with refits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,55 +22,82 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.forecast.averaged_optimum import compute_optimal_size
 from scalelab.forecast.extrapolation import fitted_range
+from scalelab.forecast.missing_sizes import missing_sizes
 from scalelab.forecast.paths import paths_of
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.units import format_flops, format_quantity, round_significant
 
 if TYPE_CHECKING:
+    from scalelab.fit.isoflop import IsoflopFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.averaged import AveragedFit
     from scalelab.records.types import Observations
 
-HEADS = ("runs of FLOP", "N", "D", "cost", "interval then")
+HEADS = ("runs", "FLOP each", "N", "D", "compute", "then", "why")
+NARROWER = "narrows the answer"
 SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Sizes of an added budget, relative to the compute-optimal one."""
 BUDGETS = (1.0, 2.0, 5.0)
 """Added budgets, relative to the largest of the runs."""
 MOST_SHARE = 0.7
 """Largest added budget, as a share of the compute that is asked about."""
+SAME = 0.1
+"""Relative difference of budgets below which they are one."""
+RESULTS = "--results"
+OF_SWEEP = re.compile(r"sweep (\S+)(?: where .*| without .*)?")
+"""The source of the rows of a sweep, with its name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddedBudget:
-    """One isoFLOP budget that could be added.
+    """Runs of one budget that could be added.
 
     Attributes
     ----------
-    asked : str
-        The question that they would answer more narrowly, such as ``C=1e22``.
+    reason : str
+        Why: `NARROWER`, or what the budget lacks.
     budget, flops, share : float
         FLOPs of each run; of all its runs; these relative to the FLOPs of the finished runs.
     n_params, n_tokens : tuple of float
         N and D of its runs.
-    now, after : float
+    asked : str
+        The question that they would answer more narrowly, such as ``C=1e22``.
+    now, after : float or None
         Half-width of the interval of the noise-free loss that is asked about, relative to the loss:
-        now, and as expected with these runs.
+        now, and as expected with these runs. None without an answer of the average.
+    sweep : tuple of str
+        Words of the command that add its runs to the sweep of these budgets; none for a table.
     """
 
-    asked: str
+    reason: str
     budget: float
     flops: float
     share: float
     n_params: tuple[float, ...]
     n_tokens: tuple[float, ...]
-    now: float
-    after: float
+    asked: str
+    now: float | None = None
+    after: float | None = None
+    sweep: tuple[str, ...] = ()
+
+    @property
+    def is_repair(self) -> bool:
+        """True if a budget of the runs lacks these sizes."""
+        return self.reason != NARROWER
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Words of the command that plans it."""
-        budget, sizes = format_flops(self.budget), str(len(self.n_params))
-        return "scalelab", "sweep", "isoflop", "--budgets", budget, "--sizes", sizes, "--dry-run"
+        """Words of the command that plans them."""
+        centre = math.sqrt(self.n_params[0] * self.n_params[-1])
+        ratio = tokens_at_6nd(self.budget, centre) / centre
+        span = self.n_params[-1] / self.n_params[0]
+        return (
+            *("scalelab", "sweep", "isoflop", "--budgets", _exact(self.budget)),
+            *("--sizes", str(len(self.n_params)), "--span", f"{span:.3g}"),
+            *("--tokens-per-param", f"{ratio:.3g}"),
+            *self.sweep,
+            "--dry-run",
+        )
 
     def cells(self) -> tuple[str, ...]:
         """Return the row of a table with the heads `HEADS`."""
@@ -73,16 +105,19 @@ class AddedBudget:
         most, least = (format_quantity(end) for end in (self.n_tokens[0], self.n_tokens[-1]))
         share = format_quantity(100 * self.share, 2)
         return (
-            f"{len(self.n_params)} of {format_flops(self.budget)}",
+            str(len(self.n_params)),
+            format_flops(self.budget),
             f"{low} to {high}",
             f"{most} to {least}",
-            f"{format_flops(round_significant(self.flops, 2))}, {share} %",
-            f"± {100 * self.after:.2g} %",
+            f"+{share} %",
+            "" if self.after is None else f"± {100 * self.after:.2g} %",
+            self.reason,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the budget as in the JSON of ``scalelab fit``."""
+        """Return the runs as in the JSON of ``scalelab fit``."""
         return {
+            "reason": self.reason,
             "budget": self.budget,
             "flops": self.flops,
             "share_of_spent": self.share,
@@ -95,58 +130,118 @@ class AddedBudget:
 
 
 def budgets_to_add(
-    found: AveragedFit, rows: Observations, forecast: Forecast
+    found: AveragedFit | None, rows: Observations, isoflop: IsoflopFit, forecast: Forecast | None
 ) -> tuple[AddedBudget, ...]:
-    """Return budgets that would narrow a forecast, the cheapest first.
+    """Return runs to add: the sizes that budgets lack, then budgets, the cheapest first.
 
     Parameters
     ----------
-    found : AveragedFit
+    found : AveragedFit or None
+        None if it does not determine an optimum around which to choose sizes: no larger budgets.
     rows : Observations
         The finished runs.
-    forecast : Forecast
-        The answer to narrow. Without N, D and an interval there is nothing to add.
+    isoflop : IsoflopFit
+        Approach 2 on them.
+    forecast : Forecast or None
+        The answer to narrow. Without N, D and an interval there are no larger budgets.
     """
-    n, d = forecast.n_params, forecast.n_tokens
-    if n is None or d is None or not 0 < forecast.low < forecast.high < np.inf:
+    if not rows.is_sized:
         return ()
-    asked = train_flops_6nd(n.value, d.value)
-    spent = train_flops_6nd(rows.n_params, rows.n_tokens)
-    budgets = [round_significant(by * fitted_range(rows).flops, 2) for by in BUDGETS]
-    budgets = [each for each in budgets if each <= MOST_SHARE * asked] or budgets[:1]
-    sizes = np.array([[compute_optimal_size(found, c) * by for by in SIZES] for c in budgets])
-    tokens = tokens_at_6nd(np.array(budgets)[:, None], sizes)
+    lacks = missing_sizes(isoflop, None if found is None else partial(compute_optimal_size, found))
+    wanted = [(each.reason, each.budget, each.n_params) for each in lacks]
+    is_open = forecast is not None and 0 < forecast.low < forecast.high < math.inf
+    n, d = (forecast.n_params, forecast.n_tokens) if forecast is not None else (None, None)
+    if found is not None and n is not None and d is not None and is_open:
+        asked = train_flops_6nd(n.value, d.value)
+        budgets = [round_significant(by * fitted_range(rows).flops, 2) for by in BUDGETS]
+        budgets = [each for each in budgets if each <= MOST_SHARE * asked] or budgets[:1]
+        for budget in budgets:
+            if not any(math.isclose(budget, each.budget, rel_tol=SAME) for each in lacks):
+                best = compute_optimal_size(found, budget)
+                wanted.append((NARROWER, budget, tuple(best * by for by in SIZES)))
+    of = OF_SWEEP.fullmatch(rows.source)
+    # A budget that was inferred is no budget of the sweep.
+    sweep = ("--name", of[1], "--extend") if of and not isoflop.is_grouped else ()
+    spent = float(train_flops_6nd(rows.n_params, rows.n_tokens).sum())
+    out = []
+    for reason, budget, sizes in wanted:
+        tokens = [float(tokens_at_6nd(budget, size)) for size in sizes]
+        flops = len(sizes) * budget
+        out.append(
+            AddedBudget(
+                reason=reason,
+                budget=budget,
+                flops=flops,
+                share=flops / spent,
+                n_params=sizes,
+                n_tokens=tuple(tokens),
+                asked="" if forecast is None else forecast.asked,
+                sweep=sweep,
+            )
+        )
+    if found is None or forecast is None or n is None or d is None or not is_open or not out:
+        return tuple(out)
+    return _with_intervals(out, found, forecast, (n.value, d.value))
+
+
+def _with_intervals(
+    added: list[AddedBudget], found: AveragedFit, forecast: Forecast, at: tuple[float, float]
+) -> tuple[AddedBudget, ...]:
+    """Return the runs with the half-width of the forecast at N and D, now and with them."""
     points = {
-        "n_params": np.append(sizes.ravel(), n.value),
-        "n_tokens": np.append(tokens.ravel(), d.value),
+        "n_params": np.array([*(n for each in added for n in each.n_params), at[0]]),
+        "n_tokens": np.array([*(d for each in added for d in each.n_tokens), at[1]]),
     }
     shared = np.cov(paths_of(found).draws(points), rowvar=False)
     noise = _noise_variance(found)
-    now = float(np.log(forecast.high / forecast.low)) / 2
-    out = []
-    for i, budget in enumerate(budgets):
-        own = np.arange(i * len(SIZES), (i + 1) * len(SIZES))
-        flops = float(train_flops_6nd(sizes[i], tokens[i]).sum())
-        out.append(
-            AddedBudget(
-                asked=forecast.asked,
-                budget=budget,
-                flops=flops,
-                share=flops / float(spent.sum()),
-                n_params=tuple(sizes[i].tolist()),
-                n_tokens=tuple(tokens[i].tolist()),
-                now=now,
-                after=now * float(np.sqrt(_share_left(shared, own, noise))),
-            )
-        )
+    now = math.log(forecast.high / forecast.low) / 2
+    out, start = [], 0
+    for each in added:
+        own = np.arange(start, start := start + len(each.n_params))
+        after = now * math.sqrt(_share_left(shared, own, noise))
+        out.append(replace(each, now=now, after=after))
     return tuple(out)
 
 
 def caption_of(budgets: tuple[AddedBudget, ...], level: float) -> str:
     """Return what the table of `AddedBudget.cells` of one or more budgets says."""
-    return (
-        f"Runs to add: the {100 * level:g} % interval of the loss at {budgets[0].asked} is "
-        f"± {100 * budgets[0].now:.2g} % now. Cost: in all, and relative to your runs."
+    first = budgets[0]
+    asked = (
+        ""
+        if first.now is None
+        else f"the {100 * level:g} % interval of the loss at {first.asked} is "
+        f"± {100 * first.now:.2g} % now (then: with these runs). "
+    )
+    return f"Runs to add: {asked}Compute: relative to that of your runs."
+
+
+def to_plan(budgets: tuple[AddedBudget, ...]) -> tuple[AddedBudget, ...]:
+    """Return what to plan first: all sizes that budgets lack, or else the cheapest budget."""
+    return tuple(each for each in budgets if each.is_repair) or budgets[:1]
+
+
+def in_folder(added: Sequence[AddedBudget], runs: Sequence[str]) -> tuple[AddedBudget, ...]:
+    """Return the runs of a sweep with the results folder of the options that select the rows."""
+    if RESULTS not in runs:
+        return tuple(added)
+    folder = RESULTS, runs[runs.index(RESULTS) + 1]
+    return tuple(replace(each, sweep=each.sweep and (*each.sweep, *folder)) for each in added)
+
+
+def plan_words(planned: tuple[AddedBudget, ...]) -> str:
+    """Return what the commands of `to_plan` do."""
+    more = " Add the other options of your sweep, such as --data." if planned[0].sweep else ""
+    if len(planned) == 1:
+        return f"This command plans the first row and starts nothing.{more}"
+    return f"These commands plan the first {len(planned)} rows and start nothing.{more}"
+
+
+def _exact(budget: float) -> str:
+    """Return a budget in as few digits as give the same number, so that rows stay together."""
+    return next(
+        text
+        for text in (format_flops(budget), f"{budget:.6g}", repr(budget))
+        if float(text) == budget or text == repr(budget)
     )
 
 

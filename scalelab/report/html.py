@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scalelab import __version__
 from scalelab.forecast.bands import bands_between
-from scalelab.forecast.more_runs import HEADS, caption_of
+from scalelab.forecast.more_runs import HEADS, caption_of, plan_words, to_plan
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.report.html_compare import comparison_section
@@ -51,7 +51,7 @@ th:first-child, td:first-child { text-align: left; }
 .note { border-left: 4px solid #0060a0; padding: 4px 12px; margin: 8px 0; }
 .warning { border-left: 4px solid #c4460a; padding: 4px 12px; margin: 8px 0; }
 code { background: #f3f4f6; padding: 10px 14px; display: block; border-radius: 6px;
-  overflow-x: auto; }
+  overflow-x: auto; white-space: pre-wrap; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 15px; margin: 12px 0; }
 nav a { color: #0060a0; }
 figure { margin: 0; min-width: 0; } section { min-width: 0; }
@@ -283,8 +283,9 @@ def _answer(report: FitReport, head: Headline) -> Iterator[str]:
             yield f'<p class="faint">{html.escape(note.message)}</p>'
     if head.to_add:
         yield from _runs_to_add(head.to_add, report.level)
-    yield f'<p class="faint">Next: {html.escape(head.purpose)}</p>'
-    yield f"<code>{html.escape(shlex.join(head.command))}</code>"
+    if head.is_apart:
+        yield f'<p class="faint">Next: {html.escape(head.purpose)}</p>'
+        yield f"<code>{html.escape(shlex.join(head.command))}</code>"
 
 
 def _runs_to_add(budgets: tuple[AddedBudget, ...], level: float) -> Iterator[str]:
@@ -293,6 +294,10 @@ def _runs_to_add(budgets: tuple[AddedBudget, ...], level: float) -> Iterator[str
     for tag, cells in (("th", HEADS), *(("td", each.cells()) for each in budgets)):
         yield "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
     yield "</table>"
+    planned = to_plan(budgets)
+    commands = "\n".join(shlex.join(each.command) for each in planned)
+    yield f'<p class="faint">{html.escape(plan_words(planned))}</p>'
+    yield f"<code>{html.escape(commands)}</code>"
 
 
 def _parameters(report: FitReport) -> Iterator[str]:

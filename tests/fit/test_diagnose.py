@@ -172,7 +172,7 @@ def test_outliers_of_a_sweep_are_named_by_their_runs(isoflop_runs):
     loss = rows.loss_nats.copy()
     loss[[4, 31]] *= 1.3
     names = np.array([f"run{i:02}" for i in range(len(rows))])
-    found = row_codes(replace(rows, loss_nats=loss, names=names))
+    found = row_codes(replace(rows, loss_nats=loss, names=names), lines=np.arange(len(rows)) + 1)
     assert "runs run04, run31" in found["outliers"]
 
 

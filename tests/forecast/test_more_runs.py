@@ -1,11 +1,17 @@
 """Runs to add: their cost is exact, and refits with them are as narrow as was said."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from scalelab import api
-from scalelab.forecast.headline import headline
-from scalelab.forecast.more_runs import BUDGETS, MOST_SHARE, SIZES, budgets_to_add
+from scalelab.cli.main import main
+from scalelab.forecast.headline import NextCommand, headline
+from scalelab.forecast.missing_sizes import DRIFTS, OUTSIDE
+from scalelab.forecast.more_runs import BUDGETS, MOST_SHARE, SIZES, budgets_to_add, to_plan
+from scalelab.store.tables import TableRead
 
 NOISE = 0.005
 
@@ -65,7 +71,7 @@ def test_the_law_as_forecaster_has_none():
 
 def test_a_question_of_given_n_and_d_has_some(report):
     free = api.fit(runs_frame(), bootstrap=20, predict="N=1e9,D=2e10").forecasts[0]
-    assert budgets_to_add(report.averaged, report.observations, free)[0].after > 0
+    assert budgets_to_add(report.averaged, report.observations, report.isoflop, free)[0].after > 0
 
 
 def test_a_decision_has_those_for_its_best(report):
@@ -87,6 +93,68 @@ def test_json_has_the_runs(report):
     assert found["half_width_after"] < found["half_width_now"]
 
 
+@pytest.fixture(scope="module")
+def narrow(narrow_runs):
+    rows = replace(narrow_runs(), source="sweep narrow")
+    table = TableRead(observations=rows, lines=np.arange(len(rows)) + 1)
+    return api.fit(table, bootstrap=20)
+
+
+def test_the_sizes_that_budgets_lack_come_first_with_their_reason(narrow):
+    found = headline(narrow).to_add
+    lacking = [each for each in found if each.is_repair]
+    assert found[: len(lacking)] == tuple(lacking)
+    assert [f"{each.budget:.3g}" for each in lacking] == ["1e+19", "3.16e+19", "1e+20"]
+    assert [each.reason for each in lacking] == [DRIFTS, OUTSIDE, OUTSIDE]
+    best = {1e19: 227e6, 1e20: 643e6}  # of the law that made the losses
+    for each in lacking:
+        rows = narrow.observations.n_params[narrow.observations.budget == each.budget]
+        assert each.n_params[-1] < rows.min()
+        assert each.n_params[0] < best.get(each.budget, 382e6) / 2
+        assert each.after < each.now
+    # no second advice for the same budget
+    budgets = [each.budget for each in found]
+    assert len(set(budgets)) == len(budgets)
+
+
+def test_with_the_sizes_that_it_lacks_a_budget_has_its_minimum_inside(narrow):
+    rows = narrow.observations
+    added = [each for each in headline(narrow).to_add if each.is_repair]
+    N = np.concatenate([rows.n_params, *(each.n_params for each in added)])
+    C = np.concatenate([rows.flops, *([each.budget] * len(each.n_params) for each in added)])
+    losses = np.concatenate([rows.loss_nats, loss(N, C / 6 / N)[len(rows) :]])
+    frame = {"n_params": N, "n_tokens": C / 6 / N, "loss_nats": losses, "flops": C, "budget": C}
+    after = api.fit(frame, bootstrap=20)
+    assert len(after.isoflop.interior) == 5
+    assert "drifting_grid" not in [each.code for each in after.warnings]
+    assert not any(each.is_repair for each in headline(after).to_add)
+
+
+def test_the_command_of_runs_to_add_plans_these_runs(narrow, tmp_path, capsys):
+    added = headline(narrow, NextCommand(runs=("--results", str(tmp_path)))).to_add
+    words = added[1].command
+    assert words[words.index("--budgets") + 1] == "3.162277660168379e+19"
+    assert words[-6:-1] == ("--name", "narrow", "--extend", "--results", str(tmp_path))
+    assert main([*words[1:], "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["rows"]
+    sizes = [each["n_params"] for each in planned]
+    # real shapes are near the sizes that were asked for
+    np.testing.assert_allclose(sizes, added[1].n_params, rtol=0.1)
+
+
+def test_the_runs_of_a_table_belong_to_no_sweep(narrow):
+    table = replace(narrow.observations, source="runs.csv")
+    (first, *_) = budgets_to_add(None, table, narrow.isoflop, None)
+    assert "--name" not in first.command
+    assert (first.now, first.after) == (None, None)
+
+
+def test_what_to_plan_is_what_comes_first(report, narrow):
+    assert [each.reason for each in to_plan(headline(narrow).to_add)] == [DRIFTS, OUTSIDE, OUTSIDE]
+    whole = headline(report).to_add
+    assert to_plan(whole) == whole[:1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 2])
 def test_refits_are_as_narrow_as_expected(which):
@@ -95,7 +163,7 @@ def test_refits_are_as_narrow_as_expected(which):
         N, D, losses = runs(seed)
         before = fitted(N, D, losses)
         asked = before.forecasts[0]
-        added = budgets_to_add(before.averaged, before.observations, asked)[which]
+        added = budgets_to_add(before.averaged, before.observations, before.isoflop, asked)[which]
         n, d = np.array(added.n_params), np.array(added.n_tokens)
         noise = NOISE * np.random.default_rng(100 + seed).standard_normal(len(n))
         after = fitted(

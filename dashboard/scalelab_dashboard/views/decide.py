@@ -14,6 +14,7 @@ from scalelab.forecast.bands import surface
 from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Deployment
 from scalelab.forecast.headline import decision_sentence
+from scalelab.forecast.more_runs import in_folder
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_decide
 from scalelab.theory.hardware import (
@@ -110,7 +111,7 @@ def show(choice: Choice) -> None:
     with top:
         _answer_first(found, source, law, share)
         if found.to_add:
-            ui.runs_to_add(found.to_add, choice.level)
+            ui.runs_to_add(in_folder(found.to_add, choice.words()), choice.level)
         _show(found, asked, source, (key, law, asked))
     if found.best is not None:
         st.download_button(
