@@ -59,6 +59,11 @@ class Asked:
     grid: str
     named: tuple[str, ...]
 
+    @property
+    def hardware(self) -> str:
+        """Return the devices, such as ``8 x h100``, or ``one h100``."""
+        return f"{'one' if self.count == 1 else f'{self.count:g} x'} {self.gpu}"
+
     def options(self) -> list[str]:
         """Return the options of the command that gives the same answer."""
         given = dict(self.limits)

@@ -8,7 +8,7 @@ from scalelab.cli.fit_page import ANSWER_STYLE, print_runs_to_add, print_verdict
 from scalelab.cli.fit_tables import DIM_STYLE
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import console, emit_json, say, warn_here
-from scalelab.forecast.headline import decision_sentence
+from scalelab.forecast.headline import basis_words, decision_sentence
 from scalelab.forecast.law_file import SavedLaw
 from scalelab.units import format_flops, format_money, format_quantity, plural
 
@@ -95,7 +95,7 @@ def _basis(best: Candidate | None, source: FitReport | SavedLaw, level: float | 
             f" The {source.fit.form} law alone, at the same N and D: {best.law_loss_nats:.4f} "
             f"({difference:+.2f} %)."
         )
-    return f"In brackets: {100 * level:g} % confidence interval of the noise-free loss, {by}.{law}"
+    return f"{basis_words(by, level)}{law}"
 
 
 def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
@@ -103,8 +103,8 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
     has_target = any(each.miss is not None for each in answer.candidates)
     names = (
         *("candidate", f"{answer.metric.label} ({answer.unit})"),
-        *(["interval"] if has_interval else []),
-        *(["of a new run"] if has_interval and is_wide else []),
+        *(["of a new run"] if has_interval else []),
+        *(["noise-free"] if has_interval and is_wide else []),
         *(["misses target"] if has_target else []),
         *("FLOPs", "cost"),
         *(["GPU-hours", "kWh", "kg CO2"] if is_wide else []),
@@ -115,8 +115,8 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
         table.add_row(
             each.label if each.shape is None else f"{each.label}, {each.shape}",
             f"{each.loss_nats:.4f}",
-            *([_limits(each.low, each.high)] if has_interval else []),
-            *([_limits(each.pred_low, each.pred_high)] if has_interval and is_wide else []),
+            *([_limits(each.pred_low, each.pred_high)] if has_interval else []),
+            *([_limits(each.low, each.high)] if has_interval and is_wide else []),
             *(["" if each.miss is None else _percent(each.miss)] if has_target else []),
             format_flops(each.flops),
             format_money(each.costs["usd"] or 0.0),

@@ -2,7 +2,7 @@
 
 Least squares bends towards an outlier, most of all towards one at the end of the grid: its own
 residual is then small, and so are those of two outliers that hide each other. So each row, and
-each pair of rows, is judged by the parabola of the *other* rows: an F test of the fit with and
+each pair of rows, is compared with the parabola of the *other* rows: an F test of the fit with and
 without them, with Bonferroni's correction for their number. A parabola is too flat for a wide grid,
 where a correct run at the end is far above it: an outlier must also be one beside a polynomial of
 higher degree, and its distance must be visible in a figure.
@@ -36,7 +36,7 @@ SHAPE_CHANCE = 0.05
 VISIBLE = 0.1
 """Least distance of an outlier from the parabola, relative to the range of the other losses."""
 MOST_PAIRED = 60
-"""Rows above which pairs are not tried: two of so many hardly bend the parabola."""
+"""Rows above which pairs are not tried: two of that many hardly bend the parabola."""
 HIGHER_DEGREES = ((12, 4), (9, 3))
 """Least number of rows for the degree of the polynomial that describes the shape."""
 SINGULAR = 1e-9

@@ -138,7 +138,7 @@ def sentence_of(rows: Observations, forecast: Forecast) -> str:
 
 
 def decision_sentence(best: Candidate, rows: Observations | None, label: str, unit: str) -> str:
-    """Return the best candidate of a decision as a sentence.
+    """Return the best candidate of a decision as a sentence, with the interval of a new run.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def decision_sentence(best: Candidate, rows: Observations | None, label: str, un
     where = "" if rows is None else f" ({distance(rows, best.flops)})"
     is_mixture = best.n_stored > best.n_params
     size = f" active of {format_quantity(best.n_stored)}" if is_mixture else ""
-    loss = loss_words(best.loss_nats, best.low, best.high)
+    loss = loss_words(best.loss_nats, best.pred_low, best.pred_high)
     return (
         f"With {format_flops(best.flops)} FLOP{where}: {format_quantity(best.n_params)}{size} "
         f"parameters on {format_quantity(best.n_tokens)} tokens, {label} {loss} {unit}, "
@@ -235,11 +235,19 @@ def runs_to_add(report: FitReport, forecast: Forecast | None) -> tuple[AddedBudg
     return budgets_to_add(averaged, report.observations, report.isoflop, forecast)
 
 
+def basis_words(by: str, level: float | None) -> str:
+    """Return what the limits of a sentence are, and what predicts, such as ``by the average``.
+
+    The limits are those of a new run: that is the loss which somebody will see.
+    """
+    if level is None:
+        return f"{by[0].upper()}{by[1:]}, without intervals."
+    return f"In brackets: {100 * level:g} % interval of a new run, {by}."
+
+
 def _basis(report: FitReport, forecast: Forecast) -> str:
-    by = f"by the {report.forecaster.label}"
-    if math.isfinite(forecast.pred_low + forecast.pred_high):
-        return f"In brackets: {100 * forecast.level:g} % interval of a new run, {by}."
-    return f"B{by[1:]}, without intervals."
+    has_limits = math.isfinite(forecast.pred_low + forecast.pred_high)
+    return basis_words(f"by the {report.forecaster.label}", forecast.level if has_limits else None)
 
 
 def exponents(report: FitReport) -> tuple[Interval, Interval] | None:

@@ -209,7 +209,7 @@ def caption_of(budgets: tuple[AddedBudget, ...], level: float) -> str:
     asked = (
         ""
         if first.now is None
-        else f"the {100 * level:g} % interval of the loss at {first.asked} is "
+        else f"the {100 * level:g} % interval of the noise-free loss at {first.asked} is "
         f"± {100 * first.now:.2g} % now (then: with these runs). "
     )
     return f"Runs to add: {asked}Compute: relative to that of your runs."

@@ -55,7 +55,7 @@ def test_the_page_has_a_sentence_for_each_question_and_the_law_beside_it(run, fi
         "Extrapolation: 1,000x the FLOPs of the largest run. By the average of"
     )
     assert lines[1].startswith("The chinchilla law alone: loss ")
-    assert " forms, N 3B on D 60B (N and D given" in lines[2]
+    assert " laws, N 3B on D 60B (N and D given" in lines[2]
     assert "Extrapolation: 10.8x the FLOPs of the largest run" in lines[2]
     law = run("predict", POINT, "--from", file, "--forecaster", "law")
     assert "law alone" not in law

@@ -132,8 +132,8 @@ def test_decide_says_what_decide_prints(
     assert f"### {format_quantity(best['n_params'])}" in text
     assert f"### {format_quantity(best['n_tokens'])}" in text
     assert f"### {best['loss_nats']:.4f}" in text
-    if best["low"] is not None:
-        assert f"{best['low']:.4f} to {best['high']:.4f}" in text
+    if best["pred_low"] is not None:
+        assert f"{best['pred_low']:.4f} to {best['pred_high']:.4f}" in text
     for name in answer["binding"]:
         assert f"{answer['relaxing_by_10_percent_saves_nats'][name]:.4f} nats" in text
     for warning in answer["warnings"]:

@@ -12,6 +12,8 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.headline import (
     NextCommand,
+    basis_words,
+    decision_sentence,
     distance,
     headline,
     loss_words,
@@ -22,9 +24,12 @@ from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS
 from scalelab.store.tables import TableRead
 
 
+def table_of(rows):
+    return TableRead(observations=rows, lines=np.arange(len(rows)) + 2)
+
+
 def report_of(rows, k=60, **words):
-    table = TableRead(observations=rows, lines=np.arange(len(rows)) + 2)
-    return api.fit(table, bootstrap=BootstrapSpec(k=k), forecaster="law", **words)
+    return api.fit(table_of(rows), bootstrap=BootstrapSpec(k=k), forecaster="law", **words)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,19 @@ def test_a_sound_fit_has_the_sentence_and_a_command(report):
     assert head.command == ("scalelab", "decide", "--sweep", "demo", "--flops", "1e21")
     unable = headline(report, NextCommand(runs=("--where", "flops > 1"), can_decide=False))
     assert unable.command[:2] == ("scalelab", "fit")
+
+
+def test_fit_and_decide_state_the_same_interval_of_a_new_run(isoflop_runs):
+    found = api.fit(table_of(isoflop_runs(noise=0.01)), bootstrap=BootstrapSpec(k=20))
+    head = headline(found)
+    best = api.decide(found, {"flops": head.flops}).best
+    loss = f"loss {loss_words(best.loss_nats, best.pred_low, best.pred_high)}"
+    sentence = decision_sentence(best, found.observations, "loss", "nats/token")
+    assert loss in sentence
+    assert loss in head.sentence
+    assert loss_words(best.loss_nats, best.low, best.high) not in sentence
+    assert head.basis == basis_words(f"by the {found.forecaster.label}", found.level)
+    assert "interval of a new run, by the average of" in head.basis
 
 
 def test_what_the_fit_warns_of_lowers_the_verdict(rows):

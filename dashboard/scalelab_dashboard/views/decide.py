@@ -13,7 +13,7 @@ from scalelab.arrays import FloatArray
 from scalelab.forecast.bands import surface
 from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Deployment
-from scalelab.forecast.headline import decision_sentence
+from scalelab.forecast.headline import basis_words, decision_sentence
 from scalelab.forecast.more_runs import in_folder
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_decide
@@ -109,7 +109,7 @@ def show(choice: Choice) -> None:
     words += asked.options()
     share = "" if isinstance(source, str) else f"{100 * choice.level:g} %"
     with top:
-        _answer_first(found, source, law, share)
+        _answer_first(found, source, law, share, asked.hardware)
         if found.to_add:
             ui.runs_to_add(in_folder(found.to_add, choice.words()), choice.level)
         _show(found, asked, source, (key, law, asked))
@@ -264,8 +264,8 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
                 "flops": each.flops,
                 "label": each.label,
                 "loss_nats": each.loss_nats,
-                "low": each.low,
-                "high": each.high,
+                "low": each.pred_low,
+                "high": each.pred_high,
                 "is_feasible": each.is_feasible,
                 "is_in_valley": each.is_in_valley,
                 "is_front": i in answer.front,
@@ -282,7 +282,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
             )
             st.caption(
                 "Line: predicted loss of every size at the compute of the best model. Points: "
-                "candidates of that compute in the valley of the runs, with their intervals."
+                "candidates of that compute in the valley, with the interval of a new run."
             )
         else:
             column, unit = COSTS[axis]
@@ -307,7 +307,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
             )
         )
     st.dataframe(
-        pd.DataFrame([_row(each, answer) for each in answer.candidates]),
+        pd.DataFrame([_row(each, answer, asked.hardware) for each in answer.candidates]),
         hide_index=True,
         alt="Candidates with predicted loss and costs",
     )
@@ -323,7 +323,9 @@ def _losses(
     return surface(source, n_params, n_tokens)
 
 
-def _answer_first(answer: Decision, source: FitReport | str, law: str, share: str) -> None:
+def _answer_first(
+    answer: Decision, source: FitReport | str, law: str, share: str, hardware: str
+) -> None:
     """Show the best model in one sentence, the verdict, and its numbers."""
     best = answer.best
     if best is None:
@@ -333,10 +335,7 @@ def _answer_first(answer: Decision, source: FitReport | str, law: str, share: st
         rows, basis = None, f"By the published law {law}, which has no intervals."
     else:
         rows = source.observations
-        basis = (
-            f"In brackets: {share} confidence interval of the noise-free loss, by the "
-            f"{source.forecaster.label}."
-        )
+        basis = basis_words(f"by the {source.forecaster.label}", source.level)
     verdict = answer.verdict
     ui.answer(
         decision_sentence(best, rows, answer.metric.label, answer.unit),
@@ -344,10 +343,10 @@ def _answer_first(answer: Decision, source: FitReport | str, law: str, share: st
         None if verdict is None else verdict.label,
         () if verdict is None else verdict.warnings,
     )
-    _headline(best, share, answer)
+    _headline(best, share, answer, hardware)
 
 
-def _headline(best: Candidate, share: str, answer: Decision) -> None:
+def _headline(best: Candidate, share: str, answer: Decision, hardware: str) -> None:
     count = len(answer.candidates)
     columns = st.columns(4)
     with columns[0]:
@@ -365,8 +364,8 @@ def _headline(best: Candidate, share: str, answer: Decision) -> None:
     with columns[2]:
         interval = (
             "no interval for a published law"
-            if not share or best.low is None
-            else f"{best.low:.4f} to {best.high:.4f} ({share})"
+            if not share or best.pred_low is None
+            else f"{best.pred_low:.4f} to {best.pred_high:.4f} ({share}, a new run)"
         )
         ui.number(
             f"predicted {answer.metric.label}, {answer.unit}", f"{best.loss_nats:.4f}", interval
@@ -375,7 +374,7 @@ def _headline(best: Candidate, share: str, answer: Decision) -> None:
         ui.number(
             "cost",
             format_money(best.costs["usd"] or 0.0),
-            f"{_time(best)} of training, {format_quantity(best.costs['gpu_hours'] or 0.0)} "
+            f"{_time(best)} on {hardware}, {format_quantity(best.costs['gpu_hours'] or 0.0)} "
             f"GPU-hours, {format_flops(best.flops)} FLOP",
         )
 
@@ -400,11 +399,11 @@ def _binding(answer: Decision) -> None:
         st.markdown(f"**{labels[name]}** is reached.{more}")
 
 
-def _row(each: Candidate, answer: Decision) -> dict[str, str]:
+def _row(each: Candidate, answer: Decision, hardware: str) -> dict[str, str]:
     interval = {}
     for name, low, high in (
-        ("noise-free interval", each.low, each.high),
         ("interval of a new run", each.pred_low, each.pred_high),
+        ("noise-free interval", each.low, each.high),
     ):
         if low is not None:
             interval[name] = f"{low:.4f} to {high:.4f}"
@@ -416,7 +415,7 @@ def _row(each: Candidate, answer: Decision) -> dict[str, str]:
         **interval,
         "C, FLOP": format_flops(each.flops),
         "GPU-hours": format_quantity(each.costs["gpu_hours"] or 0.0),
-        "time": _time(each),
+        f"time on {hardware}": _time(each),
         "money": format_money(each.costs["usd"] or 0.0),
         "kWh": format_quantity(each.costs["kwh"] or 0.0),
         "kg CO2": format_quantity(each.costs["kg_co2"] or 0.0),
