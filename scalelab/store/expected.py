@@ -120,8 +120,6 @@ def expect(
         None with fewer than `MIN_FINISHED` runs, or if the runs do not separate the effects of N
         and D.
     """
-    from scipy.special import stdtrit
-
     if len(losses) < MIN_FINISHED:
         return None
     varies = np.ptp(places, axis=0) > 0
@@ -133,6 +131,8 @@ def expect(
     found, _, rank, _ = np.linalg.lstsq(design, losses, rcond=None)
     if rank < design.shape[1]:
         return None
+    from scipy.special import stdtrit  # 0.15 s, which most calls of `scalelab status` do not need
+
     freedom = len(losses) - rank
     noise = math.sqrt(float(np.sum((losses - design @ found) ** 2)) / freedom)
     leverage = float(here @ np.linalg.solve(design.T @ design, here))
