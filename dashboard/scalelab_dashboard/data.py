@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalelab.records.states import ACTIVE, LOST, OPEN
+from scalelab.records.states import LOST, OPEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,9 +60,9 @@ class Source:
         return sum(self.counts.values())
 
     @property
-    def is_running(self) -> bool:
-        """Whether a run is running or queued."""
-        return any(self.counts.get(status, 0) for status in ACTIVE)
+    def is_unfinished(self) -> bool:
+        """Whether a run is planned, queued or running."""
+        return any(self.counts.get(status, 0) for status in OPEN)
 
 
 def stamp(results: str | Path) -> str:
@@ -289,15 +289,10 @@ def head(path: str | Path, reading: Reading) -> tuple[pd.DataFrame, int]:
         names = list(source.types)
         count = int(source.texts("SELECT count(*) FROM rows")[0])
         listed = ", ".join(_cell(name) for name in names)
-        cells = source.fetch(
-            f"SELECT {listed}, source_row FROM rows ORDER BY source_row LIMIT {PREVIEW_ROWS}"
-        )
-        source.count_lines()
-        lines = source.lines(cells.pop("source_row").astype("int64"))
+        cells = source.fetch(f"SELECT {listed} FROM rows ORDER BY source_row LIMIT {PREVIEW_ROWS}")
     import pandas as pd
 
-    frame = pd.DataFrame({name: cells[name].astype(str) for name in names}, index=lines)
-    return frame.rename_axis("line"), count
+    return pd.DataFrame({name: cells[name].astype(str) for name in names}), count
 
 
 def has_weights(path: str | Path, reading: Reading) -> bool:

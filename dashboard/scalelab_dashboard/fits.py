@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
 
 KEPT = 12
+KEPT_JOBS = 2 * KEPT
+FRONTIER_POINTS = 60
 T = TypeVar("T")
 
 
@@ -140,6 +142,14 @@ class Fits:
         """Return the job that computes the compute slider, which starts at a request."""
         return self._ask(f"explorer {asked}", key, partial(_explorer, asked=asked))
 
+    def frontier(self, key: FitKey, low: float, high: float, at: float) -> Job:
+        """Return the job that computes the frontier between two values of the compute, and at one.
+
+        This takes up to two seconds, in which the server would not answer its other pages.
+        """
+        work = partial(_frontier, low=low, high=high, at=at)
+        return self._ask(f"frontier {low} {high} {at}", key, work)
+
     def _ask(self, kind: str, key: FitKey, work: Callable[[FitKey], Any]) -> Job:
         with self._lock:
             job = self._jobs.get((kind, key))
@@ -147,7 +157,7 @@ class Fits:
                 job = Job(future=self._submit(work, key), started_s=time.monotonic())
                 self._jobs[kind, key] = job
             self._jobs.move_to_end((kind, key))
-            while len(self._jobs) > KEPT:
+            while len(self._jobs) > KEPT_JOBS:
                 self._jobs.popitem(last=False)[1].future.cancel()
             return job
 
@@ -280,6 +290,13 @@ def _mixture(key: FitKey, target: str, n_tokens: str) -> Any:
         return mixture_answer(fit, goal, n_tokens=tokens)
 
     return attempt(work)
+
+
+def _frontier(key: FitKey, low: float, high: float, at: float) -> Any:
+    import numpy as np
+
+    flops = np.union1d(np.geomspace(low, high, FRONTIER_POINTS), [at])
+    return attempt(lambda: _report(key).forecaster.bands(flops))
 
 
 def _explorer(key: FitKey, asked: str | None) -> Any:

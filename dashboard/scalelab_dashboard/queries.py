@@ -132,11 +132,9 @@ def scores(results: str, stamp: str) -> ScoresReport | Failure:
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def bands(
-    key: FitKey, low: float, high: float, _report: FitReport, points: int = 60
-) -> Bands | None:
+def bands(key: FitKey, low: float, high: float, _report: FitReport) -> Bands | None:
     """Return the frontier between two compute budgets."""
-    return bands_between(_report, low, high, points)
+    return bands_between(_report, low, high)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

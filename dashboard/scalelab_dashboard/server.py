@@ -11,7 +11,10 @@ from streamlit.starlette import App
 
 from scalelab_dashboard.compressed import Compressed
 
-USED = ("scalelab_dashboard.app", "plotly.graph_objects", "plotly.io")
+USED = (
+    *("scalelab_dashboard.app", "duckdb", "scalelab.store.tables", "scalelab.api.reports"),
+    *("plotly.graph_objects", "plotly.io", "plotly.subplots", "plotly.graph_objs.contour"),
+)
 """Modules of the first view. They load while the browser starts, not when it asks."""
 
 

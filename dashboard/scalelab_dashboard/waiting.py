@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
     from scalelab.fit.select import Comparison
     from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.metric_comparison import MetricComparison
     from scalelab.records.types import Observations
@@ -68,6 +69,21 @@ def whole_report(choice: Choice) -> FitReport | None:
     return cast("FitReport | None", found)
 
 
+def frontier(key: FitKey, flops: tuple[float, float, float]) -> tuple[bool, Bands | None]:
+    """Return whether the frontier of a fit is computed, and then the frontier, if it has one.
+
+    Parameters
+    ----------
+    key : FitKey
+        A fit that is done.
+    flops : (float, float, float)
+        The compute from which, to which and also at which it is wanted, FLOPs.
+    """
+    job = queries.fits().frontier(key, *flops)
+    found = _told(job, "Computing the frontier")
+    return job.future.done(), cast("Bands | None", found)
+
+
 def budgets_left_out(choice: Choice) -> list[dict[str, float]] | None:
     """Return the leave-one-budget-out table, or None while it is computed."""
     if choice.key is None:
@@ -113,7 +129,7 @@ def mixture(choice: Choice, target: str, n_tokens: str) -> MixtureAnswer | None:
 def _told(job: Job, doing: str) -> object | None:
     """Return the answer of a job, or show that it runs or failed and return None."""
     found = answer(job, SHORT_WAIT_S)
-    if found is None:
+    if found is None and not job.future.done():
         _poll(job, doing)
     elif isinstance(found, Failure):
         ui.failure(found)
@@ -166,7 +182,7 @@ def unfinished(choice: Choice) -> None:
         return
     counts = ", ".join(f"{count} {status}" for status, count in choice.source.counts.items())
     st.info(f"No run of this sweep is done yet: {counts}.")
-    st.markdown("This page updates by itself. To resume interrupted or failed runs:")
+    st.markdown("This page updates by itself. If no process launches this sweep, resume it:")
     ui.terminal(
         ["scalelab", "resume", choice.source.name, "--results", choice.results],
         ["scalelab", "collect", "--results", choice.results],

@@ -143,8 +143,7 @@ def fit(
         ``report.refusals`` and ``report.warnings`` say so.
     """
     from scalelab.api.reports import Comparison, FitReport
-    from scalelab.fit.against import AXES, disagreement, disagreement_warnings, paired_weights
-    from scalelab.fit.apart import apart_notes
+    from scalelab.fit.against import disagreement, disagreement_warnings, paired_weights
     from scalelab.fit.diagnose import (
         design_warnings,
         notes_as_warnings,
@@ -239,10 +238,6 @@ def fit(
         weights=weights,
         level=level,
     )
-    n_local, d_local = (
-        local_law(rows, isoflop, axis, level=level, seed=spec.seed) for axis in AXES
-    )
-    rates = derived(found, level)
     warnings = [
         *found.warnings,
         *failed,
@@ -252,7 +247,6 @@ def fit(
         *row_warnings(rows, lines, found),
         *count_warnings(found, rows, forecasts, averaged, level),
         *design_warnings(isoflop, envelope),
-        *apart_notes(rates.get("a") if is_trusted else None, isoflop, envelope, n_local),
         *rejected_rows(table),
         *notes_as_warnings(table.notes),
     ]
@@ -261,10 +255,13 @@ def fit(
         fit=found,
         level=level,
         params=found.param_intervals(level),
-        derived=rates,
+        derived=derived(found, level),
         envelope=envelope,
         isoflop=isoflop,
-        local=(n_local, d_local),
+        local=(
+            local_law(rows, isoflop, "n", level=level, seed=spec.seed),
+            local_law(rows, isoflop, "d", level=level, seed=spec.seed),
+        ),
         disagreement=against,
         warnings=ordered(warnings),
         forecasts=forecasts,

@@ -6,21 +6,46 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from scalelab.launch.base import Watcher
 from scalelab.store.collect import collect
 
-INTERVAL_S = 2.0
-"""Shortest time between two collections while runs train."""
-CPU_SHARE = 0.05
-"""Largest share of one core that collecting takes from a launch."""
-TIME_SHARE = 0.2
-"""Largest share of the time in which it reads files: they may lie on a slow parallel filesystem."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How often the tables are collected.
+
+    Attributes
+    ----------
+    pause_s : float
+        Shortest pause between two collections, seconds.
+    cpu_share : float
+        Largest share of one core that collecting takes from a launch.
+    time_share : float
+        Largest share of the time in which it reads files, which may lie on a slow parallel
+        filesystem.
+    """
+
+    pause_s: float
+    cpu_share: float
+    time_share: float
+
+    def after(self, took_s: float, cpu_s: float) -> float:
+        """Return the pause after a collection that took this long."""
+        return max(self.pause_s, cpu_s / self.cpu_share, took_s / self.time_share)
+
+
+PROGRESS = Limits(pause_s=2.0, cpu_share=0.05, time_share=0.2)
+"""While runs train: their curves are longer, and nothing else has changed."""
+EVENT = Limits(pause_s=1.0, cpu_share=0.2, time_share=1.0)
+"""After an event, such as a finished run, which people wait for: it is shown within 5 s."""
+TICK_S = 0.1
 
 
 class Publisher:
-    """Collects in a thread: at the launch, after each event, and every few seconds.
+    """Collects in a thread: at the launch, soon after each event, and every few seconds.
 
     A collection that fails (another collector works, a full disk) is left to the next one: the
     collection at the end of the launch reports what lasts.
@@ -52,17 +77,18 @@ class Publisher:
             with contextlib.suppress(Exception):
                 collect(self.results, wait_s=0.0)
             took_s, cpu_s = time.monotonic() - started_s, time.thread_time() - started_cpu_s
-            limit_s = 0.0 if is_first else max(cpu_s / CPU_SHARE, took_s / TIME_SHARE)
-            self._wait(max(INTERVAL_S, limit_s))
+            self._wait(*(0.0, 0.0) if is_first else (took_s, cpu_s))
             is_first = False
 
-    def _wait(self, pause_s: float) -> None:
-        """Wait until the next collection is allowed, and then for an event or one more interval."""
-        until = time.monotonic() + pause_s
-        while not self._is_over and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.1))
-        if not self._is_over:
-            self._wake.wait(INTERVAL_S)
+    def _wait(self, took_s: float, cpu_s: float) -> None:
+        """Wait until the next collection is due; an event makes it due earlier."""
+        over_s = time.monotonic()
+        while not self._is_over:
+            limits = EVENT if self._wake.is_set() else PROGRESS
+            left_s = over_s + limits.after(took_s, cpu_s) - time.monotonic()
+            if left_s <= 0:
+                return
+            time.sleep(min(left_s, TICK_S))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def wait_for(found: Callable[[], bool]) -> None:
 def test_the_plan_is_published_at_once_and_a_started_run_at_its_event(
     planned: tuple[Results, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "INTERVAL_S", 0.05)
+    # Only the event can be the reason of the second collection.
+    monkeypatch.setattr(publishing, "PROGRESS", replace(publishing.PROGRESS, pause_s=10 * WAIT_S))
     results, run_id = planned
     with publishing.publishing(results.path) as watch:
         wait_for(lambda: states(results) == {"planned": 2})
@@ -89,7 +91,7 @@ def test_a_collection_that_fails_ends_nothing(
         tried.append(wait_s)
         raise duckdb.IOException("the disk is full")
 
-    monkeypatch.setattr(publishing, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(publishing, "PROGRESS", replace(publishing.PROGRESS, pause_s=0.01))
     monkeypatch.setattr(publishing, "collect", fails)
     with publishing.publishing(planned[0].path):
         wait_for(lambda: len(tried) > 2)
@@ -106,8 +108,9 @@ def test_another_collector_is_not_waited_for(planned: tuple[Results, str]) -> No
     assert not snapshot_path(results.path).exists()
 
 
+@pytest.mark.parametrize("limits", ["PROGRESS", "EVENT"])
 def test_a_slow_file_system_is_read_less_often(
-    planned: tuple[Results, str], monkeypatch: pytest.MonkeyPatch
+    planned: tuple[Results, str], monkeypatch: pytest.MonkeyPatch, limits: str
 ) -> None:
     began = []
 
@@ -115,9 +118,23 @@ def test_a_slow_file_system_is_read_less_often(
         began.append(time.monotonic())
         time.sleep(0.1)
 
-    monkeypatch.setattr(publishing, "INTERVAL_S", 0.01)
+    for name in ("PROGRESS", "EVENT"):
+        quick = replace(getattr(publishing, name), pause_s=0.01)
+        monkeypatch.setattr(publishing, name, quick)
     monkeypatch.setattr(publishing, "collect", slow)
-    with publishing.publishing(planned[0].path):
-        wait_for(lambda: len(began) > 3)
+    event = LaunchView(statuses={}, running=(), started_s=0.0, note="an event")
+    with publishing.publishing(planned[0].path) as watch:
+
+        def goes_on() -> bool:
+            if limits == "EVENT":
+                watch(event)
+            return len(began) > 3
+
+        wait_for(goes_on)
     pauses = [later - before for before, later in pairwise(began)]
-    assert min(pauses[1:]) >= 0.1 / publishing.TIME_SHARE
+    assert min(pauses[1:]) >= 0.1 + 0.1 / getattr(publishing, limits).time_share
+
+
+def test_an_event_is_shown_in_time_where_a_collection_takes_a_second() -> None:
+    """An event that just misses a collection waits for it, a pause and the next collection."""
+    assert 1.0 + publishing.EVENT.after(took_s=1.0, cpu_s=0.2) + 1.0 < 5.0

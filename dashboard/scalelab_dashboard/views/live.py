@@ -39,7 +39,7 @@ def show(choice: Choice) -> None:
     if running:
         _runs(running)
     elif not done:
-        st.markdown("The first runs are about to start.")
+        st.markdown("No run is training yet.")
     left, right = st.columns(2, gap="medium")
     with left:
         if running:

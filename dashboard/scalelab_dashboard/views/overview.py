@@ -55,17 +55,18 @@ def show(choice: Choice) -> None:
     top = st.container()
     report = waiting.report(choice)
     bands = old = None
+    is_ready = False
     if report is not None and choice.key is not None:
-        low, high = _span(rows)
-        bands = queries.bands(choice.key, low, high, report)
+        span = _span(rows)
         head = queries.headline(choice.key, tuple(choice.words()[2:]), "", report, None)
-        old = _before(choice, report, low, high, top)
+        old = _before(choice, report, span, top)
         with top:
+            is_ready, bands = waiting.frontier(choice.key, span)
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
             _remedy(choice, report)
             ui.next_step(head, rows, choice.level)
-            if report.has_answer:
-                _headline(report, choice, float(rows.flops.max()))
+            if report.has_answer and is_ready:
+                _headline(report, choice, bands, span[-1])
     by = "frontier" if report is None else f"frontier by the {report.forecaster.label}"
     left, right = st.columns([3, 2], gap="medium")
     with left:
@@ -123,7 +124,7 @@ def _optima(
 
 
 def _before(
-    choice: Choice, report: FitReport, low: float, high: float, top: DeltaGenerator
+    choice: Choice, report: FitReport, span: tuple[float, float, float], top: DeltaGenerator
 ) -> Bands | None:
     """Say what the excluded runs change; return the frontier with them, None while it is fitted."""
     if not choice.excluded or choice.whole is None:
@@ -131,7 +132,7 @@ def _before(
     with top:
         whole = waiting.whole_report(choice)
         point.change(choice, report, whole)
-    return None if whole is None else queries.bands(choice.whole, low, high, whole)
+        return None if whole is None else waiting.frontier(choice.whole, span)[1]
 
 
 def _remedy(choice: Choice, report: FitReport) -> None:
@@ -178,7 +179,7 @@ def _state(choice: Choice) -> None:
     ]
     kind = "import" if source.kind == "import" else f"{KINDS.get(source.kind, source.kind)} sweep"
     st.markdown(f"**{ui.as_text(source.name)}**, {ui.as_text(kind)}: " + ", ".join(parts))
-    if source.is_running and source.total:
+    if source.is_unfinished:
         live.show(choice)
     ui.notes(queries.notes(choice.results, (source.name,)))
     failed = sum(source.counts.get(status, 0) for status in ("failed", "diverged"))
@@ -227,7 +228,7 @@ def _span_of(minimum: CurveMinimum) -> str:
     return f"{format_quantity(minimum.low)} to {format_quantity(minimum.high)}"
 
 
-def _headline(report: FitReport, choice: Choice, flops: float) -> None:
+def _headline(report: FitReport, choice: Choice, bands: Bands | None, flops: float) -> None:
     columns = st.columns(4)
     a, b = report.derived.get("a"), report.derived.get("b")
     note = ""
@@ -249,7 +250,7 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
             glossary.about("Exponents a and b", "D_opt, N_opt"),
         )
     with columns[2]:
-        value, limits = _tokens_per_param(report, choice, flops)
+        value, limits = _tokens_per_param(bands, flops)
         ui.number(f"D/N at {format_flops(flops)} FLOP", value, limits, glossary.about("D/N"))
     with columns[3]:
         irreducible = report.params.get("E")
@@ -262,22 +263,23 @@ def _headline(report: FitReport, choice: Choice, flops: float) -> None:
             )
 
 
-def _tokens_per_param(report: FitReport, choice: Choice, flops: float) -> tuple[str, str]:
-    assert choice.key is not None
-    found = queries.bands(choice.key, flops, flops * 1.0001, report, points=2)
-    if found is None:
+def _tokens_per_param(bands: Bands | None, flops: float) -> tuple[str, str]:
+    """Return D/N on the frontier at this compute, and its interval; both in words if unknown."""
+    if bands is None or flops not in bands.flops:
         return "–", "not determined"
-    value = found.n_tokens[0] / found.n_params[0]
-    low = found.n_tokens_low[0] / found.n_params_high[0]
-    high = found.n_tokens_high[0] / found.n_params_low[0]
+    at = int(np.flatnonzero(bands.flops == flops)[0])
+    value = bands.n_tokens[at] / bands.n_params[at]
+    low = bands.n_tokens_low[at] / bands.n_params_high[at]
+    high = bands.n_tokens_high[at] / bands.n_params_low[at]
     if not np.isfinite(low + high):
         return f"{value:.1f}", "no interval"
     return (
         f"{value:.1f}",
-        f"{low:.1f} to {high:.1f} tokens per parameter ({100 * report.level:g} %)",
+        f"{low:.1f} to {high:.1f} tokens per parameter ({100 * bands.level:g} %)",
     )
 
 
-def _span(rows: Observations) -> tuple[float, float]:
-    """Return the range of compute in which the frontier is drawn."""
-    return float(rows.flops.min()) / 1.5, float(rows.flops.max()) * 1.5
+def _span(rows: Observations) -> tuple[float, float, float]:
+    """Return the range of compute in which the frontier is drawn, and the largest of the runs."""
+    largest = float(rows.flops.max())
+    return float(rows.flops.min()) / 1.5, largest * 1.5, largest
