@@ -37,6 +37,7 @@ from scalelab.cli import scores as scores_commands
 from scalelab.cli import sweep as sweep_commands
 from scalelab.cli import tables as tables_commands
 from scalelab.cli import tune as tune_commands
+from scalelab.cli.lazy_group import lazy_group
 from scalelab.cli.output import OutputError, console, open_streams, report_error, set_results
 from scalelab.cli.parser_errors import as_usage_error
 from scalelab.cli.settings import default_map
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
     set_results(None)
-    command = typer.main.get_group(app)
+    command = lazy_group(app)
     try:
         _check_current_folder()
         code = command.main(

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import typer.main
 
-from scalelab.cli.main import ORDER, main
+from scalelab.cli.lazy_group import lazy_group
+from scalelab.cli.main import ORDER, app, main
 
 
 @pytest.mark.parametrize("group", [(), ("sweep",), ("data",), ("bench",)])
@@ -30,3 +32,26 @@ def test_help_imports_no_heavy_library():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert answer.stdout == "[]\n"
+
+
+def test_a_command_builds_no_other_command(monkeypatch, capsys):
+    built, build = [], typer.main.get_command_from_info
+
+    def recorded(command_info, **settings):
+        built.append(command_info.name)
+        return build(command_info, **settings)
+
+    monkeypatch.setattr(typer.main, "get_command_from_info", recorded)
+    assert main(["tables", "--json"]) == 0
+    assert built == ["tables"]
+    capsys.readouterr()
+
+
+def test_commands_that_are_built_on_demand_are_those_of_the_app():
+    group, lazy = typer.main.get_group(app), lazy_group(app)
+    assert list(lazy.commands) == list(group.commands)
+    assert len(lazy.commands) == len(group.commands)
+    for name, command in lazy.commands.items():
+        assert command.get_short_help_str() == group.commands[name].get_short_help_str()
+        assert [p.opts for p in command.params] == [p.opts for p in group.commands[name].params]
+    assert list(lazy.commands["sweep"].commands) == list(group.commands["sweep"].commands)
