@@ -27,8 +27,15 @@ WIDTHS = {"cpu": (16, 32, 64, 128, 256), "cuda": (128, 512)}
 """Widths of the general points; few on a GPU, where each compiles its kernels."""
 WARMUP_STEPS = 2
 STEPS_MIN = 3
-BATCHED_STEPS_MAX = 1 << 14
-"""Length of the runs that are timed together; a quarter of a second has a few thousand steps."""
+TIMED_SCHEDULE: dict[str, Any] = {
+    "n_steps": 1 << 10,
+    "warmup_steps": 0,
+    "schedule": "cosine",
+    "decay_steps": 0,
+    "lr_end_ratio": 0.0,
+}
+"""A short schedule: an engine computes the learning rates of all steps when it is built, and steps
+beyond the last take the last one."""
 
 
 def measure_speed(
@@ -87,6 +94,7 @@ def measure_run(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> dict
     """
     rng = np.random.default_rng(0)
     execution = timed_execution(execution, spec)
+    spec = replace(spec, **TIMED_SCHEDULE)
     with torch_settings(execution):
         started = time.perf_counter()
         engine = Engine([spec], execution)
@@ -158,10 +166,7 @@ def timed_execution(request: ExecutionSpec, spec: RunSpec) -> ExecutionSpec:
 
 def batched_speed(spec: RunSpec, execution: ExecutionSpec, seconds: float) -> float:
     """Return tokens/s of all batched runs together, on random tokens."""
-    # A short schedule: the engine computes the learning rates of all steps when it is built.
-    spec = replace(
-        spec, n_steps=BATCHED_STEPS_MAX, warmup_steps=0, schedule="cosine", decay_steps=0
-    )
+    spec = replace(spec, **TIMED_SCHEDULE)
     execution = timed_execution(execution, spec)
     times = time_steps(spec, execution, execution.batched_runs, seconds)
     return execution.batched_runs * spec.tokens_per_step / statistics.median(times)
@@ -183,6 +188,8 @@ def _step_times(
 ) -> list[float]:
     """Time steps for that many seconds, at least `STEPS_MIN`, after `WARMUP_STEPS` untimed ones.
 
+    Of steps that take longer than that each, one is timed: they vary little.
+
     On a GPU a time is the mean of as many steps as a run takes between two readings of its losses,
     because host and device work at the same time in between.
     """
@@ -193,8 +200,14 @@ def _step_times(
         batch[...] = tokens
 
     times: list[float] = []
+
+    def is_enough() -> bool:
+        timed = times[WARMUP_STEPS:]
+        least = 1 if timed and timed[0] * n_each > seconds else STEPS_MIN
+        return len(timed) >= least and sum(timed) * n_each >= seconds
+
     with open_batches(engine.execution, load, tokens.shape, sys.maxsize) as next_batch:
-        while len(times) < WARMUP_STEPS + STEPS_MIN or sum(times[WARMUP_STEPS:]) * n_each < seconds:
+        while not is_enough():
             started = time.perf_counter()
             for _ in range(n_each):
                 engine.step(next_batch())

@@ -200,7 +200,10 @@ class Engine:
             tokens.copied.record()
         else:
             self._tokens.copy_(torch.from_numpy(tokens))
-        if self._graph is None:
+        if isinstance(self.gradients, Direct):
+            with torch.inference_mode():
+                self._take_step()
+        elif self._graph is None:
             self._take_step()
         else:
             self._graph.replay()

@@ -196,19 +196,20 @@ class Direct:
     def take(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Write the gradients of the mean losses; as `Autograd.take`."""
         spec = self.specs[0]
+        tokens = tokens.view(len(self.specs), *tokens.shape[-2:])
         loss = torch.zeros(len(self.specs))
         square = torch.zeros_like(loss)
-        tokens = tokens.view(len(self.specs), *tokens.shape[-2:])
+        if len(self._sizes) == 1:
+            return self._steps[self._sizes[0]].loss_sums(tokens) / spec.tokens_per_step, square
         for index, part in enumerate(torch.split(tokens, self._sizes, dim=1)):
             size = part.shape[1]
             loss += self._steps[size].loss_sums(part) / spec.tokens_per_step
-            if len(self._sizes) > 1:
-                # As in `Autograd.take`.
-                square += row_norms(self._part).square_() * (spec.batch_seqs / size) ** 2
-                if index == 0:
-                    self._grad.copy_(self._part)
-                else:
-                    self._grad.add_(self._part)
+            # As in `Autograd.take`.
+            square += row_norms(self._part).square_() * (spec.batch_seqs / size) ** 2
+            if index == 0:
+                self._grad.copy_(self._part)
+            else:
+                self._grad.add_(self._part)
         return loss, square / len(self._sizes)
 
     def token_losses(self, run: int, tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from scalelab_kernels.operations import Operations
@@ -80,6 +81,8 @@ class Optimizer:
         is_on_cpu = master.device.type == "cpu" and ops.implementation == "reference"
         self._is_on_host = self.is_plain and copy is None and is_on_cpu
         self._specs = tuple(specs)
+        self._of_grad: Tensor | None = None
+        self._host_rows: list[tuple[Any, ...]] = []
 
     def step(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
         """Take a step and return the gradient norms before clipping, shape (K,).
@@ -132,20 +135,18 @@ class Optimizer:
     def _host_adamw(self, grad: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
         """Take a step with torch's fused AdamW on a CPU, where reading a value costs nothing."""
         norms = row_norms(grad)
-        flats = (self.master, grad, self.exp_avg, self.exp_avg_sq)
-        rows = zip(*(flat.view(len(self._specs), -1) for flat in flats), strict=True)
+        if self._of_grad is not grad:
+            self._of_grad, self._host_rows = grad, self._rows_of(grad)
         numbers = zip(norms.tolist(), rates.tolist(), steps.float(), strict=True)
-        for spec, row, (norm, rate, step) in zip(self._specs, rows, numbers, strict=True):
+        for spec, row, (norm, rate, step) in zip(
+            self._specs, self._host_rows, numbers, strict=True
+        ):
             if not math.isfinite(norm):
                 continue
             if norm > spec.grad_clip:
-                row[1].mul_(spec.grad_clip / (norm + CLIP_EPSILON))
-            n_decay = self.layout.n_decay
-            for part, weight_decay in (
-                (slice(n_decay), spec.weight_decay),
-                (slice(n_decay, None), 0.0),
-            ):
-                param, gradient, exp_avg, exp_avg_sq = ([flat[part]] for flat in row)
+                row[0].mul_(spec.grad_clip / (norm + CLIP_EPSILON))
+            for parts, weight_decay in zip(row[1:], (spec.weight_decay, 0.0), strict=True):
+                param, gradient, exp_avg, exp_avg_sq = parts
                 torch._fused_adamw_(
                     param,
                     gradient,
@@ -162,6 +163,18 @@ class Optimizer:
                     maximize=False,
                 )
         return norms
+
+    def _rows_of(self, grad: Tensor) -> list[tuple[Any, ...]]:
+        """Return each run's gradient and the lists of views that fused AdamW takes.
+
+        The first lists are of the part with weight decay, the second of the rest.
+        """
+        flats = (self.master, grad, self.exp_avg, self.exp_avg_sq)
+        n = self.layout.n_decay
+        return [
+            (row[1], [[flat[:n]] for flat in row], [[flat[n:]] for flat in row])
+            for row in zip(*(flat.view(len(self._specs), -1) for flat in flats), strict=True)
+        ]
 
     def _muon(self, grad: Tensor, hyper: Tensor) -> None:
         n_runs = hyper.shape[0]

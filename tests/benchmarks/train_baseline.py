@@ -39,10 +39,8 @@ SMALL_NAME = "8 runs of 0.04M"
 SMALL = {"d_model": 24, "n_layers": 4, "batch_seqs": 8}
 
 
-def baseline(
-    d_model: int, n_layers: int, batch_seqs: int, seconds: float, seq_len: int = SEQ_LEN
-) -> float:
-    """Return tokens/s of the plain trainer, all cores in one process."""
+def plain_model(d_model: int, n_layers: int, seq_len: int = SEQ_LEN) -> Any:
+    """Return the plain decoder, a `torch.nn.Module` from tokens to their mean loss."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -82,29 +80,50 @@ def baseline(
             logits = self.head(self.norm(x))
             return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
+    return Model()
+
+
+def baseline(
+    d_model: int, n_layers: int, batch_seqs: int, seconds: float, seq_len: int = SEQ_LEN
+) -> float:
+    """Return tokens/s of the plain trainer, all cores in one process."""
+    import torch
+
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
-    model = Model()
+    model = plain_model(d_model, n_layers, seq_len)
     return trained_tokens_per_s(model, model, batch_seqs, seconds, seq_len)
 
 
-def trained_tokens_per_s(
-    loss_of: Any, model: Any, batch_seqs: int, seconds: float, seq_len: int = SEQ_LEN
-) -> float:
-    """Return tokens/s of plain steps: AdamW, clipping to norm 1, the loss read every time."""
+def plain_step(
+    loss_of: Any, model: Any, batch_seqs: int, seq_len: int = SEQ_LEN
+) -> Callable[[], None]:
+    """Return a function that takes a plain step: AdamW, clipping to norm 1, the loss read."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     tokens = torch.randint(VOCAB, (batch_seqs, seq_len + 1))
-    times: list[float] = []
-    while len(times) < 5 or sum(times[2:]) < seconds:
-        started = time.perf_counter()
+
+    def take() -> None:
         loss = loss_of(tokens)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         loss.item()
+
+    return take
+
+
+def trained_tokens_per_s(
+    loss_of: Any, model: Any, batch_seqs: int, seconds: float, seq_len: int = SEQ_LEN
+) -> float:
+    """Return tokens/s of plain steps."""
+    take = plain_step(loss_of, model, batch_seqs, seq_len)
+    times: list[float] = []
+    while len(times) < 5 or sum(times[2:]) < seconds:
+        started = time.perf_counter()
+        take()
         times.append(time.perf_counter() - started)
     return batch_seqs * seq_len / statistics.median(times[2:])
 

@@ -124,6 +124,28 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 
 @pytest.fixture(scope="session")
+def empty_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of an empty Streamlit app, the yardstick of the page's times."""
+    app = tmp_path_factory.mktemp("empty") / "empty.py"
+    app.write_text("import streamlit as st\nst.write('an empty app')\n")
+    port = _free_port()
+    words = ["--server.address", "127.0.0.1", "--server.port", str(port)]
+    words += ["--server.headless", "true", "--server.fileWatcherType", "none"]
+    words += ["--browser.gatherUsageStats", "false"]
+    server = subprocess.Popen([sys.executable, "-m", "streamlit", "run", str(app), *words])
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(10 * START_S):
+        try:
+            urllib.request.urlopen(f"{url}/_stcore/health")
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield url
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.fixture(scope="session")
 def address(
     serve: Callable[..., Server],
     stores: ModuleType,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,34 +14,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, Page
 
-from tests.browser.test_speed import SCREEN, first_figure, keep
+from tests.browser.test_speed import SCREEN, empty_words, first_figure, keep
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
 
 ROUNDS = 5
-PORT = 8977
 LIMITS = {"over_empty_s": 3.0, "reload_s": 1.2, "first_view_mb": 2.5}
-
-
-@pytest.fixture
-def empty_app(tmp_path: Path) -> Iterator[str]:
-    """Return the address of an empty Streamlit app."""
-    app = tmp_path / "empty.py"
-    app.write_text("import streamlit as st\nst.write('an empty app')\n")
-    words = ["--server.address", "127.0.0.1", "--server.port", str(PORT)]
-    words += ["--server.headless", "true", "--server.fileWatcherType", "none"]
-    words += ["--browser.gatherUsageStats", "false"]
-    server = subprocess.Popen([sys.executable, "-m", "streamlit", "run", str(app), *words])
-    url = f"http://127.0.0.1:{PORT}"
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(f"{url}/_stcore/health")
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield url
-    server.terminate()
-    server.wait(10)
 
 
 def on_the_wire(event: dict[str, Any]) -> float:
@@ -90,13 +65,10 @@ def test_the_first_visit(
     stores.generated(tmp_path / "results", 120)
     server = serve(tmp_path / "results")
 
-    def words(page: Page) -> None:
-        page.get_by_text("an empty app").first.wait_for()
-
     visit_once(profile(), server.url, first_figure)  # the first fit
     page, empty = [], []
     for _ in range(ROUNDS):
-        empty.append(visit_once(profile(), empty_app, words))
+        empty.append(visit_once(profile(), empty_app, empty_words))
         page.append(visit_once(profile(), server.url, first_figure))
     median = [
         [statistics.median(part) for part in zip(*each, strict=True)] for each in (page, empty)

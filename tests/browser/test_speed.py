@@ -83,6 +83,11 @@ def first_figure(page: Page) -> None:
     page.locator("[data-testid=stPlotlyChart] .main-svg").first.wait_for()
 
 
+def empty_words(page: Page) -> None:
+    """Wait for the empty app to be drawn."""
+    page.get_by_text("an empty app").first.wait_for()
+
+
 def memory_mb(pid: int) -> float:
     """Return the resident memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -108,6 +113,7 @@ def test_ten_thousand_runs(
     visit: Callable[..., Any],
     settle: Callable[[Page, str], None],
     fresh: Callable[..., float],
+    empty_app: str,
 ) -> None:
     server = serve_runs(10_000)
     page, _ = visit(server.url)
@@ -131,6 +137,7 @@ def test_ten_thousand_runs(
         return time.perf_counter() - started
 
     figures = {
+        "empty_s": median(lambda: fresh(empty_app, empty_words)),
         "first_view_s": median(lambda: fresh(server.url, first_figure)),
         "reload_s": median(reload),
     }
@@ -176,7 +183,7 @@ def test_a_warm_script_and_its_payload(
 
 
 def test_a_hundred_thousand_runs(
-    serve_runs: Callable[[int], Any], fresh: Callable[..., float]
+    serve_runs: Callable[[int], Any], fresh: Callable[..., float], empty_app: str
 ) -> None:
     server = serve_runs(100_000)
 
@@ -188,6 +195,7 @@ def test_a_hundred_thousand_runs(
         "first_table_s": fresh(server.at(page="Runs"), table),
     }
     figures = {
+        "empty_s": median(lambda: fresh(empty_app, empty_words), 3),
         "overview_s": median(lambda: fresh(server.url, first_figure), 3),
         "table_s": median(lambda: fresh(server.at(page="Runs"), table), 3),
     }

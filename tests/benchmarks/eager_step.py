@@ -1,0 +1,102 @@
+"""CPU time of our steps beside a plain torch trainer: ``python tests/benchmarks/eager_step.py``.
+
+One process, one thread, T = 256, batch 8, fp32; the steps of all sides alternate, and the median
+CPU time of a step counts. ``plain`` is the trainer of `train_baseline`, which is a lighter model:
+learned positions instead of rotary ones, GELU instead of SwiGLU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+SHAPES = {
+    "0.2M": {"d_model": 64, "n_layers": 4},
+    "0.9M": {"d_model": 128, "n_layers": 4},
+    "4.8M": {"d_model": 256, "n_layers": 6},
+    "14M": {"d_model": 384, "n_layers": 8},
+}
+BATCH_SEQS = 8
+WARM_UP_STEPS = 3
+
+
+def engine_step(
+    d_model: int, n_layers: int, step: str, precision: str = "fp32"
+) -> Callable[[], None]:
+    """Return a function that takes one of our steps."""
+    import numpy as np
+    from train_baseline import SEQ_LEN, VOCAB, our_shape
+
+    from scalelab.sweep.execution import ExecutionSpec
+    from scalelab.train.calibrate import synthetic_run
+    from scalelab.train.engine import Engine
+
+    spec = synthetic_run(our_shape(d_model, n_layers), seq_len=SEQ_LEN, batch_seqs=BATCH_SEQS)
+    spec = replace(spec, precision=precision)
+    execution = ExecutionSpec(step=step, attention="explicit", kernels="reference")
+    engine = Engine([spec], execution)
+    engine.initialize(0)
+    tokens = np.random.default_rng(0).integers(VOCAB, size=(BATCH_SEQS, SEQ_LEN + 1))
+
+    def take() -> None:
+        engine.step(tokens)
+        engine.read()
+
+    return take
+
+
+def cpu_ms(d_model: int, n_layers: int, n_steps: int, *, is_bf16: bool) -> dict[str, float]:
+    """Return the median CPU milliseconds of a step of each side."""
+    import torch
+    from train_baseline import plain_model, plain_step
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    plain = plain_model(d_model, n_layers)
+    sides = {
+        "plain": plain_step(plain, plain, BATCH_SEQS),
+        "eager": engine_step(d_model, n_layers, "eager"),
+        "direct": engine_step(d_model, n_layers, "direct"),
+    }
+    if is_bf16:
+        sides["bf16"] = engine_step(d_model, n_layers, "eager", "bf16")
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(WARM_UP_STEPS + n_steps):
+        for name, take in sides.items():
+            started = time.process_time()
+            take()
+            if turn >= WARM_UP_STEPS:
+                times[name].append(1e3 * (time.process_time() - started))
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def main() -> None:
+    """Print a table, or with ``--json`` the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--bf16", action="store_true", help="also our step in bf16")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.insert(0, str(Path(__file__).parent))
+    found = {}
+    for name in arguments.shapes.split(","):
+        found[name] = cpu_ms(**SHAPES[name], n_steps=arguments.steps, is_bf16=arguments.bf16)
+        plain = found[name]["plain"]
+        if not arguments.json:
+            cells = (f"{side} {ms:.1f} ms ({plain / ms:.2f})" for side, ms in found[name].items())
+            print(f"{name}: {', '.join(cells)}", flush=True)
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
