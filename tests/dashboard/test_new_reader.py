@@ -1,0 +1,73 @@
+"""What a new reader of the page asked: one interval, one advice, something of one's own, lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+Opener = Callable[..., AppTest]
+Said = Callable[[AppTest], str]
+
+
+@pytest.fixture(scope="module")
+def two_sweeps(stores: ModuleType, tmp_path_factory, narrow_runs) -> Path:
+    results: Path = tmp_path_factory.mktemp("two")
+    stores.generated(results, 100, name="other")
+    rows = narrow_runs()
+    columns = {
+        "n_params": np.round(rows.n_params),
+        "n_tokens": np.round(rows.n_tokens),
+        "budget": rows.budget,
+        "loss_nats": rows.loss_nats,
+        "status": "done",
+        "reason": None,
+    }
+    stores.publish(results, "narrow", pd.DataFrame(columns), is_added=True)
+    return results
+
+
+def test_overview_and_decide_state_one_interval_and_one_advice(
+    page: Opener, said: Said, commands: Callable[[AppTest], list[str]], two_sweeps: Path
+) -> None:
+    overview = page(two_sweeps, page="Overview", sweep="narrow")
+    texts = said(overview), said(page(two_sweeps, page="Decide", sweep="narrow"))
+    losses = [re.search(r"loss [\d.]+ \[[\d.]+, [\d.]+\]", text) for text in texts]
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert losses[0][0] == losses[1][0]
+    assert all("interval of a new run, by the average of" in text for text in texts)
+    known = r"\| (sizes drift away|no minimum inside|narrows the answer) \|$"
+    reasons = re.findall(known, texts[0], flags=re.M)
+    first = ["sizes drift away", "no minimum inside", "no minimum inside"]
+    assert reasons == [*first, *["narrows the answer"] * (len(reasons) - 3)]
+    sweeps = [block for block in commands(overview) if "sweep isoflop" in block]
+    assert len(sweeps) == 1
+    assert sweeps[0].count("--name narrow --extend --results") == 3
+
+
+def test_compare_opens_on_a_sweep_of_the_user_or_else_on_the_nearest_law(
+    page: Opener, said: Said, two_sweeps: Path, small_store: Path
+) -> None:
+    text = said(page(two_sweeps, page="Compare", sweep="narrow"))
+    assert "other: the latest other sweep or table. It is shown until you choose." in text
+    # the losses of the generated sweep are those of this law
+    alone = said(page(small_store, page="Compare"))
+    assert re.search(r"The published law besiroglu(-huber)?: its D/N is nearest", alone)
+
+
+def test_the_rows_of_a_table_have_the_line_that_messages_name(page: Opener, tmp_path: Path) -> None:
+    file = tmp_path / "runs.csv"
+    file.write_text(
+        "n_params,n_tokens,loss\n"
+        + "".join(f"{10**i},{20 * 10**i},{4 - i / 10}\n" for i in range(6, 12))
+    )
+    shown = page(tmp_path / "none", file=file, page="Data").dataframe[0].value
+    assert shown.index.name == "line"
+    assert shown.index.tolist() == [2, 3, 4, 5, 6, 7]
