@@ -71,6 +71,11 @@ def size_counts(rows: Observations) -> dict[str, Relation]:
     return found
 
 
+def names_counts(rows: Observations) -> bool:
+    """Return whether other columns count N too, so that the names tell the counts apart."""
+    return any(_is_count(name) for name in rows.extra)
+
+
 def counted_by(rows: Observations, name: str) -> Observations:
     """Return the rows with N from a column."""
     if name == ASKED:
