@@ -220,6 +220,22 @@ def test_a_mixture_learns_and_all_experts_are_used(
         assert (moved > 1e-3).all()
 
 
+def test_a_resumed_mixture_with_sdpa_has_the_same_bits(moe_spec: RunSpec, dataset: Dataset) -> None:
+    engine = Engine([moe_spec], ExecutionSpec(step="eager", attention="sdpa"))
+    engine.initialize(0)
+    for step in range(6):
+        if step == 3:
+            state = engine.state(0)
+        engine.step(dataset.batch(1, step, moe_spec.batch_seqs, moe_spec.seq_len))
+        engine.read()
+    resumed = Engine([moe_spec], ExecutionSpec(step="eager", attention="sdpa"))
+    resumed.load_state(0, state)
+    for step in range(3, 6):
+        resumed.step(dataset.batch(1, step, moe_spec.batch_seqs, moe_spec.seq_len))
+        resumed.read()
+    assert torch.equal(resumed.master, engine.master)
+
+
 def test_active_and_total_parameters_are_counted_separately(moe_spec: RunSpec) -> None:
     counts = count_params(moe_spec.shape).by_convention()
     expert = 3 * 16 * 40
