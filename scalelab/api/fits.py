@@ -143,7 +143,8 @@ def fit(
         ``report.refusals`` and ``report.warnings`` say so.
     """
     from scalelab.api.reports import Comparison, FitReport
-    from scalelab.fit.against import disagreement, disagreement_warnings, paired_weights
+    from scalelab.fit.against import AXES, disagreement, disagreement_warnings, paired_weights
+    from scalelab.fit.apart import apart_notes
     from scalelab.fit.diagnose import (
         design_warnings,
         notes_as_warnings,
@@ -238,6 +239,10 @@ def fit(
         weights=weights,
         level=level,
     )
+    n_local, d_local = (
+        local_law(rows, isoflop, axis, level=level, seed=spec.seed) for axis in AXES
+    )
+    rates = derived(found, level)
     warnings = [
         *found.warnings,
         *failed,
@@ -247,6 +252,7 @@ def fit(
         *row_warnings(rows, lines, found),
         *count_warnings(found, rows, forecasts, averaged, level),
         *design_warnings(isoflop, envelope),
+        *apart_notes(rates.get("a") if is_trusted else None, isoflop, envelope, n_local),
         *rejected_rows(table),
         *notes_as_warnings(table.notes),
     ]
@@ -255,13 +261,10 @@ def fit(
         fit=found,
         level=level,
         params=found.param_intervals(level),
-        derived=derived(found, level),
+        derived=rates,
         envelope=envelope,
         isoflop=isoflop,
-        local=(
-            local_law(rows, isoflop, "n", level=level, seed=spec.seed),
-            local_law(rows, isoflop, "d", level=level, seed=spec.seed),
-        ),
+        local=(n_local, d_local),
         disagreement=against,
         warnings=ordered(warnings),
         forecasts=forecasts,

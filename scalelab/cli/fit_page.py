@@ -30,6 +30,7 @@ from scalelab.cli.interval_text import (
 from scalelab.cli.layout import Fitting
 from scalelab.cli.options import given_options
 from scalelab.cli.output import WARNING_STYLE, runnable, say, verbatim
+from scalelab.fit.apart import apart_words
 from scalelab.forecast.headline import (
     NextCommand,
     exponents,
@@ -104,6 +105,8 @@ def print_page(
         say(line, out)
     out.print(Fitting(approaches(report)))
     if words := disagreement_text(report):
+        say(words, out)
+    for words in apart_words(report.warnings):
         say(words, out)
     if report.frontier:
         out.print(Fitting(frontier(report)))

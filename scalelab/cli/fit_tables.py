@@ -59,10 +59,10 @@ def approaches(report: FitReport) -> Table:
         table.add_row("3, parametric", "-", "-", "not identified")
     isoflop, envelope = report.isoflop, report.envelope
     curves = f"{len(isoflop.interior)} of {plural(len(isoflop.curves), 'curve')}"
-    late = f"{plural(envelope.n_curves, 'curve')}, mid-schedule"
+    late = f"{plural(envelope.n_curves, 'curve')} during training"
     rows = [("2, parabolas", (isoflop.n_law, isoflop.d_law), isoflop.reason or curves)]
     if any(report.local):
-        rows.append(("2, local minima", report.local, "Akima interpolation"))
+        rows.append(("2, local minima", report.local, "interpolation"))
     rows.append(("1, envelope", (envelope.n_law, envelope.d_law), envelope.reason or late))
     for name, laws, words in rows:
         exponents = (interval_text(None if law is None else law.interval) for law in laws)

@@ -14,6 +14,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from scalelab import __version__
+from scalelab.fit.apart import CODE, apart_words
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.more_runs import HEADS, caption_of, plan_words, to_plan
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
@@ -200,6 +201,8 @@ def _figures(fit: FitReport, line: str) -> Iterator[str]:
             yield figure_div(drawn, f"published_{axis}", line)
     yield "<h2>Exponent a by method</h2>"
     yield figure_div(figures_fit.forest(exponents(fit)), "forest", line)
+    for words in apart_words(fit.warnings):
+        yield f'<p class="faint">{html.escape(words)}</p>'
     yield "<h2>Residuals</h2>"
     yield figure_div(figures_fit.residuals(fit), "residuals", line)
     if len(fit.fit.samples) > 1:
@@ -279,7 +282,7 @@ def _answer(report: FitReport, head: Headline) -> Iterator[str]:
             f'<p class="warning"><b>{html.escape(title)}</b>: {html.escape(warning.message)}</p>'
         )
     for note in report.warnings:
-        if note not in head.warnings:
+        if note not in head.warnings and note.code != CODE:
             yield f'<p class="faint">{html.escape(note.message)}</p>'
     if head.to_add:
         yield from _runs_to_add(head.to_add, report.level)

@@ -128,7 +128,7 @@ def test_the_first_line_is_the_answer(run, file):
     out, err = run("fit", "--from", file, "--predict", "N=1e9", "--bootstrap", 50)
     first = out.splitlines()[0]
     assert first.startswith("By the average of ")
-    assert " forms, N 1B on D " in first
+    assert " laws, N 1B on D " in first
     assert "compute-optimal" in first
     assert "90 % " in first
     assert "x the FLOPs of the largest budget" in first

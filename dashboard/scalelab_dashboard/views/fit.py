@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
+from scalelab.fit.apart import CODE, apart_words
 from scalelab.report import figures_fit
 from scalelab.report.html import exponents
 from scalelab.theory.accounting import PARAM_WORDS
@@ -126,12 +127,15 @@ def _methods(report: FitReport, choice: Choice) -> None:
                     f"{ui.limits(ratio, choice.level, '{:.3f}')}."
                 )
             )
+        for words in apart_words(report.warnings):
+            st.caption(ui.as_text(words))
         for number, reason in (("1", report.envelope.reason), ("2", report.isoflop.reason)):
             if reason is not None:
                 st.caption(ui.as_text(f"Approach {number} has no result: {reason}."))
-        if report.fit.status != "not_identified" and report.warnings:
+        others = [each for each in report.warnings if each.code != CODE]
+        if report.fit.status != "not_identified" and others:
             st.subheader("Warnings")
-            ui.warnings(report.warnings)
+            ui.warnings(others)
     with right:
         st.subheader(
             "Parameters",
