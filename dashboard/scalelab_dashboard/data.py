@@ -289,10 +289,15 @@ def head(path: str | Path, reading: Reading) -> tuple[pd.DataFrame, int]:
         names = list(source.types)
         count = int(source.texts("SELECT count(*) FROM rows")[0])
         listed = ", ".join(_cell(name) for name in names)
-        cells = source.fetch(f"SELECT {listed} FROM rows ORDER BY source_row LIMIT {PREVIEW_ROWS}")
+        cells = source.fetch(
+            f"SELECT {listed}, source_row FROM rows ORDER BY source_row LIMIT {PREVIEW_ROWS}"
+        )
+        source.count_lines()
+        lines = source.lines(cells.pop("source_row").astype("int64"))
     import pandas as pd
 
-    return pd.DataFrame({name: cells[name].astype(str) for name in names}), count
+    frame = pd.DataFrame({name: cells[name].astype(str) for name in names}, index=lines)
+    return frame.rename_axis("line"), count
 
 
 def has_weights(path: str | Path, reading: Reading) -> bool:

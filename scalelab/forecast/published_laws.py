@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.law_file import SavedLaw
 from scalelab.theory.laws.chinchilla import Chinchilla
+
+if TYPE_CHECKING:
+    from scalelab.forecast.fit_report import FitReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,26 @@ PUBLISHED_LAWS = {
         source="Besiroglu et al. 2024, notebook, plain sum of Huber 1e-3, true minimum",
     ),
 }
+
+
+def nearest_law(report: FitReport) -> str:
+    """Return the published law whose D/N at the largest compute of the runs is nearest to theirs.
+
+    That of the averaged frontier, else of the run of the lowest loss.
+    """
+    rows = report.observations
+    flops = fitted_range(rows).flops
+    best = int(np.argmin(rows.loss_nats))
+    ratio = rows.n_tokens[best] / rows.n_params[best]
+    if report.frontier:
+        flops = report.frontier[0].flops
+        ratio = report.frontier[0].n_tokens.value / report.frontier[0].n_params.value
+
+    def distance(name: str) -> float:
+        size, tokens = PUBLISHED_LAWS[name].law.optimal(flops)
+        return abs(math.log(tokens / size / ratio))
+
+    return min(PUBLISHED_LAWS, key=distance)
 
 
 def as_saved(name: str) -> SavedLaw:

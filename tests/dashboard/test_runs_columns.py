@@ -1,7 +1,7 @@
 """Columns of the Runs view: settings are shown where the runs differ in them."""
 
 import pandas as pd
-from scalelab_dashboard.views.runs import COLUMNS, VARYING, varying, view
+from scalelab_dashboard.views.runs import COLUMNS, VARYING, same_words, shared, varying, view
 
 from scalelab.store import schema
 
@@ -39,3 +39,14 @@ def test_the_columns_exist_in_the_store():
     names = {column.name for column in schema.RUNS.columns}
     assert set(VARYING) <= names
     assert set(COLUMNS) - {"epochs", "wall_s", "attempts"} <= names | {"run_id", "status"}
+
+
+def test_what_all_runs_have_in_common_is_a_sentence_and_no_column():
+    same = shared(TABLE)
+    assert same == {"seed": 0}
+    shown, _ = view(TABLE, varying(TABLE), tuple(same))
+    assert "seed" not in shown
+    assert same_words({**same, "device": "h100", "d_model": 64}) == (
+        " All runs: seed 0, device h100, width 64."
+    )
+    assert shared(TABLE[:1]) == {}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from scalelab.forecast.comparing import MAX_SOURCES, SourceComparison
-from scalelab.forecast.published_laws import PUBLISHED_LAWS
+from scalelab.forecast.published_laws import PUBLISHED_LAWS, nearest_law
 from scalelab.report import figures_compare
 from scalelab.units import format_flops, format_quantity, parse_quantity
-from scalelab_dashboard import glossary, queries, ui, waiting
+from scalelab_dashboard import glossary, queries, tables_of, ui, waiting
 from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab_dashboard.state import Choice
 
-RECOMMENDED = "besiroglu"
 LAW = "law "
 """Beginning of the name of a published law in the list, so that it differs from a table."""
 
@@ -52,8 +51,11 @@ def show(choice: Choice) -> None:
         waiting.nothing(choice)
         return
     if not chosen:
-        st.caption(f"Showing the law {RECOMMENDED} until you choose.")
-        chosen = [f"{LAW}{RECOMMENDED}"]
+        first = _first(choice)
+        if first is None:
+            return
+        chosen = [first[0]]
+        st.caption(ui.as_text(f"{first[1]} It is shown until you choose."))
     reports = _reports(choice, chosen)
     if reports is None:
         return
@@ -68,6 +70,22 @@ def show(choice: Choice) -> None:
     words += ["--results", choice.results, *(["--flops", text] if text else [])]
     words += ["--level", f"{choice.level:g}"] if choice.level != 0.9 else []
     ui.command(words)
+
+
+def _first(choice: Choice) -> tuple[str, str] | None:
+    """Return what to compare with before anybody chose, and why; None while a fit runs.
+
+    It is another sweep or table of the user, else the published law nearest to these runs.
+    """
+    examples = tables_of.examples()
+    own = [name for name in choice.keys if name != choice.shown and name not in examples]
+    if own:
+        return own[0], f"{own[0]}: the latest other sweep or table."
+    report = waiting.report(choice)
+    if report is None:
+        return None
+    name = nearest_law(report)
+    return f"{LAW}{name}", f"The published law {name}: its D/N is nearest to that of your runs."
 
 
 def _word(choice: Choice, name: str) -> str:

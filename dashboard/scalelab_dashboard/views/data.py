@@ -81,7 +81,7 @@ def show(choice: Choice) -> None:
     st.subheader("Rows")
     numbers = [name for name in frame.columns if not str(name).lower().endswith(NAMES)]
     shown = frame.assign(**{name: frame[name].map(ui.short_number) for name in numbers})
-    st.dataframe(shown, hide_index=True, height=240, alt=f"First rows of {count} in the table")
+    st.dataframe(shown, height=240, alt=f"First rows of {count} in the table")
     st.caption(f"{plural(count, 'row')}; showing the first {len(frame):,}, long numbers rounded.")
     st.subheader("Columns")
     mapping = _mapping(list(frame.columns), dict(table.mapping))

@@ -48,6 +48,10 @@ ACTIVE = "n_params_active"
 FOLLOWING = ("n_heads", "d_head", "d_ff", "n_kv_heads", "warmup_steps", "decay_steps")
 """Columns that vary with the size or the length of a run in every sweep; shown where they do not
 follow from it."""
+SETTINGS = (*("lr", "batch_seqs", "n_layers", "d_model", "seed", "epochs", "attempts", "device"),)
+"""Columns left out where all runs have one value: the last column is in view at 1,280 pixels."""
+WORDS = {"batch_seqs": "batch", "n_layers": "layers", "d_model": "width"}
+"""Headers of columns whose names are not theirs."""
 AXES = ("tokens", "flops")
 PAGE_ROWS = 2_000
 """Rows sent to the browser at a time, which it can sort."""
@@ -98,7 +102,8 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         )
     found = filtered(table, states, text or "")
     shown, where = page_of(found)
-    seen, flops = view(shown, varying(table))
+    same = shared(table)
+    seen, flops = view(shown, varying(table), tuple(same))
     picked = st.dataframe(
         seen,
         hide_index=True,
@@ -112,7 +117,7 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
     chosen = [i for i in picked["selection"]["rows"] if i < len(shown)][:MAX_SELECTED]
     st.caption(
         f"{len(found):,} of {len(table):,} runs{where}. Click a header to sort, or the left edge "
-        f"of a row to select it (up to {MAX_SELECTED})."
+        f"of a row to select it (up to {MAX_SELECTED})." + ui.as_text(same_words(same))
     )
     _faults(choice, found, shown.iloc[chosen])
     if len(chosen) == 1:
@@ -199,6 +204,24 @@ def varying(table: pd.DataFrame) -> list[str]:
     return [ACTIVE, *found] if _has_inactive(table) else found
 
 
+def shared(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the settings that all of several runs have in common, whose columns say nothing."""
+    names = [name for name in SETTINGS if name in table and len(table) > 1]
+    values = {name: table[name].dropna().unique() for name in names}
+    return {name: found[0] for name, found in values.items() if len(found) == 1}
+
+
+def same_words(same: dict[str, Any]) -> str:
+    """Return what all runs have in common as a sentence, with a space before it."""
+    if not same:
+        return ""
+    words = (
+        f"{WORDS.get(name, name)} {value if isinstance(value, str) else ui.digits(float(value))}"
+        for name, value in same.items()
+    )
+    return f" All runs: {', '.join(words)}."
+
+
 def _has_inactive(table: pd.DataFrame) -> bool:
     """Say whether some runs have experts, so that a token does not use all parameters."""
     if ACTIVE not in table:
@@ -217,9 +240,11 @@ def _differs(table: pd.DataFrame, name: str) -> bool:
     return bool(pairs[by].duplicated().any())
 
 
-def view(table: pd.DataFrame, more: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """Return the shown columns and ``more`` settings, and the name of FLOPs with its unit."""
-    names = [name for name in COLUMNS if name in table]
+def view(
+    table: pd.DataFrame, more: Sequence[str] = (), less: Sequence[str] = ()
+) -> tuple[pd.DataFrame, str]:
+    """Return the shown columns with ``more`` and without ``less``, and the name of FLOPs."""
+    names = [name for name in COLUMNS if name in table and name not in less]
     at = names.index("seed") if "seed" in names else len(names)
     names[at:at] = more
     if "reason" in names and not table["reason"].notna().any():
@@ -245,9 +270,9 @@ def _config(flops: str) -> dict[str, Any]:
         "loss_nats": number("loss, nats", format="%.4f"),
         "lr": number("lr", format="%.2e"),
         flops: number(format="%.3g"),
-        "batch_seqs": number("batch", help="sequences per step"),
-        "n_layers": number("layers"),
-        "d_model": number("width"),
+        "batch_seqs": number(WORDS["batch_seqs"], help="sequences per step"),
+        "n_layers": number(WORDS["n_layers"]),
+        "d_model": number(WORDS["d_model"]),
         "wall_s": number("time, s", format="localized"),
         "epochs": number("epochs", format="%.2f"),
         "run_id": "run",
