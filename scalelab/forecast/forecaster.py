@@ -264,7 +264,11 @@ class AveragedForecaster:
     def label(self) -> str:
         """The forecaster in plain words."""
         forms = [name for name, weight in self.found.weights.items() if weight >= SHOWN_WEIGHT]
-        return f"average of {len(forms)} laws" if len(forms) > 1 else f"{forms[0]} with misfit"
+        return (
+            f"average of {len(forms)} laws"
+            if len(forms) > 1
+            else f"{forms[0]} law with a misfit term"
+        )
 
     def predict(self, columns: Mapping[str, FloatArray], level: float) -> Prediction:
         """Return predictions at m points."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FACTOR = 10.0
 """The headline is about this many times the largest compute."""
 TARGET_DIGITS = 2
+NOT_STATED = "Whether N includes embeddings is not stated, and the answer depends on it."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +248,9 @@ def basis_words(by: str, level: float | None) -> str:
 
 def _basis(report: FitReport, forecast: Forecast) -> str:
     has_limits = math.isfinite(forecast.pred_low + forecast.pred_high)
-    return basis_words(f"by the {report.forecaster.label}", forecast.level if has_limits else None)
+    found = basis_words(f"by the {report.forecaster.label}", forecast.level if has_limits else None)
+    is_unstated = any(each.code == "unstated_count" for each in report.warnings)
+    return f"{found} {NOT_STATED}" if is_unstated else found
 
 
 def exponents(report: FitReport) -> tuple[Interval, Interval] | None:

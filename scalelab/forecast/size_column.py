@@ -31,6 +31,11 @@ UNDECIDED = 0.05
 """The answer depends on the count if another than the asked one has at least this weight, .."""
 MATERIAL = 0.003
 """.. and says a loss that differs by this fraction, .."""
+VOCABULARY = 50_000
+"""Vocabulary of a table that does not state its count of N."""
+LAYER_WIDTHS, PARAMS_PER_LAYER = 64.0, 12.0
+"""Width of a model over its layers, and parameters of a layer over the square of its width."""
+UNSTATED = "unstated"
 SHARE_OF_WIDTH = 0.5
 """.. and by this share of half the confidence interval."""
 
@@ -162,7 +167,37 @@ def count_warnings(
     """
     found = _forecast_warning(averaged, forecasts) if isinstance(averaged, CountedFit) else None
     found = found or _law_warning(law, rows, level)
-    return [] if found is None else [FitWarning(code="count_of_n", message=found)]
+    if found is not None:
+        return [FitWarning(code="count_of_n", message=found)]
+    found = _unstated(law, rows, level)
+    return [] if found is None else [FitWarning(code="unstated_count", message=found)]
+
+
+def _unstated(law: ParametricFit, rows: Observations, level: float) -> str | None:
+    """Compare the exponent a of the law with that if the N of the table left out the embeddings.
+
+    Only of a table that neither states its count of N nor has another one as a column.
+    """
+    is_known = rows.param_convention != UNSTATED or bool(size_counts(rows))
+    own = derived(law, level).get("a")
+    if is_known or own is None or law.status == "not_identified":
+        return None
+    if not rows.has(ASKED) or not math.isfinite(own.low + own.high):
+        return None
+    # The same models by the other count: their N grows more slowly, as embeddings grow with width.
+    n_params = float(np.exp(np.log(rows.n_params).mean()))
+    width = (n_params * LAYER_WIDTHS / PARAMS_PER_LAYER) ** (1 / 3)
+    share = VOCABULARY * width / n_params
+    a = own.value * (1 + share / 3) / (1 + share)
+    if own.low <= a <= own.high:
+        return None
+    return (
+        "The table does not state whether N includes the embeddings, so the count of N in the "
+        f"answer is unknown. If N leaves them out, a is {own.value:.3f} by that count and "
+        f"about {a:.3f} by all parameters (with a vocabulary of {VOCABULARY:,}). State the count: "
+        "`scalelab import FILE --param-convention chinchilla` for all parameters, kaplan without "
+        "embeddings."
+    )
 
 
 def _forecast_warning(found: CountedFit, forecasts: Sequence[Forecast]) -> str | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WIDE = 10.0
 """Ratio of the limits of the compute-optimal N above which an answer has a warning."""
 SOUND, WITH_WARNINGS, NOT_IDENTIFIED = "sound", "with warnings", "not identified"
-NOTES = ("rejected_rows", "unfinished_runs", "excluded_", "approach_", "derived_")
+NOTES = ("rejected_rows", "unfinished_runs", "excluded_", "approach_", "derived_", "unstated_")
 """Beginnings of the codes of warnings that do not change the verdict: they state what was read."""
 
 

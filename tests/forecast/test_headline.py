@@ -102,7 +102,7 @@ def test_fit_and_decide_state_the_same_interval_of_a_new_run(isoflop_runs):
     assert loss in sentence
     assert loss in head.sentence
     assert loss_words(best.loss_nats, best.low, best.high) not in sentence
-    assert head.basis == basis_words(f"by the {found.forecaster.label}", found.level)
+    assert head.basis.startswith(basis_words(f"by the {found.forecaster.label}", found.level))
     assert "interval of a new run, by the average of" in head.basis
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.size_counts import size_counts
 from scalelab.forecast.allocate import derived
 from scalelab.forecast.averaged import AveragedFit
+from scalelab.forecast.headline import NOT_STATED, headline
 from scalelab.forecast.size_column import CountedFit, count_warnings, fit_counts
 from scalelab.records.types import Observations
 from scalelab.store.tables import TableRead
@@ -144,3 +147,19 @@ def test_a_fit_that_is_not_identified_names_the_count_that_is():
     assert law.status == "not_identified"
     (warning,) = count_warnings(law, rows, (), None, 0.9)
     assert "determine the law with N from n_params_total" in warning.message
+
+
+@pytest.mark.parametrize("convention", ["unstated", "chinchilla"])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_count_that_nobody_stated_is_a_note_where_the_answer_depends_on_it(
+    isoflop_runs, convention, is_large
+):
+    budgets = (1e24, 3e24, 1e25, 3e25) if is_large else (1e18, 3e18, 1e19, 3e19)
+    rows = replace(isoflop_runs(noise=0.002, budgets=budgets), param_convention=convention)
+    table = TableRead(observations=rows, lines=np.arange(len(rows)) + 2)
+    report = api.fit(table, bootstrap=40)
+    is_noted = convention == "unstated" and not is_large
+    assert ("unstated_count" in [each.code for each in report.warnings]) is is_noted
+    head = headline(report)
+    assert (NOT_STATED in head.basis) is is_noted
+    assert head.verdict == "sound"
