@@ -20,7 +20,7 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.outcome import FitWarning, ParametricFit
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.rows import column
-from scalelab.fit.size_counts import ASKED, Relation, counted_by, size_counts
+from scalelab.fit.size_counts import ASKED, Relation, counted_by, names_counts, size_counts
 from scalelab.forecast.allocate import Forecast, derived
 from scalelab.forecast.averaged import MOST_ROWS, AveragedFit, fit_average
 from scalelab.forecast.mixture import Mixture
@@ -178,7 +178,7 @@ def _unstated(law: ParametricFit, rows: Observations, level: float) -> str | Non
 
     Only of a table that neither states its count of N nor has another one as a column.
     """
-    is_known = rows.param_convention != UNSTATED or bool(size_counts(rows))
+    is_known = rows.param_convention != UNSTATED or names_counts(rows)
     own = derived(law, level).get("a")
     if is_known or own is None or law.status == "not_identified":
         return None
