@@ -17,7 +17,7 @@ from scalelab.forecast.decision import (
     Deployment,
     Limits,
 )
-from scalelab.forecast.forecaster import Forecaster
+from scalelab.forecast.forecaster import Forecaster, LawForecaster
 from scalelab.forecast.size_pool import SERVING_SHARE, SizePool
 from scalelab.theory.epochs import MAX_EPOCHS
 from scalelab.units import format_quantity
@@ -35,7 +35,7 @@ def candidate_of(
     model: SizePool,
     n_tokens: float,
     target: float | None,
-    beside: Forecaster | None = None,
+    beside: LawForecaster | None = None,
 ) -> Candidate:
     """Return a model trained on ``n_tokens``, with its loss, costs and exceeded limits."""
     n_params = float(model.n_params[0])
@@ -43,8 +43,8 @@ def candidate_of(
     if beside is not None and beside.name != source.name:
         # The answer does not depend on the law beside it.
         with contextlib.suppress(ScalelabError):
-            beside_it, _ = beside.run(n_params, n_tokens, limits.unique_tokens, None)
-            other = float(beside_it.value[0])
+            at = np.array([n_params]), np.array([n_tokens])
+            other = float(beside.losses(*at, limits.unique_tokens)[0])
     found, miss = source.run(n_params, n_tokens, limits.unique_tokens, target)
     per_token = float(model.flops_per_token[0])
     flops = per_token * n_tokens

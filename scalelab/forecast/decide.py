@@ -25,7 +25,7 @@ from scalelab.errors import UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.candidates import binding, candidate_of, comparable, front, repeated
 from scalelab.forecast.decision import LIMIT_OPTIONS, Candidate, Decision, Deployment, Limits
-from scalelab.forecast.forecaster import Forecaster, check_decides
+from scalelab.forecast.forecaster import Forecaster, LawForecaster, check_decides
 from scalelab.forecast.size_pool import SizePool, continuum, most_tokens
 from scalelab.units import format_flops, format_quantity, parse_quantity
 
@@ -52,7 +52,7 @@ def decide(
     named: Sequence[tuple[float, float]] = (),
     target_loss: float | None = None,
     shapes: SizePool | None = None,
-    beside: Forecaster | None = None,
+    beside: LawForecaster | None = None,
 ) -> Decision:
     """Return the best model and alternatives.
 
@@ -67,7 +67,7 @@ def decide(
         Loss to reach, for the probability of missing it.
     shapes : SizePool, optional
         Real shapes to choose among; default: any size, with C = 6 N D.
-    beside : Forecaster, optional
+    beside : LawForecaster, optional
         Another forecaster, whose loss each candidate has too.
 
     Raises

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from scalelab.fit import inflation
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.noise import NOISE_LEVELS, local_noise
 from scalelab.fit.parametric import fit_parametric
@@ -41,6 +42,18 @@ def test_predictions_are_widened_beyond_the_largest_run_without_a_jump(isoflop_r
     np.testing.assert_allclose(factor, fit.inflation ** np.array([0.0, 0.5, 1.0, 1.0]), rtol=1e-6)
     # The confidence interval comes from the replicates alone, inside and beyond the runs.
     np.testing.assert_array_equal(wide.high, narrow.high)
+
+
+def test_the_inflation_is_computed_once_where_an_interval_needs_it(isoflop_runs, monkeypatch):
+    calls, compute = [], inflation._inflation
+    monkeypatch.setattr(inflation, "_inflation", lambda *of: calls.append(of) or compute(*of))
+    fit = fit_parametric(isoflop_runs(sizes=12), bootstrap=BootstrapSpec(k=60))
+    D = 1e10
+    fit.predict({"n_params": 0.4 * fit.compute.max() / D, "n_tokens": D})
+    assert not calls
+    for _ in range(2):
+        fit.predict({"n_params": 2.0 * fit.compute.max() / D, "n_tokens": D})
+    assert len(calls) == 1
 
 
 def test_local_noise_follows_the_rows_nearest_in_compute():
