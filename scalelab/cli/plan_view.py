@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from scalelab.cli.bf16_advice import bf16_words
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.mixture_view import mixture_json, mixture_words, source_columns, weight_cells
 from scalelab.cli.output import WARNING_STYLE, console, say, warn_here
@@ -189,6 +190,7 @@ def _summary_lines(proposal: Proposal, cost: PlanCost, where: str) -> list[str]:
         f"weight decay {plan.rules['weight_decay']}; {plan.rules['schedule']}; "
         f"shapes {plan.rules['shapes']}{_parametrization_words(plan)}",
         program_words(proposal) or f"execution: {_execution_line(proposal)}",
+        *(bf16_words(plan, proposal.execution.device) if where == "here" else ()),
         f"counted: N {_counted(plan)}, FLOPs {flop_words(plan)}",
         f"total: {format_flops(plan.total_flops)} FLOPs{_shared_words(plan)}{done}",
         f"{where}: {_cost_words(cost)} on {speed.n_workers} x {speed.device} ({speed.note})"

@@ -210,3 +210,24 @@ def test_fp8_is_planned_for_gpus_and_refused_on_a_cpu_and_for_narrow_models(scal
     code, _, err = scalelab("bench", "train", "--device", "cpu", "--precision", "fp8")
     assert code == 2
     assert "precision = fp8 on cpu" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "budgets", "saved"),
+    [
+        ("fpu amx_bf16 amx_tile", "1e17..1e18", True),
+        ("fpu amx_bf16 amx_tile", "1e12..1e13", False),  # small models are slower in bf16
+        ("fpu avx512_bf16", "1e17..1e18", False),
+    ],
+)
+def test_a_dry_run_says_what_bf16_would_save_on_a_cpu_with_amx(
+    scalelab, monkeypatch, tmp_path, flags, budgets, saved
+):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr("scalelab.cli.bf16_advice.CPU_FACTS", facts)
+    words = ["sweep", "isoflop", "--budgets", budgets, "--device", "cpu", "--dry-run"]
+    code, out, err = scalelab(*words)
+    assert code == 0, err
+    assert ("--precision bf16 would take about" in out) == saved
+    assert "bf16 would take" not in scalelab(*words, "--precision", "bf16")[1]
