@@ -151,7 +151,11 @@ def choose() -> Choice:
             return Choice(results=results, stamp=stamp)
         ready = [name for name in own if _has_results(name, tables, found)]
         latest = ready[0] if ready else labels[0]
-        if "sweep" not in st.session_state and st.query_params.get("sweep") not in labels:
+        if "sweep" in st.session_state:
+            # A page that was empty before has the key without a value; the widget sets the URL.
+            if st.session_state["sweep"] is None:
+                st.session_state["sweep"] = latest
+        elif st.query_params.get("sweep") not in labels:
             # Set in the URL, so that a link keeps showing this sweep after later launches.
             if (asked := st.query_params.get("sweep")) is not None:
                 st.session_state[GONE] = asked

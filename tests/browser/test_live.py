@@ -142,6 +142,7 @@ def watched(
     assert sweep.returncode == 0, log.read_text()
     runs = Results(results).load_plan("live").run_ids
     page.wait_for_function(f"() => '{len(runs)}' in window.seenAt", timeout=60_000)
+    expect(page.get_by_role("combobox", name="Sweep or table")).to_have_value("live")
     launched_s = (results / "sweeps" / "live" / "plan.json").stat().st_mtime
     ended = (results / "runs" / run / "accepted" for run in runs)
     found = Watched(
