@@ -10,6 +10,7 @@ import numpy as np
 
 from scalelab.fit.outcome import Interval
 from scalelab.forecast.comparable import NO, YES
+from scalelab.records.metric import BITS_PER_BYTE
 from scalelab.units import format_flops, format_quantity, format_times
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ def answer_of(part: Compared, first: Compared) -> str:
         # The name of a source keeps its letters.
         return f"N{words[1:]}." if words.startswith("no difference") else f"{words}."
     words = _speedup_words(part.speedup.factor, name, reference)
+    metric = None if part.source.rows is None else part.source.rows.metric
+    is_per_byte = metric is not None and metric.unit == BITS_PER_BYTE
+    same = "one text" if is_per_byte else "one text and one tokenizer"
     return (
         f"Not known whether {name} is better than {reference}: these tables do not state "
-        f"{' or '.join(found.reasons)}. If both losses are of one text and one tokenizer, "
-        f"{words}."
+        f"{' or '.join(found.reasons)}. If both losses are of {same}, {words}."
     )
 
 

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from scalelab.corpus.tasks import TEXT
 from scalelab.records.run_dir import execution_of
 from scalelab.records.run_files import RUN_DEFAULTS, SHAPE_DEFAULTS, RunFiles
 from scalelab.records.types import RunRecord
@@ -59,6 +60,7 @@ def run_row(run: RunFiles) -> Row:
         record = run.accepted.record
         n_params, flops = record.n_params, record.flops
         row |= {
+            "eval_sets": _eval_sets(run, spec["eval_sets"], record.n_steps) or row["eval_sets"],
             **{name: getattr(record, name) for name in _FROM_RECORD},
             "loss_nats": record.loss_nats if record.status == "done" else None,
             **_bits_per_byte(record),
@@ -84,6 +86,22 @@ def run_row(run: RunFiles) -> Row:
     if program is not None:
         row |= program_columns(program, _model(tuple(shape.items())))
     return row
+
+
+def _eval_sets(run: RunFiles, planned: Iterable[Row], last_step: int) -> str | None:
+    """Return the sets of a run with those that were evaluated after it; None without the latter.
+
+    Their fingerprints say whether the losses of two runs are of the same tokens.
+    """
+    later = {
+        each.set: {"name": each.set, "fingerprint": each.fingerprint, "n_tokens": each.n_tokens}
+        for each in run.evaluations
+        if each.kind == TEXT and each.step == last_step
+    }
+    if not later:
+        return None
+    known = later | {ref["name"]: ref for ref in planned}
+    return _json([known[name] for name in sorted(known)])
 
 
 def _bits_per_byte(record: RunRecord) -> Row:

@@ -117,6 +117,8 @@ def test_bits_per_byte_compare_over_tokenizers_if_the_text_is_the_same(
         reasons=("whether both losses are of one text",),
         do=compare_sources(bits, flops=1e20).parts[1].comparable.do,
     )
+    said = compare_sources(bits, flops=1e20).answers[0]
+    assert "If both losses are of one text, " in said
     same = [of_text(source, "c4", "gpt2", "bpb:heldout") for source in bits]
     assert compare_sources(same, flops=1e20).has_speedup
 

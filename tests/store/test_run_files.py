@@ -190,3 +190,16 @@ class TestEvaluations:
         assert [(row["set"], row["source"], row["is_final"]) for row in rows] == [
             ("web", "evaluate", True)
         ]
+
+    def test_the_set_of_a_later_evaluation_says_which_tokens_it_has(self, make):
+        run = make.done()
+        assert run_row(run_files.read_run(str(run.path)))["eval_sets"] is None
+        step = run.accepted().read_record().n_steps
+        later = [self.evaluation(step=step, set=name, kind="text") for name in ("web", "code")]
+        early = self.evaluation(step=step - 1, set="early", kind="text")
+        save_evaluations(run.path, [*later, early, self.evaluation(step=step)])
+        sets = json.loads(run_row(run_files.read_run(str(run.path)))["eval_sets"])
+        assert [(each["name"], each["fingerprint"]) for each in sets] == [
+            ("code", "a"),
+            ("web", "a"),
+        ]
