@@ -325,7 +325,7 @@ def _fit(
             # A form with slopes too large for double precision gives evidences that no rows have.
             if not np.abs(evidences).max() < MOST_EVIDENCE:
                 continue
-            tried.append((evidences + prior, form, system, target, turned))
+            tried.append((evidences + prior + form.prior.log_odds, form, system, target, turned))
     if not tried:
         raise NotIdentifiedError(
             f"{plural(len(y), 'row')} that no form describes in double precision",

@@ -1,14 +1,15 @@
 r"""Chinchilla's form with one bend: forms that only the average asks.
 
 A law that holds for one count of N, or whose exponents do not change, is bent in another table. The
-bend is small among the runs and large far from them, in the loss and more so in N_opt. Two bends
-that published tables show have a parameter with a weak prior each; the evidence says how much they
-count.
+bend is small among the runs and large far from them, in the loss and more so in N_opt. Three bends
+that published tables show have one or two parameters with weak priors each; the evidence says how
+much they count.
 
 References
 ----------
 Li et al. 2025, arXiv:2506.10972 (the data exponent depends on N). Pearce and Song 2024,
-arXiv:2406.12907 (parameters without embeddings: :math:`N_{all} = N + \omega N^{1/3}`).
+arXiv:2406.12907 (parameters without embeddings: :math:`N_{all} = N + \omega N^{1/3}`). Caballero et
+al. 2023, arXiv:2210.14891 (a power law with a smooth break).
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ DRIFT_SPREADS = (0.05, 0.015)
 """Spreads of the data term's slope in log N, and of the change of its exponent for each log N."""
 LEFT_OUT_SHARE, LEFT_OUT_SPREAD = 0.3, 1.2
 """Parameters left out of the count, relative to N, at the middle of the pool; spread of the log."""
+BREAK_SPREADS = (1.5, 0.06)
+"""Spreads of the log of the compute at the break, around the middle of the pool, and of the change
+of the exponent there."""
+BREAK_LOG_ODDS = -1.0
+"""A break that begins among the largest runs fits every table and says nothing of what follows."""
 FEWEST_ROWS = 12
 """Rows that can show a bend: Chinchilla's five parameters, two of a bend, and five to see them."""
 SIZE_OF_EMBEDDINGS = 1 / 3
@@ -75,6 +81,26 @@ class PartlyCounted(Chinchilla):
         return E + np.exp(log_A - alpha * log_n) + np.exp(log_B - beta * y)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Broken(Chinchilla):
+    r"""Loss surface :math:`E + (A N^{-\alpha} + B D^{-\beta}) (1 + N D / P)^\delta`."""
+
+    name = "broken"
+    coordinates = (*Chinchilla.coordinates, *linear_coordinates("log_break", "delta", low=-np.inf))
+    source = "Caballero et al. 2023, arXiv:2210.14891, equation 1, with one break"
+
+    log_break: float
+    delta: float
+
+    @classmethod
+    def evaluate(cls, theta: Sequence[Any], columns: Mapping[str, FloatArray]) -> Any:
+        """Return the loss from (log A, log B, E, alpha, beta, log break, delta)."""
+        log_A, log_B, E, alpha, beta, log_break, delta = theta
+        x, y = np.log(columns["n_params"]), np.log(columns["n_tokens"])
+        bend = delta * np.logaddexp(x + y - log_break, 0.0)
+        return E + np.exp(log_A - alpha * x + bend) + np.exp(log_B - beta * y + bend)
+
+
 def bent_priors(
     columns: Mapping[str, FloatArray], *, is_only_count: bool = True
 ) -> tuple[Prior, ...]:
@@ -103,7 +129,20 @@ def bent_priors(
     counted[:5, :5] = base.mix
     counted[5, 5] = LEFT_OUT_SPREAD
     log_omega = np.log(LEFT_OUT_SHARE) + (1 - SIZE_OF_EMBEDDINGS) * x
-    found = [Prior(law=Drifting, mean=np.append(base.mean, [0.0, 0.0]), mix=drifting)]
+    broken = np.zeros((7, 7))
+    broken[:5, :5] = base.mix
+    broken[[5, 6], [5, 6]] = BREAK_SPREADS
+    # The terms at the middle of the pool, where the bend is delta log 2, keep their prior.
+    broken[[0, 1], 6] = -np.log(2) * BREAK_SPREADS[1]
+    found = [
+        Prior(law=Drifting, mean=np.append(base.mean, [0.0, 0.0]), mix=drifting),
+        Prior(
+            law=Broken,
+            mean=np.append(base.mean, [x + y, 0.0]),
+            mix=broken,
+            log_odds=BREAK_LOG_ODDS,
+        ),
+    ]
     if is_only_count:
         mean = np.append(base.mean, log_omega)
         found.append(Prior(law=PartlyCounted, mean=mean, mix=counted))

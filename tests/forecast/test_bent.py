@@ -5,7 +5,7 @@ import pytest
 
 from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_optimum import optima
-from scalelab.forecast.bent import FEWEST_ROWS, Drifting, PartlyCounted, bent_priors
+from scalelab.forecast.bent import FEWEST_ROWS, Broken, Drifting, PartlyCounted, bent_priors
 from scalelab.records.types import Observations
 
 OMEGA = 50_000.0
@@ -19,6 +19,11 @@ def counted_in_part(N, D):
 def drifting(N, D):
     beta = 0.28 + 0.012 * np.log(N / 1e8)
     return 1.69 + 406.0 * N**-0.34 + 411.0 * 1e10**-0.28 * (D / 1e10) ** -beta
+
+
+def broken(N, D):
+    reducible = 406.0 * N**-0.34 + 411.0 * D**-0.28
+    return 1.69 + reducible * (1 + (6 * N * D / 1e19) ** 0.8) ** 0.075
 
 
 def best(loss, flops):
@@ -38,7 +43,7 @@ def columns(n):
     return {"n_params": np.geomspace(1e7, 1e9, n), "n_tokens": np.geomspace(1e9, 3e10, n)[::-1]}
 
 
-@pytest.mark.parametrize("law", [Drifting, PartlyCounted])
+@pytest.mark.parametrize("law", [Drifting, PartlyCounted, Broken])
 def test_slopes_are_those_of_differences(law):
     rows = columns(FEWEST_ROWS)
     (prior,) = [each for each in bent_priors(rows) if each.law is law]
@@ -56,15 +61,25 @@ def test_at_the_centre_of_its_prior_the_drift_is_chinchilla():
     assert law.p == law.c == 0.0
 
 
+def test_without_a_change_of_exponent_a_break_is_chinchilla_and_a_bend_keeps_the_middle():
+    rows = columns(FEWEST_ROWS)
+    (prior,) = [each for each in bent_priors(rows) if each.law is Broken]
+    assert prior.law.from_coordinates(prior.mean).delta == 0.0
+    middle = {name: np.exp(np.log(values).mean(keepdims=True)) for name, values in rows.items()}
+    slope = prior.log_loss(np.zeros(len(prior.mean)), middle)[1]
+    assert abs(slope[0, 6]) < 1e-12
+
+
 def test_few_rows_show_no_bend_and_several_counts_are_not_corrected():
     assert bent_priors(columns(FEWEST_ROWS - 1)) == ()
     asked = [each.law for each in bent_priors(columns(FEWEST_ROWS), is_only_count=False)]
-    assert asked == [Drifting]
+    assert asked == [Drifting, Broken]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("truth", "name"), [(drifting, "drifting"), (counted_in_part, "partly counted")]
+    ("truth", "name"),
+    [(drifting, "drifting"), (counted_in_part, "partly counted"), (broken, "broken")],
 )
 def test_a_bent_truth_is_recognised_and_its_optimum_covered(truth, name):
     found = fit_average(table(truth, 0))
