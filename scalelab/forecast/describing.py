@@ -53,7 +53,7 @@ def describing_forms(
         Their log losses, relative to the median.
     near : sequence of FormPosterior
         Forms at the modes of a table that has these rows and others: the modes are searched from
-        there.
+        there, and from the centre of the prior, since Farseer's form can have several.
     is_only_count : bool
         Whether the rows have one count of N.
 
@@ -108,7 +108,7 @@ def _at_modes(
     bent = bent_priors(points.columns, is_only_count=is_only_count)
     for prior in (*priors_of(points.columns), *bent):
         if prior.law in known:
-            starts = [prior.standardised(known[prior.law].theta)]
+            starts = [prior.standardised(known[prior.law].theta), np.zeros(len(prior.mean))]
         else:
             starts = random_starts(prior, np.random.default_rng(SEED))
         form = fit_form(prior, points, y, starts, Hyperparameters(), covariances)

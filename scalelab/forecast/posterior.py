@@ -153,7 +153,7 @@ def _average(
     found: Sequence[FormPosterior],
 ) -> Posterior:
     """Return one Gaussian of the mixture's mean and covariance; y is relative to ``level``."""
-    logs = np.array([form.log_evidence + form.prior.log_odds for form in found])
+    logs = np.array([form.log_evidence for form in found])
     weights = np.exp(logs - logs.max())
     weights = np.where(weights < NEGLIGIBLE_WEIGHT * weights.sum(), 0.0, weights)
     weights /= weights.sum()

@@ -39,15 +39,16 @@ ASYMPTOTE_SHARE, ASYMPTOTE_SLOPE, ASYMPTOTE_STRETCH = 0.75, -0.06, -0.2
 ASYMPTOTE_SPREADS = (0.06, 0.25, 0.3)
 """Farseer's asymptote at infinite data: level, slope in log N and stretch, with their spreads."""
 SCALE_SPREADS = (0.3, 0.25, TERM_SPREAD)
-EXPONENT_SLOPE, EXPONENT_SPREADS = -0.1, (0.1, 0.25, 0.3)
+EXPONENT_SPREADS = (0.1, 0.25, 0.3)
 """Spreads of slope, stretch and log level, of the scale and exponent of Farseer's data term. The
-slope of the exponent is 0 in Chinchilla's law and -0.2 at a billion parameters in the published one
-(Li et al. 2025, arXiv:2506.10972)."""
+slope of the exponent is 0 in Chinchilla's law, and -0.2 at a billion parameters in the published
+one (Li et al. 2025, arXiv:2506.10972)."""
 COEFFICIENT_STRETCH = 0.05
-FARSEER_LOG_ODDS = 7.0
+FARSEER_LOG_ODDS, FARSEER_FEWEST_ROWS = 7.0, 18
 """Weak priors of nine parameters cost the evidence 10 nats and more where a smaller form is true,
-and 3 where Farseer's is, though real tables often have its shape. The odds give a part back; they
-were chosen on simulated and public tables (results/tables/backtest.md)."""
+and 3 where Farseer's is, though real tables often have its shape. The odds give a part back, from
+two rows for each parameter on. They were chosen on simulated and public tables, see
+results/tables/backtest.md."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,7 +63,8 @@ class Prior:
     mix : ndarray of shape (p, p)
         Square root of the prior covariance.
     log_odds : float
-        Log of the form's weight before the losses, relative to the other forms.
+        Log of the form's weight before the losses, relative to the other forms. The average takes
+        it; a design, which begins without runs, has equal weights.
     """
 
     law: type[Law]
@@ -106,7 +108,8 @@ def priors_of(columns: Mapping[str, FloatArray]) -> tuple[Prior, ...]:
     """
     x = float(np.log(columns["n_params"]).mean())
     y = float(np.log(columns["n_tokens"]).mean())
-    found = [chinchilla_prior(x, y), _gamma(x, y), _farseer(x, y)]
+    log_odds = FARSEER_LOG_ODDS if len(columns["n_params"]) >= FARSEER_FEWEST_ROWS else 0.0
+    found = [chinchilla_prior(x, y), _gamma(x, y), _farseer(x, y, log_odds)]
     if "unique_tokens" in columns:
         found.append(_data_constrained(x, y))
     return tuple(found)
@@ -138,7 +141,7 @@ def _data_constrained(x: float, y: float) -> Prior:
     )
 
 
-def _farseer(x: float, y: float) -> Prior:
+def _farseer(x: float, y: float, log_odds: float) -> Prior:
     """Return the prior of slope, stretch and level (at N_0) of asymptote, scale and exponent.
 
     The data term is fixed at the middle of the pool, so its scale depends on the exponent; to first
@@ -156,12 +159,12 @@ def _farseer(x: float, y: float) -> Prior:
             0.0,
             COEFFICIENT_STRETCH,
             np.log(TERM_SHARE) + EXPONENT * y,
-            EXPONENT_SLOPE,
+            0.0,
             COEFFICIENT_STRETCH,
-            np.log(EXPONENT) + EXPONENT_SLOPE * to_reference,
+            np.log(EXPONENT),
         ]
     )
-    return Prior(law=Farseer, mean=mean, mix=shear * spread, log_odds=FARSEER_LOG_ODDS)
+    return Prior(law=Farseer, mean=mean, mix=shear * spread, log_odds=log_odds)
 
 
 def _block(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -111,10 +111,19 @@ class Valley:
     def bottoms(self, log_flops: FloatArray, *, is_drawn: bool) -> FloatArray:
         """Return log N_opt of the mean loss, and of the draws, at k log C, shape (1 + draws, k)."""
         gaps = (log_flops - self.middle) / STEP
-        knots = [_followed(self, int(np.trunc(gap)), is_drawn) for gap in gaps]
-        return self.stepped(
-            np.stack(knots, axis=1), self.middle + STEP * np.trunc(gaps), log_flops, is_drawn
-        )
+        steps = np.trunc(gaps).astype(int)
+        last = np.stack([_followed(self, step, is_drawn) for step in steps], axis=1)
+        found = self.stepped(last, self.middle + STEP * steps, log_flops, is_drawn)
+        ahead = steps + np.where(gaps < 0, -1, 1)
+        there = self.middle + STEP * ahead
+        # The bottom must also be one that leads to the next step, or it jumps on the way there.
+        is_on_way = self._is_beyond(log_flops) | ~self._is_beyond(there)
+        if is_on_way.any():
+            next_knots = [_followed(self, step, is_drawn) for step in ahead[is_on_way]]
+            limits = self._limits(log_flops[is_on_way], there[is_on_way], is_drawn)
+            bounds = np.sort(np.stack(next_knots, axis=1) - limits, axis=0)
+            found[:, is_on_way] = np.clip(found[:, is_on_way], *bounds)
+        return found
 
     def stepped(
         self, last: FloatArray, here: FloatArray, there: FloatArray, is_drawn: bool
@@ -140,14 +149,21 @@ class Valley:
             ],
             axis=1,
         )
-        least, most = np.zeros_like(last), np.ones_like(last)
-        is_beyond = (there < self.low - 1e-9) | (there > self.high + 1e-9)
-        if is_beyond.any():
-            usual = _exponents(self, is_drawn)[:, None]
-            least[:, is_beyond] = np.maximum(usual - MOST_CHANGE, 0.0)
-            most[:, is_beyond] = np.minimum(usual + MOST_CHANGE, 1.0)
-        limits = last + np.sort([least * steps, most * steps], axis=0)
-        return np.asarray(np.clip(found, *limits))
+        limits = last + self._limits(here, there, is_drawn)
+        return np.asarray(np.clip(found, *np.sort(limits, axis=0)))
+
+    def _limits(self, here: FloatArray, there: FloatArray, is_drawn: bool) -> FloatArray:
+        """Return the limits of the change of log N_opt between k pairs of log C, shape (2, r, k)."""
+        steps = there - here
+        if not (is_beyond := self._is_beyond(there)).any():
+            return np.stack([np.zeros_like(steps), steps])[:, None]
+        usual = _exponents(self, is_drawn)[:, None]
+        least = np.where(is_beyond, np.maximum(usual - MOST_CHANGE, 0.0), 0.0)
+        most = np.where(is_beyond, np.minimum(usual + MOST_CHANGE, 1.0), 1.0)
+        return np.stack([least * steps, most * steps])
+
+    def _is_beyond(self, log_flops: FloatArray) -> NDArray[np.bool_]:
+        return (log_flops < self.low - 1e-9) | (log_flops > self.high + 1e-9)
 
 
 @lru_cache(maxsize=8)
