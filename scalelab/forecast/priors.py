@@ -44,7 +44,7 @@ EXPONENT_SPREADS = (0.1, 0.25, 0.3)
 slope of the exponent is 0 in Chinchilla's law, and -0.2 at a billion parameters in the published
 one (Li et al. 2025, arXiv:2506.10972)."""
 COEFFICIENT_STRETCH = 0.05
-FARSEER_LOG_ODDS, FARSEER_FEWEST_ROWS = 7.0, 18
+FARSEER_LOG_ODDS, FARSEER_FEWEST_ROWS = 5.0, 18
 """Weak priors of nine parameters cost the evidence 10 nats and more where a smaller form is true,
 and 3 where Farseer's is, though real tables often have its shape. The odds give a part back, from
 two rows for each parameter on. They were chosen on simulated and public tables, see

@@ -153,7 +153,7 @@ class Valley:
         return np.asarray(np.clip(found, *np.sort(limits, axis=0)))
 
     def _limits(self, here: FloatArray, there: FloatArray, is_drawn: bool) -> FloatArray:
-        """Return the limits of the change of log N_opt between k pairs of log C, shape (2, r, k)."""
+        """Return limits of the change of log N_opt between k pairs of log C, shape (2, r, k)."""
         steps = there - here
         if not (is_beyond := self._is_beyond(there)).any():
             return np.stack([np.zeros_like(steps), steps])[:, None]
