@@ -75,7 +75,6 @@ TRUTHS: dict[str, Callable] = {
 }
 MISSED = {
     "Farseer": "the loss; its optimum leaves the sizes that the runs cover",
-    "break inside the data": "the far side of a break",
     "break beyond the data": "the far side of a break",
 }
 """Truths that are not covered in every cell, and what is missed: results/tables/backtest.md."""
