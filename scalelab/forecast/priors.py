@@ -39,16 +39,16 @@ ASYMPTOTE_SHARE, ASYMPTOTE_SLOPE, ASYMPTOTE_STRETCH = 0.75, -0.06, -0.2
 ASYMPTOTE_SPREADS = (0.06, 0.25, 0.3)
 """Farseer's asymptote at infinite data: level, slope in log N and stretch, with their spreads."""
 SCALE_SPREADS = (0.3, 0.25, TERM_SPREAD)
-EXPONENT_SPREADS = (0.1, 0.25, 0.3)
-"""Spreads of slope, stretch and log level, of the scale and exponent of Farseer's data term. The
-slope of the exponent is 0 in Chinchilla's law, and -0.2 at a billion parameters in the published
-one (Li et al. 2025, arXiv:2506.10972)."""
+EXPONENT_SPREADS = (0.06, 0.25, 0.3)
+"""Spreads of slope, stretch and log level, of the scale and exponent of Farseer's data term."""
 COEFFICIENT_STRETCH = 0.05
-FARSEER_LOG_ODDS, FARSEER_FEWEST_ROWS = 5.0, 18
-"""Weak priors of nine parameters cost the evidence 10 nats and more where a smaller form is true,
-and 3 where Farseer's is, though real tables often have its shape. The odds give a part back, from
-two rows for each parameter on. They were chosen on simulated and public tables, see
-results/tables/backtest.md."""
+FEWEST_ROWS, EXPONENT_SLOPE, EXPONENT_SLOPE_SPREAD, LOG_ODDS = 18, -0.1, 0.1, 7.0
+"""From two rows for each parameter on, the slope of Farseer's exponent lies between that of
+Chinchilla's law, 0, and the published one, -0.2 at a billion parameters (Li et al. 2025,
+arXiv:2506.10972); fewer rows do not determine it, and it stays near 0. The weak priors of nine
+parameters cost the evidence 10 nats and more where a smaller form is true, and 3 where Farseer's
+is, though real tables often have its shape. The odds give a part back. They were chosen on
+simulated and public tables (results/tables/backtest.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -108,8 +108,8 @@ def priors_of(columns: Mapping[str, FloatArray]) -> tuple[Prior, ...]:
     """
     x = float(np.log(columns["n_params"]).mean())
     y = float(np.log(columns["n_tokens"]).mean())
-    log_odds = FARSEER_LOG_ODDS if len(columns["n_params"]) >= FARSEER_FEWEST_ROWS else 0.0
-    found = [chinchilla_prior(x, y), _gamma(x, y), _farseer(x, y, log_odds)]
+    has_many = len(columns["n_params"]) >= FEWEST_ROWS
+    found = [chinchilla_prior(x, y), _gamma(x, y), _farseer(x, y, has_many_rows=has_many)]
     if "unique_tokens" in columns:
         found.append(_data_constrained(x, y))
     return tuple(found)
@@ -141,7 +141,7 @@ def _data_constrained(x: float, y: float) -> Prior:
     )
 
 
-def _farseer(x: float, y: float, log_odds: float) -> Prior:
+def _farseer(x: float, y: float, *, has_many_rows: bool) -> Prior:
     """Return the prior of slope, stretch and level (at N_0) of asymptote, scale and exponent.
 
     The data term is fixed at the middle of the pool, so its scale depends on the exponent; to first
@@ -150,6 +150,9 @@ def _farseer(x: float, y: float, log_odds: float) -> Prior:
     shear = np.eye(9)
     shear[3, 6] = shear[5, 8] = EXPONENT * y
     spread = np.concatenate([ASYMPTOTE_SPREADS, SCALE_SPREADS, EXPONENT_SPREADS])
+    slope = 0.0
+    if has_many_rows:
+        slope, spread[6] = EXPONENT_SLOPE, EXPONENT_SLOPE_SPREAD
     to_reference = float(np.log(REFERENCE)) - x
     mean = np.array(
         [
@@ -159,11 +162,12 @@ def _farseer(x: float, y: float, log_odds: float) -> Prior:
             0.0,
             COEFFICIENT_STRETCH,
             np.log(TERM_SHARE) + EXPONENT * y,
-            0.0,
+            slope,
             COEFFICIENT_STRETCH,
-            np.log(EXPONENT),
+            np.log(EXPONENT) + slope * to_reference,
         ]
     )
+    log_odds = LOG_ODDS if has_many_rows else 0.0
     return Prior(law=Farseer, mean=mean, mix=shear * spread, log_odds=log_odds)
 
 
