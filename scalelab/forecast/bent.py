@@ -34,8 +34,9 @@ BREAK_SPREADS = (1.5, 0.06)
 of the exponent there."""
 BREAK_LOG_ODDS = -1.0
 """A break that begins among the largest runs fits every table and says nothing of what follows."""
-FEWEST_ROWS = 12
-"""Rows that can show a bend: Chinchilla's five parameters, two of a bend, and five to see them."""
+FEWEST_ROWS, FEWEST_ROWS_OF_A_BREAK = 12, 18
+"""Rows that can show a bend: Chinchilla's five parameters, two of a bend, and five to see them. A
+break also needs rows on both sides of it."""
 SIZE_OF_EMBEDDINGS = 1 / 3
 """Exponent of N by which parameters of embedding and head grow: that of the width."""
 
@@ -109,7 +110,8 @@ def bent_priors(
     Parameters
     ----------
     columns : Mapping[str, ndarray of shape (n,)]
-        ``n_params`` and ``n_tokens``. There is no form for fewer than `FEWEST_ROWS` rows.
+        ``n_params`` and ``n_tokens``. There is no form for fewer than `FEWEST_ROWS` rows, and no
+        break for fewer than `FEWEST_ROWS_OF_A_BREAK`.
     is_only_count : bool
         Whether the rows have one count of N. If they have several, the losses choose among these,
         and no form asks what the count leaves out.
@@ -134,15 +136,10 @@ def bent_priors(
     broken[[5, 6], [5, 6]] = BREAK_SPREADS
     # The terms at the middle of the pool, where the bend is delta log 2, keep their prior.
     broken[[0, 1], 6] = -np.log(2) * BREAK_SPREADS[1]
-    found = [
-        Prior(law=Drifting, mean=np.append(base.mean, [0.0, 0.0]), mix=drifting),
-        Prior(
-            law=Broken,
-            mean=np.append(base.mean, [x + y, 0.0]),
-            mix=broken,
-            log_odds=BREAK_LOG_ODDS,
-        ),
-    ]
+    found = [Prior(law=Drifting, mean=np.append(base.mean, [0.0, 0.0]), mix=drifting)]
+    if len(columns["n_params"]) >= FEWEST_ROWS_OF_A_BREAK:
+        mean = np.append(base.mean, [x + y, 0.0])
+        found.append(Prior(law=Broken, mean=mean, mix=broken, log_odds=BREAK_LOG_ODDS))
     if is_only_count:
         mean = np.append(base.mean, log_omega)
         found.append(Prior(law=PartlyCounted, mean=mean, mix=counted))

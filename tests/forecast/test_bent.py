@@ -5,7 +5,14 @@ import pytest
 
 from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_optimum import optima
-from scalelab.forecast.bent import FEWEST_ROWS, Broken, Drifting, PartlyCounted, bent_priors
+from scalelab.forecast.bent import (
+    FEWEST_ROWS,
+    FEWEST_ROWS_OF_A_BREAK,
+    Broken,
+    Drifting,
+    PartlyCounted,
+    bent_priors,
+)
 from scalelab.records.types import Observations
 
 OMEGA = 50_000.0
@@ -45,7 +52,7 @@ def columns(n):
 
 @pytest.mark.parametrize("law", [Drifting, PartlyCounted, Broken])
 def test_slopes_are_those_of_differences(law):
-    rows = columns(FEWEST_ROWS)
+    rows = columns(FEWEST_ROWS_OF_A_BREAK)
     (prior,) = [each for each in bent_priors(rows) if each.law is law]
     z = np.random.default_rng(0).standard_normal(len(prior.mean)) / 3
     _, slope = prior.log_loss(z, rows)
@@ -62,7 +69,7 @@ def test_at_the_centre_of_its_prior_the_drift_is_chinchilla():
 
 
 def test_without_a_change_of_exponent_a_break_is_chinchilla_and_a_bend_keeps_the_middle():
-    rows = columns(FEWEST_ROWS)
+    rows = columns(FEWEST_ROWS_OF_A_BREAK)
     (prior,) = [each for each in bent_priors(rows) if each.law is Broken]
     assert prior.law.from_coordinates(prior.mean).delta == 0.0
     middle = {name: np.exp(np.log(values).mean(keepdims=True)) for name, values in rows.items()}
@@ -72,8 +79,9 @@ def test_without_a_change_of_exponent_a_break_is_chinchilla_and_a_bend_keeps_the
 
 def test_few_rows_show_no_bend_and_several_counts_are_not_corrected():
     assert bent_priors(columns(FEWEST_ROWS - 1)) == ()
-    asked = [each.law for each in bent_priors(columns(FEWEST_ROWS), is_only_count=False)]
-    assert asked == [Drifting, Broken]
+    few, many = columns(FEWEST_ROWS_OF_A_BREAK - 1), columns(FEWEST_ROWS_OF_A_BREAK)
+    assert [each.law for each in bent_priors(few, is_only_count=False)] == [Drifting]
+    assert [each.law for each in bent_priors(many, is_only_count=False)] == [Drifting, Broken]
 
 
 @pytest.mark.slow
