@@ -59,12 +59,20 @@ h2 {padding-top: 0.2rem;}
 [data-testid="stMain"] [data-testid="stMarkdownContainer"] :is(td, th) {
   padding: 0.25rem 0.45rem !important;
 }
+[data-testid="stMain"] :is(.dvn-scroller, [data-testid="stMarkdownContainer"] table) {
+  scrollbar-color: rgba(128, 128, 128, 0.6) transparent;  /* else only below the pointer */
+}
 .terminal {
   user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
   padding: 0.8rem 1rem; border-radius: 0.5rem; background: rgba(128, 128, 128, 0.12);
   font-size: 0.875rem;
 }
 @media (max-width: 1100px) {
+  [data-testid="stMainBlockContainer"] {
+    padding-left: clamp(1rem, 4vw, 2rem); padding-right: clamp(1rem, 4vw, 2rem);
+  }
+  [data-testid="stMain"] h4 {font-size: 1.2rem !important; line-height: 1.35;}
+  [data-testid="stMain"] [data-testid="stMarkdownContainer"] table {font-size: 0.875rem;}
   [data-testid="stMain"] [data-testid="stHorizontalBlock"] {flex-wrap: wrap;}
   [data-testid="stMain"] [data-testid="stColumn"] {min-width: 11rem;}
   [data-testid="stHorizontalBlock"]:has([data-testid="stPlotlyChart"], [data-testid="stDataFrame"])

@@ -158,12 +158,17 @@ def next_step(head: headline.Headline, rows: Observations, level: float) -> None
 def runs_to_add(budgets: tuple[more_runs.AddedBudget, ...], level: float) -> None:
     """Show the runs to add, of at least one budget, and how to plan those that come first."""
     lines = [more_runs.HEADS, ("---",) * len(more_runs.HEADS)]
-    lines += [tuple(as_text(cell) for cell in each.cells()) for each in budgets]
+    lines += [tuple(_unbroken(as_text(cell)) for cell in each.cells()) for each in budgets]
     st.caption(as_text(more_runs.caption_of(budgets, level)))
     st.markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     planned = more_runs.to_plan(budgets)
     st.caption(as_text(more_runs.plan_words(planned)))
     terminal(*(list(each.command) for each in planned))
+
+
+def _unbroken(text: str) -> str:
+    """Return text whose signs stay with their numbers when a narrow cell wraps."""
+    return text.replace("± ", "±\u00a0").replace(" %", "\u00a0%")
 
 
 def exponent(interval: Interval | None, level: float) -> tuple[str, str]:

@@ -245,6 +245,19 @@ def interval(low: float | None, high: float | None, fallback: str = "interval un
     return f"{format_quantity(low)} to {format_quantity(high)}"
 
 
+def add_value(figure: Any, end: float, row: str, value: float, look: Look) -> None:
+    """Write a value of a forest beyond the end of its interval, over a dotted line there."""
+    figure.add_annotation(
+        x=end,
+        y=row,
+        text=f"{value:.3f}",
+        showarrow=False,
+        xanchor="left",
+        xshift=8,
+        bgcolor=look.paper,
+    )
+
+
 def note_corner(figure: Any, text: str, look: Look) -> None:
     """Write a small note in the lower left corner of a figure."""
     figure.add_annotation(

@@ -168,7 +168,7 @@ function explore(root, data) {
   losses.push(seen[0], seen[Math.floor(0.97 * (seen.length - 1))]);
   const rangeC = range(compute, 0.03), rangeLoss = range(losses, 0.04);
   const wide = range([...steps.map(s => log(s.n[0])), ...data.runs.map(run => log(run[1]))], 0.06);
-  const sizes = range(steps.flatMap(s => [...s.n, ...s.d].map(lg)).filter(Number.isFinite), 0.04);
+  const sizes = range(steps.flatMap(s => [...s.n, ...s.d].map(lg)).filter(Number.isFinite), 0.12);
   const hasValleys = steps.every(s => s.valley);
   const byCompute = new Panel("Loss at the optimum",
     "Loss on the compute-optimal frontier against compute, with both intervals; a star marks the " +

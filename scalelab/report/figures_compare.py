@@ -144,9 +144,7 @@ def _forest(
             )
         )
         end = each.high if is_known else each.value
-        figure.add_annotation(
-            x=end, y=name, text=f"{each.value:.3f}", showarrow=False, xanchor="left", xshift=10
-        )
+        draw.add_value(figure, end, name, each.value, look)
     figure.add_vline(x=mark, line={"color": look.faint, "dash": "dot", "width": 1})
     said = "; ".join(f"{name} {each.value:.3f}" for name, each, _ in shown)
     draw.finish(figure, look, alt=f"{word}: {said}.", x=axis, height=110 + 46 * len(shown))

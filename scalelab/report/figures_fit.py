@@ -57,10 +57,7 @@ def forest(exponents: Sequence[tuple[str, Interval]], look: Look = LIGHT) -> Any
     )
     figure.add_vline(x=0.5, line={"color": look.faint, "dash": "dot", "width": 1})
     for name, at, end in zip(names, value, np.fmax(high, value), strict=True):
-        # beyond the interval, so that no line crosses the text
-        figure.add_annotation(
-            x=end, y=name, text=f"{at:.3f}", showarrow=False, xanchor="left", xshift=10
-        )
+        draw.add_value(figure, end, name, at, look)
     said = "; ".join(f"{name} {interval.value:.3f}" for name, interval in exponents)
     draw.finish(
         figure,

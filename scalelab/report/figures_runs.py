@@ -23,6 +23,8 @@ PANELS = (
 FIRST_PANEL = 1.7
 """Height of the loss panel relative to the others."""
 PANEL_HEIGHT = 185
+LABEL_PIXELS = 64
+"""Margin on the right for a run's label, which is as long on a narrow page."""
 
 
 def losses(table: pd.DataFrame, look: Look = LIGHT) -> Any:
@@ -83,12 +85,12 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
         f"{', '.join(name for _, name in panels)}.",
         height=PANEL_HEIGHT * (n_rows + 1),
     )
+    figure.update_layout(margin_r=LABEL_PIXELS)
     values = table[by].to_numpy(float)
     values = values[values > 0]
     low, high = np.log10(values.min()), np.log10(values.max())
     figure.update_xaxes(**draw.log_axis(values, sizes=by == "tokens"), matches="x")
-    # room on the right for the labels
-    figure.update_xaxes(range=[low - 0.03, high + 0.09 * (high - low) + 0.03], row=1, col=1)
+    figure.update_xaxes(range=[low - 0.03, high + 0.03], row=1, col=1)
     title = "training tokens" if by == "tokens" else FLOPS
     for row, col in places:
         if row == n_rows or n_rows == 1:

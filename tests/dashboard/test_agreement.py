@@ -138,9 +138,14 @@ def test_decide_says_what_decide_prints(
         assert f"{answer['relaxing_by_10_percent_saves_nats'][name]:.4f} nats" in text
     for warning in answer["warnings"]:
         assert warning["message"].replace("`", "") in text.replace("`", "")
-    shown = test.dataframe[0].value
     losses = [f"{c['loss_nats']:.4f}" for c in answer["candidates"]]
+    few = test.dataframe[0].value
+    assert few["loss, nats/token"].tolist() == losses
+    # the table fits a page of 900 px
+    assert len(few.columns) <= 6
+    shown = test.toggle(key="all_columns").set_value(True).run().dataframe[0].value
     assert shown["loss, nats/token"].tolist() == losses
+    assert ("exceeds" in few) == bool((shown["exceeds"] != "").any())
     assert shown["kg CO2"].tolist() == [
         format_quantity(c["kg_co2"] or 0.0) for c in answer["candidates"]
     ]

@@ -19,6 +19,7 @@ from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.budget_outliers import LEAST_ROWS
 from scalelab.fit.isoflop import IsoflopCurve, fit_isoflop, misfits
+from scalelab.fit.outcome import Interval
 from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.headline import headline
@@ -198,6 +199,15 @@ def test_text_from_files_is_disarmed() -> None:
     figure = figures_runs.curves(table)
     assert "<b>bold" not in figure.to_json()
     assert "&lt;b&gt;bold" in figure.to_json().replace("\\u003c", "<").replace("\\u0026", "&")
+
+
+def test_no_line_crosses_the_value_of_an_exponent() -> None:
+    found = Interval(value=0.44, low=0.41, high=0.47)
+    for look in (LIGHT, DARK):
+        figure = figures_fit.forest([("a method", found)], look)
+        (written,) = [each for each in figure.layout.annotations if each.text == "0.440"]
+        assert written.x == found.high
+        assert written.bgcolor == look.paper
 
 
 def test_axes_read_b_and_powers_of_ten() -> None:

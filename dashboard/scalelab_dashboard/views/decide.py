@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import streamlit as st
 
 from scalelab.api import decisions as api_decide
@@ -25,7 +24,6 @@ from scalelab.theory.hardware import (
     WORLD_GRAMS_PER_KWH,
 )
 from scalelab.units import (
-    format_duration,
     format_flops,
     format_money,
     format_quantity,
@@ -36,7 +34,6 @@ from scalelab_dashboard import queries, ui, waiting
 from scalelab_dashboard.asked import (
     CHINCHILLA_FLOPS,
     LIMITS,
-    SECONDS_PER_DAY,
     USUAL_DAYS,
     Asked,
     check_limit,
@@ -44,6 +41,7 @@ from scalelab_dashboard.asked import (
     usual_count,
 )
 from scalelab_dashboard.fits import Failure, FitKey, attempt
+from scalelab_dashboard.views import candidates
 
 if TYPE_CHECKING:
     from scalelab.forecast.decision import Candidate, Decision
@@ -306,11 +304,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
                 f"({'given' if asked.grid else GRID_SOURCE})."
             )
         )
-    st.dataframe(
-        pd.DataFrame([_row(each, answer, asked.hardware) for each in answer.candidates]),
-        hide_index=True,
-        alt="Candidates with predicted loss and costs",
-    )
+    candidates.show(answer, asked.hardware)
 
 
 def _losses(
@@ -374,15 +368,10 @@ def _headline(best: Candidate, share: str, answer: Decision, hardware: str) -> N
         ui.number(
             "cost",
             format_money(best.costs["usd"] or 0.0),
-            f"{_time(best)} on {hardware}, {format_quantity(best.costs['gpu_hours'] or 0.0)} "
-            f"GPU-hours, {format_flops(best.flops)} FLOP",
+            f"{candidates.training_time(best)} on {hardware}, "
+            f"{format_quantity(best.costs['gpu_hours'] or 0.0)} GPU-hours, "
+            f"{format_flops(best.flops)} FLOP",
         )
-
-
-def _time(each: Candidate) -> str:
-    """Return the time of training on all devices."""
-    seconds = SECONDS_PER_DAY * (each.costs["days"] or 0.0)
-    return format_duration(seconds) if seconds >= 1 else "< 1 s"
 
 
 def _binding(answer: Decision) -> None:
@@ -397,27 +386,3 @@ def _binding(answer: Decision) -> None:
             saved = "less than 0.0001" if gain < 1e-4 else f"{gain:.4f}"
             more = f" 10 % more would lower the loss by {saved} {answer.unit}."
         st.markdown(f"**{labels[name]}** is reached.{more}")
-
-
-def _row(each: Candidate, answer: Decision, hardware: str) -> dict[str, str]:
-    interval = {}
-    for name, low, high in (
-        ("interval of a new run", each.pred_low, each.pred_high),
-        ("noise-free interval", each.low, each.high),
-    ):
-        if low is not None:
-            interval[name] = f"{low:.4f} to {high:.4f}"
-    if each.law_loss_nats is not None:
-        interval["law at this N and D"] = f"{each.law_loss_nats:.4f}"
-    return {
-        "candidate": each.label,
-        f"{answer.metric.label}, {answer.unit}": f"{each.loss_nats:.4f}",
-        **interval,
-        "C, FLOP": format_flops(each.flops),
-        "GPU-hours": format_quantity(each.costs["gpu_hours"] or 0.0),
-        f"time on {hardware}": _time(each),
-        "money": format_money(each.costs["usd"] or 0.0),
-        "kWh": format_quantity(each.costs["kwh"] or 0.0),
-        "kg CO2": format_quantity(each.costs["kg_co2"] or 0.0),
-        "exceeds": each.exceeded,
-    }
