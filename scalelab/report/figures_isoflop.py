@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,10 @@ CURVE_POINTS = 60
 MAX_CURVES = 24
 """Most parabolas drawn. Of more, evenly spaced ones are drawn, and the figure says so."""
 MAX_LABELS = 10
+NOTE_CHARACTERS = 46
+"""Characters of a line of the notes: it fits a window of 420 pixels."""
+NOTE_SHARE = 0.04
+"""Room for a line of the notes below the runs, as a share of the range of the losses."""
 
 
 def isoflop_curves(
@@ -99,9 +104,11 @@ def isoflop_curves(
         height=620,
     )
     figure.update_xaxes(**draw.log_axis(sizes, sizes=True))
-    figure.update_yaxes(range=[low - 0.08 * (high - low), top])
-    if notes:
-        draw.note_corner(figure, "<br>".join(notes), look)
+    lines = [line for note in notes for line in textwrap.wrap(note, NOTE_CHARACTERS)]
+    margin = 0.08 + NOTE_SHARE * len(lines)
+    figure.update_yaxes(range=[low - margin * (high - low), top])
+    if lines:
+        draw.note_corner(figure, "<br>".join(lines), look)
     figure.update_layout(margin={"r": 76})
     return figure
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
+from scalelab.fit.isoflop import misfits
 from scalelab.forecast.bands import bands_between, surface
 from scalelab.forecast.headline import exponents, headline
 from scalelab.report.look import LIGHT
@@ -225,17 +226,21 @@ def draw_isoflop(axes: Axes, report: FitReport) -> None:
     from matplotlib.lines import Line2D
 
     rows, curves = report.observations, report.isoflop.curves
-    losses = np.concatenate([rows.loss_nats[curve.rows] for curve in curves])
+    losses = np.concatenate([rows.loss_nats[curve.every_row] for curve in curves])
+    is_missed = misfits(rows, curves)
     low, high = losses.min(), np.quantile(losses, 0.98)
     y_low, y_high = low - 0.06 * (high - low), high + 0.06 * (high - low)
-    for curve, colour in zip(curves, shades(len(curves)), strict=True):
+    for curve, colour, is_bad in zip(curves, shades(len(curves)), is_missed, strict=True):
         minimum = curve.n_params
         sizes = rows.n_params[curve.rows]
         axes.plot(sizes, rows.loss_nats[curve.rows], "o", ms=3.5, color=colour, alpha=0.75)
+        if len(curve.outliers):
+            x, y = rows.n_params[curve.outliers], rows.loss_nats[curve.outliers]
+            axes.plot(x, y, "o", ms=5, mfc="none", mec=colour)
         span = np.geomspace(sizes.min(), sizes.max(), CURVE_POINTS)
         fitted = minimum.curve(span)
-        # A curve without a minimum inside its sizes is dotted.
-        axes.plot(span, fitted, "-" if curve.is_interior else ":", lw=1, color=colour)
+        line = "-" if curve.is_interior and not is_bad else "--"
+        axes.plot(span, fitted, line, lw=1, color=colour)
         inside = np.flatnonzero((fitted > y_low) & (fitted < y_high))
         if len(inside):
             axes.annotate(
@@ -264,8 +269,13 @@ def draw_isoflop(axes: Axes, report: FitReport) -> None:
         Line2D([], [], marker="D", ls="", ms=5, color="none", mec=INK, label="minimum, interval"),
         Line2D([], [], lw=1, color=INK, label="parabola of a budget, FLOP"),
     ]
-    if any(not curve.is_interior for curve in curves):
-        keys.append(Line2D([], [], ls=":", lw=1, color=INK, label="no minimum inside"))
+    dashed = ["no minimum inside"] if len(report.isoflop.interior) < len(curves) else []
+    dashed += ["misses its runs"] if any(is_missed) else []
+    if dashed:
+        keys.append(Line2D([], [], ls="--", lw=1, color=INK, label=" or ".join(dashed)))
+    if any(len(curve.outliers) for curve in curves):
+        hollow: Any = {"marker": "o", "ls": "", "ms": 5, "mfc": "none", "mec": INK}
+        keys.append(Line2D([], [], **hollow, label="outlier, left out of its parabola"))
     axes.legend(handles=[*axes.get_legend_handles_labels()[0], *keys], **{**LEGEND, "ncols": 2})
 
 

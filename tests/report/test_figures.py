@@ -201,6 +201,20 @@ def test_text_from_files_is_disarmed() -> None:
     assert "&lt;b&gt;bold" in figure.to_json().replace("\\u003c", "<").replace("\\u0026", "&")
 
 
+def test_notes_lie_below_the_runs_and_fit_a_narrow_window(
+    narrow_runs: Callable[..., Observations],
+) -> None:
+    rows = narrow_runs()
+    figure = figures_isoflop.isoflop_curves(rows, fit_isoflop(rows))
+    (note,) = [each.text for each in figure.layout.annotations if "Hollow" in each.text]
+    lines = note.split("<br>")
+    assert max(map(len, lines)) <= figures_isoflop.NOTE_CHARACTERS
+    bottom, top = figure.layout.yaxis.range
+    plot = figure.layout.height - 80  # title of the axis, its ticks and the strip above
+    room = plot * (rows.loss_nats.min() - bottom) / (top - bottom)
+    assert room > 11 * 1.3 * len(lines) + 6  # pixels of the lines, and half a marker
+
+
 def test_no_line_crosses_the_value_of_an_exponent() -> None:
     found = Interval(value=0.44, low=0.41, high=0.47)
     for look in (LIGHT, DARK):

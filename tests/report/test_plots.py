@@ -147,3 +147,18 @@ def test_no_line_of_the_contours_is_yellow(report, axes):
     red, green, _ = lines.get_edgecolor()[:, :3].T
     assert (red < green).any()
     assert (red < 0.6).all()
+
+
+def test_outliers_are_hollow_and_a_parabola_without_minimum_is_dashed(narrow_runs, axes):
+    report = report_of(narrow_runs())
+    draw_isoflop(axes, report)
+    curves = report.isoflop.curves
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    drawn = sorted(float(y) for line in hollow for y in line.get_ydata())
+    outliers = np.concatenate([curve.outliers for curve in curves])
+    assert len(outliers) == 3
+    assert drawn == sorted(report.observations.loss_nats[outliers].tolist())
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--" and line.get_lw() == 1]
+    assert len(dashed) == sum(not curve.is_interior for curve in curves) > 0
+    keys = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert {"no minimum inside", "outlier, left out of its parabola"} <= keys

@@ -118,19 +118,16 @@ def _given(value: float, default: float, source: str) -> str:
 
 def _totals(table: pd.DataFrame) -> None:
     rows = []
-    for part, label in PARTS.items():
-        row: dict[str, str] = {"": label}
-        for unit, (column, _) in UNITS.items():
+    for unit, (column, name) in UNITS.items():
+        row = {"": f"{unit}, {name}"}
+        for part, label in PARTS.items():
             values = table[f"{part}_{column}"].to_numpy(float)
             known = np.isfinite(values)
             shown = FORMATS.get(column, format_quantity)
             total = float(values[known].sum())
-            row[unit] = (shown(total) if total else "0") if known.any() else "not known yet"
+            row[label] = (shown(total) if total else "0") if known.any() else "not known yet"
         rows.append(row)
-    headers = {unit: f"{unit}, {name}" for unit, (_, name) in UNITS.items()}
-    st.dataframe(
-        pd.DataFrame(rows).rename(columns=headers), hide_index=True, alt="Totals of every cost"
-    )
+    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Totals of every cost")
 
 
 def _device(runs: pd.DataFrame) -> tuple[float, float, str, str]:
