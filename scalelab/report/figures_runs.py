@@ -59,7 +59,7 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
             *([[{} for _ in range(n_cols)]] * (n_rows - 1)),
         ],
         row_heights=[FIRST_PANEL, *([1.0] * (n_rows - 1))],
-        vertical_spacing=0.22 / n_rows,
+        vertical_spacing=0.28 / n_rows,
         horizontal_spacing=0.14,
     )
     groups = list(table.groupby("run_id", sort=False))
@@ -77,7 +77,10 @@ def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:
         if np.ptp(values) <= 1e-6 * np.abs(values).max():
             # do not magnify the rounding errors of a constant
             figure.update_yaxes(range=[0, 1.25 * float(values.max()) or 1.0], row=row, col=col)
-        figure.update_yaxes(title_text=name, row=row, col=col)
+        if row == 1:
+            figure.update_yaxes(title_text=name, row=row, col=col)
+        else:
+            _head(figure, name, row, col)
     draw.finish(
         figure,
         look,
@@ -103,6 +106,21 @@ def _places(count: int) -> tuple[int, list[tuple[int, int]]]:
     """Return the number of columns, and row and column of each panel; the first spans a row."""
     n_cols = 2  # more would collide on a narrow page
     return n_cols, [(1, 1), *((2 + i // n_cols, 1 + i % n_cols) for i in range(count - 1))]
+
+
+def _head(figure: Any, name: str, row: int, col: int) -> None:
+    """Write the name of a small panel above it: beside it, the name is on the panel before."""
+    at = figure.get_subplot(row, col)
+    figure.add_annotation(
+        text=name,
+        x=0,
+        y=1,
+        xref=f"{at.xaxis.plotly_name.replace('axis', '')} domain",
+        yref=f"{at.yaxis.plotly_name.replace('axis', '')} domain",
+        xanchor="left",
+        yanchor="bottom",
+        showarrow=False,
+    )
 
 
 def _label_ends(

@@ -224,6 +224,20 @@ def test_no_line_crosses_the_value_of_an_exponent() -> None:
         assert written.bgcolor == look.paper
 
 
+def test_names_of_small_panels_of_runs_are_above_them() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"run_id": ["a"] * 2, "label": ["a"] * 2, "tokens": [1e3, 2e3]})
+    values = {key: [1.0, 0.9] for key, _ in figures_runs.PANELS}
+    figure = figures_runs.curves(table.assign(flops=[1e9, 2e9], **values))
+    above = {each.text: each for each in figure.layout.annotations if each.text != "a"}
+    assert set(above) == {name for _, name in figures_runs.PANELS[1:]}
+    assert len({each.yref for each in above.values()}) == len(above)
+    assert all((each.y, each.yanchor) == (1, "bottom") for each in above.values())
+    titles = {axis.title.text for axis in figure.select_yaxes()} - {None}
+    assert titles == {figures_runs.PANELS[0][1]}
+
+
 def test_axes_read_b_and_powers_of_ten() -> None:
     sizes = log_axis(np.array([1e7, 1e12]), sizes=True)["ticktext"]
     assert {"10M", "1B", "1T"} <= set(sizes)
