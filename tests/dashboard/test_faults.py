@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scalelab_dashboard.app import VIEWS
 from scalelab_dashboard.asked import usual_count
-from scalelab_dashboard.views.decide import _time
+from scalelab_dashboard.views.candidates import training_time
 from streamlit.testing.v1 import AppTest
 
 from scalelab.forecast.decision import Candidate
@@ -186,4 +186,4 @@ def test_the_time_of_a_small_run_is_in_words() -> None:
         costs={"days": 2.29e-10},
         broken=(),
     )
-    assert _time(candidate) == "< 1 s"
+    assert training_time(candidate) == "< 1 s"
