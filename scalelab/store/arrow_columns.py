@@ -80,7 +80,8 @@ def _buffers(values: Sequence[Any], kind: str, found: set[type]) -> list[Any] | 
     if kind == INT and found == {int}:
         return [np.array([value or 0 for value in values], dtype=np.int64)]
     if kind == REAL and found <= {int, float}:
-        return [np.array([value or 0.0 for value in values], dtype=np.float64)]
+        known = [0.0 if value is None else value for value in values]  # -0.0 keeps its sign
+        return [np.array(known, dtype=np.float64)]
     if kind == BOOL and found == {bool}:
         return [_bits(np.array([value or False for value in values]))]
     if kind == TEXT and found == {str}:
