@@ -169,8 +169,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
     if not len(table):
         return draw.empty(look, "No costs yet.", height=240)
     names = [
-        "none" if not np.isfinite(budget) else f"{format_flops(budget)} FLOP"
-        for budget in table["budget"]
+        "none" if not np.isfinite(budget) else format_flops(budget) for budget in table["budget"]
     ]
     figure = go.Figure()
     parts = (
@@ -186,7 +185,7 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
                 y=values,
                 name=name,
                 marker={"color": colour, "pattern": {"shape": pattern}},
-                hovertemplate=f"%{{x}}<br>{name}: %{{y:.4g}} {unit}<extra></extra>",
+                hovertemplate=f"budget %{{x}}<br>{name}: %{{y:.4g}} {unit}<extra></extra>",
             )
         )
     total = {key: float(np.nansum(table[f"{key}_{column}"])) for key, *_ in parts}
@@ -197,11 +196,12 @@ def costs(table: pd.DataFrame, column: str, unit: str, look: Look = LIGHT) -> An
             f"Cost by budget in {unit}: {total['spent']:.3g} spent on results, "
             f"{total['wasted']:.3g} wasted, {total['planned']:.3g} planned."
         ),
-        x="isoFLOP budget",
+        x="isoFLOP budget, FLOP",
         y=unit,
         legend=True,
         height=360,
     )
     figure.update_layout(barmode="stack")
+    figure.update_xaxes(type="category")
     figure.update_yaxes(exponentformat="power", rangemode="tozero")
     return figure
