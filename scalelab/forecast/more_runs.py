@@ -210,7 +210,7 @@ def caption_of(budgets: tuple[AddedBudget, ...], level: float) -> str:
         ""
         if first.now is None
         else f"the {100 * level:g} % interval of the noise-free loss at {first.asked} is "
-        f"± {100 * first.now:.2g} % now (then: with these runs). "
+        f"± {100 * first.now:.2g} % now (then: with the runs of that row alone). "
     )
     return f"Runs to add: {asked}Compute: relative to that of your runs."
 
@@ -232,8 +232,9 @@ def plan_words(planned: tuple[AddedBudget, ...]) -> str:
     """Return what the commands of `to_plan` do."""
     more = " Add the other options of your sweep, such as --data." if planned[0].sweep else ""
     if len(planned) == 1:
-        return f"This command plans the first row and starts nothing.{more}"
-    return f"These commands plan the first {len(planned)} rows and start nothing.{more}"
+        return f"This command plans the first row; without --dry-run it also starts it.{more}"
+    rows = f"the first {len(planned)} rows"
+    return f"These commands plan {rows}; without --dry-run they also start them.{more}"
 
 
 def _exact(budget: float) -> str:
