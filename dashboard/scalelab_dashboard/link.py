@@ -22,7 +22,7 @@ KNOWN = (
     *("page", "sweep", "metric", "count_n", "count_c", "form", "level", "holdout", "view"),
     *(point.RUN, point.EXCLUDE, *tables_of.OF, ui.COMPUTE, "with"),
     *("by", TARGET, "gpu", "mfu"),
-    *("law", "device", "use", "price", "serve", "gpus", "grid_co2", "named", "axis"),
+    *("law", "device", "use", "price", "serve", "gpus", "grid_co2", "named", "axis", "all_columns"),
     *(f"max_{name}" for name, *_ in LIMITS),
     *("status", "find", "order", "part", "against"),
     *("usd", "watts", "grid", "cost"),
@@ -97,6 +97,8 @@ def is_same(texts: Iterable[str], value: object) -> bool:
             return float(text) == float(value)
         except ValueError:
             return False
+    if isinstance(value, bool):
+        return text.lower() == str(value).lower()
     return text == ("" if value is None else str(value))
 
 

@@ -36,6 +36,8 @@ def test_every_parameter_of_a_widget_is_known() -> None:
         (["done", "broken"], ["done"], False),
         ([""], None, True),
         (["Tied"], "chinchilla", False),
+        (["true"], True, True),
+        (["true"], False, False),
     ],
 )
 def test_a_value_of_the_link_is_compared_with_the_widget(

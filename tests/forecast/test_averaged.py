@@ -12,6 +12,7 @@ from scalelab.api.data import read_runs
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.forecast.averaged import fit_average
 from scalelab.forecast.averaged_optimum import compute_optimal_size, optima
+from scalelab.forecast.bent import Broken
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
 from scalelab.forecast.points import Points
@@ -53,7 +54,8 @@ def test_modes_searched_from_those_of_more_rows_are_the_same(fitted, n_left):
     )
     y = np.log(rows.loss_nats / np.median(rows.loss_nats))
     searched, near = describing_forms(points, y), describing_forms(points, y, fitted.forms)
-    assert {form.prior.law for form in fitted.forms} <= {form.prior.law for form in searched[0]}
+    asked = {form.prior.law for form in fitted.forms} - {Broken}  # which asks for 18 rows
+    assert asked <= {form.prior.law for form in searched[0]}
     for (one, _), (two, _) in zip(searched[1], near[1], strict=True):
         np.testing.assert_allclose(one, two, atol=1e-4)
     np.testing.assert_allclose(searched[2], near[2], rtol=0.05)
