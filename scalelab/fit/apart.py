@@ -54,7 +54,7 @@ def apart_notes(
         if law.low > a.high or law.high < a.low:
             found.append(
                 FitWarning(
-                    code="approach_apart",
+                    code=CODE,
                     message=(
                         f"Approach {name} has a = {_words(law.interval)}, and approach 3 "
                         f"{_words(a)}: they differ by more than their intervals. {why} The answer "

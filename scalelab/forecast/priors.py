@@ -1,4 +1,4 @@
-r"""Weak Gaussian priors of the forms, the same for every run pool.
+r"""Weak Gaussian priors of the forms. They depend on the middle and the number of the runs only.
 
 With a prior on its parameters, a form can propose runs before the first loss exists, and a few
 cheap runs cannot move the exponents far. The priors describe what published fits have in common: at
