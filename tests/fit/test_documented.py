@@ -16,7 +16,11 @@ def test_every_form_is_on_the_page():
 
 def test_the_page_has_the_warnings_that_exist_and_no_others():
     sources = "".join(path.read_text() for path in (ROOT / "scalelab").rglob("*.py"))
-    found = re.findall(r'code="(\w+)"|notes\["(\w+)"\]|warn\(\s*"(\w+)"|\("(edge_\w+)"', sources)
+    found = re.findall(
+        r'(?:code=|^CODE = )"(\w+)"|notes\["(\w+)"\]|warn\(\s*"(\w+)"|\("(edge_\w+)"',
+        sources,
+        flags=re.M,
+    )
     codes = {name for names in found for name in names if name}
     codes |= {f"approach_{number}_unavailable" for number in (1, 2)}
     listed = set()
