@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from scalelab.corpus.fields import NUL
 from scalelab.corpus.json_rows import MOST_ROW_BYTES
@@ -19,11 +19,18 @@ def header_of(head: bytes) -> list[str]:
     return _names(line)
 
 
-def read_csv(stream: io.BufferedReader, column: str) -> Iterator[bytes | Reject]:
+def read_csv(stream: io.BufferedReader, column: str) -> Generator[bytes | Reject]:
     """Yield the text of each row, or why it has none; the first row names the columns."""
     csv.field_size_limit(MOST_ROW_BYTES)
     # Bytes that are not UTF-8 become half surrogate pairs, so that they are seen in their row only.
     lines = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield from _read(lines, column)
+    finally:
+        lines.detach()  # or it closes the stream, which is the caller's
+
+
+def _read(lines: io.TextIOWrapper, column: str) -> Iterator[bytes | Reject]:
     first = lines.readline(MOST_ROW_BYTES)
     header = _names(first)
     index = header.index(column) if column in header else None

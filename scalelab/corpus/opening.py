@@ -47,33 +47,26 @@ _UNPACKERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"BZh": _unpack_bzip2,
     b"\xfd7zXZ\0": _unpack_xz,
 }
+LONGEST_MAGIC = max(map(len, _UNPACKERS))
 
 
-class TextStream(io.RawIOBase):
-    """The unpacked bytes of a file.
+class _Unpacked(io.RawIOBase):
+    """The unpacked bytes of a compressed file.
 
     Parameters
     ----------
     path : Path
         For errors.
-    packed : binary file
-        The file, at its start.
+    unpacked : object
+        What reads the unpacked bytes.
+    limit : int
+        Most unpacked bytes.
     """
 
-    def __init__(self, path: Path, packed: IO[bytes]) -> None:
+    def __init__(self, path: Path, unpacked: Any, limit: int) -> None:
         super().__init__()
-        self._path, self._packed = path, packed
-        start = packed.read(6)
-        packed.seek(0)
-        unpack = next((f for magic, f in _UNPACKERS.items() if start.startswith(magic)), None)
-        self._stream = packed if unpack is None else unpack(packed)
-        self._limit = max(FREE_BYTES, MOST_RATIO * os.fstat(packed.fileno()).st_size)
+        self._path, self._unpacked, self._limit = path, unpacked, limit
         self._n_read = 0
-
-    @property
-    def n_packed(self) -> int:
-        """Bytes of the file on disk that were read."""
-        return self._packed.tell()
 
     def readable(self) -> bool:
         """Return True."""
@@ -85,12 +78,10 @@ class TextStream(io.RawIOBase):
         Raises
         ------
         DataError
-            When a compressed file is damaged, cut, or unpacks to far too much.
+            When the file is damaged, cut, or unpacks to far too much.
         """
-        if self._stream is self._packed:
-            return int(self._packed.readinto(buffer))  # type: ignore[attr-defined]
         try:
-            data = self._stream.read(len(buffer))
+            data = self._unpacked.read(len(buffer))
         except Exception as error:  # each library has its own
             raise damaged(self._path, str(error) or "the file ends early") from error
         self._n_read += len(data)
@@ -101,11 +92,20 @@ class TextStream(io.RawIOBase):
 
 
 @contextmanager
-def open_stream(path: Path) -> Iterator[tuple[io.BufferedReader, TextStream]]:
-    """Yield a buffered reader of a file's unpacked bytes, and the stream below it."""
-    with path.open("rb") as packed:
-        stream = TextStream(path, packed)
-        yield io.BufferedReader(stream, BLOCK_BYTES), stream
+def open_stream(path: Path) -> Iterator[tuple[io.BufferedReader[Any], Callable[[], int]]]:
+    """Yield a buffered reader of a file's unpacked bytes, and what says how much of it was read.
+
+    That is in bytes on disk.
+    """
+    with io.BufferedReader(io.FileIO(path), BLOCK_BYTES) as packed:
+        start = packed.peek(LONGEST_MAGIC)
+        unpack = next((f for magic, f in _UNPACKERS.items() if start.startswith(magic)), None)
+        if unpack is None:
+            yield packed, packed.tell
+        else:
+            limit = max(FREE_BYTES, MOST_RATIO * os.fstat(packed.fileno()).st_size)
+            unpacked = _Unpacked(path, unpack(packed), limit)
+            yield io.BufferedReader(unpacked, BLOCK_BYTES), packed.tell
 
 
 def damaged(path: Path, why: str) -> DataError:

@@ -265,8 +265,8 @@ def find_files(source: DataSource, results: Path) -> tuple[SourceFile, ...]:
 def _ending(path: Path) -> str:
     """Return the ending of a name in lower case, without that of its compression."""
     name = path.name.lower()
-    stem, dot, last = name.rpartition(".")
-    return Path(stem if dot + last in COMPRESSED else name).suffix
+    stem, ending = os.path.splitext(name)
+    return os.path.splitext(stem)[1] if ending in COMPRESSED else ending
 
 
 @functools.lru_cache(maxsize=8)
@@ -325,21 +325,24 @@ def walk(root: Path, results: Path, left_out: tuple[str, ...] = ()) -> list[Path
     DataError
         When a folder cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise unreadable(Path(error.filename or root), error) from error
-
     is_left_out = re.compile("|".join([r"\.", *map(fnmatch.translate, left_out)])).match
     files: list[Path] = []
     own = os.path.realpath(results)
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [
-            name
-            for name in folders
-            if not is_left_out(name) and os.path.realpath(os.path.join(folder, name)) != own
-        ]
-        files.extend(Path(folder, name) for name in names if not is_left_out(name))
-    return [file for file in files if _is_file(file)]
+    folders = [root]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                # An entry knows its kind, so the file system is asked once less for each file.
+                for entry in entries:
+                    if is_left_out(entry.name):
+                        continue
+                    if _is_file(Path(entry)) if entry.is_symlink() else entry.is_file():
+                        files.append(Path(entry))
+                    elif entry.is_dir(follow_symlinks=False) and os.path.realpath(entry) != own:
+                        folders.append(Path(entry))
+        except OSError as error:
+            raise unreadable(Path(error.filename or root), error) from error
+    return files
 
 
 def _is_file(path: Path) -> bool:

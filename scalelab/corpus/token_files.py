@@ -158,6 +158,8 @@ def _formats(path: Path, wanted: str, results: Path) -> dict[Path, str]:
         if wanted != AUTO:
             return dict.fromkeys(_without_sidecars(files), wanted)
         tokens = [file for file in files if file.suffix.lower() in (*SUFFIXES, *OF_FOLDERS)]
+        if not tokens:
+            return {}
         n_bytes = sum(file.stat().st_size for file in tokens)
         if 2 * n_bytes <= sum(file.stat().st_size for file in files):
             return {}

@@ -71,6 +71,25 @@ def test_a_text_file_is_one_document(folder: Path, text: str) -> None:
     assert read(path) == ([text] if text else [])
 
 
+@pytest.mark.parametrize(
+    ("field", "row"),
+    [
+        ("text", '{"text": "a"}'),
+        ("text", r'{"te\u0078t": "a"}'),
+        ("tëxt", '{"n": [1, {}], "tëxt": "a"}'),
+        ('te"xt', r'{"te\"xt": "a"}'),
+        ("meta.text", '{"meta": {"text" : "a"}}'),
+    ],
+)
+def test_rows_under_another_ending_are_known_by_their_field(
+    tmp_path: Path, field: str, row: str
+) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text(f"{row}\n{row}\n", encoding="utf-8")
+    assert read(path, field=field) == ["a", "a"]
+    assert read(path, field="body") == [f"{row}\n{row}\n"]
+
+
 def test_a_byte_order_mark_before_the_rows_is_no_part_of_them(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}')

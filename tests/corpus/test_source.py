@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scalelab.corpus.dataset import prepare
 from scalelab.corpus.source import DataSource, find_files
 from scalelab.errors import DataError, UsageError
 
@@ -92,8 +93,9 @@ def test_a_folder_that_may_not_be_read_is_said(
     inner.mkdir()
     (inner / "a.txt").write_text("text")
     inner.chmod(mode)
+    source = DataSource(paths=(str(public_folder),))
     with ordinary_user(), pytest.raises(DataError, match="cannot be read"):
-        found(public_folder, str(public_folder))
+        prepare(source, public_folder / "results")
     inner.chmod(0o755)
 
 
