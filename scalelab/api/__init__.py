@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from scalelab.records.sweep_dir import SavedPlan
     from scalelab.records.types import Observations
     from scalelab.store.reading import Reading
-    from scalelab.store.tables import TableRead
+    from scalelab.store.table_read import TableRead
     from scalelab.sweep.spec import SweepSpec
     from scalelab.tune.lr_check import Verdict
     from scalelab.tune.spec import TuneSpec
@@ -98,7 +98,7 @@ _TYPES = {
     "scalelab.records.sweep_dir": "SavedPlan",
     "scalelab.records.types": "Observations",
     "scalelab.store.reading": "Reading",
-    "scalelab.store.tables": "TableRead",
+    "scalelab.store.table_read": "TableRead",
     "scalelab.sweep.spec": "SweepSpec",
     "scalelab.records.evaluation_report": "EvaluationReport",
     "scalelab.records.exported_model": "ExportedModel",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning
     from scalelab.records.types import Observations
     from scalelab.store.reading import Reading
-    from scalelab.store.tables import TableRead
+    from scalelab.store.table_read import TableRead
 
     Data = (
         str
@@ -83,7 +83,8 @@ def read_runs(
     from scalelab.store.columns import SIZES, needed_sizes
     from scalelab.store.read_options import ReadOptions
     from scalelab.store.reading import Reading
-    from scalelab.store.tables import TableRead, read_frame, read_table
+    from scalelab.store.table_read import TableRead
+    from scalelab.store.tables import read_frame, read_table
     from scalelab.theory.laws import law_named
 
     if isinstance(data, TableRead):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scalelab.api.data import Data
     from scalelab.forecast.adaptive import Columns, Replay
-    from scalelab.store.tables import TableRead
+    from scalelab.store.table_read import TableRead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)

@@ -34,7 +34,8 @@ from scalelab.store.columns import ALIASES, CORE
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.sources import CURVES_FILE, IMPORT_FILE
 from scalelab.store.table_files import open_file
-from scalelab.store.tables import TableRead, read_source
+from scalelab.store.table_read import TableRead
+from scalelab.store.tables import read_source
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from scalelab.store.metric import list_metrics
 from scalelab.store.metric_columns import metric_columns
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.sources import CURVES_FILE
+from scalelab.store.table_read import TableRead
 from scalelab.store.table_source import TableSource, quote
-from scalelab.store.tables import TableRead, read_source
+from scalelab.store.tables import read_source
 from scalelab.theory.accounting import DEFAULT_FLOP_CONVENTION, DEFAULT_PARAM_CONVENTION
 from scalelab.units import plural
 

@@ -14,8 +14,9 @@ from scalelab.fit.outcome import FitWarning
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.reading import Reading
 from scalelab.store.table_files import open_file
+from scalelab.store.table_read import TableRead
 from scalelab.store.table_source import TableSource
-from scalelab.store.tables import TableRead, read_source
+from scalelab.store.tables import read_source
 from scalelab.tune.runs_table import TunedRuns
 from scalelab.units import plural
 

@@ -13,7 +13,7 @@ from scalelab.arrays import FloatArray
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.fit_report import FitReport
 from scalelab.records.types import Observations
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 ENDS = ("loss", "low", "high", "pred_low", "pred_high")
 

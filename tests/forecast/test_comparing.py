@@ -24,7 +24,8 @@ from scalelab.records.types import Observations
 from scalelab.report import figures_compare
 from scalelab.report.look import LIGHT, compared_colours
 from scalelab.store.read_options import ReadOptions
-from scalelab.store.tables import TableRead, read_table
+from scalelab.store.table_read import TableRead
+from scalelab.store.tables import read_table
 
 SAVING = 1.5
 """Compute that recipe B saves."""

@@ -21,7 +21,7 @@ from scalelab.forecast.headline import (
 )
 from scalelab.forecast.published import far_words
 from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 
 def table_of(rows):

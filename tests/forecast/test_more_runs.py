@@ -11,7 +11,7 @@ from scalelab.cli.main import main
 from scalelab.forecast.headline import NextCommand, headline
 from scalelab.forecast.missing_sizes import DRIFTS, OUTSIDE
 from scalelab.forecast.more_runs import BUDGETS, MOST_SHARE, SIZES, budgets_to_add, to_plan
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 NOISE = 0.005
 

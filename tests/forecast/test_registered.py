@@ -14,7 +14,7 @@ from scalelab.forecast.registered import LEVELS, registration_of, row_hash
 from scalelab.forecast.scores import AFTER, BEFORE, UNKNOWN, crps, score_runs, summarise
 from scalelab.records.forecasts import read_forecasts
 from scalelab.records.types import KnownRun
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 POINT = "N=3e9,D=6e10"
 

@@ -17,7 +17,7 @@ from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.headline import NOT_STATED, headline
 from scalelab.forecast.size_column import CountedFit, count_warnings, fit_counts
 from scalelab.records.types import Observations
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 VOCABULARY, NOISE = 50_000, 0.005
 A = 0.28 / (0.34 + 0.28)

@@ -17,7 +17,7 @@ from scalelab.forecast.headline import headline
 from scalelab.records.types import Observations
 from scalelab.report.explorer import BEYOND, Explorer, explorer, in_html
 from scalelab.report.look import LIGHT
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 
 @pytest.fixture(scope="module", params=["law", "averaged"])

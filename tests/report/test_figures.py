@@ -29,7 +29,7 @@ from scalelab.report import figures, figures_fit, figures_forecast, figures_isof
 from scalelab.report.draw import log_axis, plain
 from scalelab.report.html import exponents, render
 from scalelab.report.look import DARK, LIGHT
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 from scalelab.theory.laws import Chinchilla
 
 MAX_BYTES = 500_000

@@ -16,7 +16,7 @@ from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.forecast.headline import headline
 from scalelab.records.types import Observations
 from scalelab.report.html import render
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 
 class Outline(HTMLParser):

@@ -7,7 +7,7 @@ from scalelab import api
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.report.plots import draw_contours, draw_fit, draw_isoflop, draw_residuals, figure_of
-from scalelab.store.tables import TableRead
+from scalelab.store.table_read import TableRead
 
 NONE = BootstrapSpec(k=0)
 

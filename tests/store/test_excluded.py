@@ -11,7 +11,8 @@ from scalelab.errors import UsageError
 from scalelab.store.excluded import names_of_text, text_of_names
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.reading import Reading
-from scalelab.store.tables import TableRead, read_table
+from scalelab.store.table_read import TableRead
+from scalelab.store.tables import read_table
 
 ROWS = "".join(f"{i * 1e6:g},{i * 2e7:g},{4 - i / 10}\n" for i in range(1, 7))
 

@@ -15,7 +15,8 @@ from scalelab.store.cells import has_decimal_commas, header_scale, parse_cell
 from scalelab.store.found_columns import find
 from scalelab.store.read_options import ReadOptions, parse_map
 from scalelab.store.reading import Reading
-from scalelab.store.tables import TableRead, read_table
+from scalelab.store.table_read import TableRead
+from scalelab.store.tables import read_table
 from scalelab.units import format_quantity
 
 SIZES = [(n, d) for n in (2e7, 1e8, 5e8) for d in (4e8, 2e9, 1e10)]
