@@ -9,8 +9,9 @@ import math
 from collections.abc import Sequence
 
 from scalelab.fit.envelope import EnvelopeFit
-from scalelab.fit.isoflop import IsoflopFit, PowerLaw
+from scalelab.fit.isoflop import IsoflopFit
 from scalelab.fit.outcome import FitWarning, Interval
+from scalelab.fit.power_law import PowerLaw
 
 CODE = "approach_apart"
 """The code of these notes."""

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.envelope import EnvelopeFit
-from scalelab.fit.isoflop import IsoflopFit, line_through
+from scalelab.fit.isoflop import IsoflopFit
 from scalelab.fit.outcome import FitWarning, ParametricFit
+from scalelab.fit.power_law import line_through
 from scalelab.fit.rows import numbers
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd

@@ -20,12 +20,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from scalelab.arrays import FloatArray
 from scalelab.fit.budget_outliers import outliers_of
-from scalelab.fit.outcome import Interval, percentile_limits
 from scalelab.fit.parabola import MIN_ROWS, CurveMinimum, fit_parabola, parabolas
+from scalelab.fit.power_law import PowerLaw, line_through, lines_through, with_percentiles
 from scalelab.records.types import Observations
 from scalelab.theory.accounting import train_flops_6nd
 from scalelab.units import plural
@@ -76,31 +75,6 @@ class IsoflopCurve:
     def is_interior(self) -> bool:
         """True if both parabolas have their minimum inside the grid."""
         return self.n_params.edge is None and self.n_tokens.edge is None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PowerLaw:
-    """y = exp(log_coefficient) C^exponent, with the interval of the exponent if known."""
-
-    exponent: float
-    log_coefficient: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def interval(self) -> Interval:
-        """The exponent with its limits, NaN where they are not known."""
-        low, high = (math.nan if end is None else end for end in (self.low, self.high))
-        return Interval(value=self.exponent, low=low, high=high)
-
-    @property
-    def line(self) -> FloatArray:
-        """Exponent and log-coefficient, shape (2,)."""
-        return np.array([self.exponent, self.log_coefficient])
-
-    def at(self, flops: float) -> float:
-        """Return y at C = ``flops``."""
-        return math.exp(self.log_coefficient + self.exponent * math.log(flops))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,8 +215,8 @@ def fit_isoflop(
     n_law = line_through(log_c, np.log([curve.n_params.value for curve in inside]), level)
     d_law = line_through(log_c, np.log([curve.n_tokens.value for curve in inside]), level)
     if weights is not None and len(weights):
-        n_law = _with_percentiles(n_law, replicate_laws(observations, fit, weights, "n"), level)
-        d_law = _with_percentiles(d_law, replicate_laws(observations, fit, weights, "d"), level)
+        n_law = with_percentiles(n_law, replicate_laws(observations, fit, weights, "n"), level)
+        d_law = with_percentiles(d_law, replicate_laws(observations, fit, weights, "d"), level)
     return replace(fit, n_law=n_law, d_law=d_law)
 
 
@@ -279,7 +253,7 @@ def replicate_laws(
             at = -c[:, 1] / (2 * c[:, 2])
         is_good = (c[:, 2] > 0) & (fit.keeps_edges | (np.abs(at) <= 1))
         minima[is_good, j] = shape.centre + shape.half_width * at[is_good]
-    return _lines(np.log([curve.budget for curve in inside]), minima, counts)
+    return lines_through(np.log([curve.budget for curve in inside]), minima, counts)
 
 
 def tokens_at(n_line: FloatArray, d_line: FloatArray, flops: float) -> FloatArray:
@@ -400,41 +374,6 @@ def _with_interval_of(
         n_tokens.value * (end / n_params.value) ** slope for end in (n_params.low, n_params.high)
     ]
     return replace(n_tokens, low=min(ends), high=max(ends))
-
-
-def line_through(log_c: FloatArray, log_y: FloatArray, level: float) -> PowerLaw:
-    """Return the least-squares line through (log C, log y) with the t interval of its slope."""
-    slope, intercept = _lines(log_c, log_y[None, :], np.ones((1, len(log_c))))[0]
-    low = high = None
-    if len(log_c) > 2:
-        residual = log_y - intercept - slope * log_c
-        variance = residual @ residual / (len(log_c) - 2)
-        error = math.sqrt(variance / np.sum((log_c - log_c.mean()) ** 2))
-        half = float(special.stdtrit(len(log_c) - 2, (1 + level) / 2)) * error
-        low, high = float(slope - half), float(slope + half)
-    return PowerLaw(exponent=float(slope), log_coefficient=float(intercept), low=low, high=high)
-
-
-def _lines(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return weighted slope and intercept of each row of y against x, ignoring NaN."""
-    w = np.where(np.isfinite(y), weights, 0.0)
-    y = np.where(w > 0, y, 0.0)
-    total = w.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean_x = (w * x).sum(axis=1) / total
-        mean_y = (w * y).sum(axis=1) / total
-        dx = x - mean_x[:, None]
-        slope = (w * dx * y).sum(axis=1) / (w * dx * dx).sum(axis=1)
-    slope[(w > 0).sum(axis=1) < 2] = np.nan
-    return np.column_stack([slope, mean_y - slope * mean_x])
-
-
-def _with_percentiles(law: PowerLaw, samples: FloatArray, level: float) -> PowerLaw:
-    exponents = samples[np.isfinite(samples[:, 0]), 0]
-    if len(exponents) < len(samples) / 2:
-        return law
-    low, high = percentile_limits(exponents, level, law.exponent)
-    return replace(law, low=low, high=high) if math.isfinite(low) else law
 
 
 def _too_few(curves: tuple[IsoflopCurve, ...]) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 from scalelab.errors import EXIT_OK, NotIdentifiedError
 from scalelab.fit.against import Disagreement
 from scalelab.fit.envelope import EnvelopeFit
-from scalelab.fit.isoflop import IsoflopFit, PowerLaw
+from scalelab.fit.isoflop import IsoflopFit
 from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, Status
 from scalelab.fit.parabola import CurveMinimum
+from scalelab.fit.power_law import PowerLaw
 from scalelab.fit.select import Comparison
 from scalelab.fit.speedup import Speedup
 from scalelab.forecast.allocate import Forecast, Refusal
