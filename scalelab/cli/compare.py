@@ -43,8 +43,8 @@ def compare(
     flops: Annotated[
         str | None,
         typer.Option(
-            help="Compute at which the optima are compared, such as 1e21; default: the largest "
-            "within the runs of all."
+            help="Compute at which optima and losses are compared, such as 1e21; default: the "
+            "largest within the runs of all."
         ),
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates of each fit.")] = 1000,
@@ -56,8 +56,9 @@ def compare(
 ) -> int:
     """Compare the optima and speed-up of sweeps, tables and laws.
 
-    The answer says how much compute a recipe needs for the same loss as the first one. It needs
-    losses of one text, and of one tokenizer or in bits per byte.
+    The answer says with how much of the compute a recipe reaches the loss of the first one at
+    `--flops`, and how the losses differ there. It needs losses of one text, and of one tokenizer or
+    in bits per byte.
 
     Example: scalelab compare public:chinchilla public:llama3 besiroglu
     """
@@ -123,7 +124,7 @@ def _row(part: Compared, *, is_first: bool) -> tuple[str, ...]:
     source, forecast = part.source, part.forecast
     speedup = "reference" if is_first else "-"
     if part.speedup is not None:
-        speedup = interval_text(part.speedup.factor)
+        speedup = interval_text(part.speedup)
     return (
         source.name,
         "law" if source.rows is None else f"{len(source.rows):,}",

@@ -74,25 +74,25 @@ def _found(
             f"{_words(base.metric)}"
         )
     ours, theirs = rows.evaluated, base.evaluated
+    both = ((name, ours), (reference, theirs))
     is_per_byte = rows.metric.unit == base.metric.unit == BITS_PER_BYTE
     other_tokens = set(ours.tokenizers) != set(theirs.tokenizers)
+    unstated: dict[str, list[str]] = {}
     if not is_per_byte:
-        for each, of in ((name, ours), (reference, theirs)):
+        for each, of in both:
             if len(of.tokenizers) > 1:
                 different.append(f"{each} has several tokenizers ({', '.join(of.tokenizers)})")
-        if not ours.tokenizers or not theirs.tokenizers:
-            unknown.append(
-                "the tokenizer of " + _unstated(name, ours.tokenizers, reference, theirs.tokenizers)
-            )
+        without = [each for each, of in both if not of.tokenizers]
+        if without:
+            unstated.setdefault(" and ".join(without), []).append("the tokenizer")
         elif other_tokens:
             different.append(
                 f"the losses are per token of different tokenizers ({', '.join(ours.tokenizers)} "
                 f"and {', '.join(theirs.tokenizers)})"
             )
-    if not ours.texts or not theirs.texts:
-        unknown.append(
-            "the evaluated text of " + _unstated(name, ours.texts, reference, theirs.texts)
-        )
+    without = [each for each, of in both if not of.texts]
+    if without:
+        unstated.setdefault(" and ".join(without), []).append("the evaluated text")
     elif ours.is_named != theirs.is_named or (
         # The fingerprint is of tokens, so that one text has another with each tokenizer.
         is_per_byte and other_tokens and not ours.is_named
@@ -103,15 +103,12 @@ def _found(
             f"the losses are of different texts ({', '.join(ours.texts)} of {name}, "
             f"{', '.join(theirs.texts)} of {reference})"
         )
+    unknown += [f"{' and '.join(things)} of {who}" for who, things in unstated.items()]
     return different, unknown
 
 
 def _words(metric: Metric) -> str:
     return f"{metric.text} in {metric.unit}"
-
-
-def _unstated(name: str, ours: tuple[str, ...], reference: str, theirs: tuple[str, ...]) -> str:
-    return " and ".join(each for each, known in ((name, ours), (reference, theirs)) if not known)
 
 
 def _remedy(name: str, rows: Observations, reference: str, base: Observations) -> str:

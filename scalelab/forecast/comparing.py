@@ -1,14 +1,14 @@
 """Several sweeps, tables or laws over one another: optima, exponents and effective speed-up.
 
-The first is the reference. Speed-ups compare runs with its law, so they need losses on one text,
-and per token of one tokenizer; sizes and exponents compare in any case.
+The first is the reference. Differences in loss and speed-ups need losses on one text, and per token
+of one tokenizer; sizes and exponents compare in any case.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import Forecaster, forecaster
 from scalelab.forecast.headline import exponents
 from scalelab.forecast.law_file import SavedLaw
+from scalelab.forecast.loss_gap import SPAN, LossGap, loss_gaps, plain
 from scalelab.forecast.verdict import verdict_on
 from scalelab.records.types import Observations
 from scalelab.units import format_flops, plural
@@ -33,8 +34,7 @@ CHINCHILLA_FLOPS = 5.76e23
 MIN_SOURCES = 2
 MAX_SOURCES = 6
 BAND_POINTS = 60
-SPAN = 3.0
-"""Factor by which frontiers are drawn beyond the runs."""
+GAP_POINTS = 25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,8 +122,13 @@ class Compared:
         Its compute-optimal model at the compute of the comparison.
     bands : Bands or None
         Its frontier over the compute of all sources.
-    speedup : Speedup or None
-        Compute of the reference over its compute at equal loss; None for laws and the reference.
+    gap : LossGap or None
+        Difference in loss, and speed-up, at the compute of the comparison; None for laws, the
+        reference, and where the runs do not determine both frontiers.
+    gaps : tuple of LossGap
+        The same over the compute of both sources.
+    one_factor : Speedup or None
+        The speed-up by the law of the reference, where there is no ``gap``.
     reason : str
         Why there is no speed-up or no forecast.
     comparable : Comparability or None
@@ -133,9 +138,18 @@ class Compared:
     source: Source
     forecast: Forecast | None
     bands: Bands | None
-    speedup: Speedup | None = None
+    gap: LossGap | None = None
+    gaps: tuple[LossGap, ...] = ()
+    one_factor: Speedup | None = None
     reason: str = ""
     comparable: Comparability | None = None
+
+    @property
+    def speedup(self) -> Interval | None:
+        """Compute of the reference over that of the source at equal loss; None if not known."""
+        if self.gap is not None and self.gap.is_reached:
+            return self.gap.speedup
+        return None if self.one_factor is None else self.one_factor.factor
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -145,10 +159,13 @@ class Compared:
             "kind": self.source.kind,
             "n_rows": None if self.source.rows is None else len(self.source.rows),
             "verdict": self.source.verdict or None,
-            "a": None if slopes is None else _plain(slopes[0]),
-            "b": None if slopes is None else _plain(slopes[1]),
+            "a": None if slopes is None else plain(slopes[0]),
+            "b": None if slopes is None else plain(slopes[1]),
             "optimum": None if self.forecast is None else self.forecast.to_dict(),
-            "speedup": None if self.speedup is None else self.speedup.to_dict(),
+            "speedup": None if self.speedup is None else plain(self.speedup),
+            "gap": self.gap and self.gap.to_dict(),
+            "gaps": [each.to_dict() for each in self.gaps],
+            "one_factor": self.one_factor and self.one_factor.to_dict(),
             "reason": self.reason or None,
             "comparable": self.comparable and self.comparable.to_dict(),
         }
@@ -161,7 +178,7 @@ class SourceComparison:
     Attributes
     ----------
     flops : float
-        Compute at which the optima are compared.
+        Compute at which optima and losses are compared.
     level : float
         Level of every interval.
     parts : tuple of Compared
@@ -237,52 +254,59 @@ def compare_sources(
     low = min(flops, *(span[0] for span in spans)) / SPAN
     high = max(flops, *(span[1] for span in spans)) * SPAN
     grid: FloatArray = np.geomspace(low, high, BAND_POINTS)
-    parts = tuple(
-        _compared(source, sources[0], flops, grid, level, seed) for source in sources
-    )  # fmt: skip
+    first = _compared(sources[0], None, flops, grid, level, seed)
+    parts = (
+        first,
+        *(_compared(source, first, flops, grid, level, seed) for source in sources[1:]),
+    )
     return SourceComparison(
         flops=flops,
         level=level,
         parts=parts,
-        answers=tuple(answer_of(part, parts[0]) for part in parts[1:]),
-        details=tuple(details_of(part, parts[0], flops) for part in parts[1:]),
+        answers=tuple(answer_of(part, first, flops) for part in parts[1:]),
+        details=tuple(details_of(part, first, flops) for part in parts[1:]),
     )
 
 
 def _compared(
-    source: Source, first: Source, flops: float, grid: FloatArray, level: float, seed: int
+    source: Source, first: Compared | None, flops: float, grid: FloatArray, level: float, seed: int
 ) -> Compared:
-    forecast, bands, speedup, reason = None, None, None, ""
+    forecast, bands, reason = None, None, ""
     try:
         forecast = source.forecaster.forecast(parse_request(f"C={format_flops(flops)}"))
         bands = source.forecaster.bands(grid)
     except ScalelabError as error:
         reason = error.given
-    if source is first:
-        return Compared(source=source, forecast=forecast, bands=bands, reason=reason)
-    comparable = comparability(source.name, source.rows, first.name, first.rows)
-    if comparable.answer != NO and first.fit is not None and source.rows is not None:
-        try:
-            speedup = effective_speedup(first.fit, source.rows, seed=seed, level=level)
-        except NotIdentifiedError:
-            reason = f"the runs of {first.name} do not determine its law"
-        except UsageError as error:
-            # The message has the words of `fit --speedup`: recipe A and recipe B.
-            reason = (
-                error.given.replace("recipe A", first.name).replace("recipe B", source.name)
-                + "; are the losses of one evaluation set, in one unit?"
-            )
-    return Compared(
-        source=source, forecast=forecast, bands=bands, speedup=speedup, reason=reason,
-        comparable=comparable,
-    )  # fmt: skip
+    alone = Compared(source=source, forecast=forecast, bands=bands, reason=reason)
+    if first is None:
+        return alone
+    base = first.source
+    alone = replace(alone, comparable=comparability(source.name, source.rows, base.name, base.rows))
+    if alone.comparable is None or alone.comparable.answer == NO:
+        return alone
+    if bands is not None and first.bands is not None:
+        low, high = (pick(source.span[i], base.span[i], flops) for i, pick in enumerate((min, max)))
+        gaps = loss_gaps(bands, first.bands, np.geomspace(low, high, GAP_POINTS))
+        at = loss_gaps(bands, first.bands, np.array([flops]))
+        if at:
+            return replace(alone, gap=at[0], gaps=gaps)
+    return _by_one_factor(alone, base, seed, level)
+
+
+def _by_one_factor(part: Compared, base: Source, seed: int, level: float) -> Compared:
+    """Return the source with the speed-up by the law of the reference, or the reason for none."""
+    if base.fit is None or part.source.rows is None:
+        return part
+    try:
+        found = effective_speedup(base.fit, part.source.rows, seed=seed, level=level)
+    except NotIdentifiedError:
+        return replace(part, reason=f"the runs of {base.name} do not determine its law")
+    except UsageError as error:
+        # The message has the words of `fit --speedup`: recipe A and recipe B.
+        words = error.given.replace("recipe A", base.name).replace("recipe B", part.source.name)
+        return replace(part, reason=f"{words}; are the losses of one evaluation set, in one unit?")
+    return replace(part, one_factor=found)
 
 
 def _point(value: float) -> Interval:
     return Interval(value=value, low=math.nan, high=math.nan)
-
-
-def _plain(interval: Interval) -> dict[str, float | None]:
-    ends = (interval.value, interval.low, interval.high)
-    value, low, high = (end if math.isfinite(end) else None for end in ends)
-    return {"value": value, "low": low, "high": high}

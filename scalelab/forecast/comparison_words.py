@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scalelab.fit.outcome import Interval
-from scalelab.forecast.comparable import NO, YES
+from scalelab.forecast.comparable import NO, UNKNOWN, YES
+from scalelab.forecast.loss_gap import SPAN, loss_gaps
 from scalelab.records.metric import BITS_PER_BYTE
 from scalelab.units import format_flops, format_quantity, format_times
 
 if TYPE_CHECKING:
     from scalelab.forecast.comparing import Compared, Source
+    from scalelab.forecast.loss_gap import LossGap
 
 FAR = 1.5
 """Factor beyond the reference's compute at which a run counts as outside."""
 
 
-def answer_of(part: Compared, first: Compared) -> str:
-    """Return whether a source is better than the reference, in one or two sentences."""
+def answer_of(part: Compared, first: Compared, flops: float) -> str:
+    """Return whether a source is better than the reference, with the number first."""
     name, reference = part.source.name, first.source.name
     found = part.comparable
     assert found is not None
@@ -32,28 +34,42 @@ def answer_of(part: Compared, first: Compared) -> str:
             f"Not comparable: {'; '.join(found.reasons)}. "
             f"Nothing here shows whether {name} is better than {reference}."
         )
-    if part.speedup is None:
-        words = f"No answer for {name}: {part.reason}" if part.reason else f"No answer for {name}"
+    speedup = part.speedup
+    if speedup is None:
+        reason = part.reason if part.gap is None else _beyond(part.gap, name, reference)
+        words = f"No answer for {name}: {reason}" if reason else f"No answer for {name}"
         return words if words.endswith("?") else f"{words}."
+    # One factor for all computes has no compute of its own.
+    at = "" if part.gap is None else f" at {format_flops(flops)} FLOP"
+    needs = f"reaches the loss of {reference}{at} with {_need_words(speedup)}"
+    is_equal = math.isfinite(speedup.low + speedup.high) and speedup.low <= 1 <= speedup.high
+    word = "better" if speedup.value >= 1 else "worse"
     if found.answer == YES:
-        words = _speedup_words(part.speedup.factor, name, reference)
-        # The name of a source keeps its letters.
-        return f"N{words[1:]}." if words.startswith("no difference") else f"{words}."
-    words = _speedup_words(part.speedup.factor, name, reference)
+        if is_equal:
+            return f"No difference beyond noise between {name} and {reference}: {name} {needs}."
+        return f"{name} is {word} than {reference}: it {needs}."
     metric = None if part.source.rows is None else part.source.rows.metric
     is_per_byte = metric is not None and metric.unit == BITS_PER_BYTE
-    same = "one text" if is_per_byte else "one text and one tokenizer"
-    return (
-        f"Not known whether {name} is better than {reference}: these tables do not state "
-        f"{' or '.join(found.reasons)}. If both losses are of {same}, {words}."
-    )
+    same = "of one text" if is_per_byte else "of one text and one tokenizer"
+    if is_equal:
+        return f"{name} {needs}, no difference beyond noise, if both losses are {same} (not known)."
+    return f"{name} {needs}, if both losses are {same} (not known)."
 
 
 def details_of(part: Compared, first: Compared, flops: float) -> tuple[str, ...]:
     """Return what qualifies the answer: distance, sizes, D/N and exponents, and the remedy."""
     name, reference = part.source.name, first.source.name
     said = []
-    if part.speedup is not None and _is_outside(part.source, first.source):
+    if part.comparable is not None and part.comparable.answer == UNKNOWN:
+        said.append(f"Not known: nothing states {' or '.join(part.comparable.reasons)}.")
+    if part.gap is not None:
+        said += _gap_words(part, first)
+    elif part.one_factor is not None:
+        said.append(
+            f"This takes the exponents of {reference}, so it is the same at any compute: the runs "
+            f"of {name} do not determine its own law."
+        )
+    if part.one_factor is not None and _is_outside(part.source, first.source):
         said.append(
             f"Most runs of {name} are outside the compute of {reference}, so this extrapolates "
             "that law: compare runs of the same compute."
@@ -101,15 +117,61 @@ def _limits(found: Interval, form: Callable[[float], str]) -> str:
     return f"{form(found.value)} [{form(found.low)}, {form(found.high)}]"
 
 
-def _speedup_words(factor: Interval, name: str, reference: str) -> str:
-    """Return what a source needs for the loss of the reference, without a full stop."""
-    need = Interval(value=1 / factor.value, low=1 / factor.high, high=1 / max(factor.low, 1e-300))
-    needs = (
-        f"needs {_limits(need, '{:.3g}x'.format)} of the compute of {reference} for the same loss"
+def _need_words(speedup: Interval) -> str:
+    """Return the share of the compute and the speed-up as one fact."""
+    need = Interval(
+        value=1 / speedup.value,
+        low=1 / speedup.high if speedup.high > 0 else math.inf,
+        high=1 / speedup.low if speedup.low > 0 else math.inf,
     )
-    if math.isfinite(factor.low + factor.high) and factor.low <= 1 <= factor.high:
-        return f"no difference beyond noise between {name} and {reference}: {name} {needs}"
-    return f"{name} is {'better' if factor.value >= 1 else 'worse'} than {reference}: it {needs}"
+    times = speedup.value
+    faster = f"{times:.3g}x faster" if times >= 1 else f"{1 / times:.3g}x slower"
+    return f"{_limits(need, '{:.3g}x'.format)} of the compute ({faster})"
+
+
+def _beyond(gap: LossGap, name: str, reference: str) -> str:
+    """Return that a source does not have the loss of the reference at any compute drawn."""
+    side = "above" if gap.compute.value == math.inf else "below"
+    return (
+        f"its loss is {side} that of {reference} at {format_flops(gap.flops)} FLOP at any compute "
+        f"within {SPAN:g}x of the runs"
+    )
+
+
+def _gap_words(part: Compared, first: Compared) -> list[str]:
+    """Return the losses at one compute, and whether the speed-up changes with compute."""
+    gap = part.gap
+    assert gap is not None
+    assert part.source.rows is not None
+    difference = _limits(gap.difference, "{:+.3g}".format)
+    said = [
+        f"At {format_flops(gap.flops)} FLOP: loss {gap.loss:.4g} against {gap.reference:.4g}, "
+        f"{difference} {part.source.rows.metric.unit}."
+    ]
+    for each in (part.source, first.source):
+        times = max(gap.flops / each.span[1], each.span[0] / gap.flops)
+        if times > FAR:
+            side = "above" if gap.flops > each.span[1] else "below"
+            said.append(
+                f"That is {format_times(times)} {side} the compute of the runs of {each.name}."
+            )
+    if part.bands is None or first.bands is None:
+        return said
+    common = [pick(part.source.span[i], first.source.span[i]) for i, pick in enumerate((max, min))]
+    ends = [each for each in loss_gaps(part.bands, first.bands, common) if each.is_reached]
+    if len(ends) < 2 or common[0] >= common[1]:
+        return said
+    speeds = [each.speedup for each in ends]
+    low, high = sorted(speeds, key=lambda each: each.value)
+    words = " and ".join(
+        f"{_limits(each.speedup, '{:.3g}x'.format)} at {format_flops(each.flops)} FLOP"
+        for each in ends
+    )
+    if math.isfinite(low.high + high.low) and low.high < high.low:
+        said.append(f"The speed-up changes with compute: {words}.")
+    else:
+        said.append(f"The speed-up does not change clearly with compute: {words}.")
+    return said
 
 
 def _is_outside(source: Source, first: Source) -> bool:

@@ -1,18 +1,21 @@
-"""Sweeps, tables and laws over one another: frontiers, exponents and speed-ups."""
+"""Sweeps, tables and laws over one another: frontiers, losses, speed-ups and exponents."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from scalelab.arrays import FloatArray
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look, compared_colours
 from scalelab.units import format_flops
 
 if TYPE_CHECKING:
-    from scalelab.forecast.comparing import SourceComparison
+    from scalelab.forecast.bands import Bands
+    from scalelab.forecast.comparing import Compared, SourceComparison
 
 CLIP = 3.0
 """Factor beyond the lines at which their bands are clipped."""
@@ -29,11 +32,99 @@ def frontiers(
     axis : {"n_params", "n_tokens"}
     look : Look
     """
-    import plotly.graph_objects as go
-
-    drawn = [part for part in found.parts if part.bands is not None]
+    drawn = [(part, part.bands) for part in found.parts if part.bands is not None]
     if not drawn:
         return draw.empty(look, "None of these has a compute-optimal frontier.")
+    every = np.concatenate([getattr(bands, axis) for _, bands in drawn])
+    bottom, top = float(every.min()) / CLIP, float(every.max()) * CLIP
+    letter = "N" if axis == "n_params" else "D"
+    curves = []
+    for part, bands in drawn:
+        low, high = getattr(bands, f"{axis}_low"), getattr(bands, f"{axis}_high")
+        # A limit that is not bounded would hide the lines of the others.
+        limits = np.maximum(low, bottom / 1.1), np.minimum(high, top * 1.1)
+        rows = zip(draw.sizes(getattr(bands, axis)), low, high, strict=True)
+        hover = [f"{letter} {n}, {draw.interval(a, b, 'no interval')}" for n, a, b in rows]
+        curves.append((part, bands.flops, getattr(bands, axis), *limits, hover))
+    figure = _lines(
+        found,
+        curves,
+        look,
+        alt=f"Compute-optimal {letter} against compute of {_names(drawn)}.",
+        y=PARAMS if axis == "n_params" else TOKENS,
+    )
+    figure.update_yaxes(
+        **draw.log_axis(every, sizes=True), range=[math.log10(bottom), math.log10(top)]
+    )
+    return figure
+
+
+def losses(found: SourceComparison, look: Look = LIGHT) -> Any:
+    """Return the loss at the optimum of every source that compares, against compute, with bands."""
+    parts = (found.parts[0], *(part for part in found.parts if part.gap is not None))
+    drawn = [(part, part.bands) for part in parts if part.bands is not None]
+    curves = []
+    for part, at in drawn:
+        rows = zip(at.loss, at.low, at.high, strict=True)
+        hover = [f"loss {loss:.4g}, {_span(low, high, '.4g')}" for loss, low, high in rows]
+        curves.append((part, at.flops, at.loss, at.low, at.high, hover))
+    metric = None if found.parts[0].source.rows is None else found.parts[0].source.rows.metric
+    return _lines(
+        found,
+        curves,
+        look,
+        alt=f"Loss at the compute-optimal N and D against compute of {_names(drawn)}.",
+        y="loss" if metric is None else metric.axis,
+    )
+
+
+def speedups(found: SourceComparison, look: Look = LIGHT) -> Any:
+    """Return the speed-up of every source over the reference against compute; 1 is no difference.
+
+    A source whose runs do not determine its own law has one factor for every compute.
+    """
+    curves = []
+    for part in found.parts[1:]:
+        gaps = [gap for gap in part.gaps if gap.is_reached]
+        flops = np.array([gap.flops for gap in gaps])
+        factors = [gap.speedup for gap in gaps]
+        if not factors and part.one_factor is not None:
+            flops = np.array(part.source.span)
+            factors = [part.one_factor.factor] * 2
+        if not factors:
+            continue
+        value, low, high = np.array([(each.value, each.low, each.high) for each in factors]).T
+        hover = [
+            f"speed-up {each.value:.3g}, {_span(each.low, each.high, '.3g')}" for each in factors
+        ]
+        curves.append((part, flops, value, low, high, hover))
+    if not curves:
+        return draw.empty(look, "None of these has a speed-up that can be compared.", height=200)
+    at = "; ".join(
+        f"{part.source.name} {part.speedup.value:.3f}" for part, *_ in curves if part.speedup
+    )
+    figure = _lines(
+        found,
+        curves,
+        look,
+        alt=f"Speed-up over {found.parts[0].source.name} against compute; at "
+        f"{format_flops(found.flops)} FLOP: {at}.",
+        y=f"speed-up over {draw.plain(found.parts[0].source.name)}",
+    )
+    figure.add_hline(y=1, line={"color": look.faint, "width": 1})
+    return figure
+
+
+Curve = tuple["Compared", FloatArray, FloatArray, FloatArray, FloatArray, list[str]]
+"""A source with its compute, values, both limits and hover texts."""
+
+
+def _lines(
+    found: SourceComparison, curves: Sequence[Curve], look: Look, *, alt: str, y: str
+) -> Any:
+    """Return curves with bands against compute, each in the colour of its source."""
+    import plotly.graph_objects as go
+
     figure = go.Figure()
     colours = dict(
         zip(
@@ -42,111 +133,71 @@ def frontiers(
             strict=True,
         )
     )
-    every = np.concatenate([getattr(part.bands, axis) for part in drawn])
-    bottom, top = float(every.min()) / CLIP, float(every.max()) * CLIP
-    letter = "N" if axis == "n_params" else "D"
-    for part in drawn:
-        bands, colour = part.bands, colours[part.source.name]
-        assert bands is not None
-        value = getattr(bands, axis)
-        low, high = getattr(bands, f"{axis}_low"), getattr(bands, f"{axis}_high")
-        draw.add_band(
-            figure,
-            bands.flops,
-            np.maximum(low, bottom / 1.1),
-            np.minimum(high, top * 1.1),
-            look.with_alpha(colour, 0.16),
-        )
+    for part, flops, value, low, high, hover in curves:
+        colour = colours[part.source.name]
+        draw.add_band(figure, flops, low, high, look.with_alpha(colour, 0.16))
         name = draw.plain(part.source.name)
-        limits = [
-            draw.interval(float(a), float(b), "no interval") for a, b in zip(low, high, strict=True)
-        ]
-        words = zip(map(format_flops, bands.flops), draw.sizes(value), limits, strict=True)
-        dash = "dash" if part.source.kind == "law" else "solid"
-        hover = f"C %{{customdata[0]}} FLOP<br>{letter} %{{customdata[1]}}, %{{customdata[2]}}"
         draw.add_curve(
             figure,
-            bands.flops,
+            flops,
             value,
-            {"color": colour, "width": 2.2, "dash": dash},
+            {
+                "color": colour,
+                "width": 2.2,
+                "dash": "dash" if part.source.kind == "law" else "solid",
+            },
             name,
-            f"{name}<br>{hover}",
-            customdata=list(words),
+            f"{name}<br>C %{{customdata[0]}} FLOP<br>%{{customdata[1]}}",
+            customdata=list(zip(map(format_flops, flops), hover, strict=True)),
             showlegend=True,
         )
-    figure.add_vline(x=found.flops, line={"color": look.faint, "dash": "dot", "width": 1})
-    names = ", ".join(part.source.name for part in drawn)
-    draw.finish(
-        figure,
-        look,
-        alt=f"Compute-optimal {letter} against compute of {names}.",
-        x=FLOPS,
-        y=PARAMS if axis == "n_params" else TOKENS,
-        legend=True,
-        height=430,
-    )
-    figure.update_xaxes(**draw.log_axis([part.bands.flops for part in drawn if part.bands]))
-    figure.update_yaxes(
-        **draw.log_axis(every, sizes=True), range=[math.log10(bottom), math.log10(top)]
-    )
+    figure.add_vline(x=found.flops, line={"color": look.faint, "width": 1})
+    draw.finish(figure, look, alt=alt, x=FLOPS, y=y, legend=True, height=430)
+    figure.update_xaxes(**draw.log_axis([curve[1] for curve in curves]))
     return figure
+
+
+def _names(drawn: Sequence[tuple[Compared, Bands]]) -> str:
+    return ", ".join(part.source.name for part, _ in drawn)
+
+
+def _span(low: float, high: float, form: str) -> str:
+    if math.isnan(low + high):
+        return "no interval"
+    ends = (format(each, form) if math.isfinite(each) else "no limit" for each in (low, high))
+    return " to ".join(ends)
 
 
 def exponent_forest(found: SourceComparison, look: Look = LIGHT) -> Any:
     """Return the exponent a of every source with its interval, in the source's colour."""
-    return _forest(
-        found,
-        [part.source.exponents and part.source.exponents[0] for part in found.parts],
-        "exponent a of N<sub>opt</sub> ∝ C<sup>a</sup>",
-        "a",
-        0.5,
-        look,
-    )
-
-
-def speedup_forest(found: SourceComparison, look: Look = LIGHT) -> Any:
-    """Return the speed-up of every source of runs over the reference; 1 means no difference."""
-    return _forest(
-        found,
-        [part.speedup and part.speedup.factor for part in found.parts],
-        f"speed-up over {draw.plain(found.parts[0].source.name)} (dotted: equal)",
-        "speed-up",
-        1.0,
-        look,
-    )
-
-
-def _forest(
-    found: SourceComparison, values: list[Any], axis: str, word: str, mark: float, look: Look
-) -> Any:
     import plotly.graph_objects as go
 
     colours = compared_colours(look, len(found.parts))
     shown = [
-        (draw.plain(part.source.name), each, colour)
-        for part, each, colour in zip(found.parts, values, colours, strict=True)
-        if each is not None and math.isfinite(each.value)
+        (draw.plain(part.source.name), part.source.exponents[0], colour)
+        for part, colour in zip(found.parts, colours, strict=True)
+        if part.source.exponents is not None and math.isfinite(part.source.exponents[0].value)
     ]
     if not shown:
-        return draw.empty(look, f"None of these has a {word} that can be compared.", height=200)
+        return draw.empty(look, "None of these has an exponent a.", height=200)
     figure = go.Figure()
-    for name, each, colour in shown:
-        is_known = math.isfinite(each.low + each.high)
-        limits = f" ({each.low:.3f} to {each.high:.3f})" if is_known else " (no interval)"
+    for name, a, colour in shown:
+        is_known = math.isfinite(a.low + a.high)
         figure.add_trace(
             go.Scatter(
-                x=[each.value],
+                x=[a.value],
                 y=[name],
                 mode="markers",
                 marker={"size": 10, "color": colour},
-                error_x=draw.error_bars([each.value], [each.low], [each.high], colour, 5, 1.6),
-                hovertemplate=f"{name}<br>{word} {each.value:.3f}{limits}<extra></extra>",
+                error_x=draw.error_bars([a.value], [a.low], [a.high], colour, 5, 1.6),
+                hovertemplate=f"{name}<br>a {a.value:.3f}, {_span(a.low, a.high, '.3f')}"
+                "<extra></extra>",
             )
         )
-        end = each.high if is_known else each.value
-        draw.add_value(figure, end, name, each.value, look)
-    figure.add_vline(x=mark, line={"color": look.faint, "dash": "dot", "width": 1})
-    said = "; ".join(f"{name} {each.value:.3f}" for name, each, _ in shown)
-    draw.finish(figure, look, alt=f"{word}: {said}.", x=axis, height=110 + 46 * len(shown))
+        draw.add_value(figure, a.high if is_known else a.value, name, a.value, look)
+    figure.add_vline(x=0.5, line={"color": look.faint, "width": 1})
+    said = "; ".join(f"{name} {a.value:.3f}" for name, a, _ in shown)
+    x = "exponent a of N<sub>opt</sub> ∝ C<sup>a</sup>"
+    draw.finish(figure, look, alt=f"a: {said}.", x=x, height=110 + 46 * len(shown))
     figure.update_yaxes(range=[len(shown) - 0.5, -0.7], showgrid=False)
     return figure

@@ -22,11 +22,13 @@ def comparison_section(found: SourceComparison, line: str) -> Iterator[str]:
     for answer, details in zip(found.answers, found.details, strict=True):
         yield f"<p><b>{html.escape(answer)}</b></p>"
         yield f"<p>{html.escape(' '.join(details))}</p>"
+    if any(part.gap is not None for part in found.parts):
+        yield figure_div(figures_compare.losses(found), "compare_l", line)
+    if found.has_speedup:
+        yield figure_div(figures_compare.speedups(found), "compare_s", line)
     yield figure_div(figures_compare.frontiers(found, "n_params"), "compare_n", line)
     yield figure_div(figures_compare.frontiers(found, "n_tokens"), "compare_d", line)
     yield figure_div(figures_compare.exponent_forest(found), "compare_a", line)
-    if found.has_speedup:
-        yield figure_div(figures_compare.speedup_forest(found), "compare_s", line)
     at = html.escape(format_flops(found.flops))
     heads: tuple[str, ...] = ("source", "runs", "verdict", "a", f"N at {at} FLOP", "D", "speed-up")
     heads = heads if found.has_speedup else heads[:-1]
@@ -41,14 +43,13 @@ def _cells(part: Compared, *, is_first: bool) -> tuple[str, ...]:
     source, forecast = part.source, part.forecast
     a = None if source.exponents is None else source.exponents[0]
     sizes = (None, None) if forecast is None else (forecast.n_params, forecast.n_tokens)
-    factor = None if part.speedup is None else part.speedup.factor
     return (
         source.name,
         "law" if source.rows is None else f"{len(source.rows):,}",
         source.verdict or "-",
         _limits(a, "{:.3f}".format),
         *(_limits(size, format_quantity) for size in sizes),
-        "reference" if is_first else _limits(factor, "{:.2f}".format),
+        "reference" if is_first else _limits(part.speedup, "{:.2f}".format),
     )
 
 

@@ -16,8 +16,10 @@ from scalelab.api.data import frame_of
 from scalelab.api.laws import load_law
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
+from scalelab.forecast.bands import Bands
 from scalelab.forecast.comparable import Comparability
 from scalelab.forecast.comparing import Source, SourceComparison, compare_sources
+from scalelab.forecast.loss_gap import loss_gaps
 from scalelab.records.evaluated import EvaluatedOn
 from scalelab.records.metric import parse_metric
 from scalelab.records.types import Observations
@@ -26,9 +28,12 @@ from scalelab.report.look import LIGHT, compared_colours
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.table_read import TableRead
 from scalelab.store.tables import read_table
+from scalelab.theory.laws import Chinchilla
 
 SAVING = 1.5
 """Compute that recipe B saves."""
+LAW = Chinchilla(A=482.0, B=2085.0, E=1.82, alpha=0.348, beta=0.366)
+GAMMA = 0.348 * 0.366 / (0.348 + 0.366)
 
 
 def of_text(source: Source, text: str, tokenizer: str = "gpt2", metric: str = "heldout") -> Source:
@@ -45,8 +50,7 @@ def of_text(source: Source, text: str, tokenizer: str = "gpt2", metric: str = "h
 def compared(isoflop_runs: Callable[..., Observations]) -> SourceComparison:
     """Return recipe A, recipe B with 1.5 times the effective compute, and the published law."""
     a, same = isoflop_runs(noise=0.002), isoflop_runs(noise=0.002, seed=11)
-    gamma = 0.348 * 0.366 / (0.348 + 0.366)
-    b = replace(same, loss_nats=1.82 + (same.loss_nats - 1.82) * SAVING**-gamma)
+    b = replace(same, loss_nats=1.82 + (same.loss_nats - 1.82) * SAVING**-GAMMA)
     sources = [
         source_of(
             name,
@@ -65,10 +69,13 @@ def compared(isoflop_runs: Callable[..., Observations]) -> SourceComparison:
 def test_the_better_recipe_is_named_with_its_speed_up(compared: SourceComparison) -> None:
     speedup = compared.parts[1].speedup
     assert speedup is not None
-    assert speedup.factor.low < SAVING < speedup.factor.high
-    assert speedup.factor.low > 1
-    assert compared.answers[0].startswith("recipe-b is better than recipe-a: it needs 0.6")
-    assert compared.answers[0].endswith("of the compute of recipe-a for the same loss.")
+    assert speedup.low < SAVING < speedup.high
+    assert speedup.low > 1
+    assert compared.answers[0] == (
+        "recipe-b is better than recipe-a: it reaches the loss of recipe-a at 1e20 FLOP with "
+        f"{1 / speedup.value:.3g}x [{1 / speedup.high:.3g}x, {1 / speedup.low:.3g}x] "
+        f"of the compute ({speedup.value:.3g}x faster)."
+    )
     assert compared.to_dict()["sources"][1]["comparable"]["answer"] == "yes"
     assert compared.parts[2].speedup is None
     assert compared.parts[2].reason == ""
@@ -100,8 +107,13 @@ def test_losses_of_unknown_text_are_answered_with_the_condition(compared: Source
     a, b = (part.source for part in compared.parts[:2])
     for other in (of_text(b, ""), of_text(b, "c4", "")):
         found = compare_sources([a, other], flops=1e20)
-        assert found.answers[0].startswith("Not known whether recipe-b is better than recipe-a")
-        assert "If both losses are of one text and one tokenizer, " in found.answers[0]
+        assert found.answers[0].startswith(
+            "recipe-b reaches the loss of recipe-a at 1e20 FLOP with"
+        )
+        assert found.answers[0].endswith(
+            ", if both losses are of one text and one tokenizer (not known)."
+        )
+        assert found.details[0][0].startswith("Not known: nothing states the ")
         assert found.to_dict()["sources"][1]["comparable"]["answer"] == "unknown"
 
 
@@ -119,7 +131,7 @@ def test_bits_per_byte_compare_over_tokenizers_if_the_text_is_the_same(
         do=compare_sources(bits, flops=1e20).parts[1].comparable.do,
     )
     said = compare_sources(bits, flops=1e20).answers[0]
-    assert "If both losses are of one text, " in said
+    assert said.endswith("if both losses are of one text (not known).")
     same = [of_text(source, "c4", "gpt2", "bpb:heldout") for source in bits]
     assert compare_sources(same, flops=1e20).has_speedup
 
@@ -149,9 +161,9 @@ def test_a_worse_recipe_needs_more_compute(
 ) -> None:
     a, b = compared.parts[0].source, compared.parts[1].source
     (said,) = compare_sources([b, a], flops=1e20).answers
-    assert said.startswith("recipe-a is worse than recipe-b: it needs 1.")
-    assert "x [1." in said
-    assert "speed-up" not in said
+    assert said.startswith("recipe-a is worse than recipe-b: it reaches the loss of recipe-b at")
+    assert "with 1." in said
+    assert "x slower)." in said
 
 
 def test_overlapping_optima_have_no_clear_difference(compared: SourceComparison) -> None:
@@ -160,7 +172,7 @@ def test_overlapping_optima_have_no_clear_difference(compared: SourceComparison)
     assert theirs is not None
     assert ours.low < theirs.high
     assert theirs.low < ours.high
-    assert "no clear difference" in compared.details[0][0]
+    assert "no clear difference" in " ".join(compared.details[0])
     assert " wants " not in " ".join(compared.details[0])
 
 
@@ -182,7 +194,11 @@ def test_the_figures_show_every_source(compared: SourceComparison) -> None:
         figure = figures_compare.frontiers(compared, axis)
         assert {"recipe-a", "recipe-b", "besiroglu"} <= {trace.name for trace in figure.data}
     assert "besiroglu" in figures_compare.exponent_forest(compared).layout.meta["alt"]
-    assert len(figures_compare.speedup_forest(compared).data) == 1
+    assert "recipe-b" in {trace.name for trace in figures_compare.speedups(compared).data}
+    assert {trace.name for trace in figures_compare.losses(compared).data} >= {
+        "recipe-a",
+        "recipe-b",
+    }
     assert len(set(compared_colours(LIGHT, 6))) == 6
 
 
@@ -239,11 +255,89 @@ def test_the_report_has_the_comparison(tmp_path: Path, tables: Path) -> None:
     assert len(text.encode()) < 2_500_000
 
 
-def test_a_speed_up_of_runs_far_from_the_reference_says_so(compared: SourceComparison) -> None:
-    first, second = compared.parts[0].source, compared.parts[1].source
-    far = replace(first, span=(first.span[0] / 1e4, first.span[0] / 1e3))
-    found = compare_sources([far, second], flops=1e19)
-    assert "extrapolates that law" in found.details[0][0]
+def test_a_compute_beyond_the_runs_is_named(compared: SourceComparison) -> None:
+    found = compare_sources([part.source for part in compared.parts[:2]], flops=1e21)
+    assert "That is 10x above the compute of the runs of recipe-b." in found.details[0]
+    assert compared.parts[1].gap is not None
+    assert found.parts[1].gap is not None
+    widths = [
+        each.difference.high - each.difference.low
+        for each in (compared.parts[1].gap, found.parts[1].gap)
+    ]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_loss_difference_and_speed_up_are_those_of_the_laws(compared: SourceComparison) -> None:
+    found = compared.to_dict()["sources"][1]
+    gap = found["gap"]
+    assert gap["flops"] == pytest.approx(1e20)
+    n, d = LAW.optimal(np.array([1e20]))
+    reducible = float(LAW.loss({"n_params": n, "n_tokens": d})[0]) - LAW.params["E"]
+    true = reducible * (SAVING**-GAMMA - 1)
+    assert gap["loss_difference"]["low"] < true < gap["loss_difference"]["high"] < 0
+    assert gap["loss"] - gap["reference_loss"] == pytest.approx(gap["loss_difference"]["value"])
+    assert gap["compute"]["value"] == pytest.approx(1 / found["speedup"]["value"])
+    words = f"loss {gap['loss']:.4g} against {gap['reference_loss']:.4g}, -0.0"
+    assert words in " ".join(compared.details[0])
+    assert any("does not change clearly with compute" in each for each in compared.details[0])
+    assert [each["flops"] for each in found["gaps"]] == sorted(e["flops"] for e in found["gaps"])
+
+
+def test_the_speed_up_of_a_steeper_law_changes_with_compute() -> None:
+    flops = np.geomspace(1e17, 1e23, 61)
+    loss = 10 * flops**-0.05
+    curves = [_frontier(flops, loss), _frontier(flops, 16 * flops**-0.06)]
+    gaps = loss_gaps(curves[1], curves[0], [1e19, 1e21])
+    for gap, at in zip(gaps, (1e19, 1e21), strict=True):
+        needed = (16 / (10 * at**-0.05)) ** (1 / 0.06)
+        assert gap.compute.value == pytest.approx(needed / at, rel=1e-3)
+        assert gap.compute.low < gap.compute.value < gap.compute.high
+    assert gaps[0].speedup.high < gaps[1].speedup.low
+    # beyond the frontier it is not known
+    assert not loss_gaps(_frontier(flops, 9 * loss), curves[0], [1e21])[0].is_reached
+    assert loss_gaps(curves[1], curves[0], [1e25]) == ()
+
+
+def test_limits_of_the_difference_add_in_squares() -> None:
+    flops = np.geomspace(1e17, 1e23, 61)
+    ours, other = _frontier(flops, 2 * flops**0, 0.03), _frontier(flops, 3 * flops**0, 0.04)
+    (gap,) = loss_gaps(ours, other, [1e20])
+    half = np.hypot(2 * 0.03, 3 * 0.04)
+    assert gap.difference.value == pytest.approx(-1)
+    assert gap.difference.high - gap.difference.low == pytest.approx(2 * half)
+
+
+def _frontier(flops: np.ndarray, loss: np.ndarray, error: float = 1e-3) -> Bands:
+    unused = dict.fromkeys(("n_params", "n_tokens"), flops)
+    unused |= {f"{name}_{end}": flops for name in list(unused) for end in ("low", "high")}
+    low, high = loss * (1 - error), loss * (1 + error)
+    return Bands(
+        flops=flops,
+        loss=loss,
+        low=low,
+        high=high,
+        pred_low=low,
+        pred_high=high,
+        level=0.9,
+        **unused,
+    )
+
+
+def test_runs_without_a_law_of_their_own_have_one_factor(compared: SourceComparison) -> None:
+    a, b = (part.source for part in compared.parts[:2])
+    assert b.rows is not None
+    few = fit(
+        frame_of(TableRead(observations=b.rows.take(np.arange(4)), lines=np.arange(4))),
+        bootstrap=100,
+        forecaster="law",
+    )
+    found = compare_sources([a, of_text(source_of("few", few), "c4")])
+    assert found.parts[1].gap is None
+    assert found.parts[1].one_factor is not None
+    assert "few do not determine its own law" in " ".join(found.details[0])
+    assert " FLOP with" not in found.answers[0]
+    assert found.to_dict()["sources"][1]["speedup"]["value"] == pytest.approx(SAVING, rel=0.2)
+    assert "few" in {trace.name for trace in figures_compare.speedups(found).data}
 
 
 def test_equal_recipes_have_no_difference_beyond_noise(compared: SourceComparison) -> None:

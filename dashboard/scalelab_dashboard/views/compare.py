@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.forecast.comparing import Compared
     from scalelab.forecast.fit_report import FitReport
+    from scalelab.report.look import Look
     from scalelab_dashboard.state import Choice
 
 LAW = "law "
@@ -44,8 +47,8 @@ def show(choice: Choice) -> None:
             ui.COMPUTE,
             lambda text: parse_quantity(text, what="compute"),
             placeholder="within the runs of all",
-            help="Where the optima are compared. Default: the largest compute within the runs of "
-            "all.",
+            help="Where optima, losses and speed-up are compared. Default: the largest compute "
+            "within the runs of all.",
         )
     if choice.key is None or not choice.shown:
         waiting.nothing(choice)
@@ -110,32 +113,48 @@ def _draw(found: SourceComparison, question: object) -> None:
     for answer, details in zip(found.answers, found.details, strict=True):
         st.markdown(f"#### {ui.prose(answer)}")
         st.markdown(ui.prose(" ".join(details)))
-    left, right = st.columns(2, gap="medium")
-    with left:
-        st.subheader("Compute-optimal N")
-        ui.plot(
-            "compare_n",
-            question,
-            lambda look: figures_compare.frontiers(found, "n_params", look),
-        )
-    with right:
-        st.subheader("Compute-optimal D")
-        ui.plot(
-            "compare_d",
-            question,
-            lambda look: figures_compare.frontiers(found, "n_tokens", look),
-        )
-    with left:
-        st.subheader("Exponent a", help=glossary.about("Exponents a and b"))
-        ui.plot("compare_a", question, lambda look: figures_compare.exponent_forest(found, look))
+    panels: list[tuple[str, str, str | None, Callable[[Look], Any]]] = []
+    if any(part.gap is not None for part in found.parts):
+        panels.append(("compare_l", "Loss", None, lambda look: figures_compare.losses(found, look)))
     if found.has_speedup:
-        with right:
-            st.subheader("Speed-up", help=glossary.about("Speed-up"))
-            ui.plot("compare_s", question, lambda look: figures_compare.speedup_forest(found, look))
+        about = glossary.about("Speed-up")
+        panels.append(
+            ("compare_s", "Speed-up", about, lambda look: figures_compare.speedups(found, look))
+        )
+    panels += [
+        (
+            "compare_n",
+            "Compute-optimal N",
+            None,
+            partial(figures_compare.frontiers, found, "n_params"),
+        ),
+        (
+            "compare_d",
+            "Compute-optimal D",
+            None,
+            partial(figures_compare.frontiers, found, "n_tokens"),
+        ),
+    ]
+    about = glossary.about("Exponents a and b")
+    panels.append(
+        (
+            "compare_a",
+            "Exponent a",
+            about,
+            lambda look: figures_compare.exponent_forest(found, look),
+        )
+    )
+    for i, (name, title, help_text, draw) in enumerate(panels):
+        if i % 2 == 0:
+            columns = st.columns(2, gap="medium")
+        with columns[i % 2]:
+            st.subheader(title, help=help_text)
+            ui.plot(name, question, draw)
     st.markdown(_table(found))
     st.caption(
-        f"Bands and brackets: {100 * found.level:g} % confidence intervals. Dashed: a law without "
-        f"runs. Dotted: {format_flops(found.flops)} FLOP, where the optima are compared."
+        f"Bands and brackets: {100 * found.level:g} % confidence intervals. Dashed curve: a law "
+        f"without runs. Vertical line: {format_flops(found.flops)} FLOP, where optima and losses "
+        "are compared. Horizontal line: speed-up 1, no difference."
     )
 
 
@@ -153,7 +172,7 @@ def _row(part: Compared, *, is_first: bool) -> tuple[str, ...]:
     sizes = (None, None) if forecast is None else (forecast.n_params, forecast.n_tokens)
     speedup = "reference" if is_first else "–"
     if part.speedup is not None:
-        speedup = ui.with_limits(part.speedup.factor, "{:.2f}".format)
+        speedup = ui.with_limits(part.speedup, "{:.2f}".format)
     return (
         ui.as_text(source.name),
         "law" if source.rows is None else f"{len(source.rows):,}",
