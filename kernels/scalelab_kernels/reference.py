@@ -307,8 +307,8 @@ def causal_attention(
     starts : Tensor of int32, shape (..., T), or None
         From `document_starts`: a position sees only positions of its own document.
     path : {"explicit", "sdpa"}
-        Two batched matmuls around a softmax (faster on a CPU up to T of about 512; memory T^2), or
-        torch's fused attention (for CUDA).
+        Two batched matmuls around a softmax (memory T^2), or torch's fused attention, which skips
+        the masked scores.
 
     Returns
     -------

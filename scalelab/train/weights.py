@@ -27,9 +27,6 @@ from scalelab.train.parameters import Layout, lay_out
 from scalelab.train.parametrization import shape_factors
 from scalelab.train.precision import DTYPES, products
 
-EXPLICIT_POSITIONS = 512
-"""Longest sequence for which attention on a CPU is explicit, which is faster up to there."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
@@ -139,8 +136,7 @@ class WeightsModel:
         self.spec = spec
         self.device = torch.device(device)
         self.linear, self.ops = products(spec, get_operations("reference", self.device))
-        self._explicit = get_attention("explicit", self.device)
-        self._fused = get_attention("sdpa", self.device)
+        self._attend = get_attention("sdpa", self.device)
         dtype = DTYPES[spec.precision]
         views = weights.layout.views(weights.flat.to(self.device))
         kinds = {entry.name: entry.kind for entry in weights.layout.entries}
@@ -203,14 +199,13 @@ class WeightsModel:
 
     def _decoder(self, seq_len: int) -> Decoder:
         if seq_len not in self._decoders:
-            is_explicit = self.device.type == "cpu" and seq_len <= EXPLICIT_POSITIONS
             spec = self.spec
             self._decoders[seq_len] = Decoder(
                 spec.shape,
                 self._weights,
                 seq_len,
                 self.ops,
-                self._explicit if is_explicit else self._fused,
+                self._attend,
                 shape_factors(spec),
                 RouterWeights.of(spec),
                 self.linear,
