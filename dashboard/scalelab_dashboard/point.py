@@ -5,7 +5,7 @@ The chosen run and the excluded ones are in the address.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,22 @@ import numpy as np
 import streamlit as st
 
 from scalelab.errors import ScalelabError
-from scalelab.forecast.headline import exponents, headline
+from scalelab.forecast.headline import exponents, headline, loss_words
+from scalelab.forecast.leave_out import CONDITION, offer_words, outliers_to_exclude
+from scalelab.records.names import names_of_text, text_of_names
 from scalelab.report import overlay
-from scalelab.store.excluded import names_of_text, text_of_names
 from scalelab.units import format_flops, format_quantity, plural
-from scalelab_dashboard import queries, ui
+from scalelab_dashboard import queries, ui, waiting
 from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
+    from scalelab.fit.outcome import FitWarning
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
     from scalelab_dashboard.state import Choice
 
 RUN, EXCLUDE = "run", "exclude"
+OUTLIER, EXCLUDED = "outlier", "excluded"
 NAMED = 3
 """Length from which the custom data of a point end with the name of its run."""
 
@@ -82,6 +85,28 @@ def change(choice: Choice, report: FitReport, old: FitReport | None) -> None:
         st.markdown(f"**{ui.as_text(words)}**")
     with right:
         st.button("Include all", on_click=_set_excluded, args=((),), key="include_all")
+
+
+def marks(choice: Choice) -> dict[str, str]:
+    """Return what the fit says about runs or lines by name: ``outlier`` or ``excluded``."""
+    return {
+        **dict.fromkeys(waiting.outliers(choice), OUTLIER),
+        **dict.fromkeys(choice.excluded, EXCLUDED),
+    }
+
+
+def offer(choice: Choice, warnings: Sequence[FitWarning], n_rows: int) -> None:
+    """Offer to leave out the outliers that a warning names, in one click."""
+    names = outliers_to_exclude(warnings, n_rows)
+    if not names:
+        return
+    st.button(
+        offer_words(names).capitalize(),
+        on_click=_set_excluded,
+        args=((*choice.excluded, *names),),
+        key="exclude_outliers",
+        help=ui.as_text(f"--exclude {text_of_names(names)}. {CONDITION}"),
+    )
 
 
 def panel(choice: Choice, report: FitReport | None) -> None:
@@ -146,9 +171,10 @@ def _numbers(report: FitReport) -> str:
     head = headline(report)
     parts = [] if found is None else [f"a = {found[0].value:.3f}"]
     if head.forecast is not None and head.forecast.n_params is not None:
+        loss = loss_words(head.forecast.loss_nats, head.forecast.pred_low, head.forecast.pred_high)
         parts.append(
-            f"{format_quantity(head.forecast.n_params.value)} parameters and loss "
-            f"{head.forecast.loss_nats:.4f} at {format_flops(head.flops)} FLOP"
+            f"{format_quantity(head.forecast.n_params.value)} parameters and loss {loss} at "
+            f"{format_flops(head.flops)} FLOP"
         )
     return ", ".join(parts) or "no answer"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import streamlit as st
 
+from scalelab.forecast import leave_out
 from scalelab.store.public_tables import PREFIX
 from scalelab_dashboard import queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, Job, answer
@@ -59,6 +60,20 @@ def report(choice: Choice, key: FitKey | None = None) -> FitReport | None:
         ui.failure(found)
         return None
     return cast("FitReport", found)
+
+
+def outliers(choice: Choice) -> tuple[str, ...]:
+    """Return the runs that the fit names as outliers; none while it is fitted, or without a fit."""
+    if choice.key is None or not (choice.source is None or choice.source.counts.get("done")):
+        return ()
+    job = queries.fits().fit(choice.key)
+    found = answer(job, FIRST_WAIT_S)
+    if found is None:
+        _poll(job, "Looking for outliers")
+    if found is None or isinstance(found, Failure):
+        return ()
+    report = cast("FitReport", found)
+    return next((each.runs for each in report.warnings if each.code == leave_out.CODE), ())
 
 
 def whole_report(choice: Choice) -> FitReport | None:

@@ -71,7 +71,7 @@ def dashboard(
     Example: scalelab dashboard --from runs.csv
     """
     from scalelab.records.machine import SAFE_PATH
-    from scalelab.store.excluded import names_of_text
+    from scalelab.records.names import names_of_text
     from scalelab.store.public_tables import table_path
     from scalelab.store.read_options import ReadOptions, parse_map
     from scalelab.store.reading import Reading, reading_of_texts

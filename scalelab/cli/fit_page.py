@@ -35,6 +35,7 @@ from scalelab.forecast.headline import (
     NextCommand,
     exponents,
 )
+from scalelab.forecast.leave_out import refit_sentence
 from scalelab.forecast.more_runs import plan_words, to_plan
 from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS, Verdict
 from scalelab.units import format_flops, format_quantity, plural
@@ -147,6 +148,9 @@ def print_headline(report: FitReport, head: Headline, out: Console) -> None:
     runs = f"{plural(report.fit.n_rows, 'run')} from {report.observations.source}."
     say(f"{runs}{basis}", out, style=DIM_STYLE)
     print_verdict(Verdict(label=head.verdict, warnings=head.warnings), out)
+    if head.refit:
+        say(refit_sentence(head.outliers), out)
+        verbatim(f"  {runnable(shlex.join(head.refit))}", out)
 
 
 def print_verdict(verdict: Verdict, out: Console) -> None:

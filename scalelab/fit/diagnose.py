@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -354,4 +355,20 @@ def _outliers(
             f"times the usual distance from the law ({where} {names}{more}). {effect} Check those "
             "runs."
         ),
+        runs=_to_exclude(far, observations.names, lines),
     )
+
+
+def _to_exclude(
+    rows: NDArray[np.intp], names: NDArray[Any] | None, lines: NDArray[np.int64] | None
+) -> tuple[str, ...]:
+    """Return these rows as ``--exclude`` takes them: by run, by line if the run has other rows."""
+    if names is None:
+        return ()
+    found = dict.fromkeys(
+        str(names[i])
+        if lines is None or np.isin(np.flatnonzero(names == names[i]), rows).all()
+        else str(lines[i])
+        for i in rows
+    )
+    return tuple(found)

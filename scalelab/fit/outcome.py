@@ -29,11 +29,13 @@ class FitWarning:
     """A warning about a fit.
 
     ``code`` is a stable name, for scripts; ``message`` says what is true, why it matters for the
-    result, and what to do.
+    result, and what to do; ``runs`` are the runs, or lines of a table, that it is about, as
+    ``--exclude`` takes them.
     """
 
     code: str
     message: str
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

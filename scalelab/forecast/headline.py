@@ -14,6 +14,7 @@ from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.extrapolation import fitted_range
+from scalelab.forecast.leave_out import outliers_to_exclude, refit_words
 from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, in_folder, to_plan
 from scalelab.forecast.verdict import NOT_IDENTIFIED, verdict_on
 from scalelab.units import (
@@ -76,6 +77,10 @@ class Headline:
     forecast : Forecast or None
     to_add : tuple of AddedBudget
         Runs to add: the sizes that budgets lack, then those that would narrow the forecast.
+    outliers : tuple of str
+        Runs, or lines of a table, that a warning names and that can be left out.
+    refit : tuple of str
+        Words of the command that fits without them; none without outliers.
     """
 
     sentence: str
@@ -87,6 +92,8 @@ class Headline:
     flops: float
     forecast: Forecast | None
     to_add: tuple[AddedBudget, ...] = ()
+    outliers: tuple[str, ...] = ()
+    refit: tuple[str, ...] = ()
 
     @property
     def is_apart(self) -> bool:
@@ -100,6 +107,7 @@ class Headline:
             "verdict": self.verdict,
             "warnings": [each.code for each in self.warnings],
             "next": shlex.join(self.command),
+            "without_outliers": shlex.join(self.refit) or None,
             "prediction": self.forecast and self.forecast.to_dict(),
             "runs_to_add": [each.to_dict() for each in self.to_add],
         }
@@ -214,6 +222,7 @@ def headline(
         words, purpose = ("scalelab", "fit", *command.runs, "-v"), "prints the parameters too"
     else:
         words, purpose = _next(command, flops)
+    outliers = outliers_to_exclude(verdict.warnings, len(rows))
     return Headline(
         sentence=why if forecast is None else sentence_of(rows, forecast) + _growth(report),
         basis="" if forecast is None else _basis(report, forecast),
@@ -224,6 +233,8 @@ def headline(
         flops=flops,
         forecast=forecast,
         to_add=added,
+        outliers=outliers,
+        refit=refit_words(command.runs, outliers),
     )
 
 

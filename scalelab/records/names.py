@@ -1,4 +1,4 @@
-"""Valid names of sweeps and imports.
+"""Valid names of sweeps and imports, and lists of names as text.
 
 A name becomes a folder, part of a job name and a word on a command line. Letters, digits, ``.``,
 ``_`` and ``-`` are safe in all three, except for a leading dot (hidden file) or dash (option).
@@ -6,7 +6,10 @@ A name becomes a folder, part of a job name and a word on a command line. Letter
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from scalelab.errors import UsageError
@@ -46,3 +49,28 @@ def suggest_name(text: str, *, fallback: str = "sweep") -> str:
 def named_folder(parent: Path, name: str, *, what: str = "name") -> Path:
     """Return ``parent / name``; `check_name` keeps it inside ``parent`` or raises UsageError."""
     return parent / check_name(name, what=what)
+
+
+def names_of_text(text: str) -> tuple[str, ...]:
+    """Return the names of ``a,b`` or ``"a,b",c``.
+
+    Raises
+    ------
+    UsageError
+        If a name is empty.
+    """
+    names = tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
+    if not names or not all(names):
+        raise UsageError(
+            f"--exclude {text!r}",
+            "run_ids or line numbers with commas",
+            "Write for example --exclude 12,15.",
+        )
+    return names
+
+
+def text_of_names(names: Iterable[str]) -> str:
+    """Return names as `names_of_text` reads them."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(list(names))
+    return out.getvalue()

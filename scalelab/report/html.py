@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from scalelab import __version__
 from scalelab.fit.apart import CODE, apart_words
 from scalelab.forecast.bands import bands_between
+from scalelab.forecast.leave_out import refit_sentence
 from scalelab.forecast.more_runs import HEADS, caption_of, plan_words, to_plan
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
@@ -281,6 +282,9 @@ def _answer(report: FitReport, head: Headline) -> Iterator[str]:
         yield (
             f'<p class="warning"><b>{html.escape(title)}</b>: {html.escape(warning.message)}</p>'
         )
+    if head.refit:
+        yield f'<p class="faint">{html.escape(refit_sentence(head.outliers))}</p>'
+        yield f"<code>{html.escape(shlex.join(head.refit))}</code>"
     for note in report.warnings:
         if note not in head.warnings and note.code != CODE:
             yield f'<p class="faint">{html.escape(note.message)}</p>'

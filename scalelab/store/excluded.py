@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.errors import UsageError, did_you_mean
+from scalelab.records.names import text_of_names
 from scalelab.units import plural
 
 NAME_COLUMNS = ("run_id", "run", "run_name", "label")
@@ -24,31 +23,6 @@ def name_column(types: Mapping[str, str]) -> str | None:
     named = next((texts[name] for name in NAME_COLUMNS if name in texts), None)
     # Rows of an import are named by their line in the imported file.
     return "line" if named is None and {"import", "line"} <= set(types) else named
-
-
-def names_of_text(text: str) -> tuple[str, ...]:
-    """Return the names of ``a,b`` or ``"a,b",c``.
-
-    Raises
-    ------
-    UsageError
-        If a name is empty.
-    """
-    names = tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
-    if not names or not all(names):
-        raise UsageError(
-            f"--exclude {text!r}",
-            "run_ids or line numbers with commas",
-            "Write for example --exclude 12,15.",
-        )
-    return names
-
-
-def text_of_names(names: Iterable[str]) -> str:
-    """Return names as `names_of_text` reads them."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(list(names))
-    return out.getvalue()
 
 
 def is_excluded(

@@ -9,7 +9,7 @@ from scalelab.errors import UsageError
 from scalelab.logs.losses import checked_unit
 from scalelab.logs.registry import checked_format
 from scalelab.records.metric import parse_metric
-from scalelab.store.excluded import names_of_text, text_of_names
+from scalelab.records.names import names_of_text, text_of_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

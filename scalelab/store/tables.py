@@ -18,6 +18,7 @@ from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.logs.losses import BPB
 from scalelab.records.metric import HELDOUT, HELDOUT_BPB, NATS
+from scalelab.records.names import text_of_names
 from scalelab.records.types import Observations
 from scalelab.store.columns import (
     ALIASES,
@@ -29,7 +30,7 @@ from scalelab.store.columns import (
 )
 from scalelab.store.comparable import finished_condition, select, settings_as_text
 from scalelab.store.evaluated import evaluated_on
-from scalelab.store.excluded import is_excluded, name_column, text_of_names
+from scalelab.store.excluded import is_excluded, name_column
 from scalelab.store.found_columns import find_needed
 from scalelab.store.loss_units import convert_loss
 from scalelab.store.metric import metric_expression, parse_metric, without_metric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from scalelab_dashboard.views import runs
 from streamlit.testing.v1 import AppTest
 
 Opener = Callable[..., AppTest]
@@ -50,6 +52,54 @@ def test_overview_and_decide_state_one_interval_and_one_advice(
     sweeps = [block for block in commands(overview) if "sweep isoflop" in block]
     assert len(sweeps) == 1
     assert sweeps[0].count("--name narrow --extend --results") == 3
+
+
+@pytest.mark.slow
+def test_the_outliers_are_left_out_by_one_click_and_marked_in_runs(
+    page: Opener, said: Said, commands: Callable[[AppTest], list[str]], two_sweeps: Path
+) -> None:
+    marked = page(two_sweeps, page="Runs", sweep="narrow").dataframe[0].value
+    outliers = marked["run_id"][marked[runs.MARK] == "outlier"].tolist()
+    assert len(outliers) == 3
+    overview = page(two_sweeps, page="Overview", sweep="narrow")
+    button = overview.button(key="exclude_outliers")
+    assert button.label == "Exclude these 3 runs and refit"
+    button.click().run()
+    deadline = time.monotonic() + 60
+    while any("updates when it is done" in each.value for each in overview.caption):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+        overview.run()
+    assert sorted(overview.query_params["exclude"].split(",")) == sorted(outliers)
+    text = said(overview)
+    sizes = re.search(
+        r"Without 3 excluded runs: .* loss [\d.]+ \[([\d.]+), ([\d.]+)\] .*"
+        r"With all runs: .* loss [\d.]+ \[([\d.]+), ([\d.]+)\]",
+        text,
+    )
+    assert sizes is not None
+    low, high, old_low, old_high = map(float, sizes.groups())
+    assert high - low < 0.8 * (old_high - old_low)
+    assert any(f"--exclude {','.join(sorted(outliers))}" in each for each in commands(overview))
+    assert not any(each.key == "exclude_outliers" for each in overview.button)
+    after = page(two_sweeps, page="Runs", sweep="narrow", exclude=outliers[0])
+    assert (after.dataframe[0].value[runs.MARK] == "excluded").sum() == 1
+
+
+def test_the_outliers_of_a_table_are_marked_where_its_rows_are(
+    page: Opener, said: Said, narrow_runs, tmp_path: Path
+) -> None:
+    rows, file = narrow_runs(), tmp_path / "runs.csv"
+    lines = [
+        f"{n},{d},{x}" for n, d, x in zip(rows.n_params, rows.n_tokens, rows.loss_nats, strict=True)
+    ]
+    file.write_text("\n".join(("n_params,n_tokens,loss", *lines)) + "\n")
+    shown = page(tmp_path / "none", file=file, page="Data")
+    frame = shown.dataframe[0].value
+    expected = [line for line in (16, 38, 51) if line in frame.index]
+    assert expected
+    assert frame.index[frame[runs.MARK] == "outlier"].tolist() == expected
+    assert "16 (outlier), 38 (outlier), 51 (outlier)" in said(shown)
 
 
 def test_compare_opens_on_a_sweep_of_the_user_or_else_on_the_nearest_law(

@@ -176,6 +176,20 @@ def test_outliers_of_a_sweep_are_named_by_their_runs(isoflop_runs):
     assert "runs run04, run31" in found["outliers"]
 
 
+def test_outliers_are_excluded_by_run_or_by_line_where_the_run_has_other_rows(isoflop_runs):
+    rows = isoflop_runs()
+    loss = rows.loss_nats.copy()
+    loss[[4, 30, 31]] *= 1.3
+    names = np.array([f"run{i // 2:02}" for i in range(len(rows))])
+    named = replace(rows, loss_nats=loss, names=names)
+    fit = fit_parametric(named, form="chinchilla", bootstrap=NONE)
+    (found,) = row_warnings(named, np.arange(len(rows)) + 1, fit)
+    # line 5 is half of its run, lines 31 and 32 are one run
+    assert found.runs == ("5", "run15")
+    (unnamed,) = row_warnings(replace(named, names=None), None, fit)
+    assert unnamed.runs == ()
+
+
 def test_rounding_of_a_table_without_noise_is_no_outlier(isoflop_runs):
     rows = isoflop_runs(noise=0.0)
     # Whole numbers of parameters and tokens: the losses are off by less than 1e-7.

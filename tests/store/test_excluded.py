@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scalelab.errors import UsageError
-from scalelab.store.excluded import names_of_text, text_of_names
+from scalelab.records.names import names_of_text, text_of_names
 from scalelab.store.read_options import ReadOptions
 from scalelab.store.reading import Reading
 from scalelab.store.table_read import TableRead

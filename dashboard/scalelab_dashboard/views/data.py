@@ -10,19 +10,24 @@ import atexit
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from scalelab.logs.registry import TABLE
+from scalelab.store.excluded import name_column
 from scalelab.store.reading import Reading, reading_of_texts
 from scalelab.theory.accounting import PARAM_WORDS
 from scalelab.units import plural
-from scalelab_dashboard import queries, tables_of, ui
+from scalelab_dashboard import point, queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, attempt
+from scalelab_dashboard.views import runs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from scalelab_dashboard.state import Choice
 
 OURS = {
@@ -81,8 +86,13 @@ def show(choice: Choice) -> None:
     st.subheader("Rows")
     numbers = [name for name in frame.columns if not str(name).lower().endswith(NAMES)]
     shown = frame.assign(**{name: frame[name].map(ui.short_number) for name in numbers})
-    st.dataframe(shown, height=240, alt=f"First rows of {count} in the table")
+    # Of another file or another reading, the fit says nothing.
+    marks = point.marks(choice) if table == choice.table and reading == table.reading else {}
+    st.dataframe(marked(shown, marks), height=240, alt=f"First rows of {count} in the table")
     st.caption(f"{plural(count, 'row')}; showing the first {len(frame):,}, long numbers rounded.")
+    if marks:
+        named = (f"{name} ({mark})" for name, mark in marks.items())
+        st.caption(ui.as_text(f"Outliers of the fit, and what it leaves out: {', '.join(named)}."))
     st.subheader("Columns")
     mapping = _mapping(list(frame.columns), dict(table.mapping))
     read = queries.read_file(table.path, stamp, mapping, reading)
@@ -108,6 +118,29 @@ def show(choice: Choice) -> None:
         words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
     words += reading.words()
     ui.command([*words, "--results", choice.results], "To save it in the results folder:")
+
+
+def marked(frame: pd.DataFrame, marks: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows with what the fit says about them in the first column.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Its index is the line of each row.
+    marks : Mapping[str, str]
+        Of runs or lines, by name.
+    """
+    if not marks:
+        return frame
+    column = name_column(dict.fromkeys(frame.columns, "VARCHAR"))
+    names = frame.index.astype(str) if column is None else frame[column].astype(str)
+    found = [
+        marks.get(name) or marks.get(str(line), "")
+        for name, line in zip(names, frame.index, strict=True)
+    ]
+    shown = frame.copy()
+    shown.insert(0, runs.MARK, found, allow_duplicates=True)
+    return shown
 
 
 def guess(ours: str, columns: list[str]) -> str:

@@ -30,7 +30,7 @@ from scalelab.units import (
     parse_quantity,
     plural,
 )
-from scalelab_dashboard import queries, ui, waiting
+from scalelab_dashboard import point, queries, ui, waiting
 from scalelab_dashboard.asked import (
     CHINCHILLA_FLOPS,
     LIMITS,
@@ -107,7 +107,7 @@ def show(choice: Choice) -> None:
     words += asked.options()
     share = "" if isinstance(source, str) else f"{100 * choice.level:g} %"
     with top:
-        _answer_first(found, source, law, share, asked.hardware)
+        _answer_first(found, source, law, share, asked.hardware, choice)
         if found.to_add:
             ui.runs_to_add(in_folder(found.to_add, choice.words()), choice.level)
         _show(found, asked, source, (key, law, asked))
@@ -318,7 +318,12 @@ def _losses(
 
 
 def _answer_first(
-    answer: Decision, source: FitReport | str, law: str, share: str, hardware: str
+    answer: Decision,
+    source: FitReport | str,
+    law: str,
+    share: str,
+    hardware: str,
+    choice: Choice,
 ) -> None:
     """Show the best model in one sentence, the verdict, and its numbers."""
     best = answer.best
@@ -337,6 +342,8 @@ def _answer_first(
         None if verdict is None else verdict.label,
         () if verdict is None else verdict.warnings,
     )
+    if verdict is not None and rows is not None:
+        point.offer(choice, verdict.warnings, len(rows))
     _headline(best, share, answer, hardware)
 
 

@@ -73,6 +73,7 @@ def _forecast(choice: Choice) -> None:
     st.session_state[ANSWERED] = (choice.shown, request)
     head = queries.headline(choice.key, tuple(choice.words()[2:]), forecast.asked, report, forecast)
     ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
+    point.offer(choice, head.warnings, len(found[0]))
     _answer(report, forecast)
     _picture(choice, report, forecast)
     point.panel(choice, report)

@@ -12,7 +12,7 @@ from scalelab.report import figures_fit
 from scalelab.report.html import exponents
 from scalelab.theory.accounting import PARAM_WORDS
 from scalelab.units import plural
-from scalelab_dashboard import glossary, ui, waiting
+from scalelab_dashboard import glossary, point, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
@@ -136,6 +136,7 @@ def _methods(report: FitReport, choice: Choice) -> None:
         if report.fit.status != "not_identified" and others:
             st.subheader("Warnings")
             ui.warnings(others)
+            point.offer(choice, others, len(report.observations))
     with right:
         st.subheader(
             "Parameters",

@@ -63,6 +63,7 @@ def show(choice: Choice) -> None:
         with top:
             is_ready, bands = waiting.frontier(choice.key, span)
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
+            point.offer(choice, head.warnings, len(rows))
             _remedy(choice, report)
             ui.next_step(head, rows, choice.level)
             if report.has_answer and is_ready:

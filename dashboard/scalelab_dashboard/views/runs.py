@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 MAX_SELECTED = 12
+MARK = "fit"
+"""Column with what the fit says about a run, where it says something about any."""
 COLUMNS = (
     "run_id",
     "status",
+    MARK,
     "reason",
     "n_params",
     "n_tokens",
@@ -79,6 +82,10 @@ def show(choice: Choice) -> None:
             st.info("The rows of a table are in the **Data** view.")
         return
     table = queries.runs(choice.results, choice.source.name, choice.stamp)
+    marks = point.marks(choice)
+    if marks:
+        table = table.assign(**{MARK: table["run_id"].map(marks).fillna("")})
+        table = table.iloc[(table[MARK] == "").to_numpy().argsort(kind="stable")]
     browser(choice, table)
 
 
@@ -276,6 +283,9 @@ def _config(flops: str) -> dict[str, Any]:
         "wall_s": number("time, s", format="localized"),
         "epochs": number("epochs", format="%.2f"),
         "run_id": "run",
+        MARK: st.column_config.TextColumn(
+            MARK, help="outlier: far from the fitted law. excluded: left out of the fit."
+        ),
         "reason": st.column_config.TextColumn("error", width="medium"),
     }
 
