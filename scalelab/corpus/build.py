@@ -47,6 +47,7 @@ from scalelab.corpus.shards import (
 )
 from scalelab.corpus.source import DataSource, SourceFile, find_files, unreadable
 from scalelab.corpus.spool import Progress, Spool, spool_documents
+from scalelab.corpus.text_identity import text_fingerprint
 from scalelab.corpus.token_dataset import write_token_dataset
 from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_source import TokenSource
@@ -312,6 +313,7 @@ def write_rest(
         end_token=tokenizer.end_token,
         tokenizer_pattern=source.tokenizer_pattern,
         special_tokens=source.special_tokens,
+        text_fingerprint=text_fingerprint(spool),
         source=source.describe(),
         train=train,
         evaluation=evaluation,

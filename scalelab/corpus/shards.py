@@ -113,6 +113,9 @@ class Manifest:
         Pattern of a rank file, `scalelab.corpus.source.DataSource.tokenizer_pattern`.
     special_tokens : bool
         Whether special tokens that the text spells became special tokens.
+    text_fingerprint : str or None
+        Hash of the distinct documents, the same for every tokenizer, order and file layout; see
+        `scalelab.corpus.text_identity`. None for token files.
     format : int
         Version of this layout.
     """
@@ -144,6 +147,7 @@ class Manifest:
     split: str = "documents"
     tokenizer_pattern: str | None = None
     special_tokens: bool = False
+    text_fingerprint: str | None = None
     format: int = FORMAT
 
     @property
@@ -160,7 +164,7 @@ NAMES = {field.name for field in fields(Manifest)}
 OPTIONAL = {
     *("n_empty", "files", "end_token", "is_scanned"),
     *("n_rejected", "rejects", "n_markup_files", "split"),
-    *("tokenizer_pattern", "special_tokens"),
+    *("tokenizer_pattern", "special_tokens", "text_fingerprint"),
 }
 """Fields that older manifests do not have."""
 

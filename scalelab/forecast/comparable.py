@@ -93,18 +93,25 @@ def _found(
     without = [each for each, of in both if not of.texts]
     if without:
         unstated.setdefault(" and ".join(without), []).append("the evaluated text")
-    elif ours.is_named != theirs.is_named or (
-        # The fingerprint is of tokens, so that one text has another with each tokenizer.
-        is_per_byte and other_tokens and not ours.is_named
-    ):
+    elif is_per_byte and ours.sources and theirs.sources:
+        # With another tokenizer, the tokens of the same documents have another fingerprint.
+        if len({*ours.sources, *theirs.sources}) > 1:
+            different.append(_texts(name, ours.sources, reference, theirs.sources))
+    elif ours.is_named != theirs.is_named or (is_per_byte and other_tokens and not ours.is_named):
         unknown.append("whether both losses are of one text")
+    elif len({*ours.texts, *theirs.texts}) > 1 and ours.sources and ours.sources == theirs.sources:
+        different.append("the losses are of different held-out tokens of one text")
     elif len({*ours.texts, *theirs.texts}) > 1:
-        different.append(
-            f"the losses are of different texts ({', '.join(ours.texts)} of {name}, "
-            f"{', '.join(theirs.texts)} of {reference})"
-        )
+        different.append(_texts(name, ours.texts, reference, theirs.texts))
     unknown += [f"{' and '.join(things)} of {who}" for who, things in unstated.items()]
     return different, unknown
+
+
+def _texts(name: str, ours: tuple[str, ...], reference: str, theirs: tuple[str, ...]) -> str:
+    return (
+        f"the losses are of different texts ({', '.join(ours)} of {name}, {', '.join(theirs)} of "
+        f"{reference})"
+    )
 
 
 def _words(metric: Metric) -> str:
@@ -113,6 +120,13 @@ def _words(metric: Metric) -> str:
 
 def _remedy(name: str, rows: Observations, reference: str, base: Observations) -> str:
     both = shlex.join([reference, name])
+    ours, theirs = rows.evaluated, base.evaluated
+    if len(ours.sources) == 1 and ours.sources == theirs.sources and rows.metric == base.metric:
+        term = rows.metric.terms[0].name
+        return (
+            "The text is the same, so bits per byte compare: "
+            f"`scalelab compare {both} --metric bpb:{term}`."
+        )
     again = f"`scalelab compare {both} --metric bpb:both`"
     if all(each.source.startswith(OF_SWEEP) for each in (rows, base)):
         return (

@@ -21,11 +21,15 @@ class EvaluatedOn:
         Names of the tokenizers; empty if unknown.
     is_named : bool
         Whether ``texts`` are names, which cannot be compared with fingerprints.
+    sources : tuple of str
+        Fingerprints of the documents that the evaluated tokens were held out of, the same for every
+        tokenizer; empty if unknown.
     """
 
     texts: tuple[str, ...] = ()
     tokenizers: tuple[str, ...] = ()
     is_named: bool = False
+    sources: tuple[str, ...] = ()
 
 
 UNKNOWN = EvaluatedOn()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from scalelab.corpus.text_identity import text_of
 from scalelab.records.evaluated import UNKNOWN, EvaluatedOn
 from scalelab.records.metric import Metric
 from scalelab.store.read_options import ReadOptions
@@ -20,9 +21,11 @@ def evaluated_on(source: TableSource, options: ReadOptions, metric: Metric) -> E
     is_mapped = "loss_nats" in options.mapping
     if source.evaluated is not None:
         return source.evaluated if metric.is_heldout and not is_mapped else UNKNOWN
+    texts = () if is_mapped else _texts(source, options, metric)
     return EvaluatedOn(
-        texts=() if is_mapped else _texts(source, options, metric),
+        texts=texts,
         tokenizers=_distinct(source, options, "tokenizer"),
+        sources=() if is_mapped else _sources(source, options, metric, texts),
     )
 
 
@@ -39,6 +42,23 @@ def _texts(source: TableSource, options: ReadOptions, metric: Metric) -> tuple[s
         if not all(name in known for name in names):
             return ()
         found.add(" ".join(known[name] for name in names))
+    return tuple(sorted(found))
+
+
+def _sources(
+    source: TableSource, options: ReadOptions, metric: Metric, texts: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the fingerprints of the documents, which the prepared data states."""
+    if source.data is None:
+        return ()
+    # A set is prepared data of its own; the held-out part is that of the training text.
+    sets = _distinct(source, options, "data_fingerprint") if metric.is_heldout else texts
+    found = set()
+    for each in sets:
+        parts = [text_of(source.data, part) for part in each.split()]
+        if None in parts:
+            return ()
+        found.add(" ".join(part for part in parts if part))
     return tuple(sorted(found))
 
 

@@ -155,6 +155,7 @@ def open_runs(
         if planned:
             title = f"{'sweep' if len(names) == 1 else 'sweeps'} {', '.join(names)}"
             source = _source(connection, _RUNS, _IN_PLAN, names, title)
+            source.data = results / "data"
         else:
             source = _source(connection, _IMPORT, "line", names, f"import {name}")
         if not len(source):

@@ -54,6 +54,8 @@ class TableSource:
         Column by metric, such as ``bpb:code``; None takes them from the names of the columns.
     evaluated : EvaluatedOn or None
         Text and tokenizer of the losses that the source states; None reads them from columns.
+    data : Path or None
+        Folder of the prepared data of the rows; None for a table.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class TableSource:
         self.metrics: dict[str, str] | None = None
         self.param_convention = "unstated"
         self.evaluated: EvaluatedOn | None = None
+        self.data: Path | None = None
         self._ends: NDArray[np.int64] | None = None
         self._n_cells = 0
         if text_file is not None:

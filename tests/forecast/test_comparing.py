@@ -36,11 +36,15 @@ LAW = Chinchilla(A=482.0, B=2085.0, E=1.82, alpha=0.348, beta=0.366)
 GAMMA = 0.348 * 0.366 / (0.348 + 0.366)
 
 
-def of_text(source: Source, text: str, tokenizer: str = "gpt2", metric: str = "heldout") -> Source:
+def of_text(
+    source: Source, text: str, tokenizer: str = "gpt2", metric: str = "heldout", documents: str = ""
+) -> Source:
     """Return the source with losses of this text, tokenizer and metric; unknown if empty."""
     assert source.rows is not None
     evaluated = EvaluatedOn(
-        texts=(text,) if text else (), tokenizers=(tokenizer,) if tokenizer else ()
+        texts=(text,) if text else (),
+        tokenizers=(tokenizer,) if tokenizer else (),
+        sources=(documents,) if documents else (),
     )
     rows = replace(source.rows, evaluated=evaluated, metric=parse_metric(metric))
     return replace(source, rows=rows)
@@ -134,6 +138,23 @@ def test_bits_per_byte_compare_over_tokenizers_if_the_text_is_the_same(
     assert said.endswith("if both losses are of one text (not known).")
     same = [of_text(source, "c4", "gpt2", "bpb:heldout") for source in bits]
     assert compare_sources(same, flops=1e20).has_speedup
+
+
+def test_two_tokenizers_on_one_text_compare_in_bits_per_byte(compared: SourceComparison) -> None:
+    a, b = (part.source for part in compared.parts[:2])
+
+    def asked(metric: str, other: str) -> SourceComparison:
+        made = (of_text(a, "1", "gpt2", metric, "text"), of_text(b, "2", "llama", metric, other))
+        return compare_sources(made, flops=1e20)
+
+    tokens = asked("heldout", "text")
+    assert "per token of different tokenizers (llama and gpt2)" in tokens.answers[0]
+    assert tokens.details[0][-1] == (
+        "The text is the same, so bits per byte compare: "
+        "`scalelab compare recipe-a recipe-b --metric bpb:heldout`."
+    )
+    assert asked("bpb:heldout", "text").parts[1].comparable == Comparability(answer="yes")
+    assert "are of different texts (other of recipe-b" in asked("bpb:heldout", "other").answers[0]
 
 
 def test_public_tables_state_their_text(tables: Path) -> None:
