@@ -102,8 +102,8 @@ def notes(results: str, about: tuple[str, ...]) -> tuple[Note, ...]:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def status(results: str, sweep: str, stamp: str) -> SweepStatus | Failure:
-    """Return the status of a sweep from its run folders, at the time of a snapshot."""
+def status(results: str, sweep: str, stamp: str, tick: int) -> SweepStatus | Failure:
+    """Return the status of a sweep from its run folders, read again at each snapshot and tick."""
     return attempt(lambda: read_status(Path(results), sweep))
 
 

@@ -85,9 +85,13 @@ def plot(
     drawn: Callable[[Look], Any],
     more: object = None,
     on_click: Callable[[str], None] | None = None,
+    line: str | None = None,
 ) -> None:
-    """Show a figure, drawn once per key, theme and ``more``, what else it depends on."""
-    colours, line = look(), queries.source_line(key)
+    """Show a figure, drawn once per key, theme and ``more``, what else it depends on.
+
+    ``line`` is its source line; default: that of the fit of the key.
+    """
+    colours, line = look(), line or queries.source_line(key)
 
     def stamped() -> Any:
         return stamp(drawn(colours), name, line, colours)

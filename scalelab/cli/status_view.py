@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SHOWN_RUNS = 16
 TROUBLED = ("failed", "diverged", "pruned", "broken")
-SILENT_AFTER_S = 120.0
 STYLES = {
     "done": "green",
     "running": "cyan",
@@ -95,8 +94,7 @@ def _running(runs: Sequence[RunStatus]) -> Table:
     table = _table("running", "N", "D", *columns)
     table.add_column("")
     for run in runs[:SHOWN_RUNS]:
-        is_silent = run.silent_s is not None and run.silent_s > SILENT_AFTER_S
-        silence = f"silent for {format_duration(run.silent_s or 0.0)}" if is_silent else ""
+        silence = f"silent for {format_duration(run.silent_s or 0.0)}" if run.is_silent else ""
         outlook = run.outlook or Outlook(recent_loss_nats=None, now=None, end=None)
         loss = run.loss_nats if outlook.recent_loss_nats is None else outlook.recent_loss_nats
         table.add_row(

@@ -23,13 +23,18 @@ PANELS = (
 FIRST_PANEL = 1.7
 """Height of the loss panel relative to the others."""
 PANEL_HEIGHT = 185
+FIRST_SHARE = 0.01
 LABEL_PIXELS = 64
 """Margin on the right for a run's label, which is as long on a narrow page."""
 
 
 def losses(table: pd.DataFrame, look: Look = LIGHT) -> Any:
-    """Return the training losses of runs against tokens, in one panel; see `curves`."""
-    return curves(table.assign(**{key: None for key, _ in PANELS[1:]}), look=look)
+    """Return the training losses of runs against tokens, without their first steps; see `curves`.
+
+    The first `FIRST_SHARE` of the tokens would take most of both axes.
+    """
+    late = table[table["tokens"] >= FIRST_SHARE * table["tokens"].max()] if len(table) else table
+    return curves(late.assign(**{key: None for key, _ in PANELS[1:]}), look=look)
 
 
 def curves(table: pd.DataFrame, by: str = "tokens", look: Look = LIGHT) -> Any:

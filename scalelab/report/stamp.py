@@ -40,6 +40,7 @@ TITLES = {
     "forms": "Error of each form on the next budget",
     "curves": "Training curves",
     "running": "Training curves of running runs",
+    "filling": "IsoFLOP curves so far",
     "pareto": "Predicted loss against cost",
     "costs": "Cost by budget",
     "valleys": "Valleys of the evaluation sets",

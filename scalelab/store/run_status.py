@@ -12,6 +12,8 @@ MIN_SIZES = 3
 BRACKETED = "bracketed"
 FALLS_TO_SMALL = "falls to the small end"
 FALLS_TO_LARGE = "falls to the large end"
+SILENT_AFTER_S = 120.0
+"""Seconds without a row of the training curve after which a running run is silent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +108,18 @@ class RunStatus:
     outlook: Outlook | None = None
     gpus: int = 0
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the run is running and wrote no row of its curve for `SILENT_AFTER_S`."""
+        return self.silent_s is not None and self.silent_s > SILENT_AFTER_S
+
+    @property
+    def fraction(self) -> float:
+        """Share of its steps that are trained: 1 for a finished run."""
+        if self.state == "done":
+            return 1.0
+        return min(self.step / self.n_steps, 1.0) if self.n_steps else 0.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetStatus:
@@ -170,3 +184,10 @@ def _budget_status(budget: float, runs: list[RunStatus]) -> BudgetStatus:
         best_loss_nats=None if best is None else means[best],
         shape=shape,
     )
+
+
+def share_done(runs: Sequence[RunStatus]) -> float:
+    """Return the trained share of the compute of all runs, from 0 to 1."""
+    total = math.fsum(run.flops or 0.0 for run in runs)
+    done = math.fsum((run.flops or 0.0) * run.fraction for run in runs)
+    return done / total if total > 0 else 0.0

@@ -32,7 +32,7 @@ from scalelab.store.run_status import (
     budget_statuses,
 )
 from scalelab.store.spent import spent_and_wasted_s
-from scalelab.units import format_flops, plural
+from scalelab.units import format_duration, format_flops, plural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,8 +190,11 @@ def sweep_eta(runs: Sequence[RunStatus]) -> float | None:
     """Return the seconds until the last run ends, None if no running run has a throughput.
 
     This is the work left divided by the current rate, at least the time of the slowest running run.
+    A silent run has no rate: it may have stopped.
     """
-    running = [run for run in runs if run.eta_s is not None and run.flops and run.n_tokens]
+    running = [
+        r for r in runs if r.eta_s is not None and r.flops and r.n_tokens and not r.is_silent
+    ]
     rate = sum((r.tokens_per_s or 0.0) * (r.flops or 0.0) / (r.n_tokens or 1) for r in running)
     if not running or rate <= 0:
         return None
@@ -229,6 +232,13 @@ def advise(
         advice.append(
             f"{plural(stopped, 'run')} left and none is running: `scalelab resume {sweep}` "
             "continues the sweep."
+        )
+    silent = sorted((run for run in runs if run.is_silent), key=lambda run: -(run.silent_s or 0.0))
+    if silent:
+        advice.append(
+            f"{plural(len(silent), 'run')} silent, the longest for "
+            f"{format_duration(silent[0].silent_s or 0.0)}: its process may hang. See "
+            f"`scalelab logs {silent[0].run_id}`."
         )
     if counts.get("failed"):
         first = next(run for run in runs if run.state == "failed")

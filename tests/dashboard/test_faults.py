@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scalelab_dashboard import queries
 from scalelab_dashboard.app import VIEWS
 from scalelab_dashboard.asked import usual_count
+from scalelab_dashboard.fits import Failure
 from scalelab_dashboard.views.candidates import training_time
 from streamlit.testing.v1 import AppTest
 
@@ -106,6 +108,26 @@ def test_a_target_that_is_no_number_keeps_the_figure_and_has_its_error_at_the_fi
     assert test.get("plotly_chart")
     test.text_input("max_flops").set_value("2 million").run()
     assert "milion'" not in said(test)
+
+
+@pytest.mark.slow
+def test_a_target_without_an_answer_in_a_link_still_shows_the_figure(
+    page: Opener, said: Said, small_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = queries.forecast
+    wide = Failure(given="--predict 'C=3e22': too wide", allowed="narrow limits", do="Add runs.")
+    monkeypatch.setattr(
+        queries,
+        "forecast",
+        lambda key, asked, fit: wide if "3e22" in asked else answered(key, asked, fit),
+    )
+    test = page(small_store, page="Extrapolate", max_flops="3e22")
+    text = said(test)
+    assert "C=3e22': too wide" in text
+    assert "--predict 'C=3e22" not in text
+    assert "Below: C=1e22, 10x the largest run" in text
+    assert "With 1e22 FLOP" in text
+    assert test.get("plotly_chart")
 
 
 @pytest.mark.slow

@@ -12,11 +12,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import streamlit as st
+from scalelab_dashboard import queries
 from scalelab_dashboard.app import VIEWS
 from scalelab_dashboard.views.runs import PAGE_ROWS
 from streamlit.testing.v1 import AppTest
 
 from scalelab import api
+from scalelab.store.run_status import RunStatus, budget_statuses
+from scalelab.store.status import SweepStatus
 from scalelab.sweep.spec import sweep_from_mapping
 
 Opener = Callable[..., AppTest]
@@ -77,6 +80,53 @@ def test_every_view_renders_on_a_sweep_under_way(
     if view == "Overview":
         assert "66 of 80 runs are done" in str(test.get("progress")[0].proto)
         assert "retry half-done" in said(test)
+
+
+def test_a_sweep_that_runs_shows_its_curves_verdicts_and_lost_runs(
+    page: Opener,
+    said: Said,
+    stores: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stores.running(tmp_path)
+    runs = [
+        RunStatus(run_id=f"r{n}", state="done", budget_flops=3e18, n_params=n, loss_nats=loss)
+        for n, loss in ((7_000_000, 3.5), (13_000_000, 3.2), (21_000_000, 3.3))
+    ]
+    more = {"budget_flops": 7e18, "n_steps": 50, "flops": 7e18}
+    runs.append(
+        RunStatus(run_id="slow", state="running", n_params=33_000_000, silent_s=400.0, **more)
+    )
+    runs.append(
+        RunStatus(run_id="lost", state="failed", n_params=9_000_000, reason="<b>memory", **more)
+    )
+    budgets = budget_statuses(runs)
+    status = SweepStatus(
+        sweep="half-done",
+        kind="isoflop",
+        runs=tuple(runs),
+        counts={"done": 3, "running": 1, "failed": 1},
+        valleys=budgets,
+        eta_s=150.0,
+        worker_hours=1.0,
+        wasted_hours=0.0,
+        advice=("see `scalelab logs lost`.",),
+    )
+    monkeypatch.setattr(queries, "status", lambda *_: status)
+    test = page(tmp_path)
+    assert not test.exception
+    text = said(test)
+    assert "3 done, 1 running, 1 failed" in text
+    assert "about 2.5 min left" in str(test.get("progress")[0].proto)
+    assert "silent for 6.7 min" in text
+    assert ":red[failed]" in text
+    assert "<b>memory" in text
+    assert ":green[bracketed]" in text
+    assert "too few sizes so far" in text
+    assert f"scalelab logs lost --results {tmp_path}" in text
+    names = [str(each.proto) for each in test.get("plotly_chart")]
+    assert any("3 done, 1 silent, 1 without a result" in name for name in names)
 
 
 @pytest.mark.parametrize("view", list(VIEWS))

@@ -85,7 +85,13 @@ def test_the_pictures_can_be_drawn(tmp_path):
 
 def test_every_picture_is_shown_and_drawn_by_the_script():
     # The page beside a PNG says which command wrote it, or it shows a view of the dashboard.
-    shots = {"demo.png", "metric_all.png", "page_compare.png", "page_decide_900.png"}
+    shots = {
+        "demo.png",
+        "metric_all.png",
+        "page_compare.png",
+        "page_decide_900.png",
+        "page_live.png",
+    }
     drawn = {f"{draw.__name__}.svg" for draw in script("figures").FIGURES} | shots
     pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     assert set(re.findall(r"images/(\w+\.\w+)", pages)) == drawn

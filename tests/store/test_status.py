@@ -15,8 +15,10 @@ from scalelab.store.run_status import (
     BRACKETED,
     FALLS_TO_LARGE,
     FALLS_TO_SMALL,
+    SILENT_AFTER_S,
     RunStatus,
     budget_statuses,
+    share_done,
 )
 from scalelab.store.status import read_status, sweep_eta
 
@@ -80,6 +82,18 @@ class TestEta:
         runs = [self.running(1000, 900, 1.0), self.running(1000, 1, 1000.0)]
         assert sweep_eta(runs) == pytest.approx(900)
 
+    def test_a_silent_run_has_no_rate(self):
+        silent = replace(self.running(1000, 900, 1.0), silent_s=SILENT_AFTER_S + 1)
+        assert sweep_eta([silent]) is None
+        assert sweep_eta([silent, self.running(1000, 300, 10.0)]) == pytest.approx(30)
+
+    def test_the_share_of_the_compute_counts_the_steps_of_running_runs(self):
+        half = replace(self.running(1000, 500, 1.0), step=20, n_steps=40)
+        done = RunStatus(run_id="d", state="done", flops=6.0 * 3000)
+        planned = RunStatus(run_id="p", state="planned", flops=6.0 * 6000, n_steps=9)
+        assert share_done([half, done, planned]) == pytest.approx(0.35)
+        assert share_done([]) == 0.0
+
     def test_nothing_running_is_unknown(self):
         assert sweep_eta([RunStatus(run_id="w", state="planned", flops=1.0)]) is None
 
@@ -116,6 +130,9 @@ class TestReading:
         }  # fmt: skip
         assert sum(status.counts.values()) == len(status.runs)
         text = " ".join(status.advice)
+        assert "silent" not in text
+        later = read_status(make.path, now_s=1.7e9 + 40 + SILENT_AFTER_S + 9)
+        assert "2 runs silent, the longest for 2.1 min" in " ".join(later.advice)
         assert "scalelab retry s" in text
         assert broken.run_id in text
         assert "resume" not in text, "a run is running"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,15 +63,17 @@ def _forecast(choice: Choice) -> None:
         return
     forecast = queries.forecast(choice.key, request, report)
     if isinstance(forecast, Failure):
-        ui.field_error(forecast)
+        ui.field_error(replace(forecast, given=forecast.given.removeprefix("--predict ")))
         source, request = st.session_state.get(ANSWERED, ("", ""))
+        what = "the last target with an answer"
         if source != choice.shown:
-            return
-        st.caption(ui.as_text(f"Below: {request}, the last target with an answer."))
+            request, what = f"C={ui.next_compute(found[0])}", "10x the largest run"
+        st.caption(ui.as_text(f"Below: {request}, {what}."))
         forecast = queries.forecast(choice.key, request, report)
         if isinstance(forecast, Failure):
             return
-    st.session_state[ANSWERED] = (choice.shown, request)
+    else:
+        st.session_state[ANSWERED] = (choice.shown, request)
     head = queries.headline(choice.key, tuple(choice.words()[2:]), forecast.asked, report, forecast)
     ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
     point.offer(choice, head.warnings, len(found[0]))
@@ -258,11 +261,13 @@ def _published(choice: Choice, report: FitReport) -> None:
         draw = partial(_plane, bands, axis, largest)
         with column:
             ui.plot(f"published_{axis}", choice.key, draw)
-    shown = table[["model", "year", "n_params", "n_tokens", "ratio", "saved", "verdict", "source"]]
+    # The verdict comes early: at 1,280 pixels the last columns are beyond the edge.
+    shown = table[["model", "verdict", "n_params", "n_tokens", "ratio", "saved", "year", "source"]]
     flops, name = ui.scaled(table, "flops")
     shown = shown.assign(saved=100 * table["saved"])
     shown.insert(4, name, flops)
-    shown.insert(5, "x largest run", table["flops"] / largest)
+    times = table["flops"] / largest
+    shown.insert(5, "x largest run", times)
     shown = shown.sort_values("year", ascending=False, kind="stable")
     st.dataframe(
         shown,
@@ -273,7 +278,9 @@ def _published(choice: Choice, report: FitReport) -> None:
             "n_params": st.column_config.NumberColumn("N", format="compact", width=64),
             "n_tokens": st.column_config.NumberColumn("D, tokens", format="compact", width=80),
             name: st.column_config.NumberColumn(format="%.3g", width=100),
-            "x largest run": st.column_config.NumberColumn(format="%.3g", width=100),
+            "x largest run": st.column_config.NumberColumn(
+                format="%.1e" if times.max() >= 1e6 else "%.3g", width=100
+            ),
             "ratio": st.column_config.NumberColumn("N / optimal N", format="%.2f", width=100),
             "saved": st.column_config.NumberColumn(
                 "saved, %",
@@ -281,7 +288,7 @@ def _published(choice: Choice, report: FitReport) -> None:
                 width=80,
                 help="Share of its compute that the optimum would save at the same loss.",
             ),
-            "verdict": st.column_config.TextColumn(width=330),
+            "verdict": st.column_config.TextColumn(width=300),
             "source": st.column_config.TextColumn(width="large"),
         },
     )

@@ -1,13 +1,19 @@
-"""A sweep that runs, on the Overview: progress, budgets, running runs and their curves."""
+"""A sweep that runs, on the Overview: progress, curves that fill, running and lost runs."""
 
 from __future__ import annotations
 
+import re
+import shlex
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from scalelab.report import figures_runs
+from scalelab.records.states import RUN_STATES
+from scalelab.report import figures_live, figures_runs
 from scalelab.store.expected import LEVEL
+from scalelab.store.run_status import share_done
 from scalelab.units import format_duration, format_flops, format_quantity
 from scalelab_dashboard import glossary, queries, ui
 from scalelab_dashboard.fits import Failure
@@ -16,48 +22,118 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scalelab.store.run_status import BudgetStatus, Expected, RunStatus
+    from scalelab.store.status import SweepStatus
     from scalelab_dashboard.state import Choice
 
 MAX_RUNS = 8
-SILENT_AFTER_S = 120.0
-"""Seconds without a row of the training curve after which a run is reported as silent."""
+TICK_S = 10
+"""Seconds after which the run folders are read again: a launcher that hangs or died publishes no
+snapshot, and its runs would stay on the page as running."""
+REASON_CHARACTERS = 90
+_COMMAND = re.compile("`(scalelab [^`]+)`")
 
 
-def show(choice: Choice) -> None:
-    """Draw the progress of the chosen sweep; its snapshot is at most some seconds old."""
+def status_of(choice: Choice) -> SweepStatus | None:
+    """Return the status of a sweep that runs, at most `TICK_S` old.
+
+    None if it is over, or has no run folders.
+    """
+    if choice.source is None or not choice.source.is_unfinished:
+        return None
+    tick = int(time.time() // TICK_S)
+    found = queries.status(choice.results, choice.source.name, choice.stamp, tick)
+    return None if isinstance(found, Failure) else found
+
+
+@st.fragment(run_every=TICK_S)
+def progress(choice: Choice) -> None:
+    """Draw how much of the chosen sweep is trained, and when it ends."""
     assert choice.source is not None
-    source, done = choice.source, choice.source.counts.get("done", 0)
-    status = queries.status(choice.results, source.name, choice.stamp)
-    text = f"{done:,} of {source.total:,} runs are done"
-    if isinstance(status, Failure):
-        st.progress(done / source.total, text=text)
+    status = status_of(choice)
+    counts = choice.source.counts if status is None else status.counts
+    done, total = counts.get("done", 0), choice.source.total
+    share, text = done / total, f"{done:,} of {total:,} runs are done"
+    if status is not None:
+        share = share_done(status.runs)
+        text += f", {share:.0%} of the compute"
+        if status.eta_s is not None:
+            text += f"; about {format_duration(status.eta_s)} left"
+    st.progress(min(share, 1.0), text=text)
+
+
+@st.fragment(run_every=TICK_S)
+def show(choice: Choice) -> None:
+    """Draw the runs of the chosen sweep: curves so far, running runs, and runs without a result."""
+    status = status_of(choice)
+    if status is None:
         return
-    if status.eta_s is not None:
-        text += f"; about {format_duration(status.eta_s)} left"
-    st.progress(done / source.total, text=text)
     running = [run for run in status.runs if run.state == "running"]
-    if running:
-        _runs(running)
-    elif not done:
-        st.markdown("No run is training yet.")
     left, right = st.columns(2, gap="medium")
-    with left:
+    if status.valleys:
+        with left:
+            _filling(choice, status)
+    with right if status.valleys else left:
         if running:
-            _curves(choice, running)
-    with right:
+            _curves(choice, status.sweep, running)
         if status.valleys:
             _budgets(status.valleys)
+    if running:
+        _runs(running)
+    elif not status.counts.get("done"):
+        st.markdown("No run is training yet.")
+    lost = [run for run in status.runs if figures_live.kind_of(run) == figures_live.LOST]
+    if lost:
+        _lost(lost)
+    for line in status.advice:
+        st.markdown(f":material/arrow_forward: {ui.prose(_runnable(line, choice.results))}")
+
+
+def _filling(choice: Choice, status: SweepStatus) -> None:
+    key = tuple(
+        (run.run_id, figures_live.kind_of(run), run.loss_nats if run.state == "done" else run.step)
+        for run in status.runs
+    )
+    ui.plot(
+        "filling",
+        (choice.results, status.sweep, key),
+        lambda look: figures_live.filling(status.runs, look),
+        line=f"sweep {status.sweep}, {datetime.now():%Y-%m-%d %H:%M}",
+    )
+
+
+def _curves(choice: Choice, sweep: str, running: Sequence[RunStatus]) -> None:
+    ids = tuple(run.run_id for run in running[:MAX_RUNS])
+    names = {run.run_id: _name(run) for run in running[:MAX_RUNS]}
+    table = queries.curves(choice.results, ids, choice.stamp)
+    ui.plot(
+        "running",
+        (choice.results, choice.stamp, ids),
+        lambda look: figures_runs.losses(table.assign(label=table["run_id"].map(names)), look),
+        line=f"sweep {sweep}, {datetime.now():%Y-%m-%d %H:%M}",
+    )
+
+
+def _runnable(line: str, results: str) -> str:
+    """Return a piece of advice whose commands name the results folder."""
+    option = f" --results {shlex.quote(results)}"
+    return _COMMAND.sub(lambda found: f"`{found[1]}{option}`", line)
+
+
+def _name(run: RunStatus) -> str:
+    """Return the name of a curve: size, and budget if it has one."""
+    size = _quantity(run.n_params)
+    return size if run.budget_flops is None else f"{size}, {format_flops(run.budget_flops)}"
 
 
 def _runs(running: Sequence[RunStatus]) -> None:
     st.markdown("**Running now**", help=glossary.about("State, status", "Step"))
     rows = [
-        f"| `{run.run_id}` | {_quantity(run.n_params)} | {_quantity(run.n_tokens)} "
-        f"| {run.step / (run.n_steps or 1):.0%} | {_loss(run)} | {_expected(run)} | {_left(run)} |"
+        f"| `{run.run_id}` | {_quantity(run.n_params)} | {_budget(run)} | {run.fraction:.0%} "
+        f"| {_left(run)} | {_loss(run)} | {_expected(run)} |"
         for run in running[:MAX_RUNS]
     ]
     head = (
-        "| run | N | D | steps | training loss | expected at the end | time left |",
+        "| run | N | C, FLOP | steps | time left | training loss | expected at the end |",
         "|:--|" + "--:|" * 6,
     )
     st.markdown("\n".join((*head, *rows)))
@@ -68,6 +144,26 @@ def _runs(running: Sequence[RunStatus]) -> None:
             "Expected at the end: held-out loss predicted from the finished runs; "
             f"{LEVEL:.0%} of healthy runs are inside. ▲ marks a training loss above its range."
         )
+
+
+def _lost(runs: Sequence[RunStatus]) -> None:
+    """Show the runs whose newest attempt ended without a loss, and why."""
+    st.markdown("**Without a result**", help=glossary.about("State, status", "Attempt"))
+    rows = [
+        f"| `{run.run_id}` | {_quantity(run.n_params)} | {_budget(run)} "
+        f"| :red[{ui.as_text(run.state)}] | {run.attempts} | {_reason(run)} |"
+        for run in runs[:MAX_RUNS]
+    ]
+    head = ("| run | N | C, FLOP | state | attempts | why |", "|:--|--:|--:|:--|--:|:--|")
+    st.markdown("\n".join((*head, *rows)))
+    if len(runs) > MAX_RUNS:
+        st.caption(f"{len(runs) - MAX_RUNS:,} more in the **Runs** view.")
+
+
+def _reason(run: RunStatus) -> str:
+    words = " ".join((run.reason or RUN_STATES[run.state]).split())
+    short = words if len(words) <= REASON_CHARACTERS else f"{words[: REASON_CHARACTERS - 1]}…"
+    return ui.as_text(short)
 
 
 def _loss(run: RunStatus) -> str:
@@ -85,8 +181,8 @@ def _expected(run: RunStatus) -> str:
 
 
 def _left(run: RunStatus) -> str:
-    if run.silent_s is not None and run.silent_s > SILENT_AFTER_S:
-        return f"**silent for {format_duration(run.silent_s)}**"
+    if run.is_silent:
+        return f":orange[**silent for {format_duration(run.silent_s or 0.0)}**]"
     return "–" if run.eta_s is None else format_duration(run.eta_s)
 
 
@@ -94,13 +190,8 @@ def _quantity(value: float | None) -> str:
     return "–" if value is None else format_quantity(value)
 
 
-def _curves(choice: Choice, running: Sequence[RunStatus]) -> None:
-    ids = tuple(run.run_id for run in running[:MAX_RUNS])
-    ui.plot(
-        "running",
-        (choice.results, choice.stamp, ids),
-        lambda look: figures_runs.losses(queries.curves(choice.results, ids, choice.stamp), look),
-    )
+def _budget(run: RunStatus) -> str:
+    return "–" if run.budget_flops is None else format_flops(run.budget_flops)
 
 
 def _budgets(budgets: Sequence[BudgetStatus]) -> None:
@@ -117,5 +208,5 @@ def _budgets(budgets: Sequence[BudgetStatus]) -> None:
 def _verdict(budget: BudgetStatus) -> str:
     is_whole = budget.n_done == budget.n_runs
     if budget.is_bracketed:
-        return "bracketed" if is_whole else "bracketed so far"
-    return f"**{budget.shape}**" if is_whole else f"{budget.shape} so far"
+        return ":green[bracketed]" if is_whole else "bracketed so far"
+    return f":orange[**{budget.shape}**]" if is_whole else f"{budget.shape} so far"

@@ -37,22 +37,26 @@ _OPTION = re.compile(r"--(last-of|best-of|mean-of) ([\w,]+)")
 KINDS = {"isoflop": "isoFLOP"}
 STATES = (
     *("done", "running", "queued", "planned"),
-    *("failed", "diverged", "pruned", "preempted", "cancelled"),
+    *("failed", "diverged", "pruned", "interrupted", "preempted", "cancelled"),
 )
 
 
 def show(choice: Choice) -> None:
     """Draw the page."""
     _state(choice)
+    top, now, after = st.container(), st.container(), st.container()
+    if choice.source is not None and choice.source.is_unfinished:
+        with now:
+            live.show(choice)
     found = waiting.rows(choice)
     if found is None:
         return
     rows, isoflop = found
     if choice.table is not None:
-        st.markdown(
-            f"**{ui.as_text(choice.table.label)}**, a table of {plural(len(rows.flops), 'row')}"
-        )
-    top = st.container()
+        with top:
+            st.markdown(
+                f"**{ui.as_text(choice.table.label)}**, a table of {plural(len(rows.flops), 'row')}"
+            )
     report = waiting.report(choice)
     bands = old = None
     is_ready = False
@@ -63,6 +67,7 @@ def show(choice: Choice) -> None:
         with top:
             is_ready, bands = waiting.frontier(choice.key, span)
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
+        with after:
             point.offer(choice, head.warnings, len(rows))
             _remedy(choice, report)
             ui.next_step(head, rows, choice.level)
@@ -175,16 +180,16 @@ def _state(choice: Choice) -> None:
     source = choice.source
     if source is None:
         return
-    parts = [
-        f"{source.counts[status]:,} {status}" for status in STATES if source.counts.get(status)
-    ]
+    status = live.status_of(choice)
+    counts = source.counts if status is None else status.counts
+    parts = [f"{counts[state]:,} {state}" for state in STATES if counts.get(state)]
     kind = "import" if source.kind == "import" else f"{KINDS.get(source.kind, source.kind)} sweep"
     st.markdown(f"**{ui.as_text(source.name)}**, {ui.as_text(kind)}: " + ", ".join(parts))
     if source.is_unfinished:
-        live.show(choice)
+        live.progress(choice)
     ui.notes(queries.notes(choice.results, (source.name,)))
-    failed = sum(source.counts.get(status, 0) for status in ("failed", "diverged"))
-    if failed:
+    failed = sum(counts.get(state, 0) for state in ("failed", "diverged"))
+    if failed and status is None:
         st.markdown(
             f"{plural(failed, 'run')} without a result. The **Runs** view shows why. "
             + ui.prose(f"`scalelab retry {source.name}` starts them again.")

@@ -275,7 +275,7 @@ class LocalPool:
             self.queue.insert(0, run_id)
             self._notify(f"{run_id} lost its worker ({how}); it resumes from its last checkpoint")
             return
-        reason = f"its worker was lost {n_lost} times, the last time by {how}"
+        reason = f"its worker was lost {n_lost} times; the last time: {how}"
         if attempts:
             ended = {**ended, "status": "failed", "reason": reason, "time_s": time.time()}
             attempts[-1].write_note({**attempts[-1].read_note(), "ended": ended})
