@@ -28,7 +28,7 @@ from scalelab.sweep.execution import ExecutionSpec, execution_from_mapping
 from scalelab.sweep.run_spec import RunSpec, run_spec_from_mapping
 
 TIMEOUT_S = {"cpu": 300, "cuda": 600}
-TRAINER_REVISION = 5
+TRAINER_REVISION = 6
 """Increased when the trainer's speed changes, so that old measurements are repeated."""
 
 SECONDS_PER_POINT = 0.15

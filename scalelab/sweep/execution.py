@@ -29,7 +29,7 @@ UNREPEATABLE_ATTENTIONS = ("cudnn",)
 chooses one of them."""
 MASKING_ATTENTIONS = ("explicit", "sdpa", "triton")
 """Attentions that can stay inside a document."""
-DIRECT_RUNS = "a dense fp32 model on a CPU with kernels = reference and attention = explicit"
+DIRECT_RUNS = "a dense model on a CPU with kernels = reference and attention = explicit"
 """What the ``direct`` step supports, for error messages."""
 CHOICES = ("step", "kernels", "attention")
 """Fields that can be `AUTO` in a request. Together they are a way to execute a step."""
@@ -65,7 +65,7 @@ class ExecutionSpec:
         ``cpu`` or ``cuda``.
     step : str
         ``eager``, ``compiled``, ``graph`` (one CUDA graph) or ``direct`` (hand-written gradients
-        for dense fp32 models on a CPU; for other models the trainer uses ``eager`` and notes it).
+        for dense models on a CPU; for other models the trainer uses ``eager`` and notes it).
     kernels : str
         ``reference`` (plain torch) or ``triton``.
     attention : str
@@ -244,13 +244,13 @@ def default_precision(device: str) -> str:
 
 
 def is_direct_possible(spec: RunSpec, execution: ExecutionSpec) -> bool:
-    """Say whether the ``direct`` step supports a run: dense, fp32, on one CPU."""
+    """Say whether the ``direct`` step supports a run: dense, fp32 or bf16, on one CPU."""
     return (
         execution.device == "cpu"
         and execution.n_devices == 1
         and execution.kernels == "reference"
         and execution.attention == "explicit"
-        and spec.precision == "fp32"
+        and spec.precision in ("fp32", "bf16")
         and not spec.shape.n_experts
     )
 

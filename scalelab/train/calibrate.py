@@ -20,6 +20,7 @@ from scalelab.theory.accounting import count_params, train_flops_per_token
 from scalelab.theory.shape import ModelShape
 from scalelab.train.batches import open_batches
 from scalelab.train.engine import EVAL_TOKENS_PER_BATCH, Engine, batch_shape
+from scalelab.train.execution import on_this_cpu
 from scalelab.train.host import device_name, torch_settings
 from scalelab.train.qualify.platform import this_platform
 
@@ -153,8 +154,9 @@ def measure_batched_runs(
 def timed_execution(request: ExecutionSpec, spec: RunSpec) -> ExecutionSpec:
     """Return the way in which a request is timed: the best that the user's cache knows to be right.
 
-    Without a verdict on this GPU it is the planned way.
+    Without a verdict on this GPU it is the planned way; on a CPU as `on_this_cpu` says.
     """
+    request = on_this_cpu(request, spec)
     ways = candidates(request, spec)
     folder = cached_verdicts()
     if request.device != "cuda" or not is_auto(request) or folder is None:

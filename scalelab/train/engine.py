@@ -131,10 +131,10 @@ class Engine:
         for run, spec in enumerate(specs):
             rates[run, : spec.n_steps] = torch.tensor(learning_rates(spec), dtype=torch.float64)
         self.rates = rates.to(self.device)
-        # Half precision multiplies rounded copies of the weights; norm gains stay fp32.
+        # Autograd multiplies rounded copies of the weights in half precision; norm gains stay fp32.
         dtype = DTYPES[first.precision]
-        is_half = dtype != torch.float32
-        self.copy = torch.zeros_like(self.master, dtype=dtype) if is_half else None
+        has_copy = dtype != torch.float32 and execution.step != "direct"
+        self.copy = torch.zeros_like(self.master, dtype=dtype) if has_copy else None
         buffers = (self.layout, self.master, self.grad)
         self.gradients: Autograd | Direct
         if execution.step == "direct":

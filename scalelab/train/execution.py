@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from scalelab.records.run_dir import RunDir
-from scalelab.sweep.execution import ExecutionSpec, is_direct_possible
+from scalelab.sweep.execution import AUTO, ExecutionSpec, is_direct_possible, planned_execution
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.train.engine import Engine, batch_shape
+from scalelab.train.precision import has_fast_bf16
 from scalelab.train.sharded.ranks import own_ranks
 
 BEGUN_FIELDS = ("step", "kernels", "attention")
@@ -32,6 +33,15 @@ _MEMORY_WORDS = re.compile(
 """Texts of errors, in messages of torch and Triton, that mean that memory ran out."""
 
 
+def on_this_cpu(request: ExecutionSpec, spec: RunSpec) -> ExecutionSpec:
+    """Return a request with ``eager`` for ``auto`` where the ``direct`` step would be slower.
+
+    That is a run in bf16 on a CPU that does not multiply bf16 matrices fast.
+    """
+    is_open = request.step == AUTO and request.device == "cpu" and spec.precision == "bf16"
+    return replace(request, step="eager") if is_open and not has_fast_bf16() else request
+
+
 def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> ExecutionSpec:
     """Return the requested execution, adapted to the runs' checkpoints and to the device count.
 
@@ -39,9 +49,10 @@ def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> Exec
     wrote it, so a change of the defaults does not change its bits. Its micro-batch can shrink
     (after an out-of-memory error) but never grow. On several devices, a micro-batch of one
     sequence also recomputes activations. ``direct`` becomes ``eager`` on several devices and for
-    models that `scalelab.train.direct` does not support.
+    models that `scalelab.train.direct` does not support; ``auto`` does as `on_this_cpu` says.
     """
     n_ranks = own_ranks().n_ranks
+    execution = on_this_cpu(execution, runs[0].read_spec())
     execution = replace(execution, batched_runs=len(runs), n_devices=n_ranks)
     for run in runs:
         begun = run.begun_execution()
@@ -53,8 +64,9 @@ def possible_execution(runs: Sequence[RunDir], execution: ExecutionSpec) -> Exec
     if n_ranks > 1:
         is_short = execution.micro_batch_seqs == 1
         return replace(execution, step="eager", recomputes_blocks=is_short)
+    specs = [run.read_spec() for run in runs]
     if execution.step == "direct" and not all(
-        is_direct_possible(run.read_spec(), execution) for run in runs
+        is_direct_possible(spec, planned_execution(execution, spec)) for spec in specs
     ):
         return replace(execution, step="eager")
     return execution

@@ -1,7 +1,8 @@
 """Losses and gradients of K runs, by two implementations that agree to rounding.
 
 `Autograd` differentiates `scalelab.train.model` with torch, for all models, devices, precisions and
-kernels. `Direct` uses `scalelab.train.direct.step`, which is faster for dense fp32 models on a CPU.
+kernels. `Direct` uses `scalelab.train.direct.step`, which is faster for dense models on a CPU; in
+bf16 only where the CPU multiplies bf16 matrices fast.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scalelab.train.moe import RouterWeights
 from scalelab.train.optimizer import row_norms
 from scalelab.train.parameters import Layout
 from scalelab.train.parametrization import shape_factors
-from scalelab.train.precision import products
+from scalelab.train.precision import DTYPES, products
 
 
 class Autograd:
@@ -241,4 +242,5 @@ class Direct:
                 is_document_masked=first.is_document_masked,
                 end_token=first.end_token,
             ),
+            dtype=DTYPES[first.precision],
         )

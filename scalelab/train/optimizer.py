@@ -65,6 +65,7 @@ class Optimizer:
         self.ops = ops
         self.master, self.exp_avg, self.exp_avg_sq, self.copy = master, exp_avg, exp_avg_sq, copy
         self.is_muon = first.optimizer == "muon"
+        self.is_half = first.precision != "fp32"
         self.parts = _parts_of(first, layout)
         self.hyper = hyper_table(
             lr=0.0,
@@ -195,7 +196,7 @@ class Optimizer:
             size = n_rows * n_columns
             stacked = torch.stack([update[:, at : at + size] for at in starts])
             turned = orthogonalize(
-                stacked.view(-1, n_rows, n_columns), self.ops, is_half=self.copy is not None
+                stacked.view(-1, n_rows, n_columns), self.ops, is_half=self.is_half
             )
             change = turned.reshape(len(starts), n_runs, size) * (
                 muon_scale(n_rows, n_columns) * rate.float().view(1, -1, 1)

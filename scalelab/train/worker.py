@@ -25,11 +25,17 @@ from scalelab.train.execution import (
 )
 from scalelab.train.host import torch_settings
 from scalelab.train.loop import RunsEngine, train
-from scalelab.train.precision import require_precision_here
+from scalelab.train.precision import has_fast_bf16, require_precision_here
 from scalelab.train.qualify.attempt import attempt_execution
 from scalelab.train.qualify.measure import StoppedError
 from scalelab.train.session import Session
 from scalelab.train.sharded.ranks import BrokenGroupError, RanksLostError, own_ranks
+
+SLOW_BF16 = (
+    "this CPU multiplies bf16 matrices slowly: the direct step takes longer than the eager one, "
+    "and its bits can differ from those of a CPU with AMX"
+)
+"""Warning of a run that was asked to take, or began with, the direct step in bf16."""
 
 
 def run_batched(
@@ -143,6 +149,9 @@ def _attempt(
         if execution.device == "cuda" and not is_sharded:
             execution = fitting_execution(specs, execution)
         sessions = [Session(run, execution, note, trunks) for run in runs]
+        if execution.step == "direct" and specs[0].precision == "bf16" and not has_fast_bf16():
+            for session in sessions:
+                session.warn(SLOW_BF16)
         try:
             _train_all(sessions, dataset_path, should_stop)
         except Exception as error:

@@ -131,10 +131,19 @@ def trained_tokens_per_s(
 def transformers(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -> float:
     """Return tokens/s of LlamaForCausalLM with AdamW, all cores in one process."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
+    model = llama(d_model, n_layers)
+    return trained_tokens_per_s(
+        lambda x: model(input_ids=x, labels=x).loss, model, batch_seqs, seconds
+    )
+
+
+def llama(d_model: int, n_layers: int, attention: str = "sdpa") -> Any:
+    """Return a LlamaForCausalLM of our shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     n_heads = max(1, d_model // 32)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -144,13 +153,10 @@ def transformers(d_model: int, n_layers: int, batch_seqs: int, seconds: float) -
         num_attention_heads=n_heads,
         num_key_value_heads=n_heads,
         max_position_embeddings=SEQ_LEN,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         use_cache=False,
     )
-    model = LlamaForCausalLM(config)
-    return trained_tokens_per_s(
-        lambda x: model(input_ids=x, labels=x).loss, model, batch_seqs, seconds
-    )
+    return LlamaForCausalLM(config)
 
 
 def our_shape(d_model: int, n_layers: int) -> ModelShape:

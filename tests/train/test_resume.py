@@ -82,11 +82,19 @@ def attempt(
     [
         ("direct", BATCHED[:1], {}),
         ("direct", BATCHED[:1], {"micro_batch_seqs": 4}),
+        ("direct", [{"precision": "bf16"}], {}),
         pytest.param("direct", BATCHED, {}, marks=pytest.mark.slow),
         pytest.param("eager", BATCHED, {}, marks=pytest.mark.slow),
         pytest.param("eager", [{**run, **EXPERTS} for run in BATCHED], {}, marks=pytest.mark.slow),
     ],
-    ids=["direct", "direct accumulated", "direct batched", "eager batched", "experts batched"],
+    ids=[
+        "direct",
+        "direct accumulated",
+        "direct bf16",
+        "direct batched",
+        "eager batched",
+        "experts batched",
+    ],
 )
 def test_a_stop_at_any_step_changes_no_bit(
     attempt: Any, step: str, members: list[dict[str, Any]], way: dict[str, Any]

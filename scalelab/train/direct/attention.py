@@ -1,4 +1,4 @@
-"""Causal attention and its derivatives as recorded calls over fixed buffers: fp32 on a CPU.
+"""Causal attention and its derivatives as recorded calls over fixed buffers on a CPU.
 
 A block of queries uses only the keys up to its end, so most masked scores are never computed. The
 layout is heads, sequences, features, positions: each product is one batched matmul, and other
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scalelab.train.direct.calls import Calls
 
-QUERY_BLOCK = 64
+QUERY_BLOCKS = {torch.float32: 64, torch.bfloat16: 128}
 """Queries in a block: smaller blocks skip more masked scores, larger ones have larger products."""
 
 
@@ -31,6 +31,8 @@ class DirectAttention:
         Factor of the scores.
     is_document_masked : bool
         Whether a query sees only keys of its document, given by `set_documents`.
+    dtype : torch.dtype
+        Of all tensors.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class DirectAttention:
         seq_len: int,
         scale: float,
         is_document_masked: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.scale = scale
-        self._hidden = torch.zeros(n_seqs, seq_len, seq_len) if is_document_masked else None
+        self.dtype = dtype
+        self._hidden = self._empty(n_seqs, seq_len, seq_len) if is_document_masked else None
         self.n_rows = n_heads * n_seqs
         self.d_head = d_head
         if n_heads == n_kv_heads:
@@ -59,24 +63,28 @@ class DirectAttention:
                 )
                 for head in range(n_heads)
             ]
-        ends = [*range(QUERY_BLOCK, seq_len, QUERY_BLOCK), seq_len]
+        block = QUERY_BLOCKS[dtype]
+        ends = [*range(block, seq_len, block), seq_len]
         self.blocks = list(itertools.pairwise((0, *ends)))
         longest = max(e - s for s, e in self.blocks)
-        flat = torch.empty(self.n_rows * longest * seq_len)
+        flat = self._empty(self.n_rows * longest * seq_len)
         # Scores in the forward pass, their gradients in the backward pass.
         self._scores = [
             flat[: self.n_rows * (e - s) * e].view(self.n_rows, e - s, e) for s, e in self.blocks
         ]
-        self._mixed = [torch.empty(self.n_rows, d_head, e - s) for s, e in self.blocks]
+        self._mixed = [self._empty(self.n_rows, d_head, e - s) for s, e in self.blocks]
         self._masks = [
-            torch.full((e - s, e - s), float("-inf")).triu_(diagonal=1) for s, e in self.blocks
+            self._empty(e - s, e - s).fill_(float("-inf")).triu_(diagonal=1) for s, e in self.blocks
         ]
         self._key_rows = n_kv_heads * n_seqs
-        self._key_part = [torch.empty(self._key_rows, d_head, e) for _, e in self.blocks]
+        self._key_part = [self._empty(self._key_rows, d_head, e) for _, e in self.blocks]
 
     def new_weights(self) -> list[Tensor]:
         """Return buffers for the attention weights of each query block; `backward` reads them."""
-        return [torch.empty(self.n_rows, e - s, e) for s, e in self.blocks]
+        return [self._empty(self.n_rows, e - s, e) for s, e in self.blocks]
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self.dtype)
 
     def set_documents(self, starts: Tensor) -> None:
         """Take the first position of each position's document, shape (N, T)."""
@@ -153,7 +161,7 @@ class DirectAttention:
                 grad_scores,
                 weights[index],
                 -1,
-                torch.float32,
+                self.dtype,
                 grad_input=grad_scores,
             )
             for rows, keys in self._pairs:

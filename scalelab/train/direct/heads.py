@@ -1,7 +1,7 @@
-"""QK-norm, RoPE and attention of a block as recorded calls over fixed buffers: fp32 on a CPU.
+"""QK-norm, RoPE and attention of a block as recorded calls over fixed buffers on a CPU.
 
 Queries and keys are normalised and rotated together, then arranged by head for
-`scalelab.train.direct.attention`.
+`scalelab.train.direct.attention`. In bf16, QK-norm and RoPE are computed in fp32.
 """
 
 from __future__ import annotations
@@ -16,13 +16,7 @@ from torch import Tensor
 from scalelab.theory.shape import ModelShape
 from scalelab.train.direct.attention import DirectAttention
 from scalelab.train.direct.calls import Calls
-from scalelab.train.model import NORM_EPSILON
-
-
-def finish_rstd(calls: Calls, sums: Tensor, n: int) -> None:
-    """Convert sums of n squares to reciprocal root mean squares, in place."""
-    calls.add(torch.add, torch.tensor(NORM_EPSILON), sums, alpha=1 / n, out=sums)
-    calls.add(sums.rsqrt_)
+from scalelab.train.direct.norm import finish_rstd
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,7 +26,9 @@ class SavedHeads:
     Attributes
     ----------
     qkv : Tensor, shape (K, (H + 2 G) D, M)
-        Input of the heads; queries and keys are normalised in place, without their gains.
+        Input of the heads.
+    qk : Tensor of fp32, shape (K, H + G, D, M)
+        Normalised queries and keys, without their gains; in fp32 a part of ``qkv``.
     rstd : Tensor, shape (K, H + G, 1, M)
         Reciprocal root mean squares of queries and keys.
     gains : Tensor, shape (K, H + G, D, 1)
@@ -44,6 +40,7 @@ class SavedHeads:
     """
 
     qkv: Tensor
+    qk: Tensor
     rstd: Tensor
     gains: Tensor
     rotated: Tensor
@@ -62,6 +59,8 @@ class Heads:
         Factor of the attention scores.
     is_document_masked : bool
         Whether attention stays inside a document.
+    dtype : torch.dtype
+        Of the input, of the attention and of their gradients: fp32 or bf16.
     """
 
     def __init__(
@@ -73,8 +72,10 @@ class Heads:
         seq_len: int,
         scale: float,
         is_document_masked: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.shape = shape
+        self.dtype = dtype
         self.n_runs, self.n_seqs, self.seq_len = n_runs, n_seqs, seq_len
         self.n_rotated = shape.n_heads + shape.kv_heads
         self.n_all = self.n_rotated + shape.kv_heads
@@ -86,18 +87,25 @@ class Heads:
             seq_len=seq_len,
             scale=scale,
             is_document_masked=is_document_masked,
+            dtype=dtype,
         )
         cos, sin = rope_tables(seq_len, shape.d_head)
         self._cos, self._sin = cos.t().contiguous(), sin.t().contiguous()
         self._scratch = torch.empty(n_runs, self.n_rotated, shape.d_head, n_seqs * seq_len)
         self._sums = torch.empty(n_runs, self.n_rotated, 1, n_seqs * seq_len)
         self._gain_sums = torch.empty(n_runs, self.n_rotated, shape.d_head)
+        is_half = dtype != torch.float32
+        self._wide_rotated = self.new_rotated().float()[: self.n_rotated] if is_half else None
+        self._wide_grad = torch.empty_like(self._scratch) if is_half else None
 
     def new_saved(self) -> SavedHeads:
         """Return buffers for one block."""
         n_tokens, d_head = self.n_seqs * self.seq_len, self.shape.d_head
+        qkv = torch.empty(self.n_runs, self.n_all * d_head, n_tokens, dtype=self.dtype)
+        is_half = self.dtype != torch.float32
         return SavedHeads(
-            qkv=torch.empty(self.n_runs, self.n_all * d_head, n_tokens),
+            qkv=qkv,
+            qk=torch.empty_like(self._scratch) if is_half else self._qk_of(qkv),
             rstd=torch.empty_like(self._sums),
             gains=torch.empty(self.n_runs, self.n_rotated, d_head, 1),
             rotated=self.new_rotated(),
@@ -107,7 +115,7 @@ class Heads:
     def new_rotated(self) -> Tensor:
         """Return a buffer for queries, keys and values, or for their gradients, by head."""
         n_seqs = self.n_runs * self.n_seqs
-        return torch.empty(self.n_all, n_seqs, self.shape.d_head, self.seq_len)
+        return torch.empty(self.n_all, n_seqs, self.shape.d_head, self.seq_len, dtype=self.dtype)
 
     def forward(
         self, calls: Calls, saved: SavedHeads, gains: tuple[Tensor, Tensor] | None, mixed: Tensor
@@ -125,8 +133,8 @@ class Heads:
         mixed : Tensor, shape (K, H D, M)
             Written.
         """
-        qkv = self._heads_of(saved.qkv)
-        qk = qkv[:, : self.n_rotated]
+        qk = saved.qk
+        calls.convert(self._qk_of(saved.qkv), qk)
         if gains is not None:
             for part, gain in zip(self._kinds(saved.gains), gains, strict=True):
                 calls.add(part.copy_, gain.view(self.n_runs, 1, -1, 1).expand_as(part))
@@ -137,8 +145,11 @@ class Heads:
             calls.add(torch.mul, qk, saved.gains, out=self._scratch)
             qk = self._scratch
         out = self._five(saved.rotated)
-        self._rotate(calls, self._by_head(qk), out[: self.n_rotated], self._sin)
-        calls.add(out[self.n_rotated :].copy_, self._by_head(qkv[:, self.n_rotated :]))
+        rotated = self._wide(out[: self.n_rotated])
+        self._rotate(calls, self._by_head(qk), rotated, self._sin)
+        calls.convert(rotated, out[: self.n_rotated])
+        values = self._heads_of(saved.qkv)[:, self.n_rotated :]
+        calls.add(out[self.n_rotated :].copy_, self._by_head(values))
         q, k, v = self._split(saved.rotated)
         into = self._by_head(self._heads_of(mixed))
         self.attention.forward(calls, q, k, v, saved.weights, into)
@@ -175,11 +186,19 @@ class Heads:
         grad_heads, out = self._five(grad_rotated), self._heads_of(grad_qkv)
         n_rotated = self.n_rotated
         calls.add(self._by_head(out[:, n_rotated:]).copy_, grad_heads[n_rotated:])
-        grad_qk = out[:, :n_rotated]
-        self._rotate(calls, grad_heads[:n_rotated], self._by_head(grad_qk), -self._sin)
-        if grad_gains is None:
-            return
-        normed = self._heads_of(saved.qkv)[:, :n_rotated]
+        grad_qk = out[:, :n_rotated] if self._wide_grad is None else self._wide_grad
+        rotated = self._wide(grad_heads[:n_rotated])
+        calls.convert(grad_heads[:n_rotated], rotated)
+        self._rotate(calls, rotated, self._by_head(grad_qk), -self._sin)
+        if grad_gains is not None:
+            self._backward_norm(calls, saved, grad_qk, grad_gains)
+        calls.convert(grad_qk, out[:, :n_rotated])
+
+    def _backward_norm(
+        self, calls: Calls, saved: SavedHeads, grad_qk: Tensor, grad_gains: tuple[Tensor, Tensor]
+    ) -> None:
+        """Add the calls that turn the gradient of the QK-norm's output into that of its input."""
+        normed = saved.qk
         calls.add(torch.mul, grad_qk, normed, out=self._scratch)
         calls.add(torch.sum, self._scratch, 3, out=self._gain_sums)
         for part, grad in zip(self._kinds(self._gain_sums), grad_gains, strict=True):
@@ -199,6 +218,14 @@ class Heads:
         calls.add(low.addcmul_, second, sin, value=-1)
         calls.add(torch.mul, second, self._cos, out=high)
         calls.add(high.addcmul_, first, sin)
+
+    def _wide(self, rotated: Tensor) -> Tensor:
+        """Return where queries and keys are rotated: the buffer itself if it is fp32."""
+        return rotated if self._wide_rotated is None else self._five(self._wide_rotated)
+
+    def _qk_of(self, qkv: Tensor) -> Tensor:
+        """View the queries and keys of (K, heads x D, M) as (K, H + G, D, M)."""
+        return self._heads_of(qkv)[:, : self.n_rotated]
 
     def _kinds(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Return the queries and the keys; heads are dimension 1."""

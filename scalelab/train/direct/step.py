@@ -1,4 +1,4 @@
-"""Loss and gradients of a dense decoder with hand-written derivatives: fp32 on a CPU.
+"""Loss and gradients of a dense decoder with hand-written derivatives: fp32 or bf16 on a CPU.
 
 For the models of small sweeps, a step of `scalelab.train.model` under autograd spends most of its
 time outside the matrix products: recording, allocating, copying, and processing rows too short to
@@ -8,14 +8,21 @@ written to the optimizer's buffer.
 Activations are feature first, ``(K, d, M)``, with the M tokens of a run contiguous in memory, so
 norms, rotations and gates run over long rows. Norm gains are folded into the matrices after them.
 
+In bf16, the factors of products are rounded: weights, normalised inputs, queries, keys and values,
+attention weights, gates, and the gradients of all these. The residual stream, norms, RoPE, the
+loss and the gradients of weights are in fp32. The head multiplies fp32 tensors, and oneDNN rounds
+them. bf16 pays off on a CPU that multiplies bf16 matrices by AMX
+(`scalelab.train.precision.has_fast_bf16`).
+
 Results equal those of `scalelab.train.model` to rounding. Each run has its own weight products, so
 a batched run has the bits of a separate one. If the sequence length is a multiple of 16, the number
-of threads does not change the bits; at other lengths, torch's softmax rounds differently.
+of threads does not change the bits in fp32; at other lengths, torch's softmax rounds differently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,34 +30,14 @@ from torch import Tensor
 
 from scalelab.corpus.tokenizer_names import END_TOKEN
 from scalelab.theory.shape import ModelShape
+from scalelab.train.direct.blocks import Blocks
 from scalelab.train.direct.calls import Calls
-from scalelab.train.direct.heads import Heads, SavedHeads, finish_rstd
+from scalelab.train.direct.heads import Heads
+from scalelab.train.direct.matrix import Matrix
+from scalelab.train.direct.norm import Norm
 from scalelab.train.model import starts_of
 from scalelab.train.parameters import Layout
 from scalelab.train.parametrization import ShapeFactors
-
-
-@dataclass(kw_only=True, slots=True)
-class _Norm:
-    """The normalised input of a norm and its reciprocal root mean square."""
-
-    normed: Tensor
-    rstd: Tensor
-
-
-@dataclass(kw_only=True, slots=True)
-class _Saved:
-    """Values that a block saves for its backward pass."""
-
-    first: _Norm
-    second: _Norm
-    heads: SavedHeads
-    mixed: Tensor
-    gate_up: Tensor
-    gate: Tensor
-    hidden: Tensor
-    folded_qkv: Tensor
-    folded_gate_up: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +58,18 @@ class LossSettings:
     softcap: float = 0.0
     is_document_masked: bool = False
     end_token: int = END_TOKEN
+
+
+@contextlib.contextmanager
+def fp32_rounded_by_onednn() -> Iterator[None]:
+    """Let oneDNN round the factors of fp32 products to bf16 in this block, in the whole process."""
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    earlier = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = earlier
 
 
 class DirectStep:
@@ -95,6 +94,8 @@ class DirectStep:
         Factor of the gradients: 1 / tokens gives the gradients of the mean loss.
     loss : LossSettings
         z-loss, cap of the logits and document mask.
+    dtype : torch.dtype
+        Of the factors of products: fp32 or bf16.
     """
 
     def __init__(
@@ -109,33 +110,48 @@ class DirectStep:
         factors: ShapeFactors,
         grad_scale: float = 1.0,
         loss: LossSettings = LossSettings(),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.loss = loss
+        self.dtype = dtype
         self.shape = shape
         self.n_runs, self.n_seqs, self.seq_len = weights.shape[0], n_seqs, seq_len
         self.n_tokens = n_seqs * seq_len
-        self.logit_scale, self.branch_scale = factors.logits, factors.branch
         self._w = layout.views(weights)
         self._g = {} if grads is None else layout.views(grads)
         vocab = shape.vocab_size
         head = "embedding" if shape.is_tied else "head"
-        self._head = self._w[head].narrow(1, 0, vocab)
+        # Its products are fp32, so a run in bf16 has logits and their gradients in fp32.
+        self._head = Matrix(
+            self._w[head].narrow(1, 0, vocab), self._w["final_norm"], scale=factors.logits
+        )
         self._head_grad = None if grads is None else self._g[head].narrow(1, 0, vocab)
-        self.heads = Heads(
+        heads = Heads(
             shape,
             n_runs=self.n_runs,
             n_seqs=n_seqs,
             seq_len=seq_len,
             scale=factors.attention,
             is_document_masked=loss.is_document_masked,
+            dtype=dtype,
         )
-        d, d_ff = shape.d_model, shape.d_ff
-        self._stream, self._branch, self._square = (self._buffer(d) for _ in range(3))
-        self._rows = torch.empty(self.n_runs, self.n_tokens, d)
-        n_saved = 1 if grads is None else shape.n_layers
-        self._saved = [self._new_saved() for _ in range(n_saved)]
-        self._final = self._new_norm()
-        self._folded_head = torch.empty_like(self._head)
+        self._attention = heads.attention
+        self._rows = torch.empty(self.n_runs, self.n_tokens, shape.d_model)
+        self._stream, self._branch = (
+            torch.empty(self.n_runs, shape.d_model, self.n_tokens) for _ in range(2)
+        )
+        self._norm = Norm(self.n_runs, shape.d_model, self.n_tokens)
+        self._final = self._norm.new_saved(torch.float32)
+        self._blocks = Blocks(
+            shape,
+            self._w,
+            self._g,
+            stream=self._stream,
+            heads=heads,
+            norm=self._norm,
+            branch_scale=factors.branch,
+            dtype=dtype,
+        )
         self._logits, self._probabilities = (
             torch.empty(self.n_runs, self.n_tokens, vocab) for _ in range(2)
         )
@@ -151,12 +167,6 @@ class DirectStep:
         self._forward, self._backward = Calls(), Calls()
         self._record_forward(self._forward)
         if grads is not None:
-            self._grad_qkv = torch.empty_like(self._saved[0].heads.qkv)
-            self._grad_rotated = self.heads.new_rotated()
-            self._grad_mixed = self._buffer(shape.d_attention)
-            self._grad_hidden, self._grad_gate = self._buffer(d_ff), self._buffer(d_ff)
-            self._grad_gate_up = self._buffer(2 * d_ff)
-            self._row_sum = torch.empty(self.n_runs, 1, self.n_tokens)
             self._record_backward(self._backward, grad_scale)
 
     # A recorded call costs a microsecond less in inference mode: a tenth of a small model's step.
@@ -168,8 +178,8 @@ class DirectStep:
         self._targets.view(whole).copy_(tokens[..., 1:])
         if self.loss.is_document_masked:
             inputs = tokens[..., :-1].flatten(0, 1)
-            self.heads.attention.set_documents(starts_of(inputs, self.loss.end_token))
-        self._forward.execute()
+            self._attention.set_documents(starts_of(inputs, self.loss.end_token))
+        self._execute(self._forward)
         return (self._normalizer() - self._target).view(whole)
 
     def _normalizer(self) -> Tensor:
@@ -192,8 +202,13 @@ class DirectStep:
             normalizer = self._normalizer()
             losses += (self.loss.z_loss * normalizer.square()).view(losses.shape)
             torch.add(self._one, normalizer, alpha=2 * self.loss.z_loss, out=self._pull)
-        self._backward.execute()
+        self._execute(self._backward)
         return losses.sum(-1).sum(-1)
+
+    def _execute(self, calls: Calls) -> None:
+        is_half = self.dtype != torch.float32
+        with fp32_rounded_by_onednn() if is_half else contextlib.nullcontext():
+            calls.execute()
 
     def _record_forward(self, calls: Calls) -> None:
         stream = self._stream
@@ -202,11 +217,10 @@ class DirectStep:
             calls.add(torch.index_select, weight, 0, self._inputs[run], out=rows)
         calls.add(stream.copy_, self._rows.mT)
         for layer in range(self.shape.n_layers):
-            prefix = f"layers.{layer}."
-            self._forward_block(calls, prefix, self._saved[layer % len(self._saved)])
-        self._normalize(calls, stream, self._final)
-        self._fold(calls, "final_norm", self._head, self._folded_head, self.logit_scale)
-        calls.matmuls(self._final.normed.mT, self._folded_head.mT, self._logits)
+            self._blocks.forward(calls, layer)
+        self._norm.forward(calls, stream, self._final)
+        self._head.refresh(calls)
+        calls.matmuls(self._final.factor.mT, self._head.turned, self._logits)
         if self.loss.softcap:
             calls.add(self._logits.mul_, 1 / self.loss.softcap)
             calls.add(self._logits.tanh_)
@@ -231,121 +245,16 @@ class DirectStep:
             calls.add(slope.square_)
             calls.add(torch.sub, self._one, slope, out=slope)
             calls.add(grad_logits.mul_, slope)
-        normed = self._final.normed
-        calls.matmuls(grad_logits.mT, normed.mT, self._head_grad, grad_scale)
-        self._unfold(calls, "final_norm", self._head, self._head_grad, self.logit_scale)
-        calls.matmuls(self._folded_head.mT, grad_logits.mT, branch, grad_scale)
+        calls.matmuls(grad_logits.mT, self._final.factor.mT, self._head_grad, grad_scale)
+        self._head.unfold(calls, self._head_grad, self._g["final_norm"])
+        calls.matmuls(self._head.turned, grad_logits.mT, branch, grad_scale)
         calls.add(stream.zero_)
-        self._add_norm_grad(calls, branch, self._final)
+        self._norm.backward(calls, branch, self._final, stream)
         for layer in reversed(range(self.shape.n_layers)):
-            self._backward_block(calls, f"layers.{layer}.", self._saved[layer])
+            self._blocks.backward(calls, layer)
         calls.add(self._rows.copy_, stream.mT)
         embedding = self._g["embedding"]
         if not self.shape.is_tied:
             calls.add(embedding.zero_)
         for grad, row, rows in zip(embedding, self._inputs, self._rows, strict=True):
             calls.add(grad.index_add_, 0, row, rows)
-
-    def _forward_block(self, calls: Calls, prefix: str, saved: _Saved) -> None:
-        w, stream = self._w, self._stream
-        self._normalize(calls, stream, saved.first)
-        self._fold(calls, prefix + "attention_norm", w[prefix + "qkv"], saved.folded_qkv)
-        calls.matmuls(saved.folded_qkv, saved.first.normed, saved.heads.qkv)
-        gains = self._gains(w, prefix)
-        self.heads.forward(calls, saved.heads, gains, saved.mixed)
-        calls.matmuls(w[prefix + "out"], saved.mixed, stream, self.branch_scale, adds=True)
-        self._normalize(calls, stream, saved.second)
-        self._fold(calls, prefix + "ff_norm", w[prefix + "gate_up"], saved.folded_gate_up)
-        calls.matmuls(saved.folded_gate_up, saved.second.normed, saved.gate_up)
-        gate, up = saved.gate_up.chunk(2, 1)
-        calls.add(torch.ops.aten.silu.out, gate, out=saved.gate)
-        calls.add(torch.mul, saved.gate, up, out=saved.hidden)
-        calls.matmuls(w[prefix + "down"], saved.hidden, stream, self.branch_scale, adds=True)
-
-    def _backward_block(self, calls: Calls, prefix: str, saved: _Saved) -> None:
-        w, g, stream, branch = self._w, self._g, self._stream, self._branch
-        gate, up = saved.gate_up.chunk(2, 1)
-        grad_gate, grad_up = self._grad_gate_up.chunk(2, 1)
-        scale = self.branch_scale
-        calls.matmuls(stream, saved.hidden.mT, g[prefix + "down"], scale)
-        calls.matmuls(w[prefix + "down"].mT, stream, self._grad_hidden, scale)
-        calls.add(torch.mul, self._grad_hidden, saved.gate, out=grad_up)
-        calls.add(torch.mul, self._grad_hidden, up, out=self._grad_gate)
-        calls.add(
-            torch.ops.aten.silu_backward.grad_input, self._grad_gate, gate, grad_input=grad_gate
-        )
-        calls.matmuls(self._grad_gate_up, saved.second.normed.mT, g[prefix + "gate_up"])
-        self._unfold(calls, prefix + "ff_norm", w[prefix + "gate_up"], g[prefix + "gate_up"])
-        calls.matmuls(saved.folded_gate_up.mT, self._grad_gate_up, branch)
-        self._add_norm_grad(calls, branch, saved.second)
-        calls.matmuls(stream, saved.mixed.mT, g[prefix + "out"], scale)
-        calls.matmuls(w[prefix + "out"].mT, stream, self._grad_mixed, scale)
-        self.heads.backward(
-            calls,
-            saved.heads,
-            self._grad_mixed,
-            self._grad_rotated,
-            self._grad_qkv,
-            self._gains(g, prefix),
-        )
-        calls.matmuls(self._grad_qkv, saved.first.normed.mT, g[prefix + "qkv"])
-        self._unfold(calls, prefix + "attention_norm", w[prefix + "qkv"], g[prefix + "qkv"])
-        calls.matmuls(saved.folded_qkv.mT, self._grad_qkv, branch)
-        self._add_norm_grad(calls, branch, saved.first)
-
-    def _normalize(self, calls: Calls, x: Tensor, norm: _Norm) -> None:
-        calls.add(torch.mul, x, x, out=self._square)
-        calls.add(torch.sum, self._square, 1, keepdim=True, out=norm.rstd)
-        finish_rstd(calls, norm.rstd, self.shape.d_model)
-        calls.add(torch.mul, x, norm.rstd, out=norm.normed)
-
-    def _add_norm_grad(self, calls: Calls, grad: Tensor, norm: _Norm) -> None:
-        """Add the gradient through a norm to the stream's gradient; overwrites ``grad``."""
-        calls.add(torch.mul, grad, norm.normed, out=self._square)
-        calls.add(torch.sum, self._square, 1, keepdim=True, out=self._row_sum)
-        calls.add(grad.addcmul_, norm.normed, self._row_sum, value=-1 / self.shape.d_model)
-        calls.add(self._stream.addcmul_, grad, norm.rstd)
-
-    def _fold(
-        self, calls: Calls, name: str, weight: Tensor, folded: Tensor, scale: float = 1.0
-    ) -> None:
-        """Multiply a norm's gain (and a scale) into the matrix after it."""
-        calls.add(torch.mul, weight, self._w[name].unsqueeze(1), out=folded)
-        if scale != 1.0:
-            calls.add(folded.mul_, scale)
-
-    def _unfold(
-        self, calls: Calls, name: str, weight: Tensor, grad: Tensor, scale: float = 1.0
-    ) -> None:
-        """Convert the gradient of a folded matrix to those of the matrix and the gain."""
-        if scale != 1.0:
-            calls.add(grad.mul_, scale)
-        product = torch.empty_like(weight)
-        calls.add(torch.mul, grad, weight, out=product)
-        calls.add(torch.sum, product, 1, out=self._g[name])
-        calls.add(grad.mul_, self._w[name].unsqueeze(1))
-
-    def _gains(self, views: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor] | None:
-        if not self.shape.has_qk_norm:
-            return None
-        return views[prefix + "q_norm"], views[prefix + "k_norm"]
-
-    def _buffer(self, n_features: int) -> Tensor:
-        return torch.empty(self.n_runs, n_features, self.n_tokens)
-
-    def _new_norm(self) -> _Norm:
-        return _Norm(normed=self._buffer(self.shape.d_model), rstd=self._buffer(1))
-
-    def _new_saved(self) -> _Saved:
-        shape = self.shape
-        return _Saved(
-            first=self._new_norm(),
-            second=self._new_norm(),
-            heads=self.heads.new_saved(),
-            mixed=self._buffer(shape.d_attention),
-            gate_up=self._buffer(2 * shape.d_ff),
-            gate=self._buffer(shape.d_ff),
-            hidden=self._buffer(shape.d_ff),
-            folded_qkv=torch.empty_like(self._w["layers.0.qkv"]),
-            folded_gate_up=torch.empty_like(self._w["layers.0.gate_up"]),
-        )

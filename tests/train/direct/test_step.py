@@ -68,7 +68,7 @@ def test_gradients_equal_those_of_autograd(
     block: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(direct_attention, "QUERY_BLOCK", block)
+    monkeypatch.setattr(direct_attention, "QUERY_BLOCKS", {torch.float32: block})
     run = replace(spec, shape=replace(spec.shape, **fields), seq_len=seq_len)
     tokens = torch.from_numpy(batch(dataset, [run]))
     found, plain = (with_random_gains([run], way) for way in (direct, execution))
@@ -102,7 +102,7 @@ def test_losses_of_all_settings_have_the_gradients_of_autograd(
     fields: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(direct_attention, "QUERY_BLOCK", 7)
+    monkeypatch.setattr(direct_attention, "QUERY_BLOCKS", {torch.float32: 7})
     run = replace(spec, shape=replace(spec.shape, **fields), **settings)
     tokens = torch.from_numpy(batch(dataset, [run]))
     tokens[:, 5::9] = END_TOKEN
@@ -217,7 +217,7 @@ def test_large_logits_have_finite_losses(
 @pytest.mark.parametrize(
     ("changes", "way"),
     [
-        ({"precision": "bf16"}, {}),
+        ({"precision": "fp8"}, {}),
         ({}, {"attention": "sdpa"}),
     ],
 )
