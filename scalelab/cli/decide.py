@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,7 @@ from scalelab.cli.options import (
     given_options,
     option,
 )
-from scalelab.cli.output import emit_json, write_text
+from scalelab.cli.output import emit_json, results_words, write_text
 from scalelab.errors import UsageError
 from scalelab.theory.hardware import GRID_SOURCE, STATED_UTILISATION, WORLD_GRAMS_PER_KWH
 from scalelab.units import parse_quantity
@@ -207,6 +208,7 @@ def decide(
     from scalelab.api.laws import load_law
     from scalelab.cli.decide_view import print_decision, print_published
     from scalelab.forecast.decision import Deployment, Limits
+    from scalelab.forecast.more_runs import in_folder
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import reading_of_texts
 
@@ -307,6 +309,8 @@ def decide(
         experts=experts,
         level=level,
     )
+    # Its commands must find the sweep that they extend.
+    answer = replace(answer, to_add=in_folder(answer.to_add, results_words()))
     if emit is not None:
         _emit(emit, answer, shapes, experts)
     if as_json:

@@ -87,6 +87,11 @@ def set_results(results: Path | None, root: Any = None) -> None:
     _given_results, _root = results, root
 
 
+def results_words() -> tuple[str, ...]:
+    """Return the words of ``--results`` of this command line, or none where it was not given."""
+    return () if _given_results is None else ("--results", str(_given_results))
+
+
 def runnable(text: str) -> str:
     """Return a text whose `scalelab ..` commands name the results folder, so they can be pasted."""
 

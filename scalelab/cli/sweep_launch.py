@@ -79,10 +79,14 @@ def launch_sweep(
     if not options.yes:
         ask(proposal, as_json=as_json)
     scored = scored_pairs(results)
-    with watching(results, as_json=as_json) as watch:
-        report = api.launch(
-            proposal, results=results, extend=options.extend, detach=options.detach, watch=watch
-        )
+    try:
+        with watching(results, as_json=as_json) as watch:
+            report = api.launch(
+                proposal, results=results, extend=options.extend, detach=options.detach, watch=watch
+            )
+    except KeyboardInterrupt:
+        _say_how_to_continue(proposal.plan.name, results)
+        raise
     plan = {**plan_as_json(proposal), **extra}
     has_check = lr_check and not options.detach and not report.is_interrupted
     if not has_check or not report.count("done"):
@@ -97,6 +101,16 @@ def launch_sweep(
     if not as_json:
         print_verdicts(verdicts)
     return code
+
+
+def _say_how_to_continue(name: str, results: Path) -> None:
+    """Name the command that continues a sweep which was stopped before its first run started."""
+    from scalelab.cli.output import console, runnable
+    from scalelab.records.sweep_dir import Results
+
+    if name in Results(results).sweep_names():
+        words = runnable(f"Stopped. To continue, run `scalelab resume {name}`.")
+        console(stderr=True).print(words, soft_wrap=True)
 
 
 def show_end(

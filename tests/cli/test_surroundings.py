@@ -9,6 +9,7 @@ import sys
 import pytest
 import typer
 
+from scalelab.api.sweeps import save_plan
 from scalelab.cli import output
 from scalelab.cli.main import app, main
 
@@ -88,9 +89,11 @@ def test_a_printed_command_names_the_results_folder(text, expected, monkeypatch,
     monkeypatch.delenv("SCALELAB_RESULTS", raising=False)
     main(["status", "--results", "my runs"])
     assert output.runnable(text) == expected
+    assert output.results_words() == ("--results", "my runs")
     monkeypatch.setenv("SCALELAB_RESULTS", "my runs")
     main(["status", "--results", "my runs"])
     assert output.runnable(text) == text
+    assert output.results_words() == ()
     main(["status"])
     assert output.runnable(text) == text
 
@@ -153,6 +156,35 @@ def test_an_end_of_file_is_not_called_interrupted(monkeypatch, capsys):
     with pytest.raises(EOFError):
         main(["doctor"])
     assert "interrupted" not in capsys.readouterr().err
+
+
+def test_a_ctrl_c_has_a_word(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scalelab.cli.doctor.examine", stop)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_sweep_stopped_before_its_first_run_names_the_command_that_continues_it(
+    monkeypatch, tmp_path, capsys
+):
+    def stop(proposal, *, results, **_):
+        save_plan(proposal, results=results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scalelab.api.sweeps.launch", stop)
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(40):
+        (text / f"{number}.txt").write_text(f"file {number} " * 200)
+    words = "sweep isoflop --budgets 1e9 --sizes 2 --eval-tokens 5000 --seq-len 32 --batch-seqs 4"
+    given = ["--data", str(text), "--name", "s", "--yes", "--results", str(tmp_path / "r")]
+    assert main([*words.split(), *given]) == 130
+    err = capsys.readouterr().err
+    assert f"To continue, run `scalelab resume s --results {tmp_path / 'r'}`." in err
+    assert err.endswith("interrupted\n")
 
 
 def test_the_dashboard_imports_nothing_from_the_current_folder(table, monkeypatch):
