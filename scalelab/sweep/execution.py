@@ -50,9 +50,10 @@ _CUDA_EXPERTS = (
     ("eager", "reference", "sdpa"),
 )
 _CUDA_SHARDED = (("eager", "reference", "flash"), ("eager", "reference", "sdpa"))
-_CPU = (("direct", "reference", "explicit"), ("eager", "reference", "explicit"))
-# SDPA skips the masked half of the scores: a step takes 4 to 14 % less time.
+# SDPA skips the masked half of the scores: an eager step of T = 256 takes 10 % less time than with
+# explicit attention (bf16: as much), one of T = 1,024 half the time.
 _CPU_EXPERTS = (("eager", "reference", "sdpa"), ("eager", "reference", "explicit"))
+_CPU = (("direct", "reference", "explicit"), *_CPU_EXPERTS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

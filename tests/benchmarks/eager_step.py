@@ -3,8 +3,8 @@
 One process, one thread, T = 256, batch 8, fp32; the steps of all sides alternate, and the median
 CPU time of a step counts, with ``--least`` the least one. ``plain`` is the trainer of
 `train_baseline`, which is a lighter model: learned positions instead of rotary ones, GELU instead
-of SwiGLU. ``--bf16`` adds our step in bf16, as a worker takes it on a CPU with AMX, and Llama of
-transformers in bf16 in four ways.
+of SwiGLU. ``twin`` is our model as plain torch modules. ``--bf16`` adds our step in bf16, as a
+worker takes it on a CPU with AMX, and Llama of transformers in bf16 in four ways.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ def engine_step(
     import numpy as np
     from train_baseline import SEQ_LEN, VOCAB, our_shape
 
-    from scalelab.sweep.execution import ExecutionSpec
+    from scalelab.sweep.execution import ExecutionSpec, planned_execution
     from scalelab.train.calibrate import synthetic_run
     from scalelab.train.engine import Engine
 
     spec = synthetic_run(our_shape(d_model, n_layers), seq_len=SEQ_LEN, batch_seqs=BATCH_SEQS)
     spec = replace(spec, precision=precision)
-    execution = ExecutionSpec(step=step, attention="explicit", kernels="reference")
+    request = ExecutionSpec(step=step, attention="auto", kernels="reference")
+    execution = planned_execution(request, spec)
     engine = Engine([spec], execution)
     engine.initialize(0)
     tokens = np.random.default_rng(0).integers(VOCAB, size=(BATCH_SEQS, SEQ_LEN + 1))
@@ -99,13 +100,16 @@ def cpu_ms(
 ) -> dict[str, float]:
     """Return the CPU milliseconds of a step of each side: the median, or the least."""
     import torch
-    from train_baseline import plain_model, plain_step
+    from plain_twin import plain_twin
+    from train_baseline import SEQ_LEN, our_shape, plain_model, plain_step
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     plain = plain_model(d_model, n_layers)
+    twin = plain_twin(our_shape(d_model, n_layers), SEQ_LEN)
     sides = {
         "plain": plain_step(plain, plain, BATCH_SEQS),
+        "twin": plain_step(twin, twin, BATCH_SEQS),
         "eager": engine_step(d_model, n_layers, "eager"),
         "direct": engine_step(d_model, n_layers, "direct"),
     }

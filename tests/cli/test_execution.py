@@ -134,7 +134,7 @@ def test_what_cannot_be_executed_is_refused_before_a_launch(scalelab, words, giv
 def test_an_interpreter_makes_kernels_on_a_cpu_possible(plan, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     found = plan("--kernels", "triton")["execution"]["planned"]
-    assert found == [{"step": "eager", "kernels": "triton", "attention": "explicit"}]
+    assert found == [{"step": "eager", "kernels": "triton", "attention": "sdpa"}]
 
 
 def test_a_sweep_file_has_the_tables_and_the_runs_do_not_depend_on_execution(

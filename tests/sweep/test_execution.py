@@ -60,6 +60,13 @@ def test_auto_plans_the_fastest_way_of_each_device_and_model(spec, device, field
     assert way(planned_execution(request, changed(spec, **fields))) == planned
 
 
+@pytest.mark.parametrize("named", [{}, {"attention": "explicit"}])
+def test_an_eager_step_on_a_cpu_skips_masked_scores_unless_another_attention_is_named(spec, named):
+    request = ExecutionSpec(**{**ALL_AUTO, "step": "eager", **named})
+    attention = named.get("attention", "sdpa")
+    assert way(planned_execution(request, spec)) == ("eager", "reference", attention)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     "fields",
@@ -127,7 +134,7 @@ def test_several_gpus_mask_documents_with_sdpa(spec):
 
 def test_an_impossible_request_stays_as_it_was_named(spec):
     request = ExecutionSpec(device="cpu", step="graph", kernels=AUTO, attention=AUTO)
-    assert way(planned_execution(request, spec)) == ("graph", "reference", "explicit")
+    assert way(planned_execution(request, spec)) == ("graph", "reference", "sdpa")
     assert not is_direct_possible(spec, ExecutionSpec(step="direct", n_devices=2))
 
 
