@@ -7,8 +7,11 @@ import threading
 from pathlib import Path
 
 from starlette.middleware import Middleware
+from starlette.responses import FileResponse
+from starlette.routing import Route
 from streamlit.starlette import App
 
+from scalelab_dashboard import PDF_SCRIPT
 from scalelab_dashboard.compressed import Compressed
 
 USED = (
@@ -24,4 +27,9 @@ def _load() -> None:
 
 
 threading.Thread(target=_load, daemon=True).start()
-app = App(Path(__file__).with_name("app.py"), middleware=[Middleware(Compressed)])
+app = App(
+    Path(__file__).with_name("app.py"),
+    middleware=[Middleware(Compressed)],
+    # The script that writes PDFs loads when a figure is saved as one.
+    routes=[Route(f"/{PDF_SCRIPT.name}", lambda _: FileResponse(PDF_SCRIPT))],
+)

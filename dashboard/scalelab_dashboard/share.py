@@ -1,6 +1,6 @@
-"""Share: the figures of a view as PNG, SVG or CSV, the fit as PDF, and the link of the view.
+"""Share: the figures of a view as PNG, SVG, PDF or CSV, the figure of the fit, and the link.
 
-The browser makes the pictures and tables of its own figures; the PDF has the figure of
+The browser makes the pictures and tables of its own figures. "PDF of the fit" is the figure of
 ``scalelab fit --plot``.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from scalelab_dashboard import queries
+from scalelab_dashboard import PDF_SCRIPT, queries
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
@@ -51,14 +51,18 @@ const tableOf = plot => {
   }
   return rows.map(row => Array.from(row, cell).join(",")).join("\\n") + "\\n";
 };
-const save = (plot, kind, file) => {
-  if (kind === "CSV") {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([tableOf(plot)], { type: "text/csv" }));
-    link.download = file + ".csv";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    return;
+const hand = (blob, name) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+};
+const save = async (plot, kind, file) => {
+  if (kind === "CSV") return hand(new Blob([tableOf(plot)], { type: "text/csv" }), file + ".csv");
+  if (kind === "PDF") {
+    const { pdfOf } = await import(new URL("PDF_SCRIPT", document.baseURI));
+    return hand(await pdfOf(plot, titleOf(plot)), file + ".pdf");
   }
   const format = kind.toLowerCase();
   plot._context.toImageButtonOptions = { format, filename: file, scale: kind === "PNG" ? 2 : 1 };
@@ -87,7 +91,7 @@ export default function ({ parentElement }) {
       words.textContent = title;
       row.append(words);
       const file = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
-      for (const kind of ["PNG", "SVG", "CSV"]) {
+      for (const kind of ["PNG", "SVG", "PDF", "CSV"]) {
         const button = document.createElement("button");
         button.textContent = kind;
         button.onclick = () => save(plot, kind, file);
@@ -156,4 +160,6 @@ def pdf_of(report: FitReport) -> bytes:
 @lru_cache(maxsize=1)
 def _component() -> Any:
     """Register the component, once per server."""
-    return st.components.v2.component("scalelab_share", html=HTML, css=CSS, js=JS)
+    return st.components.v2.component(
+        "scalelab_share", html=HTML, css=CSS, js=JS.replace("PDF_SCRIPT", PDF_SCRIPT.name)
+    )
