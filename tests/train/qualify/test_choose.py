@@ -30,6 +30,7 @@ from tests.train.outcome import curve, last_note, run_attempt
 from tests.train.qualify.conftest import AUTO_REQUEST
 
 PLAIN = "eager + reference + explicit"
+FUSED = "eager + reference + sdpa"
 TRITON = "eager + triton + explicit"
 DIRECT = "direct + reference + explicit"
 
@@ -113,7 +114,7 @@ def test_the_fastest_way_is_not_taken_if_it_is_ruled_out(
 ) -> None:
     measured(eager_triton_explicit=status, direct_reference_explicit=3.0)
     chosen, note = choose.qualified(AUTO_REQUEST, tiny, n_runs=1, request_=None)
-    assert name_of(way_of(chosen)) == PLAIN
+    assert name_of(way_of(chosen)) == FUSED
     assert [(name_of(out), out["reason"]) for out in note["ruled_out"]] == [
         (TRITON, f"it is {status}")
     ]
