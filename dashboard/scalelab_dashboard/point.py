@@ -200,7 +200,7 @@ def _numbers_of(row: Observations, report: FitReport | None) -> None:
     st.markdown(
         ui.as_text(
             f"The fit says {value:.4f} there: this run is {100 * (loss / value - 1):+.2f} % off, "
-            f"{inside} the {100 * report.level:g} % interval of a new run ({low:.4f} to "
+            f"{inside} the {100 * report.level:g} % prediction interval of a new run ({low:.4f} to "
             f"{high:.4f})."
         )
     )

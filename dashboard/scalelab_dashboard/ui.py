@@ -112,7 +112,13 @@ def next_compute(rows: Observations) -> str:
     return format_flops(headline.next_compute(rows))
 
 
-def answer(sentence: str, basis: str, verdict: str | None, found: Sequence[FitWarning]) -> None:
+def answer(
+    sentence: str,
+    basis: str,
+    verdict: str | None,
+    found: Sequence[FitWarning],
+    laws: str = "",
+) -> None:
     """Show the answer in one sentence, then the verdict with its warnings.
 
     Parameters
@@ -124,10 +130,13 @@ def answer(sentence: str, basis: str, verdict: str | None, found: Sequence[FitWa
         has no fit that could be assessed.
     found : sequence of FitWarning
         Most serious first.
+    laws : str
+        The laws of the average with their weights, as help beside the basis.
     """
     st.markdown(f"#### {prose(sentence)}")
     if basis:
-        st.caption(as_text(basis))
+        words = ("Confidence interval", "Prediction interval")
+        st.caption(as_text(basis), help=f"{as_text(laws)}\n\n{glossary.about(*words)}")
     if verdict is None:
         return
     names = ", ".join(dict.fromkeys(each.code.replace("_", " ") for each in found))

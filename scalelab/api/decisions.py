@@ -15,6 +15,7 @@ from scalelab.units import format_quantity, parse_quantity
 
 if TYPE_CHECKING:
     from scalelab.api.reports import Decision
+    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.decision import Candidate, Deployment, Limits
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.forecaster import Forecaster
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from scalelab.sweep.shape_rule import ShapeRule
 
 T = TypeVar("T")
+SAME_SIZE = 0.05
+"""Relative difference in N below which a candidate is the compute-optimal one."""
 CHINCHILLA_FLOPS = 5.76e23
 """The budget of Chinchilla and Gopher, arXiv:2203.15556."""
 BOUNDS = ("flops", "gpu_hours", "days", "usd", "kwh", "kg_co2")
@@ -159,15 +162,24 @@ def decide(
     ]
     # warnings about the forecasts of the report are not about this decision
     others = [warning for warning in kept if warning.code != "extrapolation"]
-    if isinstance(source, FitReport) and answer.best is not None:
+    if isinstance(source, FitReport) and (chosen := answer.best) is not None:
         with contextlib.suppress(ScalelabError):
             if not candidates:
-                at = parse_request(f"C={format_flops(answer.best.flops)}")
-                others += wide_optimum(source.forecaster.forecast(at))
+                at = parse_request(f"C={format_flops(chosen.flops)}")
+                optimum = source.forecaster.forecast(at)
+                others += wide_optimum(optimum)
+                if _is_optimal(chosen, optimum):
+                    answer = replace(answer, optimum=optimum)
         with contextlib.suppress(ScalelabError):
-            answer = replace(answer, to_add=_narrower(source, answer.best))
+            answer = replace(answer, to_add=_narrower(source, chosen))
     warnings = ordered([*others, *far, *answer.warnings])
     return Decision.of(replace(answer, warnings=warnings))
+
+
+def _is_optimal(chosen: Candidate, optimum: Forecast) -> bool:
+    """Return whether a candidate has the compute-optimal size, so that its interval applies."""
+    size = optimum.n_params
+    return size is not None and abs(chosen.n_params / size.value - 1) < SAME_SIZE
 
 
 def _narrower(source: FitReport, chosen: Candidate) -> tuple[AddedBudget, ...]:

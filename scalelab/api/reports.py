@@ -43,7 +43,7 @@ class FitReport(NotebookView, fit_report.FitReport):
                 if size is not None
             ]
             new_run = (
-                f"new run {forecast.pred_low:.4f} to {forecast.pred_high:.4f}"
+                f"prediction interval {forecast.pred_low:.4f} to {forecast.pred_high:.4f}"
                 if math.isfinite(forecast.pred_high)
                 else "no interval"
             )
@@ -119,7 +119,11 @@ class Decision(NotebookView, decision.Decision):
         if best is None:
             yield "Decision: no candidate is within the limits"
         else:
-            limits = "" if best.low is None else f" ({best.low:.4f} to {best.high:.4f})"
+            limits = (
+                ""
+                if best.pred_low is None
+                else f", prediction interval {best.pred_low:.4f} to {best.pred_high:.4f}"
+            )
             yield (
                 f"Decision: train {best.label} tokens, {format_flops(best.flops)} FLOPs, predicted "
                 f"{self.metric.label} {best.loss_nats:.4f} {self.unit}{limits}"

@@ -148,7 +148,7 @@ def print_round(batch: SweepRound, *, explains: bool) -> None:
         out.print(
             f"{where}: {batch.metric.label} {found.loss[0]:.4f} {batch.metric.unit} "
             f"({found.low[0]:.4f} to {found.high[0]:.4f}), "
-            f"90 % confidence interval of the noise-free loss {100 * found.width:.2f} % wide, "
+            f"90 % confidence interval of the loss {100 * found.width:.2f} % wide, "
             f"from {plural(batch.n_known, 'run')}; "
             f"{format_flops(batch.spent)} of {format_flops(batch.budget)} FLOPs used.",
             style="bold",

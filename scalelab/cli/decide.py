@@ -187,7 +187,8 @@ def decide(
         bool,
         option(
             OUT,
-            "Also print the interval of a new run, GPU-hours, energy and CO2 of each candidate.",
+            "Also print the confidence interval of the loss, GPU-hours, energy and CO2 of each "
+            "candidate.",
             "--wide",
         ),
     ] = False,

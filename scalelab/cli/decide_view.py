@@ -49,11 +49,14 @@ def print_decision(
     else:
         rows = None if isinstance(source, SavedLaw) else source.observations
         say(
-            f"{used}{decision_sentence(answer.best, rows, answer.metric.label, answer.unit)}",
+            used
+            + decision_sentence(
+                answer.best, rows, answer.metric.label, answer.unit, answer.optimum
+            ),
             out,
             style=ANSWER_STYLE,
         )
-    say(_basis(answer.best, source, level if has_interval else None), out, style=DIM_STYLE)
+    say(_basis(answer, source, level if has_interval else None), out, style=DIM_STYLE)
     if is_usual and answer.best is not None:
         say(
             f"No limit was given, so the compute is limited to {format_flops(answer.best.flops)} "
@@ -80,7 +83,7 @@ def print_decision(
         print_verdict(verdict, out)
 
 
-def _basis(best: Candidate | None, source: FitReport | SavedLaw, level: float | None) -> str:
+def _basis(answer: Decision, source: FitReport | SavedLaw, level: float | None) -> str:
     """Return what predicts, and what the numbers in brackets are."""
     if isinstance(source, SavedLaw):
         by = f"law {source.name}: {source.source}"
@@ -88,14 +91,14 @@ def _basis(best: Candidate | None, source: FitReport | SavedLaw, level: float | 
         by = f"by the {source.forecaster.label}"
     if level is None:
         return f"{by[0].upper()}{by[1:]}. No intervals: only its constants are known."
-    law = ""
+    law, best = "", answer.best
     if best is not None and best.law_loss_nats is not None and not isinstance(source, SavedLaw):
         difference = 100 * (best.law_loss_nats / best.loss_nats - 1)
         law = (
             f" The {source.fit.form} law alone, at the same N and D: {best.law_loss_nats:.4f} "
             f"({difference:+.2f} %)."
         )
-    return f"{basis_words(by, level)}{law}"
+    return f"{basis_words(by, level, answer.optimum)}{law}"
 
 
 def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
@@ -103,8 +106,8 @@ def _table(answer: Decision, *, has_interval: bool, is_wide: bool) -> Fitting:
     has_target = any(each.miss is not None for each in answer.candidates)
     names = (
         *("candidate", f"{answer.metric.label} ({answer.unit})"),
-        *(["of a new run"] if has_interval else []),
-        *(["noise-free"] if has_interval and is_wide else []),
+        *(["prediction interval"] if has_interval else []),
+        *(["confidence interval"] if has_interval and is_wide else []),
         *(["misses target"] if has_target else []),
         *("FLOPs", "cost"),
         *(["GPU-hours", "kWh", "kg CO2"] if is_wide else []),

@@ -34,6 +34,7 @@ from scalelab.fit.apart import apart_words
 from scalelab.forecast.headline import (
     NextCommand,
     exponents,
+    laws_words,
 )
 from scalelab.forecast.leave_out import refit_sentence
 from scalelab.forecast.more_runs import plan_words, to_plan
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
     from scalelab.fit.outcome import FitWarning
     from scalelab.forecast.allocate import Forecast
-    from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline
     from scalelab.forecast.more_runs import AddedBudget
@@ -130,7 +130,12 @@ def print_page(
     if head.is_apart:
         print_next(head, out)
     if not details:
-        say("The same command with -v prints parameters and methods too.", out, style=DIM_STYLE)
+        laws = "the laws of the average, " if report.averaged is not None else ""
+        say(
+            f"The same command with -v prints {laws}parameters and methods too.",
+            out,
+            style=DIM_STYLE,
+        )
 
 
 def print_headline(report: FitReport, head: Headline, out: Console) -> None:
@@ -214,14 +219,6 @@ def _beside(report: FitReport, forecast: Forecast, law: Forecast | None) -> str:
     span = limits(law.pred_low, law.pred_high, f"{100 * law.level:g} % {NEW_RUN}")
     value = loss_text(law.loss_nats, report.unit)
     return f"{name}: {report.label} {value}{span} ({difference:+.2f} %)."
-
-
-def forms_text(averaged: AveragedFit) -> str:
-    """Return the forms of an average with their weights."""
-    from scalelab.forecast.forecaster import SHOWN_WEIGHT
-
-    shown = (f"{name} {w:.2f}" for name, w in averaged.weights.items() if w >= SHOWN_WEIGHT)
-    return ", ".join(shown)
 
 
 def rows_used(n_used: int, warnings: Sequence[FitWarning]) -> str:
@@ -323,7 +320,7 @@ def _ground(report: FitReport) -> str:
         intervals = "No intervals: the rows do not determine these values."
     averaged = ""
     if report.averaged is not None:
-        averaged = f"Forecasts: average of {forms_text(report.averaged)}. "
+        averaged = f"Forecasts: average of {laws_words(report.averaged)}. "
     return (
         f"{plural(fit.n_rows, 'run')} from {rows.source}. Law: {fit.form}. Objective: "
         f"{objective.loss}{delta} on {objective.residual} loss, minimum {fit.value:.8g}. "

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalelab.cli.fit_page import ANSWER_STYLE, forms_text
+from scalelab.cli.fit_page import ANSWER_STYLE
 from scalelab.cli.fit_tables import DIM_STYLE
 from scalelab.cli.layout import Fitting, number_table
 from scalelab.cli.output import runnable, say
+from scalelab.forecast.headline import laws_words
 from scalelab.forecast.metric_comparison import with_limits
 from scalelab.units import format_flops, plural
 
@@ -77,7 +78,7 @@ def _notes(found: MetricComparison) -> Iterator[str]:
         elif row.report is not None and not row.is_identified:
             yield f"{row.metric.text}: the runs do not determine the {found.form} law."
         if row.report is not None and row.report.averaged is not None and row.tokens_per_param:
-            yield f"{row.metric.text}: D/N by {forms_text(row.report.averaged)}."
+            yield f"{row.metric.text}: D/N by {laws_words(row.report.averaged)}."
         counted = [] if row.report is None else row.report.warnings
         yield from (
             f"{row.metric.text}: {each.message}" for each in counted if each.code == "no_metric"

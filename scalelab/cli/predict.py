@@ -228,13 +228,13 @@ def _print_page(report: FitReport) -> None:
 
 
 def _ground(report: FitReport) -> Iterator[str]:
-    from scalelab.cli.fit_page import forms_text
+    from scalelab.forecast.headline import laws_words
     from scalelab.units import plural
 
     rows = report.observations
     yield f"{plural(report.fit.n_rows, 'run')} from {rows.source}."
     if report.averaged is not None:
-        yield f"Averaged forms: {forms_text(report.averaged)}."
+        yield f"Laws of the average: {laws_words(report.averaged)}."
     else:
         yield f"Law: {report.fit.form}, {report.law_status}."
     yield (

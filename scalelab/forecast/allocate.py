@@ -57,7 +57,7 @@ class Forecast:
     loss_nats : float
         Predicted loss at N and D, or the predicted ``target`` of a law of another quantity.
     low, high : float
-        Confidence interval of the noise-free loss.
+        Confidence interval of the loss.
     pred_low, pred_high : float
         Prediction interval of a new run.
     level : float

@@ -20,6 +20,7 @@ from scalelab.theory.hardware import (
 from scalelab.units import format_quantity
 
 if TYPE_CHECKING:
+    from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.more_runs import AddedBudget
 
 LIMIT_OPTIONS = {
@@ -157,7 +158,7 @@ class Candidate:
         Training compute: 6 N D, or exact for a real shape.
     loss_nats : float
     low, high : float or None
-        Confidence interval of the noise-free loss; None for a published law without replicates.
+        Confidence interval of the loss; None for a published law without replicates.
     pred_low, pred_high : float or None
         Prediction interval of the loss of a new run, which has noise; None where it is not known.
     miss : float or None
@@ -257,6 +258,8 @@ class Decision:
         Its unit.
     to_add : tuple of AddedBudget
         Runs that would narrow the predicted loss of the best, the cheapest first.
+    optimum : Forecast or None
+        Compute-optimal N and D at the compute of the best, if the best has these.
     """
 
     best: Candidate | None
@@ -269,6 +272,7 @@ class Decision:
     metric: Metric = HELDOUT
     unit: str = NATS
     to_add: tuple[AddedBudget, ...] = ()
+    optimum: Forecast | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -286,6 +290,7 @@ class Decision:
             "unit": self.unit,
             "verdict": self.verdict and self.verdict.label,
             "best": None if self.best is None else self.best.to_dict(),
+            "optimum": self.optimum and self.optimum.to_dict(),
             "binding": list(self.binding),
             "relaxing_by_10_percent_saves_nats": self.relaxed,
             "pareto": list(self.front),

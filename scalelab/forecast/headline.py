@@ -14,6 +14,7 @@ from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.extrapolation import fitted_range
+from scalelab.forecast.forecaster import SHOWN_WEIGHT
 from scalelab.forecast.leave_out import outliers_to_exclude, refit_words
 from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, in_folder, to_plan
 from scalelab.forecast.verdict import NOT_IDENTIFIED, verdict_on
@@ -28,6 +29,7 @@ from scalelab.units import (
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
     from scalelab.forecast.allocate import Forecast
+    from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.decision import Candidate
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
@@ -129,13 +131,13 @@ def distance(rows: Observations, flops: float) -> str:
 
 
 def sentence_of(rows: Observations, forecast: Forecast) -> str:
-    """Return a forecast as a sentence: compute, distance, N, D and the interval of a new run."""
+    """Return a forecast as a sentence: compute, distance, N, D and loss, with their intervals."""
     n, d = forecast.n_params, forecast.n_tokens
     parts = []
     if n is not None:
-        parts.append(f"{format_quantity(n.value)} parameters")
+        parts.append(f"{size_words(n)} parameters")
     if d is not None:
-        parts.append(f"{format_quantity(d.value)} tokens")
+        parts.append(f"{size_words(d)} tokens")
     what = " on ".join(parts)
     if forecast.flops is None:
         start = forecast.asked
@@ -146,7 +148,13 @@ def sentence_of(rows: Observations, forecast: Forecast) -> str:
     return f"With {start}: {what}{', ' if what else ''}{metric.label} {loss} {metric.unit}."
 
 
-def decision_sentence(best: Candidate, rows: Observations | None, label: str, unit: str) -> str:
+def decision_sentence(
+    best: Candidate,
+    rows: Observations | None,
+    label: str,
+    unit: str,
+    optimum: Forecast | None = None,
+) -> str:
     """Return the best candidate of a decision as a sentence, with the interval of a new run.
 
     Parameters
@@ -156,16 +164,32 @@ def decision_sentence(best: Candidate, rows: Observations | None, label: str, un
         The fitted rows; None if they are not known.
     label, unit : str
         Name and unit of the loss.
+    optimum : Forecast, optional
+        Compute-optimal N and D at the compute of the best, if it has these.
     """
     where = "" if rows is None else f" ({distance(rows, best.flops)})"
     is_mixture = best.n_stored > best.n_params
     size = f" active of {format_quantity(best.n_stored)}" if is_mixture else ""
+    n, d = (None, None) if optimum is None else (optimum.n_params, optimum.n_tokens)
     loss = loss_words(best.loss_nats, best.pred_low, best.pred_high)
     return (
-        f"With {format_flops(best.flops)} FLOP{where}: {format_quantity(best.n_params)}{size} "
-        f"parameters on {format_quantity(best.n_tokens)} tokens, {label} {loss} {unit}, "
+        f"With {format_flops(best.flops)} FLOP{where}: {format_quantity(best.n_params)}{size}"
+        f"{limits_words(n)} parameters on {format_quantity(best.n_tokens)}{limits_words(d)} "
+        f"tokens, {label} {loss} {unit}, "
         f"{format_money(best.costs['usd'] or 0.0)}."
     )
+
+
+def size_words(size: Interval) -> str:
+    """Return N or D with its limits in brackets, if it has any."""
+    return f"{format_quantity(size.value)}{limits_words(size)}"
+
+
+def limits_words(size: Interval | None) -> str:
+    """Return the limits of N or D in brackets after a space; empty if there are none."""
+    if size is None or not math.isfinite(size.low + size.high) or size.low == size.high:
+        return ""
+    return f" [{format_quantity(size.low)}, {format_quantity(size.high)}]"
 
 
 def loss_words(loss: float, low: float | None, high: float | None) -> str:
@@ -247,19 +271,35 @@ def runs_to_add(report: FitReport, forecast: Forecast | None) -> tuple[AddedBudg
     return budgets_to_add(averaged, report.observations, report.isoflop, forecast)
 
 
-def basis_words(by: str, level: float | None) -> str:
+def basis_words(by: str, level: float | None, forecast: Forecast | None = None) -> str:
     """Return what the limits of a sentence are, and what predicts, such as ``by the average``.
 
-    The limits are those of a new run: that is the loss which somebody will see.
+    The limits of the loss are those of a new run: that is the loss which somebody will see. Those
+    of N and D, if the forecast has any, are of the compute-optimal choice.
     """
     if level is None:
         return f"{by[0].upper()}{by[1:]}, without intervals."
-    return f"In brackets: {100 * level:g} % interval of a new run, {by}."
+    sizes = () if forecast is None else (forecast.n_params, forecast.n_tokens)
+    names = [name for name, size in zip("ND", sizes, strict=False) if limits_words(size)]
+    more = f"{100 * level:g} % confidence intervals of {' and '.join(names)}, " if names else ""
+    return f"In brackets: {more}{100 * level:g} % prediction interval of a new run, {by}."
+
+
+def laws_words(averaged: AveragedFit) -> str:
+    """Return the laws of an average with their weights, such as ``chinchilla 0.81, tied 0.19``."""
+    shown = (f"{name} {w:.2f}" for name, w in averaged.weights.items() if w >= SHOWN_WEIGHT)
+    return ", ".join(shown)
+
+
+def laws_sentence(averaged: AveragedFit | None) -> str:
+    """Return which laws the average is made of, with their weights; empty without an average."""
+    return "" if averaged is None else f"Laws of the average: {laws_words(averaged)}."
 
 
 def _basis(report: FitReport, forecast: Forecast) -> str:
     has_limits = math.isfinite(forecast.pred_low + forecast.pred_high)
-    found = basis_words(f"by the {report.forecaster.label}", forecast.level if has_limits else None)
+    level = forecast.level if has_limits else None
+    found = basis_words(f"by the {report.forecaster.label}", level, forecast)
     is_unstated = any(each.code == "unstated_count" for each in report.warnings)
     return f"{found} {NOT_STATED}" if is_unstated else found
 

@@ -63,7 +63,7 @@ class AddedBudget:
     asked : str
         The question that they would answer more narrowly, such as ``C=1e22``.
     now, after : float or None
-        Half-width of the interval of the noise-free loss that is asked about, relative to the loss:
+        Half-width of the confidence interval of the loss that is asked about, relative to the loss:
         now, and as expected with these runs. None without an answer of the average.
     sweep : tuple of str
         Words of the command that add its runs to the sweep of these budgets; none for a table.
@@ -209,7 +209,7 @@ def caption_of(budgets: tuple[AddedBudget, ...], level: float) -> str:
     asked = (
         ""
         if first.now is None
-        else f"the {100 * level:g} % interval of the noise-free loss at {first.asked} is "
+        else f"the {100 * level:g} % confidence interval of the loss at {first.asked} is "
         f"± {100 * first.now:.2g} % now (then: with the runs of that row alone). "
     )
     return f"Runs to add: {asked}Compute: relative to that of your runs."

@@ -12,6 +12,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.forecast.bands import surface
+from scalelab.forecast.extrapolation import fitted_range
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
 from scalelab.theory.accounting import PARAM_WORDS
@@ -265,9 +266,10 @@ def _log_range(values: FloatArray, margin: float = 0.04) -> list[float]:
 def caption(report: FitReport) -> str:
     """Return one line about the data of the figures: runs, source and conventions."""
     rows = report.observations
+    span = fitted_range(rows)
     return (
         f"{plural(report.fit.n_rows, 'run')} from {rows.source}; N counted "
         f"{PARAM_WORDS.get(rows.param_convention, rows.param_convention)}, FLOPs counted "
-        f"{rows.flop_convention}; largest run {format_flops(report.fit.max_flops)} FLOP, "
+        f"{rows.flop_convention}; largest {span.largest} {format_flops(span.flops)} FLOP, "
         f"N {format_quantity(float(rows.n_params.max()))}; forecasts use C = 6 N D."
     )

@@ -249,7 +249,7 @@ def _law_line(figure: Any, bands: Bands, axis: str, look: Look) -> None:
 def _with_limits(each: Forecast) -> str:
     if not np.isfinite(each.pred_low + each.pred_high):
         return f"{each.loss_nats:.4f}"
-    return f"{each.loss_nats:.4f}, new run {each.pred_low:.4f} to {each.pred_high:.4f}"
+    return f"{each.loss_nats:.4f}, prediction interval {each.pred_low:.4f} to {each.pred_high:.4f}"
 
 
 def _places(x: FloatArray, y: FloatArray, wanted: list[bool], names: list[str]) -> list[str]:

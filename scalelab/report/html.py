@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from scalelab import __version__
 from scalelab.fit.apart import CODE, apart_words
 from scalelab.forecast.bands import bands_between
+from scalelab.forecast.headline import laws_sentence
 from scalelab.forecast.leave_out import refit_sentence
 from scalelab.forecast.more_runs import HEADS, caption_of, plan_words, to_plan
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
@@ -273,7 +274,8 @@ def _answer(report: FitReport, head: Headline) -> Iterator[str]:
     """Yield the answer in one sentence, the verdict with its warnings, and the next command."""
     yield f'<p class="answer">{html.escape(head.sentence)}</p>'
     if head.basis:
-        yield f'<p class="faint">{html.escape(head.basis)}</p>'
+        basis = f"{head.basis} {laws_sentence(report.averaged)}".rstrip()
+        yield f'<p class="faint">{html.escape(basis)}</p>'
     words = "" if head.warnings else ", no warnings"
     kind = head.verdict.replace(" ", "-")
     yield f'<p>Verdict: <b class="verdict {kind}">{html.escape(head.verdict)}</b>{words}</p>'

@@ -16,12 +16,15 @@ from scalelab.forecast.headline import (
     decision_sentence,
     distance,
     headline,
+    laws_sentence,
     loss_words,
     next_compute,
+    size_words,
 )
 from scalelab.forecast.published import far_words
 from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS
 from scalelab.store.table_read import TableRead
+from scalelab.units import format_quantity
 
 
 def table_of(rows):
@@ -96,14 +99,36 @@ def test_a_sound_fit_has_the_sentence_and_a_command(report):
 def test_fit_and_decide_state_the_same_interval_of_a_new_run(isoflop_runs):
     found = api.fit(table_of(isoflop_runs(noise=0.01)), bootstrap=BootstrapSpec(k=20))
     head = headline(found)
-    best = api.decide(found, {"flops": head.flops}).best
+    decision = api.decide(found, {"flops": head.flops})
+    best = decision.best
     loss = f"loss {loss_words(best.loss_nats, best.pred_low, best.pred_high)}"
     sentence = decision_sentence(best, found.observations, "loss", "nats/token")
     assert loss in sentence
     assert loss in head.sentence
     assert loss_words(best.loss_nats, best.low, best.high) not in sentence
-    assert head.basis.startswith(basis_words(f"by the {found.forecaster.label}", found.level))
-    assert "interval of a new run, by the average of" in head.basis
+    by = f"by the {found.forecaster.label}"
+    assert head.basis.startswith(basis_words(by, found.level, head.forecast))
+    assert "90 % confidence intervals of N and D, 90 % prediction interval of a new" in head.basis
+    # the range of N and D is that of the optimum, in both sentences
+    n, d = head.forecast.n_params, head.forecast.n_tokens
+    ranges = f"{size_words(n)} parameters on {size_words(d)} tokens"
+    low, high = format_quantity(n.low), format_quantity(n.high)
+    assert f" [{low}, {high}] parameters" in ranges
+    assert ranges in head.sentence
+    at = decision_sentence(best, found.observations, "loss", "nats/token", decision.optimum)
+    assert ranges in at
+    # a candidate of another size has no such range
+    small = f"{best.n_params / 3:.4g}:{3 * best.n_tokens:.4g}"
+    assert api.decide(found, candidates=small).optimum is None
+
+
+def test_the_laws_of_an_average_are_listed_with_their_weights(isoflop_runs):
+    found = api.fit(table_of(isoflop_runs(noise=0.01)), bootstrap=BootstrapSpec(k=20))
+    shown = [name for name, weight in found.averaged.weights.items() if weight >= 0.005]
+    assert f"average of {len(shown)} laws" == found.forecaster.label
+    words = laws_sentence(found.averaged)
+    assert all(f"{name} {found.averaged.weights[name]:.2f}" in words for name in shown)
+    assert laws_sentence(None) == ""
 
 
 def test_what_the_fit_warns_of_lowers_the_verdict(rows):

@@ -13,7 +13,7 @@ from scalelab_dashboard.asked import SECONDS_PER_DAY
 if TYPE_CHECKING:
     from scalelab.forecast.decision import Candidate, Decision
 
-FURTHER = ("noise-free interval", "law at this N and D", "C, FLOP", "GPU-hours", "kWh", "kg CO2")
+FURTHER = ("confidence interval", "law at this N and D", "C, FLOP", "GPU-hours", "kWh", "kg CO2")
 """Columns of the candidates that are shown on demand: with them the table is wider than a page."""
 
 
@@ -40,8 +40,8 @@ def training_time(each: Candidate) -> str:
 def _row(each: Candidate, answer: Decision, hardware: str) -> dict[str, str]:
     interval = {}
     for name, low, high in (
-        ("interval of a new run", each.pred_low, each.pred_high),
-        ("noise-free interval", each.low, each.high),
+        ("prediction interval", each.pred_low, each.pred_high),
+        ("confidence interval", each.low, each.high),
     ):
         if low is not None:
             interval[name] = f"{low:.4f} to {high:.4f}"

@@ -12,7 +12,7 @@ from scalelab.arrays import FloatArray
 from scalelab.forecast.bands import surface
 from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Deployment
-from scalelab.forecast.headline import basis_words, decision_sentence
+from scalelab.forecast.headline import basis_words, decision_sentence, laws_sentence, limits_words
 from scalelab.forecast.more_runs import in_folder
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.report import figures_decide
@@ -44,6 +44,7 @@ from scalelab_dashboard.fits import Failure, FitKey, attempt
 from scalelab_dashboard.views import candidates
 
 if TYPE_CHECKING:
+    from scalelab.fit.outcome import Interval
     from scalelab.forecast.decision import Candidate, Decision
     from scalelab.forecast.fit_report import FitReport
     from scalelab_dashboard.state import Choice
@@ -280,7 +281,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
             )
             st.caption(
                 "Line: predicted loss of every size at the compute of the best model. Points: "
-                "candidates of that compute in the valley, with the interval of a new run."
+                "candidates of that compute in the valley, with their prediction intervals."
             )
         else:
             column, unit = COSTS[axis]
@@ -331,16 +332,18 @@ def _answer_first(
         st.warning("No candidate is within the limits. Raise a limit, or enter smaller candidates.")
         return
     if isinstance(source, str):
-        rows, basis = None, f"By the published law {law}, which has no intervals."
+        rows, basis, laws = None, f"By the published law {law}, which has no intervals.", ""
     else:
         rows = source.observations
-        basis = basis_words(f"by the {source.forecaster.label}", source.level)
+        basis = basis_words(f"by the {source.forecaster.label}", source.level, answer.optimum)
+        laws = laws_sentence(source.averaged)
     verdict = answer.verdict
     ui.answer(
-        decision_sentence(best, rows, answer.metric.label, answer.unit),
+        decision_sentence(best, rows, answer.metric.label, answer.unit, answer.optimum),
         basis,
         None if verdict is None else verdict.label,
         () if verdict is None else verdict.warnings,
+        laws,
     )
     if verdict is not None and rows is not None:
         point.offer(choice, verdict.warnings, len(rows))
@@ -348,11 +351,14 @@ def _answer_first(
 
 
 def _headline(best: Candidate, share: str, answer: Decision, hardware: str) -> None:
-    count = len(answer.candidates)
+    count, optimum = len(answer.candidates), answer.optimum
+    n, d = (None, None) if optimum is None else (optimum.n_params, optimum.n_tokens)
     columns = st.columns(4)
     with columns[0]:
         ui.number(
-            "parameters N", format_quantity(best.n_params), f"best of {plural(count, 'candidate')}"
+            "parameters N",
+            format_quantity(best.n_params),
+            f"{_range(n, share)}best of {plural(count, 'candidate')}",
         )
     with columns[1]:
         epochs = best.costs["epochs"]
@@ -360,13 +366,13 @@ def _headline(best: Candidate, share: str, answer: Decision, hardware: str) -> N
         ui.number(
             "training tokens D",
             format_quantity(best.n_tokens),
-            f"{best.n_tokens / best.n_params:.1f} tokens per parameter{passes}",
+            f"{_range(d, share)}{best.n_tokens / best.n_params:.1f} tokens per parameter{passes}",
         )
     with columns[2]:
         interval = (
             "no interval for a published law"
             if not share or best.pred_low is None
-            else f"{best.pred_low:.4f} to {best.pred_high:.4f} ({share}, a new run)"
+            else f"{best.pred_low:.4f} to {best.pred_high:.4f} ({share} prediction interval)"
         )
         ui.number(
             f"predicted {answer.metric.label}, {answer.unit}", f"{best.loss_nats:.4f}", interval
@@ -379,6 +385,13 @@ def _headline(best: Candidate, share: str, answer: Decision, hardware: str) -> N
             f"{format_quantity(best.costs['gpu_hours'] or 0.0)} GPU-hours, "
             f"{format_flops(best.flops)} FLOP",
         )
+
+
+def _range(size: Interval | None, share: str) -> str:
+    """Return the confidence interval of the compute-optimal N or D, before other words."""
+    if not limits_words(size) or size is None:
+        return ""
+    return f"{format_quantity(size.low)} to {format_quantity(size.high)} ({share}), "
 
 
 def _binding(answer: Decision) -> None:

@@ -13,6 +13,7 @@ from scalelab.errors import UsageError
 from scalelab.forecast.allocate import SIZE_COLUMNS, parse_request
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.forecaster import beside
+from scalelab.forecast.headline import laws_sentence
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, far_words
 from scalelab.report import figures_forecast
 from scalelab.theory.hardware import HARDWARE, STATED_UTILISATION, find_hardware
@@ -75,7 +76,8 @@ def _forecast(choice: Choice) -> None:
     else:
         st.session_state[ANSWERED] = (choice.shown, request)
     head = queries.headline(choice.key, tuple(choice.words()[2:]), forecast.asked, report, forecast)
-    ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
+    laws = laws_sentence(report.averaged)
+    ui.answer(head.sentence, head.basis, head.verdict, head.warnings, laws)
     point.offer(choice, head.warnings, len(found[0]))
     _answer(report, forecast)
     _picture(choice, report, forecast)
@@ -163,8 +165,8 @@ def _answer(report: FitReport, forecast: Forecast) -> None:
         ui.number(
             f"predicted {report.label}, {report.unit}",
             f"{forecast.loss_nats:.4f}",
-            f"loss {forecast.low:.4f} to {forecast.high:.4f}; new run {forecast.pred_low:.4f} to "
-            f"{forecast.pred_high:.4f} ({share})",
+            f"{forecast.low:.4f} to {forecast.high:.4f} ({share} confidence interval); "
+            f"{forecast.pred_low:.4f} to {forecast.pred_high:.4f} ({share} prediction interval)",
             glossary.about("Confidence interval", "Prediction interval"),
         )
     flops = "" if forecast.flops is None else f"C = {format_flops(forecast.flops)} FLOP. "

@@ -71,9 +71,10 @@ def _forms(choice: Choice) -> None:
         ui.plot("forms", choice.key, lambda look: figures_fit.forms(found, look))
         st.caption(
             "Each form is fitted to the smaller budgets and predicts the next one: "
-            f"{plural(found.n_predicted, 'run')} predicted. Bars: error minus that of the best "
-            "form (90 % interval from paired resamples of the predicted runs). If a bar reaches "
-            "the dotted line, the difference is not significant."
+            f"{plural(found.n_predicted, 'run')} predicted. Points: mean error. Bars: 90 % "
+            "interval of the difference from the best form, from paired resamples of the "
+            "predicted runs. If a bar reaches the dotted line, the error of the best form, the "
+            "difference is not significant."
         )
         st.dataframe(
             pd.DataFrame(

@@ -10,6 +10,8 @@ import numpy as np
 import streamlit as st
 
 from scalelab.fit.isoflop import MISFIT, misfits
+from scalelab.forecast.extrapolation import fitted_range
+from scalelab.forecast.headline import laws_sentence
 from scalelab.report import figures, figures_isoflop, overlay
 from scalelab.units import format_flops, format_quantity, plural
 from scalelab_dashboard import glossary, point, queries, slider, tables_of, ui, waiting
@@ -44,7 +46,7 @@ STATES = (
 def show(choice: Choice) -> None:
     """Draw the page."""
     _state(choice)
-    top, now, after = st.container(), st.container(), st.container()
+    top, now, after, running = (st.container() for _ in range(4))
     if choice.source is not None and choice.source.is_unfinished:
         with now:
             live.show(choice)
@@ -64,9 +66,11 @@ def show(choice: Choice) -> None:
         span = _span(rows)
         head = queries.headline(choice.key, tuple(choice.words()[2:]), "", report, None)
         old = _before(choice, report, span, top)
-        with top:
+        with running:
             is_ready, bands = waiting.frontier(choice.key, span)
-            ui.answer(head.sentence, head.basis, head.verdict, head.warnings)
+        with top:
+            laws = laws_sentence(report.averaged)
+            ui.answer(head.sentence, head.basis, head.verdict, head.warnings, laws)
         with after:
             point.offer(choice, head.warnings, len(rows))
             _remedy(choice, report)
@@ -286,6 +290,6 @@ def _tokens_per_param(bands: Bands | None, flops: float) -> tuple[str, str]:
 
 
 def _span(rows: Observations) -> tuple[float, float, float]:
-    """Return the range of compute in which the frontier is drawn, and the largest of the runs."""
-    largest = float(rows.flops.max())
+    """Return the range of compute in which the frontier is drawn, and its largest budget."""
+    largest = fitted_range(rows).flops
     return float(rows.flops.min()) / 1.5, largest * 1.5, largest
