@@ -5,6 +5,7 @@ The chosen run and the excluded ones are in the address.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -179,12 +180,18 @@ def _numbers(report: FitReport) -> str:
     return ", ".join(parts) or "no answer"
 
 
+def _compute(row: Observations) -> float:
+    """Return the compute of a run, by the name that its budget has elsewhere on the page."""
+    budget = math.nan if row.budget is None else float(row.budget[0])
+    return budget if math.isfinite(budget) else float(row.flops[0])
+
+
 def _numbers_of(row: Observations, report: FitReport | None) -> None:
     loss = float(row.loss_nats[0])
     parts = [
         f"N {format_quantity(float(row.n_params[0]))}",
         f"D {format_quantity(float(row.n_tokens[0]))}",
-        f"C {format_flops(float(row.flops[0]))} FLOP",
+        f"C {format_flops(_compute(row))} FLOP",
         f"loss {loss:.4f} {row.metric.unit}",
     ]
     st.markdown(ui.as_text(", ".join(parts)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from scalelab.forecast.comparing import compare_sources
 from scalelab.forecast.headline import NextCommand
 from scalelab.forecast.headline import headline as make_headline
 from scalelab.records.notes import Note, read_notes
+from scalelab.records.sweep_words import sweep_words
 from scalelab.report.stamp import line_of
 from scalelab.store.public_tables import list_public_tables, table_path
 from scalelab.store.status import read_status
@@ -160,7 +162,8 @@ def headline(
     key: FitKey, runs: tuple[str, ...], asked: str, _report: FitReport, _forecast: Forecast | None
 ) -> Headline:
     """Return the headline of a fit, about a forecast if one was asked for."""
-    return make_headline(_report, NextCommand(runs=runs), _forecast)
+    command = NextCommand(runs=runs, stored=partial(sweep_words, Path(key.results)))
+    return make_headline(_report, command, _forecast)
 
 
 @st.cache_resource(max_entries=48, show_spinner=False)

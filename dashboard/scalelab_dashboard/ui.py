@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -174,9 +175,12 @@ def runs_to_add(budgets: tuple[more_runs.AddedBudget, ...], level: float) -> Non
     lines += [tuple(_unbroken(as_text(cell)) for cell in each.cells()) for each in budgets]
     st.caption(as_text(more_runs.caption_of(budgets, level)))
     st.markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-    planned = more_runs.to_plan(budgets)
-    st.caption(as_text(more_runs.plan_words(planned)))
-    terminal(*(list(each.command) for each in planned))
+    for i, (words, rows) in enumerate(more_runs.plans(budgets)):
+        if i == 0:
+            st.caption(as_text(words))
+        # The view is long: the second plan opens on a click.
+        with st.expander(as_text(words)) if i else nullcontext():
+            terminal(*(list(each.command) for each in rows))
 
 
 def _unbroken(text: str) -> str:

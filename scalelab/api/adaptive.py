@@ -288,6 +288,12 @@ def propose_design(
             "--design plain, because an optimal grid chooses its own sizes",
             "Remove --design or --shape-list.",
         )
+    if design != "plain" and sweep.n_params:
+        raise UsageError(
+            f"--design {design} with --n-params",
+            "--design plain, because an optimal grid chooses its own sizes",
+            "Remove --design or --n-params.",
+        )
     if design != "plain" and sweep.program is not None and sweep.program.size.by == "table":
         raise UsageError(
             f"--design {design} with a table of sizes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -209,7 +210,8 @@ def decide(
     from scalelab.api.laws import load_law
     from scalelab.cli.decide_view import print_decision, print_published
     from scalelab.forecast.decision import Deployment, Limits
-    from scalelab.forecast.more_runs import in_folder
+    from scalelab.forecast.more_runs import of_sweep
+    from scalelab.records.sweep_words import sweep_words
     from scalelab.store.read_options import parse_map
     from scalelab.store.reading import reading_of_texts
 
@@ -310,8 +312,9 @@ def decide(
         experts=experts,
         level=level,
     )
-    # Its commands must find the sweep that they extend.
-    answer = replace(answer, to_add=in_folder(answer.to_add, results_words()))
+    # Its commands must find the sweep that they extend, and plan runs like those of the sweep.
+    stored = partial(sweep_words, results)
+    answer = replace(answer, to_add=of_sweep(answer.to_add, results_words(), stored))
     if emit is not None:
         _emit(emit, answer, shapes, experts)
     if as_json:

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,9 @@ from scalelab.forecast.headline import (
     laws_words,
 )
 from scalelab.forecast.leave_out import refit_sentence
-from scalelab.forecast.more_runs import plan_words, to_plan
+from scalelab.forecast.more_runs import plans
 from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS, Verdict
+from scalelab.records.sweep_words import sweep_words
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -79,7 +81,11 @@ def next_command(context: typer.Context) -> NextCommand:
             continue
         for each in value if isinstance(value, (list, tuple)) else (value,):
             words += [flag] if each is True else [flag, str(each)]
-    return NextCommand(runs=tuple(words), can_decide=not set(given) & set(SELECTS))
+    return NextCommand(
+        runs=tuple(words),
+        can_decide=not set(given) & set(SELECTS),
+        stored=partial(sweep_words, context.params["results"]),
+    )
 
 
 def print_page(
@@ -169,10 +175,10 @@ def print_verdict(verdict: Verdict, out: Console) -> None:
 def print_runs_to_add(added: tuple[AddedBudget, ...], level: float, out: Console) -> None:
     """Print the runs to add, of at least one budget, and how to plan those that come first."""
     out.print(Fitting(runs_to_add(added, level)))
-    planned = to_plan(added)
-    say(plan_words(planned), out)
-    for each in planned:
-        verbatim(f"  {runnable(shlex.join(each.command))}", out)
+    for words, rows in plans(added):
+        say(words, out)
+        for each in rows:
+            verbatim(f"  {runnable(shlex.join(each.command))}", out)
 
 
 def print_next(head: Headline, out: Console) -> None:

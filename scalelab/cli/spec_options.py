@@ -227,7 +227,9 @@ def _unchanged(value: Any) -> Any:
 
 def _ordered(parameters: list[Any]) -> list[Any]:
     by_name = {item.name: item for item in parameters}
-    first = [by_name[name] for name in FIRST if name in by_name][:N_FIRST]
+    # Few isoFLOP sweeps list their sizes.
+    less = {"n_params"} if "budgets" in by_name else set()
+    first = [by_name[name] for name in FIRST if name in by_name and name not in less][:N_FIRST]
     first = first if len(first) == N_FIRST else []
     for item in first:
         item.rich_help_panel = MOST_USED

@@ -1,4 +1,4 @@
-"""Notes on approaches whose exponent differs from that of approach 3 by more than the intervals.
+"""Notes on approaches whose exponent differs visibly from that of approach 3.
 
 A table or figure that shows them side by side says why; the answer uses none of them.
 """
@@ -15,6 +15,8 @@ from scalelab.fit.power_law import PowerLaw
 
 CODE = "approach_apart"
 """The code of these notes."""
+VISIBLE = 0.05
+"""Difference of exponents from which a reader asks why, even if the intervals overlap."""
 WHY = {
     "1, the envelope,": (
         "It takes the lowest loss of all training curves at each compute. Losses before the end of "
@@ -34,7 +36,9 @@ def apart_notes(
     envelope: EnvelopeFit,
     local: PowerLaw | None,
 ) -> list[FitWarning]:
-    """Return a note on each approach whose interval of a does not overlap that of approach 3.
+    """Return a note on each approach whose exponent a differs visibly from that of approach 3.
+
+    Either their intervals do not overlap, or the difference is `VISIBLE` although they do.
 
     Parameters
     ----------
@@ -52,17 +56,23 @@ def apart_notes(
     for (name, why), law in zip(WHY.items(), laws, strict=True):
         if law is None or law.low is None or law.high is None:
             continue
-        if law.low > a.high or law.high < a.low:
-            found.append(
-                FitWarning(
-                    code=CODE,
-                    message=(
-                        f"Approach {name} has a = {_words(law.interval)}, and approach 3 "
-                        f"{_words(a)}: they differ by more than their intervals. {why} The answer "
-                        "does not use it."
-                    ),
-                )
+        is_apart = law.low > a.high or law.high < a.low
+        if not is_apart and abs(law.exponent - a.value) < VISIBLE:
+            continue
+        how = (
+            "they differ by more than their intervals"
+            if is_apart
+            else "their intervals overlap, so the difference can be chance"
+        )
+        found.append(
+            FitWarning(
+                code=CODE,
+                message=(
+                    f"Approach {name} has a = {_words(law.interval)}, and approach 3 "
+                    f"{_words(a)}: {how}. {why} The answer does not use it."
+                ),
             )
+        )
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from scalelab.forecast.allocate import parse_request
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.forecaster import SHOWN_WEIGHT
 from scalelab.forecast.leave_out import outliers_to_exclude, refit_words
-from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, in_folder, to_plan
+from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, of_sweep, plans
 from scalelab.forecast.verdict import NOT_IDENTIFIED, verdict_on
 from scalelab.units import (
     format_flops,
@@ -50,10 +51,13 @@ class NextCommand:
         Options with their values.
     can_decide : bool
         Whether `scalelab decide` has all of them; else the command is `scalelab fit`.
+    stored : callable
+        The options of a stored sweep by name; None if they are not known.
     """
 
     runs: tuple[str, ...] = ()
     can_decide: bool = True
+    stored: Callable[[str], tuple[str, ...] | None] = lambda name: None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +104,8 @@ class Headline:
     @property
     def is_apart(self) -> bool:
         """True if the next command is none of those that plan the runs to add."""
-        return all(self.command != each.command for each in to_plan(self.to_add))
+        planned = plans(self.to_add) if self.to_add else ()
+        return all(self.command != each.command for _, rows in planned for each in rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the headline as in the JSON of ``scalelab fit``."""
@@ -237,7 +242,8 @@ def headline(
         why = f"The {form} law has no compute-optimal N and D: --predict asks for a model."
     needs_runs = verdict.label == NOT_IDENTIFIED or verdict.has("wide_optimum")
     command = command or NextCommand()
-    added = in_folder(runs_to_add(report, forecast), command.runs) if has_split else ()
+    found = runs_to_add(report, forecast) if has_split else ()
+    added = of_sweep(found, command.runs, command.stored)
     if needs_runs and math.isfinite(flops):
         repairs = [each for each in added if each.is_repair]
         words = repairs[0].command if repairs else more_runs(next_compute(rows))

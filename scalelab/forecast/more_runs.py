@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,9 @@ from scalelab.forecast.averaged_optimum import compute_optimal_size
 from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.missing_sizes import missing_sizes
 from scalelab.forecast.paths import paths_of
+from scalelab.records.sweep_dir import SAME_BUDGET
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
-from scalelab.units import format_flops, format_quantity, round_significant
+from scalelab.units import format_flops, format_quantity, plural, round_significant
 
 if TYPE_CHECKING:
     from scalelab.fit.isoflop import IsoflopFit
@@ -67,6 +68,8 @@ class AddedBudget:
         now, and as expected with these runs. None without an answer of the average.
     sweep : tuple of str
         Words of the command that add its runs to the sweep of these budgets; none for a table.
+    has_options : bool
+        Whether these include the options of that sweep.
     """
 
     reason: str
@@ -79,6 +82,7 @@ class AddedBudget:
     now: float | None = None
     after: float | None = None
     sweep: tuple[str, ...] = ()
+    has_options: bool = False
 
     @property
     def is_repair(self) -> bool:
@@ -88,13 +92,9 @@ class AddedBudget:
     @property
     def command(self) -> tuple[str, ...]:
         """Words of the command that plans them."""
-        centre = math.sqrt(self.n_params[0] * self.n_params[-1])
-        ratio = tokens_at_6nd(self.budget, centre) / centre
-        span = self.n_params[-1] / self.n_params[0]
         return (
-            *("scalelab", "sweep", "isoflop", "--budgets", _exact(self.budget)),
-            *("--sizes", str(len(self.n_params)), "--span", f"{span:.3g}"),
-            *("--tokens-per-param", f"{ratio:.3g}"),
+            *("scalelab", "sweep", "isoflop", "--budgets", _short(self.budget)),
+            *("--n-params", ",".join(format_quantity(size) for size in self.n_params)),
             *self.sweep,
             "--dry-run",
         )
@@ -220,30 +220,67 @@ def to_plan(budgets: tuple[AddedBudget, ...]) -> tuple[AddedBudget, ...]:
     return tuple(each for each in budgets if each.is_repair) or budgets[:1]
 
 
-def in_folder(added: Sequence[AddedBudget], runs: Sequence[str]) -> tuple[AddedBudget, ...]:
-    """Return the runs of a sweep with the results folder of the options that select the rows."""
-    if RESULTS not in runs:
-        return tuple(added)
-    folder = RESULTS, runs[runs.index(RESULTS) + 1]
-    return tuple(replace(each, sweep=each.sweep and (*each.sweep, *folder)) for each in added)
+def plans(budgets: tuple[AddedBudget, ...]) -> tuple[tuple[str, tuple[AddedBudget, ...]], ...]:
+    """Return what to plan first, then the row that narrows the answer most; each with its words.
+
+    The words say how many runs and FLOPs that is in total, and what the commands do.
+    """
+    first = to_plan(budgets)
+    narrowest = min(budgets, key=lambda each: math.inf if each.after is None else each.after)
+    many = len(first) > 1
+    which = f"the first {len(first)} rows" if many else "the first row"
+    start = f"These commands plan {which}" if many else f"This command plans {which}"
+    end = f"Without --dry-run {'they also start' if many else 'it also starts'} them."
+    if first[0].sweep and not first[0].has_options:
+        end += " Add the other options of your sweep, such as --data."
+    found = [(f"{start}: {total_words(first)}. {end}", first)]
+    if narrowest.after is not None and narrowest not in first:
+        words = "This command plans the row that narrows the answer most: "
+        words += f"{total_words((narrowest,))}."
+        found.append((words, (narrowest,)))
+    return tuple(found)
 
 
-def plan_words(planned: tuple[AddedBudget, ...]) -> str:
-    """Return what the commands of `to_plan` do."""
-    more = " Add the other options of your sweep, such as --data." if planned[0].sweep else ""
-    if len(planned) == 1:
-        return f"This command plans the first row; without --dry-run it also starts it.{more}"
-    rows = f"the first {len(planned)} rows"
-    return f"These commands plan {rows}; without --dry-run they also start them.{more}"
+def total_words(rows: tuple[AddedBudget, ...]) -> str:
+    """Return the runs and FLOPs of rows together, such as ``8 runs of 4.15e20 FLOP in all``."""
+    runs = plural(sum(len(each.n_params) for each in rows), "run")
+    share = format_quantity(100 * sum(each.share for each in rows), 2)
+    flops = format_flops(sum(each.flops for each in rows))
+    return f"{runs} of {flops} FLOP in all, +{share} % of your compute"
 
 
-def _exact(budget: float) -> str:
-    """Return a budget in as few digits as give the same number, so that rows stay together."""
-    return next(
-        text
-        for text in (format_flops(budget), f"{budget:.6g}", repr(budget))
-        if float(text) == budget or text == repr(budget)
-    )
+def of_sweep(
+    added: Sequence[AddedBudget],
+    runs: Sequence[str],
+    stored: Callable[[str], tuple[str, ...] | None],
+) -> tuple[AddedBudget, ...]:
+    """Return the runs of a sweep with its own options and its results folder in the command.
+
+    Parameters
+    ----------
+    added : sequence of AddedBudget
+    runs : sequence of str
+        Options that select the fitted rows, such as ``--results``.
+    stored : callable
+        The options of a stored sweep by name; None if they are not known.
+    """
+    folder = () if RESULTS not in runs else (RESULTS, runs[runs.index(RESULTS) + 1])
+
+    def told(each: AddedBudget) -> AddedBudget:
+        if not each.sweep:
+            return each
+        options = stored(each.sweep[1])
+        words = (*each.sweep, *(options or ()), *folder)
+        return replace(each, sweep=words, has_options=options is not None)
+
+    return tuple(map(told, added))
+
+
+def _short(budget: float) -> str:
+    """Return a budget in few digits: an extended sweep takes them for its own budget."""
+    texts = (f"{budget:.{digits}g}" for digits in range(1, 17))
+    text = next(t for t in texts if math.isclose(float(t), budget, rel_tol=SAME_BUDGET))
+    return format_flops(budget) if float(format_flops(budget)) == float(text) else text
 
 
 def _share_left(shared: FloatArray, runs: NDArray[np.intp], noise: float) -> float:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # a worker has no pydantic, which plans need
     from scalelab.sweep.plan import Plan
 
 PLAN_SCHEMA = 1
+SAME_BUDGET = 1e-3
+"""Relative difference below which a budget of an extension is one that the sweep has."""
 EXECUTION_FILE = "execution.json"
 TUNE_KIND, LR_CHECK_KIND, TRANSFER_KIND = "tune", "lr-check", "transfer"
 MIXTURE_KIND = "mixture"
@@ -135,6 +137,11 @@ class Results:
                 )
         known = {} if earlier is None else earlier.budgets
         budgets = {**known, **{row.spec.run_id: row.budget_flops for row in plan.rows}}
+        # A budget that is written in few digits is the one that the sweep has.
+        own = sorted({budget for budget in known.values() if budget is not None})
+        for run_id, budget in budgets.items():
+            near = (each for each in own if budget and abs(budget / each - 1) < SAME_BUDGET)
+            budgets[run_id] = next(near, budget)
         # A run keeps the budget for which it was planned first.
         budgets |= {run_id: budget for run_id, budget in known.items() if budget is not None}
         saved = SavedPlan(

@@ -18,7 +18,7 @@ from scalelab.fit.apart import CODE, apart_words
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.headline import laws_sentence
 from scalelab.forecast.leave_out import refit_sentence
-from scalelab.forecast.more_runs import HEADS, caption_of, plan_words, to_plan
+from scalelab.forecast.more_runs import HEADS, caption_of, plans
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS
 from scalelab.report import explorer, figures, figures_fit, figures_forecast, figures_isoflop
 from scalelab.report.html_compare import comparison_section
@@ -303,10 +303,10 @@ def _runs_to_add(budgets: tuple[AddedBudget, ...], level: float) -> Iterator[str
     for tag, cells in (("th", HEADS), *(("td", each.cells()) for each in budgets)):
         yield "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
     yield "</table>"
-    planned = to_plan(budgets)
-    commands = "\n".join(shlex.join(each.command) for each in planned)
-    yield f'<p class="faint">{html.escape(plan_words(planned))}</p>'
-    yield f"<code>{html.escape(commands)}</code>"
+    for words, rows in plans(budgets):
+        commands = "\n".join(shlex.join(each.command) for each in rows)
+        yield f'<p class="faint">{html.escape(words)}</p>'
+        yield f"<code>{html.escape(commands)}</code>"
 
 
 def _parameters(report: FitReport) -> Iterator[str]:

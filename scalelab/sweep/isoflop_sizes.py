@@ -47,6 +47,8 @@ def budget_shapes(
     (rule,) = sweep.shape_rules()
     if rule.shape_list:
         return listed_shapes(vocab_size, rule)
+    if sweep.n_params:
+        return distinct_shapes(sweep.n_params, vocab_size, rule)
     ratio = sweep.tokens_per_param or expected_tokens_per_param(tokenizer)
     targets = isoflop_targets(
         budget,

@@ -305,6 +305,8 @@ def _budget_models(
     if sweep.program is None or program is None or not sweep.program.rows():
         shapes = budget_shapes(sweep, budget, data.tokenizer, data.vocab_size)
         return [(shape, program) for shape in shapes]
+    if sweep.n_params:
+        return _of_rows(_asked_rows(sweep), sweep.program, program)
     ratio = sweep.tokens_per_param or expected_tokens_per_param(data.tokenizer)
     rows = budget_rows(
         sweep.program.sizes(),
@@ -323,8 +325,14 @@ def _models(sweep: SweepSpec, data: DataFacts, program: ProgramSpec | None) -> M
         return [(shape, program) for shape in _shapes(sweep, data)]
     rows = sorted(sweep.program.sizes(), key=lambda row: row.n_params)
     if sweep.n_params:
-        rows = nearest_rows(rows, sweep.n_params, asked="a number of --n-params of")
+        rows = _asked_rows(sweep)
     return _of_rows(rows, sweep.program, program)
+
+
+def _asked_rows(sweep: SweepSpec) -> list[SizeRow]:
+    """Return the rows of the table of sizes that are nearest to the sizes asked for."""
+    assert sweep.program is not None
+    return nearest_rows(sweep.program.sizes(), sweep.n_params, asked="a number of --n-params of")
 
 
 def _of_rows(rows: Sequence[SizeRow], table: ProgramTable, program: ProgramSpec) -> Models:

@@ -73,9 +73,10 @@ class SweepSpec(Table):
     )
     n_params: Quantities = option(
         (),
-        "Model sizes N, all parameters counted (of a mixture of experts, as --size-by says)",
+        "Model sizes N, all parameters counted (of a mixture of experts, as --size-by says). Of an "
+        "isoFLOP sweep: the sizes at every budget, instead of --sizes",
         example="1M..10M:4",
-        commands=_GRID,
+        commands=(*_ISOFLOP, *_GRID),
     )
     n_tokens: Quantities = option((), "Training tokens D", example="20M..200M:3", commands=_GRID)
     runs: int = option(
@@ -132,6 +133,8 @@ class SweepSpec(Table):
         needed = self._needed_axes()
         for axis in ("budgets", "n_params", "n_tokens"):
             is_missing = axis in needed
+            if self.kind == "isoflop" and axis == "n_params":
+                continue  # the sizes of every budget, which most sweeps leave to the rule
             if is_missing != bool(getattr(self, axis)):
                 found = find_option(SweepSpec, (axis,))
                 assert found is not None
@@ -215,15 +218,22 @@ class SweepSpec(Table):
 
     def _needed_axes(self) -> tuple[str, ...]:
         """Return the axes that the sweep needs; raise UsageError where two give the sizes."""
+        given = [
+            name for name in SIZE_KEYS if name in self.model_fields_set and getattr(self, name)
+        ]
+        if self.kind == "isoflop" and self.n_params and len(given) > 1:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given[1:])
+            raise UsageError(
+                f"n_params (--n-params) with {', '.join(given[1:])}",
+                "one of them, because --n-params gives every size",
+                f"Remove {flags}, or --n-params.",
+            )
         if self.program is not None and self.program.size.by == "table":
             # The table has the sizes; a grid may choose some of them.
             has_sizes = bool(self.n_params) and self.kind != "isoflop"
             return tuple(axis for axis in AXES[self.kind] if axis != "n_params" or has_sizes)
         if not self.model.shape_list:
             return AXES[self.kind]
-        given = [
-            name for name in SIZE_KEYS if name in self.model_fields_set and getattr(self, name)
-        ]
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(
@@ -254,7 +264,7 @@ class SweepSpec(Table):
             n_rows = len(self.program.rows())
             # The default number of sizes is at most what the table has.
             asked = self.sizes if "sizes" in self.model_fields_set else min(self.sizes, n_rows)
-            return asked if self.kind == "isoflop" else len(self.n_params) or n_rows
+            return len(self.n_params) or (asked if self.kind == "isoflop" else n_rows)
         return len(self.model.shape_list or ()) or len(self.n_params) or self.sizes
 
     def shape_rules(self) -> tuple[ShapeRule, ...]:

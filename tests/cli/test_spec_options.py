@@ -64,7 +64,10 @@ def test_each_kind_has_its_axes_and_ten_options_come_first() -> None:
     for kind, axes in AXES.items():
         names = [parameter.name for parameter in commands()[kind].params]
         assert set(axes) <= set(names)
-        assert names[:N_FIRST] == [name for name in FIRST if name in names][:N_FIRST]
+        first = [
+            name for name in FIRST if name in names and (name, kind) != ("n_params", "isoflop")
+        ]
+        assert names[:N_FIRST] == first[:N_FIRST]
     assert "budgets" not in {parameter.name for parameter in commands()["grid"].params}
     assert "schedule" not in {parameter.name for parameter in commands()["ladder"].params}
 

@@ -50,8 +50,13 @@ def test_overview_and_decide_state_one_interval_and_one_advice(
     first = ["sizes drift away", "no minimum inside", "no minimum inside"]
     assert reasons == [*first, *["narrows the answer"] * (len(reasons) - 3)]
     sweeps = [block for block in commands(overview) if "sweep isoflop" in block]
-    assert len(sweeps) == 1
-    assert sweeps[0].count("--name narrow --extend --results") == 3
+    # the sizes that three budgets lack, then the row that narrows the answer most
+    assert [each.count("--name narrow --extend --results") for each in sweeps] == [3, 1]
+    assert re.search(r"\d+ runs of [\d.e]+ FLOP in all", texts[0])
+    sizes = re.search(r"([\d.]+[MB]) \[([\d.]+[MB]), ([\d.]+[MB])\] parameters", texts[0])
+    assert sizes is not None
+    assert all(sizes[0] in text for text in texts)
+    assert f"{sizes[2]} to {sizes[3]} (90 %)" in texts[1]
 
 
 @pytest.mark.slow

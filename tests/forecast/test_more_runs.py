@@ -10,8 +10,17 @@ from scalelab import api
 from scalelab.cli.main import main
 from scalelab.forecast.headline import NextCommand, headline
 from scalelab.forecast.missing_sizes import DRIFTS, OUTSIDE
-from scalelab.forecast.more_runs import BUDGETS, MOST_SHARE, SIZES, budgets_to_add, to_plan
+from scalelab.forecast.more_runs import (
+    BUDGETS,
+    MOST_SHARE,
+    SIZES,
+    budgets_to_add,
+    plans,
+    to_plan,
+)
+from scalelab.records.sweep_dir import Results
 from scalelab.store.table_read import TableRead
+from scalelab.units import format_flops, format_quantity
 
 NOISE = 0.005
 
@@ -131,15 +140,51 @@ def test_with_the_sizes_that_it_lacks_a_budget_has_its_minimum_inside(narrow):
 
 
 def test_the_command_of_runs_to_add_plans_these_runs(narrow, tmp_path, capsys):
-    added = headline(narrow, NextCommand(runs=("--results", str(tmp_path)))).to_add
+    given = NextCommand(runs=("--results", str(tmp_path)), stored=lambda name: ("--tied",))
+    added = headline(narrow, given).to_add
     words = added[1].command
-    assert words[words.index("--budgets") + 1] == "3.162277660168379e+19"
-    assert words[-6:-1] == ("--name", "narrow", "--extend", "--results", str(tmp_path))
+    assert words[words.index("--budgets") + 1] == "3.16e19"
+    assert words[-7:-1] == ("--name", "narrow", "--extend", "--tied", "--results", str(tmp_path))
+    sizes = words[words.index("--n-params") + 1]
+    assert sizes == ",".join(format_quantity(each) for each in added[1].n_params)
     assert main([*words[1:], "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["rows"]
     sizes = [each["n_params"] for each in planned]
     # real shapes are near the sizes that were asked for
     np.testing.assert_allclose(sizes, added[1].n_params, rtol=0.1)
+
+
+def test_a_short_budget_is_that_of_the_sweep_which_it_extends(tmp_path, capsys):
+    near = ("--seq-len", "64", "--name", "s", "--results", str(tmp_path), "--plan-only", "--json")
+    assert (
+        main(["sweep", "isoflop", "--budgets", "3.162277660168379e12", "--sizes", "3", *near]) == 0
+    )
+    again = ("--budgets", "3.16e12", "--n-params", "300K,600K", "--extend", *near)
+    assert main(["sweep", "isoflop", *again]) == 0
+    capsys.readouterr()
+    plan = Results(tmp_path).load_plan("s")
+    assert len(plan.run_ids) == 5
+    assert set(plan.budgets.values()) == {3.162277660168379e12}
+
+
+def test_the_plans_have_totals_and_the_narrowest_row_too(narrow, report):
+    added = headline(narrow, NextCommand(stored=lambda name: None)).to_add
+    (first, rows), (second, last) = plans(added)
+    lacking = [each for each in added if each.is_repair]
+    assert list(rows) == lacking
+    runs, flops = sum(len(each.n_params) for each in lacking), sum(each.flops for each in lacking)
+    assert (
+        f"These commands plan the first 3 rows: {runs} runs of {format_flops(flops)} FLOP in all"
+        in first
+    )
+    assert "Add the other options of your sweep" in first
+    assert last == (min(added, key=lambda each: each.after),)
+    assert "narrows the answer most" in second
+    known = headline(narrow, NextCommand(stored=lambda name: ())).to_add
+    assert "Add the other options" not in plans(known)[0][0]
+    cheap = headline(report).to_add
+    assert [rows for _, rows in plans(cheap)] == [cheap[:1], cheap[-1:]]
+    assert len(plans(cheap[:1])) == 1
 
 
 def test_the_runs_of_a_table_belong_to_no_sweep(narrow):

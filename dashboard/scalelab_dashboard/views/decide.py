@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -13,8 +14,9 @@ from scalelab.forecast.bands import surface
 from scalelab.forecast.decide import parse_candidate
 from scalelab.forecast.decision import Deployment
 from scalelab.forecast.headline import basis_words, decision_sentence, laws_sentence, limits_words
-from scalelab.forecast.more_runs import in_folder
+from scalelab.forecast.more_runs import of_sweep
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
+from scalelab.records.sweep_words import sweep_words
 from scalelab.report import figures_decide
 from scalelab.theory.hardware import (
     GRID_SOURCE,
@@ -110,7 +112,9 @@ def show(choice: Choice) -> None:
     with top:
         _answer_first(found, source, law, share, asked.hardware, choice)
         if found.to_add:
-            ui.runs_to_add(in_folder(found.to_add, choice.words()), choice.level)
+            stored = partial(sweep_words, Path(choice.results))
+            added = of_sweep(found.to_add, choice.words(), stored)
+            ui.runs_to_add(added, choice.level)
         _show(found, asked, source, (key, law, asked))
     if found.best is not None:
         st.download_button(
