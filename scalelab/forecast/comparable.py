@@ -99,10 +99,11 @@ def _found(
             different.append(_texts(name, ours.sources, reference, theirs.sources))
     elif ours.is_named != theirs.is_named or (is_per_byte and other_tokens and not ours.is_named):
         unknown.append("whether both losses are of one text")
-    elif len({*ours.texts, *theirs.texts}) > 1 and ours.sources and ours.sources == theirs.sources:
-        different.append("the losses are of different held-out tokens of one text")
     elif len({*ours.texts, *theirs.texts}) > 1:
-        different.append(_texts(name, ours.texts, reference, theirs.texts))
+        if not ours.sources or ours.sources != theirs.sources:
+            different.append(_texts(name, ours.texts, reference, theirs.texts))
+        elif not other_tokens:
+            different.append("the losses are of different held-out tokens of one text")
     unknown += [f"{' and '.join(things)} of {who}" for who, things in unstated.items()]
     return different, unknown
 
@@ -131,7 +132,8 @@ def _remedy(name: str, rows: Observations, reference: str, base: Observations) -
     if all(each.source.startswith(OF_SWEEP) for each in (rows, base)):
         return (
             "To compare the losses, evaluate both on one text in bits per byte: "
-            f"`scalelab evaluate {both} --eval-set both=text.txt`, then {again}."
+            f"`scalelab evaluate {both} --eval-set both=text.txt`, then {again}. Runs without kept "
+            "weights need a new sweep with --eval-set both=text.txt."
         )
     return (
         "To compare the losses, both need a loss on one text in bits per byte: a column "

@@ -112,9 +112,12 @@ def _ratio(part: Compared) -> Interval | None:
 
 
 def _limits(found: Interval, form: Callable[[float], str]) -> str:
-    if not math.isfinite(found.low + found.high):
+    if math.isnan(found.low + found.high):
         return form(found.value)
-    return f"{form(found.value)} [{form(found.low)}, {form(found.high)}]"
+    low, high = (
+        form(each) if math.isfinite(each) else "no limit" for each in (found.low, found.high)
+    )
+    return f"{form(found.value)} [{low}, {high}]"
 
 
 def _need_words(speedup: Interval) -> str:

@@ -19,6 +19,7 @@ from scalelab.errors import DataError, UsageError
 from scalelab.forecast.bands import Bands
 from scalelab.forecast.comparable import Comparability
 from scalelab.forecast.comparing import Source, SourceComparison, compare_sources
+from scalelab.forecast.comparison_words import _limits
 from scalelab.forecast.loss_gap import loss_gaps
 from scalelab.records.evaluated import EvaluatedOn
 from scalelab.records.metric import parse_metric
@@ -315,6 +316,9 @@ def test_the_speed_up_of_a_steeper_law_changes_with_compute() -> None:
         assert gap.compute.low < gap.compute.value < gap.compute.high
     assert gaps[0].speedup.high < gaps[1].speedup.low
     # beyond the frontier it is not known
+    (wide,) = loss_gaps(_frontier(flops, 0.99 * loss, 0.2), curves[0], [1e18])
+    assert wide.compute.low == 0
+    assert _limits(wide.speedup, "{:.2f}".format).endswith(", no limit]")
     assert not loss_gaps(_frontier(flops, 9 * loss), curves[0], [1e21])[0].is_reached
     assert loss_gaps(curves[1], curves[0], [1e25]) == ()
 
