@@ -107,8 +107,10 @@ def test_extrapolate_says_what_predict_prints(
         if low != high:
             assert f"{format_quantity(low)} to {format_quantity(high)}" in text
     assert f"### {forecast['loss_nats']:.4f}" in text
-    assert f"loss {forecast['low']:.4f} to {forecast['high']:.4f}" in text
-    assert f"{forecast['pred_low']:.4f} to {forecast['pred_high']:.4f}" in text
+    share = f"{choices.get('level', '90')} %"
+    for key, name in (("", "confidence"), ("pred_", "prediction")):
+        low, high = forecast[f"{key}low"], forecast[f"{key}high"]
+        assert f"{low:.4f} to {high:.4f} ({share} {name} interval)" in text
 
 
 @pytest.mark.parametrize(
