@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import re
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from scalelab.cli.fit_page import _print_warning
 from scalelab.cli.main import main
 from scalelab.fit import select
+from scalelab.fit.outcome import FitWarning
 
 REFERENCE = Path(__file__).parents[1] / "golden" / "reference_optima.csv"
 
@@ -185,6 +189,18 @@ def test_narrow_output_cuts_no_number_and_keeps_its_width(run, file, monkeypatch
         numbers = set(re.findall(r"\d+\.\d{2,}", wide)) if command != "doctor" else set()
         assert numbers <= set(re.findall(r"\d+\.\d{2,}", out))
         assert any(len(line.rstrip()) <= columns for line in out.splitlines())
+
+
+def test_a_warning_wraps_with_its_prefix_counted():
+    message = "1 of 9 budgets has no minimum inside its grid: 1e20. Add sizes on that side. " * 4
+    file = io.StringIO()
+    out = Console(file=file, force_terminal=True, width=50, no_color=True)
+    _print_warning(FitWarning(code="edge_minimum", message=message), out)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 50
+    assert lines[0].startswith("  edge minimum: 1 of 9")
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert " ".join(" ".join(lines).split()) == f"edge minimum: {message.strip()}"
 
 
 def test_a_far_forecast_carries_its_warning_in_its_first_line(run, file):

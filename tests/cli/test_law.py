@@ -7,6 +7,7 @@ import pytest
 
 from scalelab import api
 from scalelab.cli.main import main
+from scalelab.forecast.published import PUBLISHED_MODELS
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,14 @@ def test_a_fit_that_is_not_identified_is_not_saved(place):
     with pytest.raises(api.NotIdentifiedError):
         api.save_law(report, "flat", results=place)
     assert not (place / "laws" / "flat.json").exists()
+
+
+def test_each_published_model_has_one_line_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["decide", "--published", "--law", "besiroglu"]) == 0
+    head, *models, _ = [line.rstrip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert head.split()[0] == "model"
+    assert len(models) == sum(model.is_decoder for model in PUBLISHED_MODELS)
+    assert max(map(len, models)) <= 80
+    for line in models:
+        assert line.endswith(("over-trained", "near the optimum", "under-trained")), line

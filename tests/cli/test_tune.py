@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -55,6 +56,16 @@ def test_the_page_shows_published_rules_beside_the_law(capsys, pool):
     assert code == 0
     for name in ("kaplan", "deepseek", "steplaw", "olmo", "arXiv:2503.04715"):
         assert name in out.out
+
+
+def test_the_first_line_is_the_answer_in_a_sentence(capsys, pool):
+    _, out = run(capsys, "--from", pool, "--seq-len", 2048, "--bootstrap", 50)
+    number = r"\d\S* \[\S+, \S+\]"
+    assert re.match(
+        rf"For N \S+ on D \S+ tokens, .*: learning rate {number}, batch {number} tokens\. "
+        r"The rate grows as N\^\S+ D\^\S+\.$",
+        out.out.splitlines()[0],
+    )
 
 
 def test_few_replicates_are_said(capsys, pool):

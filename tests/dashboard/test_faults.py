@@ -140,6 +140,20 @@ def test_a_typo_in_a_condition_keeps_the_page_and_names_the_likely_column(
 
 
 @pytest.mark.slow
+def test_decide_answers_before_its_fields_with_loss_against_parameters(
+    page: Opener, small_store: Path
+) -> None:
+    parts = list(page(small_store, page="Decide").main)
+    kinds = [each.type for each in parts]
+    answer = next(
+        i for i, each in enumerate(parts) if str(getattr(each, "value", "")).startswith("#### With")
+    )
+    figure, fields = kinds.index("plotly_chart"), kinds.index("text_input")
+    assert answer < figure < fields
+    assert "parameters N, at" in parts[figure].proto.spec
+
+
+@pytest.mark.slow
 def test_a_wrong_limit_keeps_the_decision(page: Opener, said: Said, small_store: Path) -> None:
     test = page(small_store, page="Decide", max_flops="1e22")
     assert "With 1e22 FLOP" in said(test)

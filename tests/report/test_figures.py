@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from scalelab.api import fit
 from scalelab.api.data import frame_of
+from scalelab.api.fits import forecasts
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.budget_outliers import LEAST_ROWS
@@ -88,6 +89,28 @@ def test_hover_texts_are_words_and_not_the_numbers_of_the_browser(report: FitRep
                 continue  # a name on the axis
             said = raw.findall((trace.hovertemplate or "").replace("%{y}<extra>", "<extra>"))
             assert not said, (name, trace.name, trace.hovertemplate)
+
+
+@pytest.mark.parametrize("asked", ["C=2e16", "C=7e23"])
+def test_a_target_on_either_side_of_the_runs_is_inside_the_axes(
+    report: FitReport, asked: str
+) -> None:
+    target = forecasts(report, asked)[0]
+    low, high = sorted([target.flops / 2, float(report.observations.flops.max()) * 3])
+    bands = bands_between(report, low, high * 1e3)
+    axes = figures_forecast.extrapolation(report, bands, [target]).layout
+    assert axes.xaxis.range[0] < np.log10(target.flops) < axes.xaxis.range[1]
+    assert axes.yaxis.range[0] < target.pred_low < target.pred_high < axes.yaxis.range[1]
+
+
+def test_the_mode_bar_has_a_strip_of_its_own_and_runs_are_large_enough_to_hit(
+    report: FitReport,
+) -> None:
+    for name, figure in every_figure(report, LIGHT).items():
+        assert figure.layout.margin.t >= 34, name
+        assert figure.layout.modebar.bgcolor == "rgba(0,0,0,0)", name
+    runs = next(each for each in figures.contours(report, None).data if each.type == "scatter")
+    assert runs.marker.size >= 6
 
 
 def test_an_interval_beyond_the_axis_is_clipped_with_an_arrow(report: FitReport) -> None:
