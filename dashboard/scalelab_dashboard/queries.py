@@ -208,7 +208,9 @@ def comparison(
 
 
 def source_line(key: object) -> str:
-    """Return what a figure says about its source: runs, law, level and date."""
+    """Return what a figure says about its source: runs, law, level and date, or text and date."""
+    if isinstance(key, str):
+        return f"{key}, {date.today().isoformat()}"
     found = observed(key) if isinstance(key, FitKey) else None
     if found is None or isinstance(found, Failure) or not isinstance(key, FitKey):
         return date.today().isoformat()

@@ -86,13 +86,13 @@ def plot(
     drawn: Callable[[Look], Any],
     more: object = None,
     on_click: Callable[[str], None] | None = None,
-    line: str | None = None,
+    of: object = None,
 ) -> None:
     """Show a figure, drawn once per key, theme and ``more``, what else it depends on.
 
-    ``line`` is its source line; default: that of the fit of the key.
+    ``of`` is its source, a fit or text; default: the key.
     """
-    colours, line = look(), line or queries.source_line(key)
+    colours, line = look(), queries.source_line(of or key)
 
     def stamped() -> Any:
         return stamp(drawn(colours), name, line, colours)

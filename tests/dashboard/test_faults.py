@@ -151,6 +151,7 @@ def test_decide_answers_before_its_fields_with_loss_against_parameters(
     figure, fields = kinds.index("plotly_chart"), kinds.index("text_input")
     assert answer < figure < fields
     assert "parameters N, at" in parts[figure].proto.spec
+    assert "100 runs from sweep generated" in parts[figure].proto.spec
 
 
 @pytest.mark.slow

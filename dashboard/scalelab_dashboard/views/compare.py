@@ -144,12 +144,14 @@ def _draw(found: SourceComparison, question: object) -> None:
             lambda look: figures_compare.exponent_forest(found, look),
         )
     )
+    names = " and ".join(part.source.name for part in found.parts)
+    of = f"{names}, {100 * found.level:g} % intervals"
     for i, (name, title, help_text, draw) in enumerate(panels):
         if i % 2 == 0:
             columns = st.columns(2, gap="medium")
         with columns[i % 2]:
             st.subheader(title, help=help_text)
-            ui.plot(name, question, draw)
+            ui.plot(name, question, draw, of=of)
     st.markdown(_table(found))
     st.caption(
         f"Bands and brackets: {100 * found.level:g} % confidence intervals. Dashed curve: a law "

@@ -97,6 +97,7 @@ def show(choice: Choice) -> None:
         (choice.results, choice.source.name, choice.stamp, rates),
         lambda look: figures_runs.costs(table, column, name, look),
         unit,
+        of=f"sweep {choice.source.name}",
     )
     measured = int(runs["energy_j"].notna().sum()) if "energy_j" in runs else 0
     st.caption(

@@ -254,8 +254,11 @@ def _limits(usual: str) -> tuple[tuple[str, str], ...]:
     return tuple(given)
 
 
-def _show(answer: Decision, asked: Asked, source: FitReport | str, question: object) -> None:
+def _show(
+    answer: Decision, asked: Asked, source: FitReport | str, question: tuple[object, ...]
+) -> None:
     """Draw the answer: a figure, the limits that are reached, and the candidates."""
+    of = f"law {source}" if isinstance(source, str) else question[0]
     left, right = st.columns([3, 2], gap="medium")
     with left:
         axis = st.selectbox("Loss against", [AT_COMPUTE, *COSTS], key="axis", bind="query-params")
@@ -282,6 +285,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
                 "at_compute",
                 question,
                 lambda look: figures_decide.at_compute(points, curve, loss, look),
+                of=of,
             )
             st.caption(
                 "Line: predicted loss of every size at the compute of the best model. Points: "
@@ -294,6 +298,7 @@ def _show(answer: Decision, asked: Asked, source: FitReport | str, question: obj
                 question,
                 lambda look: figures_decide.pareto(points, column, unit, loss, look),
                 axis,
+                of=of,
             )
     with right:
         st.subheader("Active limits")

@@ -266,7 +266,8 @@ def _published(choice: Choice, report: FitReport) -> None:
     # The verdict comes early: at 1,280 pixels the last columns are beyond the edge.
     shown = table[["model", "verdict", "n_params", "n_tokens", "ratio", "saved", "year", "source"]]
     flops, name = ui.scaled(table, "flops")
-    shown = shown.assign(saved=100 * table["saved"])
+    words = table["verdict"].str.split(": ")
+    shown = shown.assign(saved=100 * table["saved"], verdict=words.str[0])
     shown.insert(4, name, flops)
     times = table["flops"] / largest
     shown.insert(5, "x largest run", times)
@@ -290,12 +291,15 @@ def _published(choice: Choice, report: FitReport) -> None:
                 width=80,
                 help="Share of its compute that the optimum would save at the same loss.",
             ),
-            "verdict": st.column_config.TextColumn(width=300),
+            "verdict": st.column_config.TextColumn(
+                width=130, help=". ".join(sorted({": ".join(each) for each in words}))
+            ),
             "source": st.column_config.TextColumn(width="large"),
         },
     )
     st.caption(
         "Point at a model for its name. Faded: more than 1,000 times the compute of the largest "
-        "run. N: parameters used per token. C = 6 N D. Data and tokenizers differ, so compare "
-        "sizes, not losses."
+        "run. Over-trained: smaller than optimal, cheaper to serve. Under-trained: too large for "
+        "its compute. N: parameters used per token. C = 6 N D. Data and tokenizers differ, so "
+        "compare sizes, not losses."
     )

@@ -97,7 +97,7 @@ def _filling(choice: Choice, status: SweepStatus) -> None:
         "filling",
         (choice.results, status.sweep, key),
         lambda look: figures_live.filling(status.runs, look),
-        line=f"sweep {status.sweep}, {datetime.now():%Y-%m-%d %H:%M}",
+        of=f"sweep {status.sweep} at {datetime.now():%H:%M}",
     )
 
 
@@ -109,7 +109,7 @@ def _curves(choice: Choice, sweep: str, running: Sequence[RunStatus]) -> None:
         "running",
         (choice.results, choice.stamp, ids),
         lambda look: figures_runs.losses(table.assign(label=table["run_id"].map(names)), look),
-        line=f"sweep {sweep}, {datetime.now():%Y-%m-%d %H:%M}",
+        of=f"sweep {sweep} at {datetime.now():%H:%M}",
     )
 
 

@@ -190,6 +190,7 @@ def curves(choice: Choice, run_ids: tuple[str, ...], *, is_chosen: bool) -> None
             queries.curves(choice.results, run_ids, choice.stamp), by or AXES[0], look
         ),
         by,
+        of=f"sweep {choice.shown}",
     )
 
 
