@@ -132,6 +132,12 @@ def log_axis(values: Sequence[FloatArray] | FloatArray, *, sizes: bool = False) 
     }
 
 
+LABEL_PX = 14
+"""Height of the label of a curve."""
+LABEL_SHARE = 0.3
+"""Width of such a label on a narrow screen, as a share of the places of all labels."""
+
+
 def label_end(
     figure: Any,
     x: float,
@@ -153,6 +159,31 @@ def label_end(
         font={"color": colour, "size": 12},
         **{"xanchor": "left", "yanchor": "middle", **more},
     )
+
+
+def part_labels(figure: Any, y_range: float, plot_px: float) -> None:
+    """Move labels of `label_end` that lie over one another down by the height of a line.
+
+    Parameters
+    ----------
+    figure : plotly.graph_objects.Figure
+        All of its annotations are labels; the y axis is linear.
+    y_range : float
+        Difference of the ends of the y axis.
+    plot_px : float
+        Height of the plot, pixels.
+    """
+    labels = sorted(figure.layout.annotations, key=lambda each: -each.y)
+    width = max((each.x for each in labels), default=0) - min(
+        (each.x for each in labels), default=0
+    )
+    placed: list[tuple[float, float]] = []
+    for each in labels:
+        down = -each.y / y_range * plot_px
+        near = [at for x, at in placed if abs(x - each.x) <= LABEL_SHARE * width]
+        shifted = max([down, *(at + LABEL_PX for at in near if at + LABEL_PX > down)])
+        each.yshift = down - shifted
+        placed.append((each.x, shifted))
 
 
 def _power(step: float, power: int) -> str:

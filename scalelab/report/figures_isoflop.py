@@ -21,6 +21,8 @@ CURVE_POINTS = 60
 MAX_CURVES = 24
 """Most parabolas drawn. Of more, evenly spaced ones are drawn, and the figure says so."""
 MAX_LABELS = 10
+PLOT_PX = 530
+"""Height of the plot without its axes, pixels."""
 NOTE_CHARACTERS = 46
 """Characters of a line of the notes: it fits a window of 420 pixels."""
 NOTE_SHARE = 0.04
@@ -101,12 +103,14 @@ def isoflop_curves(
         ),
         x=PARAMS,
         y=rows.metric.axis,
-        height=620,
+        height=PLOT_PX + 90,
     )
     figure.update_xaxes(**draw.log_axis(sizes, sizes=True))
     lines = [line for note in notes for line in textwrap.wrap(note, NOTE_CHARACTERS)]
     margin = 0.08 + NOTE_SHARE * len(lines)
-    figure.update_yaxes(range=[low - margin * (high - low), top])
+    bottom = low - margin * (high - low)
+    figure.update_yaxes(range=[bottom, top])
+    draw.part_labels(figure, top - bottom, PLOT_PX)
     if lines:
         draw.note_corner(figure, "<br>".join(lines), look)
     figure.update_layout(margin={"r": 76})

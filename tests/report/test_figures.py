@@ -26,7 +26,14 @@ from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.headline import headline
 from scalelab.forecast.published import LABELLED_MODELS, PUBLISHED_MODELS, verdicts
 from scalelab.records.types import Observations
-from scalelab.report import figures, figures_fit, figures_forecast, figures_isoflop, figures_runs
+from scalelab.report import (
+    draw,
+    figures,
+    figures_fit,
+    figures_forecast,
+    figures_isoflop,
+    figures_runs,
+)
 from scalelab.report.draw import log_axis, plain
 from scalelab.report.html import exponents, render
 from scalelab.report.look import DARK, LIGHT
@@ -348,3 +355,15 @@ def test_models_beyond_a_thousand_times_the_runs_are_faded() -> None:
     assert is_far.any()
     assert not is_far.all()
     assert opacity[is_far].max() < opacity[~is_far].min()
+
+
+def test_labels_over_one_another_are_parted() -> None:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for x, y in ((1e8, 3.0), (1.1e8, 2.99), (1e8, 2.5), (1e10, 3.0)):
+        draw.label_end(figure, x, y, f"{x:g}", "#000000")
+    draw.part_labels(figure, 2.0, 500)
+    shifts = [each.yshift for each in figure.layout.annotations]
+    # 0.01 of 2 is 2.5 of 500 pixels; a line has 14
+    assert shifts == pytest.approx([0, -11.5, 0, 0])
